@@ -1,6 +1,6 @@
 """The banking supervisor's task at full size: fine-tune an 8B model on bank reports, on 8 GPUs with 80 GB each.
 
-python scripts/make_reports.py --out artifacts/xbrl --examples 6800
+python scripts/make_reports.py --out artifacts/xbrl
 python scripts/fetch_base_model.py Qwen/Qwen3-8B
 torchrun --nproc_per_node=8 train.py configs/xbrl.py
 
@@ -22,11 +22,10 @@ config = Config(
         # evaluation; without it the model would be trained to write that block. A model that knows no thinking ignores it.
         chat_template_options={"enable_thinking": False},
     ),
-    # 64 examples per step, whatever the number of GPUs. 72% of 6,800 examples are 4,896 training examples.
-    # Steps: 4,896 / 64 = 77 per epoch, 231 in 3 epochs.
-    # Micro-batches: 64 examples of 2,860 tokens (SmolLM2's tokenizer) are dealt to 8 GPUs in 3 or 4 micro-batches each, with
-    # which they are busy 98% of the time. The exact numbers are printed at the start. On a GPU with more memory,
-    # micro_batch="auto" takes larger micro-batches.
+    # 64 examples per step, whatever the number of GPUs. 4,898 of the 5,500 examples are for training.
+    # Steps: 4,898 / 64 = 77 per epoch, 231 in 3 epochs.
+    # Micro-batches: 64 examples of 3,250 tokens (SmolLM2's tokenizer), two in each of 8,192 tokens, are dealt to 8 GPUs. The
+    # exact numbers are printed at the start. On a GPU with more memory, micro_batch="auto" takes larger micro-batches.
     batch=Batch(global_examples=64, micro_batch=1),
     # Warm-up: 5% of 231 steps, rounded up to 12. After it the rate follows a cosine down to 10% of its peak.
     optimizer=Optimizer(learning_rate=2e-5, epochs=3, warmup_ratio=0.05, min_lr_ratio=0.1, weight_decay=0.1),

@@ -27,7 +27,7 @@ def evaluate_examples(
 ) -> dict:
     """The result as it is written to JSON, without `seconds`. A collective: every rank gets the whole result.
 
-    `score_answers` knows the task; see `xbrl.answers.score.score_answers` for its arguments. So does `grammar_of`, which
+    `score_answers` knows the task; see `xbrl.answers.scores.score_answers` for its arguments. So does `grammar_of`, which
     gives the (pattern, text after which everything is allowed) of the answers to examples, for `options.constrained`.
     """
     asked = [inputs.examples[i] for i in inputs.asked]

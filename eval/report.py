@@ -1,6 +1,6 @@
 """Readable tables of evaluation results: one model, or the same data before and after training.
 
-These functions work for any task. The tables of the regulator's task have further rows: `xbrl/answers/score_tables.py`.
+These functions work for any task. The tables of the regulator's task have further rows: `xbrl/answers/tables.py`.
 """
 
 import math

@@ -14,29 +14,6 @@ def rouge_l(references: Sequence[str], predictions: Sequence[str]) -> list[float
     return [f_measure(reference, prediction) for reference, prediction in zip(*words, strict=True)]
 
 
-def best_rouge_l(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> list[float]:
-    """The ROUGE-L F-measure of each prediction against the best of its references; 0 without references."""
-    scores = []
-    for texts, prediction in zip(references, predictions, strict=True):
-        words = tokenize(prediction, None)
-        scores.append(max((f_measure(tokenize(text, None), words) for text in texts), default=0.0))
-    return scores
-
-
-def ceiling(references: Sequence[Sequence[str]]) -> float | None:
-    """The mean ROUGE-L of a perfect answer in a wording that is none of the references: what a model can hope for.
-
-    Each reference of an example is scored against the best of its others. None if no example has two references.
-    """
-    scores = []
-    for texts in references:
-        words = [tokenize(text, None) for text in texts]
-        for i, one in enumerate(words):
-            others = [f_measure(other, one) for j, other in enumerate(words) if j != i]
-            scores += [max(others)] if others else []
-    return mean(scores) if scores else None
-
-
 def f_measure(reference: Sequence[str], prediction: Sequence[str]) -> float:
     """The ROUGE-L F-measure of two texts that are split into words."""
     common = _common_subsequence(reference, prediction)

@@ -14,7 +14,7 @@ METHODS = ("full", "lora")  # each with a config and learning rates of its own
 class Size:
     """One size of the experiment.
 
-    configs: method -> config file. settings: method -> overrides of its runs. profile, examples, splits: of make_reports.py; the splits are train, validation and those
+    configs: method -> config file. settings: method -> overrides of its runs. profile, style, examples, splits: of make_reports.py; the splits are train, validation and those
     of `tests`, of which only the first is scored. overrides: of every run. rates: method -> learning rates that the sweep
     tries from low to high, as written on the command line. shots: examples before the
     prompts of the base model. replay: share of the target tokens. new_tokens: of the extended vocabulary.
@@ -27,6 +27,7 @@ class Size:
     splits: tuple[float, ...]
     test: str
     rates: dict[str, tuple[str, ...]]
+    style: str = "long"
     overrides: tuple[str, ...] = ()
     shots: int = 4
     replay: float = 0.05
@@ -53,26 +54,27 @@ SIZES = {
         rates={"full": ("1.5e-4", "3e-4", "6e-4"), "lora": ("5e-4", "1e-3", "2e-3", "4e-3")},
         overrides=("run.eval_every=25", "run.save_every=0"),
     ),
-    # 3,200 reports are 400 steps of 8, about a million tokens a run. It has not been run.
+    # 4,898 reports are 613 steps of 8, about 2.3 million tokens a run. It has not been run.
     "laptop": Size(
         configs={"full": "configs/xbrl_laptop.py", "lora": "configs/xbrl_lora_laptop.py"},
         settings={"full": (), "lora": ()},
-        profile="laptop",
-        examples=4000,
-        splits=(0.8, 0.1, 0.1),
+        profile="full",
+        style="short",
+        examples=5500,
+        splits=(0.89, 0.055, 0.055),
         test="test",
         rates={"full": ("3e-4", "6e-4", "1.2e-3"), "lora": ("5e-4", "1e-3", "2e-3")},
         overrides=("run.eval_every=100", "run.save_every=100"),
         replay_documents=1000,
     ),
-    # The reference: 6,800 reports, 3 epochs of 64 a step. Needs 8 GPUs; it has not been run.
+    # The reference: 5,500 reports, 3 epochs of 64 a step. Needs 8 GPUs; it has not been run.
     "full": Size(
         configs={"full": "configs/xbrl.py", "lora": "configs/xbrl_lora.py"},
         settings={"full": (), "lora": ()},
         profile="full",
-        examples=6800,
-        splits=(0.72, 0.06, 0.08, 0.08, 0.06),
-        test="test_banks",
+        examples=5500,
+        splits=(0.89, 0.055, 0.055),
+        test="test",
         rates={"full": ("1e-5", "2e-5", "4e-5"), "lora": ("1e-4", "2e-4", "4e-4")},
         replay_documents=4000,
         replay_tokens=512,

@@ -122,7 +122,7 @@ def _job(experiment: Experiment, name: str, script: str, *options: object, proce
 
 def _prepare(experiment: Experiment) -> Iterator[Step]:
     size, base = experiment.size, experiment.base
-    reports = ("--profile", size.profile, "--examples", size.examples, "--splits", *size.splits)
+    reports = ("--profile", size.profile, "--style", size.style, "--examples", size.examples, "--splits", *size.splits)
     out = ("--out", experiment.data)
     job = _job(experiment, "reports", "scripts/make_reports.py", *reports, "--tokenizer", base, *out, processes=1)
     yield Step("reports", "reports", experiment.data / "dataset.json", job)

@@ -8,8 +8,8 @@ are joined. The rules decide, and the letter is made of approved blocks (xbrl/de
 findings is confirmed, refuted or not decidable by rule, what it read in a note waits for a person (--findings), and its own
 letter is shown as a draft that is never sent.
 
-OUT/index.html lists the reports, and OUT/findings.csv the findings. Each report has a folder with report.html, report.md,
-report.json, audit.json and, once it is ready, letter.txt. Reports that were analysed before and have not changed are left
+OUT/index.html lists the reports, and OUT/findings.csv the findings. Each report has a folder with report.html, report.json,
+audit.json and, once it is ready, letter.txt. Reports that were analysed before and have not changed are left
 alone. The exit code is 0 without findings, 1 with findings or a letter that is not ready, and 2 if a file was refused; the
 others are analysed nevertheless.
 """

@@ -1,6 +1,6 @@
 """Compare trained models on the same examples: intervals, paired tests, figures, and one page for people.
 
-    python scripts/compare.py full=runs/full lora=runs/lora --data artifacts/xbrl/test_banks.jsonl --train artifacts/xbrl/train.jsonl \\
+    python scripts/compare.py full=runs/full lora=runs/lora --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl \\
         --general --out runs/full-or-lora
     python scripts/compare.py full=runs/full-1,runs/full-2,runs/full-3 lora=runs/lora-1,runs/lora-2,runs/lora-3 --data FILE
 
@@ -28,7 +28,7 @@ from eval.comparison.measured import Measuring, measure_arms
 from eval.comparison.outputs import write_outputs
 from eval.comparison.words import verdict, warnings
 from eval.results import prepare_output
-from xbrl.answers.compared_baselines import baseline_tasks
+from xbrl.answers.baselines import add_baseline_options, baseline_tasks
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
     parser.add_argument("--data", required=True, type=Path, help="the examples that no arm trained on")
-    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
+    add_baseline_options(parser)
     parser.add_argument("--base", help="the model before training (default: that of the runs)")
     general = "also measure what was forgotten: perplexity, KL, general questions"
     parser.add_argument("--general", action="store_true", help=general)
@@ -60,7 +60,8 @@ def main() -> int:
     how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes)
     arms = measure_arms(sources, how)
     asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
-    baselines = baseline_tasks(asked, training, str(arguments.data))
+    validation = read_examples(arguments.validation, Reading("auto", {})) if arguments.validation else []
+    baselines = baseline_tasks(asked, training, str(arguments.data), validation, arguments.probe)
     result = compare(arms, baselines, asked, arguments.pairs, arguments.worst)
     written = write_outputs(result, arms, arguments.out)
     for group, sentences in verdict(result).items():

@@ -18,6 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import argparse
 import time
 from dataclasses import asdict
+from typing import Any
 
 import torch.distributed as dist
 
@@ -26,6 +27,8 @@ from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from configs.load import FORMATS
+from data.examples import read_examples
+from data.formats import Reading
 from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationInputs, EvaluationOptions, read_inputs
@@ -33,10 +36,10 @@ from eval.load_over_ranks import add_sharding_option
 from eval.over_ranks import TIMEOUT_MINUTES
 from eval.stored_answers import write_answers
 from model.fingerprint import fingerprint_of_base
-from xbrl.answers import score_tables as report
+from xbrl.answers import tables as report
 from xbrl.answers.answer_grammar import LETTER, answer_grammar
-from xbrl.answers.fields import check_scored_fields
-from xbrl.answers.score import score_answers
+from xbrl.answers.baselines import add_baseline_options
+from xbrl.answers.scores import check_scored_fields, score_answers
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", help="a Hugging Face directory (config, safetensors, tokenizer)")
     data = "one file of any form in docs/data.md; texts, completions and last calls of tools count for the loss only"
     parser.add_argument("--data", required=True, type=Path, help=data)
-    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
+    add_baseline_options(parser)
     add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, metavar="K")
     constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
     parser.add_argument("--constrained", action="store_true", help=constrained)
@@ -79,11 +82,17 @@ def main() -> int:
     """Evaluate; on rank 0 write the JSON and print the tables."""
     start = time.perf_counter()
     arguments = vars(parse_arguments())
-    show = arguments.pop("show")
+    show, validation, probe = (arguments.pop(name) for name in ("show", "validation", "probe"))
     options = EvaluationOptions(**arguments)
     ranks = start_process_group(TIMEOUT_MINUTES)
     inputs = read_on_first(lambda: read_checked(options), ranks)
-    result = evaluate_examples(options, inputs, ranks, score_answers, lambda asked: (answer_grammar(asked), LETTER))
+    tuned_on = read_on_first(lambda: read_examples(validation, Reading("auto", {})) if validation else [], ranks)
+
+    def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers
+        """The scores on rank 0; the others have nothing to write, and would fit the same baselines."""
+        return score_answers(*arguments, validation=tuned_on, probe=probe) if ranks.rank == 0 else {}
+
+    result = evaluate_examples(options, inputs, ranks, score, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)
     if ranks.rank == 0:
         result["weights"] = fingerprint_of_base(options.model)  # so that a later comparison knows what was evaluated

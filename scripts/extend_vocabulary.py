@@ -1,7 +1,7 @@
 """Extend a model's vocabulary with tokens for its domain, in a new model directory that train.py takes as model.path.
 
     python scripts/extend_vocabulary.py artifacts/models/SmolLM2-135M-Instruct --out artifacts/models/SmolLM2-135M-bank \\
-        --corpus artifacts/xbrl/train.jsonl --forms --held-out artifacts/xbrl/test_banks.jsonl package.txt
+        --corpus artifacts/xbrl/train.jsonl --forms --held-out artifacts/xbrl/test.jsonl package.txt
 
 Corpus and held-out files are .jsonl or .parquet (chats, or `text`) or .txt, optionally compressed (.gz). The script prints
 tokens per document before and after, on the held-out files and on general text (a held-out part of Python's
@@ -30,7 +30,7 @@ from model.vocabulary import (
     sub_tokens,
     write_extension,
 )
-from xbrl.read.dpm import DISTILLED, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.forms import form_texts
 
 
@@ -58,8 +58,6 @@ def main() -> int:
     check_new(arguments.out)
     if not arguments.corpus and arguments.forms is None:
         raise UserError("there is no text to search for new tokens; give --corpus FILE or --forms")
-    if arguments.forms is not None and not DISTILLED.is_file():
-        raise UserError("--forms needs the EBA's Data Point Model; run scripts/regulator.py dpm")
 
     config = read_model_config(str(arguments.model))
     base = read_base_tokenizer(arguments.model)
@@ -67,7 +65,7 @@ def main() -> int:
     texts["general text"] = general_text.held_out_texts()
     corpus = [text for path in arguments.corpus for text in read_texts(path)]
     if arguments.forms is not None:
-        corpus += form_texts(load_cells(DISTILLED), tuple(arguments.forms))
+        corpus += form_texts(load_cells(), tuple(arguments.forms))
     print(f"looking for new tokens in {len(corpus):,} texts, {sum(map(len, corpus)):,} characters ...", flush=True)
     found = find_new_tokens(
         corpus,

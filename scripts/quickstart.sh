@@ -42,4 +42,4 @@ echo "== 6/6 the tuned model on 112 reports of other banks, whose notes use othe
 evaluate "$run/export" "$run/eval/after.json"
 torchrun --standalone --nproc_per_node="$processes" scripts/measure.py forgetting "$model" "$run/export" \
   --max-bytes 8000 --json "$run/eval/forgetting.json" > /dev/null
-python -m xbrl.answers.quickstart_screen "$run" "$data"
+python -m xbrl.answers.screen "$run" "$data" "$model"

@@ -7,6 +7,9 @@ must be the modules that one bank filed for one reference date.
 If FILE is a folder of reports, its files are read in parallel, the modules of one bank and date are joined, and each
 line names the bank and date. A file that cannot be read is reported on stderr and does not stop the others. If its name
 has a bank and date, their report is marked as incomplete. The exit code is 2 if any file was refused.
+
+A report with facts that the EBA's Data Point Model in this repository (up to release 4.2) does not have is incomplete, too: a
+warning on stderr counts and names them, and says how to fetch a newer release.
 """
 
 import sys
@@ -40,7 +43,10 @@ def main() -> int:
         if len(args.files) == 1 and args.files[0].is_dir() and not is_package(args.files[0]):
             return print_folder(args.files[0], output, args.taxonomy, args.workers)
         reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
-        for line in report_lines(merge_reports(reports) if len(reports) > 1 else reports[0], output):
+        report = merge_reports(reports) if len(reports) > 1 else reports[0]
+        for reason in report.incomplete:
+            print(f"warning: {reason}", file=sys.stderr)
+        for line in report_lines(report, output):
             print(line)
     return 0
 
@@ -55,6 +61,8 @@ def print_folder(folder: Path, output: Output, taxonomy: list[Path], workers: in
     for report in reports:
         files.append(report.files)
         incomplete += bool(report.incomplete)
+        for reason in report.incomplete:
+            print(f"warning: {reason}", file=sys.stderr)
         for line in report.lines:
             print(line)
     sys.stdout.flush()

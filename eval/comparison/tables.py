@@ -24,7 +24,7 @@ class Table:
 def all_tables(result: dict) -> list[Table]:
     """The tables that the comparison has figures for."""
     tables = [task_table(result), general_table(result), difference_table(result), forgetting_table(result)]
-    tables += [baseline_table(result), letter_table(result), seed_table(result), *rule_tables(result)]
+    tables += [baseline_table(result), seed_table(result), *rule_tables(result)]
     return [table for table in tables if table.rows]
 
 
@@ -94,22 +94,6 @@ def difference_cells(one: dict, digits: int = 3) -> list[str]:
 def p_value(p: float) -> str:
     """A p-value with as many digits as mean something."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def letter_table(result: dict) -> Table:
-    """What ROUGE-L is at most and at least, from the result of the reference."""
-    letters = result["letters"]
-    rows = [["a perfect letter in a wording that is no reference", letters.get("ceiling")]]
-    rows += [
-        [f"the letter of {name}" if name != "fixed" else "one fixed letter", f]
-        for name, f in letters.get("floor", {}).items()
-    ]
-    rows += list(map(list, letters.get("baselines", {}).items()))
-    known = [[name, f"{value:.3f}"] for name, value in rows if value is not None]
-    note = "ROUGE-L is taken against the best of several references. These letters need no language model."
-    return Table(
-        "What ROUGE-L means on this test", note, ["letter", "ROUGE-L"], known if letters.get("ceiling") else []
-    )
 
 
 def seed_table(result: dict) -> Table:

@@ -16,7 +16,7 @@ from distributed.process_group import start_process_group
 from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationOptions, read_inputs
 from tests.tiny import encode_one, write_chat_file, write_tiny_model
-from xbrl.answers.score import score_answers
+from xbrl.answers.scores import score_answers
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import random
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from eval.rouge import best_rouge_l, ceiling, rouge_l, score_whole_answers
+from eval.rouge import rouge_l, score_whole_answers
 
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
@@ -38,11 +38,3 @@ def test_the_values_are_those_of_rouge_score():
         one, other = (" ".join(rng.choices(["LCR", "93.1%", "own", "funds", "x"], k=rng.randint(0, 90))) for _ in "ab")
         expected = scorer.score(one, other)["rougeL"].fmeasure
         assert rouge_l([one], [other]) == pytest.approx([expected])
-
-
-def test_the_best_of_several_references_and_the_ceiling():
-    references = [["a b c d", "a b x y", "p q"], ["only one"], []]
-    assert best_rouge_l(references, ["a b x", "one", "a"]) == pytest.approx([6 / 7, 2 / 3, 0])
-    # The references of the first example: 0.5 and 0.5 for the first two, 0 for the third. The others have no two.
-    assert ceiling(references) == pytest.approx(1 / 3)
-    assert ceiling(references[1:]) is None

@@ -8,7 +8,7 @@ from common.errors import UserError
 from eval.asked_examples import choose_examples
 from eval.report import table
 from eval.stored_answers import read_answers, score_stored, write_answers
-from xbrl.answers.score import score_answers
+from xbrl.answers.scores import score_answers
 
 BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."

@@ -1,6 +1,6 @@
 """Read an answer: lenient in its form, strict in its content.
 
-Both forms of `answers.py` are read. The form may vary: a preamble, bold or numbered lines, a Markdown table, headings in
+Both forms of `answers.py` are read, with the facts of a note above the violations. The form may vary: a preamble, bold or numbered lines, a Markdown table, headings in
 other letters. The content may not: a line that does not say everything that it must is void, and counted.
 """
 
@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
+from xbrl.answers.notes import read_facts
 from xbrl.rules.citations import articles
+from xbrl.rules.note_facts import NoteFact
 from xbrl.rules.quantities import QUANTITY, parse_quantity
 
 RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)*")
@@ -46,13 +48,15 @@ class Answer:
     """An answer that was read.
 
     `rule_ids` are the rules reported as violated and not lifted, without duplicates, in the order of the answer. `directive`
-    is the letter; it is empty if the answer ended before the letter. `void` counts the lines that could not be read.
+    is the letter; it is empty if the answer ended before the letter. `void` counts the lines on violations that could not be
+    read. `notes` are the facts of the bank's note; `notes.read_facts` also counts its lines that say none.
     """
 
     rule_ids: tuple[str, ...]
     directive: str
     claims: tuple[Claim, ...] = ()
     void: int = 0
+    notes: tuple[NoteFact, ...] = ()
 
 
 def parse_answer(text: str) -> Answer | None:
@@ -72,7 +76,8 @@ def parse_answer(text: str) -> Answer | None:
         return None
     lifted = {claim.rule for claim in read if claim.state == "lifts"}
     rules = dict.fromkeys(claim.rule for claim in read if claim.state == "violated" and claim.rule not in lifted)
-    return Answer(tuple(rules), letter, tuple(dict.fromkeys(read)), claims.count(None) + contradicts)
+    facts, _ = read_facts(text) or ([], 0)
+    return Answer(tuple(rules), letter, tuple(dict.fromkeys(read)), claims.count(None) + contradicts, tuple(facts))
 
 
 def read_lines(text: str) -> list[tuple[str, Claim | None]]:

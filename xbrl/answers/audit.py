@@ -5,15 +5,17 @@ A measure that cannot tell a wrong answer from a right one would reward a model 
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from common.errors import UserError
 from xbrl.answers.answer_reader import RULE_ID
-from xbrl.answers.references import references_of
-from xbrl.answers.score import score_answers
-from xbrl.answers.violations import true_answers
+from xbrl.answers.letters import deadlines
+from xbrl.answers.notes import NoteFact, read_fact, write_fact
+from xbrl.answers.scores import score_answers, true_answers
 from xbrl.rules.quantities import QUANTITY
 
-MEASURES = ("F1", "exact", "facts F1", "letter support", "measures", "ROUGE-L")
+MEASURES = ("F1", "macro F1", "exact", "notes F1", "facts F1", "letter support", "measures", "ROUGE-L")
+HEADINGS = ("Note:", "Violations:", "Checks:")
 GARBAGE = "The report of the bank is a report of the bank."
 _CITATION = re.compile(r"(?<=Art\. )\d+\w*|(?<=Articles )\d+\w*|(?<=Article )\d+\w*|(?<=Annex )[IVX]+")
 _FIGURE = re.compile(rf"(?<![\w.(/-])(?<![A-Z] ){QUANTITY}(?![\w(/]|[-.]\w)")  # but not the 76.00 of a table C 76.00
@@ -25,8 +27,11 @@ def audit(examples: Sequence[dict]) -> dict[str, dict[str, float | None]]:
     - `right`: the examples' own answers.
     - `wrong figures`, `wrong cells`, `wrong articles`: the own answers with every such fact changed, in the lines and in the letter.
     - `everything wrong but the rules`: all three at once.
-    - `right, other words`: the lines as they are, with the letter in the example's second reference wording, or else with
-      the facts of the lines in a sentence of ours.
+    - `notes turned round`: every fact of a note applies that does not, and the other way round; `notes without proof`: every
+      quotation is another one.
+    - `an invented rule`: one more violation in every report, of a rule that no report violates.
+    - `measures negated`, `deferred`, `recommended`: the own answers, whose letters take back what they demand.
+    - `right, other words`: the lines as they are, with their facts in a sentence of ours as the letter.
     - `right, in Markdown`: a preamble, bold headings and a numbered list.
     - `none for every report`, `garbage for every report`: no content at all.
     - `right, garbage on clean reports`: the own answers where something is violated.
@@ -37,14 +42,19 @@ def audit(examples: Sequence[dict]) -> dict[str, dict[str, float | None]]:
     if truths is None:
         raise UserError("the audit needs examples of bank reports; none of these has violations")
     own = [example["messages"][-1]["content"] for example in examples]
-    letters = [references_of(example, truth.directive) for example, truth in zip(examples, truths, strict=True)]
     answers: dict[str, list[str]] = {
         "right": own,
         "wrong figures": [wrong_figures(text) for text in own],
         "wrong cells": [wrong_cells(text) for text in own],
         "wrong articles": [wrong_articles(text) for text in own],
         "everything wrong but the rules": [wrong_articles(wrong_cells(wrong_figures(text))) for text in own],
-        "right, other words": [other_words(text, known) for text, known in zip(own, letters, strict=True)],
+        "notes turned round": [turned_round(text) for text in own],
+        "notes without proof": [without_proof(text) for text in own],
+        "an invented rule": [invented_rule(text) for text in own],
+        "measures negated": [negated(text) for text in own],
+        "measures deferred": [f"{text}\nAll measures are deferred until the end of next year." for text in own],
+        "measures recommended": [f"{text}\nThe measures above are recommendations only." for text in own],
+        "right, other words": [other_words(text) for text in own],
         "right, in Markdown": [in_markdown(text) for text in own],
         "none for every report": ["Violations:\nnone\nDirective:\nNo measures."] * len(own),
         "garbage for every report": [GARBAGE] * len(own),
@@ -59,7 +69,9 @@ def _measures(examples: Sequence[dict], texts: Sequence[str]) -> dict[str, float
     result = score_answers(examples, texts, "the examples of the audit", None)
     return {
         "F1": result["violations"]["micro"]["f1"],
+        "macro F1": result["violations"]["macro_f1"],
         "exact": result["violations"]["exact"],
+        "notes F1": result["notes"]["f1"] if result["notes"] else None,
         "facts F1": result["facts"]["f1"],
         "letter support": result["letters"]["supported"],
         "measures": result["measures"]["right"] if result["measures"] else None,
@@ -81,7 +93,7 @@ def wrong_cells(answer: str) -> str:
         if len(fields) == 5:
             fields[1] = f"{fields[1]} other"
             line = " | ".join(fields)
-        elif RULE_ID.search(line):
+        elif RULE_ID.search(line) and not read_fact(line):
             line = f"Other {line}"
         changed.append(line)
     return _joined(changed, re.sub(r"\br0", "r9", letter))
@@ -92,11 +104,45 @@ def wrong_articles(answer: str) -> str:
     return _with_parts(answer, lambda text: _CITATION.sub("999", text))
 
 
-def other_words(answer: str, letters: Sequence[str]) -> str:
-    """The answer with another wording of its letter: the second reference, or else its sentences in words of their own."""
+def turned_round(answer: str) -> str:
+    """The answer with every fact of its note said to apply where it does not, and the other way round."""
+    return _with_facts(answer, lambda fact: replace(fact, applies=not fact.applies))
+
+
+def without_proof(answer: str) -> str:
+    """The answer with another quotation for every fact of its note."""
+    return _with_facts(answer, lambda fact: replace(fact, quote="this stands in no note at all"))
+
+
+def _with_facts(answer: str, change: Callable[[NoteFact], NoteFact]) -> str:
+    lines = [(line, read_fact(line)) for line in answer.split("\n")]
+    return "\n".join(write_fact(change(fact)) if fact else line for line, fact in lines)
+
+
+def invented_rule(answer: str) -> str:
+    """The answer with a violation of a rule that does not exist, in the form of the answer's lines."""
     lines, letter = _parts(answer)
-    if len(letters) > 1:
-        return _joined(lines, letters[1])
+    form = (
+        "An oddity 1% < 2%: {}, CRR Art. 1"
+        if "Checks:" in lines
+        else "{} | C 01.00 r0010 c0010 | 1% | min 2% | CRR Art. 1"
+    )
+    start = lines.index("Checks:" if "Checks:" in lines else "Violations:") + 1
+    kept = [line for line in lines[start:] if line != "none"]
+    return _joined([*lines[:start], *kept, form.format("INVENTED_RULE")], letter)
+
+
+def negated(answer: str) -> str:
+    """The answer with "You need not: " before every sentence of the letter that sets a deadline."""
+    lines, letter = _parts(answer)
+    sentences = re.split(r"(\n|(?<=\.) )", letter)
+    changed = [re.sub(r"^(- )?", r"\1You need not: ", text) if deadlines(text) else text for text in sentences]
+    return _joined(lines, "".join(changed))
+
+
+def other_words(answer: str) -> str:
+    """The answer with the facts of its lines in a sentence of ours as the letter."""
+    lines, _ = _parts(answer)
     facts = "; ".join(re.sub(rf"^{RULE_ID.pattern} \| |(?<=: ){RULE_ID.pattern},? ?", "", line) for line in lines[1:])
     return _joined(lines, f"What your filing shows is this: {facts}. Put it right as the law foresees.")
 
@@ -104,9 +150,8 @@ def other_words(answer: str, letters: Sequence[str]) -> str:
 def in_markdown(answer: str) -> str:
     """The answer with a preamble, bold headings and a numbered list."""
     lines, letter = _parts(answer)
-    heading, *rows = lines
-    numbered = [f"{number}. {row}" for number, row in enumerate(rows, start=1)]
-    return "\n".join(["Here is my answer.", "", f"**{heading}**", *numbered, "", "**Directive:**", letter])
+    rows = [f"**{line}**" if line in HEADINGS else f"{number}. {line}" for number, line in enumerate(lines)]
+    return "\n".join(["Here is my answer.", "", *rows, "", "**Directive:**", letter])
 
 
 def _parts(answer: str) -> tuple[list[str], str]:

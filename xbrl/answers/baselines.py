@@ -1,136 +1,307 @@
-"""Baselines that need no language model, for the violations and for the letter."""
+"""What needs no training of a language model: programs that learn from printed reports, and the rule engine.
 
+They stand in every table beside a model. All are fitted on the training split, and tuned like a model: on parts of it that
+are held out by note or bank, and on the validation split where it is given. `composed.py` has the strongest two.
+"""
+
+import argparse
+import itertools
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from eval.asked_examples import report_of
-from xbrl.answers.learned_baselines import ngram_predictions, presence_predictions
-from xbrl.answers.threshold_program import threshold_predictions
+import numpy as np
 
-HASH_BUCKETS = 4096  # the words of a report are hashed into this many buckets
+from eval.asked_examples import has_answer, report_of
+from eval.comparison.measures import ENGINE
+from xbrl.answers.composed import hidden_states, note_predictions
+from xbrl.answers.notes import note_of
+from xbrl.answers.scores import score_rules, true_answers
+from xbrl.rules.note_facts import NoteFact
+
+Matrix = Any  # a scipy.sparse.csr_matrix
+Rules = Sequence[str]
+
+NGRAMS, THRESHOLDS, COMPOSED, PROBE = "character n-grams", "thresholds", "engine + note words", "engine + note states"
+MAX_CHARACTERS = 2_000_000  # of training reports from which n-grams are learned; more take minutes
+MAX_FEATURES = 30_000  # n-grams that the regressions see
+FOLDS = 2  # parts of the training that are held out in turn
+STRENGTHS = (10.0, 100.0)  # candidates for C, the inverse of the regularization
+CUTS = np.linspace(0.2, 0.8, 25)  # candidates for the probability from which a rule counts as violated
+MAX_PAIRED = 24  # the labels that most training reports print are combined in pairs
+MIN_REPORTS = 5  # a rule or a label is learned if so many training reports have it
+_TABLE = re.compile(r"[A-Z] \d\d\.\d\d(?:\.[a-z])?(?= |$)")
+_PERCENTAGE = re.compile(r"(?<![\w.])(-?\d[\d,]*(?:\.\d+)?)%")
 
 
-def trivial_predictions(training: Iterable[Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Baseline name -> the rule ids that it predicts for every report.
+@dataclass(frozen=True)
+class Prediction:
+    """The rules that a program finds in each report, and what it reads in the notes, if it reads them as facts."""
 
-    `training` has the rule ids violated by each training report.
-    """
-    counts = Counter(rule_id for violated in training for rule_id in violated)
-    return {
-        "always clean": (),
-        "flag everything": tuple(sorted(counts)),
-        "most frequent violation": tuple(
-            rule_id for rule_id, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:1]
-        ),
-    }
+    rules: list[tuple[str, ...]]
+    facts: list[tuple[NoteFact, ...]] | None = None
 
 
-def baseline_predictions(training: Sequence[dict], test: Sequence[dict]) -> dict[str, list[tuple[str, ...]]]:
-    """Baseline -> the rule ids that it predicts for each test example. Fitted on the examples of `training`.
+def baseline_predictions(
+    training: Sequence[dict], test: Sequence[dict], validation: Sequence[dict] = (), probe: str | None = None
+) -> dict[str, Prediction]:
+    """Baseline -> what it says of each test example. Examples have a prompt and the field `violations`.
 
-    - `character n-grams`: a logistic regression on everything that is printed.
-    - `presence and signs`: a logistic regression on which cells are reported and with which sign, without any digit.
-    - `threshold program`: one learned cut per rule on a printed percentage, or on the sum or difference of two.
-    - `nearest report`: the violations of the training report with the most words in common.
-    - `engine`: what the rules find in the reported figures, the field `engine` of the examples; absent without it.
-
-    The examples have a prompt and the field `violations`. Without test examples there are no baselines.
+    - `NGRAMS`: logistic regressions on all that is printed, in pieces of 2 to 6 characters.
+    - `THRESHOLDS`: one learned cut per rule on a printed percentage, or on the sum or difference of two.
+    - `ENGINE`: what the rules find in the reported figures, the field `engine` of the examples; absent without it.
+    - `COMPOSED`: the engine, and a logistic regression on the words of the note (`composed.py`); where the training says
+      what its notes state (field `note_facts`).
+    - `PROBE`: the same on the mean hidden states of the model directory `probe`, if given.
     """
     if not test:
         return {}
-    known, new = [report_of(example) for example in training], [report_of(example) for example in test]
-    violated = [tuple(example["violations"]) for example in training]
-    predictions = {
-        "character n-grams": ngram_predictions(known, violated, new),
-        "presence and signs": presence_predictions(known, violated, new),
-        "threshold program": threshold_predictions(known, violated, new),
-        "nearest report": [violated[index] for index in nearest_reports(known, new)],
-    }
-    if all("engine" in example for example in test):
-        predictions["engine"] = [tuple(example["engine"]) for example in test]
-    return predictions
+    known, new = [report_of(one) for one in training], [report_of(one) for one in test]
+    violated = [tuple(one["violations"]) for one in training]
+    found = {}
+    if training:
+        found[NGRAMS] = Prediction(_ngram_predictions(training, test, validation))
+        found[THRESHOLDS] = Prediction(_threshold_predictions(known, violated, new))
+    if all("engine" in one for one in test):
+        found[ENGINE] = Prediction([tuple(one["engine"]) for one in test])
+        if any(one.get("note_facts") for one in training):
+            found[COMPOSED] = Prediction(*note_predictions(training, test, validation))
+            if probe:
+                notes = [note for one in (*training, *test, *validation) if (note := note_of(report_of(one)))]
+                states = hidden_states(probe, notes)
+                found[PROBE] = Prediction(*note_predictions(training, test, validation, states))
+    return found
 
 
-def decided_by_notes(examples: Sequence[dict]) -> list[frozenset[str]]:
-    """For each example, the rules that its note decides: empty without a note, or without the field `engine`.
+def add_baseline_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--train`, `--validation` and `--probe`, which say what the baselines are fitted on, tuned on, and read notes with."""
+    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
+    tuned = "the validation split, on which the baselines are tuned beside parts of --train that are held out"
+    parser.add_argument("--validation", type=Path, help=tuned)
+    probe = "a baseline more: the engine, and what a regression reads in this model's mean hidden states of the notes"
+    parser.add_argument("--probe", metavar="BASE", help=probe)
 
-    They are the rules on which the truth and the engine differ in any example with a note of the same kind.
+
+def trivial_predictions(training: Iterable[Rules]) -> dict[str, tuple[str, ...]]:
+    """Baseline -> the rules that it names for every report. `training` has the rules of each training report."""
+    counts = Counter(rule for violated in training for rule in violated)
+    first = sorted(counts, key=lambda rule: (-counts[rule], rule))[:1]
+    return {"always clean": (), "flag everything": tuple(sorted(counts)), "most frequent violation": tuple(first)}
+
+
+def baseline_tasks(
+    examples: Sequence[dict],
+    training: Sequence[dict] | None,
+    where: str,
+    validation: Sequence[dict] = (),
+    probe: str | None = None,
+) -> dict[str, dict]:
+    """Baseline -> its answers in the form of a result of scripts/evaluate.py. Empty for another task.
+
+    `examples` are those that the models answered. Without a training split there are the rule engine and the trivial answers,
+    which are then fitted on the examples themselves.
     """
-    rules: dict[str, frozenset[str]] = {}
-    for one in examples:
-        if one.get("kind") and "engine" in one:
-            decided = frozenset(one["violations"]) ^ frozenset(one["engine"])
-            rules[one["kind"]] = rules.get(one["kind"], frozenset()) | decided
-    return [rules.get(one.get("kind", ""), frozenset()) for one in examples]
-
-
-def note_f1(examples: Sequence[dict], predicted: Sequence[Iterable[str]]) -> float | None:
-    """F1 of what notes decide (`decided_by_notes`); None if they decide nothing."""
-    decided = decided_by_notes(examples)
-    if not any(decided):
-        return None
-    true = [rules & set(example["violations"]) for rules, example in zip(decided, examples, strict=True)]
-    return micro_f1([rules & set(one) for rules, one in zip(decided, predicted, strict=True)], true)["f1"]
-
-
-def micro_f1(predicted: Sequence[Iterable], true: Sequence[Iterable]) -> dict[str, float]:
-    """Micro-averaged precision, recall and F1 of the items of each report, for example its rules; 0 where undefined."""
-    pairs = [(set(guess), set(truth)) for guess, truth in zip(predicted, true, strict=True)]
-    true_positives = sum(len(guess & truth) for guess, truth in pairs)
-    n_predicted, n_true = sum(len(guess) for guess, _ in pairs), sum(len(truth) for _, truth in pairs)
+    asked, known = [*filter(has_answer, examples)], [*filter(has_answer, training or ())]
+    true = true_answers(asked, where) if asked else None
+    if true is None:
+        return {}
+    fitted_on = (true_answers(known, "the training split") if known else None) or []
+    labelled = [one | {"violations": truth.rule_ids} for one, truth in zip(known, fitted_on, strict=True)]
+    trivial = trivial_predictions([truth.rule_ids for truth in fitted_on or true])
+    if not fitted_on:
+        del trivial["most frequent violation"]
+    predictions = {name: [rules] * len(asked) for name, rules in trivial.items()}
+    predictions |= {name: one.rules for name, one in baseline_predictions(labelled, asked, validation, probe).items()}
     return {
-        "precision": true_positives / n_predicted if n_predicted else 0.0,
-        "recall": true_positives / n_true if n_true else 0.0,
-        "f1": 2 * true_positives / (n_predicted + n_true) if n_predicted + n_true else 0.0,
+        name: {
+            "answers": [
+                {"id": one.get("id"), "cluster": one.get("bank"), "true": [*truth.rule_ids], "predicted": [*rules]}
+                for one, truth, rules in zip(asked, true, said, strict=True)
+            ]
+        }
+        for name, said in predictions.items()
     }
 
 
 def score_baselines(
-    training: Sequence[dict], tests: Mapping[str, Sequence[dict]]
+    training: Sequence[dict], tests: Mapping[str, Sequence[dict]], validation: Sequence[dict] = ()
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Test split -> baseline -> precision, recall, F1, and `note_f1` where notes decide something.
+    """Test split -> baseline -> precision, recall, F1, and `note_f1` where notes decide something: for the data card.
 
-    All baselines are fitted once, on the examples of `training`; without any, there are none.
+    All baselines but the probe, which needs a model, are fitted once on `training`; without any, there are none.
     """
     if not training:
         return {}
     trivial = trivial_predictions(example["violations"] for example in training)
     everything = [example for examples in tests.values() for example in examples]
-    learned = baseline_predictions(training, everything)
+    learned = baseline_predictions(training, everything, validation)
     scores, start = {}, 0
     for split, examples in tests.items():
-        true = [example["violations"] for example in examples]
-        predictions = {name: [answer] * len(true) for name, answer in trivial.items()}
-        predictions |= {name: found[start : start + len(true)] for name, found in learned.items()}
-        scores[split] = {}
-        for name, predicted in predictions.items():
-            scores[split][name] = micro_f1(predicted, true)
-            notes = note_f1(examples, predicted)
-            scores[split][name] |= {} if notes is None else {"note_f1": notes}
-        start += len(true)
+        end = start + len(examples)
+        predictions = {name: [rules] * len(examples) for name, rules in trivial.items()}
+        predictions |= {name: one.rules[start:end] for name, one in learned.items()}
+        scores[split] = {name: score_rules(examples, said) for name, said in predictions.items()}
+        start = end
     return scores
 
 
-def nearest_letters(training: Sequence[tuple[str, str]], test: Sequence[str]) -> list[str]:
-    """For each test report, the letter of the most similar training report. `training` are (report, letter) pairs."""
-    return [training[index][1] for index in nearest_reports([report for report, _ in training], test)]
+def _ngram_predictions(
+    training: Sequence[dict], test: Sequence[dict], validation: Sequence[dict]
+) -> list[tuple[str, ...]]:
+    """Fit one balanced regression per rule; strength and cut are those with the best F1 where they were not fitted."""
+    step = -(-sum(len(report_of(one)) for one in training) // MAX_CHARACTERS)
+    training = training[::step]
+    rules = sorted({rule for one in training for rule in one["violations"]})
+    if not rules:
+        return [()] * len(test)
+    true, tuned = (
+        np.array([[rule in one["violations"] for rule in rules] for one in examples], bool).reshape(-1, len(rules))
+        for examples in (training, validation)
+    )
+    counts = _ngrams([report_of(one) for one in (*training, *validation, *test)], true)
+    known, others, new = counts[: len(training)], counts[len(training) : -len(test)], counts[-len(test) :]
+    groups = [str(one.get("note") or one.get("bank") or number) for number, one in enumerate(training)]
+    folds = np.array([zlib.crc32(group.encode()) % FOLDS for group in groups])
+    truth, settings = np.concatenate([true, tuned]), {}
+    for strength in STRENGTHS:
+        guessed = np.zeros(true.shape)
+        for fold in range(FOLDS):
+            held = folds == fold
+            guessed[held] = _probabilities(known[~held], true[~held], known[held], strength)
+        both = np.concatenate([guessed, _probabilities(known, true, others, strength)])
+        settings |= {(strength, cut): _f1(both >= cut, truth) for cut in CUTS}
+    strength, cut = max(settings, key=lambda one: (settings[one], -abs(one[1] - 0.5)))
+    found = _probabilities(known, true, new, strength) >= cut
+    return [tuple(rule for rule, hit in zip(rules, row, strict=True) if hit) for row in found]
 
 
-def nearest_reports(training: Sequence[str], test: Sequence[str]) -> list[int]:
-    """For each test report, the index of the most similar training report: the Jaccard index of the sets of words."""
-    known = [_words(report) for report in training]
-    indices = []
-    for report in test:
-        words = _words(report)
-        likeness = [(other & words).bit_count() / max(1, (other | words).bit_count()) for other in known]
-        indices.append(likeness.index(max(likeness)))
-    return indices
+def _ngrams(texts: Sequence[str], true: np.ndarray) -> Matrix:
+    """TF-IDF of the n-grams that tell most about any rule (chi-squared), `(texts, n-grams)`; the first texts are `true`."""
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    options = {"ngram_range": (2, 6), "lowercase": False, "norm": None, "alternate_sign": False, "n_features": 2**18}
+    counts: Matrix = HashingVectorizer(analyzer="char", **options).transform(texts)
+    present = counts[: len(true)] > 0
+    total = present.sum(axis=0).A1.astype(np.float32)
+    found = np.asarray((present.T @ true.astype(np.float32)).T)  # reports with the n-gram that violate the rule
+    share = true.mean(axis=0, dtype=np.float32)[:, None]
+    spread = np.maximum(share * (1 - share) * total * (1 - total / len(true)), 1e-9)
+    statistic = ((found - share * total) ** 2 / spread).max(axis=0)
+    best = np.sort(np.argsort(-statistic, kind="stable")[: min(MAX_FEATURES, int((total > 0).sum()))])
+    weights = TfidfTransformer(sublinear_tf=True).fit(counts[: len(true), best])
+    return weights.transform(counts[:, best])
 
 
-def _words(report: str) -> int:
-    """The set of words of a report as a bit set: bit i is set if some word hashes to bucket i."""
-    bits = 0
-    for word in set(report.split()):
-        bits |= 1 << (zlib.crc32(word.encode()) % HASH_BUCKETS)
-    return bits
+def _probabilities(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
+    """`(new reports, rules)`: the probability of each rule. One with fewer than `MIN_REPORTS` examples is never predicted."""
+    from sklearn.linear_model import LogisticRegression
+
+    columns = np.zeros((new.shape[0], true.shape[1]))
+    for rule in range(true.shape[1]) if new.shape[0] else ():
+        if MIN_REPORTS <= true[:, rule].sum() < len(true):
+            model = LogisticRegression(C=strength, solver="liblinear", class_weight="balanced")
+            columns[:, rule] = model.fit(known, true[:, rule]).predict_proba(new)[:, 1]
+    return columns
+
+
+def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    return 2 * (predicted & true).sum() / max(1, predicted.sum() + true.sum())
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """`sign * feature >= cut`, and how often it was right in training."""
+
+    feature: int
+    sign: int
+    cut: float
+    right: int
+    predicted: int
+    f1: float
+
+
+def _threshold_predictions(training: Rules, violated: Sequence[Rules], reports: Rules) -> list[tuple[str, ...]]:
+    """The rules whose comparison holds in each of `reports`: `x < cut` or `x > cut`, x being a printed percentage or two.
+
+    A rule gets the comparison with the best F1 on the training reports. The rules are then taken in the order of that F1 for
+    as long as the micro-averaged F1 on the training reports grows.
+    """
+    rules = sorted({rule for one in violated for rule in one})
+    if not rules:
+        return [()] * len(reports)
+    percentages = [_percentages(report) for report in training]
+    counts = Counter(label for one in percentages for label in one)
+    labels = [label for label, count in counts.most_common() if count >= MIN_REPORTS]
+    true = np.array([[rule in one for rule in rules] for one in map(set, violated)])
+    best = _best_comparisons(_features(percentages, labels), true)
+    order = sorted((i for i in range(len(rules)) if best[i].f1), key=lambda i: -best[i].f1)
+    right, predicted = (np.cumsum([getattr(best[i], name) for i in order]) for name in ("right", "predicted"))
+    kept = sorted(order[: int(np.argmax(2 * right / (predicted + true.sum()))) + 1]) if order else []
+    features = _features([_percentages(report) for report in reports], labels)
+    hits = {i: best[i].sign * features[:, best[i].feature] >= best[i].cut for i in kept}
+    return [tuple(rules[i] for i in kept if hits[i][row]) for row in range(len(reports))]
+
+
+def _percentages(report: str) -> dict[str, float]:
+    """Label -> percentage. A label that stands several times has the entries `smallest` and `largest`."""
+    values: dict[str, list[float]] = {}
+    for label, value in printed_percentages(report):
+        values.setdefault(label, []).append(value)
+    return {f"smallest {k}": min(v) for k, v in values.items()} | {f"largest {k}": max(v) for k, v in values.items()}
+
+
+def printed_percentages(report: str) -> Iterator[tuple[str, float]]:
+    """(label, percentage) of both styles of `render.render_report`, in the order of the text.
+
+    In the style "cells" the label is the table and the text before ` | `; in other lines it is the text before the figure,
+    without digits; in a note it is `note`.
+    """
+    table = ""
+    for line in report.splitlines():
+        heading, (name, bar, value) = _TABLE.match(line), line.rpartition(" | ")
+        note = bool(re.match(r"note(?::| on )", line, re.IGNORECASE))
+        if heading and not bar:
+            table = heading[0]
+            continue
+        text, end = value if bar else line, 0
+        for match in _PERCENTAGE.finditer(text):
+            words = re.sub(r"\d", "", text[end : match.start()]).split()
+            label = "note" if note else f"{table} {name}" if bar else " ".join(words).strip(" ,;:")
+            yield label, float(match[1].replace(",", ""))
+            end = match.end()
+
+
+def _features(percentages: Sequence[dict[str, float]], labels: Sequence[str]) -> np.ndarray:
+    """`(reports, features)`: each label, then sums and differences of pairs; NaN where a report prints no such figure."""
+    rows = [[one.get(label, np.nan) for label in labels] for one in percentages]
+    single = np.array(rows).reshape(len(percentages), len(labels))
+    columns = [single]
+    for i, j in itertools.combinations(range(min(MAX_PAIRED, len(labels))), 2):
+        columns.append(np.stack([single[:, i] + single[:, j], single[:, i] - single[:, j]], axis=1))
+    return np.concatenate(columns, axis=1)
+
+
+def _best_comparisons(features: np.ndarray, true: np.ndarray) -> list[_Comparison]:
+    """For each rule, the comparison with the best F1. features: `(reports, features)`; true: `(reports, rules)`."""
+    best = [_Comparison(0, 1, np.inf, 0, 0, 0.0) for _ in range(true.shape[1])]
+    totals = true.sum(axis=0)
+    for feature, sign in itertools.product(range(features.shape[1]), (1, -1)):
+        values = sign * features[:, feature]
+        order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]  # NaN comes last
+        ordered = values[order]
+        ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # a cut lies between two different values
+        if not len(ordered):
+            continue
+        positives = true[order].cumsum(axis=0)[ends]
+        f1 = 2 * positives / (ends[:, None] + 1 + totals)
+        for rule, row in enumerate(f1.argmax(axis=0)):
+            if f1[row, rule] > best[rule].f1:
+                end = ends[row]
+                cut = ordered[end] if end + 1 == len(ordered) else (ordered[end] + ordered[end + 1]) / 2
+                right, predicted = int(positives[row, rule]), int(end + 1)
+                best[rule] = _Comparison(feature, sign, float(cut), right, predicted, float(f1[row, rule]))
+    return best

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 from common.errors import UserError
 from xbrl.answers.answer_reader import parse_answer
-from xbrl.answers.baselines import micro_f1
-from xbrl.answers.facts import score_facts
-from xbrl.answers.fields import check_scored_fields
-from xbrl.answers.violations import labels_of, true_answers
+from xbrl.answers.notes import read_facts, score_notes
+from xbrl.answers.scores import check_scored_fields, labels_of, micro_f1, note_f1, score_facts, true_answers
 
 WHERE = "the validation data"
 
 
 def scores(answers: Sequence[str], examples: Sequence[dict]) -> dict[str, float]:
-    """`f1` of the violated rules, and `fact_f1` of their facts, both micro-averaged as in `score.score_answers`.
+    """`f1` of the violated rules, `fact_f1` of the findings with all their facts, `note_f1` of what notes say.
 
-    Raises UserError, with the example, as `violations.true_answers` and `fields.check_scored_fields` do, or if no example
-    has violations.
+    `note_f1` is the F1 of kind and applies of the facts of notes (`notes.score_notes`) where answers state them, else that of
+    the rules that notes decide; absent if notes decide nothing. All are as in `scores.score_answers`.
+
+    Raises UserError, with the example, as `true_answers` and `check_scored_fields` do, or if no example has violations.
     """
     check_scored_fields(examples, WHERE)
     true = true_answers(examples, WHERE)
@@ -26,5 +26,14 @@ def scores(answers: Sequence[str], examples: Sequence[dict]) -> dict[str, float]
             "eval.metric out, or make the data with scripts/make_reports.py"
         )
     read = [parse_answer(answer) for answer in answers]
-    f1 = micro_f1([labels_of(answer) for answer in read], [answer.rule_ids for answer in true])["f1"]
-    return {"f1": f1, "fact_f1": score_facts(true, read)["f1"]}
+    labels = [labels_of(answer) for answer in read]
+    found = {
+        "f1": micro_f1(labels, [answer.rule_ids for answer in true])["f1"],
+        "fact_f1": score_facts(true, read)["f1"],
+    }
+    notes = None
+    if any(read_facts(example["messages"][-1]["content"]) for example in examples):
+        notes = score_notes(examples, [(read_facts(answer) or ([], 0))[0] for answer in answers])
+    known = [one | {"violations": list(truth.rule_ids)} for one, truth in zip(examples, true, strict=True)]
+    note = notes["decided_f1"] if notes else note_f1(known, labels)
+    return found if note is None else found | {"note_f1": note}

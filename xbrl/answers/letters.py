@@ -1,10 +1,15 @@
-"""Whether the figures, dates and articles of a letter are supported by the report, by the findings or by a reference letter."""
+"""What a supervisor's letter states (figures, dates, articles) and demands (subjects with deadlines), and whether it is right."""
 
 import datetime
+import functools
+import pathlib
 import re
+import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
+from eval.rouge import mean
 from xbrl.answers.answer_reader import Answer
 from xbrl.rules.citations import articles
 from xbrl.rules.quantities import quantities
@@ -16,6 +21,47 @@ _DATE = re.compile(
     rf"|\b(?P<first>{'|'.join(_MONTHS)}) (?P<number>\d{{1,2}}),? (?P<then>\d{{4}})"
 )
 _TABLE = re.compile(r"\b[A-Z] \d\d\.\d\d(?:\.[a-z])?\b")
+
+# subject of a measure -> words by which a demand is recognised, in English and German
+_SUBJECTS = {
+    "capital": r"\bcapital\b(?! requirement| ratio)|recapitalis|own funds(?! templates| items)|tier 1|kapitalplan|eigenmittel\b",
+    "distributions": r"distribut|capital conservation plan|dividends|kapitalerhaltungsplan|ausschütt",
+    "leverage": r"leverage|balance sheet|raise tier 1|reduce exposure|verschuldungsquote",
+    "liquidity": r"liquidity|liquid assets|\bbuffer\b|contingency funding|\bLCR\b|pledged|encumbered|liquiditäts|liquide aktiva",
+    "funding": r"(?<!contingency )funding|\bNSFR\b|long-term lending|term deposits|refinanzierung",
+    "exposure": r"\b(?:the|joint|this) exposure\b(?! amount)|\bexcess\b|\bclient|over the limit|risikoposition",
+    "floor": r"output floor|floored|total risk exposure|standardised total|corrected report|untergrenze",
+    "items": r"own funds items?|instrument|prudential filter|deduct|CET1 items|eligib",
+    "misstatement": r"\bfil(?:e|ed|ing)\b|correct|resubmit|reichen|einzureichen",
+    "filing": r"\bfil(?:e|ed|ing)\b|correct|resubmit|reichen|einzureichen",
+    "timing": r"\blate\b|in time|remittance|verspätet",
+}
+_WORDS = (
+    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen"),
+)
+_GERMAN = ["zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"]
+_NUMBERS = {"a": 1, "an": 1, "twenty": 20, "thirty": 30, "forty": 40, "sixty": 60, "ninety": 90}
+_NUMBERS |= {word: number for number, word in enumerate(_WORDS, start=1)}
+_NUMBERS |= {word: number for number, word in enumerate(_GERMAN, start=2)}
+_NUMBERS |= {"einem": 1, "eines": 1, "fünfzehn": 15, "zwanzig": 20, "dreißig": 30, "vierzig": 40, "sechzig": 60}
+_TERM = re.compile(
+    rf"\b(?:within|in|no later than|not later than|at the latest|before the end of|binnen|innerhalb von|spätestens in) "
+    rf"(?P<number>\d+|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))}) "
+    r"(?P<kind>working |business |banking |calendar )?(?P<unit>day|week|month|arbeitstag|tag|woche|monat)(?:s|e|en|n)?\b",
+    re.IGNORECASE,
+)
+_UNITS = {
+    **{"day": {1}, "arbeitstag": {1}, "tag": {1}},
+    **{"week": {7, 5}, "woche": {7, 5}, "month": {30, 20}, "monat": {30, 20}},
+}
+_RIGHTS = re.compile(
+    r"\bobject|\bappeal|\bbe heard\b|\bcomment|\bremedy|widersp|anhör|stellung nehmen|klage", re.IGNORECASE
+)
+# Words of these classes take a demand back; xbrl/desk/blocks/LANGUAGE/flags.toml lists them.
+TAKE_BACK = ("negation", "weakening", "deferral")
+_FLAGS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
+_ALL = re.compile(r"\bmeasures?\b|\borders?\b|\bdemands\b|\bdirective\b|maßnahme|anordnung", re.IGNORECASE)
 
 
 def statements(text: str) -> dict[str, set]:
@@ -34,13 +80,20 @@ def find_dates(text: str) -> Iterator[tuple[re.Match, str]]:
         yield match, _iso(match)
 
 
+def _iso(match: re.Match) -> str:
+    if match["iso"]:
+        return match["iso"]
+    day, month, year = match["day"] or match["number"], match["month"] or match["first"], match["year"] or match["then"]
+    return f"{year}-{_MONTHS.index(month) + 1:02}-{int(day):02}"
+
+
 def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Sequence[str]) -> dict:
     """The share of the statements of the `letters` that are supported: in all and by kind, with their numbers `n`.
 
-    Supported are the statements of the report, the values, limits, shortfalls and articles of the true findings, and the
-    statements of the reference letters. None where the letters state nothing.
+    Supported are the statements of the report and of the reference letter, and the values, limits, shortfalls and articles of
+    the true findings. None where the letters state nothing.
     """
-    stated, found = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
+    stated, found = Counter(), Counter()
     for example, truth, letter in zip(examples, true, letters, strict=True):
         support = supported(example, truth)
         for kind, said in statements(letter).items():
@@ -56,17 +109,99 @@ def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Seq
 
 def supported(example: dict, truth: Answer) -> dict[str, set]:
     """All statements that a letter on this example may make, as `statements`."""
-    texts = [message["content"] or "" for message in example["messages"][:-1]]
-    known = statements("\n".join([*texts, truth.directive, *example.get("references", ())]))
+    known = statements(
+        "\n".join([*(message["content"] or "" for message in example["messages"][:-1]), truth.directive])
+    )
     for claim in truth.claims:
         numbers = {value for value in (claim.value, claim.limit) if isinstance(value, Decimal)}
-        known["figures"] |= numbers | ({abs(claim.value - claim.limit)} if len(numbers) == 2 else set())
+        known["figures"] |= numbers | ({max(numbers) - min(numbers)} if len(numbers) == 2 else set())
         known["articles"] |= claim.legal
     return known
 
 
-def _iso(match: re.Match) -> str:
-    if match["iso"]:
-        return match["iso"]
-    day, month, year = match["day"] or match["number"], match["month"] or match["first"], match["year"] or match["then"]
-    return f"{year}-{_MONTHS.index(month) + 1:02}-{int(day):02}"
+def deadlines(text: str) -> list[frozenset[int]]:
+    """The terms that a text sets, each as the numbers of days that it may stand for.
+
+    `within ten working days` is 10, `within 30 days` is 30. Two weeks are 14 days or 10 working days, a month is 30 days or 20
+    working days.
+    """
+    found = []
+    for match in _TERM.finditer(text):
+        number = match["number"].casefold()
+        count = int(number) if number.isdigit() else _NUMBERS[number]
+        found.append(frozenset(count * one for one in _UNITS[match["unit"].casefold()]))
+    return found
+
+
+def taken_back(sentence: str) -> str:
+    """The first word of a sentence that negates, weakens or defers what it demands; "" if there is none."""
+    match = _take_back().search(sentence)
+    return match[0] if match else ""
+
+
+@functools.cache
+def _take_back() -> re.Pattern:
+    words = []
+    for path in sorted(_FLAGS.glob("*/flags.toml")):
+        flags = tomllib.loads(path.read_text(encoding="utf-8"))["flags"]
+        words += [word for name in TAKE_BACK for word in flags[name]]
+    return re.compile(
+        rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?!\w)", re.IGNORECASE
+    )
+
+
+def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
+    """Yield (subjects, days) of each sentence of a letter that sets one term, names a subject, and is not taken back.
+
+    A sentence is taken back by its own words (`taken_back`), by those of the heading above it ("You need not:"), or with all
+    others by a sentence on the measures as a whole ("All measures are deferred until the end of next year.").
+    """
+    found, heading = [], ""
+    for line in letter.split("\n"):
+        if line.rstrip().endswith(":"):
+            heading = taken_back(line)
+            continue
+        for sentence in re.split(r"(?<=[a-zäöüß)])\. (?=[A-ZÄÖÜ])", line):
+            terms = deadlines(sentence)
+            subjects = frozenset(name for name, words in _SUBJECTS.items() if re.search(words, sentence, re.IGNORECASE))
+            if _RIGHTS.search(sentence):
+                continue
+            if not terms and taken_back(sentence) and _ALL.search(sentence):
+                return
+            if terms and subjects and not heading and not taken_back(sentence):
+                found.append((subjects, frozenset().union(*terms)))
+    yield from found
+
+
+def not_demanded(required: Sequence[dict], letter: str) -> list[dict]:
+    """Those of the `required` measures (as in `score_measures`) that a letter does not demand in time."""
+    said = list(demands(letter))
+    return [measure for measure in required if not _is_demanded(measure, said)]
+
+
+def score_measures(examples: Sequence[dict], letters: Sequence[str]) -> dict | None:
+    """The share of the required measures that a letter demands in time; None if no example has the field `measures`.
+
+    A measure `{"subject", "deadline_days"}` is right if a sentence that is not taken back (`demands`) names its subject and
+    sets its deadline, and no sentence on this subject alone sets another one. `reports` is the share of the letters that are
+    right as a whole: every measure, and on a report that requires none, no demand with a deadline. An empty letter (that of an
+    unparsable answer) is wrong. `n` counts measures, `n_reports` letters.
+    """
+    pairs = [(one["measures"], letter) for one, letter in zip(examples, letters, strict=True) if "measures" in one]
+    if not pairs:
+        return None
+    right, whole = [], []
+    for required, letter in pairs:
+        said = list(demands(letter))
+        of_letter = [_is_demanded(measure, said) for measure in required]
+        right += of_letter
+        whole.append(all(of_letter) if required else letter.strip() != "" and not said)
+    n = len(right)
+    return {"right": sum(right) / n if n else None, "n": n, "reports": mean(whole), "n_reports": len(pairs)}
+
+
+def _is_demanded(measure: dict, said: Sequence[tuple[frozenset[str], frozenset[int]]]) -> bool:
+    subject, days = measure["subject"], measure["deadline_days"]
+    about = [(subjects, terms) for subjects, terms in said if subject in subjects]
+    contradicted = any(subjects == {subject} and days not in terms for subjects, terms in about)
+    return any(days in terms for _, terms in about) and not contradicted

@@ -16,6 +16,7 @@ APPLIES = {"applies": True, "does not apply": False}
 FIELDS = ("kind", "applies", "amount", "who", "since", "quote")
 OVERLAP = 0.5  # of the words of a quotation and of the reference's, as their F-measure
 _HEADING = re.compile(r"[\s#*]*(note|violations|checks|directive)[\s*]*:[\s*]*(.*)", re.IGNORECASE)
+_MARKS = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _NOTE_LINE = re.compile(r"^note(?:: | on .*? \| )(.*)", re.IGNORECASE | re.MULTILINE)
 _GERMAN = re.compile(r"\b(?:der|die|das|und|nicht|wir|ist|bei|dem|den|im|sind|wurde|von)\b", re.IGNORECASE)
 _ENGLISH = re.compile(r"\b(?:the|and|of|not|we|is|at|to|in|are|was|our|that|with)\b", re.IGNORECASE)
@@ -69,7 +70,8 @@ def read_facts(answer: str) -> tuple[list[NoteFact], int] | None:
             lines.append(line)
     if lines is None:
         return None
-    texts = [text for line in lines if (text := line.strip("-*• ").strip()) and text.strip(".").casefold() != "none"]
+    texts = [_MARKS.sub("", line).strip() for line in lines]
+    texts = [text for text in texts if text and text.strip(".").casefold() != "none"]
     facts = [read_fact(text) for text in texts]
     return [fact for fact in facts if fact], facts.count(None)
 

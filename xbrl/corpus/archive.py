@@ -1,131 +1,186 @@
-"""A supervisor's own archive: match report files and directive letters by bank and reference date."""
+"""Make training examples from a supervisor's archive: report files, and the directive letters that answered them.
+
+A letter belongs to the reports of one bank for one reference date, which it names in its file name or first lines, or a CSV
+file of pairs assigns it. What has no counterpart is listed with the reason, and a report with missing figures is left out,
+because the rules would mislabel it.
+"""
 
 import csv
 import datetime
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.durable_files import new_directory, write_durably, write_json
 from common.errors import UserError
+from xbrl.corpus.card import SOURCES, split_summary, violation_baselines, write_splits
+from xbrl.corpus.disagreements import find_disagreements
+from xbrl.corpus.examples import entity_code, make_example, read_register
+from xbrl.corpus.leaks import place_examples
+from xbrl.corpus.profiles import FULL, rules_of
+from xbrl.read.dpm import load_cells
+from xbrl.read.folder import find_reports, in_parallel, join_modules, try_read_report
+from xbrl.read.render import Addressee
 from xbrl.read.report import Report
-from xbrl.read.safety import CLUTTER_FOLDERS, is_clutter
-from xbrl.read.xbrl import is_package, merge_reports, read_report
+from xbrl.read.safety import is_clutter
+from xbrl.rules.findings import Finding, apply_findings, load_findings
+from xbrl.rules.rules import evaluate, violations
 
-REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
 LETTER_SUFFIXES = (".txt", ".md")
 HEAD_LINES = 12  # lines of a letter that are searched when its file name does not identify the report
 Case = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
+HOW_MADE = (
+    "scripts/regulator.py examples: report files of an archive, paired with their letters, labelled by xbrl/rules/rules.jsonl "
+    "and by findings.csv."
+)
+LIMITS = (
+    "Made from a supervisor's own archive. The violations are those that xbrl/rules/rules.jsonl finds in the reported "
+    "figures, corrected by findings.csv if one was given, not those that the letters name: disagreements.txt lists where "
+    "the two contradict each other, as far as articles, cells and figures show it. A letter in a test split that "
+    "repeats a training letter except for names, dates and numbers is left out."
+)
 
 
 @dataclass(frozen=True)
-class Letter:
-    """The text of one directive letter."""
+class Archive:
+    """Where an archive is: directories of report files and of letters, and three optional CSV files."""
 
-    path: Path
-    text: str
+    reports: Path
+    letters: Path
+    pairs: Path | None = None  # columns report,letter
+    register: Path | None = None  # columns entity,name,country,type
+    findings: Path | None = None  # findings.csv, annotated by a supervisor
 
 
-def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Sorted (report files and unpacked packages, other files) under a folder, recursively.
+def make_archive_corpus(
+    archive: Archive, out: Path, shares: Sequence[float], seed: int, processes: int, arguments: dict[str, str]
+) -> None:
+    """Read the archive and write the corpus: a file per split, unmatched.txt, disagreements.txt, dataset.json.
 
-    Hidden entries and files that an operating system has added are skipped.
+    Prints what was used, and on stderr what was not. Raises UserError if a directory is missing, or if no report has a
+    letter.
     """
-    found: list[Path] = []
-    others: list[Path] = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in CLUTTER_FOLDERS or is_clutter(path.name):
-            continue
-        if path.is_dir() and not is_package(path):
-            nested_reports, nested_others = find_reports(path)
-            found, others = found + nested_reports, others + nested_others
+    for name, folder in (("reports", archive.reports), ("letters", archive.letters)):
+        if not folder.is_dir():
+            raise UserError(f"--{name} {folder}: no such directory.")
+    register = read_register(archive.register) if archive.register else {}
+    findings = load_findings(archive.findings) if archive.findings else {}
+    names = {entity: bank.name for entity, bank in register.items()}
+    reports, unread = read_reports(archive.reports, processes)
+    texts, without_report = find_letters(archive.letters)
+    letters, others = pair_letters(archive, texts, reports, names)
+    without_report += others
+    without_letter = [f"{entity} {period}: no letter" for entity, period in reports if (entity, period) not in letters]
+    examples, disagreements, unused = _make_examples(reports, letters, texts, register, findings)
+    if not examples:
+        reasons = (unread + without_report + without_letter)[:3]
+        raise UserError(f"{archive.reports}: no report has a letter; the first reasons: {'; '.join(reasons)}")
+    unmatched = {
+        "reports and files left out": unread,
+        "letters without a report": without_report,
+        "reports without a letter": without_letter,
+        "findings that change nothing": unused,
+    }
+    splits, dropped = place_examples(examples, shares, seed, names)
+    card = {
+        "arguments": arguments,
+        "splits": {split: split_summary(members) for split, members in splits.items()},
+        "unmatched": {title: len(lines) for title, lines in unmatched.items()},
+        "disagreements": len(disagreements),
+        "warnings": sum(len(report.warnings) for report in reports.values()),
+        "leak_test": {"dropped": dropped},
+        "baselines": violation_baselines(splits),
+        "how_made": HOW_MADE,
+        "sources": SOURCES,
+        "limits": LIMITS,
+    }
+    unmatched_lines = [f"{title}: {line}" for title, lines in unmatched.items() for line in lines]
+    with new_directory(out) as draft:
+        write_splits(draft, splits)
+        write_durably(draft / "unmatched.txt", "".join(line + "\n" for line in unmatched_lines))
+        write_durably(draft / "disagreements.txt", "".join(line + "\n" for line in disagreements))
+        write_json(draft / "dataset.json", card)
+    for line in (*unmatched_lines, *(f"letter and labels disagree: {line}" for line in disagreements)):
+        print(line, file=sys.stderr)
+    for split, counts in card["splits"].items():
+        print(f"{split:17} {counts['examples']:6} reports of {counts['banks']} banks, {counts['clean']} clean")
+    print(
+        f"{len(examples)} reports with a letter; unmatched: {card['unmatched']}; "
+        f"disagreements: {len(disagreements)}; leak test: {card['leak_test']}"
+    )
+
+
+def read_reports(folder: Path, processes: int) -> tuple[dict[Case, Report], list[str]]:
+    """(case -> its modules as one report, a line for each file and report that cannot be used)."""
+    files, others = find_reports(folder)
+    if not files:
+        raise UserError(f"{folder}: the directory has no report file; check --reports.")
+    lines = [f"{path}: not a report by its name" for path in others]
+    read, refused = [], {}
+    for path, report, error in in_parallel(try_read_report, files, processes, "files"):
+        if report is None:
+            refused[path] = error
         else:
-            (found if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else others).append(path)
-    return found, others
+            read.append(report)
+    lines += refused.values()
+    reports: dict[Case, Report] = {}
+    scopes: dict[Case, str] = {}
+    for report in join_modules(read, refused):
+        case = (entity_code(report.entity), report.period)
+        if scopes.setdefault(case, report.entity) != report.entity:
+            lines.append(f"{report.path}: its scope {report.entity} differs from {scopes[case]}, which is used")
+        elif report.incomplete:
+            lines.append(f"{report.entity} {report.period}: figures are missing ({report.incomplete[0]})")
+        else:
+            reports[case] = report
+    return reports, lines
 
 
-def find_letters(folder: Path) -> tuple[list[Letter], list[str]]:
-    """(letters under a folder, error messages for all other files). A letter is a non-empty UTF-8 .txt or .md file."""
-    letters, rejected = [], []
+def pair_letters(
+    archive: Archive, letters: Mapping[Path, str], reports: Mapping[Case, Report], names: Mapping[str, str]
+) -> tuple[dict[Case, Path], list[str]]:
+    """(case -> its letter, a line for each letter without a report).
+
+    The pairs come from the CSV file of the archive, or else from the texts and file names of the letters.
+    """
+    if archive.pairs is None:
+        return match_letters(letters, reports, names)
+    pairs = read_pairs(archive.pairs, archive.reports, archive.letters)
+    matched = {}
+    for case, report in reports.items():
+        paired = {pairs[path] for path in report.files if path in pairs}
+        if len(paired) > 1:
+            raise UserError(f"{archive.pairs}: the files of {' '.join(case)} have two letters; keep one.")
+        if paired & letters.keys():
+            matched[case] = paired.pop()
+    return matched, [f"{path}: no report is paired with it" for path in letters if path not in matched.values()]
+
+
+def find_letters(folder: Path) -> tuple[dict[Path, str], list[str]]:
+    """(letter -> its text, a line for each other file). A letter is a non-empty UTF-8 .txt or .md file."""
+    letters, lines = {}, []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         if is_clutter(path.relative_to(folder).as_posix()):
             continue
-        if path.suffix.lower() not in LETTER_SUFFIXES:
-            rejected.append(f"{path}: not a text file; save the letter as .txt in UTF-8")
-            continue
         try:
-            text = path.read_bytes().decode("utf-8-sig").strip()
+            text = path.read_bytes().decode("utf-8-sig").strip() if path.suffix.lower() in LETTER_SUFFIXES else None
         except UnicodeDecodeError as error:
-            rejected.append(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8")
+            lines.append(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8")
             continue
         if text:
-            letters.append(Letter(path, text.replace("\r\n", "\n")))
+            letters[path] = text.replace("\r\n", "\n")
         else:
-            rejected.append(f"{path}: the letter is empty")
-    return letters, rejected
-
-
-def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> tuple[Path, Report | None, str]:
-    """(path, report or None, error message). Never raises, so that worker processes survive bad files."""
-    try:
-        report = read_report(path, taxonomy=taxonomy)
-    except UserError as error:
-        return path, None, str(error)
-    except Exception as error:  # a bug in this code or in a parser must not stop the other files
-        return path, None, f"{path}: {type(error).__name__}: {error}"
-    if not report.entity or not report.period:
-        return path, None, f"{path}: the report has no entity or no reference date"
-    return path, report, ""
-
-
-def case_of(report: Report) -> Case:
-    """Bank and reference date of a report. `LEI.CON` and `LEI.IND` are two consolidation scopes of the same bank."""
-    return report.entity.partition(".")[0], report.period
-
-
-def group_reports(reports: Iterable[Report]) -> tuple[dict[Case, Report], list[str]]:
-    """(case -> its modules merged into one report, error messages for files that could not be merged)."""
-    files: dict[Case, list[Report]] = {}
-    for report in reports:
-        files.setdefault(case_of(report), []).append(report)
-    merged, rejected = {}, []
-    for case, parts in sorted(files.items()):
-        entity = parts[0].entity
-        rejected += [
-            f"{part.path}: its scope {part.entity} differs from {entity}, the scope of the first report of this bank"
-            for part in parts
-            if part.entity != entity
-        ]
-        merged[case] = merge_reports(part for part in parts if part.entity == entity)
-    return merged, rejected
-
-
-def incomplete_cases(rejected: Iterable[str], cases: Iterable[Case]) -> dict[Case, str]:
-    """Case -> error message of a rejected file that belongs to it.
-
-    The rules cannot check figures of a missing module, so an example from an incomplete case would be mislabelled.
-    """
-    paths = {line: Path(line.split(": ", 1)[0]) for line in rejected}
-    return {case: line for case in cases for line, path in paths.items() if is_named_after(path, *case)}
-
-
-def is_named_after(path: Path, entity: str, period: str) -> bool:
-    """Whether the name of a file says that it belongs to a bank and date: EBA file names begin `LEI.CON_DE_...` and
-    contain the date (EBA filing rules).
-
-    An `entity` with a scope suffix does not match a name with another one.
-    """
-    bank, _, scope = entity.partition(".")
-    if bank not in path.name or period not in path.name:
-        return False
-    named = re.search(rf"{re.escape(bank)}(?:\.([A-Z]+))?(?![A-Z0-9])", path.name)
-    return bool(named) and (not scope or named[1] in (None, scope))
+            reason = "not a text file; save the letter as .txt in UTF-8" if text is None else "the letter is empty"
+            lines.append(f"{path}: {reason}")
+    return letters, lines
 
 
 def match_letters(
-    letters: Iterable[Letter], cases: Iterable[Case], names: Mapping[str, str]
-) -> tuple[dict[Case, Letter], list[str]]:
-    """(case -> its letter, error messages for letters without a match).
+    letters: Mapping[Path, str], cases: Iterable[Case], names: Mapping[str, str]
+) -> tuple[dict[Case, Path], list[str]]:
+    """(case -> its letter, a line for each letter without a match).
 
     Looks for the entity code, or the bank's name from `names`, and for the reference date: first in the file name of a
     letter, then in its first `HEAD_LINES` lines.
@@ -133,24 +188,21 @@ def match_letters(
     periods: dict[str, list[str]] = {}
     for entity, period in cases:
         periods.setdefault(entity, []).append(period)
-    matched: dict[Case, Letter] = {}
-    rejected = []
-    for letter in letters:
-        head = "\n".join(letter.text.splitlines()[:HEAD_LINES])
-        entity = _find_entity(letter.path.stem, periods, names) or _find_entity(head, periods, names)
+    matched: dict[Case, Path] = {}
+    lines = []
+    for path, text in letters.items():
+        head = "\n".join(text.splitlines()[:HEAD_LINES])
+        entity = _find_entity(path.stem, periods, names) or _find_entity(head, periods, names)
         if entity is None:
-            rejected.append(f"{letter.path}: mentions none of the banks that have reports")
+            lines.append(f"{path}: mentions none of the banks that have reports")
             continue
-        found = _find_periods(letter.path.stem, periods[entity]) or _find_periods(head, periods[entity])
+        found = _find_periods(path.stem, periods[entity]) or _find_periods(head, periods[entity])
         if len(found) != 1:
             what = "several reference dates" if found else "no reference date"
-            rejected.append(f"{letter.path}: mentions {what} for which {entity} filed a report")
-        elif (entity, found[0]) in matched:
-            other = matched[entity, found[0]].path
-            rejected.append(f"{letter.path}: {other} is already the letter for the same report")
-        else:
-            matched[entity, found[0]] = letter
-    return matched, rejected
+            lines.append(f"{path}: mentions {what} for which {entity} filed a report")
+        elif matched.setdefault((entity, found[0]), path) != path:
+            lines.append(f"{path}: {matched[entity, found[0]]} is already the letter for the same report")
+    return matched, lines
 
 
 def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
@@ -171,10 +223,44 @@ def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
             for listed in (report, letter):
                 if not listed.exists():
                     raise UserError(f"{path}, line {reader.line_num}: {listed} does not exist")
-            if pairs.get(report, letter) != letter:
+            if pairs.setdefault(report, letter) != letter:
                 raise UserError(f"{path}, line {reader.line_num}: {report} is listed with a second letter")
-            pairs[report] = letter
     return pairs
+
+
+def _make_examples(
+    reports: Mapping[Case, Report],
+    letters: Mapping[Case, Path],
+    texts: Mapping[Path, str],
+    register: Mapping[str, Addressee],
+    findings: Mapping[Case, tuple[Finding, ...]],
+) -> tuple[list[dict], list[str], list[str]]:
+    """(an example for each report with a letter by bank and date, disagreements of the letters, findings without effect)."""
+    cells = load_cells()
+    examples, disagreements = [], []
+    unused = [
+        f"{finding.where}: no report of {' '.join(case)} has a letter"
+        for case, stated in findings.items()
+        for finding in stated
+        if case not in letters
+    ]
+    for case in sorted(letters):
+        entity, period = case
+        bank = register.get(entity, Addressee(entity, entity, "", ""))
+        earlier = [report for (other, date), report in sorted(reports.items()) if other == entity and date < period]
+        report, stated = reports[case], findings.get(case, ())
+        letter = texts[letters[case]]
+        examples.append(make_example(report, bank, cells, FULL, earlier, letter, findings=stated))
+        results = evaluate(report, rules_of(FULL))
+        contradictions = find_disagreements(letter, results, apply_findings(results, stated))
+        disagreements += [f"{entity} {period}: {letters[case]}: {one}" for one in contradictions]
+        found = {result.rule_id for result in violations(results)}
+        unused += [
+            f"{finding.where}: {finding.rule} is lifted, but the rules do not find it in the report"
+            for finding in stated
+            if finding.state == "lifted" and finding.rule not in found
+        ]
+    return examples, disagreements, unused
 
 
 def _find_entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str, str]) -> str | None:

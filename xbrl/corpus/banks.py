@@ -6,7 +6,7 @@ with a prefix that no LEI issuer uses. The names are combinations of syllables.
 
 import functools
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 LEI_PREFIX = "SYNB00"  # a real LEI starts with the four digits of its issuer
@@ -18,14 +18,13 @@ COUNTRIES = (
     ("DK", "DKK", 7), ("SE", "SEK", 11), ("PL", "PLN", 4), ("CZ", "CZK", 25), ("RO", "RON", 5), ("HU", "HUF", 400),
 )  # fmt: skip
 
-# business model -> (its share of the banks in percent, name suffixes, range of risk-weighted assets per unit of
-# leverage exposure)
+# business model -> (its share of the banks in percent, name suffixes)
 BUSINESS_MODELS = {
-    "universal bank": (30, ("Bank", "Banking Group", "Credit Bank"), ("0.32", "0.48")),
-    "savings bank": (20, ("Savings Bank", "Sparbank"), ("0.40", "0.58")),
-    "cooperative bank": (20, ("Cooperative Bank", "Peoples Bank"), ("0.42", "0.60")),
-    "mortgage bank": (15, ("Mortgage Bank", "Land Bank"), ("0.18", "0.32")),
-    "investment bank": (15, ("Capital", "Merchant Bank"), ("0.30", "0.45")),
+    "universal bank": (30, ("Bank", "Banking Group", "Credit Bank")),
+    "savings bank": (20, ("Savings Bank", "Sparbank")),
+    "cooperative bank": (20, ("Cooperative Bank", "Peoples Bank")),
+    "mortgage bank": (15, ("Mortgage Bank", "Land Bank")),
+    "investment bank": (15, ("Capital", "Merchant Bank")),
 }
 
 _NAME_STARTS = (
@@ -50,9 +49,7 @@ class Bank:
     currency: str
     model: str  # business model, a key of BUSINESS_MODELS
     size: str  # "small", "medium", "large"
-    trea: Decimal  # total risk exposure amount at the first reference date
-    growth: Decimal  # of `trea`, per quarter
-    density: Decimal  # risk exposure amount per unit of leverage exposure
+    trea: Decimal  # total risk exposure amount, if no note asks for another one
     uses_irb: bool
     pillar2: Decimal  # Pillar 2 requirement (P2R), on top of 8%
     buffers: dict[str, Decimal]  # conservation, countercyclical, systemic_risk, g_sii, o_sii: fractions of TREA
@@ -112,42 +109,44 @@ def make_bank(seed: int, index: int) -> Bank:
     The first 20,000 banks of a population have different names.
     """
     rng = random.Random(f"bank {seed} {index}")
-    model = rng.choices(tuple(BUSINESS_MODELS), [share for share, _, _ in BUSINESS_MODELS.values()])[0]
+    model = rng.choices(tuple(BUSINESS_MODELS), [share for share, _ in BUSINESS_MODELS.values()])[0]
     size = rng.choices(("small", "medium", "large"), (5, 3, 2) if model != "investment bank" else (1, 2, 2))[0]
     country, currency, rate = rng.choice(COUNTRIES)
     low, high = {"small": (300, 3_000), "medium": (3_000, 30_000), "large": (30_000, 300_000)}[size]  # million euro
-    trea = Decimal(round(low * (high / low) ** rng.random() * rate * 1000)) * 1000
-    _, name_suffixes, (density_low, density_high) = BUSINESS_MODELS[model]
     large = size == "large"
     g_sii = rng.choice(("0.01", "0.015")) if large and rng.random() < 0.4 else "0"
-    o_sii = (
-        rng.choice(("0.0025", "0.005", "0.01", "0.015", "0.02"))
-        if large or (size == "medium" and rng.random() < 0.3)
-        else "0"
-    )
-    leverage_pillar2 = Decimal(rng.choice(("0", "0", "0.001", "0.0015", "0.002", "0.0025", "0.005")))
+    has_o_sii = large or (size == "medium" and rng.random() < 0.3)
     return Bank(
         entity=lei(LEI_PREFIX + "".join(rng.choices("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=12))),
-        name=_name(seed, index, rng.choice(name_suffixes)),
+        name=_name(seed, index, rng.choice(BUSINESS_MODELS[model][1])),
         country=country,
         currency=currency,
         model=model,
         size=size,
-        trea=trea,
-        growth=_uniform(rng, "-0.01", "0.03"),
-        density=_uniform(rng, density_low, density_high),
+        trea=Decimal(round(low * (high / low) ** rng.random() * rate * 1000)) * 1000,
         uses_irb=large or (size == "medium" and rng.random() < 0.4),
-        pillar2=Decimal(rng.randint(2, 11)) * Decimal("0.0025"),
+        pillar2=Decimal(rng.randint(2, 11)) * Decimal("0.0025") if rng.random() < 0.9 else Decimal(0),
         buffers={
             "conservation": Decimal("0.025"),
             "countercyclical": Decimal(rng.randint(0, 100)) / 5000,
             "systemic_risk": Decimal(rng.choice(("0", "0", "0", "0.005", "0.01"))),
             "g_sii": Decimal(g_sii),
-            "o_sii": Decimal(o_sii),
+            "o_sii": Decimal(rng.choice(("0.0025", "0.005", "0.01", "0.015", "0.02")) if has_o_sii else "0"),
         },
-        leverage_pillar2=leverage_pillar2,
-        decimals=0 if size == "small" and rng.random() < 0.3 else -3,
+        leverage_pillar2=Decimal(rng.choice(("0", "0", "0.001", "0.0015", "0.002", "0.0025", "0.005"))),
+        decimals=rng.choice({"small": (0, -3, -3), "medium": (-3,), "large": (-3, -4, -4)}[size]),
+        ratio_decimals=rng.choice((4, 4, 4, 5, 6)),
     )
+
+
+def in_euro(bank: Bank) -> Bank:
+    """The bank, in a country of the euro area: the amounts of notes are in EUR."""
+    if bank.currency == "EUR":
+        return bank
+    countries = [country for country, currency, _ in COUNTRIES if currency == "EUR"]
+    rate = next(rate for _, currency, rate in COUNTRIES if currency == bank.currency)
+    country = countries[int(bank.entity[-2:]) % len(countries)]
+    return replace(bank, country=country, currency="EUR", trea=bank.trea // rate)
 
 
 def lei(first_18: str) -> str:
@@ -177,11 +176,6 @@ def _place_names(seed: int) -> list[str]:
     names = [first + second for first in _NAME_STARTS for second in _NAME_ENDS]
     random.Random(f"names {seed}").shuffle(names)
     return names
-
-
-def _uniform(rng: random.Random, low: str, high: str) -> Decimal:
-    """A uniform draw from [low, high], on a grid of four decimal places."""
-    return Decimal(rng.randint(int(Decimal(low) * 10000), int(Decimal(high) * 10000))) / 10000
 
 
 def _round4(value: Decimal) -> Decimal:

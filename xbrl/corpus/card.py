@@ -81,7 +81,7 @@ def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
     Baselines are fitted on `train`.
     """
     tests = {split: examples for split, examples in splits.items() if split.startswith("test")}
-    return score_baselines(splits["train"], tests)
+    return score_baselines(splits["train"], tests, splits.get("validation", ()))
 
 
 def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:

@@ -1,44 +1,37 @@
-"""The population of invented bank reports: from sound reports to reports with up to four rule violations.
+"""The population of invented bank reports, each made for the note that stands in it, or without one.
 
-Random numbers come from two kinds of streams. `rng` is seeded per report. `bank_rng` is seeded per bank, so that all
-quarters of a bank draw the same values from it.
+Reports have up to three planted problems (breaches and filing errors), near misses and duties, independent of the note: a
+note cannot be guessed from them, nor they from the note. Random numbers come from two kinds of streams: `rng` is seeded per
+report, `bank_rng` per bank, so that all quarters of a bank draw the same values from it.
 """
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from xbrl.corpus.banks import LEI_PREFIX, Bank, lei, make_bank
-from xbrl.corpus.economics import (
-    Economics,
-    RatioDistribution,
-    draw_economics,
-    draw_levels,
-)
-from xbrl.corpus.laptop import laptop_filing, opposite
-from xbrl.corpus.mutations import TOLERANCE_CELLS, draw_errors, move_within_tolerance, plant_error
-from xbrl.corpus.note_plans import draw_plan, plan_note, with_guidance
-from xbrl.corpus.notes import PlannedNote
-from xbrl.corpus.omissions import omit_details, omit_optional, omit_templates
-from xbrl.corpus.positions import draw_positions
-from xbrl.corpus.profiles import Profile, rules_of
-from xbrl.corpus.reporting import Figures, full_figures
-from xbrl.corpus.trial import violated, violates
+from xbrl.corpus.banks import LEI_PREFIX, Bank, in_euro, lei, make_bank
+from xbrl.corpus.economics import Economics, draw_economics, draw_levels, in_round_amounts
+from xbrl.corpus.errors import draw_errors, move_within_tolerance, plant_error
+from xbrl.corpus.figures import Figures, draw_figures, leave_out, shorten, violated, violates
+from xbrl.corpus.notes import GROUP, HandNote
+from xbrl.corpus.profiles import FULL, Profile, rules_of
+from xbrl.read.report import CellKey, Note
 from xbrl.rules.dates import quarter_end
-from xbrl.rules.rules import built_in_rules
+from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, TREA
+from xbrl.rules.rules import Rule
 
+FIRST_PERIOD, QUARTERS = "2025-03-31", 6  # reference dates of reports without a note
 MAX_VIOLATIONS = 9  # rules; one ratio below its minimum misses up to three requirements
-
-
-ATTEMPTS = 60  # to find a report that a planned note fits
-HEADROOM = Decimal("0.45")  # below 1, ratios are closer to their limits and move less from quarter to quarter
-# The levels that a SIGN rule needs: its own ratio below the minimum, and parts that are no larger than the whole.
-LEVELS_OF_SIGN_RULE = {
-    "CET1_SIGN": {"cet1": "minimum"},
-    "T1_SIGN": {"cet1": "overall", "t1": "minimum"},
-    "TC_SIGN": {"cet1": "overall", "t1": "overall", "total": "minimum"},
-}
+MAX_OF_SHORT = 5
+CLEAN = 0.36  # probability of a report without planted problems
+PROBLEMS = (48, 36, 16)  # weights of one, two and three problems in the others
+PERSISTS = 0.5  # probability that the problems of a quarter were there in the quarter before
+# Probability of an LCR below 100% with a note on a waiver that does not state the ratio, by whether the waiver is in force.
+# Notes that state it name low ratios where it is and sound ones where it is not; together both have a low one in half.
+LOW_LCR = {True: 0.4, False: 0.8}
+EXACT_ATTEMPTS = 80  # after these, whether the amount crosses a limit may give way to what the note states
 
 
 @dataclass(frozen=True)
@@ -52,175 +45,179 @@ class Filing:
     period: str  # YYYY-MM-DD
     figures: Figures = field(hash=False)
     unfiled: tuple[str, ...] = ()  # templates declared as not filed
-    violated: frozenset[str] = frozenset()  # ids of the violated rules, those that only a note shows among them
-    note: PlannedNote | None = None
+    violated: frozenset[str] = frozenset()  # ids of the rules that the engine finds violated, without the note
+    note: HandNote | None = None
+    attached: tuple[CellKey, ...] = ()  # the figures that the note is attached to
     pair: str = ""  # shared by the two members of a minimal pair
+    dropped: tuple[str, ...] = ()  # statements of the note that the figures do not follow
+
+    @property
+    def footnotes(self) -> list[Note]:
+        """The note as it is filed."""
+        return [Note(self.note.text, self.attached, self.note.language)] if self.note else []
 
 
-def make_filings(seed: int, index: int, count: int, profile: Profile) -> list[Filing]:
-    """The first `count` reports of bank `index`.
+def make_filings(
+    seed: int,
+    index: int,
+    count: int = 1,
+    profile: Profile = FULL,
+    note: HandNote | None = None,
+    pair: HandNote | None = None,
+) -> list[Filing]:
+    """`count` quarters of bank `index`, the last one with the note. Deterministic.
 
-    Deterministic; report `i` is the same for every `count` greater than `i`.
+    With `pair`, the last report comes twice: a second time with the other note of a minimal pair, for its own date or, if both
+    notes have the same date, from a bank of the same name with another code.
     """
-    if profile.name == "laptop":
-        return [_laptop_filing(seed, index, quarter, profile) for quarter in range(count)]
     filings: list[Filing] = []
-    previous: tuple[Economics, dict[str, str]] | None = None
+    following = None
+    bank = make_bank(seed, index)
+    bank = replace(bank, scope=random.Random(f"scope {seed} {index}").choice(("CON", "CON", "IND")))
+    if profile.is_short:
+        bank = replace(bank, decimals=-3, ratio_decimals=4)
+    if note:
+        bank = replace(in_euro(bank), scope="IND" if "waiver" in note.kinds else bank.scope)
+    if pair:  # a floor that differs between the years would tell the two apart
+        bank = replace(bank, uses_irb=False)
+    last = (
+        note.period if note else quarter_end(random.Random(f"period {seed} {index}").randrange(QUARTERS), FIRST_PERIOD)
+    )
     for quarter in range(count):
-        filing, economics, levels = _full_filing(seed, index, quarter, profile, previous)
-        filings.append(filing)
-        previous = economics, levels
-    return filings
+        period = quarter_end(-quarter, last)
+        maker = _Maker(bank, period, f"{seed} {index}", profile, note if quarter == 0 else None)
+        filing, following = maker.draw(following)
+        filings.insert(0, filing)
+    return [*filings, _twin(filings[-1], pair, profile)] if pair else filings
 
 
-def _laptop_filing(seed: int, index: int, quarter: int, profile: Profile) -> Filing:
-    bank, period, figures, note = laptop_filing(seed, index, quarter, profile.clean)
-    return _filing(bank, period, figures, (), violated(bank, period, figures, rules_of(profile)), note)
+class _Maker:
+    """Draws the report of one bank for one date."""
+
+    def __init__(self, bank: Bank, period: str, seed: str, profile: Profile, note: HandNote | None) -> None:
+        self.bank, self.period, self.seed, self.profile, self.note = bank, period, seed, profile, note
+        self.rng = random.Random(f"filing {seed} {period} {note.id if note else ''}")
+        self.crosses = self.rng.random() < 0.5
+        waived = any(fact.kind == "waiver" and fact.applies for fact in note.facts) if note else False
+        self.lcr_is_low = self.rng.random() < LOW_LCR[waived]  # of a note on a waiver
+        self.clean = self.rng.random() < CLEAN
+        self.tolerated = self.rng.random() < 0.35
+
+    def draw(self, following: Economics | None) -> tuple[Filing, Economics]:
+        """The report, and its amounts, which are `following` for the quarter before."""
+        rng = self.rng
+        persists = following is not None and rng.random() < PERSISTS
+        for attempt in itertools.count():
+            levels, errors = self._draw_problems(following.levels if following and persists else None)
+            if self.note and "waiver" in self.note.kinds and self.lcr_is_low:
+                levels = levels | {"lcr": "minimum"}
+            economics = draw_economics(
+                rng, self.bank, levels, self.note, self.crosses, following, exactly=attempt < EXACT_ATTEMPTS
+            )
+            if economics and self.profile.is_short:
+                economics = in_round_amounts(economics)
+            figures = economics and draw_figures(rng, self._of_bank("habit"), self.bank, economics, self.period)
+            if not economics or not figures:
+                continue
+            attached = self._attached(economics)
+            kept = self._kept(economics)
+            figures, unfiled = leave_out(rng, self._of_bank("modules"), figures, (*kept, *attached))
+            if self.profile.is_short:
+                figures, unfiled = shorten(rng, figures, (*kept, *attached)), ()
+            figures = self._plant(figures, errors, kept)
+            if figures is None:
+                continue
+            found = violated(self.bank, self.period, figures, rules_of(self.profile))
+            if {rule.id for rule in errors} <= found and len(found) <= (
+                MAX_OF_SHORT if self.profile.is_short else MAX_VIOLATIONS
+            ):
+                arguments = (self.bank, self.period, figures, unfiled, frozenset(found), self.note, attached)
+                return Filing(*arguments, dropped=economics.dropped), economics
+        raise AssertionError("unreachable")
+
+    def _of_bank(self, what: str) -> random.Random:
+        return random.Random(f"{what} {self.seed}")
+
+    def _draw_problems(self, persisting: dict[str, str] | None) -> tuple[dict[str, str], list[Rule]]:
+        """(levels, filing errors) of a report. The levels are those that `persisting` names, if any."""
+        rng = self.rng
+        if persisting is not None:
+            return persisting, draw_errors(rng, rng.random() < self.profile.filing_errors / 2, rules_of(self.profile))
+        if self.clean:
+            return {}, []
+        problems = 1 + rng.choices(range(len(PROBLEMS)), PROBLEMS)[0]
+        error_count = sum(rng.random() < self.profile.filing_errors for _ in range(problems))
+        return draw_levels(rng, problems - error_count), draw_errors(rng, error_count, rules_of(self.profile))
+
+    def _kept(self, economics: Economics) -> list[CellKey]:
+        """The figures that the note speaks of: they are reported, and free of planted errors."""
+        if not self.note:
+            return []
+        codes = [one.code for one in economics.clients if one.name in dict(self.note.clients)]
+        kept: list[CellKey] = [("C_28.00", code, column) for code in codes for column in ("c330", "c350")]
+        kinds, states = self.note.kinds, {name.partition("_")[0] for name, _ in self.note.states}
+        if kinds & {"pledged", "waiver"} or states & {"buffer", "outflow", "lcr"}:
+            kept += [BUFFER, OUTFLOW, LCR]
+        if kinds & {"own_shares", "profit"} or "cet1" in states:
+            kept += [CET1, TREA, *(("C_03.00", f"r{row:04}", "c0010") for row in (10, 130, 140, 150, 160, 170, 180))]
+            kept += [("C_01.00", row, "c0010") for row in ("r0010", "r0015")]
+        kept += [cell for name, cell in _STATED.items() if name in states]
+        return kept
+
+    def _attached(self, economics: Economics) -> tuple[CellKey, ...]:
+        """The figures that the note is attached to: those that it is about, or for "nothing" one at random."""
+        if not self.note:
+            return ()
+        codes = {one.name: one.code for one in economics.clients}
+        cells = [(table, codes.get(row, row), column) for table, row, column in self.note.cells()]
+        return tuple(cells) or (self.rng.choice((LCR, CET1, TREA)),)
+
+    def _plant(self, figures: Figures, errors: Sequence[Rule], kept: Sequence[CellKey]) -> Figures | None:
+        """The figures with the errors, and sometimes differences that are just within tolerance. None if one has no room."""
+
+        def check_for(rule: Rule):  # noqa: ANN202
+            return lambda changed: violates(self.bank, self.period, changed, rule)
+
+        free = {key: value for key, value in figures.items() if key not in kept}
+        if self.tolerated:
+            for rule in draw_errors(self.rng, 2, rules_of(self.profile)):
+                if rule not in errors:
+                    figures = move_within_tolerance(self.rng, rule, figures, free, check_for(rule))
+        for rule in errors:
+            changed = plant_error(self.rng, rule, figures, free, check_for(rule))
+            if changed is None:
+                return None
+            figures = changed
+        return figures
 
 
-def twin_of(filing: Filing) -> Filing | None:
-    """The other member of a minimal pair: the same report of a bank of the same name, whose note says the opposite.
+_STATED: dict[str, CellKey] = {
+    "nsfr": ("C_84.00.a", "r0220", "c0040"),
+    "leverage": ("C_47.00", "r0340", "c0010"),
+}
 
-    None without a note, or if the opposite changes nothing. The bank has an entity code of its own, which the style "labels"
-    does not print.
+
+def _twin(filing: Filing, note: HandNote, profile: Profile) -> Filing:
+    """The other member of a minimal pair: the same figures with the other note.
+
+    Two clients that only one of the notes calls one group have one row there, with the sum of both.
     """
-    note = opposite(filing.note, filing.period, filing.figures) if filing.note else None
-    if note is None or filing.note is None:
-        return None
-    entity = lei(LEI_PREFIX + filing.bank.entity[17:5:-1])
-    own = tuple(replace(finding, entity=entity) for finding in note.findings)
-    by_note = {finding.rule for finding in filing.note.findings}
-    engine = filing.violated - (by_note if filing.note.kind != "waiver" else set())
-    if filing.note.kind == "waiver":
-        engine |= by_note  # the figures break what is waived, or not
-    bank = replace(filing.bank, entity=entity)
-    twin = _filing(bank, filing.period, filing.figures, (), set(engine), replace(note, findings=own))
-    return replace(twin, pair=filing.bank.entity)
-
-
-def _filing(
-    bank: Bank,
-    period: str,
-    figures: Figures,
-    unfiled: tuple[str, ...],
-    found: set[str],
-    note: PlannedNote | None,
-) -> Filing:
-    """The filing; `found` are the rules that the engine finds violated, to which the note adds or from which it takes."""
-    findings = note.findings if note else ()
-    lifted = {finding.rule for finding in findings if finding.state == "lifted"}
-    added = {finding.rule for finding in findings if finding.state == "violated"}
-    return Filing(bank, period, figures, unfiled, frozenset(found - lifted | added), note)
-
-
-def _full_filing(
-    seed: int, index: int, quarter: int, profile: Profile, previous: tuple[Economics, dict[str, str]] | None
-) -> tuple[Filing, Economics, dict[str, str]]:
-    """One report, and its amounts and levels, which are the input `previous` of the next quarter."""
-    bank = with_reporting_accuracy(make_bank(seed, index), seed, index)
-    rng = random.Random(f"filing {seed} {index} {quarter}")
-    period, trea = _period_and_trea(seed, index, quarter, bank)
-    trea = (trea * Decimal(rng.randint(990, 1010)) / 1000).quantize(Decimal(1))
-    previous_economics, previous_levels = previous or (None, {})
-    persists = bool(previous_levels) and rng.random() < profile.repeats
-    clean = not persists and rng.random() < profile.clean
-    distribution = RatioDistribution(profile.near_limit, headroom=HEADROOM)
-    plan = None
-    for attempt in itertools.count():
-        if attempt % ATTEMPTS == 0:  # some notes are impossible for some banks: another one is drawn
-            plan = draw_plan(rng, bank) if _has_note(seed, index, quarter, profile) else None
-        problems, errors = _draw_problems(rng, profile, clean, previous_levels if persists else {})
-        levels = problems | (plan.levels if plan else {})
-        economics = draw_economics(rng, bank, trea, levels, distribution, previous_economics, _has_at1(seed, index))
-        if economics is None:
-            continue
-        bank_rng = random.Random(f"habit {seed} {index}")
-        positions = draw_positions(rng, bank_rng, bank, economics, levels, profile.near_limit, int(period[:4]))
-        if positions is None:
-            continue
-        figures = full_figures(bank_rng, rng, bank, economics, positions)
-        figures, unfiled = omit_templates(rng, random.Random(f"modules {seed} {index}"), figures)
-        figures = omit_details(random.Random(f"details {seed} {index}"), figures)
-        figures = omit_optional(rng, bank, period, figures)
-        figures = with_guidance(plan, figures) if plan else figures
-        figures = _plant_errors(rng, bank, period, figures, errors)
-        if figures is None:
-            continue
-        found = violated(bank, period, figures)
-        note = plan_note(rng, plan, bank, period, figures, found) if plan else None
-        if plan and not note:
-            continue
-        others = found - {finding.rule for finding in note.findings} if note else found
-        if set(errors) <= found and len(found) <= MAX_VIOLATIONS and bool(others) != clean:
-            return _filing(bank, period, figures, unfiled, found, note), economics, problems
-    raise AssertionError("unreachable")
-
-
-def _has_note(seed: int, index: int, quarter: int, profile: Profile) -> bool:
-    """Whether this report explains a figure. Six in ten banks do so, most of the time."""
-    explains = random.Random(f"explains {seed} {index}").random() < 0.6
-    return explains and random.Random(f"note {seed} {index} {quarter}").random() < profile.notes / 0.6
-
-
-def _draw_problem_count(rng: random.Random, profile: Profile) -> int:
-    return 1 + rng.choices(range(len(profile.problem_counts)), profile.problem_counts)[0]
-
-
-def _draw_problems(
-    rng: random.Random, profile: Profile, clean: bool, previous_levels: dict[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """(levels, filing errors) of a report. Both are empty for a `clean` report. `previous_levels`, if any, persist."""
-    if clean:
-        return {}, []
-    problems = _draw_problem_count(rng, profile)
-    error_count = sum(rng.random() < profile.filing_errors for _ in range(problems))
-    errors = draw_errors(rng, error_count)
-    sign = next((rule_id for rule_id in errors if rule_id in LEVELS_OF_SIGN_RULE), None)
-    if sign:
-        return LEVELS_OF_SIGN_RULE[sign], [sign]
-    if previous_levels:
-        return previous_levels, errors[: problems - 1]
-    return draw_levels(rng, problems - error_count), errors
-
-
-def _plant_errors(rng: random.Random, bank: Bank, period: str, figures: Figures, errors: list[str]) -> Figures | None:
-    """Plant the errors, and sometimes differences that are just within tolerance.
-
-    None if an error cannot be planted.
-    """
-    by_id = {rule.id: rule for rule in built_in_rules()}
-
-    def check_for(rule_id: str):  # noqa: ANN202
-        return lambda changed: violates(bank, period, changed, by_id[rule_id])
-
-    if rng.random() < 0.35:
-        for rule_id in rng.sample(sorted(TOLERANCE_CELLS), 2):
-            figures = move_within_tolerance(rng, rule_id, figures, check_for(rule_id))
-    for rule_id in errors:
-        changed = plant_error(rng, rule_id, figures, check_for(rule_id))
-        if changed is None:
-            return None
-        figures = changed
-    return figures
-
-
-def with_reporting_accuracy(bank: Bank, seed: int, index: int) -> Bank:
-    """The bank with the accuracy (XBRL decimals) of its amounts and ratios, and the scope of its reports.
-
-    One in ten loses its Pillar 2 requirement.
-    """
-    rng = random.Random(f"dress {seed} {index}")
-    pillar2 = bank.pillar2 if rng.random() < 0.9 else Decimal(0)
-    decimals = {"small": (0, -3, -3), "medium": (-3,), "large": (-3, -4, -4)}[bank.size]
-    changed = replace(bank, pillar2=pillar2, decimals=rng.choice(decimals), ratio_decimals=rng.choice((4, 4, 4, 5, 6)))
-    return replace(changed, scope="IND" if rng.random() < 0.4 else "CON")
-
-
-def _has_at1(seed: int, index: int) -> bool:
-    return random.Random(f"instruments {seed} {index}").random() < 0.75
-
-
-def _period_and_trea(seed: int, index: int, quarter: int, bank: Bank) -> tuple[str, Decimal]:
-    """(reference date, total risk exposure amount) of a report. Banks start filing in different quarters."""
-    number = random.Random(f"quarters {seed} {index}").randrange(4) + quarter
-    return quarter_end(number), (bank.trea * (1 + bank.growth) ** number).quantize(Decimal(1))
+    bank, figures = filing.bank, dict(filing.figures)
+    if note.period == filing.period:
+        bank = replace(bank, entity=lei(LEI_PREFIX + bank.entity[17:5:-1]))
+    codes = {value: key[1] for key, value in figures.items() if key[0] == "C_27.00" and key[2] == "c021"}
+    attached = filing.attached
+    for name, _ in note.clients:
+        one, group, two = name.partition(GROUP)
+        if group and one in codes and two in codes:
+            for key in [key for key in figures if key[1] == codes[two]]:
+                value, first = figures.pop(key), (key[0], codes[one], key[2])
+                other = figures.get(first, Decimal(0))
+                if isinstance(value, Decimal) and isinstance(other, Decimal):
+                    figures[first] = value + other
+            figures["C_27.00", codes[one], "c021"] = name
+            attached = tuple(cell for cell in attached if cell[1] != codes[two])
+    found = violated(bank, note.period, figures, rules_of(profile))
+    return replace(
+        filing, bank=bank, period=note.period, figures=figures, note=note, attached=attached, violated=frozenset(found)
+    )

@@ -1,43 +1,42 @@
-"""Make the corpus for continual pre-training from the DPM: its documents, their splits, the files and the data card.
+"""Make the corpus for continual pre-training from the texts of the DPM (`dpm_texts.py`): splits, files and the data card.
 
-The documents come from `dpm_corpus.py` and `dpm_corpus_rules.py`, the splits from `dpm_corpus_split.py`.
+Evaluation text must not have been trained on, so whole tables are held out. Many tables overlap: parts of one template,
+copies per currency, disclosures that mirror a return. Tables that share most of their labels therefore go to the same split.
+A rule about tables of several splits goes to the strictest one (test, then validation, then training).
 """
 
+import hashlib
+import random
+import re
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from common.durable_files import new_directory, write_json, write_json_lines
 from common.errors import UserError
-from xbrl.corpus.dpm_corpus import (
+from xbrl.corpus.dpm_texts import (
     Document,
     TableText,
     definition_documents,
     meaning_documents,
     read_table_texts,
+    rule_documents,
     table_documents,
 )
-from xbrl.corpus.dpm_corpus_rules import rule_documents
-from xbrl.corpus.dpm_corpus_split import (
-    MAX_SEEN,
-    MIN_OVERLAP,
-    SPLITS,
-    assign_documents,
-    group_tables,
-    split_tables,
-)
-from xbrl.read.dpm import RELEASE
-from xbrl.read.dpm_distil import BUILT_IN_CODES, release_id
-from xbrl.read.dpm_download import PACKAGE
+from xbrl.read.dpm import RELEASE, WRITTEN_TABLES
+from xbrl.read.dpm_distil import PACKAGE, release_id
+from xbrl.read.report import template_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+SPLITS = ("train", "validation", "test")
+MIN_OVERLAP = 0.5  # Jaccard similarity of labels at or above which two tables go to the same split
+MAX_SEEN = 0.5  # held-out documents with a larger fraction of lines seen in training are dropped
+MIN_WORDS = 4  # shorter lines ("Total assets") are too common to count as seen
 CITATION = f"European Banking Authority, DPM {RELEASE}"  # the source on every line of the DPM files
 BATCH = 256  # documents tokenized together
 SOURCE = (
@@ -93,7 +92,7 @@ def make_corpus(
     for document in documents:
         if document.kind == "table":
             sizes[document.tables[0]] += len(document.text)
-    splits = split_tables(groups, sizes, held_out, seed, BUILT_IN_CODES)
+    splits = split_tables(groups, sizes, held_out, seed, WRITTEN_TABLES)
     parts, left_out = assign_documents(documents, splits, held_out, seed)
     parts["general"] = [Document("general", text, ()) for text in general.training]
     parts["general_held_out"] = [Document("general", text, ()) for text in general.held_out]
@@ -128,11 +127,9 @@ def all_documents(database: sqlite3.Connection) -> tuple[dict[str, TableText], l
     tables = read_table_texts(database, release)
     if not tables:
         raise UserError(f"the database contains no tables of release {RELEASE}")
-    documents, dropped = [], {}
-    for table in tqdm(tables.values(), desc="tables", unit="table", mininterval=1):
-        documents += table_documents(table)
-        documents += meaning_documents(table)
-    documents += tqdm(rule_documents(database, release, tables, dropped), desc="rules", unit="rule", mininterval=1)
+    dropped: dict[str, int] = {}
+    documents = [one for table in tables.values() for one in (*table_documents(table), *meaning_documents(table))]
+    documents += rule_documents(database, release, tables, dropped)
     documents += definition_documents(database, release)
     return tables, documents, dropped
 
@@ -147,28 +144,130 @@ def load_tokenizer(path: Path) -> "Tokenizer":
 
 
 def _file_summary(documents: list[Document], source: str, tokenizer: "Tokenizer | None") -> dict:
-    """Statistics of one file for the data card, with token counts if there is a tokenizer."""
+    """Statistics of one file for the data card, with the number of tokens if there is a tokenizer."""
+    texts = [document.text for document in documents]
     counts = {
         "source": source,
         "documents": len(documents),
-        "characters": sum(len(document.text) for document in documents),
+        "characters": sum(map(len, texts)),
         "tables": len({code for document in documents for code in document.tables}),
         "documents_by_kind": dict(sorted(Counter(document.kind for document in documents).items())),
     }
-    return counts | (_token_counts(documents, tokenizer) if tokenizer is not None else {})
+    if tokenizer is None:
+        return counts
+    parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
+    encoded = [one for part in parts for one in tokenizer.encode_batch(part, add_special_tokens=False)]
+    return counts | {"tokens": sum(len(one.ids) for one in encoded)}
 
 
-def _token_counts(documents: list[Document], tokenizer: "Tokenizer") -> dict:
-    lengths: list[tuple[str, int]] = []  # (kind of document, tokens)
-    for start in tqdm(range(0, len(documents), BATCH), desc="counting tokens", unit="batch", mininterval=1):
-        batch = documents[start : start + BATCH]
-        encoded = tokenizer.encode_batch([document.text for document in batch], add_special_tokens=False)
-        lengths += [(document.kind, len(one.ids)) for document, one in zip(batch, encoded, strict=True)]
-    by_kind: Counter = Counter()
-    for kind, length in lengths:
-        by_kind[kind] += length
-    return {
-        "tokens": sum(length for _, length in lengths),
-        "longest": max((length for _, length in lengths), default=0),
-        "tokens_by_kind": dict(sorted(by_kind.items())),
-    }
+def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
+    """Table code -> first code of its group.
+
+    A group joins the parts of a template and, transitively, overlapping tables.
+    """
+    parent = {code: code for code in tables}
+
+    def root(code: str) -> str:
+        while parent[code] != code:
+            code = parent[code]
+        return code
+
+    def join(a: str, b: str) -> None:
+        first, second = sorted((root(a), root(b)))
+        parent[second] = first
+
+    first_of: dict[str, str] = {}
+    labels = {}
+    for code, table in tables.items():
+        join(code, first_of.setdefault(template_of(code), code))
+        labels[code] = {header.label.casefold() for axis in "rc" for header in table.headers[axis]}
+    codes = list(tables)
+    for i, a in enumerate(codes):
+        for b in codes[:i]:
+            common = len(labels[a] & labels[b])
+            if common >= 3 and common >= MIN_OVERLAP * len(labels[a] | labels[b]):
+                join(a, b)
+    return {code: root(code) for code in tables}
+
+
+def split_tables(
+    groups: Mapping[str, str], sizes: Mapping[str, int], held_out: float, seed: int, keep: Collection[str] = ()
+) -> dict[str, str]:
+    """Table code -> split. Validation and test each get about the fraction `held_out` of the total size.
+
+    Groups with a table in `keep` go to training. So do groups larger than half of a held-out split, because a single
+    group would dominate it.
+    """
+    total = sum(sizes.values())
+    members: dict[str, list[str]] = {}
+    for code, group in groups.items():
+        members.setdefault(group, []).append(code)
+    weight = {group: sum(sizes[code] for code in codes) for group, codes in members.items()}
+    order = [
+        group
+        for group, codes in sorted(members.items())
+        if not set(codes) & set(keep) and weight[group] <= held_out * total / 2
+    ]
+    random.Random(f"tables {seed}").shuffle(order)
+    split = dict.fromkeys(members, "train")
+    for name in ("validation", "test"):
+        filled = 0
+        while order and filled < held_out * total:
+            group = order.pop()
+            split[group] = name
+            filled += weight[group]
+    return {code: split[group] for code, group in groups.items()}
+
+
+def assign_documents(
+    documents: Sequence[Document], tables: Mapping[str, str], held_out: float, seed: int
+) -> tuple[dict[str, list[Document]], dict[str, int]]:
+    """(split -> documents, number of dropped documents by reason). `tables` maps table codes to splits.
+
+    Definitions belong to no table and are assigned at random. Drops duplicates: rules are compared without their own
+    code, other documents without any codes or numbers. Drops held-out documents with more than the fraction `MAX_SEEN`
+    of their lines in training.
+    """
+    parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
+    seen: set[bytes] = set()
+    left_out = {"duplicates": 0, "mostly seen in training": 0}
+    for document in documents:
+        body = document.text.partition("\n")[2] or document.text
+        key = digest(document.kind, body if document.kind == "rule" else mask_codes(body))
+        if key in seen:
+            left_out["duplicates"] += 1
+            continue
+        seen.add(key)
+        strictest = max((SPLITS.index(tables[code]) for code in document.tables), default=None)
+        if strictest is None:
+            chance = random.Random(f"definitions {seed} {document.text}").random()
+            strictest = 2 if chance < held_out else 1 if chance < 2 * held_out else 0
+        parts[SPLITS[strictest]].append(document)
+    known = {line for document in parts["train"] for line in distinctive_lines(document.text)}
+    for name in ("validation", "test"):
+        fresh = [document for document in parts[name] if fraction_seen(document.text, known) <= MAX_SEEN]
+        left_out["mostly seen in training"] += len(parts[name]) - len(fresh)
+        parts[name] = fresh
+    return parts, left_out
+
+
+def digest(*texts: str) -> bytes:
+    """SHA-256 of several texts."""
+    return hashlib.sha256("\0".join(texts).encode()).digest()
+
+
+def mask_codes(text: str) -> str:
+    """The text in lower case without table codes, cell codes and numbers."""
+    text = re.sub(r"\b[A-Z]{1,2}[ _]\d+(\.\d+)*(\.[a-z]+)?\b|\b[rcs]\d{2,4}\b|\bv\d+_\w\b|\d+", " ", text)
+    return "\n".join(" ".join(line.split()) for line in text.casefold().splitlines())
+
+
+def distinctive_lines(text: str) -> list[str]:
+    """The mask_codes lines of a text that have at least `MIN_WORDS` words."""
+    return [line for line in mask_codes(text).splitlines() if len(re.findall(r"[a-z]{2,}", line)) >= MIN_WORDS]
+
+
+def fraction_seen(text: str, known: Collection[str]) -> float:
+    """Fraction of the distinctive lines of a text that are in `known`."""
+    lines = distinctive_lines(text)
+    return sum(line in known for line in lines) / len(lines) if lines else 0.0

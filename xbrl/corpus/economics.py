@@ -1,26 +1,34 @@
-"""Capital, liquidity and funding amounts of an invented bank at one reference date.
+"""Capital, liquidity, funding and large exposures of an invented bank at one reference date, around the note that it writes.
 
-The amounts come first, and every reported ratio is computed from them. A breach is created by giving the bank too
-little capital or too small a buffer, never by editing a ratio.
+The amounts come first, and every reported ratio is computed from them. A breach is created by giving the bank too little
+capital or too small a buffer, never by editing a ratio.
 
 Each ratio ("cet1", "t1", "total", "leverage", "lcr", "nsfr") has one or more limits: the legal minimum, the bank's own
 requirement, the overall requirement (with the buffers). The *level* of a ratio is the name of the lowest limit that it
-misses ("minimum", "own", "overall"), or "ok". A bank meets the combined buffer only if CET1, Tier 1 and total capital
-are all "ok" (CRD Art. 141a). Ratios close to a limit are over-represented, on both sides of it.
+misses ("minimum", "own", "overall"), or "ok". A bank meets the combined buffer only if CET1, Tier 1 and total capital are
+all "ok" (CRD Art. 141a). Ratios close to a limit are over-represented, on both sides of it.
+
+A note's amount gives the bank its size: it is drawn as a share of the buffer or of CET1 without which a limit is missed, or
+is not, whatever the note says of it. Neither can be guessed from the other.
 """
 
 import random
-from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
-from xbrl.corpus.banks import Bank, Requirements, requirements
+from xbrl.corpus.banks import COUNTRIES, Bank, lei, requirements
+from xbrl.corpus.notes import HandNote
+from xbrl.rules.note_facts import CAPITAL
 
 STEP = Decimal("0.0001")  # one basis point: ratios are reported to four decimal places
+NEAR = 0.45  # probability that a ratio is within ten steps of a limit
+EXPOSURE_LIMIT = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
+LARGEST = Decimal("0.2499")  # share of Tier 1 of a client that is within the limit
+INSTITUTION_LIMIT = Decimal(150_000_000)  # EUR; alternative limit for exposures to institutions, CRR Art. 395(1)
 
 # (weight, level of each affected ratio). Ratios that are not listed are "ok". CET1 is part of Tier 1 and Tier 1 of total
 # capital, so that a breach of one ratio mostly takes the buffer away from the others too.
-WeightedBreaches = tuple[tuple[int, dict[str, str]], ...]
-BREACHES: WeightedBreaches = (
+BREACHES: tuple[tuple[int, dict[str, str]], ...] = (
     (9, {"cet1": "overall"}),
     (9, {"t1": "overall"}),
     (7, {"total": "overall"}),
@@ -40,26 +48,38 @@ BREACHES: WeightedBreaches = (
     (60, {"leverage": "overall"}),  # only a G-SII has a leverage ratio buffer
     (26, {"lcr": "minimum"}),
     (26, {"nsfr": "minimum"}),
-    # Large exposures and the output floor. positions.py implements these two; they do not affect the amounts here.
     (24, {"exposure": "over"}),
     (50, {"floor": "missed"}),
 )
-CAPITAL = {"cet1", "t1", "total"}
+CAPITAL_RATIOS = {"cet1", "t1", "total"}
 # The largest distance of a sound ratio above its highest limit.
-MAX_HEADROOM = {
-    "cet1": Decimal("0.08"),
-    "t1": Decimal("0.08"),
-    "total": Decimal("0.09"),
-    "leverage": Decimal("0.05"),
-    "lcr": Decimal("1.2"),
-    "nsfr": Decimal("0.5"),
+HEADROOM = {
+    **{"cet1": Decimal("0.036"), "t1": Decimal("0.036"), "total": Decimal("0.04")},
+    **{"leverage": Decimal("0.0225"), "lcr": Decimal("0.54"), "nsfr": Decimal("0.225")},
 }
+_CLIENTS = (
+    ("Aster", "Brunn", "Corvin", "Drava", "Elster", "Fjord", "Garda", "Halden", "Istra", "Jura", "Kestrel", "Lerma", "Moldau", "Norrland"),
+    ("Chemicals", "Foods", "Freight", "Hotels", "Kliniken", "Logistics", "Motors", "Paper", "Solar", "Steel", "Telecom", "Textil"),
+    ("AG", "AB", "BV", "GmbH", "Group", "NV", "plc", "SA", "SpA"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """The exposure to one counterparty, in units of the bank's currency."""
+
+    code: str  # in the format of an LEI
+    name: str
+    institution: bool
+    before: Decimal  # before credit risk mitigation
+    after: Decimal
 
 
 @dataclass(frozen=True)
 class Economics:
     """Amounts in whole units of the bank's currency."""
 
+    levels: dict[str, str]
     trea: Decimal
     cet1: Decimal
     at1: Decimal
@@ -69,14 +89,34 @@ class Economics:
     net_outflow: Decimal
     available_funding: Decimal
     required_funding: Decimal
+    clients: tuple[Exposure, ...]
+    institution_limit: Decimal  # fraction of Tier 1; 0.25, or more if EUR 150 million is more
+    profit: Decimal | None  # as the note states it
+    dropped: tuple[str, ...]  # statements of the note that the figures do not follow
+
+    @property
+    def tier1(self) -> Decimal:
+        """CET1 and AT1."""
+        return self.cet1 + self.at1
+
+    @property
+    def ratios(self) -> dict[str, Decimal]:
+        """The six ratios that follow from the amounts."""
+        return {
+            "cet1": self.cet1 / self.trea,
+            "t1": self.tier1 / self.trea,
+            "total": (self.tier1 + self.t2) / self.trea,
+            "leverage": self.tier1 / self.exposure,
+            "lcr": self.liquid_assets / self.net_outflow,
+            "nsfr": self.available_funding / self.required_funding,
+        }
 
 
-@dataclass(frozen=True)
-class RatioDistribution:
-    """How ratios are distributed within their levels."""
-
-    near_limit: float = 0.45  # probability that a ratio is within 10 steps of a limit
-    headroom: Decimal = Decimal(1)  # factor on MAX_HEADROOM
+def in_round_amounts(economics: Economics) -> Economics:
+    """The economics with amounts that a small model can subtract: in steps of 0.1 million, of a small bank in steps of 0.01."""
+    unit = Decimal(100_000) if economics.cet1 > 100_000_000 else Decimal(10_000)
+    names = ("trea", "cet1", "at1", "t2", "liquid_assets", "net_outflow")
+    return replace(economics, **{name: round(getattr(economics, name) / unit) * unit for name in names})
 
 
 def draw_levels(rng: random.Random, count: int) -> dict[str, str]:
@@ -88,162 +128,309 @@ def draw_levels(rng: random.Random, count: int) -> dict[str, str]:
     taken: set[str] = set()
     for _ in range(count):
         possible = [(weight, breach) for weight, breach in BREACHES if not set(breach) & taken]
-        if possible:
-            breach = rng.choices([breach for _, breach in possible], [weight for weight, _ in possible])[0]
-            levels |= breach
-            taken |= CAPITAL if set(breach) & CAPITAL else set(breach)
+        breach = rng.choices([breach for _, breach in possible], [weight for weight, _ in possible])[0]
+        levels |= breach
+        taken |= CAPITAL_RATIOS if set(breach) & CAPITAL_RATIOS else set(breach)
     return levels
 
 
 def draw_economics(
     rng: random.Random,
     bank: Bank,
-    trea: Decimal,
     levels: dict[str, str],
-    distribution: RatioDistribution = RatioDistribution(),  # noqa: B008 (frozen)
-    previous: Economics | None = None,
-    has_at1: bool = True,
+    note: HandNote | None = None,
+    crosses: bool = False,
+    following: Economics | None = None,
+    exactly: bool = True,
 ) -> Economics | None:
-    """Draw amounts of a bank whose ratios are at `levels`.
+    """Amounts of a bank whose ratios are at `levels` and which fit its note.
 
-    With `previous`, the amounts of the quarter before, most ratios move only a little, as far as their level allows.
-    Without AT1 the Tier 1 ratio equals the CET1 ratio.
-
-    Returns None if the levels are contradictory, for example a Tier 1 ratio below 6% with a CET1 ratio above that.
+    `crosses`: without the note's amount a limit is missed; two clients of whom it speaks are together above the limit.
+    `following` are the amounts of the quarter after, from which those of the quarter before differ little. None if the
+    levels contradict each other or the note; if not `exactly`, `crosses` may give way to what the note states.
     """
-    ratios = _draw_ratios(rng, requirements(bank), levels, distribution, previous, has_at1)
-    if ratios is None:
+    states = dict(note.states) if note else {}
+    dropped: list[str] = []
+    drawn = _draw_ratios(rng, bank, levels, following.ratios if following else {})
+    if drawn is None:
         return None
-    # Real amounts do not give round ratios, so add a fraction that disappears when the ratio is rounded for the report.
-    # It is never negative: amounts must not show a breach where the rounded ratio just meets its limit.
-    jitter = Decimal(rng.randint(15, 40)) / 1_000_000
+    ratios = drawn | {name: states[name] for name in ("nsfr", "leverage") if name in states}
+    jitter = Decimal(rng.randint(15, 40)) / 1_000_000  # real amounts give no round ratios; it disappears in rounding
+    ratios["lcr"], buffer, outflow = _liquidity(rng, ratios["lcr"], note, states, crosses)
+    fits, cet1 = _core_capital(rng, bank, ratios, note, states, crosses)
+    if exactly and not fits:
+        return None
+    trea = following.trea * (1 - Decimal(rng.randint(-20, 40)) / 1000) if following else bank.trea
+    known = {name: amount for name, amount in (note.clients if note else ()) if amount}
+    tier1 = _tier1_of_clients(rng, note, known, crosses)
+    if tier1 and cet1 and max(known.values()) > LARGEST * cet1 / ratios["cet1"] * ratios["t1"]:
+        dropped.append("exposures")
+        known = {}
+    if cet1:
+        trea = cet1 / (ratios["cet1"] + jitter)
+    elif tier1:
+        trea = tier1 / (ratios["t1"] + jitter)
+    elif buffer:
+        trea = buffer / ratios["lcr"] / _uniform(rng, "0.06", "0.20") * ratios["leverage"] / ratios["t1"]
+    trea = whole(trea)
     tier1 = whole(trea * (ratios["t1"] + jitter))
-    own_funds = whole(trea * (ratios["total"] + jitter))
-    cet1 = whole(trea * (ratios["cet1"] + jitter))
+    cet1 = whole(cet1 or trea * (ratios["cet1"] + jitter))
+    cet1 = min(cet1, tier1)
+    own_funds = max(tier1, whole(trea * (ratios["total"] + jitter)))
     exposure = whole(tier1 / (ratios["leverage"] + Decimal(rng.randint(15, 40)) / 1_000_000))
-    net_outflow = whole(exposure * _uniform(rng, "0.06", "0.20"))
-    required_funding = whole(exposure * _uniform(rng, "0.45", "0.80"))
+    if not buffer:
+        outflow = outflow or whole(exposure * _uniform(rng, "0.06", "0.20"))
+        buffer = whole(outflow * (ratios["lcr"] + jitter))
+    required = whole(exposure * _uniform(rng, "0.45", "0.80"))
+    rate = next(rate for _, currency, rate in COUNTRIES if currency == bank.currency)
+    limit = max(EXPOSURE_LIMIT, min(Decimal(1), INSTITUTION_LIMIT * rate / tier1))
     return Economics(
+        levels=levels,
         trea=trea,
         cet1=cet1,
         at1=tier1 - cet1,
         t2=own_funds - tier1,
         exposure=exposure,
-        liquid_assets=whole(net_outflow * (ratios["lcr"] + jitter)),
-        net_outflow=net_outflow,
-        available_funding=whole(required_funding * (ratios["nsfr"] + jitter)),
-        required_funding=required_funding,
+        liquid_assets=buffer,
+        net_outflow=outflow or whole(buffer / (ratios["lcr"] + jitter)),
+        available_funding=whole(required * (ratios["nsfr"] + jitter)),
+        required_funding=required,
+        clients=_draw_clients(rng, bank, tier1, limit, "exposure" in levels, note, known, crosses),
+        institution_limit=limit,
+        profit=states.get("profit"),
+        dropped=tuple(dropped),
     )
 
 
-def ratios_of(economics: Economics) -> dict[str, Decimal]:
-    """The six ratios that follow from the amounts."""
-    tier1 = economics.cet1 + economics.at1
-    return {
-        "cet1": economics.cet1 / economics.trea,
-        "t1": tier1 / economics.trea,
-        "total": (tier1 + economics.t2) / economics.trea,
-        "leverage": tier1 / economics.exposure,
-        "lcr": economics.liquid_assets / economics.net_outflow,
-        "nsfr": economics.available_funding / economics.required_funding,
-    }
+def _liquidity(
+    rng: random.Random, ratio: Decimal, note: HandNote | None, states: dict[str, Decimal], crosses: bool
+) -> tuple[Decimal, Decimal | None, Decimal | None]:
+    """(LCR, buffer, net outflow) where the note states them or its amount asks for them; an amount that is free is None."""
+    buffer, outflow = states.get("buffer"), states.get("outflow")
+    amount = note.amount({"pledged"}) if note else None
+    if buffer and outflow:
+        return buffer / outflow, buffer, outflow
+    if not buffer and amount:
+        share = _spread(rng, "0.04", "0.6")
+        buffer = max(
+            whole(amount / share), whole(states.get("buffer_least", Decimal(0)) * _uniform(rng, "1.02", "1.6"))
+        )
+    if not buffer and "buffer_least" in states:
+        buffer = whole(states["buffer_least"] * _uniform(rng, "1.02", "1.6"))
+    if "lcr" in states:
+        return states["lcr"], buffer, None
+    ratio = max(ratio, states.get("lcr_least", ratio))
+    if "lcr_most" in states and ratio > states["lcr_most"]:
+        ratio = states["lcr_most"] - STEP * rng.randint(0, 3000)
+    if not amount or not buffer or ratio < 1:
+        return ratio, buffer, None
+    edge = 1 / (1 - min(amount / buffer, Decimal("0.8")))  # the LCR at which the rest of the buffer is just enough
+    if crosses:
+        ratio = edge - max(STEP * rng.randint(2, 10), (edge - 1) * Decimal(rng.randint(20, 980)) / 1000)
+    else:
+        ratio = edge + (STEP * rng.randint(2, 10) if rng.random() < NEAR else STEP * rng.randint(11, 5000))
+    return max(ratio, Decimal(1)).quantize(STEP), buffer, None
 
 
-def ratio_limits(required: Requirements, ratio: str) -> tuple[tuple[str, Decimal], ...]:
+def _core_capital(
+    rng: random.Random,
+    bank: Bank,
+    ratios: dict[str, Decimal],
+    note: HandNote | None,
+    states: dict[str, Decimal],
+    crosses: bool,
+) -> tuple[bool, Decimal | None]:
+    """(whether these ratios fit the amount, CET1 as the note states it or as its amount asks for it; None if it is free)."""
+    amount = note.amount(CAPITAL) if note else None
+    stated, least = states.get("cet1"), states.get("cet1_least", Decimal(0))
+    if not amount:
+        return True, stated or (whole(least * _uniform(rng, "1.02", "1.5")) if least else None)
+    need = requirements(bank)
+    overall = {"cet1": need.ocr_cet1, "t1": need.ocr_t1, "total": need.ocr}
+    margin = min(ratios[name] - limit for name, limit in overall.items()) / ratios["cet1"]  # as a share of CET1
+    any_size = whole(max(amount / _spread(rng, "0.01", "0.2"), least * Decimal("1.1")))
+    if margin <= 0:  # a requirement is missed already
+        return True, stated or any_size
+    if stated:
+        return (amount / stated > margin * Decimal("1.003")) == crosses and amount < stated, stated
+    near = rng.random() < NEAR
+    if crosses:
+        share = margin * (_uniform(rng, "1.005", "1.06") if near else _uniform(rng, "1.06", "3"))
+    else:
+        share = margin * (_uniform(rng, "0.94", "0.995") if near else _uniform(rng, "0.12", "0.94"))
+    if Decimal("0.002") < share < Decimal("0.35") and amount / share >= least:
+        return True, whole(amount / share)
+    return False, any_size
+
+
+def _tier1_of_clients(
+    rng: random.Random, note: HandNote | None, known: dict[str, Decimal], crosses: bool
+) -> Decimal | None:
+    """Tier 1 capital at which the stated exposures are within the limit, and the connected ones together are or are not."""
+    if not known or note is None:
+        return None
+    pair = [known[name] for name in note.connected or () if name in known]
+    least = max(known.values()) / LARGEST
+    if len(pair) == 2:
+        at_limit = sum(pair) / EXPOSURE_LIMIT
+        if crosses:
+            return max(least, at_limit / (1 + _spread(rng, "0.001", "0.9")))
+        return max(least, at_limit * (1 + _spread(rng, "0.001", "3")))
+    return least * (1 + _spread(rng, "0.01", "3"))
+
+
+def _draw_clients(
+    rng: random.Random,
+    bank: Bank,
+    tier1: Decimal,
+    institution_limit: Decimal,
+    over: bool,
+    note: HandNote | None,
+    known: dict[str, Decimal],
+    crosses: bool,
+) -> tuple[Exposure, ...]:
+    """The large exposures: the clients of the note within the limit, and others, of which one is above it if `over`."""
+    shares = {name: amount / tier1 for name, amount in known.items()}
+    pair = note.connected if note else None
+    if pair and not set(pair) <= set(shares):
+        free = [name for name in pair if name not in shares]
+        total = _sum_of_shares(rng, crosses)
+        first = shares.get(pair[0], shares.get(pair[1]))
+        if first is None:
+            first = total - LARGEST if total > LARGEST else Decimal("0.02")
+            first = max(first, Decimal("0.02"))
+            first += max(total - 2 * first, Decimal(0)) * Decimal(rng.randint(0, 1000)) / 1000
+            shares[free.pop()] = first
+        rest = total - first if Decimal("0.005") < total - first <= LARGEST else None
+        if rest is None:  # the stated exposure is too small or too large for this sum
+            rest = LARGEST if crosses else max(EXPOSURE_LIMIT - first - STEP * rng.randint(1, 300), Decimal("0.005"))
+        shares[free.pop()] = rest
+    for name, _ in note.clients if note else ():
+        shares.setdefault(name, STEP * rng.randint(200, 2400))
+    names, makers = list(shares), random.Random(f"clients {bank.entity}")
+    others = makers.randint(1, 4)
+    over_limit = rng.randrange(others) if over else -1
+    clients = [_client(rng, makers, tier1, name, False, shares[name], name in known) for name in names]
+    for place in range(others):
+        institution = makers.random() < 0.35
+        limit = institution_limit if institution else EXPOSURE_LIMIT
+        if place == over_limit:
+            share = limit + STEP * (rng.randint(1, 10) if rng.random() < NEAR else rng.randint(11, int(limit / STEP)))
+        elif rng.random() < NEAR / 2:
+            share = limit - STEP * rng.randint(0, 9)
+        else:
+            share = STEP * rng.randint(400, int(limit / STEP) - 10)
+        name = " ".join(makers.choice(part) for part in _CLIENTS)
+        clients.append(_client(rng, makers, tier1, name, institution, share, False))
+    order = makers.sample(range(len(clients)), len(clients))
+    return tuple(clients[place] for place in order)
+
+
+def _sum_of_shares(rng: random.Random, crosses: bool) -> Decimal:
+    """The shares of two connected clients together, above 25% of Tier 1 or not."""
+    near = rng.random() < NEAR
+    if crosses:
+        return EXPOSURE_LIMIT + STEP * (rng.randint(1, 30) if near else rng.randint(31, 2000))
+    return EXPOSURE_LIMIT - STEP * (rng.randint(0, 30) if near else rng.randint(31, 1900))
+
+
+def _client(
+    rng: random.Random,
+    makers: random.Random,
+    tier1: Decimal,
+    name: str,
+    institution: bool,
+    share: Decimal,
+    stated: bool,
+) -> Exposure:
+    code = lei("SYNC00" + "".join(makers.choices("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=12)))
+    if stated:
+        amount = whole(share * tier1)
+        return Exposure(code, name, institution, amount, amount)
+    before = share / (1 - (Decimal(makers.randint(500, 6000)) / 10_000 if makers.random() < 0.4 else 0))
+    if (
+        share < Decimal("0.0991") and rng.random() < NEAR / 2
+    ):  # near the 10% threshold of a large exposure, CRR Art. 392
+        before = Decimal("0.1") + STEP * rng.randint(-9, 9)
+    jitter = STEP * rng.randint(15, 40) / 100
+    return Exposure(code, name, institution, tier1 * (before - jitter), tier1 * (share - jitter))
+
+
+def ratio_limits(bank: Bank, ratio: str) -> tuple[tuple[str, Decimal], ...]:
     """The limits of a ratio in ascending order, as (name of the level just below the limit, limit)."""
+    need = requirements(bank)
     return {
-        "cet1": (("minimum", Decimal("0.045")), ("own", required.tscr_cet1), ("overall", required.ocr_cet1)),
-        "t1": (("minimum", Decimal("0.06")), ("own", required.tscr_t1), ("overall", required.ocr_t1)),
-        "total": (("minimum", Decimal("0.08")), ("own", required.tscr), ("overall", required.ocr)),
-        "leverage": (("minimum", Decimal("0.03")), ("own", required.tslrr), ("overall", required.olrr)),
+        "cet1": (("minimum", Decimal("0.045")), ("own", need.tscr_cet1), ("overall", need.ocr_cet1)),
+        "t1": (("minimum", Decimal("0.06")), ("own", need.tscr_t1), ("overall", need.ocr_t1)),
+        "total": (("minimum", Decimal("0.08")), ("own", need.tscr), ("overall", need.ocr)),
+        "leverage": (("minimum", Decimal("0.03")), ("own", need.tslrr), ("overall", need.olrr)),
         "lcr": (("minimum", Decimal(1)),),
         "nsfr": (("minimum", Decimal(1)),),
     }[ratio]
 
 
-def level_bounds(limits: tuple[tuple[str, Decimal], ...], level: str, headroom: Decimal) -> tuple[Decimal, Decimal]:
-    """The interval [low, high) of a level, between two neighbouring limits.
-
-    The lowest level extends down to 40% of the lowest limit, "ok" up to `headroom` above the highest.
-    """
-    levels = [name for name, _ in limits] + ["ok"]
-    values = [value for _, value in limits]
-    index = levels.index(level)
+def _bounds(bank: Bank, ratio: str, level: str) -> tuple[Decimal, Decimal]:
+    """The interval [low, high) of a level: between two limits, down to 40% of the lowest, up to `HEADROOM` above the highest."""
+    names, values = zip(*ratio_limits(bank, ratio), strict=True)
+    index = (*names, "ok").index(level)
     low = values[index - 1] if index else values[0] * Decimal("0.4")
-    return low, values[index] if index < len(values) else values[-1] + headroom
+    return low, values[index] if index < len(values) else values[-1] + HEADROOM[ratio]
 
 
 def _draw_ratios(
-    rng: random.Random,
-    required: Requirements,
-    levels: dict[str, str],
-    distribution: RatioDistribution,
-    previous: Economics | None,
-    has_at1: bool,
+    rng: random.Random, bank: Bank, levels: dict[str, str], following: dict[str, Decimal]
 ) -> dict[str, Decimal] | None:
-    """Draw the six ratios, on their grids; None if the levels are contradictory."""
-    bounds = {
-        ratio: level_bounds(ratio_limits(required, ratio), levels.get(ratio, "ok"), distribution.headroom * headroom)
-        for ratio, headroom in MAX_HEADROOM.items()
-    }
-    last = ratios_of(previous) if previous else {}
+    """The six ratios, on the grid of `STEP`; None if the levels contradict each other."""
+    bounds = {ratio: _bounds(bank, ratio, levels.get(ratio, "ok")) for ratio in HEADROOM}
     ratios: dict[str, Decimal] = {}
     for ratio in ("total", "t1", "cet1", "leverage", "lcr", "nsfr"):
         low, high = bounds[ratio]
         for part in {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(ratio, ()):  # a sum is at least each of its parts
             low = max(low, bounds[part][0])
         ceiling = {"t1": ratios.get("total"), "cet1": ratios.get("t1")}.get(ratio)
-        level = levels.get(ratio, "ok")
-        drawn = _draw_ratio(rng, (low, high), level, distribution.near_limit, ceiling, last.get(ratio))
-        if ratio == "cet1" and not has_at1:
-            drawn = ratios["t1"] if low <= ratios["t1"] and (level == "ok" or ratios["t1"] < high) else None
-        if drawn is None:
+        first, last = (
+            int((low / STEP).to_integral_value("ROUND_CEILING")),
+            int((high / STEP - STEP).to_integral_value("ROUND_FLOOR")),
+        )
+        last = min(last, int(ceiling / STEP)) if ceiling is not None else last
+        if first > last:
             return None
-        ratios[ratio] = drawn
+        ratios[ratio] = STEP * _draw_steps(
+            rng, first, last, levels.get(ratio, "ok"), ceiling is not None, following.get(ratio)
+        )
     return ratios
 
 
-def _draw_ratio(
-    rng: random.Random,
-    bounds: tuple[Decimal, Decimal],
-    level: str,
-    near_limit: float,
-    ceiling: Decimal | None,
-    previous: Decimal | None,
-) -> Decimal | None:
-    """Draw a multiple of `STEP` in [low, high) that is at most `ceiling`; None if there is none.
+def _draw_steps(
+    rng: random.Random, first: int, last: int, level: str, has_ceiling: bool, following: Decimal | None
+) -> int:
+    """A number of steps from `first` to `last`, often close to a limit.
 
-    With probability `near_limit` it is within 10 steps of a limit. A sound ratio with a ceiling (CET1 below Tier 1,
-    Tier 1 below the total) is usually close to the ceiling.
+    A sound ratio with a ceiling (CET1 below Tier 1, Tier 1 below the total) is usually close to the ceiling.
     """
-    low, high = bounds
-    first, last = _ceil(low / STEP), _ceil(high / STEP) - 1
-    if ceiling is not None:
-        last = min(last, int(ceiling / STEP))
-    if first > last:
-        return None
-    if previous is not None and rng.random() < (0.7 if first <= previous / STEP <= last else 0.5):
+    if following is not None and rng.random() < 0.7:
         width = max(3, (last - first) // 40)
-        middle = min(max(int(previous / STEP), first), last)  # a ratio that changes its level stays near the limit
-        return STEP * rng.randint(max(first, middle - width), min(last, middle + width))
-    if ceiling is not None and level == "ok" and rng.random() >= near_limit / 2:
-        return STEP * rng.randint(max(first, last - 300), last)
-    between_limits = level not in ("minimum", "ok")  # there are two limits to be close to
-    if rng.random() < (1.5 * near_limit if between_limits else near_limit):
-        at_top = level == "minimum" or (between_limits and rng.random() < 0.5)
-        return STEP * (rng.randint(max(first, last - 9), last) if at_top else rng.randint(first, min(last, first + 9)))
-    return STEP * rng.randint(first, last)
-
-
-def _ceil(value: Decimal) -> int:
-    return int(value.to_integral_value(rounding="ROUND_CEILING"))
+        middle = min(max(int(following / STEP), first), last)
+        return rng.randint(max(first, middle - width), min(last, middle + width))
+    if has_ceiling and level == "ok" and rng.random() >= NEAR / 2:
+        return rng.choice((last, rng.randint(max(first, last - 300), last)))
+    between = level not in ("minimum", "ok")  # there are two limits to be close to
+    if rng.random() < (1.5 * NEAR if between else NEAR):
+        at_top = level == "minimum" or (between and rng.random() < 0.5)
+        return rng.randint(max(first, last - 9), last) if at_top else rng.randint(first, min(last, first + 9))
+    return rng.randint(first, last)
 
 
 def whole(value: Decimal) -> Decimal:
     """Round to whole units of currency."""
-    return value.quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
+    return value.quantize(Decimal(1))
 
 
 def _uniform(rng: random.Random, low: str, high: str) -> Decimal:
     """A uniform draw from [low, high], on a grid of 10,001 values."""
     return Decimal(low) + (Decimal(high) - Decimal(low)) * rng.randint(0, 10_000) / 10_000
+
+
+def _spread(rng: random.Random, low: str, high: str) -> Decimal:
+    """A draw from [low, high] whose logarithm is uniform."""
+    return Decimal(f"{float(low) * (float(high) / float(low)) ** rng.random():.5f}")

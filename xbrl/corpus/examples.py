@@ -5,33 +5,32 @@ evaluation, `id`, `bank`, `period`, `split` and
 
 - `violations`: the ids of the violated rules, and `engine`: those that the engine finds without reading notes;
 - `findings`: rule, cell, value, limit and article of each violation as the answer prints them;
-- `kind`: the kind of the note in the report, or "";
+- `note_facts`: kind, applies, amount, who, since and quote of each fact of the note; `note`: the id of the note, or "";
+- `kind`: the kind of the note in the report, "nothing" if it states no fact, or "" without a note;
 - `measures`: subject and deadline in days of each measure that the letter demands;
-- `pair`, in some tests: shared by two reports that differ in one note only, the members of a minimal pair;
-- `references`, in the tests: wordings of the letter, the one in the answer first.
+- `pair`, in some tests: shared by two reports that differ in their notes alone, the members of a minimal pair.
 
-Nothing in it comes from the generator but findings.csv: a real archive and an invented one are processed alike.
+Nothing in it comes from the generator but the facts of the note: a real archive and an invented one are processed alike.
 """
 
 import csv
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
 from common.errors import UserError
 from xbrl.answers.answer_reader import letter_in
-from xbrl.answers.answers import write_answer, write_checks, write_violation
-from xbrl.answers.directives import Context, required_measures, write_directive
-from xbrl.answers.laptop_answers import laptop_checks, laptop_letter, laptop_measures, printed_checks
-from xbrl.answers.wordings import is_held_out
+from xbrl.answers.answers import write_answer, write_violation
 from xbrl.corpus.profiles import Profile, rules_of
+from xbrl.desk.letters import Context, required_measures, write_letter
 from xbrl.read.dpm import Cells
 from xbrl.read.render import Addressee, render_earlier, render_report
 from xbrl.read.report import CellKey, Report
 from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.rules.dates import long_date
 from xbrl.rules.findings import Finding, apply_findings, lifted_results
+from xbrl.rules.note_facts import NAME, NoteFact
 from xbrl.rules.rules import Rule, RuleResult, evaluate, violations
 
 REGISTER_COLUMNS = ("entity", "name", "country", "type")
@@ -41,7 +40,6 @@ EARLIER_CELLS: tuple[CellKey, ...] = (
     *(("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
 )
 MAX_EARLIER = 2  # earlier reports shown
-REFERENCES = 8  # wordings of a letter in a test
 PRINTED = ("rule", "cell", "value", "limit", "legal")  # parts of a printed violation
 
 
@@ -61,40 +59,26 @@ def make_example(
     earlier: Sequence[Report] = (),
     letter: str | None = None,
     findings: Sequence[Finding] = (),
-    split: str = "train",
+    facts: Sequence[NoteFact] = (),
 ) -> dict:
     """Make the example of one report, in the format of `profile`.
 
     `earlier` are previous reports of the same bank, oldest first. `letter` is the supervisor's letter; without one, a
-    letter is generated. `findings` are the lines of findings.csv on this report; they correct what the engine finds. The
-    generated letters of a test `split` use wordings that no other split has, and come with `REFERENCES` of them.
+    letter is written. `findings` are the lines of findings.csv on this report; they correct what the engine finds. `facts`
+    are those of the bank's note.
     """
-    rules = rules_of(profile)
-    results = evaluate(report, rules)
+    if profile.is_short:
+        report, findings = with_client_names(report, findings)
+    results = evaluate(report, rules_of(profile))
     violated = apply_findings(results, findings)
     context = letter_context(report, results, earlier, profile, findings)
-    held_out = is_held_out(split)
-
-    def write(variant: int) -> str:
-        if profile.letters == "laptop":
-            return laptop_letter(violated, bank, report.period, variant, held_out)
-        return write_directive(violated, bank, report.period, context, variant, held_out)
-
-    directive = write(0) if letter is None else letter
-    if profile.answers == "checks":
-        checks = laptop_checks(report, results, findings)
-        answer, printed = write_checks(checks, directive), printed_checks(checks)
-    else:
-        answer = write_answer(violated, directive, profile.style)
-        printed = [
-            dict(zip(PRINTED, write_violation(one, profile.style).split(" | "), strict=True)) for one in violated
-        ]
+    if letter is None:
+        letter = write_letter(violated, bank, report.period, context, short=profile.is_short)
+    printed = [dict(zip(PRINTED, write_violation(one, profile.style).split(" | "), strict=True)) for one in violated]
     entity = entity_code(report.entity)
-    example = {
-        "messages": [
-            *question(report, bank, cells, profile, earlier),
-            {"role": "assistant", "content": answer},
-        ],
+    answer = write_answer(violated, letter, profile.style, facts)
+    return {
+        "messages": [*question(report, bank, cells, profile, earlier), {"role": "assistant", "content": answer}],
         "id": f"{entity}-{report.period}",
         "bank": entity,
         "period": report.period,
@@ -102,14 +86,44 @@ def make_example(
         "engine": list(dict.fromkeys(result.rule_id for result in violations(results))),
         "findings": printed,
         "kind": next((finding.kind for finding in findings if finding.kind), ""),
+        "measures": required_measures(violated, context),
+        "note_facts": [fact_entry(fact) for fact in facts],
+        "note": "",
     }
-    if letter is None and held_out:
-        example["references"] = _distinct(write, REFERENCES)
-    if profile.letters == "laptop":
-        example["measures"] = laptop_measures(violated)
-    else:
-        example["measures"] = required_measures(violated, context)
-    return example
+
+
+def fact_entry(fact: NoteFact) -> dict:
+    """A fact of a note as JSON: the form of the field `note_facts`."""
+    return {
+        "kind": fact.kind,
+        "applies": fact.applies,
+        "amount": None if fact.amount is None else int(fact.amount),
+        "who": list(fact.who),
+        "since": fact.since,
+        "quote": fact.quote,
+    }
+
+
+def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, list[Finding]]:
+    """The report, and findings on it, with the names of clients in place of their codes: C 27.00 has both."""
+    names = {fact.keys.get("qINC", ""): str(fact.value) for fact in report.facts if fact.cell == NAME}
+    facts = tuple(
+        replace(fact, dimensions={**fact.dimensions, key: names[code]})
+        if (key := next((key for key in fact.dimensions if key.endswith("qINC")), ""))
+        and (code := fact.dimensions[key]) in names
+        else fact
+        for fact in report.facts
+        if fact.cell != NAME
+    )
+    notes = tuple(
+        replace(note, cells=tuple((table, names.get(row, row), column) for table, row, column in note.cells))
+        for note in report.notes
+    )
+    named = []
+    for finding in findings:
+        code = next((code for code in names if code and f" {code} " in finding.cell), "")
+        named.append(replace(finding, cell=finding.cell.replace(code, names[code])) if code else finding)
+    return replace(report, facts=facts, notes=notes), named
 
 
 def question(
@@ -119,6 +133,8 @@ def question(
 
     `earlier` are previous reports of the same bank, oldest first.
     """
+    if profile.is_short:
+        report, _ = with_client_names(report)
     parts = [
         profile.instruction and f"{profile.instruction}\n",
         long_date(report.period) if profile.style == "labels" else "",
@@ -131,7 +147,7 @@ def question(
 
 def shown_earlier(earlier: Sequence[Report], profile: Profile) -> list[Report]:
     """Those of the `earlier` reports, oldest first, that are shown below a report."""
-    return list(earlier)[-MAX_EARLIER:] if profile.style == "cells" else []
+    return [] if profile.is_short else list(earlier)[-MAX_EARLIER:]
 
 
 def letter_context(
@@ -144,12 +160,6 @@ def letter_context(
     """What the letter on a report may mention besides the violations. The arguments are those of `make_example`."""
     context = _context(report, results, shown_earlier(earlier, profile), rules_of(profile))
     return replace(context, lifted=lifted_results(results, findings))
-
-
-def _distinct(write: Callable[[int], str], count: int) -> list[str]:
-    """The first `count` different texts of `write(0)`, `write(1)`, ...; fewer if hardly any are different."""
-    texts = dict.fromkeys(write(variant) for variant in range(4 * count))
-    return list(texts)[:count]
 
 
 def _context(

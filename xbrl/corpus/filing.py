@@ -15,7 +15,7 @@ from decimal import Decimal
 
 from common.errors import UserError
 from xbrl.corpus.banks import Bank
-from xbrl.read.dpm import Cell, Cells, Table
+from xbrl.read.dpm import WRITTEN_TABLES, Cell, Cells, Table
 from xbrl.read.report import CellKey, Note
 from xbrl.rules.remittance import due_date
 
@@ -78,11 +78,11 @@ def write_reports(
 
 @functools.lru_cache(maxsize=2)
 def _index_by_code(cells: Cells) -> tuple[dict[CellKey, Cell], dict[str, Table]]:
-    """(cell key -> cell, code -> table) for the whole DPM.
+    """(cell key -> cell, code -> table) for the tables that the generator fills.
 
     Cached, because one query per figure would take half of the run time.
     """
-    codes = [code for (code,) in cells.database.execute("select code from tables")]
+    codes = WRITTEN_TABLES
     found = {(cell.table, cell.row, cell.column): cell for code in codes for cell in cells.in_table(code)}
     return found, {code: table for code in codes if (table := cells.table(code))}
 
@@ -166,7 +166,7 @@ def _write_json(
                 fact["decimals"] = bank.decimals if cell.type == "monetary" else bank.ratio_decimals
                 if cell.type == "monetary":
                     dimensions["unit"] = f"iso4217:{bank.currency}"
-            else:
+            elif cell.type == "enumeration":
                 namespaces[value.partition(":")[0]] = _namespace(value.partition(":")[0])
             fact["dimensions"] = dimensions
             name = places.get((table.code, key or cell.row, cell.column))

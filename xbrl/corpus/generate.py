@@ -1,7 +1,8 @@
 """Generate a corpus of invented bank reports: report files, and the examples that are read back from these files.
 
-The corpus directory has reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), register.csv (the
-banks), one JSON Lines file per split, and dataset.json (the data card). The same request always gives the same bytes.
+The corpus directory has reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), register.csv (the banks),
+findings.csv (what follows from the banks' notes), note_facts.jsonl (what the notes state), one JSON Lines file per split, and
+dataset.json (the data card). The same request always gives the same bytes.
 """
 
 import concurrent.futures
@@ -11,50 +12,72 @@ import json
 import pathlib
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from common.durable_files import new_directory, write_json
+from common.durable_files import new_directory, write_json, write_json_lines
 from common.errors import UserError
 from xbrl.corpus.card import SOURCES, split_summary, violation_baselines, write_splits
-from xbrl.corpus.corpus import Filing, make_filings, twin_of
-from xbrl.corpus.examples import make_example, read_filing, read_register, write_register
+from xbrl.corpus.corpus import Filing, make_filings
+from xbrl.corpus.examples import letter_of, make_example, read_filing, write_register
 from xbrl.corpus.filing import write_reports
-from xbrl.corpus.leaks import leak_shares
-from xbrl.corpus.notes import write_note
-from xbrl.corpus.profiles import PROFILES, Profile
-from xbrl.corpus.splits import FULL_SPLITS, SPLITS, group_by_split, split_banks, split_examples
+from xbrl.corpus.notes import HandNote, hand_notes
+from xbrl.corpus.profiles import PROFILES
+from xbrl.corpus.splits import SPLITS, check_shares, group_by_split
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import Addressee
-from xbrl.rules.findings import Finding, load_findings, write_findings
+from xbrl.rules.findings import Finding, write_findings
+from xbrl.rules.note_facts import consequences
+from xbrl.rules.rules import evaluate
 
-Splits = dict[str, list[dict]]  # split -> its examples
-JSON_SHARE = 0.35  # fraction of banks without notes in the full profile that file xBRL-JSON; the others file xBRL-CSV
+WITH_NOTE = 0.8  # share of the reports of a split that have a note
+JSON_SHARE = 0.35  # fraction of banks without notes that file xBRL-JSON; the others file xBRL-CSV
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (
-    "scripts/make_reports.py: invented banks over several quarters file EBA report files (xBRL-CSV packages and xBRL-JSON); "
-    "the examples are read from these files alone and labelled by xbrl/rules/rules.jsonl. What follows from a bank's note "
-    "was planted with the note and stands in findings.csv."
+    "scripts/make_reports.py: invented banks file EBA report files (xBRL-CSV packages and xBRL-JSON) around notes that were "
+    "written by hand (xbrl/corpus/notes); the examples are read from these files and labelled by xbrl/rules/rules.jsonl. What "
+    "a note states was annotated by its writer; what follows from that by law and arithmetic stands in findings.csv."
 )
 LIMITS = (
-    "Synthetic. No real institution, filing or supervisory letter is in it; real filings with supervisory labels are not "
-    "public. Violations are more frequent, and sit closer to the limits, than in practice; some banks hold more AT1 and "
-    "Tier 2 than real ones do, so that each rule can fail alone; no bank is insolvent; a report violates at most nine rules. "
-    "A report has at most one note, whose sentences were written for this project. What a note changes in other ratios than "
-    "those of its finding is kept within their limits."
+    "Synthetic. No real institution, filing, note or supervisory letter is in it; real filings with supervisory labels are not "
+    "public. Violations are more frequent, and sit closer to the limits, than in practice; some banks hold more AT1 and Tier 2 "
+    "than real ones do, so that each rule can fail alone; no bank is insolvent; a report violates at most nine rules by its "
+    "figures. A bank has another name than the one that its note may give itself. Reports before 2026 are filed in the cells "
+    "of a later release. Training repeats each note in several reports; a test has each note once."
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Request:
-    """What to generate. These four values determine every byte of the corpus; the data card has them as `arguments`."""
+    """What to generate. These values determine every byte of the corpus; the data card has them as `arguments`."""
 
     examples: int  # number of reports
     seed: int
-    profile: str  # a key of PROFILES
+    profile: str  # "full", "short" or "quickstart"
     splits: list[float]  # shares of the splits
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One bank to generate: its split, its number of quarters, its note and the other one of a minimal pair."""
+
+    index: int
+    split: str
+    quarters: int = 1
+    note: HandNote | None = None
+    pair: HandNote | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of one bank."""
+
+    filings: list[Filing]
+    examples: list[dict]
+    findings: list[Finding]
+    files: list[pathlib.Path]
 
 
 def is_generated(directory: pathlib.Path, request: Request) -> bool:
@@ -82,28 +105,40 @@ def generate_corpus(
     request: Request,
     processes: int,
     count_tokens: Callable[[str], int] | None = None,
-    score_nearest: Callable[[Splits, int], dict] | None = None,
 ) -> dict:
     """Generate the corpus and return its data card. The directory appears only once it is complete.
 
-    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens. `score_nearest` scores
-    the nearest training letter as a baseline, from the splits and the seed.
+    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens.
     """
-    profile = PROFILES[request.profile]
+    units = list(plan_units(request))
     with new_directory(directory) as draft:
         (draft / "reports").mkdir()
-        filings, splits = plan_filings(request, processes)
-        examples, files_by_suffix = _generate_examples(draft, request, filings, splits, processes)
-        by_split = group_by_split(examples, [split for of_bank in splits for split in of_bank], names_of(profile))
+        with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+            arguments = (itertools.repeat(draft / "reports"), itertools.repeat(request), units)
+            made = pool.map(make_unit, *arguments, chunksize=max(1, min(50, len(units) // (4 * processes))))
+            made = list(tqdm(made, total=len(units), desc="writing and reading reports", unit="bank"))
+        banks = {filing.bank.entity: filing.bank for one in made for filing in one.filings}.values()
+        addressees = [Addressee(one.entity, one.name, one.country, one.model) for one in banks]
+        write_register(draft / "register.csv", addressees)
+        write_findings(draft / "findings.csv", [finding for one in made for finding in one.findings])
+        examples = [example for one in made for example in one.examples]
+        facts = [
+            {name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in examples if one["note"]
+        ]
+        write_json_lines(draft / "note_facts.jsonl", facts)
+        by_split = group_by_split(
+            examples, [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples], SPLITS
+        )
         write_splits(draft, by_split)
-        names = {filing.bank.entity: filing.bank.name for of_bank in filings for filing in of_bank}
+        suffixes = Counter(path.suffix for one in made for path in one.files)
         card = {
             "arguments": dataclasses.asdict(request),
             "splits": {split: split_summary(members, count_tokens) for split, members in by_split.items()},
-            "files": {"xBRL-CSV": files_by_suffix[".zip"], "xBRL-JSON": files_by_suffix[".json"]},
-            "leak_test": leak_shares(by_split, names),
+            "files": {"xBRL-CSV": suffixes[".zip"], "xBRL-JSON": suffixes[".json"]},
+            "notes": _note_uses(by_split),
+            "statements_of_notes": _statements(filing for one in made for filing in one.filings),
+            "stands_in_training": _shared(by_split),
             "baselines": violation_baselines(by_split),
-            "nearest_training_letter": score_nearest(by_split, request.seed) if score_nearest else {},
             "how_made": HOW_MADE,
             "sources": SOURCES,
             "limits": LIMITS,
@@ -112,170 +147,122 @@ def generate_corpus(
     return card
 
 
-def names_of(profile: Profile) -> tuple[str, ...]:
-    """The splits of a profile."""
-    return FULL_SPLITS if profile.name == "full" else SPLITS
+def plan_units(request: Request) -> Iterator[Unit]:
+    """The banks of a corpus. A test has each of its notes at most once; what it cannot take goes to training.
 
-
-def plan_filings(request: Request, processes: int) -> tuple[list[list[Filing]], list[list[str]]]:
-    """(the filings of each bank, the split of each filing).
-
-    The splits are known before anything is written, because the notes and the letters of a test have wordings of their
-    own.
+    Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
     """
-    profile = PROFILES[request.profile]
-    full_banks, remainder = divmod(request.examples, profile.quarters)
-    counts = [profile.quarters] * full_banks + [remainder] * (remainder > 0)
-    repeat = itertools.repeat
-    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-        drawn = pool.map(
-            make_filings,
-            repeat(request.seed),
-            range(len(counts)),
-            counts,
-            repeat(profile),
-            chunksize=_chunk(counts, processes),
-        )
-        filings = list(tqdm(drawn, total=len(counts), desc="drawing reports", unit="bank"))
-    cases = [
-        {
-            "id": f"{filing.bank.entity}-{filing.period}",
-            "bank": filing.bank.entity,
-            "period": filing.period,
-            "violations": sorted(filing.violated),
-        }
-        for filing in itertools.chain.from_iterable(filings)
-    ]
-    if profile.name == "full":
-        flat = split_examples(cases, request.splits, request.seed)
+    check_shares(request.splits, SPLITS)
+    counts = {split: round(request.examples * share) for split, share in zip(SPLITS, request.splits, strict=True)}
+    counts["test"] = min(counts["test"], int(len(hand_notes("test")) / WITH_NOTE))
+    counts["train"] = request.examples - counts["validation"] - counts["test"]
+    for split, share in zip(SPLITS, request.splits, strict=True):
+        if share > 0 and not counts[split]:
+            raise UserError(
+                f"{request.examples} examples are too few for a share of {share:.3g} in {split!r}; give more."
+            )
+    first = 0
+    for split, count in counts.items():
+        for unit in _units_of_split(request, split, count):
+            yield dataclasses.replace(unit, index=first)
+            first += 1
+
+
+def _units_of_split(request: Request, split: str, count: int) -> Iterator[Unit]:
+    """The banks of a split, with `count` reports together.
+
+    Half of the reports without a note are the quarter before one with a note, if earlier quarters are shown.
+    """
+    rng = random.Random(f"notes {request.seed} {split}")
+    with_note = round(count * WITH_NOTE)
+    earlier = (count - with_note) // 2 if request.profile == "full" else 0
+    by_id = {note.id: note for note in hand_notes(split)}
+    pairs: list[HandNote] = []
+    if split == "test":
+        pairs = [note for note in by_id.values() if note.id < note.pair]
+        pairs = rng.sample(pairs, with_note * len(pairs) // len(by_id))
+        alone = [note for note in by_id.values() if not note.pair]
+        uses = rng.sample(alone, with_note - 2 * len(pairs))
     else:
-        split_of_bank = split_banks(list(dict.fromkeys(case["bank"] for case in cases)), request.splits, request.seed)
-        flat = [split_of_bank[case["bank"]] for case in cases]
-        filings, flat = _with_twins([one for (one,) in filings], flat)
-    position = iter(flat)
-    return filings, [list(itertools.islice(position, len(of_bank))) for of_bank in filings]
+        rounds = (rng.sample(sorted(by_id), len(by_id)) for _ in itertools.count())
+        uses = [by_id[name] for name in itertools.islice(itertools.chain.from_iterable(rounds), with_note)]
+    earlier = min(earlier, len(uses))
+    for note in pairs:
+        yield Unit(0, split, 1, note, by_id[note.pair])
+    for place, note in enumerate(uses):
+        yield Unit(0, split, 2 if place < earlier else 1, note)
+    for _ in range(count - with_note - earlier):
+        yield Unit(0, split)
 
 
-def _with_twins(filings: Sequence[Filing], splits: Sequence[str]) -> tuple[list[list[Filing]], list[str]]:
-    """The filings of a profile with one quarter, and their splits.
-
-    Wherever it is possible, the filing of a test comes with its twin, for which the last filings of the test make room.
-    """
-    test = [filing for filing, split in zip(filings, splits, strict=True) if split == "test"]
-    paired: list[Filing] = []
-    for filing in test:
-        twin = twin_of(filing)
-        paired += [filing] if twin is None else [replace(filing, pair=twin.pair), twin]
-    paired = paired[: len(test)]
-    if paired and [filing.pair for filing in paired].count(paired[-1].pair) == 1:  # its twin found no room
-        paired[-1] = replace(paired[-1], pair="")
-    others = [(filing, split) for filing, split in zip(filings, splits, strict=True) if split != "test"]
-    placed = [*others, *((filing, "test") for filing in paired)]
-    return [[filing] for filing, _ in placed], [split for _, split in placed]
-
-
-def _chunk(items: Sequence, processes: int) -> int:
-    return max(1, min(50, len(items) // (4 * processes)))
-
-
-def _generate_examples(
-    draft: pathlib.Path, request: Request, filings: list[list[Filing]], splits: list[list[str]], processes: int
-) -> tuple[list[dict], Counter]:
-    """Write all report files, the register and findings.csv, then read the files back.
-
-    Returns (the examples, number of files by suffix).
-    """
-    repeat = itertools.repeat
-    banks = [of_bank[0].bank for of_bank in filings]
-    write_register(draft / "register.csv", [Addressee(one.entity, one.name, one.country, one.model) for one in banks])
-    findings = [finding for of_bank in filings for filing in of_bank if filing.note for finding in filing.note.findings]
-    write_findings(draft / "findings.csv", findings)
-    register, truth = read_register(draft / "register.csv"), load_findings(draft / "findings.csv")
-    of_banks = [
-        {period: truth[entity, period] for entity, period in cases}
-        for cases in (
-            [case for case in [(f.bank.entity, f.period) for f in of_bank] if case in truth] for of_bank in filings
-        )
-    ]
-    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-        chunk = {"chunksize": _chunk(filings, processes)}
-        folder, profiles = repeat(draft / "reports"), repeat(request.profile)
-        seeds = repeat(request.seed)
-        files = pool.map(write_files, folder, seeds, filings, splits, profiles, **chunk)
-        files = list(tqdm(files, total=len(filings), desc="writing reports", unit="bank"))
-        addressees = (register[bank.entity] for bank in banks)
-        pairs = [[filing.pair for filing in of_bank] for of_bank in filings]
-        read = pool.map(read_examples, files, addressees, splits, of_banks, pairs, profiles, **chunk)
-        examples = list(
-            itertools.chain.from_iterable(tqdm(read, total=len(filings), desc="reading reports", unit="bank"))
-        )
-    return examples, Counter(path.suffix for of_bank in files for paths in of_bank for path in paths)
-
-
-def write_files(
-    directory: pathlib.Path, seed: int, filings: Sequence[Filing], splits: Sequence[str], profile: str
-) -> list[list[pathlib.Path]]:
-    """Write the reports of one bank. Returns the files of each reference date.
-
-    A bank that ever explains a figure in a note files xBRL-JSON, because EBA xBRL-CSV has no place for notes.
-    """
-    entity = filings[0].bank.entity
-    has_notes = any(filing.note for filing in filings)
-    chosen = profile == "full" and random.Random(f"syntax {seed} {entity}").random() < JSON_SHARE
-    syntax = "json" if has_notes or chosen else "csv"
-    cells = load_cells(BUILT_IN)
-    files = []
-    for filing, split in zip(filings, splits, strict=True):
-        seed_of_note = f"{seed} {filing.pair or entity} {filing.period}"
-        notes = [write_note(filing.note, split, seed_of_note)] if filing.note else []
-        unfiled = filing.unfiled or ("C_04.00",)
-        arguments = (directory, filing.bank, filing.period, filing.figures, cells, unfiled, syntax, notes)
-        files.append(write_reports(*arguments))
-    return files
-
-
-def read_examples(
-    files: Sequence[Sequence[pathlib.Path]],
-    bank: Addressee,
-    splits: Sequence[str],
-    findings: Mapping[str, Sequence[Finding]],
-    pairs: Sequence[str],
-    profile: str,
-) -> list[dict]:
-    """Read the files of one bank, by reference date, and make the examples. `findings` are those of each date.
-
-    `pairs` has the id of the minimal pair of each report, or "".
+def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
+    """Write the report files of one bank, read them back, and make its examples from what was read.
 
     Raises `RuntimeError` if a file gives a warning: our own files must read back without one.
     """
-    cells = load_cells(BUILT_IN)
-    reports = [read_filing(paths, cells) for paths in files]
-    for report in reports:
+    profile, cells = PROFILES[request.profile], load_cells(BUILT_IN)
+    filings = make_filings(request.seed, unit.index, unit.quarters, profile, unit.note, unit.pair)
+    made = Made(filings, [], [], [])
+    chooses_json = random.Random(f"syntax {request.seed} {unit.index}").random() < JSON_SHARE
+    syntax = "json" if unit.note or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes
+    reports = []
+    for filing in filings:
+        arguments = (filing.bank, filing.period, filing.figures, cells, filing.unfiled or ("C_04.00",), syntax)
+        files = write_reports(directory, *arguments, filing.footnotes)
+        report = read_filing(files, cells)
         if report.warnings:
             raise RuntimeError(f"{report.path}: {report.warnings[0]}")
-    return [
-        make_example(
-            report,
-            bank,
-            cells,
-            PROFILES[profile],
-            [reports[place] for place in shown_earlier(splits, index)],
-            findings=findings.get(report.period, ()),
-            split=splits[index],
-        )
-        | ({"pair": pairs[index]} if pairs[index] else {})
-        for index, report in enumerate(reports)
+        facts = filing.note.facts if filing.note else ()
+        findings = consequences(report, evaluate(report), facts)
+        bank = Addressee(filing.bank.entity, filing.bank.name, filing.bank.country, filing.bank.model)
+        earlier = [] if unit.pair else reports
+        example = make_example(report, bank, cells, profile, earlier, findings=findings, facts=facts)
+        if filing.note:
+            example |= {"note": filing.note.id, "kind": filing.note.kind}
+        if unit.pair and unit.note:
+            example["pair"] = unit.note.id
+        reports.append(report)
+        made.examples.append(example)
+        made.findings.extend(findings)
+        made.files.extend(files)
+    return made
+
+
+def _note_uses(splits: dict[str, list[dict]]) -> dict[str, dict]:
+    """Split -> how many notes it has, in how many reports, and how often the most frequent one."""
+    uses = {split: Counter(one["note"] for one in examples if one["note"]) for split, examples in splits.items()}
+    return {
+        split: {
+            "notes": len(counts),
+            "reports": counts.total(),
+            "most": max(counts.values(), default=0),
+            "without": len(splits[split]) - counts.total(),
+        }
+        for split, counts in uses.items()
+    }
+
+
+def _statements(filings: Iterator[Filing]) -> dict:
+    """How many reports state figures in their note, and how many of these statements the figures do not follow."""
+    stating = [
+        one for one in filings if one.note and (one.note.states or any(amount for _, amount in one.note.clients))
     ]
+    return {"reports": len(stating), "not_followed": dict(Counter(name for one in stating for name in one.dropped))}
 
 
-def shown_earlier(splits: Sequence[str], index: int) -> list[int]:
-    """Places of the earlier reports that report `index` of a bank may show.
+def _shared(splits: dict[str, list[dict]]) -> dict[str, dict[str, int]]:
+    """Split -> how many of its banks, notes and letters stand in training, which should be none."""
 
-    Below a training report no report of a test stands, and none before it: its figures must not be seen in training.
-    """
-    places: list[int] = []
-    for place in range(index - 1, -1, -1):
-        if splits[index] == "train" and splits[place] != "train":
-            break
-        places.insert(0, place)
-    return places
+    def parts(examples: Sequence[dict]) -> dict[str, set[str]]:
+        return {
+            "banks": {one["bank"] for one in examples},
+            "notes": {one["note"] for one in examples} - {""},
+            "letters": {letter_of(one) for one in examples},
+        }
+
+    known = parts(splits["train"])
+    return {
+        split: {name: len(found & known[name]) for name, found in parts(examples).items()}
+        for split, examples in splits.items()
+        if split != "train"
+    }

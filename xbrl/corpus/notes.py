@@ -1,60 +1,106 @@
-"""Notes of the bank: what one says, what follows from it, and the sentence that says it.
+"""The notes of banks: written by hand, in notes/SPLIT.jsonl, each with the facts that it states.
 
-A planned note has the facts. Its wording is chosen later, when the split of the report is known, because each split
-has its own sentences (note_phrases.py). What follows from the note is planned with it and stands in findings.csv: no
-engine derives it from the text.
+A line has `id`, `language`, `reference_date`, `text`, `matters` (kind, applies, amount in EUR, who, since, quote), `tags`,
+`pair` (the id of its minimal pair, or null) and, where the text says what the report shows, `states`: EUR of `buffer`,
+`buffer_least`, `outflow`, `cet1`, `cet1_least`, `profit`; the ratios `lcr`, `lcr_least`, `lcr_most`, `nsfr`, `leverage`; and
+`exposures`, the rows of clients with their EUR (null if the text gives none). "A + B" is one row for a group of clients.
 """
 
-import random
+import functools
+import json
+import pathlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from xbrl.corpus.note_phrases import CONNECTED, FAMILIES, PLEDGED, WAIVER
-from xbrl.corpus.note_phrases_capital import CALLABLE, GUIDANCE, LATE, OWN_SHARES, PROFIT
-from xbrl.read.report import CellKey, Note
-from xbrl.rules.findings import Finding, note_rules
+from xbrl.read.report import CellKey
+from xbrl.rules.note_facts import BUFFER, CAPITAL, CET1, LCR, NoteFact
 
-PHRASES = {
-    **{"pledged": PLEDGED, "connected": CONNECTED, "callable": CALLABLE, "own_shares": OWN_SHARES},
-    **{"profit": PROFIT, "waiver": WAIVER, "late": LATE, "guidance": GUIDANCE},
-}
+FOLDER = pathlib.Path(__file__).with_name("notes")
+GROUP = " + "
 
 
 @dataclass(frozen=True)
-class PlannedNote:
-    """The facts of a note and what follows from them."""
+class HandNote:
+    """One note and what it asks of the figures of its report."""
 
-    kind: str  # a key of PHRASES
-    holds: bool  # whether the note states the fact that matters in law, or that it is not so
-    fields: tuple[tuple[str, str], ...]  # values of the placeholders
-    cells: tuple[CellKey, ...]  # the note is attached to these; the row of an open table is its key
-    findings: tuple[Finding, ...]  # one at least; "benign" if nothing follows
+    id: str
+    language: str
+    period: str  # reference date
+    text: str
+    facts: tuple[NoteFact, ...]
+    pair: str  # id of its minimal pair, or ""
+    states: tuple[tuple[str, Decimal], ...] = ()  # what the text says of the report; EUR and ratios
+    clients: tuple[tuple[str, Decimal | None], ...] = ()  # rows of large exposures, with their EUR if the text gives it
+
+    @property
+    def kind(self) -> str:
+        """The kind of the fact that applies, else of the first one, or "nothing"."""
+        return next((fact.kind for fact in sorted(self.facts, key=lambda one: not one.applies)), "nothing")
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of all of its facts."""
+        return frozenset(fact.kind for fact in self.facts)
+
+    def amount(self, kinds: Iterable[str]) -> Decimal | None:
+        """The amount of the fact of one of these kinds that applies, else of the first one; None if there is none."""
+        facts = sorted((fact for fact in self.facts if fact.kind in kinds), key=lambda one: not one.applies)
+        return next((fact.amount for fact in facts if fact.amount), None)
+
+    @property
+    def connected(self) -> tuple[str, str] | None:
+        """The two clients whose shares are added up: of the fact that applies, else of the first with a row for each."""
+        rows = [name for name, _ in self.clients]
+        facts = sorted((fact for fact in self.facts if fact.kind == "connected"), key=lambda one: not one.applies)
+        return next(((one, two) for one, two in (fact.who for fact in facts) if one in rows and two in rows), None)
+
+    def cells(self) -> list[CellKey]:
+        """The figures that it is about; the row of an open table is the name of the client. Empty for "nothing"."""
+        found = {
+            "pledged": [BUFFER],
+            "waiver": [LCR],
+            "connected": [("C_28.00", name, "c350") for name, _ in self.clients],
+        }
+        found |= dict.fromkeys(CAPITAL, [CET1])
+        return list(dict.fromkeys(cell for fact in self.facts for cell in found[fact.kind]))
 
 
-NoteParts = tuple[dict[str, str], tuple[CellKey, ...], list[Finding]]  # placeholders, cells, what follows
+@functools.cache
+def hand_notes(split: str) -> tuple[HandNote, ...]:
+    """The notes of a split: train, validation or test."""
+    return tuple(map(parse_note, (FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()))
 
 
-def note_finding(
-    case: str, rule: str, cell: str, value: Decimal | None = None, limit: Decimal | None = None
-) -> Finding:
-    """A line of findings.csv, still without bank and date. Only the case "decides" is a violation.
-
-    In the case "words" nothing is to be computed, so value and limit are left out.
-    """
-    if case == "words":
-        value = limit = None
-    return Finding(
-        "", "", rule, "violated" if case == "decides" else "benign", cell, value, limit, note_rules()[rule].legal
+def parse_note(line: str) -> HandNote:
+    """A note from its line."""
+    row = json.loads(line)
+    facts = tuple(
+        NoteFact(
+            kind=matter["kind"],
+            applies=matter["applies"],
+            amount=None if matter["amount"] is None else Decimal(matter["amount"]),
+            who=tuple(matter["who"]) if isinstance(matter["who"], list) else (matter["who"],) if matter["who"] else (),
+            since=matter["since"] or "",
+            quote=matter["quote"],
+        )
+        for matter in row["matters"]
     )
-
-
-def write_note(planned: PlannedNote, split: str, seed: str) -> Note:
-    """The note in a wording of the family of `split`. Deterministic in `seed`."""
-    place = random.Random(f"note {seed}").choice(FAMILIES[split])
-    return Note(wording(planned, place), planned.cells, "en")
-
-
-def wording(planned: PlannedNote, place: int) -> str:
-    """The sentence in one place of the tuple of wordings. The two sides of a kind have similar words in the same place."""
-    text = PHRASES[planned.kind]["holds" if planned.holds else "fails"][place].format(**dict(planned.fields))
-    return text[:1].upper() + text[1:]
+    states = dict(row.get("states", {}))
+    clients = {
+        name: amount if amount is None else Decimal(amount) for name, amount in states.pop("exposures", {}).items()
+    }
+    grouped = {name for row_name in clients if GROUP in row_name for name in row_name.split(GROUP)}
+    for fact in facts:
+        if fact.kind == "connected":
+            clients |= {name: None for name in fact.who if name not in clients and name not in grouped}
+    return HandNote(
+        id=row["id"],
+        language=row["language"],
+        period=row["reference_date"],
+        text=row["text"],
+        facts=facts,
+        pair=row["pair"] or "",
+        states=tuple((name, Decimal(str(value))) for name, value in states.items()),
+        clients=tuple(clients.items()),
+    )

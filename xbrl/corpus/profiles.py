@@ -1,58 +1,42 @@
-"""The profiles of a corpus: how its texts look, and which reports it has."""
+"""The two styles of a corpus: long reports for a large model, short ones for a small model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xbrl.corpus.laptop import RULES as LAPTOP_RULES
+from xbrl.corpus.figures import short_rules
 from xbrl.rules.rules import Rule, built_in_rules
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Parameters of a corpus: the style of its texts and the distribution of its reports."""
+    """How the examples of a corpus look, and which rules its answers cover."""
 
-    name: str
-    style: str  # style of reports, see render.py
-    letters: str  # style of letters: "full" (directives.py) or "laptop" (laptop_answers.py)
-    instruction: str  # put before each report; may be empty
-    quarters: int  # number of reports per bank
-    clean: float  # probability of a report without violations
-    problem_counts: tuple[int, ...] = (45, 35, 20)  # weights of one, two and three problems in the other reports
-    filing_errors: float = 0.0  # probability that a problem is a filing error instead of a breach
-    near_limit: float = 0.45  # probability that a ratio is within ten steps of a limit
-    notes: float = 0.0  # share of reports in which the bank explains a figure; at most 0.6
-    repeats: float = 0.0  # probability that the breaches of a quarter persist in the next quarter
-    rules: tuple[str, ...] = ()  # ids of the rules that answers cover; empty means all rules
-    answers: str = "violations"  # form of answers, see answers.py: "violations" or "checks"
+    name: str  # "full" or "short"
+    style: str  # of reports and answers, see render.py
+    instruction: str = ""  # before each report; may be empty
     system: str = ""  # system message; may be empty
+    rules: Sequence[Rule] | None = None  # None means all rules
+    filing_errors: float = 0.55  # probability that a planted problem is a filing error
+
+    @property
+    def is_short(self) -> bool:
+        """Whether reports have only what rules and notes need, and letters only the orders."""
+        return self.style == "labels"
 
 
 FULL = Profile(
     name="full",
     style="cells",
-    letters="full",
-    instruction="Name every violation of prudential rules in this bank report, then write the supervisor's directive.",
-    quarters=4,
-    clean=0.36,
-    problem_counts=(48, 36, 16),
-    filing_errors=0.55,
-    notes=0.4,
-    repeats=0.35,
+    instruction="State the facts of the bank's note, name every violation of prudential rules in this bank report, then write "
+    "the supervisor's directive.",
 )
-LAPTOP = Profile(
-    name="laptop",
-    style="labels",
-    letters="laptop",
-    instruction="",
-    quarters=1,
-    clean=0.5,
-    rules=LAPTOP_RULES,
-    answers="checks",
-    # Shorter than the default system message of SmolLM2's chat template.
-    system="Check the report.",
+# The system message is shorter than the default one of SmolLM2's chat template.
+SHORT = Profile(
+    name="short", style="labels", system="Check the report and its note.", rules=short_rules(), filing_errors=0.25
 )
-PROFILES = {profile.name: profile for profile in (FULL, LAPTOP)}
+PROFILES = {profile.name: profile for profile in (FULL, SHORT)}
 
 
-def rules_of(profile: Profile) -> tuple[Rule, ...]:
+def rules_of(profile: Profile) -> Sequence[Rule]:
     """The rules that the answers of a profile cover."""
-    return tuple(rule for rule in built_in_rules() if not profile.rules or rule.id in profile.rules)
+    return built_in_rules() if profile.rules is None else profile.rules

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import UserError
-from xbrl.read.dpm import BUILT_IN, BUILT_IN_TABLES, DISTILLED
+from xbrl.read.dpm import load_cells
 from xbrl.rules.findings import NOTE_RULES_FILE
 from xbrl.rules.rules import RULES_FILE
 
@@ -32,7 +32,7 @@ def versions(model: Path | None = None) -> dict:
         "code": hash_of_code(),
         "rules": hash_of_file(RULES_FILE),
         "note_rules": hash_of_file(NOTE_RULES_FILE),
-        "cells": hash_of_file(DISTILLED) if DISTILLED.is_file() else hash_of_files((BUILT_IN, BUILT_IN_TABLES)),
+        "cells": hash_of_file(load_cells().path),
         "python": platform.python_version(),
         "libraries": {name: _version(name) for name in (*LIBRARIES, *(MODEL_LIBRARIES if model else ()))},
     }

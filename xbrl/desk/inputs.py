@@ -9,11 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import UserError
-from xbrl.corpus.archive import find_reports, try_read_report
 from xbrl.desk.audit import AUDIT_FILE, hash_of_input
 from xbrl.desk.output import folder_name
 from xbrl.desk.record import Case
-from xbrl.read.folder import in_parallel, join_modules
+from xbrl.read.folder import find_reports, in_parallel, join_modules, try_read_report
 from xbrl.read.render import Addressee
 from xbrl.read.report import Report
 from xbrl.read.xbrl import is_package

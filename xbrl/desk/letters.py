@@ -7,6 +7,7 @@ announced; `rules/bases.json` has the citations of each legal basis. A letter ha
 
 import datetime
 import functools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,8 @@ BLOCKS = Path(__file__).with_name("blocks")
 LANGUAGES = ("en", "de")
 WRONG = ("filing", "misstatement", "timing")  # subjects on which nothing is reported but the correction
 DAILY = ("liquidity", "funding")  # subjects on which CRR Art. 414 demands a daily report
-MAX_NAME = 80  # characters of a name that a report gives to a client or a bank
+MAX_NAME = 60  # characters of a name that a report gives to a client or a bank
+TEMPLATE, CURRENCY = re.compile(r"[A-Z]{1,2}_\d{2}\.\d{2}(?:\.[a-z])?"), re.compile(r"iso4217:([A-Z]{3})")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def write_letter(
     cited = [replace(result, legal=law.cite(result)) for result in violated]
     day = datetime.date.fromisoformat(date)
     fields: dict[str, Any] = {
-        "bank": plain_name(bank.name),
+        # A name of the register is that of the supervisor. Without one the report names the bank.
+        "bank": one_line(bank.name) if bank.name != bank.entity else plain_name(bank.name),
         "board": blocks.choose("boards", bank.type, "default"),
         "date": blocks.text(
             "text", "date", day=day.day, month=blocks.words["text"]["months"][day.month - 1], year=day.year
@@ -83,7 +86,7 @@ def write_letter(
         "measures": [text for measure in measures for text in _orders(measure, blocks)],
         "reporting": _reporting(measures, blocks) if measures else "",
         "consequence": _consequence(violated, context, law, blocks) if measures else "",
-        "templates": blocks.listed([table_name(template) for template in context.templates]),
+        "templates": blocks.listed([table_name(one) for one in context.templates if TEMPLATE.fullmatch(one)]),
         "tightest": _tightest(context, blocks),
         "remarks": _remarks(context, blocks),
         **_rights(law, blocks),
@@ -107,12 +110,12 @@ def required_measures(
 
 
 def plain_name(text: str) -> str:
-    """A name from a report as a letter prints it: one line of at most `MAX_NAME` characters.
+    """A name that stands in a report as a letter prints it: one line of at most `MAX_NAME` characters.
 
-    Sentence marks are left out, so that no name of a bank or a client can begin a sentence of its own in a letter.
+    A bank chooses the codes of its clients. Marks that end a sentence are left out, so that none begins within a name.
     """
     kept = "".join(character for character in one_line(text) if character not in ":;!?\"'`<>{}|*#")
-    kept = " ".join(part.rstrip(".") if len(part) > 4 else part for part in kept.split())
+    kept = " ".join(part.rstrip(".,") for part in kept.split())
     return kept if len(kept) <= MAX_NAME else f"{kept[:MAX_NAME].rstrip()} ..."
 
 
@@ -303,14 +306,10 @@ def _form(result: RuleResult) -> str:
     if result.kind == "breach":
         if result.relation != "min":
             return "max"
-        return "negative" if result.known_value < 0 else "computed" if _parts(result) else "min"
+        return "computed" if _parts(result) else "min"
     if result.rule_id.endswith("_SIGN"):
-        return "missing_sign" if result.missing else "sign"
-    if result.missing:
-        return "missing"
-    if result.relation == "expected":
-        return "nil" if result.limit == 0 else "part" if _absent_part(result) else "expected"
-    return {"min": "requirement", "max": "cap"}[result.relation]
+        return "sign"
+    return {"min": "requirement", "max": "cap", "expected": "expected"}[result.relation]
 
 
 def _has_figures(result: RuleResult) -> bool:
@@ -320,7 +319,6 @@ def _has_figures(result: RuleResult) -> bool:
 def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
     """Values for the placeholders of a block; blocks/en/findings.toml lists them."""
     row = plain_name(result.row)
-    absent = _absent_part(result)
     fields: dict[str, Any] = {
         "label": blocks.words["labels"].get(" ".join(result.cell)) or cell_name(result.cell, row),
         "limit_name": blocks.choose("limits", result.rule_id, "default"),
@@ -329,7 +327,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
         "row": row,
         "module": result.cell[0],
         "parts": blocks.listed([cell_name(part.cell, plain_name(part.row)) for part in _parts(result)]),
-        "absent": cell_name(absent.cell, plain_name(absent.row)) if absent else "",
+        "missing": result.missing,
         **dict.fromkeys(("value", "limit", "gap"), ""),
     }
     if result.value is not None:
@@ -345,9 +343,8 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
 
 def _amount(result: RuleResult, printed: str, blocks: _Blocks) -> str:
     """A printed figure in the words of the language, an amount with its currency."""
-    unit = result.unit or ""
-    currency = unit.removeprefix("iso4217:") if unit.startswith("iso4217:") else ""
-    return f"{currency} {blocks.figure(printed)}".strip()
+    currency = CURRENCY.fullmatch(result.unit or "")
+    return f"{currency[1] if currency else ''} {blocks.figure(printed)}".strip()
 
 
 def _parts(result: RuleResult) -> tuple[Figure, ...]:
@@ -356,14 +353,6 @@ def _parts(result: RuleResult) -> tuple[Figure, ...]:
         if figure.cell == result.cell and figure.source == "recomputed":
             return figure.parts
     return ()
-
-
-def _absent_part(result: RuleResult) -> Figure | None:
-    """The only part of a sum that is not reported and counts as nil, if the reported parts fall short of the sum."""
-    absent = [figure for figure in result.inputs[1:] if figure.source == "read as 0"]
-    if len(absent) != 1 or result.relation != "expected" or not _has_figures(result):
-        return None
-    return absent[0] if result.known_value > result.known_limit else None
 
 
 def _tightest(context: Context, blocks: _Blocks) -> str:

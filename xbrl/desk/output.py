@@ -29,7 +29,6 @@ RECORD_FILE = "report.json"
 STATES = {READY: "ready to be signed"}  # of a letter, as they are printed
 COLUMNS = ("entity", "bank", "period", "verdict", "rule", "cell", "value", "limit", "legal", "reason", "letter", "page")
 COLOURS = {"confirmed": "good", "found by rule": "good", READY: "good", "not decidable by rule": "open"}
-MARKDOWN = (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("\n", " "))
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,12 @@ def finish(job: Job) -> dict:
     letter = record["letter"]
     with new_directory(job.out / folder_name(record["entity"], record["period"])) as folder:
         _write(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        _write(folder / "report.md", page("report.md", record))
-        _write(folder / "report.html", page("report.html", record))
+        _write(folder / "report.html", page(record))
         if letter["state"] == READY:
             _write(folder / "letter.txt", letter["text"] + "\n")
         elif job.draft:
-            _write(folder / "letter-DRAFT.txt", letter["text"] + "\n")
+            reasons = "".join(f"- {reason}\n" for reason in letter["reasons"])
+            _write(folder / "letter-DRAFT.txt", f"{reasons}\n{letter['text']}\n")
         outputs = {path.name: hash_of_file(path) for path in sorted(folder.iterdir())}
         audit = _audit_record(job, record, outputs)
         _write(folder / AUDIT_FILE, json.dumps(audit, indent=1, ensure_ascii=False) + "\n")
@@ -92,9 +91,9 @@ def _audit_record(job: Job, record: dict, outputs: dict[str, str]) -> dict:
     }
 
 
-def page(name: str, record: dict) -> str:
-    """A page of one record (`record.make_record`): `report.html` or `report.md`."""
-    return _environment().get_template(f"{name}.jinja").render(**record)
+def page(record: dict) -> str:
+    """The page of one record (`record.make_record`)."""
+    return _environment().get_template("report.html.jinja").render(**record)
 
 
 def write_overview(out: Path, records: Sequence[dict], refused: Sequence[str]) -> None:
@@ -142,7 +141,7 @@ def _cell(text: str) -> str:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGES),
-        autoescape=lambda name: bool(name) and name.endswith(".html.jinja"),
+        autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -150,15 +149,8 @@ def _environment() -> jinja2.Environment:
     )
     style = Markup((PAGES / "style.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
     environment.globals |= {"style": style, "states": STATES, "colours": COLOURS}
-    environment.filters |= {"md": _markdown, "url": quote}
+    environment.filters["url"] = quote
     return environment
-
-
-def _markdown(text: str) -> str:
-    """A text of a report or a model inside Markdown: it can begin no row, heading or tag of its own."""
-    for character, escaped in MARKDOWN:
-        text = text.replace(character, escaped)
-    return text
 
 
 def _write(path: Path, text: str) -> None:

@@ -73,7 +73,11 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         unread = [line for line, claim in lines if claim is None]
         unread += [f"{void_facts} lines of the section Note"] if void_facts else []
         is_decided = bool(notes) and all(note.decisions for note in notes)
-        verdicts = judge_answer(report, engine, PROFILES[reply.profile], lines, proposed, is_decided)
+        profile = PROFILES[reply.profile]
+        seen, decisions = profile.as_seen(report, case.decisions)
+        judged = engine if seen is report else examine(seen, case.earlier, decisions)
+        follows = proposed if seen is report else consequences(seen, judged.results, said)
+        verdicts = judge_answer(seen, judged, profile, lines, follows, is_decided)
         draft = _draft(letter_in(text), case, engine, proposed, form)
     reasons = list(_reasons(case, engine, verdicts, notes))
     found = [one for one in verdicts if one.verdict != REFUTED and not _is_lifted(one)]

@@ -123,7 +123,6 @@ class _Judge:
         return Verdict(CONFIRMED, claim.rule, reason, line, claim, result)
 
     def _of_note(self, claim: Claim, line: str) -> Verdict:
-        rule = note_rules()[claim.rule]
         if not self.report.notes:
             reason = "only a note of the bank can show this, and the report has none"
             return Verdict(REFUTED, claim.rule, reason, line, claim)
@@ -131,10 +130,6 @@ class _Judge:
             reason = "the desk has decided on the note, and not that"
             return Verdict(REFUTED, claim.rule, reason, line, claim)
         if self.proposed is None:
-            if isinstance(claim.value, Decimal) and isinstance(claim.limit, Decimal):
-                missed = claim.value < claim.limit if rule.relation == "min" else claim.value > claim.limit
-                if not missed:
-                    return Verdict(REFUTED, claim.rule, "its own figure meets its own limit", line, claim)
             return Verdict(OPEN, claim.rule, f"only a note shows it; {DECIDE}", line, claim)
         follows = [one for one in self.proposed if one.rule == claim.rule and one.state == "violated"]
         if not follows:
@@ -166,20 +161,6 @@ class _Judge:
             return Verdict(REFUTED, claim.rule, "only a note can lift it, and the report has none", line, claim, found)
         changes = "" if found else " it changes nothing, for the rule is not violated;"
         return Verdict(OPEN, claim.rule, f"the model says that a note lifts it;{changes} {DECIDE}", line, claim, found)
-
-    def met(self, claim: Claim, line: str) -> Iterator[Verdict]:
-        """A verdict on a requirement that the model calls met, if the engine contradicts it."""
-        covered = {rule.id for rule in self.profile.rules}
-        for result in self.engine.of_state("ok", "violated"):
-            truth = self.profile.claim_of(result) if result.rule_id in covered else None
-            if truth is None or truth.where != claim.where or claim.value is None:
-                continue
-            if result.state == "violated" and result in self.engine.violated:
-                reason = "the model calls the rule met, but it is violated"
-                yield Verdict(REFUTED, result.rule_id, reason, line, claim, result)
-            elif claim.value != truth.value or claim.limit != truth.limit:
-                wrong = "; ".join(_differences(claim, truth, result)[:2])
-                yield Verdict(REFUTED, result.rule_id, f"the rule is met, but {wrong}", line, claim, result)
 
     def missed(self, claims: Sequence[Claim], lifted: frozenset[str], skip: frozenset[str]) -> Iterator[Verdict]:
         """The violations that no finding of the model is about, but those of the rules `skip`.
@@ -218,15 +199,13 @@ def judge_answer(
     """
     read = list(dict.fromkeys((line, claim) for line, claim in lines if claim))
     lifts = frozenset(claim.rule for _, claim in read if claim.state == "lifts")
-    judge = _Judge(report, engine, profile, tuple(proposed) if profile.has_facts else None, lifts, is_decided)
+    judge = _Judge(report, engine, profile, tuple(proposed) if profile.corpus else None, lifts, is_decided)
     found: list[Verdict] = []
     for line, claim in read:
         if claim.state == "violated":
             found.append(judge.violated(claim, line))
         elif claim.state == "lifts":
             found.append(judge.lifts(claim, line))
-        else:
-            found += judge.met(claim, line)
     lifted = frozenset(one.rule for one in proposed if one.state == "lifted")
     said = [claim for _, claim in read if claim.state == "violated"]
     # In the quickstart a line that names the violation and one that lifts it stand together.

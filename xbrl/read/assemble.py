@@ -105,6 +105,9 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     currencies = {
         fact.unit for fact in facts if fact.unit and fact.unit.startswith("iso4217:") and "/" not in fact.unit
     }
+    of_the_eba = [one for one in parsed.facts if one.namespace.startswith(EBA_METRICS) and not one.problems]
+    without = [one.fact.concept for one in of_the_eba if not _find_cells(one, cells, parsed.indicators)[0]]
+    unknown = cells.explain_unknown(parsed.path, len(facts), without)
     return Report(
         path=parsed.path,
         format=parsed.format,
@@ -113,8 +116,9 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
         currency=local_name(currencies.pop()) if len(currencies) == 1 else None,
         filing_indicators=parsed.indicators,
         facts=tuple(facts),
-        warnings=tuple(warnings + duplicate_warnings(tuple(facts))),
+        warnings=(*unknown, *warnings, *duplicate_warnings(tuple(facts))),
         notes=notes,
+        incomplete=unknown,
     )
 
 

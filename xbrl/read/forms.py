@@ -20,7 +20,7 @@ def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:
 
     Raises UserError for an unknown module.
     """
-    tables = cells.database.execute("select code, module from tables order by code").fetchall()
+    tables = [(table.code, table.module) for table in map(cells.table, sorted(cells.codes)) if table]
     if unknown := sorted(set(modules) - {module for _, module in tables}):
         known = ", ".join(sorted({module for _, module in tables}))
         raise UserError(f"the DPM has no module {', '.join(unknown)}; choose from {known}")

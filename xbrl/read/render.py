@@ -30,6 +30,8 @@ SHORT_LABELS: dict[CellKey, str] = {
     ("C_03.00", "r0140", "c0010"): "TSCR CET1",
     ("C_03.00", "r0150", "c0010"): "TSCR Tier 1",
     ("C_03.00", "r0160", "c0010"): "OCR",
+    ("C_03.00", "r0170", "c0010"): "OCR CET1",
+    ("C_03.00", "r0180", "c0010"): "OCR Tier 1",
     ("C_28.00", "*", "c350"): "Client",
     ("C_47.00", "r0300", "c0010"): "Leverage exposure",
     ("C_47.00", "r0340", "c0010"): "Leverage ratio",
@@ -141,6 +143,10 @@ def format_fact(fact: Fact, compact: bool = False) -> str:
         return "nil"
     if not isinstance(fact.value, Decimal):
         return str(fact.value)
+    if (
+        fact.cell is None and not fact.unit
+    ):  # of a datapoint that the DPM does not have: nothing says that it is a ratio
+        return _format_decimal(fact.value)
     if fact.unit in PURE and _is_count(fact, fact.value):
         return _format_decimal(fact.value)
     return format_figure(fact.value, fact.unit, fact.decimals, compact)

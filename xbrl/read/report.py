@@ -63,7 +63,9 @@ class Report:
     warnings: tuple[str, ...]
     notes: tuple[Note, ...] = ()
     files: tuple[Path, ...] = ()  # of a merged report
-    incomplete: tuple[str, ...] = ()  # why files of the same bank and date were refused; their figures are missing
+    incomplete: tuple[
+        str, ...
+    ] = ()  # why figures are missing: facts without a cell, refused files of the same bank and date
 
 
 @functools.cache

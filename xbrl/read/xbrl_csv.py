@@ -1,21 +1,60 @@
 """Read EBA xBRL-CSV report packages.
 
-A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table.
+A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table, in one of two
+layouts:
+
+- **A fact per row**: `datapoint,factValue` and the key columns of an open table. The DPM (`dpm.py`) gives the cell and the
+  type of a datapoint. A datapoint that the DPM does not have in that table is reported as a warning, with the command that
+  fetches a newer DPM, and makes the report incomplete: its figure is there, and no rule can see it.
+- **A row per entry**, as in the register of information (DORA): the columns `c0010`, `c0020`, ... of the template. The
+  key columns give the dimensions of all facts of a row. A value is a number only in a column that is known to be numeric,
+  from the DPM or from `dora.py`: a notice period is one, but a contract called 2024-001 or 4711 is not.
 
 Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5.
 """
 
+import csv
+import io
+import itertools
 import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from common.errors import UserError
+from xbrl.read.dora import COLUMN_TYPES, FIXED_ROWS, KEY_COLUMNS
 from xbrl.read.dpm import Cells, local_name
-from xbrl.read.report import Fact, Report, duplicate_warnings, is_day
+from xbrl.read.report import CellKey, Fact, Report, describe, duplicate_warnings, is_day, parse_number
 from xbrl.read.safety import Package
-from xbrl.read.xbrl_csv_tables import DECIMALS_PARAMETERS, TableFile, csv_rows, read_table
 from xbrl.read.xbrl_json import load_json
 
 DOCUMENT_TYPE = re.compile(r"https?://xbrl\.org/((CR|PR|REC|PWD|WGWD)/)?\d{4}(-\d\d-\d\d)?/xbrl-csv/?")
+DECIMALS_PARAMETERS = {  # DPM type -> name of the parameter with its decimals
+    "monetary": "decimalsMonetary",
+    "percentage": "decimalsPercentage",
+    "integer": "decimalsInteger",
+    "decimal": "decimalsDecimal",
+}
+MAX_FIELD_CHARACTERS = 2**20
+ABSENT = ("", "#none")  # no member of a dimension, no value of a fact
+TEMPLATE_COLUMN = re.compile(r"c[0-9]{4}")
+Row = tuple[int, dict[str, str]]  # (line number, column -> text)
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One CSV file of a package, and the parameters of its report."""
+
+    package: Package
+    name: str  # the member of the package
+    table: str  # "C_76.00.a"
+    parameters: Mapping[str, str]
+
+    @property
+    def where(self) -> str:
+        """The beginning of an error message."""
+        return f"{self.package.path}: {self.name}"
 
 
 def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report:
@@ -42,6 +81,7 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     if not facts and not indicators:
         raise UserError(f"{path}: the report is empty: no facts and no filing indicators in {folder or 'the package'}")
     currency = parameters.get("baseCurrency")
+    unknown = cells.explain_unknown(path, len(facts), [fact.concept for fact in facts if fact.cell is None])
     return Report(
         path=path,
         format="xBRL-CSV",
@@ -50,7 +90,8 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
         currency=local_name(currency) if currency else None,
         filing_indicators=indicators,
         facts=tuple(facts),
-        warnings=tuple(warnings + duplicate_warnings(tuple(facts))),
+        warnings=(*unknown, *warnings, *duplicate_warnings(tuple(facts))),
+        incomplete=unknown,
     )
 
 
@@ -111,3 +152,174 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
                 f"{package.path}: {name} line {line}: {template} is both filed and not filed; ask the bank which is right"
             )
     return indicators
+
+
+def read_table(file: TableFile, cells: Cells) -> tuple[list[Fact], list[str]]:
+    """(facts, warnings) of one table file in either layout. Raises `UserError` with the file and line at fault."""
+    rows = csv_rows(file.package, file.name)
+    first = next(rows, None)
+    if first is None:
+        return [], []
+    columns = set(first[1])
+    rows = itertools.chain([first], rows)
+    if {"datapoint", "factValue"} <= columns:
+        return _read_datapoints(file, rows, cells)
+    if "datapoint" not in columns and any(TEMPLATE_COLUMN.fullmatch(column) for column in columns):
+        return _read_entries(file, rows, cells)
+    raise UserError(
+        f"{file.where} line 1: the columns datapoint and factValue are required, or the columns c0010, c0020, ... of a register"
+    )
+
+
+def csv_rows(package: Package, name: str) -> Iterator[Row]:
+    """Yield (line number, column -> text) for each row of a CSV member.
+
+    Raises UserError for bad encoding or ragged rows.
+    """
+    where = f"{package.path}: {name}"
+    try:
+        text = package.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not valid UTF-8 at byte {error.start}; xBRL-CSV requires UTF-8") from error
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        if not header or len(set(header)) != len(header):
+            raise UserError(f"{where} line 1: expected a header with distinct column names")
+        for row in reader:
+            if not any(row):
+                continue
+            if len(row) != len(header):
+                raise UserError(f"{where} line {reader.line_num}: {len(row)} fields, but the header has {len(header)}")
+            yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{where} line {reader.line_num}: invalid CSV ({error})") from error
+
+
+def _read_datapoints(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:
+    """A fact per row."""
+    facts, warnings, empty = [], [], 0
+    for line, row in rows:
+        datapoint, text = row.pop("datapoint"), row.pop("factValue")
+        if not re.fullmatch(r"dp[0-9]{1,12}", datapoint):
+            raise UserError(f"{file.where} line {line}: {datapoint!r} is not a datapoint id such as dp5435202")
+        if text in ABSENT:
+            empty += 1  # an empty field and #none report no fact (xBRL-CSV 1.0, 3.1.9)
+            continue
+        cell = cells.by_datapoint(datapoint, file.table)
+        unit = row.pop("unit", "")
+        dimensions = {key: member for key, member in row.items() if member not in ABSENT}
+        if cell and cell.sheet not in ("", "*"):
+            dimensions["sheet"] = cell.sheet
+        place = (cell.table, cell.row, cell.column) if cell else None
+        fact = _fact(file, datapoint, cell.type if cell else "", text, dimensions, place, unit)
+        facts.append(fact)
+        warnings += _problems(file, line, fact, cell.type if cell else "")
+    if empty:
+        warnings.append(f"{file.name}: {empty} rows have an empty factValue and report no fact")
+    return facts, warnings
+
+
+def _read_entries(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:
+    """A row per entry: a fact per cell that is neither empty nor part of the key. The rows are open (`*`) if there is a key."""
+    code = FIXED_ROWS.get(file.table, "*")
+    facts, warnings, without_fact = [], [], 0
+    types: dict[str, str] = {}
+    for number, (line, row) in enumerate(rows, start=1):
+        key = _key_columns(file, row)
+        dimensions = {dimension: row[column] for column, dimension in key.items() if row[column] not in ABSENT}
+        if file.table not in KEY_COLUMNS and not key:
+            dimensions["row"] = str(number)
+        missing = [column for column in key if row[column] in ABSENT]
+        if missing:
+            warnings.append(f"{file.name} line {line}: the key column {missing[0]} is empty")
+        filed = {column: text for column, text in row.items() if column not in key and text not in ABSENT}
+        without_fact += not filed
+        for column, text in filed.items():
+            if column not in types:
+                cell = cells.by_cell(file.table, code, column)
+                types[column] = cell.type if cell else COLUMN_TYPES.get((file.table, column), "string")
+            place = (file.table, code, column)
+            fact = _fact(file, f"{file.table}.{column}", types[column], text, dict(dimensions), place)
+            facts.append(fact)
+            warnings += _problems(file, line, fact, types[column])
+    if without_fact:
+        warnings.append(f"{file.name}: {without_fact} rows have only key columns and report no fact")
+    if facts and file.table not in KEY_COLUMNS:
+        warnings.append(f"{file.name}: the key columns of {file.table} are not known; {_assumed_key(facts[0])}")
+    return facts, warnings
+
+
+def _key_columns(file: TableFile, row: Mapping[str, str]) -> dict[str, str]:
+    """Key column -> dimension. In an unknown table, these are the columns that the template does not number."""
+    others = {column: column for column in row if not TEMPLATE_COLUMN.fullmatch(column)}
+    known = KEY_COLUMNS.get(file.table)
+    if known is None:
+        return others
+    missing = sorted(known.keys() - row.keys())
+    if missing:
+        raise UserError(f"{file.where} line 1: the key column {missing[0]} of {file.table} is missing")
+    return known | others
+
+
+def _assumed_key(fact: Fact) -> str:
+    return "rows are numbered" if "row" in fact.dimensions else f"assumed: {', '.join(sorted(fact.dimensions))}"
+
+
+def _fact(
+    file: TableFile,
+    concept: str,
+    kind: str,
+    text: str,
+    dimensions: dict[str, str],
+    cell: CellKey | None,
+    unit: str = "",
+) -> Fact:
+    """The fact of one value. `kind` is its DPM type, or "" for an unknown datapoint."""
+    value, decimals, is_number = _parse_value(text, kind, file.parameters)
+    if is_number and not unit and kind:
+        unit = file.parameters.get("baseCurrency", "") if kind == "monetary" else "xbrli:pure"
+    return Fact(
+        concept=concept,
+        value=value,
+        unit=unit or None,
+        decimals=decimals,
+        entity=local_name(file.parameters["entityID"]),
+        period=file.parameters["refPeriod"],
+        dimensions=dimensions,
+        cell=cell,
+    )
+
+
+def _problems(file: TableFile, line: int, fact: Fact, kind: str) -> list[str]:
+    if kind in DECIMALS_PARAMETERS and isinstance(fact.value, str):
+        return [f"{file.name} line {line}: {describe(fact)} has the non-numeric value {fact.value[:40]!r}"]
+    return []
+
+
+def _parse_value(
+    text: str, kind: str, parameters: Mapping[str, str]
+) -> tuple[Decimal | str | bool | None, int | str | None, bool]:
+    """Parse one value, including the special values of xBRL-CSV 1.0, 3.1.9.
+
+    Returns (value, decimals, whether it is a number).
+    """
+    if text == "#nil":
+        return None, None, False
+    if text == "#empty":
+        return "", None, False
+    if text.startswith("##"):
+        return text[1:], None, False
+    if kind and kind not in DECIMALS_PARAMETERS:
+        if kind in ("boolean", "true") and text.lower() in ("true", "false", "1", "0"):
+            return text.lower() in ("true", "1"), None, False
+        return text, None, False
+    number, decimals = text.strip(), parameters.get(DECIMALS_PARAMETERS[kind]) if kind else None
+    suffix = re.fullmatch(r"(.+)d([+-]?[0-9]{1,4}|INF)", number)  # decimals suffix, e.g. 1234d-3
+    if suffix:
+        number, decimals = suffix.groups()
+    value = parse_number(number)
+    if value is None:
+        return text, None, False
+    return value, int(decimals) if decimals and decimals != "INF" else decimals or None, True

@@ -14,7 +14,7 @@ from eval.comparison.tables import all_tables, markdown
 from eval.comparison.words import limits, verdict, warnings
 from eval.intervals import Terms, Z, ratio
 from tests.comparisons import arm, example, general, row, task
-from xbrl.answers.compared_baselines import baseline_tasks
+from xbrl.answers.baselines import baseline_tasks
 
 BANKS = 12
 

@@ -3,10 +3,18 @@ import math
 import numpy as np
 import pytest
 
-from eval.comparison.measures import arm_terms, averaged, general_terms, label_terms, rule_terms, seed_terms
+from eval.comparison.measures import (
+    arm_terms,
+    averaged,
+    general_terms,
+    label_terms,
+    named_rules,
+    rule_terms,
+    seed_terms,
+)
 from eval.intervals import interval, wilson
 from tests.comparisons import arm, general, row, task
-from xbrl.answers.violations import score_violations
+from xbrl.answers.scores import score_violations
 
 ANSWERS = [
     row(["A", "B"], ["A", "C"], "x"),
@@ -20,7 +28,7 @@ ANSWERS = [
 def test_the_values_are_those_of_the_evaluation():
     predicted = [answer["predicted"] + ["(unreadable)"] * answer.get("unreadable", False) for answer in ANSWERS]
     expected = score_violations([answer["true"] for answer in ANSWERS], predicted)
-    found = label_terms(task(ANSWERS), ["A", "B"])
+    found = label_terms(task(ANSWERS), named_rules([task(ANSWERS)]))
     assert found["precision"].value == pytest.approx(expected["micro"]["precision"])
     assert found["recall"].value == pytest.approx(expected["micro"]["recall"])
     assert found["macro_f1"].value == pytest.approx(expected["macro_f1"])

@@ -3,28 +3,31 @@
 import pytest
 
 from xbrl.answers.audit import (
-    MEASURES,
     audit,
     audit_table,
     in_markdown,
+    invented_rule,
+    negated,
     other_words,
+    turned_round,
+    without_proof,
     wrong_articles,
     wrong_cells,
     wrong_figures,
 )
 
-REPORT = "Nordbank | reference date 2026-03-31\nC 76.00.a Liquidity\nr0030 c0010 LCR | 93.10%\nr0010 c0010 Buffer | 1340 thousand"
+REPORT = (
+    "Nordbank | reference date 2026-03-31\nC 76.00.a Liquidity\nr0030 c0010 LCR | 93.10%\nr0010 c0010 Buffer | 1340 thousand"
+    "\nnote on C 76.00.a r0030 c0010 | The waiver of the LCR has ended in May."
+)
+FACT = 'waiver | does not apply | - | - | - | "has ended in May"'
 LINE = "LCR_MIN | C 76.00.a r0030 c0010 | 93.10% | min 100% | CRR Art. 412(1)"
 LETTER = (
     "To the Board of Nordbank\nReport of 31 March 2026\nUnder Article 414 CRR we direct: the LCR of 93.1% "
     "(C 76.00.a r0030 c0010) misses the minimum of 100% (CRR Art. 412(1)) by 6.9 percentage points.\n"
     "- Submit within five working days a plan to restore the liquidity buffer."
 )
-OTHER = (
-    "Addressee: the Board of Nordbank\nYour LCR stood at 93.1% on 31 March 2026, 6.9 percentage points short of the 100% that "
-    "CRR Art. 412(1) demands (Article 414 CRR).\n- The liquidity plan is due within five working days."
-)
-ANSWER = f"Violations:\n{LINE}\nDirective:\n{LETTER}"
+ANSWER = f"Note:\n{FACT}\nViolations:\n{LINE}\nDirective:\n{LETTER}"
 
 
 def example(name, answer, violations, **fields):
@@ -32,10 +35,10 @@ def example(name, answer, violations, **fields):
     return {"id": name, "messages": messages, "violations": violations, **fields}
 
 
-BREACH = example(
-    *("a", ANSWER, ["LCR_MIN"]), references=[LETTER, OTHER], measures=[{"subject": "liquidity", "deadline_days": 5}]
-)
-CLEAN = example("b", "Violations:\nnone\nDirective:\nNo measures.", [], references=["No measures."], measures=[])
+TRUE = {"kind": "waiver", "applies": False, "amount": None, "who": [], "since": "", "quote": "has ended in May"}
+MEASURE = {"subject": "liquidity", "deadline_days": 5}
+BREACH = example("a", ANSWER, ["LCR_MIN"], note_facts=[TRUE], measures=[MEASURE])
+CLEAN = example("b", "Note:\nnone\nViolations:\nnone\nDirective:\nNo measures.", [], note_facts=[], measures=[])
 
 
 @pytest.fixture(scope="module")
@@ -43,34 +46,44 @@ def values():
     return audit([BREACH, CLEAN])
 
 
+def changed(one) -> dict[str, float]:
+    """The measures that are not 1."""
+    return {name: value for name, value in one.items() if value != pytest.approx(1)}
+
+
 def test_only_what_is_wrong_is_marked(values):
-    right = dict.fromkeys(MEASURES, 1.0)
-    assert values["right"] == pytest.approx(right) and values["right, in Markdown"] == pytest.approx(right)
+    assert changed(values["right"]) == changed(values["right, in Markdown"]) == {}
     wrong = {name: one for name, one in values.items() if name.startswith(("wrong", "everything"))}
     assert len(wrong) == 4
     for one in wrong.values():  # the rules are right, and ROUGE-L hardly sees the difference
-        assert one["F1"] == one["exact"] == one["measures"] == 1
+        assert one["F1"] == one["macro F1"] == one["exact"] == one["measures"] == 1
         assert one["facts F1"] == 0
         assert one["ROUGE-L"] > 0.85
     assert wrong["wrong cells"]["letter support"] == 1
     assert max(wrong[name]["letter support"] for name in wrong if name != "wrong cells") < 0.9
+    assert changed(values["notes turned round"]) == changed(values["notes without proof"]) == {"notes F1": 0}
 
 
-def test_facts_in_other_words_are_right_and_only_rouge_falls(values):
+def test_what_takes_measures_back_costs_measures(values):
+    for name in ("measures negated", "measures deferred", "measures recommended"):
+        assert {**values[name], "ROUGE-L": 1} == {**values["right"], "measures": 0} and values[name]["ROUGE-L"] > 0.5
+
+
+def test_an_invented_rule_costs_both_means(values):
+    one = values["an invented rule"]
+    assert (one["F1"], one["macro F1"], one["exact"]) == (pytest.approx(2 / 4), 0.5, 0)  # 1 right, 3 named, 1 true
+
+
+def test_facts_in_other_words_are_right_and_only_rouge_and_measures_fall(values):
     other = values["right, other words"]
-    assert {name: other[name] for name in MEASURES[:5]} == dict.fromkeys(MEASURES[:5], 1.0)
-    assert (
-        other["ROUGE-L"] == 0.5
-    )  # 1 for the breach, whose other reference it is; 0 for the clean report, which has one
-    alone = {key: value for key, value in BREACH.items() if key not in ("references", "measures")}
-    single = audit([alone])["right, other words"]
-    assert single["facts F1"] == single["letter support"] == 1 and single["ROUGE-L"] < 0.4
-    assert single["measures"] is None
+    assert set(changed(other)) == {"measures", "ROUGE-L"} and other["letter support"] == 1 and other["ROUGE-L"] < 0.4
+    alone = {key: value for key, value in BREACH.items() if key not in ("measures", "note_facts")}
+    assert audit([alone])["right"]["measures"] is None and audit([alone])["right"]["notes F1"] is None
 
 
 def test_garbage_and_silence_cost(values):
     assert values["none for every report"] == {
-        **{"F1": 0, "exact": 0.5, "facts F1": 0, "letter support": None, "measures": 0},
+        **{"F1": 0, "macro F1": 0, "exact": 0.5, "notes F1": 0, "facts F1": 0, "letter support": None, "measures": 0},
         "ROUGE-L": pytest.approx(values["none for every report"]["ROUGE-L"]),
     }
     assert values["garbage for every report"]["exact"] == values["garbage for every report"]["ROUGE-L"] == 0
@@ -79,22 +92,25 @@ def test_garbage_and_silence_cost(values):
 
 
 def test_the_wrong_answers_are_wrong_as_they_say():
-    assert wrong_figures(ANSWER).splitlines()[1] == LINE.replace("93.10%", "793.10%").replace("100%", "7100%")
+    assert wrong_figures(ANSWER).splitlines()[3] == LINE.replace("93.10%", "793.10%").replace("100%", "7100%")
     assert "31 March 2026" in wrong_figures(ANSWER) and "r0030 c0010" in wrong_figures(ANSWER)
-    assert wrong_cells(ANSWER).splitlines()[1] == LINE.replace("c0010", "c0010 other")
-    assert "r9030" in wrong_cells(ANSWER).splitlines()[5]
-    assert wrong_articles(ANSWER).splitlines()[1].endswith("CRR Art. 999(1)") and "Article 999 CRR" in wrong_articles(
+    assert wrong_cells(ANSWER).splitlines()[1:4] == [FACT, "Violations:", LINE.replace("c0010", "c0010 other")]
+    assert "r9030" in wrong_cells(ANSWER).splitlines()[7]
+    assert wrong_articles(ANSWER).splitlines()[3].endswith("CRR Art. 999(1)") and "Article 999 CRR" in wrong_articles(
         ANSWER
     )
-    assert other_words(ANSWER, [LETTER]).splitlines()[1] == LINE
-    assert in_markdown(ANSWER).splitlines()[2:4] == ["**Violations:**", f"1. {LINE}"]
+    assert other_words(ANSWER).splitlines()[3] == LINE
+    assert in_markdown(ANSWER).splitlines()[2:6] == ["**Note:**", f"1. {FACT}", "**Violations:**", f"3. {LINE}"]
+    assert turned_round(ANSWER).splitlines()[1] == FACT.replace("does not apply", "applies")
+    assert without_proof(ANSWER).splitlines()[1] != FACT and "- You need not: Submit" in negated(ANSWER)
     checks = "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nNSFR 110% >= 100%: met\nDirective:\nx"
     assert wrong_cells(checks).splitlines()[1].startswith("Other LCR 93%")
-    assert "LCR 93% < 100%: CRR Art. 412(1); NSFR 110% >= 100%: met." in other_words(checks, ["x"])
+    assert invented_rule(checks).splitlines()[3] == "An oddity 1% < 2%: INVENTED_RULE, CRR Art. 1"
+    assert "LCR 93% < 100%: CRR Art. 412(1); NSFR 110% >= 100%: met." in other_words(checks)
 
 
 def test_the_table_has_a_row_per_answer(values):
     lines = audit_table(values).splitlines()
-    assert len(lines) == 2 + len(values) == 12
-    assert lines[2] == "| right | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |"
-    assert "| none for every report | 0.000 | 0.500 | 0.000 |  | 0.000 |" in lines[9]
+    assert len(lines) == 2 + len(values) == 18
+    assert lines[2] == "| right | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |"
+    assert "| none for every report | 0.000 | 0.000 | 0.500 | 0.000 | 0.000 |  | 0.000 |" in lines[15]

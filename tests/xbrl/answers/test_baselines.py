@@ -1,17 +1,19 @@
-"""Baselines for the violations and for the letter, on small reports in which the right answer is known."""
+"""Baselines for the violations, on small reports in which the right answer is known."""
 
 import random
 
+from eval.comparison.measures import ENGINE
 from xbrl.answers.baselines import (
+    COMPOSED,
+    NGRAMS,
+    THRESHOLDS,
     baseline_predictions,
-    decided_by_notes,
-    micro_f1,
-    nearest_letters,
-    note_f1,
+    baseline_tasks,
+    printed_percentages,
     score_baselines,
+    trivial_predictions,
 )
-from xbrl.answers.printed_figures import PrintedFigure, printed_figures
-from xbrl.answers.threshold_program import threshold_predictions
+from xbrl.answers.scores import micro_f1
 
 
 def example(report, violations, **fields):
@@ -34,96 +36,81 @@ def random_examples(seed, number, fields=lambda violations: {}):
     return examples
 
 
-def test_micro_f1_counts_pairs_of_report_and_rule():
-    assert micro_f1([("A",), ("A", "B")], [("A",), ("C",)]) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
-
-
 def test_each_baseline_finds_what_it_can_see():
     training, test = random_examples(1, 600), random_examples(2, 300)
-    predictions = baseline_predictions(training, test)
-    assert list(predictions) == ["character n-grams", "presence and signs", "threshold program", "nearest report"]
+    predictions = baseline_predictions(training, test, random_examples(3, 50))
+    assert list(predictions) == [NGRAMS, THRESHOLDS]
 
     def f1(name, rule):
-        predicted = [{rule} & set(one) for one in predictions[name]]
+        predicted = [{rule} & set(one) for one in predictions[name].rules]
         return micro_f1(predicted, [{rule} & set(one["violations"]) for one in test])["f1"]
 
-    assert f1("threshold program", "LCR_MIN") == f1("threshold program", "LR_OLRR") == 1  # a cut, and a difference
-    assert f1("threshold program", "PLEDGED") < 0.6  # no percentage tells it; at best it is always predicted
-    assert f1("character n-grams", "PLEDGED") == f1("character n-grams", "SIGN") == 1
-    assert f1("character n-grams", "LCR_MIN") > 0.9 > f1("character n-grams", "LR_OLRR")  # two numbers are compared
-    assert f1("presence and signs", "SIGN") == 1
-    assert max(f1("presence and signs", rule) for rule in ("LCR_MIN", "LR_OLRR", "PLEDGED")) < 0.75
-    assert predictions == baseline_predictions(training, test)  # no randomness
+    assert f1(THRESHOLDS, "LCR_MIN") == f1(THRESHOLDS, "LR_OLRR") == 1  # a cut, and a difference
+    assert f1(THRESHOLDS, "PLEDGED") < 0.6  # no percentage tells it; at best it is always predicted
+    assert f1(NGRAMS, "PLEDGED") == f1(NGRAMS, "SIGN") == 1
+    assert f1(NGRAMS, "LCR_MIN") > 0.9 > f1(NGRAMS, "LR_OLRR")  # two numbers are compared
+    assert predictions == baseline_predictions(training, test, random_examples(3, 50))  # no randomness
 
 
-def test_the_engine_is_a_baseline_where_the_examples_say_what_it_finds():
-    training = random_examples(1, 20)
-    test = random_examples(2, 9, lambda violations: {"engine": [rule for rule in violations if rule == "LCR_MIN"]})
-    assert baseline_predictions(training, test)["engine"] == [tuple(one["engine"]) for one in test]
+def test_the_engine_and_what_is_composed_with_it():
+    facts = [{"kind": "waiver", "applies": True, "amount": None, "who": [], "since": "", "quote": ""}]
+    by_engine = lambda violations: {"engine": [rule for rule in violations if rule == "LCR_MIN"]}  # noqa: E731
+    training, test = random_examples(1, 20), random_examples(2, 9, by_engine)
+    assert baseline_predictions(training, test)[ENGINE].rules == [tuple(one["engine"]) for one in test]
+    assert COMPOSED not in baseline_predictions(training, test)  # the training does not say what its notes state
+    waived = baseline_predictions([one | {"note_facts": facts} for one in training], test)[COMPOSED]
+    assert waived.rules == [()] * 9 and waived.facts and waived.facts[0][0].applies  # every note waives, as in training
     scores = score_baselines(training, {"test": test[:4], "test_words": test})["test_words"]
     assert scores == score_baselines(training, {"test_words": test})["test_words"]
-    assert scores["engine"]["precision"] == 1 > scores["engine"]["recall"]
+    assert scores[ENGINE]["precision"] == 1 > scores[ENGINE]["recall"]
     assert scores["always clean"]["f1"] == 0 and scores["flag everything"]["recall"] == 1
 
 
-def test_without_a_violation_in_training_nothing_is_predicted():
+def test_without_violations_or_reports_nothing_is_predicted():
     reports = [example(f"LCR {value}%", []) for value in (110, 120, 130)]
     predictions = baseline_predictions(reports, reports[:2])
-    assert all(one == [(), ()] for one in predictions.values())
+    assert all(one.rules == [(), ()] for one in predictions.values())
     assert baseline_predictions(random_examples(1, 3), random_examples(2, 1))  # too few to hold any out
+    assert baseline_predictions(random_examples(1, 20), []) == {}
+    assert score_baselines([], {"test": random_examples(0, 3)}) == {}
 
 
-def test_figures_of_both_styles_with_their_labels():
-    report = """Nordbank 2026-03-31
-C 03.00 Capital ratios
+def test_percentages_of_both_styles_with_their_labels():
+    report = """C 03.00 Capital ratios
 r0010 c0010 CET1 Capital ratio | 4.31%
 r0020 c0010 Surplus | -2.017 thousand
 C 28.00 Exposures
 C-07
 c350 Percentage of Tier 1 | 26%
-c070 Type | qx2056
 Earlier reports
 2026-03-31: CET1 ratio 4.5%, LCR 131%
 note on C 76.00 r0030 c0010 | Assets of 9% are pledged."""
-    figures = [(figure.label, figure.sign, figure.unit, figure.percent) for figure in printed_figures(report)]
-    assert figures[3:8] == [
-        ("C 03.00 r0010 c0010 CET1 Capital ratio", "", "%", 4.31),
-        ("C 03.00 r0020 c0010 Surplus", "-", "thousand", None),
-        ("C-", "", "", None),
-        ("C 28.00 c350 Percentage of Tier 1", "", "%", 26.0),
-        ("C 28.00 c070 Type", "", "qx2056", None),
+    assert list(printed_percentages(report)) == [
+        ("C 03.00 r0010 c0010 CET1 Capital ratio", 4.31),
+        ("C 28.00 c350 Percentage of Tier 1", 26.0),
+        *(("--: CET ratio", 4.5), ("LCR", 131.0), ("note", 9.0)),
     ]
-    assert figures[-3:-1] == [("CET ratio", "", "%", 4.5), ("LCR", "", "%", 131.0)]
-    assert figures[-1] == ("note", "", "%", 9.0)
-    assert list(printed_figures("LCR 99.5%")) == [PrintedFigure("LCR", "", "%", 99.5)]
-    assert list(printed_figures("CET1 -1,234.5%")) == [PrintedFigure("CET", "-", "%", -1234.5)]
+    assert list(printed_percentages("LCR 99.5%\nCET1 -1,234.5%")) == [("LCR", 99.5), ("CET", -1234.5)]
 
 
 def test_the_cut_lies_between_the_reports_and_a_rule_that_no_cut_fits_is_left_out():
-    training = [f"LCR {value}%" for value in range(90, 110)]
-    violated = [["LCR_MIN"] * (value < 100) + ["ODD"] * (value in (93, 104)) for value in range(90, 110)]
-    assert threshold_predictions(training, violated, ["LCR 99.4%", "LCR 99.6%", "NSFR 10%"]) == [("LCR_MIN",), (), ()]
+    training = [
+        example(f"LCR {value}%", ["LCR_MIN"] * (value < 100) + ["ODD"] * (value in (93, 104)))
+        for value in range(90, 110)
+    ]
+    test = [example(report, []) for report in ("LCR 99.4%", "LCR 99.6%", "NSFR 10%")]
+    assert baseline_predictions(training, test)[THRESHOLDS].rules == [("LCR_MIN",), (), ()]
 
 
-def test_the_nearest_letter():
-    training = [("CET1 ratio 4% LCR 90%", "one"), ("NSFR 99% LR 3%", "two")]
-    assert nearest_letters(training, ["LR 3% NSFR 98%", "LCR 90% CET1 5%"]) == ["two", "one"]
-
-
-def test_no_report_to_predict():
-    assert baseline_predictions(random_examples(1, 20), []) == {}
-
-
-def test_what_notes_decide_is_scored_alone():
-    lifted = example("a", [], engine=["LCR_MIN"], kind="waiver")
-    benign = example("b", ["LCR_MIN", "LR_MIN"], engine=["LCR_MIN", "LR_MIN"], kind="waiver")
-    plain = example("c", ["NSFR_MIN"], engine=["NSFR_MIN"], kind="")
-    assert decided_by_notes([lifted, benign, plain]) == [{"LCR_MIN"}, {"LCR_MIN"}, set()]
-    engine = [tuple(one["engine"]) for one in (lifted, benign, plain)]
-    assert note_f1([lifted, benign, plain], engine) == 2 / 3  # one of its two findings of the LCR is right
-    assert note_f1([plain], [()]) is None
-    assert note_f1([example("d", ["A"], kind="pledged")], [("A",)]) is None  # what the engine finds is not known
-
-
-def test_without_training_reports_there_are_no_baselines():
-    assert score_baselines([], {"test": random_examples(0, 3)}) == {}
+def test_trivial_answers_and_tasks_of_a_comparison():
+    violated = [("C_3",), ("C_3", "D_4"), ()]
+    trivial = {"always clean": (), "flag everything": ("C_3", "D_4"), "most frequent violation": ("C_3",)}
+    assert trivial_predictions(violated) == trivial
+    line = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
+    asked = [example("LCR 75.2%", ["LCR_MIN"], id="a", bank="x", engine=["LCR_MIN"])]
+    asked[0]["messages"][1]["content"] = line
+    alone = baseline_tasks(asked, None, "f.jsonl")
+    assert list(alone) == ["always clean", "flag everything", ENGINE]
+    assert alone[ENGINE]["answers"] == [{"id": "a", "cluster": "x", "true": ["LCR_MIN"], "predicted": ["LCR_MIN"]}]
+    assert list(baseline_tasks(asked, asked, "f.jsonl")) == [*trivial, NGRAMS, THRESHOLDS, ENGINE]
+    assert baseline_tasks([example("a", [])][:0], None, "f.jsonl") == {}

@@ -1,13 +1,11 @@
-"""What the figures, dates, articles, measures and deadlines of a letter are worth, and ROUGE-L beside its bounds."""
+"""What the figures, dates, articles, measures and deadlines of a letter are worth, and words that take a demand back."""
 
 from decimal import Decimal
 
 import pytest
 
 from xbrl.answers.answer_reader import parse_answer
-from xbrl.answers.demanded_measures import deadlines, demands, score_measures
-from xbrl.answers.letters import score_letters, statements
-from xbrl.answers.references import references_of, score_references
+from xbrl.answers.letters import deadlines, demands, not_demanded, score_letters, score_measures, statements, taken_back
 
 ANSWER = "Violations:\nLCR_MIN | C 76.00.a r0030 c0010 | 93.1% | min 100% | CRR Art. 412(1)\nDirective:\nUnder Article 414 CRR."
 TRUTH = parse_answer(ANSWER)
@@ -27,7 +25,7 @@ def test_what_a_text_states():
     }
 
 
-def test_statements_are_supported_by_the_report_the_finding_or_a_reference():
+def test_statements_are_supported_by_the_report_the_finding_or_the_reference():
     right = (
         "On 31 March 2026 the LCR of 93.10% missed 100% by 6.9 percentage points (CRR Art. 412(1), Article 414 CRR); the "
         "buffer is 1,340 thousand."
@@ -42,8 +40,6 @@ def test_statements_are_supported_by_the_report_the_finding_or_a_reference():
         "articles": {"supported": 0, "n": 1},
     }
     assert scores["supported"] == pytest.approx(1 / 5)
-    known = example(references=["By 30 June 2026 39.1%"])
-    assert score_letters([known], [TRUTH], [wrong])["supported"] == pytest.approx(3 / 5)
 
 
 def test_a_letter_that_states_nothing_is_not_scored():
@@ -59,6 +55,8 @@ def test_a_letter_that_states_nothing_is_not_scored():
         ("within a month", [{30, 20}]),
         ("within five business days and within two months", [{5}, {60, 40}]),
         ("in 2026, for 30 days", []),
+        ("binnen zehn Arbeitstagen nach Zugang", [{10}]),
+        ("innerhalb von 2 Wochen", [{14, 10}]),
     ],
 )
 def test_terms_in_words_and_numbers(text, days):
@@ -70,7 +68,7 @@ def test_a_demand_names_its_subject_and_its_term():
         "The LCR of 93% is too low.\n- Submit within ten working days a plan to restore the liquidity buffer.\n"
         "Objections to the liquidity measure may be lodged within one month. File C 76.00 again within 3 days."
     )
-    assert list(demands(letter)) == [({"liquidity"}, {10}), ({"filing"}, {3})]
+    assert list(demands(letter)) == [({"liquidity"}, {10}), ({"filing", "misstatement"}, {3})]
 
 
 def test_measures_and_deadlines():
@@ -92,18 +90,39 @@ def test_measures_and_deadlines():
     assert score_measures([example()], ["x"]) is None
 
 
-def test_rouge_stands_between_its_floor_and_its_ceiling():
-    references = [["a b c d", "a b x y"], ["p q r s", "p q z z"]]
-    scores = score_references(references, ["a b c d", "p q"], "a b")
-    assert scores["scores"] == pytest.approx([1, 2 / 3]) and scores["f"] == pytest.approx(5 / 6)
-    assert scores["ceiling"] == pytest.approx(0.5)
-    assert scores["floor"] == {"another report": 0, "fixed": pytest.approx(1 / 3)}
-    assert score_references([["a"]], ["a"], "a") == {
-        **{"scores": [1], "f": 1, "ceiling": None},
-        "floor": {"another report": None, "fixed": 1},
-    }
+REQUIRED = [{"subject": "liquidity", "deadline_days": 10}]
+ORDER = "Submit within ten working days a plan to restore the liquidity buffer."
 
 
-def test_references_of_an_example():
-    assert references_of(example(references=["x", "y", "x"]), "z") == ["x", "y"]
-    assert references_of(example(), "z") == ["z"]
+@pytest.mark.parametrize(
+    "letter",
+    [
+        f"You need not:\n- {ORDER}",
+        f"You need not: {ORDER}",
+        f"We recommend that you submit a plan: {ORDER}",
+        f"Measures:\n- {ORDER}\nAll measures are deferred until the end of next year.",
+        f"{ORDER} The measures above are recommendations only.",
+        f"{ORDER} These measures are voluntary.",
+        "Es ist nicht erforderlich, binnen zehn Arbeitstagen einen Plan f\u00fcr den Liquidit\u00e4tspuffer vorzulegen.",
+    ],
+)
+def test_a_measure_that_is_negated_deferred_or_recommended_is_not_demanded(letter):
+    assert not_demanded(REQUIRED, letter) == REQUIRED
+
+
+@pytest.mark.parametrize(
+    "letter",
+    [
+        ORDER,
+        f"You need not:\n- Stop lending.\nMeasures:\n- {ORDER}",
+        f"{ORDER} An objection to these measures is not required to be reasoned.",
+        f"{ORDER} You need not send us the minutes.",
+        "Legen Sie binnen zehn Arbeitstagen einen Plan vor, der die Liquidit\u00e4tsdeckungsquote wiederherstellt.",
+    ],
+)
+def test_other_sentences_take_nothing_back(letter):
+    assert not_demanded(REQUIRED, letter) == []
+
+
+def test_the_words_that_take_back_are_those_of_the_desk():
+    assert taken_back("This is a Recommendation.") == "Recommendation" and taken_back("We order.") == ""

@@ -5,25 +5,17 @@ import json
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
 from common.errors import UserError
-from xbrl.corpus.archive import (
-    Letter,
-    find_letters,
-    find_reports,
-    group_reports,
-    incomplete_cases,
-    is_named_after,
-    match_letters,
-    read_pairs,
-    try_read_report,
-)
+from xbrl.corpus.archive import find_letters, match_letters, read_pairs, read_reports
 from xbrl.corpus.corpus import make_filings
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.profiles import FULL
 from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.folder import find_reports, is_named_after
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"
@@ -32,7 +24,7 @@ NAMES = {A: "Nordhaven Bank", B: "Nordhaven Bank of Commerce"}
 
 
 def letter(name, text="Dear Sirs"):
-    return Letter(pathlib.Path(name), text)
+    return pathlib.Path(name), text
 
 
 @pytest.mark.parametrize(
@@ -52,16 +44,8 @@ def letter(name, text="Dear Sirs"):
     ],
 )
 def test_a_letter_is_matched_to_its_report(name, text, case):
-    matched, rejected = match_letters([letter(name, text)], CASES, NAMES)
+    matched, rejected = match_letters(dict([letter(name, text)]), CASES, NAMES)
     assert rejected == [] and list(matched) == [CASES[case]]
-
-
-def test_a_case_with_an_unreadable_file_is_incomplete():
-    rejected = [
-        f"in/{A}.CON_DE_COREP040200_COREPLR_2026-03-31_20260501.zip: not a zip file",
-        "in/notes.txt: not a report",
-    ]
-    assert incomplete_cases(rejected, CASES) == {CASES[0]: rejected[0]}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +78,7 @@ def test_the_name_of_a_file_says_to_which_bank_and_date_it_belongs(name, entity,
     ],
 )
 def test_a_letter_without_a_match_gives_the_reason(letters, message):
-    _, rejected = match_letters(letters, CASES, NAMES)
+    _, rejected = match_letters(dict(letters), CASES, NAMES)
     assert len(rejected) == 1 and message in rejected[0]
 
 
@@ -104,7 +88,7 @@ def test_only_nonempty_text_files_are_letters(tmp_path):
     (tmp_path / "c.md").write_bytes("é".encode("latin-1"))
     (tmp_path / "d.txt").write_text("  \n")
     letters, rejected = find_letters(tmp_path)
-    assert [one.text for one in letters] == ["To the board\nDo it."]
+    assert list(letters.values()) == ["To the board\nDo it."]
     assert [line.rpartition(": ")[2][:10] for line in rejected] == ["not a text", "not valid ", "the letter"]
 
 
@@ -150,7 +134,7 @@ def run(folder, out, *more):
 
 def test_an_archive_becomes_examples(archive, tmp_path):
     folder, filings = archive
-    done = run(folder, tmp_path / "out", "--splits", "0.6", "0.1", "0.1", "0.2", "0")
+    done = run(folder, tmp_path / "out", "--splits", "0.6", "0.2", "0.2")
     assert done.returncode == 0, done.stderr
     parts = {
         path.stem: [json.loads(line) for line in path.read_text().splitlines()]
@@ -173,7 +157,7 @@ def test_an_archive_becomes_examples(archive, tmp_path):
 
 def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_are_listed(archive, tmp_path):
     folder, filings = archive
-    plain = run(folder, tmp_path / "plain", "--splits", "1", "0", "0", "0", "0")
+    plain = run(folder, tmp_path / "plain", "--splits", "1", "0", "0")
     assert plain.returncode == 0, plain.stderr
     before = {one["id"]: one["violations"] for one in map(json.loads, (tmp_path / "plain" / "train.jsonl").open())}
     breached, sound = (next(id for id in before if bool(before[id]) is wanted) for wanted in (True, False))
@@ -186,7 +170,7 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     ]
     table = tmp_path / "findings.csv"
     table.write_text("entity,period,rule,state,cell,value,limit,legal,kind\n" + "\n".join(lines) + "\n")
-    done = run(folder, tmp_path / "out", "--splits", "1", "0", "0", "0", "0", "--findings", table)
+    done = run(folder, tmp_path / "out", "--splits", "1", "0", "0", "--findings", table)
     assert done.returncode == 0, done.stderr
     examples = {one["id"]: one for one in map(json.loads, (tmp_path / "out" / "train.jsonl").open())}
     after = {name: one["violations"] for name, one in examples.items()}
@@ -230,7 +214,7 @@ def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
         f"{path.relative_to(folder / 'reports')},letter {number}.txt" for number, path in enumerate(chosen, start=1)
     ]
     pairs.write_text("report,letter\n" + "\n".join(lines) + "\n")
-    done = run(folder, tmp_path / "out", "--pairs", str(pairs), "--splits", "1", "0", "0", "0", "0")
+    done = run(folder, tmp_path / "out", "--pairs", str(pairs), "--splits", "1", "0", "0")
     assert done.returncode == 0, done.stderr
     train = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert len(train) == 6
@@ -254,11 +238,29 @@ def test_errors_in_a_pairs_file_name_the_line(archive, tmp_path, text, message):
         read_pairs(tmp_path / "pairs.csv", folder / "reports", folder / "letters")
 
 
-def test_consolidation_scopes_of_one_bank_are_not_merged(archive):
-    folder, filings = archive
-    reports = [try_read_report(path)[1] for path in find_reports(folder / "reports")[0][:3]]
-    solo = [type(one)(**{**vars(one), "entity": one.entity.partition(".")[0] + ".SUB"}) for one in reports[:1]]
-    merged, rejected = group_reports([*reports, *solo])
-    assert len(rejected) == 1 and "differs from" in rejected[0]
-    assert not any(report.entity.endswith(".SUB") for report in merged.values())
-    assert "not valid JSON" in try_read_report(folder / "reports" / "broken.json")[2]
+def test_a_report_with_missing_figures_and_another_scope_are_left_out(archive, tmp_path):
+    """A file of one report is broken; of another bank a second scope is filed."""
+    folder, _ = archive
+    whole, _ = read_reports(folder / "reports", 1)
+    (broken, period), (twice, other_period), *_ = whole
+    scope = whole[twice, other_period].entity.partition(".")[2]
+    for path in whole[twice, other_period].files:
+        text = path.read_bytes()
+        (tmp_path / path.name).write_bytes(text)
+        solo = path.name.replace(f".{scope}", ".SUB")
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / solo, "w") as target:
+                for name in source.namelist():
+                    target.writestr(name, source.read(name).replace(f".{scope}".encode(), b".SUB"))
+        else:
+            (tmp_path / solo).write_bytes(text.replace(f".{scope}".encode(), b".SUB"))
+    for path in whole[broken, period].files:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / path.name).write_text("{")
+    reports, lines = read_reports(tmp_path, 1)
+    assert list(reports) == [(twice, other_period)] and reports[twice, other_period].entity == f"{twice}.{scope}"
+    assert any(
+        f"{whole[broken, period].entity} {period}: figures are missing ({tmp_path / path.name}" in line
+        for line in lines
+    )
+    assert any(f"its scope {twice}.SUB differs from {twice}.{scope}" in line for line in lines)

@@ -11,9 +11,8 @@ from common.errors import UserError
 from eval.general_text import held_out_texts, training_texts
 from tests.processes import run_python
 from tests.xbrl.read.dpm_database import Maker
-from xbrl.corpus.cpt_corpus import GeneralText, make_corpus
-from xbrl.corpus.dpm_corpus_split import distinctive_lines
-from xbrl.read.dpm_download import open_dpm_database
+from xbrl.corpus.cpt_corpus import GeneralText, distinctive_lines, make_corpus
+from xbrl.read.dpm_distil import open_dpm_database
 
 
 @pytest.fixture(scope="module")

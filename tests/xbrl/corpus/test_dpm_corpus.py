@@ -5,7 +5,15 @@ import sqlite3
 import pytest
 
 from tests.xbrl.read.dpm_database import Maker
-from xbrl.corpus.dpm_corpus import (
+from xbrl.corpus.cpt_corpus import (
+    assign_documents,
+    distinctive_lines,
+    fraction_seen,
+    group_tables,
+    mask_codes,
+    split_tables,
+)
+from xbrl.corpus.dpm_texts import (
     MAX_CHARACTERS,
     Document,
     Header,
@@ -13,16 +21,8 @@ from xbrl.corpus.dpm_corpus import (
     definition_documents,
     meaning_documents,
     read_table_texts,
+    rule_documents,
     table_documents,
-)
-from xbrl.corpus.dpm_corpus_rules import rule_documents
-from xbrl.corpus.dpm_corpus_split import (
-    assign_documents,
-    distinctive_lines,
-    fraction_seen,
-    group_tables,
-    mask_codes,
-    split_tables,
 )
 
 RELEASE = 5
@@ -122,11 +122,10 @@ def test_a_rule_document_has_labels_for_its_cells(database, tables) -> None:
         "L 01.00.a Liquidity coverage",
         "with {tL_01.00.a, c0010, default: 0}: {r0010} >= {r0020} * 2",
         "Level 1 assets exceed twice the cash.",
-        "[Level 1 assets in total] >= [Cash] * 2",
         "L 01.00.a r0010 c0010 Level 1 assets in total, Amount",
         "L 01.00.a r0020 c0010 Cash, Amount",
     ]
-    # An expression with a row range is not repeated with labels, greyed-out cells are omitted, and members are explained.
+    # Greyed-out cells are omitted, and members are explained.
     assert rules[1].text.splitlines()[2:] == [
         "{tL_01.00.a, r0010-0030, c0020} <= [eba_AT:x3]",
         "L 01.00.a r0010 c0020 Level 1 assets in total, Ratio",
@@ -136,7 +135,6 @@ def test_a_rule_document_has_labels_for_its_cells(database, tables) -> None:
     assert rules[2].tables == ("L_01.00.a", "L_02.00")
     assert rules[2].text.splitlines()[3:] == [
         "{tL_01.00.a, r0010, c0010} > {tL_02.00, c0010}",
-        "[Level 1 assets in total, Amount] > [Amount deposited]",
         "L 01.00.a r0010 c0010 Level 1 assets in total, Amount",
         "L 02.00 c0010 Amount deposited",
     ]

@@ -13,6 +13,7 @@ import pytest
 from common.errors import UserError
 from xbrl.answers.answer_reader import Answer, parse_answer
 from xbrl.answers.answers import write_answer
+from xbrl.answers.notes import read_facts
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.corpus import make_filings
 from xbrl.corpus.examples import make_example, read_filing, read_register, write_register
@@ -21,12 +22,13 @@ from xbrl.corpus.profiles import FULL
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
 from xbrl.read.report import Fact
+from xbrl.rules.note_facts import NoteFact
 from xbrl.rules.rules import built_in_rules, evaluate, violations
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 # The rules that the figures below are enough for.
 RULES = [rule for rule in built_in_rules() if rule.id in ("CET1_MIN", "TSCR_CET1", "LCR_MIN", "OF_SUM")]
-PROFILE = dataclasses.replace(FULL, instruction="Find the violations.", rules=tuple(rule.id for rule in RULES))
+PROFILE = dataclasses.replace(FULL, instruction="Find the violations.", rules=RULES)
 BANK = Addressee("LEI", "Nordhaven Bank", "FI", "savings bank")
 FIGURES = {
     ("C_01.00", "r0010", "c0010"): Decimal(90_001_000),
@@ -185,6 +187,8 @@ def test_an_answer_is_written_and_parsed(tmp_path):
     violated = violations(evaluate(report, RULES))
     text = write_answer(violated, "To the Board.\nDo it.")
     assert text.splitlines() == [
+        "Note:",
+        "none",
         "Violations:",
         "CET1_MIN | C 03.00 r0010 c0010 | 4.30% | min 4.5% | CRR Art. 92(1)(a)",
         "OF_SUM | C 01.00 r0010 c0010 | 90001 thousand | expected 92000 thousand | CRR Art. 72",
@@ -195,10 +199,30 @@ def test_an_answer_is_written_and_parsed(tmp_path):
     answer = parse_answer(text)
     assert (answer.rule_ids, answer.directive, answer.void) == (("CET1_MIN", "OF_SUM"), "To the Board.\nDo it.", 0)
     assert (
-        write_answer(violated, "x", "labels").splitlines()[1]
+        write_answer(violated, "x", "labels").splitlines()[3]
         == "CET1_MIN | CET1 ratio | 4.3% | min 4.5% | CRR Art. 92(1)(a)"
     )
     assert parse_answer(write_answer([], "Well done.")) == Answer((), "Well done.")
+    fact = NoteFact(
+        "connected", False, None, ("Nord AG", "Süd GmbH"), "2026-02-01", 'sold on 1 February "for good" to others'
+    )
+    with_note = parse_answer(write_answer(violated, "x", facts=[fact]))
+    assert with_note and with_note.notes == (fact,) and with_note.rule_ids == ("CET1_MIN", "OF_SUM")
+
+
+@pytest.mark.parametrize(
+    ("line", "is_read"),
+    [
+        ('- pledged | applies | EUR 65.2 million | Bank A | 2025-08-14 | "the words of the note"', True),
+        ('pledged | perhaps | EUR 65200000 | - | - | "the words"', False),
+        ('pledge | applies | EUR 65200000 | - | - | "the words"', False),
+        ('pledged | applies | some millions | - | - | "the words"', False),
+        ("pledged | applies | EUR 65200000", False),
+    ],
+)
+def test_a_line_on_a_note_is_read_leniently_in_form_and_strictly_in_content(line, is_read):
+    answer = parse_answer(f"**Note:**\n{line}\nViolations:\nnone\nDirective:\nx")
+    assert answer and (len(answer.notes), read_facts(f"Note:\n{line}")[1]) == ((1, 0) if is_read else (0, 1))
 
 
 def test_an_example(tmp_path):
@@ -220,16 +244,11 @@ def test_earlier_reports_are_shown_and_letters_mention_them(tmp_path):
         for date, ratio in zip(dates, ("0.05", "0.0440", "0.0435", "0.0430"), strict=True)
     ]
     cells = load_cells(BUILT_IN)
-    example = make_example(reports[3], BANK, cells, PROFILE, reports[:3], split="test_banks")
+    example = make_example(reports[3], BANK, cells, PROFILE, reports[:3])
     assert example["messages"][0]["content"].endswith(
         "Earlier reports\n2025-12-31: CET1 ratio 4.40%, LCR 104.20%\n2026-03-31: CET1 ratio 4.35%, LCR 104.20%"
     )
-    letters = example["references"]
-    assert len(set(letters)) == 8 and example["messages"][1]["content"].endswith(letters[0])
-    assert any(
-        "third report in a row" in letter or "three quarters" in letter or "last two" in letter for letter in letters
-    )
-    assert all("4.35%" in letter for letter in letters)
+    assert "4.35%" in example["messages"][1]["content"]
     alone = make_example(reports[3], BANK, cells, PROFILE)["messages"]
     assert "Earlier reports" not in alone[0]["content"] and "4.35%" not in alone[1]["content"]
     assert render_earlier([], [key]) == ""
@@ -251,7 +270,7 @@ def test_an_open_row_is_named_by_its_key(tmp_path):
         "c350 % of Tier 1 capital | 26.00%",
     ]
     (result,) = violations(evaluate(report, [rule for rule in built_in_rules() if rule.id == "LE_LIMIT"]))
-    assert write_answer([result], "x").splitlines()[1] == (
+    assert write_answer([result], "x").splitlines()[3] == (
         f"LE_LIMIT | C 28.00 {code} c350 | 26.00% | max 25% | CRR Art. 395(1)"
     )
 
@@ -259,7 +278,7 @@ def test_an_open_row_is_named_by_its_key(tmp_path):
 def test_a_missing_figure_is_called_not_reported(tmp_path):
     report = make_report(tmp_path)
     rules = [rule for rule in built_in_rules() if rule.id in ("CET1_SURPLUS", "CET1_SIGN")]
-    assert write_answer(violations(evaluate(report, rules)), "x").splitlines()[1:3] == [
+    assert write_answer(violations(evaluate(report, rules)), "x").splitlines()[3:5] == [
         "CET1_SURPLUS | C 03.00 r0020 c0010 | not reported | expected -3700 thousand | CRR Art. 92(1)(a)",
         "CET1_SIGN | C 03.00 r0020 c0010 | not reported | max 0 | CRR Art. 92(1)(a)",
     ]
@@ -279,41 +298,28 @@ def test_register(tmp_path):
 
 
 def make_corpus(out, *more):
-    command = [sys.executable, "scripts/make_reports.py", "--out", str(out), "--examples", "44", "--processes", "1"]
+    command = [sys.executable, "scripts/make_reports.py", "--out", str(out), "--examples", "24", "--processes", "1"]
     return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_make_reports_is_reproducible_and_its_card_is_right(tmp_path):
-    shares = ("--splits", "0.5", "0.1", "0.15", "0.15", "0.1")
-    done = make_corpus(tmp_path / "a", *shares)
+def test_make_reports_writes_what_its_card_says(tmp_path):
+    arguments = ("--style", "short", "--splits", "0.5", "0.25", "0.25")
+    done = make_corpus(tmp_path / "a", *arguments)
     assert done.returncode == 0, done.stderr
-    assert make_corpus(tmp_path / "b", *shares).returncode == 0
-    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
-    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
-    assert {file.suffix for file in files} == {".zip", ".json", ".jsonl", ".csv"}
-
+    assert done.stdout.splitlines()[-1].startswith(
+        "test: 5 notes in 5 reports, each at most 1 times; 1 reports without"
+    )
     card = json.loads((tmp_path / "a" / "dataset.json").read_text())
-    assert list(card["splits"]) == ["train", "validation", "test_banks", "test_quarters", "test_combinations"]
-    examples = {
-        split: [json.loads(line) for line in (tmp_path / "a" / f"{split}.jsonl").read_text().splitlines()]
-        for split in card["splits"]
-    }
-    assert sum(map(len, examples.values())) == 44
-    for shares_known in card["leak_test"].values():
-        assert {shares_known[name] for name in ("letters", "notes", "ratios")} == {0}
-    assert {split: counts["examples"] for split, counts in card["splits"].items()} == {
-        split: len(part) for split, part in examples.items()
-    }
-    for split, part in examples.items():
-        counts = card["splits"][split]
+    assert card["notes"]["train"] == {"notes": 10, "reports": 10, "most": 1, "without": 2}
+    facts = [json.loads(line) for line in (tmp_path / "a" / "note_facts.jsonl").read_text().splitlines()]
+    assert len(facts) == 20 and sum(card["files"].values()) == len(list((tmp_path / "a" / "reports").iterdir()))
+    for split, counts in card["splits"].items():
+        part = [json.loads(line) for line in (tmp_path / "a" / f"{split}.jsonl").read_text().splitlines()]
+        assert (counts["examples"], len(part)) == (len(part), {"train": 12}.get(split, 6))
         assert counts["clean"] == sum(not example["violations"] for example in part)
         assert sum(counts["violations"].values()) == sum(len(example["violations"]) for example in part)
-        for example in part:
-            assert example["split"] == split
-            assert list(parse_answer(example["messages"][1]["content"]).rule_ids) == example["violations"]
-
-    again = make_corpus(tmp_path / "a", *shares)
+        assert all(example["split"] == split for example in part)
+    again = make_corpus(tmp_path / "a", *arguments)
     assert again.returncode == 0 and "already made" in again.stdout
     other = make_corpus(tmp_path / "a", "--seed", "1")
     assert other.returncode == 2 and other.stderr.splitlines()[-1].startswith("error: ")

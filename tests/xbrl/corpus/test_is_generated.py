@@ -8,7 +8,7 @@ import pytest
 from common.errors import UserError
 from xbrl.corpus.generate import Request, is_generated
 
-REQUEST = Request(20, 0, "laptop", [0.8, 0.1, 0.1])
+REQUEST = Request(20, 0, "full", [0.8, 0.1, 0.1])
 
 
 @pytest.mark.parametrize("card", ["[", "[]", "{}"])

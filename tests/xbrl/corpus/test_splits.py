@@ -1,17 +1,16 @@
-"""Splits: each test has what its name says, and training does not have it."""
+"""Splits by bank, and letters of an archive's test that repeat those of its training."""
 
-import random
-from collections import Counter
+from decimal import Decimal
 
 import pytest
 
 from common.errors import UserError
-from xbrl.corpus.splits import FULL_SPLITS, group_by_split, split_banks, split_examples
+from xbrl.corpus.banks import lei, make_bank, requirements
+from xbrl.corpus.leaks import leaks, mask, place_examples
+from xbrl.corpus.splits import split_banks
 
-SHARES = (0.6, 0.1, 0.1, 0.1, 0.1)
 
-
-def test_the_short_profile_is_split_by_bank():
+def test_banks_are_split_at_random_and_once():
     banks = [f"B{number}" for number in range(20)]
     split = split_banks(banks, (0.8, 0.1, 0.1), seed=4)
     assert [list(split.values()).count(name) for name in ("train", "validation", "test")] == [16, 2, 2]
@@ -24,71 +23,34 @@ def test_the_short_profile_is_split_by_bank():
         split_banks(banks, (float("nan"), 0, 1), seed=4)
 
 
-def examples_of(banks=40, quarters=4):
-    rules = ["A", "B", "C", "D", "E"]
-    made = []
-    for bank in range(banks):
-        for quarter in range(quarters):
-            number = bank * 7 + quarter * 3
-            violated = sorted({rules[number % 5], rules[(number * 3 + bank) % 5]}) if number % 3 else []
-            period = f"2026-{3 * (quarter + 1):02}-30"
-            made.append({"id": f"{bank}-{period}", "bank": str(bank), "period": period, "violations": violated})
-    return made
+def test_names_dates_codes_and_numbers_are_masked():
+    letter = "To Bank A\nReport of 31 March 2026\n1. SYNB00ABCDEFGHIJKL12 in C 03.00: 4.31%, 1,234 (2026-03-31)"
+    assert mask(letter, ["Bank A"]) == (
+        "To <name>\nReport of <date>\n<number>. <code> in C <number>: <number>%, <number> (<date>)"
+    )
 
 
-def test_training_has_none_of_the_banks_quarters_and_combinations_of_the_tests():
-    examples = examples_of()
-    splits = split_examples(examples, SHARES, seed=0)
-    parts = group_by_split(examples, splits, FULL_SPLITS)
-    train_banks = {one["bank"] for one in parts["train"]}
-    assert not train_banks & {one["bank"] for one in parts["test_banks"] + parts["validation"]}
-    assert len(parts["test_banks"]) == len(parts["validation"]) == 16
-    seen = {tuple(one["violations"]) for one in parts["train"]}
-    assert parts["test_combinations"]
-    for one in parts["test_combinations"]:
-        assert tuple(one["violations"]) not in seen and len(one["violations"]) > 1
-    assert len(parts["test_quarters"]) == 16
-    for one in parts["test_quarters"]:
-        assert one["bank"] in train_banks and one["period"] == "2026-12-30"
-    counts = Counter(rule for one in parts["train"] for rule in one["violations"])
-    assert set(counts) == set("ABCDE")
-    assert splits == split_examples(examples, SHARES, seed=0) != split_examples(examples, SHARES, seed=1)
+def test_a_test_example_whose_letter_repeats_a_training_letter_is_dropped():
+    training = [("Bank A must raise 4.5% by 1 May 2026.", "Bank A"), ("Bank B is sound.", "Bank B")]
+    test = [("Bank C must raise 12% by 30 June 2027.", "Bank C"), ("Bank C is fine.", "Bank C")]
+    assert leaks(training, test) == [0] and leaks(training, test[1:]) == []
+    examples = [
+        {"bank": f"B{number}", "messages": [{"role": "assistant", "content": f"Violations:\nnone\nDirective:\n{text}"}]}
+        for number in range(10)
+        for text in (f"Bank {number} is sound.", f"Bank {number} has {'word ' * (number + 1)}")
+    ]
+    placed, dropped = place_examples(
+        examples, (0.7, 0, 0.3), 0, {f"B{number}": f"Bank {number}" for number in range(10)}
+    )
+    assert {split: len(members) for split, members in placed.items()} == {"train": 14, "validation": 0, "test": 3}
+    assert dropped == 3
 
 
-def test_banks_in_test_quarters_are_in_training_too():
-    examples = examples_of(60, 2)
-    shuffled = [one["violations"] for one in examples]
-    random.Random(0).shuffle(shuffled)
-    for one, violated in zip(examples, shuffled, strict=True):
-        one["violations"] = violated
-    for seed in range(10):
-        parts = group_by_split(examples, split_examples(examples, (0.4, 0.1, 0.1, 0.3, 0.1), seed), FULL_SPLITS)
-        banks = {name: {one["bank"] for one in part} for name, part in parts.items()}
-        assert banks["test_quarters"] and banks["test_quarters"] <= banks["train"]
-
-
-def test_training_keeps_at_least_half_of_each_rule():
-    examples = examples_of()
-    for number, one in enumerate(examples):
-        one["violations"] = ["A", "B"] if number % 20 == 0 else ["A", "C"] if number % 20 == 1 else ["A"]
-    with pytest.raises(UserError, match="'test_combinations'"):  # B and C each occur in a single combination
-        split_examples(examples, (0.3, 0.1, 0.1, 0.1, 0.4), seed=0)
-
-
-def test_no_combination_dominates_its_test():
-    examples = examples_of(400, 4)
-    for number, one in enumerate(examples):  # {R0, R1} in 80 reports; in the rest, R0 or R1 with one of 150 other rules
-        pair = (0, 1) if number % 20 == 0 else (number % 2, 2 + number // 2 % 150)
-        one["violations"] = [f"R{place}" for place in pair]
-    for seed in range(8):
-        parts = group_by_split(examples, split_examples(examples, SHARES, seed), FULL_SPLITS)
-        held_out = Counter(tuple(one["violations"]) for one in parts["test_combinations"])
-        assert 120 <= held_out.total() <= 160
-        assert max(held_out.values()) <= 20
-
-
-def test_invalid_shares():
-    with pytest.raises(UserError, match="5 shares"):
-        split_examples(examples_of(), (0.8, 0.1, 0.1), seed=0)
-    with pytest.raises(UserError, match="too few"):
-        split_examples(examples_of(3, 1), SHARES, seed=0)
+def test_banks_have_codes_with_check_digits_and_requirements_of_the_law():
+    bank = make_bank(0, 0)
+    assert bank.entity == lei(bank.entity[:18]) and bank.entity.startswith("SYNB00")
+    assert lei("HWUPKR0MPOU8FGXBT3") == "HWUPKR0MPOU8FGXBT394"  # a real one
+    assert len({make_bank(0, index).name for index in range(500)}) == 500
+    need = requirements(bank)
+    assert abs(need.tscr_cet1 - Decimal("0.045") - bank.pillar2 * 9 / 16) <= Decimal("0.00005")
+    assert need.ocr - need.tscr == need.ocr_cet1 - need.tscr_cet1 == need.ocr_t1 - need.tscr_t1

@@ -237,8 +237,7 @@ def test_what_the_model_gets_wrong_does_not_keep_the_decision_back(breach):
         "Liquidity coverage ratio: 93.00%" in made["letter"]["text"]
         and "Leverage ratio: 2" not in made["letter"]["text"]
     )
-    for reply in ({"problem": "too long"}, {"answer": "I am sorry.", "cut_short": True}):
-        made = record(breach, **reply)
+    for made in (record(breach, problem="too long"), record(breach, "I am sorry.", cut_short=True)):
         assert made["letter"]["state"] == "ready" and made["draft"]["problems"]
 
 

@@ -11,6 +11,7 @@ from common.errors import UserError
 from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, read
 from xbrl.desk import letters
 from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
+from xbrl.read.render import Addressee
 from xbrl.rules.findings import note_rules
 from xbrl.rules.measures import DEADLINES, OWNERS
 from xbrl.rules.remittance import Remittance, _judge
@@ -20,9 +21,9 @@ BUFFER, CET1_AMOUNT = ("C_76.00.a", "r0010", "c0010"), ("C_01.00", "r0020", "c00
 
 
 def finding(rule, cell, value, limit, legal="CRR Art. 26(2)", unit="iso4217:EUR", kind="note"):
-    numbers = (None if one is None else Decimal(one) for one in (value, limit))
+    low, high = (None if one is None else Decimal(one) for one in (value, limit))
     relation = note_rules()[rule].relation if rule in note_rules() else "min"
-    return RuleResult(rule, kind, "violated", cell, *numbers, relation, legal, unit, -3)
+    return RuleResult(rule, kind, "violated", cell, low, high, relation, legal, unit, -3)
 
 
 PLEDGED = finding("PLEDGED_COUNTED", BUFFER, 102_000_000, 62_000_000, "Delegated Reg. (EU) 2015/61 Art. 7(2)")
@@ -47,7 +48,7 @@ def test_each_part_of_a_decision_stands_in_the_letter(breaches):
         "points are missing. The bank has less capital of this kind than the law demands at all times."
     ) in lines
     assert any(
-        line.startswith("4. Exposure to A12: 27.00% of Tier 1 after mitigation (C 28.00 A12 c350).") for line in lines
+        line.startswith("4. Exposure to “A12”: 27.00% of Tier 1 after mitigation (C 28.00 A12 c350).") for line in lines
     )
     assert any("EUR 102000 thousand" in line and "Without them it is EUR 62000 thousand." in line for line in lines)
     measures = [line for line in lines if line.startswith("- ")]
@@ -94,6 +95,7 @@ def test_the_licence_is_named_only_in_proportion(tmp_path):
         found = violations(evaluate(read(tmp_path / str(number), {CET1: value})))
         text = write_letter(found, NAMED, PERIOD)
         assert ("withdrawal of the authorisation" in text, "resolution of your owners" in text) == (licence, owners)
+        assert ("Begin no new business" in text) == owners
 
 
 def test_late_filing_is_explained_and_not_filed_again():
@@ -106,6 +108,9 @@ def test_late_filing_is_explained_and_not_filed_again():
 def test_each_legal_basis_is_named():
     model, german = (write_letter([PLEDGED], NAMED, PERIOD, basis=basis) for basis in ("model", "de"))
     assert "KWG" not in model and "§ 6(3) KWG" in german and "§ 70(1) VwGO" in german
+    own = finding("TSCR_TC", ("C_03.00", "r0050", "c0010"), "0.09", "0.1", "CRD Art. 104a", "xbrli:pure", "breach")
+    cited = [write_letter([own], NAMED, PERIOD, basis=basis) for basis in ("model", "de")]
+    assert "requirement (CRD Art. 104a)" in cited[0] and "requirement (§ 6c KWG)" in cited[1]
     with pytest.raises(UserError, match="there is no legal basis 'fr'"):
         write_letter([PLEDGED], NAMED, PERIOD, basis="fr")
     with pytest.raises(UserError, match="no letters in the language 'fr'; there are en, de"):
@@ -162,18 +167,20 @@ def test_both_languages_have_the_same_blocks():
             assert english[section].keys() == german[section].keys(), (name, section)
 
 
-def test_a_name_begins_no_sentence_of_its_own():
-    """The bank writes the codes of its clients, and a register may hold anything."""
-    name = "A12. You need not: reduce anything!\nAll measures are deferred."
+def test_nothing_that_a_report_names_begins_a_sentence():
+    """The bank writes its entity, the codes of its clients, filing indicators and units."""
+    said = "A12. You need not: reduce anything!\nAll measures are deferred."
+    inner = "A12 You need not reduce anything All measures are deferred"
     client = replace(
-        finding("LE_LIMIT", CLIENT, "0.27", "0.25", unit="xbrli:pure", kind="breach"), row=name, relation="max"
+        finding("LE_LIMIT", CLIENT, "0.27", "0.25", unit="xbrli:pure", kind="breach"), row=said, relation="max"
     )
-    text = write_letter([client], replace(NAMED, name=f"Bank{name}"), PERIOD)
-    assert "need not:" not in text and text.count("\n") == write_letter([client], NAMED, PERIOD).count("\n")
-    assert all(len(line) < 400 for line in text.splitlines()[:2])
+    text = write_letter([client, replace(PLEDGED, unit=f"iso4217:EUR{said}")], Addressee(said, said, "", ""), PERIOD)
+    assert text.splitlines()[0] == f"To the Management Board of {inner}"
+    assert f"Exposure to “{inner}”: 27%" in text and text.count("need not") == text.count(inner) == 3
+    clean = write_letter([], NAMED, PERIOD, Context(templates=("C_76.00", f"C_01.00 {said}")))
+    assert "We have examined C 76.00 and found" in clean and "need not" not in clean
     assert (
-        plain_name("A" * 500) == "A" * 80 + " ..."
-        and plain_name("Müller & Söhne AG, Köln") == "Müller & Söhne AG, Köln"
+        plain_name("A" * 500) == "A" * 60 + " ..." and plain_name("Müller & Söhne AG, Köln") == "Müller & Söhne AG Köln"
     )
     assert plain_name("x\u202egnp.exe") == "xgnp.exe"
 

@@ -1,6 +1,7 @@
-"""Look-ups in the built-in DPM tables, and distilling a small DPM 2.0 database."""
+"""Look-ups in the DPM of the repository, and distilling a small DPM 2.0 database."""
 
 import sqlite3
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_built_in_tables_contain_every_cell_with_a_datapoint(cells, table, count
 
 
 def test_a_datapoint_and_its_cell_find_each_other(cells):
-    cell = cells.by_datapoint("dp5435202")
+    cell = cells.by_datapoint("dp5435202", "C_76.00.a")
     assert (cell.table, cell.row, cell.column, cell.type) == ("C_76.00.a", "r0030", "c0010", "percentage")
     assert cell.row_label == "LIQUIDITY COVERAGE RATIO (%)"
     assert cells.by_cell("C_76.00.a", "r0030", "c0010") == cell
@@ -44,13 +45,12 @@ def test_the_table_selects_between_cells_of_one_datapoint(cells):
     assert cells.by_datapoint("dp3220634", "C_01.00").row == "r0015"
     assert cells.by_datapoint("dp3220634", "C_47.00").row == "r0320"
     assert cells.by_datapoint("dp3220634", "C_03.00") is None
-    assert [cell.table for cell in cells.all_of("dp3220634")] == ["C_01.00", "C_47.00"]
 
 
 def test_greyed_out_and_unknown_cells_are_none(cells):
     assert cells.by_cell("C_84.00.a", "r0220", "c0010") is None
-    assert cells.by_datapoint("dp1") is None
-    assert cells.by_datapoint("eba_met:mi53") is None
+    assert cells.by_datapoint("dp1", "C_76.00.a") is None
+    assert cells.by_datapoint("dp5435202", "X_76.00") is None
 
 
 def test_a_table_has_its_module_and_csv_file(cells):
@@ -67,15 +67,16 @@ def test_open_rows_have_the_code_star(cells):
 
 
 def test_an_invalid_distilled_file_is_rejected_with_one_sentence(tmp_path):
-    file = tmp_path / "dpm-4.2.sqlite"
-    file.write_bytes(b"SQLite format 3\0 nonsense")
-    with pytest.raises(UserError, match="regulator.py dpm"):
+    file = tmp_path / "dpm.zip"
+    file.write_bytes(b"PK nonsense")
+    with pytest.raises(UserError, match="not a distilled DPM.*regulator.py dpm"):
         load_cells(file)
-    sqlite3.connect(tmp_path / "other.sqlite").execute("create table x (y)")
-    with pytest.raises(UserError, match="not a distilled DPM"):
-        load_cells(tmp_path / "other.sqlite")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
+        other.writestr("x", "y")
+    with pytest.raises(UserError, match="its members are others"):
+        load_cells(tmp_path / "other.zip")
     with pytest.raises(UserError, match="no such file"):
-        load_cells(tmp_path / "absent.sqlite")
+        load_cells(tmp_path / "absent.zip")
 
 
 def dpm_database(path: Path) -> sqlite3.Connection:
@@ -125,9 +126,13 @@ def dpm_database(path: Path) -> sqlite3.Connection:
 
 
 def test_a_database_is_distilled(tmp_path):
-    target = tmp_path / "dpm.sqlite"
-    assert distil(dpm_database(tmp_path / "source.sqlite"), target) == "2 tables, 6 cells"
+    target = tmp_path / "dpm.zip"
+    source = dpm_database(tmp_path / "source.sqlite")
+    assert distil(source, target) == "2 tables, 6 cells"
     cells = load_cells(target)
+    assert (cells.release, cells.codes, cells.open_keys) == ("4.2", ("C_76.00.a", "X_28.00"), {"INC"})
+    distil(source, tmp_path / "again.zip")
+    assert target.read_bytes() == (tmp_path / "again.zip").read_bytes()
     ratio = cells.by_cell("C_76.00.a", "r0030", "c0010")
     assert (ratio.datapoint, ratio.type, ratio.row_label, ratio.column_label) == (
         "dp5435202",
@@ -139,14 +144,14 @@ def test_a_database_is_distilled(tmp_path):
     # The id in a report of an earlier release, and the variable id in a report from before DPM 2.0.
     for datapoint in ("dp143076", "dp1000"):
         older = cells.by_datapoint(datapoint, "C_76.00.a")
-        assert (older.row, older.table_label) == ("r0030", "Calculations")
+        assert (older.row, older.table_label, older.current) == ("r0030", "Calculations", False)
     assert [cell.datapoint for cell in cells.in_table("C_76.00.a")] == ["dp5435202"]
     assert cells.by_signature("pi1", {"BAS": "x17"}) == ((ratio,), ())
     assert cells.by_signature("pi1", {}) == ((), ())
     # A cell that release 4.2 no longer has, and a variable whose id equals the version id of another variable.
     assert cells.by_cell("C_76.00.a", "r0020", "c0010").datapoint == "dp99"
     assert [cell.row for cell in cells.by_signature("pi2", {"BAS": "x17"})[0]] == ["r0020"]
-    assert [cell.table for cell in cells.all_of("dp143076")] == ["C_76.00.a"]
+    assert cells.by_datapoint("dp143076", "X_28.00") is None
     open_row = cells.by_cell("X_28.00", "*", "c350")
     assert (open_row.datapoint, open_row.sheet) == ("dp77", "s0001")
     assert cells.by_signature("pi2", {}, ["INC"]) == ((open_row,), ("INC",))
@@ -160,11 +165,11 @@ def test_a_database_is_distilled(tmp_path):
 
 def test_an_unsuitable_database_is_rejected_with_one_sentence(tmp_path):
     with pytest.raises(UserError, match="not a DPM 2.0 database"):
-        distil(sqlite3.connect(tmp_path / "x.sqlite"), tmp_path / "out.sqlite")
+        distil(sqlite3.connect(tmp_path / "x.sqlite"), tmp_path / "out.zip")
     database = dpm_database(tmp_path / "y.sqlite")
     database.execute("update Release set Status = 'draft' where Code = '4.2'")
-    with pytest.raises(UserError, match="does not contain DPM release 4.2"):
-        distil(database, tmp_path / "out.sqlite")
+    with pytest.raises(UserError, match="does not contain the final DPM release 4.2"):
+        distil(database, tmp_path / "out.zip")
 
 
 def test_built_in_cells_are_found_by_their_signature(cells):

@@ -55,6 +55,14 @@ def test_prints_facts_and_a_summary(tmp_path):
     assert [warning.rpartition("(")[2] for warning in summary["warnings"]] == ["FILING_INDICATOR)", *["MANDATORY)"] * 3]
 
 
+def test_a_warning_counts_the_facts_that_the_dpm_does_not_have(tmp_path):
+    file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.0431\ndp999999999,1340000\n"})
+    done = run(file, "--text")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "dp999999999 | 1340000"
+    assert done.stderr == f"warning: {json.loads(run(file, '--summary').stdout)['summary']['incomplete'][0]}\n"
+    assert "1 of 2 facts have no cell" in done.stderr and "scripts/regulator.py dpm" in done.stderr
+
+
 def test_text_and_rules(tmp_path):
     file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.0431\n"})
     assert "4.31%" in run(file, "--text").stdout

@@ -12,8 +12,10 @@ from common.errors import UserError
 from xbrl.read import safety
 from xbrl.read.arelle_reader import read_with_arelle
 from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.render import render_report
 from xbrl.read.xbrl import merge_reports, read_report
 
+SAMPLE = Path(__file__).with_name("eba_lcr_sample")
 EXTENDS = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_lcr_da.json"
 REPORT_JSON = json.dumps({"documentInfo": {"documentType": "https://xbrl.org/2021/xbrl-csv", "extends": [EXTENDS]}})
 PARAMETERS = "name,value\r\nentityID,rs:LEI1.CON\r\nrefPeriod,2026-03-31\r\nbaseCurrency,iso4217:EUR\r\n"
@@ -75,14 +77,44 @@ def test_a_bom_and_bare_line_feeds_are_read(tmp_path):
 
 
 def test_keys_units_and_other_columns(tmp_path):
-    table = "datapoint,CUS,factValue,unit\r\ndp7,eba_CU:USD,5,iso4217:USD\r\ndp7,eba_CU:GBP,6,iso4217:GBP\r\n"
+    table = "datapoint,CUS,factValue,unit\r\ndp146850,eba_CU:USD,5,iso4217:USD\r\ndp146850,eba_CU:GBP,6,iso4217:GBP\r\n"
     report = read(package(tmp_path, **{"c_76.00.a.csv": None, "c_76.00.w.csv": table}))
     assert [(fact.dimensions, fact.unit) for fact in report.facts] == [
         ({"CUS": "eba_CU:USD"}, "iso4217:USD"),
         ({"CUS": "eba_CU:GBP"}, "iso4217:GBP"),
     ]
+    assert {fact.cell for fact in report.facts} == {("C_76.00.w", "r0010", "c0010")}
     assert report.warnings == ()
-    assert report.facts[0].cell is None
+
+
+def test_a_real_sample_is_read_with_its_cells():
+    """The first report that a supervisor tries: the EBA's own sample, which names datapoints of release 3.2 and no cells."""
+    report = read(SAMPLE)
+    assert (report.entity, report.period, report.currency) == ("DUMMYLEI123456789012.CON", "2023-12-31", "EUR")
+    assert len(report.facts) == 2 + 30 + 3
+    assert all(fact.cell for fact in report.facts)
+    assert (report.warnings, report.incomplete) == ((), ())
+    ratio = next(fact for fact in report.facts if fact.cell == ("C_76.00.a", "r0030", "c0010"))
+    assert (ratio.concept, ratio.value, ratio.unit) == ("dp143076", Decimal("68.41"), "xbrli:pure")
+    lines = render_report(report, load_cells(BUILT_IN)).splitlines()
+    assert "r0030 c0010 LIQUIDITY COVERAGE RATIO (%) | 6841.00%" in lines
+    assert {line.split(" ")[0] + " " + line.split(" ")[1] for line in lines if line.startswith("C ")} == {
+        *("C 00.01", "C 76.00.a", "C 76.00.w")
+    }
+    assert "dp" not in "".join(lines)
+
+
+def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_path):
+    table = "datapoint,factValue\r\ndp5435202,1.2\r\ndp999999999,1340000\r\ndp3220634,7\r\ndp5,1\r\ndp6,1\r\n"
+    report = read(package(tmp_path, **{"c_76.00.a.csv": table}))
+    (warning,) = report.warnings
+    assert warning.startswith(f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2 (")
+    assert "(dp999999999, dp3220634, dp5 and 1 more)" in warning  # the second is known, but not in this table
+    assert warning.endswith("run python scripts/regulator.py dpm to fetch a newer release")
+    assert report.incomplete == (warning,)
+    text = render_report(report, load_cells(BUILT_IN))
+    assert "dp999999999 | 1340000\n" in text + "\n"
+    assert text.count("%") == 2  # of the ratio, in its label and its value
 
 
 def test_open_rows_keep_their_key(tmp_path):

@@ -197,7 +197,8 @@ def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed, 
         <eba_met:qABJ contextRef="x" unitRef="eur" decimals="-3">5000</eba_met:qABJ>"""
     (fact,) = read(tmp_path, instance(body, context("x", scenario=dimensions))).facts
     cells = [("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")]
-    assert (fact.cell, fact.other_cells) == (cells[first == "C_47.00"], (cells[first != "C_47.00"],))
+    assert (fact.cell, fact.other_cells[0]) == (cells[first == "C_47.00"], cells[first != "C_47.00"])
+    assert {table for table, _, _ in fact.other_cells[1:]} == {"I_01.00", "I_01.01", "K_61.00"}  # of other modules
     assert fact.keys == {} and len(fact.dimensions) == 2
 
 

@@ -1,0 +1,299 @@
+"""Scores of answers to bank reports: rules, the facts of findings, reports with notes, letters, and mistakes in examples."""
+
+import pytest
+
+from common.errors import UserError
+from eval.asked_examples import UNREADABLE
+from xbrl.answers.answer_reader import Answer, parse_answer
+from xbrl.answers.scores import (
+    check_scored_fields,
+    decided_by_notes,
+    labels_of,
+    micro_f1,
+    note_f1,
+    pairs_right,
+    score_answers,
+    score_facts,
+    score_kinds,
+    score_violations,
+    true_answers,
+)
+
+CLEAN = "Violations:\nnone\nDirective:\nNo measures."
+BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
+
+
+def example(answer, **fields):
+    return {"messages": [{"role": "user", "content": "report"}, {"role": "assistant", "content": answer}], **fields}
+
+
+def breach(rule, letter="The bank shall restore its ratio."):
+    return f"Violations:\n{rule} | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\n{letter}"
+
+
+EXAMPLES = [example(breach("LCR_MIN"), id="a"), example(breach("NSFR_MIN"), id="b"), example(CLEAN, id="c")]
+
+
+def test_scores_of_rules_and_letters_with_their_baselines():
+    texts = [breach("LCR_MIN"), "I am a bank.", CLEAN.replace("No measures.", "No other measures at all.")]
+    training = [example(breach("LCR_MIN", "The bank shall pay."), id="t"), EXAMPLES[0], EXAMPLES[2]]
+    result = score_answers(EXAMPLES, texts, "test.jsonl", training, "train.jsonl")
+    violations = result["violations"]
+    assert violations["micro"] == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5})  # garbage is a mistake
+    assert violations["unparsable"] == {"n": 1, "share": pytest.approx(1 / 3)}
+    assert violations["exact"] == pytest.approx(2 / 3)
+    f1 = {name: scores["f1"] for name, scores in violations["baselines"].items()}
+    assert f1 == pytest.approx(
+        {
+            "always clean": 0,
+            "flag everything": 0.4,
+            "most frequent violation": 0.4,
+            "character n-grams": 0,
+            "thresholds": 0,
+        }
+    )  # three reports are too few to learn from
+    everything = violations["baselines"]["flag everything"]  # LCR_MIN for all three; it is in one, of two violations
+    assert (everything["precision"], everything["recall"]) == (pytest.approx(1 / 3), 0.5)
+    assert violations["baselines_fitted_on"] == "3 training examples"
+    # An unparsable answer has no directive. "no measures" (2 words) is a subsequence of the 5 words of the third answer.
+    third = 2 * 1.0 * 0.4 / 1.4
+    assert [answer["rouge_l"] for answer in result["answers"]] == pytest.approx([1.0, 0.0, third])
+    assert result["rouge_l"] == {"of": "directive", "n": 3, "f": pytest.approx((1 + third) / 3), "baselines": {}}
+    assert [answer["predicted"] for answer in result["answers"]] == [["LCR_MIN"], None, []]
+    assert [answer["true"] for answer in result["answers"]] == [["LCR_MIN"], ["NSFR_MIN"], []]
+    assert result["notes"] is None  # no answer of the data has the section `Note:`
+
+
+def test_baselines_without_a_training_split():
+    violations = score_answers(EXAMPLES, [CLEAN] * 3, "test.jsonl", None)["violations"]
+    assert set(violations["baselines"]) == {"always clean", "flag everything"}
+    assert violations["baselines"]["flag everything"]["f1"] == pytest.approx(2 * 2 / (6 + 2))
+    assert violations["baselines_fitted_on"] == "the evaluated file itself"
+
+
+def test_another_task_is_scored_by_its_whole_answers():
+    result = score_answers([example("it is forty two"), example("no")], ["it is", "yes"], "own.jsonl", None)
+    assert "violations" not in result
+    assert result["rouge_l"] == {"of": "answer", "n": 2, "f": pytest.approx((2 / 3) / 2), "baselines": {}}
+
+
+def test_lines_of_an_example_that_cannot_be_read_are_counted_and_left_out():
+    odd = example(breach("LCR_MIN").replace("\nDirective", "\nOF_SUM | a sum\nDirective"), violations=["LCR_MIN"])
+    result = score_answers([odd], [breach("LCR_MIN")], "test.jsonl", None)
+    assert result["violations"]["void_true_lines"] == 1 and result["facts"]["f1"] == 1
+
+
+def test_the_facts_of_notes_are_scored_where_the_answers_of_the_data_state_them():
+    note = 'Note:\nwaiver | applies | - | - | 2026-01-01 | "waived since January"\n'
+    fact = {
+        "kind": "waiver",
+        "applies": True,
+        "amount": None,
+        "who": [],
+        "since": "2026-01-01",
+        "quote": "waived since January",
+    }
+    one = example(note + CLEAN, note_facts=[fact], violations=[])
+    one["messages"][0]["content"] = "LCR 90%\nNote: The LCR is waived since January."
+    said = [note + CLEAN, note.replace("applies", "does not apply") + "and so on\n" + CLEAN]
+    result = score_answers([one, one], said, "test.jsonl", None)
+    assert result["notes"]["decided_f1"] == 0.5 and result["notes"]["n"] == 2
+    assert result["violations"]["void_lines"] == 1 and result["violations"]["exact"] == 1
+
+
+def test_micro_f1_counts_pairs_of_report_and_rule():
+    assert micro_f1([("A",), ("A", "B")], [("A",), ("C",)]) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
+
+
+def test_micro_scores_count_report_rule_pairs():
+    true = [("LCR_MIN", "CET1_MIN"), ("LCR_MIN",), (), ("NSFR_MIN",)]
+    answers = [("LCR_MIN",), ("LCR_MIN", "CET1_MIN"), ("MADE_UP",), labels_of(None)]
+    scores = score_violations(true, answers)
+    # 2 true positives; 5 predicted (the invented rule counts, and the answer that is none), 4 true.
+    assert scores["micro"] == pytest.approx({"precision": 2 / 5, "recall": 2 / 4, "f1": 2 * 2 / (5 + 4)})
+    assert scores["macro_f1"] == pytest.approx((1 + 0 + 0 + 0) / 4)  # LCR_MIN, CET1_MIN, NSFR_MIN, and the invented one
+    assert (scores["n_reports"], scores["n_violations"]) == (4, 4)
+    assert scores["exact"] == 0.0
+    lcr = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "n_true": 2, "n_predicted": 2}
+    assert scores["per_rule"]["LCR_MIN"] == lcr
+    assert scores["per_rule"]["CET1_MIN"]["recall"] == 0.0
+    assert scores["per_rule"]["CET1_MIN"]["n_predicted"] == 1
+    assert scores["per_rule"]["MADE_UP"]["n_true"] == 0
+    assert scores["per_rule"]["NSFR_MIN"]["n_predicted"] == 0
+
+
+def test_micro_is_not_the_mean_over_rules():
+    scores = score_violations([("A_1",)] * 9 + [("B_2",)], [("A_1",)] * 9 + [()])
+    assert scores["micro"]["f1"] == pytest.approx(2 * 9 / (9 + 10))  # macro would be 0.5
+
+
+def test_garbage_on_a_clean_report_costs():
+    scores = score_violations([(), (), ("LCR_MIN",)], [(), labels_of(None), ("LCR_MIN",)])
+    assert scores["exact"] == pytest.approx(2 / 3)
+    assert scores["micro"] == pytest.approx({"precision": 1 / 2, "recall": 1, "f1": 2 / 3})
+    assert scores["per_rule"][UNREADABLE]["n_predicted"] == 1 and scores["macro_f1"] == 1
+    clean = score_violations([(), ()], [(), ()])
+    assert clean["exact"] == 1 and clean["micro"]["f1"] == 0 and clean["per_rule"] == {}
+
+
+def test_a_void_line_costs_and_the_others_count():
+    assert labels_of(Answer(("LCR_MIN",), "", (), void=2)) == ("LCR_MIN", UNREADABLE)
+    assert labels_of(Answer(("LCR_MIN",), "")) == ("LCR_MIN",)
+
+
+def test_the_field_violations_overrides_the_text():
+    answers = true_answers([example(BREACH), example(BREACH, violations=["CET1_MIN"]), example(CLEAN)], "f.jsonl")
+    assert [answer.rule_ids for answer in answers] == [("LCR_MIN",), ("CET1_MIN",), ()]
+    assert [answer.directive for answer in answers] == ["Restore the LCR.", "Restore the LCR.", "No measures."]
+
+
+def test_findings_of_the_example_are_facts_where_the_answer_is_a_letter_alone():
+    finding = {"rule": "LCR_MIN", "cell": "LCR", "value": "75.2%", "limit": "min 100%", "legal": "CRR Art. 412(1)"}
+    letter = example("Restore the LCR.", violations=["LCR_MIN"], findings=[finding])
+    assert true_answers([letter], "f.jsonl")[0].claims == true_answers([example(BREACH)], "f.jsonl")[0].claims
+    del finding["limit"]
+    with pytest.raises(UserError, match=r"f\.jsonl, example \?: the finding .* cannot be read"):
+        true_answers([letter], "f.jsonl")
+
+
+def test_another_task_has_no_violations_and_a_mixture_is_an_error():
+    assert true_answers([example("42"), example("43")], "f.jsonl") is None
+    with pytest.raises(UserError, match=r"f\.jsonl, example x7: neither"):
+        true_answers([example(BREACH), example("42", id="x7")], "f.jsonl")
+
+
+NOTES = [
+    {"kind": "pledged", "engine": [], "pair": "1", "violations": ["LCR_PLEDGED"]},
+    {"kind": "pledged", "engine": [], "pair": "1", "violations": []},
+    {"kind": "waiver", "engine": ["LCR_MIN"], "pair": "2", "violations": []},
+    {"kind": "waiver", "engine": ["LCR_MIN", "LR_MIN"], "pair": "2", "violations": ["LCR_MIN", "LR_MIN"]},
+    {"kind": "", "engine": [], "pair": "3", "violations": []},  # of the third pair only one report is evaluated
+]
+SAID = [("LCR_PLEDGED",), (), ("LCR_MIN",), ("LCR_MIN", "LR_MIN"), ()]
+
+
+def test_scores_by_kind_of_note():
+    kinds = score_kinds(NOTES, SAID)
+    assert list(kinds) == ["pledged", "waiver", "with a note"]
+    assert (kinds["pledged"]["f1"], kinds["pledged"]["exact"], kinds["pledged"]["n_reports"]) == (1, 1, 2)
+    assert kinds["waiver"]["f1"] == pytest.approx(4 / 5) and kinds["waiver"]["exact"] == 0.5
+    assert (kinds["waiver"]["precision"], kinds["waiver"]["recall"]) == (pytest.approx(2 / 3), 1)
+    assert kinds["waiver"]["note_f1"] == pytest.approx(2 / 3)  # of LCR_MIN alone, which the waiver decides
+    assert kinds["with a note"]["note_f1"] == pytest.approx(4 / 5)
+    assert score_kinds([{"violations": []}], [()]) == {}
+
+
+def test_what_notes_decide_is_scored_alone():
+    lifted, benign, plain = NOTES[2], NOTES[3], {"kind": "", "engine": ["NSFR_MIN"], "violations": ["NSFR_MIN"]}
+    assert decided_by_notes([lifted, benign, plain]) == [{"LCR_MIN"}, {"LCR_MIN"}, set()]
+    engine = [tuple(one["engine"]) for one in (lifted, benign, plain)]
+    assert note_f1([lifted, benign, plain], engine) == 2 / 3  # one of its two findings of the LCR is right
+    assert note_f1([plain], [()]) is None
+    assert note_f1([{"kind": "pledged", "violations": ["A"]}], [("A",)]) is None  # what the engine finds is not known
+
+
+def test_a_pair_is_right_if_both_of_its_reports_are():
+    assert pairs_right(NOTES, SAID) == [True, False]
+    assert pairs_right(NOTES, [one["violations"] for one in NOTES]) == [True, True]
+
+
+LCR = "LCR_MIN | C 76.00.a r0030 c0010 | 93.10% | min 100% | CRR Art. 412(1)"
+CLIENT = "LE_LIMIT | C 28.00 K-01 c350 | 26% | max 25% | CRR Art. 395(1)"
+
+
+def answer(*lines):
+    return parse_answer("\n".join(["Violations:", *(lines or ["none"]), "Directive:", "x"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "right"),
+    [
+        (LCR.replace("93.10%", "93.1 %"), {"where", "value", "limit", "legal"}),
+        (LCR.replace("93.10%", "93.2%"), {"where", "limit", "legal"}),
+        (LCR.replace("r0030", "r0040"), {"value", "limit", "legal"}),
+        (LCR.replace("min 100%", "min 90%"), {"where", "value", "legal"}),
+        (LCR.replace("min 100%", "max 100%"), {"where", "value", "legal"}),
+        (LCR.replace("412(1)", "413(1)"), {"where", "value", "limit"}),
+        (LCR.replace("93.10%", "93.10"), {"where", "limit", "legal"}),  # the unit is a part of the number
+    ],
+)
+def test_a_finding_is_right_if_all_of_it_is(line, right):
+    scores = score_facts([answer(LCR)], [answer(line)])
+    assert scores["f1"] == (len(right) == 4)
+    assert {field for field, share in scores["right"].items() if share == 1} == right
+    assert (scores["n_true"], scores["n_named"]) == (1, 1)
+
+
+def test_scores_are_micro_averaged_over_findings_and_void_lines_cost():
+    true = [answer(LCR, CLIENT), answer(), answer(CLIENT)]
+    said = [answer(LCR, CLIENT.replace("K-01", "K-02")), None, answer(CLIENT, "LCR_MIN | too low")]
+    scores = score_facts(true, said)
+    # Right: LCR, the last client. Said: these, the other client, garbage, the void line. True: three.
+    assert scores["precision"] == pytest.approx(2 / 5) and scores["recall"] == pytest.approx(2 / 3)
+    assert scores["right"]["where"] == pytest.approx(2 / 3) and scores["n_named"] == 3
+
+
+def test_two_findings_on_one_rule_are_told_apart_by_their_client():
+    other = CLIENT.replace("K-01", "K-02").replace("26%", "31%")
+    scores = score_facts([answer(CLIENT, other)], [answer(other, CLIENT.replace("26%", "27%"))])
+    assert scores["f1"] == 0.5 and scores["right"] == {"where": 1, "value": 0.5, "limit": 1, "legal": 1}
+
+
+def test_checks_that_are_met_are_no_findings_and_lifting_is_one():
+    true = parse_answer(
+        "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nNSFR 110% >= 100%: met\nWaiver: lifts LCR_MIN, CRR Art. 8"
+    )
+    same = parse_answer("Checks:\nWaiver: lifts LCR_MIN, CRR Art. 8\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)")
+    unlifted = parse_answer("Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nWaiver: met")
+    assert score_facts([true], [same])["f1"] == 1 and score_facts([true], [same])["n_true"] == 2
+    assert score_facts([true], [unlifted])["recall"] == 0.5
+
+
+def test_nothing_is_named():
+    scores = score_facts([answer(LCR)], [None])
+    assert scores["f1"] == 0 and scores["right"] == dict.fromkeys(("where", "value", "limit", "legal"), 0.0)
+
+
+GOOD = {
+    "id": "a",
+    "messages": [{"role": "user", "content": "LCR"}, {"role": "assistant", "content": CLEAN}],
+    "violations": [],
+    "engine": ["LCR_MIN"],
+    "measures": [{"subject": "liquidity", "deadline_days": 0}],
+    "findings": [],
+    "kind": "pledged",
+    "pair": "1 in words",
+    "bank": None,
+}
+
+
+def test_a_right_example_passes():
+    check_scored_fields([GOOD, {"text": "no chat"}], "test.jsonl")
+    assert score_answers([GOOD], [CLEAN], "test.jsonl", None)["violations"]["exact"] == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("violations", "LCR_MIN", r"`violations` must be a list of ids of rules, not 'LCR_MIN'"),
+        ("violations", [1], r"`violations` must be a list of ids of rules, not \[1\]"),
+        ("violations", None, r"`violations` must be a list of ids of rules, not None"),
+        ("engine", {"LCR_MIN": 1}, r"`engine` must be a list of ids"),
+        ("measures", "capital", r"`measures` must be a list of objects, not 'capital'"),
+        ("measures", ["capital"], r"`measures` must be a list of objects"),
+        ("measures", [{"deadline_days": 3}], r"a measure has the `subject` None; it must be a text"),
+        ("measures", [{"subject": "capital"}], r"the measure on capital has the `deadline_days` None; it must be"),
+        ("measures", [{"subject": "capital", "deadline_days": -3}], r"`deadline_days` -3; it must be a whole number"),
+        ("measures", [{"subject": "capital", "deadline_days": True}], r"`deadline_days` True; it must be"),
+        ("measures", [{"subject": "capital", "deadline_days": "10"}], r"`deadline_days` '10'; it must be"),
+        ("findings", "x" * 99, r"`findings` must be a list of objects, not 'x{56}\.\.\."),
+        ("kind", ["pledged"], r"`kind` must be a text"),
+        ("bank", {}, r"`bank` must be a text"),
+        ("note_facts", [{"kind": "gift"}], r"`note_facts` must be a list of objects with kind, applies, amount"),
+    ],
+)
+def test_a_mistake_names_the_file_the_example_and_the_field(field, value, message):
+    for training, where in ((None, "test.jsonl"), ([GOOD | {field: value}], "train.jsonl")):
+        examples = [GOOD if training else GOOD | {field: value}]
+        with pytest.raises(UserError, match=f"^{where}, example a: .*{message}"):
+            score_answers(examples, [CLEAN], "test.jsonl", training, "train.jsonl")

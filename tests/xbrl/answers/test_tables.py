@@ -1,0 +1,133 @@
+"""Tables of the regulator's task."""
+
+import copy
+
+from tests.eval.tables import cells
+from xbrl.answers.tables import compare, one_answer, table
+
+RESULT = {
+    "model": "runs/x/export",
+    "data": "test.jsonl",
+    "data_sha256": "ab",
+    "n_examples": 2,
+    "general_source": None,
+    "dtype": "bfloat16",
+    "seconds": 12.3,
+    "max_new_tokens": 80,
+    "cut_short": 1,
+    "violations": {
+        "n_reports": 2,
+        "n_violations": 3,
+        "micro": {"precision": 0.75, "recall": 0.5, "f1": 0.6},
+        "exact": 0.5,
+        "macro_f1": 0.4,
+        "unparsable": {"n": 1, "share": 0.5},
+        "void_lines": 3,
+        "void_true_lines": 2,
+        "note_f1": 0.45,
+        "kinds": {"pledged": {"f1": 0.25, "n_reports": 4, "exact": 0.75, "note_f1": 0.5}},
+        "pairs": {"n": 2, "right": 0.5},
+        "per_rule": {"LCR_MIN": {"precision": 1.0, "recall": 0.25, "f1": 0.4, "n_true": 4, "n_predicted": 1}},
+        "baselines": {
+            "always clean": {"f1": 0.0},
+            "engine + note words": {
+                "f1": 0.41,
+                "note_f1": 0.125,
+                "notes": {"n": 5, "decided_f1": 0.55, "amount_f1": 0.35},
+            },
+        },
+        "baselines_fitted_on": "9 training examples",
+    },
+    "notes": {
+        **{"n": 5, "n_said": 4, "n_matched": 3, "f1": 0.2, "amount_f1": 0.4, "decided_f1": 0.8},
+        "right": {"applies": 1.0, "amount": 0.5, "who": 0.25, "since": 0.75, "quote": 0.125},
+        "kinds": {"pledged": {"n": 2, "decided_f1": 0.6, "f1": 0.1}},
+        "languages": {"de": {"n": 1, "decided_f1": 0.3, "f1": 0.0}},
+        "pairs": {"n": 4, "right": 0.25},
+    },
+    "facts": {"f1": 0.3, "n_true": 5, "n_named": 4, "right": {"where": 1.0, "value": 0.5, "limit": 0.5, "legal": 0.25}},
+    "letters": {
+        "supported": 0.8,
+        "n": 10,
+        "by_kind": {
+            "figures": {"supported": 0.5, "n": 4},
+            "dates": {"supported": None, "n": 0},
+            "articles": {"supported": 1.0, "n": 6},
+        },
+    },
+    "measures": {"right": 0.5, "n": 4, "reports": 0.5, "n_reports": 2},
+    "rouge_l": {
+        **{"of": "directive", "n": 2, "f": 0.321, "baselines": {}},
+    },
+    "loss": {"mean": 1.2345, "targets": 1234},
+    "answers": [
+        {"id": "a", "true": [], "predicted": [], "rouge_l": 1.0, "answer": "clean"},
+        {"id": "b", "true": ["LCR_MIN"], "predicted": [], "rouge_l": 0.0, "answer": "breach"},
+    ],
+}
+
+
+def test_the_table_has_every_figure_with_its_n():
+    text = table(RESULT)
+    n = "3 violations in 2 reports"
+    assert cells(text, "violations F1") == [
+        "violations F1 (micro)",
+        "0.600",
+        "0.000 to 0.658",
+        n,
+    ]  # Wilson: the answers' F1 is 0
+    assert cells(text, "baseline: engine + note words") == ["baseline: engine + note words", "0.410", n]
+    assert cells(text, "unparsable") == ["unparsable answers", "50.0%", "2 reports"]
+    assert cells(text, "directive ROUGE-L") == ["directive ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 directives"]
+    assert cells(text, "F1, mean over rules") == ["F1, mean over rules (macro)", "0.400", "1 rules, true or predicted"]
+    assert cells(text, "void lines") == ["void lines in other answers", "3", "2 reports"]
+    assert cells(text, "true lines")[1:] == ["2", "left out of the facts"]
+    assert cells(text, "F1, notes: pledged") == [
+        "F1, notes: pledged",
+        "0.250",
+        "4 reports, 75.0% right, of what notes decide 0.500",
+    ]
+    assert cells(text, "what notes decide")[:2] == ["what notes decide: F1 of these rules", "0.450"]
+    assert cells(text, "facts of notes") == ["facts of notes, F1: kind and applies", "0.800", "5 facts, 4 stated"]
+    assert cells(text, "quote right") == ["quote right", "12.5%", "3 facts whose kind is named"]
+    assert cells(text, "de") == ["de", "0.300", "1 facts, all right 0.000"]
+    assert cells(text, "notes of minimal pairs") == ["notes of minimal pairs right", "25.0%", "4 pairs"]
+    lines = [line.split() for line in text.splitlines() if "engine + note words" in line]
+    assert [line[5] for line in lines] == ["0.410", "0.125", "0.550"]
+    assert cells(text, "minimal pairs") == ["minimal pairs right", "50.0%", "2 pairs"]
+    assert cells(text, "facts F1") == ["facts F1: all of a finding right", "0.300", "5 findings"]
+    assert cells(text, "article right") == ["article right", "25.0%", "4 findings whose rule is named, of 5"]
+    assert cells(text, "letters: statements") == [
+        *("letters: statements with support", "80.0%", "10 figures, dates and articles"),
+    ]
+    assert "dates" not in [line.split("  ")[0].strip() for line in text.splitlines()]  # none is stated
+    assert cells(text, "letters: measures") == ["letters: measures demanded in time", "50.0%", "4 measures"]
+    assert cells(text, "validation loss") == ["validation loss (nats/token)", "1.234", "1,234 response tokens"]
+    assert cells(text, "answers cut short") == ["answers cut short", "1", "at 80 tokens (as given)"]
+    assert cells(text, "LCR_MIN") == ["LCR_MIN", "1.000", "0.250", "0.400", "4", "1"]
+    assert "fitted on 9 training examples" in text
+    assert "general" not in text
+
+
+def test_columns_are_aligned():
+    lines = [line for line in table(RESULT).splitlines() if line.endswith(" reports")]
+    assert len(lines) > 3
+    assert len({line.index(line.split("  ")[-1].strip(), 40) for line in lines}) == 1
+
+
+def test_compare_shows_both_results_and_the_change():
+    after = copy.deepcopy(RESULT)
+    after["violations"]["micro"]["f1"] = 0.9
+    after["general"] = {"perplexity": 11.5, "perplexity_per_byte": 1.8, "tokens": 8756}
+    text = compare(RESULT, after)
+    assert cells(text, "before") == ["before", "after", "change", "95% interval", "N"]
+    # The change comes from the answers, which are the same in both results, not from the F1 changed above.
+    f1 = ["violations F1 (micro)", "0.600", "0.900", "+0.0000", "+0.0000 to +0.0000", "3 violations in 2 reports"]
+    assert cells(text, "violations F1") == f1
+    assert cells(text, "general text: perplexity per token")[1:3] == ["-", "11.5"]
+
+
+def test_one_answer_prefers_reports_with_violations():
+    assert one_answer(RESULT) == "answer to example b (true violations: LCR_MIN):\nbreach"
+    clean = {**RESULT, "answers": RESULT["answers"][:1]}
+    assert one_answer(clean, 3) == "answer to example a (true violations: none):\nclean"

@@ -1,0 +1,309 @@
+"""The strongest programs without a language model: figures by regular expressions, limits by the engine, notes by a regression.
+
+A logistic regression on the words of a note, or on a frozen model's mean hidden state of it, says which kinds of facts the
+note states and whether they apply; amounts are parsed from the note. The rules that follow are arithmetic
+(`rules.note_facts.consequences`) on the figures that the report prints.
+"""
+
+import itertools
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from eval.asked_examples import report_of
+from xbrl.answers.notes import language_of, note_of, true_facts
+from xbrl.read.render import SHORT_LABELS
+from xbrl.read.report import CellKey, Fact, Report
+from xbrl.rules.note_facts import BUFFER, COUNTED, KINDS, NAME, SHARE, NoteFact, consequences
+from xbrl.rules.quantities import parse_quantity
+
+Matrix = Any  # a scipy.sparse.csr_matrix or an array, (texts, features)
+States = Mapping[str, np.ndarray]  # text -> `hidden_states`
+Features = Callable[[Sequence[str], Sequence[str]], tuple[Matrix, Matrix]]  # (learned from, others) -> their features
+FOLDS = 4
+WORD_STRENGTHS = (1.0, 10.0, 100.0)  # candidates for C, the inverse of the regularization
+STATE_STRENGTHS = (0.01, 0.1, 1.0)
+DATE = "2000-01-01"  # of a report whose text does not matter beyond its figures
+_TABLE = re.compile(r"([A-Z]) (\d\d\.\d\d(?:\.[a-z])?)(?= |$)")
+_CELL = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
+_LABELS = {label: cell for cell, label in SHORT_LABELS.items()}
+_SHORT = re.compile(
+    rf"({'|'.join(sorted(map(re.escape, _LABELS), key=len, reverse=True))}) (?:(.+) )?(-?[\d,]+(?:\.\d+)?(?:%| (?:k|mn|bn))?)"
+)
+_NUMBER = r"\d{1,3}(?:[.,'\u202f]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
+_SCALES = {
+    "thousand": 3,
+    "tsd": 3,
+    "tausend": 3,
+    "m": 6,
+    "mn": 6,
+    "million": 6,
+    "millions": 6,
+    "mio": 6,
+    "millionen": 6,
+}
+_SCALES |= {"bn": 9, "billion": 9, "mrd": 9, "milliarden": 9, "milliarde": 9}
+_AMOUNT = re.compile(
+    rf"(?P<currency>EUR|€)? ?(?P<number>{_NUMBER})(?:[ -]?(?P<scale>{'|'.join(sorted(_SCALES, key=len, reverse=True))})\b\.?)?"
+    r"(?P<after> (?:EUR|Euro|euros?)\b| ?€)?",
+    re.IGNORECASE,
+)
+
+
+def note_predictions(
+    training: Sequence[dict], test: Sequence[dict], validation: Sequence[dict] = (), states: States | None = None
+) -> tuple[list[tuple[str, ...]], list[tuple[NoteFact, ...]]]:
+    """(the rules, the facts of the note) that the composed program finds in each of `test`.
+
+    The regressions are fitted on the notes of `training` with their field `note_facts`, on words or, if given, on the
+    `states` of the notes. Features and strength are those with the best F1 of kind and applies on parts of the training
+    that are held out by note, and on `validation`. Rules that the training never names are left out.
+    """
+    known, tuned = (_facts_by_note(examples) for examples in (training, validation))
+    notes = [note_of(report_of(example)) for example in test]
+    asked = list(dict.fromkeys(filter(None, notes)))
+    if states is None:
+        decided = _decide(known, tuned, asked, (word_features, word_and_character_features), WORD_STRENGTHS)
+    else:
+        decided = _decide(known, tuned, asked, (state_features(states),), STATE_STRENGTHS)
+    choose = _amount_chooser(known)
+    names = {rule for example in training for rule in example["violations"]}
+    rules, facts = [], []
+    for example, note in zip(test, notes, strict=True):
+        report, engine = printed_report(report_of(example)), example.get("engine", ())
+        of_note = tuple(
+            NoteFact(kind, applies, choose(note, kind), clients_in(note, report) if kind == "connected" else ())
+            for kind, applies in decided.get(note, {}).items()
+        )
+        facts.append(of_note)
+        rules.append(tuple(one for one in rules_that_follow(report, note, of_note, engine) if one in {*names, *engine}))
+    return rules, facts
+
+
+def rules_that_follow(report: Report, note: str, facts: Sequence[NoteFact], engine: Sequence[str]) -> list[str]:
+    """The rules of the engine, with what follows from the facts of the note.
+
+    Where the report prints no liquidity buffer, the note itself states the LCR without the assets (in the quickstart).
+    """
+    waived = any(fact.kind == "waiver" and fact.applies for fact in facts)
+    rules = [rule for rule in engine if not (waived and rule == "LCR_MIN")]
+    following = consequences(report, (), facts)  # a figure that counts too much is wrong, by whatever amount
+    rules += [one.rule for one in following if one.value is not None or one.rule in COUNTED.values()]
+    stated = re.search(r"(\d+(?:\.\d+)?) ?%", note)
+    if stated and not any(fact.cell == BUFFER for fact in report.facts):
+        rules += ["LCR_PLEDGED" for fact in facts if fact.kind == "pledged" and fact.applies and float(stated[1]) < 100]
+    return list(dict.fromkeys(rules))
+
+
+def printed_report(text: str) -> Report:
+    """The figures that a printed report shows, in both styles of `render.render_report`, as a report."""
+    currency = re.search(r"amounts in ([A-Z]{3})\b", text)
+    facts = [
+        Fact("", value, _unit(printed, currency[1] if currency else "EUR"), None, "", "", key, cell)
+        for cell, key, printed in _printed_cells(text)
+        if (value := parse_quantity(printed) if parse_quantity(printed) is not None else printed)
+    ]
+    return Report(pathlib.Path(), "", "", DATE, None, {}, tuple(facts), ())
+
+
+def _unit(printed: str, currency: str) -> str | None:
+    return None if parse_quantity(printed) is None else "xbrli:pure" if printed.endswith("%") else f"iso4217:{currency}"
+
+
+def _printed_cells(text: str) -> Iterator[tuple[CellKey, dict[str, str], str]]:
+    """(cell, key of its open row, printed value) of each figure."""
+    table, key = "", {}
+    for line in text.splitlines():
+        heading, cell, short = _TABLE.match(line), _CELL.fullmatch(line), _SHORT.fullmatch(line)
+        if cell and table:
+            yield (table, cell[1] or "*", cell[2]), {} if cell[1] else key, cell[3]
+        elif heading:
+            table, key = f"{heading[1]}_{heading[2]}", {}
+        elif short and (short[1] == "Client") == bool(short[2]):
+            yield _LABELS[short[1]], {"client": short[2]} if short[2] else {}, short[3]
+        elif table and " | " not in line:
+            key = {f"k{number}": member for number, member in enumerate(line.split())}
+
+
+def clients_in(note: str, report: Report) -> tuple[str, ...]:
+    """The clients of the report that the note names, in the order of the note: by their names, or by their codes."""
+    names = [str(fact.value) for fact in report.facts if fact.cell == NAME]
+    codes = [member for fact in report.facts if fact.cell == SHARE for member in fact.keys.values()]
+    places = {name: note.casefold().find(name.casefold()) for name in dict.fromkeys([*names, *codes])}
+    return tuple(sorted((name for name, place in places.items() if place >= 0), key=lambda name: places[name]))
+
+
+def word_features(known: Sequence[str], others: Sequence[str]) -> tuple[Matrix, Matrix]:
+    """TF-IDF of words."""
+    return _tf_idf(known, others, [{"token_pattern": r"(?u)\b\w+\b"}])
+
+
+def word_and_character_features(known: Sequence[str], others: Sequence[str]) -> tuple[Matrix, Matrix]:
+    """TF-IDF of words, pairs of words, and pieces of words of 2 to 5 characters."""
+    words = {"token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2)}
+    return _tf_idf(known, others, [words, {"analyzer": "char_wb", "ngram_range": (2, 5)}])
+
+
+def _tf_idf(known: Sequence[str], others: Sequence[str], options: Sequence[dict]) -> tuple[Matrix, Matrix]:
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    parts = []
+    for one in options:
+        vectorizer = TfidfVectorizer(sublinear_tf=True, **one)
+        parts.append((vectorizer.fit_transform(known), vectorizer.transform(others)))
+    return hstack([part for part, _ in parts]).tocsr(), hstack([part for _, part in parts]).tocsr()
+
+
+def state_features(states: States) -> Features:
+    """Features of `hidden_states`, standardized by those of the training."""
+
+    def features(known: Sequence[str], others: Sequence[str]) -> tuple[Matrix, Matrix]:
+        one, other = (np.stack([states[text] for text in texts]) for texts in (known, others))
+        mean, deviation = one.mean(axis=0), one.std(axis=0) + 1e-6
+        return (one - mean) / deviation, (other - mean) / deviation
+
+    return features
+
+
+def _facts_by_note(examples: Sequence[dict]) -> dict[str, list[NoteFact]]:
+    notes = ((note_of(report_of(example)), true_facts(example)) for example in examples)
+    return {note: facts for note, facts in notes if note and facts is not None}
+
+
+def _decide(
+    known: dict[str, list[NoteFact]],
+    tuned: dict[str, list[NoteFact]],
+    notes: Sequence[str],
+    options: Sequence[Features],
+    strengths: Sequence[float],
+) -> dict[str, dict[str, bool]]:
+    """Note -> kind of each fact that it states -> whether it applies. With the best of the options and strengths."""
+    if not known:
+        return {}
+    texts, true = list(known), [_decisions(facts) for facts in known.values()]
+    fold_of = [zlib.crc32(text.encode()) % FOLDS for text in texts]
+    right = dict.fromkeys(itertools.product(options, strengths), 0.0)
+    for fold in set(fold_of) if len(set(fold_of)) > 1 else ():
+        kept, held = ([i for i, other in enumerate(fold_of) if (other == fold) == is_held] for is_held in (False, True))
+        truth = [true[i] for i in held] + [_decisions(facts) for facts in tuned.values()]
+        for features in options:
+            one, other = features([texts[i] for i in kept], [*(texts[i] for i in held), *tuned])
+            for strength in strengths:
+                found = _fit_and_decide(one, [true[i] for i in kept], other, strength)
+                right[features, strength] += sum(
+                    2 * len(said.items() & facts.items()) / max(1, len(said) + len(facts))
+                    for said, facts in zip(found, truth, strict=True)
+                )
+    features, strength = max(right, key=lambda one: right[one])
+    one, other = features(texts, notes)
+    return dict(zip(notes, _fit_and_decide(one, true, other, strength), strict=True))
+
+
+def _decisions(facts: Sequence[NoteFact]) -> dict[str, bool]:
+    return {kind: any(fact.applies for fact in facts if fact.kind == kind) for kind in {fact.kind for fact in facts}}
+
+
+def _fit_and_decide(
+    known: Matrix, true: Sequence[dict[str, bool]], new: Matrix, strength: float
+) -> list[dict[str, bool]]:
+    """Two regressions per kind: does a note speak of it, and, of the notes that do, does the fact apply."""
+    found: list[dict[str, bool]] = [{} for _ in range(new.shape[0])]
+    for kind in KINDS:
+        speaks = np.array([kind in one for one in true])
+        members = np.flatnonzero(speaks).tolist()
+        says = _probability(known, speaks, new, strength)
+        applies = _probability(known[members], np.array([true[i][kind] for i in members]), new, strength)
+        for one, is_said, does_apply in zip(found, says, applies, strict=True):
+            if is_said >= 0.5:
+                one[kind] = bool(does_apply >= 0.5)
+    return found
+
+
+def _probability(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
+    """The probability of `true` for each of `new`: of a balanced logistic regression, or constant if all are alike."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(set(true.tolist())) < 2:
+        return np.full(new.shape[0], float(true.any()))
+    model = LogisticRegression(C=strength, solver="liblinear", class_weight="balanced").fit(known, true)
+    return model.predict_proba(new)[:, 1]
+
+
+def amounts_in(note: str) -> list[tuple[Decimal, str]]:
+    """(amount in EUR, the words around it) of each amount in a note, in English or German notation."""
+    decimal = "," if language_of(note) == "de" else "."
+    found = []
+    for match in _AMOUNT.finditer(note):
+        scale = _SCALES.get((match["scale"] or "").casefold())
+        if scale is None and not (match["currency"] or match["after"]):
+            continue
+        number = "".join(
+            "." if sign == decimal else sign for sign in match["number"] if sign.isdigit() or sign == decimal
+        )
+        if number.count(".") > 1:  # the other notation
+            number = number.replace(".", "")
+        before, after = note[: match.start()].split()[-6:], note[match.end() :].split()[:6]
+        context = [f"before_{word}" for word in before] + [f"after_{word}" for word in after]
+        found.append((Decimal(number).scaleb(scale or 0).normalize() + 0, " ".join(context).casefold()))
+    return found
+
+
+def _amount_chooser(known: dict[str, list[NoteFact]]) -> Callable[[str, str], Decimal | None]:
+    """A function (note, kind) -> the amount: of those in the note the one whose neighbouring words fit best, as learned."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    rows = [
+        (f"kind_{fact.kind} {words}", amount == fact.amount)
+        for note, facts in known.items()
+        for fact in facts
+        if fact.amount is not None
+        for amount, words in amounts_in(note)
+    ]
+    if len({is_right for _, is_right in rows}) < 2:
+        return lambda note, kind: next((amount for amount, _ in amounts_in(note) if kind in KINDS[:3]), None)
+    vectorizer = CountVectorizer(token_pattern=r"\S+", binary=True)
+    model = LogisticRegression(solver="liblinear").fit(
+        vectorizer.fit_transform([text for text, _ in rows]), [y for _, y in rows]
+    )
+
+    def choose(note: str, kind: str) -> Decimal | None:
+        candidates = amounts_in(note) if kind in KINDS[:3] else []
+        if not candidates:
+            return None
+        chances = model.predict_proba(vectorizer.transform([f"kind_{kind} {words}" for _, words in candidates]))[:, 1]
+        return candidates[int(chances.argmax())][0]
+
+    return choose
+
+
+def hidden_states(directory: str, texts: Sequence[str], batch_size: int = 16) -> dict[str, np.ndarray]:
+    """Text -> the mean over its tokens of the last hidden state of a causal language model. `(hidden,)` each."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from common.dtypes import choose_dtype
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModel.from_pretrained(directory, dtype=choose_dtype("auto", device)).to(device).eval()
+    tokens = {text: tokenizer(text)["input_ids"] for text in dict.fromkeys(texts)}
+    order, states = sorted(tokens, key=lambda text: len(tokens[text])), {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = max(len(tokens[text]) for text in batch)
+        ids, mask = (torch.zeros(len(batch), width, dtype=torch.long, device=device) for _ in range(2))
+        for row, text in enumerate(batch):
+            ids[row, : len(tokens[text])] = torch.tensor(tokens[text])
+            mask[row, : len(tokens[text])] = 1
+        with torch.inference_mode():
+            last = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        means = (last * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        states |= {text: mean.numpy() for text, mean in zip(batch, means.cpu(), strict=True)}
+    return states

@@ -1,0 +1,333 @@
+"""Scores of answers to bank reports: rules, the facts of each finding, the facts of notes, letters, and baselines beside them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from common.errors import UserError
+from eval.asked_examples import UNREADABLE
+from eval.rouge import mean, rouge_l, score_whole_answers
+from xbrl.answers.answer_reader import Answer, Claim, claim_of, letter_in, parse_answer
+from xbrl.answers.letters import score_letters, score_measures
+from xbrl.answers.notes import read_facts, score_notes, true_facts
+
+FIELDS = ("where", "value", "limit", "legal")  # of a finding, besides its rule
+Rules = Sequence[str]
+
+
+def score_answers(
+    examples: Sequence[dict],
+    texts: Sequence[str],
+    where: str,
+    training: Sequence[dict] | None = None,
+    train_where: str = "",
+    *,
+    validation: Sequence[dict] = (),
+    probe: str | None = None,
+) -> dict:
+    """Score `texts`, the model's answers to `examples` (conversations that end with the assistant's message).
+
+    An answer that cannot be read has an empty letter, and names the rule `UNREADABLE`, which is never true. The baselines are
+    fitted on `training`, the training split, if given; see `baselines.baseline_predictions` for `validation` and `probe`.
+    Examples of another task, without violations, are scored by `rouge.score_whole_answers` instead.
+
+    Raises `UserError` as `true_answers` and `check_scored_fields` do; it names the file `where` or `train_where`.
+    """
+    check_scored_fields(examples, where)
+    check_scored_fields(training or (), train_where)
+    true = true_answers(examples, where)
+    if true is None:
+        return score_whole_answers(examples, texts)
+    read = [parse_answer(text) for text in texts]
+    letters = [answer.directive if answer else "" for answer in read]
+    true_rules, labels = [answer.rule_ids for answer in true], [labels_of(answer) for answer in read]
+    labelled = [one | {"violations": list(rules)} for one, rules in zip(examples, true_rules, strict=True)]
+    rouge = rouge_l([truth.directive for truth in true], letters)
+    pairs = pairs_right(labelled, labels)
+    answer_notes = [read_facts(text) or ([], 0) for text in texts]
+    asked_for_notes = any(read_facts(one["messages"][-1]["content"]) for one in examples)
+    void = sum(answer.void for answer in read if answer) + sum(lines for _, lines in answer_notes)
+    known = true_answers(training, train_where) if training else None
+    fitted_on = [one | {"violations": list(t.rule_ids)} for one, t in zip(training or (), known or (), strict=True)]
+    return {
+        "violations": score_violations(true_rules, labels)
+        | {
+            "unparsable": {"n": read.count(None), "share": read.count(None) / len(read)},
+            "void_lines": void,
+            "void_true_lines": sum(truth.void for truth in true),
+            "baselines": score_beside(labelled, fitted_on, validation, probe),
+            "baselines_fitted_on": f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself",
+            "note_f1": note_f1(labelled, labels),
+            "kinds": score_kinds(labelled, labels),
+            "pairs": {"n": len(pairs), "right": mean(pairs)},
+        },
+        "notes": score_notes(examples, [facts for facts, _ in answer_notes]) if asked_for_notes else None,
+        "facts": score_facts(true, read),
+        "letters": score_letters(examples, true, letters),
+        "measures": score_measures(examples, letters),
+        "rouge_l": {"of": "directive", "n": len(rouge), "f": mean(rouge), "baselines": {}},
+        "answers": [
+            _row(example, truth, answer, text) | {"rouge_l": score}
+            for example, truth, answer, text, score in zip(examples, true, read, texts, rouge, strict=True)
+        ],
+    }
+
+
+def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict:
+    """One answer in the result: what it says, and what intervals and tables need of its example."""
+    facts, claimed = facts_of(truth) - {UNREADABLE}, facts_of(answer)
+    return {
+        "id": example.get("id"),
+        "cluster": example.get("bank"),
+        "true": list(truth.rule_ids),
+        "predicted": list(answer.rule_ids) if answer else None,
+        "unreadable": UNREADABLE in labels_of(answer),
+        "facts": [len(facts & claimed), len(facts), len(claimed)],  # right, true, claimed
+        **{key: example[key] for key in ("kind", "pair") if example.get(key)},
+        "answer": text,
+    }
+
+
+def score_beside(
+    examples: Sequence[dict], training: Sequence[dict], validation: Sequence[dict], probe: str | None
+) -> dict[str, dict]:
+    """Baseline -> its scores on the same examples: micro scores of the rules, `note_f1`, and `notes` if it reads facts.
+
+    Without a training split the trivial ones are fitted on `examples`, and "most frequent violation" is left out.
+    """
+    from xbrl.answers.baselines import baseline_predictions, trivial_predictions
+
+    trivial = trivial_predictions(one["violations"] for one in training or examples)
+    if not training:
+        del trivial["most frequent violation"]
+    predictions = {name: ([rules] * len(examples), None) for name, rules in trivial.items()}
+    learned = baseline_predictions(training, examples, validation, probe)
+    predictions |= {name: (one.rules, one.facts) for name, one in learned.items()}
+    return {
+        name: score_rules(examples, rules) | ({"notes": score_notes(examples, facts)} if facts else {})
+        for name, (rules, facts) in predictions.items()
+    }
+
+
+def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
+    """The true violations, their facts and the directive of each example; None if no example has them (another task).
+
+    Violations come from the example's field `violations`, or else from the assistant's last message; facts from that message,
+    or else from the field `findings`.
+
+    Raises `UserError` if only some of the examples have violations, or if a finding cannot be read; it names the file `where`
+    and the first such example.
+    """
+    answers = [_true_answer(example, where) for example in examples]
+    missing = [i for i, answer in enumerate(answers) if answer is None]
+    if len(missing) == len(answers):
+        return None
+    if missing:
+        name = examples[missing[0]].get("id", missing[0] + 1)
+        raise UserError(
+            f"{where}, example {name}: neither a field `violations` nor an answer of the form `Violations: ... "
+            f"Directive: ...`, although other examples have one; add it or remove the example."
+        )
+    return [answer for answer in answers if answer]
+
+
+def _true_answer(example: dict, where: str) -> Answer | None:
+    message = example["messages"][-1]["content"]
+    parsed = parse_answer(message)
+    if "violations" not in example:
+        return parsed
+    rules = tuple(example["violations"])
+    if parsed:
+        return Answer(rules, parsed.directive, parsed.claims, parsed.void)
+    claims = [claim_of(finding) for finding in example.get("findings", ())]
+    if None in claims:
+        raise UserError(
+            f"{where}, example {example.get('id', '?')}: the finding {example['findings'][claims.index(None)]} cannot be "
+            f"read; it needs rule, cell, value, limit and legal as an answer prints them."
+        )
+    return Answer(rules, letter_in(message) or message, tuple(claim for claim in claims if claim))
+
+
+def labels_of(answer: Answer | None) -> tuple[str, ...]:
+    """The rules that an answer names. One that cannot be read, in whole or in a line, names `UNREADABLE` too.
+
+    This is a false positive, so that garbage costs on a clean report as well.
+    """
+    if answer is None:
+        return (UNREADABLE,)
+    return (*answer.rule_ids, UNREADABLE) if answer.void else answer.rule_ids
+
+
+def micro_f1(predicted: Sequence[Iterable], true: Sequence[Iterable]) -> dict[str, float]:
+    """Micro-averaged precision, recall and F1 of the items of each report, for example its rules; 0 where undefined."""
+    pairs = [(set(guess), set(truth)) for guess, truth in zip(predicted, true, strict=True)]
+    right = sum(len(guess & truth) for guess, truth in pairs)
+    n_predicted, n_true = sum(len(guess) for guess, _ in pairs), sum(len(truth) for _, truth in pairs)
+    return {
+        "precision": right / n_predicted if n_predicted else 0.0,
+        "recall": right / n_true if n_true else 0.0,
+        "f1": 2 * right / (n_predicted + n_true) if n_predicted + n_true else 0.0,
+    }
+
+
+def score_violations(true: Sequence[Rules], predicted: Sequence[Rules]) -> dict:
+    """Scores over (report, rule) pairs; 0 where a ratio is undefined. `true` and `predicted` have the rules of each report.
+
+    `micro` counts every rule that is named, so inventing rules, and `UNREADABLE`, lower its precision. `macro_f1` is the mean
+    F1 of the rules that occur in the truth or are predicted: an invented rule counts with 0. `UNREADABLE` is no rule.
+    """
+    per_rule = {}
+    for rule in sorted({rule for rules in [*true, *predicted] for rule in rules}):
+        truth, said = ([{rule} & set(rules) for rules in one] for one in (true, predicted))
+        counts = {"n_true": sum(map(len, truth)), "n_predicted": sum(map(len, said))}
+        per_rule[rule] = micro_f1(said, truth) | counts
+    return {
+        "n_reports": len(true),
+        "n_violations": sum(len(set(rules)) for rules in true),
+        "micro": micro_f1(predicted, true),
+        "macro_f1": mean([one["f1"] for rule, one in per_rule.items() if rule != UNREADABLE]),
+        "exact": mean([set(truth) == set(said) for truth, said in zip(true, predicted, strict=True)]),
+        "per_rule": per_rule,
+    }
+
+
+def score_rules(examples: Sequence[dict], predicted: Sequence[Rules]) -> dict[str, float]:
+    """Precision, recall and F1 of the rules, and `note_f1`, that of what notes decide, if they decide anything."""
+    notes = note_f1(examples, predicted)
+    return micro_f1(predicted, [one["violations"] for one in examples]) | ({} if notes is None else {"note_f1": notes})
+
+
+def decided_by_notes(examples: Sequence[dict]) -> list[frozenset[str]]:
+    """For each example, the rules that its note decides: empty without a note, or without the field `engine`.
+
+    They are the rules on which the truth and the engine differ in any example with a note of the same kind.
+    """
+    rules: dict[str, frozenset[str]] = {}
+    for one in examples:
+        if one.get("kind") and "engine" in one:
+            decided = frozenset(one["violations"]) ^ frozenset(one["engine"])
+            rules[one["kind"]] = rules.get(one["kind"], frozenset()) | decided
+    return [rules.get(one.get("kind", ""), frozenset()) for one in examples]
+
+
+def note_f1(examples: Sequence[dict], predicted: Sequence[Iterable[str]]) -> float | None:
+    """F1 of what notes decide (`decided_by_notes`); None if they decide nothing."""
+    decided = decided_by_notes(examples)
+    if not any(decided):
+        return None
+    true = [rules & set(example["violations"]) for rules, example in zip(decided, examples, strict=True)]
+    return micro_f1([rules & set(one) for rules, one in zip(decided, predicted, strict=True)], true)["f1"]
+
+
+def score_kinds(examples: Sequence[dict], predicted: Sequence[Rules]) -> dict[str, dict]:
+    """Kind of note -> scores on the reports with such a note (field `kind`); `with a note` has all of them.
+
+    `note_f1` is the F1 of the rules that notes of this kind decide, None if they decide none.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, example in enumerate(examples):
+        for kind in (example["kind"], "with a note") if example.get("kind") else ():
+            groups.setdefault(kind, []).append(i)
+    scores = {}
+    for kind, members in sorted(groups.items(), key=lambda item: (item[0] == "with a note", item[0])):
+        part, said = [examples[i] for i in members], [predicted[i] for i in members]
+        true = [one["violations"] for one in part]
+        scores[kind] = {
+            "n_reports": len(part),
+            "n_violations": sum(len(set(rules)) for rules in true),
+            "exact": mean([set(truth) == set(rules) for truth, rules in zip(true, said, strict=True)]),
+            "note_f1": note_f1(part, said),
+            **micro_f1(said, true),
+        }
+    return scores
+
+
+def pairs_right(examples: Sequence[dict], predicted: Sequence[Rules]) -> list[bool]:
+    """For each minimal pair (two examples with the same field `pair`), whether the rules of both reports are right.
+
+    A pair of which only one report is evaluated is left out.
+    """
+    members: dict[str, list[bool]] = {}
+    for example, said in zip(examples, predicted, strict=True):
+        if example.get("pair"):
+            members.setdefault(str(example["pair"]), []).append(set(example["violations"]) == set(said))
+    return [all(right) for right in members.values() if len(right) == 2]
+
+
+def facts_of(answer: Answer | None) -> frozenset[Claim | str]:
+    """The claims of an answer, each with all of its facts; checks of requirements that are met are left out.
+
+    An answer that cannot be read, in whole or in a line, also has the wrong claim `UNREADABLE`.
+    """
+    if answer is None:
+        return frozenset({UNREADABLE})
+    claims = frozenset(claim for claim in answer.claims if claim.state != "met")
+    return claims | {UNREADABLE} if answer.void else claims
+
+
+def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dict:
+    """Micro-averaged scores over findings that are right in every field, and each field on its own.
+
+    `right`: for the true findings whose rule the answer names, the share whose value (and so on) is right. `n_true` counts the
+    true findings, `n_named` those whose rule is named. True lines that cannot be read are left out.
+    """
+    pairs = [(facts_of(truth) - {UNREADABLE}, facts_of(answer)) for truth, answer in zip(true, answers, strict=True)]
+    named = [
+        (claim, best)
+        for claims, predicted in pairs
+        for claim in claims
+        if isinstance(claim, Claim) and (best := _closest(claim, predicted))
+    ]
+    return micro_f1([claimed for _, claimed in pairs], [facts for facts, _ in pairs]) | {
+        "n_true": sum(len(claims) for claims, _ in pairs),
+        "n_named": len(named),
+        "right": {field: mean([_same(field, claim, best) for claim, best in named]) for field in FIELDS},
+    }
+
+
+def _closest(claim: Claim, predicted: frozenset[Claim | str]) -> Claim | None:
+    """The predicted claim on the same rule that agrees in the most fields."""
+    of_rule = (claim.rule, claim.state)
+    same = [other for other in predicted if isinstance(other, Claim) and (other.rule, other.state) == of_rule]
+    return max(same, key=lambda other: sum(_same(field, claim, other) for field in FIELDS), default=None)
+
+
+def _same(field: str, one: Claim, other: Claim) -> bool:
+    if field == "limit":
+        return (one.relation, one.limit) == (other.relation, other.limit)
+    return getattr(one, field) == getattr(other, field)
+
+
+def check_scored_fields(examples: Sequence[dict], where: str) -> None:
+    """Raise UserError, with the file `where` and the example, for the first field that is not of its form.
+
+    A text where a list belongs would be scored letter by letter.
+    """
+    for i, example in enumerate(examples, 1):
+        problem = _problem(example)
+        if problem:
+            raise UserError(f"{where}, example {example.get('id', i)}: {problem}")
+        true_facts(example, where)
+
+
+def _problem(example: dict) -> str | None:
+    for name, kind in {"violations": str, "engine": str, "measures": dict, "findings": dict}.items():
+        entries = example.get(name, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, kind) for entry in entries):
+            return f"`{name}` must be a list of {'ids of rules' if kind is str else 'objects'}, not {_shown(entries)}"
+    for measure in example.get("measures", []):
+        subject, days = measure.get("subject"), measure.get("deadline_days")
+        if not isinstance(subject, str) or not subject:
+            return f"a measure has the `subject` {_shown(subject)}; it must be a text"
+        if type(days) is not int or days < 0:  # isinstance would take True for a number
+            return (
+                f"the measure on {subject} has the `deadline_days` {_shown(days)}; it must be a whole number, 0 or more"
+            )
+    for name in ("kind", "pair", "bank", "note"):
+        if not isinstance(example.get(name), (str, int, type(None))):
+            return f"`{name}` must be a text, not {_shown(example[name])}"
+    return None
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401  whatever stood in the file
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
