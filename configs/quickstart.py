@@ -16,7 +16,7 @@ config = Config(
         validation=("artifacts/quickstart/validation.jsonl",),
         # Replay against forgetting: 5% of the target tokens are general text.
         mix=(Source("replay", ("artifacts/replay/topics.jsonl",), 0.05),),
-        sequence_length=256,  # the longest training example has 235 tokens
+        sequence_length=320,
     ),
     # 544 examples make 68 steps of 8. Tokens per step: 8 x 153 on average, about 1,230, plus the replay.
     batch=Batch(global_examples=8, micro_batch=8),

@@ -38,7 +38,7 @@ echo "== 5/6 full fine-tuning on $processes processes"
 torchrun --standalone --nproc_per_node="$processes" train.py configs/quickstart.py \
   data.train="$data/train.jsonl" data.validation="$data/validation.jsonl" run.name="$name" run.seed="$seed"
 
-echo "== 6/6 the tuned model on 104 reports of other banks, whose notes use other words"
+echo "== 6/6 the tuned model on 112 reports of other banks, whose notes use other words"
 evaluate "$run/export" "$run/eval/after.json"
 torchrun --standalone --nproc_per_node="$processes" scripts/measure.py forgetting "$model" "$run/export" \
   --max-bytes 8000 --json "$run/eval/forgetting.json" > /dev/null

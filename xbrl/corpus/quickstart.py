@@ -1,135 +1,197 @@
-"""The quickstart's reports: two ratios with limits of the law, and one note whose meaning no rule can read.
+"""The quickstart's corpus: reports with two ratios that the law limits, and one note that must be read.
 
-A model with 135M parameters learns them in minutes on a CPU. The engine decides the ratios. The note decides the rest,
+A model with 135M parameters learns it in minutes on a CPU. The engine decides the ratios. The note decides the rest,
 together with a figure:
 
-- `pledged`: assets of the liquidity buffer are encumbered (Delegated Reg. (EU) 2015/61 Art. 7(2)), and without them the
-  LCR falls below 100%; or they are free.
-- `connected`: two clients are connected (CRR Art. 4(1)(39)), and together they exceed 25% of Tier 1 (CRR Art. 395(1)); or
-  they are separate.
-- `waiver`: the bank need not meet the LCR (CRR Art. 8), so that a low LCR is no violation; or the waiver was not given.
+- `pledged`: assets of the liquidity buffer are encumbered (Delegated Reg. (EU) 2015/61 Art. 7(2)), so that the buffer is
+  wrong, and the LCR without them, which the note states, may be below 100%; or they are free.
+- `connected`: two clients are connected (CRR Art. 4(1)(39)), and together they may exceed 25% of Tier 1 (CRR Art. 395(1));
+  or they are separate.
+- `waiver`: the bank need not meet the LCR (CRR Art. 8), so that a low LCR is no violation; or it has no waiver.
 
-The base model hardly adds or subtracts two-digit numbers (docs/LOG.md), so each note gives the sum or the remaining
-ratio itself. Half of the test consists of minimal pairs in words, half of minimal pairs in figures: one
-change across a legal limit. The answers of the two members differ.
+The notes were written by hand and stand in notes/quickstart.jsonl, in pairs of a note that applies and one that does not.
+The base model hardly adds or subtracts two-digit numbers (docs/LOG.md), so each note gives the sum or the remaining ratio
+itself. A test consists of minimal pairs, in words (the notes of a pair) or in figures (one figure across a limit). The right
+answers of the two members differ.
 """
 
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
 import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from common.durable_files import new_directory, write_json, write_json_lines
+from common.errors import UserError
+from xbrl.answers.answers import Check, write_checks
 from xbrl.corpus.banks import Bank, make_bank
-from xbrl.corpus.quickstart_notes import CONNECTED, KINDS, PLEDGED, WAIVER, NoteKind
-from xbrl.read.render import cell_name, format_figure
-from xbrl.read.report import CellKey, Note
-from xbrl.rules.findings import Finding, note_rules
+from xbrl.corpus.card import SOURCES, split_summary, violation_baselines, write_splits
+from xbrl.corpus.examples import entity_code, read_filing, write_register
+from xbrl.corpus.filing import write_reports
+from xbrl.corpus.generate import Request
+from xbrl.corpus.splits import SPLITS, check_shares
+from xbrl.desk.letters import required_measures, write_letter
+from xbrl.read.dpm import BUILT_IN, Cells, load_cells
+from xbrl.read.render import Addressee, cell_name, format_figure, render_report, short_label
+from xbrl.read.report import CellKey, Note, Report
+from xbrl.rules.findings import Finding, apply_findings, note_rules, write_findings
+from xbrl.rules.note_facts import LARGEST_SHARE, LCR, NoteFact, consequences
+from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
 
+NOTES_FILE = pathlib.Path(__file__).with_name("notes") / "quickstart.jsonl"
+RULES = tuple(rule for rule in built_in_rules() if rule.id in ("LR_MIN", "LCR_MIN"))
+SYSTEM = "Find violations."  # shorter than the default system message of SmolLM2's chat template
 PERIODS = ("2026-03-31", "2026-06-30", "2026-09-30", "2026-12-31")
-LEVERAGE, LCR, SHARE = ("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_28.00", "*", "c350")
-# The kinds of the notes, in turn: pledged assets are learned from fewer examples than the others.
-TURNS = (PLEDGED, CONNECTED, WAIVER, CONNECTED, WAIVER, PLEDGED, CONNECTED, WAIVER)
+LEVERAGE = ("C_47.00", "r0340", "c0010")
+# Kind of note -> what a check calls it if it applies, and if it does not.
+SUBJECTS = {
+    "pledged": ("pledged assets", "free assets"),
+    "connected": ("connected clients", "separate clients"),
+    "waiver": ("waiver", "no waiver"),
+}
+KINDS = tuple(SUBJECTS)
+EVERY = 5  # of so many pairs of a test, the last one is a pair in figures
 PERCENT = Decimal("0.01")
-LIMIT = {"pledged": Decimal(1), "connected": Decimal("0.25")}  # of the note's figure
+# The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
+HOW_MADE = (
+    "scripts/make_reports.py: invented banks file xBRL-JSON reports with a note each, written by hand "
+    "(xbrl/corpus/notes/quickstart.jsonl); the examples are read from these files. The ratios are labelled by "
+    "xbrl/rules/rules.jsonl; what follows from the notes stands in findings.csv."
+)
+LIMITS = (
+    "Synthetic and small: two ratios and one short note per report, three kinds of notes. A note gives the figure that matters, "
+    "so that nothing needs to be added up. Violations are far more frequent than in practice. Training repeats each note."
+)
+
+
+@dataclass(frozen=True)
+class ShortNote:
+    """A note as it was written, with the placeholders {a} and {b} for the clients' codes, and {figure}."""
+
+    kind: str
+    split: str
+    pair: str  # the name of the two notes of opposite meaning
+    applies: bool
+    text: str
 
 
 @dataclass(frozen=True)
 class Case:
-    """One report before it is written: its ratios, its note, and what the note means."""
+    """One report before it is written: its ratios and its note."""
 
     bank: Bank
     period: str
     leverage: Decimal
     lcr: Decimal
-    kind: NoteKind
-    frame: str
-    statuses: tuple[str, str]  # the wording that makes the figure matter, and the one that does not
-    applies: bool  # whether the note has the first wording
+    note: ShortNote
     figure: Decimal  # of the note: the LCR without the assets, or the clients' share of Tier 1; 0 for a waiver
     clients: tuple[str, str]
     pair: str = ""
 
     @property
-    def note(self) -> Note:
-        """The note, attached to the figure that it explains."""
-        text = self.frame.format(
-            status=self.statuses[0] if self.applies else self.statuses[1],
-            figure=format_figure(self.figure, "xbrli:pure", compact=True),
-            clients=" and ".join(self.clients),
-        )
-        cell = ("C_28.00", self.clients[0], "c350") if self.kind is CONNECTED else LCR
-        return Note(text[0].upper() + text[1:], (cell,))
+    def footnote(self) -> Note:
+        """The note as it is filed, attached to the figure that it explains."""
+        cell = ("C_28.00", self.clients[0], "c350") if self.note.kind == "connected" else LCR
+        return Note(self._fill(self.note.text), (cell,))
+
+    @property
+    def fact(self) -> NoteFact:
+        """What the note states. The words that prove it are all but the figure."""
+        who = self.clients if self.note.kind == "connected" else ()
+        return NoteFact(self.note.kind, self.note.applies, None, who, quote=decisive_words(self.footnote.text))
 
     @property
     def figures(self) -> dict[CellKey, Decimal | str]:
         """What the bank files. The row of a cell of the open table C 28.00 is its key."""
         ratios: dict[CellKey, Decimal | str] = {LEVERAGE: self.leverage, LCR: self.lcr}
-        if self.kind is CONNECTED:
+        if self.note.kind == "connected":
             first = (self.figure * 55).to_integral_value() / 100
             shares = (first, self.figure - first)
             ratios |= {("C_28.00", code, "c350"): share for code, share in zip(self.clients, shares, strict=True)}
         return ratios
 
-    @property
-    def finding(self) -> Finding:
-        """What the note means: a line of findings.csv."""
-        entity, kind = self.bank.entity, self.kind.name
-        if self.kind is WAIVER:
-            return Finding(
-                entity, self.period, "LCR_MIN", "lifted" if self.applies else "benign", cell_name(LCR), kind=kind
-            )
-        limit, rule = LIMIT[kind], next(rule for rule in note_rules().values() if rule.kind == kind)
-        if not self.applies:
-            return Finding(entity, self.period, rule.id, "benign", kind=kind)
-        missed = self.figure < limit if rule.relation == "min" else self.figure > limit
-        cell = cell_name(LCR) if self.kind is PLEDGED else cell_name(SHARE, "+".join(self.clients))
-        state = "violated" if missed else "benign"
-        return Finding(entity, self.period, rule.id, state, cell, self.figure, limit, rule.legal, kind)
+    def _fill(self, text: str) -> str:
+        return text.format(a=self.clients[0], b=self.clients[1], figure=_percent(self.figure))
+
+
+def decisive_words(note: str) -> str:
+    """The words of a note that say whether it applies: what comes before its figure."""
+    return note.partition(";")[0].rstrip(".")
+
+
+@functools.cache
+def short_notes(kind: str, split: str) -> tuple[tuple[ShortNote, ShortNote], ...]:
+    """The pairs of notes of a kind: the one that applies, and the one that does not."""
+    lines = NOTES_FILE.read_text(encoding="utf-8").splitlines()
+    notes = [
+        note for note in (ShortNote(**json.loads(line)) for line in lines) if (note.kind, note.split) == (kind, split)
+    ]
+    return tuple(zip((n for n in notes if n.applies), (n for n in notes if not n.applies), strict=True))
 
 
 def make_cases(seed: int, split: str, first_bank: int, count: int) -> list[Case]:
     """The reports of one split; each has a bank of its own. A test consists of minimal pairs."""
     rng = random.Random(f"quickstart {seed} {split}")
-    if split != "test":
-        return [_draw(rng, seed, split, first_bank + index, TURNS[index % len(TURNS)]) for index in range(count)]
-    return [case for index in range(count // 2) for case in _draw_pair(rng, seed, first_bank + index, index)]
+    if split == "test":
+        return [case for index in range(count // 2) for case in _draw_pair(rng, seed, first_bank + index, index)]
+    turns = {kind: _in_turn(rng, [note for pair in short_notes(kind, split) for note in pair]) for kind in KINDS}
+    return [_draw(rng, seed, first_bank + i, next(turns[KINDS[i % len(KINDS)]])) for i in range(count)]
 
 
-def _draw(rng: random.Random, seed: int, split: str, index: int, kind: NoteKind) -> Case:
-    lcr_is_low = rng.random() < (0.6 if kind is WAIVER else 0.25) and kind is not PLEDGED
+def _in_turn(rng: random.Random, notes: Sequence[ShortNote]) -> Iterator[ShortNote]:
+    """Every note once, in a random order, then again in another one."""
+    while True:
+        yield from rng.sample(notes, len(notes))
+
+
+def _draw(rng: random.Random, seed: int, index: int, note: ShortNote) -> Case:
+    lcr_is_low = rng.random() < (0.6 if note.kind == "waiver" else 0.25)
     return Case(
         bank=make_bank(seed, index),
         period=rng.choice(PERIODS),
         leverage=_draw_leverage(rng, rng.random() < 0.25),
-        lcr=Decimal(rng.randint(112, 180)) / 100 if kind is PLEDGED else _draw_lcr(rng, lcr_is_low),
-        kind=kind,
-        frame=rng.choice(kind.frames),
-        statuses=rng.choice(kind.pairs[split]),
-        applies=rng.random() < (0.6 if kind is CONNECTED else 0.5),
-        figure=_draw_figure(rng, kind, rng.random() < (0.5 if kind is CONNECTED else 0.6)),
+        lcr=Decimal(rng.randint(112, 180)) / 100 if note.kind == "pledged" else _draw_lcr(rng, lcr_is_low),
+        note=note,
+        figure=_draw_figure(rng, note.kind, rng.random() < 0.6),
         clients=(f"A{rng.randint(10, 99)}", f"B{rng.randint(10, 99)}"),
     )
 
 
 def _draw_pair(rng: random.Random, seed: int, index: int, number: int) -> tuple[Case, Case]:
     """Two quarters of a bank that differ in the words of the note, or in one figure, and in their violations."""
-    kind = KINDS[number % 3]
-    statuses = kind.pairs["test"][number // 3 % len(kind.pairs["test"])]
-    case = replace(_draw(rng, seed, "test", index, kind), statuses=statuses, period=PERIODS[0], pair=f"{number + 1}")
-    if number % 2 == 0:  # in words
-        one = replace(case, applies=True, figure=_draw_figure(rng, kind, missed=True), pair=f"{case.pair} in words")
-        one = replace(one, lcr=_draw_lcr(rng, low=True)) if kind is WAIVER else one
-        other = replace(one, applies=False)
-    elif kind is WAIVER:  # in the leverage ratio or the LCR
-        leverage, lcr = (Decimal(rng.randint(low, low + 9)) for low in (30, 100))  # one digit above the limit
-        one = replace(case, applies=False, leverage=leverage / 1000, lcr=lcr / 100, pair=f"{case.pair} in figures")
-        lower = {"leverage": one.leverage - PERCENT} if number % 4 == 1 else {"lcr": one.lcr - PERCENT * 10}
-        other = replace(one, **lower)
-    else:  # in the figure of the note
-        within = Decimal(rng.randint(100, 109) if kind is PLEDGED else rng.randint(21, 25)) / 100
-        beyond = within - PERCENT * 10 if kind is PLEDGED else Decimal(rng.randint(26, 29)) / 100
-        one = replace(case, applies=True, figure=within, pair=f"{case.pair} in figures")
-        other = replace(one, figure=beyond)
-    return one, replace(other, period=PERIODS[1])
+    if number % EVERY < EVERY - 1:
+        case, opposite = _draw_of_pair(rng, seed, index, number - number // EVERY)
+        case = replace(case, pair=f"{number + 1} in words")
+        return case, replace(case, note=opposite, period=PERIODS[1])
+    turn = number // EVERY
+    case, opposite = _draw_of_pair(rng, seed, index, turn)
+    case, kind, lap = replace(case, pair=f"{number + 1} in figures"), case.note.kind, turn // len(KINDS)
+    if kind != "waiver" and lap % 4 == 1:  # the note applies, and its figure crosses the limit
+        within = rng.randint(100, 109) if kind == "pledged" else rng.randint(21, 25)
+        beyond = within - 10 if kind == "pledged" else rng.randint(26, 29)
+        return replace(case, figure=within * PERCENT), replace(case, figure=beyond * PERCENT, period=PERIODS[1])
+    if kind == "waiver" and lap % 2 == 1:  # there is no waiver, and the LCR crosses its limit
+        case = replace(case, note=opposite, lcr=rng.randint(100, 109) * PERCENT)
+        return case, replace(case, lcr=case.lcr - 10 * PERCENT, period=PERIODS[1])
+    # Nothing follows from the note, although its figure, or the LCR, is beyond the limit: the leverage ratio crosses its own.
+    case = replace(case, note=case.note if kind == "waiver" else opposite, leverage=Decimal(rng.randint(30, 39)) / 1000)
+    return case, replace(case, leverage=case.leverage - PERCENT, period=PERIODS[1])
+
+
+def _draw_of_pair(rng: random.Random, seed: int, index: int, turn: int) -> tuple[Case, ShortNote]:
+    """(a report whose note applies to a figure beyond the limit, the opposite of its note). Pairs of notes come in turn."""
+    kind = KINDS[turn % len(KINDS)]
+    pairs = short_notes(kind, "test")
+    applying, opposite = pairs[turn // len(KINDS) % len(pairs)]
+    case = replace(_draw(rng, seed, index, applying), period=PERIODS[0])
+    if kind == "waiver":
+        return replace(case, lcr=_draw_lcr(rng, low=True)), opposite
+    is_within = kind == "pledged" and turn // len(KINDS) % 3 == 2  # the buffer is wrong, and the LCR still met
+    return replace(case, figure=_draw_figure(rng, kind, missed=not is_within)), opposite
 
 
 def _draw_leverage(rng: random.Random, low: bool) -> Decimal:
@@ -146,11 +208,153 @@ def _draw_lcr(rng: random.Random, low: bool) -> Decimal:
     return Decimal(rng.randint(100, 109) if rng.random() < 0.5 else rng.randint(110, 180)) / 100
 
 
-def _draw_figure(rng: random.Random, kind: NoteKind, missed: bool) -> Decimal:
-    if kind is PLEDGED:
+def _draw_figure(rng: random.Random, kind: str, missed: bool) -> Decimal:
+    """The figure of a note: 90% to 99% or 100% to 109%; of clients mostly 21% to 29%, where the second digit decides."""
+    if kind == "pledged":
         return Decimal(rng.randint(90, 99) + (0 if missed else 10)) / 100
-    if kind is CONNECTED:  # mostly between 21% and 29%, where the second digit decides
+    if kind == "connected":
         near = rng.random() < 0.85
         low, high = ((26, 29) if near else (30, 34)) if missed else ((21, 25) if near else (17, 20))
         return Decimal(rng.randint(low, high)) / 100
     return Decimal(0)
+
+
+def findings_of(report: Report, results: Sequence[RuleResult], fact: NoteFact, figure: Decimal) -> list[Finding]:
+    """What follows from the note. The LCR without the assets is the `figure` of the note: the report has no buffer."""
+    found = consequences(report, results, [fact])
+    if fact.kind == "pledged" and fact.applies and figure < 1:
+        entity, cell = entity_code(report.entity), cell_name(LCR)
+        found.append(
+            Finding(entity, report.period, "LCR_PLEDGED", "violated", cell, figure, Decimal(1), kind="pledged")
+        )
+    return found
+
+
+def quickstart_example(report: Report, bank: Addressee, cells: Cells, case: Case) -> tuple[dict, list[Finding]]:
+    """(the example of one report, what follows from its note)."""
+    results, fact = evaluate(report, RULES), case.fact
+    findings = findings_of(report, results, fact, case.figure)
+    violated = apply_findings(results, findings)
+    checks = [*map(ratio_check, results), *note_checks(fact, case.figure)]
+    answer = write_checks(checks, write_letter(violated, bank, report.period, short=True))
+    example = {
+        "messages": [*quickstart_question(report, bank, cells), {"role": "assistant", "content": answer}],
+        "id": f"{entity_code(report.entity)}-{report.period}",
+        "bank": entity_code(report.entity),
+        "period": report.period,
+        "violations": list(dict.fromkeys(result.rule_id for result in violated)),
+        "engine": [result.rule_id for result in violations(results)],
+        "kind": fact.kind,
+        "note": f"{case.note.pair}-{'applies' if fact.applies else 'not'}",
+        "note_facts": [dataclasses.asdict(fact)],
+        "measures": required_measures(violated),
+        **({"pair": case.pair} if case.pair else {}),
+    }
+    return example, findings
+
+
+def quickstart_question(report: Report, bank: Addressee, cells: Cells) -> list[dict]:
+    """The messages that ask about a report, before the answer: those of training, and of everyone who asks later."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": render_report(report, cells, "labels", bank)},
+    ]
+
+
+def ratio_check(result: RuleResult) -> Check:
+    """The line of an answer on a ratio with a value and a limit."""
+    value, limit = (_percent(number) for number in (result.known_value, result.known_limit))
+    if result.state == "violated":
+        return Check(short_label(result.cell), f"{value} < {limit}", result.rule_id, _short_legal(result.legal))
+    return Check(short_label(result.cell), f"{value} >= {limit}")
+
+
+def note_checks(fact: NoteFact, figure: Decimal) -> list[Check]:
+    """The lines on a note. The first one repeats the words that decide, so that the model reads them before it judges."""
+    stated = f"{fact.quote}, so {SUBJECTS[fact.kind][not fact.applies]}"
+    if not fact.applies:
+        return [Check(stated, "")]
+    if fact.kind == "waiver":
+        return [Check(stated, "", "lifts LCR_MIN", "CRR Art. 8")]
+    if fact.kind == "connected":
+        return [_compared(stated, figure, LARGEST_SHARE, "LE_CONNECTED")]
+    counted = Check(stated, "", "PLEDGED_COUNTED", _short_legal(note_rules()["PLEDGED_COUNTED"].legal))
+    return [counted, _compared("LCR without them", figure, Decimal(1), "LCR_PLEDGED")]
+
+
+def _compared(what: str, figure: Decimal, limit: Decimal, rule_id: str) -> Check:
+    rule = note_rules()[rule_id]
+    missed, met = ("<", ">=") if rule.relation == "min" else (">", "<=")
+    is_missed = figure < limit if rule.relation == "min" else figure > limit
+    comparison = f"{_percent(figure)} {missed if is_missed else met} {_percent(limit)}"
+    return Check(what, comparison, rule_id, _short_legal(rule.legal)) if is_missed else Check(what, comparison)
+
+
+def _percent(value: Decimal) -> str:
+    return format_figure(value, "xbrli:pure", compact=True)
+
+
+def _short_legal(legal: str) -> str:
+    """The first article of a reference, without the form of the act: `2015/61 Art. 7(2)`."""
+    return legal.replace("Delegated Reg. (EU) ", "").partition(",")[0].partition(";")[0]
+
+
+def split_counts(examples: int, shares: Sequence[float]) -> dict[str, int]:
+    """Split -> number of its reports; a test has an even number, because it consists of pairs.
+
+    Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
+    """
+    check_shares(shares, SPLITS)
+    counts = {split: round(examples * share) for split, share in zip(SPLITS, shares, strict=True)}
+    counts["test"] -= counts["test"] % 2
+    for (split, count), share in zip(counts.items(), shares, strict=True):
+        if share > 0 and not count:
+            raise UserError(f"{examples} examples are too few for a share of {share:.3g} in {split!r}; give more.")
+    return counts
+
+
+def generate_quickstart(
+    directory: pathlib.Path, request: Request, count_tokens: Callable[[str], int] | None = None
+) -> dict:
+    """Generate the corpus and return its data card. The directory appears only once it is complete.
+
+    The examples are made from the report files that were written. Raises `RuntimeError` if one of them gives a warning.
+    """
+    counts = split_counts(request.examples, request.splits)
+    starts = itertools.accumulate(counts.values(), initial=0)
+    cases = {
+        split: make_cases(request.seed, split, first, n)
+        for (split, n), first in zip(counts.items(), starts, strict=False)
+    }
+    cells = load_cells(BUILT_IN)
+    splits: dict[str, list[dict]] = {split: [] for split in cases}
+    register: dict[str, Addressee] = {}
+    found: list[Finding] = []
+    with new_directory(directory) as draft:
+        (draft / "reports").mkdir()
+        for split, case in ((split, case) for split, members in cases.items() for case in members):
+            place = (draft / "reports", case.bank, case.period, case.figures, cells)
+            report = read_filing(write_reports(*place, (), "json", [case.footnote]), cells)
+            if report.warnings:
+                raise RuntimeError(f"{report.path}: {report.warnings[0]}")
+            one = case.bank
+            bank = register.setdefault(one.entity, Addressee(one.entity, one.name, one.country, one.model))
+            example, findings = quickstart_example(report, bank, cells, case)
+            splits[split].append(example)
+            found.extend(findings)
+        write_register(draft / "register.csv", register.values())
+        write_findings(draft / "findings.csv", found)
+        everything = [example for examples in splits.values() for example in examples]
+        facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in everything]
+        write_json_lines(draft / "note_facts.jsonl", facts)
+        write_splits(draft, splits)
+        card = {
+            "arguments": dataclasses.asdict(request),
+            "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
+            "baselines": violation_baselines(splits),
+            "how_made": HOW_MADE,
+            "sources": SOURCES,
+            "limits": LIMITS,
+        }
+        write_json(draft / "dataset.json", card)
+    return card

@@ -13,7 +13,7 @@ from common.errors import UserError
 from xbrl.answers.answer_reader import Claim, read_line
 from xbrl.answers.answers import write_violation
 from xbrl.corpus import profiles as corpus
-from xbrl.corpus import quickstart_examples
+from xbrl.corpus import quickstart
 from xbrl.corpus.examples import question, with_client_names
 from xbrl.corpus.figures import SHORT_CELLS
 from xbrl.corpus.profiles import FULL, SHORT, rules_of
@@ -38,7 +38,7 @@ class Profile:
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules that its answers cover, besides those of notes."""
-        return tuple(rules_of(self.corpus)) if self.corpus else quickstart_examples.RULES
+        return tuple(rules_of(self.corpus)) if self.corpus else quickstart.RULES
 
     def as_seen(self, report: Report, decisions: Sequence[Finding]) -> tuple[Report, Sequence[Finding]]:
         """A report and the decisions on it as the model sees the report: a short one names the clients in place of codes."""
@@ -50,7 +50,7 @@ class Profile:
         """The messages that ask about a report. `earlier` are previous reports of the bank, oldest first."""
         if self.corpus:
             return question(report, bank, cells, self.corpus, earlier)
-        return quickstart_examples.quickstart_question(report, bank, cells)
+        return quickstart.quickstart_question(report, bank, cells)
 
     def why_not(self, report: Report) -> str:
         """Why a report cannot be asked about in this profile: no example of training looks like it. "" if it can."""
@@ -78,10 +78,10 @@ class Profile:
             return None
         if self.corpus:
             return read_line(write_violation(result, self.corpus.style))
-        return None if result.rule_id in note_rules() else read_line(str(quickstart_examples.ratio_check(result)))
+        return None if result.rule_id in note_rules() else read_line(str(quickstart.ratio_check(result)))
 
 
-QUICKSTART_CELLS = frozenset(cell for rule in quickstart_examples.RULES for cell in rule.cells) | {
+QUICKSTART_CELLS = frozenset(cell for rule in quickstart.RULES for cell in rule.cells) | {
     ("C_28.00", "*", "c350")
 }
 PROFILES = {

@@ -1,16 +1,21 @@
-"""The quickstart's corpus: what is planted is what the files and findings.csv give back, and nothing leaks into the test."""
+"""The quickstart's corpus: labels follow from the notes and the figures, and neither words nor banks of a test are in training."""
 
 import json
 import re
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 
+from common.errors import UserError
 from xbrl.corpus.generate import Request
-from xbrl.corpus.quickstart_corpus import generate_quickstart
-from xbrl.corpus.quickstart_notes import KINDS
+from xbrl.corpus.quickstart import KINDS, NOTES_FILE, SUBJECTS, decisive_words, generate_quickstart, split_counts
+from xbrl.rules.law_check import judge
 
 REQUEST = Request(150, 3, "quickstart", [0.4, 0.2, 0.4])
+NOTES = [json.loads(line) for line in NOTES_FILE.read_text(encoding="utf-8").splitlines()]
+SPLITS = ("train", "validation", "test")
+NUMBERS = {2: "two", 3: "three", 5: "five", 10: "ten", 15: "fifteen"}
 
 
 @pytest.fixture(scope="module")
@@ -18,44 +23,33 @@ def corpus(tmp_path_factory):
     """(the corpus directory, split -> examples)."""
     directory = tmp_path_factory.mktemp("quickstart") / "corpus"
     generate_quickstart(directory, REQUEST)
-    splits = {
-        name: [json.loads(line) for line in (directory / f"{name}.jsonl").open()]
-        for name in ("train", "validation", "test")
+    return directory, {
+        name: [json.loads(line) for line in (directory / f"{name}.jsonl").open(encoding="utf-8")] for name in SPLITS
     }
-    return directory, splits
 
 
 def texts(example) -> tuple[str, str]:
     return example["messages"][1]["content"], example["messages"][2]["content"]
 
 
-def meaning(note: str):
-    """(kind of a note, whether it has the first wording of a pair)."""
-    ((number, applies),) = {
-        (number, place == 0)
-        for number, kind in enumerate(KINDS)
-        for pairs in kind.pairs.values()
-        for pair in pairs
-        for place in (0, 1)
-        # the longer wording of a pair may contain the shorter one
-        if pair[place].lower() in note.lower()
-        and not (pair[place] in pair[1 - place] and pair[1 - place].lower() in note.lower())
-    }
-    return KINDS[number], applies
+def note_in(report: str) -> dict:
+    """The entry of the data file that a printed report has as its note."""
+    text = re.sub(r"\b[AB]\d\d\b", "CLIENT", re.sub(r"\d+(\.\d+)?%", "{figure}", report.partition("Note: ")[2]))
+    (found,) = [note for note in NOTES if note["text"].replace("{a}", "CLIENT").replace("{b}", "CLIENT") == text]
+    return found
 
 
 def violated_by_hand(report: str) -> set[str]:
-    """The violations, from the printed report and the lists of wordings alone."""
+    """The violations, from the printed report and the annotations alone."""
     figures = dict(re.findall(r"^(LCR|Leverage ratio) ([\d.]+)%$", report, re.MULTILINE))
-    note = report.partition("Note: ")[2]
-    kind, applies = meaning(note)
+    note = note_in(report)
     found = {"LR_MIN"} if float(figures["Leverage ratio"]) < 3 else set()
-    if float(figures["LCR"]) < 100 and not (kind.name == "waiver" and applies):
+    if float(figures["LCR"]) < 100 and not (note["kind"] == "waiver" and note["applies"]):
         found.add("LCR_MIN")
-    percent = [float(number) for number in re.findall(r"([\d.]+)%", note)]
-    if kind.name == "pledged" and applies and percent[0] < 100:
-        found.add("LCR_PLEDGED")
-    if kind.name == "connected" and applies and percent[0] > 25:
+    percent = [float(number) for number in re.findall(r"([\d.]+)%", report.partition("Note: ")[2])]
+    if note["kind"] == "pledged" and note["applies"]:
+        found |= {"PLEDGED_COUNTED", "LCR_PLEDGED"} if percent[0] < 100 else {"PLEDGED_COUNTED"}
+    if note["kind"] == "connected" and note["applies"] and percent[0] > 25:
         found.add("LE_CONNECTED")
     return found
 
@@ -66,64 +60,102 @@ def test_labels_follow_from_the_words_and_the_figures(corpus) -> None:
     for example in examples:
         report, answer = texts(example)
         assert set(example["violations"]) == violated_by_hand(report), report
-        lines = answer.partition("\nDirective:\n")[0].splitlines()
-        assert lines[0] == "Checks:" and [line.split(" ")[0] for line in lines[1:3]] == ["Leverage", "LCR"]
         named = set(re.findall(r": ([A-Z_]+), ", answer)) - set(re.findall(r": lifts (\w+),", answer))
-        assert named == set(example["violations"])
+        assert named - ({"LCR_MIN"} if "lifts" in answer else set()) == set(example["violations"])
+        assert judge(example) == []
     rules = {rule for example in examples for rule in example["violations"]}
-    assert rules == {"LR_MIN", "LCR_MIN", "LCR_PLEDGED", "LE_CONNECTED"}
+    assert rules == {"LR_MIN", "LCR_MIN", "PLEDGED_COUNTED", "LCR_PLEDGED", "LE_CONNECTED"}
+    assert any("PLEDGED_COUNTED" in e["violations"] and "LCR_PLEDGED" not in e["violations"] for e in examples)
     assert any(set(e["engine"]) - set(e["violations"]) for e in examples)  # lifted by a waiver
-    assert any(set(e["violations"]) - set(e["engine"]) for e in examples)  # shown by a note alone
 
 
 def test_answers_repeat_the_note_and_compare_as_it_is(corpus) -> None:
-    deadlines = {"LR_MIN": 30, "LCR_MIN": 10, "LCR_PLEDGED": 10, "LE_CONNECTED": 30}
+    demanded = {
+        "LR_MIN": "a plan that restores the leverage ratio",
+        "LCR_MIN": "a plan that restores the liquidity coverage ratio",
+        "PLEDGED_COUNTED": "Take the encumbered assets out of the liquidity buffer",
+        "LCR_PLEDGED": "Replace the encumbered assets",
+        "LE_CONNECTED": "Reduce the joint exposure",
+    }
     for example in [example for members in corpus[1].values() for example in members]:
         report, answer = texts(example)
-        checks = answer.partition("\nDirective:\n")[0].splitlines()[1:]
-        words = report.partition("Note: ")[2].partition(";")[0].rstrip(".")
-        kind, applies = meaning(report.partition("Note: ")[2])
-        said = re.split(r": | \d", checks[2].removeprefix(f"{words}, so "))[0]
-        assert said == (kind.subject if applies else kind.other_subject)
-        for line in checks:
+        lines, _, letter = answer.partition("\nDirective:\n")
+        heading, leverage, lcr, stated, *more = lines.splitlines()
+        assert heading == "Checks:" and leverage.startswith("Leverage ratio ") and lcr.startswith("LCR ")
+        (fact,), note = example["note_facts"], note_in(report)
+        assert (fact["kind"], fact["applies"], fact["quote"]) == (
+            note["kind"],
+            note["applies"],
+            decisive_words(report.partition("Note: ")[2]),
+        )
+        assert stated.startswith(f"{fact['quote']}, so {SUBJECTS[fact['kind']][not fact['applies']]}")
+        assert len(fact["who"]) == (2 if fact["kind"] == "connected" else 0)
+        assert bool(more) == (fact["kind"] == "pledged" and fact["applies"])
+        for line in (leverage, lcr, stated, *more):
             for value, sign, limit in re.findall(r"([\d.]+)% (<|>|<=|>=) ([\d.]+)%", line):
                 one, other = float(value), float(limit)
                 assert {"<": one < other, ">": one > other, "<=": one <= other, ">=": one >= other}[sign], line
                 assert (sign in "<>") == (": met" not in line)
-        assert [measure["deadline_days"] for measure in example["measures"]] == [
-            deadlines[rule] for rule in example["violations"]
+        assert {rule for rule, text in demanded.items() if text in letter} == set(example["violations"])
+        for measure in example["measures"]:
+            assert f"within {NUMBERS.get(measure['deadline_days'], measure['deadline_days'])} working days" in letter
+        assert bool(example["measures"]) == (letter != "No measure is required.")
+
+
+def test_notes_are_pairs_of_few_words_and_words_of_a_test_are_its_own() -> None:
+    def runs(note: dict) -> set[tuple[str, ...]]:
+        words = re.findall(r"[\w{}]+", note["text"].lower())
+        return set(zip(*(words[start:] for start in range(5)), strict=False))
+
+    counts = Counter((note["kind"], note["split"], note["applies"]) for note in NOTES)
+    for kind in KINDS:
+        assert [counts[kind, split, True] for split in SPLITS] == [42, 6, 15]
+        assert [counts[kind, split, False] for split in SPLITS] == [42, 6, 15]
+    assert set(Counter((note["pair"], note["kind"], note["split"]) for note in NOTES).values()) == {2}
+    known = {run for note in NOTES if note["split"] == "train" for run in runs(note)}
+    for note in NOTES:
+        assert len(note["text"].split()) <= 25
+        assert (
+            set(re.findall(r"{(\w+)}", note["text"]))
+            == {
+                "pledged": {"figure"},
+                "connected": {"a", "b", "figure"},
+                "waiver": set(),
+            }[note["kind"]]
+        )
+        assert note["split"] == "train" or not runs(note) & known, note["text"]
+
+
+def test_neither_negations_nor_single_words_decide() -> None:
+    """Words of negation stand on both sides; many pairs have the same words in another order."""
+    negation = re.compile(r"\b(not|no|none|never|cannot|nobody|nothing|without|neither)\b")
+    for kind in KINDS:
+        sides = [
+            sum(
+                bool(negation.search(note["text"].lower()))
+                for note in NOTES
+                if (note["kind"], note["split"]) == (kind, "train") and note["applies"] is side
+            )
+            for side in (True, False)
         ]
+        assert min(sides) >= 12 and max(sides) - min(sides) <= 4, (kind, sides)
+    bags = [(note["pair"], *sorted(re.findall(r"\w+", note["text"].lower()))) for note in NOTES]
+    assert sum(count == 2 for count in Counter(bags).values()) >= 40
 
 
-def test_a_test_has_other_banks_and_other_wordings(corpus) -> None:
-    splits = corpus[1]
-    banks = {name: {example["bank"] for example in members} for name, members in splits.items()}
+def test_a_test_has_other_banks_and_notes_are_used_evenly(corpus) -> None:
+    banks = {name: {example["bank"] for example in members} for name, members in corpus[1].items()}
     assert not banks["train"] & banks["test"] and not banks["train"] & banks["validation"]
-    for kind in KINDS:
-        wordings = {name: {wording for pair in pairs for wording in pair} for name, pairs in kind.pairs.items()}
-        assert len(wordings["train"]) >= 40 and len(wordings["test"]) == 16 and len(wordings["validation"]) == 8
-        for one, other in (("train", "test"), ("validation", "test"), ("train", "validation")):
-            assert not wordings[one] & wordings[other]
-    for name, members in splits.items():
-        seen = " ".join(texts(example)[0].lower() for example in members)
-        for kind in KINDS:
-            for other, pairs in kind.pairs.items():
-                used = [pair for pair in pairs if any(wording.lower() in seen for wording in pair)]
-                assert len(used) == len(pairs) if name == other == "test" else bool(used) == (name == other)
-
-
-def test_negations_alone_do_not_decide() -> None:
-    """In training, words of negation stand in the first wording of many pairs and in the second of others."""
-    negation = re.compile(r"\b(not|no|none|never|cannot|nobody|nothing|without)\b")
-    for kind in KINDS:
-        sides = [sum(bool(negation.search(pair[side])) for pair in kind.pairs["train"]) for side in (0, 1)]
-        assert min(sides) >= 6, (kind.name, sides)
+    for name, members in corpus[1].items():
+        used = Counter(example["note"] for example in members)
+        assert {note_in(texts(example)[0])["split"] for example in members} == {name}
+        assert max(used.values()) <= (2 if name == "validation" else 3)
 
 
 def test_pairs_differ_in_one_place_and_in_their_violations(corpus) -> None:
     test = corpus[1]["test"]
     assert len(test) == 60 and len({example["id"] for example in test}) == 60
-    kinds = set()
+    seen = set()
     for one, other in [pair for pair in pairwise(test) if pair[0]["pair"] == pair[1]["pair"]]:
         assert set(one["violations"]) != set(other["violations"]) and one["bank"] == other["bank"]
         lines = [texts(example)[0].splitlines() for example in (one, other)]
@@ -131,8 +163,9 @@ def test_pairs_differ_in_one_place_and_in_their_violations(corpus) -> None:
         assert len(changed) == 1
         without_digits = {re.sub(r"\d+(\.\d+)?", "#", line) for line in changed[0]}
         assert len(without_digits) == (2 if one["pair"].endswith("in words") else 1)
-        kinds.add((one["kind"], one["pair"].partition(" ")[2]))
-    assert kinds == {(kind.name, part) for kind in KINDS for part in ("in words", "in figures")}
+        seen.add((one["kind"], one["pair"].partition(" ")[2], one["note_facts"][0]["applies"]))
+    assert seen >= {(kind, "in words", True) for kind in KINDS}
+    assert seen >= {(kind, "in figures", applies) for kind in KINDS for applies in (True, False)}
 
 
 def test_the_same_request_gives_the_same_bytes(corpus, tmp_path) -> None:
@@ -141,3 +174,13 @@ def test_the_same_request_gives_the_same_bytes(corpus, tmp_path) -> None:
     assert len(files) > 300
     for path in files:
         assert (tmp_path / "again" / path).read_bytes() == (corpus[0] / path).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("examples", "shares", "message"),
+    [(5, [0.9, 0.05, 0.05], "too few for a share of 0.05 in 'validation'"), (50, [0.5, 0.2, 0.2], "add up to 1")],
+)
+def test_splits_that_cannot_be_made_are_refused(examples, shares, message) -> None:
+    with pytest.raises(UserError, match=message):
+        split_counts(examples, shares)
+    assert split_counts(101, [0.5, 0.2, 0.3]) == {"train": 50, "validation": 20, "test": 30}

@@ -7,7 +7,6 @@ import pytest
 from common.errors import UserError
 from xbrl.corpus.banks import lei, make_bank, requirements
 from xbrl.corpus.leaks import leaks, mask, place_examples
-from xbrl.corpus.quickstart_corpus import Counts
 from xbrl.corpus.splits import split_banks
 
 
@@ -22,18 +21,6 @@ def test_banks_are_split_at_random_and_once():
         split_banks(banks[:2], (0.8, 0.1, 0.1), seed=4)
     with pytest.raises(UserError, match="none negative"):
         split_banks(banks, (float("nan"), 0, 1), seed=4)
-
-
-@pytest.mark.parametrize("shares", [(0, 0, 0), (0.5, 0.5), (-1, 1, 1), (float("nan"), 0, 1), (float("inf"), 0, 0)])
-def test_the_quickstart_checks_its_shares(shares):
-    with pytest.raises(UserError, match="3 shares"):
-        Counts.of(20, shares)
-
-
-def test_the_quickstart_has_no_empty_split():
-    assert Counts.of(20, (0.5, 0, 0.5)) == Counts(10, 0, 10)
-    with pytest.raises(UserError, match="3 examples are too few for a share of 0.1 in 'validation'"):
-        Counts.of(3, (0.5, 0.1, 0.4))
 
 
 def test_names_dates_codes_and_numbers_are_masked():
