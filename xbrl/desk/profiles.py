@@ -81,9 +81,7 @@ class Profile:
         return None if result.rule_id in note_rules() else read_line(str(quickstart.ratio_check(result)))
 
 
-QUICKSTART_CELLS = frozenset(cell for rule in quickstart.RULES for cell in rule.cells) | {
-    ("C_28.00", "*", "c350")
-}
+QUICKSTART_CELLS = frozenset(cell for rule in quickstart.RULES for cell in rule.cells) | {("C_28.00", "*", "c350")}
 PROFILES = {
     "full": Profile("full", 2048, None, FULL),
     "short": Profile("short", 768, SHORT_CELLS, SHORT),  # scripts/make_reports.py --style short
