@@ -23,6 +23,7 @@ from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
 from xbrl.read.folder import read_folder
 from xbrl.read.render import STYLES
+from xbrl.read.report import Report
 from xbrl.read.report_lines import Output, report_lines
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 
@@ -43,31 +44,29 @@ def main() -> int:
         if len(args.files) == 1 and args.files[0].is_dir() and not is_package(args.files[0]):
             return print_folder(args.files[0], output, args.taxonomy, args.workers)
         reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
-        report = merge_reports(reports) if len(reports) > 1 else reports[0]
-        for reason in report.incomplete:
-            print(f"warning: {reason}", file=sys.stderr)
-        for line in report_lines(report, output):
-            print(line)
+        print_report(merge_reports(reports) if len(reports) > 1 else reports[0], output)
     return 0
+
+
+def print_report(report: Report, output: Output, name: str = "") -> None:
+    """Print one report, and on stderr why figures of it are missing."""
+    for reason in report.incomplete:
+        print(f"warning: {reason}", file=sys.stderr)
+    for line in report_lines(report, output, name):
+        print(line)
 
 
 def print_folder(folder: Path, output: Output, taxonomy: list[Path], workers: int) -> int:
     """Print the report of each bank and date in a folder. Returns the exit code."""
-    reports, refused = read_folder(folder, output, taxonomy, workers)
+    reports, refused = read_folder(folder, taxonomy, workers)
     for error in refused:
         print(f"error: {error}", file=sys.stderr)
-    files = []
-    incomplete = 0
     for report in reports:
-        files.append(report.files)
-        incomplete += bool(report.incomplete)
-        for reason in report.incomplete:
-            print(f"warning: {reason}", file=sys.stderr)
-        for line in report.lines:
-            print(line)
+        print_report(report, output, f"{report.entity} {report.period}")
     sys.stdout.flush()
+    files, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
     print(
-        f"{len(files)} reports of {sum(files)} files, {incomplete} incomplete; {len(refused)} files refused",
+        f"{len(reports)} reports of {files} files, {incomplete} incomplete; {len(refused)} files refused",
         file=sys.stderr,
     )
     return 2 if refused else 0

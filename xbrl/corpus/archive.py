@@ -21,7 +21,7 @@ from xbrl.corpus.examples import entity_code, make_example, read_register
 from xbrl.corpus.leaks import place_examples
 from xbrl.corpus.profiles import FULL, rules_of
 from xbrl.read.dpm import load_cells
-from xbrl.read.folder import find_reports, in_parallel, join_modules, try_read_report
+from xbrl.read.folder import find_reports, join_modules, read_files
 from xbrl.read.render import Addressee
 from xbrl.read.report import Report
 from xbrl.read.safety import is_clutter
@@ -118,12 +118,7 @@ def read_reports(folder: Path, processes: int) -> tuple[dict[Case, Report], list
     if not files:
         raise UserError(f"{folder}: the directory has no report file; check --reports.")
     lines = [f"{path}: not a report by its name" for path in others]
-    read, refused = [], {}
-    for path, report, error in in_parallel(try_read_report, files, processes, "files"):
-        if report is None:
-            refused[path] = error
-        else:
-            read.append(report)
+    read, refused = read_files(files, processes)
     lines += refused.values()
     reports: dict[Case, Report] = {}
     scopes: dict[Case, str] = {}

@@ -117,7 +117,7 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
         currency=local_name(currencies.pop()) if len(currencies) == 1 else None,
         filing_indicators=parsed.indicators,
         facts=tuple(facts),
-        warnings=(*unknown, *warnings, *duplicate_warnings(tuple(facts))),
+        warnings=(*warnings, *duplicate_warnings(tuple(facts))),
         notes=notes,
         incomplete=unknown,
     )

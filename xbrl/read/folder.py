@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,28 +14,16 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from xbrl.read.report import Report
-from xbrl.read.report_lines import Output, report_lines
 from xbrl.read.safety import CLUTTER_FOLDERS, is_clutter
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 
 REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
 
 
-@dataclass(frozen=True)
-class FolderReport:
-    """The report of one bank for one reference date, as lines to print."""
-
-    lines: list[str]
-    files: int  # number of files that it was joined from
-    incomplete: tuple[str, ...]  # why figures of it are missing
-
-
-def read_folder(
-    folder: Path, output: Output, taxonomy: Sequence[Path], workers: int
-) -> tuple[Iterator[FolderReport], list[str]]:
+def read_folder(folder: Path, taxonomy: Sequence[Path], workers: int) -> tuple[list[Report], list[str]]:
     """(the reports of a folder by bank and date, an error message for each file that was refused).
 
-    `workers` processes read the files and format the reports. Raises UserError if there is no report file.
+    Raises UserError if there is no report file.
     """
     files, _ = find_reports(folder)
     if not files:
@@ -43,15 +31,21 @@ def read_folder(
         raise UserError(
             f"{folder}: contains no reports; a report is a file ending in {suffixes}, or an unpacked package"
         )
-    results = in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files")
+    reports, refused = read_files(files, workers, taxonomy)
+    return join_modules(reports, refused), list(refused.values())
+
+
+def read_files(
+    files: Sequence[Path], workers: int, taxonomy: Sequence[Path] = ()
+) -> tuple[list[Report], dict[Path, str]]:
+    """(the report of each file, file -> why it was refused). `workers` processes read them."""
     reports, refused = [], {}
-    for path, report, error in results:
+    for path, report, error in in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files"):
         if report is None:
             refused[path] = error
         else:
             reports.append(report)
-    joined = join_modules(reports, refused)
-    return in_parallel(partial(_format, output=output), joined, workers, "reports"), list(refused.values())
+    return reports, refused
 
 
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -112,11 +106,6 @@ def is_named_after(path: Path, entity: str, period: str) -> bool:
         return False
     named = re.search(rf"{re.escape(bank)}(?:\.([A-Z]+))?(?![A-Z0-9])", path.name)
     return bool(named) and (not scope or named[1] in (None, scope))
-
-
-def _format(report: Report, output: Output) -> FolderReport:
-    lines = list(report_lines(report, output, f"{report.entity} {report.period}"))
-    return FolderReport(lines, len(report.files), report.incomplete)
 
 
 def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:  # noqa: ANN001 (any function)

@@ -4,8 +4,8 @@ A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.cs
 layouts:
 
 - **A fact per row**: `datapoint,factValue` and the key columns of an open table. The DPM (`dpm.py`) gives the cell and the
-  type of a datapoint. A datapoint that the DPM does not have in that table is reported as a warning, with the command that
-  fetches a newer DPM, and makes the report incomplete: its figure is there, and no rule can see it.
+  type of a datapoint. A datapoint that the DPM does not have in that table makes the report incomplete: its figure is
+  there, and no rule can see it. The reason counts and names such datapoints, and the command that fetches a newer DPM.
 - **A row per entry**, as in the register of information (DORA): the columns `c0010`, `c0020`, ... of the template. The
   key columns give the dimensions of all facts of a row. A value is a number only in a column that is numeric in the DPM:
   a notice period is one, but a contract called 2024-001 or 4711 is not.
@@ -118,7 +118,7 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
         currency=local_name(currency) if currency else None,
         filing_indicators=indicators,
         facts=tuple(facts),
-        warnings=(*unknown, *warnings, *duplicate_warnings(tuple(facts))),
+        warnings=(*warnings, *duplicate_warnings(tuple(facts))),
         incomplete=unknown,
     )
 
