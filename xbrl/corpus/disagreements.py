@@ -27,6 +27,7 @@ MET = re.compile(
     r"|\b(no|keine?n?) (violation|breach|infringement|measures?|action|Verstoß|Maßnahmen?)\b",
     re.IGNORECASE,
 )
+CELL = re.compile(r"\b[CF] ?\d\d\.\d\d(\.\w)? r\d{3,4} c\d{3,4}\b")
 MARGIN = re.compile(r"\bsmallest margin\b|\bkleinste Abstand\b", re.IGNORECASE)  # a line on a requirement that is met
 NOT_MET = re.compile(r"\b(not|nor|never|fail(s|ed)?|misse[sd]|below|until|nicht|unter)\b", re.IGNORECASE)
 APPROVAL = re.compile(
@@ -69,11 +70,14 @@ def _only_in_letter(objections: str, known: Sequence[RuleResult]) -> Iterator[st
 
 
 def _only_in_labels(objections: str, violated: Sequence[RuleResult]) -> Iterator[str]:
-    """Violations of which the letter has neither the article nor the cell, the id or the percentage."""
+    """Violations of which the letter has neither the cell, the id nor the percentage, nor the article.
+
+    The article alone is enough only in a letter that names no cells: several rules share an article.
+    """
     citations, percentages = find_citations(objections), list(find_percentages(objections))
     for result in violated:
         named = result.rule_id in objections or cell_name(result.cell, result.row) in objections
-        cited = any(one.covers(other) for one in _citations(result.legal) for other in citations)
+        cited = not CELL.search(objections) and any(one.covers(other) for one in _citations(result.legal) for other in citations)
         value = None if result.value is None else result.value * 100
         if not (named or cited) and not any(
             value is not None and abs(value - number) < 10**-places for number, places in percentages
