@@ -32,7 +32,7 @@ def answer_grammar(examples: Sequence[dict]) -> str:
     violation = rf"(?:{ids}) \| {cell} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
     value = rf"(?:{_FIGURE}|{_FIGURE}(?: [-+] {_FIGURE}){{1,3}} = {_FIGURE})"
     verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
-    check = rf"[A-Z]{_NAME}{{1,40}}?(?: {value}(?: [<>]=? {_FIGURE})?)?: {verdict}"
+    check = rf"[A-Z]{_NAME}{{1,160}}?(?: {value}(?: [<>]=? {_FIGURE})?)?: {verdict}"
     who = r"(?:-|[^\s|-][^|\n]{1,119}?)"
     fact = (
         rf"(?:{'|'.join(KINDS)}) \| (?:applies|does not apply) \| (?:-|EUR [1-9]\d{{5,11}}) \| {who} \| "

@@ -138,9 +138,9 @@ def test_neither_negations_nor_single_words_decide() -> None:
             )
             for side in (True, False)
         ]
-        assert min(sides) >= 12 and max(sides) - min(sides) <= 4, (kind, sides)
+        assert min(sides) >= 10 and max(sides) - min(sides) <= 8, (kind, sides)
     bags = [(note["pair"], *sorted(re.findall(r"\w+", note["text"].lower()))) for note in NOTES]
-    assert sum(count == 2 for count in Counter(bags).values()) >= 40
+    assert sum(count == 2 for count in Counter(bags).values()) >= 15
 
 
 def test_a_test_has_other_banks_and_notes_are_used_evenly(corpus) -> None:
