@@ -190,5 +190,5 @@ def test_forms_have_every_label_of_a_module(cells) -> None:
     texts = list(form_texts(cells, ("COREP_LCR_DA",)))
     assert {text.split(" ")[1][:2] for text in texts} == {"72", "73", "74", "75", "76", "77"}
     assert any("\nr0030 c0010 LIQUIDITY COVERAGE RATIO (%) | 352.02%" in text for text in texts)
-    with pytest.raises(UserError, match="has no module COREP; choose from AE, COREP_ALM"):
+    with pytest.raises(UserError, match="has no module COREP; choose from AE, CODIS, COREP_ALM"):
         next(form_texts(cells, ("COREP",)))
