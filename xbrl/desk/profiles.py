@@ -12,14 +12,15 @@ from pathlib import Path
 from common.errors import UserError
 from xbrl.answers.answer_reader import Claim, read_line
 from xbrl.answers.answers import write_violation
+from xbrl.corpus import profiles as corpus
 from xbrl.corpus import quickstart_examples
-from xbrl.corpus.examples import question
+from xbrl.corpus.examples import question, with_client_names
 from xbrl.corpus.figures import SHORT_CELLS
 from xbrl.corpus.profiles import FULL, SHORT, rules_of
 from xbrl.read.dpm import Cells
 from xbrl.read.render import Addressee, cell_name
 from xbrl.read.report import CellKey, Report
-from xbrl.rules.findings import note_rules
+from xbrl.rules.findings import Finding, note_rules
 from xbrl.rules.rules import Rule, RuleResult, built_in_rules
 
 DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it
@@ -32,35 +33,32 @@ class Profile:
     name: str
     answer_tokens: int  # the default limit of an answer
     cells: frozenset[CellKey] | None  # the only cells of its reports; None if there is no such limit
-
-    @property
-    def has_facts(self) -> bool:
-        """Whether its answers say what a note states as facts."""
-        return self.name != "quickstart"
+    corpus: corpus.Profile | None  # None: the quickstart, whose answers have no facts of notes
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules that its answers cover, besides those of notes."""
-        if self.name == "quickstart":
-            return quickstart_examples.RULES
-        return tuple(rules_of(SHORT if self.name == "short" else FULL))
+        return tuple(rules_of(self.corpus)) if self.corpus else quickstart_examples.RULES
+
+    def as_seen(self, report: Report, decisions: Sequence[Finding]) -> tuple[Report, Sequence[Finding]]:
+        """A report and the decisions on it as the model sees the report: a short one names the clients in place of codes."""
+        if self.corpus and self.corpus.is_short:
+            return with_client_names(report, decisions)
+        return report, decisions
 
     def question(self, report: Report, bank: Addressee, cells: Cells, earlier: Sequence[Report]) -> list[dict]:
         """The messages that ask about a report. `earlier` are previous reports of the bank, oldest first."""
-        if self.name == "quickstart":
-            return quickstart_examples.quickstart_question(report, bank, cells)
-        return question(report, bank, cells, SHORT if self.name == "short" else FULL, earlier)
+        if self.corpus:
+            return question(report, bank, cells, self.corpus, earlier)
+        return quickstart_examples.quickstart_question(report, bank, cells)
 
     def why_not(self, report: Report) -> str:
         """Why a report cannot be asked about in this profile: no example of training looks like it. "" if it can."""
         placed = {fact.cell for fact in report.facts if fact.cell}
         if self.cells is None:
             read = {cell for rule in built_in_rules() for cell in rule.cells}
-            return (
-                ""
-                if placed & read
-                else "no rule reads any of its figures, and no example of training has such a report"
-            )
+            why = "no rule reads any of its figures, and no example of training has such a report"
+            return "" if placed & read else why
         strange = sorted(placed - self.cells)
         without = sum(fact.cell is None for fact in report.facts)
         if not strange and not without:
@@ -78,8 +76,8 @@ class Profile:
         """
         if result.value is None or result.limit is None:
             return None
-        if self.name != "quickstart":
-            return read_line(write_violation(result, (SHORT if self.name == "short" else FULL).style))
+        if self.corpus:
+            return read_line(write_violation(result, self.corpus.style))
         return None if result.rule_id in note_rules() else read_line(str(quickstart_examples.ratio_check(result)))
 
 
@@ -87,9 +85,9 @@ QUICKSTART_CELLS = frozenset(cell for rule in quickstart_examples.RULES for cell
     ("C_28.00", "*", "c350")
 }
 PROFILES = {
-    "full": Profile("full", 2048, None),
-    "short": Profile("short", 768, SHORT_CELLS),
-    "quickstart": Profile("quickstart", 256, QUICKSTART_CELLS),
+    "full": Profile("full", 2048, None, FULL),
+    "short": Profile("short", 768, SHORT_CELLS, SHORT),  # scripts/make_reports.py --style short
+    "quickstart": Profile("quickstart", 256, QUICKSTART_CELLS, None),
 }
 
 

@@ -57,13 +57,16 @@ def test_what_follows_is_arithmetic_on_printed_figures():
     assert rules(LONG, NoteFact("pledged", False, Decimal("65200000")), engine=["LCR_MIN"]) == ["LCR_MIN"]
     assert rules(LONG, NoteFact("connected", True, None, ("Arno AG", "Bern & Co"))) == ["LE_CONNECTED"]  # 26.25%
     assert rules(SHORT, NoteFact("waiver", True, None), engine=["LCR_MIN", "LR_MIN"]) == ["LR_MIN"]
-    assert rules(SHORT, NoteFact("profit", True, Decimal(5000000))) == []  # CET1 is not printed
+    assert rules(SHORT, NoteFact("profit", True, Decimal(5000000))) == ["PROFIT_COUNTED"]  # CET1 is not printed
 
 
 def test_a_note_may_state_the_ratio_itself_where_no_buffer_is_printed():
     quickstart, fact = "Nordbank\nLCR 105%", NoteFact("pledged", True, None)
-    assert rules(quickstart, fact, note="Bonds are pledged; without them LCR 99%.") == ["LCR_PLEDGED"]
-    assert rules(quickstart, fact, note="Bonds are pledged; without them LCR 100%.") == []
+    assert rules(quickstart, fact, note="Bonds are pledged; without them LCR 99%.") == [
+        "PLEDGED_COUNTED",
+        "LCR_PLEDGED",
+    ]
+    assert rules(quickstart, fact, note="Bonds are pledged; without them LCR 100%.") == ["PLEDGED_COUNTED"]
     assert rules(SHORT, fact, note="We own 74% of it.") == ["PLEDGED_COUNTED"]  # a share is no LCR
 
 

@@ -40,7 +40,7 @@ def write(
     """The files of one report: `SOUND`, or `figures`, with `changes`; a figure that is None is left out."""
     folder.mkdir(parents=True, exist_ok=True)
     merged = {**(SOUND if figures is None else figures), **(changes or {})}
-    numbers = {cell: Decimal(value) for cell, value in merged.items() if value is not None}
+    numbers: dict = {cell: Decimal(value) for cell, value in merged.items() if value is not None}
     return write_reports(folder, bank, period, numbers, CELLS, (), "json", [Note(text, (LCR,), "en") for text in notes])
 
 

@@ -8,9 +8,12 @@ import pytest
 from common.errors import UserError
 from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, NSFR, SMALL, read, verdicts, write
 from xbrl.corpus.examples import read_filing
+from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.desk.analysis import Options, analyse
 from xbrl.desk.profiles import PROFILES, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
+from xbrl.read.render import Addressee
+from xbrl.rules.findings import load_findings
 
 RIGHT = (
     "Note:\nnone\nViolations:\nLCR_MIN | C 76.00.a r0030 c0010 | 93.00% | min 100% | CRR Art. 412(1); Delegated Reg. (EU) 2015/61 "
@@ -203,3 +206,38 @@ def test_the_form_of_the_letters_is_an_option(tmp_path):
     assert "Objection" in again["letter"]["text"]
     with pytest.raises(UserError, match="there is no legal basis 'fr'"):
         run(tmp_path, tmp_path / "files", form=Form("fr"))
+
+
+@pytest.mark.parametrize("profile", ["full", "short"])
+def test_the_answer_of_an_example_is_confirmed(tmp_path, profile):
+    """Reports of the corpus from their files: the question of training; nothing of the right answer is refuted or missed.
+
+    With the decisions that the page prints, the engine, the person and the answer agree, and the draft is made of blocks.
+    """
+    request = Request(60, 3, profile, [0.8, 0.1, 0.1])
+    units = [unit for unit in plan_units(request) if unit.quarters == 1 and not unit.pair]
+    decided = 0
+    for unit in [one for one in units if one.note][:10] + [one for one in units if not one.note][:2]:
+        made = make_unit(tmp_path, request, unit)
+        (filing,), (example,) = made.filings, made.examples
+        report = read_filing(made.files, CELLS)
+        bank = Addressee(filing.bank.entity, filing.bank.name, filing.bank.country, filing.bank.model)
+        *prompt, answer = example["messages"]
+        assert PROFILES[profile].question(report, bank, CELLS, ()) == prompt and PROFILES[profile].why_not(report) == ""
+        reply = Reply(profile, tuple(prompt), answer["content"])
+        first = make_record(Case(report, bank, reply=reply))
+        assert {one["verdict"] for one in first["findings"]} <= {"confirmed", "not decidable by rule", "not covered"}
+        assert first["refuted_facts"] == [] and (first["letter"]["state"] == "ready" or unit.note)
+        lines = [line for note in first["notes"] for line in note["if_so"] or [note["if_not"]]]
+        (tmp_path / "decisions.csv").write_text("\n".join([first["columns"], *lines]) + "\n")
+        decisions = load_findings(tmp_path / "decisions.csv") if lines else {}
+        own = next(iter(decisions.values()), ())
+        final = make_record(Case(report, bank, decisions=own, reply=reply))
+        assert final["letter"]["state"] == "ready"
+        covered = "not covered" not in final["counts"]  # else the decision orders more than the model was asked about
+        assert final["draft"]["outside"] == [] or not covered
+        assert {one["verdict"] for one in final["findings"]} <= {"confirmed", "not covered"}
+        named = {one["rule"] for one in final["findings"] if one["verdict"] == "confirmed"}
+        assert named == set(example["violations"])
+        decided += bool(named)
+    assert decided >= 4

@@ -21,9 +21,9 @@ BUFFER, CET1_AMOUNT = ("C_76.00.a", "r0010", "c0010"), ("C_01.00", "r0020", "c00
 
 
 def finding(rule, cell, value, limit, legal="CRR Art. 26(2)", unit="iso4217:EUR", kind="note"):
-    numbers = (None if one is None else Decimal(one) for one in (value, limit))
+    low, high = (None if one is None else Decimal(one) for one in (value, limit))
     relation = note_rules()[rule].relation if rule in note_rules() else "min"
-    return RuleResult(rule, kind, "violated", cell, *numbers, relation, legal, unit, -3)
+    return RuleResult(rule, kind, "violated", cell, low, high, relation, legal, unit, -3)
 
 
 PLEDGED = finding("PLEDGED_COUNTED", BUFFER, 102_000_000, 62_000_000, "Delegated Reg. (EU) 2015/61 Art. 7(2)")

@@ -33,9 +33,9 @@ def check(report, *lines, **options):
 
 
 def decision(rule, state, value=None, limit=None, legal=""):
-    number = (None if one is None else Decimal(one) for one in (value, limit))
+    low, high = (None if one is None else Decimal(one) for one in (value, limit))
     cell = "C 76.00.a r0030 c0010"
-    return Finding(BANK.entity, PERIOD, rule, state, cell, *number, legal, "pledged", where="findings.csv, line 2")
+    return Finding(BANK.entity, PERIOD, rule, state, cell, low, high, legal, "pledged", where="findings.csv, line 2")
 
 
 def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
