@@ -254,16 +254,14 @@ def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:
     The texts have the labels and codes of all tables, to find new tokens; their figures are meaningless. Raises UserError
     for an unknown module.
     """
-    tables = [(table.code, table.module) for table in map(cells.table, sorted(cells.codes)) if table]
-    if unknown := sorted(set(modules) - {module for _, module in tables}):
-        known = ", ".join(sorted({module for _, module in tables}))
-        raise UserError(f"the DPM has no module {', '.join(unknown)}; choose from {known}")
-    for code, module in tables:
-        if not modules or module in modules:
-            facts = tuple(map(_filled_in, cells.in_table(code)))
-            if facts:
-                report = Report(Path(code), "DPM", "", "", None, {}, facts, ())
-                yield render_report(report, cells).partition("\n")[2].replace(" | nil", "")
+    module_of = {code: table.module for code in sorted(cells.codes) if (table := cells.table(code))}
+    known = sorted(set(module_of.values()) - {""})
+    if unknown := sorted(set(modules) - set(known)):
+        raise UserError(f"the DPM has no module {', '.join(unknown)}; choose from {', '.join(known)}")
+    for code, module in module_of.items():
+        if (not modules or module in modules) and (facts := tuple(map(_filled_in, cells.in_table(code)))):
+            report = Report(Path(code), "DPM", "", "", None, {}, facts, ())
+            yield render_report(report, cells).partition("\n")[2].replace(" | nil", "")
 
 
 def _filled_in(cell: Cell) -> Fact:

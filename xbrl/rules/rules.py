@@ -169,6 +169,8 @@ def evaluate_all(report: Report, rules: Iterable[Rule] | None = None) -> list[Ru
             results.append(_result(current, "not applicable", reason="; ".join(reasons)))
         else:
             results += _evaluate_rule(current, figures, report.period, filed)
+    if report.incomplete:  # a figure that was not read may have been reported
+        results = [replace(one, reason=one.reason.replace("is not reported", "was not read")) for one in results]
     return results
 
 

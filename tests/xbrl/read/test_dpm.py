@@ -9,6 +9,7 @@ import pytest
 from common.errors import UserError
 from xbrl.read.dpm import BUILT_IN, Cells, load_cells
 from xbrl.read.dpm_distil import distil
+from xbrl.read.render import form_texts
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +184,11 @@ def test_built_in_cells_are_found_by_their_signature(cells):
             assert cell in places
             found += 1
     assert found == 110 + 28 + 34 + 30 + 61
+
+
+def test_forms_have_every_label_of_a_module(cells) -> None:
+    texts = list(form_texts(cells, ("COREP_LCR_DA",)))
+    assert {text.split(" ")[1][:2] for text in texts} == {"72", "73", "74", "75", "76", "77"}
+    assert any("\nr0030 c0010 LIQUIDITY COVERAGE RATIO (%) | 352.02%" in text for text in texts)
+    with pytest.raises(UserError, match="has no module COREP; choose from AE, CODIS, COREP_ALM"):
+        next(form_texts(cells, ("COREP",)))

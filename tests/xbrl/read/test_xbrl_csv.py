@@ -15,6 +15,7 @@ from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import render_report
 from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.rules.quality import check_quality
+from xbrl.rules.rules import evaluate
 
 SAMPLE = Path(__file__).with_name("eba_lcr_sample")
 EXTENDS = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_lcr_da.json"
@@ -123,6 +124,12 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
     text = render_report(report, load_cells(BUILT_IN))
     assert "dp999999999 | 1340000\n" in text + "\n"
     assert text.count("%") == 2  # of the ratio, in its label and its value
+    broken = read(package(tmp_path, **{"c_76.00.a.csv": "datapoint,factValue\r\ndp999999999,1.2\r\n"}))
+    (lcr,) = [result for result in evaluate(broken) if result.rule_id == "LCR_MIN"]
+    assert lcr.state == "undecided" and lcr.reason.startswith(
+        "C 76.00.a r0030 c0010 was not read and cannot be recomputed"
+    )
+    assert "not reported" not in lcr.reason.partition(":")[0]
 
 
 def test_open_rows_keep_their_key(tmp_path):
