@@ -308,16 +308,7 @@ def test_the_engine_agrees_with_the_judge_on_late_returns():
     assert seen == {True, False, None} and overdue("report.zip", "2026-03-31") is None
 
 
-@pytest.mark.parametrize(
-    "corpus",
-    [
-        [],
-        pytest.param(
-            ["--profile", "quickstart"],
-            marks=pytest.mark.xfail(reason="the quickstart does not yet write the facts of its notes", strict=False),
-        ),
-    ],
-)
+@pytest.mark.parametrize("corpus", [[], ["--profile", "quickstart"]])
 def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, corpus):
     command = [
         sys.executable,
@@ -342,9 +333,6 @@ def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, corpus):
         assert contradictions(next(message["content"] for message in one["messages"] if message["role"] == "user"))
 
 
-@pytest.mark.xfail(
-    reason="docs/xbrl.md cites the guideline of OCR_CALC as law; see the row in rules.jsonl", strict=True
-)
 def test_the_page_has_every_rule_with_its_citations():
     page = (ROOT / "docs" / "xbrl.md").read_text(encoding="utf-8")
     links = {label.casefold() for label in re.findall(r"^\[([^]]+)]: http", page, re.MULTILINE)}
