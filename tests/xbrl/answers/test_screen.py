@@ -40,7 +40,7 @@ def test_right_answers_stand_beside_the_programs(data) -> None:
     assert text.splitlines()[0].split() == ["base", "tuned", "note", "words", "n-grams", "engine", "thresholds"]
     assert row(text, "reports") == ["60"] * 6
     f1 = [float(value) for value in row(text, "F1, all rules")]
-    assert f1[1] == 1.0 and 0.3 < f1[0] < 0.8 and 0.5 < min(f1[2:]) and max(f1[2:]) < 0.9
+    assert f1[1] == 1.0 and 0.3 < f1[0] < 0.8 and min(f1[2:]) > 0.5 and max(f1[2:]) < 0.9
     notes = [float(value) for value in row(text, "F1, what notes decide (unseen wordings)")]
     assert notes[1] == 1.0 and max(notes[2:]) < 0.9
     for part, number in (("in words", 24), ("in figures", 6)):
