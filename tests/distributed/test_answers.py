@@ -109,7 +109,7 @@ def test_answers_do_not_depend_on_the_number_of_ranks_and_are_those_of_the_expor
     result = json.loads((folder / "evaluated.json").read_text())
     record = json.loads((folder / "runs" / "one" / "export" / "export.json").read_text())
     best = one[record["step"]]
-    assert (record["weights"], record["best_by"]) == ("best", "validation/f1:max of 3 answers")
+    assert (record["weights"], record["best_by"]) == ("best", "validation/f1:max of 3 answers by xbrl.answers.curves:scores")
     assert record["best_value"] == best["validation/f1"] == result["violations"]["micro"]["f1"]
     assert best["validation/fact_f1"] == result["facts"]["f1"]
     assert record["validation_loss"] == best["validation/loss"]

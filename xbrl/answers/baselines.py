@@ -9,8 +9,9 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import numpy as np
 
 from eval.asked_examples import has_answer, report_of
 from eval.comparison.measures import ENGINE
-from xbrl.answers.composed import hidden_states, note_predictions
+from xbrl.answers.composed import PERCENTAGE, hidden_states, note_predictions, printed_report
 from xbrl.answers.notes import note_of
-from xbrl.answers.scores import score_rules, true_answers
+from xbrl.answers.scores import labelled, score_prediction
 from xbrl.rules.note_facts import NoteFact
 
 Matrix = Any  # a scipy.sparse.csr_matrix
@@ -34,8 +35,7 @@ STRENGTHS = (10.0, 100.0)  # candidates for C, the inverse of the regularization
 CUTS = np.linspace(0.2, 0.8, 25)  # candidates for the probability from which a rule counts as violated
 MAX_PAIRED = 24  # the labels that most training reports print are combined in pairs
 MIN_REPORTS = 5  # a rule or a label is learned if so many training reports have it
-_TABLE = re.compile(r"[A-Z] \d\d\.\d\d(?:\.[a-z])?(?= |$)")
-_PERCENTAGE = re.compile(r"(?<![\w.])(-?\d[\d,]*(?:\.\d+)?)%")
+_PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,20 @@ def add_baseline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probe", metavar="BASE", help=probe)
 
 
-def trivial_predictions(training: Iterable[Rules]) -> dict[str, tuple[str, ...]]:
-    """Baseline -> the rules that it names for every report. `training` has the rules of each training report."""
-    counts = Counter(rule for violated in training for rule in violated)
+def all_predictions(
+    training: Sequence[dict], test: Sequence[dict], validation: Sequence[dict] = (), probe: str | None = None
+) -> dict[str, Prediction]:
+    """`baseline_predictions`, and before them the trivial answers, the same for every report.
+
+    Without a training split the trivial ones are fitted on `test`, and "most frequent violation" is left out.
+    """
+    counts = Counter(rule for one in training or test for rule in set(one["violations"]))
     first = sorted(counts, key=lambda rule: (-counts[rule], rule))[:1]
-    return {"always clean": (), "flag everything": tuple(sorted(counts)), "most frequent violation": tuple(first)}
+    trivial = {"always clean": [], "flag everything": sorted(counts)} | (
+        {"most frequent violation": first} if training else {}
+    )
+    found = {name: Prediction([tuple(rules)] * len(test)) for name, rules in trivial.items()}
+    return found | baseline_predictions(training, test, validation, probe)
 
 
 def baseline_tasks(
@@ -102,50 +111,40 @@ def baseline_tasks(
 ) -> dict[str, dict]:
     """Baseline -> its answers in the form of a result of scripts/evaluate.py. Empty for another task.
 
-    `examples` are those that the models answered. Without a training split there are the rule engine and the trivial answers,
-    which are then fitted on the examples themselves.
+    `examples` are those that the models answered.
     """
-    asked, known = [*filter(has_answer, examples)], [*filter(has_answer, training or ())]
-    true = true_answers(asked, where) if asked else None
-    if true is None:
-        return {}
-    fitted_on = (true_answers(known, "the training split") if known else None) or []
-    labelled = [one | {"violations": truth.rule_ids} for one, truth in zip(known, fitted_on, strict=True)]
-    trivial = trivial_predictions([truth.rule_ids for truth in fitted_on or true])
-    if not fitted_on:
-        del trivial["most frequent violation"]
-    predictions = {name: [rules] * len(asked) for name, rules in trivial.items()}
-    predictions |= {name: one.rules for name, one in baseline_predictions(labelled, asked, validation, probe).items()}
+    asked = labelled([*filter(has_answer, examples)], where)
+    known = labelled([*filter(has_answer, training or ())], "the training split")
     return {
         name: {
             "answers": [
-                {"id": one.get("id"), "cluster": one.get("bank"), "true": [*truth.rule_ids], "predicted": [*rules]}
-                for one, truth, rules in zip(asked, true, said, strict=True)
+                {"id": one.get("id"), "cluster": one.get("bank"), "true": one["violations"], "predicted": list(rules)}
+                for one, rules in zip(asked, said.rules, strict=True)
             ]
         }
-        for name, said in predictions.items()
+        for name, said in (all_predictions(known, asked, validation, probe) if asked else {}).items()
     }
 
 
 def score_baselines(
     training: Sequence[dict], tests: Mapping[str, Sequence[dict]], validation: Sequence[dict] = ()
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Test split -> baseline -> precision, recall, F1, and `note_f1` where notes decide something: for the data card.
+) -> dict[str, dict[str, dict]]:
+    """Test split -> baseline -> its scores (`score_prediction`), for the data card; none without training examples.
 
-    All baselines but the probe, which needs a model, are fitted once on `training`; without any, there are none.
+    All baselines but the probe, which needs a model, are fitted once on `training`.
     """
     if not training:
         return {}
-    trivial = trivial_predictions(example["violations"] for example in training)
     everything = [example for examples in tests.values() for example in examples]
-    learned = baseline_predictions(training, everything, validation)
+    found = all_predictions(training, everything, validation)
     scores, start = {}, 0
     for split, examples in tests.items():
-        end = start + len(examples)
-        predictions = {name: [rules] * len(examples) for name, rules in trivial.items()}
-        predictions |= {name: one.rules[start:end] for name, one in learned.items()}
-        scores[split] = {name: score_rules(examples, said) for name, said in predictions.items()}
-        start = end
+        part = slice(start, start + len(examples))
+        scores[split] = {
+            name: score_prediction(examples, one.rules[part], one.facts and one.facts[part])
+            for name, one in found.items()
+        }
+        start += len(examples)
     return scores
 
 
@@ -184,7 +183,7 @@ def _ngrams(texts: Sequence[str], true: np.ndarray) -> Matrix:
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
     options = {"ngram_range": (2, 6), "lowercase": False, "norm": None, "alternate_sign": False, "n_features": 2**18}
-    counts: Matrix = HashingVectorizer(analyzer="char", **options).transform(texts)
+    counts: Matrix = HashingVectorizer(analyzer="char", **options).transform(f" {text} " for text in texts)
     present = counts[: len(true)] > 0
     total = present.sum(axis=0).A1.astype(np.float32)
     found = np.asarray((present.T @ true.astype(np.float32)).T)  # reports with the n-gram that violate the rule
@@ -247,32 +246,13 @@ def _threshold_predictions(training: Rules, violated: Sequence[Rules], reports: 
 
 
 def _percentages(report: str) -> dict[str, float]:
-    """Label -> percentage. A label that stands several times has the entries `smallest` and `largest`."""
+    """Label of a cell -> percentage; `smallest` and `largest` of it where an open table has several. `note` has those of it."""
     values: dict[str, list[float]] = {}
-    for label, value in printed_percentages(report):
-        values.setdefault(label, []).append(value)
+    for fact in printed_report(report).facts:
+        if fact.unit == PERCENTAGE and isinstance(fact.value, Decimal):
+            values.setdefault(str(fact.cell), []).append(100 * float(fact.value))
+    values |= {"note": found} if (found := [float(one) for one in _PERCENTAGE.findall(note_of(report))]) else {}
     return {f"smallest {k}": min(v) for k, v in values.items()} | {f"largest {k}": max(v) for k, v in values.items()}
-
-
-def printed_percentages(report: str) -> Iterator[tuple[str, float]]:
-    """(label, percentage) of both styles of `render.render_report`, in the order of the text.
-
-    In the style "cells" the label is the table and the text before ` | `; in other lines it is the text before the figure,
-    without digits; in a note it is `note`.
-    """
-    table = ""
-    for line in report.splitlines():
-        heading, (name, bar, value) = _TABLE.match(line), line.rpartition(" | ")
-        note = bool(re.match(r"note(?::| on )", line, re.IGNORECASE))
-        if heading and not bar:
-            table = heading[0]
-            continue
-        text, end = value if bar else line, 0
-        for match in _PERCENTAGE.finditer(text):
-            words = re.sub(r"\d", "", text[end : match.start()]).split()
-            label = "note" if note else f"{table} {name}" if bar else " ".join(words).strip(" ,;:")
-            yield label, float(match[1].replace(",", ""))
-            end = match.end()
 
 
 def _features(percentages: Sequence[dict[str, float]], labels: Sequence[str]) -> np.ndarray:

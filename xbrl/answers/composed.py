@@ -19,7 +19,7 @@ from eval.asked_examples import report_of
 from xbrl.answers.notes import language_of, note_of, true_facts
 from xbrl.read.render import SHORT_LABELS
 from xbrl.read.report import CellKey, Fact, Report
-from xbrl.rules.note_facts import BUFFER, COUNTED, KINDS, NAME, SHARE, NoteFact, consequences
+from xbrl.rules.note_facts import BUFFER, KINDS, NAME, SHARE, NoteFact, consequences
 from xbrl.rules.quantities import parse_quantity
 
 Matrix = Any  # a scipy.sparse.csr_matrix or an array, (texts, features)
@@ -27,7 +27,8 @@ States = Mapping[str, np.ndarray]  # text -> `hidden_states`
 Features = Callable[[Sequence[str], Sequence[str]], tuple[Matrix, Matrix]]  # (learned from, others) -> their features
 FOLDS = 4
 WORD_STRENGTHS = (1.0, 10.0, 100.0)  # candidates for C, the inverse of the regularization
-STATE_STRENGTHS = (0.01, 0.1, 1.0)
+STATE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+PERCENTAGE = "xbrli:pure"  # the unit of a ratio
 DATE = "2000-01-01"  # of a report whose text does not matter beyond its figures
 _TABLE = re.compile(r"([A-Z]) (\d\d\.\d\d(?:\.[a-z])?)(?= |$)")
 _CELL = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
@@ -92,8 +93,7 @@ def rules_that_follow(report: Report, note: str, facts: Sequence[NoteFact], engi
     """
     waived = any(fact.kind == "waiver" and fact.applies for fact in facts)
     rules = [rule for rule in engine if not (waived and rule == "LCR_MIN")]
-    following = consequences(report, (), facts)  # a figure that counts too much is wrong, by whatever amount
-    rules += [one.rule for one in following if one.value is not None or one.rule in COUNTED.values()]
+    rules += [finding.rule for finding in consequences(report, (), facts)]
     stated = re.search(r"(\d+(?:\.\d+)?) ?%", note)
     if stated and not any(fact.cell == BUFFER for fact in report.facts):
         rules += ["LCR_PLEDGED" for fact in facts if fact.kind == "pledged" and fact.applies and float(stated[1]) < 100]
@@ -112,7 +112,7 @@ def printed_report(text: str) -> Report:
 
 
 def _unit(printed: str, currency: str) -> str | None:
-    return None if parse_quantity(printed) is None else "xbrli:pure" if printed.endswith("%") else f"iso4217:{currency}"
+    return None if parse_quantity(printed) is None else PERCENTAGE if printed.endswith("%") else f"iso4217:{currency}"
 
 
 def _printed_cells(text: str) -> Iterator[tuple[CellKey, dict[str, str], str]]:

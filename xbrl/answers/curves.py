@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from common.errors import UserError
 from xbrl.answers.answer_reader import parse_answer
 from xbrl.answers.notes import read_facts, score_notes
-from xbrl.answers.scores import check_scored_fields, labels_of, micro_f1, note_f1, score_facts, true_answers
+from xbrl.answers.scores import check_scored_fields, labelled, labels_of, micro_f1, note_f1, score_facts, true_answers
 
 WHERE = "the validation data"
 
@@ -34,6 +34,5 @@ def scores(answers: Sequence[str], examples: Sequence[dict]) -> dict[str, float]
     notes = None
     if any(read_facts(example["messages"][-1]["content"]) for example in examples):
         notes = score_notes(examples, [(read_facts(answer) or ([], 0))[0] for answer in answers])
-    known = [one | {"violations": list(truth.rule_ids)} for one, truth in zip(examples, true, strict=True)]
-    note = notes["decided_f1"] if notes else note_f1(known, labels)
+    note = notes["decided_f1"] if notes else note_f1(labelled(examples, WHERE), labels)
     return found if note is None else found | {"note_f1": note}

@@ -58,10 +58,13 @@ _UNITS = {
 _RIGHTS = re.compile(
     r"\bobject|\bappeal|\bbe heard\b|\bcomment|\bremedy|widersp|anhör|stellung nehmen|klage", re.IGNORECASE
 )
+_OWNERS = re.compile(
+    r"resolution of (?:your|the) owners|beschluss ihrer eigentümer", re.IGNORECASE
+)  # not the bank's own term
 # Words of these classes take a demand back; xbrl/desk/blocks/LANGUAGE/flags.toml lists them.
 TAKE_BACK = ("negation", "weakening", "deferral")
 _FLAGS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
-_ALL = re.compile(r"\bmeasures?\b|\borders?\b|\bdemands\b|\bdirective\b|maßnahme|anordnung", re.IGNORECASE)
+_ALL = re.compile(r"\bmeasures\b|\borders\b|\bdemands\b|\bdirective\b|maßnahmen|anordnungen", re.IGNORECASE)
 
 
 def statements(text: str) -> dict[str, set]:
@@ -164,7 +167,7 @@ def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
         for sentence in re.split(r"(?<=[a-zäöüß)])\. (?=[A-ZÄÖÜ])", line):
             terms = deadlines(sentence)
             subjects = frozenset(name for name, words in _SUBJECTS.items() if re.search(words, sentence, re.IGNORECASE))
-            if _RIGHTS.search(sentence):
+            if _RIGHTS.search(sentence) or _OWNERS.search(sentence):
                 continue
             if not terms and taken_back(sentence) and _ALL.search(sentence):
                 return

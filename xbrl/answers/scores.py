@@ -8,7 +8,7 @@ from eval.asked_examples import UNREADABLE
 from eval.rouge import mean, rouge_l, score_whole_answers
 from xbrl.answers.answer_reader import Answer, Claim, claim_of, letter_in, parse_answer
 from xbrl.answers.letters import score_letters, score_measures
-from xbrl.answers.notes import read_facts, score_notes, true_facts
+from xbrl.answers.notes import NoteFact, read_facts, score_notes, true_facts
 
 FIELDS = ("where", "value", "limit", "legal")  # of a finding, besides its rule
 Rules = Sequence[str]
@@ -40,24 +40,22 @@ def score_answers(
     read = [parse_answer(text) for text in texts]
     letters = [answer.directive if answer else "" for answer in read]
     true_rules, labels = [answer.rule_ids for answer in true], [labels_of(answer) for answer in read]
-    labelled = [one | {"violations": list(rules)} for one, rules in zip(examples, true_rules, strict=True)]
+    known, fitted_on = labelled(examples, where), labelled(training or (), train_where)
     rouge = rouge_l([truth.directive for truth in true], letters)
-    pairs = pairs_right(labelled, labels)
+    pairs = pairs_right(known, labels)
     answer_notes = [read_facts(text) or ([], 0) for text in texts]
     asked_for_notes = any(read_facts(one["messages"][-1]["content"]) for one in examples)
     void = sum(answer.void for answer in read if answer) + sum(lines for _, lines in answer_notes)
-    known = true_answers(training, train_where) if training else None
-    fitted_on = [one | {"violations": list(t.rule_ids)} for one, t in zip(training or (), known or (), strict=True)]
     return {
         "violations": score_violations(true_rules, labels)
         | {
             "unparsable": {"n": read.count(None), "share": read.count(None) / len(read)},
             "void_lines": void,
             "void_true_lines": sum(truth.void for truth in true),
-            "baselines": score_beside(labelled, fitted_on, validation, probe),
+            "baselines": score_beside(known, fitted_on, validation, probe),
             "baselines_fitted_on": f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself",
-            "note_f1": note_f1(labelled, labels),
-            "kinds": score_kinds(labelled, labels),
+            "note_f1": note_f1(known, labels),
+            "kinds": score_kinds(known, labels),
             "pairs": {"n": len(pairs), "right": mean(pairs)},
         },
         "notes": score_notes(examples, [facts for facts, _ in answer_notes]) if asked_for_notes else None,
@@ -90,22 +88,29 @@ def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict
 def score_beside(
     examples: Sequence[dict], training: Sequence[dict], validation: Sequence[dict], probe: str | None
 ) -> dict[str, dict]:
-    """Baseline -> its scores on the same examples: micro scores of the rules, `note_f1`, and `notes` if it reads facts.
+    """Baseline -> its scores on the same examples (`baselines.all_predictions`)."""
+    from xbrl.answers.baselines import all_predictions  # which are scored by this module
 
-    Without a training split the trivial ones are fitted on `examples`, and "most frequent violation" is left out.
-    """
-    from xbrl.answers.baselines import baseline_predictions, trivial_predictions
+    found = all_predictions(training, examples, validation, probe)
+    return {name: score_prediction(examples, one.rules, one.facts) for name, one in found.items()}
 
-    trivial = trivial_predictions(one["violations"] for one in training or examples)
-    if not training:
-        del trivial["most frequent violation"]
-    predictions = {name: ([rules] * len(examples), None) for name, rules in trivial.items()}
-    learned = baseline_predictions(training, examples, validation, probe)
-    predictions |= {name: (one.rules, one.facts) for name, one in learned.items()}
-    return {
-        name: score_rules(examples, rules) | ({"notes": score_notes(examples, facts)} if facts else {})
-        for name, (rules, facts) in predictions.items()
-    }
+
+def score_prediction(
+    examples: Sequence[dict], rules: Sequence[Rules], facts: Sequence[Sequence[NoteFact]] | None
+) -> dict[str, Any]:
+    """Precision, recall and F1 of the rules, `note_f1` if notes decide any, and `notes` if facts of notes are read."""
+    notes = note_f1(examples, rules)
+    return (
+        micro_f1(rules, [one["violations"] for one in examples])
+        | ({} if notes is None else {"note_f1": notes})
+        | ({"notes": score_notes(examples, facts)} if facts else {})
+    )
+
+
+def labelled(examples: Sequence[dict], where: str) -> list[dict]:
+    """The examples with the field `violations`, from `true_answers`; none if they are of another task."""
+    true = true_answers(examples, where) or []
+    return [one | {"violations": list(truth.rule_ids)} for one, truth in zip(examples, true, strict=False)]
 
 
 def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
@@ -188,12 +193,6 @@ def score_violations(true: Sequence[Rules], predicted: Sequence[Rules]) -> dict:
         "exact": mean([set(truth) == set(said) for truth, said in zip(true, predicted, strict=True)]),
         "per_rule": per_rule,
     }
-
-
-def score_rules(examples: Sequence[dict], predicted: Sequence[Rules]) -> dict[str, float]:
-    """Precision, recall and F1 of the rules, and `note_f1`, that of what notes decide, if they decide anything."""
-    notes = note_f1(examples, predicted)
-    return micro_f1(predicted, [one["violations"] for one in examples]) | ({} if notes is None else {"note_f1": notes})
 
 
 def decided_by_notes(examples: Sequence[dict]) -> list[frozenset[str]]:

@@ -4,6 +4,7 @@ A result of another task has none of these and gives the same table as `eval/rep
 """
 
 from eval import report
+from eval.asked_examples import UNREADABLE
 from eval.report import Figure, aligned, percent
 
 FIELDS = {"where": "cell or client", "value": "value", "limit": "limit", "legal": "article"}
@@ -65,7 +66,7 @@ def _violation_figures(result: dict) -> list[Figure]:
         return []
     n = f"{violations['n_violations']} violations in {violations['n_reports']} reports"
     reports = f"{violations['n_reports']} reports"
-    micro, rules = violations["micro"], len(violations["per_rule"])
+    micro, rules = violations["micro"], len({*violations["per_rule"]} - {UNREADABLE})
     rows = [
         Figure("violations F1 (micro)", f"{micro['f1']:.3f}", n, "f1"),
         *(Figure(f"  baseline: {name}", f"{scores['f1']:.3f}", n) for name, scores in violations["baselines"].items()),

@@ -7,11 +7,10 @@ from xbrl.answers.baselines import (
     COMPOSED,
     NGRAMS,
     THRESHOLDS,
+    all_predictions,
     baseline_predictions,
     baseline_tasks,
-    printed_percentages,
     score_baselines,
-    trivial_predictions,
 )
 from xbrl.answers.scores import micro_f1
 
@@ -75,24 +74,6 @@ def test_without_violations_or_reports_nothing_is_predicted():
     assert score_baselines([], {"test": random_examples(0, 3)}) == {}
 
 
-def test_percentages_of_both_styles_with_their_labels():
-    report = """C 03.00 Capital ratios
-r0010 c0010 CET1 Capital ratio | 4.31%
-r0020 c0010 Surplus | -2.017 thousand
-C 28.00 Exposures
-C-07
-c350 Percentage of Tier 1 | 26%
-Earlier reports
-2026-03-31: CET1 ratio 4.5%, LCR 131%
-note on C 76.00 r0030 c0010 | Assets of 9% are pledged."""
-    assert list(printed_percentages(report)) == [
-        ("C 03.00 r0010 c0010 CET1 Capital ratio", 4.31),
-        ("C 28.00 c350 Percentage of Tier 1", 26.0),
-        *(("--: CET ratio", 4.5), ("LCR", 131.0), ("note", 9.0)),
-    ]
-    assert list(printed_percentages("LCR 99.5%\nCET1 -1,234.5%")) == [("LCR", 99.5), ("CET", -1234.5)]
-
-
 def test_the_cut_lies_between_the_reports_and_a_rule_that_no_cut_fits_is_left_out():
     training = [
         example(f"LCR {value}%", ["LCR_MIN"] * (value < 100) + ["ODD"] * (value in (93, 104)))
@@ -103,9 +84,10 @@ def test_the_cut_lies_between_the_reports_and_a_rule_that_no_cut_fits_is_left_ou
 
 
 def test_trivial_answers_and_tasks_of_a_comparison():
-    violated = [("C_3",), ("C_3", "D_4"), ()]
+    violated = [example("x", ["C_3"]), example("x", ["C_3", "D_4"]), example("x", [])]
     trivial = {"always clean": (), "flag everything": ("C_3", "D_4"), "most frequent violation": ("C_3",)}
-    assert trivial_predictions(violated) == trivial
+    predictions = all_predictions(violated, violated[:1])
+    assert {name: predictions[name].rules for name in trivial} == {name: [rules] for name, rules in trivial.items()}
     line = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
     asked = [example("LCR 75.2%", ["LCR_MIN"], id="a", bank="x", engine=["LCR_MIN"])]
     asked[0]["messages"][1]["content"] = line

@@ -117,6 +117,8 @@ def test_a_measure_that_is_negated_deferred_or_recommended_is_not_demanded(lette
         f"You need not:\n- Stop lending.\nMeasures:\n- {ORDER}",
         f"{ORDER} An objection to these measures is not required to be reasoned.",
         f"{ORDER} You need not send us the minutes.",
+        f"{ORDER} Bring us within forty working days a resolution of your owners on the liquidity buffer.",
+        f"{ORDER}\nRemark: the limit of your subsidiary is waived; no measure follows.",
         "Legen Sie binnen zehn Arbeitstagen einen Plan vor, der die Liquidit\u00e4tsdeckungsquote wiederherstellt.",
     ],
 )

@@ -1,20 +1,52 @@
 """The last screen of the quickstart: columns of models and programs on the same reports."""
 
 import json
+import random
 
 import pytest
 
 from common.errors import UserError
 from xbrl.answers.scores import score_answers
 from xbrl.answers.screen import of_result, programs, screen, table
-from xbrl.corpus.generate import Request
-from xbrl.corpus.quickstart import generate_quickstart
+
+WORDS = {True: ("is granted", "is valid", "stands"), False: ("is refused", "is expired", "fell")}
+
+
+def report(number: int, rng: random.Random, lcr: int, applies: bool) -> dict:
+    """A report with a note on a waiver, and its right answer."""
+    note = f"The waiver of the LCR {rng.choice(WORDS[applies])}, letter {number}"
+    leverage, missed = f"{rng.randint(30, 60) / 10}%", lcr < 100
+    first = f"LCR {lcr}% {'< 100%: LCR_MIN, CRR Art. 412(1)' if missed else '>= 100%: met'}"
+    second = f"{note}, so waiver: {'lifts LCR_MIN, CRR Art. 8' if applies else 'met'}"
+    violated = ["LCR_MIN"] if missed and not applies else []
+    letter = "Restore the LCR within 10 days." if violated else "No measures."
+    answer = f"Checks:\nLeverage ratio {leverage} >= 3%: met\n{first}\n{second}\nDirective:\n{letter}"
+    fact = {"kind": "waiver", "applies": applies, "amount": None, "who": [], "since": "", "quote": note}
+    question = f"Bank {number}\nLeverage ratio {leverage}\nLCR {lcr}%\nNote: {note}."
+    return {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        **{"id": f"report {number}", "bank": f"bank {number}", "kind": "waiver", "note_facts": [fact]},
+        **{"violations": violated, "engine": ["LCR_MIN"] if missed else []},
+    }
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("screen") / "data"
-    generate_quickstart(directory, Request(140, 0, "quickstart", [0.5, 0.07, 0.43]))
+    """A corpus whose tests are 8 minimal pairs in words and 8 in figures."""
+    rng, directory = random.Random(0), tmp_path_factory.mktemp("screen")
+    low, high = (lambda: rng.randint(80, 99)), (lambda: rng.randint(100, 130))
+    for split, count in (("train", 80), ("validation", 10)):
+        examples = [report(i, rng, rng.choice([low, high])(), rng.random() < 0.5) for i in range(count)]
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in examples))
+    test, number = [], 1000
+    for pair in range(16):
+        in_words, figure = pair % 2 == 0, low()
+        for second in (False, True):
+            lcr = figure if in_words or not second else high()
+            one = report(number, rng, lcr, second and in_words)
+            test.append(one | {"pair": f"{pair} in {'words' if in_words else 'figures'}"})
+            number += 1
+    (directory / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in test))
     return directory
 
 
@@ -38,16 +70,13 @@ def test_right_answers_stand_beside_the_programs(data) -> None:
     models = {"base": of_result(result(test, half), test), "tuned": of_result(result(test, right), test)}
     text = table(models | programs(training, test, examples(data, "validation"), None))
     assert text.splitlines()[0].split() == ["base", "tuned", "note", "words", "n-grams", "engine", "thresholds"]
-    assert row(text, "reports") == ["60"] * 6
+    assert row(text, "reports") == ["32"] * 6
     f1 = [float(value) for value in row(text, "F1, all rules")]
-    assert f1[1] == 1.0 and 0.3 < f1[0] < 0.8 and min(f1[2:]) > 0.5 and max(f1[2:]) < 0.9
-    notes = [float(value) for value in row(text, "F1, what notes decide (unseen wordings)")]
-    assert notes[1] == 1.0 and max(notes[2:]) < 0.9
-    for part, number in (("in words", 24), ("in figures", 6)):
-        pairs = row(text, f"minimal pairs {part}, both right")
-        assert pairs[:2] == [f"0 of {number}", f"{number} of {number}"]
-    assert row(text, "minimal pairs in words, both right")[4] == "0 of 24"  # the engine reads no words
-    assert row(text, "minimal pairs in figures, both right")[4] == "3 of 6"  # those whose note changes nothing
+    assert f1[0] < 0.8 and f1[1] == f1[2] == 1.0 > f1[4]  # the words of these notes are easy, and the engine reads none
+    assert row(text, "F1, what notes decide (unseen wordings)")[1:3] == row(text, "waiver")[1:3] == ["1.000"] * 2
+    in_words, in_figures = (row(text, f"minimal pairs {part}, both right") for part in ("in words", "in figures"))
+    assert in_words[:3] == in_figures[:3] == ["0 of 8", "8 of 8", "8 of 8"]
+    assert (in_words[4], in_figures[4]) == ("0 of 8", "8 of 8")
 
 
 def test_an_answer_with_an_unreadable_line_is_not_right(data) -> None:
@@ -55,7 +84,7 @@ def test_an_answer_with_an_unreadable_line_is_not_right(data) -> None:
     answers = [example["messages"][-1]["content"] for example in test]
     broken = [answer.replace(": met", ": perhaps so") for answer in answers]
     text = table({"broken": of_result(result(test, broken), test)})
-    assert row(text, "minimal pairs in words, both right")[0] == "0 of 24"
+    assert row(text, "minimal pairs in words, both right")[0] == "0 of 8"
 
 
 def test_a_result_that_is_missing_or_of_another_form_is_one_sentence(tmp_path):
