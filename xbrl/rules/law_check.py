@@ -41,13 +41,10 @@ PILLAR_1 = ("CET1_MIN", "T1_MIN", "TC_MIN", "LR_MIN", "LCR_MIN", "NSFR_MIN", "LE
 PILLARS = re.compile(r"\w+_MIN|TSCR_(?:CET1|T1|TC)|\w+_TSCR|LR_TSLRR|LE_LIMIT|OUTPUT_FLOOR|LCR_PLEDGED|LE_CONNECTED")
 BELITTLING = re.compile(
     r"minor matter|deviation is small|mended by your own means|do not doubt your intention|No further measure is intended"
-    r"|matter is closed once"
+    r"|matter is closed once|need not|recommendations? only|are deferred"
 )
-OWN_FUNDS = {
-    "r0010": "r0020",
-    "r0030": "r0015",
-    "r0050": "r0010",
-}  # row of a ratio in C 03.00 -> its numerator in C 01.00
+# Row of a ratio in C 03.00 -> row of its numerator in C 01.00
+OWN_FUNDS = {"r0010": "r0020", "r0030": "r0015", "r0050": "r0010"}
 # Kind of note -> (rule on the figure that counts the amount, its cell, rule on a limit missed without it)
 MISSTATED = {
     "pledged": ("PLEDGED_COUNTED", ("C 76.00.a", "r0010", "c0010"), "LCR_PLEDGED"),
@@ -59,13 +56,13 @@ LICENCE = re.compile(
     r"(?:withdr|revo[kc])[^.]{0,60}(?:authori[sz]ation|licen[cs]e)|(?:authori[sz]ation|licen[cs]e)[^.]{0,60}(?:withdr|revo[kc])"
     r"|(?:Entzug|Entziehung|Aufhebung)[^.]{0,60}(?:Erlaubnis|Zulassung)|(?:Erlaubnis|Zulassung)[^.]{0,60}(?:entz[io]|aufgehoben)"
 )
-HEARD = re.compile(r"\bheard\b|\bcomment\b|Anhörung|Stellung (?:zu )?nehmen|\bäußern\b", re.IGNORECASE)
-OBJECT = re.compile(r"you may (?:object|appeal)|objections? may|appeal may|Widerspruch|Einspruch", re.IGNORECASE)
+HEARD = re.compile(r"you may (?:comment|be heard|state your)|Sie können[^.]*(?:äußern|Stellung)", re.IGNORECASE)
+OBJECT = re.compile(r"you may (?:object|appeal)|Sie können[^.]*(?:Widerspruch|Einspruch)", re.IGNORECASE)
 OWNERS = re.compile(
     r"\bowners?\b|shareholders|general meeting|Eigentümer|Gesellschafter|Hauptversammlung|Generalversammlung"
 )
 DAYS = re.compile(r"within (\w+) working days|binnen (\w+) Arbeitstagen|innerhalb von (\w+) Arbeitstagen")
-FEW = re.compile(r"[235710]{1,2}|two|three|five|seven|ten|zwei|drei|fünf|sieben|zehn")  # days too few for owners
+FEW = re.compile(r"[2357]|10|two|three|five|seven|ten|zwei|drei|fünf|sieben|zehn")  # days too few for owners
 CASES = (
     *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
     *("leverage_buffer", "guideline", "late", "belittled", "licence", "owners", "hearing", "objection"),

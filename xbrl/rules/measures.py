@@ -26,39 +26,29 @@ CONSEQUENCES = ("none", "penalty", "licence")  # what a letter announces beyond 
 
 
 class Requirement(NamedTuple):
-    """What a rule protects: the subject of the measure, the legal order, the name of the limit in a sentence."""
+    """What a rule protects: the subject of the measure, and the legal order."""
 
     subject: str
     order: str
-    limit: str
 
 
-_OVERALL = Requirement("capital", "buffer", "overall capital requirement")
-_TSCR = Requirement("capital", "pillar2", "total SREP capital requirement")
-_WRONG = Requirement("misstatement", "filing", "figure without what must not count")
 REQUIREMENTS = {
-    **dict.fromkeys(("CET1_MIN", "T1_MIN", "TC_MIN"), Requirement("capital", "pillar1", "minimum")),
-    "TSCR_CET1": Requirement("capital", "pillar2", "CET1 share of the total SREP capital requirement"),
-    "TSCR_T1": Requirement("capital", "pillar2", "Tier 1 share of the total SREP capital requirement"),
-    "TSCR_TC": _TSCR,
-    "OCR_CET1": Requirement("capital", "buffer", "overall capital requirement in CET1"),
-    "OCR_T1": Requirement("capital", "buffer", "overall capital requirement in Tier 1"),
-    "OCR_TC": _OVERALL,
-    "CBR_CET1": Requirement("capital", "buffer", "CET1 share of TSCR plus the combined buffer"),
-    "CBR_T1": Requirement("capital", "buffer", "Tier 1 share of TSCR plus the combined buffer"),
-    "LR_MIN": Requirement("leverage", "pillar1", "minimum"),
-    "LR_TSLRR": Requirement("leverage", "pillar2", "total SREP leverage ratio requirement"),
-    "LR_OLRR": Requirement("leverage", "buffer", "overall leverage ratio requirement"),
-    **dict.fromkeys(("LCR_MIN", "LCR_PLEDGED"), Requirement("liquidity", "pillar1", "minimum")),
-    "NSFR_MIN": Requirement("funding", "pillar1", "minimum"),
-    "LE_LIMIT": Requirement("exposure", "pillar1", "large exposure limit"),
-    "LE_CONNECTED": Requirement("exposure", "pillar1", "limit for connected clients"),
-    "OUTPUT_FLOOR": Requirement("floor", "pillar1", "output floor"),
-    **dict.fromkeys(("OWN_SHARES_MIN", "INTERIM_PROFIT_MIN"), Requirement("capital", "pillar1", "minimum")),
-    **dict.fromkeys(("OWN_SHARES_TSCR", "INTERIM_PROFIT_TSCR"), _TSCR),
-    **dict.fromkeys(("OWN_SHARES", "INTERIM_PROFIT"), _OVERALL),
-    **dict.fromkeys(("PLEDGED_COUNTED", "OWN_SHARES_COUNTED", "PROFIT_COUNTED"), _WRONG),
-    "LATE_FILING": Requirement("timing", "filing", "due date"),
+    rule: Requirement(subject, order)
+    for subject, order, rules in (
+        ("capital", "pillar1", "CET1_MIN T1_MIN TC_MIN OWN_SHARES_MIN INTERIM_PROFIT_MIN"),
+        ("capital", "pillar2", "TSCR_CET1 TSCR_T1 TSCR_TC OWN_SHARES_TSCR INTERIM_PROFIT_TSCR"),
+        ("capital", "buffer", "OCR_CET1 OCR_T1 OCR_TC CBR_CET1 CBR_T1 OWN_SHARES INTERIM_PROFIT"),
+        ("leverage", "pillar1", "LR_MIN"),
+        ("leverage", "pillar2", "LR_TSLRR"),
+        ("leverage", "buffer", "LR_OLRR"),
+        ("liquidity", "pillar1", "LCR_MIN LCR_PLEDGED"),
+        ("funding", "pillar1", "NSFR_MIN"),
+        ("exposure", "pillar1", "LE_LIMIT LE_CONNECTED"),
+        ("floor", "pillar1", "OUTPUT_FLOOR"),
+        ("misstatement", "filing", "PLEDGED_COUNTED OWN_SHARES_COUNTED PROFIT_COUNTED"),
+        ("timing", "filing", "LATE_FILING"),
+    )
+    for rule in rules.split()
 }
 # (subject, order) -> deadline in working days from receipt, for urgency 0, 1 and 2: the term of the plan, of the
 # correction (filing, misstatement, floor), of the explanation (timing), or of the reduction (exposure).
@@ -97,7 +87,7 @@ class Measure:
 
 def requirement_of(result: RuleResult) -> Requirement:
     """The requirement that a violated result misses. A rule without an entry is a filing error."""
-    return REQUIREMENTS.get(result.rule_id, Requirement("filing", "filing", "limit"))
+    return REQUIREMENTS.get(result.rule_id, Requirement("filing", "filing"))
 
 
 def topic_of(measure: Measure) -> str:
@@ -134,7 +124,7 @@ def consequence(violated: Iterable[RuleResult], repeated: Mapping[str, int]) -> 
     """
     worst = 0
     for result in violated:
-        subject, order, _ = requirement_of(result)
+        subject, order = requirement_of(result)
         size, lasting = _size(result), _lasting([result], repeated)
         if order in ("pillar1", "pillar2"):
             ratios = order == "pillar1" and subject in ("capital", "leverage", "liquidity", "funding")
@@ -154,7 +144,7 @@ def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -
     by_subject: dict[str, list[RuleResult]] = {}
     distributions = []
     for result in violated:
-        subject, order, _ = requirement_of(result)
+        subject, order = requirement_of(result)
         if order != "buffer":
             by_subject.setdefault(subject, []).append(result)
         if order == "buffer" or subject == "capital":

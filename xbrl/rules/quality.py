@@ -69,23 +69,8 @@ def check_quality(report: Report, cells: Cells) -> list[RuleResult]:
     ]
 
 
-def _finding(
-    rule_id: str, legal: str, reason: str, cell: CellKey, row: str = "", state: str = "violated"
-) -> RuleResult:
-    return RuleResult(
-        rule_id=rule_id,
-        kind="quality",
-        state=state,
-        cell=cell,
-        value=None,
-        limit=None,
-        relation="",
-        legal=legal,
-        unit=None,
-        decimals=None,
-        row=row,
-        reason=reason,
-    )
+def _finding(rule: str, legal: str, reason: str, cell: CellKey, row: str = "", state: str = "violated") -> RuleResult:
+    return RuleResult(rule, "quality", state, cell, legal=legal, row=row, reason=reason)
 
 
 def _named(facts: Sequence[Fact]) -> str:

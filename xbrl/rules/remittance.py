@@ -12,7 +12,7 @@ earlier file; made before, nothing follows. A supervisor who knows the day of ar
 import datetime
 import pathlib
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from decimal import Decimal
 
 from xbrl.read.dpm import Cells
@@ -28,16 +28,6 @@ MODULES = {
 }
 QUARTERLY = {"03-31": "05-12", "06-30": "08-11", "09-30": "11-11", "12-31": "02-11"}  # of the next year
 NAME = re.compile(r"_([A-Z][A-Z0-9]*)_\d{4}-\d\d-\d\d_(\d{4})(\d\d)(\d\d)\d{6,9}(?!\d)")
-
-
-@dataclass(frozen=True)
-class Remittance:
-    """One return: its module, the day on which its file was made or arrived, and the day on which it was due."""
-
-    module: str
-    day: str  # YYYY-MM-DD; "" if unknown
-    arrived: bool  # whether `day` is that of arrival
-    due: str  # "" if unknown
 
 
 def due_date(module: str, period: str) -> str:
@@ -56,13 +46,15 @@ def due_date(module: str, period: str) -> str:
     return _working_day(due).isoformat()
 
 
-def remittances(report: Report, cells: Cells, received: str = "") -> list[Remittance]:
-    """The returns of a report, one for each module; the earliest file of a module counts.
+def late_filings(report: Report, cells: Cells, received: str = "") -> list[RuleResult]:
+    """One result LATE_FILING for each return: violated, met, or undecided with its reason.
 
-    `received` (YYYY-MM-DD) is the day on which all of them arrived; without it the names of the files say when they were
-    made. The modules are those of the file names, or of the tables if a name has none.
+    `received` (YYYY-MM-DD) is the day on which all files arrived; without it their names say when they were made, and the
+    earliest file of a module counts. The modules are those of the file names, or of the tables if a name has none. `value`
+    and `limit` are days after the reference date. The cell names the module alone: the figures in it are not the matter, so
+    the remedy is an explanation and the next return on time, not the same return again.
     """
-    first: dict[str, str] = {}
+    first: dict[str, str] = {}  # module -> the day on which its file was made; "" if unknown
     nameless = False
     for path in report.files or (report.path,):
         name = NAME.search(pathlib.Path(path).name)
@@ -75,51 +67,37 @@ def remittances(report: Report, cells: Cells, received: str = "") -> list[Remitt
     if nameless and received:
         tables = (cells.table(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells)
         first = dict.fromkeys((table.module for table in tables if table), "") | first
-    found = [
-        Remittance(module, received or made, bool(received), due_date(module, report.period))
-        for module, made in first.items()
+    results = [judge_return(module, received or made, bool(received), report.period) for module, made in first.items()]
+    unknown = _result("", "undecided", "the file's name has no time of creation")
+    return results + ([unknown] if nameless and not received else [])
+
+
+def judge_return(module: str, day: str, arrived: bool, period: str) -> RuleResult:
+    """Whether a return that was made on a day, or arrived on it, was late. Days and period are YYYY-MM-DD."""
+    due = due_date(module, period)
+    if not due:
+        return _result(module, "undecided", f"no due date is known for {module} as of {period}")
+    reason = f"{module} as of {period} {'arrived' if arrived else 'was made'} on {day}; it was due on {due}"
+    state, more = "violated", "" if arrived else ": late for certain, unless it corrects an earlier file"
+    if day <= due:
+        state, more = "ok", "" if arrived else ". When it arrived is not known"
+    elif day <= _latest(due):
+        state, more = "undecided", ", or later if that is a public holiday"
+    days = [
+        Decimal((datetime.date.fromisoformat(one) - datetime.date.fromisoformat(period)).days) for one in (day, due)
     ]
-    return found + ([Remittance("", "", False, "")] if nameless and not received else [])
+    return replace(_result(module, state, reason + more), value=days[0], limit=days[1])
 
 
-def late_filings(report: Report, cells: Cells, received: str = "") -> list[RuleResult]:
-    """One result LATE_FILING for each return: violated, met, or undecided with its reason.
-
-    `value` and `limit` are days after the reference date. The cell names the module alone: the figures in it are not the
-    matter, so the remedy is an explanation and the next return on time, not the same return again.
-    """
-    return [_judge(one, report.period) for one in remittances(report, cells, received)]
-
-
-def _judge(one: Remittance, period: str) -> RuleResult:
-    how = "arrived" if one.arrived else "was made"
-    state = "undecided"
-    if not one.module:
-        reason = "the file's name has no time of creation"
-    elif not one.due:
-        reason = f"no due date is known for {one.module} as of {period}"
-    else:
-        reason = f"{one.module} as of {period} {how} on {one.day}; it was due on {one.due}"
-        if one.day <= one.due:
-            state = "ok"
-            reason += "" if one.arrived else ". When it arrived is not known"
-        elif one.day <= _latest(one.due):
-            reason += ", or later if that is a public holiday"
-        else:
-            state = "violated"
-            reason += "" if one.arrived else ": late for certain, unless it corrects an earlier file"
-    known = bool(one.day and one.due)
+def _result(module: str, state: str, reason: str) -> RuleResult:
     return RuleResult(
         rule_id=RULE,
         kind="filing",
         state=state,
-        cell=(one.module, "", ""),
-        value=_days(one.day, period) if known else None,
-        limit=_days(one.due, period) if known else None,
+        cell=(module, "", ""),
         relation="max",
-        legal=LEGAL.get(MODULES.get(one.module, ""), "ITS (EU) 2024/3117 Art. 3(1)"),
+        legal=LEGAL.get(MODULES.get(module, ""), "ITS (EU) 2024/3117 Art. 3(1)"),
         unit="days",
-        decimals=0,
         title="Return made or received after its due date",
         reason=reason,
     )
@@ -134,7 +112,3 @@ def _latest(due: str) -> str:
     """The day to which a due date can move: the next working day, or from Good Friday to the Tuesday after Easter."""
     day = datetime.date.fromisoformat(due)
     return _working_day(day + datetime.timedelta(days=4 if day.month == 4 else 1)).isoformat()
-
-
-def _days(day: str, period: str) -> Decimal:
-    return Decimal((datetime.date.fromisoformat(day) - datetime.date.fromisoformat(period)).days)

@@ -1,12 +1,12 @@
 """Print the result of every rule and the findings about a report: as JSON objects, or as a table for reading."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from xbrl.read.dpm import load_cells
 from xbrl.read.render import cell_name, format_figure, format_limit
-from xbrl.read.report import CellKey, Report
+from xbrl.read.report import Report
 from xbrl.rules.figures import Figure, format_value, name_of
 from xbrl.rules.formula import CELL
 from xbrl.rules.quality import check_quality
@@ -28,18 +28,10 @@ SOURCES = {"reported": "", "not reported": " (not reported)", "read as 0": " (no
 def all_results(report: Report, received: str = "") -> list[RuleResult]:
     """The findings about a report, then whether its returns were late, then the result of every rule.
 
-    A rule on a doubtful ratio says so. `received`: the day on which the report arrived (YYYY-MM-DD), if it is known.
+    `received`: the day on which the report arrived (YYYY-MM-DD), if it is known.
     """
     cells = load_cells()
-    results = [*late_filings(report, cells, received), *evaluate_all(report)]
-    findings = check_quality(report, cells)
-    doubts = {(finding.cell, finding.row): finding.reason for finding in findings if finding.rule_id == "PLAUSIBLE"}
-    return [*findings, *(_with_doubts(result, doubts) for result in results)]
-
-
-def _with_doubts(result: RuleResult, doubts: Mapping[tuple[CellKey, str], str]) -> RuleResult:
-    found = [doubts[figure.cell, figure.row] for figure in result.inputs if (figure.cell, figure.row) in doubts]
-    return replace(result, reason="; ".join(filter(None, (result.reason, *found)))) if found else result
+    return [*check_quality(report, cells), *late_filings(report, cells, received), *evaluate_all(report)]
 
 
 def result_fields(result: RuleResult) -> dict:

@@ -118,12 +118,12 @@ class RuleResult:
     kind: str  # of the rule; "quality" for a finding about the report, "note" for one that a note shows
     state: str  # "violated" ("triggered" for a trigger), "ok", "undecided", "not applicable"
     cell: CellKey
-    value: Decimal | None
-    limit: Decimal | None
-    relation: str  # the meaning of the limit for the value: "min", "max" or "expected"
-    legal: str
-    unit: str | None  # unit of the value: `iso4217:EUR` for an amount, `xbrli:pure` or None for a ratio
-    decimals: int | str | None  # XBRL `decimals` of the value
+    value: Decimal | None = None
+    limit: Decimal | None = None
+    relation: str = ""  # the meaning of the limit for the value: "min", "max" or "expected"
+    legal: str = ""
+    unit: str | None = None  # unit of the value: `iso4217:EUR` for an amount, `xbrli:pure` or None for a ratio
+    decimals: int | str | None = None  # XBRL `decimals` of the value
     row: str = ""  # key of the row in an open table
     missing: bool = False  # whether `cell` was not reported and is read as 0
     title: str = ""

@@ -14,7 +14,7 @@ from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_m
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import note_rules
 from xbrl.rules.measures import DEADLINES, OWNERS
-from xbrl.rules.remittance import Remittance, _judge
+from xbrl.rules.remittance import judge_return
 from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
 
 BUFFER, CET1_AMOUNT = ("C_76.00.a", "r0010", "c0010"), ("C_01.00", "r0020", "c0010")
@@ -27,7 +27,7 @@ def finding(rule, cell, value, limit, legal="CRR Art. 26(2)", unit="iso4217:EUR"
 
 
 PLEDGED = finding("PLEDGED_COUNTED", BUFFER, 102_000_000, 62_000_000, "Delegated Reg. (EU) 2015/61 Art. 7(2)")
-LATE = _judge(Remittance("COREP_LCR_DA", "2026-05-20", False, "2026-04-15"), PERIOD)
+LATE = judge_return("COREP_LCR_DA", "2026-05-20", False, PERIOD)
 
 
 @pytest.fixture(scope="module")

@@ -255,6 +255,10 @@ def test_a_letter_is_in_proportion():
     assert cases([line.format("2.95%")], report=report, letter=soon) == set()
     soon = soon.replace("twenty working days", "ten working days")
     assert cases([line.format("2.95%")], report=report, letter=soon) == {"owners"}
+    for days in ("20", "15"):
+        assert cases([line.format("2.95%")], report=report, letter=soon.replace("ten", days)) == set()
+    for words in ("You need not submit a plan.", "The measures are recommendations only."):
+        assert cases([line.format("2.95%")], report=report, letter=f"{LETTER}\n{words}") == {"belittled"}
     small = f"{LETTER}\nNo further measure is intended at present."
     assert cases([line.format("2.95%")], report=report, letter=small) == {"belittled"}
 
@@ -263,6 +267,10 @@ def test_every_letter_with_findings_says_how_to_be_heard_and_how_to_object():
     lines = LETTER.splitlines()
     assert cases([COUNTED], [PLEDGED], letter="\n".join(lines[:-2])) == {"hearing", "objection"}
     assert cases([COUNTED], [PLEDGED], letter="\n".join(lines[:-1])) == {"objection"}
+    headings = LETTER.replace("you may comment", "-").replace("you may object", "-")
+    assert cases([COUNTED], [PLEDGED], letter=headings) == {"hearing", "objection"}
+    german = "Anhörung: Sie können sich binnen zehn Arbeitstagen äußern.\nSie können binnen eines Monats Widerspruch einlegen."
+    assert cases([COUNTED], [PLEDGED], letter=german) == set()
     assert cases([COUNTED], [PLEDGED], letter="Replace the assets within 10 days.") == set()  # orders alone
     assert cases([], letter="To the Board\nNothing to object to.") == set()
 
@@ -300,8 +308,16 @@ def test_the_engine_agrees_with_the_judge_on_late_returns():
     assert seen == {True, False, None} and overdue("report.zip", "2026-03-31") is None
 
 
-@pytest.mark.xfail(reason="the corpora do not yet write facts of notes and letters of blocks", strict=False)
-@pytest.mark.parametrize("corpus", [[], ["--profile", "quickstart"]])
+@pytest.mark.parametrize(
+    "corpus",
+    [
+        [],
+        pytest.param(
+            ["--profile", "quickstart"],
+            marks=pytest.mark.xfail(reason="the quickstart does not yet write the facts of its notes", strict=False),
+        ),
+    ],
+)
 def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, corpus):
     command = [
         sys.executable,
@@ -314,6 +330,7 @@ def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, corpus):
     ]
     subprocess.run([*command, "--processes", "1"], check=True, capture_output=True)
     made = [json.loads(line) for path in (tmp_path / "made").glob("*.jsonl") for line in path.read_text().splitlines()]
+    made = [one for one in made if "messages" in one]
     counts = audit(made)
     assert {case: counts[case] for case in CASES if counts[case]} == {}
     assert (

@@ -328,14 +328,9 @@ def test_a_ratio_that_is_a_hundredfold_off_is_doubted(tmp_path, figures, cell, r
     assert not reason or reason in doubts[0].reason
 
 
-def test_a_doubtful_breach_stays_a_breach_and_says_so(tmp_path):
-    report = read(tmp_path, SOUND | {LCR: Decimal("0.013")})
-    findings, results = (
-        {result.rule_id: result for result in group} for group in (all_results(report)[:1], all_results(report))
-    )
-    assert list(findings) == ["PLAUSIBLE"]
-    assert (results["LCR_MIN"].state, results["LCR_MIN"].reason) == ("violated", findings["PLAUSIBLE"].reason)
-    assert results["NSFR_MIN"].reason == ""
+def test_a_doubtful_breach_stays_a_breach(tmp_path):
+    results = {result.rule_id: result for result in all_results(read(tmp_path, SOUND | {LCR: Decimal("0.013")}))}
+    assert next(iter(results)) == "PLAUSIBLE" and results["LCR_MIN"].state == "violated"
 
 
 def test_facts_of_another_entity_or_date_are_findings_and_do_not_count(tmp_path):
