@@ -170,7 +170,7 @@ class _Maker:
             return ()
         codes = {one.name: one.code for one in economics.clients}
         cells = [(table, codes.get(row, row), column) for table, row, column in self.note.cells()]
-        return tuple(cells) or (self.rng.choice((LCR, CET1, TREA)),)
+        return tuple(cells) or (self.rng.choice((BUFFER, CET1, LCR)),)
 
     def _plant(self, figures: Figures, errors: Sequence[Rule], kept: Sequence[CellKey]) -> Figures | None:
         """The figures with the errors, and sometimes differences that are just within tolerance. None if one has no room."""

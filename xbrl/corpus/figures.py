@@ -37,6 +37,25 @@ OMITTABLE = (
     *(("C_47.00", "r0440", "c0010"), ("C_76.00.a", "r0030", "c0010")),
 )
 MAX_FIGURES = 74
+# Total -> (its parts with their shares per mille, the row of the rest). The parts of C 84.00.c stand in C 84.00.a.
+PARTS: dict[CellKey, tuple[tuple[tuple[str, int, int], ...], str]] = {
+    ("C_02.00.a", "r0060", "c0010"): ((("r0120", 20, 100), ("r0125", 100, 350), ("r0140", 100, 300)), "r0150"),
+    ("C_47.00", "r0300", "c0010"): (
+        (("r0010", 10, 100), ("r0061", 10, 100), ("r0165", 2, 20), ("r0170", 2, 50), ("r0180", 2, 30)),
+        "r0190",
+    ),
+    ("C_84.00.c", "r0010", "c0020"): (
+        (("r0030", 5, 60), ("r0040", 10, 120), ("r0100", 20, 120), ("r0110", 5, 40)),
+        "r0050",
+    ),
+    ("F_01.01", "r0380", "c0010"): (
+        (("r0010", 20, 140), ("r0050", 0, 120), ("r0141", 10, 110), ("r0270", 2, 15), ("r0300", 0, 10)),
+        "r0181",
+    ),
+    ("F_01.02", "r0300", "c0010"): ((("r0010", 0, 90), ("r0280", 5, 40)), "r0110"),
+    ("F_01.02", "r0110", "c0010"): ((("r0130", 30, 350),), "r0120"),
+    ("F_01.03", "r0190", "c0010"): ((("r0010", 150, 350),), "r0190"),
+}
 # The figures of a short report: what its rules and its note need.
 SHORT_CELLS = frozenset(
     {
@@ -69,12 +88,12 @@ def draw_figures(
         _own_funds(bank_rng, economics)
         | _risk_exposure(bank_rng, bank, economics, unfloored, standardised, fx)
         | _buffers(bank_rng, bank, economics)
-        | _leverage_exposure(bank_rng, bank, economics)
+        | _leverage_exposure(bank, economics)
         | _liquidity(bank_rng, economics)
-        | _stable_funding(bank_rng, economics)
+        | _stable_funding(economics)
         | _balance(bank_rng, rng, economics)
     )
-    figures: Figures = {key: rounded(amount, bank.decimals) for key, amount in amounts.items()}
+    figures: Figures = {key: rounded(amount, bank.decimals) for key, amount in _parts(bank_rng, amounts).items()}
     figures |= _ratios(bank_rng, bank, economics, unfloored, floor if standardised else Decimal(0))
     figures |= _exposures(bank_rng, bank, economics)
     return {key: value for key, value in sorted(figures.items()) if value != 0}
@@ -250,9 +269,6 @@ def _risk_exposure(
     credit = before - market - cva - operational
     irb = credit * share(bank_rng, 400, 800) if bank.uses_irb else Decimal(0)
     standardised = credit - irb
-    corporate, retail, institutions = (
-        standardised * share(bank_rng, low, high) for low, high in ((100, 350), (100, 300), (20, 100))
-    )
     rows = {
         "r0010": economics.trea,
         "r0035": economics.trea - before,
@@ -260,10 +276,6 @@ def _risk_exposure(
         "r0040": credit,
         "r0050": standardised,
         "r0060": standardised,
-        "r0120": institutions,
-        "r0125": corporate,
-        "r0140": retail,
-        "r0150": standardised - corporate - retail - institutions,
         "r0240": irb,
         "r0520": market,
         "r0560": net,
@@ -299,22 +311,13 @@ def _buffers(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amoun
     return _column("C_04.00", rows)
 
 
-def _leverage_exposure(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amounts:
-    """C 47.00: the exposure measure, its parts, and Tier 1 capital."""
-    exposure = economics.exposure
-    securities, derivatives = (exposure * share(bank_rng, 10, 120 if _trades(bank) else 30) for _ in range(2))
-    low, half, full = (exposure * share(bank_rng, 2, limit) for limit in (20, 50, 30))
+def _leverage_exposure(bank: Bank, economics: Economics) -> Amounts:
+    """C 47.00: the exposure measure, Tier 1 capital, and requirements as amounts."""
     rows = {
-        "r0010": securities,
-        "r0061": derivatives,
-        "r0165": low,
-        "r0170": half,
-        "r0180": full,
-        "r0190": exposure - securities - derivatives - low - half - full,
-        "r0300": exposure,
+        "r0300": economics.exposure,
         "r0320": economics.tier1,
-        "r0350": bank.leverage_pillar2 * exposure,
-        "r0370": bank.buffers["g_sii"] / 2 * exposure,
+        "r0350": bank.leverage_pillar2 * economics.exposure,
+        "r0370": bank.buffers["g_sii"] / 2 * economics.exposure,
     }
     return _column("C_47.00", rows)
 
@@ -354,16 +357,10 @@ def _liquidity(bank_rng: random.Random, economics: Economics) -> Amounts:
     return _column("C_76.00.a", rows)
 
 
-def _stable_funding(bank_rng: random.Random, economics: Economics) -> Amounts:
-    """C 84.00: required stable funding by type of asset (.a), total required (.c) and total available funding (.d)."""
-    required = economics.required_funding
-    liquid, securities, other, off_balance = (
-        required * share(bank_rng, low, high) for low, high in ((5, 60), (10, 120), (20, 120), (5, 40))
-    )
-    rest = required - liquid - securities - other - off_balance
-    rows = {"r0030": liquid, "r0040": securities, "r0050": rest, "r0100": other, "r0110": off_balance}
-    return _column("C_84.00.a", rows, "c0020") | {
-        ("C_84.00.c", "r0010", "c0020"): required,
+def _stable_funding(economics: Economics) -> Amounts:
+    """C 84.00: total required (.c) and total available funding (.d)."""
+    return {
+        ("C_84.00.c", "r0010", "c0020"): economics.required_funding,
         ("C_84.00.d", "r0120", "c0030"): economics.available_funding,
     }
 
@@ -402,50 +399,31 @@ def _balance(bank_rng: random.Random, rng: random.Random, economics: Economics) 
     equity = whole(economics.cet1 * share(bank_rng, 1020, 1250))
     assets = whole(economics.exposure * share(bank_rng, 860, 970))
     profit = economics.profit if economics.profit is not None else whole(equity * share(rng, -25, 45))
-    cash, trading, fair_value, tangible, intangible = (
-        assets * share(bank_rng, low, high) * share(rng, 950, 1050)
-        for low, high in ((20, 140), (0, 120), (10, 110), (2, 15), (0, 10))
-    )
-    liabilities = assets - equity
-    issued, held, other = (liabilities * share(bank_rng, low, high) for low, high in ((30, 350), (0, 90), (5, 40)))
     minorities = equity * share(bank_rng, 0, 40) if bank_rng.random() < 0.3 else Decimal(0)
-    capital = equity * share(bank_rng, 150, 350)
-    interest = assets * share(bank_rng, 4, 11)
     of_minorities = profit * share(bank_rng, 0, 30) if minorities else Decimal(0)
-    assets_rows = {
-        "r0010": cash,
-        "r0050": trading,
-        "r0141": fair_value,
-        "r0181": assets - cash - trading - fair_value - tangible - intangible,
-        "r0270": tangible,
-        "r0300": intangible,
-        "r0380": assets,
-    }
-    liabilities_rows = {
-        "r0010": held,
-        "r0110": liabilities - held - other,
-        "r0120": liabilities - held - other - issued,
-        "r0130": issued,
-        "r0280": other,
-        "r0300": liabilities,
-    }
-    equity_rows = {
-        "r0010": capital,
-        "r0190": equity - capital - profit + of_minorities - minorities,
-        "r0250": profit - of_minorities,
-        "r0270": minorities,
-        "r0300": equity,
-    }
+    owners = profit - of_minorities
+    interest = assets * share(bank_rng, 4, 11)
+    equity_rows = {"r0190": equity - owners - minorities, "r0250": owners, "r0270": minorities, "r0300": equity}
     income_rows = {
         "r0010": interest,
         "r0090": interest * share(bank_rng, 300, 600),
         "r0200": interest * share(bank_rng, 100, 500),
         "r0670": profit,
         "r0680": of_minorities,
-        "r0690": profit - of_minorities,
+        "r0690": owners,
     }
-    tables = {"F_01.01": assets_rows, "F_01.02": liabilities_rows, "F_01.03": equity_rows, "F_02.00": income_rows}
-    return {key: amount for table, rows in tables.items() for key, amount in _column(table, rows).items()}
+    balance = {("F_01.01", "r0380", "c0010"): assets, ("F_01.02", "r0300", "c0010"): assets - equity}
+    return balance | _column("F_01.03", equity_rows) | _column("F_02.00", income_rows)
+
+
+def _parts(bank_rng: random.Random, amounts: Amounts) -> Amounts:
+    """The amounts with the parts of their totals, by `PARTS`."""
+    for (table, row, column), (parts, rest) in PARTS.items():
+        total = amounts[table, row, column]
+        place = "C_84.00.a" if table == "C_84.00.c" else table
+        shares = {name: total * share(bank_rng, low, high) for name, low, high in parts}
+        amounts = amounts | _column(place, shares | {rest: total - sum(shares.values())}, column)
+    return amounts
 
 
 def _column(table: str, rows: dict[str, Decimal], column: str = "c0010") -> Amounts:

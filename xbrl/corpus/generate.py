@@ -110,7 +110,7 @@ def generate_corpus(
 
     `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens.
     """
-    units = list(plan_units(request))
+    units = plan_units(request)
     with new_directory(directory) as draft:
         (draft / "reports").mkdir()
         with concurrent.futures.ProcessPoolExecutor(processes) as pool:
@@ -147,7 +147,7 @@ def generate_corpus(
     return card
 
 
-def plan_units(request: Request) -> Iterator[Unit]:
+def plan_units(request: Request) -> list[Unit]:
     """The banks of a corpus. A test has each of its notes at most once; what it cannot take goes to training.
 
     Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
@@ -161,11 +161,9 @@ def plan_units(request: Request) -> Iterator[Unit]:
             raise UserError(
                 f"{request.examples} examples are too few for a share of {share:.3g} in {split!r}; give more."
             )
-    first = 0
-    for split, count in counts.items():
-        for unit in _units_of_split(request, split, count):
-            yield dataclasses.replace(unit, index=first)
-            first += 1
+    units = [unit for split, count in counts.items() for unit in _units_of_split(request, split, count)]
+    numbers = random.Random(f"banks {request.seed}").sample(range(len(units)), len(units))
+    return [dataclasses.replace(unit, index=number) for unit, number in zip(units, numbers, strict=True)]
 
 
 def _units_of_split(request: Request, split: str, count: int) -> Iterator[Unit]:

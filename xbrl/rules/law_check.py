@@ -67,13 +67,32 @@ CASES = (
     *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
     *("leverage_buffer", "guideline", "late", "belittled", "licence", "owners", "hearing", "objection"),
 )
-LABELS = {"Leverage ratio": ("C 47.00", "r0340", "c0010"), "LCR": ("C 76.00.a", "r0030", "c0010")}
+# What the style "labels" prints in place of a cell.
+LABELS: dict[str, Cell] = {
+    **{"Own funds": ("C 01.00", "r0010", "c0010"), "Tier 1": ("C 01.00", "r0015", "c0010")},
+    **{"CET1": ("C 01.00", "r0020", "c0010"), "TREA": ("C 02.00.a", "r0010", "c0010")},
+    **{"CET1 ratio": ("C 03.00", "r0010", "c0010"), "Tier 1 ratio": ("C 03.00", "r0030", "c0010")},
+    **{"Total capital ratio": ("C 03.00", "r0050", "c0010"), "TSCR": ("C 03.00", "r0130", "c0010")},
+    **{"TSCR CET1": ("C 03.00", "r0140", "c0010"), "TSCR Tier 1": ("C 03.00", "r0150", "c0010")},
+    **{"OCR": ("C 03.00", "r0160", "c0010"), "OCR CET1": ("C 03.00", "r0170", "c0010")},
+    **{"OCR Tier 1": ("C 03.00", "r0180", "c0010"), "Leverage ratio": ("C 47.00", "r0340", "c0010")},
+    **{"Liquidity buffer": ("C 76.00.a", "r0010", "c0010"), "Net outflow": ("C 76.00.a", "r0020", "c0010")},
+    **{"LCR": ("C 76.00.a", "r0030", "c0010"), "NSFR": ("C 84.00.a", "r0220", "c0040")},
+}
 _NOTE = re.compile(r"^(?:note on .* \||Note:)", re.MULTILINE)
-_LABELLED = re.compile(r"(Leverage ratio|LCR|Client \S+) (-?\d+(?:\.\d+)?)%")
+_LABELLED = re.compile(rf"({'|'.join(LABELS)}|Client .+) (-?\d+(?:\.\d+)?(?:%| bn| mn| k|))")
 _TABLE = re.compile(r"([A-Z] \d\d\.\d\d(?:\.[a-z])?)(?: .*)?")
 _LINE = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
-_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million|)")
-_UNITS = {"%": "0.01", "": "1", " thousand": "1000", " million": "1000000"}
+_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million| bn| mn| k|)")
+_UNITS = {
+    "%": "0.01",
+    "": "1",
+    " thousand": "1000",
+    " million": "1000000",
+    " k": "1000",
+    " mn": "1000000",
+    " bn": "1000000000",
+}
 
 
 @dataclass
@@ -121,9 +140,9 @@ def read_printed(text: str) -> Printed:
     table = key = ""
     for line in text.partition("\nEarlier reports")[0].splitlines():
         value, labelled = _LINE.fullmatch(line), _LABELLED.fullmatch(line)
-        if labelled:
+        if labelled and (number := _number(labelled[2])):
             cell = LABELS.get(labelled[1]) or ("C 28.00", labelled[1].removeprefix("Client "), "c350")
-            printed.numbers[cell], printed.units[cell] = Decimal(labelled[2]) / 100, Decimal(0)
+            printed.numbers[cell], printed.units[cell] = number[0], Decimal(0)
         elif value:
             cell = (table, value[1] or key, value[2])
             number = _number(value[3])
@@ -279,7 +298,7 @@ def _facts(
             value, left = _number(line.value), _number(line.limit.removeprefix("max "))
             if not value or not left or abs(value[0] - amount - left[0]) > value[1] + left[1]:
                 yield "consequence", f"{line.value} without {amount} is not {line.limit}"
-            if line.cell != " ".join(cell):
+            if line.cell != " ".join(cell) and LABELS.get(line.cell) != cell:
                 yield "consequence", f"{counted} stands on {line.cell}, and the amount counts in {' '.join(cell)}"
     for who in (fact["who"] for fact in applying if fact["kind"] == "connected"):
         codes = [code for name in who if (code := _code(printed, name))]

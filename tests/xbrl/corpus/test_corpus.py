@@ -10,7 +10,8 @@ import numpy
 import pytest
 import regex
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -19,7 +20,7 @@ from xbrl.answers.answer_grammar import answer_grammar
 from xbrl.answers.answer_reader import parse_answer
 from xbrl.corpus.corpus import MAX_VIOLATIONS, make_filings
 from xbrl.corpus.examples import letter_of
-from xbrl.corpus.figures import SHORT_CELLS, as_report, violates
+from xbrl.corpus.figures import as_report
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.corpus.notes import GROUP, hand_notes
 from xbrl.corpus.profiles import FULL, SHORT
@@ -29,6 +30,7 @@ from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, NoteFact, conseque
 from xbrl.rules.rules import built_in_rules, evaluate
 
 SHARES = [0.4, 0.2, 0.4]
+RATIOS = ((10, 170), (30, 180), (50, 160))  # rows of C 03.00: capital ratio, overall requirement
 LONG, BRIEF = (Request(60, 3, profile, SHARES) for profile in ("full", "short"))
 
 
@@ -54,7 +56,7 @@ def made(request, tmp_path_factory):
 
 
 def test_labels_follow_from_figures_and_facts(made, tmp_path):
-    style, units = made
+    _, units = made
     examples = [
         (example, filing) for _, one in units for example, filing in zip(one.examples, one.filings, strict=True)
     ]
@@ -63,8 +65,7 @@ def test_labels_follow_from_figures_and_facts(made, tmp_path):
     truth = load_findings(tmp_path / "findings.csv")
     seen = Counter()
     for example, filing in examples:
-        if style == "long":
-            assert judge(example) == []  # the judge that shares no code with the rules
+        assert judge(example) == []  # the judge that shares no code with the rules
         findings = truth.get((example["bank"], example["period"]), ())
         lifted = {finding.rule for finding in findings if finding.state == "lifted"}
         added = {finding.rule for finding in findings if finding.state == "violated"}
@@ -116,7 +117,7 @@ def test_a_report_is_reproducible_byte_by_byte(made, tmp_path):
 
 
 def test_every_test_note_once_and_training_notes_equally_often():
-    units = list(plan_units(Request(5500, 0, "full", [0.89, 0.055, 0.055])))
+    units = plan_units(Request(5500, 0, "full", [0.89, 0.055, 0.055]))
     assert sum(unit.quarters + (unit.pair is not None) for unit in units) == 5500
     tested = Counter(note.id for unit in units if unit.split == "test" for note in (unit.note, unit.pair) if note)
     assert set(tested.values()) == {1} and len(tested) == 240
@@ -124,7 +125,7 @@ def test_every_test_note_once_and_training_notes_equally_often():
     assert len(trained) == 600 and max(trained.values()) - min(trained.values()) <= 1
     assert len({unit.index for unit in units}) == len(units)
     with pytest.raises(UserError, match="3 examples are too few for a share of 0.1 in 'validation'"):
-        list(plan_units(Request(3, 0, "full", [0.8, 0.1, 0.1])))
+        plan_units(Request(3, 0, "full", [0.8, 0.1, 0.1]))
 
 
 def test_the_notes_of_a_pair_stand_in_the_same_figures():
@@ -196,27 +197,26 @@ def test_figures_are_those_that_a_note_states():
 
 
 def test_figures_alone_do_not_tell_whether_a_fact_applies():
-    """A logistic regression on all figures of a report, by kind of note: near chance."""
-    rows, truths, kinds = [], [], []
-    for filing in filings():
-        if filing.note.facts:
-            cells = sorted(SHORT_CELLS - {("C_27.00", "*", "c021"), ("C_28.00", "*", "c350")})
-            shares = sorted(value for key, value in filing.figures.items() if key[2] == "c350")
-            values = [filing.figures.get(cell) for cell in cells] + [max(shares, default=0), len(shares)]
-            logs = [numpy.log10(float(value)) if value and value > 1000 else float(value or 0) for value in values]
-            rows.append([*logs, *(value is None for value in values)])
-            truths.append(any(fact.applies for fact in filing.note.facts))
-            kinds.append(filing.note.facts[0].kind)
-    features = numpy.array(
-        [[*row, *(kind == one for one in sorted(set(kinds)))] for row, kind in zip(rows, kinds, strict=True)]
-    )
-    features = numpy.hstack(
-        [features] + [features * (numpy.array(kinds) == kind)[:, None] for kind in sorted(set(kinds))]
-    )
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-    accuracy = cross_val_score(model, features, numpy.array(truths), cv=5).mean()
-    chance = max(numpy.mean(truths), 1 - numpy.mean(truths))
-    assert accuracy < chance + 0.06
+    """A logistic regression on the figures of the reports whose note is on one kind: near chance (0.5) in each kind."""
+    kinds = {"pledged": "liquidity", "own_shares": "capital", "profit": "capital"}
+    legs = [(("C_03.00", f"r{row:04}", "c0010"), ("C_03.00", f"r{limit:04}", "c0010")) for row, limit in RATIOS]
+    rows: dict[str, list[list[float]]] = {}
+    truths: dict[str, list[bool]] = {}
+    for filing in filings(600):
+        found = {kinds.get(fact.kind, fact.kind) for fact in filing.note.facts}
+        if len(found) == 1:
+            figures = filing.figures
+            shares = sorted((value for key, value in figures.items() if key[2] == "c350"), reverse=True)
+            margins = [figures[ratio] - figures.get(limit, 0) for ratio, limit in legs]
+            sizes = [numpy.log10(float(figures.get(cell, 1))) for cell in (BUFFER, CET1)]
+            values = [figures.get(LCR, 0), min(margins), sum(shares[:2]), sum(shares), len(shares), *sizes]
+            rows.setdefault(*found, []).append([float(value) for value in values])
+            truths.setdefault(*found, []).append(any(fact.applies for fact in filing.note.facts))
+    assert set(rows) == {"liquidity", "capital", "connected", "waiver"}
+    for kind, features in rows.items():
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=500))
+        scores = cross_val_predict(model, numpy.array(features), truths[kind], cv=5, method="decision_function")
+        assert abs(roc_auc_score(truths[kind], scores) - 0.5) < 0.16, kind
 
 
 def test_planted_errors_and_near_misses_leave_other_figures_alone():
@@ -227,11 +227,6 @@ def test_planted_errors_and_near_misses_leave_other_figures_alone():
             found["clean"] += not filing.violated
             report = as_report(filing.bank, filing.period, filing.figures, filing.figures)
             found["triggers"] += any(result.state == "triggered" for result in evaluate(report))
-            assert all(
-                violates(filing.bank, filing.period, filing.figures, rule)
-                for rule in built_in_rules()
-                if rule.id in filing.violated
-            )
     kinds = {rule.id: rule.kind for rule in built_in_rules()}
     assert len([rule for rule in found if kinds.get(rule) == "filing"]) > 12
     assert len([rule for rule in found if kinds.get(rule) == "breach"]) > 10
