@@ -4,6 +4,7 @@ The decision letter is made of approved blocks on what the rules found, correcte
 The answer of a model changes nothing in it: it is a proposal, shown beside it.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from xbrl.rules.note_facts import NoteFact, consequences
 
 READY, BLOCKED = "ready", "not ready"
 MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back
+UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b(?!.*has no text)")  # in a warning of the reader
 UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 
 
@@ -161,6 +163,9 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
                 f"nobody has decided on note {note.id} ({note.text[:120]!r}{proposal}): read it, and copy a line of this page "
                 "into a file for --findings"
             )
+    for warning in report.warnings:
+        if UNREAD_NOTE.search(warning):
+            yield f"a note was not read as a whole ({warning}); read it in the file, and ask the bank to file it again"
     for one in stale(report, case.decisions):
         yield (
             f"{one.where or 'a decision'} is on note {one.note}, which the report does not have in these words: read the note "

@@ -25,6 +25,7 @@ from xbrl.desk.output import Form, Job, finish, folder_name
 from xbrl.desk.record import MARK, Case, Reply
 from xbrl.read.dpm import load_cells
 from xbrl.read.report import Note
+from xbrl.read.report_notes import make_notes
 from xbrl.read.xbrl import read_report
 from xbrl.rules.findings import load_findings
 
@@ -187,6 +188,24 @@ def test_a_decision_is_on_one_note_in_its_words(noted, tmp_path):
     anew = replace(noted, notes=(Note(NOTE.replace("not come back", "come back")),))
     reasons = record(anew, decisions=decide(tmp_path, LINE + first))["letter"]["reasons"]
     assert len(reasons) == 2 and f"is on note {first}, which the report does not have in these words" in reasons[1]
+
+
+def test_a_letter_that_was_ready_once_does_not_stay(tmp_path, breach):
+    """The report is filed again with a note: the letter of the first analysis is gone."""
+    for notes, names in (((), {"letter.txt"}), ((Note(NOTE),), set())):
+        made = finish(Job(Case(replace(breach, notes=notes), NAMED), tmp_path, Form(), False, {}))
+        folder = tmp_path / folder_name(made["entity"], made["period"])
+        assert {path.name for path in folder.glob("letter*")} == names
+
+
+def test_no_part_of_a_note_is_passed_over(breach):
+    """The reader cuts a long note and leaves out the last of a thousand: what stood there may decide."""
+    for filed in ([Note("x " * 3000)], [Note(f"note {number}") for number in range(1100)]):
+        notes, warnings = make_notes(filed)
+        made = record(replace(breach, notes=notes[:1], warnings=tuple(warnings)))
+        assert made["letter"]["reasons"][-1].startswith("a note was not read as a whole (")
+    _, warnings = make_notes([Note(" ")])
+    assert warnings and record(replace(breach, warnings=tuple(warnings)))["letter"]["state"] == "ready"
 
 
 def test_an_annotation_of_a_figure_decides_no_note(noted, tmp_path):
