@@ -308,16 +308,7 @@ def test_the_engine_agrees_with_the_judge_on_late_returns():
     assert seen == {True, False, None} and overdue("report.zip", "2026-03-31") is None
 
 
-@pytest.mark.parametrize(
-    "corpus",
-    [
-        [],
-        pytest.param(
-            ["--profile", "quickstart"],
-            marks=pytest.mark.xfail(reason="the quickstart does not yet write the facts of its notes", strict=False),
-        ),
-    ],
-)
+@pytest.mark.parametrize("corpus", [[], ["--profile", "quickstart"]])
 def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, corpus):
     command = [
         sys.executable,
