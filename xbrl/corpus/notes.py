@@ -72,10 +72,29 @@ def hand_notes(split: str) -> tuple[HandNote, ...]:
     return tuple(map(parse_note, (FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()))
 
 
-def parse_note(line: str) -> HandNote:
-    """A note from its line."""
-    row = json.loads(line)
-    facts = tuple(
+def agreement() -> dict[str, int]:
+    """How a second reader, who saw texts and dates alone, agrees with the notes: second_reading.jsonl, a tenth of all notes.
+
+    `applies`: notes of which both say the same kind, if any, that applies; `amount`: with the same amount; `all`: with the same
+    kinds and truths of all matters; `doubtful`: notes whose text does not decide everything, says the second reader.
+    """
+    first = {note.id: note for split in ("train", "validation", "test") for note in hand_notes(split)}
+    counts = {"notes": 0, "applies": 0, "amount": 0, "all": 0, "doubtful": 0}
+    for line in (FOLDER / "second_reading.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        one, two = first[row["id"]].facts, _facts(row["matters"])
+        applying = [{(fact.kind, fact.amount) for fact in facts if fact.applies} for facts in (one, two)]
+        every = [sorted((fact.kind, fact.applies) for fact in facts) for facts in (one, two)]
+        counts["notes"] += 1
+        counts["applies"] += {kind for kind, _ in applying[0]} == {kind for kind, _ in applying[1]}
+        counts["amount"] += applying[0] == applying[1]
+        counts["all"] += every[0] == every[1]
+        counts["doubtful"] += bool(row["doubt"])
+    return counts
+
+
+def _facts(matters: Iterable[dict]) -> tuple[NoteFact, ...]:
+    return tuple(
         NoteFact(
             kind=matter["kind"],
             applies=matter["applies"],
@@ -84,8 +103,14 @@ def parse_note(line: str) -> HandNote:
             since=matter["since"] or "",
             quote=matter["quote"],
         )
-        for matter in row["matters"]
+        for matter in matters
     )
+
+
+def parse_note(line: str) -> HandNote:
+    """A note from its line."""
+    row = json.loads(line)
+    facts = _facts(row["matters"])
     states = dict(row.get("states", {}))
     clients = {
         name: amount if amount is None else Decimal(amount) for name, amount in states.pop("exposures", {}).items()

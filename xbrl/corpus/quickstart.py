@@ -51,9 +51,11 @@ LEVERAGE = ("C_47.00", "r0340", "c0010")
 SUBJECTS = {
     "pledged": ("pledged assets", "free assets"),
     "connected": ("connected clients", "separate clients"),
-    "waiver": ("waiver", "no waiver"),
+    "waiver": ("exempt", "bound"),
 }
 KINDS = tuple(SUBJECTS)
+# The kinds in training, in turn: pledged assets are learned from fewer examples than the others.
+TURNS = ("pledged", "connected", "waiver", "connected", "waiver", "pledged", "connected", "waiver")
 EVERY = 5  # of so many pairs of a test, the last one is a pair in figures
 PERCENT = Decimal("0.01")
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
@@ -139,7 +141,7 @@ def make_cases(seed: int, split: str, first_bank: int, count: int) -> list[Case]
     if split == "test":
         return [case for index in range(count // 2) for case in _draw_pair(rng, seed, first_bank + index, index)]
     turns = {kind: _in_turn(rng, [note for pair in short_notes(kind, split) for note in pair]) for kind in KINDS}
-    return [_draw(rng, seed, first_bank + i, next(turns[KINDS[i % len(KINDS)]])) for i in range(count)]
+    return [_draw(rng, seed, first_bank + i, next(turns[TURNS[i % len(TURNS)]])) for i in range(count)]
 
 
 def _in_turn(rng: random.Random, notes: Sequence[ShortNote]) -> Iterator[ShortNote]:
