@@ -25,13 +25,9 @@ STATES = {
 SOURCES = {"reported": "", "not reported": " (not reported)", "read as 0": " (not reported, read as 0)"}
 
 
-def all_results(report: Report, received: str = "") -> list[RuleResult]:
-    """The findings about a report, then whether its returns were late, then the result of every rule.
-
-    `received`: the day on which the report arrived (YYYY-MM-DD), if it is known.
-    """
-    cells = load_cells()
-    return [*check_quality(report, cells), *late_filings(report, cells, received), *evaluate_all(report)]
+def all_results(report: Report) -> list[RuleResult]:
+    """The findings about a report, then whether its returns were late, then the result of every rule."""
+    return [*check_quality(report, load_cells()), *late_filings(report), *evaluate_all(report)]
 
 
 def result_fields(result: RuleResult) -> dict:

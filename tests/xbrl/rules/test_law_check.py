@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.report import Report
 from xbrl.rules import law_check
 from xbrl.rules.law_check import CASES, audit, contradictions, judge, overdue, read_printed, read_told
@@ -300,7 +299,7 @@ def test_the_engine_agrees_with_the_judge_on_late_returns():
             ):
                 name = f"LEI.CON_DE_COREP040200_{module}_{period}_{day.replace('-', '')}120000000.zip"
                 report = Report(pathlib.Path(name), "xBRL-CSV", "LEI", period, "EUR", {}, (), ())
-                (result,) = late_filings(report, load_cells(BUILT_IN))
+                (result,) = late_filings(report)
                 expected = overdue(name, period)
                 if expected is not None:
                     assert result.state == ("violated" if expected else "ok"), (name, result.reason)
