@@ -72,18 +72,13 @@ def statements(text: str) -> dict[str, set]:
     plain = _TABLE.sub(" ", _DATE.sub(" ", text))
     return {
         "figures": {value for _, value in quantities(plain)},
-        "dates": {day for _, day in find_dates(text)},
+        "dates": {_iso(match) for match in _DATE.finditer(text)},
         "articles": set(articles(plain)),
     }
 
 
-def find_dates(text: str) -> Iterator[tuple[re.Match, str]]:
-    """Yield each date of a text, as (its match, YYYY-MM-DD)."""
-    for match in _DATE.finditer(text):
-        yield match, _iso(match)
-
-
 def _iso(match: re.Match) -> str:
+    """A date as YYYY-MM-DD."""
     if match["iso"]:
         return match["iso"]
     day, month, year = match["day"] or match["number"], match["month"] or match["first"], match["year"] or match["then"]
@@ -174,12 +169,6 @@ def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
             if terms and subjects and not heading and not taken_back(sentence):
                 found.append((subjects, frozenset().union(*terms)))
     yield from found
-
-
-def not_demanded(required: Sequence[dict], letter: str) -> list[dict]:
-    """Those of the `required` measures (as in `score_measures`) that a letter does not demand in time."""
-    said = list(demands(letter))
-    return [measure for measure in required if not _is_demanded(measure, said)]
 
 
 def score_measures(examples: Sequence[dict], letters: Sequence[str]) -> dict | None:
