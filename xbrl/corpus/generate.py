@@ -127,7 +127,7 @@ def generate_corpus(
         ]
         write_json_lines(draft / "note_facts.jsonl", facts)
         by_split = group_by_split(
-            examples, [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples], SPLITS
+            examples, [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples]
         )
         write_splits(draft, by_split)
         suffixes = Counter(path.suffix for one in made for path in one.files)
@@ -152,7 +152,7 @@ def plan_units(request: Request) -> list[Unit]:
 
     Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
     """
-    check_shares(request.splits, SPLITS)
+    check_shares(request.splits)
     counts = {split: round(request.examples * share) for split, share in zip(SPLITS, request.splits, strict=True)}
     counts["test"] = min(counts["test"], int(len(hand_notes("test")) / WITH_NOTE))
     counts["train"] = request.examples - counts["validation"] - counts["test"]

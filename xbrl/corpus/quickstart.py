@@ -304,7 +304,7 @@ def split_counts(examples: int, shares: Sequence[float]) -> dict[str, int]:
 
     Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
     """
-    check_shares(shares, SPLITS)
+    check_shares(shares)
     counts = {split: round(examples * share) for split, share in zip(SPLITS, shares, strict=True)}
     counts["test"] -= counts["test"] % 2
     for (split, count), share in zip(counts.items(), shares, strict=True):

@@ -9,17 +9,17 @@ SPLITS = ("train", "validation", "test")
 DEFAULT_SHARES = (0.8, 0.1, 0.1)
 
 
-def group_by_split(examples: Sequence, splits: Sequence[str], names: Sequence[str] = SPLITS) -> dict[str, list]:
+def group_by_split(examples: Sequence, splits: Sequence[str]) -> dict[str, list]:
     """Split name -> its examples, in their order. `splits` has the split of each example."""
-    return {name: [one for one, split in zip(examples, splits, strict=True) if split == name] for name in names}
+    return {name: [one for one, split in zip(examples, splits, strict=True) if split == name] for name in SPLITS}
 
 
-def check_shares(shares: Sequence[float], names: Sequence[str] = SPLITS) -> None:
-    """Raises `UserError` unless there is one share for each name, none is negative, and they add up to 1."""
+def check_shares(shares: Sequence[float]) -> None:
+    """Raises `UserError` unless there is one share for each of `SPLITS`, none is negative, and they add up to 1."""
     # A share that is not a number fails the comparison, which is why it is not written the other way round.
-    if len(shares) != len(names) or not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-9):
+    if len(shares) != len(SPLITS) or not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-9):
         raise UserError(
-            f"the splits {list(shares)} must be {len(names)} shares ({', '.join(names)}), none negative, that add up to 1."
+            f"the splits {list(shares)} must be {len(SPLITS)} shares ({', '.join(SPLITS)}), none negative, that add up to 1."
         )
 
 
