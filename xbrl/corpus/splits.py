@@ -1,7 +1,7 @@
 """Assign examples to the splits of a corpus: training, validation and test have different banks."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from common.errors import UserError
 
@@ -23,6 +23,13 @@ def check_shares(shares: Sequence[float]) -> None:
         )
 
 
+def check_counts(what: str, counts: Iterable[int], shares: Sequence[float]) -> None:
+    """Raises `UserError` if a split with a share above 0 would get nothing. `what` is divided: `20 examples`."""
+    for split, count, share in zip(SPLITS, counts, shares, strict=True):
+        if share > 0 and not count:
+            raise UserError(f"{what} are too few for a share of {share:.3g} in {split!r}; give more.")
+
+
 def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
     """Bank -> split, at random. `shares` are the fractions of the banks for train, validation and test.
 
@@ -34,9 +41,5 @@ def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dic
     first = round(len(order) * shares[0])
     second = first + round(len(order) * shares[1])
     parts = dict(zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True))
-    for (split, members), share in zip(parts.items(), shares, strict=True):
-        if share > 0 and not members:
-            raise UserError(
-                f"{len(order)} banks are too few for a share of {share} in {split!r}; ask for more examples."
-            )
+    check_counts(f"{len(order)} banks", map(len, parts.values()), shares)
     return {bank: split for split, members in parts.items() for bank in members}
