@@ -61,9 +61,8 @@ _RIGHTS = re.compile(
 _OWNERS = re.compile(
     r"resolution of (?:your|the) owners|beschluss ihrer eigentümer", re.IGNORECASE
 )  # not the bank's own term
-# Words of these classes take a demand back; xbrl/desk/blocks/LANGUAGE/flags.toml lists them.
-TAKE_BACK = ("negation", "weakening", "deferral")
-_FLAGS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
+TAKE_BACK = ("negation", "weakening", "deferral")  # classes of `flagged_words` that take a demand back
+_BLOCKS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
 _ALL = re.compile(r"\bmeasures\b|\borders\b|\bdemands\b|\bdirective\b|maßnahmen|anordnungen", re.IGNORECASE)
 
 
@@ -138,14 +137,19 @@ def taken_back(sentence: str) -> str:
 
 
 @functools.cache
+def flagged_words() -> dict[str, list[str]]:
+    """Class -> words that may turn a finding or a demand round, of all languages: `blocks/LANGUAGE/flags.toml`."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(_BLOCKS.glob("*/flags.toml")):
+        for name, words in tomllib.loads(path.read_text(encoding="utf-8"))["flags"].items():
+            found.setdefault(name.replace("_", " "), []).extend(words)
+    return found
+
+
+@functools.cache
 def _take_back() -> re.Pattern:
-    words = []
-    for path in sorted(_FLAGS.glob("*/flags.toml")):
-        flags = tomllib.loads(path.read_text(encoding="utf-8"))["flags"]
-        words += [word for name in TAKE_BACK for word in flags[name]]
-    return re.compile(
-        rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?!\w)", re.IGNORECASE
-    )
+    words = sorted((word for name in TAKE_BACK for word in flagged_words()[name]), key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
 
 
 def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
