@@ -67,12 +67,10 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
     With `count_tokens`, which returns the number of tokens of a text, the lengths are given in tokens too.
     """
     counts = Counter(rule_id for example in examples for rule_id in example["violations"])
-    sizes = Counter(len(example["violations"]) for example in examples)
     summary = {
         "examples": len(examples),
         "banks": len({example["bank"] for example in examples}),
-        "clean": sizes[0],
-        "reports_by_number_of_violations": {str(size): number for size, number in sorted(sizes.items())},
+        "clean": sum(not example["violations"] for example in examples),
         "combinations": len({frozenset(example["violations"]) for example in examples}),
         "violations": {
             name: counts[name] for name in (*(rule.id for rule in built_in_rules()), *note_rules()) if counts[name]
@@ -81,11 +79,11 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
     }
     texts = {"report": [report_of(example) for example in examples]}
     texts["answer"] = [example["messages"][-1]["content"] for example in examples]
-    summary["characters"] = {role: _length_statistics([len(text) for text in part]) for role, part in texts.items()}
+    summary["characters"] = {role: _lengths([len(text) for text in part]) for role, part in texts.items()}
     if count_tokens:
         tokens = {role: [count_tokens(text) for text in part] for role, part in texts.items()}
         tokens["together"] = [sum(pair) for pair in zip(*tokens.values(), strict=True)]
-        summary["tokens"] = {role: _length_statistics(lengths) for role, lengths in tokens.items()}
+        summary["tokens"] = {role: _lengths(lengths) for role, lengths in tokens.items()}
     return summary
 
 
@@ -100,16 +98,8 @@ def _notes(examples: Sequence[dict]) -> dict[str, dict[str, int]]:
     return {kind: dict(sorted(outcomes.items())) for kind, outcomes in sorted(counts.items())}
 
 
-def _length_statistics(lengths: Sequence[int]) -> dict[str, float]:
-    if not lengths:
-        return {}
-    ordered = sorted(lengths)
-    return {
-        "mean": round(sum(ordered) / len(ordered), 1),
-        "median": ordered[len(ordered) // 2],
-        "p95": ordered[(len(ordered) * 95) // 100],
-        "max": ordered[-1],
-    }
+def _lengths(lengths: Sequence[int]) -> dict[str, float]:
+    return {"mean": round(sum(lengths) / len(lengths), 1), "max": max(lengths)} if lengths else {}
 
 
 def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:

@@ -28,7 +28,6 @@ BASES_FILE = Path(__file__).with_name("bases.json")
 class Basis:
     """A legal basis; the module describes it."""
 
-    title: str
     binding: str
     requirements: Mapping[str, str]
     powers: Mapping[str, str]
@@ -57,7 +56,6 @@ def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
     row = bases[name]
     try:
         basis = Basis(
-            title=row["title"],
             binding=row["binding"],
             requirements=row["requirements"],
             powers={subject: provision["law"] for subject, provision in row["powers"].items()},
