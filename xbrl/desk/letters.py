@@ -244,15 +244,15 @@ def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, b
     if announced == "none":
         return _capital(blocks.text("consequences", severity(violated)))
     cited = law.licence if announced == "licence" else law.penalty
-    return _capital(blocks.text("consequences", announced, law=blocks.law(cited.law)))
+    return _capital(blocks.text("consequences", announced, law=blocks.law(cited)))
 
 
 def _rights(law: Basis, blocks: _Blocks) -> dict[str, str]:
     """How the bank is heard, and how it objects."""
     numbers, months = blocks.words["text"]["numbers"], blocks.words["months"]
-    days, term = law.hearing.working_days, law.objection.months
-    hearing = {"number": numbers.get(str(days), str(days)), "law": blocks.law(law.hearing.law)}
-    objection = {"months": months[str(term)], "law": blocks.law(law.objection.law), "suspends": law.objection.suspends}
+    days, term = str(law.hearing_days), str(law.objection_months)
+    hearing = {"number": numbers.get(days, days), "law": blocks.law(law.hearing)}
+    objection = {"months": months[term], "law": blocks.law(law.objection), "suspends": law.suspends}
     return {
         "hearing": _capital(blocks.text("rights", "hearing", **hearing)),
         "objection": _capital(blocks.text("rights", "objection", **objection)),

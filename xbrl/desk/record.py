@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_lines
 from xbrl.answers.notes import read_facts, write_fact
 from xbrl.desk.draft import Draft, check_draft
-from xbrl.desk.engine import Examination, describe_result, examine
+from xbrl.desk.engine import Examination, examine
 from xbrl.desk.letters import write_letter
 from xbrl.desk.notes import ReadNote, read_notes, stale
 from xbrl.desk.profiles import PROFILES
@@ -20,6 +20,7 @@ from xbrl.read.render import Addressee
 from xbrl.read.report import Report
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
+from xbrl.rules.rule_lines import describe_result
 
 READY, BLOCKED = "ready", "not ready"
 MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back

@@ -27,7 +27,7 @@ def finding(rule, cell, value, limit, legal="CRR Art. 26(2)", unit="iso4217:EUR"
 
 
 PLEDGED = finding("PLEDGED_COUNTED", BUFFER, 102_000_000, 62_000_000, "Delegated Reg. (EU) 2015/61 Art. 7(2)")
-LATE = judge_return("COREP_LCR_DA", "2026-05-20", False, PERIOD)
+LATE = judge_return("COREP_LCR_DA", "2026-05-20", PERIOD)
 
 
 @pytest.fixture(scope="module")

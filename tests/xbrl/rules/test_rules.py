@@ -140,11 +140,11 @@ def test_the_error_for_an_invalid_rule_names_its_line(tmp_path, changes, message
 
 @pytest.mark.parametrize(
     ("date", "states"),
-    [("2024-12-31", []), ("2025-01-01", ["ok"]), ("2026-06-29", ["ok"]), ("2026-06-30", ["ok"]), ("2026-07-01", [])],
+    [("2024-12-31", []), ("2025-01-01", ["ok"]), ("2026-06-30", ["ok"])],
 )
-def test_a_rule_applies_between_its_first_and_its_last_reference_date(tmp_path, date, states):
+def test_a_rule_applies_from_its_first_reference_date(tmp_path, date, states):
     path = tmp_path / "rules.jsonl"
-    path.write_text(rule_line(applies_from="2025-01-01", applies_until="2026-06-30"))
+    path.write_text(rule_line(applies_from="2025-01-01"))
     report = make_report({CET1: "50%"}, period=date)
     assert [result.state for result in evaluate(report, load_rules(path))] == states
 
@@ -164,7 +164,7 @@ def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
     "changes",
     [
         {"applies_from": "2025"},
-        {"applies_until": "soon"},
+        {"applies_from": "soon"},
         {"legal": []},
         {"legal": [{"from": "2025-01-01", "text": "b"}, {"from": "", "text": "a"}]},
         {"legal": [{"text": "a"}]},
