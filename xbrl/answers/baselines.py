@@ -5,10 +5,13 @@ are held out by note or bank, and on the validation split where it is given. `co
 """
 
 import argparse
+import itertools
+import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +19,23 @@ import numpy as np
 
 from eval.asked_examples import has_answer, report_of
 from eval.comparison.measures import ENGINE
-from xbrl.answers.composed import hidden_states, note_predictions
+from xbrl.answers.composed import PERCENTAGE, hidden_states, note_predictions, printed_report
 from xbrl.answers.notes import note_of
 from xbrl.answers.scores import labelled, score_prediction
 from xbrl.rules.note_facts import NoteFact
 
 Matrix = Any  # a scipy.sparse.csr_matrix
+Rules = Sequence[str]
 
-NGRAMS, COMPOSED, PROBE = "character n-grams", "engine + note words", "engine + note states"
+NGRAMS, THRESHOLDS, COMPOSED, PROBE = "character n-grams", "thresholds", "engine + note words", "engine + note states"
 MAX_CHARACTERS = 2_000_000  # of training reports from which n-grams are learned; more take minutes
 MAX_FEATURES = 30_000  # n-grams that the regressions see
 FOLDS = 2  # parts of the training that are held out in turn
 STRENGTHS = (10.0, 100.0)  # candidates for C, the inverse of the regularization
 CUTS = np.linspace(0.2, 0.8, 25)  # candidates for the probability from which a rule counts as violated
-MIN_REPORTS = 5  # a rule is learned if so many training reports have it
+MAX_PAIRED = 24  # the labels that most training reports print are combined in pairs
+MIN_REPORTS = 5  # a rule or a label is learned if so many training reports have it
+_PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def baseline_predictions(
     """Baseline -> what it says of each test example. Examples have a prompt and the field `violations`.
 
     - `NGRAMS`: logistic regressions on all that is printed, in pieces of 2 to 6 characters.
+    - `THRESHOLDS`: one learned cut per rule on a printed percentage, or on the sum or difference of two.
     - `ENGINE`: what the rules find in the reported figures, the field `engine` of the examples; absent without it.
     - `COMPOSED`: the engine, and a logistic regression on the words of the note (`composed.py`); where the training says
       what its notes state (field `note_facts`).
@@ -53,9 +60,12 @@ def baseline_predictions(
     """
     if not test:
         return {}
+    known, new = [report_of(one) for one in training], [report_of(one) for one in test]
+    violated = [tuple(one["violations"]) for one in training]
     found = {}
     if training:
         found[NGRAMS] = Prediction(_ngram_predictions(training, test, validation))
+        found[THRESHOLDS] = Prediction(_threshold_predictions(known, violated, new))
     if all("engine" in one for one in test):
         found[ENGINE] = Prediction([tuple(one["engine"]) for one in test])
         if any(one.get("note_facts") for one in training):
@@ -199,3 +209,79 @@ def _probabilities(known: Matrix, true: np.ndarray, new: Matrix, strength: float
 
 def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
     return 2 * (predicted & true).sum() / max(1, predicted.sum() + true.sum())
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """`sign * feature >= cut`, and how often it was right in training."""
+
+    feature: int
+    sign: int
+    cut: float
+    right: int
+    predicted: int
+    f1: float
+
+
+def _threshold_predictions(training: Rules, violated: Sequence[Rules], reports: Rules) -> list[tuple[str, ...]]:
+    """The rules whose comparison holds in each of `reports`: `x < cut` or `x > cut`, x being a printed percentage or two.
+
+    A rule gets the comparison with the best F1 on the training reports. The rules are then taken in the order of that F1 for
+    as long as the micro-averaged F1 on the training reports grows.
+    """
+    rules = sorted({rule for one in violated for rule in one})
+    if not rules:
+        return [()] * len(reports)
+    percentages = [_percentages(report) for report in training]
+    counts = Counter(label for one in percentages for label in one)
+    labels = [label for label, count in counts.most_common() if count >= MIN_REPORTS]
+    true = np.array([[rule in one for rule in rules] for one in map(set, violated)])
+    best = _best_comparisons(_features(percentages, labels), true)
+    order = sorted((i for i in range(len(rules)) if best[i].f1), key=lambda i: -best[i].f1)
+    right, predicted = (np.cumsum([getattr(best[i], name) for i in order]) for name in ("right", "predicted"))
+    kept = sorted(order[: int(np.argmax(2 * right / (predicted + true.sum()))) + 1]) if order else []
+    features = _features([_percentages(report) for report in reports], labels)
+    hits = {i: best[i].sign * features[:, best[i].feature] >= best[i].cut for i in kept}
+    return [tuple(rules[i] for i in kept if hits[i][row]) for row in range(len(reports))]
+
+
+def _percentages(report: str) -> dict[str, float]:
+    """Label of a cell -> percentage; `smallest` and `largest` of it where an open table has several. `note` has those of it."""
+    values: dict[str, list[float]] = {}
+    for fact in printed_report(report).facts:
+        if fact.unit == PERCENTAGE and isinstance(fact.value, Decimal):
+            values.setdefault(str(fact.cell), []).append(100 * float(fact.value))
+    values |= {"note": found} if (found := [float(one) for one in _PERCENTAGE.findall(note_of(report))]) else {}
+    return {f"smallest {k}": min(v) for k, v in values.items()} | {f"largest {k}": max(v) for k, v in values.items()}
+
+
+def _features(percentages: Sequence[dict[str, float]], labels: Sequence[str]) -> np.ndarray:
+    """`(reports, features)`: each label, then sums and differences of pairs; NaN where a report prints no such figure."""
+    rows = [[one.get(label, np.nan) for label in labels] for one in percentages]
+    single = np.array(rows).reshape(len(percentages), len(labels))
+    columns = [single]
+    for i, j in itertools.combinations(range(min(MAX_PAIRED, len(labels))), 2):
+        columns.append(np.stack([single[:, i] + single[:, j], single[:, i] - single[:, j]], axis=1))
+    return np.concatenate(columns, axis=1)
+
+
+def _best_comparisons(features: np.ndarray, true: np.ndarray) -> list[_Comparison]:
+    """For each rule, the comparison with the best F1. features: `(reports, features)`; true: `(reports, rules)`."""
+    best = [_Comparison(0, 1, np.inf, 0, 0, 0.0) for _ in range(true.shape[1])]
+    totals = true.sum(axis=0)
+    for feature, sign in itertools.product(range(features.shape[1]), (1, -1)):
+        values = sign * features[:, feature]
+        order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]  # NaN comes last
+        ordered = values[order]
+        ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # a cut lies between two different values
+        if not len(ordered):
+            continue
+        positives = true[order].cumsum(axis=0)[ends]
+        f1 = 2 * positives / (ends[:, None] + 1 + totals)
+        for rule, row in enumerate(f1.argmax(axis=0)):
+            if f1[row, rule] > best[rule].f1:
+                end = ends[row]
+                cut = ordered[end] if end + 1 == len(ordered) else (ordered[end] + ordered[end + 1]) / 2
+                right, predicted = int(positives[row, rule]), int(end + 1)
+                best[rule] = _Comparison(feature, sign, float(cut), right, predicted, float(f1[row, rule]))
+    return best

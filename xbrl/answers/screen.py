@@ -11,13 +11,13 @@ from pathlib import Path
 from common.errors import UserError, run_script
 from eval.asked_examples import report_of
 from eval.report import aligned
-from xbrl.answers.baselines import COMPOSED, ENGINE, NGRAMS, PROBE, baseline_predictions
+from xbrl.answers.baselines import COMPOSED, ENGINE, NGRAMS, PROBE, THRESHOLDS, baseline_predictions
 from xbrl.answers.scores import micro_f1, pairs_right, score_kinds
 
-PROGRAMS = {COMPOSED: "note words", PROBE: "note states", NGRAMS: "n-grams", ENGINE: "engine"}
+PROGRAMS = {COMPOSED: "note words", PROBE: "note states", NGRAMS: "n-grams", ENGINE: "engine", THRESHOLDS: "thresholds"}
 MEANING = (
     "note words: the engine and a logistic regression on the words of the note; note states: the same on the base model's\n"
-    "mean hidden state of the note; n-grams: a logistic regression on all characters of the report"
+    "mean hidden state of the note; n-grams: a logistic regression on all characters; thresholds: one cut per rule"
 )
 RESULTS = {  # file in eval/ -> what the screen shows of it
     "before": ("answers",),

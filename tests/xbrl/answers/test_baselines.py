@@ -6,6 +6,7 @@ from eval.comparison.measures import ENGINE
 from xbrl.answers.baselines import (
     COMPOSED,
     NGRAMS,
+    THRESHOLDS,
     all_predictions,
     baseline_predictions,
     baseline_tasks,
@@ -37,12 +38,14 @@ def random_examples(seed, number, fields=lambda violations: {}):
 def test_each_baseline_finds_what_it_can_see():
     training, test = random_examples(1, 600), random_examples(2, 300)
     predictions = baseline_predictions(training, test, random_examples(3, 50))
-    assert list(predictions) == [NGRAMS]
+    assert list(predictions) == [NGRAMS, THRESHOLDS]
 
     def f1(name, rule):
         predicted = [{rule} & set(one) for one in predictions[name].rules]
         return micro_f1(predicted, [{rule} & set(one["violations"]) for one in test])["f1"]
 
+    assert f1(THRESHOLDS, "LCR_MIN") == f1(THRESHOLDS, "LR_OLRR") == 1  # a cut, and a difference
+    assert f1(THRESHOLDS, "PLEDGED") < 0.6  # no percentage tells it; at best it is always predicted
     assert f1(NGRAMS, "PLEDGED") == f1(NGRAMS, "SIGN") == 1
     assert f1(NGRAMS, "LCR_MIN") > 0.9 > f1(NGRAMS, "LR_OLRR")  # two numbers are compared
     assert predictions == baseline_predictions(training, test, random_examples(3, 50))  # no randomness
@@ -71,6 +74,15 @@ def test_without_violations_or_reports_nothing_is_predicted():
     assert score_baselines([], {"test": random_examples(0, 3)}) == {}
 
 
+def test_the_cut_lies_between_the_reports_and_a_rule_that_no_cut_fits_is_left_out():
+    training = [
+        example(f"LCR {value}%", ["LCR_MIN"] * (value < 100) + ["ODD"] * (value in (93, 104)))
+        for value in range(90, 110)
+    ]
+    test = [example(report, []) for report in ("LCR 99.4%", "LCR 99.6%", "NSFR 10%")]
+    assert baseline_predictions(training, test)[THRESHOLDS].rules == [("LCR_MIN",), (), ()]
+
+
 def test_trivial_answers_and_tasks_of_a_comparison():
     violated = [example("x", ["C_3"]), example("x", ["C_3", "D_4"]), example("x", [])]
     trivial = {"always clean": (), "flag everything": ("C_3", "D_4"), "most frequent violation": ("C_3",)}
@@ -82,5 +94,5 @@ def test_trivial_answers_and_tasks_of_a_comparison():
     alone = baseline_tasks(asked, None, "f.jsonl")
     assert list(alone) == ["always clean", "flag everything", ENGINE]
     assert alone[ENGINE]["answers"] == [{"id": "a", "cluster": "x", "true": ["LCR_MIN"], "predicted": ["LCR_MIN"]}]
-    assert list(baseline_tasks(asked, asked, "f.jsonl")) == [*trivial, NGRAMS, ENGINE]
+    assert list(baseline_tasks(asked, asked, "f.jsonl")) == [*trivial, NGRAMS, THRESHOLDS, ENGINE]
     assert baseline_tasks([example("a", [])][:0], None, "f.jsonl") == {}

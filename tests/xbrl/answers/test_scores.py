@@ -49,6 +49,7 @@ def test_scores_of_rules_and_letters_with_their_baselines():
             "flag everything": 0.4,
             "most frequent violation": 0.4,
             "character n-grams": 0,
+            "thresholds": 0,
         }
     )  # three reports are too few to learn from
     everything = violations["baselines"]["flag everything"]  # LCR_MIN for all three; it is in one, of two violations

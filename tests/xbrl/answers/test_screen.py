@@ -69,8 +69,8 @@ def test_right_answers_stand_beside_the_programs(data) -> None:
     half = [answer if i % 2 else "no idea" for i, answer in enumerate(right)]  # every pair has one right report
     models = {"base": of_result(result(test, half), test), "tuned": of_result(result(test, right), test)}
     text = table(models | programs(training, test, examples(data, "validation"), None))
-    assert text.splitlines()[0].split() == ["base", "tuned", "note", "words", "n-grams", "engine"]
-    assert row(text, "reports") == ["32"] * 5
+    assert text.splitlines()[0].split() == ["base", "tuned", "note", "words", "n-grams", "engine", "thresholds"]
+    assert row(text, "reports") == ["32"] * 6
     f1 = [float(value) for value in row(text, "F1, all rules")]
     assert f1[0] < 0.8 and f1[1] == f1[2] == 1.0 > f1[4]  # the words of these notes are easy, and the engine reads none
     assert row(text, "F1, what notes decide (unseen wordings)")[1:3] == row(text, "waiver")[1:3] == ["1.000"] * 2
