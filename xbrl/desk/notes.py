@@ -47,10 +47,7 @@ def read_notes(
     for note in report.notes:
         own[note] = [fact for fact in left if quotes(fact, note)]
         left = [fact for fact in left if fact not in own[note]]
-    decided = {
-        note: tuple(one for one in decisions if _decides(one, note_id(note), len(report.notes)))
-        for note in report.notes
-    }
+    decided = {note: tuple(one for one in decisions if decides(one, note, len(report.notes))) for note in report.notes}
     # Amounts of several notes count together, but for those of notes from which nothing follows by decision.
     held = [note for note in report.notes if not any(one.state == "benign" for one in decided[note])]
     together = [fact for note in held for fact in own[note]]
@@ -79,10 +76,10 @@ def quotes(fact: NoteFact, note: Note) -> bool:
     return bool(words) and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
 
 
-def _decides(finding: Finding, name: str, notes: int) -> bool:
-    """Whether a line of decisions is on this note. One without a name is on the only note, if it is on a note at all."""
+def decides(finding: Finding, note: Note, notes: int) -> bool:
+    """Whether a line of decisions is on this note of `notes`. One without a name is on the only note, if on a note at all."""
     if finding.note:
-        return finding.note == name
+        return finding.note == note_id(note)
     of_note = finding.kind or finding.state != "violated" or finding.rule in note_rules()
     return notes == 1 and bool(of_note)
 

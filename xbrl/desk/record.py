@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_lines
 from xbrl.answers.notes import read_facts, write_fact
+from xbrl.desk.decisions import doubts
 from xbrl.desk.draft import Draft, check_draft
 from xbrl.desk.engine import Examination, describe_result, examine
 from xbrl.desk.letters import write_letter
@@ -177,6 +178,10 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
             f"{one.where or 'a decision'} is on note {one.note}, which the report does not have in these words: read the note "
             "again and correct the line"
         )
+    yield from (
+        f"{doubt}; correct the file for --findings"
+        for doubt in doubts(report, engine.results, engine.violated, case.decisions)
+    )
     for one in verdicts:
         is_violated = one.claim is not None and one.claim.state == "violated"
         if one.verdict == OPEN and is_violated and one.result and one.result.kind != "note":

@@ -120,6 +120,16 @@ ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,p
             f"pledged\n{ROW.replace('violated', 'lifted')}\n",
             "line 3, column state: LCR_PLEDGED is violated in .*, line 2",
         ),
+        (
+            ",pledged\n",
+            ",callable\n",
+            "line 2, column kind: 'callable' is not a kind of note: one of connected, own_shares,",
+        ),
+        (
+            "pledged\n",
+            f"pledged\n{ROW.replace('0.95', '0.94')}\n",
+            "line 3, column value: LCR_PLEDGED is 0.95 in .*, line 2; keep one",
+        ),
     ],
 )
 def test_mistakes_in_findings_csv_name_line_and_column(tmp_path, old, new, message) -> None:
