@@ -8,7 +8,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from xbrl.read.report import Note, Report
@@ -22,7 +22,7 @@ class ReadNote:
     """A note with the decisions on it and the facts that the model read in it.
 
     `if_so` are the lines of a decision file if the facts hold, `if_not` the line if the note changes nothing. `open` says what
-    the figures of the report do not decide if the facts hold.
+    the figures of the report do not decide if the facts hold, and what is odd about the facts.
     """
 
     id: str
@@ -64,7 +64,7 @@ def read_notes(
                 facts=tuple(own[note]),
                 if_so=tuple(csv_line(replace(one, note=note_id(note))) for one in follows if one.kind in applying),
                 if_not=csv_line(Finding(entity, report.period, "", "benign", kind=kind, note=note_id(note))),
-                open=tuple(undecided(report, results, own[note])),
+                open=(*undecided(report, results, own[note]), *_odd(own[note], note, report.period)),
             )
         )
     return read, left
@@ -74,6 +74,18 @@ def quotes(fact: NoteFact, note: Note) -> bool:
     """Whether the words that prove a fact stand in a note, exactly but for white space."""
     words = " ".join(fact.quote.split())
     return bool(words) and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
+
+
+def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
+    """What makes the model's reading of a note doubtful."""
+    for fact in (fact for fact in facts if fact.applies):
+        if any(other.kind == fact.kind and not other.applies for other in facts):
+            yield f"the model contradicts itself: {fact.kind} applies and does not apply"
+        if fact.since > period:
+            yield f"{fact.kind} applies from {fact.since} on, says the model: that is after the reference date"
+        for name in fact.who:
+            if name.casefold() not in " ".join(note.text.split()).casefold():
+                yield f"the model names {name}, which the note does not"
 
 
 def decides(finding: Finding, note: Note, notes: int) -> bool:

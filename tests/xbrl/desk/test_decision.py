@@ -173,6 +173,21 @@ def test_a_fact_whose_words_stand_in_no_note_is_refuted(noted, quote, stands):
     assert bool(made["notes"][0]["if_so"]) == stands
 
 
+def test_what_is_odd_about_the_facts_of_a_model_stands_beside_them(noted):
+    facts = [
+        FACT.replace("| - |", "| 2031-01-01 |", 1),
+        FACT.replace("applies", "does not apply"),
+        FACT.replace("Mittel", "Nieder", 1),
+    ]
+    (note,) = record(noted, answer(facts=facts))["notes"]
+    assert sorted(set(note["open"])) == [
+        "pledged applies from 2031-01-01 on, says the model: that is after the reference date",
+        "the model contradicts itself: pledged applies and does not apply",
+        "the model names Landesbank Niederrhein, which the note does not",
+    ]
+    assert record(noted, answer(facts=[FACT]))["notes"][0]["open"] == []
+
+
 def test_a_decision_is_on_one_note_in_its_words(noted, tmp_path):
     """With two notes each needs its line; a note that was filed anew needs a new one."""
     two = replace(noted, notes=(*noted.notes, Note("All our systems were migrated in May.")))
