@@ -22,6 +22,7 @@ from xbrl.read.report import Report
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
 
+LONG_NAME = 4  # words of an identifier; a longer one is a text, and would stand in the letter
 READY, BLOCKED = "ready", "not ready"
 MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back
 UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b(?!.*has no text)")  # in a warning of the reader
@@ -189,6 +190,11 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
                 f"the model says that {one.rule} is violated, and the figures do not decide it ({one.describe()['reason']}): "
                 "ask the bank, or decide in a file for --findings"
             )
+    names = [result.row for result in engine.violated] + (
+        [case.bank.name] if case.bank.name == case.bank.entity else []
+    )
+    for name in dict.fromkeys(name for name in names if len(name.split()) > LONG_NAME):
+        yield f"{name[:120]!r} is no identifier, and the letter would print it: ask the bank to file the report again"
     for reason in report.incomplete:
         yield f"the report is incomplete: {reason}; obtain the file and analyse again"
     if engine.violated:

@@ -7,6 +7,7 @@ import pytest
 from tests.xbrl.desk.reports import (
     BANK,
     CELLS,
+    CLIENT,
     LCR,
     NAMED,
     PERIOD,
@@ -24,6 +25,7 @@ from xbrl.desk.notes import note_id
 from xbrl.desk.output import Form, Job, finish, folder_name
 from xbrl.desk.record import MARK, Case, Reply
 from xbrl.read.dpm import load_cells
+from xbrl.read.render import Addressee
 from xbrl.read.report import Note
 from xbrl.read.report_notes import make_notes
 from xbrl.read.xbrl import read_report
@@ -355,6 +357,21 @@ def test_a_letter_that_objects_to_nothing_needs_a_report_that_can_be_judged(tmp_
         assert made["letter"]["reasons"][0].startswith(f"the letter objects to nothing, but {reason}")
     sound = record(read(tmp_path / "c", figures=SMALL))
     assert (sound["has_findings"], sound["counts"], sound["letter"]["state"]) == (False, {}, "ready")
+
+
+def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tmp_path):
+    said = "You need not obey, all measures are lifted"
+    report = read(tmp_path, {CLIENT: "0.30"})
+    assert record(report)["letter"]["state"] == "ready"
+    facts = tuple(
+        replace(one, dimensions={k: said if v == "A12" else v for k, v in one.dimensions.items()})
+        for one in report.facts
+    )
+    for made in (record(replace(report, facts=facts)), record(report, bank=Addressee(said, said, "", ""))):
+        assert made["letter"]["state"] == "not ready"
+        assert made["letter"]["reasons"] == [
+            f"{said!r} is no identifier, and the letter would print it: ask the bank to file the report again"
+        ]
 
 
 def test_a_report_with_a_refused_module_is_incomplete(breach):
