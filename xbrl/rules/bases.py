@@ -67,7 +67,8 @@ class Basis:
 
     def power_for(self, measures: Iterable[Measure]) -> str:
         """What the measures of a letter rest on, each provision once."""
-        return "; ".join(dict.fromkeys(self.powers[topic_of(measure)].law for measure in measures))
+        cited = (provision for measure in measures for provision in self.powers[topic_of(measure)].law.split("; "))
+        return "; ".join(dict.fromkeys(cited))
 
 
 def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:

@@ -112,6 +112,8 @@ def test_late_filing_is_explained_and_not_filed_again():
     assert "50 days after the reference date. It was due after 15 days (ITS (EU) 2024/3117 Art. 3(1)(a))" in text
     assert "Explain in writing within ten working days of receipt why you filed late." in text
     assert "file again" not in text and "C 01.00" not in text and "Correct" not in text
+    both = write_letter([LATE, PLEDGED], NAMED, PERIOD, basis="de")
+    assert both.partition("Legal basis:")[2].partition("\n")[0].count("§ 6(3) KWG") == 1
 
 
 def test_each_legal_basis_is_named():
