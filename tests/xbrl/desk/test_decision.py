@@ -194,6 +194,7 @@ def test_a_decision_is_on_one_note_in_its_words(noted, tmp_path):
     """With two notes each needs its line; a note that was filed anew needs a new one."""
     two = replace(noted, notes=(*noted.notes, Note("All our systems were migrated in May.")))
     first, second = map(note_id, two.notes)
+    assert len(first) == 16  # a bank that looks for another text with the name of this one must try 2**64
     unnamed = decide(tmp_path, LINE, LCR_LINE)
     assert record(noted, decisions=unnamed)["letter"]["state"] == "ready"
     assert len(record(two, decisions=unnamed)["letter"]["reasons"]) == 2
