@@ -245,7 +245,7 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
         limit=limit,
         relation=rule.relation if rule else own.relation if own else "min",
         legal=finding.legal or (rule.legal if rule else own.legal if own else _legal_of(finding.rule)),
-        unit=known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure",
+        unit=known.unit if known and known.unit else "iso4217:EUR" if is_amount else "xbrli:pure",
         decimals=known.decimals if known else None,
         row=row,
         title=rule.title if rule else own.title if own else "",

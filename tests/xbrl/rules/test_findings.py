@@ -168,6 +168,14 @@ def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path) -> None:
         apply_findings(sound, [replace(bare, rule="LCR_PLEDGED", cell=cell_name(LCR))])
 
 
+def test_an_amount_that_the_report_does_not_have_is_no_percentage(tmp_path) -> None:
+    """The rules look for the buffer, and the report leaves it out."""
+    cell = "C 76.00.a r0010 c0010"
+    counted = Finding(BANK.entity, PERIOD, "PLEDGED_COUNTED", "violated", cell, Decimal(9_000_000), Decimal(5_000_000))
+    added = apply_findings(evaluate(read(tmp_path, "1.04")[0]), [counted])[-1]
+    assert (added.rule_id, added.unit) == ("PLEDGED_COUNTED", "iso4217:EUR")
+
+
 @pytest.mark.parametrize("cell, row", [(LCR, ""), (("C_28.00", "*", "c350"), "SYNC00AB")])
 def test_printed_cells_are_parsed(cell, row) -> None:
     assert parse_cell(cell_name(cell, row)) == (cell, row)
