@@ -72,6 +72,11 @@ def write_letter(
         orders = [text for measure in measures for text in _orders(measure, blocks, short=True)]
         return " ".join(orders) or blocks.text("text", "no_measure")
     cited = [replace(result, legal=law.cite(result)) for result in violated]
+    context = replace(
+        context,
+        margins=tuple(replace(result, legal=law.cite(result)) for result in context.margins),
+        triggers=tuple(replace(result, legal=law.cite(result)) for result in context.triggers),
+    )
     day = datetime.date.fromisoformat(date)
     fields: dict[str, Any] = {
         # A name of the register is that of the supervisor. Without one the report names the bank.
@@ -114,7 +119,7 @@ def plain_name(text: str) -> str:
 
     A bank chooses the codes of its clients. Marks that end a sentence are left out, so that none begins within a name.
     """
-    kept = "".join(character for character in one_line(text) if character not in ":;!?\"'`<>{}|*#")
+    kept = "".join(character for character in one_line(text) if character not in ":;!?\"'`<>{}|*#()[]“”„‟«»‹›")
     kept = " ".join(part.rstrip(".,") for part in kept.split())
     return kept if len(kept) <= MAX_NAME else f"{kept[:MAX_NAME].rstrip()} ..."
 

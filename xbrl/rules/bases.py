@@ -45,7 +45,8 @@ class Basis:
 
     def power_for(self, measures: Iterable[Measure]) -> str:
         """What the measures of a letter rest on, each provision once."""
-        return "; ".join(dict.fromkeys(self.powers[topic_of(measure)] for measure in measures))
+        cited = (provision for measure in measures for provision in self.powers[topic_of(measure)].split("; "))
+        return "; ".join(dict.fromkeys(cited))
 
 
 def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:

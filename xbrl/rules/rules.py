@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from common.errors import UserError
-from xbrl.read.render import cell_name, table_name
+from xbrl.read.render import PURE, cell_name, table_name
 from xbrl.read.report import CellKey, Report, template_of
 from xbrl.rules.figures import (
     RATIO_DECIMALS,
@@ -56,6 +56,7 @@ from xbrl.rules.formula import Formula, arithmetic, exactly, parse_formula, trut
 
 RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
 KINDS = ("breach", "filing", "trigger")
+OVERALL = ("C_03.00", "r0160", "c0010")  # the overall capital requirement: a ratio that is not recomputed
 # The output floor is phased in: CRR Art. 465(1), then Art. 92(3). Before 2025 there is none.
 OUTPUT_FLOOR = {2025: "0.5", 2026: "0.55", 2027: "0.6", 2028: "0.65", 2029: "0.7"}
 LEGAL_PARAMETERS = frozenset({"output_floor", "output_floor_cap"})
@@ -266,9 +267,16 @@ def _result(
     sides: tuple[Decimal, Decimal] | None = None,
     reason: str = "",
 ) -> RuleResult:
-    """The result of a rule. `sides`: value and limit. The first figure with a number determines how they are printed."""
+    """The result of a rule. `sides`: value and limit. The first figure with a number determines how they are printed.
+
+    If the judged figure itself is missing, the first one of its sort does: a missing amount is not printed as a percentage.
+    """
     figures = tuple((inputs or {}).values())
-    first = next((figure for figure in figures if isinstance(figure.value, Decimal)), None)
+    numbers = [figure for figure in figures if isinstance(figure.value, Decimal)]
+    is_missing = bool(figures) and figures[0].source in ("not reported", "read as 0")
+    if is_missing and rule.kind == "filing":
+        numbers = [one for one in numbers if (one.unit in PURE) == (rule.cells[0] in (*RECOMPUTED, OVERALL))]
+    first = next(iter(numbers), None)
     decimals = first.decimals if first else None
     value, limit = sides or (None, None)
     if sides and first and first.source == "recomputed":
@@ -285,7 +293,7 @@ def _result(
         unit=first.unit if first else None,
         decimals=decimals,
         row=next((figure.row for figure in figures if figure.row), ""),
-        missing=bool(figures) and figures[0].source in ("not reported", "read as 0"),
+        missing=is_missing,
         title=rule.title,
         formula=rule.violated_if,
         inputs=figures,
