@@ -369,9 +369,6 @@ def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, corpus):
         assert contradictions(next(message["content"] for message in one["messages"] if message["role"] == "user"))
 
 
-@pytest.mark.xfail(
-    reason="docs/xbrl.md cites the guideline of OCR_CALC as law; see the row in rules.jsonl", strict=True
-)
 def test_the_page_has_every_rule_with_its_citations():
     page = (ROOT / "docs" / "xbrl.md").read_text(encoding="utf-8")
     links = {label.casefold() for label in re.findall(r"^\[([^]]+)]: http", page, re.MULTILINE)}
