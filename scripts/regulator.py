@@ -62,25 +62,23 @@ def cpt(parser: argparse.ArgumentParser) -> None:
     training, and general_held_out.jsonl the general text that evaluation uses. The same arguments produce the same bytes.
     """
     from eval import general_text
-    from xbrl.corpus.cpt_corpus import SOURCE, TOKENIZER, GeneralText, check_arguments, make_corpus
+    from xbrl.corpus.cpt_corpus import SOURCE, GeneralText, check_share, make_corpus
     from xbrl.read.dpm_distil import open_dpm_database
 
     parser.add_argument("--out", type=Path, required=True, help="the folder to create")
     parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
     add_number(parser, "--held-out", "fraction of the tables' text for validation, and again for test", 0.05)
     add_number(parser, "--seed", "seed of the splits", 0)
-    tokenizer = TOKENIZER if TOKENIZER.is_dir() else None
-    parser.add_argument("--tokenizer", type=Path, default=tokenizer, help="of this model: count tokens (%(default)s)")
     arguments = parser.parse_args()
     check_new(arguments.out)
-    check_arguments(arguments.held_out, arguments.tokenizer)  # before the download
+    check_share(arguments.held_out)  # before the download
     texts = GeneralText(general_text.SOURCE, general_text.training_texts(), general_text.held_out_texts())
     with open_dpm_database(arguments.database) as database:
-        shares = (arguments.held_out, arguments.seed)
-        card = make_corpus(database, arguments.out, texts, *shares, tokenizer_path=arguments.tokenizer)
+        card = make_corpus(database, arguments.out, texts, arguments.held_out, arguments.seed)
     for name, counts in card["files"].items():
-        tokens = f", {counts['tokens']:,} tokens" if "tokens" in counts else ""
-        print(f"{name:22} {counts['documents']:6} documents of {counts['tables']} tables{tokens}")
+        print(
+            f"{name:22} {counts['documents']:6} documents of {counts['tables']} tables, {counts['characters']:,} characters"
+        )
     print(f"left out: {card['left_out']}. Source: {SOURCE}")
 
 

@@ -42,7 +42,7 @@ def test_stored_results_are_compared(tmp_path):
     result = json.loads((out / "comparison.json").read_text())
     assert (result["examples"], result["clusters"], result["reference"]) == (24, 12, "lora")
     kinds = [row["kind"] for row in result["rows"]]
-    assert kinds[:3] == ["arm", "arm", "base"] and kinds.count("engine") == 1 and kinds.count("baseline") == 7
+    assert kinds[:3] == ["arm", "arm", "base"] and kinds.count("engine") == 1 and kinds.count("baseline") == 5
     assert len(result["disagreements"]) == 3 and result["disagreements"][0]["report"].startswith("LCR ")
     for name in ("forgetting", "rules", "losses", "confusion"):
         assert (out / f"{name}.png").stat().st_size > 5_000

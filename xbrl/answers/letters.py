@@ -61,9 +61,8 @@ _RIGHTS = re.compile(
 _OWNERS = re.compile(
     r"resolution of (?:your|the) owners|beschluss ihrer eigentümer", re.IGNORECASE
 )  # not the bank's own term
-# Words of these classes take a demand back; xbrl/desk/blocks/LANGUAGE/flags.toml lists them.
-TAKE_BACK = ("negation", "weakening", "deferral")
-_FLAGS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
+TAKE_BACK = ("negation", "weakening", "deferral")  # classes of `flagged_words` that take a demand back
+_BLOCKS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
 _ALL = re.compile(r"\bmeasures\b|\borders\b|\bdemands\b|\bdirective\b|maßnahmen|anordnungen", re.IGNORECASE)
 
 
@@ -72,18 +71,13 @@ def statements(text: str) -> dict[str, set]:
     plain = _TABLE.sub(" ", _DATE.sub(" ", text))
     return {
         "figures": {value for _, value in quantities(plain)},
-        "dates": {day for _, day in find_dates(text)},
+        "dates": {_iso(match) for match in _DATE.finditer(text)},
         "articles": set(articles(plain)),
     }
 
 
-def find_dates(text: str) -> Iterator[tuple[re.Match, str]]:
-    """Yield each date of a text, as (its match, YYYY-MM-DD)."""
-    for match in _DATE.finditer(text):
-        yield match, _iso(match)
-
-
 def _iso(match: re.Match) -> str:
+    """A date as YYYY-MM-DD."""
     if match["iso"]:
         return match["iso"]
     day, month, year = match["day"] or match["number"], match["month"] or match["first"], match["year"] or match["then"]
@@ -143,14 +137,19 @@ def taken_back(sentence: str) -> str:
 
 
 @functools.cache
+def flagged_words() -> dict[str, list[str]]:
+    """Class -> words that may turn a finding or a demand round, of all languages: `blocks/LANGUAGE/flags.toml`."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(_BLOCKS.glob("*/flags.toml")):
+        for name, words in tomllib.loads(path.read_text(encoding="utf-8"))["flags"].items():
+            found.setdefault(name.replace("_", " "), []).extend(words)
+    return found
+
+
+@functools.cache
 def _take_back() -> re.Pattern:
-    words = []
-    for path in sorted(_FLAGS.glob("*/flags.toml")):
-        flags = tomllib.loads(path.read_text(encoding="utf-8"))["flags"]
-        words += [word for name in TAKE_BACK for word in flags[name]]
-    return re.compile(
-        rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?!\w)", re.IGNORECASE
-    )
+    words = sorted((word for name in TAKE_BACK for word in flagged_words()[name]), key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
 
 
 def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
@@ -174,12 +173,6 @@ def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
             if terms and subjects and not heading and not taken_back(sentence):
                 found.append((subjects, frozenset().union(*terms)))
     yield from found
-
-
-def not_demanded(required: Sequence[dict], letter: str) -> list[dict]:
-    """Those of the `required` measures (as in `score_measures`) that a letter does not demand in time."""
-    said = list(demands(letter))
-    return [measure for measure in required if not _is_demanded(measure, said)]
 
 
 def score_measures(examples: Sequence[dict], letters: Sequence[str]) -> dict | None:

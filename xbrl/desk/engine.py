@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 from xbrl.corpus.examples import letter_context
 from xbrl.corpus.profiles import FULL
 from xbrl.desk.letters import Context
-from xbrl.read.render import cell_name, format_figure, format_limit
 from xbrl.read.report import Report
 from xbrl.rules.findings import Finding, apply_findings
-from xbrl.rules.rule_lines import all_results, figure_text, readable
+from xbrl.rules.rule_lines import all_results
 from xbrl.rules.rules import RuleResult
 
 # Findings about a report that do not contradict a letter without findings: what is missing is no figure that it judges.
@@ -49,31 +47,3 @@ def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Findi
     violated = tuple(apply_findings(applicable, decisions))
     context = letter_context(report, applicable, earlier, FULL, decisions)
     return Examination(results, about, violated, tuple(decisions), context)
-
-
-def describe_result(result: RuleResult) -> dict:
-    """A result as texts that a person can check: cell, formula, inputs, value, limit, article, reason."""
-    word = "triggered" if result.kind == "trigger" else "violated"
-    has_sides = result.value is not None and result.limit is not None
-    value = "" if result.value is None else format_figure(result.value, result.unit, result.decimals)
-    return {
-        "rule": result.rule_id,
-        "kind": result.kind,
-        "title": result.title,
-        "cell": cell_name(result.cell, result.row).strip(),
-        "value": "not reported" if has_sides and result.missing else value,
-        "limit": f"{result.relation} {format_limit(result.known_limit, result.unit, result.decimals)}"
-        if has_sides
-        else "",
-        "legal": result.legal,
-        "formula": f"{word} if {readable(result.formula)}" if result.formula else "",
-        "inputs": [
-            *map(figure_text, result.inputs),
-            *(f"{name} = {_plain(value)} (law)" for name, value in result.parameters),
-        ],
-        "reason": result.reason,
-    }
-
-
-def _plain(value: Decimal) -> str:
-    return f"{value:f}"

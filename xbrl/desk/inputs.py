@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,7 +11,7 @@ from common.errors import UserError
 from xbrl.desk.audit import AUDIT_FILE, hash_of_input
 from xbrl.desk.output import folder_name
 from xbrl.desk.record import Case
-from xbrl.read.folder import find_reports, in_parallel, join_modules, try_read_report
+from xbrl.read.folder import find_reports, join_modules, read_files
 from xbrl.read.render import Addressee
 from xbrl.read.report import Report
 from xbrl.read.xbrl import is_package
@@ -69,17 +68,8 @@ def collect(
 ) -> Inputs:
     """Read the files. A report is finished if `out` has an analysis with the same `key` of the same inputs."""
     hashes, refused = _hashes(files)
-    reports: list[Report] = []
-    read = in_parallel(partial(try_read_report, taxonomy=taxonomy), list(hashes), workers, "files")
-    for path, report, error in read:
-        if report is None:
-            refused[path] = error
-        elif not report.entity.isprintable():
-            refused[path] = (
-                f"{path}: the entity {report.entity!a} is no identifier; ask the bank to file the report again"
-            )
-        else:
-            reports.append(report)
+    reports, unread = read_files(list(hashes), workers, taxonomy)
+    refused |= unread
     joined = join_modules(reports, refused)
     cases, finished = [], []
     for report in joined:

@@ -72,6 +72,11 @@ def write_letter(
         orders = [text for measure in measures for text in _orders(measure, blocks, short=True)]
         return " ".join(orders) or blocks.text("text", "no_measure")
     cited = [replace(result, legal=law.cite(result)) for result in violated]
+    context = replace(
+        context,
+        margins=tuple(replace(result, legal=law.cite(result)) for result in context.margins),
+        triggers=tuple(replace(result, legal=law.cite(result)) for result in context.triggers),
+    )
     day = datetime.date.fromisoformat(date)
     fields: dict[str, Any] = {
         # A name of the register is that of the supervisor. Without one the report names the bank.
@@ -114,7 +119,7 @@ def plain_name(text: str) -> str:
 
     A bank chooses the codes of its clients. Marks that end a sentence are left out, so that none begins within a name.
     """
-    kept = "".join(character for character in one_line(text) if character not in ":;!?\"'`<>{}|*#")
+    kept = "".join(character for character in one_line(text) if character not in ":;!?\"'`<>{}|*#()[]“”„‟«»‹›")
     kept = " ".join(part.rstrip(".,") for part in kept.split())
     return kept if len(kept) <= MAX_NAME else f"{kept[:MAX_NAME].rstrip()} ..."
 
@@ -244,15 +249,15 @@ def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, b
     if announced == "none":
         return _capital(blocks.text("consequences", severity(violated)))
     cited = law.licence if announced == "licence" else law.penalty
-    return _capital(blocks.text("consequences", announced, law=blocks.law(cited.law)))
+    return _capital(blocks.text("consequences", announced, law=blocks.law(cited)))
 
 
 def _rights(law: Basis, blocks: _Blocks) -> dict[str, str]:
     """How the bank is heard, and how it objects."""
     numbers, months = blocks.words["text"]["numbers"], blocks.words["months"]
-    days, term = law.hearing.working_days, law.objection.months
-    hearing = {"number": numbers.get(str(days), str(days)), "law": blocks.law(law.hearing.law)}
-    objection = {"months": months[str(term)], "law": blocks.law(law.objection.law), "suspends": law.objection.suspends}
+    days, term = str(law.hearing_days), str(law.objection_months)
+    hearing = {"number": numbers.get(days, days), "law": blocks.law(law.hearing)}
+    objection = {"months": months[term], "law": blocks.law(law.objection), "suspends": law.suspends}
     return {
         "hearing": _capital(blocks.text("rights", "hearing", **hearing)),
         "objection": _capital(blocks.text("rights", "objection", **objection)),

@@ -8,7 +8,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from xbrl.read.report import Note, Report
@@ -22,7 +22,7 @@ class ReadNote:
     """A note with the decisions on it and the facts that the model read in it.
 
     `if_so` are the lines of a decision file if the facts hold, `if_not` the line if the note changes nothing. `open` says what
-    the figures of the report do not decide if the facts hold.
+    the figures of the report do not decide if the facts hold, and what is odd about the facts.
     """
 
     id: str
@@ -35,8 +35,11 @@ class ReadNote:
 
 
 def note_id(note: Note) -> str:
-    """How decisions name a note: it changes with the text, so that no decision survives a note that is filed anew."""
-    return hashlib.sha256(" ".join(note.text.split()).encode("utf-8", "replace")).hexdigest()[:8]
+    """How decisions name a note: it changes with the text, so that no decision survives a note that is filed anew.
+
+    16 hexadecimal digits: of 8, a bank finds another text with the same ones in minutes.
+    """
+    return hashlib.sha256(" ".join(note.text.split()).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def read_notes(
@@ -47,10 +50,7 @@ def read_notes(
     for note in report.notes:
         own[note] = [fact for fact in left if quotes(fact, note)]
         left = [fact for fact in left if fact not in own[note]]
-    decided = {
-        note: tuple(one for one in decisions if _decides(one, note_id(note), len(report.notes)))
-        for note in report.notes
-    }
+    decided = {note: tuple(one for one in decisions if decides(one, note, len(report.notes))) for note in report.notes}
     # Amounts of several notes count together, but for those of notes from which nothing follows by decision.
     held = [note for note in report.notes if not any(one.state == "benign" for one in decided[note])]
     together = [fact for note in held for fact in own[note]]
@@ -67,7 +67,7 @@ def read_notes(
                 facts=tuple(own[note]),
                 if_so=tuple(csv_line(replace(one, note=note_id(note))) for one in follows if one.kind in applying),
                 if_not=csv_line(Finding(entity, report.period, "", "benign", kind=kind, note=note_id(note))),
-                open=tuple(undecided(report, results, own[note])),
+                open=(*undecided(report, results, own[note]), *_odd(own[note], note, report.period)),
             )
         )
     return read, left
@@ -79,10 +79,22 @@ def quotes(fact: NoteFact, note: Note) -> bool:
     return bool(words) and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
 
 
-def _decides(finding: Finding, name: str, notes: int) -> bool:
-    """Whether a line of decisions is on this note. One without a name is on the only note, if it is on a note at all."""
+def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
+    """What makes the model's reading of a note doubtful."""
+    for fact in (fact for fact in facts if fact.applies):
+        if any(other.kind == fact.kind and not other.applies for other in facts):
+            yield f"the model contradicts itself: {fact.kind} applies and does not apply"
+        if fact.since > period:
+            yield f"{fact.kind} applies from {fact.since} on, says the model: that is after the reference date"
+        for name in fact.who:
+            if name.casefold() not in " ".join(note.text.split()).casefold():
+                yield f"the model names {name}, which the note does not"
+
+
+def decides(finding: Finding, note: Note, notes: int) -> bool:
+    """Whether a line of decisions is on this note of `notes`. One without a name is on the only note, if on a note at all."""
     if finding.note:
-        return finding.note == name
+        return finding.note == note_id(note)
     of_note = finding.kind or finding.state != "violated" or finding.rule in note_rules()
     return notes == 1 and bool(of_note)
 

@@ -134,7 +134,11 @@ def _findings(records: Sequence[dict]) -> str:
 def _cell(text: str) -> str:
     """A field that no spreadsheet takes for a formula. Text that is no valid character is replaced."""
     text = text.encode("utf-8", "replace").decode()
-    return f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") else text
+    is_formula = text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and not NEGATIVE.fullmatch(text))
+    return f"'{text}" if is_formula else text
+
+
+NEGATIVE = re.compile(r"-[\d.]+(?:%| \w+)?")  # a figure: `-22729 thousand`
 
 
 @functools.cache

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_lines
 from xbrl.answers.notes import read_facts, write_fact
+from xbrl.desk.decisions import doubts
 from xbrl.desk.draft import Draft, check_draft
-from xbrl.desk.engine import Examination, describe_result, examine
+from xbrl.desk.engine import Examination, examine
 from xbrl.desk.letters import write_letter
 from xbrl.desk.notes import ReadNote, read_notes, stale
 from xbrl.desk.profiles import PROFILES
@@ -20,7 +21,9 @@ from xbrl.read.render import Addressee
 from xbrl.read.report import Report
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
+from xbrl.rules.rule_lines import describe_result
 
+LONG_NAME = 4  # words of an identifier; a longer one is a text, and would stand in the letter
 READY, BLOCKED = "ready", "not ready"
 MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back
 UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b(?!.*has no text)")  # in a warning of the reader
@@ -177,6 +180,10 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
             f"{one.where or 'a decision'} is on note {one.note}, which the report does not have in these words: read the note "
             "again and correct the line"
         )
+    yield from (
+        f"{doubt}; correct the file for --findings"
+        for doubt in doubts(report, engine.results, engine.violated, case.decisions)
+    )
     for one in verdicts:
         is_violated = one.claim is not None and one.claim.state == "violated"
         if one.verdict == OPEN and is_violated and one.result and one.result.kind != "note":
@@ -184,6 +191,11 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
                 f"the model says that {one.rule} is violated, and the figures do not decide it ({one.describe()['reason']}): "
                 "ask the bank, or decide in a file for --findings"
             )
+    names = [result.row for result in engine.violated] + (
+        [case.bank.name] if case.bank.name == case.bank.entity else []
+    )
+    for name in dict.fromkeys(name for name in names if len(name.split()) > LONG_NAME):
+        yield f"{name[:120]!r} is no identifier, and the letter would print it: ask the bank to file the report again"
     for reason in report.incomplete:
         yield f"the report is incomplete: {reason}; obtain the file and analyse again"
     if engine.violated:

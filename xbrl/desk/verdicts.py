@@ -11,11 +11,12 @@ from decimal import Decimal
 from typing import Any
 
 from xbrl.answers.answer_reader import Claim
-from xbrl.desk.engine import Examination, describe_result
+from xbrl.desk.engine import Examination
 from xbrl.desk.profiles import Profile
 from xbrl.read.render import cell_name, format_limit
 from xbrl.read.report import Report
 from xbrl.rules.findings import Finding, apply_findings, concerns, note_rules
+from xbrl.rules.rule_lines import describe_result
 from xbrl.rules.rules import RuleResult
 
 CONFIRMED, REFUTED, OPEN, MISSED = "confirmed", "refuted", "not decidable by rule", "missed"

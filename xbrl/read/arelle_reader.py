@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from xbrl.read.assemble import FILING_INDICATORS, Concept, FiledFact, ParsedFile, decimals_of
+from xbrl.read.assemble import FILING_INDICATORS, Concept, FiledFact, ParsedFile
 from xbrl.read.report import Fact, parse_number
 from xbrl.read.xbrl_json import first_day, last_day
 
@@ -203,8 +203,8 @@ def _decimals(item, value: str | None) -> tuple[int | str | None, str]:  # noqa:
         if number is None or number != int(number):
             return None, f"has the {name} {text!r}, which is neither an integer nor INF"
         amount = parse_number(value)
-        if name == "precision":
-            return (decimals_of(amount, int(number)) if amount and number > 0 else None), ""
+        if name == "precision":  # the number of significant digits: XBRL 2.1, 4.6.6
+            return (int(number) - amount.adjusted() - 1 if amount and number > 0 else None), ""
         return int(number), ""
     return None, ""
 

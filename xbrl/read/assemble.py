@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from pathlib import Path
 
 from common.errors import UserError
@@ -167,11 +166,6 @@ def _resolve(
         else:
             fact = replace(fact, value=number, unit=fact.unit or filed.default_unit)
     return fact, problems
-
-
-def decimals_of(value: Decimal, precision: int) -> int:
-    """Convert `precision` (number of significant digits of `value`) to `decimals` (XBRL 2.1, section 4.6.6)."""
-    return precision - value.adjusted() - 1
 
 
 def _most_frequent(values: Iterable[str]) -> str:

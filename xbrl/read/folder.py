@@ -76,6 +76,12 @@ def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> tuple[Path, Re
         return path, None, f"{path}: {type(error).__name__}: {error}"
     if not report.entity or not report.period:
         return path, None, f"{path}: the report has no entity or no reference date"
+    if not report.entity.isprintable():
+        return (
+            path,
+            None,
+            f"{path}: the entity {report.entity!a} is no identifier; ask the bank to file the report again",
+        )
     return path, report, ""
 
 

@@ -115,7 +115,7 @@ def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:
             known.append(fact)
     warnings = []
     for known in groups.values():
-        if all(_consistent(one, two) for one, two in itertools.combinations(known, 2)):
+        if all(consistent(one, two) for one, two in itertools.combinations(known, 2)):
             continue
         values = " and ".join(f"as {_format_value(fact.value)}" for fact in known[:4])
         elsewhere = [describe(fact) for fact in known[1:] if fact.cell != known[0].cell]
@@ -123,7 +123,8 @@ def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:
     return warnings
 
 
-def _consistent(one: Fact, two: Fact) -> bool:
+def consistent(one: Fact, two: Fact) -> bool:
+    """Whether two values of one unit agree within their rounding (OIM 1.0, 5.1.1)."""
     if one.value == two.value:
         return True
     if not isinstance(one.value, Decimal) or not isinstance(two.value, Decimal):

@@ -16,13 +16,11 @@ from common.errors import UserError
 from xbrl.read.arelle_reader import read_concepts, read_with_arelle
 from xbrl.read.assemble import Concept, ParsedFile, assemble
 from xbrl.read.dpm import Cells, load_cells
-from xbrl.read.report import Fact, Report, describe, duplicate_warnings
+from xbrl.read.report import Fact, Report, duplicate_warnings
 from xbrl.read.report_notes import INLINE, add_footnotes, join_notes
 from xbrl.read.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml, without_schema_locations
 from xbrl.read.xbrl_csv import read_csv_package
 from xbrl.read.xbrl_json import load_json, read_json
-
-__all__ = ["Fact", "Report", "describe", "merge_reports", "read_report"]
 
 INSTANCE = "{http://www.xbrl.org/2003/instance}xbrl"
 SCHEMA_REF = "{http://www.xbrl.org/2003/linkbase}schemaRef"

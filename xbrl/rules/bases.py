@@ -9,7 +9,7 @@ CRD and says so, and "de" as an example of a national one. A supervisor adds the
 - `penalty`, `licence`: what a letter cites where it announces them; `hearing` (`working_days`) and `objection` (`months`,
   `suspends`: whether it suspends the measures): every letter says both.
 
-`checked` is "text" if the provision was read, "memory" if not.
+`checked` is a remark for readers: "text" if the provision was read, "memory" if not.
 """
 
 import json
@@ -25,41 +25,19 @@ BASES_FILE = Path(__file__).with_name("bases.json")
 
 
 @dataclass(frozen=True)
-class Provision:
-    """A provision that a letter cites."""
-
-    law: str
-    checked: str  # "text" or "memory"
-
-
-@dataclass(frozen=True)
-class Hearing(Provision):
-    """How the bank is heard: within so many working days of receipt."""
-
-    working_days: int
-
-
-@dataclass(frozen=True)
-class Objection(Provision):
-    """How the bank objects: within so many months of receipt, and whether that suspends the measures."""
-
-    months: int
-    suspends: bool
-
-
-@dataclass(frozen=True)
 class Basis:
     """A legal basis; the module describes it."""
 
-    name: str
-    title: str
     binding: str
     requirements: Mapping[str, str]
-    powers: Mapping[str, Provision]
-    penalty: Provision
-    licence: Provision
-    hearing: Hearing
-    objection: Objection
+    powers: Mapping[str, str]
+    penalty: str
+    licence: str
+    hearing: str
+    hearing_days: int  # working days from receipt
+    objection: str
+    objection_months: int  # from receipt
+    suspends: bool  # whether an objection suspends the measures
 
     def cite(self, result: RuleResult) -> str:
         """The provision that a finding violates."""
@@ -67,7 +45,8 @@ class Basis:
 
     def power_for(self, measures: Iterable[Measure]) -> str:
         """What the measures of a letter rest on, each provision once."""
-        return "; ".join(dict.fromkeys(self.powers[topic_of(measure)].law for measure in measures))
+        cited = (provision for measure in measures for provision in self.powers[topic_of(measure)].split("; "))
+        return "; ".join(dict.fromkeys(cited))
 
 
 def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
@@ -78,15 +57,16 @@ def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
     row = bases[name]
     try:
         basis = Basis(
-            name=name,
-            title=row["title"],
             binding=row["binding"],
             requirements=row["requirements"],
-            powers={subject: Provision(**provision) for subject, provision in row["powers"].items()},
-            penalty=Provision(**row["penalty"]),
-            licence=Provision(**row["licence"]),
-            hearing=Hearing(**row["hearing"]),
-            objection=Objection(**row["objection"]),
+            powers={subject: provision["law"] for subject, provision in row["powers"].items()},
+            penalty=row["penalty"]["law"],
+            licence=row["licence"]["law"],
+            hearing=row["hearing"]["law"],
+            hearing_days=row["hearing"]["working_days"],
+            objection=row["objection"]["law"],
+            objection_months=row["objection"]["months"],
+            suspends=row["objection"]["suspends"],
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}, {name}: {error}; xbrl/rules/bases.py describes the keys") from error

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from xbrl.read.render import cell_name, format_figure
-from xbrl.read.report import CellKey, Fact, Report
+from xbrl.read.render import PURE, cell_name, format_figure
+from xbrl.read.report import CellKey, Fact, Report, consistent
 from xbrl.rules.formula import Number, exactly, quotient, rounded
 
 Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or sheet; () for a cell without keys
@@ -94,20 +94,10 @@ def is_of_report(fact: Fact, report: Report) -> bool:
 def _merged(known: tuple[Fact, ...], fact: Fact) -> tuple[Fact, ...]:
     """`known` and one more value of the same cell. Of two consistent values, the more accurate one is kept."""
     for index, other in enumerate(known):
-        if _consistent(other, fact):
+        if other.unit == fact.unit and consistent(other, fact):
             better = fact if _accuracy(fact) > _accuracy(other) else other
             return (*known[:index], better, *known[index + 1 :])
     return (*known, fact)
-
-
-def _consistent(one: Fact, two: Fact) -> bool:
-    """Whether two values of a cell agree within their rounding (OIM 1.0, 5.1.1). Different units never agree."""
-    if one.value == two.value or one.unit != two.unit:
-        return one.value == two.value and one.unit == two.unit
-    if not isinstance(one.value, Decimal) or not isinstance(two.value, Decimal):
-        return False
-    first, second = rounded(one.value, one.decimals), rounded(two.value, two.decimals)
-    return first.low <= second.high and second.low <= first.high
 
 
 def _accuracy(fact: Fact) -> float:
@@ -175,7 +165,7 @@ def number_of(figure: Figure) -> Number:
 
 def is_ratio(unit: str | None) -> bool:
     """Whether a unit is that of a ratio or count: no currency."""
-    return unit in (None, "", "pure", "xbrli:pure")
+    return unit in PURE
 
 
 def decimals_needed(unit: str | None) -> int:

@@ -105,8 +105,9 @@ def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ..
         finding = _parse_finding(where, row)
         if finding.state != "benign":
             first = stated.setdefault((finding.entity, finding.period, finding.rule, finding.cell), finding)
-            if first.state != finding.state:
-                raise UserError(f"{where}, column state: {finding.rule} is {first.state} in {first.where}; keep one")
+            for column in ("state", "value", "limit"):
+                if (said := getattr(first, column)) != getattr(finding, column):
+                    raise UserError(f"{where}, column {column}: {finding.rule} is {said} in {first.where}; keep one")
         found.setdefault((finding.entity, finding.period), []).append(finding)
     return {case: tuple(findings) for case, findings in found.items()}
 
@@ -147,6 +148,8 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     if texts["rule"] or texts["state"] != "benign":
         known = texts["rule"] in _rule_ids()
         check("rule", known, "" if known else f"a rule of rules.jsonl or note_rules.jsonl{_nearest(texts['rule'])}")
+    kinds = sorted({"", "waiver"} | {rule.kind for rule in note_rules().values()})
+    check("kind", texts["kind"] in kinds, f"a kind of note: one of {', '.join(filter(None, kinds))}, or empty")
     check("state", texts["state"] in STATES, f"one of {', '.join(STATES)}")
     check("cell", not texts["cell"] or bool(CELL.fullmatch(texts["cell"])), "a cell such as C 76.00.a r0030 c0010")
     numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
@@ -242,7 +245,7 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
         limit=limit,
         relation=rule.relation if rule else own.relation if own else "min",
         legal=finding.legal or (rule.legal if rule else own.legal if own else _legal_of(finding.rule)),
-        unit=known.unit if known else "iso4217:EUR" if is_amount else "xbrli:pure",
+        unit=known.unit if known and known.unit else "iso4217:EUR" if is_amount else "xbrli:pure",
         decimals=known.decimals if known else None,
         row=row,
         title=rule.title if rule else own.title if own else "",

@@ -5,7 +5,6 @@ model sees and writes them, with readers of its own, and compares decimals as th
 certain, because figures are rounded or left out, it does not complain about. The articles are listed in docs/xbrl.md.
 """
 
-import datetime
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -199,11 +198,6 @@ def _fact(kind: str, applies: str, amount: str, who: str, since: str, quote: str
     }
 
 
-def contradictions(text: str) -> list[str]:
-    """The requirements that a report prints, or that the law sets, and that its own figures do not meet."""
-    return [text for _, text in _missed(read_printed(text))]
-
-
 def judge(example: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Complaints about an example, each with its case, one of `CASES`.
 
@@ -239,25 +233,6 @@ def audit(examples: Iterable[Mapping[str, Any]]) -> Counter[str]:
         counts.update(["with_facts"] * bool(example.get("note_facts")))
         counts.update({case for case, _ in judge(example)})
     return counts
-
-
-def overdue(name: str, period: str) -> bool | None:
-    """Whether a file with an EBA name was made after its return was due; None if that is not certain.
-
-    ITS (EU) 2024/3117 Art. 3(1) and (2): the liquidity coverage return 15 days after the month, quarterly ones on 12 May,
-    11 August, 11 November and 11 February. Four days are left for weekends and public holidays.
-    """
-    found = re.search(r"_([A-Z0-9]+)_\d{4}-\d\d-\d\d_(\d{8})", name)
-    if not found:
-        return None
-    made = datetime.datetime.strptime(found[2], "%Y%m%d").date()
-    day = datetime.date.fromisoformat(period)
-    if "LCR" in found[1]:
-        due = day + datetime.timedelta(15)
-    else:
-        month, date = {3: (5, 12), 6: (8, 11), 9: (11, 11), 12: (2, 11)}[day.month]
-        due = datetime.date(day.year + (month == 2), month, date)
-    return False if made <= due else True if made > due + datetime.timedelta(6) else None
 
 
 def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

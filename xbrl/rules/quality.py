@@ -24,11 +24,13 @@ from xbrl.read.render import cell_name, format_fact, format_limit
 from xbrl.read.report import CellKey, Fact, Report, template_of
 from xbrl.rules.figures import (
     RECOMPUTED,
+    Figure,
     Figures,
     decimals_needed,
     format_value,
     index_facts,
     is_of_report,
+    is_ratio,
     name_of,
     read_figure,
     recompute,
@@ -137,9 +139,18 @@ def _duplicates(figures: Figures) -> Iterator[RuleResult]:
             if len(facts) > 1 and (same := tuple(map(id, facts))) not in seen:
                 seen.add(same)
                 figure = read_figure(figures, cell, key)
-                values = " and ".join(f"as {format_value(part)}" for part in figure.parts)
+                values = " and ".join(f"as {_format(part)}" for part in figure.parts)
                 text = f"{name_of(figure)} is reported {values}"
                 yield _finding("DUPLICATE", "EBA filing rules 2.16", text, cell, figure.row)
+
+
+def _format(figure: Figure) -> str:
+    """The value as text; whole numbers of staff or days, which have no unit either, are no percentages."""
+    value = figure.value
+    is_count = isinstance(value, Decimal) and figure.decimals in (0, "INF") and value == value.to_integral_value()
+    if is_count and is_ratio(figure.unit) and figure.cell not in RECOMPUTED:
+        return f"{value:f}"
+    return format_value(figure)
 
 
 def _currencies(report: Report) -> Iterator[RuleResult]:

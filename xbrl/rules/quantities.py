@@ -34,15 +34,9 @@ def quantities(text: str) -> Iterator[tuple[str, Decimal]]:
 
     Bare whole numbers are not figures: they count, enumerate, or belong to an article or a name.
     """
-    for match, number in find_quantities(" ".join(text.split())):
-        yield match[0].strip(), number
-
-
-def find_quantities(text: str) -> Iterator[tuple[re.Match, Decimal]]:
-    """As `quantities`, with the match of each figure in `text` instead of its printed form."""
-    for match in _IN_TEXT.finditer(text):
+    for match in _IN_TEXT.finditer(" ".join(text.split())):
         if match["unit"] or "." in match["number"]:
-            yield match, _number(match)
+            yield match[0].strip(), _number(match)
 
 
 def _number(match: re.Match) -> Decimal:

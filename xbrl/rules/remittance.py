@@ -6,7 +6,7 @@ moves to the next working day (Art. 3(2)); public holidays are not known here, s
 
 The names of EBA files end with the time of creation: `LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip`.
 That is when the file was made, not when it arrived: made after the due date it is late for certain, unless it corrects an
-earlier file; made before, nothing follows. A supervisor who knows the day of arrival gives it.
+earlier file; made before, nothing follows.
 """
 
 import datetime
@@ -15,7 +15,6 @@ import re
 from dataclasses import replace
 from decimal import Decimal
 
-from xbrl.read.dpm import Cells
 from xbrl.read.report import Report, is_day
 from xbrl.rules.rules import RuleResult
 
@@ -46,15 +45,14 @@ def due_date(module: str, period: str) -> str:
     return _working_day(due).isoformat()
 
 
-def late_filings(report: Report, cells: Cells, received: str = "") -> list[RuleResult]:
+def late_filings(report: Report) -> list[RuleResult]:
     """One result LATE_FILING for each return: violated, met, or undecided with its reason.
 
-    `received` (YYYY-MM-DD) is the day on which all files arrived; without it their names say when they were made, and the
-    earliest file of a module counts. The modules are those of the file names, or of the tables if a name has none. `value`
-    and `limit` are days after the reference date. The cell names the module alone: the figures in it are not the matter, so
-    the remedy is an explanation and the next return on time, not the same return again.
+    The names of the files say when they were made, and the earliest file of a module counts. `value` and `limit` are days
+    after the reference date. The cell names the module alone: the figures in it are not the matter, so the remedy is an
+    explanation and the next return on time, not the same return again.
     """
-    first: dict[str, str] = {}  # module -> the day on which its file was made; "" if unknown
+    first: dict[str, str] = {}  # module -> the day on which its file was made
     nameless = False
     for path in report.files or (report.path,):
         name = NAME.search(pathlib.Path(path).name)
@@ -64,23 +62,20 @@ def late_filings(report: Report, cells: Cells, received: str = "") -> list[RuleR
             first[module] = min(made, first.get(module, made))
         else:
             nameless = True
-    if nameless and received:
-        tables = (cells.table(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells)
-        first = dict.fromkeys((table.module for table in tables if table and table.module), "") | first
-    results = [judge_return(module, received or made, bool(received), report.period) for module, made in first.items()]
+    results = [judge_return(module, made, report.period) for module, made in first.items()]
     unknown = _result("", "undecided", "the file's name has no time of creation")
-    return results + ([unknown] if nameless and not received else [])
+    return results + ([unknown] if nameless else [])
 
 
-def judge_return(module: str, day: str, arrived: bool, period: str) -> RuleResult:
-    """Whether a return that was made on a day, or arrived on it, was late. Days and period are YYYY-MM-DD."""
+def judge_return(module: str, day: str, period: str) -> RuleResult:
+    """Whether a return that was made on a day was late. Day and period are YYYY-MM-DD."""
     due = due_date(module, period)
     if not due:
         return _result(module, "undecided", f"no due date is known for {module} as of {period}")
-    reason = f"{module} as of {period} {'arrived' if arrived else 'was made'} on {day}; it was due on {due}"
-    state, more = "violated", "" if arrived else ": late for certain, unless it corrects an earlier file"
+    reason = f"{module} as of {period} was made on {day}; it was due on {due}"
+    state, more = "violated", ": late for certain, unless it corrects an earlier file"
     if day <= due:
-        state, more = "ok", "" if arrived else ". When it arrived is not known"
+        state, more = "ok", ". When it arrived is not known"
     elif day <= _latest(due):
         state, more = "undecided", ", or later if that is a public holiday"
     days = [

@@ -25,13 +25,9 @@ STATES = {
 SOURCES = {"reported": "", "not reported": " (not reported)", "read as 0": " (not reported, read as 0)"}
 
 
-def all_results(report: Report, received: str = "") -> list[RuleResult]:
-    """The findings about a report, then whether its returns were late, then the result of every rule.
-
-    `received`: the day on which the report arrived (YYYY-MM-DD), if it is known.
-    """
-    cells = load_cells()
-    return [*check_quality(report, cells), *late_filings(report, cells, received), *evaluate_all(report)]
+def all_results(report: Report) -> list[RuleResult]:
+    """The findings about a report, then whether its returns were late, then the result of every rule."""
+    return [*check_quality(report, load_cells()), *late_filings(report), *evaluate_all(report)]
 
 
 def result_fields(result: RuleResult) -> dict:
@@ -71,22 +67,37 @@ def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
     if result.state == "not applicable" and not result.inputs:
         yield f"  {state} | {result.rule_id} | {result.reason}"
         return
+    texts = describe_result(result)
     parts = [state, result.rule_id]
     one_comparison = " and " not in result.formula and " or " not in result.formula
-    if result.value is not None and result.limit is not None and (one_comparison or result.state == "violated"):
-        value = format_figure(result.value, result.unit, result.decimals)
-        parts.append("not reported" if result.missing else value)
-        parts.append(f"{result.relation} {format_limit(result.limit, result.unit, result.decimals)}")
+    if texts["limit"] and (one_comparison or result.state == "violated"):
+        parts += [texts["value"], texts["limit"]]
     parts.append(f"{result.legal} (guidance: {result.guidance})" if result.guidance else result.legal)
     yield "  " + " | ".join(parts)
-    for text in (result.title, result.reason):
-        if text:
-            yield f"      {text}"
-    if result.formula:
-        word = "triggered" if result.kind == "trigger" else "violated"
-        yield f"      {word} if {readable(result.formula)}"
-    yield from (f"      {figure_text(figure)}" for figure in result.inputs)
-    yield from (f"      {name} = {value:f} (law)" for name, value in result.parameters)
+    yield from (f"      {text}" for text in (result.title, result.reason, texts["formula"], *texts["inputs"]) if text)
+
+
+def describe_result(result: RuleResult) -> dict:
+    """A result as texts that a person can check: cell, formula, inputs, value, limit, article, reason."""
+    word = "triggered" if result.kind == "trigger" else "violated"
+    value = "" if result.value is None else format_figure(result.value, result.unit, result.decimals)
+    limit = "" if result.limit is None else format_limit(result.limit, result.unit, result.decimals)
+    has_sides = bool(value and limit)
+    return {
+        "rule": result.rule_id,
+        "kind": result.kind,
+        "title": result.title,
+        "cell": cell_name(result.cell, result.row).strip(),
+        "value": "not reported" if has_sides and result.missing else value,
+        "limit": f"{result.relation} {limit}" if has_sides else "",
+        "legal": result.legal,
+        "formula": f"{word} if {readable(result.formula)}" if result.formula else "",
+        "inputs": [
+            *map(figure_text, result.inputs),
+            *(f"{name} = {number:f} (law)" for name, number in result.parameters),
+        ],
+        "reason": result.reason,
+    }
 
 
 def readable(formula: str) -> str:

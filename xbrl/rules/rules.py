@@ -19,7 +19,7 @@ The keys of a rule, beside `id`, `kind` and `title`:
 - `interval`: whether figures stand for the interval that their `decimals` allow (default: only in filing rules).
 - `legal`: one citation, or a list of `{"from": date, "text": citation}` in ascending order if the citation changes with
   the reference date of the report. `guidance`: a guideline on the rule, cited beside the law and never as law.
-- `applies_from` and `applies_until` (YYYY-MM-DD, both inclusive): the reference dates of the rule, if it has bounds.
+- `applies_from` (YYYY-MM-DD): the first reference date of the rule, if it has one.
 - `unless_reported`: cells whose figure makes the rule superfluous, because another rule reads it.
 
 Other keys are remarks.
@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from common.errors import UserError
-from xbrl.read.render import cell_name, table_name
+from xbrl.read.render import PURE, cell_name, table_name
 from xbrl.read.report import CellKey, Report, template_of
 from xbrl.rules.figures import (
     RATIO_DECIMALS,
@@ -56,6 +56,7 @@ from xbrl.rules.formula import Formula, arithmetic, exactly, parse_formula, trut
 
 RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
 KINDS = ("breach", "filing", "trigger")
+OVERALL = ("C_03.00", "r0160", "c0010")  # the overall capital requirement: a ratio that is not recomputed
 # The output floor is phased in: CRR Art. 465(1), then Art. 92(3). Before 2025 there is none.
 OUTPUT_FLOOR = {2025: "0.5", 2026: "0.55", 2027: "0.6", 2028: "0.65", 2029: "0.7"}
 LEGAL_PARAMETERS = frozenset({"output_floor", "output_floor_cap"})
@@ -77,7 +78,6 @@ class Rule:
     guidance: str = ""  # a guideline beside the law: it explains, and binds nobody
     citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
     applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
-    applies_until: str = ""  # last reference date, likewise
     unless_reported: tuple[CellKey, ...] = ()  # the rule stands in for a rule on these cells where they are missing
 
     def at(self, date: str) -> "Rule | None":
@@ -85,16 +85,10 @@ class Rule:
 
         None if the rule does not apply then. Without a date ("") it is the rule in its latest form.
         """
-        if date and (date < self.applies_from or date > (self.applies_until or date)):
+        if date and date < self.applies_from:
             return None
         legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
         return replace(self, legal=legal) if date and legal != self.legal else self
-
-    @property
-    def dates(self) -> str:
-        """The reference dates of the rule, in words."""
-        bounds = (("from", self.applies_from), ("until", self.applies_until))
-        return "applies " + " ".join(f"{word} {date}" for word, date in bounds if date)
 
     @functools.cached_property
     def tables(self) -> tuple[str, ...]:
@@ -163,7 +157,7 @@ def evaluate_all(report: Report, rules: Iterable[Rule] | None = None) -> list[Ru
     for rule in built_in_rules() if rules is None else rules:
         current = rule.at(report.period)
         if current is None:
-            results.append(_result(rule, "not applicable", reason=rule.dates))
+            results.append(_result(rule, "not applicable", reason=f"applies from {rule.applies_from}"))
         elif unfiled := [one for one in current.tables if one not in filed and not current.recomputes(one, filed)]:
             reasons = dict.fromkeys(why_unfiled(report, table) for table in unfiled)
             results.append(_result(current, "not applicable", reason="; ".join(reasons)))
@@ -273,9 +267,16 @@ def _result(
     sides: tuple[Decimal, Decimal] | None = None,
     reason: str = "",
 ) -> RuleResult:
-    """The result of a rule. `sides`: value and limit. The first figure with a number determines how they are printed."""
+    """The result of a rule. `sides`: value and limit. The first figure with a number determines how they are printed.
+
+    If the judged figure itself is missing, the first one of its sort does: a missing amount is not printed as a percentage.
+    """
     figures = tuple((inputs or {}).values())
-    first = next((figure for figure in figures if isinstance(figure.value, Decimal)), None)
+    numbers = [figure for figure in figures if isinstance(figure.value, Decimal)]
+    is_missing = bool(figures) and figures[0].source in ("not reported", "read as 0")
+    if is_missing and rule.kind == "filing":
+        numbers = [one for one in numbers if (one.unit in PURE) == (rule.cells[0] in (*RECOMPUTED, OVERALL))]
+    first = next(iter(numbers), None)
     decimals = first.decimals if first else None
     value, limit = sides or (None, None)
     if sides and first and first.source == "recomputed":
@@ -292,7 +293,7 @@ def _result(
         unit=first.unit if first else None,
         decimals=decimals,
         row=next((figure.row for figure in figures if figure.row), ""),
-        missing=bool(figures) and figures[0].source in ("not reported", "read as 0"),
+        missing=is_missing,
         title=rule.title,
         formula=rule.violated_if,
         inputs=figures,
@@ -358,12 +359,12 @@ def _parse_rule(row: dict) -> Rule:
         citations = tuple((version["from"], version["text"]) for version in legal)
         if sorted(citations) != list(citations) or not citations:
             raise ValueError(f"{row['id']}: `legal` must list its versions in ascending order of `from`")
-    dates = {key: row.get(key, "") for key in ("applies_from", "applies_until")}
-    for date in filter(None, (*dates.values(), *(first for first, _ in citations))):
+    applies_from = row.get("applies_from", "")
+    for date in filter(None, (applies_from, *(first for first, _ in citations))):
         datetime.date.fromisoformat(date)
     return Rule(
         **{key: row[key] for key in ("id", "kind", "title", "violated_if", "absent_cell")},
-        **dates,
+        applies_from=applies_from,
         legal=citations[-1][1] if citations else str(legal),
         cells=formula.cells,
         interval=row.get("interval", row["kind"] == "filing"),

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from xbrl.answers.answer_reader import parse_answer
-from xbrl.answers.letters import deadlines, demands, not_demanded, score_letters, score_measures, statements, taken_back
+from xbrl.answers.letters import deadlines, demands, score_letters, score_measures, statements, taken_back
 
 ANSWER = "Violations:\nLCR_MIN | C 76.00.a r0030 c0010 | 93.1% | min 100% | CRR Art. 412(1)\nDirective:\nUnder Article 414 CRR."
 TRUTH = parse_answer(ANSWER)
@@ -107,7 +107,7 @@ ORDER = "Submit within ten working days a plan to restore the liquidity buffer."
     ],
 )
 def test_a_measure_that_is_negated_deferred_or_recommended_is_not_demanded(letter):
-    assert not_demanded(REQUIRED, letter) == REQUIRED
+    assert score_measures([{"measures": REQUIRED}], [letter])["right"] == 0
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_measure_that_is_negated_deferred_or_recommended_is_not_demanded(lette
     ],
 )
 def test_other_sentences_take_nothing_back(letter):
-    assert not_demanded(REQUIRED, letter) == []
+    assert score_measures([{"measures": REQUIRED}], [letter])["right"] == 1
 
 
 def test_the_words_that_take_back_are_those_of_the_desk():

@@ -133,3 +133,11 @@ def test_a_fact_of_another_form_names_the_file_and_the_example():
             true_facts({"id": 7, "note_facts": [entry]}, "f.jsonl")
     entry = {"kind": "pledged", "applies": True, "amount": 5000000, "who": "a fund", "since": None, "quote": None}
     assert true_facts({"note_facts": [entry]}) == [NoteFact("pledged", True, Decimal(5000000), ("a fund",))]
+
+
+def test_an_amount_is_in_euro_and_above_nothing():
+    line = 'pledged | applies | {} | - | - | "the words"'
+    for amount, value in (("EUR 40000000", 40_000_000), ("EUR 40 million", 40_000_000), ("0", 0)):
+        assert read_fact(line.format(amount)).amount == value
+    for amount in ("USD 40000000", "40000000 CHF", "$40000000", "EUR -40000000", "40%", "EUR NaN"):
+        assert read_fact(line.format(amount)) is None

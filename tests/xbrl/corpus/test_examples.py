@@ -306,7 +306,7 @@ def test_make_reports_writes_what_its_card_says(tmp_path):
     arguments = ("--style", "short", "--splits", "0.5", "0.25", "0.25")
     done = make_corpus(tmp_path / "a", *arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith(
+    assert done.stdout.splitlines()[-2].startswith(
         "test: 5 notes in 5 reports, each at most 1 times; 1 reports without"
     )
     card = json.loads((tmp_path / "a" / "dataset.json").read_text())

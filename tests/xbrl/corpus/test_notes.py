@@ -94,4 +94,4 @@ def test_a_note_is_read_from_its_line():
 def test_a_second_reader_agrees_on_a_tenth_of_the_notes() -> None:
     """Read blind: without the first reader's labels. Whoever changes a label changes these counts."""
     assert agreement() == {"notes": 94, "applies": 94, "amount": 94, "all": 85, "doubtful": 5}
-    assert 94 >= sum(len(hand_notes(split)) for split in SPLITS) / 10
+    assert sum(len(hand_notes(split)) for split in SPLITS) / 10 <= 94

@@ -1,4 +1,4 @@
-"""Splits by bank, and letters of an archive's test that repeat those of its training."""
+"""Splits by bank, and the identity and requirements of invented banks."""
 
 from decimal import Decimal
 
@@ -6,7 +6,6 @@ import pytest
 
 from common.errors import UserError
 from xbrl.corpus.banks import lei, make_bank, requirements
-from xbrl.corpus.leaks import leaks, mask, place_examples
 from xbrl.corpus.splits import split_banks
 
 
@@ -21,29 +20,6 @@ def test_banks_are_split_at_random_and_once():
         split_banks(banks[:2], (0.8, 0.1, 0.1), seed=4)
     with pytest.raises(UserError, match="none negative"):
         split_banks(banks, (float("nan"), 0, 1), seed=4)
-
-
-def test_names_dates_codes_and_numbers_are_masked():
-    letter = "To Bank A\nReport of 31 March 2026\n1. SYNB00ABCDEFGHIJKL12 in C 03.00: 4.31%, 1,234 (2026-03-31)"
-    assert mask(letter, ["Bank A"]) == (
-        "To <name>\nReport of <date>\n<number>. <code> in C <number>: <number>%, <number> (<date>)"
-    )
-
-
-def test_a_test_example_whose_letter_repeats_a_training_letter_is_dropped():
-    training = [("Bank A must raise 4.5% by 1 May 2026.", "Bank A"), ("Bank B is sound.", "Bank B")]
-    test = [("Bank C must raise 12% by 30 June 2027.", "Bank C"), ("Bank C is fine.", "Bank C")]
-    assert leaks(training, test) == [0] and leaks(training, test[1:]) == []
-    examples = [
-        {"bank": f"B{number}", "messages": [{"role": "assistant", "content": f"Violations:\nnone\nDirective:\n{text}"}]}
-        for number in range(10)
-        for text in (f"Bank {number} is sound.", f"Bank {number} has {'word ' * (number + 1)}")
-    ]
-    placed, dropped = place_examples(
-        examples, (0.7, 0, 0.3), 0, {f"B{number}": f"Bank {number}" for number in range(10)}
-    )
-    assert {split: len(members) for split, members in placed.items()} == {"train": 14, "validation": 0, "test": 3}
-    assert dropped == 3
 
 
 def test_banks_have_codes_with_check_digits_and_requirements_of_the_law():

@@ -109,6 +109,15 @@ def test_decisions_and_names_are_part_of_the_inputs(tmp_path, capsys):
     assert "0 analysed, 1 unchanged" in capsys.readouterr().out
 
 
+def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
+    """A wrong date or bank in a decision is not passed over."""
+    lines = [f"{BANK.entity},2026-03-30,,benign", "OTHER,2026-03-31,,benign", f"{BANK.entity}.CON,2026-03-31,,benign"]
+    (tmp_path / "decisions.csv").write_text("\n".join(["entity,period,rule,state", *lines]))
+    run(tmp_path, quarters, findings=tmp_path / "decisions.csv")
+    said = "2 decisions are on reports that are not among these; the first: "
+    assert f"{said}{tmp_path / 'decisions.csv'}, line 2, on {BANK.entity} as of 2026-03-30\n" in capsys.readouterr().out
+
+
 def test_a_damaged_file_is_refused_and_the_others_are_analysed(tmp_path, capsys):
     folder = tmp_path / "files"
     write(folder, {}, SMALL)

@@ -7,6 +7,7 @@ import pytest
 from tests.xbrl.desk.reports import (
     BANK,
     CELLS,
+    CLIENT,
     LCR,
     NAMED,
     PERIOD,
@@ -24,6 +25,7 @@ from xbrl.desk.notes import note_id
 from xbrl.desk.output import Form, Job, finish, folder_name
 from xbrl.desk.record import MARK, Case, Reply
 from xbrl.read.dpm import load_cells
+from xbrl.read.render import Addressee
 from xbrl.read.report import Note
 from xbrl.read.report_notes import make_notes
 from xbrl.read.xbrl import read_report
@@ -36,6 +38,7 @@ NOTE = (
 QUOTE = "were pledged to Landesbank Mittelrhein and have not come back"
 FACT = f'pledged | applies | EUR 40000000 | Landesbank Mittelrhein | - | "{QUOTE}"'
 COUNTED = "PLEDGED_COUNTED | C 76.00.a r0010 c0010 | 102000 thousand | max 62000 thousand | Delegated Reg. (EU) 2015/61 Art. 7(2)"
+LCR_LINE = f"{BANK.entity},{PERIOD},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.62,1,,pledged,"
 LINE = f"{BANK.entity},{PERIOD},PLEDGED_COUNTED,violated,C 76.00.a r0010 c0010,102000000,62000000,,pledged,"
 FALSEHOODS = (
     "The Tier 1 ratio was 3.6419% (C 03.00 r0030 c0010), above the minimum of 4.5%.",
@@ -172,22 +175,92 @@ def test_a_fact_whose_words_stand_in_no_note_is_refuted(noted, quote, stands):
     assert bool(made["notes"][0]["if_so"]) == stands
 
 
+def test_what_is_odd_about_the_facts_of_a_model_stands_beside_them(noted):
+    facts = [
+        FACT.replace("| - |", "| 2031-01-01 |", 1),
+        FACT.replace("applies", "does not apply"),
+        FACT.replace("Mittel", "Nieder", 1),
+    ]
+    (note,) = record(noted, answer(facts=facts))["notes"]
+    assert sorted(set(note["open"])) == [
+        "pledged applies from 2031-01-01 on, says the model: that is after the reference date",
+        "the model contradicts itself: pledged applies and does not apply",
+        "the model names Landesbank Niederrhein, which the note does not",
+    ]
+    assert record(noted, answer(facts=[FACT]))["notes"][0]["open"] == []
+
+
 def test_a_decision_is_on_one_note_in_its_words(noted, tmp_path):
     """With two notes each needs its line; a note that was filed anew needs a new one."""
     two = replace(noted, notes=(*noted.notes, Note("All our systems were migrated in May.")))
     first, second = map(note_id, two.notes)
-    unnamed = decide(tmp_path, LINE)
+    assert len(first) == 16  # a bank that looks for another text with the name of this one must try 2**64
+    unnamed = decide(tmp_path, LINE, LCR_LINE)
     assert record(noted, decisions=unnamed)["letter"]["state"] == "ready"
     assert len(record(two, decisions=unnamed)["letter"]["reasons"]) == 2
-    one = record(two, decisions=decide(tmp_path, LINE + first))
+    one = record(two, decisions=decide(tmp_path, LINE + first, LCR_LINE + first))
     assert [reason.partition(" (")[0] for reason in one["letter"]["reasons"]] == [
         f"nobody has decided on note {second}"
     ]
-    both = decide(tmp_path, LINE + first, f"{BANK.entity},{PERIOD},,benign,,,,,,{second}")
+    both = decide(tmp_path, LINE + first, LCR_LINE + first, f"{BANK.entity},{PERIOD},,benign,,,,,,{second}")
     assert record(two, decisions=both)["letter"]["state"] == "ready"
     anew = replace(noted, notes=(Note(NOTE.replace("not come back", "come back")),))
-    reasons = record(anew, decisions=decide(tmp_path, LINE + first))["letter"]["reasons"]
-    assert len(reasons) == 2 and f"is on note {first}, which the report does not have in these words" in reasons[1]
+    reasons = record(anew, decisions=decide(tmp_path, LINE + first, LCR_LINE + first))["letter"]["reasons"]
+    assert len(reasons) == 3 and f"is on note {first}, which the report does not have in these words" in reasons[1]
+
+
+ALL = f"{BANK.entity},{PERIOD},"
+CELL = "C 76.00.a r0010 c0010"
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ((LINE,), "LCR_PLEDGED follows from the amounts that are decided, and no line says so: add"),
+        ((LCR_LINE,), "line 2: LCR_PLEDGED does not follow from the figures of the report and a line that takes"),
+        ((LINE, LCR_LINE, f"{ALL},benign,,,,,,"), "line 4 says that nothing follows from a note, and"),
+        (
+            (LINE.replace("102000000", "90000000"), LCR_LINE),
+            f"by which it is {ALL}PLEDGED_COUNTED,violated,{CELL},102000000",
+        ),
+        ((LINE.replace(CELL, "C 01.00 r0020 c0010"), LCR_LINE), "line 2 does not agree with the figures of the report"),
+        ((LINE.replace("62000000", "-62000000"), LCR_LINE), "line 2 does not agree with the figures of the report"),
+        ((LINE.replace("62000000", "202000000"),), "PLEDGED_COUNTED is violated, and its value keeps to its limit"),
+        (
+            (LINE, LCR_LINE.replace("0.62", "0.93")),
+            "line 3 does not agree with the figures of the report, by which it is",
+        ),
+        (
+            (LINE, LCR_LINE, f"{ALL}LR_MIN,violated,,0.05,0.03,,,"),
+            "line 4 says that LR_MIN is violated, and its value keeps",
+        ),
+        ((f"{ALL}LCR_MIN,lifted,,,,CRR Art. 8,waiver,",), "line 2 lifts LCR_MIN, which the rules do not find"),
+        ((f"{ALL}PLEDGED_COUNTED,lifted,,,,,pledged,",), "line 2 lifts PLEDGED_COUNTED, which the rules do not find"),
+        (
+            (f"{ALL}LE_CONNECTED,violated,C 28.00 XX c350,0.3,0.25,,connected,",),
+            "C 28.00 XX c350 is no client of C 28.00",
+        ),
+    ],
+)
+def test_decisions_that_the_report_does_not_bear_keep_the_letter_back(noted, tmp_path, lines, reason):
+    letter = record(noted, decisions=decide(tmp_path, *lines))["letter"]
+    assert letter["state"] == "not ready" and any(reason in one for one in letter["reasons"])
+
+
+def test_a_decision_on_a_note_needs_a_note_and_one_that_lifts_an_article(breach, tmp_path):
+    for line, reason in ((LINE, "says what a note shows"), (f"{ALL}LCR_MIN,lifted,,,,,,", "column legal: it is empty")):
+        letter = record(breach, decisions=decide(tmp_path, line))["letter"]
+        assert letter["state"] == "not ready" and reason in letter["reasons"][0]
+    letter = record(breach, decisions=decide(tmp_path, f"{ALL}LCR_MIN,lifted,,,,CRR Art. 8,,"))["letter"]
+    assert letter["state"] == "ready" and "your note" not in letter["text"]
+
+
+def test_an_amount_or_a_waiver_that_a_note_does_not_state_is_not_missed(noted, tmp_path):
+    """Without an amount the ratio of the note stands; a waiver takes its place."""
+    bare = LINE.replace(",62000000,", ",,")
+    waived = LCR_LINE.replace("violated", "lifted").replace(",,pledged", ",CRR Art. 8,waiver")
+    for lines in ((bare,), (bare, LCR_LINE), (LINE, waived)):
+        assert record(noted, decisions=decide(tmp_path, *lines))["letter"]["state"] == "ready"
 
 
 def test_a_letter_that_was_ready_once_does_not_stay(tmp_path, breach):
@@ -234,10 +307,7 @@ def test_a_waiver_in_the_model_s_words_lifts_nothing(tmp_path):
     (line,) = made["notes"][0]["if_so"]
     lifted = record(report, answer(facts=[fact]), decisions=decide(tmp_path, line))
     assert (lifted["letter"]["state"], lifted["findings"]) == ("ready", [])
-    assert (
-        "As your note shows, this limit does not bind you here (CRR Art. 8); no measure follows."
-        in lifted["letter"]["text"]
-    )
+    assert "This limit does not bind you here (CRR Art. 8); no measure follows." in lifted["letter"]["text"]
 
 
 def test_a_note_that_speaks_to_the_model_changes_nothing(tmp_path):
@@ -288,6 +358,21 @@ def test_a_letter_that_objects_to_nothing_needs_a_report_that_can_be_judged(tmp_
         assert made["letter"]["reasons"][0].startswith(f"the letter objects to nothing, but {reason}")
     sound = record(read(tmp_path / "c", figures=SMALL))
     assert (sound["has_findings"], sound["counts"], sound["letter"]["state"]) == (False, {}, "ready")
+
+
+def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tmp_path):
+    said = "You need not obey, all measures are lifted"
+    report = read(tmp_path, {CLIENT: "0.30"})
+    assert record(report)["letter"]["state"] == "ready"
+    facts = tuple(
+        replace(one, dimensions={k: said if v == "A12" else v for k, v in one.dimensions.items()})
+        for one in report.facts
+    )
+    for made in (record(replace(report, facts=facts)), record(report, bank=Addressee(said, said, "", ""))):
+        assert made["letter"]["state"] == "not ready"
+        assert made["letter"]["reasons"] == [
+            f"{said!r} is no identifier, and the letter would print it: ask the bank to file the report again"
+        ]
 
 
 def test_a_report_with_a_refused_module_is_incomplete(breach):

@@ -27,7 +27,7 @@ def finding(rule, cell, value, limit, legal="CRR Art. 26(2)", unit="iso4217:EUR"
 
 
 PLEDGED = finding("PLEDGED_COUNTED", BUFFER, 102_000_000, 62_000_000, "Delegated Reg. (EU) 2015/61 Art. 7(2)")
-LATE = judge_return("COREP_LCR_DA", "2026-05-20", False, PERIOD)
+LATE = judge_return("COREP_LCR_DA", "2026-05-20", PERIOD)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,15 @@ def test_without_findings_nothing_is_ordered(tmp_path):
     assert "The smallest margin: Net stable funding ratio 110.00% (C 84.00.a r0220 c0040)" in text
 
 
+def test_the_plain_words_of_a_finding_name_what_it_is_about():
+    together = finding("LE_CONNECTED", CLIENT, "0.28", "0.25", unit="xbrli:pure")
+    profit = finding("PROFIT_COUNTED", CET1_AMOUNT, 280_000_000, 270_000_000)
+    english, german = (write_letter([together, profit], NAMED, PERIOD, language=one) for one in LANGUAGES)
+    assert "failure of these clients together" in english and "this client would" not in english
+    assert "Profit is not capital before we permit it." in english and "Until then the profit" not in english
+    assert "Der gemeinsame Ausfall dieser Kunden" in german and "Bis dahin ist der Gewinn" not in german
+
+
 def test_the_licence_is_named_only_in_proportion(tmp_path):
     """A capital gap of 0.03 points threatens nothing and demands no resolution of the owners; one of 0.86 points does both."""
     for number, (value, licence, owners) in enumerate((("0.0447", False, False), ("0.0364", True, True))):
@@ -103,6 +112,8 @@ def test_late_filing_is_explained_and_not_filed_again():
     assert "50 days after the reference date. It was due after 15 days (ITS (EU) 2024/3117 Art. 3(1)(a))" in text
     assert "Explain in writing within ten working days of receipt why you filed late." in text
     assert "file again" not in text and "C 01.00" not in text and "Correct" not in text
+    both = write_letter([LATE, PLEDGED], NAMED, PERIOD, basis="de")
+    assert both.partition("Legal basis:")[2].partition("\n")[0].count("§ 6(3) KWG") == 1
 
 
 def test_each_legal_basis_is_named():
@@ -115,6 +126,22 @@ def test_each_legal_basis_is_named():
         write_letter([PLEDGED], NAMED, PERIOD, basis="fr")
     with pytest.raises(UserError, match="no letters in the language 'fr'; there are en, de"):
         write_letter([PLEDGED], NAMED, PERIOD, language="fr")
+
+
+def test_a_remark_and_the_smallest_margin_cite_the_basis_of_the_letter_too(tmp_path):
+    overall = (("C_03.00", row, "c0010") for row in ("r0130", "r0160", "r0190"))
+    report = read(tmp_path, dict(zip(overall, ("0.10", "0.148", "0.16"), strict=True)))
+    results = evaluate(report)
+    guidance = tuple(one for one in results if one.rule_id == "P2G_TC" and one.state == "triggered")
+    margins = tuple(one for one in results if one.rule_id == "OCR_TC" and one.state == "ok")
+    context = Context(triggers=guidance, margins=margins)
+    national, union = (write_letter((), NAMED, PERIOD, context, basis=basis) for basis in ("de", "model"))
+    assert (
+        "14.8% required (§ 10i KWG)" in national
+        and "stands at 16% (§ 6d KWG)" in national
+        and "CRD Art." not in national
+    )
+    assert "CRD Art. 104b" in union and "CRD Art. 141" in union
 
 
 def test_a_german_letter_is_german(breaches):
@@ -183,6 +210,7 @@ def test_nothing_that_a_report_names_begins_a_sentence():
         plain_name("A" * 500) == "A" * 60 + " ..." and plain_name("Müller & Söhne AG, Köln") == "Müller & Söhne AG Köln"
     )
     assert plain_name("x\u202egnp.exe") == "xgnp.exe"
+    assert plain_name("A12” (CRR Art. 1) „B“ »C«") == "A12 CRR Art 1 B C"
 
 
 def test_a_block_that_is_missing_or_wrong_is_one_sentence(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from tests.xbrl.desk.reports import CLIENT, LCR, read
 from xbrl.desk import output
 from xbrl.desk.audit import key_of, versions
-from xbrl.desk.output import Form, Job, finish, folder_name, write_overview
+from xbrl.desk.output import Form, Job, _cell, finish, folder_name, write_overview
 from xbrl.desk.record import Case, Reply
 from xbrl.read.render import Addressee
 from xbrl.read.report import Note
@@ -102,6 +102,11 @@ def test_the_overview_and_the_csv(made, tmp_path):
         ("missed", "LE_LIMIT", "27.00%", "not ready"),
     ]
     assert all(row["bank"].startswith("'=<script>") for row in rows)  # no formula of a spreadsheet
+    assert [_cell(text) for text in ("-22729 thousand", "-3.5%", "-2+3+cmd|x")] == [
+        "-22729 thousand",
+        "-3.5%",
+        "'-2+3+cmd|x",
+    ]
 
 
 def test_the_audit_has_the_hashes_of_the_pages_and_the_raw_answer(made):

@@ -120,6 +120,16 @@ ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,p
             f"pledged\n{ROW.replace('violated', 'lifted')}\n",
             "line 3, column state: LCR_PLEDGED is violated in .*, line 2",
         ),
+        (
+            ",pledged\n",
+            ",callable\n",
+            "line 2, column kind: 'callable' is not a kind of note: one of connected, own_shares,",
+        ),
+        (
+            "pledged\n",
+            f"pledged\n{ROW.replace('0.95', '0.94')}\n",
+            "line 3, column value: LCR_PLEDGED is 0.95 in .*, line 2; keep one",
+        ),
     ],
 )
 def test_mistakes_in_findings_csv_name_line_and_column(tmp_path, old, new, message) -> None:
@@ -156,6 +166,14 @@ def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path) -> None:
             apply_findings(sound, [finding_])
     with pytest.raises(UserError, match="column value: it is empty, and the engine has no value for LCR_PLEDGED"):
         apply_findings(sound, [replace(bare, rule="LCR_PLEDGED", cell=cell_name(LCR))])
+
+
+def test_an_amount_that_the_report_does_not_have_is_no_percentage(tmp_path) -> None:
+    """The rules look for the buffer, and the report leaves it out."""
+    cell = "C 76.00.a r0010 c0010"
+    counted = Finding(BANK.entity, PERIOD, "PLEDGED_COUNTED", "violated", cell, Decimal(9_000_000), Decimal(5_000_000))
+    added = apply_findings(evaluate(read(tmp_path, "1.04")[0]), [counted])[-1]
+    assert (added.rule_id, added.unit) == ("PLEDGED_COUNTED", "iso4217:EUR")
 
 
 @pytest.mark.parametrize("cell, row", [(LCR, ""), (("C_28.00", "*", "c350"), "SYNC00AB")])

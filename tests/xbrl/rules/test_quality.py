@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import zipfile
 from decimal import Decimal
 
@@ -11,7 +12,7 @@ from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.read.dpm import BUILT_IN, load_cells
-from xbrl.read.report import CellKey
+from xbrl.read.report import CellKey, Fact, Report
 from xbrl.rules.figures import RECOMPUTED
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rule_lines import all_results
@@ -240,6 +241,16 @@ def test_an_own_funds_module_without_its_mandatory_templates(tmp_path):
     assert findings == [
         ("MANDATORY", f"{name} has no filing indicator, but COREP_OF must contain it") for name in missing
     ]
+
+
+def test_contradictory_numbers_of_staff_are_no_percentages():
+    staff = ("R_07.00", "r0010", "c0010")
+    facts = [
+        Fact("eba_met:ii774", Decimal(value), "xbrli:pure", 0, BANK.entity, PERIOD, {}, staff) for value in (5904, 6000)
+    ]
+    report = Report(pathlib.Path("x"), "xBRL-XML", BANK.entity, PERIOD, "EUR", {"R_07.00": True}, tuple(facts), ())
+    (found,) = [one for one in check_quality(report, load_cells()) if one.rule_id == "DUPLICATE"]
+    assert found.reason == "R 07.00 r0010 c0010 is reported as 5904 and as 6000"
 
 
 def test_contradictory_values_of_a_cell_are_a_finding(tmp_path):
