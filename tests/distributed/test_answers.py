@@ -81,7 +81,7 @@ def outputs(folder) -> tuple[str, str]:
         [
             run_of(folder, "one", *WATCHED, "run.export=best"),
             run_of(folder, "two", *WATCHED),  # has ended early
-            run_of(folder, "stopped", *WATCHED[:2], f"optimizer.max_steps={EVERY}"),  # now by the loss
+            run_of(folder, "stopped", *WATCHED[:3], f"optimizer.max_steps={EVERY}"),  # now by the loss
             run_of(folder, "stopped", *WATCHED[:3], f"optimizer.max_steps={2 * EVERY}", "run.best_by=f1"),
         ],
     )
@@ -156,5 +156,6 @@ def test_a_signal_ends_the_answers_on_all_ranks_and_the_next_start_gives_them(fo
     assert "stopped after step 0/40; start again to continue" in outputs[0]
     curve = rows(folder / "runs" / "stopped", "validation/f1")
     assert sorted(curve) == [0, EVERY, 2 * EVERY]
-    changed = "run.best_by has changed (validation/loss:min -> validation/f1:max of 3 answers): the best checkpoint, of step 8,"
+    to = "validation/f1:max of 3 answers by xbrl.answers.curves:scores"
+    changed = f"run.best_by has changed (validation/loss:min -> {to}): the best checkpoint, of step 8,"
     assert f"{changed} was judged again: validation/f1 {curve[EVERY]['validation/f1']:.4g}" in outputs[1]
