@@ -90,8 +90,8 @@ def main() -> int:
     tuned_on = read_on_first(lambda: read_examples(validation) if validation else [], ranks)
 
     def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers
-        """The scores on rank 0; the others have nothing to write, and would fit the same baselines."""
-        return score_answers(*arguments, validation=tuned_on, probe=probe) if ranks.rank == 0 else {}
+        """The scores on all ranks, or their error: the first rank fits the baselines, and the others need not fit them too."""
+        return read_on_first(lambda: score_answers(*arguments, validation=tuned_on, probe=probe), ranks)
 
     result = evaluate_examples(options, inputs, ranks, score, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)
