@@ -1,0 +1,68 @@
+"""scripts/chat.py: each model answers in the conversation that it has had itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from eval.chat import Speaker, talk
+from eval.generate import Sampling
+from tests.tiny import write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    for name in ("base", "tuned"):
+        write_tiny_model(folder / name)
+    return [str(folder / "base"), str(folder / "tuned")]
+
+
+@pytest.fixture
+def speaker(models):
+    return Speaker(models[0], "You are brief.", torch.float32, torch.device("cpu"))
+
+
+def test_a_conversation_goes_on_and_begins_again(speaker):
+    first = speaker.answer("one", 8, None)
+    assert [message["role"] for message in speaker.messages] == ["system", "user", "assistant"]
+    speaker.answer("two", 8, None)
+    # What the model sees is what training would make of the same chat.
+    prompt = speaker.encoder.prompt([*speaker.messages, {"role": "user", "content": "three"}])
+    assert len(prompt) > len(speaker.encoder.prompt(speaker.messages[:2]))
+    speaker.begin_again()
+    assert speaker.answer("one", 8, None) == first  # greedy, and nothing of the earlier questions is left
+
+
+def test_samples_differ_from_turn_to_turn_and_are_repeatable(models, speaker):
+    sampling = Sampling(temperature=1.0, seed=3)
+    answers = [speaker.answer("one", 16, sampling) for _ in range(2)]
+    again = Speaker(models[0], "You are brief.", torch.float32, torch.device("cpu"))
+    assert [again.answer("one", 16, sampling) for _ in range(2)] == answers
+    assert answers[0] != answers[1]
+
+
+def test_a_question_that_is_too_long_is_said_and_is_no_part_of_the_conversation(models, speaker):
+    said: list[str] = []
+    talk([speaker], ["hello " * 2000, "", "hello", "/quit", "never asked"], 4, None, said.append)
+    assert "error: the conversation has" in said[0] and "begin again with /new" in said[0]
+    assert [message["content"] for message in speaker.messages if message["role"] == "user"] == ["hello"]
+
+
+def test_a_directory_without_a_model_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is not a model directory"):
+        Speaker(str(tmp_path), "", torch.float32, torch.device("cpu"))
+
+
+def test_the_script_answers_side_by_side(models):
+    command = [sys.executable, ROOT / "scripts" / "chat.py", *models, "--max-new-tokens", "4", "--dtype", "fp32"]
+    done = subprocess.run(command, input="hello\n/new\nhello\n", capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert [line.split(" | ")[0].strip() for line in lines if line.startswith("/")] == models * 2
+    answers = [line.split(" | ", 1)[1] for line in lines if line.startswith("/")]
+    assert answers[:2] == answers[2:]  # /new began again
