@@ -47,7 +47,7 @@ class Speaker:
             ids = greedy_answers(self.model, [prompt], stops, max_new_tokens, 1)[0]
         else:
             ids = sampled_answers(self.model, [prompt], [len(messages)], stops, max_new_tokens, sampling)[0]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         self.messages = [*messages, {"role": "assistant", "content": text}]
         return text + (" ..." if len(ids) == max_new_tokens else "")
 
