@@ -6,7 +6,7 @@ anywhere, and says how long that takes.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,24 +41,27 @@ class Command:
         return self.output.is_file()
 
 
-def run_commands(commands: Sequence[Command], out: Path, parallel: int = 1) -> None:
-    """Run what is left in the given order, `parallel` at once, each with one process on its share of the machine.
+def run_commands(list_them: Callable[[], Sequence[Command]], out: Path, parallel: int = 1) -> None:
+    """Run what is left in the order of the list, `parallel` at once, each with one process on its share of the machine.
 
-    A command that needs a file waits for the command that writes it. Raises Interrupted after a signal, when the running
+    A command that needs a file waits for the command that writes it. The list is made again and again, because a choice, such
+    as that of a learning rate, may lengthen it. Raises Interrupted after a signal, when the running
     commands have saved, and UserError if one of them fails, when the others have ended.
     """
     with owned(out, "experiment"):
-        while left := [command for command in commands if not command.is_done]:
+        while True:
+            commands = list_them()
+            left = [command for command in commands if not command.is_done]
+            if not left:
+                return
             ready = [command for command in left if all(path.exists() for path in command.needs)]
             if not ready:
                 raise UserError(f"{left[0].name} needs {_missing(left[0])}, which no command writes")
-            # What waits is looked at again when some of the ready ones are done.
-            batch = ready[: max(parallel, len(ready) // 2)]
             print(
                 f"{len(commands) - len(left)} of {len(commands)} done | {left_in_words(commands, out, parallel)}",
                 flush=True,
             )
-            _run(batch, out, parallel)
+            _run(ready[:parallel], out, parallel)
 
 
 def _run(commands: Sequence[Command], out: Path, parallel: int) -> None:

@@ -10,9 +10,7 @@ texts that no arm trains on. The contrasts, declared here before the runs: F1 of
 equivalent if its 90% interval lies within 0.05.
 """
 
-import argparse
 import json
-import random
 from pathlib import Path
 
 import matplotlib
@@ -23,45 +21,46 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_durably
 from common.errors import run_script
 from experiment.commands import Command, list_commands, run_commands
+from experiment.drawn import BASE, OUT, chosen_rate, f1_of, pool, run_of, score, train, tuning
 from experiment.launch import Interrupted
+from experiment.settle import result_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-OUT, BASE = Path("runs/pareto"), "artifacts/models/SmolLM2-135M-Instruct"
-POOL, TOPICS, SELF = OUT / "pool", OUT / "replay" / "topics.jsonl", OUT / "replay" / "self.jsonl"
-EXAMPLES, DRAWN = 2552, 544  # reports of the pool, and of a seed
+TOPICS, SELF = OUT / "replay" / "topics.jsonl", OUT / "replay" / "self.jsonl"
+SEEDS = 8
 ALPHAS = ("1", "0.75", "0.5")
 BUDGETS = (0.1, 0.2, 0.4)  # nats per token
 MARGIN = 0.05  # of F1
-FISHER = ("ewc.documents=64", "ewc.batch=4")
+FISHER = ("ewc.documents=64", "ewc.batch=4", f"ewc.data={TOPICS}")
 ARMS: dict[str, tuple[str, ...]] = {
     "plain": (),
-    "low rate": ("optimizer.learning_rate=1e-4",),
+    "low rate": (),
     "L2 to the start": ("ewc.strength=0.01", "ewc.estimator=l2"),
-    "EWC 10": ("ewc.strength=10", f"ewc.data={TOPICS}", *FISHER),
-    "EWC 100": ("ewc.strength=100", f"ewc.data={TOPICS}", *FISHER),
+    "EWC 10": ("ewc.strength=10", *FISHER),
+    "EWC 100": ("ewc.strength=100", *FISHER),
     "replay": (f"data.mix=topics:0.05:{TOPICS}",),
     "self-replay": (f"data.mix=self:0.05:{SELF}",),
     "anchored self-replay": (f"data.mix=self:0.05:{SELF}:anchor",),
 }
 
 
-def run_of(arm: str, seed: int) -> Path:
-    """The directory of a run."""
-    return OUT / f"{arm.replace(' ', '-').lower()}-s{seed}"
+def name_of(arm: str, seed: int) -> str:
+    """The name of a run and of its results."""
+    return f"{arm.replace(' ', '-').lower()}-s{seed}"
 
 
 def results_of(arm: str, seed: int, alpha: str) -> tuple[Path, Path]:
     """The files with the scores on the test, and with what was forgotten."""
-    name = f"{run_of(arm, seed).name}-a{alpha}"
-    return OUT / "results" / f"{name}-task.json", OUT / "results" / f"{name}-general.json"
+    if (arm, alpha) == ("plain", "1"):
+        return result_of("full", seed), OUT / "results" / f"full-s{seed}-general.json"
+    name = f"{name_of(arm, seed)}-a{alpha}"
+    return OUT / "results" / f"{name}-test.json", OUT / "results" / f"{name}-general.json"
 
 
-def prepare() -> list[Command]:
-    """The commands that make the data of all runs."""
-    shares = [f"{part / EXAMPLES:.6f}" for part in (EXAMPLES - 312, 200, 112)]
-    reports = ("--profile", "quickstart", "--seed", "100", "--examples", str(EXAMPLES), "--splits", *shares)
+def commands(far: list[Path]) -> list[Command]:
+    """What is known to be needed, seed by seed, so that a part of it is a result."""
     topics = ("replay", "--source", "topics", "--out", str(TOPICS))
     own = (
         "replay",
@@ -76,87 +75,51 @@ def prepare() -> list[Command]:
         "--out",
         str(SELF),
     )
-    return [
-        Command("pool", "pool", "scripts/make_reports.py", (*reports, "--out", str(POOL)), POOL / "dataset.json"),
+    found = [
+        *(pool(), *tuning("full")),
         Command("topics", "topics", "scripts/data.py", topics, TOPICS),
         Command("self", "self", "scripts/data.py", own, SELF),
     ]
+    rate = chosen_rate("full")
+    if rate:
+        found += [command for seed in range(SEEDS) for arm in ARMS for command in _of_run(arm, seed, rate, far)]
+    return found
 
 
-def draw(seed: int) -> Path:
-    """The training reports of a seed, in a file."""
-    path = OUT / "data" / f"train-s{seed}.jsonl"
-    if not path.is_file() and (POOL / "train.jsonl").is_file():
-        lines = (POOL / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, "".join(random.Random(seed).sample(lines, DRAWN)))
-    return path
-
-
-def runs(seeds: int, far: list[Path]) -> list[Command]:
-    """The commands of all runs: seed by seed, so that a part of them is a result."""
-    return [command for seed in range(seeds) for arm in ARMS for command in _of_run(arm, seed, far)]
-
-
-def _of_run(arm: str, seed: int, far: list[Path]) -> list[Command]:
-    run, name = run_of(arm, seed), run_of(arm, seed).name
-    mix = () if any(text.startswith("data.mix=") for text in ARMS[arm]) else ("data.mix=none",)
-    settings = (
-        "configs/quickstart.py",
-        f"data.train={draw(seed)}",
-        f"data.validation={POOL / 'validation.jsonl'}",
-        *("run.eval_every=0", "run.eval_general=False", "run.save_every=0", "run.keep_last=1"),
-        *(f"run.seed={seed}", f"run.directory={OUT}", f"run.name={name}"),
-        *mix,
-        *ARMS[arm],
-    )
+def _of_run(arm: str, seed: int, rate: float, far: list[Path]) -> list[Command]:
+    name = name_of(arm, seed)
+    run = run_of("full", rate, seed) if arm == "plain" else OUT / name  # the run of experiment.settle
     exported = run / "export" / "export.json"
-    commands = [Command(f"{name}/train", f"train {arm}", "train.py", settings, exported)]
+    found = [train(run, arm, seed, rate / 3 if arm == "low rate" else rate, ARMS[arm], (TOPICS, SELF))]
     before = exported
     for alpha in ALPHAS:
-        model, weights = run / "export", run / "export" / "model.safetensors"
+        model = run / "export"
+        task, general = results_of(arm, seed, alpha)
         if alpha != "1":
             model = OUT / "models" / f"{name}-a{alpha}"
-            weights = model / "model.safetensors"
             options = (str(run), "--average-with-base", alpha, "--out", str(model))
             last = (run / "checkpoints",) if alpha == ALPHAS[-1] else ()
-            commands.append(
-                Command(
-                    f"{name}/a{alpha}", "average", "scripts/export.py", options, model / "export.json", (before,), last
-                )
-            )
-            before = model / "export.json"  # one after the other: the last one frees the checkpoints
-        task, general = results_of(arm, seed, alpha)
-        asked = (
-            str(model),
-            "--data",
-            str(POOL / "test.jsonl"),
-            "--max-new-tokens",
-            "128",
-            "--show",
-            "0",
-            "--json",
-            str(task),
-        )
+            done = model / "export.json"
+            found.append(Command(f"{name}/a{alpha}", "average", "scripts/export.py", options, done, (before,), last))
+            before = done  # one after the other: the last one frees the checkpoints
         forgotten = ("forgetting", BASE, str(model), "--texts", *map(str, far), "--json", str(general))
-        commands += [
-            Command(f"{name}/a{alpha}/task", "task", "scripts/evaluate.py", asked, task, (model / "export.json",)),
-            Command(
-                f"{name}/a{alpha}/general", "general", "scripts/measure.py", forgotten, general, (task,), (weights,)
-            ),
+        weights = (model / "model.safetensors",)
+        found += [
+            score(model, "test", task),
+            Command(f"{general.stem}", "general", "scripts/measure.py", forgotten, general, (task,), weights),
         ]
-    return commands
+    return found
 
 
-def measured(seeds: int) -> dict[tuple[str, str], dict[int, tuple[float, float]]]:
+def measured() -> dict[tuple[str, str], dict[int, tuple[float, float]]]:
     """(arm, alpha) -> seed -> (F1 on the test, KL to the base in nats per token), of what is done."""
     found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
     for arm in ARMS:
         for alpha in ALPHAS:
-            for seed in range(seeds):
+            for seed in range(SEEDS):
                 task, general = results_of(arm, seed, alpha)
-                if task.is_file() and general.is_file():
-                    f1 = json.loads(task.read_text(encoding="utf-8"))["violations"]["micro"]["f1"]
+                f1 = f1_of(task)
+                if f1 is not None and general.is_file():
                     kl = json.loads(general.read_text(encoding="utf-8"))["kl"]["value"]
                     found.setdefault((arm, alpha), {})[seed] = f1, kl
     return found
@@ -179,7 +142,7 @@ def table(found: dict[tuple[str, str], dict[int, tuple[float, float]]]) -> str:
             low, high = differences.mean() - half, differences.mean() + half
             contrast = f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})"
             verdict = (
-                "yes" if -MARGIN < low and high < MARGIN else "lower" if high < 0 else "higher" if low > 0 else "open"
+                "yes" if low > -MARGIN and high < MARGIN else "lower" if high < 0 else "higher" if low > 0 else "open"
             )
         kept = ", ".join(str(sum(value <= budget for value in kl)) for budget in BUDGETS)
         rows.append(
@@ -213,7 +176,6 @@ def picture(found: dict[tuple[str, str], dict[int, tuple[float, float]]], path: 
 def main() -> int:
     """List, run or report."""
     parser = new_parser(__doc__, "python -m experiment.pareto")
-    add_number(parser, "--seeds", "how many", 8, least=2)
     add_number(parser, "--parallel", "commands at once, each with one process", 1, least=1)
     parser.add_argument(
         "--far", nargs="+", type=Path, required=True, metavar="FILE", help="texts that no arm trains on"
@@ -223,16 +185,15 @@ def main() -> int:
     what.add_argument("--report", action="store_true", help="write the table and the picture of what is done, and exit")
     options = parser.parse_args()
     if options.list:
-        print(list_commands([*prepare(), *runs(options.seeds, options.far)], OUT, options.parallel))
+        print(list_commands(commands(options.far), OUT, options.parallel))
         return 0
     if not options.report:
         try:
-            run_commands(prepare(), OUT, options.parallel)
-            run_commands(runs(options.seeds, options.far), OUT, options.parallel)
+            run_commands(lambda: commands(options.far), OUT, options.parallel)
         except Interrupted as signal:
             print("stopped; start again to continue")
             return signal.exit_code
-    found = measured(options.seeds)
+    found = measured()
     write_durably(OUT / "pareto.md", table(found) + "\n")
     picture(found, OUT / "pareto.png")
     print(table(found))
