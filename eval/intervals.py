@@ -117,7 +117,7 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def terms_of(result: dict) -> dict[str, Terms]:
-    """Those of `f1`, `exact`, `fact_f1`, `pairs`, `rouge_l`, `loss` that a result of scripts/evaluate.py has, per example."""
+    """Those of `f1`, `exact`, `fact_f1`, `pairs`, `exact_match`, `rouge_l`, `loss` that a result of scripts/evaluate.py has, per example."""
     answers, losses = result.get("answers") or (), result.get("losses") or ()
     clusters = clusters_of(answers)
     terms: dict[str, Terms] = {}
@@ -128,6 +128,8 @@ def terms_of(result: dict) -> dict[str, Terms]:
             facts = _array((2 * right, true + said) for right, true, said in (a["facts"] for a in answers))
             terms["fact_f1"] = Terms(facts, clusters, ratio)
         terms |= _pair_terms(answers, clusters)
+    if answers and all("exact" in answer for answer in answers):
+        terms["exact_match"] = Terms(_array((answer["exact"], 1) for answer in answers), clusters, ratio)
     if answers and all("rouge_l" in answer for answer in answers):
         terms["rouge_l"] = Terms(_array((answer["rouge_l"], 1) for answer in answers), clusters, ratio)
     if losses:

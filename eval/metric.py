@@ -37,6 +37,15 @@ def load_metric(name: str) -> Metric:
     return metric
 
 
+def metric_figures(name: str) -> Callable[[list[str], list[dict]], dict]:
+    """What --metric adds to a result: (answers, examples) -> `metric`, with the name and the scores; nothing without a name.
+
+    Raises UserError if there is no such function.
+    """
+    metric = load_metric(name) if name else None
+    return lambda answers, examples: {"metric": {"by": name, "scores": metric(answers, examples)}} if metric else {}
+
+
 def checked_scores(name: str, result: object) -> dict[str, float]:
     """The result of a metric as name -> finite float. Raises UserError if it is anything else."""
     scores = result if isinstance(result, Mapping) else {"metric": result}

@@ -29,17 +29,22 @@ Figures = Callable[[dict], list[Figure]]
 
 def figures(result: dict) -> list[Figure]:
     """All figures of a result of scripts/evaluate.py that do not depend on the task."""
-    return [*rouge_figures(result), *run_figures(result)]
+    return [*text_figures(result), *run_figures(result)]
 
 
-def rouge_figures(result: dict) -> list[Figure]:
-    """ROUGE-L, if the result has it."""
-    rouge = result.get("rouge_l")
-    return (
-        [Figure(f"{rouge['of']} ROUGE-L (F)", f"{rouge['f']:.3f}", f"{rouge['n']} {rouge['of']}s", "rouge_l")]
-        if rouge
-        else []
-    )
+def text_figures(result: dict) -> list[Figure]:
+    """The scores of --metric, exact match and ROUGE-L, as far as the result has them."""
+    metric, match, rouge = result.get("metric"), result.get("exact_match"), result.get("rouge_l")
+    rows = []
+    if metric:
+        rows += [Figure(name, f"{value:.4g}", f"by {metric['by']}") for name, value in metric["scores"].items()]
+    if match:
+        rows.append(Figure("exact match", percent(match["share"]), f"{match['n']} answers", "exact_match"))
+    if rouge:
+        rows.append(
+            Figure(f"{rouge['of']} ROUGE-L (F)", f"{rouge['f']:.3f}", f"{rouge['n']} {rouge['of']}s", "rouge_l")
+        )
+    return rows
 
 
 def run_figures(result: dict) -> list[Figure]:
@@ -106,11 +111,12 @@ def compare(before: dict, after: dict, figures: Figures = figures) -> str:
 
 
 def one_answer(result: dict, index: int = 0) -> str:
-    """The model's answer to the `index`-th example (modulo their number), with a heading."""
+    """The model's answer to the `index`-th example (modulo their number), with a heading and the reference."""
     answers = result["answers"]
     answer = answers[index % len(answers)]
     name = f"{index % len(answers) + 1} of {len(answers)}" if answer["id"] is None else answer["id"]
-    return f"answer to example {name}:\n{answer['answer']}"
+    reference = f"\nreference:\n{answer['reference']}" if "reference" in answer else ""
+    return f"answer to example {name}:\n{answer['answer']}{reference}"
 
 
 def aligned(rows: Sequence[tuple[str, ...]], last: str = "<") -> list[str]:

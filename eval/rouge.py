@@ -34,15 +34,22 @@ def _common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def score_whole_answers(examples: Sequence[dict], texts: Sequence[str]) -> dict:
-    """ROUGE-L of `texts` against the assistant's last message of each example: the metric for any task.
+    """Exact match, but for white space, and ROUGE-L of `texts` against the last message of each example: for any task.
 
-    Returns `rouge_l` (`of` "answer", `n`, mean `f`, no `baselines`) and `answers` (`id`, `answer`, `rouge_l` of each).
+    Returns `exact_match` (`n`, mean `share`), `rouge_l` (`of` "answer", `n`, mean `f`, no `baselines`) and `answers` (`id`,
+    `answer`, `reference`, `exact` and `rouge_l` of each).
     """
-    scores = rouge_l([example["messages"][-1]["content"] for example in examples], texts)
-    rows = zip(examples, texts, scores, strict=True)
+    references = [example["messages"][-1]["content"] for example in examples]
+    scores = rouge_l(references, texts)
+    exact = [text.split() == reference.split() for text, reference in zip(texts, references, strict=True)]
+    rows = zip(examples, texts, references, exact, scores, strict=True)
     return {
+        "exact_match": {"n": len(exact), "share": mean(exact)},
         "rouge_l": {"of": "answer", "n": len(scores), "f": mean(scores), "baselines": {}},
-        "answers": [{"id": example.get("id"), "answer": text, "rouge_l": score} for example, text, score in rows],
+        "answers": [
+            {"id": example.get("id"), "answer": text, "reference": reference, "exact": same, "rouge_l": score}
+            for example, text, reference, same, score in rows
+        ],
     }
 
 

@@ -32,7 +32,8 @@ from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationInputs, EvaluationOptions, read_inputs
 from eval.load_over_ranks import add_sharding_option
-from eval.over_ranks import TIMEOUT_MINUTES
+from eval.metric import metric_figures
+from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank
 from eval.stored_answers import write_answers
 from model.fingerprint import fingerprint_of_base
 from xbrl.answers import tables as report
@@ -58,6 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size)
     longest = "maximum length of an answer (default: 25%% more than the longest in --train, or 256)"
     add_number(parser, "--max-new-tokens", longest)
+    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/data.md)"
+    parser.add_argument("--metric", default="", help=metric)
     add_dtype_option(parser)
     add_sharding_option(parser)
     general = "also measure perplexity on general text that training never sees"
@@ -81,17 +84,21 @@ def main() -> int:
     """Evaluate; on rank 0 write the JSON and print the tables."""
     start = time.perf_counter()
     arguments = vars(parse_arguments())
-    show, validation, probe = (arguments.pop(name) for name in ("show", "validation", "probe"))
+    show, validation, probe, metric = (arguments.pop(name) for name in ("show", "validation", "probe", "metric"))
     options = EvaluationOptions(**arguments)
     ranks = start_process_group(TIMEOUT_MINUTES)
     inputs = read_on_first(lambda: read_checked(options), ranks)
     if ranks.rank == 0 and inputs.control_line:
         print(inputs.control_line, flush=True)
+    own = on_every_rank(lambda: metric_figures(metric), ranks)
     tuned_on = read_on_first(lambda: read_examples(validation) if validation else [], ranks)
 
     def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers
         """The scores on all ranks, or their error: the first rank fits the baselines, and the others need not fit them too."""
-        return read_on_first(lambda: score_answers(*arguments, validation=tuned_on, probe=probe), ranks)
+        examples, texts, *_ = arguments
+        return read_on_first(
+            lambda: score_answers(*arguments, validation=tuned_on, probe=probe) | own(texts, examples), ranks
+        )
 
     result = evaluate_examples(options, inputs, ranks, score, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)

@@ -15,15 +15,16 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import functools
 import time
 from dataclasses import asdict
+from typing import Any
 
 from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
 from data.formats import read_examples
 from eval.asked_examples import choose_examples, has_answer
+from eval.metric import metric_figures
 from eval.results import prepare_output
 from eval.stored_answers import score_stored
 from xbrl.answers.audit import audit, audit_table
@@ -43,6 +44,8 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--limit", "only the examples that scripts/evaluate.py chooses with this --limit", least=1)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
+    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config"
+    parser.add_argument("--metric", default="", help=metric)
     add_number(parser, "--show", "number of answers to print", 1, least=0)
     return parser.parse_args()
 
@@ -59,7 +62,12 @@ def main() -> int:
     if arguments.json:
         prepare_output(arguments.json)
     tuned_on = read_examples(arguments.validation) if arguments.validation else []
-    score = functools.partial(score_answers, validation=tuned_on, probe=arguments.probe)
+    own = metric_figures(arguments.metric)
+
+    def score(examples: list[dict], texts: list[str], *others: Any) -> dict:  # noqa: ANN401  those of score_answers
+        found = score_answers(examples, texts, *others, validation=tuned_on, probe=arguments.probe)
+        return found | own(texts, examples)
+
     result, before = score_stored(
         arguments.data, arguments.answers, arguments.train, arguments.limit, arguments.before, score
     )

@@ -29,6 +29,7 @@ MEASURES = {
     "precision": Measure("precision", tested=False),
     "recall": Measure("recall", tested=False),
     "exact": Measure("reports all right", tested=False),
+    "exact_match": Measure("exact match"),
     "rouge_l": Measure("ROUGE-L"),
     "loss": Measure("loss, nats/token", better=-1, digits=4),
     "perplexity": Measure("general perplexity/byte", better=-1),

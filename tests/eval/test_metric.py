@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from eval.metric import load_metric, plain_scores
+from eval.metric import load_metric, metric_figures, plain_scores
 
 EXAMPLES = [
     {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]} for text in ("a b", "c")
@@ -101,6 +101,14 @@ def test_without_a_metric_answers_are_compared_with_the_reference(monkeypatch):
     assert plain_scores(["a\n b ", "d"], EXAMPLES) == {"exact_match": 0.5, "rouge_l": 0.5}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert plain_scores(["a b", "d"], EXAMPLES) == {"exact_match": 0.5}
+
+
+def test_the_scores_of_an_option_stand_in_a_result_with_their_name(scores):
+    name = "scores_of_mine:spoils"
+    assert metric_figures(name)(["a b", "d"], EXAMPLES) == {"metric": {"by": name, "scores": {"metric": 3.0}}}
+    assert metric_figures("")(["a b", "d"], EXAMPLES) == {}
+    with pytest.raises(UserError, match="no_such_module"):
+        metric_figures("no_such_module:f")
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path, monkeypatch):

@@ -46,6 +46,15 @@ def test_the_table_has_every_figure_with_its_n():
     assert cells(table(RESULT | {"shots": 4, "fewest_shots": 4, "constrained": False}), "asked with")[1:] == ["4 shots"]
 
 
+def test_own_scores_exact_match_and_references_are_shown():
+    answers = [{**answer, "exact": answer["id"] == "a", "reference": "yes"} for answer in RESULT["answers"]]
+    own = {"by": "mine:f", "scores": {"words": 2.5}}
+    result = RESULT | {"answers": answers, "metric": own, "exact_match": {"n": 2, "share": 0.5}}
+    assert cells(table(result), "words") == ["words", "2.5", "by mine:f"]
+    assert cells(table(result), "exact match") == ["exact match", "50.0%", "0.000 to 1.000", "2 answers"]
+    assert one_answer(result, 1) == "answer to example b:\nno\nreference:\nyes"
+
+
 def test_figures_that_a_result_lacks_are_left_out():
     text = table({key: value for key, value in RESULT.items() if key not in ("rouge_l", "general", "answers")})
     assert "ROUGE" not in text and "general" not in text and "cut short" not in text

@@ -28,7 +28,16 @@ def test_whole_answers_are_compared_with_the_last_message():
     }
     result = score_whole_answers([example], ["it is"])
     assert result["rouge_l"] == {"of": "answer", "n": 1, "f": pytest.approx(2 / 3), "baselines": {}}
-    assert result["answers"] == [{"id": "a", "answer": "it is", "rouge_l": pytest.approx(2 / 3)}]
+    (answer,) = result["answers"]
+    assert answer | {"reference": "", "rouge_l": 0.0} == {
+        "id": "a",
+        "answer": "it is",
+        "reference": "",
+        "exact": False,
+        "rouge_l": 0.0,
+    }
+    assert answer["rouge_l"] == pytest.approx(2 / 3) and answer["reference"] == example["messages"][-1]["content"]
+    assert result["exact_match"] == {"n": 1, "share": 0.0}
 
 
 def test_the_values_are_those_of_rouge_score():

@@ -17,7 +17,7 @@ def figures(result: dict) -> list[Figure]:
         *_part_figures(result),
         *_note_figures(result),
         *_fact_figures(result),
-        *report.rouge_figures(result),
+        *report.text_figures(result),
         *_letter_figures(result),
         *report.run_figures(result),
     ]
