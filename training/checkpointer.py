@@ -1,19 +1,32 @@
 """The checkpoints of a run: from which one it continues, when it saves, and which of them are known to be good."""
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 
 from common.errors import UserError
+from common.sha256 import sha256
 from configs.config import Run
 from distributed.checkpoint import Saver, is_plain
-from distributed.checkpoint_directory import find_checkpoint, read_manifest, set_aside_after
+from distributed.checkpoint_directory import (
+    MANIFEST,
+    checkpoint_name,
+    complete_checkpoints,
+    find_checkpoint,
+    read_manifest,
+    set_aside_after,
+    step_of,
+)
 from distributed.process_group import StopSignal, read_on_first
 from training.evaluations import Evaluations
-from training.identity import Identity, check_identity
+from training.identity import EXCLUDED, FIRST_STEP, Identity, check_identity
 from training.log import Log
+from training.record import RunRecord
+
+if TYPE_CHECKING:
+    from data.find import Exclusion
 
 
 class Checkpointer:
@@ -35,8 +48,9 @@ class Checkpointer:
         evaluations: Evaluations,
         stop: StopSignal,
         log: Log,
+        record: RunRecord,
     ) -> None:
-        self.directory, self.run, self.stop, self.log = directory, run, stop, log
+        self.directory, self.run, self.stop, self.log, self.record = directory, run, stop, log, record
         self.identity, self.settings, self.evaluations = identity, settings, evaluations
         self.trained_as = identity  # of the weights as they are: this start's, once it has taken a step
         self.resume_from: Path | None = None
@@ -44,25 +58,33 @@ class Checkpointer:
         self.saved_at = 0.0  # on rank 0's clock: of the last save, or of the first step of this start
         self.proven_step = 0  # the newest from whose weights a finite loss and gradient norm have been computed
 
-    def find(self, state: dict, total_steps: int) -> list[str]:
+    def find(self, state: dict, total_steps: int, exclusion: "Exclusion | None" = None) -> list[str]:
         """Put what the newest checkpoint says into `state` and the evaluations. Returns lines for the user.
 
-        Raises UserError if the checkpoint is damaged, is of another identity, or is beyond `total_steps`.
+        With an `exclusion` that is new to the run it is the newest checkpoint that has not seen what is excluded.
+
+        Raises UserError if the checkpoint is damaged, is of another identity, is beyond `total_steps`, or is not what the
+        record of the run says.
         """
         ranks, num_sources = self.stop.ranks, len(state["targets"])
         checkpoint, passed_over = find_checkpoint(self.directory, self.run.resume, ranks)
         lines = [f"warning: passed over: {problem}" for problem in passed_over]
+        newest, accepted = checkpoint, None  # what the identity of a checkpoint may say of the data, with the exclusion
+        if exclusion:
+            checkpoint, accepted, more = read_on_first(lambda: self._exclude(exclusion, checkpoint), ranks)
+            lines += [*exclusion.lines, *more]
         if checkpoint is None:
             export = self.directory.with_name("export")
-            if read_on_first(export.exists, ranks):
+            if read_on_first(export.exists, ranks) and not accepted:
                 raise UserError(
                     f"{export} exists, but the checkpoints of its run are gone; to train again from the base model, choose "
                     f"another run.name or remove {export.parent}"
                 )
-            return lines
+            return lines + self.record.continue_from(0, None, bytes)
         saved = read_on_first(lambda: read_manifest(checkpoint), ranks)["state"]
-        self.identity, changes = check_identity(checkpoint, saved, self.identity, self.settings, self.run.resume)
-        self.trained_as = saved["identity"]
+        comparable = saved | {"identity": saved["identity"] | {"the data": accepted}} if accepted else saved
+        self.identity, changes = check_identity(checkpoint, comparable, self.identity, self.settings, self.run.resume)
+        self.trained_as = self.identity if accepted and checkpoint == newest else saved["identity"]
         if saved["step"] > total_steps:
             raise UserError(f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config")
         counted = saved["loop"]
@@ -74,7 +96,52 @@ class Checkpointer:
         self.evaluations.load_state_dict(saved)
         self.saved_step, self.saved_updates = saved["saved_step"], saved["saved_updates"]
         self.proven_step, self.resume_from = saved["proven_step"], checkpoint
+        manifest = read_on_first(lambda: sha256(checkpoint / MANIFEST), ranks)
+        lines += self.record.continue_from(
+            saved["step"], manifest, lambda: self.log.kept(saved["step"], saved["evaluated"])
+        )
         return lines + changes
+
+    def _exclude(self, exclusion: "Exclusion", checkpoint: Path | None) -> tuple[Path | None, dict | None, list[str]]:
+        """(the checkpoint to continue from, "the data" of its identity with this exclusion, lines for the user), on rank 0.
+
+        Later checkpoints, which have seen something that is excluded, are set aside, and the record says so. Nothing happens
+        if the newest checkpoint has this exclusion already, or one of something that is trained on now.
+        """
+        known = {
+            entry.content["fingerprint"]: entry.content for entry in self.record.read() if entry.kind == "exclusion"
+        }
+        note = {"fingerprint": exclusion.fingerprint, "examples": exclusion.digests, "step": 0}
+        if checkpoint is None:
+            if exclusion.fingerprint not in known:
+                self.record.append("exclusion", **note)
+            return None, None, []
+        saved = read_manifest(checkpoint)["state"]
+        before = saved["identity"]["the data"].get(EXCLUDED)
+        old = set(known[before]["examples"]) if before in known else set()
+        if before == exclusion.fingerprint or (before and not old) or not old <= set(exclusion.digests):
+            return checkpoint, None, []
+        now = self.identity["the data"]
+        accepted = saved["identity"]["the data"] | {name: now[name] for name in (EXCLUDED, FIRST_STEP)}
+        seen = exclusion.first_step(saved["step"], old)
+        if seen is None:
+            self.record.append("exclusion", **note | {"step": saved["step"]})
+            return checkpoint, accepted, ["nothing that is excluded was in a step up to now"]
+        steps = [step_of(path) for path in complete_checkpoints(self.directory) if step_of(path) <= seen]
+        good = self.directory / checkpoint_name(steps[-1]) if steps else None
+        if good:
+            comparable = read_manifest(good)["state"]
+            comparable["identity"] = comparable["identity"] | {"the data": accepted}
+            check_identity(good, comparable, self.identity, self.settings, self.run.resume)
+        what = f"step {seen + 1} has seen an example of data.exclude"
+        self.record.append("exclusion", **note | {"step": steps[-1] if steps else 0, "seen_in_step": seen + 1})
+        renamed = set_aside_after(self.directory, steps[-1] if steps else 0, self.record.append, what)
+        start = f"the checkpoint of step {steps[-1]}" if steps else "the base model"
+        return (
+            good,
+            accepted,
+            [f"warning: {what}: the run continues from {start}; {', '.join(renamed)} are not used any more"],
+        )
 
     @property
     def is_changed(self) -> bool:
@@ -85,7 +152,14 @@ class Checkpointer:
         """From now on these are loaded and saved. Call it right after the optimizer is made."""
         run = self.run
         self.saver = Saver(
-            self.directory, parameters, optimizer, self.stop.ranks, run.keep_last, run.async_save, run.timeout_minutes
+            self.directory,
+            parameters,
+            optimizer,
+            self.stop.ranks,
+            run.keep_last,
+            run.async_save,
+            run.timeout_minutes,
+            self.record.append,
         )
 
     def register(self, name: str, thing: Any) -> None:
@@ -125,14 +199,14 @@ class Checkpointer:
         self.saved_step, self.saved_updates = state["step"], state["updates"]
         self.saved_at, self.trained_as = self.stop.clock, self.identity
         with self.stop.saving():
-            self.saver.save(self._manifest(state))
+            self.saver.save(self._manifest(state), **self.record.so_far())
         self.show_saves()
 
     def update(self, state: dict) -> None:
         """If this step is saved: let its manifest say what has been evaluated since."""
         if 0 < state["step"] == self.saved_step:
             self.log.sync()
-            self.saver.update_state(self._manifest(state))
+            self.saver.update_state(self._manifest(state), **self.record.so_far())
 
     def show_saves(self) -> None:
         """Log the saves in the background that have finished. Raises UserError on all ranks if one has failed."""
@@ -152,7 +226,9 @@ class Checkpointer:
         """
         self.saver.wait()
         good = self.saved_step if updates > self.saved_updates else self.proven_step
-        renamed = read_on_first(lambda: set_aside_after(self.directory, good), self.stop.ranks)
+        renamed = read_on_first(
+            lambda: set_aside_after(self.directory, good, self.record.append, what), self.stop.ranks
+        )
         aside = (
             f"; {', '.join(renamed)} in {self.directory} may hold bad weights and will not be used" if renamed else ""
         )
