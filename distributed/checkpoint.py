@@ -445,7 +445,8 @@ def _copies(tensors: Tensors) -> dict[str, str]:
     """Registered tensors that every rank holds whole -> a checksum, by which the ranks compare them."""
     whole = {k: v for k, v in tensors.items() if k.startswith("registered.") and not isinstance(v, DTensor)}
     return {
-        k: hashlib.sha256(v.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest() for k, v in whole.items()
+        k: hashlib.sha256(v.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for k, v in whole.items()
     }
 
 

@@ -52,8 +52,10 @@ def _part(tensor: torch.Tensor) -> Part:
     if isinstance(tensor, DTensor):
         _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
         first, local = offset[0] if offset else 0, tensor.to_local()
-    if not local.numel():
-        return Part(-1, b"", b"", b"")  # a rank without rows
+    return _part_of_rows(local, first) if local.numel() else Part(-1, b"", b"", b"")  # a rank without rows
+
+
+def _part_of_rows(local: torch.Tensor, first: int) -> Part:
     rows = len(local) if local.dim() else 1
     flat = local.detach().cpu().contiguous().reshape(rows, -1).view(torch.uint8).numpy()
     in_unit = 1
