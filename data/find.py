@@ -82,9 +82,9 @@ class Exclusion:
         """The SHA-256 of all of these."""
         return hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()
 
-    def first_step(self, steps: int, before: set[str]) -> int | None:
-        """Of the first `steps` steps, counted from 0, the first with an example that is not among `before`. None: there is none."""
-        items = {item for found in self.found if found.digest not in before for item in found.items}
+    def first_step(self, steps: int) -> int | None:
+        """Of the first `steps` steps, counted from 0, the first with one of the examples. None: there is none."""
+        items = {item for found in self.found for item in found.items}
         return next((step for step in range(steps) if not items.isdisjoint(self.whole.batch(step).items)), None)
 
 

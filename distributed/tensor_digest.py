@@ -1,8 +1,8 @@
 """A SHA-256 of the tensors of a checkpoint that is the same for any number of ranks.
 
-Ranks hold rows of a sharded tensor, and rows make units of `UNIT` bytes or a few more whose borders do not depend on the
-ranks. Each rank hashes the units that it holds whole. Of a unit that lies on two ranks it sends the bytes, and rank 0 hashes
-that one. The digest of a tensor is the SHA-256 of the digests of its units, in order.
+Ranks hold rows of a sharded tensor, and rows make units of `UNIT` bytes or a few more, whose borders do not depend on the
+ranks. Each rank hashes the units that it holds whole; of one that lies on two ranks it sends the bytes. The digest of a tensor
+is the SHA-256 of the digests of its units, in order.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Part(NamedTuple):
 def parts_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[str, Part]]:
     """Name -> (dtype and shape of the whole tensor, its part on this rank). Random states, which each rank has, are left out."""
     return {
-        name: (f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}", _part(tensor))
+        name: (f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}", part_of(*_rows_of(tensor)))
         for name, tensor in tensors.items()
         if not name.startswith("random.")
     }
@@ -39,45 +39,42 @@ def parts_of(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[str, Part]]:
 
 def digest_of(parts: Iterable[dict[str, tuple[str, Part]]], values: object) -> str:
     """The digest of what all ranks hold, and of `values`, which are plain JSON. Ranks may hold the same rows."""
-    tensors: dict[str, tuple[str, dict[int, Part]]] = {}
+    tensors: dict[str, dict[int, Part]] = {}
     for of_rank in parts:
         for name, (kind, part) in of_rank.items():
-            tensors.setdefault(name, (kind, {}))[1].setdefault(part.first, part)
-    whole = {name: [kind, _joined(found)] for name, (kind, found) in tensors.items()}
-    return hashlib.sha256(json.dumps([whole, values], sort_keys=True).encode()).hexdigest()
+            tensors.setdefault(f"{name} {kind}", {}).setdefault(part.first, part)
+    found = {name: _joined([rows[first] for first in sorted(rows)]) for name, rows in tensors.items()}
+    return hashlib.sha256(json.dumps([found, values], sort_keys=True).encode()).hexdigest()
 
 
-def _part(tensor: torch.Tensor) -> Part:
-    first, local = 0, tensor
-    if isinstance(tensor, DTensor):
-        _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-        first, local = offset[0] if offset else 0, tensor.to_local()
-    return _part_of_rows(local, first) if local.numel() else Part(-1, b"", b"", b"")  # a rank without rows
-
-
-def _part_of_rows(local: torch.Tensor, first: int) -> Part:
-    rows = len(local) if local.dim() else 1
-    flat = local.detach().cpu().contiguous().reshape(rows, -1).view(torch.uint8).numpy()
+def part_of(rows: torch.Tensor, first: int) -> Part:
+    """The part that these rows are, of which the first is row `first` of the tensor."""
+    if not rows.numel():
+        return Part(-1, b"", b"", b"")  # a rank without rows
+    flat = rows.detach().cpu().contiguous().reshape(len(rows), -1).view(torch.uint8).numpy()
     in_unit = 1
     while in_unit * flat.shape[1] < UNIT:
         in_unit *= 2
-    begin = min(rows, -first % in_unit)
-    end = max(begin, (first + rows) // in_unit * in_unit - first)
+    begin = min(len(rows), -first % in_unit)
+    end = max(begin, (first + len(rows)) // in_unit * in_unit - first)
     digests = (hashlib.sha256(flat[row : row + in_unit].data).digest() for row in range(begin, end, in_unit))
     return Part(first, flat[:begin].tobytes(), b"".join(digests), flat[end:].tobytes())
 
 
-def _joined(parts: dict[int, Part]) -> str:
-    """The digest of a tensor. A unit on several ranks is the end of a part, whole parts, and the begin of another one."""
-    found, open_unit = hashlib.sha256(), b""
-    for first in sorted(parts):
-        part = parts[first]
-        open_unit += part.before
-        if (part.digests or part.after) and open_unit:
-            found.update(hashlib.sha256(open_unit).digest())
-            open_unit = b""
-        found.update(part.digests)
-        open_unit += part.after
-    if open_unit:
-        found.update(hashlib.sha256(open_unit).digest())
+def _rows_of(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """(this rank's rows, the number of the first one)."""
+    if not isinstance(tensor, DTensor):
+        return torch.atleast_1d(tensor), 0
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return torch.atleast_1d(tensor.to_local()), offset[0] if offset else 0
+
+
+def _joined(parts: list[Part]) -> str:
+    """The digest of a tensor. A unit that lies on several ranks is the end of a part, whole parts, and the begin of one."""
+    found, unit = hashlib.sha256(), b""
+    for part in [*parts, Part(0, b"", b"", b"the end")]:
+        unit += part.before
+        if part.digests or part.after:
+            found.update((hashlib.sha256(unit).digest() if unit else b"") + part.digests)
+            unit = part.after
     return found.hexdigest()

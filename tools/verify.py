@@ -1,7 +1,6 @@
 """Compare a run with its record: every file, a replay of its steps, and what it has seen. scripts/verify.py is the command.
 
-The record (training/record.py) holds together by itself. What it says is compared with what is there; a replay trains again
-and compares what comes out. docs/verify.md says what each of these proves.
+docs/verify.md says what each of these proves.
 """
 
 import contextlib
@@ -15,9 +14,9 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -44,7 +43,8 @@ from training.identity import differences
 from training.record import FILE, METRICS, Entry, Record, not_given_up, plan_after
 
 ROOT = Path(__file__).resolve().parents[1]
-EXACT, NOT_EXACT = 0, 3  # exit codes of a replay that differs nowhere, and of one that may differ
+EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
+Say = Callable[[str], None]
 
 
 class Differs(Exception):
@@ -56,9 +56,8 @@ class Differs(Exception):
 
 def read_record(run: Path) -> list[Entry]:
     """The entries of the record. Raises Differs where its chain is broken, and UserError if there is none."""
-    record = Record(run)
     try:
-        entries = record.read()
+        entries = Record(run).read()
     except UserError as error:
         raise Differs(str(error)) from error
     if not entries:
@@ -68,19 +67,25 @@ def read_record(run: Path) -> list[Entry]:
 
 def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[str]:
     """Compare everything with the record, and yield a line about each part. Raises Differs at the first difference."""
-    yield check_head(run, entries, head)
-    yield check_starts(run, entries)
-    yield check_metrics(run, entries)
-    yield check_checkpoints(run, entries)
-    yield from check_exports(run, entries)
-    yield check_inputs([entry for entry in entries if entry.kind == "start"][-1:])
+    yield _check_head(run, entries, head)
+    starts = [entry for entry in entries if entry.kind == "start"]
+    for entry in starts:
+        for name, digest in entry.content["written"].items():
+            if name != "config.json" or entry is starts[-1]:
+                _compare(run / name, digest, entry)
+    last = starts[-1].content
+    by = f"the last by {last['started_by']}, approved by {last['approved_by'] or 'nobody'}"
+    yield f"starts: {len(starts)}, {by}, on {last['world_size']} ranks of {last['processor']}"
+    yield _check_metrics(run, entries, starts[-1])
+    yield _check_checkpoints(run, entries)
+    yield from _check_exports(run, entries)
+    yield check_inputs(starts[-1])
 
 
-def check_head(run: Path, entries: list[Entry], head: str | None) -> str:
-    """Compare the head with one that was kept elsewhere, of which 16 digits or more are given."""
+def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
     line = f"record: {len(entries)} entries hold each other, head {entries[-1].digest}"
     if head is None:
-        return f"{line}; only --head with a copy that was kept elsewhere shows that the record was not written anew"
+        return f"{line}; only --head with a copy that was kept elsewhere shows that it was not written anew"
     if not re.fullmatch("[0-9a-f]{16,64}", head := head.lower()):
         raise UserError(f"--head {head}: give 16 to 64 hexadecimal digits")
     entry = next((entry for entry in entries if entry.digest.startswith(head)), None)
@@ -92,73 +97,52 @@ def check_head(run: Path, entries: list[Entry], head: str | None) -> str:
     return f"{line}; {head} is the head after {entry}" + (f", and {later} entries came later" if later else "")
 
 
-def check_starts(run: Path, entries: list[Entry]) -> str:
-    """config.json and the differences of the code from the commit."""
-    starts = [entry for entry in entries if entry.kind == "start"]
-    for entry in starts:
-        for name, digest in entry.content["written"].items():
-            if name != "config.json" or entry is starts[-1]:
-                _compare(run / name, digest, entry)
-    last = starts[-1].content
-    return (
-        f"starts: {len(starts)}, the last by {last['started_by']}, approved by {last['approved_by'] or 'nobody'}, on "
-        f"{last['world_size']} ranks of {last['processor']}"
-    )
-
-
-def check_metrics(run: Path, entries: list[Entry]) -> str:
-    """The rows of curves. A start cuts them down and says what is left, so that only entries from the last one on count."""
-    path = run / METRICS
+def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
+    """A start cuts the rows down and says what is left: entries from the last one on count."""
+    path, end = run / METRICS, 0
     content = path.read_bytes() if path.is_file() else b""
-    last = [entry for entry in entries if entry.kind == "start"][-1].number
-    good, end = 0, 0
-    for entry in not_given_up(entries):
-        if "metrics" not in entry.content:
-            continue
-        size, digest = entry.content["metrics"]["bytes"], entry.content["metrics"]["sha256"]
-        if hashlib.sha256(content[:size]).hexdigest() == digest:
-            good, end = max(good, size), max(end, size)
-        elif entry.number >= last:
-            steps = [json.loads(row)["step"] for row in content[good:size].splitlines() if _is_row(row)]
-            where = f"a row from step {min(steps)} to {max(steps)}" if steps else "its end"
-            raise Differs(f"{path} is not what {entry} says: {where} was changed, added or removed")
+    for entry in entries[last.number - 1 :]:
+        if of_entry := entry.content.get("metrics"):
+            if hashlib.sha256(content[: of_entry["bytes"]]).hexdigest() != of_entry["sha256"]:
+                raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
+            end = max(end, of_entry["bytes"])
     rows, rest = content.count(b"\n", 0, end), content.count(b"\n", end)
     if rest and entries[-1].kind in ("stop", "export", "certificate"):
         raise Differs(f"{path}: {rest} rows at its end are in no entry, and the run had ended at {entries[-1]}")
-    return f"{METRICS}: {rows} rows" + (f", and {rest} after the last entry, which a kill has left" if rest else "")
+    return f"{METRICS}: {rows} rows" + (f", {rest} after the last entry" if rest else "")
 
 
-def check_checkpoints(run: Path, entries: list[Entry]) -> str:
+def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     """Every checkpoint that is there, all bytes of it, and whether one is missing."""
-    folder, kept = run / "checkpoints", [entry for entry in not_given_up(entries) if entry.kind == "checkpoint"]
-    checked, left = [], []
+    folder, live = run / "checkpoints", [entry for entry in not_given_up(entries) if entry.kind == "checkpoint"]
+    whole, left = [], []
     for path in sorted(folder.glob("step-*")):
+        name = path.name.removesuffix(SET_ASIDE)
         if not path.is_dir() or path.name.endswith(SUFFIX):
             continue
-        name = path.name.removesuffix(SET_ASIDE)
-        every = [one for one in entries if one.kind == "checkpoint" and checkpoint_name(one.step) == name]
-        if not every:
+        if name not in [checkpoint_name(entry.step) for entry in entries if entry.kind == "checkpoint"]:
             raise Differs(f"{path} is named by no entry of {FILE}")
-        current = [one for one in every if one in kept]
-        if not current or path.name != name:
+        current = [entry for entry in live if checkpoint_name(entry.step) == path.name]
+        if not current:
             left.append(path.name)  # the run does not continue from it
             continue
         found = sha256(path / MANIFEST) if (path / MANIFEST).is_file() else "missing"
-        entry = next((one for one in current if one.content["manifest"] == found), None)
+        entry = next((entry for entry in current if entry.content["manifest"] == found), None)
         if entry is None:
             raise Differs(f"{path / MANIFEST} is not the one of {current[-1]}: it was changed, or is of another run")
         _check_checkpoint(path, entry)
-        checked.append(path.name)
-    for entry in {entry.step: entry for entry in kept}.values():
-        name, later = checkpoint_name(entry.step), entries[entry.number :]
-        gone = [one for one in later if name in one.content.get("removed", []) + one.content.get("set_aside", [])]
-        if name not in checked and not gone:
+        whole.append(path.name)
+    names = {checkpoint_name(entry.step): entry for entry in live}
+    for name, entry in names.items():
+        later = [one.content.get("removed", []) + one.content.get("set_aside", []) for one in entries[entry.number :]]
+        if name not in whole and not any(name in gone for gone in later):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
-    aside = f"; not looked at, because the run has given them up: {', '.join(left)}" if left else ""
-    return f"checkpoints: {len(checked)} whole, {len({entry.step for entry in kept}) - len(checked)} removed{aside}"
+    aside = f"; not compared, because the run has given them up: {', '.join(left)}" if left else ""
+    return f"checkpoints: {len(whole)} whole, {len(names) - len(whole)} removed{aside}"
 
 
 def _check_checkpoint(path: Path, entry: Entry) -> None:
+    parts = {}
     try:
         manifest = read_manifest(path)
         for name, sums in manifest["files"].items():
@@ -166,9 +150,7 @@ def _check_checkpoint(path: Path, entry: Entry) -> None:
                 file.check()
     except UserError as error:
         raise Differs(f"{error} ({entry})") from error
-    reader = dcp.FileSystemReader(path)
-    parts = {}
-    for name, stored in reader.read_metadata().state_dict_metadata.items():
+    for name, stored in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
         if isinstance(stored, TensorStorageMetadata) and not name.startswith("random."):
             tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
             with warnings.catch_warnings():
@@ -179,10 +161,9 @@ def _check_checkpoint(path: Path, entry: Entry) -> None:
         raise Differs(f"the tensors of {path} are not those of {entry}")
 
 
-def check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
+def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
     """The newest export in each directory."""
-    exports = {entry.content["directory"]: entry for entry in entries if entry.kind == "export"}
-    own = run / "export"
+    exports, own = {entry.content["directory"]: entry for entry in entries if entry.kind == "export"}, run / "export"
     if own.exists() and own.name not in exports:
         raise Differs(f"{own} is named by no entry of {FILE}")
     for name, entry in exports.items():
@@ -201,18 +182,15 @@ def check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         yield f"export {folder}: {len(sums)} files, the {written['weights']} weights of step {entry.step}"
 
 
-def check_inputs(starts: Sequence[Entry]) -> str:
-    """What the last start has read: the base with its tokenizer, and all data. Files that are not here are not compared."""
-    away, count = 0, 0
-    for entry in starts:
-        wanted = {path: (part, sums[path]) for part, sums in entry.content["files"].items() for path in sums}
-        here = [path for path in map(Path, wanted) if path.is_file()]
-        away, count = away + len(wanted) - len(here), count + len(here)
-        for path, found in sha256_of_all(here).items():
-            part, digest = wanted[str(path)]
-            if found != digest:
-                raise Differs(f"{path} ({part}) is not what {entry} has read: its SHA-256 is another one")
-    return f"base and data: {count} files" + (f"; {away} are not here, so not compared" if away else "")
+def check_inputs(start: Entry) -> str:
+    """What a start has read: the base with its tokenizer, and all data. Files that are not here are not compared."""
+    wanted = {Path(path): (part, sums[path]) for part, sums in start.content["files"].items() for path in sums}
+    here = [path for path in wanted if path.is_file()]
+    for path, found in sha256_of_all(here).items():
+        if found != wanted[path][1]:
+            raise Differs(f"{path} ({wanted[path][0]}) is not what {start} has read: its SHA-256 is another one")
+    away = len(wanted) - len(here)
+    return f"base and data: {len(here)} files" + (f"; {away} are not here, so not compared" if away else "")
 
 
 def _compare(path: Path, digest: str, entry: Entry) -> None:
@@ -222,18 +200,10 @@ def _compare(path: Path, digest: str, entry: Entry) -> None:
         raise Differs(f"{path} is not what {entry} says: its SHA-256 is another one")
 
 
-def _is_row(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line)["step"], int)
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
 # ---- Replay --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Steps that one start has trained: from the checkpoint of step `first`, or the base, to the last of `checkpoints`."""
 
     start: Entry
@@ -249,15 +219,13 @@ def segments(entries: list[Entry], step: int | None) -> list[Segment]:
             found.append(Segment(entry, entry.step, []))
         elif entry.kind == "checkpoint" and entry.step > found[-1].first:
             found[-1].checkpoints.append(entry)
-    found = [segment for segment in found if segment.checkpoints]
-    if step is None:
-        return found
-    for segment in found:
+    for segment in found if step is not None else ():
         later = [entry for entry in segment.checkpoints if entry.step > step]
         if later and segment.first <= step:
             return [Segment(segment.start, step, [one for one in later if one.step == later[0].step])]
-    steps = sorted({segment.first for segment in found} | {one.step for part in found for one in part.checkpoints})
-    raise UserError(f"--replay {step}: no later checkpoint follows it; choose one of {', '.join(map(str, steps[:-1]))}")
+    if step is not None:
+        raise UserError(f"--replay {step}: the record has no checkpoint after this step of a start that had it")
+    return [segment for segment in found if segment.checkpoints]
 
 
 def run_train(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
@@ -266,7 +234,7 @@ def run_train(command: list[str], directory: str, environment: dict[str, str]) -
     return done.returncode, done.stdout + done.stderr
 
 
-def replay(run: Path, entries: list[Entry], step: int | None, say: Callable[[str], None]) -> int:
+def replay(run: Path, entries: list[Entry], step: int | None, say: Say) -> int:
     """Train the steps from the checkpoint `step` to the next one again, or all steps (None), and compare the bits.
 
     Returns the exit code: EXACT, or NOT_EXACT where this machine cannot be expected to give the same bits. Raises Differs.
@@ -274,10 +242,10 @@ def replay(run: Path, entries: list[Entry], step: int | None, say: Callable[[str
     chosen, code = segments(entries, step), EXACT
     with tempfile.TemporaryDirectory(prefix="replay-", dir=run.parent) as folder:
         again = Path(folder, run.name)
+        if step:
+            _copy_state(run, entries, step, again)
         for segment in chosen:
-            check_inputs([segment.start])
-            if segment is chosen[0] and segment.first:
-                _copy_state(run, entries, segment.first, again)
+            check_inputs(segment.start)
             _train_again(segment, again, say)
             code = max(code, _compare_segment(segment, run, again, say))
     return code
@@ -292,98 +260,93 @@ def _copy_state(run: Path, entries: list[Entry], step: int, again: Path) -> None
     copied = again / "checkpoints" / checkpoint.name
     shutil.copytree(checkpoint, copied)
     set_latest(copied.parent, copied)
-    lines = (run / FILE).read_bytes().split(b"\n")[: named[-1].number]
-    (again / FILE).write_bytes(b"\n".join(lines) + b"\n")
+    (again / FILE).write_bytes(b"".join((run / FILE).read_bytes().splitlines(keepends=True)[: named[-1].number]))
     (again / METRICS).write_bytes((run / METRICS).read_bytes()[: named[-1].content["metrics"]["bytes"]])
     if (run / "ewc").is_dir():
         shutil.copytree(run / "ewc", again / "ewc")
 
 
-def _train_again(segment: Segment, again: Path, say: Callable[[str], None]) -> None:
+def _train_again(segment: Segment, again: Path, say: Say) -> None:
     """Start train.py with the recorded config, ranks and threads, in another run directory. Raises Differs if it fails."""
     start, last = segment.start.content, segment.checkpoints[-1].step
     every = math.gcd(*(entry.step for entry in segment.checkpoints))
-    config = json.loads(json.dumps(start["config"]))
-    config["run"] |= {"directory": str(again.parent), "name": again.name, "stop_at": last, "save_every": every}
-    config["run"] |= {"save_minutes": 0.0, "keep_last": 1, "async_save": False, "log_to": [], "profile": None}
-    if config["run"]["resume"] in ("never", "previous"):
-        config["run"]["resume"] = "auto"
+    changes = {
+        "directory": str(again.parent),
+        "name": again.name,
+        "stop_at": last,
+        "save_every": every,
+        "save_minutes": 0.0,
+    }
+    changes |= {"keep_last": 1, "async_save": False, "log_to": [], "profile": None}
+    changes |= {"resume": "changed" if start["config"]["run"]["resume"] == "changed" else "auto"}
+    config = json.dumps(start["config"] | {"run": start["config"]["run"] | changes})
     file = again.parent / "config.py"
-    text = (
-        f"import json\n\nfrom configs.load import config_of\n\nconfig = config_of(json.loads({json.dumps(config)!r}))\n"
-    )
+    text = f"import json\n\nfrom configs.load import config_of\n\nconfig = config_of(json.loads({config!r}))\n"
     file.write_text(text, encoding="utf-8")
     script, directory = Path(start["directory"], start["command"][0]), start["directory"]
-    if not script.is_file() or not Path(directory).is_dir():
+    if not script.is_file():
         script, directory = ROOT / "train.py", str(Path.cwd())
-    ranks = start["world_size"]
+    ranks, threads = start["world_size"], str(start["threads"])
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    what = f"training steps {segment.first + 1} to {last} on {ranks} ranks with {threads} threads again, by {segment.start}"
+    say(what)
     command = [sys.executable, *launcher, str(script), str(file)]
-    where = f"steps {segment.first + 1} to {last} on {ranks} ranks with {start['threads']} threads"
-    say(f"training {where} again, by {segment.start}")
-    code, output = run_train(command, directory, {"OMP_NUM_THREADS": str(start["threads"])})
+    code, output = run_train(command, directory, {"OMP_NUM_THREADS": threads})
     if code:
-        lines = [line for line in output.splitlines() if "rror" in line] or output.splitlines()
-        raise Differs(f"{where} could not be trained again (exit code {code}): {lines[-1] if lines else 'no output'}")
+        lines = [line for line in output.splitlines() if line.startswith("error: ")] or output.splitlines()[-1:]
+        raise Differs(f"{what}: exit code {code}, {' '.join(lines)}")
 
 
-def _compare_segment(segment: Segment, run: Path, again: Path, say: Callable[[str], None]) -> int:
+def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
     """Compare identity, plan, tensors and curves. Returns the exit code. Raises Differs."""
-    recorded, entries = segment.start.content, read_record(again)
+    entries, recorded = read_record(again), segment.start.content
     now = [entry for entry in entries if entry.kind == "start"][-1].content
-    last = segment.checkpoints[-1].step
     if found := differences(recorded["identity"], now["identity"]):
         raise Differs(f"{segment.start} cannot be replayed here: it was made with {'; '.join(found)}")
-    other = [
-        f"{name} {recorded[name]}, here {now[name]}" for name in ("processor", "threads") if recorded[name] != now[name]
+    both = [start | {"devices": sorted({place["device"] for place in start["devices"]})} for start in (recorded, now)]
+    why = [
+        f"{key} {both[0][key]}, here {both[1][key]}"
+        for key in ("processor", "threads", "devices")
+        if both[0][key] != both[1][key]
     ]
-    kinds, here = ({place["device"] for place in start["devices"]} for start in (recorded, now))
-    other += [f"{', '.join(sorted(kinds))}, here {', '.join(sorted(here))}"] if kinds != here else []
-    on_cuda = not all(kind.startswith("cpu") for kind in kinds | here)
-    other += ["CUDA without run.deterministic"] if on_cuda and not recorded["config"]["run"]["deterministic"] else []
-    problem = None
+    on_cpu = all(device.startswith("cpu") for device in both[0]["devices"])
+    why += [] if on_cpu or recorded["config"]["run"]["deterministic"] else ["CUDA without run.deterministic"]
+    problem = ""
     for entry in segment.checkpoints:
-        found = [one for one in entries if one.kind == "checkpoint" and one.step == entry.step]
-        if not found:
-            raise Differs(f"the replay has saved nothing at step {entry.step}, where {entry} is")
-        if found[-1].content["plan"] != entry.content["plan"]:
+        saved = [one.content for one in entries if one.kind == "checkpoint" and one.step == entry.step]
+        if not saved or saved[-1]["plan"] != entry.content["plan"]:
             raise Differs(
                 f"the documents of the steps up to {entry.step} are not those of {entry}: the data have changed"
             )
-        if found[-1].content["tensors"] != entry.content["tensors"] and problem is None:
-            problem = f"the tensors after step {entry.step} are not those of {entry}"
+        if saved[-1]["tensors"] != entry.content["tensors"]:
+            problem = problem or f"the tensors after step {entry.step} are not those of {entry}"
     before, after = (_rows_of(path, segment) for path in (run, again))
-    both = sorted(before.keys() & after.keys())
-    if differing := [key for key in both if before[key] != after[key]]:
-        (step, kind), rest = differing[0], f"; {problem}" if problem else ""
-        problem = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives{rest}"
-    steps = f"steps {segment.first + 1} to {last}: the tensors of {len({entry.step for entry in segment.checkpoints})} checkpoints"
-    if problem is None:
-        say(f"{steps} and {len(both)} rows of curves are equal to the bit")
+    rows = sorted(before.keys() & after.keys())
+    if differing := [key for key in rows if before[key] != after[key]]:
+        step, kind = differing[0]
+        curves = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives"
+        problem = "; ".join(filter(None, (curves, problem)))
+    last, count = segment.checkpoints[-1].step, len({entry.step for entry in segment.checkpoints})
+    steps = f"steps {segment.first + 1} to {last}: the tensors of {count} checkpoints and {len(rows)} rows of curves"
+    if not problem:
+        say(f"{steps} are equal to the bit")
         return EXACT
-    if not other:
+    if not why:
         raise Differs(problem)
-    pairs = [
-        abs(values[name] - after[key][name])
-        for key, values in before.items()
-        for name in values
-        if "loss" in name and isinstance(values[name], float) and isinstance(after.get(key, {}).get(name), float)
-    ]
-    say(
-        f"{steps} are not equal to the bit, as may be: {'; '.join(other)}; the largest difference of {len(pairs)} losses is "
-        f"{max(pairs, default=math.nan):.3g}"
-    )
+    losses = [(before[key][name], after[key].get(name)) for key in rows for name in before[key] if "/loss" in name]
+    largest = max((abs(a - b) for a, b in losses if isinstance(b, float)), default=math.nan)
+    say(f"{steps} are not equal to the bit, as may be ({'; '.join(why)}): losses differ by {largest:.3g} at most")
     return NOT_EXACT
 
 
 def _rows_of(run: Path, segment: Segment) -> dict[tuple[int, str], dict]:
-    """The rows of the steps of a segment, but for what a machine measures. A row of means begins after the segment does."""
+    """The rows of the steps of a segment. A row of means counts if it begins in the segment."""
     found, before = {}, 0
     for (step, kind), values in read_rows(run):
         before = max(before, segment.start.step) if step > segment.start.step else before
-        is_inside = before >= segment.first if kind == "train" else step > segment.first or not segment.first
+        begins = before if kind == "train" else step - 1 if segment.first else 0
         before = step if kind == "train" else before
-        if is_inside and segment.first <= step <= segment.checkpoints[-1].step:
+        if segment.first <= begins and step <= segment.checkpoints[-1].step:
             found[step, kind] = values
     return found
 
@@ -392,55 +355,43 @@ def _rows_of(run: Path, segment: Segment) -> dict[tuple[int, str], dict]:
 
 
 def seen(entries: list[Entry], what: str) -> Iterator[str]:
-    """Lines about the examples that a run was trained on and that `what` names: which they are, in which steps, on which ranks.
+    """Lines about the examples of the training data that `what` names: which they are, in which steps, on which ranks.
 
     what: a file of examples, ids or hashes; a hash; an id; or a text that they contain. No line has the text of an example.
     Raises Differs if the data are not those of the record.
     """
-    from tools.check_step import read_run  # loads transformers' models
+    from tools.check_step import read_run  # loads the models of transformers
 
     history = not_given_up(entries)
     starts = [entry for entry in history if entry.kind == "start"]
-    steps_of: dict[str, list[str]] = {}
-    shown: dict[str, str] = {}
     path = Path(what).absolute() if os.path.isfile(what) else None
+    is_hash = re.fullmatch("[0-9a-f]{32}", what)
+    called = Wanted(hashes=frozenset([what])) if is_hash else Wanted(ids=frozenset([what]), text=what)
+    steps, places, last = dict[str, list[str]](), dict[str, str](), 0
     for start, following in zip(starts, [*starts[1:], None], strict=True):
         mine = [
-            entry
-            for entry in history
-            if entry.number >= start.number and (not following or entry.number < following.number)
+            entry for entry in history if start.number <= entry.number < (following.number if following else math.inf)
         ]
-        content, last = start.content, following.step if following else max(entry.step for entry in mine)
-        with contextlib.chdir(content["directory"]):
-            config = config_of(content["config"])
-            inputs = read_run(config, content["world_size"], torch.device("cpu"), ROOT / "train.py").inputs
-            assert inputs.local
-            wanted = wanted_by(path, inputs.local.data) if path else _called(what)
-            found = list(find(inputs.train, inputs.local.data, wanted))
-        plan, sources = content["plan"], [source.fingerprint for source in inputs.train.sources]
-        digests = {item: one.digest for one in found for item in one.items}
-        shown |= {one.digest: one.where for one in found}
+        last = following.step if following else max(entry.step for entry in mine)
+        with contextlib.chdir(start.content["directory"]):
+            config, ranks = config_of(start.content["config"]), start.content["world_size"]
+            inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
+            data = (inputs.local or config).data
+            found = list(find(inputs.train, data, wanted_by(path, data) if path else called))
+        places |= {one.digest: one.where for one in found}
+        digest_of_item = {item: one.digest for one in found for item in one.items}
+        plan, sources = start.content["plan"], [source.fingerprint for source in inputs.train.sources]
         for step in range(start.step, last):
-            batch = inputs.plan.batch(step)
-            plan = plan_after(plan, step + 1, sources, batch.items)
+            items = inputs.plan.batch(step).items
+            plan = plan_after(plan, step + 1, sources, items)
             if wrong := [one for one in mine if one.step == step + 1 and one.content.get("plan", plan) != plan]:
                 raise Differs(
-                    f"the documents of the steps up to {step + 1} are not those of {wrong[0]}: the data have changed"
+                    f"the documents of the steps up to {step + 1} are not those of {wrong[0]}: the data changed"
                 )
-            if digests.keys().isdisjoint(batch.items):
-                continue
-            for micro_batch in inputs.deal(step).items:
-                for rank, items in enumerate(micro_batch):
-                    for digest in {digests[item] for item in items if item in digests}:
-                        steps_of.setdefault(digest, []).append(f"{step + 1} (rank {rank})")
-    for digest, where in shown.items():
-        yield f"{digest} | {where} | " + (
-            f"steps {', '.join(steps_of[digest])}" if digest in steps_of else "in no step"
-        )
-    yield f"{len(shown)} examples of the training data, {len(steps_of)} of them in a step of the {last} that the model has taken"
-
-
-def _called(what: str) -> Wanted:
-    if re.fullmatch("[0-9a-f]{32}", what):
-        return Wanted(hashes=frozenset([what]))
-    return Wanted(ids=frozenset([what]), text=what)
+            dealt = inputs.deal(step).items if not digest_of_item.keys().isdisjoint(items) else ()
+            for rank, of_rank in ((rank, part) for micro_batch in dealt for rank, part in enumerate(micro_batch)):
+                for digest in {digest_of_item[item] for item in of_rank if item in digest_of_item}:
+                    steps.setdefault(digest, []).append(f"{step + 1} (rank {rank})")
+    for digest, where in places.items():
+        yield f"{digest} | {where} | " + (f"steps {', '.join(steps[digest])}" if digest in steps else "in no step")
+    yield f"{len(places)} examples of the training data, {len(steps)} of them in a step of the {last} that count"

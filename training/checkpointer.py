@@ -10,15 +10,7 @@ from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Run
 from distributed.checkpoint import Saver, is_plain
-from distributed.checkpoint_directory import (
-    MANIFEST,
-    checkpoint_name,
-    complete_checkpoints,
-    find_checkpoint,
-    read_manifest,
-    set_aside_after,
-    step_of,
-)
+from distributed.checkpoint_directory import MANIFEST, find_checkpoint, read_manifest, set_aside_after
 from distributed.process_group import StopSignal, read_on_first
 from training.evaluations import Evaluations
 from training.identity import EXCLUDED, FIRST_STEP, Identity, check_identity
@@ -69,22 +61,30 @@ class Checkpointer:
         ranks, num_sources = self.stop.ranks, len(state["targets"])
         checkpoint, passed_over = find_checkpoint(self.directory, self.run.resume, ranks)
         lines = [f"warning: passed over: {problem}" for problem in passed_over]
-        newest, accepted = checkpoint, None  # what the identity of a checkpoint may say of the data, with the exclusion
+        newest, seen = checkpoint, None
         if exclusion:
-            checkpoint, accepted, more = read_on_first(lambda: self._exclude(exclusion, checkpoint), ranks)
+            from training.exclusion import leave_out, newest_without
+
+            checkpoint, seen = read_on_first(lambda: newest_without(exclusion, newest), ranks)
+        saved = read_on_first(lambda: read_manifest(checkpoint)["state"] if checkpoint else None, ranks)
+        changes = []
+        if checkpoint and saved:
+            if exclusion:  # up to this step the run would have been the same
+                same = {name: self.identity["the data"][name] for name in (EXCLUDED, FIRST_STEP)}
+                saved["identity"]["the data"] |= same
+            self.identity, changes = check_identity(checkpoint, saved, self.identity, self.settings, self.run.resume)
+        if exclusion:
+            more = read_on_first(lambda: leave_out(exclusion, checkpoint, newest, seen, self.record), ranks)
             lines += [*exclusion.lines, *more]
-        if checkpoint is None:
+        if not checkpoint or not saved:
             export = self.directory.with_name("export")
-            if read_on_first(export.exists, ranks) and not accepted:
+            if not newest and read_on_first(export.exists, ranks):
                 raise UserError(
                     f"{export} exists, but the checkpoints of its run are gone; to train again from the base model, choose "
                     f"another run.name or remove {export.parent}"
                 )
             return lines + self.record.continue_from(0, None, bytes)
-        saved = read_on_first(lambda: read_manifest(checkpoint), ranks)["state"]
-        comparable = saved | {"identity": saved["identity"] | {"the data": accepted}} if accepted else saved
-        self.identity, changes = check_identity(checkpoint, comparable, self.identity, self.settings, self.run.resume)
-        self.trained_as = self.identity if accepted and checkpoint == newest else saved["identity"]
+        self.trained_as = saved["identity"]
         if saved["step"] > total_steps:
             raise UserError(f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config")
         counted = saved["loop"]
@@ -102,47 +102,6 @@ class Checkpointer:
         )
         return lines + changes
 
-    def _exclude(self, exclusion: "Exclusion", checkpoint: Path | None) -> tuple[Path | None, dict | None, list[str]]:
-        """(the checkpoint to continue from, "the data" of its identity with this exclusion, lines for the user), on rank 0.
-
-        Later checkpoints, which have seen something that is excluded, are set aside, and the record says so. Nothing happens
-        if the newest checkpoint has this exclusion already, or one of something that is trained on now.
-        """
-        known = {
-            entry.content["fingerprint"]: entry.content for entry in self.record.read() if entry.kind == "exclusion"
-        }
-        note = {"fingerprint": exclusion.fingerprint, "examples": exclusion.digests, "step": 0}
-        if checkpoint is None:
-            if exclusion.fingerprint not in known:
-                self.record.append("exclusion", **note)
-            return None, None, []
-        saved = read_manifest(checkpoint)["state"]
-        before = saved["identity"]["the data"].get(EXCLUDED)
-        old = set(known[before]["examples"]) if before in known else set()
-        if before == exclusion.fingerprint or (before and not old) or not old <= set(exclusion.digests):
-            return checkpoint, None, []
-        now = self.identity["the data"]
-        accepted = saved["identity"]["the data"] | {name: now[name] for name in (EXCLUDED, FIRST_STEP)}
-        seen = exclusion.first_step(saved["step"], old)
-        if seen is None:
-            self.record.append("exclusion", **note | {"step": saved["step"]})
-            return checkpoint, accepted, ["nothing that is excluded was in a step up to now"]
-        steps = [step_of(path) for path in complete_checkpoints(self.directory) if step_of(path) <= seen]
-        good = self.directory / checkpoint_name(steps[-1]) if steps else None
-        if good:
-            comparable = read_manifest(good)["state"]
-            comparable["identity"] = comparable["identity"] | {"the data": accepted}
-            check_identity(good, comparable, self.identity, self.settings, self.run.resume)
-        what = f"step {seen + 1} has seen an example of data.exclude"
-        self.record.append("exclusion", **note | {"step": steps[-1] if steps else 0, "seen_in_step": seen + 1})
-        renamed = set_aside_after(self.directory, steps[-1] if steps else 0, self.record.append, what)
-        start = f"the checkpoint of step {steps[-1]}" if steps else "the base model"
-        return (
-            good,
-            accepted,
-            [f"warning: {what}: the run continues from {start}; {', '.join(renamed)} are not used any more"],
-        )
-
     @property
     def is_changed(self) -> bool:
         """Whether this start continues a run of another identity (run.resume=changed)."""
@@ -151,16 +110,8 @@ class Checkpointer:
     def save_from(self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """From now on these are loaded and saved. Call it right after the optimizer is made."""
         run = self.run
-        self.saver = Saver(
-            self.directory,
-            parameters,
-            optimizer,
-            self.stop.ranks,
-            run.keep_last,
-            run.async_save,
-            run.timeout_minutes,
-            self.record.append,
-        )
+        options = run.keep_last, run.async_save, run.timeout_minutes, self.record.append
+        self.saver = Saver(self.directory, parameters, optimizer, self.stop.ranks, *options)
 
     def register(self, name: str, thing: Any) -> None:
         """Keep in every checkpoint what else has a state, such as an average of the weights: `Saver.register`."""

@@ -10,7 +10,7 @@ import torch
 from common.errors import UserError
 from data.batches import StepBatch
 from data.sources import Corpus
-from distributed.tensor_digest import UNIT, Part, digest_of, parts_of
+from distributed.tensor_digest import UNIT, digest_of, part_of, parts_of
 from training.record import Record, RunRecord, not_given_up
 
 
@@ -129,26 +129,16 @@ def test_the_digest_of_tensors_does_not_depend_on_how_rows_are_spread() -> None:
         "random.0": torch.get_rng_state(),
     }
 
-    def rows_of(name: str, tensor: torch.Tensor, first: int, end: int) -> dict:
-        """The part of a rank, as `parts_of` makes it of a DTensor."""
-        from distributed.tensor_digest import _part_of_rows
-
-        kind = parts_of({name: tensor})[name][0]
-        part = _part_of_rows(tensor[first:end], first) if end > first else Part(-1, b"", b"", b"")
-        return {name: (kind, part)}
-
     whole = digest_of([parts_of(tensors)], {"lr": 1})
     for ranks in (2, 3, 5, 9):
         parts = []
         for rank in range(ranks):
             found = parts_of({"optimizer.step": tensors["optimizer.step"]})  # a copy on each rank
             for name in ("model.wide", "model.narrow", "model.vector", "model.bf16"):
-                size = -(-len(tensors[name]) // ranks)
-                found |= rows_of(
-                    name,
-                    tensors[name],
-                    min(len(tensors[name]), rank * size),
-                    min(len(tensors[name]), (rank + 1) * size),
+                rows, size = tensors[name], -(-len(tensors[name]) // ranks)
+                found[name] = (
+                    parts_of({name: rows})[name][0],
+                    part_of(rows[rank * size : (rank + 1) * size], rank * size),
                 )
             parts.append(found)
         assert digest_of(parts, {"lr": 1}) == whole == digest_of(parts[::-1], {"lr": 1})
