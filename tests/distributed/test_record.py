@@ -19,6 +19,7 @@ from training.record import Record
 
 pytestmark = pytest.mark.slow
 STEPS = 6
+CHANGED = ("optimizer.learning_rate=5e-4", "run.resume=changed")
 ALL = ("run.save_every=1", "run.keep_last=9", "data.validation=")
 
 
@@ -63,9 +64,11 @@ def runs(folder) -> Path:
     chosen = [name for name in steps if steps[name] == 4] + [name for name in steps if steps[name] == 5][:1]
     (folder / "exclude.txt").write_text("\n".join([*chosen, "no-such-id"]) + "\n")
     exclude = f"data.exclude={folder / 'exclude.txt'}"
-    second = [run_of(folder, "run", "run.async_save=True"), run_of(folder, "torn", "run.stop_at=4")]
+    second = [run_of(folder, "run", "run.async_save=True"), run_of(folder, "torn", "run.stop_at=4", *CHANGED)]
     second += [run_of(folder, name, expect=2) for name in ("rows", "foreign", "chain")]
     second += [run_of(folder, "excluded", *ALL, exclude), run_of(folder, "excluded", *ALL, expect=2)]
+    # Finished, and evaluated and exported once more.
+    second += [run_of(folder, "excluded", *ALL[:2], exclude)]
     launch(folder, "two", 2, second)
     return runs
 
@@ -114,7 +117,7 @@ def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, ru
     said = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
     assert "is the head after entry 6" in said and f"and {len(entries) - 6} entries came later" in said
     assert "starts: 2, the last by " in said and "approved by A. Person, on 2 ranks" in said
-    assert "checkpoints: 2 whole, 2 removed" in said and "base and data: " in said and "not here" not in said
+    assert "checkpoints: 3 whole, 1 removed" in said and "base and data: " in said and "not here" not in said
     kinds = [entry.kind for entry in entries]
     assert kinds[0] == "start" and kinds[-2:] == ["stop", "export"] and kinds.count("start") == kinds.count("stop") == 2
     assert [entry.content["why"] for entry in entries if entry.kind == "stop"] == ["run.stop_at", "finished"]
@@ -137,7 +140,7 @@ def test_a_torn_line_is_a_warning_and_what_does_not_verify_stops_a_resume(folder
     output = (folder / "two.out").read_text()
     assert f"warning: {runs / 'torn' / 'record.jsonl'}: the last line was cut off by a kill, and is removed" in output
     assert any("checkpoints: " in line for line in check_files(runs / "torn", read_record(runs / "torn"), None))
-    said = "metrics.jsonl is not what entry 6 (checkpoint, step 3) of record.jsonl says: a row up to step 3 was changed"
+    said = "metrics.jsonl is not what entry 5 (checkpoint, step 3) of record.jsonl says: a row up to step 3 was changed"
     assert f"error: {runs / 'rows' / said}" in output
     assert (
         "foreign/record.jsonl has no entry about the checkpoint of step 3 as it is: another run has made it" in output
@@ -331,4 +334,8 @@ def test_what_is_excluded_was_in_no_step_that_counts(folder, runs) -> None:
     assert "SKIPPED, all of its documents are excluded" in output and rows(run)[4]["train/loss"] == 0.0
     tensors = {e.step: e.content["tensors"] for e in entries if e.kind == "checkpoint" and e.number > entry.number}
     assert sorted(tensors) == [4, 5, 6]
+    # The manifest of step 6 was replaced by the evaluation of the last start: both have an entry.
+    kinds = [(entry.kind, entry.step) for entry in entries][-9:]
+    assert kinds[:4] == [("checkpoint", 5), ("checkpoint", 6), ("stop", 6), ("export", 6)]
+    assert kinds[4:] == [(kind, 6) for kind in ("start", "evaluation", "checkpoint", "stop", "export")]
     assert "other data in data.exclude" in output  # the start without it
