@@ -36,21 +36,17 @@ class _AllColumns(Reading):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Examples by what they are called. text: also those that contain it."""
+    """Examples by their hashes and ids. text: also those that contain it."""
 
-    hashes: frozenset[str] = frozenset()
-    ids: frozenset[str] = frozenset()
+    names: frozenset[str]
     text: str | None = None
 
     def names_of(self, example: dict, digest: str) -> set[str]:
         """By which of its names an example is wanted; none if it is not."""
-        values = {
-            str(value) for key, value in example.items() if key not in CONTENT_KEYS and not isinstance(value, dict)
-        }
-        found = (values & self.ids) | ({digest} & self.hashes)
-        if self.text is not None and "input_ids" not in example and self.text in example_text(example):
-            found.add(self.text)
-        return found
+        others = [value for key, value in example.items() if key not in CONTENT_KEYS]
+        found = {digest, *(str(value) for value in others if isinstance(value, str | int))} & self.names
+        is_text = self.text is not None and "input_ids" not in example and self.text in example_text(example)
+        return found | ({str(self.text)} if is_text else set())
 
 
 @dataclass(frozen=True)
@@ -59,15 +55,14 @@ class Found:
 
     where: str
     digest: str
-    names: frozenset[str]
+    names: set[str]
     items: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What data.exclude leaves out. path: of the file. whole: the plan with all documents. lines: for the log."""
+    """What data.exclude leaves out. whole: the plan with all documents. lines: for the log."""
 
-    path: str
     found: tuple[Found, ...]
     whole: TrainingPlan
     lines: tuple[str, ...]
@@ -96,23 +91,21 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
     assert data.exclude is not None
     wanted = wanted_by(Path(data.exclude), data)
     found = tuple(find(corpus, data, wanted))
-    items = {item for one in found for item in one.items}
+    items, what = {item for one in found for item in one.items}, f"data.exclude={data.exclude}"
     if not items:
-        raise UserError(f"data.exclude={data.exclude} names no example that is trained on; check its ids or hashes")
-    missing = sorted((wanted.ids | wanted.hashes).difference(*(one.names for one in found)))
-    lines = [f"data.exclude={data.exclude}: {len(found):,} examples, {len(items):,} documents are not trained on"]
-    if missing:
-        more = f" and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
-        lines.append(f"warning: data.exclude={data.exclude}: no example is called {', '.join(missing[:SHOWN])}{more}")
+        raise UserError(f"{what} names no example that is trained on; check its ids or hashes")
+    lines = [f"{what}: {len(found):,} examples, {len(items):,} documents are not trained on"]
+    if missing := sorted(wanted.names.difference(*(one.names for one in found))):
+        lines.append(f"warning: {what}: {len(missing):,} names are of no example: {', '.join(missing[:SHOWN])}")
     for name, source in zip(corpus.names, corpus.sources, strict=True):
         if not isinstance(source, Documents):
-            lines.append(f"warning: data.exclude: the token store of source {name} keeps no examples, and stays whole")
+            lines.append(f"warning: {what}: the token store of source {name} keeps no examples, and stays whole")
 
     @functools.lru_cache(maxsize=16)
     def batch(step: int) -> StepBatch:
         return step_batch([item for item in plan.batch(step).items if item not in items], corpus)
 
-    return replace(plan, batch=batch), Exclusion(data.exclude, found, plan, tuple(lines))
+    return replace(plan, batch=batch), Exclusion(found, plan, tuple(lines))
 
 
 def wanted_by(path: Path, data: Data) -> Wanted:
@@ -121,9 +114,12 @@ def wanted_by(path: Path, data: Data) -> Wanted:
     if data_suffix(path) in SUFFIXES and data_suffix(path) != ".txt":
         reading = replace(reading_of(data, "error"), max_samples=None)
         return Wanted(frozenset(content_hash(example).hex() for _, example in read_files([path], reading)))
-    lines = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
-    hashes = {line for line in lines if re.fullmatch("[0-9a-f]{32}", line)}
-    return Wanted(frozenset(hashes), frozenset(lines - hashes))
+    return Wanted(frozenset(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))))
+
+
+def called(name: str) -> Wanted:
+    """The examples with this hash or id, or else with this text in them."""
+    return Wanted(frozenset([name]), None if re.fullmatch("[0-9a-f]{32}", name) else name)
 
 
 def find(corpus: Corpus, data: Data, wanted: Wanted) -> Iterator[Found]:
@@ -131,21 +127,20 @@ def find(corpus: Corpus, data: Data, wanted: Wanted) -> Iterator[Found]:
 
     Examples that validation holds out are left out. Raises UserError as reading the files does.
     """
-    readings = [(data.train, reading_of(data, data.on_bad))]
-    readings += [(source.paths, reading_of(source, data.on_bad)) for source in data.mix]
+    readings = [(source.paths, reading_of(source, data.on_bad)) for source in data.mix]
+    readings.insert(0, (data.train, reading_of(data, data.on_bad)))
     for (paths, reading), source, offset in zip(readings, corpus.sources, corpus.offsets, strict=False):
         if not isinstance(source, Documents) or source.parts is None:
             continue
-        rows = [shard.rows("documents") for shard in source.parts.store.shards]
-        files, numbers = (np.concatenate([part[key] for part in rows]).astype(np.int64) for key in ("file", "example"))
-        keys = (files << 40 | numbers)[source.parts.document]  # of each item
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
+        rows = np.concatenate([shard.rows("documents") for shard in source.parts.store.shards])
+        keys = (rows["file"].astype(np.int64) << 40 | rows["example"].astype(np.int64))[source.parts.document]
+        order = np.argsort(keys, kind="stable")  # of the items, by their example
         every = _AllColumns(**{field.name: getattr(reading, field.name) for field in fields(reading)})
         for unit in read_units(expand(paths), Noticed(every), no_progress):
             digest = content_hash(unit.example).hex()
             if names := wanted.names_of(unit.example, digest):
-                low, high = np.searchsorted(keys, [key := unit.file << 40 | unit.number, key + 1])
+                key = unit.file << 40 | unit.number
+                low, high = np.searchsorted(keys, [key, key + 1], sorter=order)
                 items = tuple(sorted(int(offset + item) for item in order[low:high]))
                 if items or not reading.validation_share:
-                    yield Found(unit.where, digest, frozenset(names), items)
+                    yield Found(unit.where, digest, names, items)

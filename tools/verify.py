@@ -26,7 +26,7 @@ from common.durable_files import SUFFIX
 from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.load import config_of
-from data.find import Wanted, find, wanted_by
+from data.find import called, find, wanted_by
 from distributed.checkpoint_directory import (
     MANIFEST,
     SET_ASIDE,
@@ -219,13 +219,13 @@ def segments(entries: list[Entry], step: int | None) -> list[Segment]:
             found.append(Segment(entry, entry.step, []))
         elif entry.kind == "checkpoint" and entry.step > found[-1].first:
             found[-1].checkpoints.append(entry)
-    for segment in found if step is not None else ():
+    if step is None:
+        return [segment for segment in found if segment.checkpoints]
+    for segment in found:
         later = [entry for entry in segment.checkpoints if entry.step > step]
         if later and segment.first <= step:
             return [Segment(segment.start, step, [one for one in later if one.step == later[0].step])]
-    if step is not None:
-        raise UserError(f"--replay {step}: the record has no checkpoint after this step of a start that had it")
-    return [segment for segment in found if segment.checkpoints]
+    raise UserError(f"--replay {step}: the record has no checkpoint after this step of a start that had it")
 
 
 def run_train(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
@@ -365,8 +365,6 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
     history = not_given_up(entries)
     starts = [entry for entry in history if entry.kind == "start"]
     path = Path(what).absolute() if os.path.isfile(what) else None
-    is_hash = re.fullmatch("[0-9a-f]{32}", what)
-    called = Wanted(hashes=frozenset([what])) if is_hash else Wanted(ids=frozenset([what]), text=what)
     steps, places, last = dict[str, list[str]](), dict[str, str](), 0
     for start, following in zip(starts, [*starts[1:], None], strict=True):
         mine = [
@@ -377,7 +375,7 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = (inputs.local or config).data
-            found = list(find(inputs.train, data, wanted_by(path, data) if path else called))
+            found = list(find(inputs.train, data, wanted_by(path, data) if path else called(what)))
         places |= {one.digest: one.where for one in found}
         digest_of_item = {item: one.digest for one in found for item in one.items}
         plan, sources = start.content["plan"], [source.fingerprint for source in inputs.train.sources]

@@ -103,7 +103,7 @@ class Record:
 
     def torn(self) -> bool:
         """Whether the last line was cut off by a kill."""
-        return self.path.is_file() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size > 0
+        return self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
 
     def head(self) -> str:
         """The SHA-256 of the last entry; an empty text before the first. Raises UserError as `read` does."""

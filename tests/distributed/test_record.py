@@ -320,7 +320,7 @@ def test_what_is_excluded_was_in_no_step_that_counts(folder, runs) -> None:
     assert (
         "warning: step 4 has seen an example of data.exclude: the run continues from the checkpoint of step 3" in output
     )
-    assert "5 examples, 5 documents are not trained on" in output and "no example is called no-such-id" in output
+    assert "5 examples, 5 documents are not trained on" in output and "1 names are of no example: no-such-id" in output
     (entry,) = [entry for entry in entries if entry.kind == "exclusion"]
     chosen = (folder / "exclude.txt").read_text().split()[:-1]
     assert entry.content["examples"] == sorted(chosen) and entry.content["seen_in_step"] == 4
