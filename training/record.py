@@ -49,7 +49,7 @@ class Entry:
         return self.content.get("step", 0)
 
     def __str__(self) -> str:
-        return f"entry {self.number} ({self.kind}, step {self.step})"
+        return f"entry {self.number} ({self.kind}{f', step {self.step}' if 'step' in self.content else ''})"
 
 
 class Record:
@@ -59,24 +59,32 @@ class Record:
         self.directory, self.path = directory, directory / FILE
 
     def append(self, kind: str, **content: Any) -> str:
-        """Add an entry, durably, and return the head. A last line that a kill cut off is removed first. Raises OSError."""
-        is_new = not self.path.exists()
-        with self.path.open("a+b") as file:
-            with suppress(OSError):  # a disk without locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # a thread that saves, or scripts/export.py, may append as well
-            file.seek(0)
-            whole, _, torn = file.read().rpartition(b"\n")
-            if torn:
-                file.truncate(file.tell() - len(torn))
-            lines = whole.split(b"\n") if whole else []
-            start = {"entry": len(lines) + 1, "previous": _sha256(lines[-1]) if lines else "", "kind": kind}
-            time = datetime.now(UTC).isoformat(timespec="seconds")
-            line = json.dumps(start | {"time": time} | content).encode()
-            file.write(line + b"\n")  # mode "a": at the end
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            fsync(self.path.parent)
+        """Add an entry, durably, and return the head. A last line that a kill cut off is removed first.
+
+        Raises UserError if the file cannot be written.
+        """
+        try:
+            is_new = not self.path.exists()
+            with self.path.open("a+b") as file:
+                with suppress(OSError):  # a disk without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # a thread that saves, or scripts/export.py, may append as well
+                file.seek(0)
+                whole, _, torn = file.read().rpartition(b"\n")
+                if torn:
+                    file.truncate(file.tell() - len(torn))
+                lines = whole.split(b"\n") if whole else []
+                entry = {"entry": len(lines) + 1, "previous": _sha256(lines[-1]) if lines else "", "kind": kind}
+                entry["time"] = datetime.now(UTC).isoformat(timespec="seconds")
+                line = json.dumps(entry | content).encode()
+                file.write(line + b"\n")  # mode "a": at the end
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                fsync(self.path.parent)
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}); mend the disk and start again"
+            ) from error
         return _sha256(line)
 
     def read(self) -> list[Entry]:
