@@ -238,8 +238,8 @@ def forked(folder, monkeypatch) -> list[Path]:
         config = Path(command[-1])
         assert environment == {"OMP_NUM_THREADS": "1"} and Path(command[-2]).name == "train.py"
         ranks = next((int(word.partition("=")[2]) for word in command if word.startswith("--nproc_per_node=")), 1)
-        output = launch(folder, f"replay-{len(kept)}", ranks, [{"arguments": [str(config)]}])
-        kept.append(folder / f"replayed-{len(kept)}")
+        output = launch(folder, f"{config.parent.name}-{len(kept)}", ranks, [{"arguments": [str(config)]}])
+        kept.append(folder / f"{config.parent.name}-{len(kept)}")
         shutil.copytree(config.parent, kept[-1])
         return 0, output
 
