@@ -52,6 +52,7 @@ from training.evaluations import Evaluations, answers_and, start_forgetting
 from training.inputs import Inputs, open_data
 from training.log import Log, make_meter
 from training.observe import Pace, start_profile
+from training.record import RunRecord
 from training.start import check_disks, join_run, read_config, record_this_start
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
@@ -144,17 +145,20 @@ def train(
     # --- 1. Where the run stands --------------------------------------------------------------------------------------
     ranks, directory, total_steps = stop.ranks, Path(config.run.directory, config.run.name), data.total_steps
     log = Log(directory, ranks, config.run.log_to, as_dict(config))
+    record = RunRecord(directory, data.train, ranks)  # record.jsonl: what the run did, in entries that hold each other
     evaluations = Evaluations(config, data.validation)
-    checkpointer = Checkpointer(directory / "checkpoints", config.run, identity, settings, evaluations, stop, log)
+    checkpointer = Checkpointer(
+        directory / "checkpoints", config.run, identity, settings, evaluations, stop, log, record
+    )
     # What the loop counts: numbers and lists, the same on every rank. Every checkpoint has it.
     state = {"step": 0, "updates": 0, "tokens": 0, "targets": [0] * len(data.train.sources)}
     state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": []}
-    notes = checkpointer.find(state, total_steps)
+    notes = checkpointer.find(state, total_steps, data.exclusion)
     is_changed, export = checkpointer.is_changed, directory / "export"
     if is_finished(config, state["step"], total_steps, evaluations, is_changed, model_config, export, ranks):
         return 0
+    log.say(record_this_start(config, data, checkpointer.identity, evaluations.evaluated, record, log))
     log.open(state["step"], evaluations.evaluated, total_steps)
-    log.say(record_this_start(config, state["step"], identity, ranks))  # in starts.jsonl; a line that names it
 
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     torch.manual_seed(config.run.seed + ranks.rank)
@@ -217,8 +221,9 @@ def train(
                     is_best = evaluations.finish(name, figures, state["step"], state["updates"])
                     improved |= is_best
                     log.evaluation(state["step"], total_steps, figures, is_best)
+                    record.evaluation(figures)
                     checkpointer.update(state)
-            stopping = stopping or stop.agreed()
+            stopping = stopping or stop.agreed() or state["step"] >= (config.run.stop_at or math.inf)
             finished = state["step"] == total_steps or evaluations.is_stalled
             if finished and not stopping:
                 # A run does not end well with weights that are not good: the last good step again, without an update.
@@ -272,7 +277,8 @@ def train(
         # The one wait for the device. Both numbers are the same on every rank, and so is the branch that it takes.
         step_loss, grad_norm = torch.stack([loss_sums.total / num_targets, norm.to(ranks.device)]).tolist()
         is_finite = math.isfinite(step_loss) and math.isfinite(grad_norm)
-        skip = not is_finite or is_spike(state["norms"], grad_norm, config.optimizer.skip_spikes)
+        # data.exclude may leave a step without documents: no update, which its zero gradients would not be.
+        skip = not is_finite or not batch.items or is_spike(state["norms"], grad_norm, config.optimizer.skip_spikes)
         if not skip:
             clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)
             optimizer.step()
@@ -281,10 +287,11 @@ def train(
 
         meter.add(batch, data.deal(state["step"]), loss_sums)
         state["step"] += 1
+        record.add_step(state["step"], batch)
         state["updates"] += not skip
         state["skipped_steps"] += skip
         state["bad_steps_in_a_row"] = 0 if is_finite else state["bad_steps_in_a_row"] + 1
-        state["norms"] = [*state["norms"], grad_norm][-WINDOW:] if is_finite else state["norms"]
+        state["norms"] = [*state["norms"], grad_norm][-WINDOW:] if is_finite and batch.items else state["norms"]
         state["tokens"] += sum(batch.document_lengths)
         state["targets"] = [a + b for a, b in zip(state["targets"], batch.targets_by_source, strict=True)]
         if state["step"] % COLLECT_GARBAGE_EVERY == 0:
@@ -302,12 +309,14 @@ def train(
     if profile:
         profile.close(state["step"])
     checkpointer.close()
+    why = "finished" if not stopping else stop.name or ("signal" if stop.stopped else "run.stop_at")
+    record.add("stop", why=why)
     if stopping:
-        log.say(f"{stop.name or 'signal'}: {checkpointer.stopped(state, total_steps)}; start again to continue")
+        log.say(f"{why}: {checkpointer.stopped(state, total_steps)}; start again to continue")
     else:
         ranks.watch.at("the export")
         progress = state["step"], total_steps, state["updates"], evaluations
-        for line in export_run(config, *progress, export, model, model_config, tokenizer, ranks):
+        for line in export_run(config, *progress, export, model, model_config, tokenizer, record):
             log.say(line)
         log.say(log.where())
     log.close()

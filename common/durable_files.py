@@ -4,6 +4,7 @@ Everything is written under a temporary name (`NAME.tmp`), fsynced and renamed. 
 atomic (https://man7.org/linux/man-pages/man2/rename.2.html), and an fsync of the parent directory makes it durable.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -79,7 +80,16 @@ def check_can_write(path: Path, option: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """`write_durably` of `value` as indented JSON."""
-    write_durably(path, json.dumps(value, indent=1) + "\n")
+    write_durably(path, _json_text(value))
+
+
+def sha256_of_json(value: object) -> str:
+    """The SHA-256 of the file that `write_json` makes of `value`."""
+    return hashlib.sha256(_json_text(value).encode()).hexdigest()
+
+
+def _json_text(value: object) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def write_json_lines(path: Path, values: list[dict]) -> None:

@@ -62,6 +62,8 @@ class Data:
     row: str | None = None
     # Read so many rows of data.train, the first ones, and no more. What lies elsewhere is not fetched further
     max_samples: int | None = None
+    # A file that names examples which are not trained on: the steps are as they were, without them (docs/verify.md)
+    exclude: str | None = None
     # Sources to mix in; the main source gets the remaining share. On the command line:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:... or data.mix=FILE,FILE=SHARE;ORG/NAME:SPLIT=SHARE
     mix: tuple[Source, ...] = ()
@@ -194,6 +196,10 @@ class Run:
     stop_after_no_gain: int = 0  # end the run after so many evaluations in a row without a new best; 0: never
     # Where curves are shown, beside metrics.jsonl: tensorboard | wandb | mlflow, the last two where they are installed
     log_to: tuple[str, ...] = ("tensorboard",)
+    stop_at: int | None = (
+        None  # stop after this step, as a signal would stop the run: it is saved, and the next start goes on
+    )
+    approved_by: str | None = None  # who has approved this run: its record says so (docs/verify.md)
     verbose: bool = False  # print all that a start has to say, which runs/NAME/start.txt has in any case
     # STEP:COUNT: torch.profiler's trace of so many steps from this one on, in runs/NAME/profile
     profile: str | None = None
@@ -241,7 +247,7 @@ def _keys(**sections: str) -> tuple[str, ...]:
 READ = _keys(
     model="path",
     data="train validation_share split_by format fields on_bad row max_samples mix too_long chat_template "
-    "chat_template_options train_on control_tokens",
+    "chat_template_options train_on control_tokens exclude",
     ewc="data",
 )
 # They do not decide what a step computes: names, evaluating, saving, logging, steps to come, ranks and their memory.
@@ -253,7 +259,7 @@ FREE = _keys(
     sharding="strategy shard_size cpu_offload",
     ewc="device",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
-    "save_every save_minutes keep_last async_save resume export stop_after_no_gain verbose profile",
+    "save_every save_minutes keep_last async_save resume export stop_after_no_gain stop_at approved_by verbose profile",
     eval="metric max_new_tokens",
 )
 # Every other key decides the weights: a resume with another value is refused, unless run.resume=changed.

@@ -132,6 +132,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return override(config, overrides)
 
 
+def config_of(values: dict) -> Config:
+    """The config of which `as_dict` has made these values, read from JSON. Raises TypeError for keys that there are not."""
+    parts = {}
+    for section, kind in SECTIONS.items():
+        found = _with_tuples(values.get(section, {}))
+        if section == "data":
+            found["mix"] = tuple(Source(**_with_tuples(source)) for source in found.get("mix", ()))
+        parts[section] = kind(**found)
+    return Config(**parts)
+
+
+def _with_tuples(values: dict) -> dict[str, Any]:
+    """Settings from JSON, whose lists were tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
 def _explain(error: BaseException) -> str:
     """One sentence about an exception in a config file: Python's own, or which key may be meant."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"

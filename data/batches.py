@@ -115,7 +115,7 @@ def plan_training(
         before, after = order.targets_before(step), order.targets_before(step + 1)
         for offset, stream in zip(corpus.offsets[1:-1], streams, strict=True):
             items += [offset + index for index in stream.items_of_step(before, after)]
-        return _step_batch(items, corpus)
+        return step_batch(items, corpus)
 
     def passes(steps: int) -> tuple[float, ...]:
         targets = order.targets_before(steps)
@@ -157,7 +157,7 @@ def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Pla
 
     @functools.lru_cache(maxsize=16)
     def batch(step: int) -> StepBatch:
-        return _step_batch(list(range(bounds[step], bounds[step + 1])), corpus)
+        return step_batch(list(range(bounds[step], bounds[step + 1])), corpus)
 
     return Plan(len(starts) if len(corpus) else 0, batch)
 
@@ -200,7 +200,8 @@ def collate(items: Items, source: Corpus | Documents | Windows) -> MicroBatch:
     )
 
 
-def _step_batch(items: list[int], corpus: Corpus) -> StepBatch:
+def step_batch(items: list[int], corpus: Corpus) -> StepBatch:
+    """A step of these items."""
     targets = [[] for _ in corpus.sources]
     for item in items:
         targets[corpus.locate(item)[0]].append(corpus.num_targets(item))

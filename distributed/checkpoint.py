@@ -8,9 +8,9 @@ What is no tensor (a counter of an optimizer, the position of a sampler) stands 
 distributed/checkpoint_directory.py describes the files.
 """
 
+import hashlib
 import json
 import time
-import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -31,6 +31,7 @@ from common.errors import UserError
 from distributed.agreement import check_agreement
 from distributed.checkpoint_directory import (
     PREVIOUS,
+    Append,
     CheckpointReader,
     CheckpointWriter,
     checkpoint_name,
@@ -49,11 +50,17 @@ Tensors = dict[str, torch.Tensor]
 
 
 class SaveTimes(NamedTuple):
-    """Seconds of one save on this rank. Training waits for `pause`."""
+    """Seconds of one save on this rank. Training waits for `pause`. head: of the record, after the save."""
 
     step: int
     pause: float
     total: float
+    head: str = ""
+
+
+def no_record(kind: str, **content: Any) -> str:
+    """In place of `Record.append` where nothing is recorded."""
+    return ""
 
 
 class Saver:
@@ -78,7 +85,9 @@ class Saver:
         keep_last: int = 1,
         in_background: bool = False,
         timeout_minutes: float = 30.0,
+        append: Append = no_record,
     ) -> None:
+        self.append = append
         self.directory, self.parameters, self.optimizer, self.ranks = directory, parameters, optimizer, ranks
         self.keep_last = keep_last
         self.registered: dict[str, Any] = {}
@@ -241,9 +250,10 @@ class Saver:
 
     # --- Save ---------------------------------------------------------------------------------------------------------
 
-    def save(self, state: dict) -> None:
+    def save(self, state: dict, **entry: Any) -> None:
         """Save `state`, plain JSON, and everything else as step `state["step"]`; then remove what `prune` does not keep.
 
+        The record's entry about it says `entry` as well.
         Returns when the checkpoint is durable; in the background, when the tensors have been copied. Waits for the previous
         save first. Raises UserError on all ranks, and leaves the existing checkpoints as they are, if either save fails.
         """
@@ -262,9 +272,9 @@ class Saver:
         check_free_space(self.directory, stored_bytes(tensors), self.ranks, f"the checkpoint of step {step}")
         read_on_first(lambda: start_directory(self.directory / checkpoint_name(step)), self.ranks)
         if not self.pool:
-            self._write(state, values, tensors, self.ranks)
+            head = self._write(state, values, tensors, self.ranks, entry)
             seconds = time.perf_counter() - begin
-            self.finished.append(SaveTimes(step, seconds, seconds))
+            self.finished.append(SaveTimes(step, seconds, seconds, head))
             return
         # The loop, and what is registered, may change their values in place while the thread writes.
         state, values = json.loads(json.dumps([state, values]))
@@ -272,16 +282,20 @@ class Saver:
         pause = time.perf_counter() - begin
 
         def write() -> SaveTimes:
-            self._write(state, values, copies, self.background)
-            return SaveTimes(step, pause, time.perf_counter() - begin)
+            head = self._write(state, values, copies, self.background, entry)
+            return SaveTimes(step, pause, time.perf_counter() - begin, head)
 
         self.running = self.pool.submit(write)
 
-    def _write(self, state: dict, values: dict, tensors: Tensors, ranks: Ranks) -> None:
-        """A collective on `ranks.flags`: a background thread has a group for itself."""
+    def _write(self, state: dict, values: dict, tensors: Tensors, ranks: Ranks, entry: dict) -> str:
+        """A collective on `ranks.flags`: a background thread has a group for itself. Returns the head of the record."""
+        from distributed.tensor_digest import digest_of, parts_of
+
         final = self.directory / checkpoint_name(state["step"])
         folder = temporary_path(final)
         writer = CheckpointWriter(folder)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        hashed = pool.submit(parts_of, tensors)  # while DCP writes
         try:
             dcp.save(tensors, storage_writer=writer, process_group=ranks.flags)
         except dcp.CheckpointException as error:  # DCP raises it on all ranks
@@ -292,15 +306,21 @@ class Saver:
                 f"{folder}: the checkpoint of step {state['step']} could not be written ({reasons[0]}); mend the disk and start "
                 "again: the run continues from its last checkpoint"
             ) from error
-        files = {name: entry for part in gather_objects(writer.entries(), ranks) for name, entry in part.items()}
+        finally:
+            pool.shutdown()
+        files = {name: sums for part in gather_objects(writer.entries(), ranks) for name, sums in part.items()}
+        parts: list | None = [None] * ranks.world_size if ranks.rank == 0 else None
+        dist.gather_object(hashed.result(), parts, dst=0, group=ranks.flags)
 
-        def complete() -> None:
-            write_manifest(folder, state, files, values)
+        def complete() -> str:
+            digest = digest_of(parts or (), values)
+            manifest = write_manifest(folder, state, files, values, digest)
+            head = self.append("checkpoint", manifest=manifest, tensors=digest, **entry)
             publish(final)  # replaces at most one that `latest` does not name
             set_latest(self.directory, final)
-            prune(self.directory, self.keep_last)
+            return prune(self.directory, self.keep_last, self.append) or head
 
-        read_on_first(complete, ranks)
+        return read_on_first(complete, ranks)
 
     def poll(self) -> list[SaveTimes]:
         """The saves that have finished since the last call. Raises UserError on all ranks if one has failed on any."""
@@ -331,10 +351,11 @@ class Saver:
             self.finished.append(self.running.result())
             self.running = None
 
-    def update_state(self, state: dict) -> None:
+    def update_state(self, state: dict, **entry: Any) -> None:
         """Record an evaluation that finished after its step was saved, because a signal had cut it short before the save."""
         self.wait()
-        read_on_first(lambda: replace_state(self.directory / checkpoint_name(state["step"]), state), self.ranks)
+        checkpoint = self.directory / checkpoint_name(state["step"])
+        read_on_first(lambda: replace_state(checkpoint, state, self.append, **entry), self.ranks)
 
     def close(self) -> list[SaveTimes]:
         """Wait for the save in the background, end its thread, and return the saves that `poll` has not returned."""
@@ -424,7 +445,7 @@ def _copies(tensors: Tensors) -> dict[str, str]:
     """Registered tensors that every rank holds whole -> a checksum, by which the ranks compare them."""
     whole = {k: v for k, v in tensors.items() if k.startswith("registered.") and not isinstance(v, DTensor)}
     return {
-        k: f"{zlib.crc32(v.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()):08x}"
+        k: hashlib.sha256(v.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
         for k, v in whole.items()
     }
 

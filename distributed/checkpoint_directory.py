@@ -4,7 +4,7 @@
     checkpoints/latest         name of the checkpoint from which the run continues
 
 manifest.json is written last. It holds the saved state (JSON of the loop), the values that are no tensors (of the optimizer,
-and of what is registered) and, of every other file, the size and a CRC-32 of every 16 MiB; a checksum covers the manifest
+and of what is registered) and, of every other file, the size and a SHA-256 of every 16 MiB; another one covers the manifest
 itself. The state names the best checkpoint, so that one file, replaced atomically, says everything.
 A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`.
 A checkpoint is whole if all of its files have the size and the checksums of the manifest.
@@ -12,17 +12,21 @@ A checkpoint is whole if all of its files have the size and the checksums of the
 torch.distributed.checkpoint (DCP) reads parts of files, and other parts on another number of ranks. A checksum per block makes
 sure of exactly the bytes that a rank uses, in the one read that it needs anyway. (The CRC in the zip format of torch.save is
 not looked at by torch.load.)
+
+record.jsonl (training/record.py) gets an entry before a checkpoint gets its name, and before one loses it: whatever a kill leaves
+under the name of a checkpoint has an entry.
 """
 
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import os
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,18 +35,21 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata
 
-from common.durable_files import SUFFIX, temporary_path, write_durably, write_json
+from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_durably, write_json
 from common.errors import UserError
 from distributed.process_group import Ranks, call_on_all, read_on_first
 
 MANIFEST = "manifest.json"
 SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
-LAST_COMMIT = "4dc3bfb"  # that reads manifests without "values"
+LAST_COMMIT = "674ddd9"  # that reads manifests whose checksums are CRC-32
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
 BLOCK = 2**24  # bytes that share a checksum
+LARGE = 2**20  # bytes: a write of more is hashed by a thread meanwhile
 # Blocks of a file that is being read. torch.load looks at the beginning and at the end of a tensor before it reads it: each may
 # lie on two blocks.
 KEPT = 4
+Append = Callable[..., str]
+"""`Record.append` (training/record.py): adds an entry and returns its SHA-256. For rank 0 alone."""
 
 
 # --- The files of a checkpoint ----------------------------------------------------------------------------------------
@@ -54,15 +61,17 @@ class CheckpointWriter(dcp.FileSystemWriter):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, sync_files=True)
         self.written: dict[str, _SummedFile] = {}
+        self.hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self.fs = _Files(self._create)
 
     def entries(self) -> dict[str, dict]:
         """File name -> entry in the manifest, plain JSON."""
-        return {name: {"size": f.size, "block": BLOCK, "crc32": f.sums} for name, f in self.written.items()}
+        self.hasher.shutdown()
+        return {name: {"size": f.size, "block": BLOCK, "sha256": f.sums()} for name, f in self.written.items()}
 
     def _create(self, path: Path) -> "_SummedFile":
         name = path.name.removesuffix(".tmp")  # DCP renames .metadata.tmp
-        self.written[name] = _SummedFile(path)
+        self.written[name] = _SummedFile(path, self.hasher)
         return self.written[name]
 
 
@@ -102,22 +111,38 @@ class _Files(FileSystem):
 
 
 class _SummedFile(io.BufferedWriter):
-    """A file that DCP appends to, its size and the checksums of its blocks so far."""
+    """A file that DCP appends to, its size and the checksums of its blocks so far.
 
-    def __init__(self, path: Path) -> None:
+    The bytes of a large write are hashed while the system copies them: they are DCP's, and gone when `write` returns.
+    """
+
+    def __init__(self, path: Path, hasher: ThreadPoolExecutor) -> None:
         super().__init__(path.open("wb", buffering=0))  # pyright: ignore[reportArgumentType]  it is an io.FileIO
-        self.size, self.sums = 0, []
+        self.hasher, self.size, self.blocks = hasher, 0, []
+
+    def sums(self) -> list[str]:
+        """The SHA-256 of each block, as hexadecimal digits."""
+        return [block.hexdigest() for block in self.blocks]
 
     def write(self, data: Any) -> int:
         rest = memoryview(data).cast("B")
+        if len(rest) < LARGE:
+            self._hash(rest)
+            return super().write(data)
+        hashing = self.hasher.submit(self._hash, rest)
+        try:
+            return super().write(data)
+        finally:
+            hashing.result()
+
+    def _hash(self, rest: memoryview) -> None:
         while rest:
             done = self.size % BLOCK
             if not done:
-                self.sums.append(0)
+                self.blocks.append(hashlib.sha256())
             part, rest = rest[: BLOCK - done], rest[BLOCK - done :]
-            self.sums[-1] = zlib.crc32(part, self.sums[-1])
+            self.blocks[-1].update(part)
             self.size += len(part)
-        return super().write(data)
 
     def fileno(self) -> int:
         """DCP asks for it to fsync, and leaves out what is still in this buffer."""
@@ -159,7 +184,7 @@ class CheckedFile(io.RawIOBase):
 
     def check(self) -> None:
         """Read the whole file."""
-        for number in range(len(self.entry["crc32"])):
+        for number in range(len(self.entry["sha256"])):
             self._block(number)
 
     def close(self) -> None:
@@ -178,10 +203,10 @@ class CheckedFile(io.RawIOBase):
                     size -= count
             except OSError as error:  # the disk cannot read a block
                 raise UserError(f"{self.path} cannot be read ({error.strerror}); {self.hint}") from error
-            found, stated = zlib.crc32(data), self.entry["crc32"][number]
+            found, stated = hashlib.sha256(data).hexdigest(), self.entry["sha256"][number]
             if found != stated:
                 raise UserError(
-                    f"{self.path} is damaged: its checksum is {found:08x} instead of {stated:08x}; {self.hint}"
+                    f"{self.path} is damaged: its checksum is {found[:16]} instead of {stated[:16]}; {self.hint}"
                 )
             self.blocks[number] = data
         return self.blocks[number]
@@ -195,14 +220,25 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict) -> None:
-    """Write manifest.json, the last file of a checkpoint. `files`: the entries of `CheckpointWriter`."""
-    content = json.loads(json.dumps({"state": state, "values": values, "files": files}))  # as it will be read
-    write_json(folder / MANIFEST, content | {"checksum": _checksum(content)})
+def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict, tensors: str = "") -> str:
+    """Write manifest.json, the last file of a checkpoint. Returns its SHA-256.
+
+    files: the entries of `CheckpointWriter`. tensors: of distributed/tensor_digest.py.
+    """
+    content = manifest_of(state, files, values, tensors)
+    write_json(folder / MANIFEST, content)
+    return sha256_of_json(content)
+
+
+def manifest_of(state: dict, files: dict[str, dict], values: dict, tensors: str) -> dict:
+    """The content of manifest.json."""
+    content = {"state": state, "values": values, "files": files, "tensors": tensors}
+    content = json.loads(json.dumps(content))  # as it will be read
+    return content | {"checksum": _checksum(content)}
 
 
 def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
-    """{"state", "values", "files"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
+    """{"state", "values", "files", "tensors"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         raise UserError(
@@ -210,10 +246,11 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        sound = content.pop("checksum") == _checksum(content)
+        checksum = content.pop("checksum")
+        sound = checksum == _checksum(content)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        sound = False
-    if sound and "values" not in content:
+        checksum, sound = "", False
+    if isinstance(checksum, str) and re.fullmatch("[0-9a-f]{8}", checksum):
         raise UserError(
             f"{checkpoint} is of an earlier version of this code: finish its run with commit {LAST_COMMIT} or an earlier one, "
             "or start a new run with another run.name"
@@ -223,10 +260,12 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
     raise UserError(f"{path} is damaged: its content does not match its checksum; {hint}")
 
 
-def replace_state(checkpoint: Path, state: dict) -> None:
-    """Replace the saved state of a checkpoint atomically. Call it on rank 0 alone."""
-    content = read_manifest(checkpoint)
-    write_manifest(checkpoint, state, content["files"], content["values"])
+def replace_state(checkpoint: Path, state: dict, append: Append, **entry: Any) -> None:
+    """Replace the saved state of a checkpoint atomically, with a new entry in the record. Call it on rank 0 alone."""
+    old = read_manifest(checkpoint)
+    content = manifest_of(state, old["files"], old["values"], old["tensors"])
+    append("checkpoint", manifest=sha256_of_json(content), tensors=old["tensors"], **entry)
+    write_json(checkpoint / MANIFEST, content)
 
 
 def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
@@ -297,20 +336,21 @@ def set_latest(directory: Path, checkpoint: Path) -> None:
 def complete_checkpoints(directory: Path) -> list[Path]:
     """The complete checkpoints, whole or damaged, the oldest first."""
     found = [path for path in directory.glob("step-*") if _is_complete_name(path.name) and path.is_dir()]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
-def prune(directory: Path, keep_last: int) -> None:
+def prune(directory: Path, keep_last: int, append: Append) -> str | None:
     """Remove all checkpoints but the newest `keep_last` and those that their states name: the best, and the proven one.
 
     Checkpoints above `latest` belong to a future that was given up, and go. A checkpoint loses its name before its files
-    are removed, so that a kill leaves no half checkpoint under a complete name. Call it on rank 0 alone.
+    are removed, so that a kill leaves no half checkpoint under a complete name. Returns the SHA-256 of the record's entry about
+    it, if anything was removed. Call it on rank 0 alone.
     """
     newest = latest_checkpoint(directory)
     assert newest is not None
     complete = complete_checkpoints(directory)
-    keep = {path for path in complete if _step(path) <= _step(newest)}
-    keep = set(sorted(keep, key=_step)[-keep_last:]) | {newest}
+    keep = {path for path in complete if step_of(path) <= step_of(newest)}
+    keep = set(sorted(keep, key=step_of)[-keep_last:]) | {newest}
     for path in list(keep):
         try:
             state = read_manifest(path)["state"]
@@ -318,20 +358,24 @@ def prune(directory: Path, keep_last: int) -> None:
             continue  # a damaged one; nothing can be known about it
         named = (state.get("best_step"), state.get("proven_step"))
         keep |= {directory / checkpoint_name(step) for step in named if step}
-    for path in complete:
-        if path not in keep:
-            path.replace(temporary_path(path))
+    gone = [path for path in complete if path not in keep]
+    head = append("pruning", removed=[path.name for path in gone]) if gone else None
+    for path in gone:
+        path.replace(temporary_path(path))
     for path in directory.glob(f"step-*{SUFFIX}"):
         if re.fullmatch(r"step-\d{6,}(\.old)?" + re.escape(SUFFIX), path.name):
             path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    return head
 
 
-def set_aside_after(directory: Path, step: int) -> list[str]:
+def set_aside_after(directory: Path, step: int, append: Append, why: str) -> list[str]:
     """Rename the checkpoints after `step` to NAME.bad, and continue from `step` (0: from the base model).
 
     Returns their new names. Call it on rank 0 alone.
     """
-    later = [path for path in complete_checkpoints(directory) if _step(path) > step]
+    later = [path for path in complete_checkpoints(directory) if step_of(path) > step]
+    if later:
+        append("pruning", set_aside=[path.name for path in later], why=why)
     if step:
         set_latest(directory, directory / checkpoint_name(step))
     for path in reversed(later):  # a kill in between leaves the older ones, from which the run comes here again
@@ -348,9 +392,10 @@ def _is_complete_name(name: str) -> bool:
     return re.fullmatch(r"step-\d{6,}", name) is not None
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def _checksum(content: dict) -> str:
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -55,6 +55,7 @@ LONGEST = (
     "tools/test_chaos.py",
     "distributed/test_watch.py",
     "model/ewc/test_fisher.py",
+    "distributed/test_record.py",
     "distributed/test_durable_runs.py",
     "eval/test_generate.py",
     "distributed/test_ewc_train.py",

@@ -18,6 +18,7 @@ from tests.distributed.launch import largest_difference, launch, rows, run_of, w
 from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import END
+from training.record import Record
 
 RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
 LOSSES = ("z_loss", "label_smoothing", "dft")
@@ -150,7 +151,7 @@ def test_a_recipe_trains(folder, runs, name) -> None:
 
 def starts(run: Path) -> list[int]:
     """The step at which each start of a run began."""
-    return [json.loads(line)["start_step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    return [entry.step for entry in Record(run).read() if entry.kind == "start"]
 
 
 @pytest.mark.parametrize("name", RESUMED)

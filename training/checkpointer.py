@@ -1,19 +1,24 @@
 """The checkpoints of a run: from which one it continues, when it saves, and which of them are known to be good."""
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 
 from common.errors import UserError
+from common.sha256 import sha256
 from configs.config import Run
 from distributed.checkpoint import Saver, is_plain
-from distributed.checkpoint_directory import find_checkpoint, read_manifest, set_aside_after
+from distributed.checkpoint_directory import MANIFEST, find_checkpoint, read_manifest, set_aside_after
 from distributed.process_group import StopSignal, read_on_first
 from training.evaluations import Evaluations
-from training.identity import Identity, check_identity
+from training.identity import EXCLUDED, FIRST_STEP, Identity, check_identity
 from training.log import Log
+from training.record import RunRecord
+
+if TYPE_CHECKING:
+    from data.find import Exclusion
 
 
 class Checkpointer:
@@ -35,8 +40,9 @@ class Checkpointer:
         evaluations: Evaluations,
         stop: StopSignal,
         log: Log,
+        record: RunRecord,
     ) -> None:
-        self.directory, self.run, self.stop, self.log = directory, run, stop, log
+        self.directory, self.run, self.stop, self.log, self.record = directory, run, stop, log, record
         self.identity, self.settings, self.evaluations = identity, settings, evaluations
         self.trained_as = identity  # of the weights as they are: this start's, once it has taken a step
         self.resume_from: Path | None = None
@@ -44,24 +50,40 @@ class Checkpointer:
         self.saved_at = 0.0  # on rank 0's clock: of the last save, or of the first step of this start
         self.proven_step = 0  # the newest from whose weights a finite loss and gradient norm have been computed
 
-    def find(self, state: dict, total_steps: int) -> list[str]:
+    def find(self, state: dict, total_steps: int, exclusion: "Exclusion | None" = None) -> list[str]:
         """Put what the newest checkpoint says into `state` and the evaluations. Returns lines for the user.
 
-        Raises UserError if the checkpoint is damaged, is of another identity, or is beyond `total_steps`.
+        With an `exclusion` that is new to the run it is the newest checkpoint that has not seen what is excluded.
+
+        Raises UserError if the checkpoint is damaged, is of another identity, is beyond `total_steps`, or is not what the
+        record of the run says.
         """
         ranks, num_sources = self.stop.ranks, len(state["targets"])
         checkpoint, passed_over = find_checkpoint(self.directory, self.run.resume, ranks)
         lines = [f"warning: passed over: {problem}" for problem in passed_over]
-        if checkpoint is None:
+        newest, seen = checkpoint, None
+        if exclusion:
+            from training.exclusion import leave_out, newest_without
+
+            checkpoint, seen = read_on_first(lambda: newest_without(exclusion, newest), ranks)
+        saved = read_on_first(lambda: read_manifest(checkpoint)["state"] if checkpoint else None, ranks)
+        changes = []
+        if checkpoint and saved:
+            if exclusion:  # up to this step the run would have been the same
+                same = {name: self.identity["the data"][name] for name in (EXCLUDED, FIRST_STEP)}
+                saved["identity"]["the data"] |= same
+            self.identity, changes = check_identity(checkpoint, saved, self.identity, self.settings, self.run.resume)
+        if exclusion:
+            more = read_on_first(lambda: leave_out(exclusion, checkpoint, newest, seen, self.record), ranks)
+            lines += [*exclusion.lines, *more]
+        if not checkpoint or not saved:
             export = self.directory.with_name("export")
-            if read_on_first(export.exists, ranks):
+            if not newest and read_on_first(export.exists, ranks):
                 raise UserError(
                     f"{export} exists, but the checkpoints of its run are gone; to train again from the base model, choose "
                     f"another run.name or remove {export.parent}"
                 )
-            return lines
-        saved = read_on_first(lambda: read_manifest(checkpoint), ranks)["state"]
-        self.identity, changes = check_identity(checkpoint, saved, self.identity, self.settings, self.run.resume)
+            return lines + self.record.continue_from(0, None, bytes)
         self.trained_as = saved["identity"]
         if saved["step"] > total_steps:
             raise UserError(f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config")
@@ -74,6 +96,10 @@ class Checkpointer:
         self.evaluations.load_state_dict(saved)
         self.saved_step, self.saved_updates = saved["saved_step"], saved["saved_updates"]
         self.proven_step, self.resume_from = saved["proven_step"], checkpoint
+        manifest = read_on_first(lambda: sha256(checkpoint / MANIFEST), ranks)
+        lines += self.record.continue_from(
+            saved["step"], manifest, lambda: self.log.kept(saved["step"], saved["evaluated"])
+        )
         return lines + changes
 
     @property
@@ -84,9 +110,8 @@ class Checkpointer:
     def save_from(self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """From now on these are loaded and saved. Call it right after the optimizer is made."""
         run = self.run
-        self.saver = Saver(
-            self.directory, parameters, optimizer, self.stop.ranks, run.keep_last, run.async_save, run.timeout_minutes
-        )
+        options = run.keep_last, run.async_save, run.timeout_minutes, self.record.append
+        self.saver = Saver(self.directory, parameters, optimizer, self.stop.ranks, *options)
 
     def register(self, name: str, thing: Any) -> None:
         """Keep in every checkpoint what else has a state, such as an average of the weights: `Saver.register`."""
@@ -125,14 +150,14 @@ class Checkpointer:
         self.saved_step, self.saved_updates = state["step"], state["updates"]
         self.saved_at, self.trained_as = self.stop.clock, self.identity
         with self.stop.saving():
-            self.saver.save(self._manifest(state))
+            self.saver.save(self._manifest(state), **self.record.so_far())
         self.show_saves()
 
     def update(self, state: dict) -> None:
         """If this step is saved: let its manifest say what has been evaluated since."""
         if 0 < state["step"] == self.saved_step:
             self.log.sync()
-            self.saver.update_state(self._manifest(state))
+            self.saver.update_state(self._manifest(state), **self.record.so_far())
 
     def show_saves(self) -> None:
         """Log the saves in the background that have finished. Raises UserError on all ranks if one has failed."""
@@ -152,7 +177,9 @@ class Checkpointer:
         """
         self.saver.wait()
         good = self.saved_step if updates > self.saved_updates else self.proven_step
-        renamed = read_on_first(lambda: set_aside_after(self.directory, good), self.stop.ranks)
+        renamed = read_on_first(
+            lambda: set_aside_after(self.directory, good, self.record.append, what), self.stop.ranks
+        )
         aside = (
             f"; {', '.join(renamed)} in {self.directory} may hold bad weights and will not be used" if renamed else ""
         )

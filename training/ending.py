@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.dtypes import dtype_name
 from common.durable_files import write_json
 from common.errors import UserError
-from common.sha256 import sha256_of_all
+from common.sha256 import sha256, sha256_of_all
 from configs.config import Config
 from data.chat_template import write_chat_settings
 from data.encoding import ExampleEncoder
@@ -24,6 +24,7 @@ from model.language_model import PackedLanguageModel, adapters_sum, parameter_na
 from training.chat_settings import chat_settings
 from training.evaluations import Evaluations, best_in_words, curve_of, is_better
 from training.identity import fingerprint_of_checkpoint
+from training.record import Record, RunRecord
 
 GENERATION_CONFIG = "generation_config.json"
 RECORD = "export.json"  # which weights an export holds, and the SHA-256 of its files
@@ -71,7 +72,7 @@ def damage_of_export(export_directory: Path, record: dict, ranks: Ranks) -> list
         """File -> SHA-256 as the export says; None if it is not the one that `record` describes."""
         try:
             written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
-            files, adapter = written.pop("files"), written.pop("adapter")
+            files, adapter, _ = written.pop("files"), written.pop("adapter"), written.pop("record")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no export, or one of an earlier version
             return None
         if written != record:
@@ -145,13 +146,15 @@ def export_run(
     model: PackedLanguageModel,
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    ranks: Ranks,
+    run_record: RunRecord,
 ) -> list[str]:
     """Write the Hugging Face directory of a finished run, and return lines that say what it holds. A collective.
 
     The dtype is that of config.json. With `run.export=best` the parameters are first overwritten with those of the best
-    checkpoint. With LoRA, adapters are merged in it, and `adapter/` beside it has them alone, as peft reads them.
+    checkpoint. With LoRA, adapters are merged in it, and `adapter/` beside it has them alone, as peft reads them. export.json
+    has the head of the record before the export's own entry, which has the SHA-256 of export.json.
     """
+    ranks = run_record.ranks
     checkpoints = export_directory.with_name("checkpoints")
     record = read_on_first(lambda: export_record(config, step, evaluations, model_config, checkpoints), ranks)
     if record["weights"] == "best":
@@ -162,7 +165,7 @@ def export_run(
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)
         sums = {"files": sums_of(folder), "adapter": sums_of(adapter) if config.lora.rank else {}}
-        (folder / RECORD).write_text(json.dumps(record | sums, indent=1) + "\n", encoding="utf-8")
+        write_export_record(folder, record | sums, run_record, export_directory.name)
 
     adapter = export_directory.with_name(ADAPTER_DIRECTORY)
     if config.model.rope_type:
@@ -177,6 +180,16 @@ def export_run(
     if updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
     return lines + _lines(config, step, evaluations, record, export_directory)
+
+
+def write_export_record(folder: Path, record: dict, run_record: Record, place: str) -> None:
+    """Write export.json with the head of the run's record, to which this appends the entry of the export. For rank 0 alone.
+
+    folder: under its temporary name. place: the directory that it will be.
+    """
+    write_json(folder / RECORD, record | {"record": run_record.head()})
+    exported = {name: record[name] for name in ("step", "weights", "checkpoint", "dtype")}
+    run_record.append("export", directory=place, sha256=sha256(folder / RECORD), **exported)
 
 
 def _lines(config: Config, step: int, evaluations: Evaluations, record: dict, export_directory: Path) -> list[str]:

@@ -4,9 +4,7 @@ The model card beside it is training/model_card.py. The export that a run itself
 """
 
 import dataclasses
-import json
 import shutil
-import typing
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,8 @@ from common.dtypes import DTYPES as COMPUTE_DTYPES
 from common.dtypes import dtype_name
 from common.durable_files import new_directory
 from common.errors import UserError
-from configs.config import Config, Source
+from configs.config import Config
+from configs.load import config_of
 from data.batches import MicroBatch
 from data.tokens import load_tokenizer
 from distributed.checkpoint_directory import (
@@ -38,8 +37,9 @@ from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
 from model.weight_files import hash_weights
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
-from training.ending import CARD, RECORD, damage, read_json, sums_of, write_files
+from training.ending import CARD, RECORD, damage, read_json, sums_of, write_export_record, write_files
 from training.identity import fingerprint
+from training.record import Record
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -147,21 +147,10 @@ def read_run(run: Path) -> tuple[dict, Config]:
     start = read_json(path, "copy it again") if path.is_file() else {}
     if not {"config", "start_step"} <= start.keys():  # that of a model has neither
         raise UserError(f"{run} is not the directory of a run; name one, such as runs/quickstart")
-    parts = {}
     try:
-        for section, kind in typing.get_type_hints(Config).items():
-            values = _with_tuples(start["config"].get(section, {}))
-            if section == "data":
-                values["mix"] = tuple(Source(**_with_tuples(source)) for source in values.get("mix", ()))
-            parts[section] = kind(**values)
+        return start, config_of(start["config"])
     except TypeError as error:  # names a key that is unknown or missing
         raise UserError(f"{path}: {error}; export with the version of the code that trained the run") from error
-    return start, Config(**parts)
-
-
-def _with_tuples(values: dict) -> dict[str, typing.Any]:
-    """Settings from JSON, whose lists were tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str]:
@@ -217,7 +206,7 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
         for file in [file for pattern in LICENCE_FILES for file in export.base.glob(pattern)]:
             shutil.copyfile(file, folder / file.name)
         record = export.record | {"profile": profile, "files": sums_of(folder)}
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        write_export_record(folder, record, Record(export.run), str(out.absolute()))
         (folder / CARD).write_text(card, encoding="utf-8")
     return size
 

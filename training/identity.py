@@ -2,7 +2,7 @@
 
 It has the settings that decide (configs/config.py: DECIDES), the tokens of the data and the order of documents, the weights
 and the tokenizer of the base model, torch and transformers, and the code that train.py loads. It is plain JSON, section ->
-name -> value or digest, in the manifest of every checkpoint; its `fingerprint` is in the export and in starts.jsonl.
+name -> value or digest, in the manifest of every checkpoint; its `fingerprint` is in the export, and all of it in record.jsonl.
 """
 
 import ast
@@ -36,6 +36,7 @@ NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_ver
 MEASURES = ("eval", "training.answers", "training.asked")
 OWN_SCORES = "eval.metric"  # of answers, without a function of the user's
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+FIRST_STEP, EXCLUDED = "the first step", "data.exclude"  # in "the data"
 SHOWN = 8  # files or keys of a kind, in a message
 WIDTH = 120  # characters of a value in a message
 
@@ -67,6 +68,7 @@ def identity_of(
     if config.lora.rank:  # the alpha that holds: another default of a later version must not pass as the same run
         settings["lora.alpha"] = config.lora.effective_alpha
     mixture, old = inputs.train.mixture(), inputs.old_domain
+    excluded = {EXCLUDED: inputs.exclusion.fingerprint} if inputs.exclusion else {}
     versions = {"torch": torch.__version__, "transformers": importlib.metadata.version("transformers")}
     if config.optimizer.memory == "6N":
         versions["torchao"] = importlib.metadata.version("torchao")
@@ -78,7 +80,8 @@ def identity_of(
                 "data.train": inputs.train.sources[0].fingerprint,
                 "data.mix": mixture,
                 "ewc.data": old.fingerprint if old and config.ewc.strength else None,
-                "the first step": hashlib.sha256(repr(inputs.plan.batch(0).items).encode()).hexdigest(),
+                FIRST_STEP: hashlib.sha256(repr(inputs.plan.batch(0).items).encode()).hexdigest(),
+                **excluded,
             },
             "config.json": shape,
             "the tokenizer": {"of model.path": fingerprint_of_tokenizer(tokenizer)},
@@ -129,9 +132,7 @@ def differences(saved: Identity, current: Identity) -> list[str]:
             for name in _differing(before, now)
         ]
     data = _differing(saved["the data"], current["the data"])
-    found += [
-        f"{'another' if name == 'data.mix' else 'other data in'} {name}" for name in data if name != "the first step"
-    ]
+    found += [f"{'another' if name == 'data.mix' else 'other data in'} {name}" for name in data if name != FIRST_STEP]
     if data and not found:  # other data or another seed would give another order as well
         found.append("another order of documents")
     if weights := _differing(saved["the weights"], current["the weights"]):

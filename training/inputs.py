@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -29,6 +30,9 @@ from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.identity import Identity, digest_of_row, hash_files
+
+if TYPE_CHECKING:
+    from data.find import Exclusion
 
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
 
@@ -80,6 +84,8 @@ class Inputs:
     asked: Asked | None = None  # what run.eval_generate answers
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
+    local: Config | None = None  # the config with all data on this machine
+    exclusion: "Exclusion | None" = None  # of data.exclude; the plan is without it
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
@@ -151,7 +157,7 @@ def read_inputs(
     validation; nothing else does. Raises UserError for a missing or bad file.
     """
     say = functools.partial(print, file=sys.stderr, flush=True) if show_progress else lambda text: None
-    paths = _paths(config)
+    paths = data_paths(config)
     check_paths_exist(paths)
     if any(map(is_elsewhere, paths)):
         from data.remote import with_local_files
@@ -182,6 +188,11 @@ def read_inputs(
         global_examples=batch.global_examples,
         global_tokens=batch.global_tokens,
     )
+    exclusion = None
+    if data.exclude:
+        from data.find import exclude
+
+        plan, exclusion = exclude(plan, train, data)
     total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps is None:
@@ -205,11 +216,23 @@ def read_inputs(
         asked = read_asked(config, reader, train.sources[0], is_first=show_progress)
     new_row = first_new_row(config.model.path)
     return Inputs(
-        train, plan, total_steps, warmup_steps, validation, validation_batches, dealer, deal, old_domain, asked, new_row
+        train,
+        plan,
+        total_steps,
+        warmup_steps,
+        validation,
+        validation_batches,
+        dealer,
+        deal,
+        old_domain,
+        asked,
+        new_row,
+        local=config,
+        exclusion=exclusion,
     )
 
 
-def _paths(config: Config) -> list[str]:
+def data_paths(config: Config) -> list[str]:
     """All data paths that a run of this config reads."""
     data, ewc = config.data, config.ewc
     mixed_in = [path for source in data.mix for path in (*source.paths, *source.validation)]

@@ -28,6 +28,7 @@ from model.language_model import PackedLanguageModel
 from model.loss import LossSums
 from training.sinks import Sink, Values, open_sinks
 
+SHOWN = 32  # hexadecimal digits of the head of the record
 EVALUATIONS = {"validation", "forgetting"}  # names before the slash in the curves of an evaluation
 
 
@@ -78,6 +79,7 @@ class Log:
         """Add the curves of a save that has finished, and print its times: a warning if torchrun grants less after a signal."""
         self.row(times.step, {"save/pause_seconds": times.pause, "save/total_seconds": times.total})
         text = f"saved step {times.step} in {times.total:.1f} s; training waited {times.pause:.1f} s"
+        text += f"; head {times.head[:SHOWN]}" if times.head else ""
         grace = torchrun_grace()
         if grace is not None and times.total > grace:
             text = (
@@ -135,8 +137,21 @@ class Log:
         for sink in self.sinks:
             sink.flush()
 
+    def kept(self, start_step: int, evaluated: dict[str, int]) -> bytes:
+        """What `open` leaves of metrics.jsonl. On rank 0."""
+        return self._sort_rows(start_step, evaluated)[0]
+
     def _drop_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[list[dict], list[dict]]:
-        """Remove the rows that will be written again; returns (the kept rows of `start_step`, the rows that are removed).
+        """Remove the rows that will be written again; returns (the kept rows of `start_step`, the rows that are removed)."""
+        text, at_start, dropped, is_changed = self._sort_rows(start_step, evaluated)
+        if is_changed:
+            write_durably(self.path, text.decode())
+            if start_step == 0:
+                self.say(f"{self.path}: the rows of an earlier start, which left no checkpoint, are removed")
+        return at_start, dropped
+
+    def _sort_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[bytes, list[dict], list[dict], bool]:
+        """(the rows that are kept, those of `start_step` among them, the rows that are not, whether there are any).
 
         A line that is not a row was being written when the process or the machine died, so it is dropped like the rows
         behind it. If a row that is kept stands behind it, the file was damaged in another way: UserError.
@@ -158,11 +173,7 @@ class Log:
             else:
                 dropped.append(row)
         text = b"".join(kept)
-        if text != content:
-            write_durably(self.path, text.decode())
-            if start_step == 0:
-                self.say(f"{self.path}: the rows of an earlier start, which left no checkpoint, are removed")
-        return at_start, dropped
+        return text, at_start, dropped, text != content
 
 
 def make_meter(
@@ -180,7 +191,7 @@ class Meter:
         """`work`: FLOPs per unit of this model; `peak_flops`: FLOP/s of all ranks together."""
         self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
         self.peak_note = ""  # for the next line
-        self.has_row = False
+        self.has_row = self.is_empty = False
         self.seconds_per_step = math.nan  # mean over the last closed window
         self._open_window()
 
@@ -204,6 +215,7 @@ class Meter:
         The FLOPs of the head count a target by its weight; the plan does not know their number.
         """
         self.steps += 1
+        self.is_empty = not batch.items
         self.mean_cost += deal.mean
         self.slowest_cost += deal.slowest
         self.tokens += sum(batch.document_lengths)
@@ -275,13 +287,15 @@ class Meter:
             self.peak_note = ""
         if was_skipped:
             why = "a spike of the gradient norm" if is_finite else "not finite"
+            why = "all of its documents are excluded" if self.is_empty else why
             parts.append(f"SKIPPED, {why} ({row['train/skipped_steps']} so far)")
         return " | ".join(parts)
 
 
 def _shares(curve: str, names: Sequence[str], targets: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Each source's share of target tokens. `targets`: of each source."""
-    return {f"{curve}/{name}": float(count / sum(targets)) for name, count in zip(names, targets, strict=True)}
+    total = sum(targets) or 1  # 0 where data.exclude leaves nothing of the steps
+    return {f"{curve}/{name}": float(count / total) for name, count in zip(names, targets, strict=True)}
 
 
 def peak_memory_gib(device: torch.device) -> float:

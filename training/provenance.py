@@ -1,16 +1,17 @@
-"""What produced a run: one record for every start that does something, in runs/NAME/starts.jsonl.
+"""What produced a run: an entry of runs/NAME/record.jsonl for every start that does something.
 
 config.json is that of the newest start. A start whose code is not that of a commit keeps the difference as a patch of its
 own, diffs/NUMBER.diff, with the files that train.py loads and git does not know.
 """
 
+import getpass
 import json
 import os
 import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,13 +20,19 @@ import torch
 import torch.distributed as dist
 from torch.cuda import nccl
 
-from common.durable_files import append_json_line, write_durably, write_json
+from common.durable_files import sha256_of_json, write_durably, write_json
 from common.errors import UserError
+from common.sha256 import remembered_sha256, sha256, sha256_of_all
+from data.files import expand
+from data.store import is_store
 from distributed.process_group import Ranks, read_on_first
 from training.identity import Identity, fingerprint
+from training.record import RunRecord
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
+OF_A_TOKENIZER = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # suffixes in a model directory
+LONG = 2**26  # bytes: the digest of a larger file is remembered
 
 
 def newest_start(directory: Path) -> dict:
@@ -36,49 +43,106 @@ def newest_start(directory: Path) -> dict:
         return {}
 
 
-def record_start(directory: Path, config: dict, start_step: int, identity: Identity, ranks: Ranks) -> dict:
-    """Append the record of this start to starts.jsonl, and write config.json and the start's diff. A collective.
+def record_start(
+    record: RunRecord,
+    config: dict,
+    identity: Identity,
+    files: Callable[[], dict[str, dict[str, str]]],
+    rows: Callable[[], bytes],
+    ranks: Ranks,
+) -> dict:
+    """Append the entry of this start to the record, and write config.json and the start's diff. A collective.
 
-    `config` is the resolved config as JSON types, `start_step` the number of finished steps. Returns the record, on every
-    rank; its `git_diff` names the file of the diff, or is None. Raises UserError on all ranks if it cannot be written.
+    `config` is the resolved config as JSON types. `files` are those of `files_read`, `rows` those that metrics.jsonl keeps.
+    Returns what config.json says, on every rank; its `git_diff` names the file of the diff, or is None. Raises UserError on
+    all ranks if it cannot be written.
     """
     places: list = [None] * ranks.world_size
     dist.all_gather_object(places, (socket.gethostname(), device_name(ranks.device)), group=ranks.flags)
+    directory = record.directory
 
     def write() -> dict:
-        """Write everything on rank 0; returns the record."""
+        """Write everything on rank 0; returns what config.json says."""
         code = git_state(ROOT, identity["the code"])
         diff = code.pop("git_diff")
-        history = directory / "starts.jsonl"
-        number = history.read_bytes().count(b"\n") + 1 if history.is_file() else 1
+        number = sum(entry.kind == "start" for entry in record.read()) + 1
         patch = f"diffs/{number:04d}.diff" if diff else None
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        record = {
+        start = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "start_step": start_step,
+            "start_step": record.step,
             "config": config,
             "command": sys.argv,
+            "directory": os.getcwd(),
+            "started_by": _user(),
+            "approved_by": config["run"].get("approved_by"),
             "identity": fingerprint(identity),
             **code,
             "git_diff": patch,
             "world_size": ranks.world_size,
             "devices": devices(places),
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
             **({} if restarts is None else {"torchrun_restarts": int(restarts)}),
             "python": platform.python_version(),
             "versions": versions(),
         }
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            written = {"config.json": sha256_of_json(start)}
             if patch:
                 (directory / patch).parent.mkdir(exist_ok=True)
                 write_durably(directory / patch, diff)
-            write_json(directory / "config.json", record)
-            append_json_line(history, record)
+                written[patch] = sha256(directory / patch)
+            of_entry = start | {"identity": identity, "written": written, "files": files()}
+            record.start(rows(), **of_entry)
+            write_json(directory / "config.json", start)
         except OSError as error:
             raise UserError(f"{error.filename or directory}: {error.strerror}; cannot record this start") from error
-        return record
+        return start
 
     return read_on_first(write, ranks)
+
+
+def files_read(
+    model: str, weights: dict[str, str], paths: Iterable[str], others: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """The SHA-256 of the files that decide a run, by their absolute paths: `the base` with its tokenizer, `the data`.
+
+    weights: of the identity, whose digests are known. paths: of the data, on this machine. others: more files, or directories.
+    """
+    base = Path(model).resolve()
+    small = [path for path in base.iterdir() if path.suffix in OF_A_TOKENIZER and path.is_file()]
+    known = {str(base / name): digest for name, digest in weights.items()}
+    folders = [path for path in paths if is_store(path)]
+    found = [*expand(path for path in paths if path not in folders), *map(Path, others)]
+    found += [file for folder in folders for file in sorted(Path(folder).iterdir()) if file.is_file()]
+    return {
+        "the base": known | _sums([path for path in small if str(path) not in known]),
+        "the data": _sums([path.resolve() for path in found]),
+    }
+
+
+def _sums(paths: list[Path]) -> dict[str, str]:
+    large = [path for path in paths if path.stat().st_size > LONG]
+    found = sha256_of_all(path for path in paths if path not in large) | remembered_sha256(large)
+    return {str(path): found[path] for path in sorted(found)}
+
+
+def processor() -> str:
+    """The name of the processor, as Linux gives it; else its type."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # in a container that has no name for its user
+        return f"user {os.getuid()}"
 
 
 def git_state(root: Path, code: Iterable[str] = ()) -> dict[str, str]:

@@ -29,10 +29,11 @@ from distributed.process_group import (
 from model.language_model import PackedLanguageModel, parameter_names
 from training.ending import GENERATION_CONFIG
 from training.identity import Identity, free_settings, identity_of
-from training.inputs import Inputs
+from training.inputs import Inputs, data_paths
+from training.log import Log
 from training.observe import memory_snapshot
 from training.owner import own_directory
-from training.provenance import record_start, short_commit
+from training.record import RunRecord
 from training.sinks import check_sinks
 
 
@@ -67,11 +68,28 @@ def join_run(
             yield StopSignal(ranks), identity, settings, compute_dtype
 
 
-def record_this_start(config: Config, step: int, identity: Identity, ranks: Ranks) -> str:
-    """Record this start, which continues after `step`, in starts.jsonl; returns a line that names it. A collective."""
-    directory = Path(config.run.directory, config.run.name)
-    record = record_start(directory, as_dict(config), step, identity, ranks)
-    return f"run {directory}, commit {short_commit(record)}, torch {torch.__version__}, {device_line(ranks)}"
+def record_this_start(
+    config: Config, inputs: Inputs, identity: Identity, evaluated: dict[str, int], record: RunRecord, log: Log
+) -> str:
+    """Add this start to the record of the run, before `log.open`; returns a line that names it. A collective.
+
+    evaluated: as for `log.open`.
+    """
+    from training.provenance import files_read, record_start, short_commit
+
+    def files() -> dict[str, dict[str, str]]:
+        others = [config.data.chat_template, config.data.exclude]
+        fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
+        others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
+        paths = data_paths(inputs.local) if inputs.local else ()
+        return files_read(config.model.path, identity["the weights"], paths, filter(None, others))
+
+    def rows() -> bytes:
+        return log.kept(record.step, evaluated)
+
+    start = record_start(record, as_dict(config), identity, files, rows, record.ranks)
+    commit, torch_version = short_commit(start), torch.__version__
+    return f"run {record.directory}, commit {commit}, torch {torch_version}, {device_line(record.ranks)}"
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:

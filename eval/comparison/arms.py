@@ -69,7 +69,7 @@ def _source(path: Path) -> Source:
         path = path.parent  # the export of a run
     if path.is_file():
         return Source(path, "result")
-    if any((path / name).exists() for name in ("starts.jsonl", "metrics.jsonl", "checkpoints", "export/export.json")):
+    if any((path / name).exists() for name in ("record.jsonl", "metrics.jsonl", "checkpoints", "export/export.json")):
         return _finished(path)
     if (path / "config.json").is_file():
         return Source(path, "model")

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
+from common.sha256 import sha256
 from configs.config import Optimizer
 from distributed import checkpoint_directory
-from distributed.checkpoint import Saver
+from distributed.checkpoint import Saver, no_record
 from distributed.checkpoint_directory import (
     check_whole,
     complete_checkpoints,
@@ -62,7 +63,9 @@ def test_the_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
     assert sorted(manifest["files"]) == [".metadata", "__0_0.distcp"]
     assert all((checkpoint / name).stat().st_size == entry["size"] for name, entry in manifest["files"].items())
     check_whole(checkpoint, ranks)
-    replace_state(checkpoint, {"step": 3, "best_loss": 0.05})
+    entries = []
+    replace_state(checkpoint, {"step": 3, "best_loss": 0.05}, lambda kind, **entry: entries.append(entry), step=3)
+    assert entries == [{"manifest": sha256(checkpoint / "manifest.json"), "tensors": manifest["tensors"], "step": 3}]
     check_whole(checkpoint, ranks)
     assert read_manifest(checkpoint)["state"]["best_loss"] == 0.05
 
@@ -174,18 +177,21 @@ def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(t
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            prune(tmp_path, keep_last=1)
+            prune(tmp_path, 1, no_record)
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000003"]
-    prune(tmp_path, keep_last=1)
+    prune(tmp_path, 1, no_record)
     assert names(tmp_path) == ["latest", "step-000003"]
 
 
 def test_bad_checkpoints_are_set_aside_and_the_run_continues_from_the_good_one(tmp_path, ranks) -> None:
     for step in (1, 2, 3):
         save(tmp_path, ranks, step)
-    assert set_aside_after(tmp_path, 2) == ["step-000003.bad"]
+    assert set_aside_after(tmp_path, 2, no_record, "NaN") == ["step-000003.bad"]
     assert latest_checkpoint(tmp_path).name == "step-000002"
     assert json.loads((tmp_path / "step-000003.bad" / "manifest.json").read_text())["state"] == {"step": 3}
-    assert set_aside_after(tmp_path, 0) == ["step-000001.bad", "step-000002.bad"]  # continue from the base model
+    assert set_aside_after(tmp_path, 0, no_record, "NaN") == [
+        "step-000001.bad",
+        "step-000002.bad",
+    ]  # continue from the base model
     assert latest_checkpoint(tmp_path) is None
     assert checkpoint_directory.complete_checkpoints(tmp_path) == []

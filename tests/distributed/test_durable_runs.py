@@ -18,6 +18,7 @@ from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training.ending import sums_of
 from training.identity import fingerprint
+from training.record import Record
 
 pytestmark = pytest.mark.slow
 EVERY_STEP = ("run.save_every=1", "run.eval_every=1")
@@ -314,7 +315,7 @@ def test_a_finished_run_is_not_finished_with_other_settings(folder, second) -> N
 
 
 def test_each_start_that_trains_is_recorded_and_one_that_does_nothing_is_not(folder, second) -> None:
-    starts = [json.loads(line) for line in (folder / "runs" / "longer" / "starts.jsonl").read_text().splitlines()]
+    starts = [entry.content for entry in Record(folder / "runs" / "longer").read() if entry.kind == "start"]
     assert [start["start_step"] for start in starts] == [0, 3, 5]
     assert [start["config"]["optimizer"]["max_steps"] for start in starts] == [3, 5, 5]
 

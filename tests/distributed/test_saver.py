@@ -313,7 +313,7 @@ def test_a_load_reads_every_byte_once_and_finds_a_flipped_bit_in_each_block(tmp_
     resumed.load(checkpoint)
     assert all(torch.equal(fresh[name], weights[name]) for name in weights)
     files = read_manifest(checkpoint)["files"]
-    blocks = [(name, number) for name in files for number in range(len(files[name]["crc32"]))]
+    blocks = [(name, number) for name in files for number in range(len(files[name]["sha256"]))]
     assert sorted(read) == sorted(blocks) and len(blocks) > 70
     data = checkpoint / "__0_0.distcp"
     whole = data.read_bytes()
@@ -347,9 +347,9 @@ def held(monkeypatch) -> threading.Event:
     """Background saves wait for this event before they write."""
     event, write = threading.Event(), Saver._write
 
-    def wait_then_write(*arguments) -> None:
+    def wait_then_write(*arguments) -> str:
         assert event.wait(60)
-        write(*arguments)
+        return write(*arguments)
 
     monkeypatch.setattr(Saver, "_write", wait_then_write)
     return event
@@ -383,7 +383,7 @@ def test_background_saves_use_the_same_buffers_again(tmp_path, ranks, monkeypatc
     parameters, optimizer = weight_and_optimizer(1.0)
     saver, written = Saver(tmp_path, parameters, optimizer, ranks, 2, True), []
     write = saver._write
-    monkeypatch.setattr(saver, "_write", lambda *a: (written.append(a[2]), write(*a)))
+    monkeypatch.setattr(saver, "_write", lambda *a: (written.append(a[2]), write(*a))[1])
     for step in (1, 2):
         with torch.no_grad():
             parameters["weight"].fill_(step)

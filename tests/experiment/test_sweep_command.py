@@ -13,6 +13,7 @@ import pytest
 
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
+from training.record import Record
 
 pytestmark = pytest.mark.slow
 VALUES = ("optimizer.learning_rate=1e-2,1e30", "run.save_every=1", "--parallel", "2")
@@ -89,7 +90,7 @@ def test_stopped_continued_and_repeated(folder) -> None:
     assert written["best"]["overrides"] == ["optimizer.learning_rate=1e-2"]
     # The run was stopped after a few steps, and its curve has every step once.
     run = out / "learning_rate-0.01_seed-0"
-    starts = [json.loads(line)["start_step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    starts = [entry.step for entry in Record(run).read() if entry.kind == "start"]
     assert len(starts) == 2 and 0 < starts[1] < STEPS
     # The same run without an interruption.
     overrides = ("optimizer.learning_rate=1e-2", "run.save_every=1", f"run.directory={folder}", "run.name=whole")

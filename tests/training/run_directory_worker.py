@@ -12,14 +12,24 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from common.errors import UserError, exit_process
+from data.sources import Corpus
 from distributed.process_group import start_process_group
 from training.log import Log
 from training.owner import own_directory
 from training.provenance import record_start
+from training.record import RunRecord
 
 owned, file, free, result = map(Path, sys.argv[1:])
 ranks = start_process_group()
 answers = {}
+
+
+def start_in(directory: Path, config: dict) -> dict:
+    record = RunRecord(directory, Corpus(()), ranks)
+    record.step = 3
+    return record_start(record, config, {"the code": {}}, dict, bytes, ranks)
+
+
 try:
     with own_directory(owned, ranks, wait_seconds=0):
         answers["owned"] = "entered"
@@ -27,7 +37,7 @@ except UserError as error:
     answers["owned"] = str(error)
 for name, start in {
     "log": lambda: Log(file, ranks).open(0, {}, 4),
-    "provenance": lambda: record_start(file, {}, 0, {"the code": {}}, ranks),
+    "provenance": lambda: start_in(file, {"run": {}}),
     "owner": lambda: own_directory(file, ranks).__enter__(),
 }.items():
     try:
@@ -35,6 +45,6 @@ for name, start in {
     except UserError as error:
         answers[name] = str(error)
 with own_directory(free, ranks):
-    answers["record"] = record_start(free, {"run": {"name": "free"}}, 3, {"the code": {}}, ranks)
+    answers["record"] = start_in(free, {"run": {"name": "free"}})
 result.with_suffix(f".rank{ranks.rank}.json").write_text(json.dumps(answers))
 exit_process(0)

@@ -35,7 +35,8 @@ def made(folder: Path, ranks: Ranks, identity: dict = IDENTITY, settings: dict |
     config = dataclasses.replace(CONFIG.run, **run)
     log = SimpleNamespace(sync=lambda: None, save=lambda times: None)
     evaluations = Evaluations(CONFIG, None)
-    made = Checkpointer(folder, config, identity, settings or {}, evaluations, Stop(ranks), log)
+    record = SimpleNamespace(so_far=dict, append=lambda kind, **content: "", continue_from=lambda *arguments: [])
+    made = Checkpointer(folder, config, identity, settings or {}, evaluations, Stop(ranks), log, record)
     made.saver = SimpleNamespace(save=lambda *arguments: saves.append(arguments[0]), poll=lambda: [], wait=lambda: None)
     saves: list[dict] = []
     made.saves = saves

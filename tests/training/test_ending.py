@@ -26,7 +26,7 @@ def found(**saved) -> Evaluations:
 def checkpoint(folder: Path, step: int, crc: str, identity: str = "i") -> None:
     (folder / f"step-{step:06d}").mkdir(parents=True, exist_ok=True)
     state = {"step": step, "identity": {"settings": {"name": identity}}}
-    write_manifest(folder / f"step-{step:06d}", state, {"__0_0.distcp": {"size": 1, "crc32": crc}}, {})
+    write_manifest(folder / f"step-{step:06d}", state, {"__0_0.distcp": {"size": 1, "sha256": [crc]}}, {})
 
 
 def write_export(folder: Path, record: dict) -> None:
@@ -34,7 +34,7 @@ def write_export(folder: Path, record: dict) -> None:
     for part in (folder, adapter):
         part.mkdir(exist_ok=True)
         (part / "model.safetensors").write_bytes(b"12345")
-    sums = {"files": sums_of(folder), "adapter": sums_of(adapter)}
+    sums = {"files": sums_of(folder), "adapter": sums_of(adapter), "record": "the head before it"}
     (folder / RECORD).write_text(json.dumps(record | sums))
 
 

@@ -73,7 +73,7 @@ def test_both_ranks_are_refused_with_the_same_sentence_and_one_start_is_recorded
     assert f"process {os.getpid()} on host {socket.gethostname()}, started" in first["owned"]
     for name in ("log", "provenance", "owner"):
         assert re.search(rf"^{file}\S*: (File exists|Not a directory)", first[name]), first[name]
-    (line,) = (free / "starts.jsonl").read_text().splitlines()
+    (line,) = (free / "record.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record["world_size"] == 2 and record["start_step"] == 3 and record["torchrun_restarts"] == 0
     (device,) = record["devices"]

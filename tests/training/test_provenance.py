@@ -1,5 +1,6 @@
 """Every start is recorded, whatever git has to say."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from common.durable_files import append_json_line
+from common.sha256 import sha256
+from data.sources import Corpus
+from distributed.process_group import Ranks
 from training import provenance
 from training.identity import fingerprint
 from training.provenance import devices, git_state, record_start, short_commit
+from training.record import Record, RunRecord
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -50,6 +55,13 @@ def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypat
     assert git_state(checkout)["git_commit"] == "unknown: git: No such file or directory"
 
 
+def start(run: Path, config: dict, step: int, ranks: Ranks, rows: bytes = b"") -> dict:
+    record = RunRecord(run, Corpus(()), ranks)
+    record.step = step
+    config = {"run": {"approved_by": "A. Person"}} | config
+    return record_start(record, config, IDENTITY, lambda: {"the data": {"/a": "1"}}, lambda: rows, ranks)
+
+
 IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}}
 
 
@@ -57,19 +69,24 @@ def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, 
     monkeypatch.setattr(provenance, "ROOT", checkout)
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     run = tmp_path / "run"
-    record_start(run, {"run": {"name": "a"}}, 0, IDENTITY, ranks)
-    with (run / "starts.jsonl").open("a") as file:
+    start(run, {"run": {"name": "a"}}, 0, ranks)
+    with (run / "record.jsonl").open("a") as file:
         file.write('{"time": "20')  # killed while writing a record
     (checkout / "letter.txt").write_bytes(b"caf\xe9\n")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    returned = record_start(run, {"run": {"name": "b"}}, 7, IDENTITY, ranks)
-    first, second = map(json.loads, (run / "starts.jsonl").read_text().splitlines())
+    returned = start(run, {"run": {"approved_by": "A. Person"}}, 7, ranks, b"12345")
+    first, second = (entry.content for entry in Record(run).read())
     assert (first["start_step"], first["config"], first["git_diff"]) == (0, {"run": {"name": "a"}}, None)
     assert "torchrun_restarts" not in first and second["torchrun_restarts"] == 2
     assert second["start_step"] == 7 and second["git_diff"] == "diffs/0002.diff"
     assert "+caf\\xe9" in (run / "diffs" / "0002.diff").read_text()
-    assert second["identity"] == fingerprint(IDENTITY)
-    assert json.loads((run / "config.json").read_text()) == returned == second
+    assert second["identity"] == IDENTITY and returned["identity"] == fingerprint(IDENTITY)
+    assert json.loads((run / "config.json").read_text()) == returned
+    assert {**second, **returned} == {**second, "identity": fingerprint(IDENTITY)}
+    assert second["approved_by"] == "A. Person" and second["files"] == {"the data": {"/a": "1"}}
+    assert second["metrics"] == {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
+    assert second["written"].keys() == {"config.json", "diffs/0002.diff"}
+    assert second["written"]["config.json"] == sha256(run / "config.json")
     assert returned["versions"].keys() >= {"torch", "transformers", "numpy"} and returned["world_size"] == 1
     assert returned["devices"][0]["device"].startswith("cpu (") and returned["time"].endswith("+00:00")
 
@@ -83,11 +100,11 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
         (checkout / "letter.txt").write_text(f"{text}\n")
         (checkout / "mine.py").write_text(f"x = {number}\n")
         (checkout / "notes.py").write_text("not loaded by train.py\n")
-        record = record_start(run, {}, 0, IDENTITY, ranks)
+        record = start(run, {}, 0, ranks)
         assert record["git_diff"] == f"diffs/000{number}.diff" and short_commit(record).endswith(" (dirty)")
     git(checkout, "add", "mine.py", "notes.py")
     git(checkout, "stash")  # the checkout is as it was committed
-    assert record_start(run, {}, 0, IDENTITY, ranks)["git_diff"] is None
+    assert start(run, {}, 0, ranks)["git_diff"] is None
     diffs = sorted((run / "diffs").iterdir())
     assert [path.name for path in diffs] == ["0001.diff", "0002.diff"]
     git(checkout, "apply", str(diffs[0]))

@@ -1,0 +1,57 @@
+"""Compare a run with its record: the chain of entries, every file, a replay of its steps, and what the model has seen.
+
+    python scripts/verify.py runs/quickstart
+    python scripts/verify.py runs/quickstart --head 3f0c52...      # a copy of the head that was kept elsewhere
+    python scripts/verify.py runs/quickstart --replay 40           # train from step 40 to the next checkpoint again
+    python scripts/verify.py runs/quickstart --replay all
+    python scripts/verify.py runs/quickstart --seen "Bank of X"    # a file, an id, a hash, or a text
+
+Exit codes: 0, all is as recorded; 1, it is not, and the first difference is named; 3, the replay is not equal to the bit, and
+cannot be expected to be so on this machine. docs/verify.md says what each of them proves.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import functools
+
+from common.command_line import new_parser
+from common.errors import UserError, run_script
+from tools.verify import Differs, check_files, read_record, replay, seen
+
+
+def main() -> int:
+    """Read the command line, and compare. Returns the exit code."""
+    parser = new_parser(__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run")
+    parser.add_argument("--head", metavar="HEX", help="the head of the record, or its first 16 digits or more")
+    again = "train from the checkpoint of step K (0: the base) to the next one again and compare; all: all steps"
+    parser.add_argument("--replay", metavar="K|all", help=again)
+    what = (
+        "which examples a file, an id, a hash or a text names, in which steps and on which ranks the run has seen them"
+    )
+    parser.add_argument("--seen", metavar="FILE|ID|TEXT", help=what)
+    arguments = parser.parse_args()
+    step = arguments.replay
+    if step not in (None, "all") and not step.isdecimal():
+        raise UserError(f"--replay {step}: give the step of a checkpoint, 0 for the base, or all")
+    say, run = functools.partial(print, flush=True), arguments.run.absolute()
+    try:
+        entries = read_record(run)
+        for line in check_files(run, entries, arguments.head):
+            say(line)
+        if arguments.seen:
+            for line in seen(entries, arguments.seen):
+                say(line)
+        if step:
+            return replay(run, entries, None if step == "all" else int(step), say)
+    except Differs as error:
+        print(f"DIFFERS: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

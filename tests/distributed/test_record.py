@@ -1,0 +1,341 @@
+"""A run that verifies, and all that does not: a changed byte in each kind of file, entries, replays, what was seen and excluded.
+
+`run` is stopped after step 3 on one rank and ends on two, `other` is another run, and `excluded` goes on without some examples.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import launch, rows, run_of
+from tests.tiny import write_chat_file, write_tiny_model
+from tools import verify
+from tools.verify import EXACT, NOT_EXACT, Differs, check_files, read_record, replay, seen
+from training.record import Record
+
+pytestmark = pytest.mark.slow
+STEPS = 6
+CHANGED = ("optimizer.learning_rate=5e-4", "run.resume=changed")
+ALL = ("run.save_every=1", "run.keep_last=9", "data.validation=")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("record")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "train.jsonl", 4 * STEPS)
+    write_chat_file(folder / "validation.jsonl", 2, seed=1)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(
+        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256,
+        cache={str(folder / "tokens")!r},
+    ),
+    batch=Batch(global_examples=4, micro_batch=1),
+    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0),
+    run=Run("run", directory={str(folder / "runs")!r}, save_every=2, eval_every=3, keep_last=2, approved_by="A. Person"),
+)
+""")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> Path:
+    """All runs. Between the two launches some are changed, and all examples of step 4 and one of step 5 are chosen."""
+    runs = folder / "runs"
+    first = [run_of(folder, "run", "run.stop_at=3"), run_of(folder, "other", "run.seed=1", "run.stop_at=4")]
+    launch(folder, "one", 1, [*first, run_of(folder, "excluded", *ALL)])
+    for name in ("torn", "rows", "foreign", "chain"):
+        shutil.copytree(runs / "run", runs / name)
+    with (runs / "torn" / "record.jsonl").open("ab") as file:
+        file.write(b'{"entry": 9, "previ')
+    edit(b'"step": 2', b'"step": 1')(runs / "rows" / "metrics.jsonl")
+    checkpoint = runs / "foreign" / "checkpoints" / "step-000003"
+    shutil.rmtree(checkpoint)
+    shutil.copytree(runs / "excluded" / "checkpoints" / "step-000003", checkpoint)  # of the same identity
+    edit(b'"kind": "start"', b'"kind": "stop"')(runs / "chain" / "record.jsonl")
+    steps = steps_seen(runs / "excluded", str(folder / "train.jsonl"))
+    chosen = [name for name in steps if steps[name] == 4] + [name for name in steps if steps[name] == 5][:1]
+    (folder / "exclude.txt").write_text("\n".join([*chosen, "no-such-id"]) + "\n")
+    exclude = f"data.exclude={folder / 'exclude.txt'}"
+    second = [run_of(folder, "run", "run.async_save=True"), run_of(folder, "torn", "run.stop_at=4", *CHANGED)]
+    second += [run_of(folder, name, expect=2) for name in ("rows", "foreign", "chain")]
+    second += [run_of(folder, "excluded", *ALL, exclude), run_of(folder, "excluded", *ALL, expect=2)]
+    # Finished, and evaluated and exported once more.
+    second += [run_of(folder, "excluded", *ALL[:2], exclude)]
+    launch(folder, "two", 2, second)
+    return runs
+
+
+def steps_seen(run: Path, what: str) -> dict[str, int]:
+    """Hash of an example -> its step. No example is in two."""
+    found = {}
+    for line in list(seen(read_record(run), what))[:-1]:
+        digest, _, where = line.split(" | ")
+        found[digest] = int(where.split()[1]) if where.startswith("steps") else 0
+    return found
+
+
+def edit(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new, 1))
+
+    return change
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], None]:
+    """A change of the lines of the record."""
+
+    def apply(path: Path) -> None:
+        path.write_bytes(b"".join(line + b"\n" for line in change(path.read_bytes().splitlines())))
+
+    return apply
+
+
+def problem(run: Path, head: str | None = None) -> str:
+    with pytest.raises(Differs) as raised:
+        list(check_files(run, read_record(run), head))
+    return str(raised.value)
+
+
+def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, runs) -> None:
+    entries = read_record(runs / "run")
+    said = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
+    assert "is the head after entry 6" in said and f"and {len(entries) - 6} entries came later" in said
+    assert "starts: 2, the last by " in said and "approved by A. Person, on 2 ranks" in said
+    assert "checkpoints: 3 whole, 1 removed" in said and "base and data: " in said and "not here" not in said
+    kinds = [entry.kind for entry in entries]
+    assert kinds[0] == "start" and kinds[-2:] == ["stop", "export"] and kinds.count("start") == kinds.count("stop") == 2
+    assert [entry.content["why"] for entry in entries if entry.kind == "stop"] == ["run.stop_at", "finished"]
+    assert {entry.step for entry in entries if entry.kind == "evaluation"} == {0, 3, 6}
+    export = json.loads((runs / "run" / "export" / "export.json").read_text())
+    assert export["record"] == entries[-2].digest
+    output = (folder / "two.out").read_text()
+    assert f"; head {entries[-3].digest[:32]}" in output  # of the last save, which pruned
+    assert "run.stop_at: stopped after step 3/6, saved; start again" in (folder / "one.out").read_text()
+
+
+def test_no_text_of_the_data_is_in_the_record(folder, runs) -> None:
+    texts = [json.loads(line)["messages"][0]["content"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    for name in ("run", "excluded"):
+        record = (runs / name / "record.jsonl").read_text()
+        assert len(texts) == 4 * STEPS and not any(text in record for text in texts)
+
+
+def test_a_torn_line_is_a_warning_and_what_does_not_verify_stops_a_resume(folder, runs) -> None:
+    output = (folder / "two.out").read_text()
+    assert f"warning: {runs / 'torn' / 'record.jsonl'}: the last line was cut off by a kill, and is removed" in output
+    assert any("checkpoints: " in line for line in check_files(runs / "torn", read_record(runs / "torn"), None))
+    said = "metrics.jsonl is not what entry 5 (checkpoint, step 3) of record.jsonl says: a row up to step 3 was changed"
+    assert f"error: {runs / 'rows' / said}" in output
+    assert (
+        "foreign/record.jsonl has no entry about the checkpoint of step 3 as it is: another run has made it" in output
+    )
+    assert "chain/record.jsonl: entry 2 in line 2 does not follow the line before it" in output
+
+
+# What is changed -> (the file, the change, what is said)
+STEP = "checkpoints/step-000006"
+CHANGES = {
+    "a byte of an early entry": (
+        "record.jsonl",
+        edit(b'"kind": "start"', b'"kind": "stop"'),
+        "entry 2 in line 2 does not follow",
+    ),
+    "an entry dropped": ("record.jsonl", lines(lambda all: all[:3] + all[4:]), "entry 5 in line 4 does not follow"),
+    "an entry inserted": ("record.jsonl", lines(lambda all: all[:4] + all[3:]), "entry 4 in line 5 does not follow"),
+    "two entries swapped": (
+        "record.jsonl",
+        lines(lambda all: [*all[:3], all[4], all[3], *all[5:]]),
+        "entry 5 in line 4",
+    ),
+    "the last entry dropped": (
+        "record.jsonl",
+        lines(lambda all: all[:-1]),
+        "run/export is named by no entry of record.jsonl",
+    ),
+    "a row of curves": ("metrics.jsonl", edit(b'"step": 5', b'"step": 4'), "metrics.jsonl is not what entry"),
+    "a row of curves added": ("metrics.jsonl", lines(lambda all: [*all, all[-1]]), "1 rows at its end are in no entry"),
+    "tensors": (f"{STEP}/__1_0.distcp", flip, "step-000006/__1_0.distcp is damaged: its checksum is"),
+    "the index": (f"{STEP}/.metadata", flip, "step-000006/.metadata is damaged"),
+    "the manifest": (
+        f"{STEP}/manifest.json",
+        edit(b'"updates": 6', b'"updates": 5'),
+        "manifest.json is not the one of entry",
+    ),
+    "a file of a checkpoint gone": (f"{STEP}/__0_0.distcp", Path.unlink, "__0_0.distcp is missing"),
+    "the export": ("export/model.safetensors", flip, "export/model.safetensors is not what entry"),
+    "export.json": ("export/export.json", edit(b'"step": 6', b'"step": 5'), "export/export.json is not what entry"),
+    "config.json": ("config.json", edit(b'"start_step": 3', b'"start_step": 2'), "config.json is not what entry"),
+    "the base": ("../../model/model.safetensors", flip, "model/model.safetensors (the base) is not what entry"),
+    "the tokenizer": ("../../model/tokenizer.json", flip, "model/tokenizer.json (the base) is not what entry"),
+    "the data": ("../../train.jsonl", edit(b"Report 7", b"Report 8"), "train.jsonl (the data) is not what entry"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_is_named(change, runs) -> None:
+    name, do, said = CHANGES[change]
+    path = (runs / "run" / name).resolve()
+    before = path.read_bytes()
+    try:
+        do(path)
+        assert said in problem(runs / "run")
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_checkpoint_of_another_run_or_without_an_entry_or_a_missing_one_is_named(runs) -> None:
+    checkpoints = runs / "run" / "checkpoints"
+    here, away, strange = checkpoints / "step-000004", checkpoints.with_name("away"), checkpoints / "step-000005"
+    here.rename(away)
+    assert "step-000004 is missing: entry" in problem(runs / "run")
+    shutil.copytree(runs / "other" / "checkpoints" / "step-000004", here)
+    assert "step-000004/manifest.json is not the one of entry" in problem(runs / "run")
+    shutil.rmtree(here)
+    away.rename(here)
+    shutil.copytree(here, strange)
+    assert "step-000005 is named by no entry of record.jsonl" in problem(runs / "run")
+    shutil.rmtree(strange)
+
+
+def test_only_a_head_that_was_kept_shows_that_the_end_is_gone(runs, tmp_path) -> None:
+    entries = read_record(runs / "run")
+    assert "no entry has the head" in problem(runs / "run", "0" * 64)
+    shorter = [entry for entry in entries if entry.kind != "export"]
+    shutil.copytree(runs / "torn", tmp_path / "torn")
+    record = Record(tmp_path / "torn")
+    record.append("evaluation", step=4)  # the chain holds, whoever has written it
+    head = record.head()
+    lines(lambda all: all[:-1])(record.path)
+    assert len(shorter) == len(entries) - 1 and list(check_files(record.directory, record.read(), None))
+    assert f"no entry has the head {head}" in problem(record.directory, head)
+
+
+# ---- Replay ----
+
+
+@pytest.fixture
+def forked(folder, monkeypatch) -> list[Path]:
+    """Replays run in forked processes; the run directories that they leave are kept."""
+    kept: list[Path] = []
+
+    def train(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
+        config = Path(command[-1])
+        assert environment == {"OMP_NUM_THREADS": "1"} and Path(command[-2]).name == "train.py"
+        ranks = next((int(word.partition("=")[2]) for word in command if word.startswith("--nproc_per_node=")), 1)
+        output = launch(folder, f"{config.parent.name}-{len(kept)}", ranks, [{"arguments": [str(config)]}])
+        kept.append(folder / f"{config.parent.name}-{len(kept)}")
+        shutil.copytree(config.parent, kept[-1])
+        return 0, output
+
+    monkeypatch.setattr(verify, "run_train", train)
+    return kept
+
+
+def test_a_replay_of_all_steps_gives_the_same_bits_also_of_what_was_pruned(runs, forked) -> None:
+    said: list[str] = []
+    assert replay(runs / "run", read_record(runs / "run"), None, said.append) == EXACT
+    assert said[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
+    assert said[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and said[1].endswith(
+        "equal to the bit"
+    )
+    assert said[2].startswith("training steps 4 to 6 on 2 ranks") and "tensors of 2 checkpoints" in said[3]
+    assert len(forked) == 2 and not list(runs.glob("replay-*"))
+
+
+def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monkeypatch) -> None:
+    run, said = runs / "other", list[str]()
+    entries = read_record(run)
+    assert replay(run, entries, 2, said.append) == EXACT
+    assert said[-1].startswith("steps 3 to 4: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit")
+
+    def again(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
+        shutil.copytree(forked[0], Path(command[-1]).parent, dirs_exist_ok=True)
+        return 0, ""
+
+    monkeypatch.setattr(verify, "run_train", again)
+
+    def changed(kind: str, **content: object) -> list:
+        return [replace(e, content=e.content | content) if e.kind == kind else e for e in entries]
+
+    with pytest.raises(Differs, match=r"the tensors after step 4 are not those of entry \d+ \(checkpoint, step 4\)"):
+        replay(run, changed("checkpoint", tensors="0" * 64), 2, said.append)
+    with pytest.raises(Differs, match=r"the documents of the steps up to 4 are not those of entry"):
+        replay(run, changed("checkpoint", plan="0" * 64), 2, said.append)
+    before = (run / "metrics.jsonl").read_bytes()
+    row = rows(run)[4]
+    edit(json.dumps(row).encode(), json.dumps(row | {"train/loss": row["train/loss"] + 0.5}).encode())(
+        run / "metrics.jsonl"
+    )
+    with pytest.raises(
+        Differs, match="the train curves of step 4 in .*metrics.jsonl are not those that the replay gives"
+    ):
+        replay(run, entries, 2, said.append)
+    assert replay(run, changed("start", processor="another"), 2, said.append) == NOT_EXACT
+    assert "processor another, here " in said[-1] and said[-1].endswith("losses differ by 0.5 at most")
+    (run / "metrics.jsonl").write_bytes(before)
+    train = folder / "train.jsonl"
+    content = train.read_bytes()
+    edit(b"Report 7", b"Report 8")(train)
+    with pytest.raises(Differs, match=r"train.jsonl \(the data\) is not what entry 1"):
+        replay(run, entries, 2, said.append)
+    train.write_bytes(content)
+    assert len(forked) == 1
+
+
+# ---- What was seen, and what is left out ----
+
+
+def test_every_example_is_seen_in_one_step_and_by_each_of_its_names(folder, runs) -> None:
+    found = steps_seen(runs / "run", str(folder / "train.jsonl"))
+    assert sorted(found.values()) == sorted(4 * list(range(1, STEPS + 1)))
+    said = list(seen(read_record(runs / "run"), "example-7"))
+    assert len(said) == 2 and "train.jsonl, line 8 | steps " in said[0] and "Report" not in said[0]
+    assert list(seen(read_record(runs / "run"), "Report 7:")) == said
+    digest = said[0].split(" | ")[0]
+    assert list(seen(read_record(runs / "run"), digest)) == said
+    assert list(seen(read_record(runs / "run"), "nobody"))[0].startswith("0 examples of the training data")
+    on_two = [line for line in seen(read_record(runs / "run"), str(folder / "train.jsonl")) if "steps 5" in line]
+    assert {line.rpartition("(")[2] for line in on_two} == {"rank 0)", "rank 1)"}
+
+
+def test_what_is_excluded_was_in_no_step_that_counts(folder, runs) -> None:
+    run, output = runs / "excluded", (folder / "two.out").read_text()
+    entries = read_record(run)
+    assert (
+        "warning: step 4 has seen an example of data.exclude: the run continues from the checkpoint of step 3" in output
+    )
+    assert "5 examples, 5 documents are not trained on" in output and "1 names are of no example: no-such-id" in output
+    (entry,) = [entry for entry in entries if entry.kind == "exclusion"]
+    chosen = (folder / "exclude.txt").read_text().split()[:-1]
+    assert entry.content["examples"] == sorted(chosen) and entry.content["seen_in_step"] == 4
+    (aside,) = [entry.content["set_aside"] for entry in entries if "set_aside" in entry.content]
+    assert aside == [f"step-00000{step}" for step in (4, 5, 6)]
+    assert any("given them up: step-000004.bad" in line for line in check_files(run, entries, None))
+    found = steps_seen(run, str(folder / "train.jsonl"))
+    assert {name for name in found if not found[name]} == set(chosen)
+    skipped = [rows(run)[step]["train/skipped_steps"] for step in range(1, STEPS + 1)]
+    assert skipped == [0, 0, 0, 1, 1, 1]  # step 4 has no document left: no update, on both ranks
+    assert "SKIPPED, all of its documents are excluded" in output and rows(run)[4]["train/loss"] == 0.0
+    tensors = {e.step: e.content["tensors"] for e in entries if e.kind == "checkpoint" and e.number > entry.number}
+    assert sorted(tensors) == [4, 5, 6]
+    # The manifest of step 6 was replaced by the evaluation of the last start: both have an entry.
+    kinds = [(entry.kind, entry.step) for entry in entries][-9:]
+    assert kinds[:4] == [("checkpoint", 5), ("checkpoint", 6), ("stop", 6), ("export", 6)]
+    assert kinds[4:] == [(kind, 6) for kind in ("start", "evaluation", "checkpoint", "stop", "export")]
+    assert "other data in data.exclude" in output  # the start without it

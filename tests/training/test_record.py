@@ -1,0 +1,149 @@
+"""The record of a run: what breaks its chain, what a kill leaves, and which entries count after a start from an earlier step."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from data.batches import StepBatch
+from data.sources import Corpus
+from distributed.tensor_digest import UNIT, digest_of, part_of, parts_of
+from training.record import Record, RunRecord, not_given_up
+
+
+def written(directory: Path) -> list[bytes]:
+    record = Record(directory)
+    for step in range(1, 5):
+        head = record.append("checkpoint", step=step, manifest=f"{step}" * 64)
+    lines = record.path.read_bytes().splitlines()
+    assert head == record.head() == hashlib.sha256(lines[-1]).hexdigest()
+    assert (
+        json.loads(lines[1])["previous"] == hashlib.sha256(lines[0]).hexdigest() and json.loads(lines[3])["entry"] == 4
+    )
+    return lines
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, b, c, d: [a.replace(b'"time": "2', b'"time": "3'), b, c, d],
+        lambda a, b, c, d: [a, c, d],
+        lambda a, b, c, d: [b, c, d],
+        lambda a, b, c, d: [a, b, b, c, d],
+        lambda a, b, c, d: [a, c, b, d],
+        lambda a, b, c, d: [a, b, b"{}", c, d],
+        lambda a, b, c, d: [a, b, c[:-1], d],
+    ],
+    ids=[
+        "a changed byte",
+        "one dropped",
+        "the first dropped",
+        "one twice",
+        "two swapped",
+        "one inserted",
+        "a cut line",
+    ],
+)
+def test_a_broken_chain_is_one_sentence(change, tmp_path) -> None:
+    lines = written(tmp_path)
+    (tmp_path / "record.jsonl").write_bytes(b"\n".join(change(*lines)) + b"\n")
+    with pytest.raises(UserError, match="record.jsonl(: entry . in line . does not follow|, line . is not an entry)"):
+        Record(tmp_path).read()
+
+
+def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path) -> None:
+    written(tmp_path)
+    record = Record(tmp_path)
+    before = record.read()
+    with record.path.open("ab") as file:
+        file.write(b'{"entry": 5, "prev')
+    assert record.torn() and record.read() == before
+    record.append("stop", step=4)
+    assert not record.torn() and [entry.kind for entry in record.read()][3:] == ["checkpoint", "stop"]
+    record.path.write_bytes(b'{"entr')  # in the first line
+    assert record.read() == []
+    record.append("start", step=0)
+    assert len(record.read()) == 1
+
+
+def test_a_start_from_an_earlier_step_gives_up_what_came_later(tmp_path) -> None:
+    record = Record(tmp_path)
+    for kind, step in (
+        ("start", 0),
+        ("checkpoint", 2),
+        ("checkpoint", 4),
+        ("start", 2),
+        ("checkpoint", 3),
+        ("stop", 3),
+    ):
+        record.append(kind, step=step)
+    assert [entry.number for entry in not_given_up(record.read())] == [1, 2, 4, 5, 6]
+
+
+def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks) -> None:
+    rows, batch = b'{"step": 1}\n{"step": 2}\n', StepBatch((1, 2), 3, 2, (3,), (4,))
+    record = RunRecord(tmp_path, Corpus(()), ranks)
+    record.start(b"")
+    (tmp_path / "metrics.jsonl").write_bytes(rows)
+    for step in (1, 2):
+        record.add_step(step, batch)
+    record.append("checkpoint", manifest="a" * 64, tensors="", **record.so_far())
+    record.evaluation({"validation/loss": 1.5, "validation/sample": "a text of a report"})
+    assert "a text" not in record.path.read_text() and record.read()[-1].content["figures"] == {"validation/loss": 1.5}
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 3}\n')  # of a step that is lost
+
+    def resumed(manifest: str = "a" * 64, kept: bytes = rows) -> RunRecord:
+        again = RunRecord(tmp_path, Corpus(()), ranks)
+        again.continue_from(2, manifest, lambda: kept)
+        return again
+
+    again = resumed()
+    assert (again.plan, again.step) == (record.plan, 2) and again.plan != ""
+    again.add_step(3, batch)
+    other = resumed()
+    other.add_step(3, StepBatch((2, 1), 3, 2, (3,), (4,)))
+    assert again.plan != other.plan
+    with pytest.raises(
+        UserError, match="has no entry about the checkpoint of step 2 as it is: another run has made it"
+    ):
+        resumed("b" * 64)
+    (tmp_path / "metrics.jsonl").write_bytes(rows.replace(b"1", b"7"))
+    with pytest.raises(
+        UserError, match=r"metrics.jsonl is not what entry 2 \(checkpoint, step 2\) of record.jsonl says"
+    ):
+        resumed(kept=rows.replace(b"1", b"7"))
+    resumed(kept=rows)  # a start has said so before it cut the rows down
+
+
+def test_the_digest_of_tensors_does_not_depend_on_how_rows_are_spread() -> None:
+    tensors = {
+        "model.wide": torch.randn(7, UNIT // 4 + 8),  # a unit is a row
+        "model.narrow": torch.randn(1000, 24),  # a unit is 256 rows, which end on no rank's border
+        "model.vector": torch.randn(37),
+        "model.bf16": torch.randn(5, 3, 2).to(torch.bfloat16),
+        "optimizer.step": torch.tensor(3.0),
+        "random.0": torch.get_rng_state(),
+    }
+
+    whole = digest_of([parts_of(tensors)], {"lr": 1})
+    for ranks in (2, 3, 5, 9):
+        parts = []
+        for rank in range(ranks):
+            found = parts_of({"optimizer.step": tensors["optimizer.step"]})  # a copy on each rank
+            for name in ("model.wide", "model.narrow", "model.vector", "model.bf16"):
+                rows, size = tensors[name], -(-len(tensors[name]) // ranks)
+                found[name] = (
+                    parts_of({name: rows})[name][0],
+                    part_of(rows[rank * size : (rank + 1) * size], rank * size),
+                )
+            parts.append(found)
+        assert digest_of(parts, {"lr": 1}) == whole == digest_of(parts[::-1], {"lr": 1})
+    assert digest_of([parts_of(tensors)], {"lr": 2}) != whole
+    for name in list(tensors)[:5]:
+        changed = tensors[name].clone()
+        changed.view(-1)[-1] += 1
+        assert digest_of([parts_of(tensors | {name: changed})], {"lr": 1}) != whole

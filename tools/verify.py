@@ -1,0 +1,395 @@
+"""Compare a run with its record: every file, a replay of its steps, and what it has seen. scripts/verify.py is the command.
+
+docs/verify.md says what each of these proves.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from common.durable_files import SUFFIX
+from common.errors import UserError
+from common.sha256 import sha256, sha256_of_all
+from configs.load import config_of
+from data.find import called, find, wanted_by
+from distributed.checkpoint_directory import (
+    MANIFEST,
+    SET_ASIDE,
+    CheckedFile,
+    checkpoint_name,
+    read_manifest,
+    set_latest,
+)
+from distributed.tensor_digest import digest_of, parts_of
+from tools.chaos import read_rows
+from training.ending import ADAPTER_DIRECTORY
+from training.ending import RECORD as EXPORT
+from training.identity import differences
+from training.record import FILE, METRICS, Entry, Record, not_given_up, plan_after
+
+ROOT = Path(__file__).resolve().parents[1]
+EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
+Say = Callable[[str], None]
+
+
+class Differs(Exception):
+    """Something is not what the record says. The message is one sentence that names the file, the entry and the step."""
+
+
+# ---- Files ---------------------------------------------------------------------------------------------------------------
+
+
+def read_record(run: Path) -> list[Entry]:
+    """The entries of the record. Raises Differs where its chain is broken, and UserError if there is none."""
+    try:
+        entries = Record(run).read()
+    except UserError as error:
+        raise Differs(str(error)) from error
+    if not entries:
+        raise UserError(f"{run} has no {FILE} with an entry; name the directory of a run, such as runs/quickstart")
+    return entries
+
+
+def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[str]:
+    """Compare everything with the record, and yield a line about each part. Raises Differs at the first difference."""
+    yield _check_head(run, entries, head)
+    starts = [entry for entry in entries if entry.kind == "start"]
+    for entry in starts:
+        for name, digest in entry.content["written"].items():
+            if name != "config.json" or entry is starts[-1]:
+                _compare(run / name, digest, entry)
+    last = starts[-1].content
+    by = f"the last by {last['started_by']}, approved by {last['approved_by'] or 'nobody'}"
+    yield f"starts: {len(starts)}, {by}, on {last['world_size']} ranks of {last['processor']}"
+    yield _check_metrics(run, entries, starts[-1])
+    yield _check_checkpoints(run, entries)
+    yield from _check_exports(run, entries)
+    yield check_inputs(starts[-1])
+
+
+def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
+    line = f"record: {len(entries)} entries hold each other, head {entries[-1].digest}"
+    if head is None:
+        return f"{line}; only --head with a copy that was kept elsewhere shows that it was not written anew"
+    if not re.fullmatch("[0-9a-f]{16,64}", head := head.lower()):
+        raise UserError(f"--head {head}: give 16 to 64 hexadecimal digits")
+    entry = next((entry for entry in entries if entry.digest.startswith(head)), None)
+    if entry is None:
+        raise Differs(
+            f"{run / FILE}: no entry has the head {head}: an entry was changed, or entries at the end were dropped"
+        )
+    later = len(entries) - entry.number
+    return f"{line}; {head} is the head after {entry}" + (f", and {later} entries came later" if later else "")
+
+
+def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
+    """A start cuts the rows down and says what is left: entries from the last one on count."""
+    path, end = run / METRICS, 0
+    content = path.read_bytes() if path.is_file() else b""
+    for entry in entries[last.number - 1 :]:
+        if of_entry := entry.content.get("metrics"):
+            if hashlib.sha256(content[: of_entry["bytes"]]).hexdigest() != of_entry["sha256"]:
+                raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
+            end = max(end, of_entry["bytes"])
+    rows, rest = content.count(b"\n", 0, end), content.count(b"\n", end)
+    if rest and entries[-1].kind in ("stop", "export", "certificate"):
+        raise Differs(f"{path}: {rest} rows at its end are in no entry, and the run had ended at {entries[-1]}")
+    return f"{METRICS}: {rows} rows" + (f", {rest} after the last entry" if rest else "")
+
+
+def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
+    """Every checkpoint that is there, all bytes of it, and whether one is missing."""
+    folder, live = run / "checkpoints", [entry for entry in not_given_up(entries) if entry.kind == "checkpoint"]
+    whole, left = [], []
+    for path in sorted(folder.glob("step-*")):
+        name = path.name.removesuffix(SET_ASIDE)
+        if not path.is_dir() or path.name.endswith(SUFFIX):
+            continue
+        if name not in [checkpoint_name(entry.step) for entry in entries if entry.kind == "checkpoint"]:
+            raise Differs(f"{path} is named by no entry of {FILE}")
+        current = [entry for entry in live if checkpoint_name(entry.step) == path.name]
+        if not current:
+            left.append(path.name)  # the run does not continue from it
+            continue
+        found = sha256(path / MANIFEST) if (path / MANIFEST).is_file() else "missing"
+        entry = next((entry for entry in current if entry.content["manifest"] == found), None)
+        if entry is None:
+            raise Differs(f"{path / MANIFEST} is not the one of {current[-1]}: it was changed, or is of another run")
+        _check_checkpoint(path, entry)
+        whole.append(path.name)
+    names = {checkpoint_name(entry.step): entry for entry in live}
+    for name, entry in names.items():
+        later = [one.content.get("removed", []) + one.content.get("set_aside", []) for one in entries[entry.number :]]
+        if name not in whole and not any(name in gone for gone in later):
+            raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
+    aside = f"; not compared, because the run has given them up: {', '.join(left)}" if left else ""
+    return f"checkpoints: {len(whole)} whole, {len(names) - len(whole)} removed{aside}"
+
+
+def _check_checkpoint(path: Path, entry: Entry) -> None:
+    parts = {}
+    try:
+        manifest = read_manifest(path)
+        for name, sums in manifest["files"].items():
+            with CheckedFile(path / name, sums, f"{entry} names it") as file:
+                file.check()
+    except UserError as error:
+        raise Differs(f"{error} ({entry})") from error
+    for name, stored in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
+        if isinstance(stored, TensorStorageMetadata) and not name.startswith("random."):
+            tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                dcp.load({name: tensor}, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+            parts |= parts_of({name: tensor})
+    if digest_of([parts], manifest["values"]) != entry.content["tensors"]:
+        raise Differs(f"the tensors of {path} are not those of {entry}")
+
+
+def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
+    """The newest export in each directory."""
+    exports, own = {entry.content["directory"]: entry for entry in entries if entry.kind == "export"}, run / "export"
+    if own.exists() and own.name not in exports:
+        raise Differs(f"{own} is named by no entry of {FILE}")
+    for name, entry in exports.items():
+        folder = run / name  # an absolute name stands for itself
+        if not folder.exists() and folder != own:
+            yield f"export {folder}: not here, so not compared"
+            continue
+        _compare(folder / EXPORT, entry.content["sha256"], entry)
+        written = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        if written["record"] not in [one.digest for one in entries[: entry.number - 1]]:
+            raise Differs(f"{folder / EXPORT} carries a head that no entry before {entry} has")
+        sums = {folder / file: digest for file, digest in written["files"].items()}
+        sums |= {run / ADAPTER_DIRECTORY / file: digest for file, digest in written.get("adapter", {}).items()}
+        for path, digest in sums.items():
+            _compare(path, digest, entry)
+        yield f"export {folder}: {len(sums)} files, the {written['weights']} weights of step {entry.step}"
+
+
+def check_inputs(start: Entry) -> str:
+    """What a start has read: the base with its tokenizer, and all data. Files that are not here are not compared."""
+    wanted = {Path(path): (part, sums[path]) for part, sums in start.content["files"].items() for path in sums}
+    here = [path for path in wanted if path.is_file()]
+    for path, found in sha256_of_all(here).items():
+        if found != wanted[path][1]:
+            raise Differs(f"{path} ({wanted[path][0]}) is not what {start} has read: its SHA-256 is another one")
+    away = len(wanted) - len(here)
+    return f"base and data: {len(here)} files" + (f"; {away} are not here, so not compared" if away else "")
+
+
+def _compare(path: Path, digest: str, entry: Entry) -> None:
+    if not path.is_file():
+        raise Differs(f"{path} is missing: {entry} names it")
+    if sha256(path) != digest:
+        raise Differs(f"{path} is not what {entry} says: its SHA-256 is another one")
+
+
+# ---- Replay --------------------------------------------------------------------------------------------------------------
+
+
+class Segment(NamedTuple):
+    """Steps that one start has trained: from the checkpoint of step `first`, or the base, to the last of `checkpoints`."""
+
+    start: Entry
+    first: int
+    checkpoints: list[Entry]
+
+
+def segments(entries: list[Entry], step: int | None) -> list[Segment]:
+    """What is trained again: from the checkpoint of `step` to the next one; None: all steps, start by start."""
+    found: list[Segment] = []
+    for entry in not_given_up(entries):
+        if entry.kind == "start":
+            found.append(Segment(entry, entry.step, []))
+        elif entry.kind == "checkpoint" and entry.step > found[-1].first:
+            found[-1].checkpoints.append(entry)
+    if step is None:
+        return [segment for segment in found if segment.checkpoints]
+    for segment in found:
+        later = [entry for entry in segment.checkpoints if entry.step > step]
+        if later and segment.first <= step:
+            return [Segment(segment.start, step, [one for one in later if one.step == later[0].step])]
+    raise UserError(f"--replay {step}: the record has no checkpoint after this step of a start that had it")
+
+
+def run_train(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
+    """(exit code, output) of a training. Tests put another one here."""
+    done = subprocess.run(command, cwd=directory, env=os.environ | environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def replay(run: Path, entries: list[Entry], step: int | None, say: Say) -> int:
+    """Train the steps from the checkpoint `step` to the next one again, or all steps (None), and compare the bits.
+
+    Returns the exit code: EXACT, or NOT_EXACT where this machine cannot be expected to give the same bits. Raises Differs.
+    """
+    chosen, code = segments(entries, step), EXACT
+    with tempfile.TemporaryDirectory(prefix="replay-", dir=run.parent) as folder:
+        again = Path(folder, run.name)
+        if step:
+            _copy_state(run, entries, step, again)
+        for segment in chosen:
+            check_inputs(segment.start)
+            _train_again(segment, again, say)
+            code = max(code, _compare_segment(segment, run, again, say))
+    return code
+
+
+def _copy_state(run: Path, entries: list[Entry], step: int, again: Path) -> None:
+    """What a start finds that continues from the checkpoint of `step`."""
+    checkpoint = run / "checkpoints" / checkpoint_name(step)
+    named = [entry for entry in not_given_up(entries) if entry.kind == "checkpoint" and entry.step == step]
+    if not named or not checkpoint.is_dir():
+        raise UserError(f"{checkpoint} is not there any more; replay from another step, or all steps: --replay all")
+    copied = again / "checkpoints" / checkpoint.name
+    shutil.copytree(checkpoint, copied)
+    set_latest(copied.parent, copied)
+    (again / FILE).write_bytes(b"".join((run / FILE).read_bytes().splitlines(keepends=True)[: named[-1].number]))
+    (again / METRICS).write_bytes((run / METRICS).read_bytes()[: named[-1].content["metrics"]["bytes"]])
+    if (run / "ewc").is_dir():
+        shutil.copytree(run / "ewc", again / "ewc")
+
+
+def _train_again(segment: Segment, again: Path, say: Say) -> None:
+    """Start train.py with the recorded config, ranks and threads, in another run directory. Raises Differs if it fails."""
+    start, last = segment.start.content, segment.checkpoints[-1].step
+    every = math.gcd(*(entry.step for entry in segment.checkpoints))
+    changes = {
+        "directory": str(again.parent),
+        "name": again.name,
+        "stop_at": last,
+        "save_every": every,
+        "save_minutes": 0.0,
+    }
+    changes |= {"keep_last": 1, "async_save": False, "log_to": [], "profile": None}
+    changes |= {"resume": "changed" if start["config"]["run"]["resume"] == "changed" else "auto"}
+    config = json.dumps(start["config"] | {"run": start["config"]["run"] | changes})
+    file = again.parent / "config.py"
+    text = f"import json\n\nfrom configs.load import config_of\n\nconfig = config_of(json.loads({config!r}))\n"
+    file.write_text(text, encoding="utf-8")
+    script, directory = Path(start["directory"], start["command"][0]), start["directory"]
+    if not script.is_file():
+        script, directory = ROOT / "train.py", str(Path.cwd())
+    ranks, threads = start["world_size"], str(start["threads"])
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    what = f"training steps {segment.first + 1} to {last} on {ranks} ranks with {threads} threads again, by {segment.start}"
+    say(what)
+    command = [sys.executable, *launcher, str(script), str(file)]
+    code, output = run_train(command, directory, {"OMP_NUM_THREADS": threads})
+    if code:
+        lines = [line for line in output.splitlines() if line.startswith("error: ")] or output.splitlines()[-1:]
+        raise Differs(f"{what}: exit code {code}, {' '.join(lines)}")
+
+
+def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
+    """Compare identity, plan, tensors and curves. Returns the exit code. Raises Differs."""
+    entries, recorded = read_record(again), segment.start.content
+    now = [entry for entry in entries if entry.kind == "start"][-1].content
+    if found := differences(recorded["identity"], now["identity"]):
+        raise Differs(f"{segment.start} cannot be replayed here: it was made with {'; '.join(found)}")
+    both = [start | {"devices": sorted({place["device"] for place in start["devices"]})} for start in (recorded, now)]
+    why = [
+        f"{key} {both[0][key]}, here {both[1][key]}"
+        for key in ("processor", "threads", "devices")
+        if both[0][key] != both[1][key]
+    ]
+    on_cpu = all(device.startswith("cpu") for device in both[0]["devices"])
+    why += [] if on_cpu or recorded["config"]["run"]["deterministic"] else ["CUDA without run.deterministic"]
+    problem = ""
+    for entry in segment.checkpoints:
+        saved = [one.content for one in entries if one.kind == "checkpoint" and one.step == entry.step]
+        if not saved or saved[-1]["plan"] != entry.content["plan"]:
+            raise Differs(
+                f"the documents of the steps up to {entry.step} are not those of {entry}: the data have changed"
+            )
+        if saved[-1]["tensors"] != entry.content["tensors"]:
+            problem = problem or f"the tensors after step {entry.step} are not those of {entry}"
+    before, after = (_rows_of(path, segment) for path in (run, again))
+    rows = sorted(before.keys() & after.keys())
+    if differing := [key for key in rows if before[key] != after[key]]:
+        step, kind = differing[0]
+        curves = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives"
+        problem = "; ".join(filter(None, (curves, problem)))
+    last, count = segment.checkpoints[-1].step, len({entry.step for entry in segment.checkpoints})
+    steps = f"steps {segment.first + 1} to {last}: the tensors of {count} checkpoints and {len(rows)} rows of curves"
+    if not problem:
+        say(f"{steps} are equal to the bit")
+        return EXACT
+    if not why:
+        raise Differs(problem)
+    losses = [(before[key][name], after[key].get(name)) for key in rows for name in before[key] if "/loss" in name]
+    largest = max((abs(a - b) for a, b in losses if isinstance(b, float)), default=math.nan)
+    say(f"{steps} are not equal to the bit, as may be ({'; '.join(why)}): losses differ by {largest:.3g} at most")
+    return NOT_EXACT
+
+
+def _rows_of(run: Path, segment: Segment) -> dict[tuple[int, str], dict]:
+    """The rows of the steps of a segment. A row of means counts if it begins in the segment."""
+    found, before = {}, 0
+    for (step, kind), values in read_rows(run):
+        before = max(before, segment.start.step) if step > segment.start.step else before
+        begins = before if kind == "train" else step - 1 if segment.first else 0
+        before = step if kind == "train" else before
+        if segment.first <= begins and step <= segment.checkpoints[-1].step:
+            found[step, kind] = values
+    return found
+
+
+# ---- What a run has seen -------------------------------------------------------------------------------------------------
+
+
+def seen(entries: list[Entry], what: str) -> Iterator[str]:
+    """Lines about the examples of the training data that `what` names: which they are, in which steps, on which ranks.
+
+    what: a file of examples, ids or hashes; a hash; an id; or a text that they contain. No line has the text of an example.
+    Raises Differs if the data are not those of the record.
+    """
+    from tools.check_step import read_run  # loads the models of transformers
+
+    history = not_given_up(entries)
+    starts = [entry for entry in history if entry.kind == "start"]
+    path = Path(what).absolute() if os.path.isfile(what) else None
+    steps, places, last = dict[str, list[str]](), dict[str, str](), 0
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        mine = [
+            entry for entry in history if start.number <= entry.number < (following.number if following else math.inf)
+        ]
+        last = following.step if following else max(entry.step for entry in mine)
+        with contextlib.chdir(start.content["directory"]):
+            config, ranks = config_of(start.content["config"]), start.content["world_size"]
+            inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
+            data = (inputs.local or config).data
+            found = list(find(inputs.train, data, wanted_by(path, data) if path else called(what)))
+        places |= {one.digest: one.where for one in found}
+        digest_of_item = {item: one.digest for one in found for item in one.items}
+        plan, sources = start.content["plan"], [source.fingerprint for source in inputs.train.sources]
+        for step in range(start.step, last):
+            items = inputs.plan.batch(step).items
+            plan = plan_after(plan, step + 1, sources, items)
+            if wrong := [one for one in mine if one.step == step + 1 and one.content.get("plan", plan) != plan]:
+                raise Differs(
+                    f"the documents of the steps up to {step + 1} are not those of {wrong[0]}: the data changed"
+                )
+            dealt = inputs.deal(step).items if not digest_of_item.keys().isdisjoint(items) else ()
+            for rank, of_rank in ((rank, part) for micro_batch in dealt for rank, part in enumerate(micro_batch)):
+                for digest in {digest_of_item[item] for item in of_rank if item in digest_of_item}:
+                    steps.setdefault(digest, []).append(f"{step + 1} (rank {rank})")
+    for digest, where in places.items():
+        yield f"{digest} | {where} | " + (f"steps {', '.join(steps[digest])}" if digest in steps else "in no step")
+    yield f"{len(places)} examples of the training data, {len(steps)} of them in a step of the {last} that count"
