@@ -31,10 +31,10 @@ from training.provenance import PACKAGES, short_commit
 OURS = "full-fine-tuning:"  # begins the names of our properties
 BOM, SIGNATURE = "bom.json", "model.sig"
 INSTALL = "pip install 'model-signing>=1.1,<2' pyopenssl 'cyclonedx-python-lib[json-validation]>=11.12,<12'"
+KEY = "it must be the PEM file of a {} key on the curve P-256, P-384 or P-521"
 # Commission guidelines on general-purpose AI models of 18 July 2025 (adopted as C(2025) 7719), section 3.2: who modifies such a
 # model with more than a third of the compute that trained it counts as the provider of the modified one. 1e23 FLOPs, from
 # which on a model is presumed to be one, stand for a base whose compute is not known. By annex A only work for updates counts.
-KEY = "it must be the PEM file of a {} key on the curve P-256, P-384 or P-521"
 THIRD, UNKNOWN_BASE = 1 / 3, 1e23
 
 
@@ -46,28 +46,20 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
 
     options: the command line of scripts/export.py. Raises UserError without the library, and if the schema refuses the result.
     """
-    names = ("model", "model.bom", "model.component", "factory.license", "output.json")
-    base_types, boms, components, licences, output = (_need(f"cyclonedx.{name}") for name in names)
+    names = ("model", "model.bom", "model.component", "contrib.license.factories", "output.json")
+    types, boms, components, licences, output = (_need(f"cyclonedx.{name}") for name in names)
 
     def part(
         kind: str, name: str, ref: str, facts: Any = (), files: Any = (), licence: str = "unknown", **more: Any
     ) -> Any:
         """A component. facts: name -> value. files: (name, SHA-256) of what it is made of."""
-        component, sha256 = components.Component, base_types.HashAlgorithm.SHA_256
-        return component(
+        hashes = [[types.HashType(alg=types.HashAlgorithm.SHA_256, content=digest)] for _, digest in files]
+        return components.Component(
             type=components.ComponentType(kind),
             name=name,
             bom_ref=ref,
-            properties=[base_types.Property(name=OURS + key, value=str(value)) for key, value in dict(facts).items()],
-            components=[
-                component(
-                    type=components.ComponentType.FILE,
-                    name=file,
-                    bom_ref=f"{ref}/{i}",
-                    hashes=[base_types.HashType(alg=sha256, content=digest)],
-                )
-                for i, (file, digest) in enumerate(files)
-            ],
+            properties=[types.Property(name=OURS + key, value=str(value)) for key, value in dict(facts).items()],
+            components=[part("file", file, f"{ref}/{i}", hashes=hashes[i]) for i, (file, _) in enumerate(files)],
             licenses=[] if licence == "unknown" else [licences.LicenseFactory().make_from_string(licence)],
             **more,
         )
@@ -76,25 +68,25 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
     weights, trained = state["identity"]["the weights"], state["identity"]["the data"]
     facts: dict[str, Any] = {"fingerprint": fingerprint_of_sums(weights), "licence": base["license_from"]}
     more = {"licence": base["license"], "description": base["origin"]}
-    parts = [part("machine-learning-model", export.base.name, "base", facts, weights.items(), **more)]
-    shares = [max(0.0, 1 - sum(source.share for source in data.mix)), *(source.share for source in data.mix)]
-    tokens = [trained["data.train"], *(digest for _, _, digest in trained["data.mix"] or ())]
+    parts = [part("machine-learning-model", base["hub_id"] or export.base.name, "base", facts, weights.items(), **more)]
+    mixed = trained["data.mix"] or []  # of what was trained; a later start may have changed data.mix
+    sources = [("data.train", 1 - sum(share for _, share, _ in mixed), trained["data.train"]), *mixed]
     paths = {"data.train": data.train} | {source.name: source.paths for source in data.mix}
-    for name, share, targets, digest in zip(paths, shares, state["loop"]["targets"], tokens, strict=True):
+    for (name, share, digest), targets in zip(sources, state["loop"]["targets"], strict=True):
         facts = {"share": f"{share:.4g}", "target-tokens": targets, "fingerprint-of-tokens": digest}
-        parts.append(part("data", name, f"data:{name}", facts, _sums(paths[name])))
-    parts.append(part("data", "validation", "validation", files=_sums(data.validation)))
-    tests = [(Path(result["data"]).name, result["data_sha256"]) for result in results.evaluations]
+        parts.append(part("data", name, f"data:{name}", facts, _sums(paths.get(name, ()))))
+    parts += [part("data", "validation", "validation", files=_sums(data.validation))] if data.validation else []
     measured = [*results.evaluations, *filter(None, [results.forgetting])]
-    parts.append(part("data", "tests", "tests", files=tests))
-    parts.append(part("data", "results", "results", files=[file for one in measured for file in one["file"].items()]))
+    files = [(Path(result["data"]).name, result["data_sha256"]) for result in results.evaluations]
+    files += [file for result in measured for file in result["file"].items()]
+    parts.append(part("data", "tests and results", "results", files=files))
     for name, version in {"python": start["python"], "train.py": short_commit(start), **start["versions"]}.items():
         purl = _need("packageurl").PackageURL("pypi", name=name, version=version) if name in PACKAGES else None
         parts.append(part("library", name, f"code:{name}", version=version, purl=purl))
     written = read_json(out / RECORD, "remove the directory and export again")
     facts = {key: value for key, value in written.items() if isinstance(value, str | int | float)}
     facts |= {"share-of-tuned-weights": written["averaged"]["share_of_tuned"]} if written["averaged"] else {}
-    compute, line = _compute(export, options.base_flops)
+    compute = _compute(export, options.base_flops)
     bom = boms.Bom(components=parts)
     bom.metadata.component = part(
         "machine-learning-model",
@@ -112,14 +104,15 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
         "modelParameters": {
             "task": "text-generation",
             "modelArchitecture": export.model_config.model_type,
-            "datasets": [{"ref": f"data:{name}"} for name in paths],
+            "datasets": [{"ref": f"data:{name}"} for name, *_ in sources],
         },
         "quantitativeAnalysis": {"performanceMetrics": list(_metrics(export, results))},
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     check_bom(text)
     write_durably(out / BOM, text)
-    return line
+    least, most, share, of, means = compute.values()
+    return f"{out / BOM}: training took {least} to {most} FLOPs, at most {share} of {of} (--base-flops): {means}"
 
 
 def check_bom(text: str) -> None:
@@ -131,11 +124,12 @@ def check_bom(text: str) -> None:
         raise UserError(f"{BOM} is not CycloneDX 1.7 and is not written: {where}: {problem.data.message[:200]}")
 
 
-def _compute(export: Export, base_flops: float | None) -> tuple[dict[str, str], str]:
-    """The FLOPs of all steps up to the checkpoint and their share of the base's: as facts, and in words.
+def _compute(export: Export, base_flops: float | None) -> dict[str, str]:
+    """The FLOPs of all steps up to the checkpoint, between two bounds, and the share of the base's that they are at most.
 
     The checkpoint counts tokens and target tokens, and not how long documents were: at least, attention costs nothing; at most,
-    all of them are as long as data.sequence_length. What LoRA freezes counts as trained.
+    all of them are as long as data.sequence_length. Of LoRA the upper bound takes the base as trained, which is more as long
+    as the rank is below a sixth of the model's width.
     """
     counted, longest = export.state["loop"], export.config.data.sequence_length
     work, targets = count_work(build_on_meta(export.model_config), export.model_config), sum(counted["targets"])
@@ -143,24 +137,15 @@ def _compute(export: Export, base_flops: float | None) -> tuple[dict[str, str], 
     least = work.per_token * counted["tokens"] + work.per_target * targets
     most = step_flops(work, [longest] * documents + [rest], targets)
     share = most / (base_flops or UNKNOWN_BASE)
-    of = (
-        f"the base's {base_flops:.3g}"
-        if base_flops
-        else f"{UNKNOWN_BASE:.0e}, as the base's are not known (--base-flops)"
-    )
-    means = (
-        f"{'more' if share > THIRD else 'not more'} than a third, from which on who modifies a general-purpose AI model"
-    )
-    means += " counts as the provider of the modified one"
-    facts = {
-        "flops-at-least": f"{least:.4g}",
+    more = "more than a third: who modifies a general-purpose AI model so counts as the provider of the modified one"
+    less = "not more than a third: by that alone, who modified the base is not the provider of such a model"
+    return {
+        "flops-at-least": f"{least * (2 / 3 if export.config.lora.rank else 1):.4g}",
         "flops-at-most": f"{most:.4g}",
-        "share-at-most": f"{share:.4g}",
-        "share": of,
+        "share-at-most": f"{share:.3g}",
+        "share-of": f"the base's {base_flops:.4g}" if base_flops else f"{UNKNOWN_BASE:.0e}: the base's are not known",
+        "share-means": more if share > THIRD else less,
     }
-    return facts | {
-        "share-means": means
-    }, f"training took {least:.3g} to {most:.3g} FLOPs; {share:.2g} of {of}: {means}"
 
 
 def _metrics(export: Export, results: Results) -> Iterator[dict]:
