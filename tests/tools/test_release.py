@@ -7,8 +7,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from transformers import AutoConfig
 
 from common.errors import UserError
@@ -28,6 +26,9 @@ from training.export import Export, write_export
 from training.model_card import read_results
 
 pytest.importorskip("cyclonedx")
+serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
 OPTIONS = {"name": None, "license": None, "author": None, "base_flops": None}
 SAID = "The bank Zylophon said that it holds less than it must."
 
@@ -176,8 +177,9 @@ def test_a_bill_that_the_schema_refuses_is_not_written(made, tmp_path, monkeypat
 # ---- model.sig -----------------------------------------------------------------------------------------------------------
 
 
-def write_keys(folder: Path, name: str, key: object, password: bytes | None = None) -> tuple[Path, Path]:
-    """The PEM files of a private key and of its public one."""
+def new_keys(folder: Path, name: str, key: object = None, password: bytes | None = None) -> tuple[Path, Path]:
+    """The PEM files of a private key, by default a new one on P-256, and of its public one."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
     hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     pem = serialization.Encoding.PEM
     private, public = folder / f"{name}.key", folder / f"{name}.pub"
@@ -193,7 +195,7 @@ def signed(made, tmp_path_factory) -> tuple[Path, Path, Path]:
     out, export = made
     bom_of(out, export)
     folder = tmp_path_factory.mktemp("elsewhere")
-    private, public = write_keys(folder, "mine", ec.generate_private_key(ec.SECP256R1()))
+    private, public = new_keys(folder, "mine")
     sign_release(out, private)
     return Path(shutil.copytree(out, folder / "copy")), private, public
 
@@ -203,7 +205,7 @@ def test_a_signed_export_verifies_on_a_copy_with_the_public_key_alone(signed, tm
     assert verify_release(copy, public) == []
     (copy / ".gitattributes").write_text("*.safetensors filter=lfs\n")  # by a hub
     assert verify_release(copy, public) == []
-    _, other = write_keys(tmp_path, "other", ec.generate_private_key(ec.SECP256R1()))
+    _, other = new_keys(tmp_path, "other")
     (problem,) = verify_release(copy, other)
     assert problem.startswith(f"{copy / 'model.sig'} does not verify with {other}: Key mismatch")
     bundle = json.loads((copy / "model.sig").read_text())
@@ -257,13 +259,13 @@ def test_an_encrypted_key_is_asked_for_its_password_and_other_keys_are_one_sente
     copy, private, public = signed
     folder = Path(shutil.copytree(copy, tmp_path / "copy"))
     key = ec.generate_private_key(ec.SECP384R1())
-    hidden, shown = write_keys(tmp_path, "hidden", key, b"open sesame")
+    hidden, shown = new_keys(tmp_path, "hidden", key, b"open sesame")
     monkeypatch.setattr(release, "getpass", lambda prompt: "open sesame")
     sign_release(folder, hidden)
     assert verify_release(folder, shown) == []
     monkeypatch.setattr(release, "getpass", lambda prompt: "wrong")
     no_key = "must be the PEM file of a private key on the curve P-256, P-384 or P-521"
-    other, other_public = write_keys(tmp_path, "rsa", rsa.generate_private_key(65537, 1024))
+    other, other_public = new_keys(tmp_path, "rsa", rsa.generate_private_key(65537, 1024))
     for wrong in (hidden, public, other, tmp_path / "none"):
         with pytest.raises(UserError, match=f"cannot be signed with {wrong}: .*{no_key}"):
             sign_release(folder, wrong)
