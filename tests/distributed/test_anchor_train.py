@@ -125,6 +125,6 @@ def test_more_steps_add_documents_by_the_base(folder, runs) -> None:
 
 def test_what_is_not_the_same_run_is_refused(folder, runs) -> None:
     output = (folder / "two-again.out").read_text()
-    assert "forgetting.anchor_weight=3.0, now it is 2.0" in output and "was made with another data.mix" in output
+    assert "forgetting.anchor_weight=3.0, now it is 2.0" in output and "; another data.mix; it may come" in output
     assert "other/anchor was made with another base; set it back, remove" in output
     assert "damaged/anchor/rows is not what was written; remove" in output
