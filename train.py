@@ -44,7 +44,7 @@ from distributed.process_group import StopSignal, random_state, set_random_state
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from model.build import build, first_weights
 from model.language_model import PackedLanguageModel, trained_parameters
-from model.loss import LossSums, chunked, negative_log_likelihood
+from model.loss import LossSums, anchored, chunked, negative_log_likelihood
 from training.checkpointer import Checkpointer
 from training.description import describe_run
 from training.ending import export_run, is_finished
@@ -178,6 +178,10 @@ def train(
         evaluations.functions["validation"] = measure
     if config.run.eval_general:
         evaluations.functions["forgetting"] = start_forgetting(model, tokenizer, data, stop, log.say)
+    if data.train.anchored:  # sources of data.mix that are trained by KL to the base
+        from training.anchor import with_base
+
+        data = with_base(data, model, identity, directory / "anchor", stop, log.say)
     ewc = None
     if config.ewc.strength:
         from model.ewc import start_penalty
@@ -261,7 +265,8 @@ def train(
                 break
             before_micro_batch(model, gathering, is_last)
             hidden = model(micro_batch)  # (targets, hidden_size): the states that predict
-            loss_sum = chunked(model.head, hidden, micro_batch, token_losses, loss_sums)  # adds to loss_sums by source
+            losses = anchored(token_losses, micro_batch, config.forgetting.anchor_weight)  # or KL to the base
+            loss_sum = chunked(model.head, hidden, micro_batch, losses, loss_sums)  # adds to loss_sums by source
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
             (loss_sum / num_targets).backward()
             loss_sums.total.add_(loss_sum.detach())

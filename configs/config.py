@@ -38,6 +38,8 @@ class Source:
     fields: dict[str, str] = field(default_factory=dict)  # like Data.fields
     max_samples: int | None = None  # like Data.max_samples
     row: str | None = None  # like Data.row
+    # Its targets are trained by KL to the base's own predictions, and not by token_losses (docs/forgetting.md)
+    anchor: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Data:
     # A file that names examples which are not trained on: the steps are as they were, without them (docs/verify.md)
     exclude: str | None = None
     # Sources to mix in; the main source gets the remaining share. On the command line:
-    # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:... or data.mix=FILE,FILE=SHARE;ORG/NAME:SPLIT=SHARE
+    # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:... or data.mix=FILE,FILE=SHARE;ORG/NAME:SPLIT=SHARE, in which
+    # SHARE:anchor sets Source.anchor
     mix: tuple[Source, ...] = ()
     sequence_length: int = 2048  # maximum number of tokens in an example; the unit of batch.micro_batch
     # What to do with longer chats; they are counted. Longer texts are cut into several examples
@@ -134,11 +137,17 @@ class EWC:
     documents: int = 1024  # number of documents sampled from the data
     # Documents per squared gradient, over all ranks. The relative error is about sqrt(2 x batch / documents)
     batch: int = 4
-    # model: labels sampled from the model | empirical: the labels in the data (model/ewc.py)
-    estimator: Literal["model", "empirical"] = "model"
+    # model: labels sampled from the model | empirical: the labels in the data | l2: no data, every element is 1 (model/ewc.py)
+    estimator: Literal["model", "empirical", "l2"] = "model"
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored Fisher diagonal and reference
     device: Literal["device", "cpu"] = "device"  # where the two are stored: with the parameters | in host memory
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    # How many nats of any other target one nat of KL to the base is worth at a target of an anchored source
+    anchor_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -223,6 +232,7 @@ class Config:
     run: Run
     sharding: Sharding = field(default_factory=Sharding)
     ewc: EWC = field(default_factory=EWC)
+    forgetting: Forgetting = field(default_factory=Forgetting)
     lora: LoRA = field(default_factory=LoRA)
     eval: Eval = field(default_factory=Eval)
 

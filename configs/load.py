@@ -229,18 +229,24 @@ def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
 
 
 def _parse_source(text: str) -> Source:
-    """NAME:SHARE:FILES, NAME:SHARE:FILES:VALIDATION FILES, or FILES=SHARE, in which a path may be a split of a dataset."""
-    parts = re.split(r":(?!//)", text)  # the colon of a URL separates nothing
-    files, equals, share = text.rpartition("=")
+    """NAME:SHARE:FILES, NAME:SHARE:FILES:VALIDATION FILES, or FILES=SHARE, in which a path may be a split of a dataset.
+
+    SHARE may be SHARE:anchor.
+    """
+    plain, anchors = re.subn(r"([:=][\d.e+-]+):anchor(?=:|$)", r"\1", text, count=1)
+    parts = re.split(r":(?!//)", plain)  # the colon of a URL separates nothing
+    files, equals, share = plain.rpartition("=")
     with suppress(ValueError):
         if len(parts) in (3, 4) and not (len(parts) == 4 and _is_split(f"{parts[2]}:{parts[3]}")):
-            return Source(parts[0], _split(parts[2]), float(parts[1]), _split("".join(parts[3:])))
+            validation = _split("".join(parts[3:]))
+            return Source(parts[0], _split(parts[2]), float(parts[1]), validation, anchor=bool(anchors))
     with suppress(ValueError):
         if files and equals:
-            return Source(_name_of(_split(files)[0]), _split(files), float(share))
+            return Source(_name_of(_split(files)[0]), _split(files), float(share), anchor=bool(anchors))
     raise UserError(
         f"data.mix: {text!r} is not a source; write NAME:SHARE:FILE,FILE or NAME:SHARE:FILE,FILE:VALIDATION FILES, e.g. "
-        "general:0.05:general.jsonl, or FILE,FILE=SHARE, e.g. ORG/NAME:SPLIT=0.05, and separate sources by ;"
+        "general:0.05:general.jsonl, or FILE,FILE=SHARE, e.g. ORG/NAME:SPLIT=0.05, write SHARE:anchor to train by KL to the "
+        "base, and separate sources by ;"
     )
 
 
@@ -360,8 +366,12 @@ def _wrong_together(config: Config) -> Iterator[str]:
         )
     if data.validation_share and data.validation:
         yield "set data.validation (files) or data.validation_share (a part of data.train), not both"
-    if config.ewc.strength and bool(config.ewc.data) == bool(config.ewc.fisher):
-        yield "ewc.strength above 0 needs either ewc.data (old-domain files) or ewc.fisher (runs/NAME/ewc of another run)"
+    ewc_sources = bool(config.ewc.data) + bool(config.ewc.fisher)
+    if config.ewc.strength and ewc_sources != (config.ewc.estimator != "l2"):
+        yield (
+            "ewc.strength above 0 needs either ewc.data (old-domain files) or ewc.fisher (runs/NAME/ewc of another run), and "
+            "neither of them with ewc.estimator=l2"
+        )
     check_fields(data.fields, "data.fields")
     for source in data.mix:
         check_fields(source.fields, f"data.mix: `fields` of {source.name}")
@@ -381,6 +391,7 @@ def _wrong_together(config: Config) -> Iterator[str]:
         *((f"lora.{key}", lora.rank, "lora.rank above 0") for key in ("alpha", "dropout", "targets")),
         # Checkpointing computes a layer a second time, and the dropout would then drop other elements.
         ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),
+        ("forgetting.anchor_weight", any(source.anchor for source in data.mix), "a source of data.mix with anchor"),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
         ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),

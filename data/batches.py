@@ -62,6 +62,9 @@ class MicroBatch:
     target_positions: int64 `(targets,)`, indices of the hidden states that predict `target_ids` `(targets,)`.
     target_sources: int64 `(targets,)`, index of each target's source. None if there is only one source.
     target_weights: fp32 `(targets,)`, the factor of each target's loss. None if all are 1.
+    base_rows: int64 `(targets,)` of numpy: for each target its row in base_log_p and base_ids, -1 for one that is not anchored;
+    consecutive from 0. All three are None if no target is anchored.
+    base_log_p: fp16 `(rows, k + 1)`, log-probabilities of the base: those of base_ids, int32 `(rows, k)`, and of all others.
     divisor: what the loop divides the loss by. `chunked` makes gradients at that scale, so that bf16 rounds them once; a
     loop that divides by another number gets the right gradients as well.
     """
@@ -74,6 +77,9 @@ class MicroBatch:
     target_ids: torch.Tensor
     target_sources: torch.Tensor | None = None
     target_weights: torch.Tensor | None = None
+    base_rows: np.ndarray | None = None
+    base_log_p: torch.Tensor | None = None
+    base_ids: torch.Tensor | None = None
     divisor: int | float = 1
 
     def to(self, device: torch.device) -> "MicroBatch":

@@ -56,8 +56,8 @@ class Reader:
     say: Callable[[str], None] = lambda text: None  # prints a line about waiting
     digest_of_row: Callable[[str | None], str] = lambda row: ""  # of the code that a `row` of data.mix names
 
-    def training(self, train: tuple[str, ...], mix: Sequence[Source]) -> Corpus:
-        """The main source followed by the mixed-in ones.
+    def training(self, train: tuple[str, ...], mix: Sequence[Source], anchor_weight: float = 1.0) -> Corpus:
+        """The main source followed by the mixed-in ones. anchor_weight: forgetting.anchor_weight.
 
         Raises UserError for a bad file and for a token id that has no row in the model's embedding.
         """
@@ -68,7 +68,8 @@ class Reader:
             _with_shared_reported(source, [main, *others[:i]], "another source of") for i, source in enumerate(others)
         ]
         shares = [s.share for s in mix]
-        return Corpus((main, *others), (MAIN, *(s.name for s in mix)), (1 - sum(shares), *shares))
+        names, anchored = (MAIN, *(s.name for s in mix)), tuple(s.name for s in mix if s.anchor)
+        return Corpus((main, *others), names, (1 - sum(shares), *shares), anchored, anchor_weight)
 
     def validation(
         self, validation: tuple[str, ...], mix: Sequence[Source], train: tuple[str, ...] = ()

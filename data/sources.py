@@ -96,11 +96,14 @@ class Corpus:
 
     Source 0 is the main one.
     shares: fraction of all target tokens that each source provides. They add up to 1.
+    anchored: names of the sources that are trained by KL to the base, whose loss has the factor anchor_weight.
     """
 
     sources: tuple[Documents | Windows, ...]
     names: tuple[str, ...] = (MAIN,)
     shares: tuple[float, ...] = (1.0,)
+    anchored: tuple[str, ...] = ()
+    anchor_weight: float = 1.0
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -139,12 +142,13 @@ class Corpus:
         return self.sources[source].num_targets(index)
 
     def mixture(self) -> list | None:
-        """[name, share, fingerprint] of each mixed-in source, for JSON; None if there are none.
+        """[name, share, fingerprint] of each mixed-in source, and "anchor" if it is one, for JSON; None if there are none.
 
         A run resumes only if this is unchanged, because it determines which documents each step takes.
         """
         parts = zip(self.names, self.shares, self.sources, strict=True)
-        return [[name, share, source.fingerprint] for name, share, source in parts][1:] or None
+        flags = {name: ["anchor"] for name in self.anchored}
+        return [[name, share, one.fingerprint, *flags.get(name, [])] for name, share, one in parts][1:] or None
 
     def lines(self, what: str, passes: Sequence[float] | None = None) -> list[str]:
         """What is to be logged about each source: a line, and an indented one for each remark. `passes` is the number of passes that the run makes over each source."""
@@ -166,9 +170,12 @@ def exact_sum(weights: Sequence[int | float]) -> int | float:
 def mean_losses(corpus: Corpus, sums: Sequence[float], targets: np.ndarray | Sequence[float]) -> dict[str, float]:
     """Map each source name to its mean loss per target token. Sources without targets are left out.
 
-    `sums` and `targets` are, for each source, the sum of its weighted losses and the sum of its weights.
+    `sums` and `targets` are, for each source, the sum of its weighted losses and the sum of its weights. The factor of
+    anchored sources is taken out: theirs is the KL in nats.
     """
-    return {name: total / count for name, total, count in zip(corpus.names, sums, targets, strict=True) if count}
+    factors = [corpus.anchor_weight if name in corpus.anchored else 1 for name in corpus.names]
+    of_sources = zip(corpus.names, sums, targets, factors, strict=True)
+    return {name: total / factor / count for name, total, count, factor in of_sources if count}
 
 
 def as_corpus(source: Corpus | Documents | Windows) -> Corpus:

@@ -76,7 +76,7 @@ def first_weights(model: PackedLanguageModel, config: Config, device: torch.devi
     materialize(model, torch.device("cpu") if config.sharding.cpu_offload else device, device)
     is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
     needs_base = config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen
-    if is_resumed and not needs_base:
+    if is_resumed and not needs_base and not any(source.anchor for source in config.data.mix):
         return
     read_weights(model, config.model.path)
     if config.lora.rank:

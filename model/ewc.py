@@ -15,6 +15,8 @@ F is estimated in one of two ways. Per target token, with N target tokens in all
 With weights (data/encoding.py) the scores of a token of weight w get the factor sqrt(w), and N is the sum of the weights:
 a token, or a document, of weight w counts like w of them.
 
+`ewc.estimator=l2` estimates nothing: F is 1 everywhere, which is L2 regularisation towards the start.
+
 The first is the Fisher information: the second derivative of KL(p_0 || p_theta) at theta_0, whatever the labels of the
 data are. The second squares each document's own gradient. It is not the Fisher information, and differs from it more the
 worse the model predicts the data (Kunstner et al., arXiv:1905.12558).
@@ -421,12 +423,15 @@ def start_penalty(
         _check_saved(directory, anchor, made, parameters, ranks)
         say(f"EWC: Fisher diagonal ({_how(anchor)}) read from {directory}")
     else:
-        if old_domain is None:
-            anchor = load_anchor(Path(settings.fisher or ""), parameters, vocabulary)
+        if settings.fisher:
+            anchor = load_anchor(Path(settings.fisher), parameters, vocabulary)
             anchor = replace(anchor, made=anchor.made | made)
             say(f"EWC: Fisher diagonal ({_how(anchor)}) and reference reused from {settings.fisher}")
         else:
-            fisher = estimate_fisher(model, old_domain, settings, dealer, strategy, stop, say)
+            if old_domain is None:  # l2
+                fisher = {n: torch.ones_like(local_shard(p)[0], dtype=torch.float32) for n, p in parameters.items()}
+            else:
+                fisher = estimate_fisher(model, old_domain, settings, dealer, strategy, stop, say)
             if fisher is None:
                 return None
             if first_new_row is not None:
@@ -444,10 +449,12 @@ def start_penalty(
 def anchor_settings(settings: EWC, old_domain: Documents | Windows | None) -> dict:
     """What determines a run's anchor, as plain JSON: runs with equal values have the same anchor.
 
-    old_domain: the source of ewc.data; None with ewc.fisher.
+    old_domain: the source of ewc.data; None with ewc.fisher and with l2.
     """
-    if old_domain is None:
+    if settings.fisher:
         return {"fisher": settings.fisher, "dtype": settings.dtype}
+    if old_domain is None:
+        return {"fisher": None, "estimator": settings.estimator, "dtype": settings.dtype}
     of_settings = {key: getattr(settings, key) for key in ("estimator", "batch", "seed", "dtype")}
     documents = len(drawn_items(old_domain, settings))  # fewer than are asked for, if there are no more
     return {"fisher": None, "documents": documents, **of_settings, "data": old_domain.fingerprint}
@@ -469,4 +476,4 @@ def _check_saved(
 
 
 def _how(anchor: Anchor) -> str:
-    return f"{anchor.made['estimator']}, {anchor.made['documents']} documents"
+    return f"{anchor.made['estimator']}, {anchor.made.get('documents', 0)} documents"

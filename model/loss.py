@@ -5,11 +5,13 @@ step (all ranks, all micro-batches). A mean per micro-batch gives a token more w
 (transformers#34191).
 """
 
+import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -89,6 +91,55 @@ class LossSums:
 def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log p(target) of each target in nats: what measures a model, whatever loss trains it."""
     return F.cross_entropy(logits, targets, reduction="none")
+
+
+def anchored(token_losses: TokenLosses, batch: MicroBatch, weight: float) -> TokenLosses:
+    """`token_losses`, but `weight * kl_to_base` for those targets of `batch` that are anchored (`Source.anchor`).
+
+    What is returned serves one call of `chunked` with this batch, which asks once for every target, in order. Without an
+    anchored target it is `token_losses` itself. The step's divisor counts an anchored target as one, whatever the weight: with
+    a share s of them, the loss of a step is (1 - s) * (mean of token_losses) + s * weight * (mean KL). KL to the base on text
+    of the base: arXiv:2512.22337, arXiv:2505.13811.
+    """
+    base_rows, base_log_p, base_ids = batch.base_rows, batch.base_log_p, batch.base_ids
+    if base_rows is None or base_log_p is None or base_ids is None:
+        return token_losses
+    done = 0
+
+    def losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal done
+        rows = base_rows[done : done + len(targets)]
+        done += len(targets)
+        # Runs of targets that are all anchored, or all not. The host knows them: nobody waits for the device.
+        runs, found = np.split(rows, np.flatnonzero(np.diff(rows >= 0)) + 1), []
+        lengths = [len(run) for run in runs]
+        for run, part, ids in zip(runs, logits.split(lengths), targets.split(lengths), strict=True):
+            if run[0] < 0:
+                found.append(_checked(token_losses, part, ids))
+            else:
+                base = slice(run[0], run[-1] + 1)
+                found.append(weight * kl_to_base(part, base_log_p[base], base_ids[base].long()))
+        return torch.cat(found)
+
+    return losses
+
+
+def kl_to_base(logits: torch.Tensor, base_log_p: torch.Tensor, base_ids: torch.Tensor) -> torch.Tensor:
+    """KL(base || model) of each target in nats, fp32 `(targets,)`, between the buckets of `bucket_log_probabilities`.
+
+    base_log_p `(targets, k + 1)`: those of the base, which may be rounded: they are normalised again.
+    """
+    log_p = base_log_p.float().log_softmax(-1)
+    return (log_p.exp() * (log_p - bucket_log_probabilities(logits, base_ids))).sum(-1)
+
+
+def bucket_log_probabilities(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities of the tokens `ids`, int64 `(targets, k)`, and of all others together, fp32 `(targets, k + 1)`.
+
+    logits: fp32 `(targets, vocabulary)`. The others are added up as they are: log(1 - sum of k) would cancel.
+    """
+    others = logits.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(1, ids), others], 1).log_softmax(-1)
 
 
 def lend_weight(head: nn.Linear, settings: HeadSettings) -> None:

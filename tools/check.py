@@ -395,6 +395,9 @@ def judge_first_step(check: Check, reference: dict) -> list[Result]:
     tensors = check.on_first(lambda: sample.tensors if sample else {})
     floor = STORED[config.optimizer.memory] + (2**-8 if config.sharding.reduce_dtype == "bf16" else 0)
     first = checkpoint_of(straight, 1)
+    if any(source.anchor for source in check.config.data.mix):
+        text = "the reference knows no KL to the base, by which a source of data.mix is trained"
+        return [Result(GROUP, name, SKIPPED, text) for name in ("loss", "gradient norm", "gradient")]
     loss = check.line(GROUP, "loss", lambda: judge_first(straight, reference, sample, floor, LOSS))
     frozen = check.on_first(lambda: sorted(tensors.keys() - set(trained(first))) if first.is_dir() else [])
     if frozen:  # by this train.py, which the reference does not know

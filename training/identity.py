@@ -65,6 +65,8 @@ def identity_of(
     settings = {name: value for name, value in _settings(config).items() if name in DECIDES}
     if not config.ewc.strength:
         settings = {name: value for name, value in settings.items() if not name.startswith("ewc.")}
+    if not inputs.train.anchored:
+        settings.pop("forgetting.anchor_weight")
     if config.lora.rank:  # the alpha that holds: another default of a later version must not pass as the same run
         settings["lora.alpha"] = config.lora.effective_alpha
     mixture, old = inputs.train.mixture(), inputs.old_domain

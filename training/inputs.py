@@ -33,6 +33,7 @@ from training.identity import Identity, digest_of_row, hash_files
 
 if TYPE_CHECKING:
     from data.find import Exclusion
+    from training.anchor import BasePredictions
 
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
 
@@ -86,6 +87,7 @@ class Inputs:
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
     local: Config | None = None  # the config with all data on this machine
     exclusion: "Exclusion | None" = None  # of data.exclude; the plan is without it
+    base: "BasePredictions | None" = None  # for the targets of anchored sources
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
@@ -102,7 +104,9 @@ class Inputs:
             for step in range(first, self.total_steps):
                 dealt, divisor = self.deal(step).of_rank(ranks.rank), self.plan.batch(step).num_target_tokens
                 for number, items in enumerate(dealt, 1):
-                    yield replace(collate(items, self.train), divisor=divisor), number == len(dealt)
+                    micro_batch = replace(collate(items, self.train), divisor=divisor)
+                    micro_batch = self.base.added_to(micro_batch, items) if self.base else micro_batch
+                    yield micro_batch, number == len(dealt)
 
         upcoming = prefetch(all_micro_batches())
 
@@ -177,7 +181,7 @@ def read_inputs(
         say=say,
         digest_of_row=digest_of_row,
     )
-    train = reader.training(data.train, data.mix)
+    train = reader.training(data.train, data.mix, config.forgetting.anchor_weight)
     validation = reader.validation(data.validation, data.mix, data.train)
     if validation:
         validation = with_shared_examples_reported(validation, train)

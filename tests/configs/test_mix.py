@@ -28,6 +28,15 @@ def test_a_mix_on_the_command_line() -> None:
         Source("b", ("a/b.jsonl.gz", "c.txt"), 0.05),
         Source("d", ("s3://b/d.csv",), 0.1),
     )
+    anchored = override(BASE, ["data.mix=base:0.1:anchor:a.jsonl:v.txt;o/n:test=2e-1:anchor;anchor=0.1"])
+    assert anchored.data.mix == (
+        Source("base", ("a.jsonl",), 0.1, ("v.txt",), anchor=True),
+        Source("n-test", ("o/n:test",), 0.2, anchor=True),
+        Source("anchor", ("anchor",), 0.1),
+    )
+    assert override(anchored, ["forgetting.anchor_weight=2"]).forgetting.anchor_weight == 2.0
+    with pytest.raises(UserError, match=r"anchor_weight=2.0 needs a source of data.mix with anchor"):
+        override(mixed, ["forgetting.anchor_weight=2"])
     assert override(mixed, ["data.mix=none"]).data.mix == ()
     assert override(mixed, ["data.mix="]).data.mix == ()
 

@@ -118,8 +118,19 @@ def test_each_setting_that_decides_is_refused_by_its_name(folder, of) -> None:
         if name == "lora.rank":
             expected.insert(0, "lora.alpha=None, now it is 8.0")
         assert [difference for difference in found if "=" in difference] == expected
-    rest = ("ewc.", "lora.", "model.rope_", "data.chat_date", "batch.global_tokens")
+    rest = ("ewc.", "forgetting.", "lora.", "model.rope_", "data.chat_date", "batch.global_tokens")
     assert set(DECIDES) == {*OTHER, *(name for name in DECIDES if name.startswith(rest))}
+
+
+def test_an_anchor_and_its_weight_decide(folder, of) -> None:
+    config, mix = config_of(folder), Source("base", (str(folder / "other.jsonl"),), 0.1)
+    plain, heavier = with_value(config, "data.mix", (mix,)), with_value(config, "forgetting.anchor_weight", 2.0)
+    assert fingerprint(of(config)[0]) == fingerprint(of(heavier)[0])  # nothing is anchored
+    anchored = with_value(plain, "data.mix", (dataclasses.replace(mix, anchor=True),))
+    first = of(anchored)[0]
+    assert "another data.mix" in differences(of(plain)[0], first)
+    found = differences(first, of(with_value(anchored, "forgetting.anchor_weight", 2.0))[0])
+    assert found == ["forgetting.anchor_weight=1.0, now it is 2.0"]
 
 
 def test_no_free_setting_is_refused_but_each_is_listed(folder, of) -> None:

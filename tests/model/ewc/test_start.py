@@ -54,6 +54,25 @@ def test_penalty_is_estimated_and_saved_and_reused(path, tmp_path, ranks) -> Non
         start(other, tmp_path / "ewc", ranks, settings())
 
 
+def test_l2_pulls_every_weight_alike(path, tmp_path, ranks) -> None:
+    options = settings(estimator="l2", data=()), tmp_path / "ewc", None, dealer(), "full", signal_is(False, ranks)
+    model = load(path)
+    penalty = start_penalty(model, *options)
+    drift = {name: torch.randn_like(parameter) for name, parameter in penalty.parameters.items()}
+    for name, parameter in penalty.parameters.items():
+        parameter.data += drift[name]
+        parameter.grad = torch.zeros_like(parameter)
+    penalty.add_gradient(0)
+    for name, parameter in penalty.parameters.items():
+        torch.testing.assert_close(parameter.grad, 10.0 * drift[name], rtol=1e-5, atol=1e-5)
+    squares = sum(one.square().sum().item() for one in drift.values())
+    assert penalty.curves()["ewc/penalty"] == pytest.approx(5.0 * squares, rel=1e-5)
+    again = start_penalty(load(path), *options)
+    assert all(torch.equal(one, again.anchor.fisher[name]) for name, one in penalty.anchor.fisher.items())
+    with pytest.raises(UserError, match=r"ewc.documents=None, now it is 64"):
+        start(path, tmp_path / "ewc", ranks, settings(estimator="model"))
+
+
 def test_signal_stops_the_estimation_and_leaves_nothing(path, tmp_path, ranks) -> None:
     penalty, _ = start(path, tmp_path / "ewc", ranks, settings(), signal=True)
     assert penalty is None and not (tmp_path / "ewc").exists()
@@ -112,7 +131,10 @@ def test_config_errors() -> None:
     for wrong in (["ewc.strength=1"], ["ewc.strength=1", "ewc.data=a", "ewc.fisher=b"]):
         with pytest.raises(UserError, match="ewc.strength above 0 needs either ewc.data"):
             override(config, wrong)
+    assert override(config, ["ewc.strength=10", "ewc.estimator=l2"]).ewc.estimator == "l2"
+    with pytest.raises(UserError, match="neither of them with ewc.estimator=l2"):
+        override(config, ["ewc.strength=10", "ewc.estimator=l2", "ewc.data=a"])
     with pytest.raises(UserError, match="ewc.strength must be 0 or more"):
         override(config, ["ewc.strength=-1"])
-    with pytest.raises(UserError, match="ewc.estimator must be one of model, empirical"):
+    with pytest.raises(UserError, match="ewc.estimator must be one of model, empirical, l2"):
         override(config, ["ewc.estimator=true"])

@@ -1,0 +1,130 @@
+"""train.py with an anchored source on 1 and 2 gloo processes: ranks, stop and resume, more steps, what is refused, less KL."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
+from tests.tiny import SENTENCES, write_chat_file, write_tiny_model
+from training.anchor import ROW
+
+pytestmark = pytest.mark.slow
+STEPS, WEIGHT = 6, 3.0
+KL = "train/loss/base"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("anchor_train")
+    write_tiny_model(folder / "model")
+    write_chat_file(folder / "train.jsonl", 2 * STEPS, seed=0)
+    texts = [sentence[10 * i :] for i in range(6) for sentence in SENTENCES]
+    (folder / "base.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+here = {str(folder)!r}
+config = Config(
+    model=Model(here + "/model", compute_dtype="fp32"),
+    data=Data(
+        (here + "/train.jsonl",),
+        mix=(Source("base", (here + "/base.jsonl",), 0.4, anchor=True),),
+        sequence_length=256,
+        cache=here + "/tokens",
+    ),
+    batch=Batch(global_examples=2, micro_batch=1),
+    optimizer=Optimizer(3e-3, epochs=1, warmup_steps=0),
+    forgetting=Forgetting(anchor_weight={WEIGHT}),
+    run=Run("base", directory=here + "/runs", save_every=2, log_to=()),
+)
+""")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> Path:
+    runs, replay = folder / "runs", (f"data.mix=base:0.4:{folder}/base.jsonl", "forgetting.anchor_weight=1")
+    first = [
+        run_of(folder, "r2", "run.eval_general=True"),
+        run_of(folder, "replay", *replay, "run.eval_general=True"),
+        run_of(folder, "stopped", plant="signal_at_micro_batch:4"),
+        run_of(folder, "short", "optimizer.max_steps=2", "optimizer.min_lr_ratio=1"),
+    ]
+    launch(folder, "two", 2, first)
+    assert (runs / "stopped" / "checkpoints" / "latest").read_text() == "step-000003"
+    shutil.copytree(runs / "short", runs / "damaged")
+    shutil.copytree(runs / "short", runs / "other")
+    content = bytearray((runs / "damaged" / "anchor" / "rows").read_bytes())
+    content[-1] ^= 1
+    (runs / "damaged" / "anchor" / "rows").write_bytes(content)
+    settings = json.loads((runs / "other" / "anchor" / "settings.json").read_text())
+    settings["made"]["another base"] = "0" * 64
+    (runs / "other" / "anchor" / "settings.json").write_text(json.dumps(settings))
+    (folder / "short-rows").write_bytes((runs / "short" / "anchor" / "rows").read_bytes())
+    again = [
+        run_of(folder, "stopped"),
+        *(run_of(folder, name, "optimizer.min_lr_ratio=1", expect=2) for name in ("damaged", "other")),
+        run_of(folder, "short", "optimizer.min_lr_ratio=1", "forgetting.anchor_weight=2", expect=2),
+        run_of(folder, "short", "optimizer.min_lr_ratio=1", *replay, expect=2),
+        run_of(folder, "short", "optimizer.min_lr_ratio=1"),
+    ]
+    launch(folder, "two-again", 2, again)
+    launch(folder, "one", 1, [run_of(folder, "r1")])
+    return runs
+
+
+def test_the_number_of_ranks_does_not_matter(runs) -> None:
+    assert largest_difference(weights(runs / "r2"), weights(runs / "r1")) < 1e-4
+    for key in ("train/loss", "train/grad_norm"):
+        assert relative_difference(rows(runs / "r2"), rows(runs / "r1"), key) < 1e-3
+
+
+def test_a_stop_changes_no_bit(runs) -> None:
+    assert largest_difference(weights(runs / "r2"), weights(runs / "stopped")) == 0.0
+    assert (runs / "r2" / "anchor" / "rows").read_bytes() == (runs / "stopped" / "anchor" / "rows").read_bytes()
+
+
+def test_the_curves(runs) -> None:
+    """The source's curve is its KL, which begins at 0; the loss of the step has it times the weight, over one divisor."""
+    curve = rows(runs / "r2")
+    assert len(curve) == STEPS and abs(curve[1][KL]) < 1e-5 and curve[STEPS][KL] > 1e-3
+    for row in curve.values():
+        share = row["train/step_share/base"]
+        total = (1 - share) * row["train/loss/main"] + share * WEIGHT * row[KL]
+        assert row["train/loss"] == pytest.approx(total, rel=1e-5) and 0 < share < 1
+
+
+def test_it_keeps_nearer_to_the_base_than_replay_of_the_same_text(runs) -> None:
+    anchored, replayed = (rows(runs / name, "forgetting/kl")[STEPS]["forgetting/kl"] for name in ("r2", "replay"))
+    assert 0 < anchored < 0.8 * replayed
+    assert rows(runs / "replay")[1][KL] > 1  # cross-entropy
+    assert not (runs / "replay" / "anchor").exists()
+    assert rows(runs / "replay")[1]["train/loss/main"] == rows(runs / "r2")[1]["train/loss/main"]
+
+
+def test_more_steps_add_documents_by_the_base(folder, runs) -> None:
+    """Their rows are those that a run of all steps has computed at its start, although the weights were trained meanwhile."""
+    before, after = ((folder / "short-rows").read_bytes(), (runs / "short" / "anchor" / "rows").read_bytes())
+    assert len(after) > len(before) > 0 and after.startswith(before)
+    found = {}
+    for name in ("short", "r2"):
+        table, documents = (
+            np.fromfile(runs / name / "anchor" / "rows", ROW),
+            np.load(runs / name / "anchor" / "documents.npy"),
+        )
+        found[name] = np.concatenate([table[first:end] for first, end in documents if end])
+    assert len(found["short"]) == len(found["r2"]) == len(after) // 386
+    np.testing.assert_allclose(
+        found["short"]["log_p"].astype(float), found["r2"]["log_p"].astype(float), rtol=2e-3, atol=2e-5
+    )
+    p = np.exp(found["r2"]["log_p"].astype(float)).sum(1)
+    np.testing.assert_allclose(p, 1, atol=5e-3)
+
+
+def test_what_is_not_the_same_run_is_refused(folder, runs) -> None:
+    output = (folder / "two-again.out").read_text()
+    assert "forgetting.anchor_weight=3.0, now it is 2.0" in output and "; another data.mix; it may come" in output
+    assert "other/anchor was made with another base; set it back, remove" in output
+    assert "damaged/anchor/rows is not what was written; remove" in output

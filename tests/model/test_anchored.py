@@ -1,0 +1,120 @@
+"""The loss of anchored targets: KL to the base over 64 tokens and a bucket, beside the `token_losses` of all other targets."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model.loss
+from model.loss import LossSums, anchored, bucket_log_probabilities, chunked, kl_to_base, negative_log_likelihood
+from tests.losses import head_of, targets_of
+
+TARGETS, VOCABULARY, WIDTH, TOKENS, WEIGHT = 90, 300, 16, 64, 0.5
+
+
+def in_fp64(base: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL of the 64 most probable tokens of `base` and of the rest, by plain sums of probabilities over the vocabulary."""
+    p, q = base.double().softmax(-1), logits.double().softmax(-1)
+    top = torch.zeros_like(p, dtype=torch.bool).scatter(1, p.topk(TOKENS).indices, True)
+    kl = (p * (p / q).log() * top).sum(-1)
+    rest_p, rest_q = (p * ~top).sum(-1), (q * ~top).sum(-1)
+    return kl + rest_p * (rest_p / rest_q).log()
+
+
+def predicted(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What training/anchor.py keeps of the base's logits."""
+    ids = base.topk(TOKENS).indices
+    return bucket_log_probabilities(base, ids).half(), ids.int()
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1, 4, 30])
+def test_the_loss_is_that_of_plain_sums_in_fp64(sharpness) -> None:
+    """From almost uniform distributions to those whose 64 tokens have all but 1e-12 of the mass."""
+    torch.manual_seed(0)
+    base, logits = sharpness * torch.randn(2, TARGETS, VOCABULARY)
+    log_p, ids = predicted(base)
+    found = kl_to_base(logits, log_p, ids.long())
+    expected = in_fp64(base, logits)
+    assert found.dtype == torch.float32
+    # fp16 rounds a log-probability by 2^-11 of it.
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-4)
+    exact = kl_to_base(logits, bucket_log_probabilities(base, ids.long()), ids.long())
+    torch.testing.assert_close(exact.double(), expected, rtol=1e-5, atol=1e-6)
+    itself = kl_to_base(base, log_p, ids.long())
+    assert itself.abs().max() < 2e-5
+
+
+def test_the_gradient_is_that_of_the_loss() -> None:
+    torch.manual_seed(0)
+    base, logits = 4 * torch.randn(2, 3, 80, dtype=torch.float64)
+    ids = base.topk(TOKENS).indices
+    log_p = bucket_log_probabilities(
+        base, ids
+    ).float()  # kl_to_base makes it fp32, which gradcheck would see in the result
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: kl_to_base(x, log_p, ids).double(), logits, atol=1e-6)
+    (found,) = torch.autograd.grad(kl_to_base(logits, log_p, ids).sum(), logits)
+    (expected,) = torch.autograd.grad(in_fp64(base, logits).sum(), logits)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert expected.abs().max() > 0.1
+
+
+def mixed(base_logits: torch.Tensor, is_anchored: torch.Tensor, ids: torch.Tensor) -> SimpleNamespace:
+    """A micro-batch of which `is_anchored` says which targets have an anchor; they are the source 1."""
+    log_p, base_ids = predicted(base_logits[is_anchored])
+    batch = targets_of(ids, is_anchored.long())
+    where = is_anchored.numpy()
+    batch.base_rows, batch.base_log_p, batch.base_ids = np.where(where, where.cumsum() - 1, -1), log_p, base_ids
+    return batch
+
+
+def edited(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Not cross-entropy, as a researcher may write it."""
+    return F.cross_entropy(logits, targets, reduction="none") ** 2
+
+
+@pytest.mark.parametrize("token_losses", [negative_log_likelihood, edited])
+def test_a_mixed_micro_batch_in_chunks(monkeypatch, token_losses) -> None:
+    """Each target has its own loss wherever chunks begin, sums and gradients are exact, and each source has its sum."""
+    torch.manual_seed(0)
+    hidden = torch.randn(TARGETS, WIDTH, requires_grad=True)
+    weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+    base, ids = 2 * torch.randn(TARGETS, VOCABULARY), torch.randint(0, VOCABULARY, (TARGETS,))
+    is_anchored = torch.zeros(TARGETS, dtype=torch.bool)
+    is_anchored[5:23] = is_anchored[40:41] = is_anchored[60:80] = True
+    batch = mixed(base, is_anchored, ids)
+    logits = F.linear(hidden, weight).double()
+    kl, other = in_fp64(base, logits)[is_anchored], token_losses(logits, ids)[~is_anchored]
+    (WEIGHT * kl.sum() + other.sum()).backward()
+    expected = [one.grad.clone() for one in (hidden, weight)]
+    for chunk, part in ((1024, 256), (1024, 7), (35, 10)):
+        monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
+        monkeypatch.setattr(model.loss, "LOSS_TOKENS", part)
+        hidden.grad = weight.grad = None
+        sums = LossSums(2, torch.device("cpu"))
+        loss = chunked(head_of(weight), hidden, batch, anchored(token_losses, batch, WEIGHT), sums)
+        loss.backward()
+        assert sums.by_source.tolist() == pytest.approx([other.sum().item(), WEIGHT * kl.sum().item()], rel=1e-3)
+        assert loss.item() == pytest.approx(sums.by_source.sum().item(), rel=1e-5)
+        for one, right in zip((hidden, weight), expected, strict=True):
+            assert ((one.grad - right).norm() / right.norm()).item() < 1e-3  # of the fp16 log-probabilities
+
+
+def test_without_an_anchored_target_token_losses_is_called_as_it_is() -> None:
+    batch = targets_of(torch.arange(3))
+    batch.base_rows = batch.base_log_p = batch.base_ids = None
+    assert anchored(edited, batch, WEIGHT) is edited
+
+
+def test_a_mistake_in_token_losses_is_named_in_a_mixed_micro_batch() -> None:
+    is_anchored = torch.tensor([False, True, False])
+    batch = mixed(torch.randn(3, VOCABULARY), is_anchored, torch.arange(3))
+    for wrong, words in (
+        (lambda logits, targets: logits.sum(), r"returned the shape \(\); it must return one loss per target"),
+        (lambda logits, targets: negative_log_likelihood(logits.detach(), targets), "without a gradient"),
+    ):
+        weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+        with pytest.raises(model.loss.UserError, match=words):
+            chunked(head_of(weight), torch.randn(3, WIDTH), batch, anchored(wrong, batch, WEIGHT))

@@ -1,0 +1,148 @@
+"""What the base predicts for the targets of anchored sources (`Source.anchor`): computed once, and kept in runs/NAME/anchor.
+
+For each target: the log-probabilities of the base's `TOKENS` most probable tokens and of all others together, and the ids of
+those tokens, 386 bytes; for the documents that the run's steps take. model/loss.py (`anchored`) trains by KL to them. A resume
+reads them. If it has more steps it adds documents: the model has the base's weights until a checkpoint is loaded.
+"""
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from common.durable_files import publish, start_directory, temporary_path, write_json
+from common.errors import UserError
+from common.sha256 import sha256
+from data.batches import MicroBatch, collate
+from data.sources import Corpus
+from distributed.process_group import StopSignal, read_on_first
+from distributed.sharding import evaluating
+from model.language_model import PackedLanguageModel
+from model.loss import bucket_log_probabilities, visit_logits
+from training.identity import Identity, fingerprint
+from training.inputs import Inputs
+
+TOKENS = 64
+ROW = np.dtype([("log_p", "<f2", TOKENS + 1), ("ids", "<i4", TOKENS)])
+DEALT = 64  # documents that are dealt to the ranks at a time
+ROWS, DOCUMENTS, SETTINGS = "rows", "documents.npy", "settings.json"  # the files
+
+
+@dataclass(frozen=True)
+class BasePredictions:
+    """documents: int64 `(items of the corpus, 2)`, the first ROW in `rows` of each item, and the end; 0, 0: it has none."""
+
+    corpus: Corpus
+    rows: Path
+    documents: np.ndarray
+
+    def added_to(self, micro_batch: MicroBatch, items: tuple[int, ...]) -> MicroBatch:
+        """The micro-batch that `collate` has made of `items`, with what the base predicts for its anchored targets."""
+        spans = [(first, end) for first, end in self.documents[list(items)] if end]
+        if not spans:
+            return micro_batch
+        found = [np.fromfile(self.rows, ROW, end - first, offset=first * ROW.itemsize) for first, end in spans]
+        rows, numbers = np.concatenate(found), [self.corpus.names.index(name) for name in self.corpus.anchored]
+        assert micro_batch.target_sources is not None  # a corpus with an anchored source has two or more
+        anchored = np.isin(micro_batch.target_sources.numpy(), numbers)
+        log_p, ids = (torch.from_numpy(rows[name].copy()) for name in ("log_p", "ids"))
+        return replace(
+            micro_batch, base_rows=np.where(anchored, np.cumsum(anchored) - 1, -1), base_log_p=log_p, base_ids=ids
+        )
+
+
+def with_base(
+    data: Inputs,
+    model: PackedLanguageModel,
+    identity: Identity,
+    directory: Path,
+    stop: StopSignal,
+    say: Callable[[str], None],
+) -> Inputs:
+    """The data of a run, whose steps have what the base predicts for their anchored targets. A collective.
+
+    The model holds the base's weights. What `directory` does not have is computed, and all of it written; after a signal none.
+    Raises UserError on all ranks if the directory is damaged, or was made with another base or other data.
+    """
+    corpus, ranks, temporary = data.train, stop.ranks, temporary_path(directory)
+    of_base = fingerprint({part: identity[part] for part in ("the weights", "config.json")})
+    made = {"another base": of_base, "other data": [corpus.sources[0].fingerprint, corpus.mixture()]}
+    is_there = read_on_first(lambda: _is_whole(directory, made), ranks)
+    documents = np.load(directory / DOCUMENTS) if is_there else np.zeros((len(corpus), 2), np.int64)
+    of_run = dict.fromkeys(item for step in range(data.total_steps) for item in data.plan.batch(step).items)
+    of_run = [item for item in of_run if corpus.names[corpus.locate(item)[0]] in corpus.anchored]
+    missing = [item for item in of_run if not documents[item].any()]
+    found: list = [None] * ranks.world_size  # on rank 0: (item, its rows) of each rank
+
+    def begin() -> None:
+        start_directory(directory)
+        if is_there:
+            shutil.copy(directory / ROWS, temporary / ROWS)
+
+    def append() -> None:
+        with (temporary / ROWS).open("ab") as file:
+            for item, rows in itertools.chain(*found):
+                documents[item] = file.tell() // ROW.itemsize + np.array([0, len(rows)])
+                file.write(rows.tobytes())
+
+    def finish() -> None:
+        np.save(temporary / DOCUMENTS, documents)
+        write_json(temporary / SETTINGS, {"made": made, "sha256": sha256(temporary / ROWS)})
+        publish(directory)
+
+    if missing:
+        say(f"anchor: the base predicts the targets of {len(missing):,} documents of {', '.join(corpus.anchored)}")
+        read_on_first(begin, ranks)
+        with evaluating(model):
+            for first in range(0, len(missing), DEALT):
+                dealt, own = data.dealer.deal(missing[first : first + DEALT], corpus, ranks.world_size), []
+                for items in dealt.of_rank(ranks.rank):  # as many on every rank
+                    if stop.agreed():
+                        return data
+                    own += _predicted(model, items, corpus, ranks.device)
+                dist.gather_object(own, found if ranks.rank == 0 else None, group=ranks.flags)
+                read_on_first(append, ranks)
+        read_on_first(finish, ranks)
+        documents = np.load(directory / DOCUMENTS)
+    count = int(documents.max())
+    say(
+        f"anchor: {count:,} targets with predictions of the base: {count * ROW.itemsize / 2**20:.1f} MiB in {directory}"
+    )
+    return replace(data, base=BasePredictions(corpus, directory / ROWS, documents))
+
+
+def _is_whole(directory: Path, made: dict) -> bool:
+    """Whether the directory exists. Raises UserError if it is damaged, or was made with another base or other data."""
+    if not directory.is_dir():
+        return False
+    settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+    for name, value in made.items():
+        if settings["made"][name] != value:
+            raise UserError(
+                f"{directory} was made with {name}; set it back, remove {directory} or choose another run.name"
+            )
+    if sha256(directory / ROWS) != settings["sha256"]:
+        raise UserError(f"{directory / ROWS} is not what was written; remove {directory}, and it is computed again")
+    return True
+
+
+def _predicted(
+    model: PackedLanguageModel, items: tuple[int, ...], corpus: Corpus, device: torch.device
+) -> list[tuple[int, np.ndarray]]:
+    """(item, its rows) of one forward over `items`, possibly none. A collective."""
+    micro_batch = collate(items, corpus).to(device)
+    rows = np.zeros(len(micro_batch.target_ids), ROW)
+
+    def visit(logits: torch.Tensor, start: int) -> None:
+        ids, chunk = logits.topk(TOKENS).indices, rows[start : start + len(logits)]
+        chunk["log_p"], chunk["ids"] = bucket_log_probabilities(logits, ids).half().cpu(), ids.cpu()
+
+    visit_logits(model.head, model(micro_batch), visit)
+    ends = np.cumsum([np.count_nonzero(corpus.get(item)[1]) for item in items], dtype=np.int64)
+    return list(zip(items, np.split(rows, ends[:-1]), strict=True)) if items else []
