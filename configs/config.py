@@ -140,6 +140,14 @@ class EWC:
 
 
 @dataclass(frozen=True)
+class Forgetting:
+    # A budget (docs/forgetting.md): the run exports the best task score (run.best_by) whose KL to the base on general text, in
+    # nats per token, is at most this, on the line between base and tuned weights; None: no budget
+    max_kl: float | None = None
+    strict: bool = False  # exit code 3 where the budget is not met; False: the log and the certificate say so
+
+
+@dataclass(frozen=True)
 class LoRA:
     # Train low-rank adapters beside frozen matrices (docs/results.md). Columns of A and B; 0: full fine-tuning
     rank: int = 0
@@ -217,6 +225,7 @@ class Config:
     run: Run
     sharding: Sharding = field(default_factory=Sharding)
     ewc: EWC = field(default_factory=EWC)
+    forgetting: Forgetting = field(default_factory=Forgetting)
     lora: LoRA = field(default_factory=LoRA)
     eval: Eval = field(default_factory=Eval)
 
@@ -252,6 +261,7 @@ FREE = _keys(
     optimizer="epochs max_steps stage",
     sharding="strategy shard_size cpu_offload",
     ewc="device",
+    forgetting="max_kl strict",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
     "save_every save_minutes keep_last async_save resume export stop_after_no_gain verbose profile",
     eval="metric max_new_tokens",

@@ -5,6 +5,7 @@ import textwrap
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +25,7 @@ from model.language_model import PackedLanguageModel, adapters_sum, num_paramete
 from training.inputs import Asked
 
 BATCH_SIZE = 16  # answers that a rank generates at once
+RESAMPLES, SECONDS = 200, 60.0  # of the answers, for an interval of their scores; the time that it may take
 SHOWN = 1500  # characters of each part of the sample
 SAMPLE = "validation/sample"  # the name of its text in TensorBoard
 
@@ -48,6 +50,7 @@ class Answers:
         """
         self.asked, self.model, self.model_config, self.path = asked, model, model_config, config.model.path
         self.dtype, self.tokenizer, self.stop, self.say = dtype, tokenizer, stop, say
+        self.texts: list[str] = []  # the newest answers
         columns = max(map(len, asked.prompts)) + asked.max_new_tokens
         rows = min(BATCH_SIZE, -(-len(asked.prompts) // stop.ranks.world_size))
         cache = rows * columns * bytes_per_token(model.causal_lm) // model.causal_lm.dtype.itemsize  # elements
@@ -80,7 +83,9 @@ class Answers:
         if answers is None:
             return None
         limit = self.asked.max_new_tokens
-        texts = [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
+        self.texts = texts = [
+            str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers
+        ]
         cut = sum(len(answer) == limit for answer in answers)
         self.say(
             f"{len(answers)} answers of {sum(map(len, answers)):,} tokens in {time.perf_counter() - begin:.1f} s (limit {limit} "
@@ -91,6 +96,23 @@ class Answers:
             self.say(warning)
         scores = {f"validation/{name}": value for name, value in scores.items()}
         return figures | scores | {SAMPLE: self._sample(texts[0])}
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """95% bootstrap interval over examples of a score of the newest answers. None for a slow or failing metric. Rank 0 alone."""
+        assert self.asked.metric is not None
+        generator, scores, count = np.random.default_rng(0), [], len(self.texts)
+        begin = time.perf_counter()
+        for _ in range(RESAMPLES):
+            drawn = generator.integers(0, count, count)
+            try:
+                found = self.asked.metric([self.texts[i] for i in drawn], [self.asked.examples[i] for i in drawn])
+            except UserError:  # of a metric that needs examples which were not drawn
+                return None
+            scores.append(found[name])
+            if time.perf_counter() - begin > SECONDS:
+                return None
+        low, high = np.percentile(scores, (2.5, 97.5))
+        return float(low), float(high)
 
     def _score(self, texts: list[str]) -> tuple[dict[str, float], str]:
         """(the scores, a warning). Rank 0 alone: a metric may take long, or give another value every time."""

@@ -18,7 +18,7 @@ from eval.intervals import intervals
 from eval.report import Figure, figures
 from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base
-from training.ending import RECORD, read_json
+from training.ending import RECORD, read_certificate, read_json
 from training.export import Export
 from training.provenance import ROOT, git_state, short_commit, versions
 
@@ -85,12 +85,13 @@ def base_model(directory: Path) -> dict:
 class Results:
     """The JSON of evaluations and of forgetting (None: not measured), and why other files were left out, in sentences.
 
-    Each has also `files`, the dtype of the files that were measured, and an evaluation `figures` and `intervals`.
+    certificate: what the certificate of a budget for forgetting says of these weights, in lines. Each other one has also `files`, the dtype of the files that were measured, and an evaluation `figures` and `intervals`.
     """
 
     evaluations: tuple[dict, ...] = ()
     forgetting: dict | None = None
     left_out: tuple[str, ...] = ()
+    certificate: tuple[str, ...] = ()
 
 
 def read_results(out: Path, export: Export) -> Results:
@@ -118,7 +119,16 @@ def read_results(out: Path, export: Export) -> Results:
             written = [Figure(**row) for row in content.get("figures", ())]  # of the task, by the script that scored it
             found = {"figures": written or figures(content), "intervals": intervals(content)}
             evaluations.append(content | {"files": dtype} | found)
-    return Results(tuple(evaluations), forgetting, tuple(left_out))
+    return Results(tuple(evaluations), forgetting, tuple(left_out), _certificate(export))
+
+
+def _certificate(export: Export) -> tuple[str, ...]:
+    found = read_certificate(export.run)
+    if found is None or any(found[key] != export.record[key] for key in ("checkpoint", "averaged")):
+        return ()
+    from training.budget import certificate_lines
+
+    return tuple(certificate_lines(found))
 
 
 def read_data_card(config: Config) -> dict:
