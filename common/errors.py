@@ -37,12 +37,7 @@ class PeerLost(Exception):
 
 
 class NotMet(Exception):
-    """The program has done all that it was asked to, and what the user demands of the result does not hold.
-
-    The message is one sentence. The program exits with code 3 and no traceback.
-    """
-
-    EXIT_CODE = 3
+    """What the user demands of a result does not hold. One sentence, exit code 3, no traceback; the result is there."""
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
@@ -53,16 +48,14 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main()` and return the exit code.
 
-    A `UserError` or a full disk prints one line to stderr and returns 2, `PeerLost` and `NotMet` one line and 3. Ctrl-C
-    returns 130.
+    A `UserError` or a full disk prints one line to stderr and returns 2, `PeerLost` and `NotMet` one line and 3. Ctrl-C returns
+    130.
     """
     code = 2
     try:
         return main() or 0
-    except UserError as error:
-        sentence = str(error)
-    except NotMet as error:
-        sentence, code = str(error), NotMet.EXIT_CODE
+    except (UserError, NotMet) as error:
+        sentence, code = str(error), 3 if isinstance(error, NotMet) else 2
     except PeerLost as error:
         if not error.quiet:
             _print_error(str(error))

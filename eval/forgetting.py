@@ -57,29 +57,30 @@ class Distributions:
 
 @dataclass(frozen=True)
 class Reference:
-    """Documents, and the base's distributions on their targets."""
+    """Documents, dealt to the ranks, and the base's distributions over the first `shared_tokens` tokens on their targets."""
 
     documents: Documents
     deal: Deal
-    shared_tokens: int
-    base: list[Distributions]  # of this rank's chunks, in the order of the forwards
+    shared_tokens: int = 0
+    base: list[Distributions] | None = (
+        None  # of this rank's chunks, in the order of the forwards; None: only the nats count
+    )
 
 
 @dataclass(frozen=True)
 class ForgettingReference:
-    """The texts, prompts and questions to measure on, and the base's distributions on texts and prompts."""
+    """What to measure on."""
 
     texts: Reference
     num_bytes: int  # of the texts
     prompts: Reference | None  # of the task
     questions: list[Question]
-    options: Documents  # of all questions, in order
-    option_deal: Deal
+    options: Reference  # of all questions, in order; without the base
 
     @property
     def host_bytes(self) -> int:
         """Host memory that the base's distributions take on this rank."""
-        chunks = [*self.texts.base, *(self.prompts.base if self.prompts else ())]
+        chunks = [chunk for one in (self.texts, self.prompts) if one for chunk in one.base or ()]
         return sum(tensor.nbytes for chunk in chunks for tensor in (chunk.log_p, chunk.most_probable))
 
     def line(self) -> str:
@@ -119,17 +120,16 @@ def start_forgetting(
         sum(len(piece.encode()) for piece in pieces),
         remember_base(model, prompts, *base) if prompts else None,
         questions,
-        options,
-        dealer.deal(range(len(options)), options, stop.ranks.world_size),
+        Reference(options, dealer.deal(range(len(options)), options, stop.ranks.world_size)),
     )
 
 
 def task_prompts(documents: Documents | Windows) -> Documents | None:
-    """Prompts of examples, spread evenly over them, each with the token that follows; None for texts, which have no prompt.
+    """Prompts of examples, what stands before the first answer, each with the token that follows. None for texts.
 
-    A prompt is what stands before the first answer. At most TASK_TOKENS tokens are targets, of all prompts alike: the last.
+    They are spread evenly over the examples, and at most TASK_TOKENS tokens are targets: of each prompt the last ones.
     """
-    if not isinstance(documents, Documents):  # windows of a token store
+    if not isinstance(documents, Documents):  # windows of a token store are text
         return None
     examples = documents.items_with_targets()
     found = []
@@ -149,83 +149,61 @@ def task_prompts(documents: Documents | Windows) -> Documents | None:
 def remember_base(
     model: torch.nn.Module, documents: Documents, dealer: Dealer, shared_tokens: int, stop: StopSignal
 ) -> Reference:
-    """The distributions of the model, which has the base's weights, over the first `shared_tokens` tokens. A collective.
-
-    A signal stops it early; `compare_with_base` then returns None.
-    """
-    deal = dealer.deal(range(len(documents)), documents, stop.ranks.world_size)
-    reference = Reference(documents, deal, shared_tokens, [])
+    """The reference of documents, while the model has the base's weights. A collective; `compare` says more of a signal."""
+    deal, base = dealer.deal(range(len(documents)), documents, stop.ranks.world_size), list[Distributions]()
 
     def remember(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
         log_p = logits[:, :shared_tokens].log_softmax(-1)
-        reference.base.append(Distributions(log_p.half().cpu(), log_p.argmax(-1).cpu()))
+        base.append(Distributions(log_p.half().cpu(), log_p.argmax(-1).cpu()))
 
     _visit_all(model, deal, documents, stop, remember)
-    return reference
+    return Reference(documents, deal, shared_tokens, base)
 
 
-def compare_with_base(reference: Reference, model: torch.nn.Module, stop: StopSignal) -> torch.Tensor | None:
-    """Of each document the sums of nats, KL and agreements over its targets, and their number: fp64 `(documents, 4)`.
+def compare(reference: Reference, model: torch.nn.Module, stop: StopSignal) -> torch.Tensor | None:
+    """Of each document the sums over its targets of 1, nats, KL and agreements: fp64 `(documents, 4)`. A collective.
 
-    None after a signal. A collective: every rank gets the same sums. The base's distributions are moved to the device one
-    chunk at a time, so the extra device memory is a few times the logits of model.loss.LOSS_TOKENS tokens.
+    None after a signal, also one that came earlier. Every rank gets the same sums. The base's distributions are moved to the
+    device one chunk at a time, so the extra device memory is a few times the logits of model.loss.LOSS_TOKENS tokens.
     """
     sums = torch.zeros(len(reference.documents), 4, dtype=torch.float64)
-    base_chunks = iter(reference.base)
+    base_chunks = iter(reference.base or ())
 
-    def compare(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        base = next(base_chunks)
-        log_q = logits[:, : reference.shared_tokens].log_softmax(-1)
-        kl = kl_divergence(base.log_p.to(logits.device), log_q)
-        agrees = log_q.argmax(-1) == base.most_probable.to(logits.device)
+    def add(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
         nats = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
-        of_targets = torch.stack([nats, kl, agrees, torch.ones_like(nats)], dim=1)
-        sums.index_add_(0, torch.from_numpy(owners), of_targets.double().cpu())
+        found = [torch.ones_like(nats), nats, torch.zeros_like(nats), torch.zeros_like(nats)]
+        if reference.base is not None:
+            base = next(base_chunks)
+            log_q = logits[:, : reference.shared_tokens].log_softmax(-1)
+            found[2] = kl_divergence(base.log_p.to(logits.device), log_q)
+            found[3] = log_q.argmax(-1) == base.most_probable.to(logits.device)
+        of_targets = torch.stack([one.double() for one in found], dim=1)
+        sums.index_add_(0, torch.from_numpy(owners), of_targets.cpu())
 
-    if not _visit_all(model, reference.deal, reference.documents, stop, compare):
+    if not _visit_all(model, reference.deal, reference.documents, stop, add):
         return None
     dist.all_reduce(sums, group=stop.ranks.flags)
     return sums
 
 
-def nats_of_documents(
-    model: torch.nn.Module, documents: Documents, deal: Deal, stop: StopSignal
-) -> torch.Tensor | None:
-    """Negative log-likelihood of the targets of each document, fp64 `(documents,)`; None after a signal. A collective."""
-    nats = torch.zeros(len(documents), dtype=torch.float64)
-
-    def add(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
-        nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
-
-    if not _visit_all(model, deal, documents, stop, add):
-        return None
-    dist.all_reduce(nats, group=stop.ranks.flags)
-    return nats
-
-
 def measure_forgetting(
     reference: ForgettingReference, model: torch.nn.Module, stop: StopSignal
 ) -> dict[str, float] | None:
-    """The metrics, by the names of their curves; None after a signal. A collective.
-
-    Every rank runs the same number of forwards.
-    """
-    texts = compare_with_base(reference.texts, model, stop)
-    options = nats_of_documents(model, reference.options, reference.option_deal, stop)
-    prompts = compare_with_base(reference.prompts, model, stop) if reference.prompts else None
-    if texts is None or options is None or (reference.prompts and prompts is None):
+    """The metrics, by the names of their curves; None after a signal. A collective: as many forwards on every rank."""
+    parts = [compare(one, model, stop) for one in (reference.texts, reference.options, reference.prompts) if one]
+    if any(part is None for part in parts):
         return None
-    nats, kl, agreements, tokens = texts.sum(0).tolist()
-    right = right_answers(reference.questions, options.tolist())
+    texts, options, *prompts = [part for part in parts if part is not None]
+    tokens, nats, kl, agreements = texts.sum(0).tolist()
+    right = right_answers(reference.questions, options[:, 1].tolist())
     figures = {
         "forgetting/perplexity_per_byte": perplexity(nats / reference.num_bytes),
         "forgetting/kl": kl / tokens,
         "forgetting/agreement": agreements / tokens,
         "forgetting/questions": sum(right) / len(right),
     }
-    if prompts is not None:
-        figures["forgetting/task_kl"] = (prompts[:, 1].sum() / prompts[:, 3].sum()).item()
+    if prompts:
+        figures["forgetting/task_kl"] = (prompts[0][:, 2].sum() / prompts[0][:, 0].sum()).item()
     return figures
 
 

@@ -102,17 +102,12 @@ def average(base: Weights, tuned: Weights, share: float, new_row: int | None = N
     def read(name: str) -> torch.Tensor:
         old, mixed = base.read(name), tuned.read(name).to(torch.float32, copy=True)
         if new_row is not None and name in tuned.vocabulary:
-            mix_(mixed[:new_row], old[:new_row], share)
+            mixed[:new_row].mul_(share).add_(old[:new_row].float(), alpha=1 - share)
         else:
-            mix_(mixed, old, share)
+            mixed.mul_(share).add_(old.float(), alpha=1 - share)
         return mixed
 
     return Weights(tuned.shapes, read, tuned.vocabulary)
-
-
-def mix_(tuned: torch.Tensor, base: torch.Tensor, share: float) -> None:
-    """(1 - share) * base + share * tuned in place of `tuned`, which is fp32. Both ends are exact."""
-    tuned.mul_(share).add_(base.float(), alpha=1 - share)
 
 
 def write_weights(folder: Path, weights: Weights, dtype: torch.dtype, max_file_bytes: int = MAX_FILE_BYTES) -> int:

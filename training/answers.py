@@ -25,7 +25,7 @@ from model.language_model import PackedLanguageModel, adapters_sum, num_paramete
 from training.inputs import Asked
 
 BATCH_SIZE = 16  # answers that a rank generates at once
-RESAMPLES, SECONDS = 200, 60.0  # of the answers, for an interval of their scores; the time that it may take
+RESAMPLES = 200  # of the answers, for the interval of a score
 SHOWN = 1500  # characters of each part of the sample
 SAMPLE = "validation/sample"  # the name of its text in TensorBoard
 
@@ -35,6 +35,7 @@ class Answers:
 
     def __init__(
         self,
+        losses: Callable[[], dict | None],
         config: Config,
         asked: Asked,
         model: PackedLanguageModel,
@@ -48,9 +49,9 @@ class Answers:
 
         Raises UserError on all ranks if on one of them the whole model does not fit beside what training keeps.
         """
+        self.losses, self.texts = losses, list[str]()  # the newest answers
         self.asked, self.model, self.model_config, self.path = asked, model, model_config, config.model.path
         self.dtype, self.tokenizer, self.stop, self.say = dtype, tokenizer, stop, say
-        self.texts: list[str] = []  # the newest answers
         columns = max(map(len, asked.prompts)) + asked.max_new_tokens
         rows = min(BATCH_SIZE, -(-len(asked.prompts) // stop.ranks.world_size))
         cache = rows * columns * bytes_per_token(model.causal_lm) // model.causal_lm.dtype.itemsize  # elements
@@ -71,11 +72,12 @@ class Answers:
                     "optimizer state; set it to 0, and evaluate checkpoints with scripts/evaluate.py"
                 )
 
-    def added_to(self, figures: dict | None) -> dict | None:
-        """The curves with the scores of the answers and one of them as a text; None after a signal. A collective.
+    def __call__(self) -> dict | None:
+        """The curves of `losses` with the scores of the answers and one of them as a text; None after a signal. A collective.
 
         Where the metric fails its scores are missing, which is said, and training goes on.
         """
+        figures = self.losses()
         if figures is None:
             return None
         begin = time.perf_counter()
@@ -98,18 +100,14 @@ class Answers:
         return figures | scores | {SAMPLE: self._sample(texts[0])}
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """95% bootstrap interval over examples of a score of the newest answers. None for a slow or failing metric. Rank 0 alone."""
+        """The 95% bootstrap interval over examples of a score of the newest answers. Rank 0 alone. None if the metric fails."""
         assert self.asked.metric is not None
-        generator, scores, count = np.random.default_rng(0), [], len(self.texts)
-        begin = time.perf_counter()
-        for _ in range(RESAMPLES):
-            drawn = generator.integers(0, count, count)
+        scores, generator, count = [], np.random.default_rng(0), len(self.texts)
+        for drawn in generator.integers(0, count, (RESAMPLES, count)).tolist():
             try:
                 found = self.asked.metric([self.texts[i] for i in drawn], [self.asked.examples[i] for i in drawn])
-            except UserError:  # of a metric that needs examples which were not drawn
-                return None
-            scores.append(found[name])
-            if time.perf_counter() - begin > SECONDS:
+                scores.append(found[name])
+            except (UserError, KeyError):
                 return None
         low, high = np.percentile(scores, (2.5, 97.5))
         return float(low), float(high)

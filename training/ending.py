@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
 from common.durable_files import write_json
-from common.errors import NotMet, UserError
+from common.errors import UserError
 from common.sha256 import sha256_of_all
 from configs.config import Config
 from data.chat_template import write_chat_settings
@@ -22,13 +22,13 @@ from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.language_model import PackedLanguageModel, adapters_sum, parameter_names, trained_parameters
 from training.chat_settings import chat_settings
-from training.evaluations import AgainstBase, Evaluations, best_in_words, curve_of, is_better
+from training.evaluations import Evaluations, best_in_words, curve_of, is_better
 from training.identity import fingerprint_of_checkpoint
 
 GENERATION_CONFIG = "generation_config.json"
 RECORD = "export.json"  # which weights an export holds, and the SHA-256 of its files
 CARD = "README.md"  # may be written anew
-CERTIFICATE = "certificate.json"  # of a budget for forgetting, beside the export
+CERTIFICATE = "certificate.json"  # of a budget for forgetting (training/budget.py), beside the export
 ADAPTER_DIRECTORY = "adapter"  # beside the export, with LoRA
 
 
@@ -43,8 +43,7 @@ def export_record(
     `checkpoint` tells the checkpoint from another one of the same step, `identity` is the fingerprint of what trained it.
 
     The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
-    model, the last weights stand in for the best. With a budget for forgetting (training/budget.py) it is what is asked for;
-    export.json has it as `asked`, beside what was chosen.
+    model, the last weights stand in for the best. With a budget it is what was asked for: `asked` in export.json.
     """
     best = evaluations.best_step if config.run.export == "best" else None
     exported = step if best is None else best
@@ -68,7 +67,7 @@ def export_record(
 def damage_of_export(export_directory: Path, record: dict, ranks: Ranks) -> list[str] | None:
     """What is wrong with the files of the export that `record` describes, [] if nothing. None: there is no such export.
 
-    A collective, which reads all of its files, with LoRA those of the adapter, and a certificate.
+    A collective, which reads all of its files, and with LoRA those of the adapter.
     """
 
     def sums() -> dict[Path, str] | None:
@@ -101,8 +100,7 @@ def is_finished(
 ) -> bool:
     """Whether all steps are taken, and the export that exists is the one that is asked for and undamaged. Says so.
 
-    A collective. Raises UserError if this start is of another identity: nothing is left to train with it; and NotMet as
-    `export_run` does.
+    A collective. Raises UserError if this start is of another identity: nothing is left to train with it.
     """
     record = read_on_first(
         lambda: export_record(config, step, evaluations, model_config, export_directory.with_name("checkpoints")), ranks
@@ -123,7 +121,7 @@ def is_finished(
             "left to train with what is set now; raise optimizer.epochs or optimizer.max_steps, or choose another run.name"
         )
     certificate = read_on_first(lambda: read_certificate(export_directory.parent), ranks)
-    record |= certificate or {}
+    record |= certificate
     if ranks.rank == 0:
         why = evaluations.why_stalled(step) if step < total_steps else f"{total_steps} steps"
         print(
@@ -131,21 +129,17 @@ def is_finished(
             f"{record['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
             flush=True,
         )
-    _check_certificate(config, certificate)
+    if certificate:
+        from training.budget import check_met
+
+        check_met(config, certificate)
     return True
 
 
-def read_certificate(run: Path) -> dict | None:
-    """The certificate of the run's export; None for a run without a budget for forgetting. Raises UserError if it is damaged."""
+def read_certificate(run: Path) -> dict:
+    """The certificate of the run's export; empty without a budget for forgetting. Raises UserError if it is damaged."""
     path = run / CERTIFICATE
-    return read_json(path, "remove it, and start the run again") if path.exists() else None
-
-
-def _check_certificate(config: Config, certificate: dict | None) -> None:
-    if certificate and not certificate["met"] and config.forgetting.strict:
-        from training.budget import sentence
-
-        raise NotMet(f"{sentence(certificate)}, and forgetting.strict=True")
+    return read_json(path, "remove it, and start the run again") if path.exists() else {}
 
 
 def _no_more_steps(config: Config, total_steps: int) -> str:
@@ -172,24 +166,19 @@ def export_run(
 
     The dtype is that of config.json. With `run.export=best` the parameters are first overwritten with those of the best
     checkpoint. With LoRA, adapters are merged in it, and `adapter/` beside it has them alone, as peft reads them. With
-    `forgetting.max_kl` they are overwritten with what training/budget.py chooses; after a signal there is no export. Raises
-    NotMet after it, with `forgetting.strict`, if the budget is not met.
+    a budget training/budget.py chooses the weights; a signal ends its search without an export. Raises NotMet after the export.
     """
     checkpoints = export_directory.with_name("checkpoints")
     record = read_on_first(lambda: export_record(config, step, evaluations, model_config, checkpoints), ranks)
-    certificate: dict | None = None
+    certificate = {}
     if config.forgetting.max_kl is not None:
-        from training.budget import certificate_lines, keep_budget
+        from training.budget import check_met, keep_budget
 
         certificate = keep_budget(config, step, evaluations, checkpoints)
         if certificate is None:
             return ["stopped by a signal before the export; start again to continue"]
-        chosen = {name: certificate[name] for name in ("weights", "step", "checkpoint", "identity", "validation_loss")}
-        chosen |= {
-            "averaged": certificate["averaged"],
-            "budget": {name: certificate[name] for name in ("max_kl", "met")},
-        }
-        record |= chosen | {"asked": dict(record)}
+        chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")
+        record = {name: certificate[name] for name in chosen} | {"dtype": record["dtype"], "asked": record}
     elif record["weights"] == "best":
         best = checkpoints / checkpoint_name(record["step"])
         hint = "the best checkpoint cannot be exported: start again with run.export=last"
@@ -198,7 +187,12 @@ def export_run(
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)
         sums = {"files": sums_of(folder), "adapter": sums_of(adapter) if config.lora.rank else {}}
-        sums |= write_certificate(export_directory.parent, certificate)
+        # The one place where a certificate is written, before the export is complete: an entry of a record belongs here.
+        path = export_directory.with_name(CERTIFICATE)
+        path.unlink(missing_ok=True)
+        if certificate:
+            write_json(path, certificate)
+            sums["certificate"] = {path.name: sha256_of_all([path])[path]}
         (folder / RECORD).write_text(json.dumps(record | sums, indent=1) + "\n", encoding="utf-8")
 
     adapter = export_directory.with_name(ADAPTER_DIRECTORY)
@@ -214,26 +208,8 @@ def export_run(
     if updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
     if certificate:
-        forgetting = evaluations.functions["forgetting"]
-        assert isinstance(forgetting, AgainstBase)
-        lines += [*certificate_lines(certificate), f"exported to {export_directory} in {record['dtype']}"]
-        for line in lines:
-            forgetting.say(line)
-        _check_certificate(config, certificate)
-        return []
+        check_met(config, certificate)
     return lines + _lines(config, step, evaluations, record, export_directory)
-
-
-def write_certificate(run: Path, certificate: dict | None) -> dict:
-    """Write the certificate of a run, or remove an older one; what export.json says of it. On rank 0, before the export is
-    complete. The one place of a certificate: an entry of a record belongs here.
-    """
-    path = run / CERTIFICATE
-    if certificate is None:
-        path.unlink(missing_ok=True)
-        return {}
-    write_json(path, certificate)
-    return {"certificate": {path.name: sha256_of_all([path])[path]}}
 
 
 def _lines(config: Config, step: int, evaluations: Evaluations, record: dict, export_directory: Path) -> list[str]:
@@ -244,10 +220,10 @@ def _lines(config: Config, step: int, evaluations: Evaluations, record: dict, ex
     lines = [
         f"exported the {record['weights']} weights (step {record['step']}{judged}, {record['dtype']}) to {export_directory}"
     ]
-    if config.run.export == "best" and record["weights"] == "last":
+    if config.run.export == "best" and evaluations.best_step is None:
         what = "loss" if words.endswith("loss") else curve_of(evaluations.best_by)
         lines.append(f"warning: run.export=best, but no evaluation of a trained model gave a finite {what}")
-    if config.run.export == "last" and evaluations.best_step not in (None, step):
+    if config.run.export == "last" and evaluations.best_step not in (None, step) and "asked" not in record:
         lines.append(
             f"{words}, {best:.4g}, was that of step {evaluations.best_step}: start again with run.export=best to export it"
         )

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -18,10 +17,6 @@ from distributed.checkpoint_directory import checkpoint_name
 from distributed.process_group import Ranks, StopSignal, read_on_first
 from model.language_model import PackedLanguageModel
 from training.inputs import Inputs
-
-if TYPE_CHECKING:
-    from eval.forgetting import ForgettingReference
-    from training.answers import Answers
 
 Evaluate = Callable[[], dict | None]
 """Measures the model: the name of each curve -> its value; None if a signal cut it short. Every rank calls it."""
@@ -157,41 +152,11 @@ class Evaluations:
         return [f"{why}: the best checkpoint, of step {self.best_step}, was judged again: {name} {value:.4g}{old}"]
 
 
-@dataclass(frozen=True)
-class WithAnswers:
-    """The validation that adds the scores of answers to `losses`. A collective."""
-
-    losses: Evaluate
-    answers: "Answers"
-
-    def __call__(self) -> dict | None:
-        """The curves of both."""
-        return self.answers.added_to(self.losses())
-
-
-def answers_and(losses: Evaluate, *start: Any) -> WithAnswers:
-    """`WithAnswers`. `start`: the arguments of `Answers`. A collective."""
+def answers_and(losses: Evaluate, *start: Any) -> Evaluate:
+    """The validation that adds the scores of answers to `losses`. `start`: the arguments of `Answers`. A collective."""
     from training.answers import Answers
 
-    return WithAnswers(losses, Answers(*start))
-
-
-@dataclass(frozen=True)
-class AgainstBase:
-    """The evaluation "forgetting", and what a budget for it needs at the end of the run (training/budget.py)."""
-
-    reference: "ForgettingReference"
-    model: PackedLanguageModel
-    tokenizer: PreTrainedTokenizerBase
-    data: Inputs
-    stop: StopSignal
-    say: Callable[[str], None]
-
-    def __call__(self) -> dict | None:
-        """The curves."""
-        from eval.forgetting import measure_forgetting
-
-        return measure_forgetting(self.reference, self.model, self.stop)
+    return Answers(losses, *start)
 
 
 def start_forgetting(
@@ -200,9 +165,10 @@ def start_forgetting(
     data: Inputs,
     stop: StopSignal,
     say: Callable[[str], None],
-) -> AgainstBase:
+) -> Evaluate:
     """The evaluation "forgetting", measured against the weights that the model has now. A collective."""
     from eval.forgetting import start_forgetting, task_prompts
+    from training.budget import AgainstBase
 
     prompts = task_prompts(data.validation.sources[0]) if data.validation else None
     base = start_forgetting(model, tokenizer, data.dealer, stop, data.first_new_row, prompts)

@@ -18,6 +18,7 @@ from eval.intervals import intervals
 from eval.report import Figure, figures
 from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base
+from training.budget import certificate_lines
 from training.ending import RECORD, read_certificate, read_json
 from training.export import Export
 from training.provenance import ROOT, git_state, short_commit, versions
@@ -85,7 +86,7 @@ def base_model(directory: Path) -> dict:
 class Results:
     """The JSON of evaluations and of forgetting (None: not measured), and why other files were left out, in sentences.
 
-    certificate: what the certificate of a budget for forgetting says of these weights, in lines. Each other one has also `files`, the dtype of the files that were measured, and an evaluation `figures` and `intervals`.
+    certificate: what that of a budget for forgetting says of these weights, in lines. Each other one has also `files`, the dtype of the files that were measured, and an evaluation `figures` and `intervals`.
     """
 
     evaluations: tuple[dict, ...] = ()
@@ -119,16 +120,10 @@ def read_results(out: Path, export: Export) -> Results:
             written = [Figure(**row) for row in content.get("figures", ())]  # of the task, by the script that scored it
             found = {"figures": written or figures(content), "intervals": intervals(content)}
             evaluations.append(content | {"files": dtype} | found)
-    return Results(tuple(evaluations), forgetting, tuple(left_out), _certificate(export))
-
-
-def _certificate(export: Export) -> tuple[str, ...]:
-    found = read_certificate(export.run)
-    if found is None or any(found[key] != export.record[key] for key in ("checkpoint", "averaged")):
-        return ()
-    from training.budget import certificate_lines
-
-    return tuple(certificate_lines(found))
+    certificate = read_certificate(export.run)
+    is_of_these = certificate and all(certificate[key] == export.record[key] for key in ("checkpoint", "averaged"))
+    lines = certificate_lines(certificate) if is_of_these else ()
+    return Results(tuple(evaluations), forgetting, tuple(left_out), tuple(lines))
 
 
 def read_data_card(config: Config) -> dict:
