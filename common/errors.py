@@ -36,6 +36,10 @@ class PeerLost(Exception):
         self.quiet = quiet
 
 
+class NotMet(Exception):
+    """What the user demands of a result does not hold. One sentence, exit code 3, no traceback; the result is there."""
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run `main()` and exit with the code that `exit_code_of` returns."""
     exit_process(exit_code_of(main))
@@ -44,12 +48,14 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main()` and return the exit code.
 
-    A `UserError` or a full disk prints one line to stderr and returns 2, `PeerLost` one line and 3. Ctrl-C returns 130.
+    A `UserError` or a full disk prints one line to stderr and returns 2, `PeerLost` and `NotMet` one line and 3. Ctrl-C returns
+    130.
     """
+    code = 2
     try:
         return main() or 0
-    except UserError as error:
-        sentence = str(error)
+    except (UserError, NotMet) as error:
+        sentence, code = str(error), 3 if isinstance(error, NotMet) else 2
     except PeerLost as error:
         if not error.quiet:
             _print_error(str(error))
@@ -63,7 +69,7 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         return 130
     if _is_first_to_say(sentence):
         _print_error(sentence)
-    return 2
+    return code
 
 
 def _print_error(sentence: str) -> None:

@@ -148,6 +148,10 @@ class EWC:
 class Forgetting:
     # How many nats of any other target one nat of KL to the base is worth at a target of an anchored source
     anchor_weight: float = 1.0
+    # A budget (docs/forgetting.md): the run exports the best task score (run.best_by) whose KL to the base on general text, in
+    # nats per token, is at most this, on the line between base and tuned weights; None: no budget
+    max_kl: float | None = None
+    strict: bool = False  # exit code 3 where the budget is not met; False: the log and the certificate say so
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,7 @@ FREE = _keys(
     optimizer="epochs max_steps stage",
     sharding="strategy shard_size cpu_offload",
     ewc="device",
+    forgetting="max_kl strict",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "
     "save_every save_minutes keep_last async_save resume export stop_after_no_gain stop_at approved_by verbose profile",
     eval="metric max_new_tokens",

@@ -295,7 +295,7 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
     (
         "0 or more",
         lambda number: 0 <= number < math.inf,
-        "optimizer.weight_decay optimizer.warmup_steps ewc.strength lora.rank run.eval_every run.eval_generate run.save_every "
+        "optimizer.weight_decay optimizer.warmup_steps ewc.strength forgetting.max_kl lora.rank run.eval_every run.eval_generate run.save_every "
         "run.save_minutes run.stop_after_no_gain",
     ),
     ("between 0 and 1", lambda number: 0 <= number <= 1, "optimizer.warmup_ratio optimizer.min_lr_ratio"),
@@ -393,6 +393,10 @@ def _wrong_together(config: Config) -> Iterator[str]:
         ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),
         ("forgetting.anchor_weight", any(source.anchor for source in data.mix), "a source of data.mix with anchor"),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
+        ("forgetting.max_kl", run.eval_general, "run.eval_general=True, which shows the KL while the run trains"),
+        ("forgetting.max_kl", has_validation, f"{validation}, on which {curve} is measured"),
+        ("forgetting.max_kl", not curve.startswith(GENERAL), "a run.best_by that scores the task"),
+        ("forgetting.strict", config.forgetting.max_kl is not None, "forgetting.max_kl"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
         ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),
         ("run.stop_after_no_gain", has_curve, f"{validation}, on which {curve} is measured"),

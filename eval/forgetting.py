@@ -8,13 +8,15 @@ There are four metrics, on text and questions that neither replay nor the Fisher
 - agreement: the share of tokens at which both models have the same most probable next token.
 - questions: the share of right answers in eval/questions.jsonl (eval/questions.py).
 
+Beside them stands KL(base || tuned) on prompts of the task, by which forgetting can be foreseen (arXiv:2509.04259).
+
 This file measures them during training, on the sharded model. The base's distributions on a fixed part of the text are
 computed once, from the weights that training starts from. eval/compare_models.py compares two exported models.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from data.batches import collate
 from data.dealing import Deal, Dealer
 from data.examples import Documents
+from data.sources import Windows
 from distributed.process_group import StopSignal
 from distributed.sharding import evaluating
 from eval.general_text import held_out_texts, sample_evenly, split_into_pieces
@@ -34,6 +37,8 @@ from model.loss import visit_logits
 # (targets,), the index of each target's document.
 VisitChunk = Callable[[torch.Tensor, torch.Tensor, np.ndarray], None]
 TEXT_BYTES = 8192  # about 2,000 tokens, spread evenly over the held-out text
+TASK_TOKENS = 1024  # of prompts of the task on which distributions are compared
+FEWEST_PROMPTS = 8  # where prompts are long, only the last tokens of each are compared
 
 
 @dataclass(frozen=True)
@@ -51,29 +56,43 @@ class Distributions:
 
 
 @dataclass(frozen=True)
-class ForgettingReference:
-    """The texts and questions to measure on, and the base's distributions on the texts."""
+class Reference:
+    """Documents, dealt to the ranks, and the base's distributions over the first `shared_tokens` tokens on their targets."""
 
-    texts: Documents
-    text_deal: Deal
+    documents: Documents
+    deal: Deal
+    shared_tokens: int = 0
+    base: list[Distributions] | None = (
+        None  # of this rank's chunks, in the order of the forwards; None: only the nats count
+    )
+
+
+@dataclass(frozen=True)
+class ForgettingReference:
+    """What to measure on."""
+
+    texts: Reference
     num_bytes: int  # of the texts
+    prompts: Reference | None  # of the task
     questions: list[Question]
-    options: Documents  # of all questions, in order
-    option_deal: Deal
-    shared_tokens: int
-    base: list[Distributions] = field(default_factory=list)  # of this rank's chunks, in the order of the forwards
+    options: Reference  # of all questions, in order; without the base
 
     @property
     def host_bytes(self) -> int:
         """Host memory that the base's distributions take on this rank."""
-        return sum(tensor.nbytes for chunk in self.base for tensor in (chunk.log_p, chunk.most_probable))
+        chunks = [chunk for one in (self.texts, self.prompts) if one for chunk in one.base or ()]
+        return sum(tensor.nbytes for chunk in chunks for tensor in (chunk.log_p, chunk.most_probable))
 
     def line(self) -> str:
         """What is measured, for the run's log."""
+        prompts = ""
+        if self.prompts:
+            documents = self.prompts.documents
+            prompts = f", {documents.targets.sum():,} tokens of {len(documents)} prompts of data.validation"
         return (
-            f"forgetting: {self.texts.targets.sum():,} tokens ({self.num_bytes:,} bytes) of general text, "
-            f"{len(self.questions)} questions; the base's distributions take {self.host_bytes / 2**20:.1f} MiB of host "
-            "memory on rank 0"
+            f"forgetting: {self.texts.documents.targets.sum():,} tokens ({self.num_bytes:,} bytes) of general text, "
+            f"{len(self.questions)} questions{prompts}; the base's distributions take {self.host_bytes / 2**20:.1f} MiB of "
+            "host memory on rank 0"
         )
 
 
@@ -83,75 +102,109 @@ def start_forgetting(
     dealer: Dealer,
     stop: StopSignal,
     shared_tokens: int | None = None,
+    prompts: Documents | None = None,
 ) -> ForgettingReference:
     """Compute the base's distributions. A collective; call it while the model has the base's weights.
 
     dealer: how large one forward is, as in training. shared_tokens: the number of tokens before the vocabulary was extended (`model.architectures.first_new_row`). KL and agreement are then computed on the
     distribution over these tokens, renormalized, because the untrained rows of new tokens contain nothing that could be
-    forgotten. Default: all tokens of the tokenizer. A signal stops it early; `measure_forgetting` then returns None.
+    forgotten. Default: all tokens of the tokenizer. prompts: those of the task (`task_prompts`). A signal stops it early; `measure_forgetting` then returns None.
     """
     pieces = sample_evenly(split_into_pieces(held_out_texts()), TEXT_BYTES)
     questions = read_questions()
     texts = as_documents(encode_texts(tokenizer, pieces))
     options = as_documents(encode_options(tokenizer, questions))
-    reference = ForgettingReference(
-        texts,
-        dealer.deal(range(len(texts)), texts, stop.ranks.world_size),
+    base = dealer, shared_tokens or len(tokenizer), stop
+    return ForgettingReference(
+        remember_base(model, texts, *base),
         sum(len(piece.encode()) for piece in pieces),
+        remember_base(model, prompts, *base) if prompts else None,
         questions,
-        options,
-        dealer.deal(range(len(options)), options, stop.ranks.world_size),
-        shared_tokens or len(tokenizer),
+        Reference(options, dealer.deal(range(len(options)), options, stop.ranks.world_size)),
     )
 
-    def remember(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        log_p = logits[:, : reference.shared_tokens].log_softmax(-1)
-        reference.base.append(Distributions(log_p.half().cpu(), log_p.argmax(-1).cpu()))
 
-    _visit_all(model, reference.text_deal, texts, stop, remember)
-    return reference
+def task_prompts(documents: Documents | Windows) -> Documents | None:
+    """Prompts of examples, what stands before the first answer, each with the token that follows. None for texts.
+
+    They are spread evenly over the examples, and at most TASK_TOKENS tokens are targets: of each prompt the last ones.
+    """
+    if not isinstance(documents, Documents):  # windows of a token store are text
+        return None
+    examples = documents.items_with_targets()
+    found = []
+    for item in examples[:: max(1, len(examples) // (TASK_TOKENS // FEWEST_PROMPTS))]:
+        ids, weights = documents.get(item)
+        answer = int(np.flatnonzero(weights)[0])
+        if answer > 1:
+            found.append(ids[: answer + 1].tolist())
+    if not found:
+        return None
+    wanted = max(FEWEST_PROMPTS, TASK_TOKENS * len(found) // sum(map(len, found)))
+    chosen = found[:: -(-len(found) // wanted)]
+    targets = [min(len(ids) - 1, TASK_TOKENS // len(chosen)) for ids in chosen]
+    return as_documents([(ids, [False] * (len(ids) - n) + [True] * n) for ids, n in zip(chosen, targets, strict=True)])
+
+
+def remember_base(
+    model: torch.nn.Module, documents: Documents, dealer: Dealer, shared_tokens: int, stop: StopSignal
+) -> Reference:
+    """The reference of documents, while the model has the base's weights. A collective; `compare` says more of a signal."""
+    deal, base = dealer.deal(range(len(documents)), documents, stop.ranks.world_size), list[Distributions]()
+
+    def remember(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
+        log_p = logits[:, :shared_tokens].log_softmax(-1)
+        base.append(Distributions(log_p.half().cpu(), log_p.argmax(-1).cpu()))
+
+    _visit_all(model, deal, documents, stop, remember)
+    return Reference(documents, deal, shared_tokens, base)
+
+
+def compare(reference: Reference, model: torch.nn.Module, stop: StopSignal) -> torch.Tensor | None:
+    """Of each document the sums over its targets of 1, nats, KL and agreements: fp64 `(documents, 4)`. A collective.
+
+    None after a signal, also one that came earlier. Every rank gets the same sums. The base's distributions are moved to the
+    device one chunk at a time, so the extra device memory is a few times the logits of model.loss.LOSS_TOKENS tokens.
+    """
+    sums = torch.zeros(len(reference.documents), 4, dtype=torch.float64)
+    base_chunks = iter(reference.base or ())
+
+    def add(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
+        nats = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
+        found = [torch.ones_like(nats), nats, torch.zeros_like(nats), torch.zeros_like(nats)]
+        if reference.base is not None:
+            base = next(base_chunks)
+            log_q = logits[:, : reference.shared_tokens].log_softmax(-1)
+            found[2] = kl_divergence(base.log_p.to(logits.device), log_q)
+            found[3] = log_q.argmax(-1) == base.most_probable.to(logits.device)
+        of_targets = torch.stack([one.double() for one in found], dim=1)
+        sums.index_add_(0, torch.from_numpy(owners), of_targets.cpu())
+
+    if not _visit_all(model, reference.deal, reference.documents, stop, add):
+        return None
+    dist.all_reduce(sums, group=stop.ranks.flags)
+    return sums
 
 
 def measure_forgetting(
     reference: ForgettingReference, model: torch.nn.Module, stop: StopSignal
 ) -> dict[str, float] | None:
-    """The four metrics, by the names of their curves; None after a signal. A collective.
-
-    Every rank runs the same number of forwards. The base's distributions are moved to the device one chunk at a
-    time, so the extra device memory is a few times the logits of model.loss.LOSS_TOKENS tokens.
-    """
-    text_sums = torch.zeros(3, dtype=torch.float64)  # nats, KL, agreements
-    option_nats = torch.zeros(len(reference.options), dtype=torch.float64)
-    base_chunks = iter(reference.base)
-
-    def compare(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        base = next(base_chunks)
-        log_q = logits[:, : reference.shared_tokens].log_softmax(-1)
-        kl = kl_divergence(base.log_p.to(logits.device), log_q)
-        agrees = log_q.argmax(-1) == base.most_probable.to(logits.device)
-        nats = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
-        text_sums.add_(torch.stack([nats.double().sum(), kl.double().sum(), agrees.double().sum()]).cpu())
-
-    def add_option_losses(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        nats = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
-        option_nats.index_add_(0, torch.from_numpy(owners), nats.double().cpu())
-
-    for deal, documents, visit in (
-        (reference.text_deal, reference.texts, compare),
-        (reference.option_deal, reference.options, add_option_losses),
-    ):
-        if not _visit_all(model, deal, documents, stop, visit):
-            return None
-    sums = torch.cat([text_sums, option_nats])
-    dist.all_reduce(sums, group=stop.ranks.flags)
-    tokens = int(reference.texts.targets.sum())
-    right = right_answers(reference.questions, sums[3:].tolist())
-    return {
-        "forgetting/perplexity_per_byte": perplexity(sums[0].item() / reference.num_bytes),
-        "forgetting/kl": sums[1].item() / tokens,
-        "forgetting/agreement": sums[2].item() / tokens,
+    """The metrics, by the names of their curves; None after a signal. A collective: as many forwards on every rank."""
+    parts = [compare(one, model, stop) for one in (reference.texts, reference.options, reference.prompts) if one]
+    if any(part is None for part in parts):
+        return None
+    texts, options, *prompts = [part for part in parts if part is not None]
+    tokens, nats, kl, agreements = texts.sum(0).tolist()
+    right = right_answers(reference.questions, options[:, 1].tolist())
+    figures = {
+        "forgetting/perplexity_per_byte": perplexity(nats / reference.num_bytes),
+        "forgetting/kl": kl / tokens,
+        "forgetting/agreement": agreements / tokens,
         "forgetting/questions": sum(right) / len(right),
     }
+    if prompts:
+        figures["forgetting/task_kl"] = (prompts[0][:, 2].sum() / prompts[0][:, 0].sum()).item()
+    return figures
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

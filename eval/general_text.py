@@ -16,6 +16,8 @@ from data.formats import kind_of, read_files
 
 HELD_OUT_SHARE = 0.12  # of the topics: about 35 kB or 9,000 tokens
 PIECE_BYTES = 1500  # about 375 tokens
+# Texts of this project's own for a budget of forgetting (training/budget.py), each of three kinds: what chooses, and what judges.
+SELECTION, CERTIFICATE = (Path(__file__).with_name("texts") / f"{name}.jsonl" for name in ("selection", "certificate"))
 SOURCE = f"pydoc_data.topics of Python {platform.python_version()}"
 
 

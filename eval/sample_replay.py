@@ -26,7 +26,7 @@ from data.formats import example_text, read_files
 from data.replay_filters import EvaluationTexts, Filters, filter_sampled, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier, read_on_first, start_process_group
-from eval.general_text import SOURCE, held_out_texts, training_texts
+from eval.general_text import CERTIFICATE, SELECTION, SOURCE, held_out_texts, training_texts
 from eval.generate import Advance, Sampling, no_progress, sampled_answers
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank, token_bar
@@ -37,12 +37,12 @@ PLACEHOLDER = "here the user's words begin"  # marks the start of the user's mes
 
 
 def texts_to_exclude(exclude: Sequence[Path]) -> EvaluationTexts:
-    """What replay must not overlap with: held-out text, questions with their answers, and the files `exclude`."""
+    """What replay must not overlap with: held-out text, questions with their answers, texts of a budget, and `exclude`."""
 
     def texts() -> Iterator[str]:
         yield from held_out_texts()
         yield from (question.prompt + question.options[0] for question in read_questions())
-        for path in exclude:
+        for path in (SELECTION, CERTIFICATE, *exclude):
             yield from (example_text(example) for _, example in read_files([path]))
 
     return EvaluationTexts(texts())

@@ -166,7 +166,7 @@ class Experiment:
             f"data.train={train}",
             f"data.validation={self.split('validation')}",
             *mix,
-            *("run.eval_general=False", "run.keep_last=1"),
+            *("run.eval_general=False", "forgetting.max_kl=none", "forgetting.strict=false", "run.keep_last=1"),
             *self.size.overrides,
             *self.size.settings[arm.method],
             *arm.overrides,

@@ -92,7 +92,7 @@ def main() -> int:
             base_name = base_model(export.base)["hub_id"] or str(export.base)
             size = write_export(out, export, profile, base_name, card)
             kind = {"model": "", "merged": ", merged", "adapter": ", an adapter"}[export.record["kind"]]
-            share = arguments.average_with_base
+            share = (export.record["averaged"] or {}).get("share_of_tuned")
             averaged = f", {share:g} x tuned + {1 - share:g} x base" if share is not None else ""
             print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.record['dtype']}")
         for why in results.left_out:

@@ -322,6 +322,8 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
         "run.keep_last": STEPS,
         "run.eval_every": 0,
         "run.eval_general": False,
+        "forgetting.max_kl": None,
+        "forgetting.strict": False,
         "run.eval_generate": 0,
         "run.best_by": "validation/loss",
         "run.stop_after_no_gain": 0,

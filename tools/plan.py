@@ -78,7 +78,7 @@ MOST_STEPS = 200  # steps whose work is kept
 CPU_EXCESS = 2.2
 RANDOM_STATE = 5056  # bytes of torch.get_rng_state()
 # The texts of eval/forgetting.py, and what a token of English has on average in the vocabularies of today's models.
-FORGETTING_BYTES, BYTES_PER_TOKEN = 8192, 4
+FORGETTING_BYTES, BYTES_PER_TOKEN, TASK_TOKENS = 8192, 4, 1024
 
 # Shapes by name, for a plan before any model has been chosen. Sources: the config.json of each model.
 SHAPE_KEYS = (
@@ -421,7 +421,8 @@ class Plan:
         config, layout, ranks = self.config, self.layout, self.cluster.per_node
         on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
         counted = count_activations(self.shape, config.model, config.lora, layout.kind, self.workload.worst.lengths)
-        tokens = -(-FORGETTING_BYTES // BYTES_PER_TOKEN // self.cluster.nodes)  # the texts are dealt to all ranks
+        tokens = FORGETTING_BYTES // BYTES_PER_TOKEN + (TASK_TOKENS if config.data.validation else 0)
+        tokens = -(-tokens // self.cluster.nodes)  # the texts are dealt to all ranks
         return {
             "offload": ranks * _pinned_bytes(self.shape, config, layout.shards) if layout.offloads else 0,
             "activations": ranks * counted.on_host,

@@ -5,6 +5,7 @@ import textwrap
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +25,7 @@ from model.language_model import PackedLanguageModel, adapters_sum, num_paramete
 from training.inputs import Asked
 
 BATCH_SIZE = 16  # answers that a rank generates at once
+RESAMPLES = 200  # of the answers, for the interval of a score
 SHOWN = 1500  # characters of each part of the sample
 SAMPLE = "validation/sample"  # the name of its text in TensorBoard
 
@@ -33,6 +35,7 @@ class Answers:
 
     def __init__(
         self,
+        losses: Callable[[], dict | None],
         config: Config,
         asked: Asked,
         model: PackedLanguageModel,
@@ -46,6 +49,7 @@ class Answers:
 
         Raises UserError on all ranks if on one of them the whole model does not fit beside what training keeps.
         """
+        self.losses, self.texts = losses, list[str]()  # the newest answers
         self.asked, self.model, self.model_config, self.path = asked, model, model_config, config.model.path
         self.dtype, self.tokenizer, self.stop, self.say = dtype, tokenizer, stop, say
         columns = max(map(len, asked.prompts)) + asked.max_new_tokens
@@ -68,11 +72,12 @@ class Answers:
                     "optimizer state; set it to 0, and evaluate checkpoints with scripts/evaluate.py"
                 )
 
-    def added_to(self, figures: dict | None) -> dict | None:
-        """The curves with the scores of the answers and one of them as a text; None after a signal. A collective.
+    def __call__(self) -> dict | None:
+        """The curves of `losses` with the scores of the answers and one of them as a text; None after a signal. A collective.
 
         Where the metric fails its scores are missing, which is said, and training goes on.
         """
+        figures = self.losses()
         if figures is None:
             return None
         begin = time.perf_counter()
@@ -80,7 +85,9 @@ class Answers:
         if answers is None:
             return None
         limit = self.asked.max_new_tokens
-        texts = [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
+        self.texts = texts = [
+            str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers
+        ]
         cut = sum(len(answer) == limit for answer in answers)
         self.say(
             f"{len(answers)} answers of {sum(map(len, answers)):,} tokens in {time.perf_counter() - begin:.1f} s (limit {limit} "
@@ -91,6 +98,19 @@ class Answers:
             self.say(warning)
         scores = {f"validation/{name}": value for name, value in scores.items()}
         return figures | scores | {SAMPLE: self._sample(texts[0])}
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95% bootstrap interval over examples of a score of the newest answers. Rank 0 alone. None if the metric fails."""
+        assert self.asked.metric is not None
+        scores, generator, count = [], np.random.default_rng(0), len(self.texts)
+        for drawn in generator.integers(0, count, (RESAMPLES, count)).tolist():
+            try:
+                found = self.asked.metric([self.texts[i] for i in drawn], [self.asked.examples[i] for i in drawn])
+                scores.append(found[name])
+            except (UserError, KeyError):
+                return None
+        low, high = np.percentile(scores, (2.5, 97.5))
+        return float(low), float(high)
 
     def _score(self, texts: list[str]) -> tuple[dict[str, float], str]:
         """(the scores, a warning). Rank 0 alone: a metric may take long, or give another value every time."""

@@ -29,6 +29,7 @@ from training.record import Record, RunRecord
 GENERATION_CONFIG = "generation_config.json"
 RECORD = "export.json"  # which weights an export holds, and the SHA-256 of its files
 CARD = "README.md"  # may be written anew
+CERTIFICATE = "certificate.json"  # of a budget for forgetting (training/budget.py), beside the export
 ADAPTER_DIRECTORY = "adapter"  # beside the export, with LoRA
 
 
@@ -43,7 +44,7 @@ def export_record(
     `checkpoint` tells the checkpoint from another one of the same step, `identity` is the fingerprint of what trained it.
 
     The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
-    model, the last weights stand in for the best.
+    model, the last weights stand in for the best. With a budget it is what was asked for: `asked` in export.json.
     """
     best = evaluations.best_step if config.run.export == "best" else None
     exported = step if best is None else best
@@ -59,6 +60,8 @@ def export_record(
     }
     if best is not None and curve_of(evaluations.best_by) != "validation/loss":
         record |= {"best_by": evaluations.best_by, "best_value": evaluations.best_value}
+    if config.forgetting.max_kl is not None:
+        record["budget"] = {"max_kl": config.forgetting.max_kl, "by": evaluations.best_by}
     return record
 
 
@@ -73,14 +76,14 @@ def damage_of_export(export_directory: Path, record: dict, ranks: Ranks) -> list
         try:
             written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
             files, adapter, _ = written.pop("files"), written.pop("adapter"), written.pop("record")
+            certificate = written.pop("certificate", {})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no export, or one of an earlier version
             return None
-        if written != record:
+        if written.get("asked", written) != record:
             return None
-        folder = export_directory.with_name(ADAPTER_DIRECTORY)
-        return {export_directory / name: digest for name, digest in files.items()} | {
-            folder / name: digest for name, digest in adapter.items()
-        }
+        adapter_directory = export_directory.with_name(ADAPTER_DIRECTORY)
+        parts = (export_directory, files), (adapter_directory, adapter), (export_directory.parent, certificate)
+        return {folder / name: digest for folder, part in parts for name, digest in part.items()}
 
     found = read_on_first(sums, ranks)
     return None if found is None else damage(found, ranks)
@@ -118,6 +121,8 @@ def is_finished(
             f"{export_directory.parent} has taken all of its {step} steps before it was changed, and is exported: nothing is "
             "left to train with what is set now; raise optimizer.epochs or optimizer.max_steps, or choose another run.name"
         )
+    certificate = read_on_first(lambda: read_certificate(export_directory.parent), ranks)
+    record |= certificate
     if ranks.rank == 0:
         why = evaluations.why_stalled(step) if step < total_steps else f"{total_steps} steps"
         print(
@@ -125,7 +130,17 @@ def is_finished(
             f"{record['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
             flush=True,
         )
+    if certificate:
+        from training.budget import check_met
+
+        check_met(config, certificate)
     return True
+
+
+def read_certificate(run: Path) -> dict:
+    """The certificate of the run's export; empty without a budget for forgetting. Raises UserError if it is damaged."""
+    path = run / CERTIFICATE
+    return read_json(path, "remove it, and start the run again") if path.exists() else {}
 
 
 def _no_more_steps(config: Config, total_steps: int) -> str:
@@ -151,13 +166,23 @@ def export_run(
     """Write the Hugging Face directory of a finished run, and return lines that say what it holds. A collective.
 
     The dtype is that of config.json. With `run.export=best` the parameters are first overwritten with those of the best
-    checkpoint. With LoRA, adapters are merged in it, and `adapter/` beside it has them alone, as peft reads them. export.json
-    has the head of the record before the export's own entry, which has the SHA-256 of export.json.
+    checkpoint. With LoRA, adapters are merged in it, and `adapter/` beside it has them alone, as peft reads them. With
+    a budget training/budget.py chooses the weights; a signal ends its search without an export. export.json has the head of the
+    record before the export's own entry, which has the SHA-256 of export.json. Raises NotMet after the export.
     """
     ranks = run_record.ranks
     checkpoints = export_directory.with_name("checkpoints")
     record = read_on_first(lambda: export_record(config, step, evaluations, model_config, checkpoints), ranks)
-    if record["weights"] == "best":
+    certificate = {}
+    if config.forgetting.max_kl is not None:
+        from training.budget import check_met, keep_budget
+
+        certificate = keep_budget(config, step, evaluations, checkpoints)
+        if certificate is None:
+            return ["stopped by a signal before the export; start again to continue"]
+        chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")
+        record = {name: certificate[name] for name in chosen} | {"dtype": record["dtype"], "asked": record}
+    elif record["weights"] == "best":
         best = checkpoints / checkpoint_name(record["step"])
         hint = "the best checkpoint cannot be exported: start again with run.export=last"
         load_parameters(best, trained_parameters(model), ranks, hint)
@@ -165,6 +190,12 @@ def export_run(
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)
         sums = {"files": sums_of(folder), "adapter": sums_of(adapter) if config.lora.rank else {}}
+        path = export_directory.with_name(CERTIFICATE)
+        path.unlink(missing_ok=True)
+        if certificate:
+            write_json(path, certificate)
+            sums["certificate"] = {path.name: sha256_of_all([path])[path]}
+            run_record.append("certificate", files=sums["certificate"])
         write_export_record(folder, record | sums, run_record, export_directory.name)
 
     adapter = export_directory.with_name(ADAPTER_DIRECTORY)
@@ -179,6 +210,8 @@ def export_run(
     lines = [evaluations.why_stalled(step)] if step < total_steps else []
     if updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
+    if certificate:
+        check_met(config, certificate)
     return lines + _lines(config, step, evaluations, record, export_directory)
 
 
@@ -200,10 +233,10 @@ def _lines(config: Config, step: int, evaluations: Evaluations, record: dict, ex
     lines = [
         f"exported the {record['weights']} weights (step {record['step']}{judged}, {record['dtype']}) to {export_directory}"
     ]
-    if config.run.export == "best" and record["weights"] == "last":
+    if config.run.export == "best" and evaluations.best_step is None:
         what = "loss" if words.endswith("loss") else curve_of(evaluations.best_by)
         lines.append(f"warning: run.export=best, but no evaluation of a trained model gave a finite {what}")
-    if config.run.export == "last" and evaluations.best_step not in (None, step):
+    if config.run.export == "last" and evaluations.best_step not in (None, step) and "asked" not in record:
         lines.append(
             f"{words}, {best:.4g}, was that of step {evaluations.best_step}: start again with run.export=best to export it"
         )

@@ -1,6 +1,5 @@
 """The evaluations of a run: which are due at a step, what they found, and which checkpoint is the best so far."""
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -157,8 +156,7 @@ def answers_and(losses: Evaluate, *start: Any) -> Evaluate:
     """The validation that adds the scores of answers to `losses`. `start`: the arguments of `Answers`. A collective."""
     from training.answers import Answers
 
-    answers = Answers(*start)
-    return lambda: answers.added_to(losses())
+    return Answers(losses, *start)
 
 
 def start_forgetting(
@@ -169,11 +167,13 @@ def start_forgetting(
     say: Callable[[str], None],
 ) -> Evaluate:
     """The evaluation "forgetting", measured against the weights that the model has now. A collective."""
-    from eval.forgetting import measure_forgetting, start_forgetting
+    from eval.forgetting import start_forgetting, task_prompts
+    from training.budget import AgainstBase
 
-    base = start_forgetting(model, tokenizer, data.dealer, stop, shared_tokens=data.first_new_row)
+    prompts = task_prompts(data.validation.sources[0]) if data.validation else None
+    base = start_forgetting(model, tokenizer, data.dealer, stop, data.first_new_row, prompts)
     say(base.line())
-    return functools.partial(measure_forgetting, base, model, stop)
+    return AgainstBase(base, model, tokenizer, data, stop, say)
 
 
 def criterion_of(config: Config) -> str:

@@ -37,7 +37,7 @@ from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
 from model.weight_files import hash_weights
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
-from training.ending import CARD, RECORD, damage, read_json, sums_of, write_export_record, write_files
+from training.ending import CARD, RECORD, damage, read_certificate, read_json, sums_of, write_export_record, write_files
 from training.identity import fingerprint
 from training.record import Record
 
@@ -83,6 +83,10 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     Raises UserError if there is no such checkpoint or base, if they do not fit the options, or if they are damaged.
     """
     start, config = read_run(run)
+    share, certificate = options.average_with_base, read_certificate(run)
+    if certificate and options.step is None and not options.best and share is None:
+        share = certificate["alpha"] if certificate["averaged"] else None
+        options = Namespace(**vars(options) | {"step": certificate["step"]})
     checkpoint, which = _choose_checkpoint(run, config, options)
     check_whole(checkpoint, ranks, "name a step with --step, or train again")
     manifest = read_manifest(checkpoint)
@@ -118,11 +122,11 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     else:
         weights = weights_of_checkpoint(checkpoint, model, base)
     averaged = None
-    if options.average_with_base is not None:
+    if share is not None:
         if adapter:
-            raise UserError(f"{run} has an adapter: --average-with-base needs --merge-lora")
-        averaged = {"share_of_tuned": options.average_with_base, "base": fingerprint_of_base(base)}
-        weights = average(base_weights(), weights, options.average_with_base, first_new_row(base))
+            raise UserError(f"{run} has an adapter: an average with the base needs --merge-lora")
+        averaged = {"share_of_tuned": share, "base": fingerprint_of_base(base)}
+        weights = average(base_weights(), weights, share, first_new_row(base))
     stored = getattr(model_config, "dtype", None) or torch.bfloat16
     record = {
         "weights": which,
@@ -156,7 +160,7 @@ def read_run(run: Path) -> tuple[dict, Config]:
 def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str]:
     """(the checkpoint to export, what it is: last, best or chosen). Raises UserError if there is no such checkpoint.
 
-    Without --step and --best it is the one that the run itself exports.
+    Without --step and --best it is the one that the run itself exports; with a budget for forgetting `read_export` names it.
     """
     folder = run / "checkpoints"
     complete = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(folder)}

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Of config.json: what decides nothing that is trained.
 NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 # Imported in functions by what measures and decides nothing.
-MEASURES = ("eval", "training.answers", "training.asked")
+MEASURES = ("eval", "training.answers", "training.asked", "training.budget")
 OWN_SCORES = "eval.metric"  # of answers, without a function of the user's
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FIRST_STEP, EXCLUDED = "the first step", "data.exclude"  # in "the data"

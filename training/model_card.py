@@ -24,7 +24,8 @@ from eval.intervals import intervals
 from eval.report import Figure, figures
 from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base, fingerprint_of_sums
-from training.ending import RECORD, read_json
+from training.budget import certificate_lines
+from training.ending import RECORD, read_certificate, read_json
 from training.export import Export
 from training.provenance import ROOT, git_state, short_commit, versions
 
@@ -109,13 +110,14 @@ def base_model(directory: Path) -> dict:
 class Results:
     """The JSON of evaluations and of forgetting (None: not measured), and why other files were left out, in sentences.
 
-    Each has also `file`, its name and SHA-256, and `files`, the dtype of the files that were measured; an evaluation has
-    `figures` and `intervals`.
+    certificate: what that of a budget for forgetting says of these weights, in lines. Each other one has also `file`, its name
+    and SHA-256, and `files`, the dtype of the files that were measured; an evaluation has `figures` and `intervals`.
     """
 
     evaluations: tuple[dict, ...] = ()
     forgetting: dict | None = None
     left_out: tuple[str, ...] = ()
+    certificate: tuple[str, ...] = ()
 
 
 def read_results(out: Path, export: Export) -> Results:
@@ -144,7 +146,10 @@ def read_results(out: Path, export: Export) -> Results:
             written = [Figure(**row) for row in content.get("figures", ())]  # of the task, by the script that scored it
             found = {"figures": written or figures(content), "intervals": intervals(content)}
             evaluations.append(content | {"files": dtype} | found)
-    return Results(tuple(evaluations), forgetting, tuple(left_out))
+    certificate = read_certificate(export.run)
+    is_of_these = certificate and all(certificate[key] == export.record[key] for key in ("checkpoint", "averaged"))
+    lines = certificate_lines(certificate) if is_of_these else ()
+    return Results(tuple(evaluations), forgetting, tuple(left_out), tuple(lines))
 
 
 def read_data_card(config: Config) -> dict:

@@ -29,6 +29,9 @@ def test_a_name_has_a_curve_and_a_direction(text, curve, direction):
     assert parse_best_by(text) == (curve, direction)
 
 
+BY_KL = (VALIDATED, "run.eval_general=True", "run.best_by=forgetting/kl")
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -38,6 +41,11 @@ def test_a_name_has_a_curve_and_a_direction(text, curve, direction):
         (("run.eval_generate=4",), "run.eval_generate=4 needs data.validation or"),
         (("run.best_by=f1", VALIDATED), "run.best_by=f1 needs run.eval_generate"),
         (("run.best_by=forgetting/kl",), "run.best_by=forgetting/kl needs run.eval_general=True"),
+        (("forgetting.max_kl=0.2", VALIDATED), "forgetting.max_kl=0.2 needs run.eval_general=True, which shows"),
+        (("forgetting.max_kl=0.2", "run.eval_general=True"), "forgetting.max_kl=0.2 needs data.validation or"),
+        (("forgetting.max_kl=0.2", *BY_KL), "forgetting.max_kl=0.2 needs a run.best_by that scores the task"),
+        (("forgetting.max_kl=-1",), "forgetting.max_kl must be 0 or more, not -1"),
+        (("forgetting.strict=True",), "forgetting.strict=True needs forgetting.max_kl"),
         (("run.best_by=validation/loss/x",), "needs a source of data.mix with that name and validation files"),
         (("run.best_by=fi", *ANSWERS), "run.best_by=fi must be the name of a curve, and NAME:max or NAME:min where"),
         (("run.best_by=f1:best", *ANSWERS), "run.best_by=f1:best must be the name of a curve"),

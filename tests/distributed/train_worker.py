@@ -280,6 +280,23 @@ def plant(name: str | None, set_attribute) -> None:
             return figures
 
         set_attribute(train, "validate", validate_by_rank)
+    elif kind == "certificate":
+        # Another text for the certificate of a budget.
+        from training import budget
+
+        set_attribute(budget, "CERTIFICATE", Path(argument))
+    elif kind in ("kill_at_alpha", "signal_at_alpha"):
+        # At the point with this number on the line of a budget: SIGKILL to every rank, or a SIGTERM to the last one.
+        from training.budget import Line
+
+        points, go, last = iter(range(10**9)), Line.go, int(os.environ.get("WORLD_SIZE", 1)) - 1
+
+        def interrupted(self, alpha: float) -> None:
+            if next(points) == int(argument) and (kind == "kill_at_alpha" or last == RANK):
+                os.kill(os.getpid(), signal.SIGKILL if kind == "kill_at_alpha" else signal.SIGTERM)
+            go(self, alpha)
+
+        set_attribute(Line, "go", interrupted)
     elif kind == "kill":
         # SIGKILL in the second save: before the checkpoint is complete ("data"), or after its rename, before `latest`.
         saves = iter(range(10**9))

@@ -370,7 +370,9 @@ def test_what_is_kept_on_the_host_and_on_disk() -> None:
     assert host["activations"] == 2 * 30 * 64 * 576 * 2  # ranks, layers, tokens, hidden size in bf16
     assert host["async_save"] == pytest.approx(12 * count, rel=0.01)  # fp32 weights and moments
     assert host["ewc"] == pytest.approx(8 * count, rel=0.01)
-    assert host["forgetting"] == 2048 * (2 * 49152 + 8) and plan.FORGETTING_BYTES == forgetting.TEXT_BYTES
+    tokens = 2048 + (1024 if found.config.data.validation else 0)  # of the text, and of the task's prompts
+    assert host["forgetting"] == tokens * (2 * 49152 + 8) and plan.FORGETTING_BYTES == forgetting.TEXT_BYTES
+    assert plan.TASK_TOKENS == forgetting.TASK_TOKENS
     offload = large(two, sharding={"cpu_offload": True})
     exact = 2 * 8 * count  # of two ranks in fp32: half of the weights, gradients and moments each
     assert exact <= offload.host["offload"] < 1.6 * exact  # pinned tensors are rounded up to a power of two

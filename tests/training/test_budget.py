@@ -1,0 +1,271 @@
+"""A budget for forgetting: which weights a run exports under it, and what its certificate says, on 1 and 2 ranks."""
+
+import json
+import math
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from configs.config import LoRA
+from data.tokens import load_tokenizer
+from eval.forgetting import FEWEST_PROMPTS, TASK_TOKENS, task_prompts
+from eval.general_text import CERTIFICATE, SELECTION, held_out_texts, training_texts
+from eval.questions import read_questions
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, load_weights, trained_parameters
+from model.lora import add_adapters, init_adapters
+from model.weights import tensors_of_checkpoint
+from tests.distributed.launch import ENVIRONMENT, WORKER, launch, rows, run_of, weights, write_plan
+from tests.distributed.test_vocabulary import NEW, extend
+from tests.in_memory import chats, texts
+from tests.processes import run_python
+from tests.tiny import write_chat_file, write_tiny_model
+from training.budget import TOLERANCE, Line, certificate_lines, largest_alpha
+from training.export import read_export
+from training.model_card import read_results
+
+MAX_KL = "forgetting.max_kl=0.1"
+KINDS = {"prose": 12, "code": 12, "questions": 16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model, the same with new tokens, data and the config of 4 steps with checkpoints at 2 and 4."""
+    folder = tmp_path_factory.mktemp("budget")
+    write_tiny_model(folder / "model", layers=1, hidden=32)
+    extend(folder / "model", folder / "extended", NEW)
+    write_chat_file(folder / "train.jsonl", 16)
+    write_chat_file(folder / "validation.jsonl", 6, seed=1)
+    (folder / "config.py").write_text(f"""
+from configs.config import *
+config = Config(
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
+    data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, cache=None),
+    batch=Batch(global_examples=4, micro_batch=8),
+    optimizer=Optimizer(2e-2, epochs=1, warmup_steps=0),
+    run=Run("base", directory={str(folder / "runs")!r}, eval_general=True, save_every=2, keep_last=2, log_to=()),
+)
+""")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> Path:
+    """`straight` and `killed` on 1 rank, `signalled` and `extended` on 2. `large` has no budget at its end; `large-export` is its
+    export under a large one. `zero` and `strict` are `straight` with other budgets, `strict` judged by text of the task."""
+    runs, task = folder / "runs", folder / "certificate.jsonl"
+    words = [json.loads(line)["messages"][1]["content"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    task.write_text("".join(json.dumps({"kind": "task", "text": text}) + "\n" for text in words))
+    first = [
+        run_of(folder, "large", "forgetting.max_kl=1e9"),
+        run_of(folder, "straight", MAX_KL),
+        run_of(folder, "killed", MAX_KL, plant="kill_at_alpha:4"),
+    ]
+    killed = run_python(WORKER, write_plan(folder, "first", first), **ENVIRONMENT)
+    assert killed.returncode and not (runs / "killed" / "export").exists(), killed.stdout + killed.stderr
+    shutil.copytree(runs / "large" / "export", runs / "large-export")
+    for name in ("zero", "strict"):
+        shutil.copytree(runs / "straight", runs / name)
+    strict = ("forgetting.max_kl=0.11", "forgetting.strict=True")
+    second = [
+        run_of(folder, "killed", MAX_KL),
+        run_of(folder, "large"),
+        run_of(folder, "zero", "forgetting.max_kl=0"),
+        run_of(folder, "strict", *strict, plant=f"certificate:{task}", expect=3),
+        run_of(folder, "strict", *strict, expect=3),
+    ]
+    launch(folder, "second", 0, second)
+    extended = f"model.path={folder / 'extended'}", "optimizer.max_steps=2"
+    two = [
+        run_of(folder, "signalled", MAX_KL, plant="signal_at_alpha:4"),
+        run_of(folder, "signalled", MAX_KL),
+        run_of(folder, "extended", MAX_KL, *extended),
+    ]
+    launch(folder, "two", 2, two)
+    return runs
+
+
+def certificate(run: Path) -> dict:
+    return json.loads((run / "certificate.json").read_text())
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.5, 0.2, 0.01, 0.0])
+def test_bisection_finds_the_largest_alpha_to_its_tolerance(budget):
+    asked = []
+
+    def meets(alpha: float) -> bool:
+        asked.append(alpha)
+        return 0.8 * alpha**2 <= budget
+
+    alpha = largest_alpha(meets)
+    right = min(1.0, math.sqrt(budget / 0.8))
+    assert right - TOLERANCE < alpha <= right and (alpha < 1 or asked == [1.0])
+    assert len(asked) <= 1 - math.log2(TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["straight", "signalled", "extended"])
+def test_the_export_is_on_the_line_between_base_and_checkpoint(folder, runs, ranks, name):
+    found, base = weights(runs / name), folder / ("extended" if name == "extended" else "model")
+    said, alpha = certificate(runs / name), certificate(runs / name)["alpha"]
+    assert 0.1 < alpha < 0.9 and said["met"]
+    tuned = tensors_of_checkpoint(runs / name / "checkpoints" / f"step-{said['step']:06d}")
+    old = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict()
+    for tensor, value in found.items():
+        b, t = old[tensor].double(), tuned.read(tensor)[: len(value)].double()
+        expected = b + alpha * (t - b)
+        if name == "extended" and tensor == "model.embed_tokens.weight":
+            expected[384:] = t[384:]
+            assert len(value) == 384 + len(NEW) and not torch.equal(b[384:], t[384:])
+        largest = torch.maximum(b.abs(), t.abs())
+        assert ((value.double() - expected).abs() <= 2**-23 * largest).all(), tensor
+    record = json.loads((runs / name / "export" / "export.json").read_text())
+    assert (record["step"], record["averaged"]["share_of_tuned"]) == (said["step"], alpha)
+    assert (record["asked"]["budget"]["max_kl"], record["validation_loss"]) == (0.1, said["value"])
+
+
+def test_a_kill_and_a_signal_in_the_search_change_nothing(folder, runs):
+    files = [(runs / name / "certificate.json").read_bytes() for name in ("straight", "killed")]
+    assert files[0] == files[1]
+    before, after = weights(runs / "straight"), weights(runs / "killed")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "stopped by a signal before the export; start again to continue" in (folder / "two.out").read_text()
+    one, two = certificate(runs / "straight"), certificate(runs / "signalled")
+    assert (one["step"], one["weights"]) == (two["step"], two["weights"])
+    assert abs(one["alpha"] - two["alpha"]) <= TOLERANCE
+
+
+def test_the_certificate_holds_of_the_files_as_measured_by_another_way(folder, runs):
+    """KL, the numbers of its tokens, the score and the choice, from the files alone."""
+    said = certificate(runs / "straight")
+    judged, selection = (text["kl"] for text in said["texts"])
+    for found, path in ((judged, CERTIFICATE), (selection, SELECTION)):
+        pieces = [json.loads(line) for line in path.read_text().splitlines()]
+        assert found.keys() == KINDS.keys()
+        for kind, of in found.items():
+            chosen = [piece["text"] for piece in pieces if piece["kind"] == kind]
+            assert len(chosen) == KINDS[kind]
+            sums = np.array([kl_of(folder / "model", runs / "straight" / "export", text) for text in chosen])
+            assert of["value"] == pytest.approx(sums[:, 0].sum() / sums[:, 1].sum(), rel=1e-3)
+            assert of["low"] < of["value"] < of["high"]
+    assert 0.095 < max(of["high"] for of in selection.values()) <= 0.1  # and no larger alpha is within the budget
+    assert said["worst"] == max(of["value"] for of in judged.values())
+    assert [one["step"] for one in said["candidates"]] == [2, 4]
+    assert said["value"] == min(one["value"] for one in said["candidates"])
+    assert said["low"] < said["value"] < said["high"]
+
+
+MODELS: dict[Path, torch.nn.Module] = {}
+
+
+def kl_of(base: Path, tuned: Path, text: str | list[int], targets: int | None = None) -> tuple[float, int]:
+    """(KL over the last `targets` tokens in nats, their number), by transformers, in fp64."""
+    ids = load_tokenizer(str(base)).encode("\n" + text) if isinstance(text, str) else text
+    targets = targets or len(ids) - 1
+    logs = []
+    for path in (base, tuned):
+        if path not in MODELS:
+            MODELS[path] = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        with torch.no_grad():
+            logs.append(MODELS[path](torch.tensor([ids])).logits[0, :-1][-targets:].double().log_softmax(-1))
+    p, q = logs
+    return (p.exp() * (p - q)).sum().item(), len(p)
+
+
+def test_a_large_budget_exports_what_a_run_without_one_exports(runs):
+    said = json.loads((runs / "large-export" / "export.json").read_text())
+    plain = json.loads((runs / "large" / "export" / "export.json").read_text())
+    assert said["files"] == plain["files"] and "model.safetensors" in plain["files"]
+    assert (said["asked"]["budget"]["max_kl"], said["averaged"]) == (1e9, None)
+    assert "asked" not in plain and not (runs / "large" / "certificate.json").exists()
+
+
+def test_a_budget_of_0_exports_the_base_and_says_so(folder, runs):
+    said, base = certificate(runs / "zero"), AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+    assert (said["alpha"], said["met"], said["averaged"]["share_of_tuned"]) == (0.0, True, 0.0)
+    assert all(torch.equal(base[name], value) for name, value in weights(runs / "zero").items())
+    assert "chosen: the base itself, alpha 0 of base" in (folder / "second.out").read_text()
+
+
+def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(folder, runs):
+    said, out = certificate(runs / "strict"), (folder / "second.out").read_text()
+    judged, selection = (text["kl"] for text in said["texts"])
+    assert not said["met"] and said["worst"] == judged["task"]["value"] > 0.11
+    assert all(of["high"] < 0.11 for of in selection.values()) and (runs / "strict" / "export").is_dir()
+    assert out.count("budget: forgetting.max_kl=0.11 is NOT met: the KL to the base is 0.") == 1
+    assert out.count("error: forgetting.max_kl=0.11 is NOT met") == 2 and "already finished: 4 steps" in out
+
+
+def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificate(runs, ranks):
+    options = Namespace(step=None, best=False, average_with_base=None, merge_lora=False, base=None, dtype="auto")
+    export, said = read_export(runs / "straight", options, ranks), certificate(runs / "straight")
+    assert (export.record["step"], export.record["averaged"]) == (said["step"], said["averaged"])
+    for name, value in weights(runs / "straight").items():
+        assert torch.allclose(export.weights.read(name), value, rtol=2**-23, atol=0)
+    assert read_results(runs / "out", export).certificate == tuple(certificate_lines(said))
+    other = read_export(runs / "straight", Namespace(**vars(options) | {"step": 2}), ranks)
+    assert other.record["averaged"] is None and read_results(runs / "out", other).certificate == ()
+
+
+def test_with_lora_alpha_multiplies_what_the_adapters_add(folder):
+    settings, path = LoRA(rank=2), str(folder / "model")
+    model = build_on_meta(read_model_config(path))
+    add_adapters(model.causal_lm, settings, path)
+    load_weights(model, path, torch.device("cpu"))
+    trained = trained_parameters(model)
+    init_adapters(trained, seed=0)
+    for parameter in trained.values():
+        parameter.data.add_(0.5)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    forgetting = SimpleNamespace(model=model, stop=None, data=SimpleNamespace(first_new_row=None))
+    line = Line(forgetting, SimpleNamespace(model=SimpleNamespace(path=path), lora=settings))  # pyright: ignore
+    line.tuned = {name: parameter.detach().clone() for name, parameter in line.moved.items()}
+    for alpha in (0.25, 0.0, 1.0):
+        line.go(alpha)
+        for name, parameter in model.named_parameters():  # also what is frozen
+            assert torch.equal(parameter, before[name] * (alpha if ".lora_B." in name else 1)), name
+
+
+def test_texts_that_choose_and_texts_that_judge_share_nothing_with_each_other_and_with_any_other_text():
+    def spans(found: list[str]) -> set[str]:
+        flat = [" ".join(text.lower().split()) for text in found]
+        return {text[i : i + 40] for text in flat for i in range(len(text) - 39)}
+
+    parts = [[json.loads(line)["text"] for line in path.read_text().splitlines()] for path in (SELECTION, CERTIFICATE)]
+    questions = [question.prompt + option for question in read_questions() for option in question.options]
+    parts += [[*held_out_texts(), *training_texts()], questions]
+    known = [spans(part) for part in parts]
+    for number, one in enumerate(known):
+        for other in known[number + 1 : 4 if number < 2 else 0]:
+            assert not one & other
+
+
+def test_prompts_of_the_task_are_bounded_and_spread_over_the_examples():
+    assert task_prompts(texts([30] * 5)) is None
+    short = chats([20] * 4)
+    found = task_prompts(short)
+    assert found is not None and len(found) == 4
+    for item in range(4):  # the prompt, and the first token of the answer
+        ids, is_target = found.get(item)
+        assert ids.tolist() == short.get(item)[0][:11].tolist() and is_target.tolist() == [False] + [True] * 10
+    for lengths in ([60] * 500, [3000] * 40, [50] * 20):
+        found = task_prompts(chats(lengths))
+        assert found is not None and len(found) >= FEWEST_PROMPTS
+        assert TASK_TOKENS // 4 < found.targets.sum() <= TASK_TOKENS
+        assert all(found.get(item)[1][-1] for item in range(len(found)))
+
+
+def test_the_curve_of_the_task_is_the_kl_on_its_prompts(folder, runs):
+    tokenizer, sums = load_tokenizer(str(folder / "model")), np.zeros(2)
+    for line in (folder / "validation.jsonl").read_text().splitlines():
+        question, answer = json.loads(line)["messages"]
+        prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True)["input_ids"]
+        sums += kl_of(folder / "model", runs / "large-export", [*prompt, tokenizer.encode(answer["content"])[0]])
+    found = rows(runs / "large", "forgetting/task_kl")
+    assert found[4]["forgetting/task_kl"] == pytest.approx(sums[0] / sums[1], rel=1e-3)
+    assert 0 <= found[0]["forgetting/task_kl"] < 1e-5

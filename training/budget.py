@@ -1,0 +1,267 @@
+"""A budget for forgetting: the best task score whose KL to the base on general text is at most `forgetting.max_kl`.
+
+At the end of a run bisection finds, for every checkpoint that the run has, the largest alpha for which the weights
+base + alpha (tuned - base) meet the budget (WiSE-FT, arXiv:2109.01903; for language models arXiv:2510.17426). Each is scored
+on the task there (run.best_by), and the best is exported, with a certificate.
+
+KL is KL(base || model) in nats per token on texts of this project's own, of three kinds: prose, code or tables, questions.
+Nothing else reads them. An alpha meets the budget if the upper bounds of the 95% bootstrap intervals over the pieces of the
+selection text are within it, for each kind. The certificate's text is read once, by the weights that are exported: the budget
+is met if the KL of its worst kind is within it as well.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from common.errors import NotMet
+from common.sha256 import sha256
+from configs.config import Config
+from configs.load import is_of_answers
+from data.examples import Documents
+from distributed.checkpoint import load_parameters
+from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, weights_digest
+from distributed.process_group import StopSignal, read_on_first
+from distributed.sharding import local_shard
+from eval import forgetting
+from eval.bootstrap import Interval, bootstrap
+from eval.general_text import CERTIFICATE, SELECTION
+from eval.in_step import Stopped
+from model.fingerprint import fingerprint_of_base
+from model.language_model import PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
+from training.answers import Answers
+from training.evaluations import Evaluations, curve_of, is_better
+from training.identity import fingerprint_of_checkpoint
+from training.inputs import Inputs
+
+TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
+ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
+
+
+@dataclass(frozen=True)
+class AgainstBase:
+    """The evaluation "forgetting", and what a budget needs at the end of the run."""
+
+    reference: forgetting.ForgettingReference
+    model: PackedLanguageModel
+    tokenizer: PreTrainedTokenizerBase
+    data: Inputs
+    stop: StopSignal
+    say: Callable[[str], None]
+
+    def __call__(self) -> dict | None:
+        """The curves."""
+        return forgetting.measure_forgetting(self.reference, self.model, self.stop)
+
+
+def keep_budget(config: Config, step: int, evaluations: Evaluations, checkpoints: Path) -> dict | None:
+    """Leave in the model the weights that are to be exported after `step`, and return their certificate, plain JSON.
+
+    None after a signal. A collective. The next start repeats an interrupted search, which depends on the checkpoints alone.
+    Raises UserError if one of them is damaged.
+    """
+    run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
+    assert isinstance(run, AgainstBase) and max_kl is not None
+    line, ranks, best_by, candidates = Line(run, config), run.stop.ranks, evaluations.best_by, []
+    try:
+        texts = Texts(SELECTION, line)
+        for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
+            ranks.watch.at(f"the budget of {path.name}")
+            line.load(path)
+            alpha = largest_alpha(lambda alpha: upper_bound(texts.measure(alpha)) <= max_kl + ROUNDING)
+            kl = texts.measure(alpha)
+            one = {"step": int(path.name.removeprefix("step-")), "alpha": alpha, "bound": upper_bound(kl)}
+            candidates.append(one | _score(evaluations, run) | {"text": _of_text(SELECTION, kl)})
+            run.say(
+                f"budget: {path.name}, alpha {alpha:.3f}: KL below {one['bound']:.4g} on each kind of the selection text, "
+                f"{curve_of(best_by)} {candidates[-1]['value']:.4g}"
+            )
+        best = candidates[-1]
+        for one in candidates[-2::-1]:  # of equal ones the last
+            if math.isnan(best["value"]) or is_better(best_by, one["value"], best["value"]):
+                best = one
+        checkpoint = checkpoints / checkpoint_name(best["step"])
+        line.load(checkpoint)
+        judged = Texts(CERTIFICATE, line).measure(best["alpha"])
+    except Stopped:
+        return None
+
+    def certificate() -> dict:
+        base = {"share_of_tuned": best["alpha"], "base": fingerprint_of_base(config.model.path)}
+        worst = float(np.max([interval.value for interval in judged.values()]))
+        return best | {
+            "max_kl": max_kl,
+            "met": bool(np.max([worst, best["bound"]]) <= max_kl + ROUNDING),
+            "worst": worst,
+            "curve": best_by,
+            "weights": {evaluations.best_step: "best", step: "last"}.get(best["step"], "kept"),
+            "averaged": base if best["alpha"] < 1 else None,
+            "checkpoint": weights_digest(checkpoint),
+            "identity": fingerprint_of_checkpoint(checkpoint),
+            "texts": [_of_text(CERTIFICATE, judged), best["text"]],
+            "candidates": [{name: one[name] for name in ("step", "alpha", "bound", "value")} for one in candidates],
+        }
+
+    found = read_on_first(certificate, ranks)
+    for text in certificate_lines(found):
+        run.say(text)
+    return found
+
+
+def largest_alpha(meets: Callable[[float], bool]) -> float:
+    """The largest alpha in [0, 1] that meets a budget, to TOLERANCE and from below; 0, the base, if none above it is found.
+
+    It looks at 1 first, then bisects, which supposes that what holds at an alpha holds below it.
+    """
+    if meets(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    while high - low > TOLERANCE:
+        middle = (low + high) / 2
+        low, high = (middle, high) if meets(middle) else (low, middle)
+    return low
+
+
+def upper_bound(kl: dict[str, Interval]) -> float:
+    """Of all kinds; not a number if one is none, and then above every budget."""
+    return float(np.max([interval.high for interval in kl.values()]))
+
+
+class Line:
+    """The weights base + alpha (tuned - base) in the parameters of the sharded model, in place.
+
+    The base is read from its files for each alpha, by every rank its slices. This rank's part of the tuned weights lies in
+    host memory. A point is computed from both in fp32 and rounded once to the dtype of the parameters. Rows of new tokens are
+    always the tuned ones. With LoRA, alpha multiplies B, and so what the adapters add.
+    """
+
+    def __init__(self, run: AgainstBase, config: Config) -> None:
+        self.run, self.path, self.is_lora = run, config.model.path, config.lora.rank > 0
+        trained = trained_parameters(run.model)
+        self.moved = {name: parameter for name, parameter in trained.items() if ".lora_A." not in name}
+        self.tuned: dict[str, torch.Tensor] = {}
+
+    def load(self, checkpoint: Path) -> None:
+        """Let the tuned weights be those of a checkpoint. A collective."""
+        hint = "remove it, and start again to export"
+        load_parameters(checkpoint, trained_parameters(self.run.model), self.run.stop.ranks, hint)
+        self.tuned = {name: local_shard(p)[0].to("cpu", copy=True) for name, p in self.moved.items()}
+
+    def to_base(self) -> None:
+        """Go to the base, with its rows of new tokens."""
+        if not self.is_lora:
+            read_weights(self.run.model, self.path)
+            return
+        for parameter in self.moved.values():
+            local_shard(parameter)[0].zero_()
+
+    def go(self, alpha: float) -> None:
+        """Go to base + alpha (tuned - base). Both ends are exact."""
+        self.to_base()
+        vocabulary, new_row = vocabulary_names(self.run.model), self.run.data.first_new_row
+        for name, parameter in self.moved.items():
+            here, start = local_shard(parameter)
+            mixed = self.tuned[name].to(here.device, torch.float32, copy=True)
+            old = ...
+            if new_row is not None and name in vocabulary:
+                old = slice(max(0, new_row - start))  # this rank's rows of tokens that the base has
+            mixed[old].mul_(alpha).add_(here[old].float(), alpha=1 - alpha)
+            here.copy_(mixed)
+
+
+class Texts:
+    """The texts of a file with their kinds, and the base's distributions on them."""
+
+    def __init__(self, path: Path, line: Line) -> None:
+        """A collective, which leaves the base in the model."""
+        rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+        self.line, self.kinds = line, np.array([row["kind"] for row in rows])
+        run, data = line.run, line.run.data
+        documents = forgetting.as_documents(forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows]))
+        line.to_base()
+        shared = data.first_new_row or len(run.tokenizer)
+        self.base = forgetting.remember_base(run.model, documents, data.dealer, shared, run.stop)
+
+    def measure(self, alpha: float) -> dict[str, Interval]:
+        """KL per token of each kind at `alpha`, the same on every rank: all branch by it. A collective; leaves the model there.
+
+        Raises Stopped after a signal.
+        """
+        self.line.go(alpha)
+        run = self.line.run
+        sums = _compare(self.base, run)[:, [2, 0]]
+        kinds = dict.fromkeys(self.kinds.tolist())
+        return read_on_first(lambda: {kind: _ratio(sums[self.kinds == kind]) for kind in kinds}, run.stop.ranks)
+
+
+def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
+    sums = forgetting.compare(reference, run.model, run.stop)
+    if sums is None:
+        raise Stopped
+    return sums.numpy()
+
+
+def _ratio(columns: np.ndarray, resamples: int = 10_000) -> Interval:
+    return bootstrap(columns, lambda sums: {"": sums[..., 0] / sums[..., 1]}, resamples=resamples)[""]
+
+
+def _score(evaluations: Evaluations, run: AgainstBase) -> dict:
+    """The task's score, `value`, with the bounds of its 95% interval over examples; the validation loss. Raises Stopped.
+
+    No interval is known of a loss that is not the likelihood of targets of weight 1, and of what a metric cannot score again.
+    """
+    ranks, curve = run.stop.ranks, curve_of(evaluations.best_by)
+    figures = evaluations.measure("validation", ranks)
+    if figures is None:
+        raise Stopped
+    value, bounds, answers = figures.get(curve, math.nan), None, evaluations.functions["validation"]
+    documents = run.data.validation.sources[0] if run.data.validation else None
+    if isinstance(answers, Answers) and is_of_answers(curve):
+        bounds = read_on_first(lambda: answers.interval(curve.removeprefix("validation/")), ranks)
+    elif isinstance(documents, Documents) and documents.targets.dtype.kind == "i":
+        deal = run.data.dealer.deal(range(len(documents)), documents, ranks.world_size)
+        mean = _ratio(_compare(forgetting.Reference(documents, deal), run)[:, [1, 0]], resamples=1000)
+        bounds = (mean.low, mean.high) if math.isclose(mean.value, value, rel_tol=1e-3) else None
+    low, high = bounds or (None, None)
+    return {"value": value, "low": low, "high": high, "validation_loss": figures.get("validation/loss")}
+
+
+def _of_text(path: Path, kl: dict[str, Interval]) -> dict:
+    kinds = {kind: asdict(interval) for kind, interval in kl.items()}
+    return {"file": f"eval/texts/{path.name}", "sha256": sha256(path), "kl": kinds}
+
+
+# ---- the certificate in words -------------------------------------------------------------------------------------------
+
+
+def certificate_lines(certificate: dict) -> list[str]:
+    """What a certificate says, for the log and the model card."""
+    alpha, low, high = (certificate[name] for name in ("alpha", "low", "high"))
+    what = f"step {certificate['step']}, alpha {alpha:.3f}" if alpha else "the base itself, alpha 0"
+    lines = [f"budget: {_sentence(certificate)}; chosen: {what} of base + alpha (tuned - base)"]
+    for text, use in zip(certificate["texts"], ("read once", "which chose alpha"), strict=True):
+        kinds = [
+            f"{kind} {one['value']:.4g} ({one['low']:.4g} to {one['high']:.4g})" for kind, one in text["kl"].items()
+        ]
+        lines.append(f"    KL on {text['file']}, {use}, with 95% intervals over pieces: {', '.join(kinds)}")
+    score = f"{certificate['value']:.4g}" + ("" if low is None else f" ({low:.4g} to {high:.4g})")
+    return [*lines, f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}"]
+
+
+def _sentence(certificate: dict) -> str:
+    return (
+        f"forgetting.max_kl={certificate['max_kl']:g} is {'met' if certificate['met'] else 'NOT met'}: the KL to the base is "
+        f"{certificate['worst']:.4g} nats per token on the worst kind of the certificate's text"
+    )
+
+
+def check_met(config: Config, certificate: dict) -> None:
+    """Raise NotMet if the budget is not met and forgetting.strict is set."""
+    if config.forgetting.strict and not certificate["met"]:
+        raise NotMet(f"{_sentence(certificate)}, and forgetting.strict=True")
