@@ -68,8 +68,8 @@ def made(tmp_path_factory) -> tuple[Path, Export]:
     weights = weights_of_directory(base, model)
     export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, record)
     out = folder / "out"
-    write_export(out, export, None, "", "---\nlicense: mit\n---\n")
     (export.run / "eval").mkdir(parents=True)
+    write_export(out, export, None, "", "---\nlicense: mit\n---\n")
     measured = evaluation(fingerprint_of_base(out))
     measured["answers"][0]["answer"] = SAID
     (export.run / "eval" / "test.json").write_text(json.dumps(measured))
@@ -117,8 +117,9 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
         name: sha256(export.run / "eval" / name) for name in ("test.json", "general.json")
     }
     assert files(parts["results"]) == tested
-    assert model["name"] == "my model" and files(model) == json.loads((out / "export.json").read_text())["files"]
-    assert facts(model)["record"] == "f" * 64 and facts(model)["step"] == "2"
+    written = json.loads((out / "export.json").read_text())
+    assert model["name"] == "my model" and files(model) == written["files"]
+    assert facts(model).get("record", "") == written["record"] and facts(model)["step"] == "2"
     (depends,) = [each["dependsOn"] for each in bom["dependencies"] if each["ref"] == "model"]
     assert set(depends) == set(parts)
     card, known = model["modelCard"], intervals(evaluation(""))
