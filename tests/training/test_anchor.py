@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UserError
 from data.batches import collate
 from data.dealing import Dealer, one_per_token
 from data.sources import Corpus
@@ -51,13 +52,30 @@ def test_each_target_has_what_the_base_predicts_for_it(model, ranks, tmp_path) -
         assert ((batch.base_rows >= 0) == (sources == 1)).all() and (np.diff(batch.base_rows[sources == 1]) == 1).all()
         logits = []
         with torch.no_grad():
-            visit_logits(model.head, model(batch), lambda chunk, start: logits.append(chunk))
+            visit_logits(model.head, model(batch), lambda chunk, start, to=logits: to.append(chunk))
         logits = torch.cat(logits)[torch.from_numpy(sources == 1)]
         assert len(logits) == len(batch.base_log_p) == sum(np.count_nonzero(CORPUS.get(i)[1]) for i in (3, 4, 2)) > 30
         assert kl_to_base(logits, batch.base_log_p, batch.base_ids.long()).abs().max() < 1e-5
         assert kl_to_base(logits.roll(1, 0), batch.base_log_p, batch.base_ids.long()).min() > 1e-3  # of another target
         assert data.base.added_to(collate((0, 8), CORPUS), (0, 8)).base_rows is None
         assert data.base.added_to(collate((), CORPUS), ()).base_rows is None
+
+
+def test_another_base_other_data_and_damage_are_refused(model, ranks, tmp_path) -> None:
+    folder, stop = tmp_path / "anchor", signal_is(False, ranks)
+    with_base(Data(), model, IDENTITY, folder, stop, lambda line: None)
+    for part in IDENTITY:
+        with pytest.raises(UserError, match="anchor was made with another base; set it back, remove"):
+            with_base(Data(), model, IDENTITY | {part: {"model": "2"}}, folder, stop, lambda line: None)
+    other = Data()
+    object.__setattr__(other, "train", Corpus(CORPUS.sources, CORPUS.names, CORPUS.shares, ("a", "b")))
+    with pytest.raises(UserError, match="anchor was made with other data; set it back, remove"):
+        with_base(other, model, IDENTITY, folder, stop, lambda line: None)
+    content = bytearray((folder / "rows").read_bytes())
+    content[-1] ^= 1
+    (folder / "rows").write_bytes(content)
+    with pytest.raises(UserError, match="rows is not what was written; remove"):
+        with_base(Data(), model, IDENTITY, folder, stop, lambda line: None)
 
 
 def test_a_signal_leaves_nothing(model, ranks, tmp_path) -> None:
