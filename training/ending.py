@@ -181,7 +181,8 @@ def export_run(
         if certificate is None:
             return ["stopped by a signal before the export; start again to continue"]
         chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")
-        record = {name: certificate[name] for name in chosen} | {"dtype": record["dtype"], "asked": record}
+        kept = {name: record[name] for name in ("steps_in_total", "dtype")}
+        record = kept | {name: certificate[name] for name in chosen} | {"asked": record}
     elif record["weights"] == "best":
         best = checkpoints / checkpoint_name(record["step"])
         hint = "the best checkpoint cannot be exported: start again with run.export=last"

@@ -40,6 +40,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("budget")
     write_tiny_model(folder / "model", layers=1, hidden=32)
     extend(folder / "model", folder / "extended", NEW)
+    (folder / "extended" / "new_tokens.json").write_text(json.dumps({"base": str(folder / "model"), "first_id": 384}))
     write_chat_file(folder / "train.jsonl", 16)
     write_chat_file(folder / "validation.jsonl", 6, seed=1)
     (folder / "config.py").write_text(f"""
@@ -72,6 +73,7 @@ def runs(folder) -> Path:
     shutil.copytree(runs / "large" / "export", runs / "large-export")
     for name in ("zero", "strict"):
         shutil.copytree(runs / "straight", runs / name)
+        shutil.rmtree(runs / name / "checkpoints" / "step-000002")  # one candidate is enough
     strict = ("forgetting.max_kl=0.11", "forgetting.strict=True")
     second = [
         run_of(folder, "killed", MAX_KL),
@@ -81,9 +83,9 @@ def runs(folder) -> Path:
         run_of(folder, "strict", *strict, expect=3),
     ]
     launch(folder, "second", 0, second)
-    extended = f"model.path={folder / 'extended'}", "optimizer.max_steps=2"
+    extended = f"model.path={folder / 'extended'}", "optimizer.max_steps=2", "run.keep_last=1"
     two = [
-        run_of(folder, "signalled", MAX_KL, plant="signal_at_alpha:4"),
+        run_of(folder, "signalled", MAX_KL, "run.keep_last=1", plant="signal_at_alpha:4"),
         run_of(folder, "signalled", MAX_KL),
         run_of(folder, "extended", MAX_KL, *extended),
     ]
@@ -130,8 +132,8 @@ def test_the_export_is_on_the_line_between_base_and_checkpoint(folder, runs, ran
 
 
 def test_a_kill_and_a_signal_in_the_search_change_nothing(folder, runs):
-    files = [(runs / name / "certificate.json").read_bytes() for name in ("straight", "killed")]
-    assert files[0] == files[1]
+    said = [certificate(runs / name) for name in ("straight", "killed")]
+    assert [name for name in said[0] if said[0][name] != said[1][name]] in ([], ["checkpoint"])  # that of other files
     before, after = weights(runs / "straight"), weights(runs / "killed")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert "stopped by a signal before the export; start again to continue" in (folder / "two.out").read_text()
