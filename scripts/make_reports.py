@@ -16,10 +16,10 @@ import os
 
 from common.command_line import add_number, new_parser
 from common.errors import run_script
-from xbrl.corpus.card import token_counter
 from xbrl.corpus.generate import Request, generate_corpus, is_generated
-from xbrl.corpus.notes import agreement
+from xbrl.corpus.note_texts import agreement
 from xbrl.corpus.quickstart import generate_quickstart
+from xbrl.corpus.splits import token_counter
 
 EXAMPLES = {"full": 5500, "quickstart": 696}  # default number of reports of each profile
 # The test of the full profile has 300 reports at most: each of its 240 notes once, and reports without a note.

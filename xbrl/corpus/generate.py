@@ -19,13 +19,12 @@ from tqdm import tqdm
 
 from common.durable_files import new_directory
 from common.errors import UserError
-from xbrl.corpus.card import write_corpus
-from xbrl.corpus.corpus import Filing, make_filings
 from xbrl.corpus.examples import letter_of, make_example, read_filing
 from xbrl.corpus.filing import write_reports
-from xbrl.corpus.notes import HandNote, hand_notes
+from xbrl.corpus.note_texts import HandNote, hand_notes
+from xbrl.corpus.population import Filing, make_filings
 from xbrl.corpus.profiles import PROFILES
-from xbrl.corpus.splits import SPLITS, check_counts, check_shares, group_by_split
+from xbrl.corpus.splits import SPLITS, check_counts, check_shares, group_by_split, write_corpus
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.rules.findings import Finding
 from xbrl.rules.note_facts import consequences

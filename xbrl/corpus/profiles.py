@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xbrl.corpus.figures import short_rules
+from xbrl.corpus.report_figures import short_rules
 from xbrl.rules.rules import Rule, built_in_rules
 
 

@@ -28,11 +28,10 @@ from decimal import Decimal
 from common.durable_files import new_directory
 from xbrl.answers.answers import Check, write_checks
 from xbrl.corpus.banks import Bank, make_bank
-from xbrl.corpus.card import write_corpus
 from xbrl.corpus.examples import entity_code, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.generate import Request
-from xbrl.corpus.splits import SPLITS, check_counts, check_shares
+from xbrl.corpus.splits import SPLITS, check_counts, check_shares, write_corpus
 from xbrl.desk.letters import required_measures, write_letter
 from xbrl.read.dpm import BUILT_IN, Cells, load_cells
 from xbrl.read.render import Addressee, cell_name, format_figure, render_report, short_label

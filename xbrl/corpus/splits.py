@@ -1,12 +1,28 @@
-"""Assign examples to the splits of a corpus: training, validation and test have different banks."""
+"""The splits of a corpus (training, validation and test have different banks), its files, and its data card (`dataset.json`)."""
 
+import pathlib
 import random
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
+from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
+from eval.asked_examples import report_of
+from xbrl.answers.baselines import score_baselines
+from xbrl.corpus.examples import write_register
+from xbrl.read.dpm import RELEASE
+from xbrl.read.render import Addressee
+from xbrl.rules.findings import Finding, note_rules, write_findings
+from xbrl.rules.rules import built_in_rules
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_SHARES = (0.8, 0.1, 0.1)
+SOURCES = (
+    f"Cells and labels: European Banking Authority, Data Point Model, release {RELEASE}. "
+    "Thresholds: CRR (EU) 575/2013, CRD 2013/36/EU, Delegated Regulation (EU) 2015/61."
+)
 
 
 def group_by_split(examples: Sequence, splits: Sequence[str]) -> dict[str, list]:
@@ -43,3 +59,107 @@ def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dic
     parts = dict(zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True))
     check_counts(f"{len(order)} banks", map(len, parts.values()), shares)
     return {bank: split for split, members in parts.items() for bank in members}
+
+
+def write_corpus(
+    directory: pathlib.Path,
+    arguments: dict,
+    splits: dict[str, list[dict]],
+    banks: Iterable[Addressee],
+    findings: Iterable[Finding],
+    texts: tuple[str, str],
+    count_tokens: Callable[[str], int] | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict:
+    """Write everything but the report files of an invented corpus, and return its data card.
+
+    `texts` say how it was made and what its limits are; `more` are further entries of the card.
+    """
+    write_register(directory / "register.csv", {bank.entity: bank for bank in banks}.values())
+    write_findings(directory / "findings.csv", findings)
+    noted = [example for examples in splits.values() for example in examples if example["note"]]
+    facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in noted]
+    write_json_lines(directory / "note_facts.jsonl", facts)
+    write_splits(directory, splits)
+    card = {
+        "arguments": arguments,
+        "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
+        **more,
+        "baselines": violation_baselines(splits),
+        "how_made": texts[0],
+        "sources": SOURCES,
+        "limits": texts[1],
+    }
+    write_json(directory / "dataset.json", card)
+    return card
+
+
+def write_splits(directory: pathlib.Path, splits: dict[str, list[dict]]) -> None:
+    """Write `SPLIT.jsonl` for each split. Each example gets the field `split`."""
+    for split, examples in splits.items():
+        write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
+
+
+def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None = None) -> dict:
+    """Counts of one split, and the lengths of its texts in characters.
+
+    With `count_tokens`, which returns the number of tokens of a text, the lengths are given in tokens too.
+    """
+    counts = Counter(rule_id for example in examples for rule_id in example["violations"])
+    summary = {
+        "examples": len(examples),
+        "banks": len({example["bank"] for example in examples}),
+        "clean": sum(not example["violations"] for example in examples),
+        "combinations": len({frozenset(example["violations"]) for example in examples}),
+        "violations": {
+            name: counts[name] for name in (*(rule.id for rule in built_in_rules()), *note_rules()) if counts[name]
+        },
+        "notes": _notes(examples),
+    }
+    texts = {"report": [report_of(example) for example in examples]}
+    texts["answer"] = [example["messages"][-1]["content"] for example in examples]
+    summary["characters"] = {role: _lengths([len(text) for text in part]) for role, part in texts.items()}
+    if count_tokens:
+        tokens = {role: [count_tokens(text) for text in part] for role, part in texts.items()}
+        tokens["together"] = [sum(pair) for pair in zip(*tokens.values(), strict=True)]
+        summary["tokens"] = {role: _lengths(lengths) for role, lengths in tokens.items()}
+    return summary
+
+
+def _notes(examples: Sequence[dict]) -> dict[str, dict[str, int]]:
+    """Kind of note -> what follows from it (violated, lifted, nothing) -> number of reports."""
+    counts: dict[str, Counter[str]] = {}
+    for example in examples:
+        if kind := example["kind"]:
+            found, by_engine = set(example["violations"]), set(example["engine"])
+            outcome = "violated" if found - by_engine else "lifted" if by_engine - found else "nothing"
+            counts.setdefault(kind, Counter())[outcome] += 1
+    return {kind: dict(sorted(outcomes.items())) for kind, outcomes in sorted(counts.items())}
+
+
+def _lengths(lengths: Sequence[int]) -> dict[str, float]:
+    return {"mean": round(sum(lengths) / len(lengths), 1), "max": max(lengths)} if lengths else {}
+
+
+def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
+    """Test split -> baseline -> precision, recall and F1 on the violations, and F1 on what notes decide.
+
+    Baselines are fitted on `train`.
+    """
+    tests = {split: examples for split, examples in splits.items() if split.startswith("test")}
+    return score_baselines(splits["train"], tests, splits.get("validation", ()))
+
+
+def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:
+    """A function that counts the tokens of a text with the tokenizer of a model directory; None without a directory.
+
+    Raises `UserError` if there is no such directory.
+    """
+    if model_directory is None:
+        return None
+    from transformers import AutoTokenizer  # slow to import
+
+    if not model_directory.is_dir():
+        raise UserError(f"--tokenizer {model_directory}: no such directory; name a model directory with a tokenizer.")
+    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

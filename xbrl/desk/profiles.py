@@ -15,8 +15,8 @@ from xbrl.answers.answers import write_violation
 from xbrl.corpus import profiles as corpus
 from xbrl.corpus import quickstart
 from xbrl.corpus.examples import question, with_client_names
-from xbrl.corpus.figures import SHORT_CELLS
 from xbrl.corpus.profiles import FULL, SHORT, rules_of
+from xbrl.corpus.report_figures import SHORT_CELLS
 from xbrl.read.dpm import Cells
 from xbrl.read.render import Addressee, cell_name
 from xbrl.read.report import CellKey, Report
