@@ -13,26 +13,19 @@ objection" count only in a letter that demands nothing, and a sentence is taken 
 import csv
 import datetime
 import functools
+import random
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.durable_files import new_directory, write_durably, write_json
+from common.durable_files import new_directory, write_durably
 from common.errors import UserError
 from xbrl.answers.answers import write_violation
 from xbrl.answers.letter_text import find_percentages, sentences
-from xbrl.corpus.examples import entity_code, make_example, read_register
-from xbrl.corpus.profiles import FULL, rules_of
-from xbrl.corpus.splits import (
-    SOURCES,
-    group_by_split,
-    split_banks,
-    split_summary,
-    violation_baselines,
-    write_splits,
-)
+from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
+from xbrl.corpus.examples import FULL, entity_code, make_example, read_register
 from xbrl.read.dpm import load_cells
 from xbrl.read.folder import find_reports, join_modules, read_files
 from xbrl.read.render import Addressee, cell_name
@@ -123,23 +116,16 @@ def make_archive_corpus(
     }
     split_of = split_banks(sorted({example["bank"] for example in examples}), shares, seed)
     splits = group_by_split(examples, [split_of[example["bank"]] for example in examples])
-    card = {
-        "arguments": arguments,
-        "splits": {split: split_summary(members) for split, members in splits.items()},
+    more = {
         "unmatched": {title: len(lines) for title, lines in unmatched.items()},
         "disagreements": len(disagreements),
         "warnings": sum(len(report.warnings) for report in reports.values()),
-        "baselines": violation_baselines(splits),
-        "how_made": HOW_MADE,
-        "sources": SOURCES,
-        "limits": LIMITS,
     }
     unmatched_lines = [f"{title}: {line}" for title, lines in unmatched.items() for line in lines]
     with new_directory(out) as draft:
-        write_splits(draft, splits)
+        card = write_splits(draft, splits, arguments, (HOW_MADE, LIMITS), more)
         write_durably(draft / "unmatched.txt", "".join(line + "\n" for line in unmatched_lines))
         write_durably(draft / "disagreements.txt", "".join(line + "\n" for line in disagreements))
-        write_json(draft / "dataset.json", card)
     for line in (*unmatched_lines, *(f"letter and labels disagree: {line}" for line in disagreements)):
         print(line, file=sys.stderr)
     for split, counts in card["splits"].items():
@@ -258,6 +244,21 @@ def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
     return pairs
 
 
+def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
+    """Bank -> split, at random. `shares` are the fractions of the banks for train, validation and test.
+
+    Raises `UserError` if they do not add up to 1, or if a split with a share above 0 would get no bank.
+    """
+    check_shares(shares)
+    order = list(banks)
+    random.Random(f"splits {seed}").shuffle(order)
+    first = round(len(order) * shares[0])
+    second = first + round(len(order) * shares[1])
+    parts = dict(zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True))
+    check_counts(f"{len(order)} banks", map(len, parts.values()), shares)
+    return {bank: split for split, members in parts.items() for bank in members}
+
+
 def _make_examples(
     reports: Mapping[Case, Report],
     letters: Mapping[Case, Path],
@@ -281,7 +282,7 @@ def _make_examples(
         report, stated = reports[case], findings.get(case, ())
         letter = texts[letters[case]]
         examples.append(make_example(report, bank, cells, FULL, earlier, letter, findings=stated))
-        results = evaluate(report, rules_of(FULL))
+        results = evaluate(report, FULL.rules)
         contradictions = find_disagreements(letter, results, apply_findings(results, stated))
         disagreements += [f"{entity} {period}: {letters[case]}: {one}" for one in contradictions]
         found = {result.rule_id for result in violations(results)}

@@ -14,15 +14,15 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from decimal import Decimal
 
 from xbrl.corpus.banks import LEI_PREFIX, Bank, in_euro, lei, make_bank
 from xbrl.corpus.economics import Economics, draw_economics, draw_levels, in_round_amounts
+from xbrl.corpus.examples import Profile
 from xbrl.corpus.note_texts import GROUP, HandNote
-from xbrl.corpus.profiles import FULL, Profile, rules_of
-from xbrl.corpus.report_figures import Figures, draw_figures, leave_out, shorten, violated, violates
-from xbrl.read.report import CellKey, Note
+from xbrl.corpus.report_figures import Figures, Filing, draw_figures, leave_out, shorten, violated, violates
+from xbrl.read.report import CellKey
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, TREA
 from xbrl.rules.rules import Rule, built_in_rules
 
@@ -51,34 +51,11 @@ SHOWN_TWICE = {("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")}  # 
 MAX_CHANGE = 2  # of a figure, as a multiple of it
 
 
-@dataclass(frozen=True)
-class Filing:
-    """The figures that one bank files for one reference date.
-
-    In a table with open rows, the row of a cell is its key.
-    """
-
-    bank: Bank
-    period: str  # YYYY-MM-DD
-    figures: Figures = field(hash=False)
-    unfiled: tuple[str, ...] = ()  # templates declared as not filed
-    violated: frozenset[str] = frozenset()  # ids of the rules that the engine finds violated, without the note
-    note: HandNote | None = None
-    attached: tuple[CellKey, ...] = ()  # the figures that the note is attached to
-    pair: str = ""  # shared by the two members of a minimal pair
-    dropped: tuple[str, ...] = ()  # statements of the note that the figures do not follow
-
-    @property
-    def footnotes(self) -> list[Note]:
-        """The note as it is filed."""
-        return [Note(self.note.text, self.attached, self.note.language)] if self.note else []
-
-
 def make_filings(
     seed: int,
     index: int,
-    count: int = 1,
-    profile: Profile = FULL,
+    count: int,
+    profile: Profile,
     note: HandNote | None = None,
     pair: HandNote | None = None,
 ) -> list[Filing]:
@@ -105,7 +82,10 @@ def make_filings(
         maker = _Maker(bank, period, f"{seed} {index}", profile, note if quarter == 0 else None)
         filing, following = maker.draw(following)
         filings.insert(0, filing)
-    return [*filings, _twin(filings[-1], pair, profile)] if pair else filings
+    if pair and note:
+        filings[-1] = replace(filings[-1], pair=note.id)
+        filings.append(_twin(filings[-1], pair, profile))
+    return filings
 
 
 def quarter_end(quarter: int, start: str) -> str:
@@ -152,7 +132,7 @@ class _Maker:
             figures = self._plant(figures, errors, kept)
             if figures is None:
                 continue
-            found = violated(self.bank, self.period, figures, rules_of(self.profile))
+            found = violated(self.bank, self.period, figures, self.profile.rules)
             if {rule.id for rule in errors} <= found and len(found) <= (
                 MAX_OF_SHORT if self.profile.is_short else MAX_VIOLATIONS
             ):
@@ -167,12 +147,12 @@ class _Maker:
         """(levels, filing errors) of a report. The levels are those that `persisting` names, if any."""
         rng = self.rng
         if persisting is not None:
-            return persisting, draw_errors(rng, rng.random() < self.profile.filing_errors / 2, rules_of(self.profile))
+            return persisting, draw_errors(rng, rng.random() < self.profile.filing_errors / 2, self.profile.rules)
         if self.clean:
             return {}, []
         problems = 1 + rng.choices(range(len(PROBLEMS)), PROBLEMS)[0]
         error_count = sum(rng.random() < self.profile.filing_errors for _ in range(problems))
-        return draw_levels(rng, problems - error_count), draw_errors(rng, error_count, rules_of(self.profile))
+        return draw_levels(rng, problems - error_count), draw_errors(rng, error_count, self.profile.rules)
 
     def _kept(self, economics: Economics) -> list[CellKey]:
         """The figures that the note speaks of: they are reported, and free of planted errors."""
@@ -205,7 +185,7 @@ class _Maker:
 
         free = {key: value for key, value in figures.items() if key not in kept}
         if self.tolerated:
-            for rule in draw_errors(self.rng, 2, rules_of(self.profile)):
+            for rule in draw_errors(self.rng, 2, self.profile.rules):
                 if rule not in errors:
                     figures = move_within_tolerance(self.rng, rule, figures, free, check_for(rule))
         for rule in errors:
@@ -242,15 +222,15 @@ def _twin(filing: Filing, note: HandNote, profile: Profile) -> Filing:
                     figures[first] = value + other
             figures["C_27.00", codes[one], "c021"] = name
             attached = tuple(cell for cell in attached if cell[1] != codes[two])
-    found = violated(bank, note.period, figures, rules_of(profile))
+    found = violated(bank, note.period, figures, profile.rules)
     return replace(
         filing, bank=bank, period=note.period, figures=figures, note=note, attached=attached, violated=frozenset(found)
     )
 
 
-def draw_errors(rng: random.Random, count: int, rules: Sequence[Rule] | None = None) -> list[Rule]:
+def draw_errors(rng: random.Random, count: int, rules: Sequence[Rule]) -> list[Rule]:
     """Up to `count` different filing rules, those that apply to few banks more often."""
-    left = [rule for rule in rules or built_in_rules() if rule.kind == "filing"]
+    left = [rule for rule in rules if rule.kind == "filing"]
     drawn: list[Rule] = []
     for _ in range(min(count, len(left))):
         drawn += rng.choices(left, [WEIGHTS.get(rule.id, 10) for rule in left])

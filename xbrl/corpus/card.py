@@ -1,24 +1,19 @@
-"""The splits of a corpus (training, validation and test have different banks), its files, and its data card (`dataset.json`)."""
+"""The splits of a corpus (training, validation and test have different banks), and its data card (`dataset.json`)."""
 
 import pathlib
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
 from eval.asked_examples import report_of
 from xbrl.answers.baselines import score_baselines
-from xbrl.corpus.examples import write_register
 from xbrl.read.dpm import RELEASE
-from xbrl.read.render import Addressee
-from xbrl.rules.findings import Finding, note_rules, write_findings
+from xbrl.rules.findings import note_rules
 from xbrl.rules.rules import built_in_rules
 
 SPLITS = ("train", "validation", "test")
-DEFAULT_SHARES = (0.8, 0.1, 0.1)
 SOURCES = (
     f"Cells and labels: European Banking Authority, Data Point Model, release {RELEASE}. "
     "Thresholds: CRR (EU) 575/2013, CRD 2013/36/EU, Delegated Regulation (EU) 2015/61."
@@ -46,41 +41,21 @@ def check_counts(what: str, counts: Iterable[int], shares: Sequence[float]) -> N
             raise UserError(f"{what} are too few for a share of {share:.3g} in {split!r}; give more.")
 
 
-def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
-    """Bank -> split, at random. `shares` are the fractions of the banks for train, validation and test.
-
-    Raises `UserError` if they do not add up to 1, or if a split with a share above 0 would get no bank.
-    """
-    check_shares(shares)
-    order = list(banks)
-    random.Random(f"splits {seed}").shuffle(order)
-    first = round(len(order) * shares[0])
-    second = first + round(len(order) * shares[1])
-    parts = dict(zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True))
-    check_counts(f"{len(order)} banks", map(len, parts.values()), shares)
-    return {bank: split for split, members in parts.items() for bank in members}
-
-
-def write_corpus(
+def write_splits(
     directory: pathlib.Path,
-    arguments: dict,
     splits: dict[str, list[dict]],
-    banks: Iterable[Addressee],
-    findings: Iterable[Finding],
+    arguments: dict,
     texts: tuple[str, str],
+    more: Mapping[str, Any],
     count_tokens: Callable[[str], int] | None = None,
-    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict:
-    """Write everything but the report files of an invented corpus, and return its data card.
+    """Write `SPLIT.jsonl` for each split, whose examples get the field `split`, and the data card, which is returned.
 
-    `texts` say how it was made and what its limits are; `more` are further entries of the card.
+    `texts` say how the corpus was made and what its limits are; `more` are further entries of the card. With `count_tokens`,
+    which returns the number of tokens of a text, the card has lengths in tokens.
     """
-    write_register(directory / "register.csv", {bank.entity: bank for bank in banks}.values())
-    write_findings(directory / "findings.csv", findings)
-    noted = [example for examples in splits.values() for example in examples if example["note"]]
-    facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in noted]
-    write_json_lines(directory / "note_facts.jsonl", facts)
-    write_splits(directory, splits)
+    for split, examples in splits.items():
+        write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
     card = {
         "arguments": arguments,
         "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
@@ -94,17 +69,8 @@ def write_corpus(
     return card
 
 
-def write_splits(directory: pathlib.Path, splits: dict[str, list[dict]]) -> None:
-    """Write `SPLIT.jsonl` for each split. Each example gets the field `split`."""
-    for split, examples in splits.items():
-        write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
-
-
-def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None = None) -> dict:
-    """Counts of one split, and the lengths of its texts in characters.
-
-    With `count_tokens`, which returns the number of tokens of a text, the lengths are given in tokens too.
-    """
+def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None) -> dict:
+    """Counts of one split, and the lengths of its texts in characters, and in tokens if `count_tokens` is given."""
     counts = Counter(rule_id for example in examples for rule_id in example["violations"])
     summary = {
         "examples": len(examples),
