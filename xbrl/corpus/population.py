@@ -83,7 +83,7 @@ def make_filings(
         filings.insert(0, filing)
     if pair:
         filings[-1] = replace(filings[-1], pair=note.id)
-        filings.append(_twin(filings[-1], pair, profile))
+        filings.append(_twin(filings[-1], pair))
     return filings
 
 
@@ -135,7 +135,7 @@ class _Maker:
             if {rule.id for rule in errors} <= found and len(found) <= (
                 MAX_OF_SHORT if self.profile.is_short else MAX_VIOLATIONS
             ):
-                arguments = (self.bank, self.period, figures, unfiled, frozenset(found), self.note, attached)
+                arguments = (self.bank, self.period, figures, unfiled, self.note, attached)
                 return Filing(*arguments, dropped=economics.dropped), economics
         raise AssertionError("unreachable")
 
@@ -199,7 +199,7 @@ _STATED: dict[str, CellKey] = {
 }
 
 
-def _twin(filing: Filing, note: HandNote, profile: Profile) -> Filing:
+def _twin(filing: Filing, note: HandNote) -> Filing:
     """The other member of a minimal pair: the same figures with the other note.
 
     Two clients that only one of the notes calls one group have one row there, with the sum of both.
@@ -219,10 +219,7 @@ def _twin(filing: Filing, note: HandNote, profile: Profile) -> Filing:
                     figures[first] = value + other
             figures["C_27.00", codes[one], "c021"] = name
             attached = tuple(cell for cell in attached if cell[1] != codes[two])
-    found = violated(bank, note.period, figures, profile.rules)
-    return replace(
-        filing, bank=bank, period=note.period, figures=figures, note=note, attached=attached, violated=frozenset(found)
-    )
+    return replace(filing, bank=bank, period=note.period, figures=figures, note=note, attached=attached)
 
 
 def draw_errors(rng: random.Random, count: int, rules: Sequence[Rule]) -> list[Rule]:

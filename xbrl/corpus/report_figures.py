@@ -88,7 +88,6 @@ class Filing:
     period: str  # YYYY-MM-DD
     figures: Figures
     unfiled: tuple[str, ...] = ()  # templates declared as not filed
-    violated: frozenset[str] = frozenset()  # ids of the rules that the engine finds violated, without the note
     note: HandNote = NO_NOTE
     attached: tuple[CellKey, ...] = ()  # the figures that the note is attached to
     pair: str = ""  # shared by the two members of a minimal pair

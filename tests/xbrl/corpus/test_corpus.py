@@ -18,11 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from common.errors import UserError
 from xbrl.answers.answer_grammar import answer_grammar
 from xbrl.answers.answer_reader import parse_answer
-from xbrl.corpus.examples import FULL, SHORT, letter_of
+from xbrl.corpus.examples import FULL, PROFILES, SHORT, letter_of
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.corpus.note_texts import GROUP, hand_notes
 from xbrl.corpus.population import MAX_VIOLATIONS, make_filings
-from xbrl.corpus.report_figures import as_report
+from xbrl.corpus.report_figures import as_report, violated
 from xbrl.rules.findings import load_findings, write_findings
 from xbrl.rules.law_check import judge
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, NoteFact, consequences
@@ -45,17 +45,17 @@ def follows(filing, fact: NoteFact) -> set[str]:
     return {one.rule for one in consequences(report, evaluate(report), [replace(fact, applies=True)])}
 
 
-@pytest.fixture(scope="module", params=["long", "short"])
+@pytest.fixture(scope="module", params=["full", "short"])
 def made(request, tmp_path_factory):
-    """(style, splits -> what came of its banks)."""
+    """(profile, splits -> what came of its banks)."""
     folder = tmp_path_factory.mktemp(request.param)
-    asked = LONG if request.param == "long" else BRIEF
+    asked = LONG if request.param == "full" else BRIEF
     units = [(unit, make_unit(folder, asked, unit)) for unit in plan_units(asked)]
     return request.param, units
 
 
 def test_labels_follow_from_figures_and_facts(made, tmp_path):
-    _, units = made
+    style, units = made
     examples = [
         (example, filing) for _, one in units for example, filing in zip(one.examples, one.filings, strict=True)
     ]
@@ -68,8 +68,9 @@ def test_labels_follow_from_figures_and_facts(made, tmp_path):
         findings = truth.get((example["bank"], example["period"]), ())
         lifted = {finding.rule for finding in findings if finding.state == "lifted"}
         added = {finding.rule for finding in findings if finding.state == "violated"}
-        assert set(example["engine"]) == filing.violated and len(filing.violated) <= MAX_VIOLATIONS
-        assert set(example["violations"]) == (filing.violated - lifted) | added
+        drawn = violated(filing.bank, filing.period, filing.figures, PROFILES[style].rules)
+        assert set(example["engine"]) == drawn and len(drawn) <= MAX_VIOLATIONS
+        assert set(example["violations"]) == (drawn - lifted) | added
         facts = filing.note.facts
         for fact in facts:
             counted = {"pledged": "PLEDGED_COUNTED", "own_shares": "OWN_SHARES_COUNTED", "profit": "PROFIT_COUNTED"}
@@ -99,17 +100,17 @@ def test_splits_share_no_bank_no_note_and_no_letter(made):
     parts = {split: [one for unit, one in units if unit.split == split] for split in ("train", "validation", "test")}
     for first, second in itertools.combinations(parts.values(), 2):
         for part in (lambda one: one["bank"], lambda one: one["note"] or one["id"], letter_of):
-            if style == "long" or part is not letter_of:  # a short letter has no addressee, only orders
+            if style == "full" or part is not letter_of:  # a short letter has no addressee, only orders
                 known = {part(example) for one in first for example in one.examples}
                 assert not known & {part(example) for one in second for example in one.examples}
     long_before = [len(one.filings) for unit, one in units if unit.quarters == 2]
-    assert bool(long_before) == (style == "long")
+    assert bool(long_before) == (style == "full")
 
 
 def test_a_report_is_reproducible_byte_by_byte(made, tmp_path):
     style, units = made
     unit, one = units[0]
-    again = make_unit(tmp_path, LONG if style == "long" else BRIEF, unit)
+    again = make_unit(tmp_path, LONG if style == "full" else BRIEF, unit)
     assert [path.name for path in again.files] == [path.name for path in one.files]
     assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in one.files]
     assert again.examples == one.examples
@@ -222,10 +223,12 @@ def test_planted_errors_and_near_misses_leave_other_figures_alone():
     found = Counter()
     for index in range(40):
         for filing in make_filings(7, index, 2, FULL):
-            found.update(filing.violated)
-            found["clean"] += not filing.violated
             report = as_report(filing.bank, filing.period, filing.figures, filing.figures)
-            found["triggers"] += any(result.state == "triggered" for result in evaluate(report))
+            results = evaluate(report)
+            violations = [result.rule_id for result in results if result.state == "violated"]
+            found.update(set(violations))
+            found["clean"] += not violations
+            found["triggers"] += any(result.state == "triggered" for result in results)
     kinds = {rule.id: rule.kind for rule in built_in_rules()}
     assert len([rule for rule in found if kinds.get(rule) == "filing"]) > 12
     assert len([rule for rule in found if kinds.get(rule) == "breach"]) > 10
