@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xbrl.corpus.examples import letter_context
-from xbrl.corpus.profiles import FULL
+from xbrl.corpus.examples import FULL, letter_context
 from xbrl.desk.letters import Context
 from xbrl.read.report import Report
 from xbrl.rules.findings import Finding, apply_findings
