@@ -24,8 +24,7 @@ import os
 
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
-from xbrl.desk.analysis import Options, analyse
-from xbrl.desk.audit import versions
+from xbrl.desk.analysis import Options, analyse, versions
 from xbrl.desk.letters import LANGUAGES
 from xbrl.desk.profiles import PROFILES, choose_profile
 from xbrl.desk.record import Form

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xbrl.answers.notes import write_fact
-from xbrl.read.render import PURE, cell_name, format_figure, format_limit, short_label
+from xbrl.read.render import PURE, cell_name, format_figure, short_label
 from xbrl.rules.note_facts import NoteFact
 from xbrl.rules.rules import RuleResult
 
@@ -63,7 +63,7 @@ def write_violation(result: RuleResult, style: str = "cells") -> str:
     value = "not reported"
     if not result.missing:
         value = format_figure(result.known_value, result.unit, result.decimals, compact)
-    limit = format_limit(result.known_limit, result.unit, result.decimals)
+    limit = result.printed_limit
     if compact:
         cell = f"{short_label(result.cell)} {result.row}".strip()
         if result.unit not in PURE:

@@ -192,7 +192,9 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
         if report.warnings:
             raise RuntimeError(f"{report.path}: {report.warnings[0]}")
         facts = filing.note.facts if filing.note else ()
-        findings = consequences(report, evaluate(report), facts)
+        findings = [
+            dataclasses.replace(one, note=report.notes[0].id) for one in consequences(report, evaluate(report), facts)
+        ]
         earlier = [] if unit.pair else reports
         example = make_example(report, filing.bank.addressee, cells, profile, earlier, findings=findings, facts=facts)
         if filing.note:

@@ -234,7 +234,7 @@ def findings_of(report: Report, results: Sequence[RuleResult], fact: NoteFact, f
 def quickstart_example(report: Report, bank: Addressee, cells: Cells, case: Case) -> tuple[dict, list[Finding]]:
     """(the example of one report, what follows from its note)."""
     results, fact = evaluate(report, RULES), case.fact
-    findings = findings_of(report, results, fact, case.figure)
+    findings = [replace(one, note=report.notes[0].id) for one in findings_of(report, results, fact, case.figure)]
     violated = apply_findings(results, findings)
     checks = [*map(ratio_check, results), *note_checks(fact, case.figure)]
     answer = write_checks(checks, write_letter(violated, bank, report.period, short=True))

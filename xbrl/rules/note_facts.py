@@ -65,7 +65,7 @@ def consequences(report: Report, results: Sequence[RuleResult], facts: Iterable[
 
 
 def undecided(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> list[str]:
-    """What the figures of the report do not decide, one sentence each."""
+    """What the figures of the report do not decide, one sentence each, which begins with the rule."""
     return [one for one in _judge(report, results, facts) if isinstance(one, str)]
 
 

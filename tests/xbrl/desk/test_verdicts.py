@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from tests.xbrl.desk.reports import BANK, CLIENT, LCR, LR, NSFR, PERIOD, SMALL, read, record, verdicts
+from xbrl.read.report import Note
 from xbrl.rules.findings import Finding, note_rules
 
 PLEDGED = "Bonds of 31% of the outflows in the buffer are pledged."
@@ -32,10 +33,10 @@ def check(report, *lines, **options):
     return made, {one["rule"]: one for one in made["findings"]}
 
 
-def decision(rule, state, value=None, limit=None, legal=""):
+def decision(rule, state, value=None, limit=None, legal="", note=PLEDGED):
     low, high = (None if one is None else Decimal(one) for one in (value, limit))
-    cell = "C 76.00.a r0030 c0010"
-    return Finding(BANK.entity, PERIOD, rule, state, cell, low, high, legal, "pledged", where="findings.csv, line 2")
+    fields = (BANK.entity, PERIOD, rule, state, "C 76.00.a r0030 c0010", low, high, legal, "pledged", Note(note).id)
+    return Finding(*fields, where="findings.csv, line 2")
 
 
 def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
@@ -117,13 +118,14 @@ def test_a_check_of_a_note_is_open_until_the_desk_decides(tmp_path):
 
 
 def test_a_waiver_lifts_a_violation_if_the_desk_says_so(tmp_path):
-    report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=["Our LCR requirement is waived until 2027-12-31."])
+    note = "Our LCR requirement is waived until 2027-12-31."
+    report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=[note])
     lines = (CHECK, "Waiver: lifts LCR_MIN, CRR Art. 8")
     made, _ = check(report, *lines)
     assert verdicts(made) == [("confirmed", "LCR_MIN"), ("not decidable by rule", "LCR_MIN")]
     assert verdicts(check(report, lines[1])[0]) == [("not decidable by rule", "LCR_MIN")]
     for state, verdict in (("lifted", "confirmed"), ("benign", "refuted")):
-        made, _ = check(report, *lines, decisions=[decision("LCR_MIN", state, legal="CRR Art. 8")])
+        made, _ = check(report, *lines, decisions=[decision("LCR_MIN", state, legal="CRR Art. 8", note=note)])
         assert verdicts(made) == [("confirmed", "LCR_MIN"), (verdict, "LCR_MIN")]
     assert verdicts(check(report, "Leverage ratio 5% >= 3%: met")[0]) == [("missed", "LCR_MIN")]
 
@@ -135,7 +137,8 @@ def test_what_the_profile_does_not_cover_is_listed(tmp_path):
 
 
 def test_a_decision_on_another_client_is_not_the_reason(breach):
-    other = replace(decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)"), cell="C 28.00 B34 c350")
+    other = decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)")
+    other = replace(other, cell="C 28.00 B34 c350", kind="", note="")
     lines = [LE_LINE, LE_LINE.replace("A12", "B34").replace("27.00", "30.00")]
     made, _ = judge(breach, LCR_LINE, *lines, decisions=[other])
     reasons = {one["cell"]: (one["verdict"], one["reason"]) for one in made["findings"]}
