@@ -18,8 +18,7 @@ from common.command_line import add_number, new_parser
 from common.errors import run_script
 from xbrl.corpus.card import token_counter
 from xbrl.corpus.generate import Request, generate_corpus, is_generated
-from xbrl.corpus.notes import agreement
-from xbrl.corpus.quickstart import generate_quickstart
+from xbrl.corpus.note_texts import agreement
 
 EXAMPLES = {"full": 5500, "quickstart": 696}  # default number of reports of each profile
 # The test of the full profile has 300 reports at most: each of its 240 notes once, and reports without a note.
@@ -60,9 +59,6 @@ def main() -> None:
     count_tokens = token_counter(arguments.tokenizer)
     if is_generated(arguments.out, request):
         print(f"{arguments.out}: already made with these arguments")
-        return
-    if request.profile == "quickstart":
-        print_card(generate_quickstart(arguments.out, request, count_tokens))
         return
     print_card(generate_corpus(arguments.out, request, arguments.processes, count_tokens))
 

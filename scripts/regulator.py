@@ -91,9 +91,9 @@ def examples(parser: argparse.ArgumentParser) -> None:
     (disagreements.txt). The archive is not modified, and nothing is sent over the network.
     """
     from xbrl.corpus.archive import Archive, make_archive_corpus
-    from xbrl.corpus.splits import DEFAULT_SHARES, SPLITS
+    from xbrl.corpus.card import SPLITS
 
-    shares = [*DEFAULT_SHARES]
+    shares = [0.8, 0.1, 0.1]
     parser.add_argument("--reports", type=Path, required=True, help="directory of reports, in any XBRL syntax")
     parser.add_argument("--letters", type=Path, required=True, help="directory of letters, .txt or .md files in UTF-8")
     parser.add_argument("--pairs", type=Path, help="CSV of report,letter: paths below the two directories")

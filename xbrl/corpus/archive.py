@@ -3,30 +3,37 @@
 A letter belongs to the reports of one bank for one reference date, which it names in its file name or first lines, or a CSV
 file of pairs assigns it. What has no counterpart is listed with the reason, and a report with missing figures is left out,
 because the rules would mislabel it.
+
+Letters are compared with the violations of their reports, to find wrong pairs, missing findings and waivers. The comparison
+prefers what can be checked: articles, cells, ids of rules, figures. It does not understand the letter: words such as "no
+objection" count only in a letter that demands nothing, and a sentence is taken as an objection unless it says in the words of
+`MET` that a requirement is met. Citations and words are known in English and German.
 """
 
 import csv
 import datetime
+import functools
+import random
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.durable_files import new_directory, write_durably, write_json
+from common.durable_files import new_directory, write_durably
 from common.errors import UserError
-from xbrl.corpus.card import SOURCES, split_summary, violation_baselines, write_splits
-from xbrl.corpus.disagreements import find_disagreements
-from xbrl.corpus.examples import entity_code, make_example, read_register
-from xbrl.corpus.profiles import FULL, rules_of
-from xbrl.corpus.splits import group_by_split, split_banks
+from xbrl.answers.answers import write_violation
+from xbrl.answers.letter_text import find_percentages, sentences
+from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
+from xbrl.corpus.examples import FULL, entity_code, make_example, read_register
 from xbrl.read.dpm import load_cells
 from xbrl.read.folder import find_reports, join_modules, read_files
-from xbrl.read.render import Addressee
+from xbrl.read.render import Addressee, cell_name
 from xbrl.read.report import Report
 from xbrl.read.safety import is_clutter
-from xbrl.rules.findings import Finding, apply_findings, load_findings
-from xbrl.rules.rules import evaluate, violations
+from xbrl.rules.citations import Citation, find_citations
+from xbrl.rules.findings import Finding, apply_findings, load_findings, note_rules
+from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
 
 LETTER_SUFFIXES = (".txt", ".md")
 HEAD_LINES = 12  # lines of a letter that are searched when its file name does not identify the report
@@ -39,6 +46,31 @@ LIMITS = (
     "Made from a supervisor's own archive. The violations are those that xbrl/rules/rules.jsonl finds in the reported "
     "figures, corrected by findings.csv if one was given, not those that the letters name: disagreements.txt lists where "
     "the two contradict each other, as far as articles, cells and figures show it."
+)
+
+# Articles on powers, sanctions and duties to report: a letter cites them whatever was found.
+POWERS = {
+    "CRD": ("4", "18", "64", "65", "66", "67", "70", "102", "104", "105", "141", "142", "143"),
+    "CRR": ("4", "99", "394", "415", "430"),
+}
+MET = re.compile(
+    r"\b(is|are|was|were|remains?|be) (also |still )?(met|satisfied|fulfilled|observed|complied with)\b"
+    r"|\b(meets?|satisf(y|ies)|compl(y|ies|ied) with)\b|\beingehalten\b|\berfüllt\b"
+    r"|\b(no|keine?n?) (violation|breach|infringement|measures?|action|Verstoß|Maßnahmen?)\b",
+    re.IGNORECASE,
+)
+CELL = re.compile(r"\b[CF] ?\d\d\.\d\d(\.\w)? r\d{3,4} c\d{3,4}\b")
+MARGIN = re.compile(r"\bsmallest margin\b|\bkleinste Abstand\b", re.IGNORECASE)  # a line on a requirement that is met
+NOT_MET = re.compile(r"\b(not|nor|never|fail(s|ed)?|misse[sd]|below|until|nicht|unter)\b", re.IGNORECASE)
+APPROVAL = re.compile(
+    r"\bnothing to object|\bno (further )?(supervisory )?(objections?|findings|measures?|action)\b|\bno need for action"
+    r"|\bwithout (findings|objections?)\b|\bkeine (Beanstandung|Maßnahme|Einwände|Feststellung)",
+    re.IGNORECASE,
+)
+DEMAND = re.compile(
+    r"\b(shall|must|is to|are to|has to|have to)\b|\bwe (hereby )?(order|direct|require|instruct)\b"
+    r"|\bwithin \S+ (\S+ )?(days?|weeks?|months?)\b|\b(re)?submit\b|\brestore\b|\binnerhalb von\b|\bordnen wir an\b",
+    re.IGNORECASE,
 )
 
 
@@ -84,23 +116,16 @@ def make_archive_corpus(
     }
     split_of = split_banks(sorted({example["bank"] for example in examples}), shares, seed)
     splits = group_by_split(examples, [split_of[example["bank"]] for example in examples])
-    card = {
-        "arguments": arguments,
-        "splits": {split: split_summary(members) for split, members in splits.items()},
+    more = {
         "unmatched": {title: len(lines) for title, lines in unmatched.items()},
         "disagreements": len(disagreements),
         "warnings": sum(len(report.warnings) for report in reports.values()),
-        "baselines": violation_baselines(splits),
-        "how_made": HOW_MADE,
-        "sources": SOURCES,
-        "limits": LIMITS,
     }
     unmatched_lines = [f"{title}: {line}" for title, lines in unmatched.items() for line in lines]
     with new_directory(out) as draft:
-        write_splits(draft, splits)
+        card = write_splits(draft, splits, arguments, (HOW_MADE, LIMITS), more)
         write_durably(draft / "unmatched.txt", "".join(line + "\n" for line in unmatched_lines))
         write_durably(draft / "disagreements.txt", "".join(line + "\n" for line in disagreements))
-        write_json(draft / "dataset.json", card)
     for line in (*unmatched_lines, *(f"letter and labels disagree: {line}" for line in disagreements)):
         print(line, file=sys.stderr)
     for split, counts in card["splits"].items():
@@ -219,6 +244,21 @@ def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
     return pairs
 
 
+def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
+    """Bank -> split, at random. `shares` are the fractions of the banks for train, validation and test.
+
+    Raises `UserError` if they do not add up to 1, or if a split with a share above 0 would get no bank.
+    """
+    check_shares(shares)
+    order = list(banks)
+    random.Random(f"splits {seed}").shuffle(order)
+    first = round(len(order) * shares[0])
+    second = first + round(len(order) * shares[1])
+    parts = dict(zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True))
+    check_counts(f"{len(order)} banks", map(len, parts.values()), shares)
+    return {bank: split for split, members in parts.items() for bank in members}
+
+
 def _make_examples(
     reports: Mapping[Case, Report],
     letters: Mapping[Case, Path],
@@ -242,7 +282,7 @@ def _make_examples(
         report, stated = reports[case], findings.get(case, ())
         letter = texts[letters[case]]
         examples.append(make_example(report, bank, cells, FULL, earlier, letter, findings=stated))
-        results = evaluate(report, rules_of(FULL))
+        results = evaluate(report, FULL.rules)
         contradictions = find_disagreements(letter, results, apply_findings(results, stated))
         disagreements += [f"{entity} {period}: {letters[case]}: {one}" for one in contradictions]
         found = {result.rule_id for result in violations(results)}
@@ -287,3 +327,58 @@ def _date_patterns(period: str) -> list[str]:
         quarter = day.month // 3
         patterns += [rf"Q{quarter}[-_ /]?{day.year}", rf"{day.year}[-_ /]?Q{quarter}"]
     return [rf"(?<![0-9]){pattern}(?![0-9])" for pattern in patterns]
+
+
+def find_disagreements(letter: str, results: Sequence[RuleResult], violated: Sequence[RuleResult]) -> list[str]:
+    """How a letter and the labels of its report contradict each other; empty if they do not, as far as can be seen.
+
+    `results` are those of the engine, `violated` the labels, which findings.csv may have changed.
+    """
+    parts = sentences("\n".join(line for line in letter.splitlines() if not MARGIN.search(line)))
+    objections = "\n".join(part for part in parts if NOT_MET.search(part) or not MET.search(part))
+    demands, approves = DEMAND.search(objections), APPROVAL.search(letter)
+    found = []
+    if violated and approves and not demands:
+        named = ", ".join(dict.fromkeys(result.rule_id for result in violated))
+        found.append(f"the letter says {approves[0]!r} and demands nothing, but the labels have {named}")
+    if not violated and demands and not approves:
+        found.append(f"the letter demands something ({demands[0]!r}), but the labels have no violation")
+    known = [result for result in results if result.state == "triggered"] + list(violated)
+    return found + [*_only_in_letter(objections, known), *_only_in_labels(objections, violated)]
+
+
+def _only_in_letter(objections: str, known: Sequence[RuleResult]) -> Iterator[str]:
+    """Articles that the letter cites and no label has. `known`: violations and duties of the report."""
+    legal = [citation for result in known for citation in find_citations(result.legal)]
+    for citation in dict.fromkeys(find_citations(objections)):
+        rules = [rule for rule, own in _rule_citations().items() if any(citation.covers(one) for one in own)]
+        if rules and not any(citation.covers(one) for one in legal):
+            yield f"the letter cites {citation} ({', '.join(rules[:3])}), but the labels have no violation of it"
+
+
+def _only_in_labels(objections: str, violated: Sequence[RuleResult]) -> Iterator[str]:
+    """Violations of which the letter has neither the cell, the id nor the percentage, nor the article.
+
+    The article alone is enough only in a letter that names no cells: several rules share an article.
+    """
+    citations, percentages = find_citations(objections), list(find_percentages(objections))
+    for result in violated:
+        named = result.rule_id in objections or cell_name(result.cell, result.row) in objections
+        cited = not CELL.search(objections) and any(
+            one.covers(other) for one in _citations(result.legal) for other in citations
+        )
+        value = None if result.value is None else result.value * 100
+        if not (named or cited) and not any(
+            value is not None and abs(value - number) < 10**-places for number, places in percentages
+        ):
+            yield f"the labels have {write_violation(result)}, which the letter does not object to"
+
+
+@functools.cache
+def _rule_citations() -> dict[str, list[Citation]]:
+    """Rule -> the articles by which a letter can mean it."""
+    return {rule.id: _citations(rule.legal) for rule in (*built_in_rules(), *note_rules().values())}
+
+
+def _citations(legal: str) -> list[Citation]:
+    return [one for one in find_citations(legal) if one.article not in POWERS.get(one.act, ())]

@@ -1,47 +1,61 @@
-"""Write the files of a corpus: the splits, the banks, what follows from notes, and the data card (`dataset.json`)."""
+"""The splits of a corpus (training, validation and test have different banks), and its data card (`dataset.json`)."""
 
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
 from eval.asked_examples import report_of
 from xbrl.answers.baselines import score_baselines
-from xbrl.corpus.examples import write_register
 from xbrl.read.dpm import RELEASE
-from xbrl.read.render import Addressee
-from xbrl.rules.findings import Finding, note_rules, write_findings
+from xbrl.rules.findings import note_rules
 from xbrl.rules.rules import built_in_rules
 
+SPLITS = ("train", "validation", "test")
 SOURCES = (
     f"Cells and labels: European Banking Authority, Data Point Model, release {RELEASE}. "
     "Thresholds: CRR (EU) 575/2013, CRD 2013/36/EU, Delegated Regulation (EU) 2015/61."
 )
 
 
-def write_corpus(
-    directory: pathlib.Path,
-    arguments: dict,
-    splits: dict[str, list[dict]],
-    banks: Iterable[Addressee],
-    findings: Iterable[Finding],
-    texts: tuple[str, str],
-    count_tokens: Callable[[str], int] | None = None,
-    more: Mapping[str, Any] = MappingProxyType({}),
-) -> dict:
-    """Write everything but the report files of an invented corpus, and return its data card.
+def group_by_split(examples: Sequence, splits: Sequence[str]) -> dict[str, list]:
+    """Split name -> its examples, in their order. `splits` has the split of each example."""
+    return {name: [one for one, split in zip(examples, splits, strict=True) if split == name] for name in SPLITS}
 
-    `texts` say how it was made and what its limits are; `more` are further entries of the card.
+
+def check_shares(shares: Sequence[float]) -> None:
+    """Raises `UserError` unless there is one share for each of `SPLITS`, none is negative, and they add up to 1."""
+    # A share that is not a number fails the comparison, which is why it is not written the other way round.
+    if len(shares) != len(SPLITS) or not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-9):
+        raise UserError(
+            f"the splits {list(shares)} must be {len(SPLITS)} shares ({', '.join(SPLITS)}), none negative, that add up to 1."
+        )
+
+
+def check_counts(what: str, counts: Iterable[int], shares: Sequence[float]) -> None:
+    """Raises `UserError` if a split with a share above 0 would get nothing. `what` is divided: `20 examples`."""
+    for split, count, share in zip(SPLITS, counts, shares, strict=True):
+        if share > 0 and not count:
+            raise UserError(f"{what} are too few for a share of {share:.3g} in {split!r}; give more.")
+
+
+def write_splits(
+    directory: pathlib.Path,
+    splits: dict[str, list[dict]],
+    arguments: dict,
+    texts: tuple[str, str],
+    more: Mapping[str, Any],
+    count_tokens: Callable[[str], int] | None = None,
+) -> dict:
+    """Write `SPLIT.jsonl` for each split, whose examples get the field `split`, and the data card, which is returned.
+
+    `texts` say how the corpus was made and what its limits are; `more` are further entries of the card. With `count_tokens`,
+    which returns the number of tokens of a text, the card has lengths in tokens.
     """
-    write_register(directory / "register.csv", {bank.entity: bank for bank in banks}.values())
-    write_findings(directory / "findings.csv", findings)
-    noted = [example for examples in splits.values() for example in examples if example["note"]]
-    facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in noted]
-    write_json_lines(directory / "note_facts.jsonl", facts)
-    write_splits(directory, splits)
+    for split, examples in splits.items():
+        write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
     card = {
         "arguments": arguments,
         "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
@@ -55,17 +69,8 @@ def write_corpus(
     return card
 
 
-def write_splits(directory: pathlib.Path, splits: dict[str, list[dict]]) -> None:
-    """Write `SPLIT.jsonl` for each split. Each example gets the field `split`."""
-    for split, examples in splits.items():
-        write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
-
-
-def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None = None) -> dict:
-    """Counts of one split, and the lengths of its texts in characters.
-
-    With `count_tokens`, which returns the number of tokens of a text, the lengths are given in tokens too.
-    """
+def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None) -> dict:
+    """Counts of one split, and the lengths of its texts in characters, and in tokens if `count_tokens` is given."""
     counts = Counter(rule_id for example in examples for rule_id in example["violations"])
     summary = {
         "examples": len(examples),

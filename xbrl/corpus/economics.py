@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from xbrl.corpus.banks import COUNTRIES, Bank, lei, requirements
-from xbrl.corpus.notes import HandNote
+from xbrl.corpus.note_texts import HandNote
 from xbrl.rules.note_facts import CAPITAL
 
 STEP = Decimal("0.0001")  # one basis point: ratios are reported to four decimal places

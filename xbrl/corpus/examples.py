@@ -1,16 +1,17 @@
-"""Make training examples from report files: read the files, evaluate the rules, write the answer.
+"""The forms of the task, and training examples of each: read report files, evaluate the rules, write the answer.
 
 An example is a JSON object with `messages` (user: the report; assistant: the answer of `answers.py`) and, for the
 evaluation, `id`, `bank`, `period`, `split` and
 
 - `violations`: the ids of the violated rules, and `engine`: those that the engine finds without reading notes;
-- `findings`: rule, cell, value, limit and article of each violation as the answer prints them;
+- `findings`: rule, cell, value, limit and article of each violation as the answer prints them (not in the quickstart);
 - `note_facts`: kind, applies, amount, who, since and quote of each fact of the note; `note`: the id of the note, or "";
 - `kind`: the kind of the note in the report, "nothing" if it states no fact, or "" without a note;
 - `measures`: subject and deadline in days of each measure that the letter demands;
 - `pair`, in some tests: shared by two reports that differ in their notes alone, the members of a minimal pair.
 
-Nothing in it comes from the generator but the facts of the note: a real archive and an invented one are processed alike.
+Nothing in it comes from the generator but the note: a real archive and an invented one are processed alike. A model is later
+asked by `Profile.question` too, exactly as it was trained.
 """
 
 import csv
@@ -18,21 +19,23 @@ import datetime
 import pathlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 
 from common.errors import UserError
-from xbrl.answers.answer_reader import letter_in
-from xbrl.answers.answers import write_answer, write_violation
-from xbrl.corpus.profiles import Profile, rules_of
+from xbrl.answers.answer_reader import Claim, letter_in, read_line
+from xbrl.answers.answers import write_answer, write_checks, write_violation
+from xbrl.corpus import quickstart
+from xbrl.corpus.note_texts import HandNote
+from xbrl.corpus.report_figures import SHORT_CELLS, short_rules
 from xbrl.desk.letters import Context, required_measures, write_letter
 from xbrl.read.dpm import Cells
-from xbrl.read.render import Addressee, render_earlier, render_report
+from xbrl.read.render import Addressee, cell_name, render_earlier, render_report
 from xbrl.read.report import CellKey, Report
 from xbrl.read.xbrl import merge_reports, read_report
-from xbrl.rules.findings import Finding, apply_findings, lifted_results
-from xbrl.rules.note_facts import NAME, NoteFact
-from xbrl.rules.rules import Rule, RuleResult, evaluate, violations
+from xbrl.rules.findings import Finding, apply_findings, lifted_results, note_rules
+from xbrl.rules.note_facts import NAME
+from xbrl.rules.rules import Rule, RuleResult, built_in_rules, evaluate, violations
 
 REGISTER_COLUMNS = ("entity", "name", "country", "type")
 # The cells of earlier reports that are shown below a report. Letters judge trends and repeated violations by them.
@@ -42,6 +45,104 @@ EARLIER_CELLS: tuple[CellKey, ...] = (
 )
 MAX_EARLIER = 2  # earlier reports shown
 PRINTED = ("rule", "cell", "value", "limit", "legal")  # parts of a printed violation
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One form of the task (docs/xbrl.md): what a report shows, how it is asked about, and what an answer covers."""
+
+    name: str  # "full", "short" or "quickstart"
+    style: str  # of reports and answers, see render.py
+    rules: tuple[Rule, ...]  # that its answers cover, besides those of notes
+    answer_tokens: int  # the default limit of the answer of a model
+    cells: frozenset[CellKey] | None = None  # the only cells of its reports; None if there is no such limit
+    instruction: str = ""  # before each report; may be empty
+    system: str = ""  # system message; may be empty
+    filing_errors: float = 0.0  # probability that a planted problem is a filing error
+
+    @property
+    def is_short(self) -> bool:
+        """Whether letters have only the orders, and no earlier reports are shown."""
+        return self.style == "labels"
+
+    def as_seen(self, report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, Sequence[Finding]]:
+        """A report and findings on it as a model sees the report: a short one names the clients in place of their codes."""
+        return with_client_names(report, findings) if self.name == "short" else (report, findings)
+
+    def earlier_shown(self, earlier: Sequence[Report]) -> list[Report]:
+        """Those of the `earlier` reports, oldest first, that are shown below a report."""
+        return [] if self.is_short else list(earlier)[-MAX_EARLIER:]
+
+    def question(self, report: Report, bank: Addressee, cells: Cells, earlier: Sequence[Report] = ()) -> list[dict]:
+        """The messages that ask about a report. `earlier` are previous reports of the same bank, oldest first."""
+        report, _ = self.as_seen(report)
+        day = datetime.date.fromisoformat(report.period)
+        parts = [
+            self.instruction and f"{self.instruction}\n",
+            f"{day.day} {day:%B} {day.year}" if self.name == "short" else "",  # dates in its note decide
+            render_report(report, cells, self.style, bank),
+            render_earlier(self.earlier_shown(earlier), EARLIER_CELLS),
+        ]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": "\n".join(filter(None, parts))}]
+
+    def why_not(self, report: Report) -> str:
+        """Why a model cannot be asked about a report: no example of training looks like it. "" if it can."""
+        placed = {fact.cell for fact in report.facts if fact.cell}
+        if self.cells is None:
+            read = {cell for rule in built_in_rules() for cell in rule.cells}
+            why = "no rule reads any of its figures, and no example of training has such a report"
+            return "" if placed & read else why
+        strange = sorted(placed - self.cells)
+        without = sum(fact.cell is None for fact in report.facts)
+        if not strange and not without:
+            return "" if placed else "it has no figures"
+        names = ", ".join(map(cell_name, strange[:3])) or f"{without} facts without a cell"
+        return (
+            f"it has {names}{' ...' if len(strange) > 3 else ''}, which no example of the profile {self.name} has; "
+            "ask a model of the profile full"
+        )
+
+    def claim_of(self, result: RuleResult) -> Claim | None:
+        """What a right answer says about a result, as a claim that can be compared.
+
+        None if the form of the answers has no line for it: a result without figures, and in the quickstart one of a note.
+        """
+        if result.value is None or result.limit is None:
+            return None
+        if self.name != "quickstart":
+            return read_line(write_violation(result, self.style))
+        return None if result.rule_id in note_rules() else read_line(str(quickstart.ratio_check(result)))
+
+
+FULL = Profile(
+    name="full",
+    style="cells",
+    rules=built_in_rules(),
+    answer_tokens=2048,
+    instruction="State the facts of the bank's note, name every violation of prudential rules in this bank report, then write "
+    "the supervisor's directive.",
+    filing_errors=0.55,
+)
+# The system messages are shorter than the default one of SmolLM2's chat template.
+SHORT = Profile(  # scripts/make_reports.py --style short
+    name="short",
+    style="labels",
+    rules=short_rules(),
+    answer_tokens=768,
+    cells=SHORT_CELLS,
+    system="Check the report and its note.",
+    filing_errors=0.25,
+)
+QUICKSTART = Profile(
+    name="quickstart",
+    style="labels",
+    rules=quickstart.RULES,
+    answer_tokens=256,
+    cells=quickstart.CELLS,
+    system="Find violations.",
+)
+PROFILES = {profile.name: profile for profile in (FULL, SHORT, QUICKSTART)}
 
 
 def read_filing(paths: Iterable[pathlib.Path], cells: Cells) -> Report:
@@ -60,49 +161,43 @@ def make_example(
     earlier: Sequence[Report] = (),
     letter: str | None = None,
     findings: Sequence[Finding] = (),
-    facts: Sequence[NoteFact] = (),
+    note: HandNote | None = None,
 ) -> dict:
     """Make the example of one report, in the format of `profile`.
 
     `earlier` are previous reports of the same bank, oldest first. `letter` is the supervisor's letter; without one, a
-    letter is written. `findings` are the lines of findings.csv on this report; they correct what the engine finds. `facts`
-    are those of the bank's note.
+    letter is written. `findings` are the lines of findings.csv on this report; they correct what the engine finds. `note` is
+    the bank's note, if its facts are known; the quickstart needs one.
     """
-    if profile.is_short:
-        report, findings = with_client_names(report, findings)
-    results = evaluate(report, rules_of(profile))
+    report, findings = profile.as_seen(report, findings)
+    results = evaluate(report, profile.rules)
     violated = apply_findings(results, findings)
     context = letter_context(report, results, earlier, profile, findings)
     if letter is None:
         letter = write_letter(violated, bank, report.period, context, short=profile.is_short)
-    printed = [dict(zip(PRINTED, write_violation(one, profile.style).split(" | "), strict=True)) for one in violated]
+    facts = note.facts if note else ()
+    if profile.name == "quickstart":
+        assert note is not None
+        answer = write_checks([*map(quickstart.ratio_check, results), *quickstart.note_checks(note)], letter)
+    else:
+        answer = write_answer(violated, letter, profile.style, facts)
     entity = entity_code(report.entity)
-    answer = write_answer(violated, letter, profile.style, facts)
-    return {
-        "messages": [*question(report, bank, cells, profile, earlier), {"role": "assistant", "content": answer}],
+    example = {
+        "messages": [*profile.question(report, bank, cells, earlier), {"role": "assistant", "content": answer}],
         "id": f"{entity}-{report.period}",
         "bank": entity,
         "period": report.period,
         "violations": list(dict.fromkeys(result.rule_id for result in violated)),
         "engine": list(dict.fromkeys(result.rule_id for result in violations(results))),
-        "findings": printed,
-        "kind": next((finding.kind for finding in findings if finding.kind), ""),
-        "measures": required_measures(violated, context),
-        "note_facts": [fact_entry(fact) for fact in facts],
-        "note": "",
     }
-
-
-def fact_entry(fact: NoteFact) -> dict:
-    """A fact of a note as JSON: the form of the field `note_facts`."""
-    return {
-        "kind": fact.kind,
-        "applies": fact.applies,
-        "amount": None if fact.amount is None else int(fact.amount),
-        "who": list(fact.who),
-        "since": fact.since,
-        "quote": fact.quote,
-    }
+    kind = note.kind if note else next((finding.kind for finding in findings if finding.kind), "")
+    measures = required_measures(violated, context)
+    stated = [asdict(fact) | {"amount": None if fact.amount is None else int(fact.amount)} for fact in facts]
+    name = note.id if note else ""
+    if profile.name == "quickstart":
+        return example | {"kind": kind, "note": name, "note_facts": stated, "measures": measures}
+    printed = [dict(zip(PRINTED, write_violation(one, profile.style).split(" | "), strict=True)) for one in violated]
+    return example | {"findings": printed, "kind": kind, "measures": measures, "note_facts": stated, "note": name}
 
 
 def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, list[Finding]]:
@@ -132,31 +227,6 @@ def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple
     return replace(report, facts=facts, notes=notes), named
 
 
-def question(
-    report: Report, bank: Addressee, cells: Cells, profile: Profile, earlier: Sequence[Report] = ()
-) -> list[dict]:
-    """The messages that ask about a report, before the answer: those of training, and of everyone who asks the model later.
-
-    `earlier` are previous reports of the same bank, oldest first.
-    """
-    if profile.is_short:
-        report, _ = with_client_names(report)
-    day = datetime.date.fromisoformat(report.period)
-    parts = [
-        profile.instruction and f"{profile.instruction}\n",
-        f"{day.day} {day:%B} {day.year}" if profile.style == "labels" else "",
-        render_report(report, cells, profile.style, bank),
-        render_earlier(shown_earlier(earlier, profile), EARLIER_CELLS),
-    ]
-    system = [{"role": "system", "content": profile.system}] if profile.system else []
-    return [*system, {"role": "user", "content": "\n".join(filter(None, parts))}]
-
-
-def shown_earlier(earlier: Sequence[Report], profile: Profile) -> list[Report]:
-    """Those of the `earlier` reports, oldest first, that are shown below a report."""
-    return [] if profile.is_short else list(earlier)[-MAX_EARLIER:]
-
-
 def letter_context(
     report: Report,
     results: Sequence[RuleResult],
@@ -165,25 +235,17 @@ def letter_context(
     findings: Sequence[Finding] = (),
 ) -> Context:
     """What the letter on a report may mention besides the violations. The arguments are those of `make_example`."""
-    context = _context(report, results, shown_earlier(earlier, profile), rules_of(profile))
-    return replace(context, lifted=lifted_results(results, findings))
-
-
-def _context(
-    report: Report, results: Sequence[RuleResult], earlier: Sequence[Report], rules: Sequence[Rule]
-) -> Context:
-    """What the letter may mention besides the violations. `earlier` is oldest first."""
     previous: dict[CellKey, Decimal] = {}
     repeated: dict[str, int] = {}
     persisting = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER_CELLS}
-    for count, old in enumerate(reversed(earlier), start=1):
+    for count, old in enumerate(reversed(profile.earlier_shown(earlier)), start=1):
         if count == 1:
             previous = {
                 fact.cell: fact.value
                 for fact in old.facts
                 if fact.cell in EARLIER_CELLS and isinstance(fact.value, Decimal)
             }
-        persisting &= {result.rule_id for result in violations(evaluate(old, rules))}
+        persisting &= {result.rule_id for result in violations(evaluate(old, profile.rules))}
         repeated |= dict.fromkeys(sorted(persisting), count)
     return Context(
         triggers=tuple(result for result in results if result.state == "triggered"),
@@ -191,6 +253,7 @@ def _context(
         previous=previous,
         repeated=repeated,
         templates=tuple(sorted(template for template, filed in report.filing_indicators.items() if filed)),
+        lifted=lifted_results(results, findings),
     )
 
 

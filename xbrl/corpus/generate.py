@@ -5,29 +5,28 @@ findings.csv (what follows from the banks' notes), note_facts.jsonl (what the no
 dataset.json (the data card). The same request always gives the same bytes.
 """
 
-import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
-from common.durable_files import new_directory
+from common.durable_files import new_directory, write_json_lines
 from common.errors import UserError
-from xbrl.corpus.card import write_corpus
-from xbrl.corpus.corpus import Filing, make_filings
-from xbrl.corpus.examples import letter_of, make_example, read_filing
+from xbrl.corpus import quickstart
+from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
+from xbrl.corpus.examples import PROFILES, letter_of, make_example, read_filing, write_register
 from xbrl.corpus.filing import write_reports
-from xbrl.corpus.notes import HandNote, hand_notes
-from xbrl.corpus.profiles import PROFILES
-from xbrl.corpus.splits import SPLITS, check_counts, check_shares, group_by_split
+from xbrl.corpus.note_texts import HandNote, hand_notes
+from xbrl.corpus.population import make_filings
+from xbrl.corpus.report_figures import Filing
 from xbrl.read.dpm import BUILT_IN, load_cells
-from xbrl.rules.findings import Finding
+from xbrl.read.folder import in_parallel
+from xbrl.rules.findings import Finding, write_findings
 from xbrl.rules.note_facts import consequences
 from xbrl.rules.rules import evaluate
 
@@ -60,13 +59,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Unit:
-    """One bank to generate: its split, its number of quarters, its note and the other one of a minimal pair."""
+    """One bank to generate: its split, its number of quarters, its note and the other one of a minimal pair.
+
+    In the quickstart it is one report, which is drawn already: a split has one stream of random numbers there.
+    """
 
     index: int
     split: str
     quarters: int = 1
     note: HandNote | None = None
     pair: HandNote | None = None
+    case: quickstart.Case | None = None
 
 
 @dataclass(frozen=True)
@@ -112,39 +115,60 @@ def generate_corpus(
     units = plan_units(request)
     with new_directory(directory) as draft:
         (draft / "reports").mkdir()
-        with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-            arguments = (itertools.repeat(draft / "reports"), itertools.repeat(request), units)
-            made = pool.map(make_unit, *arguments, chunksize=max(1, min(50, len(units) // (4 * processes))))
-            made = list(tqdm(made, total=len(units), desc="writing and reading reports", unit="bank"))
+        made = list(in_parallel(functools.partial(make_unit, draft / "reports", request), units, processes, "banks"))
+        filings = [filing for one in made for filing in one.filings]
         examples = [example for one in made for example in one.examples]
-        of_unit = [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples]
-        splits = group_by_split(examples, of_unit)
-        suffixes = Counter(path.suffix for one in made for path in one.files)
-        more = {
-            "files": {"xBRL-CSV": suffixes[".zip"], "xBRL-JSON": suffixes[".json"]},
-            "notes": _note_uses(splits),
-            "statements_of_notes": _statements(filing for one in made for filing in one.filings),
-            "stands_in_training": _shared(splits),
-        }
-        arguments = dataclasses.asdict(request)
-        banks = (filing.bank.addressee for one in made for filing in one.filings)
-        findings = (finding for one in made for finding in one.findings)
-        return write_corpus(draft, arguments, splits, banks, findings, (HOW_MADE, LIMITS), count_tokens, more)
+        splits = group_by_split(
+            examples, [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples]
+        )
+        write_register(draft / "register.csv", {one.bank.entity: one.bank.addressee for one in filings}.values())
+        write_findings(draft / "findings.csv", (finding for one in made for finding in one.findings))
+        noted = [example for members in splits.values() for example in members if example["note"]]
+        facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in noted]
+        write_json_lines(draft / "note_facts.jsonl", facts)
+        texts, more = (quickstart.HOW_MADE, quickstart.LIMITS), {}
+        if request.profile != "quickstart":
+            suffixes = Counter(path.suffix for one in made for path in one.files)
+            texts = (HOW_MADE, LIMITS)
+            more = {
+                "files": {"xBRL-CSV": suffixes[".zip"], "xBRL-JSON": suffixes[".json"]},
+                "notes": _note_uses(splits),
+                "statements_of_notes": _statements(filings),
+                "stands_in_training": _shared(splits),
+            }
+        return write_splits(draft, splits, dataclasses.asdict(request), texts, more, count_tokens)
 
 
 def plan_units(request: Request) -> list[Unit]:
-    """The banks of a corpus. A test has each of its notes at most once; what it cannot take goes to training.
+    """The banks of a corpus. Raises `UserError` as `split_counts` does."""
+    counts = split_counts(request)
+    if request.profile == "quickstart":
+        starts = itertools.accumulate(counts.values(), initial=0)
+        return [
+            Unit(0, split, case=case)
+            for (split, count), first in zip(counts.items(), starts, strict=False)
+            for case in quickstart.draw_cases(request.seed, split, first, count)
+        ]
+    units = [unit for split, count in counts.items() for unit in _units_of_split(request, split, count)]
+    numbers = random.Random(f"banks {request.seed}").sample(range(len(units)), len(units))
+    return [dataclasses.replace(unit, index=number) for unit, number in zip(units, numbers, strict=True)]
 
+
+def split_counts(request: Request) -> dict[str, int]:
+    """Split -> number of its reports.
+
+    A test has each of its notes at most once; what it cannot take goes to training. In the quickstart it consists of pairs.
     Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
     """
     check_shares(request.splits)
     counts = {split: round(request.examples * share) for split, share in zip(SPLITS, request.splits, strict=True)}
-    counts["test"] = min(counts["test"], int(len(hand_notes("test")) / WITH_NOTE))
-    counts["train"] = request.examples - counts["validation"] - counts["test"]
+    if request.profile == "quickstart":
+        counts["test"] -= counts["test"] % 2
+    else:
+        counts["test"] = min(counts["test"], int(len(hand_notes("test")) / WITH_NOTE))
+        counts["train"] = request.examples - counts["validation"] - counts["test"]
     check_counts(f"{request.examples} examples", counts.values(), request.splits)
-    units = [unit for split, count in counts.items() for unit in _units_of_split(request, split, count)]
-    numbers = random.Random(f"banks {request.seed}").sample(range(len(units)), len(units))
-    return [dataclasses.replace(unit, index=number) for unit, number in zip(units, numbers, strict=True)]
+    return counts
 
 
 def _units_of_split(request: Request, split: str, count: int) -> Iterator[Unit]:
@@ -180,10 +204,13 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
     Raises `RuntimeError` if a file gives a warning: our own files must read back without one.
     """
     profile, cells = PROFILES[request.profile], load_cells(BUILT_IN)
-    filings = make_filings(request.seed, unit.index, unit.quarters, profile, unit.note, unit.pair)
+    if unit.case:
+        filings = [unit.case.filing]
+    else:
+        filings = make_filings(request.seed, unit.index, unit.quarters, profile, unit.note, unit.pair)
     made = Made(filings, [], [], [])
     chooses_json = random.Random(f"syntax {request.seed} {unit.index}").random() < JSON_SHARE
-    syntax = "json" if unit.note or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes
+    syntax = "json" if filings[-1].note or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes
     reports = []
     for filing in filings:
         arguments = (filing.bank, filing.period, filing.figures, cells, filing.unfiled or ("C_04.00",), syntax)
@@ -192,15 +219,16 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
         if report.warnings:
             raise RuntimeError(f"{report.path}: {report.warnings[0]}")
         facts = filing.note.facts if filing.note else ()
-        findings = [
-            dataclasses.replace(one, note=report.notes[0].id) for one in consequences(report, evaluate(report), facts)
-        ]
-        earlier = [] if unit.pair else reports
-        example = make_example(report, filing.bank.addressee, cells, profile, earlier, findings=findings, facts=facts)
-        if filing.note:
-            example |= {"note": filing.note.id, "kind": filing.note.kind}
-        if unit.pair and unit.note:
-            example["pair"] = unit.note.id
+        findings = consequences(report, evaluate(report), facts)
+        if unit.case:
+            findings += quickstart.stated_finding(report, unit.case.filing.note)
+        findings = [dataclasses.replace(one, note=report.notes[0].id) for one in findings]
+        earlier = [] if filing.pair else reports
+        example = make_example(
+            report, filing.bank.addressee, cells, profile, earlier, findings=findings, note=filing.note
+        )
+        if filing.pair:
+            example["pair"] = filing.pair
         reports.append(report)
         made.examples.append(example)
         made.findings.extend(findings)
@@ -222,7 +250,7 @@ def _note_uses(splits: dict[str, list[dict]]) -> dict[str, dict]:
     }
 
 
-def _statements(filings: Iterator[Filing]) -> dict:
+def _statements(filings: Iterable[Filing]) -> dict:
     """How many reports state figures in their note, and how many of these statements the figures do not follow."""
     stating = [
         one for one in filings if one.note and (one.note.states or any(amount for _, amount in one.note.clients))

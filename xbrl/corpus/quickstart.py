@@ -15,35 +15,26 @@ itself. A test consists of minimal pairs, in words (the notes of a pair) or in f
 answers of the two members differ.
 """
 
-import dataclasses
 import functools
-import itertools
 import json
-import pathlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from common.durable_files import new_directory
-from xbrl.answers.answers import Check, write_checks
+from xbrl.answers.answers import Check
 from xbrl.corpus.banks import Bank, make_bank
-from xbrl.corpus.card import write_corpus
-from xbrl.corpus.examples import entity_code, read_filing
-from xbrl.corpus.filing import write_reports
-from xbrl.corpus.generate import Request
-from xbrl.corpus.splits import SPLITS, check_counts, check_shares
-from xbrl.desk.letters import required_measures, write_letter
-from xbrl.read.dpm import BUILT_IN, Cells, load_cells
-from xbrl.read.render import Addressee, cell_name, format_figure, render_report, short_label
-from xbrl.read.report import CellKey, Note, Report
-from xbrl.rules.findings import Finding, apply_findings, note_rules
-from xbrl.rules.note_facts import LARGEST_SHARE, LCR, NoteFact, consequences
-from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
+from xbrl.corpus.note_texts import FOLDER, HandNote
+from xbrl.corpus.report_figures import Figures, Filing
+from xbrl.read.render import cell_name, format_figure, short_label
+from xbrl.read.report import CellKey, Report
+from xbrl.rules.findings import Finding, note_rules
+from xbrl.rules.note_facts import LARGEST_SHARE, LCR, SHARE, NoteFact
+from xbrl.rules.rules import RuleResult, built_in_rules
 
-NOTES_FILE = pathlib.Path(__file__).with_name("notes") / "quickstart.jsonl"
+NOTES_FILE = FOLDER / "quickstart.jsonl"
 RULES = tuple(rule for rule in built_in_rules() if rule.id in ("LR_MIN", "LCR_MIN"))
-SYSTEM = "Find violations."  # shorter than the default system message of SmolLM2's chat template
+CELLS = frozenset(cell for rule in RULES for cell in rule.cells) | {SHARE}
 PERIODS = ("2026-03-31", "2026-06-30", "2026-09-30", "2026-12-31")
 LEVERAGE = ("C_47.00", "r0340", "c0010")
 # Kind of note -> what a check calls it if it applies, and if it does not.
@@ -70,53 +61,33 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class ShortNote:
-    """A note as it was written, with the placeholders {a} and {b} for the clients' codes, and {figure}."""
-
-    kind: str
-    split: str
-    pair: str  # the name of the two notes of opposite meaning
-    applies: bool
-    text: str
-
-
-@dataclass(frozen=True)
 class Case:
-    """One report before it is written: its ratios and its note."""
+    """What is drawn of one report: its ratios and its note."""
 
     bank: Bank
     period: str
     leverage: Decimal
     lcr: Decimal
-    note: ShortNote
+    note: HandNote  # as it was written, with the placeholders {a} and {b} for the clients' codes, and {figure}
     figure: Decimal  # of the note: the LCR without the assets, or the clients' share of Tier 1; 0 for a waiver
     clients: tuple[str, str]
     pair: str = ""
 
     @property
-    def footnote(self) -> Note:
-        """The note as it is filed, attached to the figure that it explains."""
-        cell = ("C_28.00", self.clients[0], "c350") if self.note.kind == "connected" else LCR
-        return Note(self._fill(self.note.text), (cell,))
-
-    @property
-    def fact(self) -> NoteFact:
-        """What the note states. The words that prove it are all but the figure."""
-        who = self.clients if self.note.kind == "connected" else ()
-        return NoteFact(self.note.kind, self.note.applies, None, who, quote=decisive_words(self.footnote.text))
-
-    @property
-    def figures(self) -> dict[CellKey, Decimal | str]:
-        """What the bank files. The row of a cell of the open table C 28.00 is its key."""
-        ratios: dict[CellKey, Decimal | str] = {LEVERAGE: self.leverage, LCR: self.lcr}
+    def filing(self) -> Filing:
+        """What the bank files: the ratios, and its note, attached to the figure that it explains."""
+        figures: Figures = {LEVERAGE: self.leverage, LCR: self.lcr}
+        attached: CellKey = LCR
+        who: tuple[str, ...] = ()
         if self.note.kind == "connected":
-            first = (self.figure * 55).to_integral_value() / 100
-            shares = (first, self.figure - first)
-            ratios |= {("C_28.00", code, "c350"): share for code, share in zip(self.clients, shares, strict=True)}
-        return ratios
-
-    def _fill(self, text: str) -> str:
-        return text.format(a=self.clients[0], b=self.clients[1], figure=_percent(self.figure))
+            who, first = self.clients, (self.figure * 55).to_integral_value() / 100
+            cells = [("C_28.00", code, "c350") for code in who]
+            figures |= dict(zip(cells, (first, self.figure - first), strict=True))
+            attached = cells[0]
+        text = self.note.text.format(a=self.clients[0], b=self.clients[1], figure=_percent(self.figure))
+        fact = replace(self.note.facts[0], who=who, quote=decisive_words(text))
+        note = replace(self.note, text=text, facts=(fact,), states=(("figure", self.figure),))
+        return Filing(self.bank, self.period, figures, note=note, attached=(attached,), pair=self.pair)
 
 
 def decisive_words(note: str) -> str:
@@ -125,17 +96,20 @@ def decisive_words(note: str) -> str:
 
 
 @functools.cache
-def short_notes(kind: str, split: str) -> tuple[tuple[ShortNote, ShortNote], ...]:
+def short_notes(kind: str, split: str) -> tuple[tuple[HandNote, HandNote], ...]:
     """The pairs of notes of a kind: the one that applies, and the one that does not."""
-    lines = NOTES_FILE.read_text(encoding="utf-8").splitlines()
-    notes = [
-        note for note in (ShortNote(**json.loads(line)) for line in lines) if (note.kind, note.split) == (kind, split)
-    ]
-    return tuple(zip((n for n in notes if n.applies), (n for n in notes if not n.applies), strict=True))
+    sides: dict[bool, list[HandNote]] = {True: [], False: []}
+    for line in NOTES_FILE.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if (row["kind"], row["split"]) == (kind, split):
+            name = f"{row['pair']}-{'applies' if row['applies'] else 'not'}"
+            fact = NoteFact(kind, row["applies"], None)
+            sides[fact.applies].append(HandNote(name, "en", "", row["text"], (fact,), row["pair"]))
+    return tuple(zip(sides[True], sides[False], strict=True))
 
 
-def make_cases(seed: int, split: str, first_bank: int, count: int) -> list[Case]:
-    """The reports of one split; each has a bank of its own. A test consists of minimal pairs."""
+def draw_cases(seed: int, split: str, first_bank: int, count: int) -> list[Case]:
+    """The reports of one split; each has a bank of its own. A test consists of minimal pairs, of one bank each."""
     rng = random.Random(f"quickstart {seed} {split}")
     if split == "test":
         return [case for index in range(count // 2) for case in _draw_pair(rng, seed, first_bank + index, index)]
@@ -143,13 +117,13 @@ def make_cases(seed: int, split: str, first_bank: int, count: int) -> list[Case]
     return [_draw(rng, seed, first_bank + i, next(turns[TURNS[i % len(TURNS)]])) for i in range(count)]
 
 
-def _in_turn(rng: random.Random, notes: Sequence[ShortNote]) -> Iterator[ShortNote]:
+def _in_turn(rng: random.Random, notes: Sequence[HandNote]) -> Iterator[HandNote]:
     """Every note once, in a random order, then again in another one."""
     while True:
         yield from rng.sample(notes, len(notes))
 
 
-def _draw(rng: random.Random, seed: int, index: int, note: ShortNote) -> Case:
+def _draw(rng: random.Random, seed: int, index: int, note: HandNote) -> Case:
     lcr_is_low = rng.random() < (0.6 if note.kind == "waiver" else 0.25)
     return Case(
         bank=make_bank(seed, index),
@@ -183,7 +157,7 @@ def _draw_pair(rng: random.Random, seed: int, index: int, number: int) -> tuple[
     return case, replace(case, leverage=case.leverage - PERCENT, period=PERIODS[1])
 
 
-def _draw_of_pair(rng: random.Random, seed: int, index: int, turn: int) -> tuple[Case, ShortNote]:
+def _draw_of_pair(rng: random.Random, seed: int, index: int, turn: int) -> tuple[Case, HandNote]:
     """(a report whose note applies to a figure beyond the limit, the opposite of its note). Pairs of notes come in turn."""
     kind = KINDS[turn % len(KINDS)]
     pairs = short_notes(kind, "test")
@@ -220,45 +194,14 @@ def _draw_figure(rng: random.Random, kind: str, missed: bool) -> Decimal:
     return Decimal(0)
 
 
-def findings_of(report: Report, results: Sequence[RuleResult], fact: NoteFact, figure: Decimal) -> list[Finding]:
-    """What follows from the note. The LCR without the assets is the `figure` of the note: the report has no buffer."""
-    found = consequences(report, results, [fact])
-    if fact.kind == "pledged" and fact.applies and figure < 1:
-        entity, cell = entity_code(report.entity), cell_name(LCR)
-        found.append(
-            Finding(entity, report.period, "LCR_PLEDGED", "violated", cell, figure, Decimal(1), kind="pledged")
-        )
-    return found
-
-
-def quickstart_example(report: Report, bank: Addressee, cells: Cells, case: Case) -> tuple[dict, list[Finding]]:
-    """(the example of one report, what follows from its note)."""
-    results, fact = evaluate(report, RULES), case.fact
-    findings = [replace(one, note=report.notes[0].id) for one in findings_of(report, results, fact, case.figure)]
-    violated = apply_findings(results, findings)
-    checks = [*map(ratio_check, results), *note_checks(fact, case.figure)]
-    answer = write_checks(checks, write_letter(violated, bank, report.period, short=True))
-    example = {
-        "messages": [*quickstart_question(report, bank, cells), {"role": "assistant", "content": answer}],
-        "id": f"{entity_code(report.entity)}-{report.period}",
-        "bank": entity_code(report.entity),
-        "period": report.period,
-        "violations": list(dict.fromkeys(result.rule_id for result in violated)),
-        "engine": [result.rule_id for result in violations(results)],
-        "kind": fact.kind,
-        "note": f"{case.note.pair}-{'applies' if fact.applies else 'not'}",
-        "note_facts": [dataclasses.asdict(fact)],
-        "measures": required_measures(violated),
-        **({"pair": case.pair} if case.pair else {}),
-    }
-    return example, findings
-
-
-def quickstart_question(report: Report, bank: Addressee, cells: Cells) -> list[dict]:
-    """The messages that ask about a report, before the answer: those of training, and of everyone who asks later."""
+def stated_finding(report: Report, note: HandNote) -> list[Finding]:
+    """The LCR without pledged assets, if it is too low: the note states it, and the report has no buffer to compute it from."""
+    (fact,), figure = note.facts, dict(note.states)["figure"]
+    if fact.kind != "pledged" or not fact.applies or figure >= 1:
+        return []
+    entity = report.entity.partition(".")[0]
     return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": render_report(report, cells, "labels", bank)},
+        Finding(entity, report.period, "LCR_PLEDGED", "violated", cell_name(LCR), figure, Decimal(1), kind="pledged")
     ]
 
 
@@ -270,8 +213,9 @@ def ratio_check(result: RuleResult) -> Check:
     return Check(short_label(result.cell), f"{value} >= {limit}")
 
 
-def note_checks(fact: NoteFact, figure: Decimal) -> list[Check]:
+def note_checks(note: HandNote) -> list[Check]:
     """The lines on a note. The first one repeats the words that decide, so that the model reads them before it judges."""
+    (fact,), figure = note.facts, dict(note.states)["figure"]
     stated = f"{fact.quote}, so {SUBJECTS[fact.kind][not fact.applies]}"
     if not fact.applies:
         return [Check(stated, "")]
@@ -298,45 +242,3 @@ def _percent(value: Decimal) -> str:
 def _short_legal(legal: str) -> str:
     """The first article of a reference, without the form of the act: `2015/61 Art. 7(2)`."""
     return legal.replace("Delegated Reg. (EU) ", "").partition(",")[0].partition(";")[0]
-
-
-def split_counts(examples: int, shares: Sequence[float]) -> dict[str, int]:
-    """Split -> number of its reports; a test has an even number, because it consists of pairs.
-
-    Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
-    """
-    check_shares(shares)
-    counts = {split: round(examples * share) for split, share in zip(SPLITS, shares, strict=True)}
-    counts["test"] -= counts["test"] % 2
-    check_counts(f"{examples} examples", counts.values(), shares)
-    return counts
-
-
-def generate_quickstart(
-    directory: pathlib.Path, request: Request, count_tokens: Callable[[str], int] | None = None
-) -> dict:
-    """Generate the corpus and return its data card. The directory appears only once it is complete.
-
-    The examples are made from the report files that were written. Raises `RuntimeError` if one of them gives a warning.
-    """
-    counts = split_counts(request.examples, request.splits)
-    starts = itertools.accumulate(counts.values(), initial=0)
-    cases = {
-        split: make_cases(request.seed, split, first, n)
-        for (split, n), first in zip(counts.items(), starts, strict=False)
-    }
-    cells = load_cells(BUILT_IN)
-    splits: dict[str, list[dict]] = {split: [] for split in cases}
-    found: list[Finding] = []
-    with new_directory(directory) as draft:
-        (draft / "reports").mkdir()
-        for split, case in ((split, case) for split, members in cases.items() for case in members):
-            place = (draft / "reports", case.bank, case.period, case.figures, cells)
-            report = read_filing(write_reports(*place, (), "json", [case.footnote]), cells)
-            if report.warnings:
-                raise RuntimeError(f"{report.path}: {report.warnings[0]}")
-            example, findings = quickstart_example(report, case.bank.addressee, cells, case)
-            splits[split].append(example)
-            found.extend(findings)
-        banks = (case.bank.addressee for members in cases.values() for case in members)
-        return write_corpus(draft, dataclasses.asdict(request), splits, banks, found, (HOW_MADE, LIMITS), count_tokens)

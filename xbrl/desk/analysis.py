@@ -11,13 +11,14 @@ import platform
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from common.errors import UserError
-from xbrl.corpus.examples import read_register
+from xbrl.corpus.examples import PROFILES, Profile, read_register
 from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, Job, finish, folder_name, hash_of_file, totals, write_overview
 from xbrl.desk.record import READY, Case, Form, Reply
 from xbrl.read.dpm import load_cells
@@ -29,6 +30,7 @@ from xbrl.rules.bases import load_basis
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.rules import RULES_FILE
 
+DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("common", "xbrl", "eval")  # everything that an analysis without a model runs
 SUFFIXES = (".py", ".jsonl", ".json", ".csv", ".css", ".toml", ".jinja")  # of code, rules, blocks and pages
@@ -199,6 +201,31 @@ def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())
+
+
+def choose_profile(option: str | None, model: Path) -> tuple[Profile, str]:
+    """(the profile that a model was trained on, where that stands): `--profile`, its export.json, or the data card of its run.
+
+    scripts/export.py records the profile. The export of a run lies in the run's directory: the run's config.json names the
+    training file, and the data card beside that names the profile. Raises UserError if this chain is broken.
+    """
+    if option:
+        return PROFILES[option], "--profile"
+    record = model / "export.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return PROFILES[json.loads(record.read_text(encoding="utf-8"))["profile"]], str(record)
+    config = model.resolve().parent / "config.json"
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        train = Path(content.get("config", content)["data"]["train"][0])
+        card = train.parent / DATA_CARD
+        name = json.loads(card.read_text(encoding="utf-8"))["arguments"]["profile"]
+        return PROFILES[name], str(card)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{model}: the profile that it was trained on is not recorded ({config} or its data card cannot be read); name it "
+            f"with --profile {', '.join(PROFILES)}"
+        ) from error
 
 
 def versions(model: Path | None = None) -> dict:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_lines
 from xbrl.answers.notes import read_facts, write_fact
+from xbrl.corpus.examples import PROFILES
 from xbrl.desk.decisions import ReadNote, doubts, read_notes
 from xbrl.desk.letters import write_letter
-from xbrl.desk.profiles import PROFILES
 from xbrl.desk.verdicts import (
     CONFIRMED,
     OPEN,

@@ -18,11 +18,9 @@ from typing import Any
 from xbrl.answers.answer_reader import Claim
 from xbrl.answers.letter_text import sentences
 from xbrl.answers.letters import flagged_words, statements
-from xbrl.corpus.examples import letter_context
-from xbrl.corpus.profiles import FULL
+from xbrl.corpus.examples import FULL, Profile, letter_context
 from xbrl.desk.decisions import in_force, limits_without
 from xbrl.desk.letters import Context
-from xbrl.desk.profiles import Profile
 from xbrl.read.render import cell_name, format_limit
 from xbrl.read.report import Report
 from xbrl.rules.findings import Finding, apply_findings, concerns, note_rules

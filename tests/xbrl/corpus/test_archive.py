@@ -11,9 +11,9 @@ import pytest
 
 from common.errors import UserError
 from xbrl.corpus.archive import find_letters, match_letters, read_pairs, read_reports
-from xbrl.corpus.corpus import make_filings
+from xbrl.corpus.examples import FULL
 from xbrl.corpus.filing import write_reports
-from xbrl.corpus.profiles import FULL
+from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.folder import find_reports, is_named_after
 

@@ -18,12 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from common.errors import UserError
 from xbrl.answers.answer_grammar import answer_grammar
 from xbrl.answers.answer_reader import parse_answer
-from xbrl.corpus.corpus import MAX_VIOLATIONS, make_filings
-from xbrl.corpus.examples import letter_of
-from xbrl.corpus.figures import as_report
+from xbrl.corpus.examples import FULL, SHORT, letter_of
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.corpus.notes import GROUP, hand_notes
-from xbrl.corpus.profiles import FULL, SHORT
+from xbrl.corpus.note_texts import GROUP, hand_notes
+from xbrl.corpus.population import MAX_VIOLATIONS, make_filings
+from xbrl.corpus.report_figures import as_report
 from xbrl.rules.findings import load_findings, write_findings
 from xbrl.rules.law_check import judge
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, NoteFact, consequences

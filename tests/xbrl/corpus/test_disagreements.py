@@ -6,12 +6,11 @@ from decimal import Decimal
 import pytest
 
 from xbrl.answers.letter_text import find_percentages, sentences
+from xbrl.corpus.archive import find_disagreements
 from xbrl.corpus.banks import make_bank
-from xbrl.corpus.corpus import make_filings
-from xbrl.corpus.disagreements import find_disagreements
-from xbrl.corpus.examples import letter_of, make_example, read_filing
+from xbrl.corpus.examples import FULL, letter_of, make_example, read_filing
 from xbrl.corpus.filing import write_reports
-from xbrl.corpus.profiles import FULL
+from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import Addressee
 from xbrl.rules.citations import Citation, find_citations

@@ -15,10 +15,9 @@ from xbrl.answers.answer_reader import Answer, parse_answer
 from xbrl.answers.answers import write_answer
 from xbrl.answers.notes import read_facts
 from xbrl.corpus.banks import make_bank
-from xbrl.corpus.corpus import make_filings
-from xbrl.corpus.examples import make_example, read_filing, read_register, write_register
+from xbrl.corpus.examples import FULL, make_example, read_filing, read_register, write_register
 from xbrl.corpus.filing import write_reports
-from xbrl.corpus.profiles import FULL
+from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
 from xbrl.read.report import Fact

@@ -8,8 +8,8 @@ from decimal import Decimal
 import pytest
 
 from xbrl.answers.notes import read_fact, write_fact
-from xbrl.corpus.notes import FOLDER, GROUP, agreement, hand_notes, parse_note
-from xbrl.corpus.splits import SPLITS
+from xbrl.corpus.card import SPLITS
+from xbrl.corpus.note_texts import FOLDER, GROUP, agreement, hand_notes, parse_note
 from xbrl.rules.note_facts import KINDS
 
 LEAST = {"train": 600, "validation": 70, "test": 240}

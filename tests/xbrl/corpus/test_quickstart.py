@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from common.errors import UserError
-from xbrl.corpus.generate import Request
-from xbrl.corpus.quickstart import KINDS, NOTES_FILE, SUBJECTS, decisive_words, generate_quickstart, split_counts
+from xbrl.corpus.generate import Request, generate_corpus, split_counts
+from xbrl.corpus.quickstart import KINDS, NOTES_FILE, SUBJECTS, decisive_words
 from xbrl.rules.law_check import judge
 
 REQUEST = Request(150, 3, "quickstart", [0.4, 0.2, 0.4])
@@ -22,7 +22,7 @@ NUMBERS = {2: "two", 3: "three", 5: "five", 10: "ten", 15: "fifteen"}
 def corpus(tmp_path_factory):
     """(the corpus directory, split -> examples)."""
     directory = tmp_path_factory.mktemp("quickstart") / "corpus"
-    generate_quickstart(directory, REQUEST)
+    generate_corpus(directory, REQUEST, 1)
     return directory, {
         name: [json.loads(line) for line in (directory / f"{name}.jsonl").open(encoding="utf-8")] for name in SPLITS
     }
@@ -169,7 +169,7 @@ def test_pairs_differ_in_one_place_and_in_their_violations(corpus) -> None:
 
 
 def test_the_same_request_gives_the_same_bytes(corpus, tmp_path) -> None:
-    generate_quickstart(tmp_path / "again", REQUEST)
+    generate_corpus(tmp_path / "again", REQUEST, 1)
     files = sorted(path.relative_to(corpus[0]) for path in corpus[0].rglob("*") if path.is_file())
     assert len(files) > 300
     for path in files:
@@ -182,5 +182,5 @@ def test_the_same_request_gives_the_same_bytes(corpus, tmp_path) -> None:
 )
 def test_splits_that_cannot_be_made_are_refused(examples, shares, message) -> None:
     with pytest.raises(UserError, match=message):
-        split_counts(examples, shares)
-    assert split_counts(101, [0.5, 0.2, 0.3]) == {"train": 50, "validation": 20, "test": 30}
+        split_counts(Request(examples, 0, "quickstart", shares))
+    assert split_counts(Request(101, 0, "quickstart", [0.5, 0.2, 0.3])) == {"train": 50, "validation": 20, "test": 30}

@@ -5,8 +5,8 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
+from xbrl.corpus.archive import split_banks
 from xbrl.corpus.banks import lei, make_bank, requirements
-from xbrl.corpus.splits import split_banks
 
 
 def test_banks_are_split_at_random_and_once():

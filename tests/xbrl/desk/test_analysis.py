@@ -7,10 +7,9 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, NSFR, SMALL, read, verdicts, write
-from xbrl.corpus.examples import read_filing
+from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.desk.analysis import Options, analyse
-from xbrl.desk.profiles import PROFILES, choose_profile
+from xbrl.desk.analysis import Options, analyse, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
 from xbrl.read.render import Addressee
 from xbrl.read.report import Note

@@ -11,11 +11,13 @@ import pathlib
 import random
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from decimal import Decimal
 
 from xbrl.corpus.banks import Bank, requirements
 from xbrl.corpus.economics import EXPOSURE_LIMIT, NEAR, Economics, whole
-from xbrl.read.report import CellKey, Fact, Report, template_of
+from xbrl.corpus.note_texts import HandNote
+from xbrl.read.report import CellKey, Fact, Note, Report, template_of
 from xbrl.rules.rules import Rule, built_in_rules, evaluate, legal_parameters, violations
 
 Figures = dict[CellKey, Decimal | str]  # a str is a member of an enumeration or a name
@@ -73,6 +75,29 @@ BLOCKS: tuple[set[CellKey], ...] = (
     {("C_76.00.a", row, "c0010") for row in ("r0010", "r0020")},
     {("C_27.00", "*", "c021"), ("C_28.00", "*", "c350")},
 )
+
+
+@dataclass(frozen=True)
+class Filing:
+    """The figures that one bank files for one reference date.
+
+    In a table with open rows, the row of a cell is its key.
+    """
+
+    bank: Bank
+    period: str  # YYYY-MM-DD
+    figures: Figures
+    unfiled: tuple[str, ...] = ()  # templates declared as not filed
+    violated: frozenset[str] = frozenset()  # ids of the rules that the engine finds violated, without the note
+    note: HandNote | None = None
+    attached: tuple[CellKey, ...] = ()  # the figures that the note is attached to
+    pair: str = ""  # shared by the two members of a minimal pair
+    dropped: tuple[str, ...] = ()  # statements of the note that the figures do not follow
+
+    @property
+    def footnotes(self) -> list[Note]:
+        """The note as it is filed."""
+        return [Note(self.note.text, self.attached, self.note.language)] if self.note else []
 
 
 def draw_figures(

@@ -3,24 +3,28 @@
 Reports have up to three planted problems (breaches and filing errors), near misses and duties, independent of the note: a
 note cannot be guessed from them, nor they from the note. Random numbers come from two kinds of streams: `rng` is seeded per
 report, `bank_rng` per bank, so that all quarters of a bank draw the same values from it.
+
+A filing error changes one figure that the rule reads: it is mistyped, filed in the wrong unit, has the wrong sign, is left
+out, or is moved by the smallest amount that violates the rule. Tolerated differences move a figure by the largest amount that
+does not. Together they are near misses on both sides of the tolerance.
 """
 
 import datetime
 import itertools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 
 from xbrl.corpus.banks import LEI_PREFIX, Bank, in_euro, lei, make_bank
 from xbrl.corpus.economics import Economics, draw_economics, draw_levels, in_round_amounts
-from xbrl.corpus.errors import draw_errors, move_within_tolerance, plant_error
-from xbrl.corpus.figures import Figures, draw_figures, leave_out, shorten, violated, violates
-from xbrl.corpus.notes import GROUP, HandNote
-from xbrl.corpus.profiles import FULL, Profile, rules_of
-from xbrl.read.report import CellKey, Note
+from xbrl.corpus.examples import Profile
+from xbrl.corpus.note_texts import GROUP, HandNote
+from xbrl.corpus.report_figures import Figures, Filing, draw_figures, leave_out, shorten, violated, violates
+from xbrl.read.report import CellKey
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, TREA
-from xbrl.rules.rules import Rule
+from xbrl.rules.rules import Rule, built_in_rules
 
 FIRST_PERIOD, QUARTERS = "2025-03-31", 6  # reference dates of reports without a note
 MAX_VIOLATIONS = 9  # rules; one ratio below its minimum misses up to three requirements
@@ -32,36 +36,26 @@ PERSISTS = 0.5  # probability that the problems of a quarter were there in the q
 # Notes that state it name low ratios where it is and sound ones where it is not; together both have a low one in half.
 LOW_LCR = {True: 0.4, False: 0.8}
 EXACT_ATTEMPTS = 80  # after these, whether the amount crosses a limit may give way to what the note states
-
-
-@dataclass(frozen=True)
-class Filing:
-    """The figures that one bank files for one reference date.
-
-    In a table with open rows, the row of a cell is its key.
-    """
-
-    bank: Bank
-    period: str  # YYYY-MM-DD
-    figures: Figures = field(hash=False)
-    unfiled: tuple[str, ...] = ()  # templates declared as not filed
-    violated: frozenset[str] = frozenset()  # ids of the rules that the engine finds violated, without the note
-    note: HandNote | None = None
-    attached: tuple[CellKey, ...] = ()  # the figures that the note is attached to
-    pair: str = ""  # shared by the two members of a minimal pair
-    dropped: tuple[str, ...] = ()  # statements of the note that the figures do not follow
-
-    @property
-    def footnotes(self) -> list[Note]:
-        """The note as it is filed."""
-        return [Note(self.note.text, self.attached, self.note.language)] if self.note else []
+Violates = Callable[[Figures], bool]  # True if these figures violate the rule in question
+# Rules on surpluses that hide a deficit can fail only where there is one; the others apply to few banks.
+WEIGHTS = {"AT1_EXCESS": 40, "LE_PCT": 20, "FX_12_5": 20, "FX_XTAB": 20, "FIN_BS": 18, "FIN_PL": 18}
+WEIGHTS |= {"CET1_SIGN": 40, "T1_SIGN": 40, "TC_SIGN": 40}
+# Rules for which a figure with the wrong sign is a plausible error.
+SIGN_FLIPS = (
+    "AT1_EXCESS",
+    "LCR_L1ADJ",
+    "FIN_PL",
+    *(f"{tier}_{what}" for tier in ("CET1", "T1", "TC") for what in ("SURPLUS", "SIGN")),
+)
+SHOWN_TWICE = {("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")}  # Tier 1 is one fact in two tables
+MAX_CHANGE = 2  # of a figure, as a multiple of it
 
 
 def make_filings(
     seed: int,
     index: int,
-    count: int = 1,
-    profile: Profile = FULL,
+    count: int,
+    profile: Profile,
     note: HandNote | None = None,
     pair: HandNote | None = None,
 ) -> list[Filing]:
@@ -88,7 +82,10 @@ def make_filings(
         maker = _Maker(bank, period, f"{seed} {index}", profile, note if quarter == 0 else None)
         filing, following = maker.draw(following)
         filings.insert(0, filing)
-    return [*filings, _twin(filings[-1], pair, profile)] if pair else filings
+    if pair and note:
+        filings[-1] = replace(filings[-1], pair=note.id)
+        filings.append(_twin(filings[-1], pair, profile))
+    return filings
 
 
 def quarter_end(quarter: int, start: str) -> str:
@@ -135,7 +132,7 @@ class _Maker:
             figures = self._plant(figures, errors, kept)
             if figures is None:
                 continue
-            found = violated(self.bank, self.period, figures, rules_of(self.profile))
+            found = violated(self.bank, self.period, figures, self.profile.rules)
             if {rule.id for rule in errors} <= found and len(found) <= (
                 MAX_OF_SHORT if self.profile.is_short else MAX_VIOLATIONS
             ):
@@ -150,12 +147,12 @@ class _Maker:
         """(levels, filing errors) of a report. The levels are those that `persisting` names, if any."""
         rng = self.rng
         if persisting is not None:
-            return persisting, draw_errors(rng, rng.random() < self.profile.filing_errors / 2, rules_of(self.profile))
+            return persisting, draw_errors(rng, rng.random() < self.profile.filing_errors / 2, self.profile.rules)
         if self.clean:
             return {}, []
         problems = 1 + rng.choices(range(len(PROBLEMS)), PROBLEMS)[0]
         error_count = sum(rng.random() < self.profile.filing_errors for _ in range(problems))
-        return draw_levels(rng, problems - error_count), draw_errors(rng, error_count, rules_of(self.profile))
+        return draw_levels(rng, problems - error_count), draw_errors(rng, error_count, self.profile.rules)
 
     def _kept(self, economics: Economics) -> list[CellKey]:
         """The figures that the note speaks of: they are reported, and free of planted errors."""
@@ -188,7 +185,7 @@ class _Maker:
 
         free = {key: value for key, value in figures.items() if key not in kept}
         if self.tolerated:
-            for rule in draw_errors(self.rng, 2, rules_of(self.profile)):
+            for rule in draw_errors(self.rng, 2, self.profile.rules):
                 if rule not in errors:
                     figures = move_within_tolerance(self.rng, rule, figures, free, check_for(rule))
         for rule in errors:
@@ -225,7 +222,112 @@ def _twin(filing: Filing, note: HandNote, profile: Profile) -> Filing:
                     figures[first] = value + other
             figures["C_27.00", codes[one], "c021"] = name
             attached = tuple(cell for cell in attached if cell[1] != codes[two])
-    found = violated(bank, note.period, figures, rules_of(profile))
+    found = violated(bank, note.period, figures, profile.rules)
     return replace(
         filing, bank=bank, period=note.period, figures=figures, note=note, attached=attached, violated=frozenset(found)
     )
+
+
+def draw_errors(rng: random.Random, count: int, rules: Sequence[Rule]) -> list[Rule]:
+    """Up to `count` different filing rules, those that apply to few banks more often."""
+    left = [rule for rule in rules if rule.kind == "filing"]
+    drawn: list[Rule] = []
+    for _ in range(min(count, len(left))):
+        drawn += rng.choices(left, [WEIGHTS.get(rule.id, 10) for rule in left])
+        left.remove(drawn[-1])
+    return drawn
+
+
+def plant_error(rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates) -> Figures | None:
+    """A copy of `figures` with an error that violates `rule`; None if there is no room for one in this report.
+
+    Only figures that are `free` are changed.
+    """
+    keys = {key: weight for key, weight in _readable(rule, free).items() if key in figures}
+    if not keys or violates(figures):
+        return None
+    key = rng.choices(list(keys), list(keys.values()))[0]
+    value = figures[key]
+    assert isinstance(value, Decimal)
+    changes: list[Figures] = [{**figures, key: _mistyped(rng, value)}]
+    if rule.id in SIGN_FLIPS:
+        changes.append({**figures, key: -value})
+    if rule.absent_cell == "zero" and key[1].startswith("r"):
+        changes.append({name: one for name, one in figures.items() if name != key})
+    rng.shuffle(changes)
+    for changed in changes if rng.random() < 0.75 else ():
+        if violates(changed):
+            return changed
+    moved = boundary_value(rng, key, figures, violates)
+    return None if moved is None else {**figures, key: moved}
+
+
+def move_within_tolerance(
+    rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates
+) -> Figures:
+    """A copy of `figures` with a `free` figure moved as far as `rule` tolerates, or `figures` if none can be moved."""
+    keys = {key: weight for key, weight in _readable(rule, free).items() if key in figures}
+    if not keys or violates(figures):
+        return figures
+    key = rng.choices(list(keys), list(keys.values()))[0]
+    moved = boundary_value(rng, key, figures, violates, inside=True)
+    return figures if moved is None else {**figures, key: moved}
+
+
+def _readable(rule: Rule, figures: Figures) -> dict[CellKey, int]:
+    """The figures that a rule reads, with a weight: a figure that many rules read is rarely the one that is wrong."""
+    readers = Counter(cell for other in built_in_rules() if other.kind != "trigger" for cell in other.cells)
+    found = {}
+    for key, value in figures.items():
+        cell = key if key in rule.cells else (key[0], "*", key[2])
+        if cell in rule.cells and cell not in SHOWN_TWICE and isinstance(value, Decimal):
+            found[key] = 100_000 // readers[cell] ** 3
+    return found
+
+
+def boundary_value(
+    rng: random.Random, key: CellKey, figures: Figures, violates: Violates, inside: bool = False
+) -> Decimal | None:
+    """The value of figure `key` at the edge of the tolerance, in a random direction.
+
+    The figure moves by the smallest number of units in the last place that violates the rule, or with `inside` by one unit
+    less. None if no move violates the rule, or if with `inside` the figure would not move at all.
+    """
+    value = figures[key]
+    assert isinstance(value, Decimal)
+    unit = _unit_in_last_place(value) * rng.choice((-1, 1))
+    high = 1
+    while not violates({**figures, key: value + unit * high}):
+        high *= 2
+        if abs(unit) * high > MAX_CHANGE * abs(value):
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if violates({**figures, key: value + unit * middle}) else (middle, high)
+    steps = high - 1 if inside else high
+    return value + unit * steps if steps else None
+
+
+def _unit_in_last_place(value: Decimal) -> Decimal:
+    """The unit of the last digit of a ratio. For an amount, the largest of 10^6, 10^3 and 1 that divides it."""
+    exponent = int(value.as_tuple().exponent)
+    if exponent < 0:
+        return Decimal(1).scaleb(exponent)
+    return next(Decimal(unit) for unit in (1_000_000, 1000, 1) if value % unit == 0)
+
+
+def _mistyped(rng: random.Random, value: Decimal) -> Decimal:
+    """The figure with a manual error: the wrong unit, two digits swapped, or off by 0.5% to 8%."""
+    unit = _unit_in_last_place(value)
+    kind = rng.random()
+    if kind < 0.12 and unit >= 1000 and abs(value) >= 1_000_000:
+        return (value / 1000 / unit).quantize(Decimal(1)) * unit  # filed in thousands instead of units
+    digits = str(abs(int(value / unit)))
+    places = [place for place in range(len(digits) - 1) if digits[place] != digits[place + 1]]
+    if kind < 0.35 and places:
+        place = rng.choice(places)
+        swapped = digits[:place] + digits[place + 1] + digits[place] + digits[place + 2 :]
+        return (Decimal(swapped) * unit).quantize(unit).copy_sign(value)
+    difference = (abs(value) * rng.randint(5, 80) / 1000 / unit).quantize(Decimal(1)) * unit
+    return value + max(difference, unit).quantize(unit) * rng.choice((-1, 1))
