@@ -6,8 +6,11 @@ from decimal import Decimal
 import pytest
 
 from tests.xbrl.desk.reports import BANK, CLIENT, LCR, LR, NSFR, PERIOD, SMALL, read, record, verdicts
+from xbrl.corpus.examples import with_client_names
 from xbrl.read.report import Note
 from xbrl.rules.findings import Finding, note_rules
+from xbrl.rules.note_facts import NAME
+from xbrl.rules.rules import evaluate, violations
 
 PLEDGED = "Bonds of 31% of the outflows in the buffer are pledged."
 LCR_LINE = (
@@ -144,3 +147,17 @@ def test_a_decision_on_another_client_is_not_the_reason(breach):
     reasons = {one["cell"]: (one["verdict"], one["reason"]) for one in made["findings"]}
     assert reasons["C 28.00 A12 c350"] == ("confirmed", "")
     assert reasons["C 28.00 B34 c350"] == ("confirmed", "the desk has decided: violated (findings.csv, line 2)")
+
+
+def test_clients_of_one_name_are_told_apart_by_their_codes(breach):
+    """A short report names its clients; two of one name keep their codes, so that each has its own row and finding."""
+    named = [("A12", "Nordwerk"), ("B34", "Nordwerk")]
+    first = next(fact for fact in breach.facts if fact.cell == CLIENT[:1] + ("*",) + CLIENT[2:])
+    key = next(name for name in first.dimensions if name.endswith("qINC"))
+    names = tuple(
+        replace(first, value=name, unit=None, decimals=None, dimensions={key: code}, cell=NAME) for code, name in named
+    )
+    report, _ = with_client_names(replace(breach, facts=(*breach.facts, *names)))
+    assert [one.row for one in violations(evaluate(report)) if one.rule_id == "LE_LIMIT"] == ["Nordwerk (A12)"]
+    other, _ = with_client_names(replace(breach, facts=(*breach.facts, names[0])))
+    assert [one.row for one in violations(evaluate(other)) if one.rule_id == "LE_LIMIT"] == ["Nordwerk"]
