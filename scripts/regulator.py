@@ -61,8 +61,7 @@ def cpt(parser: argparse.ArgumentParser) -> None:
     out whole, together with all that resemble them. Beside them, general.jsonl has general English text to mix into
     training, and general_held_out.jsonl the general text that evaluation uses. The same arguments produce the same bytes.
     """
-    from eval import general_text
-    from xbrl.corpus.cpt_corpus import SOURCE, GeneralText, check_share, make_corpus
+    from xbrl.corpus.cpt_corpus import SOURCE, make_corpus
     from xbrl.read.dpm_distil import open_dpm_database
 
     parser.add_argument("--out", type=Path, required=True, help="the folder to create")
@@ -71,10 +70,10 @@ def cpt(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--seed", "seed of the splits", 0)
     arguments = parser.parse_args()
     check_new(arguments.out)
-    check_share(arguments.held_out)  # before the download
-    texts = GeneralText(general_text.SOURCE, general_text.training_texts(), general_text.held_out_texts())
+    if not 0 <= arguments.held_out < 0.5:  # before the download
+        raise UserError(f"--held-out must be at least 0 and less than 0.5, not {arguments.held_out}")
     with open_dpm_database(arguments.database) as database:
-        card = make_corpus(database, arguments.out, texts, arguments.held_out, arguments.seed)
+        card = make_corpus(database, arguments.out, arguments.held_out, arguments.seed)
     for name, counts in card["files"].items():
         print(
             f"{name:22} {counts['documents']:6} documents of {counts['tables']} tables, {counts['characters']:,} characters"

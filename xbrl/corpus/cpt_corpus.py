@@ -1,32 +1,29 @@
-"""Make the corpus for continual pre-training from the texts of the DPM (`dpm_texts.py`): splits, files and the data card.
+"""The corpus for continual pre-training: the EBA's DPM as text (tables, the meaning of their rows and columns, rules, terms).
 
-Evaluation text must not have been trained on, so whole tables are held out. Many tables overlap: parts of one template,
-copies per currency, disclosures that mirror a return. Tables that share most of their labels therefore go to the same split.
-A rule about tables of several splits goes to the strictest one (test, then validation, then training).
+Source: European Banking Authority, DPM 2.0 database. Cells are named as in rendered reports:
+`C 76.00.a r0030 c0010 LIQUIDITY COVERAGE RATIO (%), Value / Percentage`.
+
+Evaluation text must not have been trained on, so whole tables are held out; each document lists the tables it is about (a
+definition lists none). Many tables overlap: parts of one template, copies per currency, disclosures that mirror a return.
+Tables that share most of their labels therefore go to the same split. A rule about tables of several splits goes to the
+strictest one (test, then validation, then training).
 """
 
-import hashlib
 import random
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 from common.durable_files import new_directory, write_json, write_json_lines
 from common.errors import UserError
-from xbrl.corpus.dpm_texts import (
-    Document,
-    TableText,
-    definition_documents,
-    meaning_documents,
-    read_table_texts,
-    rule_documents,
-    table_documents,
-)
+from eval import general_text
 from xbrl.read.dpm import RELEASE, WRITTEN_TABLES
-from xbrl.read.dpm_distil import PACKAGE, release_id
+from xbrl.read.dpm_distil import PACKAGE, TYPES, clean, release_id
+from xbrl.read.render import table_name
 from xbrl.read.report import template_of
 
 SPLITS = ("train", "validation", "test")
@@ -44,85 +41,348 @@ LIMITS = (
     "Definitions belong to no table and are assigned to splits at random. A held-out document may share single lines with "
     "training."
 )
+MAX_LABEL_LINES = 24  # lines with cell labels per rule
+MAX_CELLS_PER_OPERAND = 12  # a larger operand lists the labels of its rows and columns instead of its cells
+MAX_CHARACTERS = 3000  # per document, about 1,000 tokens; longer tables are split between rows
+
+CURRENT = "{0}.StartReleaseID <= ?1 and coalesce({0}.EndReleaseID, 1e18) > ?1"
+TABLES = f"""select tv.TableVID, tv.Code, tv.Name, f.Name, mv.Code, tv.ContextID
+from TableVersion tv join "Table" t on t.TableID = tv.TableID join ModuleVersionComposition mc on mc.TableVID = tv.TableVID
+join ModuleVersion mv on mv.ModuleVID = mc.ModuleVID join Module m on m.ModuleID = mv.ModuleID
+join Framework f on f.FrameworkID = m.FrameworkID
+where t.IsAbstract = 0 and {CURRENT.format("tv")} and {CURRENT.format("mv")} order by tv.Code, mv.Code"""
+HEADERS = f"""select tv.Code, h.Direction, hv.Code, hv.Label, t.IsAbstract, h.IsKey, t.HeaderID, t.ParentHeaderID, hv.ContextID
+from TableVersion tv join TableVersionHeader t on t.TableVID = tv.TableVID join HeaderVersion hv on hv.HeaderVID = t.HeaderVID
+join Header h on h.HeaderID = t.HeaderID where {CURRENT.format("tv")} order by tv.Code, h.Direction, t."Order", t.HeaderID"""
+CELLS = f"""select tv.Code, c.CellCode, d.Code from TableVersion tv join TableVersionCell c on c.TableVID = tv.TableVID
+join VariableVersion v on v.VariableVID = c.VariableVID left join Property p on p.PropertyID = v.PropertyID
+left join DataType d on d.DataTypeID = p.DataTypeID where {CURRENT.format("tv")}"""
+TERMS = """select distinct c.Name, i.Name, i.Description from Item i join ItemCategory ic on ic.ItemID = i.ItemID
+join Category c on c.CategoryID = ic.CategoryID where ic.StartReleaseID <= ?1 and trim(coalesce(i.Description, '')) <> ''
+order by c.Name, i.Name, i.Description"""
+MEANINGS = """select ContextID, PropertyID, ItemID from ContextComposition where ContextID in
+(select ContextID from HeaderVersion union select ContextID from TableVersion)"""
+RULES = f"""select ov.OperationVID, o.Code, ov.Expression, coalesce(ov.Description, '')
+from Operation o join OperationVersion ov on ov.OperationID = o.OperationID
+where o.Type = 'validation' and {CURRENT.format("ov")} order by o.Code, ov.OperationVID"""
+SEVERITIES = """select OperationVID, group_concat(distinct Severity) from OperationScope
+where IsActive = 1 group by OperationVID"""
+AXES = {"Y": "r", "X": "c", "Z": "s"}
 
 
 @dataclass(frozen=True)
-class GeneralText:
-    """General English texts that are written next to the DPM files."""
+class Header:
+    """A row, column or sheet of a table."""
 
-    source: str
-    training: Sequence[str]  # to mix into training
-    held_out: Sequence[str]  # used by evaluation, never for training
-
-
-def check_share(held_out: float) -> None:
-    """Raise UserError unless `make_corpus` accepts this share."""
-    if not 0 <= held_out < 0.5:
-        raise UserError(f"--held-out must be at least 0 and less than 0.5, not {held_out}")
+    code: str  # "r0030"
+    label: str
+    depth: int  # indentation level in the template
+    heading: bool  # True if it has no cells
+    key: bool  # True if its values identify the rows or sheets of an open table
+    meaning: str  # its dimensions as text: "Accounting items: Assets; Liquidity quality of assets: Liquid assets"
 
 
-def make_corpus(database: sqlite3.Connection, out: Path, general: GeneralText, held_out: float, seed: int) -> dict:
-    """Write the splits, the general texts and the data card to the new folder `out`. Returns the data card.
+@dataclass(frozen=True)
+class TableText:
+    """A table of the release with the headers and cells of its template."""
 
-    Validation and test each get about the fraction `held_out` of the text of the tables. Raises UserError if the database
-    has no tables of the release.
+    code: str  # "C_76.00.a"
+    label: str
+    filed: str  # frameworks and modules that include it, as text
+    meaning: str  # dimensions shared by the whole table, as text
+    headers: dict[str, list[Header]] = field(default_factory=lambda: {"r": [], "c": [], "s": []})
+    cells: dict[tuple[str, str], str] = field(default_factory=dict)  # (row, column) -> data type; open rows are "*"
+
+    @property
+    def title(self) -> str:
+        return f"{table_name(self.code)} {self.label}".strip()
+
+    def header(self, code: str) -> Header | None:
+        """The row, column or sheet with that code. None if unknown."""
+        return next((header for header in self.headers.get(code[:1], ()) if header.code == code), None)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of the corpus."""
+
+    kind: str  # table | meaning | rule | definition
+    text: str
+    tables: tuple[str, ...]  # codes of the tables it is about
+
+
+def make_corpus(database: sqlite3.Connection, out: Path, held_out: float, seed: int) -> dict:
+    """Write the splits, general English texts and the data card to the new folder `out`. Returns the data card.
+
+    Validation and test each get about the fraction `held_out` of the text of the tables. `general.jsonl` is for mixing into
+    training, `general_held_out.jsonl` is what evaluation uses. Raises UserError if the database has no tables of the release.
     """
-    tables, documents, dropped = all_documents(database)
+    release = release_id(database)
+    tables = read_table_texts(database, release)
+    if not tables:
+        raise UserError(f"the database contains no tables of release {RELEASE}")
+    documents = [one for table in tables.values() for one in (*table_documents(table), *meaning_documents(table))]
+    left_out: dict[str, int] = {}
+    documents += rule_documents(database, release, tables, left_out)
+    documents += definition_documents(database, release)
     groups = group_tables(tables)
     sizes = Counter()
     for document in documents:
         if document.kind == "table":
             sizes[document.tables[0]] += len(document.text)
     splits = split_tables(groups, sizes, held_out, seed, WRITTEN_TABLES)
-    parts, left_out = assign_documents(documents, splits, held_out, seed)
-    parts["general"] = [Document("general", text, ()) for text in general.training]
-    parts["general_held_out"] = [Document("general", text, ()) for text in general.held_out]
-    sources = {name: general.source if name.startswith("general") else SOURCE for name in parts}
-    card = {
-        "arguments": {"held_out": held_out, "seed": seed},
-        "sources": [SOURCE, general.source],
-        "files": {f"{name}.jsonl": _file_summary(part, sources[name]) for name, part in parts.items()},
-        "tables": {split: sorted(code for code in splits if splits[code] == split) for split in SPLITS},
-        "groups_of_tables": len(set(groups.values())),
-        "kept_together": f"parts of one template; tables with at least {MIN_OVERLAP:.0%} of their labels in common",
-        "left_out": dropped | left_out,
-        "left_out_above": f"{MAX_SEEN:.0%} of the lines of a held-out document",
-        "how_made": "scripts/regulator.py cpt",
-        "limits": LIMITS,
-    }
+    parts = assign_documents(documents, splits, held_out, seed, left_out)
+    parts["general"] = [Document("general", text, ()) for text in general_text.training_texts()]
+    parts["general_held_out"] = [Document("general", text, ()) for text in general_text.held_out_texts()]
+    files = {}
     with new_directory(out) as folder:
         for name, part in parts.items():
-            citation = general.source if name.startswith("general") else CITATION
+            source, citation = (general_text.SOURCE,) * 2 if name.startswith("general") else (SOURCE, CITATION)
+            files[f"{name}.jsonl"] = {
+                "source": source,
+                "documents": len(part),
+                "characters": sum(len(document.text) for document in part),
+                "tables": len({code for document in part for code in document.tables}),
+                "documents_by_kind": dict(sorted(Counter(document.kind for document in part).items())),
+            }
             write_json_lines(
                 folder / f"{name}.jsonl",
                 [{"text": one.text, "kind": one.kind, "tables": list(one.tables), "source": citation} for one in part],
             )
+        card = {
+            "arguments": {"held_out": held_out, "seed": seed},
+            "sources": [SOURCE, general_text.SOURCE],
+            "files": files,
+            "tables": {split: sorted(code for code in splits if splits[code] == split) for split in SPLITS},
+            "groups_of_tables": len(set(groups.values())),
+            "kept_together": f"parts of one template; tables with at least {MIN_OVERLAP:.0%} of their labels in common",
+            "left_out": left_out,
+            "left_out_above": f"{MAX_SEEN:.0%} of the lines of a held-out document",
+            "how_made": "scripts/regulator.py cpt",
+            "limits": LIMITS,
+        }
         write_json(folder / "dataset.json", card)
     return card
 
 
-def all_documents(database: sqlite3.Connection) -> tuple[dict[str, TableText], list[Document], dict[str, int]]:
-    """(tables of the release, all documents, number of omitted rules by reason)."""
-    release = release_id(database)
-    tables = read_table_texts(database, release)
-    if not tables:
-        raise UserError(f"the database contains no tables of release {RELEASE}")
-    dropped: dict[str, int] = {}
-    documents = [one for table in tables.values() for one in (*table_documents(table), *meaning_documents(table))]
-    documents += rule_documents(database, release, tables, dropped)
-    documents += definition_documents(database, release)
-    return tables, documents, dropped
+def read_table_texts(database: sqlite3.Connection, release: int) -> dict[str, TableText]:
+    """Code -> table, for all tables of the release that can be filed and have cells."""
+    meanings = _meanings(database)
+    tables: dict[str, TableText] = {}
+    filed: dict[str, list[str]] = {}
+    for _, code, label, framework, module, context in database.execute(TABLES, (release,)):
+        filed.setdefault(code, []).append(f"{framework}, module {module}")
+        label = re.sub(r" \.[a-z]$", "", clean(label))
+        tables[code] = TableText(code, label, "; ".join(filed[code][:3]), meanings.get(context, ""))
+    depths: dict[tuple[str, int], int] = {}
+    for code, axis, number, label, heading, key, header_id, parent, context in database.execute(HEADERS, (release,)):
+        if code in tables and axis in AXES:
+            depths[code, header_id] = depth = depths.get((code, parent), -1) + 1
+            header = Header(
+                f"{AXES[axis]}{number}", clean(label), depth, bool(heading), bool(key), meanings.get(context, "")
+            )
+            tables[code].headers[AXES[axis]].append(header)
+    for code, cell, type_code in database.execute(CELLS, (release,)):
+        if code in tables:
+            place = {part[:1]: part for part in cell.strip("{}").split(", ")[1:]}
+            row, column = _cell_axis(place.get("r", "*")), _cell_axis(place.get("c", "*"))
+            tables[code].cells[row, column] = TYPES.get(type_code, "")
+    return {code: table for code, table in tables.items() if table.cells}
 
 
-def _file_summary(documents: list[Document], source: str) -> dict:
-    """Statistics of one file for the data card."""
+def _cell_axis(code: str) -> str:
+    """The row or column code of a cell, with open rows as "*"."""
+    return "*" if code.endswith("*") else code
+
+
+def _meanings(database: sqlite3.Connection) -> dict[int, str]:
+    """Context id -> its dimensions as text."""
+    names = {item: clean(name) for item, name in database.execute("select ItemID, Name from Item")}
+    found: dict[int, list[str]] = {}
+    for context, dimension, member in database.execute(MEANINGS):
+        found.setdefault(context, []).append(f"{names[dimension]}: {names[member]}")
+    return {context: "; ".join(sorted(parts)) for context, parts in found.items()}
+
+
+def table_documents(table: TableText) -> Iterator[Document]:
+    """The template as text: sheets, columns and rows in order, with the reported cells and their data types."""
+    types = _data_types(table)
+    lines = [f"Filed in {table.filed}"]
+    for axis, name in (("s", "Sheets"), ("c", "Columns"), ("r", "Rows")):
+        headers = table.headers[axis]
+        if axis == "r" and not headers:
+            keys = [header.label for header in table.headers["c"] if header.key]
+            lines.append(f"Open rows, one for each {', '.join(keys)}" if keys else "Open rows")
+            continue
+        lines += [f"{name}:"] if headers else []
+        for header in headers:
+            indent = "  " * header.depth
+            if header.heading:
+                lines.append(f"{indent}{header.label}")
+                continue
+            notes = ["key"] if header.key else []
+            if axis == "r" and len(table.headers["c"]) > 1:
+                notes += _reported_columns(table, header.code)
+            notes += [types[header.code]] if types.get(header.code) else []
+            lines.append(f"{indent}{header.code} {header.label}" + (f" | {', '.join(notes)}" if notes else ""))
+    yield from _documents("table", table.title, lines, (table.code,))
+
+
+def _data_types(table: TableText) -> dict[str, str]:
+    """Header code -> data type of its cells.
+
+    Contains all columns if every column has cells of only one type, and otherwise the rows with cells of only one type.
+    """
+    found: dict[str, set[str]] = {}
+    for (row, column), data_type in table.cells.items():
+        found.setdefault(row, set()).add(data_type)
+        found.setdefault(column, set()).add(data_type)
+    columns = [header.code for header in table.headers["c"] if header.code in found]
+    by_column = all(len(found[code]) == 1 for code in columns)
     return {
-        "source": source,
-        "documents": len(documents),
-        "characters": sum(len(document.text) for document in documents),
-        "tables": len({code for document in documents for code in document.tables}),
-        "documents_by_kind": dict(sorted(Counter(document.kind for document in documents).items())),
+        code: next(iter(types)) for code, types in found.items() if len(types) == 1 and (code in columns) == by_column
     }
+
+
+def _reported_columns(table: TableText, row: str) -> list[str]:
+    """The columns in which a row is reported. Empty if it is reported in all."""
+    order = [header.code for header in table.headers["c"] if not header.heading]
+    reported = [code for code in order if (row, code) in table.cells]
+    return [] if reported == order else reported
+
+
+def meaning_documents(table: TableText) -> Iterator[Document]:
+    """The meaning of each row, column and sheet: its label and its dimensions as text."""
+    lines = [table.meaning] if table.meaning else []
+    for headers in table.headers.values():
+        lines += [f"{header.code} {header.label} = {header.meaning}" for header in headers if header.meaning]
+    if lines:
+        yield from _documents("meaning", f"What is reported in {table.title}", lines, (table.code,))
+
+
+def definition_documents(database: sqlite3.Connection, release: int) -> Iterator[Document]:
+    """The terms that the DPM defines, grouped by category. Omits definitions that only repeat the name."""
+    lines: dict[str, dict[str, None]] = {}
+    for category, name, description in database.execute(TERMS, (release,)):
+        name, description = clean(name), clean(description)
+        if len(description) > 20 and description.casefold() != name.casefold():
+            lines.setdefault(clean(category), {})[f"{name}: {description}"] = None
+    for category, terms in lines.items():
+        yield from _documents("definition", f"Terms: {category}", terms, ())
+
+
+def _documents(kind: str, title: str, lines: Iterable[str], tables: tuple[str, ...]) -> Iterator[Document]:
+    """Split the lines into documents of at most about `MAX_CHARACTERS`, each starting with the title."""
+    part, size = [title], 0
+    for line in lines:
+        if size and size + len(line) > MAX_CHARACTERS:
+            yield Document(kind, "\n".join(part), tables)
+            part, size = [f"{title} (continued)"], 0
+        part.append(line)
+        size += len(line) + 1
+    yield Document(kind, "\n".join(part), tables)
+
+
+def rule_documents(
+    database: sqlite3.Connection, release: int, tables: Mapping[str, TableText], dropped: dict[str, int]
+) -> Iterator[Document]:
+    """Yield the validation rules with the labels of their cells. Counts omitted rules in `dropped`, by reason."""
+    names = {
+        signature: clean(name)
+        for signature, name in database.execute(
+            "select ic.Signature, i.Name from ItemCategory ic join Item i on i.ItemID = ic.ItemID"
+        )
+    }
+    templates: dict[str, list[str]] = {}
+    for code in tables:
+        templates.setdefault(template_of(code), []).append(code)
+    severities = dict(database.execute(SEVERITIES))
+    for version, rule_code, expression, description in database.execute(RULES, (release,)):
+        severity = ", ".join(sorted((severities.get(version) or "").split(",")))
+        expression = clean(expression)
+        mentioned = set(re.findall(r"\b[tv]_?([A-Z]+_\d[\w.]*[\w])", expression))
+        used = sorted({code for name in mentioned for code in ([name] if name in tables else templates.get(name, ()))})
+        unknown = [name for name in mentioned if name not in tables and name not in templates]
+        if unknown or not used:
+            reason = "rules on tables that are not filed in the release" if unknown else "rules that name no table"
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
+        lines = [f"Rule {rule_code}" + (f" ({severity})" if severity else "")]
+        lines += [tables[code].title for code in used[:8]] + [expression]
+        description = clean(description)
+        words = re.findall(r"\b[a-z]{4,}\b", re.sub(r"\{[^{}]*\}", "", description))
+        if len(words) >= 3 and "default:" not in description:  # most other descriptions repeat the expression
+            lines.append(description)
+        lines += rule_labels(expression, tables)
+        members = dict.fromkeys(re.findall(r"\[(eba_\w+:\w+)\]", expression))
+        lines += [f"{member} {names[member]}" for member in list(members)[:MAX_LABEL_LINES] if member in names]
+        yield Document("rule", "\n".join(lines), tuple(used))
+
+
+def rule_labels(expression: str, tables: Mapping[str, TableText]) -> list[str]:
+    """The labels of the cells that an expression uses, at most `MAX_LABEL_LINES` lines."""
+    start = re.match(r"\s*with\s*\{([^{}]*)\}\s*:", expression)
+    default = _parse_operand(start[1]) if start else {}
+    lines: dict[str, None] = {}
+    for operand in re.findall(r"\{([^{}]*)\}", expression[start.end() :] if start else expression):
+        place = default | _parse_operand(operand)
+        table = tables.get(place.get("t", ("",))[0])
+        if table is not None:
+            rows, columns = (_headers_of(table, place.get(axis, ())) for axis in "rc")
+            lines.update(dict.fromkeys(_operand_lines(table, rows, columns)))
+    found = list(lines)
+    more = [f"and {len(found) - MAX_LABEL_LINES} more"] if len(found) > MAX_LABEL_LINES else []
+    return found[:MAX_LABEL_LINES] + more
+
+
+def _operand_lines(table: TableText, rows: list[str], columns: list[str]) -> Iterator[str]:
+    """Labels of the cells of an operand, or of its rows and columns if there are too many cells."""
+    name = table_name(table.code)
+    if rows and columns and len(rows) * len(columns) <= MAX_CELLS_PER_OPERAND:
+        for row in rows:
+            for column in columns:
+                if (row, column) in table.cells:
+                    yield f"{name} {row} {column} {_label(table, row)}, {_label(table, column)}"
+        return
+    for code in rows + columns:
+        yield f"{name} {code} {_label(table, code)}"
+
+
+def _label(table: TableText, code: str) -> str:
+    """The label of a row or column that `_headers_of` found in the table."""
+    header = table.header(code)
+    assert header is not None, f"{table.code} has no {code}"
+    return header.label
+
+
+def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:
+    """Parse an operand into its table, rows, columns and sheets.
+
+    `tC_01.00, (r0010, r0020), c0010, default: 0` -> {"t": ("C_01.00",), "r": ("r0010", "r0020"), "c": ("c0010",)}
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for part in re.findall(r"\([^()]*\)|[^,()]+", operand):
+        members = [member.strip() for member in part.strip("() ").split(",")]
+        if re.fullmatch(r"t[A-Z]+_\d[\w.]*", members[0]):
+            found["t"] = (members[0][1:],)
+        elif re.fullmatch(r"[rcs](\*|\d+)(-\d+)?", members[0]):
+            found[members[0][0]] = tuple(members)
+    return found
+
+
+def _headers_of(table: TableText, codes: Iterable[str]) -> list[str]:
+    """Expand codes to headers of the table: `r0290-0310` is a range of rows; `r*` matches none."""
+    found = []
+    for code in codes:
+        first, dash, last = code.partition("-")
+        if dash:
+            last = first[0] + last
+            found += [
+                header.code for header in table.headers[first[0]] if first <= header.code <= last and not header.heading
+            ]
+        elif table.header(code):
+            found.append(code)
+    return found
 
 
 def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
@@ -130,29 +390,18 @@ def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
 
     A group joins the parts of a template and, transitively, overlapping tables.
     """
-    parent = {code: code for code in tables}
-
-    def root(code: str) -> str:
-        while parent[code] != code:
-            code = parent[code]
-        return code
-
-    def join(a: str, b: str) -> None:
-        first, second = sorted((root(a), root(b)))
-        parent[second] = first
-
-    first_of: dict[str, str] = {}
-    labels = {}
-    for code, table in tables.items():
-        join(code, first_of.setdefault(template_of(code), code))
-        labels[code] = {header.label.casefold() for axis in "rc" for header in table.headers[axis]}
-    codes = list(tables)
-    for i, a in enumerate(codes):
-        for b in codes[:i]:
-            common = len(labels[a] & labels[b])
-            if common >= 3 and common >= MIN_OVERLAP * len(labels[a] | labels[b]):
-                join(a, b)
-    return {code: root(code) for code in tables}
+    labels = {
+        code: {header.label.casefold() for axis in "rc" for header in table.headers[axis]}
+        for code, table in tables.items()
+    }
+    group = {code: code for code in tables}
+    for one, other in combinations(tables, 2):
+        common = len(labels[one] & labels[other])
+        overlap = common >= 3 and common >= MIN_OVERLAP * len(labels[one] | labels[other])
+        if group[one] != group[other] and (overlap or template_of(one) == template_of(other)):
+            first, second = sorted((group[one], group[other]))
+            group |= {code: first for code, name in group.items() if name == second}
+    return group
 
 
 def split_tables(
@@ -185,20 +434,20 @@ def split_tables(
 
 
 def assign_documents(
-    documents: Sequence[Document], tables: Mapping[str, str], held_out: float, seed: int
-) -> tuple[dict[str, list[Document]], dict[str, int]]:
-    """(split -> documents, number of dropped documents by reason). `tables` maps table codes to splits.
+    documents: Sequence[Document], tables: Mapping[str, str], held_out: float, seed: int, left_out: dict[str, int]
+) -> dict[str, list[Document]]:
+    """Split -> documents. `tables` maps table codes to splits. Counts what is left out in `left_out`, by reason.
 
-    Definitions belong to no table and are assigned at random. Drops duplicates: rules are compared without their own
-    code, other documents without any codes or numbers. Drops held-out documents with more than the fraction `MAX_SEEN`
-    of their lines in training.
+    Definitions belong to no table and are assigned at random. Duplicates are left out: rules are compared without their own
+    code, other documents without any codes or numbers. So are held-out documents with more than the fraction `MAX_SEEN` of
+    their lines in training.
     """
     parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
-    seen: set[bytes] = set()
-    left_out = {"duplicates": 0, "mostly seen in training": 0}
+    seen: set[tuple[str, str]] = set()
+    left_out |= {"duplicates": 0, "mostly seen in training": 0}
     for document in documents:
         body = document.text.partition("\n")[2] or document.text
-        key = digest(document.kind, body if document.kind == "rule" else mask_codes(body))
+        key = (document.kind, body if document.kind == "rule" else mask_codes(body))
         if key in seen:
             left_out["duplicates"] += 1
             continue
@@ -213,12 +462,7 @@ def assign_documents(
         fresh = [document for document in parts[name] if fraction_seen(document.text, known) <= MAX_SEEN]
         left_out["mostly seen in training"] += len(parts[name]) - len(fresh)
         parts[name] = fresh
-    return parts, left_out
-
-
-def digest(*texts: str) -> bytes:
-    """SHA-256 of several texts."""
-    return hashlib.sha256("\0".join(texts).encode()).digest()
+    return parts
 
 
 def mask_codes(text: str) -> str:

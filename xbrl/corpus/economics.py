@@ -138,10 +138,10 @@ def draw_economics(
     rng: random.Random,
     bank: Bank,
     levels: dict[str, str],
-    note: HandNote | None = None,
-    crosses: bool = False,
-    following: Economics | None = None,
-    exactly: bool = True,
+    note: HandNote,
+    crosses: bool,
+    following: Economics | None,
+    exactly: bool,
 ) -> Economics | None:
     """Amounts of a bank whose ratios are at `levels` and which fit its note.
 
@@ -149,19 +149,18 @@ def draw_economics(
     `following` are the amounts of the quarter after, from which those of the quarter before differ little. None if the
     levels contradict each other or the note; if not `exactly`, `crosses` may give way to what the note states.
     """
-    states = dict(note.states) if note else {}
     dropped: list[str] = []
     drawn = _draw_ratios(rng, bank, levels, following.ratios if following else {})
     if drawn is None:
         return None
-    ratios = drawn | {name: states[name] for name in ("nsfr", "leverage") if name in states}
+    ratios = drawn | {name: note.states[name] for name in ("nsfr", "leverage") if name in note.states}
     jitter = Decimal(rng.randint(15, 40)) / 1_000_000  # real amounts give no round ratios; it disappears in rounding
-    ratios["lcr"], buffer, outflow = _liquidity(rng, ratios["lcr"], note, states, crosses)
-    fits, cet1 = _core_capital(rng, bank, ratios, note, states, crosses)
+    ratios["lcr"], buffer, outflow = _liquidity(rng, ratios["lcr"], note, crosses)
+    fits, cet1 = _core_capital(rng, bank, ratios, note, crosses)
     if exactly and not fits:
         return None
     trea = following.trea * (1 - Decimal(rng.randint(-20, 40)) / 1000) if following else bank.trea
-    known = {name: amount for name, amount in (note.clients if note else ()) if amount}
+    known = {name: amount for name, amount in note.clients.items() if amount}
     tier1 = _tier1_of_clients(rng, note, known, crosses)
     if tier1 and cet1 and max(known.values()) > LARGEST * cet1 / ratios["cet1"] * ratios["t1"]:
         dropped.append("exposures")
@@ -197,17 +196,17 @@ def draw_economics(
         required_funding=required,
         clients=_draw_clients(rng, bank, tier1, limit, "exposure" in levels, note, known, crosses),
         institution_limit=limit,
-        profit=states.get("profit"),
+        profit=note.states.get("profit"),
         dropped=tuple(dropped),
     )
 
 
 def _liquidity(
-    rng: random.Random, ratio: Decimal, note: HandNote | None, states: dict[str, Decimal], crosses: bool
+    rng: random.Random, ratio: Decimal, note: HandNote, crosses: bool
 ) -> tuple[Decimal, Decimal | None, Decimal | None]:
     """(LCR, buffer, net outflow) where the note states them or its amount asks for them; an amount that is free is None."""
+    states, amount = note.states, note.amount({"pledged"})
     buffer, outflow = states.get("buffer"), states.get("outflow")
-    amount = note.amount({"pledged"}) if note else None
     if buffer and outflow:
         return buffer / outflow, buffer, outflow
     if not buffer and amount:
@@ -236,13 +235,12 @@ def _core_capital(
     rng: random.Random,
     bank: Bank,
     ratios: dict[str, Decimal],
-    note: HandNote | None,
-    states: dict[str, Decimal],
+    note: HandNote,
     crosses: bool,
 ) -> tuple[bool, Decimal | None]:
     """(whether these ratios fit the amount, CET1 as the note states it or as its amount asks for it; None if it is free)."""
-    amount = note.amount(CAPITAL) if note else None
-    stated, least = states.get("cet1"), states.get("cet1_least", Decimal(0))
+    amount = note.amount(CAPITAL)
+    stated, least = note.states.get("cet1"), note.states.get("cet1_least", Decimal(0))
     if not amount:
         return True, stated or (whole(least * _uniform(rng, "1.02", "1.5")) if least else None)
     need = requirements(bank)
@@ -263,11 +261,9 @@ def _core_capital(
     return False, any_size
 
 
-def _tier1_of_clients(
-    rng: random.Random, note: HandNote | None, known: dict[str, Decimal], crosses: bool
-) -> Decimal | None:
+def _tier1_of_clients(rng: random.Random, note: HandNote, known: dict[str, Decimal], crosses: bool) -> Decimal | None:
     """Tier 1 capital at which the stated exposures are within the limit, and the connected ones together are or are not."""
-    if not known or note is None:
+    if not known:
         return None
     pair = [known[name] for name in note.connected or () if name in known]
     least = max(known.values()) / LARGEST
@@ -285,13 +281,13 @@ def _draw_clients(
     tier1: Decimal,
     institution_limit: Decimal,
     over: bool,
-    note: HandNote | None,
+    note: HandNote,
     known: dict[str, Decimal],
     crosses: bool,
 ) -> tuple[Exposure, ...]:
     """The large exposures: the clients of the note within the limit, and others, of which one is above it if `over`."""
     shares = {name: amount / tier1 for name, amount in known.items()}
-    pair = note.connected if note else None
+    pair = note.connected
     if pair and not set(pair) <= set(shares):
         free = [name for name in pair if name not in shares]
         total = _sum_of_shares(rng, crosses)
@@ -305,7 +301,7 @@ def _draw_clients(
         if rest is None:  # the stated exposure is too small or too large for this sum
             rest = LARGEST if crosses else max(EXPOSURE_LIMIT - first - STEP * rng.randint(1, 300), Decimal("0.005"))
         shares[free.pop()] = rest
-    for name, _ in note.clients if note else ():
+    for name in note.clients:
         shares.setdefault(name, STEP * rng.randint(200, 2400))
     names, makers = list(shares), random.Random(f"clients {bank.entity}")
     others = makers.randint(1, 4)

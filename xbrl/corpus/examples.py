@@ -26,7 +26,7 @@ from common.errors import UserError
 from xbrl.answers.answer_reader import Claim, letter_in, read_line
 from xbrl.answers.answers import write_answer, write_checks, write_violation
 from xbrl.corpus import quickstart
-from xbrl.corpus.note_texts import HandNote
+from xbrl.corpus.note_texts import NO_NOTE, HandNote
 from xbrl.corpus.report_figures import SHORT_CELLS, short_rules
 from xbrl.desk.letters import Context, required_measures, write_letter
 from xbrl.read.dpm import Cells
@@ -161,13 +161,13 @@ def make_example(
     earlier: Sequence[Report] = (),
     letter: str | None = None,
     findings: Sequence[Finding] = (),
-    note: HandNote | None = None,
+    note: HandNote = NO_NOTE,
 ) -> dict:
     """Make the example of one report, in the format of `profile`.
 
     `earlier` are previous reports of the same bank, oldest first. `letter` is the supervisor's letter; without one, a
     letter is written. `findings` are the lines of findings.csv on this report; they correct what the engine finds. `note` is
-    the bank's note, if its facts are known; the quickstart needs one.
+    the bank's note, if its facts are known; in the quickstart they are.
     """
     report, findings = profile.as_seen(report, findings)
     results = evaluate(report, profile.rules)
@@ -175,12 +175,10 @@ def make_example(
     context = letter_context(report, results, earlier, profile, findings)
     if letter is None:
         letter = write_letter(violated, bank, report.period, context, short=profile.is_short)
-    facts = note.facts if note else ()
     if profile.name == "quickstart":
-        assert note is not None
         answer = write_checks([*map(quickstart.ratio_check, results), *quickstart.note_checks(note)], letter)
     else:
-        answer = write_answer(violated, letter, profile.style, facts)
+        answer = write_answer(violated, letter, profile.style, note.facts)
     entity = entity_code(report.entity)
     example = {
         "messages": [*profile.question(report, bank, cells, earlier), {"role": "assistant", "content": answer}],
@@ -190,14 +188,13 @@ def make_example(
         "violations": list(dict.fromkeys(result.rule_id for result in violated)),
         "engine": list(dict.fromkeys(result.rule_id for result in violations(results))),
     }
-    kind = note.kind if note else next((finding.kind for finding in findings if finding.kind), "")
+    kind = note.kind if note.id else next((finding.kind for finding in findings if finding.kind), "")
     measures = required_measures(violated, context)
-    stated = [asdict(fact) | {"amount": None if fact.amount is None else int(fact.amount)} for fact in facts]
-    name = note.id if note else ""
+    stated = [asdict(fact) | {"amount": None if fact.amount is None else int(fact.amount)} for fact in note.facts]
     if profile.name == "quickstart":
-        return example | {"kind": kind, "note": name, "note_facts": stated, "measures": measures}
+        return example | {"kind": kind, "note": note.id, "note_facts": stated, "measures": measures}
     printed = [dict(zip(PRINTED, write_violation(one, profile.style).split(" | "), strict=True)) for one in violated]
-    return example | {"findings": printed, "kind": kind, "measures": measures, "note_facts": stated, "note": name}
+    return example | {"findings": printed, "kind": kind, "measures": measures, "note_facts": stated, "note": note.id}
 
 
 def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, list[Finding]]:

@@ -21,6 +21,7 @@ from xbrl.rules.remittance import due_date
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
 Row = tuple[Cell, str, Decimal | str]  # (cell, key of its row in an open table or "", value)
+Content = list[tuple[Table, list[Row]]]  # what a module files
 FOOTNOTE = "http://www.xbrl.org/2003/arcrole/fact-footnote"
 LINK = "http://www.xbrl.org/2003/role/link"
 INDICATORS = "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03"
@@ -66,13 +67,17 @@ def write_reports(
         for table in tables.values():
             if table.template in unfiled and table.module == module:
                 indicators.setdefault(table.template, False)
-        ordered = [(tables[code], rows) for code, rows in sorted(filed.items())]
-        arguments = (folder, bank, period, module, ordered, dict(sorted(indicators.items())))
+        content = [(tables[code], rows) for code, rows in sorted(filed.items())]
+        name = _file_name(bank, period, module)
         if syntax == "csv":
-            files.append(_write_csv(*arguments))
+            path = folder / f"{name}.zip"
+            path.write_bytes(_csv_package(name, bank, period, content, dict(sorted(indicators.items()))))
         else:
+            path = folder / f"{name}.json"
             of_module = [note for note in notes if any(cell[0] in filed for cell in note.cells)]
-            files.append(_write_json(*arguments, of_module))
+            document = _json_report(bank, period, content, dict(sorted(indicators.items())), of_module)
+            path.write_text(json.dumps(document, indent=0) + "\n", encoding="utf-8")
+        files.append(path)
     return files
 
 
@@ -97,15 +102,8 @@ def _file_name(bank: Bank, period: str, module: str) -> str:
     return f"{bank.entity}.{bank.scope}_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
 
 
-def _write_csv(
-    folder: pathlib.Path,
-    bank: Bank,
-    period: str,
-    module: str,
-    filed: list[tuple[Table, list[Row]]],
-    indicators: dict[str, bool],
-) -> pathlib.Path:
-    name = _file_name(bank, period, module)
+def _csv_package(name: str, bank: Bank, period: str, content: Content, indicators: dict[str, bool]) -> bytes:
+    """One module as an xBRL-CSV report package, which identifies a fact by its datapoint."""
     parameters = {
         "entityID": f"rs:{bank.entity}.{bank.scope}",
         "refPeriod": period,
@@ -115,37 +113,27 @@ def _write_csv(
     }
     files = {
         "META-INF/reportPackage.json": _json("https://xbrl.org/report-package/2023"),
-        "reports/report.json": _json("https://xbrl.org/2021/xbrl-csv", extends=[filed[0][0].entry_point]),
+        "reports/report.json": _json("https://xbrl.org/2021/xbrl-csv", extends=[content[0][0].entry_point]),
         "reports/parameters.csv": _csv("name,value", parameters.items()),
         "reports/FilingIndicators.csv": _csv(
             "templateID,reported", ((template, str(reported).lower()) for template, reported in indicators.items())
         ),
     }
-    for table, rows in filed:
+    for table, rows in content:
         header = ",".join(["datapoint", *table.keys, "factValue"])
         lines = (
             (cell.datapoint, *_key_columns(table, key).values(), _format_value(value)) for cell, key, value in rows
         )
         files[f"reports/{table.csv_file}"] = _csv(header, lines)
-    path = folder / f"{name}.zip"
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as package:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as package:
         for member, text in files.items():
             package.writestr(zipfile.ZipInfo(f"{name}/{member}", (1980, 1, 1, 0, 0, 0)), text)
-    path.write_bytes(content.getvalue())
-    return path
+    return packed.getvalue()
 
 
-def _write_json(
-    folder: pathlib.Path,
-    bank: Bank,
-    period: str,
-    module: str,
-    filed: list[tuple[Table, list[Row]]],
-    indicators: dict[str, bool],
-    notes: Sequence[Note],
-) -> pathlib.Path:
-    """Write one module as xBRL-JSON, which identifies a fact by its metric and dimensions instead of its datapoint."""
+def _json_report(bank: Bank, period: str, content: Content, indicators: dict[str, bool], notes: Sequence[Note]) -> dict:
+    """One module as an xBRL-JSON report, which identifies a fact by its metric and dimensions instead of its datapoint."""
     places = {cell: f"note{number}" for number, note in enumerate(notes, start=1) for cell in note.cells}
     core = {"entity": f"lei:{bank.entity}.{bank.scope}", "period": _instant(period)}
     namespaces, facts = dict(NAMESPACES), []
@@ -153,7 +141,7 @@ def _write_json(
         facts.append(
             {"value": str(reported).lower(), "dimensions": {"concept": "fi:filed", **core, "fi:template": template}}
         )
-    for table, rows in filed:
+    for table, rows in content:
         for cell, key, value in rows:
             members = dict(part.split("=") for part in cell.members.split())
             members |= {f"eba_dim_4.2:{name}": text for name, text in _key_columns(table, key).items()}
@@ -176,7 +164,7 @@ def _write_json(
     info = {
         "documentType": "https://xbrl.org/2021/xbrl-json",
         "namespaces": dict(sorted(namespaces.items())),
-        "taxonomy": [filed[0][0].entry_point.removesuffix(".json") + ".xsd"],
+        "taxonomy": [content[0][0].entry_point.removesuffix(".json") + ".xsd"],
     }
     if notes:
         info |= {"linkTypes": {"footnote": FOOTNOTE}, "linkGroups": {"_": LINK}}
@@ -184,10 +172,7 @@ def _write_json(
     for number, note in enumerate(notes, start=1):
         dimensions = {"concept": "xbrl:note", "noteId": f"note{number}", "language": note.language or "en"}
         by_id[f"note{number}"] = {"value": note.text, "dimensions": dimensions}
-    document = {"documentInfo": info, "facts": by_id}
-    path = folder / f"{_file_name(bank, period, module)}.json"
-    path.write_text(json.dumps(document, indent=0) + "\n", encoding="utf-8")
-    return path
+    return {"documentInfo": info, "facts": by_id}
 
 
 def _key_columns(table: Table, key: str) -> dict[str, str]:

@@ -204,13 +204,11 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
     Raises `RuntimeError` if a file gives a warning: our own files must read back without one.
     """
     profile, cells = PROFILES[request.profile], load_cells(BUILT_IN)
-    if unit.case:
-        filings = [unit.case.filing]
-    else:
-        filings = make_filings(request.seed, unit.index, unit.quarters, profile, unit.note, unit.pair)
+    arguments = (request.seed, unit.index, unit.quarters, profile, unit.note, unit.pair)
+    filings = [unit.case.filing] if unit.case else make_filings(*arguments)
     made = Made(filings, [], [], [])
     chooses_json = random.Random(f"syntax {request.seed} {unit.index}").random() < JSON_SHARE
-    syntax = "json" if filings[-1].note or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes
+    syntax = "json" if filings[-1].note.id or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes
     reports = []
     for filing in filings:
         arguments = (filing.bank, filing.period, filing.figures, cells, filing.unfiled or ("C_04.00",), syntax)
@@ -218,10 +216,8 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
         report = read_filing(files, cells)
         if report.warnings:
             raise RuntimeError(f"{report.path}: {report.warnings[0]}")
-        facts = filing.note.facts if filing.note else ()
-        findings = consequences(report, evaluate(report), facts)
-        if unit.case:
-            findings += quickstart.stated_finding(report, unit.case.filing.note)
+        findings = consequences(report, evaluate(report), filing.note.facts)
+        findings += quickstart.stated_findings(report, filing.note)
         findings = [dataclasses.replace(one, note=report.notes[0].id) for one in findings]
         earlier = [] if filing.pair else reports
         example = make_example(
@@ -252,9 +248,7 @@ def _note_uses(splits: dict[str, list[dict]]) -> dict[str, dict]:
 
 def _statements(filings: Iterable[Filing]) -> dict:
     """How many reports state figures in their note, and how many of these statements the figures do not follow."""
-    stating = [
-        one for one in filings if one.note and (one.note.states or any(amount for _, amount in one.note.clients))
-    ]
+    stating = [one for one in filings if one.note.states or any(one.note.clients.values())]
     return {"reports": len(stating), "not_followed": dict(Counter(name for one in stating for name in one.dropped))}
 
 

@@ -10,7 +10,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from xbrl.read.report import CellKey
@@ -30,8 +30,10 @@ class HandNote:
     text: str
     facts: tuple[NoteFact, ...]
     pair: str  # id of its minimal pair, or ""
-    states: tuple[tuple[str, Decimal], ...] = ()  # what the text says of the report; EUR and ratios
-    clients: tuple[tuple[str, Decimal | None], ...] = ()  # rows of large exposures, with their EUR if the text gives it
+    states: dict[str, Decimal] = field(default_factory=dict)  # what the text says of the report; EUR and ratios
+    clients: dict[str, Decimal | None] = field(
+        default_factory=dict
+    )  # rows of large exposures, with EUR if the text gives it
 
     @property
     def kind(self) -> str:
@@ -51,19 +53,23 @@ class HandNote:
     @property
     def connected(self) -> tuple[str, str] | None:
         """The two clients whose shares are added up: of the fact that applies, else of the first with a row for each."""
-        rows = [name for name, _ in self.clients]
         facts = sorted((fact for fact in self.facts if fact.kind == "connected"), key=lambda one: not one.applies)
-        return next(((one, two) for one, two in (fact.who for fact in facts) if one in rows and two in rows), None)
+        return next(
+            ((one, two) for one, two in (fact.who for fact in facts) if {one, two} <= self.clients.keys()), None
+        )
 
     def cells(self) -> list[CellKey]:
         """The figures that it is about; the row of an open table is the name of the client. Empty for "nothing"."""
         found = {
             "pledged": [BUFFER],
             "waiver": [LCR],
-            "connected": [("C_28.00", name, "c350") for name, _ in self.clients],
+            "connected": [("C_28.00", name, "c350") for name in self.clients],
         }
         found |= dict.fromkeys(CAPITAL, [CET1])
         return list(dict.fromkeys(cell for fact in self.facts for cell in found[fact.kind]))
+
+
+NO_NOTE = HandNote("", "", "", "", (), "")
 
 
 @functools.cache
@@ -126,6 +132,6 @@ def parse_note(line: str) -> HandNote:
         text=row["text"],
         facts=facts,
         pair=row["pair"] or "",
-        states=tuple((name, Decimal(str(value))) for name, value in states.items()),
-        clients=tuple(clients.items()),
+        states={name: Decimal(str(value)) for name, value in states.items()},
+        clients=clients,
     )

@@ -20,7 +20,7 @@ from decimal import Decimal
 from xbrl.corpus.banks import LEI_PREFIX, Bank, in_euro, lei, make_bank
 from xbrl.corpus.economics import Economics, draw_economics, draw_levels, in_round_amounts
 from xbrl.corpus.examples import Profile
-from xbrl.corpus.note_texts import GROUP, HandNote
+from xbrl.corpus.note_texts import GROUP, NO_NOTE, HandNote
 from xbrl.corpus.report_figures import Figures, Filing, draw_figures, leave_out, shorten, violated, violates
 from xbrl.read.report import CellKey
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, TREA
@@ -66,25 +66,24 @@ def make_filings(
     """
     filings: list[Filing] = []
     following = None
+    note = note or NO_NOTE
     bank = make_bank(seed, index)
     bank = replace(bank, scope=random.Random(f"scope {seed} {index}").choice(("CON", "CON", "IND")))
     if profile.is_short:
         bank = replace(bank, decimals=-3, ratio_decimals=4)
-    if note:
+    if note.id:
         bank = replace(in_euro(bank), scope="IND" if "waiver" in note.kinds else bank.scope)
     if pair:  # a floor that differs between the years would tell the two apart
         bank = replace(bank, uses_irb=False)
-    last = (
-        note.period if note else quarter_end(random.Random(f"period {seed} {index}").randrange(QUARTERS), FIRST_PERIOD)
-    )
+    last = note.period or quarter_end(random.Random(f"period {seed} {index}").randrange(QUARTERS), FIRST_PERIOD)
     for quarter in range(count):
         period = quarter_end(-quarter, last)
-        maker = _Maker(bank, period, f"{seed} {index}", profile, note if quarter == 0 else None)
+        maker = _Maker(bank, period, f"{seed} {index}", profile, note if quarter == 0 else NO_NOTE)
         filing, following = maker.draw(following)
         filings.insert(0, filing)
-    if pair and note:
+    if pair:
         filings[-1] = replace(filings[-1], pair=note.id)
-        filings.append(_twin(filings[-1], pair, profile))
+        filings.append(_twin(filings[-1], pair))
     return filings
 
 
@@ -99,11 +98,11 @@ def quarter_end(quarter: int, start: str) -> str:
 class _Maker:
     """Draws the report of one bank for one date."""
 
-    def __init__(self, bank: Bank, period: str, seed: str, profile: Profile, note: HandNote | None) -> None:
+    def __init__(self, bank: Bank, period: str, seed: str, profile: Profile, note: HandNote) -> None:
         self.bank, self.period, self.seed, self.profile, self.note = bank, period, seed, profile, note
-        self.rng = random.Random(f"filing {seed} {period} {note.id if note else ''}")
+        self.rng = random.Random(f"filing {seed} {period} {note.id}")
         self.crosses = self.rng.random() < 0.5
-        waived = any(fact.kind == "waiver" and fact.applies for fact in note.facts) if note else False
+        waived = any(fact.kind == "waiver" and fact.applies for fact in note.facts)
         self.lcr_is_low = self.rng.random() < LOW_LCR[waived]  # of a note on a waiver
         self.clean = self.rng.random() < CLEAN
         self.tolerated = self.rng.random() < 0.35
@@ -114,7 +113,7 @@ class _Maker:
         persists = following is not None and rng.random() < PERSISTS
         for attempt in itertools.count():
             levels, errors = self._draw_problems(following.levels if following and persists else None)
-            if self.note and "waiver" in self.note.kinds and self.lcr_is_low:
+            if "waiver" in self.note.kinds and self.lcr_is_low:
                 levels = levels | {"lcr": "minimum"}
             economics = draw_economics(
                 rng, self.bank, levels, self.note, self.crosses, following, exactly=attempt < EXACT_ATTEMPTS
@@ -136,7 +135,7 @@ class _Maker:
             if {rule.id for rule in errors} <= found and len(found) <= (
                 MAX_OF_SHORT if self.profile.is_short else MAX_VIOLATIONS
             ):
-                arguments = (self.bank, self.period, figures, unfiled, frozenset(found), self.note, attached)
+                arguments = (self.bank, self.period, figures, unfiled, self.note, attached)
                 return Filing(*arguments, dropped=economics.dropped), economics
         raise AssertionError("unreachable")
 
@@ -156,11 +155,9 @@ class _Maker:
 
     def _kept(self, economics: Economics) -> list[CellKey]:
         """The figures that the note speaks of: they are reported, and free of planted errors."""
-        if not self.note:
-            return []
-        codes = [one.code for one in economics.clients if one.name in dict(self.note.clients)]
+        codes = [one.code for one in economics.clients if one.name in self.note.clients]
         kept: list[CellKey] = [("C_28.00", code, column) for code in codes for column in ("c330", "c350")]
-        kinds, states = self.note.kinds, {name.partition("_")[0] for name, _ in self.note.states}
+        kinds, states = self.note.kinds, {name.partition("_")[0] for name in self.note.states}
         if kinds & {"pledged", "waiver"} or states & {"buffer", "outflow", "lcr"}:
             kept += [BUFFER, OUTFLOW, LCR]
         if kinds & {"own_shares", "profit"} or "cet1" in states:
@@ -171,7 +168,7 @@ class _Maker:
 
     def _attached(self, economics: Economics) -> tuple[CellKey, ...]:
         """The figures that the note is attached to: those that it is about, or for "nothing" one at random."""
-        if not self.note:
+        if not self.note.id:
             return ()
         codes = {one.name: one.code for one in economics.clients}
         cells = [(table, codes.get(row, row), column) for table, row, column in self.note.cells()]
@@ -202,7 +199,7 @@ _STATED: dict[str, CellKey] = {
 }
 
 
-def _twin(filing: Filing, note: HandNote, profile: Profile) -> Filing:
+def _twin(filing: Filing, note: HandNote) -> Filing:
     """The other member of a minimal pair: the same figures with the other note.
 
     Two clients that only one of the notes calls one group have one row there, with the sum of both.
@@ -212,7 +209,7 @@ def _twin(filing: Filing, note: HandNote, profile: Profile) -> Filing:
         bank = replace(bank, entity=lei(LEI_PREFIX + bank.entity[17:5:-1]))
     codes = {value: key[1] for key, value in figures.items() if key[0] == "C_27.00" and key[2] == "c021"}
     attached = filing.attached
-    for name, _ in note.clients:
+    for name in note.clients:
         one, group, two = name.partition(GROUP)
         if group and one in codes and two in codes:
             for key in [key for key in figures if key[1] == codes[two]]:
@@ -222,10 +219,7 @@ def _twin(filing: Filing, note: HandNote, profile: Profile) -> Filing:
                     figures[first] = value + other
             figures["C_27.00", codes[one], "c021"] = name
             attached = tuple(cell for cell in attached if cell[1] != codes[two])
-    found = violated(bank, note.period, figures, profile.rules)
-    return replace(
-        filing, bank=bank, period=note.period, figures=figures, note=note, attached=attached, violated=frozenset(found)
-    )
+    return replace(filing, bank=bank, period=note.period, figures=figures, note=note, attached=attached)
 
 
 def draw_errors(rng: random.Random, count: int, rules: Sequence[Rule]) -> list[Rule]:
@@ -243,10 +237,9 @@ def plant_error(rng: random.Random, rule: Rule, figures: Figures, free: Figures,
 
     Only figures that are `free` are changed.
     """
-    keys = {key: weight for key, weight in _readable(rule, free).items() if key in figures}
-    if not keys or violates(figures):
+    key = _figure_to_change(rng, rule, figures, free, violates)
+    if key is None:
         return None
-    key = rng.choices(list(keys), list(keys.values()))[0]
     value = figures[key]
     assert isinstance(value, Decimal)
     changes: list[Figures] = [{**figures, key: _mistyped(rng, value)}]
@@ -266,23 +259,27 @@ def move_within_tolerance(
     rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates
 ) -> Figures:
     """A copy of `figures` with a `free` figure moved as far as `rule` tolerates, or `figures` if none can be moved."""
-    keys = {key: weight for key, weight in _readable(rule, free).items() if key in figures}
-    if not keys or violates(figures):
-        return figures
-    key = rng.choices(list(keys), list(keys.values()))[0]
-    moved = boundary_value(rng, key, figures, violates, inside=True)
-    return figures if moved is None else {**figures, key: moved}
+    key = _figure_to_change(rng, rule, figures, free, violates)
+    moved = None if key is None else boundary_value(rng, key, figures, violates, inside=True)
+    return figures if key is None or moved is None else {**figures, key: moved}
 
 
-def _readable(rule: Rule, figures: Figures) -> dict[CellKey, int]:
-    """The figures that a rule reads, with a weight: a figure that many rules read is rarely the one that is wrong."""
+def _figure_to_change(
+    rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates
+) -> CellKey | None:
+    """A free figure that the rule reads; one that many rules read is rarely the one that is wrong.
+
+    None if there is none, or if the rule is violated already.
+    """
     readers = Counter(cell for other in built_in_rules() if other.kind != "trigger" for cell in other.cells)
-    found = {}
-    for key, value in figures.items():
+    weights = {}
+    for key, value in free.items():
         cell = key if key in rule.cells else (key[0], "*", key[2])
-        if cell in rule.cells and cell not in SHOWN_TWICE and isinstance(value, Decimal):
-            found[key] = 100_000 // readers[cell] ** 3
-    return found
+        if key in figures and cell in rule.cells and cell not in SHOWN_TWICE and isinstance(value, Decimal):
+            weights[key] = 100_000 // readers[cell] ** 3
+    if not weights or violates(figures):
+        return None
+    return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def boundary_value(

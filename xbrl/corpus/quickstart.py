@@ -86,7 +86,7 @@ class Case:
             attached = cells[0]
         text = self.note.text.format(a=self.clients[0], b=self.clients[1], figure=_percent(self.figure))
         fact = replace(self.note.facts[0], who=who, quote=decisive_words(text))
-        note = replace(self.note, text=text, facts=(fact,), states=(("figure", self.figure),))
+        note = replace(self.note, text=text, facts=(fact,), states={"figure": self.figure})
         return Filing(self.bank, self.period, figures, note=note, attached=(attached,), pair=self.pair)
 
 
@@ -194,14 +194,13 @@ def _draw_figure(rng: random.Random, kind: str, missed: bool) -> Decimal:
     return Decimal(0)
 
 
-def stated_finding(report: Report, note: HandNote) -> list[Finding]:
-    """The LCR without pledged assets, if it is too low: the note states it, and the report has no buffer to compute it from."""
-    (fact,), figure = note.facts, dict(note.states)["figure"]
-    if fact.kind != "pledged" or not fact.applies or figure >= 1:
-        return []
-    entity = report.entity.partition(".")[0]
+def stated_findings(report: Report, note: HandNote) -> list[Finding]:
+    """What a short note alone decides: the LCR without pledged assets, which it states, if that is too low."""
+    figure, entity = note.states.get("figure", Decimal(1)), report.entity.partition(".")[0]
     return [
         Finding(entity, report.period, "LCR_PLEDGED", "violated", cell_name(LCR), figure, Decimal(1), kind="pledged")
+        for fact in note.facts
+        if fact.kind == "pledged" and fact.applies and figure < 1
     ]
 
 
@@ -215,7 +214,7 @@ def ratio_check(result: RuleResult) -> Check:
 
 def note_checks(note: HandNote) -> list[Check]:
     """The lines on a note. The first one repeats the words that decide, so that the model reads them before it judges."""
-    (fact,), figure = note.facts, dict(note.states)["figure"]
+    (fact,), figure = note.facts, note.states["figure"]
     stated = f"{fact.quote}, so {SUBJECTS[fact.kind][not fact.applies]}"
     if not fact.applies:
         return [Check(stated, "")]

@@ -16,7 +16,7 @@ from decimal import Decimal
 
 from xbrl.corpus.banks import Bank, requirements
 from xbrl.corpus.economics import EXPOSURE_LIMIT, NEAR, Economics, whole
-from xbrl.corpus.note_texts import HandNote
+from xbrl.corpus.note_texts import NO_NOTE, HandNote
 from xbrl.read.report import CellKey, Fact, Note, Report, template_of
 from xbrl.rules.rules import Rule, built_in_rules, evaluate, legal_parameters, violations
 
@@ -88,8 +88,7 @@ class Filing:
     period: str  # YYYY-MM-DD
     figures: Figures
     unfiled: tuple[str, ...] = ()  # templates declared as not filed
-    violated: frozenset[str] = frozenset()  # ids of the rules that the engine finds violated, without the note
-    note: HandNote | None = None
+    note: HandNote = NO_NOTE
     attached: tuple[CellKey, ...] = ()  # the figures that the note is attached to
     pair: str = ""  # shared by the two members of a minimal pair
     dropped: tuple[str, ...] = ()  # statements of the note that the figures do not follow
@@ -97,7 +96,7 @@ class Filing:
     @property
     def footnotes(self) -> list[Note]:
         """The note as it is filed."""
-        return [Note(self.note.text, self.attached, self.note.language)] if self.note else []
+        return [Note(self.note.text, self.attached, self.note.language)] if self.note.id else []
 
 
 def draw_figures(

@@ -264,7 +264,9 @@ def judge_answer(
     """
     read = list(dict.fromkeys((line, claim) for line, claim in lines if claim))
     lifts = frozenset(claim.rule for _, claim in read if claim.state == "lifts")
-    judge = _Judge(report, engine, profile, None if profile.name == "quickstart" else tuple(proposed), lifts, is_decided)
+    judge = _Judge(
+        report, engine, profile, None if profile.name == "quickstart" else tuple(proposed), lifts, is_decided
+    )
     found: list[Verdict] = []
     for line, claim in read:
         if claim.state == "violated":

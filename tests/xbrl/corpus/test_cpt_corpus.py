@@ -11,7 +11,7 @@ from common.errors import UserError
 from eval.general_text import held_out_texts, training_texts
 from tests.processes import run_python
 from tests.xbrl.read.dpm_database import Maker
-from xbrl.corpus.cpt_corpus import GeneralText, distinctive_lines, make_corpus
+from xbrl.corpus.cpt_corpus import distinctive_lines, make_corpus
 from xbrl.read.dpm_distil import open_dpm_database
 
 
@@ -35,10 +35,9 @@ def database_file(tmp_path_factory) -> Path:
 
 
 def test_the_corpus_has_disjoint_splits_and_cites_its_source(tmp_path, database_file) -> None:
-    general = GeneralText("General texts 1.0", ["On lists.", "On loops."], ["On strings."])
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         with open_dpm_database(database_file) as database:
-            card = make_corpus(database, tmp_path / name, general, held_out=0.1, seed=seed)
+            card = make_corpus(database, tmp_path / name, held_out=0.1, seed=seed)
         assert json.loads((tmp_path / name / "dataset.json").read_text()) == card
     files = ["train.jsonl", "validation.jsonl", "test.jsonl", "dataset.json", "general.jsonl", "general_held_out.jsonl"]
     a, b, c = ([(tmp_path / folder / name).read_bytes() for name in files] for folder in "abc")
@@ -56,10 +55,10 @@ def test_the_corpus_has_disjoint_splits_and_cites_its_source(tmp_path, database_
     assert len(held_out) == 6 and not held_out & {code for row in lines["train.jsonl"] for code in row["tables"]}
     # General texts for training are separate from those that evaluation uses.
     mixed_in, evaluated = ([json.loads(line) for line in part.decode().splitlines()] for part in a[4:])
-    assert [row["text"] for row in mixed_in] == general.training
-    assert [row["text"] for row in evaluated] == general.held_out
+    assert [row["text"] for row in mixed_in] == training_texts() and len(mixed_in) > 50
+    assert [row["text"] for row in evaluated] == held_out_texts()
     assert {row["source"] for row in mixed_in + evaluated} == {card["files"]["general.jsonl"]["source"]}
-    assert card["files"]["general.jsonl"]["source"] == general.source
+    assert card["files"]["general.jsonl"]["source"].startswith("pydoc_data.topics of Python")
     # No distinctive line about a held-out table is in training.
     known = {line for row in lines["train.jsonl"] for line in distinctive_lines(row["text"])}
     own = [row for row in lines["test.jsonl"] if set(row["tables"]) <= set(card["tables"]["test"])]
@@ -85,9 +84,6 @@ def test_the_script_writes_general_text_and_prints_a_line_per_file(tmp_path, dat
     assert {name: len(rows) for name, rows in texts.items()} == {
         name: card["files"][f"{name}.jsonl"]["documents"] for name in names
     }
-    assert [row["text"] for row in texts["general"]] == training_texts() and len(texts["general"]) > 50
-    assert [row["text"] for row in texts["general_held_out"]] == held_out_texts()
-    assert texts["general"][0]["source"].startswith("pydoc_data.topics of Python")
 
 
 def test_a_user_error_is_one_sentence(tmp_path, database_file) -> None:
@@ -106,5 +102,5 @@ def test_a_user_error_is_one_sentence(tmp_path, database_file) -> None:
     database = sqlite3.connect(database_file)
     database.execute("update TableVersion set EndReleaseID = 5")  # changes are not committed
     with pytest.raises(UserError, match="contains no tables of release 4.2"):
-        make_corpus(database, out, GeneralText("", [], []), held_out=0.1, seed=0)
+        make_corpus(database, out, held_out=0.1, seed=0)
     database.close()

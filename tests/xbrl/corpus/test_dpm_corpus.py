@@ -6,22 +6,20 @@ import pytest
 
 from tests.xbrl.read.dpm_database import Maker
 from xbrl.corpus.cpt_corpus import (
-    assign_documents,
-    distinctive_lines,
-    fraction_seen,
-    group_tables,
-    mask_codes,
-    split_tables,
-)
-from xbrl.corpus.dpm_texts import (
     MAX_CHARACTERS,
     Document,
     Header,
     TableText,
+    assign_documents,
     definition_documents,
+    distinctive_lines,
+    fraction_seen,
+    group_tables,
+    mask_codes,
     meaning_documents,
     read_table_texts,
     rule_documents,
+    split_tables,
     table_documents,
 )
 
@@ -207,7 +205,8 @@ def test_rules_about_a_held_out_table_are_not_in_training() -> None:
         Document("rule", "Rule v2\nown funds exceed the buffer of the parent bank", ("A_01.00", "B_01.00")),
         Document("rule", "Rule v3\nall liquid assets exceed the net outflows again", ("A_01.00", "B_01.00", "C_01.00")),
     ]
-    parts, left_out = assign_documents(documents, tables, 0.1, 0)
+    left_out = {}
+    parts = assign_documents(documents, tables, 0.1, 0, left_out)
     assert {name: [d.text[:7] for d in part] for name, part in parts.items()} == {
         "train": ["Rule v1"],
         "validation": ["Rule v2"],
@@ -227,7 +226,8 @@ def test_held_out_documents_mostly_seen_in_training_are_dropped() -> None:
         Document("table", "\n".join(["C 02.00 A longer title", *seen, *fresh[:3]]), ("C_01.00",)),
         Document("table", "\n".join(["C 03.00 A longer title", *seen, *fresh]), ("C_01.00",)),
     ]
-    parts, left_out = assign_documents(documents, {"A_01.00": "train", "C_01.00": "test"}, 0.1, 0)
+    left_out = {}
+    parts = assign_documents(documents, {"A_01.00": "train", "C_01.00": "test"}, 0.1, 0, left_out)
     assert [d.text[:7] for d in parts["test"]] == ["C 03.00"]
     assert left_out == {"duplicates": 1, "mostly seen in training": 1}
     # Lines that differ only in codes and numbers are equal, and short lines are ignored.
@@ -238,7 +238,7 @@ def test_held_out_documents_mostly_seen_in_training_are_dropped() -> None:
 
 def test_the_split_of_a_definition_depends_only_on_its_text() -> None:
     documents = [Document("definition", f"Terms: {i}\nTerm {'x' * i}: what it means", ()) for i in range(300)]
-    parts, _ = assign_documents(documents, {}, 0.1, 0)
+    parts = assign_documents(documents, {}, 0.1, 0, {})
     assert all(15 <= len(parts[name]) <= 45 for name in ("validation", "test"))
-    backwards, _ = assign_documents(documents[::-1], {}, 0.1, 0)
+    backwards = assign_documents(documents[::-1], {}, 0.1, 0, {})
     assert all(set(parts[name]) == set(backwards[name]) for name in parts)

@@ -79,14 +79,14 @@ def test_a_note_is_read_from_its_line():
     (line,) = [line for line in (FOLDER / "train.jsonl").read_text().splitlines() if '"train-a-042"' in line]
     note = parse_note(line)
     assert note.kind == "connected" and note.kinds == {"connected"} and note.amount({"pledged"}) is None
-    assert note.clients == (
-        ("Bjarke Rederi + Nordsund Ferries", Decimal(58_000_000)),  # one group, one row
-        ("Vesterdal Wind One", Decimal(30_000_000)),
-        ("Vesterdal Wind Two", Decimal(30_000_000)),
-    )
+    assert note.clients == {
+        "Bjarke Rederi + Nordsund Ferries": Decimal(58_000_000),  # one group, one row
+        "Vesterdal Wind One": Decimal(30_000_000),
+        "Vesterdal Wind Two": Decimal(30_000_000),
+    }
     assert note.connected == ("Vesterdal Wind One", "Vesterdal Wind Two")
     (first,) = [one for one in hand_notes("train") if one.id == "train-a-001"]
-    assert (dict(first.states), first.amount({"pledged"})) == ({"buffer": 310_000_000}, 42_000_000)
+    assert (first.states, first.amount({"pledged"})) == ({"buffer": 310_000_000}, 42_000_000)
     assert first.cells() == [("C_76.00.a", "r0010", "c0010")]
     assert {note.kind for note in hand_notes("test")} == {*KINDS, "nothing"}
 
