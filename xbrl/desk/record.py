@@ -210,11 +210,13 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
         yield f"the report is incomplete: {reason}; then analyse again"
     if engine.violated:
         return
-    doubt = "the letter objects to nothing, but"
     if engine.context.unexamined == "not applicable":
         yield "none of the rules applies to this report, which has none of the templates that they read: nothing was examined"
-    elif engine.context.unexamined:
+        return
+    if engine.context.unexamined:
         yield "none of the rules that apply can be decided on this report, as the page lists below: nothing was examined"
+        return
+    doubt = "the letter objects to nothing, but"
     for warning in report.warnings:
         if UNREADABLE in warning:
             yield f"{doubt} a figure cannot be read ({warning}); ask the bank to correct it first"

@@ -86,7 +86,8 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
     other[0].write_text(other[0].read_text()[:200])
     assert run(tmp_path, tmp_path / "moved", ask)[0] == 2
     incomplete = json.loads(next((tmp_path / "out").glob("*2025-12-31/report.json")).read_text())
-    assert any(one.startswith("the report is incomplete: ") for one in incomplete["letter"]["reasons"])
+    reason = next(one for one in incomplete["letter"]["reasons"] if one.startswith("the report is incomplete: "))
+    assert reason.endswith("; obtain the file again; then analyse again")
 
 
 def test_a_damaged_module_that_comes_later_makes_a_finished_report_incomplete(tmp_path):

@@ -1,6 +1,7 @@
 """What makes the decision letter ready: the rules and a person. Nothing that a model writes does, and nothing of it is sent."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -458,6 +459,17 @@ def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tm
         assert made["letter"]["reasons"] == [
             f"{said!r} is no identifier, and the letter would print it: ask the bank to file the report again"
         ]
+
+
+def test_an_incomplete_report_says_what_its_cause_asks_for(breach):
+    """A datapoint that is not known needs a newer model, a damaged file (tests of the command) another file."""
+    unknown = CELLS.explain_unknown(Path("x.zip"), 5, ["dp9"])
+    (reason,) = record(replace(breach, incomplete=unknown))["letter"]["reasons"]
+    assert reason.startswith(
+        "the report is incomplete: x.zip: 1 of 5 facts have no cell in the EBA's Data Point Model up to"
+    )
+    assert reason.endswith("; run python scripts/regulator.py dpm to fetch a newer release; then analyse again")
+    assert "obtain the file" not in reason
 
 
 def test_a_report_with_a_refused_module_is_incomplete(breach):
