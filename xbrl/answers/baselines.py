@@ -20,7 +20,7 @@ import numpy as np
 from eval.asked_examples import has_answer, report_of
 from eval.comparison.measures import ENGINE
 from xbrl.answers.composed import PERCENTAGE, hidden_states, note_predictions, printed_report
-from xbrl.answers.notes import note_of
+from xbrl.answers.note_scores import note_of
 from xbrl.answers.scores import labelled, score_prediction
 from xbrl.rules.note_facts import NoteFact
 

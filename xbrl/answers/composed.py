@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from eval.asked_examples import report_of
-from xbrl.answers.notes import language_of, note_of, true_facts
+from xbrl.answers.note_scores import language_of, note_of, true_facts
+from xbrl.answers.statements import parse_quantity
 from xbrl.read.render import SHORT_LABELS
 from xbrl.read.report import CellKey, Fact, Report
 from xbrl.rules.note_facts import BUFFER, KINDS, NAME, SHARE, NoteFact, consequences
-from xbrl.rules.quantities import parse_quantity
 
 Matrix = Any  # a scipy.sparse.csr_matrix or an array, (texts, features)
 States = Mapping[str, np.ndarray]  # text -> `hidden_states`

@@ -6,9 +6,10 @@ from typing import Any
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
 from eval.rouge import mean, rouge_l, score_whole_answers
-from xbrl.answers.answer_reader import Answer, Claim, claim_of, letter_in, parse_answer
-from xbrl.answers.letters import score_letters, score_measures
-from xbrl.answers.notes import NoteFact, read_facts, score_notes, true_facts
+from xbrl.answers.answer_reader import Answer, Claim, claim_of, letter_in, parse_answer, read_facts
+from xbrl.answers.letter_scores import score_letters, score_measures
+from xbrl.answers.note_scores import score_notes, true_facts
+from xbrl.rules.note_facts import NoteFact
 
 FIELDS = ("where", "value", "limit", "legal")  # of a finding, besides its rule
 Rules = Sequence[str]

@@ -10,9 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from xbrl.answers.answers import write_violation
-from xbrl.answers.letter_text import find_percentages, sentences
+from xbrl.answers.statements import Citation, find_citations, find_percentages, sentences
 from xbrl.read.render import cell_name
-from xbrl.rules.citations import Citation, find_citations
 from xbrl.rules.findings import note_rules
 from xbrl.rules.rules import RuleResult, built_in_rules
 

@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from xbrl.answers.letter_text import sentences
-from xbrl.answers.letters import flagged_words, statements
-from xbrl.rules.quantities import quantities
+from xbrl.answers.letter_scores import flagged_words
+from xbrl.answers.statements import quantities, sentences, statements
 from xbrl.rules.rules import RuleResult
 
 _MARKS = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")

@@ -16,8 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from common.errors import UserError
-from xbrl.answers.answer_grammar import answer_grammar
 from xbrl.answers.answer_reader import parse_answer
+from xbrl.answers.answers import answer_grammar
 from xbrl.corpus.corpus import MAX_VIOLATIONS, make_filings
 from xbrl.corpus.examples import letter_of
 from xbrl.corpus.figures import as_report

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from xbrl.answers.letter_text import find_percentages, sentences
+from xbrl.answers.statements import Citation, find_citations, find_percentages, sentences
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.corpus import make_filings
 from xbrl.corpus.disagreements import find_disagreements
@@ -14,7 +14,6 @@ from xbrl.corpus.filing import write_reports
 from xbrl.corpus.profiles import FULL
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import Addressee
-from xbrl.rules.citations import Citation, find_citations
 from xbrl.rules.rules import evaluate, violations
 
 CELLS = load_cells(BUILT_IN)
