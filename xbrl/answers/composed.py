@@ -217,15 +217,15 @@ def _fit_and_decide(
     for kind in KINDS:
         speaks = np.array([kind in one for one in true])
         members = np.flatnonzero(speaks).tolist()
-        says = _probability(known, speaks, new, strength)
-        applies = _probability(known[members], np.array([true[i][kind] for i in members]), new, strength)
+        says = probability(known, speaks, new, strength)
+        applies = probability(known[members], np.array([true[i][kind] for i in members]), new, strength)
         for one, is_said, does_apply in zip(found, says, applies, strict=True):
             if is_said >= 0.5:
                 one[kind] = bool(does_apply >= 0.5)
     return found
 
 
-def _probability(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
+def probability(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
     """The probability of `true` for each of `new`: of a balanced logistic regression, or constant if all are alike."""
     from sklearn.linear_model import LogisticRegression
 
