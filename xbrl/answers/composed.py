@@ -38,17 +38,10 @@ _SHORT = re.compile(
 )
 _NUMBER = r"\d{1,3}(?:[.,'\u202f]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
 _SCALES = {
-    "thousand": 3,
-    "tsd": 3,
-    "tausend": 3,
-    "m": 6,
-    "mn": 6,
-    "million": 6,
-    "millions": 6,
-    "mio": 6,
-    "millionen": 6,
+    **dict.fromkeys(("thousand", "tsd", "tausend"), 3),
+    **dict.fromkeys(("m", "mn", "million", "millions", "mio", "millionen"), 6),
+    **dict.fromkeys(("bn", "billion", "mrd", "milliarden", "milliarde"), 9),
 }
-_SCALES |= {"bn": 9, "billion": 9, "mrd": 9, "milliarden": 9, "milliarde": 9}
 _AMOUNT = re.compile(
     rf"(?P<currency>EUR|€)? ?(?P<number>{_NUMBER})(?:[ -]?(?P<scale>{'|'.join(sorted(_SCALES, key=len, reverse=True))})\b\.?)?"
     r"(?P<after> (?:EUR|Euro|euros?)\b| ?€)?",
@@ -103,16 +96,14 @@ def rules_that_follow(report: Report, note: str, facts: Sequence[NoteFact], engi
 def printed_report(text: str) -> Report:
     """The figures that a printed report shows, in both styles of `render.render_report`, as a report."""
     currency = re.search(r"amounts in ([A-Z]{3})\b", text)
-    facts = [
-        Fact("", value, _unit(printed, currency[1] if currency else "EUR"), None, "", "", key, cell)
-        for cell, key, printed in _printed_cells(text)
-        if (value := parse_quantity(printed) if parse_quantity(printed) is not None else printed)
-    ]
+    facts = []
+    for cell, key, printed in _printed_cells(text):
+        number, unit = parse_quantity(printed), None
+        if number is not None:
+            unit = PERCENTAGE if printed.endswith("%") else f"iso4217:{currency[1] if currency else 'EUR'}"
+        if value := printed if number is None else number:
+            facts.append(Fact("", value, unit, None, "", "", key, cell))
     return Report(pathlib.Path(), "", "", DATE, None, {}, tuple(facts), ())
-
-
-def _unit(printed: str, currency: str) -> str | None:
-    return None if parse_quantity(printed) is None else PERCENTAGE if printed.endswith("%") else f"iso4217:{currency}"
 
 
 def _printed_cells(text: str) -> Iterator[tuple[CellKey, dict[str, str], str]]:

@@ -13,8 +13,8 @@ from xbrl.desk.inputs import Inputs, Knowledge, collect, find_files
 from xbrl.desk.output import RECORD_FILE, Job, finish, totals, write_overview
 from xbrl.desk.record import READY, Case, Form, Reply
 from xbrl.read.folder import in_parallel
-from xbrl.rules.bases import load_basis
 from xbrl.rules.findings import Finding, load_findings
+from xbrl.rules.measures import load_basis
 
 
 @dataclass(frozen=True)

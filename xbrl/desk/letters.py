@@ -21,10 +21,20 @@ from common.errors import UserError
 from xbrl.read.render import PURE, Addressee, cell_name, format_figure, format_limit, table_name
 from xbrl.read.report import CellKey
 from xbrl.read.report_notes import one_line
-from xbrl.rules.bases import Basis, load_basis
 from xbrl.rules.figures import Figure
 from xbrl.rules.findings import note_rules
-from xbrl.rules.measures import ORDERS, Measure, consequence, plan_measures, requirement_of, severity, topic_of
+from xbrl.rules.measures import (
+    ORDERS,
+    Basis,
+    Measure,
+    consequence,
+    load_basis,
+    plan_measures,
+    requirement_of,
+    severity,
+    topic_of,
+)
+from xbrl.rules.note_facts import limit_rule
 from xbrl.rules.rules import RuleResult
 
 BLOCKS = Path(__file__).with_name("blocks")
@@ -326,7 +336,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
     row = plain_name(result.row)
     fields: dict[str, Any] = {
         "label": blocks.words["labels"].get(" ".join(result.cell)) or cell_name(result.cell, row),
-        "limit_name": blocks.choose("limits", result.rule_id, "default"),
+        "limit_name": blocks.choose("limits", limit_rule(result), "default"),
         "cell": cell_name(result.cell, row) if result.cell[0] else blocks.text("text", "report"),
         "legal": blocks.law(result.legal),
         "row": row,
