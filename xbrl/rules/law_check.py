@@ -83,8 +83,7 @@ _LABELLED = re.compile(rf"({'|'.join(LABELS)}|Client .+) (-?\d+(?:\.\d+)?(?:%| b
 _TABLE = re.compile(r"([A-Z] \d\d\.\d\d(?:\.[a-z])?)(?: .*)?")
 _LINE = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million| bn| mn| k|)")
-_UNITS = {"%": "0.01", "": "1"} | dict.fromkeys((" thousand", " k"), "1e3") | dict.fromkeys((" million", " mn"), "1e6")
-_UNITS[" bn"] = "1e9"
+_UNITS = {"%": "0.01", "": 1, " k": 10**3, " thousand": 10**3, " mn": 10**6, " million": 10**6, " bn": 10**9}
 
 
 @dataclass
