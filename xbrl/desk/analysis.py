@@ -26,8 +26,8 @@ from xbrl.read.folder import find_reports, in_parallel, join_modules, read_files
 from xbrl.read.render import Addressee
 from xbrl.read.report import Report
 from xbrl.read.xbrl import is_package
-from xbrl.rules.bases import load_basis
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
+from xbrl.rules.measures import load_basis
 from xbrl.rules.rules import RULES_FILE
 
 DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it

@@ -21,22 +21,26 @@ from common.errors import UserError
 from xbrl.read.render import PURE, Addressee, cell_name, format_figure, format_limit, table_name
 from xbrl.read.report import CellKey
 from xbrl.read.report_notes import one_line
-from xbrl.rules.bases import Basis, load_basis
 from xbrl.rules.figures import Figure
 from xbrl.rules.findings import note_rules
-from xbrl.rules.measures import ORDERS, Measure, consequence, plan_measures, requirement_of, severity, topic_of
-from xbrl.rules.note_facts import CAPITAL
+from xbrl.rules.measures import (
+    ORDERS,
+    Basis,
+    Measure,
+    consequence,
+    load_basis,
+    plan_measures,
+    requirement_of,
+    severity,
+    topic_of,
+)
+from xbrl.rules.note_facts import limit_rule
 from xbrl.rules.rules import RuleResult
 
 BLOCKS = Path(__file__).with_name("blocks")
 LANGUAGES = ("en", "de")
 WRONG = ("filing", "misstatement", "timing")  # subjects on which nothing is reported but the correction
 DAILY = ("liquidity", "funding")  # subjects on which CRR Art. 414 demands a daily report
-RATIOS = {
-    ("C_03.00", "r0010", "c0010"): "CET1",
-    ("C_03.00", "r0030", "c0010"): "T1",
-    ("C_03.00", "r0050", "c0010"): "TC",
-}
 MAX_NAME = 60  # characters of a name that a report gives to a client or a bank
 TEMPLATE, CURRENCY = re.compile(r"[A-Z]{1,2}_\d{2}\.\d{2}(?:\.[a-z])?"), re.compile(r"iso4217:([A-Z]{3})")
 
@@ -338,7 +342,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
     row = plain_name(result.row)
     fields: dict[str, Any] = {
         "label": blocks.words["labels"].get(" ".join(result.cell)) or cell_name(result.cell, row),
-        "limit_name": blocks.choose("limits", _requirement(result), "default"),
+        "limit_name": blocks.choose("limits", limit_rule(result), "default"),
         "cell": cell_name(result.cell, row) if result.cell[0] else blocks.text("text", "report"),
         "legal": blocks.law(result.legal),
         "row": row,
@@ -358,16 +362,6 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
         points = blocks.text("text", "points", number=blocks.figure(gap.removesuffix("%")))
         fields["gap"] = points if result.unit in PURE else _amount(result, gap, blocks)
     return fields
-
-
-def _requirement(result: RuleResult) -> str:
-    """The rule after which the limit is named. A rule of notes on capital is on one of three ratios, each with its own limits."""
-    leg = RATIOS.get(result.cell, "")
-    for rule in CAPITAL.values() if leg else ():
-        names = {f"{rule}_MIN": f"{leg}_MIN", f"{rule}_TSCR": f"TSCR_{leg}", rule: f"OCR_{leg}"}
-        if result.rule_id in names:
-            return names[result.rule_id]
-    return result.rule_id
 
 
 def _amount(result: RuleResult, printed: str, blocks: _Blocks) -> str:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from xbrl.answers.answer_reader import letter_in, parse_answer, read_lines
-from xbrl.answers.notes import read_facts, write_fact
+from xbrl.answers.answer_reader import letter_in, parse_answer, read_facts, read_lines
+from xbrl.answers.answers import write_fact
 from xbrl.corpus.examples import PROFILES
 from xbrl.desk.decisions import ReadNote, doubts, read_notes
 from xbrl.desk.letters import write_letter
