@@ -24,10 +24,9 @@ import os
 
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
-from xbrl.desk.analysis import Options, analyse
-from xbrl.desk.audit import versions
+from xbrl.corpus.examples import PROFILES
+from xbrl.desk.analysis import Options, analyse, choose_profile, versions
 from xbrl.desk.letters import LANGUAGES
-from xbrl.desk.profiles import PROFILES, choose_profile
 from xbrl.desk.record import Form
 
 

@@ -37,7 +37,7 @@ from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank
 from eval.stored_answers import write_answers
 from model.fingerprint import fingerprint_of_base
 from xbrl.answers import tables as report
-from xbrl.answers.answer_grammar import LETTER, answer_grammar
+from xbrl.answers.answers import LETTER, answer_grammar
 from xbrl.answers.baselines import add_baseline_options
 from xbrl.answers.scores import check_scored_fields, score_answers
 

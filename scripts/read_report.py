@@ -17,15 +17,24 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import argparse
+import json
 import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from decimal import Decimal
 
 from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
+from xbrl.read.dpm import load_cells
 from xbrl.read.folder import read_folder
-from xbrl.read.render import STYLES
-from xbrl.read.report import Report
-from xbrl.read.report_lines import Output, report_lines
+from xbrl.read.render import STYLES, render_report
+from xbrl.read.report import Fact, Report
 from xbrl.read.xbrl import is_package, merge_reports, read_report
+from xbrl.rules.quality import check_quality
+from xbrl.rules.rule_lines import all_results, result_fields, rule_table
+
+OF_READERS = ("DUPLICATE", "ENTITY")  # findings that are among the warnings of a report
 
 
 def main() -> int:
@@ -39,30 +48,95 @@ def main() -> int:
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
     add_number(parser, "--workers", "number of processes for a folder", os.cpu_count(), least=1)
     args = parser.parse_args()
-    output = Output(args.text, args.style, args.rules, args.summary)
     with reader_may_leave():
         if len(args.files) == 1 and args.files[0].is_dir() and not is_package(args.files[0]):
-            return print_folder(args.files[0], output, args.taxonomy, args.workers)
+            return print_folder(args.files[0], args)
         reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
-        print_report(merge_reports(reports) if len(reports) > 1 else reports[0], output)
+        print_report(merge_reports(reports) if len(reports) > 1 else reports[0], args)
     return 0
 
 
-def print_report(report: Report, output: Output, name: str = "") -> None:
-    """Print one report, and on stderr why figures of it are missing."""
+def print_report(report: Report, args: argparse.Namespace, name: str = "") -> None:
+    """Print one report as the options say, and on stderr why figures of it are missing.
+
+    `name`, of a report of a folder, is added to each JSON line and, with the report's files, as a header to a text.
+    """
     for reason in report.incomplete:
         print(f"warning: {reason}", file=sys.stderr)
-    for line in report_lines(report, output, name):
-        print(line)
+    if args.text:
+        if name:
+            print(f"== {name} ({', '.join(file.name for file in report.files)})")
+            for reason in report.incomplete:
+                print(f"== incomplete: {reason}")
+        lines = rule_table(report) if args.rules else [render_report(report, load_cells(), style=args.style)]
+        print(*lines, sep="\n")
+        return
+    extra = {"report": name} if name else {}
+    for fields in (*report_fields(report, args), {"summary": summary(report)}):
+        print(to_json(extra | fields))
 
 
-def print_folder(folder: Path, output: Output, taxonomy: list[Path], workers: int) -> int:
+def report_fields(report: Report, args: argparse.Namespace) -> Iterator[dict]:
+    """The fields of the results of the rules, or of the facts, or nothing for --summary."""
+    if args.rules:
+        yield from map(result_fields, all_results(report))
+    elif not args.summary:
+        yield from map(fact_fields, report.facts)
+
+
+def fact_fields(fact: Fact) -> dict:
+    """The fields of a fact. `cell`, `other_cells`, `type` and `label` are included only if they are known."""
+    names = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")
+    fields = {name: getattr(fact, name) for name in names}
+    return fields | {
+        name: getattr(fact, name) for name in ("cell", "other_cells", "type", "label") if getattr(fact, name)
+    }
+
+
+def summary(report: Report) -> dict:
+    """Metadata of a report, the number of facts of each kind, warnings, and if there are any, notes and merged files."""
+    more = {
+        "notes": [asdict(note) for note in report.notes],
+        "files": [str(file) for file in report.files],
+        "incomplete": report.incomplete,
+    }
+    return {
+        "format": report.format,
+        "entity": report.entity,
+        "period": report.period,
+        "currency": report.currency,
+        "filing_indicators": report.filing_indicators,
+        "facts": len(report.facts),
+        "numeric_facts": sum(isinstance(fact.value, Decimal) for fact in report.facts),
+        "facts_with_cell": sum(fact.cell is not None for fact in report.facts),
+        "warnings": [*report.warnings, *_quality_warnings(report)],
+    } | {name: found for name, found in more.items() if found}
+
+
+def _quality_warnings(report: Report) -> list[str]:
+    """The findings about the report, without duplicates and entities: the readers warn of these."""
+    findings = check_quality(report, load_cells())
+    return [f"{finding.reason} ({finding.rule_id})" for finding in findings if finding.rule_id not in OF_READERS]
+
+
+def to_json(value: object) -> str:
+    """JSON on one line. A Decimal becomes a number with all of its digits."""
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(str(key))}: {to_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(to_json, value)) + "]"
+    return json.dumps(value)
+
+
+def print_folder(folder: Path, args: argparse.Namespace) -> int:
     """Print the report of each bank and date in a folder. Returns the exit code."""
-    reports, refused = read_folder(folder, taxonomy, workers)
+    reports, refused = read_folder(folder, args.taxonomy, args.workers)
     for error in refused:
         print(f"error: {error}", file=sys.stderr)
     for report in reports:
-        print_report(report, output, f"{report.entity} {report.period}")
+        print_report(report, args, f"{report.entity} {report.period}")
     sys.stdout.flush()
     files, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
     print(

@@ -97,7 +97,7 @@ def examples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--letters", type=Path, required=True, help="directory of letters, .txt or .md files in UTF-8")
     parser.add_argument("--pairs", type=Path, help="CSV of report,letter: paths below the two directories")
     parser.add_argument("--register", type=Path, help="CSV of the banks: entity,name,country,type")
-    parser.add_argument("--findings", type=Path, help="CSV: entity,period,rule,state,cell,value,limit,legal,kind")
+    parser.add_argument("--findings", type=Path, help="CSV: entity,period,rule,state,cell,value,limit,legal,kind,note")
     parser.add_argument("--out", type=Path, required=True, help="directory to create")
     add_number(parser, "--seed", "seed of the splits", 0)
     about = f"shares of {', '.join(SPLITS)} (%(default)s); a share may be 0"

@@ -11,8 +11,8 @@ from data.tokens import load_tokenizer
 from eval.constrained import ConstrainedAnswer, Grammar
 from eval.generate import greedy_answers
 from tests.tiny import write_tiny_model
-from xbrl.answers.answer_grammar import LETTER, answer_grammar
 from xbrl.answers.answer_reader import parse_answer
+from xbrl.answers.answers import LETTER, answer_grammar
 
 CELLS = (
     "Violations:\nCET1_MIN | C 03.00 r0010 c0010 | 4.31% | min 4.5% | CRR Art. 92(1)(a)\n"

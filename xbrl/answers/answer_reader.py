@@ -1,27 +1,29 @@
 """Read an answer: lenient in its form, strict in its content.
 
-Both forms of `answers.py` are read, with the facts of a note above the violations. The form may vary: a preamble, bold or numbered lines, a Markdown table, headings in
-other letters. The content may not: a line that does not say everything that it must is void, and counted.
+Both forms of `answers.py` are read, with the facts of a note above the violations. The form may vary: a preamble, bold or
+numbered lines, a Markdown table, headings in other letters. The content may not: a line that does not say everything that it
+must is void, and counted.
 """
 
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from xbrl.answers.notes import read_facts
-from xbrl.rules.citations import articles
-from xbrl.rules.note_facts import NoteFact
-from xbrl.rules.quantities import QUANTITY, parse_quantity
+from xbrl.answers.statements import QUANTITY, articles, parse_quantity
+from xbrl.read.report import is_day
+from xbrl.rules.note_facts import KINDS, NoteFact
 
 RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)*")
+APPLIES = {"applies": True, "does not apply": False}
 NOT_REPORTED = "not reported"
-_HEADING = re.compile(r"(violations|checks|directive)\s*(?::\s*(.*)|$)", re.IGNORECASE)
+_HEADING = re.compile(r"(note|violations|checks|directive)\s*(?::\s*(.*)|$)", re.IGNORECASE)
 _MARKS = re.compile(r"^(?:[#>•]+\s*|[-*+]\s+|\(?\d{1,2}[.)]\s+)+")  # headings, quotes, bullets, numbers
 _RELATIONS = {
     **{"min": "min", "minimum": "min", "at least": "min", ">=": "min", "≥": "min"},
     **{"max": "max", "maximum": "max", "at most": "max", "<=": "max", "≤": "max", "expected": "expected"},
 }
 _COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥)\s")
+_NOT_EURO = re.compile(r"\b(?!EUR\b)[A-Z]{3}\b|[$£¥%]")
 _VALUE = rf"(?:\d{{4}}-\d\d-\d\d|{QUANTITY}(?: days?)?)"
 _CHECKED = re.compile(rf"(?P<what>\S.*?)(?:\s+(?:(?:{QUANTITY} ?[-+\u2212] ?)+{QUANTITY} = )?(?P<value>{_VALUE}))?")
 
@@ -49,7 +51,7 @@ class Answer:
 
     `rule_ids` are the rules reported as violated and not lifted, without duplicates, in the order of the answer. `directive`
     is the letter; it is empty if the answer ended before the letter. `void` counts the lines on violations that could not be
-    read. `notes` are the facts of the bank's note; `notes.read_facts` also counts its lines that say none.
+    read. `notes` are the facts of the bank's note; `read_facts` also counts its lines that say none.
     """
 
     rule_ids: tuple[str, ...]
@@ -65,9 +67,8 @@ def parse_answer(text: str) -> Answer | None:
     Valid lines are those of `answers.py` and, for a report without violations, `none`. An id that matches no rule is kept and
     counts as a false positive. If `Directive:` is missing because generation was cut short, the directive is empty.
     """
-    body, letter = _sections(text)
-    if not body:
-        return None
+    sections = _sections(text)
+    body = sections.get("violations", [])
     claims = [read_line(line) for line in body if not _is_none(line)]
     read = [claim for claim in claims if claim]
     clean = any(_is_none(line) for line in body)
@@ -76,18 +77,51 @@ def parse_answer(text: str) -> Answer | None:
         return None
     lifted = {claim.rule for claim in read if claim.state == "lifts"}
     rules = dict.fromkeys(claim.rule for claim in read if claim.state == "violated" and claim.rule not in lifted)
-    facts, _ = read_facts(text) or ([], 0)
-    return Answer(tuple(rules), letter, tuple(dict.fromkeys(read)), claims.count(None) + contradicts, tuple(facts))
+    facts = tuple(fact for line in sections.get("note", ()) if (fact := read_fact(line)))
+    void = claims.count(None) + contradicts
+    return Answer(tuple(rules), _letter(sections), tuple(dict.fromkeys(read)), void, facts)
 
 
 def read_lines(text: str) -> list[tuple[str, Claim | None]]:
     """The lines of an answer above its letter, each with its claim, or None if it cannot be read; `none` is left out."""
-    return [(line, read_line(line)) for line in _sections(text)[0] if not _is_none(line)]
+    return [(line, read_line(line)) for line in _sections(text).get("violations", ()) if not _is_none(line)]
 
 
 def letter_in(text: str) -> str:
     """The letter of an answer, whatever its lines are; empty if the text has none."""
-    return _sections(text)[1]
+    return _letter(_sections(text))
+
+
+def _letter(sections: dict[str, list[str]]) -> str:
+    return "\n".join(sections.get("directive", ())).strip()
+
+
+def read_facts(text: str) -> tuple[list[NoteFact], int] | None:
+    """(the facts below the heading `Note:` of an answer, the number of lines that are none); None without the heading."""
+    lines = _sections(text).get("note")
+    if lines is None:
+        return None
+    facts = [read_fact(line) for line in lines if not _is_none(line)]
+    return [fact for fact in facts if fact], facts.count(None)
+
+
+def read_fact(line: str) -> NoteFact | None:
+    """The fact of one line, or None if it is not of the form that `write_fact` writes."""
+    parts = [part.strip() for part in line.split("|", 5)]
+    if len(parts) != 6 or parts[0] not in KINDS or parts[1] not in APPLIES:
+        return None
+    kind, state, amount, who, since, quote = parts
+    value = None if amount == "-" else parse_quantity(amount)
+    is_euro = value is not None and value >= 0 and not _NOT_EURO.search(amount)
+    if (amount != "-" and not is_euro) or (since != "-" and not is_day(since)):
+        return None
+    clients = who.split(" and ") if kind == "connected" else [who]
+    names = () if who == "-" else tuple(name.strip() for name in clients)
+    return NoteFact(kind, APPLIES[state], value, names, _stated(since), _stated(quote.strip('"„“” ')))
+
+
+def _stated(part: str) -> str:
+    return "" if part == "-" else part
 
 
 def read_line(line: str) -> Claim | None:
@@ -101,24 +135,29 @@ def claim_of(finding: dict) -> Claim | None:
     return _read_violation(" | ".join(parts))
 
 
-def _sections(text: str) -> tuple[list[str], str]:
-    """(lines below the first heading that opens an answer, the letter)."""
-    body: list[str] | None = None
+def _sections(text: str) -> dict[str, list[str]]:
+    """Section -> its lines: `note`, `violations` (those of `Checks:` too) and `directive`, as far as the text has them.
+
+    A section begins with its heading. Lines before the first one are a preamble; the letter is all that follows its heading.
+    """
+    found: dict[str, list[str]] = {}
+    section: list[str] = []
     lines = text.splitlines()
     for number, line in enumerate(lines):
         plain = _plain(line)
         heading = _HEADING.fullmatch(plain)
-        name = heading[1].casefold() if heading else ""
-        rest = (heading[2] or "") if heading else ""
-        if name == "directive" and body is not None:
-            return body, "\n".join([rest, *lines[number + 1 :]]).strip()
-        if name in ("violations", "checks"):
-            body = [*(body or []), *([rest] if rest else [])]
-        elif (
-            body is not None and re.search(r"\w", plain) and not re.match(r"rule \|", plain.strip("| "), re.IGNORECASE)
-        ):
-            body.append(plain)
-    return body or [], ""
+        name = heading[1].casefold().replace("checks", "violations") if heading else ""
+        rest = heading[2] or "" if heading else ""
+        if name == "directive" and "violations" in found:
+            return found | {"directive": [rest, *lines[number + 1 :]]}
+        if name == "violations" or (name == "note" and "violations" not in found):
+            section = found.setdefault(name, [])
+            plain = rest
+        elif name == "directive":
+            section = []
+        if re.search(r"\w", plain) and not re.match(r"rule \|", plain.strip("| "), re.IGNORECASE):
+            section.append(plain)
+    return found
 
 
 def _plain(line: str) -> str:

@@ -13,13 +13,21 @@ cell, value, limit, legal reference. Without facts, or without violations, the s
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from xbrl.answers.notes import write_fact
-from xbrl.read.render import PURE, cell_name, format_figure, format_limit, short_label
-from xbrl.rules.note_facts import NoteFact
-from xbrl.rules.rules import RuleResult
+from common.errors import UserError
+from xbrl.read.render import PURE, cell_name, format_figure, short_label
+from xbrl.rules.findings import note_rules
+from xbrl.rules.note_facts import KINDS, NoteFact
+from xbrl.rules.rules import RuleResult, built_in_rules
+
+LETTER = "\nDirective:\n"  # what follows it is free
+MAX_LINES = 12
+MAX_FACTS = 3
+_NAME = r"[\w ,()/&'’*+-]"  # a character of a cell, a client or a ratio
+_LEGAL = r"[A-Z0-9][A-Za-z0-9 ,;()/.-]{2,100}"
+_FIGURE = r"-?\d{1,15}(?:\.\d{1,6})?(?:%| thousand| million| bn| mn| k)?"
 
 
 def write_answer(
@@ -32,6 +40,13 @@ def write_answer(
     stated = [write_fact(fact) for fact in facts] or ["none"]
     lines = [write_violation(result, style) for result in violated] or ["none"]
     return "\n".join(["Note:", *stated, "Violations:", *lines, "Directive:", directive])
+
+
+def write_fact(fact: NoteFact) -> str:
+    """`pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14 | "the words of the note"`."""
+    amount = "-" if fact.amount is None else f"EUR {fact.amount:f}"
+    state = "applies" if fact.applies else "does not apply"
+    return " | ".join((fact.kind, state, amount, " and ".join(fact.who) or "-", fact.since or "-", f'"{fact.quote}"'))
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ def write_violation(result: RuleResult, style: str = "cells") -> str:
     value = "not reported"
     if not result.missing:
         value = format_figure(result.known_value, result.unit, result.decimals, compact)
-    limit = format_limit(result.known_limit, result.unit, result.decimals)
+    limit = result.printed_limit
     if compact:
         cell = f"{short_label(result.cell)} {result.row}".strip()
         if result.unit not in PURE:
@@ -77,3 +92,38 @@ def write_violation(result: RuleResult, style: str = "cells") -> str:
             re.split(r"[,;]", result.legal)[0] if compact else result.legal,
         )
     )
+
+
+def answer_grammar(examples: Sequence[dict]) -> str:
+    """A regular expression for answers of the forms that those of `examples` have: headings, rule ids and the shape of a line
+    are fixed, the rest is free. With it a model that never saw this form can be asked what it knows of the content.
+
+    It is made for partial matching: every prefix of a match can be continued. Raises `UserError` if no answer has one of
+    them.
+    """
+    answers = [example["messages"][-1]["content"].lstrip() for example in examples]
+    rules = [rule.id for rule in built_in_rules() if rule.kind != "trigger"] + list(note_rules())
+    ids = "|".join(map(re.escape, rules))
+    cell = rf"(?:{_NAME.replace(' ', '')}|\.)(?:{_NAME}|\.){{0,59}}"  # a cell of blanks would be none
+    violation = rf"(?:{ids}) \| {cell} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
+    value = rf"(?:{_FIGURE}|{_FIGURE}(?: [-+] {_FIGURE}){{1,3}} = {_FIGURE})"
+    verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
+    check = rf"[A-Z]{_NAME}{{1,160}}?(?: {value}(?: [<>]=? {_FIGURE})?)?: {verdict}"
+    who = r"(?:-|[^\s|-][^|\n]{1,119}?)"
+    fact = (
+        rf"(?:{'|'.join(KINDS)}) \| (?:applies|does not apply) \| (?:-|EUR [1-9]\d{{5,11}}) \| {who} \| "
+        r"(?:-|20\d\d-[01]\d-[0-3]\d) \| \"[^\n|]{10,300}?\""
+    )
+    violations = rf"Violations:\n(?:none|{violation}(?:\n{violation}){{0,{MAX_LINES - 1}}})"
+    forms = {
+        "Note:": rf"Note:\n(?:none|{fact}(?:\n{fact}){{0,{MAX_FACTS - 1}}})\n{violations}",
+        "Violations:": violations,
+        "Checks:": rf"Checks:\n{check}(?:\n{check}){{0,{MAX_LINES - 1}}}",
+    }
+    used = [form for heading, form in forms.items() if any(answer.startswith(heading) for answer in answers)]
+    if not used:
+        raise UserError(
+            "--constrained knows the answers of this project only, and none of the examples starts with `Note:`, "
+            "`Violations:` or `Checks:`; leave the option out"
+        )
+    return rf"(?:{'|'.join(used)}){LETTER}.+"

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from common.errors import UserError
-from xbrl.answers.answer_reader import RULE_ID
-from xbrl.answers.letters import deadlines
-from xbrl.answers.notes import NoteFact, read_fact, read_facts, write_fact
+from xbrl.answers.answer_reader import RULE_ID, read_fact, read_facts
+from xbrl.answers.answers import write_fact
+from xbrl.answers.letter_scores import deadlines
 from xbrl.answers.scores import score_answers, true_answers
-from xbrl.rules.quantities import QUANTITY
+from xbrl.answers.statements import QUANTITY
+from xbrl.rules.note_facts import NoteFact
 
 MEASURES = ("F1", "macro F1", "exact", "notes F1", "facts F1", "letter support", "measures", "ROUGE-L")
 HEADINGS = ("Note:", "Violations:", "Checks:")

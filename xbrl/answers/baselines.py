@@ -9,7 +9,7 @@ import itertools
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -19,13 +19,12 @@ import numpy as np
 
 from eval.asked_examples import has_answer, report_of
 from eval.comparison.measures import ENGINE
-from xbrl.answers.composed import PERCENTAGE, hidden_states, note_predictions, printed_report
-from xbrl.answers.notes import note_of
-from xbrl.answers.scores import labelled, score_prediction
+from xbrl.answers.composed import PERCENTAGE, hidden_states, note_predictions, printed_report, probability
+from xbrl.answers.note_scores import note_of, score_notes
+from xbrl.answers.scores import labelled, micro_f1, note_f1
 from xbrl.rules.note_facts import NoteFact
 
 Matrix = Any  # a scipy.sparse.csr_matrix
-Rules = Sequence[str]
 
 NGRAMS, THRESHOLDS, COMPOSED, PROBE = "character n-grams", "thresholds", "engine + note words", "engine + note states"
 MAX_CHARACTERS = 2_000_000  # of training reports from which n-grams are learned; more take minutes
@@ -51,6 +50,7 @@ def baseline_predictions(
 ) -> dict[str, Prediction]:
     """Baseline -> what it says of each test example. Examples have a prompt and the field `violations`.
 
+    - The trivial answers, the same for every report; without a training split, `test` tells which rules there are.
     - `NGRAMS`: logistic regressions on all that is printed, in pieces of 2 to 6 characters.
     - `THRESHOLDS`: one learned cut per rule on a printed percentage, or on the sum or difference of two.
     - `ENGINE`: what the rules find in the reported figures, the field `engine` of the examples; absent without it.
@@ -60,12 +60,14 @@ def baseline_predictions(
     """
     if not test:
         return {}
-    known, new = [report_of(one) for one in training], [report_of(one) for one in test]
-    violated = [tuple(one["violations"]) for one in training]
-    found = {}
+    counts = Counter(rule for one in training or test for rule in set(one["violations"]))
+    trivial = {"always clean": [], "flag everything": sorted(counts)}
+    if training:
+        trivial["most frequent violation"] = sorted(counts, key=lambda rule: (-counts[rule], rule))[:1]
+    found = {name: Prediction([tuple(rules)] * len(test)) for name, rules in trivial.items()}
     if training:
         found[NGRAMS] = Prediction(_ngram_predictions(training, test, validation))
-        found[THRESHOLDS] = Prediction(_threshold_predictions(known, violated, new))
+        found[THRESHOLDS] = Prediction(_threshold_predictions(training, test))
     if all("engine" in one for one in test):
         found[ENGINE] = Prediction([tuple(one["engine"]) for one in test])
         if any(one.get("note_facts") for one in training):
@@ -84,22 +86,6 @@ def add_baseline_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", type=Path, help=tuned)
     probe = "a baseline more: the engine, and what a regression reads in this model's mean hidden states of the notes"
     parser.add_argument("--probe", metavar="BASE", help=probe)
-
-
-def all_predictions(
-    training: Sequence[dict], test: Sequence[dict], validation: Sequence[dict] = (), probe: str | None = None
-) -> dict[str, Prediction]:
-    """`baseline_predictions`, and before them the trivial answers, the same for every report.
-
-    Without a training split the trivial ones are fitted on `test`, and "most frequent violation" is left out.
-    """
-    counts = Counter(rule for one in training or test for rule in set(one["violations"]))
-    first = sorted(counts, key=lambda rule: (-counts[rule], rule))[:1]
-    trivial = {"always clean": [], "flag everything": sorted(counts)} | (
-        {"most frequent violation": first} if training else {}
-    )
-    found = {name: Prediction([tuple(rules)] * len(test)) for name, rules in trivial.items()}
-    return found | baseline_predictions(training, test, validation, probe)
 
 
 def baseline_tasks(
@@ -122,29 +108,24 @@ def baseline_tasks(
                 for one, rules in zip(asked, said.rules, strict=True)
             ]
         }
-        for name, said in (all_predictions(known, asked, validation, probe) if asked else {}).items()
+        for name, said in baseline_predictions(known, asked, validation, probe).items()
     }
 
 
 def score_baselines(
-    training: Sequence[dict], tests: Mapping[str, Sequence[dict]], validation: Sequence[dict] = ()
-) -> dict[str, dict[str, dict]]:
-    """Test split -> baseline -> its scores (`score_prediction`), for the data card; none without training examples.
+    training: Sequence[dict], examples: Sequence[dict], validation: Sequence[dict] = (), probe: str | None = None
+) -> dict[str, dict]:
+    """Baseline -> its scores on the same examples.
 
-    All baselines but the probe, which needs a model, are fitted once on `training`.
+    They are precision, recall and F1 of the rules, `note_f1` if notes decide any, and `notes` if it reads facts of notes.
     """
-    if not training:
-        return {}
-    everything = [example for examples in tests.values() for example in examples]
-    found = all_predictions(training, everything, validation)
-    scores, start = {}, 0
-    for split, examples in tests.items():
-        part = slice(start, start + len(examples))
-        scores[split] = {
-            name: score_prediction(examples, one.rules[part], one.facts and one.facts[part])
-            for name, one in found.items()
-        }
-        start += len(examples)
+    scores = {}
+    for name, said in baseline_predictions(training, examples, validation, probe).items():
+        scores[name] = micro_f1(said.rules, [one["violations"] for one in examples])
+        if (notes := note_f1(examples, said.rules)) is not None:
+            scores[name]["note_f1"] = notes
+        if said.facts:
+            scores[name]["notes"] = score_notes(examples, said.facts)
     return scores
 
 
@@ -197,13 +178,10 @@ def _ngrams(texts: Sequence[str], true: np.ndarray) -> Matrix:
 
 def _probabilities(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
     """`(new reports, rules)`: the probability of each rule. One with fewer than `MIN_REPORTS` examples is never predicted."""
-    from sklearn.linear_model import LogisticRegression
-
     columns = np.zeros((new.shape[0], true.shape[1]))
     for rule in range(true.shape[1]) if new.shape[0] else ():
         if MIN_REPORTS <= true[:, rule].sum() < len(true):
-            model = LogisticRegression(C=strength, solver="liblinear", class_weight="balanced")
-            columns[:, rule] = model.fit(known, true[:, rule]).predict_proba(new)[:, 1]
+            columns[:, rule] = probability(known, true[:, rule], new, strength)
     return columns
 
 
@@ -223,26 +201,26 @@ class _Comparison:
     f1: float
 
 
-def _threshold_predictions(training: Rules, violated: Sequence[Rules], reports: Rules) -> list[tuple[str, ...]]:
-    """The rules whose comparison holds in each of `reports`: `x < cut` or `x > cut`, x being a printed percentage or two.
+def _threshold_predictions(training: Sequence[dict], test: Sequence[dict]) -> list[tuple[str, ...]]:
+    """The rules whose comparison holds in each report of `test`: `x < cut` or `x > cut`, x being a printed percentage or two.
 
     A rule gets the comparison with the best F1 on the training reports. The rules are then taken in the order of that F1 for
     as long as the micro-averaged F1 on the training reports grows.
     """
-    rules = sorted({rule for one in violated for rule in one})
+    rules = sorted({rule for one in training for rule in one["violations"]})
     if not rules:
-        return [()] * len(reports)
-    percentages = [_percentages(report) for report in training]
+        return [()] * len(test)
+    percentages = [_percentages(report_of(one)) for one in training]
     counts = Counter(label for one in percentages for label in one)
     labels = [label for label, count in counts.most_common() if count >= MIN_REPORTS]
-    true = np.array([[rule in one for rule in rules] for one in map(set, violated)])
+    true = np.array([[rule in one["violations"] for rule in rules] for one in training])
     best = _best_comparisons(_features(percentages, labels), true)
     order = sorted((i for i in range(len(rules)) if best[i].f1), key=lambda i: -best[i].f1)
     right, predicted = (np.cumsum([getattr(best[i], name) for i in order]) for name in ("right", "predicted"))
     kept = sorted(order[: int(np.argmax(2 * right / (predicted + true.sum()))) + 1]) if order else []
-    features = _features([_percentages(report) for report in reports], labels)
+    features = _features([_percentages(report_of(one)) for one in test], labels)
     hits = {i: best[i].sign * features[:, best[i].feature] >= best[i].cut for i in kept}
-    return [tuple(rules[i] for i in kept if hits[i][row]) for row in range(len(reports))]
+    return [tuple(rules[i] for i in kept if hits[i][row]) for row in range(len(test))]
 
 
 def _percentages(report: str) -> dict[str, float]:

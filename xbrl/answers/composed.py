@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from eval.asked_examples import report_of
-from xbrl.answers.notes import language_of, note_of, true_facts
+from xbrl.answers.note_scores import language_of, note_of, true_facts
+from xbrl.answers.statements import parse_quantity
 from xbrl.read.render import SHORT_LABELS
 from xbrl.read.report import CellKey, Fact, Report
 from xbrl.rules.note_facts import BUFFER, KINDS, NAME, SHARE, NoteFact, consequences
-from xbrl.rules.quantities import parse_quantity
 
 Matrix = Any  # a scipy.sparse.csr_matrix or an array, (texts, features)
 States = Mapping[str, np.ndarray]  # text -> `hidden_states`
@@ -38,17 +38,10 @@ _SHORT = re.compile(
 )
 _NUMBER = r"\d{1,3}(?:[.,'\u202f]\d{3})+(?:[.,]\d+)?|\d+(?:[.,]\d+)?"
 _SCALES = {
-    "thousand": 3,
-    "tsd": 3,
-    "tausend": 3,
-    "m": 6,
-    "mn": 6,
-    "million": 6,
-    "millions": 6,
-    "mio": 6,
-    "millionen": 6,
+    **dict.fromkeys(("thousand", "tsd", "tausend"), 3),
+    **dict.fromkeys(("m", "mn", "million", "millions", "mio", "millionen"), 6),
+    **dict.fromkeys(("bn", "billion", "mrd", "milliarden", "milliarde"), 9),
 }
-_SCALES |= {"bn": 9, "billion": 9, "mrd": 9, "milliarden": 9, "milliarde": 9}
 _AMOUNT = re.compile(
     rf"(?P<currency>EUR|€)? ?(?P<number>{_NUMBER})(?:[ -]?(?P<scale>{'|'.join(sorted(_SCALES, key=len, reverse=True))})\b\.?)?"
     r"(?P<after> (?:EUR|Euro|euros?)\b| ?€)?",
@@ -103,16 +96,14 @@ def rules_that_follow(report: Report, note: str, facts: Sequence[NoteFact], engi
 def printed_report(text: str) -> Report:
     """The figures that a printed report shows, in both styles of `render.render_report`, as a report."""
     currency = re.search(r"amounts in ([A-Z]{3})\b", text)
-    facts = [
-        Fact("", value, _unit(printed, currency[1] if currency else "EUR"), None, "", "", key, cell)
-        for cell, key, printed in _printed_cells(text)
-        if (value := parse_quantity(printed) if parse_quantity(printed) is not None else printed)
-    ]
+    facts = []
+    for cell, key, printed in _printed_cells(text):
+        number, unit = parse_quantity(printed), None
+        if number is not None:
+            unit = PERCENTAGE if printed.endswith("%") else f"iso4217:{currency[1] if currency else 'EUR'}"
+        if value := printed if number is None else number:
+            facts.append(Fact("", value, unit, None, "", "", key, cell))
     return Report(pathlib.Path(), "", "", DATE, None, {}, tuple(facts), ())
-
-
-def _unit(printed: str, currency: str) -> str | None:
-    return None if parse_quantity(printed) is None else PERCENTAGE if printed.endswith("%") else f"iso4217:{currency}"
 
 
 def _printed_cells(text: str) -> Iterator[tuple[CellKey, dict[str, str], str]]:
@@ -217,15 +208,15 @@ def _fit_and_decide(
     for kind in KINDS:
         speaks = np.array([kind in one for one in true])
         members = np.flatnonzero(speaks).tolist()
-        says = _probability(known, speaks, new, strength)
-        applies = _probability(known[members], np.array([true[i][kind] for i in members]), new, strength)
+        says = probability(known, speaks, new, strength)
+        applies = probability(known[members], np.array([true[i][kind] for i in members]), new, strength)
         for one, is_said, does_apply in zip(found, says, applies, strict=True):
             if is_said >= 0.5:
                 one[kind] = bool(does_apply >= 0.5)
     return found
 
 
-def _probability(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
+def probability(known: Matrix, true: np.ndarray, new: Matrix, strength: float) -> np.ndarray:
     """The probability of `true` for each of `new`: of a balanced logistic regression, or constant if all are alike."""
     from sklearn.linear_model import LogisticRegression
 

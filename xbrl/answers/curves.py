@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from common.errors import UserError
-from xbrl.answers.answer_reader import parse_answer
-from xbrl.answers.notes import read_facts, score_notes
+from xbrl.answers.answer_reader import parse_answer, read_facts
+from xbrl.answers.note_scores import score_notes
 from xbrl.answers.scores import check_scored_fields, labelled, labels_of, micro_f1, note_f1, score_facts, true_answers
 
 WHERE = "the validation data"

@@ -6,9 +6,9 @@ from typing import Any
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
 from eval.rouge import mean, rouge_l, score_whole_answers
-from xbrl.answers.answer_reader import Answer, Claim, claim_of, letter_in, parse_answer
-from xbrl.answers.letters import score_letters, score_measures
-from xbrl.answers.notes import NoteFact, read_facts, score_notes, true_facts
+from xbrl.answers.answer_reader import Answer, Claim, claim_of, letter_in, parse_answer, read_facts
+from xbrl.answers.letter_scores import score_letters, score_measures
+from xbrl.answers.note_scores import score_notes, true_facts
 
 FIELDS = ("where", "value", "limit", "legal")  # of a finding, besides its rule
 Rules = Sequence[str]
@@ -32,6 +32,8 @@ def score_answers(
 
     Raises `UserError` as `true_answers` and `check_scored_fields` do; it names the file `where` or `train_where`.
     """
+    from xbrl.answers.baselines import score_baselines  # which uses the scores of this module
+
     check_scored_fields(examples, where)
     check_scored_fields(training or (), train_where)
     true = true_answers(examples, where)
@@ -52,7 +54,7 @@ def score_answers(
             "unparsable": {"n": read.count(None), "share": read.count(None) / len(read)},
             "void_lines": void,
             "void_true_lines": sum(truth.void for truth in true),
-            "baselines": score_beside(known, fitted_on, validation, probe),
+            "baselines": score_baselines(fitted_on, known, validation, probe),
             "baselines_fitted_on": f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself",
             "note_f1": note_f1(known, labels),
             "kinds": score_kinds(known, labels),
@@ -83,28 +85,6 @@ def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict
         **{key: example[key] for key in ("kind", "pair") if example.get(key)},
         "answer": text,
     }
-
-
-def score_beside(
-    examples: Sequence[dict], training: Sequence[dict], validation: Sequence[dict], probe: str | None
-) -> dict[str, dict]:
-    """Baseline -> its scores on the same examples (`baselines.all_predictions`)."""
-    from xbrl.answers.baselines import all_predictions  # which are scored by this module
-
-    found = all_predictions(training, examples, validation, probe)
-    return {name: score_prediction(examples, one.rules, one.facts) for name, one in found.items()}
-
-
-def score_prediction(
-    examples: Sequence[dict], rules: Sequence[Rules], facts: Sequence[Sequence[NoteFact]] | None
-) -> dict[str, Any]:
-    """Precision, recall and F1 of the rules, `note_f1` if notes decide any, and `notes` if facts of notes are read."""
-    notes = note_f1(examples, rules)
-    return (
-        micro_f1(rules, [one["violations"] for one in examples])
-        | ({} if notes is None else {"note_f1": notes})
-        | ({"notes": score_notes(examples, facts)} if facts else {})
-    )
 
 
 def labelled(examples: Sequence[dict], where: str) -> list[dict]:

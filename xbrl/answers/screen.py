@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError, run_script
+from data.formats import read_examples
 from eval.asked_examples import report_of
 from eval.report import aligned
 from xbrl.answers.baselines import COMPOSED, ENGINE, NGRAMS, PROBE, THRESHOLDS, baseline_predictions
@@ -35,10 +36,7 @@ def screen(run: Path, data: Path, base: str | None = None) -> str:
     the quickstart writes.
     """
     before, after, forgetting = (_read(run / "eval" / f"{name}.json", keys) for name, keys in RESULTS.items())
-    test, training, validation = (
-        [json.loads(line) for line in _text(data / f"{split}.jsonl").splitlines()]
-        for split in ("test", "train", "validation")
-    )
+    test, training, validation = (read_examples(data / f"{split}.jsonl") for split in ("test", "train", "validation"))
     models = {"base model": of_result(before, test), "tuned model": of_result(after, test)}
     per_byte, questions = forgetting["perplexity_per_byte"], forgetting["questions"]["all"]
     return f"""One report of the test, and the tuned model's answer:
@@ -108,17 +106,12 @@ def of_result(result: dict, test: Sequence[dict]) -> Column:
     return [example for example in test if example["id"] in said], [said[e["id"]] for e in test if e["id"] in said]
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run scripts/quickstart.sh") from error
-
-
 def _read(path: Path, keys: Sequence[str]) -> dict:
     """The JSON of one result. Raises UserError if it is not JSON or lacks one of `keys`."""
     try:
-        result = json.loads(_text(path))
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run scripts/quickstart.sh") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); remove it and run scripts/quickstart.sh") from error
     missing = [key for key in keys if not isinstance(result, dict) or key not in result]

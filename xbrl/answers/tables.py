@@ -14,7 +14,6 @@ def figures(result: dict) -> list[Figure]:
     """All figures of a result of scripts/evaluate.py or scripts/score.py."""
     return [
         *_violation_figures(result),
-        *_part_figures(result),
         *_note_figures(result),
         *_fact_figures(result),
         *report.text_figures(result),
@@ -60,80 +59,67 @@ def one_answer(result: dict, index: int = 0) -> str:
     return f"answer to example {answer['id']} (true violations: {true}):\n{answer['answer']}"
 
 
+def _score(name: str, value: float, n: str = "", metric: str = "") -> Figure:
+    return Figure(name, f"{value:.3f}", n, metric)
+
+
+def _share(name: str, value: float, n: str, metric: str = "") -> Figure:
+    return Figure(name, percent(value), n, metric)
+
+
 def _violation_figures(result: dict) -> list[Figure]:
+    """The rules that answers name: of all reports, of those with notes, each with the baselines, and of minimal pairs."""
     violations = result.get("violations")
     if not violations:
         return []
     n = f"{violations['n_violations']} violations in {violations['n_reports']} reports"
-    reports = f"{violations['n_reports']} reports"
+    reports, baselines = f"{violations['n_reports']} reports", violations["baselines"]
     micro, rules = violations["micro"], len({*violations["per_rule"]} - {UNREADABLE})
     rows = [
-        Figure("violations F1 (micro)", f"{micro['f1']:.3f}", n, "f1"),
-        *(Figure(f"  baseline: {name}", f"{scores['f1']:.3f}", n) for name, scores in violations["baselines"].items()),
-        *(Figure(f"  {name}", f"{micro[name]:.3f}", n) for name in ("precision", "recall")),
-        Figure("  F1, mean over rules (macro)", f"{violations['macro_f1']:.3f}", f"{rules} rules, true or predicted"),
-        Figure("  all violations of a report right", percent(violations["exact"]), reports, "exact"),
-        Figure("  unparsable answers", percent(violations["unparsable"]["share"]), reports),
+        _score("violations F1 (micro)", micro["f1"], n, "f1"),
+        *(_score(f"  baseline: {name}", scores["f1"], n) for name, scores in baselines.items()),
+        *(_score(f"  {name}", micro[name], n) for name in ("precision", "recall")),
+        _score("  F1, mean over rules (macro)", violations["macro_f1"], f"{rules} rules, true or predicted"),
+        _share("  all violations of a report right", violations["exact"], reports, "exact"),
+        _share("  unparsable answers", violations["unparsable"]["share"], reports),
         Figure("  void lines in other answers", str(violations["void_lines"]), reports),
     ]
-    if violations["void_true_lines"]:
-        rows.append(
-            Figure("  true lines that cannot be read", str(violations["void_true_lines"]), "left out of the facts")
-        )
-    return rows
-
-
-def _part_figures(result: dict) -> list[Figure]:
-    """Reports with notes, each kind and with the baselines, and minimal pairs."""
-    violations = result.get("violations") or {}
-    rows = []
+    if void := violations["void_true_lines"]:
+        rows.append(Figure("  true lines that cannot be read", str(void), "left out of the facts"))
     for kind, scores in violations.get("kinds", {}).items():
         n = f"{scores['n_reports']} reports, {percent(scores['exact'])} right"
         decided = "" if scores["note_f1"] is None else f", of what notes decide {scores['note_f1']:.3f}"
-        rows.append(Figure(f"  F1, notes: {kind}", f"{scores['f1']:.3f}", n + decided))
+        rows.append(_score(f"  F1, notes: {kind}", scores["f1"], n + decided))
     if violations.get("note_f1") is not None:
-        rows.append(Figure("what notes decide: F1 of these rules", f"{violations['note_f1']:.3f}", ""))
-        rows += [
-            Figure(f"  baseline: {name}", f"{scores['note_f1']:.3f}", "")
-            for name, scores in violations["baselines"].items()
-            if scores.get("note_f1") is not None
-        ]
+        rows.append(_score("what notes decide: F1 of these rules", violations["note_f1"]))
+        rows += [_score(f"  baseline: {name}", one["note_f1"]) for name, one in baselines.items() if "note_f1" in one]
     pairs = violations.get("pairs", {"n": 0})
     if pairs["n"]:
-        rows.append(Figure("  minimal pairs right", percent(pairs["right"]), f"{pairs['n']} pairs", "pairs"))
+        rows.append(_share("  minimal pairs right", pairs["right"], f"{pairs['n']} pairs", "pairs"))
     return rows
 
 
 def _note_figures(result: dict) -> list[Figure]:
     """What is said of notes: kind and applies, then all of a fact; by kind, by language, and by the baselines that read notes."""
-    notes, baselines = result.get("notes"), (result.get("violations") or {}).get("baselines", {})
+    notes, violations = result.get("notes"), result.get("violations")
     rows = []
     if notes:
-        n = f"{notes['n']} facts, {notes['n_said']} stated"
+        n, named = f"{notes['n']} facts, {notes['n_said']} stated", f"{notes['n_matched']} facts whose kind is named"
         rows = [
-            Figure("facts of notes, F1: kind and applies", f"{notes['decided_f1']:.3f}", n),
-            Figure("  and amount", f"{notes['amount_f1']:.3f}", n),
-            Figure("  all of a fact right", f"{notes['f1']:.3f}", n),
+            _score("facts of notes, F1: kind and applies", notes["decided_f1"], n),
+            _score("  and amount", notes["amount_f1"], n),
+            _score("  all of a fact right", notes["f1"], n),
+            *(_share(f"  {name} right", share, named) for name, share in notes["right"].items()),
         ]
-        rows += [
-            Figure(f"  {name} right", percent(share), f"{notes['n_matched']} facts whose kind is named")
-            for name, share in notes["right"].items()
-        ]
-        rows += [
-            Figure(f"  {part}", f"{scores['decided_f1']:.3f}", f"{scores['n']} facts, all right {scores['f1']:.3f}")
-            for part, scores in {**notes["kinds"], **notes["languages"]}.items()
-        ]
-        if notes["pairs"]["n"]:
-            rows.append(
-                Figure(
-                    "  notes of minimal pairs right", percent(notes["pairs"]["right"]), f"{notes['pairs']['n']} pairs"
-                )
-            )
-    for name, scores in baselines.items():
+        for part, one in {**notes["kinds"], **notes["languages"]}.items():
+            rows.append(_score(f"  {part}", one["decided_f1"], f"{one['n']} facts, all right {one['f1']:.3f}"))
+        if pairs := notes["pairs"]["n"]:
+            rows.append(_share("  notes of minimal pairs right", notes["pairs"]["right"], f"{pairs} pairs"))
+    for name, scores in violations["baselines"].items() if violations else ():
         if one := scores.get("notes"):
             n = f"{one['n']} facts, with the amount {one['amount_f1']:.3f}"
             title = "  baseline: " if notes else "facts of notes, F1: kind and applies, baseline: "
-            rows.append(Figure(f"{title}{name}", f"{one['decided_f1']:.3f}", n))
+            rows.append(_score(f"{title}{name}", one["decided_f1"], n))
     return rows
 
 
@@ -143,8 +129,8 @@ def _fact_figures(result: dict) -> list[Figure]:
         return []
     n = f"{facts['n_named']} findings whose rule is named, of {facts['n_true']}"
     return [
-        Figure("facts F1: all of a finding right", f"{facts['f1']:.3f}", f"{facts['n_true']} findings", "fact_f1"),
-        *(Figure(f"  {name} right", percent(facts["right"][field]), n) for field, name in FIELDS.items()),
+        _score("facts F1: all of a finding right", facts["f1"], f"{facts['n_true']} findings", "fact_f1"),
+        *(_share(f"  {name} right", facts["right"][field], n) for field, name in FIELDS.items()),
     ]
 
 
@@ -153,13 +139,11 @@ def _letter_figures(result: dict) -> list[Figure]:
     rows = []
     if letters and letters["n"]:
         n = f"{letters['n']} figures, dates and articles"
-        rows.append(Figure("letters: statements with support", percent(letters["supported"]), n))
-        for kind, one in letters["by_kind"].items():
-            if one["n"]:
-                rows.append(Figure(f"  {kind}", percent(one["supported"]), str(one["n"])))
+        rows.append(_share("letters: statements with support", letters["supported"], n))
+        stated = ((kind, one) for kind, one in letters["by_kind"].items() if one["n"])
+        rows += [_share(f"  {kind}", one["supported"], str(one["n"])) for kind, one in stated]
     if measures and measures["n"]:
-        n = f"{measures['n']} measures"
-        rows.append(Figure("letters: measures demanded in time", percent(measures["right"]), n))
+        rows.append(_share("letters: measures demanded in time", measures["right"], f"{measures['n']} measures"))
         n = f"{measures['n_reports']} reports"
-        rows.append(Figure("  all measures of a letter right", percent(measures["reports"]), n))
+        rows.append(_share("  all measures of a letter right", measures["reports"], n))
     return rows

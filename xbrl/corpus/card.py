@@ -112,8 +112,11 @@ def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
 
     Baselines are fitted on `train`.
     """
+    if not splits["train"]:
+        return {}
     tests = {split: examples for split, examples in splits.items() if split.startswith("test")}
-    return score_baselines(splits["train"], tests, splits.get("validation", ()))
+    tuned_on = splits.get("validation", ())
+    return {split: score_baselines(splits["train"], examples, tuned_on) for split, examples in tests.items()}
 
 
 def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:

@@ -17,6 +17,7 @@ asked by `Profile.question` too, exactly as it was trained.
 import csv
 import datetime
 import pathlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
@@ -197,8 +198,13 @@ def make_example(
 
 
 def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, list[Finding]]:
-    """The report, and findings on it, with the names of clients in place of their codes: C 27.00 has both."""
+    """The report, and findings on it, with the names of clients in place of their codes: C 27.00 has both.
+
+    Clients of one name keep their codes behind it.
+    """
     names = {fact.keys.get("qINC", ""): str(fact.value) for fact in report.facts if fact.cell == NAME}
+    shared = {name for name, count in Counter(names.values()).items() if count > 1}
+    names = {code: f"{name} ({code})" if name in shared else name for code, name in names.items()}
     facts = tuple(
         replace(fact, dimensions={**fact.dimensions, key: names[code]})
         if (key := next((key for key in fact.dimensions if key.endswith("qINC")), ""))

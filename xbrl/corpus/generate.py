@@ -218,6 +218,7 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
             raise RuntimeError(f"{report.path}: {report.warnings[0]}")
         findings = consequences(report, evaluate(report), filing.note.facts)
         findings += quickstart.stated_findings(report, filing.note)
+        findings = [dataclasses.replace(one, note=report.notes[0].id) for one in findings]
         earlier = [] if filing.pair else reports
         example = make_example(
             report, filing.bank.addressee, cells, profile, earlier, findings=findings, note=filing.note

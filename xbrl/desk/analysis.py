@@ -1,20 +1,41 @@
-"""Analyse reports from beginning to end: find, read, ask the model, judge, write. Engine and pages run over processes."""
+"""Analyse reports from beginning to end: find, read, ask the model, judge, write. Engine and pages run over processes.
 
+A finished report is left alone as long as nothing has changed that its analysis depends on: the hashes of its files, of those of
+earlier reports, of rules, code and blocks, the model's fingerprint, versions of libraries, options, decisions, names.
+"""
+
+import hashlib
+import importlib.metadata
 import json
+import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from common.errors import UserError
-from xbrl.corpus.examples import read_register
-from xbrl.desk.audit import hash_of_file, key_of
-from xbrl.desk.inputs import Inputs, Knowledge, collect, find_files
-from xbrl.desk.output import RECORD_FILE, Job, finish, totals, write_overview
+from xbrl.corpus.examples import PROFILES, Profile, read_register
+from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, Job, finish, folder_name, hash_of_file, totals, write_overview
 from xbrl.desk.record import READY, Case, Form, Reply
-from xbrl.read.folder import in_parallel
-from xbrl.rules.bases import load_basis
-from xbrl.rules.findings import Finding, load_findings
+from xbrl.read.dpm import load_cells
+from xbrl.read.folder import find_reports, in_parallel, join_modules, read_files
+from xbrl.read.render import Addressee
+from xbrl.read.report import Report
+from xbrl.read.xbrl import is_package
+from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
+from xbrl.rules.measures import load_basis
+from xbrl.rules.rules import RULES_FILE
+
+DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("common", "xbrl", "eval")  # everything that an analysis without a model runs
+SUFFIXES = (".py", ".jsonl", ".json", ".csv", ".css", ".toml", ".jinja")  # of code, rules, blocks and pages
+LIBRARIES = ("arelle-release", "jinja2", "lxml")
+MODEL_LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -49,7 +70,9 @@ class Analysis:
         self.described = options.for_key() | asked
         self.key = key_of(versions, self.described)
         self.records: list[dict] = []
-        self.inputs = Inputs((), (), ())
+        self.unchanged = 0  # how many of the records are those of finished reports
+        self.audits: dict[tuple[str, str], dict] = {}  # report -> what its analysis depends on
+        self.refused: dict[Path, str] = {}  # file -> why it was not read, in one sentence
         self.decisions: dict[tuple[str, str], tuple[Finding, ...]] = {}
 
     def prepare(self) -> tuple[Case, ...]:
@@ -57,19 +80,52 @@ class Analysis:
         options = self.options
         files = find_files(options.files, options.out)
         register = read_register(options.register) if options.register else {}
-        self.decisions = decisions = load_findings(options.findings) if options.findings else {}
+        self.decisions = load_findings(options.findings) if options.findings else {}
         _make_directory(options.out)
-        knowledge = Knowledge(register, decisions)
-        self.inputs = collect(files, options.out, self.key, knowledge, options.taxonomy, options.workers)
-        self.records = [json.loads((folder / RECORD_FILE).read_text("utf-8")) for folder in self.inputs.finished]
-        self.audits = {(case.report.entity, case.report.period): depends for case, depends in self.inputs.cases}
-        return tuple(case for case, _ in self.inputs.cases)
+        hashes, unreadable = _hashes(files)
+        reports, unread = read_files(list(hashes), options.workers, options.taxonomy)
+        refused = unreadable | unread
+        self.refused = {path: refused[path] for path in files if path in refused}
+        joined, cases = join_modules(reports, refused), []
+        for report in joined:
+            code = report.entity.partition(".")[0]
+            # The entity itself is the name of a bank that the register does not have.
+            bank = register.get(report.entity) or register.get(code) or Addressee(code, code, "", "")
+            earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
+            case = Case(report, bank, earlier, self.decisions.get((code, report.period), ()))
+            depends = self._depends(case, hashes)
+            folder = options.out / folder_name(report.entity, report.period)
+            if _audit_of(folder).items() >= depends.items():
+                self.records.append(json.loads((folder / RECORD_FILE).read_text("utf-8")))
+            else:
+                self.audits[report.entity, report.period] = depends
+                cases.append(case)
+        self.unchanged = len(self.records)
+        return tuple(cases)
+
+    def _depends(self, case: Case, hashes: dict[Path, str]) -> dict:
+        """What the analysis of a report depends on."""
+        bank, report = case.bank, case.report
+        decisions = [[str(getattr(one, name)) for name in COLUMNS] for one in case.decisions]
+        return {
+            "key": self.key,
+            "inputs": _hashed([report], hashes),
+            "earlier": _hashed(case.earlier, hashes),
+            "knowledge": [bank.name, bank.country, bank.type, decisions],
+            "incomplete": list(report.incomplete),
+        }
 
     def write(self, cases: Sequence[Case]) -> None:
         """Judge and write these reports over the worker processes."""
         made_by = {"versions": self.versions, "options": self.described}
         jobs = [
-            Job(case, self.options.out, self.options.form, self.options.draft, self._audit(case) | made_by)
+            Job(
+                case,
+                self.options.out,
+                self.options.form,
+                self.options.draft,
+                self.audits[case.report.entity, case.report.period] | made_by,
+            )
             for case in cases
         ]
         self.records += list(in_parallel(finish, jobs, self.options.workers, "reports"))
@@ -79,28 +135,24 @@ class Analysis:
 
         A person must act on findings, and on a letter that is not ready, whatever keeps it back.
         """
-        write_overview(self.options.out, self.records, self.inputs.refused)
-        for sentence in self.inputs.refused:
+        refused = tuple(self.refused.values())
+        write_overview(self.options.out, self.records, refused)
+        for sentence in refused:
             print(f"error: {sentence}", file=sys.stderr)
-        unchanged = len(self.inputs.finished)
         print(totals(self.records))
-        print(
-            f"{len(self.records) - unchanged} analysed, {unchanged} unchanged; {len(self.inputs.refused)} files refused"
-        )
-        analysed = {(one["entity"].partition(".")[0], one["period"]) for one in self.records}
-        others = [one for case, lines in self.decisions.items() if case not in analysed for one in lines]
+        analysed = len(self.records) - self.unchanged
+        print(f"{analysed} analysed, {self.unchanged} unchanged; {len(refused)} files refused")
+        known = {(one["entity"].partition(".")[0], one["period"]) for one in self.records}
+        others = [one for case, lines in self.decisions.items() if case not in known for one in lines]
         if others:
             print(
                 f"{len(others)} decisions are on reports that are not among these; the first: {others[0].where}, on "
                 f"{others[0].entity} as of {others[0].period}"
             )
         print(f"{self.options.out / 'index.html'}")
-        if self.inputs.refused:
+        if refused:
             return 2
         return int(any(one["has_findings"] or one["letter"]["state"] != READY for one in self.records))
-
-    def _audit(self, case: Case) -> dict:
-        return self.audits[case.report.entity, case.report.period]
 
 
 def with_replies(cases: Sequence[Case], replies: Sequence[Reply]) -> list[Case]:
@@ -130,6 +182,129 @@ def analyse(
         for group in batches(cases, batch):
             analysis.write(with_replies(group, ask(group)))
     return analysis.end(), analysis.records
+
+
+def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
+    """The report files and packages that the command line names, without repetition.
+
+    Raises UserError for a wrong path, and for an output directory inside a folder of reports: its pages would be read as reports.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"--out {out} lies inside the reports ({path}); name a directory outside of them")
+        if not path.exists():
+            raise UserError(f"{path} does not exist; name a report, a package or a folder of reports")
+        files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]
+        if not files:
+            raise UserError(f"{path} contains no reports; docs/xbrl.md lists what a report is")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def choose_profile(option: str | None, model: Path) -> tuple[Profile, str]:
+    """(the profile that a model was trained on, where that stands): `--profile`, its export.json, or the data card of its run.
+
+    scripts/export.py records the profile. The export of a run lies in the run's directory: the run's config.json names the
+    training file, and the data card beside that names the profile. Raises UserError if this chain is broken.
+    """
+    if option:
+        return PROFILES[option], "--profile"
+    record = model / "export.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return PROFILES[json.loads(record.read_text(encoding="utf-8"))["profile"]], str(record)
+    config = model.resolve().parent / "config.json"
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        train = Path(content.get("config", content)["data"]["train"][0])
+        card = train.parent / DATA_CARD
+        name = json.loads(card.read_text(encoding="utf-8"))["arguments"]["profile"]
+        return PROFILES[name], str(card)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{model}: the profile that it was trained on is not recorded ({config} or its data card cannot be read); name it "
+            f"with --profile {', '.join(PROFILES)}"
+        ) from error
+
+
+def versions(model: Path | None = None) -> dict:
+    """Versions and hashes, as plain JSON. With a model directory also its fingerprints and the libraries that run it."""
+    found = {
+        "project": tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"],
+        "code": hash_of_code(),
+        "rules": hash_of_file(RULES_FILE),
+        "note_rules": hash_of_file(NOTE_RULES_FILE),
+        "cells": hash_of_file(load_cells().path),
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in (*LIBRARIES, *(MODEL_LIBRARIES if model else ()))},
+    }
+    if model:
+        from model.fingerprint import fingerprint_of_base  # imports transformers
+
+        # Beside the weights, these files change answers: config, tokenizer, chat template, generation.
+        small = [path for path in sorted(model.iterdir()) if path.suffix in (".json", ".jinja", ".model")]
+        files = {path.name: hash_of_file(path) for path in small}
+        found["model"] = {"path": str(model), "fingerprint": fingerprint_of_base(model), "files": files}
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def key_of(versions: dict, options: dict) -> str:
+    """The hash of all that every report of an analysis depends on. Where the model lies does not matter."""
+    parts = json.loads(json.dumps([versions, options], default=str))
+    if "model" in parts[0]:
+        del parts[0]["model"]["path"]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def hash_of_code() -> str:
+    """SHA-256 over the source files, whatever git says."""
+    folders = [ROOT / name for name in CODE]
+    files = (path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    return _hash_of_files(files, ROOT)
+
+
+def _hash_of_files(paths: Iterable[Path], root: Path) -> str:
+    """SHA-256 over the names below `root` and the contents of files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(root).as_posix()} {hash_of_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _hashes(files: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """(file -> its hash, file -> why it cannot be read). An unpacked package has the hash of all of its files."""
+    hashes, refused = {}, {}
+    for path in tqdm(files, desc="hashes", unit="file", disable=len(files) < 100):
+        folder = path
+        if path.suffix.lower() == ".json" and (path.parent / "parameters.csv").is_file():
+            folder = path.parent  # the metadata file of an unpacked xBRL-CSV report: the tables are beside it
+        try:
+            parts = [part for part in folder.rglob("*") if part.is_file()] if folder.is_dir() else []
+            hashes[path] = _hash_of_files(parts, folder) if folder.is_dir() else hash_of_file(path)
+        except OSError as error:
+            refused[path] = f"{path}: {error.strerror or error}"
+    return hashes, refused
+
+
+def _hashed(reports: Iterable[Report], hashes: dict[Path, str]) -> list[dict]:
+    paths = (path for report in reports for path in report.files or (report.path,))
+    return [{"file": path.name, "sha256": hashes[path]} for path in paths]
+
+
+def _audit_of(folder: Path) -> dict:
+    """The audit record of a finished report; {} if there is none that can be read."""
+    try:
+        return json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _make_directory(out: Path) -> None:

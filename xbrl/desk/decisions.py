@@ -1,20 +1,132 @@
-"""What is odd about a person's decisions: a letter that would state what the report and its notes do not hold is not ready.
+"""Notes of the bank and a person's decisions on them: what the model proposes, the lines to copy, what is odd about a decision.
 
-A file for --findings is written by hand or copied from a page; its figures may be those of an earlier report.
+The model proposes facts (`rules/note_facts.py`). One whose words do not stand in a note is refuted. What the others mean
+follows by arithmetic and law; whether they are true, a person decides in a file for --findings. That file is written by hand or
+copied from a page, and its figures may be those of an earlier report: a letter that would state what the report and its notes do
+not hold is not ready.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from xbrl.desk.notes import csv_line, decides
 from xbrl.read.render import cell_name
-from xbrl.read.report import Report
+from xbrl.read.report import Note, Report
 from xbrl.rules.figures import index_facts, row_keys
-from xbrl.rules.findings import Finding, concerns, note_rules
-from xbrl.rules.note_facts import SHARE, NoteFact, consequences
+from xbrl.rules.findings import Finding, concerns, csv_line, note_rules
+from xbrl.rules.note_facts import SHARE, NoteFact, consequences, undecided
 from xbrl.rules.rules import RuleResult, violations
 
 WAIVED = ("LCR_MIN", "LCR_PLEDGED")
+
+
+@dataclass(frozen=True)
+class ReadNote:
+    """A note with the decisions on it and the facts that the model read in it.
+
+    `if_so` are the lines of a decision file if the facts hold, `if_not` the line if the note changes nothing. `open` says what
+    the figures of the report do not decide if the facts hold, and what is odd about the facts.
+    """
+
+    id: str
+    text: str
+    decisions: tuple[Finding, ...]
+    facts: tuple[NoteFact, ...]
+    if_so: tuple[str, ...]
+    if_not: str
+    open: tuple[str, ...]
+
+
+def read_notes(
+    report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding], facts: Iterable[NoteFact]
+) -> tuple[list[ReadNote], list[NoteFact]]:
+    """(the notes of a report, the facts whose words stand in none of them). `facts` are those of the model's answer."""
+    left, own = list(dict.fromkeys(facts)), {}
+    for note in report.notes:
+        own[note] = [fact for fact in left if quotes(fact, note)]
+        left = [fact for fact in left if fact not in own[note]]
+    decided = {note: tuple(one for one in decisions if one.note == note.id) for note in report.notes}
+    # Amounts of several notes count together, but for those of notes from which nothing follows by decision.
+    held = [note for note in report.notes if not any(one.state == "benign" for one in decided[note])]
+    together = [fact for note in held for fact in own[note]]
+    follows = consequences(report, results, together)
+    entity, read = report.entity.partition(".")[0], []
+    for note in report.notes:
+        applying = {fact.kind for fact in own[note] if fact.applies} if note in held else set()
+        kind = next((fact.kind for fact in own[note]), "")
+        read.append(
+            ReadNote(
+                id=note.id,
+                text=note.text,
+                decisions=decided[note],
+                facts=tuple(own[note]),
+                if_so=tuple(csv_line(replace(one, note=note.id)) for one in follows if one.kind in applying),
+                if_not=csv_line(Finding(entity, report.period, "", "benign", kind=kind, note=note.id)),
+                open=(*undecided(report, results, own[note]), *_odd(own[note], note, report.period)),
+            )
+        )
+    return read, left
+
+
+def quotes(fact: NoteFact, note: Note) -> bool:
+    """Whether the words that prove a fact stand in a note, exactly but for white space."""
+    words = " ".join(fact.quote.split())
+    return bool(words) and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
+
+
+def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
+    """What makes the model's reading of a note doubtful."""
+    for fact in (fact for fact in facts if fact.applies):
+        if any(other.kind == fact.kind and not other.applies for other in facts):
+            yield f"the model contradicts itself: {fact.kind} applies and does not apply"
+        if fact.since > period:
+            yield f"{fact.kind} applies from {fact.since} on, says the model: that is after the reference date"
+        for name in fact.who:
+            if name.casefold() not in " ".join(note.text.split()).casefold():
+                yield f"the model names {name}, which the note does not"
+
+
+def in_force(report: Report, decisions: Iterable[Finding]) -> list[Finding]:
+    """The decisions that hold for a report: those on notes that it has in these words, and annotations of its figures."""
+    names = {note.id for note in report.notes}
+    return [one for one in decisions if one.note in names or not (one.note or one.is_of_note)]
+
+
+def limits_without(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> dict[str, str]:
+    """Rule `..._COUNTED` that is decided -> what is known of the limits of the corrected figure, if none is decided as missed.
+
+    "met"; "unknown" if figures or the amount are missing; "waived" if the bank need not meet the limit. The finding stands in
+    each case, for the reported figure is wrong: the letter says what was checked beyond that.
+    """
+    rules, found = note_rules(), {}
+    open_kinds = {
+        rules[sentence.partition(":")[0]].kind for sentence in undecided(report, results, facts_of(decisions))
+    }
+    for one in counted(decisions):
+        kind = rules[one.rule].kind
+        limits = {rule.id for rule in rules.values() if rule.kind == kind and not rule.counted}
+        if any(other.state == "violated" and other.rule in limits for other in decisions):
+            continue
+        waived = kind == "pledged" and any(other.state == "lifted" and other.rule in WAIVED for other in decisions)
+        found[one.rule] = "waived" if waived else "unknown" if kind in open_kinds else "met"
+    return found
+
+
+def counted(decisions: Iterable[Finding]) -> list[Finding]:
+    """The decisions that a figure counts an amount that it must not."""
+    rules = note_rules()
+    return [one for one in decisions if one.state == "violated" and one.rule in rules and rules[one.rule].counted]
+
+
+def facts_of(decisions: Iterable[Finding]) -> list[NoteFact]:
+    """What decisions say of amounts and waivers, as facts. The amount is what a line `..._COUNTED` takes out of the figure."""
+    rules, decided = note_rules(), {one.rule: one for one in counted(decisions)}.values()
+    facts = [
+        NoteFact(rules[one.rule].kind, True, None if one.value is None or one.limit is None else one.value - one.limit)
+        for one in decided
+    ]
+    waived = any(one.state == "lifted" and one.rule in WAIVED for one in decisions)
+    return [*facts, NoteFact("waiver", True, None)] if waived else facts
 
 
 def doubts(
@@ -24,11 +136,7 @@ def doubts(
     found = violations(results)
     for one in decisions:
         of_note = one.state == "violated" and one.rule in note_rules()
-        if of_note and not report.notes:
-            yield f"{one.where} says what a note shows, and the report has no note"
-        elif (
-            one.state == "lifted" and one.rule not in WAIVED[1:] and not any(concerns(one, result) for result in found)
-        ):
+        if one.state == "lifted" and one.rule not in WAIVED[1:] and not any(concerns(one, other) for other in found):
             yield f"{one.where} lifts {one.rule}, which the rules do not find: if a note changes nothing, decide `benign`"
         elif one.state == "lifted" and not one.legal:
             yield f"{one.where}, column legal: it is empty; name the article that lifts {one.rule}"
@@ -37,7 +145,7 @@ def doubts(
         elif one.state == "violated" and any(concerns(one, result) and _keeps(result) for result in violated):
             yield f"{one.where} says that {one.rule} is violated, and its value keeps to its limit"
     for note in report.notes:
-        own = [one for one in decisions if decides(one, note, len(report.notes))]
+        own = [one for one in decisions if one.note == note.id]
         nothing = next((one for one in own if one.state == "benign"), None)
         other = next((one for one in own if one.state != "benign"), None)
         if nothing and other:
@@ -45,25 +153,15 @@ def doubts(
     yield from _other_amounts(report, results, decisions)
 
 
-def _other_amounts(report: Report, results: Sequence[RuleResult], decisions: Iterable[Finding]) -> Iterator[str]:
-    """What does not follow from the amounts that are decided, and what follows from them and is not decided.
-
-    The amount is what a line `..._COUNTED` takes out of the reported figure.
-    """
+def _other_amounts(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> Iterator[str]:
+    """What does not follow from the amounts that are decided, and what follows from them and is not decided."""
     rules = note_rules()
     stated = [one for one in decisions if one.state == "violated" and one.rule in rules and one.rule != "LE_CONNECTED"]
-    counted = {one.rule: one for one in stated if rules[one.rule].counted}
-    facts = [
-        NoteFact(rules[one.rule].kind, True, None if one.value is None or one.limit is None else one.value - one.limit)
-        for one in counted.values()
-    ]
-    if any(one.state == "lifted" and one.rule in WAIVED for one in decisions):
-        facts.append(NoteFact("waiver", True, None))
-    unknown = [rules[one.rule].kind for one in counted.values() if one.limit is None]
-    notes = {one.kind: one.note for one in stated}
+    unknown = [rules[one.rule].kind for one in counted(stated) if one.limit is None]
+    notes = {rules[one.rule].kind: one.note for one in stated}
     follows = {
-        one.rule: replace(one, note=notes.get(one.kind, ""))
-        for one in consequences(report, results, facts)
+        one.rule: replace(one, note=notes[one.kind])
+        for one in consequences(report, results, facts_of(decisions))
         if one.state == "violated"
     }
     for one in stated:

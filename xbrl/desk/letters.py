@@ -21,10 +21,20 @@ from common.errors import UserError
 from xbrl.read.render import PURE, Addressee, cell_name, format_figure, format_limit, table_name
 from xbrl.read.report import CellKey
 from xbrl.read.report_notes import one_line
-from xbrl.rules.bases import Basis, load_basis
 from xbrl.rules.figures import Figure
 from xbrl.rules.findings import note_rules
-from xbrl.rules.measures import ORDERS, Measure, consequence, plan_measures, requirement_of, severity, topic_of
+from xbrl.rules.measures import (
+    ORDERS,
+    Basis,
+    Measure,
+    consequence,
+    load_basis,
+    plan_measures,
+    requirement_of,
+    severity,
+    topic_of,
+)
+from xbrl.rules.note_facts import limit_rule
 from xbrl.rules.rules import RuleResult
 
 BLOCKS = Path(__file__).with_name("blocks")
@@ -48,6 +58,9 @@ class Context:
     repeated: dict[str, int] = field(default_factory=dict, hash=False)
     templates: tuple[str, ...] = ()  # templates that were filed
     lifted: tuple[RuleResult, ...] = ()  # figures that miss a limit which does not apply, by a note of the bank
+    # Rule `..._COUNTED` whose limits are not missed -> "met", "unknown" or "waived": what a letter of the desk says of them.
+    without: dict[str, str] = field(default_factory=dict, hash=False)
+    unexamined: str = ""  # "not applicable" or "undecided" if no figure of the report was judged
 
 
 def write_letter(
@@ -94,6 +107,7 @@ def write_letter(
         "templates": blocks.listed([table_name(one) for one in context.templates if TEMPLATE.fullmatch(one)]),
         "tightest": _tightest(context, blocks),
         "remarks": _remarks(context, blocks),
+        "unexamined": context.unexamined,
         **_rights(law, blocks),
     }
     lines = blocks.layout(fields).splitlines()
@@ -284,6 +298,8 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     of_note = note_rules().get(result.rule_id)
     own = [result.rule_id] if _has_figures(result) or (of_note and of_note.counted) else []
     parts = [blocks.choose("findings", *own, _form(result), **fields)]
+    if of_note and (known := context.without.get(result.rule_id)):
+        parts.append(blocks.text("without", f"{'pledged' if of_note.kind == 'pledged' else 'capital'}_{known}"))
     if others:
         limits = [blocks.text("text", "limit_of", **_fields(other, blocks)) for other in others]
         parts.append(blocks.text("text", "other_limit", limits=blocks.listed(limits)))
@@ -326,7 +342,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
     row = plain_name(result.row)
     fields: dict[str, Any] = {
         "label": blocks.words["labels"].get(" ".join(result.cell)) or cell_name(result.cell, row),
-        "limit_name": blocks.choose("limits", result.rule_id, "default"),
+        "limit_name": blocks.choose("limits", limit_rule(result), "default"),
         "cell": cell_name(result.cell, row) if result.cell[0] else blocks.text("text", "report"),
         "legal": blocks.law(result.legal),
         "row": row,
@@ -338,9 +354,11 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
     if result.value is not None:
         fields["value"] = _amount(result, format_figure(result.value, result.unit, result.decimals), blocks)
     if result.limit is not None:
-        fields["limit"] = _amount(result, format_limit(result.limit, result.unit, result.decimals), blocks)
+        fields["limit"] = _amount(result, result.printed_limit, blocks)
     if _has_figures(result):
-        gap = format_limit(abs(result.known_limit - result.known_value), result.unit, result.decimals)
+        gap = format_limit(
+            abs(result.known_limit - result.known_value), result.unit, result.decimals, missed_by=Decimal(0)
+        )
         points = blocks.text("text", "points", number=blocks.figure(gap.removesuffix("%")))
         fields["gap"] = points if result.unit in PURE else _amount(result, gap, blocks)
     return fields

@@ -16,9 +16,8 @@ from distributed.process_group import Ranks, read_on_first, start_process_group
 from eval.generate import answer_work, greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import TIMEOUT_MINUTES, compute_over_ranks
-from xbrl.desk.analysis import Analysis, Options, batches, with_replies
-from xbrl.desk.audit import versions
-from xbrl.desk.profiles import Profile
+from xbrl.corpus.examples import Profile
+from xbrl.desk.analysis import Analysis, Options, batches, versions, with_replies
 from xbrl.desk.record import Case, Reply
 from xbrl.read.dpm import load_cells
 

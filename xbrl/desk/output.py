@@ -20,12 +20,11 @@ import jinja2
 from markupsafe import Markup
 
 from common.durable_files import new_directory, write_durably
-from xbrl.desk.audit import AUDIT_FILE, hash_of_file
 from xbrl.desk.record import READY, Case, Form, make_record
 from xbrl.desk.verdicts import VERDICTS
 
 PAGES = Path(__file__).with_name("pages")
-RECORD_FILE = "report.json"
+RECORD_FILE, AUDIT_FILE = "report.json", "audit.json"
 STATES = {READY: "ready to be signed"}  # of a letter, as they are printed
 COLUMNS = ("entity", "bank", "period", "verdict", "rule", "cell", "value", "limit", "legal", "reason", "letter", "page")
 COLOURS = {"confirmed": "good", "found by rule": "good", READY: "good", "not decidable by rule": "open"}
@@ -67,6 +66,12 @@ def folder_name(entity: str, period: str) -> str:
     if safe != name:
         safe += "-" + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
     return safe
+
+
+def hash_of_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _audit_record(job: Job, record: dict, outputs: dict[str, str]) -> dict:

@@ -8,15 +8,24 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from xbrl.answers.answer_reader import letter_in, parse_answer, read_lines
-from xbrl.answers.notes import read_facts, write_fact
-from xbrl.desk.decisions import doubts
-from xbrl.desk.draft import Draft, check_draft
-from xbrl.desk.engine import Examination, examine
+from xbrl.answers.answer_reader import letter_in, parse_answer, read_facts, read_lines
+from xbrl.answers.answers import write_fact
+from xbrl.corpus.examples import PROFILES
+from xbrl.desk.decisions import ReadNote, doubts, read_notes
 from xbrl.desk.letters import write_letter
-from xbrl.desk.notes import ReadNote, read_notes, stale
-from xbrl.desk.profiles import PROFILES
-from xbrl.desk.verdicts import CONFIRMED, OPEN, REFUTED, VERDICTS, Verdict, engine_verdicts, judge_answer
+from xbrl.desk.verdicts import (
+    CONFIRMED,
+    OPEN,
+    REFUTED,
+    VERDICTS,
+    Draft,
+    Examination,
+    Verdict,
+    check_draft,
+    engine_verdicts,
+    examine,
+    judge_answer,
+)
 from xbrl.read.render import Addressee
 from xbrl.read.report import Report
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
@@ -70,7 +79,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     engine = examine(report, case.earlier, case.decisions)
     text = reply.text if reply and reply.text else ""
     facts, void_facts = read_facts(text) or ([], 0)
-    notes, unquoted = read_notes(report, engine.results, case.decisions, facts)
+    notes, unquoted = read_notes(report, engine.results, engine.decisions, facts)
     said = [fact for note in notes for fact in note.facts]
     proposed = consequences(report, engine.results, said)
     letter = _write(engine.violated, case, engine, form)
@@ -175,14 +184,15 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
     for warning in report.warnings:
         if UNREAD_NOTE.search(warning):
             yield f"a note was not read as a whole ({warning}); read it in the file, and ask the bank to file it again"
-    for one in stale(report, case.decisions):
-        yield (
-            f"{one.where or 'a decision'} is on note {one.note}, which the report does not have in these words: read the note "
-            "again and correct the line"
-        )
+    for one in case.decisions:
+        if one not in engine.decisions:
+            yield (
+                f"{one.where or 'a decision'} decides nothing: it is on note {one.note or '(without its 16 digits)'}, which the "
+                "report does not have in these words; read the note again and correct the line"
+            )
     yield from (
         f"{doubt}; correct the file for --findings"
-        for doubt in doubts(report, engine.results, engine.violated, case.decisions)
+        for doubt in doubts(report, engine.results, engine.violated, engine.decisions)
     )
     for one in verdicts:
         is_violated = one.claim is not None and one.claim.state == "violated"
@@ -197,12 +207,16 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
     for name in dict.fromkeys(name for name in names if len(name.split()) > LONG_NAME):
         yield f"{name[:120]!r} is no identifier, and the letter would print it: ask the bank to file the report again"
     for reason in report.incomplete:
-        yield f"the report is incomplete: {reason}; obtain the file and analyse again"
+        yield f"the report is incomplete: {reason}; then analyse again"
     if engine.violated:
         return
+    if engine.context.unexamined == "not applicable":
+        yield "none of the rules applies to this report, which has none of the templates that they read: nothing was examined"
+        return
+    if engine.context.unexamined:
+        yield "none of the rules that apply can be decided on this report, as the page lists below: nothing was examined"
+        return
     doubt = "the letter objects to nothing, but"
-    if not engine.of_state("ok", "violated"):
-        yield f"{doubt} no rule could be evaluated on this report: nothing was examined"
     for warning in report.warnings:
         if UNREADABLE in warning:
             yield f"{doubt} a figure cannot be read ({warning}); ask the bank to correct it first"

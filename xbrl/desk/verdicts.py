@@ -1,22 +1,31 @@
-"""Judge every finding of a model by the rules: confirmed, refuted, or not decidable by rule; and list what it missed.
+"""What the rules find in a report, and what they say of a model's answer: a verdict on each finding, a check of its letter.
 
 A finding is confirmed only if rule, cell, value, limit and article are all those of the engine or of the desk's decision. One
 with a wrong figure is refuted as it stands, and the reason gives the right one. A finding that only a note can show has no
 formula: it must follow from the facts that the model read in the note, and is not decidable by rule until a person decides.
+
+The letter of a model is shown beside the decision, and never sent: its figures are checked, its sentences are not. Every sentence
+that is not one of the approved blocks is listed, with words of `blocks/LANGUAGE/flags.toml` that may turn a finding round. No
+list of words makes a text safe: what is sent is made of blocks alone (`letters.py`).
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from xbrl.answers.answer_reader import Claim
-from xbrl.desk.engine import Examination
-from xbrl.desk.profiles import Profile
+from xbrl.answers.letter_scores import flagged_words
+from xbrl.answers.statements import quantities, sentences, statements
+from xbrl.corpus.examples import FULL, Profile, letter_context
+from xbrl.desk.decisions import in_force, limits_without
+from xbrl.desk.letters import Context
 from xbrl.read.render import cell_name, format_limit
 from xbrl.read.report import Report
 from xbrl.rules.findings import Finding, apply_findings, concerns, note_rules
-from xbrl.rules.rule_lines import describe_result
+from xbrl.rules.remittance import RULE as LATE_FILING
+from xbrl.rules.rule_lines import all_results, describe_result
 from xbrl.rules.rules import RuleResult
 
 CONFIRMED, REFUTED, OPEN, MISSED = "confirmed", "refuted", "not decidable by rule", "missed"
@@ -31,6 +40,60 @@ WHY_NOT_VIOLATED = {
     "undecided": "the figures do not decide it",
     "not applicable": "the rule does not apply",
 }
+# Findings about a report that do not contradict a letter without findings: what is missing is no figure that it judges.
+OMISSIONS = ("MANDATORY",)
+_MARKS = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The engine's results on one report.
+
+    `violated` are the findings, after the desk's `decisions`, which are in force; `about` are findings about the report itself.
+    """
+
+    results: tuple[RuleResult, ...]  # of every rule
+    about: tuple[RuleResult, ...]
+    violated: tuple[RuleResult, ...]
+    decisions: tuple[Finding, ...]
+    context: Context  # what a letter may mention besides the findings
+
+    def of_state(self, *states: str) -> list[RuleResult]:
+        """The results of rules with one of these states."""
+        return [result for result in self.results if result.state in states]
+
+    @property
+    def contradictions(self) -> list[RuleResult]:
+        """The findings about the report that make a letter without findings doubtful."""
+        return [one for one in self.about if one.rule_id not in OMISSIONS]
+
+
+def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Finding]) -> Examination:
+    """Evaluate every rule on a report. `earlier` are previous reports of the bank, oldest first.
+
+    Of the `decisions` on the report, those hold that are on its notes as they read now.
+    """
+    everything = all_results(report)
+    results = tuple(result for result in everything if result.kind != "quality")
+    about = tuple(result for result in everything if result.kind == "quality")
+    applicable = [result for result in results if result.state != "not applicable"]
+    held = in_force(report, decisions)
+    violated = tuple(apply_findings(applicable, held))
+    context = replace(
+        letter_context(report, applicable, earlier, FULL, held),
+        without=limits_without(report, results, held),
+        unexamined=_unexamined(results),
+    )
+    return Examination(results, about, violated, tuple(held), context)
+
+
+def _unexamined(results: Iterable[RuleResult]) -> str:
+    """Why no figure of a report was judged: "not applicable" or "undecided", the state of the rules; "" if one was.
+
+    When a file was made is no figure.
+    """
+    states = {one.state for one in results if one.rule_id != LATE_FILING}
+    return "" if states & {"ok", "violated"} else "undecided" if states - {"not applicable"} else "not applicable"
 
 
 @dataclass(frozen=True)
@@ -241,3 +304,45 @@ def _printed(value: Decimal | str | None) -> str:
     if isinstance(value, Decimal):
         return format_limit(value, None) if abs(value) < 100 else f"{value:f}"
     return value or "nothing"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The model's letter. `outside`: (sentence that is not in the blocks, the words in it that are flagged)."""
+
+    text: str
+    outside: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    unknown: tuple[str, ...] = ()  # figures, dates and articles that neither the report nor a rule has
+
+
+def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violated: Sequence[RuleResult]) -> Draft:
+    """Compare a letter with `approved` letters from blocks and `known` texts, such as the report as the model saw it."""
+    own = {sentence for letter in approved for sentence in _sentences(letter)}
+    relations = {result.relation for result in violated}
+    outside = [(sentence, flags(sentence, relations)) for sentence in _sentences(text) if sentence not in own]
+    supported = statements("\n".join([*known, *approved]))
+    stated = statements(text)
+    unknown = [
+        f"the figure {printed}" for printed, one in quantities(text) if one in stated["figures"] - supported["figures"]
+    ]
+    unknown += [f"the date {day}" for day in sorted(stated["dates"] - supported["dates"])]
+    unknown += [f"the article {act} {number}" for act, number in sorted(stated["articles"] - supported["articles"])]
+    return Draft(text, tuple(outside), tuple(dict.fromkeys(unknown)))
+
+
+def flags(sentence: str, relations: Iterable[str]) -> tuple[str, ...]:
+    """The flagged words of a sentence, each with its class. `relations` are those of the findings ("min", "max")."""
+    classes = flagged_words()
+    used = {name: words for name, words in classes.items() if not name.startswith("against ")}
+    for relation in relations:
+        used |= {name: words for name, words in classes.items() if name == f"against {relation}"}
+    found = []
+    for name, words in used.items():
+        found += [f"{word} ({name})" for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.I)]
+    return tuple(found)
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of a letter without bullets and numbers, each once."""
+    plain = (_MARKS.sub("", " ".join(sentence.split())) for sentence in sentences(text))
+    return list(dict.fromkeys(sentence for sentence in plain if re.search(r"\w", sentence)))

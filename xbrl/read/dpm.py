@@ -112,7 +112,9 @@ class Cells:
             return ()
         names = list(dict.fromkeys(unknown))
         named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        newer = f"run {FETCH} to fetch a newer release" if self.path == BUILT_IN else f"it was read from {self.path}"
+        newer = f"run {FETCH} to fetch a newer release"
+        if self.path != BUILT_IN:
+            newer = f"remove {self.path} and {newer} (--release), or ask the bank what they are"
         return (
             f"{report}: {len(unknown)} of {facts} facts have no cell in the EBA's Data Point Model up to release "
             f"{self.release} ({named}), so no rule reads them; {newer}",

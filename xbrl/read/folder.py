@@ -96,7 +96,9 @@ def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Re
     joined = []
     for case, parts in sorted(modules.items()):
         report = merge_reports(parts)
-        missing = tuple(error for path, error in refused.items() if is_named_after(path, *case))
+        missing = tuple(
+            f"{error}; obtain the file again" for path, error in refused.items() if is_named_after(path, *case)
+        )
         joined.append(replace(report, incomplete=report.incomplete + missing))
     return joined
 

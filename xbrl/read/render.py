@@ -187,15 +187,29 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
     return f"{_format_decimal(value.scaleb(-exponent))}{name}"
 
 
-def format_limit(value: Decimal, unit: str | None, decimals: int | str | None = None) -> str:
-    """Format a limit or an expected figure without trailing zeros: `4.5%`, `100%`. Rounds to `decimals` if given."""
+def format_limit(
+    value: Decimal, unit: str | None, decimals: int | str | None = None, missed_by: Decimal | None = None
+) -> str:
+    """Format a limit or an expected figure without trailing zeros: `4.5%`, `100%`. Rounds to `decimals` if given.
+
+    `missed_by` is the figure that misses it: the limit has as many decimals as show on which side of it that figure is.
+    """
     if value == 0:
         return "0"
-    if isinstance(decimals, int) and value.adjusted() + decimals < MAX_DIGITS:
-        value = round(value, decimals)
+    if isinstance(decimals, int):
+        value = _rounded(value, decimals, missed_by)
     if unit in PURE:
         return format_figure(value, unit, compact=True)
     return format_figure(value, unit, decimals)
+
+
+def _rounded(value: Decimal, decimals: int, other: Decimal | None) -> Decimal:
+    """A number rounded to `decimals` places, or to so many more that it stays on its side of `other`."""
+    for places in range(decimals, MAX_DIGITS - value.adjusted()):
+        rounded = round(value, places)
+        if other is None or (rounded < other, rounded > other) == (value < other, value > other):
+            return rounded
+    return value  # also one of an absurd size, which cannot be rounded
 
 
 def _format_decimal(value: Decimal) -> str:

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import hashlib
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -47,6 +48,14 @@ class Note:
     # Of the facts that it is attached to; the row of an open table is its key. Empty for the report as a whole.
     cells: tuple[CellKey, ...] = ()
     language: str = ""
+
+    @property
+    def id(self) -> str:
+        """How decisions name a note: it changes with the text, so that no decision survives a note that is filed anew.
+
+        16 hexadecimal digits: of 8, a bank finds another text with the same ones in minutes.
+        """
+        return hashlib.sha256(" ".join(self.text.split()).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

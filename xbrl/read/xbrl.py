@@ -148,19 +148,7 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
         return read_csv_package(package, name, cells)
     if syntax == "xbrl-json":
         return _to_report(_parse_json(path, f"{path}: {name}", documents[name]), cells, taxonomy)
-    parsed = _parse_xml(path, [inspected[name] for _, name in found])
-    return _to_report(parsed, cells, _with_own_taxonomy(package, taxonomy))
-
-
-def _with_own_taxonomy(package: Package, taxonomy: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The user's taxonomy packages plus the extension taxonomy that an inline report package (e.g. ESEF) contains."""
-    manifest = next((name for name in package.names if name.endswith("META-INF/taxonomyPackage.xml")), None)
-    if not taxonomy or manifest is None:
-        return taxonomy
-    for name in package.names:
-        if name.lower().endswith((".xsd", ".xml")):
-            strict_xml(f"{package.path}: {name}", package.read(name))
-    return (*taxonomy, package.path.resolve() / manifest if package.path.is_dir() else package.path.resolve())
+    return _to_report(_parse_xml(path, [inspected[name] for _, name in found]), cells, taxonomy)
 
 
 def _to_report(parsed: ParsedFile, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:

@@ -245,9 +245,18 @@ def format_value(figure: Figure, other: Decimal | None = None) -> str:
     if not isinstance(value, Decimal):
         return "nothing" if value is None else repr(str(value))
     if figure.source == "recomputed":
-        return format_figure(round(value, 6) if value.adjusted() < 20 else value, figure.unit)
+        return format_figure(_shortened(value), figure.unit)
     text = format_figure(value, figure.unit, figure.decimals)
     return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit or '')}"
+
+
+def _shortened(value: Decimal) -> Decimal:
+    """A recomputed ratio to six places, or to so many more that it does not look like one of four, as limits are."""
+    for places in range(6, 13 if value.adjusted() < 13 else 0):
+        rounded = round(value, places)
+        if rounded == value or rounded != round(value, RATIO_DECIMALS):
+            return rounded
+    return value
 
 
 def _currency(unit: str) -> str:

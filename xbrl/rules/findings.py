@@ -7,7 +7,8 @@ They stand in findings.csv, apart from the report files: `entity,period,rule,sta
 - `cell`: as an answer prints it (`C 76.00.a r0030 c0010`); the row of an open table is its key.
 - `value` and `limit`: fractions or amounts in units of the currency (0.95 is 95%).
 - `kind`: the kind of note that shows it (`pledged`), or empty for an annotation of a supervisor.
-- `note`: the note that it decides, as the desk's page names it; it may be empty where a report has one note.
+- `note`: the note that the line is about, by its 16 digits (`Note.id`), as the desk's page prints them. Every line that says
+  what a note means (`benign`, a kind, a rule of notes) names its note; the others are annotations of the figures.
 
 Rules that only notes can show have no formula; note_rules.jsonl has their titles and articles.
 """
@@ -65,10 +66,16 @@ class Finding:
     note: str = ""
     where: str = field(default="", compare=False)  # "FILE, line N", for messages
 
+    @property
+    def is_of_note(self) -> bool:
+        """Whether it says what a note means. It must name the note: a note that is filed anew has another name."""
+        return bool(self.kind) or self.state == "benign" or self.rule in note_rules()
+
 
 COLUMNS = tuple(field.name for field in fields(Finding) if field.name != "where")
 REQUIRED = COLUMNS[:4]
 CELL = re.compile(r"([A-Z] \S+) (?:(.*) )?(\S+)")
+NOTE = re.compile(r"[0-9a-f]{16}")
 
 
 @functools.cache
@@ -80,16 +87,18 @@ def note_rules() -> dict[str, NoteRule]:
 
 def write_findings(path: pathlib.Path, findings: Iterable[Finding]) -> None:
     """Write findings.csv."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(
-            [
-                "" if value is None else f"{value:f}" if isinstance(value, Decimal) else value
-                for value in (getattr(finding, name) for name in COLUMNS)
-            ]
-            for finding in findings
-        )
+    lines = [",".join(COLUMNS), *map(csv_line, findings)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
+
+
+def csv_line(finding: Finding) -> str:
+    """A finding as a line of findings.csv."""
+    text = io.StringIO()
+    fields = (getattr(finding, name) for name in COLUMNS)
+    csv.writer(text, lineterminator="").writerow(
+        ["" if value is None else f"{value:f}" if isinstance(value, Decimal) else value for value in fields]
+    )
+    return text.getvalue()
 
 
 def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ...]]:
@@ -155,7 +164,7 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
     for column, number in numbers.items():
         check(column, not texts[column] or number is not None, "a number; 0.95 is 95%")
-    return Finding(
+    finding = Finding(
         entity=texts["entity"].partition(".")[0],
         period=texts["period"],
         rule=texts["rule"],
@@ -168,6 +177,9 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
         note=texts["note"],
         where=where,
     )
+    named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
+    check("note", named, "the name of a note; without it nothing is decided: copy its 16 digits from the report's page")
+    return finding
 
 
 @functools.cache

@@ -83,15 +83,7 @@ _LABELLED = re.compile(rf"({'|'.join(LABELS)}|Client .+) (-?\d+(?:\.\d+)?(?:%| b
 _TABLE = re.compile(r"([A-Z] \d\d\.\d\d(?:\.[a-z])?)(?: .*)?")
 _LINE = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million| bn| mn| k|)")
-_UNITS = {
-    "%": "0.01",
-    "": "1",
-    " thousand": "1000",
-    " million": "1000000",
-    " k": "1000",
-    " mn": "1000000",
-    " bn": "1000000000",
-}
+_UNITS = {"%": "0.01", "": 1, " k": 10**3, " thousand": 10**3, " mn": 10**6, " million": 10**6, " bn": 10**9}
 
 
 @dataclass
@@ -241,9 +233,11 @@ def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[s
     if waived and "LCR_MIN" in violated:
         yield "waived", "the liquidity coverage requirement is waived (CRR Art. 8), and LCR_MIN is a finding"
     for rules, text in _missed(printed):
-        if not violated and not (waived and "LCR_MIN" in rules):
+        if waived and "LCR_MIN" in rules:
+            continue
+        if not violated:
             yield "contradicted", text
-        elif rules and not set(rules) & violated and not (waived and "LCR_MIN" in rules):
+        elif rules and not set(rules) & violated:
             yield "missed", text
 
 

@@ -31,12 +31,17 @@ CAPITAL = {"own_shares": "OWN_SHARES", "profit": "INTERIM_PROFIT"}
 BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030"))
 CET1, TREA = ("C_01.00", "r0020", "c0010"), ("C_02.00.a", "r0010", "c0010")
 COMBINED_BUFFER = ("C_04.00", "r0740", "c0010")
-# Ratio -> numerator, minimum (CRR Art. 92(1)), rows of TSCR and of the overall requirement in C 03.00
+# Ratio -> numerator, minimum (CRR Art. 92(1)), rows of TSCR and of the overall requirement in C 03.00, name in rules
 LEGS = {
-    "r0010": (CET1, Decimal("0.045"), "r0140", "r0170"),
-    "r0030": (("C_01.00", "r0015", "c0010"), Decimal("0.06"), "r0150", "r0180"),
-    "r0050": (("C_01.00", "r0010", "c0010"), Decimal("0.08"), "r0130", "r0160"),
+    "r0010": (CET1, Decimal("0.045"), "r0140", "r0170", "CET1"),
+    "r0030": (("C_01.00", "r0015", "c0010"), Decimal("0.06"), "r0150", "r0180", "T1"),
+    "r0050": (("C_01.00", "r0010", "c0010"), Decimal("0.08"), "r0130", "r0160", "TC"),
 }
+LIMIT_RULES = {
+    "_MIN": "{}_MIN",
+    "_TSCR": "TSCR_{}",
+    "": "OCR_{}",
+}  # end of a rule -> the rule on the limit that it names
 SHARE, NAME, TYPE = ("C_28.00", "*", "c350"), ("C_27.00", "*", "c021"), ("C_27.00", "*", "c070")
 INSTITUTION, LIMIT_FOR_INSTITUTIONS = "qx2056", ("C_26.00", "r030", "c010")
 LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
@@ -65,7 +70,7 @@ def consequences(report: Report, results: Sequence[RuleResult], facts: Iterable[
 
 
 def undecided(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> list[str]:
-    """What the figures of the report do not decide, one sentence each."""
+    """What the figures of the report do not decide, one sentence each, which begins with the rule."""
     return [one for one in _judge(report, results, facts) if isinstance(one, str)]
 
 
@@ -143,8 +148,8 @@ def _capital(
     if not trea or trea < 0:
         yield f"{rule}: {cell_name(TREA)} is not reported or not above 0"
         return
-    for order, suffix in enumerate(("_MIN", "_TSCR", "")):
-        for row, (numerator, minimum, tscr, overall) in LEGS.items():
+    for order, suffix in enumerate(LIMIT_RULES):
+        for row, (numerator, minimum, tscr, overall, _) in LEGS.items():
             capital = _amount(figures, numerator)
             limit = (minimum, _ratio(figures, tscr), _overall(figures, tscr, overall, trea))[order]
             if capital is None and order == 0:
@@ -153,6 +158,18 @@ def _capital(
                 value, _ = round_ratio((capital - amount) / trea, limit)
                 yield rule + suffix, cell_name(("C_03.00", row, "c0010")), value, limit
                 return
+
+
+def limit_rule(result: RuleResult) -> str:
+    """The rule on the limit that a finding names: `TSCR_T1` for OWN_SHARES_TSCR on the Tier 1 ratio; else the finding's own.
+
+    OWN_SHARES and INTERIM_PROFIT are on the CET1, the Tier 1 or the total capital ratio; the cell of the finding says which.
+    """
+    for rule in CAPITAL.values():
+        order = result.rule_id.removeprefix(rule)
+        if result.rule_id.startswith(rule) and order in LIMIT_RULES and result.cell[1] in LEGS:
+            return LIMIT_RULES[order].format(LEGS[result.cell[1]][-1])
+    return result.rule_id
 
 
 def _ratio(figures: Figures, row: str) -> Decimal | None:
@@ -186,10 +203,8 @@ def _connected(figures: Figures, fact: NoteFact) -> Iterator[tuple[str, Decimal,
             return
     values = [share.value for share in shares if isinstance(share.value, Decimal)]
     institutions = [str(read_figure(figures, TYPE, key).value).endswith(INSTITUTION) for key in keys]
-    limit, others = (
-        LARGEST_SHARE,
-        [value for value, institution in zip(values, institutions, strict=True) if not institution],
-    )
+    limit = LARGEST_SHARE
+    others = [value for value, institution in zip(values, institutions, strict=True) if not institution]
     if any(institutions) and sum(others) <= LARGEST_SHARE:
         limit = max(limit, _amount(figures, LIMIT_FOR_INSTITUTIONS) or limit)
     if sum(values) > limit:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from xbrl.read.dpm import load_cells
-from xbrl.read.render import cell_name, format_figure, format_limit
+from xbrl.read.render import cell_name, format_figure
 from xbrl.read.report import Report
 from xbrl.rules.figures import Figure, format_value, name_of
 from xbrl.rules.formula import CELL
@@ -70,7 +70,10 @@ def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
     texts = describe_result(result)
     parts = [state, result.rule_id]
     one_comparison = " and " not in result.formula and " or " not in result.formula
-    if texts["limit"] and (one_comparison or result.state == "violated"):
+    if result.state == "ok" and result.missing:
+        absent = [name_of(figure) for figure in result.inputs if figure.source == "read as 0"]
+        parts.append(f"not reported: {', '.join(absent)}")
+    elif texts["limit"] and (one_comparison or result.state == "violated"):
         parts += [texts["value"], texts["limit"]]
     parts.append(f"{result.legal} (guidance: {result.guidance})" if result.guidance else result.legal)
     yield "  " + " | ".join(parts)
@@ -81,7 +84,7 @@ def describe_result(result: RuleResult) -> dict:
     """A result as texts that a person can check: cell, formula, inputs, value, limit, article, reason."""
     word = "triggered" if result.kind == "trigger" else "violated"
     value = "" if result.value is None else format_figure(result.value, result.unit, result.decimals)
-    limit = "" if result.limit is None else format_limit(result.limit, result.unit, result.decimals)
+    limit = result.printed_limit
     has_sides = bool(value and limit)
     return {
         "rule": result.rule_id,

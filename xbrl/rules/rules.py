@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from common.errors import UserError
-from xbrl.read.render import PURE, cell_name, table_name
+from xbrl.read.render import PURE, cell_name, format_limit, table_name
 from xbrl.read.report import CellKey, Report, template_of
 from xbrl.rules.figures import (
     RATIO_DECIMALS,
@@ -138,6 +138,12 @@ class RuleResult:
         """The limit of a result that is not undecided."""
         assert self.limit is not None
         return self.limit
+
+    @property
+    def printed_limit(self) -> str:
+        """The limit as text, beside a value that misses it with enough decimals to see that; "" without a limit."""
+        missed_by = self.value if self.state == "violated" else None
+        return "" if self.limit is None else format_limit(self.limit, self.unit, self.decimals, missed_by)
 
 
 def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:

@@ -6,8 +6,7 @@ import pytest
 
 from xbrl.answers.answer_reader import NOT_REPORTED, Answer, claim_of, parse_answer, read_line
 from xbrl.answers.answers import Check, write_checks
-from xbrl.rules.citations import articles
-from xbrl.rules.quantities import parse_quantity, quantities
+from xbrl.answers.statements import articles, parse_quantity, quantities
 
 LCR = "LCR_MIN | C 76.00.a r0030 c0010 | 93.10% | min 100% | CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)"
 SUM = "OF_SUM | C 01.00 r0010 c0010 | 90001 thousand | expected 92000 thousand | CRR Art. 72"

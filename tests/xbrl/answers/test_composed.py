@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xbrl.answers.composed import amounts_in, clients_in, note_predictions, printed_report, rules_that_follow
-from xbrl.answers.notes import note_of
+from xbrl.answers.note_scores import note_of
 from xbrl.read.render import SHORT_LABELS
 from xbrl.rules.note_facts import NoteFact
 

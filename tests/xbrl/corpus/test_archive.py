@@ -163,13 +163,13 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     breached, sound = (next(id for id in before if bool(before[id]) is wanted) for wanted in (True, False))
     lifted, (unread, _) = before[breached][0], (filings[0].bank.entity, filings[0].period)
     lines = [
-        f"{breached[:20]}.CON,{breached[21:]},{lifted},lifted,,,,CRR Art. 7,waiver",
-        f"{sound[:20]},{sound[21:]},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged",
-        f"{sound[:20]},{sound[21:]},LR_MIN,lifted,,,,,",
-        f"{unread},{filings[0].period},LCR_MIN,lifted,,,,,",
+        f"{breached[:20]}.CON,{breached[21:]},{lifted},lifted,,,,CRR Art. 7,waiver,{16 * '0'}",
+        f"{sound[:20]},{sound[21:]},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged,{16 * '0'}",
+        f"{sound[:20]},{sound[21:]},LR_MIN,lifted,,,,,,",
+        f"{unread},{filings[0].period},LCR_MIN,lifted,,,,,,",
     ]
     table = tmp_path / "findings.csv"
-    table.write_text("entity,period,rule,state,cell,value,limit,legal,kind\n" + "\n".join(lines) + "\n")
+    table.write_text("entity,period,rule,state,cell,value,limit,legal,kind,note\n" + "\n".join(lines) + "\n")
     done = run(folder, tmp_path / "out", "--splits", "1", "0", "0", "--findings", table)
     assert done.returncode == 0, done.stderr
     examples = {one["id"]: one for one in map(json.loads, (tmp_path / "out" / "train.jsonl").open())}

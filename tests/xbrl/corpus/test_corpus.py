@@ -16,8 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from common.errors import UserError
-from xbrl.answers.answer_grammar import answer_grammar
 from xbrl.answers.answer_reader import parse_answer
+from xbrl.answers.answers import answer_grammar
 from xbrl.corpus.examples import FULL, PROFILES, SHORT, letter_of
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.corpus.note_texts import GROUP, hand_notes

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from xbrl.answers.letter_text import find_percentages, sentences
+from xbrl.answers.statements import Citation, find_citations, find_percentages, sentences
 from xbrl.corpus.archive import find_disagreements
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import FULL, letter_of, make_example, read_filing
@@ -13,7 +13,6 @@ from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import Addressee
-from xbrl.rules.citations import Citation, find_citations
 from xbrl.rules.rules import evaluate, violations
 
 CELLS = load_cells(BUILT_IN)

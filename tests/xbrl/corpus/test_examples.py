@@ -11,9 +11,8 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
-from xbrl.answers.answer_reader import Answer, parse_answer
+from xbrl.answers.answer_reader import Answer, parse_answer, read_facts
 from xbrl.answers.answers import write_answer
-from xbrl.answers.notes import read_facts
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import FULL, make_example, read_filing, read_register, write_register
 from xbrl.corpus.filing import write_reports

@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from xbrl.answers.notes import read_fact, write_fact
+from xbrl.answers.answer_reader import read_fact
+from xbrl.answers.answers import write_fact
 from xbrl.corpus.card import SPLITS
 from xbrl.corpus.note_texts import FOLDER, GROUP, agreement, hand_notes, parse_note
 from xbrl.rules.note_facts import KINDS

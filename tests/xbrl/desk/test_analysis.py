@@ -7,12 +7,12 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, NSFR, SMALL, read, verdicts, write
-from xbrl.corpus.examples import read_filing
+from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.desk.analysis import Options, analyse
-from xbrl.desk.profiles import PROFILES, choose_profile
+from xbrl.desk.analysis import Options, analyse, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
 from xbrl.read.render import Addressee
+from xbrl.read.report import Note
 from xbrl.rules.findings import load_findings
 
 RIGHT = (
@@ -86,7 +86,8 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
     other[0].write_text(other[0].read_text()[:200])
     assert run(tmp_path, tmp_path / "moved", ask)[0] == 2
     incomplete = json.loads(next((tmp_path / "out").glob("*2025-12-31/report.json")).read_text())
-    assert any(one.startswith("the report is incomplete: ") for one in incomplete["letter"]["reasons"])
+    reason = next(one for one in incomplete["letter"]["reasons"] if one.startswith("the report is incomplete: "))
+    assert reason.endswith("; obtain the file again; then analyse again")
 
 
 def test_a_damaged_module_that_comes_later_makes_a_finished_report_incomplete(tmp_path):
@@ -101,7 +102,8 @@ def test_decisions_and_names_are_part_of_the_inputs(tmp_path, capsys):
     write(tmp_path / "files", {LCR: "0.93"}, SMALL, notes=["Our LCR requirement is waived."])
     assert run(tmp_path, tmp_path / "files")[0] == 1
     decisions = tmp_path / "findings.csv"
-    decisions.write_text(f"entity,period,rule,state,cell,legal\n{BANK.entity},2026-03-31,LCR_MIN,lifted,,CRR Art. 8\n")
+    line = f"{BANK.entity},2026-03-31,LCR_MIN,lifted,,CRR Art. 8,{Note('Our LCR requirement is waived.').id}"
+    decisions.write_text(f"entity,period,rule,state,cell,legal,note\n{line}\n")
     code, (made,) = run(tmp_path, tmp_path / "files", findings=decisions)
     assert (code, made["findings"], made["letter"]["state"]) == (0, [], "ready")
     assert made["decisions"][0]["state"] == "lifted" and "1 analysed" in capsys.readouterr().out
@@ -111,8 +113,9 @@ def test_decisions_and_names_are_part_of_the_inputs(tmp_path, capsys):
 
 def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
     """A wrong date or bank in a decision is not passed over."""
-    lines = [f"{BANK.entity},2026-03-30,,benign", "OTHER,2026-03-31,,benign", f"{BANK.entity}.CON,2026-03-31,,benign"]
-    (tmp_path / "decisions.csv").write_text("\n".join(["entity,period,rule,state", *lines]))
+    cases = (f"{BANK.entity},2026-03-30", "OTHER,2026-03-31", f"{BANK.entity}.CON,2026-03-31")
+    lines = ["entity,period,rule,state,note", *(f"{case},,benign,{16 * '0'}" for case in cases)]
+    (tmp_path / "decisions.csv").write_text("\n".join(lines))
     run(tmp_path, quarters, findings=tmp_path / "decisions.csv")
     said = "2 decisions are on reports that are not among these; the first: "
     assert f"{said}{tmp_path / 'decisions.csv'}, line 2, on {BANK.entity} as of 2026-03-30\n" in capsys.readouterr().out

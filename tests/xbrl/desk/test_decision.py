@@ -1,14 +1,17 @@
 """What makes the decision letter ready: the rules and a person. Nothing that a model writes does, and nothing of it is sent."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from tests.xbrl.desk.reports import (
     BANK,
     CELLS,
     CLIENT,
     LCR,
+    LR,
     NAMED,
     PERIOD,
     SMALL,
@@ -20,10 +23,9 @@ from tests.xbrl.desk.reports import (
     write,
 )
 from tests.xbrl.read.xbrl_documents import instance
-from xbrl.desk.draft import flags
-from xbrl.desk.notes import note_id
 from xbrl.desk.output import Form, Job, finish, folder_name
 from xbrl.desk.record import MARK, Case, Reply
+from xbrl.desk.verdicts import flags
 from xbrl.read.dpm import load_cells
 from xbrl.read.render import Addressee
 from xbrl.read.report import Note
@@ -37,9 +39,10 @@ NOTE = (
 )
 QUOTE = "were pledged to Landesbank Mittelrhein and have not come back"
 FACT = f'pledged | applies | EUR 40000000 | Landesbank Mittelrhein | - | "{QUOTE}"'
+ID = Note(NOTE).id
 COUNTED = "PLEDGED_COUNTED | C 76.00.a r0010 c0010 | 102000 thousand | max 62000 thousand | Delegated Reg. (EU) 2015/61 Art. 7(2)"
-LCR_LINE = f"{BANK.entity},{PERIOD},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.62,1,,pledged,"
-LINE = f"{BANK.entity},{PERIOD},PLEDGED_COUNTED,violated,C 76.00.a r0010 c0010,102000000,62000000,,pledged,"
+LCR_LINE = f"{BANK.entity},{PERIOD},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.62,1,,pledged,{ID}"
+LINE = f"{BANK.entity},{PERIOD},PLEDGED_COUNTED,violated,C 76.00.a r0010 c0010,102000000,62000000,,pledged,{ID}"
 FALSEHOODS = (
     "The Tier 1 ratio was 3.6419% (C 03.00 r0030 c0010), above the minimum of 4.5%.",
     "You need not: Convene your owners.",
@@ -144,7 +147,7 @@ def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path
         "since": "",
         "quote": "",
     }
-    assert note["if_so"][0] == LINE + note["id"] and ",LCR_PLEDGED,violated," in note["if_so"][1]
+    assert note["if_so"][0] == LINE and note["id"] == ID and ",LCR_PLEDGED,violated," in note["if_so"][1]
     found = [one for one in made["findings"] if one["rule"] == "PLEDGED_COUNTED"]
     assert found[0]["verdict"] == "not decidable by rule" and "follows from the facts" in found[0]["reason"]
     decided = record(noted, answer(COUNTED, facts=[FACT]), decisions=decide(tmp_path, *note["if_so"]))
@@ -191,22 +194,45 @@ def test_what_is_odd_about_the_facts_of_a_model_stands_beside_them(noted):
 
 
 def test_a_decision_is_on_one_note_in_its_words(noted, tmp_path):
-    """With two notes each needs its line; a note that was filed anew needs a new one."""
+    """Each note needs its line; a note that is filed anew needs a new one, and the old one decides nothing."""
     two = replace(noted, notes=(*noted.notes, Note("All our systems were migrated in May.")))
-    first, second = map(note_id, two.notes)
-    assert len(first) == 16  # a bank that looks for another text with the name of this one must try 2**64
-    unnamed = decide(tmp_path, LINE, LCR_LINE)
-    assert record(noted, decisions=unnamed)["letter"]["state"] == "ready"
-    assert len(record(two, decisions=unnamed)["letter"]["reasons"]) == 2
-    one = record(two, decisions=decide(tmp_path, LINE + first, LCR_LINE + first))
+    first, second = (note.id for note in two.notes)
+    assert first == ID and len(first) == 16  # a bank that looks for another text of this name must try 2**64
+    decided = decide(tmp_path, LINE, LCR_LINE)
+    assert record(noted, decisions=decided)["letter"]["state"] == "ready"
+    one = record(two, decisions=decided)
     assert [reason.partition(" (")[0] for reason in one["letter"]["reasons"]] == [
         f"nobody has decided on note {second}"
     ]
-    both = decide(tmp_path, LINE + first, LCR_LINE + first, f"{BANK.entity},{PERIOD},,benign,,,,,,{second}")
+    both = decide(tmp_path, LINE, LCR_LINE, f"{BANK.entity},{PERIOD},,benign,,,,,,{second}")
     assert record(two, decisions=both)["letter"]["state"] == "ready"
-    anew = replace(noted, notes=(Note(NOTE.replace("not come back", "come back")),))
-    reasons = record(anew, decisions=decide(tmp_path, LINE + first, LCR_LINE + first))["letter"]["reasons"]
-    assert len(reasons) == 3 and f"is on note {first}, which the report does not have in these words" in reasons[1]
+    anew = record(replace(noted, notes=(Note(NOTE.replace("not come back", "come back")),)), decisions=decided)
+    reasons = anew["letter"]["reasons"]
+    assert len(reasons) == 3 and reasons[0].startswith("nobody has decided on note ")
+    assert all(f"decides nothing: it is on note {first}, which the report does not have" in one for one in reasons[1:])
+    assert anew["findings"] == anew["decisions"] == [] and "encumbered" not in anew["letter"]["text"]
+
+
+@pytest.mark.parametrize("name", ["", "f76e7f62", "the first note"])
+def test_a_decision_on_a_note_names_it(tmp_path, name):
+    """Without the name a decision would hold for whatever the note says next."""
+    benign = f"{ALL},benign,,,,,,{ID}"
+    for line in (
+        LINE,
+        benign,
+        benign.replace(f",,{ID}", f",waiver,{ID}"),
+        f"{ALL}LCR_MIN,lifted,,,,CRR Art. 8,waiver,{ID}",
+    ):
+        assert decide(tmp_path, line)
+        said = "line 2, column note: .* is not the name of a note; without it nothing is decided: copy its 16 digits"
+        with pytest.raises(UserError, match=said):
+            decide(tmp_path, line.replace(ID, name))
+
+
+def test_a_finding_of_a_program_without_a_name_decides_nothing(noted, tmp_path):
+    unnamed = [replace(one, note="") for one in decide(tmp_path, LINE, LCR_LINE)]
+    made = record(noted, decisions=unnamed)
+    assert made["findings"] == [] and "is on note (without its 16 digits)" in made["letter"]["reasons"][1]
 
 
 ALL = f"{BANK.entity},{PERIOD},"
@@ -218,7 +244,7 @@ CELL = "C 76.00.a r0010 c0010"
     [
         ((LINE,), "LCR_PLEDGED follows from the amounts that are decided, and no line says so: add"),
         ((LCR_LINE,), "line 2: LCR_PLEDGED does not follow from the figures of the report and a line that takes"),
-        ((LINE, LCR_LINE, f"{ALL},benign,,,,,,"), "line 4 says that nothing follows from a note, and"),
+        ((LINE, LCR_LINE, f"{ALL},benign,,,,,,{ID}"), "line 4 says that nothing follows from a note, and"),
         (
             (LINE.replace("102000000", "90000000"), LCR_LINE),
             f"by which it is {ALL}PLEDGED_COUNTED,violated,{CELL},102000000",
@@ -234,10 +260,13 @@ CELL = "C 76.00.a r0010 c0010"
             (LINE, LCR_LINE, f"{ALL}LR_MIN,violated,,0.05,0.03,,,"),
             "line 4 says that LR_MIN is violated, and its value keeps",
         ),
-        ((f"{ALL}LCR_MIN,lifted,,,,CRR Art. 8,waiver,",), "line 2 lifts LCR_MIN, which the rules do not find"),
-        ((f"{ALL}PLEDGED_COUNTED,lifted,,,,,pledged,",), "line 2 lifts PLEDGED_COUNTED, which the rules do not find"),
+        ((f"{ALL}LCR_MIN,lifted,,,,CRR Art. 8,waiver,{ID}",), "line 2 lifts LCR_MIN, which the rules do not find"),
         (
-            (f"{ALL}LE_CONNECTED,violated,C 28.00 XX c350,0.3,0.25,,connected,",),
+            (f"{ALL}PLEDGED_COUNTED,lifted,,,,,pledged,{ID}",),
+            "line 2 lifts PLEDGED_COUNTED, which the rules do not find",
+        ),
+        (
+            (f"{ALL}LE_CONNECTED,violated,C 28.00 XX c350,0.3,0.25,,connected,{ID}",),
             "C 28.00 XX c350 is no client of C 28.00",
         ),
     ],
@@ -248,7 +277,10 @@ def test_decisions_that_the_report_does_not_bear_keep_the_letter_back(noted, tmp
 
 
 def test_a_decision_on_a_note_needs_a_note_and_one_that_lifts_an_article(breach, tmp_path):
-    for line, reason in ((LINE, "says what a note shows"), (f"{ALL}LCR_MIN,lifted,,,,,,", "column legal: it is empty")):
+    for line, reason in (
+        (LINE, f"it is on note {ID}, which the report does not have"),
+        (f"{ALL}LCR_MIN,lifted,,,,,,", "column legal: it is empty"),
+    ):
         letter = record(breach, decisions=decide(tmp_path, line))["letter"]
         assert letter["state"] == "not ready" and reason in letter["reasons"][0]
     letter = record(breach, decisions=decide(tmp_path, f"{ALL}LCR_MIN,lifted,,,,CRR Art. 8,,"))["letter"]
@@ -256,11 +288,49 @@ def test_a_decision_on_a_note_needs_a_note_and_one_that_lifts_an_article(breach,
 
 
 def test_an_amount_or_a_waiver_that_a_note_does_not_state_is_not_missed(noted, tmp_path):
-    """Without an amount the ratio of the note stands; a waiver takes its place."""
+    """Without an amount the ratio of the note stands; a waiver takes its place. The letter says what is known of the limit."""
     bare = LINE.replace(",62000000,", ",,")
     waived = LCR_LINE.replace("violated", "lifted").replace(",,pledged", ",CRR Art. 8,waiver")
-    for lines in ((bare,), (bare, LCR_LINE), (LINE, waived)):
-        assert record(noted, decisions=decide(tmp_path, *lines))["letter"]["state"] == "ready"
+    unknown = "Whether the liquidity coverage ratio keeps to its minimum without these assets could not be checked"
+    for lines, said in (
+        ((bare,), unknown),
+        ((bare, LCR_LINE), "62.00%"),
+        ((LINE, waived), "By your waiver, the minimum"),
+    ):
+        letter = record(noted, decisions=decide(tmp_path, *lines))["letter"]
+        assert letter["state"] == "ready" and said in letter["text"]
+        assert (unknown in letter["text"]) == (lines == (bare,))
+
+
+def test_a_wrong_figure_is_a_finding_whether_or_not_the_limit_is_met_or_known(tmp_path):
+    """Of EUR 102 million, 1 million is pledged: 101% stay. Without the outflow of the report nobody knows what stays."""
+    line = LINE.replace(",62000000,", ",101000000,")
+    for outflow, said in (
+        ("100000000", "The liquidity coverage ratio keeps to its minimum without these assets."),
+        (None, "could not be checked on the figures of the report; the corrected templates must show it."),
+    ):
+        figures = {LCR: "1.02", BUFFER: "102000000", OUTFLOW: outflow}
+        report = read(tmp_path / str(outflow), figures, SMALL, notes=[NOTE])
+        made = record(report, decisions=decide(tmp_path, line))
+        assert made["letter"]["state"] == "ready" and said in made["letter"]["text"]
+        assert "Without them it is EUR 101000 thousand." in made["letter"]["text"]
+        assert verdicts(made) == [("found by rule", "PLEDGED_COUNTED")]
+    capital = {("C_01.00", row, "c0010"): "100000000" for row in ("r0010", "r0015", "r0020")}
+    capital |= {("C_02.00.a", "r0010", "c0010"): "1000000000"}
+    shares = f"{ALL}OWN_SHARES_COUNTED,violated,C 01.00 r0020 c0010,100000000,{{}},,own_shares,{ID}"
+    for number, (figures, left, said) in enumerate(
+        (
+            (capital, 90_000_000, "The minimum ratios, and the further requirements that the report states, are met"),
+            (capital | {("C_02.00.a", "r0010", "c0010"): None}, 90_000_000, "Whether the capital requirements are met"),
+            (capital, 70_000_000, "At least 8% is required"),
+        )
+    ):
+        report = read(tmp_path / str(number), figures, SMALL, notes=[NOTE])
+        lines = [shares.format(left)]
+        if left == 70_000_000:
+            lines.append(f"{ALL}OWN_SHARES_MIN,violated,C 03.00 r0050 c0010,0.07,0.08,,own_shares,{ID}")
+        letter = record(report, decisions=decide(tmp_path, *lines))["letter"]
+        assert said in letter["text"] and ("without this amount" in letter["text"]) == (number < 2)
 
 
 def test_a_letter_that_was_ready_once_does_not_stay(tmp_path, breach):
@@ -347,17 +417,33 @@ def test_a_letter_that_objects_to_nothing_needs_a_report_that_can_be_judged(tmp_
     for path in files:
         path.write_text(path.read_text().replace('"0.05"', '"0,05"'))
     unreadable = record(read_filing(files, CELLS))
-    (tmp_path / "other.xbrl").write_text(instance('<t:Assets contextRef="c" unitRef="eur" decimals="0">5</t:Assets>'))
-    nothing = record(read_report(tmp_path / "other.xbrl", load_cells()))
     for made, reason in (
         (doubtful, "the report is doubtful (DUPLICATE: C 47.00 r0340 c0010 is reported as 5.00% and as 2.00%)"),
         (unreadable, "a figure cannot be read ("),
-        (nothing, "no rule could be evaluated on this report: nothing was examined"),
     ):
         assert made["letter"]["state"] == "not ready"
         assert made["letter"]["reasons"][0].startswith(f"the letter objects to nothing, but {reason}")
     sound = record(read(tmp_path / "c", figures=SMALL))
     assert (sound["has_findings"], sound["counts"], sound["letter"]["state"]) == (False, {}, "ready")
+
+
+def test_a_report_that_nothing_was_checked_in_is_no_report_without_a_breach(tmp_path):
+    """One that is not the EBA's, one of templates that no rule reads, and one whose only ratio has two values."""
+    (tmp_path / "other.xbrl").write_text(instance('<t:Assets contextRef="c" unitRef="eur" decimals="0">5</t:Assets>'))
+    other = record(read_report(tmp_path / "other.xbrl", load_cells()))
+    assert "None of the rules that we test applies to your report: we have checked no figure" in other["letter"]["text"]
+    foreign = read(tmp_path / "foreign", figures=SMALL)
+    foreign = replace(foreign, facts=(), filing_indicators={"R_06.00": True})
+    assert "None of the rules that we test applies to R 06.00:" in record(foreign)["letter"]["text"]
+    twice = record(read_filing(contradict(write(tmp_path / "twice", figures={LR: "0.05"})), CELLS))
+    assert "We could check no figure of" in twice["letter"]["text"]
+    for made, reason in ((other, "none of the rules applies"), (twice, "none of the rules that apply can be decided")):
+        letter = made["letter"]
+        assert letter["state"] == "not ready" and reason in letter["reasons"][0]
+        assert (
+            "not examined" in letter["text"] and "This is no statement that the requirements are met." in letter["text"]
+        )
+        assert "found no breach" not in letter["text"] and "no objection" not in letter["text"]
 
 
 def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tmp_path):
@@ -375,7 +461,18 @@ def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tm
         ]
 
 
+def test_an_incomplete_report_says_what_its_cause_asks_for(breach):
+    """A datapoint that is not known needs a newer model, a damaged file (tests of the command) another file."""
+    unknown = CELLS.explain_unknown(Path("x.zip"), 5, ["dp9"])
+    (reason,) = record(replace(breach, incomplete=unknown))["letter"]["reasons"]
+    assert reason.startswith(
+        "the report is incomplete: x.zip: 1 of 5 facts have no cell in the EBA's Data Point Model up to"
+    )
+    assert reason.endswith("; run python scripts/regulator.py dpm to fetch a newer release; then analyse again")
+    assert "obtain the file" not in reason
+
+
 def test_a_report_with_a_refused_module_is_incomplete(breach):
     made = record(replace(breach, incomplete=("x.zip: damaged",)))
     assert made["letter"]["state"] == "not ready"
-    assert made["letter"]["reasons"] == ["the report is incomplete: x.zip: damaged; obtain the file and analyse again"]
+    assert made["letter"]["reasons"] == ["the report is incomplete: x.zip: damaged; then analyse again"]

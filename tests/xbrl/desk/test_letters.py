@@ -9,12 +9,14 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, read
+from xbrl.answers.answers import write_violation
 from xbrl.desk import letters
 from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import note_rules
 from xbrl.rules.measures import DEADLINES, OWNERS
 from xbrl.rules.remittance import judge_return
+from xbrl.rules.rule_lines import describe_result
 from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
 
 BUFFER, CET1_AMOUNT = ("C_76.00.a", "r0010", "c0010"), ("C_01.00", "r0020", "c0010")
@@ -64,6 +66,53 @@ def test_each_part_of_a_decision_stands_in_the_letter(breaches):
     heads = ("Legal basis:", "Measures:", "Reporting:", "Consequences:", "Right to be heard:", "Objection:", "Remedy:")
     assert [line.partition(" ")[0] for line in lines if line.startswith(heads)] == [h.partition(" ")[0] for h in heads]
     assert "CRR Art. 414" in text and "binds you only through the national law that transposes it" in text
+
+
+def ratio(rule, row, value, limit):
+    """A finding on a ratio of C 03.00 or, by its row, on the LCR."""
+    cell = LCR if row == "LCR" else ("C_03.00", row, "c0010")
+    return replace(finding(rule, cell, value, limit, "CRR", "xbrli:pure"), decimals=4)
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "said", "missing"),
+    [
+        ("0.99996", "1", "99.996%", "100%: 0.004"),
+        ("0.99999999", "1", "99.999999%", "100%: 0.000001"),
+        ("0.0812", "0.08123456", "8.12%", "8.123%: 0.003"),
+        ("0.0812", "0.08200001", "8.12%", "8.2%: 0.08"),
+    ],
+)
+def test_figure_and_limit_show_which_side_the_figure_is_on(value, limit, said, missing):
+    """A figure is printed as it was filed; its limit has four decimals or, where these hide the difference, more."""
+    required, gap = missing.split(": ")
+    result = ratio("LCR_PLEDGED", "LCR", value, limit)
+    text = write_letter([result], NAMED, PERIOD)
+    assert f"Liquidity coverage ratio: {said} (" in text and f"At least {required} is required" in text
+    assert f" {gap} percentage points are missing." in text
+    described = describe_result(result)
+    assert (described["value"], described["limit"]) == (said, f"min {required}")
+    assert f" | {said} | min {required} | " in write_violation(result)
+
+
+def test_an_excess_is_never_nil(tmp_path):
+    (result,) = violations(evaluate(read(tmp_path, {CLIENT: "0.250004"})))
+    text = write_letter([result], NAMED, PERIOD)
+    assert "25.0004% of Tier 1" in text and "The excess is 0.0004 percentage points." in text
+
+
+def test_a_limit_on_capital_names_the_ratio():
+    names = {
+        ("OWN_SHARES_TSCR", "r0010"): "the CET1 share of the total SREP capital requirement (",
+        ("OWN_SHARES_TSCR", "r0030"): "the Tier 1 share of the total SREP capital requirement (",
+        ("INTERIM_PROFIT_TSCR", "r0050"): "the total SREP capital requirement (",
+        ("INTERIM_PROFIT", "r0030"): "the overall capital requirement in Tier 1 (",
+        ("OWN_SHARES", "r0050"): "the overall capital requirement (",
+        ("OWN_SHARES_MIN", "r0010"): "the minimum (",
+    }
+    for (rule, row), name in names.items():
+        text = write_letter([ratio(rule, row, "0.05", "0.06")], NAMED, PERIOD)
+        assert f"At least 6% is required: {name}" in text
 
 
 def test_deadlines_are_those_of_measures_py(breaches):
@@ -176,6 +225,15 @@ def test_every_finding_has_its_blocks(language):
             assert "{" not in text and "None" not in text and ".." not in text and "  " not in text, text
             assert all(line.endswith((".", ":", "_")) for line in text.splitlines()[2:]), text
             assert write_letter([result], NAMED, PERIOD, language=language, short=True).endswith(".")
+    for result in (PLEDGED, replace(PLEDGED, rule_id="PROFIT_COUNTED"), replace(PLEDGED, rule_id="OWN_SHARES_COUNTED")):
+        for known in ("met", "unknown", "waived")[: 3 if result == PLEDGED else 2]:
+            context = Context(without={result.rule_id: known})
+            text, plain = (
+                write_letter([result], NAMED, PERIOD, one, language=language) for one in (context, Context())
+            )
+            assert len(text) > len(plain) + 40 and "  " not in text
+    for why in ("not applicable", "undecided"):
+        assert len(write_letter([], NAMED, PERIOD, Context(unexamined=why), language=language).splitlines()) == 5
 
 
 def test_every_subject_and_every_deadline_has_its_block():

@@ -10,7 +10,7 @@ import pytest
 
 from tests.xbrl.desk.reports import CLIENT, LCR, read
 from xbrl.desk import output
-from xbrl.desk.audit import key_of, versions
+from xbrl.desk.analysis import key_of, versions
 from xbrl.desk.output import Form, Job, _cell, finish, folder_name, write_overview
 from xbrl.desk.record import Case, Reply
 from xbrl.read.render import Addressee
@@ -153,13 +153,13 @@ def test_the_key_depends_on_what_changes_the_result_and_not_on_places(tmp_path, 
 
 
 def test_an_edited_block_makes_every_analysis_new(monkeypatch, tmp_path):
-    from xbrl.desk import audit
+    from xbrl.desk import analysis
 
     block = tmp_path / "xbrl" / "measures.toml"
     block.parent.mkdir()
-    monkeypatch.setattr(audit, "ROOT", tmp_path)
+    monkeypatch.setattr(analysis, "ROOT", tmp_path)
     hashes = []
     for text in ("a = 1", "a = 2"):
         block.write_text(text)
-        hashes.append(audit.hash_of_code())
+        hashes.append(analysis.hash_of_code())
     assert hashes[0] != hashes[1]

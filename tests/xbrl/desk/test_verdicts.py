@@ -6,7 +6,11 @@ from decimal import Decimal
 import pytest
 
 from tests.xbrl.desk.reports import BANK, CLIENT, LCR, LR, NSFR, PERIOD, SMALL, read, record, verdicts
+from xbrl.corpus.examples import with_client_names
+from xbrl.read.report import Note
 from xbrl.rules.findings import Finding, note_rules
+from xbrl.rules.note_facts import NAME
+from xbrl.rules.rules import evaluate, violations
 
 PLEDGED = "Bonds of 31% of the outflows in the buffer are pledged."
 LCR_LINE = (
@@ -32,10 +36,10 @@ def check(report, *lines, **options):
     return made, {one["rule"]: one for one in made["findings"]}
 
 
-def decision(rule, state, value=None, limit=None, legal=""):
+def decision(rule, state, value=None, limit=None, legal="", note=PLEDGED):
     low, high = (None if one is None else Decimal(one) for one in (value, limit))
-    cell = "C 76.00.a r0030 c0010"
-    return Finding(BANK.entity, PERIOD, rule, state, cell, low, high, legal, "pledged", where="findings.csv, line 2")
+    fields = (BANK.entity, PERIOD, rule, state, "C 76.00.a r0030 c0010", low, high, legal, "pledged", Note(note).id)
+    return Finding(*fields, where="findings.csv, line 2")
 
 
 def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
@@ -117,13 +121,14 @@ def test_a_check_of_a_note_is_open_until_the_desk_decides(tmp_path):
 
 
 def test_a_waiver_lifts_a_violation_if_the_desk_says_so(tmp_path):
-    report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=["Our LCR requirement is waived until 2027-12-31."])
+    note = "Our LCR requirement is waived until 2027-12-31."
+    report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=[note])
     lines = (CHECK, "Waiver: lifts LCR_MIN, CRR Art. 8")
     made, _ = check(report, *lines)
     assert verdicts(made) == [("confirmed", "LCR_MIN"), ("not decidable by rule", "LCR_MIN")]
     assert verdicts(check(report, lines[1])[0]) == [("not decidable by rule", "LCR_MIN")]
     for state, verdict in (("lifted", "confirmed"), ("benign", "refuted")):
-        made, _ = check(report, *lines, decisions=[decision("LCR_MIN", state, legal="CRR Art. 8")])
+        made, _ = check(report, *lines, decisions=[decision("LCR_MIN", state, legal="CRR Art. 8", note=note)])
         assert verdicts(made) == [("confirmed", "LCR_MIN"), (verdict, "LCR_MIN")]
     assert verdicts(check(report, "Leverage ratio 5% >= 3%: met")[0]) == [("missed", "LCR_MIN")]
 
@@ -135,9 +140,24 @@ def test_what_the_profile_does_not_cover_is_listed(tmp_path):
 
 
 def test_a_decision_on_another_client_is_not_the_reason(breach):
-    other = replace(decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)"), cell="C 28.00 B34 c350")
+    other = decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)")
+    other = replace(other, cell="C 28.00 B34 c350", kind="", note="")
     lines = [LE_LINE, LE_LINE.replace("A12", "B34").replace("27.00", "30.00")]
     made, _ = judge(breach, LCR_LINE, *lines, decisions=[other])
     reasons = {one["cell"]: (one["verdict"], one["reason"]) for one in made["findings"]}
     assert reasons["C 28.00 A12 c350"] == ("confirmed", "")
     assert reasons["C 28.00 B34 c350"] == ("confirmed", "the desk has decided: violated (findings.csv, line 2)")
+
+
+def test_clients_of_one_name_are_told_apart_by_their_codes(breach):
+    """A short report names its clients; two of one name keep their codes, so that each has its own row and finding."""
+    named = [("A12", "Nordwerk"), ("B34", "Nordwerk")]
+    first = next(fact for fact in breach.facts if fact.cell == CLIENT[:1] + ("*",) + CLIENT[2:])
+    key = next(name for name in first.dimensions if name.endswith("qINC"))
+    names = tuple(
+        replace(first, value=name, unit=None, decimals=None, dimensions={key: code}, cell=NAME) for code, name in named
+    )
+    report, _ = with_client_names(replace(breach, facts=(*breach.facts, *names)))
+    assert [one.row for one in violations(evaluate(report)) if one.rule_id == "LE_LIMIT"] == ["Nordwerk (A12)"]
+    other, _ = with_client_names(replace(breach, facts=(*breach.facts, names[0])))
+    assert [one.row for one in violations(evaluate(other)) if one.rule_id == "LE_LIMIT"] == ["Nordwerk"]

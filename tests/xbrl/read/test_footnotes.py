@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from common.errors import UserError
+from tests.processes import run_python
 from tests.xbrl.read.xbrl_documents import context, inline, instance, member, read
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import render_report
 from xbrl.read.report import Note
-from xbrl.read.report_lines import Output, report_lines
 from xbrl.read.report_notes import FACT_FOOTNOTE, MAX_LINKS, MAX_NOTE_CHARACTERS, MAX_NOTES, one_line, without_markup
 from xbrl.read.xbrl import merge_reports
 
@@ -108,8 +108,9 @@ def test_the_three_syntaxes_give_the_same_notes(tmp_path) -> None:
 
 
 def test_the_summary_has_the_notes(tmp_path) -> None:
-    lines = report_lines(read(tmp_path, xml_document()), Output(summary_only=True))
-    notes = json.loads("".join(lines))["summary"]["notes"]
+    (tmp_path / "report.xbrl").write_text(xml_document())
+    done = run_python("scripts/read_report.py", str(tmp_path / "report.xbrl"), "--summary")
+    notes = json.loads(done.stdout)["summary"]["notes"]
     assert notes[1] == {
         "text": "Klient und Tochter.",
         "cells": [list(TIER1_CELL), list(CLIENT_CELL)],

@@ -23,7 +23,7 @@ from xbrl.rules.findings import (
 from xbrl.rules.rules import evaluate
 
 LCR, LEVERAGE = ("C_76.00.a", "r0030", "c0010"), ("C_47.00", "r0340", "c0010")
-BANK, PERIOD = make_bank(0, 1), "2026-03-31"
+BANK, PERIOD, NOTE = make_bank(0, 1), "2026-03-31", Note("Bonds of 9% are pledged.").id
 
 
 def read(tmp_path, lcr: str, notes=()):
@@ -34,7 +34,7 @@ def read(tmp_path, lcr: str, notes=()):
 
 
 def finding(state: str, **more) -> Finding:
-    return Finding(BANK.entity, PERIOD, "LCR_PLEDGED", state, cell_name(LCR), kind="pledged", **more)
+    return Finding(BANK.entity, PERIOD, "LCR_PLEDGED", state, cell_name(LCR), kind="pledged", note=NOTE, **more)
 
 
 def test_notes_are_read_back_with_the_cells_they_are_attached_to(tmp_path) -> None:
@@ -95,13 +95,15 @@ def test_findings_csv_round_trip(tmp_path) -> None:
 
 
 ENTITY = "SYNB00AAAAAAAAAAAA11"
-ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged"
+ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,{NOTE},pledged"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("period,", "date,", "line 1: the column 'period' is missing; the columns are entity,period,rule,state,"),
+        (NOTE, "", "line 2, column note: '' is not the name of a note; without it nothing is decided"),
+        (NOTE, NOTE[:8], f"line 2, column note: '{NOTE[:8]}' is not the name of a note"),
         (",legal,", ",article,", "line 1: the column 'article' is unknown"),
         (",kind\n", ",kind,value\n", "line 1: the column 'value' is unknown or stands there twice"),
         (f"{ENTITY},", ",", "line 2, column entity: '' is not the code of a bank"),
@@ -112,8 +114,8 @@ ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,p
         ("C 76.00.a r0030 c0010", "LCR", "line 2, column cell: 'LCR' is not a cell such as C 76.00.a r0030 c0010"),
         (",0.95,", ",95%,", "line 2, column value: '95%' is not a number; 0.95 is 95%"),
         (",1,", ',"1,0",', "line 2, column limit: '1,0' is not a number"),
-        (",pledged", ",pledged,more", "line 2: expected 9 fields"),
-        (",pledged", "", "line 2: expected 9 fields"),
+        (",pledged", ",pledged,more", "line 2: expected 10 fields"),
+        (",pledged", "", "line 2: expected 10 fields"),
         (",pledged", ',"pledged', "line 2: invalid CSV"),
         (
             "pledged\n",
@@ -134,7 +136,7 @@ ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,p
 )
 def test_mistakes_in_findings_csv_name_line_and_column(tmp_path, old, new, message) -> None:
     path = tmp_path / "findings.csv"
-    text = "entity,period,rule,state,cell,value,limit,legal,kind\n" + ROW + "\n"
+    text = "entity,period,rule,state,cell,value,limit,legal,note,kind\n" + ROW + "\n"
     assert old in text
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(UserError, match=f"findings.csv, {message}"):

@@ -7,15 +7,16 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
-from xbrl.rules.bases import BASES_FILE, load_basis
 from xbrl.rules.findings import note_rules
 from xbrl.rules.measures import (
+    BASES_FILE,
     CONSEQUENCES,
     DEADLINES,
     ORDERS,
     OWNERS,
     REQUIREMENTS,
     consequence,
+    load_basis,
     plan_measures,
     requirement_of,
     severity,

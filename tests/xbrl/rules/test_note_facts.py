@@ -5,9 +5,11 @@ from decimal import Decimal
 
 import pytest
 
+from xbrl.desk.letters import write_letter
+from xbrl.read.render import Addressee
 from xbrl.read.report import Fact, Report
 from xbrl.rules.findings import apply_findings
-from xbrl.rules.note_facts import NoteFact, consequences, undecided
+from xbrl.rules.note_facts import NoteFact, consequences, limit_rule, undecided
 from xbrl.rules.rules import evaluate, violations
 
 BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030"))
@@ -81,6 +83,23 @@ def test_of_capital_the_most_severe_requirement_is_named(millions, rule, cell, v
     assert more == ([] if value is None else [(rule, cell, Decimal(value), Decimal(limit))])
     same = found(report_of(SOUND), fact("profit", millions))[1:]
     assert [one[0] for one in same] == [rule.replace("OWN_SHARES", "INTERIM_PROFIT")] * len(more)
+
+
+@pytest.mark.parametrize(
+    ("millions", "limit", "words"),
+    [
+        (351, "OCR_TC", "12.5% is required: the overall capital requirement ("),
+        (599, "OCR_CET1", "8.12% is required: the overall capital requirement in CET1 ("),
+        (660, "TSCR_CET1", "5.62% is required: the CET1 share of the total SREP capital requirement ("),
+        (760, "CET1_MIN", "4.5% is required: the minimum ("),
+    ],
+)
+def test_a_letter_names_the_ratio_of_the_limit(millions, limit, words):
+    report = report_of(SOUND)
+    results = evaluate(report)
+    *_, counted, on_top = apply_findings(results, consequences(report, results, [fact("own_shares", millions)]))
+    assert (limit_rule(counted), limit_rule(on_top)) == ("OWN_SHARES_COUNTED", limit)
+    assert words in write_letter([on_top], Addressee("BANK", "Bank", "DE", "commercial"), "2026-03-31")
 
 
 def test_without_a_reported_overall_requirement_tscr_and_buffer_make_it():

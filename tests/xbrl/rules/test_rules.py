@@ -9,6 +9,7 @@ import pytest
 from common.errors import UserError
 from xbrl.read.render import format_figure, format_limit
 from xbrl.read.report import Fact, Report
+from xbrl.rules.rule_lines import rule_table
 from xbrl.rules.rules import built_in_rules, evaluate, load_rules, violations
 
 CET1, T1, TC = (("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050"))
@@ -213,3 +214,19 @@ def test_a_figure_of_an_absurd_size_is_printed():
 @pytest.mark.parametrize("outflow", [Decimal("1e-300"), Decimal("1e300")])
 def test_a_recomputed_ratio_of_an_absurd_size_is_judged(outflow):
     assert state("LCR_MIN", {BUFFER: 100_000_000, OUTFLOW: outflow}) == ("ok" if outflow < 1 else "violated")
+
+
+def test_a_rule_that_is_met_because_nothing_is_reported_says_what_is_not():
+    lines = "\n".join(rule_table(make_report({LR: "5%"})))
+    assert "  met | LR_CALC | not reported: C 47.00 r0320 c0010, C 47.00 r0300 c0010 | CRR Art. 429(2)\n" in lines
+    amounts = {("C_47.00", row, "c0010"): amount for row, amount in (("r0320", 5_000), ("r0300", 100_000))}
+    assert "  met | LR_CALC | 5 thousand | expected 5 thousand |" in "\n".join(
+        rule_table(make_report({LR: "5%"} | amounts))
+    )
+
+
+def test_a_recomputed_ratio_below_its_limit_is_not_printed_as_the_limit():
+    """An LCR of 99.999996%, to six places, is 100%."""
+    lines = "\n".join(rule_table(make_report({BUFFER: 99_999_996, OUTFLOW: 100_000_000}, decimals=0)))
+    assert "  violated | LCR_MIN | 99.999996% | min 100% |" in lines
+    assert "C 76.00.a r0030 c0010 = 99.999996% (not reported;" in lines

@@ -6,16 +6,9 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
-from xbrl.answers.notes import (
-    is_quotation,
-    language_of,
-    note_of,
-    read_fact,
-    read_facts,
-    score_notes,
-    true_facts,
-    write_fact,
-)
+from xbrl.answers.answer_reader import read_fact, read_facts
+from xbrl.answers.answers import write_fact
+from xbrl.answers.note_scores import is_quotation, language_of, note_of, score_notes, true_facts
 from xbrl.rules.note_facts import NoteFact
 
 NOTE = "Bonds of EUR 65.2 million lie with Landesbank Mittelrhein as margin since 14 August 2025; Mr Weiss is on leave."

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from xbrl.answers.answer_reader import parse_answer
-from xbrl.answers.letters import deadlines, demands, score_letters, score_measures, statements, taken_back
+from xbrl.answers.letter_scores import deadlines, demands, score_letters, score_measures, statements, taken_back
 
 ANSWER = "Violations:\nLCR_MIN | C 76.00.a r0030 c0010 | 93.1% | min 100% | CRR Art. 412(1)\nDirective:\nUnder Article 414 CRR."
 TRUTH = parse_answer(ANSWER)

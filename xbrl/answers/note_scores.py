@@ -1,4 +1,4 @@
-"""The facts of a bank's note: read from an answer or an example, and scored against the truth."""
+"""The facts of a bank's note: read from an example, and scored against the truth."""
 
 import re
 from collections import Counter
@@ -8,16 +8,10 @@ from decimal import Decimal, InvalidOperation
 
 from common.errors import UserError
 from eval.asked_examples import report_of
-from xbrl.read.report import is_day
 from xbrl.rules.note_facts import KINDS, NoteFact
-from xbrl.rules.quantities import parse_quantity
 
-APPLIES = {"applies": True, "does not apply": False}
 FIELDS = ("kind", "applies", "amount", "who", "since", "quote")
 OVERLAP = 0.5  # of the words of a quotation and of the reference's, as their F-measure
-_HEADING = re.compile(r"[\s#*]*(note|violations|checks|directive)[\s*]*:[\s*]*(.*)", re.IGNORECASE)
-_MARKS = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
-_NOT_EURO = re.compile(r"\b(?!EUR\b)[A-Z]{3}\b|[$£¥%]")
 _NOTE_LINE = re.compile(r"^note(?:: | on .*? \| )(.*)", re.IGNORECASE | re.MULTILINE)
 _GERMAN = re.compile(r"\b(?:der|die|das|und|nicht|wir|ist|bei|dem|den|im|sind|wurde|von)\b", re.IGNORECASE)
 _ENGLISH = re.compile(r"\b(?:the|and|of|not|we|is|at|to|in|are|was|our|that|with)\b", re.IGNORECASE)
@@ -31,51 +25,6 @@ def note_of(report: str) -> str:
 def language_of(note: str) -> str:
     """`de` or `en`, by the function words of a note."""
     return "de" if len(_GERMAN.findall(note)) > len(_ENGLISH.findall(note)) else "en"
-
-
-def write_fact(fact: NoteFact) -> str:
-    """`pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14 | "the words of the note"`."""
-    amount = "-" if fact.amount is None else f"EUR {fact.amount:f}"
-    state = "applies" if fact.applies else "does not apply"
-    return " | ".join((fact.kind, state, amount, " and ".join(fact.who) or "-", fact.since or "-", f'"{fact.quote}"'))
-
-
-def read_fact(line: str) -> NoteFact | None:
-    """The fact of one line, or None if it is not of the form that `write_fact` writes."""
-    parts = [part.strip() for part in line.split("|", 5)]
-    if len(parts) != 6 or parts[0] not in KINDS or parts[1] not in APPLIES:
-        return None
-    kind, state, amount, who, since, quote = parts
-    value = None if amount == "-" else parse_quantity(amount)
-    is_euro = value is not None and value >= 0 and not _NOT_EURO.search(amount)
-    if (amount != "-" and not is_euro) or (since != "-" and not is_day(since)):
-        return None
-    clients = who.split(" and ") if kind == "connected" else [who]
-    names = () if who == "-" else tuple(name.strip() for name in clients)
-    return NoteFact(kind, APPLIES[state], value, names, _stated(since), _stated(quote.strip('"„“” ')))
-
-
-def _stated(part: str) -> str:
-    return "" if part == "-" else part
-
-
-def read_facts(answer: str) -> tuple[list[NoteFact], int] | None:
-    """(the facts below the heading `Note:` of an answer, the number of lines that are none); None without the heading."""
-    lines: list[str] | None = None
-    for line in answer.splitlines():
-        heading = _HEADING.fullmatch(line)
-        if heading and heading[1].casefold() != "note":
-            break
-        if heading:
-            lines = [heading[2]]
-        elif lines is not None:
-            lines.append(line)
-    if lines is None:
-        return None
-    texts = [_MARKS.sub("", line).strip() for line in lines]
-    texts = [text for text in texts if text and text.strip(".").casefold() != "none"]
-    facts = [read_fact(text) for text in texts]
-    return [fact for fact in facts if fact], facts.count(None)
 
 
 def true_facts(example: dict, where: str = "") -> list[NoteFact] | None:

@@ -1,6 +1,5 @@
 """What a supervisor's letter states (figures, dates, articles) and demands (subjects with deadlines), and whether it is right."""
 
-import datetime
 import functools
 import pathlib
 import re
@@ -11,17 +10,9 @@ from decimal import Decimal
 
 from eval.rouge import mean
 from xbrl.answers.answer_reader import Answer
-from xbrl.rules.citations import articles
-from xbrl.rules.quantities import quantities
+from xbrl.answers.statements import statements
 
 KINDS = ("figures", "dates", "articles")
-_MONTHS = [datetime.date(2000, month, 1).strftime("%B") for month in range(1, 13)]
-_DATE = re.compile(
-    rf"\b(?P<iso>\d{{4}}-\d\d-\d\d)\b|\b(?P<day>\d{{1,2}})(?:st|nd|rd|th)? (?P<month>{'|'.join(_MONTHS)}),? (?P<year>\d{{4}})"
-    rf"|\b(?P<first>{'|'.join(_MONTHS)}) (?P<number>\d{{1,2}}),? (?P<then>\d{{4}})"
-)
-_TABLE = re.compile(r"\b[A-Z] \d\d\.\d\d(?:\.[a-z])?\b")
-
 # subject of a measure -> words by which a demand is recognised, in English and German
 _SUBJECTS = {
     "capital": r"\bcapital\b(?! requirement| ratio)|recapitalis|own funds(?! templates| items)|tier 1|kapitalplan|eigenmittel\b",
@@ -64,24 +55,6 @@ _OWNERS = re.compile(
 TAKE_BACK = ("negation", "weakening", "deferral")  # classes of `flagged_words` that take a demand back
 _BLOCKS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
 _ALL = re.compile(r"\bmeasures\b|\borders\b|\bdemands\b|\bdirective\b|maßnahmen|anordnungen", re.IGNORECASE)
-
-
-def statements(text: str) -> dict[str, set]:
-    """What a text states: `figures` (numbers), `dates` (YYYY-MM-DD) and `articles` ((act, number))."""
-    plain = _TABLE.sub(" ", _DATE.sub(" ", text))
-    return {
-        "figures": {value for _, value in quantities(plain)},
-        "dates": {_iso(match) for match in _DATE.finditer(text)},
-        "articles": set(articles(plain)),
-    }
-
-
-def _iso(match: re.Match) -> str:
-    """A date as YYYY-MM-DD."""
-    if match["iso"]:
-        return match["iso"]
-    day, month, year = match["day"] or match["number"], match["month"] or match["first"], match["year"] or match["then"]
-    return f"{year}-{_MONTHS.index(month) + 1:02}-{int(day):02}"
 
 
 def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Sequence[str]) -> dict:
