@@ -27,9 +27,9 @@ from decimal import Decimal
 from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
 from xbrl.read.dpm import load_cells
+from xbrl.read.filed_report import Fact, Report
 from xbrl.read.folder import read_folder
 from xbrl.read.render import STYLES, render_report
-from xbrl.read.report import Fact, Report
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rule_lines import all_results, result_fields, rule_table

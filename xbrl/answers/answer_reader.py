@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from xbrl.answers.statements import QUANTITY, articles, parse_quantity
-from xbrl.read.report import is_day
+from xbrl.read.filed_report import is_day
 from xbrl.rules.note_facts import KINDS, NoteFact
 
 RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)*")

@@ -18,8 +18,8 @@ import numpy as np
 from eval.asked_examples import report_of
 from xbrl.answers.note_scores import language_of, note_of, true_facts
 from xbrl.answers.statements import parse_quantity
+from xbrl.read.filed_report import CellKey, Fact, Report
 from xbrl.read.render import SHORT_LABELS
-from xbrl.read.report import CellKey, Fact, Report
 from xbrl.rules.note_facts import BUFFER, KINDS, NAME, SHARE, NoteFact, consequences
 
 Matrix = Any  # a scipy.sparse.csr_matrix or an array, (texts, features)

@@ -27,9 +27,9 @@ from xbrl.answers.statements import Citation, find_citations, find_percentages, 
 from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
 from xbrl.corpus.examples import FULL, entity_code, make_example, read_register
 from xbrl.read.dpm import load_cells
+from xbrl.read.filed_report import Report
 from xbrl.read.folder import find_reports, join_modules, read_files
 from xbrl.read.render import Addressee, cell_name
-from xbrl.read.report import Report
 from xbrl.read.safety import is_clutter
 from xbrl.rules.findings import Finding, apply_findings, load_findings, note_rules
 from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations

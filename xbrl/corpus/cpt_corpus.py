@@ -23,8 +23,8 @@ from common.errors import UserError
 from eval import general_text
 from xbrl.read.dpm import RELEASE, WRITTEN_TABLES
 from xbrl.read.dpm_distil import PACKAGE, TYPES, clean, release_id
+from xbrl.read.filed_report import template_of
 from xbrl.read.render import table_name
-from xbrl.read.report import template_of
 
 SPLITS = ("train", "validation", "test")
 MIN_OVERLAP = 0.5  # Jaccard similarity of labels at or above which two tables go to the same split

@@ -30,8 +30,8 @@ from xbrl.corpus.note_texts import NO_NOTE, HandNote
 from xbrl.corpus.report_figures import SHORT_CELLS, short_rules
 from xbrl.desk.letters import Context, required_measures, write_letter
 from xbrl.read.dpm import Cells
+from xbrl.read.filed_report import CellKey, Report
 from xbrl.read.render import Addressee, cell_name, render_earlier, render_report
-from xbrl.read.report import CellKey, Report
 from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.rules.findings import Finding, apply_findings, lifted_results, note_rules
 from xbrl.rules.note_facts import NAME

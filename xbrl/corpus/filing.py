@@ -16,7 +16,7 @@ from decimal import Decimal
 from common.errors import UserError
 from xbrl.corpus.banks import Bank
 from xbrl.read.dpm import WRITTEN_TABLES, Cell, Cells, Table
-from xbrl.read.report import CellKey, Note
+from xbrl.read.filed_report import CellKey, Note
 from xbrl.rules.remittance import due_date
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from xbrl.read.report import CellKey
+from xbrl.read.filed_report import CellKey
 from xbrl.rules.note_facts import BUFFER, CAPITAL, CET1, LCR, NoteFact
 
 FOLDER = pathlib.Path(__file__).with_name("notes")

@@ -22,7 +22,7 @@ from xbrl.corpus.economics import Economics, draw_economics, draw_levels, in_rou
 from xbrl.corpus.examples import Profile
 from xbrl.corpus.note_texts import GROUP, NO_NOTE, HandNote
 from xbrl.corpus.report_figures import Figures, Filing, draw_figures, leave_out, shorten, violated, violates
-from xbrl.read.report import CellKey
+from xbrl.read.filed_report import CellKey
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, TREA
 from xbrl.rules.rules import Rule, built_in_rules
 

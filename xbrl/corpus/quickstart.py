@@ -26,8 +26,8 @@ from xbrl.answers.answers import Check
 from xbrl.corpus.banks import Bank, make_bank
 from xbrl.corpus.note_texts import FOLDER, HandNote
 from xbrl.corpus.report_figures import Figures, Filing
+from xbrl.read.filed_report import CellKey, Report
 from xbrl.read.render import cell_name, format_figure, short_label
-from xbrl.read.report import CellKey, Report
 from xbrl.rules.findings import Finding, note_rules
 from xbrl.rules.note_facts import LARGEST_SHARE, LCR, SHARE, NoteFact
 from xbrl.rules.rules import RuleResult, built_in_rules

@@ -17,7 +17,7 @@ from decimal import Decimal
 from xbrl.corpus.banks import Bank, requirements
 from xbrl.corpus.economics import EXPOSURE_LIMIT, NEAR, Economics, whole
 from xbrl.corpus.note_texts import NO_NOTE, HandNote
-from xbrl.read.report import CellKey, Fact, Note, Report, template_of
+from xbrl.read.filed_report import CellKey, Fact, Note, Report, template_of
 from xbrl.rules.rules import Rule, built_in_rules, evaluate, legal_parameters, violations
 
 Figures = dict[CellKey, Decimal | str]  # a str is a member of an enumeration or a name

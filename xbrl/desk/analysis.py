@@ -22,9 +22,9 @@ from xbrl.corpus.examples import PROFILES, Profile, read_register
 from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, Job, finish, folder_name, hash_of_file, totals, write_overview
 from xbrl.desk.record import READY, Case, Form, Reply
 from xbrl.read.dpm import load_cells
+from xbrl.read.filed_report import Report
 from xbrl.read.folder import find_reports, in_parallel, join_modules, read_files
 from xbrl.read.render import Addressee
-from xbrl.read.report import Report
 from xbrl.read.xbrl import is_package
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from xbrl.read.filed_report import Note, Report
 from xbrl.read.render import cell_name
-from xbrl.read.report import Note, Report
-from xbrl.rules.figures import index_facts, row_keys
 from xbrl.rules.findings import Finding, concerns, csv_line, note_rules
 from xbrl.rules.note_facts import SHARE, NoteFact, consequences, undecided
+from xbrl.rules.reported_figures import index_facts, row_keys
 from xbrl.rules.rules import RuleResult, violations
 
 WAIVED = ("LCR_MIN", "LCR_PLEDGED")

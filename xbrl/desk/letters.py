@@ -18,10 +18,9 @@ from typing import Any
 import jinja2
 
 from common.errors import UserError
+from xbrl.read.filed_report import CellKey
 from xbrl.read.render import PURE, Addressee, cell_name, format_figure, format_limit, table_name
-from xbrl.read.report import CellKey
 from xbrl.read.report_notes import one_line
-from xbrl.rules.figures import Figure
 from xbrl.rules.findings import note_rules
 from xbrl.rules.measures import (
     ORDERS,
@@ -35,6 +34,7 @@ from xbrl.rules.measures import (
     topic_of,
 )
 from xbrl.rules.note_facts import limit_rule
+from xbrl.rules.reported_figures import Figure
 from xbrl.rules.rules import RuleResult
 
 BLOCKS = Path(__file__).with_name("blocks")

@@ -26,8 +26,8 @@ from xbrl.desk.verdicts import (
     examine,
     judge_answer,
 )
+from xbrl.read.filed_report import Report
 from xbrl.read.render import Addressee
-from xbrl.read.report import Report
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
 from xbrl.rules.rule_lines import describe_result

@@ -21,8 +21,8 @@ from xbrl.answers.statements import quantities, sentences, statements
 from xbrl.corpus.examples import FULL, Profile, letter_context
 from xbrl.desk.decisions import in_force, limits_without
 from xbrl.desk.letters import Context
+from xbrl.read.filed_report import Report
 from xbrl.read.render import cell_name, format_limit
-from xbrl.read.report import Report
 from xbrl.rules.findings import Finding, apply_findings, concerns, note_rules
 from xbrl.rules.remittance import RULE as LATE_FILING
 from xbrl.rules.rule_lines import all_results, describe_result

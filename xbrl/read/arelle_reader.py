@@ -16,7 +16,7 @@ from typing import Any
 
 from common.errors import UserError
 from xbrl.read.assemble import FILING_INDICATORS, Concept, FiledFact, ParsedFile
-from xbrl.read.report import Fact, parse_number
+from xbrl.read.filed_report import Fact, parse_number
 from xbrl.read.xbrl_json import first_day, last_day
 
 FATAL = ("xmlSchema:syntax", "exception:", "FileNotLoadable", "IOerror")

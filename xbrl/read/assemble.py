@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from xbrl.read.dpm import Cell, Cells, local_name
-from xbrl.read.report import (
+from xbrl.read.filed_report import (
     NUMERIC_TYPES,
     CellKey,
     Fact,

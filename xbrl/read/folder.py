@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import UserError
-from xbrl.read.report import Report
+from xbrl.read.filed_report import Report
 from xbrl.read.safety import CLUTTER_FOLDERS, is_clutter
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from xbrl.read.dpm import Cell, Cells
-from xbrl.read.report import CellKey, Fact, Report, template_of
+from xbrl.read.filed_report import CellKey, Fact, Report, template_of
 from xbrl.read.report_notes import one_line
 
 STYLES = ("cells", "labels")

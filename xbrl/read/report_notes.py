@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from xbrl.read.report import CellKey, Note
+from xbrl.read.filed_report import CellKey, Note
 
 if TYPE_CHECKING:
     from xbrl.read.assemble import ParsedFile

@@ -16,7 +16,7 @@ from common.errors import UserError
 from xbrl.read.arelle_reader import read_concepts, read_with_arelle
 from xbrl.read.assemble import Concept, ParsedFile, assemble
 from xbrl.read.dpm import Cells, load_cells
-from xbrl.read.report import Fact, Report, duplicate_warnings
+from xbrl.read.filed_report import Fact, Report, duplicate_warnings
 from xbrl.read.report_notes import INLINE, add_footnotes, join_notes
 from xbrl.read.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml, without_schema_locations
 from xbrl.read.xbrl_csv import read_csv_package

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from xbrl.read.dpm import Cells, local_name
-from xbrl.read.report import Fact, Report, describe, duplicate_warnings, is_day, parse_number
+from xbrl.read.filed_report import Fact, Report, describe, duplicate_warnings, is_day, parse_number
 from xbrl.read.safety import Package
 from xbrl.read.xbrl_json import load_json
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from common.errors import UserError
 from xbrl.read.assemble import FILING_INDICATORS, FiledFact, ParsedFile
 from xbrl.read.dpm import local_name
-from xbrl.read.report import Fact
+from xbrl.read.filed_report import Fact
 from xbrl.read.report_notes import FACT_FOOTNOTE, without_markup
 
 XBRL = "https://xbrl.org/2021"  # namespace of xbrl:note (xBRL-JSON 1.0, 3.3.2)

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 
 from common.errors import UserError
+from xbrl.read.filed_report import CellKey, is_day, parse_number
 from xbrl.read.render import cell_name
-from xbrl.read.report import CellKey, is_day, parse_number
-from xbrl.rules.figures import Figure
+from xbrl.rules.reported_figures import Figure
 from xbrl.rules.rules import RuleResult, built_in_rules, violations
 
 NOTE_RULES_FILE = pathlib.Path(__file__).with_name("note_rules.jsonl")

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from xbrl.read.filed_report import CellKey, Report
 from xbrl.read.render import cell_name
-from xbrl.read.report import CellKey, Report
-from xbrl.rules.figures import Figure, Figures, Key, index_facts, read_figure, recompute, row_keys
 from xbrl.rules.findings import Finding
+from xbrl.rules.reported_figures import Figure, Figures, Key, index_facts, read_figure, recompute, row_keys
 from xbrl.rules.rules import RuleResult, round_ratio
 
 KINDS = ("pledged", "own_shares", "profit", "connected", "waiver")

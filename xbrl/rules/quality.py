@@ -20,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from xbrl.read.dpm import Cells
+from xbrl.read.filed_report import CellKey, Fact, Report, template_of
 from xbrl.read.render import cell_name, format_fact, format_limit
-from xbrl.read.report import CellKey, Fact, Report, template_of
-from xbrl.rules.figures import (
+from xbrl.rules.reported_figures import (
     RECOMPUTED,
     Figure,
     Figures,

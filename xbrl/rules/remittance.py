@@ -15,7 +15,7 @@ import re
 from dataclasses import replace
 from decimal import Decimal
 
-from xbrl.read.report import Report, is_day
+from xbrl.read.filed_report import Report, is_day
 from xbrl.rules.rules import RuleResult
 
 RULE = "LATE_FILING"

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from xbrl.read.dpm import load_cells
+from xbrl.read.filed_report import Report
 from xbrl.read.render import cell_name, format_figure
-from xbrl.read.report import Report
-from xbrl.rules.figures import Figure, format_value, name_of
 from xbrl.rules.formula import CELL
 from xbrl.rules.quality import check_quality
 from xbrl.rules.remittance import late_filings
+from xbrl.rules.reported_figures import Figure, format_value, name_of
 from xbrl.rules.rules import RuleResult, evaluate_all
 
 # The states of results, in the order of the table, and how they are printed.

@@ -9,7 +9,7 @@ The rules are data, a line of `rules.jsonl` each. There are three kinds:
 - A **trigger** is a duty that follows from a figure. It is never a violation.
 
 A rule applies only if all tables that it needs are filed and the law is in force at the reference date. Breaches and
-triggers recompute a missing ratio from its numerator and denominator (`figures.py`). A rule over the rows of an open
+triggers recompute a missing ratio from its numerator and denominator (`reported_figures.py`). A rule over the rows of an open
 table (`*`) is evaluated for each row. No rule is passed over in silence: `evaluate_all` has a result for every rule.
 
 The keys of a rule, beside `id`, `kind` and `title`:
@@ -34,9 +34,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from common.errors import UserError
+from xbrl.read.filed_report import CellKey, Report, template_of
 from xbrl.read.render import PURE, cell_name, format_limit, table_name
-from xbrl.read.report import CellKey, Report, template_of
-from xbrl.rules.figures import (
+from xbrl.rules.formula import Formula, arithmetic, exactly, parse_formula, truth
+from xbrl.rules.reported_figures import (
     RATIO_DECIMALS,
     RECOMPUTED,
     Figure,
@@ -52,7 +53,6 @@ from xbrl.rules.figures import (
     why_too_coarse,
     why_unreadable,
 )
-from xbrl.rules.formula import Formula, arithmetic, exactly, parse_formula, truth
 
 RULES_FILE = pathlib.Path(__file__).with_name("rules.jsonl")
 KINDS = ("breach", "filing", "trigger")

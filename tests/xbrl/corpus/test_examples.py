@@ -18,8 +18,8 @@ from xbrl.corpus.examples import FULL, make_example, read_filing, read_register,
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.filed_report import Fact
 from xbrl.read.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
-from xbrl.read.report import Fact
 from xbrl.rules.note_facts import NoteFact
 from xbrl.rules.rules import built_in_rules, evaluate, violations
 

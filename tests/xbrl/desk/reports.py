@@ -9,8 +9,8 @@ from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.desk.record import Case, Reply, make_record
 from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.filed_report import Note, Report
 from xbrl.read.render import Addressee
-from xbrl.read.report import Note, Report
 
 CELLS = load_cells(BUILT_IN)
 BANK = dataclasses.replace(make_bank(0, 0), currency="EUR", decimals=-3, ratio_decimals=4, scope="IND")

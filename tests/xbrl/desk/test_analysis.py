@@ -11,8 +11,8 @@ from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.desk.analysis import Options, analyse, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
+from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
-from xbrl.read.report import Note
 from xbrl.rules.findings import load_findings
 
 RIGHT = (

@@ -27,8 +27,8 @@ from xbrl.desk.output import Form, Job, finish, folder_name
 from xbrl.desk.record import MARK, Case, Reply
 from xbrl.desk.verdicts import flags
 from xbrl.read.dpm import load_cells
+from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
-from xbrl.read.report import Note
 from xbrl.read.report_notes import make_notes
 from xbrl.read.xbrl import read_report
 from xbrl.rules.findings import load_findings

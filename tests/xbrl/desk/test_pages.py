@@ -13,8 +13,8 @@ from xbrl.desk import output
 from xbrl.desk.analysis import key_of, versions
 from xbrl.desk.output import Form, Job, _cell, finish, folder_name, write_overview
 from xbrl.desk.record import Case, Reply
+from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
-from xbrl.read.report import Note
 
 HOSTILE = '=<script>alert("1")</script> | `x` [link](javascript:x) & "quoted" <img src=x onerror=y>'
 ANSWER = f"""Note:

@@ -9,8 +9,8 @@ from common.errors import UserError
 from tests.processes import run_python
 from tests.xbrl.read.xbrl_documents import context, inline, instance, member, read
 from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.filed_report import Note
 from xbrl.read.render import render_report
-from xbrl.read.report import Note
 from xbrl.read.report_notes import FACT_FOOTNOTE, MAX_LINKS, MAX_NOTE_CHARACTERS, MAX_NOTES, one_line, without_markup
 from xbrl.read.xbrl import merge_reports
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from xbrl.read.dpm import BUILT_IN, load_cells
-from xbrl.read.report import Fact, Report
+from xbrl.read.filed_report import Fact, Report
 from xbrl.rules.rules import built_in_rules, evaluate
 
 ENTITY, PERIOD = "BANK", "2026-03-31"

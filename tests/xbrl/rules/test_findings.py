@@ -10,8 +10,8 @@ from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.filed_report import Note
 from xbrl.read.render import cell_name, render_report
-from xbrl.read.report import Note
 from xbrl.rules.findings import (
     Finding,
     apply_findings,

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from xbrl.read.report import Report
+from xbrl.read.filed_report import Report
 from xbrl.rules import law_check
 from xbrl.rules.law_check import CASES, audit, judge, read_printed, read_told
 from xbrl.rules.remittance import late_filings

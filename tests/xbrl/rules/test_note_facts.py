@@ -6,8 +6,8 @@ from decimal import Decimal
 import pytest
 
 from xbrl.desk.letters import write_letter
+from xbrl.read.filed_report import Fact, Report
 from xbrl.read.render import Addressee
-from xbrl.read.report import Fact, Report
 from xbrl.rules.findings import apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences, limit_rule, undecided
 from xbrl.rules.rules import evaluate, violations

@@ -12,9 +12,9 @@ from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.read.dpm import BUILT_IN, load_cells
-from xbrl.read.report import CellKey, Fact, Report
-from xbrl.rules.figures import RECOMPUTED
+from xbrl.read.filed_report import CellKey, Fact, Report
 from xbrl.rules.quality import check_quality
+from xbrl.rules.reported_figures import RECOMPUTED
 from xbrl.rules.rule_lines import all_results
 from xbrl.rules.rules import built_in_rules, evaluate, evaluate_all, violations
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from xbrl.read.report import Fact, Report
+from xbrl.read.filed_report import Fact, Report
 from xbrl.rules.measures import plan_measures
 from xbrl.rules.remittance import due_date, late_filings
 from xbrl.rules.rule_lines import all_results

@@ -7,8 +7,8 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
+from xbrl.read.filed_report import Fact, Report
 from xbrl.read.render import format_figure, format_limit
-from xbrl.read.report import Fact, Report
 from xbrl.rules.rule_lines import rule_table
 from xbrl.rules.rules import built_in_rules, evaluate, load_rules, violations
 

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from xbrl.read.filed_report import CellKey, Fact, Report, consistent
 from xbrl.read.render import PURE, cell_name, format_figure
-from xbrl.read.report import CellKey, Fact, Report, consistent
 from xbrl.rules.formula import Number, exactly, quotient, rounded
 
 Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or sheet; () for a cell without keys
