@@ -1,24 +1,31 @@
 """Read EBA xBRL-CSV report packages.
 
-A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table, with a fact per
-row: `datapoint,factValue` and the key columns of an open table. The DPM (`dpm.py`) gives the cell and the type of a datapoint.
-A datapoint that the DPM does not have in that table makes the report incomplete: its figure is there, and no rule can see it.
-The reason counts and names such datapoints, and the command that fetches a newer DPM. Tables with a row per entry, as in the
-register of information (DORA), are refused: no rule reads them.
+A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table, in one of two
+layouts:
 
-Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5.
+- **A fact per row**: `datapoint,factValue` and the key columns of an open table. The DPM (`dpm.py`) gives the cell and the
+  type of a datapoint. A datapoint that the DPM does not have in that table makes the report incomplete: its figure is
+  there, and no rule can see it. The reason counts and names such datapoints, and the command that fetches a newer DPM.
+- **A row per entry**, as in the register of information (DORA): the columns `c0010`, `c0020`, ... of the template. The
+  key columns give the dimensions of all facts of a row. A value is a number only in a column that is numeric in the DPM:
+  a notice period is one, but a contract called 2024-001 or 4711 is not.
+
+Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5; Implementing Regulation (EU) 2024/2956,
+Annex I, and EBA taxonomy 4.0, module DORA (key columns of the register).
 """
 
 import csv
 import io
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
 from common.errors import UserError
 from xbrl.read.dpm import Cells, local_name
-from xbrl.read.filed_report import Fact, Report, describe, duplicate_warnings, is_day, parse_number
+from xbrl.read.filed_report import CellKey, Fact, Report, describe, duplicate_warnings, is_day, parse_number
 from xbrl.read.safety import Package
 from xbrl.read.xbrl_json import load_json
 
@@ -31,7 +38,51 @@ DECIMALS_PARAMETERS = {  # DPM type -> name of the parameter with its decimals
 }
 MAX_FIELD_CHARACTERS = 2**20
 ABSENT = ("", "#none")  # no member of a dimension, no value of a fact
+TEMPLATE_COLUMN = re.compile(r"c[0-9]{4}")
+# Table of the register -> its key columns and their dimensions. A table without a key has a single row, `FIXED_ROWS`.
+KEY_COLUMNS: dict[str, dict[str, str]] = {
+    "B_01.01": {"c0010": "ERI"},
+    "B_01.02": {"c0010": "ESI"},
+    "B_01.03": {"c0010": "ISB", "c0020": "LHH"},
+    "B_02.01": {"c0010": "CRZ"},
+    "B_02.02": {
+        "c0010": "CRZ",
+        "c0020": "qLES",
+        "c0030": "ICT",
+        "c0050": "IOB",
+        "c0060": "TYA",
+        "c0130": "qNNB",
+        "c0150": "qNMP",
+        "c0160": "qNMR",
+    },
+    "B_02.03": {"c0010": "CRN", "c0020": "CRD"},
+    "B_03.01": {"c0010": "CRZ", "c0020": "qLEA"},
+    "B_03.02": {"c0010": "CRZ", "c0020": "ICT"},
+    "B_03.03": {"c0010": "CRZ", "c0020": "qLEB"},
+    "B_04.01": {"c0010": "CRZ", "c0020": "qLES", "c0040": "ISB"},
+    "B_05.01": {"c0010": "ICT"},
+    "B_05.02": {"c0010": "CRZ", "c0020": "TIC", "c0030": "ICT", "c0050": "ii1713", "c0060": "si1456"},
+    "B_06.01": {"c0010": "IOB", "c0040": "qLES"},
+    "B_07.01": {"c0010": "CRZ", "c0020": "ICT", "c0040": "TIC"},
+    "B_99.01": {},
+}
+FIXED_ROWS = {"B_99.01": "r0040"}
 Row = tuple[int, dict[str, str]]  # (line number, column -> text)
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One CSV file of a package, and the parameters of its report."""
+
+    package: Package
+    name: str  # the member of the package
+    table: str  # "C_76.00.a"
+    parameters: Mapping[str, str]
+
+    @property
+    def where(self) -> str:
+        """The beginning of an error message."""
+        return f"{self.package.path}: {self.name}"
 
 
 def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report:
@@ -52,7 +103,7 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     facts: list[Fact] = []
     warnings: list[str] = []
     for file, name in sorted(tables.items()):
-        filed, problems = _read_table(package, name, cells.table_code(file), parameters, cells)
+        filed, problems = read_table(TableFile(package, name, cells.table_code(file), parameters), cells)
         facts += filed
         warnings += problems
     if not facts and not indicators:
@@ -131,6 +182,23 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
     return indicators
 
 
+def read_table(file: TableFile, cells: Cells) -> tuple[list[Fact], list[str]]:
+    """(facts, warnings) of one table file in either layout. Raises `UserError` with the file and line at fault."""
+    rows = csv_rows(file.package, file.name)
+    first = next(rows, None)
+    if first is None:
+        return [], []
+    columns = set(first[1])
+    rows = itertools.chain([first], rows)
+    if {"datapoint", "factValue"} <= columns:
+        return _read_datapoints(file, rows, cells)
+    if "datapoint" not in columns and any(TEMPLATE_COLUMN.fullmatch(column) for column in columns):
+        return _read_entries(file, rows, cells)
+    raise UserError(
+        f"{file.where} line 1: the columns datapoint and factValue are required, or the columns c0010, c0020, ... of a register"
+    )
+
+
 def csv_rows(package: Package, name: str) -> Iterator[Row]:
     """Yield (line number, column -> text) for each row of a CSV member.
 
@@ -157,49 +225,105 @@ def csv_rows(package: Package, name: str) -> Iterator[Row]:
         raise UserError(f"{where} line {reader.line_num}: invalid CSV ({error})") from error
 
 
-def _read_table(
-    package: Package, name: str, table: str, parameters: Mapping[str, str], cells: Cells
-) -> tuple[list[Fact], list[str]]:
-    """(the facts, one per row, warnings) of the member `name`. Raises `UserError` with the file and line at fault."""
-    where = f"{package.path}: {name}"
+def _read_datapoints(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:
+    """A fact per row."""
     facts, warnings, empty = [], [], 0
-    for line, row in csv_rows(package, name):
-        if not {"datapoint", "factValue"} <= row.keys():
-            raise UserError(
-                f"{where} line 1: the columns datapoint and factValue are required; tables with a row per entry, as in "
-                "DORA's register of information, are not read"
-            )
+    for line, row in rows:
         datapoint, text = row.pop("datapoint"), row.pop("factValue")
         if not re.fullmatch(r"dp[0-9]{1,12}", datapoint):
-            raise UserError(f"{where} line {line}: {datapoint!r} is not a datapoint id such as dp5435202")
+            raise UserError(f"{file.where} line {line}: {datapoint!r} is not a datapoint id such as dp5435202")
         if text in ABSENT:
             empty += 1  # an empty field and #none report no fact (xBRL-CSV 1.0, 3.1.9)
             continue
-        cell = cells.by_datapoint(datapoint, table)
-        kind = cell.type if cell else ""
-        value, decimals, is_number = _parse_value(text, kind, parameters)
+        cell = cells.by_datapoint(datapoint, file.table)
         unit = row.pop("unit", "")
-        if is_number and not unit and kind:
-            unit = parameters.get("baseCurrency", "") if kind == "monetary" else "xbrli:pure"
         dimensions = {key: member for key, member in row.items() if member not in ABSENT}
         if cell and cell.sheet not in ("", "*"):
             dimensions["sheet"] = cell.sheet
-        fact = Fact(
-            concept=datapoint,
-            value=value,
-            unit=unit or None,
-            decimals=decimals,
-            entity=local_name(parameters["entityID"]),
-            period=parameters["refPeriod"],
-            dimensions=dimensions,
-            cell=(cell.table, cell.row, cell.column) if cell else None,
-        )
+        place = (cell.table, cell.row, cell.column) if cell else None
+        fact = _fact(file, datapoint, cell.type if cell else "", text, dimensions, place, unit)
         facts.append(fact)
-        if kind in DECIMALS_PARAMETERS and isinstance(value, str):
-            warnings.append(f"{name} line {line}: {describe(fact)} has the non-numeric value {value[:40]!r}")
+        warnings += _problems(file, line, fact, cell.type if cell else "")
     if empty:
-        warnings.append(f"{name}: {empty} rows have an empty factValue and report no fact")
+        warnings.append(f"{file.name}: {empty} rows have an empty factValue and report no fact")
     return facts, warnings
+
+
+def _read_entries(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:
+    """A row per entry: a fact per cell that is neither empty nor part of the key. The rows are open (`*`) if there is a key."""
+    code = FIXED_ROWS.get(file.table, "*")
+    facts, warnings, without_fact = [], [], 0
+    types: dict[str, str] = {}
+    for number, (line, row) in enumerate(rows, start=1):
+        key = _key_columns(file, row)
+        dimensions = {dimension: row[column] for column, dimension in key.items() if row[column] not in ABSENT}
+        if file.table not in KEY_COLUMNS and not key:
+            dimensions["row"] = str(number)
+        missing = [column for column in key if row[column] in ABSENT]
+        if missing:
+            warnings.append(f"{file.name} line {line}: the key column {missing[0]} is empty")
+        filed = {column: text for column, text in row.items() if column not in key and text not in ABSENT}
+        without_fact += not filed
+        for column, text in filed.items():
+            if column not in types:
+                cell = cells.by_cell(file.table, code, column)
+                types[column] = cell.type if cell else "string"
+            place = (file.table, code, column)
+            fact = _fact(file, f"{file.table}.{column}", types[column], text, dict(dimensions), place)
+            facts.append(fact)
+            warnings += _problems(file, line, fact, types[column])
+    if without_fact:
+        warnings.append(f"{file.name}: {without_fact} rows have only key columns and report no fact")
+    if facts and file.table not in KEY_COLUMNS:
+        warnings.append(f"{file.name}: the key columns of {file.table} are not known; {_assumed_key(facts[0])}")
+    return facts, warnings
+
+
+def _key_columns(file: TableFile, row: Mapping[str, str]) -> dict[str, str]:
+    """Key column -> dimension. In an unknown table, these are the columns that the template does not number."""
+    others = {column: column for column in row if not TEMPLATE_COLUMN.fullmatch(column)}
+    known = KEY_COLUMNS.get(file.table)
+    if known is None:
+        return others
+    missing = sorted(known.keys() - row.keys())
+    if missing:
+        raise UserError(f"{file.where} line 1: the key column {missing[0]} of {file.table} is missing")
+    return known | others
+
+
+def _assumed_key(fact: Fact) -> str:
+    return "rows are numbered" if "row" in fact.dimensions else f"assumed: {', '.join(sorted(fact.dimensions))}"
+
+
+def _fact(
+    file: TableFile,
+    concept: str,
+    kind: str,
+    text: str,
+    dimensions: dict[str, str],
+    cell: CellKey | None,
+    unit: str = "",
+) -> Fact:
+    """The fact of one value. `kind` is its DPM type, or "" for an unknown datapoint."""
+    value, decimals, is_number = _parse_value(text, kind, file.parameters)
+    if is_number and not unit and kind:
+        unit = file.parameters.get("baseCurrency", "") if kind == "monetary" else "xbrli:pure"
+    return Fact(
+        concept=concept,
+        value=value,
+        unit=unit or None,
+        decimals=decimals,
+        entity=local_name(file.parameters["entityID"]),
+        period=file.parameters["refPeriod"],
+        dimensions=dimensions,
+        cell=cell,
+    )
+
+
+def _problems(file: TableFile, line: int, fact: Fact, kind: str) -> list[str]:
+    if kind in DECIMALS_PARAMETERS and isinstance(fact.value, str):
+        return [f"{file.name} line {line}: {describe(fact)} has the non-numeric value {fact.value[:40]!r}"]
+    return []
 
 
 def _parse_value(
