@@ -173,7 +173,7 @@ def export_run(
     ranks = run_record.ranks
     checkpoints = export_directory.with_name("checkpoints")
     record = read_on_first(lambda: export_record(config, step, evaluations, model_config, checkpoints), ranks)
-    certificate = {}
+    certificate: dict | None = {}
     if config.forgetting.max_kl is not None:
         from training.budget import check_met, keep_budget
 
@@ -206,7 +206,7 @@ def export_run(
         from model.lora import save_adapter
 
         save_adapter(adapter, model, config.lora, config.model.path, ranks)
-    dtype = getattr(torch, record["dtype"])
+    dtype = getattr(torch, str(record["dtype"]))
     export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=adapters_sum(model))
     lines = [evaluations.why_stalled(step)] if step < total_steps else []
     if updates == 0:
