@@ -5,6 +5,7 @@
     python scripts/verify.py runs/quickstart --replay 40           # train from step 40 to the next checkpoint again
     python scripts/verify.py runs/quickstart --replay all
     python scripts/verify.py runs/quickstart --seen "Bank of X"    # a file, an id, a hash, or a text
+    python scripts/verify.py release/quickstart --key public.pem   # a signed export, which needs no run beside it
 
 Exit codes: 0, all is as recorded; 1, it is not, and the first difference is named; 3, the replay is not equal to the bit, and
 cannot be expected to be so on this machine. docs/verify.md says what each of them proves.
@@ -25,7 +26,7 @@ from tools.verify import Differs, check_files, read_record, replay, seen
 def main() -> int:
     """Read the command line, and compare. Returns the exit code."""
     parser = new_parser(__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run; with --key of an export")
     parser.add_argument("--head", metavar="HEX", help="the head of the record, or its first 16 digits or more")
     again = "train from the checkpoint of step K (0: the base) to the next one again and compare; all: all steps"
     parser.add_argument("--replay", metavar="K|all", help=again)
@@ -33,7 +34,14 @@ def main() -> int:
         "which examples a file, an id, a hash or a text names, in which steps and on which ranks the run has seen them"
     )
     parser.add_argument("--seen", metavar="FILE|ID|TEXT", help=what)
+    parser.add_argument("--key", type=Path, metavar="FILE", help="the public key (PEM) of a signed export")
     arguments = parser.parse_args()
+    if arguments.key:
+        from tools.release import verify_release
+
+        problems = verify_release(arguments.run, arguments.key)
+        print(*(problems or [f"{arguments.run}: every file is as the owner of {arguments.key} signed it"]), sep="\n")
+        return 1 if problems else 0
     step = arguments.replay
     if step not in (None, "all") and not step.isdecimal():
         raise UserError(f"--replay {step}: give the step of a checkpoint, 0 for the base, or all")
