@@ -1,7 +1,7 @@
 """The checkpoints of a run: from which one it continues, when it saves, and which of them are known to be good."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -16,9 +16,6 @@ from training.evaluations import Evaluations
 from training.identity import EXCLUDED, FIRST_STEP, Identity, check_identity
 from training.log import Log
 from training.record import RunRecord
-
-if TYPE_CHECKING:
-    from data.find import Exclusion
 
 
 class Checkpointer:
@@ -50,7 +47,7 @@ class Checkpointer:
         self.saved_at = 0.0  # on rank 0's clock: of the last save, or of the first step of this start
         self.proven_step = 0  # the newest from whose weights a finite loss and gradient norm have been computed
 
-    def find(self, state: dict, total_steps: int, exclusion: "Exclusion | None" = None) -> list[str]:
+    def find(self, state: dict, total_steps: int, exclusion: Any = None) -> list[str]:
         """Put what the newest checkpoint says into `state` and the evaluations. Returns lines for the user.
 
         With an `exclusion` that is new to the run it is the newest checkpoint that has not seen what is excluded.

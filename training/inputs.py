@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -30,9 +30,6 @@ from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.identity import Identity, digest_of_row, hash_files
-
-if TYPE_CHECKING:
-    from data.find import Exclusion
 
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
 
@@ -85,7 +82,7 @@ class Inputs:
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
     local: Config | None = None  # the config with all data on this machine
-    exclusion: "Exclusion | None" = None  # of data.exclude; the plan is without it
+    exclusion: Any = None  # a data.find.Exclusion, with data.exclude; the plan is without it
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
