@@ -12,7 +12,7 @@ from common.errors import UserError
 from configs.config import Config, Data
 from data.chat_template import ChatSettings, ChatTemplate, writes_date
 from distributed.rendezvous import join
-from training.provenance import newest_start
+from training.record import newest_start
 
 
 def chat_settings(data: Data) -> ChatSettings:

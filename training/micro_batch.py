@@ -15,7 +15,7 @@ from configs.config import Config
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
 from model.language_model import PackedLanguageModel
-from training.provenance import newest_start
+from training.record import newest_start
 
 # Of the free memory: the rest is for fragments and for what is not counted.
 USABLE = {"cuda": 0.85, "cpu": 0.7}

@@ -5,7 +5,6 @@ own, diffs/NUMBER.diff, with the files that train.py loads and git does not know
 """
 
 import getpass
-import json
 import os
 import platform
 import socket
@@ -33,14 +32,6 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
 OF_A_TOKENIZER = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # suffixes in a model directory
 LONG = 2**26  # bytes: the digest of a larger file is remembered
-
-
-def newest_start(directory: Path) -> dict:
-    """The record of the newest start of a run; empty if it has not started."""
-    try:
-        return json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def record_start(

@@ -119,6 +119,14 @@ class Record:
         return entries[-1].digest if entries else ""
 
 
+def newest_start(directory: Path) -> dict:
+    """The record of the newest start of a run; empty if it has not started."""
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 class RunRecord(Record):
     """The record of a run that is training, on all ranks. Its running hashes are those of the steps that are finished."""
 
