@@ -262,8 +262,9 @@ def _copy_state(run: Path, entries: list[Entry], step: int, again: Path) -> None
     set_latest(copied.parent, copied)
     (again / FILE).write_bytes(b"".join((run / FILE).read_bytes().splitlines(keepends=True)[: named[-1].number]))
     (again / METRICS).write_bytes((run / METRICS).read_bytes()[: named[-1].content["metrics"]["bytes"]])
-    if (run / "ewc").is_dir():
-        shutil.copytree(run / "ewc", again / "ewc")
+    for part in ("ewc", "anchor"):  # what the base gave before the first step
+        if (run / part).is_dir():
+            shutil.copytree(run / part, again / part)
 
 
 def _train_again(segment: Segment, again: Path, say: Say) -> None:

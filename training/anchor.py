@@ -114,7 +114,7 @@ def with_base(
     say(
         f"anchor: {count:,} targets with predictions of the base: {count * ROW.itemsize / 2**20:.1f} MiB in {directory}"
     )
-    return replace(data, base=BasePredictions(corpus, directory / ROWS, documents))
+    return replace(data, add_base=BasePredictions(corpus, directory / ROWS, documents).added_to)
 
 
 def _is_whole(directory: Path, made: dict) -> bool:

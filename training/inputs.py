@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Any
+=======
+>>>>>>> r-anchor
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -81,9 +84,14 @@ class Inputs:
     asked: Asked | None = None  # what run.eval_generate answers
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
+<<<<<<< HEAD
     local: Config | None = None  # the config with all data on this machine
     exclusion: Any = None  # a data.find.Exclusion, with data.exclude; the plan is without it
     base: Any = None  # a training.anchor.BasePredictions, for the targets of anchored sources
+=======
+    # To the micro-batch of these items of `train`: what the base predicts for anchored targets (training/anchor.py)
+    add_base: Callable[[MicroBatch, Items], MicroBatch] = lambda micro_batch, items: micro_batch
+>>>>>>> r-anchor
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
@@ -100,9 +108,8 @@ class Inputs:
             for step in range(first, self.total_steps):
                 dealt, divisor = self.deal(step).of_rank(ranks.rank), self.plan.batch(step).num_target_tokens
                 for number, items in enumerate(dealt, 1):
-                    micro_batch = replace(collate(items, self.train), divisor=divisor)
-                    micro_batch = self.base.added_to(micro_batch, items) if self.base else micro_batch
-                    yield micro_batch, number == len(dealt)
+                    micro_batch = self.add_base(collate(items, self.train), items)
+                    yield replace(micro_batch, divisor=divisor), number == len(dealt)
 
         upcoming = prefetch(all_micro_batches())
 

@@ -33,7 +33,7 @@ class Data:
     dealer = Dealer(64, one_per_token)
     total_steps = 2
     plan = SimpleNamespace(batch=lambda step: SimpleNamespace(items=(ITEMS[:2], ITEMS[1:])[step]))
-    base: Any = None
+    add_base: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_each_target_has_what_the_base_predicts_for_it(model, ranks, tmp_path) -
     again = with_base(Data(), model, IDENTITY, tmp_path / "anchor", signal_is(False, ranks), lines.append)
     assert "the base predicts the targets of 3 documents of a" in lines[0] and len(lines) == 3 and lines[1] == lines[2]
     for data in (first, again):
-        batch = data.base.added_to(collate(ITEMS, CORPUS), ITEMS)
+        batch = data.add_base(collate(ITEMS, CORPUS), ITEMS)
         sources = batch.target_sources.numpy()
         assert ((batch.base_rows >= 0) == (sources == 1)).all() and (np.diff(batch.base_rows[sources == 1]) == 1).all()
         logits = []
@@ -57,8 +57,8 @@ def test_each_target_has_what_the_base_predicts_for_it(model, ranks, tmp_path) -
         assert len(logits) == len(batch.base_log_p) == sum(np.count_nonzero(CORPUS.get(i)[1]) for i in (3, 4, 2)) > 30
         assert kl_to_base(logits, batch.base_log_p, batch.base_ids.long()).abs().max() < 1e-5
         assert kl_to_base(logits.roll(1, 0), batch.base_log_p, batch.base_ids.long()).min() > 1e-3  # of another target
-        assert data.base.added_to(collate((0, 8), CORPUS), (0, 8)).base_rows is None
-        assert data.base.added_to(collate((), CORPUS), ()).base_rows is None
+        assert data.add_base(collate((0, 8), CORPUS), (0, 8)).base_rows is None
+        assert data.add_base(collate((), CORPUS), ()).base_rows is None
 
 
 def test_another_base_other_data_and_damage_are_refused(model, ranks, tmp_path) -> None:
