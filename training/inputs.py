@@ -11,10 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-<<<<<<< HEAD
 from typing import Any
-=======
->>>>>>> r-anchor
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -84,14 +81,10 @@ class Inputs:
     asked: Asked | None = None  # what run.eval_generate answers
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
-<<<<<<< HEAD
     local: Config | None = None  # the config with all data on this machine
     exclusion: Any = None  # a data.find.Exclusion, with data.exclude; the plan is without it
-    base: Any = None  # a training.anchor.BasePredictions, for the targets of anchored sources
-=======
     # To the micro-batch of these items of `train`: what the base predicts for anchored targets (training/anchor.py)
     add_base: Callable[[MicroBatch, Items], MicroBatch] = lambda micro_batch, items: micro_batch
->>>>>>> r-anchor
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
