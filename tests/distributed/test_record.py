@@ -262,7 +262,7 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
     run, said = runs / "other", list[str]()
     entries = read_record(run)
     assert replay(run, entries, 2, said.append) == EXACT
-    assert said[-1].startswith("steps 3 to 4: the tensors of 1 checkpoints and 3 rows of curves are equal to the bit")
+    assert said[-1].startswith("steps 3 to 4: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit")
 
     def again(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
         shutil.copytree(forked[0], Path(command[-1]).parent, dirs_exist_ok=True)
