@@ -262,7 +262,7 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
     run, said = runs / "other", list[str]()
     entries = read_record(run)
     assert replay(run, entries, 2, said.append) == EXACT
-    assert said[-1].startswith("steps 3 to 4: the tensors of 1 checkpoints and 3 rows of curves are equal to the bit")
+    assert said[-1].startswith("steps 3 to 3: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit")
 
     def again(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
         shutil.copytree(forked[0], Path(command[-1]).parent, dirs_exist_ok=True)
@@ -273,17 +273,17 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
     def changed(kind: str, **content: object) -> list:
         return [replace(e, content=e.content | content) if e.kind == kind else e for e in entries]
 
-    with pytest.raises(Differs, match=r"the tensors after step 4 are not those of entry \d+ \(checkpoint, step 4\)"):
+    with pytest.raises(Differs, match=r"the tensors after step 3 are not those of entry \d+ \(checkpoint, step 3\)"):
         replay(run, changed("checkpoint", tensors="0" * 64), 2, said.append)
-    with pytest.raises(Differs, match=r"the documents of the steps up to 4 are not those of entry"):
+    with pytest.raises(Differs, match=r"the documents of the steps up to 3 are not those of entry"):
         replay(run, changed("checkpoint", plan="0" * 64), 2, said.append)
     before = (run / "metrics.jsonl").read_bytes()
-    row = rows(run)[4]
+    row = rows(run)[3]
     edit(json.dumps(row).encode(), json.dumps(row | {"train/loss": row["train/loss"] + 0.5}).encode())(
         run / "metrics.jsonl"
     )
     with pytest.raises(
-        Differs, match="the train curves of step 4 in .*metrics.jsonl are not those that the replay gives"
+        Differs, match="the train curves of step 3 in .*metrics.jsonl are not those that the replay gives"
     ):
         replay(run, entries, 2, said.append)
     assert replay(run, changed("start", processor="another"), 2, said.append) == NOT_EXACT
