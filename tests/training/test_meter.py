@@ -16,7 +16,7 @@ from training.log import Meter
 
 CPU = torch.device("cpu")
 WORK = Work(per_token=100.0, per_target=0.0, per_pair=0.0, windows=())
-ONE_SOURCE = SimpleNamespace(sources=["main"], names=["main"])
+ONE_SOURCE = SimpleNamespace(sources=["main"], names=["main"], anchored=())
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_so(clock) 
 
 
 def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None:
-    corpus = SimpleNamespace(sources=["main", "law"], names=["main", "law"])
+    corpus = SimpleNamespace(sources=["main", "law"], names=["main", "law"], anchored=())
     meter = Meter(corpus, WORK, peak_flops=1e9, device=CPU)
     clock.now += 1.0
     meter.add(*step((10, 10), (4, 2), [9.0, 8.0, 1.0]))
