@@ -64,7 +64,7 @@ class Data:
     row: str | None = None
     # Read so many rows of data.train, the first ones, and no more. What lies elsewhere is not fetched further
     max_samples: int | None = None
-    # A file that names examples which are not trained on: the steps are as they were, without them (docs/verify.md)
+    # A file that names examples which are not trained on: the steps are as they were, without them (docs/check.md)
     exclude: str | None = None
     # Sources to mix in; the main source gets the remaining share. On the command line:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:... or data.mix=FILE,FILE=SHARE;ORG/NAME:SPLIT=SHARE, in which
@@ -212,7 +212,7 @@ class Run:
     stop_at: int | None = (
         None  # stop after this step, as a signal would stop the run: it is saved, and the next start goes on
     )
-    approved_by: str | None = None  # who has approved this run: its record says so (docs/verify.md)
+    approved_by: str | None = None  # who has approved this run: its record says so (docs/check.md)
     verbose: bool = False  # print all that a start has to say, which runs/NAME/start.txt has in any case
     # STEP:COUNT: torch.profiler's trace of so many steps from this one on, in runs/NAME/profile
     profile: str | None = None

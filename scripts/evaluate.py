@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size)
     longest = "maximum length of an answer (default: 25%% more than the longest in --train, or 256)"
     add_number(parser, "--max-new-tokens", longest)
-    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/data.md)"
+    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/runs.md)"
     parser.add_argument("--metric", default="", help=metric)
     add_dtype_option(parser)
     add_sharding_option(parser)

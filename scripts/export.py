@@ -6,7 +6,7 @@
 
 One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
 (WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent. Once it has been evaluated with a
-JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs all of that (docs/verify.md).
+JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs all of that (docs/check.md).
 """
 
 import pathlib

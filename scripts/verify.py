@@ -8,7 +8,7 @@
     python scripts/verify.py release/quickstart --key public.pem   # a signed export, which needs no run beside it
 
 Exit codes: 0, all is as recorded; 1, it is not, and the first difference is named; 3, the replay is not equal to the bit, and
-cannot be expected to be so on this machine. docs/verify.md says what each of them proves.
+cannot be expected to be so on this machine. docs/check.md says what each of them proves.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Compare a run with its record: every file, a replay of its steps, and what it has seen. scripts/verify.py is the command.
 
-docs/verify.md says what each of these proves.
+docs/check.md says what each of these proves.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The record of a run, runs/NAME/record.jsonl: what it did, in entries that nobody can change without a trace (docs/verify.md).
+"""The record of a run, runs/NAME/record.jsonl: what it did, in entries that nobody can change without a trace (docs/check.md).
 
 Entry N is line N, a JSON object with `entry` N, the SHA-256 of the line before it in `previous`, its `kind` and its `time`.
 The SHA-256 of the last line is the head of the record. Each entry has the SHA-256 of what it speaks of: a start of its
