@@ -5,7 +5,7 @@ python scripts/data.py replay --source topics --out artifacts/replay/topics.json
 torchrun --nproc_per_node=2 train.py configs/xbrl_laptop.py
 
 The task and the notes are those of configs/xbrl.py, in short: a report has the ratios and amounts that rules and note need, and
-a letter has the orders alone (docs/xbrl.md). This run has not been trained to the end yet.
+a letter has the orders alone (docs/xbrl.md). docs/results.md says what it found.
 """
 
 from configs.config import Batch, Config, Data, Eval, Model, Optimizer, Run, Sharding, Source
