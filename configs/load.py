@@ -365,6 +365,13 @@ def _wrong_together(config: Config) -> Iterator[str]:
         *((f"lora.{key}", lora.rank, "lora.rank above 0") for key in ("alpha", "dropout", "targets")),
         # Checkpointing computes a layer a second time, and the dropout would then drop other elements.
         ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),
+        ("lora.dropout", config.model.mlp_tiles == 1, "model.mlp_tiles=1"),
+        # Its policy would keep the products of all tiles.
+        (
+            "model.mlp_tiles",
+            config.model.activation_checkpointing != "selective",
+            "model.activation_checkpointing=full, offload or none",
+        ),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
         ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),
@@ -423,6 +430,12 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
     Under `hybrid` all copies of the model must have the same number of ranks. Without packing a step must fill every
     micro-batch on every rank.
     """
+    context = config.sharding.context
+    if world_size % context:
+        raise UserError(
+            f"sharding.context={context}: {world_size} ranks cannot be divided into groups of {context}; start another number "
+            f"of ranks, or set it to a divisor of {world_size}"
+        )
     shard_size = config.sharding.shard_size or ranks_per_node
     if config.sharding.strategy == "hybrid" and world_size % shard_size:
         raise UserError(
@@ -432,9 +445,11 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
     examples = config.batch.global_examples
     if config.data.packing or examples is None or config.batch.micro_batch == "auto":
         return
-    rows = world_size * config.batch.rows
+    groups = world_size // context
+    rows = groups * config.batch.rows
     if examples % rows:
         raise UserError(
-            f"data.packing=False: batch.global_examples={examples} is not divisible by {world_size} ranks x batch.micro_batch="
+            f"data.packing=False: batch.global_examples={examples} is not divisible by {groups} "
+            f"{'ranks' if context == 1 else f'groups of {context} ranks'} x batch.micro_batch="
             f"{config.batch.micro_batch}; set it to {max(1, examples // rows) * rows}, for example"
         )

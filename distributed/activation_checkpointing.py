@@ -48,6 +48,22 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
         layer.forward = functools.partial(checkpoint, layer.forward, **options)
 
 
+def tile_mlps(layers: list[nn.Module], tiles: int) -> None:
+    """Compute the MLP of each of `layers` in `tiles` parts of the tokens, in place, so that its intermediate is that of one part.
+
+    Each part is checkpointed by itself, and so backward, too, has the intermediate of one (ALST, arXiv:2506.13996, section 3).
+    """
+    for layer in layers:
+        layer.mlp.forward = functools.partial(_in_tiles, layer.mlp.forward, tiles)  # pyright: ignore
+
+
+def _in_tiles(forward: Callable, tiles: int, hidden: torch.Tensor) -> torch.Tensor:
+    parts = [
+        checkpoint(forward, part, use_reentrant=False, preserve_rng_state=False) for part in hidden.chunk(tiles, 1)
+    ]
+    return torch.cat(parts, 1)
+
+
 def _keep_expensive(
     context: object, operator: torch._ops.OpOverload, *arguments: object, **options: object
 ) -> CheckpointPolicy:
