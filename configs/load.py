@@ -35,6 +35,8 @@ ALIASES = {
     "model_name_or_path": "path",
     "val_set_size": "validation_share",
     "report_to": "log_to",
+    "context_parallel_size": "context",
+    "sequence_parallel_size": "context",
 }
 UNIONS = (types.UnionType, Union)
 WORDS = {

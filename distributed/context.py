@@ -10,7 +10,6 @@ different documents have. The groups are therefore no dimension of its mesh, and
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,7 +41,9 @@ class Context:
 
     def keys_to_heads(self, x: torch.Tensor) -> torch.Tensor:
         """`to_heads` of keys or values. Each of too few heads is repeated, for as many ranks as share its queries."""
-        repeats = self.ranks // math.gcd(x.shape[1], self.ranks)
+        repeats = 1
+        while x.shape[1] * repeats % self.ranks:  # a loop, because the compiler cannot read math.gcd of a symbol
+            repeats += 1
         return self.to_heads(x.repeat_interleave(repeats, dim=1) if repeats > 1 else x)
 
     def to_tokens(self, x: torch.Tensor) -> torch.Tensor:

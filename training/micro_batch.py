@@ -81,8 +81,8 @@ def with_rows(config: Config, rows: int) -> Config:
 
 
 def largest_useful(config: Config, world_size: int) -> int:
-    """Rows of a micro-batch that holds this rank's part of any step. With `global_tokens` there is no such bound."""
+    """Rows of a micro-batch that holds this rank's, or its group's, part of any step. With `global_tokens` there is no bound."""
     if not config.batch.global_examples:
         return MOST_ROWS
     own = 1 - sum(source.share for source in config.data.mix)
-    return max(1, math.ceil(config.batch.global_examples / own / world_size))
+    return max(1, math.ceil(config.batch.global_examples / own / max(1, world_size // config.sharding.context)))
