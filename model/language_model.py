@@ -40,7 +40,9 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
-        self.context: Context | None = None  # set where ranks share the tokens of a micro-batch (sharding.py: parallelize)
+        self.context: Context | None = (
+            None  # set where ranks share the tokens of a micro-batch (sharding.py: parallelize)
+        )
         lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
 
     @property

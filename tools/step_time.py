@@ -127,12 +127,15 @@ def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
     return (2 * 16 + 2 * 3) * config.hidden_size + 10 * rotated + attention + 5 * intermediate
 
 
-def _share_of_mlp(shape: ModelShape) -> float:
-    """The MLP's share of the elements of a layer's matrices: those with a dimension of its intermediate size."""
+def _share_of_tiles(shape: ModelShape) -> float:
+    """The share of a layer's products that `model.mlp_tiles` computes once more: those whose result is the intermediate of
+    the MLP. torch's checkpoint stops before the last product, because backward does not need its result.
+    """
     matrices = [one for one in shape.layers[0].shapes if len(one) == 2]
     size = getattr(shape.config, "intermediate_size", None) or 4 * shape.config.hidden_size
-    of_mlp = [one for one in matrices if size in one or 2 * size in one]
-    return sum(a * b for a, b in of_mlp) / sum(a * b for a, b in matrices)
+    return sum(rows * columns for rows, columns in matrices if rows in (size, 2 * size)) / sum(
+        a * b for a, b in matrices
+    )
 
 
 def _mean_parts(
@@ -169,8 +172,7 @@ class _Run:
         self.repeated = share  # of what is elementwise
         self.recomputed = 0.0 if mode == "selective" else share  # of products and attention
         self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
-        # Tiles of an MLP are computed once more, in backward: of the FLOPs of a layer's matrices a third are forward.
-        self.tiled = _share_of_mlp(shape) if config.model.mlp_tiles > 1 else 0.0
+        self.tiled = _share_of_tiles(shape) if config.model.mlp_tiles > 1 else 0.0  # of products, in backward
         self.context = layout.context
         self.is_compiled = config.model.compile
         # Gathers of the model by a micro-batch: an untied embedding and head are gathered once, the rest also for backward.

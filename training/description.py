@@ -184,8 +184,7 @@ def _batch_line(config: Config, first: Deal, world_size: int) -> str:
     if data.mix:
         examples += " and what is mixed in"
     context = config.sharding.context
-    ranks = f"{counted(world_size // context, 'group')} of {context} ranks" if context > 1 else counted(world_size, "rank")
-    return (
-        f"step: {examples}; step 1 is dealt to {ranks} x "
-        f"{counted(len(first.items), 'micro-batch')} of {size}"
+    ranks = (
+        f"{counted(world_size // context, 'group')} of {context} ranks" if context > 1 else counted(world_size, "rank")
     )
+    return f"step: {examples}; step 1 is dealt to {ranks} x {counted(len(first.items), 'micro-batch')} of {size}"

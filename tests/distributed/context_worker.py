@@ -23,7 +23,7 @@ from configs.config import Model, Sharding
 from data.batches import MicroBatch, collate
 from data.dealing import Deal
 from data.examples import Documents
-from distributed.process_group import Ranks, process_group, barrier
+from distributed.process_group import Ranks, barrier, process_group
 from distributed.sharding import decoder_layers, make_mesh, parallelize
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights, whole
