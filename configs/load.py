@@ -435,8 +435,8 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
     context = config.sharding.context
     if world_size % context:
         raise UserError(
-            f"sharding.context={context}: {world_size} ranks cannot be divided into groups of {context}; start another number "
-            f"of ranks, or set it to a divisor of {world_size}"
+            f"sharding.context={context}: groups of {context} ranks share a micro-batch, and {world_size} is not a multiple of "
+            f"{context}; start so many ranks, or set it to a divisor of {world_size}"
         )
     shard_size = config.sharding.shard_size or ranks_per_node
     if config.sharding.strategy == "hybrid" and world_size % shard_size:

@@ -32,8 +32,8 @@ def settle_micro_batch(
 ) -> Config:
     """The config with a number in `batch.micro_batch`. `model` is on meta. A collective if the config says `auto`.
 
-    All ranks take the smallest number that any of them found. A resume at the same number of ranks takes the number of the
-    run's last start, which config.json records, so that it repeats the same sums.
+    All ranks take the smallest number that any of them found. A resume at the same number of ranks, of which as many share a
+    micro-batch, takes the number of the run's last start, which config.json records, so that it repeats the same sums.
     """
     if config.batch.micro_batch != "auto":
         return config
@@ -51,7 +51,8 @@ def settle_micro_batch(
     recorded = None
     if (run_directory / "checkpoints" / "latest").exists():
         start = newest_start(run_directory)
-        if start.get("world_size") == world_size:
+        context = start["config"]["sharding"].get("context", 1)  # older starts have none
+        if start.get("world_size") == world_size and context == config.sharding.context:
             recorded = start["config"]["batch"]["micro_batch"]
     if world_size > 1:
         store = join(config.run.timeout_minutes, "size of the micro-batch")

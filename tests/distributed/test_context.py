@@ -88,7 +88,7 @@ def runs(folder) -> Path:
         run_of(folder, "killed", *settings, "sharding.context=4"),
     ]
     output = launch(folder, "four", 4, four)
-    assert "sharding.context=3: 4 ranks cannot be divided into groups of 3" in output
+    assert "sharding.context=3: groups of 3 ranks share a micro-batch, and 4 is not a multiple of 3" in output
     assert "step 1 is dealt to 2 groups of 2 ranks" in output and "sharding.context: 2 -> 4" in output
     return folder / "runs"
 
