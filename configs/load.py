@@ -374,6 +374,8 @@ def _wrong_together(config: Config) -> Iterator[str]:
             config.model.activation_checkpointing != "selective",
             "model.activation_checkpointing=full, offload or none",
         ),
+        # torch.compile takes minutes to trace checkpoints of parts whose length is a symbol.
+        ("model.mlp_tiles", not config.model.compile, "model.compile=False"),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
         ("run.eval_generate", has_validation, f"{validation}, whose examples are answered"),
         ("run.stop_after_no_gain", run.eval_every, "run.eval_every, because it counts evaluations"),

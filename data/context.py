@@ -1,8 +1,8 @@
 """One rank's part of the micro-batch of a context group (distributed/context.py)."""
 
 from dataclasses import replace
+from itertools import accumulate
 
-import numpy as np
 import torch
 
 from data.batches import MicroBatch
@@ -21,7 +21,7 @@ def part_of(batch: MicroBatch, part: int, parts: int) -> MicroBatch:
     if filling:
         lengths = (*lengths, filling)
         ids = torch.cat([ids, ids.new_zeros(1, filling)], dim=1)
-        positions = torch.cat([positions, torch.arange(filling)[None]], dim=1)
+        positions = torch.cat([positions, torch.arange(filling, device=positions.device)[None]], dim=1)
     mine = slice(part * size, (part + 1) * size)
     chosen = (batch.target_positions >= mine.start) & (batch.target_positions < mine.stop)
     sources, weights = batch.target_sources, batch.target_weights
@@ -30,7 +30,7 @@ def part_of(batch: MicroBatch, part: int, parts: int) -> MicroBatch:
         input_ids=ids[:, mine],
         position_ids=positions[:, mine],
         document_lengths=lengths,
-        cu_seq_lens=torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32),
+        cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device),
         target_positions=batch.target_positions[chosen] - mine.start,
         target_ids=batch.target_ids[chosen],
         target_sources=None if sources is None else sources[chosen],

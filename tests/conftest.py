@@ -59,6 +59,7 @@ LONGEST = (
     "eval/test_generate.py",
     "distributed/test_ewc_train.py",
     "gpu/test_proof.py",
+    "distributed/test_context.py",
     "distributed/test_answers.py",
     "scripts/test_evaluate.py",
     "distributed/test_host_memory.py",

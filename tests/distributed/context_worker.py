@@ -4,7 +4,7 @@
 
 FOLDER gets a tiny model of each family (all of tests/tiny.py, if none is named) and N.json, N being the number of ranks: family
 -> {"loss", "gradient": largest differences, relative to the loss and to the largest element of each tensor, "tensor": which,
-"kernel": what a document's logits move when another one changes}. As a program it prints the table.
+"isolation": how far a document's states move when another one changes}. It prints the table.
 """
 
 import dataclasses
