@@ -27,8 +27,9 @@ def part_of(batch: MicroBatch, part: int, parts: int) -> MicroBatch:
     sources, weights = batch.target_sources, batch.target_weights
     return replace(
         batch,
-        input_ids=ids[:, mine],
-        position_ids=positions[:, mine],
+        # Copies, because the compiler would read a view's whole and compile again where that has another form.
+        input_ids=ids[:, mine].clone(),
+        position_ids=positions[:, mine].clone(),
         document_lengths=lengths,
         cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device),
         target_positions=batch.target_positions[chosen] - mine.start,
