@@ -58,6 +58,7 @@ class Context:
 def join_context(ranks: int) -> Context:
     """The group of this rank: neighbours, such as those of a node. A collective of all ranks; it makes all groups."""
     group, _ = dist.new_subgroups(ranks, group_desc="context")
+    assert isinstance(group, dist.ProcessGroup)  # an int on processes outside of all groups, and there is none
     return Context(ranks, functools.partial(_all_to_all, group))
 
 

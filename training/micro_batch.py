@@ -51,9 +51,9 @@ def settle_micro_batch(
     recorded = None
     if (run_directory / "checkpoints" / "latest").exists():
         start = newest_start(run_directory)
-        context = start["config"]["sharding"].get("context", 1)  # older starts have none
-        if start.get("world_size") == world_size and context == config.sharding.context:
-            recorded = start["config"]["batch"]["micro_batch"]
+        if start.get("world_size") == world_size:
+            context = start["config"]["sharding"].get("context", 1)  # older starts have none
+            recorded = start["config"]["batch"]["micro_batch"] if context == config.sharding.context else None
     if world_size > 1:
         store = join(config.run.timeout_minutes, "size of the micro-batch")
         store.set(f"micro_batch/{os.environ['RANK']}", json.dumps([fits, recorded]))
