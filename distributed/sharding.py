@@ -52,7 +52,7 @@ def parallelize(
     model_settings: Model,
     sharding: Sharding,
 ) -> str:
-    """Join the context group, then apply activation checkpointing, then compile, then shard, all in place. A collective.
+    """Join the context group, tile MLPs, apply activation checkpointing, compile, shard, in this order and in place. A collective.
 
     Parameters may still be on `meta`. Returns the strategy for `before_micro_batch`.
     The order matters: compiled code must contain the recomputation, and FSDP's hooks must stay outside of it, as must the
