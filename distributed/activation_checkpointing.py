@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from common.errors import UserError
+
 # Outputs that `selective` keeps, because they are expensive to recompute. Norms, activations and RoPE are cheap. Batched
 # products are those of attention without a kernel of its own (softcap; a CPU in bf16), whose scores are quadratic in a
 # document's length.
@@ -46,6 +48,28 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_expensive)
     for layer in layers:
         layer.forward = functools.partial(checkpoint, layer.forward, **options)
+
+
+def tile_mlps(layers: list[nn.Module], tiles: int) -> None:
+    """Compute the MLP of each of `layers` in `tiles` parts of the tokens, in place, so that its intermediate is that of one part.
+
+    Each part is checkpointed by itself, and so backward, too, has the intermediate of one (ALST, arXiv:2506.13996, section 3).
+    Raises UserError for layers without a module `mlp`.
+    """
+    for layer in layers:
+        mlp = getattr(layer, "mlp", None)
+        if mlp is None:
+            raise UserError(
+                f"model.mlp_tiles={tiles}: a {type(layer).__name__} has no module `mlp`; set it to 1, or model.layer_class=None"
+            )
+        mlp.forward = functools.partial(_in_tiles, mlp.forward, tiles)
+
+
+def _in_tiles(forward: Callable, tiles: int, hidden: torch.Tensor) -> torch.Tensor:
+    parts = [
+        checkpoint(forward, part, use_reentrant=False, preserve_rng_state=False) for part in hidden.chunk(tiles, 1)
+    ]
+    return torch.cat(parts, 1)
 
 
 def _keep_expensive(

@@ -48,8 +48,14 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
     """The model of a run on `meta`: its trained parameters in the dtype of `optimizer.memory`; with LoRA, adapters are in it.
 
     Frozen weights have `model.compute_dtype`: forward reads them in it anyway, and no update is ever added to them. Raises
-    UserError for LoRA that cannot be made.
+    UserError for LoRA that cannot be made, and for heads that the ranks of `sharding.context` cannot share.
     """
+    heads, context = model_config.num_attention_heads, config.sharding.context
+    if heads % context:
+        raise UserError(
+            f"sharding.context={context}: {config.model.path} has {heads} attention heads, which {context} ranks cannot share "
+            f"equally; set it to a divisor of {heads}"
+        )
     model, dtype = build_on_meta(model_config), parameter_dtype(config.optimizer.memory)
     if not config.lora.rank:
         return model.to(dtype)

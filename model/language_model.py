@@ -7,7 +7,7 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 
 import copy
 from collections.abc import Callable, Container
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
@@ -24,6 +24,9 @@ from model.loss import lend_weight
 from model.rope import fix_frequencies
 from model.weight_files import StoredTensor, stored_tensors
 
+if TYPE_CHECKING:
+    from distributed.context import Context
+
 # Names of dtypes in safetensors files. Others are quantised (I8, U8, F8_E4M3, ...) and mean nothing without their scales.
 TRAINABLE = ("BF16", "F16", "F32", "F64")
 ADAPTER = "default"  # peft's name of a model's only adapter, which is part of the parameters' names
@@ -37,6 +40,9 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
+        self.context: Context | None = (
+            None  # set where ranks share the tokens of a micro-batch (sharding.py: parallelize)
+        )
         lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
 
     @property
@@ -55,7 +61,7 @@ class PackedLanguageModel(nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens),
+            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens, context=self.context),
         ).last_hidden_state
         return hidden[0, batch.target_positions]
 
