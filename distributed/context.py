@@ -28,6 +28,7 @@ class Context:
     rank at the i-th place; with gradients.
     """
 
+    rank: int
     ranks: int
     exchange: Exchange
 
@@ -46,6 +47,10 @@ class Context:
             repeats += 1
         return self.to_heads(x.repeat_interleave(repeats, dim=1) if repeats > 1 else x)
 
+    def own_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """This rank's heads `(heads / ranks,)` of what every rank has for all heads `(heads,)`."""
+        return x.view(self.ranks, -1)[self.rank]
+
     def to_tokens(self, x: torch.Tensor) -> torch.Tensor:
         """All tokens of this rank's heads `(1, ranks x tokens, heads / ranks, head_dim)` -> this rank's tokens of all heads
         `(1, tokens, heads, head_dim)`. A collective.
@@ -59,12 +64,12 @@ def join_context(ranks: int) -> Context:
     """The group of this rank: neighbours, such as those of a node. A collective of all ranks; it makes all groups."""
     group, _ = dist.new_subgroups(ranks, group_desc="context")
     assert isinstance(group, dist.ProcessGroup)  # an int on processes outside of all groups, and there is none
-    return Context(ranks, functools.partial(_all_to_all, group))
+    return Context(dist.get_rank(group), ranks, functools.partial(_all_to_all, group))
 
 
 def pretended_context(ranks: int) -> Context:
     """A context without other ranks, for a simulation: it takes the memory of a real one, forward and backward."""
-    return Context(ranks, lambda x: x * 1)
+    return Context(0, ranks, lambda x: x * 1)
 
 
 def _all_to_all(group: dist.ProcessGroup, x: torch.Tensor) -> torch.Tensor:

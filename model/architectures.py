@@ -12,7 +12,7 @@ from model.rope import check_document_isolation, scaled_config
 FETCHED = "fetched.json"  # model id, source, revision and the sha256 of every file, in what model/hub.py has downloaded
 NEW_TOKENS = "new_tokens.json"  # in what model/vocabulary.py has made
 
-# Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
+# Text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
 SUPPORTED = (
     "arcee",
@@ -25,6 +25,7 @@ SUPPORTED = (
     "gemma3_text",
     "glm",
     "glm4",
+    "gpt_oss",
     "granite",
     "helium",
     "hunyuan_v1_dense",
@@ -35,9 +36,12 @@ SUPPORTED = (
     "olmo",
     "olmo2",
     "olmo3",
+    "olmoe",
     "phi3",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
     "seed_oss",
     "smollm3",
     "starcoder2",
@@ -114,8 +118,8 @@ def check_supported(config: PretrainedConfig) -> None:
     kind = config.model_type
     if kind not in SUPPORTED:
         raise UserError(
-            f"model type {kind} is not supported: packed training needs a dense text decoder whose layers are all attention (no "
-            f"mixture of experts, no encoder, no images or sound), and has been checked for {', '.join(SUPPORTED)}"
+            f"model type {kind} is not supported: packed training needs a text decoder whose layers are all attention (no "
+            f"encoder, no images or sound), and has been checked for {', '.join(SUPPORTED)}"
         )
     settings = config.to_dict()
     dropout = [
@@ -125,6 +129,12 @@ def check_supported(config: PretrainedConfig) -> None:
         raise UserError(
             f"the {kind} model has dropout, which packed training does not support; set {' and '.join(dropout)} to 0.0 in "
             "its config.json"
+        )
+    if has_experts(config) and (method := (settings.get("quantization_config") or {}).get("quant_method")):
+        raise UserError(
+            f"the {kind} model's experts are stored as {method}, in 4 or 8 bits, which cannot be trained; get its weights in bf16, "
+            'or make them: load it with transformers (from_pretrained(PATH, dtype="bfloat16", '
+            "quantization_config=Mxfp4Config(dequantize=True)) for mxfp4) and save it with save_pretrained"
         )
     other_layers = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     features = {
@@ -137,6 +147,11 @@ def check_supported(config: PretrainedConfig) -> None:
     if present:
         raise UserError(f"the {kind} model needs {' and '.join(present)}, which packed training does not support")
     check_document_isolation(config)
+
+
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether layers of the model are mixtures of experts."""
+    return bool(getattr(config, "num_experts_per_tok", None))
 
 
 def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> HeadSettings:
