@@ -56,6 +56,10 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
             f"sharding.context={context}: {config.model.path} has {heads} attention heads, which {context} ranks cannot share "
             f"equally; set it to a divisor of {heads}"
         )
+    if config.model.compile and model_config.model_type == "gpt_oss":
+        raise UserError(
+            "model.compile=True: the compiler cannot read gpt-oss' attention (its sinks); set model.compile=False"
+        )
     model, dtype = build_on_meta(model_config), parameter_dtype(config.optimizer.memory)
     if not config.lora.rank:
         return model.to(dtype)

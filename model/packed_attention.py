@@ -66,44 +66,46 @@ def packed_attention(
     """Attention per document. query `(1, heads, tokens, head_dim)`, key and value `(1, kv_heads, tokens, head_dim)`.
 
     Returns `(1, tokens, heads, head_dim)` and None in place of attention weights. transformers dictates the signature.
-    s_aux: `(heads,)`, the attention sinks of gpt-oss: a score of each head beside those of the keys, which takes its share of the
-    softmax and has no value. Raises ValueError for an attention mask or dropout.
+    s_aux: attention sinks `(heads,)` (model/attention_sinks.py). Raises ValueError for an attention mask or dropout.
 
     On CUDA in half precision it runs torch's varlen flash kernel (`torch.nn.attention.varlen`), on a CPU in bf16 matrix
     products (model/product_attention.py). Otherwise, and for documents longer than the sliding window, it runs
     scaled_dot_product_attention for each document, or for chunks of its queries.
-    No kernel in torch supports a softcap or sinks. With them the scores are plain matrix products for chunks of queries,
+    No kernel in torch supports a softcap. With a softcap the scores are plain matrix products for chunks of queries,
     recomputed in backward, which is slow but needs the memory of one chunk only.
     torch.compile sees a single operator: torch's own of the varlen kernel, `packed::attention` for everything else.
     Where ranks share the row, each computes some heads of all tokens; arguments and result are those of its own tokens.
     """
     if attention_mask is not None or kwargs.get("dropout"):
         raise ValueError("packed attention does not support attention masks or dropout")
+    context, attention = documents.context, _attention
+    if s_aux is not None:
+        from model.attention_sinks import attention_with_sinks
+
+        attention = functools.partial(attention_with_sinks, s_aux if context is None else context.own_heads(s_aux))
     options = documents, scaling, sliding_window, softcap
-    if (context := documents.context) is None:
-        return _attention(query, key, value, s_aux, *options), None
+    if context is None:
+        return attention(query, key, value, *options), None
     query, key, value = context.to_heads(query), context.keys_to_heads(key), context.keys_to_heads(value)
-    sinks = None if s_aux is None else context.own_heads(s_aux)
-    return context.to_tokens(_attention(query, key, value, sinks, *options)), None
+    return context.to_tokens(attention(query, key, value, *options)), None
 
 
 def _attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    sinks: torch.Tensor | None,
     documents: DocumentLengths,
     scaling: float,
     sliding_window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
     kernels = documents.kernels or query.device.type
-    if kernels == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and softcap is None and sinks is None:
+    if kernels == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
         return _varlen(query, key, value, documents.cu_seq_lens, documents.longest, scaling, sliding_window)
     if torch.compiler.is_compiling():
-        return _attention_operator(query, key, value, sinks, documents.ends, scaling, sliding_window, softcap)
+        return _attention_operator(query, key, value, documents.ends, scaling, sliding_window, softcap)
     settings = _Settings(kernels, scaling, sliding_window, softcap)
-    return _documents(query, key, value, sinks, documents.lengths, settings)
+    return _documents(query, key, value, documents.lengths, settings)
 
 
 class _Settings(NamedTuple):
@@ -116,28 +118,22 @@ class _Settings(NamedTuple):
 
 
 def _documents(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sinks: torch.Tensor | None,
-    lengths: tuple[int, ...],
-    settings: _Settings,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], settings: _Settings
 ) -> torch.Tensor:
     outputs = [
-        product_attention(q, k, v, of_part, settings.scaling) if by_products else _document(q, k, v, sinks, settings)
-        for by_products, of_part, (q, k, v) in _parts((query, key, value), sinks is None, lengths, settings)
+        product_attention(q, k, v, of_part, settings.scaling) if by_products else _document(q, k, v, settings)
+        for by_products, of_part, (q, k, v) in _parts((query, key, value), lengths, settings)
     ]
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
 def _parts(
-    tensors: tuple[torch.Tensor, ...], has_no_sinks: bool, lengths: tuple[int, ...], settings: _Settings
+    tensors: tuple[torch.Tensor, ...], lengths: tuple[int, ...], settings: _Settings
 ) -> list[tuple[bool, tuple[int, ...], tuple[torch.Tensor, ...]]]:
     """(whether model/product_attention.py computes it, lengths of its documents, its slices of `tensors`) of each document,
     or of all together if matrix products compute all of them. tensors: `(1, heads, tokens, head_dim)`.
     """
-    in_bf16 = settings.kernels == "cpu" and tensors[0].dtype == torch.bfloat16
-    has_products = in_bf16 and settings.softcap is None and has_no_sinks
+    has_products = settings.kernels == "cpu" and tensors[0].dtype == torch.bfloat16 and settings.softcap is None
     longest = (settings.window or max(lengths)) if has_products else 0
     if max(lengths) <= longest:
         return [(True, lengths, tensors)]
@@ -150,7 +146,6 @@ def _attention_operator(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    sinks: torch.Tensor | None,
     ends: torch.Tensor,
     scaling: float,
     window: int | None,
@@ -159,11 +154,11 @@ def _attention_operator(
     """`_documents` for compiled code. The operator keeps its arguments for backward, and nothing else."""
     settings = _Settings(query.device.type, scaling, window, softcap)
     with torch.no_grad():
-        return _documents(query, key, value, sinks, tuple(ends.diff().tolist()), settings).contiguous()
+        return _documents(query, key, value, tuple(ends.diff().tolist()), settings).contiguous()
 
 
 @_attention_operator.register_fake
-def _(query, key, value, sinks, ends, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001
+def _(query, key, value, ends, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001
     return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
 
 
@@ -173,48 +168,41 @@ def _attention_backward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    sinks: torch.Tensor | None,
     ends: torch.Tensor,
     scaling: float,
     window: int | None,
     softcap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key, value and sinks. Autograd is off inside of an operator, hence `torch.func.vjp`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value. Autograd is off inside of an operator, hence `torch.func.vjp`."""
     settings = _Settings(query.device.type, scaling, window, softcap)
     tensors = grad.transpose(1, 2), query, key, value
-    of_sinks = query.new_zeros(0 if sinks is None else len(sinks), dtype=torch.float32)
     found = [
         product_gradients(g.transpose(1, 2), q, k, v, of_part, scaling)
         if by_products
-        else _document_gradients(g, q, k, v, sinks, of_sinks, settings)
-        for by_products, of_part, (g, q, k, v) in _parts(tensors, sinks is None, tuple(ends.diff().tolist()), settings)
+        else _document_gradients(g, q, k, v, settings)
+        for by_products, of_part, (g, q, k, v) in _parts(tensors, tuple(ends.diff().tolist()), settings)
     ]
     of_query, of_key, of_value = (torch.cat(parts, dim=2).contiguous() for parts in zip(*found, strict=True))
-    return of_query, of_key, of_value, of_sinks if sinks is None else of_sinks.to(sinks.dtype)
+    return of_query, of_key, of_value
 
 
 @_attention_backward.register_fake
-def _(grad, query, key, value, sinks, ends, scaling, window, softcap) -> tuple[torch.Tensor, ...]:  # noqa: ANN001
-    like = query.new_empty(0, dtype=torch.float32) if sinks is None else sinks
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (query, key, value, like))
+def _(grad, query, key, value, ends, scaling, window, softcap) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # noqa: ANN001
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _keep_arguments(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5:]
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
 
 
-def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    *of_three, of_sinks = _attention_backward(grad, *ctx.saved_tensors, *ctx.options)
-    return *of_three, None if ctx.saved_tensors[3] is None else of_sinks, None, None, None, None
+_attention_operator.register_autograd(
+    lambda ctx, grad: (*_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None),
+    setup_context=_keep_arguments,
+)
 
 
-_attention_operator.register_autograd(_gradients, setup_context=_keep_arguments)
-
-
-def _document(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, settings: _Settings
-) -> torch.Tensor:
+def _document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings) -> torch.Tensor:
     """Causal attention of one document, `(1, tokens, heads, head_dim)`."""
     dtype = q.dtype
     if settings.kernels == "cpu":  # in bf16, the backward of torch's CPU kernel takes up to 3 times as long as in fp32
@@ -224,49 +212,36 @@ def _document(
         chunk(q, k, v)
         if chunk.func is _whole
         else checkpoint(
-            chunk, q[:, :, queries], k[:, :, keys], v[:, :, keys], sinks, use_reentrant=False, preserve_rng_state=False
+            chunk, q[:, :, queries], k[:, :, keys], v[:, :, keys], use_reentrant=False, preserve_rng_state=False
         )
-        for queries, keys, chunk in _chunks(q.shape[2], sinks is None, settings)
+        for queries, keys, chunk in _chunks(q.shape[2], settings)
     ]
     return (torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]).transpose(1, 2).to(dtype)
 
 
 def _document_gradients(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    sinks: torch.Tensor | None,
-    of_sinks: torch.Tensor,
-    settings: _Settings,
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of query, key and value, as autograd computes them for `_document`, chunk by chunk. Sums over chunks are fp32.
-
-    The gradient of the sinks is added to `of_sinks`.
-    """
+    """Of query, key and value, as autograd computes them for `_document`, chunk by chunk. Sums over chunks are fp32."""
     dtype = q.dtype
     if settings.kernels == "cpu":
         q, k, v = q.float(), k.float(), v.float()
     grad = grad.to(q.dtype)
     grad_q = torch.empty_like(q)
     grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
-    for queries, keys, chunk in _chunks(q.shape[2], sinks is None, settings):
-        arguments = q[:, :, queries], k[:, :, keys], v[:, :, keys], *(() if sinks is None else (sinks,))
-        of_queries, of_keys, of_values, *rest = torch.func.vjp(chunk, *arguments)[1](grad[:, :, queries])
-        for of_chunk in rest:
-            of_sinks += of_chunk
+    for queries, keys, chunk in _chunks(q.shape[2], settings):
+        arguments = q[:, :, queries], k[:, :, keys], v[:, :, keys]
+        of_queries, of_keys, of_values = torch.func.vjp(chunk, *arguments)[1](grad[:, :, queries])
         grad_q[:, :, queries] = of_queries
         grad_k[:, :, keys] += of_keys
         grad_v[:, :, keys] += of_values
     return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
 
-def _chunks(
-    length: int, has_no_sinks: bool, settings: _Settings
-) -> list[tuple[slice, slice, functools.partial[torch.Tensor]]]:
+def _chunks(length: int, settings: _Settings) -> list[tuple[slice, slice, functools.partial[torch.Tensor]]]:
     """(queries, the keys that they attend to, what computes their attention) of a document of `length` tokens."""
     scaling, softcap, window = settings.scaling, settings.softcap, settings.window or length
-    if softcap is None and has_no_sinks and length <= window:
+    if softcap is None and length <= window:
         return [(slice(None), slice(None), functools.partial(_whole, scaling=scaling))]
     chunks = []
     for start in range(0, length, CHUNK_QUERIES):
@@ -282,27 +257,21 @@ def _whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) ->
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
 
 
-def _chunk(q, k, v, sinks=None, *, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001
+def _chunk(q, k, v, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001
     """Attention of a chunk of queries of one document. The first query has the position of key `offset`.
 
-    Softcap: softmax(softcap * tanh(scores / softcap)) in fp32 (Gemma 2, arXiv:2408.00118, section 2). sinks: `(heads,)`, a
-    score of each head whose share of the softmax goes nowhere (gpt-oss, arXiv:2508.10925, section 2.2).
+    Softcap: softmax(softcap * tanh(scores / softcap)) in fp32 (Gemma 2, arXiv:2408.00118, section 2).
     """
     queries = torch.arange(offset, offset + q.shape[2], device=q.device)[:, None]
     keys = torch.arange(k.shape[2], device=q.device)[None]
     seen = (keys <= queries) & (keys > queries - window)
-    if softcap is None and sinks is None:
+    if softcap is None:
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=grouped)
     heads_of_each_key = q.reshape(1, k.shape[1], -1, *q.shape[2:])
     scores = (heads_of_each_key @ k[:, :, None].transpose(3, 4)).float() * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~seen, float("-inf"))
-    if sinks is not None:
-        of_heads = sinks.float().view(1, k.shape[1], -1, 1, 1).expand(*scores.shape[:4], 1)
-        scores = torch.cat([scores, of_heads], dim=-1)
-    weights = scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype)
+    scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1).to(v.dtype)
     return (weights @ v[:, :, None]).reshape(*q.shape[:3], v.shape[3])
 
 

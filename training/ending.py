@@ -207,15 +207,8 @@ def export_run(
 
         save_adapter(adapter, model, config.lora, config.model.path, ranks)
     dtype = getattr(torch, str(record["dtype"]))
-    export_model(
-        export_directory,
-        parameter_names(model),
-        dtype,
-        ranks,
-        write_rest,
-        added=adapters_sum(model),
-        form=stored_form(model_config),
-    )
+    added, form = adapters_sum(model), stored_form(model_config)
+    export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=added, form=form)
     lines = [evaluations.why_stalled(step)] if step < total_steps else []
     if updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
