@@ -24,6 +24,9 @@ class Model:
     # Compute the MLP of a layer in so many parts of the tokens, each again in backward, for long documents
     mlp_tiles: int = 1
     compile: bool = False  # torch.compile each decoder layer; worthwhile on CUDA
+    # Factor of the routers' auxiliary loss, which spreads the tokens over the experts (docs/edit-the-loop.md). None: as in
+    # config.json, router_aux_loss_coef if output_router_logits is true, else 0
+    router_aux: float | None = None
     # To extend the model's context window (docs/long_context.md)
     rope_type: str | None = None  # linear | yarn | llama3 | longrope | default (model/rope.py); None: as in config.json
     rope_factor: float | None = None  # the window is multiplied by this

@@ -23,6 +23,7 @@ def part_of(batch: MicroBatch, part: int, parts: int) -> MicroBatch:
         ids = torch.cat([ids, ids.new_zeros(1, filling)], dim=1)
         positions = torch.cat([positions, torch.arange(filling, device=positions.device)[None]], dim=1)
     mine = slice(part * size, (part + 1) * size)
+    counted = tokens - batch.filling - mine.start  # of the whole's tokens, from this part's first on
     chosen = (batch.target_positions >= mine.start) & (batch.target_positions < mine.stop)
     sources, weights = batch.target_sources, batch.target_weights
     return replace(
@@ -36,4 +37,5 @@ def part_of(batch: MicroBatch, part: int, parts: int) -> MicroBatch:
         target_ids=batch.target_ids[chosen],
         target_sources=None if sources is None else sources[chosen],
         target_weights=None if weights is None else weights[chosen],
+        filling=size - min(size, max(0, counted)),
     )

@@ -9,7 +9,7 @@ from configs.config import Config, Model
 from data.tokens import load_tokenizer
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers
-from model.architectures import first_new_row, read_model_config
+from model.architectures import first_new_row, has_experts, read_model_config
 from model.language_model import (
     PackedLanguageModel,
     build_on_meta,
@@ -55,6 +55,10 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
         raise UserError(
             f"sharding.context={context}: {config.model.path} has {heads} attention heads, which {context} ranks cannot share "
             f"equally; set it to a divisor of {heads}"
+        )
+    if config.model.router_aux is not None and not has_experts(model_config):
+        raise UserError(
+            f"model.router_aux: {config.model.path} has no experts, whose routers it would balance; leave it out"
         )
     if config.model.compile and model_config.model_type == "gpt_oss":
         raise UserError(
