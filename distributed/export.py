@@ -33,8 +33,8 @@ def export_model(
 
     A parameter with the attribute `unpadded_rows` (model/language_model.py) is cut to that many rows, since padding is
     for training only. `added(name)`, a collective, is added to a whole weight in fp32. `write_rest(folder)` adds configuration
-    and tokenizer on rank 0. form: `model.language_model.stored_form`. The layout is that of `save_pretrained`: model.safetensors, or numbered files with model.safetensors.index.json. Raises UserError on all ranks
-    if it cannot be written.
+    and tokenizer on rank 0. form: `model.language_model.stored_form`. The layout is that of `save_pretrained`:
+    model.safetensors, or numbered files with model.safetensors.index.json. Raises UserError if it cannot be written.
     """
     size = sum(_unpadded_shape(p).numel() for p in parameters.values()) * dtype.itemsize
     check_free_space(directory.parent, size, ranks, "the export")
@@ -52,9 +52,8 @@ def export_model(
             whole = whole if change is None else whole.float() + change
             if ranks.rank == 0:
                 shape = _unpadded_shape(parameters[name])
-                tensors |= form(
-                    name, (whole if whole.shape == shape else whole[: shape[0]]).to("cpu", dtype).contiguous()
-                )
+                whole = whole if whole.shape == shape else whole[: shape[0]]
+                tensors |= form(name, whole.to("cpu", dtype).contiguous())
         written[file] = list(tensors)
         read_on_first(functools.partial(write_file, tensors, temporary / file), ranks)
 

@@ -130,18 +130,15 @@ def check_supported(config: PretrainedConfig) -> None:
             f"the {kind} model has dropout, which packed training does not support; set {' and '.join(dropout)} to 0.0 in "
             "its config.json"
         )
-    if has_experts(config) and (method := (settings.get("quantization_config") or {}).get("quant_method")):
-        raise UserError(
-            f"the {kind} model's experts are stored as {method}, in 4 or 8 bits, which cannot be trained; get its weights in bf16, "
-            'or make them: load it with transformers (from_pretrained(PATH, dtype="bfloat16", '
-            "quantization_config=Mxfp4Config(dequantize=True)) for mxfp4) and save it with save_pretrained"
-        )
     other_layers = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     features = {
         "a bias in the head": settings.get("lm_head_bias"),
         "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
         f"layers of type {', '.join(sorted(other_layers))}": other_layers,
-        "quantised weights (quantization_config)": settings.get("quantization_config"),
+        # gpt-oss is published in MXFP4: from_pretrained(PATH, quantization_config=Mxfp4Config(dequantize=True)) makes it bf16
+        "quantised weights (quantization_config; load it in transformers with dequantize=True, and save_pretrained)": settings.get(
+            "quantization_config"
+        ),
     }
     present = [name for name, value in features.items() if value]
     if present:

@@ -60,10 +60,6 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
         raise UserError(
             f"model.router_aux: {config.model.path} has no experts, whose routers it would balance; leave it out"
         )
-    if config.model.compile and model_config.model_type == "gpt_oss":
-        raise UserError(
-            "model.compile=True: the compiler cannot read gpt-oss' attention (its sinks); set model.compile=False"
-        )
     model, dtype = build_on_meta(model_config), parameter_dtype(config.optimizer.memory)
     if not config.lora.rank:
         return model.to(dtype)

@@ -86,17 +86,17 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
     """Count the FLOPs of a model, which may be on meta or sharded.
 
     Per token, a matrix parameter costs 2 FLOPs in forward and 4 in backward; 2 if it is frozen, because nobody needs its
-    gradient. Of experts those count that a token is sent to. (The first layer's input needs none either then, which is not counted.) Attention costs 4 per pair, head dimension and
-    head in forward (two products) and twice that in backward, over the pairs that a query may see.
+    gradient. (The first layer's input needs none either then, which is not counted.) Of experts those count that a token is
+    sent to. Attention costs 4 per pair, head dimension and head in forward (two products) and twice that in backward, over the
+    pairs that a query may see.
     """
     chosen = getattr(config, "num_experts_per_tok", None) or 0  # experts of a token
     matrices = [
         (parameter, chosen / parameter.shape[0] if parameter.dim() == 3 else 1)  # `(experts, rows, columns)`
         for module in model.modules()
+        if module is not model.head and (isinstance(module, torch.nn.Linear) or hasattr(module, "num_experts"))
         for parameter in module.parameters(recurse=False)
-        if parameter.dim() == 3
-        or parameter.dim() == 2
-        and (isinstance(module, torch.nn.Linear) and module is not model.head or hasattr(module, "top_k"))  # a router
+        if parameter.dim() == 3 or parameter is getattr(module, "weight", None)
     ]
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads

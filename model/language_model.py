@@ -91,12 +91,7 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
     padded.vocab_size = -(-config.vocab_size // multiple) * multiple
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
-            padded,
-            attn_implementation=packed_attention.NAME,
-            experts_implementation="grouped_mm"
-            if has_experts(config)
-            else None,  # all of a layer's experts in one product
-            dtype=torch.float32,
+            padded, attn_implementation=packed_attention.NAME, dtype=torch.float32
         )
     fix_frequencies(causal_lm)
     return PackedLanguageModel(causal_lm, config.vocab_size)
@@ -156,9 +151,9 @@ def read_weights(model: PackedLanguageModel, path: str) -> None:
 def check_weights(model: PackedLanguageModel, path: str) -> dict[str, list[tuple[str, StoredTensor]]]:
     """Parameter name -> [(name in the files, tensor there)], checked without reading any weight.
 
-    Files may have the matrices of each expert as tensors of their own, which are several then: those of the first expert, of
-    the second, and so on (model/experts.py). The model may still be on meta, so a mistake ends in one sentence before a process group starts. Raises UserError if a
-    file is damaged (`stored_tensors`), or if a tensor is missing, has another shape or is quantised.
+    Files may have each expert's matrices as tensors of their own, several for a parameter (model/experts.py). The model may
+    still be on meta, so a mistake ends in one sentence before a process group starts. Raises UserError if a file is damaged
+    (`stored_tensors`), or if a tensor is missing, has another shape or is quantised.
     """
     stored = stored_tensors(path)
     sources = {}
@@ -290,15 +285,11 @@ def _stored_names(
     for other, candidate in causal_lm.named_parameters(remove_duplicate=False):
         if candidate is parameter and other in stored:
             return [other]
-    missing = name
-    if has_experts(causal_lm.config):
-        from model.experts import names_of_experts
-
-        names = names_of_experts(causal_lm.config.model_type, name, parameter.shape[0])
-        missing = next((one for one in names if one not in stored), None if names else name)
-        if missing is None:
-            return names
-    raise UserError(f"{path} has no tensor {missing}; the files do not match its config.json")
+    names = list(stored_form(causal_lm.config)(name, parameter))
+    missing = [one for one in names if one not in stored]
+    if missing:
+        raise UserError(f"{path} has no tensor {missing[0]}; the files do not match its config.json")
+    return names
 
 
 def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None:

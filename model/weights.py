@@ -114,7 +114,11 @@ def average(base: Weights, tuned: Weights, share: float, new_row: int | None = N
 
 
 def write_weights(
-    folder: Path, weights: Weights, dtype: torch.dtype, form: StoredForm, max_file_bytes: int = MAX_FILE_BYTES
+    folder: Path,
+    weights: Weights,
+    dtype: torch.dtype,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    form: StoredForm = lambda name, tensor: {name: tensor},
 ) -> int:
     """Write the safetensors files of a model directory in `dtype`, holding one file's tensors at a time. Returns the bytes.
 

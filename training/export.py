@@ -203,7 +203,7 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
             )
             export.tokenizer.save_pretrained(folder)
         else:
-            size = write_weights(folder, export.weights, export.dtype, stored_form(export.model_config))
+            size = write_weights(folder, export.weights, export.dtype, form=stored_form(export.model_config))
             export.model_config.dtype = export.dtype  # in which servers load the weights
             write_files(folder, export.config, export.model_config, export.tokenizer)
         # Many licences ask to keep their text with the weights.

@@ -220,7 +220,7 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("llama", {"lm_head_bias": True}, "a bias in the head"),
         ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised weights"),
-        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "stored as mxfp4, .*Mxfp4Config"),
+        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised weights .*dequantize=True"),
         ("llama", {"rope_parameters": ROPE | {"rope_type": "dynamic"}}, "RoPE type dynamic"),
         (
             "gemma3_text",
