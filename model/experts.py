@@ -58,7 +58,6 @@ def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, tor
     names = names_of_experts(model_type, name, len(tensor)) if tensor.dim() == 3 else []
     if not names:
         return {name: tensor}
-    tensor = tensor.detach()
     return dict(zip(names, tensor.reshape(len(names), -1, tensor.shape[2]), strict=True))
 
 

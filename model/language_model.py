@@ -285,7 +285,7 @@ def _stored_names(
     for other, candidate in causal_lm.named_parameters(remove_duplicate=False):
         if candidate is parameter and other in stored:
             return [other]
-    names = list(stored_form(causal_lm.config)(name, parameter))
+    names = list(stored_form(causal_lm.config)(name, torch.empty(parameter.shape, device="meta")))
     missing = [one for one in names if one not in stored]
     if missing:
         raise UserError(f"{path} has no tensor {missing[0]}; the files do not match its config.json")
