@@ -24,7 +24,7 @@ class Model:
     # Compute the MLP of a layer in so many parts of the tokens, each again in backward, for long documents
     mlp_tiles: int = 1
     compile: bool = False  # torch.compile each decoder layer; worthwhile on CUDA
-    # Factor of the routers' auxiliary loss, which spreads the tokens over the experts (docs/edit-the-loop.md). None: as in
+    # Factor of the routers' auxiliary loss, which spreads the tokens over the experts. None: as in
     # config.json, router_aux_loss_coef if output_router_logits is true, else 0
     router_aux: float | None = None
     # To extend the model's context window (docs/long_context.md)

@@ -298,7 +298,7 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         "0 or more",
         lambda number: 0 <= number < math.inf,
         "optimizer.weight_decay optimizer.warmup_steps ewc.strength forgetting.max_kl lora.rank run.eval_every run.eval_generate run.save_every "
-        "run.save_minutes run.stop_after_no_gain",
+        "run.save_minutes run.stop_after_no_gain model.router_aux",
     ),
     ("between 0 and 1", lambda number: 0 <= number <= 1, "optimizer.warmup_ratio optimizer.min_lr_ratio"),
     ("at least 0 and below 1", lambda number: 0 <= number < 1, "data.validation_share lora.dropout"),
