@@ -25,6 +25,7 @@ from decimal import Decimal
 from common.errors import UserError
 from xbrl.answers.answer_reader import Claim, letter_in, read_line
 from xbrl.answers.answers import write_answer, write_checks, write_violation
+from xbrl.answers.checks import check_of, fact_checks, report_checks
 from xbrl.corpus import quickstart
 from xbrl.corpus.note_texts import NO_NOTE, HandNote
 from xbrl.corpus.report_figures import SHORT_CELLS, short_rules
@@ -112,7 +113,7 @@ class Profile:
             return None
         if self.name != "quickstart":
             return read_line(write_violation(result, self.style))
-        return None if result.rule_id in note_rules() else read_line(str(quickstart.ratio_check(result)))
+        return None if result.rule_id in note_rules() else read_line(str(check_of(result)))
 
 
 FULL = Profile(
@@ -176,7 +177,10 @@ def make_example(
     if letter is None:
         letter = write_letter(violated, bank, report.period, context, short=profile.is_short)
     if profile.name == "quickstart":
-        answer = write_checks([*map(quickstart.ratio_check, results), *quickstart.note_checks(note)], letter)
+        answer = write_checks([*map(check_of, results), *quickstart.note_checks(note)], letter)
+    elif profile.name == "short":
+        checks = [*report_checks(report, results), *fact_checks(report, note.facts)]
+        answer = write_checks(checks, letter, note.facts)
     else:
         answer = write_answer(violated, letter, profile.style, note.facts)
     entity = entity_code(report.entity)
