@@ -145,7 +145,7 @@ def _sections(text: str) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     section: list[str] = []
-    figure = ""  # of the last check that has one
+    figure = ""  # of the check above, if that compares one
     lines = text.splitlines()
     for number, line in enumerate(lines):
         plain = _plain(line)
@@ -161,8 +161,9 @@ def _sections(text: str) -> dict[str, list[str]]:
             section = []
         if name != "note" and _MORE.match(plain):
             plain = f"{figure} {plain}".strip()
-        elif compared := _COMPARISON.search(plain):
-            figure = plain[: compared.start()]
+        else:
+            compared = _COMPARISON.search(plain)
+            figure = plain[: compared.start()] if compared else ""
         if re.search(r"\w", plain) and not re.match(r"rule \|", plain.strip("| "), re.IGNORECASE):
             section.append(plain)
     return found

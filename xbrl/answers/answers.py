@@ -44,7 +44,7 @@ from xbrl.rules.rules import RuleResult, built_in_rules
 
 LETTER = "\nDirective:\n"  # what follows it is free
 MAX_LINES = 12
-MAX_CHECKS = 40
+MAX_CHECKS = 30
 MAX_FACTS = 3
 _NAME = r"[\w ,()/&'’*+-]"  # a character of a cell, a client or a ratio
 _LEGAL = r"[A-Z0-9][A-Za-z0-9 ,;()/.-]{2,100}"
@@ -134,17 +134,18 @@ def answer_grammar(examples: Sequence[dict]) -> str:
     ids = "|".join(map(re.escape, rules))
     cell = rf"(?:{_NAME.replace(' ', '')}|\.)(?:{_NAME}|\.){{0,59}}"  # a cell of blanks would be none
     violation = rf"(?:{ids}) \| {cell} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
-    value = rf"(?:{_FIGURE}|{_FIGURE}(?:,? [-+/=] {_FIGURE}|, {_FIGURE}){{1,5}} = {_FIGURE})"
+    value = rf"(?:{_FIGURE}|{_FIGURE}(?:(?: [-+/=] |, ){_FIGURE}){{1,5}} = {_FIGURE})"
     verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
-    check = rf"[A-Z](?:{_NAME}|\.){{1,160}}?(?: {value}(?: (?:[<>]=?|!?=) {_FIGURE})?)?: {verdict}"
+    what = rf"[A-Z](?:{_NAME}|\.){{1,160}}?"
+    more = rf"(?:>=|<) {_FIGURE}: {verdict}"  # on the figure of the line above
+    check = rf"{what}(?:(?: {value}(?: !?= {_FIGURE})?)?: {verdict}| {value} [<>]=? {_FIGURE}: {verdict}(?:\n{more}){{0,2}})"
     who = r"(?:-|[^\s|-][^|\n]{1,119}?)"
     fact = (
         rf"(?:{'|'.join(KINDS)}) \| (?:applies|does not apply) \| (?:-|EUR [1-9]\d{{5,11}}) \| {who} \| "
         r"(?:-|20\d\d-[01]\d-[0-3]\d) \| \"[^\n|]{10,300}?\""
     )
     violations = rf"Violations:\n(?:none|{violation}(?:\n{violation}){{0,{MAX_LINES - 1}}})"
-    more = rf"(?:>=|<) {_FIGURE}: {verdict}"  # on the figure of the line above
-    checks = rf"Checks:\n(?:none|{check}(?:\n(?:{check}|{more})){{0,{MAX_CHECKS - 1}}})"
+    checks = rf"Checks:\n(?:none|{check}(?:\n{check}){{0,{MAX_CHECKS - 1}}})"
     notes = rf"Note:\n(?:none|{fact}(?:\n{fact}){{0,{MAX_FACTS - 1}}})\n"
     forms = {"Violations:": violations, "Checks:": checks}
     forms |= {rf"Note:\n(?:.+\n)+?{heading}": notes + form for heading, form in forms.items()}
