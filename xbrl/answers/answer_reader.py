@@ -228,10 +228,9 @@ def _read_check(line: str) -> Claim | None:
     value = _value(figures["value"]) if figures["value"] else None
     if sign in ("=", "!=", "≠"):  # the computed ratio is what is expected of the reported one
         relation, value, limit = "expected", limit, value
-    elif (
-        figures["working"] and not sign and (rule or "").endswith("_COUNTED")
-    ):  # reported - amount = what may be counted
-        relation, value, limit = "max", _value(re.match(BARE_QUANTITY, figures["working"])[0]), value
+    elif figures["working"] and not sign and (rule or "").endswith("_COUNTED"):
+        # What is reported, less the amount, is what may be counted.
+        relation, value, limit = "max", _value(figures["working"].split(" - ")[0]), value
     return Claim(state, rule or "", _place(figures["what"]), value, relation, limit, _law(legal or ""))
 
 

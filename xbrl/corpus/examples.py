@@ -4,7 +4,8 @@ An example is a JSON object with `messages` (user: the report; assistant: the an
 evaluation, `id`, `bank`, `period`, `split` and
 
 - `violations`: the ids of the violated rules, and `engine`: those that the engine finds without reading notes;
-- `findings`: rule, cell, value, limit and article of each violation as the answer prints them (not in the quickstart);
+- `findings`: rule, cell, value, limit and article of each violation as an answer of the long form prints them (not in the
+  quickstart);
 - `note_facts`: kind, applies, amount, who, since and quote of each fact of the note; `note`: the id of the note, or "";
 - `kind`: the kind of the note in the report, "nothing" if it states no fact, or "" without a note;
 - `measures`: subject and deadline in days of each measure that the letter demands;
@@ -130,7 +131,7 @@ SHORT = Profile(  # scripts/make_reports.py --style short
     name="short",
     style="labels",
     rules=short_rules(),
-    answer_tokens=768,
+    answer_tokens=896,
     cells=SHORT_CELLS,
     system="Check the report and its note.",
     filing_errors=0.25,

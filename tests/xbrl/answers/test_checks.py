@@ -153,7 +153,7 @@ def test_a_check_says_what_the_line_of_a_violation_says():
         violated = apply_findings(results, consequences(report, results, facts))
         checks = [*report_checks(report, results), *fact_checks(report, facts)]
         answer = parse_answer(write_checks(checks, "x", facts))
-        assert answer.void == 0 and answer.notes == tuple(facts)
+        assert answer and answer.void == 0 and answer.notes == tuple(facts)
         assert {claim for claim in answer.claims if claim.state == "violated"} == {
             read_line(write_violation(result, "labels")) for result in violated
         }
