@@ -38,7 +38,7 @@ from distributed.checkpoint_directory import (
 )
 from distributed.tensor_digest import digest_of, parts_of
 from tools.chaos import read_rows
-from training.ending import ADAPTER_DIRECTORY
+from training.ending import ADAPTER_DIRECTORY, CERTIFICATE
 from training.ending import RECORD as EXPORT
 from training.identity import differences
 from training.record import FILE, METRICS, Entry, Record, not_given_up, plan_after
@@ -188,8 +188,11 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
             raise Differs(f"{folder / EXPORT} carries a head that no entry before {entry} has")
         sums = {folder / file: digest for file, digest in written["files"].items()}
         sums |= {run / ADAPTER_DIRECTORY / file: digest for file, digest in written.get("adapter", {}).items()}
+        sums |= {run / file: digest for file, digest in written.get("certificate", {}).items()}
         for path, digest in sums.items():
             _compare(path, digest, entry)
+        if folder == own and (run / CERTIFICATE).exists() and run / CERTIFICATE not in sums:
+            raise Differs(f"{run / CERTIFICATE} is not named by {folder / EXPORT}")
         yield f"export {folder}: {len(sums)} files, the {written['weights']} weights of step {entry.step}"
 
 

@@ -36,7 +36,11 @@ def step(
 ) -> tuple[StepBatch, Deal, LossSums]:
     sums = LossSums(len(targets), CPU)
     sums.values.copy_(torch.tensor(losses))
-    return StepBatch(tuple(range(len(lengths))), sum(targets), len(lengths), targets, lengths), Deal((), np.array(costs)), sums
+    return (
+        StepBatch(tuple(range(len(lengths))), sum(targets), len(lengths), targets, lengths),
+        Deal((), np.array(costs)),
+        sums,
+    )
 
 
 def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
