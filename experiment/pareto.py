@@ -20,7 +20,6 @@ from scipy import stats
 from common.command_line import add_number, new_parser
 from common.durable_files import write_durably
 from common.errors import run_script
-from eval.general_text import CERTIFICATE, SELECTION
 from experiment.commands import Command, list_commands, run_commands
 from experiment.drawn import BASE, OUT, chosen_rate, f1_of, pool, run_of, score, train, tuning
 from experiment.launch import Interrupted
@@ -178,7 +177,10 @@ def main() -> int:
     """List, run or report."""
     parser = new_parser(__doc__, "python -m experiment.pareto")
     add_number(parser, "--parallel", "commands at once, each with one process", 1, least=1)
-    far, about = [CERTIFICATE, SELECTION], "texts that no arm trains on (default: those of eval/texts)"
+    far, about = (
+        sorted(Path("eval/texts").glob("*.jsonl")),
+        "texts that no arm trains on (default: those of eval/texts)",
+    )
     parser.add_argument("--far", nargs="+", type=Path, default=far, metavar="FILE", help=about)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the commands and what is left, and exit")
