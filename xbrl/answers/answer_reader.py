@@ -22,8 +22,8 @@ _RELATIONS = {
     **{"min": "min", "minimum": "min", "at least": "min", ">=": "min", "≥": "min"},
     **{"max": "max", "maximum": "max", "at most": "max", "<=": "max", "≤": "max", "expected": "expected"},
 }
-_COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥|!=|≠)\s")
-_MORE = re.compile(r"(?:<=?|>=|≤|≥)\s")  # a line on the figure of the line above begins so
+_COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥|!=|≠|min|max)\s")
+_MORE = re.compile(r"(?:<=?|>=|≤|≥|min|max)\s")  # a line on the figure of the line above begins so
 _AS_REPORTED = re.compile(r"(.* = \S+)( = )(\S+)")  # a quotient, and the ratio that it must be
 _NOT_EURO = re.compile(r"\b(?!EUR\b)[A-Z]{3}\b|[$£¥%]")
 _VALUE = rf"(?:\d{{4}}-\d\d-\d\d|{BARE_QUANTITY}(?: days?)?)"
@@ -224,7 +224,7 @@ def _read_check(line: str) -> Claim | None:
         return None
     state = "met" if met else "lifts" if lifts else "violated"
     # A figure below its limit misses a minimum, or meets a maximum.
-    relation = "" if not sign else "min" if (sign[0] in "<≤") == (state == "violated") else "max"
+    relation = sign if sign in ("", "min", "max") else "min" if (sign[0] in "<≤") == (state == "violated") else "max"
     value = _value(figures["value"]) if figures["value"] else None
     if sign in ("=", "!=", "≠"):  # the computed ratio is what is expected of the reported one
         relation, value, limit = "expected", limit, value

@@ -85,7 +85,7 @@ _LINE = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million| bn| mn| k|)")
 _FIGURE = r"-?\d+(?:\.\d+)?(?:%| thousand| million| bn| mn| k|)"
 _VERDICT = re.compile(r"(.*): ([A-Z][A-Z0-9_]+), (.*)")
-_COMPARED = re.compile(rf"(\S.*?)(?: {_FIGURE} [-+/] [^<>]* =)? ({_FIGURE}) (<|>|!=) ({_FIGURE})")
+_COMPARED = re.compile(rf"(\S.*?)(?: {_FIGURE} [-+/] [^<>]* =)? ({_FIGURE}) (<|>|!=|min|max) ({_FIGURE})")
 _TAKEN_OFF = re.compile(rf"(\S.*?) ({_FIGURE}) - {_FIGURE} = ({_FIGURE})")
 _UNITS = {"%": "0.01", "": 1, " k": 10**3, " thousand": 10**3, " mn": 10**6, " million": 10**6, " bn": 10**9}
 
@@ -171,9 +171,9 @@ def read_told(answer: str) -> Told:
     lines = [Line(*row) for row in _rows(sections.get("Violations", ""), 5)]
     figure = ""
     for line in sections.get("Checks", "").splitlines():
-        if re.match(r"(?:>=|<) ", line):  # on the figure of the line above
+        if re.match(r"(?:>=|<|min|max) ", line):  # on the figure of the line above
             line = f"{figure} {line}"
-        figure = re.split(r" [<>]", line)[0]
+        figure = re.split(r" (?:[<>]|(?:min|max) \d)", line)[0]
         lines += [_violated(*verdict.groups())] if (verdict := _VERDICT.fullmatch(line)) else []
     return Told(
         None if facts is None else tuple(_fact(*row) for row in _rows(facts, 6)),
@@ -189,7 +189,8 @@ def _violated(said: str, rule: str, legal: str) -> Line:
         what, value, sign, limit = compared.groups()
         if sign == "!=":
             return Line(rule, what, limit, f"expected {value}", legal)
-        return Line(rule, what, value, f"{'min' if sign == '<' else 'max'} {limit}", legal)
+        relation = {"<": "min", ">": "max"}.get(sign, sign)
+        return Line(rule, what, value, f"{relation} {limit}", legal)
     return (
         Line(rule, taken_off[1], taken_off[2], f"max {taken_off[3]}", legal)
         if taken_off
