@@ -48,7 +48,7 @@ from model.language_model import PackedLanguageModel, trained_parameters
 from model.loss import LossSums, anchored, chunked, negative_log_likelihood
 from training.checkpointer import Checkpointer
 from training.description import describe_run
-from training.ending import export_run, is_finished
+from training.ending import check_budget, export_run, is_finished
 from training.evaluations import Evaluations, answers_and, start_forgetting
 from training.inputs import Inputs, open_data
 from training.log import Log, make_meter
@@ -338,6 +338,8 @@ def train(
             log.say(line)
         log.say(log.where())
     log.close()
+    if not stopping and not stop.agreed():  # a signal ends the search of a budget without an export
+        check_budget(config, export, ranks)  # exit code 3 with forgetting.strict, if it is not met
     return 0
 
 

@@ -177,9 +177,11 @@ def main() -> int:
     """List, run or report."""
     parser = new_parser(__doc__, "python -m experiment.pareto")
     add_number(parser, "--parallel", "commands at once, each with one process", 1, least=1)
-    parser.add_argument(
-        "--far", nargs="+", type=Path, required=True, metavar="FILE", help="texts that no arm trains on"
+    far, about = (
+        sorted(Path("eval/texts").glob("*.jsonl")),
+        "texts that no arm trains on (default: those of eval/texts)",
     )
+    parser.add_argument("--far", nargs="+", type=Path, default=far, metavar="FILE", help=about)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the commands and what is left, and exit")
     what.add_argument("--report", action="store_true", help="write the table and the picture of what is done, and exit")

@@ -2,7 +2,7 @@
 
     python scripts/verify.py runs/quickstart
     python scripts/verify.py runs/quickstart --head 3f0c52...      # a copy of the head that was kept elsewhere
-    python scripts/verify.py runs/quickstart --replay 40           # train from step 40 to the next checkpoint again
+    python scripts/verify.py runs/quickstart --replay 50           # train from step 50 to the next checkpoint again
     python scripts/verify.py runs/quickstart --replay all
     python scripts/verify.py runs/quickstart --seen "Bank of X"    # a file, an id, a hash, or a text
     python scripts/verify.py release/quickstart --key public.pem   # a signed export, which needs no run beside it

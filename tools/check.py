@@ -75,6 +75,8 @@ from tools.check_runs import (
 from tools.plan import Plan, plan_of
 from training.description import counted
 from training.owner import LOCK_FILE, own_directory
+from training.record import FILE as RECORD
+from training.record import METRICS
 
 T = TypeVar("T")
 
@@ -502,8 +504,11 @@ def move_checkpoint(source: Path, target: Path) -> None:
     (target / "checkpoints").mkdir(parents=True)
     shutil.move(folder, target / "checkpoints")
     (target / "checkpoints" / "latest").write_text(folder.name, encoding="utf-8")
-    if (source / "ewc").is_dir():
-        shutil.move(source / "ewc", target)
+    for name in (RECORD, METRICS):  # without them it would be the checkpoint of another run
+        shutil.copy(source / name, target)
+    for part in ("ewc", "anchor"):
+        if (source / part).is_dir():
+            shutil.move(source / part, target)
 
 
 # --- Children ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ docs/check.md says what each of these proves.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -16,11 +17,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from common.durable_files import SUFFIX
 from common.errors import UserError
@@ -37,7 +38,7 @@ from distributed.checkpoint_directory import (
 )
 from distributed.tensor_digest import digest_of, parts_of
 from tools.chaos import read_rows
-from training.ending import ADAPTER_DIRECTORY
+from training.ending import ADAPTER_DIRECTORY, CERTIFICATE
 from training.ending import RECORD as EXPORT
 from training.identity import differences
 from training.record import FILE, METRICS, Entry, Record, not_given_up, plan_after
@@ -141,6 +142,15 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     return f"checkpoints: {len(whole)} whole, {len(names) - len(whole)} removed{aside}"
 
 
+class _Reader(dcp.FileSystemReader):
+    """Reads the metadata once, and not again for each of the tensors."""
+
+    @functools.cache  # noqa: B019  (the reader lives as long as the check of one checkpoint)
+    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
+        """The metadata of the checkpoint."""
+        return super().read_metadata(*args, **options)
+
+
 def _check_checkpoint(path: Path, entry: Entry) -> None:
     parts = {}
     try:
@@ -150,12 +160,13 @@ def _check_checkpoint(path: Path, entry: Entry) -> None:
                 file.check()
     except UserError as error:
         raise Differs(f"{error} ({entry})") from error
-    for name, stored in dcp.FileSystemReader(path).read_metadata().state_dict_metadata.items():
+    reader = _Reader(path)
+    for name, stored in reader.read_metadata().state_dict_metadata.items():
         if isinstance(stored, TensorStorageMetadata) and not name.startswith("random."):
             tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")
-                dcp.load({name: tensor}, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+                dcp.load({name: tensor}, storage_reader=reader, no_dist=True)
             parts |= parts_of({name: tensor})
     if digest_of([parts], manifest["values"]) != entry.content["tensors"]:
         raise Differs(f"the tensors of {path} are not those of {entry}")
@@ -177,8 +188,11 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
             raise Differs(f"{folder / EXPORT} carries a head that no entry before {entry} has")
         sums = {folder / file: digest for file, digest in written["files"].items()}
         sums |= {run / ADAPTER_DIRECTORY / file: digest for file, digest in written.get("adapter", {}).items()}
+        sums |= {run / file: digest for file, digest in written.get("certificate", {}).items()}
         for path, digest in sums.items():
             _compare(path, digest, entry)
+        if folder == own and (run / CERTIFICATE).exists() and run / CERTIFICATE not in sums:
+            raise Differs(f"{run / CERTIFICATE} is not named by {folder / EXPORT}")
         yield f"export {folder}: {len(sums)} files, the {written['weights']} weights of step {entry.step}"
 
 

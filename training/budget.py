@@ -261,7 +261,7 @@ def _sentence(certificate: dict) -> str:
     )
 
 
-def check_met(config: Config, certificate: dict) -> None:
-    """Raise NotMet if the budget is not met and forgetting.strict is set."""
-    if config.forgetting.strict and not certificate["met"]:
+def check_met(certificate: dict) -> None:
+    """Raise NotMet if the budget is not met, which forgetting.strict does not allow."""
+    if not certificate["met"]:
         raise NotMet(f"{_sentence(certificate)}, and forgetting.strict=True")

@@ -130,11 +130,16 @@ def is_finished(
             f"{record['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
             flush=True,
         )
-    if certificate:
+    check_budget(config, export_directory, ranks)
+    return True
+
+
+def check_budget(config: Config, export_directory: Path, ranks: Ranks) -> None:
+    """Raise NotMet on all ranks if forgetting.strict is set and the budget of the export is not met. A collective."""
+    if config.forgetting.strict:
         from training.budget import check_met
 
-        check_met(config, certificate)
-    return True
+        check_met(read_on_first(lambda: read_certificate(export_directory.parent), ranks))
 
 
 def read_certificate(run: Path) -> dict:
@@ -168,14 +173,14 @@ def export_run(
     The dtype is that of config.json. With `run.export=best` the parameters are first overwritten with those of the best
     checkpoint. With LoRA, adapters are merged in it, and `adapter/` beside it has them alone, as peft reads them. With
     a budget training/budget.py chooses the weights; a signal ends its search without an export. export.json has the head of the
-    record before the export's own entry, which has the SHA-256 of export.json. Raises NotMet after the export.
+    record before the export's own entry, which has the SHA-256 of export.json.
     """
     ranks = run_record.ranks
     checkpoints = export_directory.with_name("checkpoints")
     record = read_on_first(lambda: export_record(config, step, evaluations, model_config, checkpoints), ranks)
     certificate: dict | None = {}
     if config.forgetting.max_kl is not None:
-        from training.budget import check_met, keep_budget
+        from training.budget import keep_budget
 
         certificate = keep_budget(config, step, evaluations, checkpoints)
         if certificate is None:
@@ -212,8 +217,6 @@ def export_run(
     lines = [evaluations.why_stalled(step)] if step < total_steps else []
     if updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
-    if certificate:
-        check_met(config, certificate)
     return lines + _lines(config, step, evaluations, record, export_directory)
 
 

@@ -102,6 +102,7 @@ def test_forgetting_is_measured_against_the_base_also_after_a_resume(runs) -> No
     before, *_, after = rows(runs / "r2", "forgetting/kl").values()
     assert before["step"] == 0 and before["forgetting/kl"] < 1e-5 and before["forgetting/agreement"] == 1.0
     assert after["step"] == 5 and after["forgetting/kl"] > 1e-2 and after["forgetting/agreement"] < 1.0
+    assert after.pop("forgetting/task_kl") > 1e-2  # on the prompts of data.validation, which the stopped run has not
     assert rows(runs / "stopped", "forgetting/kl")[5] == after
     alone = rows(runs / "r1", "forgetting/kl")[5]
     for key in ("forgetting/kl", "forgetting/perplexity_per_byte"):

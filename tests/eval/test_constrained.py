@@ -22,6 +22,12 @@ CHECKS = (
     "Checks:\nTier 1 ratio 5.2% < 6%: T1_MIN, CRR Art. 92(1)(b)\nClients 14% + 13% = 27% > 25%: LE_CONNECTED, CRR Art. 395(1)\n"
     "Waiver: lifts LCR_MIN, CRR Art. 8\nNSFR 110%: met\nDirective:\nTo the Board."
 )
+SHORT = (
+    'Note:\nprofit | applies | EUR 4000000 | - | - | "our profit is in CET1"\nChecks:\nCET1 ratio 7.31% >= 4.5%: met\n'
+    "< 9.34%: OCR_CET1, CRD Art. 141a(a)\nClient Arno S.A. 15% <= 25%: met\nLCR 1010 / 1000 = 101% != 104%: LCR_CALC, 2015/61 Art. 4(1)\n"
+    "CET1 73.1 mn - 4 mn = 69.1 mn: PROFIT_COUNTED, CRR Art. 26(2)\nTier 1 ratio 120 - 4 = 116, 116 / 1000 = 11.6% >= 6%: met\n"
+    "Directive:\nTo the Board."
+)
 NONE = "Violations:\nnone\nDirective:\nNo measures."
 
 
@@ -39,7 +45,7 @@ def grammar(tokenizer, *answers):
     return Grammar(answer_grammar(examples(*answers)), LETTER, tokenizer, frozenset({tokenizer.eos_token_id}))
 
 
-@pytest.mark.parametrize("answer", [CELLS, CHECKS, NONE])
+@pytest.mark.parametrize("answer", [CELLS, CHECKS, SHORT, NONE])
 def test_every_prefix_of_an_answer_is_inside_its_grammar(tiny, answer):
     own = grammar(tiny[1], answer)
     assert own.is_complete(answer)
@@ -67,7 +73,7 @@ def test_what_no_answer_starts_with_is_outside(tiny, text):
 @settings(max_examples=60, deadline=None)
 @given(
     text=strategies.from_regex(
-        answer_grammar(examples(CELLS, CHECKS)).removesuffix(".+") + "[a-z]{1,9}", fullmatch=True
+        answer_grammar(examples(CELLS, CHECKS, SHORT)).removesuffix(".+") + "[a-z]{1,9}", fullmatch=True
     )
 )
 def test_the_reader_reads_whatever_the_grammar_allows(text):
@@ -79,6 +85,9 @@ def test_the_forms_are_those_of_the_examples():
     both = answer_grammar(examples(CELLS, CHECKS))
     assert regex.fullmatch(both, CELLS, flags=regex.DOTALL) and regex.fullmatch(both, CHECKS, flags=regex.DOTALL)
     assert not regex.fullmatch(answer_grammar(examples(CHECKS)), CELLS, flags=regex.DOTALL)
+    short = answer_grammar(examples(SHORT))
+    assert regex.fullmatch(short, SHORT, flags=regex.DOTALL) and not regex.fullmatch(both, SHORT, flags=regex.DOTALL)
+    assert not regex.fullmatch(short, SHORT.replace("Checks:", "Violations:"), flags=regex.DOTALL)
     for cell, is_right in (("r0010", True), (" ", False)):
         line = f"Violations:\nCET1_MIN | {cell} | not reported | min 0 | CRR\nDirective:\na"
         assert bool(regex.fullmatch(both, line, flags=regex.DOTALL)) == is_right

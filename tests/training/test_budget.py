@@ -26,6 +26,7 @@ from tests.distributed.test_vocabulary import NEW, extend
 from tests.in_memory import chats, texts
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
+from tools.verify import Differs, check_files, read_record
 from training.budget import TOLERANCE, Line, certificate_lines, largest_alpha
 from training.export import read_export
 from training.model_card import read_results
@@ -201,6 +202,19 @@ def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(
     assert all(of["high"] < 0.11 for of in selection.values()) and (runs / "strict" / "export").is_dir()
     assert out.count("budget: forgetting.max_kl=0.11 is NOT met: the KL to the base is 0.") == 1
     assert out.count("error: forgetting.max_kl=0.11 is NOT met") == 2 and "already finished: 4 steps" in out
+    # The exit code takes no line away. Output and errors come in any order.
+    lines = [line for line in out.splitlines() if f"to {runs / 'strict' / 'export'}" in line]
+    assert len(lines) == 1 and lines[0].startswith("exported the last weights")
+
+
+def test_a_changed_certificate_is_found(runs, tmp_path):
+    run = Path(shutil.copytree(runs / "straight", tmp_path / "straight"))
+    entries = read_record(run)
+    assert any("export" in line for line in check_files(run, entries, None))
+    path = run / "certificate.json"
+    path.write_bytes(path.read_bytes().replace(b'"met": true', b'"met": tru '))
+    with pytest.raises(Differs, match="certificate.json is not what"):
+        list(check_files(run, entries, None))
 
 
 def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificate(runs, ranks):

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from xbrl.answers.statements import QUANTITY, articles, parse_quantity
+from xbrl.answers.statements import BARE_QUANTITY, articles, parse_quantity
 from xbrl.read.filed_report import is_day
 from xbrl.rules.note_facts import KINDS, NoteFact
 
@@ -17,15 +17,18 @@ RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)*")
 APPLIES = {"applies": True, "does not apply": False}
 NOT_REPORTED = "not reported"
 _HEADING = re.compile(r"(note|violations|checks|directive)\s*(?::\s*(.*)|$)", re.IGNORECASE)
-_MARKS = re.compile(r"^(?:[#>•]+\s*|[-*+]\s+|\(?\d{1,2}[.)]\s+)+")  # headings, quotes, bullets, numbers
+_MARKS = re.compile(r"^(?:(?:[#•]|>(?!=))+\s*|[-*+]\s+|\(?\d{1,2}[.)]\s+)+")  # headings, quotes, bullets, numbers
 _RELATIONS = {
     **{"min": "min", "minimum": "min", "at least": "min", ">=": "min", "≥": "min"},
     **{"max": "max", "maximum": "max", "at most": "max", "<=": "max", "≤": "max", "expected": "expected"},
 }
-_COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥)\s")
+_COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥|!=|≠|min|max)\s")
+_MORE = re.compile(r"(?:<=?|>=|≤|≥|min|max)\s")  # a line on the figure of the line above begins so
+_AS_REPORTED = re.compile(r"(.* = \S+)( = )(\S+)")  # a quotient, and the ratio that it must be
 _NOT_EURO = re.compile(r"\b(?!EUR\b)[A-Z]{3}\b|[$£¥%]")
-_VALUE = rf"(?:\d{{4}}-\d\d-\d\d|{QUANTITY}(?: days?)?)"
-_CHECKED = re.compile(rf"(?P<what>\S.*?)(?:\s+(?:(?:{QUANTITY} ?[-+\u2212] ?)+{QUANTITY} = )?(?P<value>{_VALUE}))?")
+_VALUE = rf"(?:\d{{4}}-\d\d-\d\d|{BARE_QUANTITY}(?: days?)?)"
+_STEP = rf"{BARE_QUANTITY}(?: ?[-+/=\u2212]|,) ?"
+_CHECKED = re.compile(rf"(?P<what>\S.*?)(?:\s+(?P<working>(?:{_STEP})*{BARE_QUANTITY} = )?(?P<value>{_VALUE}))?")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def _sections(text: str) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     section: list[str] = []
+    figure = ""  # of the check above, if that compares one
     lines = text.splitlines()
     for number, line in enumerate(lines):
         plain = _plain(line)
@@ -155,6 +159,11 @@ def _sections(text: str) -> dict[str, list[str]]:
             plain = rest
         elif name == "directive":
             section = []
+        if name != "note" and _MORE.match(plain):
+            plain = f"{figure} {plain}".strip()
+        else:
+            compared = _COMPARISON.search(plain)
+            figure = plain[: compared.start()] if compared else ""
         if re.search(r"\w", plain) and not re.match(r"rule \|", plain.strip("| "), re.IGNORECASE):
             section.append(plain)
     return found
@@ -200,21 +209,28 @@ def _law(text: str) -> frozenset[tuple[str, str]]:
 def _read_check(line: str) -> Claim | None:
     head, colon, verdict = line.rpartition(":")
     said = re.fullmatch(rf"(?:(met)|(lifts )?({RULE_ID.pattern}))(?:, (.+))?\.?", verdict.strip(), re.IGNORECASE)
-    left, is_below, limit = head.strip(), False, None
+    left, sign, limit = head.strip(), "", None
     compared = list(_COMPARISON.finditer(left))
     if compared:
-        is_below, limit = compared[-1][1][0] in "<≤", _value(left[compared[-1].end() :])
+        sign, limit = compared[-1][1], _value(left[compared[-1].end() :])
         left = left[: compared[-1].start()]
+    elif same := _AS_REPORTED.fullmatch(left):
+        left, sign, limit = same[1], "=", _value(same[3])
     figures = _CHECKED.fullmatch(left)
     if not said or not figures or re.search("[<>=]", figures["what"]):
         return None
     met, lifts, rule, legal = said.groups()
-    if (compared and (limit is None or not figures["value"])) or not (met or RULE_ID.fullmatch(rule)):
+    if (sign and (limit is None or not figures["value"])) or not (met or RULE_ID.fullmatch(rule)):
         return None
     state = "met" if met else "lifts" if lifts else "violated"
     # A figure below its limit misses a minimum, or meets a maximum.
-    relation = "" if limit is None else "min" if is_below == (state == "violated") else "max"
+    relation = sign if sign in ("", "min", "max") else "min" if (sign[0] in "<≤") == (state == "violated") else "max"
     value = _value(figures["value"]) if figures["value"] else None
+    if sign in ("=", "!=", "≠"):  # the computed ratio is what is expected of the reported one
+        relation, value, limit = "expected", limit, value
+    elif figures["working"] and not sign and (rule or "").endswith("_COUNTED"):
+        # What is reported, less the amount, is what may be counted.
+        relation, value, limit = "max", _value(figures["working"].split(" - ")[0]), value
     return Claim(state, rule or "", _place(figures["what"]), value, relation, limit, _law(legal or ""))
 
 

@@ -1,5 +1,7 @@
 """The text format of an answer. Written here and nowhere else; `answer_reader.py` reads it.
 
+The long form lists the violations:
+
     Note:
     pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14 | "the words of the note"
     Violations:
@@ -10,11 +12,30 @@
 Each fact of the bank's note is one line: kind, `applies` or `does not apply`, amount, the other party (two clients are joined
 by ` and `), since when, and the words that prove it; what the note does not say is `-`. Each violation is one line: rule,
 cell, value, limit, legal reference. Without facts, or without violations, the single line is `none`.
+
+The short form compares figure after figure with its limits, for a small model finds only what it has compared:
+
+    Note:
+    pledged | applies | EUR 41000000 | Landesbank Mittelrhein | 2025-08-14 | "the words of the note"
+    Checks:
+    CET1 ratio 7.31% min 4.5%: met
+    min 9.34%: OCR_CET1, CRD Art. 141a(a)
+    LCR 601610 / 598000 = 100.6% = 100.6%: met
+    Liquidity buffer 601610 k - 41000 k = 560610 k: PLEDGED_COUNTED, 2015/61 Art. 7(2)
+    LCR 560610 / 598000 = 93.74% min 100%: LCR_PLEDGED, 2015/61 Art. 4(2)
+    Directive:
+    To the Management Board of ...
+
+A verdict is `met`, the violated rule with its article, or `lifts RULE`. It stands behind both numbers that it compares, because a
+model writes from left to right: a sign between them would have to be right before the limit is there. A line that begins with `min`
+or `max` is on the figure of the line above. A figure that is computed stands behind its working: a ratio is compared with its limit,
+or with the ratio that is reported (`=`, `!=`); an amount that was wrongly counted is taken off.
+The quickstart has no section `Note:`, and signs in its lines: `CET1 ratio 7.31% >= 4.5%: met`.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.errors import UserError
 from xbrl.read.render import PURE, cell_name, format_figure, short_label
@@ -24,7 +45,9 @@ from xbrl.rules.rules import RuleResult, built_in_rules
 
 LETTER = "\nDirective:\n"  # what follows it is free
 MAX_LINES = 12
+MAX_CHECKS = 30
 MAX_FACTS = 3
+_LIMITS = {">=": "min", "<": "min", "<=": "max", ">": "max"}
 _NAME = r"[\w ,()/&'’*+-]"  # a character of a cell, a client or a ratio
 _LEGAL = r"[A-Z0-9][A-Za-z0-9 ,;()/.-]{2,100}"
 _FIGURE = r"-?\d{1,15}(?:\.\d{1,6})?(?:%| thousand| million| bn| mn| k)?"
@@ -63,9 +86,20 @@ class Check:
         return f"{head}: {self.verdict}" + (f", {self.legal}" if self.legal else "")
 
 
-def write_checks(checks: Iterable[Check], directive: str) -> str:
-    """Format an answer of the second form: every check, then the letter."""
-    return "\n".join(["Checks:", *map(str, checks), "Directive:", directive])
+def write_checks(checks: Iterable[Check], directive: str, facts: Iterable[NoteFact] | None = None) -> str:
+    """Format an answer of the short form: the facts of the note, every check, then the letter. Facts None: the quickstart's."""
+    stated = [] if facts is None else ["Note:", *(list(map(write_fact, facts)) or ["none"])]
+    lines, last = [], ""
+    for check in checks:
+        if facts is not None:
+            limited = re.sub(r"(?<= )[<>]=?(?= \S+$)", lambda sign: _LIMITS[sign[0]], check.comparison)
+            check = replace(check, comparison=limited)
+        value, _, rest = check.comparison.partition(" ")
+        figure = f"{check.what} {value}"
+        is_more = figure == last and re.match("[<>]|min |max ", rest)
+        lines.append(str(check).removeprefix(f"{figure} ") if is_more else str(check))
+        last = figure
+    return "\n".join([*stated, "Checks:", *(lines or ["none"]), "Directive:", directive])
 
 
 def write_violation(result: RuleResult, style: str = "cells") -> str:
@@ -106,21 +140,22 @@ def answer_grammar(examples: Sequence[dict]) -> str:
     ids = "|".join(map(re.escape, rules))
     cell = rf"(?:{_NAME.replace(' ', '')}|\.)(?:{_NAME}|\.){{0,59}}"  # a cell of blanks would be none
     violation = rf"(?:{ids}) \| {cell} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
-    value = rf"(?:{_FIGURE}|{_FIGURE}(?: [-+] {_FIGURE}){{1,3}} = {_FIGURE})"
+    value = rf"(?:{_FIGURE}|{_FIGURE}(?:(?: [-+/=] |, ){_FIGURE}){{1,5}} = {_FIGURE})"
     verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
-    check = rf"[A-Z]{_NAME}{{1,160}}?(?: {value}(?: [<>]=? {_FIGURE})?)?: {verdict}"
+    what = rf"[A-Z](?:{_NAME}|\.){{1,160}}?"
+    more = rf"(?:>=|<|min|max) {_FIGURE}: {verdict}"  # on the figure of the line above
+    check = rf"{what}(?:(?: {value}(?: !?= {_FIGURE})?)?: {verdict}| {value} (?:[<>]=?|min|max) {_FIGURE}: {verdict}(?:\n{more}){{0,2}})"
     who = r"(?:-|[^\s|-][^|\n]{1,119}?)"
     fact = (
         rf"(?:{'|'.join(KINDS)}) \| (?:applies|does not apply) \| (?:-|EUR [1-9]\d{{5,11}}) \| {who} \| "
         r"(?:-|20\d\d-[01]\d-[0-3]\d) \| \"[^\n|]{10,300}?\""
     )
     violations = rf"Violations:\n(?:none|{violation}(?:\n{violation}){{0,{MAX_LINES - 1}}})"
-    forms = {
-        "Note:": rf"Note:\n(?:none|{fact}(?:\n{fact}){{0,{MAX_FACTS - 1}}})\n{violations}",
-        "Violations:": violations,
-        "Checks:": rf"Checks:\n{check}(?:\n{check}){{0,{MAX_LINES - 1}}}",
-    }
-    used = [form for heading, form in forms.items() if any(answer.startswith(heading) for answer in answers)]
+    checks = rf"Checks:\n(?:none|{check}(?:\n{check}){{0,{MAX_CHECKS - 1}}})"
+    notes = rf"Note:\n(?:none|{fact}(?:\n{fact}){{0,{MAX_FACTS - 1}}})\n"
+    forms = {"Violations:": violations, "Checks:": checks}
+    forms |= {rf"Note:\n(?:.+\n)+?{heading}": notes + form for heading, form in forms.items()}
+    used = [form for start, form in forms.items() if any(re.match(start, answer) for answer in answers)]
     if not used:
         raise UserError(
             "--constrained knows the answers of this project only, and none of the examples starts with `Note:`, "

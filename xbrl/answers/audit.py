@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from common.errors import UserError
-from xbrl.answers.answer_reader import RULE_ID, read_fact, read_facts
+from xbrl.answers.answer_reader import RULE_ID, read_fact, read_facts, read_line
 from xbrl.answers.answers import write_fact
 from xbrl.answers.letter_scores import deadlines
 from xbrl.answers.scores import score_answers, true_answers
@@ -96,7 +96,7 @@ def wrong_cells(answer: str) -> str:
         if len(fields) == 5:
             fields[1] = f"{fields[1]} other"
             line = " | ".join(fields)
-        elif RULE_ID.search(line) and not read_fact(line):
+        elif read_line(line):
             line = f"Other {line}"
         changed.append(line)
     return _joined(changed, re.sub(r"\br0", "r9", letter))

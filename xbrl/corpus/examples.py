@@ -4,7 +4,8 @@ An example is a JSON object with `messages` (user: the report; assistant: the an
 evaluation, `id`, `bank`, `period`, `split` and
 
 - `violations`: the ids of the violated rules, and `engine`: those that the engine finds without reading notes;
-- `findings`: rule, cell, value, limit and article of each violation as the answer prints them (not in the quickstart);
+- `findings`: rule, cell, value, limit and article of each violation as an answer of the long form prints them (not in the
+  quickstart);
 - `note_facts`: kind, applies, amount, who, since and quote of each fact of the note; `note`: the id of the note, or "";
 - `kind`: the kind of the note in the report, "nothing" if it states no fact, or "" without a note;
 - `measures`: subject and deadline in days of each measure that the letter demands;
@@ -25,6 +26,7 @@ from decimal import Decimal
 from common.errors import UserError
 from xbrl.answers.answer_reader import Claim, letter_in, read_line
 from xbrl.answers.answers import write_answer, write_checks, write_violation
+from xbrl.answers.checks import check_of, fact_checks, report_checks
 from xbrl.corpus import quickstart
 from xbrl.corpus.note_texts import NO_NOTE, HandNote
 from xbrl.corpus.report_figures import SHORT_CELLS, short_rules
@@ -112,7 +114,7 @@ class Profile:
             return None
         if self.name != "quickstart":
             return read_line(write_violation(result, self.style))
-        return None if result.rule_id in note_rules() else read_line(str(quickstart.ratio_check(result)))
+        return None if result.rule_id in note_rules() else read_line(str(check_of(result)))
 
 
 FULL = Profile(
@@ -129,7 +131,7 @@ SHORT = Profile(  # scripts/make_reports.py --style short
     name="short",
     style="labels",
     rules=short_rules(),
-    answer_tokens=768,
+    answer_tokens=896,
     cells=SHORT_CELLS,
     system="Check the report and its note.",
     filing_errors=0.25,
@@ -176,7 +178,10 @@ def make_example(
     if letter is None:
         letter = write_letter(violated, bank, report.period, context, short=profile.is_short)
     if profile.name == "quickstart":
-        answer = write_checks([*map(quickstart.ratio_check, results), *quickstart.note_checks(note)], letter)
+        answer = write_checks([*map(check_of, results), *quickstart.note_checks(note)], letter)
+    elif profile.name == "short":
+        checks = [*report_checks(report, results), *fact_checks(report, note.facts)]
+        answer = write_checks(checks, letter, note.facts)
     else:
         answer = write_answer(violated, letter, profile.style, note.facts)
     entity = entity_code(report.entity)

@@ -23,14 +23,15 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from xbrl.answers.answers import Check
+from xbrl.answers.checks import compared, short_legal
 from xbrl.corpus.banks import Bank, make_bank
 from xbrl.corpus.note_texts import FOLDER, HandNote
 from xbrl.corpus.report_figures import Figures, Filing
 from xbrl.read.filed_report import CellKey, Report
-from xbrl.read.render import cell_name, format_figure, short_label
+from xbrl.read.render import cell_name, format_figure
 from xbrl.rules.findings import Finding, note_rules
 from xbrl.rules.note_facts import LARGEST_SHARE, LCR, SHARE, NoteFact
-from xbrl.rules.rules import RuleResult, built_in_rules
+from xbrl.rules.rules import built_in_rules
 
 NOTES_FILE = FOLDER / "quickstart.jsonl"
 RULES = tuple(rule for rule in built_in_rules() if rule.id in ("LR_MIN", "LCR_MIN"))
@@ -204,14 +205,6 @@ def stated_findings(report: Report, note: HandNote) -> list[Finding]:
     ]
 
 
-def ratio_check(result: RuleResult) -> Check:
-    """The line of an answer on a ratio with a value and a limit."""
-    value, limit = (_percent(number) for number in (result.known_value, result.known_limit))
-    if result.state == "violated":
-        return Check(short_label(result.cell), f"{value} < {limit}", result.rule_id, _short_legal(result.legal))
-    return Check(short_label(result.cell), f"{value} >= {limit}")
-
-
 def note_checks(note: HandNote) -> list[Check]:
     """The lines on a note. The first one repeats the words that decide, so that the model reads them before it judges."""
     (fact,), figure = note.facts, note.states["figure"]
@@ -221,23 +214,10 @@ def note_checks(note: HandNote) -> list[Check]:
     if fact.kind == "waiver":
         return [Check(stated, "", "lifts LCR_MIN", "CRR Art. 8")]
     if fact.kind == "connected":
-        return [_compared(stated, figure, LARGEST_SHARE, "LE_CONNECTED")]
-    counted = Check(stated, "", "PLEDGED_COUNTED", _short_legal(note_rules()["PLEDGED_COUNTED"].legal))
-    return [counted, _compared("LCR without them", figure, Decimal(1), "LCR_PLEDGED")]
-
-
-def _compared(what: str, figure: Decimal, limit: Decimal, rule_id: str) -> Check:
-    rule = note_rules()[rule_id]
-    missed, met = ("<", ">=") if rule.relation == "min" else (">", "<=")
-    is_missed = figure < limit if rule.relation == "min" else figure > limit
-    comparison = f"{_percent(figure)} {missed if is_missed else met} {_percent(limit)}"
-    return Check(what, comparison, rule_id, _short_legal(rule.legal)) if is_missed else Check(what, comparison)
+        return [compared(stated, figure, LARGEST_SHARE, "LE_CONNECTED")]
+    counted = Check(stated, "", "PLEDGED_COUNTED", short_legal(note_rules()["PLEDGED_COUNTED"].legal))
+    return [counted, compared("LCR without them", figure, Decimal(1), "LCR_PLEDGED")]
 
 
 def _percent(value: Decimal) -> str:
     return format_figure(value, "xbrli:pure", compact=True)
-
-
-def _short_legal(legal: str) -> str:
-    """The first article of a reference, without the form of the act: `2015/61 Art. 7(2)`."""
-    return legal.replace("Delegated Reg. (EU) ", "").partition(",")[0].partition(";")[0]

@@ -83,6 +83,10 @@ _LABELLED = re.compile(rf"({'|'.join(LABELS)}|Client .+) (-?\d+(?:\.\d+)?(?:%| b
 _TABLE = re.compile(r"([A-Z] \d\d\.\d\d(?:\.[a-z])?)(?: .*)?")
 _LINE = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million| bn| mn| k|)")
+_FIGURE = r"-?\d+(?:\.\d+)?(?:%| thousand| million| bn| mn| k|)"
+_VERDICT = re.compile(r"(.*): ([A-Z][A-Z0-9_]+), (.*)")
+_COMPARED = re.compile(rf"(\S.*?)(?: {_FIGURE} [-+/] [^<>]* =)? ({_FIGURE}) (<|>|!=|min|max) ({_FIGURE})")
+_TAKEN_OFF = re.compile(rf"(\S.*?) ({_FIGURE}) - {_FIGURE} = ({_FIGURE})")
 _UNITS = {"%": "0.01", "": 1, " k": 10**3, " thousand": 10**3, " mn": 10**6, " million": 10**6, " bn": 10**9}
 
 
@@ -104,7 +108,7 @@ class Printed:
 
 @dataclass(frozen=True)
 class Line:
-    """One line below `Violations:`."""
+    """One line below `Violations:`, or a violation below `Checks:`."""
 
     rule: str
     cell: str
@@ -165,13 +169,32 @@ def read_told(answer: str) -> Told:
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     facts = sections.get("Note")
     lines = [Line(*row) for row in _rows(sections.get("Violations", ""), 5)]
+    figure = ""
     for line in sections.get("Checks", "").splitlines():
-        verdict = re.search(r": ([A-Z][A-Z0-9_]+), (.*)$", line)
-        lines += [Line(verdict[1], "", "", "", verdict[2])] if verdict else []
+        if re.match(r"(?:>=|<|min|max) ", line):  # on the figure of the line above
+            line = f"{figure} {line}"
+        figure = re.split(r" (?:[<>]|(?:min|max) \d)", line)[0]
+        lines += [_violated(*verdict.groups())] if (verdict := _VERDICT.fullmatch(line)) else []
     return Told(
         None if facts is None else tuple(_fact(*row) for row in _rows(facts, 6)),
         tuple(lines),
         sections.get("Directive", "").strip(),
+    )
+
+
+def _violated(said: str, rule: str, legal: str) -> Line:
+    """The violation of a check: `LCR 93% < 100%`, `CET1 90 k - 20 k = 70 k`, `LCR 55 / 50 = 110% != 108%`."""
+    compared, taken_off = _COMPARED.fullmatch(said), _TAKEN_OFF.fullmatch(said)
+    if compared:
+        what, value, sign, limit = compared.groups()
+        if sign == "!=":
+            return Line(rule, what, limit, f"expected {value}", legal)
+        relation = {"<": "min", ">": "max"}.get(sign, sign)
+        return Line(rule, what, value, f"{relation} {limit}", legal)
+    return (
+        Line(rule, taken_off[1], taken_off[2], f"max {taken_off[3]}", legal)
+        if taken_off
+        else Line(rule, said, "", "", legal)
     )
 
 

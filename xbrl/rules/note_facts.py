@@ -86,7 +86,7 @@ def _judge(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFa
     for kind in (kind for kind in COUNTED if amounts[kind]):
         counting = BUFFER if kind == "pledged" else CET1
         together = ("pledged",) if kind == "pledged" else tuple(CAPITAL)  # one ratio loses both of these
-        reported, own = _amount(figures, counting), _total(amounts[kind])
+        reported, own = amount_in(figures, counting), _total(amounts[kind])
         total = _total([amount for other in together for amount in amounts[other]])
         why = _why_unknown(figures, counting, own)
         without = None if reported is None or own is None or why else reported - own
@@ -99,7 +99,7 @@ def _judge(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFa
                 for one in _capital(figures, CAPITAL[kind], total)
             )
         elif not waived:
-            outflow = _amount(figures, OUTFLOW)
+            outflow = amount_in(figures, OUTFLOW)
             if not outflow or outflow < 0:
                 yield f"LCR_PLEDGED: {cell_name(OUTFLOW)} is not reported or not above 0"
             elif ((reported or 0) - total) / outflow < 1:
@@ -115,7 +115,8 @@ def _judge(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFa
         yield Finding(entity, report.period, "LCR_MIN", "lifted", cell_name(LCR), legal="CRR Art. 8", kind="waiver")
 
 
-def _amount(figures: Figures, cell: CellKey) -> Decimal | None:
+def amount_in(figures: Figures, cell: CellKey) -> Decimal | None:
+    """The reported number of a cell; None if the report has none."""
     value = read_figure(figures, cell).value
     return value if isinstance(value, Decimal) else None
 
@@ -127,7 +128,7 @@ def _total(amounts: Sequence[Decimal | None]) -> Decimal | None:
 
 def _why_unknown(figures: Figures, cell: CellKey, amount: Decimal | None) -> str:
     """Why the figure without the amount is not known; "" if it is."""
-    figure, reported = read_figure(figures, cell), _amount(figures, cell)
+    figure, reported = read_figure(figures, cell), amount_in(figures, cell)
     if amount is None:
         return "the note states no amount"
     if reported is None:
@@ -144,20 +145,25 @@ def _capital(
 
     The legal order is minimum, TSCR, overall requirement; within an order CET1 comes first, then Tier 1, then total capital.
     """
-    trea = _amount(figures, TREA)
+    trea = amount_in(figures, TREA)
     if not trea or trea < 0:
         yield f"{rule}: {cell_name(TREA)} is not reported or not above 0"
         return
+    for suffix, row, capital, limit in capital_limits(figures, trea):
+        if capital is None and suffix == "_MIN":
+            yield f"{rule}: {cell_name(LEGS[row][0])} is not reported"
+        if capital is not None and limit is not None and (capital - amount) / trea < limit:
+            value, _ = round_ratio((capital - amount) / trea, limit)
+            yield rule + suffix, cell_name(("C_03.00", row, "c0010")), value, limit
+            return
+
+
+def capital_limits(figures: Figures, trea: Decimal) -> Iterator[tuple[str, str, Decimal | None, Decimal | None]]:
+    """(end of the rule, row of the ratio in C 03.00, capital, requirement), the most severe one first; None: not reported."""
     for order, suffix in enumerate(LIMIT_RULES):
         for row, (numerator, minimum, tscr, overall, _) in LEGS.items():
-            capital = _amount(figures, numerator)
             limit = (minimum, _ratio(figures, tscr), _overall(figures, tscr, overall, trea))[order]
-            if capital is None and order == 0:
-                yield f"{rule}: {cell_name(numerator)} is not reported"
-            if capital is not None and limit is not None and (capital - amount) / trea < limit:
-                value, _ = round_ratio((capital - amount) / trea, limit)
-                yield rule + suffix, cell_name(("C_03.00", row, "c0010")), value, limit
-                return
+            yield suffix, row, amount_in(figures, numerator), limit
 
 
 def limit_rule(result: RuleResult) -> str:
@@ -173,19 +179,31 @@ def limit_rule(result: RuleResult) -> str:
 
 
 def _ratio(figures: Figures, row: str) -> Decimal | None:
-    return _amount(figures, ("C_03.00", row, "c0010"))
+    return amount_in(figures, ("C_03.00", row, "c0010"))
 
 
 def _overall(figures: Figures, tscr: str, overall: str, trea: Decimal) -> Decimal | None:
     """The overall requirement: as reported, else TSCR and the combined buffer (CRD Art. 141a)."""
-    reported, share, buffer = _ratio(figures, overall), _ratio(figures, tscr), _amount(figures, COMBINED_BUFFER)
+    reported, share, buffer = _ratio(figures, overall), _ratio(figures, tscr), amount_in(figures, COMBINED_BUFFER)
     if reported is not None or share is None or buffer is None:
         return reported
     return share + buffer / trea
 
 
 def _connected(figures: Figures, fact: NoteFact) -> Iterator[tuple[str, Decimal, Decimal] | str]:
-    """(cell of the first client, share of all together, limit) if it is above the limit (CRR Art. 395(1)).
+    """(cell of the first client, share of all together, limit) if it is above the limit (CRR Art. 395(1))."""
+    found = connected_shares(figures, fact)
+    if isinstance(found, str):
+        yield found
+        return
+    shares, limit = found
+    total = sum((share for _, share in shares), Decimal(0))
+    if total > limit:
+        yield cell_name(SHARE, shares[0][0]), total, limit
+
+
+def connected_shares(figures: Figures, fact: NoteFact) -> tuple[list[tuple[str, Decimal]], Decimal] | str:
+    """([(row, share of Tier 1) of each client], their limit together); a sentence if the report does not have them.
 
     If one of them is an institution, the bank's limit for institutions applies where that is higher, as long as the others
     together keep to 25%.
@@ -194,21 +212,18 @@ def _connected(figures: Figures, fact: NoteFact) -> Iterator[tuple[str, Decimal,
     missing = [client for client in fact.who if client not in keys.values()]
     if missing or len(keys) < 2:
         named = f"{missing[0]} has no row in C 28.00" if missing else "the note does not name two clients of C 28.00"
-        yield f"LE_CONNECTED: {named}"
-        return
+        return f"LE_CONNECTED: {named}"
     shares = [_share(figures, key) for key in keys]
     for share in shares:
         if not isinstance(share.value, Decimal):
-            yield f"LE_CONNECTED: {cell_name(SHARE, share.row)} is {share.source}"
-            return
+            return f"LE_CONNECTED: {cell_name(SHARE, share.row)} is {share.source}"
     values = [share.value for share in shares if isinstance(share.value, Decimal)]
     institutions = [str(read_figure(figures, TYPE, key).value).endswith(INSTITUTION) for key in keys]
     limit = LARGEST_SHARE
     others = [value for value, institution in zip(values, institutions, strict=True) if not institution]
     if any(institutions) and sum(others) <= LARGEST_SHARE:
-        limit = max(limit, _amount(figures, LIMIT_FOR_INSTITUTIONS) or limit)
-    if sum(values) > limit:
-        yield cell_name(SHARE, shares[0].row), sum(values, Decimal(0)), limit
+        limit = max(limit, amount_in(figures, LIMIT_FOR_INSTITUTIONS) or limit)
+    return [(share.row, value) for share, value in zip(shares, values, strict=True)], limit
 
 
 def _share(figures: Figures, key: Key) -> Figure:

@@ -120,6 +120,33 @@ def test_checks_are_read_and_a_lifted_rule_is_no_violation():
     assert parse_answer("Checks:\nLCR 101% > 100%: met\nDirective:\nx").rule_ids == ()
 
 
+def test_a_line_that_begins_with_a_sign_is_on_the_figure_above():
+    lines = ["CET1 ratio 7.31% >= 4.5%: met", "< 9.34%: OCR_CET1, CRD Art. 141a(a)"]
+    answer = parse_answer("\n".join(["Checks:", *lines, "Directive:", "x"]))
+    assert answer.void == 0 and answer.claims[1] == read_line(f"CET1 ratio 7.31% {lines[1]}")
+    numbered = "\n".join(["Checks:", *(f"{number}. {line}" for number, line in enumerate(lines, 1)), "> 9%: met"])
+    assert parse_answer(numbered).claims[:2] == answer.claims
+    assert parse_answer("\n".join(["Checks:", lines[0], "Waiver: lifts LCR_MIN, CRR Art. 8", lines[1]])).void == 1
+    assert parse_answer("\n".join(["Checks:", lines[1]])) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "value", "relation", "limit"),
+    [
+        ("LCR 1010 / 1000 = 101% != 104%: LCR_CALC, 2015/61 Art. 4(1)", "lcr", "1.04", "expected", "1.01"),
+        ("LCR 1010 / 1000 = 101% = 101%: met", "lcr", "1.01", "expected", "1.01"),
+        ("CET1 73.1 mn - 4 mn = 69.1 mn: PROFIT_COUNTED, CRR Art. 26(2)", "cet1", "73100000", "max", "69100000"),
+        ("Tier 1 ratio 120 - 70 = 50, 50 / 1000 = 5% < 6%: OWN_SHARES_MIN, CRR Art. 92(1)", "tier 1 ratio", "0.05", "min", "0.06"),
+        ("Client Arno SRL 26.01% > 25%: LE_LIMIT, CRR Art. 395(1)", "client arno srl", "0.2601", "max", "0.25"),
+        ("Client Bern & Co 2 15% + 13% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)", "client bern & co 2", "0.28", "max", "0.25"),
+    ],
+)  # fmt: skip
+def test_a_check_with_its_working(line, where, value, relation, limit):
+    claim = read_line(line)
+    assert (claim.where, claim.relation) == (where, relation)
+    assert (claim.value, claim.limit) == (Decimal(value), Decimal(limit))
+
+
 def test_the_findings_of_an_example_are_claims():
     rule, cell, value, limit, legal = LCR.split(" | ")
     finding = {"rule": rule, "cell": cell, "value": value, "limit": limit, "legal": legal}

@@ -169,6 +169,33 @@ def test_the_reader_of_answers():
     ] and checks.facts is None
 
 
+def test_the_reader_of_checks():
+    told = read_told(
+        "Note:\nnone\nChecks:\nCET1 ratio 7.31% >= 4.5%: met\n< 9.34%: OCR_CET1, CRD Art. 141a(a)\n"
+        "LCR 1010 / 1000 = 101% != 104%: LCR_CALC, 2015/61 Art. 4(1)\nCET1 73.1 mn - 4 mn = 69.1 mn: PROFIT_COUNTED, CRR Art. 26(2)\n"
+        "Client Arno 2 15% + 13% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)\nWaiver: lifts LCR_MIN, CRR Art. 8\nDirective:\nBuy."
+    )
+    assert told.facts == () and [(line.rule, line.cell, line.value, line.limit) for line in told.lines] == [
+        ("OCR_CET1", "CET1 ratio", "7.31%", "min 9.34%"),
+        ("LCR_CALC", "LCR", "104%", "expected 101%"),
+        ("PROFIT_COUNTED", "CET1", "73.1 mn", "max 69.1 mn"),
+        ("LE_CONNECTED", "Client Arno 2", "28%", "max 25%"),
+    ]
+
+
+def test_the_working_of_a_check_must_be_right():
+    report = "Some Bank\nLiquidity buffer 601610 k\nNet outflow 500000 k\nLCR 120.32%\nNote: Bonds are pledged."
+    stated = [{"kind": "pledged", "applies": True, "amount": "41000000", "who": []}]
+    for left, expected in (("560610", set()), ("650610", {"consequence"})):
+        line = f"Liquidity buffer 601610 k - 41000 k = {left} k: PLEDGED_COUNTED, 2015/61 Art. 7(2)"
+        messages = [
+            {"role": "user", "content": report},
+            {"role": "assistant", "content": f"Checks:\n{line}\nDirective:\nx"},
+        ]
+        one = {"messages": messages, "violations": ["PLEDGED_COUNTED"], "note_facts": stated}
+        assert {case for case, _ in judge(one)} == expected
+
+
 def test_examples_that_keep_to_the_law_draw_no_complaint():
     assert cases() == cases([COUNTED], [PLEDGED]) == set()
     below = [COUNTED.replace("99500", "95000"), LCR_PLEDGED]

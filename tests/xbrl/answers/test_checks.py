@@ -1,0 +1,174 @@
+"""The short form of an answer: a line for each limit of each figure, and what follows from a note step by step."""
+
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from xbrl.answers.answer_reader import parse_answer, read_line
+from xbrl.answers.answers import write_checks, write_violation
+from xbrl.answers.checks import check_of, fact_checks, in_one_unit, report_checks
+from xbrl.corpus.report_figures import short_rules
+from xbrl.read.filed_report import Fact, Report
+from xbrl.rules.findings import apply_findings
+from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, SHARE, TREA, NoteFact, consequences
+from xbrl.rules.rules import evaluate
+
+C_03 = [("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 140, 150, 130, 170, 180, 160)]
+RATIOS = dict(zip(C_03, ("0.0731", "0.12", "0.15", "0.0506", "0.0675", "0.09", "0.0934", "0.11", "0.14"), strict=True))
+AMOUNTS = {
+    **{CET1: "73100000", ("C_01.00", "r0015", "c0010"): "120000000", ("C_01.00", "r0010", "c0010"): "150000000"},
+    **{TREA: "1000000000", BUFFER: "601610000", OUTFLOW: "639790000"},
+}
+OTHERS = {LCR: "0.9403", ("C_47.00", "r0340", "c0010"): "0.05", ("C_84.00.a", "r0220", "c0040"): "1.1"}
+CLIENTS = {"Arno SRL": "0.15", "Bern & Co 2": "0.2601", "Cato AG": "0.13"}
+
+
+def make_report(clients=CLIENTS, **changes) -> Report:
+    """The report of a bank in thousands of EUR; `changes` of cells by row, such as r0030=None."""
+    figures = {cell: changes.get(cell[1] + cell[0][:4], value) for cell, value in (RATIOS | AMOUNTS | OTHERS).items()}
+    facts = [
+        Fact("", Decimal(value), "iso4217:EUR" if cell in AMOUNTS else "xbrli:pure", -3 if cell in AMOUNTS else 4, "", "", {}, cell)
+        for cell, value in figures.items()
+        if value is not None
+    ]  # fmt: skip
+    facts += [Fact("", Decimal(v), "xbrli:pure", 4, "", "", {"qINC": name}, SHARE) for name, v in clients.items()]
+    return Report(Path(), "", "LEI", "2026-03-31", "EUR", {}, tuple(facts), ())
+
+
+def fact(kind, amount=None, who=()) -> NoteFact:
+    return NoteFact(kind, True, None if amount is None else Decimal(amount), who)
+
+
+def lines(report, *facts) -> list[str]:
+    return [str(check) for check in fact_checks(report, facts)]
+
+
+def test_every_limit_of_every_figure_in_the_order_of_the_report():
+    report = make_report()
+    checks = report_checks(report, evaluate(report, short_rules()))
+    assert write_checks(checks, "To the Board").splitlines() == [
+        "Checks:",
+        "CET1 ratio 7.31% >= 4.5%: met",
+        ">= 5.06%: met",
+        "< 9.34%: OCR_CET1, CRD Art. 141a(a)",
+        "Tier 1 ratio 12% >= 6%: met",
+        ">= 6.75%: met",
+        ">= 11%: met",
+        "Total capital ratio 15% >= 8%: met",
+        ">= 9%: met",
+        ">= 14%: met",
+        "TSCR 9% >= 8%: met",
+        "TSCR CET1 5.06% >= 4.5%: met",
+        "TSCR Tier 1 6.75% >= 6%: met",
+        "Client Arno SRL 15% <= 25%: met",
+        "Client Bern & Co 2 26.01% > 25%: LE_LIMIT, CRR Art. 395(1)",
+        "Client Cato AG 13% <= 25%: met",
+        "Leverage ratio 5% >= 3%: met",
+        "LCR 94.03% < 100%: LCR_MIN, CRR Art. 412(1)",
+        "LCR 601610 / 639790 = 94.03% = 94.03%: met",
+        "NSFR 110% >= 100%: met",
+        "Directive:",
+        "To the Board",
+    ]
+
+
+def test_a_ratio_that_is_left_out_or_contradicts_its_parts_has_its_quotient():
+    without = make_report(r0030C_76=None, r0140C_03=None)
+    found = [str(check) for check in report_checks(without, evaluate(without, short_rules()))]
+    assert [line for line in found if line.startswith("LCR")] == [
+        "LCR 601610 / 639790 = 94.03% < 100%: LCR_MIN, CRR Art. 412(1)"
+    ]
+    assert [line for line in found if line.startswith("CET1")][1].startswith("CET1 ratio 7.31% < 9.34%")
+    wrong = make_report(r0030C_76="1.01")
+    found = [str(check) for check in report_checks(wrong, evaluate(wrong, short_rules()))]
+    assert "LCR 601610 / 639790 = 94.03% != 101%: LCR_CALC, 2015/61 Art. 4(1)" in found
+
+
+def test_pledged_assets_leave_the_buffer_and_the_ratio():
+    assert lines(make_report(), fact("pledged", 41_000_000)) == [
+        "Liquidity buffer 601610 k - 41000 k = 560610 k: PLEDGED_COUNTED, 2015/61 Art. 7(2)",
+        "LCR 560610 / 639790 = 87.62% < 100%: LCR_PLEDGED, 2015/61 Art. 4(2)",
+    ]
+    assert (
+        lines(make_report(r0020C_76="500000000"), fact("pledged", 600_000))[1]
+        == "LCR 601010 / 500000 = 120.2% >= 100%: met"
+    )
+    waived = lines(make_report(), fact("pledged", 41_000_000), fact("waiver"))
+    assert len(waived) == 2 and waived[1] == "Waiver: lifts LCR_MIN, CRR Art. 8"
+    assert lines(make_report(), replace(fact("pledged", 41_000_000), applies=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        (
+            4_000_000,
+            ["CET1 ratio 69.1 / 1000 = 6.91% < 9.34%: INTERIM_PROFIT, CRR Art. 26(2)"],
+        ),
+        (
+            61_000_000,  # of two requirements that are missed, the minimum of the first leg
+            ["CET1 ratio 12.1 / 1000 = 1.21% < 4.5%: INTERIM_PROFIT_MIN, CRR Art. 92(1)"],
+        ),
+    ],
+)
+def test_profit_leaves_capital_up_to_the_first_ratio_that_misses(amount, expected):
+    counted, *ratios = lines(make_report(), fact("profit", amount))
+    assert counted.startswith("CET1 73.1 mn - ") and counted.endswith(": PROFIT_COUNTED, CRR Art. 26(2)")
+    assert ratios == expected
+
+
+def test_own_shares_show_each_ratio_until_one_misses():
+    report = make_report(r0170C_03="0.05", r0010C_03="0.0731")
+    assert lines(report, fact("own_shares", 10_000_000))[1:] == [
+        "CET1 ratio 63.1 / 1000 = 6.31% >= 5%: met",
+        "Tier 1 ratio 120 - 10 = 110, 110 / 1000 = 11% >= 11%: met",
+        "Total capital ratio 150 - 10 = 140, 140 / 1000 = 14% >= 14%: met",
+    ]
+    assert lines(report, fact("own_shares", 10_000_001))[2].endswith(": OWN_SHARES, CRR Art. 28(1)(b)")
+
+
+def test_connected_clients_are_added_up():
+    for who, line in (
+        (("Arno SRL", "Cato AG"), "Client Arno SRL 15% + 13% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)"),
+        (("Cato AG", "Arno SRL"), "Client Cato AG 13% + 15% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)"),
+    ):
+        assert lines(make_report(), fact("connected", who=who)) == [line]
+    small = make_report(CLIENTS | {"Cato AG": "0.1"})
+    assert lines(small, fact("connected", who=("Arno SRL", "Cato AG"))) == [
+        "Client Arno SRL 15% + 10% = 25% <= 25%: met"
+    ]
+    assert lines(make_report(), fact("connected", who=("Arno SRL", "Dora"))) == []
+
+
+def test_a_check_says_what_the_line_of_a_violation_says():
+    """Rule, cell, value, limit and article, also of what follows from notes."""
+    report = make_report(r0030C_76="1.01")
+    results = evaluate(report, short_rules())
+    for facts in (
+        [fact("pledged", 41_000_000), fact("profit", 4_000_000), fact("connected", who=("Arno SRL", "Cato AG"))],
+        [fact("profit", 61_000_000), fact("own_shares", 1_000_000)],
+    ):
+        violated = apply_findings(results, consequences(report, results, facts))
+        checks = [*report_checks(report, results), *fact_checks(report, facts)]
+        answer = parse_answer(write_checks(checks, "x", facts))
+        assert answer and answer.void == 0 and answer.notes == tuple(facts)
+        assert {claim for claim in answer.claims if claim.state == "violated"} == {
+            read_line(write_violation(result, "labels")) for result in violated
+        }
+    assert parse_answer(write_checks([], "x", [])) == parse_answer("Note:\nnone\nChecks:\nnone\nDirective:\nx")
+
+
+def test_amounts_stand_in_one_unit():
+    amounts = [Decimal(text) for text in ("1200000000", "41000000", "483089")]
+    assert in_one_unit(*amounts[:2]) == ["1200 mn", "41 mn"]
+    assert in_one_unit(*amounts[1:]) == ["41000000", "483089"] and in_one_unit(amounts[0]) == ["1.2 bn"]
+
+
+def test_only_what_is_decided_has_a_check():
+    report = make_report(r0010C_03=None)
+    found = {result.rule_id: result for result in evaluate(report, short_rules())}
+    assert str(check_of(found["CET1_MIN"])) == "CET1 ratio 73.1 / 1000 = 7.31% >= 4.5%: met"  # recomputed
+    none = make_report(r0010C_03=None, r0020C_01=None)
+    assert not any(str(one).startswith("CET1") for one in report_checks(none, evaluate(none, short_rules())))
