@@ -62,6 +62,11 @@ class Deal:
         """The micro-batches of one rank. Every rank gets the same number; some may be empty (`()`)."""
         return [micro_batch[rank // self.context] for micro_batch in self.items]
 
+    def ranks_of(self, group: int) -> str:
+        """Who computes the items at the place `group`: `rank 3`, or `ranks 4 to 7` that share them."""
+        first = group * self.context
+        return f"rank {first}" if self.context == 1 else f"ranks {first} to {first + self.context - 1}"
+
     def part_of_rank(self, batch: "MicroBatch", rank: int) -> "MicroBatch":
         """What one rank computes of a micro-batch of its items: all of it, unless ranks share it."""
         if self.context == 1:

@@ -29,6 +29,7 @@ def test_each_token_and_each_target_is_on_one_rank(ranks, lengths) -> None:
     corpus = Corpus((documents(lengths or (4,)), documents((6,))), ("main", "other"), (0.5, 0.5))
     deal = Dealer(256, one_per_token, context=ranks).deal(range(len(lengths)), corpus, 2 * ranks)
     assert len(deal.items[0]) == 2  # groups
+    assert deal.ranks_of(1) == f"ranks {ranks} to {2 * ranks - 1}"
     whole = collate(tuple(range(len(lengths))), corpus)
     parts = [deal.part_of_rank(whole, ranks + rank) for rank in range(ranks)]  # of the second group
     tokens = whole.input_ids.shape[1]
@@ -51,7 +52,7 @@ def test_one_rank_keeps_the_micro_batch_itself() -> None:
     made = documents((5, 7))
     deal = Dealer(64, one_per_token).deal((0, 1), made, 2)
     batch = collate((0, 1), made)
-    assert deal.context == 1 and deal.part_of_rank(batch, 1) is batch
+    assert deal.ranks_of(1) == "rank 1" and deal.context == 1 and deal.part_of_rank(batch, 1) is batch
 
 
 def config(model: Model, **sharding) -> Config:
