@@ -65,6 +65,7 @@ from distributed.low_memory import CHUNK
 from distributed.process_group import Ranks, StopSignal, agree_any, barrier, read_on_first
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import before_micro_batch, flat_shard, local, local_shard, reshard, sum_over_shards
+from model.architectures import has_experts
 from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names, whole
 from model.loss import TokenLosses, chunked, negative_log_likelihood
 
@@ -436,6 +437,11 @@ def start_penalty(
                 fisher = estimate_fisher(model, old_domain, settings, dealer, strategy, stop, say)
             if fisher is None:
                 return None
+            if old_domain is not None and has_experts(model.causal_lm.config):
+                from model.experts import unseen_warnings
+
+                for line in unseen_warnings(fisher, parameters):
+                    say(line)
             if first_new_row is not None:
                 for name in vocabulary & fisher.keys():
                     fisher[name][max(0, first_new_row - local_shard(parameters[name])[1]) :] = 0.0

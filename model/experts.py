@@ -11,10 +11,13 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from data.batches import MicroBatch, StepBatch
+from distributed.sharding import sum_over_shards
 from model.weight_files import StoredTensor
 
 GROUPS = 4  # of consecutive layers, for the curves
@@ -59,6 +62,50 @@ def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, tor
     if not names:
         return {name: tensor}
     return dict(zip(names, tensor.reshape(len(names), -1, tensor.shape[2]), strict=True))
+
+
+# --- What is said of them, and a simulation ---------------------------------------------------------------------------
+
+
+def sharing_warnings(model: nn.Module) -> list[str]:
+    """A warning where more ranks share a sharded model than a layer has experts, because each of them is on one rank."""
+    experts = [parameter for parameter in model.parameters() if parameter.dim() == 3 and isinstance(parameter, DTensor)]
+    shapes = {(p.device_mesh.size(p.device_mesh.ndim - 1), len(p)) for p in experts}
+    return [
+        f"{ranks} ranks share the {experts} experts of a layer: some hold none, and the others as much as with {experts} ranks; "
+        f"sharding.strategy=hybrid with a sharding.shard_size of at most {experts} takes hardly more and sends less"
+        for ranks, experts in shapes
+        if ranks > experts
+    ]
+
+
+def unseen_warnings(fisher: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter]) -> list[str]:
+    """A warning about experts whose Fisher diagonal is zero, because their routers sent them no token. A collective.
+
+    fisher: this rank's shards by name, as `estimate_fisher` returns them.
+    """
+    unseen, total = 0, 0
+    for name, parameter in parameters.items():
+        if name.endswith("experts.down_proj"):
+            zeros = (fisher[name].flatten(1) == 0).all(dim=1).sum().double()
+            unseen, total = unseen + round(sum_over_shards(zeros, parameter).item()), total + len(parameter)
+    if not unseen:
+        return []
+    return [
+        f"warning: EWC: no token of its documents reached {unseen} of {total} experts, which are therefore not held; raise "
+        "ewc.documents, or set ewc.estimator=l2"
+    ]
+
+
+class FakeProducts(TorchFunctionMode):
+    """Products of experts on fake tensors of any dtype: torch's own exist in bf16 only, and those of transformers for processors
+    without torch's keep the same and give the same.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        if func is torch._grouped_mm and args[0].dtype != torch.bfloat16:
+            return torch.ops.transformers.grouped_mm_fallback(*args, kwargs["offs"])
+        return func(*args, **(kwargs or {}))
 
 
 # --- Balance ----------------------------------------------------------------------------------------------------------

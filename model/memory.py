@@ -9,6 +9,7 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
 import bisect
+import contextlib
 import copy
 import functools
 import weakref
@@ -28,7 +29,7 @@ from distributed.activation_checkpointing import checkpoint_activations, tile_ml
 from distributed.low_memory import new_moments
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers
-from model.architectures import head_settings
+from model.architectures import has_experts, head_settings
 from model.flops import Work, count_work
 from model.language_model import PackedLanguageModel, build_on_meta
 from model.lora import add_adapters
@@ -362,7 +363,12 @@ def _run_layers(
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after)
     ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    with live:
+    products = contextlib.nullcontext()
+    if has_experts(model.causal_lm.config):
+        from model.experts import FakeProducts
+
+        products = FakeProducts()
+    with live, products:
         hidden = model.causal_lm.base_model(
             input_ids=torch.zeros(1, tokens, dtype=torch.int64),
             position_ids=torch.arange(tokens)[None],  # of one document: only their number matters

@@ -117,12 +117,13 @@ def write_tiny_model(
     layers: int = 2,
     hidden: int = 64,
     seed: int = 0,
+    **changes: object,
 ) -> Path:
     """Save a random fp32 model of `family` (a key of FAMILIES or OTHER_FAMILIES) with its tokenizer; return `directory`.
 
     4 query heads share 2 key-value heads. Weights have standard deviation 0.1, so that attention is far from uniform, and
     biases and norms get noise of 0.1. eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259: 256 bytes and
-    3 special tokens.
+    3 special tokens. changes: to config.json.
     """
     directory = Path(directory)
     model_type, extra = (FAMILIES | OTHER_FAMILIES)[family]
@@ -142,7 +143,7 @@ def write_tiny_model(
         eos_token_id=2,
         pad_token_id=2,
         dtype="float32",
-        **({"intermediate_size": 2 * hidden} | extra),
+        **({"intermediate_size": 2 * hidden} | extra | changes),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -13,7 +13,7 @@ from configs.load import FORMATS
 from data.dealing import Deal
 from distributed.gradients import bytes_per_parameter
 from distributed.process_group import Ranks, read_on_first
-from model.architectures import origin
+from model.architectures import has_experts, origin
 from model.flops import Peak
 from model.language_model import num_parameters, num_trained
 from training.inputs import Inputs
@@ -83,6 +83,10 @@ def describe_run(
     if inputs.asked and inputs.asked.control_line:
         warnings.append(f"run.eval_generate: {inputs.asked.control_line}")
     warnings += uneven
+    if has_experts(model_config):
+        from model.experts import sharing_warnings
+
+        warnings += sharing_warnings(model)
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details += [memory_line(settings.memory, bytes_per_parameter(optimizer)), *disks]
     path = Path(config.run.directory, config.run.name, "start.txt")

@@ -5,22 +5,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from common.errors import UserError
-from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
+from configs.config import EWC, Batch, Config, Data, LoRA, Model, Optimizer, Run
 from data.batches import MicroBatch, collate
 from data.context import part_of
+from data.dealing import Dealer, one_per_token
 from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
 from distributed.compiled_layers import compile_layers
 from distributed.optimizer import adamw
 from distributed.sharding import decoder_layers
 from model.architectures import read_model_config
 from model.build import build_to_train
+from model.ewc import start_penalty
 from model.experts import Routers, auxiliary_factor
 from model.language_model import build_on_meta, check_weights, load_weights
 from model.loss import visit_logits
@@ -36,13 +37,6 @@ FACTOR = 0.3
 @pytest.fixture(scope="module", params=FAMILIES)
 def path(request, tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("experts") / "model", family=request.param, tied=False)
-
-
-@pytest.fixture
-def alone():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def eager(path, made, factor: float = 0.0) -> tuple[torch.nn.Module, torch.Tensor, list[torch.Tensor]]:
@@ -78,7 +72,7 @@ def assert_same_gradients(ours: torch.nn.Module, theirs: torch.nn.Module) -> Non
 
 
 @pytest.mark.parametrize("mode", ["none", "full", "selective", "tiles"])
-def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, alone, mode) -> None:
+def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, ranks, mode) -> None:
     """Routers included, in one micro-batch of packed documents, also where backward computes layers again."""
     made = documents(LENGTHS)
     packed = load(path)
@@ -139,7 +133,7 @@ def test_backward_under_checkpointing_does_not_choose_again(path, tiles) -> None
     assert all(torch.equal(a, b) for a, b in zip(gradients["none"], gradients["full"], strict=True))
 
 
-def test_shares_are_those_of_the_micro_batches_so_far(path, alone) -> None:
+def test_shares_are_those_of_the_micro_batches_so_far(path, ranks) -> None:
     """The second micro-batch is judged by what both chose; probabilities are means over the tokens of the step."""
     made, packed = documents(LENGTHS), load(path)
     routers = Routers(packed, FACTOR, packed.causal_lm.config, torch.device("cpu"))
@@ -168,7 +162,7 @@ def test_shares_are_those_of_the_micro_batches_so_far(path, alone) -> None:
     assert routers.curves()["router/largest_share/layers_01"] == 0.0  # a new window
 
 
-def test_tokens_that_fill_up_are_not_counted(path, alone) -> None:
+def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
     """Of an empty micro-batch, and of a row that ranks share."""
     made, packed = documents([37, 5, 9]), load(path)
     batch = collate((0, 1, 2), made)
@@ -200,6 +194,24 @@ def test_experts_that_saw_nothing_have_a_gradient_of_zero(path) -> None:
         for name, parameter in layer.mlp.experts.named_parameters():
             hit = {expert for expert in range(6) if parameter.grad[expert].abs().max() > 0}
             assert hit <= chosen and hit, name
+
+
+def test_ewc_says_which_experts_it_does_not_hold(path, tmp_path, ranks) -> None:
+    settings, said, packed = EWC(1.0, ("old.jsonl",), documents=1, estimator="empirical"), [], load(path)
+    dealer, stop = Dealer(256, one_per_token), SimpleNamespace(agreed=lambda: False, ranks=ranks)
+    penalty = start_penalty(packed, settings, tmp_path / "ewc", documents([3]), dealer, "full", stop, said.append)
+    assert penalty is not None
+    parameters = {name: one for name, one in penalty.parameters.items() if name.endswith("experts.down_proj")}
+    unseen = {name: (penalty.anchor.fisher[name].flatten(1) == 0).all(dim=1) for name in parameters}
+    count = int(sum(one.sum() for one in unseen.values()))
+    assert 0 < count < 12 and sum(f"reached {count} of 12 experts" in line for line in said) == 1
+    for one in penalty.parameters.values():
+        one.data.add_(0.1)
+        one.grad = torch.zeros_like(one)
+    penalty.add_gradient(0)
+    for name, parameter in parameters.items():
+        is_free = (parameter.grad.flatten(1) == 0).all(dim=1)
+        assert torch.equal(is_free, unseen[name]), name
 
 
 def test_experts_in_one_tensor_of_the_files_are_read_too(tmp_path) -> None:
@@ -238,7 +250,7 @@ def test_what_does_not_fit_is_said(tmp_path, path) -> None:
         compile_layers(decoder_layers(load(path)))
 
 
-@pytest.mark.parametrize("memory", ["16N", "14N", "12N", "8N"])
+@pytest.mark.parametrize("memory", ["16N", "14N", "12N", "8N", "6N"])
 def test_every_optimizer_memory_updates_experts_and_decays_no_bias(path, memory) -> None:
     config = read_model_config(str(path))
     packed = build_on_meta(config).to(torch.float32 if memory == "16N" else torch.bfloat16)
