@@ -40,6 +40,11 @@ def check_memory(memory: str) -> None:
             raise UserError("optimizer.memory=6N needs torchao for its 8-bit moments: pip install torchao") from error
 
 
+def decays(name: str, dimensions: int) -> bool:
+    """Whether weight decay acts on a parameter: on matrices, and not on biases, of which those of experts have two dimensions."""
+    return dimensions >= 2 and not name.endswith("_bias")
+
+
 def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) with weight decay on matrices only, those of experts too, and its moments allocated.
 
@@ -52,10 +57,12 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
         raise ValueError(
             f"{wrong[0]} is {parameters[wrong[0]].dtype}, but optimizer.memory={settings.memory} needs {expected}"
         )
-    decays = {name: p.dim() >= 2 and not name.endswith("_bias") for name, p in parameters.items()}  # biases of experts
     groups = [
-        {"params": [p for name, p in parameters.items() if decays[name]], "weight_decay": settings.weight_decay},
-        {"params": [p for name, p in parameters.items() if not decays[name]], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in parameters.items() if decays(name, p.dim())],
+            "weight_decay": settings.weight_decay,
+        },
+        {"params": [p for name, p in parameters.items() if not decays(name, p.dim())], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}

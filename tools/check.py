@@ -404,6 +404,9 @@ def judge_first_step(check: Check, reference: dict) -> list[Result]:
         text = "the reference knows no KL to the base, by which a source of data.mix is trained"
         return [Result(GROUP, name, SKIPPED, text) for name in ("loss", "gradient norm", "gradient")]
     loss = check.line(GROUP, "loss", lambda: judge_first(straight, reference, sample, floor, LOSS))
+    if reference.get("router_aux"):
+        text = "the reference knows no auxiliary loss of the routers, whose gradient the run adds; model.router_aux=0 shows the rest"
+        return [loss, *(Result(GROUP, name, SKIPPED, text) for name in ("gradient norm", "gradient"))]
     frozen = check.on_first(lambda: sorted(tensors.keys() - set(trained(first))) if first.is_dir() else [])
     if frozen:  # by this train.py, which the reference does not know
         text = f"{counted(len(frozen), 'tensor')} such as {frozen[0]} are not trained; the reference has the gradient of all"

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from configs.config import Config
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
 from distributed.low_memory import make_code_maps
+from distributed.optimizer import decays
 from model.language_model import stored_form
 from model.weight_files import stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
@@ -342,7 +343,7 @@ def measure_moves(
                     )
                     continue
                 has_moments = is_adamw and all(key in now for key in MOMENTS)
-                moved = found[name] = Moved(name, len(meta.size) >= 2, has_moments)
+                moved = found[name] = Moved(name, decays(name, len(meta.size)), has_moments)
                 if has_moments and (first := float((now["exp_avg"] / (1 - beta1)).square().sum())):
                     moved.betas = float(now["exp_avg_sq"].sum()) / (1 - beta2) / first
             before = states

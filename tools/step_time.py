@@ -121,21 +121,26 @@ def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     keys = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
     intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    if chosen := getattr(config, "num_experts_per_tok", None):
+        intermediate = chosen * getattr(config, "moe_intermediate_size", intermediate)
+        intermediate += getattr(config, "shared_expert_intermediate_size", 0)
     rotated, attention = heads * head_dim + keys, 2 * heads * head_dim + 2 * keys
     if is_compiled:
         return 8 * config.hidden_size + 2 * rotated + attention + 3 * intermediate
     return (2 * 16 + 2 * 3) * config.hidden_size + 10 * rotated + attention + 5 * intermediate
 
 
-def _share_of_tiles(shape: ModelShape) -> float:
+def share_of_tiles(shape: ModelShape) -> float:
     """The share of a layer's products that `model.mlp_tiles` computes once more: those whose result is the intermediate of
     the MLP. torch's checkpoint stops before the last product, because backward does not need its result.
     """
-    matrices = [one for one in shape.layers[0].shapes if len(one) == 2]
-    size = getattr(shape.config, "intermediate_size", None) or 4 * shape.config.hidden_size
-    return sum(rows * columns for rows, columns in matrices if rows in (size, 2 * size)) / sum(
-        a * b for a, b in matrices
-    )
+    config, shapes = shape.config, shape.layers[0].shapes
+    chosen = getattr(config, "num_experts_per_tok", None) or 0
+    experts = sum(chosen * rows * columns for _, rows, columns in (one for one in shapes if len(one) == 3))
+    matrices = [one for one in shapes if len(one) == 2]
+    size = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    again = 2 / 3 * experts or sum(rows * columns for rows, columns in matrices if rows in (size, 2 * size))
+    return again / (experts + sum(rows * columns for rows, columns in matrices))
 
 
 def _mean_parts(
@@ -172,7 +177,7 @@ class _Run:
         self.repeated = share  # of what is elementwise
         self.recomputed = 0.0 if mode == "selective" else share  # of products and attention
         self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
-        self.tiled = _share_of_tiles(shape) if config.model.mlp_tiles > 1 else 0.0  # of products, in backward
+        self.tiled = share_of_tiles(shape) if config.model.mlp_tiles > 1 else 0.0  # of products, in backward
         self.context = layout.context
         self.is_compiled = config.model.compile
         # Gathers of the model by a micro-batch: an untied embedding and head are gathered once, the rest also for backward.

@@ -1,11 +1,13 @@
 """A context group's micro-batch is cut so that every token and every target belongs to exactly one rank."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from common.errors import UserError
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
 from configs.load import check_config, check_world
 from data.batches import collate
 from data.dealing import Dealer, one_per_token
@@ -70,5 +72,8 @@ def test_what_cannot_be_is_one_sentence(tmp_path) -> None:
     for other, needed in (("activation_checkpointing", "selective"), ("compile", True)):
         with pytest.raises(UserError, match=f"model.mlp_tiles=2 needs model.{other}="):
             check_config(config(Model("-", mlp_tiles=2, **{other: needed})))
+    mix = (Source("general", ("-",), 0.2, anchor=True),)
+    with pytest.raises(UserError, match="sharding.context=2 needs a data.mix without anchor"):
+        check_config(dataclasses.replace(config(Model("-"), context=2), data=Data(("-",), mix=mix)))
     with pytest.raises(UserError, match="model.mlp_tiles=2: a Linear has no module `mlp`"):
         tile_mlps([torch.nn.Linear(1, 1)], 2)

@@ -24,6 +24,8 @@ from tests.distributed.launch import (
 )
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
+from tools import verify
+from tools.verify import EXACT, check_files, read_record, replay, seen
 
 pytestmark = pytest.mark.slow
 FAMILIES = ("gemma2", "qwen2_sliding")  # softcaps, sliding windows, biases; with 4 ranks, keys are repeated
@@ -109,3 +111,17 @@ def test_forgetting_is_measured_on_all_tokens_once(runs) -> None:
     assert alone["step"] == shared["step"] == STEPS and alone["forgetting/kl"] > 1e-3
     for curve in ("forgetting/kl", "forgetting/perplexity_per_byte", "forgetting/agreement", "forgetting/questions"):
         assert shared[curve] == pytest.approx(alone[curve], rel=1e-4), curve
+
+
+def test_the_record_knows_the_groups_and_a_replay_of_them_gives_the_same_bits(folder, runs, monkeypatch) -> None:
+    run, said = runs / "pairs", list[str]()
+    entries = read_record(run)
+    assert list(check_files(runs / "killed", read_record(runs / "killed"), None))  # continued by other groups
+    where = [line for line in seen(entries, str(folder / "train.jsonl")) if "| steps " in line]
+    assert {line.rpartition("(")[2] for line in where} == {"ranks 0 to 1)", "ranks 2 to 3)"}
+
+    def train(command: list[str], *_: object) -> tuple[int, str]:
+        return 0, launch(folder, "replay", 4, [{"arguments": command[-1:]}])
+
+    monkeypatch.setattr(verify, "run_train", train)
+    assert replay(run, entries, 4, said.append) == EXACT and said[-1].startswith("steps 5 to 5")

@@ -263,6 +263,12 @@ def test_a_layer_of_llama_keeps_what_a_closed_form_says() -> None:
     assert selective.kept[0] == pytest.approx(1000 * (2 * h + products + 2 * a + 4 * heads), rel=0.03)
     full = counted(LLAMA, "cuda", (700, 300), activation_checkpointing="full")
     assert full.kept == (1000 * 2 * h,) * 8
+    # Two ranks share the tokens; each keeps attention's result as all tokens of its heads and as its tokens of all heads.
+    options = shape_for(CONFIG, LLAMA), with_(model={"compute_dtype": "bf16"}).model, CONFIG.lora, "cuda", (700, 300), 2
+    assert count_activations(*options).kept[0] == pytest.approx(500 * (per_token + 2 * a), rel=0.03)
+    # Of an MLP in tiles its input is left, which the norm before it keeps anyway.
+    tiled = counted(LLAMA, "cuda", (700, 300), mlp_tiles=2)
+    assert tiled.kept[0] == pytest.approx(1000 * (per_token - 8 * f), rel=0.03)
     # one layer again, and the gradients of its tensors and weights
     assert plain.kept[0] < full.in_backward[0] < 2.5 * plain.kept[0]
 

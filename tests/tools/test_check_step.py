@@ -65,6 +65,17 @@ def test_a_sound_model_passes(tmp_path, family, dtype) -> None:
     assert result.figures["documents"] == 6 and result.figures["largest_excess"] < (0.5 if dtype == "fp32" else 1)
 
 
+def test_experts_round_by_the_number_of_their_tokens_and_a_leak_is_more(tmp_path, attention) -> None:
+    write_tiny_model(tmp_path / "model", family="qwen2_moe")
+    run = read(tiny_config(tmp_path))
+    packed = load_packed(run)
+    found = check_isolation(run, packed)
+    assert found.status == OK and found.figures["leak"] < 1e-5 and "as experts round" in found.text, found.text
+    assert compared(run, packed)[1].status == OK
+    attention(merged((1,) * 4, 2, 3))
+    assert check_isolation(run, load_packed(run)).status == FAILS
+
+
 def merged(lengths: tuple[int, ...], first: int, last: int):
     """Attention in which the documents first to last of a row of `lengths` documents are one."""
 

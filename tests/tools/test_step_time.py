@@ -2,17 +2,27 @@
 
 import dataclasses
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
 from model.flops import step_flops
 from model.language_model import build_on_meta
-from model.memory import ModelShape, shape_of
+from model.memory import ModelShape, Unit, shape_of
 from tests.tools import published
 from tools.machines import Cluster, cluster_of, cpu_cluster
 from tools.plan import named_config
-from tools.step_time import ASSUMPTIONS, LOCAL_LATENCY, NODE_LATENCY, Speed, StepWork, expected_speed, layer_elements
+from tools.step_time import (
+    ASSUMPTIONS,
+    LOCAL_LATENCY,
+    NODE_LATENCY,
+    Speed,
+    StepWork,
+    expected_speed,
+    layer_elements,
+    share_of_tiles,
+)
 
 MIDDLE = ASSUMPTIONS["cuda"][1]
 
@@ -244,6 +254,25 @@ def test_bytes_are_counted_from_the_code():
     updates = {memory: speed(optimizer__memory=memory).parts["optimizer"] for memory in ("16N", "14N", "12N", "8N")}
     per_parameter = {memory: seconds / updates["16N"] * 32 for memory, seconds in updates.items()}
     assert per_parameter == pytest.approx({"16N": 32, "14N": 28 + 16, "12N": 24 + 24, "8N": 16 + 56})
+
+
+def test_tiles_and_experts_in_the_time() -> None:
+    """Tiles compute two of the MLP's three products again; of experts those of a token count."""
+    llama = shape("7B")
+    again = 2 * 11008 / (4 * 4096 + 3 * 11008)
+    assert share_of_tiles(llama) == pytest.approx(again)
+    full = {"model__activation_checkpointing": "full"}
+    plain, tiled = (speed(**full, model__mlp_tiles=tiles).parts["products"] for tiles in (1, 2))
+    assert tiled / plain == pytest.approx((4 + again) / 4, rel=0.01)  # forward, its repetition, and two in backward
+    experts = dataclasses.replace(
+        llama,
+        config=SimpleNamespace(**vars(llama.config), num_experts_per_tok=2, moe_intermediate_size=500),
+        layers=(Unit(((4096, 4096),) * 4 + ((8, 1000, 4096), (8, 4096, 500), (8, 4096)), ()),),
+    )
+    assert share_of_tiles(experts) == pytest.approx(2 * 1000 / (4 * 4096 + 2 * 1500 + 8))
+    assert layer_elements(experts.config, False) == 4096 * 62 + 5 * 2 * 500
+    alone, shared = (speed(sharding__context=ranks).parts["communication"] for ranks in (1, 8))
+    assert shared > alone
 
 
 def test_hours_are_those_of_all_steps():
