@@ -103,9 +103,10 @@ class FakeProducts(TorchFunctionMode):
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        kwargs = kwargs or {}
         if func is torch._grouped_mm and args[0].dtype != torch.bfloat16:
             return torch.ops.transformers.grouped_mm_fallback(*args, kwargs["offs"])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 # --- Balance ----------------------------------------------------------------------------------------------------------

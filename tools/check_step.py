@@ -322,8 +322,8 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
     scores = run.model_config.num_attention_heads * longest**2 if longest <= EAGER_TOKENS else 0
     if 8 * count + 16 * (longest * run.model_config.vocab_size + scores) > USABLE * free_bytes(run.device, 1):
         raise MemoryError
-    softcap = getattr(run.model_config, "attn_logit_softcapping", None)
-    attention = "eager" if longest <= EAGER_TOKENS or softcap else "sdpa"
+    only_eager = getattr(run.model_config, "attn_logit_softcapping", None) or run.model_config.model_type == "gpt_oss"
+    attention = "eager" if longest <= EAGER_TOKENS or only_eager else "sdpa"
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, config=run.model_config, dtype=torch.float32, attn_implementation=attention
