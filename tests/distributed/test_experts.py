@@ -108,7 +108,7 @@ def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
 
 
 def test_8_bit_moments_of_experts_do_not_depend_on_the_number_of_ranks(runs) -> None:
-    assert relative_difference(rows(runs / "6N-2"), rows(runs / "6N-4"), "train/loss") < 1e-3
+    assert relative_difference(rows(runs / "6N-2"), rows(runs / "6N-4"), "train/loss") < 3e-3
 
 
 def test_lora_trains_attention_and_exports_experts_as_they_were(folder, runs) -> None:
