@@ -39,7 +39,7 @@ from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_d
 from common.errors import UserError
 from distributed.process_group import Ranks, call_on_all, read_on_first
 
-MANIFEST = "manifest.json"
+MANIFEST, INDEX = "manifest.json", ".metadata"
 SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
 LAST_COMMIT = "674ddd9"  # that reads manifests whose checksums are CRC-32
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
@@ -220,25 +220,35 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict, tensors: str = "") -> str:
-    """Write manifest.json, the last file of a checkpoint. Returns its SHA-256.
-
-    files: the entries of `CheckpointWriter`. tensors: of distributed/tensor_digest.py.
-    """
-    content = manifest_of(state, files, values, tensors)
+def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict) -> dict[str, str]:
+    """Write manifest.json, the last file of a checkpoint. Returns its `digests`. files: the entries of `CheckpointWriter`."""
+    content = manifest_of(state, files, values)
     write_json(folder / MANIFEST, content)
-    return sha256_of_json(content)
+    return digests(content)
 
 
-def manifest_of(state: dict, files: dict[str, dict], values: dict, tensors: str) -> dict:
+def manifest_of(state: dict, files: dict[str, dict], values: dict) -> dict:
     """The content of manifest.json."""
-    content = {"state": state, "values": values, "files": files, "tensors": tensors}
-    content = json.loads(json.dumps(content))  # as it will be read
+    content = json.loads(json.dumps({"state": state, "values": values, "files": files}))  # as it will be read
     return content | {"checksum": _checksum(content)}
 
 
+def digests(content: dict) -> dict[str, str]:
+    """What the record says of a checkpoint with this content of manifest.json: the SHA-256 of that file, `tensors_digest`."""
+    return {"manifest": sha256_of_json(content), "tensors": tensors_digest(content)}
+
+
+def tensors_digest(manifest: dict) -> str:
+    """A SHA-256 of all tensors and plain values of a checkpoint: the same if as many ranks take the same steps again.
+
+    The checksums of the files have it, but for DCP's index, which has a random number.
+    """
+    files = {name: entry for name, entry in manifest["files"].items() if name != INDEX}
+    return _checksum([files, manifest["values"]])
+
+
 def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
-    """{"state", "values", "files", "tensors"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
+    """{"state", "values", "files"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         raise UserError(
@@ -263,8 +273,8 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
 def replace_state(checkpoint: Path, state: dict, append: Append, **entry: Any) -> None:
     """Replace the saved state of a checkpoint atomically, with a new entry in the record. Call it on rank 0 alone."""
     old = read_manifest(checkpoint)
-    content = manifest_of(state, old["files"], old["values"], old["tensors"])
-    append("checkpoint", manifest=sha256_of_json(content), tensors=old["tensors"], **entry)
+    content = manifest_of(state, old["files"], old["values"])
+    append("checkpoint", **digests(content), **entry)
     write_json(checkpoint / MANIFEST, content)
 
 
@@ -321,9 +331,9 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def weights_digest(checkpoint: Path) -> str | None:
-    """Tells the tensors of two checkpoints apart, by the checksums of their files. None if there is no such checkpoint."""
+    """The `tensors_digest` of a checkpoint, which tells it from another one of its step. None if there is none."""
     try:
-        return _checksum(read_manifest(checkpoint)["files"])
+        return tensors_digest(read_manifest(checkpoint))
     except UserError:
         return None
 
@@ -397,5 +407,5 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _checksum(content: dict) -> str:
+def _checksum(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

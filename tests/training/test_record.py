@@ -5,12 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from common.errors import UserError
 from data.batches import StepBatch
 from data.sources import Corpus
-from distributed.tensor_digest import UNIT, digest_of, part_of, parts_of
 from training.record import Record, RunRecord, not_given_up
 
 
@@ -117,33 +115,3 @@ def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks)
     ):
         resumed(kept=rows.replace(b"1", b"7"))
     resumed(kept=rows)  # a start has said so before it cut the rows down
-
-
-def test_the_digest_of_tensors_does_not_depend_on_how_rows_are_spread() -> None:
-    tensors = {
-        "model.wide": torch.randn(7, UNIT // 4 + 8),  # a unit is a row
-        "model.narrow": torch.randn(1000, 24),  # a unit is 256 rows, which end on no rank's border
-        "model.vector": torch.randn(37),
-        "model.bf16": torch.randn(5, 3, 2).to(torch.bfloat16),
-        "optimizer.step": torch.tensor(3.0),
-        "random.0": torch.get_rng_state(),
-    }
-
-    whole = digest_of([parts_of(tensors)], {"lr": 1})
-    for ranks in (2, 3, 5, 9):
-        parts = []
-        for rank in range(ranks):
-            found = parts_of({"optimizer.step": tensors["optimizer.step"]})  # a copy on each rank
-            for name in ("model.wide", "model.narrow", "model.vector", "model.bf16"):
-                rows, size = tensors[name], -(-len(tensors[name]) // ranks)
-                found[name] = (
-                    parts_of({name: rows})[name][0],
-                    part_of(rows[rank * size : (rank + 1) * size], rank * size),
-                )
-            parts.append(found)
-        assert digest_of(parts, {"lr": 1}) == whole == digest_of(parts[::-1], {"lr": 1})
-    assert digest_of([parts_of(tensors)], {"lr": 2}) != whole
-    for name in list(tensors)[:5]:
-        changed = tensors[name].clone()
-        changed.view(-1)[-1] += 1
-        assert digest_of([parts_of(tensors | {name: changed})], {"lr": 1}) != whole
