@@ -189,6 +189,7 @@ def train(
         old = data.old_domain, data.dealer
         new_row = data.first_new_row
         ewc = start_penalty(model, config.ewc, directory / "ewc", *old, gathering, stop, log.say, new_row)
+    record.add_prepared()
 
     # --- 4. Optimizer, and the checkpoint if there is one -------------------------------------------------------------
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)

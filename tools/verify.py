@@ -33,8 +33,7 @@ from distributed.checkpoint_directory import (
     set_latest,
 )
 from tools.chaos import read_rows
-from training.ending import ADAPTER_DIRECTORY, CERTIFICATE
-from training.ending import RECORD as EXPORT
+from training.ending import ADAPTER_DIRECTORY, CERTIFICATE, EXPORT
 from training.identity import differences
 from training.record import FILE, METRICS, Entry, Record, not_given_up, plan_after
 

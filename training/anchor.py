@@ -2,7 +2,8 @@
 
 For each target: the log-probabilities of the base's `TOKENS` most probable tokens and of all others together, and the ids of
 those tokens, 386 bytes; for the documents that the run's steps take. model/loss.py (`anchored`) trains by KL to them. A resume
-reads them. If it has more steps it adds documents: the model has the base's weights until a checkpoint is loaded.
+reads them, once the record has compared the files. If it has more steps it adds documents: the model has the base's weights
+until a checkpoint is loaded.
 """
 
 import itertools
@@ -18,7 +19,6 @@ import torch.distributed as dist
 
 from common.durable_files import publish, start_directory, temporary_path, write_json
 from common.errors import UserError
-from common.sha256 import sha256
 from data.batches import MicroBatch, collate
 from data.sources import Corpus
 from distributed.process_group import StopSignal, read_on_first
@@ -68,13 +68,14 @@ def with_base(
     """The data of a run, whose steps have what the base predicts for their anchored targets. A collective.
 
     The model holds the base's weights. What `directory` does not have is computed, and all of it written; after a signal none.
-    Raises UserError on all ranks if the directory is damaged, or was made with another base or other data.
+    Raises UserError on all ranks if the directory was made with another base or other data.
     """
     corpus, ranks, temporary = data.train, stop.ranks, temporary_path(directory)
     of_base = fingerprint({part: identity[part] for part in ("the weights", "config.json")})
     made = {"another base": of_base, "other data": [corpus.sources[0].fingerprint, corpus.mixture()]}
-    is_there = read_on_first(lambda: _is_whole(directory, made), ranks)
-    documents = np.load(directory / DOCUMENTS) if is_there else np.zeros((len(corpus), 2), np.int64)
+    # The ranks agree on what is missing: another node may see the disk a moment later.
+    found_there = read_on_first(lambda: _documents_in(directory, made), ranks)
+    documents = np.zeros((len(corpus), 2), np.int64) if found_there is None else found_there
     of_run = dict.fromkeys(item for step in range(data.total_steps) for item in data.plan.batch(step).items)
     of_run = [item for item in of_run if corpus.names[corpus.locate(item)[0]] in corpus.anchored]
     missing = [item for item in of_run if not documents[item].any()]
@@ -82,7 +83,7 @@ def with_base(
 
     def begin() -> None:
         start_directory(directory)
-        if is_there:
+        if found_there is not None:
             shutil.copy(directory / ROWS, temporary / ROWS)
 
     def append() -> None:
@@ -91,10 +92,11 @@ def with_base(
                 documents[item] = file.tell() // ROW.itemsize + np.array([0, len(rows)])
                 file.write(rows.tobytes())
 
-    def finish() -> None:
+    def finish() -> np.ndarray:
         np.save(temporary / DOCUMENTS, documents)
-        write_json(temporary / SETTINGS, {"made": made, "sha256": sha256(temporary / ROWS)})
+        write_json(temporary / SETTINGS, {"made": made})
         publish(directory)
+        return documents
 
     if missing:
         say(f"anchor: the base predicts the targets of {len(missing):,} documents of {', '.join(corpus.anchored)}")
@@ -108,8 +110,7 @@ def with_base(
                     own += _predicted(model, items, corpus, ranks.device)
                 dist.gather_object(own, found if ranks.rank == 0 else None, group=ranks.flags)
                 read_on_first(append, ranks)
-        read_on_first(finish, ranks)
-        documents = np.load(directory / DOCUMENTS)
+        documents = read_on_first(finish, ranks)
     count = int(documents.max())
     say(
         f"anchor: {count:,} targets with predictions of the base: {count * ROW.itemsize / 2**20:.1f} MiB in {directory}"
@@ -117,19 +118,17 @@ def with_base(
     return replace(data, add_base=BasePredictions(corpus, directory / ROWS, documents).added_to)
 
 
-def _is_whole(directory: Path, made: dict) -> bool:
-    """Whether the directory exists. Raises UserError if it is damaged, or was made with another base or other data."""
+def _documents_in(directory: Path, made: dict) -> np.ndarray | None:
+    """`BasePredictions.documents`, if the directory exists. Raises UserError if it was made with another base or other data."""
     if not directory.is_dir():
-        return False
+        return None
     settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
     for name, value in made.items():
         if settings["made"][name] != value:
             raise UserError(
                 f"{directory} was made with {name}; set it back, remove {directory} or choose another run.name"
             )
-    if sha256(directory / ROWS) != settings["sha256"]:
-        raise UserError(f"{directory / ROWS} is not what was written; remove {directory}, and it is computed again")
-    return True
+    return np.load(directory / DOCUMENTS)
 
 
 def _predicted(

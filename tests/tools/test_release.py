@@ -63,10 +63,17 @@ def made(tmp_path_factory) -> tuple[Path, Export]:
         "loss": 0.4321,
         "base_loss": 2.5,
     }
-    record = {"weights": "best", "step": 2, "checkpoint": "abc", "identity": "id", "kind": "model", "dtype": "float32"}
-    record |= {"averaged": None, "record": "f" * 64}
+    contents = {
+        "weights": "best",
+        "step": 2,
+        "checkpoint": "abc",
+        "identity": "id",
+        "kind": "model",
+        "dtype": "float32",
+    }
+    contents |= {"averaged": None, "head": "f" * 64}
     weights = weights_of_directory(base, model)
-    export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, record)
+    export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, contents)
     out = folder / "out"
     (export.run / "eval").mkdir(parents=True)
     write_export(out, export, None, "", "---\nlicense: mit\n---\n")
@@ -119,7 +126,7 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
     assert files(parts["results"]) == tested
     written = json.loads((out / "export.json").read_text())
     assert model["name"] == "my model" and files(model) == written["files"]
-    assert facts(model).get("record", "") == written["record"] and facts(model)["step"] == "2"
+    assert facts(model).get("head", "") == written["head"] and facts(model)["step"] == "2"
     (depends,) = [each["dependsOn"] for each in bom["dependencies"] if each["ref"] == "model"]
     assert set(depends) == set(parts)
     card, known = model["modelCard"], intervals(evaluation(""))
