@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.durable_files import SUFFIX
+from common.durable_files import SUFFIX, temporary_path
 from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.load import config_of
@@ -33,12 +33,13 @@ from distributed.checkpoint_directory import (
     set_latest,
 )
 from tools.chaos import read_rows
-from training.ending import ADAPTER_DIRECTORY, CERTIFICATE, EXPORT
+from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
 from training.identity import differences
-from training.record import FILE, METRICS, Entry, Record, not_given_up, plan_after
+from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
+UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
 Say = Callable[[str], None]
 
 
@@ -60,6 +61,23 @@ def read_record(run: Path) -> list[Entry]:
     return entries
 
 
+def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
+    """Compare everything with the record, and say a line about each part. Returns the entries. Raises Differs, and UserError.
+
+    A run may be training meanwhile: what differs counts if the record has not grown since it was read.
+    """
+    while True:
+        entries = read_record(run)
+        try:
+            for line in check_files(run, entries, head):
+                say(line)
+            return entries
+        except (Differs, OSError) as problem:
+            if len(read_record(run)) == len(entries):
+                raise Differs(str(problem)) from problem
+            say("the run has gone on meanwhile: once more from the beginning")
+
+
 def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[str]:
     """Compare everything with the record, and yield a line about each part. Raises Differs at the first difference."""
     yield _check_head(run, entries, head)
@@ -73,12 +91,14 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
     yield f"starts: {len(starts)}, {by}, on {last['world_size']} ranks of {last['processor']}"
     yield _check_metrics(run, entries, starts[-1])
     yield _check_checkpoints(run, entries)
+    yield from _check_prepared(run, entries)
     yield from _check_exports(run, entries)
     yield check_inputs(starts[-1])
 
 
 def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
     line = f"record: {len(entries)} entries hold each other, head {entries[-1].digest}"
+    line += ", after which a line was cut off by a kill" if Record(run).torn() else ""
     if head is None:
         return f"{line}; only --head with a copy that was kept elsewhere shows that it was not written anew"
     if not re.fullmatch("[0-9a-f]{16,64}", head := head.lower()):
@@ -110,7 +130,7 @@ def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
 def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     """Every checkpoint that is there, all bytes of it, and whether one is missing."""
     folder, live = run / "checkpoints", [entry for entry in not_given_up(entries) if entry.kind == "checkpoint"]
-    whole, left = [], []
+    whole, left, unfinished = [], [], []
     for path in sorted(folder.glob("step-*")):
         name = path.name.removesuffix(SET_ASIDE)
         if not path.is_dir() or path.name.endswith(SUFFIX):
@@ -121,24 +141,43 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
         if not current:
             left.append(path.name)  # the run does not continue from it
             continue
-        found = sha256(path / MANIFEST) if (path / MANIFEST).is_file() else "missing"
-        entry = next((entry for entry in current if entry.content["manifest"] == found), None)
+        entry = next((entry for entry in current if _is(path / MANIFEST, entry.content["manifest"])), None)
         if entry is None:
             raise Differs(f"{path / MANIFEST} is not the one of {current[-1]}: it was changed, or is of another run")
         try:
-            for file, sums in read_manifest(path)["files"].items():
+            files = read_manifest(path)["files"]
+            for file, sums in files.items():
                 with CheckedFile(path / file, sums, f"{entry} names it") as checked:
                     checked.check()
         except UserError as error:
             raise Differs(f"{error} ({entry})") from error
+        _refuse_others(path, {MANIFEST, *files}, entry)
         whole.append(path.name)
     names = {checkpoint_name(entry.step): entry for entry in live}
     for name, entry in names.items():
         later = [one.content.get("removed", []) + one.content.get("set_aside", []) for one in entries[entry.number :]]
-        if name not in whole and not any(name in gone for gone in later):
+        if name in whole or any(name in gone for gone in later):
+            continue
+        if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
-    aside = f"; not compared, because the run has given them up: {', '.join(left)}" if left else ""
-    return f"checkpoints: {len(whole)} whole, {len(names) - len(whole)} removed{aside}"
+        unfinished.append(name)
+    line = f"checkpoints: {len(whole)} whole, {len(names) - len(whole) - len(unfinished)} removed"
+    line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
+    return line + (f"; not compared, because the run has given them up: {', '.join(left)}" if left else "")
+
+
+def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:
+    """What the base has made before the first step. A directory that was removed is made again."""
+    made = [entry for entry in entries if entry.kind == "prepared"]
+    for name in [name for name in PREPARED if (run / name).is_dir()]:
+        if not made:
+            yield f"{name}: in no entry, so not compared"
+            continue
+        sums = {file: digest for file, digest in made[-1].content["files"].items() if Path(file).parts[0] == name}
+        for file, digest in sums.items():
+            _compare(run / file, digest, made[-1])
+        _refuse_others(run / name, {Path(file).name for file in sums}, made[-1])
+        yield f"{name}: {len(sums)} files"
 
 
 def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
@@ -147,22 +186,22 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
     if own.exists() and own.name not in exports:
         raise Differs(f"{own} is named by no entry of {FILE}")
     for name, entry in exports.items():
-        folder = run / name  # an absolute name stands for itself
+        folder, digest = run / name, entry.content["sha256"]  # an absolute name stands for itself
         if not folder.exists() and folder != own:
             yield f"export {folder}: not here, so not compared"
             continue
-        _compare(folder / EXPORT, entry.content["sha256"], entry)
+        if not _is(folder / EXPORT, digest) and _is(temporary_path(folder) / EXPORT, digest):
+            yield f"export {folder}: the one of {entry} has {UNFINISHED}"
+            continue
+        _compare(folder / EXPORT, digest, entry)
         written = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
-        if written["record"] not in [one.digest for one in entries[: entry.number - 1]]:
-            raise Differs(f"{folder / EXPORT} carries a head that no entry before {entry} has")
-        sums = {folder / file: digest for file, digest in written["files"].items()}
-        sums |= {run / ADAPTER_DIRECTORY / file: digest for file, digest in written.get("adapter", {}).items()}
-        sums |= {run / file: digest for file, digest in written.get("certificate", {}).items()}
-        for path, digest in sums.items():
+        adapter = written.get("adapter", {})
+        parts = (folder, written["files"]), (run / ADAPTER_DIRECTORY, adapter)
+        for path, digest in [(part / file, digest) for part, sums in parts for file, digest in sums.items()]:
             _compare(path, digest, entry)
-        if folder == own and (run / CERTIFICATE).exists() and run / CERTIFICATE not in sums:
-            raise Differs(f"{run / CERTIFICATE} is not named by {folder / EXPORT}")
-        yield f"export {folder}: {len(sums)} files, the {written['weights']} weights of step {entry.step}"
+        _refuse_others(folder, {EXPORT, CARD, BOM, SIGNATURE, *written["files"]}, entry)
+        count = len(written["files"]) + len(adapter)
+        yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}"
 
 
 def check_inputs(start: Entry) -> str:
@@ -174,6 +213,17 @@ def check_inputs(start: Entry) -> str:
             raise Differs(f"{path} ({wanted[path][0]}) is not what {start} has read: its SHA-256 is another one")
     away = len(wanted) - len(here)
     return f"base and data: {len(here)} files" + (f"; {away} are not here, so not compared" if away else "")
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _refuse_others(folder: Path, names: set[str], entry: Entry) -> None:
+    """What nobody knows may change how a model is loaded. git's own files are let be, as in a signature."""
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if others := sorted(name for name in files - names if not name.startswith(".git")):
+        raise Differs(f"{folder / others[0]} is named by nothing that {entry} names")
 
 
 def _compare(path: Path, digest: str, entry: Entry) -> None:
@@ -245,7 +295,9 @@ def _copy_state(run: Path, entries: list[Entry], step: int, again: Path) -> None
     set_latest(copied.parent, copied)
     (again / FILE).write_bytes(b"".join((run / FILE).read_bytes().splitlines(keepends=True)[: named[-1].number]))
     (again / METRICS).write_bytes((run / METRICS).read_bytes()[: named[-1].content["metrics"]["bytes"]])
-    for part in ("ewc", "anchor"):  # what the base gave before the first step
+    # What the base has made by then. Of a run that has grown since, the base makes it again.
+    made = [entry.number for entry in entries if entry.kind == "prepared"]
+    for part in PREPARED if max(made, default=0) <= named[-1].number else ():
         if (run / part).is_dir():
             shutil.copytree(run / part, again / part)
 
@@ -306,7 +358,7 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
             problem = problem or f"the tensors after step {entry.step} are not those of {entry}"
     before, after = (_rows_of(path, segment) for path in (run, again))
     rows = sorted(before.keys() & after.keys())
-    if differing := [key for key in rows if before[key] != after[key]]:
+    if differing := [key for key in rows if repr(before[key]) != repr(after[key])]:  # NaN is NaN
         step, kind = differing[0]
         curves = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives"
         problem = "; ".join(filter(None, (curves, problem)))
