@@ -388,13 +388,13 @@ def set_aside_after(directory: Path, step: int, append: Append, why: str) -> lis
         append("pruning", set_aside=[path.name for path in later], why=why)
     if step:
         set_latest(directory, directory / checkpoint_name(step))
+    elif later:
+        (directory / "latest").unlink(missing_ok=True)
     for path in reversed(later):  # a kill in between leaves the older ones, from which the run comes here again
         aside = path.with_name(path.name + SET_ASIDE)
         if aside.is_dir():
             shutil.rmtree(aside)
         path.replace(aside)
-    if later and not step:
-        (directory / "latest").unlink(missing_ok=True)
     return [path.name + SET_ASIDE for path in later]
 
 

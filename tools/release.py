@@ -69,10 +69,11 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
     more = {"licence": base["license"], "description": base["origin"]}
     parts = [part("machine-learning-model", base["hub_id"] or export.base.name, "base", facts, weights.items(), **more)]
     mixed = trained["data.mix"] or []  # of what was trained; a later start may have changed data.mix
-    sources = [("data.train", 1 - sum(share for _, share, _ in mixed), trained["data.train"]), *mixed]
+    sources = [("data.train", 1 - sum(share for _, share, *_ in mixed), trained["data.train"]), *mixed]
     paths = {"data.train": data.train} | {source.name: source.paths for source in data.mix}
-    for (name, share, digest), targets in zip(sources, state["loop"]["targets"], strict=True):
+    for (name, share, digest, *anchor), targets in zip(sources, state["loop"]["targets"], strict=True):
         facts = {"share": f"{share:.4g}", "target-tokens": targets, "fingerprint-of-tokens": digest}
+        facts |= {"trained": "by KL to the base"} if anchor else {}
         parts.append(part("data", name, f"data:{name}", facts, _sums(paths.get(name, ()))))
     parts += [part("data", "validation", "validation", files=_sums(data.validation))] if data.validation else []
     measured = [*results.evaluations, *filter(None, [results.forgetting])]

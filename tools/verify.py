@@ -411,8 +411,11 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = (inputs.local or config).data
-            found = list(find(inputs.train, data, wanted_by(path, data) if path else called(what)))
-        places |= {one.digest: one.where for one in found}
+            found = find(inputs.train, data, wanted_by(path, data) if path else called(what))
+        here = dict[str, list[str]]()
+        for one in found:  # copies have one digest
+            here.setdefault(one.digest, []).append(one.where)
+        places |= {digest: "; ".join(where) for digest, where in here.items()}
         digest_of_item = {item: one.digest for one in found for item in one.items}
         plan, sources = start.content["plan"], [source.fingerprint for source in inputs.train.sources]
         for step in range(start.step, last):
