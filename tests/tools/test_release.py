@@ -57,7 +57,7 @@ def made(tmp_path_factory) -> tuple[Path, Export]:
         "loop": {"tokens": 1000, "targets": [678, 90], "updates": 2, "skipped_steps": 0},
         "identity": {
             "the weights": {"model.safetensors": sha256(base / "model.safetensors")},
-            "the data": {"data.train": "0123abcd", "data.mix": [["replay", 0.25, "4567cdef"]]},
+            "the data": {"data.train": "0123abcd", "data.mix": [["replay", 0.25, "4567cdef", "anchor"]]},
         },
         "evaluated": {"validation": 2},
         "loss": 0.4321,
@@ -116,6 +116,10 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
         said = facts(parts[ref])
         assert files(parts[ref]) == {file: sha256(out.parent / file)}
         assert (float(said["share"]), said["target-tokens"], said["fingerprint-of-tokens"]) == (share, targets, tokens)
+    assert [facts(parts[f"data:{name}"]).get("trained") for name in ("data.train", "replay")] == [
+        None,
+        "by KL to the base",
+    ]
     assert "components" not in parts["validation"]  # the file is not here: no hash is made up
     assert parts["code:torch"]["purl"] == "pkg:pypi/torch@2.13" and parts["code:train.py"]["version"].endswith(
         "(dirty)"
