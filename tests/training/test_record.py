@@ -81,6 +81,49 @@ def test_a_start_from_an_earlier_step_gives_up_what_came_later(tmp_path) -> None
     assert [entry.number for entry in not_given_up(record.read())] == [1, 2, 4, 5, 6]
 
 
+def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_path, ranks, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # digests are remembered in artifacts
+    run = tmp_path / "run"
+    for name in ("anchor/rows", "anchor/documents.npy", "ewc/fisher-1"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+
+    def started() -> RunRecord:
+        record = RunRecord(run, Corpus(()), ranks)
+        assert record.continue_from(0, None, bytes) == []
+        record.start(b"")
+        record.add_prepared()
+        return record
+
+    record = started()
+    assert started().read()[-1].kind == "start"  # nothing new
+    (entry,) = [entry for entry in record.read() if entry.kind == "prepared"]
+    assert sorted(entry.content["files"]) == ["anchor/documents.npy", "anchor/rows", "ewc/fisher-1"]
+    for name in ("anchor/documents.npy", "ewc/more"):
+        (run / name).write_text("changed")
+        with pytest.raises(UserError, match=f"run/{name} is not what record.jsonl says; remove .*, and the base makes"):
+            started()
+        (run / name).unlink()
+    (run / "anchor" / "rows").unlink()  # it was removed, and is made again
+    record = RunRecord(run, Corpus(()), ranks)
+    record.continue_from(0, None, bytes)
+    (run / "anchor" / "rows").write_text("made again, with more steps")
+    record.add_prepared()
+    assert len([entry for entry in record.read() if entry.kind == "prepared"]) == 2
+
+
+def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ranks, monkeypatch) -> None:
+    record = RunRecord(tmp_path, Corpus(()), ranks)
+    (tmp_path / "metrics.jsonl").write_text("")
+
+    def fails(*arguments: object) -> None:
+        raise OSError(5, "Input/output error", "metrics.jsonl")
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(UserError, match="metrics.jsonl: Input/output error"):
+        record.so_far()  # before the collectives of a save
+
+
 def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks) -> None:
     rows, batch = b'{"step": 1}\n{"step": 2}\n', StepBatch((1, 2), 3, 2, (3,), (4,))
     record = RunRecord(tmp_path, Corpus(()), ranks)
