@@ -122,7 +122,7 @@ def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
                 raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
             end = max(end, of_entry["bytes"])
     rows, rest = content.count(b"\n", 0, end), content.count(b"\n", end)
-    if rest and entries[-1].kind in ("stop", "export", "certificate"):
+    if rest and entries[-1].kind in ("stop", "export"):
         raise Differs(f"{path}: {rest} rows at its end are in no entry, and the run had ended at {entries[-1]}")
     return f"{METRICS}: {rows} rows" + (f", {rest} after the last entry" if rest else "")
 
@@ -376,13 +376,12 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
 
 
 def _rows_of(run: Path, segment: Segment) -> dict[tuple[int, str], dict]:
-    """The rows of the steps of a segment. A row of means counts if it begins in the segment."""
-    found, before = {}, 0
+    """The rows of the steps of a segment. A row of means counts if all of its steps are in the segment."""
+    every, found = segment.start.content["config"]["run"]["log_every"], {}
     for (step, kind), values in read_rows(run):
-        before = max(before, segment.start.step) if step > segment.start.step else before
-        begins = before if kind == "train" else step - 1 if segment.first else 0
-        before = step if kind == "train" else before
-        if segment.first <= begins and step <= segment.checkpoints[-1].step:
+        since = max(segment.start.step, (step - 1) // every * every) if kind == "train" else segment.first
+        is_inside = segment.first < step <= segment.checkpoints[-1].step or step == segment.first == 0
+        if is_inside and since >= segment.first:
             found[step, kind] = values
     return found
 

@@ -13,8 +13,8 @@ import pytest
 
 from common.sha256 import sha256
 from distributed.checkpoint_directory import checkpoint_name, write_manifest
-from tools.verify import EXACT, Differs, Segment, _compare_segment, compare
-from training.record import Record
+from tools.verify import EXACT, Differs, Segment, _compare_segment, _rows_of, compare
+from training.record import Entry, Record
 
 IDENTITY = {part: {} for part in ("settings", "config.json", "versions", "the data", "the weights")}
 IDENTITY |= {part: {} for part in ("the tokenizer", "the code", "the scores' code")}
@@ -27,7 +27,12 @@ START = {
     "processor": "p",
     "threads": 1,
 }
-START |= {"identity": IDENTITY, "devices": [{"device": "cpu"}], "config": {"run": {"deterministic": False}}, "step": 0}
+START |= {
+    "identity": IDENTITY,
+    "devices": [{"device": "cpu"}],
+    "config": {"run": {"deterministic": False, "log_every": 1}},
+    "step": 0,
+}
 
 
 def start(run: Path, rows: bytes = b"") -> Record:
@@ -145,6 +150,23 @@ def test_a_line_that_a_kill_cut_off_is_said(tmp_path) -> None:
     with record.path.open("ab") as file:
         file.write(b'{"entry": 2')
     assert ", after which a line was cut off by a kill" in said(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("began", "first", "compared"), [(0, 0, [3, 6, 7]), (4, 4, [6, 7]), (0, 4, [7]), (0, 3, [6, 7])]
+)
+def test_rows_of_means_are_compared_if_all_of_their_steps_are_trained_again(began, first, compared, tmp_path) -> None:
+    """run.log_every=3, and a last row after step 7. A start closes no row: that of step 6 has steps 5 and 6 after a start at 4."""
+    kinds = {"train/loss": (3, 6, 7), "validation/loss": (0, 4, 7)}
+    rows = [json.dumps({"step": step, name: 1.0}) for name, steps in kinds.items() for step in steps]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    of_start = {"config": {"run": {"log_every": 3}}, "step": began}
+    segment = Segment(Entry(1, "start", "", of_start), first, [Entry(2, "checkpoint", "", {"step": 7})])
+    found = _rows_of(tmp_path, segment)
+    assert [step for step, kind in found if kind == "train"] == compared
+    assert [step for step, kind in found if kind == "validation"] == ([0] if first == 0 else []) + [4] * (first < 4) + [
+        7
+    ]
 
 
 def test_a_step_without_a_finite_loss_is_replayed_like_any_other(tmp_path) -> None:
