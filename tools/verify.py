@@ -35,7 +35,7 @@ from distributed.checkpoint_directory import (
 from tools.chaos import read_rows
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
 from training.identity import differences
-from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after
+from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after, prepared_in
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
@@ -168,16 +168,16 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
 
 def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:
     """What the base has made before the first step. A directory that was removed is made again."""
-    made = [entry for entry in entries if entry.kind == "prepared"]
-    for name in [name for name in PREPARED if (run / name).is_dir()]:
+    for folder in [folder for folder in PREPARED if (run / folder).is_dir()]:
+        made = [entry for entry in entries if entry.kind == "prepared" and entry.content["folder"] == folder]
         if not made:
-            yield f"{name}: in no entry, so not compared"
+            yield f"{folder}: in no entry, so not compared"
             continue
-        sums = {file: digest for file, digest in made[-1].content["files"].items() if Path(file).parts[0] == name}
-        for file, digest in sums.items():
-            _compare(run / file, digest, made[-1])
-        _refuse_others(run / name, {Path(file).name for file in sums}, made[-1])
-        yield f"{name}: {len(sums)} files"
+        sums = made[-1].content["files"]
+        for name, digest in sums.items():
+            _compare(run / folder / name, digest, made[-1])
+        _refuse_others(run / folder, set(sums), made[-1])
+        yield f"{folder}: {len(sums)} files"
 
 
 def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
@@ -295,11 +295,10 @@ def _copy_state(run: Path, entries: list[Entry], step: int, again: Path) -> None
     set_latest(copied.parent, copied)
     (again / FILE).write_bytes(b"".join((run / FILE).read_bytes().splitlines(keepends=True)[: named[-1].number]))
     (again / METRICS).write_bytes((run / METRICS).read_bytes()[: named[-1].content["metrics"]["bytes"]])
-    # What the base has made by then. Of a run that has grown since, the base makes it again.
-    made = [entry.number for entry in entries if entry.kind == "prepared"]
-    for part in PREPARED if max(made, default=0) <= named[-1].number else ():
-        if (run / part).is_dir():
-            shutil.copytree(run / part, again / part)
+    for folder in PREPARED:  # what the base had made by then; if it has made more since, it makes all of it again
+        is_of_then = prepared_in(entries, folder) == prepared_in(entries[: named[-1].number], folder)
+        if is_of_then and (run / folder).is_dir():
+            shutil.copytree(run / folder, again / folder)
 
 
 def _train_again(segment: Segment, again: Path, say: Say) -> None:

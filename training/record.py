@@ -151,10 +151,14 @@ class RunRecord(Record):
             lines = (
                 [f"warning: {self.path}: the last line was cut off by a kill, and is removed"] if self.torn() else []
             )
-            known = prepared_in(entries)
-            for name in [name for name, digest in self._prepared().items() if known and known.get(name) != digest]:
-                path = self.directory / name
-                raise UserError(f"{path} is not what {FILE} says; remove {path.parent}, and the base makes it again")
+            for folder in PREPARED:
+                known = prepared_in(entries, folder)
+                for name in [name for name, digest in self._prepared(folder).items() if known.get(name) != digest]:
+                    if known:  # else a kill came before the entry
+                        path = self.directory / folder
+                        raise UserError(
+                            f"{path / name} is not what {FILE} says; remove {path}, and the base makes it again"
+                        )
             if manifest is None:
                 return "", lines
             named = [entry for entry in not_given_up(entries) if entry.kind == "checkpoint" and entry.step == step]
@@ -183,21 +187,20 @@ class RunRecord(Record):
         self.metrics, self.size = hashlib.sha256(rows), len(rows)
         return self.append("start", **self._state(), **content)
 
-    def add_prepared(self) -> None:
-        """Add what the base has made, if that is not what the record says. A collective."""
+    def add_prepared(self, folder: str) -> None:
+        """Add what the base has made in one of PREPARED, if that is not what the record says. A collective."""
 
         def new() -> dict[str, str]:
-            sums = self._prepared()
-            return {} if sums == prepared_in(self.read()) else sums
+            sums = self._prepared(folder)
+            return {} if sums == prepared_in(self.read(), folder) else sums
 
         if sums := read_on_first(new, self.ranks):
-            self.add("prepared", files=sums)
+            self.add("prepared", folder=folder, files=sums)
 
-    def _prepared(self) -> dict[str, str]:
-        """The SHA-256 of each file that the base has made, by its path in the directory of the run."""
-        paths = [path for name in PREPARED for path in sorted((self.directory / name).glob("*"))]
-        sums = remembered_sha256(paths) if paths else {}
-        return {str(path.relative_to(self.directory)): digest for path, digest in sums.items()}
+    def _prepared(self, folder: str) -> dict[str, str]:
+        """The SHA-256 of each of its files."""
+        paths = sorted((self.directory / folder).glob("*"))
+        return {path.name: digest for path, digest in remembered_sha256(paths).items()} if paths else {}
 
     def add_step(self, step: int, batch: StepBatch) -> None:
         """`step` steps are finished, the last of them with this batch."""
@@ -237,9 +240,10 @@ def plan_after(plan: str, step: int, sources: list[str], items: Items) -> str:
     return _sha256(repr((plan, step, sources, items)).encode())
 
 
-def prepared_in(entries: Iterable[Entry]) -> dict[str, str]:
-    """The files of the last entry `prepared`, and their SHA-256."""
-    return next((entry.content["files"] for entry in reversed(list(entries)) if entry.kind == "prepared"), {})
+def prepared_in(entries: list[Entry], folder: str) -> dict[str, str]:
+    """The files of the last entry `prepared` about one of PREPARED, and their SHA-256."""
+    found = [entry for entry in entries if entry.kind == "prepared" and entry.content["folder"] == folder]
+    return found[-1].content["files"] if found else {}
 
 
 def not_given_up(entries: Iterable[Entry]) -> list[Entry]:

@@ -117,7 +117,7 @@ def test_what_the_base_has_prepared_is_compared(tmp_path) -> None:
     rows.parent.mkdir()
     rows.write_bytes(b"1")
     assert "anchor: in no entry, so not compared" in said(tmp_path / "run")
-    record.append("prepared", step=0, files={"anchor/rows": sha256(rows)})
+    record.append("prepared", step=0, folder="anchor", files={"rows": sha256(rows)})
     assert "anchor: 1 files" in said(tmp_path / "run")
     rows.write_bytes(b"2")
     assert "anchor/rows is not what entry 2 (prepared, step 0) says" in problem(tmp_path / "run")

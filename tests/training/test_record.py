@@ -92,13 +92,17 @@ def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_p
         record = RunRecord(run, Corpus(()), ranks)
         assert record.continue_from(0, None, bytes) == []
         record.start(b"")
-        record.add_prepared()
+        for folder in ("anchor", "ewc"):
+            record.add_prepared(folder)
         return record
 
     record = started()
     assert started().read()[-1].kind == "start"  # nothing new
-    (entry,) = [entry for entry in record.read() if entry.kind == "prepared"]
-    assert sorted(entry.content["files"]) == ["anchor/documents.npy", "anchor/rows", "ewc/fisher-1"]
+    prepared = [entry.content for entry in record.read() if entry.kind == "prepared"]
+    assert [(one["folder"], sorted(one["files"])) for one in prepared] == [
+        ("anchor", ["documents.npy", "rows"]),
+        ("ewc", ["fisher-1"]),
+    ]
     for name in ("anchor/documents.npy", "ewc/more"):
         (run / name).write_text("changed")
         with pytest.raises(UserError, match=f"run/{name} is not what record.jsonl says; remove .*, and the base makes"):
@@ -108,8 +112,8 @@ def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_p
     record = RunRecord(run, Corpus(()), ranks)
     record.continue_from(0, None, bytes)
     (run / "anchor" / "rows").write_text("made again, with more steps")
-    record.add_prepared()
-    assert len([entry for entry in record.read() if entry.kind == "prepared"]) == 2
+    record.add_prepared("anchor")
+    assert [entry.content.get("folder") for entry in record.read()].count("anchor") == 2
 
 
 def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ranks, monkeypatch) -> None:
