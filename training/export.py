@@ -84,7 +84,10 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     """
     start, config = read_run(run)
     share, certificate = options.average_with_base, read_certificate(run)
-    if certificate and options.step is None and not options.best and share is None:
+    if config.forgetting.max_kl is not None and options.step is None and not options.best and share is None:
+        if not certificate:
+            what = "has no export under its budget for forgetting"
+            raise UserError(f"{run} {what}: start it again to its end, or name --step, --best or --average-with-base")
         share = certificate["alpha"] if certificate["averaged"] else None
         options = Namespace(**vars(options) | {"step": certificate["step"]})
     checkpoint, which = _choose_checkpoint(run, config, options)

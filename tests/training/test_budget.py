@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from common.errors import UserError
 from configs.config import LoRA
 from data.sources import as_corpus
 from data.tokens import load_tokenizer
@@ -235,6 +236,15 @@ def test_a_changed_certificate_is_found(runs, tmp_path):
     path.write_bytes(path.read_bytes().replace(b'"met": true', b'"met": tru '))
     with pytest.raises(Differs, match="certificate.json is not what"):
         list(check_files(run, entries, None))
+
+
+def test_an_export_by_hand_without_the_runs_own_is_not_one_without_a_budget(runs, ranks, tmp_path):
+    run = Path(shutil.copytree(runs / "straight", tmp_path / "straight"))
+    shutil.rmtree(run / "export")
+    options = Namespace(step=None, best=False, average_with_base=None, merge_lora=False, base=None, dtype="auto")
+    with pytest.raises(UserError, match="has no export under its budget for forgetting: start it again to its end"):
+        read_export(run, options, ranks)
+    assert read_export(run, Namespace(**vars(options) | {"step": 4}), ranks).contents["averaged"] is None
 
 
 def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificate(runs, ranks):
