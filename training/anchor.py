@@ -2,13 +2,12 @@
 
 For each target: the log-probabilities of the base's `TOKENS` most probable tokens and of all others together, and the ids of
 those tokens, 386 bytes; for the documents that the run's steps take. model/loss.py (`anchored`) trains by KL to them. A resume
-reads them, once the record has compared the files. If it has more steps it adds documents: the model has the base's weights
-until a checkpoint is loaded.
+reads them, once the record has compared the files. If it has more steps, all is computed again: the model has the base's
+weights until a checkpoint is loaded.
 """
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,47 +66,41 @@ def with_base(
 ) -> Inputs:
     """The data of a run, whose steps have what the base predicts for their anchored targets. A collective.
 
-    The model holds the base's weights. What `directory` does not have is computed, and all of it written; after a signal none.
+    The model holds the base's weights. If `directory` has not all that the steps need, all is computed; after a signal none.
     Raises UserError on all ranks if the directory was made with another base or other data.
     """
     corpus, ranks, temporary = data.train, stop.ranks, temporary_path(directory)
     of_base = fingerprint({part: identity[part] for part in ("the weights", "config.json")})
     made = {"another base": of_base, "other data": [corpus.sources[0].fingerprint, corpus.mixture()]}
-    # The ranks agree on what is missing: another node may see the disk a moment later.
-    found_there = read_on_first(lambda: _documents_in(directory, made), ranks)
-    documents = np.zeros((len(corpus), 2), np.int64) if found_there is None else found_there
-    of_run = dict.fromkeys(item for step in range(data.total_steps) for item in data.plan.batch(step).items)
-    of_run = [item for item in of_run if corpus.names[corpus.locate(item)[0]] in corpus.anchored]
-    missing = [item for item in of_run if not documents[item].any()]
-    found: list = [None] * ranks.world_size  # on rank 0: (item, its rows) of each rank
+    items = dict.fromkeys(item for step in range(data.total_steps) for item in data.plan.batch(step).items)
+    items = [item for item in items if corpus.names[corpus.locate(item)[0]] in corpus.anchored]
+    # The ranks agree on what is there: another node may see the disk a moment later.
+    documents = read_on_first(lambda: _documents_in(directory, made), ranks)
+    if documents is None or not documents[np.array(items, np.int64)].any(1).all():
+        say(f"anchor: the base predicts the targets of {len(items):,} documents of {', '.join(corpus.anchored)}")
+        table = np.zeros((len(corpus), 2), np.int64)
+        found: list = [None] * ranks.world_size  # on rank 0: (item, its rows) of each rank
 
-    def begin() -> None:
-        start_directory(directory)
-        if found_there is not None:
-            shutil.copy(directory / ROWS, temporary / ROWS)
+        def append() -> None:
+            with (temporary / ROWS).open("ab") as file:
+                for item, rows in itertools.chain(*found):
+                    table[item] = file.tell() // ROW.itemsize + np.array([0, len(rows)])
+                    file.write(rows.tobytes())
 
-    def append() -> None:
-        with (temporary / ROWS).open("ab") as file:
-            for item, rows in itertools.chain(*found):
-                documents[item] = file.tell() // ROW.itemsize + np.array([0, len(rows)])
-                file.write(rows.tobytes())
+        def finish() -> np.ndarray:
+            np.save(temporary / DOCUMENTS, table)
+            write_json(temporary / SETTINGS, {"made": made})
+            publish(directory)
+            return table
 
-    def finish() -> np.ndarray:
-        np.save(temporary / DOCUMENTS, documents)
-        write_json(temporary / SETTINGS, {"made": made})
-        publish(directory)
-        return documents
-
-    if missing:
-        say(f"anchor: the base predicts the targets of {len(missing):,} documents of {', '.join(corpus.anchored)}")
-        read_on_first(begin, ranks)
+        read_on_first(lambda: start_directory(directory), ranks)
         with evaluating(model):
-            for first in range(0, len(missing), DEALT):
-                dealt, own = data.dealer.deal(missing[first : first + DEALT], corpus, ranks.world_size), []
-                for items in dealt.of_rank(ranks.rank):  # as many on every rank
+            for first in range(0, len(items), DEALT):
+                dealt, own = data.dealer.deal(items[first : first + DEALT], corpus, ranks.world_size), []
+                for of_rank in dealt.of_rank(ranks.rank):  # as many on every rank
                     if stop.agreed():
                         return data
-                    own += _predicted(model, items, corpus, ranks.device)
+                    own += _predicted(model, of_rank, corpus, ranks.device)
                 dist.gather_object(own, found if ranks.rank == 0 else None, group=ranks.flags)
                 read_on_first(append, ranks)
         documents = read_on_first(finish, ranks)

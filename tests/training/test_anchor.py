@@ -16,7 +16,7 @@ from model.loss import kl_to_base, visit_logits
 from tests.in_memory import texts, weighted
 from tests.model.ewc.tiny_ewc import load, signal_is
 from tests.tiny import write_tiny_model
-from training.anchor import with_base
+from training.anchor import ROW, with_base
 
 IDENTITY = {"the weights": {"model": "1"}, "config.json": {}}
 CORPUS = Corpus(
@@ -71,6 +71,19 @@ def test_another_base_and_other_data_are_refused(model, ranks, tmp_path) -> None
     object.__setattr__(other, "train", Corpus(CORPUS.sources, CORPUS.names, CORPUS.shares, ("a", "b")))
     with pytest.raises(UserError, match="anchor was made with other data; set it back, remove"):
         with_base(other, model, IDENTITY, folder, stop, lambda line: None)
+
+
+def test_where_a_document_is_missing_all_are_predicted(model, ranks, tmp_path) -> None:
+    folder, stop, lines = tmp_path / "anchor", signal_is(False, ranks), []
+    less = Data()
+    object.__setattr__(less, "total_steps", 1)
+    with_base(less, model, IDENTITY, folder, stop, lines.append)
+    with_base(Data(), model, IDENTITY, folder, stop, lines.append)
+    assert ["predicts the targets of" in line for line in lines] == [True, False] * 2
+    assert "1 documents" in lines[0] and "3 documents" in lines[2]
+    documents = np.load(folder / "documents.npy")
+    assert np.flatnonzero(documents.any(1)).tolist() == [2, 3, 4]
+    assert sorted(documents[[2, 3, 4]].ravel().tolist())[::5] == [0, (folder / "rows").stat().st_size // ROW.itemsize]
 
 
 def test_a_signal_leaves_nothing(model, ranks, tmp_path) -> None:
