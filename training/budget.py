@@ -28,7 +28,7 @@ from data.examples import Documents
 from data.sources import Corpus
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, weights_digest
-from distributed.process_group import Ranks, StopSignal, gather_objects, read_on_first
+from distributed.process_group import Ranks, StopSignal, call_on_all, gather_objects, read_on_first
 from distributed.sharding import local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
@@ -226,10 +226,14 @@ def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarr
 
     middles = [np.array(ids)[max(0, len(ids) - MIDDLE) // 2 :][:MIDDLE] for ids in texts]
     wanted = np.array([hashes(ids)[0] if len(ids) == MIDDLE else 0 for ids in middles], np.uint64)
-    found = np.zeros(len(texts), bool)
-    for item in range(ranks.rank, len(corpus), ranks.world_size):
-        found |= np.isin(wanted, hashes(corpus.get(item)[0]))
-    return np.any(gather_objects(found, ranks), axis=0)
+
+    def find() -> np.ndarray:
+        found = np.zeros(len(texts), bool)
+        for item in range(ranks.rank, len(corpus), ranks.world_size):
+            found |= np.isin(wanted, hashes(corpus.get(item)[0]))
+        return found
+
+    return np.any(gather_objects(call_on_all(find, ranks), ranks), axis=0)  # a store may be damaged
 
 
 def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
