@@ -17,7 +17,7 @@ TEXTS = [
     "The bank is small.",
     "The bank holds enough.",
     "THE BANK, is small",
-    "A long report of the bank of Graz. " * 9,
+    "A long report of the bank of Graz. " * 40,
 ]
 
 
