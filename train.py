@@ -183,6 +183,7 @@ def train(
         from training.anchor import with_base
 
         data = with_base(data, model, identity, directory / "anchor", stop, log.say)
+        record.add_prepared("anchor")
     ewc = None
     if config.ewc.strength:
         from model.ewc import start_penalty
@@ -190,6 +191,7 @@ def train(
         old = data.old_domain, data.dealer
         new_row = data.first_new_row
         ewc = start_penalty(model, config.ewc, directory / "ewc", *old, gathering, stop, log.say, new_row)
+        record.add_prepared("ewc")
 
     routers = None
     if has_experts(model_config):

@@ -90,7 +90,7 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
     """
     assert data.exclude is not None
     wanted = wanted_by(Path(data.exclude), data)
-    found = tuple(find(corpus, data, wanted))
+    found = find(corpus, data, wanted)
     items, what = {item for one in found for item in one.items}, f"data.exclude={data.exclude}"
     if not items:
         raise UserError(f"{what} names no example that is trained on; check its ids or hashes")
@@ -105,7 +105,7 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
     def batch(step: int) -> StepBatch:
         return step_batch([item for item in plan.batch(step).items if item not in items], corpus)
 
-    return replace(plan, batch=batch), Exclusion(found, plan, tuple(lines))
+    return replace(plan, batch=batch), Exclusion(tuple(found), plan, tuple(lines))
 
 
 def wanted_by(path: Path, data: Data) -> Wanted:
@@ -122,11 +122,20 @@ def called(name: str) -> Wanted:
     return Wanted(frozenset([name]), None if re.fullmatch("[0-9a-f]{32}", name) else name)
 
 
-def find(corpus: Corpus, data: Data, wanted: Wanted) -> Iterator[Found]:
-    """The examples of a corpus that are wanted, in the order of its files. data: with paths on this machine.
+def find(corpus: Corpus, data: Data, wanted: Wanted) -> list[Found]:
+    """The examples of a corpus that are wanted and their copies, in the order of its files. data: with paths on this machine.
 
     Examples that validation holds out are left out. Raises UserError as reading the files does.
     """
+    found = list(_find(corpus, data, wanted))
+    by_other_names = {one.digest for one in found} - wanted.names
+    if not by_other_names:
+        return found
+    # Another example with the same words may have another id.
+    return list(_find(corpus, data, replace(wanted, names=wanted.names | by_other_names)))
+
+
+def _find(corpus: Corpus, data: Data, wanted: Wanted) -> Iterator[Found]:
     readings = [(source.paths, reading_of(source, data.on_bad)) for source in data.mix]
     readings.insert(0, (data.train, reading_of(data, data.on_bad)))
     for (paths, reading), source, offset in zip(readings, corpus.sources, corpus.offsets, strict=False):

@@ -289,13 +289,9 @@ class Saver:
 
     def _write(self, state: dict, values: dict, tensors: Tensors, ranks: Ranks, entry: dict) -> str:
         """A collective on `ranks.flags`: a background thread has a group for itself. Returns the head of the record."""
-        from distributed.tensor_digest import digest_of, parts_of
-
         final = self.directory / checkpoint_name(state["step"])
         folder = temporary_path(final)
         writer = CheckpointWriter(folder)
-        pool = ThreadPoolExecutor(1, thread_name_prefix="digest")
-        hashed = pool.submit(parts_of, tensors)  # while DCP writes
         try:
             dcp.save(tensors, storage_writer=writer, process_group=ranks.flags)
         except dcp.CheckpointException as error:  # DCP raises it on all ranks
@@ -306,16 +302,11 @@ class Saver:
                 f"{folder}: the checkpoint of step {state['step']} could not be written ({reasons[0]}); mend the disk and start "
                 "again: the run continues from its last checkpoint"
             ) from error
-        finally:
-            pool.shutdown()
         files = {name: sums for part in gather_objects(writer.entries(), ranks) for name, sums in part.items()}
-        parts: list | None = [None] * ranks.world_size if ranks.rank == 0 else None
-        dist.gather_object(hashed.result(), parts, dst=0, group=ranks.flags)
 
         def complete() -> str:
-            digest = digest_of(parts or (), values)
-            manifest = write_manifest(folder, state, files, values, digest)
-            head = self.append("checkpoint", manifest=manifest, tensors=digest, **entry)
+            digests = write_manifest(folder, state, files, values)
+            head = self.append("checkpoint", **digests, **entry)
             publish(final)  # replaces at most one that `latest` does not name
             set_latest(self.directory, final)
             return prune(self.directory, self.keep_last, self.append) or head

@@ -39,12 +39,13 @@ from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_d
 from common.errors import UserError
 from distributed.process_group import Ranks, call_on_all, read_on_first
 
-MANIFEST = "manifest.json"
+MANIFEST, INDEX = "manifest.json", ".metadata"
 SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
 LAST_COMMIT = "674ddd9"  # that reads manifests whose checksums are CRC-32
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
 BLOCK = 2**24  # bytes that share a checksum
-LARGE = 2**20  # bytes: a write of more is hashed by a thread meanwhile
+LARGE = 2**20  # bytes: a write of more is hashed by threads meanwhile
+HASHERS = 2  # of these: one hashes 1 to 2 GB/s, which is less than a memory copies
 # Blocks of a file that is being read. torch.load looks at the beginning and at the end of a tensor before it reads it: each may
 # lie on two blocks.
 KEPT = 4
@@ -61,7 +62,7 @@ class CheckpointWriter(dcp.FileSystemWriter):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, sync_files=True)
         self.written: dict[str, _SummedFile] = {}
-        self.hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self.hasher = ThreadPoolExecutor(HASHERS, thread_name_prefix="hash")
         self.fs = _Files(self._create)
 
     def entries(self) -> dict[str, dict]:
@@ -113,7 +114,8 @@ class _Files(FileSystem):
 class _SummedFile(io.BufferedWriter):
     """A file that DCP appends to, its size and the checksums of its blocks so far.
 
-    The bytes of a large write are hashed while the system copies them: they are DCP's, and gone when `write` returns.
+    The bytes of a large write are hashed, block beside block, while the system copies them: they are DCP's, and gone when
+    `write` returns.
     """
 
     def __init__(self, path: Path, hasher: ThreadPoolExecutor) -> None:
@@ -125,24 +127,23 @@ class _SummedFile(io.BufferedWriter):
         return [block.hexdigest() for block in self.blocks]
 
     def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        if len(rest) < LARGE:
-            self._hash(rest)
-            return super().write(data)
-        hashing = self.hasher.submit(self._hash, rest)
-        try:
-            return super().write(data)
-        finally:
-            hashing.result()
-
-    def _hash(self, rest: memoryview) -> None:
+        rest, hashing = memoryview(data).cast("B"), []
+        is_large = len(rest) >= LARGE
         while rest:
             done = self.size % BLOCK
             if not done:
                 self.blocks.append(hashlib.sha256())
             part, rest = rest[: BLOCK - done], rest[BLOCK - done :]
-            self.blocks[-1].update(part)
             self.size += len(part)
+            if is_large:
+                hashing.append(self.hasher.submit(self.blocks[-1].update, part))
+            else:
+                self.blocks[-1].update(part)
+        try:
+            return super().write(data)
+        finally:
+            for one in hashing:
+                one.result()
 
     def fileno(self) -> int:
         """DCP asks for it to fsync, and leaves out what is still in this buffer."""
@@ -220,25 +221,35 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict, tensors: str = "") -> str:
-    """Write manifest.json, the last file of a checkpoint. Returns its SHA-256.
-
-    files: the entries of `CheckpointWriter`. tensors: of distributed/tensor_digest.py.
-    """
-    content = manifest_of(state, files, values, tensors)
+def write_manifest(folder: Path, state: dict, files: dict[str, dict], values: dict) -> dict[str, str]:
+    """Write manifest.json, the last file of a checkpoint. Returns its `digests`. files: the entries of `CheckpointWriter`."""
+    content = manifest_of(state, files, values)
     write_json(folder / MANIFEST, content)
-    return sha256_of_json(content)
+    return digests(content)
 
 
-def manifest_of(state: dict, files: dict[str, dict], values: dict, tensors: str) -> dict:
+def manifest_of(state: dict, files: dict[str, dict], values: dict) -> dict:
     """The content of manifest.json."""
-    content = {"state": state, "values": values, "files": files, "tensors": tensors}
-    content = json.loads(json.dumps(content))  # as it will be read
+    content = json.loads(json.dumps({"state": state, "values": values, "files": files}))  # as it will be read
     return content | {"checksum": _checksum(content)}
 
 
+def digests(content: dict) -> dict[str, str]:
+    """What the record says of a checkpoint with this content of manifest.json: the SHA-256 of that file, `tensors_digest`."""
+    return {"manifest": sha256_of_json(content), "tensors": tensors_digest(content)}
+
+
+def tensors_digest(manifest: dict) -> str:
+    """A SHA-256 of all tensors and plain values of a checkpoint: the same if as many ranks take the same steps again.
+
+    The checksums of the files have it, but for DCP's index, which has a random number.
+    """
+    files = {name: entry for name, entry in manifest["files"].items() if name != INDEX}
+    return _checksum([files, manifest["values"]])
+
+
 def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
-    """{"state", "values", "files", "tensors"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
+    """{"state", "values", "files"}. Raises UserError, with the `hint`, if the manifest is missing or damaged."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         raise UserError(
@@ -263,8 +274,8 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
 def replace_state(checkpoint: Path, state: dict, append: Append, **entry: Any) -> None:
     """Replace the saved state of a checkpoint atomically, with a new entry in the record. Call it on rank 0 alone."""
     old = read_manifest(checkpoint)
-    content = manifest_of(state, old["files"], old["values"], old["tensors"])
-    append("checkpoint", manifest=sha256_of_json(content), tensors=old["tensors"], **entry)
+    content = manifest_of(state, old["files"], old["values"])
+    append("checkpoint", **digests(content), **entry)
     write_json(checkpoint / MANIFEST, content)
 
 
@@ -321,9 +332,9 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def weights_digest(checkpoint: Path) -> str | None:
-    """Tells the tensors of two checkpoints apart, by the checksums of their files. None if there is no such checkpoint."""
+    """The `tensors_digest` of a checkpoint, which tells it from another one of its step. None if there is none."""
     try:
-        return _checksum(read_manifest(checkpoint)["files"])
+        return tensors_digest(read_manifest(checkpoint))
     except UserError:
         return None
 
@@ -378,13 +389,13 @@ def set_aside_after(directory: Path, step: int, append: Append, why: str) -> lis
         append("pruning", set_aside=[path.name for path in later], why=why)
     if step:
         set_latest(directory, directory / checkpoint_name(step))
+    elif later:
+        (directory / "latest").unlink(missing_ok=True)
     for path in reversed(later):  # a kill in between leaves the older ones, from which the run comes here again
         aside = path.with_name(path.name + SET_ASIDE)
         if aside.is_dir():
             shutil.rmtree(aside)
         path.replace(aside)
-    if later and not step:
-        (directory / "latest").unlink(missing_ok=True)
     return [path.name + SET_ASIDE for path in later]
 
 
@@ -397,5 +408,5 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _checksum(content: dict) -> str:
+def _checksum(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

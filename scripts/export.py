@@ -23,7 +23,8 @@ import torch
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
-from tools.release import BOM, SIGNATURE, sign_release, write_bom
+from tools.release import sign_release, write_bom
+from training.ending import BOM, SIGNATURE
 from training.export import DTYPES, damage_of, is_written, read_export, verify, write_export
 from training.model_card import base_model, model_card, read_data_card, read_results
 
@@ -76,14 +77,14 @@ def main() -> int:
     out, good = arguments.out, True
     with process_group(device=torch.device("cpu")) as ranks:
         export = read_export(arguments.run, arguments, ranks)
-        exists = is_written(out, export.record)
+        exists = is_written(out, export.contents)
         if (out / SIGNATURE).exists() and not arguments.sign:
             raise UserError(
                 f"{out} is signed, and its card would change; name the key with --sign, or remove {SIGNATURE}"
             )
         results = read_results(out, export)
         card = model_card(out, export, results, arguments)
-        what = f"the {export.record['weights']} weights of {arguments.run} (step {export.record['step']})"
+        what = f"the {export.contents['weights']} weights of {arguments.run} (step {export.contents['step']})"
         if exists:
             write_durably(out / "README.md", card)
             print(f"{out} already holds {what}; its card was renewed")
@@ -91,10 +92,10 @@ def main() -> int:
             profile = read_data_card(export.config).get("arguments", {}).get("profile")
             base_name = base_model(export.base)["hub_id"] or str(export.base)
             size = write_export(out, export, profile, base_name, card)
-            kind = {"model": "", "merged": ", merged", "adapter": ", an adapter"}[export.record["kind"]]
-            share = (export.record["averaged"] or {}).get("share_of_tuned")
+            kind = {"model": "", "merged": ", merged", "adapter": ", an adapter"}[export.contents["kind"]]
+            share = (export.contents["averaged"] or {}).get("share_of_tuned")
             averaged = f", {share:g} x tuned + {1 - share:g} x base" if share is not None else ""
-            print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.record['dtype']}")
+            print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.contents['dtype']}")
         for why in results.left_out:
             print(f"not in the card: {why}")
         lines = damage_of(out, ranks) if arguments.verify or arguments.sign else []

@@ -20,7 +20,7 @@ import functools
 
 from common.command_line import new_parser
 from common.errors import UserError, run_script
-from tools.verify import Differs, check_files, read_record, replay, seen
+from tools.verify import Differs, compare, replay, seen
 
 
 def main() -> int:
@@ -47,9 +47,7 @@ def main() -> int:
         raise UserError(f"--replay {step}: give the step of a checkpoint, 0 for the base, or all")
     say, run = functools.partial(print, flush=True), arguments.run.absolute()
     try:
-        entries = read_record(run)
-        for line in check_files(run, entries, arguments.head):
-            say(line)
+        entries = compare(run, arguments.head, say)
         if arguments.seen:
             for line in seen(entries, arguments.seen):
                 say(line)

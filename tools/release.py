@@ -23,13 +23,12 @@ from data.files import expand
 from model.fingerprint import fingerprint_of_sums
 from model.flops import count_work, step_flops
 from model.language_model import build_on_meta
-from training.ending import RECORD, read_json
+from training.ending import BOM, EXPORT, SIGNATURE, read_json
 from training.export import Export
 from training.model_card import Results, base_model
 from training.provenance import PACKAGES, short_commit
 
 OURS = "full-fine-tuning:"  # begins the names of our properties
-BOM, SIGNATURE = "bom.json", "model.sig"
 INSTALL = "pip install 'model-signing>=1.1,<2' pyopenssl 'cyclonedx-python-lib[json-validation]>=11.12,<12'"
 KEY = "it must be the PEM file of a {} key on the curve P-256, P-384 or P-521"
 # Commission guidelines on general-purpose AI models of 18 July 2025 (adopted as C(2025) 7719), section 3.2: who modifies such a
@@ -70,10 +69,11 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
     more = {"licence": base["license"], "description": base["origin"]}
     parts = [part("machine-learning-model", base["hub_id"] or export.base.name, "base", facts, weights.items(), **more)]
     mixed = trained["data.mix"] or []  # of what was trained; a later start may have changed data.mix
-    sources = [("data.train", 1 - sum(share for _, share, _ in mixed), trained["data.train"]), *mixed]
+    sources = [("data.train", 1 - sum(share for _, share, *_ in mixed), trained["data.train"]), *mixed]
     paths = {"data.train": data.train} | {source.name: source.paths for source in data.mix}
-    for (name, share, digest), targets in zip(sources, state["loop"]["targets"], strict=True):
+    for (name, share, digest, *anchor), targets in zip(sources, state["loop"]["targets"], strict=True):
         facts = {"share": f"{share:.4g}", "target-tokens": targets, "fingerprint-of-tokens": digest}
+        facts |= {"trained": "by KL to the base"} if anchor else {}
         parts.append(part("data", name, f"data:{name}", facts, _sums(paths.get(name, ()))))
     parts += [part("data", "validation", "validation", files=_sums(data.validation))] if data.validation else []
     measured = [*results.evaluations, *filter(None, [results.forgetting])]
@@ -83,7 +83,7 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
     for name, version in {"python": start["python"], "train.py": short_commit(start), **start["versions"]}.items():
         purl = _need("packageurl").PackageURL("pypi", name=name, version=version) if name in PACKAGES else None
         parts.append(part("library", name, f"code:{name}", version=version, purl=purl))
-    written = read_json(out / RECORD, "remove the directory and export again")
+    written = read_json(out / EXPORT, "remove the directory and export again")
     facts = {key: value for key, value in written.items() if isinstance(value, str | int | float)}
     facts |= {"share-of-tuned-weights": written["averaged"]["share_of_tuned"]} if written["averaged"] else {}
     compute = _compute(export, options.base_flops)
@@ -95,7 +95,7 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
         facts | compute,
         written["files"].items(),
         options.license or base["license"],
-        version=f"step {export.record['step']}",
+        version=f"step {export.contents['step']}",
         pedigree=components.Pedigree(ancestors=[components.Component(type=parts[0].type, name=parts[0].name)]),
     )
     bom.register_dependency(bom.metadata.component, parts)
@@ -158,7 +158,7 @@ def _metrics(export: Export, results: Results) -> Iterator[dict]:
         return {"type": kind, "value": value, "slice": of} | bounds
 
     state = export.state
-    if state["evaluated"].get("validation") == state["step"] and not export.record["averaged"]:
+    if state["evaluated"].get("validation") == state["step"] and not export.contents["averaged"]:
         yield metric("validation loss (nats/token)", f"{state['loss']:.6g}", "data.validation")
     for result in results.evaluations:
         for figure in result["figures"]:

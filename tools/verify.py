@@ -4,7 +4,6 @@ docs/check.md says what each of these proves.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -14,16 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from common.durable_files import SUFFIX
+from common.durable_files import SUFFIX, temporary_path
 from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.load import config_of
@@ -36,15 +32,14 @@ from distributed.checkpoint_directory import (
     read_manifest,
     set_latest,
 )
-from distributed.tensor_digest import digest_of, parts_of
 from tools.chaos import read_rows
-from training.ending import ADAPTER_DIRECTORY, CERTIFICATE
-from training.ending import RECORD as EXPORT
+from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
 from training.identity import differences
-from training.record import FILE, METRICS, Entry, Record, not_given_up, plan_after
+from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after, prepared_in
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
+UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
 Say = Callable[[str], None]
 
 
@@ -66,6 +61,23 @@ def read_record(run: Path) -> list[Entry]:
     return entries
 
 
+def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
+    """Compare everything with the record, and say a line about each part. Returns the entries. Raises Differs, and UserError.
+
+    A run may be training meanwhile: what differs counts if the record has not grown since it was read.
+    """
+    while True:
+        entries = read_record(run)
+        try:
+            for line in check_files(run, entries, head):
+                say(line)
+            return entries
+        except (Differs, OSError) as problem:
+            if len(read_record(run)) == len(entries):
+                raise Differs(str(problem)) from problem
+            say("the run has gone on meanwhile: once more from the beginning")
+
+
 def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[str]:
     """Compare everything with the record, and yield a line about each part. Raises Differs at the first difference."""
     yield _check_head(run, entries, head)
@@ -79,12 +91,14 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
     yield f"starts: {len(starts)}, {by}, on {last['world_size']} ranks of {last['processor']}"
     yield _check_metrics(run, entries, starts[-1])
     yield _check_checkpoints(run, entries)
+    yield from _check_prepared(run, entries)
     yield from _check_exports(run, entries)
     yield check_inputs(starts[-1])
 
 
 def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
     line = f"record: {len(entries)} entries hold each other, head {entries[-1].digest}"
+    line += ", after which a line was cut off by a kill" if Record(run).torn() else ""
     if head is None:
         return f"{line}; only --head with a copy that was kept elsewhere shows that it was not written anew"
     if not re.fullmatch("[0-9a-f]{16,64}", head := head.lower()):
@@ -108,7 +122,7 @@ def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
                 raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
             end = max(end, of_entry["bytes"])
     rows, rest = content.count(b"\n", 0, end), content.count(b"\n", end)
-    if rest and entries[-1].kind in ("stop", "export", "certificate"):
+    if rest and entries[-1].kind in ("stop", "export"):
         raise Differs(f"{path}: {rest} rows at its end are in no entry, and the run had ended at {entries[-1]}")
     return f"{METRICS}: {rows} rows" + (f", {rest} after the last entry" if rest else "")
 
@@ -116,7 +130,7 @@ def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
 def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     """Every checkpoint that is there, all bytes of it, and whether one is missing."""
     folder, live = run / "checkpoints", [entry for entry in not_given_up(entries) if entry.kind == "checkpoint"]
-    whole, left = [], []
+    whole, left, unfinished = [], [], []
     for path in sorted(folder.glob("step-*")):
         name = path.name.removesuffix(SET_ASIDE)
         if not path.is_dir() or path.name.endswith(SUFFIX):
@@ -127,49 +141,43 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
         if not current:
             left.append(path.name)  # the run does not continue from it
             continue
-        found = sha256(path / MANIFEST) if (path / MANIFEST).is_file() else "missing"
-        entry = next((entry for entry in current if entry.content["manifest"] == found), None)
+        entry = next((entry for entry in current if _is(path / MANIFEST, entry.content["manifest"])), None)
         if entry is None:
             raise Differs(f"{path / MANIFEST} is not the one of {current[-1]}: it was changed, or is of another run")
-        _check_checkpoint(path, entry)
+        try:
+            files = read_manifest(path)["files"]
+            for file, sums in files.items():
+                with CheckedFile(path / file, sums, f"{entry} names it") as checked:
+                    checked.check()
+        except UserError as error:
+            raise Differs(f"{error} ({entry})") from error
+        _refuse_others(path, {MANIFEST, *files}, entry)
         whole.append(path.name)
     names = {checkpoint_name(entry.step): entry for entry in live}
     for name, entry in names.items():
         later = [one.content.get("removed", []) + one.content.get("set_aside", []) for one in entries[entry.number :]]
-        if name not in whole and not any(name in gone for gone in later):
+        if name in whole or any(name in gone for gone in later):
+            continue
+        if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
-    aside = f"; not compared, because the run has given them up: {', '.join(left)}" if left else ""
-    return f"checkpoints: {len(whole)} whole, {len(names) - len(whole)} removed{aside}"
+        unfinished.append(name)
+    line = f"checkpoints: {len(whole)} whole, {len(names) - len(whole) - len(unfinished)} removed"
+    line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
+    return line + (f"; not compared, because the run has given them up: {', '.join(left)}" if left else "")
 
 
-class _Reader(dcp.FileSystemReader):
-    """Reads the metadata once, and not again for each of the tensors."""
-
-    @functools.cache  # noqa: B019  (the reader lives as long as the check of one checkpoint)
-    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
-        """The metadata of the checkpoint."""
-        return super().read_metadata(*args, **options)
-
-
-def _check_checkpoint(path: Path, entry: Entry) -> None:
-    parts = {}
-    try:
-        manifest = read_manifest(path)
-        for name, sums in manifest["files"].items():
-            with CheckedFile(path / name, sums, f"{entry} names it") as file:
-                file.check()
-    except UserError as error:
-        raise Differs(f"{error} ({entry})") from error
-    reader = _Reader(path)
-    for name, stored in reader.read_metadata().state_dict_metadata.items():
-        if isinstance(stored, TensorStorageMetadata) and not name.startswith("random."):
-            tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is disabled")
-                dcp.load({name: tensor}, storage_reader=reader, no_dist=True)
-            parts |= parts_of({name: tensor})
-    if digest_of([parts], manifest["values"]) != entry.content["tensors"]:
-        raise Differs(f"the tensors of {path} are not those of {entry}")
+def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:
+    """What the base has made before the first step. A directory that was removed is made again."""
+    for folder in [folder for folder in PREPARED if (run / folder).is_dir()]:
+        made = [entry for entry in entries if entry.kind == "prepared" and entry.content["folder"] == folder]
+        if not made:
+            yield f"{folder}: in no entry, so not compared"
+            continue
+        sums = made[-1].content["files"]
+        for name, digest in sums.items():
+            _compare(run / folder / name, digest, made[-1])
+        _refuse_others(run / folder, set(sums), made[-1])
+        yield f"{folder}: {len(sums)} files"
 
 
 def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
@@ -178,22 +186,22 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
     if own.exists() and own.name not in exports:
         raise Differs(f"{own} is named by no entry of {FILE}")
     for name, entry in exports.items():
-        folder = run / name  # an absolute name stands for itself
+        folder, digest = run / name, entry.content["sha256"]  # an absolute name stands for itself
         if not folder.exists() and folder != own:
             yield f"export {folder}: not here, so not compared"
             continue
-        _compare(folder / EXPORT, entry.content["sha256"], entry)
+        if not _is(folder / EXPORT, digest) and _is(temporary_path(folder) / EXPORT, digest):
+            yield f"export {folder}: the one of {entry} has {UNFINISHED}"
+            continue
+        _compare(folder / EXPORT, digest, entry)
         written = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
-        if written["record"] not in [one.digest for one in entries[: entry.number - 1]]:
-            raise Differs(f"{folder / EXPORT} carries a head that no entry before {entry} has")
-        sums = {folder / file: digest for file, digest in written["files"].items()}
-        sums |= {run / ADAPTER_DIRECTORY / file: digest for file, digest in written.get("adapter", {}).items()}
-        sums |= {run / file: digest for file, digest in written.get("certificate", {}).items()}
-        for path, digest in sums.items():
+        adapter = written.get("adapter", {})
+        parts = (folder, written["files"]), (run / ADAPTER_DIRECTORY, adapter)
+        for path, digest in [(part / file, digest) for part, sums in parts for file, digest in sums.items()]:
             _compare(path, digest, entry)
-        if folder == own and (run / CERTIFICATE).exists() and run / CERTIFICATE not in sums:
-            raise Differs(f"{run / CERTIFICATE} is not named by {folder / EXPORT}")
-        yield f"export {folder}: {len(sums)} files, the {written['weights']} weights of step {entry.step}"
+        _refuse_others(folder, {EXPORT, CARD, BOM, SIGNATURE, *written["files"]}, entry)
+        count = len(written["files"]) + len(adapter)
+        yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}"
 
 
 def check_inputs(start: Entry) -> str:
@@ -205,6 +213,17 @@ def check_inputs(start: Entry) -> str:
             raise Differs(f"{path} ({wanted[path][0]}) is not what {start} has read: its SHA-256 is another one")
     away = len(wanted) - len(here)
     return f"base and data: {len(here)} files" + (f"; {away} are not here, so not compared" if away else "")
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _refuse_others(folder: Path, names: set[str], entry: Entry) -> None:
+    """What nobody knows may change how a model is loaded. git's own files are let be, as in a signature."""
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if others := sorted(name for name in files - names if not name.startswith(".git")):
+        raise Differs(f"{folder / others[0]} is named by nothing that {entry} names")
 
 
 def _compare(path: Path, digest: str, entry: Entry) -> None:
@@ -276,9 +295,10 @@ def _copy_state(run: Path, entries: list[Entry], step: int, again: Path) -> None
     set_latest(copied.parent, copied)
     (again / FILE).write_bytes(b"".join((run / FILE).read_bytes().splitlines(keepends=True)[: named[-1].number]))
     (again / METRICS).write_bytes((run / METRICS).read_bytes()[: named[-1].content["metrics"]["bytes"]])
-    for part in ("ewc", "anchor"):  # what the base gave before the first step
-        if (run / part).is_dir():
-            shutil.copytree(run / part, again / part)
+    for folder in PREPARED:  # what the base had made by then; if it has made more since, it makes all of it again
+        is_of_then = prepared_in(entries, folder) == prepared_in(entries[: named[-1].number], folder)
+        if is_of_then and (run / folder).is_dir():
+            shutil.copytree(run / folder, again / folder)
 
 
 def _train_again(segment: Segment, again: Path, say: Say) -> None:
@@ -337,7 +357,7 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
             problem = problem or f"the tensors after step {entry.step} are not those of {entry}"
     before, after = (_rows_of(path, segment) for path in (run, again))
     rows = sorted(before.keys() & after.keys())
-    if differing := [key for key in rows if before[key] != after[key]]:
+    if differing := [key for key in rows if repr(before[key]) != repr(after[key])]:  # NaN is NaN
         step, kind = differing[0]
         curves = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives"
         problem = "; ".join(filter(None, (curves, problem)))
@@ -355,13 +375,12 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
 
 
 def _rows_of(run: Path, segment: Segment) -> dict[tuple[int, str], dict]:
-    """The rows of the steps of a segment. A row of means counts if it begins in the segment."""
-    found, before = {}, 0
+    """The rows of the steps of a segment. A row of means counts if all of its steps are in the segment."""
+    every, found = segment.start.content["config"]["run"]["log_every"], {}
     for (step, kind), values in read_rows(run):
-        before = max(before, segment.start.step) if step > segment.start.step else before
-        begins = before if kind == "train" else step - 1 if segment.first else 0
-        before = step if kind == "train" else before
-        if segment.first <= begins and step <= segment.checkpoints[-1].step:
+        since = max(segment.start.step, (step - 1) // every * every) if kind == "train" else segment.first
+        is_inside = segment.first < step <= segment.checkpoints[-1].step or step == segment.first == 0
+        if is_inside and since >= segment.first:
             found[step, kind] = values
     return found
 
@@ -390,8 +409,11 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = (inputs.local or config).data
-            found = list(find(inputs.train, data, wanted_by(path, data) if path else called(what)))
-        places |= {one.digest: one.where for one in found}
+            found = find(inputs.train, data, wanted_by(path, data) if path else called(what))
+        here = dict[str, list[str]]()
+        for one in found:  # copies have one digest
+            here.setdefault(one.digest, []).append(one.where)
+        places |= {digest: "; ".join(where) for digest, where in here.items()}
         digest_of_item = {item: one.digest for one in found for item in one.items}
         plan, sources = start.content["plan"], [source.fingerprint for source in inputs.train.sources]
         for step in range(start.step, last):

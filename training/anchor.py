@@ -2,12 +2,12 @@
 
 For each target: the log-probabilities of the base's `TOKENS` most probable tokens and of all others together, and the ids of
 those tokens, 386 bytes; for the documents that the run's steps take. model/loss.py (`anchored`) trains by KL to them. A resume
-reads them. If it has more steps it adds documents: the model has the base's weights until a checkpoint is loaded.
+reads them, once the record has compared the files. If it has more steps, all is computed again: the model has the base's
+weights until a checkpoint is loaded.
 """
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from common.durable_files import publish, start_directory, temporary_path, write_json
 from common.errors import UserError
-from common.sha256 import sha256
 from data.batches import MicroBatch, collate
 from data.sources import Corpus
 from distributed.process_group import StopSignal, read_on_first
@@ -67,49 +66,44 @@ def with_base(
 ) -> Inputs:
     """The data of a run, whose steps have what the base predicts for their anchored targets. A collective.
 
-    The model holds the base's weights. What `directory` does not have is computed, and all of it written; after a signal none.
-    Raises UserError on all ranks if the directory is damaged, or was made with another base or other data.
+    The model holds the base's weights. If `directory` has not all that the steps need, all is computed; after a signal none.
+    Raises UserError on all ranks if the directory was made with another base or other data.
     """
     corpus, ranks, temporary = data.train, stop.ranks, temporary_path(directory)
     of_base = fingerprint({part: identity[part] for part in ("the weights", "config.json")})
     made = {"another base": of_base, "other data": [corpus.sources[0].fingerprint, corpus.mixture()]}
-    is_there = read_on_first(lambda: _is_whole(directory, made), ranks)
-    documents = np.load(directory / DOCUMENTS) if is_there else np.zeros((len(corpus), 2), np.int64)
-    of_run = dict.fromkeys(item for step in range(data.total_steps) for item in data.plan.batch(step).items)
-    of_run = [item for item in of_run if corpus.names[corpus.locate(item)[0]] in corpus.anchored]
-    missing = [item for item in of_run if not documents[item].any()]
-    found: list = [None] * ranks.world_size  # on rank 0: (item, its rows) of each rank
+    items = dict.fromkeys(item for step in range(data.total_steps) for item in data.plan.batch(step).items)
+    items = [item for item in items if corpus.names[corpus.locate(item)[0]] in corpus.anchored]
+    # The ranks agree on what is there: another node may see the disk a moment later.
+    documents = read_on_first(lambda: _documents_in(directory, made), ranks)
+    if documents is None or not documents[np.array(items, np.int64)].any(1).all():
+        say(f"anchor: the base predicts the targets of {len(items):,} documents of {', '.join(corpus.anchored)}")
+        table = np.zeros((len(corpus), 2), np.int64)
+        found: list = [None] * ranks.world_size  # on rank 0: (item, its rows) of each rank
 
-    def begin() -> None:
-        start_directory(directory)
-        if is_there:
-            shutil.copy(directory / ROWS, temporary / ROWS)
+        def append() -> None:
+            with (temporary / ROWS).open("ab") as file:
+                for item, rows in itertools.chain(*found):
+                    table[item] = file.tell() // ROW.itemsize + np.array([0, len(rows)])
+                    file.write(rows.tobytes())
 
-    def append() -> None:
-        with (temporary / ROWS).open("ab") as file:
-            for item, rows in itertools.chain(*found):
-                documents[item] = file.tell() // ROW.itemsize + np.array([0, len(rows)])
-                file.write(rows.tobytes())
+        def finish() -> np.ndarray:
+            np.save(temporary / DOCUMENTS, table)
+            write_json(temporary / SETTINGS, {"made": made})
+            publish(directory)
+            return table
 
-    def finish() -> None:
-        np.save(temporary / DOCUMENTS, documents)
-        write_json(temporary / SETTINGS, {"made": made, "sha256": sha256(temporary / ROWS)})
-        publish(directory)
-
-    if missing:
-        say(f"anchor: the base predicts the targets of {len(missing):,} documents of {', '.join(corpus.anchored)}")
-        read_on_first(begin, ranks)
+        read_on_first(lambda: start_directory(directory), ranks)
         with evaluating(model):
-            for first in range(0, len(missing), DEALT):
-                dealt, own = data.dealer.deal(missing[first : first + DEALT], corpus, ranks.world_size), []
-                for items in dealt.of_rank(ranks.rank):  # as many on every rank
+            for first in range(0, len(items), DEALT):
+                dealt, own = data.dealer.deal(items[first : first + DEALT], corpus, ranks.world_size), []
+                for of_rank in dealt.of_rank(ranks.rank):  # as many on every rank
                     if stop.agreed():
                         return data
-                    own += _predicted(model, items, corpus, ranks.device)
+                    own += _predicted(model, of_rank, corpus, ranks.device)
                 dist.gather_object(own, found if ranks.rank == 0 else None, group=ranks.flags)
                 read_on_first(append, ranks)
-        read_on_first(finish, ranks)
-        documents = np.load(directory / DOCUMENTS)
+        documents = read_on_first(finish, ranks)
     count = int(documents.max())
     say(
         f"anchor: {count:,} targets with predictions of the base: {count * ROW.itemsize / 2**20:.1f} MiB in {directory}"
@@ -117,19 +111,17 @@ def with_base(
     return replace(data, add_base=BasePredictions(corpus, directory / ROWS, documents).added_to)
 
 
-def _is_whole(directory: Path, made: dict) -> bool:
-    """Whether the directory exists. Raises UserError if it is damaged, or was made with another base or other data."""
+def _documents_in(directory: Path, made: dict) -> np.ndarray | None:
+    """`BasePredictions.documents`, if the directory exists. Raises UserError if it was made with another base or other data."""
     if not directory.is_dir():
-        return False
+        return None
     settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
     for name, value in made.items():
         if settings["made"][name] != value:
             raise UserError(
                 f"{directory} was made with {name}; set it back, remove {directory} or choose another run.name"
             )
-    if sha256(directory / ROWS) != settings["sha256"]:
-        raise UserError(f"{directory / ROWS} is not what was written; remove {directory}, and it is computed again")
-    return True
+    return np.load(directory / DOCUMENTS)
 
 
 def _predicted(

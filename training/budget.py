@@ -5,7 +5,7 @@ base + alpha (tuned - base) meet the budget (WiSE-FT, arXiv:2109.01903; for lang
 on the task there (run.best_by), and the best is exported, with a certificate.
 
 KL is KL(base || model) in nats per token on texts of this project's own, of three kinds: prose, code or tables, questions.
-Nothing else reads them. An alpha meets the budget if the upper bounds of the 95% bootstrap intervals over the pieces of the
+Nothing else reads them, and pieces that the training data have are left out. An alpha meets the budget if the upper bounds of the 95% bootstrap intervals over the pieces of the
 selection text are within it, for each kind. The certificate's text is read once, by the weights that are exported: the budget
 is met if the KL of its worst kind is within it as well.
 """
@@ -25,9 +25,10 @@ from common.sha256 import sha256
 from configs.config import Config
 from configs.load import is_of_answers
 from data.examples import Documents
+from data.sources import Corpus
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, weights_digest
-from distributed.process_group import StopSignal, read_on_first
+from distributed.process_group import Ranks, StopSignal, call_on_all, gather_objects, read_on_first
 from distributed.sharding import local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
@@ -42,6 +43,7 @@ from training.inputs import Inputs
 
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
+MIDDLE = 12  # tokens in the middle of a piece: data that have them have the piece
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def keep_budget(config: Config, step: int, evaluations: Evaluations, checkpoints
             alpha = largest_alpha(lambda alpha: upper_bound(texts.measure(alpha)) <= max_kl + ROUNDING)
             kl = texts.measure(alpha)
             one = {"step": int(path.name.removeprefix("step-")), "alpha": alpha, "bound": upper_bound(kl)}
-            candidates.append(one | _score(evaluations, run) | {"text": _of_text(SELECTION, kl)})
+            candidates.append(one | _score(evaluations, run) | {"text": texts.measured(kl)})
             run.say(
                 f"budget: {path.name}, alpha {alpha:.3f}: KL below {one['bound']:.4g} on each kind of the selection text, "
                 f"{curve_of(best_by)} {candidates[-1]['value']:.4g}"
@@ -88,7 +90,8 @@ def keep_budget(config: Config, step: int, evaluations: Evaluations, checkpoints
                 best = one
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
-        judged = Texts(CERTIFICATE, line).measure(best["alpha"])
+        texts = Texts(CERTIFICATE, line)
+        judged = texts.measure(best["alpha"])
     except Stopped:
         return None
 
@@ -104,7 +107,7 @@ def keep_budget(config: Config, step: int, evaluations: Evaluations, checkpoints
             "averaged": base if best["alpha"] < 1 else None,
             "checkpoint": weights_digest(checkpoint),
             "identity": fingerprint_of_checkpoint(checkpoint),
-            "texts": [_of_text(CERTIFICATE, judged), best["text"]],
+            "texts": [texts.measured(judged), best["text"]],
             "candidates": [{name: one[name] for name in ("step", "alpha", "bound", "value")} for one in candidates],
         }
 
@@ -176,14 +179,19 @@ class Line:
 
 
 class Texts:
-    """The texts of a file with their kinds, and the base's distributions on them."""
+    """The texts of a file with their kinds, and the base's distributions on them, but for those that are trained on."""
 
     def __init__(self, path: Path, line: Line) -> None:
         """A collective, which leaves the base in the model."""
         rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
-        self.line, self.kinds = line, np.array([row["kind"] for row in rows])
         run, data = line.run, line.run.data
-        documents = forgetting.as_documents(forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows]))
+        encoded = forgetting.encode_texts(run.tokenizer, [row["text"] for row in rows])
+        is_trained = trained_on([ids for ids, _ in encoded], data.train, run.stop.ranks)
+        kept = np.flatnonzero(~is_trained)
+        self.line, self.path, self.left_out = line, path, len(rows) - len(kept)
+        self.all_kinds = list(dict.fromkeys(row["kind"] for row in rows))
+        self.kinds = np.array([rows[number]["kind"] for number in kept])
+        documents = forgetting.as_documents([encoded[number] for number in kept])
         line.to_base()
         shared = data.first_new_row or len(run.tokenizer)
         self.base = forgetting.remember_base(run.model, documents, data.dealer, shared, run.stop)
@@ -196,8 +204,36 @@ class Texts:
         self.line.go(alpha)
         run = self.line.run
         sums = _compare(self.base, run)[:, [2, 0]]
-        kinds = dict.fromkeys(self.kinds.tolist())
-        return read_on_first(lambda: {kind: _ratio(sums[self.kinds == kind]) for kind in kinds}, run.stop.ranks)
+        return read_on_first(
+            lambda: {kind: _ratio(sums[self.kinds == kind]) for kind in self.all_kinds}, run.stop.ranks
+        )
+
+    def measured(self, kl: dict[str, Interval]) -> dict:
+        """For the certificate."""
+        of_kinds = {kind: asdict(interval) for kind, interval in kl.items()}
+        file = {"file": f"eval/texts/{self.path.name}", "sha256": sha256(self.path)}
+        return file | {"kl": of_kinds, "left_out": self.left_out}
+
+
+def trained_on(texts: list[list[int]], corpus: Corpus, ranks: Ranks) -> np.ndarray:
+    """Which of these token ids stand in the data of training, bool `(texts,)`. A collective; the ranks share the data."""
+    factors = np.random.default_rng(0).integers(2**63, size=MIDDLE).astype(np.uint64)
+
+    def hashes(ids: np.ndarray) -> np.ndarray:
+        if len(ids) < MIDDLE:
+            return np.zeros(0, np.uint64)
+        return (np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), MIDDLE) * factors).sum(-1)
+
+    middles = [np.array(ids)[max(0, len(ids) - MIDDLE) // 2 :][:MIDDLE] for ids in texts]
+    wanted = np.array([hashes(ids)[0] if len(ids) == MIDDLE else 0 for ids in middles], np.uint64)
+
+    def find() -> np.ndarray:
+        found = np.zeros(len(texts), bool)
+        for item in range(ranks.rank, len(corpus), ranks.world_size):
+            found |= np.isin(wanted, hashes(corpus.get(item)[0]))
+        return found
+
+    return np.any(gather_objects(call_on_all(find, ranks), ranks), axis=0)  # a store may be damaged
 
 
 def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
@@ -208,6 +244,9 @@ def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
 
 
 def _ratio(columns: np.ndarray, resamples: int = 10_000) -> Interval:
+    """Not a number if nothing is left: no budget is met by that."""
+    if not len(columns):
+        return Interval(math.nan, math.nan, math.nan)
     return bootstrap(columns, lambda sums: {"": sums[..., 0] / sums[..., 1]}, resamples=resamples)[""]
 
 
@@ -232,11 +271,6 @@ def _score(evaluations: Evaluations, run: AgainstBase) -> dict:
     return {"value": value, "low": low, "high": high, "validation_loss": figures.get("validation/loss")}
 
 
-def _of_text(path: Path, kl: dict[str, Interval]) -> dict:
-    kinds = {kind: asdict(interval) for kind, interval in kl.items()}
-    return {"file": f"eval/texts/{path.name}", "sha256": sha256(path), "kl": kinds}
-
-
 # ---- the certificate in words -------------------------------------------------------------------------------------------
 
 
@@ -250,6 +284,8 @@ def certificate_lines(certificate: dict) -> list[str]:
             f"{kind} {one['value']:.4g} ({one['low']:.4g} to {one['high']:.4g})" for kind, one in text["kl"].items()
         ]
         lines.append(f"    KL on {text['file']}, {use}, with 95% intervals over pieces: {', '.join(kinds)}")
+        if text["left_out"]:
+            lines.append(f"    warning: {text['left_out']} pieces of it are left out: the training data have them")
     score = f"{certificate['value']:.4g}" + ("" if low is None else f" ({low:.4g} to {high:.4g})")
     return [*lines, f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}"]
 

@@ -10,7 +10,15 @@ from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Run
 from distributed.checkpoint import Saver, is_plain
-from distributed.checkpoint_directory import MANIFEST, find_checkpoint, read_manifest, set_aside_after
+from distributed.checkpoint_directory import (
+    MANIFEST,
+    SET_ASIDE,
+    complete_checkpoints,
+    find_checkpoint,
+    read_manifest,
+    set_aside_after,
+    step_of,
+)
 from distributed.process_group import StopSignal, read_on_first
 from training.evaluations import Evaluations
 from training.identity import EXCLUDED, FIRST_STEP, Identity, check_identity
@@ -60,9 +68,7 @@ class Checkpointer:
         lines = [f"warning: passed over: {problem}" for problem in passed_over]
         newest, seen = checkpoint, None
         if exclusion:
-            from training.exclusion import leave_out, newest_without
-
-            checkpoint, seen = read_on_first(lambda: newest_without(exclusion, newest), ranks)
+            checkpoint, seen = read_on_first(lambda: _newest_without(exclusion, newest), ranks)
         saved = read_on_first(lambda: read_manifest(checkpoint)["state"] if checkpoint else None, ranks)
         changes = []
         if checkpoint and saved:
@@ -71,11 +77,11 @@ class Checkpointer:
                 saved["identity"]["the data"] |= same
             self.identity, changes = check_identity(checkpoint, saved, self.identity, self.settings, self.run.resume)
         if exclusion:
-            more = read_on_first(lambda: leave_out(exclusion, checkpoint, newest, seen, self.record), ranks)
+            more = read_on_first(lambda: self._leave_out(exclusion, checkpoint, newest, seen), ranks)
             lines += [*exclusion.lines, *more]
         if not checkpoint or not saved:
-            export = self.directory.with_name("export")
-            if not newest and read_on_first(export.exists, ranks):
+            export, aside = self.directory.with_name("export"), f"step-*{SET_ASIDE}"
+            if read_on_first(lambda: export.exists() and not list(self.directory.glob(aside)), ranks):
                 raise UserError(
                     f"{export} exists, but the checkpoints of its run are gone; to train again from the base model, choose "
                     f"another run.name or remove {export.parent}"
@@ -195,6 +201,20 @@ class Checkpointer:
         bad = state["bad_steps_in_a_row"]
         return f"{where}, whose last {bad} steps were skipped; the last saved step is {self.saved_step}"
 
+    def _leave_out(self, exclusion: Any, good: Path | None, newest: Path | None, seen: int | None) -> list[str]:
+        """Record the exclusion and set the checkpoints after `good` aside; returns lines for the user. For rank 0 alone."""
+        step = step_of(good) if good else 0
+        recorded = [entry.content["fingerprint"] for entry in self.record.read() if entry.kind == "exclusion"]
+        if good != newest or exclusion.fingerprint not in recorded:
+            content = {"fingerprint": exclusion.fingerprint, "examples": exclusion.digests, "seen_in_step": seen}
+            self.record.append("exclusion", step=step, **content)
+        if good == newest:
+            return []
+        why = f"step {seen} has seen an example of data.exclude" if seen else "data.exclude has changed"
+        aside = ", ".join(set_aside_after(self.directory, step, self.record.append, why))
+        start = f"the checkpoint of step {step}" if good else "the base model"
+        return [f"warning: {why}: the run continues from {start}; {aside} are not used any more"]
+
     def _manifest(self, state: dict) -> dict:
         return {
             "identity": self.trained_as,
@@ -206,3 +226,20 @@ class Checkpointer:
             "saved_updates": self.saved_updates,
             "proven_step": self.proven_step,
         }
+
+
+def _newest_without(exclusion: Any, newest: Path | None) -> tuple[Path | None, int | None]:
+    """(the newest checkpoint that has seen nothing of what is excluded, the step that did, counted from 1). For rank 0 alone.
+
+    None: the base model; no step. A checkpoint of another exclusion is passed over: it may lack what is trained on now.
+    """
+    if newest is None or _excluded(newest) == exclusion.fingerprint:
+        return newest, None
+    seen = exclusion.first_step(step_of(newest))
+    last = step_of(newest) if seen is None else seen
+    possible = [path for path in complete_checkpoints(newest.parent) if step_of(path) <= last and not _excluded(path)]
+    return (possible[-1] if possible else None), None if seen is None else seen + 1
+
+
+def _excluded(checkpoint: Path) -> str | None:
+    return read_manifest(checkpoint)["state"]["identity"]["the data"].get(EXCLUDED)

@@ -27,16 +27,16 @@ from training.identity import fingerprint_of_checkpoint
 from training.record import Record, RunRecord
 
 GENERATION_CONFIG = "generation_config.json"
-RECORD = "export.json"  # which weights an export holds, and the SHA-256 of its files
-CARD = "README.md"  # may be written anew
-CERTIFICATE = "certificate.json"  # of a budget for forgetting (training/budget.py), beside the export
+EXPORT = "export.json"  # which weights an export holds, and the SHA-256 of its files
+CERTIFICATE = "certificate.json"  # of a budget for forgetting (training/budget.py)
+CARD, BOM, SIGNATURE = "README.md", "bom.json", "model.sig"  # later than the others, and may be written anew
 ADAPTER_DIRECTORY = "adapter"  # beside the export, with LoRA
 
 
 # ---- The export of a run -------------------------------------------------------------------------------------------------
 
 
-def export_record(
+def contents_of_export(
     config: Config, step: int, evaluations: Evaluations, model_config: PretrainedConfig, checkpoints: Path
 ) -> dict:
     """What the export of a run that ended after `step` holds, as plain JSON: `weights` (last or best), their `step`, the `dtype`.
@@ -49,7 +49,7 @@ def export_record(
     best = evaluations.best_step if config.run.export == "best" else None
     exported = step if best is None else best
     loss = evaluations.loss if evaluations.evaluated.get("validation") == step else None
-    record = {
+    contents = {
         "weights": "last" if best is None else "best",
         "step": exported,
         "checkpoint": weights_digest(checkpoints / checkpoint_name(exported)),
@@ -59,30 +59,29 @@ def export_record(
         "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
     }
     if best is not None and curve_of(evaluations.best_by) != "validation/loss":
-        record |= {"best_by": evaluations.best_by, "best_value": evaluations.best_value}
+        contents |= {"best_by": evaluations.best_by, "best_value": evaluations.best_value}
     if config.forgetting.max_kl is not None:
-        record["budget"] = {"max_kl": config.forgetting.max_kl, "by": evaluations.best_by}
-    return record
+        contents["budget"] = {"max_kl": config.forgetting.max_kl, "by": evaluations.best_by}
+    return contents
 
 
-def damage_of_export(export_directory: Path, record: dict, ranks: Ranks) -> list[str] | None:
-    """What is wrong with the files of the export that `record` describes, [] if nothing. None: there is no such export.
+def damage_of_export(export_directory: Path, contents: dict, ranks: Ranks) -> list[str] | None:
+    """What is wrong with the files of the export that `contents` describe, [] if nothing. None: there is no such export.
 
     A collective, which reads all of its files, and with LoRA those of the adapter.
     """
 
     def sums() -> dict[Path, str] | None:
-        """File -> SHA-256 as the export says; None if it is not the one that `record` describes."""
+        """File -> SHA-256 as the export says; None if it is not the one that `contents` describe."""
         try:
-            written = json.loads((export_directory / RECORD).read_text(encoding="utf-8"))
-            files, adapter, _ = written.pop("files"), written.pop("adapter"), written.pop("record")
-            certificate = written.pop("certificate", {})
+            written = json.loads((export_directory / EXPORT).read_text(encoding="utf-8"))
+            files, adapter, _ = written.pop("files"), written.pop("adapter"), written.pop("head")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no export, or one of an earlier version
             return None
-        if written.get("asked", written) != record:
+        if written.get("asked", written) != contents:
             return None
         adapter_directory = export_directory.with_name(ADAPTER_DIRECTORY)
-        parts = (export_directory, files), (adapter_directory, adapter), (export_directory.parent, certificate)
+        parts = (export_directory, files), (adapter_directory, adapter)
         return {folder / name: digest for folder, part in parts for name, digest in part.items()}
 
     found = read_on_first(sums, ranks)
@@ -103,17 +102,16 @@ def is_finished(
 
     A collective. Raises UserError if this start is of another identity: nothing is left to train with it.
     """
-    record = read_on_first(
-        lambda: export_record(config, step, evaluations, model_config, export_directory.with_name("checkpoints")), ranks
-    )
+    checkpoints = export_directory.with_name("checkpoints")
+    contents = read_on_first(lambda: contents_of_export(config, step, evaluations, model_config, checkpoints), ranks)
     finished = (step == total_steps or evaluations.is_stalled) and evaluations.is_judged
-    problems = damage_of_export(export_directory, record, ranks) if finished else None
+    problems = damage_of_export(export_directory, contents, ranks) if finished else None
     if problems is None:
         return False
     if problems:
         if ranks.rank == 0:
             print(
-                f"warning: {'; '.join(problems)}; the weights of step {record['step']} are exported again", flush=True
+                f"warning: {'; '.join(problems)}; the weights of step {contents['step']} are exported again", flush=True
             )
         return False
     if is_changed:
@@ -121,13 +119,12 @@ def is_finished(
             f"{export_directory.parent} has taken all of its {step} steps before it was changed, and is exported: nothing is "
             "left to train with what is set now; raise optimizer.epochs or optimizer.max_steps, or choose another run.name"
         )
-    certificate = read_on_first(lambda: read_certificate(export_directory.parent), ranks)
-    record |= certificate
+    contents |= read_on_first(lambda: read_certificate(export_directory.parent), ranks)
     if ranks.rank == 0:
         why = evaluations.why_stalled(step) if step < total_steps else f"{total_steps} steps"
         print(
-            f"already finished: {why}; {export_directory} holds the {record['weights']} weights (step {record['step']}, "
-            f"{record['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
+            f"already finished: {why}; {export_directory} holds the {contents['weights']} weights (step {contents['step']}, "
+            f"{contents['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
             flush=True,
         )
     check_budget(config, export_directory, ranks)
@@ -143,8 +140,8 @@ def check_budget(config: Config, export_directory: Path, ranks: Ranks) -> None:
 
 
 def read_certificate(run: Path) -> dict:
-    """The certificate of the run's export; empty without a budget for forgetting. Raises UserError if it is damaged."""
-    path = run / CERTIFICATE
+    """The certificate of a run's export; empty without a budget for forgetting. Raises UserError if it is damaged."""
+    path = run / "export" / CERTIFICATE
     return read_json(path, "remove it, and start the run again") if path.exists() else {}
 
 
@@ -166,7 +163,7 @@ def export_run(
     model: PackedLanguageModel,
     model_config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    run_record: RunRecord,
+    record: RunRecord,
 ) -> list[str]:
     """Write the Hugging Face directory of a finished run, and return lines that say what it holds. A collective.
 
@@ -175,9 +172,9 @@ def export_run(
     a budget training/budget.py chooses the weights; a signal ends its search without an export. export.json has the head of the
     record before the export's own entry, which has the SHA-256 of export.json.
     """
-    ranks = run_record.ranks
+    ranks = record.ranks
     checkpoints = export_directory.with_name("checkpoints")
-    record = read_on_first(lambda: export_record(config, step, evaluations, model_config, checkpoints), ranks)
+    contents = read_on_first(lambda: contents_of_export(config, step, evaluations, model_config, checkpoints), ranks)
     certificate: dict | None = {}
     if config.forgetting.max_kl is not None:
         from training.budget import keep_budget
@@ -186,23 +183,19 @@ def export_run(
         if certificate is None:
             return ["stopped by a signal before the export; start again to continue"]
         chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")
-        kept = {name: record[name] for name in ("steps_in_total", "dtype")}
-        record = kept | {name: certificate[name] for name in chosen} | {"asked": record}
-    elif record["weights"] == "best":
-        best = checkpoints / checkpoint_name(record["step"])
+        kept = {name: contents[name] for name in ("steps_in_total", "dtype")}
+        contents = kept | {name: certificate[name] for name in chosen} | {"asked": contents}
+    elif contents["weights"] == "best":
+        best = checkpoints / checkpoint_name(contents["step"])
         hint = "the best checkpoint cannot be exported: start again with run.export=last"
         load_parameters(best, trained_parameters(model), ranks, hint)
 
     def write_rest(folder: Path) -> None:
         write_files(folder, config, model_config, tokenizer)
-        sums = {"files": sums_of(folder), "adapter": sums_of(adapter) if config.lora.rank else {}}
-        path = export_directory.with_name(CERTIFICATE)
-        path.unlink(missing_ok=True)
         if certificate:
-            write_json(path, certificate)
-            sums["certificate"] = {path.name: sha256_of_all([path])[path]}
-            run_record.append("certificate", files=sums["certificate"])
-        write_export_record(folder, record | sums, run_record, export_directory.name)
+            write_json(folder / CERTIFICATE, certificate)
+        sums = {"files": sums_of(folder), "adapter": sums_of(adapter) if config.lora.rank else {}}
+        write_contents(folder, contents | sums, record, export_directory.name)
 
     adapter = export_directory.with_name(ADAPTER_DIRECTORY)
     if config.model.rope_type:
@@ -211,37 +204,37 @@ def export_run(
         from model.lora import save_adapter
 
         save_adapter(adapter, model, config.lora, config.model.path, ranks)
-    dtype = getattr(torch, str(record["dtype"]))
+    dtype = getattr(torch, str(contents["dtype"]))
     added, form = adapters_sum(model), stored_form(model_config)
     export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=added, form=form)
     lines = [evaluations.why_stalled(step)] if step < total_steps else []
     if updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")
-    return lines + _lines(config, step, evaluations, record, export_directory)
+    return lines + _lines(config, step, evaluations, contents, export_directory)
 
 
-def write_export_record(folder: Path, record: dict, run_record: Record, place: str) -> None:
+def write_contents(folder: Path, contents: dict, record: Record, place: str) -> None:
     """Write export.json with the head of the run's record, to which this appends the entry of the export. For rank 0 alone.
 
     folder: under its temporary name. place: the directory that it will be.
     """
-    write_json(folder / RECORD, record | {"record": run_record.head()})
-    exported = {name: record[name] for name in ("step", "weights", "checkpoint", "dtype")}
-    run_record.append("export", directory=place, sha256=sha256(folder / RECORD), **exported)
+    write_json(folder / EXPORT, contents | {"head": record.head()})
+    exported = {name: contents[name] for name in ("step", "weights", "checkpoint", "dtype")}
+    record.append("export", directory=place, sha256=sha256(folder / EXPORT), **exported)
 
 
-def _lines(config: Config, step: int, evaluations: Evaluations, record: dict, export_directory: Path) -> list[str]:
-    loss, base, best = record["validation_loss"], evaluations.base_value, evaluations.best_value
+def _lines(config: Config, step: int, evaluations: Evaluations, contents: dict, export_directory: Path) -> list[str]:
+    loss, base, best = contents["validation_loss"], evaluations.base_value, evaluations.best_value
     words = best_in_words(evaluations.best_by)
     judged = "" if loss is None else f", validation loss {loss:.4g}"
-    judged += f", {curve_of(evaluations.best_by)} {best:.4g}" if "best_by" in record else ""
+    judged += f", {curve_of(evaluations.best_by)} {best:.4g}" if "best_by" in contents else ""
     lines = [
-        f"exported the {record['weights']} weights (step {record['step']}{judged}, {record['dtype']}) to {export_directory}"
+        f"exported the {contents['weights']} weights (step {contents['step']}{judged}, {contents['dtype']}) to {export_directory}"
     ]
     if config.run.export == "best" and evaluations.best_step is None:
         what = "loss" if words.endswith("loss") else curve_of(evaluations.best_by)
         lines.append(f"warning: run.export=best, but no evaluation of a trained model gave a finite {what}")
-    if config.run.export == "last" and evaluations.best_step not in (None, step) and "asked" not in record:
+    if config.run.export == "last" and evaluations.best_step not in (None, step) and "asked" not in contents:
         lines.append(
             f"{words}, {best:.4g}, was that of step {evaluations.best_step}: start again with run.export=best to export it"
         )
@@ -280,8 +273,8 @@ def write_files(
 
 
 def sums_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of an export but its record and its card, by name."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (RECORD, CARD)]
+    """The SHA-256 of every file of an export but export.json and its card, by name."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (EXPORT, CARD)]
     return {path.name: digest for path, digest in sha256_of_all(files).items()}
 
 

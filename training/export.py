@@ -37,7 +37,7 @@ from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
 from model.weight_files import hash_weights
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
-from training.ending import CARD, RECORD, damage, read_certificate, read_json, sums_of, write_export_record, write_files
+from training.ending import CARD, EXPORT, damage, read_certificate, read_json, sums_of, write_contents, write_files
 from training.identity import fingerprint
 from training.record import Record
 
@@ -49,10 +49,10 @@ LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 class Export:
     """A checkpoint of a run, and the weights that are written of it.
 
-    run: the directory. start: its config.json, the record of its newest start. config: its settings, with the directory of
+    run: the directory. start: its config.json, what its newest start has recorded. config: its settings, with the directory of
     the base in model.path. state: of the checkpoint. optimizer: its name. weights: of the whole model, before they are converted to the dtype of
-    the files. adapter: if it is written in place of the whole model. record: what export.json says of the weights; two
-    exports with the same record hold the same weights.
+    the files. adapter: if it is written in place of the whole model. contents: what export.json says of the weights; two
+    exports with the same contents hold the same weights.
     """
 
     run: Path
@@ -64,7 +64,7 @@ class Export:
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
     adapter: Adapter | None
-    record: dict
+    contents: dict
 
     @property
     def base(self) -> Path:
@@ -74,7 +74,7 @@ class Export:
     @property
     def dtype(self) -> torch.dtype:
         """That of the files."""
-        return getattr(torch, self.record["dtype"])
+        return getattr(torch, self.contents["dtype"])
 
 
 def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
@@ -84,7 +84,10 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     """
     start, config = read_run(run)
     share, certificate = options.average_with_base, read_certificate(run)
-    if certificate and options.step is None and not options.best and share is None:
+    if config.forgetting.max_kl is not None and options.step is None and not options.best and share is None:
+        if not certificate:
+            what = "has no export under its budget for forgetting"
+            raise UserError(f"{run} {what}: start it again to its end, or name --step, --best or --average-with-base")
         share = certificate["alpha"] if certificate["averaged"] else None
         options = Namespace(**vars(options) | {"step": certificate["step"]})
     checkpoint, which = _choose_checkpoint(run, config, options)
@@ -128,7 +131,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         averaged = {"share_of_tuned": share, "base": fingerprint_of_base(base)}
         weights = average(base_weights(), weights, share, first_new_row(base))
     stored = getattr(model_config, "dtype", None) or torch.bfloat16
-    record = {
+    contents = {
         "weights": which,
         "step": state["step"],
         "checkpoint": weights_digest(checkpoint),
@@ -139,11 +142,11 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "averaged": averaged,
     }
     optimizer = of_optimizer.get("type", "not recorded").removeprefix("LowMemory")
-    return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, record)
+    return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, contents)
 
 
 def read_run(run: Path) -> tuple[dict, Config]:
-    """(the record of the newest start of a run, its settings).
+    """(the config.json of a run, of its newest start; its settings).
 
     Raises UserError if `run` is not the directory of a run, or has settings that this version of the code does not have.
     """
@@ -180,12 +183,12 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
     return complete[step], which
 
 
-def is_written(out: Path, record: dict) -> bool:
-    """Whether `out` already is the export of this record. Raises UserError if something else is there."""
+def is_written(out: Path, contents: dict) -> bool:
+    """Whether `out` already is the export with these contents. Raises UserError if something else is there."""
     if not out.exists():
         return False
-    written = read_json(out / RECORD, "name another directory with --out") if (out / RECORD).is_file() else {}
-    if written | record != written:
+    written = read_json(out / EXPORT, "name another directory with --out") if (out / EXPORT).is_file() else {}
+    if written | contents != written:
         raise UserError(f"{out} exists and holds other weights; remove it, or name another directory with --out")
     return True
 
@@ -209,8 +212,8 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
         # Many licences ask to keep their text with the weights.
         for file in [file for pattern in LICENCE_FILES for file in export.base.glob(pattern)]:
             shutil.copyfile(file, folder / file.name)
-        record = export.record | {"profile": profile, "files": sums_of(folder)}
-        write_export_record(folder, record, Record(export.run), str(out.absolute()))
+        contents = export.contents | {"profile": profile, "files": sums_of(folder)}
+        write_contents(folder, contents, Record(export.run), str(out.absolute()))
         (folder / CARD).write_text(card, encoding="utf-8")
     return size
 
@@ -231,7 +234,7 @@ TEXTS = (
 
 def damage_of(out: Path, ranks: Ranks) -> list[str]:
     """What is wrong with the files of an export, by their SHA-256 in export.json: one sentence each. A collective."""
-    sums = read_json(out / RECORD, "remove the directory and export again").get("files", {})  # earlier ones have none
+    sums = read_json(out / EXPORT, "remove the directory and export again").get("files", {})  # earlier ones have none
     problems = damage({out / name: digest for name, digest in sums.items()}, ranks)
     return [f"{problem}; remove {out} and export again" for problem in problems]
 
@@ -270,7 +273,7 @@ def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
             f"{out} is NOT the weights that were trained: its logits, computed in fp32 by transformers, differ by up to "
             f"{difference:.3g} from theirs, where rounding explains {tolerance:.1g}{which}; remove it and export again"
         ]
-    dtype = export.record["dtype"]
+    dtype = export.contents["dtype"]
     if export.dtype != torch.float32:
         del loaded
         found = _logits(_load(out, export, export.dtype), documents)
@@ -279,7 +282,7 @@ def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
     kl = F.kl_div(found.log_softmax(-1), trained.log_softmax(-1), log_target=True, reduction="batchmean").item()
     agreement = (found.argmax(-1) == trained.argmax(-1)).float().mean().item()
     of_weights, as_served = ((each - trained).abs().max().item() for each in (expected, found))
-    whose = "the averaged weights" if export.record["averaged"] else "the trained weights"
+    whose = "the averaged weights" if export.contents["averaged"] else "the trained weights"
     return True, [
         f"verified: transformers computes from {out} the logits of {whose} in {dtype}: in fp32 they differ by at most "
         f"{difference:.2g}, where rounding explains {tolerance:.1g}",

@@ -25,7 +25,7 @@ from eval.report import Figure, figures
 from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base, fingerprint_of_sums
 from training.budget import certificate_lines
-from training.ending import RECORD, read_certificate, read_json
+from training.ending import EXPORT, read_certificate, read_json
 from training.export import Export
 from training.provenance import ROOT, git_state, short_commit, versions
 
@@ -127,9 +127,9 @@ def read_results(out: Path, export: Export) -> Results:
     """
     dtypes = {}  # by fingerprint
     for model in (out, export.run / "export"):
-        if (model / RECORD).is_file() and (model / "config.json").is_file():  # an adapter has no config.json
-            written = read_json(model / RECORD, COPY_AGAIN)
-            if all(written.get(key) == export.record[key] for key in ("checkpoint", "averaged")):
+        if (model / EXPORT).is_file() and (model / "config.json").is_file():  # an adapter has no config.json
+            written = read_json(model / EXPORT, COPY_AGAIN)
+            if all(written.get(key) == export.contents[key] for key in ("checkpoint", "averaged")):
                 dtypes[fingerprint_of_base(model)] = written["dtype"]
     evaluations, forgetting, left_out = [], None, []
     for file in sorted((export.run / "eval").glob("*.json")):
@@ -147,7 +147,7 @@ def read_results(out: Path, export: Export) -> Results:
             found = {"figures": written or figures(content), "intervals": intervals(content)}
             evaluations.append(content | {"files": dtype} | found)
     certificate = read_certificate(export.run)
-    is_of_these = certificate and all(certificate[key] == export.record[key] for key in ("checkpoint", "averaged"))
+    is_of_these = certificate and all(certificate[key] == export.contents[key] for key in ("checkpoint", "averaged"))
     lines = certificate_lines(certificate) if is_of_these else ()
     return Results(tuple(evaluations), forgetting, tuple(left_out), tuple(lines))
 

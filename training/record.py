@@ -3,7 +3,8 @@
 Entry N is line N, a JSON object with `entry` N, the SHA-256 of the line before it in `previous`, its `kind` and its `time`.
 The SHA-256 of the last line is the head of the record. Each entry has the SHA-256 of what it speaks of: a start of its
 identity's parts and of all files that were read, a checkpoint of its manifest and its tensors, an export of its export.json;
-and each one in a run has those of the plan and of the curves so far.
+and each one in a run has those of the plan and of the curves so far. `prepared` has the files that the base has made before the
+first step.
 
 `plan`: after step s it is the SHA-256 of what it was before, of s and of the documents of step s. A document is named by its
 number in its source and by the fingerprint of all tokens of that source. `metrics`: of the first bytes of metrics.jsonl.
@@ -25,12 +26,14 @@ from typing import Any
 
 from common.durable_files import fsync
 from common.errors import UserError
+from common.sha256 import remembered_sha256
 from data.batches import StepBatch
 from data.dealing import Items
 from data.sources import Corpus
 from distributed.process_group import Ranks, read_on_first
 
 FILE, METRICS = "record.jsonl", "metrics.jsonl"
+PREPARED = ("anchor", "ewc")  # directories beside it (training/anchor.py, model/ewc.py)
 AGAIN = "restore the file, or choose another run.name"
 
 
@@ -120,7 +123,7 @@ class Record:
 
 
 def newest_start(directory: Path) -> dict:
-    """The record of the newest start of a run; empty if it has not started."""
+    """What config.json says of the newest start of a run; empty if it has not started."""
     try:
         return json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -148,6 +151,14 @@ class RunRecord(Record):
             lines = (
                 [f"warning: {self.path}: the last line was cut off by a kill, and is removed"] if self.torn() else []
             )
+            for folder in PREPARED:
+                known = prepared_in(entries, folder)
+                for name in [name for name, digest in self._prepared(folder).items() if known.get(name) != digest]:
+                    if known:  # else a kill came before the entry
+                        path = self.directory / folder
+                        raise UserError(
+                            f"{path / name} is not what {FILE} says; remove {path}, and the base makes it again"
+                        )
             if manifest is None:
                 return "", lines
             named = [entry for entry in not_given_up(entries) if entry.kind == "checkpoint" and entry.step == step]
@@ -176,20 +187,39 @@ class RunRecord(Record):
         self.metrics, self.size = hashlib.sha256(rows), len(rows)
         return self.append("start", **self._state(), **content)
 
+    def add_prepared(self, folder: str) -> None:
+        """Add what the base has made in one of PREPARED, if that is not what the record says. A collective."""
+
+        def new() -> dict[str, str]:
+            sums = self._prepared(folder)
+            return {} if sums == prepared_in(self.read(), folder) else sums
+
+        if sums := read_on_first(new, self.ranks):
+            self.add("prepared", folder=folder, files=sums)
+
+    def _prepared(self, folder: str) -> dict[str, str]:
+        """The SHA-256 of each of its files."""
+        paths = sorted((self.directory / folder).glob("*"))
+        return {path.name: digest for path, digest in remembered_sha256(paths).items()} if paths else {}
+
     def add_step(self, step: int, batch: StepBatch) -> None:
         """`step` steps are finished, the last of them with this batch."""
         self.plan, self.step = plan_after(self.plan, step, self.sources, batch.items), step
 
     def so_far(self) -> dict:
-        """Step, plan and curves up to now, for an entry. The curves are those of rank 0."""
-        path = self.directory / METRICS
-        if self.ranks.rank == 0 and path.is_file():
-            with path.open("rb") as file:
-                file.seek(self.size)
-                new = file.read()
-            self.metrics.update(new)
-            self.size += len(new)
-        return self._state()
+        """Step, plan and curves up to now, for an entry. A collective, which raises UserError if rank 0 cannot read its curves."""
+
+        def read() -> dict:
+            path = self.directory / METRICS
+            if path.is_file():
+                with path.open("rb") as file:
+                    file.seek(self.size)
+                    new = file.read()
+                self.metrics.update(new)
+                self.size += len(new)
+            return self._state()
+
+        return read_on_first(read, self.ranks)
 
     def evaluation(self, figures: dict[str, Any]) -> None:
         """Add the numbers of an evaluation; a sample of the answers is a text, and stays out. A collective."""
@@ -197,7 +227,8 @@ class RunRecord(Record):
 
     def add(self, kind: str, **content: Any) -> str:
         """Append an entry about the steps so far and `content`; returns the head. A collective, which raises UserError."""
-        return read_on_first(lambda: self.append(kind, **self.so_far(), **content), self.ranks)
+        so_far = self.so_far()
+        return read_on_first(lambda: self.append(kind, **so_far, **content), self.ranks)
 
     def _state(self) -> dict:
         metrics = {"bytes": self.size, "sha256": self.metrics.hexdigest()}
@@ -207,6 +238,12 @@ class RunRecord(Record):
 def plan_after(plan: str, step: int, sources: list[str], items: Items) -> str:
     """`plan` of the record after `step` steps, from what it was before. sources: their fingerprints. items: of that step."""
     return _sha256(repr((plan, step, sources, items)).encode())
+
+
+def prepared_in(entries: list[Entry], folder: str) -> dict[str, str]:
+    """The files of the last entry `prepared` about one of PREPARED, and their SHA-256."""
+    found = [entry for entry in entries if entry.kind == "prepared" and entry.content["folder"] == folder]
+    return found[-1].content["files"] if found else {}
 
 
 def not_given_up(entries: Iterable[Entry]) -> list[Entry]:

@@ -22,6 +22,7 @@ from distributed.checkpoint_directory import (
     read_manifest,
     replace_state,
     set_aside_after,
+    tensors_digest,
 )
 from distributed.optimizer import adamw
 from distributed.process_group import Ranks
@@ -65,9 +66,27 @@ def test_the_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
     check_whole(checkpoint, ranks)
     entries = []
     replace_state(checkpoint, {"step": 3, "best_loss": 0.05}, lambda kind, **entry: entries.append(entry), step=3)
-    assert entries == [{"manifest": sha256(checkpoint / "manifest.json"), "tensors": manifest["tensors"], "step": 3}]
+    tensors = tensors_digest(manifest)
+    assert entries == [{"manifest": sha256(checkpoint / "manifest.json"), "tensors": tensors, "step": 3}]
     check_whole(checkpoint, ranks)
     assert read_manifest(checkpoint)["state"]["best_loss"] == 0.05
+
+
+def test_the_digest_of_tensors_is_that_of_their_bits(tmp_path, ranks) -> None:
+    def digest(name: str, change: float = 0.0, **options: object) -> str:
+        parameters, optimizer = weight_and_optimizer(3.0)
+        parameters["weight"].data[-1] += change
+        saver = Saver(tmp_path / name, parameters, optimizer, ranks, **options)
+        saver.save({"step": 3, "loss": len(name)})
+        saver.close()
+        return tensors_digest(read_manifest(tmp_path / name / "step-000003"))
+
+    same = digest("one")
+    assert digest("again") == digest("background", in_background=True) == same != digest("other", 1e-6)
+    indices = {(tmp_path / name / "step-000003" / ".metadata").read_bytes() for name in ("one", "again")}
+    assert len(indices) == 2  # DCP puts a random number there, which is why it does not count
+    torch.manual_seed(1)
+    assert digest("random") != same  # a resume needs the state of random numbers as well
 
 
 def flip_bit(path: Path) -> None:
@@ -195,3 +214,20 @@ def test_bad_checkpoints_are_set_aside_and_the_run_continues_from_the_good_one(t
     ]  # continue from the base model
     assert latest_checkpoint(tmp_path) is None
     assert checkpoint_directory.complete_checkpoints(tmp_path) == []
+
+
+def test_a_kill_while_all_checkpoints_are_set_aside_leaves_the_older_ones(tmp_path, ranks, monkeypatch) -> None:
+    for step in (1, 2):
+        save(tmp_path, ranks, step)
+    replace, done = Path.replace, []
+
+    def killed(path: Path, target: Path) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(replace(path, target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            set_aside_after(tmp_path, 0, no_record, "NaN")
+    assert latest_checkpoint(tmp_path).name == "step-000001"  # from which the run comes here again

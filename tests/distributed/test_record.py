@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, ru
     assert [entry.content["why"] for entry in entries if entry.kind == "stop"] == ["run.stop_at", "finished"]
     assert {entry.step for entry in entries if entry.kind == "evaluation"} == {0, 3, 6}
     export = json.loads((runs / "run" / "export" / "export.json").read_text())
-    assert export["record"] == entries[-2].digest
+    assert export["head"] == entries[-2].digest
     output = (folder / "two.out").read_text()
     assert f"; head {entries[-3].digest[:32]}" in output  # of the last save, which pruned
     assert "run.stop_at: stopped after step 3/6, saved; start again" in (folder / "one.out").read_text()

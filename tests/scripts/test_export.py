@@ -250,7 +250,7 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
     card = (adapter / "README.md").read_text()
     assert "library_name: peft" in card and "`generation_config.json` of the base model" in card
     merged = read(run, merge_lora=True, average_with_base=0.5)
-    assert merged.record["kind"] == "merged" and merged.adapter is None
+    assert merged.contents["kind"] == "merged" and merged.adapter is None
     name = "model.layers.1.self_attn.q_proj.weight"
     base, change = weights(folder / "model"), 2.0 * 2 * 0.01 * 0.5  # alpha / r = 2; B @ A sums two products
     assert torch.allclose(merged.weights.read(name), base[name] + 0.5 * change, atol=1e-6)
@@ -260,7 +260,7 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
 def test_the_best_step_is_exported_and_mistakes_end_in_one_sentence(folder, read, tmp_path) -> None:
     run = folder / "runs" / "trial"
     best = json.loads((run / "checkpoints" / "step-000004" / "manifest.json").read_text())["state"]["best_step"]
-    assert (read(best=True).record["weights"], read(best=True).record["step"]) == ("best", best)
+    assert (read(best=True).contents["weights"], read(best=True).contents["step"]) == ("best", best)
     other = shutil.copytree(folder / "base", tmp_path / "other")
     save_file({name: tensor + 1 for name, tensor in weights(other).items()}, other / "model.safetensors")
     mistakes = {

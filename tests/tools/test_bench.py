@@ -3,10 +3,12 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 import tools.bench
+import tools.bench_save
 from common.errors import UserError
 from data.examples import load_documents
 from tests.processes import run_python
@@ -22,6 +24,7 @@ from tools.bench import (
     table,
     write_examples,
 )
+from tools.bench_save import seconds_of_save
 
 
 def run_of(rates: list[int], loss: float = 1.0, gib: float = 1.0) -> Run:
@@ -141,3 +144,22 @@ def test_mistakes_are_one_sentence(tmp_path) -> None:
         done = run_python("scripts/bench.py", *options)
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode == 2 and last.startswith("error: ") and sentence in last
+
+
+def test_saves_with_and_without_sha256_are_timed_in_turns(tmp_path, capsys) -> None:
+    folders = []
+
+    def sums_of(folder: Path, *arguments: object) -> tuple[float, float]:
+        times = seconds_of_save(folder, *arguments)
+        manifest = json.loads((folder / "step-000001" / "manifest.json").read_text())
+        folders.append({digit for file in manifest["files"].values() for digit in "".join(file["sha256"])})
+        return times
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tools.bench_save, "seconds_of_save", sums_of)
+        found = tools.bench_save.measure(tmp_path, 2, 2)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["with", "without"] * 2
+    assert [digits == {"0"} for digits in folders] == [True, False, True, False, True]
+    assert all(len(times) == 2 and min(map(min, times)) > 0 for times in found.values()) and not list(
+        tmp_path.iterdir()
+    )

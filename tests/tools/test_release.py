@@ -57,16 +57,23 @@ def made(tmp_path_factory) -> tuple[Path, Export]:
         "loop": {"tokens": 1000, "targets": [678, 90], "updates": 2, "skipped_steps": 0},
         "identity": {
             "the weights": {"model.safetensors": sha256(base / "model.safetensors")},
-            "the data": {"data.train": "0123abcd", "data.mix": [["replay", 0.25, "4567cdef"]]},
+            "the data": {"data.train": "0123abcd", "data.mix": [["replay", 0.25, "4567cdef", "anchor"]]},
         },
         "evaluated": {"validation": 2},
         "loss": 0.4321,
         "base_loss": 2.5,
     }
-    record = {"weights": "best", "step": 2, "checkpoint": "abc", "identity": "id", "kind": "model", "dtype": "float32"}
-    record |= {"averaged": None, "record": "f" * 64}
+    contents = {
+        "weights": "best",
+        "step": 2,
+        "checkpoint": "abc",
+        "identity": "id",
+        "kind": "model",
+        "dtype": "float32",
+    }
+    contents |= {"averaged": None, "head": "f" * 64}
     weights = weights_of_directory(base, model)
-    export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, record)
+    export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, contents)
     out = folder / "out"
     (export.run / "eval").mkdir(parents=True)
     write_export(out, export, None, "", "---\nlicense: mit\n---\n")
@@ -109,6 +116,10 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
         said = facts(parts[ref])
         assert files(parts[ref]) == {file: sha256(out.parent / file)}
         assert (float(said["share"]), said["target-tokens"], said["fingerprint-of-tokens"]) == (share, targets, tokens)
+    assert [facts(parts[f"data:{name}"]).get("trained") for name in ("data.train", "replay")] == [
+        None,
+        "by KL to the base",
+    ]
     assert "components" not in parts["validation"]  # the file is not here: no hash is made up
     assert parts["code:torch"]["purl"] == "pkg:pypi/torch@2.13" and parts["code:train.py"]["version"].endswith(
         "(dirty)"
@@ -119,7 +130,7 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
     assert files(parts["results"]) == tested
     written = json.loads((out / "export.json").read_text())
     assert model["name"] == "my model" and files(model) == written["files"]
-    assert facts(model).get("record", "") == written["record"] and facts(model)["step"] == "2"
+    assert facts(model).get("head", "") == written["head"] and facts(model)["step"] == "2"
     (depends,) = [each["dependsOn"] for each in bom["dependencies"] if each["ref"] == "model"]
     assert set(depends) == set(parts)
     card, known = model["modelCard"], intervals(evaluation(""))

@@ -16,7 +16,7 @@ from model.loss import kl_to_base, visit_logits
 from tests.in_memory import texts, weighted
 from tests.model.ewc.tiny_ewc import load, signal_is
 from tests.tiny import write_tiny_model
-from training.anchor import with_base
+from training.anchor import ROW, with_base
 
 IDENTITY = {"the weights": {"model": "1"}, "config.json": {}}
 CORPUS = Corpus(
@@ -61,7 +61,7 @@ def test_each_target_has_what_the_base_predicts_for_it(model, ranks, tmp_path) -
         assert data.add_base(collate((), CORPUS), ()).base_rows is None
 
 
-def test_another_base_other_data_and_damage_are_refused(model, ranks, tmp_path) -> None:
+def test_another_base_and_other_data_are_refused(model, ranks, tmp_path) -> None:
     folder, stop = tmp_path / "anchor", signal_is(False, ranks)
     with_base(Data(), model, IDENTITY, folder, stop, lambda line: None)
     for part in IDENTITY:
@@ -71,11 +71,19 @@ def test_another_base_other_data_and_damage_are_refused(model, ranks, tmp_path) 
     object.__setattr__(other, "train", Corpus(CORPUS.sources, CORPUS.names, CORPUS.shares, ("a", "b")))
     with pytest.raises(UserError, match="anchor was made with other data; set it back, remove"):
         with_base(other, model, IDENTITY, folder, stop, lambda line: None)
-    content = bytearray((folder / "rows").read_bytes())
-    content[-1] ^= 1
-    (folder / "rows").write_bytes(content)
-    with pytest.raises(UserError, match="rows is not what was written; remove"):
-        with_base(Data(), model, IDENTITY, folder, stop, lambda line: None)
+
+
+def test_where_a_document_is_missing_all_are_predicted(model, ranks, tmp_path) -> None:
+    folder, stop, lines = tmp_path / "anchor", signal_is(False, ranks), []
+    less = Data()
+    object.__setattr__(less, "total_steps", 1)
+    with_base(less, model, IDENTITY, folder, stop, lines.append)
+    with_base(Data(), model, IDENTITY, folder, stop, lines.append)
+    assert ["predicts the targets of" in line for line in lines] == [True, False] * 2
+    assert "1 documents" in lines[0] and "3 documents" in lines[2]
+    documents = np.load(folder / "documents.npy")
+    assert np.flatnonzero(documents.any(1)).tolist() == [2, 3, 4]
+    assert sorted(documents[[2, 3, 4]].ravel().tolist())[::5] == [0, (folder / "rows").stat().st_size // ROW.itemsize]
 
 
 def test_a_signal_leaves_nothing(model, ranks, tmp_path) -> None:

@@ -12,8 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from common.errors import UserError
 from configs.config import LoRA
+from data.sources import as_corpus
 from data.tokens import load_tokenizer
+from eval.bootstrap import Interval
 from eval.forgetting import FEWEST_PROMPTS, TASK_TOKENS, task_prompts
 from eval.general_text import CERTIFICATE, SELECTION, held_out_texts, training_texts
 from eval.questions import read_questions
@@ -27,7 +30,7 @@ from tests.in_memory import chats, texts
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from tools.verify import Differs, check_files, read_record
-from training.budget import TOLERANCE, Line, certificate_lines, largest_alpha
+from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, trained_on, upper_bound
 from training.export import read_export
 from training.model_card import read_results
 
@@ -62,8 +65,10 @@ def runs(folder) -> Path:
     """`straight` and `killed` on 1 rank, `signalled` and `extended` on 2. `large` has no budget at its end; `large-export` is its
     export under a large one. `zero` and `strict` are `straight` with other budgets, `strict` judged by text of the task."""
     runs, task = folder / "runs", folder / "certificate.jsonl"
-    words = [json.loads(line)["messages"][1]["content"] for line in (folder / "train.jsonl").read_text().splitlines()]
-    task.write_text("".join(json.dumps({"kind": "task", "text": text}) + "\n" for text in words))
+    write_chat_file(folder / "others.jsonl", 16, seed=2)
+    words = [json.loads(line)["messages"][1]["content"] for line in (folder / "others.jsonl").read_text().splitlines()]
+    trained = json.loads((folder / "train.jsonl").read_text().splitlines()[0])["messages"][0]["content"]
+    task.write_text("".join(json.dumps({"kind": "task", "text": text}) + "\n" for text in [*words, trained]))
     first = [
         run_of(folder, "large", "forgetting.max_kl=1e9"),
         run_of(folder, "straight", MAX_KL),
@@ -95,7 +100,7 @@ def runs(folder) -> Path:
 
 
 def certificate(run: Path) -> dict:
-    return json.loads((run / "certificate.json").read_text())
+    return json.loads((run / "export" / "certificate.json").read_text())
 
 
 @pytest.mark.parametrize("budget", [0.9, 0.5, 0.2, 0.01, 0.0])
@@ -183,9 +188,10 @@ def kl_of(base: Path, tuned: Path, text: str | list[int], targets: int | None = 
 def test_a_large_budget_exports_what_a_run_without_one_exports(runs):
     said = json.loads((runs / "large-export" / "export.json").read_text())
     plain = json.loads((runs / "large" / "export" / "export.json").read_text())
+    del said["files"]["certificate.json"]
     assert said["files"] == plain["files"] and "model.safetensors" in plain["files"]
     assert (said["asked"]["budget"]["max_kl"], said["averaged"]) == (1e9, None)
-    assert "asked" not in plain and not (runs / "large" / "certificate.json").exists()
+    assert "asked" not in plain and not (runs / "large" / "export" / "certificate.json").exists()
 
 
 def test_a_budget_of_0_exports_the_base_and_says_so(folder, runs):
@@ -199,6 +205,8 @@ def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(
     said, out = certificate(runs / "strict"), (folder / "second.out").read_text()
     judged, selection = (text["kl"] for text in said["texts"])
     assert not said["met"] and said["worst"] == judged["task"]["value"] > 0.11
+    assert [text["left_out"] for text in said["texts"]] == [1, 0]
+    assert "warning: 1 pieces of it are left out: the training data have them" in out
     assert all(of["high"] < 0.11 for of in selection.values()) and (runs / "strict" / "export").is_dir()
     assert out.count("budget: forgetting.max_kl=0.11 is NOT met: the KL to the base is 0.") == 1
     assert out.count("error: forgetting.max_kl=0.11 is NOT met") == 2 and "already finished: 4 steps" in out
@@ -207,25 +215,47 @@ def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(
     assert len(lines) == 1 and lines[0].startswith("exported the last weights")
 
 
+def test_a_text_is_trained_on_if_a_document_has_its_middle(ranks):
+    corpus = as_corpus(texts([40, 60, 5]))
+    one, two = corpus.get(0)[0].tolist(), corpus.get(1)[0].tolist()
+    other = [7 * i % 83 for i in range(40)]
+    asked = [one, two[10:40], other[:9] + two[20:32] + other[:9], two[20:31], other, [], one[::-1]]
+    assert trained_on(asked, corpus, ranks).tolist() == [True, True, True, False, False, False, False]
+
+
+def test_where_all_pieces_of_a_kind_are_trained_on_no_budget_is_met():
+    found = {"prose": Interval(0.1, 0.1, 0.1), "code": _ratio(np.zeros((0, 2)))}
+    assert math.isnan(upper_bound(found)) and largest_alpha(lambda alpha: upper_bound(found) <= 1e9) == 0.0
+
+
 def test_a_changed_certificate_is_found(runs, tmp_path):
     run = Path(shutil.copytree(runs / "straight", tmp_path / "straight"))
     entries = read_record(run)
     assert any("export" in line for line in check_files(run, entries, None))
-    path = run / "certificate.json"
+    path = run / "export" / "certificate.json"
     path.write_bytes(path.read_bytes().replace(b'"met": true', b'"met": tru '))
     with pytest.raises(Differs, match="certificate.json is not what"):
         list(check_files(run, entries, None))
 
 
+def test_an_export_by_hand_without_the_runs_own_is_not_one_without_a_budget(runs, ranks, tmp_path):
+    run = Path(shutil.copytree(runs / "straight", tmp_path / "straight"))
+    shutil.rmtree(run / "export")
+    options = Namespace(step=None, best=False, average_with_base=None, merge_lora=False, base=None, dtype="auto")
+    with pytest.raises(UserError, match="has no export under its budget for forgetting: start it again to its end"):
+        read_export(run, options, ranks)
+    assert read_export(run, Namespace(**vars(options) | {"step": 4}), ranks).contents["averaged"] is None
+
+
 def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificate(runs, ranks):
     options = Namespace(step=None, best=False, average_with_base=None, merge_lora=False, base=None, dtype="auto")
     export, said = read_export(runs / "straight", options, ranks), certificate(runs / "straight")
-    assert (export.record["step"], export.record["averaged"]) == (said["step"], said["averaged"])
+    assert (export.contents["step"], export.contents["averaged"]) == (said["step"], said["averaged"])
     for name, value in weights(runs / "straight").items():
         assert torch.allclose(export.weights.read(name), value, rtol=2**-23, atol=0)
     assert read_results(runs / "out", export).certificate == tuple(certificate_lines(said))
     other = read_export(runs / "straight", Namespace(**vars(options) | {"step": 2}), ranks)
-    assert other.record["averaged"] is None and read_results(runs / "out", other).certificate == ()
+    assert other.contents["averaged"] is None and read_results(runs / "out", other).certificate == ()
 
 
 def test_with_lora_alpha_multiplies_what_the_adapters_add(folder):

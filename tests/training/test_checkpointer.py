@@ -61,6 +61,25 @@ def test_an_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> N
         made(tmp_path / "checkpoints", ranks).find(counted(0), 10)
 
 
+def test_after_an_exclusion_a_finished_run_starts_from_the_base_also_after_a_kill(tmp_path, ranks) -> None:
+    folder = tmp_path / "checkpoints"
+    write(folder, 4, ranks)
+    (folder / "latest").write_text("step-000004")
+    (tmp_path / "export").mkdir()
+    exclusion = SimpleNamespace(fingerprint="f", digests=["d"], first_step=lambda steps: 1, lines=("5 examples",))
+
+    def found() -> list[str]:
+        checkpointer = made(folder, ranks)
+        checkpointer.record.read = list
+        lines = checkpointer.find(counted(0), 10, exclusion)
+        assert checkpointer.resume_from is None and not (folder / "latest").exists()
+        return lines
+
+    seen = "warning: step 2 has seen an example of data.exclude: the run continues from the base model; step-000004.bad are"
+    assert found() == ["5 examples", f"{seen} not used any more"]
+    assert found() == ["5 examples"]  # killed before its first checkpoint
+
+
 def test_a_checkpoint_is_good_once_an_update_has_started_from_it(tmp_path, ranks) -> None:
     checkpointer = made(tmp_path, ranks)
 

@@ -9,7 +9,7 @@ import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.checkpoint_directory import write_manifest
-from training.ending import RECORD, damage_of_export, export_record, sums_of
+from training.ending import EXPORT, contents_of_export, damage_of_export, sums_of
 from training.evaluations import Evaluations
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
@@ -34,8 +34,8 @@ def write_export(folder: Path, record: dict) -> None:
     for part in (folder, adapter):
         part.mkdir(exist_ok=True)
         (part / "model.safetensors").write_bytes(b"12345")
-    sums = {"files": sums_of(folder), "adapter": sums_of(adapter), "record": "the head before it"}
-    (folder / RECORD).write_text(json.dumps(record | sums))
+    sums = {"files": sums_of(folder), "adapter": sums_of(adapter), "head": "the head before it"}
+    (folder / EXPORT).write_text(json.dumps(record | sums))
 
 
 def test_an_export_is_that_of_a_checkpoint_a_choice_and_a_dtype(tmp_path, ranks) -> None:
@@ -47,23 +47,23 @@ def test_an_export_is_that_of_a_checkpoint_a_choice_and_a_dtype(tmp_path, ranks)
     checkpoint(checkpoints, 4, "aa")
     checkpoint(checkpoints, 8, "bb")
     best_of_4 = found(best_step=4, best_loss=0.5)
-    last = export_record(CONFIG, 8, best_of_4, MODEL, checkpoints)
-    best = export_record(BEST, 8, best_of_4, MODEL, checkpoints)
+    last = contents_of_export(CONFIG, 8, best_of_4, MODEL, checkpoints)
+    best = contents_of_export(BEST, 8, best_of_4, MODEL, checkpoints)
     assert (last["weights"], last["step"], last["validation_loss"], last["dtype"]) == ("last", 8, None, "float32")
     assert (best["weights"], best["step"], best["validation_loss"]) == ("best", 4, 0.5)
     assert damage_of_export(export, last, ranks) is None
     write_export(export, last)
     assert is_exported(last) and not is_exported(best)
-    assert not is_exported(export_record(CONFIG, 8, best_of_4, SimpleNamespace(dtype=torch.bfloat16), checkpoints))
+    assert not is_exported(contents_of_export(CONFIG, 8, best_of_4, SimpleNamespace(dtype=torch.bfloat16), checkpoints))
     for change in (("cc",), ("bb", "j")):  # the same step, trained again; the same bits of another identity
         checkpoint(checkpoints, 8, *change)
-        assert not is_exported(export_record(CONFIG, 8, best_of_4, MODEL, checkpoints))
+        assert not is_exported(contents_of_export(CONFIG, 8, best_of_4, MODEL, checkpoints))
     checkpoint(checkpoints, 8, "bb")
-    assert is_exported(export_record(CONFIG, 8, best_of_4, MODEL, checkpoints))
+    assert is_exported(contents_of_export(CONFIG, 8, best_of_4, MODEL, checkpoints))
 
 
 def test_a_missing_or_changed_file_of_the_export_or_the_adapter_is_named_and_others_are_let_be(tmp_path, ranks) -> None:
-    export, record = tmp_path / "export", export_record(CONFIG, 8, found(), MODEL, tmp_path)
+    export, record = tmp_path / "export", contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
     write_export(export, record)
     (export / "README.md").write_text("a card")
     (export / "notes.txt").write_text("of the user")
@@ -74,11 +74,11 @@ def test_a_missing_or_changed_file_of_the_export_or_the_adapter_is_named_and_oth
         f"{tmp_path}/adapter/model.safetensors is missing",
         f"{export}/model.safetensors has changed: its SHA-256 is not that of export.json",
     ]
-    (export / RECORD).write_text(json.dumps(record | {"files": {"model.safetensors": 5}}))  # of an earlier version
+    (export / EXPORT).write_text(json.dumps(record | {"files": {"model.safetensors": 5}}))  # of an earlier version
     assert damage_of_export(export, record, ranks) is None
-    (export / RECORD).write_text("[]")
+    (export / EXPORT).write_text("[]")
     assert damage_of_export(export, record, ranks) is None
 
 
 def test_without_an_evaluation_of_a_trained_model_the_last_weights_stand_in_for_the_best(tmp_path) -> None:
-    assert export_record(BEST, 8, found(), MODEL, tmp_path)["weights"] == "last"
+    assert contents_of_export(BEST, 8, found(), MODEL, tmp_path)["weights"] == "last"

@@ -22,7 +22,7 @@ from tests.tiny import tiny_tokenizer, write_tiny_model
 from training.export import Export
 from training.model_card import Results, base_model, model_card, read_results
 
-RECORD = {"weights": "best", "step": 2, "checkpoint": "abc", "kind": "model", "dtype": "bfloat16", "averaged": None}
+CONTENTS = {"weights": "best", "step": 2, "checkpoint": "abc", "kind": "model", "dtype": "bfloat16", "averaged": None}
 INTERVAL = {"value": 1.5, "low": 1.25, "high": 1.75}
 STATE = {
     "step": 2,
@@ -106,7 +106,7 @@ def export(tmp_path) -> Export:
     )
     weights = Weights({}, lambda name: torch.zeros(0))
     return Export(
-        run, START, config, STATE, "SGD", AutoConfig.from_pretrained(base), tiny_tokenizer(), weights, None, RECORD
+        run, START, config, STATE, "SGD", AutoConfig.from_pretrained(base), tiny_tokenizer(), weights, None, CONTENTS
     )
 
 
@@ -131,7 +131,7 @@ def test_figures_and_intervals_are_those_of_the_json(export) -> None:
 def test_results_of_other_weights_are_left_out_with_the_reason(export) -> None:
     assert not read_results(Path("out"), export).left_out
     for change in ({"checkpoint": "xyz"}, {"averaged": {"share_of_tuned": 0.25, "base": "x"}}):
-        other = replace(export, record=RECORD | change)
+        other = replace(export, contents=CONTENTS | change)
         results = read_results(Path("out"), other)
         assert not results.evaluations and results.forgetting is None and len(results.left_out) == 2
         assert all("is of other weights" in why for why in results.left_out)

@@ -5,12 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from common.errors import UserError
 from data.batches import StepBatch
 from data.sources import Corpus
-from distributed.tensor_digest import UNIT, digest_of, part_of, parts_of
 from training.record import Record, RunRecord, not_given_up
 
 
@@ -83,6 +81,53 @@ def test_a_start_from_an_earlier_step_gives_up_what_came_later(tmp_path) -> None
     assert [entry.number for entry in not_given_up(record.read())] == [1, 2, 4, 5, 6]
 
 
+def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_path, ranks, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # digests are remembered in artifacts
+    run = tmp_path / "run"
+    for name in ("anchor/rows", "anchor/documents.npy", "ewc/fisher-1"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+
+    def started() -> RunRecord:
+        record = RunRecord(run, Corpus(()), ranks)
+        assert record.continue_from(0, None, bytes) == []
+        record.start(b"")
+        for folder in ("anchor", "ewc"):
+            record.add_prepared(folder)
+        return record
+
+    record = started()
+    assert started().read()[-1].kind == "start"  # nothing new
+    prepared = [entry.content for entry in record.read() if entry.kind == "prepared"]
+    assert [(one["folder"], sorted(one["files"])) for one in prepared] == [
+        ("anchor", ["documents.npy", "rows"]),
+        ("ewc", ["fisher-1"]),
+    ]
+    for name in ("anchor/documents.npy", "ewc/more"):
+        (run / name).write_text("changed")
+        with pytest.raises(UserError, match=f"run/{name} is not what record.jsonl says; remove .*, and the base makes"):
+            started()
+        (run / name).unlink()
+    (run / "anchor" / "rows").unlink()  # it was removed, and is made again
+    record = RunRecord(run, Corpus(()), ranks)
+    record.continue_from(0, None, bytes)
+    (run / "anchor" / "rows").write_text("made again, with more steps")
+    record.add_prepared("anchor")
+    assert [entry.content.get("folder") for entry in record.read()].count("anchor") == 2
+
+
+def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ranks, monkeypatch) -> None:
+    record = RunRecord(tmp_path, Corpus(()), ranks)
+    (tmp_path / "metrics.jsonl").write_text("")
+
+    def fails(*arguments: object) -> None:
+        raise OSError(5, "Input/output error", "metrics.jsonl")
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(UserError, match="metrics.jsonl: Input/output error"):
+        record.so_far()  # before the collectives of a save
+
+
 def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks) -> None:
     rows, batch = b'{"step": 1}\n{"step": 2}\n', StepBatch((1, 2), 3, 2, (3,), (4,))
     record = RunRecord(tmp_path, Corpus(()), ranks)
@@ -117,33 +162,3 @@ def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks)
     ):
         resumed(kept=rows.replace(b"1", b"7"))
     resumed(kept=rows)  # a start has said so before it cut the rows down
-
-
-def test_the_digest_of_tensors_does_not_depend_on_how_rows_are_spread() -> None:
-    tensors = {
-        "model.wide": torch.randn(7, UNIT // 4 + 8),  # a unit is a row
-        "model.narrow": torch.randn(1000, 24),  # a unit is 256 rows, which end on no rank's border
-        "model.vector": torch.randn(37),
-        "model.bf16": torch.randn(5, 3, 2).to(torch.bfloat16),
-        "optimizer.step": torch.tensor(3.0),
-        "random.0": torch.get_rng_state(),
-    }
-
-    whole = digest_of([parts_of(tensors)], {"lr": 1})
-    for ranks in (2, 3, 5, 9):
-        parts = []
-        for rank in range(ranks):
-            found = parts_of({"optimizer.step": tensors["optimizer.step"]})  # a copy on each rank
-            for name in ("model.wide", "model.narrow", "model.vector", "model.bf16"):
-                rows, size = tensors[name], -(-len(tensors[name]) // ranks)
-                found[name] = (
-                    parts_of({name: rows})[name][0],
-                    part_of(rows[rank * size : (rank + 1) * size], rank * size),
-                )
-            parts.append(found)
-        assert digest_of(parts, {"lr": 1}) == whole == digest_of(parts[::-1], {"lr": 1})
-    assert digest_of([parts_of(tensors)], {"lr": 2}) != whole
-    for name in list(tensors)[:5]:
-        changed = tensors[name].clone()
-        changed.view(-1)[-1] += 1
-        assert digest_of([parts_of(tensors | {name: changed})], {"lr": 1}) != whole
