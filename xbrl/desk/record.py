@@ -83,12 +83,13 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     said = [fact for note in notes for fact in note.facts]
     proposed = consequences(report, engine.results, said)
     letter = _write(engine.violated, case, engine, form)
-    draft, unread = Draft(""), []
+    draft, unread, contradictory = Draft(""), [], []
     if reply is None:
         verdicts = engine_verdicts(engine)
     else:
         lines = read_lines(text)
         unread = [line for line, claim in lines if claim is None]
+        contradictory = [line for line, claim in lines if claim and claim.contradicts_itself]
         unread += [f"{void_facts} lines of the section Note"] if void_facts else []
         is_decided = bool(notes) and all(note.decisions for note in notes)
         profile = PROFILES[reply.profile]
@@ -139,7 +140,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
             "text": draft.text,
             "outside": [[sentence, list(words)] for sentence, words in draft.outside],
             "unknown": list(draft.unknown),
-            "problems": list(_problems(reply, text, unread)),
+            "problems": list(_problems(reply, text, unread, contradictory)),
         },
     }
 
@@ -224,7 +225,7 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
         yield f"{doubt} the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to correct it first"
 
 
-def _problems(reply: Reply | None, text: str, unread: Sequence[str]) -> Iterator[str]:
+def _problems(reply: Reply | None, text: str, unread: Sequence[str], contradictory: Sequence[str]) -> Iterator[str]:
     """What stood in the way of the model's answer."""
     if reply is None:
         return
@@ -237,6 +238,8 @@ def _problems(reply: Reply | None, text: str, unread: Sequence[str]) -> Iterator
         yield "the answer has no findings that can be read, not even `none`"
     for line in unread:
         yield f"a part of the answer cannot be read: {line[:200]!r}"
+    for line in contradictory:
+        yield f"a verdict contradicts the figures of its own line: {line[:200]!r}"
 
 
 def _control(tokens: Sequence[str]) -> list[str]:

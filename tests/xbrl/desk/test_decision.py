@@ -400,6 +400,12 @@ def test_what_the_model_gets_wrong_does_not_keep_the_decision_back(breach):
         assert made["letter"]["state"] == "ready" and made["draft"]["problems"]
 
 
+def test_a_verdict_that_contradicts_its_own_line_is_shown(breach):
+    made = record(breach, "Checks:\nLCR 93% min 100%: met\nDirective:\nNo measure is required.", profile="short")
+    assert made["draft"]["problems"] == ["a verdict contradicts the figures of its own line: 'LCR 93% min 100%: met'"]
+    assert verdicts(made)[0] == ("missed", "LCR_MIN")
+
+
 def test_a_figure_that_does_not_decide_keeps_the_letter_back(tmp_path):
     """The report gives the leverage ratio twice; the model says that it is violated."""
     report = read_filing(contradict(write(tmp_path, {LCR: "0.93"}, SMALL)), CELLS)
