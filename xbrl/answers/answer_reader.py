@@ -17,6 +17,7 @@ from xbrl.rules.note_facts import KINDS, NoteFact
 RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)*")
 APPLIES = {"applies": True, "does not apply": False}
 NOT_REPORTED = "not reported"
+MAX_CHECK = 600  # characters of a check; the time to read one grows with the square of its length
 _HEADING = re.compile(r"(note|violations|checks|directive)\s*(?::\s*(.*)|$)", re.IGNORECASE)
 _MARKS = re.compile(r"^(?:(?:[#•]|>(?!=))+\s*|[-*+]\s+|\(?\d{1,2}[.)]\s+)+")  # headings, quotes, bullets, numbers
 _RELATIONS = {
@@ -215,6 +216,8 @@ def _law(text: str) -> frozenset[tuple[str, str]]:
 
 
 def _read_check(line: str) -> Claim | None:
+    if len(line) > MAX_CHECK:
+        return None
     head, colon, verdict = line.rpartition(":")
     said = re.fullmatch(rf"(?:(met)|(lifts )?({RULE_ID.pattern}))(?:, (.+))?\.?", verdict.strip(), re.IGNORECASE)
     left, sign, limit = head.strip(), "", None

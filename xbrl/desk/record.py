@@ -82,7 +82,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     notes, unquoted = read_notes(report, engine.results, engine.decisions, facts)
     said = [fact for note in notes for fact in note.facts]
     proposed = consequences(report, engine.results, said)
-    letter = _write(engine.violated, case, engine, form)
+    letter = _write(engine.violated, case, engine, form, grouped=True)
     draft, unread, contradictory = Draft(""), [], []
     if reply is None:
         verdicts = engine_verdicts(engine)
@@ -107,6 +107,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "bank": case.bank.name,
         "format": report.format,
         "currency": report.currency,
+        "amounts": report.amounts,
         "files": [path.name for path in report.files or (report.path,)],
         "facts": len(report.facts),
         "earlier": [old.period for old in case.earlier],
@@ -145,7 +146,9 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     }
 
 
-def _write(violated: Sequence, case: Case, engine: Examination, form: Form, short: bool = False) -> str:
+def _write(
+    violated: Sequence, case: Case, engine: Examination, form: Form, *, short: bool = False, grouped: bool = False
+) -> str:
     return write_letter(
         violated,
         case.bank,
@@ -154,6 +157,7 @@ def _write(violated: Sequence, case: Case, engine: Examination, form: Form, shor
         basis=form.basis,
         language=form.language,
         short=short,
+        grouped=grouped,
     )
 
 
@@ -162,7 +166,7 @@ def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Findin
     versions = [engine.violated, tuple(apply_findings(engine.results, proposed))] if proposed else [engine.violated]
     forms = {form, Form(), replace(form, language="de"), replace(form, language="en")}
     approved = [
-        _write(violated, case, engine, one, short)
+        _write(violated, case, engine, one, short=short)
         for violated in versions
         for one in sorted(forms, key=lambda one: (one.basis, one.language))
         for short in (False, True)

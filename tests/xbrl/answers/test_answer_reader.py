@@ -63,6 +63,7 @@ def test_the_form_may_vary(text):
         "LCR 93% min: LCR_MIN, CRR Art. 412(1)",
         "LCR min 100%: LCR_MIN, CRR Art. 412(1)",
         "min 100%: LCR_MIN, CRR Art. 412(1)",  # no figure stands above
+        f"LCR {'1 - ' * 20_000}1 = 2 min 100%: LCR_MIN, CRR Art. 412(1)",  # read in minutes, were it not too long
     ],
 )
 def test_a_malformed_line_is_void_and_the_others_stand(line):

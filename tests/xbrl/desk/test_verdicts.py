@@ -60,6 +60,7 @@ def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
     [
         (LCR_LINE.replace("93", "94"), "the value is 93.00%, not 94%"),
         (LCR_LINE.replace("100%", "105%"), "the limit is min 100%, not min 105%"),
+        (LCR_LINE.replace("100%", "14000%"), "the limit is min 100%, not min 14000%"),
         (LCR_LINE.replace("412(1)", "413(1)"), "the model cites 2015/61 4(2), CRR 413(1)"),
         (LCR_LINE.replace("r0030", "r0020"), "violated at C 76.00.a r0030 c0010, not where the model says"),
         (LCR_LINE.replace("LCR_MIN", "NSFR_MIN"), "the figures meet the rule"),
