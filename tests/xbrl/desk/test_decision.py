@@ -403,6 +403,12 @@ def test_what_the_model_gets_wrong_does_not_keep_the_decision_back(breach):
         assert made["letter"]["state"] == "ready" and made["draft"]["problems"]
 
 
+def test_a_wrong_amount_is_shown_in_the_unit_of_the_right_one(noted):
+    made = record(noted, answer(COUNTED.replace("62000", "52000"), facts=[FACT]))
+    (refuted,) = [one for one in made["findings"] if one["verdict"] == "refuted"]
+    assert "the limit is max 62000 thousand, not max 52000 thousand" in refuted["reason"]
+
+
 def test_a_verdict_that_contradicts_its_own_line_is_shown(breach):
     made = record(breach, "Checks:\nLCR 93% min 100%: met\nDirective:\nNo measure is required.", profile="short")
     assert made["draft"]["problems"] == ["a verdict contradicts the figures of its own line: 'LCR 93% min 100%: met'"]

@@ -101,6 +101,14 @@ def test_another_client_than_the_one_above_its_limit_is_refuted_and_that_one_is_
     assert found["LE_LIMIT"]["cell"] == "C 28.00 A12 c350"
 
 
+def test_beside_a_client_within_its_limit_no_other_client_is_shown(tmp_path):
+    made, found = judge(read(tmp_path, {LCR: "0.93"}), LCR_LINE, LE_LINE.replace("A12", "B34"))
+    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT")]
+    client = found["LE_LIMIT"]
+    assert (client["cell"], client["value"], client["limit"]) == ("C 28.00 * c350", "", "")
+    assert client["reason"] == "the figures meet the rule" and "A12" not in " ".join(client["details"])
+
+
 def test_a_check_of_a_note_is_open_until_the_desk_decides(tmp_path):
     noted = read(tmp_path, figures=SMALL, notes=[PLEDGED])
     line = "Pledged assets 130% - 31% = 99% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)"
