@@ -23,9 +23,9 @@ CHECKS = (
     "Waiver: lifts LCR_MIN, CRR Art. 8\nNSFR 110%: met\nDirective:\nTo the Board."
 )
 SHORT = (
-    'Note:\nprofit | applies | EUR 4000000 | - | - | "our profit is in CET1"\nChecks:\nCET1 ratio 7.31% >= 4.5%: met\n'
-    "< 9.34%: OCR_CET1, CRD Art. 141a(a)\nClient Arno S.A. 15% <= 25%: met\nLCR 1010 / 1000 = 101% != 104%: LCR_CALC, 2015/61 Art. 4(1)\n"
-    "CET1 73.1 mn - 4 mn = 69.1 mn: PROFIT_COUNTED, CRR Art. 26(2)\nTier 1 ratio 120 - 4 = 116, 116 / 1000 = 11.6% >= 6%: met\n"
+    'Note:\nprofit | applies | EUR 4000000 | - | - | "our profit is in CET1"\nChecks:\nCET1 ratio 7.31% min 4.5%: met\n'
+    "min 9.34%: OCR_CET1, CRD Art. 141a(a)\nClient Arno S.A. 15% max 25%: met\nLCR 1010 / 1000 = 101% != 104%: LCR_CALC, 2015/61 Art. 4(1)\n"
+    "CET1 73.1 mn - 4 mn = 69.1 mn: PROFIT_COUNTED, CRR Art. 26(2)\nTier 1 ratio 120 - 4 = 116, 116 / 1000 = 11.6% min 6%: met\n"
     "Directive:\nTo the Board."
 )
 NONE = "Violations:\nnone\nDirective:\nNo measures."
@@ -68,6 +68,26 @@ def test_every_prefix_of_an_answer_is_inside_its_grammar(tiny, answer):
 )
 def test_what_no_answer_starts_with_is_outside(tiny, text):
     assert not grammar(tiny[1], CELLS).can_be_continued(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CET1 ratio min 4.5%: met",
+        "CET1 ratio 7.31% min : met",
+        "CET1 ratio 7.31% min low: met",
+        "CET1 ratio 7.31% min 4.5%: perhaps",
+        "CET1 ratio 7.31% min 4.5%: GOLD_MIN, CRR Art. 92",
+        "CET1 ratio 7.31% min 4.5%: OCR_CET1",
+        "CET1 ratio 7.31% min 4.5% max 9%: met",
+        "min 4.5%: met",
+    ],
+)
+def test_a_broken_check_is_outside(line):
+    pattern = answer_grammar(examples(SHORT))
+    right = "CET1 ratio 7.31% min 4.5%: met"
+    assert regex.fullmatch(pattern, SHORT, flags=regex.DOTALL)
+    assert not regex.fullmatch(pattern, SHORT.replace(right, line), flags=regex.DOTALL)
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,18 +11,20 @@ from decimal import Decimal
 
 from xbrl.answers.statements import BARE_QUANTITY, articles, parse_quantity
 from xbrl.read.filed_report import is_day
+from xbrl.rules.formula import keeps_to
 from xbrl.rules.note_facts import KINDS, NoteFact
 
 RULE_ID = re.compile(r"[A-Z][A-Z0-9]+(?:_[A-Z0-9]+)*")
 APPLIES = {"applies": True, "does not apply": False}
 NOT_REPORTED = "not reported"
+MAX_CHECK = 600  # characters of a check; the time to read one grows with the square of its length
 _HEADING = re.compile(r"(note|violations|checks|directive)\s*(?::\s*(.*)|$)", re.IGNORECASE)
 _MARKS = re.compile(r"^(?:(?:[#•]|>(?!=))+\s*|[-*+]\s+|\(?\d{1,2}[.)]\s+)+")  # headings, quotes, bullets, numbers
 _RELATIONS = {
     **{"min": "min", "minimum": "min", "at least": "min", ">=": "min", "≥": "min"},
     **{"max": "max", "maximum": "max", "at most": "max", "<=": "max", "≤": "max", "expected": "expected"},
 }
-_COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥|!=|≠|min|max)\s")
+_COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥|!=|≠|(?:min|max)(?=\s[-\u2212\d]))\s")
 _MORE = re.compile(r"(?:<=?|>=|≤|≥|min|max)\s")  # a line on the figure of the line above begins so
 _AS_REPORTED = re.compile(r"(.* = \S+)( = )(\S+)")  # a quotient, and the ratio that it must be
 _NOT_EURO = re.compile(r"\b(?!EUR\b)[A-Z]{3}\b|[$£¥%]")
@@ -46,6 +48,13 @@ class Claim:
     relation: str  # "min", "max", "expected"; "" without a limit
     limit: Decimal | str | None
     legal: frozenset[tuple[str, str]]
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether the verdict is not what the line's own two numbers say: `CET1 ratio 9.48% min 9.5%: met`."""
+        if not isinstance(self.value, Decimal) or not isinstance(self.limit, Decimal) or self.state == "lifts":
+            return False
+        return bool(self.relation) and keeps_to(self.value, self.relation, self.limit) != (self.state == "met")
 
 
 @dataclass(frozen=True)
@@ -207,6 +216,8 @@ def _law(text: str) -> frozenset[tuple[str, str]]:
 
 
 def _read_check(line: str) -> Claim | None:
+    if len(line) > MAX_CHECK:
+        return None
     head, colon, verdict = line.rpartition(":")
     said = re.fullmatch(rf"(?:(met)|(lifts )?({RULE_ID.pattern}))(?:, (.+))?\.?", verdict.strip(), re.IGNORECASE)
     left, sign, limit = head.strip(), "", None
@@ -217,7 +228,9 @@ def _read_check(line: str) -> Claim | None:
     elif same := _AS_REPORTED.fullmatch(left):
         left, sign, limit = same[1], "=", _value(same[3])
     figures = _CHECKED.fullmatch(left)
-    if not said or not figures or re.search("[<>=]", figures["what"]):
+    if not said or not figures or re.search("[<>=]|^(?:min|max)$", figures["what"]):
+        return None
+    if not figures["value"] and re.search(r"\s(?:min|max)$", left):  # its limit is missing
         return None
     met, lifts, rule, legal = said.groups()
     if (sign and (limit is None or not figures["value"])) or not (met or RULE_ID.fullmatch(rule)):

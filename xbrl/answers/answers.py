@@ -92,7 +92,7 @@ def write_checks(checks: Iterable[Check], directive: str, facts: Iterable[NoteFa
     lines, last = [], ""
     for check in checks:
         if facts is not None:
-            limited = re.sub(r"(?<= )[<>]=?(?= \S+$)", lambda sign: _LIMITS[sign[0]], check.comparison)
+            limited = re.sub(r" ([<>]=?) ", lambda sign: f" {_LIMITS[sign[1]]} ", check.comparison)
             check = replace(check, comparison=limited)
         value, _, rest = check.comparison.partition(" ")
         figure = f"{check.what} {value}"
@@ -142,7 +142,7 @@ def answer_grammar(examples: Sequence[dict]) -> str:
     violation = rf"(?:{ids}) \| {cell} \| (?:not reported|{_FIGURE}) \| (?:min|max|expected) {_FIGURE} \| {_LEGAL}"
     value = rf"(?:{_FIGURE}|{_FIGURE}(?:(?: [-+/=] |, ){_FIGURE}){{1,5}} = {_FIGURE})"
     verdict = rf"(?:met|(?:lifts )?(?:{ids}), {_LEGAL})"
-    what = rf"[A-Z](?:{_NAME}|\.){{1,160}}?"
+    what = rf"[A-Z](?:{_NAME}|\.){{1,160}}?(?<! min)(?<! max)"  # `CET1 ratio min 4.5%` has no figure
     more = rf"(?:>=|<|min|max) {_FIGURE}: {verdict}"  # on the figure of the line above
     check = rf"{what}(?:(?: {value}(?: !?= {_FIGURE})?)?: {verdict}| {value} (?:[<>]=?|min|max) {_FIGURE}: {verdict}(?:\n{more}){{0,2}})"
     who = r"(?:-|[^\s|-][^|\n]{1,119}?)"

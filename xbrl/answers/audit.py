@@ -126,7 +126,7 @@ def invented_rule(answer: str) -> str:
     """The answer with a violation of a rule that does not exist, in the form of the answer's lines."""
     lines, letter = _parts(answer)
     form = (
-        "An oddity 1% < 2%: {}, CRR Art. 1"
+        "An oddity 1% min 2%: {}, CRR Art. 1"
         if "Checks:" in lines
         else "{} | C 01.00 r0010 c0010 | 1% | min 2% | CRR Art. 1"
     )

@@ -48,12 +48,14 @@ def score_answers(
     answer_notes = [read_facts(text) or ([], 0) for text in texts]
     asked_for_notes = any(read_facts(one["messages"][-1]["content"]) for one in examples)
     void = sum(answer.void for answer in read if answer) + sum(lines for _, lines in answer_notes)
+    claims = [claim for answer in read if answer for claim in answer.claims]
     return {
         "violations": score_violations(true_rules, labels)
         | {
             "unparsable": {"n": read.count(None), "share": read.count(None) / len(read)},
             "void_lines": void,
             "void_true_lines": sum(truth.void for truth in true),
+            "contradictions": {"n": sum(claim.contradicts_itself for claim in claims), "lines": len(claims)},
             "baselines": score_baselines(fitted_on, known, validation, probe),
             "baselines_fitted_on": f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself",
             "note_f1": note_f1(known, labels),

@@ -84,6 +84,9 @@ def _violation_figures(result: dict) -> list[Figure]:
         _share("  unparsable answers", violations["unparsable"]["share"], reports),
         Figure("  void lines in other answers", str(violations["void_lines"]), reports),
     ]
+    if "contradictions" in violations:  # not in results of earlier versions
+        wrong = violations["contradictions"]
+        rows.append(Figure("  verdicts that contradict their own figures", str(wrong["n"]), f"{wrong['lines']} lines"))
     if void := violations["void_true_lines"]:
         rows.append(Figure("  true lines that cannot be read", str(void), "left out of the facts"))
     for kind, scores in violations.get("kinds", {}).items():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from xbrl.read.filed_report import Note, Report
 from xbrl.read.render import cell_name
 from xbrl.rules.findings import Finding, concerns, csv_line, note_rules
+from xbrl.rules.formula import keeps_to
 from xbrl.rules.note_facts import SHARE, NoteFact, consequences, undecided
 from xbrl.rules.reported_figures import index_facts, row_keys
 from xbrl.rules.rules import RuleResult, violations
@@ -190,8 +191,4 @@ def _keeps(result: RuleResult) -> bool:
     """Whether the value keeps to the limit (an amount below nothing, of a line `..._COUNTED`)."""
     if result.value is None or result.limit is None:
         return False
-    return {
-        "min": result.value >= result.limit,
-        "max": result.value <= result.limit,
-        "expected": result.value == result.limit,
-    }[result.relation]
+    return keeps_to(result.value, result.relation, result.limit)

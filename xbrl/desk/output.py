@@ -27,6 +27,7 @@ PAGES = Path(__file__).with_name("pages")
 RECORD_FILE, AUDIT_FILE = "report.json", "audit.json"
 STATES = {READY: "ready to be signed"}  # of a letter, as they are printed
 COLUMNS = ("entity", "bank", "period", "verdict", "rule", "cell", "value", "limit", "legal", "reason", "letter", "page")
+INVISIBLE = re.compile("[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 COLOURS = {"confirmed": "good", "found by rule": "good", READY: "good", "not decidable by rule": "open"}
 
 
@@ -155,11 +156,18 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_visible,
     )
     style = Markup((PAGES / "style.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
     environment.globals |= {"style": style, "states": STATES, "colours": COLOURS}
     environment.filters["url"] = quote
     return environment
+
+
+def _visible(value: object) -> object:
+    """What a page prints. A mark that is invisible, or that turns the direction of what follows, is shown as one."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", value) if is_text else value
 
 
 def _write(path: Path, text: str) -> None:

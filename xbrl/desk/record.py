@@ -82,13 +82,14 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     notes, unquoted = read_notes(report, engine.results, engine.decisions, facts)
     said = [fact for note in notes for fact in note.facts]
     proposed = consequences(report, engine.results, said)
-    letter = _write(engine.violated, case, engine, form)
-    draft, unread = Draft(""), []
+    letter = _write(engine.violated, case, engine, form, grouped=True)
+    draft, unread, contradictory = Draft(""), [], []
     if reply is None:
         verdicts = engine_verdicts(engine)
     else:
         lines = read_lines(text)
         unread = [line for line, claim in lines if claim is None]
+        contradictory = [line for line, claim in lines if claim and claim.contradicts_itself]
         unread += [f"{void_facts} lines of the section Note"] if void_facts else []
         is_decided = bool(notes) and all(note.decisions for note in notes)
         profile = PROFILES[reply.profile]
@@ -106,6 +107,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "bank": case.bank.name,
         "format": report.format,
         "currency": report.currency,
+        "amounts": report.amounts,
         "files": [path.name for path in report.files or (report.path,)],
         "facts": len(report.facts),
         "earlier": [old.period for old in case.earlier],
@@ -139,12 +141,14 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
             "text": draft.text,
             "outside": [[sentence, list(words)] for sentence, words in draft.outside],
             "unknown": list(draft.unknown),
-            "problems": list(_problems(reply, text, unread)),
+            "problems": list(_problems(reply, text, unread, contradictory)),
         },
     }
 
 
-def _write(violated: Sequence, case: Case, engine: Examination, form: Form, short: bool = False) -> str:
+def _write(
+    violated: Sequence, case: Case, engine: Examination, form: Form, *, short: bool = False, grouped: bool = False
+) -> str:
     return write_letter(
         violated,
         case.bank,
@@ -153,6 +157,7 @@ def _write(violated: Sequence, case: Case, engine: Examination, form: Form, shor
         basis=form.basis,
         language=form.language,
         short=short,
+        grouped=grouped,
     )
 
 
@@ -161,7 +166,7 @@ def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Findin
     versions = [engine.violated, tuple(apply_findings(engine.results, proposed))] if proposed else [engine.violated]
     forms = {form, Form(), replace(form, language="de"), replace(form, language="en")}
     approved = [
-        _write(violated, case, engine, one, short)
+        _write(violated, case, engine, one, short=short)
         for violated in versions
         for one in sorted(forms, key=lambda one: (one.basis, one.language))
         for short in (False, True)
@@ -224,7 +229,7 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
         yield f"{doubt} the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to correct it first"
 
 
-def _problems(reply: Reply | None, text: str, unread: Sequence[str]) -> Iterator[str]:
+def _problems(reply: Reply | None, text: str, unread: Sequence[str], contradictory: Sequence[str]) -> Iterator[str]:
     """What stood in the way of the model's answer."""
     if reply is None:
         return
@@ -237,6 +242,8 @@ def _problems(reply: Reply | None, text: str, unread: Sequence[str]) -> Iterator
         yield "the answer has no findings that can be read, not even `none`"
     for line in unread:
         yield f"a part of the answer cannot be read: {line[:200]!r}"
+    for line in contradictory:
+        yield f"a verdict contradicts the figures of its own line: {line[:200]!r}"
 
 
 def _control(tokens: Sequence[str]) -> list[str]:

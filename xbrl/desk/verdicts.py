@@ -22,7 +22,7 @@ from xbrl.corpus.examples import FULL, Profile, letter_context
 from xbrl.desk.decisions import in_force, limits_without
 from xbrl.desk.letters import Context
 from xbrl.read.filed_report import Report
-from xbrl.read.render import cell_name, format_limit
+from xbrl.read.render import PURE, cell_name, format_figure, format_limit
 from xbrl.rules.findings import Finding, apply_findings, concerns, note_rules
 from xbrl.rules.remittance import RULE as LATE_FILING
 from xbrl.rules.rule_lines import all_results, describe_result
@@ -209,10 +209,16 @@ class _Judge:
         return Verdict(OPEN, claim.rule, reason, line, claim, result)
 
     def _nearest(self, claim: Claim) -> RuleResult | None:
-        """The result of a rule, on the row that the model names if it has one."""
+        """The result of a rule, on the row that the model names if it has one.
+
+        Of rows that meet the rule the engine keeps one: where the model names another, no row and no figure is shown.
+        """
         same = [one for one in self.engine.results if one.rule_id == claim.rule]
         named = [one for one in same if one.row and one.row.casefold() in claim.where]
-        return next(iter(named or same), None)
+        found = next(iter(named or same), None)
+        if found and found.row and not named and found.state == "ok":
+            return replace(found, row="", value=None, limit=None, inputs=())
+        return found
 
     def lifts(self, claim: Claim, line: str) -> Verdict:
         """The verdict on "a note lifts this rule"."""
@@ -290,9 +296,9 @@ def _differences(claim: Claim, truth: Claim | None, result: RuleResult) -> list[
     value, limit = (truth.value, truth.limit) if truth else (result.value, result.limit)
     found = []
     if claim.value != value:
-        found.append(f"the value is {known['value'] or 'not known'}, not {_printed(claim.value)}")
+        found.append(f"the value is {known['value'] or 'not known'}, not {_printed(claim.value, result)}")
     if claim.limit != limit or (truth and claim.relation != truth.relation and truth.state == claim.state):
-        wrong = f"{claim.relation} {_printed(claim.limit)}".strip()
+        wrong = f"{claim.relation} {_printed(claim.limit, result)}".strip()
         found.append(f"the limit is {known['limit'] or 'not known'}, not {wrong}")
     if truth and truth.state == claim.state and claim.legal != truth.legal:
         cited = ", ".join(sorted(" ".join(filter(None, article)) for article in claim.legal)) or "nothing"
@@ -300,9 +306,14 @@ def _differences(claim: Claim, truth: Claim | None, result: RuleResult) -> list[
     return found
 
 
-def _printed(value: Decimal | str | None) -> str:
+def _printed(value: Decimal | str | None, result: RuleResult) -> str:
+    """What a claim says, in the unit of the engine's result."""
     if isinstance(value, Decimal):
-        return format_limit(value, None) if abs(value) < 100 else f"{value:f}"
+        return (
+            format_limit(value, result.unit)
+            if result.unit in PURE
+            else format_figure(value, result.unit, result.decimals)
+        )
     return value or "nothing"
 
 

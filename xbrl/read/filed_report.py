@@ -76,6 +76,12 @@ class Report:
         str, ...
     ] = ()  # why figures are missing: facts without a cell, refused files of the same bank and date
 
+    @property
+    def amounts(self) -> str:
+        """The currency of the amounts, in words where there is not one."""
+        has_amounts = any((fact.unit or "").startswith("iso4217:") for fact in self.facts)
+        return self.currency or ("no single currency" if has_amounts else "no amounts")
+
 
 @functools.cache
 def template_of(table: str) -> str:

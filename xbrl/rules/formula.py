@@ -57,6 +57,11 @@ class Number:
     high: Decimal
 
 
+def keeps_to(value: Decimal, relation: str, limit: Decimal) -> bool:
+    """Whether a figure keeps to its limit, which is a "min" or a "max", or is the figure that is "expected"."""
+    return {"min": value >= limit, "max": value <= limit, "expected": value == limit}[relation]
+
+
 def exactly(value: Decimal) -> Number:
     """A number whose interval contains only `value`."""
     return Number(value, value, value)

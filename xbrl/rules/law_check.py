@@ -64,7 +64,7 @@ DAYS = re.compile(r"within (\w+) working days|binnen (\w+) Arbeitstagen|innerhal
 FEW = re.compile(r"[2357]|10|two|three|five|seven|ten|zwei|drei|fünf|sieben|zehn")  # days too few for owners
 CASES = (
     *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
-    *("leverage_buffer", "guideline", "late", "belittled", "licence", "owners", "hearing", "objection"),
+    *("leverage_buffer", "guideline", "late", "belittled", "licence", "owners", "hearing", "objection", "verdict"),
 )
 # What the style "labels" prints in place of a cell.
 LABELS: dict[str, Cell] = {
@@ -84,8 +84,8 @@ _TABLE = re.compile(r"([A-Z] \d\d\.\d\d(?:\.[a-z])?)(?: .*)?")
 _LINE = re.compile(r"(?:(r\d+) )?(c\d+)(?: .*)? \| (.*)")
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(%| thousand| million| bn| mn| k|)")
 _FIGURE = r"-?\d+(?:\.\d+)?(?:%| thousand| million| bn| mn| k|)"
-_VERDICT = re.compile(r"(.*): ([A-Z][A-Z0-9_]+), (.*)")
-_COMPARED = re.compile(rf"(\S.*?)(?: {_FIGURE} [-+/] [^<>]* =)? ({_FIGURE}) (<|>|!=|min|max) ({_FIGURE})")
+_VERDICT = re.compile(r"(.*): (?:met|([A-Z][A-Z0-9_]+), (.*))")
+_COMPARED = re.compile(rf"(\S.*?)(?: {_FIGURE} [-+/] [^<>]* =)? ({_FIGURE}) ([<>]=?|!=|min|max) ({_FIGURE})")
 _TAKEN_OFF = re.compile(rf"(\S.*?) ({_FIGURE}) - {_FIGURE} = ({_FIGURE})")
 _UNITS = {"%": "0.01", "": 1, " k": 10**3, " thousand": 10**3, " mn": 10**6, " million": 10**6, " bn": 10**9}
 
@@ -124,6 +124,7 @@ class Told:
     facts: tuple[Mapping[str, Any], ...] | None
     lines: tuple[Line, ...]
     letter: str
+    checks: tuple[tuple[str, bool], ...] = ()  # (what is compared, whether the verdict is `met`)
 
 
 def read_printed(text: str) -> Printed:
@@ -169,16 +170,20 @@ def read_told(answer: str) -> Told:
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     facts = sections.get("Note")
     lines = [Line(*row) for row in _rows(sections.get("Violations", ""), 5)]
-    figure = ""
+    figure, checks = "", []
     for line in sections.get("Checks", "").splitlines():
         if re.match(r"(?:>=|<|min|max) ", line):  # on the figure of the line above
             line = f"{figure} {line}"
         figure = re.split(r" (?:[<>]|(?:min|max) \d)", line)[0]
-        lines += [_violated(*verdict.groups())] if (verdict := _VERDICT.fullmatch(line)) else []
+        if verdict := _VERDICT.fullmatch(line):
+            said, rule, legal = verdict.groups()
+            checks.append((said, rule is None))
+            lines += [_violated(said, rule, legal)] if rule else []
     return Told(
         None if facts is None else tuple(_fact(*row) for row in _rows(facts, 6)),
         tuple(lines),
         sections.get("Directive", "").strip(),
+        tuple(checks),
     )
 
 
@@ -226,7 +231,7 @@ def judge(example: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = told.facts if told.facts is not None else stated
     if facts is None and not _NOTE.search(report):
         facts = ()
-    found = [*_citations(printed, told), *_letter(violated, told)]
+    found = [*_citations(printed, told), *_letter(violated, told), *_verdicts(told)]
     if facts is not None:
         applying = [fact for fact in facts if fact["applies"]]
         found += [*_findings(printed, violated, applying), *_facts(printed, violated, applying, told)]
@@ -357,6 +362,21 @@ def _citations(printed: Printed, told: Told) -> Iterator[tuple[str, str]]:
             yield "guideline", f"{line.rule} cites a guideline as law: {line.legal}"
         if line.rule == "LATE_FILING" and re.match(r"[A-Z] \d\d\.\d\d", line.cell):
             yield "late", f"a late return is a matter of its date, not of {line.cell}"
+
+
+def _verdicts(told: Told) -> Iterator[tuple[str, str]]:
+    """Checks whose verdict, or whose sign, is not what their two numbers say."""
+    for said, is_met in told.checks:
+        compared = _COMPARED.fullmatch(said)
+        value, limit = (_number(compared[2]), _number(compared[4])) if compared else (None, None)
+        if compared and value and limit:
+            sign, difference = compared[3], value[0] - limit[0]
+            holds = {
+                **{"min": (difference >= 0) == is_met, "max": (difference <= 0) == is_met, "!=": difference != 0},
+                **{"<": difference < 0, ">": difference > 0, "<=": difference <= 0, ">=": difference >= 0},
+            }
+            if not holds[sign]:
+                yield "verdict", f"{said} is called {'met' if is_met else 'violated'}"
 
 
 def _letter(violated: set[str], told: Told) -> Iterator[tuple[str, str]]:

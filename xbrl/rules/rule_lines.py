@@ -40,7 +40,7 @@ def rule_table(report: Report) -> Iterator[str]:
     results = all_results(report)
     findings = [result for result in results if result.kind == "quality"]
     rules = [result for result in results if result.kind != "quality"]
-    yield f"{report.entity} | {report.period} | {report.currency or 'no single currency'} | {report.format}"
+    yield f"{report.entity} | {report.period} | {report.amounts} | {report.format}"
     for title, group in (("The report", findings), ("Rules", rules)):
         yield f"\n{title}: {_counts(group)}"
         for state, printed in STATES.items():

@@ -60,6 +60,10 @@ def test_the_form_may_vary(text):
         "LCR 93% <: LCR_MIN, CRR Art. 412(1)",
         "LCR 93% < 100%: perhaps",
         "LCR < 100%: LCR_MIN, CRR Art. 412(1)",
+        "LCR 93% min: LCR_MIN, CRR Art. 412(1)",
+        "LCR min 100%: LCR_MIN, CRR Art. 412(1)",
+        "min 100%: LCR_MIN, CRR Art. 412(1)",  # no figure stands above
+        f"LCR {'1 - ' * 20_000}1 = 2 min 100%: LCR_MIN, CRR Art. 412(1)",  # read in minutes, were it not too long
     ],
 )
 def test_a_malformed_line_is_void_and_the_others_stand(line):
@@ -128,6 +132,59 @@ def test_a_line_that_begins_with_a_sign_is_on_the_figure_above():
     assert parse_answer(numbered).claims[:2] == answer.claims
     assert parse_answer("\n".join(["Checks:", lines[0], "Waiver: lifts LCR_MIN, CRR Art. 8", lines[1]])).void == 1
     assert parse_answer("\n".join(["Checks:", lines[1]])) is None
+
+
+def test_a_line_that_begins_with_min_or_max_is_on_the_figure_above():
+    lines = [
+        "CET1 ratio 7.31% min 4.5%: met",
+        "min 9.34%: OCR_CET1, CRD Art. 141a(a)",
+        "Tier 1 ratio 120 - 10 = 110, 110 / 1000 = 11% min 12%: OWN_SHARES, CRR Art. 28(1)(b)",
+        "min 11%: met",
+        "Client Bern max & Co 2 15% + 13% = 28% max 25%: LE_CONNECTED, CRR Art. 395(1)",
+        "max 30%: met",
+    ]
+    answer = parse_answer("\n".join(["Checks:", *lines, "Directive:", "min 3% is what you need."]))
+    assert answer.void == 0 and answer.directive == "min 3% is what you need."
+    assert [(c.state, c.where, str(c.value), c.relation, str(c.limit)) for c in answer.claims] == [
+        ("met", "cet1 ratio", "0.0731", "min", "0.045"),
+        ("violated", "cet1 ratio", "0.0731", "min", "0.0934"),
+        ("violated", "tier 1 ratio", "0.11", "min", "0.12"),
+        ("met", "tier 1 ratio", "0.11", "min", "0.11"),
+        ("violated", "client bern max & co 2", "0.28", "max", "0.25"),
+        ("met", "client bern max & co 2", "0.28", "max", "0.3"),
+    ]
+    # The verdict is read as it stands, whatever the numbers say: unlike a sign, `min` does not depend on it.
+    assert read_line("CET1 ratio 9.48% min 9.5%: met").relation == "min"
+    assert read_line("Client Arno 26% max 25%: met").relation == "max"
+    marked = "\n".join(["**Checks:**", *(f"{number}. **{line}**" for number, line in enumerate(lines, 1))])
+    assert parse_answer(marked).claims == answer.claims
+    assert parse_answer("\n".join(["Checks:", lines[0], "Waiver: lifts LCR_MIN, CRR Art. 8", lines[1]])).void == 1
+    assert parse_answer("\n".join(["Checks:", lines[1]])) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("CET1 ratio 9.48% min 9.5%: met", True),
+        ("CET1 ratio 9.5% min 9.5%: met", False),
+        ("CET1 ratio 9.5% min 9.5%: OCR_CET1, CRD Art. 141a(a)", True),
+        ("CET1 ratio 9.48% min 9.5%: OCR_CET1, CRD Art. 141a(a)", False),
+        ("Client Arno 25% max 25%: LE_LIMIT, CRR Art. 395(1)", True),
+        ("Client Arno 25.01% max 25%: met", True),
+        ("LCR 95% >= 100%: met", True),
+        ("LCR 105% < 100%: LCR_MIN, CRR Art. 412(1)", True),
+        ("LCR 95% < 100%: LCR_MIN, CRR Art. 412(1)", False),
+        ("LCR 1010 / 1000 = 101% = 104%: met", True),
+        ("LCR 1010 / 1000 = 101% != 101%: LCR_CALC, 2015/61 Art. 4(1)", True),
+        ("Liquidity buffer 10 k - 4 k = 6 k: PLEDGED_COUNTED, 2015/61 Art. 7(2)", False),
+        (LCR.replace("93.10%", "104%"), True),
+        ("Received 2026-05-20 > 2026-05-12: LATE, ITS Art. 2", False),  # dates are not compared
+        ("Waiver: lifts LCR_MIN, CRR Art. 8", False),
+        ("NSFR 110%: met", False),
+    ],
+)
+def test_a_verdict_that_contradicts_its_own_figures(line, expected):
+    assert read_line(line).contradicts_itself == expected
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_the_wrong_answers_are_wrong_as_they_say():
     assert without_proof(ANSWER).splitlines()[1] != FACT and "- You need not: Submit" in negated(ANSWER)
     checks = "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nNSFR 110% >= 100%: met\nDirective:\nx"
     assert wrong_cells(checks).splitlines()[1].startswith("Other LCR 93%")
-    assert invented_rule(checks).splitlines()[3] == "An oddity 1% < 2%: INVENTED_RULE, CRR Art. 1"
+    assert invented_rule(checks).splitlines()[3] == "An oddity 1% min 2%: INVENTED_RULE, CRR Art. 1"
     assert "LCR 93% < 100%: CRR Art. 412(1); NSFR 110% >= 100%: met." in other_words(checks)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xbrl.answers.answer_reader import parse_answer, read_line
-from xbrl.answers.answers import write_checks, write_violation
+from xbrl.answers.answers import Check, write_checks, write_violation
 from xbrl.answers.checks import check_of, fact_checks, in_one_unit, report_checks
 from xbrl.corpus.report_figures import short_rules
 from xbrl.read.filed_report import Fact, Report
@@ -72,6 +72,35 @@ def test_every_limit_of_every_figure_in_the_order_of_the_report():
         "Directive:",
         "To the Board",
     ]
+
+
+def test_short_answers_say_min_or_max_and_the_limit_before_the_verdict():
+    report = make_report(r0030C_76="1.01")
+    facts = [fact("pledged", 41_000_000), fact("connected", who=("Arno SRL", "Cato AG")), fact("waiver")]
+    checks = [*report_checks(report, evaluate(report, short_rules())), *fact_checks(report, facts)]
+    written = write_checks(checks, "To the Board", facts).partition("Checks:\n")[2].splitlines()
+    assert [*written[:3], *written[12:]] == [
+        "CET1 ratio 7.31% min 4.5%: met",
+        "min 5.06%: met",
+        "min 9.34%: OCR_CET1, CRD Art. 141a(a)",
+        "Client Arno SRL 15% max 25%: met",
+        "Client Bern & Co 2 26.01% max 25%: LE_LIMIT, CRR Art. 395(1)",
+        "Client Cato AG 13% max 25%: met",
+        "Leverage ratio 5% min 3%: met",
+        "LCR 101% min 100%: met",
+        "LCR 601610 / 639790 = 94.03% != 101%: LCR_CALC, 2015/61 Art. 4(1)",
+        "NSFR 110% min 100%: met",
+        "Liquidity buffer 601610 k - 41000 k = 560610 k: PLEDGED_COUNTED, 2015/61 Art. 7(2)",
+        "Client Arno SRL 15% + 13% = 28% max 25%: LE_CONNECTED, CRR Art. 395(1)",
+        "Waiver: lifts LCR_MIN, CRR Art. 8",
+        "Directive:",
+        "To the Board",
+    ]
+    # Both forms say the same.
+    assert parse_answer(write_checks(checks, "x", [])).claims == parse_answer(write_checks(checks, "x")).claims
+    amounts = [Check("CET1", "90 mn < 1.2 bn", "CET1_AMOUNT", "CRR Art. 92"), Check("CET1", "90 mn >= 80 mn")]
+    assert "CET1 90 mn min 1.2 bn: CET1_AMOUNT, CRR Art. 92" in write_checks(amounts, "x", [])
+    assert parse_answer(write_checks(amounts, "x", [])).claims == parse_answer(write_checks(amounts, "x")).claims
 
 
 def test_a_ratio_that_is_left_out_or_contradicts_its_parts_has_its_quotient():

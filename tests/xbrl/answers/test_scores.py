@@ -83,6 +83,13 @@ def test_lines_of_an_example_that_cannot_be_read_are_counted_and_left_out():
     assert result["violations"]["void_true_lines"] == 1 and result["facts"]["f1"] == 1
 
 
+def test_verdicts_that_contradict_their_own_figures_are_counted():
+    said = "Checks:\nCET1 ratio 9.48% min 9.5%: met\nmin 4.5%: met\nLCR 104% min 100%: LCR_MIN, CRR Art. 412(1)\nDirective:\nx"
+    one = example(CLEAN, violations=[])
+    violations = score_answers([one, one], [said, "no answer"], "test.jsonl", None)["violations"]
+    assert violations["contradictions"] == {"n": 2, "lines": 3} and violations["void_lines"] == 0
+
+
 def test_the_facts_of_notes_are_scored_where_the_answers_of_the_data_state_them():
     note = 'Note:\nwaiver | applies | - | - | 2026-01-01 | "waived since January"\n'
     fact = {

@@ -24,6 +24,7 @@ RESULT = {
         "unparsable": {"n": 1, "share": 0.5},
         "void_lines": 3,
         "void_true_lines": 2,
+        "contradictions": {"n": 4, "lines": 30},
         "note_f1": 0.45,
         "kinds": {"pledged": {"f1": 0.25, "n_reports": 4, "exact": 0.75, "note_f1": 0.5}},
         "pairs": {"n": 2, "right": 0.5},
@@ -81,6 +82,7 @@ def test_the_table_has_every_figure_with_its_n():
     assert cells(text, "directive ROUGE-L") == ["directive ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 directives"]
     assert cells(text, "F1, mean over rules") == ["F1, mean over rules (macro)", "0.400", "1 rules, true or predicted"]
     assert cells(text, "void lines") == ["void lines in other answers", "3", "2 reports"]
+    assert cells(text, "verdicts that contradict")[1:] == ["4", "30 lines"]
     assert cells(text, "true lines")[1:] == ["2", "left out of the facts"]
     assert cells(text, "F1, notes: pledged") == [
         "F1, notes: pledged",

@@ -65,6 +65,8 @@ def test_labels_follow_from_figures_and_facts(made, tmp_path):
     seen = Counter()
     for example, filing in examples:
         assert judge(example) == []  # the judge that shares no code with the rules
+        written = parse_answer(example["messages"][-1]["content"])
+        assert written and not any(claim.contradicts_itself for claim in written.claims)
         findings = truth.get((example["bank"], example["period"]), ())
         lifted = {finding.rule for finding in findings if finding.state == "lifted"}
         added = {finding.rule for finding in findings if finding.state == "violated"}

@@ -91,7 +91,10 @@ def test_no_letter_of_a_model_is_ready(tmp_path, breach, falsehood):
         outside = " ".join(sentence for sentence, _ in made["draft"]["outside"])
         assert all(word in outside for word in falsehood.replace(". ", " ").rstrip(".").split(": ")[-1].split()[:3])
         page = (folder / "report.html").read_text()
-        assert "figures checked, sentences not" in page and "Not from the blocks" in page
+        assert (
+            "figures checked, sentences not" in page
+            and "Sentences that no letter from the blocks on this report has" in page
+        )
         decision = page.partition("Decision letter")[2].partition("Draft of the model")[0]
         assert "ready to be signed" in decision and falsehood[:30] not in decision
 
@@ -153,7 +156,7 @@ def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path
     decided = record(noted, answer(COUNTED, facts=[FACT]), decisions=decide(tmp_path, *note["if_so"]))
     assert verdicts(decided) == [("confirmed", "PLEDGED_COUNTED"), ("missed", "LCR_PLEDGED")]
     assert decided["letter"]["state"] == "ready"
-    assert "Without them it is EUR 62000 thousand" in decided["letter"]["text"]
+    assert "Without them it is EUR 62,000 thousand" in decided["letter"]["text"]
     assert "Replace the encumbered assets by free liquid assets" in decided["letter"]["text"]
     nothing = record(noted, answer(COUNTED, facts=[FACT]), decisions=decide(tmp_path, note["if_not"]))
     assert verdicts(nothing) == [("refuted", "PLEDGED_COUNTED")] and nothing["letter"]["state"] == "ready"
@@ -313,7 +316,7 @@ def test_a_wrong_figure_is_a_finding_whether_or_not_the_limit_is_met_or_known(tm
         report = read(tmp_path / str(outflow), figures, SMALL, notes=[NOTE])
         made = record(report, decisions=decide(tmp_path, line))
         assert made["letter"]["state"] == "ready" and said in made["letter"]["text"]
-        assert "Without them it is EUR 101000 thousand." in made["letter"]["text"]
+        assert "Without them it is EUR 101,000 thousand." in made["letter"]["text"]
         assert verdicts(made) == [("found by rule", "PLEDGED_COUNTED")]
     capital = {("C_01.00", row, "c0010"): "100000000" for row in ("r0010", "r0015", "r0020")}
     capital |= {("C_02.00.a", "r0010", "c0010"): "1000000000"}
@@ -398,6 +401,18 @@ def test_what_the_model_gets_wrong_does_not_keep_the_decision_back(breach):
     )
     for made in (record(breach, problem="too long"), record(breach, "I am sorry.", cut_short=True)):
         assert made["letter"]["state"] == "ready" and made["draft"]["problems"]
+
+
+def test_a_wrong_amount_is_shown_in_the_unit_of_the_right_one(noted):
+    made = record(noted, answer(COUNTED.replace("62000", "52000"), facts=[FACT]))
+    (refuted,) = [one for one in made["findings"] if one["verdict"] == "refuted"]
+    assert "the limit is max 62000 thousand, not max 52000 thousand" in refuted["reason"]
+
+
+def test_a_verdict_that_contradicts_its_own_line_is_shown(breach):
+    made = record(breach, "Checks:\nLCR 93% min 100%: met\nDirective:\nNo measure is required.", profile="short")
+    assert made["draft"]["problems"] == ["a verdict contradicts the figures of its own line: 'LCR 93% min 100%: met'"]
+    assert verdicts(made)[0] == ("missed", "LCR_MIN")
 
 
 def test_a_figure_that_does_not_decide_keeps_the_letter_back(tmp_path):

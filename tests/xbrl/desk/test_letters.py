@@ -200,6 +200,16 @@ def test_a_german_letter_is_german(breaches):
     assert not re.search(r"\b(?:the|of|and|within|is)\b", text.replace(NAMED.name, "").replace("Reg. (EU)", ""))
 
 
+def test_letters_of_the_desk_separate_thousands(breaches):
+    large = replace(PLEDGED, value=Decimal("1234567890"), limit=Decimal("9921000"), decimals=-3)
+    english, german = (write_letter([*breaches, large], NAMED, PERIOD, language=one, grouped=True) for one in LANGUAGES)
+    assert "EUR 1,234,567.89 thousand" in english and "it is EUR 9,921 thousand." in english
+    assert "EUR 1.234.567,89 Tausend" in german and "EUR 9.921 Tausend" in german
+    # A model learns plain digits. Years, cells and articles have no separators in either form.
+    assert english.replace(",", "") == write_letter([*breaches, large], NAMED, PERIOD).replace(",", "")
+    assert "EUR 1234567.89 thousand" in write_letter([*breaches, large], NAMED, PERIOD)
+
+
 def every_result():
     """A violated result of each rule, in its usual form, and for filing errors in the others."""
     for rule in built_in_rules():

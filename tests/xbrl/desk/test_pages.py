@@ -12,7 +12,7 @@ from tests.xbrl.desk.reports import CLIENT, LCR, read
 from xbrl.desk import output
 from xbrl.desk.analysis import key_of, versions
 from xbrl.desk.output import Form, Job, _cell, finish, folder_name, write_overview
-from xbrl.desk.record import Case, Reply
+from xbrl.desk.record import Case, Reply, make_record
 from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
 
@@ -55,6 +55,27 @@ def test_hostile_texts_are_escaped(made):
     assert html.count("=&lt;script") >= 4  # the title, the heading, the note and the draft
     assert "default-src 'none'" in html and "http" not in html.partition("</style>")[2]
     assert "prefers-color-scheme: dark" in html and "size: A4" in html
+
+
+def test_marks_that_hide_or_reorder_text_are_shown(tmp_path):
+    report = replace(read(tmp_path, {LCR: "0.93"}), currency="\u202eRUE")
+    letter = "You need \u200bnot \u2066pay\u2069. \u202eNothing is due."
+    made = make_record(
+        Case(
+            report,
+            Addressee("E", "A\u202eB", "DE", "bank"),
+            (),
+            (),
+            Reply("full", (), f"Violations:\nnone\nDirective:\n{letter}"),
+        )
+    )
+    html = output.page(made)
+    assert not re.search("[\u200b\u202a-\u202e\u2066-\u2069]", html)
+    assert (
+        "A\ufffdB" in html
+        and "\ufffdRUE" in html
+        and "You need \ufffdnot \ufffdpay\ufffd. \ufffdNothing is due." in html
+    )
 
 
 def test_the_page_says_what_was_decided_by_whom(made):

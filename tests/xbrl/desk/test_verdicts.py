@@ -60,6 +60,7 @@ def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
     [
         (LCR_LINE.replace("93", "94"), "the value is 93.00%, not 94%"),
         (LCR_LINE.replace("100%", "105%"), "the limit is min 100%, not min 105%"),
+        (LCR_LINE.replace("100%", "14000%"), "the limit is min 100%, not min 14000%"),
         (LCR_LINE.replace("412(1)", "413(1)"), "the model cites 2015/61 4(2), CRR 413(1)"),
         (LCR_LINE.replace("r0030", "r0020"), "violated at C 76.00.a r0030 c0010, not where the model says"),
         (LCR_LINE.replace("LCR_MIN", "NSFR_MIN"), "the figures meet the rule"),
@@ -98,6 +99,14 @@ def test_another_client_than_the_one_above_its_limit_is_refuted_and_that_one_is_
     made, found = judge(breach, LCR_LINE, LE_LINE.replace("A12", "B34"))
     assert verdicts(made) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT"), ("missed", "LE_LIMIT")]
     assert found["LE_LIMIT"]["cell"] == "C 28.00 A12 c350"
+
+
+def test_beside_a_client_within_its_limit_no_other_client_is_shown(tmp_path):
+    made, found = judge(read(tmp_path, {LCR: "0.93"}), LCR_LINE, LE_LINE.replace("A12", "B34"))
+    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT")]
+    client = found["LE_LIMIT"]
+    assert (client["cell"], client["value"], client["limit"]) == ("C 28.00 * c350", "", "")
+    assert client["reason"] == "the figures meet the rule" and "A12" not in " ".join(client["details"])
 
 
 def test_a_check_of_a_note_is_open_until_the_desk_decides(tmp_path):

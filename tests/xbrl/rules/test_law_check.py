@@ -183,6 +183,35 @@ def test_the_reader_of_checks():
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        (["CET1 ratio 7.31% min 4.5%: met", "min 9.34%: OCR_CET1, CRD Art. 141a(a)"], []),
+        (["CET1 ratio 7.31% min 4.5%: met", "min 9.34%: met"], ["CET1 ratio 7.31% min 9.34% is called met"]),
+        (["CET1 ratio 9.34% min 9.34%: OCR_CET1, CRD Art. 141a(a)"], ["CET1 ratio 9.34% min 9.34% is called violated"]),
+        (["Client Arno 2 25% max 25%: met", "Client Bern 26% max 25%: LE_LIMIT, CRR Art. 395(1)"], []),
+        (["Client Arno 2 25.01% max 25%: met"], ["Client Arno 2 25.01% max 25% is called met"]),
+        (["LCR 9 / 10 = 90% min 100%: met"], ["LCR 9 / 10 = 90% min 100% is called met"]),
+        (["LCR 9 / 10 = 90% = 90%: met", "LCR 9 / 10 = 90% != 91%: LCR_CALC, 2015/61 Art. 4(1)"], []),
+        (["Tier 1 ratio 5.9% >= 6%: met"], ["Tier 1 ratio 5.9% >= 6% is called met"]),
+        (["Tier 1 ratio 6.1% < 6%: T1_MIN, CRR Art. 92(1)(b)"], ["Tier 1 ratio 6.1% < 6% is called violated"]),
+    ],
+)
+def test_a_verdict_must_be_what_the_numbers_of_its_line_say(lines, wrong):
+    messages = [
+        {"role": "user", "content": "Some Bank"},
+        {"role": "assistant", "content": "\n".join(["Checks:", *lines, "Directive:", "x"])},
+    ]
+    found = judge({"messages": messages, "violations": [], "note_facts": []})
+    assert [text for case, text in found if case == "verdict"] == wrong
+
+
+def test_checks_with_min_and_max_are_read_like_those_with_signs():
+    signs = "Checks:\nCET1 ratio 7.31% >= 4.5%: met\n< 9.34%: OCR_CET1, CRD Art. 141a(a)\nClient A 26% > 25%: LE_LIMIT, CRR Art. 395(1)"
+    words = signs.replace(">= 4.5", "min 4.5").replace("< 9.34", "min 9.34").replace("> 25", "max 25")
+    assert read_told(words).lines == read_told(signs).lines and len(read_told(words).lines) == 2
+
+
 def test_the_working_of_a_check_must_be_right():
     report = "Some Bank\nLiquidity buffer 601610 k\nNet outflow 500000 k\nLCR 120.32%\nNote: Bonds are pledged."
     stated = [{"kind": "pledged", "applies": True, "amount": "41000000", "who": []}]
