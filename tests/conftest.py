@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from distributed.process_group import Ranks
+from tests.code_memory import VARIABLE
 
 torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
 
@@ -92,6 +93,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"tests/conftest.py: LONGEST names {missing[0]}, which does not exist")
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (first.get(item.path, len(first)), -slow_tests[item.path], item.path))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def code_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the workers of this process remember of the code (code_memory.py)."""
+    os.environ[VARIABLE] = str(tmp_path_factory.getbasetemp() / "code.json")
 
 
 @pytest.fixture(scope="module")

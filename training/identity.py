@@ -22,6 +22,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.errors import UserError
 from configs.config import DECIDES, FREE, READ, Config, as_dict
 from configs.load import GENERAL, is_of_answers, parse_best_by
+from distributed.agreement import library_versions
 from distributed.checkpoint_directory import read_manifest
 from model.fingerprint import fingerprint_of_tokenizer
 from model.weight_files import hash_weights
@@ -72,7 +73,7 @@ def identity_of(
         settings["lora.alpha"] = config.lora.effective_alpha
     mixture, old = inputs.train.mixture(), inputs.old_domain
     excluded = {EXCLUDED: inputs.exclusion.fingerprint} if inputs.exclusion else {}
-    versions = {"torch": torch.__version__, "transformers": importlib.metadata.version("transformers")}
+    versions = {"torch": torch.__version__, "transformers": library_versions()["transformers"]}
     if config.optimizer.memory == "6N":
         versions["torchao"] = importlib.metadata.version("torchao")
     shape = {name: value for name, value in model_config.to_dict().items() if name not in NOT_OF_THE_MODEL}
@@ -285,9 +286,7 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
         file = files.pop()
         if file in code:
             continue
-        tree = ast.parse(file.read_bytes(), file)
-        imports = list(_imports(tree.body, file))
-        code[file] = _digest(tree)
+        imports, code[file] = read_module(file)
         for name, is_late in imports:
             if name in known or (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
                 continue
@@ -299,6 +298,12 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
             known.add(name)
             files += found
     return code
+
+
+def read_module(file: Path) -> tuple[list[tuple[str, bool]], str]:
+    """(the modules that a file may import, as `_imports`, and the digest of its syntax tree)."""
+    tree = ast.parse(file.read_bytes(), file)
+    return list(_imports(tree.body, file)), _digest(tree)
 
 
 @functools.cache
