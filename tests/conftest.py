@@ -8,6 +8,7 @@ from pathlib import Path
 # A thread that waits for the others of a product must not spin: the other test process needs the core. Read at the import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hypothesis
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from distributed.process_group import Ranks
 from tests.code_memory import VARIABLE
 
 torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+# How long an example takes is what else the machine does.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 # Folders, files and tests that start processes or take more than about two seconds; `-m "not slow"` leaves them out. Files
 # may also use the mark themselves, as those in distributed/ do.

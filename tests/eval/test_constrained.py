@@ -70,7 +70,7 @@ def test_what_no_answer_starts_with_is_outside(tiny, text):
     assert not grammar(tiny[1], CELLS).can_be_continued(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     text=strategies.from_regex(
         answer_grammar(examples(CELLS, CHECKS, SHORT)).removesuffix(".+") + "[a-z]{1,9}", fullmatch=True
