@@ -46,16 +46,16 @@ SLOW = (
 
 # The files that take more than about ten seconds of both processes' time, the longest first.
 LONGEST = (
-    "distributed/test_compile.py",
     "test_recipes.py",
     "distributed/test_two_hosts.py",
     "distributed/test_spread.py",
+    "distributed/test_compile.py",
+    "distributed/test_survival.py",
+    "scripts/test_plan.py",
     "distributed/test_train.py",
     "tools/test_check.py",
-    "scripts/test_plan.py",
-    "distributed/test_survival.py",
-    "experiment/test_sweep_command.py",
     "rehearsal/test_pretended_gpu.py",
+    "experiment/test_sweep_command.py",
     "model/test_memory.py",
     "model/test_compile.py",
     "tools/test_chaos.py",
