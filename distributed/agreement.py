@@ -4,6 +4,7 @@ Two nodes may have different files, another config or other libraries. Such a ru
 rank takes a step that another does not have.
 """
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -30,6 +31,7 @@ def check_agreement(values: dict[str, object], ranks: Ranks) -> None:
         raise UserError(problem)
 
 
+@functools.cache  # the metadata of a package are long texts, and every start asks for them in several places
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what a step computes, for `check_agreement`."""
     versions = {"python": platform.python_version()}

@@ -8,13 +8,18 @@ from pathlib import Path
 # A thread that waits for the others of a product must not spin: the other test process needs the core. Read at the import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hypothesis
 import pytest
 import torch
 import torch.distributed as dist
 
 from distributed.process_group import Ranks
+from tests.code_memory import VARIABLE
 
 torch.set_num_threads(1)  # on matrices this small, threads only wait for each other
+# How long an example takes is what else the machine does.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 # Folders, files and tests that start processes or take more than about two seconds; `-m "not slow"` leaves them out. Files
 # may also use the mark themselves, as those in distributed/ do.
@@ -41,16 +46,16 @@ SLOW = (
 
 # The files that take more than about ten seconds of both processes' time, the longest first.
 LONGEST = (
-    "distributed/test_compile.py",
     "test_recipes.py",
     "distributed/test_two_hosts.py",
     "distributed/test_spread.py",
+    "distributed/test_compile.py",
+    "distributed/test_survival.py",
+    "scripts/test_plan.py",
     "distributed/test_train.py",
     "tools/test_check.py",
-    "scripts/test_plan.py",
-    "distributed/test_survival.py",
-    "experiment/test_sweep_command.py",
     "rehearsal/test_pretended_gpu.py",
+    "experiment/test_sweep_command.py",
     "model/test_memory.py",
     "model/test_compile.py",
     "tools/test_chaos.py",
@@ -93,6 +98,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"tests/conftest.py: LONGEST names {missing[0]}, which does not exist")
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (first.get(item.path, len(first)), -slow_tests[item.path], item.path))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def code_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the workers of this process remember of the code (code_memory.py)."""
+    os.environ[VARIABLE] = str(tmp_path_factory.getbasetemp() / "code.json")
 
 
 @pytest.fixture(scope="module")

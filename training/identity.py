@@ -22,6 +22,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.errors import UserError
 from configs.config import DECIDES, FREE, READ, Config, as_dict
 from configs.load import GENERAL, is_of_answers, parse_best_by
+from distributed.agreement import library_versions
 from distributed.checkpoint_directory import read_manifest
 from model.fingerprint import fingerprint_of_tokenizer
 from model.weight_files import hash_weights
@@ -36,6 +37,7 @@ NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_ver
 MEASURES = ("eval", "training.answers", "training.asked", "training.budget")
 OWN_SCORES = "eval.metric"  # of answers, without a function of the user's
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+INSIDE = ("body", "handlers", "cases", "orelse", "finalbody")  # fields of a statement that hold statements
 FIRST_STEP, EXCLUDED = "the first step", "data.exclude"  # in "the data"
 SHOWN = 8  # files or keys of a kind, in a message
 WIDTH = 120  # characters of a value in a message
@@ -71,7 +73,7 @@ def identity_of(
         settings["lora.alpha"] = config.lora.effective_alpha
     mixture, old = inputs.train.mixture(), inputs.old_domain
     excluded = {EXCLUDED: inputs.exclusion.fingerprint} if inputs.exclusion else {}
-    versions = {"torch": torch.__version__, "transformers": importlib.metadata.version("transformers")}
+    versions = {"torch": torch.__version__, "transformers": library_versions()["transformers"]}
     if config.optimizer.memory == "6N":
         versions["torchao"] = importlib.metadata.version("torchao")
     shape = {name: value for name, value in model_config.to_dict().items() if name not in NOT_OF_THE_MODEL}
@@ -279,21 +281,29 @@ def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) 
     """These files and all that they import from `folders` -> the digest of each. A function's imports of
     `not_late` are left out."""
     code: dict[Path, str] = {}
+    known: set[str] = set()  # modules whose files have been looked for in these folders
     while files:
         file = files.pop()
         if file in code:
             continue
-        tree = ast.parse(file.read_bytes(), file)
-        imports = list(_imports(tree.body, file))
-        code[file] = _digest(tree)
+        imports, code[file] = read_module(file)
         for name, is_late in imports:
-            if not (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
+            if name in known or (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
+                continue
+            found = _files_of(name, folders)
+            if not found and (home := _home_of(name.partition(".")[0])) and home not in folders:
+                folders.append(home)  # a module of the user in PYTHONPATH
+                known.clear()
                 found = _files_of(name, folders)
-                if not found and (home := _home_of(name.partition(".")[0])) and home not in folders:
-                    folders.append(home)  # a module of the user in PYTHONPATH
-                    found = _files_of(name, folders)
-                files += found
+            known.add(name)
+            files += found
     return code
+
+
+def read_module(file: Path) -> tuple[list[tuple[str, bool]], str]:
+    """(the modules that a file may import, as `_imports`, and the digest of its syntax tree)."""
+    tree = ast.parse(file.read_bytes(), file)
+    return list(_imports(tree.body, file)), _digest(tree)
 
 
 @functools.cache
@@ -331,10 +341,11 @@ def _imports(statements: list[ast.stmt], file: Path, in_function: bool = False) 
         for name in _imported_by(node, file):
             yield name, in_function
         inside = in_function or isinstance(node, FUNCTIONS)
-        for field in ("body", "handlers", "cases", "orelse", "finalbody"):
-            # No process loads what is imported for types.
-            if not (field == "body" and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-                yield from _imports(getattr(node, field, []), file, inside)
+        # No process loads what is imported for types.
+        is_for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for field in INSIDE[is_for_types:]:
+            if statements_inside := getattr(node, field, None):
+                yield from _imports(statements_inside, file, inside)
 
 
 def _imported_by(node: ast.AST, file: Path) -> list[str]:
@@ -352,15 +363,19 @@ def _imported_by(node: ast.AST, file: Path) -> list[str]:
     return [".".join([*package, alias.name]) for alias in node.names]
 
 
-def _digest(tree: ast.AST) -> str:
+def _digest(tree: ast.FunctionDef | ast.Module) -> str:
     """A digest of a syntax tree, from which this removes the docstrings."""
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Module))
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            del node.body[0]
+    _remove_docstrings(tree)
     return hashlib.sha256(_in_words(tree).encode()).hexdigest()[:32]
+
+
+def _remove_docstrings(node: ast.AST) -> None:
+    """From a statement, and from those inside it: every start of a run does this with all of its code."""
+    if isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False) is not None:
+        del node.body[0]
+    for field in INSIDE:
+        for statement in getattr(node, field, ()):
+            _remove_docstrings(statement)
 
 
 def _in_words(node: object) -> str:
@@ -369,6 +384,14 @@ def _in_words(node: object) -> str:
         return f"[{', '.join(map(_in_words, node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = [(name, value) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind")]
-    words = [f"{name}={_in_words(value)}" for name, value in fields if value not in (None, [])]
+    words = [
+        f"{name}={_in_words(value)}"
+        for name in _fields_of(type(node))
+        if (value := getattr(node, name, None)) is not None and value != []
+    ]
     return f"{type(node).__name__}({', '.join(words)})"
+
+
+@functools.cache
+def _fields_of(kind: type[ast.AST]) -> tuple[str, ...]:
+    return tuple(name for name in kind._fields if name not in ("ctx", "kind"))

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from common.errors import UserError
 from common.sha256 import remembered_sha256, sha256, sha256_of_all
 from data.files import expand
 from data.store import is_store
+from distributed.agreement import library_versions
 from distributed.process_group import Ranks, read_on_first
 from training.identity import Identity, fingerprint
 from training.record import RunRecord
@@ -165,7 +165,7 @@ def short_commit(record: dict) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that compute, and of CUDA and NCCL where torch has them."""
-    found = {name: metadata.version(name) for name in PACKAGES}
+    found = {name: library_versions()[name] for name in PACKAGES}
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
         if dist.is_nccl_available():

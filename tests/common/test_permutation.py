@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from common.random_bits import permuted
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 50))
 def test_it_is_a_permutation(size, seed, epoch) -> None:
     assert sorted(permuted(i, size, (seed, epoch)) for i in range(size)) == list(range(size))

@@ -103,7 +103,7 @@ def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypa
     assert tokens_of(tmp_path / "store") == encoded([LONG], tokenizer)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(st.sampled_from("ab1. \n\té"), max_size=300), st.integers(1, 40))
 def test_the_pieces_add_up_to_the_text(text, size) -> None:
     with pytest.MonkeyPatch.context() as patch:

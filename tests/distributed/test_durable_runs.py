@@ -97,7 +97,7 @@ def first(folder) -> str:
 
 
 TEN = ("optimizer.epochs=2",)
-BY_RANK = ("optimizer.max_steps=3", "run.stop_after_no_gain=1", "run.export=best", "run.timeout_minutes=1")
+BY_RANK = ("optimizer.max_steps=3", "run.stop_after_no_gain=1", "run.export=best", "run.timeout_minutes=5")
 SPIKES = ("optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3")
 OTHER = ("optimizer.learning_rate=1e-5", "optimizer.weight_decay=0.0")
 

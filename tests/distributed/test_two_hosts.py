@@ -43,7 +43,7 @@ config = Config(
     data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, cache={str(folder / "tokens")!r}),
     batch=Batch(global_examples=4, micro_batch=1),
     optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0),
-    run=Run("whole", directory={str(folder / "runs")!r}, save_every=1, timeout_minutes=0.25),
+    run=Run("whole", directory={str(folder / "runs")!r}, save_every=1, timeout_minutes=5),
 )
 """)
     done = run_ranks(2, WORKER, folder / "config.py", **ENVIRONMENT)
@@ -146,7 +146,8 @@ def test_a_cut_network_ends_both_hosts_with_a_sentence_and_the_next_start_finish
         "--rdzv-endpoint=node-a:29400",
     ]
     arguments = [folder / "config.py", "run.name=cut"]
-    launchers = [Launcher(folder / f"{name}.out", options, arguments, hosts[name]) for name in ADDRESSES]
+    of_hosts = [*arguments, "run.timeout_minutes=0.25"]  # both hosts wait as long for each other
+    launchers = [Launcher(folder / f"{name}.out", options, of_hosts, hosts[name]) for name in ADDRESSES]
     try:
         wait_for(lambda: last_step(folder / "runs" / "cut") >= CUT_AFTER, launchers, running=True)
         run_tool(*hosts["node-a"], "ip", "link", "set", "veth0", "down")

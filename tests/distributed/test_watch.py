@@ -98,8 +98,8 @@ def test_a_second_signal_ends_a_rank_that_waits_in_a_collective() -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_never_joins_is_named() -> None:
-    output, _, errors = end("never_joins", world_size=3, timeout_minutes=0.05)
-    sentence = "error: rank 1 of 3 did not join within 3 s: look for an error in the output of their nodes, and start all nodes"
+    output, _, errors = end("never_joins", world_size=3, timeout_minutes=0.1)
+    sentence = "error: rank 1 of 3 did not join within 6 s: look for an error in the output of their nodes, and start all nodes"
     assert errors.count(sentence) == 2 and "rank 0 exits with 3" in output and "rank 2 exits with 3" in output
 
 

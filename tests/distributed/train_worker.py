@@ -29,7 +29,6 @@ import distributed.sharding
 import eval.in_step
 import model.flops
 import train
-import training.identity
 import training.inputs
 import training.observe
 import training.start
@@ -38,6 +37,7 @@ from data.batches import MicroBatch
 from data.dealing import Deal, Dealer, one_per_token
 from data.sources import Corpus
 from model.language_model import PackedLanguageModel
+from tests.code_memory import remember_code
 from tests.in_memory import weighted
 
 WEIGHTS = (0.0, 0.25, 1.0, 3.0)
@@ -359,8 +359,7 @@ def main() -> None:
     initialise, destroy = torch.distributed.init_process_group, torch.distributed.destroy_process_group
     torch.distributed.init_process_group = lambda *a, **o: torch.distributed.is_initialized() or initialise(*a, **o)
     torch.distributed.destroy_process_group = lambda: None
-    # No run of a launch changes the code: it is read once for all.
-    training.identity.code_of = functools.cache(training.identity.code_of)
+    remember_code()
     # What a killed process has written is not lost: only a machine that fails needs this wait for the disk.
     os.fsync = lambda descriptor: None
     # One thread per rank (OMP_NUM_THREADS): on matrices this small, threads only wait for each other.

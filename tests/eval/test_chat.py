@@ -1,18 +1,21 @@
 """scripts/chat.py: each model answers in the conversation that it has had itself."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from common.errors import UserError
 from eval.chat import Speaker, talk
 from eval.generate import Sampling
+from tests.processes import ROOT, run_python
 from tests.tiny import write_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
+# Starts a script whose standard input is what a user types.
+TYPED = """
+import io, runpy, sys
+sys.argv = sys.argv[1:]
+sys.stdin = io.StringIO("hello\\n/new\\nhello\\n")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +62,11 @@ def test_a_directory_without_a_model_is_one_sentence(tmp_path):
         Speaker(str(tmp_path), "", torch.float32, torch.device("cpu"))
 
 
-def test_the_script_answers_side_by_side(models):
-    command = [sys.executable, ROOT / "scripts" / "chat.py", *models, "--max-new-tokens", "4", "--dtype", "fp32"]
-    done = subprocess.run(command, input="hello\n/new\nhello\n", capture_output=True, text=True, check=True)
+def test_the_script_answers_side_by_side(models, tmp_path):
+    (tmp_path / "typed.py").write_text(TYPED)
+    command = (ROOT / "scripts" / "chat.py", *models, "--max-new-tokens", "4", "--dtype", "fp32")
+    done = run_python(tmp_path / "typed.py", *command)
+    assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line]
     assert [line.split(" | ")[0].strip() for line in lines if line.startswith("/")] == models * 2
     answers = [line.split(" | ", 1)[1] for line in lines if line.startswith("/")]

@@ -90,7 +90,7 @@ def test_a_broken_check_is_outside(line):
     assert not regex.fullmatch(pattern, SHORT.replace(right, line), flags=regex.DOTALL)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     text=strategies.from_regex(
         answer_grammar(examples(CELLS, CHECKS, SHORT)).removesuffix(".+") + "[a-z]{1,9}", fullmatch=True

@@ -7,7 +7,6 @@ import torch
 
 from common.errors import UserError
 from tests.gpu import proof
-from tests.processes import run_python
 
 
 def test_without_a_gpu_it_says_so(monkeypatch) -> None:
@@ -36,8 +35,9 @@ def test_a_step_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.slow
-def test_a_rehearsal_of_the_speed_step(tmp_path) -> None:
-    done = run_python("-m", "tests.gpu.proof", "--rehearse", "--only", "speed-12N", "--out", tmp_path, fresh=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok    speed-12N: " in done.stdout and " GiB; planned against measured (" in done.stdout
-    assert "proves nothing about a GPU" in done.stdout
+def test_a_rehearsal_of_the_speed_step(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_proof", "--rehearse", "--only", "speed-12N", "--out", str(tmp_path)])
+    code, printed = proof.main(), capsys.readouterr().out
+    assert code == 0, printed
+    assert "ok    speed-12N: " in printed and " GiB; planned against measured (" in printed
+    assert "proves nothing about a GPU" in printed

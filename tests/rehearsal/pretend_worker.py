@@ -19,6 +19,7 @@ import model.flops
 import train
 from distributed.watch import Watch
 from model.loss import LossSums
+from tests.code_memory import remember_code
 from tests.rehearsal.pretended_cuda import pretend_device
 
 
@@ -40,6 +41,7 @@ def plant(name: str | None, patch: pytest.MonkeyPatch) -> None:
 
 def main() -> None:
     plan = Path(sys.argv[1])
+    remember_code()
     reports = []
     for run in json.loads(plan.read_text()):
         with pytest.MonkeyPatch.context() as patch, pretend_device() as device:

@@ -110,12 +110,13 @@ def main() -> None:
     import tools.check_step  # noqa: F401  what the children would import, each for itself
     import train  # noqa: F401
     import training.identity
+    from tests.code_memory import remember_code
 
-    # The children of a check run the same code: it is read here, once for all.
-    training.identity.code_of = functools.cache(training.identity.code_of)
-    for command in [*plan.get("checks", ()), plan.get("check", ())]:
-        for script in command[1:2] if "--train" in command else ():
-            training.identity.code_of(Path(script), None)
+    remember_code()  # of the children of a check, which run the same code
+    checks = [command for command in [*plan.get("checks", ()), plan.get("check", ())] if "--train" in command]
+    parts_of_train = [part for part in plan.get("parts", ()) if "script" in part]
+    for script in [*(command[1] for command in checks), *(part["script"] for part in parts_of_train)]:
+        training.identity.code_of(Path(script), None)
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
     zygote = Zygote()  # after the imports, which start no thread
 

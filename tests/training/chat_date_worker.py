@@ -27,8 +27,8 @@ class Today(datetime.date):
 chat_settings.datetime.date = Today
 run_directory, result = map(Path, sys.argv[1:3])
 tokenizer = family_tokenizer(sys.argv[3 + int(os.environ["RANK"])])
-config = Config(Model("m"), Data(("a",)), Batch(1), Optimizer(1e-5), Run("r", timeout_minutes=0.5))
+config = Config(Model("m"), Data(("a",)), Batch(1), Optimizer(1e-5), Run("r", timeout_minutes=5))
 config = chat_settings.settle_chat_settings(config, tokenizer, run_directory, 2)
 if config.data.chat_date is None:
-    rendezvous.join(0.5)  # as train.py does next
+    rendezvous.join(5)  # as train.py does next
 result.with_suffix(f".rank{os.environ['RANK']}.txt").write_text(str(config.data.chat_date))

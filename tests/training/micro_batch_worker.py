@@ -25,7 +25,7 @@ config = Config(
     Data(("a",), sequence_length=100),
     Batch(global_examples=64, micro_batch="auto"),
     Optimizer(1e-5),
-    Run("r", timeout_minutes=0.5),
+    Run("r", timeout_minutes=5),
 )
 layout, model_shape = layout_of(config, 2, 2, "cpu"), shape_of(build_on_meta(shape), shape)
 rows = 9 if rank == 0 else 3
