@@ -178,7 +178,7 @@ def test_the_commands_for_own_data_train(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/mine/export/model.safetensors").exists()
     script, command, config, *overrides = shlex.split(show[1])
-    done = run_python(ROOT / script, command, ROOT / config, *overrides, model, "data.validation=none", cwd=tmp_path)
+    done = run_python(ROOT / script, command, ROOT / config, *overrides, model, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "⟦" in done.stdout
 
