@@ -42,6 +42,7 @@ from distributed.gradients import WINDOW, clip_gradients, gradient_norm, is_spik
 from distributed.optimizer import adamw, check_optimizer
 from distributed.process_group import StopSignal, random_state, set_random_state, world_size_from_environment
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
+from model.architectures import has_experts
 from model.build import build, first_weights
 from model.language_model import PackedLanguageModel, trained_parameters
 from model.loss import LossSums, anchored, chunked, negative_log_likelihood
@@ -190,6 +191,12 @@ def train(
         new_row = data.first_new_row
         ewc = start_penalty(model, config.ewc, directory / "ewc", *old, gathering, stop, log.say, new_row)
 
+    routers = None
+    if has_experts(model_config):
+        from model.experts import Routers
+
+        routers = Routers(model, config.model.router_aux, model_config, ranks.device)
+
     # --- 4. Optimizer, and the checkpoint if there is one -------------------------------------------------------------
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
     check_optimizer(optimizer, parameters, config.optimizer.memory, ranks)
@@ -257,6 +264,8 @@ def train(
             group["lr"] = rate
         loss_sums = LossSums(len(data.train.sources), ranks.device)
         random_before = random_state(ranks)
+        if routers:
+            routers.start(batch)
         step, micro_batches = next(steps)
         assert step == state["step"]
         for micro_batch, is_last in micro_batches:  # the same number on every rank
@@ -268,7 +277,10 @@ def train(
             losses = anchored(token_losses, micro_batch, config.forgetting.anchor_weight)  # or KL to the base
             loss_sum = chunked(model.head, hidden, micro_batch, losses, loss_sums)  # adds to loss_sums by source
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
-            (loss_sum / num_targets).backward()
+            loss = loss_sum / num_targets
+            if routers:  # the auxiliary loss that balances the experts is no part of train/loss
+                loss = loss + routers.loss(micro_batch, is_last)
+            loss.backward()
             loss_sums.total.add_(loss_sum.detach())
         if stopping:  # discard the unfinished step: what is saved, above, is the state after the last finished one
             optimizer.zero_grad()
@@ -306,6 +318,7 @@ def train(
             row |= {"train/grad_norm": grad_norm, "train/learning_rate": rate}
             row |= pace.row(state["step"], log.say)
             row |= ewc.curves(meter.seconds_per_step) if ewc else {}
+            row |= routers.curves() if routers else {}
             log.row(state["step"], row)
             log.say(meter.line(row, state["step"], total_steps, skip, is_finite))
         log.advance(state["step"])

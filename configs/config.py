@@ -21,7 +21,12 @@ class Model:
     # What the backward computes again (distributed/activation_checkpointing.py)
     activation_checkpointing: Literal["none", "full", "selective", "offload"] = "none"
     checkpoint_every: int = 1  # checkpoint every k-th decoder layer only
+    # Compute the MLP of a layer in so many parts of the tokens, each again in backward, for long documents
+    mlp_tiles: int = 1
     compile: bool = False  # torch.compile each decoder layer; worthwhile on CUDA
+    # Factor of the routers' auxiliary loss, which spreads the tokens over the experts. None: as in
+    # config.json, router_aux_loss_coef if output_router_logits is true, else 0
+    router_aux: float | None = None
     # To extend the model's context window (docs/long_context.md)
     rope_type: str | None = None  # linear | yarn | llama3 | longrope | default (model/rope.py); None: as in config.json
     rope_factor: float | None = None  # the window is multiplied by this
@@ -97,8 +102,8 @@ class Batch:
     global_examples: int | None = None
     # Or: the maximum number of target tokens per optimizer step, over all sources and ranks
     global_tokens: int | None = None
-    # Size of one forward pass on one rank: at most so many times data.sequence_length tokens (with data.packing=False: so
-    # many examples). Gradient accumulation follows from it. "auto": the largest that
+    # Size of one forward pass on one rank, or on a group of sharding.context ranks: at most so many times data.sequence_length
+    # tokens (with data.packing=False: so many examples). Gradient accumulation follows from it. "auto": the largest that
     # memory is expected to hold, and no more than a step needs (training/micro_batch.py)
     micro_batch: int | Literal["auto"] = 1
 
@@ -176,6 +181,8 @@ class Sharding:
     strategy: Literal["full", "grad_op", "hybrid", "none"] = "full"
     shard_size: int | None = None  # hybrid: number of ranks that share one copy of the model; None: the ranks of a node
     cpu_offload: bool = False  # keep parameters, gradients and moments in host memory and run AdamW there
+    # So many ranks share the tokens of a micro-batch, for long documents (docs/long_context.md); 1: each rank has its own
+    context: int = 1
     # Gradients are added up over ranks in it. bf16 halves what is sent and rounds (docs/performance.md)
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
 
@@ -266,11 +273,11 @@ READ = _keys(
 )
 # They do not decide what a step computes: names, evaluating, saving, logging, steps to come, ranks and their memory.
 FREE = _keys(
-    model="layer_class activation_checkpointing checkpoint_every compile",
+    model="layer_class activation_checkpointing checkpoint_every mlp_tiles compile",
     data="validation cache cache_gib",
     batch="micro_batch",
     optimizer="epochs max_steps stage",
-    sharding="strategy shard_size cpu_offload",
+    sharding="strategy shard_size cpu_offload context",
     ewc="device",
     forgetting="max_kl strict",
     run="name directory log_every log_to timeout_minutes deterministic eval_every eval_generate eval_general best_by "

@@ -35,6 +35,8 @@ ALIASES = {
     "model_name_or_path": "path",
     "val_set_size": "validation_share",
     "report_to": "log_to",
+    "context_parallel_size": "context",
+    "sequence_parallel_size": "context",
 }
 UNIONS = (types.UnionType, Union)
 WORDS = {
@@ -296,7 +298,7 @@ _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
         "0 or more",
         lambda number: 0 <= number < math.inf,
         "optimizer.weight_decay optimizer.warmup_steps ewc.strength forgetting.max_kl lora.rank run.eval_every run.eval_generate run.save_every "
-        "run.save_minutes run.stop_after_no_gain",
+        "run.save_minutes run.stop_after_no_gain model.router_aux",
     ),
     ("between 0 and 1", lambda number: 0 <= number <= 1, "optimizer.warmup_ratio optimizer.min_lr_ratio"),
     ("at least 0 and below 1", lambda number: 0 <= number < 1, "data.validation_share lora.dropout"),
@@ -392,6 +394,16 @@ def _wrong_together(config: Config) -> Iterator[str]:
         # Checkpointing computes a layer a second time, and the dropout would then drop other elements.
         ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),
         ("forgetting.anchor_weight", any(source.anchor for source in data.mix), "a source of data.mix with anchor"),
+        ("sharding.context", not any(source.anchor for source in data.mix), "a data.mix without anchor"),
+        ("lora.dropout", config.model.mlp_tiles == 1, "model.mlp_tiles=1"),
+        # Its policy would keep the products of all tiles.
+        (
+            "model.mlp_tiles",
+            config.model.activation_checkpointing != "selective",
+            "model.activation_checkpointing=full, offload or none",
+        ),
+        # torch.compile takes minutes to trace checkpoints of parts whose length is a symbol.
+        ("model.mlp_tiles", not config.model.compile, "model.compile=False"),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
         ("forgetting.max_kl", run.eval_general, "run.eval_general=True, which shows the KL while the run trains"),
         ("forgetting.max_kl", has_validation, f"{validation}, on which {curve} is measured"),
@@ -454,6 +466,12 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
     Under `hybrid` all copies of the model must have the same number of ranks. Without packing a step must fill every
     micro-batch on every rank.
     """
+    context = config.sharding.context
+    if world_size % context:
+        raise UserError(
+            f"sharding.context={context}: groups of {context} ranks share a micro-batch, and {world_size} is not a multiple of "
+            f"{context}; start so many ranks, or set it to a divisor of {world_size}"
+        )
     shard_size = config.sharding.shard_size or ranks_per_node
     if config.sharding.strategy == "hybrid" and world_size % shard_size:
         raise UserError(
@@ -463,9 +481,11 @@ def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
     examples = config.batch.global_examples
     if config.data.packing or examples is None or config.batch.micro_batch == "auto":
         return
-    rows = world_size * config.batch.rows
+    groups = world_size // context
+    rows = groups * config.batch.rows
     if examples % rows:
         raise UserError(
-            f"data.packing=False: batch.global_examples={examples} is not divisible by {world_size} ranks x batch.micro_batch="
+            f"data.packing=False: batch.global_examples={examples} is not divisible by {groups} "
+            f"{'ranks' if context == 1 else f'groups of {context} ranks'} x batch.micro_batch="
             f"{config.batch.micro_batch}; set it to {max(1, examples // rows) * rows}, for example"
         )

@@ -65,6 +65,7 @@ class MicroBatch:
     base_rows: int64 `(targets,)` of numpy: for each target its row in base_log_p and base_ids, -1 for one that is not anchored;
     consecutive from 0. All three are None if no target is anchored.
     base_log_p: fp16 `(rows, k + 1)`, log-probabilities of the base: those of base_ids, int32 `(rows, k)`, and of all others.
+    filling: so many tokens at the end belong to no document; no loss and no router counts them.
     divisor: what the loop divides the loss by. `chunked` makes gradients at that scale, so that bf16 rounds them once; a
     loop that divides by another number gets the right gradients as well.
     """
@@ -80,6 +81,7 @@ class MicroBatch:
     base_rows: np.ndarray | None = None
     base_log_p: torch.Tensor | None = None
     base_ids: torch.Tensor | None = None
+    filling: int = 0
     divisor: int | float = 1
 
     def to(self, device: torch.device) -> "MicroBatch":
@@ -203,6 +205,7 @@ def collate(items: Items, source: Corpus | Documents | Windows) -> MicroBatch:
         target_ids=torch.from_numpy(flat[target_indices]),
         target_sources=target_sources,
         target_weights=None if (weights == 1).all() else torch.from_numpy(weights),
+        filling=0 if items else 2,
     )
 
 

@@ -16,15 +16,21 @@ wins: none of them is the best for every step (docs/LOG.md has the figures).
   the number of micro-batches. The other two may find no room for all items in so few.
 
 All ranks compute the whole deal. It is made of integers alone, so that processors of different kinds agree on it.
+
+With `sharding.context` a group of neighbouring ranks takes the place of a rank: they share each of the group's micro-batches.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.examples import Documents
 from data.sources import Corpus, Windows
+
+if TYPE_CHECKING:
+    from data.batches import MicroBatch
 
 # Items of one micro-batch on one rank: documents, or windows of a token store.
 Items = tuple[int, ...]
@@ -43,14 +49,31 @@ def one_per_token(lengths: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Deal:
-    """The micro-batches of a step. items: `[micro-batch][rank]`; costs: int64 `(micro-batches, ranks)`."""
+    """The micro-batches of a step. items: `[micro-batch][rank]`; costs: int64 `(micro-batches, ranks)`.
+
+    context: so many ranks share a micro-batch, and `rank` above is then the number of a group of them.
+    """
 
     items: tuple[tuple[Items, ...], ...]
     costs: np.ndarray
+    context: int = 1
 
     def of_rank(self, rank: int) -> list[Items]:
         """The micro-batches of one rank. Every rank gets the same number; some may be empty (`()`)."""
-        return [micro_batch[rank] for micro_batch in self.items]
+        return [micro_batch[rank // self.context] for micro_batch in self.items]
+
+    def ranks_of(self, group: int) -> str:
+        """Who computes the items at the place `group`: `rank 3`, or `ranks 4 to 7` that share them."""
+        first = group * self.context
+        return f"rank {first}" if self.context == 1 else f"ranks {first} to {first + self.context - 1}"
+
+    def part_of_rank(self, batch: "MicroBatch", rank: int) -> "MicroBatch":
+        """What one rank computes of a micro-batch of its items: all of it, unless ranks share it."""
+        if self.context == 1:
+            return batch
+        from data.context import part_of
+
+        return part_of(batch, rank % self.context, self.context)
 
     @property
     def mean(self) -> float:
@@ -75,16 +98,18 @@ class Dealer:
     """How micro-batches are made.
 
     capacity: a micro-batch on one rank has at most so many tokens, or with `packing` off so many items. An item that is
-    longer has a micro-batch of its own.
+    longer has a micro-batch of its own. context: so many ranks share a micro-batch, and its capacity.
     costs: the FLOPs of documents (`model.flops.Work.costs`).
     """
 
     capacity: int
     costs: Costs
     packing: bool = True
+    context: int = 1
 
     def deal(self, items: Sequence[int], source: Corpus | Documents | Windows, ranks: int) -> Deal:
         """Deal the items of a step to `ranks` ranks. A pure function, the same on every rank."""
+        ranks = max(1, ranks // self.context)
         sizes = np.ones(len(items), dtype=np.int64)
         if self.packing:
             sizes = np.array([source.num_tokens(item) for item in items], dtype=np.int64).clip(max=self.capacity)
@@ -92,7 +117,7 @@ class Dealer:
         bins = _fewest_bins(sizes, costs, ranks, self.capacity)
         totals = np.array([costs[bin].sum() for bin in bins], dtype=np.int64).reshape(-1, ranks)
         dealt = [tuple(items[i] for i in bin) for bin in bins]
-        return Deal(tuple(tuple(dealt[m : m + ranks]) for m in range(0, len(dealt), ranks)), totals)
+        return Deal(tuple(tuple(dealt[m : m + ranks]) for m in range(0, len(dealt), ranks)), totals, self.context)
 
     def costs_of_items(self, items: Sequence[int], source: Corpus | Documents | Windows) -> np.ndarray:
         """The cost of each item, int64 `(items,)`."""

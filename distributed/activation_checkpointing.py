@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from common.errors import UserError
 
 # Outputs that `selective` keeps, because they are expensive to recompute. Norms, activations and RoPE are cheap. Batched
 # products are those of attention without a kernel of its own (softcap; a CPU in bf16), whose scores are quadratic in a
@@ -36,6 +39,8 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     attention, so only cheap operations are recomputed. `offload` is `full`, and `keep_inputs_on_host` does the rest. `none`
     changes nothing.
 
+    A router (model/experts.py) chooses its experts once: the second forward takes the choice of the first, so that no rounding can
+    make it another one.
     This wraps the layer's forward instead of the layer, so parameter names do not change and FSDP's hooks stay outside.
     """
     if mode == "none":
@@ -45,7 +50,70 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_expensive)
     for layer in layers:
-        layer.forward = functools.partial(checkpoint, layer.forward, **options)
+        kept = {"context_fn": _keep_choice} if mode != "selective" and _has_router(layer) else {}
+        layer.forward = functools.partial(checkpoint, layer.forward, **options, **kept)
+
+
+def _has_router(layer: nn.Module) -> bool:
+    return any(hasattr(module, "top_k") for module in layer.modules())
+
+
+def _keep_choice() -> tuple["_Choice", "_Choice"]:
+    """The contexts of a checkpoint's first and second forward."""
+    chosen: list[torch.Tensor] = []
+    return _Choice(chosen, is_first=True), _Choice(chosen, is_first=False)
+
+
+class _Choice(TorchFunctionMode):
+    """Keeps the indices that torch.topk returns in the first forward, and returns them again in the second.
+
+    The values are gathered by them in both, because a checkpoint must keep the same tensors twice. `selective` needs none of
+    this: it keeps the scores, which are a product.
+    """
+
+    def __init__(self, chosen: list[torch.Tensor], is_first: bool) -> None:
+        super().__init__()
+        self.chosen, self.is_first, self.again = chosen, is_first, iter(chosen)
+
+    def __enter__(self) -> "_Choice":
+        self.again = iter(self.chosen)  # a graph may be walked more than once
+        return super().__enter__()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        kwargs = kwargs or {}
+        if func is not torch.topk:
+            return func(*args, **kwargs)
+        scores, *rest = args
+        if self.is_first:
+            self.chosen.append(func(scores.detach(), *rest, **kwargs).indices)
+        indices = self.chosen[-1] if self.is_first else next(self.again)
+        return torch.return_types.topk((scores.gather(-1, indices), indices))
+
+
+def tile_mlps(layers: list[nn.Module], tiles: int) -> None:
+    """Compute the MLP of each of `layers` in `tiles` parts of the tokens, in place, so that its intermediate is that of one part.
+
+    Each part is checkpointed by itself, and so backward, too, has the intermediate of one (ALST, arXiv:2506.13996, section 3).
+    Raises UserError for layers without a module `mlp`.
+    """
+    for layer in layers:
+        mlp = getattr(layer, "mlp", None)
+        if mlp is None:
+            raise UserError(
+                f"model.mlp_tiles={tiles}: a {type(layer).__name__} has no module `mlp`; set it to 1, or model.layer_class=None"
+            )
+        kept = {"context_fn": _keep_choice} if _has_router(mlp) else {}
+        mlp.forward = functools.partial(_in_tiles, mlp.forward, tiles, kept)
+
+
+def _in_tiles(
+    forward: Callable, tiles: int, kept: dict[str, Any], hidden: torch.Tensor
+) -> torch.Tensor | tuple[torch.Tensor, None]:
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, **kept}
+    parts = [checkpoint(forward, part, **options) for part in hidden.chunk(tiles, 1)]
+    if isinstance(parts[0], tuple):  # gpt-oss returns the weights of the chosen experts too, which no layer reads
+        return torch.cat([part for part, _ in parts], 1), None
+    return torch.cat(parts, 1)
 
 
 def _keep_expensive(

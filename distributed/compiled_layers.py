@@ -21,6 +21,8 @@ def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
     A forward raises UserError where torch.compile has left a layer to Python, for example because TORCH_COMPILE_DISABLE is set,
     and torch's error where one layer's code would be compiled more than `GRAPHS` times.
     """
+    if any(hasattr(module, "top_k") for layer in layers for module in layer.modules()):
+        raise UserError("model.compile=True: layers with experts are not compiled; set model.compile=False")
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     # A layer's numbers (scales, eps) never change. Without this torch traces forward and backward twice to find that out.
     torch._dynamo.config.specialize_float = True

@@ -16,6 +16,8 @@ from common.errors import UserError
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, read_on_first
 
+StoredForm = Callable[[str, torch.Tensor], dict[str, torch.Tensor]]  # a parameter -> the tensors of the files, by name
+
 
 def export_model(
     directory: Path,
@@ -25,13 +27,14 @@ def export_model(
     write_rest: Callable[[Path], None],
     max_file_bytes: int = 5 * 2**30,
     added: Callable[[str], torch.Tensor | None] = lambda name: None,
+    form: StoredForm = lambda name, tensor: {name: tensor},
 ) -> None:
     """Write `directory`, replacing an older export; it is complete or absent. A collective: all ranks gather, rank 0 writes.
 
     A parameter with the attribute `unpadded_rows` (model/language_model.py) is cut to that many rows, since padding is
-    for training only. `added(name)`, a collective, is added to a whole weight in fp32. `write_rest(folder)` adds configuration and tokenizer on rank 0. The layout is that of
-    `save_pretrained`: model.safetensors, or numbered files with model.safetensors.index.json. Raises UserError on all ranks
-    if it cannot be written.
+    for training only. `added(name)`, a collective, is added to a whole weight in fp32. `write_rest(folder)` adds configuration
+    and tokenizer on rank 0. form: `model.language_model.stored_form`. The layout is that of `save_pretrained`:
+    model.safetensors, or numbered files with model.safetensors.index.json. Raises UserError if it cannot be written.
     """
     size = sum(_unpadded_shape(p).numel() for p in parameters.values()) * dtype.itemsize
     check_free_space(directory.parent, size, ranks, "the export")
@@ -39,8 +42,9 @@ def export_model(
     groups = files_of(
         {name: _unpadded_shape(p).numel() * dtype.itemsize for name, p in parameters.items()}, max_file_bytes
     )
+    written = {}
     for file, names in groups.items():
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name in names:
             whole = parameters[name].detach()
             whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
@@ -48,11 +52,13 @@ def export_model(
             whole = whole if change is None else whole.float() + change
             if ranks.rank == 0:
                 shape = _unpadded_shape(parameters[name])
-                tensors[name] = (whole if whole.shape == shape else whole[: shape[0]]).to("cpu", dtype).contiguous()
+                whole = whole if whole.shape == shape else whole[: shape[0]]
+                tensors |= form(name, whole.to("cpu", dtype).contiguous())
+        written[file] = list(tensors)
         read_on_first(functools.partial(write_file, tensors, temporary / file), ranks)
 
     def complete() -> None:
-        write_index(temporary, groups, size)
+        write_index(temporary, written, size)
         write_rest(temporary)
         publish(directory)  # fsyncs every file before the rename
 

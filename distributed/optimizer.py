@@ -41,7 +41,7 @@ def check_memory(memory: str) -> None:
 
 
 def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101) with weight decay on matrices only and its moments allocated.
+    """AdamW (arXiv:1711.05101) with weight decay on matrices only, those of experts too, and its moments allocated.
 
     `parameters` are all parameters of the model by name, in the same order on every rank, in
     `parameter_dtype(settings.memory)`. Before every step the loop sets `lr` in each group.
@@ -52,9 +52,10 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
         raise ValueError(
             f"{wrong[0]} is {parameters[wrong[0]].dtype}, but optimizer.memory={settings.memory} needs {expected}"
         )
+    decays = {name: p.dim() >= 2 and not name.endswith("_bias") for name, p in parameters.items()}  # biases of experts
     groups = [
-        {"params": [p for p in parameters.values() if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in parameters.items() if decays[name]], "weight_decay": settings.weight_decay},
+        {"params": [p for name, p in parameters.items() if not decays[name]], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}

@@ -52,13 +52,21 @@ def parallelize(
     model_settings: Model,
     sharding: Sharding,
 ) -> str:
-    """Apply activation checkpointing, then compile, then shard, all in place. Parameters may still be on `meta`.
+    """Join the context group, tile MLPs, apply activation checkpointing, compile, shard, in this order and in place. A collective.
 
-    Returns the strategy for `before_micro_batch`.
+    Parameters may still be on `meta`. Returns the strategy for `before_micro_batch`.
     The order matters: compiled code must contain the recomputation, and FSDP's hooks must stay outside of it, as must the
     copies of `offload`, which only a GPU needs.
     """
     checkpointed, mode = layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing
+    if sharding.context > 1:
+        from distributed.context import join_context
+
+        model.context = join_context(sharding.context)  # pyright: ignore[reportArgumentType]
+    if model_settings.mlp_tiles > 1:
+        from distributed.activation_checkpointing import tile_mlps
+
+        tile_mlps(layers, model_settings.mlp_tiles)
     if mode != "none":
         from distributed.activation_checkpointing import checkpoint_activations, keep_inputs_on_host
 

@@ -16,14 +16,15 @@ computed once, from the weights that training starts from. eval/compare_models.p
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import collate
+from data.batches import MicroBatch, collate
 from data.dealing import Deal, Dealer
 from data.examples import Documents
 from data.sources import Windows
@@ -235,14 +236,22 @@ def as_documents(sequences: Sequence[tuple[list[int], list[bool]]]) -> Documents
 
 
 def visit_documents(
-    model: torch.nn.Module, documents: Documents, items: Sequence[int], device: torch.device, visit: VisitChunk
+    model: torch.nn.Module,
+    documents: Documents,
+    items: Sequence[int],
+    device: torch.device,
+    visit: VisitChunk,
+    part: Callable[[MicroBatch], MicroBatch] = lambda batch: batch,
 ) -> None:
     """One forward over the documents with the indices `items` (possibly none), without gradients.
 
-    `visit` is called for each chunk of their targets.
+    `visit` is called for each chunk of their targets; of those that this rank computes, if ranks share a micro-batch. part:
+    what this rank computes of a micro-batch.
     """
-    micro_batch = collate(tuple(items), documents).to(device)
-    owners = np.repeat(np.array(items, dtype=np.int64), documents.targets[list(items)])
+    owner = torch.from_numpy(np.repeat(np.array(items, dtype=np.int64), documents.targets[list(items)]))
+    micro_batch = part(replace(collate(tuple(items), documents), target_sources=owner))
+    owners = cast(torch.Tensor, micro_batch.target_sources).numpy()
+    micro_batch = micro_batch.to(device)
 
     def visit_chunk(logits: torch.Tensor, start: int) -> None:
         chunk = slice(start, start + len(logits))
@@ -262,5 +271,5 @@ def _visit_all(model: torch.nn.Module, deal: Deal, documents: Documents, stop: S
         for items in deal.of_rank(ranks.rank):
             if stop.agreed():  # the same on every rank
                 return False
-            visit_documents(model, documents, items, ranks.device, visit)
+            visit_documents(model, documents, items, ranks.device, visit, lambda b: deal.part_of_rank(b, ranks.rank))
     return True

@@ -12,7 +12,7 @@ from model.rope import check_document_isolation, scaled_config
 FETCHED = "fetched.json"  # model id, source, revision and the sha256 of every file, in what model/hub.py has downloaded
 NEW_TOKENS = "new_tokens.json"  # in what model/vocabulary.py has made
 
-# Dense text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
+# Text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
 SUPPORTED = (
     "arcee",
@@ -25,6 +25,7 @@ SUPPORTED = (
     "gemma3_text",
     "glm",
     "glm4",
+    "gpt_oss",
     "granite",
     "helium",
     "hunyuan_v1_dense",
@@ -35,9 +36,12 @@ SUPPORTED = (
     "olmo",
     "olmo2",
     "olmo3",
+    "olmoe",
     "phi3",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
     "seed_oss",
     "smollm3",
     "starcoder2",
@@ -114,8 +118,8 @@ def check_supported(config: PretrainedConfig) -> None:
     kind = config.model_type
     if kind not in SUPPORTED:
         raise UserError(
-            f"model type {kind} is not supported: packed training needs a dense text decoder whose layers are all attention (no "
-            f"mixture of experts, no encoder, no images or sound), and has been checked for {', '.join(SUPPORTED)}"
+            f"model type {kind} is not supported: packed training needs a text decoder whose layers are all attention (no "
+            f"encoder, no images or sound), and has been checked for {', '.join(SUPPORTED)}"
         )
     settings = config.to_dict()
     dropout = [
@@ -131,12 +135,20 @@ def check_supported(config: PretrainedConfig) -> None:
         "a bias in the head": settings.get("lm_head_bias"),
         "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
         f"layers of type {', '.join(sorted(other_layers))}": other_layers,
-        "quantised weights (quantization_config)": settings.get("quantization_config"),
+        # gpt-oss is published in MXFP4: from_pretrained(PATH, quantization_config=Mxfp4Config(dequantize=True)) makes it bf16
+        "quantised weights (quantization_config; load it in transformers with dequantize=True, and save_pretrained)": settings.get(
+            "quantization_config"
+        ),
     }
     present = [name for name, value in features.items() if value]
     if present:
         raise UserError(f"the {kind} model needs {' and '.join(present)}, which packed training does not support")
     check_document_isolation(config)
+
+
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether layers of the model are mixtures of experts."""
+    return bool(getattr(config, "num_experts_per_tok", None))
 
 
 def head_settings(config: PretrainedConfig, num_tokens: int | None = None) -> HeadSettings:

@@ -9,7 +9,7 @@ from configs.config import Config, Model
 from data.tokens import load_tokenizer
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers
-from model.architectures import first_new_row, read_model_config
+from model.architectures import first_new_row, has_experts, read_model_config
 from model.language_model import (
     PackedLanguageModel,
     build_on_meta,
@@ -48,8 +48,18 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
     """The model of a run on `meta`: its trained parameters in the dtype of `optimizer.memory`; with LoRA, adapters are in it.
 
     Frozen weights have `model.compute_dtype`: forward reads them in it anyway, and no update is ever added to them. Raises
-    UserError for LoRA that cannot be made.
+    UserError for LoRA that cannot be made, and for heads that the ranks of `sharding.context` cannot share.
     """
+    heads, context = model_config.num_attention_heads, config.sharding.context
+    if heads % context:
+        raise UserError(
+            f"sharding.context={context}: {config.model.path} has {heads} attention heads, which {context} ranks cannot share "
+            f"equally; set it to a divisor of {heads}"
+        )
+    if config.model.router_aux is not None and not has_experts(model_config):
+        raise UserError(
+            f"model.router_aux: {config.model.path} has no experts, whose routers it would balance; leave it out"
+        )
     model, dtype = build_on_meta(model_config), parameter_dtype(config.optimizer.memory)
     if not config.lora.rank:
         return model.to(dtype)

@@ -137,12 +137,13 @@ def estimate_fisher(
         f"EWC: estimating the Fisher diagonal ({settings.estimator}) from {len(items)} documents in groups of {size}; "
         f"expected relative error {(2 * size / len(items)) ** 0.5:.0%}"
     )
-    if size < ranks.world_size:
+    if size * dealer.context < ranks.world_size:
         say(f"warning: ewc.batch={size} leaves some of the {ranks.world_size} ranks idle")
     parameters = trained_parameters(model)
     sums = {n: torch.zeros_like(local_shard(p)[0], dtype=torch.float32) for n, p in parameters.items()}
     for first in range(0, len(items), size):
-        dealt = dealer.deal(items[first : first + size], source, ranks.world_size).of_rank(ranks.rank)
+        deal = dealer.deal(items[first : first + size], source, ranks.world_size)
+        dealt = deal.of_rank(ranks.rank)
         for number, mine in enumerate(dealt, 1):  # the same number on every rank
             if stop.agreed():
                 for parameter in parameters.values():
@@ -152,6 +153,7 @@ def estimate_fisher(
             before_micro_batch(model, strategy, number == len(dealt))
             batch, documents = collate(mine, source).to(ranks.device), document_numbers(mine, source).to(ranks.device)
             drawn, token_losses = draw(settings.estimator, batch, documents, settings.seed)
+            drawn = deal.part_of_rank(drawn, ranks.rank)
             chunked(model.head, model(drawn), drawn, token_losses).backward()
         for name, parameter in parameters.items():
             gradient = local(gradient_of(parameter)).float()

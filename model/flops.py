@@ -86,24 +86,32 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
     """Count the FLOPs of a model, which may be on meta or sharded.
 
     Per token, a matrix parameter costs 2 FLOPs in forward and 4 in backward; 2 if it is frozen, because nobody needs its
-    gradient. (The first layer's input needs none either then, which is not counted.) Attention costs 4 per pair, head dimension and
-    head in forward (two products) and twice that in backward, over the pairs that a query may see.
+    gradient. (The first layer's input needs none either then, which is not counted.) Of experts those count that a token is
+    sent to. Attention costs 4 per pair, head dimension and head in forward (two products) and twice that in backward, over the
+    pairs that a query may see.
     """
-    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.head]
+    chosen = getattr(config, "num_experts_per_tok", None) or 0  # experts of a token
+    matrices = [
+        (parameter, chosen / parameter.shape[0] if parameter.dim() == 3 else 1)  # `(experts, rows, columns)`
+        for module in model.modules()
+        if module is not model.head and (isinstance(module, torch.nn.Linear) or hasattr(module, "num_experts"))
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 3 or parameter is getattr(module, "weight", None)
+    ]
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    per_token = sum(map(_matrix_flops, matrices))
+    per_token = sum(share * _matrix_flops(matrix) for matrix, share in matrices)
     return Work(
         per_token=per_token,
-        per_target=_matrix_flops(model.head),
+        per_target=_matrix_flops(model.head.weight),
         per_pair=12.0 * heads * head_dim,
         windows=tuple(Counter(layer_windows(config)).items()),
-        forward=2.0 * sum(m.weight.numel() for m in matrices) / per_token,
+        forward=2.0 * sum(share * matrix.numel() for matrix, share in matrices) / per_token,
     )
 
 
-def _matrix_flops(matrix: torch.nn.Linear) -> float:
-    return (6.0 if matrix.weight.requires_grad else 4.0) * matrix.weight.numel()
+def _matrix_flops(matrix: torch.Tensor) -> float:
+    return (6.0 if matrix.requires_grad else 4.0) * matrix.numel()
 
 
 def document_costs(work: Work) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

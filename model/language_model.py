@@ -6,8 +6,9 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 """
 
 import copy
+import functools
 from collections.abc import Callable, Container
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
@@ -17,12 +18,16 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from data.batches import MicroBatch
+from distributed.export import StoredForm
 from distributed.sharding import local_shard
 from model import packed_attention
-from model.architectures import head_settings
+from model.architectures import has_experts, head_settings
 from model.loss import lend_weight
 from model.rope import fix_frequencies
 from model.weight_files import StoredTensor, stored_tensors
+
+if TYPE_CHECKING:
+    from distributed.context import Context
 
 # Names of dtypes in safetensors files. Others are quantised (I8, U8, F8_E4M3, ...) and mean nothing without their scales.
 TRAINABLE = ("BF16", "F16", "F32", "F64")
@@ -37,6 +42,9 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
+        self.context: Context | None = (
+            None  # set where ranks share the tokens of a micro-batch (sharding.py: parallelize)
+        )
         lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
 
     @property
@@ -55,7 +63,7 @@ class PackedLanguageModel(nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens),
+            documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens, context=self.context),
         ).last_hidden_state
         return hidden[0, batch.target_positions]
 
@@ -123,10 +131,15 @@ def read_weights(model: PackedLanguageModel, path: str) -> None:
     """Read this rank's own slices of all parameters of a materialized model, except for rows of padding."""
     sources = check_weights(model, path)
     for name, parameter in parameter_names(model).items():
-        stored_name, tensor = sources[name]
+        local, start = local_shard(parameter)
+        if len(sources[name]) > 1:
+            from model.experts import read_experts
+
+            read_experts(sources[name], local, start, parameter.shape[0])
+            continue
+        stored_name, tensor = sources[name][0]
         with safe_open(tensor.file, framework="pt") as tensors:
             stored = tensors.get_slice(stored_name)
-            local, start = local_shard(parameter)
             if local.dim():
                 rows = max(0, min(local.shape[0], tensor.shape[0] - start))  # this rank's rows that are not padding
                 if rows:
@@ -135,26 +148,38 @@ def read_weights(model: PackedLanguageModel, path: str) -> None:
                 local.copy_(stored[...])
 
 
-def check_weights(model: PackedLanguageModel, path: str) -> dict[str, tuple[str, StoredTensor]]:
-    """Parameter name -> (name in the files, tensor there), checked without reading any weight.
+def check_weights(model: PackedLanguageModel, path: str) -> dict[str, list[tuple[str, StoredTensor]]]:
+    """Parameter name -> [(name in the files, tensor there)], checked without reading any weight.
 
-    The model may still be on meta, so a mistake ends in one sentence before a process group starts. Raises UserError if a
-    file is damaged (`stored_tensors`), or if a tensor is missing, has another shape or is quantised.
+    Files may have each expert's matrices as tensors of their own, several for a parameter (model/experts.py). The model may
+    still be on meta, so a mistake ends in one sentence before a process group starts. Raises UserError if a file is damaged
+    (`stored_tensors`), or if a tensor is missing, has another shape or is quantised.
     """
     stored = stored_tensors(path)
     sources = {}
     for name, parameter in parameter_names(model).items():
-        stored_name = _stored_name(name, parameter, model.causal_lm, stored, path)
-        tensor, shape = stored[stored_name], stored_shape(model, parameter)
-        if tensor.shape != shape:
-            raise UserError(f"{tensor.file}: {stored_name} has shape {tensor.shape}, but config.json needs {shape}")
-        if tensor.dtype not in TRAINABLE:
-            raise UserError(
-                f"{tensor.file}: {stored_name} is stored as {tensor.dtype}, and quantised weights cannot be trained; use the "
-                f"model's original weights ({', '.join(TRAINABLE)})"
-            )
-        sources[name] = stored_name, tensor
+        names, shape = _stored_names(name, parameter, model.causal_lm, stored, path), stored_shape(model, parameter)
+        if len(names) > 1:
+            shape = (shape[0] * shape[1] // len(names), *shape[2:])  # of one of an expert's matrices
+        sources[name] = [(stored_name, stored[stored_name]) for stored_name in names]
+        for stored_name, tensor in sources[name]:
+            if tensor.shape != shape:
+                raise UserError(f"{tensor.file}: {stored_name} has shape {tensor.shape}, but config.json needs {shape}")
+            if tensor.dtype not in TRAINABLE:
+                raise UserError(
+                    f"{tensor.file}: {stored_name} is stored as {tensor.dtype}, and quantised weights cannot be trained; use "
+                    f"the model's original weights ({', '.join(TRAINABLE)})"
+                )
     return sources
+
+
+def stored_form(config: PretrainedConfig) -> StoredForm:
+    """How files have a parameter of the model: as one tensor, or as those of the experts (model/experts.py)."""
+    if not has_experts(config):
+        return lambda name, tensor: {name: tensor}
+    from model.experts import as_stored
+
+    return functools.partial(as_stored, config.model_type)
 
 
 def load_for_evaluation(
@@ -251,14 +276,20 @@ def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[i
     return shape
 
 
-def _stored_name(name: str, parameter: nn.Parameter, causal_lm: nn.Module, stored: Container[str], path: str) -> str:
-    """The name of a parameter in the files: its own, or that of a tensor tied to it."""
+def _stored_names(
+    name: str, parameter: nn.Parameter, causal_lm: PreTrainedModel, stored: Container[str], path: str
+) -> list[str]:
+    """The name of a parameter in the files: its own, or that of a tensor tied to it, or those of the experts' matrices."""
     if name in stored:
-        return name
+        return [name]
     for other, candidate in causal_lm.named_parameters(remove_duplicate=False):
         if candidate is parameter and other in stored:
-            return other
-    raise UserError(f"{path} has no tensor {name}; the files do not match its config.json")
+            return [other]
+    names = list(stored_form(causal_lm.config)(name, torch.empty(parameter.shape, device="meta")))
+    missing = [one for one in names if one not in stored]
+    if missing:
+        raise UserError(f"{path} has no tensor {missing[0]}; the files do not match its config.json")
+    return names
 
 
 def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None:

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 
 from common.dtypes import DTYPES
 from configs.config import Config, LoRA, Model
-from distributed.activation_checkpointing import checkpoint_activations
+from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
 from distributed.low_memory import new_moments
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers
@@ -151,6 +151,7 @@ class Layout:
     shards: int  # ranks that share one copy of the model
     keeps_gathered: bool  # parameters stay gathered from the first forward of a step to its last backward
     offloads: bool  # parameters, gradients and moments are in host memory, and forward and backward are not
+    context: int = 1  # ranks that share the tokens of a micro-batch
 
     @property
     def on_cuda(self) -> bool:
@@ -168,7 +169,7 @@ def layout_of(config: Config, ranks: int, per_node: int, kind: str) -> Layout:
     sharding = config.sharding
     shards = {"hybrid": sharding.shard_size or per_node, "none": 1}.get(sharding.strategy, ranks)
     keeps = sharding.strategy in ("grad_op", "none") or (ranks == 1 and kind == "cpu" and sharding.strategy == "full")
-    return Layout(kind, ranks, shards, keeps, sharding.cpu_offload and kind == "cuda")
+    return Layout(kind, ranks, shards, keeps, sharding.cpu_offload and kind == "cuda", sharding.context)
 
 
 def local_elements(shape: tuple[int, ...], shards: int) -> int:
@@ -262,9 +263,11 @@ class Activations:
 
 @functools.lru_cache(maxsize=256)  # a table of settings asks for the same micro-batch at many strategies
 def count_activations(
-    shape: ModelShape, settings: Model, lora: LoRA, kind: str, lengths: tuple[int, ...]
+    shape: ModelShape, settings: Model, lora: LoRA, kind: str, lengths: tuple[int, ...], context: int = 1
 ) -> Activations:
     """Count the activations of a micro-batch with documents of `lengths` tokens, in eager mode, at any model size.
+
+    context: of one of so many ranks that share it.
 
     The model's own layers run forward and backward on fake tensors, which have shapes and no memory, under the run's
     activation checkpointing. Each kind of layer (sliding window, no RoPE, checkpointed or not) runs once and counts for all
@@ -281,17 +284,19 @@ def count_activations(
         add_adapters(model.causal_lm, lora, "")
     model.to(dtype)
     layers = decoder_layers(model, settings.layer_class)
+    if settings.mlp_tiles > 1:
+        tile_mlps(layers, settings.mlp_tiles)
     checkpointed = [layer for layer, index in zip(layers, chosen, strict=True) if kinds[index][-1]]
     checkpoint_activations(checkpointed, "full" if mode == "offload" else mode)  # a fake tensor has no other memory
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        live = _run_layers(model, layers, lengths, kind)
+        live = _run_layers(model, layers, lengths, kind, context)
     kept, in_backward = {}, {}
     for index, one in enumerate(distinct, len(distinct)):
         kept[one] = live.before[index + 1] - live.before[index]
         in_backward[one] = live.peaks[index] - live.at_backward[index]
     of_layers = sum(kept[kinds[index]] for index in chosen)
-    inputs = shape.config.hidden_size * dtype.itemsize * sum(lengths)
+    inputs = shape.config.hidden_size * dtype.itemsize * -(-sum(lengths) // context)
     rest = live.at_backward[len(chosen) - 1] - of_layers - inputs  # with the gradient of the final norm's weight
     # An input that is kept on the host comes back for the recomputation.
     moved = [inputs if mode == "offload" and kind == "cuda" and is_checkpointed else 0 for *_, is_checkpointed in kinds]
@@ -327,9 +332,18 @@ def _with_layers(config: PretrainedConfig, chosen: Sequence[int]) -> PretrainedC
 
 
 def _run_layers(
-    model: PackedLanguageModel, layers: Sequence[nn.Module], lengths: tuple[int, ...], kernels: str
+    model: PackedLanguageModel, layers: Sequence[nn.Module], lengths: tuple[int, ...], kernels: str, context: int
 ) -> "_LiveBytes":
-    """Forward and backward of everything but the head over documents of `lengths` tokens, by the kernels of cuda or cpu."""
+    """Forward and backward of everything but the head over documents of `lengths` tokens, by the kernels of cuda or cpu.
+
+    context: on one of so many ranks that share the tokens.
+    """
+    tokens, group = -(-sum(lengths) // context), None
+    if context > 1:
+        from distributed.context import pretended_context
+
+        group = pretended_context(context)
+        lengths = (*lengths, *[context * tokens - sum(lengths)] * (sum(lengths) % context > 0))
     live, order = _LiveBytes([*model.parameters(), *model.buffers()]), {layer: i for i, layer in enumerate(layers)}
 
     def before(layer: nn.Module, *_: object) -> None:
@@ -350,10 +364,10 @@ def _run_layers(
     ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     with live:
         hidden = model.causal_lm.base_model(
-            input_ids=torch.zeros(1, sum(lengths), dtype=torch.int64),
-            position_ids=torch.arange(sum(lengths))[None],  # of one document: only their number matters
+            input_ids=torch.zeros(1, tokens, dtype=torch.int64),
+            position_ids=torch.arange(tokens)[None],  # of one document: only their number matters
             use_cache=False,
-            documents=DocumentLengths(lengths, ends, kernels),
+            documents=DocumentLengths(lengths, ends, kernels, group),
         ).last_hidden_state
         loss = hidden.sum()  # keeps no tensor
         del hidden
@@ -440,13 +454,14 @@ def step_memory(
     estimates, everything else is tensors.
     """
     memory, shards = config.optimizer.memory, layout.shards
-    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths).times(times)
+    counts = count_activations(shape, config.model, config.lora, layout.kind, lengths, layout.context).times(times)
+    targets = min(targets, -(-sum(lengths) // layout.context))  # one of the ranks may have all of them
     moments = _moments(shape, config, layout, counts, round(times * targets))
     gathered, reduction, kept, logits = max(moments, key=sum)
     on_device = 0 if layout.offloads else 1
     ewc_on_device = config.ewc.device == "device" and not layout.offloads or not layout.on_cuda
     # A mesh of one dimension uses the default group; of two, it adds a group for each one that has several ranks.
-    groups = 0 if layout.ranks == 1 else 1 + (layout.replicates and 1 + (shards > 1))
+    groups = 0 if layout.ranks == 1 else 1 + (layout.replicates and 1 + (shards > 1)) + (layout.context > 1)
     return StepMemory(
         parameters=on_device * parameter_bytes(shape, memory, shards),
         gradients=on_device * trained_elements(shape, shards) * gradient_itemsize(memory),

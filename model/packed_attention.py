@@ -10,7 +10,7 @@ W - 1 tokens before it.
 import functools
 import inspect
 from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from model.product_attention import product_attention, product_gradients
+
+if TYPE_CHECKING:
+    from distributed.context import Context
 
 NAME = "packed"
 CHUNK_QUERIES = 512  # scores of one chunk: heads x 512 x keys
@@ -29,14 +32,21 @@ class DocumentLengths:
     """The boundaries of the documents in a row.
 
     lengths: in tokens. cu_seq_lens: int32 `(documents + 1)`, on the device. kernels: cuda | cpu, whose kernels run; None:
-    those of the queries' device (a simulation of a GPU on fake CPU tensors names them).
+    those of the queries' device (a simulation of a GPU on fake CPU tensors names them). context: the ranks that share the row,
+    of which each has a slice of the tokens; None: all tokens are here.
     Compiled code reads `longest`, `cu_seq_lens` and `ends`, which is the same on the host, but not the tuple: torch.compile
     would guard on its length and compile a layer again for every new number of documents. Not a frozen dataclass, because
     torch 2.11 reads and guards all fields of one.
     """
 
-    def __init__(self, lengths: tuple[int, ...], cu_seq_lens: torch.Tensor, kernels: str | None = None) -> None:
-        self.lengths, self.cu_seq_lens, self.kernels = lengths, cu_seq_lens, kernels
+    def __init__(
+        self,
+        lengths: tuple[int, ...],
+        cu_seq_lens: torch.Tensor,
+        kernels: str | None = None,
+        context: "Context | None" = None,
+    ) -> None:
+        self.lengths, self.cu_seq_lens, self.kernels, self.context = lengths, cu_seq_lens, kernels, context
         self.longest, self.ends = max(lengths), torch.tensor([0, *accumulate(lengths)])
 
 
@@ -50,12 +60,13 @@ def packed_attention(
     documents: DocumentLengths,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs,  # noqa: ANN003  further arguments that transformers passes to every implementation
 ) -> tuple[torch.Tensor, None]:
     """Attention per document. query `(1, heads, tokens, head_dim)`, key and value `(1, kv_heads, tokens, head_dim)`.
 
     Returns `(1, tokens, heads, head_dim)` and None in place of attention weights. transformers dictates the signature.
-    Raises ValueError for an attention mask, attention sinks or dropout.
+    s_aux: attention sinks `(heads,)` (model/attention_sinks.py). Raises ValueError for an attention mask or dropout.
 
     On CUDA in half precision it runs torch's varlen flash kernel (`torch.nn.attention.varlen`), on a CPU in bf16 matrix
     products (model/product_attention.py). Otherwise, and for documents longer than the sliding window, it runs
@@ -63,16 +74,38 @@ def packed_attention(
     No kernel in torch supports a softcap. With a softcap the scores are plain matrix products for chunks of queries,
     recomputed in backward, which is slow but needs the memory of one chunk only.
     torch.compile sees a single operator: torch's own of the varlen kernel, `packed::attention` for everything else.
+    Where ranks share the row, each computes some heads of all tokens; arguments and result are those of its own tokens.
     """
-    if attention_mask is not None or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
-        raise ValueError("packed attention does not support attention masks, attention sinks or dropout")
+    if attention_mask is not None or kwargs.get("dropout"):
+        raise ValueError("packed attention does not support attention masks or dropout")
+    context, attention = documents.context, _attention
+    if s_aux is not None:
+        from model.attention_sinks import attention_with_sinks
+
+        attention = functools.partial(attention_with_sinks, s_aux if context is None else context.own_heads(s_aux))
+    options = documents, scaling, sliding_window, softcap
+    if context is None:
+        return attention(query, key, value, *options), None
+    query, key, value = context.to_heads(query), context.keys_to_heads(key), context.keys_to_heads(value)
+    return context.to_tokens(attention(query, key, value, *options)), None
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    documents: DocumentLengths,
+    scaling: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
     kernels = documents.kernels or query.device.type
     if kernels == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
-        return _varlen(query, key, value, documents.cu_seq_lens, documents.longest, scaling, sliding_window), None
+        return _varlen(query, key, value, documents.cu_seq_lens, documents.longest, scaling, sliding_window)
     if torch.compiler.is_compiling():
-        return _attention_operator(query, key, value, documents.ends, scaling, sliding_window, softcap), None
+        return _attention_operator(query, key, value, documents.ends, scaling, sliding_window, softcap)
     settings = _Settings(kernels, scaling, sliding_window, softcap)
-    return _documents(query, key, value, documents.lengths, settings), None
+    return _documents(query, key, value, documents.lengths, settings)
 
 
 class _Settings(NamedTuple):

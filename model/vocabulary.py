@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from common.errors import UserError
 from model.architectures import FETCHED, NEW_TOKENS
-from model.language_model import build_on_meta, parameter_names
+from model.language_model import build_on_meta, parameter_names, stored_form
 from model.new_tokens import NewToken
 from model.weight_files import INDEX, stored_tensors
 from model.weights import Weights, weights_of_directory, write_weights
@@ -259,7 +259,7 @@ def write_extended_model(
 
     kinds = {tensor.dtype for tensor in stored_tensors(source).values()}
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
-    write_weights(target, Weights(shapes, read, old.vocabulary), dtype or torch.float32)
+    write_weights(target, Weights(shapes, read, old.vocabulary), dtype or torch.float32, form=stored_form(config))
     for path in source.iterdir():
         copied = path.suffix in COPIED or path.name.startswith("LICENSE")
         if path.is_file() and copied and path.name not in STALE:

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.dtypes import dtype_name
 from common.errors import UserError
-from distributed.export import files_of, write_file, write_index
+from distributed.export import StoredForm, files_of, write_file, write_index
 from model.language_model import PackedLanguageModel, check_weights, parameter_names, stored_shape, vocabulary_names
 
 MAX_FILE_BYTES = 5 * 2**30
@@ -35,11 +35,14 @@ def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weight
     sources = check_weights(model, str(path))
 
     def read(name: str) -> torch.Tensor:
-        stored_name, tensor = sources[name]
-        with safe_open(tensor.file, framework="pt") as tensors:
-            return tensors.get_tensor(stored_name)
+        found = []
+        for stored_name, tensor in sources[name]:
+            with safe_open(tensor.file, framework="pt") as tensors:
+                found.append(tensors.get_tensor(stored_name))
+        return torch.cat(found).view(shapes[name]) if len(found) > 1 else found[0]
 
-    return Weights({name: tensor.shape for name, (_, tensor) in sources.items()}, read, vocabulary_names(model))
+    shapes = {name: stored_shape(model, parameter) for name, parameter in parameter_names(model).items()}
+    return Weights(shapes, read, vocabulary_names(model))
 
 
 def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: str | Path) -> Weights:
@@ -110,16 +113,26 @@ def average(base: Weights, tuned: Weights, share: float, new_row: int | None = N
     return Weights(tuned.shapes, read, tuned.vocabulary)
 
 
-def write_weights(folder: Path, weights: Weights, dtype: torch.dtype, max_file_bytes: int = MAX_FILE_BYTES) -> int:
+def write_weights(
+    folder: Path,
+    weights: Weights,
+    dtype: torch.dtype,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    form: StoredForm = lambda name, tensor: {name: tensor},
+) -> int:
     """Write the safetensors files of a model directory in `dtype`, holding one file's tensors at a time. Returns the bytes.
 
-    Raises UserError if a tensor has values that are not finite, or that `dtype` cannot hold, or if a file cannot be written.
+    form: `stored_form` of the model. Raises UserError if a tensor has values that are not finite, or that `dtype` cannot hold, or if a file cannot be written.
     """
     sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in weights.shapes.items()}
-    files = files_of(sizes, max_file_bytes)
-    for file, names in files.items():
-        write_file({name: converted(name, weights.read(name), dtype) for name in names}, folder / file)
-    write_index(folder, files, sum(sizes.values()))
+    written = {}
+    for file, names in files_of(sizes, max_file_bytes).items():
+        tensors: dict[str, torch.Tensor] = {}
+        for name in names:
+            tensors |= form(name, converted(name, weights.read(name), dtype))
+        write_file(tensors, folder / file)
+        written[file] = list(tensors)
+    write_index(folder, written, sum(sizes.values()))
     return sum(sizes.values())
 
 

@@ -62,6 +62,7 @@ LONGEST = (
     "distributed/test_ewc_train.py",
     "training/test_budget.py",
     "gpu/test_proof.py",
+    "distributed/test_context.py",
     "distributed/test_answers.py",
     "scripts/test_evaluate.py",
     "distributed/test_host_memory.py",

@@ -61,6 +61,31 @@ OTHER_FAMILIES = {
         "gemma3_text",
         {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 32, "layer_types": ["sliding", "full"]},
     ),
+    "gpt_oss": (
+        "gpt_oss",
+        {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding", "full"], "num_local_experts": 6}
+        | {"num_experts_per_tok": 2, "intermediate_size": 32},
+    ),
+    "olmoe": ("olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 32}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+        },
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+        },
+    ),
     "glm": ("glm", {"head_dim": 16}),
     "glm4": ("glm4", {"head_dim": 16, "attention_bias": True}),
     "helium": ("helium", {"head_dim": 16}),
@@ -107,7 +132,6 @@ def write_tiny_model(
         model_type,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -118,7 +142,7 @@ def write_tiny_model(
         eos_token_id=2,
         pad_token_id=2,
         dtype="float32",
-        **extra,
+        **({"intermediate_size": 2 * hidden} | extra),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

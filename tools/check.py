@@ -7,6 +7,7 @@ looked at by one more child (tools/check_step.py).
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -459,7 +460,8 @@ def fewer_ranks(check: Check, measured: dict) -> Result:
         return Result(GROUP, name, SKIPPED, why)
     check.say(f"  resume on {counted(world_size, 'rank')}")
     check.on_first(lambda: move_checkpoint(check.scratch / "straight", run))
-    run_children(check, "fewer", train_command(check, "fewer"), world_size)
+    context = math.gcd(world_size, check.config.sharding.context)
+    run_children(check, "fewer", (*train_command(check, "fewer"), f"sharding.context={context}"), world_size)
     said = f"step {STEPS} again from the checkpoint of step {KILLED_AFTER}, on {world_size} instead of {check.ranks.world_size} ranks"
     return compared(check, run, name, said, is_exact=False)
 
@@ -487,8 +489,10 @@ def half_of_ranks(config: Config, total: int, per_node: int) -> tuple[int, str]:
         half -= half % per_node
     if config.sharding.shard_size:
         half -= half % config.sharding.shard_size
+    context = math.gcd(max(1, half), config.sharding.context)  # fewer may share a micro-batch
     try:
-        check_world(config, max(1, half), min(per_node, max(1, half)))
+        fewer = replace(config, sharding=replace(config.sharding, context=context))
+        check_world(fewer, max(1, half), min(per_node, max(1, half)))
     except UserError as error:
         return 0, f"this config does not run on {half} ranks: {error}"
     return half, "sharding.shard_size needs all ranks" if not half else ""

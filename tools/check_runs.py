@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from configs.config import Config
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
 from distributed.low_memory import make_code_maps
+from model.language_model import stored_form
 from model.weight_files import stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_step import EPS, ROUNDINGS, ulp
@@ -466,13 +467,14 @@ def judge_checkpoint(scratch: Path, measured: dict, keep: int, grace: float | No
 
 def exported_otherwise(export: Path, checkpoint: Path, names: Sequence[str]) -> list[str]:
     """Those of `names` whose exported weights are not the checkpoint's in the dtype of the export."""
-    files, wrong = stored_tensors(export), []
+    files, form, wrong = stored_tensors(export), stored_form(AutoConfig.from_pretrained(export)), []
     for group in groups(checkpoint, names):
         tensors = load(checkpoint, [WEIGHTS + name for name in group])
-        for name in (name for name in group if name in files):  # transformers has loaded what the model needs
+        parts = {stored: part for name in group for stored, part in form(name, tensors[WEIGHTS + name]).items()}
+        for name in (name for name in parts if name in files):  # transformers has loaded what the model needs
             with safe_open(files[name].file, framework="pt") as file:
                 weight = file.get_tensor(name)
-            expected = tensors[WEIGHTS + name][: len(weight)]  # rows of padding are not exported
+            expected = parts[name][: len(weight)]  # rows of padding are not exported
             if not torch.equal(weight, expected.to(weight.dtype)):
                 wrong.append(name)
     return wrong
@@ -489,7 +491,8 @@ def judge_export(run: Path, config: Config, others: Sequence[str]) -> Result:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(folder).items()}
-    named = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    form, parameters = stored_form(model.config), [(name, one.detach()) for name, one in model.named_parameters()]
+    named = {stored: tuple(part.shape) for name, one in parameters for stored, part in form(name, one).items()}
     wrong = [f"{name} is {shapes.get(name, 'missing')}" for name, shape in named.items() if shapes.get(name) != shape]
     others = [] if config.lora.rank else others
     figures = {"parameters": model.num_parameters(), "problems": wrong, "otherwise": list(others[:10])}

@@ -135,17 +135,24 @@ class Workload:
 
 
 def planned_workload(
-    inputs: Inputs, shape: ModelShape, rows: int, sequence_length: int, ranks: int, kind: str = "cuda"
+    inputs: Inputs,
+    shape: ModelShape,
+    rows: int,
+    sequence_length: int,
+    ranks: int,
+    kind: str = "cuda",
+    context: int = 1,
 ) -> Workload:
     """The workload of a run's real plan, dealt to `ranks` ranks with micro-batches of `rows * sequence_length` tokens.
 
     The plan does not depend on the number of ranks; the deals do, and they are what the ranks of such a run will compute.
-    kind: of the planned device, whose cost of attention decides the deals (`model.flops.PAIR_WEIGHTS`). Without
+    kind: of the planned device, whose cost of attention decides the deals (`model.flops.PAIR_WEIGHTS`). context: so many
+    ranks share a micro-batch. Without
     packing a micro-batch has `rows` documents. All steps are looked at where that is cheap, else evenly spaced ones.
     """
     packs, corpus, total = inputs.dealer.packing, inputs.train, inputs.total_steps
     costs = functools.partial(shape.work.costs, pair_weight=PAIR_WEIGHTS[kind])
-    dealer = Dealer(rows * sequence_length if packs else rows, costs, packs)
+    dealer = Dealer(rows * sequence_length if packs else rows, costs, packs, context)
     items_per_step = max(1, inputs.plan.batch(0).num_examples)
     looked_at = _evenly_spaced(total, min(MOST_DEALS, max(20, MOST_ITEMS // items_per_step)))
     kept = {looked_at[i] for i in _evenly_spaced(len(looked_at), MOST_STEPS)}
@@ -158,7 +165,7 @@ def planned_workload(
             tokens = [sum(map(corpus.num_tokens, items)) for items in micro_batch]
             rank = int(np.argmax(tokens))
             if tokens[rank] > most:  # of equal ones the first
-                most, worst = tokens[rank], (step, rank, micro_batch[rank])
+                most, worst = tokens[rank], (step, rank * context, micro_batch[rank])
         if step in kept:
             targets, tokens = sum(batch.targets_by_source), sum(batch.document_lengths)
             flops = step_flops(shape.work, batch.document_lengths, targets)
@@ -174,7 +181,7 @@ def uniform_workload(
 ) -> Workload:
     """A workload before there is data: `examples` documents of `length` tokens, all of them targets.
 
-    rows: documents of one micro-batch on one rank. As in training, an epoch ends with a smaller step, and a step has the
+    rows: documents of one micro-batch on one rank; ranks: that have micro-batches of their own. As in training, an epoch ends with a smaller step, and a step has the
     fewest micro-batches that hold it, with documents spread as evenly as possible.
     """
     whole, rest = divmod(examples, global_examples)
@@ -250,7 +257,7 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
     @functools.cache
     def workload_of(rows: int) -> Workload:
         kind, length = cluster.device.kind, config.data.sequence_length
-        return planned_workload(inputs, shape, rows, length, cluster.devices, kind)
+        return planned_workload(inputs, shape, rows, length, cluster.devices, kind, config.sharding.context)
 
     lines = [*inputs.train.lines("train", inputs.plan.passes(inputs.total_steps)), *inputs.plan.promises]
     lines += inputs.validation.lines("validation") if inputs.validation else []
@@ -285,7 +292,7 @@ def assumed_subject(name: str, assumed: Assumed, overrides: list[str], cluster: 
     def workload_of(rows: int) -> Workload:
         fitting = max(1, rows * sequence // length) if config.data.packing else rows
         numbers = assumed.examples, length, of_step, config.optimizer.epochs
-        return uniform_workload(shape, *numbers, fitting, cluster.devices)
+        return uniform_workload(shape, *numbers, fitting, cluster.devices // config.sharding.context)
 
     lines = [f"assumed: {assumed.examples:,} examples of {length:,} tokens, all targets"]
     return Subject(config, shape, cluster, workload_of, lines)
@@ -420,7 +427,8 @@ class Plan:
         """Bytes of one node's host beside its processes, by what they are for. On a CPU none are counted again."""
         config, layout, ranks = self.config, self.layout, self.cluster.per_node
         on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
-        counted = count_activations(self.shape, config.model, config.lora, layout.kind, self.workload.worst.lengths)
+        worst = self.workload.worst.lengths
+        counted = count_activations(self.shape, config.model, config.lora, layout.kind, worst, layout.context)
         tokens = FORGETTING_BYTES // BYTES_PER_TOKEN + (TASK_TOKENS if config.data.validation else 0)
         tokens = -(-tokens // self.cluster.nodes)  # the texts are dealt to all ranks
         return {
@@ -559,7 +567,8 @@ def plan_setting(subject: Subject, config: Config) -> Plan:
 def _is_accepted(config: Config, rows: int, cluster: Cluster) -> bool:
     """Whether a run starts with this micro-batch (configs.load.check_world): without packing a step fills all."""
     examples = config.batch.global_examples
-    return config.data.packing or examples is None or examples % (rows * cluster.devices) == 0
+    groups = cluster.devices // config.sharding.context
+    return config.data.packing or examples is None or examples % (rows * groups) == 0
 
 
 # ---- The search ----------------------------------------------------------------------------------------------------------
@@ -625,6 +634,8 @@ def candidates(config: Config, cluster: Cluster) -> list[Config]:
             for memory in MEMORIES:
                 optimizer = dataclasses.replace(config.optimizer, memory=memory)
                 for mode, every in CHECKPOINTING:
+                    if mode == "selective" and config.model.mlp_tiles > 1:
+                        continue  # refused (configs/load.py)
                     model = dataclasses.replace(config.model, activation_checkpointing=mode, checkpoint_every=every)
                     other = dataclasses.replace(config, model=model, optimizer=optimizer, sharding=sharding)
                     if other != config and (on_cuda or mode != "offload"):

@@ -90,7 +90,7 @@ def _subject(own: Plan, assumed: Iterable[str]) -> list[str]:
             "plan",
             f"{counted(workload.total_steps, 'step')} of {workload.mean_tokens:,.0f} tokens on average ({targets:.0%} of them "
             f"targets), in {fewest}{counted(max(micro_batches), 'micro-batch')} on "
-            f"{f'each of {cluster.devices:,} ranks' if cluster.devices > 1 else '1 rank'}; {workload.tokens / 1e6:,.1f}M "
+            f"{_sharing(own)}; {workload.tokens / 1e6:,.1f}M "
             "tokens in total",
         ),
         (
@@ -114,6 +114,14 @@ def _subject(own: Plan, assumed: Iterable[str]) -> list[str]:
     ]
 
 
+def _sharing(own: Plan) -> str:
+    """Who computes a micro-batch."""
+    devices, context = own.cluster.devices, own.config.sharding.context
+    if context > 1:
+        return f"each of {counted(devices // context, 'group')} of {context} ranks, which share its tokens"
+    return f"each of {devices:,} ranks" if devices > 1 else "1 rank"
+
+
 def _memory(own: Plan) -> list[str]:
     config, device = own.config, own.cluster.device
     settings = [
@@ -122,6 +130,8 @@ def _memory(own: Plan) -> list[str]:
         f"optimizer.memory={config.optimizer.memory}",
         f"model.activation_checkpointing={config.model.activation_checkpointing}",
         *([f"model.checkpoint_every={config.model.checkpoint_every}"] if config.model.checkpoint_every > 1 else []),
+        *([f"model.mlp_tiles={config.model.mlp_tiles}"] if config.model.mlp_tiles > 1 else []),
+        *([f"sharding.context={config.sharding.context}"] if config.sharding.context > 1 else []),
         f"batch.micro_batch={config.batch.rows}"
         + (" (auto)" if own.subject.config.batch.micro_batch == "auto" else ""),
         f"data.sequence_length={config.data.sequence_length}",

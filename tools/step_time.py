@@ -127,6 +127,17 @@ def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
     return (2 * 16 + 2 * 3) * config.hidden_size + 10 * rotated + attention + 5 * intermediate
 
 
+def _share_of_tiles(shape: ModelShape) -> float:
+    """The share of a layer's products that `model.mlp_tiles` computes once more: those whose result is the intermediate of
+    the MLP. torch's checkpoint stops before the last product, because backward does not need its result.
+    """
+    matrices = [one for one in shape.layers[0].shapes if len(one) == 2]
+    size = getattr(shape.config, "intermediate_size", None) or 4 * shape.config.hidden_size
+    return sum(rows * columns for rows, columns in matrices if rows in (size, 2 * size)) / sum(
+        a * b for a, b in matrices
+    )
+
+
 def _mean_parts(
     shape: ModelShape, config: Config, cluster: Cluster, steps: Sequence[StepWork], assumptions: Assumptions
 ) -> dict[str, float]:
@@ -161,6 +172,8 @@ class _Run:
         self.repeated = share  # of what is elementwise
         self.recomputed = 0.0 if mode == "selective" else share  # of products and attention
         self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
+        self.tiled = _share_of_tiles(shape) if config.model.mlp_tiles > 1 else 0.0  # of products, in backward
+        self.context = layout.context
         self.is_compiled = config.model.compile
         # Gathers of the model by a micro-batch: an untied embedding and head are gathered once, the rest also for backward.
         once = sum(unit.num_parameters for unit in shape.extra) / self.parameters
@@ -193,6 +206,24 @@ class _Run:
         latency = (len(self.shape.layers) + len(self.shape.extra) + 1) * (LOCAL_LATENCY + NODE_LATENCY * (nodes - 1))
         return size * (ranks - 1) / ranks / (bandwidth * self.assumptions.link) + latency
 
+    def _all_to_alls(self, tokens: float) -> float:
+        """Seconds of sharing a micro-batch's tokens over a group (distributed/context.py), `tokens` of them on each rank.
+
+        Queries, keys, values and the result are sent in forward, their gradients in backward, and a checkpointed layer sends
+        again. Attention waits for all of it. Between nodes, cards share the network.
+        """
+        ranks, model = self.context, self.shape.config
+        if ranks == 1:
+            return 0.0
+        heads = model.num_attention_heads
+        keys = getattr(model, "num_key_value_heads", None) or heads
+        width = getattr(model, "head_dim", None) or model.hidden_size // heads
+        size = tokens * width * (2 * heads + 2 * math.lcm(keys, ranks)) * self.itemsize
+        between = self.cluster.network / self.cluster.per_node if ranks > self.cluster.per_node else self.device.link
+        seconds = size * (ranks - 1) / ranks / (min(between, self.device.link) * self.assumptions.link)
+        latency = 4 * (LOCAL_LATENCY + NODE_LATENCY * (-(-ranks // self.cluster.per_node) - 1))
+        return len(self.shape.layers) * (2 + self.repeated) * (seconds + latency)
+
     def parts(self, step: StepWork) -> dict[str, float]:
         """Seconds of each part of a step."""
         count, work, model = step.micro_batches, self.shape.work, self.shape.config
@@ -211,7 +242,7 @@ class _Run:
         # and writes gradients.
         forward = (layers * work.forward + head) / rate, pairs, moved + logits
         backward = (
-            layers * (1 - work.forward * (1 - self.recomputed)) / rate,
+            layers * (1 - work.forward * (1 - self.recomputed - self.tiled)) / rate,
             pairs * (BACKWARD_ATTENTION + self.recomputed),
             moved * (2 + self.repeated),
         )
@@ -226,7 +257,7 @@ class _Run:
             "products": products,
             "attention": attention,
             "memory": memory,
-            "communication": communication,
+            "communication": communication + count * self._all_to_alls(tokens),
             "optimizer": 0.0 if updates_on_host else self.local * self._optimizer_bytes() / self.bandwidth,
             "offload": self._offload(step) if self.is_cuda else 0.0,
             "balance": compute * (1 / step.balance - 1),

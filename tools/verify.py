@@ -401,10 +401,12 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
                 raise Differs(
                     f"the documents of the steps up to {step + 1} are not those of {wrong[0]}: the data changed"
                 )
-            dealt = inputs.deal(step).items if not digest_of_item.keys().isdisjoint(items) else ()
-            for rank, of_rank in ((rank, part) for micro_batch in dealt for rank, part in enumerate(micro_batch)):
-                for digest in {digest_of_item[item] for item in of_rank if item in digest_of_item}:
-                    steps.setdefault(digest, []).append(f"{step + 1} (rank {rank})")
+            if digest_of_item.keys().isdisjoint(items):
+                continue
+            deal = inputs.deal(step)
+            for group, dealt in (pair for micro_batch in deal.items for pair in enumerate(micro_batch)):
+                for digest in {digest_of_item[item] for item in dealt if item in digest_of_item}:
+                    steps.setdefault(digest, []).append(f"{step + 1} ({deal.ranks_of(group)})")
     for digest, where in places.items():
         yield f"{digest} | {where} | " + (f"steps {', '.join(steps[digest])}" if digest in steps else "in no step")
     yield f"{len(places)} examples of the training data, {len(steps)} of them in a step of the {last} that count"

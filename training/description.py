@@ -183,7 +183,8 @@ def _batch_line(config: Config, first: Deal, world_size: int) -> str:
         size = f"{counted(batch.rows, 'example')} at most"
     if data.mix:
         examples += " and what is mixed in"
-    return (
-        f"step: {examples}; step 1 is dealt to {counted(world_size, 'rank')} x "
-        f"{counted(len(first.items), 'micro-batch')} of {size}"
+    context = config.sharding.context
+    ranks = (
+        f"{counted(world_size // context, 'group')} of {context} ranks" if context > 1 else counted(world_size, "rank")
     )
+    return f"step: {examples}; step 1 is dealt to {ranks} x {counted(len(first.items), 'micro-batch')} of {size}"

@@ -32,7 +32,7 @@ from distributed.process_group import Ranks
 from model.architectures import first_new_row
 from model.build import model_config_of
 from model.fingerprint import fingerprint_of_base
-from model.language_model import PackedLanguageModel, build_on_meta, materialize, parameter_names
+from model.language_model import PackedLanguageModel, build_on_meta, materialize, parameter_names, stored_form
 from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
 from model.weight_files import hash_weights
@@ -203,7 +203,7 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
             )
             export.tokenizer.save_pretrained(folder)
         else:
-            size = write_weights(folder, export.weights, export.dtype)
+            size = write_weights(folder, export.weights, export.dtype, form=stored_form(export.model_config))
             export.model_config.dtype = export.dtype  # in which servers load the weights
             write_files(folder, export.config, export.model_config, export.tokenizer)
         # Many licences ask to keep their text with the weights.

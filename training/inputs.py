@@ -88,8 +88,9 @@ class Inputs:
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
-        for dealt in self.dealer.deal(items, corpus, ranks.world_size).of_rank(ranks.rank):
-            yield collate(dealt, corpus).to(ranks.device)
+        deal = self.dealer.deal(items, corpus, ranks.world_size)
+        for dealt in deal.of_rank(ranks.rank):
+            yield deal.part_of_rank(collate(dealt, corpus), ranks.rank).to(ranks.device)
 
     def steps(self, first: int, ranks: Ranks) -> Iterator[tuple[int, Iterator[tuple[MicroBatch, bool]]]]:
         """For each step from `first` on, its number and this rank's (micro_batch, is_last); as many on every rank.
@@ -99,10 +100,11 @@ class Inputs:
 
         def all_micro_batches() -> Iterator[tuple[MicroBatch, bool]]:
             for step in range(first, self.total_steps):
-                dealt, divisor = self.deal(step).of_rank(ranks.rank), self.plan.batch(step).num_target_tokens
+                deal, divisor = self.deal(step), self.plan.batch(step).num_target_tokens
+                dealt = deal.of_rank(ranks.rank)
                 for number, items in enumerate(dealt, 1):
-                    micro_batch = self.add_base(collate(items, self.train), items)
-                    yield replace(micro_batch, divisor=divisor), number == len(dealt)
+                    batch = self.add_base(collate(items, self.train), items)
+                    yield deal.part_of_rank(replace(batch, divisor=divisor), ranks.rank), number == len(dealt)
 
         upcoming = prefetch(all_micro_batches())
 
@@ -198,11 +200,12 @@ def read_inputs(
     if warmup_steps is None:
         warmup_steps = math.ceil(config.optimizer.warmup_ratio * total_steps)
     tokens = batch.rows * data.sequence_length  # of one micro-batch
-    dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing)
+    context = config.sharding.context
+    dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing, context)
     old_domain = reader.source(old_files, "the old domain") if old_files else None
     validation_batches = ()
     if validation:
-        one_pass = plan_pass(validation, MICRO_BATCHES_DEALT * world_size * tokens)
+        one_pass = plan_pass(validation, MICRO_BATCHES_DEALT * max(1, world_size // context) * tokens)
         validation_batches = tuple(map(one_pass.batch, range(one_pass.num_steps)))
 
     @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop

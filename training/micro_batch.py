@@ -32,8 +32,8 @@ def settle_micro_batch(
 ) -> Config:
     """The config with a number in `batch.micro_batch`. `model` is on meta. A collective if the config says `auto`.
 
-    All ranks take the smallest number that any of them found. A resume at the same number of ranks takes the number of the
-    run's last start, which config.json records, so that it repeats the same sums.
+    All ranks take the smallest number that any of them found. A resume at the same number of ranks, of which as many share a
+    micro-batch, takes the number of the run's last start, which config.json records, so that it repeats the same sums.
     """
     if config.batch.micro_batch != "auto":
         return config
@@ -52,7 +52,8 @@ def settle_micro_batch(
     if (run_directory / "checkpoints" / "latest").exists():
         start = newest_start(run_directory)
         if start.get("world_size") == world_size:
-            recorded = start["config"]["batch"]["micro_batch"]
+            context = start["config"]["sharding"].get("context", 1)  # older starts have none
+            recorded = start["config"]["batch"]["micro_batch"] if context == config.sharding.context else None
     if world_size > 1:
         store = join(config.run.timeout_minutes, "size of the micro-batch")
         store.set(f"micro_batch/{os.environ['RANK']}", json.dumps([fits, recorded]))
@@ -81,8 +82,8 @@ def with_rows(config: Config, rows: int) -> Config:
 
 
 def largest_useful(config: Config, world_size: int) -> int:
-    """Rows of a micro-batch that holds this rank's part of any step. With `global_tokens` there is no such bound."""
+    """Rows of a micro-batch that holds this rank's, or its group's, part of any step. With `global_tokens` there is no bound."""
     if not config.batch.global_examples:
         return MOST_ROWS
     own = 1 - sum(source.share for source in config.data.mix)
-    return max(1, math.ceil(config.batch.global_examples / own / world_size))
+    return max(1, math.ceil(config.batch.global_examples / own / max(1, world_size // config.sharding.context)))

@@ -108,8 +108,8 @@ class Pace:
     """Which rank is slow: the time of each rank's own forward through the decoder layers.
 
     FSDP waits for the other ranks between the layers and not inside of them, so this time is that of the rank's processor
-    alone. The ranks tell each other their times with the polls of the stop signal, which costs no collective of its own;
-    a row therefore shows the times of the row before.
+    alone; with sharding.context it is that of the slowest rank of its group. The ranks tell each other their times with the
+    polls of the stop signal, which costs no collective of its own; a row therefore shows the times of the row before.
     """
 
     def __init__(self, layers: list[nn.Module], stop: StopSignal, step: int) -> None:

@@ -13,7 +13,7 @@ from common.errors import UserError
 from data.batches import MicroBatch, collate
 from data.examples import Documents
 from model import packed_attention
-from model.architectures import SUPPORTED, check_supported, read_model_config
+from model.architectures import SUPPORTED, check_supported, has_experts, read_model_config
 from model.language_model import build_on_meta, load_weights, num_parameters
 from model.loss import HeadSettings, visit_logits
 from tests.losses import loss_of, loss_sum
@@ -94,7 +94,10 @@ def test_loss_and_gradients_equal_eager_document_by_document(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ALL)
 def test_a_document_never_attends_to_the_previous_one(tmp_path, family, dtype) -> None:
-    """If document 1 and its length change, the hidden states and logits of document 2 stay bitwise equal."""
+    """If document 1 and its length change, the hidden states and logits of document 2 stay bitwise equal.
+
+    With experts they stay so up to rounding: a product over an expert's tokens rounds by their number.
+    """
     packed = load(write_tiny_model(tmp_path / "model", family=family), dtype)
     second = documents([50], seed=9).ids[0]
     results = []
@@ -106,7 +109,11 @@ def test_a_document_never_attends_to_the_previous_one(tmp_path, family, dtype) -
             every = torch.arange(length, length + 50)  # all states of document 2
             hidden = packed(dataclasses.replace(collate((0, 1), made), target_positions=every))
             visit_logits(packed.head, hidden, lambda logits, start: results.append(logits))
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    if has_experts(packed.causal_lm.config):
+        tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+        assert all((results[0] - other).abs().max() < tolerance * results[0].abs().max() for other in results[1:])
+    else:
+        assert all(torch.equal(results[0], other) for other in results[1:])
     assert hidden.dtype == dtype and results[0].std() > 0.01
 
 
@@ -206,13 +213,14 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
     "kind, settings, words",
     [
         ("gpt2", {}, "model type gpt2 is not supported"),
-        ("mixtral", {}, "mixtral is not supported: .*no mixture of experts"),
+        ("mixtral", {}, "mixtral is not supported"),
         ("mamba2", {}, "mamba2 is not supported: .* layers are all attention"),
         ("llama", {"attention_dropout": 0.1}, "set attention_dropout to 0.0"),
         ("starcoder2", {"residual_dropout": 0.1, "embedding_dropout": 0.1}, "embedding_dropout"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("llama", {"lm_head_bias": True}, "a bias in the head"),
         ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised weights"),
+        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised weights .*dequantize=True"),
         ("llama", {"rope_parameters": ROPE | {"rope_type": "dynamic"}}, "RoPE type dynamic"),
         (
             "gemma3_text",

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.batches import collate
-from model import flops, packed_attention
+from model import attention_sinks, flops, packed_attention
 from model.architectures import read_model_config
 from model.flops import Work, count_work, data_sheet_peak, document_costs, find_peak, layer_windows, step_flops
 from model.language_model import build_on_meta
@@ -27,7 +27,13 @@ def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monke
         calls.append((settings.window, q.shape[1] * q.shape[3]))
         return attend(q, k, v, settings)
 
+    def recorded_with_sinks(sinks, q, *rest) -> torch.Tensor:
+        calls.extend([(rest[-2], q.shape[1] * q.shape[3])] * 2)
+        return attend_with_sinks(sinks, q, *rest)
+
+    attend_with_sinks = attention_sinks.attention_with_sinks
     monkeypatch.setattr(packed_attention, "_document", recorded)
+    monkeypatch.setattr(attention_sinks, "attention_with_sinks", recorded_with_sinks)
     packed = load(path)
     made = documents([30, 50])
     with FlopCounterMode(display=False) as counter:
@@ -36,6 +42,8 @@ def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monke
     work = count_work(build_on_meta(config), config)
     # Only the forward pass ran, a third of the layers' FLOPs; of the head the gradient of its weight alone is left to backward.
     expected = work.per_token / 3 * 80 + work.per_target * made.targets.sum() * 2 / 3
+    # torch counts no grouped products: of 6 experts each token has 2, whose matrices have 3 x 64 x 32 elements.
+    expected -= 2 * 2 * 3 * 64 * 32 * 80 * sum(p.dim() == 3 for p in packed.parameters()) / 2
     assert sum(n for op, n in counted.items() if op in ("aten.mm", "aten.addmm")) == expected
     windows = [(window, work.per_pair / 12) for window in layer_windows(config)]
     assert calls[::2] == windows  # every layer attends to two documents

@@ -43,7 +43,7 @@ found = {"rows": settle(folder / "none")}
 resumed = folder.with_name(f"run.rank{rank}")  # rank 1 sees another record than rank 0, or an old one
 (resumed / "checkpoints").mkdir(parents=True)
 (resumed / "checkpoints" / "latest").write_text("step-000001")
-record = {"config": {"batch": {"micro_batch": 4 + rank}}, "world_size": 2}
+record = {"config": {"batch": {"micro_batch": 4 + rank}, "sharding": {}}, "world_size": 2}
 (resumed / "config.json").write_text(json.dumps(record))
 found["resumed"] = settle(resumed)
 result.with_suffix(f".rank{rank}.json").write_text(json.dumps(found))

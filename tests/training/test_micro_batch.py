@@ -103,7 +103,7 @@ def test_a_number_stays_as_it_is(tmp_path, path) -> None:
 
 def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(tmp_path, path, monkeypatch) -> None:
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: 1 << 40)
-    record = {"config": {"batch": {"micro_batch": 5}}, "world_size": 1}
+    record = {"config": {"batch": {"micro_batch": 5}, "sharding": {}}, "world_size": 1}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert settled(tmp_path, path)[0].batch.micro_batch == 64  # nothing to resume
     (tmp_path / "checkpoints").mkdir()
@@ -115,7 +115,8 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
         less.setattr(micro_batch, "free_bytes", lambda device, local_world: free)
         config, (line,) = settled(tmp_path, path)
     assert config.batch.micro_batch == 5 and "as at the last start; memory holds 3: 70% of" in line
-    for other in ("{", json.dumps(record | {"world_size": 2})):
+    groups = {"config": record["config"] | {"sharding": {"context": 2}}}
+    for other in ("{", json.dumps(record | {"world_size": 2}), json.dumps(record | groups)):
         (tmp_path / "config.json").write_text(other)
         assert settled(tmp_path, path)[0].batch.micro_batch == 64
 

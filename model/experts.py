@@ -1,0 +1,152 @@
+"""Mixtures of experts, beside what transformers computes: their names in files, and how their routers balance them.
+
+The layers are transformers' own, and all experts of a layer are one product (`experts_implementation`: grouped_mm). A parameter
+`(experts, rows, columns)` has the matrices of all of them. Only a model that has experts imports this file.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import nn
+from transformers import PretrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from data.batches import MicroBatch, StepBatch
+from model.weight_files import StoredTensor
+
+GROUPS = 4  # of consecutive layers, for the curves
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def names_of_experts(model_type: str, name: str, num_experts: int) -> list[str]:
+    """The tensors of the files that are the parameter `name`: those of the first expert, of the second, and so on.
+
+    The rows of an expert's tensors, one after the other, are its matrix. transformers has the names, by which it loads and saves
+    the model. [] if the files of this type of model have the parameter as one tensor.
+    """
+    for conversion in get_checkpoint_conversion_mapping(model_type) or ():
+        operations = [type(operation).__name__ for operation in getattr(conversion, "operations", ())]
+        target = conversion.target_patterns[0]
+        if operations[:1] == ["MergeModulelist"] and name.endswith(target):
+            patterns, prefix = conversion.source_patterns, name.removesuffix(target)
+            return [prefix + one.replace("*", str(expert)) for expert in range(num_experts) for one in patterns]
+    return []
+
+
+def read_experts(
+    sources: Sequence[tuple[str, StoredTensor]], local: torch.Tensor, start: int, num_experts: int
+) -> None:
+    """Read this rank's experts, from `start` on, into `local` `(experts, rows, columns)`.
+
+    sources: of all experts, as `names_of_experts` orders them.
+    """
+    of_each, files = len(sources) // num_experts, {}
+    for index, rows in enumerate((rows for matrix in local for rows in matrix.chunk(of_each)), start * of_each):
+        files.setdefault(sources[index][1].file, []).append((sources[index][0], rows))
+    for file, wanted in files.items():
+        with safe_open(file, framework="pt") as tensors:
+            for name, rows in wanted:
+                rows.copy_(tensors.get_tensor(name))
+
+
+def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A parameter as the files of this type of model have it: itself, or views of it, one for each matrix of an expert."""
+    names = names_of_experts(model_type, name, len(tensor)) if tensor.dim() == 3 else []
+    if not names:
+        return {name: tensor}
+    return dict(zip(names, tensor.reshape(len(names), -1, tensor.shape[2]), strict=True))
+
+
+# --- Balance ----------------------------------------------------------------------------------------------------------
+
+
+def auxiliary_factor(asked: float | None, config: PretrainedConfig) -> float:
+    """The factor of the auxiliary loss: `model.router_aux`, or that of the model's config if it switches the loss on."""
+    if asked is not None:
+        return asked
+    return config.router_aux_loss_coef if getattr(config, "output_router_logits", False) else 0.0
+
+
+class Routers:
+    """What the routers of a model choose in training, and the auxiliary loss that balances it.
+
+    No token is dropped: an expert computes whatever it is sent. Tokens that fill up a micro-batch are not counted.
+    """
+
+    def __init__(self, model: nn.Module, asked: float | None, config: PretrainedConfig, device: torch.device) -> None:
+        """asked: `model.router_aux`. The model may be sharded."""
+        self.factor = auxiliary_factor(asked, config)
+        self.routers = [module for module in model.modules() if hasattr(module, "top_k") and hasattr(module, "weight")]
+        self.num_experts: int = config.num_local_experts
+        self.window = torch.zeros(len(self.routers), self.num_experts, dtype=torch.int64, device=device)
+        # Of each router in the last forward: (scores, the chosen experts), in several parts under model.mlp_tiles.
+        self.seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in self.routers]
+        self.is_recording = False
+        for parts, router in zip(self.seen, self.routers, strict=True):
+            router.register_forward_hook(functools.partial(self._record, parts))
+
+    def _record(self, parts: list, router: nn.Module, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
+        # The second forward of activation checkpointing runs within backward, and shows the same again.
+        if self.is_recording and torch._C._current_graph_task_id() == -1:
+            scores, _, chosen = output
+            parts.append((scores if self.factor else scores[:, :0], chosen))
+
+    def start(self, step: StepBatch) -> None:
+        """Begin a step over these documents."""
+        self.is_recording = True
+        self.num_tokens = sum(step.document_lengths)  # over all ranks and micro-batches
+        self.counts = torch.zeros(self.num_experts + 1, dtype=torch.int64, device=self.window.device)
+        for parts in self.seen:
+            parts.clear()  # a forward of a step that a signal ended
+
+    def loss(self, batch: MicroBatch, is_last: bool) -> torch.Tensor | float:
+        """The auxiliary loss of the forward that has just run; the sum over a step's micro-batches and ranks is the step's.
+
+        It is factor x experts x sum over experts of (share of the tokens that chose it) x (mean probability), over all layers
+        together as in transformers. Gradients pass through the probabilities only. The shares are those of all ranks and of the
+        step's micro-batches up to this one (arXiv:2501.11873), so a micro-batch need not be balanced in itself. A collective
+        with a factor above 0. is_last: of the step.
+        """
+        counted = batch.input_ids.shape[1] - batch.filling
+        of_layers = []
+        for layer, parts in enumerate(self.seen):
+            chosen = torch.cat([one for _, one in parts])[:counted].flatten()
+            self.window[layer].scatter_add_(0, chosen, torch.ones_like(chosen))
+            if self.factor:
+                self.counts[:-1].scatter_add_(0, chosen, torch.ones_like(chosen))
+                scores = torch.cat([one for one, _ in parts])[:counted]
+                of_layers.append(scores.float().softmax(dim=-1).sum(dim=0))
+            parts.clear()
+        self.is_recording = not is_last
+        if not self.factor:
+            return 0.0
+        self.counts[-1] += counted
+        so_far = self.counts.clone()
+        dist.all_reduce(so_far)
+        layers = len(self.routers)
+        shares = so_far[:-1] / (so_far[-1] * layers).clamp(min=1)
+        means = torch.stack(of_layers).sum(dim=0) / max(1, self.num_tokens * layers)
+        return self.factor * self.num_experts * (shares * means).sum()
+
+    def curves(self) -> dict[str, float]:
+        """How loaded the experts were since the last call, of groups of layers. A collective.
+
+        `router/largest_share`: the most tokens that one expert of a layer got, as a share of what was chosen; with E experts an
+        even one is 1/E. `router/entropy`: of a layer's shares, as a share of log E, mean over the layers; 1 is even.
+        """
+        dist.all_reduce(self.window)
+        window, layers = self.window.double().cpu(), len(self.routers)
+        shares = window / window.sum(dim=1, keepdim=True).clamp(min=1)
+        entropy = -torch.xlogy(shares, shares).sum(dim=1) / torch.tensor(float(self.num_experts)).log()
+        self.window.zero_()
+        found, size = {}, -(-layers // GROUPS)
+        for first in range(0, layers, size):
+            last = min(first + size, layers) - 1
+            name = f"layers_{first:02d}" if first == last else f"layers_{first:02d}-{last:02d}"
+            found[f"router/largest_share/{name}"] = shares[first : last + 1].max().item()
+            found[f"router/entropy/{name}"] = entropy[first : last + 1].mean().item()
+        return found

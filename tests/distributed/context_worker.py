@@ -1,0 +1,152 @@
+"""Ranks that share tokens against one rank with all of them: loss and every gradient, sharded as train.py does.
+
+    torchrun --nproc_per_node=4 tests/distributed/context_worker.py FOLDER [FAMILY ...]
+
+FOLDER gets a tiny model of each family (all of tests/tiny.py, if none is named) and N.json, N being the number of ranks: family
+-> {"loss", "gradient": largest differences, relative to the loss and to the largest element of each tensor, "tensor": which,
+"isolation": how far a document's states move when another one changes}. It prints the table.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+sys.path[0] = str(root)
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from configs.config import Model, Sharding
+from data.batches import MicroBatch, collate
+from data.dealing import Deal
+from data.examples import Documents
+from distributed.process_group import Ranks, barrier, process_group
+from distributed.sharding import decoder_layers, make_mesh, parallelize
+from model.architectures import read_model_config
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights, whole
+from model.loss import chunked, negative_log_likelihood
+from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
+
+# Micro-batches of documents, in tokens: 195 need filling, and in the second a document spans all ranks.
+LENGTHS = (37, 5, 90, 2, 61, 3, 150, 7)
+MICRO_BATCHES = ((0, 1, 2, 3, 4), (5, 6, 7))
+
+
+def documents(seed: int) -> Documents:
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(0, 259, n) for n in LENGTHS]
+    weights = [(rng.random(n) < 0.6).astype(np.float32) * rng.choice([0.5, 1.0, 2.0], n) for n in LENGTHS]
+    for one in weights:
+        one[0], one[-1] = 0, 1
+    return Documents(ids, weights, np.array(LENGTHS), np.array([one.sum() for one in weights]), "", "")
+
+
+def sharded(path: Path, ranks: Ranks, settings: Model, strategy: str) -> PackedLanguageModel:
+    model = build_on_meta(read_model_config(str(path)))
+    sharding = Sharding(strategy=strategy, shard_size=max(1, ranks.world_size // 2), context=ranks.world_size)
+    mesh = make_mesh("cpu", ranks.world_size, ranks.world_size, sharding)
+    layers, dtype = decoder_layers(model), torch.float32
+    parallelize(model, layers, model.extra_fsdp_units(), mesh, dtype, settings, sharding)
+    load_weights(model, str(path), ranks.device)
+    return model
+
+
+def losses(model: PackedLanguageModel, batches: list[MicroBatch]) -> torch.Tensor:
+    """The sum of losses; their gradients are added to the parameters'."""
+    found = []
+    for batch in batches:
+        loss = chunked(model.head, model(batch), batch, negative_log_likelihood)
+        loss.backward()
+        found.append(loss.detach())
+    return torch.stack(found).sum()
+
+
+def compare(path: Path, ranks: Ranks, settings: Model, strategy: str = "full") -> dict:
+    """Loss and gradients of the group against those of this rank alone."""
+    made = documents(0)
+    whole_batches = [collate(items, made) for items in MICRO_BATCHES]
+    alone = build_on_meta(read_model_config(str(path)))
+    load_weights(alone, str(path), ranks.device)
+    expected = losses(alone, whole_batches).item()
+
+    deal = Deal(((MICRO_BATCHES[0],), (MICRO_BATCHES[1],)), np.ones((2, 1)), ranks.world_size)
+    parts = [deal.part_of_rank(batch, ranks.rank) for batch in whole_batches]
+    model = sharded(path, ranks, settings, strategy)
+    loss = losses(model, parts)
+    dist.all_reduce(loss)
+    worst = (0.0, "")
+    for (name, ours), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
+        scale = theirs.grad.abs().max().item()
+        apart = (whole(ours.grad) - theirs.grad).abs().max().item()
+        worst = max(worst, (apart / scale if scale else apart, name))
+    return {
+        "loss": abs(loss.item() - expected) / expected,
+        "gradient": worst[0],
+        "tensor": worst[1],
+        "isolation": isolation(model, ranks),
+    }
+
+
+def isolation(model: PackedLanguageModel, ranks: Ranks) -> dict[str, float]:
+    """How far the hidden states of the other documents move when one is edited, or is `longer`; and its own, `moved`."""
+    states = {}
+    for name, seed, length in (("base", 1, 60), ("edited", 2, 60), ("longer", 2, 71)):
+        rng = np.random.default_rng(seed)
+        others = [np.random.default_rng(9).integers(0, 259, n) for n in (80, 33)]
+        ids = [others[0], rng.integers(0, 259, length), others[1]]
+        lengths = np.array([len(one) for one in ids])
+        batch = collate((0, 1, 2), Documents(ids, [np.arange(len(i)) > 0 for i in ids], lengths, lengths - 1, "", ""))
+        every = torch.arange(int(lengths.sum()))
+        batch = dataclasses.replace(batch, target_positions=every, target_ids=every)
+        deal = Deal(((MICRO_BATCHES[0],),), np.ones((1, 1)), ranks.world_size)
+        part = deal.part_of_rank(batch, ranks.rank)
+        with torch.no_grad():
+            hidden = model(part)
+        found = torch.zeros(len(every), hidden.shape[1])
+        found[part.target_ids] = hidden  # the whole row, in its order
+        dist.all_reduce(found)
+        states[name] = found.split(lengths.tolist())
+    base = states["base"]
+
+    def moved(name: str, index: int) -> float:
+        return (states[name][index] - base[index]).abs().max().item()
+
+    return {
+        "edited": max(moved("edited", 0), moved("edited", 2)),
+        "longer": max(moved("longer", 0), moved("longer", 2)),
+        "moved": moved("edited", 1),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, families = Path(sys.argv[1]), sys.argv[2:] or list(FAMILIES | OTHER_FAMILIES)
+    results = {}
+    with process_group(device=torch.device("cpu")) as ranks:
+        for family in families:
+            path = folder / family
+            if ranks.rank == 0 and not path.exists():
+                write_tiny_model(path, family=family, tied=False)
+            barrier(ranks)
+            results[family] = compare(path, ranks, Model(path=""))
+        tiled = Model(path="", mlp_tiles=3, activation_checkpointing="full")
+        results["tiled"] = compare(folder / families[0], ranks, tiled)
+        results["hybrid"] = compare(folder / families[0], ranks, Model(path=""), "hybrid")
+        results["none"] = compare(folder / families[0], ranks, Model(path=""), "none")
+        if ranks.rank == 0:
+            (folder / f"{ranks.world_size}.json").write_text(json.dumps(results))
+            for name, found in results.items():
+                apart = found["isolation"]
+                print(
+                    f"{name:18} {ranks.world_size} ranks: loss {found['loss']:.1e}, gradient {found['gradient']:.1e} "
+                    f"({found['tensor']}), another document {apart['edited']:.1e}, longer {apart['longer']:.1e}, "
+                    f"itself {apart['moved']:.1e}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

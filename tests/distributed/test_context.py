@@ -1,0 +1,111 @@
+"""Ranks that share the tokens of a micro-batch (sharding.context) compute what one rank computes.
+
+All supported architectures, on as many ranks as their heads allow:
+
+    OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node=4 tests/distributed/context_worker.py FOLDER
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.launch import (
+    ENVIRONMENT,
+    WORKER,
+    largest_difference,
+    launch,
+    relative_difference,
+    rows,
+    run_of,
+    weights,
+    write_plan,
+)
+from tests.distributed.workload import write_workload
+from tests.processes import run_ranks
+
+pytestmark = pytest.mark.slow
+FAMILIES = ("gemma2", "qwen2_sliding")  # softcaps, sliding windows, biases; with 4 ranks, keys are repeated
+STEPS = 5
+KILLED_AT = 20  # forwards, those of the Fisher diagonal and of the first validation among them: in step 3
+CURVES = (
+    "train/loss",
+    "train/grad_norm",
+    "validation/loss",
+    "validation/loss/general",
+    "validation/nll",
+    "ewc/penalty",
+)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def compared(request, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("context")
+    worker = Path(__file__).with_name("context_worker.py")
+    done = run_ranks(request.param, worker, folder, *FAMILIES, **ENVIRONMENT)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return json.loads((folder / f"{request.param}.json").read_text())
+
+
+def test_loss_and_every_gradient_are_those_of_one_rank(compared) -> None:
+    assert set(compared) == {*FAMILIES, "tiled", "hybrid", "none"}
+    for name, found in compared.items():
+        assert found["loss"] < 1e-6 and found["gradient"] < 1e-5, (name, found)
+
+
+def test_a_document_does_not_see_another_one_wherever_ranks_cut_the_row(compared) -> None:
+    for name, found in compared.items():
+        apart = found["isolation"]
+        assert apart["edited"] == 0.0 and apart["longer"] < 1e-6 and apart["moved"] > 0.1, (name, apart)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("context-runs")
+    write_workload(folder, STEPS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> Path:
+    """A run on one rank, on two that share, on two pairs; one that is killed as a pair and goes on as four that share."""
+    settings = (f"run.eval_every={STEPS}", "data.sequence_length=160", "ewc.documents=8")
+    general = ("run.eval_general=True", *settings)
+    launch(folder, "one", 1, [run_of(folder, "r1", *general)])
+    killed = run_of(folder, "killed", *settings, "sharding.context=2", plant=f"kill_at_micro_batch:{KILLED_AT}")
+    plan = write_plan(
+        folder, "two", [run_of(folder, "pair", *general, "sharding.context=2", "model.mlp_tiles=2"), killed]
+    )
+    done = run_ranks(2, WORKER, plan, **ENVIRONMENT)
+    assert (folder / "two.0.rank1.exit").is_file(), done.stdout + done.stderr
+    assert done.returncode, "the kill came too late"
+    checkpoint = (folder / "runs" / "killed" / "checkpoints" / "latest").read_text()
+    assert 0 < int(re.findall(r"\d+", checkpoint)[0]) < STEPS
+    four = [
+        run_of(folder, "refused", "sharding.context=3", expect=2),
+        run_of(folder, "pairs", *settings, "sharding.context=2", "model.activation_checkpointing=full"),
+        run_of(folder, "killed", *settings, "sharding.context=4"),
+    ]
+    output = launch(folder, "four", 4, four)
+    assert "sharding.context=3: groups of 3 ranks share a micro-batch, and 4 is not a multiple of 3" in output
+    assert "step 1 is dealt to 2 groups of 2 ranks" in output and "sharding.context: 2 -> 4" in output
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("name", ["pair", "pairs", "killed"])
+def test_a_run_is_that_of_one_rank_also_after_a_kill_and_with_other_groups(runs, name) -> None:
+    for curve in CURVES:
+        # The penalty is a small difference of weights.
+        limit = 1e-3 if curve.startswith("ewc") else 1e-5
+        before = {step: row for step, row in rows(runs / "r1", curve).items() if row[curve]}
+        after = {step: row for step, row in rows(runs / name, curve).items() if step in before}
+        assert relative_difference(before, after, curve) < limit, curve
+    assert largest_difference(weights(runs / "r1"), weights(runs / name)) < 1e-5
+
+
+def test_forgetting_is_measured_on_all_tokens_once(runs) -> None:
+    (_, alone), (_, shared) = (sorted(rows(runs / one, "forgetting/kl").items())[-1] for one in ("r1", "pair"))
+    assert alone["step"] == shared["step"] == STEPS and alone["forgetting/kl"] > 1e-3
+    for curve in ("forgetting/kl", "forgetting/perplexity_per_byte", "forgetting/agreement", "forgetting/questions"):
+        assert shared[curve] == pytest.approx(alone[curve], rel=1e-4), curve

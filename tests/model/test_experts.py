@@ -1,0 +1,262 @@
+"""Models with experts against transformers' eager code: every gradient, the choice of experts, the auxiliary loss, the files."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+from common.errors import UserError
+from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
+from data.batches import MicroBatch, collate
+from data.context import part_of
+from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
+from distributed.compiled_layers import compile_layers
+from distributed.optimizer import adamw
+from distributed.sharding import decoder_layers
+from model.architectures import read_model_config
+from model.build import build_to_train
+from model.experts import Routers, auxiliary_factor
+from model.language_model import build_on_meta, check_weights, load_weights
+from model.loss import visit_logits
+from tests.losses import loss_of
+from tests.model.test_equivalence import documents, load
+from tests.tiny import write_tiny_model
+
+FAMILIES = ("qwen3_moe", "gpt_oss")
+LENGTHS = [37, 5, 90, 2, 61]
+FACTOR = 0.3
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def path(request, tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("experts") / "model", family=request.param, tied=False)
+
+
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def eager(path, made, factor: float = 0.0) -> tuple[torch.nn.Module, torch.Tensor, list[torch.Tensor]]:
+    """(transformers' model with gradients, the loss, the scores of each layer's router), document by document."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    )
+    total, scores = torch.zeros(()), []
+    for ids, weights in zip(made.ids, made.weights, strict=True):
+        found = model.base_model(torch.from_numpy(ids)[None], output_router_logits=True)
+        logits = model.lm_head(found.last_hidden_state)[0]
+        where = torch.from_numpy(weights > 0).nonzero().flatten()
+        total = total + torch.nn.functional.cross_entropy(
+            logits[where - 1], torch.from_numpy(ids)[where], reduction="sum"
+        )
+        scores.append(found.router_logits)
+    layers = tuple(torch.cat(layer) for layer in zip(*scores, strict=True))
+    if factor:
+        total = total + factor * load_balancing_loss_func(layers, 6, 2)
+    total.backward()
+    return model, total.detach(), list(layers)
+
+
+def assert_same_gradients(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """Within 1e-5 of each tensor's largest."""
+    expected = dict(theirs.named_parameters())
+    found = dict(ours.named_parameters())
+    assert found.keys() == expected.keys()
+    assert sum("gate.weight" in name or "router.weight" in name for name in found) == 2
+    for name, parameter in found.items():
+        scale = expected[name].grad.abs().max().item()
+        assert scale > 0 and (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("mode", ["none", "full", "selective", "tiles"])
+def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, alone, mode) -> None:
+    """Routers included, in one micro-batch of packed documents, also where backward computes layers again."""
+    made = documents(LENGTHS)
+    packed = load(path)
+    layers = decoder_layers(packed)
+    if mode == "tiles":
+        tile_mlps(layers, 3)
+    checkpoint_activations(layers, "full" if mode == "tiles" else mode)
+    routers = Routers(packed, FACTOR, packed.causal_lm.config, torch.device("cpu"))
+    routers.start(SimpleNamespace(document_lengths=tuple(LENGTHS)))
+    batch = collate((0, 1, 2, 3, 4), made)
+    loss = loss_of(packed, batch)
+    loss = loss + routers.loss(batch, True)
+    loss.backward()
+    theirs, expected, _ = eager(path, made, FACTOR)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert_same_gradients(packed.causal_lm, theirs)
+    without = eager(path, made)[1]
+    assert abs(expected.item() - without.item()) > 0.1  # the auxiliary loss was there
+
+
+def test_packed_documents_choose_the_experts_that_each_chooses_alone(path) -> None:
+    made, packed, chosen = documents(LENGTHS), load(path), []
+    for router in [module for module in packed.modules() if hasattr(module, "top_k")]:
+        router.register_forward_hook(lambda _, __, output: chosen.append(output[2]))
+    packed(collate((0, 1, 2, 3, 4), made))
+    assert packed.causal_lm.config._experts_implementation == "grouped_mm"  # all experts of a layer in one product
+    _, _, scores = eager(path, made)
+    assert len(chosen) == 2
+    for ours, theirs in zip(chosen, scores, strict=True):
+        assert torch.equal(ours, theirs.topk(2, dim=-1).indices)
+        assert len(ours.unique()) == 6
+
+
+class Choices(TorchDispatchMode):
+    """Counts how often experts are chosen."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.count += func is torch.ops.aten.topk.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_backward_under_checkpointing_does_not_choose_again(path, tiles) -> None:
+    made, gradients = documents(LENGTHS), {}
+    for mode in ("none", "full"):
+        packed = load(path)
+        if tiles > 1:
+            tile_mlps(decoder_layers(packed), tiles)
+        checkpoint_activations(decoder_layers(packed), mode)
+        with Choices() as forward:
+            loss = loss_of(packed, collate((0, 1, 2, 3, 4), made))
+        with Choices() as backward:
+            loss.backward()
+        assert (forward.count, backward.count) == (2 * tiles, 0)
+        gradients[mode] = [parameter.grad for parameter in packed.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(gradients["none"], gradients["full"], strict=True))
+
+
+def test_shares_are_those_of_the_micro_batches_so_far(path, alone) -> None:
+    """The second micro-batch is judged by what both chose; probabilities are means over the tokens of the step."""
+    made, packed = documents(LENGTHS), load(path)
+    routers = Routers(packed, FACTOR, packed.causal_lm.config, torch.device("cpu"))
+    routers.start(SimpleNamespace(document_lengths=tuple(LENGTHS)))
+    found = []
+    for items, is_last in (((0, 1), False), ((2, 3, 4), True)):
+        batch = collate(items, made)
+        packed(batch)
+        found.append(routers.loss(batch, is_last).item())
+    _, _, scores = eager(path, made)
+    first, counts = LENGTHS[0] + LENGTHS[1], []
+    for part in (slice(0, first), slice(first, None)):
+        counts.append(sum(s[part].topk(2, dim=-1).indices.flatten().bincount(minlength=6) for s in scores))
+    tokens = sum(LENGTHS)
+    for part, of_part, so_far, number in (
+        (slice(0, first), found[0], counts[0], first),
+        (slice(first, None), found[1], counts[0] + counts[1], tokens),
+    ):
+        means = sum(s[part].softmax(-1).sum(0) for s in scores) / (2 * tokens)
+        assert of_part == pytest.approx(FACTOR * 6 * (so_far / (2 * number) * means).sum().item(), rel=1e-5)
+    curves = routers.curves()
+    shares = scores[1].topk(2, dim=-1).indices.flatten().bincount(minlength=6) / (2 * tokens)
+    assert curves["router/largest_share/layers_01"] == pytest.approx(shares.max().item())
+    entropy = -(shares * shares.log()).sum().item() / math.log(6)
+    assert curves["router/entropy/layers_01"] == pytest.approx(entropy, rel=1e-6)
+    assert routers.curves()["router/largest_share/layers_01"] == 0.0  # a new window
+
+
+def test_tokens_that_fill_up_are_not_counted(path, alone) -> None:
+    """Of an empty micro-batch, and of a row that ranks share."""
+    made, packed = documents([37, 5, 9]), load(path)
+    batch = collate((0, 1, 2), made)
+    parts = [part_of(batch, part, 4) for part in range(4)]  # 51 tokens on 4 ranks: 13 each, and one fills up
+    assert [part.filling for part in parts] == [0, 0, 0, 1] and collate((), made).filling == 2
+    assert [part_of(collate((), made), part, 4).filling for part in range(4)] == [1, 1, 1, 1]
+    routers = Routers(packed, None, packed.causal_lm.config, torch.device("cpu"))
+    routers.start(SimpleNamespace(document_lengths=(37, 5, 9)))
+    for one in (collate((), made), MicroBatch(**vars(batch) | {"filling": 9})):
+        packed(one)
+        assert routers.loss(one, False) == 0.0
+    assert routers.window.sum(dim=1).tolist() == [2 * 42, 2 * 42]
+
+
+def test_the_auxiliary_loss_is_that_of_the_config_unless_asked() -> None:
+    on, off = (SimpleNamespace(output_router_logits=on, router_aux_loss_coef=0.02) for on in (True, False))
+    assert [auxiliary_factor(None, on), auxiliary_factor(None, off), auxiliary_factor(0.5, off)] == [0.02, 0.0, 0.5]
+    assert auxiliary_factor(0.0, on) == 0.0
+
+
+def test_experts_that_saw_nothing_have_a_gradient_of_zero(path) -> None:
+    packed, made = load(path), documents([2])
+    seen = []
+    for router in [module for module in packed.modules() if hasattr(module, "top_k")]:
+        router.register_forward_hook(lambda _, __, output: seen.append(set(output[2].flatten().tolist())))
+    loss_of(packed, collate((0,), made)).backward()
+    for layer, chosen in zip(decoder_layers(packed), seen, strict=True):
+        assert len(chosen) < 6
+        for name, parameter in layer.mlp.experts.named_parameters():
+            hit = {expert for expert in range(6) if parameter.grad[expert].abs().max() > 0}
+            assert hit <= chosen and hit, name
+
+
+def test_experts_in_one_tensor_of_the_files_are_read_too(tmp_path) -> None:
+    path = write_tiny_model(tmp_path / "model", family="qwen3_moe", tied=False)
+    expected = load(path)
+    stored = load_file(path / "model.safetensors")
+    names = [name for name in stored if ".experts." in name]
+    assert len(names) == 2 * 6 * 3
+    found = dict(expected.causal_lm.named_parameters())
+    others = {name: tensor for name, tensor in stored.items() if name not in names}
+    others |= {name: tensor.detach().clone() for name, tensor in found.items() if ".experts." in name}
+    save_file(others, path / "model.safetensors", metadata={"format": "pt"})
+    assert all(torch.equal(a, b) for a, b in zip(load(path).parameters(), expected.parameters(), strict=True))
+    del stored[names[3]]
+    save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=names[3].replace(".", r"\.")):
+        check_weights(build_on_meta(read_model_config(str(path))), str(path))
+
+
+def config_of(path, **settings) -> Config:  # noqa: ANN003
+    model = Model(str(path), compute_dtype="fp32", **settings.pop("model", {}))
+    return Config(model, Data(("-",)), Batch(1), Optimizer(1e-3, 1), run=Run("x"), **settings)
+
+
+def test_lora_takes_attention_and_leaves_routers_and_experts(path) -> None:
+    model = build_to_train(config_of(path, lora=LoRA(rank=2)), read_model_config(str(path)))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all(".self_attn." in name and ".lora_" in name for name in trained)
+
+
+def test_what_does_not_fit_is_said(tmp_path, path) -> None:
+    dense = write_tiny_model(tmp_path / "dense")
+    with pytest.raises(UserError, match="model.router_aux: .* has no experts"):
+        build_to_train(config_of(dense, model={"router_aux": 0.1}), read_model_config(str(dense)))
+    with pytest.raises(UserError, match="model.compile=True: .*experts"):
+        compile_layers(decoder_layers(load(path)))
+
+
+@pytest.mark.parametrize("memory", ["16N", "14N", "12N", "8N"])
+def test_every_optimizer_memory_updates_experts_and_decays_no_bias(path, memory) -> None:
+    config = read_model_config(str(path))
+    packed = build_on_meta(config).to(torch.float32 if memory == "16N" else torch.bfloat16)
+    load_weights(packed, str(path), torch.device("cpu"))
+    parameters = dict(packed.causal_lm.named_parameters())
+    optimizer = adamw(parameters, Optimizer(1e-2, 1, memory=memory, weight_decay=0.1), 0)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, parameter in parameters.items() if id(parameter) in decayed}
+    assert any(name.endswith("experts.down_proj") for name in names)
+    assert not any("bias" in name or "norm" in name or "sinks" in name for name in names)
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    loss_of(packed, collate((0, 1, 2, 3, 4), documents(LENGTHS))).backward()
+    optimizer.step()
+    assert all(not torch.equal(before[name], parameter) for name, parameter in parameters.items())
+
+
+def test_logits_of_the_packed_model_are_finite_in_bf16(path) -> None:
+    packed, found = load(path, torch.bfloat16), []
+    batch = collate((0, 1, 2, 3, 4), documents(LENGTHS))
+    visit_logits(packed.head, packed(batch), lambda logits, start: found.append(logits))
+    assert torch.isfinite(torch.cat(found)).all()
