@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from configs.config import Config
 from configs.load import load_config
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
+from xbrl.answers.answer_reader import parse_answer
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / "docs" / "LOG.md"  # the history: it may name what is gone
@@ -181,6 +183,15 @@ def test_the_commands_for_own_data_train(tmp_path) -> None:
     done = run_python(ROOT / script, command, ROOT / config, *overrides, model, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "⟦" in done.stdout
+
+
+def test_the_answer_that_a_page_shows_is_read_as_written() -> None:
+    page = (ROOT / "docs" / "xbrl.md").read_text(encoding="utf-8")
+    shown = re.search(r"^    Checks:\n(?:    .*\n)+", page, re.MULTILINE)
+    assert shown
+    answer = parse_answer(textwrap.dedent(shown[0]))
+    assert answer and not answer.void
+    assert answer.rule_ids == ("OCR_CET1", "PLEDGED_COUNTED", "LCR_PLEDGED")
 
 
 def test_what_the_code_says_of_the_pages_is_true() -> None:
