@@ -4,7 +4,7 @@ python scripts/make_reports.py --profile quickstart --seed 0 --out artifacts/qui
 python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
 torchrun --nproc_per_node=2 train.py configs/quickstart.py
 
-With data.mix=none there is no replay: general text is forgotten faster (docs/results.md).
+With data.mix=none there is no replay (docs/forgetting.md).
 """
 
 from configs.config import Batch, Config, Data, Eval, Model, Optimizer, Run, Sharding, Source

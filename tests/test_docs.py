@@ -1,14 +1,20 @@
-"""README, CONTRIBUTING and the pages of docs name only files, scripts, sections and keys that exist."""
+"""README, CONTRIBUTING and the pages of docs name only files, sections and keys that exist, and their commands are taken."""
 
 import dataclasses
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from configs.config import Config
+from configs.load import load_config
+from tests.processes import run_python
+from tests.tiny import write_chat_file, write_tiny_model
+from xbrl.answers.answer_reader import parse_answer
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / "docs" / "LOG.md"  # the history: it may name what is gone
@@ -25,7 +31,41 @@ SECTIONS = {
     section.name: {key.name for key in dataclasses.fields(section.type)} for section in dataclasses.fields(Config)
 }
 KEY = re.compile(rf"(?<![\w./-])({'|'.join(SECTIONS)})\.(\w+)(?==)")  # section.key=value
-IMPORT = re.compile(r"^ *from ([\w.]+) import ", re.MULTILINE)
+# In a synopsis: what stands after ` | ` up to the bracket, `|` and the word after it, brackets, dots.
+SYNOPSIS = re.compile(r" \| [^\]]*|\|[^\s\]]+|[\[\]]|\.\.\.")
+OWN_DATA = ("train.py", "scripts/data.py show")
+# Starts each command up to the point where its arguments are parsed, and prints what was refused.
+DRIVER = """
+import argparse, contextlib, io, os, runpy, shlex, sys
+
+class Parsed(BaseException):
+    pass
+
+def stopping(parse):
+    def parsed(self, args=None, namespace=None):
+        found = parse(self, args, namespace)
+        if args is None:  # the command of a script with several commands is given as `args`
+            raise Parsed
+        return found
+    return parsed
+
+for name in ("parse_args", "parse_intermixed_args"):
+    setattr(argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name)))
+root, *lines = sys.argv[1:]
+for line in lines:
+    script, *words = shlex.split(line)
+    sys.path[0] = os.path.join(root, "scripts")
+    sys.argv = [os.path.join(root, script), *words]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        print(f"{line}: nothing was parsed")
+    except Parsed:
+        pass
+    except SystemExit:
+        print(f"{line}: {said.getvalue()}")
+"""
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -50,20 +90,15 @@ def commands(page: Path) -> Iterator[str]:
     yield from re.findall(r"^ *((?:python|torchrun) .*)$", text, re.MULTILINE)
 
 
-def sources(file: Path, depth: int) -> Iterator[str]:
-    """The source of a module and of our modules that it imports, `depth` imports away."""
-    text = file.read_text(encoding="utf-8")
-    yield text
-    for name in IMPORT.findall(text) if depth else ():
-        imported = ROOT / f"{name.replace('.', '/')}.py"
-        if imported.exists():
-            yield from sources(imported, depth - 1)
-
-
-def has_option(script: str, option: str) -> bool:
-    """Whether a script, or a module near it, writes an option out or has a field of its name."""
-    field = re.compile(rf"^    {option[2:].replace('-', '_')}: ", re.MULTILINE)
-    return any(f'"{option}"' in text or field.search(text) for text in sources(ROOT / script, 2))
+def script_commands(page: Path) -> Iterator[list[str]]:
+    """The words of a page's commands that start a script of ours, from its path on; of alternatives the first."""
+    for line in commands(page):
+        words = shlex.split(SYNOPSIS.sub("", line), comments=True)
+        script = next(
+            (i for i, word in enumerate(words) if word.startswith("scripts/") and (ROOT / word).exists()), None
+        )
+        if script is not None:
+            yield words[script:]
 
 
 def test_there_are_at_most_twelve_pages_for_users() -> None:
@@ -106,15 +141,57 @@ def test_keys_that_are_named_exist(page) -> None:
 
 
 @pytest.mark.parametrize("page", names(PAGES))
-def test_options_of_commands_exist(page) -> None:
-    wrong = []
+def test_settings_of_commands_are_read_with_their_config(page) -> None:
     for line in commands(ROOT / page):
-        words = shlex.split(line, comments=True)
-        script = next((word for word in words if word.startswith("scripts/") and (ROOT / word).exists()), None)
-        if script:
-            options = {word.split("=")[0] for word in words[words.index(script) :] if word.startswith("--")}
-            wrong += [f"{script} {option}" for option in options if not has_option(script, option)]
-    assert not wrong
+        words = shlex.split(SYNOPSIS.sub("", line), comments=True)
+        config = next((word for word in words if word.startswith("configs/") and (ROOT / word).exists()), None)
+        if config and "scripts/sweep.py" not in words:  # a sweep has lists of values
+            overrides = [word for word in words if re.match(r"\w+\.\w+=", word)]
+            try:
+                load_config(ROOT / config, overrides)
+            except UserError as error:
+                pytest.fail(f"{line}: {error}")
+
+
+@pytest.mark.slow
+def test_scripts_take_the_options_of_commands(tmp_path) -> None:
+    found = sorted({shlex.join(words) for page in PAGES for words in script_commands(page)})
+    assert len(found) > 50
+    (tmp_path / "driver.py").write_text(DRIVER)
+    done = run_python(tmp_path / "driver.py", ROOT, *found, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_for_own_data_train(tmp_path) -> None:
+    """The README's, as they are, with a model of the tests."""
+    write_tiny_model(tmp_path / "model")
+    for name, examples in (("mine", 16), ("held_out", 4)):
+        write_chat_file(tmp_path / f"{name}.jsonl", examples, seed=examples)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    train, show = (
+        re.search(rf"^    python ({command} .*data.train=mine.jsonl.*)$", readme, re.M) for command in OWN_DATA
+    )
+    assert train and show
+    model = f"model.path={tmp_path / 'model'}"
+    script, config, *overrides = shlex.split(train[1])
+    done = run_python(ROOT / script, ROOT / config, *overrides, model, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/mine/export/model.safetensors").exists()
+    script, command, config, *overrides = shlex.split(show[1])
+    done = run_python(ROOT / script, command, ROOT / config, *overrides, model, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "⟦" in done.stdout
+
+
+def test_the_answer_that_a_page_shows_is_read_as_written() -> None:
+    page = (ROOT / "docs" / "xbrl.md").read_text(encoding="utf-8")
+    shown = re.search(r"^    Checks:\n(?:    .*\n)+", page, re.MULTILINE)
+    assert shown
+    answer = parse_answer(textwrap.dedent(shown[0]))
+    assert answer and not answer.void
+    assert answer.rule_ids == ("OCR_CET1", "PLEDGED_COUNTED", "LCR_PLEDGED")
 
 
 def test_what_the_code_says_of_the_pages_is_true() -> None:

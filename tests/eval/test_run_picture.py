@@ -1,0 +1,48 @@
+import json
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from common.errors import UserError
+from eval.run_picture import draw
+
+
+def rows(general: bool) -> list[dict]:
+    """Curves of a run of 20 steps: held-out loss is lowest at step 10."""
+    found: list[dict] = [{"step": 0, "validation/loss": 3.0}]
+    for step in range(1, 21):
+        found.append({"step": step, "train/loss": 9.0, "train/loss/main": 2.0 / step, "train/learning_rate": 1e-4})
+    found += [
+        {"step": 10, "validation/loss": 0.5},
+        {"step": 20, "validation/loss": 0.6, "train/loss/main": float("nan")},
+    ]
+    found += [{"step": step, "save/total_seconds": 1.0} for step in (10, 20)]
+    return [*found, {"step": 20, "forgetting/kl": 0.4}] if general else found
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_a_picture_has_the_panels_of_the_curves_and_plain_ticks(tmp_path, monkeypatch, general) -> None:
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows(general))))
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    draw(tmp_path, tmp_path / "run.png")
+    figure = plt.gcf()
+    monkeypatch.undo()
+    loss = figure.axes[0]
+    assert len(figure.axes) == 2 + general and (tmp_path / "run.png").stat().st_size > 5_000
+    training, held_out, saved = loss.get_lines()
+    assert np.array_equal(held_out.get_xdata(), [0, 10, 20]) and np.array_equal(saved.get_xdata(), [10, 20])
+    # Of the main source, without the NaN
+    assert np.array_equal(training.get_ydata(), [2.0 / step for step in range(1, 21)])
+    assert [text.get_text() for text in loss.texts] == ["3", "0.5", "0.6"]  # the first, the lowest and the last value
+    ticks = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels() if label.get_text()]
+    assert {"0.1", "0.3", "1"} <= set(ticks) and all(tick.replace(".", "").isdigit() for tick in ticks)
+    legend = loss.get_legend()
+    assert legend and legend.get_window_extent().y0 >= loss.get_window_extent().y1  # above the data
+    plt.close(figure)
+
+
+def test_a_run_without_held_out_loss_is_one_sentence(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1.0}))
+    with pytest.raises(UserError, match="no validation/loss"):
+        draw(tmp_path, tmp_path / "run.png")
