@@ -63,7 +63,7 @@ def difference(
         return stats.ttest_ind(a, b + shift, equal_var=False, alternative=alternative)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # without any spread p is not a number, and the outcome open
+        warnings.simplefilter("ignore", RuntimeWarning)  # an arm without any spread has no interval
         whole = test(0.0, "two-sided")
         wide, narrow = (tuple(map(float, whole.confidence_interval(level))) for level in (0.95, 0.90))
         # The larger of the two, so that both must be below 0.05.

@@ -20,19 +20,16 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from common.durable_files import write_json_lines
 from experiment.commands import Command, chosen_of, tuned_grid
 from experiment.contrasts import Contrast, contrast_table, summary_table, table
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 OUT, BASE = Path("runs/knowledge"), "artifacts/models/SmolLM2-135M-Instruct"
 CONFIG = "configs/laptop_cpt.py"
@@ -88,7 +85,6 @@ def write_texts() -> None:
     """The held-out documents and the questions, once the corpus is there. A question is a prompt with each of its labels, the right one first."""
     if not corpus().is_done or file_of("recall").is_file():
         return
-    OUT.joinpath("data").mkdir(exist_ok=True)
     for split in ("validation", "test"):
         documents = _read(OUT / "cpt" / f"{split}.jsonl")
         write_json_lines(file_of(split), random.Random(0).sample(documents, min(HELD_OUT, len(documents))))
@@ -168,7 +164,7 @@ def commands() -> list[Command]:
     """What is known to be needed, seed by seed, so that a part of it is a result."""
     write_texts()
     extended = OUT / "new-tokens" / "config.json"
-    options = (BASE, "--corpus", str(file_of("train-s0")), "--out", str(extended.parent), "--loss-bytes", "0")
+    options = (BASE, "--corpus", str(draw(SEEDS[0])), "--out", str(extended.parent), "--loss-bytes", "0")
     found = [
         corpus(),
         _measure(BASE, "base", "test", corpus().output),
@@ -183,7 +179,7 @@ def commands() -> list[Command]:
     for arm in ARMS:
         for rate in rates(arm):
             run = run_of(arm, TUNING_SEED, rate)
-            command = _train(arm, TUNING_SEED, rate, run, "validation", ("optimizer.max_steps=15",))
+            command = _train(arm, TUNING_SEED, rate, run, "validation", EVERY)
             found.append(replace(command, kind=f"tune {arm}", frees=_weights_of(run), diverged=run / "diverged.txt"))
     for seed in SEEDS:
         for arm in (*ARMS, NEW_TOKENS):
@@ -197,7 +193,7 @@ def commands() -> list[Command]:
     return found
 
 
-def _train(arm: str, seed: int, rate: float, run: Path, judged_on: str, more: Sequence[str] = ()) -> Command:
+def _train(arm: str, seed: int, rate: float, run: Path, judged_on: str, steps: int | None = None) -> Command:
     model, step = BASE, STEP
     if arm == NEW_TOKENS:  # as many steps, and as many bytes in each
         model, step = str(OUT / "new-tokens"), round(STEP * tokens_per_byte("new-tokens") / tokens_per_byte("base"))
@@ -207,12 +203,16 @@ def _train(arm: str, seed: int, rate: float, run: Path, judged_on: str, more: Se
         f"data.train={draw(seed)}",
         f"data.validation={file_of(judged_on)}",
         *("data.mix=none", "data.sequence_length=2048", "batch.global_examples=none", f"batch.global_tokens={step}"),
-        *("batch.micro_batch=1", "optimizer.epochs=1", "optimizer.max_steps=none", f"optimizer.learning_rate={rate:g}"),
+        *(
+            "batch.micro_batch=1",
+            "optimizer.epochs=1",
+            f"optimizer.max_steps={steps}",
+            f"optimizer.learning_rate={rate:g}",
+        ),
         *(f"run.eval_every={EVERY}", "run.save_every=0", "run.save_minutes=5", "run.keep_last=1"),
         *(f"run.seed={seed}", f"run.directory={run.parent}", f"run.name={run.name}"),
         *ARMS.get(arm, ()),
         *SETTINGS,
-        *more,
     )
     return Command(f"{run.name}/train", f"train {arm}", "train.py", options, run / "export" / "export.json")
 
@@ -313,7 +313,8 @@ def report() -> tuple[str, dict]:
 
 def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
     """Bits per byte by the share of the tokens, and recall: a point for each seed, a line through the means."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for number, arm in enumerate((*ARMS, NEW_TOKENS)):
         points = [list(found[f"{BITS}, {share}"].get(arm, {}).values()) for share in SHARES]
         places = [int(share[:-1]) for share in SHARES]
@@ -331,4 +332,3 @@ def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
     right.set(xlabel="recall (dotted: chance)", ylim=(len(ARMS) + 0.5, -0.5))
     right.set_yticks(range(len(ARMS) + 1), [*ARMS, NEW_TOKENS])
     figure.savefig(OUT / "knowledge.png", dpi=110)
-    plt.close(figure)

@@ -14,8 +14,8 @@ better, a plain low rate with averaging is the default. All else is descriptive,
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiment import drawn
 from experiment.commands import Command
@@ -33,9 +33,6 @@ from experiment.drawn import (
     validation_f1,
 )
 from experiment.settle import SHARED, result_of
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SEEDS = SHARED
 ALPHAS = ("1", "0.75", "0.5")
@@ -206,7 +203,8 @@ def pilot_table() -> str:
 
 def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
     """F1 against KL: a colour for each arm, a point for each seed, a line through the means of the alphas."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     for number, arm in enumerate(ARMS):
         means = []
         for alpha in ALPHAS:
@@ -223,7 +221,6 @@ def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
     axes.set_ylabel("F1 of violations on the test")
     axes.legend(title="alpha 1, 0.75, 0.5 from right to left", fontsize=8)
     figure.savefig(drawn.OUT / "pareto.png", dpi=110)
-    plt.close(figure)
 
 
 def _short(arm: str) -> str:

@@ -9,15 +9,12 @@ which is rank 8 or 9 here.
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from experiment import drawn
 from experiment.commands import Command
 from experiment.contrasts import Contrast, contrast_table, summary_table
 from experiment.drawn import METHODS, chosen_rate, f1_of, pool, run_of, score, train, tuning, tuning_table, weights_of
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SEEDS = {"full": 12, "lora8": 12, "lora64": 4}
 SHARED = 8  # seeds whose full fine-tuning experiment.pareto averages with the base, and measures
@@ -60,7 +57,8 @@ def values() -> dict[str, dict[int, float]]:
 def report() -> tuple[str, dict]:
     """The tables as Markdown, and the values. Draws settle.png: each seed as a point."""
     found = values()
-    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
     for place, of_seeds in enumerate(found.values()):
         if of_seeds:
             axes.scatter(list(of_seeds.values()), [place] * len(of_seeds), s=16, alpha=0.5, linewidths=0)
@@ -69,6 +67,5 @@ def report() -> tuple[str, dict]:
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlabel("F1 of violations on the test: a point for each seed, a line for the mean")
     figure.savefig(drawn.OUT / "settle.png", dpi=110)
-    plt.close(figure)
     text = [tuning_table(), summary_table(found, "F1"), contrast_table(CONTRASTS, {"F1": found})]
     return "\n\n".join(text), {"F1": found}

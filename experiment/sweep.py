@@ -14,15 +14,13 @@ from pathlib import Path
 
 from common.durable_files import write_durably, write_json
 from common.errors import UserError
-from configs.config import Config, as_dict
+from configs.config import as_dict
 from experiment.commands import Command, duration, read_times
 from experiment.contrasts import table
 from experiment.grid import Grid, Metric, Run, options
 
 _TEST = re.compile(r"(^|[^a-z])tests?([^a-z]|$)")
 SAME_TOKENS = 0.01  # relative difference of tokens that seeds and packing make
-# Settings that a run fills in where the config has this value (training/chat_settings.py, training/micro_batch.py).
-_FILLED_IN = {("data", "chat_date"): None, ("batch", "micro_batch"): "auto"}
 
 
 @dataclass(frozen=True)
@@ -83,20 +81,18 @@ class Sweep:
         check_yardstick(grid, metric)
         self.grid, self.metric, self.out, self.processes = grid, metric, Path(grid.out), processes
         self.keeps_checkpoints = keeps_checkpoints
-        before = _read_json(self.out / "sweep.json")
+        before = _read_json(self.out / "sweep.json").get("begun_with", {})
         if before and set(before["axes"]) != set(grid.axes):
             raise UserError(
                 f"{self.out} is a sweep of {', '.join(before['axes']) or 'seeds'}, not of {', '.join(grid.axes) or 'seeds'}; "
                 "choose another --out"
             )
-        self.data = {path: _digest(Path(path)) for path in _data_of(grid)}
-        changed = [path for path, digest in before.get("data", {}).items() if self.data.get(path, digest) != digest]
-        if changed:
-            raise UserError(
-                f"{changed[0]} has changed since {self.out} was begun; put it back, or choose another --out"
-            )
-        for run in grid.runs:
-            check_settings(self.out / run.name, run.config)
+        self.begun_with = {"axes": list(grid.axes), **_fixed_settings(grid), **_digests(grid)}
+        for name, now in self.begun_with.items():
+            if before and name != "axes" and before.get(name, now) != now:
+                raise UserError(
+                    f"{self.out} was begun with {name}={before[name]}, now it is {now}; put it back, or choose another --out"
+                )
 
     def commands(self) -> list[Command]:
         """One for each run."""
@@ -158,7 +154,7 @@ class Sweep:
             "is_complete": all(command.is_done for command in self.commands()),
             "best": best and self._point(best),
             "points": [*map(self._point, points)],
-            "data": self.data,
+            "begun_with": self.begun_with,
         }
         write_json(self.out / "sweep.json", content)
         write_durably(self.out / "sweep.md", text + "\n")
@@ -278,21 +274,6 @@ def check_yardstick(grid: Grid, metric: Metric) -> None:
             )
 
 
-def check_settings(directory: Path, config: Config) -> None:
-    """Raise UserError if the run in `directory` was started with other settings than `config`."""
-    record = _read_json(directory / "config.json").get("config", {})
-    changed = [
-        f"{section}.{key}={record[section][key]}, now it is {value}"
-        for section, keys in json.loads(json.dumps(as_dict(config))).items()
-        for key, value in keys.items()
-        if key in record.get(section, {})  # newer keys are not compared
-        and record[section][key] != value
-        and not ((section, key) in _FILLED_IN and _FILLED_IN[section, key] == value)
-    ]
-    if changed:
-        raise UserError(f"{directory} was trained with {'; '.join(changed)}; set it back, or choose another --out")
-
-
 def read_rows(directory: Path) -> list[dict]:
     """The rows of metrics.jsonl that are complete; none if the run has not started."""
     path, rows = directory / "metrics.jsonl", []
@@ -317,9 +298,18 @@ def _data_of(grid: Grid) -> list[str]:
     )
 
 
-def _digest(path: Path) -> str | None:
-    """The SHA-256 of a file; None for a folder, or what lies elsewhere."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+def _fixed_settings(grid: Grid) -> dict[str, object]:
+    """section.key -> value of what all runs share, as JSON has it."""
+    sections = json.loads(json.dumps(as_dict(grid.runs[0].config)))
+    settings = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    own = {*grid.axes, "run.name", "run.seed", "run.directory"}
+    return {name: value for name, value in settings.items() if name not in own}
+
+
+def _digests(grid: Grid) -> dict[str, object]:
+    """File of the data -> its SHA-256. Folders, and what lies elsewhere, are not compared."""
+    files = filter(Path.is_file, map(Path, _data_of(grid)))
+    return {f"SHA-256 of {path}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _read_json(path: Path) -> dict:
