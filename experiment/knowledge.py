@@ -1,8 +1,8 @@
 """What full fine-tuning and LoRA learn from new text: the EBA's Data Point Model, by continued pre-training.
 
 New notation and knowledge are where others find full fine-tuning ahead (arXiv:2405.09673). Each seed trains on 300,000 tokens of
-documents of the corpus of `scripts/regulator.py cpt`, once: ten copies of the forms that hold the 1,000 rows that are asked for,
-the same for all seeds, and other documents, drawn for each seed. Rates are chosen by the loss on the validation split after a tenth
+documents of the corpus of `scripts/regulator.py cpt`, once: ten lists of the rows of the forms that are asked for, 1,000 rows and the
+same for all seeds, and other documents, drawn for each seed. Rates are chosen by the loss on the validation split after a tenth
 of the tokens, on a seed that no arm has. Measured on the test split, whose forms and their likes training never sees: bits per
 byte after 10%, 30% and 100% of the tokens. And closed-book recall: the share of the 1,000 rows whose own label is more probable
 per byte, after the title of the form and the code of the row, than three other labels of that form (chance: 25%).
@@ -20,7 +20,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ SETTINGS: tuple[str, ...] = ()  # of every training
 SEEDS, TUNING_SEED = (0, 1, 2), 100
 TOKENS, STEP = 300_000, 2_048  # of the base's tokenizer: in a run, and at most in a step
 EVERY = 15  # steps between two measurements: about a tenth of a run
-ROWS, COPIES = 1_000, 10  # rows that are asked for, and how often training shows them
+ROWS, COPIES = 1_000, 10  # rows that are asked for, and how often training shows them at least
 HELD_OUT = 40  # documents of the validation and of the test split
 OTHERS = 3  # labels beside the right one
 ARMS = {
@@ -82,65 +82,67 @@ def file_of(name: str) -> Path:
 
 
 def write_texts() -> None:
-    """The held-out documents and the questions, once the corpus is there. A question is a prompt with each of its labels, the right one first."""
+    """The held-out documents, and the questions, once the corpus is there: a prompt with each of its labels, the right one first."""
     if not corpus().is_done or file_of("recall").is_file():
         return
     for split in ("validation", "test"):
         documents = _read(OUT / "cpt" / f"{split}.jsonl")
         write_json_lines(file_of(split), random.Random(0).sample(documents, min(HELD_OUT, len(documents))))
     asked = []
-    for document in forms():
-        title, rows = document["text"].partition("\n")[0], rows_of(document)
+    for title, rows in forms():
         for number, (code, label) in enumerate(rows):
             others = random.Random(f"{title} {code}").sample([*rows[:number], *rows[number + 1 :]], OTHERS)
-            asked += [
-                {"prompt": f"{title}\nRows:\n{code}", "completion": f" {one}\n"}
-                for one in (label, *(other for _, other in others))
-            ]
+            for one in (label, *(other for _, other in others)):
+                asked.append({"prompt": f"{title}\nRows:\n{code}", "completion": f" {one}\n"})
     write_json_lines(file_of("recall"), asked[: ROWS * (1 + OTHERS)])
 
 
-def forms() -> list[dict]:
-    """The documents of the training split that hold the rows which are asked for, the same for all seeds."""
-    documents = _read(OUT / "cpt" / "train.jsonl")
+def forms() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Title -> code and label of the rows of forms of the training split, the same for all seeds; at least ROWS rows in all.
+
+    A row whose label another row of its form has is left out.
+    """
+    documents = [one["text"] for one in _read(OUT / "cpt" / "train.jsonl") if one["kind"] == "table"]
     random.Random(0).shuffle(documents)
-    found, rows = [], 0
-    for document in documents:
-        known = len(rows_of(document))
-        if document["kind"] == "table" and "(continued)" not in document["text"] and known > OTHERS and rows < ROWS:
-            found.append(document)
-            rows += known
+    found = []
+    for text in documents:
+        rows = _ROW.findall(text)
+        labels = [label for _, label in rows]
+        rows = [(code, label) for code, label in rows if labels.count(label) == 1]
+        if len(rows) > OTHERS and sum(len(known) for _, known in found) < ROWS:
+            found.append((text.partition("\n")[0], rows))
     return found
-
-
-def rows_of(document: dict) -> list[tuple[str, str]]:
-    """(code, label) of the rows of a form whose label no other row of it has."""
-    rows = _ROW.findall(document["text"])
-    labels = [label for _, label in rows]
-    return [(code, label) for code, label in rows if labels.count(label) == 1]
 
 
 def draw(seed: int) -> Path:
     """The training documents of a seed, in a file that exists once the corpus does and the base has been measured."""
     path = file_of(f"train-s{seed}")
     if not path.is_file() and scores_of("base", "test").is_file():
-        copies = forms() * COPIES
-        texts = {document["text"] for document in copies}
-        others = [document for document in _read(OUT / "cpt" / "train.jsonl") if document["text"] not in texts]
-        rng, size = random.Random(seed), TOKENS / tokens_per_byte("base")
-        rng.shuffle(others)
-        left, chosen = size - sum(len(document["text"].encode()) for document in copies), []
+        chosen = []
+        for title, rows in forms():
+            for copy in range(COPIES):  # each begins with another row
+                first = copy * len(rows) // COPIES
+                lines = [f"{code} {label}" for code, label in rows[first:] + rows[:first]]
+                chosen.append({"text": "\n".join([title, "Rows:", *lines])})
+        left = TOKENS / tokens_per_byte("base") - _bytes(chosen)
+        assert left > 0, "the copies alone take more than TOKENS"
+        others = _read(OUT / "cpt" / "train.jsonl")
+        random.Random(seed).shuffle(others)
         while others and left > 0:
-            chosen.append(others.pop())
-            left -= len(chosen[-1]["text"].encode())
-        write_json_lines(path, [*copies, *chosen])  # train.py draws their order
+            chosen.append({"text": others.pop()["text"]})
+            left -= _bytes(chosen[-1:])
+        write_json_lines(path, chosen)  # train.py draws their order
     return path
 
 
 def tokens_per_byte(model: str) -> float:
     """Targets for each byte of the test's documents. model: base or new-tokens."""
     result = json.loads(scores_of(model, "test").read_text(encoding="utf-8"))
-    return result["loss"]["targets"] / sum(len(document["text"].encode()) for document in _read(file_of("test")))
+    return result["loss"]["targets"] / _bytes(_read(file_of("test")))
+
+
+def _bytes(documents: Sequence[dict]) -> int:
+    return sum(len(document["text"].encode()) for document in documents)
 
 
 def _read(path: Path) -> list[dict]:
