@@ -69,7 +69,6 @@ def run_commands(
     one of them fails, when the others have ended.
     """
     with owned(out):
-        _check_options(list_them(), out)
         on_change()
         state = _State()
 
@@ -133,8 +132,8 @@ def read_times(out: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def _check_options(commands: Sequence[Command], out: Path) -> None:
-    """Raise UserError if what is done was done with other options than those of the list."""
+def check_options(commands: Sequence[Command], out: Path) -> None:
+    """Raise UserError if what is done was done with other options, as texts, than those of the list."""
     before = {row["name"]: row["options"] for row in read_times(out) if row["done"]}
     for command in commands:
         found = before.get(command.name)

@@ -15,7 +15,7 @@ from common.errors import UserError
 from configs.load import load_config, override
 from eval.bootstrap import Interval
 from eval.intervals import paired_change
-from experiment.commands import Command, run_commands
+from experiment.commands import Command, check_options, run_commands
 from experiment.contrasts import table
 
 PLAIN = "plain"
@@ -63,51 +63,37 @@ def compare_methods(
     if plan_only:
         return "\n".join(f"{name:20} {' '.join(settings)}" for name, settings in methods.items())
     base, train = loaded.model.path, loaded.data.train[0]
-    digest = hashlib.sha256(test.read_bytes()).hexdigest()[:8]
-
-    def result(name: str, kind: str) -> Path:
-        return out / "results" / (f"{name}-general.json" if kind == "general" else f"{name}-task-{digest}.json")
-
-    def scored(name: str, model: str, needs: tuple[Path, ...] = ()) -> Command:
-        options = (model, "--data", str(test), "--train", train, "--json", str(result(name, "task")), "--show", "0")
-        made = result(name, "task")
-        return Command(f"{name}/task", "task", "scripts/evaluate.py", options, made, needs, processes=processes)
-
-    commands = [scored("base", base)]
-    for name in [name for name in methods if not only or name in only]:
-        run = out / name
-        named = (f"run.directory={out}", f"run.name={name}")
-        fisher = [Path(text.partition("=")[2]) / "settings.json" for text in methods[name] if "ewc.fisher=" in text]
-        exported = (run / "export" / "export.json",)
-        forgotten = ("forgetting", base, str(run / "export"), "--json", str(result(name, "general")))
-        commands += [
-            Command(
-                f"{name}/train",
-                f"train {name.partition('-')[0]}",
-                "train.py",
-                (config, *overrides, *methods[name], *named),
-                exported[0],
-                tuple(fisher),
-                processes=processes,
-            ),
-            scored(name, str(run / "export"), exported),
-            Command(
-                f"{name}/general",
-                "general",
-                "scripts/measure.py",
-                forgotten,
-                result(name, "general"),
-                exported,
-                processes=processes,
-            ),
-        ]
-    run_commands(lambda: commands, out)
-    found = {
-        name: tuple(json.loads(result(name, kind).read_text(encoding="utf-8")) for kind in ("task", "general"))
-        for name in methods
-        if result(name, "general").is_file() and result(name, "task").is_file()
+    digest = hashlib.sha256(test.read_bytes()).hexdigest()[:8]  # scores on another test are others
+    files = {
+        name: (out / "results" / f"{name}-task-{digest}.json", out / "results" / f"{name}-general.json")
+        for name in ("base", *methods)
     }
-    text = methods_table(found, json.loads(result("base", "task").read_text(encoding="utf-8")))
+
+    def command(name: str, kind: str, script: str, output: Path, options: Sequence[object], *needs: Path) -> Command:
+        return Command(f"{name}/{kind}", kind, script, tuple(map(str, options)), output, needs, processes=processes)
+
+    def score(name: str, model: Path | str, *needs: Path) -> Command:
+        output = files[name][0]
+        options = (model, "--data", test, "--train", train, "--json", output, "--show", 0)
+        return command(name, "task", "scripts/evaluate.py", output, options, *needs)
+
+    commands = [score("base", base)]
+    for name in [name for name in methods if not only or name in only]:
+        model, general_file = out / name / "export", files[name][1]
+        settings = (config, *overrides, *methods[name], f"run.directory={out}", f"run.name={name}")
+        fisher = [Path(text.partition("=")[2]) / "settings.json" for text in methods[name] if "ewc.fisher=" in text]
+        forgotten = ("forgetting", base, model, "--json", general_file)
+        exported = model / "export.json"
+        commands += [
+            command(name, "train", "train.py", exported, settings, *fisher),
+            score(name, model, exported),
+            command(name, "general", "scripts/measure.py", general_file, forgotten, exported),
+        ]
+    check_options(commands, out)
+    run_commands(lambda: commands, out)
+    measured = [name for name in methods if all(path.is_file() for path in files[name])]
+    results = {name: [json.loads(path.read_text(encoding="utf-8")) for path in files[name]] for name in measured}
+    text = methods_table(results, json.loads(files["base"][0].read_text(encoding="utf-8")))
     write_durably(out / "comparison.md", text + "\n")
     return f"\n{text}\n\nin {out}: comparison.md, results/*.json"
 
@@ -144,8 +130,8 @@ def plan_methods(
     return methods | {f"replay-{100 * a:g}-ewc-{b:g}": [replay[a], *ewc(b)] for a, b in both}
 
 
-def methods_table(found: dict[str, tuple[dict, dict]], base: dict) -> str:
-    """Values, and changes with 95% intervals, as Markdown. found: method -> (result on the task, result on general text).
+def methods_table(found: dict[str, list[dict]], base: dict) -> str:
+    """Values, and changes with 95% intervals, as Markdown. found: method -> [result on the task, result on general text].
 
     The changes of F1, ROUGE-L and loss are from plain training, those of perplexity and questions from the base.
     """

@@ -144,13 +144,13 @@ class Sweep:
         sentences = notes(points, self.grid, self.metric)
         text = "\n\n".join(filter(None, (self._table(points, best), "\n".join(f"- {line}" for line in sentences))))
         content = {
-            **{
-                "config": self.grid.config_file,
-                "fixed": self.grid.fixed,
-                "axes": self.grid.axes,
-                "seeds": self.grid.seeds,
-            },
-            **{"metric": self.metric.curve, "lower_is_better": self.metric.lower_is_better, "notes": sentences},
+            "config": self.grid.config_file,
+            "fixed": self.grid.fixed,
+            "axes": self.grid.axes,
+            "seeds": self.grid.seeds,
+            "metric": self.metric.curve,
+            "lower_is_better": self.metric.lower_is_better,
+            "notes": sentences,
             "is_complete": all(command.is_done for command in self.commands()),
             "best": best and self._point(best),
             "points": [*map(self._point, points)],

@@ -20,7 +20,7 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_durably, write_json
 from common.errors import UserError, run_script
 from experiment import knowledge, pareto, settle
-from experiment.commands import list_commands, parse_until, run_commands
+from experiment.commands import check_options, list_commands, parse_until, run_commands
 from experiment.launch import Interrupted
 
 EXPERIMENTS = {"settle": settle, "pareto": pareto, "knowledge": knowledge}
@@ -42,6 +42,7 @@ def main() -> int:
         raise UserError(f"there is no experiment {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
     for name in arguments.names or EXPERIMENTS:
         experiment = EXPERIMENTS[name]
+        check_options(experiment.commands(), experiment.out())
         if arguments.list:
             print(f"{name}:\n{list_commands(experiment.commands(), experiment.out(), arguments.parallel)}")
             continue
