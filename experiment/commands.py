@@ -163,7 +163,10 @@ def left_in_words(commands: Sequence[Command], out: Path, parallel: int) -> str:
 
 def list_commands(commands: Sequence[Command], out: Path, parallel: int) -> str:
     """One line for each command, and what is left."""
-    lines = [f"{'done ' if command.is_done else 'to do'} {command.name}" for command in commands]
+    lines = [
+        f"{'done ' if command.is_done else 'to do'} {command.name}: {command.script} {' '.join(command.options)}"
+        for command in commands
+    ]
     return "\n".join([*lines, left_in_words(commands, out, parallel)])
 
 

@@ -4,6 +4,7 @@ Validation and test are the same for all seeds. Every run has 68 steps of 8 repo
 that the two experiments share runs. What is tuned is tuned by F1 on the validation reports, with seeds that no experiment uses.
 """
 
+import functools
 import json
 import random
 from collections.abc import Sequence
@@ -86,8 +87,11 @@ def weights_of(run: Path) -> tuple[Path, ...]:
 
 def f1_of(result: Path) -> float | None:
     """F1 of the violated rules; None before the result is there."""
-    if not result.is_file():
-        return None
+    return _read_f1(result) if result.is_file() else None
+
+
+@functools.cache  # the list is made again before each command
+def _read_f1(result: Path) -> float:
     return json.loads(result.read_text(encoding="utf-8"))["violations"]["micro"]["f1"]
 
 

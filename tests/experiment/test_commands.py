@@ -57,7 +57,9 @@ def test_commands_run_in_order_once_and_free_what_nobody_needs(tmp_path, started
     run_commands(lambda: listed, tmp_path)
     assert len(started) == 3  # nothing is left
     lines = list_commands([*listed, command(tmp_path, "fourth")], tmp_path, 1).splitlines()
-    assert lines[:4] == ["done  second", "done  first", "done  third", "to do fourth"]
+    states = [line.partition(":")[0] for line in lines[:4]]
+    assert states == ["done  second", "done  first", "done  third", "to do fourth"]
+    assert lines[3] == f"to do fourth: train.py {tmp_path / 'fourth'}"
     assert lines[4].startswith("left: about 2")  # the mean of its kind
 
 
