@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from common.durable_files import write_json_lines
 from experiment.commands import Command, chosen_of, tuned_grid
 from experiment.contrasts import Contrast, contrast_table, summary_table, table
+from experiment.drawn import weights_of
 
 OUT, BASE = Path("runs/knowledge"), "artifacts/models/SmolLM2-135M-Instruct"
 CONFIG = "configs/laptop_cpt.py"
@@ -38,6 +39,7 @@ SEEDS, TUNING_SEED = (0, 1, 2), 100
 TOKENS, STEP = 300_000, 2_048  # of the base's tokenizer: in a run, and at most in a step
 EVERY = 15  # steps between two measurements: about a tenth of a run
 ROWS, COPIES = 1_000, 10  # rows that are asked for, and how often training shows them at least
+LABEL = 60  # characters of a label, at most, in the mean of a form
 HELD_OUT = 40  # documents of the validation and of the test split
 OTHERS = 3  # labels beside the right one
 ARMS = {
@@ -98,9 +100,9 @@ def write_texts() -> None:
 
 
 def forms() -> list[tuple[str, list[tuple[str, str]]]]:
-    """Title -> code and label of the rows of forms of the training split, the same for all seeds; at least ROWS rows in all.
+    """(title, code and label of its rows) of forms of the training split, the same for all seeds; at least ROWS rows in all.
 
-    A row whose label another row of its form has is left out.
+    A row whose label another row of its form has is left out, and so are forms with long labels: the copies leave room for others.
     """
     documents = [one["text"] for one in _read(OUT / "cpt" / "train.jsonl") if one["kind"] == "table"]
     random.Random(0).shuffle(documents)
@@ -109,7 +111,8 @@ def forms() -> list[tuple[str, list[tuple[str, str]]]]:
         rows = _ROW.findall(text)
         labels = [label for _, label in rows]
         rows = [(code, label) for code, label in rows if labels.count(label) == 1]
-        if len(rows) > OTHERS and sum(len(known) for _, known in found) < ROWS:
+        size = sum(len(label) for _, label in rows)
+        if len(rows) > OTHERS and size <= LABEL * len(rows) and sum(len(known) for _, known in found) < ROWS:
             found.append((text.partition("\n")[0], rows))
     return found
 
@@ -182,7 +185,7 @@ def commands() -> list[Command]:
         for rate in rates(arm):
             run = run_of(arm, TUNING_SEED, rate)
             command = _train(arm, TUNING_SEED, rate, run, "validation", EVERY)
-            found.append(replace(command, kind=f"tune {arm}", frees=_weights_of(run), diverged=run / "diverged.txt"))
+            found.append(replace(command, kind=f"tune {arm}", frees=weights_of(run), diverged=run / "diverged.txt"))
     for seed in SEEDS:
         for arm in (*ARMS, NEW_TOKENS):
             rate, run = chosen_rate("full" if arm == NEW_TOKENS else arm), run_of(arm, seed)
@@ -190,7 +193,7 @@ def commands() -> list[Command]:
                 continue
             found.append(_train(arm, seed, rate, run, "test"))
             found.append(
-                replace(_measure(str(run / "export"), run.name, "recall", found[-1].output), frees=_weights_of(run))
+                replace(_measure(str(run / "export"), run.name, "recall", found[-1].output), frees=weights_of(run))
             )
     return found
 
@@ -205,12 +208,8 @@ def _train(arm: str, seed: int, rate: float, run: Path, judged_on: str, steps: i
         f"data.train={draw(seed)}",
         f"data.validation={file_of(judged_on)}",
         *("data.mix=none", "data.sequence_length=2048", "batch.global_examples=none", f"batch.global_tokens={step}"),
-        *(
-            "batch.micro_batch=1",
-            "optimizer.epochs=1",
-            f"optimizer.max_steps={steps}",
-            f"optimizer.learning_rate={rate:g}",
-        ),
+        *("batch.micro_batch=1", "optimizer.epochs=1", f"optimizer.max_steps={steps}"),
+        f"optimizer.learning_rate={rate:g}",
         *(f"run.eval_every={EVERY}", "run.save_every=0", "run.save_minutes=5", "run.keep_last=1"),
         *(f"run.seed={seed}", f"run.directory={run.parent}", f"run.name={run.name}"),
         *ARMS.get(arm, ()),
@@ -223,10 +222,6 @@ def _measure(model: str, name: str, data: str, needs: Path) -> Command:
     result = scores_of(name, data)
     options = (model, "--data", str(file_of(data)), "--show", "0", "--json", str(result))
     return Command(result.stem, f"measure {data}", "scripts/evaluate.py", options, result, (needs,))
-
-
-def _weights_of(run: Path) -> tuple[Path, ...]:
-    return run / "checkpoints", run / "export" / "model.safetensors", run / "adapter"
 
 
 def _tuned_score(arm: str) -> Callable[[float], float | None]:

