@@ -134,7 +134,7 @@ def read_times(out: Path) -> list[dict]:
 
 def check_options(commands: Sequence[Command], out: Path) -> None:
     """Raise UserError if what is done was done with other options, as texts, than those of the list."""
-    before = {row["name"]: row["options"] for row in read_times(out) if row["done"]}
+    before = {row["name"]: row.get("options") for row in read_times(out) if row["done"]}
     for command in commands:
         found = before.get(command.name)
         if command.is_done and found is not None and found != list(command.options):

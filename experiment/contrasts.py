@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from eval.permutation import holm
-
 ALPHA = 0.05
 Values = Mapping[str, Mapping[int, float]]  # arm -> seed -> value
 
@@ -95,7 +93,7 @@ def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values]) 
         set(contrasts) - found.keys(), 1.0
     )  # a contrast that is not there yet counts in the correction
     p, p_equivalent = (
-        holm({c: _number(getattr(one, name)) for c, (one, _) in found.items()} | missing)
+        _holm({c: _number(getattr(one, name)) for c, (one, _) in found.items()} | missing)
         for name in ("p", "p_equivalent")
     )
     rows = [
@@ -159,6 +157,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def _test(paired: bool) -> str:
     return "paired" if paired else "Welch"
+
+
+def _holm(p_values: Mapping[Contrast, float]) -> dict[Contrast, float]:
+    """Holm (1979): the smallest p times the number of tests, the next times one less, none below the one before it or above 1."""
+    corrected, largest = {}, 0.0
+    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        corrected[key] = largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+    return corrected
 
 
 def _number(p: float) -> float:
