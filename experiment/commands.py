@@ -156,9 +156,9 @@ def left_in_words(commands: Sequence[Command], out: Path, parallel: int) -> str:
     left = [command for command in commands if not command.is_done]
     known = [sum(times[command.kind]) / len(times[command.kind]) for command in left if command.kind in times]
     unknown = len(left) - len(known)
-    return f"left: about {duration(sum(known) / parallel)}" + (
-        f", and {unknown} commands of kinds that have not run yet" if unknown else ""
-    )
+    parts = [f"about {duration(sum(known) / parallel)}"] if known or not unknown else []
+    parts += [f"{unknown} commands of kinds that have not run yet"] if unknown else []
+    return f"left: {', and '.join(parts)}"
 
 
 def list_commands(commands: Sequence[Command], out: Path, parallel: int) -> str:

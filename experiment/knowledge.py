@@ -314,17 +314,17 @@ def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
     left, right = figure.subplots(1, 2)
     for number, arm in enumerate((*ARMS, NEW_TOKENS)):
         points = [list(found[f"{BITS}, {share}"].get(arm, {}).values()) for share in SHARES]
-        places = [int(share[:-1]) for share in SHARES]
-        known = [(place, np.mean(of_seeds)) for place, of_seeds in zip(places, points, strict=True) if of_seeds]
-        for place, of_seeds in zip(places, points, strict=True):
+        known = [(place, np.mean(of_seeds)) for place, of_seeds in enumerate(points) if of_seeds]
+        for place, of_seeds in enumerate(points):
             left.scatter([place] * len(of_seeds), of_seeds, s=9, color=f"C{number}", alpha=0.4, linewidths=0)
         if known:
             left.plot(*zip(*known, strict=True), marker="o", markersize=3, color=f"C{number}", label=arm)
         recalled = list(found["recall"].get(arm, {}).values())
         right.scatter(recalled, [number] * len(recalled), s=16, color=f"C{number}", alpha=0.6, linewidths=0)
-    left.set(xlabel="% of the tokens", ylabel=f"{BITS} of held-out text", xscale="log")
-    left.set_xticks([10, 30, 100], SHARES)
-    left.legend(fontsize=8)
+    left.set(xlabel="share of the tokens", ylabel=f"{BITS} of held-out text", xlim=(-0.2, len(SHARES) - 0.8))
+    left.set_xticks(range(len(SHARES)), SHARES)
+    if any(found[BITS].values()):
+        left.legend(fontsize=8)
     right.axvline(1 / (1 + OTHERS), color="grey", linewidth=0.5, linestyle=":")
     right.set(xlabel="recall (dotted: chance)", ylim=(len(ARMS) + 0.5, -0.5))
     right.set_yticks(range(len(ARMS) + 1), [*ARMS, NEW_TOKENS])

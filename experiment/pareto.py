@@ -219,7 +219,8 @@ def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
         axes.axvline(budget, color="grey", linewidth=0.5, linestyle=":")
     axes.set_xlabel("KL to the base on far text, nats per token")
     axes.set_ylabel("F1 of violations on the test")
-    axes.legend(title="alpha 1, 0.75, 0.5 from right to left", fontsize=8)
+    if any(found["F1"].values()):
+        axes.legend(title="alpha 1, 0.75, 0.5 from right to left", fontsize=8)
     figure.savefig(drawn.OUT / "pareto.png", dpi=110)
 
 
