@@ -1,4 +1,7 @@
-"""The grid of a sweep: `key=a,b,c` arguments become points, and every point with a seed becomes a run with a name."""
+"""The grid of a sweep: `key=a,b,c` arguments become points, and every point with a seed becomes a run with a name.
+
+And the curve that it chooses by, and which direction is better.
+"""
 
 import itertools
 import json
@@ -152,3 +155,40 @@ def _plain(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=vars)
     plain = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[:_LONGEST_PART]
     return plain if plain == text else f"{plain}-{zlib.crc32(text.encode()):08x}".lstrip("-")
+
+
+# ---- The curve that decides ------------------------------------------------------------------------------------------------
+
+_LOSS = "validation/loss"
+_HIGHER = tuple(f"validation/{name}" for name in ("f1", "exact_match", "rouge_l"))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """curve: its name in metrics.jsonl."""
+
+    curve: str
+    lower_is_better: bool
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether `value` is better than `other`; of two equal ones none is."""
+        return value < other if self.lower_is_better else value > other
+
+
+def parse_metric(text: str) -> Metric:
+    """The metric of `--by`, written like run.best_by: validation/loss, f1, or NAME:max and NAME:min.
+
+    Raises UserError for a curve that is not of data.validation, or whose direction is not known.
+    """
+    name, colon, direction = text.partition(":")
+    curve = name if "/" in name else f"validation/{name}"
+    if not curve.startswith("validation/") or not name or (colon and direction not in ("max", "min")):
+        raise UserError(
+            f"--by {text}: a sweep chooses by a curve on data.validation, e.g. --by validation/loss or --by f1"
+        )
+    is_loss = curve == _LOSS or curve.startswith(f"{_LOSS}/")
+    if not colon and not is_loss and curve not in _HIGHER:
+        raise UserError(
+            f"--by {text}: it is not known whether a high or a low {curve} is better; write {name}:max or {name}:min"
+        )
+    return Metric(curve, direction == "min" if colon else is_loss)

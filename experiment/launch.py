@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,47 +75,37 @@ class _Child:
     started: float = field(default_factory=time.monotonic)
 
 
-def launch(script: str, options: Sequence[object], *, processes: int = 1, log: Path) -> int:
-    """Run one script to its end and return its exit code, negative if a signal killed it. Its output is added to `log`.
-
-    Raises Interrupted if this process received a signal; the child has then ended, too.
-    """
-    codes: list[int] = []
-    job = Job(script, tuple(map(str, options)), log, processes)
-    run_jobs([job], on_end=lambda ended: codes.append(ended.code))
-    return codes[0]
-
-
 def run_jobs(
-    jobs: Iterable[Job],
+    jobs: Iterable[Job | None],
     parallel: int = 1,
-    on_start: Callable[[Job], None] = lambda job: None,
     on_end: Callable[[Ended], None] = lambda ended: None,
     on_tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Run jobs in their order, `parallel` at once, each on its share of the cores and GPUs. `on_tick` is called often.
 
-    After a signal no job is started, the running ones get the signal, and when they have ended Interrupted is raised.
-    An exception in one of the functions ends the others in the same way. Raises UserError if there are too few GPUs.
+    The next job is asked for when there is room for it; None says that it waits for a running one to end. After a signal no job
+    is started, the running ones get the signal, and when they have ended Interrupted is raised. An exception in one of the
+    functions, or from `jobs`, ends the others in the same way. Raises UserError if there are too few GPUs.
     """
-    waiting, running = deque(jobs), dict[int, _Child]()
+    waiting, running, has_room = iter(jobs), dict[int, _Child](), True
     with _Signals() as signals:
         try:
-            while waiting or running:
-                while waiting and len(running) < parallel and not signals.first:
-                    slot = min(set(range(parallel)) - running.keys())
-                    job = waiting.popleft()
-                    running[slot] = _start(job, slot, parallel)
-                    on_start(job)
-                signals.pass_on(running.values())
-                if signals.first and not running:
+            while True:
+                while has_room and len(running) < parallel and not signals.first:
+                    job = next(waiting, None)
+                    has_room = job is not None  # else: not before one has ended
+                    if job is not None:
+                        slot = min(set(range(parallel)) - running.keys())
+                        running[slot] = _start(job, slot, parallel)
+                if not running:
                     break
+                signals.pass_on(running.values())
                 time.sleep(POLL)
                 for slot, child in list(running.items()):
                     code = child.process.poll()
                     if code is not None:
                         del running[slot]
-                        seconds = time.monotonic() - child.started
+                        seconds, has_room = time.monotonic() - child.started, True
                         on_end(Ended(child.job, code, signals.first is not None, seconds))
                 on_tick()
         finally:  # no-op, but after an exception

@@ -1,14 +1,14 @@
-"""The experiment behind docs/results.md: LoRA against full fine-tuning, and full fine-tuning with its remedies.
+"""The experiments of docs/results.md. Each is a list of commands, and what is done is not run again.
 
-    python scripts/experiment.py --list          # every step, what is done, and what is left
-    python scripts/experiment.py                 # run what is left, then compare
-    python scripts/experiment.py --size full --processes 8      # on 8 GPUs
+    python scripts/experiment.py --list                         # every command of all of them, what is done, and what is left
+    python scripts/experiment.py settle --parallel 2            # interrupted anywhere, the same command goes on
+    python scripts/experiment.py settle pareto --until 07:30    # no command is started after half past seven
+    python scripts/experiment.py knowledge --report             # the tables and the picture of what is done
 
-It makes the data, sweeps the learning rate of LoRA and of full fine-tuning on validation, trains every arm with several
-seeds, scores every model once on the test, measures what each has forgotten, and compares. experiment/setup.py defines the
-sizes and the arms. Interrupted at any point (Ctrl-C lets a training save a checkpoint), the same command goes on. --only
-runs the steps with these words in their names; several machines need an --out each, because one process owns it. OUT/results.md
-has the tables, and OUT/comparison the intervals, tests and the page of scripts/compare.py.
+`settle`: does full fine-tuning find more violations than LoRA? `pareto`: what does a remedy against forgetting cost on the task?
+`knowledge`: what do full fine-tuning and LoRA learn from new text? experiment/NAME.py says what was declared before the runs.
+Results are in runs/drawn and runs/knowledge: NAME.md, NAME.json, NAME.png and the scores of every run. A list grows when validation has
+chosen a rate. A training that was stopped or killed goes on from its last checkpoint. One process owns a directory.
 """
 
 import sys
@@ -16,59 +16,47 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-
 from common.command_line import add_number, new_parser
+from common.durable_files import write_durably, write_json
 from common.errors import UserError, run_script
-from experiment.launch import Interrupted, launch
-from experiment.report import comparison_job, write_results
-from experiment.run import list_steps, run_experiment
-from experiment.setup import SIZES, Experiment
+from experiment import knowledge, pareto, settle
+from experiment.commands import check_options, list_commands, parse_until, run_commands
+from experiment.launch import Interrupted
 
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help."""
-    parser = new_parser(__doc__)
-    size = "see experiment/setup.py (%(default)s)"
-    parser.add_argument("--size", choices=list(SIZES), default="quickstart", help=size)
-    parser.add_argument("--out", type=Path, help="directory of the runs and results (default: runs/experiment[_SIZE])")
-    parser.add_argument("--data", type=Path, help="directory of the reports (default: artifacts/experiment[_SIZE])")
-    add_number(parser, "--seeds", "runs of each arm", 3, least=1)
-    add_number(parser, "--processes", "processes of each launch", 1, least=1)
-    add_number(parser, "--parallel", "steps at once, each on its share", 1, least=1)
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="only the steps with one of these in their names")
-    parser.add_argument("--list", action="store_true", help="print the steps and what is left, and exit")
-    parser.add_argument("--report", action="store_true", help="write the tables of what is done, and exit")
-    return parser.parse_args()
+EXPERIMENTS = {"settle": settle, "pareto": pareto, "knowledge": knowledge}
 
 
 def main() -> int:
     """List, run or report."""
-    arguments = parse_arguments()
-    suffix = "" if arguments.size == "quickstart" else f"_{arguments.size}"
-    experiment = Experiment(
-        size=SIZES[arguments.size],
-        out=arguments.out or Path(f"runs/experiment{suffix}"),
-        data=arguments.data or Path(f"artifacts/experiment{suffix}"),
-        seeds=arguments.seeds,
-        processes=arguments.processes,
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(EXPERIMENTS)} (default: all, in this order)"
     )
-    if arguments.list:
-        print(list_steps(experiment, arguments.only))
-        return 0
-    if not arguments.report:
-        try:
-            run_experiment(experiment, arguments.only, arguments.parallel)
-        except Interrupted as signal:
-            print(f"stopped; start again to continue\n{list_steps(experiment).splitlines()[-1]}")
-            return signal.exit_code
-    print(write_results(experiment))
-    job = comparison_job(experiment)
-    if job:
-        code = launch(job.script, job.options, log=job.log)
-        if code:
-            raise UserError(f"the comparison failed: its log is {job.log}; start again to repeat it")
-        print(f"\nthe comparison of all arms: {experiment.out / 'comparison'}")
+    add_number(parser, "--parallel", "commands at once, each with one process on its share of the machine", 1, least=1)
+    parser.add_argument("--until", type=parse_until, metavar="HH:MM", help="start no command after this time")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="print the commands and what is left, and exit")
+    what.add_argument("--report", action="store_true", help="write the tables and pictures of what is done, and exit")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in EXPERIMENTS]:
+        raise UserError(f"there is no experiment {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
+    for name in arguments.names or EXPERIMENTS:
+        experiment = EXPERIMENTS[name]
+        check_options(experiment.commands(), experiment.out())
+        if arguments.list:
+            print(f"{name}:\n{list_commands(experiment.commands(), experiment.out(), arguments.parallel)}")
+            continue
+        if not arguments.report:
+            try:
+                run_commands(experiment.commands, experiment.out(), arguments.parallel, arguments.until)
+            except Interrupted as signal:
+                print("stopped; start again to continue")
+                return signal.exit_code
+        experiment.out().mkdir(parents=True, exist_ok=True)
+        text, values = experiment.report()
+        write_durably(experiment.out() / f"{name}.md", text + "\n")
+        write_json(experiment.out() / f"{name}.json", values)
+        print(text)
     return 0
 
 

@@ -75,15 +75,16 @@ def methods(parser: argparse.ArgumentParser) -> None:
 
     Each method is a run of train.py in --out, with the same base, examples, order and number of steps. Its model is
     evaluated on --test and, against the base, on general text that no method trains on. After an interruption the same
-    command goes on. At the end it prints the table (also in comparison.md) and plots it (comparison.png). --only runs some
-    of the methods, e.g. to use several machines. docs/forgetting.md explains how to read them.
+    command goes on. At the end it prints the table (also in comparison.md). --only runs some of the methods. docs/forgetting.md explains how to read them; one run per method describes, and decides nothing.
     """
-    from eval.run_methods import compare
+    from experiment.methods import compare_methods
 
     parser.add_argument("config", help="a config of plain training, without data.mix and ewc")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for every run, as for train.py")
     parser.add_argument("--test", type=Path, required=True, help="examples of the task that no run trains on")
-    parser.add_argument("--general", required=True, help="text of the old domain, for replay and the Fisher diagonal")
+    parser.add_argument(
+        "--general", type=Path, required=True, help="text of the old domain, for replay and the Fisher diagonal"
+    )
     parser.add_argument("--out", type=Path, required=True, help="directory of the runs and results")
     add_number(parser, "--low", "the low learning rate relative to the config's", 1 / 3)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.25], help="of replay (default: 0.05 0.25)")
@@ -97,7 +98,7 @@ def methods(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", dest="plan_only", action="store_true", help="print the methods and overrides, and exit"
     )
-    print(compare(**vars(parser.parse_intermixed_args())))
+    print(compare_methods(**vars(parser.parse_intermixed_args())))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Try values of settings: train every combination, and choose by validation data. The test is never read.
+"""Train every point of a grid with train.py, and choose by a validation curve. A sweep never looks at a test.
 
-    python scripts/sweep.py configs/quickstart.py optimizer.learning_rate=1e-4,3e-4,1e-3 --list
     python scripts/sweep.py configs/quickstart.py optimizer.learning_rate=1e-4,3e-4,1e-3 --seeds 3
     python scripts/sweep.py configs/quickstart.py optimizer.learning_rate=1e-4,3e-4 optimizer.epochs=1,2 data.mix=none
 
 `key=a,b,c` is swept, `key=a` is fixed. Where a value has commas of its own (lists, pairs), | separates values:
-"optimizer.betas=0.9,0.95|0.9,0.99". --list prints the runs and what they cost, and trains nothing.
+"optimizer.betas=0.9,0.95|0.9,0.99". --list prints the runs and what is left, and trains nothing.
 
 Every run is a run of train.py in --out, with the same data and the same tokenised files. If the sweep is interrupted (Ctrl-C
 lets every run save a checkpoint), the same command continues it; finished runs are kept, also if the grid is made larger.
@@ -18,52 +17,44 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
-from experiment.grid import FOLDER, make_grid
+from experiment.commands import list_commands, parse_until, run_commands
+from experiment.grid import FOLDER, make_grid, parse_metric
 from experiment.launch import Interrupted
-from experiment.metric import parse_metric
-from experiment.sweep import Sweep, interrupted_words
+from experiment.sweep import Sweep
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help."""
+def main() -> int:
+    """Train what is left of the grid and print the table."""
     parser = new_parser(__doc__)
     parser.add_argument("config", help="a config file with data.validation")
     parser.add_argument("values", nargs="*", metavar="section.key=a,b,c", help="values to try; one value is fixed")
     add_number(parser, "--seeds", "train every point with run.seed 0 to K - 1", metavar="K")
     by = "the validation curve that decides: validation/loss, f1 ..., NAME:max or NAME:min (%(default)s)"
     parser.add_argument("--by", default="validation/loss", metavar="CURVE", help=by)
-    add_number(parser, "--parallel", "runs at the same time", 1, metavar="P")
-    add_number(parser, "--processes", "processes of each run", 1, metavar="N")
+    add_number(parser, "--parallel", "runs at the same time", 1, least=1, metavar="P")
+    add_number(parser, "--processes", "processes of each run", 1, least=1, metavar="N")
+    parser.add_argument("--until", type=parse_until, metavar="HH:MM", help="start no run after this time")
     parser.add_argument("--out", help=f"directory of the runs and results (default: {FOLDER}/NAME, by run.name)")
     remove = "remove the checkpoints of a finished run; its export is kept"
     parser.add_argument("--remove-checkpoints", action="store_true", help=remove)
-    parser.add_argument("--list", action="store_true", help="print the runs and their cost, and train nothing")
-    return parser.parse_intermixed_args()
-
-
-def main() -> int:
-    """Train what is left of the grid and print the table."""
-    arguments = parse_arguments()
+    parser.add_argument("--list", action="store_true", help="print the runs and what is left, and train nothing")
+    arguments = parser.parse_intermixed_args()
     grid = make_grid(arguments.config, arguments.values, arguments.seeds, arguments.out)
     metric = parse_metric(arguments.by)
-    sweep = Sweep(grid, metric, arguments.processes, arguments.parallel, not arguments.remove_checkpoints)
+    sweep = Sweep(grid, metric, arguments.processes, not arguments.remove_checkpoints)
     if arguments.list:
-        plans = sweep.plans()
-        for name, plan in plans.items():
-            print(f"{name}: {sweep.standing.results[name].state}, {plan.steps:,} steps, {plan.tokens:,} tokens")
-        print("\n".join(sweep.cost(plans)))
+        print(list_commands(sweep.commands(), sweep.out, arguments.parallel))
         return 0
     try:
-        sweep.run()
-    except Interrupted as error:
-        print(interrupted_words(sweep, error))
-        return error.exit_code
+        run_commands(sweep.commands, sweep.out, arguments.parallel, arguments.until, sweep.report)
+    except Interrupted as signal:
+        done = sum(command.is_done for command in sweep.commands())
+        print(f"{signal}: {done} of {len(grid.runs)} runs are done; run the same command again to continue")
+        return signal.exit_code
     print(f"\n{sweep.report()}\n\nin {grid.out}: sweep.md, sweep.json, logs/*.log, and the runs")
-    if not any(result.state == "finished" for result in sweep.standing.results.values()):
+    if not any(point.values for point in sweep.points()) and all(command.is_done for command in sweep.commands()):
         raise UserError("every run diverged; try lower values of optimizer.learning_rate")
     return 0
 

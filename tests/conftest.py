@@ -75,7 +75,7 @@ LONGEST = (
     "distributed/test_mixing.py",
     "eval/test_sharded.py",
     "scripts/test_replay.py",
-    "experiment/test_experiment.py",
+    "experiment/test_experiments.py",
     "common/test_quiet.py",
     "configs/test_config.py",
 )

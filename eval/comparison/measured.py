@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import UserError
 from eval.comparison.arms import Arm, Seed, Source, tokens_of
 from eval.results import prepare_output, read_result
-from eval.run_methods import launch
+from eval.launch import launch
 from model.fingerprint import fingerprint_of_base
 
 

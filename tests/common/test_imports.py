@@ -23,7 +23,7 @@ ALLOWED = {
     "training": CORE - {"train"},
     "train": CORE,
     "xbrl": CORE | {"xbrl"},
-    "experiment": {"common", "configs", "experiment"},
+    "experiment": {"common", "configs", "eval", "experiment"},
     "tools": CORE | {"tools"},
     "scripts": CORE | {"experiment", "tools", "xbrl"},
     "tests": CORE | {"experiment", "tests", "tools", "xbrl"},

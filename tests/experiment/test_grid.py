@@ -3,8 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from experiment.grid import make_grid, options
-from experiment.metric import Metric, parse_metric
+from experiment.grid import Metric, make_grid, options, parse_metric
 from experiment.sweep import check_yardstick
 
 CONFIG = """
@@ -87,7 +86,7 @@ def test_a_mistake_is_one_sentence(config, values, seeds, sentence) -> None:
 def test_a_sweep_needs_validation_data_and_refuses_a_test_file(config, tmp_path) -> None:
     loss = parse_metric("validation/loss")
     check_yardstick(make_grid(config, [], 2, "out"), loss)
-    with pytest.raises(UserError, match="data.validation names artifacts/test_words.jsonl, a test file by its name"):
+    with pytest.raises(UserError, match="the data name artifacts/test_words.jsonl, a test file by its name"):
         check_yardstick(make_grid(config, ["data.validation=artifacts/test_words.jsonl"], 2, "out"), loss)
     check_yardstick(
         make_grid(config, ["data.validation=tests/latest.jsonl"], 2, "out"), loss

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiment.launch import Ended, Interrupted, Job, launch, run_jobs
+from experiment.launch import Ended, Interrupted, Job, run_jobs
 from tests.processes import ROOT
 
 # Says that it runs, then waits for a signal, writes its name and ends. FOLDER NAME
@@ -44,7 +44,17 @@ def is_ready(folder: Path, *names: str) -> bool:
 def test_an_exit_code_and_a_log_that_is_added_to(tmp_path) -> None:
     path, log = tmp_path / "ends.py", tmp_path / "logs" / "ends.log"
     path.write_text("import sys; print('said', *sys.argv[1:], file=sys.stderr); sys.exit(int(sys.argv[1]))")
-    assert [launch(str(path), (code, "two words"), log=log) for code in (0, 3)] == [0, 3]
+    codes, waited = [], []
+
+    def jobs():
+        yield Job(str(path), ("0", "two words"), log)
+        while not codes:  # the second job waits for the first to end
+            waited.append(True)
+            yield None
+        yield Job(str(path), ("3", "two words"), log)
+
+    run_jobs(jobs(), parallel=2, on_end=lambda ended: codes.append(ended.code))
+    assert codes == [0, 3] and len(waited) == 1  # asked again when one has ended, not before
     lines = [line for line in log.read_text().splitlines() if line]
     assert lines == [f"$ {path} 0 two words", "said 0 two words", f"$ {path} 3 two words", "said 3 two words"]
 

@@ -1,4 +1,4 @@
-"""The table of a sweep, from directories as train.py leaves them: figures, notes, refusals, cost."""
+"""The table of a sweep, from directories as train.py leaves them: figures, notes, refusals."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from configs.config import as_dict
-from experiment.cost import Plan, Spent, cost_lines, time_left
-from experiment.grid import Run, make_grid
-from experiment.metric import parse_metric
-from experiment.sweep import Sweep, owned
-from experiment.table import notes
+from experiment.grid import Run, make_grid, parse_metric
+from experiment.sweep import Sweep, notes
 
 CONFIG = """
 from configs.config import *
@@ -26,23 +22,14 @@ config = Config(
 LOSS = parse_metric("validation/loss")
 
 
-def write_run(run: Run, loss: float, base: float = 6.0, tokens: int = 1000, step: int = 8, data: str = "a") -> None:
+def write_run(run: Run, loss: float, base: float = 6.0, tokens: int = 1000, step: int = 8) -> None:
     """What a finished run leaves, as far as a sweep reads it. The best step is 4, the last is 8."""
     directory = Path(run.config.run.directory) / run.name
-    (directory / "checkpoints" / "step-000008").mkdir(parents=True)
-    (directory / "export").mkdir()
-    settings = as_dict(run.config)
-    settings["batch"]["micro_batch"] = 16  # as train.py fills it in
-    settings["data"]["chat_date"] = "2026-01-01"
-    (directory / "config.json").write_text(json.dumps({"config": settings}))
+    (directory / "export").mkdir(parents=True)
     (directory / "export" / "export.json").write_text(json.dumps({"step": step}))
     rows = [{"step": 0, "validation/loss": base}, {"step": 4, "validation/loss": loss - 0.5}]
     rows += [{"step": 8, "train/tokens": tokens, "train/tokens_per_second": 50.0}, {"step": 8, "validation/loss": loss}]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (directory / "checkpoints" / "latest").write_text("step-000008")
-    identity = {"the data": {"data.train": data, "data.mix": None}, "the weights": {"model.safetensors": "w"}}
-    state = {"state": {"identity": identity, "validation": ["v"]}}
-    (directory / "checkpoints" / "step-000008" / "manifest.json").write_text(json.dumps(state))
 
 
 @pytest.fixture
@@ -52,8 +39,12 @@ def make(tmp_path):
     return lambda arguments, seeds=None: make_grid(str(tmp_path / "config.py"), arguments, seeds, str(tmp_path / "out"))
 
 
+def left(sweep: Sweep) -> list[str]:
+    return [command.name for command in sweep.commands() if not command.is_done]
+
+
 def sentences(sweep: Sweep) -> list[str]:
-    return notes(sweep.standing.ordered(), sweep.grid, sweep.metric)
+    return notes(sweep.points(), sweep.grid, sweep.metric)
 
 
 def test_mean_spread_and_order_of_the_points(make) -> None:
@@ -62,7 +53,7 @@ def test_mean_spread_and_order_of_the_points(make) -> None:
     for run, loss in zip(grid.runs, losses, strict=True):
         write_run(run, loss)
     sweep = Sweep(grid, LOSS)
-    sweep.write()
+    sweep.report()
     written = json.loads((sweep.out / "sweep.json").read_text())
     means = [(point["overrides"][0], round(point["mean"], 6), round(point["spread"], 6)) for point in written["points"]]
     assert means == [
@@ -75,7 +66,7 @@ def test_mean_spread_and_order_of_the_points(make) -> None:
     lines = (sweep.out / "sweep.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:5]]
     assert cells[0][:4] == ["optimizer.learning_rate", "validation/loss (lower is better)", "spread", "by seed"]
-    assert cells[2] == ["3e-4", "4", "0.1", "3.9 4 4.1", "8", "1,000", "0 s", "best"]
+    assert cells[2] == ["3e-4", "4", "0.1", "3.9 4 4.1", "8", "1,000", "", "best"]
     # The means differ by 0.05; the standard deviations are 0.1 and 0.05, together sqrt((0.01 + 0.0025) / 2) = 0.0791.
     assert sentences(sweep) == [
         "optimizer.learning_rate=3e-4 and optimizer.learning_rate=1e-3 differ by 0.05, within the spread over 3 seeds "
@@ -98,14 +89,14 @@ def test_the_best_at_the_edge_of_the_grid_is_said(make) -> None:
     assert len(found) == 2 and found[1].endswith("with one seed the spread is not known (--seeds 3)")
     Path(grid.out, grid.runs[0].name, "export", "export.json").unlink()
     sweep = Sweep(grid, LOSS)  # a point that is not done changes nothing about the best
-    assert sentences(sweep)[0] == found[0] and len(sweep.standing.left()) == 1
-    assert sentences(sweep)[-1] == "1 run is not finished: the best point can still change"
+    assert sentences(sweep)[0] == found[0] and len(left(sweep)) == 1
+    assert sentences(sweep)[-1] == "runs that are not finished: 1; the best point can still change"
 
 
 def test_an_edge_is_not_judged_before_every_value_has_a_result(make) -> None:
     grid = make(["optimizer.learning_rate=1e-4,3e-4"])
     write_run(grid.runs[0], 1.0)
-    assert sentences(Sweep(grid, LOSS)) == ["1 run is not finished: the best point can still change"]
+    assert sentences(Sweep(grid, LOSS)) == ["runs that are not finished: 1; the best point can still change"]
 
 
 def test_a_higher_score_is_better_and_the_exported_step_counts(make) -> None:
@@ -114,7 +105,7 @@ def test_a_higher_score_is_better_and_the_exported_step_counts(make) -> None:
         write_run(run, score, base=0.95, step=step)
     # By the exported step: 0.3 at step 4, not 0.8 at step 8.
     sweep = Sweep(grid, parse_metric("validation/loss:max"))
-    points = sweep.standing.ordered()
+    points = sweep.points()
     assert [point.mean for point in points] == pytest.approx([0.9, 0.3])
     assert "no point is better than the base model, whose validation/loss is 0.95" in sentences(sweep)
     assert any("not after equally many tokens (run.export=best)" in line for line in sentences(sweep))
@@ -125,14 +116,14 @@ def test_a_diverged_seed_keeps_a_point_from_being_the_best(make) -> None:
     for run, loss in zip(grid.runs, (4.0, 4.2, 3.0, float("nan")), strict=True):
         write_run(run, loss)
     sweep = Sweep(grid, LOSS)
-    points = sweep.standing.ordered()
+    points = sweep.points()
     assert [point.overrides for point in points] == [
         ("optimizer.learning_rate=1e-4",),
         ("optimizer.learning_rate=1e-2",),
     ]
     assert "| 1 finished, 1 diverged |" in sweep.report()
-    assert f"{grid.runs[3].name} diverged after step 8: its validation/loss is nan" in sentences(sweep)
-    assert not sweep.standing.left()
+    assert f"{grid.runs[3].name} diverged: its validation/loss is nan" in sentences(sweep)
+    assert not left(sweep)
 
 
 def test_runs_of_other_lengths_are_named(make) -> None:
@@ -142,18 +133,19 @@ def test_runs_of_other_lengths_are_named(make) -> None:
     assert any("equally many tokens: from 1,000 to 2,000" in line for line in sentences(Sweep(grid, LOSS)))
 
 
-def test_other_settings_other_data_and_another_sweep_are_refused(make) -> None:
+def test_other_settings_other_data_and_another_sweep_are_refused(make, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").write_text("a")
     grid = make(["optimizer.learning_rate=1e-4,3e-4"])
-    for run, data in zip(grid.runs, "ab", strict=True):
-        write_run(run, 4.0, data=data)
-    with pytest.raises(UserError, match="learning_rate-0.0003_seed-0 were trained on different data"):
-        Sweep(grid, LOSS)
-    with pytest.raises(
-        UserError, match="seed-0 was trained with optimizer.epochs=2, now it is 3; set it back, or choose"
-    ):
+    for run in grid.runs:
+        write_run(run, 4.0)
+    Sweep(grid, LOSS).report()
+    with pytest.raises(UserError, match="out was begun with optimizer.epochs=2, now it is 3; put it back, or choose"):
         Sweep(make(["optimizer.learning_rate=1e-4,3e-4", "optimizer.epochs=3"]), LOSS)
-    (Path(grid.out) / "sweep.json").write_text(json.dumps({"axes": {"batch.global_examples": ["2", "4"]}}))
-    with pytest.raises(UserError, match="is a sweep of batch.global_examples, not of optimizer.learning_rate"):
+    with pytest.raises(UserError, match="is a sweep of optimizer.learning_rate, not of batch.global_examples"):
+        Sweep(make(["batch.global_examples=2,4"]), LOSS)
+    (tmp_path / "train.jsonl").write_text("b")
+    with pytest.raises(UserError, match="out was begun with SHA-256 of train.jsonl=.*; put it back, or choose another"):
         Sweep(grid, LOSS)
 
 
@@ -161,7 +153,7 @@ def test_a_larger_grid_keeps_what_is_finished(make) -> None:
     for run in make(["optimizer.learning_rate=1e-4,3e-4"]).runs:
         write_run(run, 4.0)
     sweep = Sweep(make(["optimizer.learning_rate=3e-5,0.0001,3e-4"], 2), LOSS)
-    assert [run.name for run in sweep.standing.left()] == [
+    assert left(sweep) == [
         *("learning_rate-3e-05_seed-0", "learning_rate-3e-05_seed-1"),
         *("learning_rate-0.0001_seed-1", "learning_rate-0.0003_seed-1"),
     ]
@@ -173,32 +165,4 @@ def test_a_curve_that_was_not_measured_is_refused(make) -> None:
     with pytest.raises(
         UserError, match="has no validation/loss/replay at step 8; its curves are validation/loss: choose"
     ):
-        Sweep(grid, parse_metric("validation/loss/replay"))
-
-
-def test_only_one_sweep_at_a_time(tmp_path) -> None:
-    with owned(tmp_path / "out"):
-        with pytest.raises(UserError, match="another sweep is running in"):
-            with owned(tmp_path / "out"):
-                pass
-    with owned(tmp_path / "out"):
-        pass
-
-
-def test_cost_so_far_and_what_is_left() -> None:
-    plans = {name: Plan(100, 50_000, (0.5, 1.0), 2**31) for name in "abc"}
-    waiting = Spent()
-    assert time_left(plans, dict.fromkeys("abc", waiting), 1)[0] == "1.5 h to 3.0 h"
-    assert time_left(plans, dict.fromkeys("abc", waiting), 2)[0] == "45 min to 1.5 h"
-    finished = Spent(100, 50_000, 1000.0, 2000.0, is_done=True, is_finished=True)
-    running = Spent(50, 25_000, 600.0, 1200.0, speed=100.0, is_running=True)
-    # 75,000 tokens at 50,000 / 1,000 s are 1,500 s.
-    lines = cost_lines(plans, {"a": finished, "b": running, "c": waiting}, 1, 1700.0)
-    assert lines[0] == "so far: 1 of 3 runs, 150 steps, 75,000 tokens, 28 min, 0.89 process hours"
-    assert lines[1].startswith(
-        "left: 2 of 3 runs, 150 steps, 75,000 tokens, 2.0 GiB of disk, about 25 min (at 50 tokens/s"
-    )
-    # The first run alone: 125,000 tokens at 100 tokens/s.
-    assert time_left(plans, {"a": waiting, "b": running, "c": waiting}, 1)[0] == "about 21 min"
-    assert time_left(plans, {"a": finished, "b": running, "c": waiting}, 2)[0] == "about 12 min"  # 1,500 s / 2
-    assert len(cost_lines(plans, dict.fromkeys("abc", finished), 1, 0.0)) == 1
+        Sweep(grid, parse_metric("validation/loss/replay")).report()

@@ -70,22 +70,17 @@ def test_stopped_continued_and_repeated(folder) -> None:
     out = folder / "out"
     stopped = stop_in_the_middle(folder, out)
     assert "SIGINT: the running scripts save and end" in stopped
-    assert f"left: 2 of 2 runs, {2 * STEPS} steps" in stopped
     # The other run may not have begun, be on its way, or have diverged already.
-    ways = "0 of 2 runs are done, [12]|1 of 2 runs are done, 1"
-    assert re.search(f"({ways}) stopped on the way; run the same command again to continue", stopped)
+    assert re.search("SIGINT: [01] of 2 runs are done; run the same command again to continue", stopped)
     before = json.loads((out / "sweep.json").read_text())
-    assert before["best"] is None and not before["is_complete"] and before["cost"]["process_hours"] > 0
+    assert before["best"] is None and not before["is_complete"]
 
     command = ("scripts/sweep.py", folder / "config.py", *VALUES, "--out", out)
     continued = run_python(*command)
     assert continued.returncode == 0, continued.stdout + continued.stderr
-    assert "learning_rate-0.01_seed-0: continues" in continued.stdout
-    assert "planning" not in continued.stdout  # the plan is kept
-    assert "learning_rate-1e+30_seed-0 diverged after step" in stopped + continued.stdout
+    assert "learning_rate-1e+30_seed-0 diverged: " in stopped + continued.stdout
     written = json.loads((out / "sweep.json").read_text())
-    assert written["is_complete"] and written["cost"]["runs_finished"] == 1
-    assert written["cost"]["process_hours"] > before["cost"]["process_hours"]
+    assert written["is_complete"]
     assert [[run["state"] for run in point["runs"]] for point in written["points"]] == [["finished"], ["diverged"]]
     assert written["best"]["overrides"] == ["optimizer.learning_rate=1e-2"]
     # The run was stopped after a few steps, and its curve has every step once.
@@ -99,15 +94,15 @@ def test_stopped_continued_and_repeated(folder) -> None:
     record = json.loads((folder / "whole" / "export" / "export.json").read_text())
     assert written["best"]["mean"] == pytest.approx(record["validation_loss"], abs=1e-6)
     assert written["best"]["runs"][0]["step"] == record["step"] == STEPS
-    # Both runs used the files that the dry run had tokenised, and none read the test.
+    # Both runs used the same tokenised files, and none read the test.
     assert len([path for path in (folder / "tokens").iterdir() if path.is_dir()]) == 2
     assert os.stat(folder / "test.jsonl").st_atime == 0
 
     repeated = run_python(*command)
-    assert repeated.returncode == 0 and "starts" not in repeated.stdout and "continues" not in repeated.stdout
+    assert repeated.returncode == 0 and "done |" not in repeated.stdout
     assert repeated.stdout.partition("\n| ")[2] == continued.stdout.partition("\n| ")[2] != ""
     refused = run_python(*command, "optimizer.epochs=3")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert refused.stderr == (
-        f"error: {run} was trained with optimizer.epochs={STEPS // 4}, now it is 3; set it back, or choose another --out\n"
+        f"error: {out} was begun with optimizer.epochs={STEPS // 4}, now it is 3; put it back, or choose another --out\n"
     )

