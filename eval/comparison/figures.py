@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from eval.comparison.arms import Arm, metric_rows
-from eval.comparison.measures import MEASURES
+from eval.comparison.arms import Arm, metric_rows, run_of
+from eval.comparison.measures import measure_of
 from eval.comparison.pictures import COLORS, MARKERS, Picture, shortened
 from eval.comparison.words import heading
 
@@ -32,7 +32,7 @@ def pictures(result: dict, arms: Sequence[Arm]) -> list[Picture]:
 
 def _values(row: dict, metric: str) -> str:
     one = row["metrics"].get(metric)
-    return f"{row['name']} {one['value']:.{MEASURES[metric].digits}f}" if one else f"{row['name']} unknown"
+    return f"{row['name']} {one['value']:.{measure_of(metric).digits}f}" if one else f"{row['name']} unknown"
 
 
 def _forgetting(result: dict, rows: Sequence[dict], style: dict, main: str) -> Picture:
@@ -80,7 +80,7 @@ def _forgetting(result: dict, rows: Sequence[dict], style: dict, main: str) -> P
             axes.set(xlabel=f"forgetting: {heading(result, metric)}")
         panels[0][0].set(ylabel=f"learning: {heading(result, main)}")
         panels[0][0].legend(fontsize=8)
-        if MEASURES[main].better < 0:
+        if measure_of(main).better < 0:
             panels[0][0].invert_yaxis()
         return figure
 
@@ -141,8 +141,8 @@ Curve = dict[str, tuple[list[int], list[float]]]
 
 def _curve(source) -> Curve | None:  # noqa: ANN001
     """Training and validation loss of a run; None if it has no curves."""
-    run = source.path.parents[1] if source.kind == "result" and source.path.parent.name == "eval" else source.path
-    rows = metric_rows(run) if run.is_dir() else []
+    run = run_of(source)
+    rows = metric_rows(run) if run else []
     found = {}
     for name, keys in (("training", ("train/loss/main", "train/loss")), ("validation", ("validation/loss",))):
         key = next((key for key in keys if any(key in row for row in rows)), None)

@@ -5,8 +5,8 @@ by scripts/evaluate.py and `scripts/measure.py forgetting`, as child processes.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import UserError
@@ -42,11 +42,26 @@ def measure_arms(sources: dict[str, list[Source]], how: Measuring) -> list[Arm]:
             folder, stem = _folder(name, number, source, how.out)
             task = _task_result(source, folder, stem, how)
             general = _general_result(source, folder, stem, task, how)
-            tokens = tokens_of(source.path) if source.kind == "run" else _tokens_beside(source.path)
-            measured.append(Seed(source, task, general, tokens))
+            measured.append(Seed(source, task, general, tokens_of(source)))
         arms.append(Arm(name, tuple(measured)))
     check_arms(arms, how)
     return arms
+
+
+def with_metric(
+    arms: Sequence[Arm], examples: list[dict], figures: Callable[[list[str], list[dict]], dict]
+) -> list[Arm]:
+    """The arms with the user's scores of their answers (`eval.metric.metric_figures`), and no others. examples: the asked ones.
+
+    What a stored result has may be by another function, or by what the function was then.
+    """
+
+    def scored(seed: Seed) -> Seed:
+        task = {key: value for key, value in seed.task.items() if key != "metric"}
+        answers = [answer["answer"] for answer in task.get("answers", ())]
+        return replace(seed, task=task | figures(answers, examples) if len(answers) == len(examples) else task)
+
+    return [replace(arm, seeds=tuple(map(scored, arm.seeds))) for arm in arms]
 
 
 def _folder(name: str, number: int, source: Source, out: Path) -> tuple[Path, str]:
@@ -56,11 +71,6 @@ def _folder(name: str, number: int, source: Source, out: Path) -> tuple[Path, st
     if source.kind == "result":
         return source.path.parent, ""
     return out / "eval", f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{number}-"
-
-
-def _tokens_beside(result: Path) -> int | None:
-    """The tokens of the run RUN, if a result is RUN/eval/FILE."""
-    return tokens_of(result.parents[1]) if result.is_file() and result.parent.name == "eval" else None
 
 
 def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dict:
