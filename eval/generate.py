@@ -29,10 +29,19 @@ def no_progress(tokens: int) -> None:
 
 
 def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The Hugging Face model of a directory in eval mode. Raises UserError if it cannot be loaded."""
+    """The Hugging Face model of a directory in eval mode; of an adapter, merged into its base. Raises UserError if it cannot be loaded."""
     transformers_logging.disable_progress_bar()
+    is_adapter, base = Path(path, "adapter_config.json").is_file(), path
+    if is_adapter:
+        from model.lora import base_of_adapter  # needed for adapters alone
+
+        base = str(base_of_adapter(Path(path)))
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        if is_adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, path).merge_and_unload()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded as a causal language model: {str(error).splitlines()[0]}") from error
     return pack_weights(model.to(device).eval())

@@ -141,6 +141,10 @@ def _check_options(options: EvaluationOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
     for output in filter(None, (options.json, options.answers)):
         prepare_output(output)
+    if Path(options.model, "adapter_config.json").is_file():
+        raise UserError(
+            f"{options.model} is an adapter; evaluate the merged weights: export/ of its run, or scripts/export.py --merge-lora"
+        )
     if not Path(options.model, "config.json").is_file():
         raise UserError(f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py")
 

@@ -27,7 +27,8 @@ from eval.comparison.arms import find_base, parse_arms
 from eval.comparison.comparison import compare
 from eval.comparison.contrasts import declare
 from eval.comparison.disagreements import beside
-from eval.comparison.measured import Measuring, measure_arms, with_metric
+from eval.comparison.measured import Measuring, measure_arms
+from eval.comparison.measures import with_metric
 from eval.comparison.page import write_outputs
 from eval.comparison.words import verdict, warnings
 from eval.metric import metric_figures

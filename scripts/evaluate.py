@@ -1,13 +1,14 @@
-"""Evaluate a model directory on examples: violations and their facts, the directive, loss on response tokens.
+"""Evaluate a model directory on examples: exact match and ROUGE-L of its answers, scores of your own, the loss of the references.
 
+    python scripts/evaluate.py runs/mine/export --data held_out.jsonl --metric scores:right --show 3
     python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data FILE --train FILE --shots 2 --constrained
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/quickstart/export --data FILE --train FILE --general --json after.json
 
-Every process generates (greedily) the answers to its share of the examples. Several processes share a large model, as in
-training: each holds a part of it (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, a
-table before | after is printed as well, with 95% confidence intervals of the change (bootstrap over banks, paired).
-A base model that never saw the form of the answers is asked fairly with --shots and --constrained: else "before" measures
-the form. docs/xbrl.md says what each figure means.
+Of bank reports it scores rules, facts and letters (docs/xbrl.md). Every process generates (greedily) the answers to its share of
+the examples. Several processes share a large model, as in training: each holds a part of it (--sharding). With --before FILE,
+the JSON of an earlier evaluation of the same data, a table before | after is printed as well, with 95% confidence intervals of
+the change (bootstrap, paired by example). A base model that never saw the form of the answers is asked fairly with --shots and
+--constrained: else "before" measures the form.
 """
 
 import sys

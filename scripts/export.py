@@ -6,7 +6,8 @@
 
 One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
 (WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent. Once it has been evaluated with a
-JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs all of that (docs/check.md).
+JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs all of that (docs/check.md), and
+--push ORGANISATION/NAME uploads it to the Hugging Face hub, to a private repository unless --public is given.
 """
 
 import pathlib
@@ -23,6 +24,7 @@ import torch
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
+from model.hub import push
 from tools.release import BOM, SIGNATURE, sign_release, write_bom
 from training.export import DTYPES, damage_of, is_written, read_export, verify, write_export
 from training.model_card import base_model, model_card, read_data_card, read_results
@@ -56,6 +58,8 @@ def parse_arguments() -> argparse.Namespace:
         "--bom", action="store_true", help="write bom.json: what the model is made of, in CycloneDX 1.7"
     )
     release.add_argument("--sign", type=Path, metavar="KEY", help="sign the directory by a private key; implies --bom")
+    release.add_argument("--push", metavar="ORG/NAME", help="upload the directory to the Hugging Face hub (private)")
+    release.add_argument("--public", action="store_true", help="a repository that --push makes is public")
     release.add_argument("--base-flops", type=float, metavar="N", help="FLOPs that trained the base, for bom.json")
     card = parser.add_argument_group(
         "the model card", "results in RUN/eval/*.json are used if they are of these weights"
@@ -69,7 +73,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Export, unless it has been done; the card is renewed in any case. Returns 1 for other weights (--verify) or a damaged file, which is not signed."""
+    """Export, unless it has been done; the card is renewed in any case.
+
+    Returns 1 for other weights (--verify) or a damaged file, which is neither signed nor pushed.
+    """
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
@@ -97,7 +104,7 @@ def main() -> int:
             print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.record['dtype']}")
         for why in results.left_out:
             print(f"not in the card: {why}")
-        lines = damage_of(out, ranks) if arguments.verify or arguments.sign else []
+        lines = damage_of(out, ranks) if arguments.verify or arguments.sign or arguments.push else []
         good = not lines
         if good and arguments.verify:
             good, lines = verify(out, export)
@@ -106,6 +113,8 @@ def main() -> int:
         if good and arguments.sign:
             sign_release(out, arguments.sign)
             lines.append(f"signed: {out / SIGNATURE}")
+        if good and arguments.push:
+            lines.append(push(out, arguments.push, arguments.public))
         for line in lines:
             print(line)
     return 0 if good else 1

@@ -4,8 +4,9 @@ A recipe's score varies with the seed of its training and with the examples of i
 the two are crossed. The variance of a difference is the sum of what either of them makes alone: over examples by the bootstrap
 of the mean over seeds, in which an example is drawn for both recipes together, and over seeds by their sample variance. The
 interaction of both is in either part, so the sum is a little too large; the bootstrap that draws both at once has it three
-times (Owen 2007, https://doi.org/10.1214/07-AOAS122), and its percentiles are too narrow with three seeds, where the quantiles
-of Student's t are not.
+times (Owen 2007, https://doi.org/10.1214/07-AOAS122), and its percentiles are too narrow with three seeds. The quantiles are
+Student's with the degrees of freedom of the seeds alone: three seeds that happen to be alike do not show that seeds matter
+little.
 """
 
 import math
@@ -146,21 +147,18 @@ def over_seeds(found: Interval, before: Terms, after: Terms, paired: bool = Fals
 
     found: how the change between these very runs varies with the examples (`eval.intervals.change`). A side without seeds is
     not trained and does not vary with them. paired: the n-th seeds of both sides go together, and what they share is no part
-    of the difference's variance. The degrees of freedom are those of Satterthwaite (1946,
-    https://doi.org/10.2307/3002019), because all variances are estimates.
+    of the difference's variance. The degrees of freedom are Welch's (1947, https://doi.org/10.2307/2332510), and at most those
+    of the examples' clusters.
     """
     values = [one.seeds for one in (before, after) if one.seeds]
     if paired:
         values = [[second - first for first, second in zip(before.seeds, after.seeds, strict=True)]]
     spreads = [(variance(of_side) / len(of_side), len(of_side) - 1) for of_side in values]
-
-    def side(bound: float) -> tuple[float, float]:
-        """(standard error, degrees of freedom), as seen from one bound of the interval over the examples."""
-        parts = [(((bound - found.value) / Z) ** 2, max(1, after.n - 1)), *spreads]
-        total = sum(part for part, _ in parts)
-        return math.sqrt(total), total**2 / max(sum(part**2 / df for part, df in parts), 1e-300) or 1.0
-
-    return Estimate(found.value, side(found.low), side(found.high), after.bounded)
+    over = sum(part for part, _ in spreads)
+    df = over**2 / sum(part**2 / df for part, df in spreads) if over else sum(df for _, df in spreads)
+    df = max(1.0, min(df, after.n - 1))
+    below, above = (math.hypot((bound - found.value) / Z, math.sqrt(over)) for bound in (found.low, found.high))
+    return Estimate(found.value, (below, df), (above, df), before.bounded and after.bounded)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

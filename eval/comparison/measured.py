@@ -5,8 +5,8 @@ by scripts/evaluate.py and `scripts/measure.py forgetting`, as child processes.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
@@ -46,22 +46,6 @@ def measure_arms(sources: dict[str, list[Source]], how: Measuring) -> list[Arm]:
         arms.append(Arm(name, tuple(measured)))
     check_arms(arms, how)
     return arms
-
-
-def with_metric(
-    arms: Sequence[Arm], examples: list[dict], figures: Callable[[list[str], list[dict]], dict]
-) -> list[Arm]:
-    """The arms with the user's scores of their answers (`eval.metric.metric_figures`), and no others. examples: the asked ones.
-
-    What a stored result has may be by another function, or by what the function was then.
-    """
-
-    def scored(seed: Seed) -> Seed:
-        task = {key: value for key, value in seed.task.items() if key != "metric"}
-        answers = [answer["answer"] for answer in task.get("answers", ())]
-        return replace(seed, task=task | figures(answers, examples) if len(answers) == len(examples) else task)
-
-    return [replace(arm, seeds=tuple(map(scored, arm.seeds))) for arm in arms]
 
 
 def _folder(name: str, number: int, source: Source, out: Path) -> tuple[Path, str]:

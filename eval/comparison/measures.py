@@ -1,6 +1,6 @@
 """What is compared: each metric of an arm as sums over reports, texts or questions, averaged over the seeds of the arm."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +53,22 @@ def ordered(metrics: Iterable[str]) -> list[str]:
     """The metrics as tables show them: the user's own first, in their order."""
     names = dict.fromkeys(metrics)
     return [*(name for name in names if name.startswith(OWN)), *(name for name in MEASURES if name in names)]
+
+
+def with_metric(
+    arms: Sequence[Arm], examples: list[dict], figures: Callable[[list[str], list[dict]], dict]
+) -> list[Arm]:
+    """The arms with the user's scores of their answers (`eval.metric.metric_figures`), and no others. examples: the asked ones.
+
+    What a stored result has may be by another function, or by what the function was then.
+    """
+
+    def scored(seed: Seed) -> Seed:
+        task = {key: value for key, value in seed.task.items() if key != "metric"}
+        answers = [answer["answer"] for answer in task.get("answers", ())]
+        return replace(seed, task=task | figures(answers, examples) if len(answers) == len(examples) else task)
+
+    return [replace(arm, seeds=tuple(map(scored, arm.seeds))) for arm in arms]
 
 
 def arm_terms(arms: Sequence[Arm], others: Sequence[dict] = ()) -> tuple[dict[str, dict[str, Terms]], bool]:

@@ -9,7 +9,7 @@ from eval.comparison.arms import Arm
 from eval.comparison.comparison import compare
 from eval.comparison.contrasts import Contrast
 from eval.comparison.disagreements import beside
-from eval.comparison.measured import with_metric
+from eval.comparison.measures import with_metric
 from eval.comparison.page import page
 from eval.comparison.tables import all_tables, markdown
 from eval.comparison.words import limits, primary_sentence, verdict, warnings
@@ -156,7 +156,7 @@ def test_what_is_not_shown_stands_beside_an_interval_with_0_and_equivalence_need
 
 
 def test_holm_is_among_the_declared_and_leaves_open_what_it_takes_back():
-    arms = recipe("a", 3, 4, 6), recipe("b", 7, 8, 8), recipe("c", 4, 4, 5)
+    arms = recipe("a", 3, 4, 4), recipe("b", 11, 12, 12), recipe("c", 4, 4, 5)
     _, alone = declared(*arms)
     assert 0.0167 < alone["p"] < 0.05
     contrasts = [Contrast("b", "a", "f1"), Contrast("c", "a", "f1"), Contrast("c", "a", "loss")]
@@ -303,10 +303,10 @@ def test_scores_of_the_users_can_be_declared():
         each = [float(len(text) > 1) for text in texts]
         return {"metric": {"by": "mine:f", "scores": {"f1": 1.0}, "each": {"f1": each}}}
 
-    arms = [arm(name, *map(own_task, rights)) for name, rights in (("a", (1, 1)), ("b", (5, 6)))]
+    arms = [arm(name, *map(own_task, rights)) for name, rights in (("a", (1, 1, 2)), ("b", (5, 6, 6)))]
     result = compare(with_metric(arms, CHATS, figures), {}, CHATS, [Contrast("a", "b", "f1")])
     assert primary_sentence(result, result["primary"][0]).startswith(
-        "b has more f1 than a: f1 0.167 less 0.917 is -0.750"
+        "b has more f1 than a: f1 0.222 less 0.944 is -0.722"
     )
 
 
