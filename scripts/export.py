@@ -37,26 +37,21 @@ def parse_arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="the checkpoint of this step (default: the one that the run exports)")
     which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
-    parser.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="of the files; auto: as in the base's config.json"
-    )
+    dtypes = "of the files; auto: as in the base's config.json"
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help=dtypes)
     parser.add_argument("--base", type=Path, help="the base model, if it is not where the run found it")
-    parser.add_argument(
-        "--average-with-base", type=float, metavar="A", help="(1 - A) x base + A x tuned, in fp32; A from 0 to 1"
-    )
-    parser.add_argument(
-        "--merge-lora", action="store_true", help="add the adapters to the weights (default: export them for peft)"
-    )
+    average = "(1 - A) x base + A x tuned, in fp32; A from 0 to 1"
+    parser.add_argument("--average-with-base", type=float, metavar="A", help=average)
+    merge = "add the adapters to the weights (default: export them for peft)"
+    parser.add_argument("--merge-lora", action="store_true", help=merge)
     parser.add_argument("--out", type=Path, required=True, help="the directory to write")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="check the SHA-256 of its files, load it with transformers, and compare its logits with the trained weights'",
+    proof = (
+        "check the SHA-256 of its files, load it with transformers, and compare its logits with the trained weights'"
     )
+    parser.add_argument("--verify", action="store_true", help=proof)
     release = parser.add_argument_group("a release", "its libraries are optional (requirements.txt says which)")
-    release.add_argument(
-        "--bom", action="store_true", help="write bom.json: what the model is made of, in CycloneDX 1.7"
-    )
+    bom = "write bom.json: what the model is made of, in CycloneDX 1.7"
+    release.add_argument("--bom", action="store_true", help=bom)
     release.add_argument("--sign", type=Path, metavar="KEY", help="sign the directory by a private key; implies --bom")
     release.add_argument("--push", metavar="ORG/NAME", help="upload the directory to the Hugging Face hub (private)")
     release.add_argument("--public", action="store_true", help="a repository that --push makes is public")

@@ -9,7 +9,6 @@ import numpy as np
 from common.errors import UserError
 from eval.bootstrap import Interval
 from eval.comparison.arms import Arm
-from eval.comparison.confusion import NONE, confusion
 from eval.comparison.contrasts import Contrast, holm, knows_seeds, over_seeds
 from eval.comparison.disagreements import worst_disagreements
 from eval.comparison.measures import (
@@ -144,7 +143,7 @@ def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str], seed: int)
 
 
 def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
-    """`per_rule` and `confusion` of the answers of all seeds; nothing for another task."""
+    """`per_rule` of the answers of all seeds; nothing for another task."""
     if not rules:
         return {}
     pairs = [labels(answer) for task in tasks for answer in task["answers"]]
@@ -158,9 +157,7 @@ def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
         per_rule[rule] = {name: _json(one) for name, one in measured.items()} | {
             name: count / len(tasks) for name, count in counts.items()
         }
-    names = [*rules, *invented]
-    matrix = np.mean([confusion(task["answers"], names) for task in tasks], axis=0)
-    return {"per_rule": per_rule, "confusion": {"names": [*names, NONE], "counts": matrix.tolist()}}
+    return {"per_rule": per_rule}
 
 
 def _differences(

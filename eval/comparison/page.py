@@ -51,12 +51,7 @@ def page(result: dict, drawn: Sequence[Drawn]) -> str:
         limits=limits(result),
         contents=[*contents, ("disagreements", "Where the arms differ most")],
         pictures=[
-            {
-                "light": _base64(one.light),
-                "dark": _base64(one.dark),
-                "caption": one.caption,
-                "words": one.words,
-            }
+            {"light": _base64(one.light), "dark": _base64(one.dark), "caption": one.caption, "words": one.words}
             for one in drawn
         ],
         tables=tables,

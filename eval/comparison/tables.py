@@ -86,11 +86,7 @@ def primary_table(result: dict) -> Table:
 
 def _differences(result: dict, family: str, title: str) -> Table:
     rows = [
-        [
-            f"{one['of']} \u2212 {one['against']}",
-            heading(result, one["metric"]),
-            *difference_cells(result, one),
-        ]
+        [f"{one['of']} \u2212 {one['against']}", heading(result, one["metric"]), *difference_cells(result, one)]
         for one in result["differences"]
         if one["family"] == family
     ]
