@@ -86,7 +86,8 @@ def _of_which_runs(result: dict, one: dict) -> str:
     single = [row["name"] for row in known if len(row["seeds"]) == 1]
     if one["over_seeds"] or not single:
         return ""
-    return f"; of this one seed of {listed(single)}, and another seed may differ by more"
+    have = "has one seed" if len(single) == 1 else "have one seed each"
+    return f"; {listed(single)} {have}, and another may differ by more"
 
 
 def primary_sentence(result: dict, one: dict) -> str:

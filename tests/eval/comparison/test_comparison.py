@@ -73,8 +73,8 @@ def test_one_seed_is_described_and_never_called_better():
         said = [sentence for group in verdict(result).values() for sentence in group]
         assert len(said) == 5 and not any(map(CLAIMS.search, said))
         assert said[0].startswith(f"F1: strong {1 if len(seeds) == 1 else 0.941:.3f}, weak 0.154; strong less weak +0.")
-        whose = "weak and strong" if len(seeds) == 1 else "weak"
-        assert said[0].endswith(f"; of this one seed of {whose}, and another seed may differ by more).")
+        whose, have = ("weak and strong", "have one seed each") if len(seeds) == 1 else ("weak", "has one seed")
+        assert said[0].endswith(f"; {whose} {have}, and another may differ by more).")
         assert "95% interval over reports +0." in said[0] and "95% interval over texts +" in said[1]
         sentence = f"There is one training run of {whose}: how much another seed would change is not known."
         assert any(one.startswith(sentence) for one in limits(result))
