@@ -31,6 +31,7 @@ from eval.comparison.measured import Measuring, measure_arms
 from eval.comparison.measures import with_metric
 from eval.comparison.page import write_outputs
 from eval.comparison.words import verdict, warnings
+from eval.inputs import add_reading_options, reading_of
 from eval.metric import metric_figures
 from eval.results import prepare_output
 from xbrl.answers.baselines import add_baseline_options, baseline_tasks
@@ -41,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
     parser.add_argument("--data", required=True, type=Path, help="the examples that no arm trained on")
+    add_reading_options(parser)
     add_baseline_options(parser)
     parser.add_argument("--base", help="the model before training (default: that of the runs)")
     general = "also measure what was forgotten: perplexity, KL, general questions"
@@ -71,14 +73,16 @@ def main() -> int:
     sources = parse_arms(arguments.arms)
     primary = declare(arguments.primary, arguments.primary_paired, arguments.margin, sources)
     own = metric_figures(arguments.metric)
-    examples = read_examples(arguments.data)
-    training = read_examples(arguments.train) if arguments.train else None
+    reading = reading_of(arguments.format, arguments.fields)
+    examples = read_examples(arguments.data, reading)
+    training = read_examples(arguments.train, reading) if arguments.train else None
     prepare_output(arguments.out / "comparison.json")
     base = arguments.base or (find_base(sources) if arguments.general else None)
-    how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes)
+    read = ("--format", arguments.format, "--fields", arguments.fields)
+    how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes, read)
     arms = measure_arms(sources, how)
     asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
-    validation = read_examples(arguments.validation) if arguments.validation else []
+    validation = read_examples(arguments.validation, reading) if arguments.validation else []
     baselines = baseline_tasks(asked, training, str(arguments.data), validation, arguments.probe)
     arms = with_metric(arms, asked, own)
     result = compare(arms, baselines, asked, primary, arguments.pairs, arguments.worst)

@@ -27,11 +27,10 @@ from common.command_line import add_number, new_parser
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
-from configs.load import FORMATS
 from data.formats import read_examples
 from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples
-from eval.inputs import EvaluationInputs, EvaluationOptions, read_inputs
+from eval.inputs import EvaluationInputs, EvaluationOptions, add_reading_options, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.metric import metric_figures
 from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank
@@ -53,8 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, metavar="K")
     constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
     parser.add_argument("--constrained", action="store_true", help=constrained)
-    parser.add_argument("--format", choices=FORMATS, default="auto", help="like data.format of a config (%(default)s)")
-    parser.add_argument("--fields", default="", help="like data.fields of a config: messages=dialogue,role=speaker")
+    add_reading_options(parser)
     add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)")
     batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
     add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def compare(
     base = {BASE: general_terms(general, "base")} if general else {}
     pairs = [(after, before) for before, after in pairs]
     said = {arm.name: [one.task.get("answers") for one in arm.seeds] for arm in arms}
-    same = {pair for pair in pairs if said[pair[0]] == said[pair[1]]}
+    same = {pair for pair in permutations(names, 2) if said[pair[0]] == said[pair[1]]}
     known = terms | base | others
     differences = [
         *_differences("arms", pairs, known, same, seed),
@@ -75,7 +75,7 @@ def compare(
         | _rules_of([baselines[name]], rules, seed)
         for name in others
     ]
-    answers = task.get("answers") or ()
+    answers, unit = task.get("answers") or (), "reports" if rules else "examples"
     main = [name for name in ordered(terms[names[0]]) if name.startswith(OWN) or name in ("f1", "rouge_l", "loss")]
     return {
         "data": task["data"],
@@ -83,8 +83,8 @@ def compare(
         "examples": len(answers),
         "examples_in_file": task.get("n_in_file"),
         "clusters": len(set(clusters_of(answers))),
-        "unit": "reports" if rules else "examples",
-        "sample": _sample(answers, "reports" if rules else "examples"),
+        "unit": unit,
+        "sample": _sample(answers, unit) if answers else f"{task['n_examples']} {unit}",
         "general": None if general is None else {key: general[key] for key in ("text", "texts", "bytes", "base")},
         "reference": names[0],
         "main": next(iter(main), None),

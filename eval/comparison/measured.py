@@ -18,7 +18,7 @@ from model.fingerprint import fingerprint_of_base
 
 @dataclass(frozen=True)
 class Measuring:
-    """How missing results are measured. base: None if general text is not asked for."""
+    """How missing results are measured. base: None if general text is not asked for. read: options of scripts/evaluate.py."""
 
     data: Path
     train: Path | None
@@ -26,6 +26,7 @@ class Measuring:
     general: bool
     out: Path
     processes: int = 1
+    read: tuple[str, ...] = ()
 
     @property
     def data_sha256(self) -> str:
@@ -73,7 +74,9 @@ def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dic
             return result
         print(f"{path} is not of {how.data} and the weights of {source.model}: it is measured again", flush=True)
     prepare_output(path)
-    options = ["--data", how.data, "--json", path, "--show", 0] + (["--train", how.train] if how.train else [])
+    options = ["--data", how.data, *how.read, "--json", path, "--show", 0] + (
+        ["--train", how.train] if how.train else []
+    )
     launch(how.processes, "scripts/evaluate.py", source.model, *options)
     return read_result(path)
 

@@ -66,7 +66,7 @@ def with_metric(
     def scored(seed: Seed) -> Seed:
         task = {key: value for key, value in seed.task.items() if key != "metric"}
         answers = [answer["answer"] for answer in task.get("answers", ())]
-        return replace(seed, task=task | figures(answers, examples) if len(answers) == len(examples) else task)
+        return replace(seed, task=task | figures(answers, examples) if len(answers) == len(examples) > 0 else task)
 
     return [replace(arm, seeds=tuple(map(scored, arm.seeds))) for arm in arms]
 
