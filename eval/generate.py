@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -41,7 +42,8 @@ def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> 
         if is_adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, path).merge_and_unload()
+            adapted: Any = PeftModel.from_pretrained(model, path)
+            model = adapted.merge_and_unload()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded as a causal language model: {str(error).splitlines()[0]}") from error
     return pack_weights(model.to(device).eval())

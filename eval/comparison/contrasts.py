@@ -52,8 +52,11 @@ def declare(
     Raises UserError for what cannot be tested.
     """
     limits = dict(map(_margin, margins))
-    asked = [(*one, False) for one in primary] + [(*one, True) for one in paired]
-    found = [Contrast(of, against, metric, by, limits.get(metric)) for of, against, metric, by in asked]
+    found = [
+        Contrast(of, against, metric, by_seed, limits.get(metric))
+        for by_seed, asked in ((False, primary), (True, paired))
+        for of, against, metric in asked
+    ]
     if len(found) > MOST:
         raise UserError(
             f"{len(found)} contrasts are declared, and {MOST} are the most: what matters most is primary, and the tables "
