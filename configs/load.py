@@ -25,19 +25,55 @@ import configs.config as schema
 from common.errors import UserError
 from configs.config import KEYS, SECTIONS, Config, Source
 
-# What other tools call our keys, where the names are not alike (docs/runs.md has a table of both).
-ALIASES = {
-    "lr": "learning_rate",
-    "batch_size": "global_examples",
-    "global_batch_size": "global_examples",
-    "per_device_train_batch_size": "micro_batch",
-    "model.name": "path",
-    "model_name_or_path": "path",
-    "val_set_size": "validation_share",
-    "report_to": "log_to",
-    "context_parallel_size": "context",
-    "sequence_parallel_size": "context",
+# Our key -> what other tools call it, where the names are not alike (docs/runs.md has a table of both). They are suggested and
+# not understood: a value may mean something else here.
+_ELSEWHERE = {
+    "model.path": "model model.name model_name model_name_or_path base_model pretrained_model_name_or_path",
+    "model.compute_dtype=bf16": "bf16 fp16 dtype torch_dtype precision mixed_precision",
+    "model.activation_checkpointing=full": "gradient_checkpointing use_gradient_checkpointing recompute",
+    "model.compile": "torch_compile",
+    "data.train": "train_file train_files dataset dataset_name dataset_path datasets data_path",
+    "data.validation": "validation_file eval_file eval_dataset test_datasets",
+    "data.validation_share": "val_set_size val_size test_size",
+    "data.fields": "dataset_text_field field_messages",
+    "data.max_samples": "max_train_samples",
+    "data.sequence_length": "max_seq_length max_seq_len max_length sequence_len seq_len seq_length cutoff_len "
+    "model_max_length block_size",
+    "data.packing": "sample_packing pack_sequences packed",
+    "data.train_on": "assistant_only_loss completion_only_loss train_on_inputs mask_history",
+    "batch.global_examples": "batch_size global_batch_size train_batch_size total_batch_size",
+    "batch.global_examples, from which it follows": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
+    "batch.micro_batch": "per_device_train_batch_size micro_batch_size device_batch_size local_batch_size",
+    "optimizer.learning_rate": "lr peak_lr base_lr",
+    "optimizer.epochs": "num_train_epochs num_epochs n_epochs max_epochs",
+    "optimizer.max_steps": "max_iters train_steps num_steps",
+    "optimizer.warmup_steps": "num_warmup_steps warmup_iters",
+    "optimizer.min_lr_ratio": "min_lr min_lr_rate cosine_min_lr_ratio",
+    "optimizer.weight_decay": "wd decay",
+    "optimizer.betas": "adam_beta1 adam_beta2 beta1 beta2",
+    "optimizer.eps": "adam_epsilon epsilon adam_eps",
+    "optimizer.max_grad_norm": "gradient_clipping grad_clip clip_grad gradient_clip_val max_norm",
+    "optimizer.memory": "optim",
+    "lora.rank": "lora_r r lora_rank",
+    "lora.alpha": "lora_alpha",
+    "lora.dropout": "lora_dropout",
+    "lora.targets": "lora_target_modules target_modules lora_target",
+    "sharding.strategy": "fsdp fsdp_sharding_strategy zero_stage",
+    "sharding.context": "context_parallel_size sequence_parallel_size",
+    "run.directory": "output_dir output_directory",
+    "run.name": "run_name",
+    "run.log_every": "logging_steps log_interval log_freq",
+    "run.eval_every": "eval_steps eval_interval evals_per_epoch eval_strategy evaluation_strategy",
+    "run.save_every": "save_steps save_interval saves_per_epoch save_strategy checkpoint_interval",
+    "run.keep_last": "save_total_limit",
+    "run.resume": "resume_from_checkpoint auto_resume_from_checkpoints",
+    "run.export=best": "load_best_model_at_end",
+    "run.best_by": "metric_for_best_model",
+    "run.stop_after_no_gain": "early_stopping_patience",
+    "run.log_to": "report_to wandb_project use_wandb logger",
+    "eval.metric": "compute_metrics",
 }
+ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
 UNIONS = (types.UnionType, Union)
 WORDS = {
     str: "a string",
@@ -156,7 +192,8 @@ def _explain(error: BaseException) -> str:
     keyword = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     if keyword and hasattr(schema, keyword[1]):
         names = [field.name for field in dataclasses.fields(getattr(schema, keyword[1]))]
-        return f"{keyword[1]} has no key {keyword[2]!r}{nearest(keyword[2], names)}"
+        otherwise = f"known names: {', '.join(names)}"
+        return f"{keyword[1]} has no key {keyword[2]!r}{nearest(keyword[2], [*names, *KEYS], otherwise)}"
     return text
 
 
@@ -187,11 +224,16 @@ def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
     It names the key that another tool calls so (`ALIASES`), or one with the same last part, or else the most similar one. If
     there is none, the message ends with `otherwise`, or with all `names` if that is empty.
     """
-    key = name.rpartition(".")[2]
-    meant = (ALIASES.get(name, ALIASES.get(key)), key)
-    same = [known for last in meant for known in names if known.rpartition(".")[2] == last]
-    close = same or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; {otherwise or 'known names: ' + ', '.join(names)}"
+    last = name.rpartition(".")[2]
+    meant = ALIASES.get(name) or ALIASES.get(last) or last
+    key = re.split("[=,]", meant)[0]
+    same = [known for known in names if known in (key, key.rpartition(".")[2])]  # all keys, or those of one section
+    if same:
+        said = same[0] + meant.removeprefix(key)
+    else:
+        close = [known for known in names if known.rpartition(".")[2] == last]
+        said = next(iter(close or difflib.get_close_matches(name, names, n=1, cutoff=0.5)), "")
+    return f"; did you mean {said}?" if said else f"; {otherwise or 'known names: ' + ', '.join(names)}"
 
 
 def _parse(raw: str, hint: object, name: str) -> object:

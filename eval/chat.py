@@ -19,8 +19,8 @@ class Speaker:
     """A model, and the conversation that it has had. Its prompts are those of training: content is never a control token."""
 
     def __init__(self, path: str, system: str, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises UserError if `path` is not the directory of a model with a tokenizer."""
-        if not Path(path, "config.json").is_file():
+        """Raises UserError if `path` is not the directory of a model, or of an adapter on weights that are here, with a tokenizer."""
+        if not any(Path(path, name).is_file() for name in ("config.json", "adapter_config.json")):
             raise UserError(f"{path} is not a model directory (no config.json); see scripts/fetch_base_model.py")
         self.path = path
         self.tokenizer = load_tokenizer(path)

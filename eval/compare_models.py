@@ -38,6 +38,7 @@ from eval.in_step import in_turns
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
 from eval.over_ranks import TIMEOUT_MINUTES
 from eval.questions import Question, encode_options, read_questions, right_answers, start_tokens
+from eval.report import aligned
 from eval.results import prepare_output
 from model.architectures import read_model_config
 from model.fingerprint import fingerprint_of_base
@@ -300,8 +301,4 @@ def table(result: dict) -> str:
     for kind, accuracy in result["questions"].items():
         name = "questions answered correctly" if kind == "all" else f"  {kind}"
         add(name, accuracy, f"{accuracy['n']} questions", 100, "%", 1)
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    return "\n".join(
-        "  ".join(f"{cell:{'<' if c in (0, 5) else '>'}{widths[c]}}" for c, cell in enumerate(row)).rstrip()
-        for row in rows
-    )
+    return "\n".join(aligned(rows))

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -29,10 +30,20 @@ def no_progress(tokens: int) -> None:
 
 
 def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The Hugging Face model of a directory in eval mode. Raises UserError if it cannot be loaded."""
+    """The Hugging Face model of a directory in eval mode; of an adapter, merged into its base. Raises UserError if it cannot be loaded."""
     transformers_logging.disable_progress_bar()
+    is_adapter, base = Path(path, "adapter_config.json").is_file(), path
+    if is_adapter:
+        from model.lora import base_of_adapter  # needed for adapters alone
+
+        base = str(base_of_adapter(Path(path)))
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        if is_adapter:
+            from peft import PeftModel
+
+            adapted: Any = PeftModel.from_pretrained(model, path)
+            model = adapted.merge_and_unload()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded as a causal language model: {str(error).splitlines()[0]}") from error
     return pack_weights(model.to(device).eval())

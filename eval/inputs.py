@@ -1,5 +1,6 @@
 """What an evaluation reads, checked before any process starts: examples, their tokens, and the prompts of those that are asked."""
 
+import argparse
 import functools
 import hashlib
 import math
@@ -10,7 +11,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from configs.load import check_fields, parse_dict
+from configs.load import FORMATS, check_fields, parse_dict
 from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.files import Reading
@@ -53,8 +54,8 @@ class EvaluationInputs:
     sequences: (token ids, weights of the targets) of all examples. A chat whose template rewrites earlier turns has several;
     `owners` tells which example each belongs to. asked: indices of the examples with an answer (`has_answer`). prompts: their
     token ids up to that message. stop_ids: the tokens that training teaches as the end of an answer. header: the part of the
-    result that identifies model and data. control_line: names the examples and shots whose content spells control tokens; "" if
-    there are none.
+    result that identifies model and data. control_line: names the examples and shots whose content spells control tokens, and
+    says if no example is asked; "" if there is nothing to say.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -75,7 +76,7 @@ class EvaluationInputs:
 def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     """Read, tokenize and check everything. Raises UserError. Not a collective: call it on one rank (`read_on_first`)."""
     _check_options(options)
-    reading = _reading(options)
+    reading = reading_of(options.format, options.fields)
     everything = list(read_files([options.data], reading))
     placed = choose_examples(everything, options.limit)
     examples = [example for _, example in placed]
@@ -116,6 +117,11 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     }
     if before is not None:
         report.check_comparable(before, header)
+    said = [encoder.control_report([*placed, *shots])]
+    if not asked:
+        said.append(
+            f"no example of {options.data} is a chat with an answer, so its loss alone is measured (docs/data.md)"
+        )
     return EvaluationInputs(
         tokenizer,
         examples,
@@ -129,7 +135,7 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         max_positions,
         header,
         before,
-        encoder.control_report([*placed, *shots]),
+        "\n".join(filter(None, said)),
     )
 
 
@@ -141,14 +147,25 @@ def _check_options(options: EvaluationOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
     for output in filter(None, (options.json, options.answers)):
         prepare_output(output)
+    if Path(options.model, "adapter_config.json").is_file():
+        raise UserError(
+            f"{options.model} is an adapter; evaluate the merged weights: export/ of its run, or scripts/export.py --merge-lora"
+        )
     if not Path(options.model, "config.json").is_file():
         raise UserError(f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py")
 
 
-def _reading(options: EvaluationOptions) -> Reading:
-    fields = {key: str(name) for key, name in parse_dict(options.fields, str, "--fields").items()}
-    check_fields(fields, "--fields")
-    return Reading(options.format, fields)
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--format` and `--fields`, whose values go to `reading_of`."""
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="like data.format of a config (%(default)s)")
+    parser.add_argument("--fields", default="", help="like data.fields of a config: messages=dialogue,role=speaker")
+
+
+def reading_of(format: str, fields: str) -> Reading:
+    """How files are read. Raises UserError for a key that is not ours."""
+    names = {key: str(name) for key, name in parse_dict(fields, str, "--fields").items()}
+    check_fields(names, "--fields")
+    return Reading(format, names)
 
 
 def _encode(encoder: ExampleEncoder, placed: Sequence[tuple[str, dict]]) -> tuple[Sequences, list[int]]:

@@ -117,10 +117,16 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def terms_of(result: dict) -> dict[str, Terms]:
-    """Those of `f1`, `exact`, `fact_f1`, `pairs`, `exact_match`, `rouge_l`, `loss` that a result of scripts/evaluate.py has, per example."""
+    """Those of `f1`, `exact`, `fact_f1`, `pairs`, `exact_match`, `rouge_l`, `loss` that a result of scripts/evaluate.py has, per example.
+
+    `own/NAME` are the scores of the user's own metric (eval/metric.py).
+    """
     answers, losses = result.get("answers") or (), result.get("losses") or ()
     clusters = clusters_of(answers)
     terms: dict[str, Terms] = {}
+    for name, values in (result.get("metric") or {}).get("each", {}).items():
+        is_share = all(0 <= value <= 1 for value in values)
+        terms[f"own/{name}"] = Terms(_array((value, 1) for value in values), clusters, ratio, bounded=is_share)
     if answers and all("true" in answer for answer in answers):
         terms["f1"] = Terms(_array(map(_f1_terms, answers)), clusters, ratio)
         terms["exact"] = Terms(_array((_is_exact(answer), 1) for answer in answers), clusters, ratio)

@@ -40,10 +40,27 @@ def load_metric(name: str) -> Metric:
 def metric_figures(name: str) -> Callable[[list[str], list[dict]], dict]:
     """What --metric adds to a result: (answers, examples) -> `metric`, with the name and the scores; nothing without a name.
 
-    Raises UserError if there is no such function.
+    `each` has, of every score that is the mean of those of single examples, these: an interval needs them. Raises UserError
+    if there is no such function.
     """
     metric = load_metric(name) if name else None
-    return lambda answers, examples: {"metric": {"by": name, "scores": metric(answers, examples)}} if metric else {}
+
+    def figures(answers: list[str], examples: list[dict]) -> dict:
+        if not metric:
+            return {}
+        scores = metric(answers, examples)
+        try:
+            single = [metric([answer], [example]) for answer, example in zip(answers, examples, strict=True)]
+        except UserError:  # it cannot score one answer alone
+            single = []
+        each = {}
+        for key, score in scores.items():
+            values = [one[key] for one in single if key in one]
+            if len(values) == len(answers) and math.isclose(score, math.fsum(values) / len(values), abs_tol=1e-9):
+                each[key] = values
+        return {"metric": {"by": name, "scores": scores, "each": each}}
+
+    return figures
 
 
 def checked_scores(name: str, result: object) -> dict[str, float]:

@@ -37,7 +37,8 @@ def text_figures(result: dict) -> list[Figure]:
     metric, match, rouge = result.get("metric"), result.get("exact_match"), result.get("rouge_l")
     rows = []
     if metric:
-        rows += [Figure(name, f"{value:.4g}", f"by {metric['by']}") for name, value in metric["scores"].items()]
+        by = f"by {metric['by']}"
+        rows += [Figure(name, f"{value:.4g}", by, f"own/{name}") for name, value in metric["scores"].items()]
     if match:
         rows.append(Figure("exact match", percent(match["share"]), f"{match['n']} answers", "exact_match"))
     if rouge:

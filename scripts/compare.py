@@ -1,13 +1,14 @@
-"""Compare trained models on the same examples: intervals, paired tests, figures, and one page for people.
+"""Compare trained models on the same examples: intervals, declared contrasts, figures, and one page for people.
 
-    python scripts/compare.py full=runs/full lora=runs/lora --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl \\
-        --general --out runs/full-or-lora
-    python scripts/compare.py full=runs/full-1,runs/full-2,runs/full-3 lora=runs/lora-1,runs/lora-2,runs/lora-3 --data FILE
+    python scripts/compare.py tuned=runs/mine base=artifacts/models/NAME --data held_out.jsonl --metric scores:right
+    python scripts/compare.py full=runs/full-1,runs/full-2,runs/full-3 lora=runs/lora-1,runs/lora-2,runs/lora-3 \\
+        --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl --general --primary full lora f1 --margin f1=0.05
 
 An arm is NAME=PATH or PATH; several paths are seeds of one arm. PATH is the directory of a finished run, a model directory, or
 the JSON of scripts/evaluate.py. The first arm is the reference. Results that are missing are measured first and kept in
-RUN/eval (of a model directory: in OUT/eval), so that the same command continues after an interruption. The baselines and
-the rule engine are rows too. docs/results.md says how to read the tables, and what the tests are.
+RUN/eval (of a model directory: in OUT/eval), so that the same command continues after an interruption. What is known of an
+arm with one seed is described. What was declared before (--primary) is tested, over seeds and examples; all else has
+intervals. The baselines and the rule engine are rows too. docs/results.md says how to read the tables.
 """
 
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+from typing import Any
 
 from common.command_line import add_number, new_parser
 from common.errors import run_script
@@ -23,9 +25,14 @@ from data.formats import read_examples
 from eval.asked_examples import choose_examples, has_answer
 from eval.comparison.arms import find_base, parse_arms
 from eval.comparison.comparison import compare
+from eval.comparison.contrasts import declare
+from eval.comparison.disagreements import beside
 from eval.comparison.measured import Measuring, measure_arms
-from eval.comparison.outputs import write_outputs
+from eval.comparison.measures import with_metric
+from eval.comparison.page import write_outputs
 from eval.comparison.words import verdict, warnings
+from eval.inputs import add_reading_options, reading_of
+from eval.metric import metric_figures
 from eval.results import prepare_output
 from xbrl.answers.baselines import add_baseline_options, baseline_tasks
 
@@ -35,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
     parser.add_argument("--data", required=True, type=Path, help="the examples that no arm trained on")
+    add_reading_options(parser)
     add_baseline_options(parser)
     parser.add_argument("--base", help="the model before training (default: that of the runs)")
     general = "also measure what was forgotten: perplexity, KL, general questions"
@@ -44,7 +52,18 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--processes", "processes of each evaluation", 1, least=1)
     pairs = "compare every arm with every other, not only with the first"
     parser.add_argument("--pairs", action="store_true", help=pairs)
-    add_number(parser, "--worst", "reports shown with all answers", 10, least=0, metavar="N")
+    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/runs.md)"
+    parser.add_argument("--metric", default="", help=metric)
+    add_number(parser, "--worst", "examples shown on the page with all answers", 10, least=0, metavar="N")
+    add_number(parser, "--show", "examples printed with all answers, those on which the arms differ most", 1, least=0)
+    declared = parser.add_argument_group("what is tested", "at most three contrasts, with Holm's correction among them")
+    contrast: dict[str, Any] = {"nargs": 3, "action": "append", "default": [], "metavar": ("OF", "AGAINST", "METRIC")}
+    help = "a contrast of two rows, such as full lora f1; its arms need two seeds or more"
+    declared.add_argument("--primary", help=help, **contrast)
+    help = "the same, paired by seed: the n-th runs of both arms go together (equal run.seed)"
+    declared.add_argument("--primary-paired", help=help, **contrast)
+    help = "arms that differ by less are equivalent: f1=0.05 (two one-sided tests)"
+    declared.add_argument("--margin", action="append", default=[], metavar="METRIC=NUMBER", help=help)
     return parser.parse_args()
 
 
@@ -52,19 +71,26 @@ def main() -> int:
     """Measure what is missing, compare, write, and print the verdict."""
     arguments = parse_arguments()
     sources = parse_arms(arguments.arms)
-    examples = read_examples(arguments.data)
-    training = read_examples(arguments.train) if arguments.train else None
+    primary = declare(arguments.primary, arguments.primary_paired, arguments.margin, sources)
+    own = metric_figures(arguments.metric)
+    reading = reading_of(arguments.format, arguments.fields)
+    examples = read_examples(arguments.data, reading)
+    training = read_examples(arguments.train, reading) if arguments.train else None
     prepare_output(arguments.out / "comparison.json")
     base = arguments.base or (find_base(sources) if arguments.general else None)
-    how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes)
+    read = ("--format", arguments.format, "--fields", arguments.fields)
+    how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes, read)
     arms = measure_arms(sources, how)
     asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
-    validation = read_examples(arguments.validation) if arguments.validation else []
+    validation = read_examples(arguments.validation, reading) if arguments.validation else []
     baselines = baseline_tasks(asked, training, str(arguments.data), validation, arguments.probe)
-    result = compare(arms, baselines, asked, arguments.pairs, arguments.worst)
+    arms = with_metric(arms, asked, own)
+    result = compare(arms, baselines, asked, primary, arguments.pairs, arguments.worst)
     written = write_outputs(result, arms, arguments.out)
     for group, sentences in verdict(result).items():
         print("\n".join([f"{group}:", *sentences]))
+    for one in result["disagreements"][: arguments.show]:
+        print(beside(one))
     for sentence in warnings(result):
         print(f"warning: {sentence}")
     print("wrote", *written)

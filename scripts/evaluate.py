@@ -1,13 +1,14 @@
-"""Evaluate a model directory on examples: violations and their facts, the directive, loss on response tokens.
+"""Evaluate a model directory on examples: exact match and ROUGE-L of its answers, scores of your own, the loss of the references.
 
+    python scripts/evaluate.py runs/mine/export --data held_out.jsonl --metric scores:right --show 3
     python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data FILE --train FILE --shots 2 --constrained
     torchrun --nproc_per_node=2 scripts/evaluate.py runs/quickstart/export --data FILE --train FILE --general --json after.json
 
-Every process generates (greedily) the answers to its share of the examples. Several processes share a large model, as in
-training: each holds a part of it (--sharding). With --before FILE, the JSON of an earlier evaluation of the same data, a
-table before | after is printed as well, with 95% confidence intervals of the change (bootstrap over banks, paired).
-A base model that never saw the form of the answers is asked fairly with --shots and --constrained: else "before" measures
-the form. docs/xbrl.md says what each figure means.
+Of bank reports it scores rules, facts and letters (docs/xbrl.md). Every process generates (greedily) the answers to its share of
+the examples. Several processes share a large model, as in training: each holds a part of it (--sharding). With --before FILE,
+the JSON of an earlier evaluation of the same data, a table before | after is printed as well, with 95% confidence intervals of
+the change (bootstrap, paired by example). A base model that never saw the form of the answers is asked fairly with --shots and
+--constrained: else "before" measures the form.
 """
 
 import sys
@@ -26,11 +27,10 @@ from common.command_line import add_number, new_parser
 from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
-from configs.load import FORMATS
 from data.formats import read_examples
 from distributed.process_group import read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples
-from eval.inputs import EvaluationInputs, EvaluationOptions, read_inputs
+from eval.inputs import EvaluationInputs, EvaluationOptions, add_reading_options, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.metric import metric_figures
 from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank
@@ -52,8 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, metavar="K")
     constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
     parser.add_argument("--constrained", action="store_true", help=constrained)
-    parser.add_argument("--format", choices=FORMATS, default="auto", help="like data.format of a config (%(default)s)")
-    parser.add_argument("--fields", default="", help="like data.fields of a config: messages=dialogue,role=speaker")
+    add_reading_options(parser)
     add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)")
     batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
     add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size)

@@ -6,7 +6,8 @@
 
 One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
 (WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent. Once it has been evaluated with a
-JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs all of that (docs/check.md).
+JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs all of that (docs/check.md), and
+--push ORGANISATION/NAME uploads it to the Hugging Face hub, to a private repository unless --public is given.
 """
 
 import pathlib
@@ -23,6 +24,7 @@ import torch
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
+from model.hub import push
 from tools.release import sign_release, write_bom
 from training.ending import BOM, SIGNATURE
 from training.export import DTYPES, damage_of, is_written, read_export, verify, write_export
@@ -36,27 +38,24 @@ def parse_arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="the checkpoint of this step (default: the one that the run exports)")
     which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
-    parser.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="of the files; auto: as in the base's config.json"
-    )
+    dtypes = "of the files; auto: as in the base's config.json"
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help=dtypes)
     parser.add_argument("--base", type=Path, help="the base model, if it is not where the run found it")
-    parser.add_argument(
-        "--average-with-base", type=float, metavar="A", help="(1 - A) x base + A x tuned, in fp32; A from 0 to 1"
-    )
-    parser.add_argument(
-        "--merge-lora", action="store_true", help="add the adapters to the weights (default: export them for peft)"
-    )
+    average = "(1 - A) x base + A x tuned, in fp32; A from 0 to 1"
+    parser.add_argument("--average-with-base", type=float, metavar="A", help=average)
+    merge = "add the adapters to the weights (default: export them for peft)"
+    parser.add_argument("--merge-lora", action="store_true", help=merge)
     parser.add_argument("--out", type=Path, required=True, help="the directory to write")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="check the SHA-256 of its files, load it with transformers, and compare its logits with the trained weights'",
+    proof = (
+        "check the SHA-256 of its files, load it with transformers, and compare its logits with the trained weights'"
     )
+    parser.add_argument("--verify", action="store_true", help=proof)
     release = parser.add_argument_group("a release", "its libraries are optional (requirements.txt says which)")
-    release.add_argument(
-        "--bom", action="store_true", help="write bom.json: what the model is made of, in CycloneDX 1.7"
-    )
+    bom = "write bom.json: what the model is made of, in CycloneDX 1.7"
+    release.add_argument("--bom", action="store_true", help=bom)
     release.add_argument("--sign", type=Path, metavar="KEY", help="sign the directory by a private key; implies --bom")
+    release.add_argument("--push", metavar="ORG/NAME", help="upload the directory to the Hugging Face hub (private)")
+    release.add_argument("--public", action="store_true", help="a repository that --push makes is public")
     release.add_argument("--base-flops", type=float, metavar="N", help="FLOPs that trained the base, for bom.json")
     card = parser.add_argument_group(
         "the model card", "results in RUN/eval/*.json are used if they are of these weights"
@@ -70,7 +69,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Export, unless it has been done; the card is renewed in any case. Returns 1 for other weights (--verify) or a damaged file, which is not signed."""
+    """Export, unless it has been done; the card is renewed in any case.
+
+    Returns 1 for other weights (--verify) or a damaged file, which is neither signed nor pushed.
+    """
     arguments = parse_arguments()
     if world_size_from_environment()[0] > 1:
         raise UserError("an export is one process; start it as python scripts/export.py, without torchrun")
@@ -98,7 +100,7 @@ def main() -> int:
             print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.contents['dtype']}")
         for why in results.left_out:
             print(f"not in the card: {why}")
-        lines = damage_of(out, ranks) if arguments.verify or arguments.sign else []
+        lines = damage_of(out, ranks) if arguments.verify or arguments.sign or arguments.push else []
         good = not lines
         if good and arguments.verify:
             good, lines = verify(out, export)
@@ -107,6 +109,8 @@ def main() -> int:
         if good and arguments.sign:
             sign_release(out, arguments.sign)
             lines.append(f"signed: {out / SIGNATURE}")
+        if good and arguments.push:
+            lines.append(push(out, arguments.push, arguments.public))
         for line in lines:
             print(line)
     return 0 if good else 1

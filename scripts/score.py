@@ -1,7 +1,7 @@
-"""Score stored answers to bank reports without a model: those of any model, service or person.
+"""Score stored answers without a model: those of any model, service or person.
 
+    python scripts/score.py --data held_out.jsonl --answers answers.jsonl --metric scores:right
     python scripts/score.py --data artifacts/xbrl/test.jsonl --train artifacts/xbrl/train.jsonl --answers answers.jsonl
-
     python scripts/score.py --data artifacts/xbrl/test.jsonl --audit
 
 Each line of --answers is an object with the keys id and answer; scripts/evaluate.py --answers writes such a file. The figures

@@ -20,6 +20,7 @@ from common.errors import UserError
 from configs.config import Config
 from configs.load import config_of
 from data.batches import MicroBatch
+from data.chat_template import write_chat_settings
 from data.tokens import load_tokenizer
 from distributed.checkpoint_directory import (
     check_whole,
@@ -37,6 +38,7 @@ from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
 from model.weight_files import hash_weights
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
+from training.chat_settings import chat_settings
 from training.ending import CARD, EXPORT, damage, read_certificate, read_json, sums_of, write_contents, write_files
 from training.identity import fingerprint
 from training.record import Record
@@ -202,9 +204,14 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
     with new_directory(out) as folder:
         if export.adapter:
             size = write_adapter(
-                folder, export.adapter, base_name, lambda name, tensor: converted(name, tensor, export.dtype)
+                folder,
+                export.adapter,
+                export.base,
+                base_name,
+                lambda name, tensor: converted(name, tensor, export.dtype),
             )
             export.tokenizer.save_pretrained(folder)
+            write_chat_settings(folder, chat_settings(export.config.data))
         else:
             size = write_weights(folder, export.weights, export.dtype, form=stored_form(export.model_config))
             export.model_config.dtype = export.dtype  # in which servers load the weights

@@ -144,7 +144,9 @@ def read_results(out: Path, export: Export) -> Results:
             forgetting = content | {"files": dtype, "table": forgetting_table(content)}
         else:
             written = [Figure(**row) for row in content.get("figures", ())]  # of the task, by the script that scored it
-            found = {"figures": written or figures(content), "intervals": intervals(content)}
+            found: dict[str, Any] = {"figures": written or figures(content), "intervals": intervals(content)}
+            clusters = {answer.get("cluster") for answer in content.get("answers", ())}
+            found["unit"] = "banks" if clusters and None not in clusters else "examples"
             evaluations.append(content | {"files": dtype} | found)
     certificate = read_certificate(export.run)
     is_of_these = certificate and all(certificate[key] == export.contents[key] for key in ("checkpoint", "averaged"))

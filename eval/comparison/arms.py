@@ -120,9 +120,27 @@ def metric_rows(run: Path) -> list[dict]:
     return rows
 
 
-def tokens_of(run: Path) -> int | None:
-    """The tokens that a run has trained on, targets or not; None if it does not say."""
-    return next((row["train/tokens"] for row in reversed(metric_rows(run)) if "train/tokens" in row), None)
+def tokens_of(source: Source) -> int | None:
+    """The tokens that the run of a source has trained on, targets or not; None if it does not say."""
+    run = run_of(source)
+    rows = metric_rows(run) if run else []
+    return next((row["train/tokens"] for row in reversed(rows) if "train/tokens" in row), None)
+
+
+def run_of(source: Source) -> Path | None:
+    """The directory of the run that a source is of; None if it does not say."""
+    if source.kind == "result":
+        return source.path.parents[1] if source.path.parent.name == "eval" else None  # RUN/eval/FILE
+    return source.path if source.kind == "run" else None
+
+
+def seed_of(source: Source) -> int | None:
+    """run.seed of a source; None if it does not say."""
+    run = run_of(source)
+    try:
+        return json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["run"]["seed"] if run else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def find_base(arms: dict[str, list[Source]]) -> str:

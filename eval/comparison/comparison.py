@@ -1,19 +1,19 @@
 """The comparison as one dictionary, ready for JSON: every table, figure and sentence is made from it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
 from common.errors import UserError
 from eval.bootstrap import Interval
 from eval.comparison.arms import Arm
-from eval.comparison.confusion import NONE, confusion
+from eval.comparison.contrasts import Contrast, holm, knows_seeds, over_seeds
 from eval.comparison.disagreements import worst_disagreements
 from eval.comparison.measures import (
     ENGINE,
-    MEASURES,
+    OWN,
     arm_terms,
     averaged,
     general_terms,
@@ -21,12 +21,11 @@ from eval.comparison.measures import (
     labels,
     named_rules,
     not_finite,
+    ordered,
     rule_terms,
     true_rules,
 )
-from eval.comparison.recipes import knows_seeds, over_seeds
 from eval.intervals import Terms, change, clusters_of, interval, terms_of
-from eval.permutation import enough_exchanges, exchange_test, holm
 
 BASE = "base model"
 Pair = tuple[str, str]  # (arm, what it is compared with)
@@ -36,15 +35,17 @@ def compare(
     arms: Sequence[Arm],
     baselines: dict[str, dict],
     examples: Sequence[dict],
+    primary: Sequence[Contrast] = (),
     all_pairs: bool = False,
     number: int = 10,
     seed: int = 0,
 ) -> dict:
     """Everything that is known of the arms on the same `examples` (the asked ones). The first arm is the reference.
 
-    baselines: name -> result (`baseline_tasks`). Families of tests, each corrected with Holm's method: `arms` (every metric
-    of every pair of arms), `forgetting` (every arm against the base), `baselines` (each against the reference), `rules` (the
-    F1 of every rule for every pair of arms). Raises UserError if an arm has the name of another row.
+    baselines: name -> result (`baseline_tasks`). primary: the contrasts that are tested, with Holm's correction among them.
+    All other differences are described, each with its interval: of every pair of `arms`, `forgetting` (every arm less the
+    base), `baselines` (each less the reference), and the F1 of every rule. Raises UserError if an arm has the name of another
+    row, or if a primary contrast cannot be tested.
     """
     terms, per_answer = arm_terms(arms, list(baselines.values()))
     rules = true_rules([arms[0].seeds[0].task])
@@ -54,16 +55,17 @@ def compare(
     _check_seeds(arms)
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
     named = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
-    others = {name: _baseline_terms(task, named) for name, task in baselines.items()}
+    others = {name: terms_of(task) | label_terms(task, named) for name, task in baselines.items()}
     general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
     base = {BASE: general_terms(general, "base")} if general else {}
     pairs = [(after, before) for before, after in pairs]
     said = {arm.name: [one.task.get("answers") for one in arm.seeds] for arm in arms}
-    same = {pair for pair in pairs if said[pair[0]] == said[pair[1]]}
+    same = {pair for pair in permutations(names, 2) if said[pair[0]] == said[pair[1]]}
+    known = terms | base | others
     differences = [
-        *_differences("arms", pairs, terms, same, seed),
-        *_differences("forgetting", [(name, BASE) for name in names if base], terms | base, set(), seed),
-        *_differences("baselines", [(name, names[0]) for name in others], terms | others, set(), seed),
+        *_differences("arms", pairs, known, same, seed),
+        *_differences("forgetting", [(name, BASE) for name in names if base], known, set(), seed),
+        *_differences("baselines", [(name, names[0]) for name in others], known, set(), seed),
     ]
     task = arms[0].seeds[0].task
     rows = [_arm_row(arm, terms[arm.name], rules, seed) for arm in arms]
@@ -73,20 +75,23 @@ def compare(
         | _rules_of([baselines[name]], rules, seed)
         for name in others
     ]
-    answers = task.get("answers") or ()
+    answers, unit = task.get("answers") or (), "reports" if rules else "examples"
+    main = [name for name in ordered(terms[names[0]]) if name.startswith(OWN) or name in ("f1", "rouge_l", "loss")]
     return {
         "data": task["data"],
         "data_sha256": task["data_sha256"],
         "examples": len(answers),
         "examples_in_file": task.get("n_in_file"),
         "clusters": len(set(clusters_of(answers))),
-        "sample": _sample(answers),
+        "unit": unit,
+        "sample": _sample(answers, unit) if answers else f"{task['n_examples']} {unit}",
         "general": None if general is None else {key: general[key] for key in ("text", "texts", "bytes", "base")},
         "reference": names[0],
-        "main": next((name for name in ("f1", "rouge_l", "loss") if name in terms[names[0]]), None),
+        "main": next(iter(main), None),
         "loss_per": "answer" if per_answer else "token",
         "rules": rules,
         "rows": rows,
+        "primary": _tested(primary, known, same, seed),
         "differences": differences,
         "rule_differences": _rule_differences(pairs, arms, rules, same, seed),
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
@@ -106,18 +111,14 @@ def _check_seeds(arms: Sequence[Arm]) -> None:
             seen[weights] = path
 
 
-def _sample(answers: Sequence[dict]) -> str:
+def _sample(answers: Sequence[dict], unit: str) -> str:
     """What the intervals are over, in words."""
     banks = {answer.get("cluster") for answer in answers}
-    return f"{len(answers)} examples" if None in banks or not banks else f"{len(answers)} reports of {len(banks)} banks"
-
-
-def _baseline_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:
-    return terms_of(task) | label_terms(task, rules)
+    return f"{len(answers)} {unit}" + (f" of {len(banks)} banks" if banks and None not in banks else "")
 
 
 def _row(name: str, kind: str, terms: dict[str, Terms], seed: int) -> dict:
-    known = {metric: _json(interval(terms[metric], seed)) for metric in MEASURES if metric in terms}
+    known = {metric: _json(interval(terms[metric], seed)) for metric in ordered(terms)}
     return {"name": name, "kind": kind, "metrics": known}
 
 
@@ -142,7 +143,7 @@ def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str], seed: int)
 
 
 def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
-    """`per_rule` and `confusion` of the answers of all seeds; nothing for another task."""
+    """`per_rule` of the answers of all seeds; nothing for another task."""
     if not rules:
         return {}
     pairs = [labels(answer) for task in tasks for answer in task["answers"]]
@@ -156,71 +157,86 @@ def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
         per_rule[rule] = {name: _json(one) for name, one in measured.items()} | {
             name: count / len(tasks) for name, count in counts.items()
         }
-    names = [*rules, *invented]
-    matrix = np.mean([confusion(task["answers"], names) for task in tasks], axis=0)
-    return {"per_rule": per_rule, "confusion": {"names": [*names, NONE], "counts": matrix.tolist()}}
+    return {"per_rule": per_rule}
 
 
 def _differences(
-    family: str, pairs: Iterable[Pair], terms: dict[str, dict[str, Terms]], same: set[Pair], seed: int
+    family: str, pairs: Iterable[Pair], terms: dict[str, dict[str, Terms]], same: Collection[Pair], seed: int
 ) -> list[dict]:
-    """Each metric's change from the second to the first of each pair, with its p-value where it is tested."""
-    compared = [
-        (
-            {"family": family, "of": after, "against": before, "metric": metric},
-            terms[before][metric],
-            terms[after][metric],
-        )
-        for after, before in pairs
-        for metric in MEASURES
-        if metric in terms[after] and metric in terms[before]
+    """Each metric of the first of each pair less that of the second, with its interval."""
+    return [
+        {"family": family, "of": of, "against": against, "metric": metric}
+        | _described(terms[against][metric], terms[of][metric], (of, against) in same, seed)
+        for of, against in pairs
+        for metric in _shared(terms[of], terms[against])
     ]
-    return _tested(compared, same, seed)
+
+
+def _shared(one: dict[str, Terms], other: dict[str, Terms]) -> list[str]:
+    return ordered(metric for metric in one if metric in other)
 
 
 def _rule_differences(
-    pairs: Iterable[Pair], arms: Sequence[Arm], rules: Sequence[str], same: set[Pair], seed: int
+    pairs: Iterable[Pair], arms: Sequence[Arm], rules: Sequence[str], same: Collection[Pair], seed: int
 ) -> list[dict]:
     terms = {
         (arm.name, rule): averaged([rule_terms(one.task, rule)["f1"] for one in arm.seeds])
         for arm in arms
         for rule in rules
     }
-    compared = [
-        (
-            {"family": "rules", "of": after, "against": before, "metric": "f1", "rule": rule},
-            terms[before, rule],
-            terms[after, rule],
-        )
-        for after, before in pairs
+    return [
+        {"family": "rules", "of": of, "against": against, "metric": "f1", "rule": rule}
+        | _described(terms[against, rule], terms[of, rule], (of, against) in same, seed)
+        for of, against in pairs
         for rule in rules
     ]
-    return _tested(compared, same, seed)
 
 
-def _tested(compared: Sequence[tuple[dict, Terms, Terms]], same: set[Pair], seed: int) -> list[dict]:
-    """Each entry with the change from its first to its second terms, and the p-values of one family.
+def _described(before: Terms, after: Terms, is_same: bool, seed: int) -> dict:
+    """value, low and high of a change, and `over_seeds`: whether the interval is that of the recipes or of these runs alone.
 
-    same: the pairs with the very same answers, which differ by exactly 0. Other models with the same scores may differ on
-    other reports. With several seeds on both sides, interval and p-value are those of the recipes (`over_seeds`).
+    is_same: the answers are the very same, which differ by exactly 0. Other models with the same scores may differ on other
+    examples.
     """
-    exchanges = enough_exchanges(sum(MEASURES[entry["metric"]].tested for entry, _, _ in compared))
-    found, p_values = [], {}
-    for i, (entry, before, after) in enumerate(compared):
-        is_same, tested = (entry["of"], entry["against"]) in same, MEASURES[entry["metric"]].tested
-        moved = change(before, after, seed, is_same)
-        p = exchange_test(before, after, seed, exchanges) if tested else 1.0
-        known = not is_same and knows_seeds(before, after) and np.isfinite([moved.low, moved.high]).all()
-        these = _json(moved) | ({"p": p} if tested else {})
-        if known:
-            moved, p = over_seeds(moved, p, before, after)
-            entry |= {"these_models": {key: these[key] for key in these if key != "value"}}
-        found.append(entry | _json(moved))
-        if tested:
-            p_values[i] = p
-    corrected = holm(p_values)
-    for i, p in p_values.items():
-        found[i] |= {"p": p, "p_holm": corrected[i], "tests": len(p_values)}
+    moved = change(before, after, seed, is_same)
+    over = not is_same and knows_seeds(before, after) and bool(np.isfinite([moved.low, moved.high]).all())
+    return _json(over_seeds(moved, before, after).interval() if over else moved) | {"over_seeds": over}
+
+
+def _tested(
+    primary: Sequence[Contrast], terms: dict[str, dict[str, Terms]], same: Collection[Pair], seed: int
+) -> list[dict]:
+    """The primary contrasts: intervals of 95% and 90%, p-values of no difference and of one as large as the margin, corrected."""
+    found, p_values, p_margins = [], {}, {}
+    for i, one in enumerate(primary):
+        of, against = (_known(one, name, terms) for name in (one.of, one.against))
+        metric = _known(one, one.metric, _shared(terms[of], terms[against]))
+        before, after = terms[against][metric], terms[of][metric]
+        moved = change(before, after, seed, (of, against) in same)
+        if before.n < 2 or not np.isfinite([moved.value, moved.low, moved.high]).all():
+            raise UserError(
+                f"--primary {of} {against} {one.metric}: one bank, or no finite number, shows nothing of others"
+            )
+        estimate = over_seeds(moved, before, after, one.paired)
+        narrow = estimate.interval(0.90)
+        p_values[i] = estimate.p
+        entry = asdict(one) | {"metric": metric} | asdict(estimate.interval()) | {"p": estimate.p}
+        entry |= {"low_90": narrow.low, "high_90": narrow.high, "seeds": [len(after.seeds), len(before.seeds)]}
+        if one.margin is not None:
+            p_margins[i] = entry["p_margin"] = estimate.p_equivalence(one.margin)
+        found.append(entry)
+    for key, corrected in (("p_holm", holm(p_values)), ("p_margin_holm", holm(p_margins))):
+        for i, p in corrected.items():
+            found[i][key] = p
+    return found
+
+
+def _known(one: Contrast, name: str, known: Collection[str]) -> str:
+    """The key of a row or a metric that a primary contrast names. Raises UserError if there is none."""
+    found = next((key for key in (OWN + name, name) if key in known), None)
+    if found is None:
+        shown = ", ".join(key.removeprefix(OWN) for key in known)
+        raise UserError(f"--primary {one.of} {one.against} {one.metric}: there is no {name}; there are {shown}")
     return found
 
 

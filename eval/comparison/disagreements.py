@@ -1,5 +1,6 @@
-"""The reports on which the arms differ most, with the report, the reference and the answer of each arm."""
+"""The examples on which the arms differ most, with the question, the reference and the answer of each arm."""
 
+import textwrap
 from collections.abc import Sequence
 
 from eval.asked_examples import report_of
@@ -7,30 +8,47 @@ from eval.comparison.arms import Arm
 from eval.comparison.measures import labels
 from eval.rouge import mean
 
+SHOWN = 400  # characters of a text in the terminal; the page has all of it
+
 
 def worst_disagreements(arms: Sequence[Arm], examples: Sequence[dict], number: int = 10) -> list[dict]:
-    """The `number` reports with the largest difference between arms, largest first; none on which all arms are alike.
+    """The `number` examples with the largest difference between arms, largest first; none on which all answer the same.
 
-    A report's score is the share of right rules (Dice: 2 right / (true + predicted), 1 if both are empty), then that of
-    right facts, then ROUGE-L, each the mean over the seeds of an arm. The answer shown is that of the arm's first seed.
-    `examples` are the asked ones, in the order of the answers.
+    The score of an example is the user's first one, if it has values of single examples, then the share of right rules (Dice:
+    2 right / (true + predicted), 1 if both are empty), then that of right facts, then ROUGE-L, each the mean over the seeds of
+    an arm. The answer shown is that of the arm's first seed. `examples` are the asked ones, in the order of the answers.
     """
-    scores = [[_scores(arm, i) for arm in arms] for i in range(len(examples))]
-    differences = [tuple(max(column) - min(column) for column in zip(*of_arms, strict=True)) for of_arms in scores]
+    differences = [_differences(arms, i) for i in range(len(examples))]
     order = sorted(range(len(examples)), key=lambda i: tuple(-value for value in differences[i]))
     return [_shown(arms, examples[i], i) for i in order[:number] if any(value > 1e-9 for value in differences[i])]
 
 
-def _scores(arm: Arm, i: int) -> tuple[float, ...]:
-    return tuple(mean(values) for values in zip(*(_score(seed.task["answers"][i]) for seed in arm.seeds), strict=True))
+def _differences(arms: Sequence[Arm], i: int) -> tuple[float, ...]:
+    """By how much the arms differ in each score of the i-th example, and at last whether their answers do."""
+    scores = [
+        [mean(values) for values in zip(*(_score(seed.task, i) for seed in arm.seeds), strict=True)] for arm in arms
+    ]
+    texts = {arm.seeds[0].task["answers"][i]["answer"] for arm in arms}
+    return *(max(column) - min(column) for column in zip(*scores, strict=True)), float(len(texts) > 1)
 
 
-def _score(answer: dict) -> tuple[float, float, float]:
+def _score(task: dict, i: int) -> tuple[float, ...]:
+    answer = task["answers"][i]
+    own = next((values[i] for values in (task.get("metric") or {}).get("each", {}).values()), 0.0)
     if "true" not in answer:
-        return 0.0, 0.0, answer["rouge_l"]
+        return own, 0.0, 0.0, answer["rouge_l"]
     true, said = labels(answer)
     right, of_true, claimed = answer.get("facts", (0, 0, 0))
-    return _dice(len(true & said), len(true), len(said)), _dice(right, of_true, claimed), answer.get("rouge_l", 0.0)
+    rules, facts = _dice(len(true & said), len(true), len(said)), _dice(right, of_true, claimed)
+    return own, rules, facts, answer.get("rouge_l", 0.0)
+
+
+def beside(one: dict) -> str:
+    """A disagreement for the terminal: the reference and the answers, each from its beginning."""
+    texts = {"reference": one["reference"], **{name: answer["text"] for name, answer in one["answers"].items()}}
+    shown = {name: text[:SHOWN] + " ..." * (len(text) > SHOWN) for name, text in texts.items()}
+    lines = [f"{name}:\n{textwrap.indent(text, '    ')}" for name, text in shown.items()]
+    return "\n".join([f"example {one['id']}:", *lines])
 
 
 def _dice(right: int, true: int, said: int) -> float:

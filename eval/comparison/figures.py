@@ -1,4 +1,4 @@
-"""What the figures of a comparison show: learning against forgetting, every rule, loss curves, confusion of rules."""
+"""What the figures of a comparison show: learning against forgetting, every rule, loss curves."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from eval.comparison.arms import Arm, metric_rows
-from eval.comparison.measures import MEASURES
+from eval.comparison.arms import Arm, metric_rows, run_of
+from eval.comparison.measures import measure_of
 from eval.comparison.pictures import COLORS, MARKERS, Picture, shortened
 from eval.comparison.words import heading
 
@@ -25,14 +25,12 @@ def pictures(result: dict, arms: Sequence[Arm]) -> list[Picture]:
     curves = {arm.name: [curve for seed in arm.seeds if (curve := _curve(seed.source)) is not None] for arm in arms}
     if any(curves.values()):
         found.append(_losses(curves, style))
-    if result["rules"]:
-        found.append(_confusions(rows))
     return found
 
 
 def _values(row: dict, metric: str) -> str:
     one = row["metrics"].get(metric)
-    return f"{row['name']} {one['value']:.{MEASURES[metric].digits}f}" if one else f"{row['name']} unknown"
+    return f"{row['name']} {one['value']:.{measure_of(metric).digits}f}" if one else f"{row['name']} unknown"
 
 
 def _forgetting(result: dict, rows: Sequence[dict], style: dict, main: str) -> Picture:
@@ -80,7 +78,7 @@ def _forgetting(result: dict, rows: Sequence[dict], style: dict, main: str) -> P
             axes.set(xlabel=f"forgetting: {heading(result, metric)}")
         panels[0][0].set(ylabel=f"learning: {heading(result, main)}")
         panels[0][0].legend(fontsize=8)
-        if MEASURES[main].better < 0:
+        if measure_of(main).better < 0:
             panels[0][0].invert_yaxis()
         return figure
 
@@ -141,8 +139,8 @@ Curve = dict[str, tuple[list[int], list[float]]]
 
 def _curve(source) -> Curve | None:  # noqa: ANN001
     """Training and validation loss of a run; None if it has no curves."""
-    run = source.path.parents[1] if source.kind == "result" and source.path.parent.name == "eval" else source.path
-    rows = metric_rows(run) if run.is_dir() else []
+    run = run_of(source)
+    rows = metric_rows(run) if run else []
     found = {}
     for name, keys in (("training", ("train/loss/main", "train/loss")), ("validation", ("validation/loss",))):
         key = next((key for key in keys if any(key in row for row in rows)), None)
@@ -185,54 +183,3 @@ def _losses(curves: dict[str, list[Curve]], style: dict) -> Picture:
         f"{name} {', '.join(f'{value:.4f}' for value in values)}" for name, values in last.items() if values
     )
     return Picture("losses", "Loss of target tokens while training; one line for each seed.", words, draw)
-
-
-def _confusions(rows: Sequence[dict]) -> Picture:
-    columns = 2 if len(rows) in (2, 4) else min(len(rows), 3)
-    height = -(-len(rows) // columns)
-    names = list(dict.fromkeys(name for row in rows for name in row["confusion"]["names"][:-1])) + ["none"]
-
-    def draw() -> Figure:
-        size = 1.2 + 0.24 * len(names)
-        figure, panels = plt.subplots(
-            height, columns, figsize=(min(12, columns * size), height * size), layout="constrained", squeeze=False
-        )
-        for axes in panels.flat[len(rows) :]:
-            axes.set_axis_off()
-        for axes, row in zip(panels.flat, rows, strict=False):
-            known, counts = row["confusion"]["names"], row["confusion"]["counts"]
-            shares = [[0.0] * len(names) for _ in names]
-            for i, line in enumerate(counts):
-                for j, value in enumerate(line):
-                    total = sum(line)
-                    shares[names.index(known[i])][names.index(known[j])] = value / total if total else 0.0
-                    if value >= 0.5:
-                        place = names.index(known[j]), names.index(known[i])
-                        dark = total and value / total > 0.5
-                        axes.text(
-                            *place,
-                            f"{int(value + 0.5)}",
-                            ha="center",
-                            va="center",
-                            fontsize=6,
-                            color="white" if dark else "black",
-                        )
-            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-            axes.set_xticks(range(len(names)), [*map(shortened, names)], rotation=90, fontsize=6)
-            axes.set_yticks(range(len(names)), [*map(shortened, names)], fontsize=6)
-            axes.set_title(shortened(row["name"]), fontsize=9)
-        figure.supylabel("true rule", fontsize=8)
-        figure.supxlabel("rule in the answer", fontsize=8)
-        return figure
-
-    caption = (
-        "Confusion of rules: findings of the rule on the left that the answer gives as the rule below. The shade is the share "
-        "of the row. Column none: missed. Row none: invented, and clean reports that are called clean."
-    )
-    words = "Confusion matrix of each arm. " + " ".join(
-        f"{row['name']}: {sum(line[i] for i, line in enumerate(row['confusion']['counts'][:-1])):.0f} findings right, "
-        f"{sum(line[-1] for line in row['confusion']['counts'][:-1]):.0f} missed, "
-        f"{sum(row['confusion']['counts'][-1][:-1]):.0f} invented."
-        for row in rows
-    )
-    return Picture("confusion", caption, words, draw)

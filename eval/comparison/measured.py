@@ -11,14 +11,14 @@ from pathlib import Path
 
 from common.errors import UserError
 from eval.comparison.arms import Arm, Seed, Source, tokens_of
-from eval.results import prepare_output, read_result
 from eval.launch import launch
+from eval.results import prepare_output, read_result
 from model.fingerprint import fingerprint_of_base
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How missing results are measured. base: None if general text is not asked for."""
+    """How missing results are measured. base: None if general text is not asked for. read: options of scripts/evaluate.py."""
 
     data: Path
     train: Path | None
@@ -26,6 +26,7 @@ class Measuring:
     general: bool
     out: Path
     processes: int = 1
+    read: tuple[str, ...] = ()
 
     @property
     def data_sha256(self) -> str:
@@ -42,8 +43,7 @@ def measure_arms(sources: dict[str, list[Source]], how: Measuring) -> list[Arm]:
             folder, stem = _folder(name, number, source, how.out)
             task = _task_result(source, folder, stem, how)
             general = _general_result(source, folder, stem, task, how)
-            tokens = tokens_of(source.path) if source.kind == "run" else _tokens_beside(source.path)
-            measured.append(Seed(source, task, general, tokens))
+            measured.append(Seed(source, task, general, tokens_of(source)))
         arms.append(Arm(name, tuple(measured)))
     check_arms(arms, how)
     return arms
@@ -56,11 +56,6 @@ def _folder(name: str, number: int, source: Source, out: Path) -> tuple[Path, st
     if source.kind == "result":
         return source.path.parent, ""
     return out / "eval", f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{number}-"
-
-
-def _tokens_beside(result: Path) -> int | None:
-    """The tokens of the run RUN, if a result is RUN/eval/FILE."""
-    return tokens_of(result.parents[1]) if result.is_file() and result.parent.name == "eval" else None
 
 
 def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dict:
@@ -79,7 +74,9 @@ def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dic
             return result
         print(f"{path} is not of {how.data} and the weights of {source.model}: it is measured again", flush=True)
     prepare_output(path)
-    options = ["--data", how.data, "--json", path, "--show", 0] + (["--train", how.train] if how.train else [])
+    options = ["--data", how.data, *how.read, "--json", path, "--show", 0] + (
+        ["--train", how.train] if how.train else []
+    )
     launch(how.processes, "scripts/evaluate.py", source.model, *options)
     return read_result(path)
 

@@ -1,6 +1,6 @@
 """What is compared: each metric of an arm as sums over reports, texts or questions, averaged over the seeds of the arm."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,30 +12,63 @@ from eval.intervals import Terms, clusters_of, ratio, terms_of
 ENGINE = "rule engine"  # the name of the baseline that evaluates rules on the reported figures, without the notes
 
 
+OWN = "own/"  # begins the names of the scores of --metric
+
+
 @dataclass(frozen=True)
 class Measure:
-    """How a metric is shown and judged. tested: it has p-values. better: +1 if more is better, -1 if less is."""
+    """How a metric is shown and judged. better: +1 if more is better, -1 if less is, 0 if nobody says.
+
+    of: what its intervals are over; "" stands for the examples.
+    """
 
     heading: str
-    tested: bool = True
     better: int = 1
     digits: int = 3
+    of: str = ""
 
 
 MEASURES = {
     "f1": Measure("F1"),
     "macro_f1": Measure("macro-F1"),
     "fact_f1": Measure("fact-F1"),
-    "precision": Measure("precision", tested=False),
-    "recall": Measure("recall", tested=False),
-    "exact": Measure("reports all right", tested=False),
+    "precision": Measure("precision"),
+    "recall": Measure("recall"),
+    "exact": Measure("reports all right"),
     "exact_match": Measure("exact match"),
     "rouge_l": Measure("ROUGE-L"),
     "loss": Measure("loss, nats/token", better=-1, digits=4),
-    "perplexity": Measure("general perplexity/byte", better=-1),
-    "kl": Measure("KL from base, nats/token", better=-1),
-    "questions": Measure("general questions"),
+    "perplexity": Measure("general perplexity/byte", better=-1, of="texts"),
+    "kl": Measure("KL from base, nats/token", better=-1, of="texts"),
+    "questions": Measure("general questions", of="questions"),
 }
+
+
+def measure_of(metric: str) -> Measure:
+    """How a metric is shown; of the user's own scores nobody says which value is the better one."""
+    return MEASURES.get(metric) or Measure(metric.removeprefix(OWN), better=0)
+
+
+def ordered(metrics: Iterable[str]) -> list[str]:
+    """The metrics as tables show them: the user's own first, in their order."""
+    names = dict.fromkeys(metrics)
+    return [*(name for name in names if name.startswith(OWN)), *(name for name in MEASURES if name in names)]
+
+
+def with_metric(
+    arms: Sequence[Arm], examples: list[dict], figures: Callable[[list[str], list[dict]], dict]
+) -> list[Arm]:
+    """The arms with the user's scores of their answers (`eval.metric.metric_figures`), and no others. examples: the asked ones.
+
+    What a stored result has may be by another function, or by what the function was then.
+    """
+
+    def scored(seed: Seed) -> Seed:
+        task = {key: value for key, value in seed.task.items() if key != "metric"}
+        answers = [answer["answer"] for answer in task.get("answers", ())]
+        return replace(seed, task=task | figures(answers, examples) if len(answers) == len(examples) > 0 else task)
+
+    return [replace(arm, seeds=tuple(map(scored, arm.seeds))) for arm in arms]
 
 
 def arm_terms(arms: Sequence[Arm], others: Sequence[dict] = ()) -> tuple[dict[str, dict[str, Terms]], bool]:
@@ -61,12 +94,12 @@ def arm_terms(arms: Sequence[Arm], others: Sequence[dict] = ()) -> tuple[dict[st
 def not_finite(seed: Seed, rules: Sequence[str]) -> list[str]:
     """The metrics of a seed that are NaN or infinite: those of a model whose weights are damaged."""
     terms = seed_terms(seed, rules)
-    return [name for name in MEASURES if name in terms and not np.isfinite(terms[name].value)]
+    return [name for name in ordered(terms) if not np.isfinite(terms[name].value)]
 
 
 def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> dict[str, Terms]:
-    """The terms of every metric in `MEASURES` that one seed has. rules: those of `named_rules`."""
-    terms = terms_of(seed.task)
+    """The terms of every metric that one seed has. rules: those of `named_rules`."""
+    terms = {name: one for name, one in terms_of(seed.task).items() if name in MEASURES or name.startswith(OWN)}
     if per_answer and "loss" in terms:
         nats = terms["loss"].rows[:, :1]
         terms["loss"] = replace(terms["loss"], rows=np.concatenate([nats, np.ones_like(nats)], axis=1))

@@ -9,15 +9,33 @@ from pathlib import Path
 
 import jinja2
 
+from common.durable_files import write_durably, write_json
+from eval.comparison.arms import Arm
+from eval.comparison.figures import pictures
 from eval.comparison.pictures import Drawn
-from eval.comparison.tables import all_tables
+from eval.comparison.tables import all_tables, markdown
 from eval.comparison.words import limits, listed, verdict, warnings
 
 TEMPLATE = Path(__file__).with_name("page.html")
+PAGE = "comparison.html"
 MOST_TEXT = 20_000  # characters of one report or answer on the page; comparison.json has all of it
 
 
-def page(result: dict, pictures: Sequence[Drawn]) -> str:
+def write_outputs(result: dict, arms: Sequence[Arm], out: Path) -> list[Path]:
+    """Write comparison.json, .md and .html, and one PNG per figure. Returns the paths, the page first."""
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [picture.drawn() for picture in pictures(result, arms)]
+    sentences = {"verdict": verdict(result), "warnings": warnings(result), "limits": limits(result)}
+    write_json(out / "comparison.json", result | sentences)
+    write_durably(out / "comparison.md", markdown(result))
+    write_durably(out / PAGE, page(result, drawn))
+    images = [out / f"{picture.name}.png" for picture in drawn]
+    for picture, path in zip(drawn, images, strict=True):
+        picture.write(path)
+    return [out / PAGE, out / "comparison.md", out / "comparison.json", *images]
+
+
+def page(result: dict, drawn: Sequence[Drawn]) -> str:
     """The page, in UTF-8 text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     arms = [row for row in result["rows"] if row["kind"] == "arm"]
@@ -33,16 +51,12 @@ def page(result: dict, pictures: Sequence[Drawn]) -> str:
         limits=limits(result),
         contents=[*contents, ("disagreements", "Where the arms differ most")],
         pictures=[
-            {
-                "light": _base64(one.light),
-                "dark": _base64(one.dark),
-                "caption": one.caption,
-                "words": one.words,
-            }
-            for one in pictures
+            {"light": _base64(one.light), "dark": _base64(one.dark), "caption": one.caption, "words": one.words}
+            for one in drawn
         ],
         tables=tables,
-        text_columns=("metric", "rule", "each seed"),
+        text_columns=("metric", "rule", "each seed", "over"),
+        unit=result["unit"].removesuffix("s"),
         disagreements=[_beside(one) for one in result["disagreements"]],
         data=result["data"],
         sha=result["data_sha256"],

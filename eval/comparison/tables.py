@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
-from eval.comparison.measures import MEASURES
-from eval.comparison.words import ALPHA, heading, limits, listed, verdict, warnings
+from eval.comparison.measures import OWN, measure_of, ordered
+from eval.comparison.words import heading, interval_over, limits, listed, p_value, verdict, warnings
 
 GENERAL = ("perplexity", "kl", "questions")
-DIFFERENCE = ("value", "95% interval", "p, corrected", "shown", "p alone")
+DIFFERENCE = ("value", "95% interval", "over")
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,26 @@ class Table:
 
 def all_tables(result: dict) -> list[Table]:
     """The tables that the comparison has figures for."""
-    tables = [task_table(result), general_table(result), difference_table(result), forgetting_table(result)]
-    tables += [baseline_table(result), seed_table(result), *rule_tables(result)]
+    tables = [task_table(result), general_table(result), primary_table(result)]
+    for family, title in (
+        ("arms", "Differences between the arms"),
+        ("forgetting", "What was forgotten: the arms less the base model"),
+        ("baselines", f"Baselines less {result['reference']}"),
+    ):
+        tables.append(_differences(result, family, title))
+    tables += [seed_table(result), *rule_tables(result)]
     return [table for table in tables if table.rows]
 
 
 def task_table(result: dict) -> Table:
     """A row for every arm and every baseline: value and 95% interval of each metric of the task."""
-    note = "Value, and its 95% interval below. More is better, except for the loss. A baseline needs no language model."
-    return _values(result, "The task", note, [name for name in MEASURES if name not in GENERAL])
+    note = "Value, and its 95% interval below. More is better, except for the loss."
+    known = ordered(name for row in result["rows"] for name in row["metrics"])
+    if any(name.startswith(OWN) for name in known):
+        note += " Of the scores of --metric nobody says what is better."
+    if any(row["kind"] in ("baseline", "engine") for row in result["rows"]):
+        note += " A baseline needs no language model."
+    return _values(result, "The task", note, [name for name in known if name not in GENERAL])
 
 
 def general_table(result: dict) -> Table:
@@ -47,53 +58,49 @@ def _values(result: dict, title: str, note: str, metrics: Sequence[str]) -> Tabl
     return Table(title, note, ["row", *(heading(result, name) for name in metrics)], rows)
 
 
-def difference_table(result: dict) -> Table:
-    """The differences between the arms."""
+def primary_table(result: dict) -> Table:
+    """The contrasts that were declared before."""
+    rows = []
+    for one in result["primary"]:
+        digits, margin = measure_of(one["metric"]).digits, one["margin"]
+        value, low, high = (f"{one[key]:+z.{digits}f}" for key in ("value", "low", "high"))
+        rows.append(
+            [
+                f"{one['of']} \u2212 {one['against']}" + (", paired by seed" if one["paired"] else ""),
+                heading(result, one["metric"]),
+                value,
+                f"{low} to {high}",
+                p_value(one["p_holm"]),
+                f"{margin:g}" if margin is not None else "\u2013",
+                p_value(one["p_margin_holm"]) if margin is not None else "\u2013",
+            ]
+        )
     note = (
-        "The first arm minus the one that it is compared with, on the same reports. p is two-sided, and corrected (Holm) for "
-        "all tests of this table; a difference is shown if it is below 0.05. Between arms with several seeds, interval and p "
-        "contain the spread over seeds."
+        "Seeds and examples are crossed. p is two-sided, of no difference, and corrected (Holm) for the contrasts of this "
+        "table; p of the margin is of a difference as large as it or larger (two one-sided tests): below 0.05 the arms are "
+        "equivalent."
     )
-    return _differences(result, "arms", "Differences between the arms", note)
+    head = ["contrast", "metric", "value", "95% interval", "p", "margin", "p of the margin"]
+    return Table("Declared before", note, head, rows)
 
 
-def forgetting_table(result: dict) -> Table:
-    """The arms against the base model on general text."""
-    note = "Each arm minus the base model, on the same texts and questions. p as above, for the tests of this table."
-    return _differences(result, "forgetting", "What was forgotten: the arms against the base model", note)
-
-
-def baseline_table(result: dict) -> Table:
-    """The baselines against the reference."""
-    note = f"Each baseline minus {result['reference']}, on the same reports. p as above, for the tests of this table."
-    return _differences(result, "baselines", f"Baselines against {result['reference']}", note)
-
-
-def _differences(result: dict, family: str, title: str, note: str) -> Table:
+def _differences(result: dict, family: str, title: str) -> Table:
     rows = [
-        [
-            f"{one['of']} \u2212 {one['against']}",
-            heading(result, one["metric"]),
-            *difference_cells(one, MEASURES[one["metric"]].digits),
-        ]
+        [f"{one['of']} \u2212 {one['against']}", heading(result, one["metric"]), *difference_cells(result, one)]
         for one in result["differences"]
-        if one["family"] == family and MEASURES[one["metric"]].tested
+        if one["family"] == family
     ]
+    note = "Described and not tested. An interval that is not over seeds is of these runs alone."
     return Table(title, note, ["difference", "metric", *DIFFERENCE], rows)
 
 
-def difference_cells(one: dict, digits: int = 3) -> list[str]:
+def difference_cells(result: dict, one: dict) -> list[str]:
     """The cells below `DIFFERENCE`."""
+    measure = measure_of(one["metric"])
     value, low, high = (
-        "\u2013" if one[key] is None else f"{one[key]:+z.{digits}f}" for key in ("value", "low", "high")
+        "\u2013" if one[key] is None else f"{one[key]:+z.{measure.digits}f}" for key in ("value", "low", "high")
     )
-    shown = "yes" if one["p_holm"] < ALPHA else "no"
-    return [value, f"{low} to {high}", p_value(one["p_holm"]), shown, p_value(one["p"])]
-
-
-def p_value(p: float) -> str:
-    """A p-value with as many digits as mean something."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return [value, f"{low} to {high}", interval_over(result, one)]
 
 
 def seed_table(result: dict) -> Table:
@@ -102,8 +109,8 @@ def seed_table(result: dict) -> Table:
     for row in result["rows"]:
         for metric, found in row["metrics"].items():
             values = found.get("seeds", ())
-            if len(values) > 1 and MEASURES[metric].tested:
-                digits = MEASURES[metric].digits
+            if len(values) > 1:
+                digits = measure_of(metric).digits
                 each = ", ".join(f"{value:.{digits}f}" for value in values)
                 rows.append([row["name"], heading(result, metric), each, f"{stdev(values):.{digits}f}"])
     note = "A seed is another training run of the same recipe. Differences contain this spread, the intervals of values do not."
@@ -124,10 +131,10 @@ def rule_tables(result: dict) -> list[Table]:
         note = "Value, and its 95% interval below. A dash: no answer, or no report, has the rule."
         tables.append(Table(title, note, ["rule", "in the test", *(_name(row) for row in shown)], rows))
     rows = [
-        [f"{one['of']} \u2212 {one['against']}", one["rule"], *difference_cells(one)]
+        [f"{one['of']} \u2212 {one['against']}", one["rule"], *difference_cells(result, one)]
         for one in result["rule_differences"]
     ]
-    note = "p is two-sided, after Holm's correction for all tests of this table."
+    note = "Described and not tested."
     return [*tables, Table("Differences of F1 of each rule", note, ["difference", "rule", *DIFFERENCE], rows)]
 
 
@@ -148,7 +155,7 @@ def _name(row: dict) -> str:
 
 def _value(row: dict, metric: str) -> str:
     found = row["metrics"].get(metric)
-    return _with_interval(found, MEASURES[metric].digits) if found and found["value"] is not None else ""
+    return _with_interval(found, measure_of(metric).digits) if found and found["value"] is not None else ""
 
 
 def _with_interval(found: dict, digits: int) -> str:

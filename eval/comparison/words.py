@@ -1,15 +1,15 @@
-"""The comparison in sentences: what is shown, what is not, and what the figures do not say."""
+"""The comparison in sentences: what is shown, what is described, and what the figures do not say."""
 
 from collections.abc import Sequence
 
 from eval.comparison.comparison import BASE
-from eval.comparison.measures import ENGINE, MEASURES
+from eval.comparison.measures import ENGINE, measure_of
 
 ALPHA = 0.05
 FEW = 2  # differences of the arms on general text that are spelled out
 FEW_CLUSTERS = 20  # below, bootstrap intervals are clearly too narrow: with 8 clusters 89% instead of 95%
 MANY_TOKENS = 1.01  # arms whose tokens differ by more than 1% did not have equal training
-# metric -> (what the better arm does, what an arm without a shown difference is not different in)
+# metric -> (what the better arm does, what two arms without a shown difference are not different in)
 _WORDS = {
     "f1": ("{better} finds violations better than {worse}", "finding violations"),
     "rouge_l": ("{better} writes answers closer to the reference than {worse}", "ROUGE-L"),
@@ -21,14 +21,20 @@ _WORDS = {
 
 
 def verdict(result: dict) -> dict[str, list[str]]:
-    """Sentences on what was learned, what was forgotten, and the baselines. Pairs without the reference are in the tables."""
+    """Sentences on the primary contrasts, on what was learned and forgotten, and on the baselines.
+
+    Pairs without the reference are in the tables.
+    """
     of_arms = [one for one in result["differences"] if one["family"] == "arms"]
     with_reference = [one for one in of_arms if result["reference"] in (one["of"], one["against"])]
-    learned = [difference_sentence(result, one) for one in with_reference if one["metric"] == result["main"]]
-    forgotten = [difference_sentence(result, one) for one in with_reference if one["metric"] == "perplexity"]
+    learned, forgotten = (
+        [description(result, one) for one in with_reference if one["metric"] == metric]
+        for metric in (result["main"], "perplexity")
+    )
     if len(forgotten) > FEW:
         forgotten = []  # the base model says it in one sentence
     groups = {
+        "Declared before": [primary_sentence(result, one) for one in result["primary"]],
         "Learning": learned,
         "Forgetting": [*forgotten, *_base_sentences(result)],
         "Without a language model": _baseline_sentences(result),
@@ -37,58 +43,101 @@ def verdict(result: dict) -> dict[str, list[str]]:
 
 
 def _base_sentences(result: dict) -> list[str]:
-    """How far every arm is from the base model's perplexity on general text: one sentence for each kind of outcome."""
+    """How far every arm is from the base model's perplexity on general text."""
     found = [one for one in result["differences"] if one["family"] == "forgetting" and one["metric"] == "perplexity"]
     if not found:
         return []
     base = value_of(result, BASE, "perplexity")
-    groups: dict[str, list[str]] = {}
-    for one in found:
-        shown = one["p_holm"] < ALPHA
-        group = ("worse" if one["value"] > 0 else "better") if shown else "no difference shown"
-        value = value_of(result, one["of"], "perplexity")
-        groups.setdefault(group, []).append(f"{one['of']} {value:.3f} ({one['value'] / base:+.1%})")
-    outcomes = "; ".join(f"{group}: {', '.join(values)}" for group, values in groups.items())
-    tests = f", after correction for {found[0]['tests']} tests" if found[0]["tests"] > 1 else ""
-    return [
-        f"The base model predicts general text with a perplexity of {base:.3f} per byte. At p < {ALPHA}{tests}, {outcomes}."
+    arms = [
+        f"{one['of']} {value_of(result, one['of'], 'perplexity'):.3f} ({one['value'] / base:+.1%}, 95% interval "
+        f"{one['low'] / base:+.1%} to {one['high'] / base:+.1%})"
+        for one in found
     ]
+    return [f"The base model predicts general text with a perplexity of {base:.3f} per byte; {'; '.join(arms)}."]
 
 
-def difference_sentence(result: dict, one: dict) -> str:
-    """One difference in words, with both values, its interval and its p-value."""
-    metric, measure = one["metric"], MEASURES[one["metric"]]
-    first, second = one["of"], one["against"]
-    claim, subject = _WORDS.get(metric, (f"{{better}} is better than {{worse}} in {measure.heading}", measure.heading))
-    shown = one["p_holm"] < ALPHA
-    if shown:
-        better, worse = (first, second) if one["value"] * measure.better > 0 else (second, first)
-        says = claim.format(better=better, worse=worse)
-        first, second = (
-            (worse, better) if claim.startswith("{worse}") else (better, worse)
-        )  # as the sentence names them
-    else:
-        says = f"No difference between {first} and {second} is shown in {subject}"
-    sign = 1 if first == one["of"] else -1
-    low, high = sorted((sign * one["low"], sign * one["high"]))
-    values = [f"{value_of(result, name, metric):.{measure.digits}f}" for name in (first, second)]
-    difference, low, high = (f"{value:+z.{measure.digits}f}" for value in (sign * one["value"], low, high))
+def description(result: dict, one: dict) -> str:
+    """One difference that was not declared, in words: values and interval, and no claim."""
+    metric, of, against = one["metric"], one["of"], one["against"]
+    digits = measure_of(metric).digits
+    values = [f"{name} {value_of(result, name, metric):.{digits}f}" for name in (of, against)]
     return (
-        f"{says}: {heading(result, metric)} {values[0]} against {values[1]}, difference {difference} (95% interval {low} to "
-        f"{high}{', seeds included' if 'these_models' in one else ''}, {p_text(one)})."
+        f"{heading(result, metric)}: {values[0]}, {values[1]}; {of} less {against} {one['value']:+z.{digits}f} "
+        f"({interval_words(result, one)}{_of_which_runs(result, one)})."
+    )
+
+
+def interval_words(result: dict, one: dict) -> str:
+    """The 95% interval of a difference, and what it is over."""
+    if one["low"] is None:
+        return "no interval"
+    digits = measure_of(one["metric"]).digits
+    return f"95% interval over {interval_over(result, one)} {one['low']:+z.{digits}f} to {one['high']:+z.{digits}f}"
+
+
+def interval_over(result: dict, one: dict) -> str:
+    """What an interval is over, in words."""
+    return ("seeds and " if one["over_seeds"] else "") + (measure_of(one["metric"]).of or result["unit"])
+
+
+def _of_which_runs(result: dict, one: dict) -> str:
+    """Whose difference it is, where an arm has one seed."""
+    known = [row for row in result["rows"] if row["name"] in (one["of"], one["against"]) and row["kind"] == "arm"]
+    single = [row["name"] for row in known if len(row["seeds"]) == 1]
+    if one["over_seeds"] or not single:
+        return ""
+    have = "has one seed" if len(single) == 1 else "have one seed each"
+    return f"; {listed(single)} {have}, and another may differ by more"
+
+
+def primary_sentence(result: dict, one: dict) -> str:
+    """A contrast that was declared before: what it shows, with values, intervals and p-values.
+
+    "No difference is shown" stands beside an interval with 0 alone: where only the correction for several contrasts leaves it
+    open, the sentence says so.
+    """
+    metric, of, against = one["metric"], one["of"], one["against"]
+    measure = measure_of(metric)
+    claim, subject = _WORDS.get(metric, (f"{{better}} is better than {{worse}} in {measure.heading}", measure.heading))
+    pair, is_close = f"{of} and {against}", one["margin"] is not None and one["p_margin_holm"] < ALPHA
+    within = f"{subject}, to within {one['margin']:g}" if one["margin"] is not None else ""
+    if one["p_holm"] < ALPHA:
+        high, low = (of, against) if one["value"] > 0 else (against, of)
+        if measure.better:
+            better, worse = (high, low) if measure.better > 0 else (low, high)
+            says = claim.format(better=better, worse=worse)
+        else:
+            says = f"{high} has more {measure.heading} than {low}"
+        says += f", by less than {one['margin']:g}" if is_close else ""
+    elif is_close:
+        says = f"{pair} are equivalent in {within}"
+    elif one["low"] <= 0 <= one["high"]:
+        says = f"No difference between {pair} is shown in {subject}"
+        says += f", nor that they are equivalent to within {one['margin']:g}" if within else ""
+    else:
+        says = f"Whether {pair} differ in {subject} is open after the correction for {len(result['primary'])} contrasts"
+    digits = measure.digits
+    bounds = [
+        f"{one[low]:+z.{digits}f} to {one[high]:+z.{digits}f}" for low, high in (("low", "high"), ("low_90", "high_90"))
+    ]
+    intervals = f"95% interval {bounds[0]}" + (f", 90% {bounds[1]}" if within else "")
+    of_margin = f", p of more than {one['margin']:g} {p_value(one['p_margin_holm'])}" if within else ""
+    values = [f"{value_of(result, name, metric):.{digits}f}" for name in (of, against)]
+    seeds = " and ".join(str(count) for count in one["seeds"] if count)
+    return (
+        f"{says}: {heading(result, metric)} {values[0]} less {values[1]} is {one['value']:+z.{digits}f} ({intervals}, p of no "
+        f"difference {p_value(one['p_holm'])}{of_margin}; {seeds} seeds{', paired' if one['paired'] else ''})."
     )
 
 
 def heading(result: dict, metric: str) -> str:
     """The name of a metric in tables and sentences."""
-    return MEASURES[metric].heading.replace("/token", f"/{result['loss_per']}" if metric == "loss" else "/token")
+    return measure_of(metric).heading.replace("/token", f"/{result['loss_per']}" if metric == "loss" else "/token")
 
 
-def p_text(one: dict) -> str:
-    """The corrected p-value of a difference."""
-    p = one["p_holm"]
-    value = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return f"{value} after correction for {one['tests']} tests" if one["tests"] > 1 else value
+def p_value(p: float) -> str:
+    """A p-value with as many digits as mean something."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def value_of(result: dict, name: str, metric: str) -> float:
@@ -107,8 +156,7 @@ def _baseline_sentences(result: dict) -> list[str]:
     best = max(found, key=lambda one: value_of(result, one["of"], "f1"), default=None)
     chosen = [one for one in found if one is best or one["of"] == ENGINE]
     return [
-        f"{'Best baseline' if one is best else 'Rules without a model'}: {difference_sentence(result, one)}"
-        for one in chosen
+        f"{'Best baseline' if one is best else 'Rules without a model'}: {description(result, one)}" for one in chosen
     ]
 
 
@@ -145,16 +193,13 @@ def warnings(result: dict) -> list[str]:
 
 
 def _few_clusters(result: dict) -> str:
-    """What few banks (or examples) do to the intervals and tests."""
+    """What few banks (or examples) do to the intervals."""
     if result["clusters"] == 1:
-        return (
-            "All examples are of one bank: the intervals say nothing about others, and no test can show a difference."
-        )
-    least = 2 / 2 ** result["clusters"]
+        return f"All {result['unit']} are of one bank: the intervals say nothing about others."
+    unit = "banks" if result["clusters"] < result["examples"] else result["unit"]
     return (
-        f"The test has {result['clusters']} independent banks or examples. With fewer than {FEW_CLUSTERS} the intervals of the "
-        "task are too narrow"
-        + (f", and no p-value of it can be below {least:.2g}." if least > 0.001 else "; the p-values are right.")
+        f"The test has {result['clusters']} independent {unit}. With fewer than {FEW_CLUSTERS} the intervals of the task are "
+        "too narrow."
     )
 
 
@@ -186,22 +231,30 @@ def limits(result: dict) -> list[str]:
     arms = [row for row in result["rows"] if row["kind"] == "arm"]
     seeds = {row["name"]: len(row["seeds"]) for row in arms}
     found = [
-        f"The intervals and p-values are for {result['sample']}: they say how the figures would vary with others of this "
-        "kind, not with another kind."
+        f"The intervals are for {result['sample']}: they say how the figures would vary with others of this kind, not with "
+        "another kind."
     ]
     if min(seeds.values()) == 1:
         single = [name for name, count in seeds.items() if count == 1]
-        them, their = ("it", "Its") if len(single) == 1 else ("them", "Their")
         found.append(
-            f"There is one training run of {listed(single)}: how much another seed would change is not known for {them}. "
-            f"{their} differences hold for these models, not for other runs of the recipe."
+            f"There is one training run of {listed(single)}: how much another seed would change is not known. A difference "
+            "from such a run is described, and shows nothing of the recipe; give two seeds or more, NAME=RUN,RUN."
         )
     if max(seeds.values()) > 1:
         found.append(
-            "Differences between arms with several seeds are of recipes: interval and p-value contain the spread over seeds. "
-            "The interval of a single value does not."
+            "Differences between arms with several seeds are of recipes: their intervals contain the spread over seeds. The "
+            "interval of a single value does not."
         )
-    found.append("Where no difference is shown, the arms need not be equal: the interval says how large it may be.")
+    if not result["primary"]:
+        found.append(
+            "No contrast was declared as primary (--primary), so nothing is tested: of many intervals of 95% some are without 0 "
+            "by chance."
+        )
+    else:
+        found.append(
+            "What was not declared as primary is described: of many intervals of 95% some are without 0 by chance. Where no "
+            "difference is shown, the arms need not be equal: the interval says how large it may be, and --margin asks."
+        )
     if any(one["family"] == "forgetting" for one in result["differences"]):
         general = result["general"]
         found.append(

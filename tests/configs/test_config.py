@@ -1,12 +1,14 @@
 """Config files, overrides and the learning rate. A mistake in a config is a one-line error before a process group starts."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from configs.load import check_world, load_config
+from configs.config import KEYS
+from configs.load import _ELSEWHERE, ALIASES, check_world, load_config
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
@@ -70,6 +72,12 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
         ("batch_size=8", "unknown key batch_size; did you mean batch.global_examples?"),
         ("model.name=m", "unknown key model.name; did you mean model.path?"),
         ("val_set_size=0.1", "did you mean data.validation_share?"),
+        ("num_train_epochs=1", "unknown key num_train_epochs; did you mean optimizer.epochs?"),
+        ("training.max_seq_length=512", "did you mean data.sequence_length?"),
+        ("bf16=True", "did you mean model.compute_dtype=bf16?"),
+        ("gradient_accumulation_steps=4", "did you mean batch.global_examples, from which it follows?"),
+        ("weight_decay=0", "did you mean optimizer.weight_decay?"),
+        ("seed=1", "did you mean run.seed?"),
         ("qqq.zzz=1", "unknown key qqq.zzz; configs/config.py describes all keys"),
         ("run.directory=", "run.directory must be a text that is not empty"),
         ("batch.micro_batch=largest", "batch.micro_batch must be an integer or auto, not 'largest'"),
@@ -110,6 +118,7 @@ def test_a_wrong_override_is_a_one_line_error(good, override, words) -> None:
     [
         (("Run(", "Run(nmae="), "line 7: Run has no key 'nmae'; did you mean name?"),
         (("Optimizer(", "Optimizer(lr="), "line 6: Optimizer has no key 'lr'; did you mean learning_rate?"),
+        (("Optimizer(", "Optimizer(bf16="), "Optimizer has no key 'bf16'; did you mean model.compute_dtype=bf16?"),
         (('Data(("a.jsonl",))', 'Data("a.jsonl")'), "data.train must be a tuple of strings, not 'a.jsonl'; write ('a.jsonl',)"),
         (('("a.jsonl",)', '["a.jsonl"]'), "data.train must be a tuple of strings, not ['a.jsonl']"),
         (("1e-4", '"1e-4"'), "optimizer.learning_rate must be a number, not '1e-4'"),
@@ -250,3 +259,9 @@ def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, w
 @pytest.mark.slow
 def test_the_help_of_train_explains_overrides() -> None:
     assert "section.key=value" in run_python("train.py", "--help").stdout
+
+
+def test_what_other_tools_call_a_key_names_one_that_is_there_and_hides_none() -> None:
+    real = {re.split("[=,]", key)[0] for key in ALIASES.values()}
+    assert real <= KEYS.keys() and not ALIASES.keys() & KEYS.keys()
+    assert len(ALIASES) == sum(map(len, map(str.split, _ELSEWHERE.values())))  # none stands twice

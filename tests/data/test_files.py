@@ -412,6 +412,16 @@ def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refus
     assert examples(tmp_path / "a.parquet", fields={"text": "body"}) == [{"text": text} for text in TEXTS]
 
 
+def test_a_text_of_paragraphs_says_that_it_is_one_document_where_it_is_the_only_file(tmp_path) -> None:
+    book, page = (
+        write(tmp_path / name, text) for name, text in (("b.txt", b"One.\n\nTwo.\n\nThree.\n\n"), ("p.txt", b"A\nB"))
+    )
+    line = f'{book}: its 3 paragraphs are one document; to have many, write each as a line {{"text": "..."}} of a .jsonl file'
+    assert described([book])[0] == f"{book}: text (text)" and described([book])[1].startswith(line)
+    assert described([page]) == [f"{page}: text (text)"]
+    assert described([book, page]) == [f"{book} and 1 more: text (text)"]
+
+
 @pytest.mark.parametrize("missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.arrow"), ("pyarrow", "a.txt.zst")])
 def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing, name) -> None:
     monkeypatch.setitem(__import__("sys").modules, missing, None)

@@ -191,6 +191,19 @@ def test_a_mistake_is_reported_before_the_processes_start(folder, options, messa
         read(folder, **options | paths)
 
 
+def test_a_file_without_chats_says_that_nothing_is_answered(folder, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n')
+    inputs = read(folder, data=data)
+    assert inputs.asked == [] and inputs.control_line.startswith(f"no example of {data} is a chat with an answer, so")
+
+
+def test_an_adapter_is_not_a_model(folder, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="is an adapter; evaluate the merged weights: export/ of its run"):
+        read(folder, model=str(tmp_path))
+
+
 def test_a_result_on_other_data_is_refused_before_the_processes_start(evaluate, folder):
     write_json(folder / "before.json", evaluate(limit=2, max_new_tokens=2))
     with pytest.raises(UserError, match="n_examples differs"):

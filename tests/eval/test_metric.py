@@ -105,7 +105,10 @@ def test_without_a_metric_answers_are_compared_with_the_reference(monkeypatch):
 
 def test_the_scores_of_an_option_stand_in_a_result_with_their_name(scores):
     name = "scores_of_mine:spoils"
-    assert metric_figures(name)(["a b", "d"], EXAMPLES) == {"metric": {"by": name, "scores": {"metric": 3.0}}}
+    found = {"by": name, "scores": {"metric": 3.0}, "each": {}}  # no mean: it counts more in two answers than in each
+    assert metric_figures(name)(["a b", "d"], EXAMPLES) == {"metric": found}
+    each = {"metric": [1.0, 0.0]}
+    assert metric_figures("scores_of_mine:number")(["a b", "d"], EXAMPLES)["metric"]["each"] == each
     assert metric_figures("")(["a b", "d"], EXAMPLES) == {}
     with pytest.raises(UserError, match="no_such_module"):
         metric_figures("no_such_module:f")

@@ -257,3 +257,57 @@ def test_a_refusal_leaves_nothing_behind(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="no such model"):
         fetch_or_verify("me/m", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class PretendedApi:
+    """What the hub is asked for; `error` is its answer, if it refuses."""
+
+    def __init__(self, error=None):
+        self.asked, self.error = [], error
+
+    def create_repo(self, repository, **options):
+        self.asked.append((repository, options))
+        if self.error:
+            raise self.error
+        return f"https://huggingface.co/{repository}"
+
+    def upload_folder(self, **options):
+        self.asked.append(options)
+        return types.SimpleNamespace(oid="0123456789abcdef")
+
+
+def test_a_directory_is_pushed_to_a_private_repository_and_never_without_a_card(tmp_path, monkeypatch):
+    api = PretendedApi()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    folder = tmp_path / "release"
+    folder.mkdir()
+    for card in (None, "# a title\n", "---\ntags: [a]\n---\n"):
+        if card:
+            (folder / "README.md").write_text(card)
+        with pytest.raises(UserError, match="has no model card with a licence .*, and is not pushed without one"):
+            hub.push(folder, "me/m", False)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    with pytest.raises(UserError, match="--push m must be ORGANISATION/NAME"):
+        hub.push(folder, "m", False)
+    assert api.asked == []
+    said = hub.push(folder, "me/m", False)
+    assert said == f"pushed: {folder} -> https://huggingface.co/me/m, commit 0123456789ab"
+    assert api.asked[0] == ("me/m", {"private": True, "exist_ok": True})
+    assert api.asked[1] == {"repo_id": "me/m", "folder_path": folder, "commit_message": "Upload release"}
+    hub.push(folder, "me/m", True)
+    assert api.asked[2] == ("me/m", {"private": False, "exist_ok": True})
+
+
+def test_a_push_that_the_hub_does_not_take_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    for error, message in (
+        (hub_errors.OfflineModeIsEnabled("no"), "hub cannot be reached, so .* is not pushed: HF_HUB_OFFLINE or"),
+        (CLIENT.ConnectError("refused"), "is not pushed: ConnectError: refused"),
+        (answer(401), "the Hugging Face hub does not give me/m to anybody who is not logged in"),
+    ):
+        api = PretendedApi(error)
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda api=api: api)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        with pytest.raises(UserError, match=message):
+            hub.push(tmp_path, "me/m", False)
+        assert len(api.asked) == 1

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from common.errors import UserError
 from distributed.checkpoint_directory import CheckpointWriter, read_manifest, write_manifest
 from distributed.process_group import process_group
+from model.fingerprint import fingerprint_of_base
 from model.weight_files import hash_weights
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
@@ -80,7 +81,8 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert found == ["last", 4, mine["checkpoint"], "float32", "laptop"]
     assert record["identity"] == mine["identity"] and record["files"] == sums_of(out)
     (out / "README.md").write_text("old")
-    assert f"{out} already holds the last weights" in export(run, "--out", out)
+    said = export(run, "--out", out, "--push", "me/m", code=2)  # no test reaches the hub
+    assert f"{out} already holds the last weights" in said and f"so {out} is not pushed: HF_HUB_OFFLINE" in said
     assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     said = export(run, "--step", 2, "--out", out, code=2)
     assert f"error: {out} exists and holds other weights; remove it, or name another directory with --out" in said
@@ -248,6 +250,8 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 4.0, ["q_proj"])
     card = (adapter / "README.md").read_text()
+    assert json.loads((adapter / "base.json").read_text())["files"] == hash_weights(folder / "model")
+    assert f"base_model_fingerprint: {fingerprint_of_base(folder / 'model')}" in card
     assert "library_name: peft" in card and "`generation_config.json` of the base model" in card
     merged = read(run, merge_lora=True, average_with_base=0.5)
     assert merged.contents["kind"] == "merged" and merged.adapter is None

@@ -124,8 +124,21 @@ def test_figures_and_intervals_are_those_of_the_json(export) -> None:
         assert row and float(row[1]) == pytest.approx(known[metric].value, abs=5e-4), text
         assert (float(row[2]), float(row[3])) == pytest.approx((known[metric].low, known[metric].high), abs=5e-4)
     assert "**test.jsonl**: 12 of 20 examples" in text and "from files in float32" in text
+    assert "bootstrap intervals over banks; at 0%" in text
     assert "+0.1250" in text and "+0.0625 to +0.1875" in text and "general texts" in text
     assert "ot measured" not in text and "0.4321 nats per target token, 2.5 before training" in text
+
+
+def test_results_of_a_task_of_the_users_have_their_own_scores_and_no_banks(export) -> None:
+    """By the script that scored them: the rows of the task stand in the result."""
+    mine = evaluation(fingerprint_of_base(export.run / "export"))
+    answers = [{"id": i, "answer": "a", "reference": "a", "exact": i < 9, "rouge_l": 0.5} for i in range(12)]
+    scores = {"by": "scores:right", "scores": {"right": 0.75}, "each": {"right": [1.0] * 9 + [0.0] * 3}}
+    mine |= {"answers": answers, "metric": scores, "exact_match": {"n": 12, "share": 0.75}}
+    (export.run / "eval" / "test.json").write_text(json.dumps(mine))
+    text = card(export, read_results(Path("out"), export))
+    assert re.search(r"\| right \| 0.75 \| 0\.\d+ to 0\.\d+ \| by scores:right \|", text)
+    assert "| exact match | 75.0% | " in text and "over examples; at 0%" in text and "bank" not in text
 
 
 def test_results_of_other_weights_are_left_out_with_the_reason(export) -> None:

@@ -35,7 +35,7 @@ def test_arms_are_named_and_have_seeds(tmp_path, data):
         "one": [Source(runs[0], "run")],
         "two": [Source(second, "result")],  # named after its run
     }
-    assert first.is_file() and tokens_of(runs[0]) == 1000
+    assert first.is_file() and tokens_of(Source(runs[0], "run")) == tokens_of(Source(first, "result")) == 1000
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,18 @@
 import math
+import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from common.errors import UserError
-from eval.bootstrap import Interval
 from eval.comparison.arms import Arm
 from eval.comparison.comparison import compare
-from eval.comparison.recipes import over_seeds
+from eval.comparison.contrasts import Contrast
+from eval.comparison.disagreements import beside
+from eval.comparison.measures import with_metric
+from eval.comparison.page import page
 from eval.comparison.tables import all_tables, markdown
-from eval.comparison.words import limits, verdict, warnings
-from eval.intervals import Terms, Z, ratio
+from eval.comparison.words import limits, primary_sentence, verdict, warnings
 from tests.comparisons import arm, example, general, row, task
 from xbrl.answers.baselines import baseline_tasks
 
@@ -40,16 +40,17 @@ def difference(result, metric, of, family="arms"):
     )
 
 
-def test_differences_are_paired_and_corrected():
-    result = compared(arm("weak", task(answers(4))), arm("strong", task(answers(12))))
+def recipe(name, *rights):
+    """An arm with a seed for each number of reports that its answers have right."""
+    return arm(name, *(task(answers(right)) for right in rights))
+
+
+def test_differences_are_paired_by_report_and_described():
+    result = compared(recipe("weak", 4), recipe("strong", 12))
     f1 = difference(result, "f1", "strong")
     assert f1["against"] == "weak" and f1["value"] == pytest.approx(1 - 2 * 4 / (12 + 4))
-    assert f1["p"] == 2 / 2**8  # eight banks differ
-    # Tested: F1, macro-F1 and fact-F1 with this p; ROUGE-L and loss are equal.
-    assert f1["tests"] == 5 and f1["p_holm"] == pytest.approx(5 * 2 / 2**8)
-    assert difference(result, "loss", "strong")["p_holm"] == 1
-    assert "p" not in difference(result, "recall", "strong")
     assert f1["high"] < 1 and f1["low"] > 0.1  # Newcombe's: the strong arm is at the ceiling
+    assert not f1["over_seeds"] and "p" not in f1 and result["primary"] == []
     row_of = {one["name"]: one for one in result["rows"]}
     assert row_of["strong"]["metrics"]["f1"]["low"] == pytest.approx(BANKS / (BANKS + 1.959964**2))
     assert row_of["rule engine"]["kind"] == "engine" and row_of["rule engine"]["metrics"]["f1"]["value"] == 1
@@ -59,14 +60,32 @@ def test_differences_are_paired_and_corrected():
     assert result["sample"] == "12 reports of 12 banks"
 
 
+CLAIMS = re.compile(r"better|worse|further|closer|equivalent|No difference|(?<!describes )shown|significant|p [=<]")
+
+
+def test_one_seed_is_described_and_never_called_better():
+    """However large the difference: another seed of the very same recipe may be as far away."""
+    for seeds in ((12,), (9, 11, 12)):
+        result = compared(
+            arm("weak", task(answers(1)), general=general(0.01, 10)),
+            arm("strong", *(task(answers(right)) for right in seeds), general=general(0.3, 8)),
+        )
+        said = [sentence for group in verdict(result).values() for sentence in group]
+        assert len(said) == 5 and not any(map(CLAIMS.search, said))
+        assert said[0].startswith(f"F1: strong {1 if len(seeds) == 1 else 0.941:.3f}, weak 0.154; strong less weak +0.")
+        whose, have = ("weak and strong", "have one seed each") if len(seeds) == 1 else ("weak", "has one seed")
+        assert said[0].endswith(f"; {whose} {have}, and another may differ by more).")
+        assert "95% interval over reports +0." in said[0] and "95% interval over texts +" in said[1]
+        sentence = f"There is one training run of {whose}: how much another seed would change is not known."
+        assert any(one.startswith(sentence) for one in limits(result))
+
+
 def test_the_same_answers_differ_by_exactly_nothing():
     result = compared(arm("one", task(answers(12))), arm("two", task(answers(12))))
     f1 = difference(result, "f1", "two")
-    assert (f1["value"], f1["low"], f1["high"], f1["p"]) == (0, 0, 0, 1)
+    assert (f1["value"], f1["low"], f1["high"]) == (0, 0, 0)
     assert result["disagreements"] == []
-    assert verdict(result)["Learning"][0].startswith(
-        "No difference between two and one is shown in finding violations: "
-    )
+    assert "two less one +0.000 (95% interval over reports +0.000 to +0.000" in verdict(result)["Learning"][0]
 
 
 def test_two_models_at_the_ceiling_may_still_differ():
@@ -74,7 +93,7 @@ def test_two_models_at_the_ceiling_may_still_differ():
     result = compared(arm("one", task(answers(12))), arm("two", task(other)))
     half = 1.959964**2 / (BANKS + 1.959964**2)  # of Wilson's interval, from 1 down
     for found in (difference(result, "f1", "two"), result["rule_differences"][0]):
-        assert (found["value"], found["p"]) == (0, 1)
+        assert found["value"] == 0
         assert (found["low"], found["high"]) == pytest.approx((-half, half))
 
 
@@ -91,53 +110,105 @@ def test_all_pairs_and_seeds():
     assert any("one training run of b and c" in sentence for sentence in limits(result))
 
 
-def test_the_verdict_says_who_is_better_and_who_forgets():
-    weak, strong = (
-        arm("weak", task(answers(1)), general=general(0.01, 10)),
-        arm("strong", task(answers(12)), general=general(0.3, 8)),
+def declared(*arms, margin=None, paired=False, metric="f1"):
+    """The sentence and the entry of the primary contrast of the second arm less the first."""
+    contrast = Contrast(arms[1].name, arms[0].name, metric, paired, margin)
+    result = compared(*arms, primary=[contrast])
+    return primary_sentence(result, result["primary"][0]), result["primary"][0]
+
+
+def test_the_verdict_says_who_is_better_of_what_was_declared():
+    weak, strong = recipe("weak", 3, 4, 4), recipe("strong", 11, 12, 12)
+    said, one = declared(weak, strong)
+    start = "strong finds violations better than weak: F1 0.986 less 0.468 is +0.518 (95% interval +0."
+    assert said.startswith(start) and said.endswith(f"p of no difference {one['p_holm']:.3f}; 3 and 3 seeds).")
+    assert one["p"] == one["p_holm"] < 0.05 and one["low"] > 0
+    turned, other = declared(strong, weak)
+    assert turned.startswith("strong finds violations better than weak: F1 0.468 less 0.986 is -0.518 (")
+    assert other["p"] == pytest.approx(one["p"])
+    result = compared(
+        weak, strong, primary=[Contrast("strong", "rule engine", "f1"), Contrast("strong", "weak", "kl")][:1]
     )
-    result = compared(weak, strong)
-    said = verdict(result)
-    p = difference(result, "f1", "strong")["p_holm"]
-    assert said["Learning"][0].startswith(
-        "strong finds violations better than weak: F1 1.000 against 0.154, difference +0.846 (95%"
+    assert [key for key in verdict(result)][0] == "Declared before"
+    assert result["primary"][0]["seeds"] == [3, 0] and "; 3 seeds)." in verdict(result)["Declared before"][0]
+    assert [table.title for table in all_tables(result)][1] == "Declared before"
+
+
+def test_what_is_not_shown_stands_beside_an_interval_with_0_and_equivalence_needs_a_margin():
+    one, other = recipe("one", 1, 2, 12), recipe("other", 9, 11, 12)
+    said, found = declared(one, other)
+    assert said.startswith("No difference between other and one is shown in finding violations: ")
+    assert found["low"] < 0 < found["high"] and found["p"] > 0.1 and "equivalent" not in said
+    said, found = declared(one, other, margin=0.2)
+    assert said.startswith(
+        "No difference between other and one is shown in finding violations, nor that they are equivalent"
     )
-    assert f"p = {p:.3f} after correction for 8 tests" in said["Learning"][0]
-    values = [f"{math.exp(0.8 + rise + 0.01):.3f}" for rise in (0.3, 0.01)]
-    assert said["Forgetting"][0].startswith(
-        f"strong predicts general text worse than weak: general perplexity/byte {values[0]} against {values[1]}, difference +"
+    assert "p of more than 0.2 0." in said
+    close = recipe("a", 7, 7, 8), recipe("b", 7, 8, 8)
+    said, found = declared(*close, margin=0.2)
+    assert (
+        said.startswith("b and a are equivalent in finding violations, to within 0.2: ")
+        and found["p_margin_holm"] < 0.05
     )
-    assert "worse: weak" in said["Forgetting"][1] and f"strong {values[0]} (+" in said["Forgetting"][1]
-    best, engine = said["Without a language model"]
-    assert best.startswith("Best baseline: flag everything finds violations better than weak: F1 1.000 against 0.154")
-    assert engine.startswith(
-        "Rules without a model: rule engine finds violations better than weak: F1 1.000 against 0.154"
+    assert -0.2 < found["low_90"] < found["high_90"] < 0.2
+    said, _ = declared(recipe("weak", 3, 4, 4), recipe("strong", 11, 12, 12), margin=0.99)
+    assert said.startswith("strong finds violations better than weak, by less than 0.99: ")
+
+
+def test_holm_is_among_the_declared_and_leaves_open_what_it_takes_back():
+    arms = recipe("a", 3, 4, 4), recipe("b", 11, 12, 12), recipe("c", 4, 4, 5)
+    _, alone = declared(*arms)
+    assert 0.0167 < alone["p"] < 0.05
+    contrasts = [Contrast("b", "a", "f1"), Contrast("c", "a", "f1"), Contrast("c", "a", "loss")]
+    result = compared(*arms, primary=contrasts)
+    one = result["primary"][0]
+    assert one["p"] == alone["p"] and one["p_holm"] == pytest.approx(3 * one["p"])
+    said = primary_sentence(result, one)
+    assert said.startswith(
+        "Whether b and a differ in finding violations is open after the correction for 3 contrasts: "
     )
-    reverse = compared(strong, weak)  # the sentence does not depend on which one is the reference
-    assert verdict(reverse)["Learning"] == said["Learning"]
-    assert verdict(reverse)["Forgetting"][0] == said["Forgetting"][0]
+    assert "No difference" not in said and one["low"] > 0
+    assert primary_sentence(result, result["primary"][2]).startswith(
+        "No difference between c and a is shown in the loss"
+    )
+
+
+def test_paired_seeds_cancel_what_both_have():
+    one, other = recipe("one", 3, 6, 9), recipe("other", 4, 8, 10)
+    alone, pairs = (declared(one, other, paired=paired)[1] for paired in (False, True))
+    assert alone["value"] == pairs["value"] and pairs["p"] < alone["p"]
+    assert ", paired)." in declared(one, other, paired=True)[0]
+
+
+def test_a_contrast_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="--primary two one kl: there is no kl; there are f1, macro_f1, fact_f1"):
+        declared(recipe("one", 1, 2), recipe("two", 3, 4), metric="kl")
+    one, two = recipe("one", 1, 2), recipe("two", 3, 4)
+    with pytest.raises(UserError, match="there is no three; there are one, two, always clean"):
+        compared(one, two, primary=[Contrast("two", "three", "f1")])
+
+
+def test_forgetting_is_said_against_the_base():
+    arms = [arm(name, task(answers(1)), general=general(rise)) for name, rise in (("weak", 0.01), ("strong", 0.3))]
+    said = verdict(compared(*arms))["Forgetting"]
+    values = [f"{math.exp(0.8 + rise + 0.01):.3f}" for rise in (0.01, 0.3)]
+    assert said[0].startswith(f"general perplexity/byte: strong {values[1]}, weak {values[0]}; strong less weak +")
+    base = (
+        f"The base model predicts general text with a perplexity of {math.exp(0.8):.3f} per byte; weak {values[0]} (+"
+    )
+    assert said[1].startswith(base) and f"; strong {values[1]} (+" in said[1]
 
 
 def test_the_spread_over_seeds_is_part_of_a_difference_between_recipes():
-    one = arm("one", *(task(answers(right)) for right in (1, 2, 12)))
-    other = arm("other", *(task(answers(right)) for right in (9, 11, 12)))
+    one, other = recipe("one", 1, 2, 12), recipe("other", 9, 11, 12)
     result = compared(one, other)
-    f1, single = difference(result, "f1", "other"), compared(one, arm("other", task(answers(11))))
-    assert f1["these_models"]["p"] < 0.01 < 0.1 < f1["p"]
-    assert f1["low"] < 0 < f1["these_models"]["low"]
-    assert ", seeds included, p = " in verdict(result)["Learning"][0]
-    assert "these_models" not in difference(single, "f1", "other")
-    assert "Its differences hold for these models," in limits(single)[1]
-    close = [
-        arm(name, *(task(answers(right)) for right in rights))
-        for name, rights in (("a", (3, 4, 4)), ("b", (11, 12, 12)))
-    ]
-    assert difference(compared(*close), "f1", "b")["p"] < 0.01
-    far = [arm(name, *(task(answers(right)) for right in (1, 12))) for name in ("a", "b")]
+    f1 = difference(result, "f1", "other")
+    assert f1["over_seeds"] and f1["low"] < 0 < f1["high"]
+    assert "95% interval over seeds and reports -0." in verdict(result)["Learning"][0]
+    far = [recipe(name, 1, 12) for name in ("a", "b")]
     far[1].seeds[1].task["answers"][0]["answer"] = "other words"
     assert [difference(compared(*far), "f1", "b")[bound] for bound in ("low", "high")] == [-1, 1]
-    baseline = difference(result, "f1", "always clean", "baselines")
-    assert baseline["p"] > baseline["these_models"]["p"]
+    assert difference(result, "f1", "always clean", "baselines")["over_seeds"]
     same = arm("same", *(one.task for one in other.seeds))
     assert difference(compared(other, same), "f1", "same")["high"] == 0
 
@@ -151,30 +222,9 @@ def test_a_training_run_counts_once():
         compared(Arm("a", (one, replace(one))), arm("b", task(answers(12))))
 
 
-def test_equal_seeds_leave_the_interval_of_the_reports_and_student_widens_it():
-    rows = np.array([[1.0, 1.0], [0.0, 1.0]] * 10)
-    before = Terms(rows, range(20), ratio, seeds=(0.5, 0.5))
-    after = Terms(rows, range(20), ratio, seeds=(0.7, 0.7))
-    wide = 2.0930 / Z  # Student's quantile with 19 degrees of freedom
-    found, p = over_seeds(Interval(0.2, 0.1, 0.3), 0.0005, before, after)
-    assert (found.low, found.high) == pytest.approx((0.2 - 0.1 * wide, 0.2 + 0.1 * wide), abs=1e-5)
-    assert p == pytest.approx(2 * stats.t.sf(0.2 * Z / 0.1, 19))
-    assert over_seeds(Interval(0.2, 0.1, 0.3), 0.25, before, after)[1] == 0.25  # the exchange test sees less
-
-
-def test_welchs_test_is_what_is_left_without_a_spread_over_reports():
-    first, second = (0.61, 0.66, 0.58), (0.80, 0.71, 0.90, 0.84)
-    before, after = (Terms(np.ones((20, 2)), range(20), ratio, seeds=values) for values in (first, second))
-    value = float(np.mean(second) - np.mean(first))
-    welch = stats.ttest_ind(second, first, equal_var=False)
-    found, p = over_seeds(Interval(value, value, value), 0.0, before, after)
-    assert p == pytest.approx(welch.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(welch.confidence_interval()))
-
-
 def test_unequal_arms_are_warned_of():
     equal = compared(arm("a", task(answers(4)), tokens=1000), arm("b", task(answers(5)), tokens=1005))
-    assert [warning for warning in warnings(equal) if "12 independent banks" not in warning] == []
+    assert [warning for warning in warnings(equal) if "12 independent reports" not in warning] == []
     found = warnings(
         compared(
             arm("a", task(answers(4), shots=2, cut_short=3), tokens=1000, general=general()),
@@ -202,14 +252,69 @@ def test_disagreements_show_the_answers_beside_each_other():
     assert result["disagreements"][1]["answers"]["one"]["judgement"] == "right"
 
 
-def test_another_task_is_compared_by_rouge_and_loss():
-    chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}] * 3
-    rows = [[{"id": None, "answer": "a", "rouge_l": score}] * 3 for score in (0.5, 0.9)]
-    result = compare([arm("a", task(rows[0])), arm("b", task(rows[1]))], baseline_tasks(chats, None, "d"), chats)
-    assert result["main"] == "rouge_l" and result["rules"] == [] and result["sample"] == "3 examples"
-    assert [one["metric"] for one in result["differences"]] == ["rouge_l", "loss"]
-    assert verdict(result)["Learning"][0].startswith("No difference between b and a is shown in ROUGE-L: ")
-    assert "| b | 0.900" in markdown(result)
+CHATS = [
+    {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]} for i in range(6)
+]
+
+
+def own_task(right, **more):
+    """The result on CHATS, with the first `right` answers right."""
+    said = ["a" + str(i) if i < right else "?" for i in range(6)]
+    rows = [
+        {"id": None, "answer": text, "reference": f"a{i}", "exact": i < right, "rouge_l": float(i < right)}
+        for i, text in enumerate(said)
+    ]
+    return task(rows, **more)
+
+
+def test_a_task_of_the_users_is_told_in_its_own_words():
+    """Six examples are no reports and have no banks; the user's scores come first, with intervals where they are means."""
+
+    def figures(texts, examples):
+        each = [float(text == one["messages"][-1]["content"]) for text, one in zip(texts, examples, strict=True)]
+        scores = {"right": sum(each) / 6, "best": max(each)}
+        return {"metric": {"by": "mine:f", "scores": scores, "each": {"right": each}}}
+
+    stale = {"by": "old:f", "scores": {"old": 1}, "each": {"old": [1] * 6}}
+    arms = with_metric([arm("a", own_task(2, metric=stale)), arm("b", own_task(5))], CHATS, figures)
+    result = compare(arms, baseline_tasks(CHATS, None, "d"), CHATS)
+    assert (result["main"], result["rules"], result["sample"], result["unit"]) == (
+        "own/right",
+        [],
+        "6 examples",
+        "examples",
+    )
+    assert [one["metric"] for one in result["differences"]] == ["own/right", "exact_match", "rouge_l", "loss"]
+    said = verdict(result)["Learning"][0]
+    assert said.startswith("right: b 0.833, a 0.333; b less a +0.500 (95% interval over examples +0.")
+    assert warnings(result) == [
+        "The test has 6 independent examples. With fewer than 20 the intervals of the task are too narrow."
+    ]
+    text = markdown(result)
+    assert "| row | right | exact match | ROUGE-L |" in text and "| b | 0.833" in text
+    words = text + page(result, []) + beside(result["disagreements"][0])
+    assert not re.search(r"\breports?\b|\bbanks?\b", words.replace("of this", ""), re.I), words
+    assert beside(result["disagreements"][0]) == "example 3:\nreference:\n    a2\na:\n    ?\nb:\n    a2"
+    assert with_metric(arms, CHATS, lambda texts, examples: {})[0].seeds[0].task.get("metric") is None
+
+
+def test_scores_of_the_users_can_be_declared():
+    def figures(texts, examples):
+        each = [float(len(text) > 1) for text in texts]
+        return {"metric": {"by": "mine:f", "scores": {"f1": 1.0}, "each": {"f1": each}}}
+
+    arms = [arm(name, *map(own_task, rights)) for name, rights in (("a", (1, 1, 2)), ("b", (5, 6, 6)))]
+    result = compare(with_metric(arms, CHATS, figures), {}, CHATS, [Contrast("a", "b", "f1")])
+    assert primary_sentence(result, result["primary"][0]).startswith(
+        "b has more f1 than a: f1 0.222 less 0.944 is -0.722"
+    )
+
+
+def test_answers_of_equal_score_are_shown_where_they_differ():
+    same = own_task(6)
+    same["answers"][4] = same["answers"][4] | {"answer": "a4 "}
+    result = compare([arm("a", own_task(6)), arm("b", same)], {}, CHATS)
+    assert [one["id"] for one in result["disagreements"]] == ["5"]
 
 
 def test_a_metric_that_is_not_finite_is_neither_compared_nor_a_finding():
@@ -235,7 +340,8 @@ def test_an_arm_cannot_have_the_name_of_another_row(name):
 
 def test_few_banks_are_a_warning():
     one = task([row(["LCR_MIN"], [], "the bank")] * BANKS)
-    assert "All examples are of one bank" in warnings(compared(arm("one", one), arm("two", one)))[-1]
-    assert "12 independent banks" in warnings(compared(arm("one", task(answers(4))), arm("two", task(answers(12)))))[-1]
+    assert "All reports are of one bank" in warnings(compared(arm("one", one), arm("two", one)))[-1]
     few = [task([row(["LCR_MIN"], said, f"bank {i % 8}") for i in range(BANKS)]) for said in ([], ["LCR_MIN"])]
-    assert "no p-value of it can be below 0.0078" in warnings(compared(arm("one", few[0]), arm("two", few[1])))[-1]
+    assert "has 8 independent banks. With" in warnings(compared(arm("one", few[0]), arm("two", few[1])))[-1]
+    with pytest.raises(UserError, match="--primary two one f1: one bank, or no finite number, shows nothing of others"):
+        declared(arm("one", one, one | {"weights": "1"}), arm("two", one, one | {"weights": "2"}))

@@ -1,0 +1,181 @@
+"""Contrasts over seeds and examples: equal recipes are seldom found to differ, equal ones are found equivalent, and mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from common.errors import UserError
+from eval.bootstrap import Interval
+from eval.comparison.arms import Source
+from eval.comparison.contrasts import Estimate, declare, holm, over_seeds
+from eval.comparison.measures import averaged
+from eval.intervals import Terms, Z, change, ratio
+
+BANKS, REPORTS = 53, 3  # reports of each bank
+LEVEL, BANK_SPREAD, REPORT_SPREAD = 0.5, 0.8, 0.7  # logits of finding a violation
+
+
+def draw_recipe(rng, level: np.ndarray, true: np.ndarray, skills: np.ndarray) -> list[Terms]:
+    """The F1 terms of a recipe, one for each seed. level, true: `(reports,)`, logits and numbers of violations. skills: of the seeds."""
+    clusters = np.repeat(np.arange(BANKS), REPORTS).tolist()
+    runs = []
+    for skill in skills:
+        found = 1 / (1 + np.exp(-level - skill - REPORT_SPREAD * rng.normal(size=len(level))))
+        right, invented = rng.binomial(true, found), rng.binomial(1, 0.3 * (1 - found))
+        rows = np.stack([2 * right, true + right + invented], axis=1).astype(float)
+        runs.append(Terms(rows, clusters, ratio))
+    return runs
+
+
+def draw_pair(rng, spread: float, seeds: int, better: float, shared: bool = False) -> tuple[list[Terms], list[Terms]]:
+    """Two recipes, of which the second is better by `better` logits.
+
+    spread: how much training runs of one recipe differ, in logits (standard deviation). shared: the n-th seeds of both differ alike.
+    """
+    level = LEVEL + np.repeat(BANK_SPREAD * rng.normal(size=BANKS), REPORTS)
+    true = rng.binomial(3, 0.5, size=BANKS * REPORTS)
+    skills = spread * rng.normal(size=seeds)
+    others = skills if shared else spread * rng.normal(size=seeds)
+    return draw_recipe(rng, level, true, skills), draw_recipe(rng, level, true, others + better)
+
+
+def simulate(spread: float, seeds: int, better: float, draws: int, shared: bool = False) -> np.ndarray:
+    """Shares of the draws `(3,)`: without 0 are the interval of these runs, that over seeds, that of seeds in pairs."""
+    rng, counts = np.random.default_rng(1), np.zeros(3)
+    for _ in range(draws):
+        before, after = map(averaged, draw_pair(rng, spread, seeds, better, shared))
+        moved = change(before, after)
+        found = moved, over_seeds(moved, before, after).interval(), over_seeds(moved, before, after, True).interval()
+        counts += [not one.low <= 0 <= one.high for one in found]
+    return counts / draws
+
+
+def test_seeds_that_differ_look_like_recipes_that_differ_only_without_the_seeds() -> None:
+    runs, recipes, paired = simulate(0.8, 3, 0.0, 60)
+    assert runs > 0.4 and recipes < 0.15 and paired < 0.15
+    assert simulate(0.0, 5, 2.0, 20).tolist() == [1, 1, 1]
+
+
+def test_pairs_show_what_seeds_hide_that_differ_alike() -> None:
+    _, recipes, paired = simulate(1.0, 5, 1.0, 20, shared=True)
+    assert paired > 0.8 and recipes < 0.5
+    assert simulate(1.0, 5, 0.0, 30, shared=True)[2] < 0.15
+
+
+def test_the_error_is_that_of_the_bootstrap_that_draws_seeds_and_examples_at_once() -> None:
+    """With many seeds, where that bootstrap is right. It has the interaction three times, the sum of both variances twice."""
+    rng = np.random.default_rng(3)
+    runs = draw_pair(rng, 0.5, 40, 0.3)
+    before, after = map(averaged, runs)
+    estimate = over_seeds(change(before, after), before, after)
+    sums = [np.stack([one.rows.reshape(BANKS, REPORTS, 2).sum(1) for one in side]) for side in runs]
+    drawn = []
+    for _ in range(2000):
+        banks = rng.integers(0, BANKS, BANKS)
+        values = [ratio(side[rng.integers(0, 40, 40)][:, banks].sum((0, 1))) for side in sums]
+        drawn.append(values[1] - values[0])
+    assert estimate.below[0] == pytest.approx(np.std(drawn), rel=0.1)
+
+
+def test_equal_seeds_leave_the_interval_of_the_examples_and_student_widens_it() -> None:
+    rows = np.array([[1.0, 1.0], [0.0, 1.0]] * 10)
+    before = Terms(rows, range(20), ratio, seeds=(0.5, 0.5))
+    after = Terms(rows, range(20), ratio, seeds=(0.7, 0.7))
+    wide = 4.302653 / Z  # Student's quantile with 2 degrees of freedom, one of each side's two seeds
+    found = over_seeds(Interval(0.2, 0.1, 0.3), before, after)
+    assert (found.interval().low, found.interval().high) == pytest.approx(
+        (0.2 - 0.1 * wide, 0.2 + 0.1 * wide), abs=1e-5
+    )
+    assert found.p == pytest.approx(2 * stats.t.sf(0.2 * Z / 0.1, 2))
+
+
+def test_welchs_test_and_that_of_pairs_are_what_is_left_without_a_spread_over_examples() -> None:
+    first, second = (0.61, 0.66, 0.58), (0.80, 0.71, 0.90, 0.84)
+    before, after = (Terms(np.ones((20, 2)), range(20), ratio, seeds=values) for values in (first, second))
+    value = float(np.mean(second) - np.mean(first))
+    welch = stats.ttest_ind(second, first, equal_var=False)
+    found = over_seeds(Interval(value, value, value), before, after)
+    assert found.p == pytest.approx(welch.pvalue)
+    assert (found.interval().low, found.interval().high) == pytest.approx(tuple(welch.confidence_interval()))
+    after = Terms(np.ones((20, 2)), range(20), ratio, seeds=second[:3])
+    value = float(np.mean(second[:3]) - np.mean(first))
+    pairs = stats.ttest_rel(second[:3], first)
+    found = over_seeds(Interval(value, value, value), before, after, paired=True)
+    assert found.p == pytest.approx(pairs.pvalue)
+    assert (found.interval(0.9).low, found.interval(0.9).high) == pytest.approx(tuple(pairs.confidence_interval(0.9)))
+
+
+def test_p_and_interval_agree_about_0_and_about_the_margin() -> None:
+    rng = np.random.default_rng(0)
+    for value, below, above, df in rng.uniform([-0.2, 0.01, 0.01, 1], [0.2, 0.1, 0.1, 30], (200, 4)):
+        one = Estimate(value, (below, df), (above, df))
+        wide, narrow = one.interval(), one.interval(0.90)
+        assert (one.p < 0.05) == (not wide.low <= 0 <= wide.high)
+        assert (one.p_equivalence(0.15) < 0.05) == (narrow.low > -0.15 and narrow.high < 0.15)
+    still = Estimate(0.0, (0.0, 1.0), (0.0, 1.0))
+    assert (still.p, still.p_equivalence(0.1), still.interval().low) == (1.0, 0.0, 0.0)
+
+
+def test_holms_correction() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
+    assert list(holm({"b": 0.5, "a": 0.6})) == ["b", "a"] and holm({"b": 0.5, "a": 0.6}) == {"b": 1, "a": 1}
+    assert holm({}) == {} and holm({"alone": 0.03}) == {"alone": 0.03}
+
+
+@pytest.fixture
+def arms(tmp_path) -> dict[str, list[Source]]:
+    """Runs of the seeds 0 and 1 of `a`, and of 0, 1 and 2 of `b`; one result of `c`, of which nobody knows the seed."""
+
+    def run(name: str, seed: int) -> Source:
+        path = tmp_path / f"{name}-{seed}"
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"config": {"run": {"seed": seed}}}))
+        return Source(path, "run")
+
+    found = {name: [run(name, seed) for seed in range(count)] for name, count in (("a", 2), ("b", 3))}
+    return found | {"c": [Source(tmp_path / "c.json", "result")]}
+
+
+def test_contrasts_are_declared_with_their_margins(arms) -> None:
+    found = declare([("a", "b", "f1"), ("b", "rule engine", "kl")], [], ["f1=0.05"], arms)
+    assert [(one.of, one.against, one.metric, one.paired, one.margin) for one in found] == [
+        ("a", "b", "f1", False, 0.05),
+        ("b", "rule engine", "kl", False, None),
+    ]
+    (paired,) = declare([], [("a", "b2", "f1")], [], arms | {"b2": arms["b"][:2]})
+    assert paired.paired and declare([], [], [], arms) == []
+
+
+@pytest.mark.parametrize(
+    ("primary", "paired", "margins", "sentence"),
+    [
+        (
+            [("a", "b", name) for name in ("f1", "kl", "loss", "exact")],
+            [],
+            [],
+            "4 contrasts are declared, and 3 are the most",
+        ),
+        ([("a", "c", "f1")], [], [], "c has one seed, which shows nothing of its recipe: .* two or more, c=RUN,RUN"),
+        ([("a", "a", "f1")], [], [], "name two rows, of which one is an arm: a, b, c"),
+        ([("x", "y", "f1")], [], [], "name two rows, of which one is an arm"),
+        (
+            [],
+            [("a", "b", "f1")],
+            [],
+            "name a run of each seed for both, in the same order; the seeds are 0, 1 and 0, 1, 2",
+        ),
+        ([], [("a", "base model", "f1")], [], "the seeds are 0, 1 and none"),
+        ([], [("a", "turned", "f1")], [], "the seeds are 0, 1 and 1, 0"),
+        ([("a", "b", "f1")], [], ["f1=0"], "--margin f1=0 must be METRIC=NUMBER, the number above 0"),
+        ([("a", "b", "f1")], [], ["0.05"], "--margin 0.05 must be METRIC=NUMBER"),
+        ([("a", "b", "f1")], [], ["kl=0.05"], "--margin kl is of no declared contrast"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(arms, primary, paired, margins, sentence) -> None:
+    arms["turned"] = arms["a"][::-1]
+    with pytest.raises(UserError, match=sentence):
+        declare(primary, paired, margins, arms)
