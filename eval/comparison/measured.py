@@ -11,8 +11,8 @@ from pathlib import Path
 
 from common.errors import UserError
 from eval.comparison.arms import Arm, Seed, Source, tokens_of
-from eval.results import prepare_output, read_result
 from eval.launch import launch
+from eval.results import prepare_output, read_result
 from model.fingerprint import fingerprint_of_base
 
 
