@@ -49,7 +49,8 @@ def test_merged_weights_are_those_of_peft(base, tmp_path) -> None:
     assert (merged.read(name) - before.read(name)).abs().max() > 0.01
     assert torch.equal(merged.read("model.norm.weight"), before.read("model.norm.weight"))
     loaded = load_for_generation(str(tmp_path), torch.float32, torch.device("cpu"))
-    assert torch.allclose(loaded.get_parameter(name), expected[name], atol=1e-6)
+    ids = torch.arange(10)[None]
+    assert torch.allclose(loaded(input_ids=ids).logits, again(input_ids=ids).logits, atol=1e-4)
 
 
 def test_an_adapter_is_refused_on_other_weights_and_without_its_own(base, tmp_path, monkeypatch) -> None:
