@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import types
+from collections.abc import Callable
 from multiprocessing import connection, forkserver
 from pathlib import Path
 
@@ -51,13 +52,18 @@ TIMEOUT = 400  # seconds; far above what the runs take. Ranks that wait for each
 GRACE = 15  # seconds that the other ranks get to end after one has failed
 
 
+Meanwhile = Callable[
+    [int, Callable[[], bool]], None
+]  # what is done with the pid of a process, and whether it still runs
+
+
 def run_python(
-    *command: object, cwd: Path = ROOT, fresh: bool = False, **environment: str
+    *command: object, cwd: Path = ROOT, fresh: bool = False, meanwhile: Meanwhile | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run `python COMMAND`, a script and its arguments, with `environment` added. Returns the exit code and the output."""
     if fresh or not CAN_FORK:
-        return _run_fresh([sys.executable, *command], cwd, environment)
-    return _run_forked(command, cwd, [environment])
+        return _run_fresh([sys.executable, *command], cwd, environment, meanwhile)
+    return _run_forked(command, cwd, [environment], meanwhile)
 
 
 def run_ranks(
@@ -83,14 +89,25 @@ def run_ranks(
     return _run_forked(command, cwd, ranks)
 
 
-def _run_fresh(command: list[object], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+def _run_fresh(
+    command: list[object], cwd: Path, environment: dict[str, str], meanwhile: Meanwhile | None = None
+) -> subprocess.CompletedProcess:
     command = [str(part) for part in command]
-    environment = {**os.environ, **environment}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=cwd, env={**os.environ, **environment}, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            if meanwhile:
+                meanwhile(process.pid, lambda: process.poll() is None)
+            output = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
 def _run_forked(
-    command: tuple[object, ...], cwd: Path, environments: list[dict[str, str]]
+    command: tuple[object, ...], cwd: Path, environments: list[dict[str, str]], meanwhile: Meanwhile | None = None
 ) -> subprocess.CompletedProcess:
     """One child per environment. All append to the same two files, which are the output."""
     context = _warm_parent()
@@ -106,6 +123,8 @@ def _run_forked(
         try:
             for child in children:
                 child.start()
+            if meanwhile:
+                meanwhile(children[0].pid, children[0].is_alive)
             _wait(children)
         finally:
             for child in children:

@@ -4,18 +4,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT, run_python
+from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from training.record import Record
 
 pytestmark = pytest.mark.slow
+SWEEP = Path(__file__).with_name("sweep_worker.py")
 VALUES = ("optimizer.learning_rate=1e-2,1e30", "run.save_every=1", "--parallel", "2")
 STEPS = 24  # enough to be stopped in the middle
 PATIENCE = 300  # seconds; far above what it takes
@@ -48,20 +48,16 @@ config = Config(
 def stop_in_the_middle(folder: Path, out: Path) -> str:
     """Start the sweep, send SIGINT when its first run has saved a step, and return what it printed."""
     run = out / "learning_rate-0.01_seed-0"
-    command = [sys.executable, "scripts/sweep.py", str(folder / "config.py"), *VALUES, "--out", str(out)]
-    with (folder / "stopped.out").open("w+") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+
+    def stop(pid: int, is_running: Callable[[], bool]) -> None:
         end = time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < end and not (run / "checkpoints" / "latest").exists():
+        while is_running() and time.monotonic() < end and not (run / "checkpoints" / "latest").exists():
             time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
-        try:
-            code = process.wait(PATIENCE)
-        finally:
-            process.kill()
-        file.seek(0)
-        text = file.read()
-    assert code == 130, text
+        os.kill(pid, signal.SIGINT)
+
+    stopped = run_python(SWEEP, folder / "config.py", *VALUES, "--out", out, meanwhile=stop)
+    text = stopped.stdout + stopped.stderr
+    assert stopped.returncode == 130, text
     assert not (run / "export").exists(), text
     return text
 
@@ -75,7 +71,7 @@ def test_stopped_continued_and_repeated(folder) -> None:
     before = json.loads((out / "sweep.json").read_text())
     assert before["best"] is None and not before["is_complete"]
 
-    command = ("scripts/sweep.py", folder / "config.py", *VALUES, "--out", out)
+    command = (SWEEP, folder / "config.py", *VALUES, "--out", out)
     continued = run_python(*command)
     assert continued.returncode == 0, continued.stdout + continued.stderr
     assert "learning_rate-1e+30_seed-0 diverged: " in stopped + continued.stdout

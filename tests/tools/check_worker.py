@@ -9,95 +9,12 @@ PLAN.results.json.
 import functools
 import gc
 import json
-import multiprocessing
 import os
 import shutil
 import sys
-import traceback
-import types
-from contextlib import suppress
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[2]
-
-
-class Forked:
-    """A child of `Zygote`, with what is used of subprocess.Popen."""
-
-    def __init__(self, pid: int, pipe: multiprocessing.connection.Connection) -> None:
-        self.pid, self.pipe, self.code = pid, pipe, None
-
-    def poll(self) -> int | None:
-        if self.code is None:
-            self.pipe.send(("poll", self.pid))
-            self.code = self.pipe.recv()
-        return self.code
-
-
-class Zygote:
-    """A process with the libraries imported and one thread, which forks the children: the check itself has threads."""
-
-    def __init__(self) -> None:
-        self.pipe, other = multiprocessing.Pipe()
-        if os.fork() == 0:
-            self.pipe.close()
-            with suppress(EOFError):
-                serve(other)
-            os._exit(0)
-        other.close()
-
-    def start(self, command: list[str], environment: dict[str, str], output: Path) -> Forked:
-        self.pipe.send(("start", command, environment, str(output)))
-        return Forked(self.pipe.recv(), self.pipe)
-
-
-def serve(pipe: multiprocessing.connection.Connection) -> None:
-    while True:
-        what, *arguments = pipe.recv()
-        if what == "poll":
-            pid, status = os.waitpid(arguments[0], os.WNOHANG)
-            pipe.send(os.waitstatus_to_exitcode(status) if pid else None)
-            continue
-        ready, has_session = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            os.close(has_session)
-            code = 1
-            try:
-                become(*arguments)
-                code = 0
-            except SystemExit as error:
-                code = error.code if isinstance(error.code, int) else 0
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        os.close(has_session)
-        os.read(ready, 1)  # Popen, too, returns when the child can be killed by its group
-        os.close(ready)
-        pipe.send(pid)
-
-
-def become(command: list[str], environment: dict[str, str], output: str | None) -> None:
-    """Turn into `python COMMAND`."""
-    if output:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = list(command)
-    sys.path[:1] = [str(Path(command[0]).parent), str(root)]
-    run(Path(command[0]))
-
-
-def run(script: Path) -> None:
-    """Run a program as `__main__`."""
-    program = sys.modules["__main__"] = types.ModuleType("__main__")
-    program.__file__ = str(script)
-    exec(compile(script.read_bytes(), script, "exec"), program.__dict__)
 
 
 def main() -> None:
@@ -111,6 +28,7 @@ def main() -> None:
     import train  # noqa: F401
     import training.identity
     from tests.code_memory import remember_code
+    from tests.zygote import Forked, Zygote, become
 
     remember_code()  # of the children of a check, which run the same code
     checks = [command for command in [*plan.get("checks", ()), plan.get("check", ())] if "--train" in command]
@@ -123,7 +41,12 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    tools.check.start_process = zygote.start
+
+    def start_process(command: list[str], environment: dict[str, str], output: Path) -> Forked:
+        output.write_bytes(b"")  # the zygote adds to it
+        return zygote.start(command, environment, output)
+
+    tools.check.start_process = start_process
     if plan.get("alone"):
         each_rank_is_a_node()
     for arguments in plan.get("checks", ()):  # one after the other; a check ends its process
