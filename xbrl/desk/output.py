@@ -166,8 +166,9 @@ def _environment() -> jinja2.Environment:
 
 def _visible(value: object) -> object:
     """What a page prints. A mark that is invisible, or that turns the direction of what follows, is shown as one."""
-    is_text = isinstance(value, str) and not isinstance(value, Markup)
-    return INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", value) if is_text else value
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", value)
 
 
 def _write(path: Path, text: str) -> None:
