@@ -89,6 +89,7 @@ def compare(
         "reference": names[0],
         "main": next(iter(main), None),
         "loss_per": "answer" if per_answer else "token",
+        "without_interval": _without_interval(arms),
         "rules": rules,
         "rows": rows,
         "primary": _tested(primary, known, same, seed),
@@ -96,6 +97,16 @@ def compare(
         "rule_differences": _rule_differences(pairs, arms, rules, same, seed),
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
     }
+
+
+def _without_interval(arms: Sequence[Arm]) -> dict[str, dict[str, list[float]]]:
+    """The user's scores that are no means over single examples: name -> arm -> the value of each seed."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for arm in arms:
+        for own in (seed.task.get("metric") or {"scores": {}} for seed in arm.seeds):
+            for name in own["scores"].keys() - own.get("each", {}).keys():
+                found.setdefault(name, {}).setdefault(arm.name, []).append(own["scores"][name])
+    return dict(sorted(found.items()))
 
 
 def _check_seeds(arms: Sequence[Arm]) -> None:

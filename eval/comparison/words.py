@@ -179,6 +179,9 @@ def warnings(result: dict) -> list[str]:
             found.append(
                 f"Not a finite number for {row['name']}, so neither shown nor compared: {metrics}. Its weights may be damaged."
             )
+    for name, of_arms in result["without_interval"].items():
+        values = "; ".join(f"{arm} {', '.join(f'{value:.4g}' for value in each)}" for arm, each in of_arms.items())
+        found.append(f"{name} is no mean over single examples, so it has no interval and is not compared: {values}.")
     if result["loss_per"] == "answer":
         found.append(
             "The arms have different tokenizers: the loss is given per answer, because nats per token cannot be compared."

@@ -1,6 +1,7 @@
-"""scripts/compare.py on stored results of four runs: all outputs, and mistakes in one sentence."""
+"""scripts/compare.py on stored results of six runs: all outputs, and mistakes in one sentence."""
 
 import json
+import re
 
 from tests.comparisons import answer_text, example, general, row, task, write_run
 from tests.processes import run_python
@@ -24,16 +25,17 @@ def test_stored_results_are_compared(tmp_path):
     for path in (data, train):
         path.write_text("".join(json.dumps(one) + "\n" for one in examples))
     runs = {}
-    for name, right, rise in (("a-1", 8, 0.05), ("a-2", 9, 0.06), ("b-1", 24, 0.3), ("b-2", 22, 0.28)):
-        runs[name] = write_run(
-            tmp_path / name, task(answers(right)), general(rise), data, 1000 if name[0] == "a" else 2000
-        )
-    arms = [f"lora={runs['a-1']},{runs['a-2']}", f"full={runs['b-1']},{runs['b-2']}"]
+    rights = {"a-1": 8, "a-2": 9, "a-3": 9, "b-1": 24, "b-2": 22, "b-3": 24}
+    for name, right in rights.items():
+        rise, tokens = (0.05, 1000) if name[0] == "a" else (0.3, 2000)
+        runs[name] = write_run(tmp_path / name, task(answers(right)), general(rise), data, tokens)
+    seeds = {arm: ",".join(str(path) for name, path in runs.items() if name[0] == arm) for arm in "ab"}
+    arms = [f"lora={seeds['a']}", f"full={seeds['b']}"]
     files = ["--data", data, "--train", train, "--out", tmp_path / "out"]
     tested = ["--primary", "full", "lora", "f1", "--margin", "f1=0.05", "--metric", "xbrl.answers.curves:scores"]
     done = run_python("scripts/compare.py", *arms, *files, *tested, "--worst", 3)
     assert done.returncode == 0, done.stderr
-    assert "full finds violations better than lora: F1 0.979 less 0.514 is +0.465 (95% interval +" in done.stdout
+    assert "full finds violations better than lora: F1 0.986 less 0.531 is +0.455 (95% interval +" in done.stdout
     assert "general perplexity/byte: full 3." in done.stdout and " less lora " in done.stdout
     assert "\nexample report " in done.stdout and "\nreference:\n    Violations:" in done.stdout
     assert "warning: The arms were not trained on equal numbers of tokens: lora 1,000, full 2,000" in done.stdout
@@ -47,7 +49,7 @@ def test_stored_results_are_compared(tmp_path):
     for name in ("forgetting", "rules", "losses"):
         assert (out / f"{name}.png").stat().st_size > 5_000
     assert (out / "comparison.html").read_text().count("<img") == 3
-    assert "| full (2 seeds) | 0.979" in (out / "comparison.md").read_text()
+    assert re.search(r"\| full \(3 seeds\) \|.* 0\.986 \(", (out / "comparison.md").read_text())
     assert result["primary"][0]["p_margin_holm"] > 0.9
     single = run_python("scripts/compare.py", f"lora={runs['a-1']}", arms[1], *files, *tested[:4])
     assert single.returncode == 2 and single.stderr.startswith("error: lora has one seed, which shows nothing")

@@ -288,7 +288,8 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
     said = verdict(result)["Learning"][0]
     assert said.startswith("right: b 0.833, a 0.333; b less a +0.500 (95% interval over examples +0.")
     assert warnings(result) == [
-        "The test has 6 independent examples. With fewer than 20 the intervals of the task are too narrow."
+        "best is no mean over single examples, so it has no interval and is not compared: a 1; b 1.",
+        "The test has 6 independent examples. With fewer than 20 the intervals of the task are too narrow.",
     ]
     text = markdown(result)
     assert "| row | right | exact match | ROUGE-L |" in text and "| b | 0.833" in text
