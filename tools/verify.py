@@ -357,7 +357,7 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
             problem = problem or f"the tensors after step {entry.step} are not those of {entry}"
     before, after = (_rows_of(path, segment) for path in (run, again))
     rows = sorted(before.keys() & after.keys())
-    if differing := [key for key in rows if repr(before[key]) != repr(after[key])]:  # NaN is NaN
+    if differing := [key for key in rows if before[key] != after[key]]:
         step, kind = differing[0]
         curves = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives"
         problem = "; ".join(filter(None, (curves, problem)))
