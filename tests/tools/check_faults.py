@@ -4,17 +4,17 @@ from pathlib import Path
 
 from tests.processes import ROOT
 
-BACKWARD = "(loss_sum / num_targets).backward()"
+LOSS = "loss = loss_sum / num_targets\n"
 STEP = "            optimizer.step()\n"
 RATE = 'group["lr"] = rate'
 MAKE = "make_optimizer(parameters, config.optimizer, config.run.seed)"
 # Name -> (what a user replaces in train.py, by what).
 EDITS = {
     "micro-batches averaged": (
-        BACKWARD,
-        '(loss_sum / max(1, micro_batch.target_ids.numel()) / len(data.deal(state["step"]).items)).backward()',
+        LOSS,
+        'loss = loss_sum / max(1, micro_batch.target_ids.numel()) / len(data.deal(state["step"]).items)\n',
     ),
-    "wrong divisor": (BACKWARD, "(loss_sum / sum(batch.document_lengths)).backward()"),
+    "wrong divisor": (LOSS, "loss = loss_sum / sum(batch.document_lengths)\n"),
     "last micro-batch dropped": (
         "            before_micro_batch(model",
         "            if is_last:\n                break\n            before_micro_batch(model",
@@ -31,7 +31,7 @@ EDITS = {
         "    steps = data.steps(",
     ),
     "not clipped": ("clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)", "pass"),
-    "ranks averaged": (BACKWARD, "(loss_sum / num_targets / ranks.world_size).backward()"),
+    "ranks averaged": (LOSS, "loss = loss_sum / num_targets / ranks.world_size\n"),
     "vectors not updated": (RATE, f'{RATE} * (group["params"][0].dim() >= 2)'),
     "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
     "doubled rate": (RATE, f"{RATE} * 2"),

@@ -89,6 +89,7 @@ def test_every_key_of_a_config_is_part_of_the_identity_or_not() -> None:
 
 OTHER = {
     "model.compute_dtype": "bf16",
+    "model.router_aux": 0.01,
     "data.sequence_length": 128,
     "data.packing": False,
     "batch.global_examples": 5,
