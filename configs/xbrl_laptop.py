@@ -21,11 +21,11 @@ config = Config(
         # 1,024 tokens, and 4 more than 1,280: these 4 are left out.
         sequence_length=1280,
     ),
-    # 4,898 of the 5,500 examples are for training. Steps per epoch: 4,898 / 8 = 613.
+    # 4,898 of the 5,500 examples are for training. 4,894 of them fit. Steps per epoch: 4,894 / 8, rounded up: 612.
     # Tokens per step: 8 x 702 on average, about 5,600, plus the replay: 3.4 million tokens in the epoch, of which 1.9 million
     # are answers. A forward pass has at most 3 x 1,280 tokens: on two processes, the four examples of a step fit into one.
     batch=Batch(global_examples=8, micro_batch=3),
-    # Warm-up: 5% of 613 steps are 31. A small model takes a larger learning rate than an 8B one (2e-5).
+    # Warm-up: 5% of 612 steps are 31. A small model takes a larger learning rate than an 8B one (2e-5).
     optimizer=Optimizer(learning_rate=3e-4, epochs=1, warmup_ratio=0.05, min_lr_ratio=0.1),
     # The gathered bf16 parameters are small (270 MB), and grad_op gathers them once per step instead of twice.
     sharding=Sharding(strategy="grad_op"),

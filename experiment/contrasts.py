@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from eval.comparison.contrasts import holm
+
 ALPHA = 0.05
 Values = Mapping[str, Mapping[int, float]]  # arm -> seed -> value
 
@@ -89,11 +91,10 @@ def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values]) 
         )
         if primary and other:
             found[contrast] = primary, other
-    missing = dict.fromkeys(
-        set(contrasts) - found.keys(), 1.0
-    )  # a contrast that is not there yet counts in the correction
+    # A contrast that is not there yet counts in the correction.
+    missing = dict.fromkeys(set(contrasts) - found.keys(), 1.0)
     p, p_equivalent = (
-        _holm({c: _number(getattr(one, name)) for c, (one, _) in found.items()} | missing)
+        holm({c: _number(getattr(one, name)) for c, (one, _) in found.items()} | missing)
         for name in ("p", "p_equivalent")
     )
     rows = [
@@ -157,14 +158,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def _test(paired: bool) -> str:
     return "paired" if paired else "Welch"
-
-
-def _holm(p_values: Mapping[Contrast, float]) -> dict[Contrast, float]:
-    """Holm (1979): the smallest p times the number of tests, the next times one less, none below the one before it or above 1."""
-    corrected, largest = {}, 0.0
-    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        corrected[key] = largest = max(largest, min(1.0, (len(p_values) - rank) * p))
-    return corrected
 
 
 def _number(p: float) -> float:
