@@ -5,15 +5,18 @@ by scripts/evaluate.py and `scripts/measure.py forgetting`, as child processes.
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
 from eval.comparison.arms import Arm, Seed, Source, tokens_of
-from eval.launch import launch
 from eval.results import prepare_output, read_result
 from model.fingerprint import fingerprint_of_base
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -146,3 +149,13 @@ def check_arms(arms: Sequence[Arm], how: Measuring) -> None:
 
 def _truth(task: dict) -> list:
     return [(answer.get("id"), answer.get("cluster"), answer.get("true")) for answer in task.get("answers", ())]
+
+
+def launch(processes: int, script: str, *options: object) -> None:
+    """Run a script of the project, with torchrun if there are several processes. Raises UserError if it fails."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    print("\n==", script, *options, flush=True)
+    if subprocess.run([sys.executable, *launcher, str(ROOT / script), *map(str, options)]).returncode:
+        raise UserError(
+            f"{script} failed, see its output above; run the same command again to continue after what is finished"
+        )
