@@ -18,7 +18,6 @@ from common.command_line import add_number, new_parser
 from common.errors import run_script
 from xbrl.corpus.card import token_counter
 from xbrl.corpus.generate import Request, generate_corpus, is_generated
-from xbrl.corpus.note_texts import agreement
 
 EXAMPLES = {"full": 5500, "quickstart": 696}  # default number of reports of each profile
 # The test of the full profile has 300 reports at most: each of its 240 notes once, and reports without a note.
@@ -43,19 +42,15 @@ def parse_arguments() -> argparse.Namespace:
     tokenizer = "model directory; the data card then gives lengths in tokens too"
     parser.add_argument("--tokenizer", type=Path, help=tokenizer)
     add_number(parser, "--processes", "worker processes", os.cpu_count(), least=1)
-    arguments = parser.parse_args()
-    if arguments.examples is None:
-        arguments.examples = EXAMPLES[arguments.profile]
-    if arguments.splits is None:
-        arguments.splits = list(SHARES[arguments.profile])
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:
     """Generate the corpus, unless it exists already, and print the main figures of its data card."""
     arguments = parse_arguments()
     profile = "short" if (arguments.profile, arguments.style) == ("full", "short") else arguments.profile
-    request = Request(arguments.examples, arguments.seed, profile, arguments.splits)
+    examples, shares = EXAMPLES[arguments.profile], list(SHARES[arguments.profile])
+    request = Request(arguments.examples or examples, arguments.seed, profile, arguments.splits or shares)
     count_tokens = token_counter(arguments.tokenizer)
     if is_generated(arguments.out, request):
         print(f"{arguments.out}: already made with these arguments")
@@ -75,21 +70,13 @@ def print_card(card: dict) -> None:
             print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}, notes {score.get('note_f1', 0):.3f}")
     for split, shared in card.get("stands_in_training", {}).items():
         print(f"stands in training of {split}: " + ", ".join(f"{name} {count}" for name, count in shared.items()))
-    if "statements_of_notes" in card:
-        stated = card["statements_of_notes"]
-        print(
-            f"notes that state figures of the report: {stated['reports']} reports, not followed: {stated['not_followed'] or 'none'}"
-        )
+    if stated := card.get("statements_of_notes"):
+        followed = f"{stated['reports']} reports, not followed: {stated['not_followed'] or 'none'}"
+        print(f"notes that state figures of the report: {followed}")
     for split, uses in card.get("notes", {}).items():
         print(
             f"{split}: {uses['notes']} notes in {uses['reports']} reports, each at most {uses['most']} times; "
             f"{uses['without']} reports without a note"
-        )
-    if "notes" in card:
-        same = agreement()
-        print(
-            f"second reading of {same['notes']} notes: {same['applies']} agree in what applies, {same['amount']} in its amount, "
-            f"{same['all']} in every matter; {same['doubtful']} are called doubtful"
         )
 
 

@@ -89,7 +89,7 @@ def examples(parser: argparse.ArgumentParser) -> None:
     cannot be read or has no counterpart is listed (unmatched.txt), and so are letters that contradict the labels
     (disagreements.txt). The archive is not modified, and nothing is sent over the network.
     """
-    from xbrl.corpus.archive import Archive, make_archive_corpus
+    from xbrl.corpus.archive import make_archive_corpus
     from xbrl.corpus.card import SPLITS
 
     shares = [0.8, 0.1, 0.1]
@@ -105,9 +105,9 @@ def examples(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--processes", "worker processes", os.cpu_count() or 1, least=1)
     arguments = parser.parse_args()
     check_new(arguments.out)
-    archive = Archive(arguments.reports, arguments.letters, arguments.pairs, arguments.register, arguments.findings)
     recorded = {name: str(value) for name, value in vars(arguments).items() if name != "processes"}
-    make_archive_corpus(archive, arguments.out, arguments.splits, arguments.seed, arguments.processes, recorded)
+    fixed = (arguments.splits, arguments.seed, arguments.processes)
+    make_archive_corpus(vars(arguments), arguments.out, *fixed, recorded)
 
 
 if __name__ == "__main__":

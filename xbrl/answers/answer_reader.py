@@ -91,7 +91,7 @@ def parse_answer(text: str) -> Answer | None:
     rules = dict.fromkeys(claim.rule for claim in read if claim.state == "violated" and claim.rule not in lifted)
     facts = tuple(fact for line in sections.get("note", ()) if (fact := read_fact(line)))
     void = claims.count(None) + contradicts
-    return Answer(tuple(rules), _letter(sections), tuple(dict.fromkeys(read)), void, facts)
+    return Answer(tuple(rules), letter_in(text), tuple(dict.fromkeys(read)), void, facts)
 
 
 def read_lines(text: str) -> list[tuple[str, Claim | None]]:
@@ -101,11 +101,7 @@ def read_lines(text: str) -> list[tuple[str, Claim | None]]:
 
 def letter_in(text: str) -> str:
     """The letter of an answer, whatever its lines are; empty if the text has none."""
-    return _letter(_sections(text))
-
-
-def _letter(sections: dict[str, list[str]]) -> str:
-    return "\n".join(sections.get("directive", ())).strip()
+    return "\n".join(_sections(text).get("directive", ())).strip()
 
 
 def read_facts(text: str) -> tuple[list[NoteFact], int] | None:
@@ -129,11 +125,8 @@ def read_fact(line: str) -> NoteFact | None:
         return None
     clients = who.split(" and ") if kind == "connected" else [who]
     names = () if who == "-" else tuple(name.strip() for name in clients)
-    return NoteFact(kind, APPLIES[state], value, names, _stated(since), _stated(quote.strip('"„“” ')))
-
-
-def _stated(part: str) -> str:
-    return "" if part == "-" else part
+    since, quote = ("" if part == "-" else part for part in (since, quote.strip('"„“” ')))
+    return NoteFact(kind, APPLIES[state], value, names, since, quote)
 
 
 def read_line(line: str) -> Claim | None:

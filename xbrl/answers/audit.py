@@ -25,17 +25,7 @@ _FIGURE = re.compile(rf"(?<![\w.(/-])(?<![A-Z] ){QUANTITY}(?![\w(/]|[-.]\w)")  #
 def audit(examples: Sequence[dict]) -> dict[str, dict[str, float | None]]:
     """Kind of answer -> measure -> value, on examples of the regulator's task. `None` where a measure says nothing.
 
-    - `right`: the examples' own answers.
-    - `wrong figures`, `wrong cells`, `wrong articles`: the own answers with every such fact changed, in the lines and in the letter.
-    - `everything wrong but the rules`: all three at once.
-    - `notes turned round`: every fact of a note applies that does not, and the other way round; `notes without proof`: every
-      quotation is another one.
-    - `an invented rule`: one more violation in every report, of a rule that no report violates.
-    - `measures negated`, `deferred`, `recommended`: the own answers, whose letters take back what they demand.
-    - `right, other words`: the lines as they are, with their facts in a sentence of ours as the letter.
-    - `right, in Markdown`: a preamble, bold headings and a numbered list.
-    - `none for every report`, `garbage for every report`: no content at all.
-    - `right, garbage on clean reports`: the own answers where something is violated.
+    `CHANGES` has the kinds; one more has the own answers where something is violated, and garbage elsewhere.
 
     Raises `UserError` if the examples are of another task.
     """
@@ -43,26 +33,10 @@ def audit(examples: Sequence[dict]) -> dict[str, dict[str, float | None]]:
     if truths is None:
         raise UserError("the audit needs examples of bank reports; none of these has violations")
     own = [example["messages"][-1]["content"] for example in examples]
-    answers: dict[str, list[str]] = {
-        "right": own,
-        "wrong figures": [wrong_figures(text) for text in own],
-        "wrong cells": [wrong_cells(text) for text in own],
-        "wrong articles": [wrong_articles(text) for text in own],
-        "everything wrong but the rules": [wrong_articles(wrong_cells(wrong_figures(text))) for text in own],
-        "notes turned round": [turned_round(text) for text in own],
-        "notes without proof": [without_proof(text) for text in own],
-        "an invented rule": [invented_rule(text) for text in own],
-        "measures negated": [negated(text) for text in own],
-        "measures deferred": [f"{text}\nAll measures are deferred until the end of next year." for text in own],
-        "measures recommended": [f"{text}\nThe measures above are recommendations only." for text in own],
-        "right, other words": [other_words(text) for text in own],
-        "right, in Markdown": [in_markdown(text) for text in own],
-        "none for every report": ["Violations:\nnone\nDirective:\nNo measures."] * len(own),
-        "garbage for every report": [GARBAGE] * len(own),
-        "right, garbage on clean reports": [
-            text if truth.rule_ids else GARBAGE for text, truth in zip(own, truths, strict=True)
-        ],
-    }
+    answers = {name: [change(text) for text in own] for name, change in CHANGES.items()}
+    answers["right, garbage on clean reports"] = [
+        text if truth.rule_ids else GARBAGE for text, truth in zip(own, truths, strict=True)
+    ]
     if not any(read_facts(text) for text in own):  # answers that do not state what notes say
         answers = {name: texts for name, texts in answers.items() if not name.startswith("notes ")}
     return {name: _measures(examples, texts) for name, texts in answers.items()}
@@ -82,11 +56,6 @@ def _measures(examples: Sequence[dict], texts: Sequence[str]) -> dict[str, float
     }
 
 
-def wrong_figures(answer: str) -> str:
-    """The answer with every figure of its lines and its letter changed."""
-    return _with_parts(answer, lambda text: _FIGURE.sub(lambda match: _other_number(match[0]), text))
-
-
 def wrong_cells(answer: str) -> str:
     """The answer with another row, client or ratio in every line and every cell of the letter."""
     lines, letter = _parts(answer)
@@ -102,22 +71,8 @@ def wrong_cells(answer: str) -> str:
     return _joined(changed, re.sub(r"\br0", "r9", letter))
 
 
-def wrong_articles(answer: str) -> str:
-    """The answer with another article in every citation."""
-    return _with_parts(answer, lambda text: _CITATION.sub("999", text))
-
-
-def turned_round(answer: str) -> str:
-    """The answer with every fact of its note said to apply where it does not, and the other way round."""
-    return _with_facts(answer, lambda fact: replace(fact, applies=not fact.applies))
-
-
-def without_proof(answer: str) -> str:
-    """The answer with another quotation for every fact of its note."""
-    return _with_facts(answer, lambda fact: replace(fact, quote="this stands in no note at all"))
-
-
-def _with_facts(answer: str, change: Callable[[NoteFact], NoteFact]) -> str:
+def with_facts(answer: str, change: Callable[[NoteFact], NoteFact]) -> str:
+    """The answer with every fact of its note changed."""
     lines = [(line, read_fact(line)) for line in answer.split("\n")]
     return "\n".join(write_fact(change(fact)) if fact else line for line, fact in lines)
 
@@ -125,14 +80,11 @@ def _with_facts(answer: str, change: Callable[[NoteFact], NoteFact]) -> str:
 def invented_rule(answer: str) -> str:
     """The answer with a violation of a rule that does not exist, in the form of the answer's lines."""
     lines, letter = _parts(answer)
-    form = (
-        "An oddity 1% min 2%: {}, CRR Art. 1"
-        if "Checks:" in lines
-        else "{} | C 01.00 r0010 c0010 | 1% | min 2% | CRR Art. 1"
-    )
+    new = "INVENTED_RULE | C 01.00 r0010 c0010 | 1% | min 2% | CRR Art. 1"
+    if "Checks:" in lines:
+        new = "An oddity 1% min 2%: INVENTED_RULE, CRR Art. 1"
     start = lines.index("Checks:" if "Checks:" in lines else "Violations:") + 1
-    kept = [line for line in lines[start:] if line != "none"]
-    return _joined([*lines[:start], *kept, form.format("INVENTED_RULE")], letter)
+    return _joined([*lines[:start], *(line for line in lines[start:] if line != "none"), new], letter)
 
 
 def negated(answer: str) -> str:
@@ -167,15 +119,48 @@ def _joined(lines: Sequence[str], letter: str) -> str:
     return "\n".join([*lines, "Directive:", letter])
 
 
-def _with_parts(answer: str, change: Callable[[str], str]) -> str:
-    """The answer with its lines and its letter changed; cells, dates and articles are no figures and stay."""
+def with_others(pattern: re.Pattern, other: Callable[[re.Match], str], answer: str) -> str:
+    """The answer with another text for each match of a pattern in its lines and its letter; its heading stays."""
     lines, letter = _parts(answer)
-    return _joined([lines[0], *map(change, lines[1:])], change(letter))
+    return _joined([lines[0], *(pattern.sub(other, line) for line in lines[1:])], pattern.sub(other, letter))
 
 
-def _other_number(figure: str) -> str:
+def _other_number(match: re.Match) -> str:
     """Another figure of the same form: `74.31%` for `4.31%`; a short whole number stays, for it may be a year or a name."""
+    figure = match[0]
     return re.sub(r"\d", r"7\g<0>", figure, count=1) if re.search(r"[.%a-z]|\d{5}", figure) else figure
+
+
+def wrong_figures(answer: str) -> str:
+    """The answer with every figure of its lines and its letter changed; cells, dates and articles are no figures and stay."""
+    return with_others(_FIGURE, _other_number, answer)
+
+
+def wrong_articles(answer: str) -> str:
+    """The answer with another article in every citation."""
+    return with_others(_CITATION, lambda match: "999", answer)
+
+
+# Kind of answer -> how it is made of the example's own; see `audit`.
+CHANGES: dict[str, Callable[[str], str]] = {
+    "right": lambda own: own,
+    "wrong figures": wrong_figures,
+    "wrong cells": wrong_cells,
+    "wrong articles": wrong_articles,
+    "everything wrong but the rules": lambda own: wrong_articles(wrong_cells(wrong_figures(own))),
+    "notes turned round": lambda own: with_facts(own, lambda fact: replace(fact, applies=not fact.applies)),
+    "notes without proof": lambda own: with_facts(
+        own, lambda fact: replace(fact, quote="this stands in no note at all")
+    ),
+    "an invented rule": invented_rule,
+    "measures negated": negated,
+    "measures deferred": lambda own: f"{own}\nAll measures are deferred until the end of next year.",
+    "measures recommended": lambda own: f"{own}\nThe measures above are recommendations only.",
+    "right, other words": other_words,
+    "right, in Markdown": in_markdown,
+    "none for every report": lambda own: "Violations:\nnone\nDirective:\nNo measures.",
+    "garbage for every report": lambda own: GARBAGE,
+}
 
 
 def audit_table(values: dict[str, dict[str, float | None]]) -> str:

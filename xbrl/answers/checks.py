@@ -30,11 +30,8 @@ from xbrl.rules.note_facts import (
 from xbrl.rules.reported_figures import Figures, index_facts, read_figure, row_keys
 from xbrl.rules.rules import RuleResult, round_ratio
 
-SIGNS = {
-    "min": (">=", "<"),
-    "max": ("<=", ">"),
-    "expected": ("=", "!="),
-}  # relation of a limit -> sign if met, if missed
+# Relation of a limit -> sign if met, if missed
+SIGNS = {"min": (">=", "<"), "max": ("<=", ">"), "expected": ("=", "!=")}
 UNITS = ((" bn", 9), (" mn", 6), (" k", 3), ("", 0))
 
 
@@ -129,24 +126,22 @@ def _capital_checks(figures: Figures, rule: str, amount: Decimal) -> Iterator[Ch
     trea = amount_in(figures, TREA)
     if not trea:
         return
-    compared_with: dict[str, list[tuple[str, Decimal, Decimal]]] = {}
-    for suffix, row, capital, limit in capital_limits(figures, trea):
-        if capital is not None and limit is not None:
-            compared_with.setdefault(suffix, []).append((row, capital, limit))
-    levels = list(compared_with)
-    missed = (
-        one for one in levels if any((capital - amount) / trea < limit for _, capital, limit in compared_with[one])
-    )
-    for suffix in [next(missed, levels[-1])] if levels else []:
-        for row, capital, limit in compared_with[suffix]:
-            left = capital - amount
-            value, _ = round_ratio(left / trea, limit)
-            whole, less, rest, exposure = (one.partition(" ")[0] for one in in_one_unit(capital, amount, left, trea))
-            taken_off = "" if row == "r0010" else f"{whole} - {less} = {rest}, "  # CET1 has a line of its own for that
-            what = short_label(("C_03.00", row, "c0010"))
-            yield compared(what, value, limit, rule + suffix, f"{taken_off}{rest} / {exposure}")
-            if left / trea < limit:
-                return
+    limits = [
+        (suffix, row, capital, limit)
+        for suffix, row, capital, limit in capital_limits(figures, trea)
+        if capital is not None and limit is not None
+    ]
+    missed = [suffix for suffix, _, capital, limit in limits if (capital - amount) / trea < limit]
+    level = missed[0] if missed else limits[-1][0] if limits else ""
+    for _, row, capital, limit in (one for one in limits if one[0] == level):
+        left = capital - amount
+        value, _ = round_ratio(left / trea, limit)
+        whole, less, rest, exposure = (one.partition(" ")[0] for one in in_one_unit(capital, amount, left, trea))
+        taken_off = "" if row == "r0010" else f"{whole} - {less} = {rest}, "  # CET1 has a line of its own for that
+        what = short_label(("C_03.00", row, "c0010"))
+        yield compared(what, value, limit, rule + level, f"{taken_off}{rest} / {exposure}")
+        if left / trea < limit:
+            return
 
 
 def _quotient(above: Decimal, below: Decimal) -> str:
@@ -156,9 +151,7 @@ def _quotient(above: Decimal, below: Decimal) -> str:
 
 def in_one_unit(*amounts: Decimal) -> list[str]:
     """Amounts in the largest unit that is exact to one decimal for all of them: `601610 k`, `41000 k`."""
-    name, size = next(
-        (name, size) for name, size in UNITS if not size or all(one == round(one, 1 - size) for one in amounts)
-    )
+    name, size = next(unit for unit in UNITS if not unit[1] or all(one == round(one, 1 - unit[1]) for one in amounts))
     return [f"{format_figure(amount.scaleb(-size), 'iso4217:EUR')}{name}" for amount in amounts]
 
 

@@ -26,6 +26,11 @@ Matrix = Any  # a scipy.sparse.csr_matrix or an array, (texts, features)
 States = Mapping[str, np.ndarray]  # text -> `hidden_states`
 Features = Callable[[Sequence[str], Sequence[str]], tuple[Matrix, Matrix]]  # (learned from, others) -> their features
 FOLDS = 4
+_WORD = {"token_pattern": r"(?u)\b\w+\b"}
+TEXT_OPTIONS = (  # words; words, pairs of words, and pieces of words of 2 to 5 characters
+    [_WORD],
+    [_WORD | {"ngram_range": (1, 2)}, {"analyzer": "char_wb", "ngram_range": (2, 5)}],
+)
 WORD_STRENGTHS = (1.0, 10.0, 100.0)  # candidates for C, the inverse of the regularization
 STATE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 PERCENTAGE = "xbrli:pure"  # the unit of a ratio
@@ -62,7 +67,7 @@ def note_predictions(
     notes = [note_of(report_of(example)) for example in test]
     asked = list(dict.fromkeys(filter(None, notes)))
     if states is None:
-        decided = _decide(known, tuned, asked, (word_features, word_and_character_features), WORD_STRENGTHS)
+        decided = _decide(known, tuned, asked, [tf_idf(options) for options in TEXT_OPTIONS], WORD_STRENGTHS)
     else:
         decided = _decide(known, tuned, asked, (state_features(states),), STATE_STRENGTHS)
     choose = _amount_chooser(known)
@@ -129,26 +134,17 @@ def clients_in(note: str, report: Report) -> tuple[str, ...]:
     return tuple(sorted((name for name, place in places.items() if place >= 0), key=lambda name: places[name]))
 
 
-def word_features(known: Sequence[str], others: Sequence[str]) -> tuple[Matrix, Matrix]:
-    """TF-IDF of words."""
-    return _tf_idf(known, others, [{"token_pattern": r"(?u)\b\w+\b"}])
+def tf_idf(options: Sequence[dict]) -> Features:
+    """Features of TF-IDF with each of the options of scikit-learn's vectorizer, side by side."""
 
+    def features(known: Sequence[str], others: Sequence[str]) -> tuple[Matrix, Matrix]:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.pipeline import FeatureUnion
 
-def word_and_character_features(known: Sequence[str], others: Sequence[str]) -> tuple[Matrix, Matrix]:
-    """TF-IDF of words, pairs of words, and pieces of words of 2 to 5 characters."""
-    words = {"token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2)}
-    return _tf_idf(known, others, [words, {"analyzer": "char_wb", "ngram_range": (2, 5)}])
+        union = FeatureUnion([(str(one), TfidfVectorizer(sublinear_tf=True, **one)) for one in options])
+        return union.fit_transform(known).tocsr(), union.transform(others).tocsr()
 
-
-def _tf_idf(known: Sequence[str], others: Sequence[str], options: Sequence[dict]) -> tuple[Matrix, Matrix]:
-    from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    parts = []
-    for one in options:
-        vectorizer = TfidfVectorizer(sublinear_tf=True, **one)
-        parts.append((vectorizer.fit_transform(known), vectorizer.transform(others)))
-    return hstack([part for part, _ in parts]).tocsr(), hstack([part for _, part in parts]).tocsr()
+    return features
 
 
 def state_features(states: States) -> Features:
@@ -234,9 +230,8 @@ def amounts_in(note: str) -> list[tuple[Decimal, str]]:
         scale = _SCALES.get((match["scale"] or "").casefold())
         if scale is None and not (match["currency"] or match["after"]):
             continue
-        number = "".join(
-            "." if sign == decimal else sign for sign in match["number"] if sign.isdigit() or sign == decimal
-        )
+        kept = (sign for sign in match["number"] if sign.isdigit() or sign == decimal)
+        number = "".join(kept).replace(decimal, ".")
         if number.count(".") > 1:  # the other notation
             number = number.replace(".", "")
         before, after = note[: match.start()].split()[-6:], note[match.end() :].split()[:6]
@@ -260,9 +255,8 @@ def _amount_chooser(known: dict[str, list[NoteFact]]) -> Callable[[str, str], De
     if len({is_right for _, is_right in rows}) < 2:
         return lambda note, kind: next((amount for amount, _ in amounts_in(note) if kind in KINDS[:3]), None)
     vectorizer = CountVectorizer(token_pattern=r"\S+", binary=True)
-    model = LogisticRegression(solver="liblinear").fit(
-        vectorizer.fit_transform([text for text, _ in rows]), [y for _, y in rows]
-    )
+    words = vectorizer.fit_transform([text for text, _ in rows])
+    model = LogisticRegression(solver="liblinear").fit(words, [is_right for _, is_right in rows])
 
     def choose(note: str, kind: str) -> Decimal | None:
         candidates = amounts_in(note) if kind in KINDS[:3] else []
@@ -277,6 +271,7 @@ def _amount_chooser(known: dict[str, list[NoteFact]]) -> Callable[[str, str], De
 def hidden_states(directory: str, texts: Sequence[str], batch_size: int = 16) -> dict[str, np.ndarray]:
     """Text -> the mean over its tokens of the last hidden state of a causal language model. `(hidden,)` each."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
     from transformers import AutoModel, AutoTokenizer
 
     from common.dtypes import choose_dtype
@@ -288,11 +283,9 @@ def hidden_states(directory: str, texts: Sequence[str], batch_size: int = 16) ->
     order, states = sorted(tokens, key=lambda text: len(tokens[text])), {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        width = max(len(tokens[text]) for text in batch)
-        ids, mask = (torch.zeros(len(batch), width, dtype=torch.long, device=device) for _ in range(2))
-        for row, text in enumerate(batch):
-            ids[row, : len(tokens[text])] = torch.tensor(tokens[text])
-            mask[row, : len(tokens[text])] = 1
+        ids = pad_sequence([torch.tensor(tokens[text]) for text in batch], batch_first=True).to(device)
+        lengths = torch.tensor([[len(tokens[text])] for text in batch], device=device)
+        mask = (torch.arange(ids.shape[1], device=device) < lengths).long()
         with torch.inference_mode():
             last = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         means = (last * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)

@@ -27,15 +27,13 @@ _SUBJECTS = {
     "filing": r"\bfil(?:e|ed|ing)\b|correct|resubmit|reichen|einzureichen",
     "timing": r"\blate\b|in time|remittance|verspätet",
 }
-_WORDS = (
-    *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen"),
+_COUNTS = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen",
+    "einem zwei drei vier fünf sechs sieben acht neun zehn elf zwölf",
 )
-_GERMAN = ["zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"]
-_NUMBERS = {"a": 1, "an": 1, "twenty": 20, "thirty": 30, "forty": 40, "sixty": 60, "ninety": 90}
-_NUMBERS |= {word: number for number, word in enumerate(_WORDS, start=1)}
-_NUMBERS |= {word: number for number, word in enumerate(_GERMAN, start=2)}
-_NUMBERS |= {"einem": 1, "eines": 1, "fünfzehn": 15, "zwanzig": 20, "dreißig": 30, "vierzig": 40, "sechzig": 60}
+_NUMBERS = {word: number for words in _COUNTS for number, word in enumerate(words.split(), start=1)}
+_NUMBERS |= {"a": 1, "an": 1, "twenty": 20, "thirty": 30, "forty": 40, "sixty": 60, "ninety": 90}
+_NUMBERS |= {"eines": 1, "fünfzehn": 15, "zwanzig": 20, "dreißig": 30, "vierzig": 40, "sechzig": 60}
 _TERM = re.compile(
     rf"\b(?:within|in|no later than|not later than|at the latest|before the end of|binnen|innerhalb von|spätestens in) "
     rf"(?P<number>\d+|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))}) "
@@ -47,11 +45,10 @@ _UNITS = {
     **{"week": {7, 5}, "woche": {7, 5}, "month": {30, 20}, "monat": {30, 20}},
 }
 _RIGHTS = re.compile(
-    r"\bobject|\bappeal|\bbe heard\b|\bcomment|\bremedy|widersp|anhör|stellung nehmen|klage", re.IGNORECASE
+    r"\bobject|\bappeal|\bbe heard\b|\bcomment|\bremedy|widersp|anhör|stellung nehmen|klage"
+    r"|resolution of (?:your|the) owners|beschluss ihrer eigentümer",  # not the bank's own term
+    re.IGNORECASE,
 )
-_OWNERS = re.compile(
-    r"resolution of (?:your|the) owners|beschluss ihrer eigentümer", re.IGNORECASE
-)  # not the bank's own term
 TAKE_BACK = ("negation", "weakening", "deferral")  # classes of `flagged_words` that take a demand back
 _BLOCKS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
 _ALL = re.compile(r"\bmeasures\b|\borders\b|\bdemands\b|\bdirective\b|maßnahmen|anordnungen", re.IGNORECASE)
@@ -70,18 +67,14 @@ def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Seq
             stated[kind] += len(said)
             found[kind] += len(said & support[kind])
     total = sum(stated.values())
-    return {
-        "supported": sum(found.values()) / total if total else None,
-        "n": total,
-        "by_kind": {k: {"supported": found[k] / stated[k] if stated[k] else None, "n": stated[k]} for k in KINDS},
-    }
+    by_kind = {k: {"supported": found[k] / stated[k] if stated[k] else None, "n": stated[k]} for k in KINDS}
+    return {"supported": sum(found.values()) / total if total else None, "n": total, "by_kind": by_kind}
 
 
 def supported(example: dict, truth: Answer) -> dict[str, set]:
     """All statements that a letter on this example may make, as `statements`."""
-    known = statements(
-        "\n".join([*(message["content"] or "" for message in example["messages"][:-1]), truth.directive])
-    )
+    texts = [message["content"] or "" for message in example["messages"][:-1]]
+    known = statements("\n".join([*texts, truth.directive]))
     for claim in truth.claims:
         numbers = {value for value in (claim.value, claim.limit) if isinstance(value, Decimal)}
         known["figures"] |= numbers | ({max(numbers) - min(numbers)} if len(numbers) == 2 else set())
@@ -137,10 +130,10 @@ def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
             heading = taken_back(line)
             continue
         for sentence in re.split(r"(?<=[a-zäöüß)])\. (?=[A-ZÄÖÜ])", line):
+            if _RIGHTS.search(sentence):
+                continue
             terms = deadlines(sentence)
             subjects = frozenset(name for name, words in _SUBJECTS.items() if re.search(words, sentence, re.IGNORECASE))
-            if _RIGHTS.search(sentence) or _OWNERS.search(sentence):
-                continue
             if not terms and taken_back(sentence) and _ALL.search(sentence):
                 return
             if terms and subjects and not heading and not taken_back(sentence):

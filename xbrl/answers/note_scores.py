@@ -1,13 +1,15 @@
 """The facts of a bank's note: read from an example, and scored against the truth."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from typing import NamedTuple
 
 from common.errors import UserError
 from eval.asked_examples import report_of
+from eval.rouge import mean
 from xbrl.rules.note_facts import KINDS, NoteFact
 
 FIELDS = ("kind", "applies", "amount", "who", "since", "quote")
@@ -50,8 +52,7 @@ def _of_entry(entry: dict) -> NoteFact:
     return NoteFact(kind, applies, value, tuple(names), entry.get("since") or "", entry.get("quote") or "")
 
 
-@dataclass(frozen=True)
-class _Match:
+class _Match(NamedTuple):
     """A true fact with the said one that belongs to it, or one of the two alone."""
 
     kind: str
@@ -82,27 +83,21 @@ def score_notes(examples: Sequence[dict], said: Sequence[Iterable[NoteFact]]) ->
         return None
     both = [all(members) for members in pairs.values() if len(members) == 2]
     together = [one.right for one in matches if one.right]
+    languages = sorted({one.language for one in matches})
     return _f1(matches) | {
         "n_matched": len(together),
-        "right": {name: _share([one[name] for one in together]) for name in FIELDS[1:]},
+        "right": {name: mean([one[name] for one in together]) for name in FIELDS[1:]},
         "kinds": {kind: _f1(part) for kind in KINDS if (part := [one for one in matches if one.kind == kind])},
-        "languages": {
-            language: _f1([one for one in matches if one.language == language])
-            for language in sorted({one.language for one in matches})
-        },
-        "pairs": {"n": len(both), "right": _share(both)},
+        "languages": {name: _f1([one for one in matches if one.language == name]) for name in languages},
+        "pairs": {"n": len(both), "right": mean(both)},
     }
 
 
 def _matches(true: list[NoteFact], said: list[NoteFact], note: str) -> Iterable[_Match]:
     """Every true fact and every said one in one match; of equal kinds those that agree most are matched first."""
     language = language_of(note)
-    candidates = [
-        (_right(fact, other, note), i, j)
-        for i, fact in enumerate(true)
-        for j, other in enumerate(said)
-        if fact.kind == other.kind
-    ]
+    places = itertools.product(range(len(true)), range(len(said)))
+    candidates = [(_right(true[i], said[j], note), i, j) for i, j in places if true[i].kind == said[j].kind]
     taken, used = set(), set()
     for right, i, j in sorted(candidates, key=lambda one: (-one[0]["applies"], -sum(one[0].values()))):
         if i not in taken and j not in used:
@@ -151,7 +146,3 @@ def _f1(matches: Sequence[_Match]) -> dict[str, float]:
         "amount_f1": f1("applies", "amount"),
         "decided_f1": f1("applies"),
     }
-
-
-def _share(right: Sequence[bool]) -> float:
-    return sum(right) / len(right) if right else 0.0

@@ -278,37 +278,31 @@ def _same(field: str, one: Claim, other: Claim) -> bool:
     return getattr(one, field) == getattr(other, field)
 
 
-def check_scored_fields(examples: Sequence[dict], where: str) -> None:
-    """Raise UserError, with the file `where` and the example, for the first field that is not of its form.
+# Field of an example -> its form. A text where a list belongs would be scored letter by letter.
+_FORMS = {
+    **dict.fromkeys(("violations", "engine"), "a list of ids of rules"),
+    "measures": "a list of objects with a text as `subject` and a whole number, 0 or more, as `deadline_days`",
+    "findings": "a list of objects",
+    **dict.fromkeys(("kind", "pair", "bank", "note"), "a text"),
+}
 
-    A text where a list belongs would be scored letter by letter.
-    """
+
+def check_scored_fields(examples: Sequence[dict], where: str) -> None:
+    """Raise UserError, with the file `where` and the example, for the first field that is not of its form."""
     for i, example in enumerate(examples, 1):
-        problem = _problem(example)
-        if problem:
-            raise UserError(f"{where}, example {example.get('id', i)}: {problem}")
+        for name, form in _FORMS.items():
+            if name in example and not _has_form(name, example[name]):
+                shown = f"{example[name]!r:.60}"
+                raise UserError(f"{where}, example {example.get('id', i)}: `{name}` must be {form}, not {shown}")
         true_facts(example, where)
 
 
-def _problem(example: dict) -> str | None:
-    for name, kind in {"violations": str, "engine": str, "measures": dict, "findings": dict}.items():
-        entries = example.get(name, [])
-        if not isinstance(entries, list) or not all(isinstance(entry, kind) for entry in entries):
-            return f"`{name}` must be a list of {'ids of rules' if kind is str else 'objects'}, not {_shown(entries)}"
-    for measure in example.get("measures", []):
-        subject, days = measure.get("subject"), measure.get("deadline_days")
-        if not isinstance(subject, str) or not subject:
-            return f"a measure has the `subject` {_shown(subject)}; it must be a text"
-        if type(days) is not int or days < 0:  # isinstance would take True for a number
-            return (
-                f"the measure on {subject} has the `deadline_days` {_shown(days)}; it must be a whole number, 0 or more"
-            )
-    for name in ("kind", "pair", "bank", "note"):
-        if not isinstance(example.get(name), (str, int, type(None))):
-            return f"`{name}` must be a text, not {_shown(example[name])}"
-    return None
-
-
-def _shown(value: Any) -> str:  # noqa: ANN401  whatever stood in the file
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _has_form(name: str, value: Any) -> bool:  # noqa: ANN401  whatever stood in the file
+    if _FORMS[name] == "a text":
+        return isinstance(value, (str, int, type(None)))
+    kind = str if "ids" in _FORMS[name] else dict
+    if not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
+        return False
+    days = [one.get("deadline_days") for one in value] if name == "measures" else []
+    subjects = [one.get("subject") for one in value] if name == "measures" else []
+    return all(type(one) is int and one >= 0 for one in days) and all(isinstance(one, str) and one for one in subjects)

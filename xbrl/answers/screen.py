@@ -20,11 +20,6 @@ MEANING = (
     "note words: the engine and a logistic regression on the words of the note; note states: the same on the base model's\n"
     "mean hidden state of the note; n-grams: a logistic regression on all characters; thresholds: one cut per rule"
 )
-RESULTS = {  # file in eval/ -> what the screen shows of it
-    "before": ("answers",),
-    "after": ("answers", "facts", "rouge_l"),
-    "forgetting": ("perplexity_per_byte", "questions", "kl"),
-}
 PAIRS = ("in words", "in figures")  # how the names of minimal pairs end
 Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules that are named for each of them
 
@@ -32,18 +27,25 @@ Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules 
 def screen(run: Path, data: Path, base: str | None = None) -> str:
     """All of the last screen, from the results in `run`/eval and the corpus in `data`.
 
-    `base` is the model directory of the column "note states". Raises UserError if a file is missing, or if it is not what
-    the quickstart writes.
+    `base` is the model directory of the column "note states". Raises UserError if a file is not what the quickstart writes.
     """
-    before, after, forgetting = (_read(run / "eval" / f"{name}.json", keys) for name, keys in RESULTS.items())
+    try:
+        results = [
+            json.loads((run / "eval" / f"{name}.json").read_text()) for name in ("before", "after", "forgetting")
+        ]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run / 'eval'}: {error}; run scripts/quickstart.sh") from error
+    before, after, forgetting = results
     test, training, validation = (read_examples(data / f"{split}.jsonl") for split in ("test", "train", "validation"))
     models = {"base model": of_result(before, test), "tuned model": of_result(after, test)}
+    found = baseline_predictions(training, test, validation, base)
+    models |= {title: (test, list(found[name].rules)) for name, title in PROGRAMS.items() if name in found}
     per_byte, questions = forgetting["perplexity_per_byte"], forgetting["questions"]["all"]
     return f"""One report of the test, and the tuned model's answer:
 
 {one_report(after, test)}
 
-{table(models | programs(training, test, validation, base))}
+{table(models)}
 {MEANING}
 
 tuned model: F1 of rule, figure, limit and article together {after["facts"]["f1"]:.3f}, directive ROUGE-L {after["rouge_l"]["f"]:.3f}
@@ -57,14 +59,6 @@ figures         {run}/eval/before.json, after.json, forgetting.json
 next            a task that this model does not solve in minutes: configs/xbrl.py; your own data: README.md"""
 
 
-def programs(
-    training: Sequence[dict], test: Sequence[dict], validation: Sequence[dict], base: str | None
-) -> dict[str, Column]:
-    """The columns of the programs, fitted on `training` and tuned on `validation` too."""
-    found = baseline_predictions(training, test, validation, base)
-    return {title: (list(test), list(found[name].rules)) for name, title in PROGRAMS.items() if name in found}
-
-
 def table(found: Mapping[str, Column]) -> str:
     """One row per measure, one column per model or program."""
     scores = [_scores(*column) for column in found.values()]
@@ -76,9 +70,8 @@ def one_report(after: dict, test: Sequence[dict]) -> str:
     answers = {answer["id"]: answer["answer"] for answer in after["answers"]}
     answered = [example for example in test if example["id"] in answers]
     shown = next((one for one in answered if set(one["violations"]) - set(one["engine"])), answered[0])
-    return (
-        f"{report_of(shown)}\n\n{answers[shown['id']]}\n(true violations: {', '.join(shown['violations']) or 'none'})"
-    )
+    true = ", ".join(shown["violations"]) or "none"
+    return f"{report_of(shown)}\n\n{answers[shown['id']]}\n(true violations: {true})"
 
 
 def _scores(examples: list[dict], predicted: list[Sequence[str]]) -> dict[str, str]:
@@ -100,32 +93,10 @@ def of_result(result: dict, test: Sequence[dict]) -> Column:
 
     An answer that cannot be read names a rule that does not exist.
     """
-    said = {
-        answer["id"]: ["unreadable"] if answer["unreadable"] else answer["predicted"] for answer in result["answers"]
-    }
-    return [example for example in test if example["id"] in said], [said[e["id"]] for e in test if e["id"] in said]
-
-
-def _read(path: Path, keys: Sequence[str]) -> dict:
-    """The JSON of one result. Raises UserError if it is not JSON or lacks one of `keys`."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run scripts/quickstart.sh") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it and run scripts/quickstart.sh") from error
-    missing = [key for key in keys if not isinstance(result, dict) or key not in result]
-    if missing:
-        raise UserError(f"{path} has no {missing[0]}; remove it and run scripts/quickstart.sh")
-    return result
-
-
-def main() -> None:
-    """Print the screen of the run, the corpus and the base model that the command line names."""
-    if len(sys.argv) not in (3, 4):
-        raise UserError("name the run, the corpus and the base model, as scripts/quickstart.sh does")
-    print(screen(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))
+    said = {one["id"]: ["unreadable"] if one["unreadable"] else one["predicted"] for one in result["answers"]}
+    answered = [example for example in test if example["id"] in said]
+    return answered, [said[example["id"]] for example in answered]
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: print(screen(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])))

@@ -9,7 +9,6 @@ article is the pair (act, number), e.g. ("CRR", "92(1)(a)"). Acts without a usua
 import datetime
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from decimal import Decimal
 
 _SCALES = {
@@ -48,27 +47,7 @@ _DATE = re.compile(
     rf"|\b(?P<first>{'|'.join(_MONTHS)}) (?P<number>\d{{1,2}}),? (?P<then>\d{{4}})"
 )
 _TABLE = re.compile(r"\b[A-Z] \d\d\.\d\d(?:\.[a-z])?\b")
-PERCENTAGE = re.compile(r"(?<![\d.,])(-?\d+(?:[.,]\d+)?) ?(?:%|per ?cent\b|Prozent\b)(?! ?(?:points?|-?[Pp]unkte?)\b)")
 SENTENCE = re.compile(r"(?<=[.;!?])\s+(?=[A-ZÄÖÜ0-9\-*•])|\n+")
-
-
-@dataclass(frozen=True, order=True)
-class Citation:
-    """An article: act ("CRR", "CRD", "2015/61", or "" if the text does not say), number and paragraphs."""
-
-    act: str
-    article: str  # "428b", or "Annex I"
-    paragraphs: tuple[str, ...] = ()  # ("1", "a") for Article 92(1)(a)
-
-    def covers(self, other: "Citation") -> bool:
-        """Whether both can mean the same: no difference in what both state. "Article 92" covers "Article 92(1)(a)"."""
-        same_act = self.act == other.act or not self.act or not other.act
-        both = zip(self.paragraphs, other.paragraphs, strict=False)
-        return same_act and self.article == other.article and all(one == two for one, two in both)
-
-    def __str__(self) -> str:
-        name = self.article if self.article.startswith("Annex") else f"Art. {self.article}"
-        return f"{self.act} {name}".strip() + "".join(f"({part})" for part in self.paragraphs)
 
 
 def articles(text: str) -> frozenset[tuple[str, str]]:
@@ -81,37 +60,18 @@ def articles(text: str) -> frozenset[tuple[str, str]]:
         text = re.sub(pattern, form, text)
     found: set[tuple[str, str]] = set()
     for clause in re.split(r";|\n|(?<=[\w)])\. (?=[A-Z])", re.sub(r"\b(Arts?)\. ", r"\1 ", text)):
-        found |= _articles_of_clause(clause)
+        act, waiting, tokens = "", [], list(_TOKEN.finditer(clause))
+        for token in tokens:
+            if token["act"]:
+                act = _ACTS.get(token["act"], token["act"].upper())
+            else:
+                cited = re.findall(_NUMBER, f"{token['first']}{token['more']}")
+                waiting += [token["annex"]] if token["annex"] else [number.replace(" ", "") for number in cited]
+            if token["act"] or tokens[0]["act"]:
+                found |= {(act, number) for number in waiting}
+                waiting = []
+        found |= {(act, number) for number in waiting}
     return frozenset(found)
-
-
-def find_citations(text: str) -> list[Citation]:
-    """The articles that a text cites, sorted, with their paragraphs apart."""
-    found = []
-    for act, number in articles(text):
-        article, *paragraphs = [number] if number.startswith("Annex") else re.findall(r"[0-9a-z]+", number)
-        found.append(Citation(act, article, tuple(paragraphs)))
-    return sorted(found)
-
-
-def _articles_of_clause(clause: str) -> set[tuple[str, str]]:
-    found: set[tuple[str, str]] = set()
-    act, waiting = "", []
-    tokens = list(_TOKEN.finditer(clause))
-    act_first = bool(tokens) and bool(tokens[0]["act"])
-    for token in tokens:
-        if token["act"]:
-            act = _ACTS.get(token["act"], token["act"].upper())
-            found |= {(act, number) for number in waiting}
-            waiting = []
-            continue
-        cited = re.findall(_NUMBER, f"{token['first']}{token['more']}")
-        numbers = [token["annex"]] if token["annex"] else [number.replace(" ", "") for number in cited]
-        if act_first:
-            found |= {(act, number) for number in numbers}
-        else:
-            waiting += numbers
-    return found | {(act, number) for number in waiting}
 
 
 def parse_quantity(text: str) -> Decimal | None:
@@ -144,7 +104,7 @@ def statements(text: str) -> dict[str, set]:
     plain = _TABLE.sub(" ", _DATE.sub(" ", text))
     return {
         "figures": {value for _, value in quantities(plain)},
-        "dates": {_iso(match) for match in _DATE.finditer(text)},
+        "dates": set(map(_iso, _DATE.finditer(text))),
         "articles": set(articles(plain)),
     }
 
@@ -155,13 +115,6 @@ def _iso(match: re.Match) -> str:
         return match["iso"]
     day, month, year = match["day"] or match["number"], match["month"] or match["first"], match["year"] or match["then"]
     return f"{year}-{_MONTHS.index(month) + 1:02}-{int(day):02}"
-
-
-def find_percentages(text: str) -> Iterator[tuple[Decimal, int]]:
-    """(percentage, number of its decimal places). Differences in percentage points are left out."""
-    for number in PERCENTAGE.findall(text):
-        number = number.replace(",", ".")
-        yield Decimal(number), len(number.partition(".")[2])
 
 
 def sentences(text: str) -> list[str]:

@@ -10,22 +10,21 @@ objection" count only in a letter that demands nothing, and a sentence is taken 
 `MET` that a requirement is met. Citations and words are known in English and German.
 """
 
-import csv
 import datetime
-import functools
 import random
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from decimal import Decimal
+from itertools import accumulate
 from pathlib import Path
 
 from common.durable_files import new_directory, write_durably
 from common.errors import UserError
 from xbrl.answers.answers import write_violation
-from xbrl.answers.statements import Citation, find_citations, find_percentages, sentences
+from xbrl.answers.statements import articles, sentences
 from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
-from xbrl.corpus.examples import FULL, entity_code, make_example, read_register
+from xbrl.corpus.examples import FULL, entity_code, make_example, read_csv, read_register
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
 from xbrl.read.folder import find_reports, join_modules, read_files
@@ -37,6 +36,7 @@ from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
 LETTER_SUFFIXES = (".txt", ".md")
 HEAD_LINES = 12  # lines of a letter that are searched when its file name does not identify the report
 Case = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
+Article = tuple[str, str]  # as `statements.articles`
 HOW_MADE = (
     "scripts/regulator.py examples: report files of an archive, paired with their letters, labelled by xbrl/rules/rules.jsonl "
     "and by findings.csv."
@@ -61,6 +61,8 @@ MET = re.compile(
 CELL = re.compile(r"\b[CF] ?\d\d\.\d\d(\.\w)? r\d{3,4} c\d{3,4}\b")
 MARGIN = re.compile(r"\bsmallest margin\b|\bkleinste Abstand\b", re.IGNORECASE)  # a line on a requirement that is met
 NOT_MET = re.compile(r"\b(not|nor|never|fail(s|ed)?|misse[sd]|below|until|nicht|unter)\b", re.IGNORECASE)
+# Of differences in percentage points, none.
+PERCENTAGE = re.compile(r"(?<![\d.,])(-?\d+(?:[.,]\d+)?) ?(?:%|per ?cent\b|Prozent\b)(?! ?(?:points?|-?[Pp]unkte?)\b)")
 APPROVAL = re.compile(
     r"\bnothing to object|\bno (further )?(supervisory )?(objections?|findings|measures?|action)\b|\bno need for action"
     r"|\bwithout (findings|objections?)\b|\bkeine (Beanstandung|Maßnahme|Einwände|Feststellung)",
@@ -73,40 +75,39 @@ DEMAND = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Archive:
-    """Where an archive is: directories of report files and of letters, and three optional CSV files."""
-
-    reports: Path
-    letters: Path
-    pairs: Path | None = None  # columns report,letter
-    register: Path | None = None  # columns entity,name,country,type
-    findings: Path | None = None  # findings.csv, annotated by a supervisor
-
-
 def make_archive_corpus(
-    archive: Archive, out: Path, shares: Sequence[float], seed: int, processes: int, arguments: dict[str, str]
+    places: Mapping[str, Path | None],
+    out: Path,
+    shares: Sequence[float],
+    seed: int,
+    processes: int,
+    record: dict[str, str],
 ) -> None:
     """Read the archive and write the corpus: a file per split, unmatched.txt, disagreements.txt, dataset.json.
 
-    Prints what was used, and on stderr what was not. Raises UserError if a directory is missing, or if no report has a
-    letter.
+    `places`: the directories `reports` and `letters`; `pairs` (a CSV with the columns report,letter), `register` (with
+    entity,name,country,type) and `findings` (findings.csv, annotated by a supervisor), or None. `record`: the arguments that
+    the data card shows. Prints what was used, and on stderr what was not. Raises UserError if a directory is missing, or if
+    no report has a letter.
     """
-    for name, folder in (("reports", archive.reports), ("letters", archive.letters)):
-        if not folder.is_dir():
-            raise UserError(f"--{name} {folder}: no such directory.")
-    register = read_register(archive.register) if archive.register else {}
-    findings = load_findings(archive.findings) if archive.findings else {}
-    names = {entity: bank.name for entity, bank in register.items()}
-    reports, unread = read_reports(archive.reports, processes)
-    texts, without_report = find_letters(archive.letters)
-    letters, others = pair_letters(archive, texts, reports, names)
+    folder, letter_folder = (Path(places[name] or "") for name in ("reports", "letters"))
+    for name, one in (("reports", folder), ("letters", letter_folder)):
+        if not one.is_dir():
+            raise UserError(f"--{name} {one}: no such directory.")
+    register = read_register(places["register"]) if places["register"] else {}
+    findings = load_findings(places["findings"]) if places["findings"] else {}
+    reports, unread = read_reports(folder, processes)
+    texts, without_report = find_letters(letter_folder)
+    if places["pairs"]:
+        letters, others = pair_letters(read_pairs(places["pairs"], folder, letter_folder), texts, reports)
+    else:
+        letters, others = match_letters(texts, reports, {entity: bank.name for entity, bank in register.items()})
     without_report += others
     without_letter = [f"{entity} {period}: no letter" for entity, period in reports if (entity, period) not in letters]
     examples, disagreements, unused = _make_examples(reports, letters, texts, register, findings)
     if not examples:
         reasons = (unread + without_report + without_letter)[:3]
-        raise UserError(f"{archive.reports}: no report has a letter; the first reasons: {'; '.join(reasons)}")
+        raise UserError(f"{folder}: no report has a letter; the first reasons: {'; '.join(reasons)}")
     unmatched = {
         "reports and files left out": unread,
         "letters without a report": without_report,
@@ -114,7 +115,6 @@ def make_archive_corpus(
         "findings that change nothing": unused,
     }
     split_of = split_banks(sorted({example["bank"] for example in examples}), shares, seed)
-    splits = group_by_split(examples, [split_of[example["bank"]] for example in examples])
     more = {
         "unmatched": {title: len(lines) for title, lines in unmatched.items()},
         "disagreements": len(disagreements),
@@ -122,7 +122,8 @@ def make_archive_corpus(
     }
     unmatched_lines = [f"{title}: {line}" for title, lines in unmatched.items() for line in lines]
     with new_directory(out) as draft:
-        card = write_splits(draft, splits, arguments, (HOW_MADE, LIMITS), more)
+        splits = group_by_split(examples, [split_of[example["bank"]] for example in examples])
+        card = write_splits(draft, splits, record, (HOW_MADE, LIMITS), more)
         write_durably(draft / "unmatched.txt", "".join(line + "\n" for line in unmatched_lines))
         write_durably(draft / "disagreements.txt", "".join(line + "\n" for line in disagreements))
     for line in (*unmatched_lines, *(f"letter and labels disagree: {line}" for line in disagreements)):
@@ -154,20 +155,14 @@ def read_reports(folder: Path, processes: int) -> tuple[dict[Case, Report], list
 
 
 def pair_letters(
-    archive: Archive, letters: Mapping[Path, str], reports: Mapping[Case, Report], names: Mapping[str, str]
+    pairs: Mapping[Path, Path], letters: Mapping[Path, str], reports: Mapping[Case, Report]
 ) -> tuple[dict[Case, Path], list[str]]:
-    """(case -> its letter, a line for each letter without a report).
-
-    The pairs come from the CSV file of the archive, or else from the texts and file names of the letters.
-    """
-    if archive.pairs is None:
-        return match_letters(letters, reports, names)
-    pairs = read_pairs(archive.pairs, archive.reports, archive.letters)
+    """(case -> its letter, a line for each letter without a report), by pairs of a report file and its letter."""
     matched = {}
     for case, report in reports.items():
         paired = {pairs[path] for path in report.files if path in pairs}
         if len(paired) > 1:
-            raise UserError(f"{archive.pairs}: the files of {' '.join(case)} have two letters; keep one.")
+            raise UserError(f"--pairs: the files of {' '.join(case)} have two letters; keep one.")
         if paired & letters.keys():
             matched[case] = paired.pop()
     return matched, [f"{path}: no report is paired with it" for path in letters if path not in matched.values()]
@@ -225,21 +220,14 @@ def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
 
     Paths in the CSV are relative to the folders `reports` and `letters`.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; --pairs needs a CSV with the columns report,letter")
     pairs = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for column in ("report", "letter"):
-            if column not in (reader.fieldnames or []):
-                raise UserError(f"{path}, line 1: the column {column!r} is missing")
-        for row in reader:
-            report, letter = reports / (row["report"] or ""), letters / (row["letter"] or "")
-            for listed in (report, letter):
-                if not listed.exists():
-                    raise UserError(f"{path}, line {reader.line_num}: {listed} does not exist")
-            if pairs.setdefault(report, letter) != letter:
-                raise UserError(f"{path}, line {reader.line_num}: {report} is listed with a second letter")
+    for where, row in read_csv(path, ("report", "letter")):
+        report, letter = reports / row["report"], letters / row["letter"]
+        for listed in (report, letter):
+            if not listed.exists():
+                raise UserError(f"{where}: {listed} does not exist")
+        if pairs.setdefault(report, letter) != letter:
+            raise UserError(f"{where}: {report} is listed with a second letter")
     return pairs
 
 
@@ -251,8 +239,7 @@ def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dic
     check_shares(shares)
     order = list(banks)
     random.Random(f"splits {seed}").shuffle(order)
-    first = round(len(order) * shares[0])
-    second = first + round(len(order) * shares[1])
+    first, second = accumulate(round(len(order) * share) for share in shares[:2])
     parts = dict(zip(SPLITS, (order[:first], order[first:second], order[second:]), strict=True))
     check_counts(f"{len(order)} banks", map(len, parts.values()), shares)
     return {bank: split for split, members in parts.items() for bank in members}
@@ -348,11 +335,13 @@ def find_disagreements(letter: str, results: Sequence[RuleResult], violated: Seq
 
 def _only_in_letter(objections: str, known: Sequence[RuleResult]) -> Iterator[str]:
     """Articles that the letter cites and no label has. `known`: violations and duties of the report."""
-    legal = [citation for result in known for citation in find_citations(result.legal)]
-    for citation in dict.fromkeys(find_citations(objections)):
-        rules = [rule for rule, own in _rule_citations().items() if any(citation.covers(one) for one in own)]
-        if rules and not any(citation.covers(one) for one in legal):
-            yield f"the letter cites {citation} ({', '.join(rules[:3])}), but the labels have no violation of it"
+    legal = [one for result in known for one in articles(result.legal)]
+    rules = [(rule.id, _citations(rule.legal)) for rule in (*built_in_rules(), *note_rules().values())]
+    for act, number in sorted(articles(objections)):
+        named = [name for name, own in rules if any(covers((act, number), one) for one in own)]
+        if named and not any(covers((act, number), one) for one in legal):
+            cited = f"{act} {number if number.startswith('Annex') else f'Art. {number}'}".strip()
+            yield f"the letter cites {cited} ({', '.join(named[:3])}), but the labels have no violation of it"
 
 
 def _only_in_labels(objections: str, violated: Sequence[RuleResult]) -> Iterator[str]:
@@ -360,24 +349,25 @@ def _only_in_labels(objections: str, violated: Sequence[RuleResult]) -> Iterator
 
     The article alone is enough only in a letter that names no cells: several rules share an article.
     """
-    citations, percentages = find_citations(objections), list(find_percentages(objections))
+    cited = [] if CELL.search(objections) else articles(objections)
+    percentages = [one.replace(",", ".") for one in PERCENTAGE.findall(objections)]
     for result in violated:
-        named = result.rule_id in objections or cell_name(result.cell, result.row) in objections
-        cited = not CELL.search(objections) and any(
-            one.covers(other) for one in _citations(result.legal) for other in citations
-        )
-        value = None if result.value is None else result.value * 100
-        if not (named or cited) and not any(
-            value is not None and abs(value - number) < 10**-places for number, places in percentages
+        stated = result.rule_id in objections or cell_name(result.cell, result.row) in objections
+        stated = stated or any(covers(one, other) for one in _citations(result.legal) for other in cited)
+        if not stated and not any(
+            result.value is not None and abs(result.value * 100 - Decimal(one)) < 10 ** -len(one.partition(".")[2])
+            for one in percentages
         ):
             yield f"the labels have {write_violation(result)}, which the letter does not object to"
 
 
-@functools.cache
-def _rule_citations() -> dict[str, list[Citation]]:
-    """Rule -> the articles by which a letter can mean it."""
-    return {rule.id: _citations(rule.legal) for rule in (*built_in_rules(), *note_rules().values())}
+def covers(one: Article, other: Article) -> bool:
+    """Whether both can mean the same: no difference in what both state. "Article 92" covers "CRR Article 92(1)(a)"."""
+    same_act = one[0] == other[0] or not one[0] or not other[0]
+    parts = (re.findall(r"Annex \w+|[0-9a-z]+", number) for _, number in (one, other))
+    return same_act and all(first == second for first, second in zip(*parts, strict=False))
 
 
-def _citations(legal: str) -> list[Citation]:
-    return [one for one in find_citations(legal) if one.article not in POWERS.get(one.act, ())]
+def _citations(legal: str) -> list[Article]:
+    """The articles by which a letter can mean a rule."""
+    return [(act, number) for act, number in articles(legal) if re.split(r"\W", number)[0] not in POWERS.get(act, ())]

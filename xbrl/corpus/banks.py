@@ -87,12 +87,8 @@ def requirements(bank: Bank) -> Requirements:
     Art. 92(1a)).
     """
     buffer = bank.buffers
-    combined = (
-        buffer["conservation"]
-        + buffer["countercyclical"]
-        + buffer["systemic_risk"]
-        + max(buffer["g_sii"], buffer["o_sii"])
-    )
+    added = (buffer[name] for name in ("conservation", "countercyclical", "systemic_risk"))
+    combined = sum(added, max(buffer["g_sii"], buffer["o_sii"]))
     tscr = Decimal("0.08") + bank.pillar2
     tscr_cet1 = _round4(Decimal("0.045") + Decimal("0.5625") * bank.pillar2)
     tscr_t1 = _round4(Decimal("0.06") + Decimal("0.75") * bank.pillar2)
@@ -156,11 +152,8 @@ def in_euro(bank: Bank) -> Bank:
 
 def lei(first_18: str) -> str:
     """Complete an LEI: append the two ISO 17442 check digits (ISO/IEC 7064, MOD 97-10) to 18 characters 0-9A-Z."""
-    return f"{first_18}{98 - int(_digits(first_18) + '00') % 97:02d}"
-
-
-def _digits(text: str) -> str:
-    return "".join(str(int(character, 36)) for character in text)
+    digits = "".join(str(int(character, 36)) for character in first_18)
+    return f"{first_18}{98 - int(digits + '00') % 97:02d}"
 
 
 def _name(seed: int, index: int, suffix: str) -> str:

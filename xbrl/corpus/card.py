@@ -27,7 +27,6 @@ def group_by_split(examples: Sequence, splits: Sequence[str]) -> dict[str, list]
 
 def check_shares(shares: Sequence[float]) -> None:
     """Raises `UserError` unless there is one share for each of `SPLITS`, none is negative, and they add up to 1."""
-    # A share that is not a number fails the comparison, which is why it is not written the other way round.
     if len(shares) != len(SPLITS) or not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-9):
         raise UserError(
             f"the splits {list(shares)} must be {len(SPLITS)} shares ({', '.join(SPLITS)}), none negative, that add up to 1."
@@ -56,11 +55,12 @@ def write_splits(
     """
     for split, examples in splits.items():
         write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
+    train, validation, test = (splits[name] for name in SPLITS)
     card = {
         "arguments": arguments,
         "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
         **more,
-        "baselines": violation_baselines(splits),
+        "baselines": {"test": score_baselines(train, test, validation)} if train else {},
         "how_made": texts[0],
         "sources": SOURCES,
         "limits": texts[1],
@@ -72,15 +72,18 @@ def write_splits(
 def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None) -> dict:
     """Counts of one split, and the lengths of its texts in characters, and in tokens if `count_tokens` is given."""
     counts = Counter(rule_id for example in examples for rule_id in example["violations"])
+    rules = (*(rule.id for rule in built_in_rules()), *note_rules())
+    notes: dict[str, dict[str, int]] = {}  # kind of note -> what follows from it -> number of reports
+    for kind, outcome in sorted((one["kind"], _outcome(one)) for one in examples if one["kind"]):
+        of_kind = notes.setdefault(kind, {})
+        of_kind[outcome] = of_kind.get(outcome, 0) + 1
     summary = {
         "examples": len(examples),
         "banks": len({example["bank"] for example in examples}),
         "clean": sum(not example["violations"] for example in examples),
         "combinations": len({frozenset(example["violations"]) for example in examples}),
-        "violations": {
-            name: counts[name] for name in (*(rule.id for rule in built_in_rules()), *note_rules()) if counts[name]
-        },
-        "notes": _notes(examples),
+        "violations": {name: counts[name] for name in rules if counts[name]},
+        "notes": notes,
     }
     texts = {"report": [report_of(example) for example in examples]}
     texts["answer"] = [example["messages"][-1]["content"] for example in examples]
@@ -92,31 +95,14 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
     return summary
 
 
-def _notes(examples: Sequence[dict]) -> dict[str, dict[str, int]]:
-    """Kind of note -> what follows from it (violated, lifted, nothing) -> number of reports."""
-    counts: dict[str, Counter[str]] = {}
-    for example in examples:
-        if kind := example["kind"]:
-            found, by_engine = set(example["violations"]), set(example["engine"])
-            outcome = "violated" if found - by_engine else "lifted" if by_engine - found else "nothing"
-            counts.setdefault(kind, Counter())[outcome] += 1
-    return {kind: dict(sorted(outcomes.items())) for kind, outcomes in sorted(counts.items())}
+def _outcome(example: dict) -> str:
+    """What follows from the note of an example."""
+    found, by_engine = set(example["violations"]), set(example["engine"])
+    return "violated" if found - by_engine else "lifted" if by_engine - found else "nothing"
 
 
 def _lengths(lengths: Sequence[int]) -> dict[str, float]:
     return {"mean": round(sum(lengths) / len(lengths), 1), "max": max(lengths)} if lengths else {}
-
-
-def violation_baselines(splits: dict[str, list[dict]]) -> dict[str, dict]:
-    """Test split -> baseline -> precision, recall and F1 on the violations, and F1 on what notes decide.
-
-    Baselines are fitted on `train`.
-    """
-    if not splits["train"]:
-        return {}
-    tests = {split: examples for split, examples in splits.items() if split.startswith("test")}
-    tuned_on = splits.get("validation", ())
-    return {split: score_baselines(splits["train"], examples, tuned_on) for split, examples in tests.items()}
 
 
 def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:

@@ -15,7 +15,8 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from functools import cached_property
+from itertools import combinations, product
 from pathlib import Path
 
 from common.durable_files import new_directory, write_json, write_json_lines
@@ -67,6 +68,7 @@ from Operation o join OperationVersion ov on ov.OperationID = o.OperationID
 where o.Type = 'validation' and {CURRENT.format("ov")} order by o.Code, ov.OperationVID"""
 SEVERITIES = """select OperationVID, group_concat(distinct Severity) from OperationScope
 where IsActive = 1 group by OperationVID"""
+MEMBERS = "select ic.Signature, i.Name from ItemCategory ic join Item i on i.ItemID = ic.ItemID"
 AXES = {"Y": "r", "X": "c", "Z": "s"}
 
 
@@ -97,9 +99,10 @@ class TableText:
     def title(self) -> str:
         return f"{table_name(self.code)} {self.label}".strip()
 
-    def header(self, code: str) -> Header | None:
-        """The row, column or sheet with that code. None if unknown."""
-        return next((header for header in self.headers.get(code[:1], ()) if header.code == code), None)
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Code -> label of each row, column and sheet."""
+        return {header.code: header.label for part in self.headers.values() for header in reversed(part)}
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,10 @@ def make_corpus(database: sqlite3.Connection, out: Path, held_out: float, seed: 
     if not tables:
         raise UserError(f"the database contains no tables of release {RELEASE}")
     documents = [one for table in tables.values() for one in (*table_documents(table), *meaning_documents(table))]
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     documents += rule_documents(database, release, tables, left_out)
     documents += definition_documents(database, release)
-    groups = group_tables(tables)
-    sizes = Counter()
+    groups, sizes = group_tables(tables), Counter()
     for document in documents:
         if document.kind == "table":
             sizes[document.tables[0]] += len(document.text)
@@ -156,7 +158,7 @@ def make_corpus(database: sqlite3.Connection, out: Path, held_out: float, seed: 
             "tables": {split: sorted(code for code in splits if splits[code] == split) for split in SPLITS},
             "groups_of_tables": len(set(groups.values())),
             "kept_together": f"parts of one template; tables with at least {MIN_OVERLAP:.0%} of their labels in common",
-            "left_out": left_out,
+            "left_out": dict(left_out),
             "left_out_above": f"{MAX_SEEN:.0%} of the lines of a held-out document",
             "how_made": "scripts/regulator.py cpt",
             "limits": LIMITS,
@@ -178,21 +180,15 @@ def read_table_texts(database: sqlite3.Connection, release: int) -> dict[str, Ta
     for code, axis, number, label, heading, key, header_id, parent, context in database.execute(HEADERS, (release,)):
         if code in tables and axis in AXES:
             depths[code, header_id] = depth = depths.get((code, parent), -1) + 1
-            header = Header(
-                f"{AXES[axis]}{number}", clean(label), depth, bool(heading), bool(key), meanings.get(context, "")
-            )
-            tables[code].headers[AXES[axis]].append(header)
+            name, meaning = f"{AXES[axis]}{number}", meanings.get(context, "")
+            tables[code].headers[name[0]].append(Header(name, clean(label), depth, bool(heading), bool(key), meaning))
     for code, cell, type_code in database.execute(CELLS, (release,)):
         if code in tables:
             place = {part[:1]: part for part in cell.strip("{}").split(", ")[1:]}
-            row, column = _cell_axis(place.get("r", "*")), _cell_axis(place.get("c", "*"))
-            tables[code].cells[row, column] = TYPES.get(type_code, "")
+            row, column = (place.get(axis, "*") for axis in "rc")
+            key = ("*" if row.endswith("*") else row, "*" if column.endswith("*") else column)
+            tables[code].cells[key] = TYPES.get(type_code, "")
     return {code: table for code, table in tables.items() if table.cells}
-
-
-def _cell_axis(code: str) -> str:
-    """The row or column code of a cell, with open rows as "*"."""
-    return "*" if code.endswith("*") else code
 
 
 def _meanings(database: sqlite3.Connection) -> dict[int, str]:
@@ -246,9 +242,9 @@ def _data_types(table: TableText) -> dict[str, str]:
 
 def _reported_columns(table: TableText, row: str) -> list[str]:
     """The columns in which a row is reported. Empty if it is reported in all."""
-    order = [header.code for header in table.headers["c"] if not header.heading]
-    reported = [code for code in order if (row, code) in table.cells]
-    return [] if reported == order else reported
+    columns = [header.code for header in table.headers["c"] if not header.heading]
+    reported = [code for code in columns if (row, code) in table.cells]
+    return [] if reported == columns else reported
 
 
 def meaning_documents(table: TableText) -> Iterator[Document]:
@@ -284,15 +280,10 @@ def _documents(kind: str, title: str, lines: Iterable[str], tables: tuple[str, .
 
 
 def rule_documents(
-    database: sqlite3.Connection, release: int, tables: Mapping[str, TableText], dropped: dict[str, int]
+    database: sqlite3.Connection, release: int, tables: Mapping[str, TableText], dropped: Counter[str]
 ) -> Iterator[Document]:
     """Yield the validation rules with the labels of their cells. Counts omitted rules in `dropped`, by reason."""
-    names = {
-        signature: clean(name)
-        for signature, name in database.execute(
-            "select ic.Signature, i.Name from ItemCategory ic join Item i on i.ItemID = ic.ItemID"
-        )
-    }
+    names = {signature: clean(name) for signature, name in database.execute(MEMBERS)}
     templates: dict[str, list[str]] = {}
     for code in tables:
         templates.setdefault(template_of(code), []).append(code)
@@ -304,8 +295,7 @@ def rule_documents(
         used = sorted({code for name in mentioned for code in ([name] if name in tables else templates.get(name, ()))})
         unknown = [name for name in mentioned if name not in tables and name not in templates]
         if unknown or not used:
-            reason = "rules on tables that are not filed in the release" if unknown else "rules that name no table"
-            dropped[reason] = dropped.get(reason, 0) + 1
+            dropped["rules on tables that are not filed in the release" if unknown else "rules that name no table"] += 1
             continue
         lines = [f"Rule {rule_code}" + (f" ({severity})" if severity else "")]
         lines += [tables[code].title for code in used[:8]] + [expression]
@@ -339,20 +329,11 @@ def _operand_lines(table: TableText, rows: list[str], columns: list[str]) -> Ite
     """Labels of the cells of an operand, or of its rows and columns if there are too many cells."""
     name = table_name(table.code)
     if rows and columns and len(rows) * len(columns) <= MAX_CELLS_PER_OPERAND:
-        for row in rows:
-            for column in columns:
-                if (row, column) in table.cells:
-                    yield f"{name} {row} {column} {_label(table, row)}, {_label(table, column)}"
-        return
-    for code in rows + columns:
-        yield f"{name} {code} {_label(table, code)}"
-
-
-def _label(table: TableText, code: str) -> str:
-    """The label of a row or column that `_headers_of` found in the table."""
-    header = table.header(code)
-    assert header is not None, f"{table.code} has no {code}"
-    return header.label
+        for row, column in product(rows, columns):
+            if (row, column) in table.cells:
+                yield f"{name} {row} {column} {table.labels[row]}, {table.labels[column]}"
+    else:
+        yield from (f"{name} {code} {table.labels[code]}" for code in rows + columns)
 
 
 def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:
@@ -376,11 +357,9 @@ def _headers_of(table: TableText, codes: Iterable[str]) -> list[str]:
     for code in codes:
         first, dash, last = code.partition("-")
         if dash:
-            last = first[0] + last
-            found += [
-                header.code for header in table.headers[first[0]] if first <= header.code <= last and not header.heading
-            ]
-        elif table.header(code):
+            part = [header.code for header in table.headers[first[0]] if not header.heading]
+            found += [one for one in part if first <= one <= first[0] + last]
+        elif code in table.labels:
             found.append(code)
     return found
 
@@ -417,11 +396,8 @@ def split_tables(
     for code, group in groups.items():
         members.setdefault(group, []).append(code)
     weight = {group: sum(sizes[code] for code in codes) for group, codes in members.items()}
-    order = [
-        group
-        for group, codes in sorted(members.items())
-        if not set(codes) & set(keep) and weight[group] <= held_out * total / 2
-    ]
+    free = [group for group, codes in sorted(members.items()) if not set(codes) & set(keep)]
+    order = [group for group in free if weight[group] <= held_out * total / 2]
     random.Random(f"tables {seed}").shuffle(order)
     split = dict.fromkeys(members, "train")
     for name in ("validation", "test"):
@@ -434,7 +410,7 @@ def split_tables(
 
 
 def assign_documents(
-    documents: Sequence[Document], tables: Mapping[str, str], held_out: float, seed: int, left_out: dict[str, int]
+    documents: Sequence[Document], tables: Mapping[str, str], held_out: float, seed: int, left_out: Counter[str]
 ) -> dict[str, list[Document]]:
     """Split -> documents. `tables` maps table codes to splits. Counts what is left out in `left_out`, by reason.
 
@@ -444,7 +420,7 @@ def assign_documents(
     """
     parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
     seen: set[tuple[str, str]] = set()
-    left_out |= {"duplicates": 0, "mostly seen in training": 0}
+    left_out.update({"duplicates": 0, "mostly seen in training": 0})
     for document in documents:
         body = document.text.partition("\n")[2] or document.text
         key = (document.kind, body if document.kind == "rule" else mask_codes(body))

@@ -149,7 +149,6 @@ def draw_economics(
     `following` are the amounts of the quarter after, from which those of the quarter before differ little. None if the
     levels contradict each other or the note; if not `exactly`, `crosses` may give way to what the note states.
     """
-    dropped: list[str] = []
     drawn = _draw_ratios(rng, bank, levels, following.ratios if following else {})
     if drawn is None:
         return None
@@ -162,9 +161,9 @@ def draw_economics(
     trea = following.trea * (1 - Decimal(rng.randint(-20, 40)) / 1000) if following else bank.trea
     known = {name: amount for name, amount in note.clients.items() if amount}
     tier1 = _tier1_of_clients(rng, note, known, crosses)
+    dropped = ()
     if tier1 and cet1 and max(known.values()) > LARGEST * cet1 / ratios["cet1"] * ratios["t1"]:
-        dropped.append("exposures")
-        known = {}
+        dropped, known = ("exposures",), {}
     if cet1:
         trea = cet1 / (ratios["cet1"] + jitter)
     elif tier1:
@@ -173,8 +172,7 @@ def draw_economics(
         trea = buffer / ratios["lcr"] / _uniform(rng, "0.06", "0.20") * ratios["leverage"] / ratios["t1"]
     trea = whole(trea)
     tier1 = whole(trea * (ratios["t1"] + jitter))
-    cet1 = whole(cet1 or trea * (ratios["cet1"] + jitter))
-    cet1 = min(cet1, tier1)
+    cet1 = min(whole(cet1 or trea * (ratios["cet1"] + jitter)), tier1)
     own_funds = max(tier1, whole(trea * (ratios["total"] + jitter)))
     exposure = whole(tier1 / (ratios["leverage"] + Decimal(rng.randint(15, 40)) / 1_000_000))
     if not buffer:
@@ -197,7 +195,7 @@ def draw_economics(
         clients=_draw_clients(rng, bank, tier1, limit, "exposure" in levels, note, known, crosses),
         institution_limit=limit,
         profit=note.states.get("profit"),
-        dropped=tuple(dropped),
+        dropped=dropped,
     )
 
 
@@ -206,16 +204,12 @@ def _liquidity(
 ) -> tuple[Decimal, Decimal | None, Decimal | None]:
     """(LCR, buffer, net outflow) where the note states them or its amount asks for them; an amount that is free is None."""
     states, amount = note.states, note.amount({"pledged"})
-    buffer, outflow = states.get("buffer"), states.get("outflow")
+    buffer, outflow, least = states.get("buffer"), states.get("outflow"), states.get("buffer_least", Decimal(0))
     if buffer and outflow:
         return buffer / outflow, buffer, outflow
-    if not buffer and amount:
-        share = _spread(rng, "0.04", "0.6")
-        buffer = max(
-            whole(amount / share), whole(states.get("buffer_least", Decimal(0)) * _uniform(rng, "1.02", "1.6"))
-        )
-    if not buffer and "buffer_least" in states:
-        buffer = whole(states["buffer_least"] * _uniform(rng, "1.02", "1.6"))
+    if not buffer and (amount or least):
+        asked = amount / _spread(rng, "0.04", "0.6") if amount else Decimal(0)
+        buffer = max(whole(asked), whole(least * _uniform(rng, "1.02", "1.6")))
     if "lcr" in states:
         return states["lcr"], buffer, None
     ratio = max(ratio, states.get("lcr_least", ratio))
@@ -232,11 +226,7 @@ def _liquidity(
 
 
 def _core_capital(
-    rng: random.Random,
-    bank: Bank,
-    ratios: dict[str, Decimal],
-    note: HandNote,
-    crosses: bool,
+    rng: random.Random, bank: Bank, ratios: dict[str, Decimal], note: HandNote, crosses: bool
 ) -> tuple[bool, Decimal | None]:
     """(whether these ratios fit the amount, CET1 as the note states it or as its amount asks for it; None if it is free)."""
     amount = note.amount(CAPITAL)
@@ -252,10 +242,8 @@ def _core_capital(
     if stated:
         return (amount / stated > margin * Decimal("1.003")) == crosses and amount < stated, stated
     near = rng.random() < NEAR
-    if crosses:
-        share = margin * (_uniform(rng, "1.005", "1.06") if near else _uniform(rng, "1.06", "3"))
-    else:
-        share = margin * (_uniform(rng, "0.94", "0.995") if near else _uniform(rng, "0.12", "0.94"))
+    beyond, within = ("1.005", "1.06") if near else ("1.06", "3"), ("0.94", "0.995") if near else ("0.12", "0.94")
+    share = margin * _uniform(rng, *(beyond if crosses else within))
     if Decimal("0.002") < share < Decimal("0.35") and amount / share >= least:
         return True, whole(amount / share)
     return False, any_size
@@ -267,12 +255,10 @@ def _tier1_of_clients(rng: random.Random, note: HandNote, known: dict[str, Decim
         return None
     pair = [known[name] for name in note.connected or () if name in known]
     least = max(known.values()) / LARGEST
-    if len(pair) == 2:
-        at_limit = sum(pair) / EXPOSURE_LIMIT
-        if crosses:
-            return max(least, at_limit / (1 + _spread(rng, "0.001", "0.9")))
-        return max(least, at_limit * (1 + _spread(rng, "0.001", "3")))
-    return least * (1 + _spread(rng, "0.01", "3"))
+    if len(pair) < 2:
+        return least * (1 + _spread(rng, "0.01", "3"))
+    at_limit, distance = sum(pair) / EXPOSURE_LIMIT, 1 + _spread(rng, "0.001", "0.9" if crosses else "3")
+    return max(least, at_limit / distance if crosses else at_limit * distance)
 
 
 def _draw_clients(
@@ -290,11 +276,14 @@ def _draw_clients(
     pair = note.connected
     if pair and not set(pair) <= set(shares):
         free = [name for name in pair if name not in shares]
-        total = _sum_of_shares(rng, crosses)
+        near = rng.random() < NEAR  # the sum of both is close to the limit
+        if crosses:
+            total = EXPOSURE_LIMIT + STEP * (rng.randint(1, 30) if near else rng.randint(31, 2000))
+        else:
+            total = EXPOSURE_LIMIT - STEP * (rng.randint(0, 30) if near else rng.randint(31, 1900))
         first = shares.get(pair[0], shares.get(pair[1]))
         if first is None:
-            first = total - LARGEST if total > LARGEST else Decimal("0.02")
-            first = max(first, Decimal("0.02"))
+            first = max(total - LARGEST, Decimal("0.02"))
             first += max(total - 2 * first, Decimal(0)) * Decimal(rng.randint(0, 1000)) / 1000
             shares[free.pop()] = first
         rest = total - first if Decimal("0.005") < total - first <= LARGEST else None
@@ -322,14 +311,6 @@ def _draw_clients(
     return tuple(clients[place] for place in order)
 
 
-def _sum_of_shares(rng: random.Random, crosses: bool) -> Decimal:
-    """The shares of two connected clients together, above 25% of Tier 1 or not."""
-    near = rng.random() < NEAR
-    if crosses:
-        return EXPOSURE_LIMIT + STEP * (rng.randint(1, 30) if near else rng.randint(31, 2000))
-    return EXPOSURE_LIMIT - STEP * (rng.randint(0, 30) if near else rng.randint(31, 1900))
-
-
 def _client(
     rng: random.Random,
     makers: random.Random,
@@ -344,33 +325,24 @@ def _client(
         amount = whole(share * tier1)
         return Exposure(code, name, institution, amount, amount)
     before = share / (1 - (Decimal(makers.randint(500, 6000)) / 10_000 if makers.random() < 0.4 else 0))
-    if (
-        share < Decimal("0.0991") and rng.random() < NEAR / 2
-    ):  # near the 10% threshold of a large exposure, CRR Art. 392
+    if share < Decimal("0.0991") and rng.random() < NEAR / 2:  # near 10%, a large exposure, CRR Art. 392
         before = Decimal("0.1") + STEP * rng.randint(-9, 9)
     jitter = STEP * rng.randint(15, 40) / 100
     return Exposure(code, name, institution, tier1 * (before - jitter), tier1 * (share - jitter))
 
 
-def ratio_limits(bank: Bank, ratio: str) -> tuple[tuple[str, Decimal], ...]:
-    """The limits of a ratio in ascending order, as (name of the level just below the limit, limit)."""
-    need = requirements(bank)
-    return {
-        "cet1": (("minimum", Decimal("0.045")), ("own", need.tscr_cet1), ("overall", need.ocr_cet1)),
-        "t1": (("minimum", Decimal("0.06")), ("own", need.tscr_t1), ("overall", need.ocr_t1)),
-        "total": (("minimum", Decimal("0.08")), ("own", need.tscr), ("overall", need.ocr)),
-        "leverage": (("minimum", Decimal("0.03")), ("own", need.tslrr), ("overall", need.olrr)),
-        "lcr": (("minimum", Decimal(1)),),
-        "nsfr": (("minimum", Decimal(1)),),
-    }[ratio]
-
-
 def _bounds(bank: Bank, ratio: str, level: str) -> tuple[Decimal, Decimal]:
     """The interval [low, high) of a level: between two limits, down to 40% of the lowest, up to `HEADROOM` above the highest."""
-    names, values = zip(*ratio_limits(bank, ratio), strict=True)
-    index = (*names, "ok").index(level)
-    low = values[index - 1] if index else values[0] * Decimal("0.4")
-    return low, values[index] if index < len(values) else values[-1] + HEADROOM[ratio]
+    need = requirements(bank)
+    limits = {
+        "cet1": (Decimal("0.045"), need.tscr_cet1, need.ocr_cet1),
+        "t1": (Decimal("0.06"), need.tscr_t1, need.ocr_t1),
+        "total": (Decimal("0.08"), need.tscr, need.ocr),
+        "leverage": (Decimal("0.03"), need.tslrr, need.olrr),
+    }.get(ratio, (Decimal(1),))
+    index = len(limits) if level == "ok" else ("minimum", "own", "overall").index(level)
+    low = limits[index - 1] if index else limits[0] * Decimal("0.4")
+    return low, limits[index] if index < len(limits) else limits[-1] + HEADROOM[ratio]
 
 
 def _draw_ratios(
@@ -380,20 +352,16 @@ def _draw_ratios(
     bounds = {ratio: _bounds(bank, ratio, levels.get(ratio, "ok")) for ratio in HEADROOM}
     ratios: dict[str, Decimal] = {}
     for ratio in ("total", "t1", "cet1", "leverage", "lcr", "nsfr"):
-        low, high = bounds[ratio]
-        for part in {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(ratio, ()):  # a sum is at least each of its parts
-            low = max(low, bounds[part][0])
+        parts = {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(ratio, ())  # a sum is at least each of its parts
+        low, high = max(bounds[one][0] for one in (ratio, *parts)), bounds[ratio][1]
         ceiling = {"t1": ratios.get("total"), "cet1": ratios.get("t1")}.get(ratio)
-        first, last = (
-            int((low / STEP).to_integral_value("ROUND_CEILING")),
-            int((high / STEP - STEP).to_integral_value("ROUND_FLOOR")),
-        )
+        first = int((low / STEP).to_integral_value("ROUND_CEILING"))
+        last = int((high / STEP - STEP).to_integral_value("ROUND_FLOOR"))
         last = min(last, int(ceiling / STEP)) if ceiling is not None else last
         if first > last:
             return None
-        ratios[ratio] = STEP * _draw_steps(
-            rng, first, last, levels.get(ratio, "ok"), ceiling is not None, following.get(ratio)
-        )
+        level = levels.get(ratio, "ok")
+        ratios[ratio] = STEP * _draw_steps(rng, first, last, level, ceiling is not None, following.get(ratio))
     return ratios
 
 

@@ -5,7 +5,6 @@ layout). The files are reproducible byte for byte: fixed order, fixed time stamp
 """
 
 import datetime
-import functools
 import io
 import json
 import pathlib
@@ -13,25 +12,27 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from common.errors import UserError
 from xbrl.corpus.banks import Bank
 from xbrl.read.dpm import WRITTEN_TABLES, Cell, Cells, Table
 from xbrl.read.filed_report import CellKey, Note
 from xbrl.rules.remittance import due_date
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
-Row = tuple[Cell, str, Decimal | str]  # (cell, key of its row in an open table or "", value)
-Content = list[tuple[Table, list[Row]]]  # what a module files
-FOOTNOTE = "http://www.xbrl.org/2003/arcrole/fact-footnote"
-LINK = "http://www.xbrl.org/2003/role/link"
-INDICATORS = "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03"
+Content = list[
+    tuple[Table, list[tuple[Cell, str, Decimal | str]]]
+]  # tables with (cell, key of its open row or "", value)
+DICTIONARY = "http://www.eba.europa.eu/xbrl/crr/dict"
 NAMESPACES = {
-    "eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met",
-    "fi": INDICATORS,
+    "eba_met": f"{DICTIONARY}/met",
+    "fi": "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03",
     "iso4217": "http://www.xbrl.org/2003/iso4217",
     "lei": "http://standards.iso.org/iso/17442",
     "xbrl": "https://xbrl.org/2021",
     "xbrli": "http://www.xbrl.org/2003/instance",
+}
+FOOTNOTES = {
+    "linkTypes": {"footnote": "http://www.xbrl.org/2003/arcrole/fact-footnote"},
+    "linkGroups": {"_": "http://www.xbrl.org/2003/role/link"},
 }
 
 
@@ -48,61 +49,35 @@ def write_reports(
     """Write the figures of one bank for one reference date into `folder`. Returns the files, one per module.
 
     `notes` need the syntax "json": EBA xBRL-CSV packages have no place for them. A note stands in the module of the cells
-    that it is attached to.
-
-    The templates in `unfiled` are declared as not filed in the file of their module. In a table with open rows, the row
-    of a cell is its key. Raises `UserError` for a cell that is not in the DPM.
+    that it is attached to. The templates in `unfiled` are declared as not filed in the file of their module. In a table with
+    open rows, the row of a cell is its key.
     """
-    index, tables = _index_by_code(cells)
-    modules: dict[str, dict[str, list[Row]]] = {}
-    for (table, row, column), value in figures.items():
-        opened = table in tables and tables[table].keys
-        cell = index.get((table, "*" if opened else row, column))
-        if cell is None:
-            raise UserError(f"the DPM has no cell {{{table}, {row}, {column}}}; fix the cells of the report generator")
-        modules.setdefault(tables[table].module, {}).setdefault(table, []).append((cell, row if opened else "", value))
+    tables = {code: table for code in WRITTEN_TABLES if (table := cells.table(code))}
+    modules: dict[str, dict[str, list[tuple[Cell, str, Decimal | str]]]] = {}
+    for (code, row, column), value in figures.items():
+        is_open = code in tables and tables[code].keys
+        cell = cells.by_cell(code, "*" if is_open else row, column)
+        assert cell, f"the DPM has no cell {code} {row} {column}"
+        modules.setdefault(tables[code].module, {}).setdefault(code, []).append((cell, row if is_open else "", value))
     files = []
     for module, filed in sorted(modules.items()):
-        indicators = {tables[code].template: True for code in filed}
-        for table in tables.values():
-            if table.template in unfiled and table.module == module:
-                indicators.setdefault(table.template, False)
+        templates = {one.template for one in tables.values() if one.template in unfiled and one.module == module}
+        indicators = dict.fromkeys(templates, False) | {tables[code].template: True for code in filed}
         content = [(tables[code], rows) for code, rows in sorted(filed.items())]
-        name = _file_name(bank, period, module)
+        sent = datetime.date.fromisoformat(due_date(module, period))  # at noon
+        framework = FRAMEWORK[module[:6] if module.startswith("FINREP") else "COREP"]
+        name = f"{bank.entity}.{bank.scope}_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
+        files.append(folder / (f"{name}.zip" if syntax == "csv" else f"{name}.json"))
         if syntax == "csv":
-            path = folder / f"{name}.zip"
-            path.write_bytes(_csv_package(name, bank, period, content, dict(sorted(indicators.items()))))
+            files[-1].write_bytes(_csv_package(name, bank, period, content, sorted(indicators.items())))
         else:
-            path = folder / f"{name}.json"
             of_module = [note for note in notes if any(cell[0] in filed for cell in note.cells)]
-            document = _json_report(bank, period, content, dict(sorted(indicators.items())), of_module)
-            path.write_text(json.dumps(document, indent=0) + "\n", encoding="utf-8")
-        files.append(path)
+            document = _json_report(bank, period, content, sorted(indicators.items()), of_module)
+            files[-1].write_text(json.dumps(document, indent=0) + "\n", encoding="utf-8")
     return files
 
 
-@functools.lru_cache(maxsize=2)
-def _index_by_code(cells: Cells) -> tuple[dict[CellKey, Cell], dict[str, Table]]:
-    """(cell key -> cell, code -> table) for the tables that the generator fills.
-
-    Cached, because one query per figure would take half of the run time.
-    """
-    codes = WRITTEN_TABLES
-    found = {(cell.table, cell.row, cell.column): cell for code in codes for cell in cells.in_table(code)}
-    return found, {code: table for code in codes if (table := cells.table(code))}
-
-
-def _file_name(bank: Bank, period: str, module: str) -> str:
-    """File name without suffix.
-
-    The time stamp is noon of the day on which the return is due.
-    """
-    sent = datetime.date.fromisoformat(due_date(module, period))
-    framework = FRAMEWORK[module[:6] if module.startswith("FINREP") else "COREP"]
-    return f"{bank.entity}.{bank.scope}_{bank.country}_{framework}_{module.replace('_', '')}_{period}_{sent:%Y%m%d}120000000"
-
-
-def _csv_package(name: str, bank: Bank, period: str, content: Content, indicators: dict[str, bool]) -> bytes:
+def _csv_package(name: str, bank: Bank, period: str, content: Content, indicators: list[tuple[str, bool]]) -> bytes:
     """One module as an xBRL-CSV report package, which identifies a fact by its datapoint."""
     parameters = {
         "entityID": f"rs:{bank.entity}.{bank.scope}",
@@ -114,17 +89,14 @@ def _csv_package(name: str, bank: Bank, period: str, content: Content, indicator
     files = {
         "META-INF/reportPackage.json": _json("https://xbrl.org/report-package/2023"),
         "reports/report.json": _json("https://xbrl.org/2021/xbrl-csv", extends=[content[0][0].entry_point]),
-        "reports/parameters.csv": _csv("name,value", parameters.items()),
+        "reports/parameters.csv": _csv(("name", "value"), parameters.items()),
         "reports/FilingIndicators.csv": _csv(
-            "templateID,reported", ((template, str(reported).lower()) for template, reported in indicators.items())
+            ("templateID", "reported"), ((template, str(filed).lower()) for template, filed in indicators)
         ),
     }
     for table, rows in content:
-        header = ",".join(["datapoint", *table.keys, "factValue"])
-        lines = (
-            (cell.datapoint, *_key_columns(table, key).values(), _format_value(value)) for cell, key, value in rows
-        )
-        files[f"reports/{table.csv_file}"] = _csv(header, lines)
+        lines = ((cell.datapoint, *_key_columns(table, key).values(), value) for cell, key, value in rows)
+        files[f"reports/{table.csv_file}"] = _csv(("datapoint", *table.keys, "factValue"), lines)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as package:
         for member, text in files.items():
@@ -132,33 +104,34 @@ def _csv_package(name: str, bank: Bank, period: str, content: Content, indicator
     return packed.getvalue()
 
 
-def _json_report(bank: Bank, period: str, content: Content, indicators: dict[str, bool], notes: Sequence[Note]) -> dict:
+def _json_report(
+    bank: Bank, period: str, content: Content, indicators: list[tuple[str, bool]], notes: Sequence[Note]
+) -> dict:
     """One module as an xBRL-JSON report, which identifies a fact by its metric and dimensions instead of its datapoint."""
     places = {cell: f"note{number}" for number, note in enumerate(notes, start=1) for cell in note.cells}
-    core = {"entity": f"lei:{bank.entity}.{bank.scope}", "period": _instant(period)}
-    namespaces, facts = dict(NAMESPACES), []
-    for template, reported in indicators.items():
-        facts.append(
-            {"value": str(reported).lower(), "dimensions": {"concept": "fi:filed", **core, "fi:template": template}}
-        )
+    end = datetime.date.fromisoformat(period) + datetime.timedelta(days=1)  # OIM: midnight of the next day
+    core = {"entity": f"lei:{bank.entity}.{bank.scope}", "period": f"{end}T00:00:00"}
+    namespaces = dict(NAMESPACES)
+    facts: list[dict] = [
+        {"value": str(filed).lower(), "dimensions": {"concept": "fi:filed", **core, "fi:template": template}}
+        for template, filed in indicators
+    ]
     for table, rows in content:
         for cell, key, value in rows:
             members = dict(part.split("=") for part in cell.members.split())
             members |= {f"eba_dim_4.2:{name}": text for name, text in _key_columns(table, key).items()}
-            for name in (*members, *(member for member in members.values() if ":" in member)):
-                prefix = name.partition(":")[0]
-                namespaces[prefix] = _namespace(prefix)
-            fact: dict = {"value": _format_value(value)}
+            named = [*members, *members.values(), *([value] if cell.type == "enumeration" else ())]
+            for prefix in (name.partition(":")[0] for name in named if ":" in str(name)):
+                part = prefix.removeprefix("eba_dim_")
+                namespaces[prefix] = f"{DICTIONARY}/{'dom' if part == prefix else 'dim'}/{part.removeprefix('eba_')}"
+            fact: dict = {"value": str(value)}
             dimensions = {"concept": f"eba_met:{cell.metric}", **core, **members}
             if isinstance(value, Decimal):
                 fact["decimals"] = bank.decimals if cell.type == "monetary" else bank.ratio_decimals
                 if cell.type == "monetary":
                     dimensions["unit"] = f"iso4217:{bank.currency}"
-            elif cell.type == "enumeration":
-                namespaces[value.partition(":")[0]] = _namespace(value.partition(":")[0])
             fact["dimensions"] = dimensions
-            name = places.get((table.code, key or cell.row, cell.column))
-            if name:
+            if name := places.get((table.code, key or cell.row, cell.column)):
                 fact["links"] = {"footnote": {"_": [name]}}
             facts.append(fact)
     info = {
@@ -166,13 +139,11 @@ def _json_report(bank: Bank, period: str, content: Content, indicators: dict[str
         "namespaces": dict(sorted(namespaces.items())),
         "taxonomy": [content[0][0].entry_point.removesuffix(".json") + ".xsd"],
     }
-    if notes:
-        info |= {"linkTypes": {"footnote": FOOTNOTE}, "linkGroups": {"_": LINK}}
     by_id = {f"f{number}": fact for number, fact in enumerate(facts, start=1)}
     for number, note in enumerate(notes, start=1):
         dimensions = {"concept": "xbrl:note", "noteId": f"note{number}", "language": note.language or "en"}
         by_id[f"note{number}"] = {"value": note.text, "dimensions": dimensions}
-    return {"documentInfo": info, "facts": by_id}
+    return {"documentInfo": info | (FOOTNOTES if notes else {}), "facts": by_id}
 
 
 def _key_columns(table: Table, key: str) -> dict[str, str]:
@@ -180,25 +151,10 @@ def _key_columns(table: Table, key: str) -> dict[str, str]:
     return {name: key if name == "qINC" else "LEI" for name in table.keys}
 
 
-def _namespace(prefix: str) -> str:
-    if prefix.startswith("eba_dim"):
-        return f"http://www.eba.europa.eu/xbrl/crr/dict/dim/{prefix.removeprefix('eba_dim_')}"
-    return f"http://www.eba.europa.eu/xbrl/crr/dict/dom/{prefix.removeprefix('eba_')}"
-
-
-def _instant(period: str) -> str:
-    """The end of a day in OIM notation, which is midnight of the next day."""
-    return f"{datetime.date.fromisoformat(period) + datetime.timedelta(days=1)}T00:00:00"
-
-
-def _format_value(value: Decimal | str) -> str:
-    return value if isinstance(value, str) else f"{value:f}"
-
-
 def _json(document_type: str, **more: list[str]) -> str:
     return json.dumps({"documentInfo": {"documentType": document_type, **more}})
 
 
-def _csv(header: str, rows: Iterable[tuple]) -> str:
+def _csv(header: Sequence[str], rows: Iterable[tuple]) -> str:
     """CSV without quoting, because generated values contain no commas or quotes."""
-    return "\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n"
+    return "".join(",".join(map(str, row)) + "\n" for row in (header, *rows))

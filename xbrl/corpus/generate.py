@@ -83,18 +83,13 @@ class Made:
 
 
 def is_generated(directory: pathlib.Path, request: Request) -> bool:
-    """Whether `directory` has the corpus of this request.
-
-    Raises `UserError` if it exists with other content, or cannot be made because a parent is a file.
-    """
+    """Whether `directory` has the corpus of this request. Raises `UserError` if it has something else, or cannot be made."""
+    if any(parent.is_file() for parent in directory.parents):
+        raise UserError(f"{directory} cannot be made: a file is in its path; choose another --out.")
     if not directory.exists():
-        file = next((parent for parent in directory.parents if parent.exists() and not parent.is_dir()), None)
-        if file is not None:
-            raise UserError(f"{directory} cannot be made: {file} is a file, not a directory; choose another --out.")
         return False
-    card = directory / "dataset.json"
     try:
-        found = json.loads(card.read_text(encoding="utf-8"))
+        found = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not a corpus
         found = None
     if isinstance(found, dict) and found.get("arguments") == dataclasses.asdict(request):
@@ -118,11 +113,10 @@ def generate_corpus(
         made = list(in_parallel(functools.partial(make_unit, draft / "reports", request), units, processes, "banks"))
         filings = [filing for one in made for filing in one.filings]
         examples = [example for one in made for example in one.examples]
-        splits = group_by_split(
-            examples, [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples]
-        )
+        of_unit = [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples]
+        splits = group_by_split(examples, of_unit)
         write_register(draft / "register.csv", {one.bank.entity: one.bank.addressee for one in filings}.values())
-        write_findings(draft / "findings.csv", (finding for one in made for finding in one.findings))
+        write_findings(draft / "findings.csv", [finding for one in made for finding in one.findings])
         noted = [example for members in splits.values() for example in members if example["note"]]
         facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in noted]
         write_json_lines(draft / "note_facts.jsonl", facts)
@@ -180,18 +174,16 @@ def _units_of_split(request: Request, split: str, count: int) -> Iterator[Unit]:
     with_note = round(count * WITH_NOTE)
     earlier = (count - with_note) // 2 if request.profile == "full" else 0
     by_id = {note.id: note for note in hand_notes(split)}
-    pairs: list[HandNote] = []
     if split == "test":
         pairs = [note for note in by_id.values() if note.id < note.pair]
         pairs = rng.sample(pairs, with_note * len(pairs) // len(by_id))
         alone = [note for note in by_id.values() if not note.pair]
         uses = rng.sample(alone, with_note - 2 * len(pairs))
+        yield from (Unit(0, split, 1, note, by_id[note.pair]) for note in pairs)
     else:
         rounds = (rng.sample(sorted(by_id), len(by_id)) for _ in itertools.count())
         uses = [by_id[name] for name in itertools.islice(itertools.chain.from_iterable(rounds), with_note)]
     earlier = min(earlier, len(uses))
-    for note in pairs:
-        yield Unit(0, split, 1, note, by_id[note.pair])
     for place, note in enumerate(uses):
         yield Unit(0, split, 2 if place < earlier else 1, note)
     for _ in range(count - with_note - earlier):
@@ -204,8 +196,8 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
     Raises `RuntimeError` if a file gives a warning: our own files must read back without one.
     """
     profile, cells = PROFILES[request.profile], load_cells(BUILT_IN)
-    arguments = (request.seed, unit.index, unit.quarters, profile, unit.note, unit.pair)
-    filings = [unit.case.filing] if unit.case else make_filings(*arguments)
+    numbers = (request.seed, unit.index, unit.quarters)
+    filings = [unit.case.filing] if unit.case else make_filings(*numbers, profile, unit.note, unit.pair)
     made = Made(filings, [], [], [])
     chooses_json = random.Random(f"syntax {request.seed} {unit.index}").random() < JSON_SHARE
     syntax = "json" if filings[-1].note.id or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes
@@ -220,13 +212,10 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
         findings += quickstart.stated_findings(report, filing.note)
         findings = [dataclasses.replace(one, note=report.notes[0].id) for one in findings]
         earlier = [] if filing.pair else reports
-        example = make_example(
-            report, filing.bank.addressee, cells, profile, earlier, findings=findings, note=filing.note
-        )
-        if filing.pair:
-            example["pair"] = filing.pair
+        bank = filing.bank.addressee
+        example = make_example(report, bank, cells, profile, earlier, findings=findings, note=filing.note)
         reports.append(report)
-        made.examples.append(example)
+        made.examples.append(example | ({"pair": filing.pair} if filing.pair else {}))
         made.findings.extend(findings)
         made.files.extend(files)
     return made
@@ -234,16 +223,12 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
 
 def _note_uses(splits: dict[str, list[dict]]) -> dict[str, dict]:
     """Split -> how many notes it has, in how many reports, and how often the most frequent one."""
-    uses = {split: Counter(one["note"] for one in examples if one["note"]) for split, examples in splits.items()}
-    return {
-        split: {
-            "notes": len(counts),
-            "reports": counts.total(),
-            "most": max(counts.values(), default=0),
-            "without": len(splits[split]) - counts.total(),
-        }
-        for split, counts in uses.items()
-    }
+    found = {}
+    for split, examples in splits.items():
+        counts = Counter(one["note"] for one in examples if one["note"])
+        most, total = max(counts.values(), default=0), counts.total()
+        found[split] = {"notes": len(counts), "reports": total, "most": most, "without": len(examples) - total}
+    return found
 
 
 def _statements(filings: Iterable[Filing]) -> dict:

@@ -31,9 +31,8 @@ class HandNote:
     facts: tuple[NoteFact, ...]
     pair: str  # id of its minimal pair, or ""
     states: dict[str, Decimal] = field(default_factory=dict)  # what the text says of the report; EUR and ratios
-    clients: dict[str, Decimal | None] = field(
-        default_factory=dict
-    )  # rows of large exposures, with EUR if the text gives it
+    # rows of large exposures, with EUR if the text gives it
+    clients: dict[str, Decimal | None] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -60,12 +59,8 @@ class HandNote:
 
     def cells(self) -> list[CellKey]:
         """The figures that it is about; the row of an open table is the name of the client. Empty for "nothing"."""
-        found = {
-            "pledged": [BUFFER],
-            "waiver": [LCR],
-            "connected": [("C_28.00", name, "c350") for name in self.clients],
-        }
-        found |= dict.fromkeys(CAPITAL, [CET1])
+        found = {"pledged": [BUFFER], "waiver": [LCR], **dict.fromkeys(CAPITAL, [CET1])}
+        found["connected"] = [("C_28.00", name, "c350") for name in self.clients]
         return list(dict.fromkeys(cell for fact in self.facts for cell in found[fact.kind]))
 
 
@@ -78,28 +73,8 @@ def hand_notes(split: str) -> tuple[HandNote, ...]:
     return tuple(map(parse_note, (FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()))
 
 
-def agreement() -> dict[str, int]:
-    """How a second reader, who saw texts and dates alone, agrees with the notes: second_reading.jsonl, a tenth of all notes.
-
-    `applies`: notes of which both say the same kind, if any, that applies; `amount`: with the same amount; `all`: with the same
-    kinds and truths of all matters; `doubtful`: notes whose text does not decide everything, says the second reader.
-    """
-    first = {note.id: note for split in ("train", "validation", "test") for note in hand_notes(split)}
-    counts = {"notes": 0, "applies": 0, "amount": 0, "all": 0, "doubtful": 0}
-    for line in (FOLDER / "second_reading.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        one, two = first[row["id"]].facts, _facts(row["matters"])
-        applying = [{(fact.kind, fact.amount) for fact in facts if fact.applies} for facts in (one, two)]
-        every = [sorted((fact.kind, fact.applies) for fact in facts) for facts in (one, two)]
-        counts["notes"] += 1
-        counts["applies"] += {kind for kind, _ in applying[0]} == {kind for kind, _ in applying[1]}
-        counts["amount"] += applying[0] == applying[1]
-        counts["all"] += every[0] == every[1]
-        counts["doubtful"] += bool(row["doubt"])
-    return counts
-
-
-def _facts(matters: Iterable[dict]) -> tuple[NoteFact, ...]:
+def facts_of(matters: Iterable[dict]) -> tuple[NoteFact, ...]:
+    """The facts of a line, from its `matters`."""
     return tuple(
         NoteFact(
             kind=matter["kind"],
@@ -116,11 +91,10 @@ def _facts(matters: Iterable[dict]) -> tuple[NoteFact, ...]:
 def parse_note(line: str) -> HandNote:
     """A note from its line."""
     row = json.loads(line)
-    facts = _facts(row["matters"])
+    facts = facts_of(row["matters"])
     states = dict(row.get("states", {}))
-    clients = {
-        name: amount if amount is None else Decimal(amount) for name, amount in states.pop("exposures", {}).items()
-    }
+    rows = states.pop("exposures", {})
+    clients = {name: None if amount is None else Decimal(amount) for name, amount in rows.items()}
     grouped = {name for row_name in clients if GROUP in row_name for name in row_name.split(GROUP)}
     for fact in facts:
         if fact.kind == "connected":

@@ -21,14 +21,13 @@ from xbrl.corpus.banks import LEI_PREFIX, Bank, in_euro, lei, make_bank
 from xbrl.corpus.economics import Economics, draw_economics, draw_levels, in_round_amounts
 from xbrl.corpus.examples import Profile
 from xbrl.corpus.note_texts import GROUP, NO_NOTE, HandNote
-from xbrl.corpus.report_figures import Figures, Filing, draw_figures, leave_out, shorten, violated, violates
+from xbrl.corpus.report_figures import Figures, Filing, draw_figures, leave_out, shorten, violated
 from xbrl.read.filed_report import CellKey
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, TREA
 from xbrl.rules.rules import Rule, built_in_rules
 
 FIRST_PERIOD, QUARTERS = "2025-03-31", 6  # reference dates of reports without a note
-MAX_VIOLATIONS = 9  # rules; one ratio below its minimum misses up to three requirements
-MAX_OF_SHORT = 5
+MAX_VIOLATIONS, MAX_OF_SHORT = 9, 5  # rules; one ratio below its minimum misses up to three requirements
 CLEAN = 0.36  # probability of a report without planted problems
 PROBLEMS = (48, 36, 16)  # weights of one, two and three problems in the others
 PERSISTS = 0.5  # probability that the problems of a quarter were there in the quarter before
@@ -47,6 +46,7 @@ SIGN_FLIPS = (
     "FIN_PL",
     *(f"{tier}_{what}" for tier in ("CET1", "T1", "TC") for what in ("SURPLUS", "SIGN")),
 )
+STATED: dict[str, CellKey] = {"nsfr": ("C_84.00.a", "r0220", "c0040"), "leverage": ("C_47.00", "r0340", "c0010")}
 SHOWN_TWICE = {("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")}  # Tier 1 is one fact in two tables
 MAX_CHANGE = 2  # of a figure, as a multiple of it
 
@@ -65,21 +65,18 @@ def make_filings(
     notes have the same date, from a bank of the same name with another code.
     """
     filings: list[Filing] = []
-    following = None
-    note = note or NO_NOTE
-    bank = make_bank(seed, index)
-    bank = replace(bank, scope=random.Random(f"scope {seed} {index}").choice(("CON", "CON", "IND")))
+    following, note, name = None, note or NO_NOTE, f"{seed} {index}"
+    bank = replace(make_bank(seed, index), scope=random.Random(f"scope {name}").choice(("CON", "CON", "IND")))
     if profile.is_short:
         bank = replace(bank, decimals=-3, ratio_decimals=4)
     if note.id:
         bank = replace(in_euro(bank), scope="IND" if "waiver" in note.kinds else bank.scope)
     if pair:  # a floor that differs between the years would tell the two apart
         bank = replace(bank, uses_irb=False)
-    last = note.period or quarter_end(random.Random(f"period {seed} {index}").randrange(QUARTERS), FIRST_PERIOD)
+    last = note.period or quarter_end(random.Random(f"period {name}").randrange(QUARTERS), FIRST_PERIOD)
     for quarter in range(count):
         period = quarter_end(-quarter, last)
-        maker = _Maker(bank, period, f"{seed} {index}", profile, note if quarter == 0 else NO_NOTE)
-        filing, following = maker.draw(following)
+        filing, following = _draw_filing(bank, period, name, profile, NO_NOTE if quarter else note, following)
         filings.insert(0, filing)
     if pair:
         filings[-1] = replace(filings[-1], pair=note.id)
@@ -95,108 +92,94 @@ def quarter_end(quarter: int, start: str) -> str:
     return (next_day - datetime.timedelta(days=1)).isoformat()
 
 
-class _Maker:
-    """Draws the report of one bank for one date."""
-
-    def __init__(self, bank: Bank, period: str, seed: str, profile: Profile, note: HandNote) -> None:
-        self.bank, self.period, self.seed, self.profile, self.note = bank, period, seed, profile, note
-        self.rng = random.Random(f"filing {seed} {period} {note.id}")
-        self.crosses = self.rng.random() < 0.5
-        waived = any(fact.kind == "waiver" and fact.applies for fact in note.facts)
-        self.lcr_is_low = self.rng.random() < LOW_LCR[waived]  # of a note on a waiver
-        self.clean = self.rng.random() < CLEAN
-        self.tolerated = self.rng.random() < 0.35
-
-    def draw(self, following: Economics | None) -> tuple[Filing, Economics]:
-        """The report, and its amounts, which are `following` for the quarter before."""
-        rng = self.rng
-        persists = following is not None and rng.random() < PERSISTS
-        for attempt in itertools.count():
-            levels, errors = self._draw_problems(following.levels if following and persists else None)
-            if "waiver" in self.note.kinds and self.lcr_is_low:
-                levels = levels | {"lcr": "minimum"}
-            economics = draw_economics(
-                rng, self.bank, levels, self.note, self.crosses, following, exactly=attempt < EXACT_ATTEMPTS
-            )
-            if economics and self.profile.is_short:
-                economics = in_round_amounts(economics)
-            figures = economics and draw_figures(rng, self._of_bank("habit"), self.bank, economics, self.period)
-            if not economics or not figures:
-                continue
-            attached = self._attached(economics)
-            kept = self._kept(economics)
-            figures, unfiled = leave_out(rng, self._of_bank("modules"), figures, (*kept, *attached))
-            if self.profile.is_short:
-                figures, unfiled = shorten(rng, figures, (*kept, *attached)), ()
-            figures = self._plant(figures, errors, kept)
-            if figures is None:
-                continue
-            found = violated(self.bank, self.period, figures, self.profile.rules)
-            if {rule.id for rule in errors} <= found and len(found) <= (
-                MAX_OF_SHORT if self.profile.is_short else MAX_VIOLATIONS
-            ):
-                arguments = (self.bank, self.period, figures, unfiled, self.note, attached)
-                return Filing(*arguments, dropped=economics.dropped), economics
-        raise AssertionError("unreachable")
-
-    def _of_bank(self, what: str) -> random.Random:
-        return random.Random(f"{what} {self.seed}")
-
-    def _draw_problems(self, persisting: dict[str, str] | None) -> tuple[dict[str, str], list[Rule]]:
-        """(levels, filing errors) of a report. The levels are those that `persisting` names, if any."""
-        rng = self.rng
+def _draw_filing(
+    bank: Bank, period: str, name: str, profile: Profile, note: HandNote, following: Economics | None
+) -> tuple[Filing, Economics]:
+    """The report of a bank for one date, and its amounts, which are `following` for the quarter before."""
+    rng = random.Random(f"filing {name} {period} {note.id}")
+    crosses = rng.random() < 0.5
+    lcr_is_low = rng.random() < LOW_LCR[any(fact.kind == "waiver" and fact.applies for fact in note.facts)]
+    is_clean, is_tolerated = rng.random() < CLEAN, rng.random() < 0.35
+    persisting = following.levels if following and rng.random() < PERSISTS else None
+    for attempt in itertools.count():
         if persisting is not None:
-            return persisting, draw_errors(rng, rng.random() < self.profile.filing_errors / 2, self.profile.rules)
-        if self.clean:
-            return {}, []
-        problems = 1 + rng.choices(range(len(PROBLEMS)), PROBLEMS)[0]
-        error_count = sum(rng.random() < self.profile.filing_errors for _ in range(problems))
-        return draw_levels(rng, problems - error_count), draw_errors(rng, error_count, self.profile.rules)
-
-    def _kept(self, economics: Economics) -> list[CellKey]:
-        """The figures that the note speaks of: they are reported, and free of planted errors."""
-        codes = [one.code for one in economics.clients if one.name in self.note.clients]
-        kept: list[CellKey] = [("C_28.00", code, column) for code in codes for column in ("c330", "c350")]
-        kinds, states = self.note.kinds, {name.partition("_")[0] for name in self.note.states}
-        if kinds & {"pledged", "waiver"} or states & {"buffer", "outflow", "lcr"}:
-            kept += [BUFFER, OUTFLOW, LCR]
-        if kinds & {"own_shares", "profit"} or "cet1" in states:
-            kept += [CET1, TREA, *(("C_03.00", f"r{row:04}", "c0010") for row in (10, 130, 140, 150, 160, 170, 180))]
-            kept += [("C_01.00", row, "c0010") for row in ("r0010", "r0015")]
-        kept += [cell for name, cell in _STATED.items() if name in states]
-        return kept
-
-    def _attached(self, economics: Economics) -> tuple[CellKey, ...]:
-        """The figures that the note is attached to: those that it is about, or for "nothing" one at random."""
-        if not self.note.id:
-            return ()
-        codes = {one.name: one.code for one in economics.clients}
-        cells = [(table, codes.get(row, row), column) for table, row, column in self.note.cells()]
-        return tuple(cells) or (self.rng.choice((BUFFER, CET1, LCR)),)
-
-    def _plant(self, figures: Figures, errors: Sequence[Rule], kept: Sequence[CellKey]) -> Figures | None:
-        """The figures with the errors, and sometimes differences that are just within tolerance. None if one has no room."""
-
-        def check_for(rule: Rule):  # noqa: ANN202
-            return lambda changed: violates(self.bank, self.period, changed, rule)
-
-        free = {key: value for key, value in figures.items() if key not in kept}
-        if self.tolerated:
-            for rule in draw_errors(self.rng, 2, self.profile.rules):
-                if rule not in errors:
-                    figures = move_within_tolerance(self.rng, rule, figures, free, check_for(rule))
-        for rule in errors:
-            changed = plant_error(self.rng, rule, figures, free, check_for(rule))
-            if changed is None:
-                return None
-            figures = changed
-        return figures
+            levels = persisting
+            errors = draw_errors(rng, rng.random() < profile.filing_errors / 2, profile.rules)
+        else:
+            levels, errors = ({}, []) if is_clean else _draw_problems(rng, profile)
+        if "waiver" in note.kinds and lcr_is_low:
+            levels = levels | {"lcr": "minimum"}
+        economics = draw_economics(rng, bank, levels, note, crosses, following, exactly=attempt < EXACT_ATTEMPTS)
+        if economics and profile.is_short:
+            economics = in_round_amounts(economics)
+        figures = economics and draw_figures(rng, random.Random(f"habit {name}"), bank, economics, period)
+        if not economics or not figures:
+            continue
+        attached, kept = (), _kept(note, economics)
+        if note.id:
+            codes = {one.name: one.code for one in economics.clients}
+            cells = [(table, codes.get(row, row), column) for table, row, column in note.cells()]
+            attached = tuple(cells) or (rng.choice((BUFFER, CET1, LCR)),)  # of "nothing", one at random
+        figures, unfiled = leave_out(rng, random.Random(f"modules {name}"), figures, (*kept, *attached))
+        if profile.is_short:
+            figures, unfiled = shorten(rng, figures, (*kept, *attached)), ()
+        figures = _plant(rng, bank, period, figures, errors, kept, profile.rules, is_tolerated)
+        if figures is None:
+            continue
+        found = violated(bank, period, figures, profile.rules)
+        if {rule.id for rule in errors} <= found and len(found) <= (
+            MAX_OF_SHORT if profile.is_short else MAX_VIOLATIONS
+        ):
+            filing = Filing(bank, period, figures, unfiled, note, attached, dropped=economics.dropped)
+            return filing, economics
+    raise AssertionError("unreachable")
 
 
-_STATED: dict[str, CellKey] = {
-    "nsfr": ("C_84.00.a", "r0220", "c0040"),
-    "leverage": ("C_47.00", "r0340", "c0010"),
-}
+def _draw_problems(rng: random.Random, profile: Profile) -> tuple[dict[str, str], list[Rule]]:
+    """(levels, filing errors) of a report with planted problems."""
+    problems = 1 + rng.choices(range(len(PROBLEMS)), PROBLEMS)[0]
+    error_count = sum(rng.random() < profile.filing_errors for _ in range(problems))
+    return draw_levels(rng, problems - error_count), draw_errors(rng, error_count, profile.rules)
+
+
+def _kept(note: HandNote, economics: Economics) -> list[CellKey]:
+    """The figures that the note speaks of: they are reported, and free of planted errors."""
+    codes = [one.code for one in economics.clients if one.name in note.clients]
+    kept: list[CellKey] = [("C_28.00", code, column) for code in codes for column in ("c330", "c350")]
+    kinds, states = note.kinds, {name.partition("_")[0] for name in note.states}
+    if kinds & {"pledged", "waiver"} or states & {"buffer", "outflow", "lcr"}:
+        kept += [BUFFER, OUTFLOW, LCR]
+    if kinds & {"own_shares", "profit"} or "cet1" in states:
+        kept += [CET1, TREA, *(("C_03.00", f"r{row:04}", "c0010") for row in (10, 130, 140, 150, 160, 170, 180))]
+        kept += [("C_01.00", row, "c0010") for row in ("r0010", "r0015")]
+    return kept + [cell for name, cell in STATED.items() if name in states]
+
+
+def _plant(
+    rng: random.Random,
+    bank: Bank,
+    period: str,
+    figures: Figures,
+    errors: Sequence[Rule],
+    kept: Sequence[CellKey],
+    rules: Sequence[Rule],
+    is_tolerated: bool,
+) -> Figures | None:
+    """The figures with the errors, and sometimes differences that are just within tolerance. None if one has no room."""
+
+    def check_for(rule: Rule) -> Violates:
+        return lambda changed: bool(violated(bank, period, changed, [rule]))
+
+    free = {key: value for key, value in figures.items() if key not in kept}
+    for rule in draw_errors(rng, 2, rules) if is_tolerated else ():
+        if rule not in errors:
+            figures = move_within_tolerance(rng, rule, figures, free, check_for(rule))
+    for rule in errors:
+        changed = plant_error(rng, rule, figures, free, check_for(rule))
+        if changed is None:
+            return None
+        figures = changed
+    return figures
 
 
 def _twin(filing: Filing, note: HandNote) -> Filing:

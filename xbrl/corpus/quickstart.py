@@ -27,7 +27,7 @@ from xbrl.answers.checks import compared, short_legal
 from xbrl.corpus.banks import Bank, make_bank
 from xbrl.corpus.note_texts import FOLDER, HandNote
 from xbrl.corpus.report_figures import Figures, Filing
-from xbrl.read.filed_report import CellKey, Report
+from xbrl.read.filed_report import Report
 from xbrl.read.render import cell_name, format_figure
 from xbrl.rules.findings import Finding, note_rules
 from xbrl.rules.note_facts import LARGEST_SHARE, LCR, SHARE, NoteFact
@@ -78,13 +78,11 @@ class Case:
     def filing(self) -> Filing:
         """What the bank files: the ratios, and its note, attached to the figure that it explains."""
         figures: Figures = {LEVERAGE: self.leverage, LCR: self.lcr}
-        attached: CellKey = LCR
-        who: tuple[str, ...] = ()
-        if self.note.kind == "connected":
-            who, first = self.clients, (self.figure * 55).to_integral_value() / 100
-            cells = [("C_28.00", code, "c350") for code in who]
-            figures |= dict(zip(cells, (first, self.figure - first), strict=True))
-            attached = cells[0]
+        attached, who = LCR, self.clients if self.note.kind == "connected" else ()
+        if who:
+            first = (self.figure * 55).to_integral_value() / 100
+            attached, other = (("C_28.00", code, "c350") for code in who)
+            figures |= {attached: first, other: self.figure - first}
         text = self.note.text.format(a=self.clients[0], b=self.clients[1], figure=_percent(self.figure))
         fact = replace(self.note.facts[0], who=who, quote=decisive_words(text))
         note = replace(self.note, text=text, facts=(fact,), states={"figure": self.figure})
@@ -100,11 +98,9 @@ def decisive_words(note: str) -> str:
 def short_notes(kind: str, split: str) -> tuple[tuple[HandNote, HandNote], ...]:
     """The pairs of notes of a kind: the one that applies, and the one that does not."""
     sides: dict[bool, list[HandNote]] = {True: [], False: []}
-    for line in NOTES_FILE.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in map(json.loads, NOTES_FILE.read_text(encoding="utf-8").splitlines()):
         if (row["kind"], row["split"]) == (kind, split):
-            name = f"{row['pair']}-{'applies' if row['applies'] else 'not'}"
-            fact = NoteFact(kind, row["applies"], None)
+            name, fact = f"{row['pair']}-{'applies' if row['applies'] else 'not'}", NoteFact(kind, row["applies"], None)
             sides[fact.applies].append(HandNote(name, "en", "", row["text"], (fact,), row["pair"]))
     return tuple(zip(sides[True], sides[False], strict=True))
 
@@ -129,7 +125,7 @@ def _draw(rng: random.Random, seed: int, index: int, note: HandNote) -> Case:
     return Case(
         bank=make_bank(seed, index),
         period=rng.choice(PERIODS),
-        leverage=_draw_leverage(rng, rng.random() < 0.25),
+        leverage=Decimal(_draw_ratio(rng, rng.random() < 0.25, 30, 60)) / 1000,
         lcr=Decimal(rng.randint(112, 180)) / 100 if note.kind == "pledged" else _draw_lcr(rng, lcr_is_low),
         note=note,
         figure=_draw_figure(rng, note.kind, rng.random() < 0.6),
@@ -165,34 +161,31 @@ def _draw_of_pair(rng: random.Random, seed: int, index: int, turn: int) -> tuple
     applying, opposite = pairs[turn // len(KINDS) % len(pairs)]
     case = replace(_draw(rng, seed, index, applying), period=PERIODS[0])
     if kind == "waiver":
-        return replace(case, lcr=_draw_lcr(rng, low=True)), opposite
+        return replace(case, lcr=_draw_lcr(rng, is_low=True)), opposite
     is_within = kind == "pledged" and turn // len(KINDS) % 3 == 2  # the buffer is wrong, and the LCR still met
     return replace(case, figure=_draw_figure(rng, kind, missed=not is_within)), opposite
 
 
-def _draw_leverage(rng: random.Random, low: bool) -> Decimal:
-    """A leverage ratio in steps of 0.1%: 2% to 2.9%, or 3% to 3.9%, or (half of the sound ones) up to 6%."""
-    if low:
-        return Decimal(rng.randint(20, 29)) / 1000
-    return Decimal(rng.randint(30, 39) if rng.random() < 0.5 else rng.randint(40, 60)) / 1000
+def _draw_ratio(rng: random.Random, is_low: bool, limit: int, most: int) -> int:
+    """A ratio in steps, a decade of them below the limit, or a decade from it on, or (half of the sound ones) up to `most`."""
+    if is_low:
+        return rng.randint(limit - 10, limit - 1)
+    return rng.randint(limit, limit + 9) if rng.random() < 0.5 else rng.randint(limit + 10, most)
 
 
-def _draw_lcr(rng: random.Random, low: bool) -> Decimal:
-    """An LCR in steps of 1%: 90% to 99%, or 100% to 109%, or (half of the sound ones) up to 180%."""
-    if low:
-        return Decimal(rng.randint(90, 99)) / 100
-    return Decimal(rng.randint(100, 109) if rng.random() < 0.5 else rng.randint(110, 180)) / 100
+def _draw_lcr(rng: random.Random, is_low: bool) -> Decimal:
+    return Decimal(_draw_ratio(rng, is_low, 100, 180)) / 100
 
 
 def _draw_figure(rng: random.Random, kind: str, missed: bool) -> Decimal:
     """The figure of a note: 90% to 99% or 100% to 109%; of clients mostly 21% to 29%, where the second digit decides."""
     if kind == "pledged":
         return Decimal(rng.randint(90, 99) + (0 if missed else 10)) / 100
-    if kind == "connected":
-        near = rng.random() < 0.85
-        low, high = ((26, 29) if near else (30, 34)) if missed else ((21, 25) if near else (17, 20))
-        return Decimal(rng.randint(low, high)) / 100
-    return Decimal(0)
+    if kind == "waiver":
+        return Decimal(0)
+    near = rng.random() < 0.85
+    low, high = ((26, 29) if near else (30, 34)) if missed else ((21, 25) if near else (17, 20))
+    return Decimal(rng.randint(low, high)) / 100
 
 
 def stated_findings(report: Report, note: HandNote) -> list[Finding]:

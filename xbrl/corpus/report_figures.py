@@ -107,14 +107,21 @@ def draw_figures(
         return None
     floor = legal_parameters(int(period[:4])).get("output_floor", Decimal("0.5"))
     unfloored, standardised = _draw_floor(rng, bank_rng, bank, economics, floor)
+    leverage = {
+        "r0300": economics.exposure,
+        "r0320": economics.tier1,
+        "r0350": bank.leverage_pillar2 * economics.exposure,
+        "r0370": bank.buffers["g_sii"] / 2 * economics.exposure,
+    }
     fx = whole(_foreign_exchange(rng, bank_rng, bank) * (economics.tier1 + economics.t2))
     amounts = (
         _own_funds(bank_rng, economics)
         | _risk_exposure(bank_rng, bank, economics, unfloored, standardised, fx)
         | _buffers(bank_rng, bank, economics)
-        | _leverage_exposure(bank, economics)
+        | _column("C_47.00", leverage)
         | _liquidity(bank_rng, economics)
-        | _stable_funding(economics)
+        | _column("C_84.00.c", {"r0010": economics.required_funding}, "c0020")
+        | _column("C_84.00.d", {"r0120": economics.available_funding}, "c0030")
         | _balance(bank_rng, rng, economics)
     )
     figures: Figures = {key: rounded(amount, bank.decimals) for key, amount in _parts(bank_rng, amounts).items()}
@@ -166,15 +173,9 @@ def shorten(rng: random.Random, figures: Figures, kept: Iterable[CellKey]) -> Fi
 
 
 def short_rules() -> tuple[Rule, ...]:
-    """The rules that the figures of a short report decide."""
-    return tuple(
-        rule
-        for rule in built_in_rules()
-        if set(rule.cells) <= SHORT_CELLS | _OPTIONAL and rule.absent_cell == "unknown"
-    )
-
-
-_OPTIONAL = {("C_27.00", "*", "c070"), ("C_26.00", "r030", "c010")}  # a short report has no exposures to institutions
+    """The rules that the figures of a short report decide. It has no exposures to institutions."""
+    shown = SHORT_CELLS | {("C_27.00", "*", "c070"), ("C_26.00", "r030", "c010")}
+    return tuple(one for one in built_in_rules() if set(one.cells) <= shown and one.absent_cell == "unknown")
 
 
 def _draw_floor(
@@ -202,9 +203,8 @@ def _foreign_exchange(rng: random.Random, bank_rng: random.Random, bank: Bank) -
     if bank_rng.random() >= (0.8 if _trades(bank) else 0.45):
         return Decimal(0)
     position = share(bank_rng, 12, 90)
-    return Decimal("0.08") * (
-        Decimal("0.02") + Decimal(rng.randint(-15, 15)) / 100_000 if rng.random() < NEAR else position
-    )
+    near = Decimal("0.02") + Decimal(rng.randint(-15, 15)) / 100_000 if rng.random() < NEAR else None
+    return Decimal("0.08") * (near or position)
 
 
 def _trades(bank: Bank) -> bool:
@@ -335,17 +335,6 @@ def _buffers(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amoun
     return _column("C_04.00", rows)
 
 
-def _leverage_exposure(bank: Bank, economics: Economics) -> Amounts:
-    """C 47.00: the exposure measure, Tier 1 capital, and requirements as amounts."""
-    rows = {
-        "r0300": economics.exposure,
-        "r0320": economics.tier1,
-        "r0350": bank.leverage_pillar2 * economics.exposure,
-        "r0370": bank.buffers["g_sii"] / 2 * economics.exposure,
-    }
-    return _column("C_47.00", rows)
-
-
 def _liquidity(bank_rng: random.Random, economics: Economics) -> Amounts:
     """C 76.00.a: the liquidity buffer by level, and outflows minus capped inflows."""
     buffer, net = economics.liquid_assets, economics.net_outflow
@@ -381,24 +370,11 @@ def _liquidity(bank_rng: random.Random, economics: Economics) -> Amounts:
     return _column("C_76.00.a", rows)
 
 
-def _stable_funding(economics: Economics) -> Amounts:
-    """C 84.00: total required (.c) and total available funding (.d)."""
-    return {
-        ("C_84.00.c", "r0010", "c0020"): economics.required_funding,
-        ("C_84.00.d", "r0120", "c0030"): economics.available_funding,
-    }
-
-
 def _exposures(bank_rng: random.Random, bank: Bank, economics: Economics) -> Figures:
     """C 26.00: the limits. C 27.00 and C 28.00: one open row per counterparty, with its code as the row key."""
     tier1, limit = economics.tier1, economics.institution_limit
-    figures: Figures = {
-        ("C_26.00", "r010", "c010"): rounded(EXPOSURE_LIMIT * tier1, bank.decimals),
-        ("C_26.00", "r020", "c010"): rounded(limit * tier1, bank.decimals),
-        ("C_26.00", "r040", "c010"): rounded(
-            G_SII_LIMIT * tier1 if bank.buffers["g_sii"] else Decimal(0), bank.decimals
-        ),
-    }
+    limits = {"r010": EXPOSURE_LIMIT, "r020": limit, "r040": G_SII_LIMIT if bank.buffers["g_sii"] else Decimal(0)}
+    figures: Figures = {("C_26.00", row, "c010"): rounded(one * tier1, bank.decimals) for row, one in limits.items()}
     if limit > EXPOSURE_LIMIT:
         figures["C_26.00", "r030", "c010"] = rounded(limit, bank.ratio_decimals)
     detailed = bank_rng.random() < 0.3
@@ -470,19 +446,14 @@ def share(rng: random.Random, low: int, high: int) -> Decimal:
     return Decimal(rng.randint(low * 10, high * 10)) / 10_000
 
 
-def violated(bank: Bank, period: str, figures: Figures, rules: Iterable[Rule] | None = None) -> set[str]:
-    """The ids of the rules that figures violate before they are written: the generator accepts or rejects a report by them.
+def violated(bank: Bank, period: str, figures: Figures, rules: Iterable[Rule]) -> set[str]:
+    """The ids of those of `rules` that figures violate before they are written: the generator accepts a report by them.
 
     The labels of the examples do not come from here but from the files that were written and read back.
     """
-    return {result.rule_id for result in violations(evaluate(as_report(bank, period, figures, figures), rules))}
-
-
-def violates(bank: Bank, period: str, figures: Figures, rule: Rule) -> bool:
-    """Whether figures violate one rule; only the cells that it reads become facts."""
-    open_tables = {table for table, row, _ in rule.cells if row == "*"}
-    read = {key: value for key, value in figures.items() if key in rule.cells or key[0] in open_tables}
-    return bool(violations(evaluate(as_report(bank, period, read, figures), [rule])))
+    cells = {cell for rule in rules for cell in rule.cells}
+    read = {key: value for key, value in figures.items() if key in cells or (key[0], "*", key[2]) in cells}
+    return {result.rule_id for result in violations(evaluate(as_report(bank, period, read, figures), rules))}
 
 
 def as_report(bank: Bank, period: str, read: Figures, figures: Figures) -> Report:
@@ -493,9 +464,8 @@ def as_report(bank: Bank, period: str, read: Figures, figures: Figures) -> Repor
         if isinstance(value, Decimal):
             is_ratio = int(value.as_tuple().exponent) < 0
             unit, decimals = ("xbrli:pure", bank.ratio_decimals) if is_ratio else (bank.currency, bank.decimals)
-        keys, place = {}, (table, row, column)
-        if not re.fullmatch(r"r\d+", row):  # the key of a row in an open table
-            keys, place = {"qINC": row}, (table, "*", column)
+        is_open = not re.fullmatch(r"r\d+", row)  # the row is the key of an open table
+        keys, place = ({"qINC": row}, (table, "*", column)) if is_open else ({}, (table, row, column))
         facts.append(Fact("", value, unit, decimals, bank.entity, period, keys, place))
     indicators = {template_of(table): True for table, _, _ in figures}
     return Report(pathlib.Path(), "", bank.entity, period, bank.currency, indicators, tuple(facts), ())

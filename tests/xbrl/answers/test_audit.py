@@ -3,14 +3,13 @@
 import pytest
 
 from xbrl.answers.audit import (
+    CHANGES,
     audit,
     audit_table,
     in_markdown,
     invented_rule,
     negated,
     other_words,
-    turned_round,
-    without_proof,
     wrong_articles,
     wrong_cells,
     wrong_figures,
@@ -101,8 +100,9 @@ def test_the_wrong_answers_are_wrong_as_they_say():
     )
     assert other_words(ANSWER).splitlines()[3] == LINE
     assert in_markdown(ANSWER).splitlines()[2:6] == ["**Note:**", f"1. {FACT}", "**Violations:**", f"3. {LINE}"]
-    assert turned_round(ANSWER).splitlines()[1] == FACT.replace("does not apply", "applies")
-    assert without_proof(ANSWER).splitlines()[1] != FACT and "- You need not: Submit" in negated(ANSWER)
+    assert CHANGES["notes turned round"](ANSWER).splitlines()[1] == FACT.replace("does not apply", "applies")
+    assert CHANGES["notes without proof"](ANSWER).splitlines()[1] != FACT
+    assert "- You need not: Submit" in negated(ANSWER)
     checks = "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nNSFR 110% >= 100%: met\nDirective:\nx"
     assert wrong_cells(checks).splitlines()[1].startswith("Other LCR 93%")
     assert invented_rule(checks).splitlines()[3] == "An oddity 1% min 2%: INVENTED_RULE, CRR Art. 1"

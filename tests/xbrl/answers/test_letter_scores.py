@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from xbrl.answers.answer_reader import parse_answer
-from xbrl.answers.letter_scores import deadlines, demands, score_letters, score_measures, statements, taken_back
+from xbrl.answers.letter_scores import deadlines, demands, score_letters, score_measures, statements
 
 ANSWER = "Violations:\nLCR_MIN | C 76.00.a r0030 c0010 | 93.1% | min 100% | CRR Art. 412(1)\nDirective:\nUnder Article 414 CRR."
 TRUTH = parse_answer(ANSWER)
@@ -40,9 +40,6 @@ def test_statements_are_supported_by_the_report_the_finding_or_the_reference():
         "articles": {"supported": 0, "n": 1},
     }
     assert scores["supported"] == pytest.approx(1 / 5)
-
-
-def test_a_letter_that_states_nothing_is_not_scored():
     assert score_letters([example()], [TRUTH], [""])["supported"] is None
 
 
@@ -124,7 +121,3 @@ def test_a_measure_that_is_negated_deferred_or_recommended_is_not_demanded(lette
 )
 def test_other_sentences_take_nothing_back(letter):
     assert score_measures([{"measures": REQUIRED}], [letter])["right"] == 1
-
-
-def test_the_words_that_take_back_are_those_of_the_desk():
-    assert taken_back("This is a Recommendation.") == "Recommendation" and taken_back("We order.") == ""

@@ -9,7 +9,6 @@ from xbrl.answers.scores import (
     check_scored_fields,
     decided_by_notes,
     labels_of,
-    micro_f1,
     note_f1,
     pairs_right,
     score_answers,
@@ -43,15 +42,8 @@ def test_scores_of_rules_and_letters_with_their_baselines():
     assert violations["unparsable"] == {"n": 1, "share": pytest.approx(1 / 3)}
     assert violations["exact"] == pytest.approx(2 / 3)
     f1 = {name: scores["f1"] for name, scores in violations["baselines"].items()}
-    assert f1 == pytest.approx(
-        {
-            "always clean": 0,
-            "flag everything": 0.4,
-            "most frequent violation": 0.4,
-            "character n-grams": 0,
-            "thresholds": 0,
-        }
-    )  # three reports are too few to learn from
+    expected = {"always clean": 0, "flag everything": 0.4, "most frequent violation": 0.4}
+    assert f1 == pytest.approx(expected | {"character n-grams": 0, "thresholds": 0})  # too few reports to learn from
     everything = violations["baselines"]["flag everything"]  # LCR_MIN for all three; it is in one, of two violations
     assert (everything["precision"], everything["recall"]) == (pytest.approx(1 / 3), 0.5)
     assert violations["baselines_fitted_on"] == "3 training examples"
@@ -62,13 +54,10 @@ def test_scores_of_rules_and_letters_with_their_baselines():
     assert [answer["predicted"] for answer in result["answers"]] == [["LCR_MIN"], None, []]
     assert [answer["true"] for answer in result["answers"]] == [["LCR_MIN"], ["NSFR_MIN"], []]
     assert result["notes"] is None  # no answer of the data has the section `Note:`
-
-
-def test_baselines_without_a_training_split():
-    violations = score_answers(EXAMPLES, [CLEAN] * 3, "test.jsonl", None)["violations"]
-    assert set(violations["baselines"]) == {"always clean", "flag everything"}
-    assert violations["baselines"]["flag everything"]["f1"] == pytest.approx(2 * 2 / (6 + 2))
-    assert violations["baselines_fitted_on"] == "the evaluated file itself"
+    alone = score_answers(EXAMPLES, [CLEAN] * 3, "test.jsonl", None)["violations"]
+    assert set(alone["baselines"]) == {"always clean", "flag everything"}
+    assert alone["baselines"]["flag everything"]["f1"] == pytest.approx(2 * 2 / (6 + 2))
+    assert alone["baselines_fitted_on"] == "the evaluated file itself"
 
 
 def test_another_task_is_scored_by_its_whole_answers():
@@ -92,14 +81,8 @@ def test_verdicts_that_contradict_their_own_figures_are_counted():
 
 def test_the_facts_of_notes_are_scored_where_the_answers_of_the_data_state_them():
     note = 'Note:\nwaiver | applies | - | - | 2026-01-01 | "waived since January"\n'
-    fact = {
-        "kind": "waiver",
-        "applies": True,
-        "amount": None,
-        "who": [],
-        "since": "2026-01-01",
-        "quote": "waived since January",
-    }
+    fact = {"kind": "waiver", "applies": True, "amount": None, "who": [], "since": "2026-01-01"}
+    fact["quote"] = "waived since January"
     one = example(note + CLEAN, note_facts=[fact], violations=[])
     one["messages"][0]["content"] = "LCR 90%\nNote: The LCR is waived since January."
     said = [note + CLEAN, note.replace("applies", "does not apply") + "and so on\n" + CLEAN]
@@ -108,12 +91,9 @@ def test_the_facts_of_notes_are_scored_where_the_answers_of_the_data_state_them(
     assert result["violations"]["void_lines"] == 1 and result["violations"]["exact"] == 1
 
 
-def test_micro_f1_counts_pairs_of_report_and_rule():
-    assert micro_f1([("A",), ("A", "B")], [("A",), ("C",)]) == {"precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5}
-
-
 def test_micro_scores_count_report_rule_pairs():
     true = [("LCR_MIN", "CET1_MIN"), ("LCR_MIN",), (), ("NSFR_MIN",)]
+    assert labels_of(Answer(("LCR_MIN",), "", (), void=2)) == ("LCR_MIN", UNREADABLE)
     answers = [("LCR_MIN",), ("LCR_MIN", "CET1_MIN"), ("MADE_UP",), labels_of(None)]
     scores = score_violations(true, answers)
     # 2 true positives; 5 predicted (the invented rule counts, and the answer that is none), 4 true.
@@ -123,15 +103,7 @@ def test_micro_scores_count_report_rule_pairs():
     assert scores["exact"] == 0.0
     lcr = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "n_true": 2, "n_predicted": 2}
     assert scores["per_rule"]["LCR_MIN"] == lcr
-    assert scores["per_rule"]["CET1_MIN"]["recall"] == 0.0
-    assert scores["per_rule"]["CET1_MIN"]["n_predicted"] == 1
-    assert scores["per_rule"]["MADE_UP"]["n_true"] == 0
-    assert scores["per_rule"]["NSFR_MIN"]["n_predicted"] == 0
-
-
-def test_micro_is_not_the_mean_over_rules():
-    scores = score_violations([("A_1",)] * 9 + [("B_2",)], [("A_1",)] * 9 + [()])
-    assert scores["micro"]["f1"] == pytest.approx(2 * 9 / (9 + 10))  # macro would be 0.5
+    assert (scores["per_rule"]["CET1_MIN"]["recall"], scores["per_rule"]["MADE_UP"]["n_true"]) == (0, 0)
 
 
 def test_garbage_on_a_clean_report_costs():
@@ -141,11 +113,6 @@ def test_garbage_on_a_clean_report_costs():
     assert scores["per_rule"][UNREADABLE]["n_predicted"] == 1 and scores["macro_f1"] == 1
     clean = score_violations([(), ()], [(), ()])
     assert clean["exact"] == 1 and clean["micro"]["f1"] == 0 and clean["per_rule"] == {}
-
-
-def test_a_void_line_costs_and_the_others_count():
-    assert labels_of(Answer(("LCR_MIN",), "", (), void=2)) == ("LCR_MIN", UNREADABLE)
-    assert labels_of(Answer(("LCR_MIN",), "")) == ("LCR_MIN",)
 
 
 def test_the_field_violations_overrides_the_text():
@@ -256,11 +223,6 @@ def test_checks_that_are_met_are_no_findings_and_lifting_is_one():
     assert score_facts([true], [unlifted])["recall"] == 0.5
 
 
-def test_nothing_is_named():
-    scores = score_facts([answer(LCR)], [None])
-    assert scores["f1"] == 0 and scores["right"] == dict.fromkeys(("where", "value", "limit", "legal"), 0.0)
-
-
 GOOD = {
     "id": "a",
     "messages": [{"role": "user", "content": "LCR"}, {"role": "assistant", "content": CLEAN}],
@@ -286,14 +248,18 @@ def test_a_right_example_passes():
         ("violations", [1], r"`violations` must be a list of ids of rules, not \[1\]"),
         ("violations", None, r"`violations` must be a list of ids of rules, not None"),
         ("engine", {"LCR_MIN": 1}, r"`engine` must be a list of ids"),
-        ("measures", "capital", r"`measures` must be a list of objects, not 'capital'"),
+        ("measures", "capital", r"`measures` must be a list of objects .* `deadline_days`, not 'capital'"),
         ("measures", ["capital"], r"`measures` must be a list of objects"),
-        ("measures", [{"deadline_days": 3}], r"a measure has the `subject` None; it must be a text"),
-        ("measures", [{"subject": "capital"}], r"the measure on capital has the `deadline_days` None; it must be"),
-        ("measures", [{"subject": "capital", "deadline_days": -3}], r"`deadline_days` -3; it must be a whole number"),
-        ("measures", [{"subject": "capital", "deadline_days": True}], r"`deadline_days` True; it must be"),
-        ("measures", [{"subject": "capital", "deadline_days": "10"}], r"`deadline_days` '10'; it must be"),
-        ("findings", "x" * 99, r"`findings` must be a list of objects, not 'x{56}\.\.\."),
+        ("measures", [{"deadline_days": 3}], r"`measures` must be a list of objects with a text as `subject`"),
+        *(
+            (
+                "measures",
+                [{"subject": "capital", "deadline_days": days}],
+                r"a whole number, 0 or more, as `deadline_days`",
+            )
+            for days in (None, -3, True, "10")
+        ),
+        ("findings", "x" * 99, r"`findings` must be a list of objects, not 'x{59}"),
         ("kind", ["pledged"], r"`kind` must be a text"),
         ("bank", {}, r"`bank` must be a text"),
         ("note_facts", [{"kind": "gift"}], r"`note_facts` must be a list of objects with kind, applies, amount"),

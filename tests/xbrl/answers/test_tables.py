@@ -69,52 +69,38 @@ RESULT = {
 
 
 def test_the_table_has_every_figure_with_its_n():
-    text = table(RESULT)
-    n = "3 violations in 2 reports"
-    assert cells(text, "violations F1") == [
-        "violations F1 (micro)",
-        "0.600",
-        "0.000 to 0.658",
-        n,
-    ]  # Wilson: the answers' F1 is 0
-    assert cells(text, "baseline: engine + note words") == ["baseline: engine + note words", "0.410", n]
-    assert cells(text, "unparsable") == ["unparsable answers", "50.0%", "2 reports"]
-    assert cells(text, "directive ROUGE-L") == ["directive ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 directives"]
-    assert cells(text, "F1, mean over rules") == ["F1, mean over rules (macro)", "0.400", "1 rules, true or predicted"]
-    assert cells(text, "void lines") == ["void lines in other answers", "3", "2 reports"]
-    assert cells(text, "verdicts that contradict")[1:] == ["4", "30 lines"]
-    assert cells(text, "true lines")[1:] == ["2", "left out of the facts"]
-    assert cells(text, "F1, notes: pledged") == [
-        "F1, notes: pledged",
-        "0.250",
-        "4 reports, 75.0% right, of what notes decide 0.500",
-    ]
+    text, n = table(RESULT), "3 violations in 2 reports"
+    for name, *rest in (
+        ("violations F1 (micro)", "0.600", "0.000 to 0.658", n),  # Wilson: the answers' F1 is 0
+        ("baseline: engine + note words", "0.410", n),
+        ("unparsable answers", "50.0%", "2 reports"),
+        ("directive ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 directives"),
+        ("F1, mean over rules (macro)", "0.400", "1 rules, true or predicted"),
+        ("void lines in other answers", "3", "2 reports"),
+        ("verdicts that contradict their own figures", "4", "30 lines"),
+        ("true lines that cannot be read", "2", "left out of the facts"),
+        ("F1, notes: pledged", "0.250", "4 reports, 75.0% right, of what notes decide 0.500"),
+        ("facts of notes, F1: kind and applies", "0.800", "5 facts, 4 stated"),
+        ("quote right", "12.5%", "3 facts whose kind is named"),
+        ("de", "0.300", "1 facts, all right 0.000"),
+        ("notes of minimal pairs right", "25.0%", "4 pairs"),
+        ("minimal pairs right", "50.0%", "2 pairs"),
+        ("facts F1: all of a finding right", "0.300", "5 findings"),
+        ("article right", "25.0%", "4 findings whose rule is named, of 5"),
+        ("letters: statements with support", "80.0%", "10 figures, dates and articles"),
+        ("letters: measures demanded in time", "50.0%", "4 measures"),
+        ("validation loss (nats/token)", "1.234", "1,234 response tokens"),
+        ("answers cut short", "1", "at 80 tokens (as given)"),
+        ("LCR_MIN", "1.000", "0.250", "0.400", "4", "1"),
+    ):
+        assert cells(text, name) == [name, *rest]
     assert cells(text, "what notes decide")[:2] == ["what notes decide: F1 of these rules", "0.450"]
-    assert cells(text, "facts of notes") == ["facts of notes, F1: kind and applies", "0.800", "5 facts, 4 stated"]
-    assert cells(text, "quote right") == ["quote right", "12.5%", "3 facts whose kind is named"]
-    assert cells(text, "de") == ["de", "0.300", "1 facts, all right 0.000"]
-    assert cells(text, "notes of minimal pairs") == ["notes of minimal pairs right", "25.0%", "4 pairs"]
     lines = [line.split() for line in text.splitlines() if "engine + note words" in line]
     assert [line[5] for line in lines] == ["0.410", "0.125", "0.550"]
-    assert cells(text, "minimal pairs") == ["minimal pairs right", "50.0%", "2 pairs"]
-    assert cells(text, "facts F1") == ["facts F1: all of a finding right", "0.300", "5 findings"]
-    assert cells(text, "article right") == ["article right", "25.0%", "4 findings whose rule is named, of 5"]
-    assert cells(text, "letters: statements") == [
-        *("letters: statements with support", "80.0%", "10 figures, dates and articles"),
-    ]
     assert "dates" not in [line.split("  ")[0].strip() for line in text.splitlines()]  # none is stated
-    assert cells(text, "letters: measures") == ["letters: measures demanded in time", "50.0%", "4 measures"]
-    assert cells(text, "validation loss") == ["validation loss (nats/token)", "1.234", "1,234 response tokens"]
-    assert cells(text, "answers cut short") == ["answers cut short", "1", "at 80 tokens (as given)"]
-    assert cells(text, "LCR_MIN") == ["LCR_MIN", "1.000", "0.250", "0.400", "4", "1"]
-    assert "fitted on 9 training examples" in text
-    assert "general" not in text
-
-
-def test_columns_are_aligned():
-    lines = [line for line in table(RESULT).splitlines() if line.endswith(" reports")]
-    assert len(lines) > 3
-    assert len({line.index(line.split("  ")[-1].strip(), 40) for line in lines}) == 1
+    assert "fitted on 9 training examples" in text and "general" not in text
+    lines = [line for line in text.splitlines() if line.endswith(" reports")]
+    assert len(lines) > 3 and len({line.index(line.split("  ")[-1].strip(), 40) for line in lines}) == 1
 
 
 def test_compare_shows_both_results_and_the_change():

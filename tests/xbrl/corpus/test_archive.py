@@ -3,13 +3,12 @@
 import csv
 import json
 import pathlib
-import subprocess
-import sys
 import zipfile
 
 import pytest
 
 from common.errors import UserError
+from tests.processes import run_python
 from xbrl.corpus.archive import find_letters, match_letters, read_pairs, read_reports
 from xbrl.corpus.examples import FULL
 from xbrl.corpus.filing import write_reports
@@ -17,7 +16,6 @@ from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.folder import find_reports, is_named_after
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"
 CASES = [(A, "2026-03-31"), (A, "2026-06-30"), (B, "2026-03-31")]
 NAMES = {A: "Nordhaven Bank", B: "Nordhaven Bank of Commerce"}
@@ -119,17 +117,8 @@ def archive(tmp_path_factory):
 
 
 def run(folder, out, *more):
-    command = [
-        sys.executable,
-        "scripts/regulator.py",
-        "examples",
-        "--reports",
-        folder / "reports",
-        "--letters",
-        folder / "letters",
-    ]
-    command += ["--register", folder / "register.csv", "--out", out, "--processes", "1", *more]
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    places = ("--reports", folder / "reports", "--letters", folder / "letters", "--register", folder / "register.csv")
+    return run_python("scripts/regulator.py", "examples", *places, "--out", out, "--processes", "1", *more)
 
 
 def test_an_archive_becomes_examples(archive, tmp_path):

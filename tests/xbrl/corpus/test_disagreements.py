@@ -5,8 +5,8 @@ from decimal import Decimal
 
 import pytest
 
-from xbrl.answers.statements import Citation, find_citations, find_percentages, sentences
-from xbrl.corpus.archive import find_disagreements
+from xbrl.answers.statements import articles, sentences
+from xbrl.corpus.archive import PERCENTAGE, covers, find_disagreements
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import FULL, letter_of, make_example, read_filing
 from xbrl.corpus.filing import write_reports
@@ -21,36 +21,36 @@ CELLS = load_cells(BUILT_IN)
 @pytest.mark.parametrize(
     ("text", "cited"),
     [
-        ("CRR Art. 92(1)(a)", ["CRR Art. 92(1)(a)"]),
-        ("Article 92(1), point (a), of the CRR", ["CRR Art. 92(1)(a)"]),
-        ("Article 412(1) of Regulation (EU) No 575/2013", ["CRR Art. 412(1)"]),
-        ("Articles 414 and 428b(3) CRR and Article 430 CRR", ["CRR Art. 414", "CRR Art. 428b(3)", "CRR Art. 430"]),
-        ("CRD Art. 104(1)(a), 104a(4)", ["CRD Art. 104(1)(a)", "CRD Art. 104a(4)"]),
-        ("Articles 141 to 142 CRD", ["CRD Art. 141", "CRD Art. 142"]),
-        ("CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)", ["2015/61 Art. 4(2)", "CRR Art. 412(1)"]),
-        ("Article 7(2) of Commission Delegated Regulation (EU) 2015/61", ["2015/61 Art. 7(2)"]),
-        ("Artikel 92 Absatz 1 Buchstabe a der Verordnung (EU) Nr. 575/2013", ["CRR Art. 92(1)(a)"]),
-        ("Art. 412 Abs. 1 CRR und Art. 104 der Richtlinie 2013/36/EU", ["CRD Art. 104", "CRR Art. 412(1)"]),
-        ("as Article 395(1) demands", ["Art. 395(1)"]),
+        ("CRR Art. 92(1)(a)", ["CRR 92(1)(a)"]),
+        ("Article 92(1), point (a), of the CRR", ["CRR 92(1)(a)"]),
+        ("Article 412(1) of Regulation (EU) No 575/2013", ["CRR 412(1)"]),
+        ("Articles 414 and 428b(3) CRR and Article 430 CRR", ["CRR 414", "CRR 428b(3)", "CRR 430"]),
+        ("CRD Art. 104(1)(a), 104a(4)", ["CRD 104(1)(a)", "CRD 104a(4)"]),
+        ("Articles 141 to 142 CRD", ["CRD 141", "CRD 142"]),
+        ("CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)", ["2015/61 4(2)", "CRR 412(1)"]),
+        ("Article 7(2) of Commission Delegated Regulation (EU) 2015/61", ["2015/61 7(2)"]),
+        ("Artikel 92 Absatz 1 Buchstabe a der Verordnung (EU) Nr. 575/2013", ["CRR 92(1)(a)"]),
+        ("Art. 412 Abs. 1 CRR und Art. 104 der Richtlinie 2013/36/EU", ["CRD 104", "CRR 412(1)"]),
+        ("as Article 395(1) demands", ["395(1)"]),
         ("ITS (EU) 2024/3117 Annex I", ["2024/3117 Annex I"]),
         ("the articles of association, 3 articles", []),
-        ("Article " + "1, " * 20_000, ["Art. 1"]),
+        ("Article " + "1, " * 20_000, ["1"]),
     ],
 )
 def test_citations(text, cited) -> None:
-    assert [str(citation) for citation in find_citations(text)] == cited
+    assert sorted(f"{act} {number}".strip() for act, number in articles(text)) == cited
 
 
 def test_a_citation_covers_what_it_does_not_contradict() -> None:
-    article = Citation("CRR", "92", ("1", "a"))
-    assert article.covers(Citation("CRR", "92")) and article.covers(Citation("", "92", ("1",)))
-    assert not article.covers(Citation("CRR", "92", ("1", "b")))
-    assert not article.covers(Citation("CRD", "92")) and not article.covers(Citation("CRR", "92a"))
+    article = ("CRR", "92(1)(a)")
+    assert covers(article, ("CRR", "92")) and covers(article, ("", "92(1)"))
+    assert not covers(article, ("CRR", "92(1)(b)"))
+    assert not covers(article, ("CRD", "92")) and not covers(article, ("CRR", "92a"))
 
 
 def test_percentages_and_sentences() -> None:
     text = "The LCR is 93% (CRR Art. 412(1)). It fell by 7,5 percentage points, i.e. 2.25 per cent. Quote: 4,5 Prozent, 3 Prozentpunkte."
-    assert list(find_percentages(text)) == [(Decimal(93), 0), (Decimal("2.25"), 2), (Decimal("4.5"), 1)]
+    assert PERCENTAGE.findall(text) == ["93", "2.25", "4,5"]
     assert sentences("Under Art. 92 we act. You shall:\n- file; Stop at 4.5% now.") == [
         "Under Art. 92 we act.",
         "You shall:",

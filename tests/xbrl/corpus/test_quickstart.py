@@ -3,12 +3,13 @@
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
 
 from common.errors import UserError
-from xbrl.corpus.generate import Request, generate_corpus, split_counts
+from xbrl.corpus.generate import Request, generate_corpus, is_generated, split_counts
 from xbrl.corpus.quickstart import KINDS, NOTES_FILE, SUBJECTS, decisive_words
 from xbrl.rules.law_check import judge
 
@@ -83,11 +84,8 @@ def test_answers_repeat_the_note_and_compare_as_it_is(corpus) -> None:
         heading, leverage, lcr, stated, *more = lines.splitlines()
         assert heading == "Checks:" and leverage.startswith("Leverage ratio ") and lcr.startswith("LCR ")
         (fact,), note = example["note_facts"], note_in(report)
-        assert (fact["kind"], fact["applies"], fact["quote"]) == (
-            note["kind"],
-            note["applies"],
-            decisive_words(report.partition("Note: ")[2]),
-        )
+        words = decisive_words(report.partition("Note: ")[2])
+        assert (fact["kind"], fact["applies"], fact["quote"]) == (note["kind"], note["applies"], words)
         assert stated.startswith(f"{fact['quote']}, so {SUBJECTS[fact['kind']][not fact['applies']]}")
         assert len(fact["who"]) == (2 if fact["kind"] == "connected" else 0)
         assert bool(more) == (fact["kind"] == "pledged" and fact["applies"])
@@ -115,14 +113,8 @@ def test_notes_are_pairs_of_few_words_and_words_of_a_test_are_its_own() -> None:
     known = {run for note in NOTES if note["split"] == "train" for run in runs(note)}
     for note in NOTES:
         assert len(note["text"].split()) <= 25
-        assert (
-            set(re.findall(r"{(\w+)}", note["text"]))
-            == {
-                "pledged": {"figure"},
-                "connected": {"a", "b", "figure"},
-                "waiver": set(),
-            }[note["kind"]]
-        )
+        places = {"pledged": {"figure"}, "connected": {"a", "b", "figure"}, "waiver": set()}[note["kind"]]
+        assert set(re.findall(r"{(\w+)}", note["text"])) == places
         assert note["split"] == "train" or not runs(note) & known, note["text"]
 
 
@@ -130,14 +122,9 @@ def test_neither_negations_nor_single_words_decide() -> None:
     """Words of negation stand on both sides; many pairs have the same words in another order."""
     negation = re.compile(r"\b(not|no|none|never|cannot|nobody|nothing|without|neither)\b")
     for kind in KINDS:
-        sides = [
-            sum(
-                bool(negation.search(note["text"].lower()))
-                for note in NOTES
-                if (note["kind"], note["split"]) == (kind, "train") and note["applies"] is side
-            )
-            for side in (True, False)
-        ]
+        trained = [note for note in NOTES if (note["kind"], note["split"]) == (kind, "train")]
+        negated = Counter(note["applies"] for note in trained if negation.search(note["text"].lower()))
+        sides = (negated[True], negated[False])
         assert min(sides) >= 10 and max(sides) - min(sides) <= 8, (kind, sides)
     bags = [(note["pair"], *sorted(re.findall(r"\w+", note["text"].lower()))) for note in NOTES]
     assert sum(count == 2 for count in Counter(bags).values()) >= 15
@@ -184,3 +171,14 @@ def test_splits_that_cannot_be_made_are_refused(examples, shares, message) -> No
     with pytest.raises(UserError, match=message):
         split_counts(Request(examples, 0, "quickstart", shares))
     assert split_counts(Request(101, 0, "quickstart", [0.5, 0.2, 0.3])) == {"train": 50, "validation": 20, "test": 30}
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path) -> None:
+    for card in ("[", "[]", "{}"):
+        (tmp_path / "dataset.json").write_text(card)
+        with pytest.raises(UserError, match="was not made with these arguments"):
+            is_generated(tmp_path, REQUEST)
+    (tmp_path / "dataset.json").write_text(json.dumps({"arguments": asdict(REQUEST)}))
+    assert is_generated(tmp_path, REQUEST) and not is_generated(tmp_path / "new", REQUEST)
+    with pytest.raises(UserError, match="corpus cannot be made: a file is in its path"):
+        is_generated(tmp_path / "dataset.json" / "corpus", REQUEST)
