@@ -24,7 +24,7 @@ from common.errors import UserError
 from xbrl.answers.answers import write_violation
 from xbrl.answers.statements import articles, sentences
 from xbrl.corpus.card import SPLITS, check_counts, check_shares, group_by_split, write_splits
-from xbrl.corpus.examples import FULL, entity_code, make_example, read_csv, read_register
+from xbrl.corpus.examples import FULL, make_example, read_csv, read_register
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
 from xbrl.read.folder import find_reports, join_modules, read_files
@@ -144,7 +144,7 @@ def read_reports(folder: Path, processes: int) -> tuple[dict[Case, Report], list
     reports: dict[Case, Report] = {}
     scopes: dict[Case, str] = {}
     for report in join_modules(read, refused):
-        case = (entity_code(report.entity), report.period)
+        case = (report.entity.partition(".")[0], report.period)
         if scopes.setdefault(case, report.entity) != report.entity:
             lines.append(f"{report.path}: its scope {report.entity} differs from {scopes[case]}, which is used")
         elif report.incomplete:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 
 from common.errors import UserError
-from xbrl.answers.answer_reader import Claim, letter_in, read_line
+from xbrl.answers.answer_reader import Claim, read_line
 from xbrl.answers.answers import write_answer, write_checks, write_violation
 from xbrl.answers.checks import check_of, fact_checks, report_checks
 from xbrl.corpus import quickstart
@@ -184,7 +184,7 @@ def make_example(
         answer = write_checks(checks, letter, note.facts)
     else:
         answer = write_answer(violated, letter, profile.style, note.facts)
-    entity = entity_code(report.entity)
+    entity = report.entity.partition(".")[0]  # without the EBA's suffix for the scope of consolidation
     example = {
         "messages": [*profile.question(report, bank, cells, earlier), {"role": "assistant", "content": answer}],
         "id": f"{entity}-{report.period}",
@@ -257,16 +257,6 @@ def letter_context(
         templates=tuple(sorted(template for template, filed in report.filing_indicators.items() if filed)),
         lifted=lifted_results(results, findings),
     )
-
-
-def entity_code(entity: str) -> str:
-    """The LEI without the EBA's suffix for the scope of consolidation: `SYNB00....CON` -> `SYNB00...`."""
-    return entity.partition(".")[0]
-
-
-def letter_of(example: dict) -> str:
-    """The directive of an example."""
-    return letter_in(example["messages"][-1]["content"])
 
 
 def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
