@@ -211,14 +211,9 @@ def score_kinds(examples: Sequence[dict], predicted: Sequence[Rules]) -> dict[st
     scores = {}
     for kind, members in sorted(groups.items(), key=lambda item: (item[0] == "with a note", item[0])):
         part, said = [examples[i] for i in members], [predicted[i] for i in members]
-        true = [one["violations"] for one in part]
-        scores[kind] = {
-            "n_reports": len(part),
-            "n_violations": sum(len(set(rules)) for rules in true),
-            "exact": mean([set(truth) == set(rules) for truth, rules in zip(true, said, strict=True)]),
-            "note_f1": note_f1(part, said),
-            **micro_f1(said, true),
-        }
+        found = score_violations([one["violations"] for one in part], said)
+        scores[kind] = {name: found[name] for name in ("n_reports", "n_violations", "exact")}
+        scores[kind] |= {"note_f1": note_f1(part, said), **found["micro"]}
     return scores
 
 

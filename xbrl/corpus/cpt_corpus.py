@@ -235,9 +235,7 @@ def _data_types(table: TableText) -> dict[str, str]:
         found.setdefault(column, set()).add(data_type)
     columns = [header.code for header in table.headers["c"] if header.code in found]
     by_column = all(len(found[code]) == 1 for code in columns)
-    return {
-        code: next(iter(types)) for code, types in found.items() if len(types) == 1 and (code in columns) == by_column
-    }
+    return {code: min(types) for code, types in found.items() if len(types) == 1 and (code in columns) == by_column}
 
 
 def _reported_columns(table: TableText, row: str) -> list[str]:

@@ -32,7 +32,7 @@ from xbrl.corpus.note_texts import NO_NOTE, HandNote
 from xbrl.corpus.report_figures import SHORT_CELLS, short_rules
 from xbrl.desk.letters import Context, required_measures, write_letter
 from xbrl.read.dpm import Cells
-from xbrl.read.filed_report import CellKey, Report
+from xbrl.read.filed_report import CellKey, Fact, Report
 from xbrl.read.render import Addressee, cell_name, render_earlier, render_report
 from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.rules.findings import Finding, apply_findings, lifted_results, note_rules
@@ -210,18 +210,17 @@ def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple
     names = {fact.keys.get("qINC", ""): str(fact.value) for fact in report.facts if fact.cell == NAME}
     shared = {name for name, count in Counter(names.values()).items() if count > 1}
     names = {code: f"{name} ({code})" if name in shared else name for code, name in names.items()}
-    facts = tuple(
-        replace(fact, dimensions={**fact.dimensions, key: names[code]})
-        if (key := next((key for key in fact.dimensions if key.endswith("qINC")), ""))
-        and (code := fact.dimensions[key]) in names
-        else fact
-        for fact in report.facts
-        if fact.cell != NAME
-    )
-    notes = tuple(
-        replace(note, cells=tuple((table, names.get(row, row), column) for table, row, column in note.cells))
-        for note in report.notes
-    )
+
+    def renamed(fact: Fact) -> Fact:
+        members = {
+            key: names.get(member, member) if key.endswith("qINC") else member
+            for key, member in fact.dimensions.items()
+        }
+        return replace(fact, dimensions=members)
+
+    facts = tuple(renamed(fact) for fact in report.facts if fact.cell != NAME)
+    cells = [tuple((table, names.get(row, row), column) for table, row, column in note.cells) for note in report.notes]
+    notes = tuple(replace(note, cells=own) for note, own in zip(report.notes, cells, strict=True))
     named = []
     for finding in findings:
         code = next((code for code in names if code and f" {code} " in finding.cell), "")
@@ -237,16 +236,11 @@ def letter_context(
     findings: Sequence[Finding] = (),
 ) -> Context:
     """What the letter on a report may mention besides the violations. The arguments are those of `make_example`."""
-    previous: dict[CellKey, Decimal] = {}
-    repeated: dict[str, int] = {}
+    shown, repeated = profile.earlier_shown(earlier), {}
+    last = shown[-1].facts if shown else ()
+    previous = {one.cell: one.value for one in last if one.cell in EARLIER_CELLS and isinstance(one.value, Decimal)}
     persisting = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER_CELLS}
-    for count, old in enumerate(reversed(profile.earlier_shown(earlier)), start=1):
-        if count == 1:
-            previous = {
-                fact.cell: fact.value
-                for fact in old.facts
-                if fact.cell in EARLIER_CELLS and isinstance(fact.value, Decimal)
-            }
+    for count, old in enumerate(reversed(shown), start=1):
         persisting &= {result.rule_id for result in violations(evaluate(old, profile.rules))}
         repeated |= dict.fromkeys(sorted(persisting), count)
     return Context(
