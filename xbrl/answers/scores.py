@@ -273,31 +273,36 @@ def _same(field: str, one: Claim, other: Claim) -> bool:
     return getattr(one, field) == getattr(other, field)
 
 
-# Field of an example -> its form. A text where a list belongs would be scored letter by letter.
-_FORMS = {
-    **dict.fromkeys(("violations", "engine"), "a list of ids of rules"),
-    "measures": "a list of objects with a text as `subject` and a whole number, 0 or more, as `deadline_days`",
-    "findings": "a list of objects",
-    **dict.fromkeys(("kind", "pair", "bank", "note"), "a text"),
-}
+_ENTRIES = {"violations": str, "engine": str, "measures": dict, "findings": dict}  # of fields that are lists
+_TEXTS = ("kind", "pair", "bank", "note")
 
 
 def check_scored_fields(examples: Sequence[dict], where: str) -> None:
-    """Raise UserError, with the file `where` and the example, for the first field that is not of its form."""
+    """Raise UserError, with the file `where` and the example, for the first field that is not of its form.
+
+    A text where a list belongs would be scored letter by letter.
+    """
     for i, example in enumerate(examples, 1):
-        for name, form in _FORMS.items():
-            if name in example and not _has_form(name, example[name]):
+        for name in (name for name in (*_ENTRIES, *_TEXTS) if name in example):
+            if form := _missed_form(name, example[name]):
                 shown = f"{example[name]!r:.60}"
                 raise UserError(f"{where}, example {example.get('id', i)}: `{name}` must be {form}, not {shown}")
         true_facts(example, where)
 
 
-def _has_form(name: str, value: Any) -> bool:  # noqa: ANN401  whatever stood in the file
-    if _FORMS[name] == "a text":
-        return isinstance(value, (str, int, type(None)))
-    kind = str if "ids" in _FORMS[name] else dict
-    if not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
-        return False
-    days = [one.get("deadline_days") for one in value] if name == "measures" else []
-    subjects = [one.get("subject") for one in value] if name == "measures" else []
-    return all(type(one) is int and one >= 0 for one in days) and all(isinstance(one, str) and one for one in subjects)
+def _missed_form(name: str, value: Any) -> str:  # noqa: ANN401  whatever stood in the file
+    """The form of a field, if the value does not have it; else ""."""
+    if name in _TEXTS:
+        return "" if isinstance(value, (str, int, type(None))) else "a text"
+    is_right = isinstance(value, list) and all(isinstance(entry, _ENTRIES[name]) for entry in value)
+    if name != "measures":
+        return "" if is_right else f"a list of {'objects' if name == 'findings' else 'ids of rules'}"
+    for entry in value if is_right else ():
+        subject, days = entry.get("subject"), entry.get("deadline_days")
+        is_right = is_right and isinstance(subject, str) and subject != ""
+        is_right = is_right and type(days) is int and days >= 0  # isinstance would take True for a number
+    return (
+        ""
+        if is_right
+        else "a list of objects with a text as `subject` and a whole number, 0 or more, as `deadline_days`"
+    )

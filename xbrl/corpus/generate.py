@@ -1,8 +1,6 @@
 """Generate a corpus of invented bank reports: report files, and the examples that are read back from these files.
 
-The corpus directory has reports/ (EBA xBRL-CSV packages and xBRL-JSON reports, one per module), register.csv (the banks),
-findings.csv (what follows from the banks' notes), note_facts.jsonl (what the notes state), one JSON Lines file per split, and
-dataset.json (the data card). The same request always gives the same bytes.
+scripts/make_reports.py says which files a corpus has. The same request always gives the same bytes.
 """
 
 import dataclasses

@@ -98,12 +98,13 @@ def test_a_user_error_is_one_sentence(tmp_path, database_file) -> None:
     for arguments, message in [
         (("--out", tmp_path), "exists; remove it or choose another --out"),
         (("--out", out, "--held-out", "0.5"), "--held-out must be at least 0 and less than 0.5, not 0.5"),
-        (("--out", out, "--database", tmp_path / "absent"), "absent: no such file"),
-        (("--out", out, "--database", tmp_path / "other.sqlite"), "this is not a DPM 2.0 database"),
     ]:
         done = run(*arguments)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
         assert message in done.stderr
+    for name, message in (("absent", "absent: no such file"), ("other.sqlite", "this is not a DPM 2.0 database")):
+        with pytest.raises(UserError, match=message), open_dpm_database(tmp_path / name) as database:
+            make_corpus(database, out, held_out=0.1, seed=0)
     assert not out.exists()
     database = sqlite3.connect(database_file)
     database.execute("update TableVersion set EndReleaseID = 5")  # changes are not committed

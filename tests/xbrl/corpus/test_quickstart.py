@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
@@ -155,12 +155,12 @@ def test_pairs_differ_in_one_place_and_in_their_violations(corpus) -> None:
     assert seen >= {(kind, "in figures", applies) for kind in KINDS for applies in (True, False)}
 
 
-def test_the_same_request_gives_the_same_bytes(corpus, tmp_path) -> None:
-    generate_corpus(tmp_path / "again", REQUEST, 1)
-    files = sorted(path.relative_to(corpus[0]) for path in corpus[0].rglob("*") if path.is_file())
-    assert len(files) > 300
-    for path in files:
-        assert (tmp_path / "again" / path).read_bytes() == (corpus[0] / path).read_bytes()
+def test_the_same_request_gives_the_same_bytes(tmp_path) -> None:
+    for name in ("one", "again"):
+        generate_corpus(tmp_path / name, replace(REQUEST, examples=20), 1)
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(files) > 40
+    assert all((tmp_path / "again" / path).read_bytes() == (tmp_path / "one" / path).read_bytes() for path in files)
 
 
 @pytest.mark.parametrize(
