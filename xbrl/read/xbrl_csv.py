@@ -275,7 +275,9 @@ def _read_entries(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[l
     if without_fact:
         warnings.append(f"{file.name}: {without_fact} rows have only key columns and report no fact")
     if facts and file.table not in KEY_COLUMNS:
-        warnings.append(f"{file.name}: the key columns of {file.table} are not known; {_assumed_key(facts[0])}")
+        named = sorted(facts[0].dimensions)
+        assumed = "rows are numbered" if "row" in named else f"assumed: {', '.join(named)}"
+        warnings.append(f"{file.name}: the key columns of {file.table} are not known; {assumed}")
     return facts, warnings
 
 
@@ -289,10 +291,6 @@ def _key_columns(file: TableFile, row: Mapping[str, str]) -> dict[str, str]:
     if missing:
         raise UserError(f"{file.where} line 1: the key column {missing[0]} of {file.table} is missing")
     return known | others
-
-
-def _assumed_key(fact: Fact) -> str:
-    return "rows are numbered" if "row" in fact.dimensions else f"assumed: {', '.join(sorted(fact.dimensions))}"
 
 
 def _fact(

@@ -1,6 +1,7 @@
 """Each rule: on both sides of its limit, just within and just beyond its tolerance, and with a missing cell."""
 
 import dataclasses
+import datetime
 import pathlib
 from decimal import Decimal
 
@@ -202,11 +203,6 @@ def test_the_output_floor_is_phased_in(year, share):
     assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed}, "2024-12-31") is None
 
 
-def test_the_leverage_buffer_applies_from_2023():
-    below = {"lev 340": "3.4%", "lev 440": "3.5%", "lev 420": "3%"}
-    assert state("LR_OLRR", below, "2022-12-31") is None and state("LR_OLRR", below, "2023-03-31") == "violated"
-
-
 def test_the_cap_of_the_floor_ends_in_2030():
     figures = {"rea 10": 500_000, "rea 36": 400_000, "floor 10 20": 1_000_000}  # 125% of 400,000
     assert state("OUTPUT_FLOOR", figures, "2029-12-31") == "ok"
@@ -265,11 +261,13 @@ def test_only_a_g_sii_has_a_limit_of_15_percent_for_other_g_siis():
         ("LCR_MIN", {"lcr 30": "80%"}, "2018-01-01"),
         ("NSFR_MIN", {"nsfr 220 40": "80%"}, "2021-06-28"),
         ("LR_MIN", {"lev 340": "2%"}, "2021-06-28"),
+        ("LR_OLRR", {"lev 340": "3.4%", "lev 440": "3.5%", "lev 420": "3%"}, "2023-01-01"),
     ],
 )
 def test_a_minimum_applies_from_its_first_day(rule_id, figures, first):
     assert state(rule_id, figures, first) == "violated"
-    assert state(rule_id, figures, "2017-12-31") is None
+    before = datetime.date.fromisoformat(first) - datetime.timedelta(1)
+    assert state(rule_id, figures, before.isoformat()) is None
 
 
 @pytest.mark.parametrize(

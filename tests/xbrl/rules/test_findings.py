@@ -87,13 +87,6 @@ def test_a_finding_on_one_client_leaves_the_others_as_they_are(tmp_path) -> None
     assert [one.value for one in apply_findings(results, [other])] == [Decimal("0.93"), Decimal("0.5"), Decimal("0.42")]
 
 
-def test_findings_csv_round_trip(tmp_path) -> None:
-    path = tmp_path / "findings.csv"
-    findings = (finding("violated", value=Decimal("0.95"), limit=Decimal(1)), finding("benign"))
-    write_findings(path, findings)
-    assert load_findings(path) == {(BANK.entity, PERIOD): findings}
-
-
 ENTITY = "SYNB00AAAAAAAAAAAA11"
 ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,{NOTE},pledged"
 
@@ -153,6 +146,9 @@ def test_findings_csv_of_other_programs(tmp_path) -> None:
         load_findings(path)
     with pytest.raises(UserError, match="absent.csv: no such file"):
         load_findings(tmp_path / "absent.csv")
+    findings = (finding("violated", value=Decimal("0.95"), limit=Decimal(1)), finding("benign"))
+    write_findings(path, findings)
+    assert load_findings(path) == {(BANK.entity, PERIOD): findings}
 
 
 def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path) -> None:

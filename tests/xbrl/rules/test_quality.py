@@ -15,7 +15,6 @@ from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.filed_report import CellKey, Fact, Report
 from xbrl.rules.quality import check_quality
 from xbrl.rules.reported_figures import RECOMPUTED
-from xbrl.rules.rule_lines import all_results
 from xbrl.rules.rules import built_in_rules, evaluate, evaluate_all, violations
 
 CELLS = load_cells(BUILT_IN)
@@ -260,12 +259,8 @@ def test_contradictory_values_of_a_cell_are_a_finding(tmp_path):
     assert findings == [("DUPLICATE", text)]
     assert (results["LR_MIN"].state, results["LR_MIN"].reason) == ("undecided", text)
     assert [part.value for part in results["LR_MIN"].inputs[0].parts] == [Decimal("0.05"), Decimal("0.02")]
-
-
-def test_a_text_in_the_cell_of_a_figure_is_named(tmp_path):
-    report = read(tmp_path, SOUND, [("c_47.00.csv", f"{datapoint(LR)},0.05", f"{datapoint(LR)},five")])
-    result = judged(report)[0]["LR_MIN"]
-    assert (result.state, result.reason) == ("undecided", "C 47.00 r0340 c0010 is 'five', not a number")
+    five = judged(read(tmp_path, SOUND, [("c_47.00.csv", row, f"{datapoint(LR)},five")]))[0]["LR_MIN"]
+    assert (five.state, five.reason) == ("undecided", "C 47.00 r0340 c0010 is 'five', not a number")
 
 
 def test_of_consistent_values_the_more_accurate_one_counts(tmp_path):
@@ -310,16 +305,8 @@ def test_an_amount_that_belongs_in_its_own_currency_is_no_finding(tmp_path):
 @pytest.mark.parametrize(
     ("figures", "cell", "reason"),
     [
-        (
-            without(LR_TIER1) | {LR: Decimal("3.15")},
-            LR,
-            "C 47.00 r0340 c0010 = 3.15 means 315.00%; probably 3.15% is meant",
-        ),
-        (
-            without(BUFFER) | {LCR: Decimal(315)},
-            LCR,
-            "C 76.00.a r0030 c0010 = 315 means 31500.00%; probably 315% is meant",
-        ),
+        (without(LR_TIER1) | {LR: Decimal("3.15")}, LR, "c0010 = 3.15 means 315.00%; probably 3.15% is meant"),
+        (without(BUFFER) | {LCR: Decimal(315)}, LCR, "c0010 = 315 means 31500.00%; probably 315% is meant"),
         (without(BUFFER) | {LCR: Decimal("16.5")}, LCR, None),
         (SOUND | {LR: Decimal("5.01")}, LR, "C 47.00 r0340 c0010 = 5.01 means 501.00%; probably 5% is meant, by "),
         (
@@ -339,11 +326,6 @@ def test_a_ratio_that_is_a_hundredfold_off_is_doubted(tmp_path, figures, cell, r
     assert not reason or reason in doubts[0].reason
 
 
-def test_a_doubtful_breach_stays_a_breach(tmp_path):
-    results = {result.rule_id: result for result in all_results(read(tmp_path, SOUND | {LCR: Decimal("0.013")}))}
-    assert next(iter(results)) == "PLAUSIBLE" and results["LCR_MIN"].state == "violated"
-
-
 def test_facts_of_another_entity_or_date_are_findings_and_do_not_count(tmp_path):
     (path,) = write_reports(tmp_path, BANK, PERIOD, without(keep=("C_47.00",)), CELLS, syntax="json")
     document = json.loads(path.read_text())
@@ -358,9 +340,3 @@ def test_facts_of_another_entity_or_date_are_findings_and_do_not_count(tmp_path)
         ("PERIOD", "2025-12-31 instead of 2026-03-31: 1 fact: C 47.00 r0340 c0010 = 2.00%"),
         ("ENTITY", f"OTHER instead of {BANK.entity}.CON: 1 fact: C 47.00 r0340 c0010 = 1.00%"),
     ]
-
-
-def test_a_rule_outside_its_dates_says_so(tmp_path):
-    rule = dataclasses.replace(built_in_rules()[0], applies_from="2027-01-01")
-    (result,) = evaluate_all(read(tmp_path, SOUND), [rule])
-    assert (result.state, result.reason) == ("not applicable", "applies from 2027-01-01")
