@@ -23,9 +23,8 @@ from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, Job, finish, folder_name, 
 from xbrl.desk.record import READY, Case, Form, Reply
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
-from xbrl.read.folder import find_reports, in_parallel, join_modules, read_files
+from xbrl.read.folder import in_parallel, join_modules, read_files, report_files
 from xbrl.read.render import Addressee
-from xbrl.read.xbrl import is_package
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis
 from xbrl.rules.rules import RULES_FILE
@@ -190,10 +189,7 @@ def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
             raise UserError(f"--out {out} lies inside the reports ({path}); name a directory outside of them")
         if not path.exists():
             raise UserError(f"{path} does not exist; name a report, a package or a folder of reports")
-        files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]
-        if not files:
-            raise UserError(f"{path} contains no reports; docs/xbrl.md lists what a report is")
-        for file in files:
+        for file in report_files(path):
             found.setdefault(file.resolve(), file)
     return list(found.values())
 

@@ -20,18 +20,18 @@ REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", 
 
 
 def read_folder(folder: Path, taxonomy: Sequence[Path], workers: int) -> tuple[list[Report], list[str]]:
-    """(the reports of a folder by bank and date, an error message for each file that was refused).
+    """(the reports of a folder by bank and date, an error message for each file that was refused)."""
+    reports, refused = read_files(report_files(folder), workers, taxonomy)
+    return join_modules(reports, refused), list(refused.values())
 
-    Raises UserError if there is no report file.
-    """
-    files, _ = find_reports(folder)
+
+def report_files(path: Path) -> list[Path]:
+    """The report itself, or the reports of a folder. Raises UserError if it has none."""
+    files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]
     if not files:
         suffixes = ", ".join(REPORT_SUFFIXES)
-        raise UserError(
-            f"{folder}: contains no reports; a report is a file ending in {suffixes}, or an unpacked package"
-        )
-    reports, refused = read_files(files, workers, taxonomy)
-    return join_modules(reports, refused), list(refused.values())
+        raise UserError(f"{path} contains no reports; a report is a file ending in {suffixes}, or an unpacked package")
+    return files
 
 
 def read_files(

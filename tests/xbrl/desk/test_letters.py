@@ -95,10 +95,15 @@ def test_figure_and_limit_show_which_side_the_figure_is_on(value, limit, said, m
     assert f" | {said} | min {required} | " in write_violation(result)
 
 
-def test_an_excess_is_never_nil(tmp_path):
+def test_a_clean_letter_orders_nothing_and_an_excess_is_never_nil(tmp_path):
     (result,) = violations(evaluate(read(tmp_path, {CLIENT: "0.250004"})))
     text = write_letter([result], NAMED, PERIOD)
     assert "25.0004% of Tier 1" in text and "The excess is 0.0004 percentage points." in text
+    results = evaluate(read(tmp_path))
+    context = Context(margins=tuple(one for one in results if one.state == "ok" and one.relation == "min"))
+    text = write_letter([], NAMED, PERIOD, context)
+    assert "no objection" in text and "No measure is required." in text and "within" not in text
+    assert "The smallest margin: Net stable funding ratio 110.00% (C 84.00.a r0220 c0040)" in text
 
 
 def test_a_short_letter_has_the_orders_of_the_long_one(breaches):
@@ -115,14 +120,6 @@ def test_a_short_letter_has_the_orders_of_the_long_one(breaches):
     assert "50 days after the reference date. It was due after 15 days (ITS (EU) 2024/3117 Art. 3(1)(a))" in late
     assert "Explain in writing within ten working days of receipt why you filed late." in late
     assert "file again" not in late and "C 01.00" not in late and "Correct" not in late
-
-
-def test_without_findings_nothing_is_ordered(tmp_path):
-    results = evaluate(read(tmp_path))
-    context = Context(margins=tuple(one for one in results if one.state == "ok" and one.relation == "min"))
-    text = write_letter([], NAMED, PERIOD, context)
-    assert "no objection" in text and "No measure is required." in text and "within" not in text
-    assert "The smallest margin: Net stable funding ratio 110.00% (C 84.00.a r0220 c0040)" in text
 
 
 def test_the_plain_words_of_a_finding_name_what_it_is_about():

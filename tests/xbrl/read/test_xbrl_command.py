@@ -111,13 +111,15 @@ def test_rules_as_a_table(tmp_path):
     assert "  not applicable | LR_MIN | C 47.00 has no facts" in lines
 
 
-def test_two_modules_of_one_bank_are_merged(tmp_path):
+def test_modules_of_one_bank_are_merged_and_an_empty_folder_is_a_mistake(tmp_path):
     one = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.05\n"})
     two = package(tmp_path / "b.zip", "LEI1", **{"c_76.00.a": "dp5435202,1.1\n"})
     done = run(one, two, "--summary")
     assert json.loads(done.stdout)["summary"]["facts"] == 2
     done = run(one, package(tmp_path / "c.zip", "LEI2", **{"c_76.00.a": "dp5435202,1.1\n"}))
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    done = run(tmp_path)
+    assert done.returncode == 2 and "contains no reports" in done.stderr and "Traceback" not in done.stderr
 
 
 LEI = "SYNB00AAAAAAAAAAAA11"
@@ -161,11 +163,6 @@ def test_a_folder_joins_the_modules_of_a_bank_and_date(tmp_path):
     assert f"== {LEI}.CON 2026-03-31 (lcr.zip, of.zip)" in text
     assert f"== incomplete: {joined['incomplete'][0]}" in text
     assert f"== {LEI}.IND 2026-03-31 (solo.zip)" in text
-
-
-def test_a_folder_without_reports_is_rejected_with_one_sentence(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode == 2 and "contains no reports" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_summary_has_the_notes(tmp_path):

@@ -65,7 +65,7 @@ def test_a_package_becomes_facts_with_cells(tmp_path):
         )
 
 
-def test_keys_units_and_other_columns(tmp_path):
+def test_keys_units_and_open_rows(tmp_path):
     table = "datapoint,CUS,factValue,unit\r\ndp146850,eba_CU:USD,5,iso4217:USD\r\ndp146850,eba_CU:GBP,6,iso4217:GBP\r\n"
     report = read(package(tmp_path, **{"c_76.00.a.csv": None, "c_76.00.w.csv": table}))
     assert [(fact.dimensions, fact.unit) for fact in report.facts] == [
@@ -74,6 +74,12 @@ def test_keys_units_and_other_columns(tmp_path):
     ]
     assert {fact.cell for fact in report.facts} == {("C_76.00.w", "r0010", "c0010")}
     assert report.warnings == ()
+    table = "datapoint,qINC,factValue\r\ndp5488066,LEI7,100\r\ndp5488066,,1\r\ndp5486643,LEI7,true\r\ndp5490355,LEI7,eba_qXX:qx1\r\n"
+    report = read(package(tmp_path, **{"c_28.00.csv": table, "c_76.00.a.csv": None}))
+    assert [fact.value for fact in report.facts] == [Decimal(100), Decimal(1), True, "eba_qXX:qx1"]
+    assert {fact.cell[:2] for fact in report.facts} == {("C_28.00", "*")}
+    assert [fact.dimensions for fact in report.facts[:2]] == [{"qINC": "LEI7"}, {}]
+    assert [fact.unit for fact in report.facts] == ["iso4217:EUR", "iso4217:EUR", None, None]
 
 
 def test_a_real_sample_is_read_with_its_cells():
@@ -117,15 +123,6 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
         "C 76.00.a r0030 c0010 was not read and cannot be recomputed"
     )
     assert "not reported" not in lcr.reason.partition(":")[0]
-
-
-def test_open_rows_keep_their_key(tmp_path):
-    table = "datapoint,qINC,factValue\r\ndp5488066,LEI7,100\r\ndp5488066,,1\r\ndp5486643,LEI7,true\r\ndp5490355,LEI7,eba_qXX:qx1\r\n"
-    report = read(package(tmp_path, **{"c_28.00.csv": table, "c_76.00.a.csv": None}))
-    assert [fact.value for fact in report.facts] == [Decimal(100), Decimal(1), True, "eba_qXX:qx1"]
-    assert {fact.cell[:2] for fact in report.facts} == {("C_28.00", "*")}
-    assert [fact.dimensions for fact in report.facts[:2]] == [{"qINC": "LEI7"}, {}]
-    assert [fact.unit for fact in report.facts] == ["iso4217:EUR", "iso4217:EUR", None, None]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +291,7 @@ def test_a_duplicate_member_name_is_rejected(tmp_path):
         read(path)
 
 
-def test_two_packages_of_a_bank_are_merged_into_one_report(tmp_path):
+def test_packages_of_a_bank_are_merged_into_one_report(tmp_path):
     own_funds = {"c_01.00.csv": "datapoint,factValue\r\ndp3220634,100000\r\n", "c_76.00.a.csv": None}
     own_funds["FilingIndicators.csv"] = "templateID,reported\r\nC_01.00,true\r\nC_73.00,true\r\n"
     one, two = read(package(tmp_path)), read(package(tmp_path, "of.zip", **own_funds))
@@ -305,9 +302,6 @@ def test_two_packages_of_a_bank_are_merged_into_one_report(tmp_path):
     assert merged.files == (one.path, two.path, one.path)
     of, bank = tmp_path / "of.zip", tmp_path / "bank.zip"
     assert merged.warnings == (f"C_73.00 is filed according to {of}, but not according to {bank}",)
-
-
-def test_merging_warns_about_inconsistent_values_and_rejects_other_banks(tmp_path):
     table = {"c_76.00.a.csv": "datapoint,factValue\r\ndp5435202,0.9\r\n"}
     one, two = read(package(tmp_path)), read(package(tmp_path, "again.zip", **table))
     merged = merge_reports([one, two])

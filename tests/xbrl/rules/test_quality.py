@@ -133,7 +133,7 @@ def test_a_report_without_any_filing_indicators_is_judged_by_its_facts_and_says_
     assert findings[0][1].startswith("the report has no filing indicators; the rules judge all of its facts (4 facts")
 
 
-def test_the_lcr_is_recomputed_if_its_row_is_left_out(tmp_path):
+def test_a_ratio_that_is_left_out_is_recomputed_or_undecided(tmp_path):
     report = read(tmp_path, without(LCR) | {BUFFER: Decimal(60_000_000)})
     result = judged(report)[0]["LCR_MIN"]
     assert (result.state, result.value, result.limit, result.missing) == ("violated", Decimal("0.6"), 1, False)
@@ -141,6 +141,18 @@ def test_the_lcr_is_recomputed_if_its_row_is_left_out(tmp_path):
     assert (figure.source, figure.legal) == ("recomputed", "Delegated Reg. (EU) 2015/61 Art. 4(1)")
     assert [(part.cell, part.value) for part in figure.parts] == [(BUFFER, 60_000_000), (OUTFLOW, 100_000_000)]
     assert [result.rule_id for result in violations(evaluate(report))] == ["LCR_MIN"]
+    result = judged(read(tmp_path, without(LCR, OUTFLOW)))[0]["LCR_MIN"]
+    assert (result.state, result.reason) == (
+        "undecided",
+        "C 76.00.a r0030 c0010 is not reported and cannot be recomputed: "
+        "C 76.00.a r0010 c0010 is 130000 thousand EUR and C 76.00.a r0020 c0010 is not reported",
+    )
+    bank = dataclasses.replace(BANK, decimals=-6)
+    results, findings = judged(read(tmp_path, without(LCR) | {BUFFER: Decimal(100_000_000)}, bank=bank))
+    assert results["LCR_MIN"].state == "undecided"
+    assert "C 76.00.a r0030 c0010 is 100% (recomputed), between 99.005% and 101.005%" in results["LCR_MIN"].reason
+    assert [rule_id for rule_id, _ in findings] == ["ACCURACY"]
+    assert findings[0][1].startswith("monetary figures have decimals -6 where at least -4 is required: 20 facts")
 
 
 @pytest.mark.parametrize(
@@ -166,23 +178,6 @@ def test_every_ratio_is_recomputed_from_its_parts(tmp_path, cell, rule_id, value
         result = judged(read(tmp_path, without(cell) | changed))[0][rule_id]
         assert result.state == "violated"
         assert result.known_value != result.known_limit  # rounded, but not onto its limit
-
-
-def test_a_ratio_without_its_parts_is_undecided_and_says_which_cells_are_missing(tmp_path):
-    result = judged(read(tmp_path, without(LCR, OUTFLOW)))[0]["LCR_MIN"]
-    assert (result.state, result.reason) == (
-        "undecided",
-        "C 76.00.a r0030 c0010 is not reported and cannot be recomputed: "
-        "C 76.00.a r0010 c0010 is 130000 thousand EUR and C 76.00.a r0020 c0010 is not reported",
-    )
-
-
-def test_capital_ratios_are_recomputed_if_their_whole_template_is_missing(tmp_path):
-    figures = {cell: value for cell, value in SOUND.items() if cell[0] != "C_03.00"}
-    results, findings = judged(read(tmp_path, figures | {("C_01.00", "r0020", "c0010"): Decimal(44_000_000)}))
-    assert (results["CET1_MIN"].state, results["CET1_MIN"].value) == ("violated", Decimal("0.044"))
-    assert results["TSCR_CET1"].state == "not applicable"  # the requirement stands in C 03.00 alone
-    assert findings == [("MANDATORY", "C 03.00 has no filing indicator, but COREP_OF must contain it")]
 
 
 def test_a_filing_rule_allows_for_rounding_and_says_so(tmp_path):
@@ -223,16 +218,7 @@ def test_a_coarse_ratio_decides_only_outside_its_rounding(tmp_path, decimals, va
         assert results["LR_MIN"].reason == text
 
 
-def test_a_ratio_recomputed_from_coarse_amounts_is_undecided_near_its_limit(tmp_path):
-    bank = dataclasses.replace(BANK, decimals=-6)
-    results, findings = judged(read(tmp_path, without(LCR) | {BUFFER: Decimal(100_000_000)}, bank=bank))
-    assert results["LCR_MIN"].state == "undecided"
-    assert "C 76.00.a r0030 c0010 is 100% (recomputed), between 99.005% and 101.005%" in results["LCR_MIN"].reason
-    assert [rule_id for rule_id, _ in findings] == ["ACCURACY"]
-    assert findings[0][1].startswith("monetary figures have decimals -6 where at least -4 is required: 20 facts")
-
-
-def test_an_own_funds_module_without_its_mandatory_templates(tmp_path):
+def test_templates_that_are_missing(tmp_path):
     cells = {column: ("C_22.00", "r0010", column) for column in ("c0090", "c0100")}
     figures = {cells["c0090"]: Decimal(1_000_000), cells["c0100"]: Decimal(12_500_000)}
     findings = judged(read(tmp_path, figures))[1]
@@ -240,6 +226,11 @@ def test_an_own_funds_module_without_its_mandatory_templates(tmp_path):
     assert findings == [
         ("MANDATORY", f"{name} has no filing indicator, but COREP_OF must contain it") for name in missing
     ]
+    figures = {cell: value for cell, value in SOUND.items() if cell[0] != "C_03.00"}
+    results, findings = judged(read(tmp_path, figures | {("C_01.00", "r0020", "c0010"): Decimal(44_000_000)}))
+    assert (results["CET1_MIN"].state, results["CET1_MIN"].value) == ("violated", Decimal("0.044"))
+    assert results["TSCR_CET1"].state == "not applicable"  # the requirement stands in C 03.00 alone
+    assert findings == [("MANDATORY", "C 03.00 has no filing indicator, but COREP_OF must contain it")]
 
 
 def test_contradictory_numbers_of_staff_are_no_percentages():

@@ -62,12 +62,9 @@ def test_a_missing_figure_is_printed_in_its_own_unit():
     assert found["OCR_CALC"].missing and format_limit(found["OCR_CALC"].limit, found["OCR_CALC"].unit) == "13%"
 
 
-def test_a_denominator_that_may_be_nothing_decides_nothing():
+def test_what_a_report_leaves_out_decides_nothing():
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 0, LCR: "120%"}) == "undecided"
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"  # 400 may be rounded from 0
-
-
-def test_a_rule_applies_only_if_its_template_is_filed():
     figures = {LCR: "50%", CET1: "4%"}
     assert state("LCR_MIN", figures, indicators={"C_76.00": True}) == "violated"
     assert state("LCR_MIN", figures, indicators={"C_76.00": False}) is None
@@ -173,17 +170,14 @@ def test_a_recomputed_ratio_of_an_absurd_size_is_judged(outflow):
     assert state("LCR_MIN", {BUFFER: 100_000_000, OUTFLOW: outflow}) == ("ok" if outflow < 1 else "violated")
 
 
-def test_a_rule_that_is_met_because_nothing_is_reported_says_what_is_not():
+def test_the_table_names_what_is_not_reported_and_rounds_no_ratio_onto_its_limit():
     lines = "\n".join(rule_table(make_report({LR: "5%"})))
     assert "  met | LR_CALC | not reported: C 47.00 r0320 c0010, C 47.00 r0300 c0010 | CRR Art. 429(2)\n" in lines
     amounts = {("C_47.00", row, "c0010"): amount for row, amount in (("r0320", 5_000), ("r0300", 100_000))}
     assert "  met | LR_CALC | 5 thousand | expected 5 thousand |" in "\n".join(
         rule_table(make_report({LR: "5%"} | amounts))
     )
-
-
-def test_a_recomputed_ratio_below_its_limit_is_not_printed_as_the_limit():
-    """An LCR of 99.999996%, to six places, is 100%."""
+    # An LCR of 99.999996%, to six places, is 100%.
     lines = "\n".join(rule_table(make_report({BUFFER: 99_999_996, OUTFLOW: 100_000_000}, decimals=0)))
     assert "  violated | LCR_MIN | 99.999996% | min 100% |" in lines
     assert "C 76.00.a r0030 c0010 = 99.999996% (not reported;" in lines
