@@ -23,7 +23,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from common.errors import UserError
-from xbrl.read.dpm import Cells, local_name
+from xbrl.read.dpm import Cells, local_name, table_code
 from xbrl.read.filed_report import CellKey, Fact, Report, describe, duplicate_warnings, is_day, parse_number
 from xbrl.read.safety import Package
 from xbrl.read.xbrl_json import load_json
@@ -102,7 +102,7 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     facts: list[Fact] = []
     warnings: list[str] = []
     for file, name in sorted(tables.items()):
-        filed, problems = read_table(TableFile(package, name, cells.table_code(file), parameters), cells)
+        filed, problems = read_table(TableFile(package, name, table_code(file), parameters), cells)
         facts += filed
         warnings += problems
     if not facts and not indicators:

@@ -48,10 +48,15 @@ Earlier reports
 2025-12-31: CET1 ratio 4.00%"""
 
 
+def judged(report, answer, rules=(), facts=()):
+    """The complaints about an answer to the text of a report."""
+    messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
+    return judge({"messages": messages, "violations": list(rules), "note_facts": list(facts)})
+
+
 def contradictions(text):
     """The requirements that a report prints, or that the law sets, and that its own figures do not meet."""
-    answer = {"role": "assistant", "content": "Note:\nnone\nViolations:\nnone\nDirective:\n"}
-    found = judge({"messages": [{"role": "user", "content": text}, answer], "violations": []})
+    found = judged(text, "Note:\nnone\nViolations:\nnone\nDirective:\n")
     return [sentence for case, sentence in found if case == "contradicted"]
 
 
@@ -192,11 +197,7 @@ def test_the_reader_of_checks():
     ],
 )
 def test_a_verdict_must_be_what_the_numbers_of_its_line_say(lines, wrong):
-    messages = [
-        {"role": "user", "content": "Some Bank"},
-        {"role": "assistant", "content": "\n".join(["Checks:", *lines, "Directive:", "x"])},
-    ]
-    found = judge({"messages": messages, "violations": [], "note_facts": []})
+    found = judged("Some Bank", "\n".join(["Checks:", *lines, "Directive:", "x"]))
     assert [text for case, text in found if case == "verdict"] == wrong
 
 
@@ -205,12 +206,8 @@ def test_the_working_of_a_check_must_be_right():
     stated = [{"kind": "pledged", "applies": True, "amount": "41000000", "who": []}]
     for left, expected in (("560610", set()), ("650610", {"consequence"})):
         line = f"Liquidity buffer 601610 k - 41000 k = {left} k: PLEDGED_COUNTED, 2015/61 Art. 7(2)"
-        messages = [
-            {"role": "user", "content": report},
-            {"role": "assistant", "content": f"Checks:\n{line}\nDirective:\nx"},
-        ]
-        one = {"messages": messages, "violations": ["PLEDGED_COUNTED"], "note_facts": stated}
-        assert {case for case, _ in judge(one)} == expected
+        found = judged(report, f"Checks:\n{line}\nDirective:\nx", ["PLEDGED_COUNTED"], stated)
+        assert {case for case, _ in found} == expected
 
 
 def test_examples_that_keep_to_the_law_draw_no_complaint():
@@ -240,10 +237,7 @@ def test_checks_line_by_line_may_name_the_limit_alone():
         ("pledged, so LCR 103% >= 100%: met", [], {"misstatement"}),
     ):
         answer = f"Checks:\nLCR 104% >= 100%: met\n{line}\nDirective:\nReplace the pledged assets within 10 days."
-        messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
-        assert {
-            case for case, _ in judge({"messages": messages, "violations": rules, "note_facts": stated})
-        } == expected
+        assert {case for case, _ in judged(report, answer, rules, stated)} == expected
 
 
 def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
