@@ -244,15 +244,18 @@ def _kinds(facts: Iterable[Mapping[str, Any]]) -> list[tuple[str, bool]]:
     return sorted((fact["kind"], fact["applies"]) for fact in facts)
 
 
-def audit(examples: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """How many examples there are, how many without violations, how many break Pillar 1, and how many each case concerns."""
+def audit(examples: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], list[str]]:
+    """(how many examples there are, are without violations, break Pillar 1, and each case concerns; complaints in words)."""
+    complaints: list[str] = []
     counts: Counter[str] = Counter(dict.fromkeys((*("examples", "clean", "pillar1", "with_facts"), *CASES), 0))
     for example in examples:
         violated = set(example["violations"])
         counts.update(["examples"] + ["clean"] * (not violated) + ["pillar1"] * bool(violated & set(PILLAR_1)))
         counts.update(["with_facts"] * bool(example.get("note_facts")))
-        counts.update({case for case, _ in judge(example)})
-    return counts
+        found = judge(example)
+        counts.update({case for case, _ in found})
+        complaints += [f"{example.get('id', '')}: {case}: {text}" for case, text in found]
+    return counts, complaints
 
 
 def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
