@@ -10,9 +10,9 @@ import json
 import platform
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from xbrl.corpus.examples import PROFILES, Profile, read_register
 from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, Job, finish, folder_name, hash_of_file, totals, write_overview
-from xbrl.desk.record import READY, Case, Form, Reply
+from xbrl.desk.record import READY, Case, Form
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
 from xbrl.read.folder import in_parallel, join_modules, read_files, report_files
@@ -159,23 +159,11 @@ class Analysis:
         return int(any(one["has_findings"] or one["letter"]["state"] != READY for one in self.records))
 
 
-def analyse(
-    options: Options,
-    versions: dict,
-    asked: dict,
-    ask: Callable[[Sequence[Case]], Sequence[Reply]] | None = None,
-    batch: int = 1,
-) -> tuple[int, list[dict]]:
-    """The whole analysis in one process: (exit code, records). `ask` answers `batch` cases at once; None without a model."""
-    analysis = Analysis(options, versions, asked)
-    cases = analysis.prepare()
-    if ask is None:
-        analysis.write(cases)
-    else:
-        for start in range(0, len(cases), batch):
-            group = cases[start : start + batch]
-            analysis.write([replace(case, reply=reply) for case, reply in zip(group, ask(group), strict=True)])
-    return analysis.end(), analysis.records
+def analyse(options: Options) -> int:
+    """The whole analysis without a model. Returns the exit code."""
+    analysis = Analysis(options, versions(), {})
+    analysis.write(analysis.prepare())
+    return analysis.end()
 
 
 def find_files(paths: Iterable[Path], out: Path) -> list[Path]:

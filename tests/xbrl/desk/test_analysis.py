@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from common.errors import UserError
 from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, SMALL, read, write
 from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.desk.analysis import Options, analyse, choose_profile
+from xbrl.desk.analysis import Analysis, Options, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
 from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
@@ -24,7 +25,13 @@ RIGHT = (
 def run(tmp_path, files, ask=None, **options):
     given = Options((files,), tmp_path / "out", register=tmp_path / "register.csv", **options)
     (tmp_path / "register.csv").write_text(f"entity,name,country,type\n{BANK.entity},{BANK.name},ES,bank\n")
-    return analyse(given, {"rules": "r"}, {"profile": "full"} if ask else {}, ask, 2)
+    analysis = Analysis(given, {"rules": "r"}, {"profile": "full"} if ask else {})
+    cases = analysis.prepare()
+    for start in range(0, len(cases), 2):
+        group = cases[start : start + 2]
+        replies = ask(group) if ask else [None] * len(group)
+        analysis.write([replace(case, reply=reply) for case, reply in zip(group, replies, strict=True)])
+    return analysis.end(), analysis.records
 
 
 @pytest.fixture
@@ -156,7 +163,7 @@ def test_pages_are_not_written_among_the_reports(tmp_path):
     write(tmp_path / "files", {}, SMALL)
     for out in (tmp_path / "files", tmp_path / "files" / "analysis"):
         with pytest.raises(UserError, match="lies inside the reports .*; name a directory outside of them"):
-            analyse(Options((tmp_path / "files",), out), {}, {})
+            Analysis(Options((tmp_path / "files",), out), {}, {}).prepare()
         assert not (out / "index.html").exists()
 
 

@@ -37,17 +37,12 @@ def rejection(file: Path) -> str:
         (f"<!DOCTYPE x SYSTEM 'http://127.0.0.1:1/x.dtd'>{BODY.format('&nbsp;')}", "uses an entity"),
         (BODY.format("&nbsp;"), "not well-formed"),
         (BODY.format("x")[:-20], "not well-formed"),
-        (BODY.format("<t:B>"), "not well-formed"),
         (BODY.format("<u:B/>"), "not well-formed"),
         ("<?xml version='1.0' encoding='UTF-8'?>" + BODY.format("x"), "not well-formed"),
         (BODY.format("x" * 10_000_001), "not well-formed"),
         ("", "is empty"),
-        (" \n ", "is empty"),
-        ("Dear supervisor,", "not well-formed"),
         ("%PDF-1.7", "not well-formed"),
         ("<html><body>no tags here</body></html>", "neither an XBRL instance nor inline XBRL"),
-        ("<!DOCTYPE html><html><body><br></body></html>", "not well-formed"),
-        ("<a:schema xmlns:a='http://www.w3.org/2001/XMLSchema'/>", "neither an XBRL instance nor inline XBRL"),
     ],
 )
 def test_hostile_and_malformed_xml(tmp_path, content, reason):
