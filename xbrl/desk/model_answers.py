@@ -95,13 +95,13 @@ def _answer(model, stop_ids, asking: Asking, share: list, advance: Callable) -> 
     return greedy_answers(model, share, stop_ids, asking.max_new_tokens, asking.batch_size, advance)
 
 
-def _rounds(options: Options, asking: Asking, world_size: int) -> Generator[tuple | int, list[list[int]]]:
+def _rounds(options: Options, asking: Asking, world_size: int) -> Generator[tuple | int, list[list[int]] | None]:
     """Rank 0's side: yields (prompts, stop tokens, label) and is sent the answers, group after group; at last the exit code.
 
     Each group of reports is written before the next one is asked.
     """
-    asked = {"profile": asking.profile.name, "max_new_tokens": asking.max_new_tokens, "dtype": asking.dtype}
-    analysis = Analysis(options, versions(asking.model), asked)
+    how = {"profile": asking.profile.name, "max_new_tokens": asking.max_new_tokens, "dtype": asking.dtype}
+    analysis = Analysis(options, versions(asking.model), how)
     questions = Questions(asking)
     cases = analysis.prepare()
     print(f"profile {asking.profile.name} (from {asking.source}); {len(cases)} reports to ask about", flush=True)
@@ -111,8 +111,9 @@ def _rounds(options: Options, asking: Asking, world_size: int) -> Generator[tupl
         asked = [questions.question(case) for case in group]
         prompts = [ids for _, ids in asked if ids]
         label = f"answers {start // size + 1}/{math.ceil(len(cases) / size)}"
-        answers = iter((yield prompts, questions.encoder.stop_ids, label) if prompts else ())
-        replies = [questions.reply(reply, next(answers)) if ids else reply for reply, ids in asked]
+        answers = (yield prompts, questions.encoder.stop_ids, label) if prompts else None
+        texts = iter(answers or [])
+        replies = [questions.reply(reply, next(texts)) if ids else reply for reply, ids in asked]
         analysis.write([replace(case, reply=reply) for case, reply in zip(group, replies, strict=True)])
     if places := [f"{one['entity']} {one['period']}" for one in analysis.records if one["control_tokens"]]:
         print(control_line(len(places), places, "report"))
