@@ -122,7 +122,15 @@ def test_an_institution_may_have_a_higher_limit_and_the_leverage_buffer_applies_
     assert cases([olrr], report=early) == {"leverage_buffer"} and cases([], report=early) == set()
 
 
-def test_rounded_amounts_are_no_contradiction():
+def test_rounded_figures_are_no_contradiction():
+    """A ratio is rounded to four places. One that is left out does not cover its parts, nor one that they do not round to."""
+    labels = "Some Bank\nLiquidity buffer 2623.9 mn\nNet outflow 2624 mn\nLCR 100%"
+    assert contradictions(labels) == []
+    assert (
+        len(contradictions(labels.replace("\nLCR 100%", "")))
+        == len(contradictions(labels.replace("24 mn", "26 mn")))
+        == 1
+    )
     assert contradictions(REPORT.replace("outflow | 99 million", "outflow | 102 million")) == []  # 101 each
     assert len(contradictions(REPORT.replace("outflow | 99 million", "outflow | 103 million"))) == 1
 
