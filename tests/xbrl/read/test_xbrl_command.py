@@ -118,7 +118,8 @@ def test_modules_of_one_bank_are_merged_and_an_empty_folder_is_a_mistake(tmp_pat
     assert json.loads(done.stdout)["summary"]["facts"] == 2
     done = run(one, package(tmp_path / "c.zip", "LEI2", **{"c_76.00.a": "dp5435202,1.1\n"}))
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    done = run(tmp_path)
+    (tmp_path / "empty").mkdir()
+    done = run(tmp_path / "empty")
     assert done.returncode == 2 and "contains no reports" in done.stderr and "Traceback" not in done.stderr
 
 
