@@ -25,7 +25,7 @@ import os
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
 from xbrl.corpus.examples import PROFILES
-from xbrl.desk.analysis import Options, analyse, choose_profile, versions
+from xbrl.desk.analysis import Options, analyse, choose_profile
 from xbrl.desk.letters import LANGUAGES
 from xbrl.desk.record import Form
 
@@ -69,7 +69,7 @@ def main() -> int:
         workers=arguments.workers,
     )
     if model is None:
-        return analyse(options, versions(), {})[0]
+        return analyse(options)
     if not (model / "config.json").is_file():
         raise UserError(
             f"{model} is not a model directory (no config.json); name the model first, or give --engine-only"

@@ -20,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import argparse
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from decimal import Decimal
 
@@ -34,7 +34,8 @@ from xbrl.read.xbrl import is_package, merge_reports, read_report
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rule_lines import all_results, result_fields, rule_table
 
-OF_READERS = ("DUPLICATE", "ENTITY")  # findings that are among the warnings of a report
+FIELDS = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")  # of a fact, as it is printed
+KNOWN = ("cell", "other_cells", "type", "label")
 
 
 def main() -> int:
@@ -71,26 +72,20 @@ def print_report(report: Report, args: argparse.Namespace, name: str = "") -> No
         lines = rule_table(report) if args.rules else [render_report(report, load_cells(), style=args.style)]
         print(*lines, sep="\n")
         return
+    rows: Iterable[dict] = []
+    if args.rules:
+        rows = map(result_fields, all_results(report))
+    elif not args.summary:
+        rows = map(fact_fields, report.facts)
     extra = {"report": name} if name else {}
-    for fields in (*report_fields(report, args), {"summary": summary(report)}):
+    for fields in (*rows, {"summary": summary(report)}):
         print(to_json(extra | fields))
 
 
-def report_fields(report: Report, args: argparse.Namespace) -> Iterator[dict]:
-    """The fields of the results of the rules, or of the facts, or nothing for --summary."""
-    if args.rules:
-        yield from map(result_fields, all_results(report))
-    elif not args.summary:
-        yield from map(fact_fields, report.facts)
-
-
 def fact_fields(fact: Fact) -> dict:
-    """The fields of a fact. `cell`, `other_cells`, `type` and `label` are included only if they are known."""
-    names = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")
-    fields = {name: getattr(fact, name) for name in names}
-    return fields | {
-        name: getattr(fact, name) for name in ("cell", "other_cells", "type", "label") if getattr(fact, name)
-    }
+    """The fields of a fact. Those of KNOWN are included only if they are known."""
+    fields = {name: getattr(fact, name) for name in FIELDS}
+    return fields | {name: value for name in KNOWN if (value := getattr(fact, name))}
 
 
 def summary(report: Report) -> dict:
@@ -100,23 +95,15 @@ def summary(report: Report) -> dict:
         "files": [str(file) for file in report.files],
         "incomplete": report.incomplete,
     }
+    # The readers warn of duplicates and entities themselves.
+    doubts = [one for one in check_quality(report, load_cells()) if one.rule_id not in ("DUPLICATE", "ENTITY")]
     return {
-        "format": report.format,
-        "entity": report.entity,
-        "period": report.period,
-        "currency": report.currency,
-        "filing_indicators": report.filing_indicators,
+        **{name: getattr(report, name) for name in ("format", "entity", "period", "currency", "filing_indicators")},
         "facts": len(report.facts),
         "numeric_facts": sum(isinstance(fact.value, Decimal) for fact in report.facts),
         "facts_with_cell": sum(fact.cell is not None for fact in report.facts),
-        "warnings": [*report.warnings, *_quality_warnings(report)],
+        "warnings": [*report.warnings, *(f"{one.reason} ({one.rule_id})" for one in doubts)],
     } | {name: found for name, found in more.items() if found}
-
-
-def _quality_warnings(report: Report) -> list[str]:
-    """The findings about the report, without duplicates and entities: the readers warn of these."""
-    findings = check_quality(report, load_cells())
-    return [f"{finding.reason} ({finding.rule_id})" for finding in findings if finding.rule_id not in OF_READERS]
 
 
 def to_json(value: object) -> str:

@@ -10,9 +10,9 @@ import json
 import platform
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,12 +20,11 @@ from tqdm import tqdm
 from common.errors import UserError
 from xbrl.corpus.examples import PROFILES, Profile, read_register
 from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, Job, finish, folder_name, hash_of_file, totals, write_overview
-from xbrl.desk.record import READY, Case, Form, Reply
+from xbrl.desk.record import READY, Case, Form
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
-from xbrl.read.folder import find_reports, in_parallel, join_modules, read_files
+from xbrl.read.folder import in_parallel, join_modules, read_files, report_files
 from xbrl.read.render import Addressee
-from xbrl.read.xbrl import is_package
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis
 from xbrl.rules.rules import RULES_FILE
@@ -51,14 +50,9 @@ class Options:
     form: Form = Form()
     workers: int = 1
 
-    def for_key(self) -> dict:
-        """What changes the result, besides the reports and what the register and the findings say of each."""
-        taxonomy = [hash_of_file(path) for path in self.taxonomy]
-        return {"draft": self.draft, "taxonomy": taxonomy, **asdict(self.form)}
-
 
 class Analysis:
-    """One call of the command. Without a model: `prepare`, then `write` once. With one, `write` after each batch of replies."""
+    """One call of the command: `prepare`, `write` each group of cases once it has its replies, `end`."""
 
     def __init__(self, options: Options, versions: dict, asked: dict) -> None:
         """`asked` describes how the model is asked, {} without one."""
@@ -67,7 +61,9 @@ class Analysis:
         for path in options.taxonomy:
             if not path.is_file():
                 raise UserError(f"{path}: taxonomy package not found")
-        self.described = options.for_key() | asked
+        taxonomy = [hash_of_file(path) for path in options.taxonomy]
+        # What changes the result, besides the reports and what the register and the findings say of each.
+        self.described = {"draft": options.draft, "taxonomy": taxonomy, **asdict(options.form), **asked}
         self.key = key_of(versions, self.described)
         self.records: list[dict] = []
         self.unchanged = 0  # how many of the records are those of finished reports
@@ -81,10 +77,18 @@ class Analysis:
         files = find_files(options.files, options.out)
         register = read_register(options.register) if options.register else {}
         self.decisions = load_findings(options.findings) if options.findings else {}
-        _make_directory(options.out)
-        hashes, unreadable = _hashes(files)
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {options.out}: {error.strerror or error}; name another directory") from error
+        hashes = {}
+        for path in tqdm(files, desc="hashes", unit="file", disable=len(files) < 100):
+            try:
+                hashes[path] = _hash_of_input(path)
+            except OSError as error:
+                self.refused[path] = f"{path}: {error.strerror or error}"
         reports, unread = read_files(list(hashes), options.workers, options.taxonomy)
-        refused = unreadable | unread
+        refused = self.refused | unread
         self.refused = {path: refused[path] for path in files if path in refused}
         joined, cases = join_modules(reports, refused), []
         for report in joined:
@@ -155,33 +159,11 @@ class Analysis:
         return int(any(one["has_findings"] or one["letter"]["state"] != READY for one in self.records))
 
 
-def with_replies(cases: Sequence[Case], replies: Sequence[Reply]) -> list[Case]:
-    """The cases with the replies of the model."""
-    return [replace(case, reply=reply) for case, reply in zip(cases, replies, strict=True)]
-
-
-def batches(cases: Sequence[Case], size: int) -> Iterator[Sequence[Case]]:
-    """The cases in groups of `size`: what is finished is written before the next group is asked."""
-    for start in range(0, len(cases), size):
-        yield cases[start : start + size]
-
-
-def analyse(
-    options: Options,
-    versions: dict,
-    asked: dict,
-    ask: Callable[[Sequence[Case]], Sequence[Reply]] | None = None,
-    batch: int = 1,
-) -> tuple[int, list[dict]]:
-    """The whole analysis in one process: (exit code, records). `ask` answers a batch of cases; None without a model."""
-    analysis = Analysis(options, versions, asked)
-    cases = analysis.prepare()
-    if ask is None:
-        analysis.write(cases)
-    else:
-        for group in batches(cases, batch):
-            analysis.write(with_replies(group, ask(group)))
-    return analysis.end(), analysis.records
+def analyse(options: Options) -> int:
+    """The whole analysis without a model. Returns the exit code."""
+    analysis = Analysis(options, versions(), {})
+    analysis.write(analysis.prepare())
+    return analysis.end()
 
 
 def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
@@ -195,10 +177,7 @@ def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
             raise UserError(f"--out {out} lies inside the reports ({path}); name a directory outside of them")
         if not path.exists():
             raise UserError(f"{path} does not exist; name a report, a package or a folder of reports")
-        files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]
-        if not files:
-            raise UserError(f"{path} contains no reports; docs/xbrl.md lists what a report is")
-        for file in files:
+        for file in report_files(path):
             found.setdefault(file.resolve(), file)
     return list(found.values())
 
@@ -266,32 +245,23 @@ def key_of(versions: dict, options: dict) -> str:
 
 def hash_of_code() -> str:
     """SHA-256 over the source files, whatever git says."""
-    folders = [ROOT / name for name in CODE]
-    files = (path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    files = (path for name in CODE for path in (ROOT / name).rglob("*") if path.suffix in SUFFIXES)
     return _hash_of_files(files, ROOT)
 
 
 def _hash_of_files(paths: Iterable[Path], root: Path) -> str:
     """SHA-256 over the names below `root` and the contents of files."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(f"{path.relative_to(root).as_posix()} {hash_of_file(path)}\n".encode())
-    return digest.hexdigest()
+    lines = (f"{path.relative_to(root).as_posix()} {hash_of_file(path)}\n" for path in sorted(paths))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _hashes(files: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """(file -> its hash, file -> why it cannot be read). An unpacked package has the hash of all of its files."""
-    hashes, refused = {}, {}
-    for path in tqdm(files, desc="hashes", unit="file", disable=len(files) < 100):
-        folder = path
-        if path.suffix.lower() == ".json" and (path.parent / "parameters.csv").is_file():
-            folder = path.parent  # the metadata file of an unpacked xBRL-CSV report: the tables are beside it
-        try:
-            parts = [part for part in folder.rglob("*") if part.is_file()] if folder.is_dir() else []
-            hashes[path] = _hash_of_files(parts, folder) if folder.is_dir() else hash_of_file(path)
-        except OSError as error:
-            refused[path] = f"{path}: {error.strerror or error}"
-    return hashes, refused
+def _hash_of_input(path: Path) -> str:
+    """The hash of a report file, or of all files of an unpacked package, whose metadata file may stand for it."""
+    is_metadata = path.suffix.lower() == ".json" and (path.parent / "parameters.csv").is_file()
+    folder = path.parent if is_metadata else path
+    if not folder.is_dir():
+        return hash_of_file(path)
+    return _hash_of_files((one for one in folder.rglob("*") if one.is_file()), folder)
 
 
 def _hashed(reports: Iterable[Report], hashes: dict[Path, str]) -> list[dict]:
@@ -305,10 +275,3 @@ def _audit_of(folder: Path) -> dict:
         return json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _make_directory(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror or error}; name a directory that can be made") from error

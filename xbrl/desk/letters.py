@@ -81,7 +81,7 @@ def write_letter(
     read them (9,921; in German 9.921); models learn plain digits, which their reports have too. Raises UserError for an
     unknown basis or language, and for a block that is missing or cannot be filled in.
     """
-    blocks, law = _Blocks.of(language, grouped), load_basis(basis)
+    blocks, law = _blocks(language, grouped), load_basis(basis)
     measures = plan_measures(violated, context.repeated)
     if short:
         orders = [text for measure in measures for text in _orders(measure, blocks, short=True)]
@@ -154,11 +154,6 @@ class _Blocks:
         self.layout_file = folder / "letter.jinja"
         self.thousands = self.words["text"]["thousands"] if grouped else ""
 
-    @classmethod
-    @functools.cache
-    def of(cls, language: str, grouped: bool) -> "_Blocks":
-        return cls(language, grouped)
-
     def layout(self, fields: Mapping[str, object]) -> str:
         """The whole letter."""
         return self._fill(self.layout_file, "the layout", self.layout_file.read_text(encoding="utf-8"), fields)
@@ -204,6 +199,9 @@ class _Blocks:
             return _compiled(self.environment, text).render(**fields).strip()
         except jinja2.TemplateError as error:
             raise UserError(f"{file}: {where} cannot be filled in: {error}; mend the block") from error
+
+
+_blocks = functools.cache(_Blocks)
 
 
 @functools.cache

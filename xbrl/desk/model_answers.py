@@ -1,8 +1,9 @@
 """Ask a model about reports: the questions of its training, answered in batches over the ranks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -12,12 +13,12 @@ from common.errors import UserError
 from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder, control_line
 from data.tokens import load_tokenizer
-from distributed.process_group import Ranks, read_on_first, start_process_group
+from distributed.process_group import read_on_first, start_process_group
 from eval.generate import answer_work, greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import TIMEOUT_MINUTES, compute_over_ranks
 from xbrl.corpus.examples import Profile
-from xbrl.desk.analysis import Analysis, Options, batches, versions, with_replies
+from xbrl.desk.analysis import Analysis, Options, versions
 from xbrl.desk.record import Case, Reply
 from xbrl.read.dpm import load_cells
 
@@ -32,10 +33,6 @@ class Asking:
     max_new_tokens: int
     batch_size: int
     dtype: str
-
-    def for_key(self) -> dict:
-        """What changes the answers."""
-        return {"profile": self.profile.name, "max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
 
 
 class Questions:
@@ -68,12 +65,8 @@ class Questions:
             return replace(reply, problem=problem), []
         return reply, ids
 
-    def replies(self, asked: Sequence[tuple[Reply, list[int]]], answers: Sequence[list[int]]) -> list[Reply]:
-        """The replies of a batch, with the `answers` to those that could be asked."""
-        texts = iter(answers)
-        return [self._reply(reply, next(texts)) if ids else reply for reply, ids in asked]
-
-    def _reply(self, reply: Reply, answer: list[int]) -> Reply:
+    def reply(self, reply: Reply, answer: list[int]) -> Reply:
+        """The reply with the text of an answer."""
         text = str(self.tokenizer.decode(answer, skip_special_tokens=True))
         return replace(reply, text=text.strip(), cut_short=len(answer) == self.asking.max_new_tokens)
 
@@ -84,60 +77,44 @@ def analyse_over_ranks(options: Options, asking: Asking) -> int:
     Returns the exit code. Under torchrun, which takes any other code for a failed process, findings give 0.
     """
     ranks = start_process_group(TIMEOUT_MINUTES)
-    state: dict = {}  # of rank 0
-
-    def prepare() -> list[int]:
-        state["analysis"] = Analysis(options, versions(asking.model), asking.for_key())
-        state["questions"] = Questions(asking)
-        cases = state["analysis"].prepare()
-        print(f"profile {asking.profile.name} (from {asking.source}); {len(cases)} reports to ask about", flush=True)
-        state["groups"] = list(batches(cases, asking.batch_size * ranks.world_size))
-        return [len(group) for group in state["groups"]]
-
-    sizes = read_on_first(prepare, ranks)
-    if sizes:
-        _answer(asking, sizes, state, ranks)
-
-    def end() -> int:
-        records = state["analysis"].records
-        if places := [f"{one['entity']} {one['period']}" for one in records if one["control_tokens"]]:
-            print(control_line(len(places), places, "report"))
-        return state["analysis"].end()
-
-    code = read_on_first(end, ranks)
+    rounds = _rounds(options, asking, ranks.world_size)  # only rank 0 runs it
+    model, finish, answers = None, None, None
+    while not isinstance(step := read_on_first(lambda answers=answers: rounds.send(answers), ranks), int):
+        prompts, taught, label = step
+        if model is None or finish is None:
+            sharded = is_sharded("auto", [str(asking.model)], ranks)
+            model, finish = load_causal_lm(str(asking.model), agreed_dtype(asking.dtype, ranks), sharded, ranks)
+        stop_ids, work = stop_tokens(model, taught), answer_work(model, prompts, asking.max_new_tokens)
+        answer = partial(_answer, model, stop_ids, asking)
+        answers = compute_over_ranks(answer, prompts, work, ranks, label, finish)
     dist.destroy_process_group()
-    return 0 if code == 1 and ranks.world_size > 1 else code
+    return 0 if step == 1 and ranks.world_size > 1 else step
 
 
-def _answer(asking: Asking, sizes: Sequence[int], state: dict, ranks: Ranks) -> None:
-    """Answer the groups of reports one after the other. Each is written before the next is asked."""
-    dtype = agreed_dtype(asking.dtype, ranks)
-    sharded = is_sharded("auto", [str(asking.model)], ranks)
-    model, finish = load_causal_lm(str(asking.model), dtype, sharded, ranks)
-    taught = read_on_first(lambda: state["questions"].encoder.stop_ids, ranks)
-    stop_ids = stop_tokens(model, taught)
-    for number in range(len(sizes)):
+def _answer(model, stop_ids, asking: Asking, share: list, advance: Callable) -> list[list[int]]:  # noqa: ANN001
+    return greedy_answers(model, share, stop_ids, asking.max_new_tokens, asking.batch_size, advance)
 
-        def ask(number: int = number) -> list[list[int]]:
-            state["asked"] = [state["questions"].question(case) for case in state["groups"][number]]
-            return [ids for _, ids in state["asked"] if ids]
 
-        prompts = read_on_first(ask, ranks)
-        answers: list[list[int]] = []
-        if prompts:
-            answers = compute_over_ranks(
-                lambda share, advance: greedy_answers(
-                    model, share, stop_ids, asking.max_new_tokens, asking.batch_size, advance
-                ),
-                prompts,
-                answer_work(model, prompts, asking.max_new_tokens),
-                ranks,
-                f"answers {number + 1}/{len(sizes)}",
-                finish,
-            )
+def _rounds(options: Options, asking: Asking, world_size: int) -> Generator[tuple | int, list[list[int]] | None]:
+    """Rank 0's side: yields (prompts, stop tokens, label) and is sent the answers, group after group; at last the exit code.
 
-        def write(number: int = number, answers: Sequence[list[int]] = answers) -> None:
-            replies = state["questions"].replies(state["asked"], answers)
-            state["analysis"].write(with_replies(state["groups"][number], replies))
-
-        read_on_first(write, ranks)
+    Each group of reports is written before the next one is asked.
+    """
+    how = {"profile": asking.profile.name, "max_new_tokens": asking.max_new_tokens, "dtype": asking.dtype}
+    analysis = Analysis(options, versions(asking.model), how)
+    questions = Questions(asking)
+    cases = analysis.prepare()
+    print(f"profile {asking.profile.name} (from {asking.source}); {len(cases)} reports to ask about", flush=True)
+    size = asking.batch_size * world_size
+    for start in range(0, len(cases), size):
+        group = cases[start : start + size]
+        asked = [questions.question(case) for case in group]
+        prompts = [ids for _, ids in asked if ids]
+        label = f"answers {start // size + 1}/{math.ceil(len(cases) / size)}"
+        answers = (yield prompts, questions.encoder.stop_ids, label) if prompts else None
+        texts = iter(answers or [])
+        replies = [questions.reply(reply, next(texts)) if ids else reply for reply, ids in asked]
+        analysis.write([replace(case, reply=reply) for case, reply in zip(group, replies, strict=True)])
+    if places := [f"{one['entity']} {one['period']}" for one in analysis.records if one["control_tokens"]]:
+        print(control_line(len(places), places, "report"))
+    yield analysis.end()

@@ -18,7 +18,6 @@ from xbrl.desk.verdicts import (
     OPEN,
     REFUTED,
     VERDICTS,
-    Draft,
     Examination,
     Verdict,
     check_draft,
@@ -83,7 +82,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     said = [fact for note in notes for fact in note.facts]
     proposed = consequences(report, engine.results, said)
     letter = _write(engine.violated, case, engine, form, grouped=True)
-    draft, unread, contradictory = Draft(""), [], []
+    draft, unread, contradictory = {"text": "", "outside": [], "unknown": []}, [], []
     if reply is None:
         verdicts = engine_verdicts(engine)
     else:
@@ -100,7 +99,11 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         draft = _draft(letter_in(text), case, engine, proposed, form)
     reasons = list(_reasons(case, engine, verdicts, notes))
     control = list(reply.control_tokens) if reply else []
-    found = [one for one in verdicts if one.verdict != REFUTED and not _is_lifted(one)]
+    spelled = (
+        [f"it spells control tokens of the model: {', '.join(control)}; see who wrote them, and why"] if control else []
+    )
+    lifted = [one for one in verdicts if one.claim and (one.claim.state, one.verdict) == ("lifts", CONFIRMED)]
+    found = [one for one in verdicts if one.verdict != REFUTED and one not in lifted]
     return {
         "entity": report.entity,
         "period": report.period,
@@ -130,19 +133,14 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "notes": [_note(note) for note in notes],
         "columns": ",".join(COLUMNS),
         "refuted_facts": [write_fact(fact) for fact in unquoted],
-        "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete), *_control(control)],
+        "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete), *spelled],
         "control_tokens": control,
         "letter": {
             "state": BLOCKED if reasons else READY,
             "reasons": reasons,
             "text": f"{MARK}\n\n{letter}\n\n{MARK}" if reasons else letter,
         },
-        "draft": {
-            "text": draft.text,
-            "outside": [[sentence, list(words)] for sentence, words in draft.outside],
-            "unknown": list(draft.unknown),
-            "problems": list(_problems(reply, text, unread, contradictory)),
-        },
+        "draft": draft | {"problems": list(_problems(reply, text, unread, contradictory))},
     }
 
 
@@ -161,7 +159,7 @@ def _write(
     )
 
 
-def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Finding], form: Form) -> Draft:
+def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Finding], form: Form) -> dict:
     """The model's letter, compared with the blocks: on what is decided, and on what it proposes."""
     versions = [engine.violated, tuple(apply_findings(engine.results, proposed))] if proposed else [engine.violated]
     forms = {form, Form(), replace(form, language="de"), replace(form, language="en")}
@@ -225,8 +223,9 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
     for warning in report.warnings:
         if UNREADABLE in warning:
             yield f"{doubt} a figure cannot be read ({warning}); ask the bank to correct it first"
-    for one in engine.contradictions:
-        yield f"{doubt} the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to correct it first"
+    for one in engine.about:
+        if one.rule_id != "MANDATORY":  # what is missing is no figure that the letter judges
+            yield f"{doubt} the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to correct it first"
 
 
 def _problems(reply: Reply | None, text: str, unread: Sequence[str], contradictory: Sequence[str]) -> Iterator[str]:
@@ -244,12 +243,6 @@ def _problems(reply: Reply | None, text: str, unread: Sequence[str], contradicto
         yield f"a part of the answer cannot be read: {line[:200]!r}"
     for line in contradictory:
         yield f"a verdict contradicts the figures of its own line: {line[:200]!r}"
-
-
-def _control(tokens: Sequence[str]) -> list[str]:
-    return (
-        [f"it spells control tokens of the model: {', '.join(tokens)}; see who wrote them, and why"] if tokens else []
-    )
 
 
 def _note(note: ReadNote) -> dict:
@@ -273,7 +266,3 @@ def _fact(fact: NoteFact) -> dict:
         "since": fact.since,
         "quote": fact.quote,
     }
-
-
-def _is_lifted(verdict: Verdict) -> bool:
-    return bool(verdict.claim) and (verdict.claim.state, verdict.verdict) == ("lifts", CONFIRMED)

@@ -40,8 +40,6 @@ WHY_NOT_VIOLATED = {
     "undecided": "the figures do not decide it",
     "not applicable": "the rule does not apply",
 }
-# Findings about a report that do not contradict a letter without findings: what is missing is no figure that it judges.
-OMISSIONS = ("MANDATORY",)
 _MARKS = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 
 
@@ -61,11 +59,6 @@ class Examination:
     def of_state(self, *states: str) -> list[RuleResult]:
         """The results of rules with one of these states."""
         return [result for result in self.results if result.state in states]
-
-    @property
-    def contradictions(self) -> list[RuleResult]:
-        """The findings about the report that make a letter without findings doubtful."""
-        return [one for one in self.about if one.rule_id not in OMISSIONS]
 
 
 def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Finding]) -> Examination:
@@ -317,20 +310,15 @@ def _printed(value: Decimal | str | None, result: RuleResult) -> str:
     return value or "nothing"
 
 
-@dataclass(frozen=True)
-class Draft:
-    """The model's letter. `outside`: (sentence that is not in the blocks, the words in it that are flagged)."""
+def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violated: Sequence[RuleResult]) -> dict:
+    """Compare a letter with `approved` letters from blocks and `known` texts, such as the report as the model saw it.
 
-    text: str
-    outside: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    unknown: tuple[str, ...] = ()  # figures, dates and articles that neither the report nor a rule has
-
-
-def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violated: Sequence[RuleResult]) -> Draft:
-    """Compare a letter with `approved` letters from blocks and `known` texts, such as the report as the model saw it."""
+    outside: [sentence that is not in the blocks, the words in it that are flagged]; unknown: figures, dates and articles that
+    neither the report nor a rule has.
+    """
     own = {sentence for letter in approved for sentence in _sentences(letter)}
     relations = {result.relation for result in violated}
-    outside = [(sentence, flags(sentence, relations)) for sentence in _sentences(text) if sentence not in own]
+    outside = [[sentence, list(flags(sentence, relations))] for sentence in _sentences(text) if sentence not in own]
     supported = statements("\n".join([*known, *approved]))
     stated = statements(text)
     unknown = [
@@ -338,7 +326,7 @@ def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violat
     ]
     unknown += [f"the date {day}" for day in sorted(stated["dates"] - supported["dates"])]
     unknown += [f"the article {act} {number}" for act, number in sorted(stated["articles"] - supported["articles"])]
-    return Draft(text, tuple(outside), tuple(dict.fromkeys(unknown)))
+    return {"text": text, "outside": outside, "unknown": list(dict.fromkeys(unknown))}
 
 
 def flags(sentence: str, relations: Iterable[str]) -> tuple[str, ...]:

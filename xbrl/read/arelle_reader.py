@@ -39,7 +39,7 @@ def read_with_arelle(path: Path, syntax: str, documents: Sequence[bytes], refere
         if len(files) > 1:
             entry["entrypointFile"] = json.dumps([{"ixds": [{"file": file} for file in files]}])
             entry["plugins"] = "inlineXbrlDocumentSet"
-        with _session(path, skipDTS=True, **entry) as (models, messages):
+        with _session(skipDTS=True, **entry) as (models, messages):
             for code, text in messages:
                 if code.startswith(FATAL):
                     raise UserError(f"{path}: Arelle cannot read it ({text.replace(folder, '')})")
@@ -52,7 +52,7 @@ def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict
     """(namespace, name) -> concept, for the schemas at `entry_points` as far as the taxonomy packages contain them."""
     found = {}
     for url in entry_points:
-        with _session(Path(url), entrypointFile=url, packages=[str(package) for package in packages]) as (models, _):
+        with _session(entrypointFile=url, packages=[str(package) for package in packages]) as (models, _):
             for model in models:
                 for name, concept in model.qnameConcepts.items():
                     if not (concept.isItem or concept.isTuple) or concept.typeQname is None:
@@ -67,16 +67,14 @@ def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict
 
 
 @contextlib.contextmanager
-def _session(path: Path, **options: Any) -> Iterator[tuple[list, list[tuple[str, str]]]]:
+def _session(**options: Any) -> Iterator[tuple[list, list[tuple[str, str]]]]:
     """Run Arelle offline and yield (models, [(message code, message text)]).
 
     The models are valid until the context exits.
     """
-    try:
-        from arelle.api.Session import Session
-        from arelle.RuntimeOptions import RuntimeOptions
-    except ImportError as error:
-        raise UserError(f"{path}: Arelle is required to read this file; run pip install arelle-release") from error
+    from arelle.api.Session import Session  # takes a second
+    from arelle.RuntimeOptions import RuntimeOptions
+
     fixed: dict[str, Any] = {
         "internetConnectivity": "offline",
         "keepOpen": True,
@@ -149,36 +147,25 @@ def _filed_fact(item) -> FiledFact:  # noqa: ANN001
             problems.append(f"refers to the unit {item.unitID}, which the file does not define")
         else:
             unit = _unit(item.unit.measures)
-    numeric = bool(item.unitID) or item.decimals is not None or item.precision is not None
-    value, problem = _value(item)
-    if problem:
-        problems.append(problem)
-    decimals, problem = _decimals(item, value)
-    if problem:
-        problems.append(problem)
+    value = fraction = _fraction(item)
+    if item.isNil:
+        value = None
+    elif fraction is None:
+        value = item.value
+        if value == NO_VALUE:
+            value = "".join(item.itertext()).strip()
+            if item.format is not None:
+                problems.append(f"has a text that its transformation {item.format} cannot convert: {value[:40]!r}")
+    decimals = _decimals(item, value, problems)
     fact = Fact(str(item.qname), value, unit, decimals, entity, period, dimensions)
-    numeric = numeric and value != _fraction(item)
+    marked = bool(item.unitID) or item.decimals is not None or item.precision is not None
+    numeric = marked and value != fraction
     return FiledFact(fact, _namespace(item), numeric, typed, tuple(problems), id=item.id or "")
 
 
 def _namespace(item) -> str:  # noqa: ANN001
     """The namespace of the concept. The element itself is in that of inline XBRL if the report is inline."""
     return (item.qname and item.qname.namespaceURI) or ""
-
-
-def _value(item) -> tuple[str | None, str]:  # noqa: ANN001
-    """(text, or None for nil; a problem description or "")."""
-    if item.isNil:
-        return None, ""
-    fraction = _fraction(item)
-    if fraction:
-        return fraction, ""
-    if item.value == NO_VALUE:
-        shown = "".join(item.itertext()).strip()
-        if item.format is not None:
-            return shown, f"has a text that its transformation {item.format} cannot convert: {shown[:40]!r}"
-        return shown, ""
-    return item.value, ""
 
 
 def _fraction(item) -> str | None:  # noqa: ANN001
@@ -189,24 +176,25 @@ def _fraction(item) -> str | None:  # noqa: ANN001
     return None
 
 
-def _decimals(item, value: str | None) -> tuple[int | str | None, str]:  # noqa: ANN001
-    """(decimals, a problem description or ""). A `precision` attribute is converted to decimals."""
+def _decimals(item, value: str | None, problems: list[str]) -> int | str | None:  # noqa: ANN001
+    """The decimals; a `precision` attribute is converted to them. A problem with them is added to `problems`."""
     if value is None:
-        return None, ""
+        return None
     for name in ("decimals", "precision"):
         text = getattr(item, name)
         if text is None:
             continue
         if text.strip() == "INF":
-            return "INF", ""
+            return "INF"
         number = parse_number(text)
         if number is None or number != int(number):
-            return None, f"has the {name} {text!r}, which is neither an integer nor INF"
+            problems.append(f"has the {name} {text!r}, which is neither an integer nor INF")
+            return None
         amount = parse_number(value)
         if name == "precision":  # the number of significant digits: XBRL 2.1, 4.6.6
-            return (int(number) - amount.adjusted() - 1 if amount and number > 0 else None), ""
-        return int(number), ""
-    return None, ""
+            return int(number) - amount.adjusted() - 1 if amount and number > 0 else None
+        return int(number)
+    return None
 
 
 def _period(context) -> str:  # noqa: ANN001

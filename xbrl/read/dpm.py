@@ -133,15 +133,6 @@ class Cells:
         *texts, keys, _ = line.split("\t", 7)
         return Table(*texts, keys=tuple(keys.split()))
 
-    def table_code(self, csv_file: str) -> str:
-        """The table of a CSV file: `c_76.00.a.csv` -> `C_76.00.a`."""
-        name = csv_file.lower().removesuffix(".csv")
-        return self._by_file.get(name) or re.sub(r"^[a-z]+", lambda letters: letters[0].upper(), name)
-
-    @functools.cached_property
-    def _by_file(self) -> dict[str, str]:
-        return {code.lower(): code for code in self._lines[2]}
-
     def all_in_table(self, table: str) -> tuple[Cell, ...]:
         """The cells of a table in the release and in earlier ones, newest first, each in the order of the template."""
         if table not in self._known:
@@ -229,6 +220,11 @@ def signature(metric: str, members: Mapping[str, str], keys: Iterable[str]) -> i
     """
     parts = sorted([f"{name}={member}" for name, member in members.items()] + [f"{name}=*" for name in keys])
     return int.from_bytes(hashlib.sha256("|".join([metric, *parts]).encode()).digest()[:SIGNATURE_BYTES], "little")
+
+
+def table_code(csv_file: str) -> str:
+    """The table of a CSV file: `c_76.00.a.csv` -> `C_76.00.a`."""
+    return re.sub(r"^[a-z]+", lambda letters: letters[0].upper(), csv_file.lower().removesuffix(".csv"))
 
 
 def local_name(name: str) -> str:

@@ -5,7 +5,6 @@ import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,18 +20,18 @@ REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", 
 
 
 def read_folder(folder: Path, taxonomy: Sequence[Path], workers: int) -> tuple[list[Report], list[str]]:
-    """(the reports of a folder by bank and date, an error message for each file that was refused).
+    """(the reports of a folder by bank and date, an error message for each file that was refused)."""
+    reports, refused = read_files(report_files(folder), workers, taxonomy)
+    return join_modules(reports, refused), list(refused.values())
 
-    Raises UserError if there is no report file.
-    """
-    files, _ = find_reports(folder)
+
+def report_files(path: Path) -> list[Path]:
+    """The report itself, or the reports of a folder. Raises UserError if it has none."""
+    files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]
     if not files:
         suffixes = ", ".join(REPORT_SUFFIXES)
-        raise UserError(
-            f"{folder}: contains no reports; a report is a file ending in {suffixes}, or an unpacked package"
-        )
-    reports, refused = read_files(files, workers, taxonomy)
-    return join_modules(reports, refused), list(refused.values())
+        raise UserError(f"{path} contains no reports; a report is a file ending in {suffixes}, or an unpacked package")
+    return files
 
 
 def read_files(
@@ -77,11 +76,8 @@ def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> tuple[Path, Re
     if not report.entity or not report.period:
         return path, None, f"{path}: the report has no entity or no reference date"
     if not report.entity.isprintable():
-        return (
-            path,
-            None,
-            f"{path}: the entity {report.entity!a} is no identifier; ask the bank to file the report again",
-        )
+        problem = f"the entity {report.entity!a} is no identifier; ask the bank to file the report again"
+        return path, None, f"{path}: {problem}"
     return path, report, ""
 
 
@@ -123,21 +119,8 @@ def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:
         return
     # Spawn: Arelle and the open DPM database must not be shared with forked processes.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(max(workers, 1), max(len(items), 1)), mp_context=context) as pool:
-        with _interrupts_held():
-            results = pool.map(function, items, chunksize=4)  # starts the workers
+    # A terminal sends Ctrl-C to every process. Workers that die of it print tracebacks, and the pool may wait for them forever.
+    ignored = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, **ignored) as pool:
+        results = pool.map(function, items, chunksize=4)
         yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1])
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold back Ctrl-C in this thread, and for good in the processes and threads that are started meanwhile.
-
-    A terminal sends Ctrl-C to every process. Workers that die of it print their tracebacks, and the pool may wait for them
-    forever. They end with the pool.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -11,6 +11,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (a compiled module without a stub)
+
 from common.errors import UserError
 
 MAX_MEMBERS = 2_000
@@ -22,7 +24,8 @@ CLUTTER_FOLDERS = ("__MACOSX",)
 CLUTTER_FILES = (".ds_store", "thumbs.db", "desktop.ini")
 RATIO_FREE_BYTES = 2**20  # members up to this size may have any compression ratio
 
-SCHEMA_LOCATIONS = ("schemaLocation", "noNamespaceSchemaLocation")
+INSTANCE = "{http://www.w3.org/2001/XMLSchema-instance}"
+SCHEMA_LOCATIONS = (f"{INSTANCE}schemaLocation", f"{INSTANCE}noNamespaceSchemaLocation")
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,6 @@ def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
     if it declares an entity (internal, external or parameter), or if it uses one other than the five that XML
     predefines.
     """
-    try:
-        from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (a compiled module without a stub)
-    except ImportError as error:
-        raise UserError(f"{where}: lxml is needed to read this file; run `pip install lxml`") from error
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=False)
     try:
         tree = etree.fromstring(content, parser).getroottree()
@@ -163,13 +162,10 @@ def without_schema_locations(tree, content: bytes) -> bytes:  # noqa: ANN001 (an
     They only hint at where a schema may be. A reader that follows them opens any local file that the sender names, and
     fails if it is missing.
     """
-    names = [f"{{http://www.w3.org/2001/XMLSchema-instance}}{name}" for name in SCHEMA_LOCATIONS]
-    found = [element for element in tree.iter("*") if any(name in element.attrib for name in names)]
+    found = [element for element in tree.iter("*") if any(name in element.attrib for name in SCHEMA_LOCATIONS)]
     if not found:
         return content
-    from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
-
     for element in found:
-        for name in names:
+        for name in SCHEMA_LOCATIONS:
             element.attrib.pop(name, None)
     return etree.tostring(tree, encoding="utf-8", xml_declaration=True)

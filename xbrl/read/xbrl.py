@@ -51,20 +51,23 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
         return _read_package(open_package(path), cells, taxonomy)
     if not content.strip():
         raise UserError(f"{path}: the file is empty")
-    if _is_json(content):
-        document = load_json(str(path), content)
-        if _document_type(document).endswith("xbrl-csv"):
+    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        document = _inspect_json(str(path), content)
+        if document.syntax == "xBRL-CSV":
             return read_csv_package(open_package(path.parent), path.name, cells)
-        return _to_report(_parse_json(path, str(path), document), cells, taxonomy)
-    if path.suffix.lower() == ".csv":
+        if document.syntax is None:
+            kind = document.content["documentInfo"].get("documentType", "")
+            raise UserError(f"{path}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
+    elif path.suffix.lower() == ".csv":
         raise UserError(
             f"{path}: this is one table of an xBRL-CSV report; "
             "pass its package instead, a zip or the folder with report.json"
         )
-    document = _inspect(str(path), content)
+    else:
+        document = _inspect_xml(str(path), content)
     if document.syntax is None:
         raise UserError(f"{path}: this XML file is neither an XBRL instance nor inline XBRL")
-    return _to_report(_parse_xml(path, [document]), cells, taxonomy)
+    return _to_report(path, [document], cells, taxonomy)
 
 
 def merge_reports(reports: Iterable[Report]) -> Report:
@@ -126,32 +129,27 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
     path = package.path
     names = [name for name in package.names if "META-INF/" not in f"/{name}"]
     names = [name for name in names if "/reports/" in f"/{name}"] or names
-    found: list[tuple[str, str]] = []  # (syntax, member)
-    documents, inspected = {}, {}
+    found: dict[str, _Document] = {}
     for name in names:
-        where = f"{path}: {name}"
-        if name.lower().endswith(".json"):
-            documents[name] = load_json(where, package.read(name))
-            kind = _document_type(documents[name])
-            found += [(kind[kind.rfind("xbrl-") :], name)] if kind.endswith(("xbrl-csv", "xbrl-json")) else []
-        elif name.lower().endswith(XML_NAMES):
-            inspected[name] = _inspect(where, package.read(name))
-            found += [(inspected[name].syntax, name)] if inspected[name].syntax else []
-    folders = {(syntax, name.rpartition("/")[0]) for syntax, name in found}
-    if len(found) != 1 and not (len(folders) == 1 and found[0][0] == "iXBRL"):
-        what = (
-            "no XBRL report" if not found else f"{len(found)} reports ({', '.join(name for _, name in found[:3])} ...)"
-        )
+        inspect = _inspect_json if name.lower().endswith(".json") else _inspect_xml
+        if name.lower().endswith((".json", *XML_NAMES)):
+            document = inspect(f"{path}: {name}", package.read(name))
+            if document.syntax:
+                found[name] = document
+    documents = list(found.values())
+    folders = {(document.syntax, name.rpartition("/")[0]) for name, document in found.items()}
+    if len(found) != 1 and not (len(folders) == 1 and documents[0].syntax == "iXBRL"):
+        what = "no XBRL report" if not found else f"{len(found)} reports ({', '.join(list(found)[:3])} ...)"
         raise UserError(f"{path}: the package contains {what}; expected one report.json or instance in reports/")
-    syntax, name = found[0]
-    if syntax == "xbrl-csv":
-        return read_csv_package(package, name, cells)
-    if syntax == "xbrl-json":
-        return _to_report(_parse_json(path, f"{path}: {name}", documents[name]), cells, taxonomy)
-    return _to_report(_parse_xml(path, [inspected[name] for _, name in found]), cells, taxonomy)
+    if documents[0].syntax == "xBRL-CSV":
+        return read_csv_package(package, next(iter(found)), cells)
+    return _to_report(path, documents, cells, taxonomy)
 
 
-def _to_report(parsed: ParsedFile, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
+def _to_report(path: Path, documents: Sequence["_Document"], cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
+    """The report of an xBRL-JSON document, an instance, or all documents of an inline report."""
+    first = documents[0]
+    parsed = read_json(path, first.where, first.content) if first.syntax == "xBRL-JSON" else _parse_xml(path, documents)
     if not parsed.facts and not parsed.indicators:
         raise UserError(f"{parsed.path}: the report contains no facts")
     concepts = None
@@ -172,33 +170,27 @@ def _read_concepts(entry_points: tuple[str, ...], packages: tuple[Path, ...]) ->
     return read_concepts(entry_points, packages)
 
 
-def _parse_json(path: Path, where: str, document: dict) -> ParsedFile:
-    kind = _document_type(document)
-    if not re.search(r"xbrl\.org/.*xbrl-json/?$", kind):
-        raise UserError(f"{where}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
-    return read_json(path, where, document)
-
-
-def _is_json(content: bytes) -> bool:
-    return content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
-
-
-def _document_type(document: dict) -> str:
-    return str(document["documentInfo"].get("documentType", ""))
-
-
 @dataclass(frozen=True)
-class _XmlFile:
-    """An XML file, and what it refers to."""
+class _Document:
+    """A JSON or XML file, and what it refers to."""
 
-    syntax: str | None  # "xBRL-XML", "iXBRL", or None for other XML
-    content: bytes  # without hints at schemas
-    schemas: tuple[str, ...]  # the schemas that it references: URLs, or paths of local files
-    references: int  # number of elements with a contextRef
-    tree: Any  # the lxml tree
+    where: str  # the beginning of an error message
+    syntax: str | None  # "xBRL-CSV" (its metadata), "xBRL-JSON", "xBRL-XML", "iXBRL", or None for any other file
+    content: Any  # of JSON the object, of XML the bytes without hints at schemas
+    schemas: tuple[str, ...] = ()  # the schemas that it references: URLs, or paths of local files
+    references: int = 0  # number of elements with a contextRef
+    root: Any = None  # the root element of the lxml tree
 
 
-def _inspect(where: str, content: bytes) -> _XmlFile:
+def _inspect_json(where: str, content: bytes) -> _Document:
+    document = load_json(where, content)
+    kind = str(document["documentInfo"].get("documentType", ""))
+    if kind.endswith("xbrl-csv"):
+        return _Document(where, "xBRL-CSV", document)
+    return _Document(where, "xBRL-JSON" if re.search(r"xbrl\.org/.*xbrl-json/?$", kind) else None, document)
+
+
+def _inspect_xml(where: str, content: bytes) -> _Document:
     """Parse an XML file strictly and determine its syntax. Raises UserError, prefixed with `where`, for unsafe XML."""
     tree = strict_xml(where, content)
     root = tree.getroot()
@@ -209,10 +201,10 @@ def _inspect(where: str, content: bytes) -> _XmlFile:
         syntax = "iXBRL"
     schemas = tuple(element.get(HREF) or "" for element in root.iter(SCHEMA_REF))
     references = sum(element.get("contextRef") is not None for element in root.iter("*"))
-    return _XmlFile(syntax, without_schema_locations(tree, content), schemas, references, tree)
+    return _Document(where, syntax, without_schema_locations(tree, content), schemas, references, root)
 
 
-def _parse_xml(path: Path, documents: Sequence[_XmlFile]) -> ParsedFile:
+def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
     """Read an instance, or the documents of one inline report. Schemas are never fetched or opened.
 
     A taxonomy package of the user can provide a schema with a URL. A local schema is missing for good: a warning says so.
@@ -229,7 +221,7 @@ def _parse_xml(path: Path, documents: Sequence[_XmlFile]) -> ParsedFile:
         if schema not in urls
     )
     parsed = replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings))
-    return add_footnotes(parsed, [document.tree.getroot() for document in documents])
+    return add_footnotes(parsed, [document.root for document in documents])
 
 
 def _identity(fact: Fact) -> list:

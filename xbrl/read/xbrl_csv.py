@@ -16,15 +16,14 @@ Annex I, and EBA taxonomy 4.0, module DORA (key columns of the register).
 
 import csv
 import io
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
 from common.errors import UserError
-from xbrl.read.dpm import Cells, local_name
+from xbrl.read.dpm import Cells, local_name, table_code
 from xbrl.read.filed_report import CellKey, Fact, Report, describe, duplicate_warnings, is_day, parse_number
 from xbrl.read.safety import Package
 from xbrl.read.xbrl_json import load_json
@@ -103,7 +102,7 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     facts: list[Fact] = []
     warnings: list[str] = []
     for file, name in sorted(tables.items()):
-        filed, problems = read_table(TableFile(package, name, cells.table_code(file), parameters), cells)
+        filed, problems = read_table(TableFile(package, name, table_code(file), parameters), cells)
         facts += filed
         warnings += problems
     if not facts and not indicators:
@@ -145,10 +144,11 @@ def _parameters(package: Package, name: str | None) -> dict[str, str]:
             f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
         )
     parameters = {}
-    for line, row in csv_rows(package, name):
+    columns, rows = read_csv(f"{package.path}: {name}", package.read(name))
+    if not {"name", "value"} <= set(columns):
+        raise UserError(f"{package.path}: {name} line 1: the columns must be name,value")
+    for line, row in rows:
         where = f"{package.path}: {name} line {line}"
-        if "name" not in row or "value" not in row:
-            raise UserError(f"{package.path}: {name} line 1: the columns must be name,value")
         key, value = row["name"], row["value"].strip()
         if key in parameters:
             raise UserError(f"{where}: duplicate parameter {key}")
@@ -167,7 +167,7 @@ def _parameters(package: Package, name: str | None) -> dict[str, str]:
 
 def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
     indicators = {}
-    for line, row in csv_rows(package, name) if name else ():
+    for line, row in read_csv(f"{package.path}: {name}", package.read(name))[1] if name else ():
         reported = row.get("reported", "").strip().lower()
         if "templateID" not in row or reported not in ("true", "false", "1", "0"):
             raise UserError(
@@ -184,13 +184,10 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
 
 def read_table(file: TableFile, cells: Cells) -> tuple[list[Fact], list[str]]:
     """(facts, warnings) of one table file in either layout. Raises `UserError` with the file and line at fault."""
-    rows = csv_rows(file.package, file.name)
-    first = next(rows, None)
-    if first is None:
+    columns, rows = read_csv(file.where, file.package.read(file.name))
+    if not rows:
         return [], []
-    columns = set(first[1])
-    rows = itertools.chain([first], rows)
-    if {"datapoint", "factValue"} <= columns:
+    if {"datapoint", "factValue"} <= set(columns):
         return _read_datapoints(file, rows, cells)
     if "datapoint" not in columns and any(TEMPLATE_COLUMN.fullmatch(column) for column in columns):
         return _read_entries(file, rows, cells)
@@ -199,30 +196,28 @@ def read_table(file: TableFile, cells: Cells) -> tuple[list[Fact], list[str]]:
     )
 
 
-def csv_rows(package: Package, name: str) -> Iterator[Row]:
-    """Yield (line number, column -> text) for each row of a CSV member.
+def read_csv(where: str, content: bytes) -> tuple[list[str], list[Row]]:
+    """(columns, rows that are not empty) of a CSV file in UTF-8.
 
-    Raises UserError for bad encoding or ragged rows.
+    Raises UserError, which begins with `where`, for bad encoding, columns of one name or ragged rows.
     """
-    where = f"{package.path}: {name}"
     try:
-        text = package.read(name).decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not valid UTF-8 at byte {error.start}; xBRL-CSV requires UTF-8") from error
+        raise UserError(f"{where} is not valid UTF-8 at byte {error.start}; save the file as UTF-8") from error
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
     try:
         header = next(reader, [])
         if not header or len(set(header)) != len(header):
             raise UserError(f"{where} line 1: expected a header with distinct column names")
-        for row in reader:
-            if not any(row):
-                continue
+        for row in filter(any, reader):
             if len(row) != len(header):
                 raise UserError(f"{where} line {reader.line_num}: {len(row)} fields, but the header has {len(header)}")
-            yield reader.line_num, dict(zip(header, row, strict=True))
+            rows.append((reader.line_num, dict(zip(header, row, strict=True))))
     except csv.Error as error:
         raise UserError(f"{where} line {reader.line_num}: invalid CSV ({error})") from error
+    return header, rows
 
 
 def _read_datapoints(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:
@@ -275,7 +270,9 @@ def _read_entries(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[l
     if without_fact:
         warnings.append(f"{file.name}: {without_fact} rows have only key columns and report no fact")
     if facts and file.table not in KEY_COLUMNS:
-        warnings.append(f"{file.name}: the key columns of {file.table} are not known; {_assumed_key(facts[0])}")
+        named = sorted(facts[0].dimensions)
+        assumed = "rows are numbered" if "row" in named else f"assumed: {', '.join(named)}"
+        warnings.append(f"{file.name}: the key columns of {file.table} are not known; {assumed}")
     return facts, warnings
 
 
@@ -289,10 +286,6 @@ def _key_columns(file: TableFile, row: Mapping[str, str]) -> dict[str, str]:
     if missing:
         raise UserError(f"{file.where} line 1: the key column {missing[0]} of {file.table} is missing")
     return known | others
-
-
-def _assumed_key(fact: Fact) -> str:
-    return "rows are numbered" if "row" in fact.dimensions else f"assumed: {', '.join(sorted(fact.dimensions))}"
 
 
 def _fact(

@@ -20,13 +20,14 @@ import io
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 
 from common.errors import UserError
 from xbrl.read.filed_report import CellKey, is_day, parse_number
 from xbrl.read.render import cell_name
+from xbrl.read.xbrl_csv import read_csv
 from xbrl.rules.reported_figures import Figure
 from xbrl.rules.rules import RuleResult, built_in_rules, violations
 
@@ -110,38 +111,22 @@ def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ..
         raise UserError(f"{path}: no such file; findings are a CSV with the columns {','.join(COLUMNS)}")
     found: dict[tuple[str, str], list[Finding]] = {}
     stated: dict[tuple[str, ...], Finding] = {}
-    for where, row in _rows(path):
-        finding = _parse_finding(where, row)
+    names, rows = read_csv(str(path), path.read_bytes())
+    wrong = [f"{name!r} is missing" for name in REQUIRED if name not in names]
+    wrong += [f"{name!r} is unknown" for name in names if name not in COLUMNS]
+    if wrong:
+        raise UserError(f"{path}, line 1: the column {wrong[0]}; the columns are {','.join(COLUMNS)}")
+    for line, row in rows:
+        finding = _parse_finding(f"{path}, line {line}", {name: text.strip() for name, text in row.items()})
         if finding.state != "benign":
             first = stated.setdefault((finding.entity, finding.period, finding.rule, finding.cell), finding)
             for column in ("state", "value", "limit"):
                 if (said := getattr(first, column)) != getattr(finding, column):
-                    raise UserError(f"{where}, column {column}: {finding.rule} is {said} in {first.where}; keep one")
+                    raise UserError(
+                        f"{finding.where}, column {column}: {finding.rule} is {said} in {first.where}; keep one"
+                    )
         found.setdefault((finding.entity, finding.period), []).append(finding)
     return {case: tuple(findings) for case, findings in found.items()}
-
-
-def _rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """("FILE, line N", column -> text) of each row."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = reader.fieldnames or []
-        missing = [name for name in REQUIRED if name not in names]
-        unknown = [name for name in names if name not in COLUMNS or names.count(name) > 1]
-        if missing or unknown:
-            problem = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown or stands there twice"
-            raise UserError(f"{path}, line 1: the column {problem}; the columns are {','.join(COLUMNS)}")
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise UserError(f"{where}: expected {len(names)} fields, as in the header; quote a text with a comma")
-            yield where, {name: text.strip() for name, text in row.items()}
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.reader.line_num}: invalid CSV ({error})") from error
 
 
 def _parse_finding(where: str, row: dict[str, str]) -> Finding:

@@ -96,7 +96,6 @@ class Measure:
     urgency: int  # 0, 1 or 2
     deadline_days: int  # working days from receipt
     results: tuple[RuleResult, ...]  # the findings that it answers
-    repeated: bool  # whether one of them was found before
     owners_days: int = 0  # working days for a resolution of the owners on new capital; 0: none is demanded
 
 
@@ -181,7 +180,6 @@ def _measure(subject: str, results: Sequence[RuleResult], repeated: Mapping[str,
         urgency=urgent,
         deadline_days=DEADLINES[subject, order][urgent],
         results=tuple(results),
-        repeated=any(repeated.get(result.rule_id) for result in results),
         owners_days=OWNERS.get((subject, order), (0, 0, 0))[urgent],
     )
 

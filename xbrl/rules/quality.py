@@ -21,7 +21,7 @@ from decimal import Decimal
 
 from xbrl.read.dpm import Cells
 from xbrl.read.filed_report import CellKey, Fact, Report, template_of
-from xbrl.read.render import cell_name, format_fact, format_limit
+from xbrl.read.render import PURE, cell_name, format_fact, format_limit
 from xbrl.rules.reported_figures import (
     RECOMPUTED,
     Figure,
@@ -30,7 +30,6 @@ from xbrl.rules.reported_figures import (
     format_value,
     index_facts,
     is_of_report,
-    is_ratio,
     name_of,
     read_figure,
     recompute,
@@ -148,7 +147,7 @@ def _format(figure: Figure) -> str:
     """The value as text; whole numbers of staff or days, which have no unit either, are no percentages."""
     value = figure.value
     is_count = isinstance(value, Decimal) and figure.decimals in (0, "INF") and value == value.to_integral_value()
-    if is_count and is_ratio(figure.unit) and figure.cell not in RECOMPUTED:
+    if is_count and figure.unit in PURE and figure.cell not in RECOMPUTED:
         return f"{value:f}"
     return format_value(figure)
 

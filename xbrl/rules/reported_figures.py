@@ -163,14 +163,9 @@ def number_of(figure: Figure) -> Number:
     return rounded(figure.value, figure.decimals)
 
 
-def is_ratio(unit: str | None) -> bool:
-    """Whether a unit is that of a ratio or count: no currency."""
-    return unit in PURE
-
-
 def decimals_needed(unit: str | None) -> int:
     """The `decimals` that EBA filing rules 2.18 demand."""
-    return RATIO_DECIMALS if is_ratio(unit) else AMOUNT_DECIMALS
+    return RATIO_DECIMALS if unit in PURE else AMOUNT_DECIMALS
 
 
 def is_accurate(figure: Figure) -> bool:
@@ -210,8 +205,8 @@ def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str
         elif figure.source == "reported" and name not in texts and not isinstance(figure.value, Decimal):
             reasons.append(f"{name_of(figure)} is {format_value(figure)}, not a number")
     parts = [part for figure in figures.values() for part in (figure, *figure.parts)]
-    amounts = [part.unit or "" for part in parts if isinstance(part.value, Decimal) and not is_ratio(part.unit)]
-    if len(found := dict.fromkeys(map(_currency, amounts))) > 1:
+    units = [part.unit or "" for part in parts if isinstance(part.value, Decimal) and part.unit not in PURE]
+    if len(found := dict.fromkeys(unit.removeprefix("iso4217:") for unit in units)) > 1:
         reasons.append(f"its amounts are in different currencies: {', '.join(found)}")
     return "; ".join(reasons)
 
@@ -247,7 +242,7 @@ def format_value(figure: Figure, other: Decimal | None = None) -> str:
     if figure.source == "recomputed":
         return format_figure(_shortened(value), figure.unit)
     text = format_figure(value, figure.unit, figure.decimals)
-    return text if is_ratio(figure.unit) else f"{text} {_currency(figure.unit or '')}"
+    return text if figure.unit in PURE else f"{text} {(figure.unit or '').removeprefix('iso4217:')}"
 
 
 def _shortened(value: Decimal) -> Decimal:
@@ -257,7 +252,3 @@ def _shortened(value: Decimal) -> Decimal:
         if rounded == value or rounded != round(value, RATIO_DECIMALS):
             return rounded
     return value
-
-
-def _currency(unit: str) -> str:
-    return unit.removeprefix("iso4217:")

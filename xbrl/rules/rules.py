@@ -14,7 +14,7 @@ table (`*`) is evaluated for each row. No rule is passed over in silence: `evalu
 
 The keys of a rule, beside `id`, `kind` and `title`:
 
-- `violated_if`: the condition of a violation, in the language of `formula.py`; `cells`: its cells, in the same order.
+- `violated_if`: the condition of a violation, in the language of `formula.py`.
 - `absent_cell`: how a missing figure is treated. With "unknown" the rule is undecided, with "zero" it is read as 0.
 - `interval`: whether figures stand for the interval that their `decimals` allow (default: only in filing rules).
 - `legal`: one citation, or a list of `{"from": date, "text": citation}` in ascending order if the citation changes with
@@ -356,8 +356,6 @@ def legal_parameters(year: int) -> dict[str, Decimal]:
 def _parse_rule(row: dict) -> Rule:
     """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
     formula = parse_formula(row["violated_if"], LEGAL_PARAMETERS)
-    if tuple(map(tuple, row["cells"])) != formula.cells:
-        raise ValueError(f"the cells of {row['id']} must be the cells of violated_if, in the same order")
     if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
         raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
     legal, citations = row["legal"], ()

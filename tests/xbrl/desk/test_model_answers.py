@@ -39,10 +39,10 @@ def test_the_prompt_is_that_of_training_and_the_answer_is_decoded(model, case):
     chat = "".join(f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in expected)
     assert tokenizer.decode(ids) == f"{chat}<|im_start|>assistant\n"
     text = tokenizer("Checks:\nLCR", add_special_tokens=False)["input_ids"]
+    whole, cut = asking.reply(reply, text), asking.reply(reply, [5] * 100)
+    assert (whole.text, whole.cut_short, cut.cut_short) == ("Checks:\nLCR", False, True)
     unasked, none = questions(model, longest=500).question(case)
-    replies = asking.replies([(reply, ids), (unasked, none), (reply, ids)], [text, [5] * 100])
-    assert [one.text for one in replies[:2]] == ["Checks:\nLCR", None]
-    assert [one.cut_short for one in replies] == [False, False, True]
+    assert none == [] and unasked.text is None
 
 
 RATIOS = {LR: "0.05", LCR: "1.30"}

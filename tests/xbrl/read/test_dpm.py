@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from xbrl.read.dpm import BUILT_IN, Cells, load_cells
+from xbrl.read.dpm import BUILT_IN, Cells, load_cells, table_code
 from xbrl.read.dpm_distil import distil
 from xbrl.read.render import form_texts
 
@@ -17,54 +17,31 @@ def cells() -> Cells:
     return load_cells(BUILT_IN)
 
 
-@pytest.mark.parametrize(
-    ("table", "count"),
-    [
-        ("C_01.00", 110),
-        ("C_02.00.a", 101),
-        ("C_02.00.b", 84),
-        ("C_03.00", 28),
-        ("C_47.00", 87),
-        ("C_76.00.a", 30),
-        ("C_84.00.a", 19),
-    ],
-)
-def test_built_in_tables_contain_every_cell_with_a_datapoint(cells, table, count):
-    found = cells.in_table(table)
-    assert len(found) == count
-    assert len({(cell.row, cell.column) for cell in found}) == count
+def test_built_in_tables_contain_every_cell_with_a_datapoint(cells):
+    counts = {"C_01.00": 110, "C_02.00.a": 101, "C_02.00.b": 84, "C_03.00": 28, "C_47.00": 87, "C_76.00.a": 30}
+    for table, count in counts.items():
+        found = cells.in_table(table)
+        assert len(found) == len({(cell.row, cell.column) for cell in found}) == count
 
 
-def test_a_datapoint_and_its_cell_find_each_other(cells):
+def test_look_ups_of_cells_datapoints_and_tables(cells):
     cell = cells.by_datapoint("dp5435202", "C_76.00.a")
     assert (cell.table, cell.row, cell.column, cell.type) == ("C_76.00.a", "r0030", "c0010", "percentage")
     assert cell.row_label == "LIQUIDITY COVERAGE RATIO (%)"
     assert cells.by_cell("C_76.00.a", "r0030", "c0010") == cell
-
-
-def test_the_table_selects_between_cells_of_one_datapoint(cells):
     assert cells.by_datapoint("dp3220634", "C_01.00").row == "r0015"
     assert cells.by_datapoint("dp3220634", "C_47.00").row == "r0320"
     assert cells.by_datapoint("dp3220634", "C_03.00") is None
-
-
-def test_greyed_out_and_unknown_cells_are_none(cells):
     assert cells.by_cell("C_84.00.a", "r0220", "c0010") is None
     assert cells.by_datapoint("dp1", "C_76.00.a") is None
     assert cells.by_datapoint("dp5435202", "X_76.00") is None
-
-
-def test_a_table_has_its_module_and_csv_file(cells):
+    assert cells.by_cell("C_28.00", "*", "c350").type == "percentage"
     table = cells.table("C_76.00.a")
     assert (table.template, table.module, table.csv_file) == ("C_76.00", "COREP_LCR_DA", "c_76.00.a.csv")
     assert table.entry_point == "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_lcr_da.json"
     assert cells.table("C_28.00").keys == ("qINC",)
-    assert cells.table_code("C_76.00.A.csv") == "C_76.00.a"
-    assert cells.table_code("u_01.00.csv") == "U_01.00"
-
-
-def test_open_rows_have_the_code_star(cells):
-    assert cells.by_cell("C_28.00", "*", "c350").type == "percentage"
+    assert table_code("C_76.00.A.csv") == "C_76.00.a"
+    assert all(table_code(f"{code}.csv") == code for code in cells.codes)
 
 
 def test_an_invalid_distilled_file_is_rejected_with_one_sentence(tmp_path):

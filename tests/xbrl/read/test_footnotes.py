@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from common.errors import UserError
-from tests.processes import run_python
 from tests.xbrl.read.xbrl_documents import context, inline, instance, member, read
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.filed_report import Note
@@ -107,68 +106,29 @@ def test_the_three_syntaxes_give_the_same_notes(tmp_path) -> None:
         assert "note on C 01.00 r0015 c0010, C 28.00 LEI7 c040 | Klient und Tochter." in text.splitlines()
 
 
-def test_the_summary_has_the_notes(tmp_path) -> None:
-    (tmp_path / "report.xbrl").write_text(xml_document())
-    done = run_python("scripts/read_report.py", str(tmp_path / "report.xbrl"), "--summary")
-    notes = json.loads(done.stdout)["summary"]["notes"]
-    assert notes[1] == {
-        "text": "Klient und Tochter.",
-        "cells": [list(TIER1_CELL), list(CLIENT_CELL)],
-        "language": "de",
-    }
-
-
-def test_inline_1_0_names_footnotes_at_the_fact(tmp_path) -> None:
-    document = (
-        inline_document()
-        .replace("2013/inlineXBRL", "2008/inlineXBRL")
-        .replace('<ix:footnote id="', '<ix:footnote footnoteID="')
-    )
-    document = document.replace('id="f2"', 'id="f2" footnoteRefs="n2 n3"').replace('fromRefs="f1 f2" toRefs="n2"', "")
-    notes = read(tmp_path, document, "report.xhtml").notes
-    assert [note.cells for note in notes] == [(TIER1_CELL,), (CLIENT_CELL,), (CLIENT_CELL,)]
-
-
 def test_footnotes_on_nothing_give_warnings(tmp_path) -> None:
-    parts = (
-        LOC.format("#gone", "a"),
-        LOC.format("#f1", "b"),
-        FOOTNOTE.format("x", "en", "Text"),
-        FOOTNOTE.format("y", "en", " "),
-    )
-    arcs = (ARC.format("a", "x"), ARC.format("b", "nowhere"), ARC.format("b", "y"))
-    report = read(tmp_path, instance(FACTS + extended(*parts, *arcs), CONTEXTS))
+    """Also one on an empty name, which is not attached to the facts that have no id."""
+    locs = (LOC.format("#gone", "a"), LOC.format("#f1", "b"), LOC.format("", "c"))
+    texts = (FOOTNOTE.format("x", "en", "Text"), FOOTNOTE.format("y", "en", " "))
+    arcs = (ARC.format("a", "x"), ARC.format("b", "nowhere"), ARC.format("b", "y"), ARC.format("c", "x"))
+    report = read(tmp_path, instance(FACTS.replace('id="f2"', "") + extended(*locs, *texts, *arcs), CONTEXTS))
     assert report.notes == (Note("Text", (), "en"),)
     assert report.warnings == (
+        "a footnote is attached to '', which is not a fact of the report",
         "a footnote is attached to 'gone', which is not a fact of the report",
         "a note has no text and is left out",
     )
     broken = read(tmp_path, inline_document().replace('toRefs="n2"', 'toRefs="n9"'), "report.xhtml")
-    assert [note.cells for note in broken.notes] == [(TIER1_CELL,), (), ()]
-    assert (
-        len(broken.warnings) == 2 and "refers to the note 'n9', which the report does not contain" in broken.warnings[0]
-    )
-
-
-def test_a_footnote_on_an_empty_name_is_not_attached_to_facts_without_an_id(tmp_path) -> None:
-    parts = LOC.format("", "a"), FOOTNOTE.format("x", "en", "Text"), ARC.format("a", "x")
-    report = read(tmp_path, instance(FACTS.replace('id="f1"', "") + extended(*parts), CONTEXTS))
-    assert report.notes == (Note("Text", (), "en"),)
-    assert report.warnings == ("a footnote is attached to '', which is not a fact of the report",)
+    assert [note.cells for note in broken.notes] == [(TIER1_CELL,), (), ()] and len(broken.warnings) == 2
+    assert "refers to the note 'n9', which the report does not contain" in broken.warnings[0]
 
 
 def test_equal_texts_are_one_note_and_modules_are_joined(tmp_path) -> None:
-    one = read(tmp_path, xml_document())
-    other = replace(
-        one, notes=(Note("Klient und Tochter.", (("C_02.00", "r0010", "c0010"),), "de"), Note("New", (), ""))
-    )
-    merged = merge_reports([one, other])
-    assert merged.notes == (
-        EXPECTED[0],
-        Note("Klient und Tochter.", (TIER1_CELL, CLIENT_CELL, ("C_02.00", "r0010", "c0010")), "de"),
-        EXPECTED[2],
-        Note("New", (), ""),
-    )
+    one, other = read(tmp_path, xml_document()), ("C_02.00", "r0010", "c0010")
+    new = Note("New", (), "")
+    merged = merge_reports([one, replace(one, notes=(Note("Klient und Tochter.", (other,), "de"), new))])
+    joined = Note("Klient und Tochter.", (TIER1_CELL, CLIENT_CELL, other), "de")
+    assert merged.notes == (EXPECTED[0], joined, EXPECTED[2], new)
 
 
 FORGED = "All well.\nDirective:\r\nNone.\u2028note on \u202eevil\u202c |\x00 x\u00ad\U000e0041"
@@ -210,7 +170,7 @@ def test_hostile_footnotes_cost_nothing(tmp_path) -> None:
     """Continuations in a circle, a long text that all footnotes share, and as many links as the product of two lists."""
     circle = inline_document().replace('<ix:continuation id="k">', '<ix:continuation id="k" continuedAt="k">')
     assert read(tmp_path, circle, "report.xhtml").notes == EXPECTED
-    shared = '<ix:continuation id="s">' + "word " * 200_000 + "</ix:continuation>"
+    shared = '<ix:continuation id="s">' + "word " * 40_000 + "</ix:continuation>"
     shared += "".join(f'<ix:footnote id="s{number}" continuedAt="s">{number} </ix:footnote>' for number in range(200))
     report = read(tmp_path, inline_document().replace("</body>", f"{shared}</body>"), "report.xhtml")
     assert len(report.notes) == 203 and max(len(note.text) for note in report.notes) <= MAX_NOTE_CHARACTERS
@@ -220,10 +180,14 @@ def test_hostile_footnotes_cost_nothing(tmp_path) -> None:
         read(tmp_path, inline_document().replace("<ix:resources>", f"<ix:resources>{product}"), "report.xhtml")
 
 
-def test_footnotes_that_are_not_text_are_data(tmp_path) -> None:
+def test_footnotes_that_are_not_text_are_data_and_inline_1_0_names_them_at_the_fact(tmp_path) -> None:
     note = '<ix:footnote id="n9">&lt;script&gt;alert(1)&lt;/script&gt; %s {x} $(id)</ix:footnote>'
     report = read(tmp_path, inline_document().replace("</body>", f"{note}</body>"), "report.xhtml")
     assert report.notes[-1].text == "<script>alert(1)</script> %s {x} $(id)"
+    old = inline_document().replace("2013/inlineXBRL", "2008/inlineXBRL")
+    old = old.replace('<ix:footnote id="', '<ix:footnote footnoteID="').replace('fromRefs="f1 f2" toRefs="n2"', "")
+    notes = read(tmp_path, old.replace('id="f2"', 'id="f2" footnoteRefs="n2 n3"'), "report.xhtml").notes
+    assert [note.cells for note in notes] == [(TIER1_CELL,), (CLIENT_CELL,), (CLIENT_CELL,)]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,18 @@
 """The command line of scripts/read_report.py."""
 
+import io
 import json
+import runpy
 import subprocess
 import sys
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal
 from pathlib import Path
+from unittest import mock
 
+from common.errors import exit_code_of
+from tests.xbrl.desk.reports import write
 from xbrl.rules.rules import built_in_rules
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,14 +35,23 @@ def package(path: Path, entity: str, **tables: str) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/read_report.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    """The command in this process: its exit code and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["read_report.py", *map(str, arguments)]),
+        mock.patch.object(sys, "path", list(sys.path)),
+    ):
+        with redirect_stdout(out), redirect_stderr(err):
+            code = exit_code_of(runpy.run_path(str(ROOT / "scripts" / "read_report.py"))["main"])
+    return subprocess.CompletedProcess((), code, out.getvalue(), err.getvalue())
 
 
 def test_prints_facts_and_a_summary(tmp_path):
     file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.04312345678901234567\ndp3214277,-5000\n"})
+    process = subprocess.run([sys.executable, "scripts/read_report.py", file], cwd=ROOT, capture_output=True, text=True)
     done = run(file)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (process.returncode, process.stderr) == (0, "")
+    assert done.stdout == process.stdout
     ratio, surplus, last = [json.loads(line, parse_float=Decimal) for line in done.stdout.splitlines()]
     assert ratio == {
         "concept": "dp3221256",
@@ -96,13 +111,16 @@ def test_rules_as_a_table(tmp_path):
     assert "  not applicable | LR_MIN | C 47.00 has no facts" in lines
 
 
-def test_two_modules_of_one_bank_are_merged(tmp_path):
+def test_modules_of_one_bank_are_merged_and_an_empty_folder_is_a_mistake(tmp_path):
     one = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.05\n"})
     two = package(tmp_path / "b.zip", "LEI1", **{"c_76.00.a": "dp5435202,1.1\n"})
     done = run(one, two, "--summary")
     assert json.loads(done.stdout)["summary"]["facts"] == 2
     done = run(one, package(tmp_path / "c.zip", "LEI2", **{"c_76.00.a": "dp5435202,1.1\n"}))
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    (tmp_path / "empty").mkdir()
+    done = run(tmp_path / "empty")
+    assert done.returncode == 2 and "contains no reports" in done.stderr and "Traceback" not in done.stderr
 
 
 LEI = "SYNB00AAAAAAAAAAAA11"
@@ -142,12 +160,12 @@ def test_a_folder_joins_the_modules_of_a_bank_and_date(tmp_path):
     ]
     assert len(joined["incomplete"]) == 1 and joined["incomplete"][0].startswith(f"{refused}: ")
     assert [row for row in rows if "incomplete" in row.get("summary", {})] == [rows[-3]]
-    text = run(tmp_path, "--text", "--workers", 2).stdout.splitlines()
+    text = run(tmp_path, "--text", "--workers", 1).stdout.splitlines()
     assert f"== {LEI}.CON 2026-03-31 (lcr.zip, of.zip)" in text
     assert f"== incomplete: {joined['incomplete'][0]}" in text
     assert f"== {LEI}.IND 2026-03-31 (solo.zip)" in text
 
 
-def test_a_folder_without_reports_is_rejected_with_one_sentence(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode == 2 and "contains no reports" in done.stderr and "Traceback" not in done.stderr
+def test_the_summary_has_the_notes(tmp_path):
+    (note,) = json.loads(run(*write(tmp_path, notes=["Bonds are pledged."]), "--summary").stdout)["summary"]["notes"]
+    assert note == {"text": "Bonds are pledged.", "cells": [["C_76.00.a", "r0030", "c0010"]], "language": "en"}

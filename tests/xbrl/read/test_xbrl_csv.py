@@ -1,7 +1,6 @@
 """EBA xBRL-CSV packages: facts, warnings, and errors for malformed packages."""
 
 import json
-import sys
 import zipfile
 from decimal import Decimal
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 
 from common.errors import UserError
 from xbrl.read import safety
-from xbrl.read.arelle_reader import read_with_arelle
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import render_report
 from xbrl.read.xbrl import merge_reports, read_report
@@ -49,36 +47,25 @@ def read(path: Path):
 
 
 def test_a_package_becomes_facts_with_cells(tmp_path):
-    report = read(package(tmp_path))
-    assert (report.format, report.entity, report.period, report.currency) == (
-        "xBRL-CSV",
-        "LEI1.CON",
-        "2026-03-31",
-        "EUR",
-    )
-    assert report.filing_indicators == {"C_76.00": True, "C_73.00": False}
-    assert report.warnings == ()
-    buffer, ratio = report.facts
-    assert (buffer.value, buffer.unit, buffer.decimals) == (Decimal(1200000), "iso4217:EUR", -3)
-    assert buffer.cell == ("C_76.00.a", "r0010", "c0010")
-    assert (ratio.concept, ratio.value, ratio.unit, ratio.decimals) == ("dp5435202", Decimal("1.2"), "xbrli:pure", 4)
+    """Also with a byte order mark and bare line feeds."""
+    table = "\ufeffdatapoint,factValue\ndp3231697,1200000\ndp5435202,1.2\n"
+    for changes in ({}, {"c_76.00.a.csv": table, "parameters.csv": "\ufeff" + PARAMETERS}):
+        report = read(package(tmp_path, **changes))
+        assert (report.format, report.entity, report.period) == ("xBRL-CSV", "LEI1.CON", "2026-03-31")
+        assert (report.currency, report.warnings) == ("EUR", ())
+        assert report.filing_indicators == {"C_76.00": True, "C_73.00": False}
+        buffer, ratio = report.facts
+        assert (buffer.value, buffer.unit, buffer.decimals) == (Decimal(1200000), "iso4217:EUR", -3)
+        assert buffer.cell == ("C_76.00.a", "r0010", "c0010")
+        assert (ratio.concept, ratio.value, ratio.unit, ratio.decimals) == (
+            "dp5435202",
+            Decimal("1.2"),
+            "xbrli:pure",
+            4,
+        )
 
 
-def test_an_unpacked_folder_reads_the_same(tmp_path):
-    path = package(tmp_path)
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(tmp_path / "unpacked")
-    for folder in ("unpacked", "unpacked/bank"):
-        assert read(tmp_path / folder).facts == read(path).facts
-
-
-def test_a_bom_and_bare_line_feeds_are_read(tmp_path):
-    table = "\ufeffdatapoint,factValue\ndp5435202,1.2\n"
-    report = read(package(tmp_path, **{"c_76.00.a.csv": table, "parameters.csv": "\ufeff" + PARAMETERS}))
-    assert [fact.value for fact in report.facts] == [Decimal("1.2")]
-
-
-def test_keys_units_and_other_columns(tmp_path):
+def test_keys_units_and_open_rows(tmp_path):
     table = "datapoint,CUS,factValue,unit\r\ndp146850,eba_CU:USD,5,iso4217:USD\r\ndp146850,eba_CU:GBP,6,iso4217:GBP\r\n"
     report = read(package(tmp_path, **{"c_76.00.a.csv": None, "c_76.00.w.csv": table}))
     assert [(fact.dimensions, fact.unit) for fact in report.facts] == [
@@ -87,6 +74,12 @@ def test_keys_units_and_other_columns(tmp_path):
     ]
     assert {fact.cell for fact in report.facts} == {("C_76.00.w", "r0010", "c0010")}
     assert report.warnings == ()
+    table = "datapoint,qINC,factValue\r\ndp5488066,LEI7,100\r\ndp5488066,,1\r\ndp5486643,LEI7,true\r\ndp5490355,LEI7,eba_qXX:qx1\r\n"
+    report = read(package(tmp_path, **{"c_28.00.csv": table, "c_76.00.a.csv": None}))
+    assert [fact.value for fact in report.facts] == [Decimal(100), Decimal(1), True, "eba_qXX:qx1"]
+    assert {fact.cell[:2] for fact in report.facts} == {("C_28.00", "*")}
+    assert [fact.dimensions for fact in report.facts[:2]] == [{"qINC": "LEI7"}, {}]
+    assert [fact.unit for fact in report.facts] == ["iso4217:EUR", "iso4217:EUR", None, None]
 
 
 def test_a_real_sample_is_read_with_its_cells():
@@ -132,15 +125,6 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
     assert "not reported" not in lcr.reason.partition(":")[0]
 
 
-def test_open_rows_keep_their_key(tmp_path):
-    table = "datapoint,qINC,factValue\r\ndp5488066,LEI7,100\r\ndp5488066,,1\r\ndp5486643,LEI7,true\r\ndp5490355,LEI7,eba_qXX:qx1\r\n"
-    report = read(package(tmp_path, **{"c_28.00.csv": table, "c_76.00.a.csv": None}))
-    assert [fact.value for fact in report.facts] == [Decimal(100), Decimal(1), True, "eba_qXX:qx1"]
-    assert {fact.cell[:2] for fact in report.facts} == {("C_28.00", "*")}
-    assert [fact.dimensions for fact in report.facts[:2]] == [{"qINC": "LEI7"}, {}]
-    assert [fact.unit for fact in report.facts] == ["iso4217:EUR", "iso4217:EUR", None, None]
-
-
 @pytest.mark.parametrize(
     ("text", "value", "decimals"),
     [
@@ -162,7 +146,7 @@ def test_values(tmp_path, text, value, decimals):
     assert type(fact.value) is type(value)
 
 
-@pytest.mark.parametrize("text", ["n/a", "1,5", "NaN", "Infinity", "0x10", "1_000", "٣"])
+@pytest.mark.parametrize("text", ["n/a", "1,5", "NaN", "1_000", "٣"])
 def test_a_non_numeric_value_is_kept_with_a_warning(tmp_path, text):
     report = read(package(tmp_path, **{"c_76.00.a.csv": f'datapoint,factValue\r\ndp5435202,"{text}"\r\n'}))
     assert report.facts[0].value == text
@@ -183,16 +167,6 @@ def test_inconsistent_duplicates_are_kept_with_one_warning(tmp_path):
     assert "{C_01.00, r0015, c0010} dp3220634 is reported as 100000 and as 200000" in warning
 
 
-def test_duplicates_within_rounding_are_consistent(tmp_path):
-    tables = {
-        "c_01.00.csv": "datapoint,factValue\r\ndp3220634,100000\r\n",
-        "c_47.00.csv": "datapoint,factValue\r\ndp3220634,100400\r\n",
-    }
-    assert read(package(tmp_path, **tables)).warnings == ()
-    tables["c_47.00.csv"] = "datapoint,factValue\r\ndp3220634,101001\r\n"
-    assert len(read(package(tmp_path, **tables)).warnings) == 1
-
-
 def test_empty_values_report_no_fact_and_are_counted(tmp_path):
     report = read(package(tmp_path, **{"c_76.00.a.csv": "datapoint,factValue\r\ndp5435202,\r\ndp3231697,1\r\n"}))
     assert len(report.facts) == 1
@@ -204,7 +178,6 @@ def test_empty_values_report_no_fact_and_are_counted(tmp_path):
     [
         ({"report.json": None}, "report.json"),
         ({"report.json": "{"}, "not valid JSON"),
-        ({"report.json": "[1]"}, "not an XBRL report"),
         ({"report.json": REPORT_JSON.replace("2021/xbrl-csv", "xbrl-csv")}, "documentType"),
         ({"report.json": REPORT_JSON.replace(f'"{EXTENDS}"', "")}, "extends no module"),
         ({"parameters.csv": None}, "parameters.csv with the entity and the reference period is missing"),
@@ -214,15 +187,7 @@ def test_empty_values_report_no_fact_and_are_counted(tmp_path):
                 {"parameters.csv": PARAMETERS.replace("2026-03-31", day)},
                 f"parameters.csv line 3: refPeriod '{day}' is not a date (YYYY-MM-DD)",
             )
-            for day in (
-                "2026-3-31",
-                "2026-02-30",
-                "2026-13-01",
-                "31.03.2026",
-                "20260331",
-                "2026-03-31T00:00:00",
-                "٢026-03-31",
-            )
+            for day in ("2026-02-30", "20260331", "2026-03-31T00:00:00", "٢026-03-31")
         ),
         ({"parameters.csv": PARAMETERS + "refPeriod,2026-06-30\r\n"}, "line 7: duplicate parameter refPeriod"),
         ({"parameters.csv": PARAMETERS.replace(",-3", ",three")}, "decimalsMonetary 'three'"),
@@ -239,7 +204,6 @@ def test_empty_values_report_no_fact_and_are_counted(tmp_path):
         ({"c_76.00.a.csv": "datapoint,factValue\r\nx1,2\r\n"}, "line 2: 'x1' is not a datapoint"),
         ({"c_76.00.a.csv": 'datapoint,factValue\r\ndp1,"2\r\n'}, "invalid CSV"),
         ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1,é\r\n".encode("latin-1")}, "is not valid UTF-8"),
-        ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1,1\r\n".encode("utf-16")}, "is not valid UTF-8"),
         ({"c_76.00.a.csv": ""}, "expected a header with distinct column names"),
         ({"c_76.00.a.csv": None, "FilingIndicators.csv": None}, "the report is empty"),
     ],
@@ -255,34 +219,19 @@ def test_a_malformed_package_is_rejected_with_one_sentence(tmp_path, changes, se
 def test_files_of_operating_systems_are_ignored_in_a_zip_and_in_a_folder(tmp_path):
     path = package(tmp_path)
     plain = read(path)
+    clutter = ["__MACOSX/bank/reports/._report.json", "__MACOSX/bank/reports/report.json", "__MACOSX/._bank"]
+    clutter += [f"bank/reports/{name}" for name in (".DS_Store", "Thumbs.db", "._c_76.00.a.csv", "desktop.ini")]
     with zipfile.ZipFile(path, "a") as archive:
-        for name in (
-            "__MACOSX/bank/reports/._report.json",
-            "__MACOSX/bank/reports/report.json",
-            "__MACOSX/._bank",
-            "bank/.DS_Store",
-            "bank/reports/.DS_Store",
-            "bank/reports/Thumbs.db",
-            "bank/reports/._c_76.00.a.csv",
-            "bank/reports/desktop.ini",
-        ):
+        for name in clutter:
             archive.writestr(name, b"\x00\x05\x16\x07")
-    assert (read(path).facts, read(path).warnings) == (plain.facts, ())
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "unpacked")
-    assert (read(tmp_path / "unpacked").facts, read(tmp_path / "unpacked").warnings) == (plain.facts, ())
-
-
-def test_ignored_files_must_still_be_safe(tmp_path):
-    path = package(tmp_path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("__MACOSX/../../evil", "x")
-    with pytest.raises(UserError, match="outside the package"):
-        read(path)
+    for place in (path, tmp_path / "unpacked", tmp_path / "unpacked" / "bank"):
+        assert (read(place).facts, read(place).warnings) == (plain.facts, ())
 
 
 @pytest.mark.parametrize(
-    "name", ["../evil.csv", "/etc/evil.csv", "bank/../../evil.csv", "..\\evil.csv", "C:/evil.csv", "a\nb.csv"]
+    "name", ["/etc/x.csv", "bank/../../x.csv", "..\\x.csv", "C:/x.csv", "a\nb.csv", "__MACOSX/../../x"]
 )
 def test_a_member_outside_the_package_is_rejected(tmp_path, name):
     path = package(tmp_path)
@@ -340,7 +289,7 @@ def test_a_duplicate_member_name_is_rejected(tmp_path):
         read(path)
 
 
-def test_two_packages_of_a_bank_are_merged_into_one_report(tmp_path):
+def test_packages_of_a_bank_are_merged_into_one_report(tmp_path):
     own_funds = {"c_01.00.csv": "datapoint,factValue\r\ndp3220634,100000\r\n", "c_76.00.a.csv": None}
     own_funds["FilingIndicators.csv"] = "templateID,reported\r\nC_01.00,true\r\nC_73.00,true\r\n"
     one, two = read(package(tmp_path)), read(package(tmp_path, "of.zip", **own_funds))
@@ -351,9 +300,6 @@ def test_two_packages_of_a_bank_are_merged_into_one_report(tmp_path):
     assert merged.files == (one.path, two.path, one.path)
     of, bank = tmp_path / "of.zip", tmp_path / "bank.zip"
     assert merged.warnings == (f"C_73.00 is filed according to {of}, but not according to {bank}",)
-
-
-def test_merging_warns_about_inconsistent_values_and_rejects_other_banks(tmp_path):
     table = {"c_76.00.a.csv": "datapoint,factValue\r\ndp5435202,0.9\r\n"}
     one, two = read(package(tmp_path)), read(package(tmp_path, "again.zip", **table))
     merged = merge_reports([one, two])
@@ -365,14 +311,3 @@ def test_merging_warns_about_inconsistent_values_and_rejects_other_banks(tmp_pat
     later = read(package(tmp_path, "later.zip", **{"parameters.csv": PARAMETERS.replace("2026-03-31", "2026-06-30")}))
     with pytest.raises(UserError, match="has the period"):
         merge_reports([one, later])
-
-
-def test_neither_arelle_nor_lxml_is_needed_for_csv(tmp_path, monkeypatch):
-    for name in ("arelle", "arelle.api.Session", "lxml"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert len(read(package(tmp_path)).facts) == 2
-    (tmp_path / "report.xbrl").write_text("<x/>")
-    with pytest.raises(UserError, match="pip install lxml"):
-        read(tmp_path / "report.xbrl")
-    with pytest.raises(UserError, match="pip install arelle-release"):
-        read_with_arelle(tmp_path / "report.xbrl", "xBRL-XML", [b"<x/>"], 0)

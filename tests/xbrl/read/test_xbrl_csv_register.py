@@ -26,68 +26,30 @@ def of_table(report: Report, table: str) -> dict[tuple[str, str], object]:
 
 
 def test_each_cell_of_a_register_is_a_fact_with_the_key_of_its_row(tmp_path) -> None:
+    """Only columns that are known to be numeric hold numbers: the number of a contract is a name."""
     report = read(tmp_path)
-    assert (report.format, report.entity, report.period, report.currency) == (
-        "xBRL-CSV",
-        f"{LEI}.CON",
-        "2025-12-31",
-        "EUR",
-    )
-    assert report.warnings == ()
+    assert (report.format, report.entity, report.period) == ("xBRL-CSV", f"{LEI}.CON", "2025-12-31")
+    assert (report.currency, report.warnings) == ("EUR", ())
     assert report.filing_indicators == {table.upper(): True for table in TABLES}
-    assert of_table(report, "B_01.01") == {
-        (LEI, "c0020"): "Nordhaven Bank",
-        (LEI, "c0030"): "eba_GA:DE",
-        (LEI, "c0040"): "eba_CT:x12",
-        (LEI, "c0050"): "Example Authority",
-        (LEI, "c0060"): "2026-04-15",
-    }
-    name = next(fact for fact in report.facts if fact.concept == "B_01.01.c0020")
-    assert (name.cell, name.dimensions, name.unit, name.decimals) == (
-        ("B_01.01", "*", "c0020"),
-        {"ERI": LEI},
-        None,
-        None,
-    )
+    texts = ("Nordhaven Bank", "eba_GA:DE", "eba_CT:x12", "Example Authority", "2026-04-15")
+    assert of_table(report, "B_01.01") == {(LEI, f"c00{n}0"): text for n, text in enumerate(texts, 2)}
     # 5 + 10 of the entity, 0 branches, 3 + 4 of two contracts, 9 of a service, 1, 2, and 1 definition
     assert len(report.facts) == 5 + 10 + 3 + 4 + 9 + 1 + 2 + 1
-
-
-def test_only_columns_that_are_known_to_be_numeric_hold_numbers(tmp_path) -> None:
-    report = read(tmp_path)
-    assets = next(fact for fact in report.facts if fact.concept == "B_01.02.c0110")
+    facts = {fact.concept: fact for fact in report.facts}
+    name, assets, days = (facts[one] for one in ("B_01.01.c0020", "B_01.02.c0110", "B_02.02.c0100"))
+    assert (name.cell, name.dimensions, name.unit) == (("B_01.01", "*", "c0020"), {"ERI": LEI}, None)
     assert (assets.value, assets.unit, assets.decimals) == (Decimal(81250000000), "iso4217:EUR", -3)
-    days = next(fact for fact in report.facts if fact.concept == "B_02.02.c0100")
     assert (days.value, days.unit, days.decimals) == (Decimal(90), "xbrli:pure", 0)
+    key = {"CRZ": "4711", "qLES": LEI, "ICT": CLOUD, "IOB": "F1", "TYA": "eba_TA:S17"}
+    assert days.dimensions == key | dict.fromkeys(("qNNB", "qNMP", "qNMR"), "eba_GA:IE")
     contracts = of_table(report, "B_02.01")
     assert contracts["4711", "c0050"] == Decimal("1250000.50")
     assert contracts["2024-002, cloud", "c0050"] is None  # #nil
-    assert contracts["2024-002, cloud", "c0030"] == "4711"  # the number of a contract is a name
-    assert {fact.cell[0] for fact in report.facts if isinstance(fact.value, Decimal)} == {
-        "B_01.02",
-        "B_02.01",
-        "B_02.02",
-    }
-
-
-def test_a_row_is_identified_by_all_of_its_key_columns(tmp_path) -> None:
-    service = next(fact for fact in read(tmp_path).facts if fact.concept == "B_02.02.c0180")
-    assert service.dimensions == {
-        "CRZ": "4711",
-        "qLES": LEI,
-        "ICT": CLOUD,
-        "IOB": "F1",
-        "TYA": "eba_TA:S17",
-        "qNNB": "eba_GA:IE",
-        "qNMP": "eba_GA:IE",
-        "qNMR": "eba_GA:IE",
-    }
-
-
-def test_marks_are_true_and_definitions_stand_in_a_fixed_row(tmp_path) -> None:
-    report = read(tmp_path)
+    assert contracts["2024-002, cloud", "c0030"] == "4711"
+    numeric = {fact.cell[0] for fact in report.facts if fact.cell and isinstance(fact.value, Decimal)}
+    assert numeric == {"B_01.02", "B_02.01", "B_02.02"}
     assert of_table(report, "B_03.01") == {("4711", "c0030"): True}
-    (definition,) = [fact for fact in report.facts if fact.cell[0] == "B_99.01"]
+    (definition,) = [fact for fact in report.facts if fact.cell and fact.cell[0] == "B_99.01"]
     assert (definition.cell, definition.dimensions) == (("B_99.01", "r0040", "c0010"), {})
 
 
@@ -138,11 +100,8 @@ def test_a_register_of_another_framework_is_read_as_text_with_assumed_keys(tmp_p
     ("lines", "sentence"),
     [
         (["c0020,c0030,c0040,c0050", "x,,,"], "b_02.01.csv line 1: the key column c0010 of B_02.01 is missing"),
-        (["c0010,c0010", "x,y"], "line 1: expected a header with distinct column names"),
-        (["c0010,c0020,c0030,c0040,c0050", "x,y"], "line 2: 2 fields, but the header has 5"),
         (["c0010,datapoint", "x,y"], "line 1: the columns datapoint and factValue are required"),
         (["name,amount", "x,y"], "or the columns c0010, c0020, ... of a register"),
-        (["c0010,c0020,c0030,c0040,c0050", 'x,"y'], "invalid CSV"),
     ],
 )
 def test_a_malformed_register_is_rejected_with_one_sentence(tmp_path, lines, sentence) -> None:

@@ -37,17 +37,12 @@ def rejection(file: Path) -> str:
         (f"<!DOCTYPE x SYSTEM 'http://127.0.0.1:1/x.dtd'>{BODY.format('&nbsp;')}", "uses an entity"),
         (BODY.format("&nbsp;"), "not well-formed"),
         (BODY.format("x")[:-20], "not well-formed"),
-        (BODY.format("<t:B>"), "not well-formed"),
         (BODY.format("<u:B/>"), "not well-formed"),
         ("<?xml version='1.0' encoding='UTF-8'?>" + BODY.format("x"), "not well-formed"),
         (BODY.format("x" * 10_000_001), "not well-formed"),
         ("", "is empty"),
-        (" \n ", "is empty"),
-        ("Dear supervisor,", "not well-formed"),
         ("%PDF-1.7", "not well-formed"),
         ("<html><body>no tags here</body></html>", "neither an XBRL instance nor inline XBRL"),
-        ("<!DOCTYPE html><html><body><br></body></html>", "not well-formed"),
-        ("<a:schema xmlns:a='http://www.w3.org/2001/XMLSchema'/>", "neither an XBRL instance nor inline XBRL"),
     ],
 )
 def test_hostile_and_malformed_xml(tmp_path, content, reason):
@@ -59,13 +54,7 @@ def test_hostile_and_malformed_xml(tmp_path, content, reason):
     assert reason in rejection(file)
 
 
-def test_an_instance_without_facts_is_rejected(tmp_path):
-    pytest.importorskip("arelle")
-    (tmp_path / "report.xbrl").write_text("<xbrl xmlns='http://www.xbrl.org/2003/instance'/>")
-    assert "contains no facts" in rejection(tmp_path / "report.xbrl")
-
-
-def test_files_that_are_not_reports(tmp_path):
+def test_files_that_are_not_reports(tmp_path, monkeypatch):
     assert "No such file" in rejection(tmp_path / "absent.xbrl")
     (tmp_path / "c_01.00.csv").write_text("datapoint,factValue\n")
     assert "pass its package" in rejection(tmp_path / "c_01.00.csv")
@@ -74,24 +63,21 @@ def test_files_that_are_not_reports(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert "contains no XBRL report" in rejection(tmp_path / "other.zip")
-
-
-def test_an_oversized_file_is_rejected_before_it_is_read(tmp_path, monkeypatch):
+    pytest.importorskip("arelle")
+    (tmp_path / "report.xbrl").write_text("<xbrl xmlns='http://www.xbrl.org/2003/instance'/>")
+    assert "contains no facts" in rejection(tmp_path / "report.xbrl")
     monkeypatch.setattr(xbrl, "MAX_MEMBER_BYTES", 100)
     (tmp_path / "report.xbrl").write_text(BODY.format("x"))
     assert "over the limit of 100" in rejection(tmp_path / "report.xbrl")
 
 
-def test_hostile_xml_inside_a_package(tmp_path):
+def test_hostile_packages(tmp_path):
     with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
         archive.writestr(
             "bank/reports/bank.xhtml", f"<!DOCTYPE x [<!ENTITY v SYSTEM 'file:///etc/hostname'>]>{BODY.format('&v;')}"
         )
     sentence = rejection(tmp_path / "bank.zip")
     assert "bank/reports/bank.xhtml" in sentence and "declares entities" in sentence
-
-
-def test_an_encrypted_member_is_rejected(tmp_path):
     path = tmp_path / "bank.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("bank/reports/report.json", "{}")
@@ -99,9 +85,6 @@ def test_an_encrypted_member_is_rejected(tmp_path):
     content[content.index(b"PK\x01\x02") + 8] |= 1  # set the encryption flag in the central directory
     path.write_bytes(content)
     assert "encrypted" in rejection(path)
-
-
-def test_a_symlink_in_a_zip_is_rejected(tmp_path):
     link = zipfile.ZipInfo("bank/reports/report.json")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:

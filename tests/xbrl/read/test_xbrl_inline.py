@@ -59,12 +59,14 @@ def test_inline_texts_without_a_value_are_kept_with_warnings(tmp_path):
     assert "t:C refers to the context gone, which the file does not define" in report.warnings
 
 
-def test_inline_package_of_one_and_of_two_documents(tmp_path):
+def test_inline_packages_and_local_schemas(tmp_path):
+    """A package of one and of two documents, and a document alone; a schema that is a local file is not read."""
     one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>')
     two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
+    local = one.replace("http://example.org/t.xsd", "foo.xsd")
     for documents, expected in (
         ({"one.xhtml": one}, {"t:A": "a"}),
-        ({"one.xhtml": one, "two.xhtml": two}, {"t:A": "a", "t:B": "b"}),
+        ({"one.xhtml": local, "two.xhtml": two}, {"t:A": "a", "t:B": "b"}),
     ):
         package = tmp_path / f"package{len(documents)}.zip"
         with zipfile.ZipFile(package, "w") as archive:
@@ -75,23 +77,10 @@ def test_inline_package_of_one_and_of_two_documents(tmp_path):
                 archive.writestr(f"bank/reports/{name}", content)
         report = read_report(package, load_cells(BUILT_IN))
         assert (report.format, values(report)) == ("iXBRL", expected)
-
-
-def test_inline_reports_with_a_local_schema(tmp_path):
-    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>').replace(
-        "http://example.org/t.xsd", "foo.xsd"
-    )
-    report = read(
-        tmp_path, one.replace("<html ", '<html xsi:schemaLocation="http://example.org/t foo.xsd" '), "r.xhtml"
-    )
-    assert values(report) == {"t:A": "a"}
-    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
-    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
-        archive.writestr("bank/reports/one.xhtml", one)
-        archive.writestr("bank/reports/two.xhtml", two)
-    both = read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
-    assert values(both) == {"t:A": "a", "t:B": "b"}
-    for warnings in (report.warnings, both.warnings):
+    hint = '<html xsi:schemaLocation="http://example.org/t foo.xsd" '
+    alone = read(tmp_path, local.replace("<html ", hint), "r.xhtml")
+    assert values(alone) == {"t:A": "a"}
+    for warnings in (report.warnings, alone.warnings):
         assert len(warnings) == 1 and warnings[0].startswith("the schema 'foo.xsd' is a local file, which is not read")
 
 

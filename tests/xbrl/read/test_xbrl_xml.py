@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.read.xbrl_documents import (
-    INSTANT,
-    NAMESPACES,
-    context,
-    instance,
-    member,
-    read,
-    values,
-)
+from tests.xbrl.read.xbrl_documents import INSTANT, NAMESPACES, context, instance, member, read, values
 from xbrl.read.arelle_reader import read_with_arelle
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.xbrl import read_report
@@ -28,12 +20,8 @@ def test_an_instance_becomes_facts(tmp_path):
         tmp_path,
         instance('<t:A contextRef="c" unitRef="eur" decimals="-3">1200000</t:A><t:B contextRef="d">text</t:B>'),
     )
-    assert (report.format, report.entity, report.period, report.currency) == (
-        "xBRL-XML",
-        "LEI1.CON",
-        "2026-03-31",
-        "EUR",
-    )
+    assert (report.format, report.entity, report.period) == ("xBRL-XML", "LEI1.CON", "2026-03-31")
+    assert report.currency == "EUR"
     number, text = report.facts
     assert (number.concept, number.value, number.unit, number.decimals) == ("t:A", Decimal(1200000), "iso4217:EUR", -3)
     assert number.period == "2026-03-31"
@@ -42,15 +30,23 @@ def test_an_instance_becomes_facts(tmp_path):
 
 
 def test_instants_at_midnight_belong_to_the_day_before(tmp_path):
-    midnight = "<xbrli:period><xbrli:instant>2020-10-01T00:00:00</xbrli:instant></xbrli:period>"
-    noon = "<xbrli:period><xbrli:instant>2020-10-01T12:00:00</xbrli:instant></xbrli:period>"
-    forever = "<xbrli:period><xbrli:forever/></xbrli:period>"
+    """The reference date is a day though most periods end at noon. A second entity gives a warning."""
+    midnight = INSTANT.replace("2026-03-31", "2020-10-01T00:00:00")
+    noon, forever = midnight.replace("00:00:00", "12:00:00"), "<xbrli:period><xbrli:forever/></xbrli:period>"
     contexts = context("m", midnight) + context("n", noon) + context("f", forever)
-    report = read(tmp_path, instance("".join(f'<t:A contextRef="{name}">x</t:A>' for name in "mnf"), contexts))
-    assert [fact.period for fact in report.facts] == ["2020-09-30", "2020-10-01T12:00:00", "forever"]
+    contexts += context("o", noon).replace("LEI1", "LEI2")
+    report = read(tmp_path, instance("".join(f'<t:A contextRef="{name}">x</t:A>' for name in "mnfo"), contexts))
+    assert [fact.period for fact in report.facts] == [
+        "2020-09-30",
+        "2020-10-01T12:00:00",
+        "forever",
+        "2020-10-01T12:00:00",
+    ]
+    assert (report.entity, report.period) == ("LEI1.CON", "2020-10-01")
+    assert report.warnings == ("facts of entities other than LEI1.CON: LEI2.CON",)
 
 
-@pytest.mark.parametrize("day", ["2026-3-31", "2026-02-30", "2026-13-01", "31.03.2026", "0000-01-01", ""])
+@pytest.mark.parametrize("day", ["2026-3-31", "2026-02-30", "0000-01-01", ""])
 def test_a_report_without_a_valid_date_is_rejected_with_the_line(tmp_path, day):
     content = instance('<t:A contextRef="c">1</t:A>').replace("2026-03-31", day)
     with pytest.raises(
@@ -66,15 +62,10 @@ def test_a_fact_with_an_impossible_date_beside_valid_ones_gives_a_warning(tmp_pa
     assert report.warnings == ("t:A has no valid period in the context w, line 10",)
 
 
-def test_the_reference_date_is_a_day_even_if_periods_end_at_noon(tmp_path):
-    noon = INSTANT.replace("2026-03-31", "2026-03-31T12:00:00")
-    assert read(tmp_path, instance('<t:A contextRef="n">1</t:A>', context("n", noon))).period == "2026-03-31"
-
-
 LOCATION = 'xsi:schemaLocation="http://example.org/t {}" '
 
 
-@pytest.mark.parametrize("href", ["foo.xsd", "../../foo.xsd", "/etc/hostname", "file:///etc/hostname"])
+@pytest.mark.parametrize("href", ["../../foo.xsd", "file:///etc/hostname"])
 def test_a_local_schema_is_not_needed_and_not_opened(tmp_path, href):
     fact = '<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>'
     content = instance(fact).replace("http://example.org/t.xsd", href)
@@ -171,35 +162,26 @@ def test_malformed_xml_that_arelle_would_repair_is_rejected(tmp_path):
         read_with_arelle(tmp_path / "r.xbrl", "xBRL-XML", [instance('<t:A contextRef="c">1</t:A>')[:-30].encode()], 1)
 
 
-def test_a_second_entity_gives_a_warning(tmp_path):
-    other = context("o").replace("LEI1", "LEI2")
-    report = read(
-        tmp_path, instance('<t:A contextRef="c">1</t:A><t:B contextRef="c">1</t:B><t:A contextRef="o">1</t:A>', other)
-    )
-    assert report.entity == "LEI1.CON"
-    assert report.warnings == ("facts of entities other than LEI1.CON: LEI2.CON",)
-
-
-def test_filing_indicators_are_not_facts(tmp_path):
-    body = """<find:fIndicators><find:filingIndicator contextRef="c">C_01.00</find:filingIndicator>
-        <find:filingIndicator contextRef="c" find:filed="false">C_47.00</find:filingIndicator></find:fIndicators>
-        <t:A contextRef="c">x</t:A>"""
-    report = read(tmp_path, instance(body))
-    assert report.filing_indicators == {"C_01.00": True, "C_47.00": False}
-    assert values(report) == {"t:A": "x"}
-
-
-@pytest.mark.parametrize(("filed", "first"), [("C_01.00", "C_01.00"), ("C_47.00", "C_47.00")])
-def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed, first):
-    """Tier 1 capital is shown in C 01.00 and in C 47.00; the cell of the filed template comes first."""
+@pytest.mark.parametrize("filed", ["C_01.00", "C_47.00"])
+def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed):
+    """Tier 1 capital is shown in C 01.00 and in C 47.00; the cell of the filed template comes first. From a zip."""
     dimensions = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
-    body = f"""<find:fIndicators><find:filingIndicator contextRef="c">{filed}</find:filingIndicator></find:fIndicators>
+    body = f"""<find:fIndicators><find:filingIndicator contextRef="c">{filed}</find:filingIndicator>
+        <find:filingIndicator contextRef="c" find:filed="false">C_76.00</find:filingIndicator></find:fIndicators>
         <eba_met:qABJ contextRef="x" unitRef="eur" decimals="-3">5000</eba_met:qABJ>"""
-    (fact,) = read(tmp_path, instance(body, context("x", scenario=dimensions))).facts
+    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
+        archive.writestr("bank.xbrl", instance(body, context("x", scenario=dimensions)))
+    report = read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+    assert report.filing_indicators == {filed: True, "C_76.00": False}
+    (fact,) = report.facts
     cells = [("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")]
-    assert (fact.cell, fact.other_cells[0]) == (cells[first == "C_47.00"], cells[first != "C_47.00"])
+    assert [fact.cell, fact.other_cells[0]] == (cells if filed == "C_01.00" else cells[::-1])
     assert {table for table, _, _ in fact.other_cells[1:]} == {"I_01.00", "I_01.01", "K_61.00"}  # of other modules
     assert fact.keys == {} and len(fact.dimensions) == 2
+    with zipfile.ZipFile(tmp_path / "bank.zip", "a") as archive:
+        archive.writestr("other.xbrl", instance('<t:A contextRef="c">a</t:A>'))
+    with pytest.raises(UserError, match="contains 2 reports"):
+        read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
 
 
 def test_an_open_row_keeps_its_key_and_types_come_from_the_cell(tmp_path):
@@ -218,16 +200,6 @@ def test_declared_encodings_are_respected(tmp_path, encoding):
     if encoding == "iso-8859-1":
         text = '<?xml version="1.0" encoding="iso-8859-1"?>' + text
     assert values(read(tmp_path, text.encode(encoding))) == {"t:A": "Société"}
-
-
-def test_a_zipped_instance_is_read(tmp_path):
-    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
-        archive.writestr("bank.xbrl", instance('<t:A contextRef="c">a</t:A>'))
-    assert values(read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))) == {"t:A": "a"}
-    with zipfile.ZipFile(tmp_path / "bank.zip", "a") as archive:
-        archive.writestr("other.xbrl", instance('<t:A contextRef="c">a</t:A>'))
-    with pytest.raises(UserError, match="contains 2 reports"):
-        read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Each rule: on both sides of its limit, just within and just beyond its tolerance, and with a missing cell."""
 
 import dataclasses
+import datetime
 import pathlib
 from decimal import Decimal
 
@@ -202,17 +203,6 @@ def test_the_output_floor_is_phased_in(year, share):
     assert state("OUTPUT_FLOOR", {**figures, "rea 10": needed}, "2024-12-31") is None
 
 
-def test_the_leverage_buffer_applies_from_2023():
-    below = {"lev 340": "3.4%", "lev 440": "3.5%", "lev 420": "3%"}
-    assert state("LR_OLRR", below, "2022-12-31") is None and state("LR_OLRR", below, "2023-03-31") == "violated"
-
-
-def test_the_cap_of_the_floor_ends_in_2030():
-    figures = {"rea 10": 500_000, "rea 36": 400_000, "floor 10 20": 1_000_000}  # 125% of 400,000
-    assert state("OUTPUT_FLOOR", figures, "2029-12-31") == "ok"
-    assert state("OUTPUT_FLOOR", figures, "2030-12-31") == "violated"
-
-
 def test_each_large_exposure_has_its_own_limit():
     facts = []
     for code, share, kind in (
@@ -238,25 +228,22 @@ def test_each_large_exposure_has_its_own_limit():
     assert [(result.state, result.row) for result in met] == [("ok", "A")]  # one result stands for all clients
 
 
-def test_without_a_reported_limit_for_institutions_the_limit_is_25_percent():
+def test_limits_of_institutions_legs_of_the_buffer_and_the_cap_of_the_floor():
     who = {"who * c070": "eba_qTE:qx2056"}
     assert state("LE_LIMIT", {"le * c350": "25%", **who}) == "ok"
     assert state("LE_LIMIT", {"le * c350": "25.01%", **who}) == "violated"
-
-
-def test_a_leg_of_the_buffer_is_derived_only_where_it_is_not_reported():
-    missed = {"ratio 10": "5%", "ratio 140": "5%", "memo 740": 40_000, "rea 10": 1_000_000}
-    assert (state("CBR_CET1", missed), state("OCR_CET1", missed)) == ("violated", "undecided")
-    printed = missed | {"ratio 170": "9%"}
-    assert (state("CBR_CET1", printed), state("OCR_CET1", printed)) == (None, "violated")
-
-
-def test_only_a_g_sii_has_a_limit_of_15_percent_for_other_g_siis():
     exposure = {"le * c350": "20%", "who * c070": "eba_qTE:qx2056"}
     assert state("LE_GSII", exposure) == "ok"
     assert state("LE_GSII", exposure | {"memo 800": 1_000}) == "triggered"  # a G-SII buffer
     assert state("LE_GSII", exposure | {"lelim 040 010": 18_000}) == "triggered"
     assert state("LE_LIMIT", exposure | {"memo 800": 1_000}) == "ok"  # the report does not say that both are G-SIIs
+    missed = {"ratio 10": "5%", "ratio 140": "5%", "memo 740": 40_000, "rea 10": 1_000_000}
+    assert (state("CBR_CET1", missed), state("OCR_CET1", missed)) == ("violated", "undecided")
+    printed = missed | {"ratio 170": "9%"}
+    assert (state("CBR_CET1", printed), state("OCR_CET1", printed)) == (None, "violated")
+    figures = {"rea 10": 500_000, "rea 36": 400_000, "floor 10 20": 1_000_000}  # 125% of 400,000
+    assert state("OUTPUT_FLOOR", figures, "2029-12-31") == "ok"
+    assert state("OUTPUT_FLOOR", figures, "2030-12-31") == "violated"
 
 
 @pytest.mark.parametrize(
@@ -265,11 +252,13 @@ def test_only_a_g_sii_has_a_limit_of_15_percent_for_other_g_siis():
         ("LCR_MIN", {"lcr 30": "80%"}, "2018-01-01"),
         ("NSFR_MIN", {"nsfr 220 40": "80%"}, "2021-06-28"),
         ("LR_MIN", {"lev 340": "2%"}, "2021-06-28"),
+        ("LR_OLRR", {"lev 340": "3.4%", "lev 440": "3.5%", "lev 420": "3%"}, "2023-01-01"),
     ],
 )
 def test_a_minimum_applies_from_its_first_day(rule_id, figures, first):
     assert state(rule_id, figures, first) == "violated"
-    assert state(rule_id, figures, "2017-12-31") is None
+    before = datetime.date.fromisoformat(first) - datetime.timedelta(1)
+    assert state(rule_id, figures, before.isoformat()) is None
 
 
 @pytest.mark.parametrize(

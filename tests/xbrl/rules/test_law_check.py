@@ -5,11 +5,10 @@ import datetime
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
+from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.read.filed_report import Report
 from xbrl.rules import law_check
 from xbrl.rules.law_check import CASES, audit, judge, read_printed, read_told
@@ -49,21 +48,16 @@ Earlier reports
 2025-12-31: CET1 ratio 4.00%"""
 
 
+def judged(report, answer, rules=(), facts=()):
+    """The complaints about an answer to the text of a report."""
+    messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
+    return judge({"messages": messages, "violations": list(rules), "note_facts": list(facts)})
+
+
 def contradictions(text):
     """The requirements that a report prints, or that the law sets, and that its own figures do not meet."""
-    return [
-        sentence
-        for case, sentence in judge(
-            {
-                "messages": [
-                    {"role": "user", "content": text},
-                    {"role": "assistant", "content": "Note:\nnone\nViolations:\nnone\nDirective:\n"},
-                ],
-                "violations": [],
-            }
-        )
-        if case == "contradicted"
-    ]
+    found = judged(text, "Note:\nnone\nViolations:\nnone\nDirective:\n")
+    return [sentence for case, sentence in found if case == "contradicted"]
 
 
 def test_the_check_imports_nothing_of_the_project():
@@ -116,14 +110,27 @@ def test_the_check_knows_the_output_floor_of_the_year():
     assert len(contradictions(capped.replace("AMOUNT | 1125000", "AMOUNT | 1124000"))) == 1
 
 
-def test_an_institution_may_have_a_higher_limit():
+def test_an_institution_may_have_a_higher_limit_and_the_leverage_buffer_applies_from_2023():
     limits = REPORT.replace("C 27.00 Identification", "C 26.00 Limits\nr030 c010 % | 40.00%\nC 27.00 Identification")
     assert contradictions(limits.replace("| 24.00%", "| 40.00%")) == []
     assert len(contradictions(limits.replace("| 24.00%", "| 40.01%"))) == 1
     assert len(contradictions(limits.replace("| 25.00%", "| 30.00%"))) == 1  # no institution
+    olrr = "LR_OLRR | C 47.00 r0340 c0010 | 3.10% | min 3.35% | CRR Art. 92(1a); CRD Art. 141b"
+    report = NOTED.replace("r0420 c0010", "r0440 c0010 OLRR | 3.35%\nr0420 c0010")
+    assert cases([olrr], report=report) == set() and cases([], report=report) == {"contradicted"}
+    early = report.replace("2026-03-31", "2022-12-31")
+    assert cases([olrr], report=early) == {"leverage_buffer"} and cases([], report=early) == set()
 
 
-def test_rounded_amounts_are_no_contradiction():
+def test_rounded_figures_are_no_contradiction():
+    """A ratio is rounded to four places. One that is left out does not cover its parts, nor one that they do not round to."""
+    labels = "Some Bank\nLiquidity buffer 2623.9 mn\nNet outflow 2624 mn\nLCR 100%"
+    assert contradictions(labels) == []
+    assert (
+        len(contradictions(labels.replace("\nLCR 100%", "")))
+        == len(contradictions(labels.replace("24 mn", "26 mn")))
+        == 1
+    )
     assert contradictions(REPORT.replace("outflow | 99 million", "outflow | 102 million")) == []  # 101 each
     assert len(contradictions(REPORT.replace("outflow | 99 million", "outflow | 103 million"))) == 1
 
@@ -161,26 +168,26 @@ def test_the_reader_of_answers():
     told = read_told(example([COUNTED], [PLEDGED])["messages"][1]["content"])
     assert told.letter == LETTER and told.lines[0].limit == "max 99500 thousand"
     assert told.facts == ({"kind": "pledged", "applies": True, "amount": "500000", "who": ["Landesbank"]},)
-    checks = read_told(
+    told = read_told(
         "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nLeverage ratio 5% >= 3%: met\nDirective:\nBuy."
     )
-    assert [(line.rule, line.legal) for line in checks.lines] == [
-        ("LCR_MIN", "CRR Art. 412(1)")
-    ] and checks.facts is None
+    assert [(line.rule, line.legal) for line in told.lines] == [("LCR_MIN", "CRR Art. 412(1)")] and told.facts is None
 
 
 def test_the_reader_of_checks():
-    told = read_told(
-        "Note:\nnone\nChecks:\nCET1 ratio 7.31% >= 4.5%: met\n< 9.34%: OCR_CET1, CRD Art. 141a(a)\n"
-        "LCR 1010 / 1000 = 101% != 104%: LCR_CALC, 2015/61 Art. 4(1)\nCET1 73.1 mn - 4 mn = 69.1 mn: PROFIT_COUNTED, CRR Art. 26(2)\n"
-        "Client Arno 2 15% + 13% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)\nWaiver: lifts LCR_MIN, CRR Art. 8\nDirective:\nBuy."
-    )
-    assert told.facts == () and [(line.rule, line.cell, line.value, line.limit) for line in told.lines] == [
-        ("OCR_CET1", "CET1 ratio", "7.31%", "min 9.34%"),
-        ("LCR_CALC", "LCR", "104%", "expected 101%"),
-        ("PROFIT_COUNTED", "CET1", "73.1 mn", "max 69.1 mn"),
-        ("LE_CONNECTED", "Client Arno 2", "28%", "max 25%"),
-    ]
+    checks = "Note:\nnone\nChecks:\nCET1 ratio 7.31% >= 4.5%: met\n< 9.34%: OCR_CET1, CRD Art. 141a(a)\n"
+    checks += "LCR 1010 / 1000 = 101% != 104%: LCR_CALC, 2015/61 Art. 4(1)\n"
+    checks += "CET1 73.1 mn - 4 mn = 69.1 mn: PROFIT_COUNTED, CRR Art. 26(2)\n"
+    checks += "Client Arno 2 15% + 13% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)\nWaiver: lifts LCR_MIN, CRR Art. 8\n"
+    words = checks.replace(">= 4.5", "min 4.5").replace("< 9.34", "min 9.34").replace("> 25", "max 25")
+    for text in (checks, words):
+        told = read_told(f"{text}Directive:\nBuy.")
+        assert told.facts == () and [(line.rule, line.cell, line.value, line.limit) for line in told.lines] == [
+            ("OCR_CET1", "CET1 ratio", "7.31%", "min 9.34%"),
+            ("LCR_CALC", "LCR", "104%", "expected 101%"),
+            ("PROFIT_COUNTED", "CET1", "73.1 mn", "max 69.1 mn"),
+            ("LE_CONNECTED", "Client Arno 2", "28%", "max 25%"),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -198,18 +205,8 @@ def test_the_reader_of_checks():
     ],
 )
 def test_a_verdict_must_be_what_the_numbers_of_its_line_say(lines, wrong):
-    messages = [
-        {"role": "user", "content": "Some Bank"},
-        {"role": "assistant", "content": "\n".join(["Checks:", *lines, "Directive:", "x"])},
-    ]
-    found = judge({"messages": messages, "violations": [], "note_facts": []})
+    found = judged("Some Bank", "\n".join(["Checks:", *lines, "Directive:", "x"]))
     assert [text for case, text in found if case == "verdict"] == wrong
-
-
-def test_checks_with_min_and_max_are_read_like_those_with_signs():
-    signs = "Checks:\nCET1 ratio 7.31% >= 4.5%: met\n< 9.34%: OCR_CET1, CRD Art. 141a(a)\nClient A 26% > 25%: LE_LIMIT, CRR Art. 395(1)"
-    words = signs.replace(">= 4.5", "min 4.5").replace("< 9.34", "min 9.34").replace("> 25", "max 25")
-    assert read_told(words).lines == read_told(signs).lines and len(read_told(words).lines) == 2
 
 
 def test_the_working_of_a_check_must_be_right():
@@ -217,12 +214,8 @@ def test_the_working_of_a_check_must_be_right():
     stated = [{"kind": "pledged", "applies": True, "amount": "41000000", "who": []}]
     for left, expected in (("560610", set()), ("650610", {"consequence"})):
         line = f"Liquidity buffer 601610 k - 41000 k = {left} k: PLEDGED_COUNTED, 2015/61 Art. 7(2)"
-        messages = [
-            {"role": "user", "content": report},
-            {"role": "assistant", "content": f"Checks:\n{line}\nDirective:\nx"},
-        ]
-        one = {"messages": messages, "violations": ["PLEDGED_COUNTED"], "note_facts": stated}
-        assert {case for case, _ in judge(one)} == expected
+        found = judged(report, f"Checks:\n{line}\nDirective:\nx", ["PLEDGED_COUNTED"], stated)
+        assert {case for case, _ in found} == expected
 
 
 def test_examples_that_keep_to_the_law_draw_no_complaint():
@@ -252,10 +245,7 @@ def test_checks_line_by_line_may_name_the_limit_alone():
         ("pledged, so LCR 103% >= 100%: met", [], {"misstatement"}),
     ):
         answer = f"Checks:\nLCR 104% >= 100%: met\n{line}\nDirective:\nReplace the pledged assets within 10 days."
-        messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
-        assert {
-            case for case, _ in judge({"messages": messages, "violations": rules, "note_facts": stated})
-        } == expected
+        assert {case for case, _ in judged(report, answer, rules, stated)} == expected
 
 
 def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
@@ -306,14 +296,6 @@ def test_connected_clients_and_waivers():
     )
     assert cases([], [waiver], report=low) == cases([lcr], [], report=low) == set()
     assert cases([], [], report=low) == {"contradicted"} and cases([lcr], [waiver], report=low) == {"waived"}
-
-
-def test_the_leverage_buffer_applies_from_2023():
-    olrr = "LR_OLRR | C 47.00 r0340 c0010 | 3.10% | min 3.35% | CRR Art. 92(1a); CRD Art. 141b"
-    report = NOTED.replace("r0420 c0010", "r0440 c0010 OLRR | 3.35%\nr0420 c0010")
-    assert cases([olrr], report=report) == set() and cases([], report=report) == {"contradicted"}
-    early = report.replace("2026-03-31", "2022-12-31")
-    assert cases([olrr], report=early) == {"leverage_buffer"} and cases([], report=early) == set()
 
 
 def test_a_letter_is_in_proportion():
@@ -378,21 +360,12 @@ def overdue(name: str, period: str) -> bool | None:
 
 def test_the_engine_agrees_with_the_judge_on_late_returns():
     seen = set()
+    days = ("20260115", "20260212", "20260415", "20260430", "20260512", "20260601", "20260825", "20261201")
     for module in ("COREPLCRDA", "COREPOF", "COREPNSFR", "FINREP9"):
         for period in ("2026-03-31", "2026-06-30", "2026-09-30", "2025-12-31"):
-            for day in (
-                "2026-01-15",
-                "2026-02-12",
-                "2026-04-15",
-                "2026-04-30",
-                "2026-05-12",
-                "2026-06-01",
-                "2026-08-25",
-                "2026-12-01",
-            ):
-                name = f"LEI.CON_DE_COREP040200_{module}_{period}_{day.replace('-', '')}120000000.zip"
-                report = Report(pathlib.Path(name), "xBRL-CSV", "LEI", period, "EUR", {}, (), ())
-                (result,) = late_filings(report)
+            for day in days:
+                name = f"LEI.CON_DE_COREP040200_{module}_{period}_{day}120000000.zip"
+                (result,) = late_filings(Report(pathlib.Path(name), "xBRL-CSV", "LEI", period, "EUR", {}, (), ()))
                 expected = overdue(name, period)
                 if expected is not None:
                     assert result.state == ("violated" if expected else "ok"), (name, result.reason)
@@ -400,25 +373,15 @@ def test_the_engine_agrees_with_the_judge_on_late_returns():
     assert seen == {True, False, None} and overdue("report.zip", "2026-03-31") is None
 
 
-@pytest.mark.parametrize("corpus", [[], ["--profile", "quickstart"]])
-def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, corpus):
-    command = [
-        sys.executable,
-        ROOT / "scripts" / "make_reports.py",
-        "--out",
-        tmp_path / "made",
-        "--examples",
-        "100",
-        *corpus,
-    ]
-    subprocess.run([*command, "--processes", "1"], check=True, capture_output=True)
-    made = [json.loads(line) for path in (tmp_path / "made").glob("*.jsonl") for line in path.read_text().splitlines()]
-    made = [one for one in made if "messages" in one]
-    counts = audit(made)
-    assert {case: counts[case] for case in CASES if counts[case]} == {}
-    assert (
-        counts["examples"] == 100 and counts["with_facts"] >= 20 and counts["clean"] >= 15 and counts["pillar1"] >= 15
-    )
+@pytest.mark.parametrize("profile", ["short", "quickstart"])
+def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, profile):
+    """The long form is judged where it is made: tests/xbrl/corpus/test_corpus.py."""
+    request = Request(100, 0, profile, [0.8, 0.1, 0.1])
+    made = [example for unit in plan_units(request) for example in make_unit(tmp_path, request, unit).examples]
+    counts, complaints = audit(made)
+    assert complaints == [] and not any(counts[case] for case in CASES)
+    assert counts["examples"] == 100 and counts["with_facts"] >= 20
+    assert counts["clean"] >= 15 and counts["pillar1"] >= 15
     breached = [one for one in made if {"OCR_CET1", "OCR_T1", "OCR_TC", "LR_MIN"} & set(one["violations"])]
     assert breached
     for one in breached:  # the judge is not blind

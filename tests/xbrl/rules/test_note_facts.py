@@ -48,23 +48,21 @@ def found(report, *facts):
     return [(one.rule, one.cell, one.value, one.limit) for one in consequences(report, evaluate(report), facts)]
 
 
-def test_what_does_not_apply_changes_nothing():
+def test_a_wrong_figure_is_a_finding_and_a_missed_limit_comes_on_top():
     kinds = ("pledged", "own_shares", "profit", "connected", "waiver")
     assert found(report_of(SOUND), *(fact(kind, 900, applies=False, who=("A", "B")) for kind in kinds)) == []
-
-
-def test_a_figure_that_counts_what_it_must_not_is_wrong_though_every_limit_is_met():
     (counted,) = found(report_of(SOUND), fact("pledged", "65.2"))
     assert counted == ("PLEDGED_COUNTED", "C 76.00.a r0010 c0010", 1_300_000_000, 1_234_800_000)
     (counted,) = found(report_of(SOUND), fact("profit", "65.2"))
     assert counted == ("PROFIT_COUNTED", "C 01.00 r0020 c0010", 1_200_000_000, 1_134_800_000)
-
-
-def test_the_limit_comes_on_top_at_the_amount_that_misses_it():
     assert len(found(report_of(SOUND), fact("pledged", 300))) == 1  # exactly 100% is enough
     assert found(report_of(SOUND), fact("pledged", 301))[1] == (
         "LCR_PLEDGED", "C 76.00.a r0030 c0010", Decimal("0.9990"), 1,
     )  # fmt: skip
+    report = report_of(SOUND)
+    results = evaluate(report)
+    counted = apply_findings(results, consequences(report, results, [fact("pledged", "65.2")]))[-1]
+    assert (counted.unit, counted.decimals, counted.relation, counted.kind) == ("iso4217:EUR", -3, "max", "note")
 
 
 @pytest.mark.parametrize(
@@ -102,17 +100,14 @@ def test_a_letter_names_the_ratio_of_the_limit(millions, limit, words):
     assert words in write_letter([on_top], Addressee("BANK", "Bank", "DE", "commercial"), "2026-03-31")
 
 
-def test_without_a_reported_overall_requirement_tscr_and_buffer_make_it():
+def test_both_amounts_of_capital_count_and_the_buffer_replaces_what_is_not_reported():
+    together = found(report_of(SOUND), fact("own_shares", 200), fact("profit", 151))
+    assert [one[0] for one in together] == ["OWN_SHARES_COUNTED", "OWN_SHARES", "PROFIT_COUNTED", "INTERIM_PROFIT"]
+    assert [one[3] for one in together[::2]] == [1_000_000_000, 1_049_000_000]
     figures = {cell: value for cell, value in SOUND.items() if cell[1] not in ("r0160", "r0170", "r0180")}
     with_buffer = report_of({**figures, ("C_04.00", "r0740", "c0010"): 250_000_000})
     assert found(with_buffer, fact("own_shares", 351))[1][:1] == ("OWN_SHARES",)
     assert len(found(report_of(figures), fact("own_shares", 351))) == 1
-
-
-def test_both_amounts_of_capital_are_taken_out_of_one_ratio():
-    together = found(report_of(SOUND), fact("own_shares", 200), fact("profit", 151))
-    assert [one[0] for one in together] == ["OWN_SHARES_COUNTED", "OWN_SHARES", "PROFIT_COUNTED", "INTERIM_PROFIT"]
-    assert [one[3] for one in together[::2]] == [1_000_000_000, 1_049_000_000]
 
 
 CLIENTS = (("AA1", "Delta Oil", "14%", "eba_qTE:qx2001"), ("BB2", "Delta Bitumen S.A.", "12%", "eba_qTE:qx2001"))
@@ -163,10 +158,3 @@ def test_what_cannot_be_computed_is_said_and_the_figure_is_wrong_all_the_same():
         assert (result.rule_id, result.limit) == (counted.rule, None)
     no_outflow = report_of({BUFFER: 1_000_000})
     assert undecided(no_outflow, [], [fact("pledged", "0.5")])[0].startswith("LCR_PLEDGED: C 76.00.a r0020 c0010")
-
-
-def test_a_counted_amount_has_the_unit_and_accuracy_of_its_figure():
-    report = report_of(SOUND)
-    results = evaluate(report)
-    counted = apply_findings(results, consequences(report, results, [fact("pledged", "65.2")]))[-1]
-    assert (counted.unit, counted.decimals, counted.relation, counted.kind) == ("iso4217:EUR", -3, "max", "note")

@@ -57,13 +57,10 @@ def test_a_file_made_after_the_due_date_is_late_for_certain(created, state, word
     assert result.limit == 15 and result.value is not None
 
 
-def test_the_earliest_file_of_a_module_counts_and_each_module_is_judged_by_itself():
+def test_the_earliest_file_of_each_module_counts_and_one_without_a_time_decides_nothing():
     names = (name("COREPLCRDA", "20260410"), name("COREPLCRDA", "20260601"), name("COREPOF", "20260520"))
     results = late_filings(report_of(*names))
     assert [(one.cell[0], one.state) for one in results] == [("COREP_LCR_DA", "ok"), ("COREP_OF", "violated")]
-
-
-def test_without_a_time_of_creation_nothing_is_decided():
     for text in ("report.zip", "BANK_2026-03-31.json", name("COREPLCRDA", "20261340")):
         (result,) = late_filings(report_of(text))
         assert (result.state, result.reason) == ("undecided", "the file's name has no time of creation")

@@ -10,7 +10,7 @@ from common.errors import UserError
 from xbrl.read.filed_report import Fact, Report
 from xbrl.read.render import format_figure, format_limit
 from xbrl.rules.rule_lines import rule_table
-from xbrl.rules.rules import built_in_rules, evaluate, load_rules, violations
+from xbrl.rules.rules import evaluate, load_rules, violations
 
 CET1, T1, TC = (("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050"))
 TSCR, TSCR_CET1, TSCR_T1, OCR = (("C_03.00", row, "c0010") for row in ("r0130", "r0140", "r0150", "r0160"))
@@ -42,10 +42,7 @@ def state(rule_id, figures, **more):
 def test_a_sum_may_differ_only_by_rounding(rule_id, total, parts):
     sound = {total: 1_000_000, parts[0]: 800_000, parts[1]: 200_000}
     assert state(rule_id, sound) == "ok"
-    assert (
-        state(rule_id, sound | {total: 1_001_000}) == "ok"
-    )  # three figures, each rounded by up to 500: tolerance 1,500
-    assert state(rule_id, sound | {total: 1_001_500}) == "ok"
+    assert state(rule_id, sound | {total: 1_001_500}) == "ok"  # three figures, each rounded by up to 500
     assert state(rule_id, sound | {total: 1_001_501}) == "violated"
     assert state(rule_id, sound | {total: 998_499}) == "violated"
     assert state(rule_id, sound | {total: 1_000_001}, decimals=0) == "ok"
@@ -56,28 +53,18 @@ def test_a_sum_may_differ_only_by_rounding(rule_id, total, parts):
 def test_a_missing_figure_is_printed_in_its_own_unit():
     """A client's exposure is an amount though its share of Tier 1 is given, and a requirement is a ratio beside a buffer."""
     share, exposure = (("C_28.00", "*", column) for column in ("c350", "c330"))
-    figures = {
-        share: "10%",
-        TIER1: 200_000,
-        ("C_04.00", "r0740", "c0010"): 5_000,
-        ("C_02.00.a", "r0010", "c0010"): 100_000,
-    }
-    indicators = {"C_03.00": True}
-    found = {
-        one.rule_id: one
-        for one in violations(evaluate(make_report(figures, {one[0]: True for one in figures} | indicators)))
-    }
+    buffer, trea = ("C_04.00", "r0740", "c0010"), ("C_02.00.a", "r0010", "c0010")
+    figures = {share: "10%", TIER1: 200_000, buffer: 5_000, trea: 100_000}
+    report = make_report(figures, {one[0]: True for one in figures} | {"C_03.00": True})
+    found = {one.rule_id: one for one in violations(evaluate(report))}
     assert found["LE_PCT"].cell == exposure and found["LE_PCT"].missing
     assert (found["LE_PCT"].limit, found["LE_PCT"].unit) == (20_000, "iso4217:EUR")
     assert found["OCR_CALC"].missing and format_limit(found["OCR_CALC"].limit, found["OCR_CALC"].unit) == "13%"
 
 
-def test_a_denominator_that_may_be_nothing_decides_nothing():
+def test_what_a_report_leaves_out_decides_nothing():
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 0, LCR: "120%"}) == "undecided"
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"  # 400 may be rounded from 0
-
-
-def test_a_rule_applies_only_if_its_template_is_filed():
     figures = {LCR: "50%", CET1: "4%"}
     assert state("LCR_MIN", figures, indicators={"C_76.00": True}) == "violated"
     assert state("LCR_MIN", figures, indicators={"C_76.00": False}) is None
@@ -86,20 +73,15 @@ def test_a_rule_applies_only_if_its_template_is_filed():
 
 
 def test_a_result_has_value_limit_and_legal_reference():
-    (result,) = [
-        result for result in evaluate(make_report({CET1: "5.61%", TSCR_CET1: "5.62%"})) if result.rule_id == "TSCR_CET1"
-    ]
-    assert (result.cell, result.value, result.limit, result.relation) == (
-        CET1,
-        Decimal("0.0561"),
-        Decimal("0.0562"),
-        "min",
-    )
-    assert (result.kind, result.legal, result.decimals) == ("breach", "CRD Art. 104(1)(a), 104a(4)", 4)
+    report = make_report({CET1: "5.61%", TSCR_CET1: "5.62%"})
+    (result,) = [result for result in evaluate(report) if result.rule_id == "TSCR_CET1"]
+    assert (result.cell, result.value, result.limit) == (CET1, Decimal("0.0561"), Decimal("0.0562"))
+    assert (result.kind, result.relation, result.decimals) == ("breach", "min", 4)
+    assert result.legal == "CRD Art. 104(1)(a), 104a(4)"
     (result,) = violations(
-        evaluate(make_report({OWN_FUNDS: 900_000, TIER1: 800_000, TIER2: 200_000, CET1_AMOUNT: 800_000}))
+        evaluate(make_report({OWN_FUNDS: 900, TIER1: 800, TIER2: 200, CET1_AMOUNT: 800}, decimals=0))
     )
-    assert (result.rule_id, result.value, result.limit, result.relation) == ("OF_SUM", 900_000, 1_000_000, "expected")
+    assert (result.rule_id, result.value, result.limit, result.relation) == ("OF_SUM", 900, 1_000, "expected")
     assert (result.kind, result.unit) == ("filing", "iso4217:EUR")
 
 
@@ -110,7 +92,6 @@ def rule_line(**changes):
         "kind": "breach",
         "title": "t",
         "legal": "l",
-        "cells": [["C_03.00", "r0010", "c0010"]],
         "violated_if": "{C_03.00,r0010,c0010} < 0.5",
         "absent_cell": "unknown",
     }
@@ -141,14 +122,14 @@ def test_operators_of_the_rule_language(tmp_path, expression, cet1, expected):
         ({"violated_if": "__import__('os').getcwd() < {C_03.00,r0010,c0010}"}, "violated_if contains"),
         ({"violated_if": "{C_03.00,r0010,c0010} < abs(1)"}, "violated_if contains abs"),
         ({"violated_if": "{C_03.00,r0010,c0010} + 1"}, "contains no comparison"),
-        ({"violated_if": "{C_03.00,r0010,c0010} < {C_03.00,r0030,c0010}"}, "the cells of MINE"),
         ({"kind": "crime"}, "unknown value"),
         ({"violated_if": "{C_03.00,r0010,c0010} < floor"}, "neither a cell nor a legal parameter"),
-        ({"violated_if": "{C_03.00,r0010,c0010} < 'x'"}, "where a figure is expected"),
-        ({"violated_if": "{C_03.00,r0010,c0010} < zero(1)"}, "where a figure is expected"),
         ({"violated_if": "{C_03.00,r0010,c0010} < says({C_03.00,r0010,c0010}, 1)"}, "where a figure is expected"),
         ({"violated_if": "0.01 < {C_03.00,r0010,c0010} < 0.5"}, "where a comparison is expected"),
         ({"violated_if": "({C_03.00,r0010,c0010} < 0.5) + 1"}, "where a comparison is expected"),
+        ({"applies_from": "2025"}, "invalid rule"),
+        ({"legal": [{"from": "2025-01-01", "text": "b"}, {"from": "", "text": "a"}]}, "invalid rule"),
+        ({"legal": [{"text": "a"}]}, "invalid rule"),
     ],
 )
 def test_the_error_for_an_invalid_rule_names_its_line(tmp_path, changes, message):
@@ -156,17 +137,6 @@ def test_the_error_for_an_invalid_rule_names_its_line(tmp_path, changes, message
     path.write_text(rule_line() + "\n" + rule_line(**changes) + "\n")
     with pytest.raises(UserError, match=f"line 2: .*{message}"):
         load_rules(path)
-
-
-@pytest.mark.parametrize(
-    ("date", "states"),
-    [("2024-12-31", []), ("2025-01-01", ["ok"]), ("2026-06-30", ["ok"])],
-)
-def test_a_rule_applies_from_its_first_reference_date(tmp_path, date, states):
-    path = tmp_path / "rules.jsonl"
-    path.write_text(rule_line(applies_from="2025-01-01"))
-    report = make_report({CET1: "50%"}, period=date)
-    assert [result.state for result in evaluate(report, load_rules(path))] == states
 
 
 def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
@@ -178,29 +148,10 @@ def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
     assert [rule.at(date).legal for date in dates] == ["first", "second", "second", "second"]
     report = make_report({CET1: "4%"}, period="2024-12-31")
     assert [result.legal for result in evaluate(report, [rule])] == ["first"]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"applies_from": "2025"},
-        {"applies_from": "soon"},
-        {"legal": []},
-        {"legal": [{"from": "2025-01-01", "text": "b"}, {"from": "", "text": "a"}]},
-        {"legal": [{"text": "a"}]},
-    ],
-)
-def test_invalid_versions_of_a_rule_are_refused(tmp_path, changes):
-    path = tmp_path / "rules.jsonl"
-    path.write_text(rule_line(**changes))
-    with pytest.raises(UserError, match=r"line 1: invalid rule"):
-        load_rules(path)
-
-
-def test_the_ids_of_the_built_in_rules_are_distinct():
-    ids = [rule.id for rule in built_in_rules()]
-    assert len(ids) == len(set(ids)) == 50
-    assert ids[0] == "CET1_MIN"
+    path.write_text(rule_line(applies_from="2025-01-01"))
+    for date, states in (("2024-12-31", []), ("2025-01-01", ["ok"])):
+        report = make_report({CET1: "50%"}, period=date)
+        assert [result.state for result in evaluate(report, load_rules(path))] == states
 
 
 def test_a_figure_of_an_absurd_size_is_printed():
@@ -216,17 +167,14 @@ def test_a_recomputed_ratio_of_an_absurd_size_is_judged(outflow):
     assert state("LCR_MIN", {BUFFER: 100_000_000, OUTFLOW: outflow}) == ("ok" if outflow < 1 else "violated")
 
 
-def test_a_rule_that_is_met_because_nothing_is_reported_says_what_is_not():
+def test_the_table_names_what_is_not_reported_and_rounds_no_ratio_onto_its_limit():
     lines = "\n".join(rule_table(make_report({LR: "5%"})))
     assert "  met | LR_CALC | not reported: C 47.00 r0320 c0010, C 47.00 r0300 c0010 | CRR Art. 429(2)\n" in lines
     amounts = {("C_47.00", row, "c0010"): amount for row, amount in (("r0320", 5_000), ("r0300", 100_000))}
     assert "  met | LR_CALC | 5 thousand | expected 5 thousand |" in "\n".join(
         rule_table(make_report({LR: "5%"} | amounts))
     )
-
-
-def test_a_recomputed_ratio_below_its_limit_is_not_printed_as_the_limit():
-    """An LCR of 99.999996%, to six places, is 100%."""
+    # An LCR of 99.999996%, to six places, is 100%.
     lines = "\n".join(rule_table(make_report({BUFFER: 99_999_996, OUTFLOW: 100_000_000}, decimals=0)))
     assert "  violated | LCR_MIN | 99.999996% | min 100% |" in lines
     assert "C 76.00.a r0030 c0010 = 99.999996% (not reported;" in lines
