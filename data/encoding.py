@@ -27,6 +27,10 @@ from data.labels import THOUGHTS, Labels, Turn, check_said, leaves_out
 from data.tokens import bos_ids, eos_id, generation_stops, make_encoder, tokenizer_fingerprint
 
 MAX_LEAD = 200  # characters at the end of a prompt
+PIECE = 2**17  # most characters of a text that are tokenised at once
+PIECES = 64  # of a text in one call of the tokenizer: its memory is bounded
+# Cut between lines, to see what the tokenizer does at the beginning of a text.
+PROBE = ("The bank's own funds, Grüße.\n", "Below 97.3% the LCR (a) ends.\n", "it reports\n", "3 rows")
 LISTED = 5  # examples that a line of a report names
 VERSION = 4  # of this encoding; a cache of another version is not used
 
@@ -216,7 +220,7 @@ class ExampleEncoder:
                 if "input_ids" in example:
                     sequences, notes = [self._given(example)], []
                 else:
-                    sequences, notes = self._joined(chat, ids) if chat else self._text(example, next(plain))
+                    sequences, notes = self._joined(chat, ids) if chat else self._text(example, *next(plain))
             except UserError as error:
                 outcomes.append(Outcome(error=str(error)))
                 continue
@@ -359,24 +363,60 @@ class ExampleEncoder:
                 spans.append((inside[0], inside[-1] + 1))
         return spans
 
-    def _tokenise(self, examples: Sequence[dict]) -> list[Encoding]:
-        """The encodings of texts and completions. A text needs no offsets, which take a third of the time."""
-        texts = [example["text"] for example in examples if "text" in example]
+    def _tokenise(self, examples: Sequence[dict]) -> list[tuple[np.ndarray, Encoding | None]]:
+        """(ids, encoding) of texts and completions. A text needs no offsets, which take a third of the time: None."""
+        texts = [example["text"] for example in examples if "text" in example and len(example["text"]) < PIECE]
         others = [example["prompt"] + example["completion"] for example in examples if "text" not in example]
-        without = iter(self.encoder.encode_batch_fast(texts, add_special_tokens=False) if texts else ())
+        short = iter(self.encoder.encode_batch_fast(texts, add_special_tokens=False) if texts else ())
         with_offsets = iter(self.encoder.encode_batch(others, add_special_tokens=False) if others else ())
-        return [next(without if "text" in example else with_offsets) for example in examples]
+        found = []
+        for example in examples:
+            if "text" not in example:
+                encoding = next(with_offsets)
+                found.append((np.array(encoding.ids, dtype=np.int64), encoding))
+            elif len(example["text"]) < PIECE:
+                found.append((np.array(next(short).ids, dtype=np.int64), None))
+            else:
+                found.append((self._long(example["text"]), None))
+        return found
 
-    def _text(self, example: dict, encoding: Encoding) -> tuple[list[Encoded], list[str]]:
+    def _long(self, text: str) -> np.ndarray:
+        """The ids of a long text, which is tokenised in pieces between whose lines the usual pre-tokenizers split anyway."""
+        pieces = [text] if self._piece_lead is None else cut(text)
+        parts = [
+            self._ids_of_pieces(pieces[i : i + PIECES], self._piece_lead or "", i == 0)
+            for i in range(0, len(pieces), PIECES)
+        ]
+        return np.concatenate(parts)
+
+    def _ids_of_pieces(self, pieces: Sequence[str], lead: str, begins: bool) -> np.ndarray:
+        """The ids of pieces that follow each other. A piece that continues a text is encoded after `lead`, whose ids are taken away.
+
+        A tokenizer with a mark before every text (Llama 2, Mistral) would put one before every piece.
+        """
+        texts = [piece if begins and i == 0 else lead + piece for i, piece in enumerate(pieces)]
+        alone = len(self.encoder.encode(lead, add_special_tokens=False).ids)
+        found = self.encoder.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [e.ids[0 if begins and i == 0 else alone :] for i, e in enumerate(found)]
+        return np.concatenate([np.array(one, dtype=np.int64) for one in ids])
+
+    @functools.cached_property
+    def _piece_lead(self) -> str | None:
+        """The text before a piece that continues a text; None if pieces have other ids than the text."""
+        whole = self.encoder.encode("".join(PROBE), add_special_tokens=False).ids
+        return next((lead for lead in ("\n", "") if self._ids_of_pieces(PROBE, lead, True).tolist() == whole), None)
+
+    def _text(self, example: dict, ids: np.ndarray, encoding: Encoding | None) -> tuple[list[Encoded], list[str]]:
         """The sequence of a text, or of a prompt with its completion, between BOS, if the tokenizer writes it, and EOS."""
-        length, ids = len(example.get("prompt", "")), encoding.ids
-        first = _first_token_after(encoding, length) if length else 0
+        length, first = len(example.get("prompt", "")), 0
         notes = ["control"] if self._refused(self.control_tokens_in(example)) else []
-        if length and first < len(ids) and encoding.offsets[first][0] < length:
-            notes.append("boundary")
-        bos = self.bos if ids[: len(self.bos)] != self.bos else []
-        ids = [*bos, *ids, *([self.eos] if not ids or ids[-1] != self.eos else [])]
-        return [Encoded(np.array(ids, dtype=np.int64), (Span(max(1, len(bos) + first), len(ids)),))], notes
+        if encoding and length:
+            first = _first_token_after(encoding, length)
+            if first < len(ids) and encoding.offsets[first][0] < length:
+                notes.append("boundary")
+        bos = self.bos if ids[: len(self.bos)].tolist() != self.bos else []
+        ids = np.concatenate([bos, ids, [self.eos] if not len(ids) or ids[-1] != self.eos else []]).astype(np.int64)
+        return [Encoded(ids, (Span(max(1, len(bos) + first), len(ids)),))], notes
 
     def _given(self, example: dict) -> Encoded:
         """The sequence of an example that is tokenised already. Raises UserError for an id that the tokenizer has not."""
@@ -386,6 +426,32 @@ class ExampleEncoder:
         edges = np.flatnonzero(np.diff(mask, prepend=0)).tolist()
         spans = tuple(Span(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True))
         return Encoded(np.array(example["input_ids"], dtype=np.int64), spans)
+
+
+def cut(text: str) -> list[str]:
+    """The pieces of a text, each of at most PIECE characters.
+
+    A cut is made between two lines that are not blank. If there is no such place, it is made between a word and a space, and
+    otherwise at the maximum length.
+    """
+    pieces, start = [], 0
+    while len(text) - start > PIECE:
+        end = _piece_end(text, start)
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
+
+
+def _piece_end(text: str, start: int) -> int:
+    limit = end = start + PIECE
+    while (end := text.rfind("\n", start + 1, end)) > 0:
+        if not text[end - 1].isspace() and not text[end + 1].isspace():
+            return end + 1
+    end = limit
+    while (end := text.rfind(" ", start + 1, end)) > 0:
+        if text[end - 1].isalnum():
+            return end
+    return limit
 
 
 def _is_empty(answer: dict) -> bool:

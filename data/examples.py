@@ -236,34 +236,27 @@ def load_documents(
 
     if cache is None:
         store = build(None)
-        origin = tokenised(store, start)
+        origin = tokenised(start)
     else:
         store, origin = Cache(Path(cache), say, cache_gib).open(
             paths, describe(paths, tokenizer, encoder, reading), build
         )
-    files, parts = expand(paths), parts_of(store, sequence_length, too_long)
+    parts = parts_of(store, sequence_length, too_long)
     counts = Counter({**store.info["counts"], **parts.counts})
-    _check_parts(paths, files, parts, counts, sequence_length, reading)
+    _check_parts(paths, parts, counts, sequence_length, reading)
     ids, weights = (_Sequence(read, len(parts.lengths)) for read in (parts.ids, parts.weights))
-    report = example_report(files, parts, counts, sequence_length, reading.part)
+    report = example_report(parts, counts, sequence_length, reading.part)
     return Documents(ids, weights, parts.lengths, parts.targets, parts.fingerprint, f"{report}\n{origin}", parts)
 
 
-def _check_parts(
-    paths: tuple[str, ...],
-    files: Sequence[Path],
-    parts: Parts,
-    counts: Counter,
-    limit: int,
-    reading: Reading,
-) -> None:
+def _check_parts(paths: tuple[str, ...], parts: Parts, counts: Counter, limit: int, reading: Reading) -> None:
     """Raise UserError for an example that is too long, if that is an error, and if there is nothing to train on."""
     names = ", ".join(paths)
     if parts.too_long:
         file, number, length = parts.too_long
         from data.formats import read_files
 
-        where, _ = next(itertools.islice(read_files([files[file]], reading), number, None))
+        where, _ = next(itertools.islice(read_files([expand(paths)[file]], reading), number, None))
         raise UserError(
             f"{where} has {length} tokens, more than data.sequence_length={limit}; increase it, or set data.too_long to drop "
             "or truncate"
@@ -291,11 +284,10 @@ def _check_parts(
     )
 
 
-def example_report(files: Sequence[Path], parts_read: Parts, counts: Counter, size: int, part: str) -> str:
+def example_report(parts_read: Parts, counts: Counter, size: int, part: str) -> str:
     """Lines about a source: what it has, then remarks.
 
-    files: where the files are now; they may have been elsewhere when they were encoded. counts: of examples by reason and
-    note. size: data.sequence_length. part: of `Reading`.
+    counts: of examples by reason and note. size: data.sequence_length. part: of `Reading`.
     """
     info, lengths, targets = parts_read.store.info, parts_read.lengths, parts_read.targets
     longest = counts["longest_read"]
@@ -312,8 +304,7 @@ def example_report(files: Sequence[Path], parts_read: Parts, counts: Counter, si
         if count := counts.get(key, 0):
             parts.append(sentence.format(n=f"{count:,}", s=_s(count), have="has" if count == 1 else "have"))
 
-    places = {before: now for before, now in zip(info["paths"], map(str, files), strict=True) if before != now}
-    parts += [_moved(line, places) for line in info["forms"]]
+    parts += info["forms"]
     if info["left_out"]:
         names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
         parts.append(f"{len(info['left_out'])} file{_s(len(info['left_out']))} of another kind LEFT OUT ({names})")
@@ -326,9 +317,8 @@ def example_report(files: Sequence[Path], parts_read: Parts, counts: Counter, si
     add("empty", "{n} example{s} without any target LEFT OUT")
     add("left", "{n} row{s} LEFT OUT by data.row")
     if count := counts.get("skipped", 0):
-        shown = [_moved(line, places) for line in info["bad"]]
-        listed = "" if len(shown) == count else f", the first {len(shown)} of them"
-        parts += [f"SKIPPED {count:,} malformed{listed}:", *(f"  {sentence}" for sentence in shown)]
+        listed = "" if len(info["bad"]) == count else f", the first {len(info['bad'])} of them"
+        parts += [f"SKIPPED {count:,} malformed{listed}:", *(f"  {sentence}" for sentence in info["bad"])]
     add("other_part", "{n} example{s} " + ("held out" if part == "training" else "not held out"))
     if count := info["repeated"]:
         parts.append(
@@ -338,20 +328,13 @@ def example_report(files: Sequence[Path], parts_read: Parts, counts: Counter, si
         if not (count := counts.get(f"note:{note}", 0)):
             continue
         if note == "control":
-            parts.append(control_line(count, [_moved(line, places) for line in info["control"]]))
+            parts.append(control_line(count, info["control"]))
             continue
         parts.append(note_sentence(note, count))
         if note == "split":
             split, whole = counts["split_tokens"], counts["whole_tokens"]
             parts[-1] += f": {split:,} tokens where one sequence each would have {whole:,}"
     return "\n".join(parts)
-
-
-def _moved(line: str, places: dict[str, str]) -> str:
-    """A line that begins with the path of a file, with the path where the file is now."""
-    found = [path for path in places if line.startswith((f"{path}:", f"{path},", f"{path} "))]
-    path = max(found, key=len, default="")
-    return places.get(path, "") + line[len(path) :]
 
 
 def _s(count: int) -> str:

@@ -240,7 +240,6 @@ class StoreWriter:
         self.info = info | {"format": FORMAT, "complete": False, "shard_tokens": shard_tokens, "shards": []}
         self.dtype = np.dtype(info["dtype"])
         self.shards: list[Shard] = []  # those that were written
-        self.size = 0  # tokens of the document that is being written
         if folder and (folder / STORE_FILE).is_file():
             self.info["shards"] = read_info(folder)["shards"]
         elif folder:
@@ -252,22 +251,25 @@ class StoreWriter:
         """(file, example) where an interrupted build goes on."""
         return tuple(self.info["shards"][-1]["next"]) if self.info["shards"] else (0, 0)
 
-    def add(self, ids: np.ndarray) -> None:
-        """Append ids to the current document."""
+    def add(
+        self,
+        ids: np.ndarray,
+        spans: Iterable[tuple[int, int, float]] = (),
+        file: int = 0,
+        example: int = 0,
+        is_text: bool = True,
+    ) -> None:
+        """Append a document, and end the shard if it is full."""
         self.file.write(ids.astype(self.dtype).tobytes())
-        self.size += len(ids)
         self.highest = max(self.highest, int(ids.max(initial=0)))
-
-    def end_document(self, spans: Iterable[tuple[int, int, float]], file: int, example: int, is_text: bool) -> None:
-        """End the current document, and the shard if it is full."""
         rows = np.array([tuple(span) for span in spans], dtype=SPAN)
-        self.counts["ids"] += self.size
+        self.counts["ids"] += len(ids)
         self.counts["spans"] += len(rows)
+        self.counts["documents"] += 1
         self.rows["spans"] += rows.tobytes()
         row = (self.counts["ids"], self.counts["spans"], file, example, is_text)
         self.rows["documents"] += np.array([row], DOCUMENT).tobytes()
-        self.counts["documents"] += 1
-        self.size, self.at = 0, [file, example + 1]
+        self.at = [file, example + 1]
         if self.counts["ids"] >= self.info["shard_tokens"]:
             self.end_shard()
 
