@@ -36,16 +36,11 @@ class Style:
 
     def legend(self) -> str:
         """What the marks mean."""
-        weight = "⟦0.5× text⟧ carries 0.5 times the loss"
         if self.colour:
-            return (
-                f"{GREEN}green{RESET}: carries loss; {YELLOW}0.5× yellow{RESET}: carries 0.5 times the loss; ⏎ newline, ⇥ "
-                "tab, ⟨...⟩ code of an invisible character or bytes of a part of one"
-            )
-        return (
-            f"⟦text⟧ carries loss; {weight}; ⏎ newline, ⇥ tab, ⟨...⟩ code of an invisible character or bytes of a part of "
-            "one"
-        )
+            what = f"{GREEN}green{RESET}: carries loss; {YELLOW}0.5× yellow{RESET}: carries 0.5 times the loss"
+        else:
+            what = "⟦text⟧ carries loss; ⟦0.5× text⟧ carries 0.5 times the loss"
+        return f"{what}; ⏎ newline, ⇥ tab, ⟨...⟩ code of an invisible character"
 
     def target(self, text: str, weight: float) -> str:
         """Mark a target's text, which may have several lines."""
