@@ -71,39 +71,32 @@ class Outcome:
     error: str | None = None  # one sentence without the file and line
 
 
-# What the report of a data file says about the examples that have a note (`note_sentence`); {n} is their number.
+# What the report of a data file counts: which examples have a note.
 NOTES: dict[str, str] = {
-    "split": "{n} {chats} {are} split by answer, because the chat template rewrites earlier turns",
-    "rebuilt": "{n} {chats} {have} answers that the template renders otherwise once they are given; here they follow the prompt "
-    "of generation",
-    "parts": "in {n} {chats} the template writes an answer in several parts, and generation ends after the first of them",
-    "opening": "{n} {chats} {begin} with an assistant message, which answers nothing and carries no loss",
-    "trailing": "{n} {chats} {go} on after the last trained answer; the rest is left out",
-    "unanswered": "{n} {chats} {have} no answer of the assistant",
-    "silent": "{n} {chats} {have} an empty answer, of which only the token that ends it carries loss",
-    "weightless": "in {n} {examples} all that would carry loss has weight 0",
-    "developer": "in {n} {chats} `developer` messages are rendered as `system`, because the template does not know the role",
-    "tools": "{n} {chats} {have} `tools`, which the chat template does not render",
-    "thinking": "{n} {chats} {have} answers whose thinking the chat template drops or changes",
-    "left out": "{n} {chats} {have} questions or instructions that the chat template leaves out or changes",
-    "boundary": "in {n} {examples} the completion begins inside a token",
-    "control": "control tokens: {n} {examples} {have} content that spells one; it stays text, unless data.control_tokens=allow",
+    "split": "chats split by answer, because the chat template rewrites earlier turns",
+    "rebuilt": "chats with answers that the template renders otherwise once they are given; here they follow the prompt of "
+    "generation",
+    "parts": "chats in which the template writes an answer in several parts, and generation ends after the first of them",
+    "opening": "chats that begin with an assistant message, which answers nothing and carries no loss",
+    "trailing": "chats that go on after the last trained answer; the rest is left out",
+    "unanswered": "chats without an answer of the assistant",
+    "silent": "chats with an empty answer, of which only the token that ends it carries loss",
+    "weightless": "examples in which all that would carry loss has weight 0",
+    "developer": "chats whose `developer` messages are rendered as `system`, because the template does not know the role",
+    "tools": "chats with `tools`, which the chat template does not render",
+    "thinking": "chats with answers whose thinking the chat template drops or changes",
+    "left out": "chats with questions or instructions that the chat template leaves out or changes",
+    "boundary": "examples whose completion begins inside a token",
+    "control": "examples whose content spells a control token; it stays text, unless data.control_tokens=allow",
 }
-
-
-def note_sentence(note: str, count: int | None, noun: str = "example") -> str:
-    """What the report says about `count` examples that have a note of `NOTES`; None: about those of any number."""
-    words = {"chats": "chat", "examples": noun, "have": "has", "are": "is", "begin": "begins", "go": "goes"}
-    number = "N" if count is None else f"{count:,}"
-    return NOTES[note].format(
-        n=number, **(words if count == 1 else {word: word for word in words} | {"examples": f"{noun}s"})
-    )
 
 
 def control_line(count: int, places: Sequence[str], noun: str = "example") -> str:
     """The line about `count` examples whose content spells control tokens, at these places; the first `LISTED` are named."""
     named = [*places[:LISTED], *(["..."] if count > LISTED else [])]
-    return f"{note_sentence('control', count, noun)}: {'; '.join(named)}"
+    what = f"{count:,} {noun} has" if count == 1 else f"{count:,} {noun}s have"
+    rule = "content that spells one; it stays text, unless data.control_tokens=allow"
+    return f"control tokens: {what} {rule}: {'; '.join(named)}"
 
 
 class _Part(NamedTuple):

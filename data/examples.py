@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.cache import Cache, describe, tokenised
-from data.encoding import NOTES, ExampleEncoder, control_line, note_sentence
+from data.encoding import NOTES, ExampleEncoder, control_line
 from data.files import DEFAULT, Reading, expand
 from data.held_out import BUT_FOR
 from data.store import Shard, Store
@@ -276,12 +276,23 @@ def _check_parts(paths: tuple[str, ...], parts: Parts, counts: Counter, limit: i
     bad = parts.store.info["bad"]
     skipped = f"; {counts['skipped']} malformed examples are skipped, the first: {bad[0]}" if bad else ""
     # Why an example has no target, besides its length.
-    found = [note_sentence(note, count) for note in NOTES if note in NO_TARGET and (count := counts[f"note:{note}"])]
+    found = [f"{NOTES[note]}: {counts[f'note:{note}']:,}" for note in NO_TARGET if counts[f"note:{note}"]]
     why = f" ({'; '.join(found)})" if found else ""
     raise UserError(
         f"{names}: no token carries loss; a chat needs an assistant message within data.sequence_length={limit} tokens{why}"
         f"{skipped}"
     )
+
+
+# What was left out or changed, by what is counted.
+REMARKS = {
+    "drop": "DROPPED {n} longer than {size} (longest {longest})",
+    "truncate": "TRUNCATED {n} to {size} (longest {longest})",
+    "empty_truncated": "LEFT OUT {n} without a target after they were truncated to {size} tokens",
+    "empty": "LEFT OUT {n} without any target",
+    "left": "LEFT OUT {n} rows by data.row",
+    "repeated": f"REPEATED {{n}} that say what an earlier one says, {BUT_FOR}",
+}
 
 
 def example_report(parts_read: Parts, counts: Counter, size: int, part: str) -> str:
@@ -290,50 +301,37 @@ def example_report(parts_read: Parts, counts: Counter, size: int, part: str) -> 
     counts: of examples by reason and note. size: data.sequence_length. part: of `Reading`.
     """
     info, lengths, targets = parts_read.store.info, parts_read.lengths, parts_read.targets
-    longest = counts["longest_read"]
-    tokens, sequences, num_files = int(lengths.sum()), len(lengths), info["files"]
+    tokens, sequences = int(lengths.sum()), len(lengths)
     total = f"{int(targets.sum()):,}" if targets.dtype == np.int64 else f"{targets.sum():,.1f} (by weight)"
-    parts = [
-        f"{sequences:,} example{_s(sequences)} from {num_files} file{_s(num_files)}, {tokens:,} tokens "
+    first = (
+        f"{sequences:,} example{_s(sequences)} from {info['files']} file{_s(info['files'])}, {tokens:,} tokens "
         f"({tokens / sequences:.0f} per example, longest {lengths.max()}), {total} of them targets"
-    ]
-    if cut := counts.get("cut", 0):
-        parts[0] += f"; {cut:,} long text{_s(cut)} cut into pieces of {size}, each counted as an example"
-
-    def add(key: str, sentence: str) -> None:
-        if count := counts.get(key, 0):
-            parts.append(sentence.format(n=f"{count:,}", s=_s(count), have="has" if count == 1 else "have"))
-
-    parts += info["forms"]
-    if info["left_out"]:
-        names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
-        parts.append(f"{len(info['left_out'])} file{_s(len(info['left_out']))} of another kind LEFT OUT ({names})")
-    add("drop", f"DROPPED {{n}} longer than {size} (longest {longest})")
-    add("truncate", f"TRUNCATED {{n}} to {size} (longest {longest})")
-    add(
-        "empty_truncated",
-        f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens: LEFT OUT",
     )
-    add("empty", "{n} example{s} without any target LEFT OUT")
-    add("left", "{n} row{s} LEFT OUT by data.row")
-    if count := counts.get("skipped", 0):
+    if cut := counts["cut"]:
+        first += f"; {cut:,} long text{_s(cut)} cut into pieces of {size}, each counted as an example"
+    parts = [first, *info["forms"]]
+    if others := info["left_out"]:
+        parts.append(
+            f"LEFT OUT {len(others)} files of another kind: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
+        )
+    counts = Counter(counts | {"repeated": info["repeated"]})
+    for key, words in REMARKS.items():
+        if counts[key]:
+            parts.append(words.format(n=f"{counts[key]:,}", size=size, longest=counts["longest_read"]))
+    if count := counts["skipped"]:
         listed = "" if len(info["bad"]) == count else f", the first {len(info['bad'])} of them"
         parts += [f"SKIPPED {count:,} malformed{listed}:", *(f"  {sentence}" for sentence in info["bad"])]
-    add("other_part", "{n} example{s} " + ("held out" if part == "training" else "not held out"))
-    if count := info["repeated"]:
-        parts.append(
-            f"REPEATED: {count:,} example{_s(count)} say{'s' if count == 1 else ''} what an earlier one says, {BUT_FOR}"
-        )
-    for note in NOTES:
-        if not (count := counts.get(f"note:{note}", 0)):
-            continue
-        if note == "control":
+    if count := counts["other_part"]:
+        parts.append(f"{count:,} example{_s(count)} {'held out' if part == 'training' else 'not held out'}")
+    for note, words in NOTES.items():
+        count = counts[f"note:{note}"]
+        if note == "control" and count:
             parts.append(control_line(count, info["control"]))
-            continue
-        parts.append(note_sentence(note, count))
-        if note == "split":
-            split, whole = counts["split_tokens"], counts["whole_tokens"]
-            parts[-1] += f": {split:,} tokens where one sequence each would have {whole:,}"
+        elif count:
+            parts.append(f"{words}: {count:,}")
+            if note == "split":
+                split, whole = counts["split_tokens"], counts["whole_tokens"]
+                parts[-1] += f"; they have {split:,} tokens where one sequence each would have {whole:,}"
     return "\n".join(parts)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from data.batches import StepBatch
-from data.encoding import Encoded, Outcome, Span, note_sentence
+from data.encoding import NOTES, Encoded, Outcome, Span
 from data.token_texts import one_line, run_text, visible
 
 GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -101,7 +101,7 @@ def show_outcome(
             lines += show_sequence(part, tokenizer, style)
     if not outcome.sequences:
         lines.append("LEFT OUT: nothing of it carries loss")
-    return lines + [f"counted in the report: {note_sentence(note, None)}" for note in outcome.notes]
+    return lines + [f"counted in the report: {NOTES[note]}" for note in outcome.notes]
 
 
 def show_sequence(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: Style = Style()) -> list[str]:  # noqa: B008

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.dealing import Deal, Dealer, _alike, balance, one_per_token
+from data.dealing import Deal, Dealer, balance, one_per_token
 from tests.data.test_batches import documents
 
 
@@ -83,12 +83,6 @@ def test_a_rule_for_even_lengths_and_one_for_skewed_lengths_are_both_needed() ->
     assert even.costs.tolist() == [[80, 80]]
 
 
-def test_one_long_document_is_met_by_many_short_ones() -> None:
-    """Two micro-batches are needed. The short documents belong beside the long one."""
-    deal = one_step([90, *[9] * 10, 5, 5], 2, 100, one_per_token)
-    assert deal.costs.tolist() == [[95, 95]] or balance([deal]) > 0.97
-
-
 def test_targets_count_through_the_head() -> None:
     made = documents([8, 8, 8, 8])
     made.targets[:] = [1, 1, 1, 5]
@@ -100,11 +94,6 @@ def test_the_balance_of_several_steps_weighs_them_by_their_time() -> None:
     idle = Deal((((0,), ()),), np.array([[30, 0]]))
     busy = Deal((((0,), (1,)),), np.array([[10, 10]]))
     assert balance([idle]) == 0.5 and balance([idle, busy]) == 25 / 40 and balance([]) == 1.0
-
-
-def test_bins_of_one_micro_batch_are_alike() -> None:
-    assert _alike([[0], [1], [2], [3]], np.array([1, 9, 2, 8])) == [[1], [3], [2], [0]]
-    assert one_step([4, 5, 6, 8, 10], 2, 14, one_per_token).slowest == 18  # 19 if the bins stayed as they were filled
 
 
 def test_an_example_with_a_giant_weight_is_dealt_like_any_other() -> None:

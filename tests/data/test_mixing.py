@@ -1,7 +1,6 @@
 """Sources, including token stores, are mixed by their shares of target tokens, as a pure function of (seed, step)."""
 
 import dataclasses
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -59,17 +58,6 @@ def test_shares_are_within_one_percent_over_100_steps(size) -> None:
     plan = plan_training(wrong, 2, 0, **size)
     counts = np.array([plan.batch(step).targets_by_source for step in range(100)]).sum(0)
     assert np.abs(counts / counts.sum() / corpus.shares - 1).max() > 0.05
-
-
-def test_mixing_does_not_change_the_order_of_the_main_source() -> None:
-    corpus = three_sources()
-    alone, mixed = (plan_training(source, 1, 3, global_examples=16) for source in (corpus.sources[0], corpus))
-    assert alone.num_steps == mixed.num_steps
-    for step in (0, 1, 100, alone.num_steps - 1):
-        own = set(alone.batch(step).items)
-        assert {item for item in mixed.batch(step).items if item < 2500} == own
-        assert mixed.batch(step).targets_by_source[0] == alone.batch(step).num_target_tokens
-        assert all(corpus.num_tokens(item) <= 512 for item in mixed.batch(step).items)
 
 
 def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> None:
@@ -189,16 +177,6 @@ def test_a_source_has_its_share_over_the_promised_steps_to_within_one_item(main,
         assert usual.mean() > 0.95 and share / 2 <= realised.min() and realised.max() <= 2 * share
 
 
-def test_a_source_of_small_items_has_its_share_in_every_step() -> None:
-    for other in (ragged(5, 12, 300, 1, texts), ragged(8, 24, 300, 1), windows(60)):
-        corpus = Corpus((ragged(60, 300, 700, 0), other), ("main", "other"), (0.95, 0.05))
-        plan = plan_training(corpus, 2, 0, global_examples=12)
-        own, others = brought(plan)
-        realised = (others / (own + others))[own >= 0.5 * own.mean()]
-        assert realised.min() >= 0.025 and realised.max() <= 0.1
-        assert plan.promises[0].startswith("other: 5.0% of every step, within a factor of two (5")
-
-
 def test_what_is_mixed_in_is_never_cut() -> None:
     """Every target of a text is predicted from all of the text before it: its median context is half of its length."""
     corpus = Corpus((ragged(60, 300, 700, 0), LONG), ("main", "texts"), (0.95, 0.05))
@@ -213,14 +191,6 @@ def test_what_is_mixed_in_is_never_cut() -> None:
     assert len(taken) == 12 and np.median(np.concatenate(context)) > 250
     assert sum(map(len, context)) == LONG.targets[taken].sum()
     assert np.concatenate(context).max() == LONG.targets[taken].max()
-
-
-def test_every_text_is_taken_once_per_pass() -> None:
-    corpus = Corpus((ragged(60, 300, 700, 0), LONG), ("main", "texts"), (0.7, 0.3))
-    plan = plan_training(corpus, 2, 0, global_examples=12)
-    taken = [item - 700 for step in range(plan.num_steps) for item in plan.batch(step).items if item >= 700]
-    passes = int(plan.passes(plan.num_steps)[1])
-    assert passes >= 1 and set(np.bincount(taken, minlength=60).tolist()) == {passes, passes + 1}
 
 
 # A window of the main store has 12 targets, but a step is planned for the 15 that it may have.
@@ -262,23 +232,3 @@ def test_shares_and_divisors_of_weighted_sources() -> None:
             exact = sum(m.target_weights.double().sum().item() for m in micro)
             assert batch.num_target_tokens == exact == sum(batch.targets_by_source)
             assert size.get("global_tokens", exact) >= exact
-
-
-def test_a_million_documents_take_little_memory() -> None:
-    """Order and step boundaries: a few bytes per document, whatever the number of epochs and of sources."""
-
-    class Lengths(InMemory):
-        def __init__(self, count: int) -> None:
-            object.__setattr__(self, "lengths", np.random.default_rng(0).integers(20, 200, count, dtype=np.uint32))
-            object.__setattr__(self, "targets", self.lengths // 2)
-
-        def __len__(self) -> int:
-            return len(self.lengths)
-
-    corpus = Corpus((Lengths(10**6), Lengths(10**6)), ("main", "other"), (0.9, 0.1))
-    tracemalloc.start()
-    plan = plan_training(corpus, 3, 0, global_examples=64)
-    assert plan.batch(30_000).num_examples > 64
-    kept, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert kept < 28 * 2**20 and peak < 60 * 2**20

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from common.errors import UserError
 from configs.load import load_config
 from data.files import Reading, check_paths_exist, expand, is_elsewhere
-from data.formats import Noticed, read_files
+from data.formats import read_files
 from data.remote import fetch, with_local_files
 from data.token_store import build_and_describe, verify_store
 from tests.tiny import SENTENCES, tiny_tokenizer
@@ -161,14 +160,6 @@ def test_of_a_stream_only_so_many_rows_are_read(tmp_path, memory, monkeypatch, k
     assert fetch("memory://b", str(tmp_path), 3, said.append) == found
 
 
-def test_a_bad_row_of_a_stream_stays_one(tmp_path, memory) -> None:
-    memory({"a.jsonl": lines(ROWS[:1]) + b"{\n" + lines(ROWS[1:2])})
-    found, noticed = fetch("memory://a.jsonl", str(tmp_path), 9, lambda text: None), Noticed(Reading(on_bad="skip"))
-    kept = list(read_files(found, noticed.reading, noticed))
-    assert len(kept) == 2 and len(noticed.bad) == 1 and "line 2 is not an object" in noticed.bad[0]
-    assert "memory://a.jsonl, line 2 is not valid JSON" in Path(found[0]).read_text()
-
-
 @pytest.mark.parametrize(
     "card", ["", "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: data/train*\n---\n"]
 )
@@ -225,17 +216,6 @@ def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) ->
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match="requires datasets; pip install datasets"):
         fetch("hf://datasets/org/name", str(tmp_path), None, lambda text: None)
-
-
-def test_what_does_not_fit_on_the_disk_is_refused_before_it_is_fetched(tmp_path, memory, monkeypatch) -> None:
-    memory({"a.jsonl": lines(ROWS)})
-    monkeypatch.setattr("data.remote.shutil.disk_usage", lambda folder: SimpleNamespace(free=9))
-    with pytest.raises(
-        UserError,
-        match="1 file, 0.0 MiB, but the disk of data.cache has 0.0; read its first rows only: data.max_samples",
-    ):
-        fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
-    assert fetch("memory://a.jsonl", str(tmp_path), 2, lambda text: None)
 
 
 def test_damage_in_what_was_fetched_is_found(tmp_path, memory) -> None:

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from data.encoding import Encoded, ExampleEncoder, Outcome, Span
+from data.encoding import ExampleEncoder, Outcome
 from data.examples import load_documents
-from data.show import MAX_BOUNDARIES, Style, kept_parts, part_of, show_outcome, show_sequence
+from data.show import Style, kept_parts, part_of, show_outcome
 from tests.chat_families import family_tokenizer
 from tests.tiny import tiny_tokenizer
 
@@ -31,8 +31,7 @@ def shown(example, length=1000, too_long="drop", style=Style(), tokenizer=TOKENI
 def test_targets_stand_between_marks_and_weights_before_them():
     lines = shown(CHAT)
     assert re.fullmatch(r"\d+ tokens, \d+ of them targets \(sum of weights [\d.]+\)", lines[0])
-    start = lines.index("boundaries (id 'text'):")
-    assert lines[1:start] == [
+    assert lines[1:] == [
         "<|im_start|>user⏎",
         "own funds?<|im_end|>⏎",
         "<|im_start|>assistant⏎",
@@ -43,14 +42,6 @@ def test_targets_stand_between_marks_and_weights_before_them():
         "<|im_start|>assistant⏎",
         "⟦shall report<|im_end|>⟧",
     ]
-    boundaries = lines[start + 1 :]
-    assert [line.split(":")[0].split(" at ")[0] for line in boundaries] == [
-        "  target begins",
-        "  target ends",
-        "  target begins",
-    ]
-    assert re.search(r"'⏎'  \|  ⟦0\.5× \d+ '8'⟧  ⟦0\.5× \d+ '%'⟧", boundaries[0])
-    assert re.search(r"⟦0\.5× 2 '<\|im_end\|>'⟧  \|  \d+ '⏎'  1 '<\|im_start\|>'", boundaries[1])
 
 
 def test_colour_is_reset_on_every_line_and_no_other_escape_is_printed():
@@ -113,29 +104,13 @@ def test_what_is_cut_is_said():
     assert f"--- piece {pieces} of {pieces}" in shown(text, 20, style=Style(max_tokens=None))
 
 
-def test_the_middle_of_a_long_sequence_is_left_out_unless_it_is_asked_for():
-    ids = np.array([TOKENIZER.encode("a")[0]] * 50 + [TOKENIZER.encode("b")[0]] * 50)
-    for spans in ((), (Span(1, 100),), (Span(10, 15), Span(60, 95))):
-        text = "".join(show_sequence(Encoded(ids, spans), TOKENIZER, Style(max_tokens=30))[1:4])
-        letters = re.sub(r"boundaries.*", "", text).translate({ord("⟦"): None, ord("⟧"): None})
-        assert letters == "a" * 20 + "... 70 tokens are not shown (--full) ..." + "b" * 10
-    whole = show_sequence(Encoded(ids, ()), TOKENIZER, Style(max_tokens=None))
-    assert whole == ["100 tokens, 0 of them targets", "a" * 50 + "b" * 50]
-
-
-def test_many_boundaries_are_counted():
-    spans = tuple(Span(i, i + 1) for i in range(1, 60, 2))
-    lines = show_sequence(Encoded(np.full(61, 50), spans), TOKENIZER)
-    assert lines[-1] == f"  ... {60 - MAX_BOUNDARIES} more boundaries" and len(lines) == 3 + MAX_BOUNDARIES + 1
-
-
 def test_split_chats_notes_and_errors_are_shown():
     turns = [{"role": role, "content": "own funds"} for role in ("user", "assistant", "user", "assistant")]
     lines = shown({"messages": turns}, tokenizer=family_tokenizer("qwen3"))
     assert "--- sequence 1 of 2" in lines and "--- sequence 2 of 2" in lines
-    assert lines[-1].startswith("counted in the report: N chats are split by answer")
+    assert lines[-1].startswith("counted in the report: chats split by answer")
     assert show_outcome(Outcome(error="bad \x1b"), TOKENIZER, False, 9, "drop") == ["REFUSED: bad ⟨U+001B⟩"]
     assert show_outcome(Outcome(notes=("weightless",)), TOKENIZER, True, 9, "drop") == [
         "LEFT OUT: nothing of it carries loss",
-        "counted in the report: in N examples all that would carry loss has weight 0",
+        "counted in the report: examples in which all that would carry loss has weight 0",
     ]

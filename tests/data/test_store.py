@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import data.tokenise
 from common.errors import UserError
 from data.batches import plan_training
 from data.reader import Reader
@@ -28,8 +27,7 @@ from data.store import (
     shard_file,
 )
 from data.token_store import build_store, verify_store
-from data.tokens import tokenizer_fingerprint
-from tests.tiny import CHATML, SENTENCES, WORDS, tiny_tokenizer
+from tests.tiny import CHATML, WORDS, tiny_tokenizer
 
 WORDS_OF_A_LARGE_VOCABULARY = {"[UNK]": 0, "<eos>": 1, "first": 2, "last": 2**16 + 7}
 
@@ -110,21 +108,6 @@ def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path) -> None:
     assert windows.get(0)[0].tolist() == [2, 2**16 + 7, 1, 2**16 + 7, 1] and windows.document_lengths(0) == (3, 2)
 
 
-def test_the_fingerprint_depends_on_what_determines_the_ids(tmp_path) -> None:
-    same = tokenizer_fingerprint(tiny_tokenizer())
-    tiny_tokenizer().save_pretrained(tmp_path)
-    reloaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    reloaded("a", padding="max_length", truncation=True, max_length=8)  # changes settings of its backend
-    reloaded.chat_template = None
-    assert tokenizer_fingerprint(reloaded) == same
-    added, other_eos, lower, merged = (tiny_tokenizer() for _ in range(4))
-    added.add_tokens(["r0010"])
-    other_eos.eos_token = "<|endoftext|>"
-    lower.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # does not split digits
-    merged = tiny_tokenizer(300)
-    assert len({same, *map(tokenizer_fingerprint, (added, other_eos, lower, merged))}) == 5
-
-
 def test_a_store_made_with_another_tokenizer_is_refused(store_folder) -> None:
     with pytest.raises(UserError, match="was made with a different tokenizer from the model's"):
         Reader(tiny_tokenizer(300), 384, 64, "drop").training((str(store_folder),), ())
@@ -190,35 +173,6 @@ def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folde
     for find in (read_all, lambda: verify_store(tmp_path)):
         with pytest.raises(UserError, match=r"shard-00001.tokens is damaged: its bytes from \d+ on are not"):
             find()
-
-
-def test_a_shard_of_another_store_is_found_by_verify(tmp_path) -> None:
-    """It is whole, and of the same size."""
-    stores = []
-    for token in (1, 2):
-        (tmp_path / str(token)).mkdir()
-        writer = StoreWriter(tmp_path / str(token), {"dtype": "<u2", "tokenizer": "any"})
-        writer.add(np.full(9, token))
-        writer.end_document([], 0, 0, True)
-        stores.append(writer.finish({}))
-    assert len({store.fingerprint for store in stores}) == 2
-    stores[0].shards[0].path.write_bytes(stores[1].shards[0].path.read_bytes())
-    with pytest.raises(UserError, match="shard-00000.tokens is not the file that was written"):
-        verify_store(tmp_path / "1")
-
-
-def test_each_document_begins_with_the_bos_that_the_tokenizer_adds_at_inference(tmp_path, monkeypatch) -> None:
-    tokenizer = tiny_tokenizer()
-    without = tokenizer_fingerprint(tokenizer)
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
-    )
-    monkeypatch.setattr(data.tokenise, "PIECE_CHARACTERS", 100)  # only the first piece of a text has it
-    texts = [text * 3 for text in SENTENCES[:2]]
-    store = build_store([write_texts(tmp_path / "a.jsonl", texts)], tokenizer, tmp_path / "store")
-    assert tokenizer.encode("") == [1] and tokenizer_fingerprint(tokenizer) != without
-    ids = store.tokens(0, store.num_tokens)
-    assert ids.tolist() == [t for text in texts for t in [*tokenizer.encode(text), tokenizer.eos_token_id]]
 
 
 def test_the_error_for_an_incomplete_build_says_how_to_finish_it(tmp_path) -> None:
