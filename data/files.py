@@ -157,7 +157,8 @@ def _files_of(path: str | Path) -> tuple[list[Path], list[Path]]:
     found = sorted(map(Path, glob.glob(str(path), recursive=True))) if _is_glob(path) else [Path(path)]
     files: list[Path] = []
     others: list[Path] = []
-    for match in {match.parent.resolve() / match.name: match for match in found}.values():  # `**` follows links
+    # Each once, even if `**` follows a link to a folder above.
+    for match in sorted({match.parent.resolve() / match.name: match for match in reversed(found)}.values()):
         if match.is_dir():
             # `**` matches the folders and the files in them.
             if not (_is_glob(path) and "**" in str(path)):

@@ -123,19 +123,6 @@ def test_without_packing_the_batch_must_divide_by_the_ranks(good) -> None:
         check_world(load_config(good, ["data.packing=False"]), 3, 3)
 
 
-def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
-    hybrid = load_config(good, ["sharding.strategy=hybrid", "sharding.shard_size=2"])
-    check_world(hybrid, 4, 4)
-    with pytest.raises(
-        UserError,
-        match="3 ranks cannot be divided into groups of sharding.shard_size=2; set it to a divisor of 3",
-    ):
-        check_world(hybrid, 3, 3)
-    check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)
-    with pytest.raises(UserError, match="sharding.shard_size=2 needs sharding.strategy=hybrid"):
-        load_config(good, ["sharding.shard_size=2"])
-
-
 def test_an_unusual_schedule_gives_a_warning(good) -> None:
     def warnings(*overrides: str, parameters: float = 8e9, steps: int = 100, warmup: int = 5) -> str:
         return "; ".join(schedule_warnings(load_config(good, list(overrides)), int(parameters), steps, warmup))
@@ -197,12 +184,20 @@ def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, w
     assert "tokenise" not in result.stderr  # the mistake is reported before the data are read
 
 
-@pytest.mark.slow
-def test_the_help_of_train_explains_overrides() -> None:
-    assert "section.key=value" in run_python("train.py", "--help").stdout
-
-
 def test_what_other_tools_call_a_key_names_one_that_is_there_and_hides_none() -> None:
     real = {re.split("[=,]", key)[0] for key in ALIASES.values()}
     assert real <= KEYS.keys() and not ALIASES.keys() & KEYS.keys()
     assert len(ALIASES) == sum(map(len, map(str.split, _ELSEWHERE.values())))  # none stands twice
+
+
+def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
+    hybrid = load_config(good, ["sharding.strategy=hybrid", "sharding.shard_size=2"])
+    check_world(hybrid, 4, 4)
+    with pytest.raises(
+        UserError,
+        match="3 ranks cannot be divided into groups of sharding.shard_size=2; set it to a divisor of 3",
+    ):
+        check_world(hybrid, 3, 3)
+    check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)
+    with pytest.raises(UserError, match="sharding.shard_size=2 needs sharding.strategy=hybrid"):
+        load_config(good, ["sharding.shard_size=2"])

@@ -196,21 +196,6 @@ def test_clipping(tmp_path) -> None:
     assert apply(tmp_path, {"bf16": {"enabled": True}})[0].optimizer.max_grad_norm == 0.5
 
 
-@pytest.mark.parametrize("kind, mode", [("AdamW", {}), ("Adam", {"adam_w_mode": True}), ("adamw", {})])
-def test_optimizer(tmp_path, kind, mode) -> None:
-    params = {"lr": 2e-5, "betas": [0.9, 0.999], "eps": 1e-7, "weight_decay": 0.01, "bias_correction": True} | mode
-    config, notes = apply(tmp_path, {"optimizer": {"type": kind, "params": params}})
-    settings = config.optimizer
-    assert (settings.learning_rate, settings.betas, settings.eps, settings.weight_decay) == (
-        2e-5,
-        (0.9, 0.999),
-        1e-7,
-        0.01,
-    )
-    assert "on matrices only" in notes
-    assert "on matrices only" not in apply(tmp_path, {"optimizer": {"type": kind, "params": {"weight_decay": 0}}})[1]
-
-
 def test_scheduler(tmp_path) -> None:
     params = {"total_num_steps": 900, "warmup_num_steps": 45, "cos_min_ratio": 0.2, "warmup_type": "linear"}
     config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
@@ -279,10 +264,3 @@ def test_keys_without_effect_are_accepted(tmp_path) -> None:
 )  # fmt: skip
 def test_a_refusal_is_a_one_line_error(tmp_path, file, words) -> None:
     assert words in refusal(tmp_path, file)
-
-
-def test_a_schedule_of_another_length_is_refused(tmp_path) -> None:
-    ours = dataclasses.replace(OURS, optimizer=Optimizer(1e-4, max_steps=800))
-    params = {"total_num_steps": 900, "warmup_type": "linear"}
-    sentence = refusal(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}}, ours=ours)
-    assert "total_num_steps=900, but optimizer.max_steps=800" in sentence

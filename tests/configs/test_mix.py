@@ -1,14 +1,12 @@
 """`data.mix` on the command line and in config files."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
-from configs.load import load_config, override
-from training.description import schedule_warnings
+from configs.load import override
 
 BASE = Config(Model("m"), Data(("a.jsonl",)), Batch(global_examples=4), Optimizer(1e-5), Run("r"))
 
@@ -70,16 +68,3 @@ def test_a_wrong_mix_in_a_config_file_gives_a_one_line_error() -> None:
             override(dataclasses.replace(BASE, data=data), [])
     with pytest.raises(UserError, match="data.mix must be a tuple of Sources"):
         override(dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, mix=("a.txt",))), [])
-
-
-def test_the_configs_of_continual_pre_training_mix_general_text_at_a_low_rate() -> None:
-    folder = Path(__file__).resolve().parents[2] / "configs"
-    large, laptop = (load_config(folder / name) for name in ("xbrl_cpt.py", "laptop_cpt.py"))
-    assert large.optimizer.learning_rate == 1e-5 and schedule_warnings(large, int(8.2e9), 100, 5) == []
-    for config in (large, laptop):
-        assert config.optimizer.stage == "pre-training"
-        assert [(source.name, source.share) for source in config.data.mix] == [("general", 0.05)]
-        assert config.data.train[0].startswith("artifacts/tokens/cpt-")
-    # The next stage starts from the exported model.
-    after = load_config(folder / "xbrl.py", ["model.path=runs/xbrl_cpt/export"])
-    assert large.run.name == "xbrl_cpt" and after.optimizer.stage == "fine-tuning"

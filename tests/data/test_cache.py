@@ -144,15 +144,6 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
             assert len(entries(cache)) == number
 
 
-def test_the_held_out_part_and_the_rest_are_the_whole(files, tmp_path) -> None:
-    parts = [load(files[:1], reading=Reading(validation_share=0.3, part=part)) for part in ("training", "validation")]
-    whole = load(files[:1])
-    assert sum(len(part) for part in parts) == len(whole) == 40 and min(len(part) for part in parts) > 3
-    assert f"{len(parts[1])} examples held out" in parts[0].report
-    keys = [set(part.content_keys().tolist()) for part in (*parts, whole)]
-    assert not keys[0] & keys[1] and keys[0] | keys[1] == keys[2]
-
-
 def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
     question, answer = {"role": "user", "content": "a " * 50}, {"role": "assistant", "content": "b " * 50}
     short = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -172,10 +163,14 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
     ):
         assert words in made.report, made.report
     path.write_text(json.dumps({"messages": [short[0], {"role": "assistant", "content": " "}]}) + "\n")
-    assert "\nchats with an empty answer, of which only the token that ends it carries loss: 1" in load((str(path),)).report
+    assert (
+        "\nchats with an empty answer, of which only the token that ends it carries loss: 1"
+        in load((str(path),)).report
+    )
     path.write_text(json.dumps({"messages": [question]}) + "\n")
     with pytest.raises(
-        UserError, match="a.jsonl: no token carries loss; a chat needs an assistant .* \\(chats without an answer of the assistant: 1"
+        UserError,
+        match="a.jsonl: no token carries loss; a chat needs an assistant .* \\(chats without an answer of the assistant: 1",
     ):
         load((str(path),))
 
@@ -364,11 +359,3 @@ def test_a_killed_build_leaves_nothing_that_counts_and_nothing_for_ever(tmp_path
     assert done.returncode == 0, done.stderr
     assert "tokenised in" in done.stdout and not list((tmp_path / "cache").glob("*.tmp"))
     assert len(entries(tmp_path / "cache")) == 1
-
-
-def test_a_worker_that_is_killed_is_one_sentence(tmp_path) -> None:
-    done = run_worker(tmp_path, 1, "os.kill(os.getpid(), signal.SIGKILL)", processes=2)
-    assert (
-        done.returncode == 2
-        and "a process that tokenises the data was killed, probably for lack of memory" in done.stderr
-    )

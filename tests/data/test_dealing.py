@@ -34,14 +34,6 @@ def test_every_document_is_dealt_once_into_micro_batches_that_fit(lengths, ranks
     assert deal.slowest == deal.costs.max(axis=1).sum() and 0 < balance([deal]) <= 1
 
 
-def test_the_number_of_micro_batches_is_that_of_the_fewest_rows() -> None:
-    """64 documents of which two or three fill a row: best fit needs 24 rows, and 8 ranks 3 micro-batches."""
-    lengths = [2600] * 32 + [2900] * 16 + [2400] * 16
-    deal = one_step(lengths, 8, 8192)
-    assert deal.costs.shape == (3, 8)
-    assert one_step(lengths, 8, 8192, packing=False).costs.shape == (1, 8)  # 8,192 examples fit
-
-
 def test_an_item_longer_than_a_micro_batch_has_one_of_its_own() -> None:
     deal = one_step([10, 100, 10, 30], 1, 64)
     assert sorted(deal.of_rank(0)) == [(1,), (3, 0, 2)]
@@ -88,12 +80,6 @@ def test_targets_count_through_the_head() -> None:
     made.targets[:] = [1, 1, 1, 5]
     deal = Dealer(100, lambda lengths, targets: 1 + 10 * targets).deal(range(4), made, 2)
     assert sorted(deal.costs[0].tolist()) == [33, 51]
-
-
-def test_the_balance_of_several_steps_weighs_them_by_their_time() -> None:
-    idle = Deal((((0,), ()),), np.array([[30, 0]]))
-    busy = Deal((((0,), (1,)),), np.array([[10, 10]]))
-    assert balance([idle]) == 0.5 and balance([idle, busy]) == 25 / 40 and balance([]) == 1.0
 
 
 def test_an_example_with_a_giant_weight_is_dealt_like_any_other() -> None:

@@ -473,13 +473,10 @@ def test_a_block_that_the_prompt_opens_is_closed_by_the_answer(family, block) ->
     assert ids(encoded.ids[start - 2 : start + 3].tolist()) == ["<think>", "Ċ", "Ċ", "</think>", "ĊĊ"]  # not <think> ĊĊ
 
 
-@pytest.mark.parametrize("source", ["own", "real"])
-def test_the_empty_thinking_of_qwen3_is_prompt_in_the_banks_config(source) -> None:
+def test_the_empty_thinking_of_qwen3_is_prompt_in_the_banks_config() -> None:
     config = load_config(Path(__file__).parents[2] / "configs/xbrl.py")
     settings = chat_settings(config.data)
     tokenizer = tokenizer_of("qwen3")
-    if source == "real":
-        tokenizer, _ = real_templates.tokenizer_of(real_templates.read(real_templates.TRL)["qwen3"])
     [encoded] = ExampleEncoder(tokenizer, settings).encode([{"messages": [SYSTEM, ASK, SAY]}])[0].sequences
     [span] = encoded.spans
     expected = tokenizer.apply_chat_template(
@@ -614,7 +611,8 @@ def test_the_report_names_content_with_control_tokens_and_says_what_splitting_co
     split = ExampleEncoder(tokenizer).encode(examples[2:3])[0].sequences
     total, longest = sum(len(s.ids) for s in split), max(len(s.ids) for s in split)
     assert (
-        f"chats split by answer, because the chat template rewrites earlier turns: 1; they have {total} tokens where" in report()
+        f"chats split by answer, because the chat template rewrites earlier turns: 1; they have {total} tokens where"
+        in report()
     )
     assert f"one sequence each would have {longest}" in report() and len(split) == 2
     assert "SKIPPED 2 malformed" in report(control_tokens="error") and "line 5: it has the text" in report(

@@ -7,7 +7,7 @@ import pytest
 
 from data.batches import Plan, collate, plan_pass, plan_training
 from data.sources import Corpus, Windows
-from tests.in_memory import InMemory, chats, micro_batches, texts, weighted
+from tests.in_memory import InMemory, chats, micro_batches, texts
 
 
 def ragged(low: int, high: int, count: int, seed: int, make=chats) -> InMemory:
@@ -87,15 +87,6 @@ def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
     assert passes[0] == 1.0 and passes[1] == pytest.approx(len(taken) / 3, abs=0.5)
 
 
-def test_a_stream_repeats_a_window_only_after_taking_all_others() -> None:
-    corpus = Corpus((ragged(20, 60, 900, 0), windows(7)), ("main", "store"), (0.9, 0.1))
-    plan = plan_training(corpus, 1, 0, global_examples=1)
-    taken = [item - 900 for s in range(plan.num_steps) for item in plan.batch(s).items if item >= 900]
-    epochs = [tuple(taken[i : i + 7]) for i in range(0, len(taken) - 6, 7)]
-    assert len(epochs) > 15 and all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert len(set(epochs)) > 10  # every epoch has its own order
-
-
 @pytest.mark.parametrize("size", [{"global_examples": 7}, {"global_tokens": 90}])
 def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
     source = windows(103)
@@ -110,15 +101,6 @@ def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
     exact = sum(source.num_targets(item) for item in batch.items)
     assert batch.num_target_tokens == exact < 16 * batch.num_examples
     assert sum(batch.document_lengths) == 16 * batch.num_examples
-
-
-@pytest.mark.parametrize("store_is_main", [True, False])
-def test_the_shares_of_a_store_are_exact(store_is_main) -> None:
-    parts = (windows(4000), ragged(8, 17, 300, 0))
-    corpus = Corpus(parts if store_is_main else parts[::-1], ("main", "other"), (0.9, 0.1))
-    plan = plan_training(corpus, 14, 0, global_examples=40)
-    counts = sum(np.array(plan.batch(s).targets_by_source) for s in range(100))
-    assert np.abs(counts / counts.sum() / corpus.shares - 1).max() < 0.01
 
 
 def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_each_target() -> None:
@@ -217,18 +199,3 @@ def test_steps_above_global_tokens_are_announced() -> None:
     above = [total for total in totals if total > 300]
     assert len(above) == 6 and plan.promises[-1].startswith(f"warning: 6 of {plan.num_steps} steps may have more than")
     assert f"up to {max(above)}: one example of the main source" in plan.promises[-1]
-
-
-def test_shares_and_divisors_of_weighted_sources() -> None:
-    main, other = weighted((0.0, 0.25, 1.0, 3.0), 300), weighted((0.5, 1.0), 100, seed=1)
-    corpus = Corpus((main, other), ("main", "other"), (0.8, 0.2))
-    for size in ({"global_examples": 8}, {"global_tokens": 700}):
-        plan = plan_training(corpus, 2, 0, **size)
-        own, others = brought(plan)
-        assert np.abs(others - own / 4).max() <= other.targets.max()
-        for step in range(plan.num_steps):
-            batch = plan.batch(step)
-            micro = [collate((item,), corpus) for item in batch.items]
-            exact = sum(m.target_weights.double().sum().item() for m in micro)
-            assert batch.num_target_tokens == exact == sum(batch.targets_by_source)
-            assert size.get("global_tokens", exact) >= exact

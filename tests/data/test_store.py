@@ -29,15 +29,6 @@ from data.store import (
 from data.token_store import build_store, verify_store
 from tests.tiny import CHATML, WORDS, tiny_tokenizer
 
-WORDS_OF_A_LARGE_VOCABULARY = {"[UNK]": 0, "<eos>": 1, "first": 2, "last": 2**16 + 7}
-
-
-def large_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of four words, one of which has an id that needs 32 bits."""
-    tokenizer = Tokenizer(models.WordLevel(WORDS_OF_A_LARGE_VOCABULARY, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", chat_template=CHATML)
-
 
 def write_texts(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -100,19 +91,6 @@ def test_a_token_is_a_target_if_its_document_has_an_earlier_token_in_the_window(
     assert windows.mean_targets == pytest.approx(total / len(windows), rel=0.01)  # computed without reading
 
 
-def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path) -> None:
-    tokenizer = large_tokenizer()
-    store = build_store([write_texts(tmp_path / "a.jsonl", ["first last", "last"])], tokenizer, tmp_path / "store")
-    assert store.info["dtype"] == "<u4" and store.highest == 2**16 + 7
-    windows = Windows(store, 16)
-    assert windows.get(0)[0].tolist() == [2, 2**16 + 7, 1, 2**16 + 7, 1] and windows.document_lengths(0) == (3, 2)
-
-
-def test_a_store_made_with_another_tokenizer_is_refused(store_folder) -> None:
-    with pytest.raises(UserError, match="was made with a different tokenizer from the model's"):
-        Reader(tiny_tokenizer(300), 384, 64, "drop").training((str(store_folder),), ())
-
-
 def damage(path: Path, kind: str) -> None:
     """Remove, truncate or extend a file, or replace its content by `kind`."""
     if kind == "missing":
@@ -130,9 +108,6 @@ def damage(path: Path, kind: str) -> None:
     [
         (shard_file(2), "missing", "shard-00002.tokens is missing; remove the directory and build the store again"),
         (shard_file(0), "cut", r"shard-00000.tokens has \d+ bytes instead of \d+; remove the directory"),
-        (shard_file(1), "longer", r"shard-00001.tokens has \d+ bytes instead of \d+"),
-        (STORE_FILE, "{", "store.json is damaged .*; remove the directory"),
-        (STORE_FILE, "[]", "store.json is damaged"),
         (STORE_FILE, '{"format": 3, "shards": []}', "store.json is not what was written; remove the directory"),
         (
             STORE_FILE,
@@ -258,3 +233,21 @@ def test_opening_and_planning_read_no_tokens(store_folder, tmp_path, monkeypatch
     huge = Windows(Store(tmp_path, {}, (replace(shard, counts=counts),)), 64)
     plan = plan_training(huge, 2, 0, global_examples=512)
     assert plan.num_steps == 2 * -(-len(huge) // 512) and plan.passes(plan.num_steps // 2) == (1.0,)
+
+
+WORDS_OF_A_LARGE_VOCABULARY = {"[UNK]": 0, "<eos>": 1, "first": 2, "last": 2**16 + 7}
+
+
+def large_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of four words, one of which has an id that needs 32 bits."""
+    tokenizer = Tokenizer(models.WordLevel(WORDS_OF_A_LARGE_VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", chat_template=CHATML)
+
+
+def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path) -> None:
+    tokenizer = large_tokenizer()
+    store = build_store([write_texts(tmp_path / "a.jsonl", ["first last", "last"])], tokenizer, tmp_path / "store")
+    assert store.info["dtype"] == "<u4" and store.highest == 2**16 + 7
+    windows = Windows(store, 16)
+    assert windows.get(0)[0].tolist() == [2, 2**16 + 7, 1, 2**16 + 7, 1] and windows.document_lengths(0) == (3, 2)

@@ -1,8 +1,6 @@
 """Building a token store: all file types, texts cut into pieces, and interruptions at any moment."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,8 @@ from data.encoding import ExampleEncoder, cut
 from data.store import STORE_FILE, StoreWriter, open_store, shard_file
 from data.token_store import build_store
 from tests.data.test_store import ragged_texts, write_texts
-from tests.tiny import CHATML, SENTENCES, SPECIAL_TOKENS, tiny_tokenizer, write_chat_file
+from tests.processes import run_ranks
+from tests.tiny import CHATML, SENTENCES, SPECIAL_TOKENS, tiny_tokenizer
 
 # Contains runs of line ends, which a tokenizer may encode as one token.
 LONG = "\n".join(f"{i}. {SENTENCES[i % 4]}" + "\n" * (i % 3) for i in range(60)) + "\nGrüße: 97,3 €\rEnde"
@@ -196,13 +195,11 @@ def test_a_directory_with_other_files_is_not_touched(tmp_path, sources) -> None:
         build_store(sources, tiny_tokenizer(), tmp_path / "other" / "notes.md")
 
 
-def test_three_builds_of_one_store_at_once_make_it_once(tmp_path, sources) -> None:
+def test_two_builds_of_one_store_at_once_make_it_once(tmp_path, sources) -> None:
     """Each process writes a line for every text that it tokenises."""
     (tmp_path / "worker.py").write_text(WORKER.format(root=str(Path(__file__).resolve().parents[2])))
-    command = [sys.executable, "worker.py", *(path.name for path in sources)]
-    started = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = {process.communicate(timeout=300)[0] for process in started}
-    assert [process.returncode for process in started] == [0, 0, 0] and len(said) == 1
+    done = run_ranks(2, tmp_path / "worker.py", *(path.name for path in sources), cwd=tmp_path)
+    assert done.returncode == 0 and len(set(done.stdout.split())) == 1, done.stderr
     assert len((tmp_path / "tokenised").read_text().splitlines()) == 33
     assert tokens_of(tmp_path / "store") == encoded(ragged_texts(33, seed=1))
 
@@ -222,24 +219,3 @@ def recording(self, examples):
 ExampleEncoder.encode = recording
 print(build_store(list(map(Path, sys.argv[1:])), tiny_tokenizer(), Path("store"), 300).fingerprint)
 """
-
-
-def test_chats_and_what_is_no_text_are_refused(tmp_path) -> None:
-    chat = write_chat_file(tmp_path / "chat.jsonl", 1)
-    with pytest.raises(
-        UserError, match="chat.jsonl, line 1 is a chat, but a token store takes only documents with `tex"
-    ):
-        build_store([chat], tiny_tokenizer(), tmp_path / "store")
-    (tmp_path / "b.txt").write_bytes(b"caf\xe9 is latin-1")
-    with pytest.raises(UserError, match="b.txt is not UTF-8 text"):
-        build_store([tmp_path / "b.txt"], tiny_tokenizer(), tmp_path / "other")
-
-
-def test_a_shard_is_closed_by_the_document_that_fills_it(tmp_path) -> None:
-    texts = ["a" * n for n in (5, 5, 50, 1)]
-    lengths = [len(encoded([text])) for text in texts]
-    files = [write_texts(tmp_path / "a.jsonl", texts)]
-    store = build_store(files, tiny_tokenizer(), tmp_path / "store", shard_tokens=lengths[0] + lengths[1])
-    assert [shard.counts["ids"] for shard in store.shards] == [lengths[0] + lengths[1], lengths[2], lengths[3]]
-    assert [shard.counts["documents"] for shard in store.shards] == [2, 1, 1]
-    assert store.shards[0].rows("documents")["ids"].tolist() == [lengths[0], lengths[0] + lengths[1]]
