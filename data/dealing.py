@@ -5,15 +5,12 @@ items are therefore dealt into `micro-batches x ranks` bins by their FLOPs, and 
 the smallest number of micro-batches that holds the step, because each of them gathers the parameters once more.
 
 The time of a step is the sum over its micro-batches of the largest bin. Three rules propose bins, and the fastest proposal
-wins: none of them is the best for every step (docs/LOG.md has the figures).
+wins: none of them is the best for every step (docs/LOG.md has the figures). Each takes the costliest item first.
 
-- Longest processing time first (Graham, 1969, doi:10.1137/0117039): each item, the costliest first, goes into the bin with
-  the least cost that has room. The bins are then sorted, so that bins of one micro-batch are alike. It is the best for many
-  items of similar cost.
-- Least increase: each item goes where it lengthens the step least. It is the best where a few items are much longer than
-  the others, because it fills up the other ranks of their micro-batch.
-- Best fit: each item, the longest first, goes into the fullest bin that has room. It needs the fewest bins, and so it sets
-  the number of micro-batches. The other two may find no room for all items in so few.
+- Longest processing time first (Graham, 1969, doi:10.1137/0117039) puts it into the bin with the least cost that has room. It
+  is the best for many items of similar cost.
+- Least increase puts it where it lengthens the step least. It is the best where a few items are much longer than the others.
+- Best fit puts it into the fullest bin that has room. It needs the fewest bins, and so it sets the number of micro-batches.
 
 All ranks compute the whole deal. It is made of integers alone, so that processors of different kinds agree on it.
 
@@ -69,11 +66,7 @@ class Deal:
 
     def part_of_rank(self, batch: "MicroBatch", rank: int) -> "MicroBatch":
         """What one rank computes of a micro-batch of its items: all of it, unless ranks share it."""
-        if self.context == 1:
-            return batch
-        from data.context import part_of
-
-        return part_of(batch, rank % self.context, self.context)
+        return batch if self.context == 1 else batch.part(rank % self.context, self.context)
 
     @property
     def mean(self) -> float:

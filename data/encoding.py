@@ -193,39 +193,27 @@ class ExampleEncoder:
         return self._ids([self.control.named(self.template.render(messages, tools, prompt=True))])[0]
 
     def encode(self, examples: Sequence[dict]) -> list[Outcome]:
-        """One outcome per example (the canonical form of data/formats.py), in order. Tokenises the batch in one call."""
-        chats: dict[int, _Chat | UserError] = {}
-        for i, example in enumerate(examples):
-            if "messages" in example:
-                try:
-                    chats[i] = self._chat(example)
-                except UserError as error:
-                    chats[i] = error
-        parts = [part for chat in chats.values() if isinstance(chat, _Chat) for part in chat.parts]
-        ids = iter(self._ids([text for part in parts for text in (part.new, part.lead + part.answer)]))
-        plain = iter(self._tokenise([e for e in examples if "messages" not in e and "input_ids" not in e]))
-        outcomes = []
-        for i, example in enumerate(examples):
-            chat = chats.get(i)
-            try:
-                if isinstance(chat, UserError):
-                    raise chat
-                if "input_ids" in example:
-                    sequences, notes = [self._given(example)], []
-                else:
-                    sequences, notes = self._joined(chat, ids) if chat else self._text(example, *next(plain))
-            except UserError as error:
-                outcomes.append(Outcome(error=str(error)))
-                continue
-            if (weight := float(example.get("weight", 1.0))) == 0:
-                sequences, notes = [], ["weightless"]
-            elif weight != 1.0:
-                sequences = [
-                    Encoded(s.ids, tuple(span._replace(weight=span.weight * weight) for span in s.spans))
-                    for s in sequences
-                ]
-            outcomes.append(Outcome(tuple(sequences), tuple(notes)))
-        return outcomes
+        """One outcome per example (the canonical form of data/formats.py), in order."""
+        return [self._outcome(example) for example in examples]
+
+    def _outcome(self, example: dict) -> Outcome:
+        try:
+            if "input_ids" in example:
+                sequences, notes = [self._given(example)], []
+            elif "messages" in example:
+                chat = self._chat(example)
+                texts = [text for part in chat.parts for text in (part.new, part.lead + part.answer)]
+                sequences, notes = self._joined(chat, iter(self._ids(texts)))
+            else:
+                sequences, notes = self._text(example)
+        except UserError as error:
+            return Outcome(error=str(error))
+        if (weight := float(example.get("weight", 1.0))) == 0:
+            return Outcome(notes=("weightless",))
+        if weight != 1.0:
+            weighted = [tuple(span._replace(weight=span.weight * weight) for span in s.spans) for s in sequences]
+            sequences = [Encoded(s.ids, spans) for s, spans in zip(sequences, weighted, strict=True)]
+        return Outcome(tuple(sequences), tuple(notes))
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.control.encoder.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
@@ -356,31 +344,28 @@ class ExampleEncoder:
                 spans.append((inside[0], inside[-1] + 1))
         return spans
 
-    def _tokenise(self, examples: Sequence[dict]) -> list[tuple[np.ndarray, Encoding | None]]:
-        """(ids, encoding) of texts and completions. A text needs no offsets, which take a third of the time: None."""
-        texts = [example["text"] for example in examples if "text" in example and len(example["text"]) < PIECE]
-        others = [example["prompt"] + example["completion"] for example in examples if "text" not in example]
-        short = iter(self.encoder.encode_batch_fast(texts, add_special_tokens=False) if texts else ())
-        with_offsets = iter(self.encoder.encode_batch(others, add_special_tokens=False) if others else ())
-        found = []
-        for example in examples:
-            if "text" not in example:
-                encoding = next(with_offsets)
-                found.append((np.array(encoding.ids, dtype=np.int64), encoding))
-            elif len(example["text"]) < PIECE:
-                found.append((np.array(next(short).ids, dtype=np.int64), None))
-            else:
-                found.append((self._long(example["text"]), None))
-        return found
+    def _text(self, example: dict) -> tuple[list[Encoded], list[str]]:
+        """The sequence of a text, or of a prompt with its completion, between BOS, if the tokenizer writes it, and EOS."""
+        first, notes = 0, ["control"] if self._refused(self.control_tokens_in(example)) else []
+        if "text" in example:  # without offsets, which take a third of the time
+            ids = self._ids_of_text(example["text"])
+        else:
+            encoding = self.encoder.encode(example["prompt"] + example["completion"], add_special_tokens=False)
+            ids, length = np.array(encoding.ids, dtype=np.int64), len(example["prompt"])
+            first = _first_token_after(encoding, length) if length else 0
+            if length and first < len(ids) and encoding.offsets[first][0] < length:
+                notes.append("boundary")
+        bos = self.bos if ids[: len(self.bos)].tolist() != self.bos else []
+        ids = np.concatenate([bos, ids, [self.eos] if not len(ids) or ids[-1] != self.eos else []]).astype(np.int64)
+        return [Encoded(ids, (Span(max(1, len(bos) + first), len(ids)),))], notes
 
-    def _long(self, text: str) -> np.ndarray:
-        """The ids of a long text, which is tokenised in pieces between whose lines the usual pre-tokenizers split anyway."""
-        pieces = [text] if self._piece_lead is None else cut(text)
-        parts = [
-            self._ids_of_pieces(pieces[i : i + PIECES], self._piece_lead or "", i == 0)
-            for i in range(0, len(pieces), PIECES)
-        ]
-        return np.concatenate(parts)
+    def _ids_of_text(self, text: str) -> np.ndarray:
+        """The ids of a text. A long one is tokenised in pieces between whose lines the usual pre-tokenizers split anyway."""
+        if len(text) <= PIECE or self._piece_lead is None:
+            return self._ids_of_pieces([text], "", True)
+        pieces = cut(text)
+        starts = range(0, len(pieces), PIECES)
+        return np.concatenate([self._ids_of_pieces(pieces[i : i + PIECES], self._piece_lead, i == 0) for i in starts])
 
     def _ids_of_pieces(self, pieces: Sequence[str], lead: str, begins: bool) -> np.ndarray:
         """The ids of pieces that follow each other. A piece that continues a text is encoded after `lead`, whose ids are taken away.
@@ -398,18 +383,6 @@ class ExampleEncoder:
         """The text before a piece that continues a text; None if pieces have other ids than the text."""
         whole = self.encoder.encode("".join(PROBE), add_special_tokens=False).ids
         return next((lead for lead in ("\n", "") if self._ids_of_pieces(PROBE, lead, True).tolist() == whole), None)
-
-    def _text(self, example: dict, ids: np.ndarray, encoding: Encoding | None) -> tuple[list[Encoded], list[str]]:
-        """The sequence of a text, or of a prompt with its completion, between BOS, if the tokenizer writes it, and EOS."""
-        length, first = len(example.get("prompt", "")), 0
-        notes = ["control"] if self._refused(self.control_tokens_in(example)) else []
-        if encoding and length:
-            first = _first_token_after(encoding, length)
-            if first < len(ids) and encoding.offsets[first][0] < length:
-                notes.append("boundary")
-        bos = self.bos if ids[: len(self.bos)].tolist() != self.bos else []
-        ids = np.concatenate([bos, ids, [self.eos] if not len(ids) or ids[-1] != self.eos else []]).astype(np.int64)
-        return [Encoded(ids, (Span(max(1, len(bos) + first), len(ids)),))], notes
 
     def _given(self, example: dict) -> Encoded:
         """The sequence of an example that is tokenised already. Raises UserError for an id that the tokenizer has not."""

@@ -132,19 +132,18 @@ def _number_within(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
+@dataclass(frozen=True)
 class _Sequence(Sequence):
     """The ids or the weights of all parts, read when they are asked for, one at a time."""
 
-    def __init__(self, read: Callable[[int], np.ndarray], length: int) -> None:
-        self._read, self._length = read, length
+    read: Callable[[int], np.ndarray]
+    length: int
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __getitem__(self, index: int) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._read(index % len(self))
+        return self.read(range(self.length)[index])
 
 
 @dataclass(frozen=True)
@@ -188,10 +187,6 @@ class Documents:
     def num_targets(self, index: int) -> int | float:
         """Sum of the weights of one document: an int unless a weight in the data is not 1."""
         return self.targets[index].item()
-
-    def highest_token(self) -> int:
-        """The highest token id in all documents."""
-        return self.parts.store.highest if self.parts else max(int(ids.max()) for ids in self.ids)
 
     def content_keys(self) -> np.ndarray:
         """A key of the content of each example that was read (data/held_out.py), uint64 `(examples,)`."""

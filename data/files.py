@@ -45,6 +45,7 @@ class Reading:
     code: str = ""  # digest of the code of `row`, by which a cache knows that it has changed
     validation_share: float = 0.0
     part: str = "all"  # all | training | validation: which examples, if validation_share holds some out
+    all_columns: bool = False  # of .parquet and .arrow files, also those that no form uses
 
     @cached_property
     def example_names(self) -> dict[str, str]:
@@ -58,9 +59,9 @@ class Reading:
 
     @cached_property
     def columns(self) -> frozenset[str] | None:
-        """The names in the file of all keys that any form or the split uses; None if `row` may use any."""
+        """The names in the file of all keys that any form or the split uses; None: all columns, as `row` may use any."""
         of_split = [self.split_by] if self.split_by else []
-        return None if self.row else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *of_split])
+        return None if self.row or self.all_columns else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *of_split])
 
     def name_of(self, key: str) -> str:
         """The name in the file of a key of an example."""

@@ -127,7 +127,8 @@ class Reader:
             progress=what,
             say=self.say,
         )
-        self._check_highest(documents.highest_token())
+        if documents.parts:
+            self._check_highest(documents.parts.store.highest)
         return documents
 
     def _open_store(self, path: Path) -> Windows:

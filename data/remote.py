@@ -180,10 +180,12 @@ def _reached(path: str) -> Iterator[None]:
         said = " ".join(str(error).split())[:CHARACTERS] or type(error).__name__
         if getattr(error, "errno", None) in DISK_FULL:
             raise UserError(f"{path} does not fit on the disk of data.cache; {FIRST_ROWS}") from error
-        if isinstance(error, ImportError):
-            raise UserError(f"{path} needs a package that is not installed: {said}") from error
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"{path} is not on this machine and is not found elsewhere: {said}") from error
-        if isinstance(error, ValueError):
-            raise UserError(f"{path} cannot be read: {said}") from error
-        raise UserError(f"{path} cannot be reached from this machine: {said}") from error
+        kinds = {
+            ImportError: "needs a package that is not installed",
+            FileNotFoundError: "is not on this machine and is not found elsewhere",
+            ValueError: "cannot be read",
+        }
+        what = next(
+            (words for kind, words in kinds.items() if isinstance(error, kind)), "cannot be reached from this machine"
+        )
+        raise UserError(f"{path} {what}: {said}") from error

@@ -8,13 +8,12 @@ A store is a directory with these files, all little-endian:
 - `store.json`: what the ids were made from, sizes, and a hash of all of this. It is written after every shard, so that a
   build that was interrupted goes on after the last one.
 
-Documents are whole, whatever `data.sequence_length` is: data/examples.py computes what is trained of each. The cache
-(data/cache.py) writes spans and hashes. A token store (data/token_store.py) has none: all of its tokens are targets, and it is
-read as windows (data/sources.py).
+Documents are whole, whatever `data.sequence_length` is: data/examples.py computes what is trained of each. A token store
+(data/token_store.py) has no spans or hashes: all of its tokens are targets, and it is read as windows (data/sources.py).
 
 Reading any range reads and checks the blocks that it touches: about 20 microseconds for a few thousand tokens. Reading is by
-`pread`: resident memory does not grow with what was read, and a file that was cut off raises an error instead of ending the
-process, as it would under a memory map.
+`pread`: memory does not grow with what was read, and a file that was cut off raises an error, as it would not under a memory
+map.
 """
 
 import hashlib
@@ -349,27 +348,20 @@ def open_store(path: Path, mend: str = REBUILD, in_use: BinaryIO | None = None) 
             f"the token store {path} is incomplete; run the same scripts/data.py build command again to finish it"
         )
     dtype = np.dtype(info["dtype"])
-    shards = [Shard(path / shard_file(i), dtype, _counts(s), mend) for i, s in enumerate(info["shards"])]
+    shards = [
+        Shard(path / shard_file(i), dtype, {k: s[k] for k in SECTIONS}, mend) for i, s in enumerate(info["shards"])
+    ]
     for shard in shards:
         if not shard.path.is_file():
             raise Damaged(f"{shard.path} is missing; {mend}")
         if (size := shard.path.stat().st_size) != shard.size:
             raise Damaged(f"{shard.path} has {size} bytes instead of {shard.size}; {mend}")
-        if shard.rows("documents", max(0, shard.counts["documents"] - 1))["ids"].tolist()[:1] not in (
-            [],
-            [shard.counts["ids"]],
-        ):
-            raise Damaged(f"{shard.path} is damaged: its last document ends elsewhere than its tokens; {mend}")
     return Store(path, info, tuple(shards), in_use)
 
 
 def is_store(path: str | Path) -> bool:
     """Whether a path is the directory of a store, complete or not."""
     return (Path(path) / STORE_FILE).is_file()
-
-
-def _counts(entry: dict) -> dict[str, int]:
-    return {name: entry[name] for name in SECTIONS}
 
 
 def _digest_of_info(info: dict) -> str:

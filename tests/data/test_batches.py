@@ -27,7 +27,7 @@ def batches(plan: Plan) -> list[StepBatch]:
     return [plan.batch(step) for step in range(plan.num_steps)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(lengths_of, st.integers(1, 9), st.integers(0, 5))
 def test_an_epoch_contains_every_document_once(lengths, size, seed) -> None:
     made = documents(lengths)
@@ -44,7 +44,7 @@ def test_an_epoch_contains_every_document_once(lengths, size, seed) -> None:
     assert [plan.passes(step)[0] for step in (0, per_epoch, 2 * per_epoch)] == [0.0, 1.0, 2.0]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(lengths_of, st.integers(1, 200))
 def test_global_tokens_limits_the_targets_of_every_step(lengths, tokens) -> None:
     made = documents(lengths)
@@ -78,7 +78,7 @@ def test_the_order_of_a_single_source_has_not_changed() -> None:
     assert [batch.num_examples for batch in batches(plan_training(made, 1, 1, global_tokens=20))] == [2, 2, 5, 1]
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(lengths_of, st.integers(1, 300))
 def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengths, tokens) -> None:
     made = documents(lengths)

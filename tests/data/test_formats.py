@@ -213,7 +213,7 @@ def test_nonsense_never_ends_in_a_traceback() -> None:
     ]
     keys = ["role", "content", "from", "value", "tool_calls", "function_call", "name", "weight", "train", "x"]
     read = 0
-    for _ in range(10_000):
+    for _ in range(3_000):
         turn = {key: chosen.choice(scraps) for key in chosen.sample(keys, 3)}
         turn |= chosen.choice([{}, {"role": chosen.choice(["user", "assistant", "function_call", "tool"])}])
         row = {key: chosen.choice(scraps) for key in chosen.sample(EXAMPLE_FIELDS, 3)} | {"messages": [turn]}
@@ -223,7 +223,7 @@ def test_nonsense_never_ends_in_a_traceback() -> None:
             continue
         read += 1
         example_text(made).encode()
-    assert read > 100
+    assert read > 30
 
 
 def test_the_text_of_an_example() -> None:

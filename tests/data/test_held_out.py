@@ -13,7 +13,7 @@ from data.reader import Reader, with_shared_examples_reported
 from tests.tiny import tiny_tokenizer
 
 CHAT = [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "97.3%"}]
-HASHES = [content_hash({"text": f"document {i}"}) for i in range(20_000)]
+HASHES = [content_hash({"text": f"document {i}"}) for i in range(8_000)]
 
 
 def test_the_hash_is_of_the_content_alone() -> None:
