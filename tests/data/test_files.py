@@ -112,17 +112,9 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.txt", b"\xff\xfe", "a.txt is not UTF-8"),
         ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
         ("a.parquet", b"hello", "is damaged or not a parquet file"),
-        (
-            "a.jsonl",
-            b'[{"text": "a"}]',
-            "line 1 is not an object .*; the name of a file with one array must end in .json",
-        ),
+        ("a.jsonl", b'[{"text": "a"}]', "line 1 is not an object .*; the name of a file with one array must end in .json"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),
-        (
-            "a.jsonl",
-            b'{"text": "a"}\n{"text": "b',
-            "line 2 is not valid JSON: Unterminated string starting at column 10$",
-        ),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b', "line 2 is not valid JSON: Unterminated string starting at column 10$"),
         ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated string"),
         ("a.json", b'[{"text": "a"},\n\n{"text": a},' + b" " * 99 + b"]", "line 3 is not valid JSON: Expecting value$"),
         ("a.json", b"[]", "contains no examples"),
@@ -132,13 +124,9 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.csv", b'text\n"a"b\n', "line 2 is not valid CSV: ',' expected after"),
         ("a.csv", b"text,text\na,b\n", "line 1: the column 'text' occurs twice"),
         ("a.csv", b"text\ncaf\xe9\n", "a.csv, line 2 is not UTF-8 text: invalid continuation byte"),
-        (
-            "a.csv",
-            b"messages\n\"[{'role': 'user'}]\"\n",
-            "line 2: `messages` is text that is not JSON, but looks like Python",
-        ),
+        ("a.csv", b"messages\n\"[{'role': 'user'}]\"\n", "line 2: `messages` is text that is not JSON, but looks like Python"),
     ],
-)
+)  # fmt: skip
 def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
     for library in {"zst": "pyarrow", "parquet": "pyarrow", "arrow": "pyarrow"}.items():
         if library[0] in name:

@@ -35,11 +35,7 @@ def test_every_form_has_a_name_and_its_keys_are_known() -> None:
     [
         ("messages", {"messages": CHAT}, {"messages": CHAT}),
         ("messages", {"messages": CHAT, "prompt": "LCR?", "text": "<|im_start|>"}, {"messages": CHAT}),
-        (
-            "sharegpt",
-            {"conversations": [{"from": "human", "value": "LCR?"}, {"from": "gpt", "value": "97.3%"}], "system": ""},
-            {"messages": CHAT},
-        ),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "LCR?"}, {"from": "gpt", "value": "97.3%"}], "system": ""}, {"messages": CHAT}),
         (
             "alpaca",
             {"instruction": "Sum", "input": "1 2", "output": "3", "text": "Below is an instruction"},
@@ -58,14 +54,10 @@ def test_every_form_has_a_name_and_its_keys_are_known() -> None:
             },
         ),
         ("completion", {"prompt": "1+1=", "completion": "2"}, {"prompt": "1+1=", "completion": "2"}),
-        (
-            "completion",
-            {"prompt": [*CHAT, USER], "completion": [ANSWER]},
-            {"messages": [USER, ANSWER | {"weight": 0.0}, USER, ANSWER]},
-        ),
+        ("completion", {"prompt": [*CHAT, USER], "completion": [ANSWER]}, {"messages": [USER, ANSWER | {"weight": 0.0}, USER, ANSWER]}),
         ("text", {"text": "Grüße", "messages": None}, {"text": "Grüße"}),
     ],
-)
+)  # fmt: skip
 def test_each_form_is_detected_and_can_be_named(form, row, expected) -> None:
     for name in ("auto", form):
         assert canonical_example(row, "f", Reading(name)) == (form, expected)
@@ -86,23 +78,14 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
     [
         ({"role": "developer", "content": "a"}, {"role": "developer", "content": "a"}),
         ({"from": "observation", "value": "a"}, {"role": "tool", "content": "a"}),
-        (
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            USER | {"content": "ab"},
-        ),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, USER | {"content": "ab"}),
         (ANSWER | {"weight": 0}, ANSWER | {"weight": 0.0}),
         (ANSWER | {"train": False, "weight": 2}, ANSWER | {"weight": 0.0}),
         (USER | {"train": False, "weight": 0}, USER),
         (ANSWER | {"reasoning_content": "r", "thinking": "t"}, ANSWER | {"reasoning_content": "r", "thinking": "t"}),
-        (
-            {"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"},
-            {"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"},
-        ),
+        ({"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"}, {"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"}),
         # A call of a tool, in the ways that files write it.
-        (
-            {"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]},
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", **CALL}]},
-        ),
+        ({"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]}, {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", **CALL}]}),
         (
             {
                 "role": "assistant",
@@ -111,12 +94,9 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
             },
             {"role": "assistant", "content": "", "tool_calls": [CALL]},
         ),
-        (
-            {"from": "function_call", "value": json.dumps(CALL["function"])},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        ),
+        ({"from": "function_call", "value": json.dumps(CALL["function"])}, {"role": "assistant", "content": None, "tool_calls": [CALL]}),
     ],
-)
+)  # fmt: skip
 def test_each_message_has_one_canonical_form(given, expected) -> None:
     assert message(given) == expected
 
@@ -127,19 +107,13 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         (3, " is not an object with keys"),
         ({}, " has none of the forms .*: it has no keys"),
         ({"question": "q", "answer": "a"}, " has none of the forms .*: its keys are question, answer; data.fields"),
-        (
-            {"\ud800\n": 1} | {str(i): 1 for i in range(30)},
-            r" has none of the forms .*: its keys are \\ud800\\n, 0, .*, 18 and 11 more;",
-        ),
+        ({"\ud800\n": 1} | {str(i): 1 for i in range(30)}, r" has none of the forms .*: its keys are \\ud800\\n, 0, .*, 18 and 11 more;"),
         ({"text": "\ud800"}, " is not valid Unicode text: surrogates not allowed"),
         ({"text": "a", "weight": 1e-46}, ": `weight` must be 0 or a number from 1e-12 to 1e.12, not 1e-46"),
         ({"text": "a", "weight": True}, ": `weight` must be .*, not True"),
         ({"messages": [{"role": "robot", "content": "a"}]}, ": message 1 needs a `role` .*, not 'robot'"),
         ({"messages": [{"from": "function", "value": "a"}]}, ": message 1: `from` is function, which may be a call"),
-        (
-            {"messages": [USER, {"role": "assistant", "content": None}]},
-            ": message 2 needs a `content` that is a string",
-        ),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, ": message 2 needs a `content` that is a string"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ": message 1 has a part of type 'image'"),
         ({"messages": [ANSWER | {"train": "no"}]}, ": message 1: `train` must be true or false, not 'no'"),
         ({"messages": [USER | {"train": True}]}, ": message 1: `train` is true, but only messages of the assistant"),
@@ -162,7 +136,7 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"instruction": " ", "output": "o"}, ": `instruction` is empty"),
         ({"instruction": "i", "output": "o", "history": [["a"]]}, ": `history` must be a list of pairs"),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_example_is_one_sentence(row, words) -> None:
     with pytest.raises(UserError, match=f"^f.jsonl, line 3{words}") as error:
         canonical(row)

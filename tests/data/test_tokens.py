@@ -247,12 +247,9 @@ CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
             "tokenizer.json is damaged (Expecting ':' delimiter: line 1 column 5 (char 4)); copy the tokenizer files of the "
             "model into it again",
         ),
-        (
-            {"tokenizer.json": "{}", "tokenizer_config.json": "{"},
-            "tokenizer_config.json is damaged (Expecting property",
-        ),
+        ({"tokenizer.json": "{}", "tokenizer_config.json": "{"}, "tokenizer_config.json is damaged (Expecting property"),
     ],
-)
+)  # fmt: skip
 def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
