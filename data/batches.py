@@ -164,7 +164,8 @@ def plan_training(
             stream.ratio * targets / total_targets(part)
             for stream, part in zip(streams, corpus.sources[1:], strict=True)
         )
-        return _num_epochs(steps, order.steps_per_epoch), *others
+        ends = np.cumsum([0, *order.steps_per_epoch])
+        return float(np.interp(steps, ends, range(len(ends)))), *others
 
     promises = [
         stream.promise(name, share, step_targets)
@@ -254,12 +255,3 @@ def step_batch(items: list[int], corpus: Corpus) -> StepBatch:
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _num_epochs(step: int, steps_per_epoch: tuple[int, ...]) -> float:
-    """Number of epochs after `step` steps, as a fraction."""
-    for done, steps in enumerate(steps_per_epoch):
-        if step <= steps:
-            return done + step / steps
-        step -= steps
-    return float(len(steps_per_epoch))

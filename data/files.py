@@ -187,7 +187,7 @@ def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
             continue
         seen.add(real)
         if STORE_FILE in names:
-            raise UserError(f"{folder} is a token store, which must be the only path of its source")
+            raise UserError(f"{folder} is a token store, which must be the only path of its source; add it to data.mix")
         if SPLITS in names:
             raise UserError(f"{folder} is a saved dataset of several splits; name the folder of one")
         if DATASET in names and "dataset_info.json" in names:

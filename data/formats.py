@@ -57,7 +57,6 @@ class _Keys:
     """What the first DESCRIBED_ROWS rows of a file have. The dictionaries are sets that keep their order."""
 
     rows: int = 0
-    left: int = 0  # rows that data.row leaves out
     forms: dict[str, None] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
@@ -97,8 +96,7 @@ def _form_in_words(path: Path, keys: _Keys, reading: Reading) -> str:
         ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
     words = f"{' and '.join(keys.forms)} ({short_list(keys.used)})"
     words += f"; ignored: {short_list(ignored)}" if ignored else ""
-    words += f"; made by data.row={reading.row}" if reading.row else ""
-    return words + (f", which leaves out {keys.left} of the first {DESCRIBED_ROWS} rows" if keys.left else "")
+    return words + (f"; made by data.row={reading.row}" if reading.row else "")
 
 
 def read_files(
@@ -132,7 +130,6 @@ def read_files(
                     raise row
                 if convert and (row := convert(row, where)) is None:
                     noticed.counts["left"] += 1
-                    keys.left += keys.rows <= DESCRIBED_ROWS
                     is_empty = False
                     continue
                 form, example = canonical_example(row, where, of_file)

@@ -88,7 +88,7 @@ def show_outcome(
         if len(outcome.sequences) > 1:
             lines.append(f"--- sequence {number} of {len(outcome.sequences)}")
         parts = kept_parts(len(encoded.ids), is_text, sequence_length, too_long)
-        lines += _what_is_cut(encoded, parts, tokenizer, sequence_length, too_long)
+        lines += _what_is_cut(encoded, parts, sequence_length, too_long)
         shown = [part_of(encoded, *part) for part in parts] or [encoded]
         for piece, part in enumerate(shown, 1):
             if piece > MAX_PIECES and style.max_tokens is not None:
@@ -142,32 +142,19 @@ def _shown(length: int, limit: int | None) -> list[tuple[int, int]]:
     return [(0, limit * 2 // 3), (length - limit // 3, length)]
 
 
-def _what_is_cut(
-    encoded: Encoded,
-    parts: list[tuple[int, int]],
-    tokenizer: PreTrainedTokenizerBase,
-    sequence_length: int,
-    too_long: str,
-) -> list[str]:
-    """What the limit of the sequence length does to a sequence, in a line."""
-    length, limit = len(encoded.ids), f"data.sequence_length={sequence_length}"
+def _what_is_cut(encoded: Encoded, parts: list[tuple[int, int]], limit: int, too_long: str) -> list[str]:
+    """What data.sequence_length does to a sequence, in a line."""
+    length = len(encoded.ids)
+    if length <= limit:
+        return []
     if not parts:
         what = "training stops with an error" if too_long == "error" else "it is dropped"
-        return [f"TOO LONG: {length:,} tokens, {limit}, data.too_long={too_long}: {what}"]
-    if len(parts) > 1:
-        ranges = ", ".join(f"{start:,}-{end - 1:,}" for start, end in parts[:8])
-        more = f", ... ({len(parts)} pieces)" if len(parts) > 8 else ""
-        return [f"CUT into {len(parts)} pieces of at most {limit} tokens: tokens {ranges}{more}"]
-    end = parts[0][1]
-    if end == length:
-        return []
-    lost = int(np.count_nonzero(encoded.weights()[end:]))
-    ids = encoded.ids.tolist()
-    text = one_line(run_text(tokenizer, ids, end, min(length, end + 12)))
-    return [
-        f"TRUNCATED to {limit}: the last {length - end:,} of {length:,} tokens are cut off, {lost:,} of them targets; they "
-        f"begin with '{text}'"
-    ]
+    elif len(parts) > 1:
+        what = f"it is CUT into {len(parts)} pieces"
+    else:
+        lost = int(np.count_nonzero(encoded.weights()[limit:]))
+        what = f"TRUNCATED: the last {length - limit:,} tokens are cut off, {lost:,} of them targets"
+    return [f"TOO LONG: {length:,} tokens, data.sequence_length={limit}, data.too_long={too_long}: {what}"]
 
 
 # ---- all examples of a source -----------------------------------------------------------------------------------------------

@@ -194,8 +194,7 @@ def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
     hybrid = load_config(good, ["sharding.strategy=hybrid", "sharding.shard_size=2"])
     check_world(hybrid, 4, 4)
     with pytest.raises(
-        UserError,
-        match="3 ranks cannot be divided into groups of sharding.shard_size=2; set it to a divisor of 3",
+        UserError, match="3 ranks cannot be divided into groups of sharding.shard_size=2; set it to a divisor of 3"
     ):
         check_world(hybrid, 3, 3)
     check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)

@@ -199,11 +199,7 @@ def test_clipping(tmp_path) -> None:
 def test_scheduler(tmp_path) -> None:
     params = {"total_num_steps": 900, "warmup_num_steps": 45, "cos_min_ratio": 0.2, "warmup_type": "linear"}
     config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
-    assert changed(config) == {
-        "optimizer.max_steps": 900,
-        "optimizer.warmup_steps": 45,
-        "optimizer.min_lr_ratio": 0.2,
-    }
+    assert changed(config) == {"optimizer.max_steps": 900, "optimizer.warmup_steps": 45, "optimizer.min_lr_ratio": 0.2}
     assert "first two have 0" in notes
     params = {"total_num_steps": "auto", "warmup_num_steps": 45, "warmup_type": "linear", "warmup_min_ratio": 0}
     config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})

@@ -165,7 +165,7 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
     assert validation and validation.num_targets(0) == corpus.num_targets(0)
     with pytest.raises(UserError, match="is outside the model's embedding of 300 rows"):
         Reader(tiny_tokenizer(), 300, 64, "drop").training((str(store_folder),), ())
-    with pytest.raises(UserError, match="is a directory among other files of training"):
+    with pytest.raises(UserError, match="is a token store, which must be the only path of its source"):
         reader.training((str(store_folder), "a.jsonl"), ())
     with pytest.raises(UserError, match="no token of .* carries loss in windows of data.sequence_length=1"):
         Reader(tiny_tokenizer(), 384, 1, "drop").training((str(store_folder),), ())
