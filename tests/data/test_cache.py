@@ -333,7 +333,8 @@ sys.exit(exit_code_of(main))
 
 
 def run_worker(folder: Path, ranks: int, planted: str = "pass", processes: int = 1) -> subprocess.CompletedProcess:
-    write_chat_file(folder / "a.jsonl", 20)
+    if not (folder / "a.jsonl").exists():  # another file would be another entry
+        write_chat_file(folder / "a.jsonl", 20)
     (folder / "worker.py").write_text(WORKER.format(root=str(ROOT), planted=planted, processes=processes))
     return run_ranks(ranks, folder / "worker.py", cwd=folder)
 

@@ -141,9 +141,9 @@ def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folde
     path.write_bytes(data)
 
     def read_all() -> None:
-        store = opened(tmp_path, 64)  # finds what is in the last block of the offsets
+        store = opened(tmp_path, 64)
         for i in range(len(store)):
-            store.window(i)
+            store.get(i)
 
     for find in (read_all, lambda: verify_store(tmp_path)):
         with pytest.raises(UserError, match=r"shard-00001.tokens is damaged: its bytes from \d+ on are not"):
