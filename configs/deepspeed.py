@@ -69,14 +69,6 @@ ONLY_AS: dict[str, object] = {
     f"{COSINE}.warmup_min_ratio": 0,
     f"{COSINE}.warmup_type": "linear",
 }
-# Key -> what a user can do if we refuse it. Otherwise he can only remove it.
-ADVICE = {
-    "fp16.enabled": "set it to false and bf16.enabled to true, which needs no loss scaling",
-    "bf16.bf16_master_weights_and_grads": "set it to false and choose optimizer.memory=12N",
-    "bf16.bf16_optimizer_states": "set it to false and choose optimizer.memory=8N",
-    "data_types.grad_accum_dtype": "remove it, or choose optimizer.memory=12N",
-    "communication_data_type": "remove it; sharding.reduce_dtype says in which dtype gradients are reduced",
-}
 
 
 def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[Config, list[str]]:
@@ -87,7 +79,7 @@ def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[C
     """
     path = Path(path)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_key_once)
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(tree, dict):
             raise UserError(f"the file must contain one JSON object of settings, not {json.dumps(tree)}")
         file = _File(config, dict(_flatten(tree)))
@@ -104,13 +96,6 @@ def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[C
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return file.config, file.notes
-
-
-def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
-    names = [key for key, _ in pairs]
-    if len(set(names)) < len(names):
-        raise UserError(f"{max(names, key=names.count)} occurs twice in one block; remove one of them")
-    return dict(pairs)
 
 
 def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -165,11 +150,6 @@ def _sharding(file: _File, world_size: int) -> None:
         more = ", which also shards gradients: same result, less memory" if stage == 1 else ""
         file.set("sharding.strategy", ("none", "grad_op", "grad_op", "full")[stage], f"{ZERO}.stage={stage}", more)
         file.config = replace(file.config, "sharding.shard_size", None)
-    elif f"{ZERO}.stage" not in file.auto:
-        ours = file.config.sharding.strategy
-        file.notes.append(
-            f"no {ZERO}.stage: DeepSpeed would not shard, but sharding.strategy={ours} stays; the result is equal"
-        )
     devices = {}
     for block, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_param")):
         device = file.take(f"{ZERO}.{block}.device", Literal["none", "cpu", "nvme"])
@@ -195,8 +175,6 @@ def _batch(file: _File, world_size: int) -> None:
     if total is not None:
         file.set("batch.global_examples", total, reason)
         file.config = replace(file.config, "batch.global_tokens", None)
-    elif micro is not None or accumulation is not None:
-        file.notes.append("the file names no number of examples per step, so batch.global_* keep their values")
     if micro is not None:
         packed = file.config.data.packing
         more = " x data.sequence_length tokens, because examples are packed" if packed else " examples"
@@ -206,7 +184,7 @@ def _batch(file: _File, world_size: int) -> None:
 def _precision(file: _File) -> None:
     bf16, fp16 = file.take("bf16.enabled", bool), file.take("fp16.enabled", bool)
     if fp16:
-        raise UserError(_refusal(file, "fp16.enabled", True))
+        raise UserError("fp16.enabled=true has no counterpart here; use bf16, which needs no loss scaling")
     if bf16 is None and any(name.partition(".")[0] in ("bf16", "fp16") for name in file.auto):
         return
     more = "; gradients are reduced in fp32, while DeepSpeed's default is bf16" if bf16 else ""
@@ -230,17 +208,12 @@ def _optimizer_and_schedule(file: _File) -> None:
     if file.settings.get("gradient_clipping") == 0:
         file.settings["gradient_clipping"] = NO_CLIPPING
         file.notes.append(f"gradient_clipping=0 becomes {NO_CLIPPING:g}, which no norm reaches, so nothing is clipped")
-    absent = []
     for name, (ours, more) in SAME.items():
         before, value = attrgetter(ours)(file.config), file.take(name)
         if value is not None and ours == "optimizer.max_steps" and before not in (None, value):
             raise UserError(f"{name}={value}, but optimizer.max_steps={before}; set both to the same number")
         if value is not None:
             file.set(ours, value, f"{name}={json.dumps(value)}", more if value else "")
-        elif name not in file.auto and any(given.startswith(name.rpartition(".")[0]) for given in file.names):
-            absent.append(f"{ours}={before}")
-    if absent:
-        file.notes.append(f"the file does not say, so ours stays: {', '.join(absent)}")
 
 
 def _rest(file: _File) -> None:
@@ -260,9 +233,9 @@ def _rest(file: _File) -> None:
 
 
 def _refusal(file: _File, name: str, value: object) -> str:
-    known = [*file.taken, *SAME, *IGNORED, *ONLY_AS, *ADVICE]
+    known = [*file.taken, *SAME, *IGNORED, *ONLY_AS]
     similar = [one for one in known if one.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.85)
     advice = f"set it to {json.dumps(ONLY_AS[name])} or remove it" if name in ONLY_AS else "remove it"
     if similar and name not in known:
         advice = f"did you mean {similar[0]}?"
-    return f"{name}={json.dumps(value)} may change the result and has no counterpart here; {ADVICE.get(name, advice)}"
+    return f"{name}={json.dumps(value)} may change the result and has no counterpart here; {advice}"

@@ -8,7 +8,8 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,6 +95,38 @@ class MicroBatch:
         }
         return MicroBatch(**moved)
 
+    def part(self, part: int, parts: int) -> "MicroBatch":
+        """The `part`-th of `parts` equal slices of the tokens, with the targets that their hidden states predict.
+
+        One rank's part of the micro-batch of a context group (distributed/context.py). The boundaries of documents stay those
+        of the whole, because attention sees all of it. Tokens that are missing to a multiple of `parts` become a document of
+        their own, which has no target.
+        """
+        tokens, lengths = self.input_ids.shape[1], self.document_lengths
+        size = -(-tokens // parts)
+        ids, positions = self.input_ids, self.position_ids
+        if filling := parts * size - tokens:
+            lengths = (*lengths, filling)
+            ids = torch.cat([ids, ids.new_zeros(1, filling)], dim=1)
+            positions = torch.cat([positions, torch.arange(filling, device=positions.device)[None]], dim=1)
+        mine = slice(part * size, (part + 1) * size)
+        counted = tokens - self.filling - mine.start  # of the whole's tokens, from this part's first on
+        chosen = (self.target_positions >= mine.start) & (self.target_positions < mine.stop)
+        sources, weights = self.target_sources, self.target_weights
+        return replace(
+            self,
+            # Copies, because the compiler would read a view's whole and compile again where that has another form.
+            input_ids=ids[:, mine].clone(),
+            position_ids=positions[:, mine].clone(),
+            document_lengths=lengths,
+            cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device),
+            target_positions=self.target_positions[chosen] - mine.start,
+            target_ids=self.target_ids[chosen],
+            target_sources=None if sources is None else sources[chosen],
+            target_weights=None if weights is None else weights[chosen],
+            filling=size - min(size, max(0, counted)),
+        )
+
 
 def plan_training(
     source: Corpus | Documents | Windows,
@@ -131,7 +164,8 @@ def plan_training(
             stream.ratio * targets / total_targets(part)
             for stream, part in zip(streams, corpus.sources[1:], strict=True)
         )
-        return _num_epochs(steps, order.steps_per_epoch), *others
+        ends = np.cumsum([0, *order.steps_per_epoch])
+        return float(np.interp(steps, ends, range(len(ends)))), *others
 
     promises = [
         stream.promise(name, share, step_targets)
@@ -221,12 +255,3 @@ def step_batch(items: list[int], corpus: Corpus) -> StepBatch:
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _num_epochs(step: int, steps_per_epoch: tuple[int, ...]) -> float:
-    """Number of epochs after `step` steps, as a fraction."""
-    for done, steps in enumerate(steps_per_epoch):
-        if step <= steps:
-            return done + step / steps
-        step -= steps
-    return float(len(steps_per_epoch))

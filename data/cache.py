@@ -1,9 +1,10 @@
 """Encoded examples on disk, so that each node tokenises its files once: the directory `data.cache`.
 
-An entry is a store (data/store.py) named after a hash of everything that determines its content: the bytes of the files, the
-tokenizer, how chats are rendered, and the settings of data. It is never changed. After a build the entries that were not used
-for longest are removed until all of them have at most `data.cache_gib`. One that is in use is not: each process that reads an
-entry holds a shared lock on its `store.json`. `rm -r` of the directory is safe while no run starts or reads from it.
+An entry is a store (data/store.py) named after a hash of everything that determines its content: paths, sizes and time stamps
+of the files, the tokenizer, how chats are rendered, and the settings of data. It is never changed. After a build the entries
+that were not used for longest are removed until all of them have at most `data.cache_gib`. One that is in use is not: each
+process that reads an entry holds a shared lock on its `store.json`. `rm -r` of the directory is safe while no run starts or
+reads from it.
 
 The processes of a node need no process group to share the work. The first takes a lock on the entry and builds it under
 a temporary name; the others wait for the lock, and then find the entry.
@@ -28,31 +29,28 @@ from typing import BinaryIO
 
 from transformers import PreTrainedTokenizerBase
 
-from common.durable_files import SUFFIX, publish, write_json
+from common.durable_files import SUFFIX, publish
 from common.errors import DISK_FULL, UserError
 from common.node_lock import node_lock
 from data.encoding import ExampleEncoder
-from data.files import Reading, expand, hash_files, left_out
+from data.files import Reading, expand, left_out
 from data.store import FORMAT, STORE_FILE, Damaged, Store, is_store, open_store
 
-RECENT = 2 * 10**9  # ns: a file changed so shortly before it was hashed may change again without a new time stamp
 ABANDONED = 3600.0  # seconds without a change, after which what looks like a build is removed
 KEY = "[0-9a-f]{32}"  # the name of an entry
 VERIFIED = 2**28  # bytes: an entry up to this size is read in full when it is opened, which takes about 0.2 s
-Stamp = list[int]  # size, times of the last change of content and of the file's entry in ns, inode
 
 
 def describe(
     paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, reading: Reading
 ) -> dict:
-    """What determines an entry besides the bytes of the files, as JSON."""
+    """What determines an entry besides the files, as JSON."""
     return {
         "format": FORMAT,
         "tokenizer": encoder.of_tokenizer,
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},  # for templates
         "encoder": encoder.fingerprint(),
         "reading": asdict(reading),
-        "names": [file.name for file in expand(paths)],  # the suffix says how a file is read
         "left out": [str(file) for file in left_out(paths)],  # they stand in the report
     }
 
@@ -71,51 +69,44 @@ class Cache:
         """
         start, files = time.perf_counter(), expand(paths)
         stamps = [_stamp(file) for file in files]
-        hashes = self._hashes(files, stamps)
-        key = _key([description, hashes])
+        key = hashlib.sha256(json.dumps([description, stamps], sort_keys=True).encode()).hexdigest()[:32]
         entry = self.directory / key
-        # Damage in a directory that can be written is said below, by the process that mends it.
-        if store := self._existing(entry, self.say if self.why_not else _nothing):
-            return store, f"from the cache {entry}, written {store.info['written']}"
         if self.why_not:
-            store = build(None)
+            if store := self._existing(entry, self.say):
+                return store, _origin(store)
             why = f" in memory, because {self.directory} cannot be written ({self.why_not}); data.cache can name another one"
-            return store, tokenised(store, start) + why
+            return build(None), tokenised(start) + why
+        # Damage is said below, by the process that mends it.
+        if store := self._existing(entry, lambda text: None):
+            return store, _origin(store)
         with node_lock(self.directory, key, self._waiting):
-            if store := self._existing(entry, _warn):  # by another process since this one began
-                return store, f"{tokenised(store, start)} into {entry}"
-            _remove_abandoned(self.directory, key)
-            temporary = self.directory / f"{key}.{socket.gethostname()}-{os.getpid()}{SUFFIX}"
-            temporary.mkdir()
-            try:
-                build(temporary)
-                for file, stamp in zip(files, stamps, strict=True):
-                    if _stamp(file) != stamp:
-                        raise UserError(f"{file} changed while it was tokenised; run the same command again")
-                self._publish(entry, temporary)
-            except OSError as error:
-                if error.errno not in DISK_FULL:
-                    raise
+            store = self._existing(entry, _warn)  # by another process since this one began
+            return store or self._build(entry, files, stamps, build), f"{tokenised(start)} into {entry}"
+
+    def _build(self, entry: Path, files: list[Path], stamps: list, build: Callable[[Path | None], Store]) -> Store:
+        _remove_abandoned(self.directory, entry.name)
+        temporary = self.directory / f"{entry.name}.{socket.gethostname()}-{os.getpid()}{SUFFIX}"
+        temporary.mkdir()
+        try:
+            build(temporary)
+            for file, stamp in zip(files, stamps, strict=True):
+                if _stamp(file) != stamp:
+                    raise UserError(f"{file} changed while it was tokenised; run the same command again")
+            # Without locks another node that shares the directory may have published it: its ranks may read theirs.
+            if not self._existing(entry, lambda text: None):
+                publish(entry, temporary)
+        except OSError as error:
+            if error.errno in DISK_FULL:
                 mend = "free some space there, or name another directory in data.cache"
                 raise UserError(f"the disk of {self.directory} is full; {mend}") from error
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            if store := self._existing(entry, _warn):
-                self._shrink()
-                return store, f"{tokenised(store, start)} into {entry}"
-            raise UserError(f"the new cache entry {entry} cannot be read; name another directory in data.cache")
-
-    def _publish(self, entry: Path, temporary: Path) -> None:
-        """Give a new entry its name, unless another node that shares the directory has: its ranks may read theirs."""
-        if self._existing(entry, _nothing):
-            return
-        if entry.is_symlink() or entry.is_file():
-            entry.unlink()
-        try:
-            publish(entry, temporary)
-        except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if store := self._existing(entry, _warn):
+            self._shrink()
+            return store
+        raise UserError(f"the new cache entry {entry} cannot be read; name another directory in data.cache")
 
     def _existing(self, entry: Path, say: Callable[[str], None]) -> Store | None:
         in_use = lock_entry(entry, fcntl.LOCK_SH)
@@ -131,9 +122,8 @@ class Cache:
                 shard.verify(0 if is_small else shard.starts["documents"])
         except (Damaged, OSError) as error:
             in_use.close()
-            say(
-                f"the cache entry {entry} is damaged ({str(error).removesuffix(f'; {mend}')}): the data are tokenised again"
-            )
+            why = str(error).removesuffix(f"; {mend}")
+            say(f"the cache entry {entry} is damaged ({why}): the data are tokenised again")
             return None
         with suppress(OSError):  # of another user, or on a read-only disk
             os.utime(entry)  # last used now
@@ -159,37 +149,23 @@ class Cache:
     def _waiting(self) -> None:
         self.say("waiting for another process of this node, which is tokenising the data")
 
-    def _hashes(self, files: list[Path], stamps: list[Stamp]) -> list[str]:
-        """The hash of each file's bytes. A file whose size, times and inode are as they were is not read again."""
-        name = _key([str(file.absolute()) for file in files])
-        record = self.directory / f"{name}.files.json"
-        if known := _recorded(record, stamps):
-            return known
-        if self.why_not:
-            return hash_files(files)
-        with node_lock(self.directory, name, self._waiting):
-            if known := _recorded(record, stamps):
-                return known
-            now = time.time_ns()
-            hashes = hash_files(files)
-            with suppress(OSError):
-                write_json(record, {"time": now, "stamps": stamps, "hashes": hashes})
-            return hashes
 
-
-def tokenised(store: Store, start: float) -> str:
+def tokenised(start: float) -> str:
     """How long it took to build a store since `start`, by `time.perf_counter`."""
-    processes = store.info["processes"]
-    return f"tokenised in {time.perf_counter() - start:.1f} s" + (f" (on {processes} cores)" if processes > 1 else "")
+    return f"tokenised in {time.perf_counter() - start:.1f} s"
+
+
+def _origin(store: Store) -> str:
+    return f"from the cache {store.path}, written {store.info['written']}"
 
 
 def is_entry(path: Path) -> bool:
-    """Whether a directory is an entry of a cache, of an earlier version too."""
-    return bool(re.fullmatch(KEY, path.name)) and (is_store(path) or (path / "examples.json").is_file())
+    """Whether a directory is an entry of a cache."""
+    return bool(re.fullmatch(KEY, path.name)) and is_store(path)
 
 
 def size_of(path: Path) -> int:
-    """Bytes of the files in a directory."""
+    """Bytes of a file, or of the files in a directory."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
@@ -210,54 +186,63 @@ def lock_entry(entry: Path, kind: int) -> BinaryIO | None:
     """
     try:
         file = (entry / STORE_FILE).open("rb" if kind == fcntl.LOCK_SH else "r+b")
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return None
-        except OSError:
-            pass  # no locks here
-        return file
     except OSError:
         return None
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:
+        pass  # no locks here
+    return file
 
 
-def _recorded(record: Path, stamps: list[Stamp]) -> list[str] | None:
-    """The hashes in a record, if they are those of files with these stamps."""
-    known = _read(record)
-    time, hashes = known.get("time"), known.get("hashes")
-    if known.get("stamps") != stamps or not isinstance(time, int) or not isinstance(hashes, list):
-        return None
-    if any(time - max(stamp[1:3]) < RECENT for stamp in stamps):
-        return None
-    return hashes
+def clean_tokens(directory: Path, delete: bool) -> str:
+    """Lines that name what tokenising has left in a directory and below it: entries, what was fetched, killed builds, token stores.
+
+    `delete` deletes them, but no entry that a process is using. Links are not followed. Raises UserError without a directory.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory")
+    lines, total, count = [], 0, 0
+    for root, folders, _ in os.walk(directory):
+        path = Path(root)
+        if not (what := _what(path)):
+            continue
+        folders.clear()
+        size = size_of(path)
+        if delete and not is_entry(path):
+            shutil.rmtree(path)
+        in_use = delete and is_entry(path) and not remove_entry(path)
+        lines.append(f"{path}: {what}, {size / 2**20:,.1f} MiB" + (", which is in use and was left" if in_use else ""))
+        total, count = total + size * (not in_use), count + (not in_use)
+    size = f"{total / 2**20:,.1f} MiB in {count} places"
+    return "\n".join([*sorted(lines), f"deleted {size}" if delete else f"{size}; --yes deletes them"])
+
+
+def _what(directory: Path) -> str:
+    """What a directory is, if all of it can be made again from the data."""
+    from data.remote import FETCHED, RECORD  # a run imports it for a source that lies elsewhere only
+
+    if is_entry(directory):
+        return "tokenised examples"
+    if re.fullmatch(rf"{KEY}\.[^.].*\.tmp", directory.name):
+        return "leftover of a killed build"
+    if is_store(directory):
+        return "token store"
+    is_fetched = directory.parent.name == FETCHED and (directory / RECORD).is_file()
+    return "fetched from elsewhere" if is_fetched else ""
 
 
 def _warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _nothing(text: str) -> None:
-    """Says nothing."""
-
-
-def _key(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _stamp(file: Path) -> Stamp:
+def _stamp(file: Path) -> list:
+    """What changes with the content of a file. The time of its entry's last change cannot be set back, unlike that of its content."""
     status = file.stat()
-    # The time of the last change of the file's entry cannot be set back, unlike that of its content.
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def _read(path: Path) -> dict:
-    """The content of a small file, or an empty dictionary if it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    return [str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _why_not_writable(directory: Path) -> str | None:

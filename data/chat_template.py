@@ -3,6 +3,7 @@
 Everything goes through `apply_chat_template` of transformers, so that the text is the one that inference servers make.
 """
 
+import ast
 import datetime
 import functools
 import json
@@ -39,7 +40,7 @@ PLAIN_CHAT_TEMPLATE = (
 
 DATE_FUNCTION = "strftime_now"  # transformers gives it to templates: today's date in a format of strftime
 CHAT_FILE = "chat.json"  # beside the model of a finished run, so that evaluation and users render chats alike
-DIRECTIVES = "aAwdbBmyYHIpMSfjUWxXcGuV"  # of strftime, https://docs.python.org/3/library/datetime.html#format-codes
+DATE_CALL = re.compile(rf"""\b{DATE_FUNCTION}\(\s*('[^'\\]*'|"[^"\\]*")\s*\)""")  # with the format as a literal
 
 
 @dataclass(frozen=True)
@@ -185,31 +186,15 @@ def _mentions(template: str, word: str) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _on_date(template: str, date: str) -> str:
-    """The template with a macro in place of the function that gives today's date.
+    """The template with this date in place of today's: the text that each call of DATE_FUNCTION gives.
 
     A variable named like the function would do, but newer versions of transformers turn a function among the variables
     into a string.
     """
-    if DATE_FUNCTION not in template:
-        return template
     day = datetime.datetime.fromisoformat(date)
-    result = "format.replace('%%', '\\0')"
-    for directive in DIRECTIVES:
-        padded = day.strftime(f"%{directive}")
-        for flag, text in (("", padded), ("-", padded.lstrip("0") or "0")):
-            result += f".replace('%{flag}{directive}', {json.dumps(text)})"
-    # Others depend on the system's strftime. They are few, because a template cannot have a long chain of calls.
-    for directive in sorted(set(re.findall(r"%([-_0^#]?[a-zA-Z])", template))):
-        if (text := day.strftime(f"%{directive}")) != f"%{directive}":
-            result += f".replace('%{directive}', {json.dumps(text)})"
-    result += ".replace('\\0', '%')"
-    macro = f"{{% macro {DATE_FUNCTION}(format) %}}{{{{ {result} }}}}{{% endmacro %}}"
-    # What Jinja would do with white space before the template's first tag (trim_blocks, lstrip_blocks) is done here,
-    # because the macro now stands before it. Nothing is trimmed after a variable.
-    body = template.lstrip()
-    space = template[: len(template) - len(body)]
-    if re.match(r"\{[{%#]-", body):
-        space = ""
-    elif re.match(r"\{[%#](?!\+)", body):
-        space = space[: space.rfind("\n") + 1]
-    return f"{macro}{{{{ {json.dumps(space)} }}}}{body}"
+    dated = DATE_CALL.sub(lambda call: json.dumps(day.strftime(ast.literal_eval(call[1]))), template)
+    if re.search(rf"\b{DATE_FUNCTION}\s*\(", dated):
+        raise UserError(
+            f"the chat template computes the format of a date; write it as a text: {DATE_FUNCTION}('%d %b %Y')"
+        )
+    return dated

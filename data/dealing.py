@@ -5,15 +5,12 @@ items are therefore dealt into `micro-batches x ranks` bins by their FLOPs, and 
 the smallest number of micro-batches that holds the step, because each of them gathers the parameters once more.
 
 The time of a step is the sum over its micro-batches of the largest bin. Three rules propose bins, and the fastest proposal
-wins: none of them is the best for every step (docs/LOG.md has the figures).
+wins: none of them is the best for every step (docs/LOG.md has the figures). Each takes the costliest item first.
 
-- Longest processing time first (Graham, 1969, doi:10.1137/0117039): each item, the costliest first, goes into the bin with
-  the least cost that has room. The bins are then sorted, so that bins of one micro-batch are alike. It is the best for many
-  items of similar cost.
-- Least increase: each item goes where it lengthens the step least. It is the best where a few items are much longer than
-  the others, because it fills up the other ranks of their micro-batch.
-- Best fit: each item, the longest first, goes into the fullest bin that has room. It needs the fewest bins, and so it sets
-  the number of micro-batches. The other two may find no room for all items in so few.
+- Longest processing time first (Graham, 1969, doi:10.1137/0117039) puts it into the bin with the least cost that has room. It
+  is the best for many items of similar cost.
+- Least increase puts it where it lengthens the step least. It is the best where a few items are much longer than the others.
+- Best fit puts it into the fullest bin that has room. It needs the fewest bins, and so it sets the number of micro-batches.
 
 All ranks compute the whole deal. It is made of integers alone, so that processors of different kinds agree on it.
 
@@ -69,11 +66,7 @@ class Deal:
 
     def part_of_rank(self, batch: "MicroBatch", rank: int) -> "MicroBatch":
         """What one rank computes of a micro-batch of its items: all of it, unless ranks share it."""
-        if self.context == 1:
-            return batch
-        from data.context import part_of
-
-        return part_of(batch, rank % self.context, self.context)
+        return batch if self.context == 1 else batch.part(rank % self.context, self.context)
 
     @property
     def mean(self) -> float:
@@ -133,23 +126,46 @@ class Dealer:
 
 def _fewest_bins(sizes: np.ndarray, costs: np.ndarray, ranks: int, capacity: int) -> Bins:
     """Bins of the fastest proposal for the smallest number of micro-batches; bins of one micro-batch are neighbours."""
-    fullest = _best_fit(sizes, capacity)
-    micro_batches = max(1, -(-len(fullest) // ranks))
-    fullest += [[] for _ in range(micro_batches * ranks - len(fullest))]
-    rules = (_longest_first, _least_increase)
-    proposals = [rule(sizes, costs, (micro_batches, ranks), capacity) for rule in rules] + [_alike(fullest, costs)]
+
+    def increase(cost: int, loads: np.ndarray, room: np.ndarray, fits: np.ndarray) -> np.ndarray:
+        largest = np.repeat(loads.reshape(-1, ranks).max(axis=1), ranks)  # of each bin's micro-batch
+        more = np.where(fits, np.maximum(loads + cost - largest, 0), _FULL)
+        return np.where(more == more.min(), loads, _FULL)  # of equal increases the bin with the least cost
+
+    # Of two bins that best fit has filled one after the other, more than one capacity is used.
+    most = 2 * int(sizes.sum()) // capacity + 1
+    fullest = _filled(_descending(sizes), sizes, costs, most, capacity, lambda cost, loads, room, fits: room)
+    fullest = [bin for bin in fullest or [] if bin]
+    count = max(1, -(-len(fullest) // ranks)) * ranks
+    fullest += [[] for _ in range(count - len(fullest))]
+    order = _descending(costs)
+    longest = _filled(order, sizes, costs, count, capacity, lambda cost, loads, room, fits: loads)
+    least = _filled(order, sizes, costs, count, capacity, increase)
+    proposals = [longest and _alike(longest, costs), least, _alike(fullest, costs)]
     return min((bins for bins in proposals if bins is not None), key=lambda bins: _time(bins, costs, ranks))
 
 
-def _best_fit(sizes: np.ndarray, capacity: int) -> Bins:
-    bins: Bins = []
-    room = np.full(len(sizes), capacity, dtype=np.int64)  # of `bins`, and of empty ones after them
-    for i in _descending(sizes):
-        open_room = room[: len(bins) + 1]
-        chosen = int(np.where(open_room >= sizes[i], open_room, _FULL).argmin())
-        if chosen == len(bins):
-            bins.append([])
+def _filled(
+    order: list[int],
+    sizes: np.ndarray,
+    costs: np.ndarray,
+    count: int,
+    capacity: int,
+    rank: Callable[[int, np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+) -> Bins | None:
+    """`count` bins with the items in this order, each in the bin that has room for it and the least `rank`; None if one finds no room.
+
+    rank: (cost of the item, loads of the bins, their room, which have room for it) -> int64 `(bins,)`.
+    """
+    bins: Bins = [[] for _ in range(count)]
+    loads, room = np.zeros(count, dtype=np.int64), np.full(count, capacity, dtype=np.int64)
+    for i in order:
+        fits = room >= sizes[i]
+        chosen = int(np.where(fits, rank(costs[i], loads, room, fits), _FULL).argmin())
+        if not fits[chosen]:
+            return None
         bins[chosen].append(i)
+        loads[chosen] += costs[i]
         room[chosen] -= sizes[i]
     return bins
 
@@ -161,37 +177,6 @@ def _alike(bins: Bins, costs: np.ndarray) -> Bins:
 
 def _time(bins: Bins, costs: np.ndarray, ranks: int) -> int:
     return sum(max(int(costs[bin].sum()) for bin in bins[m : m + ranks]) for m in range(0, len(bins), ranks))
-
-
-def _longest_first(sizes: np.ndarray, costs: np.ndarray, shape: tuple[int, int], capacity: int) -> Bins | None:
-    bins: Bins = [[] for _ in range(shape[0] * shape[1])]
-    loads, room = np.zeros(len(bins), dtype=np.int64), np.full(len(bins), capacity, dtype=np.int64)
-    for i in _descending(costs):
-        chosen = int(np.where(room >= sizes[i], loads, _FULL).argmin())
-        if room[chosen] < sizes[i]:
-            return None
-        bins[chosen].append(i)
-        loads[chosen] += costs[i]
-        room[chosen] -= sizes[i]
-    return _alike(bins, costs)
-
-
-def _least_increase(sizes: np.ndarray, costs: np.ndarray, shape: tuple[int, int], capacity: int) -> Bins | None:
-    bins: Bins = [[] for _ in range(shape[0] * shape[1])]
-    loads, room = np.zeros(shape, dtype=np.int64), np.full(shape, capacity, dtype=np.int64)
-    largest = np.zeros((shape[0], 1), dtype=np.int64)  # of each micro-batch
-    for i in _descending(costs):
-        increase = np.where(room >= sizes[i], np.maximum(loads + costs[i] - largest, 0), _FULL)
-        # Of equal increases the bin with the least cost.
-        chosen = int(np.where(increase == increase.min(), loads, _FULL).argmin())
-        m, rank = divmod(chosen, shape[1])
-        if room[m, rank] < sizes[i]:
-            return None
-        bins[chosen].append(i)
-        loads[m, rank] += costs[i]
-        room[m, rank] -= sizes[i]
-        largest[m] = max(largest[m, 0], loads[m, rank])
-    return bins
 
 
 def _descending(values: np.ndarray) -> list[int]:

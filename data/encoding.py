@@ -27,6 +27,10 @@ from data.labels import THOUGHTS, Labels, Turn, check_said, leaves_out
 from data.tokens import bos_ids, eos_id, generation_stops, make_encoder, tokenizer_fingerprint
 
 MAX_LEAD = 200  # characters at the end of a prompt
+PIECE = 2**17  # most characters of a text that are tokenised at once
+PIECES = 64  # of a text in one call of the tokenizer: its memory is bounded
+# Cut between lines, to see what the tokenizer does at the beginning of a text.
+PROBE = ("The bank's own funds, Grüße.\n", "Below 97.3% the LCR (a) ends.\n", "it reports\n", "3 rows")
 LISTED = 5  # examples that a line of a report names
 VERSION = 4  # of this encoding; a cache of another version is not used
 
@@ -67,39 +71,32 @@ class Outcome:
     error: str | None = None  # one sentence without the file and line
 
 
-# What the report of a data file says about the examples that have a note (`note_sentence`); {n} is their number.
+# What the report of a data file counts: which examples have a note.
 NOTES: dict[str, str] = {
-    "split": "{n} {chats} {are} split by answer, because the chat template rewrites earlier turns",
-    "rebuilt": "{n} {chats} {have} answers that the template renders otherwise once they are given; here they follow the prompt "
-    "of generation",
-    "parts": "in {n} {chats} the template writes an answer in several parts, and generation ends after the first of them",
-    "opening": "{n} {chats} {begin} with an assistant message, which answers nothing and carries no loss",
-    "trailing": "{n} {chats} {go} on after the last trained answer; the rest is left out",
-    "unanswered": "{n} {chats} {have} no answer of the assistant",
-    "silent": "{n} {chats} {have} an empty answer, of which only the token that ends it carries loss",
-    "weightless": "in {n} {examples} all that would carry loss has weight 0",
-    "developer": "in {n} {chats} `developer` messages are rendered as `system`, because the template does not know the role",
-    "tools": "{n} {chats} {have} `tools`, which the chat template does not render",
-    "thinking": "{n} {chats} {have} answers whose thinking the chat template drops or changes",
-    "left out": "{n} {chats} {have} questions or instructions that the chat template leaves out or changes",
-    "boundary": "in {n} {examples} the completion begins inside a token",
-    "control": "control tokens: {n} {examples} {have} content that spells one; it stays text, unless data.control_tokens=allow",
+    "split": "chats split by answer, because the chat template rewrites earlier turns",
+    "rebuilt": "chats with answers that the template renders otherwise once they are given; here they follow the prompt of "
+    "generation",
+    "parts": "chats in which the template writes an answer in several parts, and generation ends after the first of them",
+    "opening": "chats that begin with an assistant message, which answers nothing and carries no loss",
+    "trailing": "chats that go on after the last trained answer; the rest is left out",
+    "unanswered": "chats without an answer of the assistant",
+    "silent": "chats with an empty answer, of which only the token that ends it carries loss",
+    "weightless": "examples in which all that would carry loss has weight 0",
+    "developer": "chats whose `developer` messages are rendered as `system`, because the template does not know the role",
+    "tools": "chats with `tools`, which the chat template does not render",
+    "thinking": "chats with answers whose thinking the chat template drops or changes",
+    "left out": "chats with questions or instructions that the chat template leaves out or changes",
+    "boundary": "examples whose completion begins inside a token",
+    "control": "examples whose content spells a control token; it stays text, unless data.control_tokens=allow",
 }
-
-
-def note_sentence(note: str, count: int | None, noun: str = "example") -> str:
-    """What the report says about `count` examples that have a note of `NOTES`; None: about those of any number."""
-    words = {"chats": "chat", "examples": noun, "have": "has", "are": "is", "begin": "begins", "go": "goes"}
-    number = "N" if count is None else f"{count:,}"
-    return NOTES[note].format(
-        n=number, **(words if count == 1 else {word: word for word in words} | {"examples": f"{noun}s"})
-    )
 
 
 def control_line(count: int, places: Sequence[str], noun: str = "example") -> str:
     """The line about `count` examples whose content spells control tokens, at these places; the first `LISTED` are named."""
     named = [*places[:LISTED], *(["..."] if count > LISTED else [])]
-    return f"{note_sentence('control', count, noun)}: {'; '.join(named)}"
+    what = f"{count:,} {noun} has" if count == 1 else f"{count:,} {noun}s have"
+    rule = "content that spells one; it stays text, unless data.control_tokens=allow"
+    return f"control tokens: {what} {rule}: {'; '.join(named)}"
 
 
 class _Part(NamedTuple):
@@ -196,39 +193,27 @@ class ExampleEncoder:
         return self._ids([self.control.named(self.template.render(messages, tools, prompt=True))])[0]
 
     def encode(self, examples: Sequence[dict]) -> list[Outcome]:
-        """One outcome per example (the canonical form of data/formats.py), in order. Tokenises the batch in one call."""
-        chats: dict[int, _Chat | UserError] = {}
-        for i, example in enumerate(examples):
-            if "messages" in example:
-                try:
-                    chats[i] = self._chat(example)
-                except UserError as error:
-                    chats[i] = error
-        parts = [part for chat in chats.values() if isinstance(chat, _Chat) for part in chat.parts]
-        ids = iter(self._ids([text for part in parts for text in (part.new, part.lead + part.answer)]))
-        plain = iter(self._tokenise([e for e in examples if "messages" not in e and "input_ids" not in e]))
-        outcomes = []
-        for i, example in enumerate(examples):
-            chat = chats.get(i)
-            try:
-                if isinstance(chat, UserError):
-                    raise chat
-                if "input_ids" in example:
-                    sequences, notes = [self._given(example)], []
-                else:
-                    sequences, notes = self._joined(chat, ids) if chat else self._text(example, next(plain))
-            except UserError as error:
-                outcomes.append(Outcome(error=str(error)))
-                continue
-            if (weight := float(example.get("weight", 1.0))) == 0:
-                sequences, notes = [], ["weightless"]
-            elif weight != 1.0:
-                sequences = [
-                    Encoded(s.ids, tuple(span._replace(weight=span.weight * weight) for span in s.spans))
-                    for s in sequences
-                ]
-            outcomes.append(Outcome(tuple(sequences), tuple(notes)))
-        return outcomes
+        """One outcome per example (the canonical form of data/formats.py), in order."""
+        return [self._outcome(example) for example in examples]
+
+    def _outcome(self, example: dict) -> Outcome:
+        try:
+            if "input_ids" in example:
+                sequences, notes = [self._given(example)], []
+            elif "messages" in example:
+                chat = self._chat(example)
+                texts = [text for part in chat.parts for text in (part.new, part.lead + part.answer)]
+                sequences, notes = self._joined(chat, iter(self._ids(texts)))
+            else:
+                sequences, notes = self._text(example)
+        except UserError as error:
+            return Outcome(error=str(error))
+        if (weight := float(example.get("weight", 1.0))) == 0:
+            return Outcome(notes=("weightless",))
+        if weight != 1.0:
+            weighted = [tuple(span._replace(weight=span.weight * weight) for span in s.spans) for s in sequences]
+            sequences = [Encoded(s.ids, spans) for s, spans in zip(sequences, weighted, strict=True)]
+        return Outcome(tuple(sequences), tuple(notes))
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self.control.encoder.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
@@ -359,24 +344,45 @@ class ExampleEncoder:
                 spans.append((inside[0], inside[-1] + 1))
         return spans
 
-    def _tokenise(self, examples: Sequence[dict]) -> list[Encoding]:
-        """The encodings of texts and completions. A text needs no offsets, which take a third of the time."""
-        texts = [example["text"] for example in examples if "text" in example]
-        others = [example["prompt"] + example["completion"] for example in examples if "text" not in example]
-        without = iter(self.encoder.encode_batch_fast(texts, add_special_tokens=False) if texts else ())
-        with_offsets = iter(self.encoder.encode_batch(others, add_special_tokens=False) if others else ())
-        return [next(without if "text" in example else with_offsets) for example in examples]
-
-    def _text(self, example: dict, encoding: Encoding) -> tuple[list[Encoded], list[str]]:
+    def _text(self, example: dict) -> tuple[list[Encoded], list[str]]:
         """The sequence of a text, or of a prompt with its completion, between BOS, if the tokenizer writes it, and EOS."""
-        length, ids = len(example.get("prompt", "")), encoding.ids
-        first = _first_token_after(encoding, length) if length else 0
-        notes = ["control"] if self._refused(self.control_tokens_in(example)) else []
-        if length and first < len(ids) and encoding.offsets[first][0] < length:
-            notes.append("boundary")
-        bos = self.bos if ids[: len(self.bos)] != self.bos else []
-        ids = [*bos, *ids, *([self.eos] if not ids or ids[-1] != self.eos else [])]
-        return [Encoded(np.array(ids, dtype=np.int64), (Span(max(1, len(bos) + first), len(ids)),))], notes
+        first, notes = 0, ["control"] if self._refused(self.control_tokens_in(example)) else []
+        if "text" in example:  # without offsets, which take a third of the time
+            ids = self._ids_of_text(example["text"])
+        else:
+            encoding = self.encoder.encode(example["prompt"] + example["completion"], add_special_tokens=False)
+            ids, length = np.array(encoding.ids, dtype=np.int64), len(example["prompt"])
+            first = _first_token_after(encoding, length) if length else 0
+            if length and first < len(ids) and encoding.offsets[first][0] < length:
+                notes.append("boundary")
+        bos = self.bos if ids[: len(self.bos)].tolist() != self.bos else []
+        ids = np.concatenate([bos, ids, [self.eos] if not len(ids) or ids[-1] != self.eos else []]).astype(np.int64)
+        return [Encoded(ids, (Span(max(1, len(bos) + first), len(ids)),))], notes
+
+    def _ids_of_text(self, text: str) -> np.ndarray:
+        """The ids of a text. A long one is tokenised in pieces between whose lines the usual pre-tokenizers split anyway."""
+        if len(text) <= PIECE or self._piece_lead is None:
+            return self._ids_of_pieces([text], "", True)
+        pieces = cut(text)
+        starts = range(0, len(pieces), PIECES)
+        return np.concatenate([self._ids_of_pieces(pieces[i : i + PIECES], self._piece_lead, i == 0) for i in starts])
+
+    def _ids_of_pieces(self, pieces: Sequence[str], lead: str, begins: bool) -> np.ndarray:
+        """The ids of pieces that follow each other. A piece that continues a text is encoded after `lead`, whose ids are taken away.
+
+        A tokenizer with a mark before every text (Llama 2, Mistral) would put one before every piece.
+        """
+        texts = [piece if begins and i == 0 else lead + piece for i, piece in enumerate(pieces)]
+        alone = len(self.encoder.encode(lead, add_special_tokens=False).ids)
+        found = self.encoder.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [e.ids[0 if begins and i == 0 else alone :] for i, e in enumerate(found)]
+        return np.concatenate([np.array(one, dtype=np.int64) for one in ids])
+
+    @functools.cached_property
+    def _piece_lead(self) -> str | None:
+        """The text before a piece that continues a text; None if pieces have other ids than the text."""
+        whole = self.encoder.encode("".join(PROBE), add_special_tokens=False).ids
+        return next((lead for lead in ("\n", "") if self._ids_of_pieces(PROBE, lead, True).tolist() == whole), None)
 
     def _given(self, example: dict) -> Encoded:
         """The sequence of an example that is tokenised already. Raises UserError for an id that the tokenizer has not."""
@@ -386,6 +392,32 @@ class ExampleEncoder:
         edges = np.flatnonzero(np.diff(mask, prepend=0)).tolist()
         spans = tuple(Span(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True))
         return Encoded(np.array(example["input_ids"], dtype=np.int64), spans)
+
+
+def cut(text: str) -> list[str]:
+    """The pieces of a text, each of at most PIECE characters.
+
+    A cut is made between two lines that are not blank. If there is no such place, it is made between a word and a space, and
+    otherwise at the maximum length.
+    """
+    pieces, start = [], 0
+    while len(text) - start > PIECE:
+        end = _piece_end(text, start)
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
+
+
+def _piece_end(text: str, start: int) -> int:
+    limit = end = start + PIECE
+    while (end := text.rfind("\n", start + 1, end)) > 0:
+        if not text[end - 1].isspace() and not text[end + 1].isspace():
+            return end + 1
+    end = limit
+    while (end := text.rfind(" ", start + 1, end)) > 0:
+        if text[end - 1].isalnum():
+            return end
+    return limit
 
 
 def _is_empty(answer: dict) -> bool:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.cache import Cache, describe, tokenised
-from data.encoding import NOTES, ExampleEncoder, control_line, note_sentence
+from data.encoding import NOTES, ExampleEncoder, control_line
 from data.files import DEFAULT, Reading, expand
 from data.held_out import BUT_FOR
 from data.store import Shard, Store
@@ -132,19 +132,18 @@ def _number_within(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
+@dataclass(frozen=True)
 class _Sequence(Sequence):
     """The ids or the weights of all parts, read when they are asked for, one at a time."""
 
-    def __init__(self, read: Callable[[int], np.ndarray], length: int) -> None:
-        self._read, self._length = read, length
+    read: Callable[[int], np.ndarray]
+    length: int
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __getitem__(self, index: int) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self._read(index % len(self))
+        return self.read(range(self.length)[index])
 
 
 @dataclass(frozen=True)
@@ -189,10 +188,6 @@ class Documents:
         """Sum of the weights of one document: an int unless a weight in the data is not 1."""
         return self.targets[index].item()
 
-    def highest_token(self) -> int:
-        """The highest token id in all documents."""
-        return self.parts.store.highest if self.parts else max(int(ids.max()) for ids in self.ids)
-
     def content_keys(self) -> np.ndarray:
         """A key of the content of each example that was read (data/held_out.py), uint64 `(examples,)`."""
         return self.parts.store.hashes() if self.parts else np.zeros(0, dtype=np.uint64)
@@ -236,34 +231,27 @@ def load_documents(
 
     if cache is None:
         store = build(None)
-        origin = tokenised(store, start)
+        origin = tokenised(start)
     else:
         store, origin = Cache(Path(cache), say, cache_gib).open(
             paths, describe(paths, tokenizer, encoder, reading), build
         )
-    files, parts = expand(paths), parts_of(store, sequence_length, too_long)
+    parts = parts_of(store, sequence_length, too_long)
     counts = Counter({**store.info["counts"], **parts.counts})
-    _check_parts(paths, files, parts, counts, sequence_length, reading)
+    _check_parts(paths, parts, counts, sequence_length, reading)
     ids, weights = (_Sequence(read, len(parts.lengths)) for read in (parts.ids, parts.weights))
-    report = example_report(files, parts, counts, sequence_length, reading.part)
+    report = example_report(parts, counts, sequence_length, reading.part)
     return Documents(ids, weights, parts.lengths, parts.targets, parts.fingerprint, f"{report}\n{origin}", parts)
 
 
-def _check_parts(
-    paths: tuple[str, ...],
-    files: Sequence[Path],
-    parts: Parts,
-    counts: Counter,
-    limit: int,
-    reading: Reading,
-) -> None:
+def _check_parts(paths: tuple[str, ...], parts: Parts, counts: Counter, limit: int, reading: Reading) -> None:
     """Raise UserError for an example that is too long, if that is an error, and if there is nothing to train on."""
     names = ", ".join(paths)
     if parts.too_long:
         file, number, length = parts.too_long
         from data.formats import read_files
 
-        where, _ = next(itertools.islice(read_files([files[file]], reading), number, None))
+        where, _ = next(itertools.islice(read_files([expand(paths)[file]], reading), number, None))
         raise UserError(
             f"{where} has {length} tokens, more than data.sequence_length={limit}; increase it, or set data.too_long to drop "
             "or truncate"
@@ -283,7 +271,7 @@ def _check_parts(
     bad = parts.store.info["bad"]
     skipped = f"; {counts['skipped']} malformed examples are skipped, the first: {bad[0]}" if bad else ""
     # Why an example has no target, besides its length.
-    found = [note_sentence(note, count) for note in NOTES if note in NO_TARGET and (count := counts[f"note:{note}"])]
+    found = [f"{NOTES[note]}: {counts[f'note:{note}']:,}" for note in NO_TARGET if counts[f"note:{note}"]]
     why = f" ({'; '.join(found)})" if found else ""
     raise UserError(
         f"{names}: no token carries loss; a chat needs an assistant message within data.sequence_length={limit} tokens{why}"
@@ -291,67 +279,55 @@ def _check_parts(
     )
 
 
-def example_report(files: Sequence[Path], parts_read: Parts, counts: Counter, size: int, part: str) -> str:
+# What was left out or changed, by what is counted.
+REMARKS = {
+    "drop": "DROPPED {n} longer than {size} (longest {longest})",
+    "truncate": "TRUNCATED {n} to {size} (longest {longest})",
+    "empty_truncated": "LEFT OUT {n} without a target after they were truncated to {size} tokens",
+    "empty": "LEFT OUT {n} without any target",
+    "left": "LEFT OUT {n} rows by data.row",
+    "repeated": f"REPEATED {{n}} that say what an earlier one says, {BUT_FOR}",
+}
+
+
+def example_report(parts_read: Parts, counts: Counter, size: int, part: str) -> str:
     """Lines about a source: what it has, then remarks.
 
-    files: where the files are now; they may have been elsewhere when they were encoded. counts: of examples by reason and
-    note. size: data.sequence_length. part: of `Reading`.
+    counts: of examples by reason and note. size: data.sequence_length. part: of `Reading`.
     """
     info, lengths, targets = parts_read.store.info, parts_read.lengths, parts_read.targets
-    longest = counts["longest_read"]
-    tokens, sequences, num_files = int(lengths.sum()), len(lengths), info["files"]
+    tokens, sequences = int(lengths.sum()), len(lengths)
     total = f"{int(targets.sum()):,}" if targets.dtype == np.int64 else f"{targets.sum():,.1f} (by weight)"
-    parts = [
-        f"{sequences:,} example{_s(sequences)} from {num_files} file{_s(num_files)}, {tokens:,} tokens "
+    first = (
+        f"{sequences:,} example{_s(sequences)} from {info['files']} file{_s(info['files'])}, {tokens:,} tokens "
         f"({tokens / sequences:.0f} per example, longest {lengths.max()}), {total} of them targets"
-    ]
-    if cut := counts.get("cut", 0):
-        parts[0] += f"; {cut:,} long text{_s(cut)} cut into pieces of {size}, each counted as an example"
-
-    def add(key: str, sentence: str) -> None:
-        if count := counts.get(key, 0):
-            parts.append(sentence.format(n=f"{count:,}", s=_s(count), have="has" if count == 1 else "have"))
-
-    places = {before: now for before, now in zip(info["paths"], map(str, files), strict=True) if before != now}
-    parts += [_moved(line, places) for line in info["forms"]]
-    if info["left_out"]:
-        names = ", ".join(info["left_out"][:3]) + (", ..." if len(info["left_out"]) > 3 else "")
-        parts.append(f"{len(info['left_out'])} file{_s(len(info['left_out']))} of another kind LEFT OUT ({names})")
-    add("drop", f"DROPPED {{n}} longer than {size} (longest {longest})")
-    add("truncate", f"TRUNCATED {{n}} to {size} (longest {longest})")
-    add(
-        "empty_truncated",
-        f"{{n}} example{{s}} {{have}} no target left after being truncated to {size} tokens: LEFT OUT",
     )
-    add("empty", "{n} example{s} without any target LEFT OUT")
-    add("left", "{n} row{s} LEFT OUT by data.row")
-    if count := counts.get("skipped", 0):
-        shown = [_moved(line, places) for line in info["bad"]]
-        listed = "" if len(shown) == count else f", the first {len(shown)} of them"
-        parts += [f"SKIPPED {count:,} malformed{listed}:", *(f"  {sentence}" for sentence in shown)]
-    add("other_part", "{n} example{s} " + ("held out" if part == "training" else "not held out"))
-    if count := info["repeated"]:
+    if cut := counts["cut"]:
+        first += f"; {cut:,} long text{_s(cut)} cut into pieces of {size}, each counted as an example"
+    parts = [first, *info["forms"]]
+    if others := info["left_out"]:
         parts.append(
-            f"REPEATED: {count:,} example{_s(count)} say{'s' if count == 1 else ''} what an earlier one says, {BUT_FOR}"
+            f"LEFT OUT {len(others)} files of another kind: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
         )
-    for note in NOTES:
-        if not (count := counts.get(f"note:{note}", 0)):
-            continue
-        if note == "control":
-            parts.append(control_line(count, [_moved(line, places) for line in info["control"]]))
-            continue
-        parts.append(note_sentence(note, count))
-        if note == "split":
-            split, whole = counts["split_tokens"], counts["whole_tokens"]
-            parts[-1] += f": {split:,} tokens where one sequence each would have {whole:,}"
+    counts = Counter(counts | {"repeated": info["repeated"]})
+    for key, words in REMARKS.items():
+        if counts[key]:
+            parts.append(words.format(n=f"{counts[key]:,}", size=size, longest=counts["longest_read"]))
+    if count := counts["skipped"]:
+        listed = "" if len(info["bad"]) == count else f", the first {len(info['bad'])} of them"
+        parts += [f"SKIPPED {count:,} malformed{listed}:", *(f"  {sentence}" for sentence in info["bad"])]
+    if count := counts["other_part"]:
+        parts.append(f"{count:,} example{_s(count)} {'held out' if part == 'training' else 'not held out'}")
+    for note, words in NOTES.items():
+        count = counts[f"note:{note}"]
+        if note == "control" and count:
+            parts.append(control_line(count, info["control"]))
+        elif count:
+            parts.append(f"{words}: {count:,}")
+            if note == "split":
+                split, whole = counts["split_tokens"], counts["whole_tokens"]
+                parts[-1] += f"; they have {split:,} tokens where one sequence each would have {whole:,}"
     return "\n".join(parts)
-
-
-def _moved(line: str, places: dict[str, str]) -> str:
-    """A line that begins with the path of a file, with the path where the file is now."""
-    found = [path for path in places if line.startswith((f"{path}:", f"{path},", f"{path} "))]
-    path = max(found, key=len, default="")
-    return places.get(path, "") + line[len(path) :]
 
 
 def _s(count: int) -> str:

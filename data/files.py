@@ -45,6 +45,7 @@ class Reading:
     code: str = ""  # digest of the code of `row`, by which a cache knows that it has changed
     validation_share: float = 0.0
     part: str = "all"  # all | training | validation: which examples, if validation_share holds some out
+    all_columns: bool = False  # of .parquet and .arrow files, also those that no form uses
 
     @cached_property
     def example_names(self) -> dict[str, str]:
@@ -58,9 +59,9 @@ class Reading:
 
     @cached_property
     def columns(self) -> frozenset[str] | None:
-        """The names in the file of all keys that any form or the split uses; None if `row` may use any."""
+        """The names in the file of all keys that any form or the split uses; None: all columns, as `row` may use any."""
         of_split = [self.split_by] if self.split_by else []
-        return None if self.row else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *of_split])
+        return None if self.row or self.all_columns else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *of_split])
 
     def name_of(self, key: str) -> str:
         """The name in the file of a key of an example."""
@@ -154,10 +155,11 @@ def _files_of(path: str | Path) -> tuple[list[Path], list[Path]]:
             f"{path} is not on this machine; only data.train, data.validation, data.mix and ewc.data fetch files"
         )
     check_paths_exist([path])
-    matches = _matches(str(path)) if _is_glob(path) else [Path(path)]
+    found = sorted(map(Path, glob.glob(str(path), recursive=True))) if _is_glob(path) else [Path(path)]
     files: list[Path] = []
     others: list[Path] = []
-    for match in matches:
+    # Each once, even if `**` follows a link to a folder above.
+    for match in sorted({match.parent.resolve() / match.name: match for match in reversed(found)}.values()):
         if match.is_dir():
             # `**` matches the folders and the files in them.
             if not (_is_glob(path) and "**" in str(path)):
@@ -168,12 +170,6 @@ def _files_of(path: str | Path) -> tuple[list[Path], list[Path]]:
     if not files:
         raise UserError(f"{path} contains no data files; {KINDS}")
     return files, others
-
-
-def _matches(pattern: str) -> list[Path]:
-    """The paths that match a pattern, sorted. Each is there once, even if `**` follows a link to a folder above."""
-    found = sorted(map(Path, glob.glob(pattern, recursive=True)))
-    return list({match.parent.resolve() / match.name: match for match in reversed(found)}.values())[::-1]
 
 
 def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
@@ -191,11 +187,9 @@ def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
             continue
         seen.add(real)
         if STORE_FILE in names:
-            raise UserError(f"{folder} is a token store, which must be the only path of its source")
+            raise UserError(f"{folder} is a token store, which must be the only path of its source; add it to data.mix")
         if SPLITS in names:
-            raise UserError(f"{folder} is a saved dataset of several splits; name one: {', '.join(_splits(folder))}")
-        if folder == top and "README.md" in names and _names_splits(folder / "README.md"):
-            raise UserError(f"{folder} is a dataset with a card that names its files; name a split: {folder}:train")
+            raise UserError(f"{folder} is a saved dataset of several splits; name the folder of one")
         if DATASET in names and "dataset_info.json" in names:
             folders.clear()
             found += _dataset_files(folder)
@@ -203,28 +197,17 @@ def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
             found += [folder / name for name in names if not name.startswith(".")]
     # In the order of their names, folders among the files.
     found.sort(key=lambda file: file.parts)
-    check_files(file for file in found if data_suffix(file) in SUFFIXES)
     data = [file for file in found if data_suffix(file) in SUFFIXES]
-    _check_one_split(top, data)
-    files += data
-    others += [file for file in found if data_suffix(file) not in SUFFIXES]
-
-
-def _check_one_split(folder: Path, files: Sequence[Path]) -> None:
-    """Raise UserError if the names of the files in a folder tell of training and of something held out: train- and test-."""
-    parts = {file: set(re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())) for file in files}
+    check_files(data)
+    # Names may tell of training and of something held out: train- and test-.
+    parts = {file: set(re.split(r"[^a-z]+", str(file.relative_to(top)).lower())) for file in data}
     held_out = next((file for file, words in parts.items() if words & HELD_OUT and "train" not in words), None)
     if held_out and any("train" in words for words in parts.values()):
         raise UserError(
-            f"{folder} has training files and {held_out.relative_to(folder)}; name a split, {folder}:train, or the files that "
-            "you mean"
+            f"{top} has training files and {held_out.relative_to(top)}; name a split, {top}:train, or the files that you mean"
         )
-
-
-def _names_splits(card: Path) -> bool:
-    """Whether the card of a dataset says which files belong to which split."""
-    head = card.read_bytes()[: 2**16].decode(errors="replace").split("\n---", 1)[0]
-    return head.startswith("---") and bool(re.search(r"^\s*-?\s*split:", head, re.MULTILINE))
+    files += data
+    others += [file for file in found if data_suffix(file) not in SUFFIXES]
 
 
 def _dataset_files(folder: Path) -> list[Path]:
@@ -240,10 +223,6 @@ def _dataset_files(folder: Path) -> list[Path]:
         raise UserError(f"{state} is damaged ({error!r}); save the dataset again") from error
 
 
-def _splits(folder: Path) -> list[str]:
-    return [str(entry.parent) for entry in sorted(folder.glob(f"*/{DATASET}"))] or ["none of them is there"]
-
-
 def _is_glob(path: str | Path) -> bool:
     """Whether a path is a pattern. A file whose name merely looks like one is itself."""
     return glob.has_magic(str(path)) and not Path(path).exists()
@@ -255,8 +234,6 @@ def _mode(path: Path, hint: str = "") -> int:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = "is a broken symbolic link" if path.is_symlink() else "does not exist"
-        if path.parts[:1] == ("~",):
-            hint = "; the shell replaces ~ only where a word begins with it: write $HOME"
         raise UserError(f"{path} {problem}{hint}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +18,13 @@ from common.errors import UserError
 from configs.config import Data
 from data.batches import StepBatch, TrainingPlan, step_batch
 from data.examples import Documents
-from data.files import SUFFIXES, Reading, check_files, data_suffix, expand, reading_of
+from data.files import SUFFIXES, check_files, data_suffix, expand, reading_of
 from data.formats import Noticed, example_text, read_files
 from data.held_out import CONTENT_KEYS, content_hash
-from data.rows import no_progress
 from data.sources import Corpus
 from data.tokenise import read_units
 
 SHOWN = 5
-
-
-class _AllColumns(Reading):
-    """Reads columns that training does not: an id may be in one."""
-
-    columns = None  # pyright: ignore[reportAssignmentType]
 
 
 @dataclass(frozen=True)
@@ -144,8 +137,7 @@ def _find(corpus: Corpus, data: Data, wanted: Wanted) -> Iterator[Found]:
         rows = np.concatenate([shard.rows("documents") for shard in source.parts.store.shards])
         keys = (rows["file"].astype(np.int64) << 40 | rows["example"].astype(np.int64))[source.parts.document]
         order = np.argsort(keys, kind="stable")  # of the items, by their example
-        every = _AllColumns(**{field.name: getattr(reading, field.name) for field in fields(reading)})
-        for unit in read_units(expand(paths), Noticed(every), no_progress):
+        for unit in read_units(expand(paths), Noticed(replace(reading, all_columns=True))):  # an id may be in any
             digest = content_hash(unit.example).hex()
             if names := wanted.names_of(unit.example, digest):
                 key = unit.file << 40 | unit.number

@@ -27,7 +27,7 @@ from data.messages import (
     short_list,
     text_message,
 )
-from data.rows import COLUMNS, Advance, no_progress, read_rows
+from data.rows import COLUMNS, column_names, read_rows
 
 DESCRIBED_ROWS = 100  # of a file, in which `Noticed` looks for the keys that are used
 
@@ -57,8 +57,6 @@ class _Keys:
     """What the first DESCRIBED_ROWS rows of a file have. The dictionaries are sets that keep their order."""
 
     rows: int = 0
-    left: int = 0  # rows that data.row leaves out
-    paragraphs: int = 0  # of a .txt file
     forms: dict[str, None] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
@@ -82,22 +80,12 @@ class Noticed:
         self.bad += [sentence] if len(self.bad) < LISTED else []
 
     def forms(self) -> list[str]:
-        """One line for each group of files of which the same is said: "a.jsonl and 2 more: text (text); ignored: id".
-
-        Where a single .txt file has several paragraphs, a line says that it is one document.
-        """
+        """One line for each group of files of which the same is said: "a.jsonl and 2 more: text (text); ignored: id"."""
         groups: dict[str, list[Path]] = {}
         for path, keys in self.files.items():
             groups.setdefault(_form_in_words(path, keys, self.reading), []).append(path)
         more = {form: f" and {len(files) - 1} more" if len(files) > 1 else "" for form, files in groups.items()}
-        lines = [f"{files[0]}{more[form]}: {form}" for form, files in groups.items()]
-        for path, keys in self.files.items() if len(self.files) == 1 else ():
-            if keys.paragraphs > 1:
-                lines.append(
-                    f"{path}: its {keys.paragraphs:,} paragraphs are one document; to have many, write each as a line "
-                    '{"text": "..."} of a .jsonl file, or a .txt file each'
-                )
-        return lines
+        return [f"{files[0]}{more[form]}: {form}" for form, files in groups.items()]
 
 
 def _form_in_words(path: Path, keys: _Keys, reading: Reading) -> str:
@@ -105,20 +93,14 @@ def _form_in_words(path: Path, keys: _Keys, reading: Reading) -> str:
         return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
     ignored = keys.ignored
     if data_suffix(path) in COLUMNS and reading.columns is not None:
-        from data.columns import column_names
-
         ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
     words = f"{' and '.join(keys.forms)} ({short_list(keys.used)})"
     words += f"; ignored: {short_list(ignored)}" if ignored else ""
-    words += f"; made by data.row={reading.row}" if reading.row else ""
-    return words + (f", which leaves out {keys.left} of the first {DESCRIBED_ROWS} rows" if keys.left else "")
+    return words + (f"; made by data.row={reading.row}" if reading.row else "")
 
 
 def read_files(
-    files: Iterable[str | Path],
-    reading: Reading = DEFAULT,
-    noticed: Noticed | None = None,
-    advance: Advance = no_progress,
+    files: Iterable[str | Path], reading: Reading = DEFAULT, noticed: Noticed | None = None
 ) -> Iterator[tuple[str, dict]]:
     """Yield (location, canonical example) for each example of files, up to `reading.max_samples` rows of all together.
 
@@ -141,14 +123,13 @@ def read_files(
         of_file = replace(reading, fields={}) if is_text else reading
         keys = noticed.files[path] = _Keys()
         first, problem, is_empty = None, None, True
-        for where, row in itertools.islice(read_rows(path, of_file.columns, advance), rest):
+        for where, row in itertools.islice(read_rows(path, of_file.columns), rest):
             rest, keys.rows = rest - 1, keys.rows + 1
             try:
                 if isinstance(row, UserError):
                     raise row
                 if convert and (row := convert(row, where)) is None:
                     noticed.counts["left"] += 1
-                    keys.left += keys.rows <= DESCRIBED_ROWS
                     is_empty = False
                     continue
                 form, example = canonical_example(row, where, of_file)
@@ -166,8 +147,6 @@ def read_files(
                 used, ignored = describe(form, row, of_file)
                 for these, found in ((keys.forms, [form]), (keys.used, used), (keys.ignored, ignored)):
                     these.update(dict.fromkeys(found))
-            if is_text:
-                keys.paragraphs = example.get("text", "").strip().count("\n\n") + 1
             is_empty = False
             yield where, example
         if is_empty and problem:

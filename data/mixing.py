@@ -6,16 +6,16 @@ its own random order. Step s takes the stream from r C(s) to r C(s + 1), with bo
 items. A document, or a window of a token store, is never cut, so that every token is predicted from all that stands before it
 there. No state is carried from step to step.
 
-What follows. Let w be the target tokens of the source's largest item. Each end moves by w / 2 at most, so over any range of
-steps, a single one included, the source brings r times the target tokens of the main source to within w. Let E be what it
-should bring to a step of the mean size. Over N = 4 w / E steps or more that have at least half of the mean target tokens of the
-main source, it should bring 2 w or more, and is within a factor of two of that. Target tokens of a token store are estimated
-from their mean per window, and its shares are as even as its windows are.
+Let w be the target tokens of the source's largest item. Each end moves by w / 2 at most, so over any range of steps the
+source brings r times the target tokens of the main source to within w. Let E be what it should bring to a mean step: over
+N = 4 w / E steps or more it is within a factor of two of its share. Target tokens of a token store are estimated from their
+mean per window.
 """
 
 import functools
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -43,14 +43,6 @@ class MainOrder:
     num_too_large: int = 0
     largest: float = 0.0
 
-    def epoch_of(self, step: int) -> tuple[int, int]:
-        """(epoch, step within that epoch) of a step of the run."""
-        for epoch, steps in enumerate(self.steps_per_epoch):
-            if step < steps:
-                return epoch, step
-            step -= steps
-        raise IndexError(f"step {step} after the last step of the run")
-
 
 def mean_step_targets(source: Documents | Windows, examples: int | None, tokens: float | None) -> float:
     """Target tokens of the main source in a mean step of `examples` items, or of up to `tokens` target tokens."""
@@ -74,9 +66,7 @@ def main_order(
     """`epochs` passes over a source, each in its own random order. The last step of an epoch may be smaller.
 
     A step has `examples` items; or as many, but at least one, as leave room for what `streams` bring to the step: it then
-    has at most `tokens` target tokens over all sources, unless one item and what is mixed in with it has more. That needs 24
-    bytes of memory for each item while the steps are found; windows of a token store need none, except with both `tokens` and
-    `streams`.
+    has at most `tokens` target tokens over all sources, unless one item and what is mixed in with it has more.
     """
     if isinstance(source, Windows) and (tokens is None or not streams):
         return _order_of_windows(source, epochs, seed, examples, tokens)
@@ -106,9 +96,10 @@ def main_order(
         starts.append(first.astype(np.uint32))
         ends.append(before[[*first[1:], -1]])
     before_step = np.concatenate(ends)
+    steps_per_epoch = tuple(len(s) for s in starts)
 
     def items(step: int) -> list[int]:
-        epoch, within = main.epoch_of(step)
+        epoch, within = _epoch_of(step, steps_per_epoch)
         low, high, *_ = *starts[epoch][within : within + 2].tolist(), size
         if isinstance(source, Windows):
             return [permuted(i, size, (seed, epoch)) for i in range(low, high)]
@@ -117,8 +108,14 @@ def main_order(
     def targets_before(step: int) -> float:
         return before_step[step].item()
 
-    main = MainOrder(tuple(len(s) for s in starts), items, targets_before, too_large, largest)
-    return main
+    return MainOrder(steps_per_epoch, items, targets_before, too_large, largest)
+
+
+def _epoch_of(step: int, steps_per_epoch: Sequence[int]) -> tuple[int, int]:
+    """(epoch, step within that epoch) of a step of the run."""
+    ends = list(itertools.accumulate(steps_per_epoch, initial=0))
+    epoch = bisect_right(ends, step) - 1
+    return epoch, step - ends[epoch]
 
 
 def _step_starts(before: np.ndarray, tokens: int) -> np.ndarray:

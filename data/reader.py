@@ -102,19 +102,13 @@ class Reader:
         return reading_of(source, self.reading.on_bad, self.digest_of_row(source.row))
 
     def _load(self, paths: tuple[str, ...], what: str, reading: Reading) -> Documents | Windows:
-        stores = [path for path in paths if is_store(path)]
-        if stores and len(paths) > 1:
-            raise UserError(
-                f"{stores[0]} is a directory among other files of {what}; a token store must be the only path of its "
-                "source, so add it to data.mix as a separate source"
-            )
-        if stores and reading.part != "all":
-            raise UserError(
-                f"data.validation_share cannot be used with the token store {stores[0]}; build a second store of held-out "
-                "texts and name it in data.validation"
-            )
-        if stores:
-            return self._open_store(Path(stores[0]))
+        if len(paths) == 1 and is_store(paths[0]):
+            if reading.part != "all":
+                raise UserError(
+                    f"data.validation_share cannot be used with the token store {paths[0]}; build a second store of held-out "
+                    "texts and name it in data.validation"
+                )
+            return self._open_store(Path(paths[0]))
         documents = load_documents(
             paths,
             self.tokenizer,
@@ -127,7 +121,8 @@ class Reader:
             progress=what,
             say=self.say,
         )
-        self._check_highest(documents.highest_token())
+        if documents.parts:
+            self._check_highest(documents.parts.store.highest)
         return documents
 
     def _open_store(self, path: Path) -> Windows:

@@ -12,14 +12,14 @@ import itertools
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
+
+import fsspec
 
 from common.durable_files import new_directory, write_json
 from common.errors import DISK_FULL, UserError
@@ -93,43 +93,35 @@ def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]
     if not whole:
         raise UserError(f"{folder}, which has what was fetched of {path}, is damaged; remove it to fetch it again")
     size = sum(file["size"] for file in record["files"]) / 2**20
-    rows = f"the first {record['rows']:,} rows" if most else f"{len(files)} file{'s' if len(files) > 1 else ''}"
+    rows = f"the first {record['rows']:,} rows" if most else _files(files)
     say(f"{path}: {rows}, {size:,.1f} MiB, fetched on {record['date']} into {folder}; remove it to fetch them again")
     return list(map(str, files))
 
 
 def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
     """Fill `folder` with the files of a source, or with its first rows, and with the record of them."""
-    urls = _urls(path, say)
-    files: list[dict] = []
-    if most:
-        rows = itertools.islice(itertools.chain.from_iterable(map(read_rows, urls)), most)
-        count = 0
-        with _reached(path), (folder / ROWS).open("w", encoding="utf-8") as file:
-            for _, row in rows:
-                # A row that cannot be read stays one: the reader finds the sentence in its place.
-                file.write(json.dumps(str(row) if isinstance(row, UserError) else row, default=str) + "\n")
-                count += 1
-        files = [{"name": ROWS, "size": (folder / ROWS).stat().st_size}]
-    else:
-        count = None
-        with _reached(path):
-            sources = [(url, *_filesystem(url)) for url in urls]
-            infos = [system.info(inside) for _, system, inside in sources]
-        size, free = sum(info.get("size") or 0 for info in infos), shutil.disk_usage(folder).free
-        what = f"{path}: {len(urls)} file{'s' if len(urls) > 1 else ''}, {size / 2**20:,.1f} MiB"
-        if size > free:
-            raise UserError(f"{what}, but the disk of data.cache has {free / 2**20:,.1f}; {FIRST_ROWS}")
-        say(f"{what}, are fetched")
-        for number, ((url, system, inside), info) in enumerate(zip(sources, infos, strict=True)):
+    urls, names, count = _urls(path, say), [ROWS] if most else [], 0
+    with _reached(path):
+        if most:
+            with (folder / ROWS).open("w", encoding="utf-8") as file:
+                for _, row in itertools.islice(itertools.chain.from_iterable(map(read_rows, urls)), most):
+                    # A row that cannot be read stays one: the reader finds the sentence in its place.
+                    file.write(json.dumps(str(row) if isinstance(row, UserError) else row, default=str) + "\n")
+                    count += 1
+        else:
+            say(f"{path}: {_files(urls)}, {'are' if len(urls) > 1 else 'is'} fetched")
+        for number, url in enumerate([] if most else urls):
             name = unquote(url.partition("?")[0]).rpartition("/")[2]
-            name = name if len(urls) == 1 else f"{number:05}-{name}"
-            with _reached(path):
-                system.get_file(inside, str(folder / name))
-            version = next((str(info[key]) for key in ("ETag", "etag", "blob_id") if info.get(key)), None)
-            files.append({"name": name, "size": (folder / name).stat().st_size, "url": url, "version": version})
+            names.append(name if len(urls) == 1 else f"{number:05}-{name}")
+            system, inside = fsspec.url_to_fs(url)
+            system.get_file(inside, str(folder / names[-1]))
+    files = [{"name": name, "size": (folder / name).stat().st_size} for name in names]
     record = {"source": path, "urls": urls, "date": time.strftime("%Y-%m-%d"), "rows": count, "files": files}
     write_json(folder / RECORD, record)
+
+
+def _files(files: Sequence) -> str:
+    return f"{len(files)} file{'s' if len(files) > 1 else ''}"
 
 
 def _urls(path: str, say: Say) -> list[str]:
@@ -140,7 +132,7 @@ def _urls(path: str, say: Say) -> list[str]:
         assert named is not None, "data/files.py has checked it"
         return _files_of_dataset(path, named, say)
     with _reached(path):
-        system, inside = _filesystem(path)
+        system, inside = fsspec.url_to_fs(path)
         is_web = scheme in ("http", "https")  # where a ? is no pattern, and a folder no list
         if is_web or not re.search(r"[*?[]", inside):
             found = system.find(inside) if not is_web and system.isdir(inside) else [inside]
@@ -154,12 +146,6 @@ def _urls(path: str, say: Say) -> list[str]:
     if not urls:
         raise UserError(f"{path} contains no data files; {KINDS}")
     return urls
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    return fsspec.url_to_fs(url)
 
 
 def _files_of_dataset(path: str, named: re.Match, say: Say) -> list[str]:
@@ -194,10 +180,12 @@ def _reached(path: str) -> Iterator[None]:
         said = " ".join(str(error).split())[:CHARACTERS] or type(error).__name__
         if getattr(error, "errno", None) in DISK_FULL:
             raise UserError(f"{path} does not fit on the disk of data.cache; {FIRST_ROWS}") from error
-        if isinstance(error, ImportError):
-            raise UserError(f"{path} needs a package that is not installed: {said}") from error
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"{path} is not on this machine and is not found elsewhere: {said}") from error
-        if isinstance(error, ValueError):
-            raise UserError(f"{path} cannot be read: {said}") from error
-        raise UserError(f"{path} cannot be reached from this machine: {said}") from error
+        kinds = {
+            ImportError: "needs a package that is not installed",
+            FileNotFoundError: "is not on this machine and is not found elsewhere",
+            ValueError: "cannot be read",
+        }
+        what = next(
+            (words for kind, words in kinds.items() if isinstance(error, kind)), "cannot be reached from this machine"
+        )
+        raise UserError(f"{path} {what}: {said}") from error

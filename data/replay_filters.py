@@ -5,7 +5,7 @@ normalized. Character shingles need neither spaces between words nor a tokenizer
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,6 @@ from data.formats import example_text
 
 SHINGLE = 24  # characters
 EVALUATION_SHINGLE = 50  # characters; a text with so long a run in common with evaluation texts is dropped
-BLOCK = 2**15  # shingles that are hashed at once
 SKETCH_RATE = 4  # documents are compared by a sketch: one in so many of their shingles, selected by hash
 
 
@@ -37,42 +36,26 @@ class Filters:
 class EvaluationTexts:
     """The texts that evaluation uses, prepared for `overlaps`: hashes of their shingles, and short texts as a whole.
 
-    A shingle takes 8 bytes, however often it is looked up. Two different shingles have the same 64-bit hash with probability
-    2^-64: of a billion characters of replay, compared with 16 MiB of evaluation texts, one run in a thousand would drop a
-    text by mistake. None is kept by mistake.
+    Two different shingles have the same 64-bit hash with probability 2^-64: none is kept by mistake.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        hashes, count = np.empty(BLOCK, dtype=np.int64), 0
-        self.short_texts: list[str] = []
-        for text in texts:
-            normalized = normalize(text)
-            if 0 < len(normalized) < EVALUATION_SHINGLE:
-                self.short_texts.append(normalized)
-            for block in shingle_hashes(normalized, EVALUATION_SHINGLE):
-                if count + len(block) > len(hashes):
-                    hashes.resize(len(hashes) * 9 // 8 + len(block), refcheck=False)  # does not hold two copies
-                hashes[count : count + len(block)] = block
-                count += len(block)
-        hashes.resize(count, refcheck=False)
-        hashes.sort()
-        self.shingles = hashes  # int64 (shingles,), ascending
+        normalized = [normalize(text) for text in texts]
+        self.short_texts = [text for text in normalized if 0 < len(text) < EVALUATION_SHINGLE]
+        empty = np.zeros(0, dtype=np.int64)
+        hashes = [empty, *(shingle_hashes(text, EVALUATION_SHINGLE) for text in normalized)]
+        self.shingles = np.unique(np.concatenate(hashes))  # int64 (shingles,), ascending
 
     def overlaps(self, normalized: str) -> bool:
         """Whether a normalized text shares a run of EVALUATION_SHINGLE characters, or contains a whole short text."""
-        if any(self._has_any(block) for block in shingle_hashes(normalized, EVALUATION_SHINGLE)):
+        hashes = shingle_hashes(normalized, EVALUATION_SHINGLE)
+        places = np.searchsorted(self.shingles[:-1], hashes)
+        if len(self.shingles) and (self.shingles[places] == hashes).any():
             return True
         return any(
             text in normalized and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", normalized)
             for text in self.short_texts
         )
-
-    def _has_any(self, hashes: np.ndarray) -> bool:
-        if not len(self.shingles):
-            return False
-        hashes = np.sort(hashes)  # neighbours in `shingles` are then looked up together
-        places = np.searchsorted(self.shingles, hashes)
-        return bool((self.shingles[np.minimum(places, len(self.shingles) - 1)] == hashes).any())
 
 
 @dataclass(frozen=True)
@@ -146,31 +129,31 @@ def normalize(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def shingle_hashes(normalized: str, size: int = SHINGLE) -> Iterator[np.ndarray]:
-    """64-bit hashes of all runs of `size` characters, int64, in order, in blocks of at most BLOCK. A shorter text has none.
+def shingle_hashes(normalized: str, size: int = SHINGLE) -> np.ndarray:
+    """64-bit hashes of all runs of `size` characters, int64, in order. A shorter text has none.
 
     The hash of 2n characters is made of the hashes of its halves; the last step joins two runs that may overlap.
     """
-    for start in range(0, len(normalized) - size + 1, BLOCK):
-        characters = normalized[start : start + BLOCK + size - 1].encode("utf-32-le", "surrogatepass")
-        hashes = torch.from_numpy(np.frombuffer(characters, dtype="<u4").astype(np.int64))
-        length = 1
-        while length < size:
-            shift = min(length, size - length)
-            hashes = hash64_tensor(0, hashes[:-shift], hashes[shift:])
-            length += shift
-        yield hashes.numpy()
+    characters = normalized.encode("utf-32-le", "surrogatepass")
+    hashes = torch.from_numpy(np.frombuffer(characters, dtype="<u4").astype(np.int64))
+    length = 1
+    while length < size and len(hashes):
+        shift = min(length, size - length)
+        hashes = hash64_tensor(0, hashes[:-shift], hashes[shift:])
+        length += shift
+    return hashes.numpy()
 
 
 def repetition(normalized: str) -> float:
     """The share of shingles that occurred earlier in the text: near 0 for most prose, near 1 for a loop."""
-    total = len(normalized) - SHINGLE + 1
-    return 1 - len(np.unique(np.concatenate(list(shingle_hashes(normalized))))) / total if total > 0 else 0.0
+    hashes = shingle_hashes(normalized)
+    return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
 
 
 def sketch(normalized: str) -> set[int]:
     """Hashes of about one in SKETCH_RATE shingles. The same shingles are selected in every text."""
-    return {value for hashes in shingle_hashes(normalized) for value in hashes[hashes % SKETCH_RATE == 0].tolist()}
+    hashes = shingle_hashes(normalized)
+    return set(hashes[hashes % SKETCH_RATE == 0].tolist())
 
 
 def until_last_sentence(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The rows of a data file, before anything is known about their form: JSONL, JSON, CSV, text; columns in data/columns.py.
+"""The rows of a data file, before anything is known about their form: JSONL, JSON, CSV, text, parquet and Arrow.
 
 A reader yields (location, row). A row that cannot be read is yielded as a UserError, because the rows after it can. A
 file that is damaged as a whole raises one. JSON is read value by value: a library of columns would give each tool call the
@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,20 +19,15 @@ from common.errors import UserError
 from data.files import codec_of, data_suffix
 from data.messages import short_list
 
-CHUNK = 1 << 20  # bytes
-Advance = Callable[[int], object]  # progress callback: number of bytes of the file read since the last call
 Rows = Iterator[tuple[str, Any]]
 MAX_CELL = 1 << 26  # characters of a CSV cell; without a limit, one quote that is not closed takes the rest of the file
+BATCH = 1024  # rows of a column file that are read together
 COLUMNS = (".parquet", ".arrow")  # suffixes of files in which a column has the keys of all rows together
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".xlsx", ".xls", ".ods", ".docx", ".pdf")
 SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def no_progress(count: int) -> None:
-    """No-op progress callback."""
-
-
-def read_rows(path: str | Path, columns: Collection[str] | None = None, advance: Advance = no_progress) -> Rows:
+def read_rows(path: str | Path, columns: Collection[str] | None = None) -> Rows:
     """Yield (location, row) for each row of a file; a row is a dictionary if the file is well-formed.
 
     A location reads "FILE, line 3". columns: what is read of .parquet and .arrow files, by default all; other files have all
@@ -42,14 +38,12 @@ def read_rows(path: str | Path, columns: Collection[str] | None = None, advance:
     if suffix in ARCHIVES:
         raise UserError(f"{path} is no data file; unpack it, or export its rows as .csv or .jsonl")
     if suffix in COLUMNS:
-        from data.columns import read_columns
-
-        return read_columns(path, columns, advance)
+        return _read_columns(path, columns)
     if suffix in (".csv", ".tsv"):
-        return _read_csv(path, "\t" if suffix == ".tsv" else ",", advance)
+        return _read_csv(path, "\t" if suffix == ".tsv" else ",")
     if suffix == ".txt":
-        return _read_text(path, advance)
-    return _read_json(path, advance) if suffix == ".json" else _read_jsonl(path, advance)
+        return _read_text(path)
+    return _read_json(path) if suffix == ".json" else _read_jsonl(path)
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------------
@@ -65,19 +59,15 @@ def open_raw(path: str | Path) -> Any:
     return system.open(inside, "rb")
 
 
-def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
-    """Yield the decompressed bytes of a file in chunks.
+def read_lines(path: str | Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends, decompressed.
 
     Raises UserError if the file cannot be read, is damaged or is truncated.
     """
     codec = codec_of(path)
     try:
         with open_raw(path) as raw:
-            file, done = _decompressed(raw, codec, path), 0
-            while chunk := file.read(CHUNK):
-                advance(raw.tell() - done)
-                done = raw.tell()
-                yield chunk
+            yield from raw if codec is None else _decompressed(raw, codec, path)
     except UserError:
         raise
     except Exception as error:  # of any library that decompresses or reads from elsewhere
@@ -86,32 +76,23 @@ def read_chunks(path: str | Path, advance: Advance = no_progress) -> Iterator[by
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_lines(path: str | Path, advance: Advance = no_progress) -> Iterator[bytes]:
-    """Yield the lines of a file with their ends, decompressed. It raises what `read_chunks` does."""
-    begun: list[bytes] = []  # parts of a line whose end has not been read yet
-    for chunk in read_chunks(path, advance):
-        for line in io.BytesIO(chunk):
-            begun.append(line)
-            if line.endswith(b"\n"):
-                yield b"".join(begun)
-                begun = []
-    if begun:
-        yield b"".join(begun)
-
-
-def _decompressed(raw: Any, codec: str | None, path: str | Path) -> Any:
-    if codec is None:
-        return raw
+def _decompressed(raw: Any, codec: str, path: str | Path) -> Any:
     if codec != "zstd":
         import fsspec.compression
 
         return cast(dict, fsspec.compression.compr)[codec](raw, mode="rb")
+    pyarrow = _pyarrow(path, ".zst")
+    # What fsspec takes for it stops after the first frame and accepts a truncated file.
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
+
+
+def _pyarrow(path: str | Path, what: str) -> Any:
     try:
         import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
-        raise UserError(f"{path}: reading .zst requires pyarrow; pip install pyarrow") from error
-    # What fsspec takes for it stops after the first frame and accepts a truncated file.
-    return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+        raise UserError(f"{path}: reading {what} requires pyarrow; pip install pyarrow") from error
+    return pyarrow
 
 
 def _decode(raw: bytes, where: str) -> str:
@@ -121,8 +102,8 @@ def _decode(raw: bytes, where: str) -> str:
         raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _read_text(path: str | Path, advance: Advance) -> Rows:
-    text = _decode(b"".join(read_chunks(path, advance)), str(path)).replace("\r\n", "\n")
+def _read_text(path: str | Path) -> Rows:
+    text = _decode(b"".join(read_lines(path)), str(path)).replace("\r\n", "\n")
     if text.strip():
         yield str(path), {"text": text}
 
@@ -130,8 +111,8 @@ def _read_text(path: str | Path, advance: Advance) -> Rows:
 # ---- JSON ----------------------------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(path: str | Path, advance: Advance) -> Rows:
-    for number, line in enumerate(read_lines(path, advance), 1):
+def _read_jsonl(path: str | Path) -> Rows:
+    for number, line in enumerate(read_lines(path), 1):
         where = f"{path}, line {number}"
         try:
             text = _decode(line, where).strip()
@@ -144,47 +125,23 @@ def _read_jsonl(path: str | Path, advance: Advance) -> Rows:
             yield where, UserError(f"{where} is not valid JSON: {_json_reason(error)}{column}")
 
 
-def _read_json(path: str | Path, advance: Advance) -> Rows:
-    values = json_values(_decode(b"".join(read_chunks(path, advance)), str(path)), str(path))
+def _read_json(path: str | Path) -> Rows:
+    """The items of one array, or values that follow each other."""
+    text = _decode(b"".join(read_lines(path)), str(path))
+    decoder, values, at = json.JSONDecoder(object_pairs_hook=_object), [], 0
+    try:
+        while (at := _after_space(text, at)) < len(text):
+            value, at = decoder.raw_decode(text, at)
+            values.append(value)
+    except (ValueError, RecursionError) as error:
+        line = 1 + text.count("\n", 0, getattr(error, "pos", at))
+        raise UserError(f"{path}, line {line} is not valid JSON: {_json_reason(error)}") from error
+    values = values[0] if len(values) == 1 and isinstance(values[0], list) else values
     yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, 1))
 
 
-def json_values(text: str, name: str) -> Iterator[object]:
-    """Yield the items of one array, or the values of a text that does not begin with `[`, one after another.
-
-    Raises UserError with `name` and the line for invalid JSON; the items after it are not found.
-    """
-
-    def after(position: int) -> int:
-        match = SPACE.match(text, position)
-        assert match is not None, "white space may be empty"
-        return match.end()
-
-    def error(reason: str, position: int) -> UserError:
-        return UserError(f"{name}, line {1 + text.count(chr(10), 0, position)} is not valid JSON: {reason}")
-
-    at, decoder = after(0), json.JSONDecoder(object_pairs_hook=_object)
-    in_array = text.startswith("[", at)
-    at = after(at + 1) if in_array else at
-    end = "]" if in_array and text.startswith("]", at) else ""
-    while at < len(text) and not end:
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as wrong:
-            place, reason = getattr(wrong, "pos", at), _json_reason(wrong)
-            is_cut = place >= len(text.rstrip()) or reason.startswith("Unterminated")
-            raise error(f"{reason}; is the file cut off?" if is_cut else reason, place) from wrong
-        yield value
-        at = after(at)
-        if in_array and at < len(text):
-            end = text[at] if text[at] != "," else ""
-            if end not in ("", "]"):
-                raise error("Expecting ',' or ']' after an item of the array", at)
-            at = at if end else after(at + 1)
-    if in_array and not end:
-        raise error("the array is cut off", at)
-    if end and after(at + 1) < len(text):
-        raise error("there is more after the end of the array", after(at + 1))
+def _after_space(text: str, position: int) -> int:
+    return cast(re.Match, SPACE.match(text, position)).end()
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
@@ -198,26 +155,21 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 def _json_reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg.removesuffix(" at")
-    return "it has a number with more than 4,300 digits" if "digits" in str(error) else str(error)
+    return error.msg.removesuffix(" at") if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 # ---- CSV -----------------------------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: str | Path, usual: str, advance: Advance) -> Rows:
+def _read_csv(path: str | Path, usual: str) -> Rows:
     """A location is the first line of a row, which may have several if a cell is quoted."""
     csv.field_size_limit(MAX_CELL)
-    lines = (_decode(line, f"{path}, line {number}") for number, line in enumerate(read_lines(path, advance), 1))
+    lines = (_decode(line, f"{path}, line {number}") for number, line in enumerate(read_lines(path), 1))
     first = next(lines, "")
-    named = re.fullmatch(r"sep=(.)\r?\n", first)  # Excel's own line, before the header
-    first = next(lines, "") if named else first
-    delimiter = named[1] if named else _delimiter(first, usual)
-    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    rows = csv.reader(itertools.chain([first], lines), delimiter=_delimiter(first, usual), strict=True)
     header: list[str] | None = None
     while True:
-        where = f"{path}, line {rows.line_num + (2 if named else 1)}"
+        where = f"{path}, line {rows.line_num + 1}"
         try:
             row = next(rows, None)
         except csv.Error as error:
@@ -234,8 +186,6 @@ def _read_csv(path: str | Path, usual: str, advance: Advance) -> Rows:
             header = row
             if repeated := [name for name in header if name and header.count(name) > 1]:
                 raise UserError(f"{where}: the column {repeated[0]!r} occurs twice; rename one of them")
-            if any("\0" in name for name in header):
-                raise UserError(f"{path} is not UTF-8 text: it has NUL characters, as UTF-16 files do")
         elif len(row) != len(header):
             yield where, UserError(f"{where} has {len(row)} cells, but the header has {len(header)}")
         else:
@@ -246,3 +196,66 @@ def _delimiter(header: str, usual: str) -> str:
     """What separates the cells of a file: the usual character, or another one if the header has only that outside quotes."""
     names = re.sub(r'"[^"]*"', "", header)
     return next((character for character in (usual, ",", ";", "\t", "|") if character in names), usual)
+
+
+# ---- columns -------------------------------------------------------------------------------------------------------------
+
+
+def column_names(path: str | Path) -> list[str]:
+    """Names of all columns of a .parquet or .arrow file, compressed or not. Raises UserError."""
+    with _guarded(path):
+        return _open_columns(path)[0]
+
+
+def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
+    """A value that is null is left out at every level, because a column has the keys of all rows together."""
+    with _guarded(path):
+        names, batches_of = _open_columns(path)
+        chosen = [name for name in names if columns is None or name in columns]
+        if not chosen:
+            raise UserError(
+                f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
+                "can name them"
+            )
+        rows = (row for batch in batches_of(chosen) for row in batch.to_pylist())
+        yield from ((f"{path}, row {number}", _without_nulls(row)) for number, row in enumerate(rows, 1))
+
+
+def _open_columns(path: str | Path) -> tuple[list[str], Callable[[list[str]], Iterator[Any]]]:
+    """(names of all columns, chosen names -> record batches with these)."""
+    pyarrow = _pyarrow(path, ".parquet and .arrow")
+    file = io.BytesIO(b"".join(read_lines(path))) if codec_of(path) else open_raw(path)
+    if data_suffix(path) == ".parquet":
+        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+        return list(table.schema_arrow.names), lambda chosen: table.iter_batches(BATCH, columns=chosen)
+    is_file_format = file.read(6) == b"ARROW1"  # which is how Arrow's file format begins; its stream format does not
+    file.seek(0)
+    reader = pyarrow.ipc.open_file(file) if is_file_format else pyarrow.ipc.open_stream(file)
+
+    def pieces(chosen: list[str]) -> Iterator[Any]:
+        """Record batches of at most BATCH rows. Offsets are checked, because Arrow trusts those in a file."""
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file_format else reader:
+            batch.validate(full=True)
+            yield from (batch.slice(start, BATCH).select(chosen) for start in range(0, batch.num_rows, BATCH))
+
+    return list(reader.schema.names), pieces
+
+
+@contextmanager
+def _guarded(path: str | Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file into a UserError."""
+    pyarrow = _pyarrow(path, ".parquet and .arrow")
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        kind = "a parquet" if data_suffix(path) == ".parquet" else "an Arrow"
+        raise UserError(f"{path} is damaged or not {kind} file: {reason}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,23 +1,20 @@
-"""An encoded example as text: what the model gets, which tokens carry loss, and what was cut off; and a source in a few lines.
+"""An encoded example as text: what the model gets, which tokens carry loss, what was cut off; and a source in a few lines.
 
 The functions return lines. Targets are in colour, or between ⟦ and ⟧ where there is no colour; weights other than 1 stand
 before their text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from data.batches import StepBatch
-from data.encoding import Encoded, Outcome, Span, note_sentence
+from data.encoding import NOTES, Encoded, Outcome, Span
 from data.token_texts import one_line, run_text, visible
 
 GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
-AROUND = 3  # tokens on each side of a boundary
-MAX_BOUNDARIES = 12
-MAX_TOKEN_CHARACTERS = 20  # of the text of one token
 MAX_TOKENS = 3000  # of the text of one sequence
 MAX_PIECES = 2  # of a long text
 BAR = 50  # characters of the longest bar of a histogram
@@ -36,16 +33,11 @@ class Style:
 
     def legend(self) -> str:
         """What the marks mean."""
-        weight = "⟦0.5× text⟧ carries 0.5 times the loss"
         if self.colour:
-            return (
-                f"{GREEN}green{RESET}: carries loss; {YELLOW}0.5× yellow{RESET}: carries 0.5 times the loss; ⏎ newline, ⇥ "
-                "tab, ⟨...⟩ code of an invisible character or bytes of a part of one"
-            )
-        return (
-            f"⟦text⟧ carries loss; {weight}; ⏎ newline, ⇥ tab, ⟨...⟩ code of an invisible character or bytes of a part of "
-            "one"
-        )
+            what = f"{GREEN}green{RESET}: carries loss; {YELLOW}0.5× yellow{RESET}: carries 0.5 times the loss"
+        else:
+            what = "⟦text⟧ carries loss; ⟦0.5× text⟧ carries 0.5 times the loss"
+        return f"{what}; ⏎ newline, ⇥ tab, ⟨...⟩ code of an invisible character"
 
     def target(self, text: str, weight: float) -> str:
         """Mark a target's text, which may have several lines."""
@@ -96,7 +88,7 @@ def show_outcome(
         if len(outcome.sequences) > 1:
             lines.append(f"--- sequence {number} of {len(outcome.sequences)}")
         parts = kept_parts(len(encoded.ids), is_text, sequence_length, too_long)
-        lines += _what_is_cut(encoded, parts, tokenizer, sequence_length, too_long)
+        lines += _what_is_cut(encoded, parts, sequence_length, too_long)
         shown = [part_of(encoded, *part) for part in parts] or [encoded]
         for piece, part in enumerate(shown, 1):
             if piece > MAX_PIECES and style.max_tokens is not None:
@@ -109,11 +101,11 @@ def show_outcome(
             lines += show_sequence(part, tokenizer, style)
     if not outcome.sequences:
         lines.append("LEFT OUT: nothing of it carries loss")
-    return lines + [f"counted in the report: {note_sentence(note, None)}" for note in outcome.notes]
+    return lines + [f"counted in the report: {NOTES[note]}" for note in outcome.notes]
 
 
 def show_sequence(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: Style = Style()) -> list[str]:  # noqa: B008
-    """Lines about one sequence: its size, its text with the targets marked, and the tokens at their boundaries."""
+    """Lines about one sequence: its size, and its text with the targets marked."""
     ids = encoded.ids.tolist()
     targets = sum(span.end - span.start for span in encoded.spans)
     size = f"{len(ids):,} tokens, {targets:,} of them targets"
@@ -130,7 +122,7 @@ def show_sequence(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: S
                 text += style.target(part, weight) if weight else part
             if b == last < len(ids) and end >= last > start:
                 text += f"\n... {shown[-1][0] - last:,} tokens are not shown (--full) ...\n"
-    return [size, *text.split("\n"), *_boundaries(encoded, tokenizer, style)]
+    return [size, *text.split("\n")]
 
 
 def _segments(encoded: Encoded) -> list[tuple[int, int, float]]:
@@ -150,61 +142,19 @@ def _shown(length: int, limit: int | None) -> list[tuple[int, int]]:
     return [(0, limit * 2 // 3), (length - limit // 3, length)]
 
 
-def _boundaries(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: Style) -> list[str]:
-    """The ids and texts of the tokens around the beginning and the end of each run of targets."""
-    ids = encoded.ids.tolist()
-    segments = _segments(encoded)
-    weight_of = encoded.weights()
-    lines = []
-    for (_, _, before), (position, _, after) in zip(segments, segments[1:], strict=False):
-        what = "ends" if not after else "begins" if not before else "changes its weight"
-        if len(lines) == MAX_BOUNDARIES:
-            more = len(segments) - 1 - MAX_BOUNDARIES
-            lines.append(f"  ... {more} more boundaries")
-            break
-        tokens = [
-            _token(tokenizer, ids, i, float(weight_of[i]), style)
-            for i in range(max(0, position - AROUND), min(len(ids), position + AROUND))
-        ]
-        left = min(position, AROUND)
-        lines.append(f"  target {what} at token {position}: {'  '.join(tokens[:left])}  |  {'  '.join(tokens[left:])}")
-    return ["boundaries (id 'text'):", *lines] if lines else []
-
-
-def _token(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], position: int, weight: float, style: Style) -> str:
-    text = one_line(run_text(tokenizer, ids, position, position + 1))
-    if len(text) > MAX_TOKEN_CHARACTERS:
-        text = text[:MAX_TOKEN_CHARACTERS] + "..."
-    text = f"{ids[position]} '{text}'"
-    return style.target(text, weight) if weight else text
-
-
-def _what_is_cut(
-    encoded: Encoded,
-    parts: list[tuple[int, int]],
-    tokenizer: PreTrainedTokenizerBase,
-    sequence_length: int,
-    too_long: str,
-) -> list[str]:
-    """What the limit of the sequence length does to a sequence, in a line."""
-    length, limit = len(encoded.ids), f"data.sequence_length={sequence_length}"
+def _what_is_cut(encoded: Encoded, parts: list[tuple[int, int]], limit: int, too_long: str) -> list[str]:
+    """What data.sequence_length does to a sequence, in a line."""
+    length = len(encoded.ids)
+    if length <= limit:
+        return []
     if not parts:
         what = "training stops with an error" if too_long == "error" else "it is dropped"
-        return [f"TOO LONG: {length:,} tokens, {limit}, data.too_long={too_long}: {what}"]
-    if len(parts) > 1:
-        ranges = ", ".join(f"{start:,}-{end - 1:,}" for start, end in parts[:8])
-        more = f", ... ({len(parts)} pieces)" if len(parts) > 8 else ""
-        return [f"CUT into {len(parts)} pieces of at most {limit} tokens: tokens {ranges}{more}"]
-    end = parts[0][1]
-    if end == length:
-        return []
-    lost = int(np.count_nonzero(encoded.weights()[end:]))
-    ids = encoded.ids.tolist()
-    text = one_line(run_text(tokenizer, ids, end, min(length, end + 12)))
-    return [
-        f"TRUNCATED to {limit}: the last {length - end:,} of {length:,} tokens are cut off, {lost:,} of them targets; they "
-        f"begin with '{text}'"
-    ]
+    elif len(parts) > 1:
+        what = f"it is CUT into {len(parts)} pieces"
+    else:
+        lost = int(np.count_nonzero(encoded.weights()[limit:]))
+        what = f"TRUNCATED: the last {length - limit:,} tokens are cut off, {lost:,} of them targets"
+    return [f"TOO LONG: {length:,} tokens, data.sequence_length={limit}, data.too_long={too_long}: {what}"]
 
 
 # ---- all examples of a source -----------------------------------------------------------------------------------------------
@@ -224,17 +174,9 @@ def describe_source(name: str, report: str, lengths: np.ndarray, targets: np.nda
 
 
 def histogram(lengths: np.ndarray) -> list[str]:
-    """How many lengths lie in each range, as bars. At most 90 characters wide.
-
-    The ranges are powers of two, or BINS ranges of equal size where the lengths differ by less than a factor of 16.
-    """
+    """How many lengths lie in each of up to BINS ranges of equal size, as bars. At most 100 characters wide."""
     least, most = int(lengths.min()), int(lengths.max())
-    if most < 16 * least:
-        size = -(-(most - least + 1) // BINS)
-        edges = list(range(least, most + 1, size)) + [most + 1]
-    else:
-        edges = [0, *(2**power for power in range(most.bit_length() + 1))]
-        edges = [*edges[max(i for i, edge in enumerate(edges) if edge <= least) : -1], most + 1]
+    edges = [*range(least, most + 1, -(-(most - least + 1) // BINS)), most + 1]
     counts, _ = np.histogram(lengths, edges)
     lines = []
     for low, high, count in zip(edges, edges[1:], counts.tolist(), strict=False):

@@ -8,13 +8,12 @@ A store is a directory with these files, all little-endian:
 - `store.json`: what the ids were made from, sizes, and a hash of all of this. It is written after every shard, so that a
   build that was interrupted goes on after the last one.
 
-Documents are whole, whatever `data.sequence_length` is: data/examples.py computes what is trained of each. The cache
-(data/cache.py) writes spans and hashes. A token store (data/token_store.py) has none: all of its tokens are targets, and it is
-read as windows (data/sources.py).
+Documents are whole, whatever `data.sequence_length` is: data/examples.py computes what is trained of each. A token store
+(data/token_store.py) has no spans or hashes: all of its tokens are targets, and it is read as windows (data/sources.py).
 
 Reading any range reads and checks the blocks that it touches: about 20 microseconds for a few thousand tokens. Reading is by
-`pread`: resident memory does not grow with what was read, and a file that was cut off raises an error instead of ending the
-process, as it would under a memory map.
+`pread`: memory does not grow with what was read, and a file that was cut off raises an error, as it would not under a memory
+map.
 """
 
 import hashlib
@@ -240,7 +239,6 @@ class StoreWriter:
         self.info = info | {"format": FORMAT, "complete": False, "shard_tokens": shard_tokens, "shards": []}
         self.dtype = np.dtype(info["dtype"])
         self.shards: list[Shard] = []  # those that were written
-        self.size = 0  # tokens of the document that is being written
         if folder and (folder / STORE_FILE).is_file():
             self.info["shards"] = read_info(folder)["shards"]
         elif folder:
@@ -252,22 +250,25 @@ class StoreWriter:
         """(file, example) where an interrupted build goes on."""
         return tuple(self.info["shards"][-1]["next"]) if self.info["shards"] else (0, 0)
 
-    def add(self, ids: np.ndarray) -> None:
-        """Append ids to the current document."""
+    def add(
+        self,
+        ids: np.ndarray,
+        spans: Iterable[tuple[int, int, float]] = (),
+        file: int = 0,
+        example: int = 0,
+        is_text: bool = True,
+    ) -> None:
+        """Append a document, and end the shard if it is full."""
         self.file.write(ids.astype(self.dtype).tobytes())
-        self.size += len(ids)
         self.highest = max(self.highest, int(ids.max(initial=0)))
-
-    def end_document(self, spans: Iterable[tuple[int, int, float]], file: int, example: int, is_text: bool) -> None:
-        """End the current document, and the shard if it is full."""
         rows = np.array([tuple(span) for span in spans], dtype=SPAN)
-        self.counts["ids"] += self.size
+        self.counts["ids"] += len(ids)
         self.counts["spans"] += len(rows)
+        self.counts["documents"] += 1
         self.rows["spans"] += rows.tobytes()
         row = (self.counts["ids"], self.counts["spans"], file, example, is_text)
         self.rows["documents"] += np.array([row], DOCUMENT).tobytes()
-        self.counts["documents"] += 1
-        self.size, self.at = 0, [file, example + 1]
+        self.at = [file, example + 1]
         if self.counts["ids"] >= self.info["shard_tokens"]:
             self.end_shard()
 
@@ -347,27 +348,20 @@ def open_store(path: Path, mend: str = REBUILD, in_use: BinaryIO | None = None) 
             f"the token store {path} is incomplete; run the same scripts/data.py build command again to finish it"
         )
     dtype = np.dtype(info["dtype"])
-    shards = [Shard(path / shard_file(i), dtype, _counts(s), mend) for i, s in enumerate(info["shards"])]
+    shards = [
+        Shard(path / shard_file(i), dtype, {k: s[k] for k in SECTIONS}, mend) for i, s in enumerate(info["shards"])
+    ]
     for shard in shards:
         if not shard.path.is_file():
             raise Damaged(f"{shard.path} is missing; {mend}")
         if (size := shard.path.stat().st_size) != shard.size:
             raise Damaged(f"{shard.path} has {size} bytes instead of {shard.size}; {mend}")
-        if shard.rows("documents", max(0, shard.counts["documents"] - 1))["ids"].tolist()[:1] not in (
-            [],
-            [shard.counts["ids"]],
-        ):
-            raise Damaged(f"{shard.path} is damaged: its last document ends elsewhere than its tokens; {mend}")
     return Store(path, info, tuple(shards), in_use)
 
 
 def is_store(path: str | Path) -> bool:
     """Whether a path is the directory of a store, complete or not."""
     return (Path(path) / STORE_FILE).is_file()
-
-
-def _counts(entry: dict) -> dict[str, int]:
-    return {name: entry[name] for name in SECTIONS}
 
 
 def _digest_of_info(info: dict) -> str:

@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from common.cores import available_cores
 from common.durable_files import temporary_path
 from common.errors import UserError
 from common.node_lock import LOCK_FILE, node_lock
@@ -14,9 +12,8 @@ from data.encoding import ExampleEncoder
 from data.files import Reading, check_paths_exist, expand, hash_files
 from data.formats import Noticed, kind_of
 from data.remote import local_paths
-from data.rows import Advance, no_progress
 from data.store import REBUILD, SHARD_TOKENS, STORE_FILE, Damaged, Store, StoreWriter, is_store, open_store, read_info
-from data.tokenise import PARALLEL_BYTES, Build, Unit, UnitEncoder, cut, description, encoded, progress_bar, read_units
+from data.tokenise import Unit, counted, description, encoded, read_units, write
 from data.tokens import load_tokenizer
 
 LOCK = "0" * 32  # of a token store that is being built (common/node_lock.py)
@@ -25,15 +22,13 @@ LOCK = "0" * 32  # of a token store that is being built (common/node_lock.py)
 def build_and_describe(
     paths: Sequence[str], model: str, out: Path, shard_tokens: int, cache: str, max_samples: int | None
 ) -> str:
-    """Build a token store with the tokenizer of a model, behind a progress bar. Returns what was built, as a sentence.
+    """Build a token store with the tokenizer of a model. Returns what was built, as a sentence.
 
     paths, cache, max_samples: like data.train, data.cache and data.max_samples. Raises UserError.
     """
     check_paths_exist(paths)
     files = expand(local_paths(paths, cache, max_samples, lambda line: print(line, flush=True)))
-    tokenizer = load_tokenizer(model)
-    with progress_bar("tokenise", sum(path.stat().st_size for path in files)) as bar:
-        store = build_store(files, tokenizer, out, shard_tokens, bar.update, max_samples=max_samples)
+    store = build_store(files, load_tokenizer(model), out, shard_tokens, max_samples=max_samples)
     return (
         f"{out}: {store.num_tokens:,} tokens of {store.num_documents:,} documents in {len(store.shards)} shards, "
         f"{'uint16' if store.info['dtype'] == '<u2' else 'uint32'}, tokenizer {store.info['tokenizer'][:12]}"
@@ -45,14 +40,12 @@ def build_store(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     shard_tokens: int = SHARD_TOKENS,
-    advance: Advance = no_progress,
     processes: int | None = None,
     max_samples: int | None = None,
 ) -> Store:
     """Build a token store of the texts of `files` in the directory `out`, or finish an interrupted build there.
 
-    `advance` is called with the number of bytes of `files` that have been read. If another process is building it, this one
-    waits. Raises UserError for a bad file, and if `out` contains anything else.
+    If another process is building it, this one waits. Raises UserError for a bad file, and if `out` contains anything else.
     """
     encoder = ExampleEncoder(tokenizer)
     sources = [
@@ -72,30 +65,25 @@ def build_store(
             if read_info(out)["complete"]:
                 return open_store(out)
         noticed, writer = Noticed(Reading(max_samples=max_samples)), StoreWriter(out, info, shard_tokens)
-        build, size = Build(writer, noticed, with_spans=False), sum(source["bytes"] for source in sources)
-        if processes is None:
-            processes = available_cores() if size >= PARALLEL_BYTES else 1
         try:
-            texts = _texts(files, writer.next, noticed, advance)
-            for unit, outcome in encoded(texts, UnitEncoder(encoder), processes):
-                build.take(unit, outcome)
+            pairs = encoded(_texts(files, writer.next, noticed), encoder, files, processes)
+            write(pairs, writer, noticed, with_spans=False)
             return writer.finish({})
         finally:
             writer.close()
 
 
-def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed, advance: Advance) -> Iterator[Unit]:
-    """The texts of all files in order, as pieces, beginning with example `after` = (file, example). Raises UserError for a chat."""
+def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Iterator[Unit]:
+    """The texts of all files in order, beginning with example `after` = (file, example). Raises UserError for a chat."""
     first = 0 if noticed.reading.max_samples else after[0]
-    advance(sum(path.stat().st_size for path in files[:first]))
-    for unit in read_units(files, noticed, advance, first):
+    for unit in counted(read_units(files, noticed, first), ""):
         if "text" not in unit.example:
             raise UserError(
                 f"{unit.where} is {kind_of(unit.example)}, but a token store takes only documents with `text`; put such files "
                 "into data.train directly"
             )
         if (unit.file, unit.number) >= after:  # what comes before is read again but not tokenised again
-            yield from cut(unit)
+            yield unit
 
 
 def verify_store(path: Path) -> Store:
@@ -107,8 +95,6 @@ def verify_store(path: Path) -> Store:
         shard.verify()
         if shard.digest() != entry["digest"]:
             raise Damaged(f"{shard.path} is not the file that was written; {REBUILD}")
-        if (np.diff(shard.rows("documents")["ids"].astype(np.int64), prepend=0) <= 0).any():
-            raise Damaged(f"{shard.path} is damaged: the ends of its documents do not increase; {REBUILD}")
     return store
 
 

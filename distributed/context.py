@@ -1,6 +1,6 @@
 """Context parallel: ranks that share the tokens of a micro-batch (`sharding.context`), for documents that one rank cannot hold.
 
-Every rank of a context group has a slice of the tokens of the group's micro-batch (data/context.py), and computes on it all that
+Every rank of a context group has a slice of the tokens of the group's micro-batch (data/batches.py), and computes on it all that
 a token needs for itself. Attention needs all tokens of a document. So two all-to-alls surround it (Ulysses, arXiv:2309.14509):
 before it each rank gives its tokens' other heads away and gets the other tokens of its own heads; after it the way back. What
 attention computes is then that of a single rank with fewer heads: isolation, windows and softcaps stay what they are.

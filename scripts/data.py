@@ -111,7 +111,7 @@ def clean(parser: argparse.ArgumentParser) -> None:
 
     The next run fetches and tokenises its examples again; a token store has to be built again. No run may be using them.
     """
-    from data.clean import clean_tokens
+    from data.cache import clean_tokens
 
     parser.add_argument("directory", type=Path, help="e.g. artifacts/tokens")
     parser.add_argument("--yes", action="store_true", help="delete them")

@@ -74,8 +74,7 @@ def test_no_test_loads_a_script_by_its_path() -> None:
 # Not needed before the first step of a run. transformers imports others that are not needed either, where they are installed.
 NOT_FOR_TRAINING = (
     "arelle",
-    "data.context",  # only where ranks share the tokens of a micro-batch, as distributed.context
-    "distributed.context",
+    "distributed.context",  # only where ranks share the tokens of a micro-batch
     "data.remote",  # only for a run whose data lie elsewhere
     "cyclonedx",  # only for a release, as model_signing
     "configs.deepspeed",  # only for a run that names a DeepSpeed JSON

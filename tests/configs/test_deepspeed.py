@@ -128,21 +128,6 @@ def test_a_file_of_auto_for_zero_2_changes_only_the_sharding(tmp_path) -> None:
     assert "stays: fp16.enabled, optimizer.params.lr" in notes and "scheduler.type=WarmupLR" in notes
 
 
-def test_a_file_of_auto_for_zero_3_changes_only_the_sharding(tmp_path) -> None:
-    file = USUAL | {
-        "bf16": {"enabled": "auto"},
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}},
-        "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": "auto"}},
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-    }
-    config, notes = apply(tmp_path, file)
-    assert changed(config) == {"sharding.strategy": "full", "sharding.shard_size": None, "sharding.cpu_offload": True}
-    assert "so ours stays: optimizer.betas=(0.9, 0.95), optimizer.eps=1e-08" in notes
-
-
 @pytest.mark.parametrize(
     "zero, world_size, strategy, shard_size, offload, words",
     [
@@ -151,26 +136,7 @@ def test_a_file_of_auto_for_zero_3_changes_only_the_sharding(tmp_path) -> None:
         ({"stage": 2}, 4, "grad_op", None, False, "grad_op"),
         ({"stage": 3}, 4, "full", None, False, "full"),
         ({"stage": 3, "mics_shard_size": 4}, 8, "hybrid", 4, False, "mics_shard_size=4 -> sharding.shard_size=4"),
-        (
-            {"stage": 3, "mics_shard_size": 8},
-            8,
-            "full",
-            None,
-            False,
-            "does not depend on it: zero_optimization.mics_shard_size",
-        ),
-        ({"stage": 3, "mics_shard_size": -1}, 8, "full", None, False, "full"),
-        (
-            {"stage": 3, "zero_hpz_partition_size": 4},
-            8,
-            "full",
-            None,
-            False,
-            "ignored, because the result does not depend on it: zero_optimization.zero_hpz_partition_size",
-        ),
-        ({}, 4, "hybrid", 2, False, "would not shard"),
         ({"stage": "auto"}, 4, "hybrid", 2, False, '"auto"'),
-        ({"stage": 3, "offload_optimizer": {"device": "none"}}, 4, "full", None, False, "full"),
         ({"stage": 3, "offload_param": {"device": "cpu"}}, 4, "full", None, True, "cpu_offload=True, which moves"),
         ({"stage": 2, "cpu_offload": True}, 4, "grad_op", None, True, "offload_optimizer to cpu"),
         (
@@ -181,7 +147,6 @@ def test_a_file_of_auto_for_zero_3_changes_only_the_sharding(tmp_path) -> None:
             True,
             "offload_optimizer to nvme -> sharding.cpu_offload=True, which moves",
         ),
-        ({"stage": 3, "offload_optimizer": None, "offload_param": "auto"}, 4, "full", None, False, "full"),
     ],
 )
 def test_stage_and_offload(tmp_path, zero, world_size, strategy, shard_size, offload, words) -> None:
@@ -194,13 +159,9 @@ def test_stage_and_offload(tmp_path, zero, world_size, strategy, shard_size, off
     "micro, accumulation, total, expected",
     [
         (2, 8, None, Batch(64, None, 2)),
-        (2, 8, 64, Batch(64, None, 2)),
         (2, "auto", 64, Batch(64, None, 2)),
         (None, 8, 64, Batch(64, None, 7)),
-        ("auto", "auto", 64, Batch(64, None, 7)),
-        (None, None, 6, Batch(6, None, 7)),
         (2, None, "auto", Batch(None, 5000, 2)),
-        (None, 8, None, Batch(None, 5000, 7)),
         (None, None, None, Batch(None, 5000, 7)),
     ],
 )
@@ -213,22 +174,13 @@ def test_batch_keeps_the_examples_of_a_step(tmp_path, micro, accumulation, total
     assert apply(tmp_path, file, world_size=4)[0].batch == expected
 
 
-def test_packing_is_explained_only_if_there_is_any(tmp_path) -> None:
-    plain = dataclasses.replace(OURS, data=Data(("a.jsonl",), packing=False))
-    assert "examples are packed" in apply(tmp_path, USUAL)[1]
-    assert "examples are packed" not in apply(tmp_path, USUAL, ours=plain)[1]
-
-
 @pytest.mark.parametrize(
     "file, dtype",
     [
         ({"bf16": {"enabled": True}}, "bf16"),
         ({"bfloat16": {"enabled": True}, "fp16": {"enabled": "auto"}}, "bf16"),
-        ({"bf16": {"enabled": False}, "fp16": {"enabled": "auto"}}, "fp32"),
         ({"fp16": {"enabled": False}}, "fp32"),
-        ({}, "fp32"),
         ({"fp16": {"enabled": "auto"}}, "ours"),
-        ({"bf16": "auto"}, "ours"),
     ],
 )
 def test_precision(tmp_path, file, dtype) -> None:
@@ -241,41 +193,18 @@ def test_clipping(tmp_path) -> None:
     assert apply(tmp_path, {"gradient_clipping": 2})[0].optimizer.max_grad_norm == 2.0
     config, notes = apply(tmp_path, {"gradient_clipping": 0})
     assert config.optimizer.max_grad_norm == NO_CLIPPING and "nothing is clipped" in notes
-    config, notes = apply(tmp_path, {"bf16": {"enabled": True}})
-    assert config.optimizer.max_grad_norm == 0.5 and "so ours stays: optimizer.max_grad_norm=0.5" in notes
-
-
-@pytest.mark.parametrize("kind, mode", [("AdamW", {}), ("Adam", {"adam_w_mode": True}), ("adamw", {})])
-def test_optimizer(tmp_path, kind, mode) -> None:
-    params = {"lr": 2e-5, "betas": [0.9, 0.999], "eps": 1e-7, "weight_decay": 0.01, "bias_correction": True} | mode
-    config, notes = apply(tmp_path, {"optimizer": {"type": kind, "params": params}})
-    settings = config.optimizer
-    assert (settings.learning_rate, settings.betas, settings.eps, settings.weight_decay) == (
-        2e-5,
-        (0.9, 0.999),
-        1e-7,
-        0.01,
-    )
-    assert "on matrices only" in notes
-    assert "on matrices only" not in apply(tmp_path, {"optimizer": {"type": kind, "params": {"weight_decay": 0}}})[1]
+    assert apply(tmp_path, {"bf16": {"enabled": True}})[0].optimizer.max_grad_norm == 0.5
 
 
 def test_scheduler(tmp_path) -> None:
     params = {"total_num_steps": 900, "warmup_num_steps": 45, "cos_min_ratio": 0.2, "warmup_type": "linear"}
     config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
-    assert changed(config) == {
-        "optimizer.max_steps": 900,
-        "optimizer.warmup_steps": 45,
-        "optimizer.min_lr_ratio": 0.2,
-    }
+    assert changed(config) == {"optimizer.max_steps": 900, "optimizer.warmup_steps": 45, "optimizer.min_lr_ratio": 0.2}
     assert "first two have 0" in notes
     params = {"total_num_steps": "auto", "warmup_num_steps": 45, "warmup_type": "linear", "warmup_min_ratio": 0}
     config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
     assert changed(config) == {"optimizer.warmup_steps": 45}
-    assert (
-        "so ours stays: optimizer.max_grad_norm=0.5, optimizer.min_lr_ratio=0.1" in notes
-        and "scheduler.params.total_num_steps" in notes
-    )
+    assert "scheduler.params.total_num_steps" in notes
 
 
 def test_keys_without_effect_are_accepted(tmp_path) -> None:
@@ -309,67 +238,25 @@ def test_keys_without_effect_are_accepted(tmp_path) -> None:
 @pytest.mark.parametrize(
     "file, words",
     [
-        ({"fp16": {"enabled": True}}, "fp16.enabled=true may change the result and has no counterpart here; set it to false and bf16.enabled to true"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled=true has no counterpart here; use bf16"),
         ({"communication_data_type": "bf16"}, 'communication_data_type="bf16"'),
-        ({"prescale_gradients": True}, "prescale_gradients=true"),
-        ({"gradient_predivide_factor": 2.0}, "gradient_predivide_factor=2.0"),
         ({"gradient_allreduce_op": "sum"}, 'gradient_allreduce_op="sum"'),
-        ({"data_types": {"grad_accum_dtype": "bf16"}}, "optimizer.memory=12N"),
-        ({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, "optimizer.memory=12N"),
-        ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights=true"),
-        ({"zero_optimization": {"zero_quantized_gradients": True}}, "zero_optimization.zero_quantized_gradients=true"),
         ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow.topk_ratio=0.1 may change the result"),
-        ({"sequence_parallel_size": 2}, "sequence_parallel_size=2"),
-        ({"dataloader_drop_last": True}, "dataloader_drop_last=true"),
         ({"amp": {"enabled": True}}, "amp.enabled=true may change the result and has no counterpart here; remove it"),
-        ({"sparse_attention": {"mode": "fixed"}}, 'sparse_attention.mode="fixed" may change'),
-        ({"compression_training": {"layer_reduction": {"enabled": True}}}, "compression_training.layer_reduction.enabled=true may change"),
-        ({"tensor_parallel": {"autotp_size": 4}}, "tensor_parallel.autotp_size=4 may change"),
         ({"optimizer": {"type": "Lamb", "params": {"max_coeff": 1}}}, "optimizer.type=Lamb"),
         ({"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}}, "optimizer.params.adam_w_mode=false"),
-        ({"optimizer": {"type": "AdamW", "params": {"amsgrad": True}}}, "optimizer.params.amsgrad=true"),
         ({"optimizer": {"type": "AdamW", "params": {"lr": "fast"}}}, 'optimizer.params.lr="fast": optimizer.learning_rate must be a number, not'),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": True}}}, "optimizer.params.lr=true: optimizer.learning_rate must be a number, not True"),
         ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 1]}}}, "optimizer.betas must be in [0, 1), not (0.9, 1)"),
         ({"optimizer": {"type": "AdamW", "params": {"weigth_decay": 0}}}, "optimizer.params.weigth_decay=0 may change the result and has no counterpart here; did you mean optimizer.params.weight_decay?"),
         ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}}, "scheduler.type=WarmupLR"),
-        ({"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1}}}, "scheduler.type=OneCycle"),
         ({"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 9}}}, 'warmup_type must be "linear"'),
         ({"train_batch_size": 60, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 8},
          "train_batch_size=60 is not train_micro_batch_size_per_gpu=2 x gradient_accumulation_steps=8 x 4 ranks = 64"),
-        ({"train_batch_size": 8.5}, "train_batch_size must be an integer, not 8.5"),
         ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu=0: batch.micro_batch must be above 0, not 0"),
-        ({"gradient_clipping": -1}, "gradient_clipping=-1: optimizer.max_grad_norm must be above 0, not -1"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage must be one of 0, 1, 2, 3, not 4"),
-        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage must be"),
-        ({"zero_optimization": {"offload_param": {"device": "gpu"}}}, 'zero_optimization.offload_param.device must be'),
-        ({"zero_optimization": True}, "zero_optimization=true may change the result"),
-        ({"bf16": {"enabled": "yes"}}, 'bf16.enabled must be True or False, not "yes"'),
-        ({"zero_optimisation": {"stage": 3}}, "zero_optimisation.stage=3 may change the result and has no counterpart here; did you mean zero_optimization.stage?"),
-        ({"qqq": 3}, "qqq=3 may change the result and has no counterpart here; remove it"),
-        ({"stage": 3}, "has no counterpart here; did you mean zero_optimization.stage?"),
         ([1], "must contain one JSON object"),
-        ("", "line 1 column 1"),
         ('{\n "train_batch_size": 8, // examples\n}', "is not a JSON file, which has no comments and no trailing commas: Expecting property name enclosed in double quotes: line 2"),
-        ('{"bf16": {"enabled": true,}}', "line 1"),
-        ('{"train_batch_size": 8, "train_batch_size": 8}', "train_batch_size occurs twice"),
-        ('{"gradient_clipping": NaN}', "gradient_clipping=NaN: optimizer.max_grad_norm must be above 0, not nan"),
     ],
 )  # fmt: skip
 def test_a_refusal_is_a_one_line_error(tmp_path, file, words) -> None:
     assert words in refusal(tmp_path, file)
-
-
-def test_a_schedule_of_another_length_is_refused(tmp_path) -> None:
-    ours = dataclasses.replace(OURS, optimizer=Optimizer(1e-4, max_steps=800))
-    params = {"total_num_steps": 900, "warmup_type": "linear"}
-    sentence = refusal(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}}, ours=ours)
-    assert "total_num_steps=900, but optimizer.max_steps=800" in sentence
-
-
-def test_a_missing_or_binary_file_is_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match="missing.json cannot be read: No such file"):
-        from_deepspeed(OURS, tmp_path / "missing.json", 1)
-    (tmp_path / "ds.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(UserError, match="ds.json is not a JSON file"):
-        from_deepspeed(OURS, tmp_path / "ds.json", 1)

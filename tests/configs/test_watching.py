@@ -15,14 +15,10 @@ ANSWERS = (VALIDATED, "run.eval_generate=4")
     ("text", "curve", "direction"),
     [
         ("validation/loss", "validation/loss", "min"),
-        ("loss", "validation/loss", "min"),
         ("validation/loss/general", "validation/loss/general", "min"),
         ("f1", "validation/f1", "max"),
-        ("validation/rouge_l", "validation/rouge_l", "max"),
         ("forgetting/kl", "forgetting/kl", "min"),
-        ("forgetting/questions", "forgetting/questions", "max"),
         ("errors:min", "validation/errors", "min"),
-        ("f1:min", "validation/f1", "min"),
     ],
 )
 def test_a_name_has_a_curve_and_a_direction(text, curve, direction):
@@ -37,26 +33,16 @@ BY_KL = (VALIDATED, "run.eval_general=True", "run.best_by=forgetting/kl")
     [
         (("run.export=best",), "run.export=best needs data.validation or data.validation_share"),
         (("run.stop_after_no_gain=2", "run.eval_every=5"), "run.stop_after_no_gain=2 needs data.validation"),
-        (("run.stop_after_no_gain=2", VALIDATED), "run.stop_after_no_gain=2 needs run.eval_every, because"),
         (("run.eval_generate=4",), "run.eval_generate=4 needs data.validation or"),
         (("run.best_by=f1", VALIDATED), "run.best_by=f1 needs run.eval_generate"),
         (("run.best_by=forgetting/kl",), "run.best_by=forgetting/kl needs run.eval_general=True"),
         (("forgetting.max_kl=0.2", VALIDATED), "forgetting.max_kl=0.2 needs run.eval_general=True, which shows"),
-        (("forgetting.max_kl=0.2", "run.eval_general=True"), "forgetting.max_kl=0.2 needs data.validation or"),
         (("forgetting.max_kl=0.2", *BY_KL), "forgetting.max_kl=0.2 needs a run.best_by that scores the task"),
-        (("forgetting.max_kl=-1",), "forgetting.max_kl must be 0 or more, not -1"),
-        (("forgetting.strict=True",), "forgetting.strict=True needs forgetting.max_kl"),
         (("run.best_by=validation/loss/x",), "needs a source of data.mix with that name and validation files"),
         (("run.best_by=fi", *ANSWERS), "run.best_by=fi must be the name of a curve, and NAME:max or NAME:min where"),
-        (("run.best_by=f1:best", *ANSWERS), "run.best_by=f1:best must be the name of a curve"),
-        (("run.best_by=:max", *ANSWERS), "run.best_by=:max must be the name of a curve"),
         (("run.profile=5",), "run.profile must be STEP:COUNT, such as 100:3 for steps 100 to 102, not '5'"),
-        (("run.profile=0:3",), "run.profile must be STEP:COUNT"),
         (("run.log_to=tensorboard,wanb",), "run.log_to must be each of tensorboard, wandb, mlflow at most once"),
-        (("run.log_to=wandb,wandb",), "run.log_to must be each of tensorboard, wandb, mlflow at most once"),
         (("eval.metric=scores", *ANSWERS), "eval.metric must be MODULE:FUNCTION, not 'scores'"),
-        (("eval.metric=a:b:c", *ANSWERS), "eval.metric must be MODULE:FUNCTION, not 'a:b:c'"),
-        (("eval.max_new_tokens=0",), "eval.max_new_tokens must be above 0"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(overrides, sentence):

@@ -27,7 +27,7 @@ def batches(plan: Plan) -> list[StepBatch]:
     return [plan.batch(step) for step in range(plan.num_steps)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(lengths_of, st.integers(1, 9), st.integers(0, 5))
 def test_an_epoch_contains_every_document_once(lengths, size, seed) -> None:
     made = documents(lengths)
@@ -44,7 +44,7 @@ def test_an_epoch_contains_every_document_once(lengths, size, seed) -> None:
     assert [plan.passes(step)[0] for step in (0, per_epoch, 2 * per_epoch)] == [0.0, 1.0, 2.0]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(lengths_of, st.integers(1, 200))
 def test_global_tokens_limits_the_targets_of_every_step(lengths, tokens) -> None:
     made = documents(lengths)
@@ -78,7 +78,7 @@ def test_the_order_of_a_single_source_has_not_changed() -> None:
     assert [batch.num_examples for batch in batches(plan_training(made, 1, 1, global_tokens=20))] == [2, 2, 5, 1]
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(lengths_of, st.integers(1, 300))
 def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengths, tokens) -> None:
     made = documents(lengths)
@@ -90,22 +90,6 @@ def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengt
     for size, following in zip(sizes, steps[1:], strict=False):  # a step ends only before an item that does not fit
         assert size + following.document_lengths[0] > tokens
     assert batches(plan_pass(made, tokens)) == steps
-
-
-def test_a_pass_over_a_large_corpus_reads_the_lengths_once_and_a_step_when_asked_for() -> None:
-    lengths = np.random.default_rng(0).integers(2, 1000, 100_000)
-    calls = []
-
-    class Counted(InMemory):
-        def document_lengths(self, index: int) -> tuple[int, ...]:
-            calls.append(index)
-            return super().document_lengths(index)
-
-    ids = np.zeros(1000, dtype=np.int64)
-    large = Counted([ids[:n] for n in lengths], [ids[:n] > 0 for n in lengths])
-    plan = plan_pass(large, 8 * 4096 * 64)
-    assert calls == [] and plan.num_steps == 24
-    assert len(plan.batch(3).items) == len(calls) < 4500
 
 
 def test_collate_predicts_within_the_document_and_restarts_positions() -> None:
@@ -125,7 +109,7 @@ def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_p
     dropped = load_documents((str(path),), tokenizer, limit, "drop")
     assert len(dropped) == 20 - longer and f"DROPPED {longer} longer than {limit}" in dropped.report
     truncated = load_documents((str(path),), tokenizer, limit, "truncate")
-    empty = int(re.search(r"(\d+) examples? ha\w+ no target left after being truncated to", truncated.report)[1])
+    empty = int(re.search(r"LEFT OUT (\d+) without a target after they were trunc", truncated.report)[1])
     assert 0 < empty < 20 and len(truncated) == 20 - empty and truncated.targets.all()
     assert truncated.lengths.max() == limit
     assert f"TRUNCATED {longer} to {limit}" in truncated.report
@@ -134,34 +118,6 @@ def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_p
     with pytest.raises(UserError, match="all 20 examples"):
         load_documents((str(path),), tokenizer, 3, "drop")
     assert dropped.fingerprint != everything.fingerprint
-
-
-@pytest.mark.parametrize(
-    "line, words",
-    [
-        ("{", "line 2 is not valid JSON"),
-        ("[]", "line 2 is not an object with keys such as `messages` or `text`"),
-        ('{"text": ""}', "`text` must be a non-empty string"),
-        ('{"text": "\\ud800 half a character"}', "line 2 is not valid Unicode text: surrogates not allowed"),
-        ('{"messages": []}', "must be a non-empty list"),
-        ('{"messages": [{"role": "robot", "content": "a"}]}', "message 1 needs a `role`"),
-        ('{"messages": [{"role": "user", "content": 3}]}', "message 1 needs a `content`"),
-        ('{"messages": [{"role": "user", "content": "\\udc00"}]}', "line 2 is not valid Unicode text"),
-    ],
-)
-def test_the_error_names_a_bad_line(tmp_path, line, words) -> None:
-    path = tmp_path / "bad.jsonl"
-    path.write_text(json.dumps({"text": "fine"}) + "\n" + line + "\n")
-    with pytest.raises(UserError, match=words):
-        load_documents((str(path),), tiny_tokenizer(), 64, "drop")
-
-
-def test_the_error_names_a_missing_an_empty_or_a_binary_file(tmp_path) -> None:
-    (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    for name, words in [("none", "does not exist"), ("empty", "contains no examples"), ("binary", "is not UTF-8")]:
-        with pytest.raises(UserError, match=words):
-            load_documents((str(tmp_path / f"{name}.jsonl"),), tiny_tokenizer(), 64, "drop")
 
 
 def test_a_long_text_is_cut_so_that_every_token_is_a_target_exactly_once(tmp_path) -> None:
@@ -176,10 +132,3 @@ def test_a_long_text_is_cut_so_that_every_token_is_a_target_exactly_once(tmp_pat
         line = made.report.split("\n")[0]  # no remark: nothing is lost
         assert line.endswith(f"; 1 long text cut into pieces of {size}, each counted as an example")
         assert "pieces" not in made.report[len(line) :]
-
-
-def test_every_token_of_a_text_but_the_first_carries_loss(tmp_path) -> None:
-    path = tmp_path / "text.jsonl"
-    path.write_text(json.dumps({"text": "The bank shall hold own funds."}) + "\n")
-    made = load_documents((str(path),), tiny_tokenizer(), 64, "drop")
-    assert made.targets[0] == made.lengths[0] - 1

@@ -50,13 +50,6 @@ def test_each_token_and_each_target_is_on_one_rank(ranks, lengths) -> None:
         assert (getattr(whole, name) is None and not every) or torch.equal(torch.cat(every), getattr(whole, name))
 
 
-def test_one_rank_keeps_the_micro_batch_itself() -> None:
-    made = documents((5, 7))
-    deal = Dealer(64, one_per_token).deal((0, 1), made, 2)
-    batch = collate((0, 1), made)
-    assert deal.ranks_of(1) == "rank 1" and deal.context == 1 and deal.part_of_rank(batch, 1) is batch
-
-
 def config(model: Model, **sharding) -> Config:
     return Config(model, Data(("-",)), Batch(8), Optimizer(1e-3), Run("name"), Sharding(**sharding))
 

@@ -12,14 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.examples import load_documents
 from data.files import DEFAULT, Reading, check_paths_exist, expand, left_out
 from data.formats import Noticed, read_files
-from data.rows import json_values
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
@@ -110,50 +107,26 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
 @pytest.mark.parametrize(
     "name, data, words",
     [
-        ("a.jsonl.gz", b"hello", "is damaged or not a gzip file"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-6], "is damaged or not a gzip file"),
         ("a.txt", b"  \n", "contains no examples"),
         ("a.txt", b"\xff\xfe", "a.txt is not UTF-8"),
         ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
         ("a.parquet", b"hello", "is damaged or not a parquet file"),
-        ("a.arrow", b"hello", "is damaged or not an Arrow file"),
-        (
-            "a.jsonl",
-            b'[{"text": "a"}]',
-            "line 1 is not an object .*; the name of a file with one array must end in .json",
-        ),
+        ("a.jsonl", b'[{"text": "a"}]', "line 1 is not an object .*; the name of a file with one array must end in .json"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),
-        ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1 is not valid JSON: .* more than 4,300 digits"),
-        ("a.json", b'[{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),
-        ("a.json", b'[{"n": ' + b"1" * 5000 + b"}]", "line 1 is not valid JSON: .* more than 4,300 digits"),
-        (
-            "a.jsonl",
-            b'{"text": "a"}\n{"text": "b',
-            "line 2 is not valid JSON: Unterminated string starting at column 10$",
-        ),
-        ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated .*; is the file cut off?"),
-        ("a.json", b'[{"text": "a"}\n', "line 2 is not valid JSON: the array is cut off"),
-        ("a.json", b'[{"text": "a"}\n{"text": "b"}]', "line 2 is not valid JSON: Expecting ',' or ']' after an item"),
-        ("a.json", b'[{"text": "a"}]\n\nmore', "line 3 is not valid JSON: there is more after the end"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b', "line 2 is not valid JSON: Unterminated string starting at column 10$"),
+        ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated string"),
         ("a.json", b'[{"text": "a"},\n\n{"text": a},' + b" " * 99 + b"]", "line 3 is not valid JSON: Expecting value$"),
         ("a.json", b"[]", "contains no examples"),
-        ("a.json", b"\xe9", "a.json is not UTF-8 text"),
-        ("a.json", b"[3]", "item 1 is not an object"),
-        ("a.csv", b"id,text\n", "contains no examples"),
         ("a.csv", b"", "contains no examples"),
         ("a.csv", b'text\na\n"b\nc\n', "line 3 is not valid CSV: unexpected end of data; is a quote not closed"),
         ("a.csv", b"text,id\na,1\nb\n", "line 3 has 1 cells, but the header has 2"),
         ("a.csv", b'text\n"a"b\n', "line 2 is not valid CSV: ',' expected after"),
         ("a.csv", b"text,text\na,b\n", "line 1: the column 'text' occurs twice"),
-        ("a.csv", b"t\0e\0x\0t\0", "it has NUL characters, as UTF-16 files do"),
         ("a.csv", b"text\ncaf\xe9\n", "a.csv, line 2 is not UTF-8 text: invalid continuation byte"),
-        (
-            "a.csv",
-            b"messages\n\"[{'role': 'user'}]\"\n",
-            "line 2: `messages` is text that is not JSON, but looks like Python",
-        ),
+        ("a.csv", b"messages\n\"[{'role': 'user'}]\"\n", "line 2: `messages` is text that is not JSON, but looks like Python"),
     ],
-)
+)  # fmt: skip
 def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
     for library in {"zst": "pyarrow", "parquet": "pyarrow", "arrow": "pyarrow"}.items():
         if library[0] in name:
@@ -164,26 +137,15 @@ def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
-def test_a_huge_cell_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("data.rows.MAX_CELL", 1000)
-    path = write(tmp_path / "a.csv", csv_file([["text"], ["a" * 1001]]))
-    with pytest.raises(UserError, match=r"line 2 is not valid CSV: field larger than field limit \(1000\)"):
-        examples(path)
-    monkeypatch.undo()
-    assert len(examples(path)[0]["text"]) == 1001
-
-
-@pytest.mark.parametrize("kind", ["parquet", "bare.parquet", "stream.arrow", "file.arrow"])
+@pytest.mark.parametrize("kind", ["bare.parquet", "stream.arrow"])
 def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(tmp_path, kind) -> None:
     rows = [{"messages": CHAT, "id": i} for i in range(9)]
     whole = {
-        "parquet": lambda: parquet(rows),
         "bare.parquet": lambda: parquet(rows, compression="none", use_dictionary=False),
         "stream.arrow": lambda: arrow(rows),
-        "file.arrow": lambda: arrow(rows, "file"),
     }[kind]()
     path, chosen, refused = tmp_path / f"a.{kind}", random.Random(0), 0
-    for _ in range(60):
+    for _ in range(40):
         damaged = bytearray(whole)
         place = chosen.randrange(len(whole))
         damaged[place] ^= 1 << chosen.randrange(8)
@@ -193,41 +155,7 @@ def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(
         except UserError as error:
             refused += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
-    assert refused > 25  # a flipped bit of a text can make another text
-
-
-def test_keys_that_other_rows_have_are_absent(tmp_path) -> None:
-    """A column of tools has the parameters of all tools; those of the others are null, also inside the tools."""
-    rows = [{"messages": CHAT, "tools": [{"name": "f", "parameters": {name: "int"}}]} for name in ("x", "y")]
-    assert examples(write(tmp_path / "a.parquet", parquet(rows))) == rows
-    assert examples(write(tmp_path / "a.arrow", arrow(rows))) == rows
-
-
-def test_the_checksums_of_a_parquet_file_are_checked(tmp_path) -> None:
-    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    whole = parquet([{"text": TEXTS[0]}], write_page_checksum=True, **plain)
-    path = write(tmp_path / "a.parquet", whole.replace(b"own funds", b"old funds", 1))
-    with pytest.raises(UserError, match="a.parquet is damaged or not a parquet file: .*checksum"):
-        examples(path)
-
-
-def test_a_string_of_a_parquet_file_that_is_not_text_is_one_bad_row(tmp_path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    column = pyarrow.array([b"fine", b"caf\xe9", b"too"]).view(pyarrow.string())
-    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
-    noticed = Noticed(Reading(on_bad="skip"))
-    found = read_files([tmp_path / "a.parquet"], noticed.reading, noticed)
-    assert [example["text"] for _, example in found] == ["fine", "too"]
-    assert noticed.bad == [f"{tmp_path / 'a.parquet'}, row 2 is not UTF-8 text"]
-
-
-@given(
-    st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.none()), max_size=5), st.sampled_from([None, 1])
-)
-def test_an_array_and_values_that_follow_each_other_are_read(rows, indent) -> None:
-    values = [json.dumps(row, indent=indent) for row in rows]
-    for text in (json.dumps(rows, indent=indent), "\n".join(values), "".join(values)):
-        assert list(json_values(text, "a.json")) == rows
+    assert refused > 15  # a flipped bit of a text can make another text
 
 
 def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> None:
@@ -328,22 +256,6 @@ def test_what_is_not_a_file_is_refused(tmp_path) -> None:
         expand([tmp_path])
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow"])
-def test_a_file_without_permission_is_one_sentence(tmp_path, monkeypatch, name) -> None:
-    if name.endswith(("parquet", "arrow")):
-        pytest.importorskip("pyarrow")
-    path = write(tmp_path / name, b"data")
-
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    # As root, any file can be opened.
-    monkeypatch.setattr(Path, "open", refuse)
-    monkeypatch.setattr("data.rows.open_raw", refuse)
-    with pytest.raises(UserError, match=f"{path} cannot be read: Permission denied"):
-        examples(path)
-
-
 def save_dataset(folder: Path, parts: list[list[dict]], **state) -> Path:
     """A folder as `datasets.Dataset.save_to_disk` writes it."""
     folder.mkdir(parents=True)
@@ -368,7 +280,7 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
     assert expand([tmp_path]) == files  # a dataset below a folder
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     for broken, words in [
-        (tmp_path / "all", f"all is a saved dataset of several splits; name one: {folder}"),
+        (tmp_path / "all", "all is a saved dataset of several splits; name the folder of one"),
         (save_dataset(tmp_path / "old", [rows], _indices_data_files=[{}]), "old was saved by an old version"),
         (save_dataset(tmp_path / "bad", [rows], _data_files=3), "state.json is damaged"),
     ]:
@@ -388,40 +300,6 @@ def test_a_folder_of_training_and_test_files_is_not_trained_on_as_a_whole(tmp_pa
     assert len(expand([f"{tmp_path}/**/*.jsonl"])) == 2
 
 
-def test_a_tilde_that_the_shell_has_left_is_explained() -> None:
-    with pytest.raises(
-        UserError, match=r"^~/no.jsonl does not exist; the shell replaces ~ only where a word begins with it"
-    ):
-        expand(["~/no.jsonl"])
-
-
-def test_a_token_store_is_not_a_folder_of_files(tmp_path) -> None:
-    (tmp_path / "store.json").write_text("{}")
-    with pytest.raises(UserError, match="is a token store, which must be the only path of its source"):
-        expand([tmp_path])
-
-
-def test_a_truncated_zst_file_and_a_parquet_file_without_known_columns_are_refused(tmp_path) -> None:
-    zstandard = pytest.importorskip("zstandard")
-    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(b'{"text": "a"}\n' * 100)[:-4])
-    with pytest.raises(UserError, match="is damaged or not a zstd file: Truncated"):
-        list(read_files([tmp_path / "a.jsonl.zst"]))
-    (tmp_path / "a.parquet").write_bytes(parquet([{"id": 1, "body": text} for text in TEXTS]))
-    with pytest.raises(UserError, match="no column of a known form .* its columns are id, body; data.fields"):
-        list(read_files([tmp_path / "a.parquet"]))
-    assert examples(tmp_path / "a.parquet", fields={"text": "body"}) == [{"text": text} for text in TEXTS]
-
-
-def test_a_text_of_paragraphs_says_that_it_is_one_document_where_it_is_the_only_file(tmp_path) -> None:
-    book, page = (
-        write(tmp_path / name, text) for name, text in (("b.txt", b"One.\n\nTwo.\n\nThree.\n\n"), ("p.txt", b"A\nB"))
-    )
-    line = f'{book}: its 3 paragraphs are one document; to have many, write each as a line {{"text": "..."}} of a .jsonl file'
-    assert described([book])[0] == f"{book}: text (text)" and described([book])[1].startswith(line)
-    assert described([page]) == [f"{page}: text (text)"]
-    assert described([book, page]) == [f"{book} and 1 more: text (text)"]
-
-
 @pytest.mark.parametrize("missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.arrow"), ("pyarrow", "a.txt.zst")])
 def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing, name) -> None:
     monkeypatch.setitem(__import__("sys").modules, missing, None)
@@ -430,32 +308,9 @@ def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing
         list(read_files([tmp_path / name]))
 
 
-def test_progress_adds_up_to_the_size_of_the_file(tmp_path) -> None:
-    for name, content in [
-        ("a.jsonl", json_lines(ROWS)),
-        ("a.csv.gz", csv_file([["text"], ["a"]])),
-        ("a.parquet", parquet(ROWS)),
-        ("a.arrow", arrow(ROWS)),
-        ("a.json", b"[]"),
-    ]:
-        path, counts = write(tmp_path / name, content), []
-        try:
-            list(read_files([path], advance=counts.append))
-        except UserError:
-            assert name == "a.json"
-        assert sum(counts) == path.stat().st_size, name
-
-
 @pytest.mark.parametrize(
     "name, content",
-    [
-        ("a.csv", "text;id\none, two;1\n"),
-        ("a.csv", '"text";"a,b"\n"one, two";"1"\n'),
-        ("a.csv", "sep=;\ntext;id\none, two;1\n"),
-        ("a.csv", "text\tid\none, two\t1\n"),
-        ("a.tsv", "text;id\none, two;1\n"),
-        ("a.csv", "text|id\none, two|1\n"),
-    ],
+    [("a.csv", "text;id\none, two;1\n"), ("a.csv", "text\tid\none, two\t1\n"), ("a.tsv", "text;id\none, two;1\n")],
 )
 def test_the_separator_of_a_csv_file_is_recognised(tmp_path, name, content) -> None:
     path = write(tmp_path / name, content.encode())
@@ -463,12 +318,6 @@ def test_the_separator_of_a_csv_file_is_recognised(tmp_path, name, content) -> N
     path.write_bytes(content.encode() + b"short\n")
     with pytest.raises(UserError, match=f"a...v, line {content.count(chr(10)) + 1} has 1 cells, but the header has 2"):
         examples(path)
-
-
-@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.xlsx"])
-def test_an_archive_is_refused_by_its_name(tmp_path, name) -> None:
-    with pytest.raises(UserError, match=f"{name} is no data file; unpack it, or export its rows"):
-        examples(write(tmp_path / name, b"PK"))
 
 
 HOOKS = """
@@ -489,17 +338,14 @@ def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) ->
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hooks_of_a_test.py").write_text(HOOKS)
     rows = [{"title": f"t{n}", "n": n, "text": "not this"} for n in (1, 2, 3)]
-    for path in (
-        write(tmp_path / "a.jsonl", json_lines(rows)),
-        write(tmp_path / "a.parquet", parquet(rows)),
-    ):
+    for path in (write(tmp_path / "a.jsonl", json_lines(rows)), write(tmp_path / "a.parquet", parquet(rows))):
         assert examples(path, row="hooks_of_a_test:as_text") == [{"text": "t1!"}, {"text": "t3!"}]
     assert described([path], Reading(row="hooks_of_a_test:as_text")) == [
-        f"{path}: text (text); made by data.row=hooks_of_a_test:as_text, which leaves out 1 of the first 100 rows"
+        f"{path}: text (text); made by data.row=hooks_of_a_test:as_text"
     ]
     reading = Reading(row="hooks_of_a_test:as_text")
     assert (
-        "\n1 row LEFT OUT by data.row"
+        "\nLEFT OUT 1 rows by data.row"
         in load_documents((str(path),), tiny_tokenizer(), 64, "error", reading=reading).report
     )
     bad = write(tmp_path / "b.jsonl", json_lines([rows[0], {"n": 1}]))
@@ -529,13 +375,6 @@ def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
     made = load_documents((str(tmp_path),), tiny_tokenizer(), 64, "error", reading=Reading(max_samples=1))
     assert len(made) == 1 and made.report.startswith("1 example from 1 file, ")
     assert f"\n{files[0]}: text (text)" in made.report
-
-
-def test_no_bar_is_drawn_where_stderr_is_no_terminal(tmp_path, capsys) -> None:
-    """An error that ends a start then begins a line."""
-    path = write(tmp_path / "a.jsonl", json_lines([{"text": "a"}]))
-    load_documents((str(path),), tiny_tokenizer(), 64, "error", progress="training")
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

@@ -8,7 +8,7 @@ import pytest
 from common.errors import UserError
 from configs.load import EXAMPLE_FIELDS, FORMATS
 from data.files import Reading
-from data.formats import OPTIONAL, REQUIRED, canonical_example, example_text, foreign_keys, kind_of
+from data.formats import OPTIONAL, REQUIRED, canonical_example, example_text, kind_of
 
 USER, ANSWER = {"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}
 CHAT = [USER, ANSWER]
@@ -34,14 +34,8 @@ def test_every_form_has_a_name_and_its_keys_are_known() -> None:
     "form, row, expected",
     [
         ("messages", {"messages": CHAT}, {"messages": CHAT}),
-        ("messages", {"messages": json.dumps(CHAT)}, {"messages": CHAT}),
-        ("messages", {"messages": CHAT, "system": "S"}, {"messages": [{"role": "system", "content": "S"}, *CHAT]}),
         ("messages", {"messages": CHAT, "prompt": "LCR?", "text": "<|im_start|>"}, {"messages": CHAT}),
-        (
-            "sharegpt",
-            {"conversations": [{"from": "human", "value": "LCR?"}, {"from": "gpt", "value": "97.3%"}], "system": ""},
-            {"messages": CHAT},
-        ),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "LCR?"}, {"from": "gpt", "value": "97.3%"}], "system": ""}, {"messages": CHAT}),
         (
             "alpaca",
             {"instruction": "Sum", "input": "1 2", "output": "3", "text": "Below is an instruction"},
@@ -60,14 +54,10 @@ def test_every_form_has_a_name_and_its_keys_are_known() -> None:
             },
         ),
         ("completion", {"prompt": "1+1=", "completion": "2"}, {"prompt": "1+1=", "completion": "2"}),
-        (
-            "completion",
-            {"prompt": [*CHAT, USER], "completion": [ANSWER]},
-            {"messages": [USER, ANSWER | {"weight": 0.0}, USER, ANSWER]},
-        ),
+        ("completion", {"prompt": [*CHAT, USER], "completion": [ANSWER]}, {"messages": [USER, ANSWER | {"weight": 0.0}, USER, ANSWER]}),
         ("text", {"text": "Grüße", "messages": None}, {"text": "Grüße"}),
     ],
-)
+)  # fmt: skip
 def test_each_form_is_detected_and_can_be_named(form, row, expected) -> None:
     for name in ("auto", form):
         assert canonical_example(row, "f", Reading(name)) == (form, expected)
@@ -86,31 +76,16 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({"role": "gpt", "content": "a"}, {"role": "assistant", "content": "a"}),
         ({"role": "developer", "content": "a"}, {"role": "developer", "content": "a"}),
-        ({"role": "function", "content": "a"}, {"role": "tool", "content": "a"}),
-        ({"role": "ipython", "content": "a"}, {"role": "tool", "content": "a"}),
         ({"from": "observation", "value": "a"}, {"role": "tool", "content": "a"}),
-        (
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            USER | {"content": "ab"},
-        ),
-        (ANSWER | {"id": 3, "name": None}, ANSWER),
-        (ANSWER | {"weight": 1, "train": True}, ANSWER),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, USER | {"content": "ab"}),
         (ANSWER | {"weight": 0}, ANSWER | {"weight": 0.0}),
         (ANSWER | {"train": False, "weight": 2}, ANSWER | {"weight": 0.0}),
-        (ANSWER | {"training": 0}, ANSWER | {"weight": 0.0}),
         (USER | {"train": False, "weight": 0}, USER),
         (ANSWER | {"reasoning_content": "r", "thinking": "t"}, ANSWER | {"reasoning_content": "r", "thinking": "t"}),
-        (
-            {"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"},
-            {"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"},
-        ),
+        ({"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"}, {"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"}),
         # A call of a tool, in the ways that files write it.
-        (
-            {"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]},
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", **CALL}]},
-        ),
+        ({"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]}, {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", **CALL}]}),
         (
             {
                 "role": "assistant",
@@ -119,25 +94,11 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
             },
             {"role": "assistant", "content": "", "tool_calls": [CALL]},
         ),
-        (
-            {"from": "function_call", "value": json.dumps(CALL["function"])},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        ),
-        (
-            {"role": "assistant", "content": None, "function_call": CALL["function"]},
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        ),
-        (ANSWER | {"tool_calls": []}, ANSWER),
+        ({"from": "function_call", "value": json.dumps(CALL["function"])}, {"role": "assistant", "content": None, "tool_calls": [CALL]}),
     ],
-)
+)  # fmt: skip
 def test_each_message_has_one_canonical_form(given, expected) -> None:
     assert message(given) == expected
-
-
-def test_arguments_that_are_not_an_object_stay_text() -> None:
-    for text in ("{", "3", "[1]"):
-        made = message({"role": "assistant", "tool_calls": [{"name": "f", "arguments": text}]})
-        assert made["tool_calls"][0]["function"]["arguments"] == text
 
 
 @pytest.mark.parametrize(
@@ -146,40 +107,18 @@ def test_arguments_that_are_not_an_object_stay_text() -> None:
         (3, " is not an object with keys"),
         ({}, " has none of the forms .*: it has no keys"),
         ({"question": "q", "answer": "a"}, " has none of the forms .*: its keys are question, answer; data.fields"),
-        ({"instruction": "i"}, " has none of the forms .*: its keys are instruction;"),
-        (
-            {"\ud800\n": 1} | {str(i): 1 for i in range(30)},
-            r" has none of the forms .*: its keys are \\ud800\\n, 0, .*, 18 and 11 more;",
-        ),
-        ({"text": 3}, ": `text` must be a non-empty string"),
+        ({"\ud800\n": 1} | {str(i): 1 for i in range(30)}, r" has none of the forms .*: its keys are \\ud800\\n, 0, .*, 18 and 11 more;"),
         ({"text": "\ud800"}, " is not valid Unicode text: surrogates not allowed"),
-        ({"text": "a", "weight": -1}, ": `weight` must be 0 or a number from 1e-12 to 1e.12, not -1"),
-        ({"text": "a", "weight": 1e39}, ": `weight` must be 0 or a number from 1e-12 to 1e.12, not 1e.39"),
         ({"text": "a", "weight": 1e-46}, ": `weight` must be 0 or a number from 1e-12 to 1e.12, not 1e-46"),
-        ({"text": "a", "weight": float("nan")}, ": `weight` must be .*, not nan"),
-        ({"text": "a", "weight": 10**4000}, ": `weight` must be .*, not 1000"),
         ({"text": "a", "weight": True}, ": `weight` must be .*, not True"),
-        ({"messages": []}, ": `messages` must be a non-empty list"),
-        ({"messages": [3]}, ": message 1 is not an object"),
-        ({"messages": "x"}, ": `messages` is text that is not JSON"),
-        ({"messages": [{"content": "a"}]}, ": message 1 needs a `role` that is one of system, .*, not None"),
         ({"messages": [{"role": "robot", "content": "a"}]}, ": message 1 needs a `role` .*, not 'robot'"),
-        ({"messages": [{"role": ["user"], "content": "a"}]}, ": message 1 needs a `role`"),
         ({"messages": [{"from": "function", "value": "a"}]}, ": message 1: `from` is function, which may be a call"),
-        (
-            {"messages": [USER, {"role": "assistant", "content": None}]},
-            ": message 2 needs a `content` that is a string",
-        ),
-        ({"messages": [{"role": "user", "content": 3}]}, ": message 1 needs a `content` that is a string"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, ": message 2 needs a `content` that is a string"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ": message 1 has a part of type 'image'"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, " is not valid Unicode text"),
-        ({"messages": [ANSWER | {"weight": "much"}]}, ": message 1: `weight` must be 0 or a number .*, not 'much'"),
         ({"messages": [ANSWER | {"train": "no"}]}, ": message 1: `train` must be true or false, not 'no'"),
         ({"messages": [USER | {"train": True}]}, ": message 1: `train` is true, but only messages of the assistant"),
-        ({"messages": [ANSWER | {"name": 3}]}, ": message 1: `name` must be a string"),
         ({"messages": [USER | {"tool_calls": [CALL]}]}, ": message 1 has `tool_calls`, but its role is user"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]}, ": message 1: a tool call must be"),
-        ({"messages": [{"role": "assistant", "tool_calls": 3}]}, ": message 1: a tool call must be"),
         (
             {
                 "messages": [
@@ -188,20 +127,16 @@ def test_arguments_that_are_not_an_object_stay_text() -> None:
             },
             ": message 1: `tool_calls` is nested more than 100 levels deep",
         ),
-        ({"messages": CHAT, "tools": "{"}, ": `tools` is text that is not JSON"),
         ({"messages": CHAT, "tools": "[" * 100_000}, ": `tools` is text that is not JSON"),
-        ({"messages": CHAT, "tools": ["f"]}, ": `tools` must be a list of objects"),
         ({"messages": CHAT, "tools": [{"f": float("inf")}]}, ": `tools` has the value inf, which JSON does not have"),
-        ({"messages": CHAT, "tools": [{"f": "\udc00"}]}, " is not valid Unicode text"),
         ({"messages": [{"role": "system", "content": "A"}], "system": "B"}, " has `system` and another system message"),
         ({"prompt": "a", "completion": "b", "tools": TOOLS}, " has `tools`, which only chats can have"),
         ({"prompt": "a", "completion": CHAT}, ": `prompt` and `completion` must both be strings or both be lists"),
         ({"prompt": "a", "completion": ""}, ": `completion` must be a non-empty string"),
         ({"instruction": " ", "output": "o"}, ": `instruction` is empty"),
-        ({"instruction": "i", "output": 3}, ": `output` must be a string"),
         ({"instruction": "i", "output": "o", "history": [["a"]]}, ": `history` must be a list of pairs"),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_example_is_one_sentence(row, words) -> None:
     with pytest.raises(UserError, match=f"^f.jsonl, line 3{words}") as error:
         canonical(row)
@@ -224,12 +159,6 @@ def test_fields_rename_the_keys_of_examples_and_messages() -> None:
         canonical({"text": "a"}, format="text", fields={"text": "body"})
     with pytest.raises(UserError, match="has no `output`, which data.format=alpaca needs; its keys are instruction"):
         canonical({"instruction": "a"}, format="alpaca")
-
-
-def test_the_named_form_counts_where_several_fit() -> None:
-    row = {"messages": CHAT, "text": "a"}
-    assert canonical(row, format="text") == {"text": "a"}
-    assert canonical(row) == {"messages": CHAT}
 
 
 def test_nonsense_never_ends_in_a_traceback() -> None:
@@ -258,7 +187,7 @@ def test_nonsense_never_ends_in_a_traceback() -> None:
     ]
     keys = ["role", "content", "from", "value", "tool_calls", "function_call", "name", "weight", "train", "x"]
     read = 0
-    for _ in range(10_000):
+    for _ in range(3_000):
         turn = {key: chosen.choice(scraps) for key in chosen.sample(keys, 3)}
         turn |= chosen.choice([{}, {"role": chosen.choice(["user", "assistant", "function_call", "tool"])}])
         row = {key: chosen.choice(scraps) for key in chosen.sample(EXAMPLE_FIELDS, 3)} | {"messages": [turn]}
@@ -268,7 +197,7 @@ def test_nonsense_never_ends_in_a_traceback() -> None:
             continue
         read += 1
         example_text(made).encode()
-    assert read > 100
+    assert read > 30
 
 
 def test_the_text_of_an_example() -> None:
@@ -302,12 +231,9 @@ def test_token_ids_are_taken_as_they_are(row, ids, mask) -> None:
     "row, words",
     [
         ({"input_ids": []}, "`input_ids` must be at least one id"),
-        ({"input_ids": [3, -1]}, "none below 0"),
         ({"input_ids": [3, 4.5]}, "`input_ids` must be a list of integers"),
-        ({"input_ids": 3}, "`input_ids` must be a list of integers"),
         ({"input_ids": [3], "labels": [3, 4]}, "`labels` has 2 items, but `input_ids` has 1"),
         ({"input_ids": [3, 4], "labels": [4, -100]}, "not shifted; item 1 is 4 beside the id 3"),
-        ({"input_ids": [3, 4], "mask": [0, 2]}, "`mask` must have only 0 and 1"),
         ({"input_ids": [3, 4], "mask": [0, 1], "labels": [-100, 4]}, "has `labels` and `mask`"),
         ({"input_ids": [3], "attention_mask": [0]}, "`attention_mask` is 0 everywhere"),
     ],
@@ -315,8 +241,3 @@ def test_token_ids_are_taken_as_they_are(row, ids, mask) -> None:
 def test_token_ids_that_do_not_fit_are_one_sentence(row, words) -> None:
     with pytest.raises(UserError, match=f"^f.jsonl, line 3.*{words}"):
         canonical(row)
-
-
-def test_keys_of_token_ids_mean_nothing_in_other_forms() -> None:
-    row = {"text": "a", "labels": ["x"], "mask": "m"}
-    assert canonical(row) == row and foreign_keys("text", row) == []

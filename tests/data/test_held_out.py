@@ -1,9 +1,6 @@
 """The split is the same in any order and file, has the share that was asked for, and keeps copies and groups together."""
 
-import datetime
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from data.reader import Reader, with_shared_examples_reported
 from tests.tiny import tiny_tokenizer
 
 CHAT = [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "97.3%"}]
-HASHES = [content_hash({"text": f"document {i}"}) for i in range(20_000)]
+HASHES = [content_hash({"text": f"document {i}"}) for i in range(8_000)]
 
 
 def test_the_hash_is_of_the_content_alone() -> None:
@@ -122,7 +119,7 @@ def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_
     held = len(validation.sources[0])
     assert (
         30 < held < 90
-        and f"\nREPEATED: {held // 2} examples say what an earlier one says, but for case, white space"
+        and f"\nREPEATED {held // 2} that say what an earlier one says, but for case, white space"
         in (validation.sources[0].report)
     )
     reader = Reader(tiny_tokenizer(), 384, 128, "drop")
@@ -133,18 +130,6 @@ def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_
     assert report.endswith(
         "\nSHARED: 7 of 8 examples are also in the training data, but for case, white space and punctuation"
     )
-
-
-def test_the_hash_is_the_same_in_another_process() -> None:
-    code = "from data.held_out import content_hash; print(content_hash({'messages': [{'role': 'user', 'content': 'ü'}]}).hex())"
-    command = [sys.executable, "-c", code]
-    made = {
-        subprocess.run(
-            command, env={"PYTHONHASHSEED": s, "PYTHONPATH": "."}, capture_output=True, text=True, check=True
-        ).stdout
-        for s in "12"
-    }
-    assert made == {content_hash({"messages": [{"role": "user", "content": "ü"}]}).hex() + "\n"}
 
 
 def test_the_held_out_part_has_its_share_and_grows_with_it() -> None:
@@ -159,13 +144,6 @@ def keys_of(hashes: list[bytes]) -> np.ndarray:
     return np.array([key_of(one) for one in hashes], dtype=np.uint64)
 
 
-def test_the_split_is_independent_of_the_keys() -> None:
-    """Keys are the other half of a hash: the held-out part is not a range of them."""
-    keys = keys_of([h for h in HASHES if is_held_out(h, 0.1)])
-    quarters = np.histogram(keys / 2**64, bins=4, range=(0, 1))[0]
-    assert quarters.min() > 0.8 * len(keys) / 4
-
-
 def test_repeated_and_shared_examples_are_counted() -> None:
     training, validation = keys_of([*HASHES[:100], *HASHES[:7], HASHES[0]]), keys_of(HASHES[98:103])
     assert num_repeated(training) == 8 and num_repeated(validation) == 0
@@ -173,9 +151,3 @@ def test_repeated_and_shared_examples_are_counted() -> None:
     assert num_shared(training, keys_of(HASHES[:1])) == 3
     nothing = keys_of([])
     assert num_repeated(nothing) == num_shared(training, nothing) == num_shared(nothing, training) == 0
-
-
-def test_a_split_by_days_of_a_parquet_file() -> None:
-    """A column of times has Python's datetime, which is not JSON."""
-    first, second = ({"text": "a", "day": datetime.datetime(2026, 1, day)} for day in (1, 2))
-    assert group_hash(first, "day") == group_hash(first | {"text": "b"}, "day") != group_hash(second, "day")

@@ -1,10 +1,8 @@
 import random
 
-import numpy as np
 import pytest
 
 from common.errors import UserError
-from data import replay_filters
 from data.replay_filters import (
     EvaluationTexts,
     Filters,
@@ -12,7 +10,6 @@ from data.replay_filters import (
     filter_texts,
     normalize,
     repetition,
-    shingle_hashes,
     sketch,
     until_last_sentence,
 )
@@ -70,8 +67,7 @@ def test_a_short_evaluation_text_overlaps_only_as_a_whole_and_between_words():
     assert not evaluation.overlaps("the capital of france is")
 
 
-def test_overlap_is_a_shared_run_of_fifty_characters_wherever_it_stands(monkeypatch):
-    monkeypatch.setattr(replay_filters, "BLOCK", 64)  # the runs lie across the ends of blocks
+def test_overlap_is_a_shared_run_of_fifty_characters_wherever_it_stands():
     rng = random.Random(0)
     alphabet = "abcdefgh äö句😀"
 
@@ -93,25 +89,6 @@ def test_overlap_is_a_shared_run_of_fifty_characters_wherever_it_stands(monkeypa
         found += overlaps
     assert 100 < found < 300
     assert not NOTHING.overlaps(held_out[0])
-
-
-def test_hashes_of_different_shingles_differ_and_those_of_equal_ones_do_not():
-    text = normalize(prose(9, 4000))
-    for size in (1, 2, 3, 24, 50):
-        hashes = np.concatenate(list(shingle_hashes(text, size)))
-        by_shingle = dict(zip(shingles(text, size), hashes.tolist(), strict=True))
-        assert len(set(by_shingle.values())) == len(by_shingle)
-        assert [by_shingle[shingle] for shingle in shingles(text, size)] == hashes.tolist()
-    assert not list(shingle_hashes("short", 50))
-
-
-def test_a_shingle_of_evaluation_texts_takes_eight_bytes():
-    text = prose(10, 20_000)
-    evaluation = EvaluationTexts([text] * 3)
-    count = 3 * (len(normalize(text)) - 49)
-    assert count > 300_000
-    assert evaluation.shingles.nbytes == 8 * count and evaluation.shingles.base is None
-    assert not evaluation.short_texts
 
 
 def test_a_truncated_text_ends_with_its_last_complete_sentence():

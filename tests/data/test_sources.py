@@ -39,22 +39,6 @@ def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> No
     assert len(folder) == 13 and "from 3 files" in folder.lines("train")[0]
 
 
-def test_a_source_has_a_function_of_its_own_that_makes_examples(tmp_path, monkeypatch) -> None:
-    """Another one than data.row, for its validation files too; a digest of its code is asked for."""
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "hooks_of_a_mix.py").write_text("def text(row): return {'text': row['title']}")
-    file = tmp_path / "titles.jsonl"
-    file.write_text("".join(json.dumps({"title": text}) + "\n" for text in TEXTS))
-    chat, asked = str(write_chat_file(tmp_path / "chat.jsonl", 3)), []
-    reader = Reader(tiny_tokenizer(), 384, 128, "drop", digest_of_row=lambda row: asked.append(row) or "")
-    mix = (Source("titles", (str(file),), 0.1, (str(file),), row="hooks_of_a_mix:text"),)
-    made = reader.training((chat,), mix).sources[1]
-    assert len(made) == 2 and "text (text); made by data.row=hooks_of_a_mix:text" in made.report
-    assert len(reader.validation((), mix).sources[0]) == 2 and set(asked) == {"hooks_of_a_mix:text"}
-    with pytest.raises(UserError, match="line 1 has none of the forms"):
-        reader.training((chat,), (Source("titles", (str(file),), 0.1),))
-
-
 def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
     chat, part, other = (str(tmp_path / f"{name}.jsonl") for name in ("chat", "part", "other"))
     lines = write_chat_file(chat, 12).read_text().splitlines(keepends=True)
@@ -69,3 +53,19 @@ def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
     assert "SHARED: 5 of 5 examples are also in another source of training data" in corpus.sources[1].report
     validation = with_shared_examples_reported(reader.validation((part,), ()), corpus)
     assert "SHARED: 5 of 5 examples are also in the training data" in validation.sources[0].report
+
+
+def test_a_source_has_a_function_of_its_own_that_makes_examples(tmp_path, monkeypatch) -> None:
+    """Another one than data.row, for its validation files too; a digest of its code is asked for."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hooks_of_a_mix.py").write_text("def text(row): return {'text': row['title']}")
+    file = tmp_path / "titles.jsonl"
+    file.write_text("".join(json.dumps({"title": text}) + "\n" for text in TEXTS))
+    chat, asked = str(write_chat_file(tmp_path / "chat.jsonl", 3)), []
+    reader = Reader(tiny_tokenizer(), 384, 128, "drop", digest_of_row=lambda row: asked.append(row) or "")
+    mix = (Source("titles", (str(file),), 0.1, (str(file),), row="hooks_of_a_mix:text"),)
+    made = reader.training((chat,), mix).sources[1]
+    assert len(made) == 2 and "text (text); made by data.row=hooks_of_a_mix:text" in made.report
+    assert len(reader.validation((), mix).sources[0]) == 2 and set(asked) == {"hooks_of_a_mix:text"}
+    with pytest.raises(UserError, match="line 1 has none of the forms"):
+        reader.training((chat,), (Source("titles", (str(file),), 0.1),))

@@ -33,16 +33,6 @@ def test_the_texts_of_tokens_make_up_the_text(name):
         halves = run_text(tokenizer, ids, 0, cut) + run_text(tokenizer, ids, cut, len(ids))
         if "\ufffd" not in tokenizer.decode(ids[:cut]):  # not inside a character
             assert halves == decoded
-    assert "\ufffd" not in "".join(run_text(tokenizer, ids, i, i + 1) for i in range(len(ids)))
-
-
-@pytest.mark.parametrize("name", ["smollm2", "llama2"])  # byte-level BPE; sentencepiece with byte fallback
-def test_a_token_that_is_a_part_of_a_character_is_shown_as_its_bytes(name):
-    tokenizer = family_tokenizer(name)
-    ids = tokenizer.encode("a€", add_special_tokens=False)
-    parts = [visible(run_text(tokenizer, ids, i, i + 1)) for i in range(len(ids) - 3, len(ids))]
-    assert parts == ["⟨E2⟩", "⟨82⟩", "⟨AC⟩"]
-    assert visible(run_text(tokenizer, ids, len(ids) - 2, len(ids))) == "⟨82 AC⟩"
 
 
 def test_special_tokens_are_shown():

@@ -1,25 +1,21 @@
 """Building a token store: all file types, texts cut into pieces, and interruptions at any moment."""
 
-import gzip
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-import data.rows
+import data.encoding
 import data.tokenise
 from common.errors import UserError
+from data.encoding import ExampleEncoder, cut
 from data.store import STORE_FILE, StoreWriter, open_store, shard_file
 from data.token_store import build_store
-from data.tokenise import Unit, UnitEncoder, cut
 from tests.data.test_store import ragged_texts, write_texts
-from tests.tiny import CHATML, SENTENCES, SPECIAL_TOKENS, tiny_tokenizer, write_chat_file
+from tests.processes import run_ranks
+from tests.tiny import CHATML, SENTENCES, SPECIAL_TOKENS, tiny_tokenizer
 
 # Contains runs of line ends, which a tokenizer may encode as one token.
 LONG = "\n".join(f"{i}. {SENTENCES[i % 4]}" + "\n" * (i % 3) for i in range(60)) + "\nGrüße: 97,3 €\rEnde"
@@ -38,23 +34,6 @@ def encoded(texts: list[str], tokenizer: PreTrainedTokenizerFast | None = None) 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_all_file_types_are_read_in_order(tmp_path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    texts = ragged_texts(12)
-    lines = write_texts(tmp_path / "a.jsonl", texts[:5])
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(write_texts(tmp_path / "b.jsonl", texts[5:8]).read_bytes()))
-    (tmp_path / "c.txt").write_text(texts[8])
-    parquet.write_table(pyarrow.table({"text": texts[9:]}), tmp_path / "d.parquet")
-    files = [lines, *(tmp_path / name for name in ("b.jsonl.gz", "c.txt", "d.parquet"))]
-    progress = []
-    store = build_store(files, tiny_tokenizer(), tmp_path / "store", advance=progress.append)
-    assert tokens_of(tmp_path / "store") == encoded(texts)
-    assert (store.num_documents, store.num_tokens) == (12, len(encoded(texts)))
-    assert sum(progress) == sum(path.stat().st_size for path in files) and len(progress) >= 4
-    assert sorted(contents(tmp_path / "store")) == ["lock", "shard-00000.tokens", "store.json"]
 
 
 def line_end_tokenizer() -> PreTrainedTokenizerFast:
@@ -84,36 +63,17 @@ def marking_tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-@pytest.mark.parametrize("make_tokenizer", [line_end_tokenizer, marking_tokenizer])
-@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
-def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, ending, make_tokenizer) -> None:
-    monkeypatch.setattr(data.tokenise, "PIECE_CHARACTERS", 200)
-    monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 700)
-    monkeypatch.setattr(data.rows, "CHUNK", 1)  # splits characters and \r\n pairs
-    if ending == ".txt":
-        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + LONG.replace("\n", "\r\n").encode())
-    else:
-        write_texts(tmp_path / "a.jsonl", [LONG])
-    texts, call = [], UnitEncoder.__call__
-    monkeypatch.setattr(UnitEncoder, "__call__", lambda self, units: texts.extend(units) or call(self, units))
+@pytest.mark.parametrize("make_tokenizer", [line_end_tokenizer, marking_tokenizer, tiny_tokenizer])
+def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, make_tokenizer) -> None:
+    monkeypatch.setattr(data.encoding, "PIECE", 200)
+    monkeypatch.setattr(data.encoding, "PIECES", 3)
+    pieces = cut(LONG)
+    assert len(pieces) > 20 and "".join(pieces) == LONG and max(map(len, pieces)) <= 200
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + LONG.replace("\n", "\r\n").encode())
     tokenizer = make_tokenizer()
-    build_store([tmp_path / f"a{ending}"], tokenizer, tmp_path / "store", shard_tokens=10)
-    assert len(texts) > 20 and max(len(unit.example["text"]) for unit in texts) <= 200
-    assert [unit.ends for unit in texts] == [False] * (len(texts) - 1) + [True]
+    build_store([tmp_path / "a.txt"], tokenizer, tmp_path / "store", shard_tokens=10)
     assert tokens_of(tmp_path / "store") == encoded([LONG], tokenizer)
-
-
-@settings(max_examples=100)
-@given(st.text(st.sampled_from("ab1. \n\té"), max_size=300), st.integers(1, 40))
-def test_the_pieces_add_up_to_the_text(text, size) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.tokenise, "PIECE_CHARACTERS", size)
-        pieces = list(cut(Unit(0, 0, "", {"text": text})))
-    texts = [piece.example["text"] for piece in pieces]
-    assert "".join(texts) == text
-    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    assert [piece.begins for piece in pieces] == [True] + [False] * (len(pieces) - 1)
-    assert all(0 < len(text) <= size for text in texts[:-1]) and len(texts[-1]) <= size
+    assert cut("a" * 450) == ["a" * 200, "a" * 200, "a" * 50] and cut("") == [""]
 
 
 @pytest.fixture
@@ -128,11 +88,8 @@ def sources(tmp_path) -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(
-    tmp_path, sources, monkeypatch, after
-) -> None:
-    """Interrupts the build before or after each of the renames that publish a file, then resumes it."""
+def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(tmp_path, sources, monkeypatch) -> None:
+    """Interrupts the build before each of the renames that publish a file, then resumes it."""
     monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 400)
     build_store(sources, tiny_tokenizer(), tmp_path / "whole", 700)
     whole = contents(tmp_path / "whole")
@@ -142,11 +99,9 @@ def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(
         out, count = tmp_path / f"stopped-{interrupted}", iter(range(10**6))
 
         def stopping(source: Path, target: Path, count=count, at=interrupted) -> None:
-            now = next(count) == at
-            if after or not now:
-                replace(source, target)
-            if now:
+            if next(count) == at:
                 raise KeyboardInterrupt
+            replace(source, target)
 
         monkeypatch.setattr(os, "replace", stopping)
         try:
@@ -165,13 +120,13 @@ def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(
 
 def test_a_resumed_build_tokenises_only_what_is_missing(tmp_path, sources, monkeypatch) -> None:
     monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 100)
-    texts, call = [], UnitEncoder.__call__
+    texts, encode = [], ExampleEncoder.encode
 
-    def recording(encoder: UnitEncoder, units: list) -> list:
-        texts.extend(unit.example["text"] for unit in units)
-        return call(encoder, units)
+    def recording(encoder: ExampleEncoder, examples: list[dict]) -> list:
+        texts.extend(example["text"] for example in examples)
+        return encode(encoder, examples)
 
-    monkeypatch.setattr(UnitEncoder, "__call__", recording)
+    monkeypatch.setattr(ExampleEncoder, "encode", recording)
     end_shard = StoreWriter.end_shard
 
     def stopping(writer: StoreWriter) -> None:
@@ -186,9 +141,7 @@ def test_a_resumed_build_tokenises_only_what_is_missing(tmp_path, sources, monke
     before = {name: data for name, data in contents(tmp_path / "store").items() if name.endswith(".tokens")}
     assert len(before) == 3
     texts.clear()
-    progress = []
-    store = build_store(sources, tiny_tokenizer(), tmp_path / "store", 300, progress.append)
-    assert sum(progress) == sum(path.stat().st_size for path in sources)
+    store = build_store(sources, tiny_tokenizer(), tmp_path / "store", 300)
     done = store.document_starts[3]
     assert len(texts) == 33 - done < 33 and texts == ragged_texts(33, seed=1)[done:]
     assert all(contents(tmp_path / "store")[name] == data for name, data in before.items())
@@ -237,13 +190,11 @@ def test_a_directory_with_other_files_is_not_touched(tmp_path, sources) -> None:
         build_store(sources, tiny_tokenizer(), tmp_path / "other" / "notes.md")
 
 
-def test_three_builds_of_one_store_at_once_make_it_once(tmp_path, sources) -> None:
+def test_two_builds_of_one_store_at_once_make_it_once(tmp_path, sources) -> None:
     """Each process writes a line for every text that it tokenises."""
     (tmp_path / "worker.py").write_text(WORKER.format(root=str(Path(__file__).resolve().parents[2])))
-    command = [sys.executable, "worker.py", *(path.name for path in sources)]
-    started = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = {process.communicate(timeout=300)[0] for process in started}
-    assert [process.returncode for process in started] == [0, 0, 0] and len(said) == 1
+    done = run_ranks(2, tmp_path / "worker.py", *(path.name for path in sources), cwd=tmp_path)
+    assert done.returncode == 0 and len(set(done.stdout.split())) == 1, done.stderr
     assert len((tmp_path / "tokenised").read_text().splitlines()) == 33
     assert tokens_of(tmp_path / "store") == encoded(ragged_texts(33, seed=1))
 
@@ -253,51 +204,13 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from data.token_store import build_store
-from data.tokenise import UnitEncoder
+from data.encoding import ExampleEncoder
 from tests.tiny import tiny_tokenizer
-call = UnitEncoder.__call__
-def recording(self, units):
+encode = ExampleEncoder.encode
+def recording(self, examples):
     with open("tokenised", "a") as file:
-        file.write("x\\n" * len(units))
-    return call(self, units)
-UnitEncoder.__call__ = recording
+        file.write("x\\n" * len(examples))
+    return encode(self, examples)
+ExampleEncoder.encode = recording
 print(build_store(list(map(Path, sys.argv[1:])), tiny_tokenizer(), Path("store"), 300).fingerprint)
 """
-
-
-@pytest.mark.parametrize(
-    "name, content, words",
-    [
-        ("a.jsonl", '{"text": "a"}\n{"text": ""}\n', "a.jsonl, line 2: `text` must be a non-empty string"),
-        ("a.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', "a.jsonl, line 2 is not valid Unicode text: surrogates"),
-        ("a.txt", " \n\n", "a.txt contains no examples"),
-        ("a.jsonl", "\n", "a.jsonl contains no examples"),
-    ],
-)
-def test_the_error_names_a_bad_text(tmp_path, name, content, words) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=words):
-        build_store([tmp_path / name], tiny_tokenizer(), tmp_path / "store")
-    with pytest.raises(UserError, match="is incomplete"):
-        open_store(tmp_path / "store")
-
-
-def test_chats_and_what_is_no_text_are_refused(tmp_path) -> None:
-    chat = write_chat_file(tmp_path / "chat.jsonl", 1)
-    with pytest.raises(
-        UserError, match="chat.jsonl, line 1 is a chat, but a token store takes only documents with `tex"
-    ):
-        build_store([chat], tiny_tokenizer(), tmp_path / "store")
-    (tmp_path / "b.txt").write_bytes(b"caf\xe9 is latin-1")
-    with pytest.raises(UserError, match="b.txt is not UTF-8 text"):
-        build_store([tmp_path / "b.txt"], tiny_tokenizer(), tmp_path / "other")
-
-
-def test_a_shard_is_closed_by_the_document_that_fills_it(tmp_path) -> None:
-    texts = ["a" * n for n in (5, 5, 50, 1)]
-    lengths = [len(encoded([text])) for text in texts]
-    files = [write_texts(tmp_path / "a.jsonl", texts)]
-    store = build_store(files, tiny_tokenizer(), tmp_path / "store", shard_tokens=lengths[0] + lengths[1])
-    assert [shard.counts["ids"] for shard in store.shards] == [lengths[0] + lengths[1], lengths[2], lengths[3]]
-    assert [shard.counts["documents"] for shard in store.shards] == [2, 1, 1]
-    assert store.shards[0].rows("documents")["ids"].tolist() == [lengths[0], lengths[0] + lengths[1]]

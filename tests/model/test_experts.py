@@ -13,7 +13,6 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from common.errors import UserError
 from configs.config import EWC, Batch, Config, Data, LoRA, Model, Optimizer, Run
 from data.batches import MicroBatch, collate
-from data.context import part_of
 from data.dealing import Dealer, one_per_token
 from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
 from distributed.compiled_layers import compile_layers
@@ -166,9 +165,9 @@ def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
     """Of an empty micro-batch, and of a row that ranks share."""
     made, packed = documents([37, 5, 9]), load(path)
     batch = collate((0, 1, 2), made)
-    parts = [part_of(batch, part, 4) for part in range(4)]  # 51 tokens on 4 ranks: 13 each, and one fills up
+    parts = [batch.part(part, 4) for part in range(4)]  # 51 tokens on 4 ranks: 13 each, and one fills up
     assert [part.filling for part in parts] == [0, 0, 0, 1] and collate((), made).filling == 2
-    assert [part_of(collate((), made), part, 4).filling for part in range(4)] == [1, 1, 1, 1]
+    assert [collate((), made).part(part, 4).filling for part in range(4)] == [1, 1, 1, 1]
     routers = Routers(packed, None, packed.causal_lm.config, torch.device("cpu"))
     routers.start(SimpleNamespace(document_lengths=(37, 5, 9)))
     for one in (collate((), made), MicroBatch(**vars(batch) | {"filling": 9})):
