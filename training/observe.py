@@ -22,20 +22,13 @@ SLOW = 1.5  # a straggler takes so many times as long as the median rank,
 PATIENCE = 5  # in so many logged rows one after the other
 
 
-def start_profile(
-    wanted: str | None, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
-) -> "Profile | None":
-    """The trace that run.profile=STEP:COUNT asks for; None without it. Raises UserError if the run ends before that step."""
-    return None if wanted is None else Profile(wanted, total_steps, directory, ranks, say)
-
-
 class Profile:
     """torch.profiler's trace of the steps of `run.profile`, one file per rank in runs/NAME/profile."""
 
     def __init__(
         self, wanted: str, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
     ) -> None:
-        """wanted: STEP:COUNT."""
+        """wanted: STEP:COUNT. Raises UserError if the run ends before that step."""
         self.directory, self.ranks, self.say = directory / "profile", ranks, say
         self.wanted: str | None = wanted  # None: done
         self.first, self.count = map(int, wanted.split(":"))
