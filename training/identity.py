@@ -258,7 +258,8 @@ class _Finder(ModuleFinder):
             return super().find_module(name, path, parent)
         except (AttributeError, TypeError):  # of its loader, which it does not have
             folder = next(folder for folder in path or self.path if Path(folder, name).is_dir())
-            return None, str(Path(folder, name)), ("", "", modulefinder._PKG_DIRECTORY)
+            package = modulefinder._PKG_DIRECTORY  # pyright: ignore[reportAttributeAccessIssue]
+            return None, str(Path(folder, name)), ("", "", package)
 
     def load_package(self, fqname: str, pathname: str) -> Any:
         """The module of a package, after its __init__.py if it has one."""
@@ -276,16 +277,18 @@ def _folders(*first: Path) -> list[Path]:
 
 
 def _imported(folders: list[Path], *names: str, excluded: Collection[str]) -> dict[str, str]:
-    """The files in `folders` of these modules, or of a script, and of all that they import -> the digest of each.
+    """The files in `folders` of these modules, or of the script at a path, and of all that they import -> the digest of each.
 
     A module that is not there or has an error is left out: what needs it says so in one sentence, before anything is trained.
     """
     finder = _Finder([str(folder) for folder in folders], excludes=list(excluded))
     for name in names:
         with suppress(ImportError, SyntaxError, ValueError):
-            finder.run_script(name) if name.endswith(".py") else finder.import_hook(name)
-    found = [str(getattr(module, "__file__", "")) for module in finder.modules.values()]
-    files = [Path(name) for name in found if name.endswith(".py")]
+            finder.run_script(name) if Path(name).is_absolute() else finder.import_hook(name)
+    modules: list[Any] = list(finder.modules.values())
+    files = [
+        Path(module.__file__) for module in modules if module.__code__
+    ]  # without packages that have no file, and libraries
     return dict(sorted((_name_of(file, folders), digest_of_file(file)) for file in files))
 
 

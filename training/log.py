@@ -26,7 +26,7 @@ from distributed.process_group import Ranks, read_on_first
 from model.flops import Peak, Work, count_work, find_peak, step_flops
 from model.language_model import PackedLanguageModel
 from model.loss import LossSums
-from training.sinks import Sink, Values, open_sinks
+from training.sinks import Service, TensorBoard, Values, open_sinks
 
 SHOWN = 32  # hexadecimal digits of the head of the record
 EVALUATIONS = {"validation", "forgetting"}  # names before the slash in the curves of an evaluation
@@ -45,7 +45,7 @@ class Log:
         """log_to: names of sinks; config: section -> key -> value, for those that show it. Lines can be said at once."""
         self.enabled, self.directory, self.ranks = ranks.rank == 0, directory, ranks
         self.path = directory / "metrics.jsonl"
-        self.log_to, self.config, self.sinks = log_to, config or {}, list[Sink]()
+        self.log_to, self.config, self.sinks = log_to, config or {}, list[TensorBoard | Service]()
 
     def open(self, start_step: int, evaluated: dict[str, int], total_steps: int) -> "Log":
         """Open the files for a run that continues at `start_step`; 0 starts anew. Returns itself. A collective.

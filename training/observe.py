@@ -5,7 +5,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,10 @@ def memory_snapshot(config: Config, directory: Path, ranks: Ranks) -> Iterator[N
         if config.model.activation_checkpointing == "none":
             tries.append("model.activation_checkpointing=full")
         tries.append("more ranks or a smaller optimizer.memory than " + config.optimizer.memory)
-        try:
+        with suppress(OSError):
             torch.cuda.memory._dump_snapshot(str(path))
-            shown = f"{path} has what filled it (docs.pytorch.org/memory_viz draws it)"
-        except OSError as problem:
-            shown = f"{path} cannot be written ({problem.strerror})"
-        error.add_note(f"rank {ranks.rank} has no memory left: {shown}; try {', or '.join(tries)}")
+        what = f"{path} has what filled it (docs.pytorch.org/memory_viz draws it)"
+        error.add_note(f"rank {ranks.rank} has no memory left: {what}; try {', or '.join(tries)}")
         raise
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)
