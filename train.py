@@ -49,10 +49,10 @@ from model.loss import LossSums, anchored, chunked, negative_log_likelihood
 from training.checkpointer import Checkpointer
 from training.description import describe_run
 from training.ending import check_budget, export_run, is_finished
-from training.evaluations import Evaluations, answers_and, start_forgetting
+from training.evaluations import Evaluations
 from training.inputs import Inputs, open_data
 from training.log import Log, make_meter
-from training.observe import Pace, start_profile
+from training.observe import Pace, Profile
 from training.record import RunRecord
 from training.start import check_disks, join_run, read_config, record_this_start
 
@@ -174,10 +174,14 @@ def train(
     if data.validation:
         measure = functools.partial(validate, model, data.validation_batches, data, data.validation, stop)
         if data.asked:  # run.eval_generate
-            asked = config, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say
-            measure = answers_and(measure, *asked)
+            from training.answers import Answers
+
+            start = config.model.path, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say
+            measure = Answers(measure, *start)
         evaluations.functions["validation"] = measure
     if config.run.eval_general:
+        from training.budget import start_forgetting
+
         evaluations.functions["forgetting"] = start_forgetting(model, tokenizer, data, stop, log.say)
     if data.train.anchored:  # sources of data.mix that are trained by KL to the base
         from training.anchor import with_base
@@ -206,8 +210,8 @@ def train(
     # checkpointer.register(name, thing): whatever else has a `state_dict()`, such as an average of the weights
     notes += checkpointer.load(state)
     meter, peak = make_meter(data.train, model, model_config, compute_dtype, ranks)
-    disks = check_disks(config, model, checkpointer.saver.stored_bytes(), model_config, ranks)
-    for line in describe_run(config, data, model, layers, model_config, optimizer, ranks, peak, notes, disks):
+    disk = check_disks(config, model, checkpointer.saver.stored_bytes(), model_config, ranks)
+    for line in describe_run(config, data, model, layers, model_config, optimizer, ranks, peak, notes, disk):
         log.say(line)
 
     # --- 5. The loop --------------------------------------------------------------------------------------------------
@@ -218,7 +222,7 @@ def train(
     gc.disable()
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
     pace = Pace(layers, stop, state["step"])  # which rank is slow
-    profile = start_profile(config.run.profile, total_steps, directory, ranks, log.say)
+    profile = Profile(config.run.profile, total_steps, directory, ranks, log.say) if config.run.profile else None
     stopping = False
     while True:
         # ---- what is due between two steps: evaluate, save, stop where all ranks agree --------------------------------

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from common.errors import UserError
 
@@ -105,22 +104,3 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def append_json_line(path: Path, value: object) -> None:
-    """Add one line of JSON to a file and flush it to disk. A last line that a crash cut off is removed first."""
-    is_new = not path.exists()
-    with path.open("a+b") as file:
-        if file.tell() and not _ends_with_newline(file):
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(value).encode() + b"\n")  # mode "a": at the end
-        file.flush()
-        os.fsync(file.fileno())
-    if is_new:
-        fsync(path.parent)
-
-
-def _ends_with_newline(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"

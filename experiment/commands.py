@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from common.durable_files import append_json_line, write_durably
+from common.durable_files import write_durably, write_json_lines
 from common.errors import UserError
 from experiment.launch import Ended, Job, run_jobs
 
@@ -116,7 +116,8 @@ def _end(ended: Ended, out: Path, parallel: int, state: _State) -> None:
         write_durably(command.diverged, ended.last_words + "\n")
         print(f"{command.name} diverged: {ended.last_words}", flush=True)
     row = {"name": command.name, "kind": command.kind, "options": command.options, "done": command.is_done}
-    append_json_line(out / TIMES, row | {"seconds": round(ended.seconds, 1), "parallel": parallel})
+    row |= {"seconds": round(ended.seconds, 1), "parallel": parallel}
+    write_json_lines(out / TIMES, [*read_times(out), row])
     if command.is_done:
         for path in command.frees:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

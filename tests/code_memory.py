@@ -1,10 +1,9 @@
 """The code that train.py loads, read once for all launches of a test session: every start of a run hashes all of it.
 
-A launch of tiny runs would spend a quarter of its time on that. The memory is a file of the session (conftest.py names it), with what
-training.identity reads in each module: by its path, time and size.
+A launch of tiny runs would spend a quarter of its time on that. The memory is a file of the session (conftest.py names it), with the
+code of each script that was run: by its path, time and size.
 """
 
-import functools
 import json
 import os
 from pathlib import Path
@@ -13,28 +12,23 @@ VARIABLE = "CODE_MEMORY"
 
 
 def remember_code() -> None:
-    """Let `training.identity` of this process read only what no earlier launch has read. No run of a launch changes the code."""
+    """Let `training.identity` of this process read only what no earlier launch has read. No test changes a module between two."""
     import training.identity
 
     memory = Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
     known = json.loads(memory.read_text()) if memory and memory.is_file() else {}
-    read_module, code_of = training.identity.read_module, training.identity.code_of
+    code_of = training.identity.code_of
 
-    def read_once(file: Path) -> tuple[list[tuple[str, bool]], str]:
-        status = file.stat()
-        key = f"{file} {status.st_mtime_ns} {status.st_size}"
-        if key not in known:
-            known[key] = read_module(file)
-        imports, digest = known[key]
-        return [(name, is_late) for name, is_late in imports], digest
-
-    @functools.cache
     def code_once(script: Path, scores: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
-        before, found = len(known), code_of(script, scores)
-        if memory and len(known) > before:
-            new = memory.with_suffix(f".{os.getpid()}")
-            new.write_text(json.dumps(known))
-            new.replace(memory)  # of ranks that write at once the last one stays
-        return found
+        status = script.stat()
+        key = f"{script.resolve()} {status.st_mtime_ns} {status.st_size} {scores}"
+        if key not in known:
+            known[key] = code_of(script, scores)
+            if memory:
+                new = memory.with_suffix(f".{os.getpid()}")
+                new.write_text(json.dumps(known))
+                new.replace(memory)  # of ranks that write at once the last one stays
+        code, more = known[key]
+        return dict(code), dict(more)
 
-    training.identity.read_module, training.identity.code_of = read_once, code_once
+    training.identity.code_of = code_once

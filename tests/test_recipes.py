@@ -1,8 +1,8 @@
 """The recipes of README's "Edit the loop": each patch applies to train.py, and the edited loop trains, logs and resumes.
 
-Every recipe trains on two ranks with an untied head; the losses also on one rank and with a tied one. Recipes that keep a state of
-their own are stopped and continued, on the same number of ranks, and end with the weights of a run that was not stopped; an
-optimizer also on another number. The check (`--check`) of one of each kind starts it, kills it and resumes it.
+Recipes whose effects can be told apart share a copy of train.py, which trains on two ranks with an untied head. Those that keep a
+state of their own lose their last checkpoint and continue: what they save then is what they had saved. The check (`--check`) runs
+on a copy with recipes of all kinds.
 """
 
 import json
@@ -21,11 +21,19 @@ from tests.tools.check_faults import END
 from training.record import Record
 
 RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
-LOSSES = ("z_loss", "label_smoothing", "dft")
-RESUMED = ("sgd", "nadam", "ema", "l2_to_start", "frozen_layers")
-MOVED = ("nadam",)
-CHECKED = ("dft", "sgd", "wsd", "ema", "l2_to_start", "frozen_layers")  # one of each kind
-STEPS, IN_STEP_4 = 6, 6
+# Name of a run -> the recipes that it has together.
+GROUPS = {
+    "z_loss": ("z_loss", "wsd", "weight_norm_curve"),
+    "label_smoothing": ("label_smoothing", "frozen_layers"),
+    "dft": ("dft", "ema"),
+    "sgd": ("sgd",),
+    "nadam": ("nadam",),
+    "l2_to_start": ("l2_to_start",),
+}
+RUN_OF = {recipe: run for run, recipes in GROUPS.items() for recipe in recipes}
+RESUMED = ("label_smoothing", "dft", "sgd", "l2_to_start")
+CHECKED = ("dft", "sgd", "wsd", "ema", "frozen_layers")
+STEPS = 6
 pytestmark = pytest.mark.slow
 
 
@@ -46,65 +54,53 @@ config = Config(
     ),
     batch=Batch(global_examples=8, micro_batch=2),
     optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0),
-    run=Run("base", directory={str(folder / "runs")!r}, save_every=3),
+    run=Run("base", directory={str(folder / "runs")!r}, save_every=3, keep_last=2, log_to=()),
 )
 """)
     return folder
 
 
-def edited(folder: Path, name: str) -> Path:
-    """A copy of train.py with the recipe applied."""
-    tree = folder / name
+def edited(folder: Path, *recipes: str) -> Path:
+    """A copy of train.py with the recipes applied."""
+    tree = folder / "scripts" / "-".join(recipes)
     tree.mkdir(parents=True)
-    plain = (ROOT / "train.py").read_text()
-    (tree / "train.py").write_text(plain)
-    subprocess.run(["git", "apply", str(RECIPES[name])], cwd=tree, check=True, capture_output=True)
-    text = (tree / "train.py").read_text()
-    assert text != plain
+    script = tree / "train.py"
+    text = (ROOT / "train.py").read_text()
+    for name in recipes:
+        script.write_text(text)
+        subprocess.run(["git", "apply", str(RECIPES[name])], cwd=tree, check=True, capture_output=True)
+        assert script.read_text() != text
+        text = script.read_text()
     body, main, last = text.rpartition('if __name__ == "__main__":\n')
     assert END.endswith(main)
-    (tree / "train.py").write_text(body + END + last)
-    return tree / "train.py"
+    script.write_text(body + END + last)
+    return script
 
 
 @pytest.fixture(scope="module")
-def scripts(folder) -> dict[str, Path]:
-    """Recipe -> its train.py."""
-    return {name: edited(folder / "scripts", name) for name in RECIPES}
-
-
-@pytest.fixture(scope="module")
-def runs(folder, scripts) -> Path:
-    """All runs, in one launch for each number of ranks. NAME-RANKS is the recipe, `plain` the loop as it is.
-
-    NAME-again and NAME-alone are stopped on two ranks. NAME-again goes on there, NAME-alone on one.
-    """
-
-    def of(name: str, run: str, *overrides: str, plant: str | None = None) -> dict:
-        return run_of(folder, run, *overrides, plant=plant, script=scripts[name])
-
-    def short(name: str, head: str, ranks: int) -> dict:
-        return of(name, f"{name}-{head}-{ranks}", f"model.path={folder / head}", "optimizer.max_steps=2")
-
-    ewc = ("ewc.strength=1", f"ewc.data={folder / 'main.jsonl'}", "ewc.documents=8", "optimizer.max_steps=2")
-    stopped = [(name, f"{name}-again") for name in RESUMED] + [(name, f"{name}-alone") for name in MOVED]
-    two = [
+def runs(folder) -> Path:
+    """All runs, in one launch of two ranks; `plain` is the loop as it is, `tied` has the recipes of `dft`."""
+    scripts = {run: edited(folder, *recipes) for run, recipes in GROUPS.items()}
+    ewc = ("ewc.strength=1", f"ewc.data={folder / 'main.jsonl'}", "ewc.documents=8")
+    more = {run: ewc if run == "label_smoothing" else () for run in GROUPS}
+    last = {run: f"gone:{folder / 'runs' / run / 'checkpoints' / 'step-000006' / 'manifest.json'}" for run in RESUMED}
+    tied = (f"model.path={folder / 'tied'}", "optimizer.max_steps=1")
+    all_runs = [
         run_of(folder, "plain"),
-        *(of(name, f"{name}-2") for name in RECIPES),
-        *(short(name, "tied", 2) for name in LOSSES),
-        of("frozen_layers", "frozen-ewc", *ewc),
-        *(of(name, run, plant=f"signal_at_micro_batch:{IN_STEP_4}") for name, run in stopped),
-        *(of(name, f"{name}-again") for name in RESUMED),
+        *(run_of(folder, run, *more[run], script=scripts[run]) for run in GROUPS),
+        *(
+            run_of(folder, run, *more[run], "run.resume=previous", plant=last[run], script=scripts[run])
+            for run in RESUMED
+        ),
+        run_of(folder, "tied", *tied, script=scripts["dft"]),
     ]
-    one = [short(name, head, 1) for name in LOSSES for head in ("tied", "untied")]
-    launch(folder, "two", 2, two)
-    launch(folder, "one", 1, [*one, *(of(name, f"{name}-alone") for name in MOVED)])
+    launch(folder, "two", 2, all_runs)
     return folder / "runs"
 
 
-def curves(runs: Path, run: str) -> dict[int, dict]:
+def curves(run: Path) -> dict[int, dict]:
     """The rows of a run by step: each has a finite loss, by source."""
-    found = rows(runs / run)
+    found = rows(run)
     for row in found.values():
         assert all(math.isfinite(row[f"train/loss{source}"]) for source in ("", "/main", "/other"))
         assert row["train/loss/main"] > 0 and row["train/loss/other"] > 0
@@ -114,7 +110,7 @@ def curves(runs: Path, run: str) -> dict[int, dict]:
 def took_effect(folder: Path, name: str, found: dict[int, dict], plain: dict[int, dict]) -> bool:
     """Whether a recipe did what its name says."""
     base = load_file(folder / "untied" / "model.safetensors")
-    ours, theirs = (weights(folder / "runs" / run) for run in (f"{name}-2", "plain"))
+    ours, theirs = (weights(folder / "runs" / run) for run in (RUN_OF[name], "plain"))
     first = found[1]["train/loss"] - plain[1]["train/loss"]
     frozen = [n for n in base if ".layers.0." in n]
     return {
@@ -130,7 +126,7 @@ def took_effect(folder: Path, name: str, found: dict[int, dict], plain: dict[int
         "frozen_layers": bool(frozen)
         and all(torch.equal(ours[n], base[n]) for n in frozen)
         and largest_difference(ours, base) > 1e-3,
-        "weight_norm_curve": found[6].get("train/weight_norm") == pytest.approx(norm_of(theirs), rel=1e-2),
+        "weight_norm_curve": found[6].get("train/weight_norm") == pytest.approx(norm_of(ours), rel=1e-2),
     }[name]
 
 
@@ -140,65 +136,49 @@ def norm_of(tensors: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains(folder, runs, name) -> None:
-    found = curves(runs, f"{name}-2")
+    subprocess.run(["git", "apply", "--check", str(RECIPES[name])], cwd=ROOT, check=True)  # alone
+    found, plain = curves(runs / RUN_OF[name]), curves(runs / "plain")
     assert sorted(found) == list(range(1, STEPS + 1))
-    assert took_effect(folder, name, found, curves(runs, "plain"))
-    if name in LOSSES:
-        untied, tied, other = (curves(runs, f"{name}-{run}") for run in ("untied-1", "tied-1", "tied-2"))
-        assert untied[1]["train/loss"] == pytest.approx(found[1]["train/loss"], rel=1e-6)
-        assert tied[1]["train/loss"] == pytest.approx(other[1]["train/loss"], rel=1e-6) != untied[1]["train/loss"]
-
-
-def starts(run: Path) -> list[int]:
-    """The step at which each start of a run began."""
-    return [entry.step for entry in Record(run).read() if entry.kind == "start"]
-
-
-@pytest.mark.parametrize("name", RESUMED)
-def test_a_recipe_resumes(runs, name) -> None:
-    """Stopped in step 4 and continued, it has each step once and the weights of a run that was not stopped."""
-    assert starts(runs / f"{name}-again") == [0, 3]
-    assert sorted(curves(runs, f"{name}-again")) == list(range(1, STEPS + 1))
-    assert largest_difference(weights(runs / f"{name}-again"), weights(runs / f"{name}-2")) == 0.0
-    if name in MOVED:
-        assert starts(runs / f"{name}-alone") == [0, 3]
-        assert 0 < largest_difference(weights(runs / f"{name}-alone"), weights(runs / f"{name}-2")) < 1e-5
-
-
-def test_the_export_of_an_average_is_said(folder, runs) -> None:
+    assert took_effect(folder, name, found, plain)
     said = (folder / "two.out").read_text()
     assert "the export holds the average of the weights, and not the last ones" in said
 
 
+def test_a_loss_trains_a_tied_head(runs) -> None:
+    tied, untied = curves(runs / "tied")[1], curves(runs / "dft")[1]
+    assert tied["train/loss"] != untied["train/loss"] and tied["train/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_recipe_resumes(runs, name) -> None:
+    """Continued from step 3, it saves to the bit what it has saved before: weights, optimizer, and what it has registered."""
+    entries = Record(runs / name).read()
+    assert [entry.step for entry in entries if entry.kind == "start"] == [0, 3]
+    first, second = [
+        entry.content["tensors"] for entry in entries if entry.kind == "checkpoint" and entry.step == STEPS
+    ]
+    assert first == second
+
+
 def test_ewc_pulls_no_frozen_layer(runs) -> None:
-    row = curves(runs, "frozen-ewc")[2]
+    row = curves(runs / "label_smoothing")[STEPS]
     assert row["ewc/penalty"] > 0 and "ewc/penalty/layers.01" in row and "ewc/penalty/layers.00" not in row
 
 
-@pytest.fixture(scope="module")
-def checked(folder, scripts) -> dict[str, dict]:
-    """Recipe -> the report of scripts/check.py, all in one launch of one rank."""
-    out = folder / "checked"
-    out.mkdir()
-    config = str(folder / "config.py")
-    checks = [["--train", str(scripts[name]), config, "--json", str(out / f"{name}.json")] for name in CHECKED]
-    (out / "plan.json").write_text(json.dumps({"config": config, "checks": checks, "parts": []}))
-    done = run_ranks(1, ROOT / "tests" / "tools" / "check_worker.py", out / "plan.json", PYTHONPATH=str(ROOT))
-    assert done.stdout.count("exit code") == len(CHECKED), (done.stdout + done.stderr)[-3000:]
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in CHECKED}
-
-
-@pytest.mark.parametrize("name", CHECKED)
-def test_the_check_of_a_recipe_runs(checked, name) -> None:
-    found = {result["name"]: result for result in checked[name]["results"]}
+def test_the_check_of_a_recipe_runs(folder) -> None:
+    """scripts/check.py, on one rank."""
+    config, out = str(folder / "config.py"), folder / "check.json"
+    checks = [["--train", str(edited(folder, *CHECKED)), config, "--json", str(out)]]
+    (folder / "plan.json").write_text(json.dumps({"config": config, "checks": checks, "parts": []}))
+    done = run_ranks(1, ROOT / "tests" / "tools" / "check_worker.py", folder / "plan.json", PYTHONPATH=str(ROOT))
+    assert done.stdout.count("exit code") == 1, (done.stdout + done.stderr)[-3000:]
+    found = {result["name"]: result for result in json.loads(out.read_text())["results"]}
     wrong = {key: result["text"] for key, result in found.items() if result["status"] == "fails"}
-    # What is exported of the average is not the last checkpoint, and the check says so.
-    assert set(wrong) == ({"export"} if name == "ema" else set()), wrong
+    assert set(wrong) == {"export"}, wrong  # which is the average and not the last checkpoint
     assert found["kill and resume"]["figures"]["relative"] == 0.0 and found["loss"]["status"] == "ok"
-    expected = "skipped" if name in ("sgd", "frozen_layers") else "ok"
-    assert found["gradient"]["status"] == expected, found["gradient"]["text"]
+    assert found["gradient"]["status"] == "skipped", found["gradient"]["text"]  # of layers that are not all trained
 
 
-def test_every_recipe_is_in_the_readme() -> None:
+def test_every_recipe_is_in_the_readme_and_trained_here() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [name for name in RECIPES if f"`{name}`" not in readme] == []
+    assert [name for name in RECIPES if f"`{name}`" not in readme] == [] and set(RUN_OF) == set(RECIPES)

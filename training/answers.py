@@ -4,24 +4,20 @@ import gc
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.dtypes import dtype_name
 from common.errors import UserError
-from configs.config import Config
-from distributed.host_memory import free_bytes
-from distributed.process_group import StopSignal, gather_objects, read_on_first, world_size_from_environment
-from distributed.sharding import local
+from distributed.process_group import StopSignal, gather_objects, read_on_first
 from eval.generate import answer_work, greedy_answers, stop_tokens, with_own_stops
 from eval.in_step import Stopped, Together
 from eval.metric import reference_of
 from eval.over_ranks import deal
 from eval.packed_weights import pack_weights
-from eval.row_cache import bytes_per_token
-from model.language_model import PackedLanguageModel, adapters_sum, num_parameters, parameter_names, whole_copy
+from model.language_model import PackedLanguageModel, adapters_sum, parameter_names, whole_copy
 from training.inputs import Asked
 
 BATCH_SIZE = 16  # answers that a rank generates at once
@@ -30,47 +26,20 @@ SHOWN = 1500  # characters of each part of the sample
 SAMPLE = "validation/sample"  # the name of its text in TensorBoard
 
 
+@dataclass
 class Answers:
-    """What answers `Asked` at each evaluation."""
+    """What answers `Asked` at each evaluation, beside `losses`. path: of the base model. texts: the newest answers."""
 
-    def __init__(
-        self,
-        losses: Callable[[], dict | None],
-        config: Config,
-        asked: Asked,
-        model: PackedLanguageModel,
-        model_config: PretrainedConfig,
-        dtype: torch.dtype,
-        tokenizer: PreTrainedTokenizerBase,
-        stop: StopSignal,
-        say: Callable[[str], None],
-    ) -> None:
-        """A collective; the first step has not been taken.
-
-        Raises UserError on all ranks if on one of them the whole model does not fit beside what training keeps.
-        """
-        self.losses, self.texts = losses, list[str]()  # the newest answers
-        self.asked, self.model, self.model_config, self.path = asked, model, model_config, config.model.path
-        self.dtype, self.tokenizer, self.stop, self.say = dtype, tokenizer, stop, say
-        columns = max(map(len, asked.prompts)) + asked.max_new_tokens
-        rows = min(BATCH_SIZE, -(-len(asked.prompts) // stop.ranks.world_size))
-        cache = rows * columns * bytes_per_token(model.causal_lm) // model.causal_lm.dtype.itemsize  # elements
-        needed = (num_parameters(model) + cache) * dtype.itemsize
-        device = stop.ranks.device
-        free = free_bytes(device, world_size_from_environment()[1])
-        if device.type == "cuda":  # what the allocator keeps is free too
-            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if device.type == "cpu" or not config.sharding.cpu_offload:
-            shards = [local(parameter) for parameter in model.parameters()]
-            kept = int(config.optimizer.memory.removesuffix("N")) * sum(shard.numel() for shard in shards)
-            free -= kept - sum(shard.nbytes for shard in shards)  # gradients and moments are not there yet
-        for rank, (need, rest) in enumerate(gather_objects((needed, free), stop.ranks)):
-            if need > rest:
-                raise UserError(
-                    f"run.eval_generate={config.run.eval_generate} gathers the whole model in {dtype_name(dtype)} on each "
-                    f"rank: rank {rank} needs {need / 2**30:.1f} GiB for it and has {rest / 2**30:.1f} GiB beside weights and "
-                    "optimizer state; set it to 0, and evaluate checkpoints with scripts/evaluate.py"
-                )
+    losses: Callable[[], dict | None]
+    path: str
+    asked: Asked
+    model: PackedLanguageModel
+    model_config: PretrainedConfig
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+    stop: StopSignal
+    say: Callable[[str], None]
+    texts: list[str] = field(default_factory=list)
 
     def __call__(self) -> dict | None:
         """The curves of `losses` with the scores of the answers and one of them as a text; None after a signal. A collective.

@@ -46,6 +46,20 @@ ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (
 MIDDLE = 12  # tokens in the middle of a piece: data that have them have the piece
 
 
+def start_forgetting(
+    model: PackedLanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Inputs,
+    stop: StopSignal,
+    say: Callable[[str], None],
+) -> "AgainstBase":
+    """The evaluation "forgetting", measured against the weights that the model has now. A collective."""
+    prompts = forgetting.task_prompts(data.validation.sources[0]) if data.validation else None
+    base = forgetting.start_forgetting(model, tokenizer, data.dealer, stop, data.first_new_row, prompts)
+    say(base.line())
+    return AgainstBase(base, model, tokenizer, data, stop, say)
+
+
 @dataclass(frozen=True)
 class AgainstBase:
     """The evaluation "forgetting", and what a budget needs at the end of the run."""

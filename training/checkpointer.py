@@ -96,7 +96,7 @@ class Checkpointer:
             state["bad_steps_in_a_row"] = 0  # another learning rate starts with a clean record
             if self.trained_as["the data"]["data.mix"] != self.identity["the data"]["data.mix"]:
                 state["targets"] = [0] * num_sources  # of other sources
-        self.evaluations.load_state_dict(saved)
+        changes += self.evaluations.load_state_dict(saved)
         self.saved_step, self.saved_updates = saved["saved_step"], saved["saved_updates"]
         self.proven_step, self.resume_from = saved["proven_step"], checkpoint
         manifest = read_on_first(lambda: sha256(checkpoint / MANIFEST), ranks)
@@ -125,15 +125,12 @@ class Checkpointer:
 
         Raises UserError if `state`, which the loop counts, cannot be saved.
         """
-        lines = []
         if wrong := [key for key, value in state.items() if not is_plain(value)]:
             raise UserError(
                 f"train.py: state[{wrong[0]!r}] is a {type(state[wrong[0]]).__name__}; use numbers, strings and lists, and "
                 "checkpointer.register for tensors"
             )
-        if self.resume_from:
-            lines += self.evaluations.judge_best_again(self.directory, self.saver.parameters, self.stop.ranks)
-        return lines + self.saver.load(self.resume_from)
+        return self.saver.load(self.resume_from)
 
     def is_due(self, step: int) -> bool:
         """Whether a save is due by steps or by rank 0's clock, since the last one: the same on every rank."""

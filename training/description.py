@@ -10,7 +10,7 @@ from common.dtypes import dtype_name
 from common.durable_files import write_durably
 from configs.config import Config
 from configs.load import FORMATS
-from data.dealing import Deal
+from data.dealing import Deal, balance
 from distributed.gradients import bytes_per_parameter
 from distributed.process_group import Ranks, read_on_first
 from model.architectures import has_experts, origin
@@ -29,22 +29,18 @@ def describe_run(
     ranks: Ranks,
     peak: Peak,
     notes: list[str],
-    disks: list[str],
+    disk: str,
 ) -> list[str]:
     """What a run prints at its start: five lines, one for each warning, and `notes`; with run.verbose also all details.
 
-    runs/NAME/start.txt has all of it in any case. notes: on what is resumed; disks: of `check_disks`. A collective.
+    runs/NAME/start.txt has all of it in any case. notes: on what is resumed; disk: the line of `check_disks`. A collective.
     """
     world_size = ranks.world_size
     count, settings, sharding = num_parameters(model), config.optimizer, config.sharding
     layer_class = type(layers[0]).__name__.removeprefix("FSDP")  # the prefix that fully_shard adds
     base = origin(config.model.path)
     every = config.model.checkpoint_every
-    share, uneven = "", []
-    if world_size > 1:
-        from training.balance import balance_of_ranks
-
-        share, uneven = balance_of_ranks(config, inputs, world_size)
+    share, uneven = balance_of_ranks(config, inputs, world_size) if world_size > 1 else ("", [])
     lines = [
         f"model {config.model.path}: {_parameters(config, model)}; {len(layers)} x {layer_class}"
         + (f"; it is {base}" if base else ""),
@@ -88,12 +84,19 @@ def describe_run(
 
         warnings += sharing_warnings(model)
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
-    details += [memory_line(settings.memory, bytes_per_parameter(optimizer)), *disks]
+    measured = bytes_per_parameter(optimizer)
+    details += [
+        f"optimizer memory {settings.memory}: {measured['total']:.2f} bytes per parameter measured (weights "
+        f"{measured['weights']:.2f}, gradients {measured['gradients']:.2f}, moments {measured['moments']:.2f})",
+        disk,
+    ]
     path = Path(config.run.directory, config.run.name, "start.txt")
     read_on_first(lambda: write_durably(path, "\n".join([*lines, *details, ""])), ranks)
     return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]
 
 
+BALANCE_STEPS = 20  # that are looked at
+BALANCED = 0.9  # a run warns below it
 # Stage of a run -> the lowest and the highest usual learning rate, what it is called.
 USUAL_RATES = {
     "fine-tuning": (1e-5, 5e-5, "full fine-tuning"),
@@ -146,12 +149,22 @@ def _parameters(config: Config, model: torch.nn.Module) -> str:
     )
 
 
-def memory_line(memory: str, measured: dict[str, float]) -> str:
-    """The bytes per parameter that `optimizer.memory` promises beside the measured ones."""
-    return (
-        f"optimizer memory {memory}: {measured['total']:.2f} bytes per parameter measured (weights "
-        f"{measured['weights']:.2f}, gradients {measured['gradients']:.2f}, moments {measured['moments']:.2f})"
-    )
+def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, list[str]]:
+    """(how long the ranks wait for each other, a warning if that is long), in words.
+
+    It looks at steps of the first epoch, evenly spaced. The last of several may be smaller, and is left out.
+    """
+    last = min(inputs.total_steps, max(1, inputs.plan.steps_per_epoch[0] - 1))
+    count = min(BALANCE_STEPS, last)
+    found = balance(inputs.deal(i * last // count) for i in range(count))
+    share, warnings = f"the ranks wait for each other in {1 - found:.0%} of", []
+    if round(found, 2) < BALANCED:
+        key = "global_tokens" if config.batch.global_tokens else "global_examples"
+        warnings.append(
+            f"{share} a step, because its documents have different lengths and are few for {ranks} ranks; raise "
+            f"batch.{key} or use fewer ranks"
+        )
+    return f"; {share} it", warnings
 
 
 def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps: int) -> list[str]:

@@ -2,21 +2,11 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
-from common.errors import UserError
 from configs.config import Config
 from configs.load import is_of_answers, parse_best_by
 from data.sources import Corpus
-from distributed.checkpoint import load_parameters
-from distributed.checkpoint_directory import checkpoint_name
-from distributed.process_group import Ranks, StopSignal, read_on_first
-from model.language_model import PackedLanguageModel
-from training.inputs import Inputs
+from distributed.process_group import Ranks, read_on_first
 
 Evaluate = Callable[[], dict | None]
 """Measures the model: the name of each curve -> its value; None if a signal cut it short. Every rank calls it."""
@@ -32,14 +22,12 @@ class Evaluations:
     def __init__(self, config: Config, validation: Corpus | None) -> None:
         self.functions: dict[str, Evaluate] = {}
         self.every, self.patience = config.run.eval_every, config.run.stop_after_no_gain
-        self._judged_by = criterion_of(config)
-        self._judged_on = [source.fingerprint for source in validation.sources] if validation else []
         # What a checkpoint keeps.
         self.evaluated: dict[str, int] = {}  # evaluation -> the last step at which it finished
-        self.validation: list[str] = self._judged_on  # fingerprints of the data that the next losses are of
+        self.validation = [source.fingerprint for source in validation.sources] if validation else []
+        self.best_by = criterion_of(config)
         self.loss: float | None = None  # the last validation loss
         self.base_loss: float | None = None  # validation loss of the base model
-        self.best_by = self._judged_by
         self.base_value: float | None = None  # what best_by is for the base model
         self.best_value: float | None = None  # the best of a trained checkpoint
         self.best_loss: float | None = None  # validation loss of that checkpoint
@@ -53,14 +41,27 @@ class Evaluations:
         """What the manifest of a checkpoint keeps, plain JSON."""
         return {name: getattr(self, name) for name in self._SAVED}
 
-    def load_state_dict(self, saved: dict) -> None:
-        """Continue from what a manifest has. What is judged by other data or another criterion now is due again."""
+    def load_state_dict(self, saved: dict) -> list[str]:
+        """Continue from what a manifest has. Returns lines for the user.
+
+        With another criterion or other validation data no checkpoint is the best any more, and the step is evaluated again.
+        """
+        validation, best_by, changed = self.validation, self.best_by, []
         for name in self._SAVED:
             setattr(self, name, saved[name])
-        if self._judged_on and self.validation != self._judged_on:
+        if validation and validation != self.validation:
+            changed.append("data.validation has changed")
+            self.validation, self.base_loss = validation, None
             self.evaluated.pop("validation", None)
-        if self.best_by != self._judged_by:
-            self.evaluated.pop(self._judged_by.partition("/")[0], None)
+        if best_by != self.best_by:
+            changed.append(f"run.best_by has changed ({self.best_by} -> {best_by})")
+            self.best_by = best_by
+            self.evaluated.pop(best_by.partition("/")[0], None)
+        if not changed:
+            return []
+        self.base_value = self.best_value = self.best_loss = self.best_step = None
+        self.without_gain = 0
+        return [f"{'; '.join(changed)}: the next evaluation is the first that counts"]
 
     def due(self, step: int, total_steps: int) -> list[str]:
         """The evaluations that are due at this step and have not finished at it: first, last, and every so many steps."""
@@ -99,11 +100,6 @@ class Evaluations:
         """Whether run.stop_after_no_gain evaluations in a row have found nothing better; 0: never."""
         return 0 < self.patience <= self.without_gain
 
-    @property
-    def is_judged(self) -> bool:
-        """Whether the best was found by the criterion and on the data of this start."""
-        return self.best_by == self._judged_by and (not self._judged_on or self.validation == self._judged_on)
-
     def why_stalled(self, step: int) -> str:
         """Why a run has ended before its last step, in words."""
         found = "1 evaluation has" if self.without_gain == 1 else f"{self.without_gain} evaluations in a row have"
@@ -111,69 +107,6 @@ class Evaluations:
             f"ended early after step {step}: {found} found nothing better than {best_in_words(self.best_by)}, "
             f"{self.best_value:.4g} at step {self.best_step}"
         )
-
-    def judge_best_again(self, checkpoints: Path, parameters: dict[str, nn.Parameter], ranks: Ranks) -> list[str]:
-        """Evaluate the best checkpoint by the criterion and on the validation data of this start, if one has changed.
-
-        A collective, which overwrites the parameters. Returns lines for the user. After a signal nothing is changed, and
-        the next start judges again.
-        """
-        if self.is_judged:
-            return []
-        changed = []
-        if self._judged_on and self.validation != self._judged_on:
-            changed.append("data.validation has changed")
-        if self.best_by != self._judged_by:
-            changed.append(f"run.best_by has changed ({self.best_by} -> {self._judged_by})")
-        curve, figures, damage = curve_of(self._judged_by), {}, []
-        evaluate = self.functions.get(curve.partition("/")[0])
-        if self.best_step is not None and evaluate:
-            best = checkpoints / checkpoint_name(self.best_step)
-            try:
-                load_parameters(best, parameters, ranks, "no checkpoint counts as the best now")
-            except UserError as error:  # the same on all ranks
-                damage = [f"warning: {error}"]
-            else:
-                figures = evaluate()
-                if figures is None:
-                    return []
-        value, loss = figures.get(curve, math.nan), figures.get("validation/loss")
-        comparable = self.best_by == self._judged_by and self.best_value is not None
-        old = f", {self.best_value:.4g} on the old data" if comparable else ""
-        if self.validation != self._judged_on:
-            self.base_loss = self.best_loss = None
-        self.validation, self.best_by, self.base_value, self.without_gain = self._judged_on, self._judged_by, None, 0
-        why = "; ".join(changed)
-        if not math.isfinite(value):
-            self.best_value = self.best_loss = self.best_step = None
-            return [*damage, f"{why}: the next evaluation is the first that counts"]
-        self.best_value, self.best_loss = value, self.best_loss if loss is None else loss
-        name = "validation loss" if curve == "validation/loss" else curve
-        return [f"{why}: the best checkpoint, of step {self.best_step}, was judged again: {name} {value:.4g}{old}"]
-
-
-def answers_and(losses: Evaluate, *start: Any) -> Evaluate:
-    """The validation that adds the scores of answers to `losses`. `start`: the arguments of `Answers`. A collective."""
-    from training.answers import Answers
-
-    return Answers(losses, *start)
-
-
-def start_forgetting(
-    model: PackedLanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Inputs,
-    stop: StopSignal,
-    say: Callable[[str], None],
-) -> Evaluate:
-    """The evaluation "forgetting", measured against the weights that the model has now. A collective."""
-    from eval.forgetting import start_forgetting, task_prompts
-    from training.budget import AgainstBase
-
-    prompts = task_prompts(data.validation.sources[0]) if data.validation else None
-    base = start_forgetting(model, tokenizer, data.dealer, stop, data.first_new_row, prompts)
-    say(base.line())
-    return AgainstBase(base, model, tokenizer, data, stop, say)
 
 
 def criterion_of(config: Config) -> str:

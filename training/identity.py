@@ -6,13 +6,15 @@ name -> value or digest, in the manifest of every checkpoint; its `fingerprint` 
 """
 
 import ast
-import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Collection, Iterator
+import modulefinder
+import os
+import re
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +35,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # Of config.json: what decides nothing that is trained.
 NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
-# Imported in functions by what measures and decides nothing.
+# What measures and decides nothing.
 MEASURES = ("eval", "training.answers", "training.asked", "training.budget")
 OWN_SCORES = "eval.metric"  # of answers, without a function of the user's
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-INSIDE = ("body", "handlers", "cases", "orelse", "finalbody")  # fields of a statement that hold statements
+DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+EMPTY_FIELD = re.compile(r"(, )?\b\w+=\[\]")
 FIRST_STEP, EXCLUDED = "the first step", "data.exclude"  # in "the data"
 SHOWN = 8  # files or keys of a kind, in a message
 WIDTH = 120  # characters of a value in a message
@@ -220,46 +222,25 @@ def scores_module(config: Config) -> str | None:
 def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
     """(the code that `script` loads, the code of the module `scores` that the other has not): file -> digest.
 
-    That is the script and every module beside it or beside this package that it imports, at the top of a file or in a
-    function, and so on. A digest is that of the syntax tree: comments, docstrings and formatting do not count. Imports of
-    `MEASURES` in a function are not followed: what is measured decides nothing, unless it scores (`scores_module`). What
+    That is the script and every module beside it, beside this package or in PYTHONPATH that it imports, at the top of a file or
+    in a function, and so on; installed packages have versions. A digest is that of the syntax tree: comments, docstrings and
+    formatting do not count. `MEASURES` are left out: what is measured decides nothing, unless it scores (`scores_module`). What
     scores answers does so with what generates them.
     """
-    folders = list(dict.fromkeys((script.resolve().parent, ROOT)))
-    code = _closure([script.resolve()], folders, MEASURES)
-    functions = ast.parse(
-        script.read_bytes(), script
-    ).body  # of the loop, which its users edit, each has a digest as well
-    loop = {f"{node.name} of {script.name}": _digest(node) for node in functions if isinstance(node, ast.FunctionDef)}
-    if scores is None:
-        return _by_name(code, folders) | loop, {}
-    try:
-        spec = importlib.util.find_spec(scores)  # as eval.metric is found: beside the script, or in PYTHONPATH
-        file = Path(spec.origin if spec and spec.origin else "").resolve(strict=True)
-        home = file.parents[scores.count(".") + (file.name == "__init__.py")]
-        if "site-packages" not in file.parts:  # an installed package has a version; what it imports is no code of ours
-            folders = list(dict.fromkeys((*folders, home)))
-        found = _closure([file], folders, ())
-        if scores != "eval.forgetting":
-            found |= _closure([ROOT / "training" / "answers.py"], folders, (OWN_SCORES,))
-    except (Exception, SystemExit):
-        # An error in the user's code: eval/metric.py says in one sentence what is wrong, before anything is trained.
-        return _by_name(code, folders) | loop, {scores: "cannot be imported"}
-    more = {file: digest for file, digest in found.items() if file not in code}
-    return _by_name(code, folders) | loop, _by_name(more, [*folders, home])
+    folders = _folders(script.resolve().parent)
+    code, more = _imported(folders, str(script.resolve()), excluded=MEASURES), {}
+    # Of the loop, which its users edit, each function has a digest as well.
+    functions = [node for node in ast.parse(script.read_bytes()).body if isinstance(node, ast.FunctionDef)]
+    loop = {f"{node.name} of {script.name}": _digest(node) for node in functions}
+    if scores:
+        answers = () if scores == "eval.forgetting" else ("training.answers",)
+        more = _imported(folders, scores, excluded=()) | _imported(folders, *answers, excluded=(OWN_SCORES,))
+    return code | loop, {name: digest for name, digest in more.items() if name not in code}
 
 
 def code_of_row(row: str | None) -> dict[str, str]:
     """The code of the module that data.row names and of what it imports, as `code_of`; empty without one."""
-    if row is None:
-        return {}
-    try:
-        spec = importlib.util.find_spec(row.partition(":")[0])
-        file = Path(spec.origin if spec and spec.origin else "").resolve()
-        folders = [file.parent, ROOT]
-        return _by_name(_closure([file], folders, ()), folders)
-    except (Exception, SystemExit):
-        return {}  # data/formats.py says in one sentence what is wrong, before anything is trained
+    return _imported(_folders(), row.partition(":")[0], excluded=()) if row else {}
 
 
 def digest_of_row(row: str | None) -> str:
@@ -268,130 +249,64 @@ def digest_of_row(row: str | None) -> str:
     return fingerprint(code) if code else ""
 
 
-def _by_name(code: dict[Path, str], folders: list[Path]) -> dict[str, str]:
-    """The code with names as a user knows them: relative to the folder that is imported from."""
-    named = {}
-    for file, digest in code.items():
-        home = next(folder for folder in folders if file.is_relative_to(folder))
-        named[file.relative_to(home).as_posix()] = digest
-    return dict(sorted(named.items()))
+class _Finder(ModuleFinder):
+    """Finds packages without an __init__.py as well."""
+
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
+        """(no file, the folder, its kind) of a package; else as ModuleFinder."""
+        try:
+            return super().find_module(name, path, parent)
+        except (AttributeError, TypeError):  # of its loader, which it does not have
+            folder = next(folder for folder in path or self.path if Path(folder, name).is_dir())
+            package = modulefinder._PKG_DIRECTORY  # pyright: ignore[reportAttributeAccessIssue]
+            return None, str(Path(folder, name)), ("", "", package)
+
+    def load_package(self, fqname: str, pathname: str) -> Any:
+        """The module of a package, after its __init__.py if it has one."""
+        if Path(pathname, "__init__.py").is_file():
+            return super().load_package(fqname, pathname)
+        module: Any = self.add_module(fqname)
+        module.__path__ = [pathname]
+        return module
 
 
-def _closure(files: list[Path], folders: list[Path], not_late: Collection[str]) -> dict[Path, str]:
-    """These files and all that they import from `folders` -> the digest of each. A function's imports of
-    `not_late` are left out."""
-    code: dict[Path, str] = {}
-    known: set[str] = set()  # modules whose files have been looked for in these folders
-    while files:
-        file = files.pop()
-        if file in code:
-            continue
-        imports, code[file] = read_module(file)
-        for name, is_late in imports:
-            if name in known or (is_late and any(f"{name}.".startswith(f"{one}.") for one in not_late)):
-                continue
-            found = _files_of(name, folders)
-            if not found and (home := _home_of(name.partition(".")[0])) and home not in folders:
-                folders.append(home)  # a module of the user in PYTHONPATH
-                known.clear()
-                found = _files_of(name, folders)
-            known.add(name)
-            files += found
-    return code
+def _folders(*first: Path) -> list[Path]:
+    """Where modules of ours and of the user are."""
+    more = [Path(folder).resolve() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    return list(dict.fromkeys((*first, ROOT, *(folder for folder in more if "site-packages" not in folder.parts))))
 
 
-def read_module(file: Path) -> tuple[list[tuple[str, bool]], str]:
-    """(the modules that a file may import, as `_imports`, and the digest of its syntax tree)."""
-    tree = ast.parse(file.read_bytes(), file)
-    return list(_imports(tree.body, file)), _digest(tree)
+def _imported(folders: list[Path], *names: str, excluded: Collection[str]) -> dict[str, str]:
+    """The files in `folders` of these modules, or of the script at a path, and of all that they import -> the digest of each.
+
+    A module that is not there or has an error is left out: what needs it says so in one sentence, before anything is trained.
+    """
+    finder = _Finder([str(folder) for folder in folders], excludes=list(excluded))
+    for name in names:
+        with suppress(ImportError, SyntaxError, ValueError):
+            finder.run_script(name) if Path(name).is_absolute() else finder.import_hook(name)
+    modules: list[Any] = list(finder.modules.values())
+    files = [
+        Path(module.__file__) for module in modules if module.__code__
+    ]  # without packages that have no file, and libraries
+    return dict(sorted((_name_of(file, folders), digest_of_file(file)) for file in files))
 
 
-@functools.cache
-def _home_of(name: str) -> Path | None:
-    """The folder from which a module is imported; None for the standard library and installed packages, which have versions."""
-    if name in sys.stdlib_module_names:
-        return None
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return None
-    folders = list(spec.submodule_search_locations or ()) if spec else []  # of a package, also without an __init__.py
-    place = folders[0] if folders else spec and spec.origin
-    if not place or {"site-packages", "dist-packages"} & set(Path(place).parts):
-        return None
-    if name in importlib.metadata.packages_distributions():  # installed as editable; asked last: it reads all packages
-        return None
-    return Path(place).resolve().parent
+def _name_of(file: Path, folders: list[Path]) -> str:
+    """The file as a user knows it: relative to the folder that is imported from."""
+    return file.relative_to(next(folder for folder in folders if file.is_relative_to(folder))).as_posix()
 
 
-def _files_of(name: str, folders: list[Path]) -> list[Path]:
-    """The files that `import NAME` runs, if they are in one of the folders: of the packages above it, and its own."""
-    parts = name.split(".")
-    for folder in folders:
-        paths = [folder.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
-        files = [file for path in paths for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()]
-        if files:
-            return files
-    return []
-
-
-def _imports(statements: list[ast.stmt], file: Path, in_function: bool = False) -> Iterator[tuple[str, bool]]:
-    """The modules that these statements of `file` may import, each with whether only a call of a function does so."""
-    for node in statements:
-        for name in _imported_by(node, file):
-            yield name, in_function
-        inside = in_function or isinstance(node, FUNCTIONS)
-        # No process loads what is imported for types.
-        is_for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for field in INSIDE[is_for_types:]:
-            if statements_inside := getattr(node, field, None):
-                yield from _imports(statements_inside, file, inside)
-
-
-def _imported_by(node: ast.AST, file: Path) -> list[str]:
-    """The modules that a statement of this file may import."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    package = [node.module] if node.module else []
-    if node.level:  # relative: a metric of the user may have some
-        above = file.parents[node.level - 1]
-        while (above / "__init__.py").is_file():
-            package, above = [above.name, *package], above.parent
-    # `from a import b` may import the module a.b.
-    return [".".join([*package, alias.name]) for alias in node.names]
+def digest_of_file(file: Path) -> str:
+    """The digest of a module's syntax tree."""
+    return _digest(ast.parse(file.read_bytes(), file))
 
 
 def _digest(tree: ast.FunctionDef | ast.Module) -> str:
     """A digest of a syntax tree, from which this removes the docstrings."""
-    _remove_docstrings(tree)
-    return hashlib.sha256(_in_words(tree).encode()).hexdigest()[:32]
-
-
-def _remove_docstrings(node: ast.AST) -> None:
-    """From a statement, and from those inside it: every start of a run does this with all of its code."""
-    if isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False) is not None:
-        del node.body[0]
-    for field in INSIDE:
-        for statement in getattr(node, field, ()):
-            _remove_docstrings(statement)
-
-
-def _in_words(node: object) -> str:
-    """A syntax tree as text. It has no empty fields, because a later Python has more of them, and not the u of u"text"."""
-    if isinstance(node, list):
-        return f"[{', '.join(map(_in_words, node))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    words = [
-        f"{name}={_in_words(value)}"
-        for name in _fields_of(type(node))
-        if (value := getattr(node, name, None)) is not None and value != []
-    ]
-    return f"{type(node).__name__}({', '.join(words)})"
-
-
-@functools.cache
-def _fields_of(kind: type[ast.AST]) -> tuple[str, ...]:
-    return tuple(name for name in kind._fields if name not in ("ctx", "kind"))
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    # Without empty fields, of which a later Python has more, and writes none.
+    text = EMPTY_FIELD.sub("", ast.dump(tree)).replace("(, ", "(")
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -26,7 +26,7 @@ from distributed.process_group import Ranks, read_on_first
 from model.flops import Peak, Work, count_work, find_peak, step_flops
 from model.language_model import PackedLanguageModel
 from model.loss import LossSums
-from training.sinks import Sink, Values, open_sinks
+from training.sinks import Service, TensorBoard, Values, open_sinks
 
 SHOWN = 32  # hexadecimal digits of the head of the record
 EVALUATIONS = {"validation", "forgetting"}  # names before the slash in the curves of an evaluation
@@ -45,7 +45,7 @@ class Log:
         """log_to: names of sinks; config: section -> key -> value, for those that show it. Lines can be said at once."""
         self.enabled, self.directory, self.ranks = ranks.rank == 0, directory, ranks
         self.path = directory / "metrics.jsonl"
-        self.log_to, self.config, self.sinks = log_to, config or {}, list[Sink]()
+        self.log_to, self.config, self.sinks = log_to, config or {}, list[TensorBoard | Service]()
 
     def open(self, start_step: int, evaluated: dict[str, int], total_steps: int) -> "Log":
         """Open the files for a run that continues at `start_step`; 0 starts anew. Returns itself. A collective.
@@ -53,12 +53,10 @@ class Log:
         `evaluated`: evaluation -> the last step at which it finished, as in the checkpoint. Raises UserError on all ranks if
         rank 0 cannot write to the directory, or if metrics.jsonl is damaged before a row that is kept.
         """
-        read_on_first(lambda: self._open(self.directory, start_step, evaluated, self.config), self.ranks)
+        read_on_first(lambda: self._open(start_step, evaluated), self.ranks)
         if self.enabled:
-            terminal = sys.stderr.isatty()
-            self.bar = tqdm(
-                total=total_steps, initial=start_step, unit="step", disable=not terminal, dynamic_ncols=True
-            )
+            hidden = not sys.stderr.isatty()
+            self.bar = tqdm(total=total_steps, initial=start_step, unit="step", disable=hidden, dynamic_ncols=True)
         return self
 
     def row(self, step: int, values: Values) -> None:
@@ -124,13 +122,17 @@ class Log:
         )
         return f"curves: {' and '.join([str(here), *others])}"
 
-    def _open(self, directory: Path, start_step: int, evaluated: dict[str, int], config: dict) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        at_start, dropped = self._drop_rows(start_step, evaluated)
+    def _open(self, start_step: int, evaluated: dict[str, int]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        kept, at_start, dropped = self._sort_rows(start_step, evaluated)
+        if self.path.is_file() and self.path.read_bytes() != kept:
+            write_durably(self.path, kept.decode())
+            if start_step == 0:
+                self.say(f"{self.path}: the rows of an earlier start, which left no checkpoint, are removed")
         self.file = self.path.open("a", encoding="utf-8")
         # What is kept of the first step is in the services already; TensorBoard forgets it (purge_step).
         sent = {(row["step"], name) for row in [*at_start, *dropped] for name in row}
-        self.sinks = open_sinks(self.log_to, directory, start_step, config, sent, self.say)
+        self.sinks = open_sinks(self.log_to, self.directory, start_step, self.config, sent, self.say)
         for row in at_start:
             for sink in self.sinks:
                 sink.plot(start_step, {name: value for name, value in row.items() if name != "step"})
@@ -141,17 +143,8 @@ class Log:
         """What `open` leaves of metrics.jsonl. On rank 0."""
         return self._sort_rows(start_step, evaluated)[0]
 
-    def _drop_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[list[dict], list[dict]]:
-        """Remove the rows that will be written again; returns (the kept rows of `start_step`, the rows that are removed)."""
-        text, at_start, dropped, is_changed = self._sort_rows(start_step, evaluated)
-        if is_changed:
-            write_durably(self.path, text.decode())
-            if start_step == 0:
-                self.say(f"{self.path}: the rows of an earlier start, which left no checkpoint, are removed")
-        return at_start, dropped
-
-    def _sort_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[bytes, list[dict], list[dict], bool]:
-        """(the rows that are kept, those of `start_step` among them, the rows that are not, whether there are any).
+    def _sort_rows(self, start_step: int, evaluated: dict[str, int]) -> tuple[bytes, list[dict], list[dict]]:
+        """(the rows that are kept, those of `start_step` among them, the rows that will be written again).
 
         A line that is not a row was being written when the process or the machine died, so it is dropped like the rows
         behind it. If a row that is kept stands behind it, the file was damaged in another way: UserError.
@@ -172,8 +165,7 @@ class Log:
                     at_start.append(row)
             else:
                 dropped.append(row)
-        text = b"".join(kept)
-        return text, at_start, dropped, text != content
+        return b"".join(kept), at_start, dropped
 
 
 def make_meter(
@@ -190,7 +182,6 @@ class Meter:
     def __init__(self, corpus: Corpus, work: Work, peak_flops: float, device: torch.device) -> None:
         """`work`: FLOPs per unit of this model; `peak_flops`: FLOP/s of all ranks together."""
         self.corpus, self.work, self.peak_flops, self.device = corpus, work, peak_flops, device
-        self.peak_note = ""  # for the next line
         self.has_row = self.is_empty = False
         self.seconds_per_step = math.nan  # mean over the last closed window
         self._open_window()
@@ -231,7 +222,8 @@ class Meter:
         """
         seconds = time.perf_counter() - self.start
         self.seconds_per_step = seconds / self.steps
-        self._raise_peak(self.flops / seconds)
+        # So that MFU is at most 100%: a busy processor was measured too low. Each rank has its own clock; rank 0's is shown.
+        self.peak_flops = max(self.peak_flops, self.flops / seconds)
         row = {
             "train/loss": (self.loss_sums.total / self.num_targets).item(),
             "train/tokens_per_second": self.tokens / seconds,
@@ -252,19 +244,6 @@ class Meter:
         self._open_window()
         return row
 
-    def _raise_peak(self, reached: float) -> None:
-        """The peak is at least what a window reached, so that MFU is at most 100%.
-
-        The peak was then measured while the processor was busy. Each rank has its own clock, and raises its own peak: only
-        the log of rank 0 shows it, and nothing is decided by it.
-        """
-        if reached > self.peak_flops:
-            self.peak_note = (
-                f"the peak is raised from {self.peak_flops / 1e12:.3g} to {reached / 1e12:.3g} TFLOP/s, which these steps "
-                "reached (a busy processor is measured too low)"
-            )
-            self.peak_flops = reached
-
     def line(self, row: dict[str, float], step: int, total_steps: int, was_skipped: bool, is_finite: bool) -> str:
         """A row in one line: loss, gradient norm, learning rate, speed, memory, time left, and whether the last step was skipped.
 
@@ -282,9 +261,6 @@ class Meter:
         ]
         if "ewc/penalty" in row:
             parts.append(f"EWC {row['ewc/penalty']:.3g}, {row['ewc/time']:.1%} of the step")
-        if self.peak_note:
-            parts.append(self.peak_note)
-            self.peak_note = ""
         if was_skipped:
             why = "a spike of the gradient norm" if is_finite else "not finite"
             why = "all of its documents are excluded" if self.is_empty else why
@@ -328,9 +304,6 @@ def seconds_since_process_start() -> float:
     try:
         # Field 22. The name of the program, which is field 2, may contain spaces and brackets: proc_pid_stat(5).
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # seconds after the system's boot
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - began
-    except (OSError, ValueError, IndexError, AttributeError):
-        age = 0.0
-    # A sandbox may show a time that is not that of this process; no process is younger than its processor time.
-    return age if age >= time.process_time() / (os.cpu_count() or 1) else time.process_time()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return time.process_time()

@@ -5,7 +5,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,13 @@ SLOW = 1.5  # a straggler takes so many times as long as the median rank,
 PATIENCE = 5  # in so many logged rows one after the other
 
 
-def start_profile(
-    wanted: str | None, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
-) -> "Profile | None":
-    """The trace that run.profile=STEP:COUNT asks for; None without it. Raises UserError if the run ends before that step."""
-    return None if wanted is None else Profile(wanted, total_steps, directory, ranks, say)
-
-
 class Profile:
     """torch.profiler's trace of the steps of `run.profile`, one file per rank in runs/NAME/profile."""
 
     def __init__(
         self, wanted: str, total_steps: int, directory: Path, ranks: Ranks, say: Callable[[str], None]
     ) -> None:
-        """wanted: STEP:COUNT."""
+        """wanted: STEP:COUNT. Raises UserError if the run ends before that step."""
         self.directory, self.ranks, self.say = directory / "profile", ranks, say
         self.wanted: str | None = wanted  # None: done
         self.first, self.count = map(int, wanted.split(":"))
@@ -93,12 +86,10 @@ def memory_snapshot(config: Config, directory: Path, ranks: Ranks) -> Iterator[N
         if config.model.activation_checkpointing == "none":
             tries.append("model.activation_checkpointing=full")
         tries.append("more ranks or a smaller optimizer.memory than " + config.optimizer.memory)
-        try:
+        with suppress(OSError):
             torch.cuda.memory._dump_snapshot(str(path))
-            shown = f"{path} has what filled it (docs.pytorch.org/memory_viz draws it)"
-        except OSError as problem:
-            shown = f"{path} cannot be written ({problem.strerror})"
-        error.add_note(f"rank {ranks.rank} has no memory left: {shown}; try {', or '.join(tries)}")
+        what = f"{path} has what filled it (docs.pytorch.org/memory_viz draws it)"
+        error.add_note(f"rank {ranks.rank} has no memory left: {what}; try {', or '.join(tries)}")
         raise
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)

@@ -28,20 +28,6 @@ Values = Mapping[str, float | str]
 """A row of curves by name; a text is in Markdown."""
 
 
-class Sink:
-    """What shows rows of curves."""
-
-    def plot(self, step: int, values: Values) -> None:
-        """Show a row."""
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        """Make durable what only this sink has."""
-
-    def close(self) -> None:
-        """Show what is not shown yet, and end."""
-
-
 def check_sinks(names: Sequence[str]) -> None:
     """Raise UserError if the package of a sink (run.log_to) is not installed."""
     for name in names:
@@ -51,13 +37,13 @@ def check_sinks(names: Sequence[str]) -> None:
 
 def open_sinks(
     names: Sequence[str], directory: Path, start_step: int, config: dict, sent: Collection[tuple[int, str]], say: Say
-) -> list[Sink]:
+) -> "list[TensorBoard | Service]":
     """The sinks of a run that continues at `start_step`; 0 starts anew.
 
     sent: (step, curve) of rows that an earlier start has written behind that step. The services have them already, and none
     of them can take a row back.
     """
-    sinks: list[Sink] = []
+    sinks: list[TensorBoard | Service] = []
     if start_step == 0:
         (directory / REMOTE_RUNS).unlink(missing_ok=True)
     known = _remote_runs(directory)
@@ -69,7 +55,7 @@ def open_sinks(
     return sinks
 
 
-class TensorBoard(Sink):
+class TensorBoard:
     """Event files. TensorBoard ignores what earlier files have from the step on at which a run continues."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
@@ -99,7 +85,7 @@ class TensorBoard(Sink):
         self.writer.close()
 
 
-class WandB(Sink):
+class WandB:
     """Weights & Biases: https://docs.wandb.ai/models/track/log. Rows have their own x-axis, `step`."""
 
     def __init__(self, directory: Path, config: dict, run_id: str | None) -> None:
@@ -124,7 +110,7 @@ class WandB(Sink):
         self.run.finish()
 
 
-class MLflow(Sink):
+class MLflow:
     """MLflow: https://mlflow.org/docs/latest/python_api/mlflow.html. Texts are artifacts."""
 
     def __init__(self, directory: Path, config: dict, run_id: str | None) -> None:
@@ -150,7 +136,7 @@ class MLflow(Sink):
         self.mlflow.end_run()
 
 
-class Service(Sink):
+class Service:
     """A service in a thread of its own: training does not wait for it, and goes on without it when it fails."""
 
     _remembering = threading.Lock()  # all services write one file
@@ -177,6 +163,9 @@ class Service(Sink):
         new = {name: value for name, value in values.items() if (step, name) not in self.sent}
         if new and not self.failed:
             self.rows.put((step, new))
+
+    def flush(self) -> None:
+        """metrics.jsonl has what a service has not."""
 
     def close(self) -> None:
         """Wait for the queue, but not for a service that does not answer."""

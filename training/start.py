@@ -27,7 +27,6 @@ from distributed.process_group import (
     world_size_from_environment,
 )
 from model.language_model import PackedLanguageModel, parameter_names
-from training.ending import GENERATION_CONFIG
 from training.identity import Identity, free_settings, identity_of
 from training.inputs import Inputs, data_paths
 from training.log import Log
@@ -134,7 +133,6 @@ def agree_on_start(
             "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
             "the data of data.validation": [source.fingerprint for source in validation],
             "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
-            "the generation_config.json of model.path": generation_config_digest(config.model.path),
             "versions": library_versions(),
             "the device type": ranks.device.type,
         },
@@ -144,19 +142,9 @@ def agree_on_start(
     return identity, settings, dtype
 
 
-def generation_config_digest(path: str) -> str | None:
-    """The digest of what the base's directory says of the tokens that end an answer; None without such a file."""
-    file = Path(path, GENERATION_CONFIG)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-
-
 def check_disks(
-    config: Config,
-    model: PackedLanguageModel,
-    checkpoint: int,
-    model_config: PretrainedConfig,
-    ranks: Ranks,
-) -> list[str]:
+    config: Config, model: PackedLanguageModel, checkpoint: int, model_config: PretrainedConfig, ranks: Ranks
+) -> str:
     """A line that says whether the checkpoints and the export will fit. A collective.
 
     `checkpoint`: its bytes. Raises UserError on all ranks if there is no room for one.
@@ -164,4 +152,4 @@ def check_disks(
     directory = Path(config.run.directory, config.run.name)
     dtype = getattr(model_config, "dtype", None) or torch.bfloat16
     export = sum(parameter.numel() for parameter in parameter_names(model).values()) * dtype.itemsize
-    return [check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)]
+    return check_room_for_run(directory, checkpoint, export, config.run.keep_last, ranks)

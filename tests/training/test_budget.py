@@ -63,7 +63,7 @@ config = Config(
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
     """`straight` and `killed` on 1 rank, `signalled` and `extended` on 2. `large` has no budget at its end; `large-export` is its
-    export under a large one. `zero` and `strict` are `straight` with other budgets, `strict` judged by text of the task."""
+    export under a large one. `strict` is `straight` with another budget, judged by text of the task."""
     runs, task = folder / "runs", folder / "certificate.jsonl"
     write_chat_file(folder / "others.jsonl", 16, seed=2)
     words = [json.loads(line)["messages"][1]["content"] for line in (folder / "others.jsonl").read_text().splitlines()]
@@ -77,14 +77,12 @@ def runs(folder) -> Path:
     killed = run_python(WORKER, write_plan(folder, "first", first), **ENVIRONMENT)
     assert killed.returncode and not (runs / "killed" / "export").exists(), killed.stdout + killed.stderr
     shutil.copytree(runs / "large" / "export", runs / "large-export")
-    for name in ("zero", "strict"):
-        shutil.copytree(runs / "straight", runs / name)
-        shutil.rmtree(runs / name / "checkpoints" / "step-000002")  # one candidate is enough
+    shutil.copytree(runs / "straight", runs / "strict")
+    shutil.rmtree(runs / "strict" / "checkpoints" / "step-000002")  # one candidate is enough
     strict = ("forgetting.max_kl=0.11", "forgetting.strict=True")
     second = [
         run_of(folder, "killed", MAX_KL),
         run_of(folder, "large"),
-        run_of(folder, "zero", "forgetting.max_kl=0"),
         run_of(folder, "strict", *strict, plant=f"certificate:{task}", expect=3),
         run_of(folder, "strict", *strict, expect=3),
     ]
@@ -192,13 +190,6 @@ def test_a_large_budget_exports_what_a_run_without_one_exports(runs):
     assert said["files"] == plain["files"] and "model.safetensors" in plain["files"]
     assert (said["asked"]["budget"]["max_kl"], said["averaged"]) == (1e9, None)
     assert "asked" not in plain and not (runs / "large" / "export" / "certificate.json").exists()
-
-
-def test_a_budget_of_0_exports_the_base_and_says_so(folder, runs):
-    said, base = certificate(runs / "zero"), AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
-    assert (said["alpha"], said["met"], said["averaged"]["share_of_tuned"]) == (0.0, True, 0.0)
-    assert all(torch.equal(base[name], value) for name, value in weights(runs / "zero").items())
-    assert "chosen: the base itself, alpha 0 of base" in (folder / "second.out").read_text()
 
 
 def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(folder, runs):

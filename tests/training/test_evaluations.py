@@ -95,18 +95,16 @@ def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_re
     assert [row[3] for row in stalled] == [False] * 7 + [True]
 
 
-def test_what_is_judged_by_another_criterion_is_due_again_and_without_the_best_nothing_is_read(tmp_path, ranks) -> None:
+def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_the_best() -> None:
     evaluations = made()
     evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
     evaluations.finish("validation", {"validation/loss": 0.4}, 6, 6)
-    assert again(evaluations).is_judged and again(evaluations).judge_best_again(tmp_path, {}, ranks) == []
-    changed = again(evaluations, best_by="f1", eval_generate=8)
-    assert not changed.is_judged and changed.due(6, 9) == [] and "validation" in changed.due(9, 9)
-    assert "validation" not in changed.evaluated
-    changed.functions = {}
-    lines = changed.judge_best_again(tmp_path, {}, ranks)
+    assert made().load_state_dict(evaluations.state_dict()) == []
+    changed = made(best_by="f1", eval_generate=8)
+    lines = changed.load_state_dict(evaluations.state_dict())
+    assert changed.due(6, 9) == [] and "validation" in changed.due(9, 9) and "validation" not in changed.evaluated
     assert lines == [
         "run.best_by has changed (validation/loss:min -> validation/f1:max of 8 answers): the next evaluation is the first "
         "that counts"
     ]
-    assert changed.is_judged and (changed.best_step, changed.best_value, changed.base_value) == (None, None, None)
+    assert (changed.best_step, changed.best_value, changed.base_value) == (None, None, None)

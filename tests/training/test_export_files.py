@@ -12,7 +12,7 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.chat_template import ChatSettings, read_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer
-from eval.generate import greedy_answers, stop_tokens
+from eval.generate import stop_tokens
 from tests.tiny import write_tiny_model
 from training.ending import write_files
 
@@ -72,13 +72,10 @@ def test_what_the_base_has_is_kept_and_each_token_is_named_once(base, tmp_path):
     folder = export(base, tmp_path / "export")
     written = json.loads((folder / "generation_config.json").read_text())
     assert written == {"eos_token_id": [EOS, OTHER, END_OF_TURN], "do_sample": False, "max_new_tokens": 7}
-    again = write_files_again(folder, tmp_path)
+    taught = ExampleEncoder(load_tokenizer(str(base))).stop_ids
+    assert stop_tokens(AutoModelForCausalLM.from_pretrained(folder), taught) == {EOS, OTHER, END_OF_TURN}  # our own
+    again = json.loads((export(folder, tmp_path / "again") / "generation_config.json").read_text())
     assert again["eos_token_id"] == [EOS, OTHER, END_OF_TURN]  # an export is the base of the next run
-
-
-def write_files_again(base, tmp_path):
-    folder = export(base, tmp_path / "again")
-    return json.loads((folder / "generation_config.json").read_text())
 
 
 def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_path):
@@ -91,22 +88,6 @@ def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_p
     (tmp_path / "generation_config.json").write_text("[]")
     with pytest.raises(UserError, match="generation_config.json is damaged .*; remove it or copy it again"):
         write_files(bare, config_of(tmp_path), config, tokenizer)
-
-
-def test_our_own_generation_stops_there_too(base, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(export(base, tmp_path / "export"))
-    taught = ExampleEncoder(load_tokenizer(str(base))).stop_ids  # with those of the base's generation_config.json
-    assert stop_tokens(model, taught) == {EOS, END_OF_TURN, OTHER}
-    model.generation_config.eos_token_id = None
-    stops = stop_tokens(model, taught)
-    assert stops == {EOS, END_OF_TURN, OTHER}
-    script = iter([*ANSWER, END_OF_TURN, 30, 30])
-    model.lm_head.register_forward_hook(lambda module, inputs, logits: one_hot(logits, next(script)))
-    assert greedy_answers(model, [PROMPT], stops, 6, 1) == [ANSWER]
-
-
-def one_hot(logits, token):
-    return torch.nn.functional.one_hot(torch.full(logits.shape[:-1], token), logits.shape[-1]).float()
 
 
 def test_chat_json_is_written_only_where_a_setting_is_set_and_read_by_evaluation(base, tmp_path):

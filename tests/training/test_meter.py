@@ -77,7 +77,7 @@ def test_the_balance_of_a_window_weighs_steps_by_their_time(clock) -> None:
     assert row["train/balance"] == pytest.approx((9 + 27) / (9 + 4 + 27)) == 0.9
 
 
-def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_so(clock) -> None:
+def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_why_a_step_was_skipped(clock) -> None:
     meter = Meter(ONE_SOURCE, WORK, peak_flops=1e12, device=CPU)
     lines, curves = [], []
     for number, seconds in enumerate((2.0, 0.5, 1.0, 0.25, 0.5), 1):  # reaches 0.5, 2, 1, 4 and 2 TFLOP/s
@@ -89,11 +89,6 @@ def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_so(clock) 
         lines.append(meter.line(row, number, 5, was_skipped=True, is_finite=number < 3))
     assert curves == [0.5, 1.0, 0.5, 1.0, 0.5] and meter.peak_flops == 4e12
     assert "| MFU 50.0% |" in lines[0] and "| MFU 100.0% |" in lines[1] and "| MFU 100.0% |" in lines[3]
-    note = (
-        "| the peak is raised from 1 to 2 TFLOP/s, which these steps reached (a busy processor is measured too low) |"
-    )
-    assert note in lines[1]
-    assert ["the peak is raised" in line for line in lines] == [False, True, False, True, False]
     assert lines[0].endswith("SKIPPED, a spike of the gradient norm (0 so far)")
     assert lines[2].endswith("SKIPPED, not finite (0 so far)")
 

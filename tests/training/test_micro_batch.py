@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
+from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
 from model import memory
 from model.architectures import read_model_config
 from model.language_model import build_on_meta
@@ -96,11 +96,6 @@ def test_without_native_bf16_the_activations_are_those_of_fp32(tmp_path, path, m
         counted.clear()
 
 
-def test_a_number_stays_as_it_is(tmp_path, path) -> None:
-    config = with_(batch=Batch(global_examples=64, micro_batch=3))
-    assert settled(tmp_path, path, config) == (config, [])
-
-
 def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(tmp_path, path, monkeypatch) -> None:
     monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: 1 << 40)
     record = {"config": {"batch": {"micro_batch": 5}, "sharding": {}}, "world_size": 1}
@@ -119,24 +114,6 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
     for other in ("{", json.dumps(record | {"world_size": 2}), json.dumps(record | groups)):
         (tmp_path / "config.json").write_text(other)
         assert settled(tmp_path, path)[0].batch.micro_batch == 64
-
-
-def test_memory_depends_on_optimizer_sharding_and_checkpointing(path) -> None:
-    shape = model_shape(path)
-    count = shape.num_parameters
-
-    def bytes_of(ranks: int = 4, **sections) -> float:
-        return tensors(shape, 8, with_(**({"sharding": Sharding(strategy="full")} | sections)), ranks) / count
-
-    assert bytes_of() - bytes_of(optimizer=Optimizer(1e-5, memory="8N")) == pytest.approx(8 / 4, rel=0.02)
-    assert bytes_of(ewc=EWC(strength=1.0, data=("b",), device="cpu")) - bytes_of() == pytest.approx(8 / 4, rel=0.02)
-    assert bytes_of(sharding=Sharding(strategy="none")) - bytes_of() > 16 - 16 / 4  # a copy on every rank
-    checkpointed = bytes_of(model=Model("m", compute_dtype="fp32", activation_checkpointing="full"))
-    assert (
-        checkpointed
-        < bytes_of(model=Model("m", compute_dtype="fp32", activation_checkpointing="selective"))
-        < bytes_of()
-    )
 
 
 def test_a_micro_batch_need_not_hold_more_than_a_ranks_part_of_a_step() -> None:

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from common.durable_files import append_json_line
 from common.sha256 import sha256
 from data.sources import Corpus
 from distributed.process_group import Ranks
@@ -110,26 +108,6 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
     git(checkout, "apply", str(diffs[0]))
     assert (checkout / "letter.txt").read_text() == "first\n" and (checkout / "mine.py").read_text() == "x = 1\n"
     assert not (checkout / "notes.py").exists()
-
-
-def test_a_torn_last_line_is_removed_by_the_next_append_and_a_line_is_on_disk_when_it_returns(
-    tmp_path, monkeypatch
-) -> None:
-    path, flushed = tmp_path / "a.jsonl", []
-    fsync = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_size) or fsync(descriptor)
-    )
-    append_json_line(path, {"n": 1})
-    assert flushed[0] == len('{"n": 1}\n') and len(flushed) == 2  # the file, and the directory that is new to it
-    for torn, left in ((b'{"n": 2', b'{"n": 1}\n'), (b"", b'{"n": 1}\n{"n": 3}\n')):
-        with path.open("ab") as file:
-            file.write(torn)
-        append_json_line(path, {"n": 3})
-        assert path.read_bytes() == left + b'{"n": 3}\n'
-    path.write_bytes(b'{"n"')  # the first line is torn
-    append_json_line(path, {"n": 4})
-    assert path.read_bytes() == b'{"n": 4}\n'
 
 
 def test_ranks_are_grouped_by_host_and_device() -> None:

@@ -1,11 +1,11 @@
-"""run.resume=never, and what all ranks compare."""
+"""run.resume=never."""
 
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from training.start import check_resume, generation_config_digest
+from training.start import check_resume
 
 
 def test_resume_never_refuses_what_exists_but_not_a_restart_of_torchrun(tmp_path, ranks, monkeypatch) -> None:
@@ -16,11 +16,3 @@ def test_resume_never_refuses_what_exists_but_not_a_restart_of_torchrun(tmp_path
         check_resume("never", tmp_path, ranks)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     check_resume("never", tmp_path, ranks)
-
-
-def test_ranks_compare_the_file_that_says_what_ends_an_answer(tmp_path) -> None:
-    assert generation_config_digest(str(tmp_path)) is None
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
-    one = generation_config_digest(str(tmp_path))
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert None is not one != generation_config_digest(str(tmp_path))
