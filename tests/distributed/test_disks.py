@@ -7,23 +7,13 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
 
 from common.errors import UserError
 from distributed.disks import check_free_space, check_room_for_run, check_shared, torchrun_grace
-from distributed.process_group import Ranks
 from tests.processes import run_ranks
 
 GIB = 2**30
 HOST = socket.gethostname()
-
-
-@pytest.fixture
-def ranks():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def set_free(monkeypatch, free: float) -> None:
@@ -49,12 +39,14 @@ def test_two_nodes_with_their_own_and_with_a_shared_directory(tmp_path) -> None:
     )
     assert f"is not seen by rank 1 on host {HOST} (other content); " in first["older"]
     assert first["small"] == (
-        f"UserError: {tmp_path}/shared: the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free some "
-        "space and start again: the run continues from its last checkpoint"
+        f"UserError: {tmp_path}/shared: the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free 1.0 GiB, or "
+        "set run.directory to another disk, and start again: the run continues from its last checkpoint"
     )
     assert "free 1.0 GiB, or set run.directory to another disk" in first["no room"]
-    assert first["room"].startswith(f"warning: the disk of host {HOST} may become full: ")
-    assert "need 4.0 GiB more" in first["room"] and "3.0 GiB are free" in first["room"]
+    assert first["room"].startswith(
+        "warning: 2 checkpoints (run.keep_last), the best one, one being written (1.0 GiB each) and "
+    )
+    assert "need 4.0 GiB more" in first["room"] and f"the disk of host {HOST} has 3.0 GiB free" in first["room"]
     assert first["stale"] == (
         f"UserError: {tmp_path}/shared on host {HOST}: Stale file handle; set run.directory to a disk that can be read"
     )
@@ -106,7 +98,7 @@ def test_a_warning_counts_kept_and_best_checkpoints_a_new_one_and_the_export(tmp
     line = check_room_for_run(tmp_path, GIB, GIB // 2, 3, ranks)
     assert "3 checkpoints (run.keep_last), the best one" in line and "(512 MiB) need 5.0 GiB more" in line
     line = check_room_for_run(tmp_path, GIB, 2 * GIB, 2, ranks)  # the export is larger than a new checkpoint
-    assert "need 5.0 GiB more" in line and "4.0 GiB are free" in line
+    assert "need 5.0 GiB more" in line and "the disk has 4.0 GiB free" in line
 
 
 def test_one_node_does_not_look_for_a_file(tmp_path, ranks) -> None:

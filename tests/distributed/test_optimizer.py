@@ -212,7 +212,7 @@ def test_stochastic_rounding_keeps_bf16_values_and_rounds_others_to_a_neighbour(
 # --- The update ---
 
 
-@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.999), (0.4, 0.999)])
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.4, 0.999)])
 def test_before_rounding_the_update_is_that_of_torch_adamw_to_the_bit(betas, monkeypatch) -> None:
     unrounded = {}
 
@@ -275,27 +275,12 @@ def test_weight_decay_applies_to_matrices_and_not_to_vectors() -> None:
     assert torch.equal(parameters["v"].detach(), torch.ones(64, dtype=BF16))
 
 
-def test_a_learning_rate_of_zero_does_not_change_the_weights() -> None:
-    parameters = some_parameters("12N")
-    optimizer = adamw(parameters, settings("12N", learning_rate=0.0), seed=0)
-    before = everything(parameters, optimizer)
-    take_step(parameters, optimizer, 0, "12N")
-    after = everything(parameters, optimizer)
-    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("weight"))
-    assert not torch.equal(after["exp_avg.p0"], before["exp_avg.p0"])
-
-
 def test_every_update_has_its_own_noise_and_a_number_of_the_host_counts_it() -> None:
     parameters = some_parameters("12N")
     optimizer = adamw(parameters, settings("12N"), seed=0)
     for _ in range(3):
         optimizer.step()
     assert [group["noise_step"] for group in optimizer.param_groups] == [3] * len(optimizer.param_groups)
-
-
-def test_weights_of_the_wrong_dtype_are_an_error() -> None:
-    with pytest.raises(ValueError, match="p0 is torch.float32, but optimizer.memory=12N needs torch.bfloat16"):
-        adamw(some_parameters("16N"), settings("12N"), seed=0)
 
 
 # --- Memory ---
@@ -316,19 +301,6 @@ def test_a_matrix_takes_as_many_bytes_as_the_name_says(memory, total) -> None:
     assert (
         bytes_per_parameter(optimizer) == measured
     )  # a gradient that is not there will have the dtype of its parameter
-
-
-def test_blocks_of_8_bit_moments_divide_rows() -> None:
-    parameters = some_parameters("6N")
-    optimizer = adamw(parameters, settings("6N"), seed=0)
-    state = {name: optimizer.state[p] for name, p in parameters.items()}
-    assert state["p0"]["exp_avg_codes"].shape == (33, 64) and state["p0"]["exp_avg_scale"].shape == (33, 1)
-    assert state["p2"]["exp_avg_scale"].shape == (5, 1) and state["p3"]["exp_avg_sq_scale"].shape == (7, 1)
-    assert all(set(state[name]) == {"step", "exp_avg", "exp_avg_sq"} for name in ("p1", "p4"))  # no block: fp32
-    assert state["p1"]["exp_avg"].dtype == torch.float32
-    wide = some_parameters("6N", shapes=((2, 1536),))
-    scales = adamw(wide, settings("6N"), seed=0).state[wide["p0"]]["exp_avg_scale"]
-    assert scales.shape == (2, 6)  # blocks of 256
 
 
 def test_8_bit_moments_are_close_to_fp32_even_for_tiny_squares() -> None:
@@ -382,13 +354,6 @@ def test_clipping_scales_all_gradients_to_the_norm_and_leaves_smaller_ones(dtype
 
 
 # --- Sharded ---
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def sharded(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -1,6 +1,6 @@
 """Right after loading, before any update, the training state equals the saved one to the bit, for every optimizer.memory.
 
-Each process group saves or loads in processes of its own. What is compared are digests of every tensor of the state: this
+What is compared are digests of every tensor of the state: this
 rank's part of each parameter and moment, the step counters, the random state. On another number of ranks the whole tensors
 are compared. This file is also its own worker (the last lines).
 """
@@ -32,22 +32,14 @@ FORMS = ("16N", "14N", "12N", "8N", "6N")
 STEPS = 3
 
 
-def save(folder: Path, parameters: dict, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-    Saver(folder, parameters, optimizer, ranks).save({"step": STEPS})
-
-
-def load(folder: Path, parameters: dict, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-    Saver(folder, parameters, optimizer, ranks).load(folder / f"step-{STEPS:06d}")
-
-
 @pytest.fixture(scope="module")
 def states(tmp_path_factory) -> dict[tuple[str, str], list[dict[str, str]]]:
-    """(launch, memory) -> by rank: name in the training state -> digest. `fresh` is what `loaded` had before loading."""
+    """(state, memory) -> by rank: name in the training state -> digest. `fresh` is what `loaded` had before loading."""
     folder = tmp_path_factory.mktemp("oracle")
     # 66 rows per head matrix do not divide evenly, and a norm has fewer elements than a block of 8-bit moments.
     write_tiny_model(folder / "model", hidden=48)
-    for name, world_size in (("saved", 2), ("loaded", 2), ("alone", 1)):
-        done = run_ranks(world_size, __file__, folder, name, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    for world_size, names in ((2, "saved,loaded"), (1, "alone")):
+        done = run_ranks(world_size, __file__, folder, names, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr[-3000:]
     return {
         (name, memory): [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}.{memory}.rank*.json"))]
@@ -118,8 +110,7 @@ def take_step(model, parameters: dict, optimizer: torch.optim.Optimizer, step: i
     optimizer.zero_grad()
 
 
-def work(folder: Path, name: str) -> None:
-    ranks = start_process_group()
+def work(folder: Path, name: str, ranks: Ranks) -> None:
     for memory in FORMS:
         torch.manual_seed((7 if name == "saved" else 8) + ranks.rank)
         model = build_on_meta(read_model_config(folder / "model")).to(parameter_dtype(memory))
@@ -128,31 +119,30 @@ def work(folder: Path, name: str) -> None:
         parameters = parameter_names(model)
         settings = SimpleNamespace(memory=memory, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         optimizer = adamw(parameters, settings, seed=0)
-        checkpoint = folder / memory
+        saver = Saver(folder / memory, parameters, optimizer, ranks)
         if name == "saved":
             for step in range(STEPS):
                 take_step(model, parameters, optimizer, step, ranks)
-            save(checkpoint, parameters, optimizer, ranks)
+            saver.save({"step": STEPS})
         else:
             with torch.no_grad():
                 for parameter in parameters.values():  # whatever has not been loaded stays visible
                     for value in (parameter, *optimizer.state[parameter].values()):
                         shard = flat_shard(value)[0] if value.dim() else value
                         shard.fill_(5)
-            write(
-                folder / f"fresh.{memory}.rank{ranks.rank}.json" if name == "loaded" else None,
-                digests(parameters, optimizer),
-            )
-            load(checkpoint, parameters, optimizer, ranks)
+            if name == "loaded":
+                write(folder / f"fresh.{memory}.rank{ranks.rank}.json", digests(parameters, optimizer))
+            saver.load(folder / memory / f"step-{STEPS:06d}")
         write(folder / f"{name}.{memory}.rank{ranks.rank}.json", digests(parameters, optimizer))
-    torch.distributed.destroy_process_group()
-    exit_process(0)
 
 
-def write(path: Path | None, found: dict[str, str]) -> None:
-    if path:
-        path.write_text(json.dumps(found))
+def write(path: Path, found: dict[str, str]) -> None:
+    path.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), sys.argv[2])
+    of_this_launch = start_process_group()
+    for each in sys.argv[2].split(","):
+        work(Path(sys.argv[1]), each, of_this_launch)
+    torch.distributed.destroy_process_group()
+    exit_process(0)

@@ -2,11 +2,9 @@
 
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from common.errors import UserError
@@ -15,14 +13,6 @@ from distributed import checkpoint_directory
 from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import check_whole, latest_checkpoint, read_manifest
 from distributed.optimizer import adamw, check_optimizer
-from distributed.process_group import Ranks
-
-
-@pytest.fixture
-def ranks():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
@@ -54,15 +44,12 @@ class Adapting(torch.optim.Optimizer):
 
 
 OPTIMIZERS = {
-    "NAdam": lambda p: torch.optim.NAdam(p, 1e-2, decoupled_weight_decay=True, weight_decay=0.1),
     "Adam": lambda p: torch.optim.Adam(p, 1e-2),
-    "RAdam": lambda p: torch.optim.RAdam(p, 1e-2),
+    "NAdam": lambda p: torch.optim.NAdam(p, 1e-2, decoupled_weight_decay=True, weight_decay=0.1),
     "Adagrad": lambda p: torch.optim.Adagrad(p, 1e-2, initial_accumulator_value=0.1),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, 1e-2, momentum=0.9),
     "SGD": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9),
     "plain SGD": lambda p: torch.optim.SGD(p, 1e-2),
     "Adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
-    "ASGD": lambda p: torch.optim.ASGD(p, 1e-2),
     "Adapting": Adapting,
 }
 
@@ -190,33 +177,6 @@ def test_a_state_that_is_made_in_a_later_step_is_read_too(tmp_path, ranks) -> No
         assert torch.equal(others[name], parameter) and again.param_groups[0]["lr"] == 0.1
 
 
-def test_an_optimizer_that_needs_a_closure_is_refused(ranks) -> None:
-    parameters, _ = make("SGD")
-    with pytest.raises(UserError, match="LBFGS computes the loss again in its step; the loop has no closure"):
-        check_optimizer(torch.optim.LBFGS(parameters.values()), parameters, "16N", ranks)
-
-
-def test_a_registered_tensor_that_changes_its_shape_is_refused_at_the_save(tmp_path, ranks) -> None:
-    parameters, optimizer = make("SGD")
-    saver, history = Saver(tmp_path, parameters, optimizer, ranks), History()
-    saver.register("history", history)
-    history.values = torch.zeros(3)
-    with pytest.raises(UserError, match=r"registered.history.values was \(0,\) float32 and is \(3,\) float32 now"):
-        saver.save({"step": 1})
-    with pytest.raises(UserError, match="a Generator has no state_dict"):
-        Saver(tmp_path, parameters, optimizer, ranks).register("generator", torch.Generator())
-
-
-class History:
-    values = torch.zeros(0)
-
-    def state_dict(self) -> dict:
-        return {"values": self.values}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.values = state["values"]
-
-
 def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
     parameters, optimizer = make("Adam")
     check_optimizer(optimizer, parameters, "16N", ranks)
@@ -226,6 +186,8 @@ def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
         check_optimizer(optimizer, {"matrix": parameters["matrix"]}, "16N", ranks)
     with pytest.raises(UserError, match="8N is a format of this project's AdamW; with Adam set optimizer.memory=16N"):
         check_optimizer(optimizer, parameters, "8N", ranks)
+    with pytest.raises(UserError, match="LBFGS computes the loss again in its step; the loop has no closure"):
+        check_optimizer(torch.optim.LBFGS(parameters.values()), parameters, "16N", ranks)
 
 
 # --- What is registered ---
@@ -264,7 +226,15 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
     for value, kind in ({1, 2}, "set"), ((1, 2), "tuple"), ({"a": torch.ones(1)}, "dict"), (b"", "bytes"):
         with pytest.raises(UserError, match=rf"registered.a: 'key' is of type {kind}; a checkpoint stores"):
             saver.register("a", Thing(key=value))
+    changing = Thing(key=torch.zeros(0))
+    saver.register("a", changing)
+    changing.state["key"] = torch.zeros(3)
+    with pytest.raises(UserError, match=r"registered.a.key was \(0,\) float32 and is \(3,\) float32 now"):
+        saver.save({"step": 1})
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
     saver.register("a", Thing(key=1))
+    with pytest.raises(UserError, match="register.*a Generator has no state_dict"):
+        saver.register("generator", torch.Generator())
     with pytest.raises(UserError, match=r"register\('a'\): choose a name without a dot that nothing else has"):
         saver.register("a", Thing(key=1))
     saver.load(None)
@@ -272,23 +242,21 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
         saver.register("b", Thing(key=1))
 
 
-@pytest.mark.parametrize(
-    ("before", "now", "words"),
-    [
-        ({"ema": 1}, {}, "it has registered.ema, and the run has not"),
-        ({}, {"ema": 1}, "it has no registered.ema"),
-        ({"ema": 1}, {"ema": torch.ones(1)}, None),
-    ],
-)
-def test_a_resume_with_other_registrations_is_refused(before, now, words, tmp_path, ranks) -> None:
-    first, second = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks) for _ in range(2))
-    for saver, things in ((first, before), (second, now)):
-        for name, value in things.items():
-            saver.register(name, Thing(key=value))
-    first.save({"step": 1})
-    if words:
+def test_a_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
+    def saver(*names: str) -> Saver:
+        made = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
+        for name in names:
+            made.register(name, Thing(key=1))
+        return made
+
+    saver("ema").save({"step": 1})
+    saver().save({"step": 2})
+    for name, step, words in (
+        ((), 1, "it has registered.ema, and the run has not"),
+        (("ema",), 2, "it has no registered.ema"),
+    ):
         with pytest.raises(UserError, match=words):
-            second.load(tmp_path / "step-000001")
+            saver(*name).load(tmp_path / f"step-00000{step}")
 
 
 # --- Bytes, damage ---
@@ -425,19 +393,3 @@ def test_a_failed_save_ends_the_run_with_its_reason_and_latest_stays(
         saver.save({"step": 2})
         saver.wait()
     assert latest_checkpoint(tmp_path).name == "step-000001"
-
-
-def test_a_bug_in_the_background_keeps_its_type(tmp_path, ranks, monkeypatch) -> None:
-    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, True)
-    monkeypatch.setattr(Saver, "_write", lambda *arguments: 1 / 0)
-    saver.save({"step": 1})
-    with pytest.raises(ZeroDivisionError):
-        saver.wait()
-
-
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, ranks, monkeypatch) -> None:
-    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(UserError, match="the checkpoint of step 1 needs 0 MiB, but the disk has 0 MiB free"):
-        saver.save({"step": 1})
-    assert not list(tmp_path.iterdir())
