@@ -44,7 +44,6 @@ from distributed.checkpoint_directory import (
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, call_on_all, gather_objects, random_state, read_on_first, set_random_state
 
-MOST_STEPS = 16  # in which an optimizer must have made its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
 Tensors = dict[str, torch.Tensor]
 
@@ -67,13 +66,11 @@ class Saver:
     """Saves and loads the training state of a run. Every rank calls each of its methods.
 
     The state: `parameters` (this rank's shards by name), the state of any optimizer, what is registered, and the random state
-    of every rank. Make it right after the optimizer: what the optimizer changes in its `param_groups` from then on (the `d` of
-    Prodigy, the `k` of a schedule-free one) is saved too, and settings that nobody changed are not, so that a resume with
-    another weight decay has that one.
+    of every rank. Make it right after the optimizer: what that changes in its `param_groups` from then on (the `d` of Prodigy) is
+    saved too, and settings that nobody changed are not, so that a resume with another weight decay has that one.
 
     A save in the background (`run.async_save`) pauses training while the tensors are copied to buffers in host memory, pinned
-    on CUDA, which all saves use again: as much memory on each rank as its part of the checkpoint. A thread then writes
-    them, on a gloo group of its own. `latest` moves when the files are durable, as in any other save.
+    on CUDA, which all saves use again. A thread then writes them, on a gloo group of its own.
     """
 
     def __init__(
@@ -226,25 +223,18 @@ class Saver:
     def _allocate_state(self, stored: set[str]) -> None:
         """Let an optimizer make the state that a checkpoint has of it, to read it in place. `stored`: all names in there.
 
-        Most make it in their first step, some in a later one: steps of rate 0 with gradients of 0. Whatever they change is then
-        read. What is still missing is refused.
+        Optimizers make it in their first step: one of rate 0 with gradients of 0. Whatever it changes is then read.
         """
-
-        def missing() -> set[str]:
-            return {name for name in stored if name.startswith("optimizer.")}.difference(*self.contents())
-
-        if not missing() or all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
+        missing = {name for name in stored if name.startswith("optimizer.")}.difference(*self.contents())
+        if not missing or all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
             return
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
-        for _ in range(MOST_STEPS):
-            for parameter in self.parameters.values():
-                parameter.grad = torch.zeros_like(parameter)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if not missing():
-                break
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
@@ -330,17 +320,20 @@ class Saver:
     def _look(self) -> None:
         if not self.running:
             return
-        status = gather_objects(_status(self.running), self.ranks)
-        failures = [reason for reason in status if reason]
-        if failures:
-            failed, self.running = self.running, None
-            error = failed.exception() if failed.done() else None
+        is_done = self.running.done()
+        error = self.running.exception() if is_done else None
+        reason = error and (
+            str(error) if isinstance(error, UserError) else f"a save in the background failed: {error!r}"
+        )
+        status = gather_objects((is_done, reason), self.ranks)
+        if all(done for done, _ in status) or any(reason for _, reason in status):
+            save, self.running = self.running, None
             if error and not isinstance(error, UserError | OSError):
                 raise error  # a bug keeps its traceback
-            raise UserError(failures[0])
-        if None not in status:
-            self.finished.append(self.running.result())
-            self.running = None
+            for _, reason in status:
+                if reason:
+                    raise UserError(reason)
+            self.finished.append(save.result())
 
     def update_state(self, state: dict, **entry: Any) -> None:
         """Record an evaluation that finished after its step was saved, because a signal had cut it short before the save."""
@@ -454,18 +447,7 @@ def _named(prefix: str, state: dict) -> dict[str, Any]:
 
 def is_plain(value: object) -> bool:
     """Whether JSON gives a value back as it was."""
-    if isinstance(value, list):
-        return all(map(is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and is_plain(part) for key, part in value.items())
-    return value is None or type(value) in (bool, int, float, str)
-
-
-def _status(running: Future[SaveTimes]) -> str | None:
-    """None while the save runs, "" when it is durable, else why it failed."""
-    if not running.done():
-        return None
-    error = running.exception()
-    if error is None:
-        return ""
-    return str(error) if isinstance(error, UserError) else f"a save in the background failed: {error!r}"
+    try:
+        return repr(json.loads(json.dumps(value))) == repr(value)
+    except (TypeError, ValueError):
+        return False

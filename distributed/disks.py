@@ -43,13 +43,12 @@ def check_shared(path: Path, text: str, ranks: Ranks, wait_seconds: float = WAIT
         )
 
 
-def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> str:
+def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> None:
     """Raise UserError on all ranks if a node has fewer than `size` bytes free where `directory` is or will be.
 
-    A collective: no rank returns before all have entered, so files that rank 0 created before the call exist for all. Returns
-    "the disk has 3.0 GiB free".
+    A collective: no rank returns before all have entered, so files that rank 0 created before the call exist for all.
     """
-    return _check(directory, size, ranks, f"{what} needs {_size(size)}")[1]
+    _check(directory, size, ranks, f"{what} needs {_size(size)}")
 
 
 def check_room_for_run(directory: Path, checkpoint_bytes: int, export_bytes: int, keep_last: int, ranks: Ranks) -> str:

@@ -50,15 +50,12 @@ def world_size_from_environment() -> tuple[int, int]:
     # Some launchers do not set the local ones.
     defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": ""}
     variables = {name: os.environ.get(name, default) for name, default in defaults.items()}
-    try:
-        rank, world, local_world = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-        sound = 0 <= rank < world and int(variables["LOCAL_RANK"]) >= 0 and local_world > 0 and variables["MASTER_ADDR"]
-    except ValueError:
-        sound = False
-    if not sound:
-        said = ", ".join(f"{name} is {value or 'not set'}" for name, value in variables.items())
-        raise UserError(f"the environment of the launcher is not complete: {said}; start with torchrun, or unset RANK")
-    return world, local_world
+    with suppress(ValueError):
+        rank, world, local_rank, local_world = (int(variables[name]) for name in list(defaults)[:4])
+        if 0 <= rank < world and local_rank >= 0 and local_world > 0 and variables["MASTER_ADDR"]:
+            return world, local_world
+    said = ", ".join(f"{name} is {value or 'not set'}" for name, value in variables.items())
+    raise UserError(f"the environment of the launcher is not complete: {said}; start with torchrun, or unset RANK")
 
 
 @contextmanager

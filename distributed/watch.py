@@ -140,16 +140,13 @@ class Heartbeat:
                 if not self.closed.wait(self.window):
                     self._end(self._store_gone() + write_trace(self.rank))
                 return
-            progress = self.watch.progress
-            if self._stalled() > self.timeout - self.window:
+            progress, stalled = self.watch.progress, lambda: time.monotonic() - self.watch.moved
+            if stalled() > self.timeout - self.window:
                 sentence = self._explain(self.timeout, None) + write_trace(self.rank)
-                while self._stalled() <= self.timeout and not self.closed.wait(self.window / 20):
+                while stalled() <= self.timeout and not self.closed.wait(self.window / 20):
                     pass
                 if progress == self.watch.progress and not self.closed.is_set():
                     self._end(sentence)
-
-    def _stalled(self) -> float:
-        return time.monotonic() - self.watch.moved
 
     def _end(self, sentence: str) -> NoReturn | None:
         if not self.speaking.acquire(blocking=False):  # the main thread has found out by itself
@@ -172,15 +169,8 @@ class Heartbeat:
 
     def _beats(self) -> list[Beat] | None:
         """The newest heartbeat of every rank; None if the store does not answer."""
-        keys = [f"beat/{rank}" for rank in range(self.world_size)]
-
-        def read() -> list[Beat]:
-            if self.questions.check(keys):
-                return [Beat(**json.loads(value)) for value in self.questions.multi_get(keys)]
-            return [
-                Beat(**json.loads(self.questions.get(key))) if self.questions.check([key]) else UNKNOWN for key in keys
-            ]
-
+        keys, store = [f"beat/{rank}" for rank in range(self.world_size)], self.questions
+        read = lambda: [Beat(**json.loads(store.get(key))) if store.check([key]) else UNKNOWN for key in keys]  # noqa: E731
         return within(self.window, read)
 
     def _explain(self, stalled: float | None, error: BaseException | None) -> str:
