@@ -178,9 +178,9 @@ class Saver:
     def load(self, checkpoint: Path | None, hint: str = PREVIOUS) -> list[str]:
         """Read a checkpoint of any number of ranks in place. Returns a line for the user. None: there is nothing to read.
 
-        Every block of a file is read once and compared with its checksum before it is used. Nothing is converted. Raises
-        UserError, with the `hint`, if a file is damaged, and if the checkpoint does not fit the run: model, optimizer,
-        optimizer.memory, and what is registered. (14N and 12N store the same tensors; the run's identity tells them apart.)
+        Every block of a file is compared with its checksum before it is used. Nothing is converted. Raises UserError, with the `hint`,
+        if a file is damaged, and if the checkpoint does not fit the run: model, optimizer, optimizer.memory, and what is registered.
+        (14N and 12N store the same tensors; the run's identity tells them apart.)
         """
         self.is_open = False
         if checkpoint is None:

@@ -290,8 +290,8 @@ def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
 def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
     """(the whole checkpoint to continue from, or None if there is none yet; what was passed over). A collective.
 
-    `resume` is run.resume. With `previous` all files are read, damaged checkpoints are passed over, and `latest` is set to
-    the newest whole one. Otherwise whoever loads the checkpoint compares what it reads. Raises UserError on all ranks.
+    With run.resume=`previous` all files are read, damaged checkpoints are passed over, and `latest` is set to the newest whole one.
+    Otherwise whoever loads the checkpoint compares what it reads. Raises UserError on all ranks.
     """
     if resume != "previous":
         return read_on_first(lambda: latest_checkpoint(directory), ranks), []
@@ -347,8 +347,7 @@ def prune(directory: Path, keep_last: int, append: Append) -> str | None:
     """Remove all checkpoints but the newest `keep_last` and those that their states name: the best, and the proven one.
 
     Checkpoints above `latest` belong to a future that was given up, and go. A checkpoint loses its name before its files
-    are removed, so that a kill leaves no half checkpoint under a complete name. Returns the SHA-256 of the record's entry about
-    it, if anything was removed. Call it on rank 0 alone.
+    are removed. Returns the SHA-256 of the record's entry about it, if anything was removed. Call it on rank 0 alone.
     """
     newest = latest_checkpoint(directory)
     assert newest is not None

@@ -54,9 +54,8 @@ def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> Non
 def check_room_for_run(directory: Path, checkpoint_bytes: int, export_bytes: int, keep_last: int, ranks: Ranks) -> str:
     """A line that says whether the checkpoints and the export of a run will fit on its disk. A collective.
 
-    `directory` is the run's; it may not exist yet. Raises UserError on all ranks if there is no room for two checkpoints,
-    those that exist included: the old one stays until the new one is complete. The line is a warning, the same on all ranks,
-    if `keep_last` checkpoints, the best one, one being written and the export will not fit.
+    `directory` is the run's; it may not exist yet. Raises UserError on all ranks if there is no room for a new checkpoint beside
+    the last one. The line is a warning if `keep_last` checkpoints, the best one, one being written and the export will not fit.
     """
     there = read_on_first(lambda: _bytes_under(directory / "checkpoints"), ranks)
     what = f"a checkpoint is {_size(checkpoint_bytes)} and the last one stays until a new one is complete"

@@ -17,9 +17,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory, and oneDNN not to keep what it compiles for lengths that do not come again.
 
     glibc returns every large tensor to the kernel by default and faults new pages in. Call this before the first product,
-    and before another thread allocates, e.g. before tokenising: later the limit of one arena has no effect. With arenas of
-    their own, whose heaps end at 64 MiB, gloo's threads would map and unmap each larger block. No-op with a GPU, where
-    the large tensors are not in host memory. https://man7.org/linux/man-pages/man3/mallopt.3.html
+    and before another thread allocates: later the limit of one arena has no effect, and gloo's threads would map and unmap each
+    larger block. No-op with a GPU. https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_PRODUCTS)
     os.environ.setdefault("LRU_CACHE_CAPACITY", COMPILED_PRODUCTS)

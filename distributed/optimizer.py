@@ -73,8 +73,7 @@ def check_optimizer(
 ) -> None:
     """Raise UserError on all ranks if `make_optimizer` returned what does not fit the model. A collective.
 
-    bf16 weights need an optimizer that does not round small updates away. It must have every trained parameter, because the
-    gradient of another one would grow from step to step, and no other parameter, because no checkpoint would hold it.
+    bf16 weights need an optimizer that does not round small updates away. It must have every trained parameter, and no other.
     """
     name = type(optimizer).__name__
     if memory != "16N" and name != "LowMemoryAdamW":

@@ -81,9 +81,8 @@ def parallelize(
 def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: Sharding) -> DeviceMesh:
     """The device mesh: over which ranks parameters are sharded, and over which they are replicated.
 
-    `full` and `grad_op` have one dimension. `hybrid` has `(world / shard_size) x shard_size`, where neighbouring ranks
-    (those of a node) hold one copy of the model. `none` has `world x 1`: every rank holds a copy, as in DDP, with FSDP2's
-    mixed precision.
+    `full` and `grad_op` have one dimension. `hybrid` has `(world / shard_size) x shard_size`: neighbouring ranks (those of a node)
+    hold one copy of the model. `none` has `world x 1`, as DDP.
     """
     shards = {"hybrid": sharding.shard_size or ranks_per_node, "none": 1}.get(sharding.strategy, world_size)
     if shards == world_size:
@@ -215,9 +214,8 @@ def _units(model: nn.Module) -> list[FSDPModule]:
 def before_micro_batch(model: nn.Module, strategy: str, is_last: bool) -> None:
     """Set what this micro-batch communicates. Call it before every forward of a step, on every rank.
 
-    strategy: `gathering_strategy`. `grad_op` and `none` keep parameters gathered until the last backward. ZeRO-2 is two switches: no resharding after
-    forward (set once, in `shard`), and resharding after the last backward only. `hybrid` and `none` all-reduce gradients
-    over the copies of the model in the last backward only; within a copy they are reduce-scattered every time.
+    strategy: `gathering_strategy`. `grad_op` and `none` keep parameters gathered until the last backward (ZeRO-2: `shard` has switched
+    off resharding after forward). `hybrid` and `none` all-reduce gradients over the copies of the model in the last backward only.
     """
     if strategy == "full":
         return
@@ -229,10 +227,9 @@ def before_micro_batch(model: nn.Module, strategy: str, is_last: bool) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free gathered parameters, so that `model.parameters()` are shards again.
+    """Free gathered parameters, so that `model.parameters()` are shards again, also after a forward without backward under `grad_op`.
 
-    Under `grad_op` a forward without backward (an evaluation) leaves parameters gathered. Everything that reads
-    parameters afterwards (optimizer, checkpoint, export) must see shards.
+    Everything that reads parameters afterwards (optimizer, checkpoint, export) must see shards.
     """
     for unit in _units(model):
         unit.reshard()

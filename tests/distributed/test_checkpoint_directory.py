@@ -131,16 +131,10 @@ def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) 
     flip_bit(tmp_path / "step-000002" / "__0_0.distcp")
     with pytest.raises(UserError, match="has no whole checkpoint .*__0_0.distcp is damaged.*choose another run.name"):
         find_checkpoint(tmp_path, "previous", ranks)
-
-
-def test_if_all_checkpoints_are_gone_the_run_does_not_start_over(tmp_path, ranks) -> None:
-    save(tmp_path, ranks, 2)
     shutil.rmtree(tmp_path / "step-000002")
     with pytest.raises(UserError, match="latest names 'step-000002', which does not exist"):
         find_checkpoint(tmp_path, "auto", ranks)
-    with pytest.raises(
-        UserError, match="has no whole checkpoint .none at all, but the file `latest` says that there was one"
-    ):
+    with pytest.raises(UserError, match="none at all, but the file `latest` says that there was one"):
         find_checkpoint(tmp_path, "previous", ranks)
 
 

@@ -127,26 +127,6 @@ def test_the_gradient_is_lambda_times_fisher_times_drift(folder, two, name) -> N
     assert row["norm"] == pytest.approx(sum(float(g.square().sum()) for g in total.values()) ** 0.5)
 
 
-@pytest.mark.parametrize(
-    "name, reference",
-    [
-        ("r2-model", "r1-model"),
-        ("r2-none", "r1-model"),
-        ("r2-again", "r1-model"),
-        ("r2-odd-grad-op", "r1-odd"),
-        ("r2-offload", "r1-odd"),
-        ("r2-odd-reused", "r1-odd"),
-    ],
-)
-def test_gradients_and_curves_do_not_depend_on_ranks_or_sharding(folder, two, name, reference) -> None:
-    assert difference(part(folder, name, "grad"), part(folder, reference, "grad")) < 1e-5
-    ours, theirs = (json.loads((folder / f"{n}.json").read_text()) for n in (name, reference))
-    assert ours.keys() == theirs.keys()
-    for key in theirs:
-        if key != "ewc/time":
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
-
-
 def test_bf16_weights_and_gradients(folder, two) -> None:
     """The rounding noise does not depend on the number of ranks; the order in which gradients are summed does."""
     for name in ("r1-bf16", "r2-bf16"):
@@ -159,9 +139,8 @@ def test_bf16_weights_and_gradients(folder, two) -> None:
 
 
 def test_a_saved_fisher_diagonal_is_read_and_not_estimated_again(folder, two) -> None:
-    assert "estimating" in (folder / "r2-model.log").read_text()
-    assert "read from" in (folder / "r2-again.log").read_text()
-    assert "reused from" in (folder / "r2-odd-reused.log").read_text()
+    said = {"r2-model": "estimating", "r2-again": "read from", "r2-odd-reused": "reused from"}
+    assert all(words in (folder / f"{name}.log").read_text() for name, words in said.items())
     files = ["fisher-00001.safetensors", "reference-00001.safetensors", "settings.json"]
     assert sorted(p.name for p in (folder / "r2-odd-reused" / "ewc").iterdir()) == files
 

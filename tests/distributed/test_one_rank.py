@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.config import Model, Sharding
-from distributed.sharding import before_micro_batch, gathering_strategy, make_mesh, parallelize, reshard
+from distributed.sharding import before_micro_batch, gathering_strategy, make_mesh, parallelize
 
 SIZE, LAYERS, MICRO_BATCHES = 48, 3, 4
 WEIGHTS = LAYERS * SIZE * SIZE
@@ -79,13 +79,3 @@ def test_gradients_are_those_without_fsdp_to_the_bit(dtype) -> None:
             for total, layer in zip(expected, copied, strict=True):
                 total += layer.weight.grad.to(dtype)
         assert all(torch.equal(a, b) for a, b in zip(step(model, effective), expected, strict=True))
-
-
-def test_an_unfinished_step_leaves_nothing_behind() -> None:
-    model, effective = sharded("full")
-    expected = step(model, effective)
-    before_micro_batch(model, effective, is_last=False)
-    model(torch.ones(2, SIZE, dtype=torch.bfloat16)).sum().backward()
-    reshard(model)
-    model.zero_grad()  # of the shards
-    assert all(torch.equal(a, b) for a, b in zip(step(model, effective), expected, strict=True))
