@@ -255,12 +255,6 @@ def test_saves_in_the_background_resume_to_the_bit_and_are_curves(folder, second
     assert all(0 < row["save/pause_seconds"] < row["save/total_seconds"] for row in saves.values())
 
 
-def test_skipping_spikes_changes_nothing_where_there_are_none(folder, first) -> None:
-    spikes, straight = rows(folder / "runs" / "spikes"), rows(folder / "runs" / "straight")
-    assert [spikes[n]["train/skipped_steps"] for n in (1, 2, 3)] == [0, 0, 0]
-    assert spikes[1]["train/grad_norm"] == straight[1]["train/grad_norm"]
-
-
 def test_a_flipped_bit_in_the_export_of_a_finished_run_is_found_and_mended(folder, second) -> None:
     run = folder / "runs" / "spikes"
     damaged = f"{run / 'export' / 'model.safetensors'} has changed: its SHA-256 is not that of export.json"

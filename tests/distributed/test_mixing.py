@@ -85,7 +85,6 @@ def two(folder) -> Path:
 def one(folder, two) -> Path:
     """World size 1. `other` validates on the held-out text of `general`, as its main source."""
     other = (f"data.validation={folder}/general_held_out.txt", "data.mix=none", "optimizer.max_steps=1")
-    few = ("data.validation=", "data.mix=none", "data.sequence_length=512", "optimizer.epochs=1")
     runs = [
         run_of(folder, "r1"),
         run_of(folder, "r1-tokens", "batch.global_examples=None", "batch.global_tokens=120", "run.log_every=5"),
@@ -93,8 +92,6 @@ def one(folder, two) -> Path:
         run_of(folder, "other", *other),
         run_of(folder, "store1", *store_is_main(folder)),
         run_of(folder, "store-moved", *store_is_main(folder)),
-        run_of(folder, "few-store", *few, f"data.train={folder}/few", "batch.global_examples=1"),
-        run_of(folder, "few-file", *few, f"data.train={folder}/few.jsonl", "batch.global_examples=9"),
     ]
     launch(folder, "one", 1, runs)
     return folder / "runs"
@@ -207,9 +204,3 @@ def test_a_store_resumes_bitwise_and_on_another_number_of_ranks(folder, one, two
 
 def test_a_resume_with_another_store_is_refused(folder, two) -> None:
     assert "was made with other data in data.train; it may" in (folder / "two.out").read_text()
-
-
-def test_a_window_of_whole_documents_trains_like_the_separate_documents(one) -> None:
-    """EOS follows each document, attention does not cross it, and the first token of each document is no target."""
-    assert rows(one / "few-store")[1]["train/loss"] == pytest.approx(rows(one / "few-file")[1]["train/loss"], rel=1e-6)
-    assert largest_difference(weights(one / "few-store"), weights(one / "few-file")) < 1e-5

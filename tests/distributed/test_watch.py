@@ -71,13 +71,6 @@ def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_
 
 
 @pytest.mark.slow
-def test_a_stopped_process_is_lost_after_the_timeout() -> None:
-    _, pids, errors = end("stop", timeout_minutes=0.1)
-    assert f"error: step 3: lost rank 1 on host {HOST} (pid {pids[1]})" in errors
-    assert f"no heartbeat for 1.5 s (killed, crashed, stopped or cut off); rank 0 waited{RESTART}" in errors
-
-
-@pytest.mark.slow
 def test_a_second_signal_ends_a_rank_that_waits_in_a_collective() -> None:
     output, pids, errors = end("signals")
     assert "rank 0: SIGTERM: stopping; a second signal, two seconds later or more, ends at once\n" in errors

@@ -5,7 +5,6 @@ torchrun --nproc_per_node=N tests/distributed/watch_worker.py FAULT TIMEOUT_MINU
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -47,10 +46,6 @@ def go_wrong(ranks: Ranks, pids: list[int]) -> None:
         raise ValueError("a row has no\ntokens")
     elif FAULT == "wait":  # alive, but it never comes
         threading.Event().wait()
-    elif FAULT == "stop":  # like a process in state D; killed when rank 0 has ended
-        watch = f"while kill -0 {pids[0]}; do sleep 0.1; done; kill -9 {os.getpid()}"
-        subprocess.Popen(["sh", "-c", watch], stderr=subprocess.DEVNULL)
-        os.kill(os.getpid(), signal.SIGSTOP)
     elif FAULT == "launcher":
         os.kill(int(os.environ["LAUNCHER"]), signal.SIGKILL)
         threading.Event().wait()
