@@ -44,6 +44,7 @@ from distributed.checkpoint_directory import (
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, call_on_all, gather_objects, random_state, read_on_first, set_random_state
 
+MOST_STEPS = 16  # in which an optimizer must have made its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
 Tensors = dict[str, torch.Tensor]
 
@@ -223,18 +224,22 @@ class Saver:
     def _allocate_state(self, stored: set[str]) -> None:
         """Let an optimizer make the state that a checkpoint has of it, to read it in place. `stored`: all names in there.
 
-        Optimizers make it in their first step: one of rate 0 with gradients of 0. Whatever it changes is then read.
+        Most make it in their first step, some in a later one: steps of rate 0 with gradients of 0. Whatever they change is then
+        read. What is still missing is refused.
         """
-        missing = {name for name in stored if name.startswith("optimizer.")}.difference(*self.contents())
-        if not missing or all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
+        wanted = {name for name in stored if name.startswith("optimizer.")}
+        if all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
             return
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
-        for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for _ in range(MOST_STEPS):
+            if not wanted.difference(*self.contents()):
+                break
+            for parameter in self.parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 

@@ -42,6 +42,18 @@ class Adapting(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["decay"]).sub_(state["sum"], alpha=group["d"] * state["count"])
 
 
+class Lookahead(torch.optim.SGD):
+    """Makes a state in its second step that it has not after the first."""
+
+    def step(self) -> None:  # without a closure
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            if "seen" in self.state[parameter]:
+                slow = self.state[parameter].setdefault("slow", torch.zeros_like(parameter))
+                parameter.data.copy_(slow.lerp_(parameter.detach(), 0.5))
+            self.state[parameter]["seen"] = torch.ones(())
+
+
 OPTIMIZERS = {
     "Adam": lambda p: torch.optim.Adam(p, 1e-2),
     "NAdam": lambda p: torch.optim.NAdam(p, 1e-2, decoupled_weight_decay=True, weight_decay=0.1),
@@ -50,6 +62,7 @@ OPTIMIZERS = {
     "plain SGD": lambda p: torch.optim.SGD(p, 1e-2),
     "Adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
     "Adapting": Adapting,
+    "Lookahead": lambda p: Lookahead(p, 1e-2),
 }
 
 
