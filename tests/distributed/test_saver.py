@@ -220,7 +220,7 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
 
 def test_a_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
     def saver(*names: str) -> Saver:
-        made = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
+        made = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9)
         for name in names:
             made.register(name, Thing(key=1))
         return made
