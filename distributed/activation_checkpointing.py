@@ -35,13 +35,10 @@ _EXPENSIVE = (
 def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     """Checkpoint each of `layers`, in place.
 
-    `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and of kernels of
-    attention, so only cheap operations are recomputed. `offload` is `full`, and `keep_inputs_on_host` does the rest. `none`
-    changes nothing.
-
-    A router (model/experts.py) chooses its experts once: the second forward takes the choice of the first, so that no rounding can
-    make it another one.
-    This wraps the layer's forward instead of the layer, so parameter names do not change and FSDP's hooks stay outside.
+    `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and of kernels of attention.
+    `offload` is `full`, and `keep_inputs_on_host` does the rest. `none` changes nothing. A router (model/experts.py) chooses its
+    experts once: the second forward takes the choice of the first, so that no rounding can make it another one.
+    This wraps the layer's forward, so parameter names do not change and FSDP's hooks stay outside.
     """
     if mode == "none":
         return
@@ -91,10 +88,9 @@ class _Choice(TorchFunctionMode):
 
 
 def tile_mlps(layers: list[nn.Module], tiles: int) -> None:
-    """Compute the MLP of each of `layers` in `tiles` parts of the tokens, in place, so that its intermediate is that of one part.
+    """Compute the MLP of each of `layers` in `tiles` parts of the tokens, in place: the intermediate is that of one part.
 
-    Each part is checkpointed by itself, and so backward, too, has the intermediate of one (ALST, arXiv:2506.13996, section 3).
-    Raises UserError for layers without a module `mlp`.
+    Each part is checkpointed by itself, for backward (ALST, arXiv:2506.13996, section 3). Raises UserError for layers without `mlp`.
     """
     for layer in layers:
         mlp = getattr(layer, "mlp", None)
@@ -124,10 +120,7 @@ def _keep_expensive(
 
 
 def keep_inputs_on_host(layers: list[nn.Module]) -> None:
-    """Keep the input of each of `layers`, which are checkpointed and run on a GPU, in pinned host memory, in place.
-
-    The forward inside may be compiled.
-    """
+    """Keep the input of each of `layers`, which are checkpointed and run on a GPU, in pinned host memory, in place."""
     host = _Host()
     for layer in layers:
         layer.forward = functools.partial(_with_input_on, host, layer.forward)
@@ -149,10 +142,7 @@ def _with_input_on(
 
 
 class _Kept:
-    """A layer's input, in host memory and, around its copies to and from there, on the device.
-
-    copied: when the last copy is complete.
-    """
+    """A layer's input, in host memory and, around its copies (`copied`: the last is complete), on the device."""
 
     def __init__(self, on_device: torch.Tensor) -> None:
         self.on_host = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=True)
@@ -166,8 +156,7 @@ class _Host:
 
     In forward the copy of an input begins with its layer, and its memory is free when the layer after the next begins. In
     backward the copy of an input begins with the layer that comes before its own there. So the device holds two inputs.
-    The allocator frees memory in the order of the compute stream, which therefore waits for a copy before its tensor goes,
-    and the copies begin after everything that the compute stream had to do with their memory.
+    The allocator frees memory in the order of the compute stream, which therefore waits for a copy before its tensor goes.
     """
 
     def __init__(self) -> None:

@@ -7,8 +7,10 @@ rank takes a step that another does not have.
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 import socket
+from collections.abc import Iterable
 
 from common.errors import UserError
 from distributed.process_group import Ranks, gather_objects
@@ -58,42 +60,34 @@ def flatten(values: dict[str, object], prefix: str = "") -> dict[str, str]:
 def disagreement(gathered: list[tuple[str, dict[str, str]]]) -> str | None:
     """The sentence about all ranks that differ from rank 0; None if all agree. `gathered`: (host, values) by rank."""
     first_host, expected = gathered[0]
-    groups: dict[tuple, dict[int, str]] = {}  # differences -> rank -> host
+    groups: dict[str, dict[int, str]] = {}  # what differs -> rank -> host
     for rank, (host, values) in enumerate(gathered):
-        names = dict.fromkeys([*expected, *values])
-        differences = tuple(
-            (name, values.get(name, MISSING), expected.get(name, MISSING))
-            for name in names
-            if values.get(name) != expected.get(name)
-        )
+        pairs = {name: (values.get(name, MISSING), expected.get(name, MISSING)) for name in {**expected, **values}}
+        differences = [f"{name} ({_beside(*pair)})" for name, pair in pairs.items() if pair[0] != pair[1]]
         if differences:
-            groups.setdefault(differences, {})[rank] = host
+            groups.setdefault(_some(differences), {})[rank] = host
     if not groups:
         return None
-    phrases = []
-    for number, (differences, hosts) in enumerate(list(groups.items())[:SHOWN]):
-        reference = f" from rank 0 on host {first_host}" if number == 0 else ""
-        verb = "differs" if len(hosts) == 1 else "differ"
-        items = [f"{name} ({_beside(value, other)})" for name, value, other in differences[:SHOWN]]
-        items += [f"{len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
-        phrases.append(f"{ranks_on_hosts(hosts)} {verb}{reference} in {_and(items)}")
-    rest = list(groups.values())[SHOWN:]
-    if rest:
-        phrases.append(f"{sum(map(len, rest))} more ranks differ in other ways")
-    return f"{'; '.join(phrases)}; give all ranks the same files, config and versions"
+    verbs = {True: "differs", False: "differ"}
+    said = [
+        f"{ranks_on_hosts(hosts)} {verbs[len(hosts) == 1]} from rank 0 on host {first_host} in {differences}"
+        for differences, hosts in groups.items()
+    ]
+    return f"{_some(said, '; ')}; give all ranks the same files, config and versions"
 
 
 def _beside(value: str, other: str) -> str:
-    """ "VALUE instead of OTHER", both cut to the part that differs."""
-    same = next((i for i, (a, b) in enumerate(zip(value, other, strict=False)) if a != b), min(len(value), len(other)))
-    start = max(0, same - WIDTH // 2) if max(len(value), len(other)) > WIDTH else 0
-    return f"{_cut(value, start)} instead of {_cut(other, start)}"
+    """ "VALUE instead of OTHER"; of long values the part that differs."""
+    is_long = max(len(value), len(other)) > WIDTH
+    start = max(0, len(os.path.commonprefix([value, other])) - WIDTH // 2) if is_long else 0
+    cut = [
+        "..." * (start > 0) + text[start : start + WIDTH] + "..." * (text[start + WIDTH :] != "")
+        for text in (value, other)
+    ]
+    return " instead of ".join(cut)
 
 
-def _cut(text: str, start: int) -> str:
-    text = f"...{text[start:]}" if start else text
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
-
-
-def _and(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+def _some(items: Iterable[str], between: str = ", ") -> str:
+    first, *rest = items
+    shown = [first, *rest[: SHOWN - 1]] + [f"{len(rest) + 1 - SHOWN} more"] * (len(rest) >= SHOWN)
+    return between.join(shown)

@@ -67,13 +67,11 @@ class Saver:
     """Saves and loads the training state of a run. Every rank calls each of its methods.
 
     The state: `parameters` (this rank's shards by name), the state of any optimizer, what is registered, and the random state
-    of every rank. Make it right after the optimizer: what the optimizer changes in its `param_groups` from then on (the `d` of
-    Prodigy, the `k` of a schedule-free one) is saved too, and settings that nobody changed are not, so that a resume with
-    another weight decay has that one.
+    of every rank. Make it right after the optimizer: what that changes in its `param_groups` from then on (the `d` of Prodigy) is
+    saved too, and settings that nobody changed are not, so that a resume with another weight decay has that one.
 
     A save in the background (`run.async_save`) pauses training while the tensors are copied to buffers in host memory, pinned
-    on CUDA, which all saves use again: as much memory on each rank as its part of the checkpoint. A thread then writes
-    them, on a gloo group of its own. `latest` moves when the files are durable, as in any other save.
+    on CUDA, which all saves use again. A thread then writes them, on a gloo group of its own.
     """
 
     def __init__(
@@ -181,9 +179,9 @@ class Saver:
     def load(self, checkpoint: Path | None, hint: str = PREVIOUS) -> list[str]:
         """Read a checkpoint of any number of ranks in place. Returns a line for the user. None: there is nothing to read.
 
-        Every block of a file is read once and compared with its checksum before it is used. Nothing is converted. Raises
-        UserError, with the `hint`, if a file is damaged, and if the checkpoint does not fit the run: model, optimizer,
-        optimizer.memory, and what is registered. (14N and 12N store the same tensors; the run's identity tells them apart.)
+        Every block of a file is compared with its checksum before it is used. Nothing is converted. Raises UserError, with the `hint`,
+        if a file is damaged, and if the checkpoint does not fit the run: model, optimizer, optimizer.memory, and what is registered.
+        (14N and 12N store the same tensors; the run's identity tells them apart.)
         """
         self.is_open = False
         if checkpoint is None:
@@ -229,22 +227,19 @@ class Saver:
         Most make it in their first step, some in a later one: steps of rate 0 with gradients of 0. Whatever they change is then
         read. What is still missing is refused.
         """
-
-        def missing() -> set[str]:
-            return {name for name in stored if name.startswith("optimizer.")}.difference(*self.contents())
-
-        if not missing() or all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
+        wanted = {name for name in stored if name.startswith("optimizer.")}
+        if all(self.optimizer.state.get(parameter) for parameter in self.parameters.values()):
             return
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         for _ in range(MOST_STEPS):
+            if not wanted.difference(*self.contents()):
+                break
             for parameter in self.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            if not missing():
-                break
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
@@ -330,17 +325,20 @@ class Saver:
     def _look(self) -> None:
         if not self.running:
             return
-        status = gather_objects(_status(self.running), self.ranks)
-        failures = [reason for reason in status if reason]
-        if failures:
-            failed, self.running = self.running, None
-            error = failed.exception() if failed.done() else None
+        is_done = self.running.done()
+        error = self.running.exception() if is_done else None
+        reason = error and (
+            str(error) if isinstance(error, UserError) else f"a save in the background failed: {error!r}"
+        )
+        status = gather_objects((is_done, reason), self.ranks)
+        if all(done for done, _ in status) or any(reason for _, reason in status):
+            save, self.running = self.running, None
             if error and not isinstance(error, UserError | OSError):
                 raise error  # a bug keeps its traceback
-            raise UserError(failures[0])
-        if None not in status:
-            self.finished.append(self.running.result())
-            self.running = None
+            for _, reason in status:
+                if reason:
+                    raise UserError(reason)
+            self.finished.append(save.result())
 
     def update_state(self, state: dict, **entry: Any) -> None:
         """Record an evaluation that finished after its step was saved, because a signal had cut it short before the save."""
@@ -454,18 +452,7 @@ def _named(prefix: str, state: dict) -> dict[str, Any]:
 
 def is_plain(value: object) -> bool:
     """Whether JSON gives a value back as it was."""
-    if isinstance(value, list):
-        return all(map(is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and is_plain(part) for key, part in value.items())
-    return value is None or type(value) in (bool, int, float, str)
-
-
-def _status(running: Future[SaveTimes]) -> str | None:
-    """None while the save runs, "" when it is durable, else why it failed."""
-    if not running.done():
-        return None
-    error = running.exception()
-    if error is None:
-        return ""
-    return str(error) if isinstance(error, UserError) else f"a save in the background failed: {error!r}"
+    try:
+        return repr(json.loads(json.dumps(value))) == repr(value)
+    except (TypeError, ValueError):
+        return False

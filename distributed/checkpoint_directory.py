@@ -6,12 +6,9 @@
 manifest.json is written last. It holds the saved state (JSON of the loop), the values that are no tensors (of the optimizer,
 and of what is registered) and, of every other file, the size and a SHA-256 of every 16 MiB; another one covers the manifest
 itself. The state names the best checkpoint, so that one file, replaced atomically, says everything.
-A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`.
-A checkpoint is whole if all of its files have the size and the checksums of the manifest.
-
-torch.distributed.checkpoint (DCP) reads parts of files, and other parts on another number of ranks. A checksum per block makes
-sure of exactly the bytes that a rank uses, in the one read that it needs anyway. (The CRC in the zip format of torch.save is
-not looked at by torch.load.)
+A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`. It is whole
+if all of its files have the size and the checksums of the manifest. torch.distributed.checkpoint (DCP) reads parts of files, and
+other parts on another number of ranks: a checksum per block makes sure of the bytes that a rank uses, in the one read that it needs.
 
 record.jsonl (training/record.py) gets an entry before a checkpoint gets its name, and before one loses it: whatever a kill leaves
 under the name of a checkpoint has an entry.
@@ -27,7 +24,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +37,8 @@ from common.errors import UserError
 from distributed.process_group import Ranks, call_on_all, read_on_first
 
 MANIFEST, INDEX = "manifest.json", ".metadata"
+COMPLETE = r"step-\d{6,}"  # the name of a complete checkpoint
 SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
-LAST_COMMIT = "674ddd9"  # that reads manifests whose checksums are CRC-32
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
 BLOCK = 2**24  # bytes that share a checksum
 LARGE = 2**20  # bytes: a write of more is hashed by threads meanwhile
@@ -258,17 +255,13 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         checksum = content.pop("checksum")
-        sound = checksum == _checksum(content)
+        if checksum == _checksum(content):
+            return content
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        checksum, sound = "", False
-    if isinstance(checksum, str) and re.fullmatch("[0-9a-f]{8}", checksum):
-        raise UserError(
-            f"{checkpoint} is of an earlier version of this code: finish its run with commit {LAST_COMMIT} or an earlier one, "
-            "or start a new run with another run.name"
-        )
-    if sound:
-        return content
-    raise UserError(f"{path} is damaged: its content does not match its checksum; {hint}")
+        pass
+    raise UserError(
+        f"{path} is damaged, or a version of this code up to commit 674ddd9 wrote it: its content does not match its checksum; {hint}"
+    )
 
 
 def replace_state(checkpoint: Path, state: dict, append: Append, **entry: Any) -> None:
@@ -297,8 +290,8 @@ def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
 def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
     """(the whole checkpoint to continue from, or None if there is none yet; what was passed over). A collective.
 
-    `resume` is run.resume. With `previous` all files are read, damaged checkpoints are passed over, and `latest` is set to
-    the newest whole one. Otherwise whoever loads the checkpoint compares what it reads. Raises UserError on all ranks.
+    With run.resume=`previous` all files are read, damaged checkpoints are passed over, and `latest` is set to the newest whole one.
+    Otherwise whoever loads the checkpoint compares what it reads. Raises UserError on all ranks.
     """
     if resume != "previous":
         return read_on_first(lambda: latest_checkpoint(directory), ranks), []
@@ -326,7 +319,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
         complete = complete_checkpoints(directory)
         return complete[-1] if complete else None  # killed between the first rename and `latest`
     name = pointer.read_bytes().decode("utf-8", errors="backslashreplace").strip()
-    if not _is_complete_name(name) or not (directory / name).is_dir():
+    if not re.fullmatch(COMPLETE, name) or not (directory / name).is_dir():
         raise UserError(f"{pointer} names {name[:80]!r}, which does not exist; {PREVIOUS}")
     return directory / name
 
@@ -346,7 +339,7 @@ def set_latest(directory: Path, checkpoint: Path) -> None:
 
 def complete_checkpoints(directory: Path) -> list[Path]:
     """The complete checkpoints, whole or damaged, the oldest first."""
-    found = [path for path in directory.glob("step-*") if _is_complete_name(path.name) and path.is_dir()]
+    found = [path for path in directory.glob("step-*") if re.fullmatch(COMPLETE, path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
@@ -354,27 +347,23 @@ def prune(directory: Path, keep_last: int, append: Append) -> str | None:
     """Remove all checkpoints but the newest `keep_last` and those that their states name: the best, and the proven one.
 
     Checkpoints above `latest` belong to a future that was given up, and go. A checkpoint loses its name before its files
-    are removed, so that a kill leaves no half checkpoint under a complete name. Returns the SHA-256 of the record's entry about
-    it, if anything was removed. Call it on rank 0 alone.
+    are removed. Returns the SHA-256 of the record's entry about it, if anything was removed. Call it on rank 0 alone.
     """
     newest = latest_checkpoint(directory)
     assert newest is not None
     complete = complete_checkpoints(directory)
-    keep = {path for path in complete if step_of(path) <= step_of(newest)}
-    keep = set(sorted(keep, key=step_of)[-keep_last:]) | {newest}
+    keep = {newest, *[path for path in complete if step_of(path) <= step_of(newest)][-keep_last:]}
     for path in list(keep):
-        try:
+        with suppress(UserError):  # nothing can be known about a damaged one
             state = read_manifest(path)["state"]
-        except UserError:
-            continue  # a damaged one; nothing can be known about it
-        named = (state.get("best_step"), state.get("proven_step"))
-        keep |= {directory / checkpoint_name(step) for step in named if step}
+            named = (state.get("best_step"), state.get("proven_step"))
+            keep |= {directory / checkpoint_name(step) for step in named if step}
     gone = [path for path in complete if path not in keep]
     head = append("pruning", removed=[path.name for path in gone]) if gone else None
     for path in gone:
         path.replace(temporary_path(path))
     for path in directory.glob(f"step-*{SUFFIX}"):
-        if re.fullmatch(r"step-\d{6,}(\.old)?" + re.escape(SUFFIX), path.name):
+        if re.fullmatch(COMPLETE + r"(\.old)?" + re.escape(SUFFIX), path.name):
             path.unlink() if path.is_symlink() else shutil.rmtree(path)
     return head
 
@@ -397,10 +386,6 @@ def set_aside_after(directory: Path, step: int, append: Append, why: str) -> lis
             shutil.rmtree(aside)
         path.replace(aside)
     return [path.name + SET_ASIDE for path in later]
-
-
-def _is_complete_name(name: str) -> bool:
-    return re.fullmatch(r"step-\d{6,}", name) is not None
 
 
 def step_of(checkpoint: Path) -> int:

@@ -18,8 +18,7 @@ def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
 
     The compiler sees the checkpoint itself: torch.utils.checkpoint around compiled code would switch it off below. Each layer
     is one graph (an error says what cannot be one), and lengths are symbols, so that other micro-batches use the same code.
-    A forward raises UserError where torch.compile has left a layer to Python, for example because TORCH_COMPILE_DISABLE is set,
-    and torch's error where one layer's code would be compiled more than `GRAPHS` times.
+    A forward raises UserError where torch.compile has left a layer to Python (TORCH_COMPILE_DISABLE).
     """
     if any(hasattr(module, "top_k") for layer in layers for module in layer.modules()):
         raise UserError("model.compile=True: layers with experts are not compiled; set model.compile=False")

@@ -2,11 +2,9 @@
 
 Every rank of a context group has a slice of the tokens of the group's micro-batch (data/batches.py), and computes on it all that
 a token needs for itself. Attention needs all tokens of a document. So two all-to-alls surround it (Ulysses, arXiv:2309.14509):
-before it each rank gives its tokens' other heads away and gets the other tokens of its own heads; after it the way back. What
-attention computes is then that of a single rank with fewer heads: isolation, windows and softcaps stay what they are.
-
-What FSDP shards, and over which ranks, does not change: the ranks of a group have different tokens of one loss, as ranks with
-different documents have. The groups are therefore no dimension of its mesh, and a checkpoint does not depend on them.
+before it each rank gives its tokens' other heads away and gets the other tokens of its own heads; after it the way back.
+The ranks of a group have different tokens of one loss, as ranks with different documents have: the groups are no dimension of FSDP's
+mesh, and a checkpoint does not depend on them.
 """
 
 import functools

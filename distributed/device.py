@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import re
 import socket
 from pathlib import Path
 
@@ -60,15 +61,15 @@ def devices_line(gathered: list[tuple[tuple[str, str], str, str]]) -> str:
     gathered: (node, device type, `device_name`) by rank.
     """
     names = [name for _, _, name in gathered]
-    kinds = list(dict.fromkeys(names))
     backend = "NCCL" if all(kind == "cuda" for _, kind, _ in gathered) else "gloo"
     nodes = len({node for node, _, _ in gathered})
     where = f", on {nodes} node{'s' if nodes > 1 else ''}" if backend == "NCCL" or nodes > 1 else ""
-    if len(kinds) == 1:
-        return f"device: {len(names)} x {kinds[0]}, {backend}{where}"
-    ranks = {kind: [rank for rank, name in enumerate(names) if name == kind] for kind in kinds}
-    parts = [f"{len(ranks[kind])} x {kind} ({name_ranks(ranks[kind])})" for kind in kinds]
-    return f"device: {' + '.join(parts)}, {backend}{where}; they are not alike, and the slowest sets the pace"
+    parts = []
+    for kind in dict.fromkeys(names):
+        ranks = [rank for rank, name in enumerate(names) if name == kind]
+        parts.append(f"{len(ranks)} x {kind}" + f" ({name_ranks(ranks)})" * (len(ranks) < len(names)))
+    unlike = "; they are not alike, and the slowest sets the pace" if len(parts) > 1 else ""
+    return f"device: {' + '.join(parts)}, {backend}{where}{unlike}"
 
 
 def device_name(device: torch.device) -> str:
@@ -81,10 +82,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():  # Linux
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")  # Linux
+    text = information.read_text(encoding="utf-8", errors="replace") if information.is_file() else ""
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()

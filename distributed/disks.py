@@ -48,39 +48,27 @@ def check_free_space(directory: Path, size: int, ranks: Ranks, what: str) -> Non
 
     A collective: no rank returns before all have entered, so files that rank 0 created before the call exist for all.
     """
-    free, host = _free_bytes(directory, ranks)
-    if free < size:
-        raise UserError(
-            f"{directory}: {what} needs {_size(size)}, but the disk{host} has {_size(free)} free; free some space and "
-            "start again: the run continues from its last checkpoint"
-        )
+    _check(directory, size, ranks, f"{what} needs {_size(size)}")
 
 
 def check_room_for_run(directory: Path, checkpoint_bytes: int, export_bytes: int, keep_last: int, ranks: Ranks) -> str:
     """A line that says whether the checkpoints and the export of a run will fit on its disk. A collective.
 
-    `directory` is the run's; it may not exist yet. Raises UserError on all ranks if there is no room for two checkpoints,
-    those that exist included: the old one stays until the new one is complete. The line is a warning, the same on all ranks,
-    if `keep_last` checkpoints, the best one, one being written and the export will not fit.
+    `directory` is the run's; it may not exist yet. Raises UserError on all ranks if there is no room for a new checkpoint beside
+    the last one. The line is a warning if `keep_last` checkpoints, the best one, one being written and the export will not fit.
     """
-    free, host = _free_bytes(directory, ranks)
     there = read_on_first(lambda: _bytes_under(directory / "checkpoints"), ranks)
-    missing = max(checkpoint_bytes, 2 * checkpoint_bytes - there) - free
-    if missing > 0:
-        raise UserError(
-            f"{directory}: a checkpoint is {_size(checkpoint_bytes)} and the last one stays until a new one is complete, "
-            f"but the disk{host} has {_size(free)} free; free {_size(missing)}, or set run.directory to another disk"
-        )
+    what = f"a checkpoint is {_size(checkpoint_bytes)} and the last one stays until a new one is complete"
+    free, said = _check(directory, max(checkpoint_bytes, 2 * checkpoint_bytes - there), ranks, what)
     kept = (keep_last + 1) * checkpoint_bytes  # and the best one
-    saving = max(kept + checkpoint_bytes - there, 0)
-    exporting = max(kept - there, 0) + export_bytes  # an older export stays until the new one is complete
-    needed = max(saving, exporting)
+    # An older export, too, stays until the new one is complete.
+    needed = max(kept + checkpoint_bytes - there, max(kept - there, 0) + export_bytes, 0)
     if needed <= free:
-        return f"a save writes {_size(checkpoint_bytes)}; the disk{host} has {_size(free)} free"
+        return f"a save writes {_size(checkpoint_bytes)}; {said}"
     return (
-        f"warning: the disk{host} may become full: {keep_last} checkpoints (run.keep_last), the best one, one being "
-        f"written ({_size(checkpoint_bytes)} each) and the export ({_size(export_bytes)}) need {_size(needed)} more in "
-        f"{directory}, and {_size(free)} are free; the run stops with a sentence when a save does not fit"
+        f"warning: {keep_last} checkpoints (run.keep_last), the best one, one being written ({_size(checkpoint_bytes)} each) and the "
+        f"export ({_size(export_bytes)}) need {_size(needed)} more in {directory}, and {said}; the run stops with a sentence when a "
+        "save does not fit"
     )
 
 
@@ -96,8 +84,8 @@ def torchrun_grace() -> float | None:
     return float(os.environ.get("PET_SHUTDOWN_TIMEOUT", default))
 
 
-def _free_bytes(directory: Path, ranks: Ranks) -> tuple[int, str]:
-    """(smallest free space over the nodes, " of host NAME" or nothing on one node). A collective."""
+def _check(directory: Path, size: int, ranks: Ranks, what: str) -> tuple[int, str]:
+    """(smallest free space over the nodes, the words for it). Raises UserError on all ranks if it is below `size`."""
 
     def free() -> tuple[int, str] | None:
         if ranks.local_rank:
@@ -105,7 +93,7 @@ def _free_bytes(directory: Path, ranks: Ranks) -> tuple[int, str]:
         host = socket.gethostname()
         try:
             existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
-            return shutil.disk_usage(existing).free, f" of host {host}"
+            return shutil.disk_usage(existing).free, host
         except OSError as error:
             raise UserError(
                 f"{directory} on host {host}: {error.strerror}; set run.directory to a disk that can be read"
@@ -113,7 +101,13 @@ def _free_bytes(directory: Path, ranks: Ranks) -> tuple[int, str]:
 
     answers = [answer for answer in gather_objects(call_on_all(free, ranks), ranks) if answer]
     smallest, host = min(answers)
-    return smallest, host if len(answers) > 1 else ""
+    said = f"the disk{f' of host {host}' if len(answers) > 1 else ''} has {_size(smallest)} free"
+    if smallest < size:
+        raise UserError(
+            f"{directory}: {what}, but {said}; free {_size(size - smallest)}, or set run.directory to another disk, and start "
+            "again: the run continues from its last checkpoint"
+        )
+    return smallest, said
 
 
 def _bytes_under(directory: Path) -> int:

@@ -31,10 +31,9 @@ def export_model(
 ) -> None:
     """Write `directory`, replacing an older export; it is complete or absent. A collective: all ranks gather, rank 0 writes.
 
-    A parameter with the attribute `unpadded_rows` (model/language_model.py) is cut to that many rows, since padding is
-    for training only. `added(name)`, a collective, is added to a whole weight in fp32. `write_rest(folder)` adds configuration
-    and tokenizer on rank 0. form: `model.language_model.stored_form`. The layout is that of `save_pretrained`:
-    model.safetensors, or numbered files with model.safetensors.index.json. Raises UserError if it cannot be written.
+    The layout is that of `save_pretrained`. A parameter with the attribute `unpadded_rows` (model/language_model.py) is cut to that
+    many rows. `added(name)`, a collective, is added to a whole weight in fp32. `write_rest(folder)` adds configuration and tokenizer
+    on rank 0. form: `model.language_model.stored_form`. Raises UserError if it cannot be written.
     """
     size = sum(_unpadded_shape(p).numel() for p in parameters.values()) * dtype.itemsize
     check_free_space(directory.parent, size, ranks, "the export")

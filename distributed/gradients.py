@@ -37,8 +37,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: fl
 def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> bool:
     """Whether `grad_norm` is more than `limit` standard deviations above the mean of the last `WINDOW` finite norms.
 
-    `limit` is optimizer.skip_spikes; None: never. The norms of skipped spikes belong into the history too, so that a lasting
-    change of the norm is followed (as in OLMo-core's SkipStepOptimizer, https://github.com/allenai/OLMo-core).
+    `limit` is optimizer.skip_spikes; None: never. Skipped spikes belong into the history too, so that a lasting change is followed
+    (as in OLMo-core's SkipStepOptimizer, https://github.com/allenai/OLMo-core).
     """
     history = norms[-WINDOW:]
     if limit is None or len(history) < MIN_HISTORY:

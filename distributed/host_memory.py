@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -16,9 +17,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory, and oneDNN not to keep what it compiles for lengths that do not come again.
 
     glibc returns every large tensor to the kernel by default and faults new pages in. Call this before the first product,
-    and before another thread allocates, e.g. before tokenising: later the limit of one arena has no effect. With arenas of
-    their own, whose heaps end at 64 MiB, gloo's threads would map and unmap each larger block. No-op with a GPU, where
-    the large tensors are not in host memory. https://man7.org/linux/man-pages/man3/mallopt.3.html
+    and before another thread allocates: later the limit of one arena has no effect, and gloo's threads would map and unmap each
+    larger block. No-op with a GPU. https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_PRODUCTS)
     os.environ.setdefault("LRU_CACHE_CAPACITY", COMPILED_PRODUCTS)
@@ -50,22 +50,18 @@ def _available_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     lines = dict(line.split(":", 1) for line in information.read_text(encoding="utf-8").splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
-    for names in (
-        ("memory.max", "memory.current", "memory.stat"),  # cgroup v2
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),  # v1
+    # cgroup v2 and v1
+    for limit, used, total in (
+        ("memory.max", "memory.current", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_"),
     ):
+        stat = (CGROUP / limit).with_name("memory.stat")
         try:
-            limit, used, figures = ((CGROUP / name).read_text(encoding="ascii").strip() for name in names)
+            most, taken, figures = (path.read_text(encoding="ascii") for path in (CGROUP / limit, CGROUP / used, stat))
         except OSError:
             continue
-        if limit != "max":
-            available = min(available, max(0, int(limit) - int(used) + _cached_bytes(figures)))
+        if most.strip() != "max":
+            # Pages of files are counted as used, and the kernel gives them up when memory is needed.
+            cached = sum(int(n) for n in re.findall(rf"^{total}(?:in)?active_file (\d+)$", figures, re.MULTILINE))
+            available = min(available, max(0, int(most) - int(taken) + cached))
     return available
-
-
-def _cached_bytes(figures: str) -> int:
-    """Pages of files, which the kernel counts as used and gives up when memory is needed. figures: a memory.stat."""
-    values = dict(line.split() for line in figures.splitlines() if line.count(" ") == 1)
-    return sum(
-        max(int(values.get(name, 0)), int(values.get(f"total_{name}", 0))) for name in ("inactive_file", "active_file")
-    )

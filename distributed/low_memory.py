@@ -198,9 +198,8 @@ class CodeMap:
     def __init__(self, values: torch.Tensor) -> None:
         """`values`: fp32 `(256,)` in ascending order, none outside of -1 ... 1."""
         midpoints = (values[1:] + values[:-1]) / 2
-        upper = (
-            torch.arange(2**16, dtype=torch.int32, device=values.device) << 16
-        )  # wraps: 2^15 and above are the negative numbers
+        # Wraps: 2^15 and above are the negative numbers.
+        upper = torch.arange(2**16, dtype=torch.int32, device=values.device) << 16
         ends = torch.stack([upper, upper | 0xFFFF]).view(torch.float32)
         self.values = values
         self.lowest = torch.bucketize(ends.amin(0), midpoints, right=True, out_int32=True)

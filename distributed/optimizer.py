@@ -51,20 +51,10 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
     `parameters` are all parameters of the model by name, in the same order on every rank, in
     `parameter_dtype(settings.memory)`. Before every step the loop sets `lr` in each group.
     """
-    expected = parameter_dtype(settings.memory)
-    wrong = [name for name, parameter in parameters.items() if parameter.dtype != expected]
-    if wrong:
-        raise ValueError(
-            f"{wrong[0]} is {parameters[wrong[0]].dtype}, but optimizer.memory={settings.memory} needs {expected}"
-        )
-    groups = [
-        {
-            "params": [p for name, p in parameters.items() if decays(name, p.dim())],
-            "weight_decay": settings.weight_decay,
-        },
-        {"params": [p for name, p in parameters.items() if not decays(name, p.dim())], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups = []
+    for decay in (True, False):
+        found = [p for name, p in parameters.items() if decays(name, p.dim()) == decay]
+        groups += [{"params": found, "weight_decay": settings.weight_decay if decay else 0.0}] if found else []
     options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
     if settings.memory == "16N":
         optimizer = torch.optim.AdamW(groups, **options, fused=True)
@@ -83,8 +73,7 @@ def check_optimizer(
 ) -> None:
     """Raise UserError on all ranks if `make_optimizer` returned what does not fit the model. A collective.
 
-    bf16 weights need an optimizer that does not round small updates away. It must have every trained parameter, because the
-    gradient of another one would grow from step to step, and no other parameter, because no checkpoint would hold it.
+    bf16 weights need an optimizer that does not round small updates away. It must have every trained parameter, and no other.
     """
     name = type(optimizer).__name__
     if memory != "16N" and name != "LowMemoryAdamW":

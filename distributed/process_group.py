@@ -28,8 +28,7 @@ T = TypeVar("T")
 class Ranks:
     """This process's place among all ranks.
 
-    `flags` is a gloo group. Its collectives run on the CPU and never wait for the GPU. `watch` remembers where this rank
-    stands, for the messages about a rank that is lost.
+    `flags` is a gloo group, whose collectives never wait for the GPU. `watch` remembers where this rank stands.
     """
 
     rank: int
@@ -50,15 +49,12 @@ def world_size_from_environment() -> tuple[int, int]:
     # Some launchers do not set the local ones.
     defaults = {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": ""}
     variables = {name: os.environ.get(name, default) for name, default in defaults.items()}
-    try:
-        rank, world, local_world = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-        sound = 0 <= rank < world and int(variables["LOCAL_RANK"]) >= 0 and local_world > 0 and variables["MASTER_ADDR"]
-    except ValueError:
-        sound = False
-    if not sound:
-        said = ", ".join(f"{name} is {value or 'not set'}" for name, value in variables.items())
-        raise UserError(f"the environment of the launcher is not complete: {said}; start with torchrun, or unset RANK")
-    return world, local_world
+    with suppress(ValueError):
+        rank, world, local_rank, local_world = (int(variables[name]) for name in list(defaults)[:4])
+        if 0 <= rank < world and local_rank >= 0 and local_world > 0 and variables["MASTER_ADDR"]:
+            return world, local_world
+    said = ", ".join(f"{name} is {value or 'not set'}" for name, value in variables.items())
+    raise UserError(f"the environment of the launcher is not complete: {said}; start with torchrun, or unset RANK")
 
 
 @contextmanager
@@ -67,12 +63,10 @@ def process_group(
 ) -> Iterator[Ranks]:
     """Join torchrun's processes, or start a group of one; destroyed at the end. A collective, at both ends.
 
-    `device` is that of the ranks; None chooses this rank's GPU, or the CPU. With the CPU a rank takes no memory on its GPU.
-    `directory`: of the run, where the ranks that are left write their last collectives when one is lost.
-
-    `timeout_minutes` bounds the start, every collective, and the time that the main thread may spend without
-    `ranks.watch.at` or `StopSignal.agreed`. Raises PeerLost, or ends the process with its exit code and sentence, if
-    another rank ends first, hangs or cannot be reached. Raises UserError if the node has too few GPUs.
+    `device` is that of the ranks; None chooses this rank's GPU, or the CPU. `directory`: of the run, where the ranks that are left
+    write their last collectives when one is lost. `timeout_minutes` bounds the start, every collective, and the time that the main
+    thread may spend without `ranks.watch.at` or `StopSignal.agreed`. Raises PeerLost, or ends the process with its exit code and
+    sentence, if another rank ends first, hangs or cannot be reached; UserError if the node has too few GPUs.
     """
     watch, heartbeat = Watch(), None
     device = device or _device()
@@ -146,10 +140,9 @@ def agree_any(flag: bool, ranks: Ranks) -> bool:
 
 
 def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
-    """Call `read()` on rank 0 alone; every rank gets its result, or raises its UserError. A collective.
+    """Call `read()` on rank 0 alone; every rank gets its result, or raises its UserError or OSError as a UserError. A collective.
 
-    For everything read from disk: two nodes may see a shared file system at different moments. An OSError of rank 0
-    becomes a UserError on all ranks.
+    For everything read from disk: two nodes may see a shared file system at different moments.
     """
     box: list = [None, None]
     if ranks.rank == 0:
@@ -210,9 +203,8 @@ def set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
 class StopSignal:
     """The first SIGTERM or SIGINT asks the loop to stop, which polls `agreed` on all ranks; one more ends the process.
 
-    Python runs its signal handlers in the main thread only, and not while that waits inside a collective. A thread
-    therefore reads the signals' numbers from a socket (`signal.set_wakeup_fd`). Signals within two seconds are one: a
-    terminal sends Ctrl-C to all processes, and a launcher may pass it on.
+    Python runs its signal handlers in the main thread only, and not while that waits inside a collective. A thread therefore reads
+    the signals' numbers from a socket (`signal.set_wakeup_fd`). Signals within two seconds are one: a launcher may pass Ctrl-C on.
     """
 
     SAME_SIGNAL = 2.0  # seconds
@@ -240,9 +232,8 @@ class StopSignal:
     def agreed(self) -> bool:
         """Whether any rank had received a signal at the call before this one. A collective: all ranks get the same answer.
 
-        It starts a reduction on the CPU and reads that of the call before, which has had a whole micro-batch to finish: no
-        rank waits unless another one is a micro-batch behind. A stop therefore comes one call after the signal. Once true it
-        stays true. A reduction whose result nobody reads finishes with the process group.
+        It starts a reduction on the CPU and reads that of the call before, which has had a whole micro-batch to finish. A stop therefore
+        comes one call after the signal. Once true it stays true.
         """
         self.ranks.watch.tick()
         if self._poll:

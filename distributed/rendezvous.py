@@ -1,9 +1,8 @@
 """How the ranks of one start find each other in the launcher's store.
 
 `torchrun --max-restarts` gives a restarted run the store of the run that failed, with its keys: a rank would connect to the
-address of a dead process (pytorch#135712; seen with torch 2.13). `TORCHELASTIC_RESTART_COUNT` does not tell the starts apart,
-because each node counts for itself. Rank 0 therefore draws a name for every start, the ranks confirm it with a token of
-their own, and all keys of the start stand under that name. For the same reason one launch can start several groups.
+address of a dead process (pytorch#135712; seen with torch 2.13), and each node counts restarts for itself. Rank 0 therefore draws a
+name for every start, the ranks confirm it with a token of their own, and all keys of the start stand under that name.
 """
 
 import json

@@ -16,11 +16,10 @@ class Noise:
     """The noise of one step: 16 random bits for every element of every tensor, however the tensor is sharded.
 
     A tensor, flattened, is seen as rows of 4,096 elements. The bits of an element are the upper half of the 32-bit word
-    `a[column] + b[column] * factor(tensor, row)`. `a`, `b` and the factors come from a hash of the seed and the step, so
-    that an element costs a multiplication and an addition, and not a hash. Its bits are uniform, hence the mean of the
-    rounding is exact. The bits of two elements are independent: in two columns because `a` is; in one column because the
-    factors differ (by a multiple of 2^17, where independence ends, in one of 131,072 pairs). Hence every sum of rounding
-    errors has the variance that it has with independent noise. The bits of three elements of a column are not independent.
+    `a[column] + b[column] * factor(tensor, row)`. `a`, `b` and the factors come from a hash of the seed and the step. The bits are
+    uniform, hence the mean of the rounding is exact. Those of two elements are independent: in two columns because `a` is; in one
+    column because the factors differ (by a multiple of 2^17, where independence ends, in one of 131,072 pairs). Hence every sum of
+    rounding errors has the variance that it has with independent noise.
     """
 
     def __init__(self, seed: int, step: int, device: torch.device) -> None:

@@ -29,10 +29,8 @@ def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.
     These are the modules of class `layer_class`, or of the classes that the model declares in `_no_split_modules`. Raises
     UserError if there is none.
     """
-    if layer_class is not None:
-        names = {layer_class}
-    else:
-        names = {n for module in model.modules() for n in (getattr(module, "_no_split_modules", None) or ())}
+    declared = {n for module in model.modules() for n in (getattr(module, "_no_split_modules", None) or ())}
+    names = declared if layer_class is None else {layer_class}
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         found = sorted({type(m).__name__ for m in model.modules() if "Layer" in type(m).__name__})
@@ -54,9 +52,8 @@ def parallelize(
 ) -> str:
     """Join the context group, tile MLPs, apply activation checkpointing, compile, shard, in this order and in place. A collective.
 
-    Parameters may still be on `meta`. Returns the strategy for `before_micro_batch`.
-    The order matters: compiled code must contain the recomputation, and FSDP's hooks must stay outside of it, as must the
-    copies of `offload`, which only a GPU needs.
+    Parameters may still be on `meta`. Returns the strategy for `before_micro_batch`. The order matters: compiled code must contain
+    the recomputation, and FSDP's hooks must stay outside of it, as must the copies of `offload`, which only a GPU needs.
     """
     checkpointed, mode = layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing
     if sharding.context > 1:
@@ -84,9 +81,8 @@ def parallelize(
 def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: Sharding) -> DeviceMesh:
     """The device mesh: over which ranks parameters are sharded, and over which they are replicated.
 
-    `full` and `grad_op` have one dimension. `hybrid` has `(world / shard_size) x shard_size`, where neighbouring ranks
-    (those of a node) hold one copy of the model. `none` has `world x 1`: every rank holds a copy, as in DDP, with FSDP2's
-    mixed precision.
+    `full` and `grad_op` have one dimension. `hybrid` has `(world / shard_size) x shard_size`: neighbouring ranks (those of a node)
+    hold one copy of the model. `none` has `world x 1`, as DDP.
     """
     shards = {"hybrid": sharding.shard_size or ranks_per_node, "none": 1}.get(sharding.strategy, world_size)
     if shards == world_size:
@@ -97,9 +93,8 @@ def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: 
 def gathering_strategy(sharding: Sharding, mesh: DeviceMesh) -> str:
     """`sharding.strategy`, but `grad_op` in place of `full` on a single CPU rank.
 
-    A single rank gathers nothing, it only casts and copies its weights. In the memory of a host there is room for the
-    copy, and one cast per step takes less time than two per micro-batch. On a single GPU the copy would take memory from
-    the activations, and the cast takes next to no time.
+    A single rank only casts its weights: once per step takes less time than twice per micro-batch, and a host has room for the
+    copy. On a single GPU the copy would take memory from the activations, and the cast takes next to no time.
     """
     alone = mesh.size() == 1 and mesh.device_type == "cpu"
     return "grad_op" if sharding.strategy == "full" and alone else sharding.strategy
@@ -138,19 +133,16 @@ def shard(
     # The root holds a tied head, which the loss needs after the model's forward, and the norm: backward begins with them.
     root = fully_shard(model, reshard_after_forward=False, **options)
     if mesh.device_type == "cuda":
-        # The host asks for the weights of the next unit as soon as it asks for those of this one, and so does not depend on how
-        # fast it runs through a layer. FSDP does the same in backward by itself. gloo would only compete for the processor.
+        # The host asks for the weights of the next unit as soon as it asks for those of this one. FSDP does the same in
+        # backward by itself. gloo would only compete for the processor.
         order = [root, *extra_units[:1], *layers, *extra_units[1:]]
         for unit, following in itertools.pairwise(order):
             unit.set_modules_to_forward_prefetch([following])
     if mesh.size() > 1:  # a single rank does not divide, and the switch would cost a copy of every gradient
         sum_gradients(model)
-    elif mesh.device_type == "cpu":
-        for unit in _units(model):
-            unit.set_custom_reduce_scatter(_KeepInPlace())  # pyright: ignore[reportArgumentType]  its base is private
     # Over one dimension of ranks the loss adds the gradient of the head to the shards itself, and FSDP sees none. Not for a tied
-    # head, because FSDP reduces the embedding's part anyway and the vocabulary would be sent twice; and not where the shards are
-    # in the memory of the host, because the device would wait for every piece.
+    # head, whose part of the embedding FSDP reduces anyway; and not where the shards are in the memory of the host, because the
+    # device would wait for every piece.
     head, on_host = getattr(model, "head", None), sharding.cpu_offload and mesh.device_type == "cuda"
     if mesh.ndim == 1 and head is not None and (extra_units or mesh.size() == 1) and not on_host:
         head.add_gradient = functools.partial(add_in_pieces, head.weight, reduce_dtype)
@@ -165,9 +157,9 @@ def add_in_pieces(
 ) -> None:
     """Sum a gradient over all ranks and add this rank's rows of it to the gradient of its shard. A collective.
 
-    The gradient is made, reduced in `dtype` and added piece by piece, and never exists as a whole. A piece has the same
-    number of rows of every rank's shard. rows_of: as `model.loss.Rows`, for this rank's part of the sum; only the first
-    `num_rows` rows have a gradient. factor: fp32 scalar by which it is multiplied.
+    The gradient is made, reduced in `dtype` and added in pieces with the same number of rows of every rank's shard, and never exists
+    as a whole. rows_of: as `model.loss.Rows`, for this rank's part of the sum; only the first `num_rows` rows have a gradient.
+    factor: fp32 scalar by which it is multiplied.
     """
     ranks = parameter.device_mesh.size()
     rows = -(-parameter.shape[0] // ranks)  # of a shard, as in `local_shard`
@@ -205,34 +197,6 @@ def add_in_pieces(
         finish(*pending)
 
 
-class _KeepInPlace:
-    """The reduce-scatter of a single rank: its input is its output, so FSDP's copy between them is a no-op.
-
-    Not for CUDA, where FSDP frees the input before a second stream has added the output to the gradient.
-    """
-
-    def __init__(self) -> None:
-        self._input: torch.Tensor | None = None
-
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """FSDP asks for the input, then for the output of the same size."""
-        buffer, self._input = self._input, None
-        if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (torch.Size(size), dtype, device):
-            buffer = self._input = torch.empty(*size, dtype=dtype, device=device)
-        return buffer
-
-    def __call__(
-        self,
-        output_tensor: torch.Tensor,
-        input_tensor: torch.Tensor,
-        group: dist.ProcessGroup,
-        op: dist.ReduceOp | dist.ReduceOp.RedOpType,
-        async_op: bool = False,
-    ) -> None:
-        """FSDP does not call it on a single rank (torch 2.13); it is right if another version does."""
-        output_tensor.copy_(input_tensor)
-
-
 def sum_gradients(model: nn.Module) -> None:
     """Switch off FSDP's division by the number of ranks. The loss is already divided by the tokens of all ranks.
 
@@ -250,11 +214,8 @@ def _units(model: nn.Module) -> list[FSDPModule]:
 def before_micro_batch(model: nn.Module, strategy: str, is_last: bool) -> None:
     """Set what this micro-batch communicates. Call it before every forward of a step, on every rank.
 
-    strategy: `gathering_strategy`.
-
-    `grad_op` and `none` keep parameters gathered until the last backward. ZeRO-2 is two switches: no resharding after
-    forward (set once, in `shard`), and resharding after the last backward only. `hybrid` and `none` all-reduce gradients
-    over the copies of the model in the last backward only; within a copy they are reduce-scattered every time.
+    strategy: `gathering_strategy`. `grad_op` and `none` keep parameters gathered until the last backward (ZeRO-2: `shard` has switched
+    off resharding after forward). `hybrid` and `none` all-reduce gradients over the copies of the model in the last backward only.
     """
     if strategy == "full":
         return
@@ -266,10 +227,9 @@ def before_micro_batch(model: nn.Module, strategy: str, is_last: bool) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free gathered parameters, so that `model.parameters()` are shards again.
+    """Free gathered parameters, so that `model.parameters()` are shards again, also after a forward without backward under `grad_op`.
 
-    Under `grad_op` a forward without backward (an evaluation) leaves parameters gathered. Everything that reads
-    parameters afterwards (optimizer, checkpoint, export) must see shards.
+    Everything that reads parameters afterwards (optimizer, checkpoint, export) must see shards.
     """
     for unit in _units(model):
         unit.reshard()

@@ -1,9 +1,9 @@
 """No rank waits in silence: each tells the others that it lives and where it stands, and says what it waits for.
 
-A rank that is killed, stuck or cut off leaves the others inside a collective, where only a time-out ends the wait and no
-message says for whom. Here every rank writes a heartbeat into the launcher's store. When a collective fails, or when the
-main thread has made no progress for `run.timeout_minutes`, the heartbeats tell who is missing. torch keeps the last 2,000
-collectives of a rank in memory, its flight recorder: the ranks that are left write them into the run's directory.
+A rank that is killed, stuck or cut off leaves the others inside a collective, where only a time-out ends the wait. Here every rank
+writes a heartbeat into the launcher's store. When a collective fails, or when the main thread has made no progress for
+`run.timeout_minutes`, the heartbeats tell who is missing. The ranks that are left write torch's flight recorder, the last 2,000
+collectives, into the run's directory.
 """
 # torch's stubs do not declare Store.clone.
 # pyright: reportAttributeAccessIssue=false
@@ -140,16 +140,13 @@ class Heartbeat:
                 if not self.closed.wait(self.window):
                     self._end(self._store_gone() + write_trace(self.rank))
                 return
-            progress = self.watch.progress
-            if self._stalled() > self.timeout - self.window:
+            progress, stalled = self.watch.progress, lambda: time.monotonic() - self.watch.moved
+            if stalled() > self.timeout - self.window:
                 sentence = self._explain(self.timeout, None) + write_trace(self.rank)
-                while self._stalled() <= self.timeout and not self.closed.wait(self.window / 20):
+                while stalled() <= self.timeout and not self.closed.wait(self.window / 20):
                     pass
                 if progress == self.watch.progress and not self.closed.is_set():
                     self._end(sentence)
-
-    def _stalled(self) -> float:
-        return time.monotonic() - self.watch.moved
 
     def _end(self, sentence: str) -> NoReturn | None:
         if not self.speaking.acquire(blocking=False):  # the main thread has found out by itself
@@ -172,15 +169,8 @@ class Heartbeat:
 
     def _beats(self) -> list[Beat] | None:
         """The newest heartbeat of every rank; None if the store does not answer."""
-        keys = [f"beat/{rank}" for rank in range(self.world_size)]
-
-        def read() -> list[Beat]:
-            if self.questions.check(keys):
-                return [Beat(**json.loads(value)) for value in self.questions.multi_get(keys)]
-            return [
-                Beat(**json.loads(self.questions.get(key))) if self.questions.check([key]) else UNKNOWN for key in keys
-            ]
-
+        keys, store = [f"beat/{rank}" for rank in range(self.world_size)], self.questions
+        read = lambda: [Beat(**json.loads(store.get(key))) if store.check([key]) else UNKNOWN for key in keys]  # noqa: E731
         return within(self.window, read)
 
     def _explain(self, stalled: float | None, error: BaseException | None) -> str:
@@ -237,8 +227,7 @@ class Heartbeat:
 def record_collectives(directory: Path) -> None:
     """Have torch record collectives, and write them into `directory` after a time-out of NCCL. Before the group starts.
 
-    What the user has set in the environment stays. The names are those of torch 2.9 and later:
-    https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
+    https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html (names of torch 2.9 and later)
     """
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
@@ -246,10 +235,7 @@ def record_collectives(directory: Path) -> None:
 
 
 def write_trace(rank: int) -> str:
-    """Write this rank's flight recorder, and return where it lies, to be appended to a sentence.
-
-    Returns "" if nobody has called `record_collectives`, if torch has recorded nothing, or if the file cannot be written.
-    """
+    """Write this rank's flight recorder, and return where it lies, to be appended to a sentence; "" if there is none."""
     prefix, recorder = os.environ.get(TRACE_FILE), torch._C._distributed_c10d
     dump = getattr(recorder, "_dump_nccl_trace", None) or getattr(recorder, "_dump_fr_trace", None)
     if not prefix or not dump:

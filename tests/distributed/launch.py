@@ -8,9 +8,50 @@ import torch
 from safetensors.torch import load_file
 
 from tests.processes import run_python, run_ranks
+from tests.tiny import write_chat_file, write_tiny_model
 
 WORKER = Path(__file__).with_name("train_worker.py")
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+CONFIG = """\
+from configs.config import *
+
+here = {folder!r}
+config = Config(
+    model=Model(here + "/model", compute_dtype="fp32"),
+    data=Data((here + "/train.jsonl",), {validation}, sequence_length=256, cache=here + "/tokens", {data}),
+    batch=Batch({batch}, micro_batch=1),
+    # A high learning rate without warm-up: with a small one, AdamW would hide a wrong gradient scale.
+    optimizer=Optimizer({rate}, warmup_steps=0, {optimizer}),
+    run=Run("base", directory=here + "/runs", {run}),
+    {more}
+)
+"""
+
+
+def workplace(
+    folder: Path,
+    train: int,
+    validation: int = 0,
+    model: dict | None = None,
+    data: str = "packing=False",
+    batch: str = "global_examples=4",
+    rate: float = 1e-3,
+    optimizer: str = "epochs=1",
+    run: str = "keep_last=9",
+    more: str = "",
+) -> Path:
+    """Write a tiny model, `train` and `validation` chats and config.py to `folder`, and return it. Runs go to `folder`/runs.
+
+    data, batch, optimizer, run, more: arguments of their parts of the config, as Python.
+    """
+    write_tiny_model(folder / "model", **model or {})
+    write_chat_file(folder / "train.jsonl", train)
+    if validation:
+        write_chat_file(folder / "validation.jsonl", validation, seed=1)
+    held_out = '(here + "/validation.jsonl",)' if validation else "()"
+    parts = {"data": data, "batch": batch, "rate": rate, "optimizer": optimizer, "run": run, "more": more}
+    (folder / "config.py").write_text(CONFIG.format(folder=str(folder), validation=held_out, **parts))
+    return folder
 
 
 def write_plan(folder: Path, name: str, runs: list[dict]) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from distributed.agreement import disagreement, flatten, library_versions
+from distributed.agreement import disagreement, flatten
 from distributed.process_group import world_size_from_environment
 from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 from tests.processes import run_ranks
@@ -36,45 +36,25 @@ def test_a_nested_config_is_compared_by_its_keys() -> None:
     }
 
 
-def test_equal_ranks_agree() -> None:
+def test_ranks_that_differ_are_named_with_their_host_and_both_values() -> None:
     assert disagreement([("a", {"steps": "8"}), ("b", {"steps": "8"})]) is None
-
-
-def test_one_rank_that_differs_is_named_with_its_host_and_both_values() -> None:
-    gathered = [("a", {"steps": "8", "data": "34cd"}), ("b", {"steps": "8", "data": "12ab"})]
-    expected = f"rank 1 on host b differs from rank 0 on host a in data (12ab instead of 34cd){FIX}"
-    assert disagreement(gathered) == expected
-
-
-def test_ranks_with_the_same_difference_are_one_phrase_and_others_another() -> None:
-    same, short, longer = {"steps": "8", "lr": "1"}, {"steps": "7", "lr": "1"}, {"steps": "9"}
-    gathered = [("a", same)] * 8 + [("b", short)] * 8 + [("c", same)] * 2 + [("d", longer)]
-    assert disagreement(gathered) == (
-        "ranks 8-15 on host b differ from rank 0 on host a in steps (7 instead of 8); rank 18 on host d differs in steps "
-        f"(9 instead of 8) and lr (nothing instead of 1){FIX}"
-    )
-
-
-def test_a_key_that_only_the_other_rank_has_is_a_difference() -> None:
     expected = f"rank 1 on host a differs from rank 0 on host a in ewc (1 instead of nothing){FIX}"
     assert disagreement([("a", {}), ("a", {"ewc": "1"})]) == expected
+    same, short, longer = {"steps": "8", "lr": "1"}, {"steps": "7", "lr": "1"}, {"steps": "9"}
+    gathered = [("a", same)] * 8 + [("b", short)] * 8 + [("c", same)] * 2 + [("d", longer)]
+    assert disagreement(gathered) == (  # those with the same difference in one phrase
+        "ranks 8-15 on host b differ from rank 0 on host a in steps (7 instead of 8); rank 18 on host d differs from rank 0 on "
+        f"host a in steps (9 instead of 8), lr (nothing instead of 1){FIX}"
+    )
 
 
 def test_long_values_are_cut_around_what_differs_and_many_items_are_counted() -> None:
     start = "x" * 1000
     message = disagreement([("a", {"digest": start + "1" * 500}), ("a", {"digest": start + "2" * 500})])
     assert message is not None and len(message) < 250
-    assert f"...{'x' * 24}{'2' * 18}... instead of ...{'x' * 24}{'1' * 18}..." in message
+    assert f"...{'x' * 24}{'2' * 24}... instead of ...{'x' * 24}{'1' * 24}..." in message
     message = disagreement([("a", {str(i): "1" for i in range(20)}), ("a", {str(i): "2" for i in range(20)})])
-    assert message is not None and message.count("instead of") == 4 and "and 16 more;" in message
-
-
-def test_versions_are_those_of_the_installed_libraries() -> None:
-    versions = library_versions()
-    assert list(versions) == ["python", "torch", "transformers", "tokenizers", "safetensors", "numpy", "peft"]
-    assert versions["python"] == platform.python_version() and all(
-        version[0].isdigit() for version in versions.values()
-    )
+    assert message is not None and message.count("instead of") == 4 and ", 16 more;" in message
 
 
 @pytest.mark.slow
@@ -83,8 +63,8 @@ def test_every_rank_ends_with_the_same_sentence() -> None:
     host = platform.node()
     assert done.stderr == (
         f"error: rank 1 on host {host} differs from rank 0 on host {host} in config.optimizer.learning_rate (2e-05 instead of "
-        f"0.0001); rank 2 on host {host} differs in config.optimizer.learning_rate (2e-05 instead of 0.0001) and data.rows "
-        f"(396 instead of 400){FIX}\n"
+        f"0.0001); rank 2 on host {host} differs from rank 0 on host {host} in config.optimizer.learning_rate (2e-05 instead of "
+        f"0.0001), data.rows (396 instead of 400){FIX}\n"
     )
     assert all(f"rank {rank} exits with 2" in done.stdout for rank in range(3))
 

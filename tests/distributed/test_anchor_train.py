@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
-from tests.tiny import SENTENCES, write_chat_file, write_tiny_model
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights, workplace
+from tests.tiny import SENTENCES
 from training.anchor import ROW
 
 pytestmark = pytest.mark.slow
@@ -18,28 +18,17 @@ KL = "train/loss/base"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("anchor_train")
-    write_tiny_model(folder / "model")
-    write_chat_file(folder / "train.jsonl", 2 * STEPS, seed=0)
     texts = [sentence[10 * i :] for i in range(6) for sentence in SENTENCES]
     (folder / "base.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-here = {str(folder)!r}
-config = Config(
-    model=Model(here + "/model", compute_dtype="fp32"),
-    data=Data(
-        (here + "/train.jsonl",),
-        mix=(Source("base", (here + "/base.jsonl",), 0.4, anchor=True),),
-        sequence_length=256,
-        cache=here + "/tokens",
-    ),
-    batch=Batch(global_examples=2, micro_batch=1),
-    optimizer=Optimizer(3e-3, epochs=1, warmup_steps=0),
-    forgetting=Forgetting(anchor_weight={WEIGHT}),
-    run=Run("base", directory=here + "/runs", save_every=2, log_to=()),
-)
-""")
-    return folder
+    return workplace(
+        folder,
+        2 * STEPS,
+        data='mix=(Source("base", (here + "/base.jsonl",), 0.4, anchor=True),)',
+        batch="global_examples=2",
+        rate=3e-3,
+        run="save_every=2, log_to=()",
+        more=f"forgetting=Forgetting(anchor_weight={WEIGHT}),",
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.distributed.launch import largest_difference, launch, rows, run_of, weights
+from tests.distributed.launch import largest_difference, launch, rows, run_of, weights, workplace
 from tests.processes import run_python
-from tests.tiny import write_tiny_model
 
 pytestmark = pytest.mark.slow
 EVALUATE = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
@@ -20,8 +19,15 @@ CLEAN = "Violations:\nnone\nDirective:\nNo measures."
 METRIC = "eval.metric=xbrl.answers.curves:scores"
 EVERY = 8  # steps between evaluations
 # 40 steps; the best by f1 is found early, because a later one is not better.
-WATCHED = (f"run.eval_every={EVERY}", "run.eval_generate=3", METRIC, "run.best_by=f1", "run.stop_after_no_gain=2")
-SHORT = ("optimizer.max_steps=2", "sharding.strategy=none")
+WATCHED = (
+    "batch.micro_batch=2",
+    f"run.eval_every={EVERY}",
+    "run.eval_generate=3",
+    METRIC,
+    "run.best_by=f1",
+    "run.stop_after_no_gain=2",
+)
+SHORT = ("batch.micro_batch=2", "optimizer.max_steps=2", "sharding.strategy=none")
 
 
 def chat(name: int, question: str, answer: str) -> dict:
@@ -35,8 +41,17 @@ def write(path: Path, examples: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("answers")
-    write_tiny_model(folder / "model")
+    epochs = "epochs=40"
+    folder = workplace(
+        tmp_path_factory.mktemp("answers"),
+        1,
+        1,
+        batch="global_examples=8",
+        data="",
+        rate=5e-3,
+        optimizer=epochs,
+        run="",
+    )
     both = (("LCR low", BREACH), ("LCR high", CLEAN))
     write(folder / "train.jsonl", [chat(i, *both[i % 2]) for i in range(8)])
     write(folder / "validation.jsonl", [chat(i, f"{both[i % 2][0]} ", both[i % 2][1]) for i in range(5)])
@@ -44,19 +59,6 @@ def folder(tmp_path_factory) -> Path:
     (folder / "metric_of_mine.py").write_text(
         "def length(answers, examples):\n    return sum(map(len, answers)) / len(answers)\n"
     )
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(
-        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256,
-        cache={str(folder / "tokens")!r},
-    ),
-    batch=Batch(global_examples=8, micro_batch=2),
-    optimizer=Optimizer(5e-3, epochs=40, warmup_steps=0),
-    run=Run("base", directory={str(folder / "runs")!r}),
-)
-""")
     return folder
 
 
@@ -81,8 +83,8 @@ def outputs(folder) -> tuple[str, str]:
         [
             run_of(folder, "one", *WATCHED, "run.export=best"),
             run_of(folder, "two", *WATCHED),  # has ended early
-            run_of(folder, "stopped", *WATCHED[:3], f"optimizer.max_steps={EVERY}"),  # now by the loss
-            run_of(folder, "stopped", *WATCHED[:3], f"optimizer.max_steps={2 * EVERY}", "run.best_by=f1"),
+            run_of(folder, "stopped", *WATCHED[:4], f"optimizer.max_steps={EVERY}"),  # now by the loss
+            run_of(folder, "stopped", *WATCHED[:4], f"optimizer.max_steps={2 * EVERY}", "run.best_by=f1"),
         ],
     )
     return two, one

@@ -5,48 +5,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights, workplace
+from tests.tiny import write_tiny_model
 
 pytestmark = pytest.mark.slow
 GRAPHS = "count_graphs:aot_eager"  # traces what inductor would, and does not take a minute to write C++
-AGAIN = (
-    "count_graphs:eager"  # only captures the graphs, in a fifth of the time: a second start compiles what the first did
-)
-COMPILED = ("model.compile=True", "model.activation_checkpointing=full")
+CAPTURED = "count_graphs:eager"  # only captures the graphs, in a fifth of the time
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("compile")
-    write_tiny_model(folder / "model", family="qwen2_sliding", vocab_size=391)  # two kinds of layers
-    write_tiny_model(folder / "alike", family="qwen2", vocab_size=391)  # one kind
-    write_chat_file(folder / "train.jsonl", 24, seed=0)
-    write_chat_file(folder / "other.jsonl", 4, seed=1)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), validation=({str(folder / "other.jsonl")!r},), sequence_length=256, cache=None),
-    batch=Batch(global_examples=8, micro_batch=1),
-    optimizer=Optimizer(1e-3, max_steps=3, warmup_steps=0),
-    ewc=EWC(data=({str(folder / "other.jsonl")!r},), documents=4, batch=2),
-    run=Run("base", directory={str(folder / "runs")!r}, eval_every=1, save_every=2),
-)
-""")
+    two_kinds = {"family": "qwen2_sliding", "vocab_size": 391}
+    more = 'ewc=EWC(data=(here + "/validation.jsonl",), documents=4, batch=2),'
+    run, steps = "eval_every=1, save_every=2", "max_steps=3"
+    workplace(folder, 24, 4, model=two_kinds, data="", batch="global_examples=8", optimizer=steps, run=run, more=more)
+    write_tiny_model(folder / "alike", family="qwen2", vocab_size=391)  # one kind of layers
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
     ewc, lora = "ewc.strength=1.0", ("lora.rank=4", f"model.path={folder / 'alike'}")
-    selective = "model.compile=True", "model.activation_checkpointing=selective"
+    full, selective = (
+        ("model.compile=True", f"model.activation_checkpointing={mode}") for mode in ("full", "selective")
+    )
     plan = [
         run_of(folder, "eager", ewc),
-        run_of(folder, "compiled", ewc, *COMPILED, plant=GRAPHS),
+        run_of(folder, "compiled", ewc, *full, plant=GRAPHS),
         run_of(folder, "eager-lora", *lora),
-        run_of(folder, "lora", *lora, *selective, "run.stop_at=2", plant=GRAPHS),
-        run_of(folder, "lora", *lora, *selective, plant=AGAIN),
+        run_of(folder, "lora", *lora, *selective, "run.stop_at=2", plant=CAPTURED),
+        run_of(folder, "lora", *lora, *selective, plant=CAPTURED),  # compiles what the first start did
     ]
     launch(folder, "two", 2, plan)
     return folder / "runs"

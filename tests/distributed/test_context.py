@@ -41,13 +41,12 @@ CURVES = (
 )
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def compared(request, tmp_path_factory) -> dict:
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("context")
-    worker = Path(__file__).with_name("context_worker.py")
-    done = run_ranks(request.param, worker, folder, *FAMILIES, **ENVIRONMENT)
+    done = run_ranks(4, Path(__file__).with_name("context_worker.py"), folder, *FAMILIES, **ENVIRONMENT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return json.loads((folder / f"{request.param}.json").read_text())
+    return json.loads((folder / "4.json").read_text())
 
 
 def test_loss_and_every_gradient_are_those_of_one_rank(compared) -> None:
@@ -114,14 +113,15 @@ def test_forgetting_is_measured_on_all_tokens_once(runs) -> None:
 
 
 def test_the_record_knows_the_groups_and_a_replay_of_them_gives_the_same_bits(folder, runs, monkeypatch) -> None:
-    run, said = runs / "pairs", list[str]()
-    entries = read_record(run)
+    said, entries = list[str](), read_record(runs / "pairs")
     assert list(check_files(runs / "killed", read_record(runs / "killed"), None))  # continued by other groups
     where = [line for line in seen(entries, str(folder / "train.jsonl")) if "| steps " in line]
     assert {line.rpartition("(")[2] for line in where} == {"ranks 0 to 1)", "ranks 2 to 3)"}
 
     def train(command: list[str], *_: object) -> tuple[int, str]:
-        return 0, launch(folder, "replay", 4, [{"arguments": command[-1:]}])
+        return 0, launch(folder, "replay", 2, [{"arguments": command[-1:]}])
 
     monkeypatch.setattr(verify, "run_train", train)
-    assert replay(run, entries, 4, said.append) == EXACT and said[-1].startswith("steps 5 to 5")
+    assert replay(runs / "pair", read_record(runs / "pair"), 4, said.append) == EXACT and said[-1].startswith(
+        "steps 5 to 5"
+    )

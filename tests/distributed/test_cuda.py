@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights, workplace
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,20 +25,10 @@ DETERMINISTIC = (*BF16, "run.deterministic=True", "run.save_every=2")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cuda")
-    write_tiny_model(folder / "model", family="qwen2", tied=False, vocab_size=391, layers=4)
-    write_chat_file(folder / "train.jsonl", 24, seed=0)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False, cache={str(folder / "tokens")!r}),
-    batch=Batch(global_examples=8, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0, max_grad_norm=0.5),  # 6 steps; all are clipped
-    run=Run("base", directory={str(folder / "runs")!r}, keep_last=9),
-)
-""")
-    return folder
+    """6 steps; all are clipped."""
+    model = {"family": "qwen2", "tied": False, "vocab_size": 391, "layers": 4}
+    folder, optimizer = tmp_path_factory.mktemp("cuda"), "epochs=2, max_grad_norm=0.5"
+    return workplace(folder, 24, model=model, batch="global_examples=8", optimizer=optimizer)
 
 
 @pytest.fixture(scope="module")

@@ -1,29 +1,19 @@
-"""The disk of a run: shared by the nodes, and with room for the checkpoints."""
+"""The disk of a run: shared by the nodes, and with room for the checkpoints. Other nodes are pretended."""
 
-import json
+import dataclasses
 import re
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
 
 from common.errors import UserError
-from distributed.disks import check_free_space, check_room_for_run, check_shared, torchrun_grace
-from distributed.process_group import Ranks
-from tests.processes import run_ranks
+from distributed import disks
+from distributed.disks import NotShared, check_free_space, check_room_for_run, check_shared, torchrun_grace
 
 GIB = 2**30
 HOST = socket.gethostname()
-
-
-@pytest.fixture
-def ranks():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def set_free(monkeypatch, free: float) -> None:
@@ -31,35 +21,44 @@ def set_free(monkeypatch, free: float) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(free)))
 
 
-@pytest.mark.slow
-def test_two_nodes_with_their_own_and_with_a_shared_directory(tmp_path) -> None:
-    for name in ("node0", "node1", "shared"):
-        (tmp_path / name).mkdir()
-    done = run_ranks(2, Path(__file__).with_name("disks_worker.py"), tmp_path)
-    assert done.returncode == 0, done.stderr
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
-    assert first["shared"] is None and first["no node but one"] is None and first["fits"] is None
-    # Each rank names the directory that it was given; in a real run they are the same.
-    assert first.pop("other").replace("node0", "node1") == second.pop("other")
-    assert first == second
-    assert re.match(
-        rf"UserError: {tmp_path}/node1 is not the same directory on every node: a file that rank 0 wrote there is not seen "
-        rf"by rank 1 on host {HOST} \(No such file or directory\); .* set run.directory to a directory on one$",
-        json.loads((tmp_path / "rank1.json").read_text())["other"],
+def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, monkeypatch) -> None:
+    monkeypatch.setattr(disks, "gather_objects", lambda value, ranks: [None, value])
+    file, first_of_node = tmp_path / "token", dataclasses.replace(ranks, rank=1)
+    words = f"{tmp_path} is not the same directory on every node: a file that rank 0 wrote there is not seen by rank 1 on host {HOST} "
+    with pytest.raises(NotShared, match=re.escape(words + "(No such file or directory); ")):
+        check_shared(file, "text", first_of_node, 0.2)
+    check_shared(file, "text", dataclasses.replace(first_of_node, local_rank=1))  # it does not look
+    check_shared(file, "text", ranks)
+    file.write_text("older text")
+    with pytest.raises(NotShared, match=re.escape(words + "(other content); ")):
+        check_shared(file, "text", first_of_node, 0.2)
+    file.write_text("text")
+    check_shared(file, "text", first_of_node)
+
+
+def test_the_fullest_node_decides_and_is_named(tmp_path, ranks, monkeypatch) -> None:
+    gather = disks.gather_objects
+    monkeypatch.setattr(disks, "gather_objects", lambda value, ranks: [*gather(value, ranks), (8 * GIB, "other")])
+    set_free(monkeypatch, 3 * GIB)
+    check_free_space(tmp_path, 3 * GIB, ranks, "the export")
+    with pytest.raises(
+        UserError, match=f"the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free 1.0 GiB, or"
+    ):
+        check_free_space(tmp_path, 4 * GIB, ranks, "the export")
+    line = check_room_for_run(tmp_path / "not" / "yet", GIB, GIB, 2, ranks)
+    assert line.startswith(
+        "warning: 2 checkpoints (run.keep_last), the best one, one being written (1.0 GiB each) and the export "
     )
-    assert f"is not seen by rank 1 on host {HOST} (other content); " in first["older"]
-    assert first["small"] == (
-        f"UserError: {tmp_path}/shared: the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free some "
-        "space and start again: the run continues from its last checkpoint"
-    )
-    assert "free 1.0 GiB, or set run.directory to another disk" in first["no room"]
-    assert first["room"].startswith(f"warning: the disk of host {HOST} may become full: ")
-    assert "need 4.0 GiB more" in first["room"] and "3.0 GiB are free" in first["room"]
-    assert first["stale"] == (
-        f"UserError: {tmp_path}/shared on host {HOST}: Stale file handle; set run.directory to a disk that can be read"
-    )
-    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert files == {"node0", "node0/token", "node1", "shared", "shared/token", "rank0.json", "rank1.json"}
+    assert "need 4.0 GiB more" in line and f"the disk of host {HOST} has 3.0 GiB free" in line
+
+    def stale(path: object) -> object:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", stale)
+    with pytest.raises(
+        UserError, match=f"on host {HOST}: Stale file handle; set run.directory to a disk that can be read"
+    ):
+        check_free_space(tmp_path, 1, ranks, "the export")
 
 
 def test_free_space_is_looked_up_where_the_directory_will_be_and_nothing_is_created(
@@ -106,12 +105,7 @@ def test_a_warning_counts_kept_and_best_checkpoints_a_new_one_and_the_export(tmp
     line = check_room_for_run(tmp_path, GIB, GIB // 2, 3, ranks)
     assert "3 checkpoints (run.keep_last), the best one" in line and "(512 MiB) need 5.0 GiB more" in line
     line = check_room_for_run(tmp_path, GIB, 2 * GIB, 2, ranks)  # the export is larger than a new checkpoint
-    assert "need 5.0 GiB more" in line and "4.0 GiB are free" in line
-
-
-def test_one_node_does_not_look_for_a_file(tmp_path, ranks) -> None:
-    check_shared(tmp_path / "absent", "text", ranks)
-    assert not list(tmp_path.iterdir())
+    assert "need 5.0 GiB more" in line and "the disk has 4.0 GiB free" in line
 
 
 def test_torchruns_grace_is_read_from_its_own_variables(monkeypatch) -> None:

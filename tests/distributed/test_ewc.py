@@ -40,53 +40,41 @@ def launch(folder: Path, world_size: int, cases: dict[str, dict]) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def two(folder) -> Path:
-    odd, empirical = {"model": str(folder / "odd")}, {"estimator": "empirical"}
-    return launch(
-        folder,
-        2,
-        {
-            "r2-model": {"train": True},
-            "r2-model-alone": {"packing": False},
-            "r2-empirical": {"ewc": empirical},
-            "r2-empirical-alone": {"ewc": empirical, "packing": False},
-            "r2-odd-grad-op": odd | EVALUATED,
-            "r2-none": {"strategy": "none", "train": True},
-            "r2-offload": odd | {"cpu_offload": True, "train": True},
-            "r2-bf16": BF16,
-            "r2-mean": {"mean": True},
-            "r2-stopped": {"stop_after": 3},
-        },
-    )
+EMPIRICAL = {"ewc": {"estimator": "empirical"}}
 
 
 @pytest.fixture(scope="module")
-def one(folder, two) -> Path:
-    odd, empirical = {"model": str(folder / "odd")}, {"estimator": "empirical"}
-    reused = {"data": [], "fisher": str(folder / "r2-odd-grad-op" / "ewc")}
-    return launch(
-        folder,
-        1,
-        {
-            "r1-model": {"train": True},
-            "r1-model-alone": {"packing": False},
-            "r1-empirical": {"ewc": empirical},
-            "r1-odd": odd | {"train": True},
-            "r1-odd-reused": odd | {"train": True, "ewc": reused},
-            "r1-bf16": BF16,
-        },
-    )
+def one(folder) -> Path:
+    odd = {"model": str(folder / "odd")}
+    cases = {
+        "r1-model": {"train": True},
+        "r1-model-alone": {"packing": False},
+        "r1-empirical": EMPIRICAL,
+        "r1-odd": odd | {"train": True},
+        "r1-bf16": BF16,
+    }
+    return launch(folder, 1, cases)
 
 
 @pytest.fixture(scope="module")
-def two_again(folder, one) -> Path:
-    """2 ranks read the Fisher diagonal that 1 rank saved, and the one that 2 ranks saved, as a restarted run does."""
-    reused = {"data": [], "fisher": str(folder / "r1-odd" / "ewc")}
+def two(folder, one) -> Path:
+    """`r2-odd-reused` reads the Fisher diagonal that 1 rank saved, `r2-again` the one of `r2-model`, as a restarted run does."""
+    odd = {"model": str(folder / "odd")}
     (folder / "r2-again").mkdir()
     (folder / "r2-again" / "ewc").symlink_to(folder / "r2-model" / "ewc")
-    again = {"r2-again": {"train": True}, "r2-odd-reused": {"model": str(folder / "odd"), "train": True, "ewc": reused}}
-    return launch(folder, 2, again)
+    cases = {
+        "r2-model": {"train": True},
+        "r2-again": {"train": True},
+        "r2-empirical-alone": EMPIRICAL | {"packing": False},
+        "r2-odd-grad-op": odd | EVALUATED,
+        "r2-odd-reused": odd | {"train": True, "ewc": {"data": [], "fisher": str(folder / "r1-odd" / "ewc")}},
+        "r2-none": {"strategy": "none", "train": True},
+        "r2-offload": odd | {"cpu_offload": True, "train": True},
+        "r2-bf16": BF16,
+        "r2-mean": {"mean": True},
+        "r2-stopped": {"stop_after": 3},
+    }
+    return launch(folder, 2, cases)
 
 
 def part(folder: Path, name: str, kind: str) -> dict[str, torch.Tensor]:
@@ -105,28 +93,26 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     [
         ("r2-model", "r1-model"),
         ("r1-model-alone", "r1-model"),
-        ("r2-model-alone", "r1-model"),
-        ("r2-empirical", "r1-empirical"),
         ("r2-empirical-alone", "r1-empirical"),
         ("r2-none", "r1-model"),
         ("r2-odd-grad-op", "r1-odd"),
         ("r2-offload", "r1-odd"),
     ],
 )
-def test_the_fisher_diagonal_does_not_depend_on_ranks_or_packing(folder, one, name, reference) -> None:
+def test_the_fisher_diagonal_does_not_depend_on_ranks_or_packing(folder, two, name, reference) -> None:
     assert difference(part(folder, name, "fisher"), part(folder, reference, "fisher")) < 1e-6
 
 
-def test_fsdp_averaging_is_detected(folder, one) -> None:
+def test_fsdp_averaging_is_detected(folder, two) -> None:
     wrong, right = part(folder, "r2-mean", "fisher"), part(folder, "r1-model", "fisher")
     assert difference(wrong, right) == pytest.approx(0.75, abs=1e-4)  # squares of halved gradients: a quarter
 
 
 @pytest.mark.parametrize(
     "name",
-    ["r1-model", "r2-model", "r2-none", "r2-odd-grad-op", "r2-offload", "r1-odd-reused", "r2-odd-reused", "r2-again"],
+    ["r1-model", "r2-model", "r2-none", "r2-odd-grad-op", "r2-offload", "r2-odd-reused", "r2-again"],
 )
-def test_the_gradient_is_lambda_times_fisher_times_drift(folder, two_again, name) -> None:
+def test_the_gradient_is_lambda_times_fisher_times_drift(folder, two, name) -> None:
     fisher, reference, weight = (part(folder, name, kind) for kind in ("fisher", "reference", "weight"))
     plain, total = part(folder, name, "plain"), part(folder, name, "grad")
     pull = {n: 20.0 * fisher[n] * (weight[n] - reference[n]) for n in weight}
@@ -141,28 +127,7 @@ def test_the_gradient_is_lambda_times_fisher_times_drift(folder, two_again, name
     assert row["norm"] == pytest.approx(sum(float(g.square().sum()) for g in total.values()) ** 0.5)
 
 
-@pytest.mark.parametrize(
-    "name, reference",
-    [
-        ("r2-model", "r1-model"),
-        ("r2-none", "r1-model"),
-        ("r2-again", "r1-model"),
-        ("r2-odd-grad-op", "r1-odd"),
-        ("r2-offload", "r1-odd"),
-        ("r1-odd-reused", "r1-odd"),
-        ("r2-odd-reused", "r1-odd"),
-    ],
-)
-def test_gradients_and_curves_do_not_depend_on_ranks_or_sharding(folder, two_again, name, reference) -> None:
-    assert difference(part(folder, name, "grad"), part(folder, reference, "grad")) < 1e-5
-    ours, theirs = (json.loads((folder / f"{n}.json").read_text()) for n in (name, reference))
-    assert ours.keys() == theirs.keys()
-    for key in theirs:
-        if key != "ewc/time":
-            assert ours[key] == pytest.approx(theirs[key], rel=1e-5), key
-
-
-def test_bf16_weights_and_gradients(folder, one) -> None:
+def test_bf16_weights_and_gradients(folder, two) -> None:
     """The rounding noise does not depend on the number of ranks; the order in which gradients are summed does."""
     for name in ("r1-bf16", "r2-bf16"):
         fisher, reference, weight = (part(folder, name, kind) for kind in ("fisher", "reference", "weight"))
@@ -173,16 +138,11 @@ def test_bf16_weights_and_gradients(folder, one) -> None:
     assert difference(part(folder, "r2-bf16", "fisher"), part(folder, "r1-bf16", "fisher")) < 2e-2
 
 
-def test_a_saved_fisher_diagonal_is_read_and_not_estimated_again(folder, two_again) -> None:
-    assert "estimating" in (folder / "r2-model.log").read_text()
-    assert "read from" in (folder / "r2-again.log").read_text()
-    for name in ("r1-odd-reused", "r2-odd-reused"):
-        assert "reused from" in (folder / f"{name}.log").read_text()
-        assert sorted(p.name for p in (folder / name / "ewc").iterdir()) == [
-            "fisher-00001.safetensors",
-            "reference-00001.safetensors",
-            "settings.json",
-        ]
+def test_a_saved_fisher_diagonal_is_read_and_not_estimated_again(folder, two) -> None:
+    said = {"r2-model": "estimating", "r2-again": "read from", "r2-odd-reused": "reused from"}
+    assert all(words in (folder / f"{name}.log").read_text() for name, words in said.items())
+    files = ["fisher-00001.safetensors", "reference-00001.safetensors", "settings.json"]
+    assert sorted(p.name for p in (folder / "r2-odd-reused" / "ewc").iterdir()) == files
 
 
 def test_a_signal_stops_all_ranks_and_leaves_no_files(folder, two) -> None:

@@ -7,73 +7,50 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import largest_difference, launch, rows, weights
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.distributed.launch import largest_difference, launch, rows, run_of, weights, workplace
+from tests.tiny import write_chat_file
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
+    more = 'ewc=EWC(strength=100.0, data=(here + "/old.jsonl",), documents=16),'
     folder = tmp_path_factory.mktemp("ewc_train")
-    write_tiny_model(folder / "model")
-    write_chat_file(folder / "train.jsonl", 18, seed=0)
+    workplace(folder, 18, optimizer="epochs=1, max_grad_norm=1.0", run="save_every=2", more=more)
     write_chat_file(folder / "old.jsonl", 24, seed=5)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(
-        ({str(folder / "train.jsonl")!r},), ({str(folder / "old.jsonl")!r},), sequence_length=256, packing=False,
-        cache={str(folder / "tokens")!r},
-    ),
-    batch=Batch(global_examples=4, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0, max_grad_norm=1.0),
-    run=Run("base", directory={str(folder / "runs")!r}, save_every=2),
-    ewc=EWC(strength=100.0, data=({str(folder / "old.jsonl")!r},), documents=16),
-)
-""")
-
-    def run(name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
-        arguments = [str(folder / "config.py"), f"run.name={name}", *overrides]
-        return {"arguments": arguments, "plant": plant, "expect": expect}
-
-    quiet = "data.validation="
-    launch(
-        folder,
-        "two",
-        2,
-        [
-            run("r2", "run.eval_general=True"),
-            # grad_op leaves the parameters gathered after an evaluation; here there is one before each step.
-            run("r2-grad-op", "sharding.strategy=grad_op", "run.eval_every=1"),
-            run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl", quiet),  # not even its data is read
-            # The estimate takes 8 forwards, then each step takes 2.
-            run("stopped", quiet, plant="signal_at_micro_batch:13"),
-            run("stopped-early", quiet, plant="signal_at_micro_batch:3"),
-        ],
-    )
-    assert not (folder / "runs" / "stopped-early" / "ewc").exists()
     # The same weights with other RoPE frequencies, which only config.json shows.
     other_rope = folder / "other_rope"
     shutil.copytree(folder / "model", other_rope)
     config = json.loads((other_rope / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] *= 2
     (other_rope / "config.json").write_text(json.dumps(config))
-    again = [
-        run("stopped", quiet, "ewc.strength=50", expect=2),
-        run("stopped", quiet, "ewc.documents=12", expect=2),
-        run("stopped", quiet, f"model.path={other_rope}", expect=2),
-        run("stopped", quiet, "run.eval_general=True"),  # the base is model.path, not the checkpoint
-        run("stopped-early", quiet),
+
+    def run(name: str, *overrides: str, quiet: bool = True, **options) -> dict:
+        validated = () if quiet else (f"data.validation={folder / 'old.jsonl'}",)
+        return run_of(folder, name, *validated, *overrides, **options)
+
+    plan = [
+        run("r2", "run.eval_general=True", quiet=False),
+        # grad_op leaves the parameters gathered after an evaluation; here there is one before each step.
+        run("r2-grad-op", "sharding.strategy=grad_op", "run.eval_every=1", quiet=False),
+        run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl"),  # not even its data is read
+        # The estimate takes 8 forwards, then each step takes 2.
+        run("stopped", plant="signal_at_micro_batch:13"),
+        run("stopped-early", plant="signal_at_micro_batch:3"),
+        run("stopped", "ewc.strength=50", expect=2),
+        run("stopped", "ewc.documents=12", expect=2),
+        run("stopped", f"model.path={other_rope}", expect=2),
+        run("stopped", "run.eval_general=True"),  # the base is model.path, not the checkpoint
+        run("stopped-early", plant=f"first:assert not Path('{folder}/runs/stopped-early/ewc').exists()"),
     ]
-    output = launch(folder, "two-again", 2, again)
+    output = launch(folder, "two", 2, plan)
     assert "ewc.strength=100.0, now it is 50.0" in output
     assert re.search(
         r"was made with rope_parameters of config.json=.*'rope_theta': 10000.*now it is .*20000",
         output,
     )
-    launch(folder, "one", 1, [run("r1", "run.eval_general=True")])
+    launch(folder, "one", 1, [run("r1", "run.eval_general=True", quiet=False)])
     return folder / "runs"
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -16,15 +15,7 @@ from distributed.checkpoint import Saver, load_parameters
 from distributed.checkpoint_directory import latest_checkpoint
 from distributed.export import export_model
 from distributed.optimizer import adamw
-from distributed.process_group import Ranks
 from tests.tiny import write_tiny_model
-
-
-@pytest.fixture
-def ranks():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> None:
@@ -62,14 +53,16 @@ def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monke
     saver.save({"step": 1})
     free = 2 * 2**20
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
-    with pytest.raises(UserError, match="the checkpoint of step 2 needs 3 MiB, but the disk has 2 MiB free; free some"):
+    with pytest.raises(
+        UserError, match="the checkpoint of step 2 needs 3 MiB, but the disk has 2 MiB free; free 1 MiB"
+    ):
         saver.save({"step": 2})
     assert latest_checkpoint(tmp_path / "run").name == "step-000001"
     saver.load(latest_checkpoint(tmp_path / "run"))
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "old").touch()
     free = 1000
-    with pytest.raises(UserError, match="the export needs 1 MiB, but the disk has 0 MiB free; free some"):
+    with pytest.raises(UserError, match="the export needs 1 MiB, but the disk has 0 MiB free; free 1 MiB"):
         export_model(tmp_path / "export", parameters, torch.float32, ranks, lambda folder: None)
     assert (tmp_path / "export" / "old").exists()
     free = 2**23

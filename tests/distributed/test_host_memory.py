@@ -1,4 +1,4 @@
-"""Freed memory is kept, and memory stays flat. Loading a model of more than 1 GB on 2 ranks: the memory of each grows by its half of the model."""
+"""Memory stays flat over lengths. Loading a model on 2 ranks: the memory of each grows by its half of the model."""
 
 import pytest
 import torch
@@ -37,10 +37,10 @@ open({path!r} + f"/grown.{{ranks.rank}}", "w").write(f"{{resident() - before}} {
 def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
     config = AutoConfig.for_model(
         "llama",
-        vocab_size=32001,
+        vocab_size=8001,
         hidden_size=1024,
         intermediate_size=4096,
-        num_hidden_layers=13,
+        num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=8,
         tie_word_embeddings=False,
@@ -48,7 +48,7 @@ def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
     config.save_pretrained(tmp_path)
     shapes = {name: p.shape for name, p in parameter_names(build_on_meta(config)).items()}
     size = sum(shape.numel() for shape in shapes.values()) * 4
-    assert size > 1e9
+    assert size > 3e8
     save_file({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.format(root=str(ROOT), path=str(tmp_path)))
@@ -59,44 +59,6 @@ def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
         grown, peak = (int(n) for n in (tmp_path / f"grown.{rank}").read_text().split())
         assert 0.49 * size < grown < 0.55 * size, (rank, grown / size)
         assert peak < 0.65 * size, (rank, peak / size)
-
-
-FAULTS = """
-import resource, sys, threading
-sys.path[0] = {root!r}
-import torch
-from distributed.host_memory import keep_freed_memory
-
-def in_thread(call):
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join()
-
-def fill():
-    for _ in range(4):
-        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-        torch.empty(2**25).zero_()
-        print(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
-
-if sys.argv[1] == "first":
-    keep_freed_memory()
-in_thread(lambda: bytearray(1000))
-keep_freed_memory()
-in_thread(fill)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CAN_FORK, reason="glibc on a machine without a GPU")
-def test_a_thread_reuses_128_mib_without_faults_if_the_allocator_was_set_before_other_threads(tmp_path) -> None:
-    script = tmp_path / "faults.py"
-    script.write_text(FAULTS.format(root=str(ROOT)))
-    first, late = (
-        run_python(script, when, fresh=True, OMP_NUM_THREADS="1").stdout.split() for when in ("first", "late")
-    )
-    pages = 2**27 // 4096
-    assert [int(faults) < pages / 100 for faults in first] == [False, True, True, True]
-    assert all(int(faults) > pages / 2 for faults in late)  # what is avoided
 
 
 GROWTH = """
@@ -127,7 +89,7 @@ def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path, mo
     script = tmp_path / "growth.py"
     script.write_text(GROWTH.format(root=str(ROOT)))
     (before, after), (free_before, free_after) = (
-        [float(mb) for mb in run_python(script, which, fresh=True, OMP_NUM_THREADS="1").stdout.split()]
+        [float(mb) for mb in run_python(script, which, OMP_NUM_THREADS="1").stdout.split()]
         for which in ("limited", "free")
     )
     assert after < 1.1 * before

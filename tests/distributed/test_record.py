@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import launch, rows, run_of
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.distributed.launch import launch, rows, run_of, workplace
 from tools import verify
 from tools.verify import EXACT, NOT_EXACT, Differs, check_files, read_record, replay, seen
-from training.record import Record
 
 pytestmark = pytest.mark.slow
 STEPS = 6
@@ -25,24 +23,8 @@ ALL = ("run.save_every=1", "run.keep_last=9", "data.validation=")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("record")
-    write_tiny_model(folder / "model")
-    write_chat_file(folder / "train.jsonl", 4 * STEPS)
-    write_chat_file(folder / "validation.jsonl", 2, seed=1)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(
-        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256,
-        cache={str(folder / "tokens")!r},
-    ),
-    batch=Batch(global_examples=4, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0),
-    run=Run("run", directory={str(folder / "runs")!r}, save_every=2, eval_every=3, keep_last=2, approved_by="A. Person"),
-)
-""")
-    return folder
+    run = 'save_every=2, eval_every=3, keep_last=2, approved_by="A. Person"'
+    return workplace(tmp_path_factory.mktemp("record"), 4 * STEPS, 2, data="", run=run)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +98,9 @@ def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, ru
     entries = read_record(runs / "run")
     said = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
     assert "is the head after entry 6" in said and f"and {len(entries) - 6} entries came later" in said
+    assert "no entry has the head" in problem(
+        runs / "run", "0" * 64
+    )  # the end is gone: only a head that was kept shows it
     assert "starts: 2, the last by " in said and "approved by A. Person, on 2 ranks" in said
     assert "checkpoints: 3 whole, 1 removed" in said and "base and data: " in said and "not here" not in said
     kinds = [entry.kind for entry in entries]
@@ -157,7 +142,6 @@ CHANGES = {
         "entry 2 in line 2 does not follow",
     ),
     "an entry dropped": ("record.jsonl", lines(lambda all: all[:3] + all[4:]), "entry 5 in line 4 does not follow"),
-    "an entry inserted": ("record.jsonl", lines(lambda all: all[:4] + all[3:]), "entry 4 in line 5 does not follow"),
     "two entries swapped": (
         "record.jsonl",
         lines(lambda all: [*all[:3], all[4], all[3], *all[5:]]),
@@ -169,9 +153,7 @@ CHANGES = {
         "run/export is named by no entry of record.jsonl",
     ),
     "a row of curves": ("metrics.jsonl", edit(b'"step": 5', b'"step": 4'), "metrics.jsonl is not what entry"),
-    "a row of curves added": ("metrics.jsonl", lines(lambda all: [*all, all[-1]]), "1 rows at its end are in no entry"),
     "tensors": (f"{STEP}/__1_0.distcp", flip, "step-000006/__1_0.distcp is damaged: its checksum is"),
-    "the index": (f"{STEP}/.metadata", flip, "step-000006/.metadata is damaged"),
     "the manifest": (
         f"{STEP}/manifest.json",
         edit(b'"updates": 6', b'"updates": 5'),
@@ -182,7 +164,6 @@ CHANGES = {
     "export.json": ("export/export.json", edit(b'"step": 6', b'"step": 5'), "export/export.json is not what entry"),
     "config.json": ("config.json", edit(b'"start_step": 3', b'"start_step": 2'), "config.json is not what entry"),
     "the base": ("../../model/model.safetensors", flip, "model/model.safetensors (the base) is not what entry"),
-    "the tokenizer": ("../../model/tokenizer.json", flip, "model/tokenizer.json (the base) is not what entry"),
     "the data": ("../../train.jsonl", edit(b"Report 7", b"Report 8"), "train.jsonl (the data) is not what entry"),
 }
 
@@ -211,19 +192,6 @@ def test_a_checkpoint_of_another_run_or_without_an_entry_or_a_missing_one_is_nam
     shutil.copytree(here, strange)
     assert "step-000005 is named by no entry of record.jsonl" in problem(runs / "run")
     shutil.rmtree(strange)
-
-
-def test_only_a_head_that_was_kept_shows_that_the_end_is_gone(runs, tmp_path) -> None:
-    entries = read_record(runs / "run")
-    assert "no entry has the head" in problem(runs / "run", "0" * 64)
-    shorter = [entry for entry in entries if entry.kind != "export"]
-    shutil.copytree(runs / "torn", tmp_path / "torn")
-    record = Record(tmp_path / "torn")
-    record.append("evaluation", step=4)  # the chain holds, whoever has written it
-    head = record.head()
-    lines(lambda all: all[:-1])(record.path)
-    assert len(shorter) == len(entries) - 1 and list(check_files(record.directory, record.read(), None))
-    assert f"no entry has the head {head}" in problem(record.directory, head)
 
 
 # ---- Replay ----
@@ -258,7 +226,7 @@ def test_a_replay_of_all_steps_gives_the_same_bits_also_of_what_was_pruned(runs,
     assert len(forked) == 2 and not list(runs.glob("replay-*"))
 
 
-def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monkeypatch) -> None:
+def test_a_replay_from_a_checkpoint_and_what_it_finds(runs, forked, monkeypatch) -> None:
     run, said = runs / "other", list[str]()
     entries = read_record(run)
     assert replay(run, entries, 2, said.append) == EXACT
@@ -289,12 +257,6 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
     assert replay(run, changed("start", processor="another"), 2, said.append) == NOT_EXACT
     assert "processor another, here " in said[-1] and said[-1].endswith("losses differ by 0.5 at most")
     (run / "metrics.jsonl").write_bytes(before)
-    train = folder / "train.jsonl"
-    content = train.read_bytes()
-    edit(b"Report 7", b"Report 8")(train)
-    with pytest.raises(Differs, match=r"train.jsonl \(the data\) is not what entry 1"):
-        replay(run, entries, 2, said.append)
-    train.write_bytes(content)
     assert len(forked) == 1
 
 

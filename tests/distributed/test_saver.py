@@ -1,28 +1,17 @@
 """Saves and loads of the training state: any optimizer, what is registered, saves in the background, bytes read, failures."""
 
 import threading
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from common.errors import UserError
 from configs.config import Optimizer
 from distributed import checkpoint_directory
 from distributed.checkpoint import Saver
-from distributed.checkpoint_directory import check_whole, latest_checkpoint, read_manifest
+from distributed.checkpoint_directory import latest_checkpoint, read_manifest
 from distributed.optimizer import adamw, check_optimizer
-from distributed.process_group import Ranks
-
-
-@pytest.fixture
-def ranks():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Ranks(0, 1, 0, torch.device("cpu"), dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
@@ -53,17 +42,27 @@ class Adapting(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["decay"]).sub_(state["sum"], alpha=group["d"] * state["count"])
 
 
+class Lookahead(torch.optim.SGD):
+    """Makes a state in its second step that it has not after the first."""
+
+    def step(self) -> None:  # without a closure
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            if "seen" in self.state[parameter]:
+                slow = self.state[parameter].setdefault("slow", torch.zeros_like(parameter))
+                parameter.data.copy_(slow.lerp_(parameter.detach(), 0.5))
+            self.state[parameter]["seen"] = torch.ones(())
+
+
 OPTIMIZERS = {
-    "NAdam": lambda p: torch.optim.NAdam(p, 1e-2, decoupled_weight_decay=True, weight_decay=0.1),
     "Adam": lambda p: torch.optim.Adam(p, 1e-2),
-    "RAdam": lambda p: torch.optim.RAdam(p, 1e-2),
+    "NAdam": lambda p: torch.optim.NAdam(p, 1e-2, decoupled_weight_decay=True, weight_decay=0.1),
     "Adagrad": lambda p: torch.optim.Adagrad(p, 1e-2, initial_accumulator_value=0.1),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, 1e-2, momentum=0.9),
     "SGD": lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9),
     "plain SGD": lambda p: torch.optim.SGD(p, 1e-2),
     "Adafactor": lambda p: torch.optim.Adafactor(p, 1e-2),
-    "ASGD": lambda p: torch.optim.ASGD(p, 1e-2),
     "Adapting": Adapting,
+    "Lookahead": lambda p: Lookahead(p, 1e-2),
 }
 
 
@@ -101,15 +100,6 @@ def test_the_updates_of_any_optimizer_are_those_without_us_also_after_a_resume(n
         take_steps(bare, bare_optimizer, steps)
         take_steps(resumed, other, steps)
         assert all(torch.equal(resumed[key], bare[key]) for key in bare), steps
-
-
-def test_a_state_before_the_first_update_is_none_after_a_resume_too(tmp_path, ranks) -> None:
-    Saver(tmp_path, *make("NAdam"), ranks).save({"step": 1})
-    bare, resumed = make("NAdam"), make("NAdam")
-    Saver(tmp_path, *resumed, ranks).load(tmp_path / "step-000001")
-    take_steps(*bare, range(2))
-    take_steps(*resumed, range(2))
-    assert all(torch.equal(resumed[0][key], bare[0][key]) for key in bare[0])
 
 
 def test_settings_that_nobody_changed_are_those_of_the_new_start(tmp_path, ranks) -> None:
@@ -163,60 +153,6 @@ def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path
     assert words in str(raised.value)
 
 
-class Lookahead(torch.optim.SGD):
-    """Makes a state in its second step that it has not after the first."""
-
-    def step(self):  # without a closure
-        super().step()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if "seen" in self.state[parameter]:
-                    slow = self.state[parameter].setdefault("slow", torch.zeros_like(parameter))
-                    slow.lerp_(parameter.detach(), 0.5)
-                self.state[parameter]["seen"] = torch.ones(())
-
-
-def test_a_state_that_is_made_in_a_later_step_is_read_too(tmp_path, ranks) -> None:
-    parameters, _ = make("SGD")
-    optimizer = Lookahead(parameters.values(), lr=0.1)
-    saver = Saver(tmp_path, parameters, optimizer, ranks)
-    take_steps(parameters, optimizer, range(3))
-    saver.save({"step": 3})
-    others, _ = make("SGD")
-    again = Lookahead(others.values(), lr=0.1)
-    Saver(tmp_path, others, again, ranks).load(tmp_path / "step-000003")
-    for name, parameter in parameters.items():
-        assert torch.equal(again.state[others[name]]["slow"], optimizer.state[parameter]["slow"])
-        assert torch.equal(others[name], parameter) and again.param_groups[0]["lr"] == 0.1
-
-
-def test_an_optimizer_that_needs_a_closure_is_refused(ranks) -> None:
-    parameters, _ = make("SGD")
-    with pytest.raises(UserError, match="LBFGS computes the loss again in its step; the loop has no closure"):
-        check_optimizer(torch.optim.LBFGS(parameters.values()), parameters, "16N", ranks)
-
-
-def test_a_registered_tensor_that_changes_its_shape_is_refused_at_the_save(tmp_path, ranks) -> None:
-    parameters, optimizer = make("SGD")
-    saver, history = Saver(tmp_path, parameters, optimizer, ranks), History()
-    saver.register("history", history)
-    history.values = torch.zeros(3)
-    with pytest.raises(UserError, match=r"registered.history.values was \(0,\) float32 and is \(3,\) float32 now"):
-        saver.save({"step": 1})
-    with pytest.raises(UserError, match="a Generator has no state_dict"):
-        Saver(tmp_path, parameters, optimizer, ranks).register("generator", torch.Generator())
-
-
-class History:
-    values = torch.zeros(0)
-
-    def state_dict(self) -> dict:
-        return {"values": self.values}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.values = state["values"]
-
-
 def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
     parameters, optimizer = make("Adam")
     check_optimizer(optimizer, parameters, "16N", ranks)
@@ -226,6 +162,8 @@ def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
         check_optimizer(optimizer, {"matrix": parameters["matrix"]}, "16N", ranks)
     with pytest.raises(UserError, match="8N is a format of this project's AdamW; with Adam set optimizer.memory=16N"):
         check_optimizer(optimizer, parameters, "8N", ranks)
+    with pytest.raises(UserError, match="LBFGS computes the loss again in its step; the loop has no closure"):
+        check_optimizer(torch.optim.LBFGS(parameters.values()), parameters, "16N", ranks)
 
 
 # --- What is registered ---
@@ -264,7 +202,15 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
     for value, kind in ({1, 2}, "set"), ((1, 2), "tuple"), ({"a": torch.ones(1)}, "dict"), (b"", "bytes"):
         with pytest.raises(UserError, match=rf"registered.a: 'key' is of type {kind}; a checkpoint stores"):
             saver.register("a", Thing(key=value))
+    changing = Thing(key=torch.zeros(0))
+    saver.register("a", changing)
+    changing.state["key"] = torch.zeros(3)
+    with pytest.raises(UserError, match=r"registered.a.key was \(0,\) float32 and is \(3,\) float32 now"):
+        saver.save({"step": 1})
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
     saver.register("a", Thing(key=1))
+    with pytest.raises(UserError, match="register.*a Generator has no state_dict"):
+        saver.register("generator", torch.Generator())
     with pytest.raises(UserError, match=r"register\('a'\): choose a name without a dot that nothing else has"):
         saver.register("a", Thing(key=1))
     saver.load(None)
@@ -272,23 +218,21 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
         saver.register("b", Thing(key=1))
 
 
-@pytest.mark.parametrize(
-    ("before", "now", "words"),
-    [
-        ({"ema": 1}, {}, "it has registered.ema, and the run has not"),
-        ({}, {"ema": 1}, "it has no registered.ema"),
-        ({"ema": 1}, {"ema": torch.ones(1)}, None),
-    ],
-)
-def test_a_resume_with_other_registrations_is_refused(before, now, words, tmp_path, ranks) -> None:
-    first, second = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks) for _ in range(2))
-    for saver, things in ((first, before), (second, now)):
-        for name, value in things.items():
-            saver.register(name, Thing(key=value))
-    first.save({"step": 1})
-    if words:
+def test_a_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
+    def saver(*names: str) -> Saver:
+        made = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9)
+        for name in names:
+            made.register(name, Thing(key=1))
+        return made
+
+    saver("ema").save({"step": 1})
+    saver().save({"step": 2})
+    for name, step, words in (
+        ((), 1, "it has registered.ema, and the run has not"),
+        (("ema",), 2, "it has no registered.ema"),
+    ):
         with pytest.raises(UserError, match=words):
-            second.load(tmp_path / "step-000001")
+            saver(*name).load(tmp_path / f"step-00000{step}")
 
 
 # --- Bytes, damage ---
@@ -323,20 +267,6 @@ def test_a_load_reads_every_byte_once_and_finds_a_flipped_bit_in_each_block(tmp_
         data.write_bytes(damaged)
         with pytest.raises(UserError, match="__0_0.distcp is damaged: its checksum is .*; the hint"):
             resumed.load(checkpoint, "the hint")
-
-
-def test_checksums_are_those_of_what_is_on_disk_and_need_no_second_read(tmp_path, ranks, monkeypatch) -> None:
-    opened = []
-    path_open = Path.open
-
-    def recorded(path: Path, mode: str = "r", *arguments, **options):
-        opened.append((path.name, mode))
-        return path_open(path, mode, *arguments, **options)
-
-    monkeypatch.setattr(Path, "open", recorded)
-    Saver(tmp_path, *weight_and_optimizer(1.0), ranks).save({"step": 1})
-    assert [mode for name, mode in opened if name.endswith((".distcp", ".metadata", ".metadata.tmp"))] == ["wb", "wb"]
-    check_whole(tmp_path / "step-000001", ranks)
 
 
 # --- In the background ---
@@ -379,25 +309,6 @@ def test_a_background_save_stores_the_state_of_its_step_and_moves_latest_at_the_
     assert resumed[0]["weight"].unique().tolist() == [1.0] and thing.state == {"positions": [1]}
 
 
-def test_background_saves_use_the_same_buffers_again(tmp_path, ranks, monkeypatch) -> None:
-    parameters, optimizer = weight_and_optimizer(1.0)
-    saver, written = Saver(tmp_path, parameters, optimizer, ranks, 2, True), []
-    write = saver._write
-    monkeypatch.setattr(saver, "_write", lambda *a: (written.append(a[2]), write(*a))[1])
-    for step in (1, 2):
-        with torch.no_grad():
-            parameters["weight"].fill_(step)
-        saver.save({"step": step})
-        saver.wait()
-    first, second = written
-    names = [name for name in first if not name.startswith("random.")]
-    assert len(names) > 3 and all(first[name].data_ptr() == second[name].data_ptr() for name in names)
-    assert first["model.weight"].data_ptr() != parameters["weight"].data_ptr()
-    saver.load(tmp_path / "step-000001")
-    assert parameters["weight"].unique().tolist() == [1.0]
-    saver.close()
-
-
 def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ranks, held) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, True)
     saver.save({"step": 1})
@@ -425,19 +336,3 @@ def test_a_failed_save_ends_the_run_with_its_reason_and_latest_stays(
         saver.save({"step": 2})
         saver.wait()
     assert latest_checkpoint(tmp_path).name == "step-000001"
-
-
-def test_a_bug_in_the_background_keeps_its_type(tmp_path, ranks, monkeypatch) -> None:
-    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, True)
-    monkeypatch.setattr(Saver, "_write", lambda *arguments: 1 / 0)
-    saver.save({"step": 1})
-    with pytest.raises(ZeroDivisionError):
-        saver.wait()
-
-
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, ranks, monkeypatch) -> None:
-    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(UserError, match="the checkpoint of step 1 needs 0 MiB, but the disk has 0 MiB free"):
-        saver.save({"step": 1})
-    assert not list(tmp_path.iterdir())

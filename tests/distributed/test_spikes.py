@@ -49,12 +49,3 @@ def test_a_lasting_change_of_the_norm_is_followed() -> None:
     history = []
     judge(history, norms(128), 4.0)
     assert sum(judge(history, [20.0 + n for n in norms(200)], 4.0)) < 20
-
-
-def test_spikes_are_the_same_after_a_resume_at_any_step() -> None:
-    values = with_spikes()
-    straight = judge([], values)
-    for stop in (0, 5, 63, 64, 100, 200, 389):
-        history = []
-        first = judge(history, values[:stop])
-        assert first + judge(list(history), values[stop:]) == straight

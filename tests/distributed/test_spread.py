@@ -6,7 +6,6 @@ that the rows do not divide by the ranks and embedding and head are separate FSD
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,133 +14,81 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights, workplace
 
-STEPS = 4
+STEPS = 3
 pytestmark = pytest.mark.slow
+LOW = ("optimizer.memory=12N", "run.save_every=2")
+LORA = ("lora.rank=4", "run.save_every=2")
+NOISY = "optimizer.max_steps=2"
+HYBRID = ("sharding.strategy=hybrid", "sharding.shard_size=2")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("spread")
-    write_tiny_model(folder / "model", family="qwen2", tied=False, vocab_size=391, layers=4)
-    write_tiny_model(folder / "gemma2", family="gemma2", vocab_size=391)
-    write_chat_file(folder / "train.jsonl", 16, seed=0)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False, cache={str(folder / "tokens")!r}),
-    batch=Batch(global_examples=8, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0),  # 4 steps
-    run=Run("base", directory={str(folder / "runs")!r}, keep_last=9),
-)
-""")
-    return folder
-
-
-VALIDATED = ("run.eval_every=1",)
-LOW = ("optimizer.memory=12N", "run.save_every=2")
-LORA = ("lora.rank=4", "run.save_every=2")
-NOISY = "optimizer.max_steps=2"
-COPIES_DIFFER = "gradients_of_last_rank:1,nan,100"
+    model = {"family": "qwen2", "tied": False, "vocab_size": 391, "layers": 3}
+    return workplace(tmp_path_factory.mktemp("spread"), 24, model=model, batch="global_examples=8")
 
 
 @pytest.fixture(scope="module")
 def two(folder) -> Path:
-    """World size 2: 4 micro-batches per rank and step. `stopped-N` is stopped in step 3 and resumed on N ranks."""
-    validated = (*VALIDATED, f"data.validation={folder / 'train.jsonl'}")
-    launch(
-        folder,
-        "two",
-        2,
-        [
-            run_of(folder, "r2-full", "sharding.strategy=full", plant="count_collectives"),
-            run_of(folder, "r2-grad-op", "sharding.strategy=grad_op", plant="count_collectives"),
-            run_of(folder, "r2-none", "sharding.strategy=none", plant="count_collectives"),
-            run_of(folder, "r2-grad-op-validated", "sharding.strategy=grad_op", *validated),
-            run_of(folder, "r2-cpu-offload", "sharding.cpu_offload=True"),
-            run_of(folder, "r2-gemma2", f"model.path={folder / 'gemma2'}"),
-            run_of(folder, "r2-12N", *LOW),
-            run_of(folder, "stopped", plant="signal_at_micro_batch:9"),
-            run_of(folder, "stopped-12N", *LOW, plant="signal_at_micro_batch:9"),
-            run_of(folder, "r2-14N", "optimizer.memory=14N"),
-            run_of(folder, "r2-6N", "optimizer.memory=6N"),
-            run_of(folder, "r2-lora", *LORA, *validated, "sharding.strategy=grad_op"),
-            run_of(folder, "r2-lora-none", *LORA, *validated, "sharding.strategy=none"),
-            run_of(folder, "r2-lora-offload", *LORA, "sharding.cpu_offload=True"),
-            run_of(folder, "stopped-lora", *LORA, plant="signal_at_micro_batch:9"),
-            run_of(folder, "r2-none-differs", "sharding.strategy=none", "optimizer.max_steps=3", plant=COPIES_DIFFER),
-            run_of(folder, "r2-noisy", NOISY, plant="dropout"),
-            # The ranks stop before the third of four micro-batches of step 2.
-            run_of(folder, "stopped-noisy", NOISY, plant="dropout and signal_at_micro_batch:5"),
-            run_of(folder, "stopped-12N", *LOW),
-            run_of(folder, "stopped-noisy", NOISY, plant="dropout"),
-            run_of(folder, "stopped-lora", "lora.rank=8", expect=2),
-            run_of(folder, "stopped-lora", *LORA),
-        ],
-    )
-    for ranks in (1, 4):
-        shutil.copytree(folder / "runs" / "stopped", folder / "runs" / f"stopped-{ranks}")
-    return folder / "runs"
+    """World size 2: 4 micro-batches per rank and step. `stopped-N` is stopped in step 2 and resumed on N ranks."""
+    validated = ("run.eval_every=1", f"data.validation={folder / 'train.jsonl'}")
+    stop, runs = "signal_at_micro_batch:5", folder / "runs"
+    copies = f"first:for n in (1, 4): shutil.copytree('{runs}/stopped', f'{runs}/stopped-{{n}}')"
+    plan = [
+        run_of(folder, "r2-full", "sharding.strategy=full", plant="count_collectives"),
+        run_of(folder, "r2-grad-op", "sharding.strategy=grad_op", plant="count_collectives"),
+        run_of(folder, "r2-none", "sharding.strategy=none", plant="count_collectives"),
+        run_of(folder, "r2-cpu-offload", "sharding.cpu_offload=True"),
+        run_of(folder, "r2-12N", *LOW),
+        run_of(folder, "r2-6N", "optimizer.memory=6N"),
+        run_of(folder, "r2-lora", *LORA, *validated, "sharding.strategy=grad_op"),
+        run_of(folder, "r2-lora-offload", *LORA, "sharding.cpu_offload=True"),
+        run_of(folder, "r2-none-differs", "sharding.strategy=none", plant="gradients_of_last_rank:1,nan,100"),
+        run_of(folder, "r2-noisy", NOISY, plant="dropout"),
+        run_of(folder, "stopped", plant=stop),
+        run_of(folder, "stopped-12N", *LOW, plant=stop),
+        run_of(folder, "stopped-noisy", NOISY, plant=f"dropout and {stop}"),
+        run_of(folder, "stopped-lora", *LORA, plant=stop),
+        run_of(folder, "stopped-12N", *LOW, plant=copies),
+        run_of(folder, "stopped-noisy", NOISY, plant="dropout"),
+        run_of(folder, "stopped-lora", "lora.rank=8", expect=2),
+        run_of(folder, "stopped-lora", *LORA),
+    ]
+    launch(folder, "two", 2, plan)
+    return runs
 
 
 @pytest.fixture(scope="module")
 def one(folder, two) -> Path:
-    launch(
-        folder,
-        "one",
-        1,
-        [
-            run_of(folder, "r1"),
-            *(
-                run_of(folder, f"r1-{m}", f"model.activation_checkpointing={m}")
-                for m in ("full", "selective", "offload")
-            ),
-            run_of(folder, "r1-third", "model.activation_checkpointing=full", "model.checkpoint_every=3"),
-            run_of(folder, "r1-none", "sharding.strategy=none"),
-            run_of(folder, "r1-gemma2", f"model.path={folder / 'gemma2'}"),
-            run_of(folder, "r1-12N", *LOW),
-            run_of(folder, "r1-14N", "optimizer.memory=14N"),
-            run_of(folder, "r1-6N", "optimizer.memory=6N"),
-            run_of(folder, "stopped-1"),
-            run_of(folder, "r1-lora", *LORA, "model.activation_checkpointing=full", "run.eval_general=True"),
-        ],
-    )
-    return folder / "runs"
+    full = "model.activation_checkpointing=full"
+    plan = [
+        run_of(folder, "r1"),
+        *(run_of(folder, f"r1-{mode}", f"model.activation_checkpointing={mode}") for mode in ("selective", "offload")),
+        run_of(folder, "r1-second", full, "model.checkpoint_every=2"),
+        run_of(folder, "r1-12N", *LOW),
+        run_of(folder, "r1-6N", "optimizer.memory=6N"),
+        run_of(folder, "stopped-1"),
+        run_of(folder, "r1-lora", *LORA, full, "run.eval_general=True"),
+    ]
+    launch(folder, "one", 1, plan)
+    return two
 
 
 @pytest.fixture(scope="module")
 def four(folder, two) -> Path:
-    hybrid = ("sharding.strategy=hybrid", "sharding.shard_size=2")
-    launch(
-        folder,
-        "four",
-        4,
-        [
-            run_of(folder, "r4-hybrid", *hybrid, plant="count_collectives"),
-            run_of(folder, "stopped-4", *hybrid),
-            run_of(folder, "r4-lora-hybrid", *LORA, *hybrid),
-            run_of(folder, "r4-hybrid-differs", *hybrid, "optimizer.max_steps=3", plant=COPIES_DIFFER),
-        ],
-    )
-    return folder / "runs"
+    plan = [
+        run_of(folder, "r4-hybrid", *HYBRID, plant="count_collectives"),
+        run_of(folder, "stopped-4", *HYBRID),
+        run_of(folder, "r4-lora-hybrid", *LORA, *HYBRID),
+    ]
+    launch(folder, "four", 4, plan)
+    return two
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "r2-full",
-        "r2-grad-op",
-        "r2-none",
-        "r2-grad-op-validated",
-        "r2-cpu-offload",
-        "r4-hybrid",
-        "r1-none",
-    ],
-)
-def test_every_strategy_gives_the_same_update(one, two, four, name) -> None:
+@pytest.mark.parametrize("name", ["r2-full", "r2-grad-op", "r2-none", "r2-cpu-offload", "r4-hybrid"])
+def test_every_strategy_gives_the_same_update(one, four, name) -> None:
     reference, run = one / "r1", one / name
     assert len(rows(reference)) == STEPS
     assert largest_difference(weights(reference), weights(run)) < 1e-5
@@ -149,21 +96,23 @@ def test_every_strategy_gives_the_same_update(one, two, four, name) -> None:
     assert relative_difference(rows(reference), rows(run), "train/grad_norm") < 1e-5
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("r2-none-differs", 2), ("r4-hybrid-differs", 4)])
-def test_copies_whose_gradients_differ_clip_and_skip_alike(folder, two, four, name, ranks) -> None:
-    """The last rank's gradients are NaN in step 2 and too long in step 3: two copies, and one decision of all ranks."""
-    notes = [json.loads((folder / f"{name}.gradients.{rank}.json").read_text()) for rank in range(ranks)]
-    for step, by_rank in enumerate(zip(*notes, strict=True), 1):
-        own = [note["own"] for note in by_rank]
-        norm, clipped = by_rank[0]["norm"], by_rank[0]["clipped"]
-        assert [note["norm"] for note in by_rank] == pytest.approx([norm] * ranks, rel=0, abs=0, nan_ok=True), step
-        assert [note["clipped"] for note in by_rank] == [clipped] * ranks, step
+def test_copies_whose_gradients_differ_clip_and_skip_alike(folder, two) -> None:
+    """The last rank's gradients are NaN in step 2 and too long in step 3: two copies, and one decision of both ranks."""
+    notes = [json.loads((folder / f"r2-none-differs.gradients.{rank}.json").read_text()) for rank in range(2)]
+    for step, (first, second) in enumerate(zip(*notes, strict=True), 1):
+        assert first["norm"] == pytest.approx(second["norm"], rel=0, abs=0, nan_ok=True), step
+        assert first["clipped"] == second["clipped"], step
         if step == 2:
-            assert math.isnan(own[-1]) and math.isfinite(own[0]) and math.isnan(norm) and clipped is None
-        else:
-            assert norm == clipped == pytest.approx(math.sqrt(sum(own) / 2), rel=1e-5)  # the mean of both copies
-            assert sum(own[ranks // 2 :]) / sum(own[: ranks // 2]) > (1000 if step == 3 else 0.999)
-    assert [row["train/skipped_steps"] for row in rows(two / name).values()] == [0, 1, 1]
+            assert math.isnan(second["own"]) and math.isfinite(first["own"])
+            assert math.isnan(first["norm"]) and first["clipped"] is None
+        else:  # the mean of both copies
+            assert (
+                first["norm"]
+                == first["clipped"]
+                == pytest.approx(math.sqrt((first["own"] + second["own"]) / 2), rel=1e-5)
+            )
+            assert second["own"] / first["own"] > (1000 if step == 3 else 0.999)
+    assert [row["train/skipped_steps"] for row in rows(two / "r2-none-differs").values()] == [0, 1, 1]
 
 
 def test_the_random_numbers_of_a_step_that_a_signal_has_discarded_are_drawn_again(folder, two) -> None:
@@ -178,24 +127,24 @@ def test_the_random_numbers_of_a_step_that_a_signal_has_discarded_are_drawn_agai
 
 
 def test_the_number_of_collectives_per_step(folder, two, four) -> None:
-    """2 ranks, 4 micro-batches, 7 units (4 layers, embedding, head, root). hybrid: 4 ranks, 2 micro-batches."""
+    """2 ranks, 4 micro-batches, 6 units (3 layers, embedding, head, root). hybrid: 4 ranks, 2 micro-batches."""
     per_step = {}
     for name in ("r2-full", "r2-grad-op", "r2-none", "r4-hybrid"):
         counts = json.loads((folder / f"{name}.collectives.json").read_text())
         # The check of the last weights is one more forward of a step: 4 micro-batches. Root and head stay gathered; with
         # grad_op everything does.
-        counts["all_gather"] -= {"r2-full": 4 * 5 + 2, "r2-grad-op": 7}.get(name, 0)
+        counts["all_gather"] -= {"r2-full": 4 * 4 + 2, "r2-grad-op": 6}.get(name, 0)
         per_step[name] = {kind: count / STEPS for kind, count in counts.items()}
-    assert per_step["r2-grad-op"] == {"all_gather": 7, "reduce_scatter": 4 * 7, "all_reduce": 0}
-    assert per_step["r2-none"] == {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 7}
-    assert per_step["r4-hybrid"]["all_reduce"] == 7
-    assert per_step["r4-hybrid"]["reduce_scatter"] == 2 * 7
+    assert per_step["r2-grad-op"] == {"all_gather": 6, "reduce_scatter": 4 * 6, "all_reduce": 0}
+    assert per_step["r2-none"] == {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 6}
+    assert per_step["r4-hybrid"]["all_reduce"] == 6
+    assert per_step["r4-hybrid"]["reduce_scatter"] == 2 * 6
     # FSDP gathers in forward and again in backward, except for root and head, with which backward begins, and the embedding,
     # whose backward does not need the weights.
-    assert per_step["r2-full"] == {"all_gather": 4 * (7 + 4), "reduce_scatter": 4 * 7, "all_reduce": 0}
+    assert per_step["r2-full"] == {"all_gather": 4 * (6 + 3), "reduce_scatter": 4 * 6, "all_reduce": 0}
 
 
-@pytest.mark.parametrize("mode", ["full", "selective", "offload", "third"])
+@pytest.mark.parametrize("mode", ["selective", "offload", "second"])
 def test_activation_checkpointing_is_bitwise_identical(one, mode) -> None:
     assert [r["train/loss"] for r in rows(one / "r1").values()] == [
         r["train/loss"] for r in rows(one / f"r1-{mode}").values()
@@ -203,12 +152,8 @@ def test_activation_checkpointing_is_bitwise_identical(one, mode) -> None:
     assert largest_difference(weights(one / "r1"), weights(one / f"r1-{mode}")) == 0.0
 
 
-def test_gemma2_softcaps_and_sliding_windows_on_two_ranks(one, two) -> None:
-    assert largest_difference(weights(one / "r1-gemma2"), weights(two / "r2-gemma2")) < 1e-5
-
-
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_an_odd_untied_biased_model_resumes_on_another_number_of_ranks(one, two, four, ranks) -> None:
+def test_an_odd_untied_biased_model_resumes_on_another_number_of_ranks(one, four, ranks) -> None:
     """On 4 ranks the strategy changes too, from full to hybrid."""
     resumed = one / f"stopped-{ranks}"
     assert len(rows(resumed)) == STEPS
@@ -221,8 +166,8 @@ def test_bf16_weights_resume_bitwise(two) -> None:
     assert curve == {step: row["train/loss"] for step, row in rows(two / "stopped-12N").items()}
 
 
-@pytest.mark.parametrize("name", ["r2-lora", "r2-lora-none", "r2-lora-offload", "r4-lora-hybrid", "stopped-lora"])
-def test_lora_gives_the_same_update_under_every_sharding(one, two, four, name) -> None:
+@pytest.mark.parametrize("name", ["r2-lora", "r2-lora-offload", "r4-lora-hybrid"])
+def test_lora_gives_the_same_update_under_every_sharding(one, four, name) -> None:
     """Against one rank with recomputed activations: the same A at the start, the same adapters at the end."""
     reference, run = one / "r1-lora", one / name
     assert len(rows(run)) == STEPS
@@ -240,7 +185,7 @@ def test_lora_resumes_bitwise_and_only_with_its_own_settings(folder, two) -> Non
     assert "was made with lora.alpha=8.0, now it is 16.0; lora.rank=4, now it is 8; set it back" in output
 
 
-def test_lora_saves_adapters_and_exports_them_merged_and_alone(folder, one, two) -> None:
+def test_lora_saves_adapters_and_exports_them_merged_and_alone(folder, one) -> None:
     """The export is base + alpha / rank x B A: the adapter in peft on the base has its logits, and the run had its loss."""
     base, merged, found = (
         load_file(folder / "model" / "model.safetensors"),
@@ -255,7 +200,7 @@ def test_lora_saves_adapters_and_exports_them_merged_and_alone(folder, one, two)
         expected = base[name] if a is None or b is None else base[name] + 2.0 * b @ a
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
         changed += not torch.equal(weight, base[name])
-    assert changed == 4 * 7 and len(found) == 2 * changed
+    assert changed == 3 * 7 and len(found) == 2 * changed
     from peft import PeftModel  # slow to import
 
     ids = torch.arange(40)[None] % 300
@@ -267,7 +212,7 @@ def test_lora_saves_adapters_and_exports_them_merged_and_alone(folder, one, two)
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-4)
     assert (before - together).abs().max() > 0.01
     # In the checkpoint: A and B, two moments of each, the step, the random state of the rank.
-    stored = FileSystemReader(one / "r1-lora" / "checkpoints" / "step-000004").read_metadata().state_dict_metadata
+    stored = FileSystemReader(one / "r1-lora" / "checkpoints" / "step-000003").read_metadata().state_dict_metadata
     assert len(stored) == 4 * len(found) + 1 and not any("base_layer" in name for name in stored)
     forgetting = [row["forgetting/kl"] for row in rows(one / "r1-lora", "forgetting/kl").values()]
     assert forgetting[0] == pytest.approx(0, abs=1e-6) and forgetting[-1] > 1e-4
@@ -278,37 +223,12 @@ def adapters(run: Path) -> dict:
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("memory", ["14N", "12N", "6N"])
-def test_the_rounding_noise_does_not_depend_on_ranks(one, two, memory) -> None:
+@pytest.mark.parametrize("memory", ["12N", "6N"])
+def test_the_rounding_noise_does_not_depend_on_ranks(one, memory) -> None:
     """Few weights differ. The order in which gradients are summed (in bf16 with 12N and 6N) changes the rounding of a few;
     noise that depends on the rank would change most. With equal gradients test_optimizer.py expects no difference."""
-    a, b = weights(one / f"r1-{memory}"), weights(two / f"r2-{memory}")
+    a, b = weights(one / f"r1-{memory}"), weights(one / f"r2-{memory}")
     unequal = sum(int((a[name] != b[name]).sum()) for name in a) / sum(t.numel() for t in a.values())
     assert unequal < 0.15
+    assert f"optimizer memory {memory}: {memory[:-1]}." in (one / f"r1-{memory}" / "start.txt").read_text()
     assert largest_difference(weights(one / "r1"), b) < 2e-2
-
-
-@pytest.mark.parametrize("memory, words", [("12N", "12.00"), ("14N", "14.00"), ("6N", "6.")])
-def test_bytes_per_parameter_are_recorded(one, memory, words) -> None:
-    assert f"optimizer memory {memory}: {words}" in (one / f"r1-{memory}" / "start.txt").read_text()
-
-
-def test_checkpointed_layers_run_their_forward_twice() -> None:
-    from distributed.activation_checkpointing import checkpoint_activations
-
-    for mode, runs in {"none": 1, "full": 2, "selective": 2, "offload": 2}.items():
-        count = []
-
-        class Layer(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.linear = torch.nn.Linear(4, 4)
-
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                count.append(1)  # noqa: B023
-                return self.linear(x).tanh()
-
-        layer = Layer()
-        checkpoint_activations([layer], mode)
-        layer(torch.randn(3, 4, requires_grad=True)).sum().backward()
-        assert len(count) == runs, mode

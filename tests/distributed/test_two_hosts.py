@@ -1,4 +1,4 @@
-"""Two hosts, real torchrun: a cut network and a killed rank end in a sentence, and the next start continues the run.
+"""Real torchrun: a network that is cut between two hosts, a killed rank and a signal; the next start always continues the run.
 
 The hosts are two network namespaces with names and addresses of their own, joined by a pair of virtual interfaces. Making
 them takes root, or the right to make namespaces; the test is skipped without it. Both hosts see the same files.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import ENVIRONMENT, largest_difference, weights
+from tests.distributed.launch import ENVIRONMENT, largest_difference, run_of, weights, workplace, write_plan
+from tests.distributed.launch import WORKER as TRAIN_WORKER
 from tests.processes import ROOT, run_ranks
-from tests.tiny import write_chat_file, write_tiny_model
 
 RESTART = "start the same command again"  # the end of every sentence about a lost rank
 pytestmark = [
@@ -33,20 +33,9 @@ ADDRESSES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A tiny model, its data, and the finished run `whole`, which nothing interrupted."""
-    folder = tmp_path_factory.mktemp("hosts")
-    write_tiny_model(folder / "model")
-    write_chat_file(folder / "train.jsonl", 4 * STEPS)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, cache={str(folder / "tokens")!r}),
-    batch=Batch(global_examples=4, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0),
-    run=Run("whole", directory={str(folder / "runs")!r}, save_every=1, timeout_minutes=5),
-)
-""")
-    done = run_ranks(2, WORKER, folder / "config.py", **ENVIRONMENT)
+    run = "save_every=1, timeout_minutes=5"
+    folder = workplace(tmp_path_factory.mktemp("hosts"), 4 * STEPS, data="", run=run)
+    done = run_ranks(2, WORKER, folder / "config.py", "run.name=whole", **ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -90,11 +79,11 @@ def hosts(tmp_path) -> Iterator[dict[str, list[str]]]:
 
 
 class Launcher:
-    """torchrun with host_worker.py, started in a session of its own; its output is in a file."""
+    """torchrun, started in a session of its own; its output is in a file."""
 
-    def __init__(self, output: Path, options: list[str], arguments: list[object], enter: list[str]) -> None:
+    def __init__(self, output: Path, command: list[object], enter: list[str]) -> None:
         self.output = output
-        command = [*enter, sys.executable, "-m", "torch.distributed.run", *options, str(WORKER), *map(str, arguments)]
+        command = [*enter, sys.executable, "-m", "torch.distributed.run", *map(str, command)]
         network = {"GLOO_SOCKET_IFNAME": "veth0", "TP_SOCKET_IFNAME": "veth0"} if enter else {}
         environment = {**os.environ, **ENVIRONMENT, **network}
         with output.open("w") as file:
@@ -146,8 +135,8 @@ def test_a_cut_network_ends_both_hosts_with_a_sentence_and_the_next_start_finish
         "--rdzv-endpoint=node-a:29400",
     ]
     arguments = [folder / "config.py", "run.name=cut"]
-    of_hosts = [*arguments, "run.timeout_minutes=0.25"]  # both hosts wait as long for each other
-    launchers = [Launcher(folder / f"{name}.out", options, of_hosts, hosts[name]) for name in ADDRESSES]
+    command = [*options, WORKER, *arguments, "run.timeout_minutes=0.25"]  # both hosts wait as long for each other
+    launchers = [Launcher(folder / f"{name}.out", command, hosts[name]) for name in ADDRESSES]
     try:
         wait_for(lambda: last_step(folder / "runs" / "cut") >= CUT_AFTER, launchers, running=True)
         run_tool(*hosts["node-a"], "ip", "link", "set", "veth0", "down")
@@ -169,14 +158,22 @@ def test_a_cut_network_ends_both_hosts_with_a_sentence_and_the_next_start_finish
     assert largest_difference(weights(folder / "runs" / "whole"), weights(folder / "runs" / "cut")) == 0
 
 
-def test_torchrun_restarts_a_run_whose_rank_was_killed(folder) -> None:
-    options = ["--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    launcher = Launcher(folder / "restarted.out", options, [folder / "config.py", "run.name=restarted"], [])
+def test_torchrun_restarts_a_run_whose_rank_was_killed_and_passes_a_signal_on(folder) -> None:
+    """Each start takes 3 steps; its fourth has a million micro-batches. Torchrun would kill the ranks 30 s after the signal."""
+    plan = write_plan(folder, "restarted", [run_of(folder, "restarted", plant="endless_step:3")])
+    command = ["--standalone", "--nproc_per_node=2", "--max-restarts=1", TRAIN_WORKER, plan]
+    run, launcher = folder / "runs" / "restarted", Launcher(folder / "restarted.out", command, [])
+    latest = run / "checkpoints" / "latest"
     try:
-        wait_for(lambda: last_step(folder / "runs" / "restarted") >= CUT_AFTER, [launcher], running=True)
+        wait_for(lambda: latest.is_file() and latest.read_text() == "step-000003", [launcher], running=True)
         os.kill(launcher.workers()[-1], signal.SIGKILL)
-        assert launcher.process.wait(DEADLINE) == 0, launcher.text()
+        wait_for(lambda: latest.read_text() == "step-000006", [launcher], running=True)
+        launcher.process.terminate()
+        launcher.process.wait(DEADLINE)
     finally:
         launcher.kill()
+    assert all((folder / f"restarted.0.rank{rank}.exit").read_text() == "0" for rank in range(2)), launcher.text()
     assert "lost rank" in launcher.text() and "resumed from" in launcher.text()
-    assert largest_difference(weights(folder / "runs" / "whole"), weights(folder / "runs" / "restarted")) == 0
+    done = run_ranks(2, WORKER, folder / "config.py", "run.name=restarted", **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(weights(folder / "runs" / "whole"), weights(run)) == 0

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.architectures import read_model_config
 from model.vocabulary import extend_tokenizer, read_base_tokenizer, sub_tokens, write_extended_model, write_tokenizer
-from tests.distributed.launch import largest_difference, launch, weights
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.distributed.launch import largest_difference, launch, run_of, weights, workplace
 
 NEW = [" own funds", " the bank", " ratio is", " total risk exposure", " at all"]
 STEPS = 4
@@ -30,34 +29,22 @@ def extend(source: Path, target: Path, texts: list[str]) -> None:
 def runs(tmp_path_factory) -> Path:
     """Complete runs on 2 ranks and on 1; a run stopped after 2 steps on 2 ranks and resumed on 1; a refused resume."""
     folder = tmp_path_factory.mktemp("vocabulary")
-    source = write_tiny_model(folder / "model")
+    workplace(folder, 4 * STEPS, optimizer=f"epochs=1, max_steps={STEPS}", run="save_every=2")
+    source = folder / "model"
     assert len(AutoTokenizer.from_pretrained(source)) == 384
     extend(source, folder / "extended", NEW)
     # No text contains the additional token, so the data stay the same and only the vocabulary differs.
     extend(source, folder / "other", [*NEW, " zzz"])
-    write_chat_file(folder / "train.jsonl", 4 * STEPS)
     with (folder / "train.jsonl").open("a") as file:
         file.writelines(json.dumps({"text": f"The bank shall hold{text} always{text}."}) + "\n" for text in NEW)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "extended")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), sequence_length=256, packing=False, cache={str(folder / "tokens")!r}),
-    batch=Batch(global_examples=4, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=1, warmup_steps=0, max_steps={STEPS}),
-    run=Run("base", directory={str(folder / "runs")!r}, save_every=2),
-)
-""")
 
-    def run(name: str, *overrides: str, plant: str | None = None, expect: int = 0) -> dict:
-        arguments = [str(folder / "config.py"), f"run.name={name}", *overrides]
-        return {"arguments": arguments, "plant": plant, "expect": expect}
+    def run(name: str, model: str = "extended", **options) -> dict:
+        return run_of(folder, name, f"model.path={folder / model}", **options)
 
-    other = f"model.path={folder / 'other'}"
     launch(folder, "two", 2, [run("r2"), run("stopped", plant="signal_at_micro_batch:5")])
     shutil.copytree(folder / "runs" / "stopped", folder / "runs" / "refused")
     assert not (folder / "runs" / "stopped" / "export").exists()
-    launch(folder, "one", 1, [run("r1"), run("stopped"), run("refused", other, expect=2)])
+    launch(folder, "one", 1, [run("r1"), run("stopped"), run("refused", "other", expect=2)])
     return folder
 
 

@@ -44,6 +44,42 @@ WEIGHTS = (0.0, 0.25, 1.0, 3.0)
 RANK = int(os.environ.get("RANK", 0))
 
 
+LAST = int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK
+
+
+def note(name: str) -> Path:
+    """The file NAME of this run, beside its plan."""
+    run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
+    return Path(sys.argv[1]).parent / f"{run}.{name}"
+
+
+def before_call(number: int, owner: object, name: str, act: Callable[[], object], set_attribute) -> None:
+    """Call `act` before the call of `owner.name` with this number."""
+    calls, original = itertools.count(), getattr(owner, name)
+
+    def called(*arguments, **options) -> object:
+        if next(calls) == number:
+            act()
+        return original(*arguments, **options)
+
+    set_attribute(owner, name, called)
+
+
+def send(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def change_batches(change: Callable, set_attribute) -> None:
+    """`change(batch, corpus)` of every batch of the plan."""
+    plan_training = training.inputs.plan_training
+
+    def changed(corpus: Corpus, *arguments, **options) -> object:
+        made = plan_training(corpus, *arguments, **options)
+        return dataclasses.replace(made, batch=lambda step: change(made.batch(step), corpus))
+
+    set_attribute(training.inputs, "plan_training", changed)
+
+
 def plant(name: str | None, set_attribute) -> None:
     """Plant the faults and probes `name`, joined by " and ", in train.py. `set_attribute(object, name, value)` is undone
     after the run."""
@@ -54,20 +90,21 @@ def plant(name: str | None, set_attribute) -> None:
             plant(one, set_attribute)
         return
     kind, _, argument = name.partition(":")
-    if kind == "fsdp_division_on":
+    forward = PackedLanguageModel.forward
+    if kind == "first":
+        if RANK == 0:  # the others wait for it in their first collective
+            exec(argument)
+    elif kind == "fsdp_division_on":
         set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
-    elif kind == "gone":
-        Path(argument).unlink(missing_ok=True)
     elif kind == "native_bf16":
-        # "yes": compute bf16 in bf16 on every processor (torch emulates it without hardware support). "no": never.
+        # "yes": compute bf16 in bf16 on every processor (torch emulates it without hardware support).
         # A number: only that rank has the hardware.
         native = argument in ("yes", os.environ.get("RANK"))
         set_attribute(training.start, "has_native_bf16", lambda device: native)
     elif kind == "count_collectives":
         # Collectives with more than one element: FSDP's, but not flags and sums of a single number.
         counts = {"all_gather": 0, "reduce_scatter": 0, "all_reduce": 0}
-        run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
-        counted_file = Path(sys.argv[1]).parent / f"{run}.collectives.json"
+        counted_file = note("collectives.json")
         for function, what in {
             "all_gather_into_tensor": "all_gather",  # torch < 2.13
             "all_gather_single": "all_gather",
@@ -88,14 +125,9 @@ def plant(name: str | None, set_attribute) -> None:
                 set_attribute(torch.distributed, function, counted)
     elif kind == "count_graphs":
         # Compile with the backend `argument`; after every forward note the graphs that torch.compile has made in the run.
-        run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
-        graphs, graphs_file, forward = (
-            [],
-            Path(sys.argv[1]).parent / f"{run}.graphs.{RANK}.json",
-            PackedLanguageModel.forward,
-        )
         import distributed.compiled_layers as compiled_layers
 
+        graphs, graphs_file = [], note(f"graphs.{RANK}.json")
         torch.compiler.reset()
         torch._dynamo.utils.counters.clear()
 
@@ -110,109 +142,65 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(compiled_layers, "compile_layers", compile_layers)
     elif kind == "no_device_wait":
         # "first,last": between these two forwards, an operation that makes the host wait for the GPU is an error.
-        first, last = (int(n) for n in argument.split(","))
-        count, forward = iter(range(10**9)), PackedLanguageModel.forward
-
-        def watched(self, batch: MicroBatch) -> torch.Tensor:
-            number = next(count)
-            if number in (first, last):
-                torch.cuda.set_sync_debug_mode("error" if number == first else "default")
-            return forward(self, batch)
-
-        set_attribute(PackedLanguageModel, "forward", watched)
+        for number, mode in zip(map(int, argument.split(",")), ("error", "default"), strict=True):
+            act = functools.partial(torch.cuda.set_sync_debug_mode, mode)
+            before_call(number, PackedLanguageModel, "forward", act, set_attribute)
     elif kind == "mean_of_means":
         # Average the means of the micro-batches: loss_m / targets_m, divided by the number of micro-batches. The argument
         # is the examples of a micro-batch.
         world_size, capacity = int(os.environ.get("WORLD_SIZE", 1)), int(argument)
-        chunked, plan_training = train.chunked, training.inputs.plan_training
+        chunked = train.chunked
 
         def mean(head, hidden, batch: MicroBatch, *options) -> torch.Tensor:
             return chunked(head, hidden, batch, *options) / max(1, batch.target_ids.numel())
 
-        def plan(*arguments, **options) -> object:
-            made = plan_training(*arguments, **options)
-
-            def batch(step: int) -> object:
-                right = made.batch(step)
-                deal = Dealer(capacity, one_per_token, packing=False).deal(right.items, arguments[0], world_size)
-                return dataclasses.replace(right, num_target_tokens=len(deal.items) * world_size)
-
-            return dataclasses.replace(made, batch=batch)
+        def by_micro_batches(batch: object, corpus: Corpus) -> object:
+            deal = Dealer(capacity, one_per_token, packing=False).deal(batch.items, corpus, world_size)
+            return dataclasses.replace(batch, num_target_tokens=len(deal.items) * world_size)
 
         set_attribute(train, "chunked", mean)
-        set_attribute(training.inputs, "plan_training", plan)
+        change_batches(by_micro_batches, set_attribute)
     elif kind in ("weighted", "weighted_by_count"):
         # Train on weighted documents in memory. weighted_by_count: divide by the number of targets, not by their weights.
         source = weighted(WEIGHTS)
         set_attribute(training.inputs.Reader, "training", lambda *arguments: Corpus((source,)))
-        plan_weighted = training.inputs.plan_training
 
-        def by_count(*arguments, **options) -> object:
-            made = plan_weighted(*arguments, **options)
-
-            def counted_batch(step: int) -> object:
-                right = made.batch(step)
-                count = sum(int((source.get(item)[1] > 0).sum()) for item in right.items)
-                return dataclasses.replace(right, num_target_tokens=count)
-
-            return dataclasses.replace(made, batch=counted_batch)
+        def by_count(batch: object, corpus: Corpus) -> object:
+            count = sum(int((source.get(item)[1] > 0).sum()) for item in batch.items)
+            return dataclasses.replace(batch, num_target_tokens=count)
 
         if kind == "weighted_by_count":
-            set_attribute(training.inputs, "plan_training", by_count)
+            change_batches(by_count, set_attribute)
     elif kind == "signal_at_micro_batch":
         # A real SIGTERM to the last rank only, one forward before that with this number: the ranks read each other's flags
         # one micro-batch later.
-        count, forward, last = iter(range(10**9)), PackedLanguageModel.forward, int(os.environ.get("WORLD_SIZE", 1)) - 1
-
-        def signalled(self, batch: MicroBatch) -> torch.Tensor:
-            if next(count) == int(argument) - 1 and last == RANK:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return forward(self, batch)
-
-        set_attribute(PackedLanguageModel, "forward", signalled)
+        if LAST:
+            before_call(int(argument) - 1, PackedLanguageModel, "forward", send(signal.SIGTERM), set_attribute)
     elif kind == "signal_at_answer":
         # A real SIGTERM to the last rank only, after the forward with this number of generating answers.
-        answered, advance = iter(range(10**9)), eval.in_step.Together.advance
-
-        def signalled_in_answer(self, tokens: int) -> None:
-            if next(answered) == int(argument) and int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK:
-                os.kill(os.getpid(), signal.SIGTERM)
-            advance(self, tokens)
-
-        set_attribute(eval.in_step.Together, "advance", signalled_in_answer)
+        if LAST:
+            before_call(int(argument), eval.in_step.Together, "advance", send(signal.SIGTERM), set_attribute)
     elif kind == "on_last_rank":
         # Another setting on the last rank, as on a node with other files.
-        if int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK:
+        if LAST:
             sys.argv.append(argument)
     elif kind == "slow_rank":
         # The clock of this rank's forwards runs at thirty times the speed, and no clock depends on the machine.
         ticks = itertools.count(step=30 if int(argument) == RANK else 1)
         set_attribute(training.observe.Pace, "_now", lambda self: float(next(ticks)))
     elif kind == "kill_at_micro_batch":
-        killed_count, killed_forward = iter(range(10**9)), PackedLanguageModel.forward
-
-        def killed_in_forward(self, batch: MicroBatch) -> torch.Tensor:
-            if next(killed_count) == int(argument):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return killed_forward(self, batch)
-
-        set_attribute(PackedLanguageModel, "forward", killed_in_forward)
+        before_call(int(argument), PackedLanguageModel, "forward", send(signal.SIGKILL), set_attribute)
     elif kind == "endless_step":
         # From the step with this number on, a step has a million times as many micro-batches: it never ends.
-        steps, of_rank = iter(range(10**9)), Deal.of_rank
-
-        def endless(*arguments) -> list:
-            return of_rank(*arguments) * (10**6 if next(steps) >= int(argument) else 1)
-
-        set_attribute(Deal, "of_rank", endless)
+        steps, of_rank = itertools.count(), Deal.of_rank
+        set_attribute(Deal, "of_rank", lambda *some: of_rank(*some) * (10**6 if next(steps) >= int(argument) else 1))
     elif kind == "not_finite":
         # "3,4": a NaN loss in the forwards with these numbers, on the last rank only.
-        bad, count, forward = {int(n) for n in argument.split(",")}, iter(range(10**9)), PackedLanguageModel.forward
-        last = int(os.environ.get("WORLD_SIZE", 1)) - 1
+        bad, count = {int(n) for n in argument.split(",")}, itertools.count()
 
         def broken(self, batch: MicroBatch) -> torch.Tensor:
             hidden = forward(self, batch)
-            return hidden * float("nan") if next(count) in bad and last == RANK else hidden
+            return hidden * float("nan") if next(count) in bad and LAST else hidden
 
         set_attribute(PackedLanguageModel, "forward", broken)
     elif kind == "bad_batch":
@@ -235,19 +223,13 @@ def plant(name: str | None, set_attribute) -> None:
     elif kind == "gradients_of_last_rank":
         # "1,nan,100": the last rank multiplies its gradients by these factors, one for each step, so that the copies of a model
         # differ. Every rank notes the sum of squares of its part, the norm that it got, and by which norm it clipped.
-        run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
-        notes_file, squares = Path(sys.argv[1]).parent / f"{run}.gradients.{RANK}.json", []
-        factors, gradient_norm, clip_gradients = (
-            map(float, argument.split(",")),
-            train.gradient_norm,
-            train.clip_gradients,
-        )
-        is_last = int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK
+        notes_file, squares, factors = note(f"gradients.{RANK}.json"), [], map(float, argument.split(","))
+        gradient_norm, clip_gradients = train.gradient_norm, train.clip_gradients
 
         def norm_of_different(parameters) -> torch.Tensor:
             parameters = list(parameters)
             gradients = [distributed.sharding.local(parameter.grad) for parameter in parameters]
-            torch._foreach_mul_(gradients, next(factors) if is_last else 1.0)
+            torch._foreach_mul_(gradients, next(factors) if LAST else 1.0)
             norm = gradient_norm(parameters)
             own = sum(gradient.square().sum().item() for gradient in gradients)
             squares.append({"own": own, "norm": norm.item(), "clipped": None})
@@ -263,10 +245,8 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(train, "clip_gradients", clip_noted)
     elif kind == "dropout":
         # Training draws random numbers in every forward, others on every rank.
-        undropped = PackedLanguageModel.forward
-
         def dropped(self, batch: MicroBatch) -> torch.Tensor:
-            return torch.nn.functional.dropout(undropped(self, batch), 0.1, self.training)
+            return torch.nn.functional.dropout(forward(self, batch), 0.1, self.training)
 
         set_attribute(PackedLanguageModel, "forward", dropped)
     elif kind == "figures_by_rank":
@@ -289,53 +269,30 @@ def plant(name: str | None, set_attribute) -> None:
         # At the point with this number on the line of a budget: SIGKILL to every rank, or a SIGTERM to the last one.
         from training.budget import Line
 
-        points, go, last = iter(range(10**9)), Line.go, int(os.environ.get("WORLD_SIZE", 1)) - 1
-
-        def interrupted(self, alpha: float) -> None:
-            if next(points) == int(argument) and (kind == "kill_at_alpha" or last == RANK):
-                os.kill(os.getpid(), signal.SIGKILL if kind == "kill_at_alpha" else signal.SIGTERM)
-            go(self, alpha)
-
-        set_attribute(Line, "go", interrupted)
+        if kind == "kill_at_alpha" or LAST:
+            number = signal.SIGKILL if kind == "kill_at_alpha" else signal.SIGTERM
+            before_call(int(argument), Line, "go", send(number), set_attribute)
     elif kind == "kill":
         # SIGKILL in the second save: before the checkpoint is complete ("data"), or after its rename, before `latest`.
-        saves = iter(range(10**9))
-        if argument == "data":
-            finish = distributed.checkpoint.dcp.FileSystemWriter.finish
-
-            def killed(self, *arguments, **options) -> None:
-                if next(saves) == 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                finish(self, *arguments, **options)
-
-            set_attribute(distributed.checkpoint.dcp.FileSystemWriter, "finish", killed)
-        else:
-            set_latest = distributed.checkpoint.set_latest
-
-            def killed_before_latest(directory: Path, checkpoint: Path) -> None:
-                if next(saves) == 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                set_latest(directory, checkpoint)
-
-            set_attribute(distributed.checkpoint, "set_latest", killed_before_latest)
+        owner = distributed.checkpoint.dcp.FileSystemWriter if argument == "data" else distributed.checkpoint
+        before_call(1, owner, "finish" if argument == "data" else "set_latest", send(signal.SIGKILL), set_attribute)
     elif kind == "count_files_and_threads":
         # After every save rank 0 notes how many files are open and how many threads there are.
-        run = next(a for a in sys.argv if a.startswith("run.name=")).removeprefix("run.name=")
-        note, notes, latest = Path(sys.argv[1]).parent / f"{run}.counts.json", [], distributed.checkpoint.set_latest
+        counts_file, notes, latest = note("counts.json"), [], distributed.checkpoint.set_latest
 
         def counted_latest(directory: Path, checkpoint: Path) -> None:
             latest(directory, checkpoint)
             notes.append([len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")])
-            note.write_text(json.dumps(notes))
+            counts_file.write_text(json.dumps(notes))
 
         set_attribute(distributed.checkpoint, "set_latest", counted_latest)
     elif kind == "disk_full":
         # Rank 0, and no other rank, finds the disk full when it looks for the time with this number: once before the first
         # step, then once before each save.
-        saves, usage = iter(range(10**9)), shutil.disk_usage
+        looks, usage = itertools.count(), shutil.disk_usage
 
         def full(path: Path) -> object:
-            full_now = next(saves) == int(argument) and RANK == 0
+            full_now = next(looks) == int(argument) and RANK == 0
             return usage(path)._replace(free=0) if full_now else usage(path)
 
         set_attribute(shutil, "disk_usage", full)

@@ -5,7 +5,6 @@ torchrun --nproc_per_node=N tests/distributed/watch_worker.py FAULT TIMEOUT_MINU
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ sys.path[0] = str(root)
 import torch
 import torch.distributed as dist
 
-from common.errors import UserError, exit_code_of, exit_process
+from common.errors import exit_code_of, exit_process
 from distributed.agreement import check_agreement
 from distributed.process_group import Ranks, StopSignal, device_line, process_group
 
@@ -45,16 +44,10 @@ def go_wrong(ranks: Ranks, pids: list[int]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif FAULT == "error":
         raise ValueError("a row has no\ntokens")
-    elif FAULT == "user_error":
-        raise UserError("data/train.jsonl, line 7: no messages")
     elif FAULT == "wait":  # alive, but it never comes
         threading.Event().wait()
-    elif FAULT == "stop":  # like a process in state D; killed when rank 0 has ended
-        watch = f"while kill -0 {pids[0]}; do sleep 0.1; done; kill -9 {os.getpid()}"
-        subprocess.Popen(["sh", "-c", watch], stderr=subprocess.DEVNULL)
-        os.kill(os.getpid(), signal.SIGSTOP)
     elif FAULT == "launcher":
-        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(int(os.environ["LAUNCHER"]), signal.SIGKILL)
         threading.Event().wait()
     elif FAULT == "signals":  # the other ranks wait in the collective: two signals end rank 0
         os.kill(pids[0], signal.SIGTERM)
@@ -92,8 +85,6 @@ def train() -> None:
             stop.agreed()
             if step == 3 and ranks.rank == FAULTY:
                 go_wrong(ranks, pids)
-            if step == 3 and FAULT == "shape":
-                torch.dot(torch.ones(2), torch.ones(3))
             SumGradients.apply(weight).sum().backward()
 
 
@@ -101,6 +92,14 @@ def main() -> None:
     rank = int(os.environ["RANK"])
     if FAULT == "never_joins" and rank == FAULTY:
         exit_process(exit_code_of(lambda: exec("raise UserError('a mistake of one rank')")))
+    if FAULT == "launcher":  # the last process stands for the launcher: it holds the store of the other two
+        given = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        if rank == 2:
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            given.set("launcher", f"{store.port} {os.getpid()}")
+            threading.Event().wait()
+        port, launcher = given.get("launcher").decode().split()
+        os.environ |= {"MASTER_PORT": port, "LAUNCHER": launcher, "WORLD_SIZE": "2"}
     if FAULT == "groups":  # several groups in one launch; threads do not add up
         for _ in range(3):
             train()
