@@ -282,7 +282,7 @@ def count_activations(
     chosen = [kinds.index(kind) for kind in distinct + distinct + distinct[:1]]
     model = build_on_meta(_with_layers(shape.config, chosen))
     if lora.rank:
-        add_adapters(model.causal_lm, lora, "")
+        add_adapters(model.causal_lm, lora, settings.path)
     model.to(dtype)
     layers = decoder_layers(model, settings.layer_class)
     if settings.mlp_tiles > 1:
@@ -569,6 +569,7 @@ def _moments(
     # The gradient of the head is reduced in pieces, where FSDP sees none of it (distributed/sharding.py: shard). Else a tied
     # one waits in the root for that of the embedding.
     in_pieces = not layout.replicates and (bool(shape.extra) or shards == 1) and not layout.offloads
+    in_pieces = in_pieces and not shape.frozen_itemsize  # not of LoRA's rows of new tokens
     tied = 0 if shape.extra or not head.trained or in_pieces else vocabulary * width * compute
 
     # The loss computes its gradients. The last buffer of forward is still there.

@@ -333,6 +333,12 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
     if lora.rank:
         add_adapters(model, lora, path)
         init_adapters(dict(model.named_parameters()), run.config.run.seed)
+        if rows := getattr(head := model.get_output_embeddings(), "token_adapter", None):  # new tokens, the last ones
+
+            def with_new_rows(_: nn.Module, inputs: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+                return torch.cat([logits[..., : rows.first], inputs[0] @ rows.trainable_tokens_delta.T], dim=-1)
+
+            head.register_forward_hook(with_new_rows)
     model = cast(PreTrainedModel, nn.Module.to(model, run.device)).train()
     with torch.no_grad():  # the run's own weights are these
         for parameter in model.parameters():
