@@ -43,9 +43,7 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
-        self.context: Context | None = (
-            None  # set where ranks share the tokens of a micro-batch (sharding.py: parallelize)
-        )
+        self.context: Context | None = None  # set where ranks share a micro-batch (sharding.py: parallelize)
         lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
 
     @property
@@ -130,32 +128,30 @@ def materialize(model: PackedLanguageModel, device: torch.device, compute_device
 
 def read_weights(model: PackedLanguageModel, path: str) -> None:
     """Read this rank's own slices of all parameters of a materialized model, except for rows of padding."""
-    sources = check_weights(model, path)
-    parameters, trained = parameter_names(model), trained_parameters(model)
-    for name, first, parameter in [
-        *((name, 0, parameter) for name, parameter in parameters.items()),
-        *(
-            (name, model.num_tokens - len(trained[new]), trained[new])
-            for name in parameters
-            if (new := new_rows_of(name)) in trained
-        ),
-    ]:
-        local, start = local_shard(parameter)
-        start += first
-        if len(sources[name]) > 1:
-            from model.experts import read_experts
+    sources, trained = check_weights(model, path), trained_parameters(model)
+    for name, parameter in parameter_names(model).items():
+        _read(sources[name], parameter)
+        if (rows := trained.get(new_rows_of(name))) is not None:
+            _read(sources[name], rows, model.num_tokens - len(rows))
 
-            read_experts(sources[name], local, start, parameter.shape[0])
-            continue
-        stored_name, tensor = sources[name][0]
-        with safe_open(tensor.file, framework="pt") as tensors:
-            stored = tensors.get_slice(stored_name)
-            if local.dim():
-                rows = max(0, min(local.shape[0], tensor.shape[0] - start))  # this rank's rows that are not padding
-                if rows:
-                    local[:rows].copy_(stored[start : start + rows])
-            elif local.numel():
-                local.copy_(stored[...])
+
+def _read(sources: list[tuple[str, StoredTensor]], parameter: nn.Parameter, first: int = 0) -> None:
+    """Read this rank's slice of a parameter, which has the rows of the files from `first` on."""
+    local, start = local_shard(parameter)
+    if len(sources) > 1:
+        from model.experts import read_experts
+
+        return read_experts(sources, local, start, parameter.shape[0])
+    start += first
+    stored_name, tensor = sources[0]
+    with safe_open(tensor.file, framework="pt") as tensors:
+        stored = tensors.get_slice(stored_name)
+        if local.dim():
+            rows = max(0, min(local.shape[0], tensor.shape[0] - start))  # this rank's rows that are not padding
+            if rows:
+                local[:rows].copy_(stored[start : start + rows])
+        elif local.numel():
+            local.copy_(stored[...])
 
 
 def check_weights(model: PackedLanguageModel, path: str) -> dict[str, list[tuple[str, StoredTensor]]]:

@@ -76,10 +76,8 @@ class NewRows(nn.Module):
     def embed(self, embedding: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         """The hook of the embedding: what it returns, but for new tokens these rows."""
         place = inputs[0] - self.first
-        rows, scale = (
-            nn.functional.embedding(place.clamp(min=0), self.trainable_tokens_delta),
-            embedding._buffers.get("embed_scale"),
-        )
+        rows = nn.functional.embedding(place.clamp(min=0), self.trainable_tokens_delta)
+        scale = embedding._buffers.get("embed_scale")  # Gemma
         return torch.where((place >= 0)[..., None], rows if scale is None else rows * scale.to(rows.dtype), output)
 
 
