@@ -58,7 +58,8 @@ def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
         parameter.requires_grad_(".lora_" in name)
     if (first := first_new_row(path)) is not None:
         last = first + len(json.loads(Path(path, NEW_TOKENS).read_text(encoding="utf-8"))["tokens"])
-        embedding, head = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
+        embedding: Any = causal_lm.get_input_embeddings()
+        head: Any = causal_lm.get_output_embeddings()
         embedding.token_adapter = rows = NewRows(embedding.weight, first, last)
         embedding.register_forward_hook(rows.embed)
         head.token_adapter = rows if head.weight is embedding.weight else NewRows(head.weight, first, last)

@@ -9,7 +9,7 @@ import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -153,10 +153,10 @@ def lend_weight(head: nn.Linear, settings: HeadSettings) -> None:
 
 
 def _lend(head: nn.Linear, hidden: torch.Tensor, function: Callable[..., torch.Tensor]) -> torch.Tensor:
-    if hasattr(head, "token_adapter"):  # rows of new tokens, which are trained beside a frozen head (model/lora.py)
-        rows: torch.Tensor = head.token_adapter.trainable_tokens_delta  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
-        first, weight = head.token_adapter.first, head.weight  # pyright: ignore[reportAttributeAccessIssue]
-        return function(hidden, torch.cat([weight[:first], rows, weight[first + len(rows) :]]))
+    adapter: Any = getattr(head, "token_adapter", None)
+    if adapter is not None:  # rows of new tokens, which are trained beside a frozen head (model/lora.py)
+        rows, first = adapter.trainable_tokens_delta, adapter.first
+        return function(hidden, torch.cat([head.weight[:first], rows, head.weight[first + len(rows) :]]))
     return function(hidden, head.weight)
 
 

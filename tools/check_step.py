@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -333,7 +333,8 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
     if lora.rank:
         add_adapters(model, lora, path)
         init_adapters(dict(model.named_parameters()), run.config.run.seed)
-        if rows := getattr(head := model.get_output_embeddings(), "token_adapter", None):  # new tokens, the last ones
+        head: Any = model.get_output_embeddings()
+        if rows := getattr(head, "token_adapter", None):  # new tokens, the last ones
 
             def with_new_rows(_: nn.Module, inputs: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
                 return torch.cat([logits[..., : rows.first], inputs[0] @ rows.trainable_tokens_delta.T], dim=-1)
