@@ -23,6 +23,7 @@ OF_RANKS = {1: ("qwen3_moe", "gpt_oss"), 2: ("gpt_oss-aux", "qwen3_moe-plain")}
 @pytest.mark.parametrize("ranks", OF_RANKS)
 def test_every_line_is_good_or_says_why_it_is_not_known(tmp_path, ranks) -> None:
     write_chat_file(tmp_path / "train.jsonl", 24)
+    write_chat_file(tmp_path / "validation.jsonl", 6, seed=1)
     checks = []
     for name in OF_RANKS[ranks]:
         family, overrides = RUNS[name]
@@ -31,7 +32,9 @@ def test_every_line_is_good_or_says_why_it_is_not_known(tmp_path, ranks) -> None
 from configs.config import *
 config = Config(
     model=Model({str(tmp_path / name)!r}, compute_dtype="fp32"),
-    data=Data(({str(tmp_path / "train.jsonl")!r},), sequence_length=256, cache=None),
+    data=Data(
+        ({str(tmp_path / "train.jsonl")!r},), ({str(tmp_path / "validation.jsonl")!r},), sequence_length=256, cache=None
+    ),
     batch=Batch(global_examples=6, micro_batch=1),
     optimizer=Optimizer(1e-3, epochs=1),
     run=Run({name!r}, directory={str(tmp_path / "runs")!r}, keep_last=1),
