@@ -16,6 +16,7 @@ from common.errors import UserError
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, read_on_first
 
+Merge = Callable[[str, torch.Tensor], torch.Tensor]  # (name, whole value) -> what is written in its place; a collective
 StoredForm = Callable[[str, torch.Tensor], dict[str, torch.Tensor]]  # a parameter -> the tensors of the files, by name
 
 
@@ -26,13 +27,13 @@ def export_model(
     ranks: Ranks,
     write_rest: Callable[[Path], None],
     max_file_bytes: int = 5 * 2**30,
-    added: Callable[[str], torch.Tensor | None] = lambda name: None,
+    merge: Merge = lambda name, value: value,
     form: StoredForm = lambda name, tensor: {name: tensor},
 ) -> None:
     """Write `directory`, replacing an older export; it is complete or absent. A collective: all ranks gather, rank 0 writes.
 
     The layout is that of `save_pretrained`. A parameter with the attribute `unpadded_rows` (model/language_model.py) is cut to that
-    many rows. `added(name)`, a collective, is added to a whole weight in fp32. `write_rest(folder)` adds configuration and tokenizer
+    many rows. merge: `model.language_model.merged`. `write_rest(folder)` adds configuration and tokenizer
     on rank 0. form: `model.language_model.stored_form`. Raises UserError if it cannot be written.
     """
     size = sum(_unpadded_shape(p).numel() for p in parameters.values()) * dtype.itemsize
@@ -46,9 +47,7 @@ def export_model(
         tensors: dict[str, torch.Tensor] = {}
         for name in names:
             whole = parameters[name].detach()
-            whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
-            change = added(name)
-            whole = whole if change is None else whole.float() + change
+            whole = merge(name, whole.full_tensor() if isinstance(whole, DTensor) else whole)
             if ranks.rank == 0:
                 shape = _unpadded_shape(parameters[name])
                 whole = whole if whole.shape == shape else whole[: shape[0]]

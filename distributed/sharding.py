@@ -144,7 +144,13 @@ def shard(
     # head, whose part of the embedding FSDP reduces anyway; and not where the shards are in the memory of the host, because the
     # device would wait for every piece.
     head, on_host = getattr(model, "head", None), sharding.cpu_offload and mesh.device_type == "cuda"
-    if mesh.ndim == 1 and head is not None and (extra_units or mesh.size() == 1) and not on_host:
+    if (
+        mesh.ndim == 1
+        and head is not None
+        and (extra_units or mesh.size() == 1)
+        and not on_host
+        and head.weight.requires_grad
+    ):
         head.add_gradient = functools.partial(add_in_pieces, head.weight, reduce_dtype)
 
 

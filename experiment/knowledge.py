@@ -13,7 +13,7 @@ Expected: rank 1 on q and v has 57,600 parameters, 0.12 Mbit at 2 bits each, whe
 experiment cannot tell anything. Rank 1 on all linear layers (0.3M parameters, 0.6 Mbit) is near its capacity and loses by
 less. Rank 8 (2.4M) holds the text: within the margin after 10% of the tokens, and open or behind full by a few hundredths after
 100%. Recall follows the same order, and the differences grow with the tokens.
-New tokens, at equal bytes and at full's rate, are descriptive. train.py refuses LoRA on a base with new tokens, so rank 8 has none.
+New tokens, at equal bytes and at full's rate, are descriptive. Rank 8 has none.
 """
 
 import json

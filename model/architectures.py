@@ -15,37 +15,10 @@ NEW_TOKENS = "new_tokens.json"  # in what model/vocabulary.py has made
 # Text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
 SUPPORTED = (
-    "arcee",
-    "cohere",
-    "cohere2",
-    "ernie4_5",
-    "exaone4",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "glm",
-    "glm4",
-    "gpt_oss",
-    "granite",
-    "helium",
-    "hunyuan_v1_dense",
-    "llama",
-    "ministral",
-    "mistral",
-    "nanochat",
-    "olmo",
-    "olmo2",
-    "olmo3",
-    "olmoe",
-    "phi3",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "qwen3_moe",
-    "seed_oss",
-    "smollm3",
-    "starcoder2",
-)
+    "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_oss", "granite",
+    "helium", "hunyuan_v1_dense", "llama", "ministral", "mistral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "phi3", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+)  # fmt: skip
 
 
 def check_model_directory(path: str | Path, key: str | None = None) -> None:
@@ -66,9 +39,8 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
 
 def check_not_a_run(path: str | Path, key: str | None = None) -> None:
     """Raise UserError if `path` is the directory of a run, whose model is in `export/`."""
-    export = Path(path, "export")
+    name, export = f"{key}={path}" if key else f"{path}", Path(path, "export")
     if export.is_dir() and not any(Path(path).glob("*.safetensors")):
-        name = f"{key}={path}" if key else f"{path}"
         raise UserError(f"{name} is the directory of a run, not of a model; the run's model is {export}")
 
 
@@ -99,7 +71,8 @@ def read_model_config(
 ) -> PretrainedConfig:
     """The model's configuration, with RoPE scaled if a type is given (`model.rope.scaled_config`).
 
-    `key`: the config key that named the path, for messages. Raises UserError if there is none, if the model does not support the scaling, or if it cannot be trained correctly.
+    key: the config key that named the path, for messages. Raises UserError if there is no model, if it does not support the
+    scaling, or if it cannot be trained correctly.
     """
     check_model_directory(path, key)
     try:

@@ -9,7 +9,7 @@ from configs.config import Config, Model
 from data.tokens import load_tokenizer
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers
-from model.architectures import first_new_row, has_experts, read_model_config
+from model.architectures import has_experts, read_model_config
 from model.language_model import (
     PackedLanguageModel,
     build_on_meta,
@@ -63,11 +63,6 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
     model, dtype = build_on_meta(model_config), parameter_dtype(config.optimizer.memory)
     if not config.lora.rank:
         return model.to(dtype)
-    if first_new_row(config.model.path) is not None:
-        raise UserError(
-            f"lora.rank={config.lora.rank}: {config.model.path} has new tokens, whose rows of embedding and head LoRA would "
-            "leave untrained; set lora.rank=0, or model.path to the base model without new tokens"
-        )
     from model.lora import add_adapters
 
     add_adapters(model.causal_lm, config.lora, config.model.path)

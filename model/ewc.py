@@ -2,37 +2,27 @@
 
     penalty(theta) = lambda / 2 * sum_i F_i (theta_i - theta_ref_i)^2
 
-F is the Fisher diagonal per target token of the old domain, and theta_ref are the weights at the start of the run. The
-training loss is also a mean over target tokens. `ewc.strength` (lambda) therefore says how many nats per target token of the
-new domain one nat per target token of the old domain is worth; 1 weighs both domains equally. The gradient,
-lambda * F * (theta - theta_ref), is elementwise: each rank adds it to its own gradient shards, without communication.
+F is the Fisher diagonal per target token of the old domain, and theta_ref are the weights at the start of the run. Both losses
+are means over target tokens, so `ewc.strength` (lambda) says how many nats per target token of the new domain one of the old
+domain is worth. The gradient, lambda * F * (theta - theta_ref), is elementwise: no communication.
 
 F is estimated in one of two ways. Per target token, with N target tokens in all documents d:
 
     model      F = 1/N sum_d sum_t E_{y ~ p(. | x_<t)} (d log p(y | x_<t) / d theta)^2
     empirical  F = 1/N sum_d (sum_t d log p(x_t | x_<t) / d theta)^2
 
-With weights (data/encoding.py) the scores of a token of weight w get the factor sqrt(w), and N is the sum of the weights:
-a token, or a document, of weight w counts like w of them.
-
+With weights (data/encoding.py) the scores of a token of weight w get the factor sqrt(w), and N is the sum of the weights.
 `ewc.estimator=l2` estimates nothing: F is 1 everywhere, which is L2 regularisation towards the start.
 
-The first is the Fisher information: the second derivative of KL(p_0 || p_theta) at theta_0, whatever the labels of the
-data are. The second squares each document's own gradient. It is not the Fisher information, and differs from it more the
-worse the model predicts the data (Kunstner et al., arXiv:1905.12558).
+The first is the Fisher information: the second derivative of KL(p_0 || p_theta) at theta_0, whatever the labels of the data are.
+The second differs from it more the worse the model predicts the data (Kunstner et al., arXiv:1905.12558). Neither needs a
+backward per document. In the square of a group's summed gradient the cross terms of two documents must vanish on average. With
+labels sampled from the model they do, because every score has mean zero given its context. With the data's labels they do not, so
+each document's loss gets a random sign. The square of one group is then unbiased, with a relative error of about sqrt(2); with n
+documents in groups of b it is about sqrt(2 b / n).
 
-Neither needs a backward per document. In the square of a group's summed gradient the cross terms of two documents must
-vanish on average. With labels sampled from the model they do, because every score has mean zero given its context. With
-the data's labels they do not, so each document's loss gets a random sign. The square of one group is then unbiased, with
-a relative error of about sqrt(2) whatever the number of its documents. With n documents in groups of b, the relative
-error is about sqrt(2 b / n).
-
-Diagonal and reference of a run are kept on disk. The tensors are whole and have their Hugging Face names, so that any number
-of ranks can read its slices:
-
-    runs/NAME/ewc/fisher-00001.safetensors ...
-    runs/NAME/ewc/reference-00001.safetensors ...
-    runs/NAME/ewc/settings.json                     how they were made
+runs/NAME/ewc keeps both: fisher-*.safetensors and reference-*.safetensors, whole tensors by their Hugging Face names, of which any
+number of ranks can read its slices, and settings.json, which says how they were made.
 """
 
 import json
@@ -124,12 +114,10 @@ def estimate_fisher(
     stop: StopSignal,
     say: Say = lambda text: None,
 ) -> dict[str, torch.Tensor] | None:
-    """The local shard of the Fisher diagonal of each trained parameter, fp32, in 1 / (its unit)^2 per target token.
+    """The local shard of the Fisher diagonal of each trained parameter, fp32, in 1 / (its unit)^2 per target token. A collective.
 
     The gradients of `settings.batch` items are added before they are squared: a fixed group, whatever the number of ranks
-    and the packing. A collective. Tied weights appear once, with the gradient of both uses. FSDP must sum gradients over
-    ranks (distributed/sharding.py: sum_gradients), because its mean would make the result `ranks^2` times too small.
-    Returns None after a signal. Raises UserError if the result is not finite.
+    and the packing. Returns None after a signal. Raises UserError if the result is not finite.
     """
     reshard(model)  # after an evaluation under grad_op the model's parameters are not shards
     ranks, items, size = stop.ranks, drawn_items(source, settings), settings.batch
@@ -184,6 +172,11 @@ class Anchor:
     fisher: dict[str, torch.Tensor]
     reference: dict[str, torch.Tensor]
     made: dict  # estimator, documents and so on: plain JSON
+
+    @property
+    def how(self) -> str:
+        """How the diagonal was made, in words."""
+        return f"{self.made['estimator']}, {self.made.get('documents', 0)} documents"
 
 
 def in_dtype(anchor: Anchor, dtype: torch.dtype, ranks: Ranks) -> Anchor:
@@ -252,8 +245,6 @@ def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary
                     shards[name] = rows
         for name in [name for name in parameters if name not in shards]:
             raise UserError(f"{directory} has no {kind} of {name}: it belongs to another model")
-    for name in record.get("exponents", {}).keys() & anchor.fisher.keys():  # of earlier versions, which kept them apart
-        anchor.fisher[name] *= 2.0 ** record["exponents"][name]
     return anchor
 
 
@@ -424,12 +415,12 @@ def start_penalty(
     if read_on_first(directory.is_dir, ranks):
         anchor = load_anchor(directory, parameters, vocabulary)
         _check_saved(directory, anchor, made, parameters, ranks)
-        say(f"EWC: Fisher diagonal ({_how(anchor)}) read from {directory}")
+        say(f"EWC: Fisher diagonal ({anchor.how}) read from {directory}")
     else:
         if settings.fisher:
             anchor = load_anchor(Path(settings.fisher), parameters, vocabulary)
             anchor = replace(anchor, made=anchor.made | made)
-            say(f"EWC: Fisher diagonal ({_how(anchor)}) and reference reused from {settings.fisher}")
+            say(f"EWC: Fisher diagonal ({anchor.how}) and reference reused from {settings.fisher}")
         else:
             if old_domain is None:  # l2
                 fisher = {n: torch.ones_like(local_shard(p)[0], dtype=torch.float32) for n, p in parameters.items()}
@@ -481,7 +472,3 @@ def _check_saved(
     same = all(torch.equal(anchor.reference[n].to(p.dtype), local_shard(p)[0]) for n, p in parameters.items())
     if anchor.made["fisher"] is None and agree_any(not same, ranks):
         raise UserError(f"{directory} has the weights of another model than model.path; choose another run.name")
-
-
-def _how(anchor: Anchor) -> str:
-    return f"{anchor.made['estimator']}, {anchor.made.get('documents', 0)} documents"

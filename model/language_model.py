@@ -7,7 +7,7 @@ The order is: build on meta -> activation checkpointing -> shard -> materialize 
 
 import copy
 import functools
-from collections.abc import Callable, Container
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from data.batches import MicroBatch
-from distributed.export import StoredForm
+from distributed.export import Merge, StoredForm
 from distributed.sharding import local_shard
 from model import packed_attention
 from model.architectures import has_experts, head_settings
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Names of dtypes in safetensors files. Others are quantised (I8, U8, F8_E4M3, ...) and mean nothing without their scales.
 TRAINABLE = ("BF16", "F16", "F32", "F64")
 ADAPTER = "default"  # peft's name of a model's only adapter, which is part of the parameters' names
+NEW_ROWS = "token_adapter.trainable_tokens_delta"  # of an embedding or head, beside LoRA (model/lora.py): the rows of new tokens
 
 
 class PackedLanguageModel(nn.Module):
@@ -42,9 +43,7 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
-        self.context: Context | None = (
-            None  # set where ranks share the tokens of a micro-batch (sharding.py: parallelize)
-        )
+        self.context: Context | None = None  # set where ranks share a micro-batch (sharding.py: parallelize)
         lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
 
     @property
@@ -129,23 +128,30 @@ def materialize(model: PackedLanguageModel, device: torch.device, compute_device
 
 def read_weights(model: PackedLanguageModel, path: str) -> None:
     """Read this rank's own slices of all parameters of a materialized model, except for rows of padding."""
-    sources = check_weights(model, path)
+    sources, trained = check_weights(model, path), trained_parameters(model)
     for name, parameter in parameter_names(model).items():
-        local, start = local_shard(parameter)
-        if len(sources[name]) > 1:
-            from model.experts import read_experts
+        _read(sources[name], parameter)
+        if (rows := trained.get(new_rows_of(name))) is not None:
+            _read(sources[name], rows, model.num_tokens - len(rows))
 
-            read_experts(sources[name], local, start, parameter.shape[0])
-            continue
-        stored_name, tensor = sources[name][0]
-        with safe_open(tensor.file, framework="pt") as tensors:
-            stored = tensors.get_slice(stored_name)
-            if local.dim():
-                rows = max(0, min(local.shape[0], tensor.shape[0] - start))  # this rank's rows that are not padding
-                if rows:
-                    local[:rows].copy_(stored[start : start + rows])
-            elif local.numel():
-                local.copy_(stored[...])
+
+def _read(sources: list[tuple[str, StoredTensor]], parameter: nn.Parameter, first: int = 0) -> None:
+    """Read this rank's slice of a parameter, which has the rows of the files from `first` on."""
+    local, start = local_shard(parameter)
+    if len(sources) > 1:
+        from model.experts import read_experts
+
+        return read_experts(sources, local, start, parameter.shape[0])
+    start += first
+    stored_name, tensor = sources[0]
+    with safe_open(tensor.file, framework="pt") as tensors:
+        stored = tensors.get_slice(stored_name)
+        if local.dim():
+            rows = max(0, min(local.shape[0], tensor.shape[0] - start))  # this rank's rows that are not padding
+            if rows:
+                local[:rows].copy_(stored[start : start + rows])
+        elif local.numel():
+            local.copy_(stored[...])
 
 
 def check_weights(model: PackedLanguageModel, path: str) -> dict[str, list[tuple[str, StoredTensor]]]:
@@ -196,13 +202,13 @@ def whole_copy(
     parameters: dict[str, nn.Parameter],
     dtype: torch.dtype,
     device: torch.device,
-    added: Callable[[str], torch.Tensor | None] = lambda name: None,
+    merge: Merge = lambda name, value: value,
 ) -> PreTrainedModel:
     """The model in transformers' own form, to generate with: whole on every rank, in eval mode. A collective.
 
     parameters: by their Hugging Face names, sharded or not; rows of padding are cut off. They were built from `config`. Each
-    is cast before it is gathered, so the ranks send `dtype`, and beside the copy there is at most one whole parameter. `added(name)`, a collective, is added to a whole weight in fp32 (model/lora.py). The copy takes
-    `dtype.itemsize` bytes per parameter until its last reference is gone.
+    is cast before it is gathered, so the ranks send `dtype`, and beside the copy there is at most one whole parameter. merge: `merged`. The copy
+    takes `dtype.itemsize` bytes per parameter until its last reference is gone.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         causal_lm = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
@@ -211,28 +217,36 @@ def whole_copy(
     materialize(packed, device)
     with torch.no_grad():
         for name, target in parameter_names(packed).items():
-            value = whole(parameters[name].to(dtype))
-            change = added(name)
-            value = value if change is None else value.float() + change.to(value.device)
+            value = merge(name, whole(parameters[name].to(dtype)))
             target.copy_(value[: target.shape[0]] if target.dim() else value)
     return causal_lm.eval()
 
 
-def adapters_sum(model: PackedLanguageModel) -> Callable[[str], torch.Tensor | None]:
-    """A function of a weight's name: what its adapter of LoRA (model/lora.py) adds to it; None without an adapter.
+def merged(model: PackedLanguageModel) -> Merge:
+    """A function of a weight's name and whole value, which returns it with what LoRA (model/lora.py) has trained beside it.
 
-    That is `alpha / rank * B @ A`, whole, fp32. Each call is a collective.
+    That is `alpha / rank * B @ A`, added in fp32, or rows of new tokens. Each call is a collective.
     """
     layers = {f"{name}.weight": layer for name, layer in model.causal_lm.named_modules() if hasattr(layer, "lora_A")}
+    trained = trained_parameters(model)
 
-    def product(name: str) -> torch.Tensor | None:
+    def merge(name: str, value: torch.Tensor) -> torch.Tensor:
+        if (new := new_rows_of(name)) in trained:
+            rows = whole(trained[new]).to(value.device)
+            first = model.num_tokens - len(rows)
+            return torch.cat([value[:first].float(), rows.float(), value[model.num_tokens :].float()])
         if name not in layers:
-            return None
+            return value
         layer: Any = layers[name]  # peft's layer around the matrix
         a, b = (whole(side[ADAPTER].weight).float() for side in (layer.lora_A, layer.lora_B))
-        return b @ a * layer.scaling[ADAPTER]
+        return value.float() + (b @ a * layer.scaling[ADAPTER]).to(value.device)
 
-    return product
+    return merge
+
+
+def new_rows_of(name: str) -> str:
+    """The name of the parameter that has the trained rows of new tokens beside the frozen embedding or head `name`."""
+    return name.removesuffix("weight") + NEW_ROWS
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -254,7 +268,8 @@ def num_trained(model: nn.Module) -> int:
 def parameter_names(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
     """Hugging Face name -> parameter, tied ones once: the names in checkpoints and exports. Without adapters of LoRA."""
     named = model.causal_lm.named_parameters()
-    return {name.replace(".base_layer.", "."): parameter for name, parameter in named if ".lora_" not in name}
+    names = {name.replace(".base_layer.", "."): parameter for name, parameter in named if ".lora_" not in name}
+    return {name: parameter for name, parameter in names.items() if not name.endswith(NEW_ROWS)}
 
 
 def trained_parameters(model: PackedLanguageModel) -> dict[str, nn.Parameter]:

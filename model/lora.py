@@ -28,8 +28,9 @@ from configs.config import LoRA
 from distributed.export import write_file
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import flat_shard
+from model.architectures import NEW_TOKENS, first_new_row
 from model.fingerprint import fingerprint_of_sums
-from model.language_model import ADAPTER, PackedLanguageModel, trained_parameters, whole
+from model.language_model import ADAPTER, NEW_ROWS, PackedLanguageModel, new_rows_of, trained_parameters, whole
 from model.weight_files import hash_weights
 from model.weights import Weights, tensors_of_checkpoint
 
@@ -46,14 +47,39 @@ SIDES = (".lora_A.weight", ".lora_B.weight")
 def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
     """Freeze all parameters and put adapters beside the matrices of `settings.targets`, in place.
 
-    The model may be on `meta`; otherwise `init_adapters` follows. path: of the base model, for peft's own records. Raises
-    UserError if a target is not the name of a matrix inside the layers.
+    The model may be on `meta`; otherwise `init_adapters` follows. path: of the base model, for peft's own records, and for its
+    new tokens, whose rows of embedding and head are trained as well. Raises UserError if a target is not the name of a matrix
+    inside the layers.
     """
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(_peft_config(settings, targets_of(causal_lm, settings.targets), path), causal_lm)
     for name, parameter in causal_lm.named_parameters():
         parameter.requires_grad_(".lora_" in name)
+    if (first := first_new_row(path)) is not None:
+        last = first + len(json.loads(Path(path, NEW_TOKENS).read_text(encoding="utf-8"))["tokens"])
+        embedding: Any = causal_lm.get_input_embeddings()
+        head: Any = causal_lm.get_output_embeddings()
+        embedding.token_adapter = rows = NewRows(embedding.weight, first, last)
+        embedding.register_forward_hook(rows.embed)
+        head.token_adapter = rows if head.weight is embedding.weight else NewRows(head.weight, first, last)
+
+
+class NewRows(nn.Module):
+    """The trained rows of new tokens beside a frozen embedding or head, under peft's name (`trainable_token_indices`)."""
+
+    def __init__(self, weight: torch.Tensor, first: int, last: int) -> None:
+        """weight: the frozen one `(vocabulary, hidden_size)`, whose rows from `first` up to `last` begin these."""
+        super().__init__()
+        self.first = first
+        self.trainable_tokens_delta = nn.Parameter(weight.detach()[first:last].clone())
+
+    def embed(self, embedding: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """The hook of the embedding: what it returns, but for new tokens these rows."""
+        place = inputs[0] - self.first
+        rows = nn.functional.embedding(place.clamp(min=0), self.trainable_tokens_delta)
+        scale = embedding._buffers.get("embed_scale")  # Gemma
+        return torch.where((place >= 0)[..., None], rows if scale is None else rows * scale.to(rows.dtype), output)
 
 
 def targets_of(causal_lm: PreTrainedModel, targets: str) -> list[str]:
@@ -151,13 +177,13 @@ class Adapter:
 def adapter_of_checkpoint(checkpoint: Path, settings: LoRA) -> Adapter:
     """The adapter in a checkpoint of a LoRA run. Needs a process group, which may be of one rank."""
     stored = tensors_of_checkpoint(checkpoint)
-    keys = {name.replace(f".{ADAPTER}.", "."): name for name in stored.shapes if ".lora_" in name}
+    keys = {name.replace(f".{ADAPTER}.", "."): name for name in stored.shapes}
     shapes = {name: stored.shapes[key] for name, key in keys.items()}
     return Adapter(Weights(shapes, lambda name: stored.read(keys[name])), settings)
 
 
 def merge(base: Weights, adapter: Adapter, base_dtype: torch.dtype | None = None) -> Weights:
-    """The base's weights with `alpha / rank * B @ A` added to each matrix that has an adapter, in fp32.
+    """The base's weights with `alpha / rank * B @ A` added to each matrix that has an adapter, in fp32, and trained new rows.
 
     base_dtype: the dtype in which the base was frozen in training; None: as it is stored.
     """
@@ -168,6 +194,9 @@ def merge(base: Weights, adapter: Adapter, base_dtype: torch.dtype | None = None
     def read(name: str) -> torch.Tensor:
         weight = base.read(name)
         weight = weight if base_dtype is None else weight.to(base_dtype)
+        if (new := new_rows_of(name)) in adapter.weights.shapes:
+            rows = adapter.weights.read(new)
+            return torch.cat([weight[: -len(rows)].float(), rows.float()])  # new tokens are the last ones
         if name not in changed:
             return weight
         a, b = (adapter.weights.read(changed[name] + side).float() for side in SIDES)
@@ -187,6 +216,10 @@ def write_adapter(
     tensors = {PREFIX + name: convert(name, adapter.weights.read(name)).contiguous() for name in adapter.weights.shapes}
     write_file(tensors, folder / WEIGHTS)
     config = _peft_config(adapter.settings, sorted({name.rpartition(".")[2] for name in adapter.modules}), base_name)
+    rows = {name.split(".")[-3]: tensor for name, tensor in tensors.items() if name.endswith(NEW_ROWS)}
+    if rows:
+        first = first_new_row(base) or 0
+        config.trainable_token_indices = {name: list(range(first, first + len(part))) for name, part in rows.items()}
     config.inference_mode = True
     config.save_pretrained(str(folder))
     sums = hash_weights(base)

@@ -9,7 +9,7 @@ import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -153,6 +153,10 @@ def lend_weight(head: nn.Linear, settings: HeadSettings) -> None:
 
 
 def _lend(head: nn.Linear, hidden: torch.Tensor, function: Callable[..., torch.Tensor]) -> torch.Tensor:
+    adapter: Any = getattr(head, "token_adapter", None)
+    if adapter is not None:  # rows of new tokens, which are trained beside a frozen head (model/lora.py)
+        rows, first = adapter.trainable_tokens_delta, adapter.first
+        return function(hidden, torch.cat([head.weight[:first], rows, head.weight[first + len(rows) :]]))
     return function(hidden, head.weight)
 
 
@@ -166,13 +170,13 @@ def chunked(
     """The sum of `token_losses` over the targets of a micro-batch times their weights, fp32 scalar.
 
     head: `PackedLanguageModel.head`. hidden `(targets, hidden_size)`: the states that predict, from the model. loss_sums
-    also receives each loss by source; the result does not depend on it.
+    also receives each loss by source.
 
-    Head and `token_losses` are called chunk by chunk, and their gradients are computed at once, so that the memory is
-    that of one chunk's logits and a gradient of the head, whatever the number of targets. The gradient of a sharded head
-    (`distributed.sharding.shard`) never exists as a whole: backward adds it to the shards of all ranks, piece by piece.
+    Head and `token_losses` are called chunk by chunk, and their gradients are computed at once, in the memory of one chunk's
+    logits and a gradient of the head. That of a sharded head (`distributed.sharding.shard`) never exists as a whole: backward
+    adds it to the shards of all ranks, piece by piece.
     Without any target the loss is 0 and all gradients exist and are 0, so that all ranks reduce the same parameters.
-    Raises UserError if `token_losses` does not return one loss per target, with a gradient, or changes its logits.
+    Raises UserError if `token_losses` does not return one loss per target, with a gradient.
     """
     options = cast(HeadSettings, head.settings), cast(AddGradient | None, head.add_gradient)
     return head(
@@ -346,9 +350,6 @@ def _losses(
     return losses.detach()
 
 
-IN_PLACE = (
-    "token_losses in train.py changes its logits in place; it must leave them as they are, for example work on a copy"
-)
 WITHOUT_GRADIENT = (
     "token_losses in train.py returned losses without a gradient; it must compute them from its logits by differentiable "
     "operations, without detach(), item() or torch.no_grad()"
@@ -357,15 +358,7 @@ WITHOUT_GRADIENT = (
 
 def _checked(token_losses: TokenLosses, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """The losses in fp32. Raises UserError for what `chunked` names; errors inside of `token_losses` stay what they are."""
-    version = logits._version
-    try:
-        losses = token_losses(logits, ids)
-    except RuntimeError as error:
-        if "a leaf Variable that requires grad" in str(error) and "in-place" in str(error):
-            raise UserError(IN_PLACE) from error
-        raise
-    if logits._version != version:
-        raise UserError(IN_PLACE)
+    losses = token_losses(logits, ids)
     shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else None
     if shape != tuple(ids.shape):
         found = f"the type {type(losses).__name__}" if shape is None else f"the shape {shape}"

@@ -268,12 +268,12 @@ def count_activations(
 ) -> Activations:
     """Count the activations of a micro-batch with documents of `lengths` tokens, in eager mode, at any model size.
 
-    context: of one of so many ranks that share it.
+    context: of one of so many ranks that share it. kind: `cuda` in bf16 counts torch's varlen kernel, everything else the
+    kernels of a CPU (model/packed_attention.py).
 
-    The model's own layers run forward and backward on fake tensors, which have shapes and no memory, under the run's
-    activation checkpointing. Each kind of layer (sliding window, no RoPE, checkpointed or not) runs once and counts for all
-    of its kind. kind: `cuda` in bf16 counts torch's varlen kernel, everything else the kernels of a CPU
-    (model/packed_attention.py). Every storage counts once; parameters do not count, their gradients do (`in_backward`).
+    The model's own layers run forward and backward on fake tensors, under the run's activation checkpointing. Each kind of
+    layer (sliding window, no RoPE, checkpointed or not) runs once and counts for all of its kind. Every storage counts once;
+    parameters do not count, their gradients do (`in_backward`).
     """
     dtype, mode = DTYPES[settings.compute_dtype], settings.activation_checkpointing
     kinds = _layer_kinds(shape.config, mode, settings.checkpoint_every)
@@ -282,7 +282,7 @@ def count_activations(
     chosen = [kinds.index(kind) for kind in distinct + distinct + distinct[:1]]
     model = build_on_meta(_with_layers(shape.config, chosen))
     if lora.rank:
-        add_adapters(model.causal_lm, lora, "")
+        add_adapters(model.causal_lm, lora, settings.path)
     model.to(dtype)
     layers = decoder_layers(model, settings.layer_class)
     if settings.mlp_tiles > 1:
@@ -391,9 +391,8 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self, others: Sequence[torch.Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = self.saved = (
-            0  # saved: at the end of forward, when the last layer's output has been used
-        )
+        # saved: at the end of forward, when the last layer's output has been used
+        self.now = self.peak = self.saved = 0
         self.before: list[int] = []  # when the forward of each layer starts
         self.at_backward: dict[int, int] = {}  # when the backward of a layer starts
         self.peaks: dict[int, int] = {}  # the most during the backward of a layer
@@ -517,16 +516,14 @@ def _moments(
 ) -> Iterator[tuple[int, int, int, int]]:
     """(gathered, reduction, activations, logits) in bytes at each moment of a step that can be its peak.
 
-    FSDP2's part is read from its source (torch 2.13, torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and
-    _fsdp_collectives.py):
+    FSDP2's part is read from its source (torch 2.13, torch/distributed/fsdp/_fully_shard):
 
-    - A unit is gathered into one flat buffer, then copied out into its parameters. In backward the buffer of the next unit is
-      gathered while a unit runs (prefetch). In forward the buffer of a unit lives until the next one has been copied out.
-      A unit that is not sharded has no buffer, only a copy in the compute dtype.
+    - A unit is gathered into one flat buffer, then copied out. In backward the next unit is gathered while one runs; in forward
+      a buffer lives until the next one has been copied out. A unit that is not sharded has only a copy in the compute dtype.
     - Gradients of a unit are copied into a flat input of the reduce-scatter in `sharding.reduce_dtype`, which lives until
-      the next unit has its gradients. gloo reduces a copy of it, which a thread of its own frees at some later time.
-    - Where gradients are also all-reduced (hybrid, none), what was reduced of earlier micro-batches is kept in the reduce
-      dtype until the last one, and the inputs of the all-reduces until backward has ended.
+      the next unit has its gradients. gloo reduces a copy of it, which a thread frees at some later time.
+    - Where gradients are also all-reduced (hybrid, none), those of earlier micro-batches are kept in the reduce dtype until the
+      last one, and the inputs of the all-reduces until backward has ended.
     """
     shards, memory = layout.shards, config.optimizer.memory
     compute, own = DTYPES[config.model.compute_dtype].itemsize, parameter_dtype(memory).itemsize
@@ -569,6 +566,7 @@ def _moments(
     # The gradient of the head is reduced in pieces, where FSDP sees none of it (distributed/sharding.py: shard). Else a tied
     # one waits in the root for that of the embedding.
     in_pieces = not layout.replicates and (bool(shape.extra) or shards == 1) and not layout.offloads
+    in_pieces = in_pieces and not shape.frozen_itemsize  # not of LoRA's rows of new tokens
     tied = 0 if shape.extra or not head.trained or in_pieces else vocabulary * width * compute
 
     # The loss computes its gradients. The last buffer of forward is still there.

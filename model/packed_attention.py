@@ -66,28 +66,24 @@ def packed_attention(
     """Attention per document. query `(1, heads, tokens, head_dim)`, key and value `(1, kv_heads, tokens, head_dim)`.
 
     Returns `(1, tokens, heads, head_dim)` and None in place of attention weights. transformers dictates the signature.
-    s_aux: attention sinks `(heads,)` (model/attention_sinks.py). Raises ValueError for an attention mask or dropout.
+    s_aux: attention sinks `(heads,)` (gpt-oss). Raises ValueError for an attention mask or dropout.
 
     On CUDA in half precision it runs torch's varlen flash kernel (`torch.nn.attention.varlen`), on a CPU in bf16 matrix
     products (model/product_attention.py). Otherwise, and for documents longer than the sliding window, it runs
     scaled_dot_product_attention for each document, or for chunks of its queries.
-    No kernel in torch supports a softcap. With a softcap the scores are plain matrix products for chunks of queries,
+    No kernel in torch supports a softcap or sinks. With them the scores are plain matrix products for chunks of queries,
     recomputed in backward, which is slow but needs the memory of one chunk only.
     torch.compile sees a single operator: torch's own of the varlen kernel, `packed::attention` for everything else.
     Where ranks share the row, each computes some heads of all tokens; arguments and result are those of its own tokens.
     """
     if attention_mask is not None or kwargs.get("dropout"):
         raise ValueError("packed attention does not support attention masks or dropout")
-    context, attention = documents.context, _attention
-    if s_aux is not None:
-        from model.attention_sinks import attention_with_sinks
-
-        attention = functools.partial(attention_with_sinks, s_aux if context is None else context.own_heads(s_aux))
-    options = documents, scaling, sliding_window, softcap
+    context, options = documents.context, (documents, scaling, sliding_window, softcap)
     if context is None:
-        return attention(query, key, value, *options), None
+        return _attention(query, key, value, *options, s_aux), None
     query, key, value = context.to_heads(query), context.keys_to_heads(key), context.keys_to_heads(value)
-    return context.to_tokens(attention(query, key, value, *options)), None
+    sinks = None if s_aux is None else context.own_heads(s_aux)
+    return context.to_tokens(_attention(query, key, value, *options, sinks)), None
 
 
 def _attention(
@@ -98,23 +94,34 @@ def _attention(
     scaling: float,
     sliding_window: int | None,
     softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     kernels = documents.kernels or query.device.type
-    if kernels == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
+    settings = _Settings(kernels, scaling, sliding_window, softcap, sinks)
+    if kernels == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and settings.is_plain:
         return _varlen(query, key, value, documents.cu_seq_lens, documents.longest, scaling, sliding_window)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # never with sinks: layers of experts are not compiled
         return _attention_operator(query, key, value, documents.ends, scaling, sliding_window, softcap)
-    settings = _Settings(kernels, scaling, sliding_window, softcap)
     return _documents(query, key, value, documents.lengths, settings)
 
 
 class _Settings(NamedTuple):
-    """kernels: cuda | cpu, whose kernels run. window: tokens that a token attends to, with itself; None: all before it."""
+    """kernels: cuda | cpu, whose kernels run. window: tokens that a token attends to, with itself; None: all before it.
+
+    sinks `(heads,)`: a score of each head in the softmax that takes its share and has no value, so that a head need not attend
+    to anything (gpt-oss, arXiv:2508.10925).
+    """
 
     kernels: str
     scaling: float
     window: int | None
     softcap: float | None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether torch has kernels for it."""
+        return self.softcap is None and self.sinks is None
 
 
 def _documents(
@@ -133,7 +140,7 @@ def _parts(
     """(whether model/product_attention.py computes it, lengths of its documents, its slices of `tensors`) of each document,
     or of all together if matrix products compute all of them. tensors: `(1, heads, tokens, head_dim)`.
     """
-    has_products = settings.kernels == "cpu" and tensors[0].dtype == torch.bfloat16 and settings.softcap is None
+    has_products = settings.kernels == "cpu" and tensors[0].dtype == torch.bfloat16 and settings.is_plain
     longest = (settings.window or max(lengths)) if has_products else 0
     if max(lengths) <= longest:
         return [(True, lengths, tensors)]
@@ -240,14 +247,14 @@ def _document_gradients(
 
 def _chunks(length: int, settings: _Settings) -> list[tuple[slice, slice, functools.partial[torch.Tensor]]]:
     """(queries, the keys that they attend to, what computes their attention) of a document of `length` tokens."""
-    scaling, softcap, window = settings.scaling, settings.softcap, settings.window or length
-    if softcap is None and length <= window:
+    scaling, window = settings.scaling, settings.window or length
+    if settings.is_plain and length <= window:
         return [(slice(None), slice(None), functools.partial(_whole, scaling=scaling))]
     chunks = []
     for start in range(0, length, CHUNK_QUERIES):
         end = min(length, start + CHUNK_QUERIES)
         first = max(0, start - window + 1)  # no query of the chunk attends to keys before it
-        chunk = functools.partial(_chunk, offset=start - first, scaling=scaling, window=window, softcap=softcap)
+        chunk = functools.partial(_chunk, offset=start - first, window=window, settings=settings)
         chunks.append((slice(start, end), slice(first, end), chunk))
     return chunks
 
@@ -257,21 +264,29 @@ def _whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) ->
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
 
 
-def _chunk(q, k, v, offset, scaling, window, softcap) -> torch.Tensor:  # noqa: ANN001
+def _chunk(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offset: int, window: int, settings: _Settings
+) -> torch.Tensor:
     """Attention of a chunk of queries of one document. The first query has the position of key `offset`.
 
     Softcap: softmax(softcap * tanh(scores / softcap)) in fp32 (Gemma 2, arXiv:2408.00118, section 2).
     """
+    scaling, softcap, sinks = settings.scaling, settings.softcap, settings.sinks
     queries = torch.arange(offset, offset + q.shape[2], device=q.device)[:, None]
     keys = torch.arange(k.shape[2], device=q.device)[None]
     seen = (keys <= queries) & (keys > queries - window)
-    if softcap is None:
+    if settings.is_plain:
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=grouped)
     heads_of_each_key = q.reshape(1, k.shape[1], -1, *q.shape[2:])
     scores = (heads_of_each_key @ k[:, :, None].transpose(3, 4)).float() * scaling
-    scores = softcap * torch.tanh(scores / softcap)
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1).to(v.dtype)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        of_heads = sinks.to(scores.dtype).view(1, k.shape[1], -1, 1, 1).expand(*scores.shape[:4], 1)
+        scores = torch.cat([scores, of_heads], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype)
     return (weights @ v[:, :, None]).reshape(*q.shape[:3], v.shape[3])
 
 

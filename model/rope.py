@@ -1,19 +1,15 @@
 """RoPE scaling: a longer context window, set in the model's config before the model is built.
 
-RoPE rotates each pair of dimensions of a query or key by position times the pair's frequency. Beyond the trained context
-length, low-frequency pairs reach angles that the model has never seen, and the loss rises sharply. Scaling by a factor
-brings these angles back into the trained range:
+RoPE rotates each pair of dimensions of a query or key by position times the pair's frequency. Beyond the trained context length
+low-frequency pairs reach angles that the model has never seen. Scaling by a factor brings these back into the trained range:
 
 - `linear` divides every frequency by the factor (position interpolation, arXiv:2306.15595).
-- `yarn` divides low frequencies only, so that high frequencies still distinguish nearby tokens. It also multiplies queries
-  and keys by 1 + 0.1 ln(factor), because attention over more tokens is flatter (arXiv:2309.00071).
-- `llama3` also divides low frequencies only, with other bounds and without the multiplication (Llama 3.1,
-  arXiv:2407.21783).
-- `longrope` divides each frequency by its own factor, which was found by search when the model was made
-  (arXiv:2402.13753).
+- `yarn` divides low frequencies only, so that high frequencies still distinguish nearby tokens, and multiplies queries and keys
+  by 1 + 0.1 ln(factor), because attention over more tokens is flatter (arXiv:2309.00071).
+- `llama3` divides low frequencies only, with other bounds and without the multiplication (Llama 3.1, arXiv:2407.21783).
+- `longrope` divides each frequency by a factor that was found by search when the model was made (arXiv:2402.13753).
 
-transformers computes the frequencies (modeling_rope_utils), so what it computes from the exported config.json is what was
-trained. Changing the config after the model is built has no effect.
+transformers computes the frequencies (modeling_rope_utils), so what it computes from the exported config.json is what was trained.
 """
 
 import copy

@@ -38,9 +38,7 @@ STALE = ("vocab.json", "merges.txt", "added_tokens.json", FETCHED, INDEX)
 COPIED = (".json", ".jinja", ".model", ".txt", ".md")
 CHUNK_ROWS = 256  # new rows per chunk of noise: 256 x 151,936 x 4 bytes = 156 MB
 SPACE = "\u2581"  # the character with which sentencepiece writes a space
-BYTE_TOKEN = (
-    "<(?=0x[0-9A-F]{2}>)"  # split after "<", so that the literal text <0x0A> is not encoded as that byte's token
-)
+BYTE_TOKEN = "<(?=0x[0-9A-F]{2}>)"  # split after "<": the literal text <0x0A> is not encoded as that byte's token
 
 
 # --- The tokenizer ------------------------------------------------------------------------------------------------------
@@ -108,9 +106,7 @@ def extend_tokenizer(base: BaseTokenizer, texts: list[str]) -> Tokenizer:
         settings = json.loads(base.backend.to_str())
         pieces = [text.replace(" ", SPACE) for text in texts]
         settings["model"]["vocab"] |= {piece: first + i for i, piece in enumerate(pieces)}
-        settings["model"]["ignore_merges"] = (
-            True  # an isolated part that is in the vocabulary becomes its token at once
-        )
+        settings["model"]["ignore_merges"] = True  # an isolated part in the vocabulary becomes its token at once
         pattern = {"Regex": f"{prefix_regex(pieces)}|{BYTE_TOKEN}"}
         steps = _steps(settings.get("pre_tokenizer"), "pretokenizers")
         steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})

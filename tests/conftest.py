@@ -39,7 +39,6 @@ SLOW = (
     "model/ewc/test_fisher.py",
     "model/test_compile.py",
     "training/test_budget.py",
-    "model/test_rope_context.py::test_scaled_model_doubles_its_context_after_a_few_steps",
     "model/vocabulary/test_tokenizer.py::test_every_text_decodes_as_before",
     "scripts",
 )

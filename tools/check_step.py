@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -333,6 +333,13 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
     if lora.rank:
         add_adapters(model, lora, path)
         init_adapters(dict(model.named_parameters()), run.config.run.seed)
+        head: Any = model.get_output_embeddings()
+        if rows := getattr(head, "token_adapter", None):  # new tokens, the last ones
+
+            def with_new_rows(_: nn.Module, inputs: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+                return torch.cat([logits[..., : rows.first], inputs[0] @ rows.trainable_tokens_delta.T], dim=-1)
+
+            head.register_forward_hook(with_new_rows)
     model = cast(PreTrainedModel, nn.Module.to(model, run.device)).train()
     with torch.no_grad():  # the run's own weights are these
         for parameter in model.parameters():

@@ -17,7 +17,7 @@ from eval.in_step import Stopped, Together
 from eval.metric import reference_of
 from eval.over_ranks import deal
 from eval.packed_weights import pack_weights
-from model.language_model import PackedLanguageModel, adapters_sum, parameter_names, whole_copy
+from model.language_model import PackedLanguageModel, merged, parameter_names, whole_copy
 from training.inputs import Asked
 
 BATCH_SIZE = 16  # answers that a rank generates at once
@@ -94,7 +94,7 @@ class Answers:
         if self.stop.agreed():
             return None
         parameters, device = parameter_names(self.model), self.stop.ranks.device
-        model = whole_copy(self.model_config, parameters, self.dtype, device, adapters_sum(self.model))
+        model = whole_copy(self.model_config, parameters, self.dtype, device, merged(self.model))
         try:
             return self._answer(pack_weights(with_own_stops(model, self.path)))
         except Stopped:

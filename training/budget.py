@@ -35,7 +35,7 @@ from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
 from eval.in_step import Stopped
 from model.fingerprint import fingerprint_of_base
-from model.language_model import PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
+from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
 from training.answers import Answers
 from training.evaluations import Evaluations, curve_of, is_better
 from training.identity import fingerprint_of_checkpoint
@@ -172,11 +172,11 @@ class Line:
 
     def to_base(self) -> None:
         """Go to the base, with its rows of new tokens."""
-        if not self.is_lora:
+        if not self.is_lora or self.run.data.first_new_row is not None:
             read_weights(self.run.model, self.path)
-            return
-        for parameter in self.moved.values():
-            local_shard(parameter)[0].zero_()
+        for name, parameter in self.moved.items():
+            if ".lora_B." in name:
+                local_shard(parameter)[0].zero_()
 
     def go(self, alpha: float) -> None:
         """Go to base + alpha (tuned - base). Both ends are exact."""
@@ -188,6 +188,8 @@ class Line:
             old = ...
             if new_row is not None and name in vocabulary:
                 old = slice(max(0, new_row - start))  # this rank's rows of tokens that the base has
+            elif name.endswith(NEW_ROWS):
+                old = slice(0)
             mixed[old].mul_(alpha).add_(here[old].float(), alpha=1 - alpha)
             here.copy_(mixed)
 

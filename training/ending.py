@@ -20,7 +20,7 @@ from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, weights_digest
 from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
-from model.language_model import PackedLanguageModel, adapters_sum, parameter_names, stored_form, trained_parameters
+from model.language_model import PackedLanguageModel, merged, parameter_names, stored_form, trained_parameters
 from training.chat_settings import chat_settings
 from training.evaluations import Evaluations, best_in_words, curve_of, is_better
 from training.identity import fingerprint_of_checkpoint
@@ -205,8 +205,8 @@ def export_run(
 
         save_adapter(adapter, model, config.lora, config.model.path, ranks)
     dtype = getattr(torch, str(contents["dtype"]))
-    added, form = adapters_sum(model), stored_form(model_config)
-    export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, added=added, form=form)
+    form = stored_form(model_config)
+    export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, merge=merged(model), form=form)
     lines = [evaluations.why_stalled(step)] if step < total_steps else []
     if updates == 0:
         lines.append("warning: no step has changed the weights: the export is the base model")

@@ -1,4 +1,7 @@
-"""train.py on a model with an extended vocabulary: saved on 2 ranks, resumed on 1, exported; another vocabulary is refused."""
+"""train.py on a model with an extended vocabulary: saved on 2 ranks, resumed on 1, exported; another vocabulary is refused.
+
+With LoRA the rows of new tokens are trained beside the adapters, in embedding and head.
+"""
 
 import json
 import shutil
@@ -6,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from model.architectures import read_model_config
-from model.vocabulary import extend_tokenizer, read_base_tokenizer, sub_tokens, write_extended_model, write_tokenizer
+from model.new_tokens import NewToken
+from model.vocabulary import Initialisation, read_base_tokenizer, write_extension
 from tests.distributed.launch import largest_difference, launch, run_of, weights, workplace
+from tests.tiny import write_tiny_model
 
 NEW = [" own funds", " the bank", " ratio is", " total risk exposure", " at all"]
 STEPS = 4
@@ -18,11 +25,9 @@ pytestmark = pytest.mark.slow
 
 
 def extend(source: Path, target: Path, texts: list[str]) -> None:
-    base = read_base_tokenizer(source)
     target.mkdir()
-    spelled = [sub_tokens(base, text) for text in texts]
-    write_extended_model(source, target, read_model_config(str(source)), base.size, spelled)
-    write_tokenizer(extend_tokenizer(base, texts), base, texts, target)
+    config, tokens = read_model_config(str(source)), [NewToken(text, 20, 20) for text in texts]
+    write_extension(source, target, config, read_base_tokenizer(source), tokens, Initialisation(), 64)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +40,19 @@ def runs(tmp_path_factory) -> Path:
     extend(source, folder / "extended", NEW)
     # No text contains the additional token, so the data stay the same and only the vocabulary differs.
     extend(source, folder / "other", [*NEW, " zzz"])
+    extend(write_tiny_model(folder / "model2", tied=False), folder / "untied", NEW)
     with (folder / "train.jsonl").open("a") as file:
         file.writelines(json.dumps({"text": f"The bank shall hold{text} always{text}."}) + "\n" for text in NEW)
 
-    def run(name: str, model: str = "extended", **options) -> dict:
-        return run_of(folder, name, f"model.path={folder / model}", **options)
+    def run(name: str, model: str = "extended", *overrides: str, **options) -> dict:
+        return run_of(folder, name, f"model.path={folder / model}", *overrides, **options)
 
-    launch(folder, "two", 2, [run("r2"), run("stopped", plant="signal_at_micro_batch:5")])
+    lora = [run("lora2", "untied", "lora.rank=2"), run("tied", "extended", "lora.rank=2")]
+    launch(folder, "two", 2, [run("r2"), run("stopped", plant="signal_at_micro_batch:5"), *lora])
     shutil.copytree(folder / "runs" / "stopped", folder / "runs" / "refused")
     assert not (folder / "runs" / "stopped" / "export").exists()
-    launch(folder, "one", 1, [run("r1"), run("stopped"), run("refused", "other", expect=2)])
+    alone = run("lora1", "untied", "lora.rank=2")
+    launch(folder, "one", 1, [run("r1"), run("stopped"), run("refused", "other", expect=2), alone])
     return folder
 
 
@@ -82,3 +90,24 @@ def test_padding_rows_stay_zero(runs) -> None:
     dcp.load(tensors, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
     rows = tensors["model.model.embed_tokens.weight"]
     assert rows[: 384 + len(NEW)].abs().amax(1).min() > 0 and not rows[384 + len(NEW) :].any()
+
+
+@pytest.mark.parametrize("name, base", [("lora2", "untied"), ("tied", "extended")])
+def test_lora_trains_the_rows_of_new_tokens_and_peft_loads_them(runs, name, base) -> None:
+    assert largest_difference(weights(runs / "runs" / "lora1"), weights(runs / "runs" / "lora2")) < 1e-5
+    before, after = load_file(runs / base / "model.safetensors"), weights(runs / "runs" / name)
+    vocabulary = ["model.embed_tokens.weight"] + ["lm_head.weight"] * (base == "untied")
+    for tensor in vocabulary:
+        moved = (after[tensor] - before[tensor]).abs().amax(1)
+        assert not moved[:384].any() and moved[384:].min() > 1e-4
+    frozen = {tensor for tensor in before if "norm" in tensor}
+    assert all(torch.equal(before[tensor], after[tensor]) for tensor in frozen)
+    ids = torch.arange(300, 384 + len(NEW))[None]
+    exported = AutoModelForCausalLM.from_pretrained(runs / "runs" / name / "export")
+    adapter = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(runs / base), runs / "runs" / name / "adapter"
+    )
+    assert sum(p.numel() for n, p in adapter.named_parameters() if "trainable_tokens" in n) == 64 * len(NEW) * len(
+        vocabulary
+    )
+    torch.testing.assert_close(adapter(ids).logits, exported(ids).logits, atol=1e-5, rtol=1e-5)

@@ -65,10 +65,10 @@ def test_micro_batches_and_an_evaluation_use_the_graphs_of_the_first(tmp_path, m
     path, rng = write_tiny_model(tmp_path / "model", family="gemma2", layers=4), np.random.default_rng(0)
     compiled, eager = of(path, mode, is_compiled=True), of(path, mode, is_compiled=False)
     counts = []
-    for seed in range(50 if mode == "full" else 10):
+    for seed in range(20 if mode == "full" else 5):
         batch = batch_of(rng.integers(2, 70, rng.integers(1, 7)), seed)
         found = gradients(compiled, batch)
-        if seed % 10 == 0:
+        if seed % 5 == 0:
             for ours, expected in zip(found, gradients(eager, batch), strict=True):
                 torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
         counts.append(graphs())
@@ -133,13 +133,6 @@ def test_layers_that_are_left_to_python_are_an_error(tmp_path) -> None:
         model(batch_of(LENGTHS))
 
 
-def test_the_limit_of_recompilations_is_an_error(tmp_path) -> None:
-    """Two kinds of layers and a limit of one: torch would run the second kind in Python."""
-    model = of(write_tiny_model(tmp_path / "model", family="gemma2"), "full", is_compiled=True)
-    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(Exception, match="fullgraph=True"):
-        model(batch_of(LENGTHS))
-
-
 class Host:
     """Counts the inputs that lie on the host."""
 
@@ -170,7 +163,7 @@ def test_offload_moves_the_inputs_of_compiled_layers_and_nothing_else(tmp_path) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window, softcap", [(None, None), (30, None), (None, 2.0), (30, 2.0)])
+@pytest.mark.parametrize("window, softcap", [(None, None), (30, None), (30, 2.0)])
 def test_the_operator_computes_what_eager_attention_does(monkeypatch, dtype, window, softcap) -> None:
     """Output to the bit; gradients of key and value differ by the order of sums over chunks of queries."""
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)

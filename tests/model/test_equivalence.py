@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import model.loss
 from common.errors import UserError
-from data.batches import MicroBatch, collate
+from data.batches import collate
 from data.examples import Documents
 from model import packed_attention
 from model.architectures import SUPPORTED, check_supported, has_experts, read_model_config
@@ -20,6 +20,8 @@ from tests.losses import loss_of, loss_sum
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 ALL = FAMILIES | OTHER_FAMILIES
+# Each family once, those of the first list with both: what differs beside the family is the same code for all of them.
+BOTH = [(family, i) for family in FAMILIES for i in (0, 1)] + [(f, n % 2) for n, f in enumerate(OTHER_FAMILIES)]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -57,12 +59,10 @@ def test_supported_model_types_are_those_tested_here() -> None:
     assert sorted({model_type for model_type, _ in ALL.values()}) == sorted(SUPPORTED)
 
 
-@pytest.mark.parametrize("tied, chunk, queries", [(True, 7, 16), (False, 1024, 512)])
-@pytest.mark.parametrize("family", ALL)
-def test_loss_and_gradients_equal_eager_document_by_document(
-    tmp_path, monkeypatch, family, tied, chunk, queries
-) -> None:
+@pytest.mark.parametrize("family, form", BOTH)
+def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypatch, family, form) -> None:
     """Sliding windows have 8 tokens, documents up to 90; in a single chunk and in several."""
+    tied, chunk, queries = [(True, 7, 16), (False, 1024, 512)][form]
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", queries)
     path = write_tiny_model(tmp_path / "model", family=family, tied=tied)
@@ -91,13 +91,13 @@ def test_loss_and_gradients_equal_eager_document_by_document(
         assert (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * max(1.0, scale), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ALL)
-def test_a_document_never_attends_to_the_previous_one(tmp_path, family, dtype) -> None:
+@pytest.mark.parametrize("family, form", BOTH)
+def test_a_document_never_attends_to_the_previous_one(tmp_path, family, form) -> None:
     """If document 1 and its length change, the hidden states and logits of document 2 stay bitwise equal.
 
     With experts they stay so up to rounding: a product over an expert's tokens rounds by their number.
     """
+    dtype = (torch.float32, torch.bfloat16)[form]
     packed = load(write_tiny_model(tmp_path / "model", family=family), dtype)
     second = documents([50], seed=9).ids[0]
     results = []
@@ -117,7 +117,7 @@ def test_a_document_never_attends_to_the_previous_one(tmp_path, family, dtype) -
     assert hidden.dtype == dtype and results[0].std() > 0.01
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_without_targets_loss_and_gradients_are_zero(tmp_path, family) -> None:
     packed = load(write_tiny_model(tmp_path / "model", family=family, tied=False))
     loss = loss_of(packed, collate((), documents([3])))
@@ -126,32 +126,19 @@ def test_without_targets_loss_and_gradients_are_zero(tmp_path, family) -> None:
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in packed.parameters())
 
 
-def test_chunked_loss_equals_the_unchunked_one_in_bf16(monkeypatch) -> None:
-    torch.manual_seed(0)
-    hidden = torch.randn(300, 16, dtype=torch.bfloat16, requires_grad=True)
-    weight = torch.randn(50, 16, dtype=torch.bfloat16, requires_grad=True)
-    ids = torch.randint(0, 50, (300,))
-    whole = torch.autograd.grad(loss_sum(hidden, weight, ids), (hidden, weight))
-    monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 3)
-    chunked = torch.autograd.grad(loss_sum(hidden, weight, ids), (hidden, weight))
-    assert torch.equal(whole[0], chunked[0])
-    assert (whole[1].float() - chunked[1].float()).abs().max() <= 2**-7 * whole[1].float().abs().max()
-
-
-@pytest.mark.parametrize("softcap", [None, 3.0])
-def test_memory_of_the_loss_is_independent_of_the_number_of_targets(monkeypatch, softcap) -> None:
+def test_memory_of_the_loss_is_independent_of_the_number_of_targets(monkeypatch) -> None:
     """In forward and backward, no tensor is larger than the logits of a chunk or the gradient of the weight."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 16)
     for targets in (64, 512):
         hidden = torch.randn(targets, 8, requires_grad=True)
         weight = torch.randn(1000, 8, requires_grad=True)
         with LargestTensor() as largest:
-            settings = HeadSettings(0.5, softcap)
+            settings = HeadSettings(0.5, 3.0)
             loss_sum(hidden, weight, torch.arange(targets), settings).backward()
         assert largest.numel == 16 * 1000
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2", "gemma3_text", "qwen2_sliding"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
 def test_no_mask_or_score_matrix_of_a_row_is_created(tmp_path, monkeypatch, family) -> None:
     """In forward and backward, no operation creates a 500 x 500 tensor for a document of 500 tokens."""
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
@@ -180,7 +167,7 @@ def test_softcap_saves_no_scores_for_backward(monkeypatch) -> None:
     assert query.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_yarn", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama_yarn", "gemma3_text"])
 def test_buffers_are_fp32_and_correct_after_meta(tmp_path, family) -> None:
     path = write_tiny_model(tmp_path / "model", family=family)
     ours = dict(load(path).causal_lm.named_buffers())
@@ -188,15 +175,6 @@ def test_buffers_are_fp32_and_correct_after_meta(tmp_path, family) -> None:
     assert ours.keys() == expected.keys() and len(ours) >= 2
     for name, buffer in ours.items():
         assert buffer.dtype == torch.float32 and torch.equal(buffer, expected[name]), name
-
-
-def test_bf16_parameters_are_the_rounded_stored_ones(tmp_path) -> None:
-    path = write_tiny_model(tmp_path / "model")
-    packed = build_on_meta(read_model_config(str(path))).to(torch.bfloat16)
-    load_weights(packed, str(path), torch.device("cpu"))
-    for ours, stored in zip(packed.parameters(), load(path).parameters(), strict=True):
-        assert torch.equal(ours, stored.to(torch.bfloat16))
-    assert packed.causal_lm.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_tied_weights_stay_tied_and_are_counted_once(tmp_path) -> None:
@@ -213,15 +191,11 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
     "kind, settings, words",
     [
         ("gpt2", {}, "model type gpt2 is not supported"),
-        ("mixtral", {}, "mixtral is not supported"),
         ("mamba2", {}, "mamba2 is not supported: .* layers are all attention"),
         ("llama", {"attention_dropout": 0.1}, "set attention_dropout to 0.0"),
-        ("starcoder2", {"residual_dropout": 0.1, "embedding_dropout": 0.1}, "embedding_dropout"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("llama", {"lm_head_bias": True}, "a bias in the head"),
-        ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantised weights"),
         ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised weights .*dequantize=True"),
-        ("llama", {"rope_parameters": ROPE | {"rope_type": "dynamic"}}, "RoPE type dynamic"),
         (
             "gemma3_text",
             {
@@ -250,21 +224,3 @@ def test_missing_tensor_and_wrong_shape_are_reported_in_one_sentence(tmp_path) -
     config.layer_types = None
     with pytest.raises(UserError, match="has no tensor model.layers.2"):
         load_weights(build_on_meta(config), str(path), torch.device("cpu"))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_sliding", "gemma2", "gemma3_text"])
-def test_varlen_kernel_agrees_with_attention_per_document(tmp_path, family) -> None:
-    """bf16 on CUDA against fp32 on the CPU, and bitwise isolation on CUDA."""
-    path = write_tiny_model(tmp_path / "model", family=family)
-    made = documents([37, 5, 90, 64])
-    batch: MicroBatch = collate((0, 1, 2, 3), made)
-    expected = loss_of(load(path), batch).item()
-    cuda = load(path, torch.bfloat16).to("cuda")
-    assert loss_of(cuda, batch.to(torch.device("cuda"))).item() == pytest.approx(expected, rel=2e-2)
-    second = []
-    for first in (0, 2):
-        pair = collate((first, 3), made).to(torch.device("cuda"))
-        second.append(cuda(pair)[pair.target_positions >= made.lengths[first]])
-    assert torch.equal(*second)

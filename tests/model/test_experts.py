@@ -21,9 +21,8 @@ from distributed.sharding import decoder_layers
 from model.architectures import read_model_config
 from model.build import build_to_train
 from model.ewc import start_penalty
-from model.experts import Routers, auxiliary_factor
+from model.experts import Routers
 from model.language_model import build_on_meta, check_weights, load_weights
-from model.loss import visit_logits
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
@@ -70,7 +69,7 @@ def assert_same_gradients(ours: torch.nn.Module, theirs: torch.nn.Module) -> Non
         assert scale > 0 and (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * scale, name
 
 
-@pytest.mark.parametrize("mode", ["none", "full", "selective", "tiles"])
+@pytest.mark.parametrize("mode", ["none", "selective", "tiles"])
 def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, ranks, mode) -> None:
     """Routers included, in one micro-batch of packed documents, also where backward computes layers again."""
     made = documents(LENGTHS)
@@ -176,12 +175,6 @@ def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
     assert routers.window.sum(dim=1).tolist() == [2 * 42, 2 * 42]
 
 
-def test_the_auxiliary_loss_is_that_of_the_config_unless_asked() -> None:
-    on, off = (SimpleNamespace(output_router_logits=on, router_aux_loss_coef=0.02) for on in (True, False))
-    assert [auxiliary_factor(None, on), auxiliary_factor(None, off), auxiliary_factor(0.5, off)] == [0.02, 0.0, 0.5]
-    assert auxiliary_factor(0.0, on) == 0.0
-
-
 def test_experts_that_saw_nothing_have_a_gradient_of_zero(path) -> None:
     packed, made = load(path), documents([2])
     seen = []
@@ -249,7 +242,7 @@ def test_what_does_not_fit_is_said(tmp_path, path) -> None:
         compile_layers(decoder_layers(load(path)))
 
 
-@pytest.mark.parametrize("memory", ["16N", "14N", "12N", "8N", "6N"])
+@pytest.mark.parametrize("memory", ["16N", "8N", "6N"])
 def test_every_optimizer_memory_updates_experts_and_decays_no_bias(path, memory) -> None:
     config = read_model_config(str(path))
     packed = build_on_meta(config).to(torch.float32 if memory == "16N" else torch.bfloat16)
@@ -264,10 +257,3 @@ def test_every_optimizer_memory_updates_experts_and_decays_no_bias(path, memory)
     loss_of(packed, collate((0, 1, 2, 3, 4), documents(LENGTHS))).backward()
     optimizer.step()
     assert all(not torch.equal(before[name], parameter) for name, parameter in parameters.items())
-
-
-def test_logits_of_the_packed_model_are_finite_in_bf16(path) -> None:
-    packed, found = load(path, torch.bfloat16), []
-    batch = collate((0, 1, 2, 3, 4), documents(LENGTHS))
-    visit_logits(packed.head, packed(batch), lambda logits, start: found.append(logits))
-    assert torch.isfinite(torch.cat(found)).all()

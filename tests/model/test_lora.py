@@ -4,7 +4,6 @@ Parity over ranks, resume and export are in tests/distributed/test_spread.py.
 """
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -19,9 +18,9 @@ from model.build import build_to_train
 from model.flops import count_work
 from model.language_model import (
     PackedLanguageModel,
-    adapters_sum,
     build_on_meta,
     load_weights,
+    merged,
     num_parameters,
     num_trained,
     parameter_names,
@@ -135,29 +134,25 @@ def test_the_head_gradient_is_not_computed_and_the_others_are_those_of_full_trai
     assert model.head.weight.grad is None and model.embedding.weight.grad is None
 
 
-def test_an_unknown_matrix_and_new_tokens_are_refused(path, tmp_path) -> None:
+def test_an_unknown_matrix_is_refused(path) -> None:
     shape = read_model_config(path)
     words = "lora.targets: the model has no matrix 'lm_head' in its layers; it has down_proj, gate_proj, k_proj"
     with pytest.raises(UserError, match=words):
         build_to_train(config_of(path, LoRA(rank=RANK, targets="q_proj,lm_head")), shape)
-    (tmp_path / "new_tokens.json").write_text(json.dumps({"first_id": 380}))
-    with pytest.raises(UserError, match="has new tokens, whose rows of embedding and head LoRA would leave untrained"):
-        build_to_train(config_of(str(tmp_path)), shape)
 
 
 @pytest.mark.parametrize(
-    "lora, sections, words",
+    "lora, words",
     [
-        (LoRA(rank=-1), {}, "lora.rank must be 0 or more"),
-        (LoRA(rank=4, alpha=0.0), {}, "lora.alpha must be above 0"),
-        (LoRA(alpha=4.0), {}, "lora.alpha=4.0 needs lora.rank above 0"),
-        (LoRA(targets="q_proj"), {}, "lora.targets=q_proj needs lora.rank above 0"),
-        (LoRA(rank=4, dropout=1.0), {}, "lora.dropout must be at least 0 and below 1"),
+        (LoRA(rank=-1), "lora.rank must be 0 or more"),
+        (LoRA(rank=4, alpha=0.0), "lora.alpha must be above 0"),
+        (LoRA(targets="q_proj"), "lora.targets=q_proj needs lora.rank above 0"),
+        (LoRA(rank=4, dropout=1.0), "lora.dropout must be at least 0 and below 1"),
     ],
 )
-def test_wrong_settings_are_refused(lora, sections, words) -> None:
+def test_wrong_settings_are_refused(lora, words) -> None:
     with pytest.raises(UserError, match=words):
-        check_config(config_of("m", lora, **sections))
+        check_config(config_of("m", lora))
 
 
 def test_what_lora_does_not_go_with_is_refused() -> None:
@@ -176,7 +171,7 @@ def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) ->
         for name, parameter in trained_parameters(model).items():
             if ".lora_B." in name:
                 parameter.normal_(std=0.05)
-    copied = whole_copy(shape, parameter_names(model), torch.float32, torch.device("cpu"), adapters_sum(model))
+    copied = whole_copy(shape, parameter_names(model), torch.float32, torch.device("cpu"), merged(model))
     matrix = "model.layers.1.mlp.up_proj"
     layer = model.get_submodule(f"causal_lm.{matrix}")
     change = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight

@@ -6,16 +6,9 @@ import struct
 import pytest
 import torch
 
-from common.errors import UserError
 from data.batches import collate
 from model.architectures import read_model_config
-from model.language_model import (
-    build_on_meta,
-    check_weights,
-    load_weights,
-    materialize,
-    parameter_names,
-)
+from model.language_model import build_on_meta, load_weights, materialize, parameter_names
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents
 from tests.processes import ROOT, run_ranks
@@ -70,16 +63,6 @@ def test_only_headers_are_read_and_values_may_come_from_elsewhere(tmp_path, tied
     assert torch.equal(*losses) and losses[0] > 0
 
 
-def test_shapes_and_files_are_checked_before_memory_is_allocated(tmp_path) -> None:
-    path = write_model(tmp_path / "model", tied=True)
-    config = read_model_config(path)
-    config.intermediate_size = 130
-    model = build_on_meta(config)
-    with pytest.raises(UserError, match=r"has shape \(128, 64\), but config.json needs \(130, 64\)"):
-        load_weights(model, path, CPU)
-    assert all(parameter.is_meta for parameter in model.parameters())
-
-
 WORKER = """
 import sys
 sys.path[0] = {root!r}
@@ -120,13 +103,3 @@ def test_on_two_ranks(tmp_path) -> None:
     worker.write_text(WORKER.format(root=str(ROOT), paths=paths))
     done = run_ranks(2, worker)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_checking_needs_no_memory(tmp_path) -> None:
-    path = write_model(tmp_path / "model", tied=True)
-    model = build_on_meta(read_model_config(path))
-    sources = check_weights(model, path)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert sources.keys() == parameter_names(model).keys()
-    ((_, tensor),) = sources["model.embed_tokens.weight"]
-    assert tensor.shape == (384, 64)

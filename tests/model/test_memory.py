@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 from pathlib import Path
 
@@ -35,7 +34,6 @@ from tests.processes import run_ranks
 from tests.tiny import write_tiny_model
 
 HERE = Path(__file__).parent
-STRATEGIES, MEMORIES = ("full", "grad_op", "hybrid", "none"), ("16N", "14N", "12N", "8N", "6N")
 RANK = 3  # of LoRA, which no number of ranks divides
 MODELS = {"untied": ("qwen2", False, 391), "tied": ("llama", True, 387)}  # rows that no number of ranks divides
 CONFIG = Config(
@@ -45,15 +43,18 @@ CONFIG = Config(
     optimizer=Optimizer(1e-5),
     run=Run("r"),
 )
-LLAMA = LlamaConfig(
-    hidden_size=512,
-    intermediate_size=1408,
-    num_hidden_layers=8,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    vocab_size=1000,
-    max_position_embeddings=8192,
-)
+
+
+def config_of_llama(
+    width: int, mlp: int, layers: int, heads: int, kv: int, rows: int, tied: bool = False
+) -> LlamaConfig:
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return LlamaConfig(
+        **sizes, num_key_value_heads=kv, vocab_size=rows, max_position_embeddings=8192, tie_word_embeddings=tied
+    )
+
+
+LLAMA = config_of_llama(512, 1408, 8, 8, 2, 1000)
 
 
 def with_(config: Config = CONFIG, **sections: dict) -> Config:
@@ -90,9 +91,11 @@ def shape_at(path: str, rank: int) -> ModelShape:
 @pytest.mark.slow
 def test_bytes_equal_those_of_the_tensors(tmp_path, models) -> None:
     """Four real ranks: parameters, gradients, moments, checkpoint and EWC's anchor, to the byte."""
-    chosen = [("untied", *one, 0) for one in itertools.product(STRATEGIES, MEMORIES)]
-    chosen += [("untied", "full", memory, RANK) for memory in MEMORIES]
-    chosen += [("tied", "full", memory, 0) for memory in ("16N", "6N")]
+    pairs = ("full", "16N"), ("full", "8N"), ("grad_op", "14N"), ("hybrid", "12N"), ("hybrid", "16N"), ("none", "6N")
+    chosen = [("untied", *pair, 0) for pair in pairs]
+    chosen += [
+        (name, "full", memory, rank) for name, rank in (("untied", RANK), ("tied", 0)) for memory in ("16N", "6N")
+    ]
     keys = ("model", "strategy", "memory", "rank")
     cases = [dict(zip(keys, (models[name], *rest), strict=True), shard_size=2) for name, *rest in chosen]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
@@ -126,15 +129,7 @@ def test_offload_moves_parameters_gradients_and_moments_to_the_host_of_a_gpu_onl
 def test_lora_trains_two_percent_of_8b_and_keeps_the_rest_in_bf16() -> None:
     """Rank 64 on Llama 3.1 8B: 64 x (rows + columns) of 7 matrices in each of 32 layers; FLOPs 4 and 6 per weight."""
     config = with_(lora={"rank": 64}, model={"activation_checkpointing": "full"})
-    llama = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
-        tie_word_embeddings=False,
-    )
+    llama = config_of_llama(4096, 14336, 32, 32, 8, 128256)
     shape = shape_for(config, llama)
     adapters = 32 * 64 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
     base = shape.num_parameters - adapters
@@ -205,7 +200,7 @@ def hidden_states(model: PackedLanguageModel) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("llama", "bf16"), ("gemma3_text", "bf16"), ("phi3", "bf16"), ("olmo2", "fp32")]
+    [("llama", "bf16"), ("gemma3_text", "bf16"), ("olmo2", "fp32")]
     + [("qwen3_moe", "bf16"), ("qwen3_moe", "fp32"), ("gpt_oss", "fp32")],
 )
 def test_as_many_bytes_as_autograd_saves_in_a_real_forward(tmp_path, family, dtype) -> None:
@@ -226,9 +221,7 @@ def test_as_many_bytes_as_autograd_saves_in_a_real_forward(tmp_path, family, dty
     assert counted(read_model_config(path), compute_dtype=dtype).saved == pytest.approx(saved, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("family", "mode", "every"), [("llama", "full", 1), ("qwen3", "selective", 1), ("phi3", "full", 2)]
-)
+@pytest.mark.parametrize(("family", "mode", "every"), [("qwen3", "selective", 1), ("phi3", "full", 2)])
 def test_as_many_bytes_as_a_real_checkpointed_forward_leaves_allocated(tmp_path, family, mode, every) -> None:
     path = str(write_tiny_model(tmp_path / "model", family))
     model = load(path, "bf16")
@@ -316,15 +309,7 @@ STEP = (600, 300, 124)  # tokens of the documents; in the first one attention is
     ],
 )
 def test_the_peak_is_that_of_a_real_step(ranks, strategy, checkpointing, memory, tied, rank) -> None:
-    model_config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=1001,
-        tie_word_embeddings=tied,
-    )
+    model_config = config_of_llama(256, 512, 4, 4, 2, 1001, tied)
     config = with_(
         model={"activation_checkpointing": checkpointing},
         optimizer={"memory": memory},

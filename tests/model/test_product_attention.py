@@ -102,14 +102,13 @@ def test_little_is_computed_above_the_diagonal() -> None:
     assert products.scores == HEADS * (128 * (128 + 256 + 384 + 512) + 88 * 600)
 
 
-@pytest.mark.parametrize("mode", ["full", "selective", "offload"])
-def test_activation_checkpointing_changes_no_bit(mode) -> None:
+def test_activation_checkpointing_changes_no_bit() -> None:
     class Layer(torch.nn.Module):
         def forward(self, q, k, v):
             return attend(q, k, v)
 
     layer = Layer()
-    checkpoint_activations([layer], mode)
+    checkpoint_activations([layer], "selective")
     plain, checkpointed = gradients(attend, inputs()), gradients(layer, inputs())
     assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
 

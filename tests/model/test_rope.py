@@ -102,33 +102,24 @@ def test_scaled_config() -> None:
     assert scaled_config(config, None) is config
 
 
-def test_scaled_model_is_rescaled_from_its_original_window() -> None:
-    """Llama 3.1: 8,192 positions, extended to 131,072."""
+def test_a_scaled_model_is_rescaled_from_its_original_window() -> None:
+    """Llama 3.1: 8,192 positions, extended to 131,072. In files with `linear`, the window may be that before or after scaling."""
     own = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
     config = llama(own | STRETCHING["llama3"], max_position_embeddings=131072)
     yarn = scaled_config(config, "yarn", 32.0)
     assert yarn.max_position_embeddings == 262144
-    assert yarn.rope_parameters == {
-        "rope_type": "yarn",
-        "factor": 32.0,
-        "original_max_position_embeddings": 8192,
-        "rope_theta": 500000.0,
-    }
+    assert yarn.rope_parameters == own | {"rope_type": "yarn", "factor": 32.0}
     plain = scaled_config(config, "default")
     assert plain.rope_parameters == {"rope_type": "default", "rope_theta": 500000.0}
     assert plain.max_position_embeddings == 8192
-
-
-def test_linear_model_needs_its_original_length() -> None:
-    """In config files, max_position_embeddings may be the window before or after scaling."""
-    config = llama({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}, max_position_embeddings=16384)
+    linear = llama({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}, max_position_embeddings=16384)
     with pytest.raises(UserError, match="does not state the context length"):
-        scaled_config(config, "yarn", 8.0)
-    assert scaled_config(config, "yarn", 8.0, 4096).max_position_embeddings == 32768
+        scaled_config(linear, "yarn", 8.0)
+    assert scaled_config(linear, "yarn", 8.0, 4096).max_position_embeddings == 32768
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "olmo3"])
-def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path, family) -> None:
+def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path) -> None:
+    family = "gemma3_text"
     before = read_model_config(str(write_tiny_model(tmp_path / "model", family=family)))
     export, config = write_scaled(tmp_path, "yarn", family)
     assert config.rope_parameters["sliding_attention"] == before.rope_parameters["sliding_attention"]
@@ -144,33 +135,31 @@ def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path, f
 
 def test_frequencies_match_the_papers(tmp_path) -> None:
     """8 pairs of dimensions with theta 10,000 and a window of 64: wavelengths 2 pi 10,000^(i / 8)."""
+
+    def rotary(kind: str) -> torch.nn.Module:
+        (tmp_path / kind).mkdir()
+        return load(*write_scaled(tmp_path / kind, kind)).causal_lm.model.rotary_emb
+
     plain = 10000.0 ** -(torch.arange(8) / 8)
-    wavelength = 2 * math.pi / plain
-    rotations = 64 / wavelength  # within the original window
-    (tmp_path / "linear").mkdir()
-    export, config = write_scaled(tmp_path / "linear", "linear")
-    rotary = load(export, config).causal_lm.model.rotary_emb
-    assert torch.allclose(rotary.inv_freq, plain / 4) and rotary.attention_scaling == 1.0
-
-    (tmp_path / "llama3").mkdir()
-    export, config = write_scaled(tmp_path / "llama3", "llama3")
-    rotary = load(export, config).causal_lm.model.rotary_emb
+    rotations = 64 * plain / (2 * math.pi)  # within the original window
+    linear = rotary("linear")
+    assert torch.allclose(linear.inv_freq, plain / 4) and linear.attention_scaling == 1.0
+    llama3 = rotary("llama3")
     share = ((rotations - 1) / (4 - 1)).clamp(0, 1)  # kept in part from 1 rotation, fully from 4
-    assert torch.allclose(rotary.inv_freq, plain * share + plain / 4 * (1 - share)) and rotary.attention_scaling == 1.0
-
-    (tmp_path / "yarn").mkdir()
-    export, config = write_scaled(tmp_path / "yarn", "yarn")
-    rotary = load(export, config).causal_lm.model.rotary_emb
+    assert torch.allclose(llama3.inv_freq, plain * share + plain / 4 * (1 - share)) and llama3.attention_scaling == 1.0
+    yarn = rotary("yarn")
     # The ramp is linear in the index of the pair, between 32 rotations and 1, with bounds rounded outwards.
     low, high = (8 * math.log(64 / (r * 2 * math.pi)) / math.log(10000.0) for r in (32, 1))
     low, high = max(math.floor(low), 0), math.ceil(high)
     share = 1 - ((torch.arange(8) - low) / (high - low)).clamp(0, 1)
-    assert torch.allclose(rotary.inv_freq, plain * share + plain / 4 * (1 - share))
-    assert rotary.attention_scaling == pytest.approx(1 + 0.1 * math.log(4))
+    assert torch.allclose(yarn.inv_freq, plain * share + plain / 4 * (1 - share))
+    assert yarn.attention_scaling == pytest.approx(1 + 0.1 * math.log(4))
 
 
-@pytest.mark.parametrize("family", ["llama", "glm", "gemma3_text", "smollm3"])
-@pytest.mark.parametrize("kind", STRETCHING)
+@pytest.mark.parametrize(
+    "family, kind",
+    [*[("llama", kind) for kind in STRETCHING], ("glm", "yarn"), ("gemma3_text", "llama3"), ("smollm3", "linear")],
+)
 def test_transformers_computes_the_same_from_the_export(tmp_path, family, kind) -> None:
     """Frequencies and attention scaling are bitwise equal, and fp32 even with bf16 weights; logits beyond the old window."""
     transformers_logging.set_verbosity_error()
@@ -216,33 +205,30 @@ def test_longrope_always_uses_its_long_factors(tmp_path, family) -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [*STRETCHING, "longrope"])
+@pytest.mark.parametrize(
+    "kind, dtype",
+    [("linear", torch.float32), ("yarn", torch.bfloat16), ("longrope", torch.float32), ("longrope", torch.bfloat16)],
+)
 def test_a_document_does_not_depend_on_the_length_of_another(tmp_path, kind, dtype) -> None:
     """The original window has 64 tokens; each of the two documents is shorter or longer than that."""
     export, config = write_scaled(tmp_path, kind)
     packed = load(export, config, dtype)
     for length in (40, 150):
         second = tokens(length, 9)
-        results = [scores(packed, documents(tokens(n, n), second))[n:] for n in (3, 60, 240, 3)]
+        results = [scores(packed, documents(tokens(n, n), second))[n:] for n in (3, 240, 3)]
         assert all(torch.equal(results[0], other) for other in results[1:])
         assert results[0].std() > 0.01
 
 
 REFUSED = [
     ("yarn", None, None, "needs a rope_factor above 1, not None"),
-    ("yarn", 1.0, None, "needs a rope_factor above 1, not 1"),
-    ("linear", float("inf"), None, "above 1"),
     ("linear", float("nan"), None, "above 1"),
     ("yarn", 2.0, 513, "rope_original_length=513 is not between 1 and the 512"),
-    ("yarn", 2.0, 0, "rope_original_length=0 is not between"),
     ("yarn", 2.0, 256, "is 512 positions, not more than the 512"),
     ("default", 2.0, None, "rope_type=default does not scale; remove rope_factor=2"),
     ("dynamic", 2.0, None, "rope_type must be one of .*, not 'dynamic'"),
     ("longrope", None, None, "only for models that already have it"),
-    ("ntk", 2.0, None, "rope_type must be one of default, linear, yarn, llama3, longrope, not 'ntk'"),
     (None, 2.0, None, "need a rope_type"),
-    (None, None, 512, "need a rope_type"),
 ]
 
 

@@ -51,9 +51,8 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path) -> None:
         write_weights(tmp_path, given(norm=[float("inf")]), torch.float32)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_directory_is_rewritten_in_several_files_that_transformers_loads(tmp_path, tied) -> None:
-    path = write_tiny_model(tmp_path / "model", tied=tied)
+def test_a_directory_is_rewritten_in_several_files_that_transformers_loads(tmp_path) -> None:
+    path = write_tiny_model(tmp_path / "model", tied=False)
     config = AutoConfig.from_pretrained(path)
     out = tmp_path / "out"
     out.mkdir()

@@ -47,8 +47,15 @@ def waits(gpu: PretendDevice) -> list[str]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_sliding", "gemma2", "gemma3_text", "granite"])
+@pytest.mark.parametrize(
+    "family, dtype",
+    [
+        ("llama", torch.float32),
+        ("mistral_sliding", torch.bfloat16),
+        ("gemma2", torch.bfloat16),
+        ("gemma3_text", torch.bfloat16),
+    ],
+)
 def test_forward_and_validation_of_a_family(gpu, family, dtype) -> None:
     """Per document in fp32, by varlen_attn with grouped heads and windows in bf16 (not with the softcap of gemma2)."""
     documents, seen = texts([37, 5, 90, 64]), []
@@ -67,9 +74,8 @@ def test_forward_and_validation_of_a_family(gpu, family, dtype) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("softcap", [None, 30.0])
-def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu, softcap) -> None:
-    settings = HeadSettings(scale=0.5, softcap=softcap, num_tokens=380)
+def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu) -> None:
+    settings = HeadSettings(scale=0.5, softcap=30.0, num_tokens=380)
     hidden, head = (torch.ones(n, 64, dtype=torch.bfloat16, device="cuda") for n in (70, 384))
     ids, weights = torch.ones(70, dtype=torch.int64, device="cuda"), torch.ones(70, device="cuda")
     sums = LossSums(3, gpu.place)
@@ -94,9 +100,3 @@ def test_generation_keeps_its_cache_on_the_device(gpu, sampled) -> None:
         answers = greedy_answers(model, prompts, {2}, 4, batch_size=2)
     assert all(1 <= len(answer) <= 4 for answer in answers) and len(answers) == 3
     assert any("scaled_dot_product" in name for name in gpu.operators)
-
-
-def test_weights_of_targets_move_with_their_batch(gpu) -> None:
-    batch = collate((0, 1), texts([9, 7]))
-    object.__setattr__(batch, "target_weights", torch.ones(len(batch.target_ids)))
-    assert batch.to(gpu.place).target_weights.device == gpu.place

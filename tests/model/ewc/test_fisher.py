@@ -1,7 +1,5 @@
 """The Fisher estimators against per-document loops, and the batches that they use, in one process."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -43,11 +41,10 @@ def error(estimate: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> 
     return (squared / sum(float(f.square().sum()) for f in exact.values())) ** 0.5
 
 
-def estimate(path, ranks, estimator: str, copies: int, batch: int = 4, seed: int = 0, packing: bool = True):
+def estimate(path, ranks, estimator: str, copies: int, batch: int = 4, seed: int = 0):
     source, settings = corpus(copies), EWC(estimator=estimator, documents=10**6, batch=batch, seed=seed)
     assert len(drawn_items(source, settings)) == copies * DIFFERENT
-    how = dealer(capacity=256 if packing else 0)
-    return estimate_fisher(load(path), source, settings, how, "full", signal_is(False, ranks))
+    return estimate_fisher(load(path), source, settings, dealer(), "full", signal_is(False, ranks))
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +61,17 @@ def test_each_estimator_converges_to_its_own_diagonal(exact, largest, estimator,
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])
 def test_the_error_falls_with_the_number_of_groups(path, ranks, exact, largest, estimator) -> None:
-    """sqrt(2 x batch / documents): 18% for 256 documents in groups of 4, 35% in groups of 16, 4.4% for 4,096 documents."""
-    mean = functools.partial(sum, start=0.0)
-    for copies, batch in ((4, 4), (4, 16)):
-        errors = [error(estimate(path, ranks, estimator, copies, batch, seed), exact[estimator]) for seed in range(4)]
-        expected = (2 * batch / (copies * DIFFERENT)) ** 0.5
-        assert 0.5 * expected < mean(errors) / 4 < 1.3 * expected, (copies, batch, errors)
+    """sqrt(2 x batch / documents): 18% for 256 documents in groups of 4, 35% in groups of 16, 4.4% for the largest."""
+    for batch in (4, 16):
+        errors = [error(estimate(path, ranks, estimator, 4, batch, seed), exact[estimator]) for seed in range(3)]
+        expected = (2 * batch / (4 * DIFFERENT)) ** 0.5
+        assert 0.5 * expected < sum(errors) / 3 < 1.3 * expected, (batch, errors)
     assert 0.4 * 0.044 < error(largest[estimator], exact[estimator]) < 1.3 * 0.044
 
 
 def test_groups_of_one_document_are_exact(path, ranks, exact) -> None:
     """The sign does not change the square, so the empirical estimator equals the loop over documents."""
     assert error(estimate(path, ranks, "empirical", 1, batch=1), exact["empirical"]) < 1e-5
-
-
-@pytest.mark.parametrize("estimator", ["model", "empirical"])
-def test_packing_changes_nothing(path, ranks, estimator) -> None:
-    packed, alone = (estimate(path, ranks, estimator, 2, packing=packing) for packing in (True, False))
-    assert error(alone, {n: f.double() for n, f in packed.items()}) < 1e-6
 
 
 def test_one_sign_per_packed_row_would_be_noticed(path, ranks, exact, monkeypatch) -> None:

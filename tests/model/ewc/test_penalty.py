@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from model.ewc import Anchor, Penalty, group_of, in_dtype
+from model.ewc import Anchor, Penalty, in_dtype
 from model.language_model import PackedLanguageModel, parameter_names
 from tests.model.ewc.tiny_ewc import load
 
@@ -74,7 +74,7 @@ def test_small_penalty_gradient_is_not_lost_in_a_bf16_gradient(path, ranks) -> N
         parameter.data.copy_(anchor.reference[name].float() + 0.5)
         anchor.fisher[name] = 0.5 / (parameter.float() - anchor.reference[name].float())
     anchor = in_dtype(anchor, torch.bfloat16, ranks)
-    penalty, total, steps = Penalty(2.0**-9, parameters, anchor), 0.0, 200
+    penalty, total, steps = Penalty(2.0**-9, parameters, anchor), 0.0, 50
     for step in range(steps):
         for parameter in parameters.values():
             parameter.grad = torch.ones_like(parameter)
@@ -87,29 +87,3 @@ def test_small_penalty_gradient_is_not_lost_in_a_bf16_gradient(path, ranks) -> N
         parameter.grad = torch.ones_like(parameter)
     penalty.add_gradient(steps - 1)
     assert all(torch.equal(p.grad, first[n]) for n, p in parameters.items())  # rounding is a function of the step
-
-
-def test_a_parameter_without_a_gradient_is_frozen_and_left_alone(path) -> None:
-    model, anchor = model_away_from_anchor(path)
-    parameters = parameter_names(model)
-    frozen, before = "model.norm.weight", {n: p.grad.clone() for n, p in parameters.items()}
-    parameters[frozen].grad = None
-    penalty = Penalty(1.0, parameters, anchor)
-    penalty.add_gradient(0)
-    assert parameters[frozen].grad is None and penalty.curves()["ewc/drift/norm"] == 0.0
-    assert all(not torch.equal(p.grad, before[n]) for n, p in parameters.items() if n != frozen)
-
-
-def test_reference_is_bf16_if_that_is_exact(path, ranks) -> None:
-    _, anchor = model_away_from_anchor(path, torch.bfloat16)
-    anchor = Anchor(anchor.fisher, {n: r.float() for n, r in anchor.reference.items()}, {})
-    kept = in_dtype(anchor, torch.bfloat16, ranks)
-    for name, value in anchor.reference.items():
-        assert kept.reference[name].dtype == torch.bfloat16 and torch.equal(kept.reference[name].float(), value)
-
-
-def test_group_names() -> None:
-    assert group_of("model.layers.11.self_attn.q_proj.weight") == "layers.11"
-    assert group_of("model.layers.3.mlp.down_proj.bias") == "layers.03"
-    assert group_of("model.embed_tokens.weight") == "embed_tokens"
-    assert group_of("lm_head.weight") == "lm_head"

@@ -79,7 +79,6 @@ def test_min_count_and_everyday_text() -> None:
 
 def test_existing_tokens_are_no_candidates() -> None:
     assert not found([" liquidity coverage\n" * 50], patterns=(r"liquidity",), max_tokens=5).get(" liquidity")
-    assert found(["r0010\n" * 50], patterns=PATTERNS["regulator"])["r0010"].saved == 50 * 4
     assert find_new_tokens(["r0010\n" * 50], lambda text: 1, 5, PATTERNS["regulator"]) == []
 
 
@@ -108,10 +107,6 @@ def test_patterns(text, code) -> None:
 )  # fmt: skip
 def test_is_valid(text, valid) -> None:
     assert is_valid(text) == valid
-
-
-def test_expand_patterns() -> None:
-    assert expand_patterns(["regulator", r"r\d+"]) == [*PATTERNS["regulator"], r"r\d+"]
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,6 @@ def test_noise_has_the_covariance_of_the_old_rows() -> None:
     expected = 0.25 * torch.cov(old.T)
     assert torch.allclose(torch.cov(rows.T), expected, atol=0.03 * expected.abs().max())
     assert torch.allclose(rows.mean(0), old.mean(0), atol=0.03)
-    rows = new_rows(old, [[1, 2]] * 20_000, Initialisation("subtokens", noise=0.5, seed=2))
-    noise = rows - (old[1] + old[2]) / 2
-    assert torch.allclose(torch.cov(noise.T), expected, atol=0.03 * expected.abs().max())
 
 
 def test_equal_means_get_different_rows_that_the_seed_determines() -> None:
@@ -57,7 +54,7 @@ def test_equal_means_get_different_rows_that_the_seed_determines() -> None:
     assert random.std().item() == pytest.approx(0.02, rel=0.02) and abs(random.mean().item()) < 1e-3
 
 
-@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("llama", False), ("gemma2", True), ("cohere", True)])
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("gemma2", True)])
 def test_old_rows_are_kept_and_embedding_and_head_grow(tmp_path, family, tied) -> None:
     source = write_tiny_model(tmp_path / "old", family, tied)
     old, new = load_file(source / "model.safetensors"), extend(source, tmp_path / "new")
@@ -103,8 +100,7 @@ def test_unused_rows_of_the_old_model_are_replaced(tmp_path) -> None:
         extend(source, tmp_path / "other", first_id=385)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])  # gemma2 has a softcap
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family, tied", [("llama", False), ("gemma2", True)])  # gemma2 has a softcap
 def test_padding_affects_neither_losses_nor_gradients(tmp_path, family, tied) -> None:
     source = write_tiny_model(tmp_path / "old", family, tied)
     extend(source, tmp_path / "plain", multiple=1)

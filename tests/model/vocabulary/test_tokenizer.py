@@ -83,7 +83,7 @@ def decoded(tokenizer: Tokenizer, text: str) -> str:
     return tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(text=texts)
 def test_every_text_decodes_as_before(pair, text) -> None:
     kind, base, extended, _ = pair
@@ -93,7 +93,7 @@ def test_every_text_decodes_as_before(pair, text) -> None:
         assert decoded(extended.backend_tokenizer, text) == text
 
 
-@settings(max_examples=80)
+@settings(max_examples=30)
 @given(
     words=st.lists(st.sampled_from([word for word in WORDS if "0" not in word and "capital" not in word]), max_size=12)
 )
@@ -115,7 +115,7 @@ def test_longest_new_token_wins(pair) -> None:
     )
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(text=texts.map(lambda text: "x" + text).filter(lambda text: not re.search("<s>|\0|▁", text)))
 def test_tokenizer_model_and_tokenizer_json_agree(pair, text) -> None:
     kind, _, extended, folder = pair
