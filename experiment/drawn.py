@@ -69,15 +69,10 @@ def train(
 def score(model: Path, split: str, result: Path, frees: tuple[Path, ...] = ()) -> Command:
     """Score the answers of a model to the reports of a split."""
     options = (str(model), "--data", str(OUT / "pool" / f"{split}.jsonl"), "--max-new-tokens", "128", "--show", "0")
-    return Command(
-        result.stem,
-        f"score {split}",
-        "scripts/evaluate.py",
-        (*options, "--json", str(result), "--answers", str(result.with_suffix(".answers.jsonl"))),
-        result,
-        (model / "export.json",),
-        frees,
-    )
+    answers = result.with_suffix(".answers.jsonl")
+    options += ("--json", str(result), "--answers", str(answers))
+    needs, results = (model / "export.json", OUT / "pool" / "dataset.json"), (result, answers)
+    return Command(result.stem, f"score {split}", "scripts/evaluate.py", options, result, needs, frees, results=results)
 
 
 def weights_of(run: Path) -> tuple[Path, ...]:

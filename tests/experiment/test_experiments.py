@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiment import commands, drawn, knowledge, pareto, settle
-from experiment.commands import run_commands
-from experiment.launch import Ended
-from tests.forked_jobs import run_forked_jobs
+from experiment.commands import keep, left_of, restore, run_commands
+from tests.forked_jobs import Ended, start_forked
 from tests.tiny import write_chat_file, write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -28,28 +27,27 @@ class Machine:
 
     def __init__(self, monkeypatch) -> None:
         self.real, self.names, self.done = [], [], {}
-        monkeypatch.setattr(commands, "run_jobs", self.run_jobs)
+        monkeypatch.setattr(commands, "start", self.start)
 
-    def run(self, experiment) -> None:
+    def run(self, experiment, kept: Path | None = None) -> None:
         self.listed = experiment.commands
-        run_commands(experiment.commands, experiment.out())
-        assert all(command.is_done for command in experiment.commands())
+        on_change = (lambda: keep(experiment.commands(), experiment.out(), kept)) if kept else lambda: None
+        run_commands(experiment.commands, experiment.out(), on_change=on_change)
+        assert not left_of(experiment.commands())
 
-    def run_jobs(self, jobs, parallel, on_end) -> None:
-        for job in jobs:
-            command = next(one for one in self.listed() if (one.script, one.options) == (job.script, job.options))
-            self.names.append(command.name)
-            if command.kind not in self.done or (job.script == "train.py" and command.name.endswith("-s0/train")):
-                self.real.append(command.name)
-                run_forked_jobs([job], on_end=on_end)
-                self.done.setdefault(command.kind, command.output)
-                continue
-            before, after = self.done[command.kind], command.output
-            after.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(before, after)
-            if job.script == "train.py":
-                shutil.copy(before.parents[1] / "metrics.jsonl", after.parents[1])
-            on_end(Ended(job, 0, stopped=False, seconds=1.0))
+    def start(self, script, options, log, processes, slot, parallel) -> Ended:
+        command = next(one for one in self.listed() if (one.script, one.options) == (script, options))
+        self.names.append(command.name)
+        if command.kind not in self.done or (script == "train.py" and command.name.endswith("-s0/train")):
+            self.real.append(command.name)
+            self.done.setdefault(command.kind, command.output)
+            return start_forked(script, options, log)
+        before, after = self.done[command.kind], command.output
+        after.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(before, after)
+        if script == "train.py":
+            shutil.copy(before.parents[1] / "metrics.jsonl", after.parents[1])
+        return Ended(0)
 
 
 def patch(monkeypatch, module, **values) -> None:
@@ -67,6 +65,17 @@ def report_of(experiment) -> list[list[str]]:
     json.dumps(values)
     assert (experiment.out() / f"{experiment.__name__.rpartition('.')[2]}.png").stat().st_size > 5_000
     return [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+def elsewhere_the_same(tmp_path, monkeypatch, module, experiment) -> None:
+    """With what was kept of a finished experiment alone, nothing is left on another machine, and the report is the same."""
+    text, _ = experiment.report()
+    assert not [
+        path for path in (tmp_path / "kept").rglob("*") if "export" in path.parts[:-1] and path.name != "export.json"
+    ]
+    patch(monkeypatch, module, OUT=tmp_path / "elsewhere")
+    restore(tmp_path / "kept", tmp_path / "elsewhere")
+    assert not left_of(experiment.commands()) and experiment.report()[0] == text
 
 
 def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) -> None:
@@ -104,7 +113,7 @@ def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) ->
     assert kept == [f"full-lr0.01-s{seed}" for seed in range(1)]  # the others are copies, or nobody needs them
 
     before = len(machine.names)
-    machine.run(pareto)
+    machine.run(pareto, tmp_path / "kept")
     assert "full-lr0.01-s0/train" not in machine.names[before:]
     assert "plain-s0/a0.75" in machine.real and not list(out.glob("*/checkpoints"))
     rows = report_of(pareto)
@@ -119,6 +128,7 @@ def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) ->
     machine.run(settle)
     machine.run(pareto)
     assert len(machine.names) == before
+    elsewhere_the_same(tmp_path, monkeypatch, drawn, pareto)
 
 
 def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) -> None:
@@ -162,5 +172,6 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
     rows = report_of(knowledge)
     assert [row[8] for row in rows[-3:]] == ["not run", "not run", rows[-1][8]] and rows[-1][8] != "not run"
     before = len(machine.names)
-    machine.run(knowledge)
+    machine.run(knowledge, tmp_path / "kept")
     assert len(machine.names) == before
+    elsewhere_the_same(tmp_path, monkeypatch, knowledge, knowledge)

@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from experiment import commands, methods
-from tests.forked_jobs import run_forked_jobs
+from tests.forked_jobs import start_forked
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 
@@ -25,13 +25,9 @@ def compare(tmp_path, monkeypatch):
     """What the command calls, with the scripts in processes that need not import the libraries: (printed, launched)."""
     launched = []
 
-    def run_jobs(jobs, parallel, on_end):
-        def noted():
-            for job in jobs:
-                launched.append(job.script)
-                yield job
-
-        run_forked_jobs(noted(), parallel, on_end)
+    def start(script, *rest):
+        launched.append(script)
+        return start_forked(script, *rest)
 
     def run(only):
         launched.clear()
@@ -41,7 +37,7 @@ def compare(tmp_path, monkeypatch):
             launched
         )
 
-    monkeypatch.setattr(commands, "run_jobs", run_jobs)
+    monkeypatch.setattr(commands, "start", start)
     return run
 
 
