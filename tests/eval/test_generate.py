@@ -12,7 +12,7 @@ from eval.generate import (
     shared_prefix,
 )
 from eval.row_cache import SPARE_COLUMNS, RowCache, holds_rows, left_padded
-from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
+from tests.tiny import write_tiny_model
 
 PROMPTS = [[5, 60, 61], [7] * 20, [9, 80, 81, 82, 83, 84, 85], [11, 90], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
 
@@ -36,7 +36,8 @@ def generate_single(model, prompt, stop_ids, max_new_tokens):
     return [token for token in output.tolist() if token not in stop_ids]
 
 
-@pytest.mark.parametrize("family", FAMILIES | OTHER_FAMILIES)
+# Caches of one kind of layer and of two, a window in all layers and in every other, sinks, experts.
+@pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2", "gemma3_text", "gpt_oss", "qwen3_moe"])
 def test_a_batch_gives_the_same_answers_as_single_prompts(tiny, family):
     model = tiny(family)
     free = [generate_single(model, prompt, {383}, 30) for prompt in PROMPTS]
@@ -44,7 +45,7 @@ def test_a_batch_gives_the_same_answers_as_single_prompts(tiny, family):
     stop_ids = {free[1][4], free[3][9]}
     expected = [generate_single(model, prompt, stop_ids, 30) for prompt in PROMPTS]
     assert len({len(answer) for answer in expected}) > 1
-    for batch_size in (1, 2, 5):
+    for batch_size in (2, 5):
         assert greedy_answers(model, PROMPTS, stop_ids, 30, batch_size) == expected
 
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from eval import perplexity
 from eval.perplexity import LossSum, loss_work, target_losses, total, windows
-from tests.tiny import FAMILIES, write_tiny_model
+from tests.tiny import write_tiny_model
 
 
 def sequences():
@@ -26,8 +26,7 @@ def one_by_one(model, ids, is_target):
     return -sum(log_p[t - 1, ids[t]].item() for t in range(1, len(ids)) if is_target[t])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tokens_per_batch", [1, 64, 4096])
+@pytest.mark.parametrize(("family", "tokens_per_batch"), [("llama", 1), ("gemma2", 64), ("granite", 4096)])
 def test_losses_equal_the_definition(tmp_path, monkeypatch, family, tokens_per_batch):
     monkeypatch.setattr(perplexity, "TOKENS_PER_BATCH", tokens_per_batch)
     model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path, family), dtype=torch.float32).eval()

@@ -12,7 +12,6 @@ CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "co
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["scripts/score.py", "--audit", "--limit", "-3"], "error: --limit must be 1 or more, not -3"),
         (
             ["scripts/regulator.py", "law"],
             "data.jsonl: an example has no violations; name files of scripts/make_reports.py",
