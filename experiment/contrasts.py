@@ -6,7 +6,7 @@ four outcomes: one arm is better or the other (p of the difference below 0.05), 
 the margin below 0.05; Schuirmann, 1987), or open. Both p are corrected by Holm over the declared contrasts of an experiment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -99,6 +99,23 @@ def summary_table(values: Values, heading: str) -> str:
             spread = f"{found.std(ddof=1):.3f}" if len(found) > 1 else ""
             each = ", ".join(f"{value:.3f}" for value in found)
             rows.append([arm, str(len(found)), f"{found.mean():.3f}", spread, each])
+    return table(rows)
+
+
+def tuning_table(
+    head: Sequence[str],
+    grids: Mapping[str, Sequence[float]],
+    score: Callable[[str, float], float | None],
+    chosen: Callable[[str], float | None],
+) -> str:
+    """The values that were tried for each arm, with their scores where they are known, as Markdown."""
+    rows = [[*head, ""]]
+    for arm, grid in grids.items():
+        for value in grid:
+            found = score(arm, value)
+            if found is not None:
+                edge = ", at the edge of the grid" if value in (grid[0], grid[-1]) else ""
+                rows.append([arm, f"{value:g}", f"{found:.4f}", f"chosen{edge}" if value == chosen(arm) else ""])
     return table(rows)
 
 

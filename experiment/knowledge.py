@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from common.durable_files import write_json_lines
 from eval.comparison.arms import metric_rows
 from experiment.commands import Command, chosen_of, tuned_grid
-from experiment.contrasts import Contrast, contrast_table, draw_seeds, summary_table, table
+from experiment.contrasts import Contrast, contrast_table, draw_seeds, summary_table, tuning_table
 from experiment.drawn import weights_of
 
 OUT, BASE = Path("runs/knowledge"), "artifacts/models/SmolLM2-135M-Instruct"
@@ -302,12 +302,8 @@ def values() -> dict[str, dict[str, dict[int, float]]]:
 def report() -> tuple[str, dict]:
     """The tables as Markdown, and the values. Draws knowledge.png."""
     found = values()
-    rows = [["arm", "rate", "validation loss after a tenth of the tokens", ""]]
-    for arm in ARMS:
-        for rate in rates(arm):
-            score = _tuned_score(arm)(rate)
-            if score is not None:
-                rows.append([arm, f"{rate:g}", f"{-score:.4f}", "chosen" if rate == chosen_rate(arm) else ""])
+    head = ("arm", "rate", "less the validation loss after a tenth of the tokens")
+    tuned = tuning_table(head, {a: rates(a) for a in ARMS}, lambda arm, rate: _tuned_score(arm)(rate), chosen_rate)
     base = []
     if scores_of("base", "test").is_file():
         result = json.loads(scores_of("base", "test").read_text(encoding="utf-8"))
@@ -316,7 +312,7 @@ def report() -> tuple[str, dict]:
         base.append(f"recall {recall_of(scores_of('base', 'recall')):.3f} of {ROWS:,} rows.")
     summaries = [summary_table(found[measure], measure) for measure in found if measure != BITS]
     _draw(found)
-    return "\n\n".join([table(rows), "; ".join(base), *summaries, contrast_table(CONTRASTS, found)]), found
+    return "\n\n".join([tuned, "; ".join(base), *summaries, contrast_table(CONTRASTS, found)]), found
 
 
 def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiment import drawn
 from experiment.commands import Command
-from experiment.contrasts import Contrast, contrast_table, difference, in_words, table
+from experiment.contrasts import Contrast, contrast_table, difference, in_words, table, tuning_table
 from experiment.drawn import (
     chosen_rate,
     f1_of,
@@ -182,14 +182,13 @@ def report() -> tuple[str, dict]:
 
 def pilot_table() -> str:
     """What the pilots have found, as Markdown."""
-    rows, rate = [["arm", "strength or weight", "F1 on validation", ""]], chosen_rate("full")
-    for arm, strengths in PILOTS.items():
-        for strength in strengths:
-            f1 = validation_f1(pilot_runs(arm, strength))
-            if rate and f1 is not None:
-                is_chosen = strength == chosen_strength(arm, rate)
-                rows.append([arm, f"{strength:g}", f"{f1:.3f}", "chosen" if is_chosen else ""])
-    return table(rows)
+    rate = chosen_rate("full")
+    return tuning_table(
+        ("arm", "strength or weight", "F1 on validation"),
+        PILOTS if rate else {},
+        lambda arm, strength: validation_f1(pilot_runs(arm, strength)),
+        lambda arm: chosen_strength(arm, rate or 0.0),
+    )
 
 
 def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:

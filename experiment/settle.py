@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiment import drawn
 from experiment.commands import Command
 from experiment.contrasts import Contrast, contrast_table, draw_seeds, summary_table
-from experiment.drawn import METHODS, chosen_rate, f1_of, pool, run_of, score, train, tuning, tuning_table, weights_of
+from experiment.drawn import METHODS, chosen_rate, f1_of, pool, rate_table, run_of, score, train, tuning, weights_of
 
 SEEDS = {"full": 12, "lora8": 12, "lora64": 4}
 SHARED = 8  # seeds whose full fine-tuning experiment.pareto averages with the base, and measures
@@ -62,5 +62,5 @@ def report() -> tuple[str, dict]:
     draw_seeds(axes, found)
     axes.set_xlabel("F1 of violations on the test: a point for each seed, a line for the mean")
     figure.savefig(drawn.OUT / "settle.png", dpi=110)
-    text = [tuning_table(), summary_table(found, "F1"), contrast_table(CONTRASTS, {"F1": found})]
+    text = [rate_table(), summary_table(found, "F1"), contrast_table(CONTRASTS, {"F1": found})]
     return "\n\n".join(text), {"F1": found}
