@@ -105,7 +105,6 @@ def sampled_answers(
     stop_ids: set[int],
     max_new_tokens: int,
     sampling: Sampling,
-    advance: Advance = no_progress,
 ) -> list[list[int]]:
     """Sampled answers for one batch of prompts. Arguments and result are otherwise those of `greedy_answers`.
 
@@ -119,7 +118,7 @@ def sampled_answers(
         numbers = torch.tensor([sample_numbers[row] for row in rows], device=logits.device)
         return sample_labels(logits, hash64_tensor(sampling.seed, numbers, torch.tensor(steps, device=numbers.device)))
 
-    return _generate(model, prompts, stop_ids, max_new_tokens, select, max(1, len(prompts)), None, advance)
+    return _generate(model, prompts, stop_ids, max_new_tokens, select, max(1, len(prompts)), None, no_progress)
 
 
 def answer_work(model: PreTrainedModel, prompts: Sequence[list[int]], max_new_tokens: int) -> list[int]:

@@ -26,7 +26,7 @@ class InStep:
     """
 
     def __init__(self, model: PreTrainedModel, ranks: Ranks) -> None:
-        self.model, self.ranks, self.stop = model, ranks, StopSignal(ranks)
+        self.model, self.stop = model, StopSignal(ranks)
         self.idling = False
         model.register_forward_pre_hook(self._before_forward, prepend=True)  # before FSDP's own, which gathers
 
@@ -44,12 +44,10 @@ class InStep:
             self._any_is_working(WORKING)
 
     def _any_is_working(self, state: int) -> bool:
-        self.ranks.watch.tick()
-        answer = torch.tensor(STOPPING if self.stop.name else state)
-        dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self.ranks.flags)
+        answer = _agree(state, self.stop)
         if answer == STOPPING:
-            stop_all(self.ranks)
-        return bool(answer == WORKING)
+            stop_all(self.stop.ranks)
+        return answer == WORKING
 
 
 class Stopped(Exception):
@@ -80,13 +78,19 @@ class Together:
             pass
 
     def _agree(self, state: int) -> int:
-        self.stop.ranks.watch.tick()
-        answer = torch.tensor(STOPPING if self.stop.name else state)
-        dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self.stop.ranks.flags)
+        answer = _agree(state, self.stop)
         if answer == STOPPING:
             self.stop.stopped = True  # on all ranks: `agreed`, which lags behind, says the same from here on
             raise Stopped
-        return int(answer)
+        return answer
+
+
+def _agree(state: int, stop: StopSignal) -> int:
+    """The largest state of all ranks; STOPPING after a signal on any. A collective."""
+    stop.ranks.watch.tick()
+    answer = torch.tensor(STOPPING if stop.name else state)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=stop.ranks.flags)
+    return int(answer)
 
 
 def in_turns(turns: Iterable[Turn], tokens: Sequence[int], stop: StopSignal, description: str) -> Iterator[Turn]:

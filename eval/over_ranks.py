@@ -1,6 +1,7 @@
 """Share independent evaluation work (prompts, sequences) between the ranks."""
 
 import heapq
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -50,10 +51,13 @@ def deal(work: Sequence[int], ranks: int) -> list[list[int]]:
     return shares
 
 
-def token_bar(total: int, description: str, ranks: Ranks, done: int = 0) -> tqdm:
-    """A progress bar over tokens, which rank 0 shows of its own work. done: tokens that an earlier call has finished."""
+def token_bar(total: int, description: str, ranks: Ranks) -> tqdm:
+    """A progress bar over tokens, which rank 0 shows of its own work."""
     label = description if ranks.world_size == 1 else f"{description} (rank 0 of {ranks.world_size})"
-    return tqdm(total=total, initial=done, desc=label, unit="token", unit_scale=True, disable=ranks.rank != 0)
+    # In a file a bar is a line now and then.
+    lines = {"mininterval": 600, "bar_format": "{desc}: {percentage:.0f}% after {elapsed}\n"}
+    how = {} if sys.stderr.isatty() else lines
+    return tqdm(total=total, desc=label, unit="token", unit_scale=True, disable=ranks.rank != 0, **how)
 
 
 def on_every_rank(action: Callable[[], Result], ranks: Ranks) -> Result:

@@ -19,7 +19,7 @@ def pack_weights(model: PreTrainedModel) -> PreTrainedModel:
 
     A packed weight takes the place of the plain one, except that a tied head keeps both: the embedding needs the plain one.
     """
-    if model.device.type == "cpu" and _can_pack():
+    if model.device.type == "cpu" and _can_pack(model.dtype):
         shared = model.get_input_embeddings().weight
         for module in model.modules():
             if type(module) is nn.Linear and not isinstance(module.weight, DTensor):
@@ -27,8 +27,11 @@ def pack_weights(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _can_pack() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there; it packs bf16 only where the processor has AVX512 or AVX-NE-CONVERT."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _pack(linear: nn.Linear, keep: bool) -> None:

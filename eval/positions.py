@@ -6,7 +6,7 @@ gigabytes per layer.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,21 +136,14 @@ def cut_documents(ids: Sequence[int], length: int, max_documents: int, prefix: S
 
 
 def losses_by_position(
-    model: PackedLanguageModel,
-    documents: Sequence[Sequence[int]],
-    device: torch.device,
-    advance: Callable[[int], object] = lambda finished: None,
+    model: PackedLanguageModel, documents: Sequence[Sequence[int]], device: torch.device
 ) -> list[torch.Tensor]:
-    """The loss of each token in nats, fp64 `(length - 1,)` for each document.
+    """The loss of each token in nats, fp64 `(length - 1,)` for each document. The model must be whole.
 
-    Entry t is the loss of the token at position t + 1. advance: called with 1 after each document, e.g. a progress
-    bar's `update`. Documents may be longer than the window. The model must be whole.
+    Entry t is the loss of the token at position t + 1. Documents may be longer than the window.
     """
-    packed, losses = _with_targets(documents), []
-    for item in range(len(documents)):
-        losses.append(_losses(model, packed, (item,), device))
-        advance(1)
-    return losses
+    packed = _with_targets(documents)
+    return [_losses(model, packed, (item,), device) for item in range(len(documents))]
 
 
 def losses_over_ranks(

@@ -27,7 +27,7 @@ from data.replay_filters import EvaluationTexts, Filters, filter_sampled, normal
 from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier, read_on_first, start_process_group
 from eval.general_text import CERTIFICATE, SELECTION, SOURCE, held_out_texts, training_texts
-from eval.generate import Advance, Sampling, no_progress, sampled_answers
+from eval.generate import Sampling, sampled_answers
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank, token_bar
 from eval.questions import read_questions
@@ -133,10 +133,10 @@ class ReplaySampler:
         mine = range(ranks.rank, len(starts), ranks.world_size)
         indices = [range(start, min(options.documents, start + options.batch_size)) for start in starts]
         missing = [batch for batch in mine if not files[batch].exists()]
-        total, left = (self._work(sum(len(indices[batch]) for batch in some)) for some in (mine, missing))
-        with token_bar(total, "sampling", ranks, done=total - left) as bar:
+        with token_bar(len(missing) * options.batch_size * options.max_tokens, "sampling", ranks) as bar:
             for batch in missing:
-                write_json_lines(files[batch], self.sample_batch(model, list(indices[batch]), bar.update))
+                write_json_lines(files[batch], self.sample_batch(model, list(indices[batch])))
+                bar.update(options.batch_size * options.max_tokens)
         finish()
         barrier(ranks)
         if ranks.rank != 0:
@@ -145,25 +145,15 @@ class ReplaySampler:
         lines = (line for file in files for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
         return [json.loads(line) for line in lines]
 
-    def sample_batch(self, model: PreTrainedModel, indices: list[int], advance: Advance = no_progress) -> list[dict]:
-        """The documents with these indices, generated in one batch, before any filter. advance: as in `sampled_answers`."""
-        left = self._work(len(indices))
-
-        def count(tokens: int) -> None:  # how long the prompts of the answers will be is not known beforehand
-            nonlocal left
-            tokens = min(tokens, left)
-            left -= tokens
-            advance(tokens)
-
-        first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices], count)
+    def sample_batch(self, model: PreTrainedModel, indices: list[int]) -> list[dict]:
+        """The documents with these indices, generated in one batch, before any filter."""
+        first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices])
         if self.form == "text":
-            count(left)
             return [{"text": text, "finished": finished} for text, finished in first]
         user_messages = [{"role": "user", "content": text} for text, _ in first]
         asked = [i for i, (text, finished) in enumerate(first) if text and finished]
         prompts = [self.encoder.prompt([user_messages[i]]) for i in asked]
-        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in asked], count)
-        count(left)
+        answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in asked])
         replies = dict(zip(asked, answers, strict=True))
         documents = []
         for i, user_message in enumerate(user_messages):
@@ -171,16 +161,12 @@ class ReplaySampler:
             documents.append({"messages": [user_message, {"role": "assistant", "content": text}], "finished": finished})
         return documents
 
-    def _work(self, documents: int) -> int:
-        """The most tokens that are sampled for so many documents."""
-        return documents * self.options.max_tokens * (2 if self.form == "chat" else 1)
-
     def remove_parts(self) -> None:
         """Remove OUT.parts/, once the output file has been written."""
         shutil.rmtree(self.parts)
 
     def _generate(
-        self, model: PreTrainedModel, prompts: list[list[int]], sample_numbers: list[int], advance: Advance
+        self, model: PreTrainedModel, prompts: list[list[int]], sample_numbers: list[int]
     ) -> list[tuple[str, bool]]:
         """(text, finished) for each prompt."""
         if not prompts:
@@ -189,7 +175,7 @@ class ReplaySampler:
         sampling = Sampling(options.temperature, options.top_p, options.seed)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         stop_ids = special | set(self.encoder.stop_ids)
-        answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling, advance)
+        answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling)
         return [(tokenizer.decode(answer).strip(), len(answer) < options.max_tokens) for answer in answers]
 
 

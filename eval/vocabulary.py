@@ -85,7 +85,7 @@ def initial_losses(
     model, _ = _load(old, device)
     losses = {"before, old tokenizer": {kind: loss_per_byte(model, old, texts) for kind, texts in passages.items()}}
     model, config = _load(new, device)
-    for method in tqdm(METHODS, desc="loss of each initialisation", leave=False):
+    for method in tqdm(METHODS, desc="loss of each initialisation", leave=False, disable=None):
         for number, weight in enumerate(model.vocabulary_weights()):  # embedding, then an untied head
             own_init = dataclasses.replace(init, method=method, seed=init.seed + number)
             rows = new_rows(weight.detach()[:first_id].cpu(), sub_tokens, own_init, config.initializer_range)

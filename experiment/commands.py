@@ -7,16 +7,20 @@ says how long that takes. A training that was stopped or killed goes on from its
 import fcntl
 import json
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from common.durable_files import write_durably, write_json_lines
 from common.errors import UserError
-from experiment.launch import Ended, Job, run_jobs
+from experiment.launch import Interrupted, Signals, last_words, start
 
+POLL = 0.1  # seconds between two looks at the children
 TIMES = "times.jsonl"
 DIVERGED = "not finite"  # in the error of a run that stops for its weights (training/ending.py, train.py)
 
@@ -25,9 +29,10 @@ DIVERGED = "not finite"  # in the error of a run that stops for its weights (tra
 class Command:
     """A script of the project with its options.
 
-    output: the file that exists when it is done. needs: files of other commands that it reads. frees: directories and files that
-    nobody needs once it is done. Commands of one kind take about as long. diverged: of a training whose failure is a result: the
-    file that says why it diverged, which is done then.
+    output: the file that exists when it is done. needs: outputs of other commands, which it reads, or reads what is beside them.
+    frees: directories and files that nobody needs once it is done. Commands of one kind take about as long. diverged: of a
+    training whose failure is a result: the file that says why it diverged, which is done then. results: the small files that
+    are to be kept (`keep`). A command without them that others need runs only as long as one of these is left.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Command:
     frees: tuple[Path, ...] = ()
     diverged: Path | None = None
     processes: int = 1
+    results: tuple[Path, ...] = ()
 
     @property
     def is_done(self) -> bool:
@@ -46,12 +52,21 @@ class Command:
         return self.output.is_file() or (self.diverged is not None and self.diverged.is_file())
 
 
-@dataclass
-class _State:
-    """What one start of `run_commands` knows: the commands that run now, and those that have failed."""
+def left_of(commands: Sequence[Command]) -> list[Command]:
+    """What has to run, in order: what is not done, but no training whose weights nobody needs any more."""
+    for_others = {path for command in commands for path in command.needs}
+    left = [c for c in commands if not c.is_done and (c.results or c.output not in for_others)]
+    for command in left:  # grows
+        left += [c for c in commands if c.output in command.needs and not c.is_done and c not in left]
+    return [command for command in commands if command in left]
 
-    running: dict[Job, Command] = field(default_factory=dict)
-    failures: list[UserError] = field(default_factory=list)
+
+@dataclass(frozen=True)
+class _Child:
+    command: Command
+    log: Path
+    process: subprocess.Popen
+    started: float
 
 
 def run_commands(
@@ -68,63 +83,86 @@ def run_commands(
     the start and after each command. Raises Interrupted after a signal, when the running commands have saved, and UserError if
     one of them fails, when the others have ended.
     """
-    with owned(out):
+    running: dict[int, _Child] = {}
+    failures: list[UserError] = []
+    with owned(out), Signals() as signals:
         on_change()
-        state = _State()
-
-        def end(ended: Ended) -> None:
-            _end(ended, out, parallel, state)
-            on_change()
-
-        run_jobs(_jobs(list_them, out, parallel, until, state), parallel, end)
-        if state.failures:
-            raise state.failures[0]
-
-
-def _jobs(
-    list_them: Callable[[], Sequence[Command]], out: Path, parallel: int, until: datetime | None, state: _State
-) -> Iterator[Job | None]:
-    """The next command to start, or None as long as all that are left wait for the running ones."""
-    while not state.failures:
-        commands = list_them()
-        names = {command.name for command in state.running.values()}
-        being_written = {command.output for command in state.running.values()}
-        left = [command for command in commands if not command.is_done and command.name not in names]
-        if not left and not names:
-            return
-        if until and datetime.now() >= until:
-            print(f"it is past {until:%H:%M}: no other command is started; start again to continue", flush=True)
-            return
-        ready = next((c for c in left if all(p.exists() and p not in being_written for p in c.needs)), None)
-        if ready is None:
-            if not names:
-                missing = next(path for path in left[0].needs if not path.exists())
-                raise UserError(f"{left[0].name} needs {missing}, which no command writes")
-            yield None
-            continue
-        done = sum(command.is_done for command in commands)
-        print(f"{done} of {len(commands)} done | {left_in_words(commands, out, parallel)} | {ready.name}", flush=True)
-        job = Job(ready.script, ready.options, out / "logs" / f"{ready.name.replace('/', '-')}.log", ready.processes)
-        state.running[job] = ready
-        yield job
+        try:
+            while True:
+                while len(running) < parallel and not signals.first and not failures:
+                    command = _next(list_them(), [child.command for child in running.values()], out, parallel, until)
+                    if command is None:
+                        break
+                    slot = min(set(range(parallel)) - running.keys())
+                    log = out / "logs" / f"{command.name.replace('/', '-')}.log"
+                    process = start(command.script, command.options, log, command.processes, slot, parallel)
+                    running[slot] = _Child(command, log, process, time.monotonic())
+                if not running:
+                    break
+                for slot in _ended(running, signals):
+                    failures += _end(running.pop(slot), signals.first is not None, out, parallel)
+                    on_change()
+        finally:  # after an exception
+            for child in running.values():
+                child.process.send_signal(signal.SIGTERM)
+            while running:
+                for slot in _ended(running, signals):
+                    del running[slot]
+        if signals.first:
+            raise Interrupted(signals.first)
+        if failures:
+            raise failures[0]
 
 
-def _end(ended: Ended, out: Path, parallel: int, state: _State) -> None:
-    command = state.running.pop(ended.job)
-    if command.diverged and not command.is_done and not ended.stopped and DIVERGED in ended.last_words:
+def _next(
+    commands: Sequence[Command], running: Sequence[Command], out: Path, parallel: int, until: datetime | None
+) -> Command | None:
+    """The next command to start; None if nothing is left, or if all that is left waits for the running ones."""
+    names, being_written = {command.name for command in running}, {command.output for command in running}
+    all_left = left_of(commands)
+    left = [command for command in all_left if command.name not in names]
+    if left and until and datetime.now() >= until:
+        print(f"it is past {until:%H:%M}: no other command is started; start again to continue", flush=True)
+        return None
+    ready = next((c for c in left if all(p.exists() and p not in being_written for p in c.needs)), None)
+    if ready is None:
+        if left and not running:
+            missing = next(path for path in left[0].needs if not path.exists())
+            raise UserError(f"{left[0].name} needs {missing}, which no command writes")
+        return None
+    done = len(commands) - len(all_left)
+    print(f"{done} of {len(commands)} done | {left_in_words(commands, out, parallel)} | {ready.name}", flush=True)
+    return ready
+
+
+def _ended(running: dict[int, _Child], signals: Signals) -> list[int]:
+    """Wait until a child has ended; the numbers of all that have. Signals are passed on meanwhile."""
+    while True:
+        signals.pass_on(child.process for child in running.values())
+        ended = [slot for slot, child in running.items() if child.process.poll() is not None]
+        if ended:
+            return ended
+        time.sleep(POLL)
+
+
+def _end(child: _Child, stopped: bool, out: Path, parallel: int) -> list[UserError]:
+    """Note how a command has ended; its failure. stopped: after a signal, any exit code is right."""
+    command, seconds = child.command, time.monotonic() - child.started
+    said = last_words(child.log, child.process.poll() or 0)
+    if command.diverged and not command.is_done and not stopped and DIVERGED in said:
         command.diverged.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(command.diverged, ended.last_words + "\n")
-        print(f"{command.name} diverged: {ended.last_words}", flush=True)
+        write_durably(command.diverged, said + "\n")
+        print(f"{command.name} diverged: {said}", flush=True)
     row = {"name": command.name, "kind": command.kind, "options": command.options, "done": command.is_done}
-    row |= {"seconds": round(ended.seconds, 1), "parallel": parallel}
+    row |= {"seconds": round(seconds, 1), "parallel": parallel}
     write_json_lines(out / TIMES, [*read_times(out), row])
     if command.is_done:
         for path in command.frees:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        print(f"{command.name}: {duration(ended.seconds)}", flush=True)
-    elif not ended.stopped:
-        words = f"{command.name} failed: {ended.last_words}; its log is {ended.job.log}; start again to continue"
-        state.failures.append(UserError(words))
+        print(f"{command.name}: {duration(seconds)}", flush=True)
+    elif not stopped:
+        return [UserError(f"{command.name} failed: {said}; its log is {child.log}; start again to continue")]
+    return []
 
 
 def read_times(out: Path) -> list[dict]:
@@ -154,7 +192,7 @@ def left_in_words(commands: Sequence[Command], out: Path, parallel: int) -> str:
     for row in read_times(out):
         if row["done"]:
             times.setdefault(row["kind"], []).append(row["seconds"])
-    left = [command for command in commands if not command.is_done]
+    left = left_of(commands)
     known = [sum(times[command.kind]) / len(times[command.kind]) for command in left if command.kind in times]
     unknown = len(left) - len(known)
     parts = [f"about {duration(sum(known) / parallel)}"] if known or not unknown else []
@@ -164,8 +202,9 @@ def left_in_words(commands: Sequence[Command], out: Path, parallel: int) -> str:
 
 def list_commands(commands: Sequence[Command], out: Path, parallel: int) -> str:
     """One line for each command, and what is left."""
+    left = left_of(commands)
     lines = [
-        f"{'done ' if command.is_done else 'to do'} {command.name}: {command.script} {' '.join(command.options)}"
+        f"{'to do' if command in left else 'done '} {command.name}: {command.script} {' '.join(command.options)}"
         for command in commands
     ]
     return "\n".join([*lines, left_in_words(commands, out, parallel)])
@@ -186,6 +225,42 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# ---- What is kept for another machine ------------------------------------------------------------------------------------
+
+
+def keep(commands: Sequence[Command], out: Path, folder: Path) -> None:
+    """Copy the results of what is done to `folder`. Weights are not kept: what is left and needs them makes them again."""
+    for command in commands:
+        for path in (*command.results, command.diverged) if command.is_done else ():
+            if path and path.is_file():
+                _copy(path, folder / path.relative_to(out))
+    _join_times(out, folder)
+
+
+def restore(folder: Path, out: Path) -> None:
+    """Copy what `keep` has written to `folder` to `out`, where it is missing."""
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        to = out / path.relative_to(folder)
+        if path.is_file() and not to.is_file():
+            _copy(path, to)
+    _join_times(folder, out)
+
+
+def _copy(path: Path, to: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if not to.is_file() or to.read_text(encoding="utf-8") != text:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(to, text)
+
+
+def _join_times(*folders: Path) -> None:
+    """Write the rows of the times of all folders to each of them."""
+    rows = dict.fromkeys(json.dumps(row) for folder in folders for row in read_times(folder))
+    for folder in folders if rows else ():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / TIMES, "".join(f"{row}\n" for row in rows))
 
 
 @contextmanager

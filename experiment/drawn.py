@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.durable_files import write_durably
 from experiment.commands import Command, chosen_of, tuned_grid
-from experiment.contrasts import table
+from experiment.contrasts import tuning_table
 
 OUT, BASE = Path("runs/drawn"), "artifacts/models/SmolLM2-135M-Instruct"
 CONFIG = "configs/quickstart.py"
@@ -69,14 +69,10 @@ def train(
 def score(model: Path, split: str, result: Path, frees: tuple[Path, ...] = ()) -> Command:
     """Score the answers of a model to the reports of a split."""
     options = (str(model), "--data", str(OUT / "pool" / f"{split}.jsonl"), "--max-new-tokens", "128", "--show", "0")
+    options += ("--json", str(result), "--answers", str(result.with_suffix(".answers.jsonl")))
+    needs = model / "export.json", OUT / "pool" / "dataset.json"
     return Command(
-        result.stem,
-        f"score {split}",
-        "scripts/evaluate.py",
-        (*options, "--json", str(result), "--answers", str(result.with_suffix(".answers.jsonl"))),
-        result,
-        (model / "export.json",),
-        frees,
+        result.stem, f"score {split}", "scripts/evaluate.py", options, result, needs, frees, results=(result,)
     )
 
 
@@ -151,14 +147,7 @@ def tuning(method: str) -> list[Command]:
     ]
 
 
-def tuning_table() -> str:
-    """What the tuning has found, as Markdown."""
-    rows = [["method", "rate", "F1 on validation, mean of two seeds", ""]]
-    for method in RATES:
-        tried, best = rates(method), chosen_rate(method)
-        for rate in tried:
-            f1 = rate_f1(method, rate)
-            if f1 is not None:
-                edge = ", at the edge of the grid" if rate in (tried[0], tried[-1]) else ""
-                rows.append([method, f"{rate:g}", f"{f1:.3f}", f"chosen{edge}" if rate == best else ""])
-    return table(rows)
+def rate_table() -> str:
+    """What the tuning of the rates has found, as Markdown."""
+    head = ("method", "rate", "F1 on validation, mean of two seeds")
+    return tuning_table(head, {method: rates(method) for method in RATES}, rate_f1, chosen_rate)

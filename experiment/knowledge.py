@@ -28,8 +28,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.durable_files import write_json_lines
+from eval.comparison.arms import metric_rows
 from experiment.commands import Command, chosen_of, tuned_grid
-from experiment.contrasts import Contrast, contrast_table, summary_table, table
+from experiment.contrasts import Contrast, contrast_table, draw_seeds, summary_table, tuning_table
 from experiment.drawn import weights_of
 
 OUT, BASE = Path("runs/knowledge"), "artifacts/models/SmolLM2-135M-Instruct"
@@ -58,9 +59,7 @@ RATES = {
 EXTENSIONS = 2  # of a grid on each side, where the best is the last
 SHARES = ("10%", "30%", "100%")
 BITS = "bits per byte"
-CONTRASTS = tuple(
-    Contrast("full", arm, BITS, 0.02, paired=False, more_is_better=False) for arm in ARMS if arm != "full"
-)
+CONTRASTS = tuple(Contrast("full", arm, BITS, margin=0.02) for arm in ARMS if arm != "full")
 _ROW = re.compile(r"^ *(r\d+) ([^|]+?)(?: \|.*)?$", re.MULTILINE)
 
 
@@ -85,7 +84,7 @@ def file_of(name: str) -> Path:
 
 def write_texts() -> None:
     """The held-out documents, and the questions, once the corpus is there: a prompt with each of its labels, the right one first."""
-    if not corpus().is_done or file_of("recall").is_file():
+    if not corpus().is_done or all(file_of(name).is_file() for name in ("validation", "test", "recall")):
         return
     for split in ("validation", "test"):
         documents = _read(OUT / "cpt" / f"{split}.jsonl")
@@ -120,7 +119,7 @@ def forms() -> list[tuple[str, list[tuple[str, str]]]]:
 def draw(seed: int) -> Path:
     """The training documents of a seed, in a file that exists once the corpus does and the base has been measured."""
     path = file_of(f"train-s{seed}")
-    if not path.is_file() and scores_of("base", "test").is_file():
+    if not path.is_file() and scores_of("base", "test").is_file() and (OUT / "cpt" / "train.jsonl").is_file():
         chosen = []
         for title, rows in forms():
             for copy in range(COPIES):  # each begins with another row
@@ -172,33 +171,45 @@ def commands() -> list[Command]:
     options = (BASE, "--corpus", str(draw(SEEDS[0])), "--out", str(extended.parent), "--loss-bytes", "0")
     found = [
         corpus(),
-        _measure(BASE, "base", "test", corpus().output),
-        _measure(BASE, "base", "recall", corpus().output),
-        Command(
-            "new-tokens", "new-tokens", "scripts/extend_vocabulary.py", options, extended, (scores_of("base", "test"),)
-        ),
+        _measure(BASE, "base", "test"),
+        _measure(BASE, "base", "recall"),
+        Command("new-tokens", "new-tokens", "scripts/extend_vocabulary.py", options, extended, _texts_needed()),
         _measure(str(extended.parent), "new-tokens", "test", extended),
     ]
-    if not all(command.is_done for command in found[:2]):
+    if not found[1].is_done:
         return found
     for arm in ARMS:
         for rate in rates(arm):
             run = run_of(arm, TUNING_SEED, rate)
             command = _train(arm, TUNING_SEED, rate, run, "validation", EVERY)
-            found.append(replace(command, kind=f"tune {arm}", frees=weights_of(run), diverged=run / "diverged.txt"))
+            known = {"diverged": run / "diverged.txt", "results": (command.output, run / "metrics.jsonl")}
+            found.append(replace(command, kind=f"tune {arm}", frees=weights_of(run), **known))
     for seed in SEEDS:
         for arm in (*ARMS, NEW_TOKENS):
             rate, run = chosen_rate("full" if arm == NEW_TOKENS else arm), run_of(arm, seed)
             if rate is None or (arm == NEW_TOKENS and not found[4].is_done):
                 continue
-            found.append(_train(arm, seed, rate, run, "test"))
-            found.append(
-                replace(_measure(str(run / "export"), run.name, "recall", found[-1].output), frees=weights_of(run))
-            )
+            found.append(_train(arm, seed, rate, run, "test", needs=(extended,) if arm == NEW_TOKENS else ()))
+            command = _measure(str(run / "export"), run.name, "recall", found[-1].output)
+            results = (*command.results, run / "metrics.jsonl")
+            found.append(replace(command, frees=weights_of(run), results=results))
     return found
 
 
-def _train(arm: str, seed: int, rate: float, run: Path, judged_on: str, steps: int | None = None) -> Command:
+def _texts_needed() -> tuple[Path, ...]:
+    """What has to be there before the training documents can be drawn."""
+    return corpus().output, scores_of("base", "test")
+
+
+def _train(
+    arm: str,
+    seed: int,
+    rate: float,
+    run: Path,
+    judged_on: str,
+    steps: int | None = None,
+    needs: tuple[Path, ...] = (),
+) -> Command:
     model, step = BASE, STEP
     if arm == NEW_TOKENS:  # as many steps, and as many bytes in each
         model, step = str(OUT / "new-tokens"), round(STEP * tokens_per_byte("new-tokens") / tokens_per_byte("base"))
@@ -215,13 +226,15 @@ def _train(arm: str, seed: int, rate: float, run: Path, judged_on: str, steps: i
         *ARMS.get(arm, ()),
         *SETTINGS,
     )
-    return Command(f"{run.name}/train", f"train {arm}", "train.py", options, run / "export" / "export.json")
+    output = run / "export" / "export.json"
+    return Command(f"{run.name}/train", f"train {arm}", "train.py", options, output, (*_texts_needed(), *needs))
 
 
-def _measure(model: str, name: str, data: str, needs: Path) -> Command:
-    result = scores_of(name, data)
-    options = (model, "--data", str(file_of(data)), "--show", "0", "--json", str(result))
-    return Command(result.stem, f"measure {data}", "scripts/evaluate.py", options, result, (needs,))
+def _measure(model: str, name: str, data: str, *needs: Path) -> Command:
+    result, read = scores_of(name, data), file_of(data)
+    options = (model, "--data", str(read), "--show", "0", "--json", str(result))
+    needs, results = (corpus().output, *needs), (result, read)
+    return Command(result.stem, f"measure {data}", "scripts/evaluate.py", options, result, needs, results=results)
 
 
 def _tuned_score(arm: str) -> Callable[[float], float | None]:
@@ -252,15 +265,13 @@ def chosen_rate(arm: str) -> float | None:
 
 def curve_of(run: Path) -> dict[int, float]:
     """Step -> nats for each target of the held-out documents."""
-    path = run / "metrics.jsonl"
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else ())
-    return {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+    return {row["step"]: row["validation/loss"] for row in metric_rows(run) if "validation/loss" in row}
 
 
 def bits_per_byte(arm: str, seed: int) -> dict[str, float]:
-    """Share of the tokens -> bits per byte of the test's documents, of a run that is done."""
+    """Share of the tokens -> bits per byte of the test's documents, of a run that is done and measured."""
     run = run_of(arm, seed)
-    if not (run / "export" / "export.json").is_file():
+    if not scores_of(run.name, "recall").is_file():
         return {}
     found, bits = curve_of(run), tokens_per_byte("new-tokens" if arm == NEW_TOKENS else "base") / math.log(2)
     steps = dict(zip(SHARES, (EVERY, 3 * EVERY, max(found)), strict=True))
@@ -291,12 +302,8 @@ def values() -> dict[str, dict[str, dict[int, float]]]:
 def report() -> tuple[str, dict]:
     """The tables as Markdown, and the values. Draws knowledge.png."""
     found = values()
-    rows = [["arm", "rate", "validation loss after a tenth of the tokens", ""]]
-    for arm in ARMS:
-        for rate in rates(arm):
-            score = _tuned_score(arm)(rate)
-            if score is not None:
-                rows.append([arm, f"{rate:g}", f"{-score:.4f}", "chosen" if rate == chosen_rate(arm) else ""])
+    head = ("arm", "rate", "less the validation loss after a tenth of the tokens")
+    tuned = tuning_table(head, {a: rates(a) for a in ARMS}, lambda arm, rate: _tuned_score(arm)(rate), chosen_rate)
     base = []
     if scores_of("base", "test").is_file():
         result = json.loads(scores_of("base", "test").read_text(encoding="utf-8"))
@@ -305,7 +312,7 @@ def report() -> tuple[str, dict]:
         base.append(f"recall {recall_of(scores_of('base', 'recall')):.3f} of {ROWS:,} rows.")
     summaries = [summary_table(found[measure], measure) for measure in found if measure != BITS]
     _draw(found)
-    return "\n\n".join([table(rows), "; ".join(base), *summaries, contrast_table(CONTRASTS, found)]), found
+    return "\n\n".join([tuned, "; ".join(base), *summaries, contrast_table(CONTRASTS, found)]), found
 
 
 def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
@@ -319,13 +326,11 @@ def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
             left.scatter([place] * len(of_seeds), of_seeds, s=9, color=f"C{number}", alpha=0.4, linewidths=0)
         if known:
             left.plot(*zip(*known, strict=True), marker="o", markersize=3, color=f"C{number}", label=arm)
-        recalled = list(found["recall"].get(arm, {}).values())
-        right.scatter(recalled, [number] * len(recalled), s=16, color=f"C{number}", alpha=0.6, linewidths=0)
     left.set(xlabel="share of the tokens", ylabel=f"{BITS} of held-out text", xlim=(-0.2, len(SHARES) - 0.8))
     left.set_xticks(range(len(SHARES)), SHARES)
     if any(found[BITS].values()):
         left.legend(fontsize=8)
     right.axvline(1 / (1 + OTHERS), color="grey", linewidth=0.5, linestyle=":")
-    right.set(xlabel="recall (dotted: chance)", ylim=(len(ARMS) + 0.5, -0.5))
-    right.set_yticks(range(len(ARMS) + 1), [*ARMS, NEW_TOKENS])
+    draw_seeds(right, {arm: found["recall"].get(arm, {}) for arm in (*ARMS, NEW_TOKENS)})
+    right.set(xlabel="recall (dotted: chance)")
     figure.savefig(OUT / "knowledge.png", dpi=110)

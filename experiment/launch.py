@@ -1,7 +1,7 @@
-"""Start train.py and the scripts as children: some at the same time, each with its share of the machine and a log.
+"""Start train.py and the scripts as children, each with its share of the machine and a log, and pass signals on to them.
 
-SIGINT and SIGTERM are passed on to the children, which save a checkpoint and end (train.py) or keep what is finished (the
-scripts). The children have sessions of their own, so that Ctrl-C in a terminal reaches them only through this process, once.
+After SIGINT and SIGTERM train.py saves a checkpoint, and the scripts keep what is finished. The children have sessions of their
+own, so that Ctrl-C in a terminal reaches them only through this process, once.
 """
 
 import os
@@ -9,145 +9,54 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from common.child_process import tied_to_parent
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-POLL = 0.1  # seconds between two looks at the children
 SAME_SIGNAL = 2.0  # seconds; signals within them are one, as in train.py
 # What a launcher sets for its ranks. A child is no rank of the launcher of this process.
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
-class Interrupted(KeyboardInterrupt):
-    """This process has received a signal, and every child has ended. number: of the signal."""
+def start(
+    script: str, options: Sequence[str], log: Path, processes: int = 1, slot: int = 0, parallel: int = 1
+) -> subprocess.Popen:
+    """Start a script of the project, with torchrun if it has several processes. Its output is added to `log`.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal's number, as a shell reports it."""
-        return 128 + self.number
-
-
-@dataclass(frozen=True)
-class Job:
-    """A script of the project, relative to its root, and its options. The output is added to the file `log`.
-
-    processes: 1 starts it with plain python, more with torchrun.
+    It is the one with the number `slot` of `parallel` children that share the cores and GPUs. Raises UserError if there are
+    too few GPUs.
     """
-
-    script: str
-    options: tuple[str, ...]
-    log: Path
-    processes: int = 1
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a job ended. stopped: after a signal; a script that saves and stops then may have any exit code."""
-
-    job: Job
-    code: int  # negative: the signal that killed it
-    stopped: bool
-    seconds: float
-
-    @property
-    def last_words(self) -> str:
-        """The last `error:` line that the job printed since it was started, else its last line, else the exit code."""
-        lines = last_output(self.job.log)
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return (errors or lines or [f"exit code {self.code}"])[-1]
-
-
-@dataclass
-class _Child:
-    job: Job
-    process: subprocess.Popen
-    started: float = field(default_factory=time.monotonic)
-
-
-def run_jobs(
-    jobs: Iterable[Job | None],
-    parallel: int = 1,
-    on_end: Callable[[Ended], None] = lambda ended: None,
-    on_tick: Callable[[], None] = lambda: None,
-) -> None:
-    """Run jobs in their order, `parallel` at once, each on its share of the cores and GPUs. `on_tick` is called often.
-
-    The next job is asked for when there is room for it; None says that it waits for a running one to end. After a signal no job
-    is started, the running ones get the signal, and when they have ended Interrupted is raised. An exception in one of the
-    functions, or from `jobs`, ends the others in the same way. Raises UserError if there are too few GPUs.
-    """
-    waiting, running, has_room = iter(jobs), dict[int, _Child](), True
-    with _Signals() as signals:
-        try:
-            while True:
-                while has_room and len(running) < parallel and not signals.first:
-                    job = next(waiting, None)
-                    has_room = job is not None  # else: not before one has ended
-                    if job is not None:
-                        slot = min(set(range(parallel)) - running.keys())
-                        running[slot] = _start(job, slot, parallel)
-                if not running:
-                    break
-                signals.pass_on(running.values())
-                time.sleep(POLL)
-                for slot, child in list(running.items()):
-                    code = child.process.poll()
-                    if code is not None:
-                        del running[slot]
-                        seconds, has_room = time.monotonic() - child.started, True
-                        on_end(Ended(child.job, code, signals.first is not None, seconds))
-                on_tick()
-        finally:  # no-op, but after an exception
-            if running:
-                signals.remember(signal.SIGTERM)
-            while running:
-                signals.pass_on(running.values())
-                time.sleep(POLL)
-                running = {slot: child for slot, child in running.items() if child.process.poll() is None}
-        if signals.first:
-            raise Interrupted(signals.first)
-
-
-def last_output(log: Path) -> list[str]:
-    """The lines of the newest start in a log, without empty ones."""
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line for line in text.rpartition("\n$ ")[2].splitlines()[1:] if line.strip()]
-
-
-def _start(job: Job, slot: int, parallel: int) -> _Child:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.processes}"]
-    command = [*(torchrun if job.processes > 1 else []), str(ROOT / job.script), *job.options]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*(torchrun if processes > 1 else []), str(ROOT / script), *options]
     environment = {key: value for key, value in os.environ.items() if key not in _OF_A_LAUNCHER}
     environment = {key: value for key, value in environment.items() if not key.startswith("TORCHELASTIC_")}
-    environment |= _gpus(slot, parallel, job.processes)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("ab") as log:
-        log.write(f"\n$ {job.script} {' '.join(job.options)}\n".encode())
-        log.flush()
-        process = subprocess.Popen(
+    environment |= _gpus(slot, parallel, processes)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        file.write(f"\n$ {script} {' '.join(options)}\n".encode())
+        file.flush()
+        return subprocess.Popen(
             # If this process is killed, its children save a checkpoint and end.
             tied_to_parent(command, signal.SIGTERM, _cores(slot, parallel)),
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return _Child(job, process)
+
+
+def last_words(log: Path, code: int) -> str:
+    """The last `error:` line of the newest start in a log, else its last line, else the exit code."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line for line in text.rpartition("\n$ ")[2].splitlines()[1:] if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"exit code {code}"])[-1]
 
 
 def _cores(slot: int, parallel: int) -> list[int] | None:
@@ -173,42 +82,38 @@ def _gpus(slot: int, parallel: int, processes: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(visible[slot * processes : (slot + 1) * processes])}
 
 
-class _Signals:
-    """`with _Signals() as signals:` remembers SIGINT and SIGTERM, which `pass_on` sends to the children."""
+class Interrupted(KeyboardInterrupt):
+    """This process has received a signal, and every child has ended. exit_code: 128 + the signal's number, as a shell has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """`with Signals() as signals:` remembers SIGINT and SIGTERM, which `pass_on` sends to the children. first: the number of the first."""
+
+    def __enter__(self) -> "Signals":
         self.first: int | None = None
-        self._count, self._passed_on, self._last = 0, 0, 0.0
-
-    def __enter__(self) -> "_Signals":
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self.remember) for number in numbers}
+        self._pending, self._last = 0, 0.0
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def remember(self, number: int, frame: FrameType | None = None) -> None:
-        """Count a signal. Those that follow within SAME_SIGNAL are the same one."""
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._count and now - self._last < SAME_SIGNAL:
-            return
-        self._count, self._last, self.first = self._count + 1, now, self.first or number
+        if self.first is None or now - self._last >= SAME_SIGNAL:  # a terminal and a launcher may both send it
+            self.first, self._pending, self._last = self.first or number, number, now
 
-    def pass_on(self, children: Iterable[_Child]) -> None:
-        """Send what has arrived since the last call: the first and the second signal as they are, a third as SIGKILL."""
-        if self._count == self._passed_on or self.first is None:
-            return
-        self._passed_on = self._count
-        name = signal.Signals(self.first).name
-        words = {1: "the running scripts save and end; a second signal ends them at once", 2: "ending them at once"}
-        print(f"{name}: {words.get(self._count, 'killing them')}", file=sys.stderr, flush=True)
-        for child in children:
-            with suppress(ProcessLookupError, PermissionError):
-                if self._count < 3:
-                    child.process.send_signal(self.first)
-                else:
-                    os.killpg(child.process.pid, signal.SIGKILL)
+    def pass_on(self, children: Iterable[subprocess.Popen]) -> None:
+        """Send what has arrived since the last call."""
+        number, self._pending = self._pending, 0
+        if number:
+            words = "the running scripts save and end; a second signal ends them at once"
+            print(f"{signal.Signals(number).name}: {words}", file=sys.stderr, flush=True)
+        for child in children if number else ():
+            with suppress(ProcessLookupError):
+                child.send_signal(number)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiment import drawn
 from experiment.commands import Command
-from experiment.contrasts import Contrast, contrast_table, difference, interval, table
+from experiment.contrasts import Contrast, contrast_table, difference, in_words, table, tuning_table
 from experiment.drawn import (
     chosen_rate,
     f1_of,
@@ -43,9 +43,9 @@ KEEPS = 0.02  # of F1 on validation, which a setting of PILOTS may cost
 ARMS = ("plain", "low rate", "L2 to the start", "EWC 10", "EWC 100", "replay", "self-replay", "anchored self-replay")
 WHOLE, LOW = "anchored self-replay, alpha 1", "low rate, alpha 0.75"
 CONTRASTS = (
-    Contrast(WHOLE, "plain, alpha 1", "F1", 0.05, paired=True),
-    Contrast(LOW, WHOLE, "F1", 0.05, paired=True),
-    Contrast(LOW, WHOLE, "KL", 0.05, paired=True, more_is_better=False),
+    Contrast(WHOLE, "plain, alpha 1", "F1", paired=True, margin=0.05),
+    Contrast(LOW, WHOLE, "F1", paired=True, margin=0.05),
+    Contrast(LOW, WHOLE, "KL", paired=True, margin=0.05),
 )
 
 
@@ -98,23 +98,11 @@ def results_of(arm: str, seed: int, alpha: str) -> tuple[Path, Path]:
 def commands() -> list[Command]:
     """What is known to be needed, seed by seed, so that a part of it is a result."""
     topics, own = texts()
-    sampled = (
-        "--source",
-        "model",
-        "--model",
-        drawn.BASE,
-        "--documents",
-        "160",
-        "--max-tokens",
-        "256",
-        "--out",
-        str(own),
-    )
-    found = [
-        *(pool(), *tuning("full")),
-        Command("topics", "topics", "scripts/data.py", ("replay", "--source", "topics", "--out", str(topics)), topics),
-        Command("self", "self", "scripts/data.py", ("replay", *sampled), own),
-    ]
+    by_base = ("model", "--model", drawn.BASE, "--documents", "160", "--max-tokens", "256")
+    found = [*(pool(), *tuning("full"))]
+    for name, source, path in (("topics", ("topics",), topics), ("self", by_base, own)):
+        options = ("replay", "--source", *source, "--out", str(path))
+        found.append(Command(name, name, "scripts/data.py", options, path, results=(path,)))
     rate = chosen_rate("full")
     if not rate:
         return found
@@ -146,13 +134,16 @@ def _of_run(arm: str, seed: int, rate: float, strength: float | None) -> list[Co
             options = (str(run), "--average-with-base", alpha, "--out", str(model))
             last = (run / "checkpoints",) if alpha == ALPHAS[-1] else ()
             done = model / "export.json"
-            found.append(Command(f"{name}/a{alpha}", "average", "scripts/export.py", options, done, (before,), last))
-            before = done  # one after the other: the last one frees the checkpoints
+            needs = (run / "export" / "export.json", before)  # one after the other: the last one frees the checkpoints
+            found.append(Command(f"{name}/a{alpha}", "average", "scripts/export.py", options, done, needs, last))
+            before = done
         forgotten = ("forgetting", drawn.BASE, str(model), "--texts", *map(str, FAR), "--json", str(general))
-        weights = (model / "model.safetensors",)
+        weights, needs = (model / "model.safetensors",), (task, model / "export.json")  # which frees the weights
         found += [
             score(model, "test", task),
-            Command(general.stem, "general", "scripts/measure.py", forgotten, general, (task,), weights),
+            Command(
+                general.stem, "general", "scripts/measure.py", forgotten, general, needs, weights, results=(general,)
+            ),
         ]
     return found
 
@@ -182,7 +173,7 @@ def report() -> tuple[str, dict]:
     for arm, f1 in found["F1"].items():
         kl = list(found["KL"][arm].values())
         change = difference(f1, plain, paired=True) if arm != "plain, alpha 1" else None
-        words = f"{change.value:+.3f} ({interval(change.wide)})" if change else ""
+        words = f"{change.value:+.3f} ({in_words(change.interval())})" if change else ""
         kept = ", ".join(str(sum(value <= budget for value in kl)) for budget in BUDGETS)
         rows.append([arm, str(len(f1)), f"{np.mean(list(f1.values())):.3f}", f"{np.mean(kl):.3f}", words, kept])
     _draw(found)
@@ -191,14 +182,13 @@ def report() -> tuple[str, dict]:
 
 def pilot_table() -> str:
     """What the pilots have found, as Markdown."""
-    rows, rate = [["arm", "strength or weight", "F1 on validation", ""]], chosen_rate("full")
-    for arm, strengths in PILOTS.items():
-        for strength in strengths:
-            f1 = validation_f1(pilot_runs(arm, strength))
-            if rate and f1 is not None:
-                is_chosen = strength == chosen_strength(arm, rate)
-                rows.append([arm, f"{strength:g}", f"{f1:.3f}", "chosen" if is_chosen else ""])
-    return table(rows)
+    rate = chosen_rate("full")
+    return tuning_table(
+        ("arm", "strength or weight", "F1 on validation"),
+        PILOTS if rate else {},
+        lambda arm, strength: validation_f1(pilot_runs(arm, strength)),
+        lambda arm: chosen_strength(arm, rate or 0.0),
+    )
 
 
 def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from experiment import drawn
 from experiment.commands import Command
-from experiment.contrasts import Contrast, contrast_table, summary_table
-from experiment.drawn import METHODS, chosen_rate, f1_of, pool, run_of, score, train, tuning, tuning_table, weights_of
+from experiment.contrasts import Contrast, contrast_table, draw_seeds, summary_table
+from experiment.drawn import METHODS, chosen_rate, f1_of, pool, rate_table, run_of, score, train, tuning, weights_of
 
 SEEDS = {"full": 12, "lora8": 12, "lora64": 4}
 SHARED = 8  # seeds whose full fine-tuning experiment.pareto averages with the base, and measures
-CONTRASTS = (Contrast("full", "lora8", "F1", 0.05, paired=False),)
+CONTRASTS = (Contrast("full", "lora8", "F1", margin=0.05),)
 
 
 def out() -> Path:
@@ -59,13 +59,8 @@ def report() -> tuple[str, dict]:
     found = values()
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
-    for place, of_seeds in enumerate(found.values()):
-        if of_seeds:
-            axes.scatter(list(of_seeds.values()), [place] * len(of_seeds), s=16, alpha=0.5, linewidths=0)
-            axes.plot(sum(of_seeds.values()) / len(of_seeds), place, "k|", markersize=16)
-    axes.set_yticks(range(len(found)), list(found))
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    draw_seeds(axes, found)
     axes.set_xlabel("F1 of violations on the test: a point for each seed, a line for the mean")
     figure.savefig(drawn.OUT / "settle.png", dpi=110)
-    text = [tuning_table(), summary_table(found, "F1"), contrast_table(CONTRASTS, {"F1": found})]
+    text = [rate_table(), summary_table(found, "F1"), contrast_table(CONTRASTS, {"F1": found})]
     return "\n\n".join(text), {"F1": found}

@@ -1,26 +1,142 @@
-"""A sweep: every run of a grid (experiment/grid.py) by train.py, and one table by a validation curve. It never looks at a test.
+"""A sweep: every point of a grid `key=a,b,c`, with every seed a run of train.py, and one table by a validation curve.
 
-OUT/sweep.json is the interface for others: `best.overrides` are the settings to train with, beside `fixed`.
+It never looks at a test. OUT/sweep.json is the interface for others: `best.overrides` are the settings to train with, beside
+`fixed`.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
 import statistics
+import typing
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.durable_files import write_durably, write_json
 from common.errors import UserError
-from configs.config import as_dict
+from configs.config import Config, as_dict
+from configs.load import is_of_answers, load_config, override, parse_best_by
+from eval.comparison.arms import metric_rows
 from experiment.commands import Command, duration, read_times
 from experiment.contrasts import table
-from experiment.grid import Grid, Metric, Run, options
 
+FOLDER = "runs/sweeps"
+# Keys that a sweep sets itself, or that would give its runs different yardsticks.
+_NOT_SWEPT = {
+    **dict.fromkeys(("run.name", "run.directory", "run.resume"), "the sweep names and continues its runs, in --out"),
+    "run.seed": "use --seeds K",
+    **dict.fromkeys(
+        ("run.eval_generate", "run.best_by", "data.validation", "data.split_by", "data.validation_share"),
+        "all runs must be measured on the same data, in the same way",
+    ),
+}
+_LONGEST_PART = 40  # characters of a value in the name of a run
 _TEST = re.compile(r"(^|[^a-z])tests?([^a-z]|$)")
-SAME_TOKENS = 0.01  # relative difference of tokens that seeds and packing make
+SAME_TOKENS = 1.01  # ratio of tokens that seeds and packing make
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of train.py. config: its resolved settings. options: its overrides for the command line."""
+
+    name: str
+    point: tuple[str, ...]  # overrides, as the user wrote them
+    seed: int
+    config: Config
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """axes: key -> values as the user wrote them, in his order; values: the same, parsed. fixed: overrides of all runs. runs: point by point."""
+
+    config_file: str
+    out: Path
+    axes: dict[str, list[str]]
+    values: dict[str, list[object]]
+    fixed: list[str]
+    seeds: list[int]
+    runs: list[Run]
+
+
+def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out: str | None) -> Grid:
+    """All runs of the product of the arguments' values, in `out` (None: runs/sweeps/NAME). Raises UserError, also for any value that is refused.
+
+    A comma separates values. Where a value may itself have commas (lists, pairs, dictionaries), or if an argument has a |,
+    that is what separates them: `optimizer.betas=0.9,0.95|0.9,0.99`. seeds: run.seed is 0 to seeds - 1; None: the config's.
+    """
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds must be 1 or more, not {seeds}")
+    axes: dict[str, list[str]] = {}
+    fixed: list[str] = []
+    for text in arguments:
+        key, equals, values = text.partition("=")
+        parts = _split(key, values)
+        if key in axes or key in [other.partition("=")[0] for other in fixed]:
+            raise UserError(f"{key} is given twice; write all of its values in one argument")
+        if len(parts) < 2 or not equals:
+            fixed.append(f"{key}={parts[0]}" if parts and equals else text)
+        elif key in _NOT_SWEPT:
+            raise UserError(f"{key} cannot be swept: {_NOT_SWEPT[key]}")
+        else:
+            axes[key] = parts
+    base = load_config(config_file, fixed)
+    if seeds and any(text.startswith("run.seed=") for text in fixed):
+        raise UserError("run.seed and --seeds are both given; leave one of them out")
+    if not axes and not seeds:
+        raise UserError(
+            "nothing is swept; give several values, e.g. optimizer.learning_rate=1e-4,3e-4,1e-3, or --seeds K"
+        )
+    folder = out or f"{FOLDER}/{base.run.name}"
+    values = {key: [_value(override(base, [f"{key}={part}"]), key) for part in parts] for key, parts in axes.items()}
+    for key, found in values.items():
+        twice = [text for number, text in enumerate(axes[key]) if found[number] in found[:number]]
+        if twice:
+            raise UserError(f"{key}: the value {twice[0]} is given twice")
+    grid = Grid(config_file, Path(folder), axes, values, fixed, [*range(seeds)] if seeds else [base.run.seed], [])
+    for choice in itertools.product(*(range(len(parts)) for parts in axes.values())):
+        point = tuple(f"{key}={axes[key][i]}" for key, i in zip(axes, choice, strict=True))
+        named = {key: values[key][i] for key, i in zip(axes, choice, strict=True)}
+        for seed in grid.seeds:
+            name = _name(named, seed)
+            own = (f"run.seed={seed}", f"run.directory={folder}", f"run.name={name}")
+            grid.runs.append(Run(name, point, seed, override(base, [*point, *own]), (*fixed, *point, *own)))
+    return grid
+
+
+def _split(key: str, text: str) -> list[str]:
+    """The values in an argument; one where a comma belongs to the value, in a tuple or a dictionary."""
+    section, _, name = key.partition(".")
+    kind = typing.get_type_hints(Config).get(section)
+    hint = typing.get_type_hints(kind).get(name) if kind else None
+    holds_commas = any(typing.get_origin(one) in (tuple, dict) for one in (hint, *typing.get_args(hint)))
+    if "|" not in text and holds_commas:
+        return [text]
+    return [part for part in text.split("|" if "|" in text else ",") if part]
+
+
+def _value(config: Config, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def _name(values: dict[str, object], seed: int) -> str:
+    """E.g. `learning_rate-0.0003_epochs-2_seed-0`: the same for the same values, however they were written."""
+    short = [key.rpartition(".")[2] for key in values]
+    parts = []
+    for key, value in values.items():
+        last = key.rpartition(".")[2]
+        text = value if isinstance(value, str) else json.dumps(value, default=vars)
+        plain = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[:_LONGEST_PART]
+        checksum = (
+            "" if plain == text else f"-{zlib.crc32(text.encode()):08x}"
+        )  # of what cannot be in the name of a file
+        parts.append(f"{last if short.count(last) == 1 else key}-{plain}{checksum}")
+    return "_".join([*parts, f"seed-{seed}"])
 
 
 @dataclass(frozen=True)
@@ -42,57 +158,62 @@ class Result:
 
 @dataclass(frozen=True)
 class Point:
-    """The runs of one point, which differ in their seed alone."""
+    """The runs of one point, which differ in their seed alone. mean, spread: over the finished seeds (n - 1), or None."""
 
     overrides: tuple[str, ...]
     results: list[Result]
-
-    @property
-    def values(self) -> list[float]:
-        """The values of the finished runs, by seed."""
-        return [result.value for result in self.results if result.value is not None]
+    values: list[float]
+    mean: float | None
+    spread: float | None
 
     @property
     def is_complete(self) -> bool:
         """Whether the run of every seed has finished."""
         return len(self.values) == len(self.results)
 
-    @property
-    def mean(self) -> float:
-        """Mean over the finished seeds; NaN without one."""
-        return statistics.fmean(self.values) if self.values else math.nan
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over the finished seeds (n - 1); None for fewer than two."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def label(self) -> str:
-        """Its overrides as they were written."""
-        return " ".join(self.overrides) or "the runs"
-
 
 class Sweep:
     """A grid, the commands that train it, and the table of what they have found."""
 
-    def __init__(self, grid: Grid, metric: Metric, processes: int = 1, keeps_checkpoints: bool = True) -> None:
-        """Check the yardstick. Raises UserError, also if the directory is another sweep's or its data have changed."""
-        check_yardstick(grid, metric)
-        self.grid, self.metric, self.out, self.processes = grid, metric, Path(grid.out), processes
+    def __init__(self, grid: Grid, by: str, processes: int = 1, keeps_checkpoints: bool = True) -> None:
+        """by: the curve that decides, written like run.best_by.
+
+        Raises UserError if the runs cannot be compared by it on validation data, if they would read a test file, or if the
+        directory is another sweep's or its data have changed.
+        """
+        try:
+            self.curve, direction = parse_best_by(by)
+        except UserError as error:
+            raise UserError(str(error).replace("run.best_by=", "--by ")) from None
+        self.grid, self.sign, self.out, self.processes = grid, 1 if direction == "min" else -1, grid.out, processes
         self.keeps_checkpoints = keeps_checkpoints
+        data = sorted({path for run in grid.runs for path in (*run.config.data.train, *run.config.data.validation)})
+        self._check_yardstick(by, data)
+        files = filter(Path.is_file, map(Path, data))  # folders, and what lies elsewhere, are not compared
+        digests = {f"SHA-256 of {path}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        self.begun_with = {"axes": list(grid.axes), **_fixed_settings(grid), **digests}
         before = _read_json(self.out / "sweep.json").get("begun_with", {})
-        if before and set(before["axes"]) != set(grid.axes):
-            raise UserError(
-                f"{self.out} is a sweep of {', '.join(before['axes']) or 'seeds'}, not of {', '.join(grid.axes) or 'seeds'}; "
-                "choose another --out"
-            )
-        self.begun_with = {"axes": list(grid.axes), **_fixed_settings(grid), **_digests(grid)}
         for name, now in self.begun_with.items():
-            if before and name != "axes" and before.get(name, now) != now:
+            if before.get(name, now) != now:
                 raise UserError(
                     f"{self.out} was begun with {name}={before[name]}, now it is {now}; put it back, or choose another --out"
                 )
+
+    def _check_yardstick(self, by: str, data: Sequence[str]) -> None:
+        config, file = self.grid.runs[0].config, self.grid.config_file
+        if not config.data.validation and not config.data.validation_share:
+            raise UserError(
+                f"{file} has no validation data, by which a sweep chooses; set data.validation or data.validation_share"
+            )
+        if not self.curve.startswith("validation/"):
+            raise UserError(f"--by {by}: a sweep chooses by a curve on data.validation, e.g. validation/loss or f1")
+        if is_of_answers(self.curve) and not config.run.eval_generate:
+            raise UserError(f"--by {by} is a score of answers; set run.eval_generate to a number of examples")
+        if tests := [path for path in data if _TEST.search(Path(path).name.lower())]:
+            raise UserError(
+                f"the data name {tests[0]}, a test file by its name: a sweep never reads the test, which is scored once at "
+                "the end; give other data, or rename the file"
+            )
 
     def commands(self) -> list[Command]:
         """One for each run."""
@@ -101,7 +222,7 @@ class Sweep:
                 name=run.name,
                 kind="train",
                 script="train.py",
-                options=(self.grid.config_file, *options(run, self.grid)),
+                options=(self.grid.config_file, *run.options),
                 output=self.out / run.name / "export" / "export.json",
                 frees=() if self.keeps_checkpoints else (self.out / run.name / "checkpoints",),
                 diverged=self.out / run.name / "diverged.txt",
@@ -112,44 +233,48 @@ class Sweep:
 
     def points(self) -> list[Point]:
         """From the best point to the worst by the mean of the curve. Points whose seeds have not all finished come last."""
-        sign = 1 if self.metric.lower_is_better else -1
-        found = [Point(overrides, [*map(self._result, runs)]) for overrides, runs in self.grid.points.items()]
-        return sorted(found, key=lambda p: (not p.is_complete, not p.values, sign * p.mean if p.values else 0.0))
+        found = []
+        for overrides, runs in itertools.groupby(self.grid.runs, lambda run: run.point):
+            results = [self._result(run) for run in runs]
+            values = [result.value for result in results if result.value is not None]
+            mean = statistics.fmean(values) if values else None
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            found.append(Point(overrides, results, values, mean, spread))
+        return sorted(found, key=lambda p: (not p.is_complete, p.mean is None, self.sign * (p.mean or 0.0)))
 
     def _result(self, run: Run) -> Result:
-        folder, curve, value, why = self.out / run.name, self.metric.curve, None, ""
-        rows = read_rows(folder)
+        folder, value, why = self.out / run.name, None, ""
+        rows = metric_rows(folder)
         step = _read_json(folder / "export" / "export.json").get("step")
-        base = _value_at(rows, curve, 0)
         tokens = next((int(row["train/tokens"]) for row in reversed(rows) if "train/tokens" in row), 0)
+        values = {row["step"]: float(row[self.curve]) for row in rows if self.curve in row}
         state = "stopped" if rows else "waiting"
         if step is not None:
-            found = _value_at(rows, curve, step)
-            if found is None:
+            if step not in values:
                 curves = sorted({name for row in rows for name in row if name.startswith("validation/")})
-                hint = f"its curves are {', '.join(curves)}" if curves else "it has no validation curves"
                 raise UserError(
-                    f"{folder / 'metrics.jsonl'} has no {curve} at step {step}; {hint}: choose one with --by"
+                    f"{folder / 'metrics.jsonl'} has no {self.curve} at step {step}; its curves are {', '.join(curves)}: choose "
+                    "one with --by"
                 )
-            value, state = (found, "finished") if math.isfinite(found) else (None, "diverged")
-            why = "" if value is not None else f"its {curve} is {found}"
+            state = "finished" if math.isfinite(values[step]) else "diverged"
+            value, why = (values[step], "") if state == "finished" else (None, f"its {self.curve} is {values[step]}")
         elif (folder / "diverged.txt").is_file():
             state, why = "diverged", (folder / "diverged.txt").read_text(encoding="utf-8").strip()
-        return Result(run.name, run.seed, state, value, base, step, tokens, why)
+        return Result(run.name, run.seed, state, value, values.get(0), step, tokens, why)
 
     def report(self) -> str:
         """Write sweep.json and sweep.md, and return the table and its notes as Markdown."""
         points = self.points()
         best = points[0] if points[0].is_complete else None
-        sentences = notes(points, self.grid, self.metric)
+        sentences = self.notes(points)
         text = "\n\n".join(filter(None, (self._table(points, best), "\n".join(f"- {line}" for line in sentences))))
         content = {
             "config": self.grid.config_file,
             "fixed": self.grid.fixed,
             "axes": self.grid.axes,
             "seeds": self.grid.seeds,
-            "metric": self.metric.curve,
-            "lower_is_better": self.metric.lower_is_better,
+            "metric": self.curve,
+            "lower_is_better": self.sign > 0,
             "notes": sentences,
             "is_complete": all(command.is_done for command in self.commands()),
             "best": best and self._point(best),
@@ -162,14 +287,12 @@ class Sweep:
 
     def _point(self, point: Point) -> dict:
         runs = [vars(result) | {"directory": str(self.out / result.name)} for result in point.results]
-        mean = point.mean if point.values else None
-        return {"overrides": list(point.overrides), "mean": mean, "spread": point.spread, "runs": runs}
+        return {"overrides": list(point.overrides), "mean": point.mean, "spread": point.spread, "runs": runs}
 
     def _table(self, points: Sequence[Point], best: Point | None) -> str:
-        direction = "lower" if self.metric.lower_is_better else "higher"
-        head = [*self.grid.axes, f"{self.metric.curve} ({direction} is better)", "spread", "by seed"]
-        rows = [[*head, "exported step", "tokens", "time of a run", ""]]
-        seconds: dict[str, float] = {}
+        better = "lower" if self.sign > 0 else "higher"
+        head = [*self.grid.axes, f"{self.curve} ({better} is better)", "spread", "by seed", "exported step", "tokens"]
+        rows, seconds = [[*head, "time of a run", ""]], dict[str, float]()
         for row in read_times(self.out):
             seconds[row["name"]] = seconds.get(row["name"], 0.0) + row["seconds"]
         for point in points:
@@ -180,8 +303,7 @@ class Sweep:
             rows.append(
                 [
                     *(text.partition("=")[2] for text in point.overrides),
-                    f"{point.mean:.4g}" if point.values else "",
-                    "" if point.spread is None else f"{point.spread:.4g}",
+                    *("" if value is None else f"{value:.4g}" for value in (point.mean, point.spread)),
                     " ".join(result.state if result.value is None else f"{result.value:.4g}" for result in results),
                     " to ".join(map(str, dict.fromkeys((*steps[:1], *steps[-1:])))),
                     f"{statistics.fmean(result.tokens for result in results):,.0f}",
@@ -191,111 +313,62 @@ class Sweep:
             )
         return table(rows)
 
-
-def notes(points: Sequence[Point], grid: Grid, metric: Metric) -> list[str]:
-    """Sentences about the best point and about what the table compares."""
-    results = [result for point in points for result in point.results]
-    lines, best = [], points[0]
-    if best.is_complete:
-        lines += [*_edges(best, points, grid), *_difference(points)]
-        bases = [result.base for result in best.results if result.base is not None]
-        if bases and not metric.is_better(best.mean, statistics.fmean(bases)):
-            lines.append(
-                f"no point is better than the base model, whose {metric.curve} is {statistics.fmean(bases):.4g}"
-            )
-        unfinished = sum(result.state in ("stopped", "waiting") for result in results)
-        if unfinished:
-            lines.append(f"runs that are not finished: {unfinished}; the best point can still change")
-    finished = [result for result in results if result.state == "finished"]
-    tokens = [result.tokens for result in finished]
-    if tokens and max(tokens) > (1 + SAME_TOKENS) * min(tokens):
-        lines.append(
-            f"the runs did not train on equally many tokens: from {min(tokens):,} to {max(tokens):,}; a better value may be "
-            "that of the longer run"
-        )
-    elif len({result.step for result in finished}) > 1:
-        lines.append("the values are those of the exported steps, not after equally many tokens (run.export=best)")
-    diverged = [result for result in results if result.state == "diverged"]
-    return [*lines, *(f"{result.name} diverged: {result.why.partition('; ')[0]}" for result in diverged)]
-
-
-def _edges(best: Point, points: Sequence[Point], grid: Grid) -> list[str]:
-    """A sentence for each number whose best value is the smallest or largest of the grid, once every value has a result."""
-    done = ("finished", "diverged")
-    known = {text for point in points if any(r.state in done for r in point.results) for text in point.overrides}
-    lines = []
-    for key, text in (override.split("=", 1) for override in best.overrides):
-        values = grid.values[key]
-        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        if len(numbers) < len(values) or not known.issuperset(f"{key}={axis}" for axis in grid.axes[key]):
-            continue
-        own = numbers[grid.axes[key].index(text)]
-        for extreme, name, more in ((min(numbers), "smallest", "smaller"), (max(numbers), "largest", "larger")):
-            if own == extreme:
+    def notes(self, points: Sequence[Point]) -> list[str]:
+        """Sentences about the best point and about what the table compares."""
+        results = [result for point in points for result in point.results]
+        lines, best = [], points[0]
+        if best.is_complete and best.mean is not None:
+            lines += [*self._edges(best, results), *_difference(points)]
+            bases = [result.base for result in results if result.base is not None]
+            if bases and self.sign * (best.mean - statistics.fmean(bases)) >= 0:
                 lines.append(
-                    f"the best {key}, {text}, is the {name} of the grid: the optimum may lie beyond it; add {more} values to "
-                    "the same command (finished runs are kept)"
+                    f"no point is better than the base model, whose {self.curve} is {statistics.fmean(bases):.4g}"
                 )
-    return lines
+            if unfinished := sum(result.state in ("stopped", "waiting") for result in results):
+                lines.append(f"runs that are not finished: {unfinished}; the best point can still change")
+        tokens = [result.tokens for result in results if result.state == "finished"]
+        if tokens and max(tokens) > SAME_TOKENS * min(tokens):
+            lines.append(
+                f"the runs did not train on equally many tokens: from {min(tokens):,} to {max(tokens):,}; a better value may "
+                "be that of the longer run"
+            )
+        diverged = [result for result in results if result.state == "diverged"]
+        return [*lines, *(f"{result.name} diverged: {result.why.partition('; ')[0]}" for result in diverged)]
+
+    def _edges(self, best: Point, results: Sequence[Result]) -> list[str]:
+        """A sentence for each number whose best value is the smallest or largest of the grid, once every value has a result."""
+        done = {result.name for result in results if result.state in ("finished", "diverged")}
+        known = {text for run in self.grid.runs if run.name in done for text in run.point}
+        lines = []
+        for key, text in (one.split("=", 1) for one in best.overrides):
+            texts, values = self.grid.axes[key], self.grid.values[key]
+            numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+            if len(numbers) < len(values) or not known.issuperset(f"{key}={one}" for one in texts):
+                continue
+            own = numbers[texts.index(text)]
+            for extreme, name, more in ((min(numbers), "smallest", "smaller"), (max(numbers), "largest", "larger")):
+                if own == extreme:
+                    lines.append(
+                        f"the best {key}, {text}, is the {name} of the grid: the optimum may lie beyond it; add {more} values "
+                        "to the same command (finished runs are kept)"
+                    )
+        return lines
 
 
 def _difference(points: Sequence[Point]) -> list[str]:
     """Whether the two best points differ by more than their seeds do."""
-    complete = [point for point in points if point.is_complete]
-    if len(complete) < 2:
+    first, second = [*(point for point in points if point.is_complete), None, None][:2]
+    if first is None or second is None or first.mean is None or second.mean is None:
         return []
-    first, second = complete[:2]
-    words = f"{first.label} and {second.label} differ by {abs(first.mean - second.mean):.4g}"
+    names = [" ".join(point.overrides) or "the runs" for point in (first, second)]
+    words, moved = f"{names[0]} and {names[1]} differ by", abs(first.mean - second.mean)
     if first.spread is None or second.spread is None:
-        return [f"{words}; with one seed the spread is not known (--seeds 3)"]
+        return [f"{words} {moved:.4g}; with one seed the spread is not known (--seeds 3)"]
     spread = math.sqrt((first.spread**2 + second.spread**2) / 2)
-    if abs(first.mean - second.mean) > spread:
+    if moved > spread:
         return []
     within = f"within the spread over {len(first.results)} seeds (standard deviation {spread:.4g})"
-    return [f"{words}, {within}: this sweep does not tell them apart"]
-
-
-def check_yardstick(grid: Grid, metric: Metric) -> None:
-    """Raise UserError if the runs cannot be compared on validation data, or if they would read a test file."""
-    config = grid.runs[0].config
-    if not config.data.validation and not config.data.validation_share:
-        raise UserError(
-            f"{grid.config_file} has no validation data, by which a sweep chooses; set data.validation or data.validation_share"
-        )
-    if not metric.curve.startswith("validation/loss") and not config.run.eval_generate:
-        raise UserError(
-            f"--by {metric.curve} is a score of generated answers; set run.eval_generate to a number of examples"
-        )
-    for path in _data_of(grid):
-        if _TEST.search(Path(path).name.lower()):
-            raise UserError(
-                f"the data name {path}, a test file by its name: a sweep never reads the test, which is scored once at the "
-                "end; give other data, or rename the file"
-            )
-
-
-def read_rows(directory: Path) -> list[dict]:
-    """The rows of metrics.jsonl that are complete; none if the run has not started."""
-    path, rows = directory / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # being written
-            continue
-    return rows
-
-
-def _value_at(rows: Sequence[dict], curve: str, step: int) -> float | None:
-    """The curve at a step; None if it was not measured there."""
-    found = [float(row[curve]) for row in rows if row["step"] == step and curve in row]
-    return found[-1] if found else None
-
-
-def _data_of(grid: Grid) -> list[str]:
-    """All that the runs read as data.train and data.validation, sorted."""
-    return sorted(
-        {path for run in grid.runs for key in ("train", "validation") for path in getattr(run.config.data, key)}
-    )
+    return [f"{words} {moved:.4g}, {within}: this sweep does not tell them apart"]
 
 
 def _fixed_settings(grid: Grid) -> dict[str, object]:
@@ -304,12 +377,6 @@ def _fixed_settings(grid: Grid) -> dict[str, object]:
     settings = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
     own = {*grid.axes, "run.name", "run.seed", "run.directory"}
     return {name: value for name, value in settings.items() if name not in own}
-
-
-def _digests(grid: Grid) -> dict[str, object]:
-    """File of the data -> its SHA-256. Folders, and what lies elsewhere, are not compared."""
-    files = filter(Path.is_file, map(Path, _data_of(grid)))
-    return {f"SHA-256 of {path}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _read_json(path: Path) -> dict:

@@ -4,13 +4,16 @@
     python scripts/experiment.py settle --parallel 2            # interrupted anywhere, the same command goes on
     python scripts/experiment.py settle pareto --until 07:30    # no command is started after half past seven
     python scripts/experiment.py knowledge --report             # the tables and the picture of what is done
+    python scripts/experiment.py settle --keep docs/settle      # and on another machine, with this folder: go on there
 
 `settle`: does full fine-tuning find more violations than LoRA? `pareto`: what does a remedy against forgetting cost on the task?
 `knowledge`: what do full fine-tuning and LoRA learn from new text? experiment/NAME.py says what was declared before the runs.
 Results are in runs/drawn and runs/knowledge: NAME.md, NAME.json, NAME.png and the scores of every run. A list grows when validation has
-chosen a rate. A training that was stopped or killed goes on from its last checkpoint. One process owns a directory.
+chosen a rate. A training that was stopped or killed goes on from its last checkpoint. One process owns a directory. --keep copies results,
+answers and times to a folder after each command, and first from there what is missing; weights are not kept.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_durably, write_json
 from common.errors import UserError, run_script
 from experiment import knowledge, pareto, settle
-from experiment.commands import check_options, list_commands, parse_until, run_commands
+from experiment.commands import check_options, keep, list_commands, parse_until, restore, run_commands
 from experiment.launch import Interrupted
 
 EXPERIMENTS = {"settle": settle, "pareto": pareto, "knowledge": knowledge}
@@ -34,30 +37,42 @@ def main() -> int:
     )
     add_number(parser, "--parallel", "commands at once, each with one process on its share of the machine", 1, least=1)
     parser.add_argument("--until", type=parse_until, metavar="HH:MM", help="start no command after this time")
+    kept = "folder for what is small of the results: read first, and written after each command"
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help=kept)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the commands and what is left, and exit")
     what.add_argument("--report", action="store_true", help="write the tables and pictures of what is done, and exit")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in EXPERIMENTS]:
         raise UserError(f"there is no experiment {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
-    for name in arguments.names or EXPERIMENTS:
-        experiment = EXPERIMENTS[name]
-        check_options(experiment.commands(), experiment.out())
-        if arguments.list:
-            print(f"{name}:\n{list_commands(experiment.commands(), experiment.out(), arguments.parallel)}")
-            continue
-        if not arguments.report:
-            try:
-                run_commands(experiment.commands, experiment.out(), arguments.parallel, arguments.until)
-            except Interrupted as signal:
-                print("stopped; start again to continue")
-                return signal.exit_code
-        experiment.out().mkdir(parents=True, exist_ok=True)
-        text, values = experiment.report()
-        write_durably(experiment.out() / f"{name}.md", text + "\n")
-        write_json(experiment.out() / f"{name}.json", values)
-        print(text)
+    try:
+        for name in arguments.names or EXPERIMENTS:
+            treat(name, arguments)
+    except Interrupted as signal:
+        print("stopped; start again to continue")
+        return signal.exit_code
     return 0
+
+
+def treat(name: str, arguments: argparse.Namespace) -> None:
+    """List, run or report one experiment."""
+    experiment = EXPERIMENTS[name]
+    out: Path = experiment.out()
+    kept: Path | None = arguments.keep and arguments.keep / out.name
+    if kept:
+        restore(kept, out)
+    check_options(experiment.commands(), out)
+    if arguments.list:
+        print(f"{name}:\n{list_commands(experiment.commands(), out, arguments.parallel)}")
+        return
+    if not arguments.report:
+        on_change = (lambda: keep(experiment.commands(), out, kept)) if kept else lambda: None
+        run_commands(experiment.commands, out, arguments.parallel, arguments.until, on_change)
+    out.mkdir(parents=True, exist_ok=True)
+    text, values = experiment.report()
+    write_durably(out / f"{name}.md", text + "\n")
+    write_json(out / f"{name}.json", values)
+    print(text)
 
 
 if __name__ == "__main__":

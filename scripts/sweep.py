@@ -20,9 +20,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
 from experiment.commands import list_commands, parse_until, run_commands
-from experiment.grid import FOLDER, make_grid, parse_metric
 from experiment.launch import Interrupted
-from experiment.sweep import Sweep
+from experiment.sweep import FOLDER, Sweep, make_grid
 
 
 def main() -> int:
@@ -42,8 +41,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the runs and what is left, and train nothing")
     arguments = parser.parse_intermixed_args()
     grid = make_grid(arguments.config, arguments.values, arguments.seeds, arguments.out)
-    metric = parse_metric(arguments.by)
-    sweep = Sweep(grid, metric, arguments.processes, not arguments.remove_checkpoints)
+    sweep = Sweep(grid, arguments.by, arguments.processes, not arguments.remove_checkpoints)
     if arguments.list:
         print(list_commands(sweep.commands(), sweep.out, arguments.parallel))
         return 0

@@ -44,7 +44,7 @@ def compare(
 
     baselines: name -> result (`baseline_tasks`). primary: the contrasts that are tested, with Holm's correction among them.
     All other differences are described, each with its interval: of every pair of `arms`, `forgetting` (every arm less the
-    base), `baselines` (each less the reference), and the F1 of every rule. Raises UserError if an arm has the name of another
+    base) and `baselines` (each less the reference). Raises UserError if an arm has the name of another
     row, or if a primary contrast cannot be tested.
     """
     terms, per_answer = arm_terms(arms, list(baselines.values()))
@@ -94,7 +94,6 @@ def compare(
         "rows": rows,
         "primary": _tested(primary, known, same, seed),
         "differences": differences,
-        "rule_differences": _rule_differences(pairs, arms, rules, same, seed),
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
     }
 
@@ -185,22 +184,6 @@ def _differences(
 
 def _shared(one: dict[str, Terms], other: dict[str, Terms]) -> list[str]:
     return ordered(metric for metric in one if metric in other)
-
-
-def _rule_differences(
-    pairs: Iterable[Pair], arms: Sequence[Arm], rules: Sequence[str], same: Collection[Pair], seed: int
-) -> list[dict]:
-    terms = {
-        (arm.name, rule): averaged([rule_terms(one.task, rule)["f1"] for one in arm.seeds])
-        for arm in arms
-        for rule in rules
-    }
-    return [
-        {"family": "rules", "of": of, "against": against, "metric": "f1", "rule": rule}
-        | _described(terms[against, rule], terms[of, rule], (of, against) in same, seed)
-        for of, against in pairs
-        for rule in rules
-    ]
 
 
 def _described(before: Terms, after: Terms, is_same: bool, seed: int) -> dict:

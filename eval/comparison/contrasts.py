@@ -12,7 +12,7 @@ little.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import variance
+from statistics import fmean, variance
 from typing import TypeVar
 
 from scipy import stats
@@ -153,15 +153,27 @@ def over_seeds(found: Interval, before: Terms, after: Terms, paired: bool = Fals
     of the difference's variance. The degrees of freedom are Welch's (1947, https://doi.org/10.2307/2332510), and at most those
     of the examples' clusters.
     """
-    values = [one.seeds for one in (before, after) if one.seeds]
-    if paired:
-        values = [[second - first for first, second in zip(before.seeds, after.seeds, strict=True)]]
-    spreads = [(variance(of_side) / len(of_side), len(of_side) - 1) for of_side in values]
-    over = sum(part for part, _ in spreads)
-    df = over**2 / sum(part**2 / df for part, df in spreads) if over else sum(df for _, df in spreads)
+    over, df = _spread(before.seeds, after.seeds, paired)
     df = max(1.0, min(df, after.n - 1))
     below, above = (math.hypot((bound - found.value) / Z, math.sqrt(over)) for bound in (found.low, found.high))
     return Estimate(found.value, (below, df), (above, df), before.bounded and after.bounded)
+
+
+def between_seeds(before: Sequence[float], after: Sequence[float], paired: bool) -> Estimate:
+    """The difference between the means of two recipes by their seeds alone: the paired t-test, or Welch's."""
+    over, df = _spread(before, after, paired)
+    side = math.sqrt(over), df
+    return Estimate(fmean(after) - fmean(before), side, side)
+
+
+def _spread(before: Sequence[float], after: Sequence[float], paired: bool) -> tuple[float, float]:
+    """(variance of the difference of two means, its degrees of freedom). A side without values does not vary."""
+    values = [one for one in (before, after) if one]
+    if paired:
+        values = [[second - first for first, second in zip(before, after, strict=True)]]
+    spreads = [(variance(of_side) / len(of_side), len(of_side) - 1) for of_side in values]
+    over = sum(part for part, _ in spreads)
+    return over, over**2 / sum(part**2 / df for part, df in spreads) if over else sum(df for _, df in spreads)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

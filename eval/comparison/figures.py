@@ -1,144 +1,146 @@
-"""What the figures of a comparison show: learning against forgetting, every rule, loss curves."""
+"""The figures of a comparison: learning against forgetting, every rule, loss curves.
 
-from collections.abc import Sequence
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with colour blindness can tell apart; arms
+also differ in their marker.
+"""
 
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+
+from eval.comparison.arms import Arm, Source, metric_rows, run_of
+from eval.comparison.measures import measure_of
+from eval.comparison.words import heading
+
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from eval.comparison.arms import Arm, metric_rows, run_of
-from eval.comparison.measures import measure_of
-from eval.comparison.pictures import COLORS, MARKERS, Picture, shortened
-from eval.comparison.words import heading
+COLORS = ("#1F87D0", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+MARKERS = "os^Dv<>*P"
+MOST = 28  # characters of a name in a figure
+_STYLE = {
+    "text.parse_math": False,  # a name may have a dollar sign
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+Curve = dict[str, tuple[list[int], list[float]]]  # training and validation: steps, values
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: file name without ending, caption, what is to be seen in words (for readers who see none), and the PNG."""
+
+    name: str
+    caption: str
+    words: str
+    png: bytes
 
 
 def pictures(result: dict, arms: Sequence[Arm]) -> list[Picture]:
     """The figures that the comparison has data for."""
     rows = [row for row in result["rows"] if row["kind"] == "arm"]
     style = {row["name"]: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, row in enumerate(rows)}
+    curves = {arm.name: [curve for seed in arm.seeds if (curve := _curve(seed.source))] for arm in arms}
     found = []
-    main = result["main"]
-    if main and any("perplexity" in row["metrics"] for row in rows):
-        found.append(_forgetting(result, rows, style, main))
+    if result["main"] and any("perplexity" in row["metrics"] for row in rows):
+        found.append(_forgetting(result, rows, style))
     if result["rules"]:
-        found.append(_rules(result, rows, style))
-    curves = {arm.name: [curve for seed in arm.seeds if (curve := _curve(seed.source)) is not None] for arm in arms}
+        words = "F1 of each rule; the values stand in the table below."
+        png = drawn(lambda: _rules(result["rules"], rows, style))
+        found.append(Picture("rules", "F1 of each rule, with 95% intervals.", words, png))
     if any(curves.values()):
         found.append(_losses(curves, style))
     return found
 
 
-def _values(row: dict, metric: str) -> str:
-    one = row["metrics"].get(metric)
-    return f"{row['name']} {one['value']:.{measure_of(metric).digits}f}" if one else f"{row['name']} unknown"
+def drawn(draw: Callable[[], Figure]) -> bytes:
+    """A figure as PNG."""
+    content = io.BytesIO()
+    with plt.rc_context(_STYLE):
+        draw().savefig(content, format="png", dpi=130)
+    plt.close("all")
+    return content.getvalue()
 
 
-def _forgetting(result: dict, rows: Sequence[dict], style: dict, main: str) -> Picture:
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    size = (4.6 * count, height)
+    figure, panels = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    return figure, list(panels[0])
+
+
+def _forgetting(result: dict, rows: Sequence[dict], style: dict) -> Picture:
+    main = result["main"]
     metrics = [name for name in ("perplexity", "kl") if any(name in row["metrics"] for row in rows)]
-    lines = [row for row in result["rows"] if row["kind"] in ("baseline", "engine") and main in row["metrics"]]
-    best = max(lines, key=lambda row: row["metrics"][main]["value"], default=None)
+    others = [row for row in result["rows"] if row["kind"] in ("baseline", "engine") and main in row["metrics"]]
+    best = max(others, key=lambda row: row["metrics"][main]["value"], default=None)
+    base = next((row["metrics"] for row in result["rows"] if row["kind"] == "base"), {})
+    grey = {"color": "grey", "linewidth": 0.9}
 
     def draw() -> Figure:
-        figure, panels = plt.subplots(
-            1, len(metrics), figsize=(4.6 * len(metrics), 3.6), layout="constrained", squeeze=False, sharey=True
-        )
-        for axes, metric in zip(panels[0], metrics, strict=True):
+        figure, panels = _panels(len(metrics), 3.6)
+        for axes, metric in zip(panels, metrics, strict=True):
             for row in rows:
                 x, y = (row["metrics"].get(name) for name in (metric, main))
                 if x and y:
                     color, marker = style[row["name"]]
-                    axes.errorbar(
-                        x["value"],
-                        y["value"],
-                        [_error(y)[0:1], _error(y)[1:2]],
-                        [_error(x)[0:1], _error(x)[1:2]],
-                        fmt=marker,
-                        color=color,
-                        capsize=2,
-                        label=shortened(row["name"]),
-                    )
+                    bars = {"yerr": _error(y), "xerr": _error(x), "fmt": marker, "color": color, "capsize": 2}
+                    axes.errorbar(x["value"], y["value"], label=shortened(row["name"]), **bars)
             if best:
-                axes.axhline(
-                    best["metrics"][main]["value"],
-                    color="grey",
-                    linestyle="--",
-                    linewidth=0.9,
-                    label=f"best baseline: {shortened(best['name'])}",
-                )
-            base = next(
-                (
-                    row["metrics"][metric]
-                    for row in result["rows"]
-                    if row["kind"] == "base" and metric in row["metrics"]
-                ),
-                None,
-            )
-            if base:
-                axes.axvline(base["value"], color="grey", linestyle=":", linewidth=0.9, label="base model")
+                label = f"best baseline: {shortened(best['name'])}"
+                axes.axhline(best["metrics"][main]["value"], linestyle="--", label=label, **grey)
+            if metric in base:
+                axes.axvline(base[metric]["value"], linestyle=":", label="base model", **grey)
             axes.set(xlabel=f"forgetting: {heading(result, metric)}")
-        panels[0][0].set(ylabel=f"learning: {heading(result, main)}")
-        panels[0][0].legend(fontsize=8)
+        panels[0].set(ylabel=f"learning: {heading(result, main)}")
+        panels[0].legend(fontsize=8)
         if measure_of(main).better < 0:
-            panels[0][0].invert_yaxis()
+            panels[0].invert_yaxis()
         return figure
+
+    def value(row: dict, metric: str) -> str:
+        one = row["metrics"].get(metric)
+        return f"{row['name']} {one['value']:.{measure_of(metric).digits}f}" if one else f"{row['name']} unknown"
 
     words = f"{heading(result, main)} and forgetting: " + "; ".join(
-        ", ".join(f"{heading(result, m)} {_values(row, m)}" for m in (main, *metrics)) for row in rows
+        ", ".join(f"{heading(result, metric)} {value(row, metric)}" for metric in (main, *metrics)) for row in rows
     )
     caption = "Learning against forgetting, with 95% intervals. Better is up and to the left."
-    return Picture("forgetting", caption, words, draw)
+    return Picture("forgetting", caption, words, drawn(draw))
 
 
-def _error(found: dict) -> list[float]:
+def _error(found: dict) -> list[list[float]]:
     """The lengths of the two error bars; 0 where the interval is unknown."""
     if found["low"] is None:
-        return [0.0, 0.0]
-    return [max(0.0, found["value"] - found["low"]), max(0.0, found["high"] - found["value"])]
+        return [[0.0], [0.0]]
+    return [[max(0.0, found["value"] - found["low"])], [max(0.0, found["high"] - found["value"])]]
 
 
-def _rules(result: dict, rows: Sequence[dict], style: dict) -> Picture:
-    rules = result["rules"]
-
-    def draw() -> Figure:
-        step = 0.8 / len(rows)
-        figure, axes = plt.subplots(figsize=(8, 0.8 + len(rules) * max(0.32, 0.13 * len(rows))), layout="constrained")
-        for i, row in enumerate(rows):
-            color, marker = style[row["name"]]
-            for place, rule in enumerate(rules):
-                found = row["per_rule"][rule]["f1"]
-                y, low, high = place + (i - (len(rows) - 1) / 2) * step, *_error(found)
-                axes.errorbar(
-                    found["value"],
-                    y,
-                    xerr=[[low], [high]],
-                    fmt=marker,
-                    color=color,
-                    markersize=4,
-                    linewidth=1,
-                    label=shortened(row["name"]) if place == 0 else None,
-                )
-        axes.set(
-            yticks=range(len(rules)),
-            yticklabels=[*map(shortened, rules)],
-            xlim=(-0.02, 1.02),
-            xlabel="F1",
-            ylim=(len(rules) - 0.5, -0.5),
-        )
-        axes.grid(axis="x", linewidth=0.4)
-        for place in range(1, len(rules)):
-            axes.axhline(place - 0.5, color="grey", linewidth=0.3)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-        return figure
-
-    words = "F1 of each rule; the values stand in the table below."
-    return Picture("rules", "F1 of each rule, with 95% intervals.", words, draw)
+def _rules(rules: Sequence[str], rows: Sequence[dict], style: dict) -> Figure:
+    figure, axes = plt.subplots(figsize=(8, 0.8 + len(rules) * max(0.32, 0.13 * len(rows))), layout="constrained")
+    for i, row in enumerate(rows):
+        color, marker = style[row["name"]]
+        bars = {"fmt": marker, "color": color, "markersize": 4, "linewidth": 1}
+        for place, rule in enumerate(rules):
+            found, y = row["per_rule"][rule]["f1"], place + (i - (len(rows) - 1) / 2) * 0.8 / len(rows)
+            label = shortened(row["name"]) if place == 0 else None
+            axes.errorbar(found["value"], y, xerr=_error(found), label=label, **bars)
+    axes.set(yticks=range(len(rules)), yticklabels=[*map(shortened, rules)], ylim=(len(rules) - 0.5, -0.5))
+    axes.set(xlim=(-0.02, 1.02), xlabel="F1")
+    axes.grid(axis="x", linewidth=0.4)
+    for place in range(1, len(rules)):
+        axes.axhline(place - 0.5, color="grey", linewidth=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
 
 
-Curve = dict[str, tuple[list[int], list[float]]]
-
-
-def _curve(source) -> Curve | None:  # noqa: ANN001
-    """Training and validation loss of a run; None if it has no curves."""
+def _curve(source: Source) -> Curve:
+    """Training and validation loss of a run, as far as it has them."""
     run = run_of(source)
     rows = metric_rows(run) if run else []
     found = {}
@@ -147,39 +149,36 @@ def _curve(source) -> Curve | None:  # noqa: ANN001
         if key:
             points = [(row["step"], row[key]) for row in rows if key in row]
             found[name] = ([step for step, _ in points], [value for _, value in points])
-    return found or None
+    return found
 
 
 def _losses(curves: dict[str, list[Curve]], style: dict) -> Picture:
-    kinds = [
-        kind for kind in ("training", "validation") if any(kind in one for each in curves.values() for one in each)
-    ]
+    known = {kind for each in curves.values() for one in each for kind in one}
+    kinds = [kind for kind in ("training", "validation") if kind in known]
 
     def draw() -> Figure:
-        figure, panels = plt.subplots(
-            1, len(kinds), figsize=(4.6 * len(kinds), 3.2), layout="constrained", squeeze=False, sharey=True
-        )
-        for axes, kind in zip(panels[0], kinds, strict=True):
+        figure, panels = _panels(len(kinds), 3.2)
+        for axes, kind in zip(panels, kinds, strict=True):
             for name, each in curves.items():
                 for number, one in enumerate(curve for curve in each if kind in curve):
-                    marker = style[name][1] if kind == "validation" else None
-                    axes.plot(
-                        *one[kind],
-                        color=style[name][0],
-                        linewidth=1,
-                        marker=marker,
-                        markersize=3,
-                        label=shortened(name) if number == 0 else None,
-                    )
+                    line = {"color": style[name][0], "marker": style[name][1] if kind == "validation" else None}
+                    label = shortened(name) if number == 0 else None
+                    axes.plot(*one[kind], linewidth=1, markersize=3, label=label, **line)
             axes.set(title=f"{kind} loss", xlabel="step", yscale="log")
             axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas, which are off
             axes.yaxis.set_minor_formatter(NullFormatter())
-        panels[0][0].set(ylabel="nats per target token")
-        panels[0][-1].legend(fontsize=8)
+        panels[0].set(ylabel="nats per target token")
+        panels[-1].legend(fontsize=8)
         return figure
 
     last = {name: [one["validation"][1][-1] for one in each if "validation" in one] for name, each in curves.items()}
     words = "Loss over steps. Last validation loss: " + "; ".join(
         f"{name} {', '.join(f'{value:.4f}' for value in values)}" for name, values in last.items() if values
     )
-    return Picture("losses", "Loss of target tokens while training; one line for each seed.", words, draw)
+    caption = "Loss of target tokens while training; one line for each seed."
+    return Picture("losses", caption, words, drawn(draw))
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a figure."""
+    return name if len(name) <= MOST else f"{name[: MOST - 1]}\u2026"

@@ -91,7 +91,8 @@ def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Me
         return found if found and found["weights"]["tuned"] == task.get("weights") else None
     if path.is_file():
         found = _read_general(path)
-        if found and _is_of(found["weights"]["tuned"], source.model) and _same_base(found, how.base):
+        same_base = how.base is None or found["weights"]["base"] == fingerprint_of_base(how.base)
+        if same_base and _is_of(found["weights"]["tuned"], source.model):
             return found
         if not how.general:
             return None
@@ -103,21 +104,16 @@ def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Me
     return _read_general(path)
 
 
-def _read_general(path: Path) -> dict | None:
-    """The result of `scripts/measure.py forgetting`; None if an older version wrote it. Raises UserError if it is damaged."""
+def _read_general(path: Path) -> dict:
+    """The result of `scripts/measure.py forgetting`. Raises UserError if it is damaged."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return result if {"per_text", "per_question", "weights"} <= result.keys() else None
-    except (OSError, ValueError, AttributeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and it is measured again with --general") from None
 
 
 def _is_of(weights: str | None, model: Path) -> bool:
     return weights is not None and weights == fingerprint_of_base(model)
-
-
-def _same_base(found: dict, base: str | None) -> bool:
-    return base is None or found["weights"]["base"] == fingerprint_of_base(base)
 
 
 def check_arms(arms: Sequence[Arm], how: Measuring) -> None:

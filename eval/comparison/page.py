@@ -9,10 +9,9 @@ from pathlib import Path
 
 import jinja2
 
-from common.durable_files import write_durably, write_json
+from common.durable_files import publish, temporary_path, write_durably, write_json
 from eval.comparison.arms import Arm
-from eval.comparison.figures import pictures
-from eval.comparison.pictures import Drawn
+from eval.comparison.figures import Picture, pictures
 from eval.comparison.tables import all_tables, markdown
 from eval.comparison.words import limits, listed, verdict, warnings
 
@@ -24,42 +23,38 @@ MOST_TEXT = 20_000  # characters of one report or answer on the page; comparison
 def write_outputs(result: dict, arms: Sequence[Arm], out: Path) -> list[Path]:
     """Write comparison.json, .md and .html, and one PNG per figure. Returns the paths, the page first."""
     out.mkdir(parents=True, exist_ok=True)
-    drawn = [picture.drawn() for picture in pictures(result, arms)]
+    drawn = pictures(result, arms)
     sentences = {"verdict": verdict(result), "warnings": warnings(result), "limits": limits(result)}
     write_json(out / "comparison.json", result | sentences)
     write_durably(out / "comparison.md", markdown(result))
     write_durably(out / PAGE, page(result, drawn))
     images = [out / f"{picture.name}.png" for picture in drawn]
     for picture, path in zip(drawn, images, strict=True):
-        picture.write(path)
+        temporary_path(path).write_bytes(picture.png)
+        publish(path)
     return [out / PAGE, out / "comparison.md", out / "comparison.json", *images]
 
 
-def page(result: dict, drawn: Sequence[Drawn]) -> str:
+def page(result: dict, drawn: Sequence[Picture]) -> str:
     """The page, in UTF-8 text."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     arms = [row for row in result["rows"] if row["kind"] == "arm"]
     tables = [(f"table-{number}", table) for number, table in enumerate(all_tables(result), 1)]
-    contents = [("limits", "What this does not say"), ("figures", "Figures")]
-    contents += [(anchor, table.title) for anchor, table in tables]
     widest = max((len(table.head) for _, table in tables), default=0)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        result=result,
         title=f"{arms[0]['name']} compared with {listed([row['name'] for row in arms[1:]])}",
-        subtitle=f"Compared on the same {result['sample']}.",
         verdict=verdict(result),
         warnings=warnings(result),
         limits=limits(result),
-        contents=[*contents, ("disagreements", "Where the arms differ most")],
-        pictures=[
-            {"light": _base64(one.light), "dark": _base64(one.dark), "caption": one.caption, "words": one.words}
-            for one in drawn
-        ],
+        contents=[("limits", "What this does not say"), ("figures", "Figures")]
+        + [(anchor, table.title) for anchor, table in tables]
+        + [("disagreements", "Where the arms differ most")],
+        pictures=[(one, base64.b64encode(one.png).decode("ascii")) for one in drawn],
         tables=tables,
         text_columns=("metric", "rule", "each seed", "over"),
         unit=result["unit"].removesuffix("s"),
         disagreements=[_beside(one) for one in result["disagreements"]],
-        data=result["data"],
-        sha=result["data_sha256"],
         arms=arms,
         print_points=8 if widest <= 8 else 6.5,  # so that the widest table fits on A4
     )
@@ -78,7 +73,3 @@ def _beside(one: dict) -> dict:
 def _shortened(text: str) -> str:
     left = len(text) - MOST_TEXT
     return text if left <= 0 else f"{text[:MOST_TEXT]}\n[{left:,} more characters in comparison.json]"
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")

@@ -8,7 +8,6 @@ from eval.comparison.measures import OWN, measure_of, ordered
 from eval.comparison.words import heading, interval_over, limits, listed, p_value, verdict, warnings
 
 GENERAL = ("perplexity", "kl", "questions")
-DIFFERENCE = ("value", "95% interval", "over")
 
 
 @dataclass(frozen=True)
@@ -85,22 +84,17 @@ def primary_table(result: dict) -> Table:
 
 
 def _differences(result: dict, family: str, title: str) -> Table:
-    rows = [
-        [f"{one['of']} \u2212 {one['against']}", heading(result, one["metric"]), *difference_cells(result, one)]
-        for one in result["differences"]
-        if one["family"] == family
-    ]
+    rows = []
+    for one in result["differences"]:
+        if one["family"] == family:
+            digits = measure_of(one["metric"]).digits
+            value, low, high = (
+                "\u2013" if one[key] is None else f"{one[key]:+z.{digits}f}" for key in ("value", "low", "high")
+            )
+            names = f"{one['of']} \u2212 {one['against']}", heading(result, one["metric"])
+            rows.append([*names, value, f"{low} to {high}", interval_over(result, one)])
     note = "Described and not tested. An interval that is not over seeds is of these runs alone."
-    return Table(title, note, ["difference", "metric", *DIFFERENCE], rows)
-
-
-def difference_cells(result: dict, one: dict) -> list[str]:
-    """The cells below `DIFFERENCE`."""
-    measure = measure_of(one["metric"])
-    value, low, high = (
-        "\u2013" if one[key] is None else f"{one[key]:+z.{measure.digits}f}" for key in ("value", "low", "high")
-    )
-    return [value, f"{low} to {high}", interval_over(result, one)]
+    return Table(title, note, ["difference", "metric", "value", "95% interval", "over"], rows)
 
 
 def seed_table(result: dict) -> Table:
@@ -118,7 +112,7 @@ def seed_table(result: dict) -> Table:
 
 
 def rule_tables(result: dict) -> list[Table]:
-    """F1, precision and recall of every rule for each arm and the engine, and the differences of F1."""
+    """F1, precision and recall of every rule for each arm and the engine."""
     shown = [row for row in result["rows"] if row["kind"] in ("arm", "engine") and "per_rule" in row]
     names = list(dict.fromkeys(rule for row in shown for rule in row["per_rule"]))
     tables = []
@@ -130,12 +124,7 @@ def rule_tables(result: dict) -> list[Table]:
         rows = [[rule, _true_count(shown, rule), *(_rule_value(row, rule, key) for row in shown)] for rule in names]
         note = "Value, and its 95% interval below. A dash: no answer, or no report, has the rule."
         tables.append(Table(title, note, ["rule", "in the test", *(_name(row) for row in shown)], rows))
-    rows = [
-        [f"{one['of']} \u2212 {one['against']}", one["rule"], *difference_cells(result, one)]
-        for one in result["rule_differences"]
-    ]
-    note = "Described and not tested."
-    return [*tables, Table("Differences of F1 of each rule", note, ["difference", "rule", *DIFFERENCE], rows)]
+    return tables
 
 
 def _true_count(shown: Sequence[dict], rule: str) -> str:

@@ -1,12 +1,12 @@
 """The comparison in sentences: what is shown, what is described, and what the figures do not say."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from eval.comparison.comparison import BASE
 from eval.comparison.measures import ENGINE, measure_of
 
 ALPHA = 0.05
-FEW = 2  # differences of the arms on general text that are spelled out
 FEW_CLUSTERS = 20  # below, bootstrap intervals are clearly too narrow: with 8 clusters 89% instead of 95%
 MANY_TOKENS = 1.01  # arms whose tokens differ by more than 1% did not have equal training
 # metric -> (what the better arm does, what two arms without a shown difference are not different in)
@@ -31,8 +31,6 @@ def verdict(result: dict) -> dict[str, list[str]]:
         [description(result, one) for one in with_reference if one["metric"] == metric]
         for metric in (result["main"], "perplexity")
     )
-    if len(forgotten) > FEW:
-        forgotten = []  # the base model says it in one sentence
     groups = {
         "Declared before": [primary_sentence(result, one) for one in result["primary"]],
         "Learning": learned,
@@ -61,33 +59,22 @@ def description(result: dict, one: dict) -> str:
     metric, of, against = one["metric"], one["of"], one["against"]
     digits = measure_of(metric).digits
     values = [f"{name} {value_of(result, name, metric):.{digits}f}" for name in (of, against)]
-    return (
-        f"{heading(result, metric)}: {values[0]}, {values[1]}; {of} less {against} {one['value']:+z.{digits}f} "
-        f"({interval_words(result, one)}{_of_which_runs(result, one)})."
-    )
-
-
-def interval_words(result: dict, one: dict) -> str:
-    """The 95% interval of a difference, and what it is over."""
-    if one["low"] is None:
-        return "no interval"
-    digits = measure_of(one["metric"]).digits
-    return f"95% interval over {interval_over(result, one)} {one['low']:+z.{digits}f} to {one['high']:+z.{digits}f}"
+    interval = "no interval"
+    if one["low"] is not None:
+        bounds = f"{one['low']:+z.{digits}f} to {one['high']:+z.{digits}f}"
+        interval = f"95% interval over {interval_over(result, one)} {bounds}"
+    known = [row for row in result["rows"] if row["name"] in (of, against) and row["kind"] == "arm"]
+    single = [row["name"] for row in known if len(row["seeds"]) == 1]
+    if single and not one["over_seeds"]:
+        have = "has one seed" if len(single) == 1 else "have one seed each"
+        interval += f"; {listed(single)} {have}, and another may differ by more"
+    moved = f"{of} less {against} {one['value']:+z.{digits}f}"
+    return f"{heading(result, metric)}: {values[0]}, {values[1]}; {moved} ({interval})."
 
 
 def interval_over(result: dict, one: dict) -> str:
     """What an interval is over, in words."""
     return ("seeds and " if one["over_seeds"] else "") + (measure_of(one["metric"]).of or result["unit"])
-
-
-def _of_which_runs(result: dict, one: dict) -> str:
-    """Whose difference it is, where an arm has one seed."""
-    known = [row for row in result["rows"] if row["name"] in (one["of"], one["against"]) and row["kind"] == "arm"]
-    single = [row["name"] for row in known if len(row["seeds"]) == 1]
-    if one["over_seeds"] or not single:
-        return ""
-    have = "has one seed" if len(single) == 1 else "have one seed each"
-    return f"; {listed(single)} {have}, and another may differ by more"
 
 
 def primary_sentence(result: dict, one: dict) -> str:
@@ -141,13 +128,8 @@ def p_value(p: float) -> str:
 
 
 def value_of(result: dict, name: str, metric: str) -> float:
-    """The value of a metric in the row `name`."""
-    return row_of(result, name)["metrics"][metric]["value"]
-
-
-def row_of(result: dict, name: str) -> dict:
-    """The row `name`. Names of arms are unique, and the arms come first."""
-    return next(row for row in result["rows"] if row["name"] == name)
+    """The value of a metric in the row `name`. Names of arms are unique, and the arms come first."""
+    return next(row for row in result["rows"] if row["name"] == name)["metrics"][metric]["value"]
 
 
 def _baseline_sentences(result: dict) -> list[str]:
@@ -162,8 +144,14 @@ def _baseline_sentences(result: dict) -> list[str]:
 
 def warnings(result: dict) -> list[str]:
     """What makes the arms unequal or unsure: other tokens, other questions, cut answers, single seeds, other tokenizers."""
-    arms = [row for row in result["rows"] if row["kind"] == "arm"]
-    found = _token_warnings(arms)
+    arms, found = [row for row in result["rows"] if row["kind"] == "arm"], []
+    tokens = {row["name"]: [seed["tokens"] for seed in row["seeds"] if seed["tokens"]] for row in arms}
+    means = {name: fmean(counts) for name, counts in tokens.items() if counts}
+    if means and max(means.values()) > MANY_TOKENS * min(means.values()):
+        counts = ", ".join(f"{name} {count:,.0f}" for name, count in means.items())
+        found.append(
+            f"The arms were not trained on equal numbers of tokens: {counts}. A difference may be one of training time."
+        )
     ways = {row["name"]: _asked(row["seeds"][0]) for row in arms}
     if len(set(ways.values())) > 1:
         found.append(f"The arms were not asked in the same way: {'; '.join(f'{n}: {way}' for n, way in ways.items())}.")
@@ -186,42 +174,18 @@ def warnings(result: dict) -> list[str]:
         found.append(
             "The arms have different tokenizers: the loss is given per answer, because nats per token cannot be compared."
         )
-    if general_missing(result):
-        found.append(
-            f"General text is not measured for {', '.join(general_missing(result))}: use --general and --base, or give a run."
-        )
-    if 0 < result["clusters"] < FEW_CLUSTERS:
-        found.append(_few_clusters(result))
-    return found
-
-
-def _few_clusters(result: dict) -> str:
-    """What few banks (or examples) do to the intervals."""
-    if result["clusters"] == 1:
-        return f"All {result['unit']} are of one bank: the intervals say nothing about others."
-    unit = "banks" if result["clusters"] < result["examples"] else result["unit"]
-    return (
-        f"The test has {result['clusters']} independent {unit}. With fewer than {FEW_CLUSTERS} the intervals of the task are "
-        "too narrow."
-    )
-
-
-def general_missing(result: dict) -> list[str]:
-    """The arms without measures of forgetting, if others have some."""
-    arms = [row for row in result["rows"] if row["kind"] == "arm"]
     missing = [row["name"] for row in arms if "perplexity" not in {*row["metrics"], *row["not_finite"]}]
-    return missing if len(missing) < len(arms) else []
-
-
-def _token_warnings(arms: Sequence[dict]) -> list[str]:
-    tokens = {row["name"]: [seed["tokens"] for seed in row["seeds"] if seed["tokens"]] for row in arms}
-    known = {name: sum(counts) / len(counts) for name, counts in tokens.items() if counts}
-    if known and max(known.values()) > MANY_TOKENS * min(known.values()):
-        counts = ", ".join(f"{name} {count:,.0f}" for name, count in known.items())
-        return [
-            f"The arms were not trained on equal numbers of tokens: {counts}. A difference may be one of training time."
-        ]
-    return []
+    if 0 < len(missing) < len(arms):
+        found.append(f"General text is not measured for {', '.join(missing)}: use --general and --base, or give a run.")
+    clusters, unit = result["clusters"], result["unit"]
+    if clusters == 1:
+        found.append(f"All {unit} are of one bank: the intervals say nothing about others.")
+    elif 0 < clusters < FEW_CLUSTERS:
+        found.append(
+            f"The test has {clusters} independent {'banks' if clusters < result['examples'] else unit}. With fewer than "
+            f"{FEW_CLUSTERS} the intervals of the task are too narrow."
+        )
+    return found
 
 
 def _asked(seed: dict) -> str:
@@ -231,35 +195,31 @@ def _asked(seed: dict) -> str:
 
 def limits(result: dict) -> list[str]:
     """What the comparison cannot say."""
-    arms = [row for row in result["rows"] if row["kind"] == "arm"]
-    seeds = {row["name"]: len(row["seeds"]) for row in arms}
+    arms = {row["name"]: len(row["seeds"]) for row in result["rows"] if row["kind"] == "arm"}
+    single = [name for name, count in arms.items() if count == 1]
     found = [
         f"The intervals are for {result['sample']}: they say how the figures would vary with others of this kind, not with "
         "another kind."
     ]
-    if min(seeds.values()) == 1:
-        single = [name for name, count in seeds.items() if count == 1]
+    if single:
         found.append(
             f"There is one training run of {listed(single)}: how much another seed would change is not known. A difference "
             "from such a run is described, and shows nothing of the recipe; give two seeds or more, NAME=RUN,RUN."
         )
-    if max(seeds.values()) > 1:
+    if len(single) < len(arms):
         found.append(
             "Differences between arms with several seeds are of recipes: their intervals contain the spread over seeds. The "
             "interval of a single value does not."
         )
+    chance = "of many intervals of 95% some are without 0 by chance."
     if not result["primary"]:
-        found.append(
-            "No contrast was declared as primary (--primary), so nothing is tested: of many intervals of 95% some are without 0 "
-            "by chance."
-        )
+        found.append(f"No contrast was declared as primary (--primary), so nothing is tested: {chance}")
     else:
         found.append(
-            "What was not declared as primary is described: of many intervals of 95% some are without 0 by chance. Where no "
-            "difference is shown, the arms need not be equal: the interval says how large it may be, and --margin asks."
+            f"What was not declared as primary is described: {chance} Where no difference is shown, the arms need not be "
+            "equal: the interval says how large it may be, and --margin asks."
         )
-    if any(one["family"] == "forgetting" for one in result["differences"]):
-        general = result["general"]
+    if general := result["general"]:
         found.append(
             f"Forgetting is measured on {general['bytes']:,} bytes of general text ({general['text']}) against the {BASE} "
             f"{general['base']}; other abilities are not tested."

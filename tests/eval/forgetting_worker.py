@@ -29,8 +29,8 @@ stop = StopSignal(ranks)
 forgetting.split_into_pieces = lambda texts: json.loads((folder / "texts.json").read_text())
 forgetting.read_questions = lambda: read_questions()[::4]
 results = {}
-cases = [("base", "full", False), ("base", "grad_op", False), ("base", "none", False), ("base", "full", True)]
-for name, strategy, offload in [*cases, ("untied", "full", False), ("extended", "full", False)]:
+cases = [("base", "full", False), ("base", "none", False), ("untied", "full", True), ("extended", "full", False)]
+for name, strategy, offload in cases:
     path = str(folder / name)
     model = build_on_meta(read_model_config(path))
     shard_model(model, ranks, strategy, offload=offload)

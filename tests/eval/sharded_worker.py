@@ -1,4 +1,4 @@
-"""The program that tests/eval/test_sharded.py runs on 1 to 4 gloo processes: sharded_worker.py FOLDER.
+"""The program that tests/eval/test_sharded.py runs on 1 and 3 gloo processes: sharded_worker.py FOLDER.
 
 It evaluates the models of FOLDER whole and sharded, counts the bytes of parameters that each rank holds, and stops after a
 signal that one rank receives. The results go to FOLDER/<world size>.<rank>.json.
@@ -141,18 +141,16 @@ def missing_on_last_rank(sharded: bool) -> str:
 
 results = {}
 several = ranks.world_size > 1
-if ranks.world_size < 4:
-    for sharded in {False, several}:
-        kind = "sharded" if sharded else "whole"
-        for name in ("tied", "untied", "gemma2", "padded") if ranks.world_size < 3 else ("tied", "untied"):
-            results[f"{name} {kind}"] = evaluate(name, sharded, torch.float32, 5)
-        results[f"tied bf16 {kind}"] = evaluate("tied", sharded, torch.bfloat16, 2)
-        results[f"few {kind}"] = evaluate("tied", sharded, torch.float32, 2)
-        results[f"forgetting {kind}"] = compare(sharded, 4)
-else:
+for sharded in {False, several}:
+    kind = "sharded" if sharded else "whole"
+    for name in ("tied", "untied"):
+        results[f"{name} {kind}"] = evaluate(name, sharded, torch.float32, 5)
+    results[f"tied bf16 {kind}"] = evaluate("tied", sharded, torch.bfloat16, 2)
+    results[f"few {kind}"] = evaluate("tied", sharded, torch.float32, 2)
+    results[f"forgetting {kind}"] = compare(sharded, 4)
+if several:
     results["one sharded"] = evaluate("tied", True, torch.float32, 1)
     results["forgetting one sharded"] = compare(True, 1)
-if several:
     load_over_ranks.choose_dtype = lambda name, device: torch.float32 if ranks.rank == 1 else torch.bfloat16
     results["agreed dtype"] = str(agreed_dtype("auto", ranks))
     results["missing"] = [missing_on_last_rank(sharded) for sharded in (True, False)]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from common.errors import UserError
 from eval.chat import Speaker, talk
 from eval.generate import Sampling
 from tests.processes import ROOT, run_python
@@ -55,11 +54,6 @@ def test_a_question_that_is_too_long_is_said_and_is_no_part_of_the_conversation(
     talk([speaker], ["hello " * 2000, "", "hello", "/quit", "never asked"], 4, None, said.append)
     assert "error: the conversation has" in said[0] and "begin again with /new" in said[0]
     assert [message["content"] for message in speaker.messages if message["role"] == "user"] == ["hello"]
-
-
-def test_a_directory_without_a_model_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="is not a model directory"):
-        Speaker(str(tmp_path), "", torch.float32, torch.device("cpu"))
 
 
 def test_the_script_answers_side_by_side(models, tmp_path):

@@ -1,22 +1,18 @@
-"""Reading and checking the inputs of an evaluation, and the evaluation on one process."""
+"""Reading and checking the inputs of an evaluation."""
 
 import json
 import math
 import shutil
 
 import pytest
-import torch
 import torch.distributed as dist
 from transformers import AutoConfig
 
 from common.durable_files import write_json
 from common.errors import UserError
 from data.tokens import load_tokenizer
-from distributed.process_group import start_process_group
-from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationOptions, read_inputs
 from tests.tiny import encode_one, write_chat_file, write_tiny_model
-from xbrl.answers.scores import score_answers
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +21,6 @@ def folder(tmp_path_factory):
     write_tiny_model(folder / "model")
     write_chat_file(folder / "test.jsonl", 40)
     return folder
-
-
-@pytest.fixture
-def evaluate(folder):
-    """Evaluate the model with the given options; returns the result."""
-    threads = torch.get_num_threads()
-
-    def call(**options):
-        options = EvaluationOptions(str(folder / "model"), folder / "test.jsonl", **options)
-        inputs = read_inputs(options)
-        ranks = start_process_group()
-        result = evaluate_examples(options, inputs, ranks, score_answers)
-        dist.destroy_process_group()
-        return result
-
-    yield call
-    torch.set_num_threads(threads)
 
 
 def read(folder, **options):
@@ -162,26 +141,22 @@ def test_chats_are_rendered_as_in_the_run_that_made_the_model(folder, tmp_path):
     assert inputs.stop_ids == (tokenizer.eos_token_id,)
 
 
-def test_limit_is_a_fixed_choice_in_file_order(evaluate):
-    ids = [answer["id"] for answer in evaluate(limit=6, max_new_tokens=2)["answers"]]
-    numbers = [int(name.removeprefix("example-")) for name in ids]
-    assert len(numbers) == 6
-    assert numbers == sorted(numbers) != list(range(6))
-    assert [answer["id"] for answer in evaluate(limit=6, max_new_tokens=2)["answers"]] == ids
+def test_limit_is_a_fixed_choice_in_file_order(folder):
+    names = [example["id"] for example in read(folder, limit=6, max_new_tokens=2).examples]
+    numbers = [int(name.removeprefix("example-")) for name in names]
+    assert len(numbers) == 6 and numbers == sorted(numbers) != list(range(6))
+    assert [example["id"] for example in read(folder, limit=6, max_new_tokens=2).examples] == names
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 0}, "--limit must be 1 or more"),
         ({"shots": -1}, "--shots must be 0 or more"),
         ({"shots": 2}, "--shots 2 takes examples from the training split; name it with --train"),
         ({"max_new_tokens": 5000}, "positions"),
-        ({"before": "nothing.json"}, "nothing.json is not the JSON of an evaluation"),
         ({"before": "model/config.json"}, "is not the JSON of an evaluation"),  # JSON, but not a result
         ({"train": "nothing.jsonl"}, "nothing.jsonl does not exist"),
         ({"json": "test.jsonl/x.json"}, "x.json cannot be written: .*; choose another file"),
-        ({"json": "model"}, "it is a directory"),
         ({"model": ""}, "not a model directory"),
     ],
 )
@@ -204,7 +179,7 @@ def test_an_adapter_is_not_a_model(folder, tmp_path):
         read(folder, model=str(tmp_path))
 
 
-def test_a_result_on_other_data_is_refused_before_the_processes_start(evaluate, folder):
-    write_json(folder / "before.json", evaluate(limit=2, max_new_tokens=2))
+def test_a_result_on_other_data_is_refused_before_the_processes_start(folder):
+    write_json(folder / "before.json", read(folder, limit=2).header)
     with pytest.raises(UserError, match="n_examples differs"):
         read(folder, max_new_tokens=2, before=folder / "before.json")

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NEW_TOKENS = 5
 METRICS = ("perplexity_per_byte", "kl", "agreement", "questions")
 PHASES = ("KL and agreement", "perplexity of base", "perplexity of tuned", "questions to base", "questions to tuned")
-CASES = ("base full", "base grad_op", "base none", "base full offload", "untied full", "extended full")
+CASES = ("base full", "base none", "untied full offload", "extended full")
 # Six documents of very different lengths, for two ranks.
 TEXTS = [*SENTENCES, "The bank", "Own funds of\n\nthe bank – 8% é."]
 
@@ -203,9 +203,8 @@ def evaluate(world_size: int, folder: Path, base: str, tuned: str, *options: obj
     done = run_ranks(world_size, *script, *arguments, *options)
     assert done.returncode == 0, done.stderr[-6000:]
     assert done.stdout.count("questions answered correctly") == 1  # only rank 0 prints
-    # Every bar ends at 100%, whatever share of the documents rank 0 has; beyond its total a bar would have no percentage.
-    bars = re.findall(r"([\w ]+)(?: \(rank 0 of \d\))?: 100%\S* ([\d.k]+)/([\d.k]+) [^\r\n]*tok", done.stderr)
-    assert {name for name, number, total in bars if number == total} == set(PHASES)
+    # Every bar ends at 100%, whatever share of the documents rank 0 has.
+    assert set(re.findall(r"([\w ]+)(?: \(rank 0 of \d\))?: 100% after", done.stderr)) == set(PHASES)
     return json.loads(out.read_text())
 
 

@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -7,12 +9,11 @@ from eval.generate import (
     answer_work,
     greedy_answers,
     load_for_generation,
-    nucleus,
     sampled_answers,
     shared_prefix,
 )
-from eval.row_cache import SPARE_COLUMNS, RowCache, holds_rows, left_padded
-from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
+from eval.row_cache import SPARE_COLUMNS, RowCache, holds_rows
+from tests.tiny import write_tiny_model
 
 PROMPTS = [[5, 60, 61], [7] * 20, [9, 80, 81, 82, 83, 84, 85], [11, 90], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]]
 
@@ -36,7 +37,19 @@ def generate_single(model, prompt, stop_ids, max_new_tokens):
     return [token for token in output.tolist() if token not in stop_ids]
 
 
-@pytest.mark.parametrize("family", FAMILIES | OTHER_FAMILIES)
+@contextmanager
+def watched(model):
+    """The shapes of the tokens of all forwards."""
+    seen = []
+    hook = model.register_forward_hook(
+        lambda module, arguments, kwargs, _: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    yield seen
+    hook.remove()
+
+
+# Caches of one kind of layer and of two, a window in all layers and in every other, sinks, experts.
+@pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma2", "gemma3_text", "gpt_oss", "qwen3_moe"])
 def test_a_batch_gives_the_same_answers_as_single_prompts(tiny, family):
     model = tiny(family)
     free = [generate_single(model, prompt, {383}, 30) for prompt in PROMPTS]
@@ -44,32 +57,8 @@ def test_a_batch_gives_the_same_answers_as_single_prompts(tiny, family):
     stop_ids = {free[1][4], free[3][9]}
     expected = [generate_single(model, prompt, stop_ids, 30) for prompt in PROMPTS]
     assert len({len(answer) for answer in expected}) > 1
-    for batch_size in (1, 2, 5):
+    for batch_size in (2, 5):
         assert greedy_answers(model, PROMPTS, stop_ids, 30, batch_size) == expected
-
-
-def test_progress_counts_every_token_exactly_once(tiny):
-    model = tiny("llama")
-    free = greedy_answers(model, PROMPTS, set(), 6, 5)
-    assert [len(answer) for answer in free] == [6] * 5
-    for stop_ids in (set(), {free[0][2]}, {answer[0] for answer in free}):
-        finished = []
-        answers = greedy_answers(model, PROMPTS, stop_ids, 6, 2, finished.append)
-        assert sum(finished) == sum(map(len, PROMPTS)) + 6 * len(PROMPTS)
-        assert not any(token in stop_ids for answer in answers for token in answer)
-    assert answers == [[]] * 5
-
-
-def test_positions_start_at_the_first_real_token():
-    ids, mask, positions = left_padded([[5, 6], [7, 8, 9, 10]], torch.device("cpu"))
-    assert ids[0, 2:].tolist() == [5, 6]
-    assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
-    assert positions[0, 2:].tolist() == [0, 1]
-    assert positions[1].tolist() == [0, 1, 2, 3]
-
-
-def test_no_prompts_give_no_answers(tiny):
-    assert greedy_answers(tiny("llama"), [], {2}, 8, 4) == []
 
 
 def test_rows_that_come_move_and_go_have_the_logits_of_their_own_tokens(tiny):
@@ -113,25 +102,17 @@ def test_the_next_prompt_takes_the_place_of_a_row_that_has_ended(tiny, monkeypat
         stop_ids = {generate_single(model, asked[0], {383}, 12)[2], generate_single(model, asked[4], {383}, 12)[7]}
         expected = [generate_single(model, prompt, stop_ids, 12) for prompt in asked]
         assert len({len(answer) for answer in expected}) > 2
-        seen = []
-        hook = model.register_forward_hook(
-            lambda module, arguments, kwargs, _, seen=seen: seen.append(kwargs["input_ids"].shape), with_kwargs=True
-        )
-        done = []
-        assert greedy_answers(model, asked, stop_ids, 12, 4, done.append) == expected
-        hook.remove()
+        with watched(model) as seen:
+            done = []
+            assert greedy_answers(model, asked, stop_ids, 12, 4, done.append) == expected
         assert sum(done) == sum(answer_work(model, asked, 12)) == sum(map(len, prompts)) + 12 * len(prompts)
         assert max(rows for rows, _ in seen) == 4
         assert seen.count(torch.Size([1, 30])) == bool(start)  # the common start is read once
         assert max(width for _, width in seen) == (30 if start else 7)
         # Memory for the tokens of two answers only.
         monkeypatch.setattr("eval.generate.cache_tokens", lambda model, asked=asked: 2 * (max(map(len, asked)) + 12))
-        seen.clear()
-        hook = model.register_forward_hook(
-            lambda module, arguments, kwargs, _, seen=seen: seen.append(kwargs["input_ids"].shape), with_kwargs=True
-        )
-        assert greedy_answers(model, asked, stop_ids, 12, 4) == expected
-        hook.remove()
+        with watched(model) as seen:
+            assert greedy_answers(model, asked, stop_ids, 12, 4) == expected
         assert max(rows for rows, _ in seen) == 2
         monkeypatch.undo()
 
@@ -154,13 +135,9 @@ def test_a_common_start_is_read_once_although_all_rows_end_together(tiny):
     prompts = [[*start, 5, i] for i in range(6)]
     expected = [generate_single(model, prompt, {383}, 3) for prompt in prompts]
     for rows in (1, 2):
-        widths = []
-        hook = model.register_forward_hook(
-            lambda module, arguments, kwargs, _, widths=widths: widths.append(kwargs["input_ids"].shape[1]),
-            with_kwargs=True,
-        )
-        answers = greedy_answers(model, prompts, set(), 3, rows)
-        hook.remove()
+        with watched(model) as seen:
+            answers = greedy_answers(model, prompts, set(), 3, rows)
+        widths = [width for _, width in seen]
         assert answers == expected
         assert widths.count(len(start) + 1) == 1  # the 5 is common, too
 
@@ -169,12 +146,9 @@ def test_short_prompts_behind_a_long_one_get_more_rows(tiny, monkeypatch):
     model = tiny("llama")
     prompts = [[5 + i % 9] * (100 if i == 7 else 4) for i in range(12)]
     monkeypatch.setattr("eval.generate.cache_tokens", lambda model: 110)
-    rows = []
-    hook = model.register_forward_hook(
-        lambda module, arguments, kwargs, _: rows.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    answers = greedy_answers(model, prompts, set(), 6, 32)
-    hook.remove()
+    with watched(model) as seen:
+        answers = greedy_answers(model, prompts, set(), 6, 32)
+    rows = [number for number, _ in seen]
     assert (rows[0], max(rows)) == (1, 11)
     assert answers == [generate_single(model, prompt, {383}, 6) for prompt in prompts]
 
@@ -198,8 +172,7 @@ def test_a_cache_with_other_layers_takes_one_prompt_at_a_time(tmp_path):
     assert greedy_answers(model, prompts, {63}, 8, 4) == [generate_single(model, one, {63}, 8) for one in prompts]
 
 
-@pytest.mark.parametrize("family", ["llama_biased", "llama", "gemma2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "dtype"), [("llama_biased", torch.float32), ("llama", torch.bfloat16)])
 def test_a_model_with_packed_weights_computes_the_same(tmp_path, family, dtype):
     directory = write_tiny_model(tmp_path / "model", family, tied=family != "llama", seed=3)
     plain, exact = (AutoModelForCausalLM.from_pretrained(directory, dtype=d).eval() for d in (dtype, torch.float32))
@@ -212,7 +185,9 @@ def test_a_model_with_packed_weights_computes_the_same(tmp_path, family, dtype):
     else:  # as far from the exact logits as the plain model in bf16
         assert (logits - right).abs().mean() < 1.05 * (expected - right).abs().mean()
     weight = packed.model.layers[0].mlp.up_proj.weight
-    assert weight.layout != torch.strided and torch.equal(weight.to_dense(), plain.model.layers[0].mlp.up_proj.weight)
+    can_pack = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert (weight.layout != torch.strided) == can_pack  # a processor without AVX512 cannot pack bf16
+    assert torch.equal(weight.to_dense() if can_pack else weight, plain.model.layers[0].mlp.up_proj.weight)
     held = [sum(p.numel() * p.element_size() for p in model.parameters()) for model in (plain, packed)]
     assert held[0] == held[1]  # a weight is kept once
 
@@ -251,15 +226,3 @@ def test_a_sample_depends_only_on_seed_and_sample_number(tiny):
     assert sampled_answers(model, PROMPTS, [10, 11, 12, 13, 14], set(), 8, Sampling(0.001)) == greedy_answers(
         model, PROMPTS, set(), 8, 5
     )
-
-
-def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
-    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2], [0.97, 0.01, 0.01, 0.01]]).log()
-    kept = [torch.isfinite(nucleus(logits, top_p)).tolist() for top_p in (0.01, 0.69, 0.71, 1.0)]
-    assert [rows[0] for rows in kept] == [
-        [False, True, False, False],
-        [False, True, True, False],
-        [False, True, True, True],
-        [True] * 4,
-    ]
-    assert kept[2][1] == [True, False, False, False]

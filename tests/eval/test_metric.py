@@ -1,11 +1,9 @@
 """Scores of answers: a function of the user's, what is wrong with it in one sentence, and the scores without one."""
 
 import copy
-import math
 import re
 import sys
 
-import numpy as np
 import pytest
 
 from common.errors import UserError
@@ -27,32 +25,23 @@ def fails(answers, examples):
 def not_finite(answers, examples):
     return {"right": float("nan")}
 
-def nothing(answers, examples):
-    return None
-
 def taken(answers, examples):
     return {"loss": 1.0}
 
 def text(answers, examples):
     return "0.5"
 
-def huge(answers, examples):
-    return 10**400
-
 def leaves(answers, examples):
     raise SystemExit(3)
 
 def spoils(answers, examples):
     return len(answers.pop()) + len(examples.pop()["messages"].pop())
-
-constant = 3
 """
 
 
 @pytest.fixture
 def scores(tmp_path, monkeypatch):
     (tmp_path / "scores_of_mine.py").write_text(MODULE)
-    (tmp_path / "broken_scores.py").write_text("import nothing_of_that_name")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "scores_of_mine", raising=False)
 
@@ -70,14 +59,10 @@ def test_a_number_is_called_metric_and_a_dictionary_has_its_own_names(scores):
             "scores_of_yours:f",
             "module scores_of_yours is not found; put it beside train.py or its folder into PYTHONPATH",
         ),
-        ("broken_scores:f", "module nothing_of_that_name is not found"),
         ("scores_of_mine:f", "scores_of_mine.py has no function f"),
-        ("scores_of_mine:constant", "scores_of_mine.py has no function constant"),
         ("scores_of_mine:fails", "fails: IndexError: list index out of range ("),
         ("scores_of_mine:not_finite", "returns nan for right; a score must be finite"),
-        ("scores_of_mine:nothing", "returns None for metric; it gets (answers, examples) and must return a number"),
         ("scores_of_mine:text", "returns '0.5' for metric; it gets (answers, examples) and must return a number"),
-        ("scores_of_mine:huge", "for metric; it gets (answers, examples) and must return a number"),
         ("scores_of_mine:leaves", "fails: SystemExit: 3 ("),
         ("scores_of_mine:taken", "returns the name 'loss'; use letters"),
     ],
@@ -112,9 +97,3 @@ def test_the_scores_of_an_option_stand_in_a_result_with_their_name(scores):
     assert metric_figures("")(["a b", "d"], EXAMPLES) == {}
     with pytest.raises(UserError, match="no_such_module"):
         metric_figures("no_such_module:f")
-
-
-def test_numbers_of_numpy_are_numbers(tmp_path, monkeypatch):
-    (tmp_path / "numpy_scores.py").write_text("import numpy as np\ndef f(answers, examples): return np.float32(0.5)")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert load_metric("numpy_scores:f")([], []) == {"metric": 0.5} and math.isclose(np.float32(0.5), 0.5)

@@ -1,12 +1,10 @@
-import math
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from eval import perplexity
-from eval.perplexity import LossSum, loss_work, target_losses, total, windows
-from tests.tiny import FAMILIES, write_tiny_model
+from eval.perplexity import loss_work, target_losses, windows
+from tests.tiny import write_tiny_model
 
 
 def sequences():
@@ -26,8 +24,7 @@ def one_by_one(model, ids, is_target):
     return -sum(log_p[t - 1, ids[t]].item() for t in range(1, len(ids)) if is_target[t])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tokens_per_batch", [1, 64, 4096])
+@pytest.mark.parametrize(("family", "tokens_per_batch"), [("llama", 1), ("gemma2", 64), ("granite", 4096)])
 def test_losses_equal_the_definition(tmp_path, monkeypatch, family, tokens_per_batch):
     monkeypatch.setattr(perplexity, "TOKENS_PER_BATCH", tokens_per_batch)
     model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path, family), dtype=torch.float32).eval()
@@ -37,13 +34,6 @@ def test_losses_equal_the_definition(tmp_path, monkeypatch, family, tokens_per_b
     for loss, (ids, is_target) in zip(losses, sequences(), strict=True):
         assert loss.nats == pytest.approx(one_by_one(model, ids, is_target), abs=2e-4)
     assert sum(finished) == 30 + 12 + 7 + 25 == sum(map(loss_work, sequences()))  # the last two need no forward
-
-
-def test_every_token_has_the_same_weight():
-    both = total([LossSum(10.0, 2), LossSum(1.0, 8)])
-    assert both == LossSum(11.0, 10)
-    assert both.mean == pytest.approx(1.1)  # the mean of the documents' means would be 2.56
-    assert math.isnan(total([]).mean)
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 19, 20])

@@ -20,22 +20,20 @@ def load(path, *rope):
     return load_for_evaluation(read_model_config(str(path), *rope), str(path), torch.float32, CPU)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "mistral_sliding"])
+@pytest.mark.parametrize("family", ["gemma2", "mistral_sliding"])
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_losses_equal_those_of_transformers_at_every_position(tmp_path, monkeypatch, family, chunk) -> None:
     """The reference is eager attention: SDPA in transformers ignores Gemma 2's softcap. Windows have 8 tokens."""
     monkeypatch.setattr(loss, "LOSS_TOKENS", chunk)
     path = write_tiny_model(tmp_path / "model", family=family)
     documents = [torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (50, 2, 90)]
-    finished = []
-    losses = losses_by_position(load(path), documents, CPU, finished.append)
+    losses = losses_by_position(load(path), documents, CPU)
     eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
     for ids, found in zip(documents, losses, strict=True):
         with torch.no_grad():
             log_p = eager(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         expected = -log_p[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
         assert found.dtype == torch.float64 and torch.allclose(found, expected, atol=1e-4)
-    assert finished == [1, 1, 1]
 
 
 def test_a_bucket_sums_the_losses_of_its_positions() -> None:

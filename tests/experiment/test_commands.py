@@ -11,39 +11,42 @@ from experiment.commands import (
     Command,
     check_options,
     chosen_of,
+    keep,
     list_commands,
     owned,
     parse_until,
+    restore,
     run_commands,
     tuned_grid,
 )
-from experiment.launch import Ended
+from tests.forked_jobs import Ended
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """The names of all jobs that were started. A job writes the file that its option names, as a script would."""
+    """The names of all commands that were started. Each writes the file that its option names, as a script would."""
     names = []
 
-    def run_jobs(jobs, parallel, on_end):
-        for job in jobs:
-            names.append(job.log.stem)
-            fails = job.options[0] in ("fails", "diverges")
-            job.log.parent.mkdir(exist_ok=True)
-            words = "the loss was not finite in 5 steps" if job.options[0] == "diverges" else "no memory"
-            job.log.write_text(f"\n$ {job.script}\nerror: {words}\n")
-            if not fails:
-                Path(job.options[0]).write_text("done")
-            on_end(Ended(job, int(fails), stopped=False, seconds=2.0))
+    def start(script, options, log, processes, slot, parallel):
+        names.append(log.stem)
+        fails = options[0] in ("fails", "diverges")
+        log.parent.mkdir(exist_ok=True)
+        words = "the loss was not finite in 5 steps" if options[0] == "diverges" else "no memory"
+        log.write_text(f"\n$ {script}\nerror: {words}\n")
+        if not fails:
+            Path(options[0]).parent.mkdir(exist_ok=True)
+            Path(options[0]).write_text("done")
+        return Ended(int(fails))
 
-    monkeypatch.setattr(commands, "run_jobs", run_jobs)
+    monkeypatch.setattr(commands, "start", start)
     return names
 
 
-def command(folder, name, *needs, frees=(), options=None):
+def command(folder, name, *needs, frees=(), options=None, results=()):
     output = folder / name
     options = options or (str(output),)
-    return Command(name, "a kind", "train.py", options, output, tuple(folder / need for need in needs), frees)
+    needs, results = (tuple(folder / one for one in some) for some in (needs, results))
+    return Command(name, "a kind", "train.py", options, output, needs, frees, results=results)
 
 
 def test_commands_run_in_order_once_and_free_what_nobody_needs(tmp_path, started):
@@ -60,7 +63,7 @@ def test_commands_run_in_order_once_and_free_what_nobody_needs(tmp_path, started
     states = [line.partition(":")[0] for line in lines[:4]]
     assert states == ["done  second", "done  first", "done  third", "to do fourth"]
     assert lines[3] == f"to do fourth: train.py {tmp_path / 'fourth'}"
-    assert lines[4].startswith("left: about 2")  # the mean of its kind
+    assert lines[4] == "left: about 0 s"  # the mean of its kind
 
 
 def test_a_list_may_grow_by_what_is_found(tmp_path, started):
@@ -70,25 +73,60 @@ def test_a_list_may_grow_by_what_is_found(tmp_path, started):
 
 
 def test_what_runs_is_waited_for_and_its_file_does_not_count_before_it_has_ended(tmp_path, monkeypatch):
-    seen = []
+    order, running = [], {}
 
-    def run_jobs(jobs, parallel, on_end):
-        first = next(jobs)
-        Path(first.options[0]).write_text("is being written")
-        second = next(jobs)  # needs nothing
-        seen.extend([first.log.stem, second.log.stem, next(jobs)])  # the third needs the first
-        on_end(Ended(first, 0, stopped=False, seconds=2.0))
-        third = next(jobs)
-        seen.append(third.log.stem)
-        for job in (second, third):
-            Path(job.options[0]).write_text("done")
-            on_end(Ended(job, 0, stopped=False, seconds=2.0))
-        assert next(jobs, "nothing") == "nothing"
+    class Runs:
+        def __init__(self, name):
+            self.name, self.looks = name, 0
+            running[name] = self
 
-    monkeypatch.setattr(commands, "run_jobs", run_jobs)
+        def poll(self):
+            self.looks += 1
+            return 0 if self.looks > (3 if self.name == "first" else 0) else None
+
+    def start(script, options, log, *more):
+        order.append((log.stem, [name for name, one in running.items() if one.looks <= 3]))
+        Path(options[0]).write_text("is being written")
+        return Runs(log.stem)
+
+    monkeypatch.setattr(commands, "start", start)
+    monkeypatch.setattr(commands, "POLL", 0.0)
     listed = [command(tmp_path, "first"), command(tmp_path, "third", "first"), command(tmp_path, "second")]
     run_commands(lambda: listed, tmp_path, parallel=2)
-    assert seen == ["first", "second", None, "third"]
+    assert [name for name, _ in order] == ["first", "second", "third"] and "first" in order[1][1]
+    assert "first" not in order[2][1]  # which needs it
+
+
+def test_what_is_kept_goes_on_elsewhere_with_what_is_left(tmp_path, started):
+    """Of two trainings with two scores each, one is scored: its weights are not made again, and those of the other are."""
+
+    def listed(folder):
+        found = [command(folder, "pool")]
+        for seed in (0, 1):
+            found.append(command(folder, f"train{seed}", "pool"))
+            needs = (f"train{seed}",)
+            found += [command(folder, f"score{seed}{one}", *needs, results=(f"score{seed}{one}",)) for one in "ab"]
+        return found
+
+    here, there, kept = (tmp_path / name for name in ("here", "there", "kept"))
+    here.mkdir()
+    run_commands(lambda: listed(here)[:5], here, on_change=lambda: keep(listed(here), here, kept))
+    assert started == ["pool", "train0", "score0a", "score0b", "train1"]
+    assert sorted(path.name for path in kept.iterdir()) == ["score0a", "score0b", "times.jsonl"]
+    started.clear()
+    for _ in range(2):  # also where all is there
+        restore(kept, there)
+        check_options(listed(here), there)
+    lines = list_commands(listed(there), there, 1).splitlines()
+    assert [line.split()[1].strip(":") for line in lines if line.startswith("done")] == ["train0", "score0a", "score0b"]
+    run_commands(lambda: listed(there), there, on_change=lambda: keep(listed(there), there, kept))
+    assert started == ["pool", "train1", "score1a", "score1b"]
+    assert len((kept / "times.jsonl").read_text().splitlines()) == 9  # of both machines
+    run_commands(lambda: listed(there), there)
+    assert len(started) == 4
+    (here / "pool").unlink()
+    run_commands(lambda: listed(here)[:4], here)
+    assert len(started) == 4  # nobody needs it
 
 
 def test_what_fails_or_waits_for_nothing_is_one_sentence(tmp_path, started):

@@ -1,20 +1,22 @@
-"""The experiments as a whole on a tiny model: every list runs to its end and is not run again, and the report comes out.
+"""The experiments as a whole: every list runs to its end and is not run again, and the report comes out.
 
-A training of seed 0 and the first command of each kind run for real, so that the scripts have accepted every option; the others leave a
-copy of the file that one of their kind has left.
+No script runs. train.py's options are read as it reads them, those of the scripts are parsed by them, and what they would write is made up.
+tests/scripts/test_measure.py and test_export.py run the same scripts for real.
 """
 
 import json
-import shutil
+import math
+import shlex
 from pathlib import Path
 
 import pytest
 
+from configs.load import load_config
 from experiment import commands, drawn, knowledge, pareto, settle
-from experiment.commands import run_commands
-from experiment.launch import Ended
-from tests.forked_jobs import run_forked_jobs
-from tests.tiny import write_chat_file, write_tiny_model
+from experiment.commands import keep, left_of, restore, run_commands
+from tests.forked_jobs import Ended
+from tests.processes import ROOT, run_python
+from tests.test_docs import DRIVER
 
 pytestmark = pytest.mark.slow
 ANSWERS = (
@@ -24,32 +26,55 @@ ANSWERS = (
 
 
 class Machine:
-    """Runs what is new, and copies the rest."""
+    """Writes what the scripts would write."""
 
-    def __init__(self, monkeypatch) -> None:
-        self.real, self.names, self.done = [], [], {}
-        monkeypatch.setattr(commands, "run_jobs", self.run_jobs)
+    def __init__(self, monkeypatch, folder: Path) -> None:
+        self.names, self.kinds, self.folder = [], {}, folder
+        monkeypatch.setattr(commands, "start", self.start)
 
-    def run(self, experiment) -> None:
+    def run(self, experiment, kept: Path | None = None) -> None:
         self.listed = experiment.commands
-        run_commands(experiment.commands, experiment.out())
-        assert all(command.is_done for command in experiment.commands())
+        on_change = (lambda: keep(experiment.commands(), experiment.out(), kept)) if kept else lambda: None
+        run_commands(experiment.commands, experiment.out(), on_change=on_change)
+        assert not left_of(experiment.commands())
 
-    def run_jobs(self, jobs, parallel, on_end) -> None:
-        for job in jobs:
-            command = next(one for one in self.listed() if (one.script, one.options) == (job.script, job.options))
-            self.names.append(command.name)
-            if command.kind not in self.done or (job.script == "train.py" and command.name.endswith("-s0/train")):
-                self.real.append(command.name)
-                run_forked_jobs([job], on_end=on_end)
-                self.done.setdefault(command.kind, command.output)
-                continue
-            before, after = self.done[command.kind], command.output
-            after.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(before, after)
-            if job.script == "train.py":
-                shutil.copy(before.parents[1] / "metrics.jsonl", after.parents[1])
-            on_end(Ended(job, 0, stopped=False, seconds=1.0))
+    def start(self, script, options, log, *share) -> Ended:
+        command = next(one for one in self.listed() if (one.script, one.options) == (script, options))
+        self.names.append(command.name)
+        self.kinds.setdefault(command.kind, shlex.join([script, *options]))
+        command.output.parent.mkdir(parents=True, exist_ok=True)
+        known = dict(zip(options, options[1:], strict=False))
+        made: dict = {}
+        if script == "train.py":
+            config = load_config(options[0], options[1:])
+            assert all(Path(path).is_file() for path in (*config.data.train, *config.data.validation))
+            run = command.output.parents[1]
+            (run / "checkpoints").mkdir()
+            losses = [5 / (1 + step) + config.optimizer.learning_rate for step in (0, 1, 3, 9)]
+            rows = [{"step": step, "validation/loss": loss} for step, loss in zip((0, 1, 3, 9), losses, strict=True)]
+            write_lines(run / "metrics.jsonl", rows)
+        elif script == "scripts/evaluate.py":
+            rows = [json.loads(line) for line in Path(known["--data"]).read_text().splitlines()]
+            sizes = [len(str(row.get("text") or row.get("completion") or "").encode()) for row in rows]
+            losses = [[0.5 * size + (place % 5 == 0), size // 4] for place, size in enumerate(sizes)]
+            made = {"loss": {"mean": 2.0, "targets": sum(n for _, n in losses)}, "losses": losses}
+            made |= {"violations": {"micro": {"f1": 0.5 + len(command.name) / 1000}}}
+        elif command.kind == "general":
+            made = {"kl": {"value": 0.1 + len(command.name) / 1000}}
+        if script in ("train.py", "scripts/export.py"):
+            assert script == "train.py" or Path(options[0], "checkpoints").is_dir()
+            (command.output.parent / "model.safetensors").write_text("weights")
+        elif command.name == "self":
+            made = {"text": "written"}
+        command.output.write_text(json.dumps(made) + "\n")
+        return Ended(0)
+
+    def check_options(self) -> None:
+        """Every kind of command is one that its script takes."""
+        (self.folder / "driver.py").write_text(DRIVER)
+        lines = [line for line in self.kinds.values() if not line.startswith("train.py")]
+        done = run_python(self.folder / "driver.py", ROOT, *lines)
+        assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
 
 
 def patch(monkeypatch, module, **values) -> None:
@@ -69,10 +94,20 @@ def report_of(experiment) -> list[list[str]]:
     return [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
+def elsewhere_the_same(tmp_path, monkeypatch, module, experiment) -> None:
+    """With what was kept of a finished experiment alone, nothing is left on another machine, and the report is the same."""
+    text, _ = experiment.report()
+    assert not [
+        path for path in (tmp_path / "kept").rglob("*") if "export" in path.parts[:-1] and path.name != "export.json"
+    ]
+    patch(monkeypatch, module, OUT=tmp_path / "elsewhere")
+    restore(tmp_path / "kept", tmp_path / "elsewhere")
+    assert not left_of(experiment.commands()) and experiment.report()[0] == text
+
+
 def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) -> None:
-    out, model = tmp_path / "drawn", write_tiny_model(tmp_path / "model")
-    settings = ("model.compute_dtype=fp32", f"data.cache={tmp_path / 'tokens'}", "batch.global_examples=4")
-    patch(monkeypatch, drawn, OUT=out, BASE=str(model), SETTINGS=settings, DRAWN=8, TUNING_SEEDS=(100,), EXTENSIONS=0)
+    out = tmp_path / "drawn"
+    patch(monkeypatch, drawn, OUT=out, DRAWN=8, TUNING_SEEDS=(100,), EXTENSIONS=0)
     patch(monkeypatch, drawn, RATES={"full": (1e-2,), "lora8": (1e-2,)})
     patch(monkeypatch, settle, SEEDS={"full": 3, "lora8": 3}, SHARED=2)
     patch(monkeypatch, pareto, SEEDS=2, ALPHAS=("1", "0.75"), PILOTS={"anchored self-replay": (1.0, 4.0)})
@@ -90,25 +125,23 @@ def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) ->
         ]
         write_lines(out / "pool" / f"{split}.jsonl", rows)
     (out / "pool" / "dataset.json").write_text("{}")
-    for path in pareto.texts():
-        path.parent.mkdir(exist_ok=True)
-        write_chat_file(path, 12)
-
-    machine = Machine(monkeypatch)
+    machine = Machine(monkeypatch, tmp_path)
     machine.run(settle)
     rows = report_of(settle)
-    assert ["full", "0.01", "0.000", "chosen, at the edge of the grid"] in rows
+    assert ["full", "0.01", "0.5270", "chosen, at the edge of the grid"] in rows
     assert [row[:2] for row in rows if row[0] in ("full", "lora8")][-2:] == [["full", "3"], ["lora8", "3"]]
     assert rows[-1][0] == "F1: full less lora8, Welch"
-    kept = [path.parent.name for path in out.glob("*/checkpoints")]
-    assert kept == [f"full-lr0.01-s{seed}" for seed in range(1)]  # the others are copies, or nobody needs them
+    kept = sorted(path.parent.name for path in out.glob("*/checkpoints"))
+    assert kept == [f"full-lr0.01-s{seed}" for seed in range(2)]  # experiment.pareto averages them
 
     before = len(machine.names)
-    machine.run(pareto)
+    machine.run(pareto, tmp_path / "kept")
     assert "full-lr0.01-s0/train" not in machine.names[before:]
-    assert "plain-s0/a0.75" in machine.real and not list(out.glob("*/checkpoints"))
+    assert "plain-s0/a0.75" in machine.names and not list(out.glob("*/checkpoints"))
     rows = report_of(pareto)
-    assert [row[0] for row in rows if row[-1] == "chosen"] == ["anchored self-replay"]
+    assert [row[0] for row in rows if row[-1].startswith("chosen") and row[0] not in drawn.RATES] == [
+        "anchored self-replay"
+    ]
     assert [row[1] for row in rows if "alpha" in row[0] and "less" not in row[0]] == ["2"] * 6
     assert [row[0].partition(",")[0] for row in rows[-3:]] == [
         "F1: anchored self-replay",
@@ -119,12 +152,13 @@ def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) ->
     machine.run(settle)
     machine.run(pareto)
     assert len(machine.names) == before
+    machine.check_options()
+    elsewhere_the_same(tmp_path, monkeypatch, drawn, pareto)
 
 
 def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) -> None:
-    model, form = write_tiny_model(tmp_path / "model"), "C {0}.00 Form {0}\nRows:\n"
-    settings = ("model.compute_dtype=fp32", f"data.cache={tmp_path / 'tokens'}", "data.sequence_length=256")
-    patch(monkeypatch, knowledge, OUT=tmp_path / "knowledge", BASE=str(model), SETTINGS=settings, EXTENSIONS=0)
+    form = "C {0}.00 Form {0}\nRows:\n"
+    patch(monkeypatch, knowledge, OUT=tmp_path / "knowledge", EXTENSIONS=0)
     patch(monkeypatch, knowledge, TOKENS=4000, STEP=300, EVERY=1, ROWS=10, COPIES=3, HELD_OUT=3)
     patch(monkeypatch, knowledge, ARMS={name: knowledge.ARMS[name] for name in ("full", "rank 1, q and v")})
     patch(monkeypatch, knowledge, RATES={"full": (1e-3, 1e-2), "rank 1, q and v": (1e-3,)})
@@ -142,7 +176,7 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
         write_lines(tmp_path / "knowledge" / "cpt" / f"{split}.jsonl", rows)
     (tmp_path / "knowledge" / "cpt" / "dataset.json").write_text("{}")
 
-    machine = Machine(monkeypatch)
+    machine = Machine(monkeypatch, tmp_path)
     machine.run(knowledge)
     drawn_lines = [json.loads(line)["text"] for line in knowledge.draw(1).read_text().splitlines()]
     (title, asked), *_ = knowledge.forms()
@@ -152,15 +186,15 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
     found = knowledge.values()
     assert {len(of_seeds) for arms in found.values() for of_seeds in arms.values()} == {3}
     assert set(found["recall"]) == {"full", "rank 1, q and v", "full, new tokens"}
-    first, last = (found[f"bits per byte, {share}"]["full"][0] for share in ("10%", "100%"))
-    assert last < first
-    scores = json.loads(knowledge.scores_of("base", "test").read_text())
-    bits = scores["loss"]["mean"] * knowledge.tokens_per_byte("base") / 0.6931
-    assert bits == pytest.approx(
-        knowledge.curve_of(knowledge.run_of("full", 0))[0] * bits / scores["loss"]["mean"], rel=5e-3
-    )
+    # A step's nats for each token, the tokens for each byte of the base's text, and bits for each nat.
+    rate = knowledge.chosen_rate("full")
+    bits = (5 / 10 + rate) * knowledge.tokens_per_byte("base") / math.log(2)
+    assert found["bits per byte, 100%"]["full"][0] == pytest.approx(bits)
+    assert found["recall"]["full"][0] == 0.8  # of ten questions two have a more probable wrong label
     rows = report_of(knowledge)
     assert [row[8] for row in rows[-3:]] == ["not run", "not run", rows[-1][8]] and rows[-1][8] != "not run"
     before = len(machine.names)
-    machine.run(knowledge)
+    machine.run(knowledge, tmp_path / "kept")
     assert len(machine.names) == before
+    machine.check_options()
+    elsewhere_the_same(tmp_path, monkeypatch, knowledge, knowledge)

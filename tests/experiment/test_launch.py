@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from experiment.launch import Ended, Interrupted, Job, run_jobs
+from common.errors import UserError
+from experiment.commands import Command, run_commands
+from experiment.launch import Interrupted
 from tests.processes import ROOT
 
 # Says that it runs, then waits for a signal, writes its name and ends. FOLDER NAME
@@ -41,46 +44,54 @@ def is_ready(folder: Path, *names: str) -> bool:
     return all((folder / f"{name}.ready").exists() for name in names)
 
 
-def test_an_exit_code_and_a_log_that_is_added_to(tmp_path) -> None:
+def waiting(script: str, folder: Path, *names: str) -> list[Command]:
+    return [Command(name, "", script, (str(folder), name), folder / f"{name}.done") for name in names]
+
+
+def when_ready(folder: Path, names: str, act) -> threading.Thread:
+    """A thread that calls `act` when the scripts wait."""
+
+    def wait() -> None:
+        end = time.monotonic() + 60
+        while not is_ready(folder, *names) and time.monotonic() < end:
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_log_is_added_to_and_the_last_words_are_those_of_the_newest_start(tmp_path) -> None:
     path, log = tmp_path / "ends.py", tmp_path / "logs" / "ends.log"
-    path.write_text("import sys; print('said', *sys.argv[1:], file=sys.stderr); sys.exit(int(sys.argv[1]))")
-    codes, waited = [], []
-
-    def jobs():
-        yield Job(str(path), ("0", "two words"), log)
-        while not codes:  # the second job waits for the first to end
-            waited.append(True)
-            yield None
-        yield Job(str(path), ("3", "two words"), log)
-
-    run_jobs(jobs(), parallel=2, on_end=lambda ended: codes.append(ended.code))
-    assert codes == [0, 3] and len(waited) == 1  # asked again when one has ended, not before
+    path.write_text("import sys; print('said', *sys.argv[1:], file=sys.stderr); sys.exit(3)")
+    for words in ("two words", "others"):
+        command = Command("ends", "", str(path), ("0", words), tmp_path / "none")
+        with pytest.raises(UserError, match=f"ends failed: said 0 {words}; its log is"):
+            run_commands(lambda command=command: [command], tmp_path)
     lines = [line for line in log.read_text().splitlines() if line]
-    assert lines == [f"$ {path} 0 two words", "said 0 two words", f"$ {path} 3 two words", "said 3 two words"]
+    assert lines == [f"$ {path} 0 two words", "said 0 two words", f"$ {path} 0 others", "said 0 others"]
 
 
 def test_a_signal_reaches_all_children_once_and_nothing_is_started_after_it(
     script, tmp_path, monkeypatch, capfd
 ) -> None:
     monkeypatch.setattr("experiment.launch.SAME_SIGNAL", 1000.0)  # however slow this machine is
-    jobs = [Job(script, (str(tmp_path), name), tmp_path / f"{name}.log") for name in "abc"]
-    ended, sent = [], []
+    listed = waiting(script, tmp_path, *"abc")
 
     def interrupt() -> None:
-        if is_ready(tmp_path, "a", "b") and not sent:
-            sent.append(True)
-            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    def end(child: Ended) -> None:
-        ended.append(child)
-        os.kill(os.getpid(), signal.SIGINT)  # the terminal and a launcher may both send it
+    def again() -> None:  # the terminal and a launcher may both send it
+        if is_ready(tmp_path, "a", "b"):
+            interrupt()
 
+    sender = when_ready(tmp_path, "ab", interrupt)
     with pytest.raises(Interrupted) as interrupted:
-        run_jobs(jobs, parallel=2, on_end=end, on_tick=interrupt)
+        run_commands(lambda: listed, tmp_path, parallel=2, on_change=again)
+    sender.join()
     assert capfd.readouterr().err.count("SIGINT: ") == 1
     assert interrupted.value.exit_code == 130
-    assert sorted((end.job.options[1], end.code, end.stopped) for end in ended) == [("a", 7, True), ("b", 7, True)]
-    assert {end.last_words for end in ended} == {"ended by a signal"}
     assert [(tmp_path / f"{name}.signals").read_text() for name in "ab"] == ["SIGINT ", "SIGINT "]
     assert not is_ready(tmp_path, "c")
     cores = [(tmp_path / f"{name}.ready").read_text().split() for name in "ab"]
@@ -90,14 +101,19 @@ def test_a_signal_reaches_all_children_once_and_nothing_is_started_after_it(
 
 
 def test_an_error_here_ends_the_children_softly(script, tmp_path) -> None:
+    ends = tmp_path / "ends.py"
+    ends.write_text(f"import os, time\nwhile not os.path.exists({str(tmp_path / 'a.ready')!r}): time.sleep(0.01)")
+    listed = [*waiting(script, tmp_path, "a"), Command("ends", "", str(ends), (), tmp_path / "none")]
+    changes = []
+
     def fail() -> None:
-        if is_ready(tmp_path, "a", "b"):
+        changes.append(True)
+        if len(changes) == 2:
             raise ValueError("a mistake")
 
-    jobs = [Job(script, (str(tmp_path), name), tmp_path / "log") for name in "ab"]
     with pytest.raises(ValueError, match="a mistake"):
-        run_jobs(jobs, parallel=2, on_tick=fail)
-    assert [(tmp_path / f"{name}.signals").read_text() for name in "ab"] == ["SIGTERM ", "SIGTERM "]
+        run_commands(lambda: listed, tmp_path, parallel=2, on_change=fail)
+    assert (tmp_path / "a.signals").read_text() == "SIGTERM "
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux tells a child that its parent has died")
@@ -106,12 +122,13 @@ def test_children_of_a_killed_parent_get_sigterm(script, tmp_path) -> None:
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from experiment.launch import Job, run_jobs
+from experiment import commands
 folder = Path({str(tmp_path)!r})
-def die():
+def die(seconds):
     if (folder / "a.ready").exists():
         os.kill(os.getpid(), signal.SIGKILL)
-run_jobs([Job({script!r}, (str(folder), "a"), folder / "log")], on_tick=die)
+commands.time.sleep = die
+commands.run_commands(lambda: [commands.Command("a", "", {script!r}, (str(folder), "a"), folder / "none")], folder)
 """
     assert subprocess.run([sys.executable, "-c", parent], timeout=60).returncode == -signal.SIGKILL
     end = time.monotonic() + 30

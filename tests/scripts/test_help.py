@@ -1,4 +1,4 @@
-"""Every script, and every command of a script, prints its --help when it is started without installing the project."""
+"""Every script, and every command of a script, prints its --help when it is started outside of the repository."""
 
 import re
 
@@ -8,7 +8,7 @@ from tests.processes import ROOT, run_python
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
 COMMANDS = re.compile(r"main_of\(__doc__, (.*)\)\)")
-# All of them in one new interpreter, because each process would import the same libraries. Each is started like by Python.
+# All of them in one process, because each process would import the same libraries. Each is started like by Python.
 DRIVER = """
 import os, runpy, sys
 root, *words = sys.argv[1:]
@@ -31,7 +31,7 @@ def test_help(tmp_path) -> None:
         started += [f"{name} {command}" for command in found[1].split(", ")] if found else []
     assert {"data.py clean", "measure.py forgetting", "regulator.py law"} <= set(started)
     (tmp_path / "driver.py").write_text(DRIVER)
-    done = run_python(tmp_path / "driver.py", ROOT, *started, cwd=tmp_path, fresh=True)
+    done = run_python(tmp_path / "driver.py", ROOT, *started, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in started:
         assert f"usage: {word} " in done.stdout and f"\n{word}: 0\n" in done.stdout, done.stderr

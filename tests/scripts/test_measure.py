@@ -1,23 +1,16 @@
 """`scripts/measure.py methods` on a tiny model: two methods, the same command again, and a bad share."""
 
 import json
-from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
+from common.errors import UserError
 from experiment import commands, methods
-from tests.forked_jobs import run_forked_jobs
-from tests.processes import run_python
+from tests.forked_jobs import start_forked
 from tests.tiny import write_chat_file, write_tiny_model
 
 pytestmark = pytest.mark.slow
 OVERRIDES = ["ewc.documents=8", "run.save_every=0", "run.eval_every=0"]
-
-
-def measure(folder: Path, *options: str) -> CompletedProcess:
-    files = ("--test", folder / "test.jsonl", "--general", folder / "old.jsonl", "--out", folder / "out")
-    return run_python("scripts/measure.py", "methods", folder / "config.py", *OVERRIDES, *files, *options)
 
 
 @pytest.fixture
@@ -25,23 +18,18 @@ def compare(tmp_path, monkeypatch):
     """What the command calls, with the scripts in processes that need not import the libraries: (printed, launched)."""
     launched = []
 
-    def run_jobs(jobs, parallel, on_end):
-        def noted():
-            for job in jobs:
-                launched.append(job.script)
-                yield job
+    def start(script, *rest):
+        launched.append(script)
+        return start_forked(script, *rest)
 
-        run_forked_jobs(noted(), parallel, on_end)
-
-    def run(only):
+    def run(**options):
         launched.clear()
         files = {"test": tmp_path / "test.jsonl", "general": tmp_path / "old.jsonl", "out": tmp_path / "out"}
-        how = {"low": 0.1, "shares": [], "strengths": [1e6], "both": None, "processes": 1, "plan_only": False}
-        return methods.compare_methods(str(tmp_path / "config.py"), OVERRIDES, **files, **how, only=only), list(
-            launched
-        )
+        how = {"low": 1 / 3, "shares": [0.05, 0.25], "strengths": [1, 10, 100], "both": None, "processes": 1}
+        how |= {"plan_only": False, "only": None} | options
+        return methods.compare_methods(str(tmp_path / "config.py"), OVERRIDES, **files, **how), list(launched)
 
-    monkeypatch.setattr(commands, "run_jobs", run_jobs)
+    monkeypatch.setattr(commands, "start", start)
     return run
 
 
@@ -60,8 +48,8 @@ config = Config(
 )
 """)
     out = tmp_path / "out"
-    listed = measure(tmp_path, "--list")
-    listed_methods = [line.split() for line in listed.stdout.splitlines()]
+    listed = compare(plan_only=True)[0]
+    listed_methods = [line.split() for line in listed.splitlines()]
     assert [method[0] for method in listed_methods] == [
         "plain",
         "low-lr",
@@ -75,12 +63,12 @@ config = Config(
     ]
     assert listed_methods[-1][2:] == ["ewc.strength=100", f"ewc.fisher={out / 'ewc-1' / 'ewc'}"]
     assert listed_methods[1][1] == "optimizer.learning_rate=0.00333333"
-    refused = measure(tmp_path, "--shares", "1.5")  # the override is checked before the first run
-    assert refused.returncode == 2 and "share" in refused.stderr and "Traceback" not in refused.stderr
+    with pytest.raises(UserError, match="share"):  # checked before the first run
+        compare(shares=[1.5])
     assert not out.exists()
 
     # With so large a strength, an effect is visible even on a random model.
-    printed, launched = compare(["plain", "ewc-1e+06"])
+    printed, launched = compare(only=["plain", "ewc-1e+06"], strengths=[1e6])
     lines = (out / "comparison.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     assert [row[0] for row in cells] == ["base", "plain", "ewc-1e+06"]
@@ -92,7 +80,7 @@ config = Config(
     plain, ewc = (result["kl"]["value"] for result in results)
     assert 0 < ewc < 0.7 * plain  # measured: 0.60
     before = (out / "plain" / "export" / "model.safetensors").stat().st_mtime_ns
-    again, launched = compare(["plain"])
+    again, launched = compare(only=["plain"], strengths=[1e6])
     assert launched == []
     assert (out / "plain" / "export" / "model.safetensors").stat().st_mtime_ns == before
     assert again == printed

@@ -30,8 +30,11 @@ def answers(right):
 EXAMPLES = [example(f"report {i}", f"bank {i}", ["LCR_MIN"]) for i in range(BANKS)]
 
 
+BASELINES = baseline_tasks(EXAMPLES, None, "the data")
+
+
 def compared(*arms, **options):
-    return compare(arms, baseline_tasks(EXAMPLES, None, "the data"), EXAMPLES, **options)
+    return compare(arms, BASELINES, EXAMPLES, **options)
 
 
 def difference(result, metric, of, family="arms"):
@@ -56,7 +59,6 @@ def test_differences_are_paired_by_report_and_described():
     assert row_of["rule engine"]["kind"] == "engine" and row_of["rule engine"]["metrics"]["f1"]["value"] == 1
     assert row_of["always clean"]["metrics"]["recall"]["value"] == 0
     assert difference(result, "f1", "rule engine", "baselines")["against"] == "weak"
-    assert [one["rule"] for one in result["rule_differences"]] == ["LCR_MIN"]
     assert result["sample"] == "12 reports of 12 banks"
 
 
@@ -86,15 +88,6 @@ def test_the_same_answers_differ_by_exactly_nothing():
     assert (f1["value"], f1["low"], f1["high"]) == (0, 0, 0)
     assert result["disagreements"] == []
     assert "two less one +0.000 (95% interval over reports +0.000 to +0.000" in verdict(result)["Learning"][0]
-
-
-def test_two_models_at_the_ceiling_may_still_differ():
-    other = [one | {"text": "other words", "answer": "other words"} for one in answers(12)]
-    result = compared(arm("one", task(answers(12))), arm("two", task(other)))
-    half = 1.959964**2 / (BANKS + 1.959964**2)  # of Wilson's interval, from 1 down
-    for found in (difference(result, "f1", "two"), result["rule_differences"][0]):
-        assert found["value"] == 0
-        assert (found["low"], found["high"]) == pytest.approx((-half, half))
 
 
 def test_all_pairs_and_seeds():
@@ -171,13 +164,6 @@ def test_holm_is_among_the_declared_and_leaves_open_what_it_takes_back():
     assert primary_sentence(result, result["primary"][2]).startswith(
         "No difference between c and a is shown in the loss"
     )
-
-
-def test_paired_seeds_cancel_what_both_have():
-    one, other = recipe("one", 3, 6, 9), recipe("other", 4, 8, 10)
-    alone, pairs = (declared(one, other, paired=paired)[1] for paired in (False, True))
-    assert alone["value"] == pairs["value"] and pairs["p"] < alone["p"]
-    assert ", paired)." in declared(one, other, paired=True)[0]
 
 
 def test_a_contrast_that_is_not_there_is_named():
@@ -333,10 +319,9 @@ def test_a_metric_that_is_not_finite_is_neither_compared_nor_a_finding():
     assert not any("General text is not measured" in warning for warning in warnings(result))
 
 
-@pytest.mark.parametrize("name", ["base model", "rule engine"])
-def test_an_arm_cannot_have_the_name_of_another_row(name):
-    with pytest.raises(UserError, match=f"an arm cannot be called '{name}'"):
-        compared(arm("one", task(answers(4))), arm(name, task(answers(12))))
+def test_an_arm_cannot_have_the_name_of_another_row():
+    with pytest.raises(UserError, match="an arm cannot be called 'rule engine'"):
+        compared(arm("one", task(answers(4))), arm("rule engine", task(answers(12))))
 
 
 def test_few_banks_are_a_warning():

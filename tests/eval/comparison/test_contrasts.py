@@ -61,7 +61,7 @@ def test_seeds_that_differ_look_like_recipes_that_differ_only_without_the_seeds(
 def test_pairs_show_what_seeds_hide_that_differ_alike() -> None:
     _, recipes, paired = simulate(1.0, 5, 1.0, 20, shared=True)
     assert paired > 0.8 and recipes < 0.5
-    assert simulate(1.0, 5, 0.0, 30, shared=True)[2] < 0.15
+    assert simulate(1.0, 5, 0.0, 20, shared=True)[2] < 0.15
 
 
 def test_the_error_is_that_of_the_bootstrap_that_draws_seeds_and_examples_at_once() -> None:
@@ -161,17 +161,14 @@ def test_contrasts_are_declared_with_their_margins(arms) -> None:
         ),
         ([("a", "c", "f1")], [], [], "c has one seed, which shows nothing of its recipe: .* two or more, c=RUN,RUN"),
         ([("a", "a", "f1")], [], [], "name two rows, of which one is an arm: a, b, c"),
-        ([("x", "y", "f1")], [], [], "name two rows, of which one is an arm"),
         (
             [],
             [("a", "b", "f1")],
             [],
             "name a run of each seed for both, in the same order; the seeds are 0, 1 and 0, 1, 2",
         ),
-        ([], [("a", "base model", "f1")], [], "the seeds are 0, 1 and none"),
         ([], [("a", "turned", "f1")], [], "the seeds are 0, 1 and 1, 0"),
         ([("a", "b", "f1")], [], ["f1=0"], "--margin f1=0 must be METRIC=NUMBER, the number above 0"),
-        ([("a", "b", "f1")], [], ["0.05"], "--margin 0.05 must be METRIC=NUMBER"),
         ([("a", "b", "f1")], [], ["kl=0.05"], "--margin kl is of no declared contrast"),
     ],
 )

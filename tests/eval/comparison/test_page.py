@@ -7,9 +7,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 from eval.comparison.comparison import compare
-from eval.comparison.figures import pictures
+from eval.comparison.figures import drawn, pictures
 from eval.comparison.page import page
-from eval.comparison.pictures import Picture
 from eval.comparison.tables import all_tables, markdown
 from tests.comparisons import arm, example, general, row, task
 
@@ -41,15 +40,14 @@ def made():
     ]
     examples = [example(ATTACK, ATTACK, ["LCR_MIN"], report=ATTACK) for _ in range(3)]
     result = compare(arms, {ATTACK + " baseline": {"answers": other}}, examples)
-    # The outlines of letters are slow to draw, and the same for every text.
-    drawn = [one.drawn() for one in pictures(result, arms) if one.name in ("forgetting", "rules")]
+    figures = pictures(result, arms)
     found = Elements()
-    found.feed(page(result, drawn))
-    return result, drawn, found
+    found.feed(page(result, figures))
+    return result, figures, found
 
 
 def test_the_page_loads_nothing_and_runs_nothing(made):
-    _, drawn, found = made
+    _, figures, found = made
     assert not {tag for tag, _ in found.elements} & {
         "script",
         "link",
@@ -64,13 +62,13 @@ def test_the_page_loads_nothing_and_runs_nothing(made):
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
             if name in ("src", "srcset", "href", "action", "data", "poster"):
-                assert re.match(r"data:image/svg\+xml;base64,[A-Za-z0-9+/=]+$|#[a-z0-9-]+$", value), (
+                assert re.match(r"data:image/png;base64,[A-Za-z0-9+/=]+$|#[a-z0-9-]+$", value), (
                     tag,
                     name,
                     value[:50],
                 )
     images = [attributes for tag, attributes in found.elements if tag == "img"]
-    assert len(images) == len(drawn) == 2 and all(image["alt"] for image in images)
+    assert len(images) == len(figures) == 2 and all(image["alt"] for image in images)
     style = re.sub(r"\s", "", found.text)
     assert "@import" not in style and "url(" not in style
     policy = next(attributes["content"] for tag, attributes in found.elements if "http-equiv" in attributes)
@@ -99,14 +97,10 @@ def test_it_can_be_read_without_seeing_it(made):
     assert "prefers-color-scheme: dark" in found.text and "size: A4" in found.text
 
 
-def test_figures_are_files_of_their_own_and_the_same_every_time():
+def test_a_figure_is_the_same_every_time_and_a_name_in_it_is_no_formula():
     def draw():
         figure, axes = plt.subplots(figsize=(2, 1))
-        axes.set_title("costs $5 and $6_")  # not a formula
+        axes.set_title("costs $5 and $6_")
         return figure
 
-    first, again = (Picture("name", "caption", "words", draw).drawn() for _ in range(2))
-    assert first == again and first.light != first.dark
-    for content in (first.light, first.dark):
-        assert b"<script" not in content and b'href="http' not in content and b"<text" not in content
-    assert first.png.startswith(b"\x89PNG")
+    assert drawn(draw) == drawn(draw) and drawn(draw).startswith(b"\x89PNG")
