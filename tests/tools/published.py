@@ -157,7 +157,15 @@ def shape(name: str) -> ModelShape:
         vocab_size=vocabulary,
         tie_word_embeddings=tied,
     )
-    return shape_of(build_on_meta(config), config)
+    return shape_of_equal_layers(config)
+
+
+def shape_of_equal_layers(config: LlamaConfig) -> ModelShape:
+    """As `shape_of`, from a model of one layer: to make a model of 80 layers takes a second."""
+    count, short = config.num_hidden_layers, LlamaConfig.from_dict(config.to_dict() | {"num_hidden_layers": 1})
+    one = shape_of(build_on_meta(short), short)
+    work = dataclasses.replace(one.work, per_token=count * one.work.per_token, windows=((None, count),))
+    return dataclasses.replace(one, config=config, layers=count * one.layers, work=work)
 
 
 @contextmanager

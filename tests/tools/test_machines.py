@@ -69,8 +69,6 @@ def test_an_unknown_gpu_is_one_sentence_with_the_nearest_name():
         cluster_of(16, 2, "H100", "8x4000")
     with pytest.raises(UserError, match="9 GPUs cannot be spread evenly over 2 nodes"):
         cluster_of(9, 2, "H100")
-    with pytest.raises(UserError, match="must be positive"):
-        cluster_of(8, 1, 0)
 
 
 def test_a_power_cap_lowers_what_products_reach():
@@ -88,8 +86,6 @@ def test_a_card_of_which_only_the_memory_is_known():
     assert generic_device(80).flops == named_device("A100-80").flops
     assert generic_device(141).bandwidth == named_device("H200").bandwidth
     assert generic_device(180).flops == generic_device(400).flops == named_device("B200").flops
-    assert cluster_of(8, 1, "40").device == cluster_of(8, 1, 40.0).device
-    assert cluster_of(8).device == generic_device(80)
 
 
 def test_the_gpu_of_a_process_keeps_what_was_found():
@@ -106,7 +102,7 @@ def test_networks_are_those_of_a_whole_node():
     with pytest.raises(UserError, match="no network named 200Gb is known"):  # also where one node does not use it
         cluster_of(8, 1, "H100", "200Gb")
     assert cluster_of(16, 2, "H100").network == cluster_of(16, 2, "H100-500W").network == 400e9
-    assert cluster_of(16, 2, "A100-80").network == cluster_of(16, 2, 80).network == 200e9
+    assert cluster_of(16, 2, "A100-80").network == cluster_of(16, 2, generic_device(80)).network == 200e9
     assert cluster_of(16, 2, "B300").network == 800e9
     assert cluster_of(16, 2, "L40S").network == 12.5e9
     assert cluster_of(16, 2, "H100", "hdr").network == 25e9

@@ -29,8 +29,7 @@ MIDDLE = ASSUMPTIONS["cuda"][1]
 
 @cache
 def shape(name: str) -> ModelShape:
-    config = named_config(name)
-    return shape_of(build_on_meta(config), config)
+    return published.shape_of_equal_layers(named_config(name))
 
 
 def settings(**changes: object) -> Config:
@@ -94,6 +93,13 @@ STATED = {
     ("source", "torchtune 2024"): (4, 16.6, 50),
     ("source", "halo 2026"): (2, 3.9, 100),
 }
+
+
+def test_a_shape_from_one_layer_is_that_of_all_layers():
+    config = named_config("135M")
+    found, real = shape("135M"), shape_of(build_on_meta(config), config)
+    names = [field.name for field in dataclasses.fields(real) if field.name != "config"]
+    assert [getattr(found, name) for name in names] == [getattr(real, name) for name in names]
 
 
 def test_errors_of_held_out_rows_are_those_that_are_stated():
