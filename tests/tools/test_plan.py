@@ -222,7 +222,7 @@ def test_ranks_share_a_micro_batch_before_it_is_offloaded_or_precision_is_given_
     stand_ins.scale, stand_ins.shared = (
         80,
         True,
-    )  # 16N: 80 bytes of state under full, and a row keeps 4 bytes at the least
+    )  # 16N has 80 bytes of state under full; a row keeps 4 bytes at the least
     tight = Cluster(dataclasses.replace(DEVICE, memory=83), 8)
     found = find(shape, CONFIG, tight)
     assert found.own.memory.total == 88 and found.cheapest
