@@ -52,6 +52,7 @@ from data.batches import plan_training
 from data.examples import load_documents
 from data.tokens import load_tokenizer
 from distributed.device import device_name
+from tools.curves import rows_of
 from tools.launched import Launch, torchrun
 
 PARITY_STEPS, PARITY_TOLERANCE = 20, 1e-3
@@ -212,10 +213,9 @@ class Run:
         return sum(self.tokens[WARMUP:]) / sum(self.seconds[WARMUP:])
 
 
-def read_run(metrics: Path, steps: int, ranks: int) -> Run:
-    """The first `steps` steps of a metrics.jsonl that is being written; that of the others has the same curves as ours."""
-    text = metrics.read_text(encoding="utf-8") if metrics.is_file() else ""
-    found = list(map(json.loads, text.split("\n")[:-1]))  # what stands behind the last line break is not written yet
+def read_run(run: Path, steps: int, ranks: int) -> Run:
+    """The first `steps` steps of a run that goes on; the metrics.jsonl of the others has the same curves as ours."""
+    found = rows_of(run)
     rows = [row for row in found if "train/loss" in row][:steps]
     totals = [0, *(row["train/tokens"] for row in rows)]
     tokens = [after - before for before, after in zip(totals, totals[1:], strict=False)]
@@ -260,11 +260,10 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     threads = str(max(1, len(os.sched_getaffinity(0)) // arm.ranks))
     with Launch([*command, path], directory / "output.txt", OMP_NUM_THREADS=threads, **offline) as launch:
-        metrics, code = directory / "run" / "metrics.jsonl", None
-        run = read_run(metrics, steps, arm.ranks)
+        run, code = read_run(directory / "run", steps, arm.ranks), None
         while code is None and len(run.losses) < steps:
             code = launch.wait(0.1)  # before reading, so that the last row is not missed
-            run = read_run(metrics, steps, arm.ranks)
+            run = read_run(directory / "run", steps, arm.ranks)
     if len(run.losses) < steps:
         run = replace(run, failed=f"exit code {code}, {len(run.losses)} steps; see {launch.output}")
     return run

@@ -1,6 +1,5 @@
 """Kill a run again and again until it has finished, and compare it with one that nobody killed. scripts/chaos.py is the command."""
 
-import json
 import random
 import signal
 import time
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from configs.load import load_config, override
+from tools.curves import rows_of
 from tools.launched import Launch, kill, torchrun
 
 PATIENCE = 90.0  # seconds in which the other processes must end after one was killed
@@ -126,11 +126,11 @@ def differences(run: Path, reference: Path) -> list[str]:
         for name in found
         if found[name].dtype != expected[name].dtype or not found[name].equal(expected[name])
     ]
-    rows, wanted = read_rows(run), read_rows(reference)
+    rows = read_rows(run)
     problems += [
         f"metrics.jsonl: {key} is there twice" for key, count in Counter(key for key, _ in rows).items() if count > 1
     ]
-    rows, wanted = dict(rows), dict(wanted)
+    rows, wanted = dict(rows), dict(read_rows(reference))
     return problems + [
         f"metrics.jsonl: {key} is {rows.get(key)}, expected {wanted.get(key)}"
         for key in sorted(rows.keys() | wanted.keys())
@@ -147,7 +147,7 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
 def read_rows(run: Path) -> list[tuple[tuple[int, str], dict]]:
     """((step, first word of its curves), curves) of each row of metrics.jsonl, without what only this machine decides."""
     found = []
-    for row in map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
+    for row in rows_of(run):
         kind = next(name for name in row if name != "step").partition("/")[0]
         if kind not in OF_A_PROCESS:
             found.append(((row["step"], kind), {name: value for name, value in row.items() if name not in MEASURED}))

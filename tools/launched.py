@@ -88,7 +88,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
-def torchrun(ranks: int, *arguments: object) -> list[object]:
-    """The command that trains with train.py on this machine: plain python for one rank."""
+def torchrun(ranks: int, *arguments: object, script: str | Path = "train.py") -> list[object]:
+    """The command that trains on this machine: plain python for one rank."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    return [sys.executable, *launcher, "train.py", *arguments]
+    return [sys.executable, *launcher, script, *arguments]

@@ -140,8 +140,6 @@ def generic_device(gigabytes: float) -> Device:
     It has the speeds of the oldest data-centre card with NVLink and so much memory: A100, then H200, then B200. Of the memory a
     process can allocate what the stingiest listed card of about this size leaves it, else 92%, which a card of 16 GB does.
     """
-    if gigabytes <= 0:
-        raise UserError(f"the memory of a GPU must be positive, and not {gigabytes:g} GB")
     least = 0.9 * gigabytes  # GiB that a card with so many GB leaves at the least
     alike = [device.memory for device in _CARDS.values() if least * GIB <= device.memory <= gigabytes * GIB]
     like = next((key for key in ("A100-40", "A100-80", "H200") if least * GIB <= _CARDS[key].memory), "B200")
@@ -164,27 +162,18 @@ def found_device(name: str, memory: int, flops: float) -> Device:
 
 
 def cluster_of(
-    gpus: int,
-    nodes: int = 1,
-    gpu: str | float | Device | None = None,
-    network: str | float | None = None,
-    host_memory: int = 0,
+    gpus: int, nodes: int, gpu: str | Device, network: str | float | None = None, host_memory: int = 0
 ) -> Cluster:
     """`gpus` GPUs in total on `nodes` nodes.
 
-    gpu: a name (`named_device`), the memory in GB (`generic_device`), or a device; None: 80 GB. network: a name from `NETWORKS`
-    or the Gb/s of a node in one direction; None: that of the DGX with this GPU, or one card of 100 Gb/s where the GPUs have no
-    NVLink. host_memory: bytes of one node's host. Raises UserError.
+    gpu: a device or its name (`named_device`). network: a name from `NETWORKS` or the Gb/s of a node in one direction; None:
+    that of the DGX with this GPU, or one card of 100 Gb/s where the GPUs have no NVLink. host_memory: bytes of one node's host.
+    Raises UserError.
     """
     if gpus < 1 or nodes < 1 or gpus % nodes:
         raise UserError(f"{gpus} GPUs cannot be spread evenly over {nodes} nodes")
-    if isinstance(gpu, Device):
-        device = gpu
-    elif isinstance(gpu, str) and not _is_number(gpu):
-        device = named_device(gpu)
-    else:
-        device = generic_device(float(80 if gpu is None else gpu))
-    between = _network(device, network)  # a wrong name is an error on one node, too
+    device = named_device(gpu) if isinstance(gpu, str) else gpu
+    between = device.network if network is None else _network(str(network))  # a wrong name is an error on one node, too
     return Cluster(device, gpus, nodes, between if nodes > 1 else 0.0, host_memory)
 
 
@@ -207,25 +196,17 @@ def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | Non
     return Cluster(device, processes, host_memory=memory)
 
 
-def _network(device: Device, network: str | float | None) -> float:
-    """Bytes/s of a node."""
-    if network is None:
-        return device.network
-    if isinstance(network, str) and not _is_number(network):
-        for key, gigabits in NETWORKS.items():
-            if _plain(key) == _plain(network):
-                return gigabits * 1e9 / 8
-        near = _nearest(network, NETWORKS)
+def _network(name: str) -> float:
+    """Bytes/s of a node, by the name of its network or the Gb/s of it."""
+    gigabits = {_plain(key): each for key, each in NETWORKS.items()}.get(_plain(name))
+    if gigabits is None and not name.replace(".", "", 1).isdigit():
+        near = _nearest(name, NETWORKS)
         raise UserError(
-            f"no network named {network} is known{near}; give one of {', '.join(NETWORKS)} or the Gb/s of a node"
+            f"no network named {name} is known{near}; give one of {', '.join(NETWORKS)} or the Gb/s of a node"
         )
-    if float(network) <= 0:
-        raise UserError(f"a network of {network} Gb/s cannot connect nodes")
-    return float(network) * 1e9 / 8
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+    if not (gigabits := gigabits or float(name)):
+        raise UserError(f"a network of {name} Gb/s cannot connect nodes")
+    return gigabits * 1e9 / 8
 
 
 def _plain(name: str) -> str:

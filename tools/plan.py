@@ -6,17 +6,17 @@ no other setting here does:
 
 1. The user's own setting, if it fits.
 2. Else, of the settings that fit and store at least as many bytes per parameter as the user's, the one with the highest
-   expected tokens per second; of those within 1% of it the one that needs the least memory.
+   expected tokens per second; of those within 1% of it the one that needs the least memory. Where none fits without
+   `sharding.cpu_offload`, twice as many ranks share a micro-batch (`sharding.context`), then twice as many again.
 3. Else the same of 14N, then of 12N, 8N and 6N: as little precision as possible is given up.
 """
 
-import dataclasses
 import functools
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from transformers import LlamaConfig, PretrainedConfig
 from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
-from configs.load import check_world, override
+from configs.load import check_config, check_world, override
 from data.dealing import Dealer, balance
 from data.files import check_paths_exist
 from data.tokens import load_tokenizer
@@ -55,7 +55,8 @@ from model.memory import (
     trained_elements,
 )
 from model.rope import check_length, scaled_config
-from tools.machines import GIB, GPU_NAMES, Cluster, cluster_of, cpu_cluster, found_device, generic_device
+from tools.curves import rows_of, timed_steps
+from tools.machines import Cluster, cluster_of, cpu_cluster, found_device
 from tools.step_time import Speed, StepWork, expected_speed
 from training.chat_settings import settle_chat_settings
 from training.description import schedule_warnings
@@ -66,7 +67,6 @@ STRATEGIES = ("full", "grad_op", "hybrid", "none")
 MEMORIES = ("16N", "14N", "12N", "8N", "6N")
 # (model.activation_checkpointing, model.checkpoint_every), the least recomputation first
 CHECKPOINTING = (("none", 1), ("selective", 1), ("full", 4), ("full", 2), ("full", 1), ("offload", 1))
-PER_NODE = 8  # GPUs of a node, if nobody says how many
 MOST_ROWS = 1024  # no larger micro-batch is tried
 WORTH_IT = 1.05  # a faster setting is proposed if it is at least so many times as fast
 AS_FAST = 0.99  # settings at least so many times as fast as another are as fast
@@ -93,6 +93,15 @@ SHAPES = {
     "8B": (4096, 14336, 32, 32, 8, 128256, False),  # Llama 3.1 8B
     "13B": (5120, 13824, 40, 40, 40, 32000, False),  # Llama 2 13B
     "70B": (8192, 28672, 80, 64, 8, 128256, False),  # Llama 3.1 70B
+}
+# A run before there is data, as scripts/plan.py --model assumes it: option -> (its value, what it stands for).
+ASSUMED: dict[str, tuple[int, str]] = {
+    "sequence": (4096, "data.sequence_length"),
+    "examples": (5000, "number of examples"),
+    "length": (0, "tokens of each example"),
+    "epochs": (3, "optimizer.epochs"),
+    "global_examples": (64, "batch.global_examples"),
+    "micro_batch": (1, "batch.micro_batch"),
 }
 
 
@@ -147,8 +156,8 @@ def planned_workload(
 
     The plan does not depend on the number of ranks; the deals do, and they are what the ranks of such a run will compute.
     kind: of the planned device, whose cost of attention decides the deals (`model.flops.PAIR_WEIGHTS`). context: so many
-    ranks share a micro-batch. Without
-    packing a micro-batch has `rows` documents. All steps are looked at where that is cheap, else evenly spaced ones.
+    ranks share a micro-batch. Without packing a micro-batch has `rows` documents. All steps are looked at where that is
+    cheap, else evenly spaced ones.
     """
     packs, corpus, total = inputs.dealer.packing, inputs.train, inputs.total_steps
     costs = functools.partial(shape.work.costs, pair_weight=PAIR_WEIGHTS[kind])
@@ -181,25 +190,27 @@ def uniform_workload(
 ) -> Workload:
     """A workload before there is data: `examples` documents of `length` tokens, all of them targets.
 
-    rows: documents of one micro-batch on one rank; ranks: that have micro-batches of their own. As in training, an epoch ends with a smaller step, and a step has the
-    fewest micro-batches that hold it, with documents spread as evenly as possible.
+    rows: documents of one micro-batch on one rank; ranks: that have micro-batches of their own. As in training, an epoch ends
+    with a smaller step, and a step has the fewest micro-batches that hold it, with documents spread as evenly as possible.
     """
     whole, rest = divmod(examples, global_examples)
     epoch = [global_examples] * whole + [rest] * bool(rest)
-    steps, most, worst = [], 0, 0
-    for documents in dict.fromkeys(epoch):  # a smaller step in fewer micro-batches may have the fullest of them
-        fullest = -(-documents // (-(-documents // (rows * ranks)) * ranks))
-        if fullest > most:
-            most, worst = fullest, epoch.index(documents)
+
+    def micro_batches(documents: int) -> int:
+        return -(-documents // (rows * ranks))
+
+    fullest = [-(-documents // (micro_batches(documents) * ranks)) for documents in epoch]
+    most = max(fullest)  # a smaller step in fewer micro-batches may have the fullest of them
+    steps = []
     for step in _evenly_spaced(len(epoch) * epochs, MOST_STEPS):
         documents = epoch[step % len(epoch)]
-        micro_batches = -(-documents // (rows * ranks))
-        less, more = divmod(documents, micro_batches * ranks)  # the first `more` of the parts have one document more
-        slowest = micro_batches * less + -(-more // ranks)
-        flops = step_flops(shape.work, [length] * documents, documents * length)
-        tokens = documents * length
-        steps.append(StepWork(step, tokens, tokens, flops, micro_batches, documents / ranks / slowest))
-    return Workload(len(epoch) * epochs, steps, Load((length,) * most, most * length, worst), is_exact=True)
+        count, tokens = micro_batches(documents), documents * length
+        less, more = divmod(documents, count * ranks)  # the first `more` of the parts have one document more
+        flops = step_flops(shape.work, [length] * documents, tokens)
+        slowest = count * less + -(-more // ranks)
+        steps.append(StepWork(step, tokens, tokens, flops, count, documents / ranks / slowest))
+    worst = Load((length,) * most, most * length, fullest.index(most))
+    return Workload(len(epoch) * epochs, steps, worst, is_exact=True)
 
 
 def _evenly_spaced(count: int, at_most: int) -> list[int]:
@@ -214,25 +225,16 @@ def _evenly_spaced(count: int, at_most: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A run and its machine. workload_of: `batch.micro_batch` -> what the ranks compute. lines: about its data, in words."""
+    """A run and its machine. lines: about its data, in words.
+
+    workload_of: `batch.micro_batch` and `sharding.context` -> what the ranks compute.
+    """
 
     config: Config
     shape: ModelShape
     cluster: Cluster
-    workload_of: Callable[[int], Workload]
+    workload_of: Callable[[int, int], Workload]
     lines: list[str]
-
-
-@dataclass(frozen=True)
-class Assumed:
-    """A run before there is data. The words of each key are those of its option of scripts/plan.py."""
-
-    sequence: int = field(default=4096, metadata={"help": "data.sequence_length"})
-    examples: int = field(default=5000, metadata={"help": "number of examples"})
-    length: int | None = field(default=None, metadata={"help": "tokens of each example"})
-    epochs: int = field(default=3, metadata={"help": "optimizer.epochs"})
-    global_examples: int = field(default=64, metadata={"help": "batch.global_examples"})
-    micro_batch: int = field(default=1, metadata={"help": "batch.micro_batch"})
 
 
 def read_subject(config: Config, cluster: Cluster) -> Subject:
@@ -255,9 +257,9 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
     inputs = read_inputs(readable, tokenizer, model_config.vocab_size, document_costs(shape.work), 1, True)
 
     @functools.cache
-    def workload_of(rows: int) -> Workload:
+    def workload_of(rows: int, context: int) -> Workload:
         kind, length = cluster.device.kind, config.data.sequence_length
-        return planned_workload(inputs, shape, rows, length, cluster.devices, kind, config.sharding.context)
+        return planned_workload(inputs, shape, rows, length, cluster.devices, kind, context)
 
     lines = [*inputs.train.lines("train", inputs.plan.passes(inputs.total_steps)), *inputs.plan.promises]
     lines += inputs.validation.lines("validation") if inputs.validation else []
@@ -265,36 +267,39 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
     return Subject(config, shape, cluster, workload_of, lines + [f"warning: {warning}" for warning in warnings])
 
 
-def assumed_subject(name: str, assumed: Assumed, overrides: list[str], cluster: Cluster) -> Subject:
-    """A model by its size (`SHAPES`), directory or id on the hub, with examples of equal length. Raises UserError."""
+def assumed_subject(name: str, overrides: list[str], cluster: Cluster, **given: int) -> Subject:
+    """A model by its size (`SHAPES`), directory or id on the hub, with examples of equal length. Raises UserError.
+
+    given: values in place of those of ASSUMED.
+    """
+    assumed = {option: value for option, (value, _) in ASSUMED.items()} | given
     config = Config(
         # Checkpointing is what every run of this size starts from; without it activations dwarf all other terms.
         model=Model(path=name, activation_checkpointing="full"),
-        data=Data(train=("-",), sequence_length=assumed.sequence),
-        batch=Batch(global_examples=assumed.global_examples, micro_batch=assumed.micro_batch),
-        optimizer=Optimizer(learning_rate=2e-5, epochs=assumed.epochs),
+        data=Data(train=("-",), sequence_length=assumed["sequence"]),
+        batch=Batch(global_examples=assumed["global_examples"], micro_batch=assumed["micro_batch"]),
+        optimizer=Optimizer(learning_rate=2e-5, epochs=assumed["epochs"]),
         sharding=Sharding(),
         run=Run(name="plan"),
     )
     config = override(config, overrides)
     check_world(config, cluster.devices, cluster.per_node)
     model_config = _model_config(config.model)
-    sequence, batch = config.data.sequence_length, config.batch
+    sequence, of_step = config.data.sequence_length, config.batch.global_examples
     check_length(sequence, model_config, name)
-    shape, length = _shape(config, model_config), assumed.length or sequence
+    shape, examples, length = _shape(config, model_config), assumed["examples"], assumed["length"] or sequence
     if length > sequence:
         raise UserError(f"--length {length} is longer than --sequence {sequence}; lower it")
-    of_step = batch.global_examples
     if of_step is None:
         raise UserError("batch.global_tokens needs data; with --model set --global-examples")
 
     @functools.cache
-    def workload_of(rows: int) -> Workload:
+    def workload_of(rows: int, context: int) -> Workload:
         fitting = max(1, rows * sequence // length) if config.data.packing else rows
-        numbers = assumed.examples, length, of_step, config.optimizer.epochs
-        return uniform_workload(shape, *numbers, fitting, cluster.devices // config.sharding.context)
+        numbers = examples, length, of_step, config.optimizer.epochs
+        return uniform_workload(shape, *numbers, fitting, cluster.devices // context)
 
-    lines = [f"assumed: {assumed.examples:,} examples of {length:,} tokens, all targets"]
+    lines = [f"assumed: {examples:,} examples of {length:,} tokens, all targets"]
     return Subject(config, shape, cluster, workload_of, lines)
 
 
@@ -314,47 +319,23 @@ def named_config(name: str) -> PretrainedConfig:
 def _model_config(model: Model) -> PretrainedConfig:
     """Of a name in `SHAPES`, of a directory, or of a model on the hub, of which only config.json is fetched."""
     name, rope = model.path, (model.rope_type, model.rope_factor, model.rope_original_length)
-    if not Path(name).is_dir() and "/" not in name:
+    if Path(name).is_dir():
+        return read_model_config(name, *rope)
+    if "/" not in name:
         return scaled_config(named_config(name), *rope)
-    return read_model_config(name if Path(name).is_dir() else _from_hub(name), *rope)
-
-
-def _from_hub(model_id: str) -> str:
-    """The directory of a config.json."""
     from huggingface_hub import hf_hub_download
 
     try:
-        return str(Path(hf_hub_download(model_id, "config.json", etag_timeout=HUB_TIMEOUT)).parent)
+        directory = Path(hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT)).parent
     except Exception as error:  # every HTTP client has its own exception classes
-        reason = explain(error, model_id)
+        reason = explain(error, name)
         if not isinstance(reason, HubUnreachable):
             raise reason from error
         raise UserError(
-            f"{model_id} is not a directory here, and its config.json cannot be fetched, because the Hugging Face hub cannot "
+            f"{name} is not a directory here, and its config.json cannot be fetched, because the Hugging Face hub cannot "
             f"be reached ({reason}); give a directory with a config.json, or one of {', '.join(SHAPES)}"
         ) from error
-
-
-def described_cluster(
-    gpus: int,
-    nodes: int | None,
-    gpu: str | None,
-    gpu_memory: float | None,
-    network: str | None,
-    host_memory: float | None,
-) -> tuple[Cluster, list[str]]:
-    """The machine that the options of scripts/plan.py describe (GB, GiB), and what was assumed of it. Raises UserError."""
-    count = nodes or -(-gpus // PER_NODE)
-    cluster = cluster_of(gpus, count, gpu or gpu_memory, network, int((host_memory or 0) * GIB))
-    if gpu and gpu_memory:
-        device = dataclasses.replace(cluster.device, memory=generic_device(gpu_memory).memory)
-        cluster = dataclasses.replace(cluster, device=device)
-    assumed = []
-    if not gpu:
-        assumed.append(f"speeds of a card of that memory (--gpu NAME knows {', '.join(GPU_NAMES[:6])} and others)")
-    if nodes is None and count > 1:
-        assumed.append(f"{count} nodes of {cluster.per_node} GPUs (--nodes)")
-    return cluster, assumed
+    return read_model_config(str(directory), *rope)
 
 
 def this_machine(config: Config) -> tuple[Config, Cluster]:
@@ -366,7 +347,7 @@ def this_machine(config: Config) -> tuple[Config, Cluster]:
     on_cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_cuda else torch.device("cpu")
     if not has_native_bf16(device):  # all ranks then compute in fp32 (training/start.py: agree_on_dtype)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype="fp32"))
+        config = replace(config, model=replace(config.model, compute_dtype="fp32"))
     dtype = DTYPES[config.model.compute_dtype]
     if not on_cuda:  # all processes share the cores
         return config, cpu_cluster(ranks, measured_flops(device, dtype, 1024), free_bytes(device, 1))
@@ -377,15 +358,6 @@ def this_machine(config: Config) -> tuple[Config, Cluster]:
 
 
 # ---- The plan of one setting ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Disk:
-    """Bytes on the run's disk. checkpoint: of one; run: of all that are kept, the one being written, and the export."""
-
-    checkpoint: int
-    run: int
-    export: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -409,12 +381,12 @@ class Plan:
     @property
     def layout(self) -> Layout:
         """How the run is spread."""
-        return _layout(self.config, self.cluster)
+        return layout_of(self.config, self.cluster.devices, self.cluster.per_node, self.cluster.device.kind)
 
     @cached_property
     def workload(self) -> Workload:
         """The steps of the run."""
-        return self.subject.workload_of(self.config.batch.rows)
+        return self.subject.workload_of(self.config.batch.rows, self.config.sharding.context)
 
     @cached_property
     def memory(self) -> StepMemory:
@@ -447,15 +419,17 @@ class Plan:
         return expected_speed(self.shape, self.config, self.cluster, workload.steps, workload.total_steps)
 
     @property
-    def disk(self) -> Disk:
-        """Room for checkpoints, EWC's anchor and the export (distributed/disks.py: check_room_for_run)."""
+    def disk(self) -> dict[str, int]:
+        """Bytes on the run's disk of one checkpoint, of the export, and of the whole run: all checkpoints that are kept, the
+        one being written, EWC's anchor and the export (distributed/disks.py: check_room_for_run)."""
         shape, run = self.shape, self.config.run
         counters = 4 * len(list(shape.trained))  # of steps, one for each tensor
         checkpoint = _saved_bytes(shape, self.config, 1) + counters + RANDOM_STATE  # a rank's
         frozen = shape.num_parameters - shape.num_trained  # adapters are merged into the export
         export = (frozen or shape.num_parameters) * shape.stored_dtype.itemsize
         kept = (run.keep_last + 1) * checkpoint  # and the best one
-        return Disk(checkpoint, kept + max(checkpoint, export) + ewc_bytes(shape, self.config, 1), export)
+        of_run = kept + max(checkpoint, export) + ewc_bytes(shape, self.config, 1)
+        return {"checkpoint": checkpoint, "run": of_run, "export": export}
 
     @property
     def needed(self) -> tuple[int, int]:
@@ -491,18 +465,12 @@ class Plan:
     @property
     def overrides(self) -> list[str]:
         """The `section.key=value` that turn the user's config into this one."""
-        base = self.subject.config
-        return [
-            f"{section.name}.{key.name}={value}"
-            for section in dataclasses.fields(base)
-            for key in dataclasses.fields(getattr(base, section.name))
-            if (value := getattr(getattr(self.config, section.name), key.name))
-            != getattr(getattr(base, section.name), key.name)
-        ]
-
-
-def _layout(config: Config, cluster: Cluster) -> Layout:
-    return layout_of(config, cluster.devices, cluster.per_node, cluster.device.kind)
+        found = []
+        for section in fields(self.config):
+            own, base = getattr(self.config, section.name), getattr(self.subject.config, section.name)
+            values = {key.name: getattr(own, key.name) for key in fields(own)}
+            found += [f"{section.name}.{key}={value}" for key, value in values.items() if value != getattr(base, key)]
+        return found
 
 
 def _saved_bytes(shape: ModelShape, config: Config, shards: int) -> int:
@@ -537,31 +505,25 @@ def plan_of(config: Config, cluster: Cluster | None = None, rows: int | None = N
     if cluster is None:
         config, cluster = this_machine(config)
     subject = read_subject(config if rows is None else with_rows(config, rows), cluster)
-    return own_plan(subject)
+    return plan_setting(subject, subject.config, as_written=True)
 
 
-def own_plan(subject: Subject) -> Plan:
-    """The plan of the user's setting as it is written, whether it fits or not."""
-    plan = plan_setting(subject, subject.config)
-    rows = subject.config.batch.micro_batch
-    return Plan(subject, with_rows(plan.config, rows), plan.largest_rows) if isinstance(rows, int) else plan
+def plan_setting(subject: Subject, config: Config, as_written: bool = False) -> Plan:
+    """The plan of a setting with the micro-batch of the config, or the largest that fits if that is smaller.
 
-
-def plan_setting(subject: Subject, config: Config) -> Plan:
-    """The plan of a setting with the micro-batch of the config, or the largest that fits if that is smaller."""
+    as_written: with the micro-batch of the config, whether it fits or not. `auto` is the largest that fits in any case.
+    """
     cluster, rows = subject.cluster, config.batch.micro_batch
-    layout = _layout(config, cluster)
+    layout = Plan(subject, config).layout
     available = cluster.device.memory / (1 if layout.on_cuda else CPU_EXCESS)
     useful = min(MOST_ROWS, largest_useful(config, cluster.devices))
     at_most = max(useful, rows) if isinstance(rows, int) else useful
     largest = largest_rows(subject.shape, config, layout, lambda memory: memory.total <= available, at_most)
     if not isinstance(rows, int):  # auto
-        return Plan(subject, with_rows(config, max(1, min(largest, useful))), largest)
-    plan = Plan(subject, config, largest)
-    if plan.fits_device or largest >= rows:
-        return plan
-    fewer = next((one for one in range(max(1, largest), 0, -1) if _is_accepted(config, one, cluster)), 1)
-    return Plan(subject, with_rows(config, fewer), largest)
+        rows = max(1, min(largest, useful))
+    elif not (as_written or largest >= rows or Plan(subject, config).fits_device):
+        rows = next((one for one in range(max(1, largest), 0, -1) if _is_accepted(config, one, cluster)), 1)
+    return Plan(subject, with_rows(config, rows), largest)
 
 
 def _is_accepted(config: Config, rows: int, cluster: Cluster) -> bool:
@@ -594,9 +556,15 @@ class Found:
 
 def search(subject: Subject) -> Found:
     """Plan the user's setting and all candidates, and choose."""
-    plans = [plan_setting(subject, config) for config in candidates(subject.config, subject.cluster)]
-    own = own_plan(subject)
-    fitting = [plan for plan in plans if plan.fits]
+    config, plans, fitting = subject.config, list[Plan](), list[Plan]()
+    own = plan_setting(subject, config, as_written=True)
+    for context in contexts(subject):
+        shared = replace(config, sharding=replace(config.sharding, context=context))
+        plans += [plan_setting(subject, one) for one in candidates(shared, subject.cluster)]
+        fitting = [plan for plan in plans if plan.fits]
+        on_device = [plan for plan in fitting if plan.config.sharding.cpu_offload <= config.sharding.cpu_offload]
+        if own.fits or any(plan.bytes_per_parameter >= own.bytes_per_parameter for plan in on_device):
+            break
     if not fitting and not own.fits:
         return _nothing_fits(own, plans)
     best, least = own, own.bytes_per_parameter
@@ -615,6 +583,21 @@ def search(subject: Subject) -> Found:
     return Found(own, plans, best, faster, lighter)
 
 
+def contexts(subject: Subject) -> list[int]:
+    """The user's `sharding.context`, then twice, four times and eight times as many, where a run accepts them."""
+    config, cluster, own = subject.config, subject.cluster, subject.config.sharding.context
+    found = [own]
+    for context in (2 * own, 4 * own, 8 * own):
+        shared = replace(config, sharding=replace(config.sharding, context=context))
+        try:
+            check_config(shared)
+            check_world(shared, cluster.devices, cluster.per_node)
+        except UserError:
+            continue
+        found += [context] * (subject.shape.config.num_attention_heads % context == 0)
+    return found
+
+
 def candidates(config: Config, cluster: Cluster) -> list[Config]:
     """The user's config first, then every other combination that differs on this cluster."""
     own, on_cuda = config.sharding, cluster.device.kind == "cuda"
@@ -624,7 +607,7 @@ def candidates(config: Config, cluster: Cluster) -> list[Config]:
         if strategy != own.strategy and not differs.get(strategy, cluster.devices > 1):
             continue
         for offload in (False, True) if on_cuda else (own.cpu_offload,):
-            sharding = dataclasses.replace(
+            sharding = replace(
                 own,
                 strategy=strategy,
                 cpu_offload=offload,
@@ -632,37 +615,40 @@ def candidates(config: Config, cluster: Cluster) -> list[Config]:
                 reduce_dtype="fp32" if strategy in ("hybrid", "none") else own.reduce_dtype,
             )
             for memory in MEMORIES:
-                optimizer = dataclasses.replace(config.optimizer, memory=memory)
+                optimizer = replace(config.optimizer, memory=memory)
                 for mode, every in CHECKPOINTING:
                     if mode == "selective" and config.model.mlp_tiles > 1:
                         continue  # refused (configs/load.py)
-                    model = dataclasses.replace(config.model, activation_checkpointing=mode, checkpoint_every=every)
-                    other = dataclasses.replace(config, model=model, optimizer=optimizer, sharding=sharding)
+                    model = replace(config.model, activation_checkpointing=mode, checkpoint_every=every)
+                    other = replace(config, model=model, optimizer=optimizer, sharding=sharding)
                     if other != config and (on_cuda or mode != "offload"):
                         found.append(other)
     return found
 
 
 def _fastest(plans: Iterable[Plan]) -> Plan:
-    """Of the plans that are as fast as the fastest, the one that needs the least memory, with the best micro-batch.
+    """Of the plans that are as fast as the fastest, the one that needs the least memory, with the best micro-batch; where
+    fewer ranks share one, that of the fewest.
 
     A larger micro-batch gains the more, the more each one copies and gathers. So one setting of every kind of checkpointing
     and offload is tried with larger ones, and not only those that are fast with the user's.
     """
     of_kind: dict[tuple, Plan] = {}
     for plan in sorted(plans, key=lambda plan: plan.rate):
-        model = plan.config.model
-        of_kind[model.activation_checkpointing, model.checkpoint_every, plan.layout.offloads] = plan
+        model, layout = plan.config.model, plan.layout
+        of_kind[model.activation_checkpointing, model.checkpoint_every, layout.offloads, layout.context] = plan
     larger = [_with_larger_rows(plan) for plan in of_kind.values()]
     enough = AS_FAST * max(plan.rate for plan in larger)
-    return min((plan for plan in larger if plan.rate >= enough), key=lambda plan: plan.memory.total)
+    return min(
+        (plan for plan in larger if plan.rate >= enough), key=lambda plan: (plan.layout.context, plan.memory.total)
+    )
 
 
 def _with_larger_rows(plan: Plan) -> Plan:
     """With a larger micro-batch if that is faster: fewer micro-batches gather the parameters less often."""
     best, cluster, config, rows = plan, plan.cluster, plan.config, plan.config.batch.rows
     at_most = min(plan.largest_rows, largest_useful(config, cluster.devices))
-    while max(step.micro_batches for step in plan.subject.workload_of(rows).steps) > 1:
+    while max(step.micro_batches for step in plan.subject.workload_of(rows, config.sharding.context).steps) > 1:
         more = [larger for larger in range(rows + 1, at_most + 1) if _is_accepted(config, larger, cluster)]
         if not more:
             break
@@ -679,24 +665,18 @@ def _nothing_fits(own: Plan, plans: list[Plan]) -> Found:
     closest = min(kept, key=lambda plan: (not plan.fits_host, plan.memory.total))
     on_device = [plan for plan in kept if plan.fits_device]
     more_host = min(on_device, key=lambda plan: sum(plan.host.values()), default=None)
-    worst = closest.workload.worst
+    # The same micro-batch: what more devices change is the part of the model that each one holds.
+    same = Workload(1, [], closest.workload.worst, True)
+    cluster = own.cluster
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
-        cluster = _larger(own.cluster, factor)
-        # The same micro-batch: what more devices change is the part of the model that each one holds.
-        subject = dataclasses.replace(
-            own.subject, cluster=cluster, workload_of=lambda rows: Workload(1, [], worst, True)
-        )
+        devices = factor * cluster.devices  # nodes of up to 8 of them, then more nodes
+        per_node = cluster.per_node if cluster.nodes > 1 or cluster.per_node >= 8 else min(8, devices)
+        nodes = -(-devices // per_node)
+        larger = replace(cluster, devices=nodes * per_node, nodes=nodes)
+        subject = replace(own.subject, cluster=larger, workload_of=lambda rows, context: same)
         if any(Plan(subject, plan.config).fits for plan in kept):
-            return Found(own, plans, nearest=closest, devices=cluster.devices, with_more_host=more_host)
+            return Found(own, plans, nearest=closest, devices=larger.devices, with_more_host=more_host)
     return Found(own, plans, nearest=closest, with_more_host=more_host)
-
-
-def _larger(cluster: Cluster, factor: int) -> Cluster:
-    """So many times as many devices: nodes of up to 8 of them, then more nodes."""
-    devices = factor * cluster.devices
-    per_node = cluster.per_node if cluster.nodes > 1 or cluster.per_node >= 8 else min(8, devices)
-    nodes = -(-devices // per_node)
-    return dataclasses.replace(cluster, devices=nodes * per_node, nodes=nodes)
 
 
 # ---- A plan beside a run -------------------------------------------------------------------------------------------------
@@ -714,8 +694,8 @@ def plan_of_run(config: Config, run: Path) -> Plan:
         ) from None
     if name.startswith("cpu"):
         config, here = this_machine(config)
-        device = dataclasses.replace(here.device, flops=here.device.flops * here.devices / ranks)
-        return plan_of(config, dataclasses.replace(here, device=device, devices=ranks))
+        device = replace(here.device, flops=here.device.flops * here.devices / ranks)
+        return plan_of(config, replace(here, device=device, devices=ranks))
     return plan_of(config, cluster_of(ranks, nodes, name))
 
 
@@ -724,17 +704,14 @@ def measured(run: Path) -> dict[str, float]:
 
     The first row of the run is left out: it holds what happens only once.
     """
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if "train/tokens_per_second" in row]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run}/metrics.jsonl cannot be read ({error}); give the directory of a run") from None
+    rows = [row for row in rows_of(run) if "train/tokens_per_second" in row]
     if len(rows) < 2:
-        raise UserError(f"{run}/metrics.jsonl has {len(rows)} rows of steps; the comparison needs two or more")
-    tokens = [after["train/tokens"] - before["train/tokens"] for before, after in zip(rows, rows[1:], strict=False)]
-    seconds = [count / row["train/tokens_per_second"] for count, row in zip(tokens, rows[1:], strict=True)]
+        raise UserError(
+            f"{run}/metrics.jsonl has {len(rows)} rows of steps, and the comparison needs two; give the directory of a run"
+        )
+    tokens, seconds = (sum(each) for each in zip(*timed_steps(rows), strict=True))
     return {
         "steps": rows[-1]["step"] - rows[0]["step"],
-        "tokens_per_second": sum(tokens) / sum(seconds),
+        "tokens_per_second": tokens / seconds,
         "memory_gib": max(row["train/memory_gib"] for row in rows),
     }

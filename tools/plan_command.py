@@ -13,16 +13,14 @@ from common.errors import UserError
 from configs.deepspeed import from_deepspeed
 from configs.load import load_config, override
 from distributed.process_group import world_size_from_environment
-from tools.machines import GIB, GPU_NAMES, NETWORKS
+from tools.machines import GIB, GPU_NAMES, NETWORKS, Cluster, cluster_of, generic_device, named_device
 from tools.plan import (
-    PER_NODE,
+    ASSUMED,
     SHAPES,
     STRATEGIES,
-    Assumed,
     Found,
     Plan,
     assumed_subject,
-    described_cluster,
     measured,
     plan_of_run,
     read_subject,
@@ -33,7 +31,7 @@ from training.description import counted
 from training.micro_batch import largest_useful
 
 WIDTH = 100
-MACHINE = ("gpus", "nodes", "gpu", "gpu_memory", "network", "host_memory")
+PER_NODE = 8  # GPUs of a node, if nobody says how many
 TERMS = {
     "parameters": "this rank's part of the weights",
     "gradients": "this rank's part of them, from backward to the optimizer's step",
@@ -83,14 +81,17 @@ def _subject(own: Plan, assumed: Iterable[str]) -> list[str]:
     looked = "all steps looked at" if workload.is_exact else "not all steps looked at"
     network = f", {cluster.network / 1e9:.0f} GB/s between nodes" if cluster.nodes > 1 else ""
     link = f", {device.link / 1e9:.3g} GB/s to each other" if cluster.devices > 1 else ""
+    devices, context = cluster.devices, own.config.sharding.context
+    sharing = f"each of {devices:,} ranks" if devices > 1 else "1 rank"
+    if context > 1:
+        sharing = f"each of {counted(devices // context, 'group')} of {context} ranks, which share its tokens"
     labelled = [
         ("model", f"{own.config.model.path}: {size}"),
         *(("data", line) for line in own.subject.lines),
         (
             "plan",
             f"{counted(workload.total_steps, 'step')} of {workload.mean_tokens:,.0f} tokens on average ({targets:.0%} of them "
-            f"targets), in {fewest}{counted(max(micro_batches), 'micro-batch')} on "
-            f"{_sharing(own)}; {workload.tokens / 1e6:,.1f}M "
+            f"targets), in {fewest}{counted(max(micro_batches), 'micro-batch')} on {sharing}; {workload.tokens / 1e6:,.1f}M "
             "tokens in total",
         ),
         (
@@ -105,21 +106,7 @@ def _subject(own: Plan, assumed: Iterable[str]) -> list[str]:
         ),
         *(("assumed", line) for line in assumed),
     ]
-    return [
-        line
-        for label, words in labelled
-        for line in textwrap.wrap(
-            words, WIDTH, initial_indent=f"{label:10}", subsequent_indent=" " * 10, break_long_words=False
-        )
-    ]
-
-
-def _sharing(own: Plan) -> str:
-    """Who computes a micro-batch."""
-    devices, context = own.cluster.devices, own.config.sharding.context
-    if context > 1:
-        return f"each of {counted(devices // context, 'group')} of {context} ranks, which share its tokens"
-    return f"each of {devices:,} ranks" if devices > 1 else "1 rank"
+    return [line for label, words in labelled for line in _wrapped(f"{label:10}{words}", " " * 10)]
 
 
 def _memory(own: Plan) -> list[str]:
@@ -165,9 +152,9 @@ def _host_and_disk(own: Plan, save_bandwidth: float) -> list[str]:
         ]
     return [
         *lines,
-        f"Disk: a checkpoint {gib(disk.checkpoint)} GiB, a run with keep_last={own.config.run.keep_last} at most "
-        f"{gib(disk.run)} GiB, the export {gib(disk.export)} GiB",
-        f"A save: {disk.checkpoint / save_bandwidth:,.0f} s at {save_bandwidth / 1e9:g} GB/s (--save-bandwidth)",
+        f"Disk: a checkpoint {gib(disk['checkpoint'])} GiB, a run with keep_last={own.config.run.keep_last} at most "
+        f"{gib(disk['run'])} GiB, the export {gib(disk['export'])} GiB",
+        f"A save: {disk['checkpoint'] / save_bandwidth:,.0f} s at {save_bandwidth / 1e9:g} GB/s (--save-bandwidth)",
     ]
 
 
@@ -191,22 +178,25 @@ def _table(found: Found, show_all: bool) -> list[str]:
     if not show_all:
         best = {}
         for plan in plans:  # the fastest that fits, else the one that needs least
-            best.setdefault((_strategy(plan), plan.bytes_per_parameter), plan)
-        plans = [best[key] for key in sorted(best, key=lambda key: (_order(key[0]), -key[1]))]
+            sharding = plan.config.sharding
+            spread = sharding.context, sharding.cpu_offload, STRATEGIES.index(sharding.strategy)
+            best.setdefault((*spread, -plan.bytes_per_parameter), plan)
+        plans = [best[key] for key in sorted(best)]
         what = "strategy and optimizer.memory with its best checkpointing (--all: every kind)"
     device = "GPU" if found.own.layout.on_cuda else "process"
+    width = max(18, *(1 + len(_strategy(plan)) for plan in plans))
     lines = _wrapped(
         f"Every {what}: batch.micro_batch, or a smaller one if yours does not fit, and the largest that fits; GiB per GPU and of a "
         "node's host; tokens/s per GPU"
     )
     lines.append(
-        f"  {'strategy':18}{'memory':8}{'checkpointing':14}{'mb':>5}{'largest':>9}{device:>9}{'host':>8}{'tokens/s':>15}  fits"
+        f"  {'strategy':{width}}{'memory':8}{'checkpointing':14}{'mb':>5}{'largest':>9}{device:>9}{'host':>8}{'tokens/s':>15}  fits"
     )
     for plan in plans:
         speed = _tokens(plan) if plan.fits else ""
         fits = "yes" if plan.fits else "no" if not plan.fits_device else "no (host)"
         lines.append(
-            f"  {_strategy(plan):18}{plan.config.optimizer.memory:8}{_checkpointing(plan):14}{plan.config.batch.rows:>5}"
+            f"  {_strategy(plan):{width}}{plan.config.optimizer.memory:8}{_checkpointing(plan):14}{plan.config.batch.rows:>5}"
             f"{plan.largest_rows:>9}{gib(plan.memory.total):>9}{gib(sum(plan.host.values())):>8}{speed:>15}  {fits}"
         )
     return lines
@@ -276,12 +266,9 @@ def _verdict(needed: int, available: int) -> str:
 
 
 def _strategy(plan: Plan) -> str:
-    return plan.config.sharding.strategy + (" + offload" if plan.config.sharding.cpu_offload else "")
-
-
-def _order(strategy: str) -> tuple[bool, int]:
-    name, *offload = strategy.split(" + ")
-    return bool(offload), STRATEGIES.index(name)
+    sharding = plan.config.sharding
+    shared = f" N={sharding.context}" if sharding.context != plan.subject.config.sharding.context else ""
+    return sharding.strategy + (" + offload" if sharding.cpu_offload else "") + shared
 
 
 def _checkpointing(plan: Plan) -> str:
@@ -345,8 +332,8 @@ def as_json(found: Found, assumed: Iterable[str], save_bandwidth: float) -> dict
         "settings": [_plan_json(plan) for plan in found.plans],
         "proposals": {name: _plan_json(getattr(found, name)) for name in PROPOSALS},
         "nearest": found.nearest and {"setting": _plan_json(found.nearest), "devices": found.devices},
-        "disk": dataclasses.asdict(own.disk),
-        "save_seconds": own.disk.checkpoint / save_bandwidth,
+        "disk": own.disk,
+        "save_seconds": own.disk["checkpoint"] / save_bandwidth,
     }
 
 
@@ -385,9 +372,8 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     add("--here", action="store_true", help="this machine and torchrun's ranks, or one: as train.py --dry-run")
     add = parser.add_argument_group("in place of a config").add_argument
     add("--model", help=f"{', '.join(SHAPES)}, a directory with a config.json, or an id on the hub")
-    for key in dataclasses.fields(Assumed):
-        words = f"{key.metadata['help']} ({key.default or 'as --sequence'})"
-        add("--" + key.name.replace("_", "-"), type=int, metavar="N", help=words)
+    for name, (value, words) in ASSUMED.items():
+        add("--" + name.replace("_", "-"), type=int, metavar="N", help=f"{words} ({value or 'as --sequence'})")
     add = parser.add_argument_group("output").add_argument
     add("--all", action="store_true", help="list every setting, and not only the best of each strategy and memory")
     add("--json", type=Path, metavar="FILE", help="write everything to FILE as well")
@@ -398,8 +384,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
 
 def check_numbers(arguments: argparse.Namespace) -> dict[str, int]:
     """The options that go with --model and were given. Raises UserError for a number that makes no sense."""
-    given = {key.name: getattr(arguments, key.name) for key in dataclasses.fields(Assumed)}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name in ASSUMED if (value := getattr(arguments, name)) is not None}
     for name in ("gpus", "nodes", "gpu_memory", "host_memory", "save_bandwidth", *given):
         value, option = getattr(arguments, name), "--" + name.replace("_", "-")
         if value is not None and not 0 < value < float("inf"):
@@ -413,6 +398,21 @@ def check_numbers(arguments: argparse.Namespace) -> dict[str, int]:
     return given
 
 
+def described_cluster(arguments: argparse.Namespace) -> tuple[Cluster, list[str]]:
+    """The machine that the options describe, and what was assumed of it. Raises UserError."""
+    gpu, gigabytes = arguments.gpu, arguments.gpu_memory
+    device, assumed = named_device(gpu) if gpu else generic_device(gigabytes or 80), []
+    if gpu and gigabytes:
+        device = dataclasses.replace(device, memory=generic_device(gigabytes).memory)
+    nodes, host_memory = arguments.nodes or -(-arguments.gpus // PER_NODE), int((arguments.host_memory or 0) * GIB)
+    cluster = cluster_of(arguments.gpus, nodes, device, arguments.network, host_memory)
+    if not gpu:
+        assumed.append(f"speeds of a card of that memory (--gpu NAME knows {', '.join(GPU_NAMES[:6])} and others)")
+    if arguments.nodes is None and nodes > 1:
+        assumed.append(f"{nodes} nodes of {cluster.per_node} GPUs (--nodes)")
+    return cluster, assumed
+
+
 def main(description: str | None = None) -> int:
     """Print the plan that sys.argv asks for. Returns the exit code; raises UserError."""
     arguments = parse_arguments(description)
@@ -421,10 +421,9 @@ def main(description: str | None = None) -> int:
     given, bandwidth = check_numbers(arguments), arguments.save_bandwidth * 1e9
     if arguments.json:
         check_can_write(arguments.json, "--json")
-    machine = {name: getattr(arguments, name) for name in MACHINE}
-    cluster, assumed = described_cluster(**machine)
+    cluster, assumed = described_cluster(arguments)
     if arguments.model:
-        subject = assumed_subject(arguments.model, Assumed(**given), arguments.what, cluster)
+        subject = assumed_subject(arguments.model, arguments.what, cluster, **given)
     else:
         config = load_config(arguments.what[0])
         if arguments.deepspeed:

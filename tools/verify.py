@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,11 +32,11 @@ from distributed.checkpoint_directory import (
     set_latest,
 )
 from tools.chaos import read_rows
+from tools.launched import ROOT, torchrun
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
 from training.identity import differences
 from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after, prepared_in
 
-ROOT = Path(__file__).resolve().parents[1]
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
 UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
 Say = Callable[[str], None]
@@ -322,10 +321,9 @@ def _train_again(segment: Segment, again: Path, say: Say) -> None:
     if not script.is_file():
         script, directory = ROOT / "train.py", str(Path.cwd())
     ranks, threads = start["world_size"], str(start["threads"])
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     what = f"training steps {segment.first + 1} to {last} on {ranks} ranks with {threads} threads again, by {segment.start}"
     say(what)
-    command = [sys.executable, *launcher, str(script), str(file)]
+    command = list(map(str, torchrun(ranks, file, script=script)))
     code, output = run_train(command, directory, {"OMP_NUM_THREADS": threads})
     if code:
         lines = [line for line in output.splitlines() if line.startswith("error: ")] or output.splitlines()[-1:]

@@ -85,16 +85,16 @@ def resume(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
 def speed(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
     """train.py on one device, killed after some steps, and what plan.py says of them."""
     folder, name, steps = output.parent / "speed", output.stem, 4 if rehearse else 20
-    config, metrics = folder / "config.py", folder / "runs" / name / "metrics.jsonl"
+    config, directory = folder / "config.py", folder / "runs" / name
     if not config.is_file():
         write_speed_run(folder, 64 if rehearse else 4096, steps + 1, TINY if rehearse else LLAMA_1B)
-    shutil.rmtree(metrics.parent, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
     command = torchrun(1, config, f"run.name={name}", *settings)
-    ok, text = run(command, output, rehearse, lambda: len(read_run(metrics, steps, 1).losses) >= steps)
-    found = read_run(metrics, steps, 1)
+    ok, text = run(command, output, rehearse, lambda: len(read_run(directory, steps, 1).losses) >= steps)
+    found = read_run(directory, steps, 1)
     if not ok or len(found.losses) < steps:
         return False, text
-    command = [sys.executable, "scripts/plan.py", config, *settings, "--against", metrics.parent]
+    command = [sys.executable, "scripts/plan.py", config, *settings, "--against", directory]
     ok, text = run(command, output.with_suffix(".plan.txt"), rehearse)
     speed = f"{found.tokens_per_second:,.0f} tokens/s, MFU {found.mfu:.1%} in the best step"
     return ok, f"{speed}, {found.memory_gib:.2f} GiB; {text}"

@@ -14,7 +14,7 @@ from model.memory import ModelShape
 from tests.processes import ROOT, run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from tools.machines import cluster_of
-from tools.plan import Assumed, assumed_subject
+from tools.plan import assumed_subject
 from tools.plan_command import main
 
 CONFIG = """
@@ -44,6 +44,8 @@ def folder(tmp_path_factory) -> Path:
 def plan(folder, monkeypatch, capsys):
     """Run the script in this process: (exit code, stdout, stderr)."""
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(tools.plan, "MEMORIES", ("16N", "8N"))  # a third of the settings
+    monkeypatch.setattr(tools.plan, "CHECKPOINTING", (("none", 1), ("full", 1), ("offload", 1)))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
@@ -53,24 +55,23 @@ def plan(folder, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.slow
-def test_a_config_is_planned_from_its_own_data(folder) -> None:
+def test_a_config_is_planned_from_its_own_data(plan, folder) -> None:
     arguments = ("config.py", "--gpus", "4", "--gpu", "A100-40", "--json", "plan.json")
-    done = run_python(ROOT / "scripts" / "plan.py", *arguments, "batch.micro_batch=2", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 100
+    code, out, err = plan(*arguments, "batch.micro_batch=2")
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 100
     written = json.loads((folder / "plan.json").read_text())
     workload = written["workload"]
     assert workload["total_steps"] == 6 and [step["step"] for step in workload["steps"]] == list(range(6))
     worst = workload["worst"]
     line = f"{sum(worst['lengths'])} tokens in {len(worst['lengths'])} documents, {worst['targets']} targets"
-    said = " ".join(done.stdout.split())  # lines may break anywhere
+    said = " ".join(out.split())  # lines may break anywhere
     assert f"{line}: step {worst['step'] + 1}, rank {worst['rank']} (all steps looked at)" in said
     own = written["own"]
     terms = dict(own["memory"])
     assert terms.pop("total") == sum(terms.values()) <= written["cluster"]["device"]["memory"] and own["fits"]
     for name, size in terms.items():
-        assert (re.search(rf"^  {name} +{size / 2**30:.1f}  ", done.stdout, re.MULTILINE) is not None) == (size > 0)
+        assert (re.search(rf"^  {name} +{size / 2**30:.1f}  ", out, re.MULTILINE) is not None) == (size > 0)
     assert f"a checkpoint {written['disk']['checkpoint'] / 2**30:.1f} GiB" in said
     for setting in written["settings"]:
         assert setting["fits"] == (setting["fits_device"] and setting["fits_host"]) == (setting["speed"] is not None)
@@ -101,16 +102,10 @@ def tight(plan, folder, wide, *more: str) -> tuple[str, dict]:
     return out, json.loads((folder / "tight.json").read_text())
 
 
-@pytest.mark.slow
 def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide, monkeypatch) -> None:
     # Both plans are of one model: the second finds the activations that the first has counted.
-    made, shape_of = [], tools.plan._shape
-
-    def shape_once(*of: object) -> ModelShape:
-        made[:] = made or [shape_of(*of)]
-        return made[0]
-
-    monkeypatch.setattr(tools.plan, "_shape", shape_once)
+    made, shape_of = list[ModelShape](), tools.plan._shape
+    monkeypatch.setattr(tools.plan, "_shape", lambda *of: made[0] if made else made.append(shape_of(*of)) or made[0])
     # 12 x 512 tokens without checkpointing do not fit beside 16 bytes for each parameter.
     own = ("--micro-batch", "12", "model.activation_checkpointing=none")
     out, written = tight(plan, folder, wide, *own)
@@ -126,11 +121,10 @@ def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide, monkeypatch) 
     rows = re.findall(
         r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no|no \(host\))$", again, re.MULTILINE
     )
-    assert len(rows) == len(found["settings"]) >= 2 * 5 * 6
+    assert len(rows) == len(found["settings"]) >= 2 * 2 * 3
     assert rows.count("yes") == sum(setting["fits"] for setting in found["settings"])
 
 
-@pytest.mark.slow
 def test_nothing_fits(plan, folder, wide) -> None:
     arguments = ("--model", str(wide), "--gpus", "1", "--gpu-memory", "4", "--host-memory", "2", "--json", "no.json")
     code, out, _ = plan(*arguments)
@@ -151,21 +145,14 @@ def test_nothing_fits(plan, folder, wide) -> None:
         (["config.py", "--gpus", "0"], "--gpus 0 must be above 0"),
         (["config.py", "--gpus", "8", "--nodes", "3"], "8 GPUs cannot be spread evenly over 3 nodes"),
         (["config.py", "--gpu", "H10"], "did you mean H100"),
-        (["config.py", "--gpu-memory", "-1"], "--gpu-memory -1 must be above 0"),
-        (["config.py", "--save-bandwidth", "0"], "--save-bandwidth 0 must be above 0"),
-        (["config.py", "--host-memory", "-2"], "--host-memory -2 must be above 0"),
         (["config.py", "--host-memory", "nan"], "--host-memory nan must be above 0"),
-        (["config.py", "--host-memory", "inf"], "--host-memory inf must be above 0"),
-        (["config.py", "--gpus", "16", "--network", "slow"], "no network named slow"),
         (["config.py", "--gpus", "8", "--network", "slow"], "no network named slow"),
         (["config.py", "--sequence", "512"], "--sequence goes with --model"),
         (["nothing.py"], "config file nothing.py does not exist"),
         (["config.py", "optimizer.memry=12N"], "did you mean optimizer.memory?"),
         (["config.py", "model.path=elsewhere"], "or plan without it: scripts/plan.py --model"),
-        (["config.py", "data.train=elsewhere.jsonl"], "or plan without it: scripts/plan.py --model"),
         (["config.py", "sharding.strategy=hybrid", "sharding.shard_size=3"], "8 ranks cannot be divided into groups"),
         (["--model", "9B"], "9B is neither a model directory nor one of"),
-        (["--model", "7B", "--sequence", "0"], "--sequence 0 must be above 0"),
         (["--model", "7B", "--length", "9999"], "--length 9999 is longer than --sequence 4096"),
         (["--model", "7B", "batch.global_examples=none", "batch.global_tokens=9"], "set --global-examples"),
         (["--model", "organisation/model"], "its config.json cannot be fetched, because the Hugging Face hub"),
@@ -179,11 +166,11 @@ def test_a_mistake_is_one_sentence(plan, monkeypatch, arguments, sentence) -> No
 
 def test_names_of_sizes_in_lower_case_and_directories_without_data(folder, monkeypatch) -> None:
     monkeypatch.chdir(folder)
-    cluster = cluster_of(2)
-    lower, upper = (assumed_subject(name, Assumed(), [], cluster).shape.num_parameters for name in ("7b", "7B"))
+    cluster = cluster_of(2, 1, "A100-80")
+    lower, upper = (assumed_subject(name, [], cluster).shape.num_parameters for name in ("7b", "7B"))
     assert lower == upper
-    subject = assumed_subject("model", Assumed(sequence=256, length=100), [], cluster)
-    assert subject.workload_of(1).worst.lengths == (100, 100)
+    subject = assumed_subject("model", [], cluster, sequence=256, length=100)
+    assert subject.workload_of(1, 1).worst.lengths == (100, 100)
 
 
 @pytest.mark.slow
@@ -216,4 +203,4 @@ def test_a_run_is_compared_on_the_machine_that_its_record_names(plan, folder) ->
     )
     (run / "metrics.jsonl").unlink()
     code, _, err = plan("config.py", "--against", str(run))
-    assert code == 2 and "metrics.jsonl cannot be read" in err and err.count("\n") == 1
+    assert code == 2 and "metrics.jsonl has 0 rows of steps" in err and err.count("\n") == 1

@@ -157,7 +157,15 @@ def shape(name: str) -> ModelShape:
         vocab_size=vocabulary,
         tie_word_embeddings=tied,
     )
-    return shape_of(build_on_meta(config), config)
+    return shape_of_equal_layers(config)
+
+
+def shape_of_equal_layers(config: LlamaConfig) -> ModelShape:
+    """As `shape_of`, from a model of one layer: to make a model of 80 layers takes a second."""
+    count, short = config.num_hidden_layers, LlamaConfig.from_dict(config.to_dict() | {"num_hidden_layers": 1})
+    one = shape_of(build_on_meta(short), short)
+    work = dataclasses.replace(one.work, per_token=count * one.work.per_token, windows=((None, count),))
+    return dataclasses.replace(one, config=config, layers=count * one.layers, work=work)
 
 
 @contextmanager
@@ -217,34 +225,22 @@ def billions(row: Row) -> float:
     return shape(row.model).num_parameters / 1e9
 
 
-# kind of regime -> name -> whether a row belongs to it
-REGIMES: dict[str, dict[str, Callable[[Row], bool]]] = {
-    "tokens of a sequence": {
-        "up to 1,024": lambda row: row.sequence <= 1024,
-        "2,048": lambda row: row.sequence == 2048,
-        "4,096 and 8,192": lambda row: 4096 <= row.sequence <= 8192,
-        "16,384 and more": lambda row: row.sequence >= 16384,
-    },
-    "parameters": {
-        "below 0.5B": lambda row: billions(row) < 0.5,
-        "0.5B to 4B": lambda row: 0.5 <= billions(row) < 4.2,
-        "6B to 15B": lambda row: 6 <= billions(row) < 16,
-        "30B and more": lambda row: billions(row) > 25,
-    },
-    "checkpointing": {
-        "none": lambda row: row.every == 0,
-        "part of the layers": lambda row: row.every > 1,
-        "full": lambda row: row.every == 1,
-    },
-    "card": {
-        "A100": lambda row: row.card.startswith("A100"),
-        "H100, H200": lambda row: row.card.startswith("H"),
-        "B300": lambda row: row.card == "B300",
-    },
-    "GPUs": {
-        "1 to 8": lambda row: row.gpus <= 8,
-        "16 to 512": lambda row: row.gpus > 8,
-    },
+def _range(value: float, names: dict[float, str]) -> str:
+    """The name of the first bound that is not below the value."""
+    return next(name for bound, name in names.items() if value <= bound)
+
+
+LENGTHS = {1024: "up to 1,024", 2048: "2,048", 8192: "4,096 and 8,192", math.inf: "16,384 and more"}
+SIZES = {0.5: "below 0.5B", 4.2: "0.5B to 4B", 16: "6B to 15B", math.inf: "30B and more"}
+CARDS = {"A": "A100", "H": "H100, H200", "B": "B300"}
+# kind of regime -> the one of a row
+REGIMES: dict[str, Callable[[Row], str]] = {
+    "tokens of a sequence": lambda row: _range(row.sequence, LENGTHS),
+    "parameters": lambda row: _range(billions(row), SIZES),
+    "checkpointing": lambda row: _range(row.every, {0: "none", 1: "full", math.inf: "part of the layers"}),
+    "card": lambda row: CARDS[row.card[0]],
+    "GPUs": lambda row: _range(row.gpus, {8: "1 to 8", math.inf: "16 to 512"}),
+    "source": lambda row: row.framework,
 }
 
 
@@ -269,18 +265,11 @@ def band(rows: Sequence[Row]) -> Band:
 
 def bands(rows: Sequence[Row]) -> dict[tuple[str, str], Band]:
     """(kind of regime, name) -> band, for the regimes that have rows."""
-    kinds = REGIMES | {"source": {name: _is_from(name) for name in dict.fromkeys(row.framework for row in rows)}}
-    found = {("all", "all"): band(rows)}
-    for kind, regimes in kinds.items():
-        for name, belongs in regimes.items():
-            chosen = [row for row in rows if belongs(row)]
-            if chosen:
-                found[kind, name] = band(chosen)
-    return found
-
-
-def _is_from(framework: str) -> Callable[[Row], bool]:
-    return lambda row: row.framework == framework
+    found = {("all", "all"): list(rows)}
+    for kind, name_of in REGIMES.items():
+        for row in sorted(rows, key=name_of):
+            found.setdefault((kind, name_of(row)), []).append(row)
+    return {regime: band(chosen) for regime, chosen in found.items()}
 
 
 def report(rows: Sequence[Row]) -> str:

@@ -24,42 +24,17 @@ def test_every_name_is_a_gpu_with_all_its_speeds():
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        ("h100", "H100"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA A100-SXM4-40GB", "A100-40"),
         ("a100 80", "A100-80"),
-        ("rtx 4090", "RTX-4090"),
         ("NVIDIA GeForce RTX 5090", "RTX-5090"),
-        ("RTX A6000", "A6000"),
         ("H100-SXM", "H100"),
-        ("NVIDIA B300 SXM6 AC", "B300"),
-        ("NVIDIA GB200", "GB200"),
         ("AMD Instinct MI300X", "MI300X"),
-        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000"),
         ("rtx pro 6000", "RTX-PRO-6000"),
-        ("h20", "H20"),
     ],
 )
 def test_a_gpu_is_found_by_any_of_its_names(name: str, known: str):
     assert named_device(name).name == known
-
-
-def test_figures_of_data_sheets():
-    # GB, dense bf16 TFLOP/s, TB/s of memory, GB/s to each other in one direction
-    sheets = {
-        "B300": (288, 2250, 8.0, 900),
-        "GB200": (186, 2500, 8.0, 900),
-        "H20": (96, 148, 4.0, 450),
-        "MI300X": (192, 1307.4, 5.3, 448),
-        "RTX-PRO-6000": (96, 503.8, 1.792, 50),
-        "H100": (80, 989.5, 3.35, 450),
-    }
-    for name, (gigabytes, peak, bandwidth, link) in sheets.items():
-        device = named_device(name)
-        assert 0.92 * gigabytes * GIB < device.memory < gigabytes * GIB
-        assert (device.flops, device.bandwidth, device.link) == pytest.approx(
-            (peak * 1e12, bandwidth * 1e12, link * 1e9)
-        )
 
 
 def test_an_unknown_gpu_is_one_sentence_with_the_nearest_name():
@@ -69,15 +44,6 @@ def test_an_unknown_gpu_is_one_sentence_with_the_nearest_name():
         cluster_of(16, 2, "H100", "8x4000")
     with pytest.raises(UserError, match="9 GPUs cannot be spread evenly over 2 nodes"):
         cluster_of(9, 2, "H100")
-    with pytest.raises(UserError, match="must be positive"):
-        cluster_of(8, 1, 0)
-
-
-def test_a_power_cap_lowers_what_products_reach():
-    capped, full = named_device("H100-500W"), named_device("H100")
-    assert capped.flops == full.flops
-    assert capped.sustained == pytest.approx(full.sustained * (5 / 7) ** 0.5)
-    assert capped.attention == pytest.approx(full.attention * (5 / 7) ** 0.5)
 
 
 def test_a_card_of_which_only_the_memory_is_known():
@@ -88,8 +54,6 @@ def test_a_card_of_which_only_the_memory_is_known():
     assert generic_device(80).flops == named_device("A100-80").flops
     assert generic_device(141).bandwidth == named_device("H200").bandwidth
     assert generic_device(180).flops == generic_device(400).flops == named_device("B200").flops
-    assert cluster_of(8, 1, "40").device == cluster_of(8, 1, 40.0).device
-    assert cluster_of(8).device == generic_device(80)
 
 
 def test_the_gpu_of_a_process_keeps_what_was_found():
@@ -106,8 +70,7 @@ def test_networks_are_those_of_a_whole_node():
     with pytest.raises(UserError, match="no network named 200Gb is known"):  # also where one node does not use it
         cluster_of(8, 1, "H100", "200Gb")
     assert cluster_of(16, 2, "H100").network == cluster_of(16, 2, "H100-500W").network == 400e9
-    assert cluster_of(16, 2, "A100-80").network == cluster_of(16, 2, 80).network == 200e9
-    assert cluster_of(16, 2, "B300").network == 800e9
+    assert cluster_of(16, 2, "A100-80").network == cluster_of(16, 2, generic_device(80)).network == 200e9
     assert cluster_of(16, 2, "L40S").network == 12.5e9
     assert cluster_of(16, 2, "H100", "hdr").network == 25e9
     assert cluster_of(16, 2, "H100", "800").network == cluster_of(16, 2, "H100", 800).network == 100e9

@@ -58,20 +58,22 @@ class StandIns:
     """Memory is state, by strategy and bytes per parameter, and activations. Speed goes by checkpointing; offload takes 9/10."""
 
     scale: float = 8
+    shared: bool = False  # whether ranks that share a micro-batch keep less of it
     gain: float = 1.0  # of more than one row
     gain_of: dict[str, float] = dataclasses.field(default_factory=dict)  # the same, of one kind of checkpointing alone
     speeds: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"none": 100.0, "selective": 95.0, "full": 80.0, "offload": 60.0}
     )
 
-    def bytes(self, config: Config, ranks: int, rows: int) -> int:
+    def bytes(self, config: Config, ranks: int, rows: float) -> int:
         state = self.scale * STATE[config.sharding.strategy] * int(config.optimizer.memory[:-1]) / 16
         state *= 8 / ranks
         kept = KEPT[config.model.activation_checkpointing] * config.model.checkpoint_every
         return int(0 if config.sharding.cpu_offload else state) + rows * kept
 
     def step_memory(self, shape, config, layout, lengths, targets) -> StepMemory:
-        return StepMemory(self.bytes(config, layout.ranks, max(1, sum(lengths) // 128)), *[0] * 9)
+        rows = max(1, sum(lengths) // 128) / (layout.context if self.shared else 1)
+        return StepMemory(self.bytes(config, layout.ranks, rows), *[0] * 9)
 
     def largest_rows(self, shape, config, layout, fits, at_most) -> int:
         rows = range(1, at_most + 1)
@@ -103,8 +105,8 @@ def shape() -> ModelShape:
 
 
 def find(shape: ModelShape, config: Config, cluster: Cluster = CLUSTER) -> Found:
-    def workload_of(rows: int):
-        return uniform_workload(shape, 64, 128, 64, 1, rows, cluster.devices)
+    def workload_of(rows: int, context: int):
+        return uniform_workload(shape, 64, 128, 64, 1, rows, cluster.devices // context)
 
     return search(Subject(config, shape, cluster, workload_of, []))
 
@@ -160,11 +162,7 @@ def test_candidates_keep_what_the_user_chose_where_it_is_valid() -> None:
     for config in candidates(halved, CLUSTER):
         check_config(config)
         assert config.sharding.reduce_dtype == ("fp32" if config.sharding.strategy == "none" else "bf16")
-
-
-def test_on_a_cpu_nothing_is_offloaded() -> None:
-    cpu = Cluster(dataclasses.replace(DEVICE, kind="cpu"), 2)
-    found = candidates(CONFIG, cpu)
+    found = candidates(CONFIG, Cluster(CPU, 2))  # where nothing is offloaded
     assert not any(config.sharding.cpu_offload for config in found)
     assert "offload" not in {config.model.activation_checkpointing for config in found}
 
@@ -218,6 +216,22 @@ def test_what_is_slow_with_the_users_micro_batch_may_be_the_cheapest_with_a_larg
     assert found.cheapest and found.cheapest.config.sharding.cpu_offload
     assert found.cheapest.config.model.activation_checkpointing == "full" and found.cheapest.config.batch.rows > 1
     assert found.faster is None
+
+
+def test_ranks_share_a_micro_batch_before_it_is_offloaded_or_precision_is_given_up(shape, stand_ins) -> None:
+    stand_ins.scale, stand_ins.shared = (
+        80,
+        True,
+    )  # 16N has 80 bytes of state under full; a row keeps 4 bytes at the least
+    tight = Cluster(dataclasses.replace(DEVICE, memory=83), 8)
+    found = find(shape, CONFIG, tight)
+    assert found.own.memory.total == 88 and found.cheapest
+    shared = {"sharding.context=2", "model.activation_checkpointing=offload"}  # 80 + 4 / 2
+    assert set(overrides(found.cheapest.config, CONFIG)) == shared
+    assert {setting.config.sharding.context for setting in found.plans} == {1, 2}
+    assert {setting.config.sharding.context for setting in find(shape, CONFIG).plans} == {1}  # it fits
+    alone = find(shape, CONFIG, dataclasses.replace(tight, devices=1, device=dataclasses.replace(DEVICE, memory=9)))
+    assert {setting.config.sharding.context for setting in alone.plans} == {1}
 
 
 def test_a_user_of_12n_gets_12n_or_more(shape, stand_ins) -> None:
@@ -355,7 +369,9 @@ def large(cluster: Cluster, **sections: dict) -> Plan:
     config = changed(CONFIG, **sections)
     llama = named_config("135M")
     shape = shape_of(build_on_meta(llama), llama)
-    return Plan(Subject(config, shape, cluster, lambda rows: uniform_workload(shape, 64, 64, 64, 1, 1, 1), []), config)
+    return Plan(
+        Subject(config, shape, cluster, lambda rows, context: uniform_workload(shape, 64, 64, 64, 1, 1, 1), []), config
+    )
 
 
 def test_what_is_kept_on_the_host_and_on_disk() -> None:
@@ -378,8 +394,8 @@ def test_what_is_kept_on_the_host_and_on_disk() -> None:
     assert exact <= offload.host["offload"] < 1.6 * exact  # pinned tensors are rounded up to a power of two
     assert not sum(large(dataclasses.replace(two, device=CPU), sharding={"cpu_offload": True}).host.values())
     size = large(two, optimizer={"memory": "8N"}, run={"keep_last": 3}).disk
-    assert size.checkpoint == pytest.approx(6 * count, rel=1e-4)
-    assert size.export == 2 * count and size.run == 5 * size.checkpoint
+    assert size["checkpoint"] == pytest.approx(6 * count, rel=1e-4)
+    assert size["export"] == 2 * count and size["run"] == 5 * size["checkpoint"]
 
 
 def test_on_a_cpu_memory_is_a_range_whose_end_must_fit() -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,12 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
     ):
         bounds = metrics[kind]["confidenceInterval"]
         assert (float(bounds["lowerBound"]), float(bounds["upperBound"])) == pytest.approx((low, high), rel=1e-5)
+    # The loss of the checkpoint is not that of other weights, nor of another step.
+    averaged = replace(export, contents=export.contents | {"averaged": {"share_of_tuned": 0.5}})
+    earlier = replace(export, state=export.state | {"evaluated": {"validation": 1}})
+    for other in (averaged, earlier):
+        kinds = [each["type"] for each in release._metrics(other, read_results(out, other))]
+        assert not any("validation loss" in kind for kind in kinds)
     text = (out / "bom.json").read_text()
     assert "Zylophon" not in text and str(out.parent) not in text and "secret" not in text  # the host
 

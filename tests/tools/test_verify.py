@@ -6,14 +6,18 @@ The runs here are made by hand. tests/distributed/test_record.py verifies runs t
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from common.sha256 import sha256
 from distributed.checkpoint_directory import checkpoint_name, write_manifest
-from tools.verify import EXACT, Differs, Segment, _compare_segment, _rows_of, compare
-from training.record import Entry, Record
+from tools import check_step, verify
+from tools.verify import EXACT, Differs, Segment, _compare_segment, _rows_of, compare, seen
+from training.record import Entry, Record, plan_after
 
 IDENTITY = {part: {} for part in ("settings", "config.json", "versions", "the data", "the weights")}
 IDENTITY |= {part: {} for part in ("the tokenizer", "the code", "the scores' code")}
@@ -144,8 +148,11 @@ def test_a_run_that_trains_meanwhile_is_compared_again(tmp_path) -> None:
     assert "step-000004 is missing" in problem(tmp_path / "run")
 
 
-def test_a_line_that_a_kill_cut_off_is_said(tmp_path) -> None:
+def test_a_head_of_another_record_and_a_line_that_a_kill_cut_off_are_said(tmp_path) -> None:
     record = start(tmp_path / "run")
+    with pytest.raises(Differs, match="no entry has the head 00000"):
+        compare(tmp_path / "run", "0" * 32, print)
+    assert len(compare(tmp_path / "run", record.head()[:16], print)) == 1
     with record.path.open("ab") as file:
         file.write(b'{"entry": 2')
     assert ", after which a line was cut off by a kill" in said(tmp_path / "run")
@@ -176,6 +183,41 @@ def test_a_step_without_a_finite_loss_is_replayed_like_any_other(tmp_path) -> No
     lines: list[str] = []
     assert _compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append) == EXACT
     assert lines == ["steps 1 to 2: the tensors of 1 checkpoints and 2 rows of curves are equal to the bit"]
+    other = START | {"identity": IDENTITY | {"versions": {"torch": "0"}}}
+    with pytest.raises(Differs, match=r"entry 1 \(start, step 0\) cannot be replayed here: it was made with torch=0"):
+        _compare_segment(Segment(replace(first, content=other), 0, [checkpoint]), run, again, lines.append)
+    for part, words in (
+        ("tensors", "the tensors after step 2 are not those"),
+        ("plan", "the documents of the steps up to 2"),
+    ):
+        changed = replace(checkpoint, content=checkpoint.content | {part: "0" * 64})
+        with pytest.raises(Differs, match=words):
+            _compare_segment(Segment(first, 0, [changed]), run, again, lines.append)
     (again / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/loss": 0.5}\n')
     with pytest.raises(Differs, match="the train curves of step 1 in .* are not those that the replay gives"):
         _compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append)
+
+
+def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch) -> None:
+    """The plan of the record is that of the data as they were: another fingerprint, or another order, is no proof."""
+    found = SimpleNamespace(digest="0123", where="data.jsonl, line 1", items=[5])
+    batches = {0: (4, 5), 1: (6, 7)}
+    inputs = SimpleNamespace(local=None, train=SimpleNamespace(sources=[SimpleNamespace(fingerprint="of the data")]))
+    inputs.plan = SimpleNamespace(batch=lambda step: SimpleNamespace(items=batches[step]))
+    inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
+    monkeypatch.setattr(check_step, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
+    monkeypatch.setattr(verify, "config_of", lambda config: SimpleNamespace(data=None))
+    monkeypatch.setattr(verify, "find", lambda *arguments: [found])
+    monkeypatch.setattr(verify.contextlib, "chdir", nullcontext)
+    first = plan_after("", 1, ["of the data"], batches[0])
+    plan = plan_after(first, 2, ["of the data"], batches[1])
+    of_start = {"step": 0, "plan": "", "directory": "", "config": {}, "world_size": 1}
+    entries = [Entry(1, "start", "", of_start), Entry(2, "checkpoint", "", {"step": 2, "plan": plan})]
+    assert list(seen(entries, "example"))[0] == "0123 | data.jsonl, line 1 | steps 1 (rank 0)"
+    for change in ({"fingerprint": "of others"}, {1: (7, 6)}):
+        monkeypatch.setitem(batches, 1, change.get(1, batches[1]))
+        monkeypatch.setattr(inputs.train.sources[0], "fingerprint", change.get("fingerprint", "of the data"))
+        with pytest.raises(
+            Differs, match=r"the documents of the steps up to 2 are not those of entry 2 .*: the data changed"
+        ):
+            list(seen(entries, "example"))

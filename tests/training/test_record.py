@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from data.batches import StepBatch
 from data.sources import Corpus
-from training.record import Record, RunRecord, not_given_up
+from training.record import Record, RunRecord, not_given_up, plan_after
 
 
 def written(directory: Path) -> list[bytes]:
@@ -79,6 +79,12 @@ def test_a_start_from_an_earlier_step_gives_up_what_came_later(tmp_path) -> None
     ):
         record.append(kind, step=step)
     assert [entry.number for entry in not_given_up(record.read())] == [1, 2, 4, 5, 6]
+
+
+def test_the_plan_binds_what_came_before_the_step_the_sources_and_the_documents() -> None:
+    known = ("", 1, ["a"], (1, 2))
+    others = [("before", *known[1:]), ("", 2, ["a"], (1, 2)), ("", 1, ["b"], (1, 2)), ("", 1, ["a"], (2, 1))]
+    assert len({plan_after(*one) for one in (known, *others)}) == 5
 
 
 def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_path, ranks, monkeypatch) -> None:
