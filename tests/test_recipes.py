@@ -83,13 +83,20 @@ def runs(folder) -> Path:
     scripts = {run: edited(folder, *recipes) for run, recipes in GROUPS.items()}
     ewc = ("ewc.strength=1", f"ewc.data={folder / 'main.jsonl'}", "ewc.documents=8")
     more = {run: ewc if run == "label_smoothing" else () for run in GROUPS}
-    last = {run: f"gone:{folder / 'runs' / run / 'checkpoints' / 'step-000006' / 'manifest.json'}" for run in RESUMED}
+    lost = {run: str(folder / "runs" / run / "checkpoints" / "step-000006" / "manifest.json") for run in RESUMED}
     tied = (f"model.path={folder / 'tied'}", "optimizer.max_steps=1")
     all_runs = [
         run_of(folder, "plain"),
         *(run_of(folder, run, *more[run], script=scripts[run]) for run in GROUPS),
         *(
-            run_of(folder, run, *more[run], "run.resume=previous", plant=last[run], script=scripts[run])
+            run_of(
+                folder,
+                run,
+                *more[run],
+                "run.resume=previous",
+                plant=f"first:Path({lost[run]!r}).unlink()",
+                script=scripts[run],
+            )
             for run in RESUMED
         ),
         run_of(folder, "tied", *tied, script=scripts["dft"]),
