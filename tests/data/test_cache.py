@@ -232,10 +232,8 @@ def test_without_a_writable_directory_the_tokens_stay_in_memory(files, tmp_path)
     assert f" in memory, because {tmp_path / 'file' / 'cache'} cannot be written (Not a directory)" in made.report
 
 
-@pytest.mark.parametrize("locks", [True, False])
-def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, monkeypatch, locks) -> None:
-    if not locks:
-        monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
+def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
     encode = ExampleEncoder.encode
 
     def changing(self, examples) -> list[Outcome]:

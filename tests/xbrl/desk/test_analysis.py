@@ -138,17 +138,6 @@ def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
     assert f"{said}{tmp_path / 'decisions.csv'}, line 2, on {BANK.entity} as of 2026-03-30\n" in capsys.readouterr().out
 
 
-def test_a_damaged_file_is_refused_and_the_others_are_analysed(tmp_path, capsys):
-    folder = tmp_path / "files"
-    write(folder, {}, SMALL)
-    (folder / "damaged.xbrl").write_text("<xbrli:xbrl")
-    (folder / "notes.txt").write_text("not a report")
-    code, records = run(tmp_path, folder)
-    assert code == 2 and len(records) == 1
-    assert "damaged.xbrl: not well-formed XML" in capsys.readouterr().err
-    assert "damaged.xbrl: not well-formed XML" in (tmp_path / "out" / "index.html").read_text()
-
-
 def test_an_entity_with_strange_characters_is_refused(tmp_path, capsys):
     for path in write(tmp_path / "files", {}, SMALL):
         text = path.read_text()

@@ -1,5 +1,6 @@
 """What makes the decision letter ready: the rules and a person. Nothing that a model writes does, and nothing of it is sent."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from tests.xbrl.desk.reports import (
     verdicts,
     write,
 )
-from tests.xbrl.read.xbrl_documents import instance
 from xbrl.desk.output import Form, Job, finish, folder_name
 from xbrl.desk.record import MARK, Case, Reply
 from xbrl.desk.verdicts import flags
@@ -411,8 +411,11 @@ def test_a_letter_that_objects_to_nothing_needs_a_report_that_can_be_judged(tmp_
 
 def test_a_report_that_nothing_was_checked_in_is_no_report_without_a_breach(tmp_path):
     """One that is not the EBA's, one of templates that no rule reads, and one whose only ratio has two values."""
-    (tmp_path / "other.xbrl").write_text(instance('<t:Assets contextRef="c" unitRef="eur" decimals="0">5</t:Assets>'))
-    other = record(read_report(tmp_path / "other.xbrl", load_cells()))
+    assets = {"concept": "t:Assets", "entity": "s:E", "period": "2026-04-01T00:00:00", "unit": "iso4217:EUR"}
+    info = {"documentType": "https://xbrl.org/2021/xbrl-json", "namespaces": {"t": "http://example.org/t"}}
+    document = {"documentInfo": info, "facts": {"f": {"value": "5", "decimals": 0, "dimensions": assets}}}
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    other = record(read_report(tmp_path / "other.json", load_cells()))
     foreign = replace(read(tmp_path / "foreign", figures=SMALL), facts=(), filing_indicators={"R_06.00": True})
     twice = record(read_filing(contradict(write(tmp_path / "twice", figures={LR: "0.05"})), CELLS))
     for made, reason, said in (
