@@ -99,7 +99,7 @@ def test_lora_trains_the_rows_of_new_tokens_and_peft_loads_them(runs, name, base
     vocabulary = ["model.embed_tokens.weight"] + ["lm_head.weight"] * (base == "untied")
     for tensor in vocabulary:
         moved = (after[tensor] - before[tensor]).abs().amax(1)
-        assert not moved[:384].any() and moved[384:].min() > 1e-4
+        assert not moved[:384].any() and moved[384:].min() > 0 and moved[384:].max() > 1e-4
     frozen = {tensor for tensor in before if "norm" in tensor}
     assert all(torch.equal(before[tensor], after[tensor]) for tensor in frozen)
     ids = torch.arange(300, 384 + len(NEW))[None]

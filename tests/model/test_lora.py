@@ -5,18 +5,23 @@ Parity over ranks, resume and export are in tests/distributed/test_spread.py.
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
 from configs.load import check_config
 from data.batches import collate
+from data.examples import Documents
 from model.architectures import read_model_config
 from model.build import build_to_train
 from model.flops import count_work
 from model.language_model import (
+    NEW_ROWS,
     PackedLanguageModel,
     build_on_meta,
     load_weights,
@@ -27,7 +32,11 @@ from model.language_model import (
     trained_parameters,
     whole_copy,
 )
-from model.lora import init_adapters
+from model.lora import Adapter, init_adapters, merge, write_adapter
+from model.loss import visit_logits
+from model.new_tokens import NewToken
+from model.vocabulary import Initialisation, read_base_tokenizer, write_extension
+from model.weights import Weights, weights_of_directory
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
@@ -178,3 +187,32 @@ def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) ->
     assert change.abs().max() > 0.01
     torch.testing.assert_close(copied.get_submodule(matrix).weight, layer.base_layer.weight + change)
     torch.testing.assert_close(copied.lm_head.weight, model.head.weight)
+
+
+@pytest.mark.parametrize("family, tied", [("llama", False), ("gemma2", True)])  # Gemma scales its embedding
+def test_peft_computes_with_the_rows_of_new_tokens_what_the_packed_model_does(tmp_path, family, tied) -> None:
+    source = write_tiny_model(tmp_path / "source", family=family, tied=tied)
+    extended, folder = tmp_path / "extended", tmp_path / "adapter"
+    extended.mkdir(), folder.mkdir()
+    shape, tokens = read_model_config(str(source)), [NewToken(text, 20, 20) for text in (" own funds", " at all")]
+    write_extension(source, extended, shape, read_base_tokenizer(source), tokens, Initialisation(), 64)
+    model, generator = loaded(str(extended)), torch.Generator().manual_seed(0)
+    trained = {name: p.detach() for name, p in trained_parameters(model).items() if ".lora_A." not in name}
+    assert sum(name.endswith(NEW_ROWS) for name in trained) == (1 if tied else 2)
+    for parameter in trained.values():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    weights = {name.replace(".default.", "."): p.detach() for name, p in trained_parameters(model).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    adapter = Adapter(Weights(shapes, weights.__getitem__), ON)
+    write_adapter(folder, adapter, extended, str(extended), lambda _, tensor: tensor)
+    ids, found = torch.tensor([5, 384, 9, 385, 385, 7]), []
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(extended), folder)(ids[None]).logits[0]
+    made = Documents([ids.numpy()], [ids.numpy() > 0], np.array([6]), np.array([5]), "", "")
+    batch = dataclasses.replace(collate((0,), made), target_positions=torch.arange(6))
+    with torch.no_grad():
+        visit_logits(model.head, model(batch), lambda logits, _: found.append(logits))
+    torch.testing.assert_close(theirs, torch.cat(found), atol=1e-4, rtol=1e-4)
+    base = weights_of_directory(extended, build_on_meta(read_model_config(str(extended))))
+    whole = merge(base, adapter)
+    for name, value in parameter_names(model).items():
+        torch.testing.assert_close(whole.read(name), merged(model)(name, value.detach())[: whole.shapes[name][0]])
