@@ -41,5 +41,5 @@ def _pack(linear: nn.Linear, keep: bool) -> None:
     linear.forward = functools.partial(_packed_linear, packed, linear.bias)
 
 
-def _packed_linear(weight: torch.Tensor, bias: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+def _packed_linear(weight: torch.Tensor, bias: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")

@@ -7,6 +7,7 @@ also differ in their marker.
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 
@@ -23,7 +24,7 @@ from matplotlib.ticker import NullFormatter
 COLORS = ("#1F87D0", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 MARKERS = "os^Dv<>*P"
 MOST = 28  # characters of a name in a figure
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a name may have a dollar sign
     "font.size": 9,
     "axes.spines.top": False,
