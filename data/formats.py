@@ -57,6 +57,7 @@ class _Keys:
     """What the first DESCRIBED_ROWS rows of a file have. The dictionaries are sets that keep their order."""
 
     rows: int = 0
+    paragraphs: int = 0  # of a .txt file
     forms: dict[str, None] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
@@ -80,12 +81,22 @@ class Noticed:
         self.bad += [sentence] if len(self.bad) < LISTED else []
 
     def forms(self) -> list[str]:
-        """One line for each group of files of which the same is said: "a.jsonl and 2 more: text (text); ignored: id"."""
+        """One line for each group of files of which the same is said: "a.jsonl and 2 more: text (text); ignored: id".
+
+        Where a single .txt file has several paragraphs, a line says that it is one document.
+        """
         groups: dict[str, list[Path]] = {}
         for path, keys in self.files.items():
             groups.setdefault(_form_in_words(path, keys, self.reading), []).append(path)
         more = {form: f" and {len(files) - 1} more" if len(files) > 1 else "" for form, files in groups.items()}
-        return [f"{files[0]}{more[form]}: {form}" for form, files in groups.items()]
+        lines = [f"{files[0]}{more[form]}: {form}" for form, files in groups.items()]
+        for path, keys in self.files.items() if len(self.files) == 1 else ():
+            if keys.paragraphs > 1:
+                lines.append(
+                    f"{path}: its {keys.paragraphs:,} paragraphs are one document; to have many, write each as a line "
+                    '{"text": "..."} of a .jsonl file, or a .txt file each'
+                )
+        return lines
 
 
 def _form_in_words(path: Path, keys: _Keys, reading: Reading) -> str:
@@ -147,6 +158,8 @@ def read_files(
                 used, ignored = describe(form, row, of_file)
                 for these, found in ((keys.forms, [form]), (keys.used, used), (keys.ignored, ignored)):
                     these.update(dict.fromkeys(found))
+            if is_text:
+                keys.paragraphs = example.get("text", "").strip().count("\n\n") + 1
             is_empty = False
             yield where, example
         if is_empty and problem:

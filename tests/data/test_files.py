@@ -384,3 +384,13 @@ def test_a_key_that_stands_twice_in_an_object_is_an_error(tmp_path, name) -> Non
     file.write_text('{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
     with pytest.raises(UserError, match=r"line 1 is not valid JSON: an object has the key content twice"):
         list(read_files([file]))
+
+
+def test_a_text_of_paragraphs_says_that_it_is_one_document_where_it_is_the_only_file(tmp_path) -> None:
+    book, page = (
+        write(tmp_path / name, text) for name, text in (("b.txt", b"One.\n\nTwo.\n\nThree.\n\n"), ("p.txt", b"A\nB"))
+    )
+    line = f'{book}: its 3 paragraphs are one document; to have many, write each as a line {{"text": "..."}} of a .jsonl file'
+    assert described([book])[0] == f"{book}: text (text)" and described([book])[1].startswith(line)
+    assert described([page]) == [f"{page}: text (text)"]
+    assert described([book, page]) == [f"{book} and 1 more: text (text)"]
