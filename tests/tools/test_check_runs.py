@@ -21,7 +21,7 @@ def run(tmp_path_factory, ranks) -> Path:
     random = torch.Generator().manual_seed(0)
     shapes = dict(zip(NAMES, ((64, 48), (48,)), strict=True))
     parameters = {
-        name: torch.nn.Parameter(torch.randn(shape, generator=random).add(1)) for name, shape in shapes.items()
+        name: torch.nn.Parameter(torch.randn(shape, generator=random).mul(0.1)) for name, shape in shapes.items()
     }
     matrix, vector = ({"params": [parameter]} for parameter in parameters.values())
     optimizer = torch.optim.AdamW([matrix, vector | {"weight_decay": 0.0}], 1e-3, betas=(0.9, 0.95), weight_decay=0.1)
