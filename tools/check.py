@@ -89,9 +89,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STEP_PROGRAM = ROOT / "tools" / "check_step.py"
 MACHINE = "machine"
 FISHER_DOCUMENTS = 8
-POLL, POLL_CLOSELY = 0.2, 0.01  # seconds between two looks at the children
+POLL, SAY_EVERY = 0.02, 15.0  # seconds between two looks at the children, and between two lines about them
 GRACE = 10.0  # seconds that the other children have to end, and to say why, after one has failed
-SAY_EVERY = 15.0  # seconds
 MEMORY_APART, SMALL = 0.25, 2**28  # of a plan, or bytes, by which the measured peak may exceed it
 WORTH_A_WARNING = 0.5  # hours; a shorter run is over before anybody has found out why it is slow
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -393,36 +392,32 @@ def three_steps(check: Check, reference: dict) -> tuple[list[Result], dict]:
     return results, measured
 
 
-def compute_dtype(config: Config) -> torch.dtype:
-    """The dtype in which the run computes on this machine."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return DTYPES[config.model.compute_dtype] if has_native_bf16(device) else torch.float32
-
-
 def judge_first_step(check: Check, reference: dict) -> list[Result]:
     """Loss, gradient norm and gradient of step 1 against the reference. A collective."""
     straight, config = check.scratch / "straight", check.config
-    read = lambda: read_sample(check.scratch / "step.safetensors", reference.get("eps", 0.0))  # noqa: E731
-    sample = read() if check.ranks.rank == 0 else None
+    file, eps = check.scratch / "step.safetensors", reference.get("eps", 0.0)
+    sample = read_sample(file, eps) if check.ranks.rank == 0 else None
     tensors = check.on_first(lambda: sample.tensors if sample else {})
     floor = STORED[config.optimizer.memory] + (2**-8 if config.sharding.reduce_dtype == "bf16" else 0)
-    first = checkpoint_of(straight, 1)
-    if any(source.anchor for source in check.config.data.mix):
-        text = "the reference knows no KL to the base, by which a source of data.mix is trained"
-        return [Result(GROUP, name, SKIPPED, text) for name in ("loss", "gradient norm", "gradient")]
-    loss = check.line(GROUP, "loss", lambda: judge_first(straight, reference, sample, floor, LOSS))
-    if reference.get("router_aux"):
-        text = "the reference knows no auxiliary loss of the routers, whose gradient the run adds; model.router_aux=0 shows the rest"
-        return [loss, *(Result(GROUP, name, SKIPPED, text) for name in ("gradient norm", "gradient"))]
+    first, skipped = checkpoint_of(straight, 1), ("gradient norm", "gradient")
     frozen = check.on_first(lambda: sorted(tensors.keys() - set(trained(first))) if first.is_dir() else [])
-    if frozen:  # by this train.py, which the reference does not know
-        text = f"{counted(len(frozen), 'tensor')} such as {frozen[0]} are not trained; the reference has the gradient of all"
-        return [loss, *(Result(GROUP, name, SKIPPED, text) for name in ("gradient norm", "gradient"))]
-    moments = check.of_tensors(
-        first, lambda names: first_moments(first, tensors, [name for name in names if name in tensors])
-    )
+    why = ""
+    if any(source.anchor for source in config.data.mix):
+        skipped = ("loss", *skipped)
+        why = "the reference knows no KL to the base, by which a source of data.mix is trained"
+    elif reference.get("router_aux"):
+        why = "the reference knows no auxiliary loss of the routers, whose gradient the run adds; model.router_aux=0 shows the rest"
+    elif frozen:  # by this train.py, which the reference does not know
+        why = f"{counted(len(frozen), 'tensor')} such as {frozen[0]} are not trained; the reference has the gradient of all"
+    lines = [Result(GROUP, name, SKIPPED, why) for name in skipped if why]
+    if "loss" not in skipped:
+        lines.insert(0, check.line(GROUP, "loss", lambda: judge_first(straight, reference, sample, floor, LOSS)))
+    if why:
+        return lines
+    look = lambda names: first_moments(first, tensors, [name for name in names if name in tensors])  # noqa: E731
+    moments = check.of_tensors(first, look)
     return [
-        loss,
+        *lines,
         check.line(GROUP, "gradient norm", lambda: judge_first(straight, reference, sample, floor, NORM)),
         check.line(GROUP, "gradient", lambda: judge_gradient(straight, reference, sample, floor, moments())),
     ]
@@ -479,15 +474,11 @@ def fewer_ranks(check: Check, measured: dict) -> Result:
 def compared(check: Check, run: Path, name: str, said: str, is_exact: bool) -> Result:
     """Step 3 of a run against that of the straight run. A collective."""
     straight = check.scratch / "straight"
-    found, expected, before = (
-        checkpoint_of(run, STEPS),
-        checkpoint_of(straight, STEPS),
-        checkpoint_of(run, KILLED_AFTER),
-    )
+    expected, device = checkpoint_of(straight, STEPS), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found, before = checkpoint_of(run, STEPS), checkpoint_of(run, KILLED_AFTER)
     apart = check.of_tensors(expected, lambda names: measure_difference(found, expected, before, names))
-    return check.line(
-        GROUP, name, lambda: compare_runs(straight, run, name, said, apart(), compute_dtype(check.config), is_exact)
-    )
+    dtype = DTYPES[check.config.model.compute_dtype] if has_native_bf16(device) else torch.float32
+    return check.line(GROUP, name, lambda: compare_runs(straight, run, name, said, apart(), dtype, is_exact))
 
 
 def half_of_ranks(config: Config, total: int, per_node: int) -> tuple[int, str]:
@@ -535,22 +526,22 @@ def run_children(
 
     Returns whether it was killed. Raises UserError on all ranks for a mistake of the user, and ChildFailed if a child fails.
     """
-    ranks, begin = check.ranks, time.monotonic()
+    ranks = check.ranks
     ranks.watch.at(f"the check's run '{name}'")
     folder = check.scratch / "outputs" / f"{name}.rank{ranks.rank}"
     output, failed, patience = folder / "output", folder.with_name(f"{name}.failed"), GRACE
     folder.mkdir(parents=True, exist_ok=True)
-    process, said, killed = None, SAY_EVERY, False
+    process, killed, said = None, False, time.monotonic()
     try:
         if ranks.rank < max(1, world_size):
             process = start_process(list(command), child_environment(world_size, folder), output)
         while process and process.poll() is None and patience > 0 and not killed:
             ranks.watch.tick()
             killed = bool(kill_when and kill_when())
-            if time.monotonic() - begin > said:
-                said += SAY_EVERY
-                check.say(f"    {time.monotonic() - begin:.0f} s: {last_line(output)[:100]}")
-            time.sleep(POLL_CLOSELY if kill_when else POLL)
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                check.say(f"    {last_words(output)[:100]}")
+            time.sleep(POLL)
             patience -= POLL if failed.exists() else 0
         code = process.poll() if process else None
         if code and not kill_when:
@@ -559,7 +550,7 @@ def run_children(
         if process and process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             while process.poll() is None:
-                time.sleep(POLL_CLOSELY)
+                time.sleep(POLL)
     ended = gather_objects((killed, code, socket.gethostname(), last_words(output) if process else ""), ranks)
     codes = {rank: code for rank, (_, code, *_) in enumerate(ended) if code}
     if not codes or any(one[0] for one in ended):  # the ranks that lost the killed one have ended by themselves
@@ -608,19 +599,13 @@ def start_process(command: list[str], environment: dict[str, str], output: Path)
 
 
 def last_words(output: Path) -> str:
-    """Why a process says that it ended: its `error:` line, else the exception of a traceback, else its last line."""
+    """Why a process says that it ended: its `error:` line, else the exception of a traceback, else its last line so far."""
     lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)"):
+    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)", r"(.*\S.*)"):
         found = [match[1] for line in lines if (match := re.match(pattern, line))]
         if found:
             return found[-1]
-    return last_line(output)
-
-
-def last_line(output: Path) -> str:
-    """The last line of a process so far."""
-    lines = re.split(r"[\r\n]+", output.read_text(encoding="utf-8", errors="replace").strip())
-    return lines[-1]
+    return ""
 
 
 # --- A model of the first layers --------------------------------------------------------------------------------------

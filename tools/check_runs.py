@@ -11,7 +11,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from model.language_model import stored_form
 from model.weight_files import stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_step import EPS, ROUNDINGS, ulp
+from tools.curves import rows_of, timed_steps
 
 GROUP = "run"
 STEPS, KILLED_AFTER = 3, 2  # the kill falls into the last step
@@ -50,15 +51,7 @@ ALLOWED_LATER = {torch.float32: (1e-3, 0.05), torch.bfloat16: (2e-2, 0.4)}
 def read_rows(run: Path, key: str) -> dict[int, dict[str, float]]:
     """The rows of metrics.jsonl that have `key`, by step. A step that occurs twice is NaN in `key`."""
     rows: dict[int, dict[str, float]] = {}
-    try:
-        text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut off by a kill
-            continue
+    for row in rows_of(run):
         if key in row:
             rows[row["step"]] = row | ({key: math.nan} if row["step"] in rows else {})
     return rows
@@ -144,17 +137,15 @@ def measure(run: Path) -> dict:
 
     Bytes and seconds; memory is the peak of rank 0.
     """
-    rows, saves = read_rows(run, LOSS), read_rows(run, "save/total_seconds")
-    timed = {step: row for step, row in rows.items() if step - 1 in rows and row.get("train/tokens_per_second")}
-    steps = saved_steps(run)
+    rows, saves, steps = rows_of(run), read_rows(run, "save/total_seconds"), saved_steps(run)
+    timed = timed_steps(rows)
     if not timed or not steps or not saves:
         return {}
-    tokens = [row["train/tokens"] - rows[step - 1]["train/tokens"] for step, row in timed.items()]
-    seconds = sum(count / row["train/tokens_per_second"] for count, row in zip(tokens, timed.values(), strict=True))
+    tokens, seconds = (sum(each) for each in zip(*timed, strict=True))
     return {
         "seconds_per_step": seconds / len(timed),
-        "tokens_per_second": sum(tokens) / seconds,
-        "memory": max(row["train/memory_gib"] for row in rows.values()) * 2**30,
+        "tokens_per_second": tokens / seconds,
+        "memory": max(row.get("train/memory_gib", 0.0) for row in rows) * 2**30,
         "checkpoint": sum(path.stat().st_size for path in checkpoint_of(run, steps[-1]).iterdir()),
         "save_seconds": max(row["save/total_seconds"] for row in saves.values()),
         "micro_batch": read_config(run)["batch"]["micro_batch"],
@@ -295,83 +286,66 @@ def judge_gradient(run: Path, reference: dict, sample: Sample | None, floor: flo
 
 @dataclass
 class Moved:
-    """Sums over the elements of one tensor and over steps 2 and 3.
+    """How one tensor moved in steps 2 and 3, in sums over its elements.
 
-    `made` is the change of the weights, `intended` what AdamW makes of the stored moments; variances are those of rounding.
+    by_adamw, by_decay: (change x what is expected, its square, the variance of the first by rounding), fp64, where AdamW's
+    stored moments, or weight decay of 1, are what is expected.
     """
 
     name: str
     is_matrix: bool
     is_adamw: bool
     changed: int = 0  # elements that moved
-    along: float = 0.0  # made x intended
-    square: float = 0.0  # intended^2
-    variance: float = 0.0  # of `along`
-    decay: float = 0.0  # (what the moments do not explain) x weight x rate
-    decay_square: float = 0.0  # (weight x rate)^2
-    decay_variance: float = 0.0
     betas: float = 1.0  # of step 1: what the second moment says of the squared gradient, over what the first one says
+    by_adamw: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    by_decay: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
 
-    @property
-    def ratio(self) -> float:
-        """How far the tensor moved, as a multiple of what AdamW intended."""
-        return self.along / self.square if self.square else 1.0
 
-    @property
-    def noise(self) -> float:
-        """The standard deviation of `ratio` that rounding makes."""
-        return math.sqrt(self.variance) / self.square if self.square else 0.0
+def fit(sums: torch.Tensor) -> tuple[float, float]:
+    """(the multiple of what is expected, its standard deviation by rounding) of the sums in a `Moved`, or of several."""
+    along, square, variance = sums.tolist()
+    return (along / square, math.sqrt(variance) / square) if square else (1.0, 0.0)
 
 
 def measure_moves(
     run: Path, settings: Mapping, rates: Mapping[int, float], names: Sequence[str], is_adamw: bool
 ) -> list[Moved]:
-    """How the tensors `names` moved in the steps after the first. settings: `optimizer` of the config; rates: by step."""
-    (beta1, beta2), moves = settings["betas"], []
+    """How the tensors `names` moved in the steps after the first. settings: `optimizer` of the config; rates: by step.
+
+    Expected is AdamW with decoupled weight decay on matrices (arXiv:1711.05101).
+    """
+    (beta1, beta2), moves = settings["betas"], dict[str, Moved]()
     for group in groups(checkpoint_of(run, 1), names):
-        before: dict[str, dict[str, torch.Tensor]] = {}
-        found: dict[str, Moved] = {}
+        before: dict[str, torch.Tensor] = {}
         for step in range(1, STEPS + 1):
-            states = load_state(checkpoint_of(run, step), group)
-            for name, state in states.items():
+            for name, state in load_state(checkpoint_of(run, step), group).items():
                 meta = stored(checkpoint_of(run, step))[WEIGHTS + name]
                 stride = -(-state["weight"].numel() // ELEMENTS)
-                now = states[name] = {key: value.flatten()[::stride].double() for key, value in state.items()}
-                if step > 1:
-                    _add_step(
-                        found[name], before[name]["weight"], now, meta.properties.dtype, settings, rates[step], step
-                    )
+                now = {key: value.flatten()[::stride].double() for key, value in state.items()}
+                weight, old = now["weight"], before.get(name)
+                before[name] = weight
+                if old is None:
+                    has_moments = is_adamw and all(key in now for key in MOMENTS)
+                    moved = moves[name] = Moved(name, decays(name, len(meta.size)), has_moments)
+                    if has_moments and (square := float((now["exp_avg"] / (1 - beta1)).square().sum())):
+                        moved.betas = float(now["exp_avg_sq"].sum()) / (1 - beta2) / square
                     continue
-                has_moments = is_adamw and all(key in now for key in MOMENTS)
-                moved = found[name] = Moved(name, decays(name, len(meta.size)), has_moments)
-                if has_moments and (first := float((now["exp_avg"] / (1 - beta1)).square().sum())):
-                    moved.betas = float(now["exp_avg_sq"].sum()) / (1 - beta2) / first
-            before = states
-        moves += found.values()
-    return moves
-
-
-def _add_step(
-    moved: Moved, before: torch.Tensor, now: Mapping, dtype: torch.dtype, settings: Mapping, rate: float, step: int
-) -> None:
-    """Add one step of a tensor: AdamW with decoupled weight decay on matrices (arXiv:1711.05101)."""
-    made = before - now["weight"]
-    moved.changed += int(made.count_nonzero())
-    if not moved.is_adamw:
-        return
-    (beta1, beta2), weight_decay = settings["betas"], settings["weight_decay"] if moved.is_matrix else 0.0
-    first, second = now["exp_avg"] / (1 - beta1**step), now["exp_avg_sq"] / (1 - beta2**step)
-    by_moments = rate * first / (second.sqrt() + settings["eps"])
-    intended = by_moments + rate * weight_decay * before
-    gap = ulp(before.float(), dtype).double()
-    # Of stochastic rounding to a gap; rounding to nearest has less, unless the whole update is lost.
-    variance = gap * torch.minimum(intended.abs(), gap / 4)
-    moved.along += float(made @ intended)
-    moved.square += float(intended @ intended)
-    moved.variance += float(intended.square() @ variance)
-    moved.decay += float((made - by_moments) @ before) * rate
-    moved.decay_square += float(before @ before) * rate**2
-    moved.decay_variance += float(before.square() @ variance) * rate**2
+                moved, made, rate = moves[name], old - weight, rates[step]
+                moved.changed += int(made.count_nonzero())
+                if not moved.is_adamw:
+                    continue
+                first, second = now["exp_avg"] / (1 - beta1**step), now["exp_avg_sq"] / (1 - beta2**step)
+                by_moments, by_decay = rate * first / (second.sqrt() + settings["eps"]), rate * old
+                intended = by_moments + settings["weight_decay"] * moved.is_matrix * by_decay
+                gap = ulp(old.float(), meta.properties.dtype).double()
+                # Of stochastic rounding to a gap; rounding to nearest has less, unless the whole update is lost.
+                variance = gap * torch.minimum(intended.abs(), gap / 4)
+                for sums, change, expected in (
+                    (moved.by_adamw, made, intended),
+                    (moved.by_decay, made - by_moments, by_decay),
+                ):
+                    sums += torch.stack([change @ expected, expected @ expected, expected.square() @ variance])
+    return list(moves.values())
 
 
 def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
@@ -380,18 +354,26 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
     peak: optimizer.learning_rate, which all three steps of a check have.
     """
     settings, rate = read_config(run)["optimizer"], max(row[RATE] for row in read_rows(run, RATE).values())
-    still = [moved.name for moved in moves if not moved.changed and (moved.square or not moved.is_adamw)]
-    figures: dict[str, object] = {"tensors": len(moves), "still": still[:10], "rate": rate}
-    whole = sum(moved.along for moved in moves) / max(1e-300, sum(moved.square for moved in moves))
-    noise = math.sqrt(sum(moved.variance for moved in moves)) / max(1e-300, sum(moved.square for moved in moves))
+    still = [moved.name for moved in moves if not moved.changed and (moved.by_adamw[1] or not moved.is_adamw)]
+    whole, noise = fit(sum((moved.by_adamw for moved in moves), torch.zeros(3)))
     counter = f"optimizer.step.{moves[0].name}"
     steps = [int(load(checkpoint_of(run, step), [counter]).get(counter, step)) for step in range(1, STEPS + 1)]
     betas = max((moved.betas for moved in moves), key=lambda beta: abs(beta - 1))
     fixed = 0.1 if settings["memory"] == "6N" else NOT_MOVED_BY_ADAMW
-    decays = [(True, settings["weight_decay"], "matrices"), (False, 0.0, "vectors (norms, biases)")]
-    decay = next(filter(None, (_wrong_decay(moves, *one) for one in decays)), None)
-    wrong = [moved for moved in moves if abs(moved.ratio - 1) > fixed + ROUNDINGS * moved.noise]
-    worst = max(wrong or moves, key=lambda moved: abs(moved.ratio - 1))
+    decay = ""
+    for is_matrix, expected, what in (
+        (True, settings["weight_decay"], "matrices"),
+        (False, 0.0, "vectors (norms, biases)"),
+    ):
+        sums = sum((moved.by_decay for moved in moves if moved.is_matrix == is_matrix), torch.zeros(3))
+        found, deviation = fit(sums)
+        if sums[1] and abs(found - expected) > 0.005 + 0.2 * expected + ROUNDINGS * deviation:
+            decay = decay or (
+                f"{what} shrink by a weight decay of {found:.3g}, where {expected:g} is expected (optimizer.weight_decay, on matrices "
+                "only)"
+            )
+    ratios = {moved.name: fit(moved.by_adamw) for moved in moves}
+    wrong = [name for name, (ratio, deviation) in ratios.items() if abs(ratio - 1) > fixed + ROUNDINGS * deviation]
     status = FAILS
     if still:
         text = (
@@ -413,31 +395,19 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
     elif decay and abs(whole - 1) < 0.2:  # another learning rate would look like another decay
         text = decay
     elif wrong or abs(whole - 1) > fixed + ROUNDINGS * noise:
+        worst = max(wrong or ratios, key=lambda name: abs(ratios[name][0] - 1))
         text = (
-            f"{len(wrong)} of {len(moves)} tensors moved otherwise than AdamW's stored moments say at learning rate {rate:g}, "
-            f"{worst.name} {worst.ratio:.3g} times as far: set the rate in every group before optimizer.step(), clip gradients and not "
-            "updates, and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
+            f"{len(wrong)} of {len(moves)} tensors moved otherwise than AdamW's stored moments say at learning rate {rate:g}, {worst} "
+            f"{ratios[worst][0]:.3g} times as far: set the rate in every group before optimizer.step(), clip gradients and not updates, "
+            "and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
         )
     else:
-        status = OK
+        status = WARNING if noise > 0.3 else OK
         text = f"all {len(moves)} tensors moved {whole:.3f} times as far as AdamW's stored moments say at learning rate {rate:g}"
-        if noise > 0.3:
-            status = WARNING
+        if status == WARNING:
             text += "; the update of a step is smaller than the noise of rounding: raise the learning rate, or set optimizer.memory=16N"
-    return Result(GROUP, "updates", status, text, figures | {"whole": whole, "noise": noise})
-
-
-def _wrong_decay(moves: Sequence[Moved], is_matrix: bool, expected: float, what: str) -> str | None:
-    """A sentence if matrices do not shrink by optimizer.weight_decay, or vectors shrink."""
-    chosen = [moved for moved in moves if moved.is_matrix == is_matrix]
-    total = sum(moved.decay_square for moved in chosen)
-    if not total:
-        return None
-    found = sum(moved.decay for moved in chosen) / total
-    noise = math.sqrt(sum(moved.decay_variance for moved in chosen)) / total
-    if abs(found - expected) <= 0.005 + 0.2 * expected + ROUNDINGS * noise:
-        return None
-    return f"{what} shrink by a weight decay of {found:.3g}, where {expected:g} is expected (optimizer.weight_decay, on matrices only)"
+    figures = {"tensors": len(moves), "still": still[:10], "rate": rate, "whole": whole, "noise": noise}
+    return Result(GROUP, "updates", status, text, figures)
 
 
 # --- Checkpoints, export, resumes -------------------------------------------------------------------------------------
@@ -452,18 +422,19 @@ def judge_checkpoint(scratch: Path, measured: dict, keep: int, grace: float | No
     needed = (keep + 2) * size + measured["export"]
     held = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())  # which the check gives back
     free = shutil.disk_usage(scratch).free + held
-    figures = {"bytes": size, "seconds": seconds, "grace": grace, "needed": needed, "free": free}
     text = (
         f"{size / 2**20:,.0f} MiB, saved in {seconds:.1f} s, checksums included; {keep + 2} of them and the export need "
         f"{needed / 2**30:.1f} of {free / 2**30:.1f} GiB free"
     )
+    status = OK
     if needed > free:
-        return Result(GROUP, "checkpoint", FAILS, f"{text}: free some space or lower run.keep_last", figures)
-    if grace is not None and 3 * seconds > grace:
+        status, text = FAILS, f"{text}: free some space or lower run.keep_last"
+    elif grace is not None and 3 * seconds > grace:
         wanted = 10 * math.ceil(0.3 * seconds + 1)
+        status = WARNING
         text += f"; torchrun leaves {grace:g} s after a signal: start it with --shutdown-timeout={wanted}"
-        return Result(GROUP, "checkpoint", WARNING, text, figures)
-    return Result(GROUP, "checkpoint", OK, text, figures)
+    figures = {"bytes": size, "seconds": seconds, "grace": grace, "needed": needed, "free": free}
+    return Result(GROUP, "checkpoint", status, text, figures)
 
 
 def exported_otherwise(export: Path, checkpoint: Path, names: Sequence[str]) -> list[str]:
@@ -472,13 +443,12 @@ def exported_otherwise(export: Path, checkpoint: Path, names: Sequence[str]) -> 
     for group in groups(checkpoint, names):
         tensors = load(checkpoint, [WEIGHTS + name for name in group])
         parts = {stored: part for name in group for stored, part in form(name, tensors[WEIGHTS + name]).items()}
-        for name in (name for name in parts if name in files):  # transformers has loaded what the model needs
+        for name in parts.keys() & files.keys():  # transformers has loaded what the model needs
             with safe_open(files[name].file, framework="pt") as file:
                 weight = file.get_tensor(name)
             expected = parts[name][: len(weight)]  # rows of padding are not exported
-            if not torch.equal(weight, expected.to(weight.dtype)):
-                wrong.append(name)
-    return wrong
+            wrong += [] if torch.equal(weight, expected.to(weight.dtype)) else [name]
+    return sorted(wrong)
 
 
 def judge_export(run: Path, config: Config, others: Sequence[str]) -> Result:
@@ -496,23 +466,21 @@ def judge_export(run: Path, config: Config, others: Sequence[str]) -> Result:
     named = {stored: tuple(part.shape) for name, one in parameters for stored, part in form(name, one).items()}
     wrong = [f"{name} is {shapes.get(name, 'missing')}" for name, shape in named.items() if shapes.get(name) != shape]
     others = [] if config.lora.rank else others
-    figures = {"parameters": model.num_parameters(), "problems": wrong, "otherwise": list(others[:10])}
+    status, how = OK, "its tensors are those of the last checkpoint"
+    if config.lora.rank:
+        how = "adapters are merged, so values are not compared"
+    text = f"transformers has a place for all of it: {model.num_parameters():,} parameters, {type(tokenizer).__name__}; {how}"
     if wrong:
+        status = FAILS
         text = f"transformers does not read the exported model as it was trained ({'; '.join(wrong[:3])})"
-        return Result(GROUP, "export", FAILS, text, figures)
-    if others:
+    elif others:
+        status = FAILS
         text = (
             f"{len(others)} of the exported tensors are not those of the last checkpoint, the first is {others[0]}: export the "
             "weights of the last step"
         )
-        return Result(GROUP, "export", FAILS, text, figures)
-    how = (
-        "adapters are merged, so values are not compared"
-        if config.lora.rank
-        else "its tensors are those of the last checkpoint"
-    )
-    text = f"transformers has a place for all of it: {model.num_parameters():,} parameters, {type(tokenizer).__name__}; {how}"
-    return Result(GROUP, "export", OK, text, figures)
+    figures = {"parameters": model.num_parameters(), "problems": wrong, "otherwise": list(others[:10])}
+    return Result(GROUP, "export", status, text, figures)
 
 
 def measure_difference(
@@ -525,10 +493,9 @@ def measure_difference(
     differences = []
     for group in groups(expected, names):
         ones, others, olds = (load_state(checkpoint, group) for checkpoint in (found, expected, before))
-        for name in group:
-            one, other = ones[name], others[name]
+        for one, other, old in ((ones[name], others[name], olds[name]) for name in group):
             square = (one["weight"] - other["weight"]).double().square().sum().item()
-            update = (other["weight"] - olds[name]["weight"]).double().square().sum().item()
+            update = (other["weight"] - old["weight"]).double().square().sum().item()
             same = all(torch.equal(one[key], other[key]) for key in other)
             differences.append((square if math.isfinite(square) else math.inf, update, same))
     return differences
@@ -556,18 +523,19 @@ def compare_runs(
         return Result(GROUP, name, OK, text, {"relative": 0.0})
     square, update = (sum(one[i] for one in differences) for i in (0, 1))
     relative = math.sqrt(square / update) if update else math.inf if square else 0.0
-    figures = {"relative": relative, "loss": apart[LOSS], "gradient_norm": apart[NORM]}
-    text = f"{said}: loss {apart[LOSS]:.2g} and gradient norm {apart[NORM]:.2g} apart (relative), weights {relative:.2g} of the step's length"
     of_row, of_weights = ALLOWED_LATER[dtype]
     row_differs = max(apart.values()) > of_row
+    status, what = OK, " (as rounding explains)"
     if row_differs or relative > of_weights:
-        what = (
-            "the data of a step depends on the number of ranks, or gradients are not summed over them as they should be"
-            if other.name == "fewer" and row_differs
-            else "not all state is saved and restored: weights, both moments, their step count, and the data's position"
+        status, what = (
+            FAILS,
+            ": not all state is saved and restored: weights, both moments, their step count, and the data's position",
         )
-        return Result(GROUP, name, FAILS, f"{text}: {what}", figures)
-    if is_exact:
-        text = f"{text}; on this device a resume should be equal to the bit: something in the loop is not deterministic"
-        return Result(GROUP, name, WARNING, text, figures)
-    return Result(GROUP, name, OK, f"{text} (as rounding explains)", figures)
+        if other.name == "fewer" and row_differs:
+            what = ": the data of a step depends on the number of ranks, or gradients are not summed over them as they should be"
+    elif is_exact:
+        status = WARNING
+        what = "; on this device a resume should be equal to the bit: something in the loop is not deterministic"
+    text = f"{said}: loss {apart[LOSS]:.2g} and gradient norm {apart[NORM]:.2g} apart (relative), weights {relative:.2g} of the step's length"
+    figures = {"relative": relative, "loss": apart[LOSS], "gradient_norm": apart[NORM]}
+    return Result(GROUP, name, status, text + what, figures)

@@ -7,14 +7,12 @@ from tests.processes import ROOT
 LOSS = "loss = loss_sum / num_targets\n"
 STEP = "            optimizer.step()\n"
 RATE = 'group["lr"] = rate'
-MAKE = "make_optimizer(parameters, config.optimizer, config.run.seed)"
 # Name -> (what a user replaces in train.py, by what).
 EDITS = {
     "micro-batches averaged": (
         LOSS,
         'loss = loss_sum / max(1, micro_batch.target_ids.numel()) / len(data.deal(state["step"]).items)\n',
     ),
-    "wrong divisor": (LOSS, "loss = loss_sum / sum(batch.document_lengths)\n"),
     "last micro-batch dropped": (
         "            before_micro_batch(model",
         "            if is_last:\n                break\n            before_micro_batch(model",
@@ -30,24 +28,13 @@ EDITS = {
         "    data = dataclasses.replace(data, deal=lambda step: deal(step * ranks.world_size % 4))\n"
         "    steps = data.steps(",
     ),
-    "not clipped": ("clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)", "pass"),
     "ranks averaged": (LOSS, "loss = loss_sum / num_targets / ranks.world_size\n"),
     "vectors not updated": (RATE, f'{RATE} * (group["params"][0].dim() >= 2)'),
     "dropout before the head": ("    model.train()\n", "    model.train()\n    add_dropout(model)\n"),
-    "doubled rate": (RATE, f"{RATE} * 2"),
-    "no weight decay": (
-        MAKE,
-        MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, weight_decay=0.0),"),
-    ),
-    "other betas": (
-        MAKE,
-        MAKE.replace("config.optimizer,", "dataclasses.replace(config.optimizer, betas=(0.9, 0.999)),"),
-    ),
     "gradient of a layer lost": (
         STEP,
         f'            parameters["model.layers.1.mlp.down_proj.weight"].grad.zero_()\n{STEP}',
     ),
-    "export of other weights": ('        ranks.watch.at("the export")\n', "        round_to_bf16(parameters)\n"),
 }
 # At the end of every copy: small matrices to measure the peak, one thread, what the edits call, and a third step in which the
 # run that is killed waits for its SIGKILL, however slow the machine is.
@@ -74,12 +61,6 @@ def learning_rate(step: int, *arguments: object) -> float:
 def add_dropout(model: torch.nn.Module) -> None:
     forward = model.forward
     model.forward = lambda batch: torch.nn.functional.dropout(forward(batch), 0.1)
-
-
-def round_to_bf16(parameters: dict) -> None:
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.copy_(parameter.bfloat16())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     check_worker.py PLAN.json
 
-PLAN.json: {"check": arguments of scripts/check.py}, {"checks": [arguments, ...], "parts": []} or {"parts": [...]}, see `PARTS`. Rank 0 writes the results of the parts to
-PLAN.results.json.
+PLAN.json: {"check": arguments of scripts/check.py}, {"checks": [arguments, ...], "parts": []} or {"parts": [...]}, see `PARTS`.
+Rank 0 writes the results of the parts to PLAN.results.json. A part with "keep" leaves its runs.
 """
 
 import functools
@@ -88,7 +88,7 @@ def parts(plan_file: Path, plan: dict) -> int:
             script = Path(part.get("script", "train.py"))
             check = Check(config, script, arguments, ranks, lambda text: None)
             found[part["name"]] = [vars(result) for result in PARTS[part["do"]](check, part)]
-            if ranks.rank == 0:
+            if ranks.rank == 0 and not part.get("keep"):
                 shutil.rmtree(check.scratch, ignore_errors=True)
         if ranks.rank == 0:
             plan_file.with_suffix(".results.json").write_text(json.dumps(found))

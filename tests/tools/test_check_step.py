@@ -52,7 +52,7 @@ def attention():
 
 @pytest.mark.parametrize(
     "family, dtype",
-    [("llama", "fp32"), ("gemma2", "fp32"), ("llama", "bf16"), ("granite", "bf16"), ("cohere2", "bf16")],
+    [("gemma2", "fp32"), ("llama", "bf16"), ("cohere2", "bf16")],
 )
 def test_a_sound_model_passes(tmp_path, family, dtype) -> None:
     write_tiny_model(tmp_path / "model", family=family)
@@ -121,13 +121,18 @@ def test_attention_to_later_tokens_is_found(tmp_path, attention) -> None:
     assert result.status == FAILS and "sees later ones" in result.text and result.figures["leak"] == 0
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_wrong_weights_are_found_by_the_loss(tmp_path, dtype) -> None:
-    run = read(tiny_config(tmp_path, compute_dtype=dtype))
+def test_wrong_weights_and_weights_that_are_not_finite_are_found_by_the_loss(tmp_path) -> None:
+    run = read(tiny_config(tmp_path, compute_dtype="bf16"))
     packed = load_packed(run)
+    layers = packed.causal_lm.base_model.layers
     with torch.no_grad():
-        packed.causal_lm.base_model.layers[0].mlp.down_proj.weight.mul_(1.1)
-    assert compared(run, packed)[1].status == FAILS
+        layers[0].mlp.down_proj.weight.mul_(1.1)
+        documents, losses = packed_losses(run, packed)
+        layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    reference = compute_reference(run, documents)
+    assert compare_losses(run, losses, reference).status == FAILS
+    result = compare_losses(run, packed_losses(run, packed)[1], reference)
+    assert result.status == FAILS and "not finite" in result.text
 
 
 def test_the_reference_is_the_loss_and_gradient_of_the_whole_step(tmp_path) -> None:
@@ -166,15 +171,6 @@ def test_the_reference_has_the_bf16_weights_of_a_run_that_trains_them(tmp_path) 
     run = read(tiny_config(tmp_path, optimizer={"memory": "12N"}))
     assert compared(run)[1].status == OK
     assert all(torch.equal(p, p.bfloat16().float()) for p in load_reference(run, 100).parameters())
-
-
-def test_weights_that_are_not_finite_fail(tmp_path) -> None:
-    run = read(tiny_config(tmp_path))
-    packed = load_packed(run)
-    with torch.no_grad():
-        packed.causal_lm.base_model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
-    result = compared(run, packed)[1]
-    assert result.status == FAILS and "not finite" in result.text
 
 
 def test_a_loss_and_an_optimizer_of_the_users_own(tmp_path) -> None:
@@ -216,7 +212,7 @@ def logits(path, layers: int | None = None) -> torch.Tensor:
 
 
 # Those whose config lists something layer by layer, and some without.
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen2_sliding", "smollm3", "cohere2", "exaone4"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_sliding", "smollm3"])
 def test_a_cut_model_computes_what_its_first_layers_compute(tmp_path, family) -> None:
     whole = write_tiny_model(tmp_path / "whole", family=family, tied=family != "llama")
     assert cut_model(whole, 1, tmp_path / "cut") == "the first 1 of 2 decoder layers at full width, real weights"

@@ -1,0 +1,58 @@
+"""The line *updates* by three saved steps of torch's AdamW, held against the settings of the run and against other ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed.checkpoint import Saver
+from tools.check_data import FAILS, OK
+from tools.check_runs import RATE, STEPS, judge_moves, measure_moves, read_rows
+
+SETTINGS = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
+NAMES = ["layer.weight", "norm.weight"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, ranks) -> Path:
+    """Three steps at a rate of 1e-3, with weight decay on the matrix alone."""
+    folder = tmp_path_factory.mktemp("run")
+    random = torch.Generator().manual_seed(0)
+    shapes = dict(zip(NAMES, ((64, 48), (48,)), strict=True))
+    parameters = {
+        name: torch.nn.Parameter(torch.randn(shape, generator=random).mul(0.1)) for name, shape in shapes.items()
+    }
+    matrix, vector = ({"params": [parameter]} for parameter in parameters.values())
+    optimizer = torch.optim.AdamW([matrix, vector | {"weight_decay": 0.0}], 1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    saver = Saver(folder / "checkpoints", parameters, optimizer, ranks, keep_last=STEPS)
+    rows = []
+    for step in range(1, STEPS + 1):
+        for parameter in parameters.values():
+            parameter.grad = torch.randn(parameter.shape, generator=random).add(0.5)
+        optimizer.step()
+        saver.save({"step": step})
+        rows.append({"step": step, RATE: 1e-3})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.json").write_text(json.dumps({"config": {"optimizer": SETTINGS}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("nothing", None, "all 2 tensors moved 1.000 times as far"),
+        ("rate", 5e-4, "2 times as far: set the rate in every group"),
+        ("peak", 5e-4, "train/learning_rate is 0.001, more than optimizer.learning_rate=0.0005"),
+        ("weight_decay", 0.3, "matrices shrink by a weight decay of 0.1, where 0.3 is expected"),
+        ("betas", [0.9, 0.999], "the optimizer has other betas than optimizer.betas"),
+        ("is_adamw", False, "all 2 trained tensors moved, and only that was checked"),
+    ],
+)
+def test_another_rate_decay_or_betas_than_those_of_the_run_are_named(run, monkeypatch, key, value, words) -> None:
+    settings = SETTINGS | ({key: value} if key in SETTINGS else {})
+    monkeypatch.setattr("tools.check_runs.read_config", lambda run: {"optimizer": settings})
+    rates = {step: value if key == "rate" else row[RATE] for step, row in read_rows(run, RATE).items()}
+    moves = measure_moves(run, settings, rates, NAMES, is_adamw=key != "is_adamw")
+    result = judge_moves(run, moves, value if key == "peak" else 1e-3)
+    assert result.status == (OK if key in ("nothing", "is_adamw") else FAILS) and words in result.text, result.text
