@@ -79,7 +79,7 @@ def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[C
     """
     path = Path(path)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_key_once)
         if not isinstance(tree, dict):
             raise UserError(f"the file must contain one JSON object of settings, not {json.dumps(tree)}")
         file = _File(config, dict(_flatten(tree)))
@@ -96,6 +96,13 @@ def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[C
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return file.config, file.notes
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
+    names = [key for key, _ in pairs]
+    if len(set(names)) < len(names):
+        raise UserError(f"{max(names, key=names.count)} occurs twice in one block; remove one of them")
+    return dict(pairs)
 
 
 def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

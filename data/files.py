@@ -190,6 +190,8 @@ def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
             raise UserError(f"{folder} is a token store, which must be the only path of its source; add it to data.mix")
         if SPLITS in names:
             raise UserError(f"{folder} is a saved dataset of several splits; name the folder of one")
+        if folder == top and "README.md" in names and _names_splits(folder / "README.md"):
+            raise UserError(f"{folder} is a dataset with a card that names its files; name a split: {folder}:train")
         if DATASET in names and "dataset_info.json" in names:
             folders.clear()
             found += _dataset_files(folder)
@@ -208,6 +210,12 @@ def _add_folder(top: Path, files: list[Path], others: list[Path]) -> None:
         )
     files += data
     others += [file for file in found if data_suffix(file) not in SUFFIXES]
+
+
+def _names_splits(card: Path) -> bool:
+    """Whether the card of a dataset says which files belong to which split."""
+    head = card.read_bytes()[: 2**16].decode(errors="replace").split("\n---", 1)[0]
+    return head.startswith("---") and bool(re.search(r"^\s*-?\s*split:", head, re.MULTILINE))
 
 
 def _dataset_files(folder: Path) -> list[Path]:

@@ -245,6 +245,8 @@ def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary
                     shards[name] = rows
         for name in [name for name in parameters if name not in shards]:
             raise UserError(f"{directory} has no {kind} of {name}: it belongs to another model")
+    for name in record.get("exponents", {}).keys() & anchor.fisher.keys():  # of earlier versions, which kept them apart
+        anchor.fisher[name] *= 2.0 ** record["exponents"][name]
     return anchor
 
 

@@ -104,7 +104,7 @@ def is_finished(
     """
     checkpoints = export_directory.with_name("checkpoints")
     contents = read_on_first(lambda: contents_of_export(config, step, evaluations, model_config, checkpoints), ranks)
-    finished = step == total_steps or evaluations.is_stalled
+    finished = (step == total_steps or evaluations.is_stalled) and evaluations.is_judged
     problems = damage_of_export(export_directory, contents, ranks) if finished else None
     if problems is None:
         return False

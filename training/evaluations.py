@@ -26,6 +26,7 @@ class Evaluations:
         self.evaluated: dict[str, int] = {}  # evaluation -> the last step at which it finished
         self.validation = [source.fingerprint for source in validation.sources] if validation else []
         self.best_by = criterion_of(config)
+        self.is_judged = True  # False: by another criterion or other data; the step is evaluated again
         self.loss: float | None = None  # the last validation loss
         self.base_loss: float | None = None  # validation loss of the base model
         self.base_value: float | None = None  # what best_by is for the base model
@@ -60,7 +61,7 @@ class Evaluations:
         if not changed:
             return []
         self.base_value = self.best_value = self.best_loss = self.best_step = None
-        self.without_gain = 0
+        self.without_gain, self.is_judged = 0, False
         return [f"{'; '.join(changed)}: the next evaluation is the first that counts"]
 
     def due(self, step: int, total_steps: int) -> list[str]:

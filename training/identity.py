@@ -8,10 +8,12 @@ name -> value or digest, in the manifest of every checkpoint; its `fingerprint` 
 import ast
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import modulefinder
 import os
 import re
+import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from modulefinder import ModuleFinder
@@ -227,7 +229,7 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
     formatting do not count. `MEASURES` are left out: what is measured decides nothing, unless it scores (`scores_module`). What
     scores answers does so with what generates them.
     """
-    folders = _folders(script.resolve().parent)
+    folders = _folders(scores, script.resolve().parent)
     code, more = _imported(folders, str(script.resolve()), excluded=MEASURES), {}
     # Of the loop, which its users edit, each function has a digest as well.
     functions = [node for node in ast.parse(script.read_bytes()).body if isinstance(node, ast.FunctionDef)]
@@ -240,7 +242,8 @@ def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], di
 
 def code_of_row(row: str | None) -> dict[str, str]:
     """The code of the module that data.row names and of what it imports, as `code_of`; empty without one."""
-    return _imported(_folders(), row.partition(":")[0], excluded=()) if row else {}
+    module = row and row.partition(":")[0]
+    return _imported(_folders(module), module, excluded=()) if module else {}
 
 
 def digest_of_row(row: str | None) -> str:
@@ -270,10 +273,17 @@ class _Finder(ModuleFinder):
         return module
 
 
-def _folders(*first: Path) -> list[Path]:
-    """Where modules of ours and of the user are."""
+def _folders(module: str | None, *first: Path) -> list[Path]:
+    """Where modules of ours and of the user are, `module` among them."""
     more = [Path(folder).resolve() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    return list(dict.fromkeys((*first, ROOT, *(folder for folder in more if "site-packages" not in folder.parts))))
+    name, spec = (module or "").partition(".")[0], None
+    if name and name not in sys.stdlib_module_names:
+        with suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(name)  # beside the loop, which may be elsewhere, or installed as editable
+    if spec and (place := next(iter(spec.submodule_search_locations or ()), spec.origin)):
+        more.append(Path(place).resolve().parent)
+    libraries = {"site-packages", "dist-packages"}
+    return list(dict.fromkeys((*first, ROOT, *(folder for folder in more if not libraries & set(folder.parts)))))
 
 
 def _imported(folders: list[Path], *names: str, excluded: Collection[str]) -> dict[str, str]:

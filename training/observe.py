@@ -86,10 +86,11 @@ def memory_snapshot(config: Config, directory: Path, ranks: Ranks) -> Iterator[N
         if config.model.activation_checkpointing == "none":
             tries.append("model.activation_checkpointing=full")
         tries.append("more ranks or a smaller optimizer.memory than " + config.optimizer.memory)
+        what = ""
         with suppress(OSError):
             torch.cuda.memory._dump_snapshot(str(path))
-        what = f"{path} has what filled it (docs.pytorch.org/memory_viz draws it)"
-        error.add_note(f"rank {ranks.rank} has no memory left: {what}; try {', or '.join(tries)}")
+            what = f" {path} has what filled it (docs.pytorch.org/memory_viz draws it);"
+        error.add_note(f"rank {ranks.rank} has no memory left:{what} try {', or '.join(tries)}")
         raise
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)

@@ -13,6 +13,7 @@ from common.dtypes import DTYPES, dtype_name, has_native_bf16
 from common.errors import UserError
 from configs.config import Config, as_dict
 from configs.load import check_world, read_command_line
+from data.tokens import generation_stops
 from distributed.agreement import check_agreement, library_versions
 from distributed.disks import check_room_for_run
 from distributed.host_memory import keep_freed_memory
@@ -133,6 +134,7 @@ def agree_on_start(
             "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
             "the data of data.validation": [source.fingerprint for source in validation],
             "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
+            "the tokens of generation_config.json": generation_stops(tokenizer),
             "versions": library_versions(),
             "the device type": ranks.device.type,
         },

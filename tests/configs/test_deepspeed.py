@@ -255,6 +255,7 @@ def test_keys_without_effect_are_accepted(tmp_path) -> None:
         ({"train_micro_batch_size_per_gpu": 0}, "train_micro_batch_size_per_gpu=0: batch.micro_batch must be above 0, not 0"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage must be one of 0, 1, 2, 3, not 4"),
         ([1], "must contain one JSON object"),
+        ('{"train_batch_size": 8, "train_batch_size": 8}', "train_batch_size occurs twice"),
         ('{\n "train_batch_size": 8, // examples\n}', "is not a JSON file, which has no comments and no trailing commas: Expecting property name enclosed in double quotes: line 2"),
     ],
 )  # fmt: skip

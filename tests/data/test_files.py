@@ -300,6 +300,15 @@ def test_a_folder_of_training_and_test_files_is_not_trained_on_as_a_whole(tmp_pa
     assert len(expand([f"{tmp_path}/**/*.jsonl"])) == 2
 
 
+def test_a_folder_whose_card_names_splits_is_not_trained_on_as_a_whole(tmp_path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- data_files:\n  - split: test\n    path: a.jsonl\n---\n# D\n")
+    with pytest.raises(UserError, match=rf"a dataset with a card that names its files; name a split: {tmp_path}:train"):
+        expand([tmp_path])
+    (tmp_path / "README.md").write_text("# D\n\n- split: by hand\n")
+    assert expand([tmp_path]) == [tmp_path / "a.jsonl"]
+
+
 @pytest.mark.parametrize("missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.txt.zst")])
 def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing, name) -> None:
     monkeypatch.setitem(__import__("sys").modules, missing, None)

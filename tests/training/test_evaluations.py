@@ -99,7 +99,8 @@ def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_t
     evaluations = made()
     evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
     evaluations.finish("validation", {"validation/loss": 0.4}, 6, 6)
-    assert made().load_state_dict(evaluations.state_dict()) == []
+    same = made()
+    assert same.load_state_dict(evaluations.state_dict()) == [] and same.is_judged
     changed = made(best_by="f1", eval_generate=8)
     lines = changed.load_state_dict(evaluations.state_dict())
     assert changed.due(6, 9) == [] and "validation" in changed.due(9, 9) and "validation" not in changed.evaluated
@@ -108,3 +109,4 @@ def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_t
         "that counts"
     ]
     assert (changed.best_step, changed.best_value, changed.base_value) == (None, None, None)
+    assert not changed.is_judged  # so that a finished run is not "already finished", but evaluated again

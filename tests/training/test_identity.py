@@ -284,7 +284,7 @@ def test_modules_in_pythonpath_belong_to_the_code(code) -> None:
     assert code_of(code / "train.py")[0].keys() == before.keys()
 
 
-def test_the_function_that_makes_examples_belongs_to_the_code_and_to_the_data(code, folder) -> None:
+def test_the_function_that_makes_examples_belongs_to_the_code_and_to_the_data(code, folder, monkeypatch) -> None:
     """Its module, and what that imports; the digest names the tokenised data, so that an edit tokenises them again."""
     before, digest = code_of_row("mine:convert"), digest_of_row("mine:convert")
     assert list(before) == ["elsewhere/helper.py", "elsewhere/mine.py"] and digest
@@ -293,6 +293,12 @@ def test_the_function_that_makes_examples_belongs_to_the_code_and_to_the_data(co
     assert [file for file in after if after[file] != before[file]] == ["elsewhere/helper.py"]
     assert digest_of_row("mine:convert") != digest and digest_of_row(None) == ""
     assert code_of_row(None) == code_of_row("nowhere:f") == {}
+    beside = code / "own loop"  # a copy of train.py elsewhere, whose folder is the first of sys.path
+    beside.mkdir()
+    (beside / "hooks.py").write_text("import near\n")
+    (beside / "near.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(beside))
+    assert code_of_row("hooks:convert").keys() == {"own loop/hooks.py", "own loop/near.py"}
     mixed = (Source("a", ("a.jsonl",), 0.1, row="mine:convert"),)
     files = hash_files(with_value(config_of(folder), "data.mix", mixed), str(code / "train.py"), print)
     assert files["the code"]["elsewhere/mine.py"] == after["elsewhere/mine.py"]
