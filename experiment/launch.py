@@ -95,7 +95,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         self.first: int | None = None
-        self._pending, self._last = 0, 0.0
+        self._pending, self._passed_on, self._last = 0, 0, 0.0
         self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -109,11 +109,18 @@ class Signals:
             self.first, self._pending, self._last = self.first or number, number, now
 
     def pass_on(self, children: Iterable[subprocess.Popen]) -> None:
-        """Send what has arrived since the last call."""
+        """Send what has arrived since the last call: the first and the second signal as they are, a third as SIGKILL."""
         number, self._pending = self._pending, 0
-        if number:
-            words = "the running scripts save and end; a second signal ends them at once"
-            print(f"{signal.Signals(number).name}: {words}", file=sys.stderr, flush=True)
-        for child in children if number else ():
-            with suppress(ProcessLookupError):
-                child.send_signal(number)
+        if not number:
+            return
+        self._passed_on += 1
+        words = {1: "the running scripts save and end; a second signal ends them at once", 2: "ending them at once"}
+        print(
+            f"{signal.Signals(number).name}: {words.get(self._passed_on, 'killing them')}", file=sys.stderr, flush=True
+        )
+        for child in children:
+            with suppress(ProcessLookupError, PermissionError):
+                if self._passed_on < 3:
+                    child.send_signal(number)
+                else:
+                    os.killpg(child.pid, signal.SIGKILL)

@@ -253,8 +253,8 @@ class Sweep:
             if step not in values:
                 curves = sorted({name for row in rows for name in row if name.startswith("validation/")})
                 raise UserError(
-                    f"{folder / 'metrics.jsonl'} has no {self.curve} at step {step}; its curves are {', '.join(curves)}: choose "
-                    "one with --by"
+                    f"{folder / 'metrics.jsonl'} has no {self.curve} at step {step}; its curves are "
+                    f"{', '.join(curves) or 'none on data.validation'}: choose one with --by"
                 )
             state = "finished" if math.isfinite(values[step]) else "diverged"
             value, why = (values[step], "") if state == "finished" else (None, f"its {self.curve} is {values[step]}")
@@ -319,19 +319,22 @@ class Sweep:
         lines, best = [], points[0]
         if best.is_complete and best.mean is not None:
             lines += [*self._edges(best, results), *_difference(points)]
-            bases = [result.base for result in results if result.base is not None]
+            bases = [result.base for result in best.results if result.base is not None]
             if bases and self.sign * (best.mean - statistics.fmean(bases)) >= 0:
                 lines.append(
                     f"no point is better than the base model, whose {self.curve} is {statistics.fmean(bases):.4g}"
                 )
             if unfinished := sum(result.state in ("stopped", "waiting") for result in results):
                 lines.append(f"runs that are not finished: {unfinished}; the best point can still change")
-        tokens = [result.tokens for result in results if result.state == "finished"]
+        finished = [result for result in results if result.state == "finished"]
+        tokens = [result.tokens for result in finished]
         if tokens and max(tokens) > SAME_TOKENS * min(tokens):
             lines.append(
                 f"the runs did not train on equally many tokens: from {min(tokens):,} to {max(tokens):,}; a better value may "
                 "be that of the longer run"
             )
+        elif len({result.step for result in finished}) > 1:
+            lines.append("the values are those of the exported steps, not after equally many tokens (run.export=best)")
         diverged = [result for result in results if result.state == "diverged"]
         return [*lines, *(f"{result.name} diverged: {result.why.partition('; ')[0]}" for result in diverged)]
 

@@ -126,7 +126,9 @@ def differences(run: Path, reference: Path) -> list[str]:
         for name in found
         if found[name].dtype != expected[name].dtype or not found[name].equal(expected[name])
     ]
-    rows = read_rows(run)
+    rows, lines = read_rows(run), (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    if len(lines) > len(rows_of(run)):
+        problems.append(f"metrics.jsonl: {len(lines) - len(rows_of(run))} of {len(lines)} lines are no rows")
     problems += [
         f"metrics.jsonl: {key} is there twice" for key, count in Counter(key for key, _ in rows).items() if count > 1
     ]

@@ -355,7 +355,8 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
     """
     settings, rate = read_config(run)["optimizer"], max(row[RATE] for row in read_rows(run, RATE).values())
     still = [moved.name for moved in moves if not moved.changed and (moved.by_adamw[1] or not moved.is_adamw)]
-    whole, noise = fit(sum((moved.by_adamw for moved in moves), torch.zeros(3)))
+    every = sum((moved.by_adamw for moved in moves), torch.zeros(3))
+    whole, noise = fit(every) if every[1] else (0.0, 0.0)  # moments that are all zero are those of no gradient
     counter = f"optimizer.step.{moves[0].name}"
     steps = [int(load(checkpoint_of(run, step), [counter]).get(counter, step)) for step in range(1, STEPS + 1)]
     betas = max((moved.betas for moved in moves), key=lambda beta: abs(beta - 1))

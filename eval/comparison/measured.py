@@ -105,9 +105,12 @@ def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Me
 
 
 def _read_general(path: Path) -> dict:
-    """The result of `scripts/measure.py forgetting`. Raises UserError if it is damaged."""
+    """The result of `scripts/measure.py forgetting`. Raises UserError if it is damaged or has another form."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or not {"per_text", "per_question", "weights"} <= result.keys():
+            raise ValueError("it is no result of scripts/measure.py forgetting")
+        return result
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and it is measured again with --general") from None
 

@@ -151,7 +151,7 @@ def test_an_unknown_file_in_a_checkpoint_does_no_harm(folder, runs) -> None:
 
 
 def test_the_comparison_finds_what_differs(folder, runs) -> None:
-    """A changed weight, a row that is missing, another value."""
+    """A changed weight, a line that is no row, a row that is missing, another value."""
     reference, other = folder / "runs" / "straight", folder / "runs" / "other"
     shutil.copytree(reference, other)
     tensors = exported(reference)
@@ -164,7 +164,11 @@ def test_the_comparison_finds_what_differs(folder, runs) -> None:
     changed["train/loss"] += 1e-6
     lines[train[2]] = json.dumps(changed)
     del lines[train[4]]
-    (other / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    weight, third, fifth = differences(other, reference)
-    assert weight == f"export: {name} differs" and "(3, 'train') is {" in third
+    (other / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 5, "tr']) + "\n")
+    weight, line, third, fifth = differences(other, reference)
+    assert (
+        line == f"metrics.jsonl: 1 of {len(lines) + 1} lines are no rows"
+        and weight == f"export: {name} differs"
+        and "(3, 'train') is {" in third
+    )
     assert f"'train/loss': {changed['train/loss']}, " in third and "(5, 'train') is None, expected {" in fifth

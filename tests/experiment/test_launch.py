@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import UserError
 from experiment.commands import Command, run_commands
-from experiment.launch import Interrupted
+from experiment.launch import Interrupted, Signals
 from tests.processes import ROOT
 
 # Says that it runs, then waits for a signal, writes its name and ends. FOLDER NAME
@@ -98,6 +98,24 @@ def test_a_signal_reaches_all_children_once_and_nothing_is_started_after_it(
     mine = sorted(os.sched_getaffinity(0))
     assert (sorted(map(int, cores[0] + cores[1])) == mine) if len(mine) > 1 else cores[0] == cores[1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_third_signal_kills(monkeypatch, capfd) -> None:
+    monkeypatch.setattr("experiment.launch.SAME_SIGNAL", 0.0)
+    deaf = "import signal as s; s.signal(s.SIGINT, s.SIG_IGN); print('ready', flush=True); s.pause()"
+    child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout and child.stdout.readline()
+    with Signals() as signals:
+        for alive in (True, True, False):
+            os.kill(os.getpid(), signal.SIGINT)
+            signals.pass_on([child])
+            assert not alive or child.poll() is None
+    assert child.wait(60) == -signal.SIGKILL
+    assert [line[:20] for line in capfd.readouterr().err.splitlines()] == [
+        "SIGINT: the running ",
+        "SIGINT: ending them ",
+        "SIGINT: killing them",
+    ]
 
 
 def test_an_error_here_ends_the_children_softly(script, tmp_path) -> None:

@@ -190,6 +190,14 @@ def test_a_higher_score_is_better_and_the_exported_step_counts(make) -> None:
     points = sweep.points()
     assert [point.mean for point in points] == pytest.approx([0.9, 0.3])
     assert "no point is better than the base model, whose validation/loss is 0.95" in sentences(sweep)
+    assert any(line.startswith("the values are those of the exported steps") for line in sentences(sweep))
+
+
+def test_the_best_point_is_held_against_its_own_base(make) -> None:
+    grid = make(["optimizer.learning_rate=1e-4,3e-4"])  # of a sweep of model.path
+    for run, loss, base in zip(grid.runs, (4.0, 5.0), (3.0, 9.0), strict=True):
+        write_run(run, loss, base=base)
+    assert "no point is better than the base model, whose validation/loss is 3" in sentences(Sweep(grid, LOSS))
 
 
 def test_a_diverged_seed_keeps_a_point_from_being_the_best(make) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from distributed.checkpoint import Saver
 from tools.check_data import FAILS, OK
-from tools.check_runs import RATE, STEPS, judge_moves, measure_moves, read_rows
+from tools.check_runs import RATE, STEPS, Moved, judge_moves, measure_moves, read_rows
 
 SETTINGS = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
 NAMES = ["layer.weight", "norm.weight"]
@@ -56,3 +56,8 @@ def test_another_rate_decay_or_betas_than_those_of_the_run_are_named(run, monkey
     moves = measure_moves(run, settings, rates, NAMES, is_adamw=key != "is_adamw")
     result = judge_moves(run, moves, value if key == "peak" else 1e-3)
     assert result.status == (OK if key in ("nothing", "is_adamw") else FAILS) and words in result.text, result.text
+
+
+def test_moments_that_are_all_zero_are_no_good_updates(run, monkeypatch) -> None:
+    monkeypatch.setattr("tools.check_runs.read_config", lambda run: {"optimizer": SETTINGS})
+    assert judge_moves(run, [Moved(name, True, True) for name in NAMES], 1e-3).status == FAILS

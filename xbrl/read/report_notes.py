@@ -9,9 +9,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
 from typing import TYPE_CHECKING
-
-from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (a compiled module without a stub)
 
 from common.errors import UserError
 from xbrl.read.filed_report import CellKey, Note
@@ -78,7 +77,28 @@ def without_markup(text: str) -> str:
     """The text of an XHTML fragment, which the value of an xBRL-JSON note may be. A text without markup is returned as it is."""
     if not MARKUP.search(text):
         return text
-    return _text(etree.fromstring(f"<div>{one_line(text[:MAX_FILED_CHARACTERS])}</div>", etree.HTMLParser()))
+    parser = _FragmentText()
+    parser.feed(text[:MAX_FILED_CHARACTERS])
+    parser.close()
+    return "".join(parser.parts)
+
+
+class _FragmentText(HTMLParser):
+    """Collects the text of a fragment, with a space around blocks, however deep it is: lxml loses what is below 256 elements."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag in BLOCKS:
+            self.parts.append(" ")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.handle_starttag(tag, [])
 
 
 @dataclass

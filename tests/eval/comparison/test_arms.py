@@ -143,6 +143,7 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, data):
     other.write_text(json.dumps(general(weights="two") | {"text": "news"}))
     with pytest.raises(UserError, match="the general text, or the base model, of .* differs"):
         measure_arms(sources, measuring(data))
-    other.write_text("{")
-    with pytest.raises(UserError, match="general.json is damaged"):
-        measure_arms(sources, measuring(data))
+    for text in ("{", "{}", "[]"):
+        other.write_text(text)
+        with pytest.raises(UserError, match="general.json is damaged"):
+            measure_arms(sources, measuring(data))

@@ -198,6 +198,7 @@ def test_footnotes_that_are_not_text_are_data_and_inline_1_0_names_them_at_the_f
         ("R&amp;D", "R&D"),
         ("H<sub>2</sub>O<br/>next", "H2O next"),
         ("<<<<" * 10_000, "<<<<" * 10_000),
+        ("<div>" * 1_000 + "pledged" + "</div>" * 1_000, "pledged"),
     ],
 )
 def test_markup_of_json_notes(text, plain) -> None:
