@@ -120,7 +120,7 @@ def read_command_line(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config file, e.g. configs/quickstart.py")
     overrides = "settings that replace those of the config file, e.g. batch.global_examples=32"
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=overrides)
     deepspeed = "apply the settings of a DeepSpeed JSON file to the config (docs/runs.md)"
     parser.add_argument("--deepspeed", metavar="FILE", help=deepspeed)
     if add_options:

@@ -2,13 +2,14 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
 from configs.config import KEYS
-from configs.load import _ELSEWHERE, ALIASES, check_world, load_config
+from configs.load import _ELSEWHERE, ALIASES, check_world, load_config, read_command_line
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
@@ -204,3 +205,10 @@ def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
     check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)
     with pytest.raises(UserError, match="sharding.shard_size=2 needs sharding.strategy=hybrid"):
         load_config(good, ["sharding.shard_size=2"])
+
+
+def test_a_command_without_a_config_asks_for_nothing_else(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        read_command_line("", 1, print)
+    assert capsys.readouterr().err.endswith("required: config\n")
