@@ -32,8 +32,8 @@ _ELSEWHERE = {
     "model.compute_dtype=bf16": "bf16 fp16 dtype torch_dtype precision mixed_precision",
     "model.activation_checkpointing=full": "gradient_checkpointing use_gradient_checkpointing recompute",
     "model.compile": "torch_compile",
-    "data.train": "train_file train_files dataset dataset_name dataset_path datasets data_path",
-    "data.validation": "validation_file eval_file eval_dataset test_datasets",
+    "data.train": "train_file train_files data.file data.files dataset dataset_name dataset_path datasets data_path",
+    "data.validation": "validation_file eval_file eval_dataset test_datasets val_data eval_data data.test",
     "data.validation_share": "val_set_size val_size test_size",
     "data.fields": "dataset_text_field field_messages",
     "data.max_samples": "max_train_samples",
@@ -41,13 +41,13 @@ _ELSEWHERE = {
     "model_max_length block_size",
     "data.packing": "sample_packing pack_sequences packed",
     "data.train_on": "assistant_only_loss completion_only_loss train_on_inputs mask_history",
-    "batch.global_examples": "batch_size global_batch_size train_batch_size total_batch_size",
+    "batch.global_examples": "batch batch.size batch_size global_batch_size train_batch_size total_batch_size",
     "batch.global_examples, from which it follows": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
     "batch.micro_batch": "per_device_train_batch_size micro_batch_size device_batch_size local_batch_size",
     "optimizer.learning_rate": "lr peak_lr base_lr",
     "optimizer.epochs": "num_train_epochs num_epochs n_epochs max_epochs",
-    "optimizer.max_steps": "max_iters train_steps num_steps",
-    "optimizer.warmup_steps": "num_warmup_steps warmup_iters",
+    "optimizer.max_steps": "steps max_iters train_steps num_steps",
+    "optimizer.warmup_steps": "warmup num_warmup_steps warmup_iters",
     "optimizer.min_lr_ratio": "min_lr min_lr_rate cosine_min_lr_ratio",
     "optimizer.weight_decay": "wd decay",
     "optimizer.betas": "adam_beta1 adam_beta2 beta1 beta2",
@@ -120,7 +120,7 @@ def read_command_line(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config file, e.g. configs/quickstart.py")
     overrides = "settings that replace those of the config file, e.g. batch.global_examples=32"
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=overrides)
     deepspeed = "apply the settings of a DeepSpeed JSON file to the config (docs/runs.md)"
     parser.add_argument("--deepspeed", metavar="FILE", help=deepspeed)
     if add_options:

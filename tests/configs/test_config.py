@@ -2,13 +2,14 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
 from configs.config import KEYS
-from configs.load import _ELSEWHERE, ALIASES, check_world, load_config
+from configs.load import _ELSEWHERE, ALIASES, check_world, load_config, read_command_line
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
@@ -58,6 +59,10 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
         ("optimizer.lerning_rate=1", "unknown key optimizer.lerning_rate; did you mean optimizer.learning_rate"),
         ("epochs", "is not an override"),
         ("epochs=1", "unknown key epochs; did you mean optimizer.epochs?"),
+        ("optimizer.steps=6", "unknown key optimizer.steps; did you mean optimizer.max_steps?"),
+        ("batch=8", "unknown key batch; did you mean batch.global_examples?"),
+        ("data.file=a.jsonl", "unknown key data.file; did you mean data.train?"),
+        ("warmup=10", "unknown key warmup; did you mean optimizer.warmup_steps?"),
         ("lr=1", "unknown key lr; did you mean optimizer.learning_rate?"),
         ("batch_size=8", "unknown key batch_size; did you mean batch.global_examples?"),
         ("val_set_size=0.1", "did you mean data.validation_share?"),
@@ -200,3 +205,10 @@ def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
     check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)
     with pytest.raises(UserError, match="sharding.shard_size=2 needs sharding.strategy=hybrid"):
         load_config(good, ["sharding.shard_size=2"])
+
+
+def test_a_command_without_a_config_asks_for_nothing_else(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit):
+        read_command_line("", 1, print)
+    assert capsys.readouterr().err.endswith("required: config\n")
