@@ -128,4 +128,5 @@ def test_a_run_is_the_plain_loop(folder, references, name) -> None:
         start = load_file(folder / model / "model.safetensors")[tensor]
         moved = (expected[tensor] - start).norm()
         assert moved > 0, tensor
-        assert (value - expected[tensor]).norm() / moved < 2e-4, tensor
+        # Rounding that AdamW enlarges where a gradient is near 0; largest seen: 2.2e-4, two ranks, a processor without AVX512.
+        assert (value - expected[tensor]).norm() / moved < 5e-4, tensor

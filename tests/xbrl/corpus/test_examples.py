@@ -235,7 +235,8 @@ def test_make_reports_writes_what_its_card_says(tmp_path):
     done = make_corpus(tmp_path / "a", *arguments)
     assert done.returncode == 0, done.stderr
     last = "test: 5 notes in 5 reports, each at most 1 times; 1 reports without"
-    assert done.stdout.splitlines()[-1].startswith(last)
+    assert done.stdout.splitlines()[-2].startswith(last)
+    assert done.stdout.splitlines()[-1].startswith("second reading of 94 notes: 94 agree")
     card = json.loads((tmp_path / "a" / "dataset.json").read_text())
     assert card["notes"]["train"] == {"notes": 10, "reports": 10, "most": 1, "without": 2}
     facts = [json.loads(line) for line in (tmp_path / "a" / "note_facts.jsonl").read_text().splitlines()]

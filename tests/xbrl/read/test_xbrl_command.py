@@ -1,17 +1,13 @@
 """The command line of scripts/read_report.py."""
 
-import io
 import json
-import runpy
 import subprocess
 import sys
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal
 from pathlib import Path
-from unittest import mock
 
-from common.errors import exit_code_of
+from tests.processes import run_python
 from tests.xbrl.desk.reports import write
 from xbrl.rules.rules import built_in_rules
 
@@ -35,15 +31,7 @@ def package(path: Path, entity: str, **tables: str) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    """The command in this process: its exit code and what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["read_report.py", *map(str, arguments)]),
-        mock.patch.object(sys, "path", list(sys.path)),
-    ):
-        with redirect_stdout(out), redirect_stderr(err):
-            code = exit_code_of(runpy.run_path(str(ROOT / "scripts" / "read_report.py"))["main"])
-    return subprocess.CompletedProcess((), code, out.getvalue(), err.getvalue())
+    return run_python("scripts/read_report.py", *arguments)
 
 
 def test_prints_facts_and_a_summary(tmp_path):
