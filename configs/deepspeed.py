@@ -69,6 +69,13 @@ ONLY_AS: dict[str, object] = {
     f"{COSINE}.warmup_min_ratio": 0,
     f"{COSINE}.warmup_type": "linear",
 }
+# Key -> what a user can do if we refuse it. Otherwise he can only remove it.
+ADVICE = {
+    "bf16.bf16_master_weights_and_grads": "set it to false and choose optimizer.memory=12N",
+    "bf16.bf16_optimizer_states": "set it to false and choose optimizer.memory=8N",
+    "data_types.grad_accum_dtype": "remove it, or choose optimizer.memory=12N",
+    "communication_data_type": "remove it; sharding.reduce_dtype says in which dtype gradients are reduced",
+}
 
 
 def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[Config, list[str]]:
@@ -240,9 +247,9 @@ def _rest(file: _File) -> None:
 
 
 def _refusal(file: _File, name: str, value: object) -> str:
-    known = [*file.taken, *SAME, *IGNORED, *ONLY_AS]
+    known = [*file.taken, *SAME, *IGNORED, *ONLY_AS, *ADVICE]
     similar = [one for one in known if one.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.85)
     advice = f"set it to {json.dumps(ONLY_AS[name])} or remove it" if name in ONLY_AS else "remove it"
     if similar and name not in known:
         advice = f"did you mean {similar[0]}?"
-    return f"{name}={json.dumps(value)} may change the result and has no counterpart here; {advice}"
+    return f"{name}={json.dumps(value)} may change the result and has no counterpart here; {ADVICE.get(name, advice)}"

@@ -30,11 +30,13 @@ def settle_micro_batch(
     world_size: int,
     say: Callable[[str], None],
 ) -> Config:
-    """The config with a number in `batch.micro_batch`, which says `auto`. `model` is on meta. A collective.
+    """The config with a number in `batch.micro_batch`. `model` is on meta. A collective if the config says `auto`.
 
     All ranks take the smallest number that any of them found. A resume at the same number of ranks, of which as many share a
     micro-batch, takes the number of the run's last start, which config.json records, so that it repeats the same sums.
     """
+    if config.batch.micro_batch != "auto":
+        return config
     from model.memory import largest_rows, layout_of, shape_of
 
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -106,6 +106,17 @@ def test_the_second_start_reads_no_text_and_encodes_nothing(files, tmp_path, mon
     assert content(load(files, tmp_path / "cache")) == content(first)
 
 
+def test_an_edit_at_equal_size_and_time_is_noticed(files, tmp_path) -> None:
+    first, path = load(files, tmp_path / "cache"), Path(files[2])
+    before = path.stat()
+    path.write_text(SENTENCES[0].replace("bank", "Bank"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+    second = load(files, tmp_path / "cache")
+    assert second.fingerprint != first.fingerprint and content(second) == content(load(files))
+    assert len(entries(tmp_path / "cache")) == 2
+
+
 def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_path) -> None:
     cache = tmp_path / "cache"
     other_template, other_bos, other_words = tiny_tokenizer(), tiny_tokenizer(), tiny_tokenizer(300)
@@ -207,6 +218,20 @@ def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, t
         assert load(files[:1], tmp_path / "cache").parts.store.highest == load(files[:1]).parts.store.highest
         load(files[1:], tmp_path / "cache")
         assert capsys.readouterr().err.count("store.json is not what was written") == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "link to a damaged entry"])
+def test_what_stands_in_the_place_of_an_entry_is_replaced(files, tmp_path, kind) -> None:
+    first = content(load(files[:1], tmp_path / "cache"))
+    (entry,) = entries(tmp_path / "cache")
+    entry.rename(tmp_path / "moved")
+    if kind == "file":
+        entry.write_text("")
+    else:
+        entry.symlink_to(tmp_path / "nowhere" if kind == "link" else tmp_path / "moved")
+        (tmp_path / "moved" / shard_file(0)).write_bytes(b"")
+    assert content(load(files[:1], tmp_path / "cache")) == first
+    assert entry.is_dir() and not entry.is_symlink() and not list((tmp_path / "cache").glob("*.tmp"))
 
 
 def test_damage_that_appears_while_the_entry_is_in_use_is_one_sentence(files, tmp_path) -> None:

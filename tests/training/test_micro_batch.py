@@ -60,6 +60,11 @@ def free_for(shape: ModelShape, rows: float) -> int:
     return int(size / micro_batch.USABLE["cpu"])
 
 
+def test_a_number_stays_as_it_is(tmp_path, path) -> None:
+    config = with_(batch=Batch(global_examples=64, micro_batch=3))
+    assert settled(tmp_path, path, config) == (config, [])
+
+
 def test_memory_that_is_left_is_filled_with_rows(tmp_path, path, monkeypatch) -> None:
     shape = model_shape(path)
     for rows in (1, 7, 63):
