@@ -48,7 +48,6 @@ def main() -> int:
     say, run = functools.partial(print, flush=True), arguments.run.absolute()
     try:
         entries = compare(run, arguments.head, say)
-        say("nothing differs from the record")
         if arguments.seen:
             for line in seen(entries, arguments.seen):
                 say(line)

@@ -71,6 +71,7 @@ def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
         try:
             for line in check_files(run, entries, head):
                 say(line)
+            say("nothing differs from the record")
             return entries
         except (Differs, OSError) as problem:
             if len(read_record(run)) == len(entries):
