@@ -531,7 +531,8 @@ def run_children(
     folder = check.scratch / "outputs" / f"{name}.rank{ranks.rank}"
     output, failed, patience = folder / "output", folder.with_name(f"{name}.failed"), GRACE
     folder.mkdir(parents=True, exist_ok=True)
-    process, killed, said = None, False, time.monotonic()
+    process, killed, started = None, False, time.monotonic()
+    said = started
     try:
         if ranks.rank < max(1, world_size):
             process = start_process(list(command), child_environment(world_size, folder), output)
@@ -540,7 +541,7 @@ def run_children(
             killed = bool(kill_when and kill_when())
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
-                check.say(f"    {last_words(output)[:100]}")
+                check.say(f"    {said - started:.0f} s: {last_words(output)[:100] or 'it starts'}")
             time.sleep(POLL)
             patience -= POLL if failed.exists() else 0
         code = process.poll() if process else None

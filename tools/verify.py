@@ -33,6 +33,7 @@ from distributed.checkpoint_directory import (
 )
 from tools.chaos import read_rows
 from tools.launched import ROOT, torchrun
+from training.description import counted
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
 from training.identity import differences
 from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after, prepared_in
@@ -70,6 +71,7 @@ def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
         try:
             for line in check_files(run, entries, head):
                 say(line)
+            say("nothing differs from the record")
             return entries
         except (Differs, OSError) as problem:
             if len(read_record(run)) == len(entries):
@@ -87,7 +89,7 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
                 _compare(run / name, digest, entry)
     last = starts[-1].content
     by = f"the last by {last['started_by']}, approved by {last['approved_by'] or 'nobody'}"
-    yield f"starts: {len(starts)}, {by}, on {last['world_size']} ranks of {last['processor']}"
+    yield f"starts: {len(starts)}, {by}, on {counted(last['world_size'], 'rank')} of {last['processor']}"
     yield _check_metrics(run, entries, starts[-1])
     yield _check_checkpoints(run, entries)
     yield from _check_prepared(run, entries)

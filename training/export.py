@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from common.dtypes import DTYPES as COMPUTE_DTYPES
 from common.dtypes import dtype_name
@@ -332,6 +333,7 @@ def _logits(model: torch.nn.Module, documents: list[torch.Tensor]) -> torch.Tens
 
 def _load(out: Path, export: Export, dtype: torch.dtype) -> torch.nn.Module:
     """The model that transformers, for an adapter with peft, makes of `out`. It warns of tensors that are missing."""
+    transformers_logging.disable_progress_bar()
     # Tensors that are missing or of another shape get initial values, which the comparison finds.
     home = export.base if export.adapter else out
     model = AutoModelForCausalLM.from_pretrained(home, dtype=dtype, ignore_mismatched_sizes=True)

@@ -108,7 +108,9 @@ def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
     dtype = DTYPES[name]
     if dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         if ranks.rank == 0:
-            print("not every rank has native bf16: all ranks compute in fp32 instead", flush=True)
+            several = "not every rank has native bf16: all ranks compute in fp32 instead"
+            alone = "no native bf16 here: the run computes in fp32 instead"
+            print(several if ranks.world_size > 1 else alone, flush=True)
         return torch.float32
     return dtype
 

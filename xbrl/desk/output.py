@@ -121,7 +121,7 @@ def totals(records: Sequence[dict]) -> str:
         letters[STATES.get(record["letter"]["state"], record["letter"]["state"])] += 1
     found = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdicts[verdict]) or "no findings"
     states = ", ".join(f"{number} {state}" for state, number in sorted(letters.items())) or "none"
-    return f"{len(records)} reports: {found}; letters: {states}"
+    return f"{len(records)} report{'' if len(records) == 1 else 's'}: {found}; letters: {states}"
 
 
 def _findings(records: Sequence[dict]) -> str:

@@ -113,7 +113,7 @@ def is_named_after(path: Path, entity: str, period: str) -> bool:
 
 
 def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:  # noqa: ANN001 (any function)
-    """`map` in worker processes, in the order of `items`, with a progress bar. One item or one worker needs no process."""
+    """`map` in worker processes, in the order of `items`, with a progress bar on a terminal. One item or one worker needs no process."""
     if len(items) < 2 or workers < 2:
         yield from map(function, items)
         return
@@ -123,4 +123,4 @@ def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:
     ignored = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, **ignored) as pool:
         results = pool.map(function, items, chunksize=4)
-        yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1])
+        yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1], disable=None)
