@@ -103,6 +103,10 @@ def main() -> int:
         lines = damage_of(out, ranks) if arguments.verify or arguments.sign or arguments.push else []
         good = not lines
         if good and arguments.verify:
+            print(
+                "comparing with transformers; on a processor that cannot compute in the dtype of the export it takes minutes",
+                flush=True,
+            )
             good, lines = verify(out, export)
         if good and (arguments.bom or arguments.sign or (out / BOM).exists()):
             lines.append(write_bom(out, export, results, arguments))
