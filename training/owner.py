@@ -6,64 +6,101 @@ expires (https://man7.org/linux/man-pages/man2/flock.2.html). The file's text sa
 refusal, and for the other nodes, which must see it too.
 """
 
+import errno
 import fcntl
 import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from common.errors import UserError
 from distributed.disks import check_shared
 from distributed.process_group import Ranks, read_on_first
 
 LOCK_FILE = "run.lock"
+WAIT_SECONDS = 10.0  # for a process that is about to end, e.g. after a restart by torchrun
+_POLL_SECONDS = 0.1
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -o flock, NFS without lockd, some FUSE
+_held: set[TextIO] = set()  # the locked files of this process
 
 
 @contextmanager
-def own_directory(directory: Path, ranks: Ranks) -> Iterator[None]:
+def own_directory(directory: Path, ranks: Ranks, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
     """`with own_directory(...):` owns `directory`, and creates it if it does not exist. Entered by all ranks.
 
-    Prints a warning if the file system has no locks. Raises UserError on all ranks if another process owns the directory, when
-    nothing in it has changed, or if a node does not see it.
+    Prints a warning if the file system has no locks. Raises UserError on all ranks if another process still owns the
+    directory after `wait_seconds`, when nothing in it has changed, or if a node does not see it.
     """
-    with ExitStack() as held:  # on rank 0: the locked file; closing it releases the lock
+    file: TextIO | None = None
 
-        def lock() -> str:
-            """Take the lock, and write who owns it. Returns what it wrote."""
-            path = directory / LOCK_FILE
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context(
-                    path.open("a", encoding="utf-8")
-                )  # no program that this process starts inherits it
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError) as error:
-                    raise UserError(_refusal(path)) from error
-                except OSError:  # Lustre without -o flock, NFS without lockd, some FUSE
-                    print(
-                        f"warning: the file system of {directory} has no file locks: a second start of this run is not "
-                        "noticed, and two would overwrite each other's checkpoints"
-                    )
-                owner = {"host": socket.gethostname(), "pid": os.getpid()}
-                owner |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv}
-                text = json.dumps(owner)
-                file.truncate(0)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                return text
-            except OSError as error:
-                raise UserError(
-                    f"{error.filename or directory}: {error.strerror}; run.directory must be on a disk that can be written to"
-                ) from error
+    def lock() -> str:
+        """Take the lock on rank 0, and write who owns it. Returns what it wrote."""
+        nonlocal file
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            file = _lock(directory / LOCK_FILE, wait_seconds)
+            owner = {"host": socket.gethostname(), "pid": os.getpid()}
+            owner |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv}
+            text = json.dumps(owner)
+            file.truncate(0)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            return text
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or directory}: {error.strerror}; run.directory must be on a disk that can be written to"
+            ) from error
 
+    try:
         check_shared(directory / LOCK_FILE, read_on_first(lock, ranks), ranks)
         yield
+    finally:
+        if file:
+            with suppress(OSError):  # the text does not decide
+                file.truncate(0)
+            _held.discard(file)
+            file.close()  # releases the lock: no child has a copy
+
+
+def _lock(path: Path, wait_seconds: float) -> TextIO:
+    """The file, open and locked. UserError if another process has it."""
+    file = path.open("a", encoding="utf-8")  # not inherited by programs that this process starts
+    end = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except (BlockingIOError, PermissionError) as error:
+            if time.monotonic() >= end:
+                file.close()
+                raise UserError(_refusal(path)) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(
+                f"warning: the file system of {path.parent} has no file locks: a second start of this run is not noticed, "
+                "and two would overwrite each other's checkpoints"
+            )
+            break
+        time.sleep(_POLL_SECONDS)
+    _held.add(file)
+    return file
+
+
+def _forget_in_child() -> None:
+    """In a forked child: close its copies of the files, which would keep the lock after the owner's death."""
+    while _held:
+        _held.pop().close()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _refusal(path: Path) -> str:

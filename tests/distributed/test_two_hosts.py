@@ -26,7 +26,9 @@ pytestmark = [
 ]
 WORKER = Path(__file__).with_name("host_worker.py")
 STEPS, CUT_AFTER = 10, 3
-DEADLINE = 600  # seconds, for whatever a test waits for; three interpreters that start on a busy machine took more than 180
+DEADLINE = (
+    600  # seconds, for whatever a test waits for; three interpreters that start on a busy machine took more than 180
+)
 ADDRESSES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
 
 

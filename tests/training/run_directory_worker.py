@@ -31,7 +31,7 @@ def start_in(directory: Path, config: dict) -> dict:
 
 
 try:
-    with own_directory(owned, ranks):
+    with own_directory(owned, ranks, wait_seconds=0):
         answers["owned"] = "entered"
 except UserError as error:
     answers["owned"] = str(error)
