@@ -2,6 +2,8 @@
 # Make .venv and install what a requirements file names; done again only when that file changed. Sourced by the others.
 #   VENV=DIR     another virtual environment    PYTHON=python3.12    another Python (3.11 to 3.13)
 set -euo pipefail
+# Many images set it. Each process would then compile torch and transformers anew at its start.
+unset PYTHONDONTWRITEBYTECODE
 requirements=$1
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
