@@ -22,6 +22,9 @@ if __name__ == "__main__":
         others = [argument for argument in sys.argv[1:] if argument != option]
         path = Path(__file__).resolve().parent / "scripts" / script
         os.execv(sys.executable, [sys.executable, str(path), *options, *others])
+    from configs.load import check_command_line
+
+    check_command_line(__doc__)  # a mistake ends here: what follows takes seconds to import
 
 import functools
 import gc

@@ -12,6 +12,7 @@ import difflib
 import itertools
 import json
 import math
+import os
 import re
 import traceback
 import types
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import configs.config as schema
-from common.errors import UserError
+from common.errors import UserError, exit_code_of, exit_process
 from configs.config import KEYS, SECTIONS, Config, Source
 
 # Our key -> what other tools call it, where the names are not alike (docs/runs.md has a table of both). They are suggested and
@@ -143,12 +144,24 @@ def read_command_line(
     return override(config, arguments.overrides), arguments
 
 
+def check_command_line(description: str | None) -> None:
+    """End the process where the command line, the config or a setting has a mistake; return if there is none."""
+
+    def read() -> None:
+        read_command_line(description, int(os.environ.get("WORLD_SIZE", 1)), lambda note: None)
+
+    if code := exit_code_of(read):
+        exit_process(code)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Execute a config file, apply `section.key=value` overrides and check every value. Raises UserError."""
     path = Path(path)
     if not path.is_file():
         folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
         runs = [str(file) for file in sorted(folder.glob("*.py")) if re.search(rb"(?m)^config\s*=", file.read_bytes())]
+        if "=" in path.name:
+            raise UserError(f"{path} stands where the config file is expected: name the config first, settings after it")
         problem = "is a directory" if path.is_dir() else "does not exist"
         raise UserError(f"config file {path} {problem}; available: {', '.join(runs) or 'none there, see configs/'}")
     namespace: dict = {"__file__": str(path), "__name__": path.stem}
