@@ -161,7 +161,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
         runs = [str(file) for file in sorted(folder.glob("*.py")) if re.search(rb"(?m)^config\s*=", file.read_bytes())]
         if "=" in path.name:
-            raise UserError(f"{path} stands where the config file is expected: name the config first, settings after it")
+            raise UserError(
+                f"{path} stands where the config file is expected: name the config first, settings after it"
+            )
         problem = "is a directory" if path.is_dir() else "does not exist"
         raise UserError(f"config file {path} {problem}; available: {', '.join(runs) or 'none there, see configs/'}")
     namespace: dict = {"__file__": str(path), "__name__": path.stem}

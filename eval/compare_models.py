@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
+from common.dtypes import dtype_name
 from common.durable_files import write_json
 from data.dealing import Deal, Dealer
 from data.examples import Documents
@@ -97,7 +98,7 @@ def measure_forgetting(
             "tuned": tuned,
             "weights": {"base": fingerprint_of_base(base), "tuned": fingerprint_of_base(tuned)},
             "text": ", ".join(map(str, texts)) if texts else SOURCE,
-            "dtype": "bf16" if compute_dtype == torch.bfloat16 else "fp32",
+            "dtype": dtype_name(compute_dtype),
             "processes": ranks.world_size,
             "sharding": "full" if sharded else "none",
             "seconds": round(time.perf_counter() - start, 1),

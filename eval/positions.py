@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from common.dtypes import dtype_name
 from common.durable_files import write_json
 from common.errors import UserError
 from data.examples import Documents
@@ -93,7 +94,7 @@ def measure_positions(
         "source": ", ".join(map(str, data)) if data else SOURCE,
         "length": length,
         "documents": len(chosen),
-        "dtype": "bf16" if compute_dtype == torch.bfloat16 else "fp32",
+        "dtype": dtype_name(compute_dtype),
         "windows": {name: config.max_position_embeddings for name, config in configs.items()},
         "buckets": {name: [vars(b) | {"mean": b.mean} for b in column] for name, column in columns.items()},
     }

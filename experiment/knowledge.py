@@ -38,7 +38,8 @@ from experiment.drawn import weights_of
 
 OUT, BASE = Path("runs/knowledge"), "artifacts/models/SmolLM2-135M-Instruct"
 CONFIG = "configs/laptop_cpt.py"
-SETTINGS: tuple[str, ...] = ()  # of every training
+DTYPE = "fp32"  # so that another processor can go on
+SETTINGS: tuple[str, ...] = (f"model.compute_dtype={DTYPE}",)  # of every training
 SEEDS, TUNING_SEED = (0, 1, 2), 100
 TOKENS, STEP = 30_000, 2_048  # of the base's tokenizer: in a run, and at most in a step
 EVERY = 5  # steps between two measurements: a third of a run
@@ -235,7 +236,7 @@ def _train(
 
 def _measure(model: str, name: str, data: str, *needs: Path) -> Command:
     result, read = scores_of(name, data), file_of(data)
-    options = (model, "--data", str(read), "--show", "0", "--json", str(result))
+    options = (model, "--data", str(read), "--dtype", DTYPE, "--show", "0", "--json", str(result))
     needs, results = (corpus().output, *needs), (result, read)
     return Command(result.stem, f"measure {data}", "scripts/evaluate.py", options, result, needs, results=results)
 

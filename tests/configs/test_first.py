@@ -8,7 +8,10 @@ from tests.processes import run_python
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["configs/quickstart.py", "optimizer.lr=1"], "error: unknown key optimizer.lr; did you mean optimizer.learning_rate?"),
+        (
+            ["configs/quickstart.py", "optimizer.lr=1"],
+            "error: unknown key optimizer.lr; did you mean optimizer.learning_rate?",
+        ),
         (["run.name=a", "configs/quickstart.py"], "error: run.name=a stands where the config file is expected"),
     ],
 )
