@@ -30,6 +30,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+_BESIDE: dict[str, Any] = {"loc": "outside right upper", "fontsize": 8, "frameon": False}  # where the names stand
 Curve = dict[str, tuple[list[int], list[float]]]  # training and validation: steps, values
 
 
@@ -70,7 +71,7 @@ def drawn(draw: Callable[[], Figure]) -> bytes:
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    size = (4.6 * count, height)
+    size = (4.6 * count + 2, height)  # with the names on the right
     figure, panels = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False, sharey=True)
     return figure, list(panels[0])
 
@@ -99,7 +100,7 @@ def _forgetting(result: dict, rows: Sequence[dict], style: dict) -> Picture:
                 axes.axvline(base[metric]["value"], linestyle=":", label="base model", **grey)
             axes.set(xlabel=f"forgetting: {heading(result, metric)}")
         panels[0].set(ylabel=f"learning: {heading(result, main)}")
-        panels[0].legend(fontsize=8)
+        figure.legend(*panels[0].get_legend_handles_labels(), **_BESIDE)
         if measure_of(main).better < 0:
             panels[0].invert_yaxis()
         return figure
@@ -136,7 +137,7 @@ def _rules(rules: Sequence[str], rows: Sequence[dict], style: dict) -> Figure:
     axes.grid(axis="x", linewidth=0.4)
     for place in range(1, len(rules)):
         axes.axhline(place - 0.5, color="grey", linewidth=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.legend(**_BESIDE)
     return figure
 
 
@@ -169,7 +170,7 @@ def _losses(curves: dict[str, list[Curve]], style: dict) -> Picture:
             axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas, which are off
             axes.yaxis.set_minor_formatter(NullFormatter())
         panels[0].set(ylabel="nats per target token")
-        panels[-1].legend(fontsize=8)
+        figure.legend(*panels[-1].get_legend_handles_labels(), **_BESIDE)
         return figure
 
     last = {name: [one["validation"][1][-1] for one in each if "validation" in one] for name, each in curves.items()}

@@ -6,6 +6,7 @@ from matplotlib import pyplot as plt
 
 from common.errors import UserError
 from eval.run_picture import draw
+from tests.pictures import watch_legends
 
 
 def rows() -> list[dict]:
@@ -18,17 +19,18 @@ def rows() -> list[dict]:
         {"step": 20, "validation/loss": 0.6, "train/loss/main": float("nan")},
     ]
     found += [{"step": step, "save/total_seconds": 1.0} for step in (10, 20)]
-    return [*found, {"step": 20, "forgetting/kl": 0.4}]
+    return [*found, {"step": 10, "validation/f1": 0.5}, {"step": 20, "forgetting/kl": 0.4, "validation/f1": 0.7}]
 
 
 def test_a_picture_has_the_panels_of_the_curves_and_plain_ticks(tmp_path, monkeypatch) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows())))
     monkeypatch.setattr(plt, "close", lambda figure: None)
+    legends = watch_legends(monkeypatch)
     draw(tmp_path, tmp_path / "run.png")
     figure = plt.gcf()
     monkeypatch.undo()
     loss = figure.axes[0]
-    assert len(figure.axes) == 3 and (tmp_path / "run.png").stat().st_size > 5_000
+    assert len(figure.axes) == 4 and legends == [1] and (tmp_path / "run.png").stat().st_size > 5_000
     training, held_out, saved = loss.get_lines()
     assert np.array_equal(held_out.get_xdata(), [0, 10, 20]) and np.array_equal(saved.get_xdata(), [10, 20])
     # Of the main source, without the NaN
@@ -36,8 +38,8 @@ def test_a_picture_has_the_panels_of_the_curves_and_plain_ticks(tmp_path, monkey
     assert [text.get_text() for text in loss.texts] == ["3", "0.5", "0.6"]  # the first, the lowest and the last value
     ticks = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels() if label.get_text()]
     assert {"0.1", "0.3", "1"} <= set(ticks) and all(tick.replace(".", "").isdigit() for tick in ticks)
-    legend = loss.get_legend()
-    assert legend and legend.get_window_extent().y0 >= loss.get_window_extent().y1  # above the data
+    f1 = figure.axes[1]
+    assert f1.get_title() == "F1 of held-out answers" and np.array_equal(f1.get_lines()[0].get_ydata(), [0.5, 0.7])
     plt.close(figure)
 
 

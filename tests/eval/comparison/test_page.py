@@ -11,6 +11,7 @@ from eval.comparison.figures import drawn, pictures
 from eval.comparison.page import page
 from eval.comparison.tables import all_tables, markdown
 from tests.comparisons import arm, example, general, row, task
+from tests.pictures import watch_legends
 
 ATTACK = "</pre></style><script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(2)>\" onload='x' {{ 7*7 }} $x_"
 
@@ -40,7 +41,10 @@ def made():
     ]
     examples = [example(ATTACK, ATTACK, ["LCR_MIN"], report=ATTACK) for _ in range(3)]
     result = compare(arms, {ATTACK + " baseline": {"answers": other}}, examples)
-    figures = pictures(result, arms)
+    with pytest.MonkeyPatch.context() as patch:
+        legends = watch_legends(patch)
+        figures = pictures(result, arms)
+    assert legends == [1, 1]
     found = Elements()
     found.feed(page(result, figures))
     return result, figures, found

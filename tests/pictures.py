@@ -1,0 +1,21 @@
+"""What holds for every picture."""
+
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+
+def watch_legends(patch: pytest.MonkeyPatch) -> list[int]:
+    """See to it that no figure that is saved from now on has a legend over its data; how many legends each had."""
+    save, counts = Figure.savefig, []
+
+    def saved(figure: Figure, *arguments: Any, **options: Any) -> None:
+        save(figure, *arguments, **options)
+        legends = [*figure.legends, *(found for axes in figure.axes if (found := axes.get_legend()))]
+        for legend in legends:
+            assert not legend.get_window_extent().count_overlaps([axes.get_window_extent() for axes in figure.axes])
+        counts.append(len(legends))
+
+    patch.setattr(Figure, "savefig", saved)
+    return counts
