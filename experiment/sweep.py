@@ -85,13 +85,16 @@ def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out
         else:
             axes[key] = parts
     base = load_config(config_file, fixed)
+    folder = out or f"{FOLDER}/{base.run.name}"
+    before = _read_json(Path(folder, "sweep.json")).get("begun_with", {}).get("axes", ())
+    if sorted(before) == sorted(axes):  # the same sweep, its arguments perhaps in another order
+        axes = {key: axes[key] for key in before}
     if seeds and any(text.startswith("run.seed=") for text in fixed):
         raise UserError("run.seed and --seeds are both given; leave one of them out")
     if not axes and not seeds:
         raise UserError(
             "nothing is swept; give several values, e.g. optimizer.learning_rate=1e-4,3e-4,1e-3, or --seeds K"
         )
-    folder = out or f"{FOLDER}/{base.run.name}"
     values = {key: [_value(override(base, [f"{key}={part}"]), key) for part in parts] for key, parts in axes.items()}
     for key, found in values.items():
         twice = [text for number, text in enumerate(axes[key]) if found[number] in found[:number]]

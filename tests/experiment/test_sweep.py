@@ -233,6 +233,14 @@ def test_other_settings_other_data_and_another_sweep_are_refused(make, tmp_path,
         Sweep(make(["optimizer.learning_rate=1e-4,3e-4", "optimizer.epochs=3"]), LOSS)
     with pytest.raises(UserError, match=r"was begun with axes=\['optimizer.learning_rate'\], now it is"):
         Sweep(make(["batch.global_examples=2,4"]), LOSS)
+    two = ["optimizer.learning_rate=1e-4,3e-4", "optimizer.epochs=1,2"]
+    first = make_grid(grid.config_file, two, None, "two")
+    write_run(first.runs[0], 4.0)
+    Sweep(first, LOSS).report()
+    turned = make_grid(grid.config_file, two[::-1], None, "two")
+    assert [run.name for run in turned.runs] == [run.name for run in first.runs] and Sweep(
+        turned, LOSS
+    ).out == first.out
     (tmp_path / "train.jsonl").write_text("b")
     with pytest.raises(UserError, match="out was begun with SHA-256 of train.jsonl=.*; put it back, or choose another"):
         Sweep(grid, LOSS)
