@@ -12,6 +12,7 @@ from tests.processes import run_python
             ["configs/quickstart.py", "optimizer.lr=1"],
             "error: unknown key optimizer.lr; did you mean optimizer.learning_rate?",
         ),
+        (["configs/quickstart.py", "model.name=a"], "error: unknown key model.name; did you mean model.path?"),
         (["run.name=a", "configs/quickstart.py"], "error: run.name=a stands where the config file is expected"),
     ],
 )
