@@ -1,7 +1,9 @@
 """The tables of the experiments: contrasts that are declared before the runs, and what is only described.
 
-A value belongs to an arm and a seed. Where the seeds of two arms go together (the same reports in the same order, plain and
-with a remedy), the analysis is paired by seed; where they do not, it is Welch's. The other one stands beside it. Each contrast has
+A value belongs to an arm and a seed: a number, or the terms of one, which have what each report or text adds to it. With terms
+the analysis is over seeds crossed with reports (eval/comparison/contrasts.py), with numbers over seeds alone. Where the seeds of
+two arms go together (the same reports in the same order, plain and with a remedy), the analysis is paired by seed; where they do
+not, it is Welch's. The other one stands beside it. Each contrast has
 four outcomes: one arm is better or the other (p of the difference below 0.05), equivalent (p of the two one-sided tests against
 the margin below 0.05; Schuirmann, 1987), or open. Both p are corrected by Holm over the declared contrasts of an experiment.
 """
@@ -10,23 +12,40 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from scipy import stats
 
 from eval.bootstrap import Interval
-from eval.comparison.contrasts import MOST, Contrast, Estimate, between_seeds, holm
+from eval.comparison.contrasts import MOST, Contrast, Estimate, between_seeds, holm, over_seeds
+from eval.comparison.measures import averaged
+from eval.intervals import Terms, change
 
 ALPHA = 0.05
 LESS_IS_BETTER = ("KL", "bits per byte")
-Values = Mapping[str, Mapping[int, float]]  # arm -> seed -> value
+Value = float | Terms
+Values = Mapping[str, Mapping[int, Value]]  # arm -> seed -> value
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float], paired: bool) -> Estimate | None:
-    """The mean of one arm less that of another, by their values for each seed; None with fewer than two seeds."""
+def numbers(values: Values) -> dict[str, dict[int, float]]:
+    """The values as numbers."""
+    return {
+        arm: {seed: one.value if isinstance(one, Terms) else one for seed, one in of_seeds.items()}
+        for arm, of_seeds in values.items()
+    }
+
+
+def difference(first: Mapping[int, Value], second: Mapping[int, Value], paired: bool) -> Estimate | None:
+    """One arm less another, by their values for each seed, all of one kind; None with fewer than two seeds."""
     if paired:
         shared = sorted(first.keys() & second.keys())
         first, second = ({seed: one[seed] for seed in shared} for one in (first, second))
     if min(len(first), len(second)) < 2:
         return None
-    return between_seeds([*second.values()], [*first.values()], paired)
+    terms = [[one for one in side.values() if isinstance(one, Terms)] for side in (second, first)]
+    if all(terms):
+        before, after = map(averaged, terms)
+        return over_seeds(change(before, after), before, after, paired)
+    before, after = numbers({"before": second, "after": first}).values()
+    return between_seeds([*before.values()], [*after.values()], paired)
 
 
 def outcome(contrast: Contrast, value: float, p: float, p_equivalent: float) -> str:
@@ -90,15 +109,19 @@ def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values]) 
     return table(rows)
 
 
-def summary_table(values: Values, heading: str) -> str:
-    """Mean, standard deviation and the value of each seed, for each arm that has a value. Descriptive."""
-    rows = [["arm", "seeds", f"{heading}, mean", "standard deviation", "each seed"]]
+def summary_table(values: Mapping[str, Mapping[int, float]], heading: str) -> str:
+    """Mean with Student's interval over the seeds, standard deviation and each value, for each arm that has one. Descriptive."""
+    rows = [["arm", "seeds", f"{heading}, mean", "95% over seeds", "standard deviation", "each seed"]]
     for arm, of_seeds in values.items():
         if of_seeds:
             found = np.array([of_seeds[seed] for seed in sorted(of_seeds)])
-            spread = f"{found.std(ddof=1):.3f}" if len(found) > 1 else ""
+            spread, interval = "", ""
+            if len(found) > 1:
+                spread, side = f"{found.std(ddof=1):.3f}", (stats.sem(found), len(found) - 1)
+                sure = Estimate(found.mean(), side, side).interval()
+                interval = f"{sure.low:.3f} to {sure.high:.3f}"
             each = ", ".join(f"{value:.3f}" for value in found)
-            rows.append([arm, str(len(found)), f"{found.mean():.3f}", spread, each])
+            rows.append([arm, str(len(found)), f"{found.mean():.3f}", interval, spread, each])
     return table(rows)
 
 
@@ -119,7 +142,7 @@ def tuning_table(
     return table(rows)
 
 
-def draw_seeds(axes: Axes, values: Values) -> None:
+def draw_seeds(axes: Axes, values: Mapping[str, Mapping[int, float]]) -> None:
     """A row for each arm: a point for each seed, and a line for the mean."""
     for place, of_seeds in enumerate(map(list, map(Mapping.values, values.values()))):
         axes.scatter(of_seeds, [place] * len(of_seeds), s=16, alpha=0.5, linewidths=0)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiment.contrasts import Contrast, contrast_table, difference, summary_table
+from eval.intervals import Terms, ratio
+from experiment.contrasts import Contrast, contrast_table, difference, numbers, summary_table
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(0.7, 0.1, 8)  # what the seeds share
@@ -53,5 +54,25 @@ def test_p_is_corrected_over_what_was_declared_also_for_what_has_not_run():
 
 
 def test_a_summary_has_mean_spread_and_each_seed():
-    text = summary_table({"full": {1: 0.5, 0: 0.7}, "lora": {0: 0.6}, "none": {}}, "F1")
-    assert text.splitlines()[2:] == ["| full | 2 | 0.600 | 0.141 | 0.700, 0.500 |", "| lora | 1 | 0.600 |  | 0.600 |"]
+    text = summary_table({"full": {1: 0.5, 0: 0.7, 2: 0.6}, "lora": {0: 0.6}, "none": {}}, "F1")
+    assert text.splitlines()[2:] == [
+        "| full | 3 | 0.600 | 0.352 to 0.848 | 0.100 | 0.700, 0.500, 0.600 |",  # 4.303 standard errors of 0.1 / sqrt(3)
+        "| lora | 1 | 0.600 |  |  | 0.600 |",
+    ]
+
+
+def test_terms_are_compared_over_seeds_crossed_with_reports_and_numbers_over_seeds_alone() -> None:
+    def run(right: int) -> Terms:
+        """10 banks of 2 reports, of which so many are right."""
+        rows = np.array([[float(report < right), 1.0] for report in range(20)])
+        return Terms(rows, [report // 2 for report in range(20)], ratio)
+
+    first, second = {0: run(14), 1: run(16), 2: run(15)}, {0: run(9), 1: run(11), 2: run(9), 3: run(1)}
+    found = numbers({"first": first, "second": second})
+    assert found["first"] == {0: 0.7, 1: 0.8, 2: 0.75}
+    for paired in (True, False):
+        crossed, alone = difference(first, second, paired), difference(found["first"], found["second"], paired)
+        assert crossed and alone and crossed.value == pytest.approx(alone.value)
+        # The reports add their variance, which for a share of 20 is about 0.1 squared.
+        assert crossed.below[0] > 0.09 and crossed.below[0] ** 2 > alone.below[0] ** 2 + 0.008
+        assert crossed.below[1] == pytest.approx(alone.below[1])
