@@ -6,14 +6,16 @@ that the two experiments share runs. What is tuned is tuned by F1 on the validat
 
 import functools
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from common.durable_files import write_durably
+from eval.intervals import Terms, terms_of
 from experiment.commands import Command, chosen_of, tuned_grid
-from experiment.contrasts import tuning_table
+from experiment.contrasts import numbers, tuning_table
 
 OUT, BASE = Path("runs/drawn"), "artifacts/models/SmolLM2-135M-Instruct"
 CONFIG = "configs/quickstart.py"
@@ -24,6 +26,7 @@ TUNING_SEEDS = (100, 101)
 METHODS = {"full": (), "lora8": ("lora.rank=8",), "lora64": ("lora.rank=64",)}
 RATES = {"full": (7.5e-5, 1.5e-4, 3e-4, 6e-4), "lora8": (5e-4, 1e-3, 2e-3, 4e-3)}
 EXTENSIONS = 3  # of a grid on each side, where the best is the last
+COMPOSED = "engine + note words"  # the strongest program without a language model (xbrl/answers/baselines.py)
 
 
 def pool() -> Command:
@@ -66,10 +69,14 @@ def train(
     return Command(f"{run.name}/train", f"train {kind}", "train.py", options, run / "export" / "export.json", needs)
 
 
-def score(model: Path, split: str, result: Path, frees: tuple[Path, ...] = ()) -> Command:
-    """Score the answers of a model to the reports of a split."""
+def score(
+    model: Path, split: str, result: Path, frees: tuple[Path, ...] = (), baselines_of: int | None = None
+) -> Command:
+    """Score the answers of a model to the reports of a split; beside the baselines that learn from the training of a seed."""
     options = (str(model), "--data", str(OUT / "pool" / f"{split}.jsonl"), "--max-new-tokens", "128", "--show", "0")
     options += ("--json", str(result), "--answers", str(result.with_suffix(".answers.jsonl")))
+    if baselines_of is not None:  # some seconds
+        options += ("--train", str(draw(baselines_of)), "--validation", str(OUT / "pool" / "validation.jsonl"))
     needs = model / "export.json", OUT / "pool" / "dataset.json"
     return Command(
         result.stem, f"score {split}", "scripts/evaluate.py", options, result, needs, frees, results=(result,)
@@ -81,14 +88,21 @@ def weights_of(run: Path) -> tuple[Path, ...]:
     return run / "checkpoints", run / "export" / "model.safetensors", run / "adapter"
 
 
-def f1_of(result: Path) -> float | None:
-    """F1 of the violated rules; None before the result is there."""
-    return _read_f1(result) if result.is_file() else None
+def f1_of(result: Path) -> Terms | None:
+    """F1 of the violated rules, by report; None before the result is there."""
+    return _read(result)[0] if result.is_file() else None
+
+
+def composed_f1(results: Sequence[Path]) -> dict[str, dict[int, float]]:
+    """The row of COMPOSED: seed -> F1, in the results of the seeds 0, 1, ... that are there."""
+    return {COMPOSED: {seed: _read(result)[1] for seed, result in enumerate(results) if result.is_file()}}
 
 
 @functools.cache  # the list is made again before each command
-def _read_f1(result: Path) -> float:
-    return json.loads(result.read_text(encoding="utf-8"))["violations"]["micro"]["f1"]
+def _read(result: Path) -> tuple[Terms, float]:
+    """F1 by report, and that of COMPOSED; not a number where the result has no baselines."""
+    found = json.loads(result.read_text(encoding="utf-8"))
+    return terms_of(found)["f1"], found["violations"]["baselines"].get(COMPOSED, {}).get("f1", math.nan)
 
 
 # ---- What is tuned -------------------------------------------------------------------------------------------------------
@@ -117,9 +131,9 @@ def tuned_on(run: Path) -> Path:
 
 def validation_f1(runs: Sequence[Path]) -> float | None:
     """Mean F1 of runs on validation, 0 for one that diverged; None before all are known."""
-    values = [0.0 if (run / "diverged.txt").is_file() else f1_of(tuned_on(run)) for run in runs]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    found = [0.0 if (run / "diverged.txt").is_file() else f1_of(tuned_on(run)) for run in runs]
+    known = numbers({"": {seed: f1 for seed, f1 in enumerate(found) if f1 is not None}})[""]
+    return sum(known.values()) / len(known) if len(known) == len(found) else None
 
 
 def rate_f1(method: str, rate: float) -> float | None:
