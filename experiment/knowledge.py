@@ -16,9 +16,10 @@ Expected: rank 1 on q and v has 57,600 parameters, 0.12 Mbit at 2 bits each, and
 a tenth of a bit, or the experiment cannot tell anything. Rank 1 on all linear layers (0.3M parameters, 0.6 Mbit) loses by less.
 Rank 8 (2.4M) holds all that so little text teaches: within the margin of full, or open. Recall follows the same order, and the
 differences grow with the tokens.
-New tokens, at equal bytes and at full's rate, are descriptive. Rank 8 has none.
+New tokens, at equal bytes, are descriptive: full and rank 8, each at its rate. Rank 8 trains the rows of the new tokens whole.
 """
 
+import itertools
 import json
 import math
 import random
@@ -34,9 +35,9 @@ from common.durable_files import write_json_lines
 from eval.comparison.arms import metric_rows
 from experiment.commands import Command, chosen_of, tuned_grid
 from experiment.contrasts import Contrast, contrast_table, draw_seeds, summary_table, tuning_table
-from experiment.drawn import weights_of
+from experiment.drawn import BASE, weights_of
 
-OUT, BASE = Path("runs/knowledge"), "artifacts/models/SmolLM2-135M-Instruct"
+OUT = Path("runs/knowledge")
 CONFIG = "configs/laptop_cpt.py"
 DTYPE = "fp32"  # so that another processor can go on
 SETTINGS: tuple[str, ...] = (f"model.compute_dtype={DTYPE}",)  # of every training
@@ -53,7 +54,7 @@ ARMS = {
     "rank 1": ("lora.rank=1",),
     "rank 1, q and v": ("lora.rank=1", "lora.targets=q_proj,v_proj"),
 }
-NEW_TOKENS = "full, new tokens"
+NEW_TOKENS = {"full, new tokens": "full", "rank 8, new tokens": "rank 8"}  # -> the arm whose settings and rate it has
 RATES = {
     "full": (1e-4, 2e-4, 4e-4, 8e-4),
     "rank 8": (5e-4, 1e-3, 2e-3, 4e-3),
@@ -188,15 +189,15 @@ def commands() -> list[Command]:
             command = _train(arm, TUNING_SEED, rate, run, "validation", EVERY)
             known = {"diverged": run / "diverged.txt", "results": (command.output, run / "metrics.jsonl")}
             found.append(replace(command, kind=f"tune {arm}", frees=weights_of(run), **known))
-    for seed in SEEDS:
-        for arm in (*ARMS, NEW_TOKENS):
-            rate, run = chosen_rate("full" if arm == NEW_TOKENS else arm), run_of(arm, seed)
-            if rate is None or (arm == NEW_TOKENS and not found[4].is_done):
-                continue
-            found.append(_train(arm, seed, rate, run, "test", needs=(extended,) if arm == NEW_TOKENS else ()))
-            command = _measure(str(run / "export"), run.name, "recall", found[-1].output)
-            results = (*command.results, run / "metrics.jsonl")
-            found.append(replace(command, frees=weights_of(run), results=results))
+    *arms, last = *ARMS, *NEW_TOKENS  # rank 8 with new tokens begins when all others are done
+    for seed, arm in (*itertools.product(SEEDS, arms), *itertools.product(SEEDS, [last])):
+        rate, run = chosen_rate(NEW_TOKENS.get(arm, arm)), run_of(arm, seed)
+        if rate is None or (arm in NEW_TOKENS and not found[4].is_done):
+            continue
+        found.append(_train(arm, seed, rate, run, "test", needs=(extended,) if arm in NEW_TOKENS else ()))
+        command = _measure(str(run / "export"), run.name, "recall", found[-1].output)
+        results = (*command.results, run / "metrics.jsonl")
+        found.append(replace(command, frees=weights_of(run), results=results))
     return found
 
 
@@ -215,7 +216,7 @@ def _train(
     needs: tuple[Path, ...] = (),
 ) -> Command:
     model, step = BASE, STEP
-    if arm == NEW_TOKENS:  # as many steps, and as many bytes in each
+    if arm in NEW_TOKENS:  # as many steps, and as many bytes in each
         model, step = str(OUT / "new-tokens"), round(STEP * tokens_per_byte("new-tokens") / tokens_per_byte("base"))
     options = (
         CONFIG,
@@ -227,7 +228,7 @@ def _train(
         f"optimizer.learning_rate={rate:g}",
         *(f"run.eval_every={EVERY}", "run.save_every=0", "run.save_minutes=5", "run.keep_last=1"),
         *(f"run.seed={seed}", f"run.directory={run.parent}", f"run.name={run.name}"),
-        *ARMS.get(arm, ()),
+        *ARMS[NEW_TOKENS.get(arm, arm)],
         *SETTINGS,
     )
     output = run / "export" / "export.json"
@@ -277,7 +278,7 @@ def bits_per_byte(arm: str, seed: int) -> dict[str, float]:
     run = run_of(arm, seed)
     if not scores_of(run.name, "recall").is_file():
         return {}
-    found, bits = curve_of(run), tokens_per_byte("new-tokens" if arm == NEW_TOKENS else "base") / math.log(2)
+    found, bits = curve_of(run), tokens_per_byte("new-tokens" if arm in NEW_TOKENS else "base") / math.log(2)
     steps = dict(zip(SHARES, (EVERY, 2 * EVERY, max(found)), strict=True))
     return {share: found[step] * bits for share, step in steps.items() if step in found}
 
@@ -293,7 +294,7 @@ def recall_of(result: Path) -> float:
 def values() -> dict[str, dict[str, dict[int, float]]]:
     """Measure -> arm -> seed -> value, of what is done. `bits per byte` is that after all tokens."""
     found: dict[str, dict[str, dict[int, float]]] = {f"{BITS}, {share}": {} for share in SHARES} | {"recall": {}}
-    for arm in (*ARMS, NEW_TOKENS):
+    for arm in (*ARMS, *NEW_TOKENS):
         for seed in SEEDS:
             for share, value in bits_per_byte(arm, seed).items():
                 found[f"{BITS}, {share}"].setdefault(arm, {})[seed] = value
@@ -323,7 +324,7 @@ def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
     """Bits per byte by the share of the tokens, and recall: a point for each seed, a line through the means."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for number, arm in enumerate((*ARMS, NEW_TOKENS)):
+    for number, arm in enumerate((*ARMS, *NEW_TOKENS)):
         points = [list(found[f"{BITS}, {share}"].get(arm, {}).values()) for share in SHARES]
         known = [(place, np.mean(of_seeds)) for place, of_seeds in enumerate(points) if of_seeds]
         for place, of_seeds in enumerate(points):
@@ -333,8 +334,8 @@ def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
     left.set(xlabel="share of the tokens", ylabel=f"{BITS} of held-out text", xlim=(-0.2, len(SHARES) - 0.8))
     left.set_xticks(range(len(SHARES)), SHARES)
     if any(found[BITS].values()):
-        left.legend(fontsize=8)
+        figure.legend(fontsize=8, loc="outside upper center", ncols=3)
     right.axvline(1 / (1 + OTHERS), color="grey", linewidth=0.5, linestyle=":")
-    draw_seeds(right, {arm: found["recall"].get(arm, {}) for arm in (*ARMS, NEW_TOKENS)})
+    draw_seeds(right, {arm: found["recall"].get(arm, {}) for arm in (*ARMS, *NEW_TOKENS)})
     right.set(xlabel="recall (dotted: chance)")
     figure.savefig(OUT / "knowledge.png", dpi=110)

