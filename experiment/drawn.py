@@ -6,7 +6,6 @@ that the two experiments share runs. What is tuned is tuned by F1 on the validat
 
 import functools
 import json
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -95,14 +94,15 @@ def f1_of(result: Path) -> Terms | None:
 
 def composed_f1(results: Sequence[Path]) -> dict[str, dict[int, float]]:
     """The row of COMPOSED: seed -> F1, in the results of the seeds 0, 1, ... that are there."""
-    return {COMPOSED: {seed: _read(result)[1] for seed, result in enumerate(results) if result.is_file()}}
+    found = {seed: _read(result)[1] for seed, result in enumerate(results) if result.is_file()}
+    return {COMPOSED: {seed: f1 for seed, f1 in found.items() if f1 is not None}}
 
 
 @functools.cache  # the list is made again before each command
-def _read(result: Path) -> tuple[Terms, float]:
-    """F1 by report, and that of COMPOSED; not a number where the result has no baselines."""
+def _read(result: Path) -> tuple[Terms, float | None]:
+    """F1 by report, and that of COMPOSED; None where it has learned from nothing."""
     found = json.loads(result.read_text(encoding="utf-8"))
-    return terms_of(found)["f1"], found["violations"]["baselines"].get(COMPOSED, {}).get("f1", math.nan)
+    return terms_of(found)["f1"], found["violations"]["baselines"].get(COMPOSED, {}).get("f1")
 
 
 # ---- What is tuned -------------------------------------------------------------------------------------------------------
