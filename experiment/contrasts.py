@@ -3,9 +3,9 @@
 A value belongs to an arm and a seed: a number, or the terms of one, which have what each report or text adds to it. With terms
 the analysis is over seeds crossed with reports (eval/comparison/contrasts.py), with numbers over seeds alone. Where the seeds of
 two arms go together (the same reports in the same order, plain and with a remedy), the analysis is paired by seed; where they do
-not, it is Welch's. The other one stands beside it. Each contrast has
-four outcomes: one arm is better or the other (p of the difference below 0.05), equivalent (p of the two one-sided tests against
-the margin below 0.05; Schuirmann, 1987), or open. Both p are corrected by Holm over the declared contrasts of an experiment.
+not, it is Welch's. The other one stands beside it. Each contrast has four outcomes: one arm is better or the other (p of the
+difference below 0.05), equivalent (p of the two one-sided tests against the margin below 0.05; Schuirmann, 1987), or open. Both
+p are corrected by Holm over the declared contrasts of an experiment.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +20,7 @@ from eval.comparison.measures import averaged
 from eval.intervals import Terms, change
 
 ALPHA = 0.05
+HEAD = ["declared contrast", "seeds", "difference", "95%", "90%", "margin", "p", "p, equivalence", "outcome", "beside it"]  # fmt: skip
 LESS_IS_BETTER = ("KL", "bits per byte")
 Value = float | Terms
 Values = Mapping[str, Mapping[int, Value]]  # arm -> seed -> value
@@ -68,20 +69,7 @@ def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values]) 
         p[one] = primary.p if primary else 1.0
         p_equivalent[one] = primary.p_equivalence(one.margin or 0.0) if primary else 1.0
     p, p_equivalent = holm(p), holm(p_equivalent)
-    rows: list[Sequence[str]] = [
-        (
-            "declared contrast",
-            "seeds",
-            "difference",
-            "95%",
-            "90%",
-            "margin",
-            "p",
-            "p, equivalence",
-            "outcome",
-            "beside it",
-        )
-    ]
+    rows = [HEAD]
     for one in contrasts:
         names = ("paired", "Welch") if one.paired else ("Welch", "paired")
         words = f"{one.metric}: {one.of} less {one.against}, {names[0]}"

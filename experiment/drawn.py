@@ -14,7 +14,7 @@ from pathlib import Path
 from common.durable_files import write_durably
 from eval.intervals import Terms, terms_of
 from experiment.commands import Command, chosen_of, tuned_grid
-from experiment.contrasts import numbers, tuning_table
+from experiment.contrasts import tuning_table
 
 OUT, BASE = Path("runs/drawn"), "artifacts/models/SmolLM2-135M-Instruct"
 CONFIG = "configs/quickstart.py"
@@ -132,8 +132,8 @@ def tuned_on(run: Path) -> Path:
 def validation_f1(runs: Sequence[Path]) -> float | None:
     """Mean F1 of runs on validation, 0 for one that diverged; None before all are known."""
     found = [0.0 if (run / "diverged.txt").is_file() else f1_of(tuned_on(run)) for run in runs]
-    known = numbers({"": {seed: f1 for seed, f1 in enumerate(found) if f1 is not None}})[""]
-    return sum(known.values()) / len(known) if len(known) == len(found) else None
+    known = [one.value if isinstance(one, Terms) else one for one in found if one is not None]
+    return sum(known) / len(known) if len(known) == len(found) else None
 
 
 def rate_f1(method: str, rate: float) -> float | None:

@@ -34,19 +34,6 @@ from experiment.contrasts import (
     table,
     tuning_table,
 )
-from experiment.drawn import (
-    chosen_rate,
-    composed_f1,
-    f1_of,
-    pool,
-    rate_f1,
-    run_of,
-    score,
-    train,
-    trained_and_scored,
-    tuning,
-    validation_f1,
-)
 from experiment.settle import SHARED, result_of
 
 SEEDS = SHARED
@@ -95,7 +82,8 @@ def pilot_runs(arm: str, strength: float) -> list[Path]:
 
 def chosen_strength(arm: str, rate: float) -> float | None:
     """The largest strength that keeps F1 on validation, the smallest if none does; None while it is not known."""
-    plain, found = rate_f1("full", rate), {value: validation_f1(pilot_runs(arm, value)) for value in PILOTS[arm]}
+    plain = drawn.rate_f1("full", rate)
+    found = {value: drawn.validation_f1(pilot_runs(arm, value)) for value in PILOTS[arm]}
     known = {value: f1 for value, f1 in found.items() if f1 is not None}
     if plain is None or len(known) < len(found):
         return None
@@ -114,17 +102,17 @@ def commands() -> list[Command]:
     """What is known to be needed, seed by seed, so that a part of it is a result."""
     topics, own = texts()
     by_base = ("model", "--model", drawn.BASE, "--documents", "160", "--max-tokens", "256")
-    found = [*(pool(), *tuning("full"))]
+    found = [*(drawn.pool(), *drawn.tuning("full"))]
     for name, source, path in (("topics", ("topics",), topics), ("self", by_base, own)):
         options = ("replay", "--source", *source, "--out", str(path))
         found.append(Command(name, name, "scripts/data.py", options, path, results=(path,)))
-    rate = chosen_rate("full")
+    rate = drawn.chosen_rate("full")
     if not rate:
         return found
     for arm, strengths in PILOTS.items():
         for strength in strengths:
             for seed, run in zip(drawn.TUNING_SEEDS, pilot_runs(arm, strength), strict=True):
-                found += trained_and_scored(run, arm, seed, rate, settings(arm, strength), (own,))
+                found += drawn.trained_and_scored(run, arm, seed, rate, settings(arm, strength), (own,))
     strengths = {arm: chosen_strength(arm, rate) if arm in PILOTS else None for arm in ARMS}
     for seed in range(SEEDS):
         for arm in ARMS:
@@ -136,10 +124,10 @@ def commands() -> list[Command]:
 def _of_run(arm: str, seed: int, rate: float, strength: float | None) -> list[Command]:
     """Train an arm, and measure it at each alpha."""
     name, is_plain = f"{_short(arm)}-s{seed}", arm == "plain"
-    run = run_of("full", rate, seed) if is_plain else drawn.OUT / name  # plain is the run of experiment.settle
+    run = drawn.run_of("full", rate, seed) if is_plain else drawn.OUT / name  # plain is the run of experiment.settle
     rate = float(f"{rate / 3:.3g}") if arm == "low rate" else rate
     needs = () if is_plain else texts()
-    found = [train(run, "full" if is_plain else arm, seed, rate, settings(arm, strength), needs)]
+    found = [drawn.train(run, "full" if is_plain else arm, seed, rate, settings(arm, strength), needs)]
     before = run / "export" / "export.json"
     for alpha in ALPHAS:
         model = run / "export"
@@ -155,7 +143,7 @@ def _of_run(arm: str, seed: int, rate: float, strength: float | None) -> list[Co
         forgotten = ("forgetting", drawn.BASE, str(model), "--texts", *map(str, FAR), "--json", str(general))
         weights, needs = (model / "model.safetensors",), (task, model / "export.json")  # which frees the weights
         found += [
-            score(model, "test", task, baselines_of=seed if (arm, alpha) == ("plain", "1") else None),
+            drawn.score(model, "test", task, baselines_of=seed if (arm, alpha) == ("plain", "1") else None),
             Command(
                 general.stem, "general", "scripts/measure.py", forgotten, general, needs, weights, results=(general,)
             ),
@@ -170,7 +158,7 @@ def values() -> dict[str, dict[str, dict[int, Terms]]]:
         for alpha in ALPHAS:
             for seed in range(SEEDS):
                 task, general = results_of(arm, seed, alpha)
-                f1 = f1_of(task)
+                f1 = drawn.f1_of(task)
                 if f1 is not None and general.is_file():
                     kl = general_terms(json.loads(general.read_text(encoding="utf-8")), "tuned")["kl"]
                     for measure, value in (("F1", f1), ("KL", kl)):
@@ -191,7 +179,7 @@ def report() -> tuple[str, dict]:
         words = f"{change.value:+.3f} ({in_words(change.interval())})" if change else ""
         kept = [" ".join(str(seed) for seed in kl if kl[seed] <= budget) or "none" for budget in BUDGETS]
         rows.append([arm, str(len(f1)), *(f"{fmean(one.values()):.3f}" for one in (f1, kl)), words, *kept])
-    composed = composed_f1([result_of("full", seed) for seed in range(SEEDS)])
+    composed = drawn.composed_f1([result_of("full", seed) for seed in range(SEEDS)])
     _draw(shown)
     text = (pilot_table(), table(rows), summary_table(composed, "F1"), contrast_table(CONTRASTS, found))
     return "\n\n".join(text), shown | {"without a model": composed}
@@ -199,11 +187,11 @@ def report() -> tuple[str, dict]:
 
 def pilot_table() -> str:
     """What the pilots have found, as Markdown."""
-    rate = chosen_rate("full")
+    rate = drawn.chosen_rate("full")
     return tuning_table(
         ("arm", "strength or weight", "F1 on validation"),
         PILOTS if rate else {},
-        lambda arm, strength: validation_f1(pilot_runs(arm, strength)),
+        lambda arm, strength: drawn.validation_f1(pilot_runs(arm, strength)),
         lambda arm: chosen_strength(arm, rate or 0.0),
     )
 

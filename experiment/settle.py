@@ -15,19 +15,6 @@ from eval.intervals import Terms
 from experiment import drawn
 from experiment.commands import Command
 from experiment.contrasts import Contrast, contrast_table, draw_seeds, numbers, summary_table
-from experiment.drawn import (
-    METHODS,
-    chosen_rate,
-    composed_f1,
-    f1_of,
-    pool,
-    rate_table,
-    run_of,
-    score,
-    train,
-    tuning,
-    weights_of,
-)
 
 SEEDS = {"full": 12, "lora8": 12, "lora64": 4}
 SHARED = 8  # seeds whose full fine-tuning experiment.pareto averages with the base, and measures
@@ -46,24 +33,24 @@ def result_of(method: str, seed: int) -> Path:
 
 def commands() -> list[Command]:
     """What is known to be needed, seed by seed, so that a part of it is a result."""
-    found = [pool(), *tuning("full"), *tuning("lora8")]
-    chosen = {method: chosen_rate(method.replace("64", "8")) for method in SEEDS}
+    found = [drawn.pool(), *drawn.tuning("full"), *drawn.tuning("lora8")]
+    chosen = {method: drawn.chosen_rate(method.replace("64", "8")) for method in SEEDS}
     for seed in range(max(SEEDS.values())):
         for method, rate in chosen.items():
             if rate is None or seed >= SEEDS[method]:
                 continue
-            run = run_of(method, rate, seed)
-            frees = () if method == "full" and seed < SHARED else weights_of(run)
-            found.append(train(run, method, seed, rate, METHODS[method]))
+            run = drawn.run_of(method, rate, seed)
+            frees = () if method == "full" and seed < SHARED else drawn.weights_of(run)
+            found.append(drawn.train(run, method, seed, rate, drawn.METHODS[method]))
             baselines_of = seed if method == "full" else None
-            found.append(score(run / "export", "test", result_of(method, seed), frees, baselines_of))
+            found.append(drawn.score(run / "export", "test", result_of(method, seed), frees, baselines_of))
     return found
 
 
 def values() -> dict[str, dict[int, Terms]]:
     """Method -> seed -> F1 on the test by report, of what is done."""
     return {
-        method: {seed: f1 for seed in range(count) if (f1 := f1_of(result_of(method, seed))) is not None}
+        method: {seed: f1 for seed in range(count) if (f1 := drawn.f1_of(result_of(method, seed))) is not None}
         for method, count in SEEDS.items()
     }
 
@@ -71,11 +58,11 @@ def values() -> dict[str, dict[int, Terms]]:
 def report() -> tuple[str, dict]:
     """The tables as Markdown, and the values. Draws settle.png: each seed as a point."""
     found = values()
-    f1 = numbers(found) | composed_f1([result_of("full", seed) for seed in range(SEEDS["full"])])
+    f1 = numbers(found) | drawn.composed_f1([result_of("full", seed) for seed in range(SEEDS["full"])])
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     draw_seeds(axes, f1)
     axes.set_xlabel("F1 of violations on the test: a point for each seed, a line for the mean")
     figure.savefig(drawn.OUT / "settle.png", dpi=110)
-    text = [rate_table(), summary_table(f1, "F1"), contrast_table(CONTRASTS, {"F1": found})]
+    text = [drawn.rate_table(), summary_table(f1, "F1"), contrast_table(CONTRASTS, {"F1": found})]
     return "\n\n".join(text), {"F1": f1}
