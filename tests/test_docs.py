@@ -110,6 +110,18 @@ def test_readme_lists_every_page() -> None:
     assert {f"docs/{path.name}" for path in USER_PAGES} <= listed
 
 
+def test_readme_takes_two_minutes_and_the_pages_have_18_000_words() -> None:
+    words = {path.name: len(path.read_text(encoding="utf-8").split()) for path in [ROOT / "README.md", *USER_PAGES]}
+    assert words.pop("README.md") <= 620
+    assert sum(words.values()) <= 18_000, words
+
+
+@pytest.mark.parametrize("page", names([ROOT / "README.md", *USER_PAGES]))
+def test_a_page_with_figures_of_the_base_says_which_weights_it_has(page) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "4-bit" in text or not re.search("SmolLM2-|SmolLM2's|runs/quickstart", text)
+
+
 @pytest.mark.parametrize("page", names([*PAGES, LOG, ROOT / "CHANGELOG.md"]))
 def test_links_resolve(page) -> None:
     path = ROOT / page
