@@ -123,6 +123,7 @@ def test_readme_lists_every_page() -> None:
 def test_readme_takes_two_minutes_and_the_pages_have_18_000_words() -> None:
     words = {path.name: len(path.read_text(encoding="utf-8").split()) for path in [ROOT / "README.md", *USER_PAGES]}
     assert words.pop("README.md") <= 620
+    assert "eval.metric=" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert sum(words.values()) <= 18_000, words
 
 
