@@ -84,8 +84,18 @@ def named_files(text: str) -> Iterator[str]:
             yield name
 
 
+def rows_of_the_log() -> list[str]:
+    """Of LOG's table of figures and commands, the rows whose command is not that of an earlier commit."""
+    table = LOG.read_text(encoding="utf-8").split("\n## ")[1]
+    rows = re.findall(r"^\|.*\|$", table, re.MULTILINE)
+    return [row for row in rows if not re.search(r"commit [0-9a-f]{7}", row)]
+
+
 def commands(page: Path) -> Iterator[str]:
-    """The commands of a page that start a script or train.py, with the lines that they continue on."""
+    """The commands of a page that start a script or train.py, with the lines that they continue on. Of LOG: those of its table."""
+    if page == LOG:
+        yield from re.findall(r"`((?:python|torchrun) [^`]*)`", "\n".join(rows_of_the_log()))
+        return
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     yield from re.findall(r"^ *((?:python|torchrun) .*)$", text, re.MULTILINE)
 
@@ -108,6 +118,19 @@ def test_there_are_at_most_twelve_pages_for_users() -> None:
 def test_readme_lists_every_page() -> None:
     listed = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
     assert {f"docs/{path.name}" for path in USER_PAGES} <= listed
+
+
+def test_readme_takes_two_minutes_and_the_pages_have_18_000_words() -> None:
+    words = {path.name: len(path.read_text(encoding="utf-8").split()) for path in [ROOT / "README.md", *USER_PAGES]}
+    assert words.pop("README.md") <= 620
+    assert "eval.metric=" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sum(words.values()) <= 18_000, words
+
+
+@pytest.mark.parametrize("page", names([ROOT / "README.md", *USER_PAGES]))
+def test_a_page_with_figures_of_the_base_says_which_weights_it_has(page) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "4-bit" in text or not re.search("SmolLM2-|SmolLM2's|runs/quickstart", text)
 
 
 @pytest.mark.parametrize("page", names([*PAGES, LOG, ROOT / "CHANGELOG.md"]))
@@ -134,6 +157,15 @@ def test_files_and_modules_that_are_named_exist(page) -> None:
     assert not missing
 
 
+def test_what_the_table_of_the_log_names_exists() -> None:
+    rows = rows_of_the_log()
+    text = "\n".join(rows)
+    modules = [*MODULE.findall(text), *re.findall(r"from ([\w.]+) import", text)]
+    files = {*named_files(text), *(f"{module.replace('.', '/')}.py" for module in modules)}
+    assert len(rows) > 30 and len(files) > 15
+    assert not {name for name in files if not (ROOT / name).exists()}
+
+
 @pytest.mark.parametrize("page", names(PAGES))
 def test_keys_that_are_named_exist(page) -> None:
     found = KEY.findall((ROOT / page).read_text(encoding="utf-8"))
@@ -155,7 +187,7 @@ def test_settings_of_commands_are_read_with_their_config(page) -> None:
 
 @pytest.mark.slow
 def test_scripts_take_the_options_of_commands(tmp_path) -> None:
-    found = sorted({shlex.join(words) for page in PAGES for words in script_commands(page)})
+    found = sorted({shlex.join(words) for page in [*PAGES, LOG] for words in script_commands(page)})
     assert len(found) > 50
     (tmp_path / "driver.py").write_text(DRIVER)
     done = run_python(tmp_path / "driver.py", ROOT, *found, cwd=tmp_path)

@@ -1,6 +1,7 @@
 """What makes the decision letter ready: the rules and a person. Nothing that a model writes does, and nothing of it is sent."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ BUFFER, OUTFLOW = ("C_76.00.a", "r0010", "c0010"), ("C_76.00.a", "r0020", "c0010
 NOTE = (
     "Of the covered bonds in the buffer, EUR 40 million were pledged to Landesbank Mittelrhein and have  not come back."
 )
+NOTE_OF_THE_PAGE = "f76e7f627d2967f6"
 QUOTE = "were pledged to Landesbank Mittelrhein and have not come back"
 FACT = f'pledged | applies | EUR 40000000 | Landesbank Mittelrhein | - | "{QUOTE}"'
 ID = Note(NOTE).id
@@ -131,6 +133,28 @@ def test_a_note_waits_for_a_person_with_and_without_a_model(noted):
         assert letter["reasons"][0].startswith(f"nobody has decided on note {note['id']} ({NOTE[:40]!r}"[:50])
         assert note["if_not"] == f"{BANK.entity},{PERIOD},,benign,,,,,{'pledged' if note['facts'] else ''},{note['id']}"
     assert "the model proposes" not in record(noted)["letter"]["reasons"][0]
+
+
+def test_the_letter_of_the_page(tmp_path):
+    """docs/desk.md: what the tuned model wrote about the bank of the page, without and with the decision of a person."""
+    page = (Path(__file__).parents[3] / "docs" / "desk.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r'^Its LCR is 132.00%. The note says: "(.*)"$', page, re.MULTILINE)
+    lines = re.findall(r"^    (A clearing house .*|LCR without them .*)$", page, re.MULTILINE)
+    written = "\n".join(["Checks:", "Leverage ratio 5% >= 3%: met", "LCR 132% >= 100%: met", *lines, "Directive:", ""])
+    report = read(tmp_path, figures={LR: "0.05", LCR: "1.32"}, notes=[text])
+    decisions = decide(
+        tmp_path,
+        f"{BANK.entity},{PERIOD},PLEDGED_COUNTED,violated,C 76.00.a r0010 c0010,,,,pledged,{NOTE_OF_THE_PAGE}",
+        f"{BANK.entity},{PERIOD},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.92,1,,pledged,{NOTE_OF_THE_PAGE}",
+    )
+    before = record(report, written, "quickstart")
+    after = record(report, written, "quickstart", decisions)
+    assert f"nobody has decided on note {NOTE_OF_THE_PAGE}" in page
+    assert (before["counts"], before["letter"]["state"]) == ({"not decidable by rule": 2}, "not ready")
+    assert (after["counts"], after["letter"]["state"]) == ({"confirmed": 2}, "ready")
+    assert after["letter"]["text"] == record(report, decisions=decisions)["letter"]["text"]
+    shown = re.findall(r"^    (2\. Liquidity coverage ratio: .*|- .*?)(?: \.\.\.)?$", page, re.MULTILINE)
+    assert len(shown) == 3 and not [line for line in shown if line not in after["letter"]["text"]]
 
 
 def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path):
