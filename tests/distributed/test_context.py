@@ -53,6 +53,7 @@ def test_loss_and_every_gradient_are_those_of_one_rank(compared) -> None:
     assert set(compared) == {*FAMILIES, "tiled", "hybrid", "none"}
     for name, found in compared.items():
         assert found["loss"] < 1e-6 and found["gradient"] < 1e-5, (name, found)
+        assert set(found["timeouts"]) == {7.0}, (name, found)  # run.timeout_minutes bounds every collective
 
 
 def test_a_document_does_not_see_another_one_wherever_ranks_cut_the_row(compared) -> None:
