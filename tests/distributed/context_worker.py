@@ -76,6 +76,7 @@ def compare(path: Path, ranks: Ranks, settings: Model, strategy: str = "full") -
     deal = Deal(((MICRO_BATCHES[0],), (MICRO_BATCHES[1],)), np.ones((2, 1)), ranks.world_size)
     parts = [deal.part_of_rank(batch, ranks.rank) for batch in whole_batches]
     model = sharded(path, ranks, settings, strategy)
+    minutes = timeouts(model)
     loss = losses(model, parts)
     dist.all_reduce(loss)
     worst = (0.0, "")
@@ -88,7 +89,7 @@ def compare(path: Path, ranks: Ranks, settings: Model, strategy: str = "full") -
         "gradient": worst[0],
         "tensor": worst[1],
         "isolation": isolation(model, ranks),
-        "timeouts": timeouts(model),
+        "timeouts": minutes,
     }
 
 
