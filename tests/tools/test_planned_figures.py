@@ -5,6 +5,8 @@ import pytest
 from tools.machines import cluster_of
 from tools.plan import Plan, assumed_subject
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "sequence", "overrides", "gib"),
