@@ -7,7 +7,7 @@ import functools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -36,18 +36,19 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     """Checkpoint each of `layers`, in place.
 
     `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and of kernels of attention.
-    `offload` is `full`, and `keep_inputs_on_host` does the rest. `none` changes nothing. A router (model/experts.py) chooses its
-    experts once: the second forward takes the choice of the first, so that no rounding can make it another one.
+    Not those of experts, which are as large as their layer's other products together: they are computed again. `offload` is
+    `full`, and `keep_inputs_on_host` does the rest. `none` changes nothing. A router (model/experts.py) chooses its experts
+    once: the second forward takes the choice of the first, so that no rounding can make it another one.
     This wraps the layer's forward, so parameter names do not change and FSDP's hooks stay outside.
     """
     if mode == "none":
         return
     # Models with dropout are refused, so there is no random state to restore for the second forward.
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if mode == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_expensive)
+    keep = functools.partial(create_selective_checkpoint_contexts, _keep_expensive) if mode == "selective" else None
     for layer in layers:
-        kept = {"context_fn": _keep_choice} if mode != "selective" and _has_router(layer) else {}
+        context = functools.partial(_keep_choice, keep) if _has_router(layer) else keep
+        kept = {"context_fn": context} if context else {}
         layer.forward = functools.partial(checkpoint, layer.forward, **options, **kept)
 
 
@@ -55,17 +56,25 @@ def _has_router(layer: nn.Module) -> bool:
     return any(hasattr(module, "top_k") for module in layer.modules())
 
 
-def _keep_choice() -> tuple["_Choice", "_Choice"]:
-    """The contexts of a checkpoint's first and second forward."""
+def _keep_choice(keep: Callable | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """The contexts of a checkpoint's first and second forward. keep: makes two others, which are entered around them."""
     chosen: list[torch.Tensor] = []
-    return _Choice(chosen, is_first=True), _Choice(chosen, is_first=False)
+    first, second = _Choice(chosen, is_first=True), _Choice(chosen, is_first=False)
+    if keep is None:
+        return first, second
+    return tuple(map(_both, keep(), (first, second)))  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def _both(outer: AbstractContextManager, inner: AbstractContextManager) -> Iterator[None]:
+    with outer, inner:
+        yield
 
 
 class _Choice(TorchFunctionMode):
     """Keeps the indices that torch.topk returns in the first forward, and returns them again in the second.
 
-    The values are gathered by them in both, because a checkpoint must keep the same tensors twice. `selective` needs none of
-    this: it keeps the scores, which are a product.
+    The values are gathered by them in both, because a checkpoint must keep the same tensors twice.
     """
 
     def __init__(self, chosen: list[torch.Tensor], is_first: bool) -> None:

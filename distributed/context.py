@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 
+from distributed.sharding import bound_collectives
+
 Exchange = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -62,6 +64,7 @@ def join_context(ranks: int) -> Context:
     """The group of this rank: neighbours, such as those of a node. A collective of all ranks; it makes all groups."""
     group, _ = dist.new_subgroups(ranks, group_desc="context")
     assert isinstance(group, dist.ProcessGroup)  # an int on processes outside of all groups, and there is none
+    bound_collectives([group])
     return Context(dist.get_rank(group), ranks, functools.partial(_all_to_all, group))
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeout
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
@@ -87,7 +88,16 @@ def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: 
     shards = {"hybrid": sharding.shard_size or ranks_per_node, "none": 1}.get(sharding.strategy, world_size)
     if shards == world_size:
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
-    return init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))
+    bound_collectives(mesh.get_all_groups())
+    return mesh
+
+
+def bound_collectives(groups: Sequence[dist.ProcessGroup]) -> None:
+    """Give groups of some ranks the timeout of the group of all, `run.timeout_minutes`. torch's own is 10 minutes (NCCL) or 30."""
+    options = _get_default_group()._get_backend(torch.device("cpu")).options
+    for group in groups if options else ():  # a pretended group has none
+        _set_pg_timeout(options._timeout, group)
 
 
 def gathering_strategy(sharding: Sharding, mesh: DeviceMesh) -> str:

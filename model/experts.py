@@ -5,6 +5,7 @@ The layers are transformers' own, and all experts of a layer are one product (`e
 """
 
 import functools
+import re
 from collections.abc import Sequence
 
 import torch
@@ -72,8 +73,9 @@ def sharing_warnings(model: nn.Module) -> list[str]:
     experts = [parameter for parameter in model.parameters() if parameter.dim() == 3 and isinstance(parameter, DTensor)]
     shapes = {(p.device_mesh.size(p.device_mesh.ndim - 1), len(p)) for p in experts}
     return [
-        f"{ranks} ranks share the {experts} experts of a layer: some hold none, and the others as much as with {experts} ranks; "
-        f"sharding.strategy=hybrid with a sharding.shard_size of at most {experts} takes hardly more and sends less"
+        f"{ranks} ranks share the {experts} experts of a layer: some hold none, the others as much as with {experts} ranks, and every "
+        f"rank gathers {ranks} experts, of which {ranks - experts} are empty; sharding.strategy=hybrid with a sharding.shard_size of at "
+        f"most {experts} takes less memory and sends less"
         for ranks, experts in shapes
         if ranks > experts
     ]
@@ -128,8 +130,10 @@ class Routers:
     def __init__(self, model: nn.Module, asked: float | None, config: PretrainedConfig, device: torch.device) -> None:
         """asked: `model.router_aux`. The model may be sharded."""
         self.factor = auxiliary_factor(asked, config)
-        self.routers = [module for module in model.modules() if hasattr(module, "top_k") and hasattr(module, "weight")]
-        self.num_experts: int = config.num_local_experts
+        named = {name: one for name, one in model.named_modules() if hasattr(one, "top_k") and hasattr(one, "weight")}
+        self.routers = list(named.values())
+        self.layers = [int(re.findall(r"\.layers\.(\d+)\.", name)[0]) for name in named]  # others have no experts
+        self.num_experts: int = self.routers[0].num_experts
         self.window = torch.zeros(len(self.routers), self.num_experts, dtype=torch.int64, device=device)
         # Of each router in the last forward: (scores, the chosen experts), in several parts under model.mlp_tiles.
         self.seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in self.routers]
@@ -194,7 +198,7 @@ class Routers:
         found, size = {}, -(-layers // GROUPS)
         for first in range(0, layers, size):
             last = min(first + size, layers) - 1
-            name = f"layers_{first:02d}" if first == last else f"layers_{first:02d}-{last:02d}"
-            found[f"router/largest_share/{name}"] = shares[first : last + 1].max().item()
-            found[f"router/entropy/{name}"] = entropy[first : last + 1].mean().item()
+            name = "-".join(f"{layer:02d}" for layer in dict.fromkeys((self.layers[first], self.layers[last])))
+            found[f"router/largest_share/layers_{name}"] = shares[first : last + 1].max().item()
+            found[f"router/entropy/layers_{name}"] = entropy[first : last + 1].mean().item()
         return found

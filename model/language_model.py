@@ -88,9 +88,12 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
     multiple = getattr(config, "make_vocab_size_divisible_by", None) or 1
     padded = copy.deepcopy(config)
     padded.vocab_size = -(-config.vocab_size // multiple) * multiple
+    experts = (
+        {"experts_implementation": "grouped_mm"} if has_experts(config) else {}
+    )  # unnamed, a mistake would be a slow loop
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
-            padded, attn_implementation=packed_attention.NAME, dtype=torch.float32
+            padded, attn_implementation=packed_attention.NAME, dtype=torch.float32, **experts
         )
     fix_frequencies(causal_lm)
     return PackedLanguageModel(causal_lm, config.vocab_size)

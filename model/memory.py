@@ -312,10 +312,18 @@ def count_activations(
 
 
 def _layer_kinds(config: PretrainedConfig, mode: str, every: int) -> list[tuple]:
-    """The kind of each layer, its values in the config's lists and whether it is checkpointed: two of one kind keep the same."""
-    count = config.num_hidden_layers
+    """The kind of each layer: its values in the config's lists, whether it has experts, and last whether it is checkpointed. Two of
+    one kind keep the same.
+    """
+    count, dense = config.num_hidden_layers, _dense_layers(config)
     lists = [value for _, value in sorted(vars(config).items()) if _is_per_layer(value, count)]
-    return [(*(value[i] for value in lists), mode != "none" and i % every == 0) for i in range(count)]
+    return [(*(value[i] for value in lists), i in dense, mode != "none" and i % every == 0) for i in range(count)]
+
+
+def _dense_layers(config: PretrainedConfig) -> set[int]:
+    """The layers without experts of a Qwen model with experts."""
+    every, listed = getattr(config, "decoder_sparse_step", None) or 1, getattr(config, "mlp_only_layers", None) or ()
+    return {*listed, *(index for index in range(config.num_hidden_layers) if (index + 1) % every)}
 
 
 def _is_per_layer(value: object, count: int) -> bool:
@@ -328,6 +336,8 @@ def _with_layers(config: PretrainedConfig, chosen: Sequence[int]) -> PretrainedC
     for name, value in vars(config).items():
         if _is_per_layer(value, count):
             setattr(short, name, [value[index] for index in chosen])
+    if dense := _dense_layers(config):
+        short.decoder_sparse_step, short.mlp_only_layers = 1, [i for i, index in enumerate(chosen) if index in dense]
     short.num_hidden_layers = len(chosen)
     return short
 

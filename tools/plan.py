@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
@@ -84,6 +84,7 @@ FORGETTING_BYTES, BYTES_PER_TOKEN, TASK_TOKENS = 8192, 4, 1024
 SHAPE_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("vocab_size", "tie_word_embeddings"),
+    *("head_dim", "num_experts", "num_experts_per_tok", "moe_intermediate_size"),  # only of models with experts
 )
 SHAPES = {
     "135M": (576, 1536, 30, 9, 3, 49152, True),  # SmolLM2-135M
@@ -93,6 +94,7 @@ SHAPES = {
     "8B": (4096, 14336, 32, 32, 8, 128256, False),  # Llama 3.1 8B
     "13B": (5120, 13824, 40, 40, 40, 32000, False),  # Llama 2 13B
     "70B": (8192, 28672, 80, 64, 8, 128256, False),  # Llama 3.1 70B
+    "30B-A3B": (2048, 6144, 48, 32, 4, 151936, False, 128, 128, 8, 768),  # Qwen3-30B-A3B
 }
 # A run before there is data, as scripts/plan.py --model assumes it: option -> (its value, what it stands for).
 ASSUMED: dict[str, tuple[int, str]] = {
@@ -312,8 +314,8 @@ def named_config(name: str) -> PretrainedConfig:
     known = {size.lower(): numbers for size, numbers in SHAPES.items()}
     if name.lower() not in known:
         raise UserError(f"{name} is neither a model directory nor one of {', '.join(SHAPES)}")
-    numbers = zip(SHAPE_KEYS, known[name.lower()], strict=True)
-    return LlamaConfig.from_dict(dict(numbers) | {"max_position_embeddings": 131072})
+    numbers = dict(zip(SHAPE_KEYS, known[name.lower()], strict=False)) | {"max_position_embeddings": 131072}
+    return (Qwen3MoeConfig if "num_experts" in numbers else LlamaConfig).from_dict(numbers)
 
 
 def _model_config(model: Model) -> PretrainedConfig:

@@ -23,7 +23,7 @@ from common.dtypes import DTYPES
 from configs.config import Config
 from distributed.optimizer import parameter_dtype
 from model.loss import CHUNK_TOKENS
-from model.memory import ModelShape, gradient_itemsize, layout_of
+from model.memory import ModelShape, gradient_itemsize, layout_of, local_elements, trained_elements
 from tools.machines import Cluster
 
 
@@ -131,16 +131,24 @@ def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
 
 
 def share_of_tiles(shape: ModelShape) -> float:
-    """The share of a layer's products that `model.mlp_tiles` computes once more: those whose result is the intermediate of
-    the MLP. torch's checkpoint stops before the last product, because backward does not need its result.
+    """The share of the layers' products that `model.mlp_tiles` computes once more: those whose result is the intermediate of
+    the MLP. torch's checkpoint stops before the last product, because backward does not need its result. Of experts all are
+    computed again, because the gradient of a router needs the experts' results.
     """
-    config, shapes = shape.config, shape.layers[0].shapes
-    chosen = getattr(config, "num_experts_per_tok", None) or 0
-    experts = sum(chosen * rows * columns for _, rows, columns in (one for one in shapes if len(one) == 3))
-    matrices = [one for one in shapes if len(one) == 2]
-    size = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    again = 2 / 3 * experts or sum(rows * columns for rows, columns in matrices if rows in (size, 2 * size))
-    return again / (experts + sum(rows * columns for rows, columns in matrices))
+    if experts := share_of_experts(shape):
+        return experts
+    size = getattr(shape.config, "intermediate_size", None) or 4 * shape.config.hidden_size
+    matrices = [one for one in shape.layers[0].shapes if len(one) == 2]
+    again = sum(rows * columns for rows, columns in matrices if rows in (size, 2 * size))
+    return again / sum(rows * columns for rows, columns in matrices)
+
+
+def share_of_experts(shape: ModelShape) -> float:
+    """The share of the layers' products that experts compute, those that a token is sent to."""
+    chosen = getattr(shape.config, "num_experts_per_tok", None) or 0
+    shapes = [one for layer in shape.layers for one in layer.shapes]
+    experts = sum(chosen * math.prod(one[1:]) for one in shapes if len(one) == 3)
+    return experts / (experts + sum(math.prod(one) for one in shapes if len(one) == 2))
 
 
 def _mean_parts(
@@ -170,12 +178,16 @@ class _Run:
         self.reduced = DTYPES[config.sharding.reduce_dtype].itemsize
         layout = layout_of(config, cluster.devices, cluster.per_node, self.device.kind)
         self.shards, self.is_gathered_once = layout.shards, layout.keeps_gathered  # in a step
-        self.parameters, self.trained = shape.num_parameters, shape.num_trained
-        self.local = self.trained / self.shards
+        # With the rows that fill up the last ranks: of 32 experts on 64 ranks as many again.
+        every = (one for unit in shape.units for one in unit.shapes)
+        self.parameters = self.shards * sum(local_elements(one, self.shards) for one in every)
+        self.local = trained_elements(shape, self.shards)
+        self.trained = self.shards * self.local
         mode, layers = config.model.activation_checkpointing, len(shape.layers)
         share = 0.0 if mode == "none" else math.ceil(layers / config.model.checkpoint_every) / layers
         self.repeated = share  # of what is elementwise
-        self.recomputed = 0.0 if mode == "selective" else share  # of products and attention
+        self.recomputed = 0.0 if mode == "selective" else share  # of attention
+        self.again = share * share_of_experts(shape) if mode == "selective" else share  # of products
         self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
         self.tiled = share_of_tiles(shape) if config.model.mlp_tiles > 1 else 0.0  # of products, in backward
         self.context = layout.context
@@ -247,7 +259,7 @@ class _Run:
         # and writes gradients.
         forward = (layers * work.forward + head) / rate, pairs, moved + logits
         backward = (
-            layers * (1 - work.forward * (1 - self.recomputed - self.tiled)) / rate,
+            layers * (1 - work.forward * (1 - self.again - self.tiled)) / rate,
             pairs * (BACKWARD_ATTENTION + self.recomputed),
             moved * (2 + self.repeated),
         )

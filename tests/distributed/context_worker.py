@@ -33,6 +33,7 @@ from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 # Micro-batches of documents, in tokens: 195 need filling, and in the second a document spans all ranks.
 LENGTHS = (37, 5, 90, 2, 61, 3, 150, 7)
 MICRO_BATCHES = ((0, 1, 2, 3, 4), (5, 6, 7))
+MINUTES = 7.0  # of run.timeout_minutes
 
 
 def documents(seed: int) -> Documents:
@@ -75,6 +76,7 @@ def compare(path: Path, ranks: Ranks, settings: Model, strategy: str = "full") -
     deal = Deal(((MICRO_BATCHES[0],), (MICRO_BATCHES[1],)), np.ones((2, 1)), ranks.world_size)
     parts = [deal.part_of_rank(batch, ranks.rank) for batch in whole_batches]
     model = sharded(path, ranks, settings, strategy)
+    minutes = timeouts(model)
     loss = losses(model, parts)
     dist.all_reduce(loss)
     worst = (0.0, "")
@@ -87,7 +89,15 @@ def compare(path: Path, ranks: Ranks, settings: Model, strategy: str = "full") -
         "gradient": worst[0],
         "tensor": worst[1],
         "isolation": isolation(model, ranks),
+        "timeouts": minutes,
     }
+
+
+def timeouts(model: PackedLanguageModel) -> list[float]:
+    """Minutes of every group that the model's collectives use."""
+    groups = [model.context.exchange.args[0], *next(model.parameters()).device_mesh.get_all_groups()]
+    options = [group._get_backend(torch.device("cpu")).options for group in groups]
+    return [one._timeout.total_seconds() / 60 for one in options]
 
 
 def isolation(model: PackedLanguageModel, ranks: Ranks) -> dict[str, float]:
@@ -125,7 +135,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, families = Path(sys.argv[1]), sys.argv[2:] or list(FAMILIES | OTHER_FAMILIES)
     results = {}
-    with process_group(device=torch.device("cpu")) as ranks:
+    with process_group(MINUTES, device=torch.device("cpu")) as ranks:
         for family in families:
             path = folder / family
             if ranks.rank == 0 and not path.exists():

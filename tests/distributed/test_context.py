@@ -28,7 +28,11 @@ from tools import verify
 from tools.verify import EXACT, check_files, read_record, replay, seen
 
 pytestmark = pytest.mark.slow
-FAMILIES = ("gemma2", "qwen2_sliding")  # softcaps, sliding windows, biases; with 4 ranks, keys are repeated
+FAMILIES = (
+    "gemma2",
+    "qwen2_sliding",
+    "gpt_oss",
+)  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
 STEPS = 5
 KILLED_AT = 20  # forwards, those of the Fisher diagonal and of the first validation among them: in step 3
 CURVES = (
@@ -53,6 +57,7 @@ def test_loss_and_every_gradient_are_those_of_one_rank(compared) -> None:
     assert set(compared) == {*FAMILIES, "tiled", "hybrid", "none"}
     for name, found in compared.items():
         assert found["loss"] < 1e-6 and found["gradient"] < 1e-5, (name, found)
+        assert set(found["timeouts"]) == {7.0}, (name, found)  # run.timeout_minutes bounds every collective
 
 
 def test_a_document_does_not_see_another_one_wherever_ranks_cut_the_row(compared) -> None:

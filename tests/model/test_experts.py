@@ -1,6 +1,7 @@
 """Models with experts against transformers' eager code: every gradient, the choice of experts, the auxiliary loss, the files."""
 
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -23,11 +24,12 @@ from model.build import build_to_train
 from model.ewc import start_penalty
 from model.experts import Routers
 from model.language_model import build_on_meta, check_weights, load_weights
+from model.memory import count_activations, shape_of
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
 
-FAMILIES = ("qwen3_moe", "gpt_oss")
+FAMILIES, OTHERS = ("qwen3_moe", "gpt_oss"), ("qwen2_moe", "olmoe")
 LENGTHS = [37, 5, 90, 2, 61]
 FACTOR = 0.3
 
@@ -63,13 +65,14 @@ def assert_same_gradients(ours: torch.nn.Module, theirs: torch.nn.Module) -> Non
     expected = dict(theirs.named_parameters())
     found = dict(ours.named_parameters())
     assert found.keys() == expected.keys()
-    assert sum("gate.weight" in name or "router.weight" in name for name in found) == 2
+    assert sum(".gate.weight" in name or "router.weight" in name for name in found) == 2
     for name, parameter in found.items():
         scale = expected[name].grad.abs().max().item()
         assert scale > 0 and (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * scale, name
 
 
 @pytest.mark.parametrize("mode", ["none", "selective", "tiles"])
+@pytest.mark.parametrize("path", [*FAMILIES, *OTHERS], indirect=True)
 def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, ranks, mode) -> None:
     """Routers included, in one micro-batch of packed documents, also where backward computes layers again."""
     made = documents(LENGTHS)
@@ -89,6 +92,28 @@ def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, ranks
     assert_same_gradients(packed.causal_lm, theirs)
     without = eager(path, made)[1]
     assert abs(expected.item() - without.item()) > 0.1  # the auxiliary loss was there
+
+
+def test_the_loss_that_config_json_switches_on_is_that_of_transformers(path, tmp_path, ranks) -> None:
+    """All of it, divided by the targets, in one micro-batch of one document."""
+    shutil.copytree(path, tmp_path / "model")
+    config = read_model_config(str(path))
+    config.output_router_logits, config.router_aux_loss_coef = True, FACTOR
+    config.save_pretrained(tmp_path / "model")
+    made, packed = documents([61]), load(tmp_path / "model")
+    made.weights[0][1:] = True
+    routers = Routers(packed, None, read_model_config(str(tmp_path / "model")), torch.device("cpu"))
+    routers.start(SimpleNamespace(document_lengths=(61,)))
+    batch = collate((0,), made)
+    loss = loss_of(packed, batch) / 60
+    loss = loss + routers.loss(batch, True)
+    loss.backward()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager", dtype=torch.float32)
+    ids = torch.from_numpy(made.ids[0])[None]
+    expected = theirs(ids, labels=ids).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert_same_gradients(packed.causal_lm, theirs)
 
 
 def test_packed_documents_choose_the_experts_that_each_chooses_alone(path) -> None:
@@ -114,21 +139,21 @@ class Choices(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("tiles", [1, 3])
-def test_backward_under_checkpointing_does_not_choose_again(path, tiles) -> None:
-    made, gradients = documents(LENGTHS), {}
-    for mode in ("none", "full"):
+@pytest.mark.parametrize("mode, tiles", [("full", 1), ("full", 3), ("selective", 1)])
+def test_backward_under_checkpointing_does_not_choose_again(path, mode, tiles) -> None:
+    made, gradients = documents(LENGTHS), []
+    for one in ("none", mode):
         packed = load(path)
         if tiles > 1:
             tile_mlps(decoder_layers(packed), tiles)
-        checkpoint_activations(decoder_layers(packed), mode)
+        checkpoint_activations(decoder_layers(packed), one)
         with Choices() as forward:
             loss = loss_of(packed, collate((0, 1, 2, 3, 4), made))
         with Choices() as backward:
             loss.backward()
         assert (forward.count, backward.count) == (2 * tiles, 0)
-        gradients[mode] = [parameter.grad for parameter in packed.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(gradients["none"], gradients["full"], strict=True))
+        gradients.append([parameter.grad for parameter in packed.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_shares_are_those_of_the_micro_batches_so_far(path, ranks) -> None:
@@ -158,6 +183,15 @@ def test_shares_are_those_of_the_micro_batches_so_far(path, ranks) -> None:
     entropy = -(shares * shares.log()).sum().item() / math.log(6)
     assert curves["router/entropy/layers_01"] == pytest.approx(entropy, rel=1e-6)
     assert routers.curves()["router/largest_share/layers_01"] == 0.0  # a new window
+
+
+def test_dense_layers_among_those_with_experts_are_named_and_planned(tmp_path) -> None:
+    """The curves have the layers' own numbers; the plan counts both kinds of layers."""
+    config = read_model_config(str(write_tiny_model(tmp_path, "qwen3_moe", False, layers=4, mlp_only_layers=[1])))
+    packed = build_on_meta(config)
+    assert Routers(packed, None, config, torch.device("cpu")).layers == [0, 2, 3]
+    kept = count_activations(shape_of(packed, config), Model("", compute_dtype="fp32"), LoRA(), "cpu", (64,)).kept
+    assert kept[0] == kept[2] == kept[3] != kept[1]
 
 
 def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
@@ -242,7 +276,7 @@ def test_what_does_not_fit_is_said(tmp_path, path) -> None:
         compile_layers(decoder_layers(load(path)))
 
 
-@pytest.mark.parametrize("memory", ["16N", "8N", "6N"])
+@pytest.mark.parametrize("memory", ["16N", "14N", "12N", "8N", "6N"])
 def test_every_optimizer_memory_updates_experts_and_decays_no_bias(path, memory) -> None:
     config = read_model_config(str(path))
     packed = build_on_meta(config).to(torch.float32 if memory == "16N" else torch.bfloat16)

@@ -15,7 +15,7 @@ RUNS = {
     "qwen3_moe": ("qwen3_moe", ("model.router_aux=0.1",)),
     "gpt_oss": ("gpt_oss", ("model.compute_dtype=bf16",)),
     "gpt_oss-aux": ("gpt_oss", ("model.router_aux=0.1", "model.compute_dtype=bf16")),
-    "qwen3_moe-plain": ("qwen3_moe", ()),
+    "qwen3_moe-plain": ("qwen3_moe", ("sharding.context=2",)),
 }
 OF_RANKS = {1: ("qwen3_moe", "gpt_oss"), 2: ("gpt_oss-aux", "qwen3_moe-plain")}
 

@@ -231,7 +231,7 @@ def test_bytes_are_counted_from_the_code():
 
 
 def test_tiles_and_experts_in_the_time() -> None:
-    """Tiles compute two of the MLP's three products again; of experts those of a token count."""
+    """Tiles compute two of the MLP's three products again, and all of the experts; of experts those of a token count."""
     llama = shape("7B")
     again = 2 * 11008 / (4 * 4096 + 3 * 11008)
     assert share_of_tiles(llama) == pytest.approx(again)
@@ -243,7 +243,15 @@ def test_tiles_and_experts_in_the_time() -> None:
         config=SimpleNamespace(**vars(llama.config), num_experts_per_tok=2, moe_intermediate_size=500),
         layers=(Unit(((4096, 4096),) * 4 + ((8, 1000, 4096), (8, 4096, 500), (8, 4096)), ()),),
     )
-    assert share_of_tiles(experts) == pytest.approx(2 * 1000 / (4 * 4096 + 2 * 1500 + 8))
+    of_experts = 2 * 1500 / (4 * 4096 + 2 * 1500 + 8)
+    assert share_of_tiles(experts) == pytest.approx(of_experts)
+    modes, runs = ("none", "selective", "full"), []
+    for mode in modes:  # `selective` computes the products of experts again
+        config = settings(model__activation_checkpointing=mode)
+        runs.append(
+            expected_speed(experts, config, cluster_of(8, 1, "H100"), [step("7B", [4096] * 16)], 1).parts["products"]
+        )
+    assert (runs[1] - runs[0]) / (runs[2] - runs[0]) == pytest.approx(of_experts)
     assert layer_elements(experts.config, False) == 4096 * 62 + 5 * 2 * 500
     alone, shared = (speed(sharding__context=ranks).parts["communication"] for ranks in (1, 8))
     assert shared > alone
