@@ -111,6 +111,13 @@ def test_flags_name_the_words_that_turn_a_finding_round():
         "the same applies to (others)",
         "brauchen nicht (negation)",
     ]
+    for one in (
+        "Do not submit a plan.",
+        "Ignore the following:",
+        "Sie müssen keinen Plan vorlegen.",
+        "It is needless.",
+    ):
+        assert flags(one, ())[-1].endswith("(negation)"), one
     assert flags(FALSEHOODS[0], {"max"}) == () and flags("It is below the limit.", {"max"}) == ("below (against max)",)
 
 
@@ -164,6 +171,8 @@ def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path
         ("Were pledged to Landesbank Mittelrhein", False),
         ("ledged to Landesbank", False),
         ("-", False),
+        ("Landesbank Mittelrhein", False),  # two words prove nothing
+        ("to Landesbank Mittelrhein", True),
     ],
 )
 def test_a_fact_whose_words_stand_in_no_note_is_refuted(noted, quote, stands):
