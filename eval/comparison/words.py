@@ -11,7 +11,7 @@ FEW_CLUSTERS = 20  # below, bootstrap intervals are clearly too narrow: with 8 c
 MANY_TOKENS = 1.01  # arms whose tokens differ by more than 1% did not have equal training
 # metric -> (what the better arm does, what two arms without a shown difference are not different in)
 _WORDS = {
-    "f1": ("{better} finds violations better than {worse}", "finding violations"),
+    "f1": ("{better} labels better than {worse}", "labelling"),
     "rouge_l": ("{better} writes answers closer to the reference than {worse}", "ROUGE-L"),
     "loss": ("{better} predicts the right answers better than {worse}", "the loss"),
     "perplexity": ("{worse} predicts general text worse than {better}", "predicting general text"),

@@ -51,7 +51,17 @@ _RIGHTS = re.compile(
 )
 TAKE_BACK = ("negation", "weakening", "deferral")  # classes of `flagged_words` that take a demand back
 _BLOCKS = pathlib.Path(__file__).parents[1] / "desk" / "blocks"
-_ALL = re.compile(r"\bmeasures\b|\borders\b|\bdemands\b|\bdirective\b|maßnahmen|anordnungen", re.IGNORECASE)
+_ALL = re.compile(  # words for what a letter demands as a whole
+    r"\b(?:measures|orders|demands|directive|obligations|they)\b|\bthis (?:letter|decision|order|notice)\b"
+    r"|\bthe (?:above|foregoing|following)\b(?! \w)|\bthe following (?:applies|is)\b|\bthe above (?:is|are|does|do|need|may)\b"
+    r"|\b(?:of|do|ignore|disregard) (?:this|these|that|it|the above)\b|\bthese\b(?= (?:are|do|have|need|may|apply)\b)"
+    r"|maßnahmen|anordnungen|\bdiese[sr]? (?:schreiben|brief|bescheid)|\bdas (?:vorstehende|folgende|obige)\b|\bdavon\b",
+    re.IGNORECASE,
+)
+_ORDERING = (  # what a plain heading of measures is
+    r"(?:the )?(?:measures|orders|directive)|we (?:hereby |therefore )?(?:order|direct|require)(?: you)?(?: as follows| to)?"
+    r"|maßnahmen|anordnungen|wir ordnen(?: daher| hiermit)?(?: folgendes)? an"
+)
 
 
 def score_letters(examples: Sequence[dict], true: Sequence[Answer], letters: Sequence[str]) -> dict:
@@ -97,9 +107,38 @@ def deadlines(text: str) -> list[frozenset[int]]:
 
 
 def taken_back(sentence: str) -> str:
-    """The first word of a sentence that negates, weakens or defers what it demands; "" if there is none."""
+    """The first word of a sentence that negates, weakens or defers what it demands; "" if there is none.
+
+    Of a sentence from the approved blocks only what is filled in counts: the blocks use such words rightly.
+    """
     match = _take_back().search(sentence)
-    return match[0] if match else ""
+    if not match:
+        return ""
+    plain = re.sub(rf"^(?:[-*•] |\d+\. )?(?:(?:{'|'.join(_headings())}): )?", "", sentence.strip()).rstrip(".")
+    for block in _approved():
+        if filled := block.fullmatch(plain):
+            return next((found[0] for text in filled.groups() if (found := _take_back().search(text))), "")
+    return match[0]
+
+
+@functools.cache
+def _headings() -> tuple[str, ...]:
+    """The headings of the approved letters, as patterns: `Measures`, `Legal basis`."""
+    layouts = "\n".join(path.read_text(encoding="utf-8") for path in sorted(_BLOCKS.glob("*/letter.jinja")))
+    return tuple(map(re.escape, re.findall(r"^(\w[\w ]*):(?=$| )", layouts, re.MULTILINE)))
+
+
+@functools.cache
+def _approved() -> tuple[re.Pattern, ...]:
+    """The sentences of the approved blocks of all languages; a group stands for each text that is filled in."""
+    blocks: list[str] = []
+    for path in sorted(_BLOCKS.glob("*/[!f]*.toml")) + sorted(_BLOCKS.glob("*/findings.toml")):
+        for section in tomllib.loads(path.read_text(encoding="utf-8")).values():
+            blocks += [text for text in section.values() if isinstance(text, str)]
+    parts = (re.split(r"\{%.*?%\}|(?<=[a-zäöüß)}])\. (?=[A-ZÄÖÜ])", block) for block in blocks)
+    sentences = {part.strip().rstrip(".") for found in parts for part in found if len(part.split()) > 3}
+    texts = ("(.+?)".join(map(re.escape, re.split(r"\{\{.*?\}\}", one))) for one in sorted(sentences))
+    return tuple(re.compile(text, re.IGNORECASE) for text in texts)
 
 
 @functools.cache
@@ -115,28 +154,30 @@ def flagged_words() -> dict[str, list[str]]:
 @functools.cache
 def _take_back() -> re.Pattern:
     words = sorted((word for name in TAKE_BACK for word in flagged_words()[name]), key=len, reverse=True)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
+    ahead = r"(?!\w)(?! (?:later|less|fewer|more|exceeding|undue|delay|später|verzug)\b)"  # "no later than", "without delay"
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))}){ahead}", re.IGNORECASE)
 
 
 def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
     """Yield (subjects, days) of each sentence of a letter that sets one term, names a subject, and is not taken back.
 
-    A sentence is taken back by its own words (`taken_back`), by those of the heading above it ("You need not:"), or with all
-    others by a sentence on the measures as a whole ("All measures are deferred until the end of next year.").
+    A sentence is taken back by its own words (`taken_back`), by a heading above it that is neither one of the approved letters
+    nor plain ("We order:"), or with all others by a sentence on all of them ("None of this is required.").
     """
-    found, heading = [], ""
+    found, void = [], False
     for line in letter.split("\n"):
-        if line.rstrip().endswith(":"):
-            heading = taken_back(line)
+        plain = line.strip().strip("*#_ ")
+        if plain.endswith(":"):
+            void = not re.fullmatch(rf"{'|'.join(_headings())}|{_ORDERING}", plain.removesuffix(":"), re.IGNORECASE)
             continue
         for sentence in re.split(r"(?<=[a-zäöüß)])\. (?=[A-ZÄÖÜ])", line):
             if _RIGHTS.search(sentence):
                 continue
             terms = deadlines(sentence)
             subjects = frozenset(name for name, words in _SUBJECTS.items() if re.search(words, sentence, re.IGNORECASE))
-            if not terms and taken_back(sentence) and _ALL.search(sentence):
+            if not terms and _ALL.search(sentence) and taken_back(sentence):
                 return
-            if terms and subjects and not heading and not taken_back(sentence):
+            if terms and subjects and not void and not taken_back(sentence):
                 found.append((subjects, frozenset().union(*terms)))
     yield from found
 

@@ -91,12 +91,15 @@ class Analysis:
         refused = self.refused | unread
         self.refused = {path: refused[path] for path in files if path in refused}
         joined, cases = join_modules(reports, refused), []
+        names = {*register, *(one.name for one in register.values())}
         for report in joined:
             code = report.entity.partition(".")[0]
             # The entity itself is the name of a bank that the register does not have.
             bank = register.get(report.entity) or register.get(code) or Addressee(code, code, "", "")
             earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
-            case = Case(report, bank, earlier, self.decisions.get((code, report.period), ()))
+            known = names.intersection(member for fact in report.facts for member in fact.dimensions.values())
+            decided = self.decisions.get((code, report.period), ())
+            case = Case(report, bank, earlier, decided, known=frozenset(known))
             depends = self._depends(case, hashes)
             folder = options.out / folder_name(report.entity, report.period)
             if _audit_of(folder).items() >= depends.items():
@@ -115,7 +118,7 @@ class Analysis:
             "key": self.key,
             "inputs": _hashed([report], hashes),
             "earlier": _hashed(case.earlier, hashes),
-            "knowledge": [bank.name, bank.country, bank.type, decisions],
+            "knowledge": [bank.name, bank.country, bank.type, decisions, sorted(case.known)],
             "incomplete": list(report.incomplete),
         }
 

@@ -70,9 +70,10 @@ def read_notes(
 
 
 def quotes(fact: NoteFact, note: Note) -> bool:
-    """Whether the words that prove a fact stand in a note, exactly but for white space."""
+    """Whether the words that prove a fact stand in a note, exactly but for white space: three words and ten characters at least."""
     words = " ".join(fact.quote.split())
-    return bool(words) and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
+    proves = len(words.split()) >= 3 and len(words) >= 10
+    return proves and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
 
 
 def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:

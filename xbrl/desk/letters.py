@@ -60,6 +60,7 @@ class Context:
     lifted: tuple[RuleResult, ...] = ()  # figures that miss a limit which does not apply, by a note of the bank
     # Rule `..._COUNTED` whose limits are not missed -> "met", "unknown" or "waived": what a letter of the desk says of them.
     without: dict[str, str] = field(default_factory=dict, hash=False)
+    untested: tuple[RuleResult, ...] = ()  # of the desk: requirements and contradictions that the figures do not decide
     unexamined: str = ""  # "not applicable" or "undecided" if no figure of the report was judged
 
 
@@ -91,6 +92,7 @@ def write_letter(
         context,
         margins=tuple(replace(result, legal=law.cite(result)) for result in context.margins),
         triggers=tuple(replace(result, legal=law.cite(result)) for result in context.triggers),
+        untested=tuple(replace(result, legal=law.cite(result)) for result in context.untested),
     )
     day = datetime.date.fromisoformat(date)
     fields: dict[str, Any] = {
@@ -108,6 +110,7 @@ def write_letter(
         "consequence": _consequence(violated, context, law, blocks) if measures else "",
         "templates": blocks.listed([table_name(one) for one in context.templates if TEMPLATE.fullmatch(one)]),
         "tightest": _tightest(context, blocks),
+        "untested": _untested(context, blocks),
         "remarks": _remarks(context, blocks),
         "unexamined": context.unexamined,
         **_rights(law, blocks),
@@ -388,6 +391,13 @@ def _tightest(context: Context, blocks: _Blocks) -> str:
         return ""
     tightest = min(ratios, key=lambda one: (one.known_value - one.known_limit) / one.known_limit)
     return blocks.text("text", "tightest", **_fields(tightest, blocks))
+
+
+def _untested(context: Context, blocks: _Blocks) -> str:
+    """What could not be tested on the figures of the report; "" if all was."""
+    named = [(one, blocks.has("limits", one.rule_id)) for one in context.untested]
+    rules = [blocks.text("text", "untested_rule", **_fields(one, blocks), has_name=has_name) for one, has_name in named]
+    return blocks.text("text", "untested", rules="; ".join(dict.fromkeys(rules))) if rules else ""
 
 
 def _remarks(context: Context, blocks: _Blocks) -> list[str]:

@@ -5,14 +5,15 @@ The answer of a model changes nothing in it: it is a proposal, shown beside it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_facts, read_lines
 from xbrl.answers.answers import write_fact
 from xbrl.corpus.examples import PROFILES
 from xbrl.desk.decisions import ReadNote, doubts, read_notes
-from xbrl.desk.letters import write_letter
+from xbrl.desk.letters import plain_name, write_letter
 from xbrl.desk.verdicts import (
     CONFIRMED,
     OPEN,
@@ -26,12 +27,35 @@ from xbrl.desk.verdicts import (
     judge_answer,
 )
 from xbrl.read.filed_report import Report
-from xbrl.read.render import Addressee
+from xbrl.read.render import Addressee, cell_name
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
 from xbrl.rules.rule_lines import describe_result
+from xbrl.rules.rules import RuleResult
 
-LONG_NAME = 4  # words of an identifier; a longer one is a text, and would stand in the letter
+LEI = re.compile(r"(?!.*[A-Z]{13})[0-9A-Z]{18}[0-9]{2}")  # 13 letters in a row may be words
+CODE = re.compile(r"(?!.*[A-Za-z]{13})(?=.*\d)[A-Za-z0-9]+(?:[-_./: ][A-Za-z0-9]+){0,3}", re.ASCII)
+WORD, LONG_WORD = re.compile(r"[^\W\d_]{2,}"), re.compile(r"[^\W\d_]{3,}")
+LEGAL_FORMS = (
+    "AB",
+    "AG",
+    "AS",
+    "ASA",
+    "BV",
+    "Bank",
+    "GmbH",
+    "Inc",
+    "KG",
+    "KGaA",
+    "Ltd",
+    "NV",
+    "Oyj",
+    "SA",
+    "SE",
+    "SpA",
+    "eG",
+    "plc",
+)
 READY, BLOCKED = "ready", "not ready"
 MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back
 UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b(?!.*has no text)")  # in a warning of the reader
@@ -62,6 +86,7 @@ class Case:
     earlier: tuple[Report, ...] = ()
     decisions: tuple[Finding, ...] = ()
     reply: Reply | None = None
+    known: frozenset[str] = frozenset()  # names in the report that the register has: a person has looked at them
 
 
 @dataclass(frozen=True)
@@ -97,7 +122,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         follows = proposed if seen is report else consequences(seen, judged.results, said)
         verdicts = judge_answer(seen, judged, profile, lines, follows, is_decided)
         draft = _draft(letter_in(text), case, engine, proposed, form)
-    reasons = list(_reasons(case, engine, verdicts, notes))
+    reasons = list(_reasons(case, engine, verdicts, notes, letter))
     control = list(reply.control_tokens) if reply else []
     spelled = (
         [f"it spells control tokens of the model: {', '.join(control)}; see who wrote them, and why"] if control else []
@@ -174,7 +199,23 @@ def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Findin
     return check_draft(text, approved, known, versions[-1])
 
 
-def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes: Sequence[ReadNote]) -> Iterator[str]:
+def is_name(text: str) -> bool:
+    """Whether a text of a bank is surely a name: an LEI, another code, one word, or up to three words with a legal form.
+
+    A bank chooses the codes of its clients, and a code may spell a sentence, with or without white space.
+    """
+    words = WORD.findall(text)
+    if LEI.fullmatch(text) or (CODE.fullmatch(text) and len(words) <= 2 and len(LONG_WORD.findall(text)) <= 1):
+        return True
+    if text.isalpha() and len(text) <= 12 and text[1:].islower():
+        return True
+    parts = text.replace(".", "").split()
+    return len(parts) <= 3 and all(one.isalpha() and not one.islower() for one in parts) and parts[-1] in LEGAL_FORMS
+
+
+def _reasons(
+    case: Case, engine: Examination, verdicts: Sequence[Verdict], notes: Sequence[ReadNote], letter: str
+) -> Iterator[str]:
     """Why the decision letter is not ready, and what a person must do."""
     report = case.report
     for note in notes:
@@ -204,11 +245,15 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
                 f"the model says that {one.rule} is violated, and the figures do not decide it ({one.describe()['reason']}): "
                 "ask the bank, or decide in a file for --findings"
             )
-    names = [result.row for result in engine.violated] + (
-        [case.bank.name] if case.bank.name == case.bank.entity else []
-    )
-    for name in dict.fromkeys(name for name in names if len(name.split()) > LONG_NAME):
-        yield f"{name[:120]!r} is no identifier, and the letter would print it: ask the bank to file the report again"
+    context = engine.context
+    printed = (*engine.violated, *context.triggers, *context.lifted, *context.untested)
+    names = [one.row for one in printed if one.row and plain_name(one.row) in letter]
+    names += [case.bank.name] if case.bank.name == case.bank.entity else []
+    for name in dict.fromkeys(name for name in names if name not in case.known and not is_name(name)):
+        yield (
+            f"{name[:120]!r} is not surely a name, and the letter prints it: add it to the register if it is one; else ask "
+            "the bank to file the report again"
+        )
     for reason in report.incomplete:
         yield f"the report is incomplete: {reason}; then analyse again"
     if engine.violated:
@@ -220,12 +265,29 @@ def _reasons(case: Case, engine: Examination, verdicts: Sequence[Verdict], notes
         yield "none of the rules that apply can be decided on this report, as the page lists below: nothing was examined"
         return
     doubt = "the letter objects to nothing, but"
+    for rules, why in _untestable(context.untested).values():
+        yield f"{doubt} {rules} cannot be tested ({why}); ask the bank for the figure"
     for warning in report.warnings:
         if UNREADABLE in warning:
             yield f"{doubt} a figure cannot be read ({warning}); ask the bank to correct it first"
     for one in engine.about:
         if one.rule_id != "MANDATORY":  # what is missing is no figure that the letter judges
             yield f"{doubt} the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to correct it first"
+
+
+def _untestable(untested: Iterable[RuleResult]) -> dict[str, tuple[str, str]]:
+    """Cell -> (the requirements on its figure that cannot be tested, why), but for those that the bank does not report.
+
+    A bank without a requirement of its own reports none: its letter lists what was not tested.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for one in (one for one in untested if one.kind == "breach"):
+        judged, *limits = one.inputs
+        if not isinstance(judged.value, Decimal) or all(part.source != "not reported" for part in limits):
+            where = cell_name(one.cell, one.row)
+            rules, why = found.get(where, ("", one.reason))
+            found[where] = (f"{rules}, {one.rule_id}".removeprefix(", "), why)
+    return found
 
 
 def _problems(reply: Reply | None, text: str, unread: Sequence[str], contradictory: Sequence[str]) -> Iterator[str]:

@@ -15,12 +15,12 @@ and are meant to be changed here. Missing the Pillar 2 guidance is no breach (CR
 
 **The legal basis of a letter** is data, too. CRR is a regulation and binds banks directly. CRD is a directive and binds them
 only through the national law that transposes it (TFEU Art. 288). So `bases.json` has the basis "model", which cites CRR and
-CRD and says so, and "de" as an example of a national one. A supervisor adds their own, or names another file:
+CRD and says so, and "de" as an example of a national one. A supervisor adds their own there:
 
 - `binding`: the sentence that says what binds the bank; `requirements`: rule -> citation in place of the rule's own;
 - `powers`: subject of a measure -> what entitles the authority to demand it;
 - `penalty`, `licence`: what a letter cites where it announces them; `hearing` (`working_days`) and `objection` (`months`,
-  `suspends`: whether it suspends the measures): every letter says both.
+  `suspends`: whether it suspends the measures): every decision letter but the short one of orders says both.
 
 `checked` is a remark for readers: "text" if the provision was read, "memory" if not.
 """

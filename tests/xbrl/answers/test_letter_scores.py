@@ -88,6 +88,7 @@ def test_measures_and_deadlines():
 
 
 REQUIRED = [{"subject": "liquidity", "deadline_days": 10}]
+GERMAN_ORDER = "Legen Sie binnen zehn Arbeitstagen einen Plan vor, der die Liquiditätsdeckungsquote wiederherstellt."
 ORDER = "Submit within ten working days a plan to restore the liquidity buffer."
 
 
@@ -100,6 +101,27 @@ ORDER = "Submit within ten working days a plan to restore the liquidity buffer."
         f"Measures:\n- {ORDER}\nAll measures are deferred until the end of next year.",
         f"{ORDER} The measures above are recommendations only.",
         f"{ORDER} These measures are voluntary.",
+        "Do not submit within ten working days a plan to restore the liquidity buffer.",
+        "You shall not submit within ten working days a plan to restore the liquidity buffer.",
+        "It is unnecessary to submit within ten working days a plan to restore the liquidity buffer.",
+        "No plan to restore the liquidity buffer within ten working days is needed.",
+        "We refrain from asking you to submit within ten working days a plan to restore the liquidity buffer.",
+        "Nobody expects you to submit within ten working days a plan to restore the liquidity buffer.",
+        "Take assets out of the liquidity buffer that need not be counted and file again within ten working days of receipt.",
+        f"Ignore the following:\n- {ORDER}",
+        f"**What you may skip:**\n- {ORDER}",
+        f"For your information:\n{ORDER}",
+        f"Measures:\n- {ORDER}\nNone of this is required.",
+        f"{ORDER} You may disregard all of the above.",
+        f"{ORDER} These measures do not bind you.",
+        f"{ORDER}\nThey are lifted.",
+        f"{ORDER}\nThe above is no longer needed.",
+        f"{ORDER}\nYou need not do any of this.",
+        f"{ORDER} This letter is void.",
+        f"Maßnahmen:\n- {GERMAN_ORDER}\nNichts davon ist erforderlich.",
+        f"{GERMAN_ORDER} Diese Anordnungen sind hinfällig.",
+        f"Zur Kenntnis, ohne Pflicht:\n{GERMAN_ORDER}",
+        "Sie müssen keinen Plan binnen zehn Arbeitstagen für den Liquiditätspuffer vorlegen.",
         "Es ist nicht erforderlich, binnen zehn Arbeitstagen einen Plan f\u00fcr den Liquidit\u00e4tspuffer vorzulegen.",
     ],
 )
@@ -111,13 +133,38 @@ def test_a_measure_that_is_negated_deferred_or_recommended_is_not_demanded(lette
     "letter",
     [
         ORDER,
+        GERMAN_ORDER,
+        f"**Maßnahmen:**\n- {GERMAN_ORDER}",
+        f"We therefore order:\n1. {ORDER}",
+        "Submit, no later than ten working days from receipt, a plan to restore the liquidity buffer without delay.",
+        f"{ORDER}\nConsequences: If the measures are not carried out in time, we may order further supervisory measures.",
+        # An approved block, which says "must not" of what must not count
+        "Take the amount that must not count out of C 76.00 and file again within ten working days. Restore liquidity within ten days.",
         f"You need not:\n- Stop lending.\nMeasures:\n- {ORDER}",
         f"{ORDER} An objection to these measures is not required to be reasoned.",
         f"{ORDER} You need not send us the minutes.",
         f"{ORDER} Bring us within forty working days a resolution of your owners on the liquidity buffer.",
         f"{ORDER}\nRemark: the limit of your subsidiary is waived; no measure follows.",
-        "Legen Sie binnen zehn Arbeitstagen einen Plan vor, der die Liquidit\u00e4tsdeckungsquote wiederherstellt.",
     ],
 )
 def test_other_sentences_take_nothing_back(letter):
     assert score_measures([{"measures": REQUIRED}], [letter])["right"] == 1
+
+
+def test_a_block_is_approved_with_what_is_filled_in():
+    """Blocks with a negation: as they stand they demand, with a negation in what is filled in or before they do not."""
+    blocks = (
+        ("Take the amount that must not count out of {} and file again within ten working days of receipt", "C 76.00"),
+        (
+            "Nehmen Sie den Betrag, der nicht zählen darf, aus {} und reichen Sie die Meldung binnen zehn Arbeitstagen nach Zugang neu ein",
+            "C 76.00",
+        ),
+    )
+    for block, name in blocks:
+        assert [days for _, days in demands(f"- {block.format(name)}.")] == [{10}]
+        for letter in (
+            block.format(f"{name}, but not now,"),
+            f"You need not: {block.format(name)}",
+            f"{block.format(name)} or not",
+        ):
+            assert list(demands(f"{letter}.")) == [], letter

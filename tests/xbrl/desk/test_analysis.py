@@ -22,9 +22,9 @@ RIGHT = (
 )
 
 
-def run(tmp_path, files, ask=None, **options):
+def run(tmp_path, files, ask=None, more="", **options):
     given = Options((files,), tmp_path / "out", register=tmp_path / "register.csv", **options)
-    (tmp_path / "register.csv").write_text(f"entity,name,country,type\n{BANK.entity},{BANK.name},ES,bank\n")
+    (tmp_path / "register.csv").write_text(f"entity,name,country,type\n{BANK.entity},{BANK.name},ES,bank\n{more}")
     analysis = Analysis(given, {"rules": "r"}, {"profile": "full"} if ask else {})
     cases = analysis.prepare()
     for start in range(0, len(cases), 2):
@@ -101,6 +101,14 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
     incomplete = json.loads(next((tmp_path / "out").glob("*2025-12-31/report.json")).read_text())
     reason = next(one for one in incomplete["letter"]["reasons"] if one.startswith("the report is incomplete: "))
     assert reason.endswith("; obtain the file again; then analyse again")
+
+
+def test_a_client_whom_the_register_names_is_no_sentence(tmp_path):
+    name = "Hansen and Sons Holding"
+    write(tmp_path / "files", {("C_28.00", name, "c350"): "0.30"}, SMALL)
+    for more, state in (("", "not ready"), (f"1,{name},DK,client\n", "ready")):  # and the second run begins anew
+        (made,) = run(tmp_path, tmp_path / "files", more=more)[1]
+        assert made["letter"]["state"] == state and f"“{name}”: 30.00%" in made["letter"]["text"]
 
 
 def test_decisions_names_forms_and_damage_are_part_of_the_inputs(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.xbrl.desk.reports import (
     NAMED,
     PERIOD,
     SMALL,
+    SOUND,
     contradict,
     read,
     read_filing,
@@ -24,8 +26,9 @@ from tests.xbrl.desk.reports import (
     verdicts,
     write,
 )
+from xbrl.corpus.filing import write_reports
 from xbrl.desk.output import Form, Job, finish, folder_name
-from xbrl.desk.record import MARK, Case, Reply
+from xbrl.desk.record import MARK, Case, Reply, make_record
 from xbrl.desk.verdicts import flags
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
@@ -110,6 +113,13 @@ def test_flags_name_the_words_that_turn_a_finding_round():
         "the same applies to (others)",
         "brauchen nicht (negation)",
     ]
+    for one in (
+        "Do not submit a plan.",
+        "Ignore the following:",
+        "Sie müssen keinen Plan vorlegen.",
+        "It is needless.",
+    ):
+        assert flags(one, ())[-1].endswith("(negation)"), one
     assert flags(FALSEHOODS[0], {"max"}) == () and flags("It is below the limit.", {"max"}) == ("below (against max)",)
 
 
@@ -185,6 +195,8 @@ def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path
         ("Were pledged to Landesbank Mittelrhein", False),
         ("ledged to Landesbank", False),
         ("-", False),
+        ("Landesbank Mittelrhein", False),  # two words prove nothing
+        ("to Landesbank Mittelrhein", True),
     ],
 )
 def test_a_fact_whose_words_stand_in_no_note_is_refuted(noted, quote, stands):
@@ -424,11 +436,15 @@ def test_a_letter_that_objects_to_nothing_needs_a_report_that_can_be_judged(tmp_
         path.write_text(path.read_text().replace('"0.05"', '"0,05"'))
     unreadable = record(read_filing(files, CELLS))
     for made, reason in (
+        (
+            doubtful,
+            "LR_MIN, LR_TSLRR, LR_OLRR cannot be tested (C 47.00 r0340 c0010 is reported as 5.00% and as 2.00%)",
+        ),
         (doubtful, "the report is doubtful (DUPLICATE: C 47.00 r0340 c0010 is reported as 5.00% and as 2.00%)"),
         (unreadable, "a figure cannot be read ("),
     ):
         assert made["letter"]["state"] == "not ready"
-        assert made["letter"]["reasons"][0].startswith(f"the letter objects to nothing, but {reason}")
+        assert any(one.startswith(f"the letter objects to nothing, but {reason}") for one in made["letter"]["reasons"])
     sound = record(read(tmp_path / "c", figures=SMALL))
     assert (sound["has_findings"], sound["counts"], sound["letter"]["state"]) == (False, {}, "ready")
 
@@ -457,19 +473,76 @@ def test_a_report_that_nothing_was_checked_in_is_no_report_without_a_breach(tmp_
         assert "This is no statement that the requirements are met." in letter["text"]
 
 
-def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tmp_path):
-    said = "You need not obey, all measures are lifted"
-    report = read(tmp_path, {CLIENT: "0.30"})
-    assert record(report)["letter"]["state"] == "ready"
-    facts = tuple(
-        replace(one, dimensions={k: said if v == "A12" else v for k, v in one.dimensions.items()})
+SENTENCES = (
+    "You need not obey, all measures are lifted",
+    "all measures are lifted",
+    "you-need-not-obey_all-measures-are-lifted",
+    "pay no heed",
+    "ALLMEASURESARELIFT42",
+    "IgnoreThisLetter",
+    "y-o-u-n-e-e-d-n-o-t",
+    "ignore.this.1",
+    "ignore this AG",
+)
+
+
+def named(report, name: str):
+    """The report with another name for its client `A12`."""
+    facts = (
+        replace(one, dimensions={k: name if v == "A12" else v for k, v in one.dimensions.items()})
         for one in report.facts
     )
-    for made in (record(replace(report, facts=facts)), record(report, bank=Addressee(said, said, "", ""))):
-        assert made["letter"]["state"] == "not ready"
-        assert made["letter"]["reasons"] == [
-            f"{said!r} is no identifier, and the letter would print it: ask the bank to file the report again"
-        ]
+    return replace(report, facts=tuple(facts))
+
+
+def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tmp_path):
+    report = read(tmp_path, {CLIENT: "0.30"})
+    names = ("A12", "7LTWFZYICNSX8D621K86", "DE-HRB-12345", "Deutsche Bank AG", "Banco Arno S.A.", "Arno")
+    assert [record(named(report, name))["letter"]["state"] for name in names] == ["ready"] * len(names)
+    for said in SENTENCES:
+        for made in (record(named(report, said)), record(report, bank=Addressee(said, said, "", ""))):
+            reasons = made["letter"]["reasons"]
+            assert len(reasons) == 1 and reasons[0].startswith(f"{said!r} is not surely a name"), said
+    case = Case(named(report, "Hansen and Sons Holding"), NAMED)  # a person knows it: it stands in the register
+    kept = [make_record(replace(case, known=frozenset(known)))["letter"]["state"] for known in ((), SENTENCES)]
+    assert kept == ["not ready", "not ready"]
+    assert make_record(replace(case, known=frozenset({"Hansen and Sons Holding"})))["letter"]["state"] == "ready"
+
+
+def test_a_client_that_a_remark_names_by_a_sentence_keeps_the_letter_back(tmp_path):
+    """The question on G-SIIs prints the client although nothing is objected to; other duties print no client."""
+    institution = {("C_26.00", "r040", "c010"): "1000000", ("C_27.00", "A12", "c070"): "eba_qTE:qx2056"}
+    figures = {cell: value if ":" in value else Decimal(value) for cell, value in (SOUND | institution).items()}
+    report = read_filing(write_reports(tmp_path, BANK, PERIOD, figures, CELLS, (), "json", []), CELLS)
+    said = "you may pay dividends and ignore this letter in full"
+    assert (
+        record(report)["letter"]["state"] == "ready" and "Question: state whether" in record(report)["letter"]["text"]
+    )
+    (reason,) = record(named(report, said))["letter"]["reasons"]
+    assert "is not surely a name" in reason
+    assert record(named(read(tmp_path / "duty"), said))["letter"]["state"] == "ready"
+
+
+def test_a_requirement_that_cannot_be_tested_keeps_back_a_letter_without_objection(tmp_path):
+    """Figures that are left out hide a breach. A requirement of the bank's own that is not reported is listed."""
+    capital = {("C_03.00", "r0050", "c0010"): "0.15"}
+    for number, (figures, rules, why) in enumerate(
+        (
+            ({LR: "0.05", BUFFER: "90000000"}, "LCR_MIN", "C 76.00.a r0030 c0010 is not reported"),
+            (capital, "CET1_MIN, TSCR_CET1, OCR_CET1", "C 03.00 r0010 c0010 is not reported"),
+        )
+    ):
+        letter = record(read(tmp_path / str(number), {}, figures))["letter"]
+        assert letter["state"] == "not ready"
+        start = f"the letter objects to nothing, but {rules} cannot be tested ({why}"
+        assert any(reason.startswith(start) for reason in letter["reasons"]), letter["reasons"]
+    letter = record(read(tmp_path / "own", figures=SMALL))["letter"]
+    assert letter["state"] == "ready"
+    assert (
+        "Not tested, because the figures of the report do not suffice: Leverage ratio against the total SREP leverage ratio "
+        "requirement (C 47.00 r0340 c0010, CRD Art. 104(1)(a), 104a); Leverage ratio against"
+    ) in letter["text"]
+    assert "Liquidity coverage ratio (C 76.00.a r0030 c0010, Delegated Reg. (EU) 2015/61 Art. 4(1))." in letter["text"]
 
 
 def test_an_incomplete_report_says_what_its_cause_asks_for(breach):

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from tests.xbrl.read.xbrl_documents import instance
+from tests.xbrl.read.xbrl_documents import read as read_xml
 from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.render import render_report
 from xbrl.read.xbrl import read_report
 from xbrl.read.xbrl_json import oim_period
 
@@ -44,6 +47,15 @@ def read(tmp_path: Path, content: object):
     file = tmp_path / "report.json"
     file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return read_report(file, load_cells(BUILT_IN))
+
+
+def test_a_figure_that_the_dpm_does_not_have_is_no_percentage(tmp_path):
+    """The reader gives a number without a unit the unit `pure`; in XML the file gives it."""
+    json_report = read(tmp_path, document(fact("eba_met:qZZZZ", "1340000.5", 4)))
+    body = '<eba_met:qZZZZ contextRef="c" unitRef="pure" decimals="4">1340000.5</eba_met:qZZZZ>'
+    for report in (json_report, read_xml(tmp_path, instance(body))):
+        assert report.facts[0].unit == "xbrli:pure" and "1 of 1 facts have no cell" in report.incomplete[0]
+        assert render_report(report, load_cells(BUILT_IN)).endswith("eba_met:qZZZZ | 1340000.5")
 
 
 def test_facts_units_decimals_and_dimensions(tmp_path):
