@@ -106,7 +106,8 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
     yield _check_checkpoints(run, entries)
     yield from _check_prepared(run, entries)
     yield from _check_exports(run, entries)
-    yield check_inputs([entry for entry in not_given_up(entries) if entry.kind == "start"])
+    # Of several starts from one step the last has trained what counts.
+    yield check_inputs(list({one.step: one for one in not_given_up(entries) if one.kind == "start"}.values()))
 
 
 def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
@@ -196,14 +197,12 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
         if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
         unfinished.append(name)
-    newest, latest = max(kept, default=""), folder / "latest"
+    newest, latest = max(kept.values(), key=lambda entry: entry.step, default=None), folder / "latest"
     # A save names the checkpoint in `latest` after its entry: a kill may have come in between.
-    if (
-        newest
-        and any(one.kind != "evaluation" for one in entries[kept[newest].number :])
-        and not (latest.is_file() and latest.read_text().strip() == newest)
-    ):
-        raise Differs(f"{latest} does not name {newest}, the newest checkpoint of {FILE}")
+    if newest and any(one.kind not in ("evaluation", "export") for one in entries[newest.number :]):
+        name = checkpoint_name(newest.step)
+        if not latest.is_file() or latest.read_text().strip() != name:
+            raise Differs(f"{latest} does not name {name}, the newest checkpoint of {FILE}")
     line = f"checkpoints: {len(whole)} whole, {len(names) - len(whole) - len(unfinished)} removed"
     line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
     return line + (f"; not compared, because the run has given them up: {', '.join(left)}" if left else "")
@@ -248,10 +247,8 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         if written["head"] not in [one.digest for one in entries[: entry.number - 1]]:
             raise Differs(f"{folder / EXPORT} names the head {written['head']}, which no entry before {entry} has")
         of_step = [one for one in entries[: entry.number] if one.kind == "checkpoint" and one.step == entry.step]
-        made_of = [
-            one for one in of_step if one.content["tensors"] == entry.content["checkpoint"] == written["checkpoint"]
-        ]
-        if not made_of:
+        tensors = [one.content["tensors"] for one in of_step]
+        if written["checkpoint"] != entry.content["checkpoint"] or written["checkpoint"] not in tensors:
             raise Differs(f"{folder / EXPORT} is of no checkpoint of step {entry.step} that {FILE} has")
         checkpoint = run / "checkpoints" / checkpoint_name(entry.step)
         is_plain = not adapter and not written.get("averaged") and written.get("kind", "model") == "model"
@@ -283,19 +280,14 @@ def check_inputs(starts: list[Entry]) -> str:
 
     Nor is what a later start has read otherwise, because its file was replaced (run.resume=changed).
     """
-    read = [
-        (start, part, Path(name), sums[name])
-        for start in starts
-        for part, sums in start.content["files"].items()
-        for name in sums
-    ]
-    wanted = {path: (start, part, digest) for start, part, path, digest in read}  # by the last start that has read it
+    parts = [(start, part, sums) for start in starts for part, sums in start.content["files"].items()]
+    wanted = {Path(name): (start, part, sums[name]) for start, part, sums in parts for name in sums}  # the last counts
     here = [path for path in wanted if path.is_file()]
     for path, found in sha256_of_all(here).items():
         start, part, digest = wanted[path]
         if found != digest:
             raise Differs(f"{path} ({part}) is not what {start} has read: its SHA-256 is another one")
-    away = len({(path, digest) for *_, path, digest in read}) - len(here)
+    away = len({one for *_, sums in parts for one in sums.items()}) - len(here)
     return f"base and data: {len(here)} files" + (f"; {away} are not here, so not compared" if away else "")
 
 
@@ -456,21 +448,17 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
     known, record = _evaluations(entries), read_record(run)
     evaluated = _evaluations(record)
     later = next((one.number for one in record[segment.start.number :] if one.kind == "start"), math.inf)
-    others = {
-        key for key, one in evaluated.items() if one.number > later
-    }  # a later start has evaluated the last step again
-    ends = [one.content["why"] for one in record if one.kind == "stop" and one.step == last]
-    is_cut = bool(ends) and ends[-1] not in (
-        "finished",
-        "run.stop_at",
-    )  # a signal may have cut the last evaluation short
+    others = {key for key, one in evaluated.items() if one.number > later}  # of the last step, by a later start
+    why_ended = next(
+        (one.content["why"] for one in record[::-1] if one.kind == "stop" and one.step == last), "finished"
+    )
+    is_cut = why_ended not in ("finished", "run.stop_at")  # a signal may have cut the last evaluation short
     others |= {key for key in after.keys() - before.keys() if is_cut and key[0] == last and key[1] in EVALUATIONS}
     rows = sorted(key for key in before.keys() & after.keys() if key not in others)
     lone = (before.keys() ^ after.keys()) - others
-    figures = {key: [of[key].content["figures"] if key in of else None for of in (evaluated, known)] for key in rows}
-    if differing := sorted(lone) or [
-        key for key in rows if before[key] != after[key] or figures[key][0] != figures[key][1]
-    ]:
+    figures = [{key: entry.content["figures"] for key, entry in of.items()} for of in (evaluated, known)]
+    unequal = [key for key in rows if before[key] != after[key] or figures[0].get(key) != figures[1].get(key)]
+    if differing := sorted(lone) or unequal:
         step, kind = differing[0]
         curves = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives"
         problem = "; ".join(filter(None, (curves, problem)))

@@ -172,10 +172,10 @@ def read_before(record: Record) -> None:
     """The data of a start whose steps count, changed since; what a later start has read otherwise is not compared."""
     one, two = record.directory / "one", record.directory / "two"
     one.write_text("1")
-    for text in ("1", "2"):
-        two.write_text(text)
-        read = {str(path): sha256(path) for path in ((one, two) if text == "1" else (two,))}
-        record.append("start", **START | {"step": 2, "files": {"the data": read}})
+    for step, paths in ((2, (one, two)), (3, (two,))):
+        two.write_text(str(step))
+        read = {str(path): sha256(path) for path in paths}
+        record.append("start", **START | {"step": step, "files": {"the data": read}})
     assert "base and data: 2 files; 1 are not here, so not compared" in said(record.directory)
     one.write_text("changed")
 
