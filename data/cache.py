@@ -120,8 +120,11 @@ class Cache:
             if store.info["entry"] != entry.name:
                 raise Damaged(f"it is the entry {store.info['entry']}")
             is_small = sum(shard.size for shard in store.shards) <= VERIFIED
-            for shard in store.shards:  # of a large one the ids are checked when they are read
-                shard.verify(0 if is_small else shard.starts["documents"])
+            for shard, info in zip(store.shards, store.info["shards"], strict=True):
+                # Of a large one the ids are checked when they are read, and by CRC-32 alone, which anybody can mend.
+                shard.verify(shard.starts["hashes" if is_small else "documents"])
+                if is_small and shard.digest() != info["digest"]:
+                    raise Damaged(f"the tokens of {shard.path} are not those of {STORE_FILE}")
         except (Damaged, OSError) as error:
             in_use.close()
             why = str(error).removesuffix(f"; {mend}")

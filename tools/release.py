@@ -11,15 +11,13 @@ import importlib
 import json
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import suppress
+from fnmatch import fnmatch
 from getpass import getpass
 from pathlib import Path
 from typing import Any
 
 from common.durable_files import write_durably
 from common.errors import UserError
-from common.sha256 import remembered_sha256
-from data.files import expand
 from model.fingerprint import fingerprint_of_sums
 from model.flops import count_work, step_flops
 from model.language_model import build_on_meta
@@ -27,6 +25,7 @@ from training.ending import BOM, EXPORT, SIGNATURE, read_json
 from training.export import Export
 from training.model_card import Results, base_model
 from training.provenance import PACKAGES, short_commit
+from training.record import Record
 
 OURS = "full-fine-tuning:"  # begins the names of our properties
 INSTALL = "pip install 'model-signing>=1.1,<2' pyopenssl 'cyclonedx-python-lib[json-validation]>=11.12,<12'"
@@ -64,6 +63,15 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
         )
 
     data, start, state, base = export.config.data, export.start, export.state, base_model(export.base)
+    newest = next(entry.content for entry in Record(export.run).read()[::-1] if entry.kind == "start")
+
+    def files_of(paths: tuple[str, ...]) -> list[tuple[str, str]]:
+        """(name, SHA-256) of each file of a source, as the newest start has read it."""
+        roots = [str(Path(newest["directory"], path).resolve()) for path in paths]  # files, folders or globs
+        read = newest["files"]["the data"]
+        found = [file for file in read if any(fnmatch(file, root) or file.startswith(f"{root}/") for root in roots)]
+        return [(Path(file).name, read[file]) for file in found]
+
     weights, trained = state["identity"]["the weights"], state["identity"]["the data"]
     facts: dict[str, Any] = {"fingerprint": fingerprint_of_sums(weights), "licence": base["license_from"]}
     more = {"licence": base["license"], "description": base["origin"]}
@@ -74,8 +82,8 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
     for (name, share, digest, *anchor), targets in zip(sources, state["loop"]["targets"], strict=True):
         facts = {"share": f"{share:.4g}", "target-tokens": targets, "fingerprint-of-tokens": digest}
         facts |= {"trained": "by KL to the base"} if anchor else {}
-        parts.append(part("data", name, f"data:{name}", facts, _sums(paths.get(name, ()))))
-    parts += [part("data", "validation", "validation", files=_sums(data.validation))] if data.validation else []
+        parts.append(part("data", name, f"data:{name}", facts, files_of(paths.get(name, ()))))
+    parts += [part("data", "validation", "validation", files=files_of(data.validation))] if data.validation else []
     measured = [*results.evaluations, *filter(None, [results.forgetting])]
     files = [(Path(result["data"]).name, result["data_sha256"]) for result in results.evaluations]
     files += [file for result in measured for file in result["file"].items()]
@@ -172,15 +180,6 @@ def _metrics(export: Export, results: Results) -> Iterator[dict]:
         for kind, each in kinds.items():
             of = "general text, against the base" if kind in found else "general text, change from the base"
             yield metric(f"forgetting: {kind}", f"{each['value']:.6g}", of, each["low"], each["high"])
-
-
-def _sums(paths: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(name, SHA-256 now) of each data file of these paths that is on this machine."""
-    files: list[Path] = []
-    for path in paths:
-        with suppress(UserError):  # it is not here any more, or was never
-            files += expand([path])
-    return [(path.name, digest) for path, digest in remembered_sha256(files, print).items()]
 
 
 # ---- model.sig -----------------------------------------------------------------------------------------------------------

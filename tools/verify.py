@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers import AutoConfig
 
 from common.durable_files import SUFFIX, temporary_path
 from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.load import config_of
 from data.find import called, find, wanted_by
+from data.remote import FETCHED
 from distributed.checkpoint_directory import (
     MANIFEST,
     SET_ASIDE,
@@ -30,16 +32,21 @@ from distributed.checkpoint_directory import (
     checkpoint_name,
     read_manifest,
     set_latest,
+    weights_digest,
 )
+from model.language_model import stored_form
+from model.weight_files import stored_tensors
 from tools.chaos import read_rows
 from tools.launched import ROOT, torchrun
 from training.description import counted
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
 from training.identity import differences
+from training.log import EVALUATIONS
 from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after, prepared_in
 
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
 UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
+SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 Say = Callable[[str], None]
 
 
@@ -56,8 +63,11 @@ def read_record(run: Path) -> list[Entry]:
         entries = Record(run).read()
     except UserError as error:
         raise Differs(str(error)) from error
-    if not entries:
-        raise UserError(f"{run} has no {FILE} with an entry; name the directory of a run, such as runs/quickstart")
+    first = next((entry for entry in entries if entry.kind != "exclusion"), None)  # which comes before its start
+    if first is None:
+        raise UserError(f"{run} has no {FILE} with a start; name the directory of a run, such as runs/quickstart")
+    if first.kind != "start":
+        raise Differs(f"{run / FILE}: {first} comes before the first start")
     return entries
 
 
@@ -73,9 +83,11 @@ def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
                 say(line)
             say("nothing differs from the record")
             return entries
-        except (Differs, OSError) as problem:
+        except (Differs, OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as problem:
             if len(read_record(run)) == len(entries):
-                raise Differs(str(problem)) from problem
+                is_known = isinstance(problem, Differs | OSError)
+                what = str(problem) if is_known else f"{run / FILE} or {EXPORT} is not what a run writes: {problem!r}"
+                raise Differs(what) from problem
             say("the run has gone on meanwhile: once more from the beginning")
 
 
@@ -94,7 +106,8 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
     yield _check_checkpoints(run, entries)
     yield from _check_prepared(run, entries)
     yield from _check_exports(run, entries)
-    yield check_inputs(starts[-1])
+    # Of several starts from one step the last has trained what counts.
+    yield check_inputs(list({one.step: one for one in not_given_up(entries) if one.kind == "start"}.values()))
 
 
 def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
@@ -123,28 +136,46 @@ def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
                 raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
             end = max(end, of_entry["bytes"])
     rows, rest = content.count(b"\n", 0, end), content.count(b"\n", end)
-    if rest and entries[-1].kind in ("stop", "export"):
+    if rest and entries[-1].kind in ("stop", "certificate", "export"):
         raise Differs(f"{path}: {rest} rows at its end are in no entry, and the run had ended at {entries[-1]}")
+    of_rows = dict(read_rows(run))
+    for (step, kind), entry in _evaluations(entries).items():
+        row = of_rows.get((step, kind))
+        # A kill came before the checkpoint knew of it, and the next start dropped the row.
+        is_dropped = row is None and any(one.kind == "start" and one.step == step for one in entries[entry.number :])
+        if not is_dropped and (row is None or row | entry.content["figures"] != row):
+            raise Differs(f"{path} has not the figures of {entry} in its row of step {step} ({kind})")
     return f"{METRICS}: {rows} rows" + (f", {rest} after the last entry" if rest else "")
+
+
+def _evaluations(entries: list[Entry]) -> dict[tuple[int, str], Entry]:
+    """(step, first word of its curves) -> the newest entry about this evaluation; of steps that the run has not given up."""
+    found = [entry for entry in not_given_up(entries) if entry.kind == "evaluation" and entry.content["figures"]]
+    return {(entry.step, next(iter(entry.content["figures"])).partition("/")[0]): entry for entry in found}
 
 
 def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     """Every checkpoint that is there, all bytes of it, and whether one is missing."""
     folder, live = run / "checkpoints", [entry for entry in not_given_up(entries) if entry.kind == "checkpoint"]
+    aside = {name for entry in entries for name in entry.content.get("set_aside", [])}
     whole, left, unfinished = [], [], []
     for path in sorted(folder.glob("step-*")):
         name = path.name.removesuffix(SET_ASIDE)
         if not path.is_dir() or path.name.endswith(SUFFIX):
             continue
-        if name not in [checkpoint_name(entry.step) for entry in entries if entry.kind == "checkpoint"]:
+        made = {checkpoint_name(entry.step) for entry in entries if entry.kind == "checkpoint"}
+        if name not in (made if name == path.name else made & aside):
             raise Differs(f"{path} is named by no entry of {FILE}")
         current = [entry for entry in live if checkpoint_name(entry.step) == path.name]
         if not current:
             left.append(path.name)  # the run does not continue from it
             continue
-        entry = next((entry for entry in current if _is(path / MANIFEST, entry.content["manifest"])), None)
-        if entry is None:
-            raise Differs(f"{path / MANIFEST} is not the one of {current[-1]}: it was changed, or is of another run")
+        entry = newest = current.pop()
+        while not _is(path / MANIFEST, entry.content["manifest"]):
+            after = next((one for one in entries[entry.number :] if one.kind != "export"), None)
+            if not current or (after and after.kind != "start"):  # else a kill came before the file was replaced
+                raise Differs(f"{path / MANIFEST} is not the one of {newest}: it was changed, or is of another run")
+            entry = current.pop()
         try:
             files = read_manifest(path)["files"]
             for file, sums in files.items():
@@ -155,13 +186,23 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
         _refuse_others(path, {MANIFEST, *files}, entry)
         whole.append(path.name)
     names = {checkpoint_name(entry.step): entry for entry in live}
+    kept = {}
     for name, entry in names.items():
         later = [one.content.get("removed", []) + one.content.get("set_aside", []) for one in entries[entry.number :]]
-        if name in whole or any(name in gone for gone in later):
+        if any(name in gone for gone in later):
+            continue
+        kept[name] = entry
+        if name in whole:
             continue
         if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
         unfinished.append(name)
+    newest, latest = max(kept.values(), key=lambda entry: entry.step, default=None), folder / "latest"
+    # A save names the checkpoint in `latest` after its entry: a kill may have come in between.
+    if newest and any(one.kind not in ("evaluation", "export") for one in entries[newest.number :]):
+        name = checkpoint_name(newest.step)
+        if not latest.is_file() or latest.read_text().strip() != name:
+            raise Differs(f"{latest} does not name {name}, the newest checkpoint of {FILE}")
     line = f"checkpoints: {len(whole)} whole, {len(names) - len(whole) - len(unfinished)} removed"
     line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
     return line + (f"; not compared, because the run has given them up: {', '.join(left)}" if left else "")
@@ -198,21 +239,55 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         written = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
         adapter = written.get("adapter", {})
         parts = (folder, written["files"]), (run / ADAPTER_DIRECTORY, adapter)
-        for path, digest in [(part / file, digest) for part, sums in parts for file, digest in sums.items()]:
-            _compare(path, digest, entry)
-        _refuse_others(folder, {EXPORT, CARD, BOM, SIGNATURE, *written["files"]}, entry)
+        for part, sums in parts:
+            for file, digest in sums.items():
+                _compare(part / file, digest, entry)
+            if sums:
+                _refuse_others(part, {EXPORT, CARD, BOM, SIGNATURE, *sums}, entry)
+        if written["head"] not in [one.digest for one in entries[: entry.number - 1]]:
+            raise Differs(f"{folder / EXPORT} names the head {written['head']}, which no entry before {entry} has")
+        of_step = [one for one in entries[: entry.number] if one.kind == "checkpoint" and one.step == entry.step]
+        tensors = [one.content["tensors"] for one in of_step]
+        if written["checkpoint"] != entry.content["checkpoint"] or written["checkpoint"] not in tensors:
+            raise Differs(f"{folder / EXPORT} is of no checkpoint of step {entry.step} that {FILE} has")
+        checkpoint = run / "checkpoints" / checkpoint_name(entry.step)
+        is_plain = not adapter and not written.get("averaged") and written.get("kind", "model") == "model"
+        is_there = weights_digest(checkpoint) == entry.content["checkpoint"]
+        how = "not compared with the tensors of their checkpoint"
+        if is_plain and is_there:
+            how = _compare_tensors(folder, checkpoint, written["dtype"], entry)
         count = len(written["files"]) + len(adapter)
-        yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}"
+        yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}, {how}"
 
 
-def check_inputs(start: Entry) -> str:
-    """What a start has read: the base with its tokenizer, and all data. Files that are not here are not compared."""
-    wanted = {Path(path): (part, sums[path]) for part, sums in start.content["files"].items() for path in sums}
+def _compare_tensors(folder: Path, checkpoint: Path, dtype: str, entry: Entry) -> str:
+    """Compare the tensors of an export with those of its checkpoint; returns what is said."""
+    from tools.check_runs import WEIGHTS, exported_otherwise, stored, trained
+
+    files, form, names = stored_tensors(folder), stored_form(AutoConfig.from_pretrained(folder)), trained(checkpoint)
+    shapes = {name: stored(checkpoint)[WEIGHTS + name].size for name in names}
+    named = {part for name, shape in shapes.items() for part in form(name, torch.empty(shape, device="meta"))}
+    wrong = sorted(named - files.keys()) or exported_otherwise(folder, checkpoint, names)
+    wrong += [name for name, one in files.items() if one.dtype != SAFETENSORS[dtype]]
+    if wrong:
+        raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
+    more = len(files.keys() - named)
+    return "equal to the tensors of their checkpoint" + (f", but for {more} that were not trained" if more else "")
+
+
+def check_inputs(starts: list[Entry]) -> str:
+    """What starts have read: the base with its tokenizer, and all data. Files that are not here are not compared.
+
+    Nor is what a later start has read otherwise, because its file was replaced (run.resume=changed).
+    """
+    parts = [(start, part, sums) for start in starts for part, sums in start.content["files"].items()]
+    wanted = {Path(name): (start, part, sums[name]) for start, part, sums in parts for name in sums}  # the last counts
     here = [path for path in wanted if path.is_file()]
     for path, found in sha256_of_all(here).items():
-        if found != wanted[path][1]:
-            raise Differs(f"{path} ({wanted[path][0]}) is not what {start} has read: its SHA-256 is another one")
-    away = len(wanted) - len(here)
+        start, part, digest = wanted[path]
+        if found != digest:
+            raise Differs(f"{path} ({part}) is not what {start} has read: its SHA-256 is another one")
+    away = len({one for *_, sums in parts for one in sums.items()}) - len(here)
     return f"base and data: {len(here)} files" + (f"; {away} are not here, so not compared" if away else "")
 
 
@@ -222,7 +297,7 @@ def _is(path: Path, digest: str) -> bool:
 
 def _refuse_others(folder: Path, names: set[str], entry: Entry) -> None:
     """What nobody knows may change how a model is loaded. git's own files are let be, as in a signature."""
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     if others := sorted(name for name in files - names if not name.startswith(".git")):
         raise Differs(f"{folder / others[0]} is named by nothing that {entry} names")
 
@@ -279,7 +354,7 @@ def replay(run: Path, entries: list[Entry], step: int | None, say: Say) -> int:
         if step:
             _copy_state(run, entries, step, again)
         for segment in chosen:
-            check_inputs(segment.start)
+            check_inputs([segment.start])
             _train_again(segment, again, say)
             code = max(code, _compare_segment(segment, run, again, say))
     return code
@@ -303,8 +378,16 @@ def _copy_state(run: Path, entries: list[Entry], step: int, again: Path) -> None
 
 
 def _train_again(segment: Segment, again: Path, say: Say) -> None:
-    """Start train.py with the recorded config, ranks and threads, in another run directory. Raises Differs if it fails."""
+    """Start train.py with the recorded config, ranks and threads, in another run directory and with an empty token cache.
+
+    Raises Differs if it says that record, data or identity are not those of the run, and UserError if it fails otherwise.
+    """
     start, last = segment.start.content, segment.checkpoints[-1].step
+    data, cache = start["config"]["data"], again.parent / "tokens"
+    if data["cache"] and not cache.exists():
+        cache.mkdir()
+        if (fetched := Path(start["directory"], data["cache"], FETCHED)).is_dir():
+            (cache / FETCHED).symlink_to(fetched)  # these files have been compared
     every = math.gcd(*(entry.step for entry in segment.checkpoints))
     changes = {
         "directory": str(again.parent),
@@ -315,7 +398,8 @@ def _train_again(segment: Segment, again: Path, say: Say) -> None:
     }
     changes |= {"keep_last": 1, "async_save": False, "log_to": [], "profile": None}
     changes |= {"resume": "changed" if start["config"]["run"]["resume"] == "changed" else "auto"}
-    config = json.dumps(start["config"] | {"run": start["config"]["run"] | changes})
+    data = data | {"cache": data["cache"] and str(cache)}
+    config = json.dumps(start["config"] | {"run": start["config"]["run"] | changes, "data": data})
     file = again.parent / "config.py"
     text = f"import json\n\nfrom configs.load import config_of\n\nconfig = config_of(json.loads({config!r}))\n"
     file.write_text(text, encoding="utf-8")
@@ -329,7 +413,11 @@ def _train_again(segment: Segment, again: Path, say: Say) -> None:
     code, output = run_train(command, directory, {"OMP_NUM_THREADS": threads})
     if code:
         lines = [line for line in output.splitlines() if line.startswith("error: ")] or output.splitlines()[-1:]
-        raise Differs(f"{what}: exit code {code}, {' '.join(lines)}")
+        reason = f"{what}: exit code {code}, {' '.join(lines)}"
+        of_run = (FILE, METRICS, "was made with", "is damaged", *start["files"]["the data"])
+        if any(word in reason for word in of_run) and "cannot be written" not in reason:
+            raise Differs(reason)
+        raise UserError(f"the replay cannot run here: {reason}")
 
 
 def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
@@ -355,18 +443,30 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
             )
         if saved[-1]["tensors"] != entry.content["tensors"]:
             problem = problem or f"the tensors after step {entry.step} are not those of {entry}"
+    last, count = segment.checkpoints[-1].step, len({entry.step for entry in segment.checkpoints})
     before, after = (_rows_of(path, segment) for path in (run, again))
-    rows = sorted(before.keys() & after.keys())
-    if differing := [key for key in rows if before[key] != after[key]]:
+    known, record = _evaluations(entries), read_record(run)
+    evaluated = _evaluations(record)
+    later = next((one.number for one in record[segment.start.number :] if one.kind == "start"), math.inf)
+    others = {key for key, one in evaluated.items() if one.number > later}  # of the last step, by a later start
+    why_ended = next(
+        (one.content["why"] for one in record[::-1] if one.kind == "stop" and one.step == last), "finished"
+    )
+    is_cut = why_ended not in ("finished", "run.stop_at")  # a signal may have cut the last evaluation short
+    others |= {key for key in after.keys() - before.keys() if is_cut and key[0] == last and key[1] in EVALUATIONS}
+    rows = sorted(key for key in before.keys() & after.keys() if key not in others)
+    lone = (before.keys() ^ after.keys()) - others
+    figures = [{key: entry.content["figures"] for key, entry in of.items()} for of in (evaluated, known)]
+    unequal = [key for key in rows if before[key] != after[key] or figures[0].get(key) != figures[1].get(key)]
+    if differing := sorted(lone) or unequal:
         step, kind = differing[0]
         curves = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives"
         problem = "; ".join(filter(None, (curves, problem)))
-    last, count = segment.checkpoints[-1].step, len({entry.step for entry in segment.checkpoints})
     steps = f"steps {segment.first + 1} to {last}: the tensors of {count} checkpoints and {len(rows)} rows of curves"
     if not problem:
         say(f"{steps} are equal to the bit")
         return EXACT
-    if not why:
+    if lone or not why:
         raise Differs(problem)
     losses = [(before[key][name], after[key].get(name)) for key in rows for name in before[key] if "/loss" in name]
     largest = max((abs(a - b) for a, b in losses if isinstance(b, float)), default=math.nan)

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 
 from common.durable_files import publish, start_directory, temporary_path, write_json
-from common.errors import UserError
 from data.batches import MicroBatch, collate
 from data.sources import Corpus
 from distributed.process_group import StopSignal, read_on_first
@@ -66,12 +65,14 @@ def with_base(
 ) -> Inputs:
     """The data of a run, whose steps have what the base predicts for their anchored targets. A collective.
 
-    The model holds the base's weights. If `directory` has not all that the steps need, all is computed; after a signal none.
-    Raises UserError on all ranks if the directory was made with another base or other data.
+    The model holds the base's weights. If `directory` has not all that the steps need, or was made with another base or other
+    data, all is computed; after a signal none.
     """
     corpus, ranks, temporary = data.train, stop.ranks, temporary_path(directory)
-    of_base = fingerprint({part: identity[part] for part in ("the weights", "config.json")})
-    made = {"another base": of_base, "other data": [corpus.sources[0].fingerprint, corpus.mixture()]}
+    made = fingerprint(
+        {part: identity[part] for part in ("the weights", "config.json")}
+        | {"data": [corpus.sources[0].fingerprint, corpus.mixture()]}
+    )
     items = dict.fromkeys(item for step in range(data.total_steps) for item in data.plan.batch(step).items)
     items = [item for item in items if corpus.names[corpus.locate(item)[0]] in corpus.anchored]
     # The ranks agree on what is there: another node may see the disk a moment later.
@@ -111,16 +112,10 @@ def with_base(
     return replace(data, add_base=BasePredictions(corpus, directory / ROWS, documents).added_to)
 
 
-def _documents_in(directory: Path, made: dict) -> np.ndarray | None:
-    """`BasePredictions.documents`, if the directory exists. Raises UserError if it was made with another base or other data."""
-    if not directory.is_dir():
+def _documents_in(directory: Path, made: str) -> np.ndarray | None:
+    """`BasePredictions.documents`, if the directory was made with this base and these data."""
+    if not directory.is_dir() or json.loads((directory / SETTINGS).read_text(encoding="utf-8"))["made"] != made:
         return None
-    settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
-    for name, value in made.items():
-        if settings["made"][name] != value:
-            raise UserError(
-                f"{directory} was made with {name}; set it back, remove {directory} or choose another run.name"
-            )
     return np.load(directory / DOCUMENTS)
 
 

@@ -6,7 +6,7 @@ on the task there (run.best_by), and the best is exported, with a certificate.
 
 KL is KL(base || model) in nats per token on texts of this project's own, of three kinds: prose, code or tables, questions.
 Nothing else reads them, and pieces that the training data have are left out. An alpha meets the budget if the upper bounds of the 95% bootstrap intervals over the pieces of the
-selection text are within it, for each kind. The certificate's text is read once, by the weights that are exported: the budget
+selection text are within it, for each kind. The certificate's text is read by the weights that are exported alone: the budget
 is met if the KL of its worst kind is within it as well.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from common.errors import NotMet
+from common.dtypes import dtype_name
 from common.sha256 import sha256
 from configs.config import Config
 from configs.load import is_of_answers
@@ -37,9 +37,11 @@ from eval.in_step import Stopped
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
 from training.answers import Answers
+from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
 from training.identity import fingerprint_of_checkpoint
 from training.inputs import Inputs
+from training.record import RunRecord
 
 TOLERANCE = 1 / 256  # of alpha; KL grows with about its square
 ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (eval/forgetting.py)
@@ -76,10 +78,14 @@ class AgainstBase:
         return forgetting.measure_forgetting(self.reference, self.model, self.stop)
 
 
-def keep_budget(config: Config, step: int, evaluations: Evaluations, checkpoints: Path) -> dict | None:
+def keep_budget(
+    config: Config, step: int, evaluations: Evaluations, checkpoints: Path, record: RunRecord
+) -> dict | None:
     """Leave in the model the weights that are to be exported after `step`, and return their certificate, plain JSON.
 
     None after a signal. A collective. The next start repeats an interrupted search, which depends on the checkpoints alone.
+    Each reading of the certificate's text gets an entry in the record first: weights that are chosen after one are no longer
+    judged by a text that nobody has looked at.
     Raises UserError if one of them is damaged.
     """
     run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
@@ -104,6 +110,7 @@ def keep_budget(config: Config, step: int, evaluations: Evaluations, checkpoints
                 best = one
         checkpoint = checkpoints / checkpoint_name(best["step"])
         line.load(checkpoint)
+        record.add("certificate", sha256=read_on_first(lambda: sha256(CERTIFICATE), ranks))
         texts = Texts(CERTIFICATE, line)
         judged = texts.measure(best["alpha"])
     except Stopped:
@@ -119,6 +126,9 @@ def keep_budget(config: Config, step: int, evaluations: Evaluations, checkpoints
             "curve": best_by,
             "weights": {evaluations.best_step: "best", step: "last"}.get(best["step"], "kept"),
             "averaged": base if best["alpha"] < 1 else None,
+            "means": means_of(config, run.data.train),
+            "dtype": dtype_name(next(run.model.parameters()).dtype),
+            "readings": sum(entry.kind == "certificate" for entry in record.read()),
             "checkpoint": weights_digest(checkpoint),
             "identity": fingerprint_of_checkpoint(checkpoint),
             "texts": [texts.measured(judged), best["text"]],
@@ -294,8 +304,16 @@ def certificate_lines(certificate: dict) -> list[str]:
     """What a certificate says, for the log and the model card."""
     alpha, low, high = (certificate[name] for name in ("alpha", "low", "high"))
     what = f"step {certificate['step']}, alpha {alpha:.3f}" if alpha else "the base itself, alpha 0"
-    lines = [f"budget: {_sentence(certificate)}; chosen: {what} of base + alpha (tuned - base)"]
-    for text, use in zip(certificate["texts"], ("read once", "which chose alpha"), strict=True):
+    lines = [
+        f"budget: forgetting.max_kl={certificate['max_kl']:g} is {'met' if certificate['met'] else 'NOT met'}: the KL to the base "
+        f"is {certificate['worst']:.4g} nats per token on the worst kind of the certificate's text; chosen: {what} of base + "
+        "alpha (tuned - base)"
+    ]
+    means, judged = (
+        ", ".join(certificate["means"]),
+        f"which this run has read {counted(certificate['readings'], 'time')}",
+    )
+    for text, use in zip(certificate["texts"], (judged, "which chose alpha"), strict=True):
         kinds = [
             f"{kind} {one['value']:.4g} ({one['low']:.4g} to {one['high']:.4g})" for kind, one in text["kl"].items()
         ]
@@ -303,17 +321,17 @@ def certificate_lines(certificate: dict) -> list[str]:
         if text["left_out"]:
             lines.append(f"    warning: {text['left_out']} pieces of it are left out: the training data have them")
     score = f"{certificate['value']:.4g}" + ("" if low is None else f" ({low:.4g} to {high:.4g})")
-    return [*lines, f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}"]
+    lines.append(f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}")
+    return [*lines, f"    trained with {means or 'no remedy'}; measured with weights in {certificate['dtype']}"]
 
 
-def _sentence(certificate: dict) -> str:
-    return (
-        f"forgetting.max_kl={certificate['max_kl']:g} is {'met' if certificate['met'] else 'NOT met'}: the KL to the base is "
-        f"{certificate['worst']:.4g} nats per token on the worst kind of the certificate's text"
-    )
-
-
-def check_met(certificate: dict) -> None:
-    """Raise NotMet if the budget is not met, which forgetting.strict does not allow."""
-    if not certificate["met"]:
-        raise NotMet(f"{_sentence(certificate)}, and forgetting.strict=True")
+def means_of(config: Config, corpus: Corpus) -> list[str]:
+    """What in training holds the model back from forgetting, in words."""
+    ewc, mixed = config.ewc, [name for name in corpus.names[1:] if name not in corpus.anchored]
+    found = {
+        f"data.mix of {', '.join(mixed)}": mixed,
+        f"forgetting.anchor_weight={config.forgetting.anchor_weight:g} on {', '.join(corpus.anchored)}": corpus.anchored,
+        f"ewc.strength={ewc.strength:g} (ewc.estimator={ewc.estimator})": ewc.strength,
+        f"lora.rank={config.lora.rank}": config.lora.rank,
+    }
+    return [text for text, is_used in found.items() if is_used]

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
 from common.durable_files import write_json
-from common.errors import UserError
+from common.errors import NotMet, UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.config import Config
 from data.chat_template import write_chat_settings
@@ -134,15 +134,24 @@ def is_finished(
 def check_budget(config: Config, export_directory: Path, ranks: Ranks) -> None:
     """Raise NotMet on all ranks if forgetting.strict is set and the budget of the export is not met. A collective."""
     if config.forgetting.strict:
-        from training.budget import check_met
+        from training.budget import certificate_lines
 
-        check_met(read_on_first(lambda: read_certificate(export_directory.parent), ranks))
+        certificate = read_on_first(lambda: read_certificate(export_directory.parent), ranks)
+        if not certificate["met"]:
+            what = certificate_lines(certificate)[0].removeprefix("budget: ")
+            raise NotMet(f"{what}; forgetting.strict=True does not allow that")
 
 
 def read_certificate(run: Path) -> dict:
     """The certificate of a run's export; empty without a budget for forgetting. Raises UserError if it is damaged."""
     path = run / "export" / CERTIFICATE
     return read_json(path, "remove it, and start the run again") if path.exists() else {}
+
+
+def certificate_of(run: Path, contents: dict) -> dict:
+    """The certificate of a run's export, if it is of the weights that `contents` describe; else empty."""
+    found = read_certificate(run)
+    return found if found and all(found[key] == contents[key] for key in ("checkpoint", "averaged")) else {}
 
 
 def _no_more_steps(config: Config, total_steps: int) -> str:
@@ -179,7 +188,7 @@ def export_run(
     if config.forgetting.max_kl is not None:
         from training.budget import keep_budget
 
-        certificate = keep_budget(config, step, evaluations, checkpoints)
+        certificate = keep_budget(config, step, evaluations, checkpoints, record)
         if certificate is None:
             return ["stopped by a signal before the export; start again to continue"]
         chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")

@@ -16,18 +16,21 @@ from transformers.utils import logging as transformers_logging
 
 from common.dtypes import DTYPES as COMPUTE_DTYPES
 from common.dtypes import dtype_name
-from common.durable_files import new_directory
+from common.durable_files import new_directory, write_json
 from common.errors import UserError
+from common.sha256 import sha256
 from configs.config import Config
 from configs.load import config_of
 from data.batches import MicroBatch
 from data.chat_template import write_chat_settings
 from data.tokens import load_tokenizer
 from distributed.checkpoint_directory import (
+    MANIFEST,
     check_whole,
     complete_checkpoints,
     latest_checkpoint,
     read_manifest,
+    step_of,
     weights_digest,
 )
 from distributed.process_group import Ranks
@@ -40,7 +43,18 @@ from model.loss import visit_logits
 from model.weight_files import hash_weights
 from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
 from training.chat_settings import chat_settings
-from training.ending import CARD, EXPORT, damage, read_certificate, read_json, sums_of, write_contents, write_files
+from training.ending import (
+    CARD,
+    CERTIFICATE,
+    EXPORT,
+    certificate_of,
+    damage,
+    read_certificate,
+    read_json,
+    sums_of,
+    write_contents,
+    write_files,
+)
 from training.identity import fingerprint
 from training.record import Record
 
@@ -83,7 +97,8 @@ class Export:
 def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     """The checkpoint of the run that the command line of scripts/export.py asks for; no weights are read yet.
 
-    Raises UserError if there is no such checkpoint or base, if they do not fit the options, or if they are damaged.
+    Raises UserError if there is no such checkpoint or base, if they do not fit the options, if they are damaged, or if the record
+    of the run does not name the checkpoint.
     """
     start, config = read_run(run)
     share, certificate = options.average_with_base, read_certificate(run)
@@ -96,6 +111,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     checkpoint, which = _choose_checkpoint(run, config, options)
     check_whole(checkpoint, ranks, "name a step with --step, or train again")
     manifest = read_manifest(checkpoint)
+    Record(run).named(step_of(checkpoint), sha256(checkpoint / MANIFEST))
     state, of_optimizer = manifest["state"], manifest["values"].get("optimizer", {})
     identity = state["identity"]
     base = options.base or Path(config.model.path)
@@ -169,7 +185,7 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
     Without --step and --best it is the one that the run itself exports; with a budget for forgetting `read_export` names it.
     """
     folder = run / "checkpoints"
-    complete = {int(path.name.removeprefix("step-")): path for path in complete_checkpoints(folder)}
+    complete = {step_of(path): path for path in complete_checkpoints(folder)}
     if not complete:
         raise UserError(f"{run} has no checkpoint; what a finished run has exported is in {run / 'export'}")
     names, step, which = ", ".join(map(str, complete)), options.step, "chosen"
@@ -220,6 +236,8 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
         # Many licences ask to keep their text with the weights.
         for file in [file for pattern in LICENCE_FILES for file in export.base.glob(pattern)]:
             shutil.copyfile(file, folder / file.name)
+        if certificate := certificate_of(export.run, export.contents):
+            write_json(folder / CERTIFICATE, certificate)
         contents = export.contents | {"profile": profile, "files": sums_of(folder)}
         write_contents(folder, contents, Record(export.run), str(out.absolute()))
         (folder / CARD).write_text(card, encoding="utf-8")

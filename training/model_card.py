@@ -25,7 +25,7 @@ from eval.report import Figure, figures
 from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base, fingerprint_of_sums
 from training.budget import certificate_lines
-from training.ending import EXPORT, read_certificate, read_json
+from training.ending import EXPORT, certificate_of, read_json
 from training.export import Export
 from training.provenance import ROOT, git_state, short_commit, versions
 
@@ -148,9 +148,8 @@ def read_results(out: Path, export: Export) -> Results:
             clusters = {answer.get("cluster") for answer in content.get("answers", ())}
             found["unit"] = "banks" if clusters and None not in clusters else "examples"
             evaluations.append(content | {"files": dtype} | found)
-    certificate = read_certificate(export.run)
-    is_of_these = certificate and all(certificate[key] == export.contents[key] for key in ("checkpoint", "averaged"))
-    lines = certificate_lines(certificate) if is_of_these else ()
+    certificate = certificate_of(export.run, export.contents)
+    lines = certificate_lines(certificate) if certificate else ()
     return Results(tuple(evaluations), forgetting, tuple(left_out), tuple(lines))
 
 

@@ -4,9 +4,9 @@ config.json is that of the newest start. A start whose code is not that of a com
 own, diffs/NUMBER.diff, with the files that train.py loads and git does not know.
 """
 
-import getpass
 import os
 import platform
+import pwd
 import socket
 import subprocess
 import sys
@@ -130,9 +130,10 @@ def processor() -> str:
 
 
 def _user() -> str:
+    """Of the process, by the system: LOGNAME and the like can be set to anything."""
     try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # in a container that has no name for its user
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container that has no name for its user
         return f"user {os.getuid()}"
 
 

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,14 +27,16 @@ from typing import Any
 
 from common.durable_files import fsync
 from common.errors import UserError
-from common.sha256 import remembered_sha256
+from common.sha256 import remembered_sha256, sha256
 from data.batches import StepBatch
 from data.dealing import Items
 from data.sources import Corpus
+from distributed.checkpoint_directory import MANIFEST, complete_checkpoints, step_of
 from distributed.process_group import Ranks, read_on_first
 
 FILE, METRICS = "record.jsonl", "metrics.jsonl"
 PREPARED = ("anchor", "ewc")  # directories beside it (training/anchor.py, model/ewc.py)
+SAVE = re.compile(rb'\{"step": \d+, "save/pause_seconds": [\d.e-]+, "save/total_seconds": [\d.e-]+\}')  # a row
 AGAIN = "restore the file, or choose another run.name"
 
 
@@ -112,6 +115,16 @@ class Record:
             entries.append(Entry(number, kind, previous, found))
         return entries
 
+    def named(self, step: int, manifest: str) -> Entry:
+        """The newest entry about the checkpoint of `step`. Raises UserError if none has this SHA-256 of its manifest.json."""
+        found = [entry for entry in not_given_up(self.read()) if entry.kind == "checkpoint" and entry.step == step]
+        if manifest not in [entry.content["manifest"] for entry in found]:
+            raise UserError(
+                f"{self.path} has no entry about the checkpoint of step {step} as it is: another run has made it, or it was "
+                f"changed; {AGAIN}"
+            )
+        return found[-1]
+
     def torn(self) -> bool:
         """Whether the last line was cut off by a kill."""
         return self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
@@ -161,22 +174,24 @@ class RunRecord(Record):
                         )
             if manifest is None:
                 return "", lines
-            named = [entry for entry in not_given_up(entries) if entry.kind == "checkpoint" and entry.step == step]
-            if manifest not in [entry.content["manifest"] for entry in named]:
-                raise UserError(
-                    f"{self.path} has no entry about the checkpoint of step {step} as it is: another run has made it, or it was "
-                    f"changed; {AGAIN}"
-                )
-            newest = [entry for entry in entries if entry.kind in ("start", "checkpoint") and entry.step == step][-1]
+            named = self.named(step, manifest)
+            for path in complete_checkpoints(self.directory / "checkpoints"):
+                if step_of(path) < step:  # the best one and those of a budget may be exported
+                    self.named(step_of(path), sha256(path / MANIFEST))
+            newest = [one for one in entries if one.kind in ("start", "checkpoint", "stop") and one.step == step][-1]
             found = (self.directory / METRICS).read_bytes() if (self.directory / METRICS).is_file() else b""
-            wanted = newest.content["metrics"]
+            wanted, rows = newest.content["metrics"], kept()
+            later = found[wanted["bytes"] :].splitlines()
+            if newest.kind != "stop":  # a kill came: rows that are dropped now, and of saves in the background
+                later = [line for line in later if line in rows.splitlines() and not SAVE.fullmatch(line)]
+            is_whole = _sha256(found[: wanted["bytes"]]) == wanted["sha256"] and not later
             # The rows are dropped after the entry of a start: a kill may have come in between.
-            if wanted["sha256"] not in [_sha256(rows[: wanted["bytes"]]) for rows in (found, kept())]:
+            if not is_whole and _sha256(rows) != wanted["sha256"]:
                 raise UserError(
-                    f"{self.directory / METRICS} is not what {newest} of {FILE} says: a row up to step {step} was changed; "
-                    f"{AGAIN}"
+                    f"{self.directory / METRICS} is not what {newest} of {FILE} says: a row up to step {step} was changed or "
+                    f"added; {AGAIN}"
                 )
-            return named[-1].content["plan"], lines
+            return named.content["plan"], lines
 
         self.step = step
         self.plan, lines = read_on_first(check, self.ranks)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from data.examples import Documents, load_documents
 from data.files import DEFAULT, Reading
 from data.formats import read_examples
 from data.show import kept_parts, part_of
-from data.store import STORE_FILE, open_store, shard_file
+from data.store import BLOCK, STORE_FILE, open_store, shard_file
 from tests.processes import run_ranks
 from tests.tiny import CHATML, SENTENCES, tiny_tokenizer, write_chat_file
 
@@ -186,14 +187,18 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
         load((str(path),))
 
 
-@pytest.mark.parametrize("name", ["ids", "spans", "documents", "hashes", "end", STORE_FILE])
+@pytest.mark.parametrize("name", ["ids", "spans", "documents", "hashes", "end", STORE_FILE, "mended"])
 def test_a_damaged_entry_is_built_again(files, tmp_path, name, capsys) -> None:
+    """mended: the checksum of the block is that of the changed ids."""
     first = content(load(files[:1], tmp_path / "cache"))
     (entry,) = entries(tmp_path / "cache")
     starts = open_store(entry).shards[0].starts
     damaged = entry / (STORE_FILE if name == STORE_FILE else shard_file(0))
     data = bytearray(damaged.read_bytes())
-    data[starts[name] + 1 if name in starts else len(data) // 2] ^= 128
+    data[starts[name] + 1 if name in starts else 100 if name == "mended" else len(data) // 2] ^= 128
+    if name == "mended":
+        sums = starts["end"], starts["end"] + 4
+        data[slice(*sums)] = zlib.crc32(data[: min(BLOCK, starts["end"])]).to_bytes(4, "little")
     damaged.write_bytes(data)
     assert content(load(files[:1], tmp_path / "cache")) == first
     (said,) = capsys.readouterr().err.splitlines()

@@ -10,10 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from common.errors import UserError
+from common.sha256 import sha256
 from tests.distributed.launch import launch, rows, run_of, workplace
 from tools import verify
 from tools.verify import EXACT, NOT_EXACT, Differs, check_files, read_record, replay, seen
+from training.record import Record
 
 pytestmark = pytest.mark.slow
 STEPS = 6
@@ -125,7 +129,7 @@ def test_a_torn_line_is_a_warning_and_what_does_not_verify_stops_a_resume(folder
     output = (folder / "two.out").read_text()
     assert f"warning: {runs / 'torn' / 'record.jsonl'}: the last line was cut off by a kill, and is removed" in output
     assert any("checkpoints: " in line for line in check_files(runs / "torn", read_record(runs / "torn"), None))
-    said = "metrics.jsonl is not what entry 5 (checkpoint, step 3) of record.jsonl says: a row up to step 3 was changed"
+    said = "metrics.jsonl is not what entry 6 (stop, step 3) of record.jsonl says: a row up to step 3 was changed or added"
     assert f"error: {runs / 'rows' / said}" in output
     assert (
         "foreign/record.jsonl has no entry about the checkpoint of step 3 as it is: another run has made it" in output
@@ -159,11 +163,14 @@ CHANGES = {
         edit(b'"updates": 6', b'"updates": 5'),
         "manifest.json is not the one of entry",
     ),
+    "the index of a checkpoint": (f"{STEP}/.metadata", flip, "step-000006/.metadata is damaged: its checksum is"),
+    "latest": ("checkpoints/latest", edit(b"6", b"4"), "checkpoints/latest does not name step-000006"),
     "a file of a checkpoint gone": (f"{STEP}/__0_0.distcp", Path.unlink, "__0_0.distcp is missing"),
     "the export": ("export/model.safetensors", flip, "export/model.safetensors is not what entry"),
     "export.json": ("export/export.json", edit(b'"step": 6', b'"step": 5'), "export/export.json is not what entry"),
     "config.json": ("config.json", edit(b'"start_step": 3', b'"start_step": 2'), "config.json is not what entry"),
     "the base": ("../../model/model.safetensors", flip, "model/model.safetensors (the base) is not what entry"),
+    "the tokenizer": ("../../model/tokenizer.json", flip, "model/tokenizer.json (the base) is not what entry"),
     "the data": ("../../train.jsonl", edit(b"Report 7", b"Report 8"), "train.jsonl (the data) is not what entry"),
 }
 
@@ -178,6 +185,21 @@ def test_each_change_is_named(change, runs) -> None:
         assert said in problem(runs / "run")
     finally:
         path.write_bytes(before)
+
+
+def test_an_export_of_other_weights_with_an_entry_of_its_own_is_named(runs, tmp_path) -> None:
+    run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
+    export, (before, entry) = run / "export", read_record(run)[-2:]
+    said = "the last weights of step 6, equal to the tensors of their checkpoint"
+    assert any(line.endswith(said) for line in check_files(run, read_record(run), None))
+    (weights := load_file(export / "model.safetensors"))["model.norm.weight"][0] += 0.25
+    save_file(weights, export / "model.safetensors", {"format": "pt"})
+    written = json.loads((export / "export.json").read_text())
+    written["files"]["model.safetensors"] = sha256(export / "model.safetensors")
+    (export / "export.json").write_text(json.dumps(written | {"head": before.digest}))
+    content = {name: entry.content[name] for name in ("step", "weights", "checkpoint", "dtype", "directory")}
+    Record(run).append("export", sha256=sha256(export / "export.json"), **content)
+    assert f"{export}: model.norm.weight is not what" in problem(run)
 
 
 def test_a_checkpoint_of_another_run_or_without_an_entry_or_a_missing_one_is_named(runs) -> None:
@@ -205,6 +227,9 @@ def forked(folder, monkeypatch) -> list[Path]:
     def train(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
         config = Path(command[-1])
         assert environment == {"OMP_NUM_THREADS": "1"} and Path(command[-2]).name == "train.py"
+        assert (
+            str(config.parent / "tokens") in config.read_text()
+        )  # not the cache of the run, which may have been changed
         ranks = next((int(word.partition("=")[2]) for word in command if word.startswith("--nproc_per_node=")), 1)
         output = launch(folder, f"{config.parent.name}-{len(kept)}", ranks, [{"arguments": [str(config)]}])
         kept.append(folder / f"{config.parent.name}-{len(kept)}")
@@ -226,7 +251,7 @@ def test_a_replay_of_all_steps_gives_the_same_bits_also_of_what_was_pruned(runs,
     assert len(forked) == 2 and not list(runs.glob("replay-*"))
 
 
-def test_a_replay_from_a_checkpoint_and_what_it_finds(runs, forked, monkeypatch) -> None:
+def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monkeypatch) -> None:
     run, said = runs / "other", list[str]()
     entries = read_record(run)
     assert replay(run, entries, 2, said.append) == EXACT
@@ -254,6 +279,16 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(runs, forked, monkeypatch)
         Differs, match="the train curves of step 3 in .*metrics.jsonl are not those that the replay gives"
     ):
         replay(run, entries, 2, said.append)
+    data = folder / "train.jsonl"
+    whole = data.read_bytes()
+    edit(b"Report 7", b"Report 8")(data)
+    with pytest.raises(Differs, match=r"train.jsonl \(the data\) is not what entry 1"):
+        replay(run, entries, 2, said.append)
+    data.write_bytes(whole)
+    for reason, error in (("no GPU is here", UserError), ("run/record.jsonl has no entry about it", Differs)):
+        with monkeypatch.context() as patch, pytest.raises(error, match=f"exit code 2, error: .*{reason}"):
+            patch.setattr(verify, "run_train", lambda *arguments, said=reason: (2, f"step 1\nerror: {said}\n"))
+            replay(run, entries, 2, said.append)
     assert replay(run, changed("start", processor="another"), 2, said.append) == NOT_EXACT
     assert "processor another, here " in said[-1] and said[-1].endswith("losses differ by 0.5 at most")
     (run / "metrics.jsonl").write_bytes(before)

@@ -24,6 +24,7 @@ from tests.tiny import write_chat_file, write_tiny_model
 from tools.release import check_bom, verify_release
 from training.ending import sums_of
 from training.export import Export, read_export, verify, write_export
+from training.record import Record
 
 SCRIPT = ROOT / "scripts" / "export.py"
 
@@ -230,7 +231,8 @@ def write_lora_run(folder: Path, name: str = "lora") -> Path:
     dcp.save(tensors, storage_writer=writer, no_dist=True)
     trial = folder / "runs" / "trial" / "checkpoints" / "step-000004"
     identity = read_manifest(trial)["state"]["identity"] | {"the weights": hash_weights(folder / "model")}
-    write_manifest(checkpoint, {"step": 4, "identity": identity}, writer.entries(), {})
+    digests = write_manifest(checkpoint, {"step": 4, "identity": identity}, writer.entries(), {})
+    Record(run).append("checkpoint", step=4, **digests)
     (run / "config.json").write_text(json.dumps(record))
     return run
 
@@ -263,7 +265,9 @@ def test_the_best_step_is_exported_and_mistakes_end_in_one_sentence(folder, read
     assert (read(best=True).contents["weights"], read(best=True).contents["step"]) == ("best", best)
     other = shutil.copytree(folder / "base", tmp_path / "other")
     save_file({name: tensor + 1 for name, tensor in weights(other).items()}, other / "model.safetensors")
+    (write_lora_run(folder, "planted") / "record.jsonl").unlink()
     mistakes = {
+        "planted/record.jsonl has no entry about the checkpoint of step 4 as it is": {"run": run.with_name("planted")},
         "has no checkpoint of step 3; those that it has: 2, 4": {"step": 3},
         "trial/export is not the directory of a run": {"run": run / "export"},
         "is not there; name its directory with --base": {"base": tmp_path},

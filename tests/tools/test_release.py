@@ -25,6 +25,7 @@ from tools import release
 from tools.release import check_bom, sign_release, verify_release, write_bom
 from training.export import Export, write_export
 from training.model_card import read_results
+from training.record import Record
 
 pytest.importorskip("cyclonedx")
 serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
@@ -77,6 +78,10 @@ def made(tmp_path_factory) -> tuple[Path, Export]:
     export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, contents)
     out = folder / "out"
     (export.run / "eval").mkdir(parents=True)
+    Record(export.run).append(
+        "start", directory=str(folder), files={"the data": {str(path): sha256(path) for path in (train, replay)}}
+    )
+    train.write_text("changed since")
     write_export(out, export, None, "", "---\nlicense: mit\n---\n")
     measured = evaluation(fingerprint_of_base(out))
     measured["answers"][0]["answer"] = SAID
@@ -115,7 +120,8 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
         ("data:replay", "replay.jsonl", 0.25, "90", "4567cdef"),
     ):
         said = facts(parts[ref])
-        assert files(parts[ref]) == {file: sha256(out.parent / file)}
+        (started, *_) = Record(export.run).read()
+        assert files(parts[ref]) == {file: started.content["files"]["the data"][str(out.parent / file)]}
         assert (float(said["share"]), said["target-tokens"], said["fingerprint-of-tokens"]) == (share, targets, tokens)
     assert [facts(parts[f"data:{name}"]).get("trained") for name in ("data.train", "replay")] == [
         None,

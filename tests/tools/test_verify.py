@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.sha256 import sha256
-from distributed.checkpoint_directory import checkpoint_name, write_manifest
+from distributed.checkpoint_directory import checkpoint_name, replace_state, write_manifest
 from tools import check_step, verify
 from tools.verify import EXACT, Differs, Segment, _compare_segment, _rows_of, compare, seen
 from training.record import Entry, Record, plan_after
@@ -54,16 +54,28 @@ def save(record: Record, step: int, is_published: bool = True) -> Path:
     content = (path / "__0_0.distcp").read_bytes()
     files = {"__0_0.distcp": {"size": len(content), "block": 100, "sha256": [hashlib.sha256(content).hexdigest()]}}
     record.append("checkpoint", step=step, plan="", **write_manifest(path, {"step": step}, files, {}))
+    if is_published:
+        (path.parent / "latest").write_text(path.name)
     return path
 
 
-def export(record: Record, weights: bytes, is_published: bool = True) -> Path:
+def export(record: Record, weights: bytes, is_published: bool = True, **more: object) -> Path:
+    """An export of the checkpoint of step 2, averaged with the base, as a run writes it but for `more`."""
     folder = record.directory / f"export{'' if is_published else '.tmp'}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "model.safetensors").write_bytes(weights)
+    tensors = next(entry.content["tensors"] for entry in record.read() if entry.kind == "checkpoint")
     files = {"model.safetensors": hashlib.sha256(weights).hexdigest()}
-    (folder / "export.json").write_text(json.dumps({"files": files, "weights": "last"}))
-    record.append("export", step=2, directory="export", sha256=sha256(folder / "export.json"))
+    written = {
+        "files": files,
+        "weights": "last",
+        "averaged": {"share": 0.5},
+        "head": record.head(),
+        "checkpoint": tensors,
+    } | more
+    (folder / "export.json").write_text(json.dumps(written))
+    digest = sha256(folder / "export.json")
+    record.append("export", step=2, directory="export", sha256=digest, checkpoint=written["checkpoint"])
     return folder
 
 
@@ -92,13 +104,14 @@ def test_a_kill_between_an_entry_and_the_name_of_its_checkpoint_is_no_difference
 
 def test_a_kill_between_an_entry_and_the_name_of_its_export_is_no_difference(tmp_path) -> None:
     record = start(tmp_path / "run")
+    save(record, 2)
     first = export(record, b"old")
     second = export(record, b"new", is_published=False)
-    assert "the one of entry 3 (export, step 2) has its temporary name" in said(tmp_path / "run")
+    assert "the one of entry 4 (export, step 2) has its temporary name" in said(tmp_path / "run")
     shutil.rmtree(first)
-    assert "the one of entry 3 (export, step 2) has its temporary name" in said(tmp_path / "run")
+    assert "the one of entry 4 (export, step 2) has its temporary name" in said(tmp_path / "run")
     shutil.rmtree(second)
-    assert "export/export.json is missing: entry 3 (export, step 2) names it" in problem(tmp_path / "run")
+    assert "export/export.json is missing: entry 4 (export, step 2) names it" in problem(tmp_path / "run")
 
 
 def test_a_file_that_nobody_names_is_found_in_an_export_and_in_a_checkpoint(tmp_path) -> None:
@@ -106,14 +119,111 @@ def test_a_file_that_nobody_names_is_found_in_an_export_and_in_a_checkpoint(tmp_
     path, folder = save(record, 2), export(record, b"weights")
     for name in ("README.md", "bom.json", "model.sig", ".gitattributes"):
         (folder / name).write_text("")
-    assert "export: 1 files, the last weights of step 2" in said(tmp_path / "run")
-    for part, name in ((folder, "chat_template.jinja"), (folder, "more/modeling.py"), (path, "__1_0.distcp")):
+    assert "export: 1 files, the last weights of step 2, not compared with the tensors" in said(tmp_path / "run")
+    folder = export(record, b"weights", adapter={"adapter_model.safetensors": hashlib.sha256(b"").hexdigest()})
+    (adapter := tmp_path / "run" / "adapter").mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    places = (folder, "chat_template.jinja"), (folder, "more/modeling.py"), (path, "__1_0.distcp"), (adapter, "m.py")
+    for part, name in (*places, (folder, "templates")):
         (part / name).parent.mkdir(exist_ok=True)
-        (part / name).write_text("")
+        (part / name).symlink_to(tmp_path) if name == "templates" else (part / name).write_text("")
         assert f"{part / name} is named by nothing that entry" in problem(tmp_path / "run")
         (part / name).unlink()
+    (adapter / "adapter_model.safetensors").write_bytes(b"changed")
+    assert "adapter/adapter_model.safetensors is not what entry" in problem(tmp_path / "run")
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
     verdict = said(tmp_path / "run")
     assert "on 1 rank of p\n" in verdict and verdict.endswith("\nnothing differs from the record")
+
+
+def test_an_export_is_of_a_checkpoint_and_of_a_head_that_were_before_it(tmp_path) -> None:
+    record = start(tmp_path / "run")
+    save(record, 2)
+    for wrong, words in (
+        ({"head": "f" * 64}, "export.json names the head ffff"),
+        ({"checkpoint": "0" * 64}, "export.json is of no checkpoint of step 2 that record.jsonl has"),
+        ({"files": []}, "is not what a run writes"),
+    ):
+        export(record, b"weights", **wrong)
+        assert words in problem(tmp_path / "run")
+    export(record, b"weights")
+    assert said(tmp_path / "run").endswith("nothing differs from the record")
+
+
+def rolled_back(record: Record) -> None:
+    path = save(record, 4)
+    old = (path / "manifest.json").read_bytes()
+    replace_state(path, {"step": 4, "best": 4}, record.append, step=4, plan="")
+    (path / "manifest.json").write_bytes(old)
+    compare(record.directory, None, lambda line: None)  # a kill may have come before the file was replaced
+
+
+def planted(record: Record) -> None:
+    shutil.copytree(save(record, 4), record.directory / "checkpoints" / "step-000004.bad")
+
+
+def pointed_back(record: Record) -> None:
+    save(record, 4)
+    (record.directory / "checkpoints" / "latest").write_text("step-000002")
+    compare(record.directory, None, lambda line: None)  # a kill may have come before it was written
+
+
+def read_before(record: Record) -> None:
+    """The data of a start whose steps count, changed since; what a later start has read otherwise is not compared."""
+    one, two = record.directory / "one", record.directory / "two"
+    one.write_text("1")
+    for step, paths in ((2, (one, two)), (3, (two,))):
+        two.write_text(str(step))
+        read = {str(path): sha256(path) for path in paths}
+        record.append("start", **START | {"step": step, "files": {"the data": read}})
+    assert "base and data: 2 files; 1 are not here, so not compared" in said(record.directory)
+    one.write_text("changed")
+
+
+def replaced_diff(record: Record) -> None:
+    (patch := record.directory / "diffs" / "0001.diff").parent.mkdir()
+    patch.write_text("+x")
+    record.append("start", **START | {"step": 2, "written": {"diffs/0001.diff": sha256(patch)}})
+    patch.write_text("+y")
+
+
+def without_row(record: Record) -> None:
+    rows = b'{"step": 2, "validation/loss": 0.9}\n'
+    (record.directory / "metrics.jsonl").write_bytes(rows)
+    metrics = {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()}
+    record.append("evaluation", step=2, metrics=metrics, figures={"validation/loss": 0.9})
+    compare(record.directory, None, lambda line: None)
+    record.append("evaluation", step=2, metrics=metrics, figures={"validation/loss": 0.001})
+
+
+FORGED = {
+    rolled_back: "step-000004/manifest.json is not the one of entry 4 (checkpoint, step 4)",
+    planted: "step-000004.bad is named by no entry",
+    pointed_back: "latest does not name step-000004, the newest checkpoint",
+    read_before: "one (the data) is not what entry 3 (start, step 2) has read",
+    replaced_diff: "diffs/0001.diff is not what entry 3 (start, step 2) says",
+    without_row: "metrics.jsonl has not the figures of entry 4 (evaluation, step 2) in its row of step 2 (validation)",
+}
+
+
+@pytest.mark.parametrize("forge", FORGED, ids=lambda forge: forge.__name__)
+def test_what_is_forged_is_named(forge, tmp_path) -> None:
+    record = start(tmp_path / "run")
+    save(record, 2)
+    forge(record)
+    record.append("stop", step=4, why="finished")
+    assert FORGED[forge] in problem(tmp_path / "run")
+
+
+def test_a_record_begins_with_a_start_and_its_entries_are_whole(tmp_path) -> None:
+    record = Record(tmp_path)
+    record.append("stop", step=0, why="finished")
+    assert "record.jsonl: entry 1 (stop, step 0) comes before the first start" in problem(tmp_path)
+    record = start(tmp_path / "run")
+    record.append("checkpoint", step=2)
+    save(record, 4)
+    (tmp_path / "run" / "checkpoints" / "step-000002").mkdir()
+    assert "is not what a run writes: KeyError('manifest')" in problem(tmp_path / "run")
 
 
 def test_what_the_base_has_prepared_is_compared(tmp_path) -> None:
@@ -194,6 +304,17 @@ def test_a_step_without_a_finite_loss_is_replayed_like_any_other(tmp_path) -> No
         changed = replace(checkpoint, content=checkpoint.content | {part: "0" * 64})
         with pytest.raises(Differs, match=words):
             _compare_segment(Segment(first, 0, [changed]), run, again, lines.append)
+    rows = (again / "metrics.jsonl").read_text()
+    for more, entry in (('{"step": 2, "validation/loss": 7.0}\n', None), ("", {"validation/loss": 7.0})):
+        (again / "metrics.jsonl").write_text(rows + (more or '{"step": 2, "validation/loss": 1.0}\n'))
+        if entry:
+            (run / "metrics.jsonl").write_bytes((again / "metrics.jsonl").read_bytes())
+            Record(again).append("evaluation", step=2, figures=entry)
+        with pytest.raises(Differs, match="the validation curves of step 2 in .* are not those that the replay gives"):
+            _compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append)
+    Record(run).append("stop", step=2, why="SIGTERM")  # it has cut the last evaluation short
+    (run / "metrics.jsonl").write_text(rows)
+    assert _compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append) == EXACT
     (again / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/loss": 0.5}\n')
     with pytest.raises(Differs, match="the train curves of step 1 in .* are not those that the replay gives"):
         _compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append)

@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
-from configs.config import LoRA
-from data.sources import as_corpus
+from common.sha256 import sha256
+from configs.config import EWC, LoRA
+from data.sources import Corpus, as_corpus
 from data.tokens import load_tokenizer
 from eval.bootstrap import Interval
 from eval.forgetting import FEWEST_PROMPTS, TASK_TOKENS, task_prompts
@@ -31,9 +32,10 @@ from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from tools.verify import Differs, check_files, read_record
 from training import budget
-from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, trained_on, upper_bound
-from training.export import read_export
+from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
+from training.export import read_export, write_export
 from training.model_card import read_results
+from training.record import RunRecord
 
 MAX_KL = "forgetting.max_kl=0.1"
 KINDS = {"prose": 12, "code": 12, "questions": 16}
@@ -148,13 +150,17 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
     stand_ins["complete_checkpoints"] = lambda folder: [folder / "step-000002", folder / "step-000004"]
     for name in ("weights_digest", "fingerprint_of_checkpoint", "fingerprint_of_base"):
         stand_ins[name] = lambda path: str(path)
-    stand_ins["certificate_lines"] = lambda certificate: []
+    stand_ins["certificate_lines"] = stand_ins["means_of"] = lambda *arguments: []
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(budget, name, stand_in)
-    run = budget.AgainstBase(None, None, None, None, SimpleNamespace(ranks=ranks), lambda line: None)  # pyright: ignore
+    model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None)
+    run = budget.AgainstBase(None, model, None, data, SimpleNamespace(ranks=ranks), lambda line: None)  # pyright: ignore
     evaluations = SimpleNamespace(functions={"forgetting": run}, best_by="validation/loss", best_step=2)
     config = SimpleNamespace(forgetting=SimpleNamespace(max_kl=0.5), model=SimpleNamespace(path="base"))
-    said = budget.keep_budget(config, 4, evaluations, tmp_path)  # pyright: ignore
+    record = RunRecord(tmp_path, Corpus(()), ranks)
+    record.append("certificate")  # of an earlier budget
+    said = budget.keep_budget(config, 4, evaluations, tmp_path, record)  # pyright: ignore
+    assert said and (said["readings"], said["dtype"]) == (2, "float32")
     assert said and (said["step"], said["weights"], said["met"]) == (2, "best", met)
     assert alpha - TOLERANCE < said["alpha"] <= alpha and said["averaged"]["share_of_tuned"] == said["alpha"]
     assert said["value"] == 3.0 - said["alpha"] and said["worst"] == pytest.approx(judged * said["alpha"] ** 2)
@@ -244,6 +250,8 @@ def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(
     judged, selection = (text["kl"] for text in said["texts"])
     assert not said["met"] and said["worst"] == judged["task"]["value"] > 0.11
     assert [text["left_out"] for text in said["texts"]] == [1, 0]
+    assert (said["readings"], certificate(runs / "straight")["readings"]) == (2, 1)
+    assert "certificate.jsonl, which this run has read 2 times, with" in out
     assert "warning: 1 pieces of it are left out: the training data have them" in out
     assert all(of["high"] < 0.11 for of in selection.values()) and (runs / "strict" / "export").is_dir()
     assert out.count("budget: forgetting.max_kl=0.11 is NOT met: the KL to the base is 0.") == 1
@@ -251,6 +259,17 @@ def test_a_budget_that_is_not_met_is_said_and_is_exit_code_3_where_it_is_strict(
     # The exit code takes no line away. Output and errors come in any order.
     lines = [line for line in out.splitlines() if f"to {runs / 'strict' / 'export'}" in line]
     assert len(lines) == 1 and lines[0].startswith("exported the last weights")
+
+
+def test_the_means_of_training_are_named():
+    corpus = SimpleNamespace(names=("main", "a", "b"), anchored=("b",))
+    config = SimpleNamespace(forgetting=SimpleNamespace(anchor_weight=0.5), lora=LoRA(rank=2), ewc=EWC(strength=10.0))
+    assert means_of(config, corpus) == [  # pyright: ignore
+        "data.mix of a",
+        "forgetting.anchor_weight=0.5 on b",
+        "ewc.strength=10 (ewc.estimator=model)",
+        "lora.rank=2",
+    ]
 
 
 def test_a_text_is_trained_on_if_a_document_has_its_middle(ranks):
@@ -292,6 +311,10 @@ def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificat
     for name, value in weights(runs / "straight").items():
         assert torch.allclose(export.weights.read(name), value, rtol=2**-23, atol=0)
     assert read_results(runs / "out", export).certificate == tuple(certificate_lines(said))
+    assert certificate_lines(said)[-1] == "    trained with no remedy; measured with weights in float32"
+    write_export(runs / "released", export, None, "", "")
+    released = json.loads((runs / "released" / "export.json").read_text())["files"]
+    assert released["certificate.json"] == sha256(runs / "straight" / "export" / "certificate.json")
     other = read_export(runs / "straight", Namespace(**vars(options) | {"step": 2}), ranks)
     assert other.contents["averaged"] is None and read_results(runs / "out", other).certificate == ()
 

@@ -72,6 +72,7 @@ def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, 
         file.write('{"time": "20')  # killed while writing a record
     (checkout / "letter.txt").write_bytes(b"caf\xe9\n")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    monkeypatch.setenv("LOGNAME", "somebody else")
     returned = start(run, {"run": {"approved_by": "A. Person"}}, 7, ranks, b"12345")
     first, second = (entry.content for entry in Record(run).read())
     assert (first["start_step"], first["config"], first["git_diff"]) == (0, {"run": {"name": "a"}}, None)
@@ -81,6 +82,7 @@ def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, 
     assert second["identity"] == IDENTITY and returned["identity"] == fingerprint(IDENTITY)
     assert json.loads((run / "config.json").read_text()) == returned
     assert {**second, **returned} == {**second, "identity": fingerprint(IDENTITY)}
+    assert second["started_by"] == first["started_by"] != "somebody else"
     assert second["approved_by"] == "A. Person" and second["files"] == {"the data": {"/a": "1"}}
     assert second["metrics"] == {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
     assert second["written"].keys() == {"config.json", "diffs/0002.diff"}

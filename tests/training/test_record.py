@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
+from common.sha256 import sha256
 from data.batches import StepBatch
 from data.sources import Corpus
+from distributed.checkpoint_directory import write_manifest
 from training.record import Record, RunRecord, not_given_up, plan_after
 
 
@@ -168,3 +171,25 @@ def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks)
     ):
         resumed(kept=rows.replace(b"1", b"7"))
     resumed(kept=rows)  # a start has said so before it cut the rows down
+    # Rows that were added after the last entry, and would be kept.
+    more, saved = (
+        b'{"step": 1, "validation/f1": 1}\n',
+        b'{"step": 2, "save/pause_seconds": 0.1, "save/total_seconds": 2e-3}\n',
+    )
+    for added, is_refused in ((saved, False), (b'{"step": 3}\n', False), (more, True)):
+        (tmp_path / "metrics.jsonl").write_bytes(rows + added)
+        with pytest.raises(UserError, match="row up to step 2 .* added") if is_refused else nullcontext():
+            resumed(kept=rows if added == b'{"step": 3}\n' else rows + added)
+    record.append("stop", why="finished", **record._state())
+    record.append("export")
+    (tmp_path / "metrics.jsonl").write_bytes(rows + saved)
+    with pytest.raises(UserError, match=r"is not what entry 4 \(stop, step 2\) of record.jsonl says"):
+        resumed(kept=rows + saved)
+    # An older checkpoint may be exported.
+    (tmp_path / "metrics.jsonl").write_bytes(rows)
+    (older := tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
+    write_manifest(older, {"step": 1}, {}, {})
+    with pytest.raises(UserError, match="has no entry about the checkpoint of step 1 as it is"):
+        resumed()
+    record.append("checkpoint", step=1, manifest=sha256(older / "manifest.json"))
+    resumed()
