@@ -7,6 +7,7 @@ The layers are transformers' own, and all experts of a layer are one product (`e
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -131,7 +132,7 @@ class Routers:
         """asked: `model.router_aux`. The model may be sharded."""
         self.factor = auxiliary_factor(asked, config)
         named = {name: one for name, one in model.named_modules() if hasattr(one, "top_k") and hasattr(one, "weight")}
-        self.routers = list(named.values())
+        self.routers: list[Any] = list(named.values())
         self.layers = [int(re.findall(r"\.layers\.(\d+)\.", name)[0]) for name in named]  # others have no experts
         self.num_experts: int = self.routers[0].num_experts
         self.window = torch.zeros(len(self.routers), self.num_experts, dtype=torch.int64, device=device)
