@@ -34,7 +34,7 @@ from eval.comparison.words import verdict, warnings
 from eval.inputs import add_reading_options, reading_of
 from eval.metric import metric_figures
 from eval.results import prepare_output
-from xbrl.answers.baselines import add_baseline_options, baseline_tasks
+from xbrl.answers.baselines import add_baseline_options, baseline_tasks, with_siblings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     declared.add_argument("--primary-paired", help=help, **contrast)
     help = "arms that differ by less are equivalent: f1=0.05 (two one-sided tests)"
     declared.add_argument("--margin", action="append", default=[], metavar="METRIC=NUMBER", help=help)
-    return parser.parse_args()
+    return with_siblings(parser.parse_args())
 
 
 def main() -> int:

@@ -38,7 +38,7 @@ from eval.stored_answers import write_answers
 from model.fingerprint import fingerprint_of_base
 from xbrl.answers import tables as report
 from xbrl.answers.answers import LETTER, answer_grammar
-from xbrl.answers.baselines import add_baseline_options
+from xbrl.answers.baselines import add_baseline_options, with_siblings
 from xbrl.answers.scores import check_scored_fields, score_answers
 
 
@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--answers", type=Path, help="write the answers to this file, for scripts/score.py")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
     add_number(parser, "--show", "number of answers to print", 1, least=0)
-    return parser.parse_args()
+    return with_siblings(parser.parse_args())
 
 
 def read_checked(options: EvaluationOptions) -> EvaluationInputs:

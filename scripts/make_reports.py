@@ -69,6 +69,8 @@ def print_card(card: dict) -> None:
     for split, scores in card["baselines"].items():
         for name, score in scores.items():
             print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}, notes {score.get('note_f1', 0):.3f}")
+    for name in card["baselines_left_out"]:
+        print(f"left out: {name}, which needs a base model (scripts/evaluate.py --probe BASE)")
     for split, shared in card.get("stands_in_training", {}).items():
         print(f"stands in training of {split}: " + ", ".join(f"{name} {count}" for name, count in shared.items()))
     if stated := card.get("statements_of_notes"):

@@ -26,7 +26,7 @@ python scripts/make_reports.py --profile quickstart --seed "$seed" --out "$data"
 
 evaluate() { # MODEL RESULT [options]
   torchrun --standalone --nproc_per_node="$processes" scripts/evaluate.py "$1" --json "$2" --data "$data/test.jsonl" \
-    --train "$data/train.jsonl" --show 0 "${@:3}" > /dev/null
+    --train "$data/train.jsonl" --validation "$data/validation.jsonl" --show 0 "${@:3}" > /dev/null
 }
 mkdir -p "$run/eval"
 if [ ! -e "$run/eval/before.json" ]; then

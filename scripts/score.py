@@ -28,7 +28,7 @@ from eval.metric import metric_figures
 from eval.results import prepare_output
 from eval.stored_answers import score_stored
 from xbrl.answers.audit import audit, audit_table
-from xbrl.answers.baselines import add_baseline_options
+from xbrl.answers.baselines import add_baseline_options, with_siblings
 from xbrl.answers.scores import check_scored_fields, score_answers
 from xbrl.answers.tables import figures, full_report
 
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config"
     parser.add_argument("--metric", default="", help=metric)
     add_number(parser, "--show", "number of answers to print", 1, least=0)
-    return parser.parse_args()
+    return with_siblings(parser.parse_args())
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ are held out by note or bank, and on the validation split where it is given. `co
 
 import argparse
 import itertools
+import json
 import re
 import zlib
 from collections import Counter
@@ -27,6 +28,7 @@ from xbrl.rules.note_facts import NoteFact
 Matrix = Any  # a scipy.sparse.csr_matrix
 
 NGRAMS, THRESHOLDS, COMPOSED, PROBE = "character n-grams", "thresholds", "engine + note words", "engine + note states"
+BESIDE = "default: the file of this name beside --data, where a data card of bank reports lies"
 MAX_CHARACTERS = 2_000_000  # of training reports from which n-grams are learned; more take minutes
 MAX_FEATURES = 30_000  # n-grams that the regressions see
 FOLDS = 2  # parts of the training that are held out in turn
@@ -81,11 +83,24 @@ def baseline_predictions(
 
 def add_baseline_options(parser: argparse.ArgumentParser) -> None:
     """Add `--train`, `--validation` and `--probe`, which say what the baselines are fitted on, tuned on, and read notes with."""
-    parser.add_argument("--train", type=Path, help="the training split, on which the baselines are fitted")
-    tuned = "the validation split, on which the baselines are tuned beside parts of --train that are held out"
+    parser.add_argument("--train", type=Path, help=f"the training split, on which the baselines are fitted ({BESIDE})")
+    tuned = f"the validation split, on which they are tuned, beside parts of --train that are held out ({BESIDE})"
     parser.add_argument("--validation", type=Path, help=tuned)
     probe = "a baseline more: the engine, and what a regression reads in this model's mean hidden states of the notes"
     parser.add_argument("--probe", metavar="BASE", help=probe)
+
+
+def with_siblings(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The arguments; `train` and `validation` that are not given are the files beside `data`, in a corpus of this case."""
+    try:
+        is_corpus = "baselines" in json.loads(arguments.data.with_name("dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return arguments
+    for split in ("train", "validation") if is_corpus else ():
+        path = arguments.data.with_name(f"{split}.jsonl")
+        if getattr(arguments, split) is None and path.is_file() and path != arguments.data:
+            setattr(arguments, split, path)
+    return arguments
 
 
 def baseline_tasks(

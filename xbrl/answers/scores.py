@@ -57,7 +57,8 @@ def score_answers(
             "void_true_lines": sum(truth.void for truth in true),
             "contradictions": {"n": sum(claim.contradicts_itself for claim in claims), "lines": len(claims)},
             "baselines": score_baselines(fitted_on, known, validation, probe),
-            "baselines_fitted_on": f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself",
+            "baselines_fitted_on": (f"{len(fitted_on)} training examples" if fitted_on else "the evaluated file itself")
+            + (f", tuned on {len(validation)} of validation" if fitted_on and validation else ""),
             "note_f1": note_f1(known, labels),
             "kinds": score_kinds(known, labels),
             "pairs": {"n": len(pairs), "right": mean(pairs)},

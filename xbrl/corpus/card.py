@@ -8,7 +8,7 @@ from typing import Any
 from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
 from eval.asked_examples import report_of
-from xbrl.answers.baselines import score_baselines
+from xbrl.answers.baselines import PROBE, score_baselines
 from xbrl.read.dpm import RELEASE
 from xbrl.rules.findings import note_rules
 from xbrl.rules.rules import built_in_rules
@@ -61,6 +61,7 @@ def write_splits(
         "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
         **more,
         "baselines": {"test": score_baselines(train, test, validation)} if train else {},
+        "baselines_left_out": [PROBE],  # it reads notes with the base model: scripts/evaluate.py --probe BASE
         "how_made": texts[0],
         "sources": SOURCES,
         "limits": texts[1],

@@ -75,7 +75,7 @@ def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Findi
     context = replace(
         letter_context(report, applicable, earlier, FULL, held),
         without=limits_without(report, results, held),
-        untested=tuple(one for one in results if one.state == "undecided" and one.kind != "trigger"),
+        untested=tuple(one for one in results if one.state == "undecided" and one.cell[0] and one.kind != "trigger"),
         unexamined=_unexamined(results),
     )
     return Examination(results, about, violated, tuple(held), context)

@@ -1,15 +1,21 @@
 """Baselines for the violations, on small reports in which the right answer is known."""
 
+import argparse
+import json
 import random
+
+import pytest
 
 from eval.comparison.measures import ENGINE
 from xbrl.answers.baselines import (
     COMPOSED,
     NGRAMS,
     THRESHOLDS,
+    add_baseline_options,
     baseline_predictions,
     baseline_tasks,
     score_baselines,
+    with_siblings,
 )
 from xbrl.answers.scores import micro_f1
 
@@ -93,3 +99,22 @@ def test_trivial_answers_and_tasks_of_a_comparison():
     assert alone[ENGINE]["answers"] == [{"id": "a", "cluster": "x", "true": ["LCR_MIN"], "predicted": ["LCR_MIN"]}]
     assert list(baseline_tasks(asked, asked, "f.jsonl")) == [*trivial, NGRAMS, THRESHOLDS, ENGINE]
     assert baseline_tasks([example("a", [])][:0], None, "f.jsonl") == {}
+
+
+@pytest.mark.parametrize("card", [None, "[]", "{", '{"arguments": {}}', json.dumps({"baselines": {}})])
+def test_the_splits_beside_the_data_are_the_default_where_a_corpus_of_this_case_lies(tmp_path, card):
+    parser = argparse.ArgumentParser()
+    add_baseline_options(parser)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").touch()
+    if card:
+        (tmp_path / "dataset.json").write_text(card)
+
+    def found(name, *options):
+        arguments = argparse.Namespace(**vars(parser.parse_args(options)), data=tmp_path / f"{name}.jsonl")
+        return [path and path.name for path in vars(with_siblings(arguments)).values()][:2]
+
+    has_splits = bool(card) and "baselines" in card
+    assert found("test") == ["train.jsonl" if has_splits else None, None]  # there is no validation split
+    assert found("train") == [None, None]  # no program is fitted on what it is asked
+    assert found("test", "--train", "x.jsonl") == ["x.jsonl", None]

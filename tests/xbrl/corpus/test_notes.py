@@ -28,7 +28,7 @@ def test_a_note_proves_its_facts_with_its_own_words(split):
     notes = hand_notes(split)
     assert len(notes) >= LEAST[split] and len({note.id for note in notes}) == len(notes)
     for note in notes:
-        assert note.id.startswith(f"{split}-") and note.text.isprintable() and len(note.text.split()) >= 30
+        assert note.id.startswith(f"{split}-") and note.text.isprintable() and 40 <= len(note.text.split()) <= 200
         assert re.fullmatch(r"202[56]-(03-31|06-30|09-30|12-31)", note.period) and note.language in ("en", "de")
         assert sum(fact.applies for fact in note.facts) <= 1
         for fact in note.facts:

@@ -169,3 +169,7 @@ def test_forms_have_every_label_of_a_module(cells) -> None:
     assert any("\nr0030 c0010 LIQUIDITY COVERAGE RATIO (%) | 352.02%" in text for text in texts)
     with pytest.raises(UserError, match="has no module COREP; choose from AE, CODIS, COREP_ALM"):
         next(form_texts(cells, ("COREP",)))
+
+
+def test_the_data_point_model_of_the_repository_is_small():
+    assert BUILT_IN.stat().st_size <= 2 * 2**20
