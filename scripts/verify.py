@@ -7,8 +7,9 @@
     python scripts/verify.py runs/quickstart --seen "Bank of X"    # a file, an id, a hash, or a text
     python scripts/verify.py release/quickstart --key public.pem   # a signed export, which needs no run beside it
 
-Exit codes: 0, all is as recorded; 1, it is not, and the first difference is named; 3, the replay is not equal to the bit, and
-cannot be expected to be so on this machine. docs/check.md says what each of them proves.
+Exit codes: 0, all is as recorded; 1, it is not, and the first difference is named; 2, a mistake in the command, or the replay
+cannot run here; 3, the replay is not equal to the bit, and cannot be expected to be so on this machine. docs/check.md says what
+each of them proves.
 """
 
 import sys

@@ -129,7 +129,9 @@ def test_a_torn_line_is_a_warning_and_what_does_not_verify_stops_a_resume(folder
     output = (folder / "two.out").read_text()
     assert f"warning: {runs / 'torn' / 'record.jsonl'}: the last line was cut off by a kill, and is removed" in output
     assert any("checkpoints: " in line for line in check_files(runs / "torn", read_record(runs / "torn"), None))
-    said = "metrics.jsonl is not what entry 6 (stop, step 3) of record.jsonl says: a row up to step 3 was changed or added"
+    said = (
+        "metrics.jsonl is not what entry 6 (stop, step 3) of record.jsonl says: a row up to step 3 was changed or added"
+    )
     assert f"error: {runs / 'rows' / said}" in output
     assert (
         "foreign/record.jsonl has no entry about the checkpoint of step 3 as it is: another run has made it" in output
