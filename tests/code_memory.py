@@ -1,9 +1,10 @@
 """The code that train.py loads, read once for all launches of a test session: every start of a run hashes all of it.
 
 A launch of tiny runs would spend a quarter of its time on that. The memory is a file of the session (conftest.py names it), with the
-code of each script that was run: by its path, time and size.
+code of each script that was run: by its path, time and size. Within a process each file is read once.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,8 @@ def remember_code() -> None:
     memory = Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
     known = json.loads(memory.read_text()) if memory and memory.is_file() else {}
     code_of = training.identity.code_of
+    # Copies of train.py import the same modules.
+    training.identity.digest_of_file = functools.cache(training.identity.digest_of_file)
 
     def code_once(script: Path, scores: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
         status = script.stat()

@@ -23,6 +23,7 @@ import time
 import types
 from collections.abc import Callable
 from multiprocessing import connection, forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def run_python(
     if fresh or not CAN_FORK:
         return _run_fresh([sys.executable, *command], cwd, environment, meanwhile)
     return _run_forked(command, cwd, [environment], meanwhile)
+
+
+def new_process(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start `target(*arguments)` in a child of the warm parent, or in a new interpreter where none is forked."""
+    context = _warm_parent() if CAN_FORK else multiprocessing.get_context("spawn")
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
 def run_ranks(
@@ -117,7 +126,7 @@ def _run_forked(
         for output in outputs:
             output.touch()
         children = [
-            context.Process(target=_become, args=(argv, str(cwd), {**os.environ, **environment}, outputs))
+            context.Process(target=become, args=(argv, str(cwd), {**os.environ, **environment}, outputs))
             for environment in environments
         ]
         try:
@@ -158,7 +167,7 @@ def _wait(children: list[multiprocessing.Process]) -> None:
         running = [child for child in running if child.exitcode is None]
 
 
-def _become(argv: list[str], cwd: str, environment: dict[str, str], outputs: list[Path]) -> None:
+def become(argv: list[str], cwd: str, environment: dict[str, str], outputs: list[Path]) -> None:
     """In the child: turn into `python ARGV`."""
     gc.freeze()  # a collection would write to, and so copy, every page of the libraries
     for descriptor, output in zip((1, 2), outputs, strict=True):

@@ -1,8 +1,11 @@
 """train.py for test_two_hosts.py: as on a real node, but with one thread and without long measurements of the peak.
 
-torchrun --nnodes=2 --nproc_per_node=1 tests/distributed/host_worker.py CONFIG.py [section.key=value ...]
+PLANT=FAULT torchrun --nnodes=2 --nproc_per_node=1 tests/distributed/host_worker.py CONFIG.py [section.key=value ...]
+
+FAULT is one of train_worker.py, or nothing.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,9 +17,13 @@ import torch
 import model.flops
 import train
 from common.errors import run_script
+from tests.code_memory import remember_code
+from tests.distributed.train_worker import plant
 
 if __name__ == "__main__":
+    remember_code()
     torch.set_num_threads = lambda count: None  # OMP_NUM_THREADS=1: as many threads as in the run that is compared
     measured_flops = model.flops.measured_flops
     model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
+    plant(os.environ.get("PLANT"), setattr)
     run_script(train.main)

@@ -28,12 +28,8 @@ from tools import verify
 from tools.verify import EXACT, check_files, read_record, replay, seen
 
 pytestmark = pytest.mark.slow
-FAMILIES = (
-    "gemma2",
-    "qwen2_sliding",
-    "gpt_oss",
-)  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
-STEPS = 5
+FAMILIES = ("gemma2", "qwen2_sliding", "gpt_oss")  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
+STEPS = 3
 KILLED_AT = 20  # forwards, those of the Fisher diagonal and of the first validation among them: in step 3
 CURVES = (
     "train/loss",
@@ -54,15 +50,15 @@ def compared(tmp_path_factory) -> dict:
 
 
 def test_loss_and_every_gradient_are_those_of_one_rank(compared) -> None:
-    assert set(compared) == {*FAMILIES, "tiled", "hybrid", "none"}
+    assert set(compared) == {*FAMILIES, "tiled hybrid", "none"}
     for name, found in compared.items():
         assert found["loss"] < 1e-6 and found["gradient"] < 1e-5, (name, found)
         assert set(found["timeouts"]) == {7.0}, (name, found)  # run.timeout_minutes bounds every collective
 
 
 def test_a_document_does_not_see_another_one_wherever_ranks_cut_the_row(compared) -> None:
-    for name, found in compared.items():
-        apart = found["isolation"]
+    for name in FAMILIES:
+        apart = compared[name]["isolation"]
         assert apart["edited"] == 0.0 and apart["longer"] < 1e-6 and apart["moved"] > 0.1, (name, apart)
 
 
@@ -76,7 +72,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
     """A run on one rank, on two that share, on two pairs; one that is killed as a pair and goes on as four that share."""
-    settings = (f"run.eval_every={STEPS}", "data.sequence_length=160", "ewc.documents=8")
+    settings = (f"run.eval_every={STEPS}", "data.sequence_length=160", "ewc.documents=8", "optimizer.warmup_steps=0")
     general = ("run.eval_general=True", *settings)
     launch(folder, "one", 1, [run_of(folder, "r1", *general)])
     killed = run_of(folder, "killed", *settings, "sharding.context=2", plant=f"kill_at_micro_batch:{KILLED_AT}")
@@ -127,6 +123,5 @@ def test_the_record_knows_the_groups_and_a_replay_of_them_gives_the_same_bits(fo
         return 0, launch(folder, "replay", 2, [{"arguments": command[-1:]}])
 
     monkeypatch.setattr(verify, "run_train", train)
-    assert replay(runs / "pair", read_record(runs / "pair"), 4, said.append) == EXACT and said[-1].startswith(
-        "steps 5 to 5"
-    )
+    assert replay(runs / "pair", read_record(runs / "pair"), 2, said.append) == EXACT
+    assert said[-1].startswith("steps 3 to 3")

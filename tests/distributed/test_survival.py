@@ -17,10 +17,18 @@ from tests.processes import run_ranks
 from tools.chaos import differences, exported
 
 pytestmark = pytest.mark.slow
-STEPS = 12
-OTHER_DATA, INDEX, MANIFEST = "__1_0.distcp", ".metadata", "manifest.json"
+STEPS = 8
+OTHER_DATA, MANIFEST = "__1_0.distcp", "manifest.json"
 # Short runs without mixture of losses, for the damage: only how they resume matters.
-PLAIN = ("run.save_every=1", "run.eval_every=0", "data.validation=", "ewc.strength=0", "data.packing=False")
+PLAIN = (
+    "optimizer.max_steps=3",
+    "run.eval_every=0",
+    "data.validation=",
+    "ewc.strength=0",
+    "data.packing=False",
+    "batch.micro_batch=2",
+)
+FISHER = "ewc.documents=4"
 KILLS = {
     "killed-in-a-save": ("kill:data", ()),  # rank 0, in the second save
     "killed-before-latest": ("kill:latest", ("run.async_save=True",)),  # rank 0, in the background of a step
@@ -39,14 +47,11 @@ def change_step(path: Path) -> None:
     path.write_text(json.dumps(manifest))
 
 
-# One of each kind: name -> (file of the newest checkpoint, what is done to it). test_checkpoint_directory.py has the others, in one
-# process: truncated files, what `latest` may hold.
+# What one process does not show: name -> (file of the newest checkpoint, what is done to it). test_checkpoint_directory.py has the
+# others: truncated and missing files, a flipped bit in the index, what `latest` may hold.
 DAMAGES = {
     "a flipped bit in the tensors of rank 1": (OTHER_DATA, flip_bit),
-    "a flipped bit in the index": (INDEX, flip_bit),
     "another step in the manifest": (MANIFEST, change_step),
-    "a missing data file": (OTHER_DATA, Path.unlink),
-    "a missing manifest": (MANIFEST, Path.unlink),
     "`latest` holds garbage": ("latest", lambda path: path.write_bytes(b"\xff\x00step\n")),
 }
 
@@ -78,19 +83,18 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder) -> dict:
     """All launches. `output`: what the starts from damaged checkpoints printed; `before` and `after`: their files around that."""
-    at = "signal_at_micro_batch:{}".format
-    launch(folder, "one", 1, [run_of(folder, "moved", plant=at(40))])
+    launch(folder, "one", 1, [run_of(folder, "moved", FISHER, "run.stop_at=2")])
     first = [
-        run_of(folder, "straight", plant="count_files_and_threads"),
-        run_of(folder, "moved", plant=at(5)),
-        run_of(folder, "plain", *PLAIN, "optimizer.max_steps=6"),
-        run_of(folder, "stopped", *PLAIN, "optimizer.max_steps=6", plant=at(13)),
+        run_of(folder, "straight", FISHER, plant="count_files_and_threads"),
+        run_of(folder, "moved", FISHER, "run.stop_at=4"),
+        run_of(folder, "plain", *PLAIN),
+        run_of(folder, "stopped", *PLAIN, "run.save_every=1", "run.stop_at=2"),
     ]
     launch(folder, "two", 2, first)
-    launch(folder, "four", 4, [run_of(folder, "moved", plant=at(2))])
+    launch(folder, "four", 4, [run_of(folder, "moved", FISHER, "run.stop_at=5")])
     found: dict = {"latest": {}}
     for name, (plant, overrides) in KILLS.items():
-        plan = write_plan(folder, name, [run_of(folder, name, *overrides, plant=plant)])
+        plan = write_plan(folder, name, [run_of(folder, name, FISHER, *overrides, plant=plant)])
         assert run_ranks(2, WORKER, plan, **ENVIRONMENT).returncode != 0
         found["latest"][name] = (folder / "runs" / name / "checkpoints" / "latest").read_text()
     copies = [folder / "runs" / f"damaged-{number}" for number in range(len(DAMAGES))]
@@ -100,13 +104,12 @@ def runs(folder) -> dict:
     shutil.copytree(folder / "runs" / "stopped", folder / "runs" / "junk")
     (newest(folder / "runs" / "junk" / "checkpoints") / "notes.txt").write_text("a file of somebody else")
     found["before"] = list(map(contents, copies))
-    short = (*PLAIN, "optimizer.max_steps=6")
-    resumed = [run_of(folder, name, *overrides) for name, (_, overrides) in KILLS.items()]
-    resumed += [run_of(folder, "moved"), run_of(folder, "junk", *short)]
-    resumed += [run_of(folder, copy.name, *short, expect=2) for copy in copies]
+    resumed = [run_of(folder, name, FISHER, *overrides) for name, (_, overrides) in KILLS.items()]
+    resumed += [run_of(folder, "moved", FISHER), run_of(folder, "junk", *PLAIN)]
+    resumed += [run_of(folder, copy.name, *PLAIN, expect=2) for copy in copies]
     for copy in copies:  # mended, after a copy of what the refused start has left
         left = f"first:shutil.copytree('{copy}/checkpoints', '{folder}/left/{copy.name}/checkpoints')"
-        resumed.append(run_of(folder, copy.name, *short, "run.resume=previous", plant=left))
+        resumed.append(run_of(folder, copy.name, *PLAIN, "run.resume=previous", plant=left))
     found["output"] = launch(folder, "resumed", 2, resumed)
     found["after"] = [contents(folder / "left" / copy.name) for copy in copies]
     return found
@@ -114,22 +117,21 @@ def runs(folder) -> dict:
 
 @pytest.mark.parametrize("name", KILLS)
 def test_a_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
-    assert runs["latest"][name] in ("step-000002", "step-000004", "step-000006")
+    assert runs["latest"][name] in ("step-000002", "step-000004")
     assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # what was half written is gone
     assert differences(folder / "runs" / name, folder / "runs" / "straight") == []
 
 
 def test_1_2_4_2_ranks_with_a_stop_between_them_end_with_the_weights_of_2(folder, runs) -> None:
     said = "".join((folder / f"{name}.out").read_text() for name in ("one", "two", "four"))
-    stops = [int(step) for step in re.findall(r": stopped after step (\d+)/12", said)]
-    assert len(stops) == 3 and 2 < stops[0] < stops[1] < stops[2] < STEPS, stops
+    assert re.findall(rf"run.stop_at: stopped after step (\d+)/{STEPS}", said) == ["2", "4", "5"]
     assert set(rows(folder / "runs" / "moved")) == set(range(1, STEPS + 1))
     assert largest_difference(weights(folder / "runs" / "moved"), weights(folder / "runs" / "straight")) < 1e-5
 
 
 def test_saves_leave_no_thread_and_no_open_file(folder, runs) -> None:
     counts = json.loads((folder / "straight.counts.json").read_text())
-    assert len(counts) > STEPS // 2 and len({tuple(count) for count in counts[1:]}) == 1, counts
+    assert len(counts) >= STEPS // 2 and len({tuple(count) for count in counts[1:]}) == 1, counts
 
 
 @pytest.mark.parametrize("number", range(len(DAMAGES)), ids=DAMAGES)

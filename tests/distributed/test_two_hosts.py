@@ -1,12 +1,14 @@
-"""Real torchrun: a network that is cut between two hosts, a killed rank and a signal; the next start always continues the run.
+"""Real torchrun: a killed rank, a network that is cut between two hosts, and a signal; the next start always continues the run.
 
 The hosts are two network namespaces with names and addresses of their own, joined by a pair of virtual interfaces. Making
-them takes root, or the right to make namespaces; the test is skipped without it. Both hosts see the same files.
+them takes root, or the right to make namespaces; without it no network is cut. Both hosts see the same files. The launchers are
+forked (tests/processes.py); the ranks are the processes that they start.
 """
 
-import json
+import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import ENVIRONMENT, largest_difference, run_of, weights, workplace, write_plan
-from tests.distributed.launch import WORKER as TRAIN_WORKER
-from tests.processes import ROOT, run_ranks
+from tests.distributed.launch import ENVIRONMENT, largest_difference, launch, run_of, weights, workplace
+from tests.processes import ROOT, become, new_process
 
 RESTART = "start the same command again"  # the end of every sentence about a lost rank
 pytestmark = [
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="Linux namespaces"),
 ]
 WORKER = Path(__file__).with_name("host_worker.py")
-STEPS, CUT_AFTER = 10, 3
+STEPS = 7
 DEADLINE = (
     600  # seconds, for whatever a test waits for; three interpreters that start on a busy machine took more than 180
 )
@@ -35,63 +36,71 @@ ADDRESSES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A tiny model, its data, and the finished run `whole`, which nothing interrupted."""
-    run = "save_every=1, timeout_minutes=5"
+    run = "save_every=3, timeout_minutes=5"
     folder = workplace(tmp_path_factory.mktemp("hosts"), 4 * STEPS, data="", run=run)
-    done = run_ranks(2, WORKER, folder / "config.py", "run.name=whole", **ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
+    launch(folder, "whole", 2, [run_of(folder, "whole")])
     return folder
 
 
-def run_tool(*command: object) -> None:
-    subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+def run_on(host: int, *command: object) -> None:
+    """Run a command in the network of a host."""
+    enter = ["nsenter", "-t", str(host), "--net", "--uts", "--mount"]
+    subprocess.run([*enter, *map(str, command)], check=True, capture_output=True, text=True)
 
 
 @pytest.fixture
-def hosts(tmp_path) -> Iterator[dict[str, list[str]]]:
-    """Host -> the beginning of a command that runs on it. The namespaces end with the two processes that hold them."""
-    holders, enter = {}, {}
+def hosts(tmp_path) -> Iterator[dict[str, int]]:
+    """Host -> a process in its namespaces, with which they end. {} where they are not permitted."""
+    holders = {}
     names = tmp_path / "hosts"  # each host knows the other by its name
     names.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items()))
     try:
-        for name in ADDRESSES:
-            make = f"hostname {name} && mount --bind {names} /etc/hosts && echo ready && exec sleep 600"
-            hold = ["unshare", "--net", "--uts", "--mount", "sh", "-c", make]
-            holders[name] = subprocess.Popen(hold, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            if holders[name].stdout.readline() != "ready\n":
-                pytest.skip(f"network namespaces are not permitted here: {holders[name].stderr.read().strip()}")
-            enter[name] = ["nsenter", "-t", str(holders[name].pid), "--net", "--uts", "--mount", f"--wd={ROOT}"]
         try:
-            other = holders["node-b"].pid
-            run_tool(
-                *enter["node-a"], "ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", other
-            )
+            for name in ADDRESSES:
+                make = f"hostname {name} && mount --bind {names} /etc/hosts && echo ready && exec sleep 600"
+                hold = ["unshare", "--net", "--uts", "--mount", "sh", "-c", make]
+                holders[name] = subprocess.Popen(hold, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                if holders[name].stdout.readline() != "ready\n":
+                    raise PermissionError("unshare")
+            pids = {name: holder.pid for name, holder in holders.items()}
+            other = pids["node-b"]
+            link = ("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", other)
+            run_on(pids["node-a"], *link)
             for name, address in ADDRESSES.items():
-                run_tool(*enter[name], "ip", "address", "add", f"{address}/24", "dev", "veth0")
-                run_tool(*enter[name], "ip", "link", "set", "lo", "up")
-                run_tool(*enter[name], "ip", "link", "set", "veth0", "up")
-        except (subprocess.CalledProcessError, FileNotFoundError) as error:
-            pytest.skip(f"virtual interfaces are not permitted here: {getattr(error, 'stderr', error)}")
-        yield enter
-    except FileNotFoundError as error:
-        pytest.skip(f"{error.filename} is not installed")
+                run_on(pids[name], "ip", "address", "add", f"{address}/24", "dev", "veth0")
+                run_on(pids[name], "ip", "link", "set", "lo", "up")
+                run_on(pids[name], "ip", "link", "set", "veth0", "up")
+        except (subprocess.CalledProcessError, FileNotFoundError, PermissionError):
+            pids = {}
+        yield pids
     finally:
         for holder in holders.values():
             holder.kill()
             holder.wait()
 
 
-class Launcher:
-    """torchrun, started in a session of its own; its output is in a file."""
+def torchrun(host: int, script: str, arguments: list[str], environment: dict[str, str], output: Path) -> None:
+    """In a new process: become torchrun, in a session of its own, on the host of the process `host` (0: this one)."""
+    os.setsid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind in ("uts", "net", "mnt") if host else ():
+        with open(f"/proc/{host}/ns/{kind}") as namespace:
+            if libc.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), kind)
+    become([script, *arguments], str(ROOT), environment, [output, output])
 
-    def __init__(self, output: Path, command: list[object], enter: list[str]) -> None:
+
+class Launcher:
+    """A forked torchrun; its output is in a file."""
+
+    def __init__(self, output: Path, command: list[object], host: int = 0, **environment: str) -> None:
         self.output = output
-        command = [*enter, sys.executable, "-m", "torch.distributed.run", *map(str, command)]
-        network = {"GLOO_SOCKET_IFNAME": "veth0", "TP_SOCKET_IFNAME": "veth0"} if enter else {}
-        environment = {**os.environ, **ENVIRONMENT, **network}
-        with output.open("w") as file:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
-            )
+        output.touch()
+        script = output.with_suffix(".py")
+        script.write_text("from torch.distributed.run import main\n\nmain()\n")
+        network = {"GLOO_SOCKET_IFNAME": "veth0", "TP_SOCKET_IFNAME": "veth0"} if host else {}
+        environment = {**os.environ, **ENVIRONMENT, **network, **environment}
+        self.process = new_process(torchrun, host, str(script), [str(part) for part in command], environment, output)
 
     def text(self) -> str:
         return self.output.read_text()
@@ -104,78 +113,93 @@ class Launcher:
 
     def kill(self) -> None:
         """With its workers, which have sessions of their own."""
-        if self.process.poll() is None:
+        if self.process.is_alive():
             for pid in self.workers():
                 os.killpg(pid, signal.SIGKILL)
             self.process.kill()
-        self.process.wait()
+        self.process.join()
 
 
 def wait_for(what: Callable[[], object], launchers: list[Launcher], running: bool = False) -> None:
     """Until `what()` is true. Fails after the deadline or, with `running`, if a launcher has ended before."""
     end = time.monotonic() + DEADLINE
     while not what():
-        if running and any(launcher.process.poll() is not None for launcher in launchers):
+        if running and not all(launcher.process.is_alive() for launcher in launchers):
             end = 0.0
         assert time.monotonic() < end, "\n".join(launcher.text()[-3000:] for launcher in launchers)
         time.sleep(0.05)
 
 
-def last_step(run: Path) -> int:
-    """The last step in metrics.jsonl."""
-    file = run / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return json.loads(lines[-1])["step"] if lines else 0
+def saved(run: Path, step: int) -> bool:
+    latest = run / "checkpoints" / "latest"
+    return latest.is_file() and latest.read_text() == f"step-{step:06d}"
 
 
-def test_a_cut_network_ends_both_hosts_with_a_sentence_and_the_next_start_finishes_the_run(folder, hosts) -> None:
-    options = [
-        "--nnodes=2",
-        "--nproc_per_node=1",
-        "--rdzv-backend=c10d",
-        "--rdzv-id=run",
-        "--rdzv-endpoint=node-a:29400",
+def test_torchrun_restarts_a_killed_rank_and_a_cut_network_ends_both_hosts_with_a_sentence(folder, hosts) -> None:
+    """Each start takes 3 steps; its fourth has a million micro-batches. What is left of the run is trained on one host."""
+    run = folder / "runs" / "cut"
+    first, port = ("node-a", 29400) if hosts else ("127.0.0.1", free_port())
+    options = ["--nnodes=2", "--nproc_per_node=1", "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-id=run"]
+    command = [*options, f"--rdzv-endpoint={first}:{port}", WORKER, folder / "config.py", "run.name=cut"]
+    command.append("run.timeout_minutes=0.25")  # both hosts wait as long for each other
+    launchers = [
+        Launcher(folder / f"{name}.out", command, hosts.get(name, 0), PLANT="endless_step:3") for name in ADDRESSES
     ]
-    arguments = [folder / "config.py", "run.name=cut"]
-    command = [*options, WORKER, *arguments, "run.timeout_minutes=0.25"]  # both hosts wait as long for each other
-    launchers = [Launcher(folder / f"{name}.out", command, hosts[name]) for name in ADDRESSES]
+    said = []
     try:
-        wait_for(lambda: last_step(folder / "runs" / "cut") >= CUT_AFTER, launchers, running=True)
-        run_tool(*hosts["node-a"], "ip", "link", "set", "veth0", "down")
-        wait_for(lambda: all(RESTART in launcher.text() for launcher in launchers), launchers)
-        said = [next(line for line in launcher.text().splitlines() if RESTART in line) for launcher in launchers]
-        wait_for(
-            lambda: not any(launcher.process.poll() is None and launcher.workers() for launcher in launchers), launchers
-        )
+        wait_for(lambda: saved(run, 3), launchers, running=True)
+        os.kill(launchers[1].workers()[0], signal.SIGKILL)
+        wait_for(lambda: saved(run, 6), launchers, running=True)
+        assert any("lost rank" in launcher.text() for launcher in launchers)
+        assert "resumed from" in "".join(launcher.text() for launcher in launchers)
+        if hosts:
+            before = [len(launcher.text()) for launcher in launchers]
+
+            def after() -> list[str]:
+                texts = [launcher.text()[start:] for launcher, start in zip(launchers, before, strict=True)]
+                return [next((line for line in text.splitlines() if RESTART in line), "") for text in texts]
+
+            run_on(hosts["node-a"], "ip", "link", "set", "veth0", "down")
+            wait_for(lambda: all(after()), launchers)
+            said = after()
+            wait_for(
+                lambda: not any(launcher.process.is_alive() and launcher.workers() for launcher in launchers),
+                launchers,
+            )
     finally:
         for launcher in launchers:
             launcher.kill()
-    assert last_step(folder / "runs" / "cut") < STEPS
+    assert saved(run, 6)
+    launch(folder, "continued", 2, [run_of(folder, "cut")])  # on one host: the files of both are the same
+    assert "resumed from" in (folder / "continued.out").read_text()
+    assert largest_difference(weights(folder / "runs" / "whole"), weights(run)) == 0
+    if not hosts:
+        pytest.skip("network namespaces are not permitted here: no network was cut")
     with_store = next(i for i, line in enumerate(said) if "lost rank" in line)
     other = list(ADDRESSES)[1 - with_store]
     assert f"lost rank {1 - with_store} on host {other} (pid" in said[with_store]
     assert f"rank {1 - with_store} on host {other} has lost the store at node-" in said[1 - with_store]
-    done = run_ranks(2, WORKER, *arguments, **ENVIRONMENT)  # on one host: the files of both are the same
-    assert done.returncode == 0 and "resumed from" in done.stdout, done.stderr
-    assert largest_difference(weights(folder / "runs" / "whole"), weights(folder / "runs" / "cut")) == 0
 
 
-def test_torchrun_restarts_a_run_whose_rank_was_killed_and_passes_a_signal_on(folder) -> None:
-    """Each start takes 3 steps; its fourth has a million micro-batches. Torchrun would kill the ranks 30 s after the signal."""
-    plan = write_plan(folder, "restarted", [run_of(folder, "restarted", plant="endless_step:3")])
-    command = ["--standalone", "--nproc_per_node=2", "--max-restarts=1", TRAIN_WORKER, plan]
-    run, launcher = folder / "runs" / "restarted", Launcher(folder / "restarted.out", command, [])
-    latest = run / "checkpoints" / "latest"
+def test_torchrun_passes_a_signal_on_and_the_next_start_finishes_the_run(folder) -> None:
+    """Torchrun would kill the rank 30 s after the signal: in its second step, which has a million micro-batches."""
+    command = ["--standalone", "--nproc_per_node=1", WORKER, folder / "config.py", "run.name=signalled"]
+    run, launcher = folder / "runs" / "signalled", Launcher(folder / "signalled.out", command, PLANT="endless_step:1")
     try:
-        wait_for(lambda: latest.is_file() and latest.read_text() == "step-000003", [launcher], running=True)
-        os.kill(launcher.workers()[-1], signal.SIGKILL)
-        wait_for(lambda: latest.read_text() == "step-000006", [launcher], running=True)
+        wait_for(lambda: '"train/loss"' in rows_of(run), [launcher], running=True)
         launcher.process.terminate()
-        launcher.process.wait(DEADLINE)
+        launcher.process.join(DEADLINE)
     finally:
         launcher.kill()
-    assert all((folder / f"restarted.0.rank{rank}.exit").read_text() == "0" for rank in range(2)), launcher.text()
-    assert "lost rank" in launcher.text() and "resumed from" in launcher.text()
-    done = run_ranks(2, WORKER, folder / "config.py", "run.name=restarted", **ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    assert largest_difference(weights(folder / "runs" / "whole"), weights(run)) == 0
+    assert saved(run, 1) and "SIGTERM: stopped after step 1/7, saved" in launcher.text(), launcher.text()
+    launch(folder, "finished", 2, [run_of(folder, "signalled")])
+    assert largest_difference(weights(folder / "runs" / "whole"), weights(run)) < 1e-5
+
+
+def rows_of(run: Path) -> str:
+    return (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").is_file() else ""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]

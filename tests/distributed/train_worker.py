@@ -26,6 +26,7 @@ import torch
 
 import distributed.checkpoint
 import distributed.sharding
+import eval.forgetting
 import eval.in_step
 import model.flops
 import train
@@ -321,6 +322,10 @@ def main() -> None:
     os.fsync = lambda descriptor: None
     # One thread per rank (OMP_NUM_THREADS): on matrices this small, threads only wait for each other.
     torch.set_num_threads = lambda count: None
+    # Forgetting is measured on two texts and few questions: without packing all of them are 500 forwards of an evaluation.
+    eval.forgetting.TEXT_BYTES = 2048
+    read_questions = eval.forgetting.read_questions
+    eval.forgetting.read_questions = lambda: read_questions()[:8]
     # The peak is measured with small matrices: 24 products of size 1024 per run would take most of the time, and a minute
     # where torch emulates bf16.
     measured_flops = model.flops.measured_flops
