@@ -1,12 +1,10 @@
 """Which directory may import which, checked in the syntax tree of every module."""
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
-
-from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {path.stem for path in (ROOT / "scripts").glob("*.py")}
@@ -30,15 +28,18 @@ ALLOWED = {
 }
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line, absolute module name) of every import in a file, including those inside functions."""
+@functools.cache
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, absolute module name) of every import in a file, including those inside functions."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.relative_to(ROOT)}, line {node.lineno}: relative import"
             # `from a import b` may import the module a.b.
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
 
 
 def modules(directory: str) -> list[Path]:
@@ -69,36 +70,3 @@ def test_no_test_loads_a_script_by_its_path() -> None:
         if name.split(".")[0] in ("importlib", "runpy") and not name.startswith("importlib.metadata")
     ]
     assert not wrong, "\n".join(wrong)
-
-
-# Not needed before the first step of a run. transformers imports others that are not needed either, where they are installed.
-NOT_FOR_TRAINING = (
-    "arelle",
-    "distributed.context",  # only where ranks share the tokens of a micro-batch
-    "data.remote",  # only for a run whose data lie elsewhere
-    "cyclonedx",  # only for a release, as model_signing
-    "configs.deepspeed",  # only for a run that names a DeepSpeed JSON
-    "gguf",
-    "lxml",
-    "matplotlib",
-    "model_signing",
-    "pandas",
-    "peft",
-    "pyarrow",
-    "rouge_score",
-    "sklearn",
-    "tensorboard",  # rank 0 imports it later
-    "torchvision",
-)
-
-
-@pytest.mark.slow
-def test_train_imports_nothing_that_it_does_not_use() -> None:
-    program = f"""
-import sys
-import train
-print("loaded", *sorted(set({NOT_FOR_TRAINING!r}) & sys.modules.keys()))
-"""
-    done = run_python("-c", program, fresh=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].split() == ["loaded"]

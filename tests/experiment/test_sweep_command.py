@@ -84,7 +84,7 @@ def test_stopped_and_continued(folder) -> None:
     starts = [entry.step for entry in Record(run).read() if entry.kind == "start"]
     assert len(starts) == 2 and 0 < starts[1] < STEPS
     # The same run without an interruption.
-    overrides = ("optimizer.learning_rate=1e-2", "run.save_every=1", f"run.directory={folder}", "run.name=whole")
+    overrides = ("optimizer.learning_rate=1e-2", "run.save_every=0", f"run.directory={folder}", "run.name=whole")
     whole = run_python("train.py", folder / "config.py", *overrides)
     assert whole.returncode == 0, whole.stderr
     record = json.loads((folder / "whole" / "export" / "export.json").read_text())

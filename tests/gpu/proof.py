@@ -85,6 +85,7 @@ def resume(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
 def speed(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
     """train.py on one device, killed after some steps, and what plan.py says of them."""
     folder, name, steps = output.parent / "speed", output.stem, 4 if rehearse else 20
+    settings += ("model.compute_dtype=fp32",) if rehearse else ()  # many processors are slow in bf16
     config, directory = folder / "config.py", folder / "runs" / name
     if not config.is_file():
         write_speed_run(folder, 64 if rehearse else 4096, steps + 1, TINY if rehearse else LLAMA_1B)

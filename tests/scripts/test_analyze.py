@@ -68,13 +68,9 @@ def test_a_folder_by_the_engine_alone_and_again(folder):
 def test_exit_codes_of_single_reports(folder):
     sound = sorted((folder / "reports").glob(f"{entity(3).entity}*"))
     breach = sorted((folder / "reports").glob(f"{entity(18).entity}*"))
-    sample = Path(__file__).parents[1] / "xbrl" / "read" / "eba_lcr_sample"
-    for files, code in ((sound, 0), ([sample], 1)):
-        done = run_python(SCRIPT, "--engine-only", *files, "--out", folder / f"single{code}")
-        assert done.returncode == code, done.stderr
-    page = (Path(__file__).parents[2] / "docs" / "desk.md").read_text(encoding="utf-8")
-    assert "".join(f"    {line}\n" for line in done.stdout.splitlines()[:2]) in page
-    assert (next((folder / "single1").glob("*/letter.txt"))).read_text().startswith("To the Management Board of ")
+    done = run_python(SCRIPT, "--engine-only", *sound, "--out", folder / "single")
+    assert done.returncode == 0, done.stderr
+    assert (next((folder / "single").glob("*/letter.txt"))).read_text().startswith("To the Management Board of ")
     done = run_python(SCRIPT, "--engine-only", *breach, "--out", folder / "german", "--language", "de", "--basis", "de")
     assert done.returncode == 1 and "KWG" in next((folder / "german").glob("*/letter.txt")).read_text()
     done = run_python(SCRIPT, folder / "reports", sound[0])

@@ -11,12 +11,13 @@ from transformers import LlamaConfig
 import tools.plan
 from common.errors import exit_code_of
 from model.memory import ModelShape
-from tests.processes import ROOT, run_python
+from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from tools.machines import cluster_of
 from tools.plan import assumed_subject
 from tools.plan_command import main
 
+WORKER = Path(__file__).with_name("dry_run_worker.py")
 CONFIG = """
 from configs.config import *
 config = Config(
@@ -93,6 +94,18 @@ def wide(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def made() -> list[ModelShape]:
+    return []
+
+
+@pytest.fixture
+def counted_once(made, monkeypatch) -> None:
+    """All plans of the wide model are of one shape: each finds the activations that an earlier one has counted."""
+    shape_of = tools.plan._shape
+    monkeypatch.setattr(tools.plan, "_shape", lambda *of: made[0] if made else made.append(shape_of(*of)) or made[0])
+
+
 def tight(plan, folder, wide, *more: str) -> tuple[str, dict]:
     """A model of 0.7B parameters on one small GPU, which does not hold all settings."""
     arguments = ("--model", str(wide), "--sequence", "512", "--gpus", "1", "--gpu-memory", "15", "--json", "tight.json")
@@ -102,10 +115,8 @@ def tight(plan, folder, wide, *more: str) -> tuple[str, dict]:
     return out, json.loads((folder / "tight.json").read_text())
 
 
-def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide, monkeypatch) -> None:
-    # Both plans are of one model: the second finds the activations that the first has counted.
-    made, shape_of = list[ModelShape](), tools.plan._shape
-    monkeypatch.setattr(tools.plan, "_shape", lambda *of: made[0] if made else made.append(shape_of(*of)) or made[0])
+@pytest.mark.usefixtures("counted_once")
+def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide) -> None:
     # 12 x 512 tokens without checkpointing do not fit beside 16 bytes for each parameter.
     own = ("--micro-batch", "12", "model.activation_checkpointing=none")
     out, written = tight(plan, folder, wide, *own)
@@ -125,9 +136,10 @@ def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide, monkeypatch) 
     assert rows.count("yes") == sum(setting["fits"] for setting in found["settings"])
 
 
+@pytest.mark.usefixtures("counted_once")
 def test_nothing_fits(plan, folder, wide) -> None:
-    arguments = ("--model", str(wide), "--gpus", "1", "--gpu-memory", "4", "--host-memory", "2", "--json", "no.json")
-    code, out, _ = plan(*arguments)
+    arguments = ("--model", str(wide), "--sequence", "512", "--gpus", "1", "--gpu-memory", "4", "--host-memory", "2")
+    code, out, _ = plan(*arguments, "--json", "no.json")
     written = json.loads((folder / "no.json").read_text())
     assert code == 0 and "No setting fits" in out and written["proposals"]["cheapest"] is None
     devices = written["nearest"]["devices"]
@@ -176,7 +188,7 @@ def test_names_of_sizes_in_lower_case_and_directories_without_data(folder, monke
 @pytest.mark.slow
 def test_a_dry_run_of_train_is_the_plan_of_this_machine_and_leaves_no_run(folder) -> None:
     arguments = (folder / "config.py", "--dry-run", "--json", folder / "here.json", "optimizer.epochs=3")
-    done = run_python(ROOT / "train.py", *arguments, cwd=folder)
+    done = run_python(WORKER, *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     written = json.loads((folder / "here.json").read_text())
     assert written["workload"]["total_steps"] == 9 and written["cluster"]["device"]["kind"] == "cpu"

@@ -1,62 +1,88 @@
 """The check of whole runs with experts, with and without the routers' auxiliary loss, on one rank and on two."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import tools.check
 from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
-from tests.tools.test_check import WORKER
-from tools.check_data import OK, SKIPPED
+from tests.tools.check_faults import write_train
+from tests.tools.test_check import WORKER, reference
+from tools.check_data import OK, SKIPPED, Result
+from tools.check_runs import KILLED_AFTER, STEPS
 
-pytestmark = pytest.mark.slow
-# Name -> (family, overrides).
-RUNS = {
-    "qwen3_moe": ("qwen3_moe", ("model.router_aux=0.1",)),
-    "gpt_oss": ("gpt_oss", ("model.compute_dtype=bf16",)),
-    "gpt_oss-aux": ("gpt_oss", ("model.router_aux=0.1", "model.compute_dtype=bf16")),
-    "qwen3_moe-plain": ("qwen3_moe", ("sharding.context=2",)),
-}
-OF_RANKS = {1: ("qwen3_moe", "gpt_oss"), 2: ("gpt_oss-aux", "qwen3_moe-plain")}
+AUXILIARY = "model.router_aux=0.1"
 
 
-@pytest.mark.parametrize("ranks", OF_RANKS)
-def test_every_line_is_good_or_says_why_it_is_not_known(tmp_path, ranks) -> None:
-    write_chat_file(tmp_path / "train.jsonl", 24)
-    write_chat_file(tmp_path / "validation.jsonl", 6, seed=1)
-    checks = []
-    for name in OF_RANKS[ranks]:
-        family, overrides = RUNS[name]
-        write_tiny_model(tmp_path / name, family, tied=False)
-        (tmp_path / f"{name}.py").write_text(f"""
+def write_run(folder: Path, family: str) -> Path:
+    """A tiny model of `family`, its data and a config in a new folder; returns the config."""
+    write_tiny_model(folder / "model", family, tied=False)
+    write_chat_file(folder / "train.jsonl", 24)
+    write_chat_file(folder / "validation.jsonl", 6, seed=1)
+    (folder / "config.py").write_text(f"""
 from configs.config import *
 config = Config(
-    model=Model({str(tmp_path / name)!r}, compute_dtype="fp32"),
+    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
     data=Data(
-        ({str(tmp_path / "train.jsonl")!r},), ({str(tmp_path / "validation.jsonl")!r},), sequence_length=256, cache=None
+        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, cache=None
     ),
     batch=Batch(global_examples=6, micro_batch=1),
     optimizer=Optimizer(1e-3, epochs=1),
-    run=Run({name!r}, directory={str(tmp_path / "runs")!r}, keep_last=1),
+    run=Run("base", directory={str(folder / "runs")!r}, keep_last=1),
 )
 """)
-        files = [str(tmp_path / f"{name}.py"), *overrides, "--json", str(tmp_path / f"{name}.json")]
-        checks.append(["--train", str(ROOT / "train.py"), *files])
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps({"config": checks[0][2], "checks": checks, "parts": []}))
+    return folder / "config.py"
+
+
+def launch(folder: Path, ranks: int, config: Path, overrides: list[str], parts: list[dict]) -> dict[str, dict]:
+    """The lines of a check of the whole run by their names. parts: of check_worker.py, as well."""
+    report, plan = folder / "report.json", folder / "plan.json"
+    command = ["--train", str(write_train(folder)), str(config), *overrides, "--json", str(report)]
+    plan.write_text(json.dumps({"config": str(config), "checks": [command], "parts": parts}))
     done = run_ranks(ranks, WORKER, plan, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    for name in OF_RANKS[ranks]:
-        report = json.loads((tmp_path / f"{name}.json").read_text())
-        found = {result["name"]: (result["status"], result["text"]) for result in report["results"]}
-        skipped = {line: text for line, (status, text) in found.items() if status == SKIPPED}
-        assert {line: one for line, one in found.items() if one[0] != OK and line not in skipped} == {}, done.stdout
-        has_loss_of_routers = "model.router_aux=0.1" in RUNS[name][1]
-        expected = {"other ranks"} if ranks == 1 or has_loss_of_routers else set()
-        expected |= {"gradient norm", "gradient"} if has_loss_of_routers else set()
-        assert skipped.keys() == expected, skipped
-        assert (
-            report["exit_code"] == 0 and {"isolation", "loss", "updates", "kill and resume", "export"} <= found.keys()
-        )
-        if has_loss_of_routers:
-            assert "the reference knows no auxiliary loss of the routers" in skipped["gradient"]
+    written = json.loads(report.read_text())
+    assert written["exit_code"] == 0, done.stdout[-5000:]
+    lines = {result["name"]: result for result in written["results"]}
+    assert {"isolation", "loss", "updates", "kill and resume", "export"} <= lines.keys()
+    assert {result["status"] for result in lines.values()} <= {OK, SKIPPED}, done.stdout[-5000:]
+    return lines
+
+
+def skipped(lines: dict[str, dict]) -> set[str]:
+    return {name for name, result in lines.items() if result["status"] == SKIPPED}
+
+
+@pytest.mark.slow
+def test_every_line_is_good_or_says_why_it_is_not_known(tmp_path) -> None:
+    """With the auxiliary loss; and three steps in bf16 without it, of a family with sinks, whose gradient is known."""
+    config, other = (write_run(tmp_path / family, family) for family in ("qwen3_moe", "gpt_oss"))
+    bf16 = "model.compute_dtype=bf16"
+    part = {"name": "gpt_oss", "do": "straight", "config": str(other), "overrides": [bf16]}
+    part |= {"script": str(write_train(tmp_path)), "reference": reference(other.parent, bf16)}
+    lines = launch(tmp_path, 1, config, [AUXILIARY], [part])
+    assert skipped(lines) == {"other ranks", "gradient norm", "gradient"}
+    assert "the reference knows no auxiliary loss of the routers" in lines["gradient"]["text"]
+    found = {line["name"]: line for line in json.loads((tmp_path / "plan.results.json").read_text())["gpt_oss"]}
+    assert {"loss", "gradient norm", "gradient", "updates", "export"} <= found.keys()
+    assert {line["status"] for line in found.values()} == {OK}, found
+
+
+@pytest.mark.slow
+def test_every_line_is_good_on_two_ranks_that_share_tokens(tmp_path) -> None:
+    config = write_run(tmp_path / "qwen3_moe", "qwen3_moe")
+    assert skipped(launch(tmp_path, 2, config, ["sharding.context=2"], [])) == set()
+
+
+def test_other_ranks_are_not_compared_with_the_auxiliary_loss(monkeypatch) -> None:
+    monkeypatch.setattr(tools.check, "three_steps", lambda *_: ([], {}))
+    monkeypatch.setattr(tools.check, "saved_steps", lambda _: [KILLED_AFTER, STEPS])
+    monkeypatch.setattr(tools.check, "kill_and_resume", lambda *_: Result("run", "kill and resume", OK, ""))
+    check = SimpleNamespace(scratch=Path("none"), ranks=SimpleNamespace(world_size=2))
+    check.on_first, check.remove = lambda look: look(), lambda *_: None
+    results, _ = tools.check.run_checks(check, {"router_aux": 0.1})
+    assert [(result.name, result.status) for result in results] == [("kill and resume", OK), ("other ranks", SKIPPED)]
+    assert "the routers' auxiliary loss counts choices" in results[1].text

@@ -10,7 +10,13 @@ from data.batches import collate
 from data.sources import Windows
 from model import ewc
 from model.ewc import document_numbers, draw, drawn_items, estimate_fisher
-from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, corpus, dealer, load, signal_is
+from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, corpus, dealer, load, signal_is, write_model
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """One layer: an estimate takes a backward for each of up to a thousand groups."""
+    return write_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,13 @@ def dealer(capacity: int = 256, micro_batch: int = 1) -> Dealer:
     return Dealer(capacity or micro_batch, one_per_token, capacity > 0)
 
 
-def write_model(folder, vocabulary: int = VOCABULARY, tied: bool = True):
+def write_model(folder, vocabulary: int = VOCABULARY, tied: bool = True, layers: int = 2):
     config = AutoConfig.for_model(
         "llama",
         vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=64,
