@@ -86,7 +86,7 @@ def run(case: dict, ranks: Ranks) -> None:
     if case.get("evaluate_before"):  # leaves the parameters gathered
         with torch.no_grad():
             loss_of(model, collate((0, 1), documents))
-    settings = EWC(**({"strength": 20.0, "data": ("old",), "documents": 16} | case.get("ewc", {})))
+    settings = EWC(**({"strength": 20.0, "data": ("old",), "documents": 8} | case.get("ewc", {})))
     packing = case.get("packing", True)
     old_domain, dealer = None if settings.fisher else documents, Dealer(256 if packing else 1, one_per_token, packing)
     log = []

@@ -28,7 +28,11 @@ from tools import verify
 from tools.verify import EXACT, check_files, read_record, replay, seen
 
 pytestmark = pytest.mark.slow
-FAMILIES = ("gemma2", "qwen2_sliding", "gpt_oss")  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
+FAMILIES = (
+    "gemma2",
+    "qwen2_sliding",
+    "gpt_oss",
+)  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
 STEPS = 3
 KILLED_AT = 20  # forwards, those of the Fisher diagonal and of the first validation among them: in step 3
 CURVES = (

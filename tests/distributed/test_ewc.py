@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ewc")
     write_tiny_model(folder / "model")
     write_tiny_model(folder / "odd", family="qwen2", tied=False, vocab_size=391)
-    write_chat_file(folder / "old.jsonl", 24, seed=5)
+    write_chat_file(folder / "old.jsonl", 12, seed=5)
     return folder
 
 
@@ -72,7 +72,7 @@ def two(folder, one) -> Path:
         "r2-offload": odd | {"cpu_offload": True, "train": True},
         "r2-bf16": BF16,
         "r2-mean": {"mean": True},
-        "r2-stopped": {"stop_after": 3},
+        "r2-stopped": {"stop_after": 3, "packing": False},
     }
     return launch(folder, 2, cases)
 

@@ -34,13 +34,13 @@ def extend(source: Path, target: Path, texts: list[str]) -> None:
 def runs(tmp_path_factory) -> Path:
     """Complete runs on 2 ranks and on 1; a run stopped after 2 steps on 2 ranks and resumed on 1; a refused resume."""
     folder = tmp_path_factory.mktemp("vocabulary")
-    workplace(folder, 4 * STEPS, optimizer=f"epochs=1, max_steps={STEPS}", run="save_every=2")
+    workplace(folder, 4 * STEPS, model={"layers": 1}, optimizer=f"epochs=1, max_steps={STEPS}", run="save_every=2")
     source = folder / "model"
     assert len(AutoTokenizer.from_pretrained(source)) == 384
     extend(source, folder / "extended", NEW)
     # No text contains the additional token, so the data stay the same and only the vocabulary differs.
     extend(source, folder / "other", [*NEW, " zzz"])
-    extend(write_tiny_model(folder / "model2", tied=False), folder / "untied", NEW)
+    extend(write_tiny_model(folder / "model2", tied=False, layers=1), folder / "untied", NEW)
     with (folder / "train.jsonl").open("a") as file:
         file.writelines(json.dumps({"text": f"The bank shall hold{text} always{text}."}) + "\n" for text in NEW)
 

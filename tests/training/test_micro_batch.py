@@ -29,7 +29,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> str:
-    return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny", layers=4))
+    return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
 
 
 def settled(tmp_path, path: str, config: Config = CONFIG) -> tuple[Config, list[str]]:

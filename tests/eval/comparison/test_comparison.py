@@ -133,16 +133,11 @@ def test_what_is_not_shown_stands_beside_an_interval_with_0_and_equivalence_need
     assert said.startswith("No difference between other and one is shown in labelling: ")
     assert found["low"] < 0 < found["high"] and found["p"] > 0.1 and "equivalent" not in said
     said, found = declared(one, other, margin=0.2)
-    assert said.startswith(
-        "No difference between other and one is shown in labelling, nor that they are equivalent"
-    )
+    assert said.startswith("No difference between other and one is shown in labelling, nor that they are equivalent")
     assert "p of more than 0.2 0." in said
     close = recipe("a", 7, 7, 8), recipe("b", 7, 8, 8)
     said, found = declared(*close, margin=0.2)
-    assert (
-        said.startswith("b and a are equivalent in labelling, to within 0.2: ")
-        and found["p_margin_holm"] < 0.05
-    )
+    assert said.startswith("b and a are equivalent in labelling, to within 0.2: ") and found["p_margin_holm"] < 0.05
     assert -0.2 < found["low_90"] < found["high_90"] < 0.2
     said, _ = declared(recipe("weak", 3, 4, 4), recipe("strong", 11, 12, 12), margin=0.99)
     assert said.startswith("strong labels better than weak, by less than 0.99: ")
@@ -157,9 +152,7 @@ def test_holm_is_among_the_declared_and_leaves_open_what_it_takes_back():
     one = result["primary"][0]
     assert one["p"] == alone["p"] and one["p_holm"] == pytest.approx(3 * one["p"])
     said = primary_sentence(result, one)
-    assert said.startswith(
-        "Whether b and a differ in labelling is open after the correction for 3 contrasts: "
-    )
+    assert said.startswith("Whether b and a differ in labelling is open after the correction for 3 contrasts: ")
     assert "No difference" not in said and one["low"] > 0
     assert primary_sentence(result, result["primary"][2]).startswith(
         "No difference between c and a is shown in the loss"
