@@ -143,8 +143,8 @@ def format_fact(fact: Fact, compact: bool = False) -> str:
         return "nil"
     if not isinstance(fact.value, Decimal):
         return str(fact.value)
-    # Nothing says that a figure without a cell is a ratio.
-    if fact.unit in PURE and (fact.cell is None or _is_count(fact, fact.value)):
+    is_unknown = fact.cell is None and not fact.type  # nothing says that it is a ratio
+    if fact.unit in PURE and (is_unknown or _is_count(fact, fact.value)):
         return _format_decimal(fact.value)
     return format_figure(fact.value, fact.unit, fact.decimals, compact)
 

@@ -114,13 +114,14 @@ def test_format_of_figures(value, unit, decimals, plain, compact):
 
 
 def test_a_count_is_not_a_percentage():
-    def text(value, decimals, type=""):
-        fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, None, type=type)
+    def text(value, decimals, type="", cell=("C 76.00.a", "0030", "0010")):
+        fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, cell, type=type)
         return format_fact(fact)
 
     assert text("101", 0) == text("101", "INF") == text("101", 0, "integer") == "101"
     assert text("0.0431", 4) == text("0.0431", 4, "percentage") == "4.31%"
-    assert text("1", 0, "percentage") == "100%"
+    assert text("1", 0, "percentage") == text("1", 0, "percentage", cell=None) == "100%"
+    assert text("0.0431", 4, cell=None) == "0.0431"  # nothing says what it is
 
 
 def test_limits_have_no_spurious_decimal_places():

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGE, LOG = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("desk.md", "LOG.md"))
 QUICKSTART = Request(696, 0, "quickstart", [544 / 696, 40 / 696, 112 / 696])
 CASE = 590  # the number of the walkthrough's bank among the units of this corpus
-SAID = re.findall(r"^    (\d+ (?:report|analysed).*)$", PAGE.partition("## The letter")[0], re.MULTILINE)
+SAID = re.findall(r"^    (\d+ (?:report|analysed).*)$", PAGE.partition("## From an empty machine")[0], re.MULTILINE)
 LETTER = re.compile(
     r"^    To the Management Board of Birksee.*?^    Date and signature: _+\n", re.MULTILINE | re.DOTALL
 )
