@@ -98,7 +98,7 @@ def with_base(
         with evaluating(model):
             for first in range(0, len(items), DEALT):
                 dealt, own = data.dealer.deal(items[first : first + DEALT], corpus, ranks.world_size), []
-                for of_rank in dealt.of_rank(ranks.rank):  # as many on every rank
+                for of_rank in dealt.of_rank(ranks.rank):  # the same number on every rank
                     if stop.agreed():
                         return data
                     own += _predicted(model, of_rank, corpus, ranks.device)

@@ -93,7 +93,7 @@ class Inputs:
             yield deal.part_of_rank(collate(dealt, corpus), ranks.rank).to(ranks.device)
 
     def steps(self, first: int, ranks: Ranks) -> Iterator[tuple[int, Iterator[tuple[MicroBatch, bool]]]]:
-        """For each step from `first` on, its number and this rank's (micro_batch, is_last); as many on every rank.
+        """For each step from `first` on, its number and this rank's (micro_batch, is_last); the same number on every rank.
 
         A thread prepares micro-batches in advance while the device computes.
         """
