@@ -23,7 +23,7 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_durably, write_json
 from common.errors import UserError, run_script
 from experiment import knowledge, pareto, settle
-from experiment.commands import check_options, keep, list_commands, owned, parse_until, restore, run_commands
+from experiment.commands import check_dtypes, check_options, keep, list_commands, owned, parse_until, restore, run_commands
 from experiment.drawn import BASE
 from experiment.launch import Interrupted
 
@@ -64,6 +64,7 @@ def treat(name: str, arguments: argparse.Namespace) -> None:
         with owned(out):
             restore(kept, out)
     check_options(experiment.commands(), out)
+    check_dtypes(experiment.commands())
     if arguments.list:
         print(f"{name}:\n{list_commands(experiment.commands(), out, arguments.parallel)}")
         return
