@@ -23,7 +23,16 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_durably, write_json
 from common.errors import UserError, run_script
 from experiment import knowledge, pareto, settle
-from experiment.commands import check_dtypes, check_options, keep, list_commands, owned, parse_until, restore, run_commands
+from experiment.commands import (
+    check_dtypes,
+    check_options,
+    keep,
+    list_commands,
+    owned,
+    parse_until,
+    restore,
+    run_commands,
+)
 from experiment.drawn import BASE
 from experiment.launch import Interrupted
 

@@ -266,3 +266,15 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
     assert len(machine.names) == before
     machine.check_options()
     elsewhere_the_same(tmp_path, monkeypatch, knowledge, knowledge)
+
+
+def test_what_is_kept_beside_the_page_is_reported_by_the_command_of_the_page(tmp_path) -> None:
+    """Its options are still those of the list, and the table of docs/results.md has its figures."""
+    done = run_python(
+        ROOT / "scripts" / "experiment.py", "knowledge", "--report", "--keep", ROOT / "docs", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    contrast = next(line for line in done.stdout.splitlines() if "full less rank 8" in line).split(" | ")
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"full less rank 8 is {contrast[2]} (95%: {contrast[3]}): {contrast[8]}" in page
+    assert (tmp_path / "runs" / "knowledge" / "knowledge.png").stat().st_size > 5_000

@@ -210,7 +210,9 @@ def is_name(text: str) -> bool:
     if text.isalpha() and len(text) <= 12 and text[1:].islower():
         return True
     parts = text.replace(".", "").split()
-    return 0 < len(parts) <= 3 and all(one.isalpha() and not one.islower() for one in parts) and parts[-1] in LEGAL_FORMS
+    return (
+        0 < len(parts) <= 3 and all(one.isalpha() and not one.islower() for one in parts) and parts[-1] in LEGAL_FORMS
+    )
 
 
 def _reasons(

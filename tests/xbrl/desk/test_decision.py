@@ -28,7 +28,7 @@ from tests.xbrl.desk.reports import (
 )
 from xbrl.corpus.filing import write_reports
 from xbrl.desk.output import Form, Job, finish, folder_name
-from xbrl.desk.record import MARK, Case, Reply, make_record
+from xbrl.desk.record import MARK, Case, Reply, is_name, make_record
 from xbrl.desk.verdicts import flags
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
@@ -499,6 +499,7 @@ def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tm
     report = read(tmp_path, {CLIENT: "0.30"})
     names = ("A12", "7LTWFZYICNSX8D621K86", "DE-HRB-12345", "Deutsche Bank AG", "Banco Arno S.A.", "Arno")
     assert [record(named(report, name))["letter"]["state"] for name in names] == ["ready"] * len(names)
+    assert not is_name("")
     for said in SENTENCES:
         for made in (record(named(report, said)), record(report, bank=Addressee(said, said, "", ""))):
             reasons = made["letter"]["reasons"]
