@@ -1,6 +1,6 @@
 """AdamW on bf16 weights with moments in fp32, bf16 or 8 bits: optimizer.memory = 14N, 12N, 8N and 6N.
 
-Moments are sharded like their parameter, so that a checkpoint reshards by rows. bf16 weights and moments are rounded
+Moments are sharded like their parameter, so that a checkpoint reshards them with it. bf16 weights and moments are rounded
 stochastically (distributed/rounding.py), so that they still move at a low learning rate.
 """
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from distributed.gradients import gradient_of
 from distributed.rounding import Noise, stochastic_round_
-from distributed.sharding import flat_shard, local
+from distributed.sharding import flat_parts, local
 
 # Elements processed at once. Bounds the fp32 copies; on a CPU they stay in its cache.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
@@ -71,17 +71,14 @@ class LowMemoryAdamW(torch.optim.Optimizer):
             group["noise_step"] += 1
 
     def _update(self, parameter: nn.Parameter, group: dict, buffers: torch.Tensor, noise: Noise) -> None:
-        weight, first = flat_shard(parameter)
-        if weight.numel() == 0:  # more ranks than rows
-            return
+        weight = local(parameter).view(-1)
         grad = local(gradient_of(parameter)).reshape(-1)
         moments = Moments(self.state[parameter], self.code_maps)
         stream = 3 * self.order[parameter]  # the weight and its two moments have a noise stream each
         unit = math.lcm(LANES, moments.block)
         size = max(1, CHUNK[weight.device.type] // unit) * unit
-        for start in range(0, weight.numel(), size):
-            part = slice(start, min(start + size, weight.numel()))
-            count = part.stop - start
+        for part, first in flat_parts(parameter, size):
+            count = part.stop - part.start
             # What does not fill a register torch computes with other roundings, and which elements those are would depend
             # on the number of ranks. Hence the last register is filled with elements that do not count.
             value, g, exp_avg, exp_avg_sq = buffers[:, : -(-count // LANES) * LANES]
@@ -103,9 +100,9 @@ class LowMemoryAdamW(torch.optim.Optimizer):
                 amsgrad=False,
                 maximize=False,
             )
-            weight[part].copy_(stochastic_round_(value[:count], noise, stream, first + start))
+            weight[part].copy_(stochastic_round_(value[:count], noise, stream, first))
             for number, (key, moment) in enumerate((("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)), 1):
-                moments.write(key, part, moment, noise, stream + number, first + start)
+                moments.write(key, part, moment, noise, stream + number, first)
 
 
 def keep_fp32_gradient(parameter: nn.Parameter) -> None:
@@ -124,7 +121,7 @@ def new_moments(parameter: nn.Parameter, memory: str) -> dict[str, torch.Tensor]
     for key in KEYS:
         if block:
             moments[f"{key}_codes"] = torch.zeros_like(parameter, dtype=torch.uint8)
-            blocks = parameter.detach().flatten(1)[:, ::block]  # (rows, blocks of a row), sharded like the rows
+            blocks = parameter.detach()[..., ::block]  # (rows, blocks of a row), sharded like the rows
             moments[f"{key}_scale"] = torch.zeros_like(
                 blocks, dtype=torch.float32, memory_format=torch.contiguous_format
             )
@@ -229,5 +226,4 @@ def block_size(shape: torch.Size) -> int | None:
     block spans two ranks. None: the moments stay fp32."""
     if len(shape) < 2 or shape.numel() == 0:
         return None  # vectors, a thousandth of the model
-    row = shape.numel() // shape[0]
-    return next((size for size in range(256, 31, -1) if row % size == 0), None)
+    return next((size for size in range(256, 31, -1) if shape[-1] % size == 0), None)

@@ -128,8 +128,10 @@ def shard(
     if mesh.size() == 1:  # nothing is added up, so the dtype of the weights holds the same gradients
         reduce_dtype = next(parameter for parameter in model.parameters() if parameter.requires_grad).dtype
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.cpu_offload else OffloadPolicy()
+    shards = mesh.size(mesh.ndim - 1)
     options: dict[str, Any] = {
         "mesh": mesh,
+        "shard_placement_fn": lambda parameter: Shard(sharded_dimension(parameter.shape, shards)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype),
         "offload_policy": offload,
     }
@@ -262,20 +264,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     model.train(training)
 
 
-def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """(this rank's rows of a parameter, index of the first of them in the whole tensor).
+def sharded_dimension(shape: Sequence[int], ranks: int) -> int:
+    """The dimension of a parameter of this shape of which each rank has a part: 0, that of the rows or of the experts.
 
-    FSDP2 shards dimension 0 like torch.chunk: every rank except the last ones holds ceil(rows / ranks) rows.
+    1 for experts `(experts, rows, columns)` whose number so many ranks do not divide, as 32 experts on 64 ranks: FSDP2 fills
+    dimension 0 up, here with experts that are empty. Dimension 1 it does not fill up, so the ranks must divide it.
     """
+    return int(len(shape) == 3 and shape[0] % ranks > 0 and shape[1] % ranks == 0)
+
+
+def local_shape(shape: Sequence[int], ranks: int) -> torch.Size:
+    """The shape of the part of a parameter that rank 0 has, which is the largest. FSDP2 cuts like torch.chunk."""
+    dimension, part = sharded_dimension(shape, ranks), list(shape)
+    if part:
+        part[dimension] = -(-part[dimension] // ranks)
+    return torch.Size(part)
+
+
+def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """(this rank's part of a parameter, the dimension that is cut, index of the part's begin along it)."""
     if not isinstance(parameter, DTensor):
-        return parameter.detach(), 0
-    start = 0
-    for dimension, placement in enumerate(parameter.placements):
-        if placement == Shard(0):
-            ranks = parameter.device_mesh.size(dimension)
-            rank = parameter.device_mesh.get_local_rank(dimension)
-            start = min(parameter.shape[0], rank * -(-parameter.shape[0] // ranks))
-    return local(parameter), start
+        return parameter.detach(), 0, 0
+    mesh = parameter.device_mesh
+    ranks, rank = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)  # the dimension before replicates
+    dimension = sharded_dimension(parameter.shape, ranks)
+    rows = parameter.shape[dimension] if parameter.dim() else 0
+    return local(parameter), dimension, min(rows, rank * -(-rows // ranks))
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -284,10 +298,18 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def flat_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """(this rank's elements of a parameter as a flat view, index of the first of them in the whole flattened tensor)."""
-    local, row = local_shard(parameter)
-    return local.view(-1), row * (parameter.numel() // parameter.shape[0]) if parameter.dim() else 0
+def flat_parts(parameter: torch.Tensor, size: int) -> Iterator[tuple[slice, int]]:
+    """Parts of at most `size` elements of this rank's flattened shard, none on a rank without elements.
+
+    Of each also the index of its first element in the whole flattened tensor, which goes on from there without a gap.
+    """
+    shard, dimension, start = local_shard(parameter)
+    whole, run = parameter.shape[dimension:].numel(), shard.shape[dimension:].numel()  # of one expert, if it is cut
+    first = start * parameter.shape[dimension + 1 :].numel()
+    for index in range(shard.numel() // run if run else 0):
+        for begin in range(0, run, size):
+            end = min(begin + size, run)
+            yield slice(index * run + begin, index * run + end), index * whole + first + begin
 
 
 def sum_over_shards(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

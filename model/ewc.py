@@ -54,7 +54,7 @@ from distributed.gradients import gradient_of
 from distributed.low_memory import CHUNK
 from distributed.process_group import Ranks, StopSignal, agree_any, barrier, read_on_first
 from distributed.rounding import Noise, stochastic_round_
-from distributed.sharding import before_micro_batch, flat_shard, local, local_shard, reshard, sum_over_shards
+from distributed.sharding import before_micro_batch, flat_parts, local, local_shard, reshard, sum_over_shards
 from model.architectures import has_experts
 from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names, whole
 from model.loss import TokenLosses, chunked, negative_log_likelihood
@@ -129,7 +129,7 @@ def estimate_fisher(
     if size * dealer.context < ranks.world_size:
         say(f"warning: ewc.batch={size} leaves some of the {ranks.world_size} ranks idle")
     parameters = trained_parameters(model)
-    sums = {n: torch.zeros_like(local_shard(p)[0], dtype=torch.float32) for n, p in parameters.items()}
+    sums = {n: torch.zeros_like(local(p), dtype=torch.float32) for n, p in parameters.items()}
     for first in range(0, len(items), size):
         deal = dealer.deal(items[first : first + size], source, ranks.world_size)
         dealt = deal.of_rank(ranks.rank)
@@ -252,13 +252,15 @@ def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary
 
 def _rows(stored: Any, parameter: nn.Parameter, may_have_grown: bool, is_fisher: bool, where: str) -> torch.Tensor:
     """This rank's rows of a stored tensor (safetensors' slice)."""
-    shard, start = local_shard(parameter)
+    shard, dimension, start = local_shard(parameter)
     shape, expected = tuple(stored.get_shape()), tuple(parameter.shape)
     grown = may_have_grown and shape[1:] == expected[1:] and shape[0] < expected[0]
     if shape != expected and not grown:
         raise UserError(f"{where} has shape {shape}, but the model has {expected}; it belongs to another model")
     if not shard.dim():
         return stored[...].to(shard.device)
+    if dimension:  # some rows of every expert
+        return stored[:, start : start + shard.shape[1]].contiguous().to(shard.device)
     known = stored[min(start, shape[0]) : min(start + shard.shape[0], shape[0])].to(shard.device)
     new = shard[known.shape[0] :].to(known.dtype)
     return torch.cat([known, torch.zeros_like(new) if is_fisher else new]) if len(new) else known
@@ -284,7 +286,7 @@ class Penalty:
         gradients.
         """
         self.strength, self.parameters, self.anchor, self.seed = strength, parameters, anchor, seed
-        at = local_shard(next(iter(parameters.values())))[0].device
+        at = local(next(iter(parameters.values()))).device
         if device == "cpu" and at.type != "cpu":
             fisher, reference = (
                 {n: t.cpu().pin_memory() for n, t in shards.items()} for shards in (anchor.fisher, anchor.reference)
@@ -310,16 +312,15 @@ class Penalty:
             self.sums.zero_()
         noise = Noise(self.seed, step, self.sums.device)
         for index, (name, parameter) in enumerate(self.parameters.items()):
-            weight, first = flat_shard(parameter)
-            if parameter.grad is None or weight.numel() == 0:  # frozen, or more ranks than rows
+            if parameter.grad is None:  # frozen
                 continue
+            weight = local(parameter).view(-1)
             gradient = local(parameter.grad).view(-1)
             fisher, reference = self.anchor.fisher[name].view(-1), self.anchor.reference[name].view(-1)
             stream = -1 - index  # the optimizer's streams are 0 and above
             sums = self.sums[self.groups.index(group_of(name))]
             size = CHUNK["cuda" if weight.is_cuda else "cpu"]
-            for start in range(0, weight.numel(), size):
-                part = slice(start, start + size)
+            for part, first in flat_parts(parameter, size):
                 # From pinned host memory the copies do not wait.
                 drift = weight[part].float() - reference[part].to(weight.device, non_blocking=True).float()
                 pull = fisher[part].to(weight.device, non_blocking=True).float() * drift
@@ -333,7 +334,7 @@ class Penalty:
                     gradient[part].add_(pull)
                 else:
                     pull.add_(gradient[part].float())
-                    gradient[part].copy_(stochastic_round_(pull, noise, stream, first + start))
+                    gradient[part].copy_(stochastic_round_(pull, noise, stream, first))
         if measure:
             self.measured = started, _mark(self.sums.device)
 
@@ -425,7 +426,7 @@ def start_penalty(
             say(f"EWC: Fisher diagonal ({anchor.how}) and reference reused from {settings.fisher}")
         else:
             if old_domain is None:  # l2
-                fisher = {n: torch.ones_like(local_shard(p)[0], dtype=torch.float32) for n, p in parameters.items()}
+                fisher = {n: torch.ones_like(local(p), dtype=torch.float32) for n, p in parameters.items()}
             else:
                 fisher = estimate_fisher(model, old_domain, settings, dealer, strategy, stop, say)
             if fisher is None:
@@ -437,8 +438,8 @@ def start_penalty(
                     say(line)
             if first_new_row is not None:
                 for name in vocabulary & fisher.keys():
-                    fisher[name][max(0, first_new_row - local_shard(parameters[name])[1]) :] = 0.0
-            anchor = Anchor(fisher, {name: local_shard(p)[0].clone() for name, p in parameters.items()}, made)
+                    fisher[name][max(0, first_new_row - local_shard(parameters[name])[2]) :] = 0.0
+            anchor = Anchor(fisher, {name: local(p).clone() for name, p in parameters.items()}, made)
         anchor = in_dtype(anchor, DTYPES[settings.dtype], ranks)
         save_anchor(directory, anchor, parameters, ranks)
         say(f"EWC: Fisher diagonal and reference saved to {directory}")
@@ -471,6 +472,6 @@ def _check_saved(
                 f"{directory} was made with ewc.{key}={anchor.made.get(key)}, now it is {value}; set it back, remove the "
                 "directory or choose another run.name"
             )
-    same = all(torch.equal(anchor.reference[n].to(p.dtype), local_shard(p)[0]) for n, p in parameters.items())
+    same = all(torch.equal(anchor.reference[n].to(p.dtype), local(p)) for n, p in parameters.items())
     if anchor.made["fisher"] is None and agree_any(not same, ranks):
         raise UserError(f"{directory} has the weights of another model than model.path; choose another run.name")

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from data.batches import MicroBatch, StepBatch
-from distributed.sharding import sum_over_shards
+from distributed.sharding import local_shard, sharded_dimension, sum_over_shards
 from model.weight_files import StoredTensor
 
 GROUPS = 4  # of consecutive layers, for the curves
@@ -43,19 +43,27 @@ def names_of_experts(model_type: str, name: str, num_experts: int) -> list[str]:
 
 
 def read_experts(
-    sources: Sequence[tuple[str, StoredTensor]], local: torch.Tensor, start: int, num_experts: int
+    sources: Sequence[tuple[str, StoredTensor]], local: torch.Tensor, dimension: int, start: int, num_experts: int
 ) -> None:
-    """Read this rank's experts, from `start` on, into `local` `(experts, rows, columns)`.
+    """Read this rank's part of all experts into `local` `(experts, rows, columns)`.
 
-    sources: of all experts, as `names_of_experts` orders them.
+    sources: of all experts, as `names_of_experts` orders them. The part begins at `start` of `dimension`: 0, whole experts, or
+    1, some rows of each.
     """
     of_each, files = len(sources) // num_experts, {}
-    for index, rows in enumerate((rows for matrix in local for rows in matrix.chunk(of_each)), start * of_each):
-        files.setdefault(sources[index][1].file, []).append((sources[index][0], rows))
+    expert, row = (0, start) if dimension else (start, 0)
+    for number, matrix in enumerate(local, expert):
+        below = 0  # rows of the expert's tensors before this one
+        for name, tensor in sources[number * of_each : (number + 1) * of_each]:
+            begin, end = max(below, row), min(below + tensor.shape[0], row + len(matrix))
+            if begin < end:
+                rows = matrix[begin - row : end - row]
+                files.setdefault(tensor.file, []).append((name, slice(begin - below, end - below), rows))
+            below += tensor.shape[0]
     for file, wanted in files.items():
         with safe_open(file, framework="pt") as tensors:
-            for name, rows in wanted:
-                rows.copy_(tensors.get_tensor(name))
+            for name, part, rows in wanted:
+                rows.copy_(tensors.get_slice(name)[part])
 
 
 def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -70,14 +78,15 @@ def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, tor
 
 
 def sharing_warnings(model: nn.Module) -> list[str]:
-    """A warning where more ranks share a sharded model than a layer has experts, because each of them is on one rank."""
+    """A warning where more ranks share a sharded model than a layer has experts, if each expert has to be whole on one rank."""
     experts = [parameter for parameter in model.parameters() if parameter.dim() == 3 and isinstance(parameter, DTensor)]
-    shapes = {(p.device_mesh.size(p.device_mesh.ndim - 1), len(p)) for p in experts}
+    shards = {p.device_mesh.size(p.device_mesh.ndim - 1) for p in experts}
+    whole = {(ranks, len(p)) for p in experts for ranks in shards if not sharded_dimension(p.shape, ranks)}
     return [
         f"{ranks} ranks share the {experts} experts of a layer: some hold none, the others as much as with {experts} ranks, and every "
         f"rank gathers {ranks} experts, of which {ranks - experts} are empty; sharding.strategy=hybrid with a sharding.shard_size of at "
         f"most {experts} takes less memory and sends less"
-        for ranks, experts in shapes
+        for ranks, experts in whole
         if ranks > experts
     ]
 
@@ -90,8 +99,11 @@ def unseen_warnings(fisher: dict[str, torch.Tensor], parameters: dict[str, nn.Pa
     unseen, total = 0, 0
     for name, parameter in parameters.items():
         if name.endswith("experts.down_proj"):
-            zeros = (fisher[name].flatten(1) == 0).all(dim=1).sum().double()
-            unseen, total = unseen + round(sum_over_shards(zeros, parameter).item()), total + len(parameter)
+            _, dimension, start = local_shard(parameter)
+            seen, mine = fisher[name].new_zeros(len(parameter)), fisher[name].flatten(1).sum(dim=1)
+            seen[(first := 0 if dimension else start) : first + len(mine)] = mine
+            unseen += int((sum_over_shards(seen, parameter) == 0).sum())
+            total += len(parameter)
     if not unseen:
         return []
     return [

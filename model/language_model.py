@@ -124,7 +124,7 @@ def materialize(model: PackedLanguageModel, device: torch.device, compute_device
         rows = stored_shape(model, parameter)[:1]
         if rows and rows[0] < parameter.shape[0]:
             parameter.unpadded_rows = rows[0]  # pyright: ignore[reportAttributeAccessIssue]
-            local, start = local_shard(parameter)
+            local, _, start = local_shard(parameter)
             local[max(0, rows[0] - start) :] = 0
     _recompute_buffers(model, compute_device or device)
 
@@ -140,19 +140,21 @@ def read_weights(model: PackedLanguageModel, path: str) -> None:
 
 def _read(sources: list[tuple[str, StoredTensor]], parameter: nn.Parameter, first: int = 0) -> None:
     """Read this rank's slice of a parameter, which has the rows of the files from `first` on."""
-    local, start = local_shard(parameter)
+    local, dimension, start = local_shard(parameter)
     if len(sources) > 1:
         from model.experts import read_experts
 
-        return read_experts(sources, local, start, parameter.shape[0])
+        return read_experts(sources, local, dimension, start, parameter.shape[0])
     start += first
     stored_name, tensor = sources[0]
     with safe_open(tensor.file, framework="pt") as tensors:
         stored = tensors.get_slice(stored_name)
         if local.dim():
-            rows = max(0, min(local.shape[0], tensor.shape[0] - start))  # this rank's rows that are not padding
+            # This rank's rows that are not padding.
+            rows = max(0, min(local.shape[dimension], tensor.shape[dimension] - start))
             if rows:
-                local[:rows].copy_(stored[start : start + rows])
+                part = slice(start, start + rows)
+                local.narrow(dimension, 0, rows).copy_(stored[:, part] if dimension else stored[part])
         elif local.numel():
             local.copy_(stored[...])
 

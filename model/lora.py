@@ -27,7 +27,7 @@ from common.random_bits import hash64, hash64_tensor
 from configs.config import LoRA
 from distributed.export import write_file
 from distributed.process_group import Ranks, read_on_first
-from distributed.sharding import flat_shard
+from distributed.sharding import flat_parts, local
 from model.architectures import NEW_TOKENS, first_new_row
 from model.fingerprint import fingerprint_of_sums
 from model.language_model import ADAPTER, NEW_ROWS, PackedLanguageModel, new_rows_of, trained_parameters, whole
@@ -125,15 +125,15 @@ def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
     for name, parameter in parameters.items():
         if ".lora_" not in name:
             continue
-        flat, first = flat_shard(parameter)
-        if ".lora_B." in name or not flat.numel():
-            flat.zero_()
+        flat = local(parameter).view(-1).zero_()
+        if ".lora_B." in name:
             continue
         stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        places = torch.arange(first, first + flat.numel(), device=flat.device)
-        bits = hash64_tensor(hash64(seed, stream), places) >> 40 & 0xFFFFFF  # 24 bits: what fp32 holds exactly
-        bound = parameter.shape[1] ** -0.5
-        flat.copy_(((bits + 0.5) * (2**-23) - 1.0) * bound)
+        for part, first in flat_parts(parameter, parameter.numel()):
+            places = torch.arange(first, first + len(flat[part]), device=flat.device)
+            bits = hash64_tensor(hash64(seed, stream), places) >> 40 & 0xFFFFFF  # 24 bits: what fp32 holds exactly
+            bound = parameter.shape[1] ** -0.5
+            flat[part] = ((bits + 0.5) * (2**-23) - 1.0) * bound
 
 
 def save_adapter(directory: Path, model: PackedLanguageModel, settings: LoRA, base: str, ranks: Ranks) -> None:

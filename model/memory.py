@@ -4,7 +4,7 @@
     activations of a micro-batch             a few of the model's own layers run on fake tensors, each kind of layer once
     what comes and goes within a step        the moments at which the peak can be; the fullest one counts
 
-FSDP2 splits dimension 0 like torch.chunk, so no rank holds more than rank 0: ceil(rows / shards) rows of every parameter.
+FSDP2 cuts a parameter like torch.chunk, so no rank holds more than rank 0 (distributed/sharding.py: local_shape).
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
@@ -28,7 +28,7 @@ from configs.config import Config, LoRA, Model
 from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
 from distributed.low_memory import new_moments
 from distributed.optimizer import parameter_dtype
-from distributed.sharding import decoder_layers
+from distributed.sharding import decoder_layers, local_shape, sharded_dimension
 from model.architectures import has_experts, head_settings
 from model.flops import Work, count_work
 from model.language_model import PackedLanguageModel, build_on_meta
@@ -175,7 +175,7 @@ def layout_of(config: Config, ranks: int, per_node: int, kind: str) -> Layout:
 
 def local_elements(shape: tuple[int, ...], shards: int) -> int:
     """Elements of a parameter on rank 0."""
-    return -(-shape[0] // shards) * torch.Size(shape[1:]).numel() if shape else 1
+    return local_shape(shape, shards).numel()
 
 
 @functools.lru_cache(maxsize=1024)  # every moment of a step asks for every unit
@@ -203,9 +203,7 @@ def gradient_itemsize(memory: str) -> int:
 @functools.lru_cache(maxsize=256)
 def moment_bytes(shape: ModelShape, memory: str, shards: int) -> int:
     """Both moments of all parameters on rank 0, as distributed/low_memory.py makes them (16N: the same fp32 as 12N)."""
-    local = [
-        torch.empty(-(-one[0] // shards), *one[1:], device="meta") if one else torch.empty(()) for one in shape.trained
-    ]
+    local = [torch.empty(local_shape(one, shards), device="meta") for one in shape.trained]
     return sum(moment.nbytes for one in local for moment in new_moments(nn.Parameter(one), memory).values())
 
 
@@ -528,8 +526,9 @@ def _moments(
 
     FSDP2's part is read from its source (torch 2.13, torch/distributed/fsdp/_fully_shard):
 
-    - A unit is gathered into one flat buffer, then copied out. In backward the next unit is gathered while one runs; in forward
-      a buffer lives until the next one has been copied out. A unit that is not sharded has only a copy in the compute dtype.
+    - A unit is gathered into one flat buffer, then copied out, experts that are cut along dimension 1 twice. In backward the next unit
+      is gathered while one runs; in forward a buffer lives until the next one has been copied out. A unit that is not sharded has
+      only a copy in the compute dtype.
     - Gradients of a unit are copied into a flat input of the reduce-scatter in `sharding.reduce_dtype`, which lives until
       the next unit has its gradients. gloo reduces a copy of it, which a thread frees at some later time.
     - Where gradients are also all-reduced (hybrid, none), those of earlier micro-batches are kept in the reduce dtype until the
@@ -547,6 +546,9 @@ def _moments(
     def whole(unit: Unit) -> int:  # gathered, with the rows that fill up the last rank
         return _elements(unit.shapes, shards) * shards * compute
 
+    def copied_twice(unit: Unit) -> int:
+        return sum(torch.Size(one).numel() for one in unit.shapes if sharded_dimension(one, shards)) * compute
+
     # Where parameters stay gathered, only the first forward of a step gathers, before there are gradients: the buffer then
     # counts for as much as it exceeds them. Under 14N and offload the device has the same gradients all the time.
     everything = sum(map(whole, shape.units))
@@ -554,7 +556,7 @@ def _moments(
     later = 0 if memory == "14N" or layout.offloads else later
 
     def gathered(*units: Unit, buffer: Unit | None = None) -> int:
-        size = whole(buffer) if buffer and shards > 1 else 0
+        size = whole(buffer) + copied_twice(buffer) if buffer and shards > 1 else 0
         return everything + max(0, size - later) if layout.keeps_gathered else sum(map(whole, units)) + size
 
     def gradients(unit: Unit) -> int:  # whole ones, as autograd makes them

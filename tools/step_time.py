@@ -178,7 +178,7 @@ class _Run:
         self.reduced = DTYPES[config.sharding.reduce_dtype].itemsize
         layout = layout_of(config, cluster.devices, cluster.per_node, self.device.kind)
         self.shards, self.is_gathered_once = layout.shards, layout.keeps_gathered  # in a step
-        # With the rows that fill up the last ranks: of 32 experts on 64 ranks as many again.
+        # With the rows that fill up the last ranks.
         every = (one for unit in shape.units for one in unit.shapes)
         self.parameters = self.shards * sum(local_elements(one, self.shards) for one in every)
         self.local = trained_elements(shape, self.shards)

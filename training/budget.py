@@ -29,7 +29,7 @@ from data.sources import Corpus
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, weights_digest
 from distributed.process_group import Ranks, StopSignal, call_on_all, gather_objects, read_on_first
-from distributed.sharding import local_shard
+from distributed.sharding import local, local_shard
 from eval import forgetting
 from eval.bootstrap import Interval, bootstrap
 from eval.general_text import CERTIFICATE, SELECTION
@@ -178,7 +178,7 @@ class Line:
         """Let the tuned weights be those of a checkpoint. A collective."""
         hint = "remove it, and start again to export"
         load_parameters(checkpoint, trained_parameters(self.run.model), self.run.stop.ranks, hint)
-        self.tuned = {name: local_shard(p)[0].to("cpu", copy=True) for name, p in self.moved.items()}
+        self.tuned = {name: local(p).to("cpu", copy=True) for name, p in self.moved.items()}
 
     def to_base(self) -> None:
         """Go to the base, with its rows of new tokens."""
@@ -186,14 +186,14 @@ class Line:
             read_weights(self.run.model, self.path)
         for name, parameter in self.moved.items():
             if ".lora_B." in name:
-                local_shard(parameter)[0].zero_()
+                local(parameter).zero_()
 
     def go(self, alpha: float) -> None:
         """Go to base + alpha (tuned - base). Both ends are exact."""
         self.to_base()
         vocabulary, new_row = vocabulary_names(self.run.model), self.run.data.first_new_row
         for name, parameter in self.moved.items():
-            here, start = local_shard(parameter)
+            here, _, start = local_shard(parameter)
             mixed = self.tuned[name].to(here.device, torch.float32, copy=True)
             old = ...
             if new_row is not None and name in vocabulary:

@@ -101,7 +101,7 @@ def run(case: dict, ranks: Ranks) -> None:
         parameters = parameter_names(model)
         with torch.no_grad():
             for index, parameter in enumerate(parameters.values()):
-                local, start = local_shard(parameter)
+                local, _, start = local_shard(parameter)
                 rows = torch.arange(start, start + local.shape[0]).view(-1, *[1] * (local.dim() - 1))
                 local += (0.01 * torch.sin(rows.double() + index)).to(local.dtype)
         if case.get("evaluate"):

@@ -1,7 +1,7 @@
 """train.py on models with experts: 1, 2 and 4 gloo processes train the same, balance the same and export what they trained.
 
-So do ranks that share tokens, copies of a sharded model, and a run that is stopped on 2 ranks and goes on on 4. Of the 3 experts of
-qwen3_moe here, 4 ranks have one each and one rank none.
+So do ranks that share tokens, copies of a sharded model, and a run that is stopped on 2 ranks and goes on on 4. 2 and 4 ranks do not divide
+the 3 experts of qwen3_moe here, so each rank has a part of every expert; of the 6 of gpt_oss 2 ranks have 3 each.
 """
 
 import json
@@ -44,10 +44,12 @@ def runs(folder) -> Path:
         return run_of(folder, name, *settings, plant=plant)
 
     balanced = FAMILIES["model"]
+    ewc = ("ewc.strength=100", f"ewc.data={folder / 'validation.jsonl'}", "ewc.documents=4")
     for world, also in {
-        1: [run("6N-1", 4, "optimizer.memory=6N")],
+        1: [run("6N-1", 4, "optimizer.memory=6N"), run("ewc-1", 4, *ewc)],
         2: [
             run("6N-2", 1, "optimizer.memory=6N"),
+            run("ewc-2", 2, *ewc),
             run("lora", 2, "lora.rank=2", "data.validation="),
             run(
                 "model-stopped", 2, *balanced, plant="signal_at_micro_batch:2"
@@ -57,6 +59,7 @@ def runs(folder) -> Path:
             run("model-hybrid", 1, *balanced, "sharding.strategy=hybrid", "sharding.shard_size=2"),
             run("model-shared", 2, *balanced, "sharding.context=2", "model.mlp_tiles=2"),
             run("model-stopped", 1, *balanced),
+            run("ewc-4", 1, "ewc.strength=100", f"ewc.fisher={folder / 'runs' / 'ewc-2' / 'ewc'}"),
         ],
     }.items():
         of_families = [run(f"model-{world}", 4 // world, *balanced)]
@@ -82,13 +85,24 @@ def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
             }, other
     if family == "model":
         said = {world: (folder / f"world{world}.out").read_text() for world in (2, 4)}
-        assert "4 ranks share the 3 experts of a layer" in said[4] and "ranks share the 3 experts" not in said[2]
+        assert not any("ranks share the 3 experts" in lines for lines in said.values())  # 2 and 4 ranks cut each expert
         # The loss of the first step is that of the base, without the auxiliary loss (here about 0.1), which no adapter run has.
         assert rows(runs / "lora")[1]["train/loss"] == pytest.approx(first[1]["train/loss"], rel=1e-6)
 
 
 def test_8_bit_moments_of_experts_do_not_depend_on_the_number_of_ranks(runs) -> None:
     assert relative_difference(rows(runs / "6N-1"), rows(runs / "6N-2"), "train/loss") < 3e-3
+
+
+def test_a_penalty_holds_experts_whatever_ranks_cut_them_and_another_run_reads_its_anchor(folder, runs) -> None:
+    """On 2 ranks the Fisher diagonal was made by the loop of parts of experts; 4 ranks read other parts of it."""
+    first, *others = (rows(runs / f"ewc-{world}")[STEPS] for world in (1, 2, 4))
+    assert first["ewc/penalty"] > 1e-6
+    for other in others:
+        for curve in ("train/loss", "ewc/penalty", "ewc/drift"):
+            assert other[curve] == pytest.approx(first[curve], rel=1e-4), curve
+    fisher = load_file(runs / "ewc-1" / "ewc" / "fisher-00001.safetensors")
+    assert largest_difference(fisher, load_file(runs / "ewc-2" / "ewc" / "fisher-00001.safetensors")) < 1e-5
 
 
 def test_lora_trains_attention_and_exports_experts_as_they_were(folder, runs) -> None:

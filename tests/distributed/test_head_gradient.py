@@ -52,7 +52,7 @@ def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) ->
     sharding.reshard(made)
     assert len(calls) == (2 if in_pieces and add else 0)
     if not tied:  # rows of padding
-        gradient, start = local_shard(made.head.weight.grad)
+        gradient, _, start = local_shard(made.head.weight.grad)
         assert not gradient[max(0, TOKENS - start) :].any()
     return [local(parameter.grad) for parameter in made.parameters()]
 

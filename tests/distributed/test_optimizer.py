@@ -368,7 +368,7 @@ def work(out: Path) -> None:
     torch.manual_seed(rank)
     for memory in FORMS:
         parameters, optimizer = stepped(memory, range(4))
-        rows, saved = [local_shard(p)[1] for p in parameters.values()], everything(parameters, optimizer)
+        rows, saved = [local_shard(p)[2] for p in parameters.values()], everything(parameters, optimizer)
         Saver(out / memory, parameters, optimizer, ranks).save({"step": 4})
         loaded = check_load(out / memory, memory, saved, ranks)
         torch.save((saved, rows), out / f"{memory}.rank{rank}.pt")
@@ -377,7 +377,7 @@ def work(out: Path) -> None:
     # HSDP with all ranks on one node: a rank has the same rows.
     mesh = init_device_mesh("cpu", (1, 2))
     hybrid = [distribute_tensor(p.detach(), mesh, [Replicate(), Shard(0)]) for p in some_parameters("12N").values()]
-    assert [local_shard(p)[1] for p in hybrid] == rows
+    assert [local_shard(p)[2] for p in hybrid] == rows
 
 
 @pytest.mark.slow

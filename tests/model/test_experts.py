@@ -18,13 +18,14 @@ from data.dealing import Dealer, one_per_token
 from distributed.activation_checkpointing import checkpoint_activations, tile_mlps
 from distributed.compiled_layers import compile_layers
 from distributed.optimizer import adamw
-from distributed.sharding import decoder_layers
+from distributed.sharding import decoder_layers, flat_parts, local_shape, sharded_dimension
 from model.architectures import read_model_config
 from model.build import build_to_train
 from model.ewc import start_penalty
-from model.experts import Routers
+from model.experts import Routers, read_experts
 from model.language_model import build_on_meta, check_weights, load_weights
 from model.memory import count_activations, shape_of
+from model.weight_files import stored_tensors
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
@@ -255,6 +256,41 @@ def test_experts_in_one_tensor_of_the_files_are_read_too(tmp_path) -> None:
     save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=names[3].replace(".", r"\.")):
         check_weights(build_on_meta(read_model_config(str(path))), str(path))
+
+
+@pytest.mark.parametrize(
+    "dimension, start, stop", [(0, 1, 3), (1, 2, 7), (1, 4, 8)], ids=["experts", "rows-of-both", "rows-of-one"]
+)
+def test_a_rank_reads_its_part_of_experts_whose_matrices_are_two_tensors_each(tmp_path, dimension, start, stop) -> None:
+    whole, file = torch.randn(3, 8, 5), tmp_path / "model.safetensors"
+    tensors = {
+        f"{number}.{side}": one.clone() for number in range(3) for side, one in enumerate(whole[number].chunk(2))
+    }
+    save_file(tensors, file)
+    expected = whole.narrow(dimension, start, stop - start)
+    part, stored = torch.empty_like(expected), stored_tensors(str(tmp_path))
+    read_experts([(name, stored[name]) for name in tensors], part, dimension, start, 3)
+    assert torch.equal(part, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 5), (6, 5), (6,), ()], ids=str)
+def test_every_element_of_a_shard_keeps_its_number_in_the_whole(monkeypatch, shape) -> None:
+    """By which weights are rounded and adapters drawn: on 4 ranks, which cut the 3 experts, and of 6 rows give none to the last."""
+    whole, dimension = torch.arange(torch.Size(shape).numel()).view(shape), sharded_dimension(shape, 4)
+    length = local_shape(shape, 4)[dimension] if shape else 1
+    parts = whole.split(length, dimension) if shape else [whole]
+    for rank, part in enumerate([*parts, whole[:0]] if shape == (6,) else parts):
+        monkeypatch.setattr("distributed.sharding.local_shard", lambda _, at=(part, dimension, rank * length): at)
+        found = [(part.reshape(-1)[where], first) for where, first in flat_parts(whole, 7)]
+        assert all(torch.equal(numbers, torch.arange(first, first + len(numbers))) for numbers, first in found)
+        assert sum(len(numbers) for numbers, _ in found) == part.numel()
+
+
+def test_experts_are_cut_only_where_the_ranks_do_not_divide_them() -> None:
+    cut = {ranks: sharded_dimension((32, 5760, 2880), ranks) for ranks in (1, 8, 32, 48, 64, 512)}
+    assert cut == {1: 0, 8: 0, 32: 0, 48: 1, 64: 1, 512: 0}  # 512 do not divide 5760 rows
+    assert local_shape((32, 5760, 2880), 64) == (32, 90, 2880) and local_shape((32, 5760), 64) == (1, 5760)
+    assert sharded_dimension((3, 8), 2) == 0  # a matrix
 
 
 def config_of(path, **settings) -> Config:  # noqa: ANN003

@@ -109,7 +109,7 @@ def test_a_is_uniform_and_a_function_of_seed_name_and_place(path) -> None:
     name, whole = next(iter(a.items()))
     part = torch.nn.Parameter(torch.empty(RANK - 2, whole.shape[1]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.lora.flat_shard", lambda p: (p.detach().view(-1), 2 * whole.shape[1]))
+        patch.setattr("model.lora.flat_parts", lambda p, size: [(slice(0, size), 2 * whole.shape[1])])
         init_adapters({name: part}, 0)
     assert torch.equal(part.detach(), whole[2:])
 

@@ -85,7 +85,7 @@ for path in {paths!r}:
     assert models[1].embedding.weight.unpadded_rows == 384
     loaded, empty = (parameter_names(model) for model in models)
     for name in loaded:
-        local, start = local_shard(loaded[name])
+        local, _, start = local_shard(loaded[name])
         assert not local.isnan().any(), name
         rows = 384 if name in ("model.embed_tokens.weight", "lm_head.weight") else loaded[name].shape[0]
         mine = max(0, min(len(local), rows - start))
