@@ -33,6 +33,7 @@ def runs(folder) -> Path:
     plan = [
         run_of(folder, "eager", ewc),
         run_of(folder, "compiled", ewc, *full, plant=GRAPHS),
+        run_of(folder, "shared", ewc, *full, "sharding.context=2", plant=CAPTURED),
         run_of(folder, "eager-lora", *lora),
         run_of(folder, "lora", *lora, *selective, "run.stop_at=2", plant=CAPTURED),
         run_of(folder, "lora", *lora, *selective, plant=CAPTURED),  # compiles what the first start did
@@ -48,9 +49,9 @@ def graphs(folder: Path, name: str) -> list[int]:
     return first
 
 
-@pytest.mark.parametrize("name, eager", [("compiled", "eager"), ("lora", "eager-lora")])
+@pytest.mark.parametrize("name, eager", [("compiled", "eager"), ("shared", "eager"), ("lora", "eager-lora")])
 def test_compiled_layers_give_the_same_update(runs, name, eager) -> None:
-    """With the Fisher of EWC, evaluations, adapters, and across a resume."""
+    """With the Fisher of EWC, evaluations, ranks that share their tokens, adapters, and across a resume."""
     assert largest_difference(weights(runs / eager), weights(runs / name)) < 1e-6
     for key in ("train/loss", "train/grad_norm", "validation/loss"):
         assert relative_difference(rows(runs / eager, key), rows(runs / name, key), key) < 1e-5
@@ -61,7 +62,7 @@ def test_lengths_steps_and_evaluations_compile_nothing_again(folder, runs) -> No
 
     The second start of `lora` trains first: the first layer, whose input needs no gradient, and the other. Both evaluate alike.
     """
-    for name, first, all_kinds, forwards in (("compiled", 2, 4, 14), ("lora", 2, 3, 5)):
+    for name, first, all_kinds, forwards in (("compiled", 2, 4, 14), ("shared", 2, 4, 14), ("lora", 2, 3, 5)):
         counts = graphs(folder, name)
         assert counts == sorted(counts) and set(counts) == {first, all_kinds}
         assert len(counts) >= forwards
