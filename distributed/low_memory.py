@@ -23,7 +23,7 @@ SMALLEST_SCALE = 1e-12  # of a block of 8-bit moments
 class LowMemoryAdamW(torch.optim.Optimizer):
     """AdamW on bf16 weights: torch's fused fp32 kernel in chunks, stochastic rounding, no device wait.
 
-    It updates this rank's rows of sharded parameters (or plain tensors). `order` lists all parameters; the position
+    It updates this rank's part of sharded parameters (or plain tensors). `order` lists all parameters; the position
     selects a parameter's noise, and so does the number of updates before, `noise_step` in the groups.
     """
 
@@ -72,6 +72,8 @@ class LowMemoryAdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: nn.Parameter, group: dict, buffers: torch.Tensor, noise: Noise) -> None:
         weight = local(parameter).view(-1)
+        if weight.numel() == 0:  # more ranks than rows
+            return
         grad = local(gradient_of(parameter)).reshape(-1)
         moments = Moments(self.state[parameter], self.code_maps)
         stream = 3 * self.order[parameter]  # the weight and its two moments have a noise stream each
@@ -121,7 +123,7 @@ def new_moments(parameter: nn.Parameter, memory: str) -> dict[str, torch.Tensor]
     for key in KEYS:
         if block:
             moments[f"{key}_codes"] = torch.zeros_like(parameter, dtype=torch.uint8)
-            blocks = parameter.detach()[..., ::block]  # (rows, blocks of a row), sharded like the rows
+            blocks = parameter.detach()[..., ::block]  # (rows, blocks of a row), sharded like the parameter
             moments[f"{key}_scale"] = torch.zeros_like(
                 blocks, dtype=torch.float32, memory_format=torch.contiguous_format
             )

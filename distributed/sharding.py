@@ -267,10 +267,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def sharded_dimension(shape: Sequence[int], ranks: int) -> int:
     """The dimension of a parameter of this shape of which each rank has a part: 0, that of the rows or of the experts.
 
-    1 for experts `(experts, rows, columns)` whose number so many ranks do not divide, as 32 experts on 64 ranks: FSDP2 fills
-    dimension 0 up, here with experts that are empty. Dimension 1 it does not fill up, so the ranks must divide it.
+    1 for experts `(experts, rows, columns)` of which there are fewer than ranks, as 32 on 64 ranks: FSDP2 fills dimension 0 up,
+    here with experts that are empty. Dimension 1 it does not fill up, so the ranks must divide it.
     """
-    return int(len(shape) == 3 and shape[0] % ranks > 0 and shape[1] % ranks == 0)
+    return int(len(shape) == 3 and shape[0] < ranks and shape[1] % ranks == 0)
 
 
 def local_shape(shape: Sequence[int], ranks: int) -> torch.Size:
@@ -287,7 +287,7 @@ def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int, int]:
         return parameter.detach(), 0, 0
     mesh = parameter.device_mesh
     ranks, rank = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)  # the dimension before replicates
-    dimension = sharded_dimension(parameter.shape, ranks)
+    dimension = getattr(parameter.placements[-1], "dim", 0)
     rows = parameter.shape[dimension] if parameter.dim() else 0
     return local(parameter), dimension, min(rows, rank * -(-rows // ranks))
 

@@ -251,7 +251,7 @@ def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary
 
 
 def _rows(stored: Any, parameter: nn.Parameter, may_have_grown: bool, is_fisher: bool, where: str) -> torch.Tensor:
-    """This rank's rows of a stored tensor (safetensors' slice)."""
+    """This rank's part of a stored tensor (safetensors' slice)."""
     shard, dimension, start = local_shard(parameter)
     shape, expected = tuple(stored.get_shape()), tuple(parameter.shape)
     grown = may_have_grown and shape[1:] == expected[1:] and shape[0] < expected[0]

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from data.batches import MicroBatch, StepBatch
-from distributed.sharding import local_shard, sharded_dimension, sum_over_shards
+from distributed.sharding import local_shard, sum_over_shards
 from model.weight_files import StoredTensor
 
 GROUPS = 4  # of consecutive layers, for the curves
@@ -78,15 +78,14 @@ def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, tor
 
 
 def sharing_warnings(model: nn.Module) -> list[str]:
-    """A warning where more ranks share a sharded model than a layer has experts, if each expert has to be whole on one rank."""
+    """A warning where more ranks share a sharded model than a layer has experts, and cannot cut each of them."""
     experts = [parameter for parameter in model.parameters() if parameter.dim() == 3 and isinstance(parameter, DTensor)]
-    shards = {p.device_mesh.size(p.device_mesh.ndim - 1) for p in experts}
-    whole = {(ranks, len(p)) for p in experts for ranks in shards if not sharded_dimension(p.shape, ranks)}
+    shapes = {(p.device_mesh.size(p.device_mesh.ndim - 1), len(p)) for p in experts if not local_shard(p)[1]}
     return [
         f"{ranks} ranks share the {experts} experts of a layer: some hold none, the others as much as with {experts} ranks, and every "
         f"rank gathers {ranks} experts, of which {ranks - experts} are empty; sharding.strategy=hybrid with a sharding.shard_size of at "
         f"most {experts} takes less memory and sends less"
-        for ranks, experts in whole
+        for ranks, experts in shapes
         if ranks > experts
     ]
 
@@ -101,7 +100,8 @@ def unseen_warnings(fisher: dict[str, torch.Tensor], parameters: dict[str, nn.Pa
         if name.endswith("experts.down_proj"):
             _, dimension, start = local_shard(parameter)
             seen, mine = fisher[name].new_zeros(len(parameter)), fisher[name].flatten(1).sum(dim=1)
-            seen[(first := 0 if dimension else start) : first + len(mine)] = mine
+            first = 0 if dimension else start
+            seen[first : first + len(mine)] = mine
             unseen += int((sum_over_shards(seen, parameter) == 0).sum())
             total += len(parameter)
     if not unseen:

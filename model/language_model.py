@@ -139,7 +139,7 @@ def read_weights(model: PackedLanguageModel, path: str) -> None:
 
 
 def _read(sources: list[tuple[str, StoredTensor]], parameter: nn.Parameter, first: int = 0) -> None:
-    """Read this rank's slice of a parameter, which has the rows of the files from `first` on."""
+    """Read this rank's part of a parameter, which has the rows of the files from `first` on."""
     local, dimension, start = local_shard(parameter)
     if len(sources) > 1:
         from model.experts import read_experts

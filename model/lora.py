@@ -129,10 +129,10 @@ def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
         if ".lora_B." in name:
             continue
         stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+        bound = parameter.shape[1] ** -0.5
         for part, first in flat_parts(parameter, parameter.numel()):
             places = torch.arange(first, first + len(flat[part]), device=flat.device)
             bits = hash64_tensor(hash64(seed, stream), places) >> 40 & 0xFFFFFF  # 24 bits: what fp32 holds exactly
-            bound = parameter.shape[1] ** -0.5
             flat[part] = ((bits + 0.5) * (2**-23) - 1.0) * bound
 
 

@@ -526,11 +526,12 @@ def _moments(
 
     FSDP2's part is read from its source (torch 2.13, torch/distributed/fsdp/_fully_shard):
 
-    - A unit is gathered into one flat buffer, then copied out, experts that are cut along dimension 1 twice. In backward the next unit
-      is gathered while one runs; in forward a buffer lives until the next one has been copied out. A unit that is not sharded has
-      only a copy in the compute dtype.
+    - A unit is gathered into one flat buffer, then copied out. In backward the next unit is gathered while one runs; in forward
+      a buffer lives until the next one has been copied out. A unit that is not sharded has only a copy in the compute dtype.
+      Experts that are cut along dimension 1 are copied out by way of another copy, when the layer that ran has been freed.
     - Gradients of a unit are copied into a flat input of the reduce-scatter in `sharding.reduce_dtype`, which lives until
-      the next unit has its gradients. gloo reduces a copy of it, which a thread frees at some later time.
+      the next unit has its gradients. gloo reduces a copy of it, which a thread frees at some later time. The last gradient that
+      is cut along dimension 1 lives as long, and is copied before.
     - Where gradients are also all-reduced (hybrid, none), those of earlier micro-batches are kept in the reduce dtype until the
       last one, and the inputs of the all-reduces until backward has ended.
     """
@@ -546,9 +547,6 @@ def _moments(
     def whole(unit: Unit) -> int:  # gathered, with the rows that fill up the last rank
         return _elements(unit.shapes, shards) * shards * compute
 
-    def copied_twice(unit: Unit) -> int:
-        return sum(torch.Size(one).numel() for one in unit.shapes if sharded_dimension(one, shards)) * compute
-
     # Where parameters stay gathered, only the first forward of a step gathers, before there are gradients: the buffer then
     # counts for as much as it exceeds them. Under 14N and offload the device has the same gradients all the time.
     everything = sum(map(whole, shape.units))
@@ -556,7 +554,7 @@ def _moments(
     later = 0 if memory == "14N" or layout.offloads else later
 
     def gathered(*units: Unit, buffer: Unit | None = None) -> int:
-        size = whole(buffer) + copied_twice(buffer) if buffer and shards > 1 else 0
+        size = whole(buffer) if buffer and shards > 1 else 0
         return everything + max(0, size - later) if layout.keeps_gathered else sum(map(whole, units)) + size
 
     def gradients(unit: Unit) -> int:  # whole ones, as autograd makes them
@@ -567,7 +565,8 @@ def _moments(
 
     def reducing(unit: Unit, before: Unit | None) -> int:  # gradients with the input, then input and output
         output = 0 if in_place else _elements(unit.trained, shards) * (reduce + (own if own != reduce else 0))
-        most = max(gradients(unit) + scatter(unit), copies * scatter(unit) + output)
+        cut = [torch.Size(one).numel() * compute for one in unit.trained if sharded_dimension(one, shards)]
+        most = max(gradients(unit) + scatter(unit), copies * scatter(unit) + output) + sum(cut[-1:])
         return most + (copies - 1) * scatter(before)
 
     sums = sums_at_end = 0  # of earlier micro-batches; and of all, or the inputs of their all-reduces

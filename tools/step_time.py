@@ -22,6 +22,7 @@ from transformers import PretrainedConfig
 from common.dtypes import DTYPES
 from configs.config import Config
 from distributed.optimizer import parameter_dtype
+from distributed.sharding import sharded_dimension
 from model.loss import CHUNK_TOKENS
 from model.memory import ModelShape, gradient_itemsize, layout_of, local_elements, trained_elements
 from tools.machines import Cluster
@@ -179,8 +180,13 @@ class _Run:
         layout = layout_of(config, cluster.devices, cluster.per_node, self.device.kind)
         self.shards, self.is_gathered_once = layout.shards, layout.keeps_gathered  # in a step
         # With the rows that fill up the last ranks.
-        every = (one for unit in shape.units for one in unit.shapes)
+        every = [one for unit in shape.units for one in unit.shapes]
         self.parameters = self.shards * sum(local_elements(one, self.shards) for one in every)
+        # Elements of experts that are cut along dimension 1, and those of them that have gradients.
+        self.cut, self.cut_trained = (
+            sum(math.prod(one) for one in shapes if sharded_dimension(one, self.shards))
+            for shapes in (every, shape.trained)
+        )
         self.local = trained_elements(shape, self.shards)
         self.trained = self.shards * self.local
         mode, layers = config.model.activation_checkpointing, len(shape.layers)
@@ -306,14 +312,16 @@ class _Run:
         """Seconds of FSDP's casts and copies in a step of `count` micro-batches.
 
         A gather casts this rank's shard to the compute dtype and copies the gathered tensors out of a buffer. A gradient is
-        copied into the buffer of its reduction and added to the shard's gradient. A single CPU rank reduces in place. Frozen
-        parameters have the compute dtype already.
+        copied into the buffer of its reduction and added to the shard's gradient. Experts that are cut along dimension 1 are copied
+        once more each time. A single CPU rank reduces in place. Frozen parameters have the compute dtype already.
         """
         size, (weight, _, _) = self.itemsize, _state_bytes(self.config)
         copied_out = 2 * size if self.shards > 1 else 0
         gather = self.parameters * (2 * size / self.shards + copied_out) + self.trained * (weight - size) / self.shards
+        gather += 2 * size * self.cut
         in_buffer = size + self.reduced if self.cluster.devices > 1 or self.is_cuda else 0
         gradient = self.trained * (in_buffer + 3 * self.reduced / self.shards)
+        gradient += 2 * size * self.cut_trained
         return (self._gathers_of_step(count) * gather + count * gradient) / self.bandwidth
 
     def _gathers_of_step(self, count: int) -> float:

@@ -275,7 +275,7 @@ def test_a_rank_reads_its_part_of_experts_whose_matrices_are_two_tensors_each(tm
 
 @pytest.mark.parametrize("shape", [(3, 8, 5), (6, 5), (6,), ()], ids=str)
 def test_every_element_of_a_shard_keeps_its_number_in_the_whole(monkeypatch, shape) -> None:
-    """By which weights are rounded and adapters drawn: on 4 ranks, which cut the 3 experts, and of 6 rows give none to the last."""
+    """By which weights are rounded and adapters drawn: on 4 ranks, which cut the 3 experts, and of which the last has none of 6 rows."""
     whole, dimension = torch.arange(torch.Size(shape).numel()).view(shape), sharded_dimension(shape, 4)
     length = local_shape(shape, 4)[dimension] if shape else 1
     parts = whole.split(length, dimension) if shape else [whole]
@@ -286,11 +286,11 @@ def test_every_element_of_a_shard_keeps_its_number_in_the_whole(monkeypatch, sha
         assert sum(len(numbers) for numbers, _ in found) == part.numel()
 
 
-def test_experts_are_cut_only_where_the_ranks_do_not_divide_them() -> None:
-    cut = {ranks: sharded_dimension((32, 5760, 2880), ranks) for ranks in (1, 8, 32, 48, 64, 512)}
-    assert cut == {1: 0, 8: 0, 32: 0, 48: 1, 64: 1, 512: 0}  # 512 do not divide 5760 rows
-    assert local_shape((32, 5760, 2880), 64) == (32, 90, 2880) and local_shape((32, 5760), 64) == (1, 5760)
-    assert sharded_dimension((3, 8), 2) == 0  # a matrix
+def test_experts_are_cut_only_where_there_are_more_ranks() -> None:
+    cut = {ranks: sharded_dimension((32, 2880, 5760), ranks) for ranks in (1, 24, 32, 48, 64, 128)}
+    assert cut == {1: 0, 24: 0, 32: 0, 48: 1, 64: 1, 128: 0}  # 128 do not divide 2880 rows
+    assert local_shape((32, 2880, 5760), 64) == (32, 45, 5760) and local_shape((32, 5760), 64) == (1, 5760)
+    assert sharded_dimension((3, 8), 4) == 0  # a matrix
 
 
 def config_of(path, **settings) -> Config:  # noqa: ANN003
