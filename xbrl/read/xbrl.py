@@ -54,7 +54,7 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
     if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         document = _inspect_json(str(path), content)
         if document.syntax == "xBRL-CSV":
-            return read_csv_package(open_package(path.parent), path.name, cells)
+            return read_csv_package(open_package(path.parent), path.name, document.content["documentInfo"], cells)
         if document.syntax is None:
             kind = document.content["documentInfo"].get("documentType", "")
             raise UserError(f"{path}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
@@ -77,8 +77,6 @@ def merge_reports(reports: Iterable[Report]) -> Report:
     different currencies and contradicting filing indicators. Raises UserError if the entity or the period differs.
     """
     reports = list(reports)
-    if not reports:
-        raise UserError("no reports to merge")
     first = reports[0]
     facts: dict[str, Fact] = {}
     indicators: dict[str, Report] = {}
@@ -142,7 +140,7 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
         what = "no XBRL report" if not found else f"{len(found)} reports ({', '.join(list(found)[:3])} ...)"
         raise UserError(f"{path}: the package contains {what}; expected one report.json or instance in reports/")
     if documents[0].syntax == "xBRL-CSV":
-        return read_csv_package(package, next(iter(found)), cells)
+        return read_csv_package(package, next(iter(found)), documents[0].content["documentInfo"], cells)
     return _to_report(path, documents, cells, taxonomy)
 
 
