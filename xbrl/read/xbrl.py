@@ -170,13 +170,11 @@ def _read_concepts(entry_points: tuple[str, ...], packages: tuple[Path, ...]) ->
 
 @dataclass(frozen=True)
 class _Document:
-    """A JSON or XML file, and what it refers to."""
+    """A JSON or XML file that may be a report."""
 
     where: str  # the beginning of an error message
     syntax: str | None  # "xBRL-CSV" (its metadata), "xBRL-JSON", "xBRL-XML", "iXBRL", or None for any other file
     content: Any  # of JSON the object, of XML the bytes without hints at schemas
-    schemas: tuple[str, ...] = ()  # the schemas that it references: URLs, or paths of local files
-    references: int = 0  # number of elements with a contextRef
     root: Any = None  # the root element of the lxml tree
 
 
@@ -197,9 +195,7 @@ def _inspect_xml(where: str, content: bytes) -> _Document:
         syntax = "xBRL-XML"
     elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
         syntax = "iXBRL"
-    schemas = tuple(element.get(HREF) or "" for element in root.iter(SCHEMA_REF))
-    references = sum(element.get("contextRef") is not None for element in root.iter("*"))
-    return _Document(where, syntax, without_schema_locations(tree, content), schemas, references, root)
+    return _Document(where, syntax, without_schema_locations(tree, content), root)
 
 
 def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
@@ -209,9 +205,10 @@ def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
     """
     syntax = documents[0].syntax
     assert syntax is not None, "the caller has checked that these are XBRL documents"
-    references = sum(document.references for document in documents)
+    roots = [document.root for document in documents]
+    references = sum(element.get("contextRef") is not None for root in roots for element in root.iter("*"))
     parsed = read_with_arelle(path, syntax, [document.content for document in documents], references)
-    schemas = dict.fromkeys(schema for document in documents for schema in document.schemas)
+    schemas = dict.fromkeys(element.get(HREF) or "" for root in roots for element in root.iter(SCHEMA_REF))
     urls = tuple(schema for schema in schemas if schema.startswith(("http://", "https://")))
     warnings = tuple(
         f"the schema {schema[:80]!r} is a local file, which is not read: the facts have no types and labels of its taxonomy"
@@ -219,7 +216,7 @@ def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
         if schema not in urls
     )
     parsed = replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings))
-    return add_footnotes(parsed, [document.root for document in documents])
+    return add_footnotes(parsed, roots)
 
 
 def _identity(fact: Fact) -> list:
