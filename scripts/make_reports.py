@@ -18,7 +18,6 @@ from common.command_line import add_number, new_parser
 from common.errors import run_script
 from xbrl.corpus.card import token_counter
 from xbrl.corpus.generate import Request, generate_corpus, is_generated
-from xbrl.corpus.note_texts import agreement
 
 EXAMPLES = {"full": 5500, "quickstart": 696}  # default number of reports of each profile
 # The test of the full profile has 300 reports at most: each of its 240 notes once, and reports without a note.
@@ -80,12 +79,6 @@ def print_card(card: dict) -> None:
         print(
             f"{split}: {uses['notes']} notes in {uses['reports']} reports, each at most {uses['most']} times; "
             f"{uses['without']} reports without a note"
-        )
-    if "notes" in card:
-        same = agreement()
-        print(
-            f"second reading of {same['notes']} notes: {same['applies']} agree in what applies and its amount, "
-            f"{same['all']} in every matter; {same['doubtful']} are called doubtful"
         )
 
 

@@ -28,7 +28,7 @@ from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Fact, Report
-from xbrl.read.folder import read_folder
+from xbrl.read.folder import join_modules, read_files, report_files
 from xbrl.read.render import STYLES, render_report
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 from xbrl.rules.quality import check_quality
@@ -119,9 +119,10 @@ def to_json(value: object) -> str:
 
 def print_folder(folder: Path, args: argparse.Namespace) -> int:
     """Print the report of each bank and date in a folder. Returns the exit code."""
-    reports, refused = read_folder(folder, args.taxonomy, args.workers)
-    for error in refused:
+    read, refused = read_files(report_files(folder), args.workers, args.taxonomy)
+    for error in refused.values():
         print(f"error: {error}", file=sys.stderr)
+    reports = join_modules(read, refused)
     for report in reports:
         print_report(report, args, f"{report.entity} {report.period}")
     sys.stdout.flush()

@@ -14,7 +14,7 @@ from common.errors import UserError, run_script
 
 
 def law(parser: argparse.ArgumentParser) -> int:
-    """Judge examples by the law, with code that shares nothing with the rules (docs/xbrl.md lists its cases).
+    """Judge examples by the law, with code that shares nothing with the rules.
 
     Prints how many examples each case concerns, and the first complaints in words. The exit code is 1 if there is any.
     """

@@ -63,14 +63,13 @@ class Answer:
 
     `rule_ids` are the rules reported as violated and not lifted, without duplicates, in the order of the answer. `directive`
     is the letter; it is empty if the answer ended before the letter. `void` counts the lines on violations that could not be
-    read. `notes` are the facts of the bank's note; `read_facts` also counts its lines that say none.
+    read. The facts of the bank's note are not among them: see `read_facts`.
     """
 
     rule_ids: tuple[str, ...]
     directive: str
     claims: tuple[Claim, ...] = ()
     void: int = 0
-    notes: tuple[NoteFact, ...] = ()
 
 
 def parse_answer(text: str) -> Answer | None:
@@ -79,8 +78,7 @@ def parse_answer(text: str) -> Answer | None:
     Valid lines are those of `answers.py` and, for a report without violations, `none`. An id that matches no rule is kept and
     counts as a false positive. If `Directive:` is missing because generation was cut short, the directive is empty.
     """
-    sections = _sections(text)
-    body = sections.get("violations", [])
+    body = _sections(text).get("violations", [])
     claims = [read_line(line) for line in body if not _is_none(line)]
     read = [claim for claim in claims if claim]
     clean = any(_is_none(line) for line in body)
@@ -89,9 +87,7 @@ def parse_answer(text: str) -> Answer | None:
         return None
     lifted = {claim.rule for claim in read if claim.state == "lifts"}
     rules = dict.fromkeys(claim.rule for claim in read if claim.state == "violated" and claim.rule not in lifted)
-    facts = tuple(fact for line in sections.get("note", ()) if (fact := read_fact(line)))
-    void = claims.count(None) + contradicts
-    return Answer(tuple(rules), letter_in(text), tuple(dict.fromkeys(read)), void, facts)
+    return Answer(tuple(rules), letter_in(text), tuple(dict.fromkeys(read)), claims.count(None) + contradicts)
 
 
 def read_lines(text: str) -> list[tuple[str, Claim | None]]:

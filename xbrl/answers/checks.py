@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from xbrl.answers.answers import Check
 from xbrl.read.filed_report import CellKey, Report
-from xbrl.read.render import format_figure, format_limit, short_label
+from xbrl.read.render import format_figure, format_limit, round_beside, short_label
 from xbrl.rules.findings import note_rules
 from xbrl.rules.note_facts import (
     BUFFER,
@@ -28,7 +28,7 @@ from xbrl.rules.note_facts import (
     connected_shares,
 )
 from xbrl.rules.reported_figures import Figures, index_facts, read_figure, row_keys
-from xbrl.rules.rules import RuleResult, round_ratio
+from xbrl.rules.rules import RuleResult
 
 # Relation of a limit -> sign if met, if missed
 SIGNS = {"min": (">=", "<"), "max": ("<=", ">"), "expected": ("=", "!=")}
@@ -63,7 +63,7 @@ def compared(what: str, value: Decimal, limit: Decimal, rule_id: str, working: s
     """The check of a ratio against the limit of a rule of notes. `working` stands before the ratio: `14% + 13%`."""
     rule = note_rules()[rule_id]
     is_missed = value < limit if rule.relation == "min" else value > limit
-    printed = f"{working} = {_percent(value)}" if working else _percent(value)
+    printed = f"{working} = {percent(value)}" if working else percent(value)
     comparison = f"{printed} {SIGNS[rule.relation][is_missed]} {format_limit(limit, 'xbrli:pure')}"
     return Check(what, comparison, rule_id, short_legal(rule.legal)) if is_missed else Check(what, comparison)
 
@@ -79,7 +79,7 @@ def report_checks(report: Report, results: Sequence[RuleResult]) -> list[Check]:
     for key in sorted(row_keys(figures, [SHARE])):  # the engine has no results for clients within the limit
         share = read_figure(figures, SHARE, key)
         if isinstance(share.value, Decimal):
-            within = Check(f"{short_label(SHARE)} {share.row}", f"{_percent(share.value)} <= {_percent(LARGEST_SHARE)}")
+            within = Check(f"{short_label(SHARE)} {share.row}", f"{percent(share.value)} <= {percent(LARGEST_SHARE)}")
             found.setdefault(SHARE, []).append(above.get(share.row, within))
     return [check for cell in sorted(found) for check in found[cell]]
 
@@ -105,13 +105,13 @@ def fact_checks(report: Report, facts: Iterable[NoteFact]) -> Iterator[Check]:
         if kind != "pledged":
             yield from _capital_checks(figures, CAPITAL[kind], Decimal(sum(amounts[one] for one in CAPITAL)))
         elif outflow and not is_waived:
-            value, _ = round_ratio((reported - amount) / outflow, Decimal(1))
+            value, _ = round_beside((reported - amount) / outflow, Decimal(1))
             yield compared(short_label(LCR), value, Decimal(1), "LCR_PLEDGED", _quotient(reported - amount, outflow))
     for fact in applying:
         found = connected_shares(figures, fact) if fact.kind == "connected" else ""
         if not isinstance(found, str):
             shares, limit = found
-            working = " + ".join(_percent(share) for _, share in shares)
+            working = " + ".join(percent(share) for _, share in shares)
             what = f"{short_label(SHARE)} {shares[0][0]}"  # where the finding stands
             yield compared(what, sum((share for _, share in shares), Decimal(0)), limit, "LE_CONNECTED", working)
     if is_waived:
@@ -135,7 +135,7 @@ def _capital_checks(figures: Figures, rule: str, amount: Decimal) -> Iterator[Ch
     level = missed[0] if missed else limits[-1][0] if limits else ""
     for _, row, capital, limit in (one for one in limits if one[0] == level):
         left = capital - amount
-        value, _ = round_ratio(left / trea, limit)
+        value, _ = round_beside(left / trea, limit)
         whole, less, rest, exposure = (one.partition(" ")[0] for one in in_one_unit(capital, amount, left, trea))
         taken_off = "" if row == "r0010" else f"{whole} - {less} = {rest}, "  # CET1 has a line of its own for that
         what = short_label(("C_03.00", row, "c0010"))
@@ -155,5 +155,6 @@ def in_one_unit(*amounts: Decimal) -> list[str]:
     return [f"{format_figure(amount.scaleb(-size), 'iso4217:EUR')}{name}" for amount in amounts]
 
 
-def _percent(value: Decimal) -> str:
+def percent(value: Decimal) -> str:
+    """A ratio as the lines of checks print it: `93.74%`."""
     return format_figure(value, "xbrli:pure", compact=True)

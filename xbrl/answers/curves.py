@@ -13,8 +13,8 @@ WHERE = "the validation data"
 def scores(answers: Sequence[str], examples: Sequence[dict]) -> dict[str, float]:
     """`f1` of the violated rules, `fact_f1` of the findings with all their facts, `note_f1` of what notes say.
 
-    `note_f1` is the F1 of kind and applies of the facts of notes (`notes.score_notes`) where answers state them, else that of
-    the rules that notes decide; absent if notes decide nothing. All are as in `scores.score_answers`.
+    `note_f1` is the F1 of kind and applies of the facts of notes (`note_scores.score_notes`) where answers state them, else
+    that of the rules that notes decide; absent if notes decide nothing. All are as in `scores.score_answers`.
 
     Raises UserError, with the example, as `true_answers` and `check_scored_fields` do, or if no example has violations.
     """

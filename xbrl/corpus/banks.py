@@ -90,8 +90,8 @@ def requirements(bank: Bank) -> Requirements:
     added = (buffer[name] for name in ("conservation", "countercyclical", "systemic_risk"))
     combined = sum(added, max(buffer["g_sii"], buffer["o_sii"]))
     tscr = Decimal("0.08") + bank.pillar2
-    tscr_cet1 = _round4(Decimal("0.045") + Decimal("0.5625") * bank.pillar2)
-    tscr_t1 = _round4(Decimal("0.06") + Decimal("0.75") * bank.pillar2)
+    tscr_cet1 = round(Decimal("0.045") + Decimal("0.5625") * bank.pillar2, 4)
+    tscr_t1 = round(Decimal("0.06") + Decimal("0.75") * bank.pillar2, 4)
     tslrr = Decimal("0.03") + bank.leverage_pillar2
     return Requirements(
         tscr=tscr,
@@ -174,8 +174,3 @@ def _place_names(seed: int) -> list[str]:
     names = [first + second for first in _NAME_STARTS for second in _NAME_ENDS]
     random.Random(f"names {seed}").shuffle(names)
     return names
-
-
-def _round4(value: Decimal) -> Decimal:
-    """Round to four decimal places."""
-    return value.quantize(Decimal("0.0001"))

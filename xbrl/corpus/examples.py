@@ -19,7 +19,7 @@ import csv
 import datetime
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 
@@ -35,6 +35,7 @@ from xbrl.read.dpm import Cells
 from xbrl.read.filed_report import CellKey, Fact, Report
 from xbrl.read.render import Addressee, cell_name, render_earlier, render_report
 from xbrl.read.xbrl import merge_reports, read_report
+from xbrl.read.xbrl_csv import read_table_of
 from xbrl.rules.findings import Finding, apply_findings, lifted_results, note_rules
 from xbrl.rules.note_facts import NAME
 from xbrl.rules.rules import Rule, RuleResult, built_in_rules, evaluate, violations
@@ -262,23 +263,10 @@ def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
 
 
 def read_register(path: pathlib.Path) -> dict[str, Addressee]:
-    """Read a register: entity -> bank. Raises `UserError` as `read_csv` does, or if an entity occurs twice."""
+    """Read a register: entity -> bank. Raises `UserError` as `read_table_of` does, or if an entity occurs twice."""
     register = {}
-    for where, row in read_csv(path, REGISTER_COLUMNS):
+    for where, row in read_table_of(path, REGISTER_COLUMNS):
         if row["entity"] in register:
             raise UserError(f"{where}: entity {row['entity']} occurs twice; remove one of the two lines.")
         register[row["entity"]] = Addressee(*(row[name] for name in REGISTER_COLUMNS))
     return register
-
-
-def read_csv(path: pathlib.Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (file and line, for messages; column -> text). Raises `UserError` if the file or one of `columns` is missing."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name a CSV with the columns {','.join(columns)}.")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or [])]
-        if missing:
-            raise UserError(f"{path}, line 1: the column {missing[0]!r} is missing; add it.")
-        for row in reader:
-            yield f"{path}, line {reader.line_num}", {name: row[name] or "" for name in columns}

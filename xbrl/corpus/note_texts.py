@@ -73,23 +73,10 @@ def hand_notes(split: str) -> tuple[HandNote, ...]:
     return tuple(map(parse_note, (FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()))
 
 
-def agreement() -> dict[str, int]:
-    """How a second reader, who saw texts and dates alone, agrees with the notes: second_reading.jsonl, a tenth of all notes.
-
-    `applies`: notes of which both say the same kind, if any, that applies, with the same amount; `all`: with the same kinds and
-    truths of all matters; `doubtful`: notes whose text does not decide everything, says the second reader.
-    """
-    first = {note.id: note.facts for split in ("train", "validation", "test") for note in hand_notes(split)}
-    rows = [json.loads(line) for line in (FOLDER / "second_reading.jsonl").read_text(encoding="utf-8").splitlines()]
-    both = [(first[row["id"]], _facts(row["matters"])) for row in rows]
-    applying = [[{(fact.kind, fact.amount) for fact in facts if fact.applies} for facts in pair] for pair in both]
-    every = [[sorted((fact.kind, fact.applies) for fact in facts) for facts in pair] for pair in both]
-    counts = {"notes": len(rows), "doubtful": sum(bool(row["doubt"]) for row in rows)}
-    return counts | {name: sum(a == b for a, b in pairs) for name, pairs in (("applies", applying), ("all", every))}
-
-
-def _facts(matters: Iterable[dict]) -> tuple[NoteFact, ...]:
-    return tuple(
+def parse_note(line: str) -> HandNote:
+    """A note from its line."""
+    row = json.loads(line)
+    facts = tuple(
         NoteFact(
             kind=matter["kind"],
             applies=matter["applies"],
@@ -98,14 +85,8 @@ def _facts(matters: Iterable[dict]) -> tuple[NoteFact, ...]:
             since=matter["since"] or "",
             quote=matter["quote"],
         )
-        for matter in matters
+        for matter in row["matters"]
     )
-
-
-def parse_note(line: str) -> HandNote:
-    """A note from its line."""
-    row = json.loads(line)
-    facts = _facts(row["matters"])
     states = dict(row.get("states", {}))
     rows = states.pop("exposures", {})
     clients = {name: None if amount is None else Decimal(amount) for name, amount in rows.items()}

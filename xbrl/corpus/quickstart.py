@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from xbrl.answers.answers import Check
-from xbrl.answers.checks import compared, short_legal
+from xbrl.answers.checks import compared, percent, short_legal
 from xbrl.corpus.banks import Bank, make_bank
 from xbrl.corpus.note_texts import FOLDER, HandNote
 from xbrl.corpus.report_figures import Figures, Filing
 from xbrl.read.filed_report import Report
-from xbrl.read.render import cell_name, format_figure
+from xbrl.read.render import cell_name
 from xbrl.rules.findings import Finding, note_rules
 from xbrl.rules.note_facts import LARGEST_SHARE, LCR, SHARE, NoteFact
 from xbrl.rules.rules import built_in_rules
@@ -83,7 +83,7 @@ class Case:
             first = (self.figure * 55).to_integral_value() / 100
             attached, other = (("C_28.00", code, "c350") for code in who)
             figures |= {attached: first, other: self.figure - first}
-        text = self.note.text.format(a=self.clients[0], b=self.clients[1], figure=_percent(self.figure))
+        text = self.note.text.format(a=self.clients[0], b=self.clients[1], figure=percent(self.figure))
         fact = replace(self.note.facts[0], who=who, quote=decisive_words(text))
         note = replace(self.note, text=text, facts=(fact,), states={"figure": self.figure})
         return Filing(self.bank, self.period, figures, note=note, attached=(attached,), pair=self.pair)
@@ -210,7 +210,3 @@ def note_checks(note: HandNote) -> list[Check]:
         return [compared(stated, figure, LARGEST_SHARE, "LE_CONNECTED")]
     counted = Check(stated, "", "PLEDGED_COUNTED", short_legal(note_rules()["PLEDGED_COUNTED"].legal))
     return [counted, compared("LCR without them", figure, Decimal(1), "LCR_PLEDGED")]
-
-
-def _percent(value: Decimal) -> str:
-    return format_figure(value, "xbrli:pure", compact=True)

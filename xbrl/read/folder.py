@@ -19,12 +19,6 @@ from xbrl.read.xbrl import is_package, merge_reports, read_report
 REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
 
 
-def read_folder(folder: Path, taxonomy: Sequence[Path], workers: int) -> tuple[list[Report], list[str]]:
-    """(the reports of a folder by bank and date, an error message for each file that was refused)."""
-    reports, refused = read_files(report_files(folder), workers, taxonomy)
-    return join_modules(reports, refused), list(refused.values())
-
-
 def report_files(path: Path) -> list[Path]:
     """The report itself, or the reports of a folder. Raises UserError if it has none."""
     files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]

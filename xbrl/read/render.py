@@ -61,10 +61,8 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     its key.
     `style="labels"`: a compact form with lines such as `CET1 ratio 4.31%`.
     Facts without a cell are included with their concept and dimensions. The notes of the bank come last. No text of the
-    report can begin a line of its own. Raises UserError for an unknown style.
+    report can begin a line of its own.
     """
-    if style not in STYLES:
-        raise UserError(f"unknown report style {style!r}; choose one of {', '.join(STYLES)}")
     name = bank.name if bank else report.entity
     if style == "labels":
         facts = _sorted_facts(report.facts)
@@ -194,19 +192,22 @@ def format_limit(
     if value == 0:
         return "0"
     if isinstance(decimals, int):
-        value = _rounded(value, decimals, missed_by)
+        value, _ = round_beside(value, missed_by, decimals)
     if unit in PURE:
         return format_figure(value, unit, compact=True)
     return format_figure(value, unit, decimals)
 
 
-def _rounded(value: Decimal, decimals: int, other: Decimal | None) -> Decimal:
-    """A number rounded to `decimals` places, or to so many more that it stays on its side of `other`."""
+def round_beside(value: Decimal, other: Decimal | None, decimals: int = 4) -> tuple[Decimal, int]:
+    """(a number rounded to `decimals` places, or to so many more that it stays on its side of `other`; the places).
+
+    The default is that of ratios (EBA filing rules 2.18).
+    """
     for places in range(decimals, MAX_DIGITS - value.adjusted()):
         rounded = round(value, places)
         if other is None or (rounded < other, rounded > other) == (value < other, value > other):
-            return rounded
-    return value  # also one of an absurd size, which cannot be rounded
+            return rounded, places
+    return value, decimals  # also one of an absurd size, which cannot be rounded
 
 
 def _format_decimal(value: Decimal) -> str:

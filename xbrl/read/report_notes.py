@@ -8,7 +8,7 @@ Sources: XBRL 2.1, section 4.11; Inline XBRL 1.0 and 1.1, Part 1, on ix:footnote
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ LINK = "{http://www.xbrl.org/2003/linkbase}"
 XLINK = "{http://www.w3.org/1999/xlink}"
 LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 MAX_LINKS = 100_000
+Texts = dict[str, tuple[str, str]]  # name of a footnote -> (text, language)
+Links = tuple[Sequence[str], Sequence[str]]  # ids of facts, and the names of the footnotes on each of them
 
 
 def make_notes(footnotes: Iterable[Note]) -> tuple[tuple[Note, ...], list[str]]:
@@ -101,43 +103,34 @@ class _FragmentText(HTMLParser):
         self.handle_starttag(tag, [])
 
 
-@dataclass
-class Footnotes:
-    """The footnotes of a report."""
-
-    texts: dict[str, tuple[str, str]] = field(default_factory=dict)  # name -> (text, language)
-    attached: dict[str, list[str]] = field(default_factory=dict)  # id of a fact -> names of its footnotes
-    links: int = 0
-
-    def link(self, facts: Sequence[str], notes: Sequence[str]) -> None:
-        """Attach every note to every fact. Raises `UserError` if the report has too many links."""
-        self.links += len(facts) * len(notes)
-        if self.links > MAX_LINKS:
-            raise UserError(f"more than {MAX_LINKS} links between facts and footnotes; refused")
-        for fact in facts:
-            self.attached.setdefault(fact, []).extend(notes)
-
-
 def add_footnotes(parsed: "ParsedFile", roots: Sequence) -> "ParsedFile":
     """The parsed file with the footnotes of its documents. `roots` are the lxml root elements of these documents.
 
     A footnote on something that is not a fact of the report gives a warning. Raises `UserError` for too many links.
     """
-    try:
-        found = _linkbase_footnotes(roots[0]) if parsed.format == "xBRL-XML" else _inline_footnotes(roots)
-    except UserError as error:
-        raise UserError(f"{parsed.path}: {error}") from error
-    facts = tuple(replace(one, notes=tuple(found.attached.get(one.id, ())) if one.id else ()) for one in parsed.facts)
-    unknown = sorted(found.attached.keys() - {fact.id for fact in facts if fact.id})
+    texts: Texts = {}
+    attached: dict[str, list[str]] = {}  # id of a fact -> names of its footnotes
+    links = 0
+    read = _linkbase_footnotes(roots[0], texts) if parsed.format == "xBRL-XML" else _inline_footnotes(roots, texts)
+    for names, notes in read:
+        links += len(names) * len(notes)
+        if links > MAX_LINKS:
+            raise UserError(f"{parsed.path}: more than {MAX_LINKS} links between facts and footnotes; refused")
+        for name in names:
+            attached.setdefault(name, []).extend(notes)
+    facts = tuple(replace(one, notes=tuple(attached.get(one.id, ())) if one.id else ()) for one in parsed.facts)
+    unknown = sorted(attached.keys() - {fact.id for fact in facts if fact.id})
     warnings = [f"a footnote is attached to {name[:80]!r}, which is not a fact of the report" for name in unknown[:10]]
     if unknown[10:]:
         warnings.append(f"{len(unknown[10:])} more footnotes are attached to something that is not a fact")
-    return replace(parsed, facts=facts, notes=found.texts, warnings=(*parsed.warnings, *warnings))
+    return replace(parsed, facts=facts, notes=texts, warnings=(*parsed.warnings, *warnings))
 
 
-def _linkbase_footnotes(root) -> Footnotes:  # noqa: ANN001 (an lxml element)
-    """Footnotes of an xBRL-XML instance. Within one extended link, arcs connect the labels of locators and footnotes."""
-    found = Footnotes()
+def _linkbase_footnotes(root, texts: Texts) -> Iterator[Links]:  # noqa: ANN001 (an lxml element)
+    """Read the footnotes of an xBRL-XML instance into `texts` and yield which facts have which of them.
+
+    Within one extended link, arcs connect the labels of locators and footnotes.
+    """
     for extended in root.iter(f"{LINK}footnoteLink"):
         facts: dict[str, list[str]] = {}
         notes: dict[str, list[str]] = {}
@@ -145,18 +138,16 @@ def _linkbase_footnotes(root) -> Footnotes:  # noqa: ANN001 (an lxml element)
             fact = (locator.get(f"{XLINK}href") or "").rpartition("#")[2]
             facts.setdefault(locator.get(f"{XLINK}label"), []).append(fact)
         for footnote in extended.iterchildren(f"{LINK}footnote"):
-            name = f"footnote {len(found.texts) + 1}"
-            found.texts[name] = (_text(footnote), _language(footnote))
+            name = f"footnote {len(texts) + 1}"
+            texts[name] = (_text(footnote), _language(footnote))
             notes.setdefault(footnote.get(f"{XLINK}label"), []).append(name)
         for arc in extended.iterchildren(f"{LINK}footnoteArc"):
             if arc.get("use") != "prohibited":
-                found.link(facts.get(arc.get(f"{XLINK}from"), ()), notes.get(arc.get(f"{XLINK}to"), ()))
-    return found
+                yield facts.get(arc.get(f"{XLINK}from"), []), notes.get(arc.get(f"{XLINK}to"), [])
 
 
-def _inline_footnotes(roots: Sequence) -> Footnotes:
-    """Footnotes of an inline report. In 1.1 `ix:relationship` links them; in 1.0 a fact names them in `footnoteRefs`."""
-    found = Footnotes()
+def _inline_footnotes(roots: Sequence, texts: Texts) -> Iterator[Links]:
+    """The same of an inline report. In 1.1 `ix:relationship` links them; in 1.0 a fact names them in `footnoteRefs`."""
     continuations = {element.get("id"): element for element in _inline_elements(roots, "continuation")}
     for footnote in _inline_elements(roots, "footnote"):
         text, part, seen = _text(footnote), footnote, set()
@@ -164,15 +155,14 @@ def _inline_footnotes(roots: Sequence) -> Footnotes:
             seen.add(after)
             part = continuations[after]
             text += _text(part, MAX_FILED_CHARACTERS - len(text))
-        name = footnote.get("id") or footnote.get("footnoteID") or f"footnote {len(found.texts) + 1}"
-        found.texts[name] = (text, _language(footnote))
+        name = footnote.get("id") or footnote.get("footnoteID") or f"footnote {len(texts) + 1}"
+        texts[name] = (text, _language(footnote))
     for relationship in _inline_elements(roots, "relationship"):
         if relationship.get("arcrole", FACT_FOOTNOTE) == FACT_FOOTNOTE:
-            found.link((relationship.get("fromRefs") or "").split(), (relationship.get("toRefs") or "").split())
+            yield (relationship.get("fromRefs") or "").split(), (relationship.get("toRefs") or "").split()
     for fact in (element for root in roots for element in root.iter("*")):
         if "footnoteRefs" in fact.attrib and "id" in fact.attrib:
-            found.link([fact.get("id")], fact.get("footnoteRefs").split())
-    return found
+            yield [fact.get("id")], fact.get("footnoteRefs").split()
 
 
 def _inline_elements(roots: Sequence, name: str) -> Iterator:

@@ -54,7 +54,7 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
     if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         document = _inspect_json(str(path), content)
         if document.syntax == "xBRL-CSV":
-            return read_csv_package(open_package(path.parent), path.name, cells)
+            return read_csv_package(open_package(path.parent), path.name, document.content["documentInfo"], cells)
         if document.syntax is None:
             kind = document.content["documentInfo"].get("documentType", "")
             raise UserError(f"{path}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
@@ -77,8 +77,6 @@ def merge_reports(reports: Iterable[Report]) -> Report:
     different currencies and contradicting filing indicators. Raises UserError if the entity or the period differs.
     """
     reports = list(reports)
-    if not reports:
-        raise UserError("no reports to merge")
     first = reports[0]
     facts: dict[str, Fact] = {}
     indicators: dict[str, Report] = {}
@@ -142,7 +140,7 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
         what = "no XBRL report" if not found else f"{len(found)} reports ({', '.join(list(found)[:3])} ...)"
         raise UserError(f"{path}: the package contains {what}; expected one report.json or instance in reports/")
     if documents[0].syntax == "xBRL-CSV":
-        return read_csv_package(package, next(iter(found)), cells)
+        return read_csv_package(package, next(iter(found)), documents[0].content["documentInfo"], cells)
     return _to_report(path, documents, cells, taxonomy)
 
 
@@ -172,13 +170,11 @@ def _read_concepts(entry_points: tuple[str, ...], packages: tuple[Path, ...]) ->
 
 @dataclass(frozen=True)
 class _Document:
-    """A JSON or XML file, and what it refers to."""
+    """A JSON or XML file that may be a report."""
 
     where: str  # the beginning of an error message
     syntax: str | None  # "xBRL-CSV" (its metadata), "xBRL-JSON", "xBRL-XML", "iXBRL", or None for any other file
     content: Any  # of JSON the object, of XML the bytes without hints at schemas
-    schemas: tuple[str, ...] = ()  # the schemas that it references: URLs, or paths of local files
-    references: int = 0  # number of elements with a contextRef
     root: Any = None  # the root element of the lxml tree
 
 
@@ -199,9 +195,7 @@ def _inspect_xml(where: str, content: bytes) -> _Document:
         syntax = "xBRL-XML"
     elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
         syntax = "iXBRL"
-    schemas = tuple(element.get(HREF) or "" for element in root.iter(SCHEMA_REF))
-    references = sum(element.get("contextRef") is not None for element in root.iter("*"))
-    return _Document(where, syntax, without_schema_locations(tree, content), schemas, references, root)
+    return _Document(where, syntax, without_schema_locations(tree, content), root)
 
 
 def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
@@ -211,9 +205,10 @@ def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
     """
     syntax = documents[0].syntax
     assert syntax is not None, "the caller has checked that these are XBRL documents"
-    references = sum(document.references for document in documents)
+    roots = [document.root for document in documents]
+    references = sum(element.get("contextRef") is not None for root in roots for element in root.iter("*"))
     parsed = read_with_arelle(path, syntax, [document.content for document in documents], references)
-    schemas = dict.fromkeys(schema for document in documents for schema in document.schemas)
+    schemas = dict.fromkeys(element.get(HREF) or "" for root in roots for element in root.iter(SCHEMA_REF))
     urls = tuple(schema for schema in schemas if schema.startswith(("http://", "https://")))
     warnings = tuple(
         f"the schema {schema[:80]!r} is a local file, which is not read: the facts have no types and labels of its taxonomy"
@@ -221,7 +216,7 @@ def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
         if schema not in urls
     )
     parsed = replace(parsed, taxonomy=urls, warnings=(*warnings, *parsed.warnings))
-    return add_footnotes(parsed, [document.root for document in documents])
+    return add_footnotes(parsed, roots)
 
 
 def _identity(fact: Fact) -> list:

@@ -17,16 +17,16 @@ Annex I, and EBA taxonomy 4.0, module DORA (key columns of the register).
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from xbrl.read.dpm import Cells, local_name, table_code
 from xbrl.read.filed_report import CellKey, Fact, Report, describe, duplicate_warnings, is_day, parse_number
 from xbrl.read.safety import Package
-from xbrl.read.xbrl_json import load_json
 
 DOCUMENT_TYPE = re.compile(r"https?://xbrl\.org/((CR|PR|REC|PWD|WGWD)/)?\d{4}(-\d\d-\d\d)?/xbrl-csv/?")
 DECIMALS_PARAMETERS = {  # DPM type -> name of the parameter with its decimals
@@ -84,13 +84,13 @@ class TableFile:
         return f"{self.package.path}: {self.name}"
 
 
-def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report:
-    """Read the package whose metadata file is the member `report_json`.
+def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any], cells: Cells) -> Report:
+    """Read the package whose metadata file is the member `report_json`, with this `documentInfo`.
 
     Raises UserError with the file and line at fault.
     """
     path = package.path
-    _check_metadata(path, report_json, package.read(report_json))
+    _check_metadata(f"{path}: {report_json}", info)
     folder = report_json.rpartition("/")[0]
     tables = {}
     for name in package.names:
@@ -122,16 +122,13 @@ def read_csv_package(package: Package, report_json: str, cells: Cells) -> Report
     )
 
 
-def _check_metadata(path: Path, name: str, content: bytes) -> None:
+def _check_metadata(where: str, info: Mapping[str, Any]) -> None:
     """Check that the metadata has the document type xBRL-CSV and extends a taxonomy module. Raises UserError."""
-    info = load_json(f"{path}: {name}", content)["documentInfo"]
     kind, extends = info.get("documentType"), info.get("extends")
     if not DOCUMENT_TYPE.fullmatch(str(kind)):
-        raise UserError(f"{path}: {name} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
+        raise UserError(f"{where} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
     if not isinstance(extends, list) or not extends:
-        raise UserError(
-            f"{path}: {name} extends no module; only reports that extend an EBA taxonomy module are supported"
-        )
+        raise UserError(f"{where} extends no module; only reports that extend an EBA taxonomy module are supported")
 
 
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
@@ -218,6 +215,22 @@ def read_csv(where: str, content: bytes) -> tuple[list[str], list[Row]]:
     except csv.Error as error:
         raise UserError(f"{where} line {reader.line_num}: invalid CSV ({error})") from error
     return header, rows
+
+
+def read_table_of(path: Path, required: Sequence[str], known: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
+    """(file and line, for messages; column -> text) of each row of a CSV file that a user names.
+
+    Raises UserError as `read_csv` does, or if the file or a column of `required` is missing, or one is not `known`, if given.
+    """
+    columns = known or required
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name a CSV with the columns {','.join(columns)}")
+    names, rows = read_csv(str(path), path.read_bytes())
+    wrong = [f"{name!r} is missing" for name in required if name not in names]
+    wrong += [f"{name!r} is unknown" for name in names if known and name not in known]
+    if wrong:
+        raise UserError(f"{path}, line 1: the column {wrong[0]}; the columns are {','.join(columns)}")
+    return [(f"{path}, line {line}", row) for line, row in rows]
 
 
 def _read_datapoints(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:

@@ -27,7 +27,7 @@ from decimal import Decimal
 from common.errors import UserError
 from xbrl.read.filed_report import CellKey, is_day, parse_number
 from xbrl.read.render import cell_name
-from xbrl.read.xbrl_csv import read_csv
+from xbrl.read.xbrl_csv import read_table_of
 from xbrl.rules.reported_figures import Figure
 from xbrl.rules.rules import RuleResult, built_in_rules, violations
 
@@ -107,17 +107,10 @@ def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ..
 
     Raises `UserError` with the line and the column of a mistake.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; findings are a CSV with the columns {','.join(COLUMNS)}")
     found: dict[tuple[str, str], list[Finding]] = {}
     stated: dict[tuple[str, ...], Finding] = {}
-    names, rows = read_csv(str(path), path.read_bytes())
-    wrong = [f"{name!r} is missing" for name in REQUIRED if name not in names]
-    wrong += [f"{name!r} is unknown" for name in names if name not in COLUMNS]
-    if wrong:
-        raise UserError(f"{path}, line 1: the column {wrong[0]}; the columns are {','.join(COLUMNS)}")
-    for line, row in rows:
-        finding = _parse_finding(f"{path}, line {line}", {name: text.strip() for name, text in row.items()})
+    for where, row in read_table_of(path, REQUIRED, COLUMNS):
+        finding = _parse_finding(where, {name: text.strip() for name, text in row.items()})
         if finding.state != "benign":
             first = stated.setdefault((finding.entity, finding.period, finding.rule, finding.cell), finding)
             for column in ("state", "value", "limit"):

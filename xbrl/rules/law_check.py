@@ -1,4 +1,4 @@
-"""Judge examples by the law, apart from the rules: reports, the findings on them, facts of notes, letters.
+"""Judge examples by the law, apart from the rules: reports, the findings on them, facts of notes.
 
 This module shares no code with the rules and imports none of the others: it reads the text of a report and an answer as a
 model sees and writes them, with readers of its own, and compares decimals as the articles say. What it cannot decide for
@@ -37,11 +37,6 @@ FLOOR = {"2025": "0.50", "2026": "0.55", "2027": "0.60", "2028": "0.65", "2029":
 COARSEST = Decimal(10_000)  # amounts may be rounded to tens of thousands: ITS (EU) 2024/3117 Art. 23(1)(b)(i)
 LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
 PILLAR_1 = ("CET1_MIN", "T1_MIN", "TC_MIN", "LR_MIN", "LCR_MIN", "NSFR_MIN", "LE_LIMIT", "OUTPUT_FLOOR")
-PILLARS = re.compile(r"\w+_MIN|TSCR_(?:CET1|T1|TC)|\w+_TSCR|LR_TSLRR|LE_LIMIT|OUTPUT_FLOOR|LCR_PLEDGED|LE_CONNECTED")
-BELITTLING = re.compile(
-    r"minor matter|deviation is small|mended by your own means|do not doubt your intention|No further measure is intended"
-    r"|matter is closed once|need not|recommendations? only|are deferred"
-)
 # Row of a ratio in C 03.00 -> row of its numerator in C 01.00
 OWN_FUNDS = {"r0010": "r0020", "r0030": "r0015", "r0050": "r0010"}
 # Kind of note -> (rule on the figure that counts the amount, its cell, rule on a limit missed without it)
@@ -50,21 +45,9 @@ MISSTATED = {
     "own_shares": ("OWN_SHARES_COUNTED", ("C 01.00", "r0020", "c0010"), "OWN_SHARES"),
     "profit": ("PROFIT_COUNTED", ("C 01.00", "r0020", "c0010"), "INTERIM_PROFIT"),
 }
-SMALL = Decimal("0.03")  # of a requirement: a gap that does not threaten the authorisation (CRD Art. 18(d), 70(1)(a))
-LICENCE = re.compile(
-    r"(?:withdr|revo[kc])[^.]{0,60}(?:authori[sz]ation|licen[cs]e)|(?:authori[sz]ation|licen[cs]e)[^.]{0,60}(?:withdr|revo[kc])"
-    r"|(?:Entzug|Entziehung|Aufhebung)[^.]{0,60}(?:Erlaubnis|Zulassung)|(?:Erlaubnis|Zulassung)[^.]{0,60}(?:entz[io]|aufgehoben)"
-)
-HEARD = re.compile(r"you may (?:comment|be heard|state your)|Sie können[^.]*(?:äußern|Stellung)", re.IGNORECASE)
-OBJECT = re.compile(r"you may (?:object|appeal)|Sie können[^.]*(?:Widerspruch|Einspruch)", re.IGNORECASE)
-OWNERS = re.compile(
-    r"\bowners?\b|shareholders|general meeting|Eigentümer|Gesellschafter|Hauptversammlung|Generalversammlung"
-)
-DAYS = re.compile(r"within (\w+) working days|binnen (\w+) Arbeitstagen|innerhalb von (\w+) Arbeitstagen")
-FEW = re.compile(r"[2357]|10|two|three|five|seven|ten|zwei|drei|fünf|sieben|zehn")  # days too few for owners
 CASES = (
     *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
-    *("leverage_buffer", "guideline", "late", "belittled", "licence", "owners", "hearing", "objection", "verdict"),
+    *("leverage_buffer", "guideline", "late", "verdict"),
 )
 # What the style "labels" prints in place of a cell.
 LABELS: dict[str, Cell] = {
@@ -119,11 +102,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Told:
-    """What an answer says: facts of the note (None without a section `Note:`), findings, the letter."""
+    """What an answer says: facts of the note (None without a section `Note:`), and findings."""
 
     facts: tuple[Mapping[str, Any], ...] | None
     lines: tuple[Line, ...]
-    letter: str
     checks: tuple[tuple[str, bool], ...] = ()  # (what is compared, whether the verdict is `met`)
 
 
@@ -182,7 +164,6 @@ def read_told(answer: str) -> Told:
     return Told(
         None if facts is None else tuple(_fact(*row) for row in _rows(facts, 6)),
         tuple(lines),
-        sections.get("Directive", "").strip(),
         tuple(checks),
     )
 
@@ -231,7 +212,7 @@ def judge(example: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = told.facts if told.facts is not None else stated
     if facts is None and not _NOTE.search(report):
         facts = ()
-    found = [*_citations(printed, told), *_letter(violated, told), *_verdicts(told)]
+    found = [*_citations(printed, told), *_verdicts(told)]
     if facts is not None:
         applying = [fact for fact in facts if fact["applies"]]
         found += [*_findings(printed, violated, applying), *_facts(printed, violated, applying, told)]
@@ -380,32 +361,6 @@ def _verdicts(told: Told) -> Iterator[tuple[str, str]]:
             }
             if not holds[sign]:
                 yield "verdict", f"{said} is called {'met' if is_met else 'violated'}"
-
-
-def _letter(violated: set[str], told: Told) -> Iterator[tuple[str, str]]:
-    """A letter with findings is in proportion, and says how to be heard and how to object. A line of orders is no letter."""
-    letter = told.letter
-    if violated & set(PILLAR_1) and BELITTLING.search(letter):
-        yield "belittled", "a breach of Pillar 1 is called a small matter"
-    if LICENCE.search(letter) and not any(_gap(line) > SMALL for line in told.lines):
-        yield "licence", "no requirement is missed by more than 3% of it, and the letter speaks of the authorisation"
-    for line in letter.splitlines():
-        days = [day for groups in DAYS.findall(line) for day in groups if day]
-        if OWNERS.search(line) and days and all(map(FEW.fullmatch, days)):
-            yield "owners", f"owners are to resolve within {days[0]} working days"
-    if violated == {"LATE_FILING"} and re.search(r"\bfile\b[^.]* again|resubmit", letter, re.IGNORECASE):
-        yield "late", "a late return is to be filed again"
-    if violated and "\n" in letter:
-        yield from [] if HEARD.search(letter) else [("hearing", "the letter does not say how to be heard")]
-        yield from [] if OBJECT.search(letter) else [("objection", "the letter does not say how to object")]
-
-
-def _gap(line: Line) -> Decimal:
-    """How far a requirement of either pillar is missed, as a fraction of it; 0 for other findings."""
-    value, limit = _number(line.value), _number(re.sub("^(min|max) ", "", line.limit))
-    if not value or not limit or not limit[0] or not PILLARS.fullmatch(line.rule):
-        return Decimal(0)
-    return abs(value[0] - limit[0]) / limit[0]
 
 
 def _missed(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:

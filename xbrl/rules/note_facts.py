@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from xbrl.read.filed_report import CellKey, Report
-from xbrl.read.render import cell_name
+from xbrl.read.render import cell_name, round_beside
 from xbrl.rules.findings import Finding
 from xbrl.rules.reported_figures import Figure, Figures, Key, index_facts, read_figure, recompute, row_keys
-from xbrl.rules.rules import RuleResult, round_ratio
+from xbrl.rules.rules import RuleResult
 
 KINDS = ("pledged", "own_shares", "profit", "connected", "waiver")
 COUNTED = {"pledged": "PLEDGED_COUNTED", "own_shares": "OWN_SHARES_COUNTED", "profit": "PROFIT_COUNTED"}
@@ -103,13 +103,14 @@ def _judge(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFa
             if not outflow or outflow < 0:
                 yield f"LCR_PLEDGED: {cell_name(OUTFLOW)} is not reported or not above 0"
             elif ((reported or 0) - total) / outflow < 1:
-                value, _ = round_ratio(((reported or Decimal(0)) - total) / outflow, Decimal(1))
+                value, _ = round_beside(((reported or Decimal(0)) - total) / outflow, Decimal(1))
                 yield finding("LCR_PLEDGED", kind, cell_name(LCR), value, Decimal(1))
     for fact in (fact for fact in applying if fact.kind == "connected"):
-        yield from (
-            one if isinstance(one, str) else finding("LE_CONNECTED", "connected", *one)
-            for one in _connected(figures, fact)
-        )
+        found = connected_shares(figures, fact)
+        if isinstance(found, str):
+            yield found
+        elif (total := sum((share for _, share in found[0]), Decimal(0))) > found[1]:
+            yield finding("LE_CONNECTED", "connected", cell_name(SHARE, found[0][0][0]), total, found[1])
     if waived and any(result.rule_id == "LCR_MIN" and result.state == "violated" for result in results):
         entity = report.entity.partition(".")[0]
         yield Finding(entity, report.period, "LCR_MIN", "lifted", cell_name(LCR), legal="CRR Art. 8", kind="waiver")
@@ -153,7 +154,7 @@ def _capital(
         if capital is None and suffix == "_MIN":
             yield f"{rule}: {cell_name(LEGS[row][0])} is not reported"
         if capital is not None and limit is not None and (capital - amount) / trea < limit:
-            value, _ = round_ratio((capital - amount) / trea, limit)
+            value, _ = round_beside((capital - amount) / trea, limit)
             yield rule + suffix, cell_name(("C_03.00", row, "c0010")), value, limit
             return
 
@@ -188,18 +189,6 @@ def _overall(figures: Figures, tscr: str, overall: str, trea: Decimal) -> Decima
     if reported is not None or share is None or buffer is None:
         return reported
     return share + buffer / trea
-
-
-def _connected(figures: Figures, fact: NoteFact) -> Iterator[tuple[str, Decimal, Decimal] | str]:
-    """(cell of the first client, share of all together, limit) if it is above the limit (CRR Art. 395(1))."""
-    found = connected_shares(figures, fact)
-    if isinstance(found, str):
-        yield found
-        return
-    shares, limit = found
-    total = sum((share for _, share in shares), Decimal(0))
-    if total > limit:
-        yield cell_name(SHARE, shares[0][0]), total, limit
 
 
 def connected_shares(figures: Figures, fact: NoteFact) -> tuple[list[tuple[str, Decimal]], Decimal] | str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from xbrl.read.filed_report import CellKey, Fact, Report, consistent
-from xbrl.read.render import PURE, cell_name, format_figure
+from xbrl.read.render import PURE, cell_name, format_figure, round_beside
 from xbrl.rules.formula import Number, exactly, quotient, rounded
 
 Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or sheet; () for a cell without keys
@@ -240,15 +240,8 @@ def format_value(figure: Figure, other: Decimal | None = None) -> str:
     if not isinstance(value, Decimal):
         return "nothing" if value is None else repr(str(value))
     if figure.source == "recomputed":
-        return format_figure(_shortened(value), figure.unit)
+        # To six places, or to so many more that it does not look like one of four, as limits are.
+        like_a_limit, _ = round_beside(value, None)
+        return format_figure(round_beside(value, like_a_limit, 6)[0], figure.unit)
     text = format_figure(value, figure.unit, figure.decimals)
     return text if figure.unit in PURE else f"{text} {(figure.unit or '').removeprefix('iso4217:')}"
-
-
-def _shortened(value: Decimal) -> Decimal:
-    """A recomputed ratio to six places, or to so many more that it does not look like one of four, as limits are."""
-    for places in range(6, 13 if value.adjusted() < 13 else 0):
-        rounded = round(value, places)
-        if rounded == value or rounded != round(value, RATIO_DECIMALS):
-            return rounded
-    return value

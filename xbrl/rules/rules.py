@@ -35,10 +35,9 @@ from decimal import Decimal
 
 from common.errors import UserError
 from xbrl.read.filed_report import CellKey, Report, template_of
-from xbrl.read.render import PURE, cell_name, format_limit, table_name
+from xbrl.read.render import PURE, cell_name, format_limit, round_beside, table_name
 from xbrl.rules.formula import Formula, arithmetic, exactly, parse_formula, truth
 from xbrl.rules.reported_figures import (
-    RATIO_DECIMALS,
     RECOMPUTED,
     Figure,
     Figures,
@@ -286,7 +285,7 @@ def _result(
     decimals = first.decimals if first else None
     value, limit = sides or (None, None)
     if sides and first and first.source == "recomputed":
-        value, decimals = round_ratio(*sides)
+        value, decimals = round_beside(*sides)
     return RuleResult(
         rule_id=rule.id,
         kind=rule.kind,
@@ -306,17 +305,6 @@ def _result(
         guidance=rule.guidance,
         reason=reason,
     )
-
-
-def round_ratio(value: Decimal, limit: Decimal) -> tuple[Decimal, int]:
-    """(a recomputed ratio rounded to at least four places, the number of places): on the same side of the limit."""
-    if value.adjusted() > 12:  # of an absurd size; rounding would need more digits than decimal arithmetic has
-        return value, RATIO_DECIMALS
-    for places in range(RATIO_DECIMALS, 12):
-        rounded = round(value, places)
-        if (rounded < limit, rounded > limit) == (value < limit, value > limit):
-            return rounded, places
-    return value, 12
 
 
 def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:

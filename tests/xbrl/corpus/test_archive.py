@@ -204,13 +204,14 @@ def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
     ("text", "message"),
     [
         ("report;letter\n", "line 1: the column 'report'"),
+        ("report,letter\nÄ.zip,letter 1.txt\n", "is not valid UTF-8 at byte 14"),
         ("report,letter\nnone.zip,letter 1.txt\n", "line 2: .*none.zip does not exist"),
         ("report,letter\nbroken.json,letter 1.txt\nbroken.json,letter 2.txt\n", "line 3: .*second letter"),
     ],
 )
 def test_errors_in_a_pairs_file_name_the_line(archive, tmp_path, text, message):
     folder, _ = archive
-    (tmp_path / "pairs.csv").write_text(text)
+    (tmp_path / "pairs.csv").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message):
         read_pairs(tmp_path / "pairs.csv", folder / "reports", folder / "letters")
 

@@ -91,8 +91,6 @@ def test_report_text_in_both_styles(tmp_path):
     compact = render_report(report, cells, "labels", BANK).splitlines()
     assert compact[0] == "Nordhaven Bank"
     assert compact[-3:] == ["TREA 1860 mn", "CET1 ratio 4.3%", "LCR 104.2%"]
-    with pytest.raises(UserError, match="unknown report style"):
-        render_report(report, cells, "poem")
 
 
 @pytest.mark.parametrize(
@@ -236,8 +234,7 @@ def test_make_reports_writes_what_its_card_says(tmp_path):
     done = make_corpus(tmp_path / "a", *arguments)
     assert done.returncode == 0, done.stderr
     last = "test: 5 notes in 5 reports, each at most 1 times; 1 reports without"
-    assert done.stdout.splitlines()[-2].startswith(last)
-    assert done.stdout.splitlines()[-1].startswith("second reading of 94 notes: 94 agree")
+    assert done.stdout.splitlines()[-1].startswith(last)
     card = json.loads((tmp_path / "a" / "dataset.json").read_text())
     assert card["notes"]["train"] == {"notes": 10, "reports": 10, "most": 1, "without": 2}
     facts = [json.loads(line) for line in (tmp_path / "a" / "note_facts.jsonl").read_text().splitlines()]

@@ -135,13 +135,6 @@ def test_rounded_figures_are_no_contradiction():
     assert len(contradictions(REPORT.replace("outflow | 99 million", "outflow | 103 million"))) == 1
 
 
-LETTER = """To the Board of Some Bank
-Subject: supervisory report as of 31 March 2026
-Measures:
-- Submit within twenty working days of receipt a capital plan. Submit within sixty working days a resolution of your owners.
-Right to be heard: you may comment within ten working days of receipt.
-Objection: you may object within one month of receipt."""
-THREAT = "\nConsequences: the measures may go as far as the withdrawal of the authorisation (CRD Art. 18(d))."
 PLEDGED = 'pledged | applies | EUR 500000 | Landesbank | 2025-08-14 | "pledged with Landesbank"'
 COUNTED = (
     "PLEDGED_COUNTED | C 76.00.a r0010 c0010 | 100 million | max 99500 thousand | Delegated Reg. (EU) 2015/61 Art. 7(2)"
@@ -150,9 +143,9 @@ LCR_PLEDGED = "LCR_PLEDGED | C 76.00.a r0030 c0010 | 95.00% | min 100% | Delegat
 NOTED = f"{REPORT.partition('Earlier')[0]}note on C 76.00.a r0010 c0010 | Bonds are pledged with Landesbank."
 
 
-def example(lines=(), facts=(), report=NOTED, letter=LETTER, **more) -> dict:
+def example(lines=(), facts=(), report=NOTED, **more) -> dict:
     """An example with these lines of `Violations:` and `Note:`."""
-    answer = "\n".join(["Note:", *(facts or ["none"]), "Violations:", *(lines or ["none"]), "Directive:", letter])
+    answer = "\n".join(["Note:", *(facts or ["none"]), "Violations:", *(lines or ["none"]), "Directive:", "Buy."])
     told = read_told(answer)
     stated = [dict(fact) for fact in told.facts or ()]
     violated = list(dict.fromkeys(line.rule for line in told.lines))
@@ -166,7 +159,7 @@ def cases(*arguments, **more) -> set[str]:
 
 def test_the_reader_of_answers():
     told = read_told(example([COUNTED], [PLEDGED])["messages"][1]["content"])
-    assert told.letter == LETTER and told.lines[0].limit == "max 99500 thousand"
+    assert told.lines[0].limit == "max 99500 thousand"
     assert told.facts == ({"kind": "pledged", "applies": True, "amount": "500000", "who": ["Landesbank"]},)
     told = read_told(
         "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nLeverage ratio 5% >= 3%: met\nDirective:\nBuy."
@@ -298,45 +291,12 @@ def test_connected_clients_and_waivers():
     assert cases([], [], report=low) == {"contradicted"} and cases([lcr], [waiver], report=low) == {"waived"}
 
 
-def test_a_letter_is_in_proportion():
-    line = "LR_MIN | C 47.00 r0340 c0010 | {} | min 3% | CRR Art. 92(1)(d)"
-    report = NOTED.replace("Leverage Ratio | 3.10%", "Leverage Ratio | 2.95%").replace(
-        "(TSLRR) | 3.10%", "(TSLRR) | 2.00%"
-    )
-    assert cases([line.format("2.95%")], report=report) == set()
-    assert cases([line.format("2.95%")], report=report, letter=LETTER + THREAT) == {"licence"}
-    assert cases([line.format("2.60%")], report=report, letter=LETTER + THREAT) == set()
-    soon = LETTER.replace("Submit within sixty working days a resolution of your owners", "Your owners approve it")
-    assert cases([line.format("2.95%")], report=report, letter=soon) == set()
-    soon = soon.replace("twenty working days", "ten working days")
-    assert cases([line.format("2.95%")], report=report, letter=soon) == {"owners"}
-    for days in ("20", "15"):
-        assert cases([line.format("2.95%")], report=report, letter=soon.replace("ten", days)) == set()
-    for words in ("You need not submit a plan.", "The measures are recommendations only."):
-        assert cases([line.format("2.95%")], report=report, letter=f"{LETTER}\n{words}") == {"belittled"}
-    small = f"{LETTER}\nNo further measure is intended at present."
-    assert cases([line.format("2.95%")], report=report, letter=small) == {"belittled"}
-
-
-def test_every_letter_with_findings_says_how_to_be_heard_and_how_to_object():
-    lines = LETTER.splitlines()
-    assert cases([COUNTED], [PLEDGED], letter="\n".join(lines[:-2])) == {"hearing", "objection"}
-    assert cases([COUNTED], [PLEDGED], letter="\n".join(lines[:-1])) == {"objection"}
-    headings = LETTER.replace("you may comment", "-").replace("you may object", "-")
-    assert cases([COUNTED], [PLEDGED], letter=headings) == {"hearing", "objection"}
-    german = "Anhörung: Sie können sich binnen zehn Arbeitstagen äußern.\nSie können binnen eines Monats Widerspruch einlegen."
-    assert cases([COUNTED], [PLEDGED], letter=german) == set()
-    assert cases([COUNTED], [PLEDGED], letter="Replace the assets within 10 days.") == set()  # orders alone
-    assert cases([], letter="To the Board\nNothing to object to.") == set()
-
-
 def test_a_guideline_is_no_law_and_a_late_return_is_a_matter_of_its_date():
     guideline = "OCR_CALC | C 03.00 r0160 c0010 | 13.50% | expected 13.6% | EBA/GL/2022/03"
     assert cases([guideline]) == {"guideline"}
     late = "LATE_FILING | C 01.00 r0010 c0010 | 65 | max 42 | ITS (EU) 2024/3117 Art. 3(1)"
     assert cases([late]) == {"late"}
-    again = LETTER + "\nCorrect C 01.00 and file again."
-    assert cases([late.replace("C 01.00 r0010 c0010", "COREP_OF")], letter=again) == {"late"}
+    assert cases([late.replace("C 01.00 r0010 c0010", "COREP_OF")]) == set()
 
 
 def overdue(name: str, period: str) -> bool | None:
