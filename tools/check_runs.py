@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from configs.config import Config
-from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
+from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, read_manifest
 from distributed.low_memory import make_code_maps
 from distributed.optimizer import decays
 from model.language_model import stored_form
@@ -29,6 +29,7 @@ from model.weight_files import stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_step import EPS, ROUNDINGS, ulp
 from tools.curves import rows_of, timed_steps
+from training.record import newest_start
 
 GROUP = "run"
 STEPS, KILLED_AFTER = 3, 2  # the kill falls into the last step
@@ -124,9 +125,14 @@ def groups(checkpoint: Path, names: Sequence[str]) -> list[list[str]]:
     return found
 
 
-def read_config(run: Path) -> dict:
-    """The resolved config of a run, by section."""
-    return json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]
+def optimizer_of(run: Path) -> dict:
+    """The settings of a run in the section `optimizer`."""
+    return newest_start(run)["config"]["optimizer"]
+
+
+def is_adamw(checkpoint: Path) -> bool:
+    """Whether the optimizer of a checkpoint is AdamW, whose updates the check can predict from its moments."""
+    return read_manifest(checkpoint)["values"]["optimizer"]["type"] in ("AdamW", "LowMemoryAdamW")
 
 
 # --- Three steps ------------------------------------------------------------------------------------------------------
@@ -148,7 +154,7 @@ def measure(run: Path) -> dict:
         "memory": max(row.get("train/memory_gib", 0.0) for row in rows) * 2**30,
         "checkpoint": sum(path.stat().st_size for path in checkpoint_of(run, steps[-1]).iterdir()),
         "save_seconds": max(row["save/total_seconds"] for row in saves.values()),
-        "micro_batch": read_config(run)["batch"]["micro_batch"],
+        "micro_batch": newest_start(run)["config"]["batch"]["micro_batch"],
         "export": sum(path.stat().st_size for path in (run / "export").glob("*.safetensors")),
     }
 
@@ -240,10 +246,10 @@ def judge_gradient(run: Path, reference: dict, sample: Sample | None, floor: flo
     norm, expected = read_rows(run, LOSS).get(1, {}).get(NORM), reference.get("grad_norm")
     if sample is None or not norm or not expected or not moments:
         return Result(GROUP, "gradient", SKIPPED, UNKNOWN)
-    if not reference["is_adamw"] or any(moment is None for _, moment in moments):
+    if not is_adamw(checkpoint_of(run, 1)) or any(moment is None for _, moment in moments):
         text = "the optimizer of this train.py is not AdamW, from whose first moment the gradient of step 1 is read"
         return Result(GROUP, "gradient", SKIPPED, text)
-    settings, found, total = read_config(run)["optimizer"], dict(moments), sample.total
+    settings, found, total = optimizer_of(run), dict(moments), sample.total
     clip = max(1.0, norm / settings["max_grad_norm"])
     gradient = torch.cat([found[name] for name in sample.tensors]).double() * clip / (1 - settings["betas"][0])
     if not bool(gradient.any()):
@@ -307,14 +313,12 @@ def fit(sums: torch.Tensor) -> tuple[float, float]:
     return (along / square, math.sqrt(variance) / square) if square else (1.0, 0.0)
 
 
-def measure_moves(
-    run: Path, settings: Mapping, rates: Mapping[int, float], names: Sequence[str], is_adamw: bool
-) -> list[Moved]:
+def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], names: Sequence[str]) -> list[Moved]:
     """How the tensors `names` moved in the steps after the first. settings: `optimizer` of the config; rates: by step.
 
     Expected is AdamW with decoupled weight decay on matrices (arXiv:1711.05101).
     """
-    (beta1, beta2), moves = settings["betas"], dict[str, Moved]()
+    (beta1, beta2), moves, by_adamw = settings["betas"], dict[str, Moved](), is_adamw(checkpoint_of(run, 1))
     for group in groups(checkpoint_of(run, 1), names):
         before: dict[str, torch.Tensor] = {}
         for step in range(1, STEPS + 1):
@@ -325,7 +329,7 @@ def measure_moves(
                 weight, old = now["weight"], before.get(name)
                 before[name] = weight
                 if old is None:
-                    has_moments = is_adamw and all(key in now for key in MOMENTS)
+                    has_moments = by_adamw and all(key in now for key in MOMENTS)
                     moved = moves[name] = Moved(name, decays(name, len(meta.size)), has_moments)
                     if has_moments and (square := float((now["exp_avg"] / (1 - beta1)).square().sum())):
                         moved.betas = float(now["exp_avg_sq"].sum()) / (1 - beta2) / square
@@ -353,7 +357,7 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
 
     peak: optimizer.learning_rate, which all three steps of a check have.
     """
-    settings, rate = read_config(run)["optimizer"], max(row[RATE] for row in read_rows(run, RATE).values())
+    settings, rate = optimizer_of(run), max(row[RATE] for row in read_rows(run, RATE).values())
     still = [moved.name for moved in moves if not moved.changed and (moved.by_adamw[1] or not moved.is_adamw)]
     every = sum((moved.by_adamw for moved in moves), torch.zeros(3))
     whole, noise = fit(every) if every[1] else (0.0, 0.0)  # moments that are all zero are those of no gradient
@@ -438,17 +442,30 @@ def judge_checkpoint(scratch: Path, measured: dict, keep: int, grace: float | No
     return Result(GROUP, "checkpoint", status, text, figures)
 
 
-def exported_otherwise(export: Path, checkpoint: Path, names: Sequence[str]) -> list[str]:
-    """Those of `names` whose exported weights are not the checkpoint's in the dtype of the export."""
+def exported_otherwise(
+    export: Path,
+    checkpoint: Path,
+    names: Sequence[str],
+    bounds: Callable[[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> list[str]:
+    """Those of `names` whose exported weights are not the checkpoint's in the dtype of the export.
+
+    bounds: (name, tensor of the checkpoint) -> the smallest and the largest that the exported one may be before it is rounded;
+    None: it must be that tensor.
+    """
     files, form, wrong = stored_tensors(export), stored_form(AutoConfig.from_pretrained(export)), []
     for group in groups(checkpoint, names):
         tensors = load(checkpoint, [WEIGHTS + name for name in group])
-        parts = {stored: part for name in group for stored, part in form(name, tensors[WEIGHTS + name]).items()}
-        for name in parts.keys() & files.keys():  # transformers has loaded what the model needs
-            with safe_open(files[name].file, framework="pt") as file:
-                weight = file.get_tensor(name)
-            expected = parts[name][: len(weight)]  # rows of padding are not exported
-            wrong += [] if torch.equal(weight, expected.to(weight.dtype)) else [name]
+        for name in group:
+            tensor = tensors[WEIGHTS + name]
+            low, high = (form(name, end) for end in (bounds(name, tensor) if bounds else (tensor, tensor)))
+            for part in low.keys() & files.keys():  # transformers has loaded what the model needs
+                with safe_open(files[part].file, framework="pt") as file:
+                    weight = file.get_tensor(part)
+                # Rows of padding are not exported.
+                least, most = (ends[part][: len(weight)].to(weight.dtype) for ends in (low, high))
+                is_same = weight.shape == least.shape and bool(((least <= weight) & (weight <= most)).all())
+                wrong += [] if is_same else [part]
     return sorted(wrong)
 
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from configs.config import Config
 from configs.load import load_config
+from tests.distributed.launch import workplace
 from tests.processes import ROOT, run_ranks
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.tiny import write_chat_file
 from tests.tools.check_faults import write_train
 from tests.tools.tiny_run import read
 from tools.check import changed_settings
@@ -42,23 +43,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory) -> Path:
     """A tiny model, its data, and a config: 2 to 4 micro-batches in each of its 6 steps."""
     folder = tmp_path_factory.mktemp("check")
-    write_tiny_model(folder / "model")
-    write_chat_file(folder / "train.jsonl", 48)
-    write_chat_file(folder / "validation.jsonl", 6, seed=1)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(
-        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256,
-        cache={str(folder / "tokens")!r},
-    ),
-    batch=Batch(global_examples=8, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=1),
-    run=Run("base", directory={str(folder / "runs")!r}, keep_last=1),
-)
-""")
-    return folder
+    return workplace(folder, 48, 6, data="", batch="global_examples=8", run="keep_last=1")
 
 
 @functools.cache
