@@ -55,8 +55,8 @@ from tools.check_runs import (
     STEPS,
     STORED,
     checkpoint_of,
+    compare_export,
     compare_runs,
-    exported_otherwise,
     first_moments,
     judge_checkpoint,
     judge_export,
@@ -380,11 +380,11 @@ def three_steps(check: Check, reference: dict) -> tuple[list[Result], dict]:
     steps = check.on_first(lambda: saved_steps(straight))
     results.append(judge_updates(check, steps))
     last = checkpoint_of(straight, steps[-1]) if steps else straight
-    others = check.of_tensors(last, lambda names: exported_otherwise(straight / "export", last, names))
+    exported = check.of_tensors(last, lambda names: [*compare_export(straight / "export", last, names).items()])
     keep = check.config.run.keep_last
     results += [
         check.line(GROUP, "checkpoint", lambda: judge_checkpoint(check.scratch, measured, keep, torchrun_grace())),
-        check.line(GROUP, "export", lambda: judge_export(straight, check.config, others())),
+        check.line(GROUP, "export", lambda: judge_export(straight, check.config, exported())),
     ]
     return results, measured
 

@@ -35,7 +35,7 @@ from distributed.checkpoint_directory import (
     weights_digest,
 )
 from model.architectures import first_new_row
-from model.language_model import PackedLanguageModel, build_on_meta, stored_form
+from model.language_model import PackedLanguageModel, build_on_meta
 from model.weight_files import stored_tensors
 from model.weights import weights_of_directory
 from tools.chaos import read_rows
@@ -258,7 +258,7 @@ def _compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry:
 
     written: export.json. start: the one that trained the checkpoint. Returns what is said.
     """
-    from tools.check_runs import WEIGHTS, exported_otherwise, stored, trained  # loads the models of transformers
+    from tools.check_runs import compare_export, trained  # loads the models of transformers
 
     checkpoint, averaged = run / "checkpoints" / checkpoint_name(entry.step), written.get("averaged") or {}
     base = Path(start["directory"], start["config"]["model"]["path"]) if averaged else None
@@ -266,16 +266,16 @@ def _compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry:
     is_there = weights_digest(checkpoint) == entry.content["checkpoint"] and (not base or base.is_dir())
     if is_merged or not is_there:
         return "not compared with the tensors of their checkpoint"
-    files, config, names = stored_tensors(folder), AutoConfig.from_pretrained(folder), trained(checkpoint)
-    form, shapes = stored_form(config), {name: stored(checkpoint)[WEIGHTS + name].size for name in names}
-    named = {part for name, shape in shapes.items() for part in form(name, torch.empty(shape, device="meta"))}
-    bounds = _bounds(build_on_meta(config), base, averaged["share_of_tuned"], "asked" in written) if base else None
-    wrong = sorted(named - files.keys()) or exported_otherwise(folder, checkpoint, names, bounds)
+    files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned"), None
+    if base:
+        bounds = _bounds(build_on_meta(AutoConfig.from_pretrained(folder)), base, share, "asked" in written)
+    found = compare_export(folder, checkpoint, trained(checkpoint), bounds)
+    wrong = sorted(name for name, is_same in found.items() if not is_same)
     wrong += [name for name, one in files.items() if one.dtype != SAFETENSORS[written["dtype"]]]
     if wrong:
         raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
-    more = len(files.keys() - named)
-    what = f"averages of the base and {averaged['share_of_tuned']:g} x the tensors" if base else "equal to the tensors"
+    what = f"averages of the base and {share:g} x the tensors" if base else "equal to the tensors"
+    more = len(files.keys() - found.keys())
     return f"{what} of their checkpoint" + (f", but for {more} that were not trained" if more else "")
 
 
