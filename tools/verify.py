@@ -288,11 +288,11 @@ def _bounds(model: PackedLanguageModel, base: Path, share: float, is_of_the_run:
 
     def bounds(name: str, tuned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         old = weights.read(name)
-        old = old.to(tuned.dtype if is_of_the_run else old.dtype).double()
-        new = tuned[: len(old)].double()
-        mixed, rows = new.clone(), new_row if name in weights.vocabulary else None  # those of new tokens are tuned
-        mixed[:rows] = (old + share * (new - old))[:rows]
-        apart = 2**-22 * torch.maximum(old.abs(), new.abs())
+        old = old.to(tuned.dtype if is_of_the_run else old.dtype).float()
+        new = tuned[: len(old)].float()
+        mixed, apart = old.lerp(new, share), 2**-21 * torch.maximum(old.abs(), new.abs())
+        if new_row is not None and name in weights.vocabulary:
+            mixed[new_row:] = new[new_row:]  # rows of new tokens are the tuned ones
         ends = mixed - apart, mixed + apart
         return (ends[0].to(tuned.dtype), ends[1].to(tuned.dtype)) if is_of_the_run else ends
 
