@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from distributed.checkpoint import Saver
+from model.weights import tensors_of_checkpoint
 from tools.check_data import FAILS, OK
 from tools.check_runs import RATE, STEPS, Moved, checkpoint_of, is_adamw, judge_moves, measure_moves, read_rows
 
@@ -73,3 +75,10 @@ def test_another_optimizer_is_none_whose_updates_are_known(run, ranks, tmp_path)
     optimizer.step()
     Saver(tmp_path / "checkpoints", {"weight": parameter}, optimizer, ranks).save({"step": 1})
     assert is_adamw(checkpoint_of(run, 1)) and not is_adamw(checkpoint_of(tmp_path, 1))
+
+
+def test_the_index_of_a_checkpoint_is_read_once_for_all_tensors(run, monkeypatch) -> None:
+    read, calls = dcp.FileSystemReader.read_metadata, []
+    monkeypatch.setattr(dcp.FileSystemReader, "read_metadata", lambda *one: calls.append(one) or read(*one))
+    tensors = tensors_of_checkpoint(checkpoint_of(run, 1))
+    assert [tensors.read(name).shape for name in NAMES] == [(64, 48), (48,)] and len(calls) == 1
