@@ -266,7 +266,7 @@ def _compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry:
     is_there = weights_digest(checkpoint) == entry.content["checkpoint"] and (not base or base.is_dir())
     if is_merged or not is_there:
         return "not compared with the tensors of their checkpoint"
-    files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned"), None
+    files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
     if base:
         bounds = _bounds(build_on_meta(AutoConfig.from_pretrained(folder)), base, share, "asked" in written)
     found = compare_export(folder, checkpoint, trained(checkpoint), bounds)
