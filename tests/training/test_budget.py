@@ -155,8 +155,9 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
     stand_ins["certificate_lines"] = stand_ins["means_of"] = lambda *arguments: []
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(budget, name, stand_in)
-    model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None)
-    run = budget.AgainstBase(None, model, None, data, SimpleNamespace(ranks=ranks), lambda line: None)  # pyright: ignore
+    monkeypatch.setattr(budget.forgetting, "start_forgetting", lambda *_: SimpleNamespace(line=str))
+    model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None, validation=None, dealer=None, first_new_row=None)
+    run = budget.AgainstBase(model, None, data, SimpleNamespace(ranks=ranks), lambda line: None)  # pyright: ignore
     evaluations = SimpleNamespace(functions={"forgetting": run}, best_by="validation/loss", best_step=2)
     config = SimpleNamespace(forgetting=SimpleNamespace(max_kl=0.5), model=SimpleNamespace(path="base"))
     record = RunRecord(tmp_path, Corpus(()), ranks)
