@@ -183,9 +183,9 @@ def train(
             measure = Answers(measure, *start)
         evaluations.functions["validation"] = measure
     if config.run.eval_general:
-        from training.budget import start_forgetting
+        from training.budget import AgainstBase
 
-        evaluations.functions["forgetting"] = start_forgetting(model, tokenizer, data, stop, log.say)
+        evaluations.functions["forgetting"] = AgainstBase(model, tokenizer, data, stop, log.say)
     if data.train.anchored:  # sources of data.mix that are trained by KL to the base
         from training.anchor import with_base
 

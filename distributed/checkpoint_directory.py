@@ -74,13 +74,17 @@ class CheckpointWriter(dcp.FileSystemWriter):
 
 
 class CheckpointReader(dcp.FileSystemReader):
-    """DCP's reader. Raises UserError when a part of a file that it reads is damaged; `files` are those of the manifest."""
+    """DCP's reader, which reads the index once: that takes longer than reading a tensor.
 
-    def __init__(self, checkpoint: Path, files: dict[str, dict], hint: str) -> None:
+    files: those of the manifest; it raises UserError when a part that it reads is damaged. None: nothing is compared.
+    """
+
+    def __init__(self, checkpoint: Path, files: dict[str, dict] | None = None, hint: str = PREVIOUS) -> None:
         super().__init__(checkpoint)
-        self.fs = _Files(lambda path: io.BufferedReader(CheckedFile(path, files[path.name], hint)))
+        if files is not None:
+            self.fs = _Files(lambda path: io.BufferedReader(CheckedFile(path, files[path.name], hint)))
         self.metadata = super().read_metadata()
-        self.num_bytes = sum(entry["size"] for entry in files.values())
+        self.num_bytes = sum(entry["size"] for entry in (files or {}).values())
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
         """What was read when the reader was made."""

@@ -78,10 +78,11 @@ def device_name(device: torch.device) -> str:
         kernel = current_flash_attention_impl()
         return torch.cuda.get_device_name(device) + (f" with {kernel}" if kernel else "")
     threads = torch.get_num_threads()
-    return f"CPU ({_processor()}, {threads} thread{'s' if threads > 1 else ''} each)"
+    return f"CPU ({processor()}, {threads} thread{'s' if threads > 1 else ''} each)"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor, as Linux gives it; else its type."""
     information = Path("/proc/cpuinfo")  # Linux
     text = information.read_text(encoding="utf-8", errors="replace") if information.is_file() else ""
     found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)

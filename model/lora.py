@@ -175,7 +175,7 @@ class Adapter:
 
 
 def adapter_of_checkpoint(checkpoint: Path, settings: LoRA) -> Adapter:
-    """The adapter in a checkpoint of a LoRA run. Needs a process group, which may be of one rank."""
+    """The adapter in a checkpoint of a LoRA run."""
     stored = tensors_of_checkpoint(checkpoint)
     keys = {name.replace(f".{ADAPTER}.", "."): name for name in stored.shapes}
     shapes = {name: stored.shapes[key] for name, key in keys.items()}

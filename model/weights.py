@@ -1,5 +1,6 @@
 """Tensors of a model by name, read one at a time, so that a model of any size can be converted in the memory of one file."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from common.dtypes import dtype_name
 from common.errors import UserError
+from distributed.checkpoint_directory import CheckpointReader
 from distributed.export import StoredForm, files_of, write_file, write_index
 from model.language_model import PackedLanguageModel, check_weights, parameter_names, stored_shape, vocabulary_names
 
@@ -48,8 +50,8 @@ def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weight
 def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: str | Path) -> Weights:
     """The parameters of `model`, which may be on meta, in a checkpoint of any number of ranks.
 
-    A checkpoint holds what is trained; what was frozen comes from `base`, the directory that the run started from. Needs a
-    process group, which may be of one rank. Raises UserError if the checkpoint belongs to another model.
+    A checkpoint holds what is trained; what was frozen comes from `base`, the directory that the run started from. Raises
+    UserError if the checkpoint belongs to another model.
     """
     trained, parameters = tensors_of_checkpoint(checkpoint), parameter_names(model)
     frozen = [name for name in parameters if name not in trained.shapes]
@@ -74,18 +76,23 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: st
     return Weights(shapes, read, vocabulary_names(model))
 
 
-def tensors_of_checkpoint(checkpoint: Path) -> Weights:
-    """What a checkpoint of any number of ranks holds of its model. Needs a process group, which may be of one rank."""
-    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:
+    """The whole tensors of a checkpoint of any number of ranks whose names begin with `prefix`, by the rest of their names.
+
+    This process reads them alone, whether it has a process group or not.
+    """
+    reader = CheckpointReader(checkpoint)
     found = {
-        key.removeprefix("model."): metadata
-        for key, metadata in stored.items()
-        if key.startswith("model.") and isinstance(metadata, TensorStorageMetadata)
+        key.removeprefix(prefix): metadata
+        for key, metadata in reader.metadata.state_dict_metadata.items()
+        if key.startswith(prefix) and isinstance(metadata, TensorStorageMetadata)
     }
 
     def read(name: str) -> torch.Tensor:
         tensor = torch.empty(found[name].size, dtype=found[name].properties.dtype)
-        dcp.load({f"model.{name}": tensor}, storage_reader=dcp.FileSystemReader(checkpoint))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that there is no process group, which is what no_dist says
+            dcp.load({prefix + name: tensor}, storage_reader=reader, no_dist=True)
         return tensor
 
     return Weights({name: tuple(metadata.size) for name, metadata in found.items()}, read)

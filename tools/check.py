@@ -55,8 +55,8 @@ from tools.check_runs import (
     STEPS,
     STORED,
     checkpoint_of,
+    compare_export,
     compare_runs,
-    exported_otherwise,
     first_moments,
     judge_checkpoint,
     judge_export,
@@ -355,16 +355,13 @@ def run_checks(check: Check, reference: dict) -> tuple[list[Result], dict]:
     if steps[-2:] != [KILLED_AFTER, STEPS]:
         why = f"the plan has fewer than {STEPS} steps" if len(steps) < STEPS else f"it saved steps {steps}"
         return [*results, Result(GROUP, "kill and resume", SKIPPED, why)], measured
-    for name, look in (("kill and resume", kill_and_resume), ("other ranks", fewer_ranks)):
+    has_auxiliary = bool(reference.get("router_aux"))
+    for name, look in (
+        ("kill and resume", lambda: kill_and_resume(check, measured)),
+        ("other ranks", lambda: fewer_ranks(check, has_auxiliary)),
+    ):
         try:
-            if look is fewer_ranks and reference.get("router_aux") and check.ranks.world_size > 1:
-                text = (
-                    "the routers' auxiliary loss counts choices of the micro-batches so far, and other ranks get other "
-                    "micro-batches, so gradients differ; model.router_aux=0 shows the rest"
-                )
-                results.append(Result(GROUP, name, SKIPPED, text))
-            else:
-                results.append(look(check, measured))
+            results.append(look())
         except (ChildFailed, UserError) as error:
             results.append(Result(GROUP, name, FAILS, str(error)))
         check.remove("killed")
@@ -381,13 +378,13 @@ def three_steps(check: Check, reference: dict) -> tuple[list[Result], dict]:
     results += judge_first_step(check, reference)
     measured = check.on_first(lambda: measure(straight))
     steps = check.on_first(lambda: saved_steps(straight))
-    results.append(judge_updates(check, steps, reference.get("is_adamw", True)))
+    results.append(judge_updates(check, steps))
     last = checkpoint_of(straight, steps[-1]) if steps else straight
-    others = check.of_tensors(last, lambda names: exported_otherwise(straight / "export", last, names))
+    exported = check.of_tensors(last, lambda names: [*compare_export(straight / "export", last, names).items()])
     keep = check.config.run.keep_last
     results += [
         check.line(GROUP, "checkpoint", lambda: judge_checkpoint(check.scratch, measured, keep, torchrun_grace())),
-        check.line(GROUP, "export", lambda: judge_export(straight, check.config, others())),
+        check.line(GROUP, "export", lambda: judge_export(straight, check.config, exported())),
     ]
     return results, measured
 
@@ -423,16 +420,15 @@ def judge_first_step(check: Check, reference: dict) -> list[Result]:
     ]
 
 
-def judge_updates(check: Check, steps: Sequence[int], is_adamw: bool) -> Result:
+def judge_updates(check: Check, steps: Sequence[int]) -> Result:
     """The line *updates*: every tensor moves, and as AdamW says if that is the optimizer. A collective."""
     straight = check.scratch / "straight"
     if list(steps) != list(range(1, STEPS + 1)):
         return Result(GROUP, "updates", SKIPPED, f"it saved steps {list(steps)}, and every step is needed")
     settings = as_dict(check.config)["optimizer"]
     rates = check.on_first(lambda: {step: row[RATE] for step, row in read_rows(straight, RATE).items()})
-    moves = check.of_tensors(
-        checkpoint_of(straight, 1), lambda names: measure_moves(straight, settings, rates, names, is_adamw)
-    )
+    look = lambda names: measure_moves(straight, settings, rates, names)  # noqa: E731
+    moves = check.of_tensors(checkpoint_of(straight, 1), look)
     return check.line(GROUP, "updates", lambda: judge_moves(straight, moves(), settings["learning_rate"]))
 
 
@@ -457,11 +453,16 @@ def kill_and_resume(check: Check, measured: dict) -> Result:
     return compared(check, run, name, f"SIGKILL to {counted(ranks, 'rank')} in step {STEPS}", is_exact)
 
 
-def fewer_ranks(check: Check, measured: dict) -> Result:
+def fewer_ranks(check: Check, has_auxiliary: bool) -> Result:
     """Continue the straight run from step 2 on half as many ranks. A collective. Raises ChildFailed or UserError."""
     name, run = "other ranks", check.scratch / "fewer"
     world_size, why = half_of_ranks(check.config, *world_size_from_environment())
-    if not world_size:
+    if world_size and has_auxiliary:
+        why = (
+            "the routers' auxiliary loss counts choices of the micro-batches so far, and other ranks get other "
+            "micro-batches, so gradients differ; model.router_aux=0 shows the rest"
+        )
+    if why:
         return Result(GROUP, name, SKIPPED, why)
     check.say(f"  resume on {counted(world_size, 'rank')}")
     check.on_first(lambda: move_checkpoint(check.scratch / "straight", run))

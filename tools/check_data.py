@@ -108,9 +108,7 @@ def _brief(tokenizer: PreTrainedTokenizerBase, ids: list[int], runs: list[tuple[
         return size
     first, end = runs[0]
     before = one_line(run_text(tokenizer, ids, max(0, first - SHOWN_BEFORE), first))
-    text = one_line(run_text(tokenizer, ids, first, min(end, first + 2 * SHOWN_CHARACTERS)))
-    if end - first > 2 * SHOWN_CHARACTERS:
-        text += one_line(run_text(tokenizer, ids, max(first + 2 * SHOWN_CHARACTERS, end - SHOWN_CHARACTERS), end))
+    text = one_line(run_text(tokenizer, ids, first, end))
     if len(text) > 2 * SHOWN_CHARACTERS:
         text = f"{text[:SHOWN_CHARACTERS]} ... {text[-SHOWN_CHARACTERS:]}"
     more = f" and {len(runs) - 1} more answers" if len(runs) > 1 else ""

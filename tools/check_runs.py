@@ -9,26 +9,25 @@ import functools
 import json
 import math
 import shutil
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from configs.config import Config
-from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
+from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, read_manifest
 from distributed.low_memory import make_code_maps
 from distributed.optimizer import decays
 from model.language_model import stored_form
 from model.weight_files import stored_tensors
+from model.weights import Weights, tensors_of_checkpoint
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_step import EPS, ROUNDINGS, ulp
 from tools.curves import rows_of, timed_steps
+from training.record import newest_start
 
 GROUP = "run"
 STEPS, KILLED_AFTER = 3, 2  # the kill falls into the last step
@@ -36,7 +35,7 @@ LOSS, NORM, RATE = "train/loss", "train/grad_norm", "train/learning_rate"
 WEIGHTS, MOMENTS = "model.", ("exp_avg", "exp_avg_sq")
 UNKNOWN = "transformers' loss and gradient of step 1 are not known: see the lines of the model"
 GROWTH = 1.5  # of the loss over three steps, above which it is suspicious
-LOADED, ELEMENTS = 2**28, 2**22  # bytes that are read at once; elements of a tensor that are looked at, evenly chosen
+ELEMENTS = 2**22  # of a tensor that are looked at, evenly chosen
 # Relative error of a gradient from storing it and its moments, by optimizer.memory. It comes on top of the measured rounding.
 STORED = {"16N": 1e-4, "14N": 2.0**-8, "12N": 2.0**-8, "8N": 2.0**-7, "6N": 0.05}
 NOT_MOVED_BY_ADAMW = 0.01  # relative error of a tensor's step that is not rounding; with moments of 8 bits, 0.1
@@ -68,42 +67,28 @@ def saved_steps(run: Path) -> list[int]:
 
 
 @functools.cache
-def stored(checkpoint: Path) -> dict[str, TensorStorageMetadata]:
-    """The tensors of a checkpoint, by name."""
-    found = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    return {name: meta for name, meta in found.items() if isinstance(meta, TensorStorageMetadata)}
-
-
-def load(checkpoint: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Whole tensors of a checkpoint, without a process group. Those that are not stored are left out."""
-    metas = {name: stored(checkpoint)[name] for name in names if name in stored(checkpoint)}
-    tensors = {name: torch.empty(meta.size, dtype=meta.properties.dtype) for name, meta in metas.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that there is no process group, which is what no_dist says
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
-    return tensors
+def stored(checkpoint: Path) -> Weights:
+    """The tensors of a checkpoint, by their whole names."""
+    return tensors_of_checkpoint(checkpoint, "")
 
 
 def trained(checkpoint: Path) -> list[str]:
     """The names of all trained tensors."""
-    return [name.removeprefix(WEIGHTS) for name in stored(checkpoint) if name.startswith(WEIGHTS)]
+    return [name.removeprefix(WEIGHTS) for name in stored(checkpoint).shapes if name.startswith(WEIGHTS)]
 
 
-def load_state(checkpoint: Path, names: Sequence[str]) -> dict[str, dict[str, torch.Tensor]]:
-    """name -> {"weight", "exp_avg", "exp_avg_sq"}, fp32 and whole; without moments for an optimizer that stores others."""
-    parts = ("", "_codes", "_scale")
-    found = load(checkpoint, [f"optimizer.{key}{part}.{name}" for name in names for key in MOMENTS for part in parts])
-    weights = load(checkpoint, [WEIGHTS + name for name in names])
-    states = {name: {"weight": weights[WEIGHTS + name].float()} for name in names}
-    for name, state in states.items():
-        for key in MOMENTS:
-            if f"optimizer.{key}.{name}" in found:
-                state[key] = found[f"optimizer.{key}.{name}"].float()
-            elif f"optimizer.{key}_codes.{name}" in found:  # 6N (distributed/low_memory.py)
-                codes, scale = (found[f"optimizer.{key}{part}.{name}"] for part in parts[1:])
-                value = _code_values()[key][codes.int()].view(*scale.shape, -1) * scale[..., None]
-                state[key] = (value.square() if key == "exp_avg_sq" else value).view(codes.shape)
-    return states
+def load_state(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
+    """{"weight", "exp_avg", "exp_avg_sq"} of a trained tensor, whole, the moments in fp32; without those of another optimizer."""
+    tensors = stored(checkpoint)
+    state = {"weight": tensors.read(WEIGHTS + name)}
+    for key in MOMENTS:
+        if f"optimizer.{key}.{name}" in tensors.shapes:
+            state[key] = tensors.read(f"optimizer.{key}.{name}").float()
+        elif f"optimizer.{key}_codes.{name}" in tensors.shapes:  # 6N (distributed/low_memory.py)
+            codes, scale = (tensors.read(f"optimizer.{key}_{part}.{name}") for part in ("codes", "scale"))
+            value = _code_values()[key][codes.int()].view(*scale.shape, -1) * scale[..., None]
+            state[key] = (value.square() if key == "exp_avg_sq" else value).view(codes.shape)
+    return state
 
 
 @functools.cache
@@ -111,22 +96,14 @@ def _code_values() -> dict[str, torch.Tensor]:
     return {key: code_map.values for key, code_map in make_code_maps(torch.device("cpu")).items()}
 
 
-def groups(checkpoint: Path, names: Sequence[str]) -> list[list[str]]:
-    """The names in groups whose weights have about LOADED bytes, so that memory stays small."""
-    found, size = [[]], 0
-    for name in names:
-        meta = stored(checkpoint)[WEIGHTS + name]
-        if size > LOADED:
-            found.append([])
-            size = 0
-        found[-1].append(name)
-        size += meta.size.numel() * meta.properties.dtype.itemsize
-    return found
+def optimizer_of(run: Path) -> dict:
+    """The settings of a run in the section `optimizer`."""
+    return newest_start(run)["config"]["optimizer"]
 
 
-def read_config(run: Path) -> dict:
-    """The resolved config of a run, by section."""
-    return json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]
+def is_adamw(checkpoint: Path) -> bool:
+    """Whether the optimizer of a checkpoint is AdamW, whose updates the check can predict from its moments."""
+    return read_manifest(checkpoint)["values"]["optimizer"]["type"] in ("AdamW", "LowMemoryAdamW")
 
 
 # --- Three steps ------------------------------------------------------------------------------------------------------
@@ -148,7 +125,7 @@ def measure(run: Path) -> dict:
         "memory": max(row.get("train/memory_gib", 0.0) for row in rows) * 2**30,
         "checkpoint": sum(path.stat().st_size for path in checkpoint_of(run, steps[-1]).iterdir()),
         "save_seconds": max(row["save/total_seconds"] for row in saves.values()),
-        "micro_batch": read_config(run)["batch"]["micro_batch"],
+        "micro_batch": newest_start(run)["config"]["batch"]["micro_batch"],
         "export": sum(path.stat().st_size for path in (run / "export").glob("*.safetensors")),
     }
 
@@ -202,11 +179,10 @@ def read_sample(path: Path, eps: float) -> Sample | None:
 def first_moments(checkpoint: Path, tensors: Mapping[str, tuple[int, int]], names: Sequence[str]) -> list:
     """(name, sampled elements of AdamW's first moment after step 1, or None where the checkpoint has none) of `names`."""
     found = []
-    for group in groups(checkpoint, names):
-        for name, state in load_state(checkpoint, group).items():
-            numel, stride = tensors[name]  # without the rows of padding, which the reference does not have
-            moment = state.get("exp_avg")
-            found.append((name, moment if moment is None else moment.flatten()[:numel:stride].clone()))
+    for name in names:
+        numel, stride = tensors[name]  # without the rows of padding, which the reference does not have
+        moment = load_state(checkpoint, name).get("exp_avg")
+        found.append((name, moment if moment is None else moment.flatten()[:numel:stride].clone()))
     return found
 
 
@@ -240,10 +216,10 @@ def judge_gradient(run: Path, reference: dict, sample: Sample | None, floor: flo
     norm, expected = read_rows(run, LOSS).get(1, {}).get(NORM), reference.get("grad_norm")
     if sample is None or not norm or not expected or not moments:
         return Result(GROUP, "gradient", SKIPPED, UNKNOWN)
-    if not reference["is_adamw"] or any(moment is None for _, moment in moments):
+    if not is_adamw(checkpoint_of(run, 1)) or any(moment is None for _, moment in moments):
         text = "the optimizer of this train.py is not AdamW, from whose first moment the gradient of step 1 is read"
         return Result(GROUP, "gradient", SKIPPED, text)
-    settings, found, total = read_config(run)["optimizer"], dict(moments), sample.total
+    settings, found, total = optimizer_of(run), dict(moments), sample.total
     clip = max(1.0, norm / settings["max_grad_norm"])
     gradient = torch.cat([found[name] for name in sample.tensors]).double() * clip / (1 - settings["betas"][0])
     if not bool(gradient.any()):
@@ -307,45 +283,43 @@ def fit(sums: torch.Tensor) -> tuple[float, float]:
     return (along / square, math.sqrt(variance) / square) if square else (1.0, 0.0)
 
 
-def measure_moves(
-    run: Path, settings: Mapping, rates: Mapping[int, float], names: Sequence[str], is_adamw: bool
-) -> list[Moved]:
+def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], names: Sequence[str]) -> list[Moved]:
     """How the tensors `names` moved in the steps after the first. settings: `optimizer` of the config; rates: by step.
 
     Expected is AdamW with decoupled weight decay on matrices (arXiv:1711.05101).
     """
-    (beta1, beta2), moves = settings["betas"], dict[str, Moved]()
-    for group in groups(checkpoint_of(run, 1), names):
-        before: dict[str, torch.Tensor] = {}
-        for step in range(1, STEPS + 1):
-            for name, state in load_state(checkpoint_of(run, step), group).items():
-                meta = stored(checkpoint_of(run, step))[WEIGHTS + name]
-                stride = -(-state["weight"].numel() // ELEMENTS)
-                now = {key: value.flatten()[::stride].double() for key, value in state.items()}
-                weight, old = now["weight"], before.get(name)
-                before[name] = weight
-                if old is None:
-                    has_moments = is_adamw and all(key in now for key in MOMENTS)
-                    moved = moves[name] = Moved(name, decays(name, len(meta.size)), has_moments)
-                    if has_moments and (square := float((now["exp_avg"] / (1 - beta1)).square().sum())):
-                        moved.betas = float(now["exp_avg_sq"].sum()) / (1 - beta2) / square
-                    continue
-                moved, made, rate = moves[name], old - weight, rates[step]
-                moved.changed += int(made.count_nonzero())
-                if not moved.is_adamw:
-                    continue
-                first, second = now["exp_avg"] / (1 - beta1**step), now["exp_avg_sq"] / (1 - beta2**step)
-                by_moments, by_decay = rate * first / (second.sqrt() + settings["eps"]), rate * old
-                intended = by_moments + settings["weight_decay"] * moved.is_matrix * by_decay
-                gap = ulp(old.float(), meta.properties.dtype).double()
-                # Of stochastic rounding to a gap; rounding to nearest has less, unless the whole update is lost.
-                variance = gap * torch.minimum(intended.abs(), gap / 4)
-                for sums, change, expected in (
-                    (moved.by_adamw, made, intended),
-                    (moved.by_decay, made - by_moments, by_decay),
-                ):
-                    sums += torch.stack([change @ expected, expected @ expected, expected.square() @ variance])
-    return list(moves.values())
+    (beta1, beta2), moves, by_adamw = settings["betas"], list[Moved](), is_adamw(checkpoint_of(run, 1))
+    for name in names:
+        state = load_state(checkpoint_of(run, 1), name)
+        shape, dtype = state["weight"].shape, state["weight"].dtype
+        has_moments = by_adamw and all(key in state for key in MOMENTS)
+        moves.append(moved := Moved(name, decays(name, len(shape)), has_moments))
+        stride = -(-shape.numel() // ELEMENTS)
+        now = _looked_at(state, stride)
+        if has_moments and (square := float((now["exp_avg"] / (1 - beta1)).square().sum())):
+            moved.betas = float(now["exp_avg_sq"].sum()) / (1 - beta2) / square
+        for step in range(2, STEPS + 1):
+            old, now, rate = now["weight"], _looked_at(load_state(checkpoint_of(run, step), name), stride), rates[step]
+            made = old - now["weight"]
+            moved.changed += int(made.count_nonzero())
+            if not has_moments:
+                continue
+            first, second = now["exp_avg"] / (1 - beta1**step), now["exp_avg_sq"] / (1 - beta2**step)
+            by_moments, by_decay = rate * first / (second.sqrt() + settings["eps"]), rate * old
+            intended = by_moments + settings["weight_decay"] * moved.is_matrix * by_decay
+            gap = ulp(old.float(), dtype).double()
+            # Of stochastic rounding to a gap; rounding to nearest has less, unless the whole update is lost.
+            variance = gap * torch.minimum(intended.abs(), gap / 4)
+            for sums, change, expected in (
+                (moved.by_adamw, made, intended),
+                (moved.by_decay, made - by_moments, by_decay),
+            ):
+                sums += torch.stack([change @ expected, expected @ expected, expected.square() @ variance])
+    return moves
+
+
+def _looked_at(state: dict[str, torch.Tensor], stride: int) -> dict[str, torch.Tensor]:
+    return {key: value.flatten()[::stride].double() for key, value in state.items()}
 
 
 def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
@@ -353,12 +327,13 @@ def judge_moves(run: Path, moves: Sequence[Moved], peak: float) -> Result:
 
     peak: optimizer.learning_rate, which all three steps of a check have.
     """
-    settings, rate = read_config(run)["optimizer"], max(row[RATE] for row in read_rows(run, RATE).values())
+    settings, rate = optimizer_of(run), max(row[RATE] for row in read_rows(run, RATE).values())
     still = [moved.name for moved in moves if not moved.changed and (moved.by_adamw[1] or not moved.is_adamw)]
     every = sum((moved.by_adamw for moved in moves), torch.zeros(3))
     whole, noise = fit(every) if every[1] else (0.0, 0.0)  # moments that are all zero are those of no gradient
     counter = f"optimizer.step.{moves[0].name}"
-    steps = [int(load(checkpoint_of(run, step), [counter]).get(counter, step)) for step in range(1, STEPS + 1)]
+    saved = [stored(checkpoint_of(run, step)) for step in range(1, STEPS + 1)]
+    steps = [int(one.read(counter)) if counter in one.shapes else step for step, one in enumerate(saved, 1)]
     betas = max((moved.betas for moved in moves), key=lambda beta: abs(beta - 1))
     fixed = 0.1 if settings["memory"] == "6N" else NOT_MOVED_BY_ADAMW
     decay = ""
@@ -438,24 +413,36 @@ def judge_checkpoint(scratch: Path, measured: dict, keep: int, grace: float | No
     return Result(GROUP, "checkpoint", status, text, figures)
 
 
-def exported_otherwise(export: Path, checkpoint: Path, names: Sequence[str]) -> list[str]:
-    """Those of `names` whose exported weights are not the checkpoint's in the dtype of the export."""
-    files, form, wrong = stored_tensors(export), stored_form(AutoConfig.from_pretrained(export)), []
-    for group in groups(checkpoint, names):
-        tensors = load(checkpoint, [WEIGHTS + name for name in group])
-        parts = {stored: part for name in group for stored, part in form(name, tensors[WEIGHTS + name]).items()}
-        for name in parts.keys() & files.keys():  # transformers has loaded what the model needs
-            with safe_open(files[name].file, framework="pt") as file:
-                weight = file.get_tensor(name)
-            expected = parts[name][: len(weight)]  # rows of padding are not exported
-            wrong += [] if torch.equal(weight, expected.to(weight.dtype)) else [name]
-    return sorted(wrong)
+def compare_export(
+    export: Path,
+    checkpoint: Path,
+    names: Sequence[str],
+    bounds: Callable[[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> dict[str, bool]:
+    """The tensors of an export that those of `names` become, and whether each is the checkpoint's in the dtype of the export.
+
+    bounds: (name, tensor of the checkpoint) -> the smallest and the largest that the exported one may be before it is rounded;
+    None: it must be that tensor.
+    """
+    files, form, found = stored_tensors(export), stored_form(AutoConfig.from_pretrained(export)), dict[str, bool]()
+    for name in names:
+        tensor = stored(checkpoint).read(WEIGHTS + name)
+        low, high = (form(name, end) for end in (bounds(name, tensor) if bounds else (tensor, tensor)))
+        for part in low:
+            found[part] = part in files
+            if found[part]:
+                with safe_open(files[part].file, framework="pt") as file:
+                    weight = file.get_tensor(part)
+                # Rows of padding are not exported.
+                least, most = (ends[part][: len(weight)].to(weight.dtype) for ends in (low, high))
+                found[part] = weight.shape == least.shape and bool(((least <= weight) & (weight <= most)).all())
+    return found
 
 
-def judge_export(run: Path, config: Config, others: Sequence[str]) -> Result:
+def judge_export(run: Path, config: Config, compared: Sequence[tuple[str, bool]]) -> Result:
     """Whether transformers can read what the run has exported: the tokenizer, and every weight by its name and shape.
 
-    others: the tensors that `exported_otherwise` found; after LoRA, whose adapters are merged, they are not compared. The model is
+    compared: by `compare_export`; after LoRA, whose adapters are merged, values do not count. The model is
     built without memory, so that one of any size is compared.
     """
     folder = run / "export"
@@ -466,7 +453,7 @@ def judge_export(run: Path, config: Config, others: Sequence[str]) -> Result:
     form, parameters = stored_form(model.config), [(name, one.detach()) for name, one in model.named_parameters()]
     named = {stored: tuple(part.shape) for name, one in parameters for stored, part in form(name, one).items()}
     wrong = [f"{name} is {shapes.get(name, 'missing')}" for name, shape in named.items() if shapes.get(name) != shape]
-    others = [] if config.lora.rank else others
+    others = [] if config.lora.rank else sorted(name for name, is_same in compared if not is_same)
     status, how = OK, "its tensors are those of the last checkpoint"
     if config.lora.rank:
         how = "adapters are merged, so values are not compared"
@@ -480,7 +467,7 @@ def judge_export(run: Path, config: Config, others: Sequence[str]) -> Result:
             f"{len(others)} of the exported tensors are not those of the last checkpoint, the first is {others[0]}: export the "
             "weights of the last step"
         )
-    figures = {"parameters": model.num_parameters(), "problems": wrong, "otherwise": list(others[:10])}
+    figures = {"parameters": model.num_parameters(), "problems": wrong, "otherwise": others[:10]}
     return Result(GROUP, "export", status, text, figures)
 
 
@@ -492,13 +479,13 @@ def measure_difference(
     Of each tensor: squares of the two lengths, and whether weights and moments are equal to the bit.
     """
     differences = []
-    for group in groups(expected, names):
-        ones, others, olds = (load_state(checkpoint, group) for checkpoint in (found, expected, before))
-        for one, other, old in ((ones[name], others[name], olds[name]) for name in group):
-            square = (one["weight"] - other["weight"]).double().square().sum().item()
-            update = (other["weight"] - old["weight"]).double().square().sum().item()
-            same = all(torch.equal(one[key], other[key]) for key in other)
-            differences.append((square if math.isfinite(square) else math.inf, update, same))
+    for name in names:
+        states = [load_state(checkpoint, name) for checkpoint in (found, expected, before)]
+        one, other, old = (state["weight"].float() for state in states)
+        square = (one - other).double().square().sum().item()
+        update = (other - old).double().square().sum().item()
+        same = all(torch.equal(states[0][key], value) for key, value in states[1].items())
+        differences.append((square if math.isfinite(square) else math.inf, update, same))
     return differences
 
 

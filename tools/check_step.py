@@ -32,10 +32,8 @@ from common.errors import UserError, run_script
 from configs.config import Config
 from configs.load import read_command_line
 from data.batches import collate
-from data.examples import Documents
 from distributed.device import choose_device
 from distributed.host_memory import free_bytes, keep_freed_memory
-from distributed.low_memory import LowMemoryAdamW
 from distributed.optimizer import check_memory, parameter_dtype
 from model.architectures import has_experts
 from model.build import build
@@ -43,9 +41,10 @@ from model.experts import auxiliary_factor
 from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel, load_for_evaluation
 from model.lora import add_adapters, init_adapters
-from model.loss import LossSums, chunked, visit_logits
+from model.loss import LossSums, chunked
 from tools.check_data import FAILS, OK, SKIPPED, Result, RunInputs, check_data
 from training.chat_settings import settle_chat_settings
+from training.export import packed_logits
 from training.inputs import read_inputs
 from training.micro_batch import settle_micro_batch
 
@@ -97,7 +96,7 @@ def read_run(config: Config, world_size: int, device: torch.device, train: Path)
 
 
 def load_code(path: Path) -> ModuleType:
-    """A train.py as a module, of which the check calls `token_losses` and `make_optimizer`."""
+    """A train.py as a module, of which the check calls `token_losses`."""
     spec = importlib.util.spec_from_file_location("train_of_the_run", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -105,21 +104,9 @@ def load_code(path: Path) -> ModuleType:
     return module
 
 
-def makes_adamw(run: RunInputs) -> bool:
-    """Whether `make_optimizer` of the run returns AdamW, whose updates the check can predict from its moments."""
-    settings = run.config.optimizer
-    dtype = parameter_dtype(settings.memory)
-    small = {name: nn.Parameter(torch.zeros(shape, dtype=dtype)) for name, shape in (("matrix", (4, 4)), ("vector", 4))}
-    try:
-        optimizer = run.code.make_optimizer(small, settings, 0)
-    except Exception:  # it may look for tensors of the real model: then it is the user's own
-        return False
-    return isinstance(optimizer, torch.optim.AdamW | LowMemoryAdamW)
-
-
 def check(run: RunInputs, out: Path) -> None:
     """All checks. Writes `out` after each: if this process dies, what it has found stays."""
-    results, reference = list[Result](), dict[str, object](is_adamw=makes_adamw(run))
+    results, reference = list[Result](), dict[str, object]()
 
     def add(*found: Result) -> None:
         results.extend(found)
@@ -155,20 +142,20 @@ def check_isolation(run: RunInputs, packed: PackedLanguageModel) -> Result:
     spread = np.linspace(0, lengths.sum() - 1, POSITIONS).astype(int)
     where = np.unique(np.concatenate([spread, starts, starts + lengths - 1]))
     owner = np.searchsorted(starts, where, side="right") - 1
-    base = _logits(packed, documents, where, run)
+    base = packed_logits(packed, documents, where)
     rounding = ROUNDINGS * EPS[run.compute_dtype] * float(base.abs().max()) if has_experts(run.model_config) else 0.0
     leaks, moved = dict[tuple[int, int], float](), []
     for edited, document in enumerate(documents):
         other = (document + random.integers(1, vocabulary, len(document))) % vocabulary
         ids = [*documents[:edited], other, *documents[edited + 1 :]]
-        change = (_logits(packed, ids, where, run) - base).abs().amax(dim=1).numpy()
+        change = (packed_logits(packed, ids, where) - base).abs().amax(dim=1).numpy()
         moved.append(float(change[owner == edited].max()))
         for seen in set(range(len(documents))) - {edited}:
             if (largest := float(change[owner == seen].max())) > rounding:
                 leaks[edited, seen] = largest
     ends = [np.append(document[:-1], (document[-1:] + 1) % vocabulary) for document in documents]
     before = torch.from_numpy(~np.isin(where, starts + lengths - 1))
-    later = float((_logits(packed, ends, where, run) - base)[before].abs().max())
+    later = float((packed_logits(packed, ends, where) - base)[before].abs().max())
     figures = {
         "documents": len(documents),
         "leak": max(leaks.values(), default=0.0),
@@ -197,20 +184,6 @@ def check_isolation(run: RunInputs, packed: PackedLanguageModel) -> Result:
             f"({dtype_name(run.compute_dtype)}, {run.device.type}); no token sees later ones"
         )
     return Result("model", "isolation", status, text, figures)
-
-
-def _logits(packed: PackedLanguageModel, ids: list[np.ndarray], where: np.ndarray, run: RunInputs) -> torch.Tensor:
-    """fp32 logits at some positions of the packed documents, `(positions, vocabulary)`, on the CPU."""
-    weights = [np.arange(len(part)) > 0 for part in ids]
-    lengths = np.array([len(part) for part in ids])
-    batch = collate(tuple(range(len(ids))), Documents(ids, weights, lengths, lengths - 1, "", ""))
-    positions = torch.from_numpy(where)
-    batch = dataclasses.replace(batch, target_positions=positions, target_ids=torch.zeros_like(positions))
-    parts: list[torch.Tensor] = []
-    with torch.no_grad():
-        hidden = packed(batch.to(run.device))
-        visit_logits(packed.head, hidden, lambda logits, _: parts.append(logits.cpu()))
-    return torch.cat(parts)
 
 
 # --- The documents of step 1 in our packed model, and one by one in transformers' model -------------------------------

@@ -12,7 +12,6 @@ no other setting here does:
 """
 
 import functools
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -62,6 +61,7 @@ from training.chat_settings import settle_chat_settings
 from training.description import schedule_warnings
 from training.inputs import Inputs, read_inputs
 from training.micro_batch import largest_useful, with_rows
+from training.record import newest_start
 
 STRATEGIES = ("full", "grad_op", "hybrid", "none")
 MEMORIES = ("16N", "14N", "12N", "8N", "6N")
@@ -686,14 +686,11 @@ def _nothing_fits(own: Plan, plans: list[Plan]) -> Found:
 
 def plan_of_run(config: Config, run: Path) -> Plan:
     """The plan of a config on the machine of the run's last start, as its config.json records it. Raises UserError."""
-    try:
-        record = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        ranks, devices = record["world_size"], record["devices"]
-        nodes, name = len({one["host"] for one in devices}), devices[0]["device"]
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise UserError(
-            f"{run}/config.json says nothing of the run's machine ({error}); give a run of train.py"
-        ) from None
+    record = newest_start(run)
+    if not {"world_size", "devices"} <= record.keys():
+        raise UserError(f"{run}/config.json says nothing of the run's machine; give a run of train.py")
+    ranks, devices = record["world_size"], record["devices"]
+    nodes, name = len({one["host"] for one in devices}), devices[0]["device"]
     if name.startswith("cpu"):
         config, here = this_machine(config)
         device = replace(here.device, flops=here.device.flops * here.devices / ranks)

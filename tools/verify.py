@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +34,10 @@ from distributed.checkpoint_directory import (
     set_latest,
     weights_digest,
 )
-from model.language_model import stored_form
+from model.architectures import first_new_row
+from model.language_model import PackedLanguageModel, build_on_meta
 from model.weight_files import stored_tensors
+from model.weights import weights_of_directory
 from tools.chaos import read_rows
 from tools.launched import ROOT, torchrun
 from training.description import counted
@@ -47,7 +49,9 @@ from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up
 EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
 UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+LATER = (EXPORT, CARD, BOM, SIGNATURE)  # files of an export that export.json does not name
 Say = Callable[[str], None]
+Bounds = Callable[[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Differs(Exception):
@@ -105,9 +109,9 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
     yield _check_metrics(run, entries, starts[-1])
     yield _check_checkpoints(run, entries)
     yield from _check_prepared(run, entries)
-    yield from _check_exports(run, entries)
     # Of several starts from one step the last has trained what counts.
     yield check_inputs(list({one.step: one for one in not_given_up(entries) if one.kind == "start"}.values()))
+    yield from _check_exports(run, entries)
 
 
 def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
@@ -156,70 +160,66 @@ def _evaluations(entries: list[Entry]) -> dict[tuple[int, str], Entry]:
 
 def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     """Every checkpoint that is there, all bytes of it, and whether one is missing."""
-    folder, live = run / "checkpoints", [entry for entry in not_given_up(entries) if entry.kind == "checkpoint"]
-    aside = {name for entry in entries for name in entry.content.get("set_aside", [])}
-    whole, left, unfinished = [], [], []
-    for path in sorted(folder.glob("step-*")):
-        name = path.name.removesuffix(SET_ASIDE)
-        if not path.is_dir() or path.name.endswith(SUFFIX):
+    folder, live = run / "checkpoints", dict[str, list[Entry]]()  # name -> entries, if the run has not given it up
+    for entry in not_given_up(entries):
+        if entry.kind == "checkpoint":
+            live.setdefault(checkpoint_name(entry.step), []).append(entry)
+    here = {path.name for path in folder.glob("step-*") if path.is_dir() and not path.name.endswith(SUFFIX)}
+    known = {checkpoint_name(entry.step) for entry in entries if entry.kind == "checkpoint"}
+    known |= {name + SET_ASIDE for entry in entries for name in entry.content.get("set_aside", [])}
+    if unknown := sorted(here - known):
+        raise Differs(f"{folder / unknown[0]} is named by no entry of {FILE}")
+    unfinished, newest = [], None  # the newest that was not removed
+    for name, saved in live.items():
+        if name in here:
+            _check_checkpoint(folder / name, saved, entries)
+        entry = saved[-1]
+        gone = [one.content.get("removed", []) + one.content.get("set_aside", []) for one in entries[entry.number :]]
+        if any(name in names for names in gone):
             continue
-        made = {checkpoint_name(entry.step) for entry in entries if entry.kind == "checkpoint"}
-        if name not in (made if name == path.name else made & aside):
-            raise Differs(f"{path} is named by no entry of {FILE}")
-        current = [entry for entry in live if checkpoint_name(entry.step) == path.name]
-        if not current:
-            left.append(path.name)  # the run does not continue from it
-            continue
-        entry = newest = current.pop()
-        while not _is(path / MANIFEST, entry.content["manifest"]):
-            after = next((one for one in entries[entry.number :] if one.kind != "export"), None)
-            if not current or (after and after.kind != "start"):  # else a kill came before the file was replaced
-                raise Differs(f"{path / MANIFEST} is not the one of {newest}: it was changed, or is of another run")
-            entry = current.pop()
-        try:
-            files = read_manifest(path)["files"]
-            for file, sums in files.items():
-                with CheckedFile(path / file, sums, f"{entry} names it") as checked:
-                    checked.check()
-        except UserError as error:
-            raise Differs(f"{error} ({entry})") from error
-        _refuse_others(path, {MANIFEST, *files}, entry)
-        whole.append(path.name)
-    names = {checkpoint_name(entry.step): entry for entry in live}
-    kept = {}
-    for name, entry in names.items():
-        later = [one.content.get("removed", []) + one.content.get("set_aside", []) for one in entries[entry.number :]]
-        if any(name in gone for gone in later):
-            continue
-        kept[name] = entry
-        if name in whole:
+        newest = entry
+        if name in here:
             continue
         if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
         unfinished.append(name)
-    newest, latest = max(kept.values(), key=lambda entry: entry.step, default=None), folder / "latest"
+    latest = folder / "latest"
     # A save names the checkpoint in `latest` after its entry: a kill may have come in between.
     if newest and any(one.kind not in ("evaluation", "export") for one in entries[newest.number :]):
         name = checkpoint_name(newest.step)
         if not latest.is_file() or latest.read_text().strip() != name:
             raise Differs(f"{latest} does not name {name}, the newest checkpoint of {FILE}")
-    line = f"checkpoints: {len(whole)} whole, {len(names) - len(whole) - len(unfinished)} removed"
+    whole, left = here & live.keys(), sorted(here - live.keys())  # the run does not continue from these
+    line = f"checkpoints: {len(whole)} whole, {len(live) - len(whole) - len(unfinished)} removed"
     line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
     return line + (f"; not compared, because the run has given them up: {', '.join(left)}" if left else "")
+
+
+def _check_checkpoint(path: Path, saved: list[Entry], entries: list[Entry]) -> None:
+    """Compare all bytes of a checkpoint with the last of its entries `saved`, or with one before it that a kill has left."""
+    for entry in saved[::-1]:
+        if _is(path / MANIFEST, entry.content["manifest"]):
+            break
+        after = next((one for one in entries[entry.number :] if one.kind != "export"), None)
+        if entry is saved[0] or (after and after.kind != "start"):  # else a kill came before the file was replaced
+            raise Differs(f"{path / MANIFEST} is not the one of {saved[-1]}: it was changed, or is of another run")
+    try:
+        files = read_manifest(path)["files"]
+        for file, sums in files.items():
+            with CheckedFile(path / file, sums, f"{entry} names it") as checked:
+                checked.check()
+    except UserError as error:
+        raise Differs(f"{error} ({entry})") from error
+    _refuse_others(path, {MANIFEST, *files}, entry)
 
 
 def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:
     """What the base has made before the first step. A directory that was removed is made again."""
     for folder in [folder for folder in PREPARED if (run / folder).is_dir()]:
         made = [entry for entry in entries if entry.kind == "prepared" and entry.content["folder"] == folder]
-        if not made:
-            yield f"{folder}: in no entry, so not compared"
-            continue
-        sums = made[-1].content["files"]
-        for name, digest in sums.items():
-            _compare(run / folder / name, digest, made[-1])
-        _refuse_others(run / folder, set(sums), made[-1])
-        yield f"{folder}: {len(sums)} files"
+        if made:
+            _compare_all(run / folder, made[-1].content["files"], made[-1])
+        yield f"{folder}: " + (f"{len(made[-1].content['files'])} files" if made else "in no entry, so not compared")
 
 
 def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
@@ -238,41 +238,65 @@ def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
         _compare(folder / EXPORT, digest, entry)
         written = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
         adapter = written.get("adapter", {})
-        parts = (folder, written["files"]), (run / ADAPTER_DIRECTORY, adapter)
-        for part, sums in parts:
-            for file, digest in sums.items():
-                _compare(part / file, digest, entry)
-            if sums:
-                _refuse_others(part, {EXPORT, CARD, BOM, SIGNATURE, *sums}, entry)
+        _compare_all(folder, written["files"], entry, LATER)
+        if adapter:
+            _compare_all(run / ADAPTER_DIRECTORY, adapter, entry, LATER)
         if written["head"] not in [one.digest for one in entries[: entry.number - 1]]:
             raise Differs(f"{folder / EXPORT} names the head {written['head']}, which no entry before {entry} has")
         of_step = [one for one in entries[: entry.number] if one.kind == "checkpoint" and one.step == entry.step]
         tensors = [one.content["tensors"] for one in of_step]
         if written["checkpoint"] != entry.content["checkpoint"] or written["checkpoint"] not in tensors:
             raise Differs(f"{folder / EXPORT} is of no checkpoint of step {entry.step} that {FILE} has")
-        checkpoint = run / "checkpoints" / checkpoint_name(entry.step)
-        is_plain = not adapter and not written.get("averaged") and written.get("kind", "model") == "model"
-        is_there = weights_digest(checkpoint) == entry.content["checkpoint"]
-        how = "not compared with the tensors of their checkpoint"
-        if is_plain and is_there:
-            how = _compare_tensors(folder, checkpoint, written["dtype"], entry)
+        start = [one.content for one in entries[: entry.number] if one.kind == "start"][-1]
+        how = _compare_tensors(run, folder, written, start, entry)
         count = len(written["files"]) + len(adapter)
         yield f"export {folder}: {count} files, the {written['weights']} weights of step {entry.step}, {how}"
 
 
-def _compare_tensors(folder: Path, checkpoint: Path, dtype: str, entry: Entry) -> str:
-    """Compare the tensors of an export with those of its checkpoint; returns what is said."""
-    from tools.check_runs import WEIGHTS, exported_otherwise, stored, trained
+def _compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry: Entry) -> str:
+    """Compare the tensors of an export with those of its checkpoint, or with their average with the base.
 
-    files, form, names = stored_tensors(folder), stored_form(AutoConfig.from_pretrained(folder)), trained(checkpoint)
-    shapes = {name: stored(checkpoint)[WEIGHTS + name].size for name in names}
-    named = {part for name, shape in shapes.items() for part in form(name, torch.empty(shape, device="meta"))}
-    wrong = sorted(named - files.keys()) or exported_otherwise(folder, checkpoint, names)
-    wrong += [name for name, one in files.items() if one.dtype != SAFETENSORS[dtype]]
+    written: export.json. start: the one that trained the checkpoint. Returns what is said.
+    """
+    from tools.check_runs import compare_export, trained  # loads the models of transformers
+
+    checkpoint, averaged = run / "checkpoints" / checkpoint_name(entry.step), written.get("averaged") or {}
+    base = Path(start["directory"], start["config"]["model"]["path"]) if averaged else None
+    is_merged = written.get("adapter") or written.get("kind", "model") != "model"
+    is_there = weights_digest(checkpoint) == entry.content["checkpoint"] and (not base or base.is_dir())
+    if is_merged or not is_there:
+        return "not compared with the tensors of their checkpoint"
+    files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
+    if base:
+        bounds = _bounds(build_on_meta(AutoConfig.from_pretrained(folder)), base, share, "asked" in written)
+    found = compare_export(folder, checkpoint, trained(checkpoint), bounds)
+    wrong = sorted(name for name, is_same in found.items() if not is_same)
+    wrong += [name for name, one in files.items() if one.dtype != SAFETENSORS[written["dtype"]]]
     if wrong:
         raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
-    more = len(files.keys() - named)
-    return "equal to the tensors of their checkpoint" + (f", but for {more} that were not trained" if more else "")
+    what = f"averages of the base and {share:g} x the tensors" if base else "equal to the tensors"
+    more = len(files.keys() - found.keys())
+    return f"{what} of their checkpoint" + (f", but for {more} that were not trained" if more else "")
+
+
+def _bounds(model: PackedLanguageModel, base: Path, share: float, is_of_the_run: bool) -> Bounds:
+    """(name, trained tensor) -> the tensors between which base + share (tuned - base) lies, whatever has rounded it in fp32.
+
+    is_of_the_run: base and average were rounded to the dtype of the parameters first (training/budget.py).
+    """
+    weights, new_row = weights_of_directory(base, model), first_new_row(base)
+
+    def bounds(name: str, tuned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        old = weights.read(name)
+        old = old.to(tuned.dtype if is_of_the_run else old.dtype).float()
+        new = tuned[: len(old)].float()
+        mixed, apart = old.lerp(new, share), 2**-21 * torch.maximum(old.abs(), new.abs())
+        if new_row is not None and name in weights.vocabulary:
+            mixed[new_row:] = new[new_row:]  # rows of new tokens are the tuned ones
+        ends = mixed - apart, mixed + apart
+        return (ends[0].to(tuned.dtype), ends[1].to(tuned.dtype)) if is_of_the_run else ends
+
+    return bounds
 
 
 def check_inputs(starts: list[Entry]) -> str:
@@ -300,6 +324,13 @@ def _refuse_others(folder: Path, names: set[str], entry: Entry) -> None:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
     if others := sorted(name for name in files - names if not name.startswith(".git")):
         raise Differs(f"{folder / others[0]} is named by nothing that {entry} names")
+
+
+def _compare_all(folder: Path, sums: dict[str, str], entry: Entry, others: Iterable[str] = ()) -> None:
+    """Compare all files of a folder. others: names that may be there beside them."""
+    for name, digest in sums.items():
+        _compare(folder / name, digest, entry)
+    _refuse_others(folder, {*sums, *others}, entry)
 
 
 def _compare(path: Path, digest: str, entry: Entry) -> None:
@@ -445,10 +476,9 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
             problem = problem or f"the tensors after step {entry.step} are not those of {entry}"
     last, count = segment.checkpoints[-1].step, len({entry.step for entry in segment.checkpoints})
     before, after = (_rows_of(path, segment) for path in (run, again))
-    known, record = _evaluations(entries), read_record(run)
-    evaluated = _evaluations(record)
+    record = read_record(run)
     later = next((one.number for one in record[segment.start.number :] if one.kind == "start"), math.inf)
-    others = {key for key, one in evaluated.items() if one.number > later}  # of the last step, by a later start
+    others = {key for key, one in _evaluations(record).items() if one.number > later}  # of the last step
     why_ended = next(
         (one.content["why"] for one in record[::-1] if one.kind == "stop" and one.step == last), "finished"
     )
@@ -456,8 +486,7 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
     others |= {key for key in after.keys() - before.keys() if is_cut and key[0] == last and key[1] in EVALUATIONS}
     rows = sorted(key for key in before.keys() & after.keys() if key not in others)
     lone = (before.keys() ^ after.keys()) - others
-    figures = [{key: entry.content["figures"] for key, entry in of.items()} for of in (evaluated, known)]
-    unequal = [key for key in rows if before[key] != after[key] or figures[0].get(key) != figures[1].get(key)]
+    unequal = [key for key in rows if before[key] != after[key]]  # the figures of the record are those of the rows
     if differing := sorted(lone) or unequal:
         step, kind = differing[0]
         curves = f"the {kind} curves of step {step} in {run / METRICS} are not those that the replay gives"

@@ -13,7 +13,7 @@ is met if the KL of its worst kind is within it as well.
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -48,30 +48,22 @@ ROUNDING = 1e-6  # nats: the measured KL of a model against itself is below it (
 MIDDLE = 12  # tokens in the middle of a piece: data that have them have the piece
 
 
-def start_forgetting(
-    model: PackedLanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Inputs,
-    stop: StopSignal,
-    say: Callable[[str], None],
-) -> "AgainstBase":
-    """The evaluation "forgetting", measured against the weights that the model has now. A collective."""
-    prompts = forgetting.task_prompts(data.validation.sources[0]) if data.validation else None
-    base = forgetting.start_forgetting(model, tokenizer, data.dealer, stop, data.first_new_row, prompts)
-    say(base.line())
-    return AgainstBase(base, model, tokenizer, data, stop, say)
-
-
-@dataclass(frozen=True)
 class AgainstBase:
     """The evaluation "forgetting", and what a budget needs at the end of the run."""
 
-    reference: forgetting.ForgettingReference
-    model: PackedLanguageModel
-    tokenizer: PreTrainedTokenizerBase
-    data: Inputs
-    stop: StopSignal
-    say: Callable[[str], None]
+    def __init__(
+        self,
+        model: PackedLanguageModel,
+        tokenizer: PreTrainedTokenizerBase,
+        data: Inputs,
+        stop: StopSignal,
+        say: Callable[[str], None],
+    ) -> None:
+        """Measure against the weights that the model has now. A collective."""
+        self.model, self.tokenizer, self.data, self.stop, self.say = model, tokenizer, data, stop, say
+        prompts = forgetting.task_prompts(data.validation.sources[0]) if data.validation else None
+        self.reference = forgetting.start_forgetting(model, tokenizer, data.dealer, stop, data.first_new_row, prompts)
+        say(self.reference.line())
 
     def __call__(self) -> dict | None:
         """The curves."""

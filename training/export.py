@@ -9,6 +9,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config
 from configs.load import config_of
-from data.batches import MicroBatch
+from data.batches import collate
 from data.chat_template import write_chat_settings
 from data.tokens import load_tokenizer
 from distributed.checkpoint_directory import (
@@ -34,6 +35,7 @@ from distributed.checkpoint_directory import (
     weights_digest,
 )
 from distributed.process_group import Ranks
+from eval.forgetting import as_documents
 from model.architectures import first_new_row
 from model.build import model_config_of
 from model.fingerprint import fingerprint_of_base
@@ -273,7 +275,7 @@ def verify(out: Path, export: Export) -> tuple[bool, list[str]]:
     logits of the export as it is served against those of the trained weights. Needs the memory of one model in fp32.
     """
     tokenizer = load_tokenizer(str(out))
-    documents = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
+    documents = [np.array(tokenizer(text)["input_ids"]) for text in TEXTS]
     model = build_on_meta(export.model_config)
     materialize(model, torch.device("cpu"))
     if export.adapter:
@@ -322,31 +324,32 @@ def _rounded(weights: Weights, dtype: torch.dtype) -> Weights:
     return Weights(weights.shapes, lambda name: converted(name, weights.read(name), dtype))
 
 
-def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: list[torch.Tensor]) -> torch.Tensor:
-    """The logits `(tokens, vocabulary)` of all documents, packed, by the model with these weights."""
+def _logits_as_trained(model: PackedLanguageModel, weights: Weights, documents: list[np.ndarray]) -> torch.Tensor:
+    """The logits `(tokens, vocabulary)` of all documents by the model with these weights."""
     for name, parameter in parameter_names(model).items():
         tensor = weights.read(name)
         target = parameter.data if parameter.shape == tensor.shape else parameter.data[: len(tensor)]  # rows of padding
         target.copy_(tensor)
-    lengths = [len(document) for document in documents]
-    ids, found = torch.cat(documents), []
-    batch = MicroBatch(
-        input_ids=ids[None],
-        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
-        document_lengths=tuple(lengths),
-        cu_seq_lens=F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)),
-        target_positions=torch.arange(len(ids)),
-        target_ids=ids,  # of no meaning: no loss is computed
+    return packed_logits(model.eval(), documents, np.arange(sum(map(len, documents))))
+
+
+def packed_logits(model: PackedLanguageModel, documents: list[np.ndarray], where: np.ndarray) -> torch.Tensor:
+    """fp32 logits `(positions, vocabulary)` at the positions `where` of packed documents, on the CPU."""
+    batch = collate(
+        tuple(range(len(documents))), as_documents([(ids.tolist(), [False] * len(ids)) for ids in documents])
     )
+    positions, found = torch.from_numpy(where), []
+    batch = dataclasses.replace(batch, target_positions=positions, target_ids=torch.zeros_like(positions))
     with torch.no_grad():
-        visit_logits(model.head, model.eval()(batch), lambda logits, start: found.append(logits))
+        hidden = model(batch.to(next(model.parameters()).device))
+        visit_logits(model.head, hidden, lambda logits, start: found.append(logits.cpu()))
     return torch.cat(found)
 
 
-def _logits(model: torch.nn.Module, documents: list[torch.Tensor]) -> torch.Tensor:
+def _logits(model: torch.nn.Module, documents: list[np.ndarray]) -> torch.Tensor:
     """The same by a model of transformers, each document on its own."""
     with torch.no_grad():
-        return torch.cat([model(input_ids=document[None]).logits[0].float() for document in documents])
+        return torch.cat([model(input_ids=torch.from_numpy(ids)[None]).logits[0].float() for ids in documents])
 
 
 def _load(out: Path, export: Export, dtype: torch.dtype) -> torch.nn.Module:

@@ -24,7 +24,8 @@ from common.sha256 import remembered_sha256, sha256, sha256_of_all
 from data.files import expand
 from data.store import is_store
 from distributed.agreement import library_versions
-from distributed.process_group import Ranks, read_on_first
+from distributed.device import processor
+from distributed.process_group import gather_objects, read_on_first
 from training.identity import Identity, fingerprint
 from training.record import RunRecord
 
@@ -40,7 +41,6 @@ def record_start(
     identity: Identity,
     files: Callable[[], dict[str, dict[str, str]]],
     rows: Callable[[], bytes],
-    ranks: Ranks,
 ) -> dict:
     """Append the entry of this start to the record, and write config.json and the start's diff. A collective.
 
@@ -48,9 +48,8 @@ def record_start(
     Returns what config.json says, on every rank; its `git_diff` names the file of the diff, or is None. Raises UserError on
     all ranks if it cannot be written.
     """
-    places: list = [None] * ranks.world_size
-    dist.all_gather_object(places, (socket.gethostname(), device_name(ranks.device)), group=ranks.flags)
-    directory = record.directory
+    directory, ranks = record.directory, record.ranks
+    places = gather_objects((socket.gethostname(), device_name(ranks.device)), ranks)
 
     def write() -> dict:
         """Write everything on rank 0; returns what config.json says."""
@@ -118,15 +117,6 @@ def _sums(paths: list[Path]) -> dict[str, str]:
     large = [path for path in paths if path.stat().st_size > LONG]
     found = sha256_of_all(path for path in paths if path not in large) | remembered_sha256(large)
     return {str(path): found[path] for path in sorted(found)}
-
-
-def processor() -> str:
-    """The name of the processor, as Linux gives it; else its type."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _user() -> str:

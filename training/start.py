@@ -87,7 +87,7 @@ def record_this_start(
     def rows() -> bytes:
         return log.kept(record.step, evaluated)
 
-    start = record_start(record, as_dict(config), identity, files, rows, record.ranks)
+    start = record_start(record, as_dict(config), identity, files, rows)
     commit, torch_version = short_commit(start), torch.__version__
     return f"run {record.directory}, commit {commit}, torch {torch_version}, {device_line(record.ranks)}"
 

@@ -189,19 +189,25 @@ def test_each_change_is_named(change, runs) -> None:
         path.write_bytes(before)
 
 
-def test_an_export_of_other_weights_with_an_entry_of_its_own_is_named(runs, tmp_path) -> None:
-    run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
-    export, (before, entry) = run / "export", read_record(run)[-2:]
-    said = "the last weights of step 6, equal to the tensors of their checkpoint"
-    assert any(line.endswith(said) for line in check_files(run, read_record(run), None))
-    (weights := load_file(export / "model.safetensors"))["model.norm.weight"][0] += 0.25
+def forge_export(run: Path, by: float = 0.25) -> None:
+    """Change a tensor of the newest export of a run by a part of it, with sums, export.json and an entry of its own."""
+    before, entry = read_record(run)[-2:]
+    export = run / entry.content["directory"]
+    (weights := load_file(export / "model.safetensors"))["model.norm.weight"][0] *= 1 + by
     save_file(weights, export / "model.safetensors", {"format": "pt"})
     written = json.loads((export / "export.json").read_text())
     written["files"]["model.safetensors"] = sha256(export / "model.safetensors")
     (export / "export.json").write_text(json.dumps(written | {"head": before.digest}))
     content = {name: entry.content[name] for name in ("step", "weights", "checkpoint", "dtype", "directory")}
     Record(run).append("export", sha256=sha256(export / "export.json"), **content)
-    assert f"{export}: model.norm.weight is not what" in problem(run)
+
+
+def test_an_export_of_other_weights_with_an_entry_of_its_own_is_named(runs, tmp_path) -> None:
+    run = Path(shutil.copytree(runs / "run", tmp_path / "run"))
+    said = "the last weights of step 6, equal to the tensors of their checkpoint"
+    assert any(line.endswith(said) for line in check_files(run, read_record(run), None))
+    forge_export(run)
+    assert f"{run / 'export'}: model.norm.weight is not what" in problem(run)
 
 
 def test_a_checkpoint_of_another_run_or_without_an_entry_or_a_missing_one_is_named(runs) -> None:

@@ -123,7 +123,7 @@ def fewer(check, part: dict) -> list:
     """The straight run, then on half of the ranks."""
     from tools.check import fewer_ranks
 
-    return [*straight(check, part), fewer_ranks(check, {})]
+    return [*straight(check, part), fewer_ranks(check, has_auxiliary=False)]
 
 
 def one_fails(check, part: dict) -> list:

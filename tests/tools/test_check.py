@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from configs.config import Config
 from configs.load import load_config
+from tests.distributed.launch import workplace
 from tests.processes import ROOT, run_ranks
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.tiny import write_chat_file
 from tests.tools.check_faults import write_train
 from tests.tools.tiny_run import read
 from tools.check import changed_settings
@@ -24,7 +25,7 @@ from tools.check_data import FAILS, OK, WARNING
 from tools.check_runs import (
     STORED,
     checkpoint_of,
-    exported_otherwise,
+    compare_export,
     first_moments,
     judge_checkpoint,
     judge_export,
@@ -42,23 +43,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory) -> Path:
     """A tiny model, its data, and a config: 2 to 4 micro-batches in each of its 6 steps."""
     folder = tmp_path_factory.mktemp("check")
-    write_tiny_model(folder / "model")
-    write_chat_file(folder / "train.jsonl", 48)
-    write_chat_file(folder / "validation.jsonl", 6, seed=1)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(
-        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256,
-        cache={str(folder / "tokens")!r},
-    ),
-    batch=Batch(global_examples=8, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=1),
-    run=Run("base", directory={str(folder / "runs")!r}, keep_last=1),
-)
-""")
-    return folder
+    return workplace(folder, 48, 6, data="", batch="global_examples=8", run="keep_last=1")
 
 
 @functools.cache
@@ -172,8 +157,8 @@ def test_another_clip_and_an_export_of_other_weights(folder, loops, tmp_path) ->
     tensors = load_file(run / "export" / "model.safetensors")
     tensors["model.norm.weight"] += 1
     save_file(tensors, run / "export" / "model.safetensors", {"format": "pt"})
-    others = exported_otherwise(run / "export", checkpoint_of(run, 3), names)
-    result = judge_export(run, load_config(folder / "config.py"), others)
+    compared = compare_export(run / "export", checkpoint_of(run, 3), names)
+    result = judge_export(run, load_config(folder / "config.py"), [*compared.items()])
     assert result.status == FAILS and "not those of the last checkpoint, the first is model.norm.weight" in result.text
 
 
@@ -209,7 +194,7 @@ def test_faults_of_two_ranks(folder) -> None:
         place.mkdir()
         write_chat_file(place / "train.jsonl", 48, seed=rank)
     relative = folder / "relative.py"
-    relative.write_text((folder / "config.py").read_text().replace(str(folder / "train.jsonl"), "train.jsonl"))
+    relative.write_text((folder / "config.py").read_text().replace('here + "/train.jsonl"', '"train.jsonl"'))
     fails = folder / "fails.py"
     fails.write_text(
         "import os, time\nif os.environ['RANK'] == '1':\n    raise ValueError('only here')\ntime.sleep(600)\n"

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import tools.check
+from tests.distributed.launch import workplace
 from tests.processes import ROOT, run_ranks
-from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import write_train
 from tests.tools.test_check import WORKER, reference
 from tools.check_data import OK, SKIPPED, Result
@@ -19,22 +19,8 @@ AUXILIARY = "model.router_aux=0.1"
 
 def write_run(folder: Path, family: str) -> Path:
     """A tiny model of `family`, its data and a config in a new folder; returns the config."""
-    write_tiny_model(folder / "model", family, tied=False)
-    write_chat_file(folder / "train.jsonl", 24)
-    write_chat_file(folder / "validation.jsonl", 6, seed=1)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(
-        ({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, cache=None
-    ),
-    batch=Batch(global_examples=6, micro_batch=1),
-    optimizer=Optimizer(1e-3, epochs=1),
-    run=Run("base", directory={str(folder / "runs")!r}, keep_last=1),
-)
-""")
-    return folder / "config.py"
+    model = {"family": family, "tied": False}
+    return workplace(folder, 24, 6, model, data="", batch="global_examples=6", run="keep_last=1") / "config.py"
 
 
 def launch(folder: Path, ranks: int, config: Path, overrides: list[str], parts: list[dict]) -> dict[str, dict]:
@@ -80,8 +66,9 @@ def test_every_line_is_good_on_two_ranks_that_share_tokens(tmp_path) -> None:
 def test_other_ranks_are_not_compared_with_the_auxiliary_loss(monkeypatch) -> None:
     monkeypatch.setattr(tools.check, "three_steps", lambda *_: ([], {}))
     monkeypatch.setattr(tools.check, "saved_steps", lambda _: [KILLED_AFTER, STEPS])
+    monkeypatch.setattr(tools.check, "half_of_ranks", lambda *_: (1, ""))
     monkeypatch.setattr(tools.check, "kill_and_resume", lambda *_: Result("run", "kill and resume", OK, ""))
-    check = SimpleNamespace(scratch=Path("none"), ranks=SimpleNamespace(world_size=2))
+    check = SimpleNamespace(scratch=Path("none"), ranks=SimpleNamespace(world_size=2), config=None)
     check.on_first, check.remove = lambda look: look(), lambda *_: None
     results, _ = tools.check.run_checks(check, {"router_aux": 0.1})
     assert [(result.name, result.status) for result in results] == [("kill and resume", OK), ("other ranks", SKIPPED)]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from distributed.checkpoint import Saver
+from model.weights import tensors_of_checkpoint
 from tools.check_data import FAILS, OK
-from tools.check_runs import RATE, STEPS, Moved, judge_moves, measure_moves, read_rows
+from tools.check_runs import RATE, STEPS, Moved, checkpoint_of, is_adamw, judge_moves, measure_moves, read_rows
 
 SETTINGS = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
 NAMES = ["layer.weight", "norm.weight"]
@@ -51,13 +53,32 @@ def run(tmp_path_factory, ranks) -> Path:
 )
 def test_another_rate_decay_or_betas_than_those_of_the_run_are_named(run, monkeypatch, key, value, words) -> None:
     settings = SETTINGS | ({key: value} if key in SETTINGS else {})
-    monkeypatch.setattr("tools.check_runs.read_config", lambda run: {"optimizer": settings})
+    monkeypatch.setattr("tools.check_runs.optimizer_of", lambda run: settings)
+    if key == "is_adamw":
+        monkeypatch.setattr("tools.check_runs.is_adamw", lambda checkpoint: value)
     rates = {step: value if key == "rate" else row[RATE] for step, row in read_rows(run, RATE).items()}
-    moves = measure_moves(run, settings, rates, NAMES, is_adamw=key != "is_adamw")
+    moves = measure_moves(run, settings, rates, NAMES)
     result = judge_moves(run, moves, value if key == "peak" else 1e-3)
     assert result.status == (OK if key in ("nothing", "is_adamw") else FAILS) and words in result.text, result.text
 
 
 def test_moments_that_are_all_zero_are_no_good_updates(run, monkeypatch) -> None:
-    monkeypatch.setattr("tools.check_runs.read_config", lambda run: {"optimizer": SETTINGS})
+    monkeypatch.setattr("tools.check_runs.optimizer_of", lambda run: SETTINGS)
     assert judge_moves(run, [Moved(name, True, True) for name in NAMES], 1e-3).status == FAILS
+
+
+def test_another_optimizer_is_none_whose_updates_are_known(run, ranks, tmp_path) -> None:
+    """NAdam has moments of the same names."""
+    parameter = torch.nn.Parameter(torch.ones(4))
+    parameter.grad = torch.ones(4)
+    optimizer = torch.optim.NAdam([parameter])
+    optimizer.step()
+    Saver(tmp_path / "checkpoints", {"weight": parameter}, optimizer, ranks).save({"step": 1})
+    assert is_adamw(checkpoint_of(run, 1)) and not is_adamw(checkpoint_of(tmp_path, 1))
+
+
+def test_the_index_of_a_checkpoint_is_read_once_for_all_tensors(run, monkeypatch) -> None:
+    read, calls = dcp.FileSystemReader.read_metadata, []
+    monkeypatch.setattr(dcp.FileSystemReader, "read_metadata", lambda *one: calls.append(one) or read(*one))
+    tensors = tensors_of_checkpoint(checkpoint_of(run, 1))
+    assert [tensors.read(name).shape for name in NAMES] == [(64, 48), (48,)] and len(calls) == 1

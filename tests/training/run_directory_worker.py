@@ -27,7 +27,7 @@ answers = {}
 def start_in(directory: Path, config: dict) -> dict:
     record = RunRecord(directory, Corpus(()), ranks)
     record.step = 3
-    return record_start(record, config, {"the code": {}}, dict, bytes, ranks)
+    return record_start(record, config, {"the code": {}}, dict, bytes)
 
 
 try:

@@ -26,6 +26,7 @@ from model.language_model import build_on_meta, load_weights, trained_parameters
 from model.lora import add_adapters, init_adapters
 from model.weights import tensors_of_checkpoint
 from tests.distributed.launch import ENVIRONMENT, WORKER, launch, rows, run_of, weights, write_plan
+from tests.distributed.test_record import forge_export
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.in_memory import chats, texts
 from tests.processes import run_python
@@ -65,7 +66,7 @@ config = Config(
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    """`straight` and `killed` on 1 rank, `signalled` and `extended` on 2. `large` has no budget at its end; `large-export` is its
+    """`straight` and `killed` on 1 rank, `signalled`, `extended` and, in bf16, `narrow` on 2. `large` has no budget at its end; `large-export` is its
     export under a large one. `strict` is `straight` with another budget, judged by text of the task."""
     runs, task = folder / "runs", folder / "certificate.jsonl"
     write_chat_file(folder / "others.jsonl", 16, seed=2)
@@ -95,6 +96,7 @@ def runs(folder) -> Path:
         run_of(folder, "signalled", MAX_KL, "run.keep_last=1", plant="signal_at_alpha:4"),
         run_of(folder, "signalled", MAX_KL),
         run_of(folder, "extended", MAX_KL, *extended),
+        run_of(folder, "narrow", MAX_KL, "optimizer.memory=8N", *extended[1:]),
     ]
     launch(folder, "two", 2, two)
     return runs
@@ -153,8 +155,9 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
     stand_ins["certificate_lines"] = stand_ins["means_of"] = lambda *arguments: []
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(budget, name, stand_in)
-    model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None)
-    run = budget.AgainstBase(None, model, None, data, SimpleNamespace(ranks=ranks), lambda line: None)  # pyright: ignore
+    monkeypatch.setattr(budget.forgetting, "start_forgetting", lambda *_: SimpleNamespace(line=str))
+    model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None, validation=None, dealer=None, first_new_row=None)
+    run = budget.AgainstBase(model, None, data, SimpleNamespace(ranks=ranks), lambda line: None)  # pyright: ignore
     evaluations = SimpleNamespace(functions={"forgetting": run}, best_by="validation/loss", best_step=2)
     config = SimpleNamespace(forgetting=SimpleNamespace(max_kl=0.5), model=SimpleNamespace(path="base"))
     record = RunRecord(tmp_path, Corpus(()), ranks)
@@ -293,6 +296,22 @@ def test_a_changed_certificate_is_found(runs, tmp_path):
     path.write_bytes(path.read_bytes().replace(b'"met": true', b'"met": tru '))
     with pytest.raises(Differs, match="certificate.json is not what"):
         list(check_files(run, entries, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "by"), [("straight", 2**-18), ("extended", 2**-18), ("narrow", 2**-7), ("by hand", 2**-7)]
+)
+def test_an_average_of_other_weights_with_an_entry_of_its_own_is_named(runs, ranks, tmp_path, name, by):
+    """The run's own exports, and one in bf16 of scripts/export.py."""
+    run = Path(shutil.copytree(runs / ("straight" if name == "by hand" else name), tmp_path / "run"))
+    if name == "by hand":
+        options = Namespace(step=2, best=False, average_with_base=0.3, merge_lora=False, base=None, dtype="bf16")
+        write_export(tmp_path / "out", read_export(run, options, ranks), None, "", "")
+    said = [line for line in check_files(run, read_record(run), None) if line.startswith("export ")]
+    assert len(said) == 1 + (name == "by hand") and all("averages of the base and 0." in line for line in said)
+    forge_export(run, by)
+    with pytest.raises(Differs, match="model.norm.weight is not what .*checkpoints/step-00000"):
+        list(check_files(run, read_record(run), None))
 
 
 def test_an_export_by_hand_without_the_runs_own_is_not_one_without_a_budget(runs, ranks, tmp_path):

@@ -57,7 +57,7 @@ def start(run: Path, config: dict, step: int, ranks: Ranks, rows: bytes = b"") -
     record = RunRecord(run, Corpus(()), ranks)
     record.step = step
     config = {"run": {"approved_by": "A. Person"}} | config
-    return record_start(record, config, IDENTITY, lambda: {"the data": {"/a": "1"}}, lambda: rows, ranks)
+    return record_start(record, config, IDENTITY, lambda: {"the data": {"/a": "1"}}, lambda: rows)
 
 
 IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}}
