@@ -79,7 +79,7 @@ def quotes(fact: NoteFact, note: Note) -> bool:
 def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
     """What makes the model's reading of a note doubtful."""
     for fact in (fact for fact in facts if fact.applies):
-        if any(other.kind == fact.kind and not other.applies for other in facts):
+        if replace(fact, applies=False) in (replace(other, since=fact.since, quote=fact.quote) for other in facts):
             yield f"the model contradicts itself: {fact.kind} applies and does not apply"
         if fact.since > period:
             yield f"{fact.kind} applies from {fact.since} on, says the model: that is after the reference date"

@@ -28,7 +28,12 @@ RECORD_FILE, AUDIT_FILE = "report.json", "audit.json"
 STATES = {READY: "ready to be signed"}  # of a letter, as they are printed
 COLUMNS = ("entity", "bank", "period", "verdict", "rule", "cell", "value", "limit", "legal", "reason", "letter", "page")
 INVISIBLE = re.compile("[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-COLOURS = {"confirmed": "good", "found by rule": "good", READY: "good", "not decidable by rule": "open"}
+COLOURS = {
+    "confirmed": "good",
+    READY: "good",
+    "not decidable by rule": "open",
+    "found by rule": "",
+}  # of tags; else "bad"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def finish(job: Job) -> dict:
     letter = record["letter"]
     with new_directory(job.out / folder_name(record["entity"], record["period"])) as folder:
         _write(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        _write(folder / "report.html", page(record))
+        _write(folder / "report.html", page(record, job.form.language))
         if letter["state"] == READY:
             _write(folder / "letter.txt", letter["text"] + "\n")
         elif job.draft:
@@ -97,9 +102,9 @@ def _audit_record(job: Job, record: dict, outputs: dict[str, str]) -> dict:
     }
 
 
-def page(record: dict) -> str:
-    """The page of one record (`record.make_record`)."""
-    return _environment().get_template("report.html.jinja").render(**record)
+def page(record: dict, language: str) -> str:
+    """The page of one record (`record.make_record`). `language` is that of its letter: a screen reader pronounces it."""
+    return _environment().get_template("report.html.jinja").render(**record, language=language)
 
 
 def write_overview(out: Path, records: Sequence[dict], refused: Sequence[str]) -> None:
