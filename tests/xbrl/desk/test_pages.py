@@ -119,8 +119,6 @@ def test_the_audit_has_the_hashes_of_the_pages_and_the_raw_answer(made):
         path.name: output.hash_of_file(path) for path in made[1].iterdir() if path.name != "audit.json"
     }
     assert audit["question"]["answer"] == ANSWER and audit["question"]["profile"] == "full"
-    assert {"rule": "OF_SUM", "reason": "C 01.00 has no filing indicator"} in audit["skipped"]
-    assert {one["rule"] for one in audit["undecided"]} >= {"OCR_TC", "LCR_CALC"}
 
 
 def test_an_interrupted_report_leaves_nothing_behind(made, tmp_path, monkeypatch):
