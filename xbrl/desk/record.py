@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_facts, read_lines
 from xbrl.answers.answers import write_fact
@@ -150,7 +151,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     }
 
 
-def _write(violated: Sequence, case: Case, engine: Examination, form: Form, **how: bool) -> str:
+def _write(violated: Sequence, case: Case, engine: Examination, form: Form, **how: Any) -> str:
     return write_letter(violated, case.bank, case.report.period, engine.context, **vars(form), **how)
 
 

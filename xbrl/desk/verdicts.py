@@ -105,13 +105,13 @@ class Verdict:
     def describe(self) -> dict[str, Any]:
         """All of it as texts. Value and limit are the engine's where it has them."""
         names = ("kind", "title", "cell", "value", "limit", "legal", "formula")
-        known = describe_result(self.result) if self.result else dict.fromkeys(names, "") | {"inputs": []}
+        known: dict[str, Any] = (
+            describe_result(self.result) if self.result else dict.fromkeys(names, "") | {"inputs": []}
+        )
         if of_note := note_rules().get(self.rule):
-            known |= (
-                {"title": of_note.title}
-                if self.result
-                else {"title": of_note.title, "kind": "note", "legal": of_note.legal}
-            )
+            known["title"] = of_note.title
+            if not self.result:
+                known |= {"kind": "note", "legal": of_note.legal}
         reason = "; ".join(filter(None, (self.reason, known.pop("reason", ""))))
         written = f"the model wrote: {self.line}" if self.line else ""
         details = [text for text in (reason, known["formula"], *known["inputs"], written) if text]

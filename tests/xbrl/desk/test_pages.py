@@ -85,6 +85,21 @@ def test_the_page_says_what_was_decided_by_whom(made):
     assert "\nNOT READY: not to be sent\n" in text
 
 
+def test_a_duty_has_a_threshold_which_is_no_maximum_and_a_table_without_figures_has_no_columns_for_them(made):
+    without = output.page(made[2], "de")
+    assert '<div class="letter" lang="de">' in without and '<th scope="col">threshold' not in without
+    duty = {
+        "rule": "LE_DEF",
+        "cell": "C",
+        "value": "12%",
+        "limit": "max 10%",
+        "legal": "CRR",
+        "reason": "",
+        "title": "t",
+    }
+    assert '<td data-name="threshold">10%</td>' in output.page(made[2] | {"duties": [duty]}, "en")
+
+
 def test_every_page_is_well_formed(made, tmp_path):
     """Each tag that is opened is closed, in order."""
     write_overview(tmp_path, [made[2]], ["x.zip: damaged"])
