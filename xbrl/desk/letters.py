@@ -227,34 +227,28 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool = False) -> list[str]
     groups: dict[str, list[RuleResult]] = {}
     for result in measure.results:
         own = blocks.has("measures", result.rule_id)
-        groups.setdefault(
-            result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_"), []
-        ).append(result)
-    deadlines = {"deadline": blocks.deadline(measure.deadline_days)}
-    if measure.owners_days:
-        deadlines["owners_deadline"] = blocks.deadline(measure.owners_days)
+        name = result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_")
+        groups.setdefault(name, []).append(result)
+    fields, parts = {"deadline": blocks.deadline(measure.deadline_days)}, ["order"] if short else ["order", "detail"]
+    if not short and measure.urgency == 2:
+        parts.append("urgent")
+    if not short and measure.owners_days:
+        parts.append("owners")
+        fields["owners_deadline"] = blocks.deadline(measure.owners_days)
     texts = []
     for name, results in groups.items():
         tables = dict.fromkeys(table_name(result.cell[0]) for result in results if result.cell[0])
-        templates = blocks.listed(list(tables)) or blocks.text("text", "report")
-        parts = {"order": True, "detail": not short, "urgent": not short and measure.urgency == 2}
-        parts["owners"] = not short and bool(measure.owners_days)
-        filled = (
-            blocks.text("measures", name, part, templates=templates, **deadlines)
-            for part, used in parts.items()
-            if used
-        )
-        texts.append(" ".join(filter(None, filled)))
+        fields["templates"] = blocks.listed(list(tables)) or blocks.text("text", "report")
+        texts.append(" ".join(filter(None, (blocks.text("measures", name, part, **fields) for part in parts))))
     return texts
 
 
 def _reporting(measures: Sequence[Measure], blocks: _Blocks) -> str:
     """The duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
     worst = max((measure.order for measure in measures), key=ORDERS.index)
-    subjects = list(dict.fromkeys(measure.subject for measure in measures if measure.subject not in WRONG))
-    names = {subject: blocks.text("subjects", subject) for subject in subjects}
-    daily = list(dict.fromkeys(names[subject] for subject in subjects if subject in DAILY))
-    others = list(dict.fromkeys(names[subject] for subject in subjects if subject not in DAILY))
+    subjects = dict.fromkeys(measure.subject for measure in measures if measure.subject not in WRONG)
+    daily = [blocks.text("subjects", subject) for subject in subjects if subject in DAILY]
+    others = [blocks.text("subjects", subject) for subject in subjects if subject not in DAILY]
     parts = [blocks.text("reporting", "daily", subjects=blocks.listed(daily))] if daily else []
     if others or not daily:
         parts.append(blocks.text("reporting", worst, subjects=blocks.listed(others)))
