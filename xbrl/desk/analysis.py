@@ -15,8 +15,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from common.errors import UserError
 from xbrl.corpus.examples import PROFILES, Profile, read_register
 from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, Job, finish, folder_name, hash_of_file, totals, write_overview
@@ -82,7 +80,7 @@ class Analysis:
         except OSError as error:
             raise UserError(f"--out {options.out}: {error.strerror or error}; name another directory") from error
         hashes = {}
-        for path in tqdm(files, desc="hashes", unit="file", disable=len(files) < 100):
+        for path in files:
             try:
                 hashes[path] = _hash_of_input(path)
             except OSError as error:
@@ -124,18 +122,12 @@ class Analysis:
 
     def write(self, cases: Sequence[Case]) -> None:
         """Judge and write these reports over the worker processes."""
-        made_by = {"versions": self.versions, "options": self.described}
-        jobs = [
-            Job(
-                case,
-                self.options.out,
-                self.options.form,
-                self.options.draft,
-                self.audits[case.report.entity, case.report.period] | made_by,
-            )
-            for case in cases
-        ]
-        self.records += list(in_parallel(finish, jobs, self.options.workers, "reports"))
+        options, jobs = self.options, []
+        for case in cases:
+            depends = self.audits[case.report.entity, case.report.period]
+            audit = {**depends, "versions": self.versions, "options": self.described}
+            jobs.append(Job(case, options.out, options.form, options.draft, audit))
+        self.records += list(in_parallel(finish, jobs, options.workers, "reports"))
 
     def end(self) -> int:
         """Write the overview, print the summary, and return the exit code: 0, 1 if a person must act, 2 with refused files.
@@ -219,7 +211,9 @@ def versions(model: Path | None = None) -> dict:
         "note_rules": hash_of_file(NOTE_RULES_FILE),
         "cells": hash_of_file(load_cells().path),
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in (*LIBRARIES, *(MODEL_LIBRARIES if model else ()))},
+        "libraries": {
+            name: importlib.metadata.version(name) for name in (*LIBRARIES, *(MODEL_LIBRARIES if model else ()))
+        },
     }
     if model:
         from model.fingerprint import fingerprint_of_base  # imports transformers
@@ -229,13 +223,6 @@ def versions(model: Path | None = None) -> dict:
         files = {path.name: hash_of_file(path) for path in small}
         found["model"] = {"path": str(model), "fingerprint": fingerprint_of_base(model), "files": files}
     return found
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def key_of(versions: dict, options: dict) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from xbrl.desk.letters import has_figures
 from xbrl.read.filed_report import Note, Report
 from xbrl.read.render import cell_name
 from xbrl.rules.findings import Finding, concerns, csv_line, note_rules
@@ -18,7 +19,7 @@ from xbrl.rules.note_facts import SHARE, NoteFact, consequences, undecided
 from xbrl.rules.reported_figures import index_facts, row_keys
 from xbrl.rules.rules import RuleResult, violations
 
-WAIVED = ("LCR_MIN", "LCR_PLEDGED")
+WAIVED = ("LCR_MIN", "LCR_PLEDGED")  # what a waiver lifts
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class ReadNote:
     text: str
     decisions: tuple[Finding, ...]
     facts: tuple[NoteFact, ...]
-    if_so: tuple[str, ...]
+    if_so: list[str]
     if_not: str
-    open: tuple[str, ...]
+    open: list[str]
 
 
 def read_notes(
@@ -61,9 +62,9 @@ def read_notes(
                 text=note.text,
                 decisions=decided[note],
                 facts=tuple(own[note]),
-                if_so=tuple(csv_line(replace(one, note=note.id)) for one in follows if one.kind in applying),
+                if_so=[csv_line(replace(one, note=note.id)) for one in follows if one.kind in applying],
                 if_not=csv_line(Finding(entity, report.period, "", "benign", kind=kind, note=note.id)),
-                open=(*undecided(report, results, own[note]), *_odd(own[note], note, report.period)),
+                open=[*undecided(report, results, own[note]), *_odd(own[note], note, report.period)],
             )
         )
     return read, left
@@ -79,7 +80,7 @@ def quotes(fact: NoteFact, note: Note) -> bool:
 def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
     """What makes the model's reading of a note doubtful."""
     for fact in (fact for fact in facts if fact.applies):
-        if any(other.kind == fact.kind and not other.applies for other in facts):
+        if replace(fact, applies=False) in (replace(other, since=fact.since, quote=fact.quote) for other in facts):
             yield f"the model contradicts itself: {fact.kind} applies and does not apply"
         if fact.since > period:
             yield f"{fact.kind} applies from {fact.since} on, says the model: that is after the reference date"
@@ -144,7 +145,11 @@ def doubts(
             yield f"{one.where}, column legal: it is empty; name the article that lifts {one.rule}"
         elif of_note and one.rule == "LE_CONNECTED" and not _is_client(report, one):
             yield f"{one.where}, column cell: {one.cell} is no client of C 28.00"
-        elif one.state == "violated" and any(concerns(one, result) and _keeps(result) for result in violated):
+        elif one.state == "violated" and any(
+            keeps_to(result.known_value, result.relation, result.known_limit)
+            for result in violated
+            if concerns(one, result) and has_figures(result)
+        ):
             yield f"{one.where} says that {one.rule} is violated, and its value keeps to its limit"
     for note in report.notes:
         own = [one for one in decisions if one.note == note.id]
@@ -186,10 +191,3 @@ def _is_client(report: Report, finding: Finding) -> bool:
     figures = index_facts(report)
     rows = [" ".join(member for _, member in key) for key in row_keys(figures, (SHARE, ("C_28.00", "*", "c330")))]
     return finding.cell in [cell_name(SHARE, row) for row in rows]
-
-
-def _keeps(result: RuleResult) -> bool:
-    """Whether the value keeps to the limit (an amount below nothing, of a line `..._COUNTED`)."""
-    if result.value is None or result.limit is None:
-        return False
-    return keeps_to(result.value, result.relation, result.limit)

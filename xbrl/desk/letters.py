@@ -80,7 +80,7 @@ def write_letter(
     `basis` names a legal basis of `rules/bases.json`: a directive binds a bank through national law alone.
     `short` gives the orders alone, in one line: the letter that small models learn. `grouped` separates thousands, as people
     read them (9,921; in German 9.921); models learn plain digits, which their reports have too. Raises UserError for an
-    unknown basis or language, and for a block that is missing or cannot be filled in.
+    unknown basis, and for a block that is missing or cannot be filled in.
     """
     blocks, law = _blocks(language, grouped), load_basis(basis)
     measures = plan_measures(violated, context.repeated)
@@ -147,13 +147,12 @@ class _Blocks:
     """The approved blocks of one language."""
 
     def __init__(self, language: str, grouped: bool) -> None:
-        if language not in LANGUAGES:
-            raise UserError(f"there are no letters in the language {language!r}; there are {', '.join(LANGUAGES)}")
         folder = BLOCKS / language
         content = {name: _read_toml(folder / f"{name}.toml") for name in ("words", "findings", "measures")}
         self.words = content["words"] | content["findings"] | {"measures": content["measures"]}
         self.files = {section: folder / f"{name}.toml" for name in content for section in (*content[name], name)}
-        self.environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        self.template = functools.cache(environment.from_string)
         self.layout_file = folder / "letter.jinja"
         self.thousands = self.words["text"]["thousands"] if grouped else ""
 
@@ -185,31 +184,35 @@ class _Blocks:
 
     def figure(self, text: str) -> str:
         """A printed figure in this language."""
-        for old, new in self.words["format"].items():
-            text = text.replace(old, new)
+        text = self._replaced("format", text)
         if not self.thousands:
             return text
         return re.sub(r"(?<![\d.,])\d{4,}", lambda digits: f"{Decimal(digits[0]):,}".replace(",", self.thousands), text)
 
     def law(self, text: str) -> str:
         """A printed reference to the law in this language."""
-        for old, new in self.words["law"].items():
+        return self._replaced("law", text)
+
+    def number(self, number: int) -> str:
+        """A number in words, as far as the blocks have one."""
+        return self.words["text"]["numbers"].get(str(number), str(number))
+
+    def deadline(self, days: int) -> str:
+        return self.text("text", "deadline", number=self.number(days))
+
+    def _replaced(self, section: str, text: str) -> str:
+        for old, new in self.words[section].items():
             text = text.replace(old, new)
         return text
 
     def _fill(self, file: Path, where: str, text: str, fields: Mapping[str, object]) -> str:
         try:
-            return _compiled(self.environment, text).render(**fields).strip()
+            return self.template(text).render(**fields).strip()
         except jinja2.TemplateError as error:
             raise UserError(f"{file}: {where} cannot be filled in: {error}; mend the block") from error
 
 
 _blocks = functools.cache(_Blocks)
-
-
-@functools.cache
-def _compiled(environment: jinja2.Environment, text: str) -> jinja2.Template:
-    return environment.from_string(text)
 
 
 def _read_toml(path: Path) -> dict:
@@ -224,64 +227,51 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool = False) -> list[str]
     groups: dict[str, list[RuleResult]] = {}
     for result in measure.results:
         own = blocks.has("measures", result.rule_id)
-        groups.setdefault(
-            result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_"), []
-        ).append(result)
-    deadlines = {"deadline": _deadline(measure.deadline_days, blocks)}
-    if measure.owners_days:
-        deadlines["owners_deadline"] = _deadline(measure.owners_days, blocks)
+        name = result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_")
+        groups.setdefault(name, []).append(result)
+    fields, parts = {"deadline": blocks.deadline(measure.deadline_days)}, ["order"] if short else ["order", "detail"]
+    if not short and measure.urgency == 2:
+        parts.append("urgent")
+    if not short and measure.owners_days:
+        parts.append("owners")
+        fields["owners_deadline"] = blocks.deadline(measure.owners_days)
     texts = []
     for name, results in groups.items():
         tables = dict.fromkeys(table_name(result.cell[0]) for result in results if result.cell[0])
-        templates = blocks.listed(list(tables)) or blocks.text("text", "report")
-        parts = {"order": True, "detail": not short, "urgent": not short and measure.urgency == 2}
-        parts["owners"] = not short and bool(measure.owners_days)
-        filled = (
-            blocks.text("measures", name, part, templates=templates, **deadlines)
-            for part, used in parts.items()
-            if used
-        )
-        texts.append(" ".join(filter(None, filled)))
+        fields["templates"] = blocks.listed(list(tables)) or blocks.text("text", "report")
+        texts.append(" ".join(filter(None, (blocks.text("measures", name, part, **fields) for part in parts))))
     return texts
 
 
 def _reporting(measures: Sequence[Measure], blocks: _Blocks) -> str:
     """The duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
     worst = max((measure.order for measure in measures), key=ORDERS.index)
-    subjects = list(dict.fromkeys(measure.subject for measure in measures if measure.subject not in WRONG))
-    names = {subject: blocks.text("subjects", subject) for subject in subjects}
-    daily = list(dict.fromkeys(names[subject] for subject in subjects if subject in DAILY))
-    others = list(dict.fromkeys(names[subject] for subject in subjects if subject not in DAILY))
+    subjects = dict.fromkeys(measure.subject for measure in measures if measure.subject not in WRONG)
+    daily = [blocks.text("subjects", subject) for subject in subjects if subject in DAILY]
+    others = [blocks.text("subjects", subject) for subject in subjects if subject not in DAILY]
     parts = [blocks.text("reporting", "daily", subjects=blocks.listed(daily))] if daily else []
     if others or not daily:
         parts.append(blocks.text("reporting", worst, subjects=blocks.listed(others)))
-    return " ".join(map(_capital, parts))
-
-
-def _deadline(days: int, blocks: _Blocks) -> str:
-    numbers = blocks.words["text"]["numbers"]
-    return blocks.text("text", "deadline", number=numbers.get(str(days), str(days)))
+    return " ".join(parts)
 
 
 def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, blocks: _Blocks) -> str:
     """What follows if the measures are not carried out: what `measures.consequence` finds proportionate."""
     announced = consequence(violated, context.repeated)
     if announced == "none":
-        return _capital(blocks.text("consequences", severity(violated)))
+        return blocks.text("consequences", severity(violated))
     cited = law.licence if announced == "licence" else law.penalty
-    return _capital(blocks.text("consequences", announced, law=blocks.law(cited)))
+    return blocks.text("consequences", announced, law=blocks.law(cited))
 
 
 def _rights(law: Basis, blocks: _Blocks) -> dict[str, str]:
     """How the bank is heard, and how it objects."""
-    numbers, months = blocks.words["text"]["numbers"], blocks.words["months"]
-    days, term = str(law.hearing_days), str(law.objection_months)
-    hearing = {"number": numbers.get(days, days), "law": blocks.law(law.hearing)}
-    objection = {"months": months[term], "law": blocks.law(law.objection), "suspends": law.suspends}
+    number, months = blocks.number(law.hearing_days), blocks.words["months"][str(law.objection_months)]
+    objection = {"months": months, "law": blocks.law(law.objection), "suspends": law.suspends}
     return {
-        "hearing": _capital(blocks.text("rights", "hearing", **hearing)),
-        "objection": _capital(blocks.text("rights", "objection", **objection)),
-        "remedy": _capital(blocks.text("rights", "remedy")),
+        "hearing": blocks.text("rights", "hearing", number=number, law=blocks.law(law.hearing)),
+        "objection": blocks.text("rights", "objection", **objection),
+        "remedy": blocks.text("rights", "remedy"),
     }
 
 
@@ -302,7 +292,7 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     result, *others = group
     fields = _fields(result, blocks)
     of_note = note_rules().get(result.rule_id)
-    own = [result.rule_id] if _has_figures(result) or (of_note and of_note.counted) else []
+    own = [result.rule_id] if has_figures(result) or (of_note and of_note.counted) else []
     parts = [blocks.choose("findings", *own, _form(result), **fields)]
     if of_note and (known := context.without.get(result.rule_id)):
         parts.append(blocks.text("without", f"{'pledged' if of_note.kind == 'pledged' else 'capital'}_{known}"))
@@ -326,7 +316,7 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
 
 def _form(result: RuleResult) -> str:
     """The form of a finding: the name of its block, where its rule has none of its own."""
-    if not _has_figures(result):
+    if not has_figures(result):
         return "without_figures"
     if result.rule_id in note_rules():
         return "note" if result.relation == "min" else "max"
@@ -339,7 +329,8 @@ def _form(result: RuleResult) -> str:
     return {"min": "requirement", "max": "cap", "expected": "expected"}[result.relation]
 
 
-def _has_figures(result: RuleResult) -> bool:
+def has_figures(result: RuleResult) -> bool:
+    """Whether both the figure and its limit are known."""
     return result.value is not None and result.limit is not None
 
 
@@ -361,7 +352,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
         fields["value"] = _amount(result, format_figure(result.value, result.unit, result.decimals), blocks)
     if result.limit is not None:
         fields["limit"] = _amount(result, result.printed_limit, blocks)
-    if _has_figures(result):
+    if has_figures(result):
         gap = format_limit(
             abs(result.known_limit - result.known_value), result.unit, result.decimals, missed_by=Decimal(0)
         )
@@ -408,8 +399,3 @@ def _remarks(context: Context, blocks: _Blocks) -> list[str]:
         remarks.append(blocks.text("remarks", "LE_DEF", **_fields(large[0], blocks), number=len(large)))
     others = [one for one in context.triggers if one.rule_id != "LE_DEF" and blocks.has("remarks", one.rule_id)]
     return remarks + [blocks.text("remarks", one.rule_id, **_fields(one, blocks)) for one in others]
-
-
-def _capital(text: str) -> str:
-    """Capitalise the first letter only."""
-    return text[:1].upper() + text[1:]

@@ -20,15 +20,21 @@ import jinja2
 from markupsafe import Markup
 
 from common.durable_files import new_directory, write_durably
-from xbrl.desk.record import READY, Case, Form, make_record
+from xbrl.desk.record import BLOCKED, READY, Case, Form, make_record
 from xbrl.desk.verdicts import VERDICTS
 
 PAGES = Path(__file__).with_name("pages")
 RECORD_FILE, AUDIT_FILE = "report.json", "audit.json"
-STATES = {READY: "ready to be signed"}  # of a letter, as they are printed
+STATES = {READY: "ready to be signed", BLOCKED: BLOCKED}  # of a letter, as they are printed
 COLUMNS = ("entity", "bank", "period", "verdict", "rule", "cell", "value", "limit", "legal", "reason", "letter", "page")
+NEGATIVE = re.compile(r"-[\d.]+(?:%| \w+)?")  # a figure: `-22729 thousand`
 INVISIBLE = re.compile("[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-COLOURS = {"confirmed": "good", "found by rule": "good", READY: "good", "not decidable by rule": "open"}
+COLOURS = {
+    "confirmed": "good",
+    READY: "good",
+    "not decidable by rule": "open",
+    "found by rule": "",
+}  # of tags; else "bad"
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,14 @@ def finish(job: Job) -> dict:
     letter = record["letter"]
     with new_directory(job.out / folder_name(record["entity"], record["period"])) as folder:
         _write(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        _write(folder / "report.html", page(record))
+        _write(folder / "report.html", page(record, job.form.language))
         if letter["state"] == READY:
             _write(folder / "letter.txt", letter["text"] + "\n")
         elif job.draft:
             reasons = "".join(f"- {reason}\n" for reason in letter["reasons"])
             _write(folder / "letter-DRAFT.txt", f"{reasons}\n{letter['text']}\n")
         outputs = {path.name: hash_of_file(path) for path in sorted(folder.iterdir())}
-        audit = _audit_record(job, record, outputs)
-        _write(folder / AUDIT_FILE, json.dumps(audit, indent=1, ensure_ascii=False) + "\n")
+        _write(folder / AUDIT_FILE, json.dumps(_audit_record(job, outputs), indent=1, ensure_ascii=False) + "\n")
     return record
 
 
@@ -75,8 +80,8 @@ def hash_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _audit_record(job: Job, record: dict, outputs: dict[str, str]) -> dict:
-    reply = job.case.reply
+def _audit_record(job: Job, outputs: dict[str, str]) -> dict:
+    report, reply = job.case.report, job.case.reply
     question = reply and {
         "profile": reply.profile,
         "prompt": list(reply.prompt),
@@ -85,21 +90,18 @@ def _audit_record(job: Job, record: dict, outputs: dict[str, str]) -> dict:
         "problem": reply.problem,
     }
     return {
-        "entity": record["entity"],
-        "period": record["period"],
+        "entity": report.entity,
+        "period": report.period,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **job.audit,
-        "warnings": record["warnings"],
-        "undecided": [{"rule": one["rule"], "reason": one["reason"]} for one in record["undecided"]],
-        "skipped": record["skipped"],
         "question": question,
         "outputs": outputs,
     }
 
 
-def page(record: dict) -> str:
-    """The page of one record (`record.make_record`)."""
-    return _environment().get_template("report.html.jinja").render(**record)
+def page(record: dict, language: str) -> str:
+    """The page of one record (`record.make_record`). `language` is that of its letter: a screen reader pronounces it."""
+    return _environment().get_template("report.html.jinja").render(**record, language=language)
 
 
 def write_overview(out: Path, records: Sequence[dict], refused: Sequence[str]) -> None:
@@ -118,7 +120,7 @@ def totals(records: Sequence[dict]) -> str:
     verdicts, letters = Counter(), Counter()
     for record in records:
         verdicts.update(record["counts"])
-        letters[STATES.get(record["letter"]["state"], record["letter"]["state"])] += 1
+        letters[STATES[record["letter"]["state"]]] += 1
     found = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdicts[verdict]) or "no findings"
     states = ", ".join(f"{number} {state}" for state, number in sorted(letters.items())) or "none"
     return f"{len(records)} report{'' if len(records) == 1 else 's'}: {found}; letters: {states}"
@@ -142,9 +144,6 @@ def _cell(text: str) -> str:
     text = text.encode("utf-8", "replace").decode()
     is_formula = text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and not NEGATIVE.fullmatch(text))
     return f"'{text}" if is_formula else text
-
-
-NEGATIVE = re.compile(r"-[\d.]+(?:%| \w+)?")  # a figure: `-22729 thousand`
 
 
 @functools.cache

@@ -6,15 +6,17 @@ The answer of a model changes nothing in it: it is a proposal, shown beside it.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_facts, read_lines
 from xbrl.answers.answers import write_fact
 from xbrl.corpus.examples import PROFILES
 from xbrl.desk.decisions import ReadNote, doubts, read_notes
-from xbrl.desk.letters import plain_name, write_letter
+from xbrl.desk.letters import LANGUAGES, plain_name, write_letter
 from xbrl.desk.verdicts import (
+    BY_RULE,
     CONFIRMED,
     OPEN,
     REFUTED,
@@ -22,7 +24,6 @@ from xbrl.desk.verdicts import (
     Examination,
     Verdict,
     check_draft,
-    engine_verdicts,
     examine,
     judge_answer,
 )
@@ -36,26 +37,7 @@ from xbrl.rules.rules import RuleResult
 LEI = re.compile(r"(?!.*[A-Z]{13})[0-9A-Z]{18}[0-9]{2}")  # 13 letters in a row may be words
 CODE = re.compile(r"(?!.*[A-Za-z]{13})(?=.*\d)[A-Za-z0-9]+(?:[-_./: ][A-Za-z0-9]+){0,3}", re.ASCII)
 WORD, LONG_WORD = re.compile(r"[^\W\d_]{2,}"), re.compile(r"[^\W\d_]{3,}")
-LEGAL_FORMS = (
-    "AB",
-    "AG",
-    "AS",
-    "ASA",
-    "BV",
-    "Bank",
-    "GmbH",
-    "Inc",
-    "KG",
-    "KGaA",
-    "Ltd",
-    "NV",
-    "Oyj",
-    "SA",
-    "SE",
-    "SpA",
-    "eG",
-    "plc",
-)
+LEGAL_FORM = re.compile("AB|AG|AS|ASA|BV|Bank|GmbH|Inc|KG|KGaA|Ltd|NV|Oyj|SA|SE|SpA|eG|plc")
 READY, BLOCKED = "ready", "not ready"
 MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back
 UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b(?!.*has no text)")  # in a warning of the reader
@@ -109,7 +91,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     letter = _write(engine.violated, case, engine, form, grouped=True)
     draft, unread, contradictory = {"text": "", "outside": [], "unknown": []}, [], []
     if reply is None:
-        verdicts = engine_verdicts(engine)
+        verdicts = [Verdict(BY_RULE, one.rule_id, "", result=one) for one in engine.violated]
     else:
         lines = read_lines(text)
         unread = [line for line, claim in lines if claim is None]
@@ -169,29 +151,18 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     }
 
 
-def _write(
-    violated: Sequence, case: Case, engine: Examination, form: Form, *, short: bool = False, grouped: bool = False
-) -> str:
-    return write_letter(
-        violated,
-        case.bank,
-        case.report.period,
-        engine.context,
-        basis=form.basis,
-        language=form.language,
-        short=short,
-        grouped=grouped,
-    )
+def _write(violated: Sequence, case: Case, engine: Examination, form: Form, **how: Any) -> str:
+    return write_letter(violated, case.bank, case.report.period, engine.context, **vars(form), **how)
 
 
 def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Finding], form: Form) -> dict:
     """The model's letter, compared with the blocks: on what is decided, and on what it proposes."""
     versions = [engine.violated, tuple(apply_findings(engine.results, proposed))] if proposed else [engine.violated]
-    forms = {form, Form(), replace(form, language="de"), replace(form, language="en")}
+    forms = [Form(basis, language) for basis in sorted({"model", form.basis}) for language in LANGUAGES]
     approved = [
         _write(violated, case, engine, one, short=short)
         for violated in versions
-        for one in sorted(forms, key=lambda one: (one.basis, one.language))
+        for one in forms
         for short in (False, True)
     ]
     known = [str(message.get("content") or "") for message in (case.reply.prompt if case.reply else ())]
@@ -210,9 +181,8 @@ def is_name(text: str) -> bool:
     if text.isalpha() and len(text) <= 12 and text[1:].islower():
         return True
     parts = text.replace(".", "").split()
-    return (
-        0 < len(parts) <= 3 and all(one.isalpha() and not one.islower() for one in parts) and parts[-1] in LEGAL_FORMS
-    )
+    is_short = 0 < len(parts) <= 3 and all(one.isalpha() and not one.islower() for one in parts)
+    return is_short and bool(LEGAL_FORM.fullmatch(parts[-1]))
 
 
 def _reasons(
@@ -310,15 +280,8 @@ def _problems(reply: Reply | None, text: str, unread: Sequence[str], contradicto
 
 
 def _note(note: ReadNote) -> dict:
-    return {
-        "id": note.id,
-        "text": note.text,
-        "decisions": [f"{one.rule or 'nothing follows'}: {one.state} ({one.where})" for one in note.decisions],
-        "facts": [_fact(fact) for fact in note.facts],
-        "if_so": list(note.if_so),
-        "if_not": note.if_not,
-        "open": list(note.open),
-    }
+    decisions = [f"{one.rule or 'nothing follows'}: {one.state} ({one.where})" for one in note.decisions]
+    return vars(note) | {"decisions": decisions, "facts": [_fact(fact) for fact in note.facts]}
 
 
 def _fact(fact: NoteFact) -> dict:

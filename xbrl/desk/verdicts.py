@@ -40,6 +40,7 @@ WHY_NOT_VIOLATED = {
     "undecided": "the figures do not decide it",
     "not applicable": "the rule does not apply",
 }
+Judgement = tuple[str, str, RuleResult | None]  # the verdict, the reason, the engine's result on the rule
 _MARKS = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 
 
@@ -56,9 +57,9 @@ class Examination:
     decisions: tuple[Finding, ...]
     context: Context  # what a letter may mention besides the findings
 
-    def of_state(self, *states: str) -> list[RuleResult]:
-        """The results of rules with one of these states."""
-        return [result for result in self.results if result.state in states]
+    def of_state(self, state: str) -> list[RuleResult]:
+        """The results of rules with this state."""
+        return [result for result in self.results if result.state == state]
 
 
 def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Finding]) -> Examination:
@@ -103,16 +104,14 @@ class Verdict:
 
     def describe(self) -> dict[str, Any]:
         """All of it as texts. Value and limit are the engine's where it has them."""
-        known: dict[str, Any] = dict.fromkeys(("kind", "title", "cell", "value", "limit", "legal", "formula"), "")
-        of_note = note_rules().get(self.rule)
-        if self.result:
-            known = describe_result(self.result)
-        else:
-            known["inputs"] = []
-            if of_note:
-                known |= {"kind": "note", "legal": of_note.legal}
-        if of_note:
+        names = ("kind", "title", "cell", "value", "limit", "legal", "formula")
+        known: dict[str, Any] = (
+            describe_result(self.result) if self.result else dict.fromkeys(names, "") | {"inputs": []}
+        )
+        if of_note := note_rules().get(self.rule):
             known["title"] = of_note.title
+            if not self.result:
+                known |= {"kind": "note", "legal": of_note.legal}
         reason = "; ".join(filter(None, (self.reason, known.pop("reason", ""))))
         written = f"the model wrote: {self.line}" if self.line else ""
         details = [text for text in (reason, known["formula"], *known["inputs"], written) if text]
@@ -147,60 +146,55 @@ class _Judge:
     def decisions(self, rule: str) -> list[Finding]:
         return [one for one in self.engine.decisions if one.rule == rule]
 
-    def violated(self, claim: Claim, line: str) -> Verdict:
-        """The verdict on a finding."""
+    def violated(self, claim: Claim) -> Judgement:
+        """The judgement of a finding."""
         truths = self.claims(claim.rule)
         same = [pair for pair in truths if pair[0] is None or pair[0].where == claim.where]
         if same:
-            return self._compare(claim, line, *min(same, key=lambda pair: len(_differences(claim, *pair))))
+            return self._compare(claim, *min(same, key=lambda pair: len(_differences(claim, *pair))))
         if truths:
             places = ", ".join(cell_name(one.cell, one.row) for _, one in truths)
-            reason = f"the rule is violated at {places}, not where the model says"
-            return Verdict(REFUTED, claim.rule, reason, line, claim, truths[0][1])
+            return REFUTED, f"the rule is violated at {places}, not where the model says", truths[0][1]
         if claim.rule not in {one.rule_id for one in self.engine.results} | set(note_rules()):
-            return Verdict(REFUTED, claim.rule, "no rule has this id", line, claim)
+            return REFUTED, "no rule has this id", None
         if decided := self.decisions(claim.rule):
             reason = f"the desk has decided otherwise: {decided[0].state} ({decided[0].where})"
-            return Verdict(REFUTED, claim.rule, reason, line, claim, self._nearest(claim))
+            return REFUTED, reason, self._nearest(claim)
         if claim.rule in note_rules():
-            return self._of_note(claim, line)
+            return self._of_note(claim)
         result = self._nearest(claim)
         assert result is not None, "every rule has a result"
         uncovered = result.state == "not applicable" and result.value is not None
-        state = OPEN if result.state == "undecided" or uncovered else REFUTED
-        return Verdict(state, claim.rule, WHY_NOT_VIOLATED[result.state], line, claim, result)
+        verdict = OPEN if result.state == "undecided" or uncovered else REFUTED
+        return verdict, WHY_NOT_VIOLATED[result.state], result
 
-    def _compare(self, claim: Claim, line: str, truth: Claim | None, result: RuleResult) -> Verdict:
+    def _compare(self, claim: Claim, truth: Claim | None, result: RuleResult) -> Judgement:
         wrong = _differences(claim, truth, result)
         if wrong:
-            return Verdict(REFUTED, claim.rule, f"the rule is violated, but {'; '.join(wrong)}", line, claim, result)
+            return REFUTED, f"the rule is violated, but {'; '.join(wrong)}", result
         reason = "by the figures; the answer says that a note lifts it" if claim.rule in self.lifts_of_answer else ""
         for one in self.decisions(claim.rule):
             if one.state == "violated" and concerns(one, result):
                 reason = f"the desk has decided: violated ({one.where})"
-        return Verdict(CONFIRMED, claim.rule, reason, line, claim, result)
+        return CONFIRMED, reason, result
 
-    def _of_note(self, claim: Claim, line: str) -> Verdict:
+    def _of_note(self, claim: Claim) -> Judgement:
         if not self.report.notes:
-            reason = "only a note of the bank can show this, and the report has none"
-            return Verdict(REFUTED, claim.rule, reason, line, claim)
+            return REFUTED, "only a note of the bank can show this, and the report has none", None
         if self.is_decided:
-            reason = "the desk has decided on the note, and not that"
-            return Verdict(REFUTED, claim.rule, reason, line, claim)
+            return REFUTED, "the desk has decided on the note, and not that", None
         if self.proposed is None:
-            return Verdict(OPEN, claim.rule, f"only a note shows it; {DECIDE}", line, claim)
+            return OPEN, f"only a note shows it; {DECIDE}", None
         follows = [one for one in self.proposed if one.rule == claim.rule and one.state == "violated"]
         if not follows:
-            reason = "it does not follow from the facts that the model read in the note"
-            return Verdict(REFUTED, claim.rule, reason, line, claim)
+            return REFUTED, "it does not follow from the facts that the model read in the note", None
         results = apply_findings(self.engine.results, follows)
         result = next(one for one in results if one.rule_id == claim.rule)
+        reason = "it follows from the facts that the model read in the note"
         wrong = _differences(claim, self.profile.claim_of(result), result)
         if wrong:
-            reason = f"it follows from the facts that the model read in the note, but {'; '.join(wrong)}"
-            return Verdict(REFUTED, claim.rule, reason, line, claim, result)
-        reason = f"it follows from the facts that the model read in the note; {DECIDE}"
-        return Verdict(OPEN, claim.rule, reason, line, claim, result)
+            return REFUTED, f"{reason}, but {'; '.join(wrong)}", result
+        return OPEN, f"{reason}; {DECIDE}", result
 
     def _nearest(self, claim: Claim) -> RuleResult | None:
         """The result of a rule, on the row that the model names if it has one.
@@ -214,17 +208,16 @@ class _Judge:
             return replace(found, row="", value=None, limit=None, inputs=())
         return found
 
-    def lifts(self, claim: Claim, line: str) -> Verdict:
-        """The verdict on "a note lifts this rule"."""
+    def lifts(self, claim: Claim) -> Judgement:
+        """The judgement of "a note lifts this rule"."""
         found = next((one for one in self.engine.results if (one.rule_id, one.state) == (claim.rule, "violated")), None)
         if decided := self.decisions(claim.rule):
-            state = CONFIRMED if decided[0].state == "lifted" else REFUTED
-            reason = f"the desk has decided: {decided[0].state} ({decided[0].where})"
-            return Verdict(state, claim.rule, reason, line, claim, found)
+            verdict = CONFIRMED if decided[0].state == "lifted" else REFUTED
+            return verdict, f"the desk has decided: {decided[0].state} ({decided[0].where})", found
         if not self.report.notes:
-            return Verdict(REFUTED, claim.rule, "only a note can lift it, and the report has none", line, claim, found)
+            return REFUTED, "only a note can lift it, and the report has none", found
         changes = "" if found else " it changes nothing, for the rule is not violated;"
-        return Verdict(OPEN, claim.rule, f"the model says that a note lifts it;{changes} {DECIDE}", line, claim, found)
+        return OPEN, f"the model says that a note lifts it;{changes} {DECIDE}", found
 
     def missed(self, claims: Sequence[Claim], lifted: frozenset[str], skip: frozenset[str]) -> Iterator[Verdict]:
         """The violations that no finding of the model is about, but those of the rules `skip`.
@@ -268,20 +261,14 @@ def judge_answer(
     )
     found: list[Verdict] = []
     for line, claim in read:
-        if claim.state == "violated":
-            found.append(judge.violated(claim, line))
-        elif claim.state == "lifts":
-            found.append(judge.lifts(claim, line))
+        if claim.state in ("violated", "lifts"):
+            verdict, reason, result = (judge.violated if claim.state == "violated" else judge.lifts)(claim)
+            found.append(Verdict(verdict, claim.rule, reason, line, claim, result))
     lifted = frozenset(one.rule for one in proposed if one.state == "lifted")
     said = [claim for _, claim in read if claim.state == "violated"]
     # In the quickstart a line that names the violation and one that lifts it stand together.
     skip = frozenset(one.rule for one in found if one.claim and one.claim.state == "lifts" and one.verdict != REFUTED)
     return found + list(judge.missed(said, lifted, skip))
-
-
-def engine_verdicts(engine: Examination) -> list[Verdict]:
-    """The findings without a model."""
-    return [Verdict(BY_RULE, result.rule_id, "", result=result) for result in engine.violated]
 
 
 def _differences(claim: Claim, truth: Claim | None, result: RuleResult) -> list[str]:
@@ -332,12 +319,10 @@ def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violat
 
 def flags(sentence: str, relations: Iterable[str]) -> tuple[str, ...]:
     """The flagged words of a sentence, each with its class. `relations` are those of the findings ("min", "max")."""
-    classes = flagged_words()
-    used = {name: words for name, words in classes.items() if not name.startswith("against ")}
-    for relation in relations:
-        used |= {name: words for name, words in classes.items() if name == f"against {relation}"}
-    found = []
-    for name, words in used.items():
+    against, found = {f"against {relation}" for relation in relations}, []
+    for name, words in flagged_words().items():
+        if name.startswith("against ") and name not in against:
+            continue
         found += [f"{word} ({name})" for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.I)]
     return tuple(found)
 

@@ -218,7 +218,10 @@ def test_what_is_odd_about_the_facts_of_a_model_stands_beside_them(noted):
         "the model contradicts itself: pledged applies and does not apply",
         "the model names Landesbank Niederrhein, which the note does not",
     ]
-    assert record(noted, answer(facts=[FACT]))["notes"][0]["open"] == []
+    another = FACT.replace("applies", "does not apply").replace(
+        "EUR 4", "EUR 3"
+    )  # a note may have both, with other amounts
+    assert "EUR 3" in another and record(noted, answer(facts=[FACT, another]))["notes"][0]["open"] == []
 
 
 def test_a_decision_is_on_one_note_in_its_words(noted, tmp_path):

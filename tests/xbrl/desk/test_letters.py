@@ -148,8 +148,6 @@ def test_each_legal_basis_is_named():
     assert "requirement (CRD Art. 104a)" in cited[0] and "requirement (§ 6c KWG)" in cited[1]
     with pytest.raises(UserError, match="there is no legal basis 'fr'"):
         write_letter([PLEDGED], NAMED, PERIOD, basis="fr")
-    with pytest.raises(UserError, match="no letters in the language 'fr'; there are en, de"):
-        write_letter([PLEDGED], NAMED, PERIOD, language="fr")
 
 
 def test_a_remark_and_the_smallest_margin_cite_the_basis_of_the_letter_too(tmp_path):

@@ -61,26 +61,43 @@ def test_marks_that_hide_or_reorder_text_are_shown(tmp_path):
     report = replace(read(tmp_path, {LCR: "0.93"}), currency="\u202eRUE")
     letter = "You need \u200bnot \u2066pay\u2069. \u202eNothing is due."
     reply = Reply("full", (), f"Violations:\nnone\nDirective:\n{letter}")
-    html = output.page(make_record(Case(report, Addressee("E", "A\u202eB", "DE", "bank"), reply=reply)))
+    html = output.page(make_record(Case(report, Addressee("E", "A\u202eB", "DE", "bank"), reply=reply)), "en")
     assert not re.search("[\u200b\u202a-\u202e\u2066-\u2069]", html) and "A\ufffdB" in html and "\ufffdRUE" in html
     assert "You need \ufffdnot \ufffdpay\ufffd. \ufffdNothing is due." in html
 
 
 def test_the_page_says_what_was_decided_by_whom(made):
     html = made[3][1]["report.html"].decode()
-    row = '">{}</span></td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}'
+    names = ("rule", "cell", "value", "limit", "article")
+    row = '">{}</span></td>' + "</td>".join(f'<td data-name="{name}">{{}}' for name in names)
     lcr = ("confirmed", "LCR_MIN", "C 76.00.a r0030 c0010", "93.00%", "min 100%", "CRR Art. 412(1); ")
     assert row.format(*lcr) in html
     assert row.format("missed", "LE_LIMIT", "C 28.00 A12 c350", "27.00%", "max 25%", "CRR Art. 395(1)<") in html
     assert "violated if C 76.00.a r0030 c0010 &lt; 1" in html
     letter, draft = html.partition("Decision letter")[2].split("Draft of the model")
     assert "not ready" in letter and "nobody has decided on note" in letter and "The model wrote none of it." in letter
+    assert letter.startswith(': <a href="#letter"') and '<div class="letter" lang="en"><p>NOT READY' in letter
     assert "figures checked, sentences not" in draft and "the figure 94%" in draft and "the LCR is 94%." in draft
     assert "To decide, copy into a file for --findings" in html and ",LCR_MIN,lifted," in html and ",,benign," in html
     assert "The words of these facts stand in no note of the report" in html
     text = (made[1] / "letter-DRAFT.txt").read_text()
     assert text.startswith("- nobody has decided on note ") and "94%" not in text
     assert "\nNOT READY: not to be sent\n" in text
+
+
+def test_a_duty_has_a_threshold_which_is_no_maximum_and_a_table_without_figures_has_no_columns_for_them(made):
+    without = output.page(made[2], "de")
+    assert '<div class="letter" lang="de">' in without and '<th scope="col">threshold' not in without
+    duty = {
+        "rule": "LE_DEF",
+        "cell": "C",
+        "value": "12%",
+        "limit": "max 10%",
+        "legal": "CRR",
+        "reason": "",
+        "title": "t",
+    }
+    assert '<td data-name="threshold">10%</td>' in output.page(made[2] | {"duties": [duty]}, "en")
 
 
 def test_every_page_is_well_formed(made, tmp_path):
@@ -117,12 +134,10 @@ def test_the_audit_has_the_hashes_of_the_pages_and_the_raw_answer(made):
         path.name: output.hash_of_file(path) for path in made[1].iterdir() if path.name != "audit.json"
     }
     assert audit["question"]["answer"] == ANSWER and audit["question"]["profile"] == "full"
-    assert {"rule": "OF_SUM", "reason": "C 01.00 has no filing indicator"} in audit["skipped"]
-    assert {one["rule"] for one in audit["undecided"]} >= {"OCR_TC", "LCR_CALC"}
 
 
 def test_an_interrupted_report_leaves_nothing_behind(made, tmp_path, monkeypatch):
-    def interrupted(record):
+    def interrupted(record, language):
         raise KeyboardInterrupt
 
     report = read(tmp_path / "files")
