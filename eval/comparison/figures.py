@@ -105,13 +105,7 @@ def _forgetting(result: dict, rows: Sequence[dict], style: dict) -> Picture:
             panels[0].invert_yaxis()
         return figure
 
-    def value(row: dict, metric: str) -> str:
-        one = row["metrics"].get(metric)
-        return f"{row['name']} {one['value']:.{measure_of(metric).digits}f}" if one else f"{row['name']} unknown"
-
-    words = f"{heading(result, main)} and forgetting: " + "; ".join(
-        ", ".join(f"{heading(result, metric)} {value(row, metric)}" for metric in (main, *metrics)) for row in rows
-    )
+    words = f"{heading(result, main)} against forgetting; the values stand in the tables below."
     caption = "Learning against forgetting, with 95% intervals. Better is up and to the left."
     return Picture("forgetting", caption, words, drawn(draw))
 

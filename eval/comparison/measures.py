@@ -10,6 +10,7 @@ from eval.comparison.arms import Arm, Seed
 from eval.intervals import Terms, clusters_of, ratio, terms_of
 
 ENGINE = "rule engine"  # the name of the baseline that evaluates rules on the reported figures, without the notes
+BASE = "base model"  # the row of what was measured before training
 
 
 OWN = "own/"  # begins the names of the scores of --metric
@@ -31,7 +32,6 @@ class Measure:
 MEASURES = {
     "f1": Measure("F1"),
     "macro_f1": Measure("macro-F1"),
-    "fact_f1": Measure("fact-F1"),
     "precision": Measure("precision"),
     "recall": Measure("recall"),
     "exact": Measure("reports all right"),
@@ -46,13 +46,14 @@ MEASURES = {
 
 def measure_of(metric: str) -> Measure:
     """How a metric is shown; of the user's own scores nobody says which value is the better one."""
-    return MEASURES.get(metric) or Measure(metric.removeprefix(OWN), better=0)
+    own = Measure(metric.removeprefix(OWN), better=0) if metric.startswith(OWN) else None
+    return own or MEASURES.get(metric) or Measure(metric.replace("_f1", "-F1"))
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
-    """The metrics as tables show them: the user's own first, in their order."""
-    names = dict.fromkeys(metrics)
-    return [*(name for name in names if name.startswith(OWN)), *(name for name in MEASURES if name in names)]
+    """The metrics as tables show them: the user's own first, and those of other counts (`terms_of`) after macro-F1."""
+    places = {name: place for place, name in enumerate(MEASURES)}
+    return sorted(dict.fromkeys(metrics), key=lambda name: -1 if name.startswith(OWN) else places.get(name, 1.5))
 
 
 def with_metric(
@@ -99,7 +100,7 @@ def not_finite(seed: Seed, rules: Sequence[str]) -> list[str]:
 
 def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> dict[str, Terms]:
     """The terms of every metric that one seed has. rules: those of `named_rules`."""
-    terms = {name: one for name, one in terms_of(seed.task).items() if name in MEASURES or name.startswith(OWN)}
+    terms = terms_of(seed.task)
     if per_answer and "loss" in terms:
         nats = terms["loss"].rows[:, :1]
         terms["loss"] = replace(terms["loss"], rows=np.concatenate([nats, np.ones_like(nats)], axis=1))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import stdev
 
 from eval.comparison.measures import OWN, measure_of, ordered
-from eval.comparison.words import heading, interval_over, limits, listed, p_value, verdict, warnings
+from eval.comparison.words import heading, interval_over, listed, p_value
 
 GENERAL = ("perplexity", "kl", "questions")
 
@@ -156,7 +156,7 @@ def markdown(result: dict) -> str:
     """The whole comparison as Markdown, without the figures and the answers."""
     names = [row["name"] for row in result["rows"] if row["kind"] == "arm"]
     parts = [_plain(f"# {names[0]} compared with {listed(names[1:])}")]
-    lists = {**verdict(result), "Read with care": warnings(result), "What this does not say": limits(result)}
+    lists = {**result["verdict"], "Read with care": result["warnings"], "What this does not say": result["limits"]}
     for title, sentences in lists.items():
         if sentences:
             parts.append(f"## {title}\n\n" + "\n".join(f"- {_plain(sentence)}" for sentence in sentences))

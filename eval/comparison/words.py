@@ -3,21 +3,11 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from eval.comparison.comparison import BASE
-from eval.comparison.measures import ENGINE, measure_of
+from eval.comparison.measures import BASE, ENGINE, measure_of
 
 ALPHA = 0.05
 FEW_CLUSTERS = 20  # below, bootstrap intervals are clearly too narrow: with 8 clusters 89% instead of 95%
 MANY_TOKENS = 1.01  # arms whose tokens differ by more than 1% did not have equal training
-# metric -> (what the better arm does, what two arms without a shown difference are not different in)
-_WORDS = {
-    "f1": ("{better} labels better than {worse}", "labelling"),
-    "rouge_l": ("{better} writes answers closer to the reference than {worse}", "ROUGE-L"),
-    "loss": ("{better} predicts the right answers better than {worse}", "the loss"),
-    "perplexity": ("{worse} predicts general text worse than {better}", "predicting general text"),
-    "kl": ("{worse} has moved further from the base model than {better}", "the distance from the base model"),
-    "questions": ("{better} answers general questions better than {worse}", "answering general questions"),
-}
 
 
 def verdict(result: dict) -> dict[str, list[str]]:
@@ -84,17 +74,17 @@ def primary_sentence(result: dict, one: dict) -> str:
     open, the sentence says so.
     """
     metric, of, against = one["metric"], one["of"], one["against"]
-    measure = measure_of(metric)
-    claim, subject = _WORDS.get(metric, (f"{{better}} is better than {{worse}} in {measure.heading}", measure.heading))
+    measure, subject = measure_of(metric), heading(result, metric)
     pair, is_close = f"{of} and {against}", one["margin"] is not None and one["p_margin_holm"] < ALPHA
     within = f"{subject}, to within {one['margin']:g}" if one["margin"] is not None else ""
     if one["p_holm"] < ALPHA:
         high, low = (of, against) if one["value"] > 0 else (against, of)
-        if measure.better:
-            better, worse = (high, low) if measure.better > 0 else (low, high)
-            says = claim.format(better=better, worse=worse)
-        else:
-            says = f"{high} has more {measure.heading} than {low}"
+        better, worse = (high, low) if measure.better > 0 else (low, high)
+        says = (
+            f"{better} is better than {worse} in {subject}"
+            if measure.better
+            else f"{high} has more {subject} than {low}"
+        )
         says += f", by less than {one['margin']:g}" if is_close else ""
     elif is_close:
         says = f"{pair} are equivalent in {within}"
@@ -112,7 +102,7 @@ def primary_sentence(result: dict, one: dict) -> str:
     values = [f"{value_of(result, name, metric):.{digits}f}" for name in (of, against)]
     seeds = " and ".join(str(count) for count in one["seeds"] if count)
     return (
-        f"{says}: {heading(result, metric)} {values[0]} less {values[1]} is {one['value']:+z.{digits}f} ({intervals}, p of no "
+        f"{says}: {subject} {values[0]} less {values[1]} is {one['value']:+z.{digits}f} ({intervals}, p of no "
         f"difference {p_value(one['p_holm'])}{of_margin}; {seeds} seeds{', paired' if one['paired'] else ''})."
     )
 
