@@ -48,17 +48,13 @@ def is_sharded(option: str, paths: Sequence[str], ranks: Ranks) -> bool:
     if option != "auto" or ranks.world_size == 1:
         return option == "full" and ranks.world_size > 1
     size = read_on_first(lambda: sum(f.stat().st_size for p in paths for f in Path(p).glob("*.safetensors")), ranks)
-    if ranks.rank == 0 and size > SMALL_BYTES:
-        print(
-            f"--sharding full: each of {ranks.world_size} processes holds a part of the {size / 2**30:.1f} GiB; "
-            "--sharding none is faster if a process can hold all of it",
-            flush=True,
-        )
-    elif ranks.rank == 0:
-        print(
-            f"--sharding none: each of {ranks.world_size} processes holds all of the {size / 2**30:.1f} GiB", flush=True
-        )
-    return size > SMALL_BYTES
+    sharded = size > SMALL_BYTES
+    if ranks.rank == 0:
+        chosen, held = ("full", "a part") if sharded else ("none", "all")
+        hint = "; --sharding none is faster if a process can hold all of it" * sharded
+        each = f"each of {ranks.world_size} processes holds {held} of the {size / 2**30:.1f} GiB"
+        print(f"--sharding {chosen}: {each}{hint}", flush=True)
+    return sharded
 
 
 def agreed_dtype(name: str, ranks: Ranks) -> torch.dtype:

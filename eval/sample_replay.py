@@ -78,9 +78,6 @@ class SamplingOptions:
         """Raise UserError for the first number that is out of range."""
         if self.model is None:
             raise UserError("--source model needs a --model")
-        for name in ("documents", "max_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}")
         if not self.temperature > 0:
             raise UserError(f"--temperature must be above 0, not {self.temperature}")
         if not 0 < self.top_p <= 1:

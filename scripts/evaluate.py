@@ -49,15 +49,15 @@ def parse_arguments() -> argparse.Namespace:
     data = "one file of any form in docs/data.md; texts, completions and last calls of tools count for the loss only"
     parser.add_argument("--data", required=True, type=Path, help=data)
     add_baseline_options(parser)
-    add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, metavar="K")
+    add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, least=0, metavar="K")
     constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
     parser.add_argument("--constrained", action="store_true", help=constrained)
     add_reading_options(parser)
-    add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)")
+    add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)", least=1)
     batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
-    add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size)
+    add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size, least=1)
     longest = "maximum length of an answer (default: 25%% more than the longest in --train, or 256)"
-    add_number(parser, "--max-new-tokens", longest)
+    add_number(parser, "--max-new-tokens", longest, least=1)
     metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/runs.md)"
     parser.add_argument("--metric", default="", help=metric)
     add_dtype_option(parser)
