@@ -19,7 +19,7 @@ from common.durable_files import write_json
 from common.errors import UserError
 from data.examples import Documents
 from data.tokens import bos_ids, load_tokenizer
-from distributed.process_group import StopSignal, read_on_first, start_process_group
+from distributed.process_group import StopSignal, gather_objects, read_on_first, start_process_group
 from eval.forgetting import as_documents, visit_documents
 from eval.general_text import SOURCE, read_texts, training_texts
 from eval.in_step import in_turns
@@ -146,8 +146,7 @@ def losses_over_ranks(
             mine.append(_losses(model, packed, (item,), ranks.device))
         else:
             _losses(model, packed, (), ranks.device)  # an empty forward, since others have one
-    shares: list[list[torch.Tensor]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(shares, mine, group=ranks.flags)
+    shares = gather_objects(mine, ranks)
     return [shares[item % ranks.world_size][item // ranks.world_size] for item in range(len(documents))]
 
 

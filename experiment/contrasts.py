@@ -139,9 +139,9 @@ def draw_seeds(axes: Axes, values: Mapping[str, Mapping[int, float]]) -> None:
     axes.set_ylim(len(values) - 0.5, -0.5)
 
 
-def in_words(interval: Interval) -> str:
+def in_words(interval: Interval, digits: int = 3) -> str:
     """`-0.010 to +0.020`."""
-    return f"{interval.low:+.3f} to {interval.high:+.3f}"
+    return f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -28,12 +28,12 @@ from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from data.formats import read_examples
-from distributed.process_group import read_on_first, start_process_group
+from distributed.process_group import call_on_all, read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationInputs, EvaluationOptions, add_reading_options, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.metric import metric_figures
-from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank
+from eval.over_ranks import TIMEOUT_MINUTES
 from eval.stored_answers import write_answers
 from model.fingerprint import fingerprint_of_base
 from xbrl.answers import tables as report
@@ -89,7 +89,7 @@ def main() -> int:
     inputs = read_on_first(lambda: read_checked(options), ranks)
     if ranks.rank == 0 and inputs.control_line:
         print(inputs.control_line, flush=True)
-    own = on_every_rank(lambda: metric_figures(metric), ranks)
+    own = call_on_all(lambda: metric_figures(metric), ranks)
     tuned_on = read_on_first(lambda: read_examples(validation) if validation else [], ranks)
 
     def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers

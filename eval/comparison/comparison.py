@@ -21,7 +21,6 @@ from eval.comparison.measures import (
     label_terms,
     labels,
     named_rules,
-    not_finite,
     ordered,
     rule_terms,
     true_rules,
@@ -49,28 +48,35 @@ def compare(
     base) and `baselines` (each less the reference). Raises UserError if an arm has the name of another
     row, or if a primary contrast cannot be tested.
     """
-    terms, per_answer = arm_terms(arms, list(baselines.values()))
+    named = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
+    known, per_answer = arm_terms(arms, named)
+    # What is NaN or infinite is that of a model whose weights are damaged.
+    terms = {
+        arm: {name: one for name, one in of_arm.items() if np.isfinite(one.value)} for arm, of_arm in known.items()
+    }
     rules = true_rules([arms[0].seeds[0].task])
     names = [arm.name for arm in arms]
     for name in {BASE, *baselines} & {*names}:
         raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
     _check_seeds(arms)
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
-    named = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
     others = {name: terms_of(task) | label_terms(task, named) for name, task in baselines.items()}
     general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
     base = {BASE: general_terms(general, "base")} if general else {}
     pairs = [(after, before) for before, after in pairs]
     said = {arm.name: [one.task.get("answers") for one in arm.seeds] for arm in arms}
     same = {pair for pair in permutations(names, 2) if said[pair[0]] == said[pair[1]]}
-    known = terms | base | others
+    every = terms | base | others
     differences = [
-        *_differences("arms", pairs, known, same),
-        *_differences("forgetting", [(name, BASE) for name in names if base], known, set()),
-        *_differences("baselines", [(name, names[0]) for name in others], known, set()),
+        *_differences("arms", pairs, every, same),
+        *_differences("forgetting", [(name, BASE) for name in names if base], every, set()),
+        *_differences("baselines", [(name, names[0]) for name in others], every, set()),
     ]
     task = arms[0].seeds[0].task
-    rows = [_arm_row(arm, terms[arm.name], rules) for arm in arms]
+    rows = [
+        _arm_row(arm, terms[arm.name], rules) | {"not_finite": sorted(known[arm.name].keys() - terms[arm.name].keys())}
+        for arm in arms
+    ]
     rows += [_row(name, "base", base[name]) for name in base]
     rows += [
         _row(name, "engine" if name == ENGINE else "baseline", others[name]) | _rules_of([baselines[name]], rules)
@@ -93,7 +99,7 @@ def compare(
         "without_interval": _without_interval(arms),
         "rules": rules,
         "rows": rows,
-        "primary": _tested(primary, known, same),
+        "primary": _tested(primary, every, same),
         "differences": differences,
         "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
     }
@@ -139,7 +145,6 @@ def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str]) -> dict:
     for metric in row["metrics"]:
         row["metrics"][metric]["seeds"] = list(terms[metric].seeds)
     return row | {
-        "not_finite": sorted({name for one in arm.seeds for name in not_finite(one, rules)}),
         "seeds": [
             {
                 "path": str(one.source.path),

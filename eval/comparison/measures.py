@@ -42,6 +42,7 @@ MEASURES = {
     "kl": Measure("KL from base, nats/token", better=-1, of="texts"),
     "questions": Measure("general questions", of="questions"),
 }
+GENERAL = ("perplexity", "kl", "questions")  # of general language
 
 
 def measure_of(metric: str) -> Measure:
@@ -72,30 +73,20 @@ def with_metric(
     return [replace(arm, seeds=tuple(map(scored, arm.seeds))) for arm in arms]
 
 
-def arm_terms(arms: Sequence[Arm], others: Sequence[dict] = ()) -> tuple[dict[str, dict[str, Terms]], bool]:
+def arm_terms(arms: Sequence[Arm], rules: Sequence[str]) -> tuple[dict[str, dict[str, Terms]], bool]:
     """(arm -> metric -> its terms averaged over the seeds, whether the loss is per answer instead of per token).
 
-    `others` are the tasks of the baselines, whose rules count in the macro-F1 as well.
-    A metric that a seed lacks, or that is not finite for one, is left out (`not_finite`).
-    Models with different tokenizers split the same answers into different numbers of tokens. Nats per token cannot be
-    compared then, nats per answer can.
+    rules: those of `named_rules`. A metric that a seed lacks is left out. Models with different tokenizers split the same
+    answers into different numbers of tokens. Nats per token cannot be compared then, nats per answer can.
     """
     targets = {seed.task["loss"]["targets"] for arm in arms for seed in arm.seeds if seed.task.get("loss")}
     per_answer = len(targets) > 1
-    rules = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *others])
     found = {}
     for arm in arms:
         of_seeds = [seed_terms(seed, rules, per_answer) for seed in arm.seeds]
         known = [name for name in of_seeds[0] if all(name in terms for terms in of_seeds)]
-        means = {name: averaged([terms[name] for terms in of_seeds]) for name in known}
-        found[arm.name] = {name: terms for name, terms in means.items() if np.isfinite(terms.value)}
+        found[arm.name] = {name: averaged([terms[name] for terms in of_seeds]) for name in known}
     return found, per_answer
-
-
-def not_finite(seed: Seed, rules: Sequence[str]) -> list[str]:
-    """The metrics of a seed that are NaN or infinite: those of a model whose weights are damaged."""
-    terms = seed_terms(seed, rules)
-    return [name for name in ordered(terms) if not np.isfinite(terms[name].value)]
 
 
 def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> dict[str, Terms]:

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
-from eval.comparison.measures import OWN, measure_of, ordered
-from eval.comparison.words import heading, interval_over, listed, p_value
-
-GENERAL = ("perplexity", "kl", "questions")
+from eval.comparison.measures import GENERAL, OWN, measure_of, ordered
+from eval.comparison.words import bounds, heading, interval_over, listed, p_value
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,12 @@ def primary_table(result: dict) -> Table:
     rows = []
     for one in result["primary"]:
         digits, margin = measure_of(one["metric"]).digits, one["margin"]
-        value, low, high = (f"{one[key]:+z.{digits}f}" for key in ("value", "low", "high"))
         rows.append(
             [
                 f"{one['of']} \u2212 {one['against']}" + (", paired by seed" if one["paired"] else ""),
                 heading(result, one["metric"]),
-                value,
-                f"{low} to {high}",
+                f"{one['value']:+z.{digits}f}",
+                bounds(one),
                 p_value(one["p_holm"]),
                 f"{margin:g}" if margin is not None else "\u2013",
                 p_value(one["p_margin_holm"]) if margin is not None else "\u2013",

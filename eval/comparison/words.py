@@ -51,8 +51,7 @@ def description(result: dict, one: dict) -> str:
     values = [f"{name} {value_of(result, name, metric):.{digits}f}" for name in (of, against)]
     interval = "no interval"
     if one["low"] is not None:
-        bounds = f"{one['low']:+z.{digits}f} to {one['high']:+z.{digits}f}"
-        interval = f"95% interval over {interval_over(result, one)} {bounds}"
+        interval = f"95% interval over {interval_over(result, one)} {bounds(one)}"
     known = [row for row in result["rows"] if row["name"] in (of, against) and row["kind"] == "arm"]
     single = [row["name"] for row in known if len(row["seeds"]) == 1]
     if single and not one["over_seeds"]:
@@ -60,6 +59,12 @@ def description(result: dict, one: dict) -> str:
         interval += f"; {listed(single)} {have}, and another may differ by more"
     moved = f"{of} less {against} {one['value']:+z.{digits}f}"
     return f"{heading(result, metric)}: {values[0]}, {values[1]}; {moved} ({interval})."
+
+
+def bounds(one: dict, level: str = "") -> str:
+    """The interval of a difference, `-0.010 to +0.020`. level: `_90` for that of 90%."""
+    digits = measure_of(one["metric"]).digits
+    return f"{one[f'low{level}']:+z.{digits}f} to {one[f'high{level}']:+z.{digits}f}"
 
 
 def interval_over(result: dict, one: dict) -> str:
@@ -94,10 +99,7 @@ def primary_sentence(result: dict, one: dict) -> str:
     else:
         says = f"Whether {pair} differ in {subject} is open after the correction for {len(result['primary'])} contrasts"
     digits = measure.digits
-    bounds = [
-        f"{one[low]:+z.{digits}f} to {one[high]:+z.{digits}f}" for low, high in (("low", "high"), ("low_90", "high_90"))
-    ]
-    intervals = f"95% interval {bounds[0]}" + (f", 90% {bounds[1]}" if within else "")
+    intervals = f"95% interval {bounds(one)}" + (f", 90% {bounds(one, '_90')}" if within else "")
     of_margin = f", p of more than {one['margin']:g} {p_value(one['p_margin_holm'])}" if within else ""
     values = [f"{value_of(result, name, metric):.{digits}f}" for name in (of, against)]
     seeds = " and ".join(str(count) for count in one["seeds"] if count)

@@ -58,7 +58,7 @@ def test_the_interval_of_a_rule_at_the_ceiling_counts_the_banks_that_have_it():
 
 def test_seeds_are_averaged_for_each_report():
     both = arm("both", task([row(["A"], ["A"]), row(["A"], [])]), task([row(["A"], ["A"]), row(["A"], ["A"])]))
-    terms = arm_terms([both])[0]["both"]
+    terms = arm_terms([both], ["A"])[0]["both"]
     assert len(terms["f1"].rows) == 2  # reports, not answers
     assert terms["fact_f1"].value == terms["f1"].value and measure_of("fact_f1").heading == "fact-F1"
     assert terms["recall"].value == 3 / 4
@@ -69,9 +69,9 @@ def test_seeds_are_averaged_for_each_report():
 
 def test_the_loss_is_per_answer_where_tokenizers_differ():
     answers = [row(["A"], ["A"])] * 3
-    same, per_answer = arm_terms([arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, 2))])
+    same, per_answer = arm_terms([arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, 2))], ["A"])
     assert (same["b"]["loss"].value, per_answer) == (3.0, False)
-    other, per_answer = arm_terms([arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, 3))])
+    other, per_answer = arm_terms([arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, 3))], ["A"])
     assert (other["a"]["loss"].value, other["b"]["loss"].value, per_answer) == (6.0, 6.0, True)
 
 
