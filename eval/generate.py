@@ -115,7 +115,7 @@ def sampled_answers(
 
     def select(logits: torch.Tensor, rows: list[int], steps: list[int]) -> torch.Tensor:
         logits = logits.float() / sampling.temperature
-        logits = TopPLogitsWarper(sampling.top_p)(rows, logits) if sampling.top_p < 1 else logits
+        logits = TopPLogitsWarper(sampling.top_p)(torch.LongTensor(rows), logits) if sampling.top_p < 1 else logits
         numbers = torch.tensor([sample_numbers[row] for row in rows], device=logits.device)
         return sample_labels(logits, hash64_tensor(sampling.seed, numbers, torch.tensor(steps, device=numbers.device)))
 

@@ -1,6 +1,5 @@
 """Share independent evaluation work (prompts, sequences) between the ranks."""
 
-import heapq
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -41,11 +40,11 @@ def compute_over_ranks(
 def deal(work: Sequence[int], ranks: int) -> list[list[int]]:
     """The indices of each rank's items: the largest first, each to the rank with the least work so far."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [(0, rank) for rank in range(ranks)]
-    for i in sorted(range(len(work)), key=lambda i: (-work[i], i)):
-        load, rank = loads[0]
+    loads = [0] * ranks
+    for i in sorted(range(len(work)), key=lambda i: -work[i]):
+        rank = loads.index(min(loads))
         shares[rank].append(i)
-        heapq.heapreplace(loads, (load + work[i], rank))
+        loads[rank] += work[i]
     return shares
 
 

@@ -14,6 +14,7 @@ from eval.comparison.disagreements import worst_disagreements
 from eval.comparison.measures import (
     BASE,
     ENGINE,
+    OF_MODELS,
     OWN,
     arm_terms,
     averaged,
@@ -101,7 +102,7 @@ def compare(
         "rows": rows,
         "primary": _tested(primary, every, same),
         "differences": differences,
-        "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
+        "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) > 0 else [],
     }
     return result | {"verdict": verdict(result), "warnings": warnings(result), "limits": limits(result)}
 
@@ -183,7 +184,7 @@ def _differences(
     """Each metric of the first of each pair less that of the second, with its interval."""
     return [
         {"family": family, "of": of, "against": against, "metric": metric}
-        | _described(terms[against][metric], terms[of][metric], (of, against) in same)
+        | _described(terms[against][metric], terms[of][metric], (of, against) in same and metric not in OF_MODELS)
         for of, against in pairs
         for metric in _shared(terms[of], terms[against])
     ]
@@ -211,7 +212,7 @@ def _tested(primary: Sequence[Contrast], terms: dict[str, dict[str, Terms]], sam
         of, against = (_known(one, name, terms) for name in (one.of, one.against))
         metric = _known(one, one.metric, _shared(terms[of], terms[against]))
         before, after = terms[against][metric], terms[of][metric]
-        moved = change(before, after, (of, against) in same)
+        moved = change(before, after, (of, against) in same and metric not in OF_MODELS)
         if before.n < 2 or not np.isfinite([moved.value, moved.low, moved.high]).all():
             raise UserError(
                 f"--primary {of} {against} {one.metric}: one bank, or no finite number, shows nothing of others"

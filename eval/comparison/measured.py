@@ -89,8 +89,8 @@ def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Me
     path = folder / f"{stem}general.json"
     found = _read_general(path) if path.is_file() else None
     if found and found["weights"]["tuned"] == task.get("weights"):
-        any_base = source.kind == "result" or how.base is None
-        if any_base or found["weights"]["base"] == fingerprint_of_base(how.base):
+        base = None if source.kind == "result" else how.base  # which a result is not asked for
+        if base is None or found["weights"]["base"] == fingerprint_of_base(base):
             return found
     if source.kind == "result" or not how.general:
         return None

@@ -43,6 +43,7 @@ MEASURES = {
     "questions": Measure("general questions", of="questions"),
 }
 GENERAL = ("perplexity", "kl", "questions")  # of general language
+OF_MODELS = ("loss", *GENERAL)  # what models that give the same answers do not share
 
 
 def measure_of(metric: str) -> Measure:

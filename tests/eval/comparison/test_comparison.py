@@ -278,6 +278,21 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
     assert with_metric(arms, CHATS, lambda texts, examples: {})[0].seeds[0].task.get("metric") is None
 
 
+def test_texts_have_no_answers_and_their_loss_is_compared_over_the_seeds():
+    """Nor do equal answers make the losses of their models equal."""
+    for has_answers in (False, True):
+        arms = []
+        for name, losses in (("a", (1.0, 1.2, 1.1)), ("b", (2.0, 2.1, 2.3))):
+            tasks = [own_task(6, loss=loss, weights=f"{name}{loss}") for loss in losses]
+            texts = [{key: value for key, value in one.items() if key != "answers"} for one in tasks]
+            arms.append(arm(name, *(tasks if has_answers else texts)))
+        result = compare(arms, {}, CHATS if has_answers else [])
+        loss = difference(result, "loss", "b")
+        assert loss["over_seeds"] and loss["high"] - loss["low"] > 0.1
+        assert result["disagreements"] == []
+        assert has_answers or "95% interval over seeds and examples +0." in verdict(result)["Learning"][0]
+
+
 def test_scores_of_the_users_can_be_declared():
     def figures(texts, examples):
         each = [float(len(text) > 1) for text in texts]
