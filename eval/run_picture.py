@@ -5,7 +5,6 @@
 With run.eval_general=True it has a panel for the KL to the base, with run.eval_generate=N and eval.metric one for F1.
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib
@@ -76,17 +75,12 @@ def _draw_loss(axes: Axes, training: Curve, held_out: Curve, saves: list[int]) -
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help."""
+def main() -> None:
+    """Draw."""
     parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, help="a run, runs/NAME")
     parser.add_argument("picture", type=Path, help="the file to write, e.g. picture.png")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Draw."""
-    arguments = parse_arguments()
+    arguments = parser.parse_args()
     draw(arguments.run, arguments.picture)
 
 
