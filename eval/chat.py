@@ -1,6 +1,6 @@
 """Talk to one or several models in the terminal: each of them answers every question, in the conversation that it has had itself."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -65,7 +65,11 @@ def talk(
 ) -> None:
     """Answer each line of `questions` with every model in turn. A question that cannot be asked is said, and passed over."""
     width = max(len(speaker.path) for speaker in speakers)
-    for question in _until_the_end(questions):
+    for question in map(str.strip, questions):
+        if question == END:
+            return
+        if not question:
+            continue
         for speaker in speakers:
             if question == AGAIN:
                 speaker.begin_again()
@@ -76,12 +80,3 @@ def talk(
                 text = f"error: {error}"
             say(f"{speaker.path:{width}} | " + text.replace("\n", "\n" + " " * width + " | "))
         say("")
-
-
-def _until_the_end(questions: Iterable[str]) -> Iterator[str]:
-    for line in questions:
-        question = line.strip()
-        if question == END:
-            return
-        if question:
-            yield question

@@ -262,7 +262,10 @@ def _deal(one: ModelAndTokenizer, documents: Documents, ranks: int, capacity: in
 
 
 def _perplexities(sums: np.ndarray) -> dict[str, np.ndarray]:
-    base, tuned = (np.exp(sums[..., column] / sums[..., 2]) for column in (0, 1))
+    return _with_change(*(np.exp(sums[..., column] / sums[..., 2]) for column in (0, 1)))
+
+
+def _with_change(base: np.ndarray, tuned: np.ndarray) -> dict[str, np.ndarray]:
     return {"base": base, "tuned": tuned, "change": tuned - base}
 
 
@@ -271,11 +274,8 @@ def _per_token(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _accuracies(questions: Sequence, right: Sequence[Sequence[bool]], seed: int) -> dict:
-    def shares(sums: np.ndarray) -> dict[str, np.ndarray]:
-        base, tuned = sums[..., 0] / len(questions), sums[..., 1] / len(questions)
-        return {"base": base, "tuned": tuned, "change": tuned - base}
-
-    intervals = bootstrap(np.array(right, dtype=float).T, shares, seed)
+    shares = np.array(right, dtype=float).T / len(questions)
+    intervals = bootstrap(shares, lambda sums: _with_change(sums[..., 0], sums[..., 1]), seed)
     return {"n": len(questions)} | {name: asdict(interval) for name, interval in intervals.items()}
 
 

@@ -39,8 +39,6 @@ def evaluation_texts(paths: Sequence[Path] | None, max_bytes: int) -> list[str]:
     They are spread evenly over the text and have about `max_bytes` bytes in total. Raises UserError if a file contains
     a chat, or if there is no text.
     """
-    if max_bytes < 1:
-        raise UserError(f"--max-bytes must be 1 or more, not {max_bytes}")
     texts = [text for path in paths for text in read_texts(path)] if paths else held_out_texts()
     texts = sample_evenly(split_into_pieces(texts), max_bytes)
     if not texts:

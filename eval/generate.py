@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, TopPLogitsWarper
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
@@ -114,7 +114,8 @@ def sampled_answers(
     """
 
     def select(logits: torch.Tensor, rows: list[int], steps: list[int]) -> torch.Tensor:
-        logits = nucleus(logits.float() / sampling.temperature, sampling.top_p)
+        logits = logits.float() / sampling.temperature
+        logits = TopPLogitsWarper(sampling.top_p)(torch.LongTensor(rows), logits) if sampling.top_p < 1 else logits
         numbers = torch.tensor([sample_numbers[row] for row in rows], device=logits.device)
         return sample_labels(logits, hash64_tensor(sampling.seed, numbers, torch.tensor(steps, device=numbers.device)))
 
@@ -141,15 +142,6 @@ def cache_tokens(model: PreTrainedModel) -> int:
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory = pages // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return int(MEMORY_SHARE * memory) // bytes_per_token(model)
-
-
-def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The logits with -inf for all tokens outside the nucleus of `top_p`. The most probable token is always kept."""
-    if top_p >= 1:
-        return logits
-    probabilities, order = logits.softmax(-1).sort(-1, descending=True)
-    left_out = probabilities.cumsum(-1) - probabilities >= top_p
-    return logits.masked_fill(torch.zeros_like(left_out).scatter(-1, order, left_out), -torch.inf)
 
 
 def _most_probable(logits: torch.Tensor, rows: list[int], steps: list[int]) -> torch.Tensor:

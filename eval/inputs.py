@@ -1,9 +1,9 @@
 """What an evaluation reads, checked before any process starts: examples, their tokens, and the prompts of those that are asked."""
 
 import argparse
-import functools
 import hashlib
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from data.tokens import load_tokenizer
 from eval import general_text, report
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, choose_examples, has_answer
 from eval.results import prepare_output, read_result
-from eval.shots import choose_shots, fitting_prompt
 
 Sequences = list[tuple[list[int], list[float]]]  # token ids, weights of the targets
 
@@ -88,7 +87,7 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     tokenizer = load_tokenizer(options.model)
     encoder = ExampleEncoder(tokenizer, read_chat_settings(options.model))
     sequences, owners = _encode(encoder, placed)
-    shots = choose_shots(answered, options.shots)
+    shots = random.Random(0).sample(answered, min(options.shots, len(answered)))  # always the same ones
     _encode(encoder, shots)  # a shot that is refused is named by its place
     asked = [i for i, example in enumerate(examples) if has_answer(example)]
     max_new_tokens, length_from = answer_length(options, training, tokenizer)
@@ -141,10 +140,6 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
 
 def _check_options(options: EvaluationOptions) -> None:
     """What can be said without reading any example. Creates the folders of the outputs."""
-    for name, least in (("limit", 1), ("batch_size", 1), ("max_new_tokens", 1), ("shots", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
     for output in filter(None, (options.json, options.answers)):
         prepare_output(output)
     if Path(options.model, "adapter_config.json").is_file():
@@ -183,12 +178,27 @@ def _encode(encoder: ExampleEncoder, placed: Sequence[tuple[str, dict]]) -> tupl
 def _prompts(
     encoder: ExampleEncoder, asked: Sequence[dict], shots: Sequence[dict], room: float
 ) -> tuple[list[list[int]], int]:
-    """(token ids of the prompt of each example, the fewest shots in one of them). room: tokens for a prompt with shots."""
-    found = [
-        fitting_prompt(example["messages"], shots, functools.partial(encoder.prompt, tools=example.get("tools")), room)
-        for example in asked
-    ]
-    return [prompt for prompt, _ in found], min((used for _, used in found), default=0)
+    """(token ids of the prompt of each example, the fewest shots in one of them).
+
+    As many of the `shots` as `room` tokens hold, from the first on, are earlier turns of the conversation.
+    """
+    prompts, used = [], []
+    for example in asked:
+        number, tools = len(shots), example.get("tools")
+        ids = encoder.prompt(with_shots(example["messages"], shots), tools=tools)
+        while len(ids) > room and number:
+            number -= 1
+            ids = encoder.prompt(with_shots(example["messages"], shots[:number]), tools=tools)
+        prompts.append(ids)
+        used.append(number)
+    return prompts, min(used, default=0)
+
+
+def with_shots(messages: Sequence[dict], shots: Sequence[dict]) -> list[dict]:
+    """A conversation in which the `shots` come before its own turns, and after its system message."""
+    start = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    turns = [message for shot in shots for message in shot["messages"] if message["role"] != "system"]
+    return [*messages[:start], *turns, *messages[start:]]
 
 
 def answer_length(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from eval.bootstrap import Interval, bootstrap
 
@@ -44,19 +45,12 @@ class Terms:
         return float(self.metric(self.rows.sum(axis=0)))
 
 
-def wilson(value: float, n: int) -> tuple[float, float]:
-    """The score interval of a share (Wilson, 1927): 95%, `n` independent observations. At 1 it starts at n / (n + 3.84)."""
-    spread = Z * math.sqrt(value * (1 - value) / n + Z * Z / (4 * n * n))
-    low, high = ((value + Z * Z / (2 * n) + sign * spread) / (1 + Z * Z / n) for sign in (-1, 1))
-    return (0.0 if value == 0 else low), (1.0 if value == 1 else high)
-
-
-def intervals(result: dict, seed: int = 0) -> dict[str, Interval]:
+def intervals(result: dict) -> dict[str, Interval]:
     """The metrics of a result of scripts/evaluate.py that are known per example, each with its interval."""
-    return {name: interval(terms, seed) for name, terms in terms_of(result).items()}
+    return {name: interval(terms) for name, terms in terms_of(result).items()}
 
 
-def paired_change(before: dict, after: dict, seed: int = 0) -> dict[str, Interval]:
+def paired_change(before: dict, after: dict) -> dict[str, Interval]:
     """The change of each metric that both results have, with the interval of a paired bootstrap (`change`).
 
     The caller makes sure that the examples are the same.
@@ -64,19 +58,19 @@ def paired_change(before: dict, after: dict, seed: int = 0) -> dict[str, Interva
     old, new = terms_of(before), terms_of(after)
     same_answers = before.get("answers") == after.get("answers")
     return {
-        name: change(old[name], new[name], seed, same_answers)
+        name: change(old[name], new[name], same_answers)
         for name in old
         if name in new and len(old[name].rows) == len(new[name].rows)
     }
 
 
-def interval(terms: Terms, seed: int = 0) -> Interval:
+def interval(terms: Terms) -> Interval:
     """The metric with its bootstrap interval over clusters; with Wilson's where a bounded metric is 0 or 1."""
-    found = bootstrap(terms.rows, lambda sums: {"value": terms.metric(sums)}, seed, clusters=terms.clusters)["value"]
+    found = bootstrap(terms.rows, lambda sums: {"value": terms.metric(sums)}, clusters=terms.clusters)["value"]
     return _widened(terms, found)
 
 
-def change(before: Terms, after: Terms, seed: int = 0, same_answers: bool = False) -> Interval:
+def change(before: Terms, after: Terms, same_answers: bool = False) -> Interval:
     """The change of a metric between two results on the same units, with the interval of a paired bootstrap.
 
     Where one of the two values is 0 or 1, pairing says nothing about its uncertainty: the interval is then that of Newcombe
@@ -90,7 +84,7 @@ def change(before: Terms, after: Terms, seed: int = 0, same_answers: bool = Fals
         return {"before": one, "after": other, "change": other - one}
 
     both = np.concatenate([before.rows, after.rows], axis=1)
-    three = bootstrap(both, metrics, seed, clusters=after.clusters)
+    three = bootstrap(both, metrics, clusters=after.clusters)
     at_bound = after.bounded and bool({three["before"].value, three["after"].value} & {0.0, 1.0})
     if not at_bound or same_answers:
         return three["change"]
@@ -105,10 +99,11 @@ def _newcombe(old: Interval, new: Interval) -> Interval:
 
 
 def _widened(terms: Terms, found: Interval) -> Interval:
-    """The interval; Wilson's if a bounded metric is 0 or 1."""
+    """The interval; Wilson's (1927) if a bounded metric is 0 or 1: at 1 it starts at n / (n + 3.84)."""
     if not terms.bounded or found.value not in (0.0, 1.0):
         return found
-    return Interval(found.value, *wilson(found.value, terms.n))
+    wilson = stats.binomtest(round(found.value * terms.n), terms.n).proportion_ci(method="wilson")
+    return Interval(found.value, wilson.low, wilson.high)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -117,9 +112,10 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def terms_of(result: dict) -> dict[str, Terms]:
-    """Those of `f1`, `exact`, `fact_f1`, `pairs`, `exact_match`, `rouge_l`, `loss` that a result of scripts/evaluate.py has, per example.
+    """Those of `f1`, `exact`, `pairs`, `exact_match`, `rouge_l`, `loss` that a result of scripts/evaluate.py has, per example.
 
-    `own/NAME` are the scores of the user's own metric (eval/metric.py).
+    `own/NAME` are the scores of the user's own metric (eval/metric.py). What an answer counts under another name, [right,
+    true, claimed], gives the F1 of that name: `facts` gives `fact_f1`.
     """
     answers, losses = result.get("answers") or (), result.get("losses") or ()
     clusters = clusters_of(answers)
@@ -130,9 +126,11 @@ def terms_of(result: dict) -> dict[str, Terms]:
     if answers and all("true" in answer for answer in answers):
         terms["f1"] = Terms(_array(map(_f1_terms, answers)), clusters, ratio)
         terms["exact"] = Terms(_array((_is_exact(answer), 1) for answer in answers), clusters, ratio)
-        if all("facts" in answer for answer in answers):
-            facts = _array((2 * right, true + said) for right, true, said in (a["facts"] for a in answers))
-            terms["fact_f1"] = Terms(facts, clusters, ratio)
+        for name in answers[0]:
+            counts = [answer.get(name) for answer in answers]
+            if all(isinstance(one, list) and [*map(type, one)] == [int] * 3 for one in counts):
+                rows = _array((2 * right, true + claimed) for right, true, claimed in counts)
+                terms[f"{name.removesuffix('s')}_f1"] = Terms(rows, clusters, ratio)
         terms |= _pair_terms(answers, clusters)
     if answers and all("exact" in answer for answer in answers):
         terms["exact_match"] = Terms(_array((answer["exact"], 1) for answer in answers), clusters, ratio)

@@ -16,11 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from common.dtypes import choose_dtype
 from common.errors import UserError
 from configs.config import Sharding
-from distributed.process_group import Ranks, agree_any, read_on_first
+from distributed.process_group import Ranks, agree_any, call_on_all, read_on_first
 from distributed.sharding import decoder_layers, make_mesh, shard
 from eval.generate import load_for_generation, with_own_stops
 from eval.in_step import InStep
-from eval.over_ranks import on_every_rank
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_for_evaluation, load_weights
 
@@ -48,17 +47,13 @@ def is_sharded(option: str, paths: Sequence[str], ranks: Ranks) -> bool:
     if option != "auto" or ranks.world_size == 1:
         return option == "full" and ranks.world_size > 1
     size = read_on_first(lambda: sum(f.stat().st_size for p in paths for f in Path(p).glob("*.safetensors")), ranks)
-    if ranks.rank == 0 and size > SMALL_BYTES:
-        print(
-            f"--sharding full: each of {ranks.world_size} processes holds a part of the {size / 2**30:.1f} GiB; "
-            "--sharding none is faster if a process can hold all of it",
-            flush=True,
-        )
-    elif ranks.rank == 0:
-        print(
-            f"--sharding none: each of {ranks.world_size} processes holds all of the {size / 2**30:.1f} GiB", flush=True
-        )
-    return size > SMALL_BYTES
+    sharded = size > SMALL_BYTES
+    if ranks.rank == 0:
+        chosen, held = ("full", "a part") if sharded else ("none", "all")
+        hint = "; --sharding none is faster if a process can hold all of it" * sharded
+        each = f"each of {ranks.world_size} processes holds {held} of the {size / 2**30:.1f} GiB"
+        print(f"--sharding {chosen}: {each}{hint}", flush=True)
+    return sharded
 
 
 def agreed_dtype(name: str, ranks: Ranks) -> torch.dtype:
@@ -76,10 +71,10 @@ def load_packed(
     UserError, on every rank, if any rank cannot load it.
     """
     if not sharded:
-        return on_every_rank(lambda: load_for_evaluation(config, path, dtype, ranks.device), ranks)
+        return call_on_all(lambda: load_for_evaluation(config, path, dtype, ranks.device), ranks)
     model = build_on_meta(config).to(dtype)
     _shard(model, model.extra_fsdp_units(), dtype, ranks)
-    on_every_rank(lambda: load_weights(model, path, ranks.device), ranks)
+    call_on_all(lambda: load_weights(model, path, ranks.device), ranks)
     return model.eval()
 
 
@@ -92,12 +87,12 @@ def load_causal_lm(
     rank cannot load it.
     """
     if not sharded:
-        return on_every_rank(lambda: load_for_generation(path, dtype, ranks.device), ranks), lambda: None
-    model = on_every_rank(functools.partial(_causal_lm_on_meta, path, dtype), ranks)
+        return call_on_all(lambda: load_for_generation(path, dtype, ranks.device), ranks), lambda: None
+    model = call_on_all(functools.partial(_causal_lm_on_meta, path, dtype), ranks)
     packed = PackedLanguageModel(model)  # knows how the files are read
     del packed.head.forward  # logits again, not losses
     _shard(model, packed.extra_fsdp_units(), dtype, ranks)
-    on_every_rank(lambda: load_weights(packed, path, ranks.device), ranks)
+    call_on_all(lambda: load_weights(packed, path, ranks.device), ranks)
     return model.eval(), InStep(model, ranks).finish
 
 

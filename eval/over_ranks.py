@@ -1,14 +1,11 @@
 """Share independent evaluation work (prompts, sequences) between the ranks."""
 
-import heapq
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
-import torch.distributed as dist
 from tqdm import tqdm
 
-from common.errors import UserError
 from distributed.process_group import Ranks, gather_objects
 
 Item = TypeVar("Item")
@@ -43,11 +40,11 @@ def compute_over_ranks(
 def deal(work: Sequence[int], ranks: int) -> list[list[int]]:
     """The indices of each rank's items: the largest first, each to the rank with the least work so far."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [(0, rank) for rank in range(ranks)]
-    for i in sorted(range(len(work)), key=lambda i: (-work[i], i)):
-        load, rank = loads[0]
+    loads = [0] * ranks
+    for i in sorted(range(len(work)), key=lambda i: -work[i]):
+        rank = loads.index(min(loads))
         shares[rank].append(i)
-        heapq.heapreplace(loads, (load + work[i], rank))
+        loads[rank] += work[i]
     return shares
 
 
@@ -58,23 +55,3 @@ def token_bar(total: int, description: str, ranks: Ranks) -> tqdm:
     lines = {"mininterval": 600, "bar_format": "{desc}: {percentage:.0f}% after {elapsed}\n"}
     how = {} if sys.stderr.isatty() else lines
     return tqdm(total=total, desc=label, unit="token", unit_scale=True, disable=ranks.rank != 0, **how)
-
-
-def on_every_rank(action: Callable[[], Result], ranks: Ranks) -> Result:
-    """Run `action()` on every rank. A collective.
-
-    If it raises UserError on some ranks, all ranks raise that of the first of them, with its number if others succeeded.
-    `action` itself must not contain a collective.
-    """
-    result = problem = None
-    try:
-        result = action()
-    except UserError as error:
-        problem = str(error)
-    problems: list[str | None] = [None] * ranks.world_size
-    dist.all_gather_object(problems, problem, group=ranks.flags)
-    failed = [rank for rank, text in enumerate(problems) if text is not None]
-    if failed:
-        where = "" if len(failed) == ranks.world_size else f"rank {failed[0]}: "
-        raise UserError(f"{where}{problems[failed[0]]}")
-    return cast(Result, result)

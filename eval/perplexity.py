@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.tokens import bos_ids
 from distributed.process_group import Ranks
 from eval import general_text
+from eval.forgetting import perplexity
 from eval.over_ranks import compute_over_ranks
 from eval.row_cache import left_padded
 
@@ -126,8 +127,8 @@ def general_perplexity(
     first_bytes = 0 if start else sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded)
     num_bytes = sum(len(text.encode()) for text in texts) - first_bytes
     return {
-        "perplexity": math.exp(loss.mean),
-        "perplexity_per_byte": math.exp(loss.nats / num_bytes),
+        "perplexity": perplexity(loss.mean),
+        "perplexity_per_byte": perplexity(loss.nats / num_bytes),
         "tokens": loss.targets,
         "bytes": num_bytes,
         "source": general_text.SOURCE,

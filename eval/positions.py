@@ -5,9 +5,7 @@ architecture. In transformers, SDPA ignores Gemma 2's softcap, and eager attenti
 gigabytes per layer.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ from common.durable_files import write_json
 from common.errors import UserError
 from data.examples import Documents
 from data.tokens import bos_ids, load_tokenizer
-from distributed.process_group import StopSignal, read_on_first, start_process_group
+from distributed.process_group import StopSignal, gather_objects, read_on_first, start_process_group
 from eval.forgetting import as_documents, visit_documents
 from eval.general_text import SOURCE, read_texts, training_texts
 from eval.in_step import in_turns
@@ -30,21 +28,6 @@ from eval.over_ranks import TIMEOUT_MINUTES
 from eval.results import prepare_output
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """The tokens at positions `start` to `end - 1` of all documents: their summed loss in nats and their number."""
-
-    start: int
-    end: int
-    nats: float
-    tokens: int
-
-    @property
-    def mean(self) -> float:
-        """Nats per token; NaN without tokens."""
-        return self.nats / self.tokens if self.tokens else math.nan
 
 
 def measure_positions(
@@ -96,7 +79,7 @@ def measure_positions(
         "documents": len(chosen),
         "dtype": dtype_name(compute_dtype),
         "windows": {name: config.max_position_embeddings for name, config in configs.items()},
-        "buckets": {name: [vars(b) | {"mean": b.mean} for b in column] for name, column in columns.items()},
+        "buckets": columns,
     }
     if json:
         write_json(json, result)
@@ -163,8 +146,7 @@ def losses_over_ranks(
             mine.append(_losses(model, packed, (item,), ranks.device))
         else:
             _losses(model, packed, (), ranks.device)  # an empty forward, since others have one
-    shares: list[list[torch.Tensor]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(shares, mine, group=ranks.flags)
+    shares = gather_objects(mine, ranks)
     return [shares[item % ranks.world_size][item // ranks.world_size] for item in range(len(documents))]
 
 
@@ -186,22 +168,25 @@ def _losses(
     return torch.cat(parts)
 
 
-def buckets(losses: Sequence[torch.Tensor], width: int) -> list[Bucket]:
-    """Buckets of `width` positions, up to the end of the longest document. Position 0 is never predicted."""
+def buckets(losses: Sequence[torch.Tensor], width: int) -> list[dict]:
+    """For each `width` positions of all documents `start` to `end - 1`: the summed loss `nats`, the number of `tokens`, the `mean`.
+
+    Position 0 is never predicted; the mean of no tokens is NaN.
+    """
     longest = max((len(loss) + 1 for loss in losses), default=0)
     result = []
     for start in range(0, longest, width):
-        parts = [loss[max(0, start - 1) : start + width - 1] for loss in losses]
-        result.append(
-            Bucket(start, min(start + width, longest), math.fsum(p.sum().item() for p in parts), sum(map(len, parts)))
-        )
+        part = torch.cat([loss[max(0, start - 1) : start + width - 1] for loss in losses])
+        sums = {"nats": part.sum().item(), "tokens": len(part), "mean": part.mean().item()}
+        result.append({"start": start, "end": min(start + width, longest)} | sums)
     return result
 
 
-def table(columns: dict[str, list[Bucket]]) -> str:
+def table(columns: dict[str, list[dict]]) -> str:
     """Nats per token by position as a text table, with one named column per model."""
     lines = [f"{'positions':>15} {'tokens':>7}" + "".join(f"{name:>14}" for name in columns)]
     for row in zip(*columns.values(), strict=True):
-        positions = f"{row[0].start}-{row[0].end - 1}"
-        lines.append(f"{positions:>15} {row[0].tokens:>7}" + "".join(f"{bucket.mean:>14.3f}" for bucket in row))
+        positions = f"{row[0]['start']}-{row[0]['end'] - 1}"
+        means = "".join(f"{bucket['mean']:>14.3f}" for bucket in row)
+        lines.append(f"{positions:>15} {row[0]['tokens']:>7}{means}")
     return "\n".join(lines)

@@ -4,9 +4,9 @@ They are written with `common.durable_files.write_json`.
 """
 
 import json
-import os
 from pathlib import Path
 
+from common.durable_files import check_can_write
 from common.errors import UserError
 
 
@@ -19,9 +19,7 @@ def prepare_output(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror} ({error.filename}); choose another file") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        reason = "it is a directory" if path.is_dir() else f"{path.parent} is not writable"
-        raise UserError(f"{path} cannot be written: {reason}; choose another file")
+    check_can_write(path, "the result")
 
 
 def read_result(path: Path) -> dict:

@@ -5,8 +5,6 @@
 With run.eval_general=True it has a panel for the KL to the base, with run.eval_generate=N and eval.metric one for F1.
 """
 
-import argparse
-import math
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from common.command_line import new_parser
 from common.errors import UserError, run_script
-from eval.comparison.arms import metric_rows
+from eval.comparison.arms import curve, metric_rows
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -31,24 +29,17 @@ Curve = tuple[list[int], list[float]]  # steps, values
 def draw(run: Path, path: Path) -> None:
     """Draw the run `run` into `path`, whose suffix names the format. Raises UserError if the run has no held-out loss."""
     rows = metric_rows(run)
-
-    def curve(name: str) -> Curve:
-        points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
-        return [step for step, _ in points], [value for _, value in points]
-
-    held_out, rate = curve("validation/loss"), curve("train/learning_rate")
-    training = (
-        curve("train/loss/main") if curve("train/loss/main")[0] else curve("train/loss")
-    )  # without what is mixed in
+    held_out, rate = curve(rows, "validation/loss"), curve(rows, "train/learning_rate")
+    training = curve(rows, "train/loss/main", "train/loss")  # without what is mixed in
     if not held_out[0] or not training[0]:
         raise UserError(
             f"{run}/metrics.jsonl has no validation/loss or no train/loss; a run with data.validation has both"
         )
-    measured = {title: curve(name) for name, title in MEASURED.items() if curve(name)[0]}
+    measured = {title: points for name, title in MEASURED.items() if (points := curve(rows, name))[0]}
     widths = [2.0, *(1.0 for _ in measured), 1.0]
     size = (3.4 + 2.5 * len(widths), 3.2)
     figure, (first, *others) = plt.subplots(1, len(widths), figsize=size, layout="constrained", width_ratios=widths)
-    _draw_loss(first, training, held_out, curve("save/total_seconds")[0])
+    _draw_loss(first, training, held_out, curve(rows, "save/total_seconds")[0])
     for axes, (title, points) in zip(others, measured.items(), strict=False):
         axes.plot(*points, "o-", color="C1")
         axes.set_title(title, fontsize=10)
@@ -84,17 +75,12 @@ def _draw_loss(axes: Axes, training: Curve, held_out: Curve, saves: list[int]) -
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; see --help."""
+def main() -> None:
+    """Draw."""
     parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, help="a run, runs/NAME")
     parser.add_argument("picture", type=Path, help="the file to write, e.g. picture.png")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Draw."""
-    arguments = parse_arguments()
+    arguments = parser.parse_args()
     draw(arguments.run, arguments.picture)
 
 

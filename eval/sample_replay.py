@@ -25,11 +25,11 @@ from data.encoding import ExampleEncoder
 from data.formats import example_text, read_files
 from data.replay_filters import EvaluationTexts, Filters, filter_sampled, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
-from distributed.process_group import Ranks, barrier, read_on_first, start_process_group
+from distributed.process_group import Ranks, barrier, call_on_all, read_on_first, start_process_group
 from eval.general_text import CERTIFICATE, SELECTION, SOURCE, held_out_texts, training_texts
 from eval.generate import Sampling, sampled_answers
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
-from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank, token_bar
+from eval.over_ranks import TIMEOUT_MINUTES, token_bar
 from eval.questions import read_questions
 from eval.results import prepare_output
 
@@ -78,9 +78,6 @@ class SamplingOptions:
         """Raise UserError for the first number that is out of range."""
         if self.model is None:
             raise UserError("--source model needs a --model")
-        for name in ("documents", "max_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be 1 or more, not {getattr(self, name)}")
         if not self.temperature > 0:
             raise UserError(f"--temperature must be above 0, not {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -221,7 +218,7 @@ def write_samples(
     ranks = start_process_group(TIMEOUT_MINUTES)
     sampler = read_on_first(lambda: ReplaySampler(options, out), ranks)
     # Only rank 0 filters. The files are read now, so that a mistake in them is reported before the work.
-    evaluation = on_every_rank(lambda: texts_to_exclude(exclude) if ranks.rank == 0 else None, ranks)
+    evaluation = call_on_all(lambda: texts_to_exclude(exclude) if ranks.rank == 0 else None, ranks)
     sampled = sampler.sample(ranks, sharding)
     report = None
     if sampled is not None and evaluation is not None:  # on rank 0

@@ -1,12 +1,14 @@
 """Answers in a file: JSON Lines of `id` and `answer`, by any model or service, scored like those of scripts/evaluate.py."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from common.durable_files import write_json_lines
 from common.errors import UserError
+from data.files import check_files
 from data.formats import read_examples
+from data.messages import check_unicode
+from data.rows import read_rows
 from eval import report
 from eval.asked_examples import ScoreAnswers, choose_examples, has_answer
 from eval.results import read_result
@@ -49,31 +51,17 @@ def score_stored(
 
 def read_answers(path: Path) -> dict[str, str]:
     """Id -> answer. Raises UserError with the line of the first that is not of the form, or that stands twice."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; it has one line per answer: an object with the keys id and answer")
+    check_files([path])
     found: dict[str, str] = {}
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    # Not splitlines(): a line separator (U+2028) may stand unescaped in a JSON text.
-    for number, text in enumerate(content.split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error}); write one object per line") from None
-        if not isinstance(line, dict) or "id" not in line or not isinstance(line.get("answer"), str):
-            raise UserError(f"{path}, line {number}: it needs the keys id and answer, the answer as a text")
-        name = str(line["id"])
-        if any("\ud800" <= character <= "\udfff" for character in name + line["answer"]):
-            raise UserError(
-                f"{path}, line {number}: half of a surrogate pair (\\ud800 to \\udfff) is no character; remove it"
-            )
+    for where, row in read_rows(path):
+        if isinstance(row, UserError):
+            raise row
+        if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("answer"), str):
+            raise UserError(f"{where}: it needs the keys id and answer, the answer as a text")
+        name = check_unicode(str(row["id"]), where)
         if name in found:
-            raise UserError(f"{path}, line {number}: the answer to {name} stands twice; keep one of them")
-        found[name] = line["answer"]
+            raise UserError(f"{where}: the answer to {name} stands twice; keep one of them")
+        found[name] = check_unicode(row["answer"], where)
     return found
 
 

@@ -60,30 +60,21 @@ def loss_table(
     texts: dict[str, list[str]],
     num_bytes: int,
 ) -> str:
-    """`initial_losses` on about `num_bytes` of each kind of text: a row for each initialisation, a column for each kind."""
-    passages = {kind: select_passages(part, num_bytes) for kind, part in texts.items()}
-    losses = initial_losses(old, new, first_id, sub_tokens, init, passages)
-    lines = ["", f"{'loss per byte at step 0 (nats)':32}" + "".join(f"{Path(kind).name[-24:]:>26}" for kind in texts)]
-    lines += [f"{row:32}" + "".join(f"{values[kind]:26.4f}" for kind in texts) for row, values in losses.items()]
-    return "\n".join(lines)
-
-
-def initial_losses(
-    old: Path,
-    new: Path,
-    first_id: int,
-    sub_tokens: list[list[int]],
-    init: Initialisation,
-    passages: dict[str, list[str]],
-) -> dict[str, dict[str, float]]:
     """Nats per byte before any training: of the old model, and of the new model with each initialisation method.
 
-    old, new: model directories; first_id and sub_tokens as in `write_extended_model`. init: noise and seed for all methods.
-    passages: kind of text -> texts. Returns row of the table -> kind of text -> loss.
+    A row for each, a column for each kind of `texts`, of about `num_bytes` each. old, new: model directories; first_id and
+    sub_tokens as in `write_extension`. init: noise and seed for all methods.
     """
+    passages = {kind: select_passages(part, num_bytes) for kind, part in texts.items()}
+    lines = ["", f"{'loss per byte at step 0 (nats)':32}" + "".join(f"{Path(kind).name[-24:]:>26}" for kind in texts)]
+
+    def measure(name: str, model: PackedLanguageModel, directory: Path) -> None:
+        losses = [loss_per_byte(model, directory, part) for part in passages.values()]
+        lines.append(f"{name:32}" + "".join(f"{loss:26.4f}" for loss in losses))
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = _load(old, device)
-    losses = {"before, old tokenizer": {kind: loss_per_byte(model, old, texts) for kind, texts in passages.items()}}
+    measure("before, old tokenizer", model, old)
     model, config = _load(new, device)
     for method in tqdm(METHODS, desc="loss of each initialisation", leave=False, disable=None):
         for number, weight in enumerate(model.vocabulary_weights()):  # embedding, then an untied head
@@ -91,8 +82,8 @@ def initial_losses(
             rows = new_rows(weight.detach()[:first_id].cpu(), sub_tokens, own_init, config.initializer_range)
             with torch.no_grad():
                 weight[first_id : first_id + len(rows)] = rows
-        losses[method] = {kind: loss_per_byte(model, new, texts) for kind, texts in passages.items()}
-    return losses
+        measure(method, model, new)
+    return "\n".join(lines)
 
 
 def loss_per_byte(model: PackedLanguageModel, directory: Path, texts: list[str]) -> float:

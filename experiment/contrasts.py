@@ -60,26 +60,22 @@ def outcome(contrast: Contrast, value: float, p: float, p_equivalent: float) -> 
 def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values]) -> str:
     """The declared contrasts, each with a margin, as Markdown. values: measure -> arm -> seed -> value."""
     assert len(contrasts) <= MOST, "at most three contrasts are declared"
-    found, p, p_equivalent = {}, {}, {}
-    for one in contrasts:
-        of, against = (values[one.metric].get(name, {}) for name in (one.of, one.against))
-        primary, other = (difference(of, against, paired) for paired in (one.paired, not one.paired))
-        found[one] = (primary, other) if primary and other else None
-        # A contrast that has fewer than two seeds yet counts in the correction.
-        p[one] = primary.p if primary else 1.0
-        p_equivalent[one] = primary.p_equivalence(one.margin or 0.0) if primary else 1.0
-    p, p_equivalent = holm(p), holm(p_equivalent)
+    measured = [(values[one.metric], one) for one in contrasts]
+    sides = {one: (arms.get(one.of, {}), arms.get(one.against, {})) for arms, one in measured}
+    found = {one: difference(*sides[one], one.paired) for one in contrasts}
+    # A contrast that has fewer than two seeds yet counts in the correction.
+    p = holm({one: primary.p if primary else 1.0 for one, primary in found.items()})
+    p_equivalent = holm({one: sure.p_equivalence(one.margin or 0.0) if sure else 1.0 for one, sure in found.items()})
     rows = [HEAD]
-    for one in contrasts:
+    for one, primary in found.items():
         names = ("paired", "Welch") if one.paired else ("Welch", "paired")
         words = f"{one.metric}: {one.of} less {one.against}, {names[0]}"
-        if not found[one]:
+        other = difference(*sides[one], not one.paired)
+        if not primary or not other:
             rows.append([words, *[""] * 4, f"{one.margin:g}", "", "", "not run", ""])
             continue
-        primary, other = found[one]
-        seeds = [str(len(values[one.metric][name])) for name in (one.of, one.against)]
-        if one.paired:
-            seeds = [str(len(values[one.metric][one.of].keys() & values[one.metric][one.against].keys()))]
+        of, against = sides[one]
+        seeds = [str(len(of.keys() & against.keys()))] if one.paired else [str(len(of)), str(len(against))]
         rows.append(
             [
                 words,
@@ -139,9 +135,9 @@ def draw_seeds(axes: Axes, values: Mapping[str, Mapping[int, float]]) -> None:
     axes.set_ylim(len(values) - 0.5, -0.5)
 
 
-def in_words(interval: Interval) -> str:
+def in_words(interval: Interval, digits: int = 3) -> str:
     """`-0.010 to +0.020`."""
-    return f"{interval.low:+.3f} to {interval.high:+.3f}"
+    return f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

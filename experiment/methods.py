@@ -13,20 +13,13 @@ from pathlib import Path
 from common.durable_files import write_durably
 from common.errors import UserError
 from configs.load import load_config, override
-from eval.bootstrap import Interval
-from eval.intervals import paired_change
+from eval.comparison.measures import GENERAL, general_terms, measure_of
+from eval.intervals import Terms, change, interval, terms_of
 from experiment.commands import Command, check_options, run_commands
-from experiment.contrasts import table
+from experiment.contrasts import in_words, table
 
 PLAIN = "plain"
-COLUMNS = {  # heading, digits, factor
-    "f1": ("F1", 3, 1),
-    "rouge_l": ("ROUGE-L", 3, 1),
-    "loss": ("answer loss, nats/token", 4, 1),
-    "perplexity": ("general perplexity/byte", 3, 1),
-    "kl": ("KL, nats/token", 3, 1),
-    "questions": ("questions, %", 1, 100),
-}
+COLUMNS = ("f1", "rouge_l", "loss", *GENERAL)
 
 
 def compare_methods(
@@ -135,37 +128,25 @@ def methods_table(found: dict[str, list[dict]], base: dict) -> str:
 
     The changes of F1, ROUGE-L and loss are from plain training, those of perplexity and questions from the base.
     """
-    rows = [["", *(heading for heading, _, _ in COLUMNS.values())]]
-    task = _task_values(base)
-    rows.append(["base", *(_cell(name, task.get(name)) for name in COLUMNS)])
-    for name, (task, general) in found.items():
-        values, changes = _task_values(task), {}
-        if PLAIN in found and name != PLAIN:
-            changes = paired_change(found[PLAIN][0], task)
-        for figure, measured in (
-            ("perplexity", general["perplexity_per_byte"]),
-            ("questions", general["questions"]["all"]),
-        ):
-            values[figure], changes[figure] = measured["tuned"]["value"], Interval(**measured["change"])
-            rows[1][1 + list(COLUMNS).index(figure)] = _cell(figure, measured["base"]["value"])
-        if "kl" in general:
-            values["kl"], changes["kl"] = general["kl"]["value"], Interval(**general["kl"])
-        rows.append([name, *(_cell(figure, values.get(figure), changes.get(figure)) for figure in COLUMNS)])
+    terms = {name: terms_of(task) | general_terms(general, "tuned") for name, (task, general) in found.items()}
+    general = next((general for _, general in found.values()), None)
+    start = terms_of(base) | (general_terms(general, "base") if general else {})
+    rows = [["", *(measure_of(name).heading for name in COLUMNS)], ["base", *(_cell(name, start) for name in COLUMNS)]]
+    for method, own in terms.items():
+        plain = {} if method == PLAIN else terms.get(PLAIN, {})
+        rows.append([method, *(_cell(name, own, start if name in GENERAL else plain) for name in COLUMNS)])
     return table(rows)
 
 
-def _task_values(task: dict) -> dict[str, float]:
-    values = {"f1": task["violations"]["micro"]["f1"]} if "violations" in task else {}
-    values |= {"rouge_l": task["rouge_l"]["f"]} if "rouge_l" in task else {}
-    return values | {"loss": task["loss"]["mean"]}
-
-
-def _cell(name: str, value: float | None, change: Interval | None = None) -> str:
-    _, digits, factor = COLUMNS[name]
-    if value is None:
+def _cell(name: str, terms: dict[str, Terms], before: dict[str, Terms] | None = None) -> str:
+    """The value of a metric, and its change from `before` with the interval; that of KL, which is a change, with its own."""
+    if name not in terms:
         return ""
-    text = f"{factor * value:.{digits}f}"
-    if change is None:
+    digits = measure_of(name).digits
+    text = f"{terms[name].value:.{digits}f}"
+    if name == "kl":
+        return f"{text} ({in_words(interval(terms[name]), digits)})"
+    if not before or name not in before:
         return text
-    moved, low, high = (f"{factor * x:+.{digits}f}" for x in (change.value, change.low, change.high))
-    return f"{text} ({low} to {high})" if name == "kl" else f"{text} ({moved}; {low} to {high})"
+    moved = change(before[name], terms[name])
+    return f"{text} ({moved.value:+.{digits}f}; {in_words(moved, digits)})"

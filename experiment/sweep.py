@@ -69,8 +69,6 @@ def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out
     A comma separates values. Where a value may itself have commas (lists, pairs, dictionaries), or if an argument has a |,
     that is what separates them: `optimizer.betas=0.9,0.95|0.9,0.99`. seeds: run.seed is 0 to seeds - 1; None: the config's.
     """
-    if seeds is not None and seeds < 1:
-        raise UserError(f"--seeds must be 1 or more, not {seeds}")
     axes: dict[str, list[str]] = {}
     fixed: list[str] = []
     for text in arguments:

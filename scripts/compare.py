@@ -30,7 +30,6 @@ from eval.comparison.disagreements import beside
 from eval.comparison.measured import Measuring, measure_arms
 from eval.comparison.measures import with_metric
 from eval.comparison.page import write_outputs
-from eval.comparison.words import verdict, warnings
 from eval.inputs import add_reading_options, reading_of
 from eval.metric import metric_figures
 from eval.results import prepare_output
@@ -87,11 +86,11 @@ def main() -> int:
     arms = with_metric(arms, asked, own)
     result = compare(arms, baselines, asked, primary, arguments.pairs, arguments.worst)
     written = write_outputs(result, arms, arguments.out)
-    for group, sentences in verdict(result).items():
+    for group, sentences in result["verdict"].items():
         print("\n".join([f"{group}:", *sentences]))
     for one in result["disagreements"][: arguments.show]:
         print(beside(one))
-    for sentence in warnings(result):
+    for sentence in result["warnings"]:
         print(f"warning: {sentence}")
     print("wrote", *written)
     return 0

@@ -28,12 +28,12 @@ from common.dtypes import add_dtype_option
 from common.durable_files import write_json
 from common.errors import run_script
 from data.formats import read_examples
-from distributed.process_group import read_on_first, start_process_group
+from distributed.process_group import call_on_all, read_on_first, start_process_group
 from eval.evaluate_examples import evaluate_examples
 from eval.inputs import EvaluationInputs, EvaluationOptions, add_reading_options, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.metric import metric_figures
-from eval.over_ranks import TIMEOUT_MINUTES, on_every_rank
+from eval.over_ranks import TIMEOUT_MINUTES
 from eval.stored_answers import write_answers
 from model.fingerprint import fingerprint_of_base
 from xbrl.answers import tables as report
@@ -49,15 +49,15 @@ def parse_arguments() -> argparse.Namespace:
     data = "one file of any form in docs/data.md; texts, completions and last calls of tools count for the loss only"
     parser.add_argument("--data", required=True, type=Path, help=data)
     add_baseline_options(parser)
-    add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, metavar="K")
+    add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, least=0, metavar="K")
     constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
     parser.add_argument("--constrained", action="store_true", help=constrained)
     add_reading_options(parser)
-    add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)")
+    add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)", least=1)
     batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
-    add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size)
+    add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size, least=1)
     longest = "maximum length of an answer (default: 25%% more than the longest in --train, or 256)"
-    add_number(parser, "--max-new-tokens", longest)
+    add_number(parser, "--max-new-tokens", longest, least=1)
     metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/runs.md)"
     parser.add_argument("--metric", default="", help=metric)
     add_dtype_option(parser)
@@ -89,7 +89,7 @@ def main() -> int:
     inputs = read_on_first(lambda: read_checked(options), ranks)
     if ranks.rank == 0 and inputs.control_line:
         print(inputs.control_line, flush=True)
-    own = on_every_rank(lambda: metric_figures(metric), ranks)
+    own = call_on_all(lambda: metric_figures(metric), ranks)
     tuned_on = read_on_first(lambda: read_examples(validation) if validation else [], ranks)
 
     def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers

@@ -29,7 +29,7 @@ def main() -> int:
     parser = new_parser(__doc__)
     parser.add_argument("config", help="a config file with data.validation")
     parser.add_argument("values", nargs="*", metavar="section.key=a,b,c", help="values to try; one value is fixed")
-    add_number(parser, "--seeds", "train every point with run.seed 0 to K - 1", metavar="K")
+    add_number(parser, "--seeds", "train every point with run.seed 0 to K - 1", least=1, metavar="K")
     by = "the validation curve that decides: validation/loss, f1 ..., NAME:max or NAME:min (%(default)s)"
     parser.add_argument("--by", default="validation/loss", metavar="CURVE", help=by)
     add_number(parser, "--parallel", "runs at the same time", 1, least=1, metavar="P")

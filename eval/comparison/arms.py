@@ -4,9 +4,11 @@ An arm is a training recipe; its seeds are runs of it.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 
@@ -120,6 +122,15 @@ def metric_rows(run: Path) -> list[dict]:
     return rows
 
 
+def curve(rows: Sequence[dict], *names: str) -> tuple[list[int], list[float]]:
+    """The steps and values of the first of these curves that has a finite value; two empty lists if none has."""
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+        if points:
+            return [step for step, _ in points], [value for _, value in points]
+    return [], []
+
+
 def tokens_of(source: Source) -> int | None:
     """The tokens that the run of a source has trained on, targets or not; None if it does not say."""
     run = run_of(source)
@@ -137,8 +148,12 @@ def run_of(source: Source) -> Path | None:
 def seed_of(source: Source) -> int | None:
     """run.seed of a source; None if it does not say."""
     run = run_of(source)
+    return _setting(run, "run", "seed") if run else None
+
+
+def _setting(run: Path, section: str, key: str) -> Any:  # noqa: ANN401  of any type
     try:
-        return json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["run"]["seed"] if run else None
+        return json.loads((run / "config.json").read_text(encoding="utf-8"))["config"][section][key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -147,11 +162,8 @@ def find_base(arms: dict[str, list[Source]]) -> str:
     """The base model of all runs, from their config.json. Raises UserError if it is not one and the same."""
     found: dict[str, Path] = {}
     for source in (source for sources in arms.values() for source in sources if source.kind == "run"):
-        try:
-            record = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-            found.setdefault(record["config"]["model"]["path"], source.path)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        if path := _setting(source.path, "model", "path"):
+            found.setdefault(path, source.path)
     if len(found) != 1:
         what = " and ".join(f"{path} ({run})" for path, run in found.items()) or "no run names one"
         raise UserError(f"--general needs one base model, and the arms have {what}; name it with --base")

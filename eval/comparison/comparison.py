@@ -12,7 +12,9 @@ from eval.comparison.arms import Arm
 from eval.comparison.contrasts import Contrast, holm, knows_seeds, over_seeds
 from eval.comparison.disagreements import worst_disagreements
 from eval.comparison.measures import (
+    BASE,
     ENGINE,
+    OF_MODELS,
     OWN,
     arm_terms,
     averaged,
@@ -20,14 +22,13 @@ from eval.comparison.measures import (
     label_terms,
     labels,
     named_rules,
-    not_finite,
     ordered,
     rule_terms,
     true_rules,
 )
+from eval.comparison.words import limits, verdict, warnings
 from eval.intervals import Terms, change, clusters_of, interval, terms_of
 
-BASE = "base model"
 Pair = tuple[str, str]  # (arm, what it is compared with)
 
 
@@ -38,46 +39,53 @@ def compare(
     primary: Sequence[Contrast] = (),
     all_pairs: bool = False,
     number: int = 10,
-    seed: int = 0,
 ) -> dict:
-    """Everything that is known of the arms on the same `examples` (the asked ones). The first arm is the reference.
+    """Everything that is known of the arms on the same `examples` (the asked ones), and the sentences that say it.
+
+    The first arm is the reference.
 
     baselines: name -> result (`baseline_tasks`). primary: the contrasts that are tested, with Holm's correction among them.
     All other differences are described, each with its interval: of every pair of `arms`, `forgetting` (every arm less the
     base) and `baselines` (each less the reference). Raises UserError if an arm has the name of another
     row, or if a primary contrast cannot be tested.
     """
-    terms, per_answer = arm_terms(arms, list(baselines.values()))
+    named = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
+    known, per_answer = arm_terms(arms, named)
+    # What is NaN or infinite is that of a model whose weights are damaged.
+    terms = {
+        arm: {name: one for name, one in of_arm.items() if np.isfinite(one.value)} for arm, of_arm in known.items()
+    }
     rules = true_rules([arms[0].seeds[0].task])
     names = [arm.name for arm in arms]
     for name in {BASE, *baselines} & {*names}:
         raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
     _check_seeds(arms)
     pairs = list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
-    named = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
     others = {name: terms_of(task) | label_terms(task, named) for name, task in baselines.items()}
     general = next((s.general for arm in arms for s in arm.seeds if s.general), None)
     base = {BASE: general_terms(general, "base")} if general else {}
     pairs = [(after, before) for before, after in pairs]
     said = {arm.name: [one.task.get("answers") for one in arm.seeds] for arm in arms}
     same = {pair for pair in permutations(names, 2) if said[pair[0]] == said[pair[1]]}
-    known = terms | base | others
+    every = terms | base | others
     differences = [
-        *_differences("arms", pairs, known, same, seed),
-        *_differences("forgetting", [(name, BASE) for name in names if base], known, set(), seed),
-        *_differences("baselines", [(name, names[0]) for name in others], known, set(), seed),
+        *_differences("arms", pairs, every, same),
+        *_differences("forgetting", [(name, BASE) for name in names if base], every, set()),
+        *_differences("baselines", [(name, names[0]) for name in others], every, set()),
     ]
     task = arms[0].seeds[0].task
-    rows = [_arm_row(arm, terms[arm.name], rules, seed) for arm in arms]
-    rows += [_row(name, "base", base[name], seed) for name in base]
+    rows = [
+        _arm_row(arm, terms[arm.name], rules) | {"not_finite": sorted(known[arm.name].keys() - terms[arm.name].keys())}
+        for arm in arms
+    ]
+    rows += [_row(name, "base", base[name]) for name in base]
     rows += [
-        _row(name, "engine" if name == ENGINE else "baseline", others[name], seed)
-        | _rules_of([baselines[name]], rules, seed)
+        _row(name, "engine" if name == ENGINE else "baseline", others[name]) | _rules_of([baselines[name]], rules)
         for name in others
     ]
     answers, unit = task.get("answers") or (), "reports" if rules else "examples"
     main = [name for name in ordered(terms[names[0]]) if name.startswith(OWN) or name in ("f1", "rouge_l", "loss")]
-    return {
+    result = {
         "data": task["data"],
         "data_sha256": task["data_sha256"],
         "examples": len(answers),
@@ -92,10 +100,11 @@ def compare(
         "without_interval": _without_interval(arms),
         "rules": rules,
         "rows": rows,
-        "primary": _tested(primary, known, same, seed),
+        "primary": _tested(primary, every, same),
         "differences": differences,
-        "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) else [],
+        "disagreements": worst_disagreements(arms, examples, number) if len(examples) == len(answers) > 0 else [],
     }
+    return result | {"verdict": verdict(result), "warnings": warnings(result), "limits": limits(result)}
 
 
 def _without_interval(arms: Sequence[Arm]) -> dict[str, dict[str, list[float]]]:
@@ -127,17 +136,16 @@ def _sample(answers: Sequence[dict], unit: str) -> str:
     return f"{len(answers)} {unit}" + (f" of {len(banks)} banks" if banks and None not in banks else "")
 
 
-def _row(name: str, kind: str, terms: dict[str, Terms], seed: int) -> dict:
-    known = {metric: _json(interval(terms[metric], seed)) for metric in ordered(terms)}
+def _row(name: str, kind: str, terms: dict[str, Terms]) -> dict:
+    known = {metric: _json(interval(terms[metric])) for metric in ordered(terms)}
     return {"name": name, "kind": kind, "metrics": known}
 
 
-def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str], seed: int) -> dict:
-    row = _row(arm.name, "arm", terms, seed)
+def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str]) -> dict:
+    row = _row(arm.name, "arm", terms)
     for metric in row["metrics"]:
         row["metrics"][metric]["seeds"] = list(terms[metric].seeds)
     return row | {
-        "not_finite": sorted({name for one in arm.seeds for name in not_finite(one, rules)}),
         "seeds": [
             {
                 "path": str(one.source.path),
@@ -148,11 +156,11 @@ def _arm_row(arm: Arm, terms: dict[str, Terms], rules: Sequence[str], seed: int)
             }
             for one in arm.seeds
         ],
-        **_rules_of([one.task for one in arm.seeds], rules, seed),
+        **_rules_of([one.task for one in arm.seeds], rules),
     }
 
 
-def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
+def _rules_of(tasks: Sequence[dict], rules: Sequence[str]) -> dict:
     """`per_rule` of the answers of all seeds; nothing for another task."""
     if not rules:
         return {}
@@ -162,7 +170,7 @@ def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
     per_rule = {}
     for rule in [*rules, *invented]:
         of_seeds = [rule_terms(task, rule) for task in tasks]
-        measured = {name: interval(averaged([one[name] for one in of_seeds]), seed) for name in of_seeds[0]}
+        measured = {name: interval(averaged([one[name] for one in of_seeds])) for name in of_seeds[0]}
         counts = {"n_true": sum(rule in true for true, _ in pairs), "n_predicted": said.count(rule)}
         per_rule[rule] = {name: _json(one) for name, one in measured.items()} | {
             name: count / len(tasks) for name, count in counts.items()
@@ -171,12 +179,12 @@ def _rules_of(tasks: Sequence[dict], rules: Sequence[str], seed: int) -> dict:
 
 
 def _differences(
-    family: str, pairs: Iterable[Pair], terms: dict[str, dict[str, Terms]], same: Collection[Pair], seed: int
+    family: str, pairs: Iterable[Pair], terms: dict[str, dict[str, Terms]], same: Collection[Pair]
 ) -> list[dict]:
     """Each metric of the first of each pair less that of the second, with its interval."""
     return [
         {"family": family, "of": of, "against": against, "metric": metric}
-        | _described(terms[against][metric], terms[of][metric], (of, against) in same, seed)
+        | _described(terms[against][metric], terms[of][metric], (of, against) in same and metric not in OF_MODELS)
         for of, against in pairs
         for metric in _shared(terms[of], terms[against])
     ]
@@ -186,27 +194,25 @@ def _shared(one: dict[str, Terms], other: dict[str, Terms]) -> list[str]:
     return ordered(metric for metric in one if metric in other)
 
 
-def _described(before: Terms, after: Terms, is_same: bool, seed: int) -> dict:
+def _described(before: Terms, after: Terms, is_same: bool) -> dict:
     """value, low and high of a change, and `over_seeds`: whether the interval is that of the recipes or of these runs alone.
 
     is_same: the answers are the very same, which differ by exactly 0. Other models with the same scores may differ on other
     examples.
     """
-    moved = change(before, after, seed, is_same)
+    moved = change(before, after, is_same)
     over = not is_same and knows_seeds(before, after) and bool(np.isfinite([moved.low, moved.high]).all())
     return _json(over_seeds(moved, before, after).interval() if over else moved) | {"over_seeds": over}
 
 
-def _tested(
-    primary: Sequence[Contrast], terms: dict[str, dict[str, Terms]], same: Collection[Pair], seed: int
-) -> list[dict]:
+def _tested(primary: Sequence[Contrast], terms: dict[str, dict[str, Terms]], same: Collection[Pair]) -> list[dict]:
     """The primary contrasts: intervals of 95% and 90%, p-values of no difference and of one as large as the margin, corrected."""
     found, p_values, p_margins = [], {}, {}
     for i, one in enumerate(primary):
         of, against = (_known(one, name, terms) for name in (one.of, one.against))
         metric = _known(one, one.metric, _shared(terms[of], terms[against]))
         before, after = terms[against][metric], terms[of][metric]
-        moved = change(before, after, seed, (of, against) in same)
+        moved = change(before, after, (of, against) in same and metric not in OF_MODELS)
         if before.n < 2 or not np.isfinite([moved.value, moved.low, moved.high]).all():
             raise UserError(
                 f"--primary {of} {against} {one.metric}: one bank, or no finite number, shows nothing of others"

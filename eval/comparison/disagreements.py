@@ -3,10 +3,12 @@
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
+
 from eval.asked_examples import report_of
 from eval.comparison.arms import Arm
-from eval.comparison.measures import labels
-from eval.rouge import mean
+from eval.comparison.measures import averaged, labels, ordered
+from eval.intervals import Terms, terms_of
 
 SHOWN = 400  # characters of a text in the terminal; the page has all of it
 
@@ -14,33 +16,26 @@ SHOWN = 400  # characters of a text in the terminal; the page has all of it
 def worst_disagreements(arms: Sequence[Arm], examples: Sequence[dict], number: int = 10) -> list[dict]:
     """The `number` examples with the largest difference between arms, largest first; none on which all answer the same.
 
-    The score of an example is the user's first one, if it has values of single examples, then the share of right rules (Dice:
-    2 right / (true + predicted), 1 if both are empty), then that of right facts, then ROUGE-L, each the mean over the seeds of
-    an arm. The answer shown is that of the arm's first seed. `examples` are the asked ones, in the order of the answers.
+    They differ in the first of their scores (`ordered`), where that is alike in the next, and at last in their texts. A score
+    is that of all seeds of an arm; where nothing is true and nothing is said, it is 1. The answer shown is that of the
+    arm's first seed. `examples` are the asked ones, in the order of the answers.
     """
-    differences = [_differences(arms, i) for i in range(len(examples))]
-    order = sorted(range(len(examples)), key=lambda i: tuple(-value for value in differences[i]))
-    return [_shown(arms, examples[i], i) for i in order[:number] if any(value > 1e-9 for value in differences[i])]
-
-
-def _differences(arms: Sequence[Arm], i: int) -> tuple[float, ...]:
-    """By how much the arms differ in each score of the i-th example, and at last whether their answers do."""
-    scores = [
-        [mean(values) for values in zip(*(_score(seed.task, i) for seed in arm.seeds), strict=True)] for arm in arms
+    of_arms = [[terms_of(seed.task) for seed in arm.seeds] for arm in arms]
+    known = set.intersection(*(set(terms) for seeds in of_arms for terms in seeds)) - {"loss"}
+    names = [
+        name for name in ordered(of_arms[0][0]) if name in known and len(of_arms[0][0][name].rows) == len(examples)
     ]
-    texts = {arm.seeds[0].task["answers"][i]["answer"] for arm in arms}
-    return *(max(column) - min(column) for column in zip(*scores, strict=True)), float(len(texts) > 1)
+    spreads = [np.ptp([_scores([terms[name] for terms in seeds]) for seeds in of_arms], axis=0) for name in names]
+    texts = zip(*([answer["answer"] for answer in arm.seeds[0].task["answers"]] for arm in arms), strict=True)
+    differences = np.array([*spreads, [len({*of_example}) > 1 for of_example in texts]]).T
+    order = sorted(range(len(examples)), key=lambda i: tuple(-differences[i]))
+    return [_shown(arms, examples[i], i) for i in order[:number] if differences[i].max() > 1e-9]
 
 
-def _score(task: dict, i: int) -> tuple[float, ...]:
-    answer = task["answers"][i]
-    own = next((values[i] for values in (task.get("metric") or {}).get("each", {}).values()), 0.0)
-    if "true" not in answer:
-        return own, 0.0, 0.0, answer["rouge_l"]
-    true, said = labels(answer)
-    right, of_true, claimed = answer.get("facts", (0, 0, 0))
-    rules, facts = _dice(len(true & said), len(true), len(said)), _dice(right, of_true, claimed)
-    return own, rules, facts, answer.get("rouge_l", 0.0)
+def _scores(seeds: Sequence[Terms]) -> np.ndarray:
+    """The score of each example, `(examples,)`."""
+    part, whole = averaged(seeds).rows.T
+    return np.divide(part, whole, out=np.ones_like(part), where=whole > 0)
 
 
 def beside(one: dict) -> str:
@@ -49,10 +44,6 @@ def beside(one: dict) -> str:
     shown = {name: text[:SHOWN] + " ..." * (len(text) > SHOWN) for name, text in texts.items()}
     lines = [f"{name}:\n{textwrap.indent(text, '    ')}" for name, text in shown.items()]
     return "\n".join([f"example {one['id']}:", *lines])
-
-
-def _dice(right: int, true: int, said: int) -> float:
-    return 2 * right / (true + said) if true + said else 1.0
 
 
 def _shown(arms: Sequence[Arm], example: dict, i: int) -> dict:

@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib
 
-from eval.comparison.arms import Arm, Source, metric_rows, run_of
+from eval.comparison.arms import Arm, Source, curve, metric_rows, run_of
 from eval.comparison.measures import measure_of
 from eval.comparison.words import heading
 
@@ -48,7 +48,7 @@ def pictures(result: dict, arms: Sequence[Arm]) -> list[Picture]:
     """The figures that the comparison has data for."""
     rows = [row for row in result["rows"] if row["kind"] == "arm"]
     style = {row["name"]: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, row in enumerate(rows)}
-    curves = {arm.name: [curve for seed in arm.seeds if (curve := _curve(seed.source))] for arm in arms}
+    curves = {arm.name: [known for seed in arm.seeds if (known := _curves(seed.source))] for arm in arms}
     found = []
     if result["main"] and any("perplexity" in row["metrics"] for row in rows):
         found.append(_forgetting(result, rows, style))
@@ -105,13 +105,7 @@ def _forgetting(result: dict, rows: Sequence[dict], style: dict) -> Picture:
             panels[0].invert_yaxis()
         return figure
 
-    def value(row: dict, metric: str) -> str:
-        one = row["metrics"].get(metric)
-        return f"{row['name']} {one['value']:.{measure_of(metric).digits}f}" if one else f"{row['name']} unknown"
-
-    words = f"{heading(result, main)} and forgetting: " + "; ".join(
-        ", ".join(f"{heading(result, metric)} {value(row, metric)}" for metric in (main, *metrics)) for row in rows
-    )
+    words = f"{heading(result, main)} against forgetting; the values stand in the tables below."
     caption = "Learning against forgetting, with 95% intervals. Better is up and to the left."
     return Picture("forgetting", caption, words, drawn(draw))
 
@@ -141,17 +135,12 @@ def _rules(rules: Sequence[str], rows: Sequence[dict], style: dict) -> Figure:
     return figure
 
 
-def _curve(source: Source) -> Curve:
+def _curves(source: Source) -> Curve:
     """Training and validation loss of a run, as far as it has them."""
     run = run_of(source)
     rows = metric_rows(run) if run else []
-    found = {}
-    for name, keys in (("training", ("train/loss/main", "train/loss")), ("validation", ("validation/loss",))):
-        key = next((key for key in keys if any(key in row for row in rows)), None)
-        if key:
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            found[name] = ([step for step, _ in points], [value for _, value in points])
-    return found
+    training, validation = curve(rows, "train/loss/main", "train/loss"), curve(rows, "validation/loss")
+    return {name: one for name, one in (("training", training), ("validation", validation)) if one[0]}
 
 
 def _losses(curves: dict[str, list[Curve]], style: dict) -> Picture:
@@ -162,7 +151,7 @@ def _losses(curves: dict[str, list[Curve]], style: dict) -> Picture:
         figure, panels = _panels(len(kinds), 3.2)
         for axes, kind in zip(panels, kinds, strict=True):
             for name, each in curves.items():
-                for number, one in enumerate(curve for curve in each if kind in curve):
+                for number, one in enumerate(known for known in each if kind in known):
                     line = {"color": style[name][0], "marker": style[name][1] if kind == "validation" else None}
                     label = shortened(name) if number == 0 else None
                     axes.plot(*one[kind], linewidth=1, markersize=3, label=label, **line)

@@ -73,7 +73,8 @@ def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dic
     path = folder / f"{stem}{how.data.stem}-{how.data_sha256[:8]}.json"
     if path.is_file():
         result = read_result(path)
-        if result["data_sha256"] == how.data_sha256 and _is_of(result.get("weights"), source.model):
+        weights = result.get("weights")
+        if weights and result["data_sha256"] == how.data_sha256 and weights == fingerprint_of_base(source.model):
             return result
         print(f"{path} is not of {how.data} and the weights of {source.model}: it is measured again", flush=True)
     prepare_output(path)
@@ -86,19 +87,15 @@ def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dic
 
 def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Measuring) -> dict | None:
     path = folder / f"{stem}general.json"
-    if source.kind == "result":
-        found = _read_general(path) if path.is_file() else None
-        return found if found and found["weights"]["tuned"] == task.get("weights") else None
-    if path.is_file():
-        found = _read_general(path)
-        same_base = how.base is None or found["weights"]["base"] == fingerprint_of_base(how.base)
-        if same_base and _is_of(found["weights"]["tuned"], source.model):
+    found = _read_general(path) if path.is_file() else None
+    if found and found["weights"]["tuned"] == task.get("weights"):
+        base = None if source.kind == "result" else how.base  # which a result is not asked for
+        if base is None or found["weights"]["base"] == fingerprint_of_base(base):
             return found
-        if not how.general:
-            return None
-        print(f"{path} is not of the weights of {source.model} and of the base: it is measured again", flush=True)
-    if not how.general:
+    if source.kind == "result" or not how.general:
         return None
+    if found:
+        print(f"{path} is not of the weights of {source.model} and of the base: it is measured again", flush=True)
     prepare_output(path)
     launch(how.processes, "scripts/measure.py", "forgetting", how.base, source.model, "--json", path)
     return _read_general(path)
@@ -113,10 +110,6 @@ def _read_general(path: Path) -> dict:
         return result
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and it is measured again with --general") from None
-
-
-def _is_of(weights: str | None, model: Path) -> bool:
-    return weights is not None and weights == fingerprint_of_base(model)
 
 
 def check_arms(arms: Sequence[Arm], how: Measuring) -> None:

@@ -10,6 +10,7 @@ from eval.comparison.arms import Arm, Seed
 from eval.intervals import Terms, clusters_of, ratio, terms_of
 
 ENGINE = "rule engine"  # the name of the baseline that evaluates rules on the reported figures, without the notes
+BASE = "base model"  # the row of what was measured before training
 
 
 OWN = "own/"  # begins the names of the scores of --metric
@@ -31,7 +32,6 @@ class Measure:
 MEASURES = {
     "f1": Measure("F1"),
     "macro_f1": Measure("macro-F1"),
-    "fact_f1": Measure("fact-F1"),
     "precision": Measure("precision"),
     "recall": Measure("recall"),
     "exact": Measure("reports all right"),
@@ -42,17 +42,20 @@ MEASURES = {
     "kl": Measure("KL from base, nats/token", better=-1, of="texts"),
     "questions": Measure("general questions", of="questions"),
 }
+GENERAL = ("perplexity", "kl", "questions")  # of general language
+OF_MODELS = ("loss", *GENERAL)  # what models that give the same answers do not share
 
 
 def measure_of(metric: str) -> Measure:
     """How a metric is shown; of the user's own scores nobody says which value is the better one."""
-    return MEASURES.get(metric) or Measure(metric.removeprefix(OWN), better=0)
+    own = Measure(metric.removeprefix(OWN), better=0) if metric.startswith(OWN) else None
+    return own or MEASURES.get(metric) or Measure(metric.replace("_f1", "-F1"))
 
 
 def ordered(metrics: Iterable[str]) -> list[str]:
-    """The metrics as tables show them: the user's own first, in their order."""
-    names = dict.fromkeys(metrics)
-    return [*(name for name in names if name.startswith(OWN)), *(name for name in MEASURES if name in names)]
+    """The metrics as tables show them: the user's own first, and those of other counts (`terms_of`) after macro-F1."""
+    places = {name: place for place, name in enumerate(MEASURES)}
+    return sorted(dict.fromkeys(metrics), key=lambda name: -1 if name.startswith(OWN) else places.get(name, 1.5))
 
 
 def with_metric(
@@ -71,35 +74,25 @@ def with_metric(
     return [replace(arm, seeds=tuple(map(scored, arm.seeds))) for arm in arms]
 
 
-def arm_terms(arms: Sequence[Arm], others: Sequence[dict] = ()) -> tuple[dict[str, dict[str, Terms]], bool]:
+def arm_terms(arms: Sequence[Arm], rules: Sequence[str]) -> tuple[dict[str, dict[str, Terms]], bool]:
     """(arm -> metric -> its terms averaged over the seeds, whether the loss is per answer instead of per token).
 
-    `others` are the tasks of the baselines, whose rules count in the macro-F1 as well.
-    A metric that a seed lacks, or that is not finite for one, is left out (`not_finite`).
-    Models with different tokenizers split the same answers into different numbers of tokens. Nats per token cannot be
-    compared then, nats per answer can.
+    rules: those of `named_rules`. A metric that a seed lacks is left out. Models with different tokenizers split the same
+    answers into different numbers of tokens. Nats per token cannot be compared then, nats per answer can.
     """
     targets = {seed.task["loss"]["targets"] for arm in arms for seed in arm.seeds if seed.task.get("loss")}
     per_answer = len(targets) > 1
-    rules = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *others])
     found = {}
     for arm in arms:
         of_seeds = [seed_terms(seed, rules, per_answer) for seed in arm.seeds]
         known = [name for name in of_seeds[0] if all(name in terms for terms in of_seeds)]
-        means = {name: averaged([terms[name] for terms in of_seeds]) for name in known}
-        found[arm.name] = {name: terms for name, terms in means.items() if np.isfinite(terms.value)}
+        found[arm.name] = {name: averaged([terms[name] for terms in of_seeds]) for name in known}
     return found, per_answer
-
-
-def not_finite(seed: Seed, rules: Sequence[str]) -> list[str]:
-    """The metrics of a seed that are NaN or infinite: those of a model whose weights are damaged."""
-    terms = seed_terms(seed, rules)
-    return [name for name in ordered(terms) if not np.isfinite(terms[name].value)]
 
 
 def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> dict[str, Terms]:
     """The terms of every metric that one seed has. rules: those of `named_rules`."""
-    terms = {name: one for name, one in terms_of(seed.task).items() if name in MEASURES or name.startswith(OWN)}
+    terms = terms_of(seed.task)
     if per_answer and "loss" in terms:
         nats = terms["loss"].rows[:, :1]
         terms["loss"] = replace(terms["loss"], rows=np.concatenate([nats, np.ones_like(nats)], axis=1))

@@ -13,7 +13,7 @@ from common.durable_files import publish, temporary_path, write_durably, write_j
 from eval.comparison.arms import Arm
 from eval.comparison.figures import Picture, pictures
 from eval.comparison.tables import all_tables, markdown
-from eval.comparison.words import limits, listed, verdict, warnings
+from eval.comparison.words import listed
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PAGE = "comparison.html"
@@ -24,8 +24,7 @@ def write_outputs(result: dict, arms: Sequence[Arm], out: Path) -> list[Path]:
     """Write comparison.json, .md and .html, and one PNG per figure. Returns the paths, the page first."""
     out.mkdir(parents=True, exist_ok=True)
     drawn = pictures(result, arms)
-    sentences = {"verdict": verdict(result), "warnings": warnings(result), "limits": limits(result)}
-    write_json(out / "comparison.json", result | sentences)
+    write_json(out / "comparison.json", result)
     write_durably(out / "comparison.md", markdown(result))
     write_durably(out / PAGE, page(result, drawn))
     images = [out / f"{picture.name}.png" for picture in drawn]
@@ -44,9 +43,6 @@ def page(result: dict, drawn: Sequence[Picture]) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         result=result,
         title=f"{arms[0]['name']} compared with {listed([row['name'] for row in arms[1:]])}",
-        verdict=verdict(result),
-        warnings=warnings(result),
-        limits=limits(result),
         contents=[("limits", "What this does not say"), ("figures", "Figures")]
         + [(anchor, table.title) for anchor, table in tables]
         + [("disagreements", "Where the arms differ most")],

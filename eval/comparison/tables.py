@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
-from eval.comparison.measures import OWN, measure_of, ordered
-from eval.comparison.words import heading, interval_over, limits, listed, p_value, verdict, warnings
-
-GENERAL = ("perplexity", "kl", "questions")
+from eval.comparison.measures import GENERAL, OWN, measure_of, ordered
+from eval.comparison.words import bounds, heading, interval_over, listed, p_value
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,12 @@ def primary_table(result: dict) -> Table:
     rows = []
     for one in result["primary"]:
         digits, margin = measure_of(one["metric"]).digits, one["margin"]
-        value, low, high = (f"{one[key]:+z.{digits}f}" for key in ("value", "low", "high"))
         rows.append(
             [
                 f"{one['of']} \u2212 {one['against']}" + (", paired by seed" if one["paired"] else ""),
                 heading(result, one["metric"]),
-                value,
-                f"{low} to {high}",
+                f"{one['value']:+z.{digits}f}",
+                bounds(one),
                 p_value(one["p_holm"]),
                 f"{margin:g}" if margin is not None else "\u2013",
                 p_value(one["p_margin_holm"]) if margin is not None else "\u2013",
@@ -156,7 +153,7 @@ def markdown(result: dict) -> str:
     """The whole comparison as Markdown, without the figures and the answers."""
     names = [row["name"] for row in result["rows"] if row["kind"] == "arm"]
     parts = [_plain(f"# {names[0]} compared with {listed(names[1:])}")]
-    lists = {**verdict(result), "Read with care": warnings(result), "What this does not say": limits(result)}
+    lists = {**result["verdict"], "Read with care": result["warnings"], "What this does not say": result["limits"]}
     for title, sentences in lists.items():
         if sentences:
             parts.append(f"## {title}\n\n" + "\n".join(f"- {_plain(sentence)}" for sentence in sentences))

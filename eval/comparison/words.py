@@ -3,21 +3,11 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from eval.comparison.comparison import BASE
-from eval.comparison.measures import ENGINE, measure_of
+from eval.comparison.measures import BASE, ENGINE, measure_of
 
 ALPHA = 0.05
 FEW_CLUSTERS = 20  # below, bootstrap intervals are clearly too narrow: with 8 clusters 89% instead of 95%
 MANY_TOKENS = 1.01  # arms whose tokens differ by more than 1% did not have equal training
-# metric -> (what the better arm does, what two arms without a shown difference are not different in)
-_WORDS = {
-    "f1": ("{better} labels better than {worse}", "labelling"),
-    "rouge_l": ("{better} writes answers closer to the reference than {worse}", "ROUGE-L"),
-    "loss": ("{better} predicts the right answers better than {worse}", "the loss"),
-    "perplexity": ("{worse} predicts general text worse than {better}", "predicting general text"),
-    "kl": ("{worse} has moved further from the base model than {better}", "the distance from the base model"),
-    "questions": ("{better} answers general questions better than {worse}", "answering general questions"),
-}
 
 
 def verdict(result: dict) -> dict[str, list[str]]:
@@ -61,8 +51,7 @@ def description(result: dict, one: dict) -> str:
     values = [f"{name} {value_of(result, name, metric):.{digits}f}" for name in (of, against)]
     interval = "no interval"
     if one["low"] is not None:
-        bounds = f"{one['low']:+z.{digits}f} to {one['high']:+z.{digits}f}"
-        interval = f"95% interval over {interval_over(result, one)} {bounds}"
+        interval = f"95% interval over {interval_over(result, one)} {bounds(one)}"
     known = [row for row in result["rows"] if row["name"] in (of, against) and row["kind"] == "arm"]
     single = [row["name"] for row in known if len(row["seeds"]) == 1]
     if single and not one["over_seeds"]:
@@ -70,6 +59,12 @@ def description(result: dict, one: dict) -> str:
         interval += f"; {listed(single)} {have}, and another may differ by more"
     moved = f"{of} less {against} {one['value']:+z.{digits}f}"
     return f"{heading(result, metric)}: {values[0]}, {values[1]}; {moved} ({interval})."
+
+
+def bounds(one: dict, level: str = "") -> str:
+    """The interval of a difference, `-0.010 to +0.020`. level: `_90` for that of 90%."""
+    digits = measure_of(one["metric"]).digits
+    return f"{one[f'low{level}']:+z.{digits}f} to {one[f'high{level}']:+z.{digits}f}"
 
 
 def interval_over(result: dict, one: dict) -> str:
@@ -84,17 +79,17 @@ def primary_sentence(result: dict, one: dict) -> str:
     open, the sentence says so.
     """
     metric, of, against = one["metric"], one["of"], one["against"]
-    measure = measure_of(metric)
-    claim, subject = _WORDS.get(metric, (f"{{better}} is better than {{worse}} in {measure.heading}", measure.heading))
+    measure, subject = measure_of(metric), heading(result, metric)
     pair, is_close = f"{of} and {against}", one["margin"] is not None and one["p_margin_holm"] < ALPHA
     within = f"{subject}, to within {one['margin']:g}" if one["margin"] is not None else ""
     if one["p_holm"] < ALPHA:
         high, low = (of, against) if one["value"] > 0 else (against, of)
-        if measure.better:
-            better, worse = (high, low) if measure.better > 0 else (low, high)
-            says = claim.format(better=better, worse=worse)
-        else:
-            says = f"{high} has more {measure.heading} than {low}"
+        better, worse = (high, low) if measure.better > 0 else (low, high)
+        says = (
+            f"{better} is better than {worse} in {subject}"
+            if measure.better
+            else f"{high} has more {subject} than {low}"
+        )
         says += f", by less than {one['margin']:g}" if is_close else ""
     elif is_close:
         says = f"{pair} are equivalent in {within}"
@@ -104,15 +99,12 @@ def primary_sentence(result: dict, one: dict) -> str:
     else:
         says = f"Whether {pair} differ in {subject} is open after the correction for {len(result['primary'])} contrasts"
     digits = measure.digits
-    bounds = [
-        f"{one[low]:+z.{digits}f} to {one[high]:+z.{digits}f}" for low, high in (("low", "high"), ("low_90", "high_90"))
-    ]
-    intervals = f"95% interval {bounds[0]}" + (f", 90% {bounds[1]}" if within else "")
+    intervals = f"95% interval {bounds(one)}" + (f", 90% {bounds(one, '_90')}" if within else "")
     of_margin = f", p of more than {one['margin']:g} {p_value(one['p_margin_holm'])}" if within else ""
     values = [f"{value_of(result, name, metric):.{digits}f}" for name in (of, against)]
     seeds = " and ".join(str(count) for count in one["seeds"] if count)
     return (
-        f"{says}: {heading(result, metric)} {values[0]} less {values[1]} is {one['value']:+z.{digits}f} ({intervals}, p of no "
+        f"{says}: {subject} {values[0]} less {values[1]} is {one['value']:+z.{digits}f} ({intervals}, p of no "
         f"difference {p_value(one['p_holm'])}{of_margin}; {seeds} seeds{', paired' if one['paired'] else ''})."
     )
 

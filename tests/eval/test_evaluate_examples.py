@@ -151,7 +151,6 @@ def test_limit_is_a_fixed_choice_in_file_order(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": -1}, "--shots must be 0 or more"),
         ({"shots": 2}, "--shots 2 takes examples from the training split; name it with --train"),
         ({"max_new_tokens": 5000}, "positions"),
         ({"before": "model/config.json"}, "is not the JSON of an evaluation"),  # JSON, but not a result

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.intervals import intervals, paired_change, wilson
+from eval.intervals import intervals, paired_change
 
 
 def answer(true, predicted, rouge=0.5):
@@ -68,16 +68,13 @@ def test_reports_of_one_bank_are_drawn_together():
 
 
 def test_at_the_bounds_the_interval_is_wilsons():
-    assert wilson(1.0, 40) == (pytest.approx(40 / (40 + 1.96**2), abs=1e-4), 1.0)
-    assert wilson(0.0, 40) == (0.0, pytest.approx(1.96**2 / (40 + 1.96**2), abs=1e-4))
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson's, not 0.402 to 0.598
     right = result([answer(["A"], ["A"], 1.0) | {"cluster": bank} for bank in range(20) for _ in range(5)])
     wrong = result([answer(["A"], [], 0.0) | {"cluster": bank} for bank in range(20) for _ in range(5)])
     for name in ("f1", "exact", "rouge_l"):
-        one = intervals(right)[name]
-        assert (one.value, one.high) == (1, 1) and one.low == pytest.approx(
-            wilson(1, 20)[0]
-        )  # 20 banks, not 100 reports
+        one, none = intervals(right)[name], intervals(wrong)[name]
+        limit = 1.96**2 / (20 + 1.96**2)  # of 20 banks, not 100 reports
+        assert (one.value, one.high) == (1, 1) and one.low == pytest.approx(1 - limit, abs=1e-4)
+        assert (none.value, none.low) == (0, 0) and none.high == pytest.approx(limit, abs=1e-4)
         change = paired_change(wrong, right)[name]
         assert change.value == change.high == 1
         # Newcombe: both sides are off by at most 3.84 / 23.84.

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from eval import perplexity
-from eval.perplexity import loss_work, target_losses, windows
-from tests.tiny import write_tiny_model
+from eval.perplexity import LossSum, general_perplexity, loss_work, target_losses, windows
+from tests.tiny import tiny_tokenizer, write_tiny_model
 
 
 def sequences():
@@ -34,6 +36,15 @@ def test_losses_equal_the_definition(tmp_path, monkeypatch, family, tokens_per_b
     for loss, (ids, is_target) in zip(losses, sequences(), strict=True):
         assert loss.nats == pytest.approx(one_by_one(model, ids, is_target), abs=2e-4)
     assert sum(finished) == 30 + 12 + 7 + 25 == sum(map(loss_work, sequences()))  # the last two need no forward
+
+
+def test_the_perplexity_of_damaged_weights_is_infinite(monkeypatch):
+    monkeypatch.setattr(perplexity, "compute_over_ranks", lambda *arguments: [LossSum(1e6, 10)])
+    found = general_perplexity(None, tiny_tokenizer(), 100, None)
+    assert (found["perplexity"], found["perplexity_per_byte"]) == (
+        math.inf,
+        pytest.approx(math.exp(1e6 / found["bytes"])),
+    )
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 11, 19, 20])

@@ -105,8 +105,8 @@ def test_the_start_of_a_chat_is_rendered_as_in_the_run_that_made_the_model(folde
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "--batch-size must be 1 or more, not 0"),
         ({"temperature": 0.0}, "--temperature must be above 0"),
+        ({"top_p": 0.0}, "--top-p must be above 0 and at most 1"),
     ],
 )
 def test_an_option_out_of_range_is_refused(options, message):

@@ -80,10 +80,10 @@ def test_files_that_cannot_be_read(data, tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
         score(data, tmp_path / "none.jsonl")
     (tmp_path / "text.jsonl").write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"text\.jsonl, line 1 is not JSON"):
+    with pytest.raises(UserError, match=r"text\.jsonl, line 1 is not valid JSON"):
         score(data, tmp_path / "text.jsonl")
     (tmp_path / "text.jsonl").write_bytes('{"id": "a", "answer": "\u00fc"}'.encode("latin-1"))
-    with pytest.raises(UserError, match=r"text\.jsonl: not valid UTF-8 at byte 23"):
+    with pytest.raises(UserError, match=r"text\.jsonl, line 1 is not UTF-8 text: .* at byte 23"):
         score(data, tmp_path / "text.jsonl")
     twice = lines(tmp_path / "twice.jsonl", [json.loads(data.read_text().splitlines()[0])] * 2)
     with pytest.raises(UserError, match=r"twice\.jsonl: the id a stands twice"):
@@ -95,7 +95,7 @@ def test_only_line_feeds_end_a_line(tmp_path):
     path.write_bytes('\ufeff{"id": "a", "answer": "x\u2028y"}\r\n{"id": "b", "answer": "z"}\r\n'.encode())
     assert read_answers(path) == {"a": "x\u2028y", "b": "z"}
     path.write_text('{"id": "a", "answer": "\\ud800"}\n')
-    with pytest.raises(UserError, match="line 1: half of a surrogate pair"):
+    with pytest.raises(UserError, match="line 1 is not valid Unicode text: surrogates not allowed"):
         read_answers(path)
 
 

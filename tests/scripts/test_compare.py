@@ -35,7 +35,7 @@ def test_stored_results_are_compared(tmp_path):
     tested = ["--primary", "full", "lora", "f1", "--margin", "f1=0.05", "--metric", "xbrl.answers.curves:scores"]
     done = run_python("scripts/compare.py", *arms, *files, *tested, "--worst", 3)
     assert done.returncode == 0, done.stderr
-    assert "full labels better than lora: F1 0.986 less 0.531 is +0.455 (95% interval +" in done.stdout
+    assert "full is better than lora in F1: F1 0.986 less 0.531 is +0.455 (95% interval +" in done.stdout
     assert "general perplexity/byte: full 3." in done.stdout and " less lora " in done.stdout
     assert "\nexample report " in done.stdout and "\nreference:\n    Violations:" in done.stdout
     assert "warning: The arms were not trained on equal numbers of tokens: lora 1,000, full 2,000" in done.stdout

@@ -113,11 +113,11 @@ def declared(*arms, margin=None, paired=False, metric="f1"):
 def test_the_verdict_says_who_is_better_of_what_was_declared():
     weak, strong = recipe("weak", 3, 4, 4), recipe("strong", 11, 12, 12)
     said, one = declared(weak, strong)
-    start = "strong labels better than weak: F1 0.986 less 0.468 is +0.518 (95% interval +0."
+    start = "strong is better than weak in F1: F1 0.986 less 0.468 is +0.518 (95% interval +0."
     assert said.startswith(start) and said.endswith(f"p of no difference {one['p_holm']:.3f}; 3 and 3 seeds).")
     assert one["p"] == one["p_holm"] < 0.05 and one["low"] > 0
     turned, other = declared(strong, weak)
-    assert turned.startswith("strong labels better than weak: F1 0.468 less 0.986 is -0.518 (")
+    assert turned.startswith("strong is better than weak in F1: F1 0.468 less 0.986 is -0.518 (")
     assert other["p"] == pytest.approx(one["p"])
     result = compared(
         weak, strong, primary=[Contrast("strong", "rule engine", "f1"), Contrast("strong", "weak", "kl")][:1]
@@ -130,17 +130,17 @@ def test_the_verdict_says_who_is_better_of_what_was_declared():
 def test_what_is_not_shown_stands_beside_an_interval_with_0_and_equivalence_needs_a_margin():
     one, other = recipe("one", 1, 2, 12), recipe("other", 9, 11, 12)
     said, found = declared(one, other)
-    assert said.startswith("No difference between other and one is shown in labelling: ")
+    assert said.startswith("No difference between other and one is shown in F1: ")
     assert found["low"] < 0 < found["high"] and found["p"] > 0.1 and "equivalent" not in said
     said, found = declared(one, other, margin=0.2)
-    assert said.startswith("No difference between other and one is shown in labelling, nor that they are equivalent")
+    assert said.startswith("No difference between other and one is shown in F1, nor that they are equivalent")
     assert "p of more than 0.2 0." in said
     close = recipe("a", 7, 7, 8), recipe("b", 7, 8, 8)
     said, found = declared(*close, margin=0.2)
-    assert said.startswith("b and a are equivalent in labelling, to within 0.2: ") and found["p_margin_holm"] < 0.05
+    assert said.startswith("b and a are equivalent in F1, to within 0.2: ") and found["p_margin_holm"] < 0.05
     assert -0.2 < found["low_90"] < found["high_90"] < 0.2
     said, _ = declared(recipe("weak", 3, 4, 4), recipe("strong", 11, 12, 12), margin=0.99)
-    assert said.startswith("strong labels better than weak, by less than 0.99: ")
+    assert said.startswith("strong is better than weak in F1, by less than 0.99: ")
 
 
 def test_holm_is_among_the_declared_and_leaves_open_what_it_takes_back():
@@ -152,10 +152,10 @@ def test_holm_is_among_the_declared_and_leaves_open_what_it_takes_back():
     one = result["primary"][0]
     assert one["p"] == alone["p"] and one["p_holm"] == pytest.approx(3 * one["p"])
     said = primary_sentence(result, one)
-    assert said.startswith("Whether b and a differ in labelling is open after the correction for 3 contrasts: ")
+    assert said.startswith("Whether b and a differ in F1 is open after the correction for 3 contrasts: ")
     assert "No difference" not in said and one["low"] > 0
     assert primary_sentence(result, result["primary"][2]).startswith(
-        "No difference between c and a is shown in the loss"
+        "No difference between c and a is shown in loss, nats/token"
     )
 
 
@@ -278,6 +278,21 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
     assert with_metric(arms, CHATS, lambda texts, examples: {})[0].seeds[0].task.get("metric") is None
 
 
+def test_texts_have_no_answers_and_their_loss_is_compared_over_the_seeds():
+    """Nor do equal answers make the losses of their models equal."""
+    for has_answers in (False, True):
+        arms = []
+        for name, losses in (("a", (1.0, 1.2, 1.1)), ("b", (2.0, 2.1, 2.3))):
+            tasks = [own_task(6, loss=loss, weights=f"{name}{loss}") for loss in losses]
+            texts = [{key: value for key, value in one.items() if key != "answers"} for one in tasks]
+            arms.append(arm(name, *(tasks if has_answers else texts)))
+        result = compare(arms, {}, CHATS if has_answers else [])
+        loss = difference(result, "loss", "b")
+        assert loss["over_seeds"] and loss["high"] - loss["low"] > 0.1
+        assert result["disagreements"] == []
+        assert has_answers or "95% interval over seeds and examples +0." in verdict(result)["Learning"][0]
+
+
 def test_scores_of_the_users_can_be_declared():
     def figures(texts, examples):
         each = [float(len(text) > 1) for text in texts]
@@ -295,6 +310,16 @@ def test_answers_of_equal_score_are_shown_where_they_differ():
     same["answers"][4] = same["answers"][4] | {"answer": "a4 "}
     result = compare([arm("a", own_task(6)), arm("b", same)], {}, CHATS)
     assert [one["id"] for one in result["disagreements"]] == ["5"]
+    none = compare([arm("a", own_task(6)), arm("b", own_task(0))], {}, CHATS, number=0)
+    assert "No example is shown: the arms answer alike, or none was asked for." in page(none, [])
+
+
+def test_a_clean_report_on_which_one_arm_invents_a_violation_is_a_disagreement():
+    said = [([], ["LCR_MIN"]), ([], []), (["LCR_MIN"], ["LCR_MIN"])]
+    first, second = (task([row(true, seen, text="x") for true, seen in some]) for some in (said, [([], []), *said[1:]]))
+    result = compare([arm("a", first), arm("b", second)], {}, EXAMPLES[:3])
+    assert [one["id"] for one in result["disagreements"]] == ["report 0"]
+    assert result["disagreements"][0]["answers"]["b"]["judgement"] == "right"
 
 
 def test_a_metric_that_is_not_finite_is_neither_compared_nor_a_finding():
