@@ -90,7 +90,7 @@ class MicroBatch:
         if device.type == "cpu":
             return self
         moved: dict[str, Any] = {
-            name: _to_device(value, device) if isinstance(value, torch.Tensor) else value
+            name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
         return MicroBatch(**moved)
@@ -204,10 +204,10 @@ def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Pla
     return Plan(len(starts) if len(corpus) else 0, batch)
 
 
-def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """Yield the same items, computed by a thread up to `depth` items in advance. Items must not be None."""
+def prefetch(items: Iterator[T]) -> Iterator[T]:
+    """Yield the same items, computed by a thread up to 2 items in advance. Items must not be None."""
     with ThreadPoolExecutor(1) as pool:
-        pending = deque(pool.submit(next, items, None) for _ in range(depth))
+        pending = deque(pool.submit(next, items, None) for _ in range(2))
         while (item := pending.popleft().result()) is not None:
             pending.append(pool.submit(next, items, None))
             yield item
@@ -251,7 +251,3 @@ def step_batch(items: list[int], corpus: Corpus) -> StepBatch:
     sums = tuple(exact_sum(weights) for weights in targets)
     documents = tuple(length for item in items for length in corpus.document_lengths(item))
     return StepBatch(tuple(items), exact_sum(sums) or 1, len(items), sums, documents)
-
-
-def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True)

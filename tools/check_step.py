@@ -32,7 +32,7 @@ from common.errors import UserError, run_script
 from configs.config import Config
 from configs.load import read_command_line
 from data.batches import collate
-from data.examples import Documents
+from data.examples import in_memory
 from distributed.device import choose_device
 from distributed.host_memory import free_bytes, keep_freed_memory
 from distributed.low_memory import LowMemoryAdamW
@@ -201,9 +201,7 @@ def check_isolation(run: RunInputs, packed: PackedLanguageModel) -> Result:
 
 def _logits(packed: PackedLanguageModel, ids: list[np.ndarray], where: np.ndarray, run: RunInputs) -> torch.Tensor:
     """fp32 logits at some positions of the packed documents, `(positions, vocabulary)`, on the CPU."""
-    weights = [np.arange(len(part)) > 0 for part in ids]
-    lengths = np.array([len(part) for part in ids])
-    batch = collate(tuple(range(len(ids))), Documents(ids, weights, lengths, lengths - 1, "", ""))
+    batch = collate(tuple(range(len(ids))), in_memory(ids, [np.arange(len(part)) > 0 for part in ids]))
     positions = torch.from_numpy(where)
     batch = dataclasses.replace(batch, target_positions=positions, target_ids=torch.zeros_like(positions))
     parts: list[torch.Tensor] = []

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data.encoding import ExampleEncoder, Outcome
-from data.examples import load_documents
 from data.show import Style, kept_parts, part_of, show_outcome
 from tests.chat_families import family_tokenizer
+from tests.in_memory import load_documents
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
