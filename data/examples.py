@@ -63,7 +63,12 @@ class Parts:
 
 
 def parts_of(store: Store, sequence_length: int, too_long: str) -> Parts:
-    """The parts of documents that are trained, as `kept_parts` (data/show.py) says of one."""
+    """The parts of documents that are trained: the whole of one, unless it is too long.
+
+    A long text is cut into pieces. Each begins with the last token of the one before: the first token of a piece cannot be a
+    target, so without this overlap every cut would lose one. `too_long` (data.too_long) applies to chats and completions; with
+    `error` and `drop` nothing of a longer one is kept.
+    """
     arrays: list[list[np.ndarray]] = [[np.zeros(0, np.uint32), np.zeros(0, np.uint32), *2 * [np.zeros(0, np.int64)]]]
     longest, counts, refused = 0, Counter(longest_read=0), None
     for shard, first in zip(store.shards, store.document_starts, strict=False):

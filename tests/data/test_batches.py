@@ -36,7 +36,7 @@ def test_an_epoch_contains_every_document_once(lengths, size, seed) -> None:
     for epoch in range(2):
         steps = batches(plan)[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert sorted(d for batch in steps for d in batch.items) == list(range(len(lengths)))
-        assert [batch.num_examples for batch in steps[:-1]] == [size] * (per_epoch - 1)
+        assert [len(batch.items) for batch in steps[:-1]] == [size] * (per_epoch - 1)
     for batch in batches(plan):
         assert batch.num_target_tokens == made.targets[list(batch.items)].sum() == sum(batch.targets_by_source)
         assert sorted(batch.document_lengths) == sorted(made.lengths[list(batch.items)])
@@ -50,7 +50,7 @@ def test_global_tokens_limits_the_targets_of_every_step(lengths, tokens) -> None
     plan = plan_training(made, 1, 3, global_tokens=tokens)
     assert sorted(d for batch in batches(plan) for d in batch.items) == list(range(len(lengths)))
     for batch in batches(plan):
-        assert batch.num_target_tokens <= tokens or batch.num_examples == 1
+        assert batch.num_target_tokens <= tokens or len(batch.items) == 1
 
 
 def test_a_plan_is_pure_and_epochs_differ() -> None:
@@ -74,7 +74,7 @@ def test_the_order_of_a_single_source_has_not_changed() -> None:
         [0, 4, 6, 7],
         [2, 5],
     ]
-    assert [batch.num_examples for batch in batches(plan_training(made, 1, 1, global_tokens=20))] == [2, 2, 5, 1]
+    assert [len(batch.items) for batch in batches(plan_training(made, 1, 1, global_tokens=20))] == [2, 2, 5, 1]
 
 
 @settings(max_examples=25)
@@ -85,7 +85,7 @@ def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengt
     assert [item for batch in steps for item in batch.items] == list(range(len(lengths)))
     assert sum(batch.num_target_tokens for batch in steps) == made.targets.sum()
     sizes = [sum(batch.document_lengths) for batch in steps]
-    assert all(size <= tokens or batch.num_examples == 1 for size, batch in zip(sizes, steps, strict=True))
+    assert all(size <= tokens or len(batch.items) == 1 for size, batch in zip(sizes, steps, strict=True))
     for size, following in zip(sizes, steps[1:], strict=False):  # a step ends only before an item that does not fit
         assert size + following.document_lengths[0] > tokens
     assert batches(plan_pass(made, tokens)) == steps

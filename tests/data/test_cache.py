@@ -23,7 +23,6 @@ from data.encoding import Encoded, ExampleEncoder, Outcome, Span
 from data.examples import Documents
 from data.files import DEFAULT, Reading
 from data.formats import read_examples
-from data.show import kept_parts, part_of
 from data.store import BLOCK, STORE_FILE, open_store, shard_file
 from tests.in_memory import load_documents
 from tests.processes import run_ranks
@@ -268,6 +267,24 @@ def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, m
             load(files, tmp_path / "cache")
     assert not entries(tmp_path / "cache") and not list((tmp_path / "cache").glob("*.tmp"))
     assert content(load(files, tmp_path / "cache")) == content(load(files))
+
+
+def kept_parts(length: int, is_text: bool, sequence_length: int, too_long: str) -> list[tuple[int, int]]:
+    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it is too long."""
+    if length <= sequence_length:
+        return [(0, length)]
+    if is_text:
+        starts = range(0, length - 1, max(1, sequence_length - 1))
+        return [(start, min(length, start + sequence_length)) for start in starts]
+    return [(0, sequence_length)] if too_long == "truncate" else []
+
+
+def part_of(encoded: Encoded, start: int, end: int) -> Encoded:
+    """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
+    if start == 0 and end >= len(encoded.ids):
+        return encoded
+    spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in encoded.spans)
+    return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
 
 
 def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files, tmp_path, monkeypatch) -> None:
