@@ -17,7 +17,7 @@ import torch
 
 from data.dealing import Items
 from data.examples import Documents
-from data.mixing import main_order, make_stream, mean_step_targets, total_targets
+from data.mixing import StreamOfDocuments, StreamOfWindows, main_order, mean_step_targets, total_targets
 from data.sources import Corpus, Windows, as_corpus, exact_sum
 
 T = TypeVar("T")
@@ -31,7 +31,6 @@ class StepBatch:
     # Divisor of the step's loss: the number of target tokens, or with weights their sum. Never 0: windows of a token store
     # may have no target, and the loss of such a step is 0 / 1
     num_target_tokens: int | float
-    num_examples: int  # number of items
     targets_by_source: tuple[int | float, ...]  # number of target tokens, or the sum of their weights
     document_lengths: tuple[int, ...]  # in tokens
 
@@ -90,7 +89,7 @@ class MicroBatch:
         if device.type == "cpu":
             return self
         moved: dict[str, Any] = {
-            name: _to_device(value, device) if isinstance(value, torch.Tensor) else value
+            name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in vars(self).items()
         }
         return MicroBatch(**moved)
@@ -145,7 +144,9 @@ def plan_training(
     main, main_share = corpus.sources[0], corpus.shares[0]
     step_targets = mean_step_targets(main, global_examples, global_tokens and global_tokens * main_share)
     streams = [
-        make_stream(part, seed, number, share / main_share)
+        StreamOfWindows(part, seed, number, share / main_share)
+        if isinstance(part, Windows)
+        else StreamOfDocuments(part, seed, number, share / main_share)
         for number, (part, share) in enumerate(zip(corpus.sources[1:], corpus.shares[1:], strict=True), 1)
     ]
     order = main_order(main, epochs, seed, global_examples, global_tokens, streams)
@@ -204,10 +205,10 @@ def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Pla
     return Plan(len(starts) if len(corpus) else 0, batch)
 
 
-def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """Yield the same items, computed by a thread up to `depth` items in advance. Items must not be None."""
+def prefetch(items: Iterator[T]) -> Iterator[T]:
+    """Yield the same items, computed by a thread up to 2 items in advance. Items must not be None."""
     with ThreadPoolExecutor(1) as pool:
-        pending = deque(pool.submit(next, items, None) for _ in range(depth))
+        pending = deque(pool.submit(next, items, None) for _ in range(2))
         while (item := pending.popleft().result()) is not None:
             pending.append(pool.submit(next, items, None))
             yield item
@@ -250,8 +251,4 @@ def step_batch(items: list[int], corpus: Corpus) -> StepBatch:
         targets[corpus.locate(item)[0]].append(corpus.num_targets(item))
     sums = tuple(exact_sum(weights) for weights in targets)
     documents = tuple(length for item in items for length in corpus.document_lengths(item))
-    return StepBatch(tuple(items), exact_sum(sums) or 1, len(items), sums, documents)
-
-
-def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return StepBatch(tuple(items), exact_sum(sums) or 1, sums, documents)

@@ -27,30 +27,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
-from transformers import PreTrainedTokenizerBase
-
 from common.durable_files import SUFFIX, publish
 from common.errors import DISK_FULL, UserError
 from common.node_lock import node_lock
 from data.encoding import ExampleEncoder
 from data.files import Reading, expand, left_out
-from data.store import FORMAT, STORE_FILE, Damaged, Store, is_store, open_store
+from data.store import FORMAT, REBUILD, STORE_FILE, Damaged, Store, is_store, open_store
 
 ABANDONED = 3600.0  # seconds without a change, after which what looks like a build is removed
 KEY = "[0-9a-f]{32}"  # the name of an entry
 VERIFIED = 2**28  # bytes: an entry up to this size is read in full when it is opened, which takes about 0.2 s
 
 
-def describe(
-    paths: Sequence[str], tokenizer: PreTrainedTokenizerBase, encoder: ExampleEncoder, reading: Reading
-) -> dict:
-    """What determines an entry besides the files, as JSON."""
+def describe(paths: Sequence[str], encoder: ExampleEncoder, reading: Reading, code: str) -> dict:
+    """What determines an entry besides the files, as JSON. code: a digest of the code of `reading.row`."""
+    special = encoder.tokenizer.special_tokens_map
     return {
         "format": FORMAT,
         "tokenizer": encoder.of_tokenizer,
-        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},  # for templates
+        "special tokens": {name: str(token) for name, token in special.items()},  # for templates
         "encoder": encoder.fingerprint(),
-        "reading": asdict(reading),
+        "reading": asdict(reading) | {"code": code},
         "left out": [str(file) for file in left_out(paths)],  # they stand in the report
     }
 
@@ -60,7 +57,6 @@ class Cache:
 
     def __init__(self, directory: Path, say: Callable[[str], None], limit: float | None = None) -> None:
         self.directory, self.say, self.limit = directory, say, limit
-        self.why_not = _why_not_writable(directory)
 
     def open(self, paths: Sequence[str], description: dict, build: Callable[[Path | None], Store]) -> tuple[Store, str]:
         """(the entry of these files, where it comes from). If there is none, `build(folder)` fills the new directory `folder`.
@@ -71,15 +67,16 @@ class Cache:
         stamps = [_stamp(file) for file in files]
         key = hashlib.sha256(json.dumps([description, stamps], sort_keys=True).encode()).hexdigest()[:32]
         entry = self.directory / key
-        if self.why_not:
+        if why_not := _why_not_writable(self.directory):
             if store := self._existing(entry, self.say):
                 return store, _origin(store)
-            why = f" in memory, because {self.directory} cannot be written ({self.why_not}); data.cache can name another one"
+            why = f" in memory, because {self.directory} cannot be written ({why_not}); data.cache can name another one"
             return build(None), tokenised(start) + why
         # Damage is said below, by the process that mends it.
         if store := self._existing(entry, lambda text: None):
             return store, _origin(store)
-        with node_lock(self.directory, key, self._waiting):
+        waiting = "waiting for another process of this node, which is tokenising the data"
+        with node_lock(self.directory, key, lambda: self.say(waiting)):
             store = self._existing(entry, _warn)  # by another process since this one began
             return store or self._build(entry, files, stamps, build), f"{tokenised(start)} into {entry}"
 
@@ -94,8 +91,6 @@ class Cache:
                     raise UserError(f"{file} changed while it was tokenised; run the same command again")
             # Without locks another node that shares the directory may have published it: its ranks may read theirs.
             if not self._existing(entry, lambda text: None):
-                if entry.is_symlink() or entry.is_file():
-                    entry.unlink()
                 publish(entry, temporary)
         except OSError as error:
             if error.errno in DISK_FULL:
@@ -114,9 +109,8 @@ class Cache:
         in_use = lock_entry(entry, fcntl.LOCK_SH)
         if in_use is None:
             return None
-        mend = f"remove {entry} and run the same command again"
         try:
-            store = open_store(entry, mend, in_use)
+            store = open_store(entry, in_use)
             if store.info["entry"] != entry.name:
                 raise Damaged(f"it is the entry {store.info['entry']}")
             is_small = sum(shard.size for shard in store.shards) <= VERIFIED
@@ -127,7 +121,7 @@ class Cache:
                     raise Damaged(f"the tokens of {shard.path} are not those of {STORE_FILE}")
         except (Damaged, OSError) as error:
             in_use.close()
-            why = str(error).removesuffix(f"; {mend}")
+            why = str(error).removesuffix(f"; {REBUILD}")
             say(f"the cache entry {entry} is damaged ({why}): the data are tokenised again")
             return None
         with suppress(OSError):  # of another user, or on a read-only disk
@@ -150,9 +144,6 @@ class Cache:
                 f"data.cache_gib={self.limit:g}: removed {len(removed)} entries of {self.directory} that were not used for "
                 f"longest ({sum(sizes[path] for path in removed) / 2**30:,.2f} GiB); {total / 2**30:,.2f} GiB are left"
             )
-
-    def _waiting(self) -> None:
-        self.say("waiting for another process of this node, which is tokenising the data")
 
 
 def tokenised(start: float) -> str:

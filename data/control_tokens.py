@@ -57,7 +57,7 @@ class ControlTokens:
         self._all = _any_of(self.texts)
         self._foreign = _any_of([text for text in self.texts if text not in self.own])  # to an answer of the assistant
         self._taken_out = _any_of([ast.literal_eval(text) for text in TAKEN_OUT.findall(source)])
-        self.encoder = _renamed(tokenizer, self.texts, self.name)
+        self.encoder = renamed(tokenizer, self.texts, self.name)
 
     def found_in(self, text: str) -> list[str]:
         """The control tokens in a text that is all content."""
@@ -111,8 +111,11 @@ def _any_of(texts: Sequence[str]) -> re.Pattern:
     return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
 
 
-def _renamed(tokenizer: PreTrainedTokenizerBase, control: Iterable[str], name: str) -> Tokenizer:
-    """The tokenizer's backend with `name` before each of these tokens, in the added tokens and in the vocabulary of the model."""
+def renamed(tokenizer: PreTrainedTokenizerBase, control: Iterable[str], name: str) -> Tokenizer:
+    """The tokenizer's backend with `name` before each of these tokens, in the added tokens and in the vocabulary of the model.
+
+    It adds no BOS or EOS, and does not pad or truncate.
+    """
     parts, new = json.loads(backend(tokenizer).to_str()), {text: name + text for text in control}
     parts |= {"post_processor": None, "padding": None, "truncation": None}
     for token in parts["added_tokens"]:

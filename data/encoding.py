@@ -10,7 +10,7 @@ content becomes a control token (data/control_tokens.py).
 
 import bisect
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from data.chat_template import ChatSettings, ChatTemplate
-from data.control_tokens import ControlTokens
+from data.control_tokens import ControlTokens, renamed
 from data.labels import THOUGHTS, Labels, Turn, check_said, leaves_out
-from data.tokens import bos_ids, eos_id, generation_stops, make_encoder, tokenizer_fingerprint
+from data.tokens import bos_ids, generation_stops, tokenizer_fingerprint
 
 MAX_LEAD = 200  # characters at the end of a prompt
 PIECE = 2**17  # most characters of a text that are tokenised at once
@@ -99,27 +99,6 @@ def control_line(count: int, places: Sequence[str], noun: str = "example") -> st
     return f"control tokens: {what} {rule}: {'; '.join(named)}"
 
 
-class _Part(NamedTuple):
-    """What is encoded of a turn: `new`, the end of its prompt, and the answer. Secret names stand before control tokens.
-
-    after: the control token with which `new` begins, and whose last place in the ids of the prompt before is that of `new`;
-    None: `new` is the whole prompt. lead: text before the answer whose ids are taken away again.
-    """
-
-    turn: Turn
-    new: str
-    after: int | None
-    lead: str
-    answer: str
-
-
-class _Chat(NamedTuple):
-    """The trained answers of a chat and its notes."""
-
-    parts: list[_Part]
-    notes: list[str]
-
-
 class ExampleEncoder:
     """Encodes examples with one tokenizer and one set of settings. The result depends on nothing else."""
 
@@ -127,12 +106,11 @@ class ExampleEncoder:
         """Raises UserError for a tokenizer without a `tokenizers` backend (tokenizer.json)."""
         self.tokenizer, self.settings = tokenizer, settings or ChatSettings()
         self.template = ChatTemplate(tokenizer, self.settings)
-        self.bos, self.eos = bos_ids(tokenizer), eos_id(tokenizer)
+        self.bos, self.eos = bos_ids(tokenizer), cast(int, tokenizer.eos_token_id)
         self.control = ControlTokens(tokenizer)
         self.encoder = self.control.encoder  # of texts and completions, which are content
         if self.settings.control_tokens == "allow":
-            self.encoder = make_encoder(tokenizer)
-            self.encoder.post_processor = None
+            self.encoder = renamed(tokenizer, (), "")
         stops = [str(tokenizer.eos_token), *tokenizer.convert_ids_to_tokens(generation_stops(tokenizer))]
         self.labels = Labels(self.template, self.control, [stop for stop in stops if stop])
         # A tokenizer that puts a space before every text would put a second one before an answer, which is therefore encoded
@@ -201,9 +179,9 @@ class ExampleEncoder:
             if "input_ids" in example:
                 sequences, notes = [self._given(example)], []
             elif "messages" in example:
-                chat = self._chat(example)
-                texts = [text for part in chat.parts for text in (part.new, part.lead + part.answer)]
-                sequences, notes = self._joined(chat, iter(self._ids(texts)))
+                turns, notes = self._turns(example)
+                sequences = self._sequences(turns)
+                notes += ["split"] if len(sequences) > 1 else []
             else:
                 sequences, notes = self._text(example)
         except UserError as error:
@@ -216,7 +194,7 @@ class ExampleEncoder:
         return Outcome(tuple(sequences), tuple(notes))
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self.control.encoder.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
+        return [e.ids for e in self.control.encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _content(self, messages: Sequence[dict], tools: list | None) -> tuple[list[dict], list | None, list[str]]:
         """(messages, tools, control tokens in their content) for the template: marked, without weights, with roles it knows."""
@@ -238,8 +216,8 @@ class ExampleEncoder:
             )
         return found
 
-    def _chat(self, example: dict) -> _Chat:
-        """Render a chat. Raises UserError if the template cannot render what the chat has."""
+    def _turns(self, example: dict) -> tuple[list[Turn], list[str]]:
+        """(the trained answers of a chat, its notes). Raises UserError if the template cannot render what the chat has."""
         given, tools = example["messages"], example.get("tools")
         messages, tools, found = self._content(given, tools)
         notes, with_tools = ["control"] if found else [], tools is not None
@@ -263,7 +241,7 @@ class ExampleEncoder:
         if not trained:
             notes.append("weightless" if answers else "unanswered")
             self.template.render(messages, tools)  # a chat that the template refuses is an error even so
-            return _Chat([], notes)
+            return [], notes
         if any(_is_empty(given[i]) for i in trained):
             notes.append("silent")
         if (last := max(trained)) < len(given) - 1:
@@ -277,15 +255,16 @@ class ExampleEncoder:
             notes.append("left out")
         if not all([check_said(turn, messages[i], i + 1) for i, turn in zip(trained, turns, strict=True)]):
             notes.append("thinking")
-        return _Chat(self._parts(turns), notes)
+        return turns, notes
 
-    def _parts(self, turns: Sequence[Turn]) -> list[_Part]:
-        """What is encoded of each turn of a chat.
+    def _sequences(self, turns: Sequence[Turn]) -> list[Encoded]:
+        """The sequences of a chat. An answer whose prompt's ids begin with the sequence before continues it.
 
         Of a prompt that continues the turn before, only what follows that turn's last control token is encoded, because no
-        token reaches over it.
+        token reaches over it. An answer is encoded after some text, `lead`, whose ids are taken away again.
         """
-        parts: list[_Part] = []
+        sequences: list[tuple[list[int], list[Span]]] = []
+        prompt: list[int] = []
         done, named = None, ""
         for turn in turns:
             before, named, answer = named, self.control.named(turn.prompt), self.control.named(turn.answer)
@@ -294,10 +273,19 @@ class ExampleEncoder:
                 last = self._last_control(named)
                 is_near = last and len(named) - last[0] < MAX_LEAD and not answer[:1].isspace()
                 lead = named[last[0] :] if last and is_near else self.before
-            new = named[start[0] :] if start else named
-            parts.append(_Part(turn, new, start[1] if start else None, lead, answer))
+            new, ids = self._ids([named[start[0] :] if start else named, lead + answer])
+            prompt = prompt[: len(prompt) - 1 - prompt[::-1].index(start[1])] + new if start else new
+            if ids[: len(self._lead_ids(lead))] != self._lead_ids(lead):  # a token reaches over the lead's end
+                lead = self.before
+                (ids,) = self._ids([lead + answer])
+            ids = ids[len(self._lead_ids(lead)) :]
+            if not sequences or prompt[: len(sequences[-1][0])] != sequences[-1][0]:
+                sequences.append(([], []))
+            spans = [(0, len(ids))] if turn.loss is None else self._marked(turn, turn.loss, lead)
+            spans = [Span(max(1, len(prompt) + a), len(prompt) + b, turn.weight) for a, b in spans]
+            sequences[-1] = ([*prompt, *ids], sequences[-1][1] + spans)
             done = turn.prompt + turn.answer
-        return parts
+        return [Encoded(np.array(ids, dtype=np.int64), tuple(spans)) for ids, spans in sequences]
 
     def _last_control(self, named: str) -> tuple[int, int] | None:
         """(where the template's last control token begins in a text, its id). None if it has none, or only <unk>."""
@@ -307,36 +295,17 @@ class ExampleEncoder:
         )
         return (start, self._id(token)) if start >= 0 and token != self.tokenizer.unk_token else None
 
-    def _joined(self, chat: _Chat, encoded: Iterator[list[int]]) -> tuple[list[Encoded], list[str]]:
-        """The sequences of a chat from the ids of its parts, and its notes."""
-        sequences: list[tuple[list[int], list[Span]]] = []
-        prompt: list[int] = []
-        for part in chat.parts:
-            new, ids, lead = next(encoded), next(encoded), self._lead_ids(part.lead)
-            prompt = new if part.after is None else prompt[: len(prompt) - 1 - prompt[::-1].index(part.after)] + new
-            if ids[: len(lead)] != lead:  # a token reaches over the lead's end
-                part, lead = part._replace(lead=self.before), self._lead_ids(self.before)
-                ids = self._ids([part.lead + part.answer])[0]
-            answer, turn = ids[len(lead) :], part.turn
-            if not sequences or prompt[: len(sequences[-1][0])] != sequences[-1][0]:
-                sequences.append(([], []))
-            spans = [(0, len(answer))] if turn.loss is None else self._marked(part, turn.loss)
-            spans = [Span(max(1, len(prompt) + a), len(prompt) + b, turn.weight) for a, b in spans]
-            sequences[-1] = ([*prompt, *answer], sequences[-1][1] + spans)
-        notes = [*chat.notes, "split"] if len(sequences) > 1 else chat.notes
-        return [Encoded(np.array(ids, dtype=np.int64), tuple(spans)) for ids, spans in sequences], notes
-
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def _lead_ids(self, text: str) -> list[int]:
         return self._ids([text])[0] if text else []
 
-    def _marked(self, part: _Part, loss: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _marked(self, turn: Turn, loss: Sequence[tuple[int, int]], lead: str) -> list[tuple[int, int]]:
         """(first, end) of the tokens of an answer that have one of these characters of its marked text."""
-        encoding = self.control.encoder.encode(part.lead + part.answer, add_special_tokens=False)
-        offsets = encoding.offsets[len(self._lead_ids(part.lead)) :]
+        encoding = self.control.encoder.encode(lead + self.control.named(turn.answer), add_special_tokens=False)
+        offsets = encoding.offsets[len(self._lead_ids(lead)) :]
         spans: list[tuple[int, int]] = []
         for a, b in loss:
-            a, b = (len(part.lead) + len(self.control.named(part.turn.answer[:end])) for end in (a, b))
+            a, b = (len(lead) + len(self.control.named(turn.answer[:end])) for end in (a, b))
             inside = [k for k, (first, end) in enumerate(offsets) if first < b and end > a]
             if inside and spans and spans[-1][1] >= inside[0]:
                 spans[-1] = (spans[-1][0], inside[-1] + 1)

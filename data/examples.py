@@ -1,4 +1,4 @@
-"""The examples of data files as tokenised documents, from the cache of an earlier start, or encoded now.
+"""What is trained of the examples of data files, as documents, and the report on it.
 
 A store (data/store.py) has whole examples. What is trained of each under `sequence_length` and `too_long` is computed here, so
 that a change of either does not tokenise again.
@@ -6,25 +6,18 @@ that a change of either does not tokenise again.
 
 import hashlib
 import itertools
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from data.cache import Cache, describe, tokenised
-from data.encoding import NOTES, ExampleEncoder, control_line
-from data.files import DEFAULT, Reading, expand
+from data.encoding import NOTES, control_line
+from data.files import Reading, expand
 from data.held_out import BUT_FOR
 from data.store import Shard, Store
-
-NO_TARGET = ("unanswered", "weightless")  # notes of examples without any target
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class Parts:
 
     document: uint32, whose part it is. start: uint32, its first token in the document. lengths: int64. targets: int64, or
     float64 if a weight is not 1: the sum of its weights. All are `(parts,)`. longest_span: tokens of the longest span of
-    targets. counts: what is left out by reason, as in `example_report`. too_long: (file, example, tokens) of the first
+    targets. counts: what is left out by reason, as in `remarks_on`. too_long: (file, example, tokens) of the first
     example that is too long, under data.too_long=error.
     """
 
@@ -46,25 +39,19 @@ class Parts:
     counts: Counter
     too_long: tuple[int, int, int] | None
 
-    def ids(self, index: int) -> np.ndarray:
-        """Token ids of a part, int64 `(length,)`."""
-        first, _ = self.store.document(int(self.document[index]))
-        first += int(self.start[index])
-        return self.store.tokens(first, first + int(self.lengths[index]))
-
-    def weights(self, index: int) -> np.ndarray:
-        """Weight of each token of a part `(length,)`: bool if all are 0 or 1, otherwise float32."""
-        _, spans = self.store.document(int(self.document[index]))
+    def get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of a part, int64 `(length,)`, and their weights: bool if all are 0 or 1, otherwise float32."""
+        first, spans = self.store.document(int(self.document[index]))
         start, length = int(self.start[index]), int(self.lengths[index])
         inside = [
-            (max(1, first - start), min(length, end - start), weight)
-            for first, end, weight in spans.tolist()
-            if first < start + length and end > start + 1
+            (max(1, begin - start), min(length, end - start), weight)
+            for begin, end, weight in spans.tolist()
+            if begin < start + length and end > start + 1
         ]
         weights = np.zeros(length, dtype=bool if all(weight == 1 for *_, weight in inside) else np.float32)
-        for first, end, weight in inside:
-            weights[first:end] = weight
-        return weights
+        for begin, end, weight in inside:
+            weights[begin:end] = weight
+        return self.store.tokens(first + start, first + start + length), weights
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,7 +63,12 @@ class Parts:
 
 
 def parts_of(store: Store, sequence_length: int, too_long: str) -> Parts:
-    """The parts of documents that are trained, as `kept_parts` (data/show.py) says of one."""
+    """The parts of documents that are trained: the whole of one, unless it is too long.
+
+    A long text is cut into pieces. Each begins with the last token of the one before: the first token of a piece cannot be a
+    target, so without this overlap every cut would lose one. `too_long` (data.too_long) applies to chats and completions; with
+    `error` and `drop` nothing of a longer one is kept.
+    """
     arrays: list[list[np.ndarray]] = [[np.zeros(0, np.uint32), np.zeros(0, np.uint32), *2 * [np.zeros(0, np.int64)]]]
     longest, counts, refused = 0, Counter(longest_read=0), None
     for shard, first in zip(store.shards, store.document_starts, strict=False):
@@ -133,32 +125,17 @@ def _number_within(counts: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Sequence(Sequence):
-    """The ids or the weights of all parts, read when they are asked for, one at a time."""
-
-    read: Callable[[int], np.ndarray]
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.read(range(self.length)[index])
-
-
-@dataclass(frozen=True)
 class Documents:
     """Tokenised examples in file order. A chat is one document or several; a long text may be several.
 
-    ids: int64 `(length,)` for each document.
-    weights: for each document, the factor of the loss of each of its tokens `(length,)`: bool if all factors are 0 or 1,
-    else float32. `weights[t]` is for the prediction of token t from the tokens before it; that of token 0 is 0.
+    get: index -> token ids and weights of a document. ids: int64 `(length,)`. weights: the factor of the loss of each of its
+    tokens `(length,)`: bool if all factors are 0 or 1, else float32. `weights[t]` is for the prediction of token t from the
+    tokens before it; that of token 0 is 0.
     lengths, targets: `(documents,)`, number of tokens and sum of the weights. The sums are int64, or float64 if a weight is
     not 1. Of documents that were read from files these two are in memory, and the others are read one at a time.
     """
 
-    ids: Sequence[np.ndarray]
-    weights: Sequence[np.ndarray]
+    get: Callable[[int], tuple[np.ndarray, np.ndarray]]
     lengths: np.ndarray
     targets: np.ndarray
     fingerprint: str  # hash of all tokens and weights in order; a run does not resume with other data
@@ -166,11 +143,7 @@ class Documents:
     parts: Parts | None = None  # the documents that were read from files
 
     def __len__(self) -> int:
-        return len(self.ids)
-
-    def get(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and weights of one document."""
-        return self.ids[index], self.weights[index]
+        return len(self.lengths)
 
     def num_tokens(self, index: int) -> int:
         """Number of tokens in one document."""
@@ -193,90 +166,43 @@ class Documents:
         return self.parts.store.hashes() if self.parts else np.zeros(0, dtype=np.uint64)
 
 
-def load_documents(
-    paths: tuple[str, ...],
-    tokenizer: PreTrainedTokenizerBase,
-    sequence_length: int,
-    too_long: str,
-    *,
-    encoder: ExampleEncoder | None = None,
-    reading: Reading = DEFAULT,
-    cache: str | Path | None = None,
-    cache_gib: float | None = None,
-    processes: int | None = None,
-    progress: str = "",
-    say: Say = lambda text: None,
+def in_memory(ids: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> Documents:
+    """Documents with these token ids and weights, as in `Documents`."""
+    kind = np.float64 if any(one.dtype == np.float32 for one in weights) else np.int64
+    lengths = np.array([len(one) for one in ids], dtype=np.int64)
+    targets = np.array([one.sum(dtype=kind) for one in weights], dtype=kind)
+    return Documents(lambda i: (ids[i], weights[i]), lengths, targets, fingerprint="", report="")
+
+
+def documents_of(
+    store: Store, origin: str, paths: tuple[str, ...], sequence_length: int, too_long: str, reading: Reading
 ) -> Documents:
-    """Read and tokenise the examples of files.
+    """What is trained of the examples of `paths`, which are in `store`. origin: where that is from, in words.
 
     `too_long` applies to chats of more than `sequence_length` tokens: `drop`, `truncate` (cut off the end) or `error`.
     Longer texts are cut into pieces so that every token is still a target exactly once.
 
-    encoder, reading: how chats are rendered and files are read. Their defaults are those of a config.
-    cache: a directory (data/cache.py) in which the result is kept. The processes of a node meet there: one of them
-    tokenises, the others wait for it. None: in memory. cache_gib: the size above which entries are removed (data.cache_gib).
-    processes: number of processes to tokenise with. None: one per available core if the files are large enough.
-    progress: label of the progress bar, which the process that tokenises draws on a terminal. say: prints a line about waiting for another
-    process. Neither these nor `processes` change the result.
-
-    Raises UserError for a bad file, or if no example or no target token is left.
+    Raises UserError for an example that is too long, if that is an error, and if no target token is left.
     """
-    encoder = encoder or ExampleEncoder(tokenizer)
-    start = time.perf_counter()
-
-    def build(folder: Path | None) -> Store:
-        from data.tokenise import build_examples  # not where the cache has all of it
-
-        return build_examples(paths, encoder, reading, folder, processes, progress)
-
-    if cache is None:
-        store = build(None)
-        origin = tokenised(start)
-    else:
-        store, origin = Cache(Path(cache), say, cache_gib).open(
-            paths, describe(paths, tokenizer, encoder, reading), build
-        )
     parts = parts_of(store, sequence_length, too_long)
-    counts = Counter({**store.info["counts"], **parts.counts})
-    _check_parts(paths, parts, counts, sequence_length, reading)
-    ids, weights = (_Sequence(read, len(parts.lengths)) for read in (parts.ids, parts.weights))
-    report = example_report(parts, counts, sequence_length, reading.part)
-    return Documents(ids, weights, parts.lengths, parts.targets, parts.fingerprint, f"{report}\n{origin}", parts)
-
-
-def _check_parts(paths: tuple[str, ...], parts: Parts, counts: Counter, limit: int, reading: Reading) -> None:
-    """Raise UserError for an example that is too long, if that is an error, and if there is nothing to train on."""
-    names = ", ".join(paths)
     if parts.too_long:
         file, number, length = parts.too_long
-        from data.formats import read_files
+        from data.formats import read_files  # not where the cache has all of it
 
         where, _ = next(itertools.islice(read_files([expand(paths)[file]], reading), number, None))
         raise UserError(
-            f"{where} has {length} tokens, more than data.sequence_length={limit}; increase it, or set data.too_long to drop "
-            "or truncate"
+            f"{where} has {length} tokens, more than data.sequence_length={sequence_length}; increase it, or set data.too_long "
+            "to drop or truncate"
         )
-    if len(parts.lengths):
-        return
-    if not counts["examples"]:
-        raise UserError(
-            f"{names}: data.validation_share={reading.validation_share} leaves no example for {reading.part} "
-            f"(examples read: {counts['other_part']}); change it"
-        )
-    if counts["drop"] and not counts["empty"]:
-        raise UserError(
-            f"all {counts['drop']} examples in {names} are longer than data.sequence_length={limit}; increase it (the longest "
-            f"example has {counts['longest_read']} tokens)"
-        )
-    bad = parts.store.info["bad"]
-    skipped = f"; {counts['skipped']} malformed examples are skipped, the first: {bad[0]}" if bad else ""
-    # Why an example has no target, besides its length.
-    found = [f"{NOTES[note]}: {counts[f'note:{note}']:,}" for note in NO_TARGET if counts[f"note:{note}"]]
-    why = f" ({'; '.join(found)})" if found else ""
-    raise UserError(
-        f"{names}: no token carries loss; a chat needs an assistant message within data.sequence_length={limit} tokens{why}"
-        f"{skipped}"
-    )
+    remarks = remarks_on(store, Counter({**store.info["counts"], **parts.counts}), sequence_length, reading.part)
+    if not len(parts.lengths):
+        needs = f"a chat needs an assistant message within data.sequence_length={sequence_length} tokens"
+        if reading.validation_share:
+            needs += f", and data.validation_share={reading.validation_share} must leave examples for {reading.part}"
+        why = "; ".join(line.strip().rstrip(":") for line in remarks[len(store.info["forms"]) :])
+        raise UserError(f"{', '.join(paths)}: no token carries loss; {needs} ({why})")
+    report = "\n".join([first_line(parts, sequence_length), *remarks, origin])
+    return Documents(parts.get, parts.lengths, parts.targets, parts.fingerprint, report, parts)
 
 
 # What was left out or changed, by what is counted.
@@ -290,21 +216,26 @@ REMARKS = {
 }
 
 
-def example_report(parts_read: Parts, counts: Counter, size: int, part: str) -> str:
-    """Lines about a source: what it has, then remarks.
+def first_line(parts: Parts, sequence_length: int) -> str:
+    """The first line of a report: how many examples, tokens and targets."""
+    files, lengths, targets = parts.store.info["files"], parts.lengths, parts.targets
+    tokens, sequences, cut = int(lengths.sum()), len(lengths), parts.counts["cut"]
+    total = f"{int(targets.sum()):,}" if targets.dtype == np.int64 else f"{targets.sum():,.1f} (by weight)"
+    first = (
+        f"{sequences:,} example{_s(sequences)} from {files} file{_s(files)}, {tokens:,} tokens "
+        f"({tokens / sequences:.0f} per example, longest {lengths.max()}), {total} of them targets"
+    )
+    pieces = f"cut into pieces of {sequence_length}, each counted as an example"
+    return first + (f"; {cut:,} long text{_s(cut)} {pieces}" if cut else "")
+
+
+def remarks_on(store: Store, counts: Counter, size: int, part: str) -> list[str]:
+    """The other lines of a report: the forms of the examples, and what was left out or is unusual.
 
     counts: of examples by reason and note. size: data.sequence_length. part: of `Reading`.
     """
-    info, lengths, targets = parts_read.store.info, parts_read.lengths, parts_read.targets
-    tokens, sequences = int(lengths.sum()), len(lengths)
-    total = f"{int(targets.sum()):,}" if targets.dtype == np.int64 else f"{targets.sum():,.1f} (by weight)"
-    first = (
-        f"{sequences:,} example{_s(sequences)} from {info['files']} file{_s(info['files'])}, {tokens:,} tokens "
-        f"({tokens / sequences:.0f} per example, longest {lengths.max()}), {total} of them targets"
-    )
-    if cut := counts["cut"]:
-        first += f"; {cut:,} long text{_s(cut)} cut into pieces of {size}, each counted as an example"
-    parts = [first, *info["forms"]]
+    info = store.info
+    parts = list(info["forms"])
     if others := info["left_out"]:
         parts.append(
             f"LEFT OUT {len(others)} files of another kind: {', '.join(others[:3])}{', ...' * (len(others) > 3)}"
@@ -327,7 +258,7 @@ def example_report(parts_read: Parts, counts: Counter, size: int, part: str) -> 
             if note == "split":
                 split, whole = counts["split_tokens"], counts["whole_tokens"]
                 parts[-1] += f"; they have {split:,} tokens where one sequence each would have {whole:,}"
-    return "\n".join(parts)
+    return parts
 
 
 def _s(count: int) -> str:

@@ -5,18 +5,15 @@ are read.
 """
 
 import glob
-import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from common.cores import available_cores
 from common.errors import UserError
 from configs.config import Data, Source
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS
@@ -42,7 +39,6 @@ class Reading:
     split_by: str | None = None  # a key that no form has
     row: str | None = None  # MODULE:FUNCTION, which makes an example of a row
     max_samples: int | None = None  # rows read of all files together
-    code: str = ""  # digest of the code of `row`, by which a cache knows that it has changed
     validation_share: float = 0.0
     part: str = "all"  # all | training | validation: which examples, if validation_share holds some out
     all_columns: bool = False  # of .parquet and .arrow files, also those that no form uses
@@ -71,9 +67,9 @@ class Reading:
 DEFAULT = Reading()
 
 
-def reading_of(source: Data | Source, on_bad: str, code: str = "") -> Reading:
-    """How the files of data.train or of a source of data.mix are read. code: a digest of the code of its `row`."""
-    reading = Reading(source.format, source.fields, on_bad, None, source.row, source.max_samples, code)
+def reading_of(source: Data | Source, on_bad: str) -> Reading:
+    """How the files of data.train or of a source of data.mix are read."""
+    reading = Reading(source.format, source.fields, on_bad, None, source.row, source.max_samples)
     if isinstance(source, Data):
         return replace(reading, split_by=source.split_by, validation_share=source.validation_share)
     return reading
@@ -245,14 +241,3 @@ def _mode(path: Path, hint: str = "") -> int:
         raise UserError(f"{path} {problem}{hint}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-def hash_files(files: Sequence[Path]) -> list[str]:
-    """The hash of each file's content, BLAKE2b in hexadecimal digits. Reads several files at once, 1 GB/s per core."""
-
-    def hash_file(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, hashlib.blake2b).hexdigest()[:64]
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        return list(pool.map(hash_file, files))

@@ -70,6 +70,7 @@ class Noticed:
         self.reading = reading
         self.counts: Counter = Counter()  # of examples by reason
         self.bad: list[str] = []  # sentences about the first malformed examples
+        self.control: list[str] = []  # where the first examples are whose content has control tokens
         self.opened: list[Path] = []  # under data.max_samples not all files
         self.files: dict[Path, _Keys] = {}
 
@@ -243,12 +244,6 @@ def foreign_keys(form: str, row: dict, reading: Reading = DEFAULT) -> list[str]:
     own = {*REQUIRED[form], *OPTIONAL[form], *OF_TOKENS}
     foreign = {reading.name_of(key) for key in EXAMPLE_FIELDS if key not in own}
     return [key for key, value in row.items() if value is not None and key in foreign]
-
-
-def kind_of(example: dict) -> str:
-    """What a canonical example is, for messages: a document, a chat, or a prompt with a completion."""
-    kinds = {"text": "a document", "messages": "a chat", "input_ids": "already tokenised"}
-    return next((kind for key, kind in kinds.items() if key in example), "a prompt with a completion")
 
 
 def example_text(example: dict) -> str:

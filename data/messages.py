@@ -55,7 +55,7 @@ def text_message(role: str, content: object, where: str, key: str) -> dict:
     return {"role": role, "content": check_unicode(content, where)}
 
 
-def canonical_weight(value: object, where: str, key: str = "weight") -> float:
+def canonical_weight(value: object, where: str) -> float:
     """A weight as a number. Raises UserError unless it is 0 or a number that fp32 holds in full precision."""
     try:
         weight = math.nan if isinstance(value, bool) else float(value)  # pyright: ignore[reportArgumentType]
@@ -63,7 +63,7 @@ def canonical_weight(value: object, where: str, key: str = "weight") -> float:
         weight = math.nan
     if not (weight == 0 or LEAST_WEIGHT <= weight <= MOST_WEIGHT):
         raise UserError(
-            f"{where}: `{key}` must be 0 or a number from {LEAST_WEIGHT} to {MOST_WEIGHT:g}, not {short(value)}"
+            f"{where}: `weight` must be 0 or a number from {LEAST_WEIGHT} to {MOST_WEIGHT:g}, not {short(value)}"
         )
     return weight
 

@@ -97,9 +97,11 @@ def main_order(
         ends.append(before[[*first[1:], -1]])
     before_step = np.concatenate(ends)
     steps_per_epoch = tuple(len(s) for s in starts)
+    begins = np.cumsum([0, *steps_per_epoch]).tolist()  # the first step of each epoch
 
     def items(step: int) -> list[int]:
-        epoch, within = _epoch_of(step, steps_per_epoch)
+        epoch = bisect_right(begins, step) - 1
+        within = step - begins[epoch]
         low, high, *_ = *starts[epoch][within : within + 2].tolist(), size
         if isinstance(source, Windows):
             return [permuted(i, size, (seed, epoch)) for i in range(low, high)]
@@ -109,13 +111,6 @@ def main_order(
         return before_step[step].item()
 
     return MainOrder(steps_per_epoch, items, targets_before, too_large, largest)
-
-
-def _epoch_of(step: int, steps_per_epoch: Sequence[int]) -> tuple[int, int]:
-    """(epoch, step within that epoch) of a step of the run."""
-    ends = list(itertools.accumulate(steps_per_epoch, initial=0))
-    epoch = bisect_right(ends, step) - 1
-    return epoch, step - ends[epoch]
 
 
 def _step_starts(before: np.ndarray, tokens: int) -> np.ndarray:
@@ -245,13 +240,6 @@ class StreamOfWindows(Stream):
     def index(self, item: int) -> int:
         size, (seed, number) = len(self.source), self.key
         return permuted(item % size, size, (seed, item // size, number))
-
-
-def make_stream(source: Documents | Windows, seed: int, number: int, ratio: float) -> Stream:
-    """The stream of the `number`-th mixed-in source, counted from 1."""
-    if isinstance(source, Windows):
-        return StreamOfWindows(source, seed, number, ratio)
-    return StreamOfDocuments(source, seed, number, ratio)
 
 
 def total(targets: np.ndarray) -> int | float:

@@ -1,22 +1,22 @@
 """Read the sources of a run: files through the cache, or token stores; and say which examples stand in two of them."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Source
+from data.cache import Cache, describe, tokenised
 from data.encoding import ExampleEncoder
-from data.examples import Documents, load_documents
+from data.examples import Documents, documents_of
 from data.files import DEFAULT, Reading, reading_of
 from data.held_out import BUT_FOR, num_shared
 from data.sources import MAIN, Corpus, Windows
-from data.store import is_store, open_store
-from data.tokens import tokenizer_fingerprint
+from data.store import Store, is_store, open_store
 
 
 def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
@@ -30,31 +30,24 @@ def _with_shared_reported(
 ) -> Documents | Windows:
     """The source, with a remark in its report if some of its examples are in `trained`. Token stores are not compared."""
     keys = [other.content_keys() for other in trained if isinstance(other, Documents)]
-    if not isinstance(source, Documents) or not keys:
-        return source
-    shared = num_shared(source.content_keys(), np.concatenate(keys))
-    warning = (
-        f"\nSHARED: {shared:,} of {len(source.content_keys()):,} examples are also in {where} training data, {BUT_FOR}"
-        if shared
-        else ""
-    )
-    return dataclasses.replace(source, report=source.report + warning)
+    if isinstance(source, Documents) and keys and (shared := num_shared(source.content_keys(), np.concatenate(keys))):
+        count = len(source.content_keys())
+        remark = f"SHARED: {shared:,} of {count:,} examples are also in {where} training data, {BUT_FOR}"
+        return dataclasses.replace(source, report=f"{source.report}\n{remark}")
+    return source
 
 
 @dataclass(frozen=True)
 class Reader:
     """Reads the sources of a run, all with the same tokenizer and sequence length."""
 
-    tokenizer: PreTrainedTokenizerBase
+    encoder: ExampleEncoder  # how chats are rendered, and the tokenizer
     vocab_size: int  # number of rows of the model's embedding
     sequence_length: int
-    too_long: str  # drop | truncate | error, as in load_documents
-    encoder: ExampleEncoder | None = None  # how chats are rendered; None: as the tokenizer's template says
-    cache: str | None = None  # directory of tokenised files, as in load_documents
-    cache_gib: float | None = None  # its size, above which entries are removed
+    too_long: str  # drop | truncate | error, as in `documents_of`
+    cache: Cache | None = None  # in which what is tokenised is kept; None: in memory
     reading: Reading = DEFAULT  # of data.train and data.validation; its on_bad holds for all sources
-    say: Callable[[str], None] = lambda text: None  # prints a line about waiting
-    digest_of_row: Callable[[str | None], str] = lambda row: ""  # of the code that a `row` of data.mix names
+    digest_of_row: Callable[[str | None], str] = lambda row: ""  # of the code that `row` of a source names
 
     def training(self, train: tuple[str, ...], mix: Sequence[Source], anchor_weight: float = 1.0) -> Corpus:
         """The main source followed by the mixed-in ones. anchor_weight: forgetting.anchor_weight.
@@ -62,8 +55,8 @@ class Reader:
         Raises UserError for a bad file and for a token id that has no row in the model's embedding.
         """
         part = "training" if self.reading.validation_share else "all"
-        main = self._load(train, "training", dataclasses.replace(self.reading, part=part))
-        others = [self._load(source.paths, source.name, self._reading(source)) for source in mix]
+        main = self.read(train, "training", dataclasses.replace(self.reading, part=part))
+        others = [self.read(source.paths, source.name, reading_of(source, self.reading.on_bad)) for source in mix]
         others = [
             _with_shared_reported(source, [main, *others[:i]], "another source of") for i, source in enumerate(others)
         ]
@@ -81,27 +74,28 @@ class Reader:
         loaded = {}
         if self.reading.validation_share:
             reading = dataclasses.replace(self.reading, part="validation")
-            loaded[MAIN] = self._load(train, f"validation of {MAIN}", reading)
+            loaded[MAIN] = self.read(train, f"validation of {MAIN}", reading)
         elif validation:
             reading = dataclasses.replace(self.reading, max_samples=None)
-            loaded[MAIN] = self._load(validation, f"validation of {MAIN}", reading)
+            loaded[MAIN] = self.read(validation, f"validation of {MAIN}", reading)
         for source in mix:
             if source.validation:
                 what = f"validation of {source.name}"
-                reading = dataclasses.replace(self._reading(source), max_samples=None)
-                loaded[source.name] = self._load(source.validation, what, reading)
+                reading = dataclasses.replace(reading_of(source, self.reading.on_bad), max_samples=None)
+                loaded[source.name] = self.read(source.validation, what, reading)
         if not loaded:
             return None
         return Corpus(tuple(loaded.values()), tuple(loaded), (1 / len(loaded),) * len(loaded))
 
     def source(self, paths: tuple[str, ...], what: str) -> Documents | Windows:
         """A single source besides those of training, whole and of any form. `what` is its name in messages."""
-        return self._load(paths, what, Reading(on_bad=self.reading.on_bad))
+        return self.read(paths, what, Reading(on_bad=self.reading.on_bad))
 
-    def _reading(self, source: Source) -> Reading:
-        return reading_of(source, self.reading.on_bad, self.digest_of_row(source.row))
+    def read(self, paths: tuple[str, ...], what: str, reading: Reading) -> Documents | Windows:
+        """The examples of files, or the windows of a token store. `what` labels the progress bar of the one that tokenises.
 
-    def _load(self, paths: tuple[str, ...], what: str, reading: Reading) -> Documents | Windows:
+        Raises UserError as `documents_of` does, for a bad file, and for a token id that has no row in the model's embedding.
+        """
         if len(paths) == 1 and is_store(paths[0]):
             if reading.part != "all":
                 raise UserError(
@@ -109,27 +103,27 @@ class Reader:
                     "texts and name it in data.validation"
                 )
             return self._open_store(Path(paths[0]))
-        documents = load_documents(
-            paths,
-            self.tokenizer,
-            self.sequence_length,
-            self.too_long,
-            encoder=self.encoder,
-            reading=reading,
-            cache=self.cache,
-            cache_gib=self.cache_gib,
-            progress=what,
-            say=self.say,
-        )
-        if documents.parts:
-            self._check_highest(documents.parts.store.highest)
+        start = time.perf_counter()
+
+        def build(folder: Path | None) -> Store:
+            from data.tokenise import build_examples  # not where the cache has all of it
+
+            return build_examples(paths, self.encoder, reading, folder, what)
+
+        if self.cache is None:
+            store, origin = build(None), tokenised(start)
+        else:
+            described = describe(paths, self.encoder, reading, self.digest_of_row(reading.row))
+            store, origin = self.cache.open(paths, described, build)
+        documents = documents_of(store, origin, paths, self.sequence_length, self.too_long, reading)
+        self._check_highest(store.highest)
         return documents
 
     def _open_store(self, path: Path) -> Windows:
         store = open_store(path)
         if store.info.get("entry"):
             raise UserError(f"{path} is an entry of the cache, which is no token store; name the data files")
-        if store.info["tokenizer"] != tokenizer_fingerprint(self.tokenizer):
+        if store.info["tokenizer"] != self.encoder.of_tokenizer:
             raise UserError(
                 f"the token store {path} was made with a different tokenizer from the model's; run scripts/data.py build with "
                 "--model set to this model"

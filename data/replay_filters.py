@@ -6,7 +6,6 @@ normalized. Character shingles need neither spaces between words nor a tokenizer
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,20 +16,9 @@ from data.formats import example_text
 
 SHINGLE = 24  # characters
 EVALUATION_SHINGLE = 50  # characters; a text with so long a run in common with evaluation texts is dropped
+MAX_REPETITION = 0.3  # share of a document's shingles that have already occurred in it; more indicates a loop
+MAX_SIMILARITY = 0.5  # Jaccard similarity of its shingles to those of an earlier document
 SKETCH_RATE = 4  # documents are compared by a sketch: one in so many of their shingles, selected by hash
-
-
-@dataclass(frozen=True)
-class Filters:
-    """When a document is dropped.
-
-    max_repetition: share of its shingles that have already occurred in it; more indicates a loop. max_similarity:
-    Jaccard similarity of its shingles to those of an earlier document.
-    """
-
-    min_characters: int = 100
-    max_repetition: float = 0.3
-    max_similarity: float = 0.5
 
 
 class EvaluationTexts:
@@ -58,25 +46,16 @@ class EvaluationTexts:
         )
 
 
-@dataclass(frozen=True)
-class FilteredDocuments:
-    """The documents that passed, in order, and the number of dropped ones by reason.
-
-    num_truncated: texts that had reached the length limit and were shortened to their last complete sentence before
-    they were filtered.
-    """
-
-    documents: list[dict]
-    dropped: dict[str, int]
-    num_truncated: int
-
-
-def filter_sampled(sampled: Sequence[dict], filters: Filters, evaluation: EvaluationTexts) -> FilteredDocuments:
+def filter_sampled(
+    sampled: Sequence[dict], min_characters: int, evaluation: EvaluationTexts
+) -> tuple[list[dict], dict[str, int], int]:
     """Filter documents sampled from a model (eval/sample_replay.py).
 
-    Each has `text` or `messages`, and `finished`: False if it reached the length limit. The key is removed from the
-    results. An unfinished text is shortened to its last complete sentence, and an unfinished chat is dropped. Raises
-    UserError if no document is left.
+    Each has `text` or `messages`, and `finished`: False if it reached the length limit. An unfinished text is shortened to its
+    last complete sentence, and an unfinished chat is dropped; documents below `min_characters` are dropped too.
+
+    Returns (the documents that passed, in order, without `finished`; the number of dropped ones by reason; the number of
+    shortened texts). Raises UserError if no document is left.
     """
     candidates, num_unfinished, num_truncated = [], 0, 0
     for sample in sampled:
@@ -88,15 +67,15 @@ def filter_sampled(sampled: Sequence[dict], filters: Filters, evaluation: Evalua
             document["text"] = until_last_sentence(document["text"])
             num_truncated += 1
         candidates.append(document)
-    kept, dropped = filter_texts([example_text(document) for document in candidates], filters, evaluation)
+    kept, dropped = filter_texts([example_text(document) for document in candidates], min_characters, evaluation)
     dropped = {"unfinished": num_unfinished} | dropped
     if not kept:
         raise UserError(f"none of {len(sampled)} documents passed the filters; dropped: {dropped}")
-    return FilteredDocuments([candidates[i] for i in kept], dropped, num_truncated)
+    return [candidates[i] for i in kept], dropped, num_truncated
 
 
 def filter_texts(
-    texts: Sequence[str], filters: Filters, evaluation: EvaluationTexts
+    texts: Sequence[str], min_characters: int, evaluation: EvaluationTexts
 ) -> tuple[list[int], dict[str, int]]:
     """(indices of the texts to keep, number of dropped texts by reason). Of similar texts the first one is kept."""
     kept: list[int] = []
@@ -106,11 +85,11 @@ def filter_texts(
     for index, text in enumerate(texts):
         normalized = normalize(text)
         hashes = sketch(normalized)
-        if len(normalized) < filters.min_characters:
+        if len(normalized) < min_characters:
             reason = "too short"
-        elif repetition(normalized) > filters.max_repetition:
+        elif repetition(normalized) > MAX_REPETITION:
             reason = "repetitive"
-        elif _largest_similarity(hashes, texts_by_hash, sketch_sizes) > filters.max_similarity:
+        elif _largest_similarity(hashes, texts_by_hash, sketch_sizes) > MAX_SIMILARITY:
             reason = "duplicate"
         elif evaluation.overlaps(normalized):
             reason = "evaluated"

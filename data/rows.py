@@ -130,7 +130,7 @@ def _read_json(path: str | Path) -> Rows:
     text = _decode(b"".join(read_lines(path)), str(path))
     decoder, values, at = json.JSONDecoder(object_pairs_hook=_object), [], 0
     try:
-        while (at := _after_space(text, at)) < len(text):
+        while (at := cast(re.Match, SPACE.match(text, at)).end()) < len(text):
             value, at = decoder.raw_decode(text, at)
             values.append(value)
     except (ValueError, RecursionError) as error:
@@ -138,10 +138,6 @@ def _read_json(path: str | Path) -> Rows:
         raise UserError(f"{path}, line {line} is not valid JSON: {_json_reason(error)}") from error
     values = values[0] if len(values) == 1 and isinstance(values[0], list) else values
     yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, 1))
-
-
-def _after_space(text: str, position: int) -> int:
-    return cast(re.Match, SPACE.match(text, position)).end()
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:

@@ -4,6 +4,7 @@ The functions return lines. Targets are in colour, or between ⟦ and ⟧ where 
 before their text.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +12,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from data.batches import StepBatch
-from data.encoding import NOTES, Encoded, Outcome, Span
+from data.encoding import NOTES, Encoded, Outcome
+from data.examples import Parts, parts_of
+from data.store import StoreWriter
 from data.token_texts import one_line, run_text, visible
 
 GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -49,29 +52,6 @@ class Style:
         return "\n".join(f"{colour}{line}{RESET}" if line else "" for line in text.split("\n"))
 
 
-def kept_parts(length: int, is_text: bool, sequence_length: int, too_long: str) -> list[tuple[int, int]]:
-    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it is too long.
-
-    A long text is cut into pieces. Each begins with the last token of the one before: the first token of a piece cannot be a
-    target, so without this overlap every cut would lose one. `too_long` (data.too_long) applies to chats and completions; with
-    `error` and `drop` nothing is kept.
-    """
-    if length <= sequence_length:
-        return [(0, length)]
-    if is_text:
-        starts = range(0, length - 1, max(1, sequence_length - 1))
-        return [(start, min(length, start + sequence_length)) for start in starts]
-    return [(0, sequence_length)] if too_long == "truncate" else []
-
-
-def part_of(encoded: Encoded, start: int, end: int) -> Encoded:
-    """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
-    if start == 0 and end >= len(encoded.ids):
-        return encoded
-    spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in encoded.spans)
-    return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
-
-
 def show_outcome(
     outcome: Outcome,
     tokenizer: PreTrainedTokenizerBase,
@@ -87,34 +67,39 @@ def show_outcome(
     for number, encoded in enumerate(outcome.sequences, 1):
         if len(outcome.sequences) > 1:
             lines.append(f"--- sequence {number} of {len(outcome.sequences)}")
-        parts = kept_parts(len(encoded.ids), is_text, sequence_length, too_long)
+        writer = StoreWriter(None, {"dtype": "<u4"})
+        writer.add(encoded.ids, encoded.spans, is_text=is_text)
+        parts = parts_of(writer.finish({}), sequence_length, too_long)  # as for training
         lines += _what_is_cut(encoded, parts, sequence_length, too_long)
-        shown = [part_of(encoded, *part) for part in parts] or [encoded]
+        if parts.counts["empty"] or parts.counts["empty_truncated"]:
+            lines.append("LEFT OUT: no token of it carries loss")
+        shown = [parts.get(i) for i in range(len(parts.lengths))] or [(encoded.ids, encoded.weights())]
         for piece, part in enumerate(shown, 1):
             if piece > MAX_PIECES and style.max_tokens is not None:
                 lines.append(f"... {len(shown) - MAX_PIECES} more pieces are not shown (--full) ...")
                 break
             if len(shown) > 1:
                 lines.append(f"--- piece {piece} of {len(shown)}")
-            if parts and not part.spans:
-                lines.append("LEFT OUT: no token of it carries loss")
-            lines += show_sequence(part, tokenizer, style)
+            lines += show_sequence(*part, tokenizer, style)
     if not outcome.sequences:
         lines.append("LEFT OUT: nothing of it carries loss")
     return lines + [f"counted in the report: {NOTES[note]}" for note in outcome.notes]
 
 
-def show_sequence(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: Style = Style()) -> list[str]:  # noqa: B008
-    """Lines about one sequence: its size, and its text with the targets marked."""
-    ids = encoded.ids.tolist()
-    targets = sum(span.end - span.start for span in encoded.spans)
+def show_sequence(
+    tokens: np.ndarray, weights: np.ndarray, tokenizer: PreTrainedTokenizerBase, style: Style
+) -> list[str]:
+    """Lines about one sequence: its size, and its text with the targets marked. tokens, weights: `(length,)`."""
+    ids, targets = tokens.tolist(), np.count_nonzero(weights)
     size = f"{len(ids):,} tokens, {targets:,} of them targets"
-    weighted = float(encoded.weights().sum())
+    weighted = float(weights.sum())
     if weighted != targets:
         size += f" (sum of weights {weighted:g})"
     shown = _shown(len(ids), style.max_tokens)
     text = ""
-    for start, end, weight in _segments(encoded):
+    edges = [0, *(np.flatnonzero(weights[1:] != weights[:-1]) + 1).tolist(), len(ids)]
+    for start, end in itertools.pairwise(edges):  # tokens of one weight
+        weight = float(weights[start])
         for first, last in shown:
             a, b = max(start, first), min(end, last)
             if a < b:
@@ -125,16 +110,6 @@ def show_sequence(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, style: S
     return [size, *text.split("\n")]
 
 
-def _segments(encoded: Encoded) -> list[tuple[int, int, float]]:
-    """(start, end, weight) of consecutive runs of tokens; weight 0 for those that carry no loss."""
-    segments, done = [], 0
-    for start, end, weight in encoded.spans:
-        segments += [(done, start, 0.0), (start, end, weight)]
-        done = end
-    segments.append((done, len(encoded.ids), 0.0))
-    return [segment for segment in segments if segment[0] < segment[1]]
-
-
 def _shown(length: int, limit: int | None) -> list[tuple[int, int]]:
     """(start, end) of the tokens whose text is shown: two thirds of the limit from the beginning, the rest from the end."""
     if limit is None or length <= limit:
@@ -142,19 +117,17 @@ def _shown(length: int, limit: int | None) -> list[tuple[int, int]]:
     return [(0, limit * 2 // 3), (length - limit // 3, length)]
 
 
-def _what_is_cut(encoded: Encoded, parts: list[tuple[int, int]], limit: int, too_long: str) -> list[str]:
+def _what_is_cut(encoded: Encoded, parts: Parts, limit: int, too_long: str) -> list[str]:
     """What data.sequence_length does to a sequence, in a line."""
-    length = len(encoded.ids)
-    if length <= limit:
-        return []
-    if not parts:
-        what = "training stops with an error" if too_long == "error" else "it is dropped"
-    elif len(parts) > 1:
-        what = f"it is CUT into {len(parts)} pieces"
-    else:
-        lost = int(np.count_nonzero(encoded.weights()[limit:]))
-        what = f"TRUNCATED: the last {length - limit:,} tokens are cut off, {lost:,} of them targets"
-    return [f"TOO LONG: {length:,} tokens, data.sequence_length={limit}, data.too_long={too_long}: {what}"]
+    length, lost = len(encoded.ids), int(np.count_nonzero(encoded.weights()[limit:]))
+    actions = {
+        "cut": f"it is CUT into {len(parts.lengths)} pieces",
+        "truncate": f"TRUNCATED: the last {length - limit:,} tokens are cut off, {lost:,} of them targets",
+        "drop": "it is dropped",
+        "error": "training stops with an error",
+    }
+    start = f"TOO LONG: {length:,} tokens, data.sequence_length={limit}, data.too_long={too_long}"
+    return [f"{start}: {what}" for action, what in actions.items() if parts.counts[action]]
 
 
 # ---- all examples of a source -----------------------------------------------------------------------------------------------

@@ -45,8 +45,7 @@ SPAN = np.dtype([("start", "<u4"), ("end", "<u4"), ("weight", "<f4")])  # counte
 # counted from 0; whether the example is a text.
 DOCUMENT = np.dtype([("ids", "<u8"), ("spans", "<u8"), ("file", "<u4"), ("example", "<u4"), ("is_text", "<u4")])
 SECTIONS = ("ids", "documents", "spans", "hashes")
-REBUILD = "remove the directory and build the store again"
-AGAIN = "remove it and build it again with scripts/data.py build"
+REBUILD = "remove its directory and run the same command again; a token store is built by scripts/data.py build"
 
 
 class Damaged(UserError):
@@ -65,7 +64,6 @@ class Shard:
     path: Path
     dtype: np.dtype
     counts: dict[str, int]
-    mend: str = field(repr=False)  # what to do about damage: the end of the error's sentence
     data: bytes | None = field(default=None, repr=False)
 
     @cached_property
@@ -122,15 +120,15 @@ class Shard:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise Damaged(f"{self.path} cannot be read: {error.strerror}; {self.mend}") from error
+            raise Damaged(f"{self.path} cannot be read: {error.strerror}; {REBUILD}") from error
         if len(data) != length or len(sums) != CHECKSUM.itemsize * (end - block):
-            raise Damaged(f"{self.path} is damaged: it has become shorter; {self.mend}")
+            raise Damaged(f"{self.path} is damaged: it has become shorter; {REBUILD}")
         view = memoryview(data)
         for number, wanted in enumerate(np.frombuffer(sums, CHECKSUM).tolist()):
             if zlib.crc32(view[number * BLOCK : (number + 1) * BLOCK]) != wanted:
                 where = (block + number) * BLOCK
                 raise Damaged(
-                    f"{self.path} is damaged: its bytes from {where:,} on are not those that were written; {self.mend}"
+                    f"{self.path} is damaged: its bytes from {where:,} on are not those that were written; {REBUILD}"
                 )
         return data[start - block * BLOCK : start - block * BLOCK + count]
 
@@ -290,7 +288,7 @@ class StoreWriter:
         self.file.close()
         if self.folder:
             publish(self.path)
-        shard = Shard(self.path, self.dtype, self.counts, REBUILD, data)
+        shard = Shard(self.path, self.dtype, self.counts, data)
         entry = self.counts | {"digest": shard.digest(), "highest": self.highest, "next": self.at}
         self.shards.append(shard)
         self.info["shards"].append(entry)
@@ -324,7 +322,7 @@ class StoreWriter:
         write_json(cast(Path, self.folder) / STORE_FILE, self.info | {"digest": _digest_of_info(self.info)})
 
 
-def read_info(path: Path, mend: str = REBUILD) -> dict:
+def read_info(path: Path) -> dict:
     """The content of `store.json`, complete or not. Raises Damaged, and FileNotFoundError if there is none."""
     text = (path / STORE_FILE).read_bytes()
     try:
@@ -332,30 +330,28 @@ def read_info(path: Path, mend: str = REBUILD) -> dict:
         version = info["format"]
         digest = info.pop("digest", None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path / STORE_FILE} is damaged ({error!r}); {mend}") from error
+        raise Damaged(f"{path / STORE_FILE} is damaged ({error!r}); {REBUILD}") from error
     if version != FORMAT:
-        raise Damaged(f"the store {path} has format {version}, but this version reads format {FORMAT}; {AGAIN}")
+        raise Damaged(f"the store {path} has format {version}, but this version reads format {FORMAT}; {REBUILD}")
     if digest != _digest_of_info(info):
-        raise Damaged(f"{path / STORE_FILE} is not what was written; {mend}")
+        raise Damaged(f"{path / STORE_FILE} is not what was written; {REBUILD}")
     return info
 
 
-def open_store(path: Path, mend: str = REBUILD, in_use: BinaryIO | None = None) -> Store:
+def open_store(path: Path, in_use: BinaryIO | None = None) -> Store:
     """Open a complete store, checking the sizes of its files. Raises Damaged, and FileNotFoundError if there is none."""
-    info = read_info(path, mend)
+    info = read_info(path)
     if not info["complete"]:
         raise UserError(
             f"the token store {path} is incomplete; run the same scripts/data.py build command again to finish it"
         )
     dtype = np.dtype(info["dtype"])
-    shards = [
-        Shard(path / shard_file(i), dtype, {k: s[k] for k in SECTIONS}, mend) for i, s in enumerate(info["shards"])
-    ]
+    shards = [Shard(path / shard_file(i), dtype, {k: s[k] for k in SECTIONS}) for i, s in enumerate(info["shards"])]
     for shard in shards:
         if not shard.path.is_file():
-            raise Damaged(f"{shard.path} is missing; {mend}")
+            raise Damaged(f"{shard.path} is missing; {REBUILD}")
         if (size := shard.path.stat().st_size) != shard.size:
-            raise Damaged(f"{shard.path} has {size} bytes instead of {shard.size}; {mend}")
+            raise Damaged(f"{shard.path} has {size} bytes instead of {shard.size}; {REBUILD}")
     return Store(path, info, tuple(shards), in_use)
 
 

@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerBase
 from common.durable_files import temporary_path
 from common.errors import UserError
 from common.node_lock import LOCK_FILE, node_lock
+from common.sha256 import sha256_of_all
 from data.encoding import ExampleEncoder
-from data.files import Reading, check_paths_exist, expand, hash_files
-from data.formats import Noticed, kind_of
+from data.files import Reading, check_paths_exist, expand
+from data.formats import Noticed
 from data.remote import local_paths
 from data.store import REBUILD, SHARD_TOKENS, STORE_FILE, Damaged, Store, StoreWriter, is_store, open_store, read_info
 from data.tokenise import Unit, counted, description, encoded, read_units, write
@@ -40,7 +41,6 @@ def build_store(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     shard_tokens: int = SHARD_TOKENS,
-    processes: int | None = None,
     max_samples: int | None = None,
 ) -> Store:
     """Build a token store of the texts of `files` in the directory `out`, or finish an interrupted build there.
@@ -48,11 +48,9 @@ def build_store(
     If another process is building it, this one waits. Raises UserError for a bad file, and if `out` contains anything else.
     """
     encoder = ExampleEncoder(tokenizer)
-    sources = [
-        {"path": str(path), "bytes": path.stat().st_size, "blake2b": content}
-        for path, content in zip(files, hash_files(files), strict=True)
-    ]
-    info = description(encoder) | {"files": sources} | ({"max_samples": max_samples} if max_samples else {})
+    digests = sha256_of_all(files)
+    sources = [{"path": str(path), "bytes": path.stat().st_size, "sha256": digests[path]} for path in files]
+    info = description(encoder) | {"files": sources, "max_samples": max_samples}
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another directory")
     out.mkdir(parents=True, exist_ok=True)
@@ -61,12 +59,17 @@ def build_store(
         raise UserError(f"{out} contains other files; choose another directory")
     with node_lock(out, LOCK, lambda: print(f"waiting for another process, which is building {out}", flush=True)):
         if is_store(out):
-            _check_same(read_info(out), info | {"shard_tokens": shard_tokens}, out)
-            if read_info(out)["complete"]:
+            found, wanted = read_info(out), info | {"shard_tokens": shard_tokens}
+            if differ := [key for key in wanted if found.get(key) != wanted[key]]:
+                raise UserError(
+                    f"the store in {out} differs from what this command makes in its {', '.join(differ)}; remove that directory "
+                    "or choose another one"
+                )
+            if found["complete"]:
                 return open_store(out)
         noticed, writer = Noticed(Reading(max_samples=max_samples)), StoreWriter(out, info, shard_tokens)
         try:
-            pairs = encoded(_texts(files, writer.next, noticed), encoder, files, processes)
+            pairs = encoded(_texts(files, writer.next, noticed), encoder, files)
             write(pairs, writer, noticed, with_spans=False)
             return writer.finish({})
         finally:
@@ -79,8 +82,7 @@ def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Itera
     for unit in counted(read_units(files, noticed, first), ""):
         if "text" not in unit.example:
             raise UserError(
-                f"{unit.where} is {kind_of(unit.example)}, but a token store takes only documents with `text`; put such files "
-                "into data.train directly"
+                f"{unit.where} has no `text`, and a token store takes only documents; put such files into data.train directly"
             )
         if (unit.file, unit.number) >= after:  # what comes before is read again but not tokenised again
             yield unit
@@ -96,15 +98,3 @@ def verify_store(path: Path) -> Store:
         if shard.digest() != entry["digest"]:
             raise Damaged(f"{shard.path} is not the file that was written; {REBUILD}")
     return store
-
-
-def _check_same(found: dict, wanted: dict, out: Path) -> None:
-    if found["tokenizer"] != wanted["tokenizer"]:
-        difference = "was made with another tokenizer"
-    elif found.get("files") != wanted["files"]:
-        difference = "was made from other files, or the files have changed"
-    elif {key: found.get(key) for key in wanted} != wanted:
-        difference = "was made with other settings"
-    else:
-        return
-    raise UserError(f"the store in {out} {difference}; remove that directory or choose another one")

@@ -76,14 +76,13 @@ def _characters(example: dict) -> int:
 
 
 def encoded(
-    units: Iterator[Unit], encoder: ExampleEncoder, files: Sequence[Path], processes: int | None, ranks: int = 1
+    units: Iterator[Unit], encoder: ExampleEncoder, files: Sequence[Path], ranks: int = 1
 ) -> Iterator[tuple[Unit, Outcome]]:
-    """Yield (unit, its outcome) in order. With one process, or where processes cannot be forked, it is done here.
+    """Yield (unit, its outcome) in order, encoded on all cores, of which `ranks` processes do the same at once.
 
-    processes: None: for small `files` one, else all cores, of which `ranks` processes do the same at once.
+    Where `files` are small, or processes cannot be forked, it is done here.
     """
-    if processes is None:
-        processes = available_cores() // ranks if sum(file.stat().st_size for file in files) >= PARALLEL_BYTES else 1
+    processes = available_cores() // ranks if sum(file.stat().st_size for file in files) >= PARALLEL_BYTES else 1
     if processes < 2 or sys.platform != "linux":
         for batch in _batches(units):
             yield from zip(batch, encoder.encode([unit.example for unit in batch]), strict=True)
@@ -150,24 +149,19 @@ def _encode(examples: list[dict]) -> list[Outcome]:
 
 def write(
     pairs: Iterator[tuple[Unit, Outcome]], writer: StoreWriter, noticed: Noticed, with_spans: bool = True
-) -> list[str]:
-    """Write encoded examples, and count in `noticed` what is unusual about them.
-
-    Returns the locations of the first examples whose content has control tokens.
-    """
-    control: list[str] = []
+) -> None:
+    """Write encoded examples, and count in `noticed` what is unusual about them."""
     for unit, outcome in pairs:
         if outcome.error is not None:
             noticed.skip(f"{unit.where}: {outcome.error}")
         noticed.counts.update(f"note:{note}" for note in outcome.notes)
-        control += [unit.where] if "control" in outcome.notes and len(control) < LISTED else []
+        noticed.control += [unit.where] if "control" in outcome.notes and len(noticed.control) < LISTED else []
         if len(lengths := [len(sequence.ids) for sequence in outcome.sequences]) > 1:
             noticed.counts.update(split_tokens=sum(lengths), whole_tokens=max(lengths))
         for sequence in outcome.sequences:
             writer.add(
                 sequence.ids, sequence.spans if with_spans else (), unit.file, unit.number, "text" in unit.example
             )
-    return control
 
 
 def build_examples(
@@ -175,12 +169,11 @@ def build_examples(
     encoder: ExampleEncoder,
     reading: Reading,
     folder: Path | None,
-    processes: int | None = None,
-    progress: str = "",
+    progress: str,
 ) -> Store:
     """Encode the examples of `paths` into the empty directory `folder`, or into memory if it is None.
 
-    `processes` and `progress` are as in `load_documents`. Raises UserError for a bad file, and for an example that cannot be
+    progress: label of the progress bar on a terminal. Raises UserError for a bad file, and for an example that cannot be
     encoded, unless reading.on_bad is skip.
     """
     files = expand(paths)
@@ -211,11 +204,11 @@ def build_examples(
             yield unit
 
     try:
-        control = write(encoded(units(), encoder, files, processes, ranks), writer, noticed)
+        write(encoded(units(), encoder, files, ranks), writer, noticed)
         info = {
             "counts": dict(noticed.counts),
             "bad": noticed.bad,
-            "control": control,
+            "control": noticed.control,
             "repeated": num_repeated(np.array(keys, dtype=np.uint64)),
             "left_out": [str(file) for file in left_out(paths)],
             "files": len(noticed.opened),

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import cast
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -63,11 +62,6 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return whole[:start]
 
 
-def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of EOS, which every tokenizer from `load_tokenizer` has."""
-    return cast(int, tokenizer.eos_token_id)
-
-
 def generation_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """`eos_token_id` of generation_config.json in the tokenizer's directory: the tokens at which generation ends.
 
@@ -103,14 +97,6 @@ def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
             f"{tokenizer.name_or_path} has no fast tokenizer (tokenizer.json), which tokenising data requires"
         )
     return inner
-
-
-def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the tokenizer's `tokenizers` backend that neither pads nor truncates."""
-    copy = Tokenizer.from_str(backend(tokenizer).to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
 
 
 def _read_template(path: Path) -> str:

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.batches import MicroBatch, collate
 from data.dealing import Deal, Dealer
-from data.examples import Documents
+from data.examples import Documents, in_memory
 from data.sources import Windows
 from distributed.process_group import StopSignal
 from distributed.sharding import evaluating
@@ -229,10 +229,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 def as_documents(sequences: Sequence[tuple[list[int], list[bool]]]) -> Documents:
     """(token ids, is_target) pairs as documents that can be packed."""
     ids = [np.array(tokens, dtype=np.int64) for tokens, _ in sequences]
-    is_target = [np.array(flags, dtype=bool) for _, flags in sequences]
-    lengths = np.array([len(tokens) for tokens in ids], dtype=np.int64)
-    targets = np.array([flags.sum() for flags in is_target], dtype=np.int64)
-    return Documents(ids, is_target, lengths, targets, fingerprint="", report="")
+    return in_memory(ids, [np.array(flags, dtype=bool) for _, flags in sequences])
 
 
 def visit_documents(

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from common.errors import UserError
-from data.formats import kind_of, read_files
+from data.formats import read_files
 
 HELD_OUT_SHARE = 0.12  # of the topics: about 35 kB or 9,000 tokens
 PIECE_BYTES = 1500  # about 375 tokens
@@ -51,7 +51,7 @@ def read_texts(path: Path) -> list[str]:
     texts = []
     for where, example in read_files([path]):
         if "text" not in example:
-            raise UserError(f"{where} is {kind_of(example)}; this evaluation needs plain text, with `text`")
+            raise UserError(f"{where} has no `text`; this evaluation needs plain text")
         texts.append(example["text"])
     return texts
 

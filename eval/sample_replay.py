@@ -23,7 +23,7 @@ from common.errors import UserError
 from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.formats import example_text, read_files
-from data.replay_filters import EvaluationTexts, Filters, filter_sampled, normalize
+from data.replay_filters import EvaluationTexts, filter_sampled, normalize
 from data.tokens import bos_ids, load_tokenizer, plain_template
 from distributed.process_group import Ranks, barrier, call_on_all, read_on_first, start_process_group
 from eval.general_text import CERTIFICATE, SELECTION, SOURCE, held_out_texts, training_texts
@@ -206,7 +206,7 @@ def write_topics(out: Path, exclude: Sequence[Path]) -> str:
 
 
 def write_samples(
-    options: SamplingOptions, filters: Filters, out: Path, exclude: Sequence[Path], sharding: str
+    options: SamplingOptions, min_characters: int, out: Path, exclude: Sequence[Path], sharding: str
 ) -> str | None:
     """Sample documents on all ranks, and write those that pass the filters to a JSONL file. A collective.
 
@@ -222,13 +222,13 @@ def write_samples(
     sampled = sampler.sample(ranks, sharding)
     report = None
     if sampled is not None and evaluation is not None:  # on rank 0
-        filtered = filter_sampled(sampled, filters, evaluation)
-        write_json_lines(out, filtered.documents)
+        documents, dropped, num_truncated = filter_sampled(sampled, min_characters, evaluation)
+        write_json_lines(out, documents)
         sampler.remove_parts()
-        characters = sum(len(example_text(document)) for document in filtered.documents)
-        dropped = ", ".join(f"{count} {reason}" for reason, count in filtered.dropped.items() if count) or "none"
-        report = f"{out}: {len(filtered.documents)} of {len(sampled)} documents, {characters:,} characters; dropped: {dropped}"
-        if filtered.num_truncated:
-            report += f"\n{filtered.num_truncated} texts reached --max-tokens and end with their last complete sentence"
+        characters = sum(len(example_text(document)) for document in documents)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
+        report = f"{out}: {len(documents)} of {len(sampled)} documents, {characters:,} characters; dropped: {reasons}"
+        if num_truncated:
+            report += f"\n{num_truncated} texts reached --max-tokens and end with their last complete sentence"
     dist.destroy_process_group()
     return report

@@ -79,7 +79,7 @@ def replay(parser: argparse.ArgumentParser) -> None:
     """
     from common.dtypes import add_dtype_option
     from eval.load_over_ranks import add_sharding_option
-    from eval.sample_replay import Filters, SamplingOptions, write_samples, write_topics
+    from eval.sample_replay import SamplingOptions, write_samples, write_topics
 
     parser.add_argument("--source", choices=("topics", "model"), required=True, help="where the text comes from")
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file to write")
@@ -93,16 +93,16 @@ def replay(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--top-p", "nucleus sampling", SamplingOptions.top_p)
     add_number(parser, "--seed", "seed of the sampling", SamplingOptions.seed)
     add_number(parser, "--batch-size", "documents generated at once", SamplingOptions.batch_size, least=1)
-    add_number(parser, "--min-characters", "drop shorter documents", Filters.min_characters)
+    add_number(parser, "--min-characters", "drop shorter documents", 100)
     add_dtype_option(parser)
     add_sharding_option(parser)
     arguments = vars(parser.parse_args())
     source, out, exclude, sharding = (arguments.pop(name) for name in ("source", "out", "exclude", "sharding"))
-    filters = Filters(arguments.pop("min_characters"))
+    least = arguments.pop("min_characters")
     check_new(out)
     if source == "topics":
         print(write_topics(out, exclude))
-    elif report := write_samples(SamplingOptions(**arguments), filters, out, exclude, sharding):
+    elif report := write_samples(SamplingOptions(**arguments), least, out, exclude, sharding):
         print(report)
 
 

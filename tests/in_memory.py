@@ -1,9 +1,16 @@
-"""A source of training in memory, with the interface of data/sources.py: whatever tokens and weights a test needs."""
+"""Sources of training: whatever tokens and weights a test needs, in memory, or the documents of files."""
+
+from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from data.cache import Cache
 from data.dealing import Dealer
-from data.examples import Documents
+from data.encoding import ExampleEncoder
+from data.examples import Documents, in_memory
+from data.files import DEFAULT, Reading
+from data.reader import Reader
 
 VOCABULARY = 259  # ids that every tiny model has (tests/tiny.py)
 
@@ -11,9 +18,32 @@ VOCABULARY = 259  # ids that every tiny model has (tests/tiny.py)
 class InMemory(Documents):
     """Documents with given tokens and weights. weights: bool or float32; the first of each document is 0."""
 
+    ids: list[np.ndarray]
+    weights: list[np.ndarray]
+
     def __init__(self, ids: list[np.ndarray], weights: list[np.ndarray], name: str = "in memory") -> None:
-        sums = [w.sum(dtype=np.float64 if w.dtype == np.float32 else np.int64) for w in weights]
-        super().__init__(ids, weights, np.array([len(tokens) for tokens in ids]), np.array(sums), name, name)
+        super().__init__(**vars(in_memory(ids, weights)) | {"fingerprint": name, "report": name})
+        for key, value in {"ids": ids, "weights": weights}.items():
+            object.__setattr__(self, key, value)  # a frozen dataclass
+
+
+def load_documents(
+    paths: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    too_long: str,
+    encoder: ExampleEncoder | None = None,
+    reading: Reading = DEFAULT,
+    cache: str | Path | None = None,
+    cache_gib: float | None = None,
+    **options,
+) -> Documents:
+    """The documents of files, from the cache in this directory. options: fields of `Reader`."""
+    kept = Cache(Path(cache), lambda text: None, cache_gib) if cache else None
+    reader = Reader(encoder or ExampleEncoder(tokenizer), 2**31, sequence_length, too_long, kept, **options)
+    documents = reader.read(paths, "", reading)
+    assert isinstance(documents, Documents)
+    return documents
 
 
 def texts(lengths) -> InMemory:

@@ -49,7 +49,8 @@ from transformers import PreTrainedTokenizerBase
 from common.dtypes import has_native_bf16
 from common.errors import UserError
 from data.batches import plan_training
-from data.examples import load_documents
+from data.encoding import ExampleEncoder
+from data.reader import Reader
 from data.tokens import load_tokenizer
 from distributed.device import device_name
 from tools.curves import rows_of
@@ -162,13 +163,14 @@ def write_examples(directory: Path, tokenizer: PreTrainedTokenizerBase, steps: i
     jsonl = directory / "train.jsonl"
     chats = [make_chat(rng, length, num_tokens) for length in lengths]
     jsonl.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
-    documents = load_documents((str(jsonl),), tokenizer, setting.sequence_length, "error")
+    reader = Reader(ExampleEncoder(tokenizer), len(tokenizer), setting.sequence_length, "error")
+    documents = reader.source((str(jsonl),), "chats")
     plan = plan_training(documents, epochs=1, seed=0, global_examples=setting.examples_per_step)
     # Within a step the order is that of the file, and not that of the plan: it decides how much the other trainers pad.
     order = [sorted(plan.batch(step).items) for step in range(plan.num_steps)]
     examples = [
         {"input_ids": ids.tolist(), "labels": np.where(flags, ids, -100).tolist()}
-        for ids, flags in zip(documents.ids, documents.weights, strict=True)
+        for ids, flags in map(documents.get, range(len(documents)))
     ]
     (directory / "tokens.json").write_text(json.dumps({"examples": examples, "steps": order}), encoding="utf-8")
 

@@ -164,7 +164,7 @@ def planned_workload(
     packs, corpus, total = inputs.dealer.packing, inputs.train, inputs.total_steps
     costs = functools.partial(shape.work.costs, pair_weight=PAIR_WEIGHTS[kind])
     dealer = Dealer(rows * sequence_length if packs else rows, costs, packs, context)
-    items_per_step = max(1, inputs.plan.batch(0).num_examples)
+    items_per_step = max(1, len(inputs.plan.batch(0).items))
     looked_at = _evenly_spaced(total, min(MOST_DEALS, max(20, MOST_ITEMS // items_per_step)))
     kept = {looked_at[i] for i in _evenly_spaced(len(looked_at), MOST_STEPS)}
     steps: list[StepWork] = []

@@ -27,11 +27,10 @@ def read_asked(config: Config, reader: Reader, train: Documents | Windows, is_fi
     for a metric that cannot be used.
     """
     model, encoder = config.model, reader.encoder
-    assert encoder is not None
     candidates = _candidates(config, reader)
     limit = config.eval.max_new_tokens or _answer_length(train)
     shape = read_model_config(model.path, model.rope_type, model.rope_factor, model.rope_original_length)
-    placed, prompts, num_refused, num_long = [], [], 0, 0
+    examples, prompts, num_refused, num_long = [], [], 0, 0
     for where, example in choose_examples(candidates, config.run.eval_generate):
         try:
             prompt = encoder.prompt(example["messages"], example.get("tools"))
@@ -43,19 +42,18 @@ def read_asked(config: Config, reader: Reader, train: Documents | Windows, is_fi
         if len(prompt) + limit > shape.max_position_embeddings:
             num_long += 1
             continue
-        placed.append((where, example))
+        examples.append(example)
         prompts.append(prompt)
     if not prompts:
         raise UserError(
             f"run.eval_generate: no prompt of data.validation can be rendered and leaves room for an answer of {limit} tokens in "
             f"the model's window of {shape.max_position_embeddings}; lower eval.max_new_tokens"
         )
-    examples = [example for _, example in placed]
     metric, ideal = _metric(config, examples) if is_first else (None, {})
     line = f"answers at each evaluation: {len(examples)} of {len(candidates):,} chats of data.validation"
     line += f", {num_long} more leave no room for an answer" if num_long else ""
     line += f", {num_refused} more are refused" if num_refused else ""
-    return Asked(examples, prompts, encoder.stop_ids, limit, metric, line, encoder.control_report(placed), ideal)
+    return Asked(examples, prompts, encoder.stop_ids, limit, metric, line, ideal)
 
 
 def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:

@@ -76,8 +76,6 @@ def describe_run(
         for name, steps in zip(inputs.train.names[1:], inputs.plan.steps_of_shares, strict=True)
         if steps > inputs.total_steps
     ]
-    if inputs.asked and inputs.asked.control_line:
-        warnings.append(f"run.eval_generate: {inputs.asked.control_line}")
     warnings += uneven
     if has_experts(model_config):
         from model.experts import sharing_warnings

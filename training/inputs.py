@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.dtypes import DTYPES
 from configs.config import Config
 from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
+from data.cache import Cache
 from data.dealing import Costs, Deal, Dealer, Items
 from data.encoding import ExampleEncoder
 from data.examples import Documents
@@ -47,7 +48,6 @@ class Asked:
     max_new_tokens: int
     metric: Callable[[list[str], list[dict]], dict[str, float]] | None
     line: str  # what is asked, for the log
-    control_line: str  # names those whose content spells control tokens, "" if there are none
     ideal: dict[str, float]
 
     def digest(self) -> str:
@@ -168,15 +168,12 @@ def read_inputs(
     data, batch, ewc = config.data, config.batch, config.ewc
     old_files = ewc.data if ewc.strength else ()
     reader = Reader(
-        tokenizer,
+        ExampleEncoder(tokenizer, chat_settings(data)),
         vocab_size,
         data.sequence_length,
         data.too_long,
-        encoder=ExampleEncoder(tokenizer, chat_settings(data)),
-        cache=data.cache,
-        cache_gib=data.cache_gib,
-        reading=reading_of(data, data.on_bad, digest_of_row(data.row)),
-        say=say,
+        cache=Cache(Path(data.cache), say, data.cache_gib) if data.cache else None,
+        reading=reading_of(data, data.on_bad),
         digest_of_row=digest_of_row,
     )
     train = reader.training(data.train, data.mix, config.forgetting.anchor_weight)

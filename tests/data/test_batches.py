@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.batches import Plan, StepBatch, collate, plan_pass, plan_training
-from data.examples import load_documents
-from tests.in_memory import InMemory
+from tests.in_memory import InMemory, load_documents
 from tests.tiny import tiny_tokenizer, write_chat_file
 
 lengths_of = st.lists(st.integers(2, 64), min_size=1, max_size=60)
@@ -37,7 +36,7 @@ def test_an_epoch_contains_every_document_once(lengths, size, seed) -> None:
     for epoch in range(2):
         steps = batches(plan)[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert sorted(d for batch in steps for d in batch.items) == list(range(len(lengths)))
-        assert [batch.num_examples for batch in steps[:-1]] == [size] * (per_epoch - 1)
+        assert [len(batch.items) for batch in steps[:-1]] == [size] * (per_epoch - 1)
     for batch in batches(plan):
         assert batch.num_target_tokens == made.targets[list(batch.items)].sum() == sum(batch.targets_by_source)
         assert sorted(batch.document_lengths) == sorted(made.lengths[list(batch.items)])
@@ -51,7 +50,7 @@ def test_global_tokens_limits_the_targets_of_every_step(lengths, tokens) -> None
     plan = plan_training(made, 1, 3, global_tokens=tokens)
     assert sorted(d for batch in batches(plan) for d in batch.items) == list(range(len(lengths)))
     for batch in batches(plan):
-        assert batch.num_target_tokens <= tokens or batch.num_examples == 1
+        assert batch.num_target_tokens <= tokens or len(batch.items) == 1
 
 
 def test_a_plan_is_pure_and_epochs_differ() -> None:
@@ -75,7 +74,7 @@ def test_the_order_of_a_single_source_has_not_changed() -> None:
         [0, 4, 6, 7],
         [2, 5],
     ]
-    assert [batch.num_examples for batch in batches(plan_training(made, 1, 1, global_tokens=20))] == [2, 2, 5, 1]
+    assert [len(batch.items) for batch in batches(plan_training(made, 1, 1, global_tokens=20))] == [2, 2, 5, 1]
 
 
 @settings(max_examples=25)
@@ -86,7 +85,7 @@ def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengt
     assert [item for batch in steps for item in batch.items] == list(range(len(lengths)))
     assert sum(batch.num_target_tokens for batch in steps) == made.targets.sum()
     sizes = [sum(batch.document_lengths) for batch in steps]
-    assert all(size <= tokens or batch.num_examples == 1 for size, batch in zip(sizes, steps, strict=True))
+    assert all(size <= tokens or len(batch.items) == 1 for size, batch in zip(sizes, steps, strict=True))
     for size, following in zip(sizes, steps[1:], strict=False):  # a step ends only before an item that does not fit
         assert size + following.document_lengths[0] > tokens
     assert batches(plan_pass(made, tokens)) == steps
@@ -115,7 +114,7 @@ def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_p
     assert f"TRUNCATED {longer} to {limit}" in truncated.report
     with pytest.raises(UserError, match=r"line \d+ has \d+ tokens, more than data.sequence_length"):
         load_documents((str(path),), tokenizer, limit, "error")
-    with pytest.raises(UserError, match="all 20 examples"):
+    with pytest.raises(UserError, match=r"no token carries loss; .*\(DROPPED 20 longer than 3 \(longest \d+\)"):
         load_documents((str(path),), tokenizer, 3, "drop")
     assert dropped.fingerprint != everything.fingerprint
 
@@ -124,11 +123,11 @@ def test_a_long_text_is_cut_so_that_every_token_is_a_target_exactly_once(tmp_pat
     path, tokenizer = tmp_path / "text.jsonl", tiny_tokenizer()
     path.write_text(json.dumps({"text": "The bank shall hold own funds. " * 20}) + "\n")
     whole = load_documents((str(path),), tokenizer, 10_000, "error")
-    for size in (2, 16, len(whole.ids[0]) - 1):
+    for size in (2, 16, whole.num_tokens(0) - 1):
         made = load_documents((str(path),), tokenizer, size, "error")
         assert made.lengths.max() == size and made.lengths.min() > 1
-        targets = np.concatenate([ids[flags] for ids, flags in zip(made.ids, made.weights, strict=True)])
-        assert targets.tolist() == whole.ids[0][1:].tolist()
+        targets = np.concatenate([ids[flags] for ids, flags in map(made.get, range(len(made)))])
+        assert targets.tolist() == whole.get(0)[0][1:].tolist()
         line = made.report.split("\n")[0]  # no remark: nothing is lost
         assert line.endswith(f"; 1 long text cut into pieces of {size}, each counted as an example")
         assert "pieces" not in made.report[len(line) :]

@@ -20,11 +20,11 @@ import data.tokenise
 from common.errors import UserError
 from data.cache import clean_tokens
 from data.encoding import Encoded, ExampleEncoder, Outcome, Span
-from data.examples import Documents, load_documents
+from data.examples import Documents
 from data.files import DEFAULT, Reading
 from data.formats import read_examples
-from data.show import kept_parts, part_of
 from data.store import BLOCK, STORE_FILE, open_store, shard_file
+from tests.in_memory import load_documents
 from tests.processes import run_ranks
 from tests.tiny import CHATML, SENTENCES, tiny_tokenizer, write_chat_file
 
@@ -54,8 +54,8 @@ def files(tmp_path) -> tuple[str, ...]:
     )
 
 
-def load(files: tuple[str, ...], cache: Path | None = None, processes: int = 1, **options) -> Documents:
-    return load_documents(files, tiny_tokenizer(), 128, "truncate", cache=cache, processes=processes, **options)
+def load(files: tuple[str, ...], cache: Path | None = None, **options) -> Documents:
+    return load_documents(files, tiny_tokenizer(), 128, "truncate", cache=cache, **options)
 
 
 def content(documents: Documents) -> tuple:
@@ -77,7 +77,10 @@ def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_pa
     encoder = WeightedEncoder(tiny_tokenizer())
     memory = load(files, encoder=encoder)
     one = load(files, tmp_path / "one", encoder=encoder)
-    two = load(files, tmp_path / "two", processes=2, encoder=encoder)
+    with monkeypatch.context() as patch:
+        patch.setattr(data.tokenise, "PARALLEL_BYTES", 0)
+        patch.setattr(data.tokenise, "available_cores", lambda: 2)
+        two = load(files, tmp_path / "two", encoder=encoder)
     again = load(files, tmp_path / "two", encoder=encoder)
     assert content(memory) == content(one) == content(two) == content(again)
     assert "tokenised in" in memory.report and memory.report.endswith(" s")
@@ -141,7 +144,6 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
             for change in (
                 {"on_bad": "skip"},
                 {"max_samples": 2},
-                {"code": "of data.row"},
                 {"fields": {"messages": "messages"}},
                 {"validation_share": 0.5, "part": "training"},
                 {"validation_share": 0.5, "part": "validation"},
@@ -154,6 +156,8 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
         for _ in range(2):
             load_documents(paths, tokenizer, 128, "truncate", **options)
             assert len(entries(cache)) == number
+    load(files, cache, digest_of_row=lambda row: "of data.row")
+    assert len(entries(cache)) == len(variants) + 1
 
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
@@ -225,20 +229,6 @@ def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, t
         assert capsys.readouterr().err.count("store.json is not what was written") == 1
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "link to a damaged entry"])
-def test_what_stands_in_the_place_of_an_entry_is_replaced(files, tmp_path, kind) -> None:
-    first = content(load(files[:1], tmp_path / "cache"))
-    (entry,) = entries(tmp_path / "cache")
-    entry.rename(tmp_path / "moved")
-    if kind == "file":
-        entry.write_text("")
-    else:
-        entry.symlink_to(tmp_path / "nowhere" if kind == "link" else tmp_path / "moved")
-        (tmp_path / "moved" / shard_file(0)).write_bytes(b"")
-    assert content(load(files[:1], tmp_path / "cache")) == first
-    assert entry.is_dir() and not entry.is_symlink() and not list((tmp_path / "cache").glob("*.tmp"))
-
-
 def test_damage_that_appears_while_the_entry_is_in_use_is_one_sentence(files, tmp_path) -> None:
     made = load(files[:1], tmp_path / "cache")
     ids = entries(tmp_path / "cache")[0] / shard_file(0)
@@ -277,6 +267,24 @@ def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, m
             load(files, tmp_path / "cache")
     assert not entries(tmp_path / "cache") and not list((tmp_path / "cache").glob("*.tmp"))
     assert content(load(files, tmp_path / "cache")) == content(load(files))
+
+
+def kept_parts(length: int, is_text: bool, sequence_length: int, too_long: str) -> list[tuple[int, int]]:
+    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it is too long."""
+    if length <= sequence_length:
+        return [(0, length)]
+    if is_text:
+        starts = range(0, length - 1, max(1, sequence_length - 1))
+        return [(start, min(length, start + sequence_length)) for start in starts]
+    return [(0, sequence_length)] if too_long == "truncate" else []
+
+
+def part_of(encoded: Encoded, start: int, end: int) -> Encoded:
+    """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
+    if start == 0 and end >= len(encoded.ids):
+        return encoded
+    spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in encoded.spans)
+    return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
 
 
 def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files, tmp_path, monkeypatch) -> None:
@@ -343,8 +351,10 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from common.errors import exit_code_of
+import data.tokenise
 from data.encoding import ExampleEncoder
-from data.examples import load_documents
+from tests.in_memory import load_documents
+data.tokenise.available_cores, data.tokenise.PARALLEL_BYTES = lambda: 2, {parallel_bytes}
 from tests.tiny import tiny_tokenizer
 encode = ExampleEncoder.encode
 def planted(self, examples):
@@ -354,16 +364,18 @@ def planted(self, examples):
     return encode(self, examples)
 ExampleEncoder.encode = planted
 def main():
-    made = load_documents(("a.jsonl",), tiny_tokenizer(), 128, "drop", cache="cache", processes={processes})
+    made = load_documents(("a.jsonl",), tiny_tokenizer(), 128, "drop", cache="cache")
     print(made.fingerprint + " " + made.report.replace("\\n", " "))
 sys.exit(exit_code_of(main))
 """
 
 
-def run_worker(folder: Path, ranks: int, planted: str = "pass", processes: int = 1) -> subprocess.CompletedProcess:
+def run_worker(
+    folder: Path, ranks: int, planted: str = "pass", parallel_bytes: int = 2**20
+) -> subprocess.CompletedProcess:
     if not (folder / "a.jsonl").exists():  # another file would be another entry
         write_chat_file(folder / "a.jsonl", 20)
-    (folder / "worker.py").write_text(WORKER.format(root=str(ROOT), planted=planted, processes=processes))
+    (folder / "worker.py").write_text(WORKER.format(root=str(ROOT), planted=planted, parallel_bytes=parallel_bytes))
     return run_ranks(ranks, folder / "worker.py", cwd=folder)
 
 
@@ -380,7 +392,7 @@ def test_two_ranks_build_once(tmp_path) -> None:
 
 def test_a_killed_build_leaves_nothing_that_counts_and_nothing_for_ever(tmp_path) -> None:
     """Killed in a worker's parent: by the worker, while it encodes."""
-    killed = run_worker(tmp_path, 1, "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)", processes=2)
+    killed = run_worker(tmp_path, 1, "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)", 0)
     assert killed.returncode != 0
     left = list((tmp_path / "cache").glob("*.tmp"))
     assert len(left) == 1 and not entries(tmp_path / "cache")

@@ -11,18 +11,18 @@ from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding,
 from configs.load import check_config, check_world
 from data.batches import collate
 from data.dealing import Dealer, one_per_token
-from data.examples import Documents
 from data.sources import Corpus
 from distributed.activation_checkpointing import tile_mlps
 from model.architectures import read_model_config
 from model.build import build_to_train
+from tests.in_memory import InMemory
 from tests.tiny import write_tiny_model
 
 
-def documents(lengths: tuple[int, ...]) -> Documents:
+def documents(lengths: tuple[int, ...]) -> InMemory:
     ids = [np.arange(n) + 100 * i for i, n in enumerate(lengths)]
     weights = [np.where(np.arange(n) % 3 == 1, 0.5, 0.0).astype(np.float32) for n in lengths]
-    return Documents(ids, weights, np.array(lengths), np.array([w.sum() for w in weights]), "", "")
+    return InMemory(ids, weights)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data.examples import load_documents
 from data.files import DEFAULT, Reading, check_paths_exist, expand, left_out
 from data.formats import Noticed, read_files
+from tests.in_memory import load_documents
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]

@@ -8,6 +8,7 @@ import pytest
 from common.errors import UserError
 from configs.config import Data, Source
 from data.batches import plan_training
+from data.encoding import ExampleEncoder
 from data.find import called, exclude, find
 from data.reader import Reader
 from data.sources import Corpus
@@ -28,7 +29,7 @@ def made(tmp_path) -> tuple[Corpus, Data]:
     rows = [json.dumps({"id": f"text-{number}", "bank": "X", "text": text}) for number, text in enumerate(TEXTS)]
     mix.write_text("\n".join(rows) + "\n")
     data = Data((str(chats),), mix=(Source("mix", (str(mix),), 0.5),), exclude=str(tmp_path / "exclude.txt"))
-    return Reader(tiny_tokenizer(), 384, 256, "truncate").training(data.train, data.mix), data
+    return Reader(ExampleEncoder(tiny_tokenizer()), 384, 256, "truncate").training(data.train, data.mix), data
 
 
 def test_examples_of_a_mix_are_found_with_their_copies_and_all_of_their_parts(made) -> None:

@@ -8,7 +8,7 @@ import pytest
 from common.errors import UserError
 from configs.load import EXAMPLE_FIELDS, FORMATS
 from data.files import Reading
-from data.formats import OPTIONAL, REQUIRED, canonical_example, example_text, kind_of
+from data.formats import OPTIONAL, REQUIRED, canonical_example, example_text
 
 USER, ANSWER = {"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}
 CHAT = [USER, ANSWER]
@@ -201,10 +201,7 @@ def test_nonsense_never_ends_in_a_traceback() -> None:
 
 
 def test_the_text_of_an_example() -> None:
-    assert example_text({"text": "a"}) == "a" and kind_of({"text": "a"}) == "a document"
-    completion = {"prompt": "a", "completion": "b"}
-    assert example_text(completion) == "ab" and kind_of(completion) == "a prompt with a completion"
-    assert kind_of({"messages": CHAT}) == "a chat"
+    assert example_text({"text": "a"}) == "a" and example_text({"prompt": "a", "completion": "b"}) == "ab"
     assert example_text(canonical({"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}, ANSWER]})) == (
         "LCR?\n\n97.3%"
     )
@@ -222,7 +219,7 @@ def test_the_text_of_an_example() -> None:
 )
 def test_token_ids_are_taken_as_they_are(row, ids, mask) -> None:
     made = canonical(row | {"id": 3})
-    assert made == {"input_ids": ids, "mask": mask, "id": 3} and kind_of(made) == "already tokenised"
+    assert made == {"input_ids": ids, "mask": mask, "id": 3}
     with pytest.raises(UserError, match="has token ids and no text"):
         example_text(made)
 

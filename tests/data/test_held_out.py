@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from data.encoding import ExampleEncoder
 from data.files import Reading
 from data.held_out import HASH_BYTES, content_hash, group_hash, is_held_out, key_of, num_repeated, num_shared
 from data.reader import Reader, with_shared_examples_reported
@@ -66,7 +67,7 @@ def write(path: Path, rows: list[dict]) -> str:
 
 def read_both(path: str, split_by: str | None, share: float = 0.3, on_bad: str = "error"):
     reading = Reading(on_bad=on_bad, split_by=split_by, validation_share=share)
-    reader = Reader(tiny_tokenizer(), 384, 128, "drop", reading=reading)
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop", reading=reading)
     corpus = reader.training((path,), ())
     return corpus, with_shared_examples_reported(reader.validation((), (), (path,)), corpus)
 
@@ -122,7 +123,7 @@ def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_
         and f"\nREPEATED {held // 2} that say what an earlier one says, but for case, white space"
         in (validation.sources[0].report)
     )
-    reader = Reader(tiny_tokenizer(), 384, 128, "drop")
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop")
     corpus = reader.training((write(tmp_path / "t.jsonl", rows[:100]),), ())
     changed = [{"text": text.upper().replace(".", " !")} for text in texts[:7]] + [{"text": "Something else."}]
     validation = reader.validation((write(tmp_path / "v.jsonl", changed),), ())

@@ -26,11 +26,11 @@ from common.errors import UserError
 from configs.load import load_config
 from data.chat_template import ChatSettings
 from data.encoding import ExampleEncoder, Outcome
-from data.examples import load_documents
 from data.files import Reading
 from data.tokens import plain_template
 from tests import real_templates
 from tests.chat_families import FAMILIES, family_tokenizer
+from tests.in_memory import load_documents
 from tests.processes import ROOT, run_python
 from training.chat_settings import chat_settings
 

@@ -99,8 +99,8 @@ def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
     assert orders[0] != orders[1] != orders[2]
     batch = plan.batch(4)
     exact = sum(source.num_targets(item) for item in batch.items)
-    assert batch.num_target_tokens == exact < 16 * batch.num_examples
-    assert sum(batch.document_lengths) == 16 * batch.num_examples
+    assert batch.num_target_tokens == exact < 16 * len(batch.items)
+    assert sum(batch.document_lengths) == 16 * len(batch.items)
 
 
 def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_each_target() -> None:

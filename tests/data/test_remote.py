@@ -253,7 +253,7 @@ def test_a_token_store_takes_what_data_train_takes(tmp_path, memory) -> None:
         made[number] = verify_store(out).num_documents
     assert made == {0: len(SENTENCES), 1: 2, 2: 1, 3: 2, 4: 1}
     memory({"chats.jsonl": lines(ROWS)})
-    with pytest.raises(UserError, match="chats.jsonl, line 1 is a chat, but a token store takes only documents"):
+    with pytest.raises(UserError, match="chats.jsonl, line 1 has no `text`, and a token store takes only documents"):
         build_and_describe(
             ["memory://chats.jsonl"], str(tmp_path / "model"), tmp_path / "b", 9, str(tmp_path / "c"), None
         )

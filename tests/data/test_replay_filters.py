@@ -2,10 +2,10 @@ import random
 
 import pytest
 
+import data.replay_filters
 from common.errors import UserError
 from data.replay_filters import (
     EvaluationTexts,
-    Filters,
     filter_sampled,
     filter_texts,
     normalize,
@@ -29,25 +29,27 @@ def prose(seed, words=60):
     return " ".join(rng.choice(WORDS) + str(rng.randint(0, 999)) for _ in range(words))
 
 
-def test_every_reason_is_counted_and_the_first_of_similar_texts_is_kept():
+def test_every_reason_is_counted_and_the_first_of_similar_texts_is_kept(monkeypatch):
     a, b = prose(1), prose(2)
     altered = a.replace(a.split()[30], "altered")
     loop = " ".join(["The bank shall report its own funds to the supervisor."] * 12)
     overlapping = prose(3) + " " + held_out_texts()[0][100:180]
     texts = [a, "  " + a.upper().replace(" ", "\n"), altered, "Too short.", loop, overlapping, b, prose(3)]
-    kept, dropped = filter_texts(texts, Filters(), EvaluationTexts(held_out_texts()))
+    kept, dropped = filter_texts(texts, 100, EvaluationTexts(held_out_texts()))
     assert kept == [0, 6, 7]
     assert dropped == {"too short": 1, "repetitive": 1, "duplicate": 2, "evaluated": 1}
-    lenient = Filters(min_characters=1, max_repetition=1.0, max_similarity=1.0)
-    assert filter_texts(texts, lenient, NOTHING)[0] == list(range(8))
+    monkeypatch.setattr(data.replay_filters, "MAX_REPETITION", 1.0)
+    monkeypatch.setattr(data.replay_filters, "MAX_SIMILARITY", 1.0)
+    assert filter_texts(texts, 1, NOTHING)[0] == list(range(8))
 
 
-def test_similarity_is_the_jaccard_similarity_of_the_shingles():
+def test_similarity_is_the_jaccard_similarity_of_the_shingles(monkeypatch):
     # The texts have half of their words in common, at the same places: a third of the union.
     words, others = prose(5, 400).split(), prose(6, 400).split()
     half = " ".join(words[:200] + others[200:])
     for max_similarity, kept in ((0.25, [0]), (0.42, [0, 1])):
-        assert filter_texts([" ".join(words), half], Filters(max_similarity=max_similarity), NOTHING)[0] == kept
+        monkeypatch.setattr(data.replay_filters, "MAX_SIMILARITY", max_similarity)
+        assert filter_texts([" ".join(words), half], 100, NOTHING)[0] == kept
     text = normalize(prose(7, 2000))
     assert len(sketch(text)) == pytest.approx(len(text) / 4, rel=0.1)
 
@@ -111,10 +113,10 @@ def test_unfinished_texts_are_truncated_and_unfinished_chats_dropped():
         {"messages": chat(prose(4)), "finished": True},
         {"text": "Too short.", "finished": True},
     ]
-    filtered = filter_sampled(sampled, Filters(), NOTHING)
+    documents, dropped, num_truncated = filter_sampled(sampled, 100, NOTHING)
     expected = [{"text": prose(1) + "."}, {"text": prose(2)}, {"messages": chat(prose(4))}]
-    assert filtered.documents == expected
-    assert filtered.num_truncated == 1
-    assert {reason: count for reason, count in filtered.dropped.items() if count} == {"unfinished": 1, "too short": 1}
+    assert documents == expected
+    assert num_truncated == 1
+    assert {reason: count for reason, count in dropped.items() if count} == {"unfinished": 1, "too short": 1}
     with pytest.raises(UserError, match="none of 1 documents passed the filters"):
-        filter_sampled(sampled[4:], Filters(), NOTHING)
+        filter_sampled(sampled[4:], 100, NOTHING)

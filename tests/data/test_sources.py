@@ -7,6 +7,8 @@ import pytest
 
 from common.errors import UserError
 from configs.config import Source
+from data.cache import Cache
+from data.encoding import ExampleEncoder
 from data.reader import Reader, with_shared_examples_reported
 from tests.tiny import tiny_tokenizer, write_chat_file
 
@@ -18,7 +20,7 @@ def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> No
     text, held_out = (str(tmp_path / name) for name in ("general.txt", "held_out.txt"))
     (tmp_path / "general.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     (tmp_path / "held_out.txt").write_text(TEXTS[0], encoding="utf-8")
-    reader = Reader(tiny_tokenizer(), 384, 128, "drop")
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop")
     mix = (Source("general", (text,), 0.05, (held_out,)), Source("law", (text,), 0.1))
     corpus = reader.training((chat,), mix)
     assert corpus.names == ("main", "general", "law") and corpus.shares == pytest.approx((0.85, 0.05, 0.1))
@@ -34,7 +36,7 @@ def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> No
     assert reader.validation((chat,), mix).names == ("main", "general")
     assert reader.validation((), mix).names == ("general",) and reader.validation((), ()) is None
     with pytest.raises(UserError, match=r"token id \d+ of the tokenizer is outside the model's embedding of 300 rows"):
-        Reader(tiny_tokenizer(), 300, 128, "drop").training((chat,), ())
+        Reader(ExampleEncoder(tiny_tokenizer()), 300, 128, "drop").training((chat,), ())
     folder = reader.training((str(tmp_path),), ())  # all data files in it
     assert len(folder) == 13 and "from 3 files" in folder.lines("train")[0]
 
@@ -44,7 +46,7 @@ def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
     lines = write_chat_file(chat, 12).read_text().splitlines(keepends=True)
     Path(part).write_text("".join(lines[:5]))
     write_chat_file(other, 3, seed=1)
-    reader = Reader(tiny_tokenizer(), 384, 128, "drop")
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop")
     corpus = reader.training(
         (chat,), (Source("a", (part,), 0.1), Source("b", (other,), 0.1), Source("c", (other,), 0.1))
     )
@@ -62,10 +64,17 @@ def test_a_source_has_a_function_of_its_own_that_makes_examples(tmp_path, monkey
     file = tmp_path / "titles.jsonl"
     file.write_text("".join(json.dumps({"title": text}) + "\n" for text in TEXTS))
     chat, asked = str(write_chat_file(tmp_path / "chat.jsonl", 3)), []
-    reader = Reader(tiny_tokenizer(), 384, 128, "drop", digest_of_row=lambda row: asked.append(row) or "")
+    reader = Reader(
+        ExampleEncoder(tiny_tokenizer()),
+        384,
+        128,
+        "drop",
+        cache=Cache(tmp_path / "cache", print),
+        digest_of_row=lambda row: asked.append(row) or "",
+    )
     mix = (Source("titles", (str(file),), 0.1, (str(file),), row="hooks_of_a_mix:text"),)
     made = reader.training((chat,), mix).sources[1]
     assert len(made) == 2 and "text (text); made by data.row=hooks_of_a_mix:text" in made.report
-    assert len(reader.validation((), mix).sources[0]) == 2 and set(asked) == {"hooks_of_a_mix:text"}
+    assert len(reader.validation((), mix).sources[0]) == 2 and set(asked) == {None, "hooks_of_a_mix:text"}
     with pytest.raises(UserError, match="line 1 has none of the forms"):
         reader.training((chat,), (Source("titles", (str(file),), 0.1),))

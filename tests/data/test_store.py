@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
 from data.batches import plan_training
+from data.encoding import ExampleEncoder
 from data.reader import Reader
 from data.sources import Windows
 from data.store import (
@@ -106,13 +107,13 @@ def damage(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "name, kind, words",
     [
-        (shard_file(2), "missing", "shard-00002.tokens is missing; remove the directory and build the store again"),
-        (shard_file(0), "cut", r"shard-00000.tokens has \d+ bytes instead of \d+; remove the directory"),
-        (STORE_FILE, '{"format": 3, "shards": []}', "store.json is not what was written; remove the directory"),
+        (shard_file(2), "missing", "shard-00002.tokens is missing; remove its directory"),
+        (shard_file(0), "cut", r"shard-00000.tokens has \d+ bytes instead of \d+; remove its directory"),
+        (STORE_FILE, '{"format": 3, "shards": []}', "store.json is not what was written; remove its directory"),
         (
             STORE_FILE,
             '{"dtype": "<u2", "shards": [], "tokenizer": "", "format": 2}',
-            "format 2, but this version reads format 3; remove it and build it again with scripts/data.py build",
+            "format 2, but this version reads format 3; remove .*; a token store is built by scripts/data.py build",
         ),
     ],
 )
@@ -157,18 +158,18 @@ def test_the_error_for_an_incomplete_build_says_how_to_finish_it(tmp_path) -> No
 
 
 def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tmp_path) -> None:
-    reader = Reader(tiny_tokenizer(), 384, 64, "drop")
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 64, "drop")
     corpus = reader.training((str(store_folder),), ())
     assert corpus.lines("train")[0].startswith(f"train: token store {store_folder}: ")
     assert len(corpus) == len(opened(store_folder, 64)) and corpus.mixture() is None
     validation = reader.validation((str(store_folder),), ())
     assert validation and validation.num_targets(0) == corpus.num_targets(0)
     with pytest.raises(UserError, match="is outside the model's embedding of 300 rows"):
-        Reader(tiny_tokenizer(), 300, 64, "drop").training((str(store_folder),), ())
+        Reader(ExampleEncoder(tiny_tokenizer()), 300, 64, "drop").training((str(store_folder),), ())
     with pytest.raises(UserError, match="is a token store, which must be the only path of its source"):
         reader.training((str(store_folder), "a.jsonl"), ())
     with pytest.raises(UserError, match="no token of .* carries loss in windows of data.sequence_length=1"):
-        Reader(tiny_tokenizer(), 384, 1, "drop").training((str(store_folder),), ())
+        Reader(ExampleEncoder(tiny_tokenizer()), 384, 1, "drop").training((str(store_folder),), ())
     # The fingerprint depends on the texts and their order but not on the file they came from.
     texts, found = ragged_texts(60), []
     for name, changed in (("same", texts), ("order", texts[::-1]), ("letter", [texts[0].upper(), *texts[1:]])):
@@ -186,7 +187,7 @@ def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> Windows
     ends = np.zeros(tokens // 2 // document, DOCUMENT)
     ends["ids"] = np.arange(document, tokens // 2 + 1, document)
     counts: dict[str, int] = dict(zip(SECTIONS, (tokens // 2, len(ends), 0, 0), strict=True))
-    shards = [Shard(folder / shard_file(i), np.dtype("<u2"), counts, "") for i in range(2)]
+    shards = [Shard(folder / shard_file(i), np.dtype("<u2"), counts) for i in range(2)]
     zeros = np.full(tokens // BLOCK, zlib.crc32(bytes(BLOCK)), dtype=CHECKSUM)  # tokens / 2 ids of 2 bytes
     data = ends.tobytes()
     rest = [zlib.crc32(data[i : i + BLOCK]) for i in range(0, len(data), BLOCK)]
@@ -226,7 +227,7 @@ def test_opening_and_planning_read_no_tokens(store_folder, tmp_path, monkeypatch
         return rows(shard, section, *ends)
 
     monkeypatch.setattr(Shard, "rows", read_no_tokens)
-    reader = Reader(tiny_tokenizer(), 384, 64, "drop")
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 64, "drop")
     assert len(reader.training((str(store_folder),), ())) > 10
     shard = open_store(store_folder).shards[0]
     counts = shard.counts | {"ids": 10**15, "documents": 10**12}

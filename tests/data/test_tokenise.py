@@ -153,7 +153,7 @@ def test_a_complete_store_is_not_rebuilt(tmp_path, sources) -> None:
     assert build_store(sources, tiny_tokenizer(), tmp_path / "store").info == first.info
     assert (tmp_path / "store" / shard_file(0)).stat().st_mtime_ns == stamp
     (tmp_path / "store" / shard_file(0)).unlink()
-    with pytest.raises(UserError, match="shard-00000.tokens is missing; remove the directory and build"):
+    with pytest.raises(UserError, match="shard-00000.tokens is missing; remove its directory and run"):
         build_store(sources, tiny_tokenizer(), tmp_path / "store")
 
 
@@ -161,22 +161,28 @@ def test_a_build_with_other_inputs_or_a_damaged_store_is_refused(tmp_path, sourc
     out = tmp_path / "store"
     build_store(sources, tiny_tokenizer(), out, 700)
     with pytest.raises(
-        UserError, match="the store in .*store was made with another tokenizer; remove that directory or choose"
+        UserError,
+        match="the store in .*store differs .* in its tokenizer, shard_tokens; remove that directory or choose",
     ):
         build_store(sources, tiny_tokenizer(300), out, 300)
-    with pytest.raises(UserError, match="was made from other files, or the files have changed"):
-        build_store(sources[:2], tiny_tokenizer(), out, 300)
-    with pytest.raises(UserError, match="was made with other settings"):
+    with pytest.raises(UserError, match="in its files;"):
+        build_store(sources[:2], tiny_tokenizer(), out, 700)
+    with pytest.raises(UserError, match="in its shard_tokens;"):
         build_store(sources, tiny_tokenizer(), out, 301)
+    build_store(sources, tiny_tokenizer(), tmp_path / "first", max_samples=1)
+    with pytest.raises(UserError, match="in its max_samples;"):  # a store of fewer rows
+        build_store(sources, tiny_tokenizer(), tmp_path / "first")
     with sources[0].open("a") as file:
         file.write('{"text": "more"}\n')
-    with pytest.raises(UserError, match="the files have changed"):
+    with pytest.raises(UserError, match="in its files;"):
         build_store(sources, tiny_tokenizer(), out, 700)
     sources[0].write_text(sources[0].read_text().removesuffix('{"text": "more"}\n').replace("bank", "Bank"))
-    with pytest.raises(UserError, match="the files have changed"):  # at equal size
+    with pytest.raises(UserError, match="in its files;"):  # at equal size
         build_store(sources, tiny_tokenizer(), out, 700)
     (out / STORE_FILE).write_text("{")
-    with pytest.raises(UserError, match="store.json is damaged .*; remove the directory and build the store again"):
+    with pytest.raises(
+        UserError, match="store.json is damaged .*; remove its directory and run the same command again"
+    ):
         build_store(sources, tiny_tokenizer(), out, 700)
 
 

@@ -22,12 +22,12 @@ import torch.distributed as dist
 from configs.config import Model, Sharding
 from data.batches import MicroBatch, collate
 from data.dealing import Deal
-from data.examples import Documents
 from distributed.process_group import Ranks, barrier, process_group
 from distributed.sharding import decoder_layers, make_mesh, parallelize
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights, whole
 from model.loss import chunked, negative_log_likelihood
+from tests.in_memory import InMemory
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 # Micro-batches of documents, in tokens: 195 need filling, and in the second a document spans all ranks.
@@ -36,13 +36,13 @@ MICRO_BATCHES = ((0, 1, 2, 3, 4), (5, 6, 7))
 MINUTES = 7.0  # of run.timeout_minutes
 
 
-def documents(seed: int) -> Documents:
+def documents(seed: int) -> InMemory:
     rng = np.random.default_rng(seed)
     ids = [rng.integers(0, 259, n) for n in LENGTHS]
     weights = [(rng.random(n) < 0.6).astype(np.float32) * rng.choice([0.5, 1.0, 2.0], n) for n in LENGTHS]
     for one in weights:
         one[0], one[-1] = 0, 1
-    return Documents(ids, weights, np.array(LENGTHS), np.array([one.sum() for one in weights]), "", "")
+    return InMemory(ids, weights)
 
 
 def sharded(path: Path, ranks: Ranks, settings: Model, strategy: str) -> PackedLanguageModel:
@@ -107,9 +107,8 @@ def isolation(model: PackedLanguageModel, ranks: Ranks) -> dict[str, float]:
         rng = np.random.default_rng(seed)
         others = [np.random.default_rng(9).integers(0, 259, n) for n in (80, 33)]
         ids = [others[0], rng.integers(0, 259, length), others[1]]
-        lengths = np.array([len(one) for one in ids])
-        batch = collate((0, 1, 2), Documents(ids, [np.arange(len(i)) > 0 for i in ids], lengths, lengths - 1, "", ""))
-        every = torch.arange(int(lengths.sum()))
+        batch = collate((0, 1, 2), InMemory(ids, [np.arange(len(i)) > 0 for i in ids]))
+        every = torch.arange(sum(map(len, ids)))
         batch = dataclasses.replace(batch, target_positions=every, target_ids=every)
         deal = Deal(((MICRO_BATCHES[0],),), np.ones((1, 1)), ranks.world_size)
         part = deal.part_of_rank(batch, ranks.rank)
@@ -118,7 +117,7 @@ def isolation(model: PackedLanguageModel, ranks: Ranks) -> dict[str, float]:
         found = torch.zeros(len(every), hidden.shape[1])
         found[part.target_ids] = hidden  # the whole row, in its order
         dist.all_reduce(found)
-        states[name] = found.split(lengths.tolist())
+        states[name] = found.split([len(one) for one in ids])
     base = states["base"]
 
     def moved(name: str, index: int) -> float:

@@ -21,7 +21,6 @@ from common.errors import exit_process
 from configs.config import EWC
 from data.batches import collate
 from data.dealing import Dealer, one_per_token
-from data.examples import load_documents
 from data.tokens import load_tokenizer
 from distributed.gradients import gradient_norm
 from distributed.process_group import Ranks, agree_any, start_process_group
@@ -29,6 +28,7 @@ from distributed.sharding import before_micro_batch, local_shard
 from model.architectures import read_model_config
 from model.ewc import Penalty, start_penalty
 from model.language_model import build_on_meta, load_weights, parameter_names
+from tests.in_memory import load_documents
 from tests.losses import loss_of
 from tests.sharded import shard_model
 

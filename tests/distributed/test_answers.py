@@ -146,7 +146,9 @@ def test_answering_changes_nothing_of_the_training_also_where_a_rank_has_no_ques
     assert "1 answers of" in outputs[0]
     named = "content that spells one; it stays text, unless data.control_tokens=allow: "
     assert (
-        outputs[0].count(f"run.eval_generate: control tokens: 1 example has {named}{folder / 'attack.jsonl'}, line 1\n")
+        outputs[0].count(
+            f"warning: validation: control tokens: 1 example has {named}{folder / 'attack.jsonl'}, line 1\n"
+        )
         == 1
     )
     pair = (weights(folder / "runs" / name) for name in ("one-question", "unwatched"))

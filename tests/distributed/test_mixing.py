@@ -10,6 +10,7 @@ import pytest
 
 from configs.config import Source
 from data.batches import Plan, plan_training
+from data.encoding import ExampleEncoder
 from data.reader import Reader
 from data.token_store import build_store
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights, workplace
@@ -53,7 +54,7 @@ def store_is_main(folder: Path) -> tuple[str, ...]:
 def plan(folder) -> Plan:
     """The plan of the runs, made in this process."""
     mix = (Source("general", (f"{folder}/general.jsonl",), 0.3), Source("law", (f"{folder}/law.txt",), 0.1))
-    corpus = Reader(tiny_tokenizer(), 384, 256, "drop").training((f"{folder}/train.jsonl",), mix)
+    corpus = Reader(ExampleEncoder(tiny_tokenizer()), 384, 256, "drop").training((f"{folder}/train.jsonl",), mix)
     return plan_training(corpus, 2, 0, global_examples=4)
 
 

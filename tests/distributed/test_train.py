@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.batches import plan_training
-from data.examples import load_documents
 from tests.distributed.launch import (
     largest_difference,
     launch,
@@ -26,7 +25,7 @@ from tests.distributed.launch import (
     weights,
     workplace,
 )
-from tests.in_memory import weighted
+from tests.in_memory import load_documents, weighted
 
 STEPS = 3
 WEIGHTS = (0.0, 0.25, 1.0, 3.0)  # as in train_worker.py
@@ -311,7 +310,7 @@ def test_the_export_is_a_hugging_face_directory(folder, one) -> None:
     # The same logits: the exported model reproduces the last validation loss of the run, document by document.
     made = load_documents((str(folder / "validation.jsonl"),), exported, 256, "error")
     total = 0.0
-    for ids, flags in zip(made.ids, made.weights, strict=True):
+    for ids, flags in map(made.get, range(len(made))):
         log_p = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
         total -= sum(log_p[t - 1, ids[t]].item() for t in flags.nonzero()[0])
     assert rows(one / "r1", "validation/loss")[STEPS]["validation/loss"] == pytest.approx(

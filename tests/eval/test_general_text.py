@@ -50,5 +50,5 @@ def test_pieces_are_short_and_lose_no_words():
 def test_evaluation_texts_must_be_plain_text(tmp_path):
     chat = tmp_path / "chat.jsonl"
     chat.write_text('{"messages": [{"role": "user", "content": "?"}]}\n')
-    with pytest.raises(UserError, match=r"chat.jsonl, line 1 is a chat"):
+    with pytest.raises(UserError, match=r"chat.jsonl, line 1 has no `text`"):
         evaluation_texts([chat], 200_000)

@@ -103,5 +103,5 @@ def test_a_text_must_be_long_enough_and_no_chat(tmp_path) -> None:
     with pytest.raises(UserError, match="no text has --length=60000 tokens, the longest has [0-9]+; provide more"):
         read_long_documents([tmp_path / "text.txt"], tiny_tokenizer(), 60000, 2)
     (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n')
-    with pytest.raises(UserError, match="chat.jsonl, line 1 is a chat"):
+    with pytest.raises(UserError, match="chat.jsonl, line 1 has no `text`"):
         read_long_documents([tmp_path / "chat.jsonl"], tiny_tokenizer(), 100, 2)

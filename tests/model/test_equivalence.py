@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import model.loss
 from common.errors import UserError
 from data.batches import collate
-from data.examples import Documents
 from model import packed_attention
 from model.architectures import SUPPORTED, check_supported, has_experts, read_model_config
 from model.language_model import build_on_meta, load_weights, num_parameters
 from model.loss import HeadSettings, visit_logits
+from tests.in_memory import InMemory
 from tests.losses import loss_of, loss_sum
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
@@ -39,14 +39,13 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def documents(lengths: list[int], seed: int = 0, vocabulary: int = 259) -> Documents:
+def documents(lengths: list[int], seed: int = 0, vocabulary: int = 259) -> InMemory:
     rng = np.random.default_rng(seed)
     ids = [rng.integers(0, vocabulary, n) for n in lengths]
     is_target = [rng.random(n) < 0.6 for n in lengths]
     for flags in is_target:
         flags[0], flags[-1] = False, True
-    counts = np.array([flags.sum() for flags in is_target])
-    return Documents(ids, is_target, np.array(lengths), counts, "", "")
+    return InMemory(ids, is_target)
 
 
 def load(path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:

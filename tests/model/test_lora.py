@@ -16,7 +16,6 @@ from common.errors import UserError
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
 from configs.load import check_config
 from data.batches import collate
-from data.examples import Documents
 from model.architectures import read_model_config
 from model.build import build_to_train
 from model.flops import count_work
@@ -37,6 +36,7 @@ from model.loss import visit_logits
 from model.new_tokens import NewToken
 from model.vocabulary import Initialisation, read_base_tokenizer, write_extension
 from model.weights import Weights, weights_of_directory
+from tests.in_memory import InMemory
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
@@ -207,7 +207,7 @@ def test_peft_computes_with_the_rows_of_new_tokens_what_the_packed_model_does(tm
     write_adapter(folder, adapter, extended, str(extended), lambda _, tensor: tensor)
     ids, found = torch.tensor([5, 384, 9, 385, 385, 7]), []
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(extended), folder)(ids[None]).logits[0]
-    made = Documents([ids.numpy()], [ids.numpy() > 0], np.array([6]), np.array([5]), "", "")
+    made = InMemory([ids.numpy()], [np.arange(6) > 0])
     batch = dataclasses.replace(collate((0,), made), target_positions=torch.arange(6))
     with torch.no_grad():
         visit_logits(model.head, model(batch), lambda logits, _: found.append(logits))

@@ -12,11 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError
 from data.batches import collate
-from data.examples import Documents
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import visit_logits
 from model.rope import STRETCHING, check_length, full_attention_parameters, scaled_config, trained_length
+from tests.in_memory import InMemory
 from tests.tiny import write_tiny_model
 
 CPU = torch.device("cpu")
@@ -61,17 +61,15 @@ def load(path, config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> 
     return packed
 
 
-def documents(*ids: np.ndarray) -> Documents:
-    flags = [np.arange(len(i)) > 0 for i in ids]
-    lengths = np.array([len(i) for i in ids])
-    return Documents(list(ids), flags, lengths, lengths - 1, "", "")
+def documents(*ids: np.ndarray) -> InMemory:
+    return InMemory(list(ids), [np.arange(len(i)) > 0 for i in ids])
 
 
 def tokens(length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 259, length)
 
 
-def scores(packed: PackedLanguageModel, made: Documents) -> torch.Tensor:
+def scores(packed: PackedLanguageModel, made: InMemory) -> torch.Tensor:
     with torch.no_grad():
         batch = collate(tuple(range(len(made))), made)
         hidden = packed(dataclasses.replace(batch, target_positions=torch.arange(batch.input_ids.shape[1])))

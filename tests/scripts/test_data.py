@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data.examples import load_documents
 from data.token_store import build_store
 from tests.data.test_store import ragged_texts, write_texts
+from tests.in_memory import load_documents
 from tests.processes import run_python
 from tests.tiny import tiny_tokenizer, write_chat_file
 

@@ -8,7 +8,7 @@ import pytest
 
 import tools.bench
 from common.errors import UserError
-from data.examples import load_documents
+from tests.in_memory import load_documents
 from tests.processes import run_python
 from tests.tiny import tiny_tokenizer, write_tiny_model
 from tools.bench import (
@@ -76,7 +76,7 @@ def test_the_examples_have_the_asked_lengths_and_the_targets_and_steps_of_our_da
         assert most - 40 <= length <= most
     ordered = sum(lengths[a] < lengths[b] for step in content["steps"] for a, b in itertools.pairwise(step))
     assert 3 < ordered < 15  # of 18 neighbours within a step: the order is not that of the lengths
-    for example, ids, flags in zip(content["examples"], documents.ids, documents.weights, strict=True):
+    for example, (ids, flags) in zip(content["examples"], map(documents.get, range(len(documents))), strict=True):
         assert example["input_ids"] == ids.tolist() and 0.2 < flags.mean() < 0.8
         assert example["labels"] == [token if flag else -100 for token, flag in zip(ids.tolist(), flags, strict=True)]
 

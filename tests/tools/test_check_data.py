@@ -56,14 +56,14 @@ def test_a_template_that_drops_eos_and_a_prompt_that_ends_inside_a_token_are_no_
 def test_targets_that_begin_late_are_another_prompt(tmp_path, monkeypatch) -> None:
     from data.encoding import ExampleEncoder, Span
 
-    exact = ExampleEncoder._joined
+    exact = ExampleEncoder._sequences
 
-    def late(self, chat, ids):
-        sequences, notes = exact(self, chat, ids)
+    def late(self, turns):
+        sequences = exact(self, turns)
         spans = [tuple(Span(span.start + 1, span.end, span.weight) for span in s.spans) for s in sequences]
-        return [type(s)(s.ids, moved) for s, moved in zip(sequences, spans, strict=True)], notes
+        return [type(s)(s.ids, moved) for s, moved in zip(sequences, spans, strict=True)]
 
-    monkeypatch.setattr(ExampleEncoder, "_joined", late)
+    monkeypatch.setattr(ExampleEncoder, "_sequences", late)
     found = results(tiny_config(tmp_path))
     assert found["prompt"].status == FAILS and (
         found["prompt"].figures["examples"],
@@ -76,19 +76,19 @@ def test_an_end_that_is_not_trained_in_some_examples_fails(tmp_path, monkeypatch
     """In one of twenty chats of two answers, the last or the first answer loses its end token as a target."""
     from data.encoding import ExampleEncoder, Span
 
-    exact, calls = ExampleEncoder._joined, []
+    exact, calls = ExampleEncoder._sequences, []
 
-    def early(self, chat, ids):
-        sequences, notes = exact(self, chat, ids)
-        if "question 7 " not in chat.parts[0].turn.prompt:
-            return sequences, notes
+    def early(self, turns):
+        sequences = exact(self, turns)
+        if "question 7 " not in turns[0].prompt:
+            return sequences
         (encoded,) = sequences
         calls.append(len(encoded.spans))
         cut = len(encoded.spans) - 1 if last else 0
         spans = (Span(s.start, s.end - (i == cut), s.weight) for i, s in enumerate(encoded.spans))
-        return [type(encoded)(encoded.ids, tuple(spans))], notes
+        return [type(encoded)(encoded.ids, tuple(spans))]
 
-    monkeypatch.setattr(ExampleEncoder, "_joined", early)
+    monkeypatch.setattr(ExampleEncoder, "_sequences", early)
     turns = [
         {
             "messages": [

@@ -144,7 +144,7 @@ def test_the_reference_is_the_loss_and_gradient_of_the_whole_step(tmp_path) -> N
     documents, losses = packed_losses(run, packed)
     reference, result = compared(run)
     batch = run.inputs.plan.batch(0)
-    assert len(documents) == batch.num_examples > 6
+    assert len(documents) == len(batch.items) > 6
     assert sum(document.divisor for document in documents) == pytest.approx(batch.num_target_tokens)
     assert batch.num_target_tokens != sum((document.weights > 0).sum() for document in documents)
     packed.train()
@@ -152,7 +152,7 @@ def test_the_reference_is_the_loss_and_gradient_of_the_whole_step(tmp_path) -> N
         for items in filter(None, micro_batch):
             (loss_of(packed, collate(items, run.inputs.train)) / batch.num_target_tokens).backward()
     norm = torch.stack([p.grad.square().sum() for p in packed.parameters()]).sum().sqrt().item()
-    assert len(reference.losses) == batch.num_examples and result.status == OK
+    assert len(reference.losses) == len(batch.items) and result.status == OK
     assert reference.loss == pytest.approx(sum(losses) / batch.num_target_tokens, rel=1e-5)
     assert reference.gradient_norm == pytest.approx(norm, rel=1e-5)
 

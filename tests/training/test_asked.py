@@ -124,11 +124,7 @@ def test_chats_with_control_tokens_are_named_refused_or_left_out(folder, tmp_pat
     file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     data = {"validation": (str(file),)}
     asked = read(folder, data=data)
-    assert len(asked.prompts) == 3 and asked.control_line == (
-        "control tokens: 1 example has content that spells one; it stays text, unless data.control_tokens=allow: "
-        f"{file}, line 2"
-    )
-    assert read(folder).control_line == ""
+    assert len(asked.prompts) == 3
     with pytest.raises(UserError, match=rf"^{file}, line 2: it has the text of the control token <\|im_end\|>"):
         read(folder, data=data | {"control_tokens": "error"})
     asked = read(folder, data=data | {"control_tokens": "error", "on_bad": "skip"})

@@ -37,7 +37,7 @@ def step(
     sums = LossSums(len(targets), CPU)
     sums.values.copy_(torch.tensor(losses))
     return (
-        StepBatch(tuple(range(len(lengths))), sum(targets), len(lengths), targets, lengths),
+        StepBatch(tuple(range(len(lengths))), sum(targets), targets, lengths),
         Deal((), np.array(costs)),
         sums,
     )

@@ -138,7 +138,7 @@ def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ra
 
 
 def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks) -> None:
-    rows, batch = b'{"step": 1}\n{"step": 2}\n', StepBatch((1, 2), 3, 2, (3,), (4,))
+    rows, batch = b'{"step": 1}\n{"step": 2}\n', StepBatch((1, 2), 3, (3,), (4,))
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.start(b"")
     (tmp_path / "metrics.jsonl").write_bytes(rows)
@@ -159,7 +159,7 @@ def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks)
     assert (again.plan, again.step) == (record.plan, 2) and again.plan != ""
     again.add_step(3, batch)
     other = resumed()
-    other.add_step(3, StepBatch((2, 1), 3, 2, (3,), (4,)))
+    other.add_step(3, StepBatch((2, 1), 3, (3,), (4,)))
     assert again.plan != other.plan
     with pytest.raises(
         UserError, match="has no entry about the checkpoint of step 2 as it is: another run has made it"

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.dealing import Dealer, one_per_token
-from data.examples import Documents
 from distributed.process_group import Ranks
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
+from tests.in_memory import InMemory
 
 VOCABULARY = 16
 DIFFERENT = 64  # documents in the corpus, without copies
@@ -55,7 +55,7 @@ def load(path) -> PackedLanguageModel:
     return model
 
 
-def corpus(copies: int) -> Documents:
+def corpus(copies: int) -> InMemory:
     """DIFFERENT documents of 24 to 40 tokens, most of them targets, each repeated `copies` times.
 
     Token frequencies differ, so that the mean gradient of data labels is not zero. A group of documents has many targets,
@@ -68,5 +68,4 @@ def corpus(copies: int) -> Documents:
     for flags in is_target:
         flags[0], flags[-1] = False, True
     ids, is_target = ids * copies, is_target * copies
-    targets = np.array([flags.sum() for flags in is_target])
-    return Documents(ids, is_target, np.array([len(tokens) for tokens in ids]), targets, "fingerprint", "")
+    return InMemory(ids, is_target)

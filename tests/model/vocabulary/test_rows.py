@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from data.batches import collate
-from data.examples import load_documents
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_weights, vocabulary_names
 from model.loss import visit_logits
 from model.vocabulary import Initialisation, new_rows, write_extended_model
+from tests.in_memory import load_documents
 from tests.losses import loss_of
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 
