@@ -73,8 +73,9 @@ def check_can_write(path: Path, option: str) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"{option} {path}: its directory does not exist")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise UserError(f"{option} {path}: name a file that can be written")
+    if path.is_dir() or not os.access(folder, os.W_OK):  # a new file there replaces an old one
+        why = "it is a directory" if path.is_dir() else f"{folder} is not writable"
+        raise UserError(f"{option} {path}: {why}; name a file that can be written")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -198,9 +198,10 @@ def documents_of(
     if not len(parts.lengths):
         needs = f"a chat needs an assistant message within data.sequence_length={sequence_length} tokens"
         if reading.validation_share:
-            needs += f", and data.validation_share={reading.validation_share} must leave examples for {reading.part}"
+            needs += f", and data.validation_share={reading.validation_share}, which you can change, must leave examples for {reading.part}"
         why = "; ".join(line.strip().rstrip(":") for line in remarks[len(store.info["forms"]) :])
-        raise UserError(f"{', '.join(paths)}: no token carries loss; {needs} ({why})")
+        mend = "; increase data.sequence_length" if parts.counts["drop"] else ""
+        raise UserError(f"{', '.join(paths)}: no token carries loss; {needs} ({why}){mend}")
     report = "\n".join([first_line(parts, sequence_length), *remarks, origin])
     return Documents(parts.get, parts.lengths, parts.targets, parts.fingerprint, report, parts)
 

@@ -60,6 +60,10 @@ def build_store(
     with node_lock(out, LOCK, lambda: print(f"waiting for another process, which is building {out}", flush=True)):
         if is_store(out):
             found, wanted = read_info(out), info | {"shard_tokens": shard_tokens}
+            for entry, now in zip(found.get("files", ()), sources, strict=False):
+                if "sha256" not in entry:  # of an earlier version: the path and the size have to do
+                    entry.pop("blake2b", None)
+                    entry["sha256"] = now["sha256"]
             if differ := [key for key in wanted if found.get(key) != wanted[key]]:
                 raise UserError(
                     f"the store in {out} differs from what this command makes in its {', '.join(differ)}; remove that directory "

@@ -57,7 +57,7 @@ def read_answers(path: Path) -> dict[str, str]:
         if isinstance(row, UserError):
             raise row
         if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("answer"), str):
-            raise UserError(f"{where}: it needs the keys id and answer, the answer as a text")
+            raise UserError(f"{where}: it needs the keys id and answer, the answer as a text, in .jsonl, .json or .csv")
         name = check_unicode(str(row["id"]), where)
         if name in found:
             raise UserError(f"{where}: the answer to {name} stands twice; keep one of them")

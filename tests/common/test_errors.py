@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.durable_files import check_can_write
 from common.errors import UserError, exit_code_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,3 +54,14 @@ def test_under_torchrun_interpreter_shutdown_is_skipped(code) -> None:
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, cwd=ROOT, env=environment | worker, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (code, expected)
+
+
+def test_a_file_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch) -> None:
+    """A new file replaces an old one, so that the folder counts and not the old file."""
+    (tmp_path / "result.json").touch()
+    check_can_write(tmp_path / "result.json", "--json")
+    with pytest.raises(UserError, match=r"--json .*: it is a directory"):
+        check_can_write(tmp_path, "--json")
+    monkeypatch.setattr("common.durable_files.os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path} is not writable; name a file that can be written"):
+        check_can_write(tmp_path / "result.json", "--json")

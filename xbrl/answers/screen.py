@@ -20,6 +20,11 @@ MEANING = (
     "note words: the engine and a logistic regression on the words of the note; note states: the same on the base model's\n"
     "mean hidden state of the note; n-grams: a logistic regression on all characters; thresholds: one cut per rule"
 )
+RESULTS = {  # file in eval/ -> what the screen shows of it
+    "before": ("answers",),
+    "after": ("answers", "facts", "rouge_l"),
+    "forgetting": ("perplexity_per_byte", "questions", "kl"),
+}
 PAIRS = ("in words", "in figures")  # how the names of minimal pairs end
 Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules that are named for each of them
 
@@ -27,9 +32,9 @@ Column = tuple[list[dict], list[Sequence[str]]]  # test examples, and the rules 
 def screen(run: Path, data: Path, base: str | None = None) -> str:
     """All of the last screen, from the results in `run`/eval and the corpus in `data`.
 
-    `base` is the model directory of the column "note states". Raises UserError if a file is missing or damaged.
+    `base` is the model directory of the column "note states". Raises UserError if a file is not what the quickstart writes.
     """
-    before, after, forgetting = (_read(run / "eval" / f"{name}.json") for name in ("before", "after", "forgetting"))
+    before, after, forgetting = (_read(run / "eval" / f"{name}.json", keys) for name, keys in RESULTS.items())
     test, training, validation = (read_examples(data / f"{split}.jsonl") for split in ("test", "train", "validation"))
     models = {"base model": of_result(before, test), "tuned model": of_result(after, test)}
     found = baseline_predictions(training, test, validation, base)
@@ -92,12 +97,16 @@ def of_result(result: dict, test: Sequence[dict]) -> Column:
     return answered, [said[example["id"]] for example in answered]
 
 
-def _read(path: Path) -> dict:
-    """The JSON of one result. Raises UserError if it is not JSON."""
+def _read(path: Path, keys: Sequence[str]) -> dict:
+    """The JSON of one result. Raises UserError if it is not JSON or lacks one of `keys`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; remove it, if it is there, and run scripts/quickstart.sh") from error
+    missing = [key for key in keys if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]}; remove it and run scripts/quickstart.sh")
+    return result
 
 
 def main() -> None:

@@ -5,8 +5,9 @@ file of pairs assigns it. What has no counterpart is listed with the reason, and
 because the rules would mislabel it.
 
 Letters are compared with the violations of their reports, to find wrong pairs, missing findings and waivers. The comparison
-looks at what can be checked: articles, cells, ids of rules, figures. It does not understand the letter: a sentence is taken as
-an objection unless it says in the words of `MET` that a requirement is met. Citations and words are known in English and German.
+prefers what can be checked: articles, cells, ids of rules, figures. It does not understand the letter: words such as "no
+objection" count only in a letter that demands nothing, and a sentence is taken as an objection unless it says in the words of
+`MET` that a requirement is met. Citations and words are known in English and German.
 """
 
 import datetime
@@ -63,6 +64,16 @@ MARGIN = re.compile(r"\bsmallest margin\b|\bkleinste Abstand\b", re.IGNORECASE) 
 NOT_MET = re.compile(r"\b(not|nor|never|fail(s|ed)?|misse[sd]|below|until|nicht|unter)\b", re.IGNORECASE)
 # Of differences in percentage points, none.
 PERCENTAGE = re.compile(r"(?<![\d.,])(-?\d+(?:[.,]\d+)?) ?(?:%|per ?cent\b|Prozent\b)(?! ?(?:points?|-?[Pp]unkte?)\b)")
+APPROVAL = re.compile(
+    r"\bnothing to object|\bno (further )?(supervisory )?(objections?|findings|measures?|action)\b|\bno need for action"
+    r"|\bwithout (findings|objections?)\b|\bkeine (Beanstandung|Maßnahme|Einwände|Feststellung)",
+    re.IGNORECASE,
+)
+DEMAND = re.compile(
+    r"\b(shall|must|is to|are to|has to|have to)\b|\bwe (hereby )?(order|direct|require|instruct)\b"
+    r"|\bwithin \S+ (\S+ )?(days?|weeks?|months?)\b|\b(re)?submit\b|\brestore\b|\binnerhalb von\b|\bordnen wir an\b",
+    re.IGNORECASE,
+)
 
 
 def make_archive_corpus(
@@ -312,8 +323,15 @@ def find_disagreements(letter: str, results: Sequence[RuleResult], violated: Seq
     """
     parts = sentences("\n".join(line for line in letter.splitlines() if not MARGIN.search(line)))
     objections = "\n".join(part for part in parts if NOT_MET.search(part) or not MET.search(part))
+    demands, approves = DEMAND.search(objections), APPROVAL.search(letter)
+    found = []
+    if violated and approves and not demands:
+        named = ", ".join(dict.fromkeys(result.rule_id for result in violated))
+        found.append(f"the letter says {approves[0]!r} and demands nothing, but the labels have {named}")
+    if not violated and demands and not approves:
+        found.append(f"the letter demands something ({demands[0]!r}), but the labels have no violation")
     known = [result for result in results if result.state == "triggered"] + list(violated)
-    return [*_only_in_letter(objections, known), *_only_in_labels(objections, violated)]
+    return found + [*_only_in_letter(objections, known), *_only_in_labels(objections, violated)]
 
 
 def _only_in_letter(objections: str, known: Sequence[RuleResult]) -> Iterator[str]:

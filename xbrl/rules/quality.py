@@ -11,8 +11,8 @@ Nederlandsche Bank, not in the rules themselves, except where a finding names an
 - CURRENCY: amounts in more than one currency (3.1).
 - ENTITY, PERIOD: facts of another entity or reference date; the rules do not read them (2.9, 2.13).
 - ACCURACY: figures are coarser than required (2.18). A rule that they leave open is undecided and says so.
-- PLAUSIBLE: the decimal point of a ratio looks two places off by its size, and its numerator or denominator is missing (3.2).
-  This is a warning.
+- PLAUSIBLE: the decimal point of a ratio looks two places off, by its numerator and denominator, or by its size if these
+  are missing (3.2). This is a warning.
 """
 
 from collections import Counter
@@ -198,13 +198,21 @@ def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
 
 
 def _doubtful(figures: Figures) -> Iterator[RuleResult]:
-    """Ratios above `IMPLAUSIBLE` that cannot be recomputed; where they can, a filing rule compares them."""
-    for place, most in IMPLAUSIBLE.items():
+    """Ratios whose decimal point is probably two places off. Two ratios within 2% are about equal."""
+    for place in RECOMPUTED:
         for key in figures.facts.get(place, {}):
-            figure = read_figure(figures, place, key)
-            if not isinstance(figure.value, Decimal) or figure.value <= most:
+            figure, ratio = read_figure(figures, place, key), recompute(figures, place, key, figures.tables)
+            if not isinstance(figure.value, Decimal) or not figure.value:
                 continue
-            if recompute(figures, place, key, figures.tables).source != "recomputed":
-                meant = format_limit(figure.value / 100, "xbrli:pure", 4)
-                text = f"{name_of(figure)} = {figure.value:f} means {format_value(figure)}; probably {meant} is meant"
-                yield _finding("PLAUSIBLE", "EBA filing rules 3.2", text, figure.cell, figure.row, state="warning")
+            text = f"{name_of(figure)} = {figure.value:f} means {format_value(figure)}; probably "
+            if not isinstance(ratio.value, Decimal):
+                if figure.value <= IMPLAUSIBLE.get(place, figure.value):
+                    continue
+                text += f"{format_limit(figure.value / 100, 'xbrli:pure', 4)} is meant"
+            else:
+                shifted = (figure.value / 100, figure.value * 100)
+                if min(abs(value - ratio.value) for value in shifted) > Decimal("0.02") * abs(ratio.value):
+                    continue
+                parts = " / ".join(map(name_of, ratio.parts))
+                text += f"{format_limit(ratio.value, 'xbrli:pure', 4)} is meant, by {parts}"
+            yield _finding("PLAUSIBLE", "EBA filing rules 3.2", text, figure.cell, figure.row, state="warning")

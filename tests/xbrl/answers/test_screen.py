@@ -101,9 +101,10 @@ def test_the_whole_screen(data, tmp_path) -> None:
     with pytest.raises(UserError, match=r"before\.json: .*No such file.*run scripts/quickstart\.sh"):
         screen(tmp_path, data)
     (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "before.json").write_text("{")
-    with pytest.raises(UserError, match="before.json: Expecting property name"):
-        screen(tmp_path, data)
+    for text, problem in (("{", "before.json: Expecting property name"), ("{}", "before.json has no answers; remove")):
+        (tmp_path / "eval" / "before.json").write_text(text)
+        with pytest.raises(UserError, match=problem):
+            screen(tmp_path, data)
     for name, content in (("before", after), ("after", after), ("forgetting", forgetting)):
         (tmp_path / "eval" / f"{name}.json").write_text(json.dumps(content))
     text = screen(tmp_path, data)

@@ -93,13 +93,16 @@ def test_a_letter_that_agrees_with_a_sound_report(tmp_path) -> None:
 
 
 def test_an_approval_of_a_report_with_a_breach(tmp_path) -> None:
-    (missing,) = find_disagreements(SOUND, *reported(tmp_path, leverage="0.0251"))
+    first, *others = find_disagreements(SOUND, *reported(tmp_path, leverage="0.0251"))
+    assert first == "the letter says 'no objections' and demands nothing, but the labels have LR_MIN"
+    (missing,) = others
     assert missing.startswith("the labels have LR_MIN | C 47.00 r0340 c0010 | 2.51% | min 3% | CRR Art. 92(1)(d)")
     assert missing.endswith("which the letter does not object to")
 
 
 def test_an_order_on_a_sound_report(tmp_path) -> None:
     assert find_disagreements(BREACH, *reported(tmp_path)) == [
+        "the letter demands something ('we order'), but the labels have no violation",
         "the letter cites CRR Art. 412(1) (LCR_MIN), but the labels have no violation of it",
     ]
 
@@ -116,7 +119,7 @@ def test_a_letter_on_another_violation(tmp_path) -> None:
 def test_a_finding_of_a_note_is_a_label(tmp_path) -> None:
     """The labels, not the engine, are compared: a waiver lifts LCR_MIN, and pledged assets violate LCR_PLEDGED."""
     results, violated = reported(tmp_path, lcr="0.93")
-    assert "the letter cites CRR Art. 412(1)" in find_disagreements(BREACH, results, [])[0]
+    assert "the letter demands something" in find_disagreements(BREACH, results, [])[0]
     pledged = replace(
         violated[0], rule_id="LCR_PLEDGED", legal="Delegated Reg. (EU) 2015/61 Art. 7(2)", value=Decimal("0.85")
     )

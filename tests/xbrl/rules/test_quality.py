@@ -299,12 +299,14 @@ def test_an_amount_that_belongs_in_its_own_currency_is_no_finding(tmp_path):
         (without(LR_TIER1) | {LR: Decimal("3.15")}, LR, "c0010 = 3.15 means 315.00%; probably 3.15% is meant"),
         (without(BUFFER) | {LCR: Decimal(315)}, LCR, "c0010 = 315 means 31500.00%; probably 315% is meant"),
         (without(BUFFER) | {LCR: Decimal("16.5")}, LCR, None),
-        (SOUND | {LR: Decimal("5.01")}, LR, None),  # LR_CALC compares it with its parts
+        (SOUND | {LR: Decimal("5.01")}, LR, "C 47.00 r0340 c0010 = 5.01 means 501.00%; probably 5% is meant, by "),
         (
-            without(("C_28.00", CLIENT, "c330")) | {SHARE: Decimal(20)},
-            ("C_28.00", "*", "c350"),
-            "= 20 means 2000.00%; probably 20% is meant",
+            SOUND | {LCR: Decimal("0.0131")},
+            LCR,
+            "C 76.00.a r0030 c0010 = 0.0131 means 1.31%; probably 130% is meant, "
+            "by C 76.00.a r0010 c0010 / C 76.00.a r0020 c0010",
         ),
+        (SOUND | {SHARE: Decimal(20)}, ("C_28.00", "*", "c350"), "= 20 means 2000.00%; probably 20% is meant"),
         (SOUND | {LCR: Decimal("0.6")}, LCR, None),
     ],
 )
