@@ -274,7 +274,8 @@ def test_what_is_kept_beside_the_page_is_reported_by_the_command_of_the_page(tmp
         ROOT / "scripts" / "experiment.py", "knowledge", "--report", "--keep", ROOT / "docs", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    contrast = next(line for line in done.stdout.splitlines() if "full less rank 8" in line).split(" | ")
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert f"full less rank 8 is {contrast[2]} (95%: {contrast[3]}): {contrast[8]}" in page
+    for arm in ("rank 8", "rank 1", "rank 1, q and v"):
+        row = next(line for line in done.stdout.splitlines() if f"full less {arm}, Welch" in line).split(" | ")
+        assert f"full less {arm} is {row[2]} (95%: {row[3]}): {row[8]}" in page
     assert (tmp_path / "runs" / "knowledge" / "knowledge.png").stat().st_size > 5_000
