@@ -17,7 +17,6 @@ from experiment.commands import Command
 from experiment.contrasts import Contrast, contrast_table, draw_seeds, numbers, summary_table
 
 SEEDS = {"full": 12, "lora8": 12, "lora64": 4}
-SHARED = 8  # seeds whose full fine-tuning experiment.pareto averages with the base, and measures
 CONTRASTS = (Contrast("full", "lora8", "F1", margin=0.05),)
 
 
@@ -40,10 +39,11 @@ def commands() -> list[Command]:
             if rate is None or seed >= SEEDS[method]:
                 continue
             run = drawn.run_of(method, rate, seed)
-            frees = () if method == "full" and seed < SHARED else drawn.weights_of(run)
             found.append(drawn.train(run, method, seed, rate, drawn.METHODS[method]))
             baselines_of = seed if method == "full" else None
-            found.append(drawn.score(run / "export", "test", result_of(method, seed), frees, baselines_of))
+            found.append(
+                drawn.score(run / "export", "test", result_of(method, seed), drawn.weights_of(run), baselines_of)
+            )
     return found
 
 

@@ -133,13 +133,13 @@ def elsewhere_the_same(tmp_path, monkeypatch, module, experiment) -> None:
     assert not left_of(experiment.commands()) and experiment.report()[0] == text
 
 
-def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) -> None:
+def test_settle_and_pareto_run_to_their_ends_and_report(tmp_path, monkeypatch) -> None:
     out = tmp_path / "drawn"
     patch(monkeypatch, drawn, OUT=out, DRAWN=8, TUNING_SEEDS=(100,), EXTENSIONS=0)
     patch(monkeypatch, drawn, RATES={"full": (1e-2,), "lora8": (1e-2,)})
-    patch(monkeypatch, settle, SEEDS={"full": 3, "lora8": 3}, SHARED=2)
-    patch(monkeypatch, pareto, SEEDS=2, ALPHAS=("1", "0.75"), PILOTS={"anchored self-replay": (1.0, 4.0)})
-    patch(monkeypatch, pareto, ARMS=("plain", "low rate", "anchored self-replay"))
+    patch(monkeypatch, settle, SEEDS={"full": 3, "lora8": 3})
+    patch(monkeypatch, pareto, SEEDS=2, ALPHAS=("1", "0.75"), FIRST=("plain", "low rate"))
+    patch(monkeypatch, pareto, ARMS=("plain", "low rate", "anchored 4", "EWC 10", "L2 0.1", "replay"))
     for split, count in (("train", 12), ("validation", 2), ("test", 4)):
         rows = [
             {
@@ -161,23 +161,20 @@ def test_settle_and_pareto_share_their_runs_and_report(tmp_path, monkeypatch) ->
     assert [row[:2] for row in rows[-6:-3]] == [["full", "3"], ["lora8", "3"], [COMPOSED, "3"]]
     assert rows[-4][2] == "0.700"
     assert rows[-1][0] == "F1: full less lora8, Welch"
-    kept = sorted(path.parent.name for path in out.glob("*/checkpoints"))
-    assert kept == [f"full-lr0.01-s{seed}" for seed in range(2)]  # experiment.pareto averages them
+    assert not list(out.glob("*/checkpoints"))
 
     before = len(machine.names)
     machine.run(pareto, tmp_path / "kept")
-    assert "full-lr0.01-s0/train" not in machine.names[before:]
+    trained = [name for name in machine.names[before:] if name.endswith("/train")]
+    assert trained[:4] == [f"{arm}-s{seed}/train" for seed in range(2) for arm in ("plain", "low-rate")]
     assert "plain-s0/a0.75" in machine.names and not list(out.glob("*/checkpoints"))
     rows = report_of(pareto)
-    assert [row[0] for row in rows if row[-1].startswith("chosen") and row[0] not in drawn.RATES] == [
-        "anchored self-replay"
-    ]
-    assert [row[1] for row in rows if "alpha" in row[0] and "less" not in row[0]] == ["2"] * 6
+    assert [row[1] for row in rows if "alpha" in row[0] and "less" not in row[0]] == ["2"] * 12
     plain = next(row for row in rows if row[0] == "plain, alpha 1")
     assert plain[-3:] == ["0", "0", "0 1"]  # KL of 0.065 and 0.265: the seeds that keep 0.1, 0.2 and 0.4
     assert [COMPOSED, "2", "0.700"] in [row[:3] for row in rows]
     assert [row[0].partition(",")[0] for row in rows[-3:]] == [
-        "F1: anchored self-replay",
+        "F1: anchored 4",
         "F1: low rate",
         "KL: low rate",
     ]
