@@ -5,7 +5,6 @@ says how long that takes. A training that was stopped or killed goes on from its
 """
 
 import fcntl
-import functools
 import json
 import shutil
 import signal
@@ -44,7 +43,6 @@ class Command:
     needs: tuple[Path, ...] = ()
     frees: tuple[Path, ...] = ()
     diverged: Path | None = None
-    processes: int = 1
     results: tuple[Path, ...] = ()
 
     @property
@@ -96,7 +94,7 @@ def run_commands(
                         break
                     slot = min(set(range(parallel)) - running.keys())
                     log = out / "logs" / f"{command.name.replace('/', '-')}.log"
-                    process = start(command.script, command.options, log, command.processes, slot, parallel)
+                    process = start(command.script, command.options, log, 1, slot, parallel)
                     running[slot] = _Child(command, log, process, time.monotonic())
                 if not running:
                     break
@@ -120,7 +118,6 @@ def _next(
 ) -> Command | None:
     """The next command to start; None if nothing is left, or if all that is left waits for the running ones."""
     names, being_written = {command.name for command in running}, {command.output for command in running}
-    check_dtypes(commands)
     all_left = left_of(commands)
     left = [command for command in all_left if command.name not in names]
     if left and until and datetime.now() >= until:
@@ -186,25 +183,6 @@ def check_options(commands: Sequence[Command], out: Path) -> None:
                 f"{command.name} was done with {' '.join(was) or 'fewer options'}, now it is {' '.join(now) or 'without them'}; "
                 f"remove {command.output} to do it again, or choose another directory"
             )
-
-
-def check_dtypes(commands: Sequence[Command]) -> None:
-    """Raise UserError if results were computed in different dtypes, as two processors do: rounding moves a score as much as a seed."""
-    found = {}
-    for command in commands:
-        if command.script == "scripts/evaluate.py" and command.is_done and (dtype := _dtype_of(command.output)):
-            found.setdefault(dtype, command)
-    if len(found) > 1:
-        (one, first), (other, second), *_ = found.items()
-        raise UserError(
-            f"{first.name} was computed in {one}, {second.name} in {other}, which do not compare: go on with a processor that "
-            f"computes in {one}, and remove {second.output}"
-        )
-
-
-@functools.cache  # a result does not change
-def _dtype_of(result: Path) -> str | None:
-    return json.loads(result.read_text(encoding="utf-8")).get("dtype")
 
 
 def left_in_words(commands: Sequence[Command], out: Path, parallel: int) -> str:

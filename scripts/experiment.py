@@ -24,7 +24,6 @@ from common.durable_files import write_durably, write_json
 from common.errors import UserError, run_script
 from experiment import knowledge, pareto, settle
 from experiment.commands import (
-    check_dtypes,
     check_options,
     keep,
     list_commands,
@@ -73,7 +72,6 @@ def treat(name: str, arguments: argparse.Namespace) -> None:
         with owned(out):
             restore(kept, out)
     check_options(experiment.commands(), out)
-    check_dtypes(experiment.commands())
     if arguments.list:
         print(f"{name}:\n{list_commands(experiment.commands(), out, arguments.parallel)}")
         return

@@ -1,6 +1,5 @@
 """An experiment is a list of commands: what is done is not run again, and what waits is run when its file is there."""
 
-import json
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from common.errors import UserError
 from experiment import commands
 from experiment.commands import (
     Command,
-    check_dtypes,
     check_options,
     chosen_of,
     keep,
@@ -179,13 +177,3 @@ def test_a_grid_grows_until_its_best_value_is_inside():
     assert tuned_grid((1.0, 2.0), known.get, 3) == [1.0, 2.0, 4.0]  # 4 is to be tried next
     assert chosen_of([1.0, 2.0, 4.0], known.get) is None
     assert chosen_of([1.0, 2.0], known.get) == 2.0
-
-
-def test_results_of_two_dtypes_are_not_put_together(tmp_path) -> None:
-    listed = []
-    for name, dtype in (("one", "float32"), ("two", "float32"), ("three", "bfloat16")):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"dtype": dtype}))
-        listed.append(Command(name, "score", "scripts/evaluate.py", (), tmp_path / f"{name}.json"))
-    check_dtypes(listed[:2])
-    with pytest.raises(UserError, match=r"one was computed in float32, three in bfloat16, .*remove \S*three.json"):
-        check_dtypes(listed)
