@@ -27,7 +27,7 @@ from eval.comparison.arms import find_base, parse_arms
 from eval.comparison.comparison import compare
 from eval.comparison.contrasts import declare
 from eval.comparison.disagreements import beside
-from eval.comparison.measured import Measuring, measure_arms
+from eval.comparison.measured import Measuring
 from eval.comparison.measures import with_metric
 from eval.comparison.page import write_outputs
 from eval.inputs import add_reading_options, reading_of
@@ -79,7 +79,7 @@ def main() -> int:
     base = arguments.base or (find_base(sources) if arguments.general else None)
     read = ("--format", arguments.format, "--fields", arguments.fields)
     how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes, read)
-    arms = measure_arms(sources, how)
+    arms = how.arms(sources)
     asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
     validation = read_examples(arguments.validation, reading) if arguments.validation else []
     baselines = baseline_tasks(asked, training, str(arguments.data), validation, arguments.probe)
