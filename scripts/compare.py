@@ -22,7 +22,7 @@ from typing import Any
 from common.command_line import add_number, new_parser
 from common.errors import run_script
 from data.formats import read_examples
-from eval.asked_examples import choose_examples, has_answer
+from eval.asked_examples import add_reading_options, choose_examples, has_answer, read_as
 from eval.comparison.arms import find_base, parse_arms
 from eval.comparison.comparison import compare
 from eval.comparison.contrasts import declare
@@ -30,7 +30,6 @@ from eval.comparison.disagreements import beside
 from eval.comparison.measured import Measuring
 from eval.comparison.measures import with_metric
 from eval.comparison.page import write_outputs
-from eval.inputs import add_reading_options, reading_of
 from eval.metric import metric_figures
 from eval.results import prepare_output
 from xbrl.answers.baselines import add_baseline_options, baseline_tasks, with_siblings
@@ -72,7 +71,7 @@ def main() -> int:
     sources = parse_arms(arguments.arms)
     primary = declare(arguments.primary, arguments.primary_paired, arguments.margin, sources)
     own = metric_figures(arguments.metric)
-    reading = reading_of(arguments.format, arguments.fields)
+    reading = read_as(arguments.format, arguments.fields)
     examples = read_examples(arguments.data, reading)
     training = read_examples(arguments.train, reading) if arguments.train else None
     prepare_output(arguments.out / "comparison.json")

@@ -21,13 +21,12 @@ from eval.comparison.measures import (
     averaged,
     general_terms,
     label_terms,
-    labels,
     named_rules,
     ordered,
     rule_terms,
 )
 from eval.comparison.words import limits, verdict, warnings
-from eval.intervals import Terms, change, clusters_of, interval, terms_of
+from eval.intervals import Terms, change, clusters_of, interval, labels, terms_of
 
 Rows = dict[str, dict[str, Terms]]  # row of the tables -> metric
 Same = Callable[

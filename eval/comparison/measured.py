@@ -71,8 +71,11 @@ class Measuring:
     def _general(self, source: Source, path: Path, task: dict) -> dict | None:
         found = _read_general(path) if path.is_file() else None
         base = None if source.kind == "result" else self.base  # which a result is not asked for
-        is_of_task = found and found["weights"]["tuned"] == task.get("weights")
-        if is_of_task and (base is None or found["weights"]["base"] == fingerprint_of_base(base)):
+        if (
+            found
+            and found["weights"]["tuned"] == task.get("weights")
+            and (base is None or found["weights"]["base"] == fingerprint_of_base(base))
+        ):
             return found
         if source.kind == "result" or not self.general:
             return None

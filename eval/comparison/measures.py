@@ -7,7 +7,7 @@ import numpy as np
 
 from eval.asked_examples import UNREADABLE
 from eval.comparison.arms import Arm, Seed
-from eval.intervals import Terms, clusters_of, ratio, terms_of
+from eval.intervals import Terms, clusters_of, labels, ratio, terms_of
 
 ENGINE = "rule engine"  # the name of the baseline that evaluates rules on the reported figures, without the notes
 BASE = "base model"  # the row of what was measured before training
@@ -107,12 +107,6 @@ def named_rules(tasks: Sequence[dict]) -> list[str]:
     """The rules that occur in the truth or are predicted, sorted; all that macro-F1 is a mean over."""
     answers = [answer for task in tasks for answer in task.get("answers", ()) if "true" in answer]
     return sorted({rule for answer in answers for rule in (*answer["true"], *(answer["predicted"] or ()))})
-
-
-def labels(answer: dict) -> tuple[set[str], set[str]]:
-    """(true rules, predicted rules) of an answer; one that cannot be read predicts `UNREADABLE`."""
-    predicted = set(answer["predicted"] or ())
-    return set(answer["true"]), predicted | ({UNREADABLE} if answer.get("unreadable") else set())
 
 
 def label_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:
