@@ -29,9 +29,8 @@ from eval.comparison.words import limits, verdict, warnings
 from eval.intervals import Terms, change, clusters_of, interval, labels, terms_of
 
 Rows = dict[str, dict[str, Terms]]  # row of the tables -> metric
-Same = Callable[
-    [str, str, str], bool
-]  # (a row, the row that it is compared with, a metric): whether its terms are the same
+# (a row, the row that it is compared with, a metric) -> whether both have the very same answers
+Same = Callable[[str, str, str], bool]
 
 
 def compare(
@@ -44,12 +43,10 @@ def compare(
 ) -> dict:
     """Everything that is known of the arms on the same `examples` (the asked ones), and the sentences that say it.
 
-    The first arm is the reference.
-
-    baselines: name -> result (`baseline_tasks`). primary: the contrasts that are tested, with Holm's correction among them.
-    All other differences are described, each with its interval: of every pair of `arms`, `forgetting` (every arm less the
-    base) and `baselines` (each less the reference). Raises UserError if an arm has the name of another
-    row, or if a primary contrast cannot be tested.
+    The first arm is the reference. baselines: name -> result (`baseline_tasks`). primary: the contrasts that are tested, with
+    Holm's correction among them. All other differences are described, each with its interval: of every pair of `arms`,
+    `forgetting` (every arm less the base) and `baselines` (each less the reference). Raises UserError if an arm has the name of
+    another row, or if a primary contrast cannot be tested.
     """
     names, task = [arm.name for arm in arms], arms[0].seeds[0].task
     for name in {BASE, *baselines} & {*names}:
