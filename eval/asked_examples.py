@@ -1,18 +1,33 @@
-"""Which examples of a file are asked, and what scores their answers."""
+"""Which examples of a file are read and asked, and what scores their answers."""
 
+import argparse
 import random
 from collections.abc import Callable
 from typing import TypeVar
 
+from configs.load import FORMATS, check_fields, parse_dict
+from data.files import Reading
+
 DEFAULT_LENGTH = 256  # tokens of an answer, if nothing else is known
 LENGTH_MARGIN = 1.25  # over the longest answer of the training split
+UNREADABLE = "(unreadable)"  # the label that an answer predicts which cannot be read, in whole or in a line
 
 Item = TypeVar("Item")  # an example, alone or with its place
 # (examples, answers, name of the file, training examples, name of their file) -> scores
 ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
 
 
-UNREADABLE = "(unreadable)"  # the label that an answer predicts which cannot be read, in whole or in a line
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--format` and `--fields`, whose values go to `read_as`."""
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="like data.format of a config (%(default)s)")
+    parser.add_argument("--fields", default="", help="like data.fields of a config: messages=dialogue,role=speaker")
+
+
+def read_as(format: str, fields: str) -> Reading:
+    """How files are read. Raises UserError for a key that is not ours."""
+    names = {key: str(name) for key, name in parse_dict(fields, str, "--fields").items()}
+    check_fields(names, "--fields")
+    return Reading(format, names)
 
 
 def report_of(example: dict) -> str:

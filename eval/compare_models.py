@@ -33,11 +33,11 @@ from data.examples import Documents
 from data.tokens import load_tokenizer
 from distributed.process_group import StopSignal, read_on_first, start_process_group
 from eval.bootstrap import bootstrap
-from eval.forgetting import as_documents, encode_texts, kl_divergence, visit_documents
+from eval.forgetting import Reference, as_documents, compare, encode_texts, kl_divergence, visit_documents
 from eval.general_text import SOURCE, evaluation_texts
-from eval.in_step import in_turns
+from eval.in_step import in_turns, stop_all
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_packed
-from eval.over_ranks import TIMEOUT_MINUTES
+from eval.over_ranks import TIMEOUT_MINUTES, token_bar
 from eval.questions import Question, encode_options, read_questions, right_answers, start_tokens
 from eval.report import aligned
 from eval.results import prepare_output
@@ -90,7 +90,7 @@ def measure_forgetting(
         ModelAndTokenizer(load_packed(config, path, compute_dtype, sharded, ranks), tokenizer)
         for config, path, tokenizer in zip(configs, paths, tokenizers, strict=True)
     ]
-    metrics = compare_models(*models, read_texts, questions, StopSignal(ranks), seed)
+    metrics = compare_models(models[0], models[1], read_texts, questions, StopSignal(ranks), seed)
     shown = None
     if ranks.rank == 0:
         result = {
@@ -130,7 +130,9 @@ def compare_models(
     both = (("base", base), ("tuned", tuned))
     nats = [_nats(one, encode_texts(one.tokenizer, texts), stop, f"perplexity of {name}") for name, one in both]
     right = [
-        right_answers(questions, _nats(one, encode_options(one.tokenizer, questions), stop, f"questions to {name}"))
+        right_answers(
+            questions, _nats(one, encode_options(one.tokenizer, questions), stop, f"questions to {name}").tolist()
+        )
         for name, one in both
     ]
     num_bytes = np.array([len(text.encode()) for text in texts])
@@ -180,79 +182,55 @@ def compare_distributions(
     Returns KL in nats, agreements and the number of compared targets, each `(texts,)` and summed over the targets of a
     text, and the number of shared tokens.
     """
-    ranks = stop.ranks
+    ranks, both = stop.ranks, (base, tuned)
     base_ids, tuned_ids = shared_ids(base, tuned)
     to_tuned = dict(zip(base_ids, tuned_ids, strict=True))
     columns = [torch.tensor(ids, device=ranks.device) for ids in (base_ids, tuned_ids)]
-    starts = start_tokens(base.tokenizer), start_tokens(tuned.tokenizer)
     sequences = [], []
     for text in texts:
         ids = base.tokenizer.encode(text, add_special_tokens=False)
         num_shared = next((i for i, token in enumerate(ids) if token not in to_tuned), len(ids))
         ids = ids[: num_shared + 1]
         # The last token is only a target, and targets are not used here, so its id in the tuned model may be any.
-        for one, start, tokens in zip(sequences, starts, (ids, [to_tuned.get(i, 0) for i in ids]), strict=True):
-            one.append((start + tokens, [False] * len(start) + [True] * len(tokens)))
-    documents = [as_documents(one) for one in sequences]
+        for of_model, one, tokens in zip(sequences, both, (ids, [to_tuned.get(i, 0) for i in ids]), strict=True):
+            start = start_tokens(one.tokenizer)
+            of_model.append((start + tokens, [False] * len(start) + [True] * len(tokens)))
+    documents = [as_documents(of_model) for of_model in sequences]
     sums = torch.zeros(len(texts), 3, dtype=torch.float64)
+    chunks: deque[torch.Tensor] = deque()  # the base's distributions of a text, until the tuned model has read it
+
+    def keep(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
+        chunks.append(logits[:, columns[0]].log_softmax(-1))
+
+    def compare_chunk(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
+        log_p, log_q = chunks.popleft(), logits[:, columns[1]].log_softmax(-1)
+        agrees = log_p.argmax(-1) == log_q.argmax(-1)
+        kl = kl_divergence(log_p, log_q).double().sum().item()
+        sums[owners[0]] += torch.tensor([kl, agrees.sum().item(), len(agrees)])
+
     # One text in each forward. A rank without a text left has empty forwards.
     deal = _deal(base, documents[0], ranks.world_size, capacity=1, packing=False)
     turns = deal.of_rank(ranks.rank) if base_ids else []
     tokens = [2 * int(documents[0].lengths[list(items)].sum()) for items in turns]  # both models read them
     for items in in_turns(turns, tokens, stop, "KL and agreement"):
-        text_sums = _compare_text((base.model, tuned.model), documents, columns, items, ranks.device)
-        if items:
-            sums[items[0]] = text_sums
+        for one, of_model, visit in zip(both, documents, (keep, compare_chunk), strict=True):
+            visit_documents(one.model, of_model, items, ranks.device, visit)
     dist.all_reduce(sums, group=ranks.flags)
     return *sums.T.numpy(), len(base_ids)
-
-
-def _compare_text(
-    models: Sequence[PackedLanguageModel],
-    documents: Sequence[Documents],
-    columns: Sequence[torch.Tensor],
-    items: tuple[int, ...],
-    device: torch.device,
-) -> torch.Tensor:
-    """KL, agreements and number of compared targets of the text with the index in `items`, if any; fp64 `(3,)`.
-
-    Keeps the base's distributions of this text, chunk by chunk, until the tuned model has read it.
-    """
-    base_chunks: deque[torch.Tensor] = deque()
-    sums = torch.zeros(3, dtype=torch.float64)
-
-    def keep(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        base_chunks.append(logits[:, columns[0]].log_softmax(-1))
-
-    def compare(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        log_p, log_q = base_chunks.popleft(), logits[:, columns[1]].log_softmax(-1)
-        agrees = log_p.argmax(-1) == log_q.argmax(-1)
-        parts = (kl_divergence(log_p, log_q).double().sum(), agrees.double().sum())
-        sums.add_(torch.tensor([*(part.item() for part in parts), len(agrees)]))
-
-    for model, one, visit in zip(models, documents, (keep, compare), strict=True):
-        visit_documents(model, one, items, device, visit)
-    return sums
 
 
 def _nats(
     one: ModelAndTokenizer, sequences: list[tuple[list[int], list[bool]]], stop: StopSignal, description: str
 ) -> np.ndarray:
     """Negative log-likelihood of the targets of each sequence, fp64 `(sequences,)`. A collective."""
-    ranks = stop.ranks
-    documents = as_documents(sequences)
-    nats = torch.zeros(len(documents), dtype=torch.float64)
-
-    def add_losses(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
-        losses = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
-        nats.index_add_(0, torch.from_numpy(owners), losses.double().cpu())
-
-    turns = _deal(one, documents, ranks.world_size, capacity=FORWARD_TOKENS).of_rank(ranks.rank)
-    tokens = [int(documents.lengths[list(items)].sum()) for items in turns]
-    for items in in_turns(turns, tokens, stop, description):
-        visit_documents(one.model, documents, items, ranks.device, add_losses)
-    dist.all_reduce(nats, group=ranks.flags)
-    return nats.numpy()
+    documents, ranks = as_documents(sequences), stop.ranks
+    deal = _deal(one, documents, ranks.world_size, capacity=FORWARD_TOKENS)
+    mine = [item for items in deal.of_rank(ranks.rank) for item in items]
+    with token_bar(int(documents.lengths[mine].sum()), description, ranks) as bar:
+        sums = compare(Reference(documents, deal), one.model, stop, bar.update)
+    if sums is None:
+        stop_all(ranks)
+    return sums[:, 1].numpy()
 
 
 def _deal(one: ModelAndTokenizer, documents: Documents, ranks: int, capacity: int, packing: bool = True) -> Deal:
@@ -292,13 +270,10 @@ def table(result: dict) -> str:
     add("perplexity per byte", result["perplexity_per_byte"], f"{result['bytes']:,} bytes in {result['texts']} texts")
     if "kl" in result:
         of = f"{result['compared_targets']:,} of {result['targets']:,} tokens, {result['shared_tokens']:,} shared"
-        for name, key, scale, unit in (
-            ("KL(base || tuned), nats/token", "kl", 1, ""),
-            ("next-token agreement", "agreement", 100, "%"),
-        ):
-            value, low, high = (result[key][part] * scale for part in ("value", "low", "high"))
-            digits = 1 if unit else 4
-            rows.append((name, "", f"{value:.{digits}f}{unit}", "", f"{low:.{digits}f} to {high:.{digits}f}", of))
+        value, low, high = (result["kl"][part] for part in ("value", "low", "high"))
+        rows.append(("KL(base || tuned), nats/token", "", f"{value:.4f}", "", f"{low:.4f} to {high:.4f}", of))
+        value, low, high = (100 * result["agreement"][part] for part in ("value", "low", "high"))
+        rows.append(("next-token agreement", "", f"{value:.1f}%", "", f"{low:.1f} to {high:.1f}", of))
     for kind, accuracy in result["questions"].items():
         name = "questions answered correctly" if kind == "all" else f"  {kind}"
         add(name, accuracy, f"{accuracy['n']} questions", 100, "%", 1)

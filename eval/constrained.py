@@ -61,7 +61,7 @@ class ConstrainedAnswer:
         return self.is_free or self.grammar.can_be_continued(text)
 
     def _text(self, *more: int) -> str:
-        return self.grammar.tokenizer.decode([*self.ids, *more])
+        return str(self.grammar.tokenizer.decode([*self.ids, *more]))
 
 
 def most_probable_allowed(grammar: Grammar):  # noqa: ANN201 (an eval.generate.SelectTokens)

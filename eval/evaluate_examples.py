@@ -1,21 +1,199 @@
-"""Evaluate a model directory on examples: loss of the response tokens, and scores of the generated answers."""
+"""Evaluate a model directory on examples: loss of the response tokens, and scores of the generated answers.
+
+What is read is checked before any process starts.
+"""
 
 import functools
-from collections.abc import Callable
+import hashlib
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
+from common.errors import UserError
+from data.chat_template import read_chat_settings
+from data.encoding import ExampleEncoder
+from data.formats import read_files
+from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
-from eval.asked_examples import ScoreAnswers
+from eval import general_text, report
+from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, ScoreAnswers, choose_examples, has_answer, read_as
 from eval.constrained import Grammar
 from eval.generate import answer_work, greedy_answers, stop_tokens
-from eval.inputs import EvaluationInputs, EvaluationOptions
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
-from eval.perplexity import LossSum, general_perplexity, loss_work, target_losses, total
-
-GrammarOf = Callable[[list[dict]], tuple[str, str]]
+from eval.perplexity import general_perplexity, loss_work, target_losses, total
+from eval.results import prepare_output, read_result
 
 GENERAL_WINDOW = 1024  # maximum context in tokens when the perplexity on general text is measured
+GrammarOf = Callable[[list[dict]], tuple[str, str]]
+Sequences = list[tuple[list[int], list[float]]]  # token ids, weights of the targets
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to evaluate: the options of scripts/evaluate.py, which documents them."""
+
+    model: str
+    data: Path
+    train: Path | None = None
+    format: str = "auto"
+    fields: str = ""
+    limit: int | None = None
+    batch_size: int = 64
+    max_new_tokens: int | None = None
+    shots: int = 0
+    constrained: bool = False
+    dtype: str = "auto"
+    sharding: str = "auto"
+    general: bool = False
+    json: Path | None = None
+    answers: Path | None = None
+    before: Path | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """Everything that an evaluation reads, checked.
+
+    sequences: (token ids, weights of the targets) of all examples. A chat whose template rewrites earlier turns has several;
+    `owners` tells which example each belongs to. asked: the examples with an answer (`has_answer`). prompts: their
+    token ids up to that message. stop_ids: the tokens that training teaches as the end of an answer. header: the part of the
+    result that identifies model and data. control_line: names the examples and shots whose content spells control tokens, and
+    says if no example is asked; "" if there is nothing to say.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    examples: list[dict]
+    training: list[dict] | None
+    sequences: Sequences
+    owners: list[int]
+    asked: list[dict]
+    prompts: list[list[int]]
+    stop_ids: tuple[int, ...]
+    max_positions: float  # infinite if config.json names no limit
+    header: dict
+    before: dict | None
+    control_line: str
+
+
+def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
+    """Read, tokenize and check everything. Raises UserError. Not a collective: call it on one rank (`read_on_first`).
+
+    Creates the folders of the outputs.
+    """
+    for output in filter(None, (options.json, options.answers)):
+        prepare_output(output)
+    if Path(options.model, "adapter_config.json").is_file():
+        raise UserError(
+            f"{options.model} is an adapter; evaluate the merged weights: export/ of its run, or scripts/export.py --merge-lora"
+        )
+    if not Path(options.model, "config.json").is_file():
+        raise UserError(f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py")
+    reading = read_as(options.format, options.fields)
+    everything = list(read_files([options.data], reading))
+    placed = choose_examples(everything, options.limit)
+    examples = [example for _, example in placed]
+    answered = [pair for pair in read_files([options.train], reading) if has_answer(pair[1])] if options.train else []
+    training = [example for _, example in answered] if options.train else None
+    before = read_result(options.before) if options.before else None
+    if options.shots and not training:
+        raise UserError(f"--shots {options.shots} takes examples from the training split; name it with --train")
+    tokenizer = load_tokenizer(options.model)
+    encoder = ExampleEncoder(tokenizer, read_chat_settings(options.model))
+    sequences, owners = _encode(encoder, placed)
+    shots = random.Random(0).sample(answered, min(options.shots, len(answered)))  # always the same ones
+    _encode(encoder, shots)  # a shot that is refused is named by its place
+    asked = [*filter(has_answer, examples)]
+    max_new_tokens, length_from = _answer_length(options, training, tokenizer)
+    max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
+    room = max_positions - max_new_tokens
+    prompts = [_prompt(encoder, example, [shot for _, shot in shots], room) for example in asked]
+    longest = max([len(ids) for ids, _ in sequences] + [len(ids) + max_new_tokens for ids, _ in prompts])
+    if longest > max_positions:
+        raise UserError(
+            f"{options.data}: the longest example needs {longest} positions with --max-new-tokens {max_new_tokens}, "
+            f"but {options.model} has {max_positions}; shorten the example or lower --max-new-tokens"
+        )
+    header = {
+        "model": options.model,
+        "data": str(options.data),
+        "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
+        "n_examples": len(examples),
+        "n_in_file": len(everything),
+        "general_source": general_text.SOURCE if options.general else None,
+        "max_new_tokens": max_new_tokens,
+        "max_new_tokens_from": length_from,
+        "shots": options.shots,
+        "fewest_shots": min((used for _, used in prompts), default=0),  # where the context holds no more
+        "constrained": options.constrained,
+    }
+    if before is not None:
+        report.check_comparable(before, header)
+    said = [encoder.control_report([*placed, *shots])]
+    if not asked:
+        said.append(
+            f"no example of {options.data} is a chat with an answer, so its loss alone is measured (docs/data.md)"
+        )
+    return EvaluationInputs(
+        tokenizer,
+        examples,
+        training,
+        sequences,
+        owners,
+        asked,
+        [ids for ids, _ in prompts],
+        encoder.stop_ids,
+        max_positions,
+        header,
+        before,
+        "\n".join(filter(None, said)),
+    )
+
+
+def _encode(encoder: ExampleEncoder, placed: Sequence[tuple[str, dict]]) -> tuple[Sequences, list[int]]:
+    """(the sequences of all examples, the example that each belongs to). placed: (where it stands, example)."""
+    sequences, owners = [], []
+    outcomes = encoder.encode([example for _, example in placed])
+    for i, ((where, _), outcome) in enumerate(zip(placed, outcomes, strict=True)):
+        if outcome.error:
+            raise UserError(f"{where}: {outcome.error}")
+        sequences += [(sequence.ids.tolist(), sequence.weights().tolist()) for sequence in outcome.sequences]
+        owners += [i] * len(outcome.sequences)
+    return sequences, owners
+
+
+def _prompt(encoder: ExampleEncoder, example: dict, shots: Sequence[dict], room: float) -> tuple[list[int], int]:
+    """(token ids of the prompt of an example, the number of shots in it).
+
+    As many of the `shots` as `room` tokens hold, from the first on, are earlier turns of the conversation, after its system
+    message.
+    """
+    messages, number = example["messages"], len(shots)
+    start = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    while True:
+        turns = [one for shot in shots[:number] for one in shot["messages"] if one["role"] != "system"]
+        ids = encoder.prompt([*messages[:start], *turns, *messages[start:]], tools=example.get("tools"))
+        if len(ids) <= room or not number:
+            return ids, number
+        number -= 1
+
+
+def _answer_length(
+    options: EvaluationOptions, training: list[dict] | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, str]:
+    """(maximum tokens of an answer, where the number comes from). The references of the evaluated file play no part."""
+    if options.max_new_tokens:
+        return options.max_new_tokens, "--max-new-tokens"
+    if not training:
+        return DEFAULT_LENGTH, "the default without --train"
+    texts = [example["messages"][-1]["content"] for example in training]
+    longest = max(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return math.ceil(LENGTH_MARGIN * (longest + 1)), "the longest answer of --train plus 25%"
 
 
 def evaluate_examples(
@@ -30,8 +208,8 @@ def evaluate_examples(
     `score_answers` knows the task; see `xbrl.answers.scores.score_answers` for its arguments. So does `grammar_of`, which
     gives the (pattern, text after which everything is allowed) of the answers to examples, for `options.constrained`.
     """
-    asked = [inputs.examples[i] for i in inputs.asked]
-    pattern = grammar_of(asked) if options.constrained and grammar_of and asked else None
+    limit, tokenizer = inputs.header["max_new_tokens"], inputs.tokenizer
+    pattern = grammar_of(inputs.asked) if options.constrained and grammar_of and inputs.asked else None
     dtype = agreed_dtype(options.dtype, ranks)
     sharded = is_sharded(options.sharding, [options.model], ranks)
     model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
@@ -44,33 +222,31 @@ def evaluate_examples(
         finish,
     )
     stop_ids = stop_tokens(model, inputs.stop_ids)
-    grammar = Grammar(*pattern, inputs.tokenizer, frozenset(stop_ids)) if pattern else None
+    grammar = Grammar(*pattern, tokenizer, frozenset(stop_ids)) if pattern else None
     answers = compute_over_ranks(
-        lambda share, advance: greedy_answers(
-            model, share, stop_ids, inputs.max_new_tokens, options.batch_size, advance, grammar
-        ),
+        lambda share, advance: greedy_answers(model, share, stop_ids, limit, options.batch_size, advance, grammar),
         inputs.prompts,
-        answer_work(model, inputs.prompts, inputs.max_new_tokens),
+        answer_work(model, inputs.prompts, limit),
         ranks,
         "answers",
         finish,
     )
     loss = total(losses)
-    by_example = [LossSum(0.0, 0) for _ in inputs.examples]
+    of_examples = [[] for _ in inputs.examples]
     for owner, part in zip(inputs.owners, losses, strict=True):
-        by_example[owner] = total([by_example[owner], part])
+        of_examples[owner].append(part)
     result = inputs.header | {
         "dtype": dtype_name(dtype),
         "processes": ranks.world_size,
         "sharding": "full" if sharded else "none",
-        "cut_short": sum(len(answer) == inputs.max_new_tokens for answer in answers),
+        "cut_short": sum(len(answer) == limit for answer in answers),
         "loss": {"mean": loss.mean, "targets": loss.targets},
-        "losses": [(loss.nats, loss.targets) for loss in by_example],  # for intervals
+        "losses": [(one.nats, one.targets) for one in map(total, of_examples)],  # for intervals
     }
     if inputs.asked:
-        texts = [inputs.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]
-        result |= score_answers(asked, texts, str(options.data), inputs.training, str(options.train))
+        texts = [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
+        result |= score_answers(inputs.asked, texts, str(options.data), inputs.training, str(options.train))
     if options.general:
-        window = min(GENERAL_WINDOW, inputs.max_positions)
-        result["general"] = general_perplexity(model, inputs.tokenizer, window, ranks, finish)
+        window = int(min(GENERAL_WINDOW, inputs.max_positions))
+        result["general"] = general_perplexity(model, tokenizer, window, ranks, finish)
     return result

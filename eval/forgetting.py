@@ -42,30 +42,24 @@ TASK_TOKENS = 1024  # of prompts of the task on which distributions are compared
 FEWEST_PROMPTS = 8  # where prompts are long, only the last tokens of each are compared
 
 
-@dataclass(frozen=True)
-class Distributions:
-    """Next-token distributions of one chunk of targets, in host memory.
-
-    log_p: fp16 `(targets, tokens)`. fp16 has an 11-bit significand, so the rounding error of a log-probability is at
-    most 1e-4 near 0 and at most 0.004 at -10, where p is 5e-5. The distributions are normalized again when they are
-    used, so rounding affects KL only to second order: KL of a model against itself is below 1e-6 nats. most_probable:
-    int64 `(targets,)`, the argmax before rounding.
-    """
-
-    log_p: torch.Tensor
-    most_probable: torch.Tensor
+# Next-token distributions of one chunk of targets, in host memory: their logarithms fp16 (targets, tokens), and the most
+# probable tokens int64 (targets,), the argmax before rounding. fp16 has an 11-bit significand, so the rounding error of a
+# log-probability is at most 1e-4 near 0 and at most 0.004 at -10, where p is 5e-5. The distributions are normalized again when
+# they are used, so rounding affects KL only to second order: KL of a model against itself is below 1e-6 nats.
+Distributions = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Documents, dealt to the ranks, and the base's distributions over the first `shared_tokens` tokens on their targets."""
+    """Documents, dealt to the ranks, and the base's distributions over the first `shared_tokens` tokens on their targets.
+
+    base: those of this rank's chunks, in the order of the forwards; None: only the nats count.
+    """
 
     documents: Documents
     deal: Deal
     shared_tokens: int = 0
-    base: list[Distributions] | None = (
-        None  # of this rank's chunks, in the order of the forwards; None: only the nats count
-    )
+    base: list[Distributions] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class ForgettingReference:
     def host_bytes(self) -> int:
         """Host memory that the base's distributions take on this rank."""
         chunks = [chunk for one in (self.texts, self.prompts) if one for chunk in one.base or ()]
-        return sum(tensor.nbytes for chunk in chunks for tensor in (chunk.log_p, chunk.most_probable))
+        return sum(tensor.nbytes for chunk in chunks for tensor in chunk)
 
     def line(self) -> str:
         """What is measured, for the run's log."""
@@ -107,9 +101,10 @@ def start_forgetting(
 ) -> ForgettingReference:
     """Compute the base's distributions. A collective; call it while the model has the base's weights.
 
-    dealer: how large one forward is, as in training. shared_tokens: the number of tokens before the vocabulary was extended (`model.architectures.first_new_row`). KL and agreement are then computed on the
-    distribution over these tokens, renormalized, because the untrained rows of new tokens contain nothing that could be
-    forgotten. Default: all tokens of the tokenizer. prompts: those of the task (`task_prompts`). A signal stops it early; `measure_forgetting` then returns None.
+    dealer: how large one forward is, as in training. shared_tokens: the number of tokens before the vocabulary was extended
+    (`model.architectures.first_new_row`). KL and agreement are then computed on the distribution over these tokens, renormalized,
+    because the untrained rows of new tokens contain nothing that could be forgotten. Default: all tokens of the tokenizer.
+    prompts: those of the task (`task_prompts`). A signal stops it early; `measure_forgetting` then returns None.
     """
     pieces = sample_evenly(split_into_pieces(held_out_texts()), TEXT_BYTES)
     questions = read_questions()
@@ -155,17 +150,23 @@ def remember_base(
 
     def remember(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
         log_p = logits[:, :shared_tokens].log_softmax(-1)
-        base.append(Distributions(log_p.half().cpu(), log_p.argmax(-1).cpu()))
+        base.append((log_p.half().cpu(), log_p.argmax(-1).cpu()))
 
     _visit_all(model, deal, documents, stop, remember)
     return Reference(documents, deal, shared_tokens, base)
 
 
-def compare(reference: Reference, model: torch.nn.Module, stop: StopSignal) -> torch.Tensor | None:
+def compare(
+    reference: Reference,
+    model: torch.nn.Module,
+    stop: StopSignal,
+    advance: Callable[[int], object] = lambda tokens: None,
+) -> torch.Tensor | None:
     """Of each document the sums over its targets of 1, nats, KL and agreements: fp64 `(documents, 4)`. A collective.
 
     None after a signal, also one that came earlier. Every rank gets the same sums. The base's distributions are moved to the
-    device one chunk at a time, so the extra device memory is a few times the logits of model.loss.LOSS_TOKENS tokens.
+    device one chunk at a time, so the extra device memory is a few times the logits of model.loss.LOSS_TOKENS tokens. advance:
+    called with the number of tokens that this rank has just read.
     """
     sums = torch.zeros(len(reference.documents), 4, dtype=torch.float64)
     base_chunks = iter(reference.base or ())
@@ -174,14 +175,13 @@ def compare(reference: Reference, model: torch.nn.Module, stop: StopSignal) -> t
         nats = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
         found = [torch.ones_like(nats), nats, torch.zeros_like(nats), torch.zeros_like(nats)]
         if reference.base is not None:
-            base = next(base_chunks)
+            log_p, most_probable = (one.to(logits.device) for one in next(base_chunks))
             log_q = logits[:, : reference.shared_tokens].log_softmax(-1)
-            found[2] = kl_divergence(base.log_p.to(logits.device), log_q)
-            found[3] = log_q.argmax(-1) == base.most_probable.to(logits.device)
+            found[2:] = kl_divergence(log_p, log_q), log_q.argmax(-1) == most_probable
         of_targets = torch.stack([one.double() for one in found], dim=1)
         sums.index_add_(0, torch.from_numpy(owners), of_targets.cpu())
 
-    if not _visit_all(model, reference.deal, reference.documents, stop, add):
+    if not _visit_all(model, reference.deal, reference.documents, stop, add, advance):
         return None
     dist.all_reduce(sums, group=stop.ranks.flags)
     return sums
@@ -255,10 +255,17 @@ def visit_documents(
         visit(logits, micro_batch.target_ids[chunk], owners[chunk])
 
     with torch.no_grad():
-        visit_logits(model.head, model(micro_batch), visit_chunk)
+        visit_logits(cast(torch.nn.Module, model.head), model(micro_batch), visit_chunk)
 
 
-def _visit_all(model: torch.nn.Module, deal: Deal, documents: Documents, stop: StopSignal, visit: VisitChunk) -> bool:
+def _visit_all(
+    model: torch.nn.Module,
+    deal: Deal,
+    documents: Documents,
+    stop: StopSignal,
+    visit: VisitChunk,
+    advance: Callable[[int], object] = lambda tokens: None,
+) -> bool:
     """Forward over all documents, each on one rank, in the same order every time. A collective.
 
     Returns False after a signal, on all ranks.
@@ -269,4 +276,5 @@ def _visit_all(model: torch.nn.Module, deal: Deal, documents: Documents, stop: S
             if stop.agreed():  # the same on every rank
                 return False
             visit_documents(model, documents, items, ranks.device, visit, lambda b: deal.part_of_rank(b, ranks.rank))
+            advance(int(documents.lengths[list(items)].sum()))
     return True

@@ -38,12 +38,11 @@ def load_for_generation(path: str, dtype: torch.dtype, device: torch.device) -> 
 
         base = str(base_of_adapter(Path(path)))
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
         if is_adapter:
             from peft import PeftModel
 
-            adapted: Any = PeftModel.from_pretrained(model, path)
-            model = adapted.merge_and_unload()
+            model = PeftModel.from_pretrained(model, path).merge_and_unload()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded as a causal language model: {str(error).splitlines()[0]}") from error
     return pack_weights(model.to(device).eval())
@@ -229,13 +228,11 @@ def _fill_and_extend(cache: RowCache, growing: _Answers, waiting: deque[int], ro
             growing.rows = [growing.rows[row] for row in order]
 
     filling = True
-    while growing.rows or filling:
+    while growing.rows or waiting:
         free = capacity - len(growing.rows)
         # A few prompts are not read by themselves: the weights would be read for little.
         filling = bool(waiting) and free > 0 and (filling or not growing.rows or free >= capacity / 8)
-        if filling and growing.rows:
-            filling = rows_for(len(prompts[waiting[0]]) + growing.max_new_tokens) < 2 * capacity
-        if filling:
+        if filling and rows_for(len(prompts[waiting[0]]) + growing.max_new_tokens) < 2 * capacity:
             number = max(1, PREFILL_TOKENS // (len(prompts[waiting[0]]) - cache.prefix_length))
             group = [waiting.popleft() for _ in range(min(number, free, len(waiting)))]
             first = len(growing.rows)
@@ -244,7 +241,7 @@ def _fill_and_extend(cache: RowCache, growing: _Answers, waiting: deque[int], ro
             growing.advance(sum(len(prompts[i]) - cache.prefix_length for i in group))
             take(logits, first)
         elif growing.rows:
+            filling = False
             take(cache.extend(tokens[: len(growing.rows)]), 0)
-        if waiting and not growing.rows:
-            # All rows ended together: go on in this cache, unless another holds twice as many.
-            filling = rows_for(len(prompts[waiting[0]]) + growing.max_new_tokens) < 2 * capacity
+        else:
+            return

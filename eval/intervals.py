@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from eval.asked_examples import UNREADABLE
 from eval.bootstrap import Interval, bootstrap
 
 Z = 1.959964  # two-sided 95% of the normal distribution
@@ -151,15 +152,21 @@ def _array(rows) -> np.ndarray:  # noqa: ANN001
     return np.array(list(rows), dtype=float)
 
 
-def _f1_terms(answer: dict) -> tuple[float, float]:
+def labels(answer: dict) -> tuple[set[str], set[str]]:
+    """(true rules, predicted rules) of an answer; one that cannot be read predicts `UNREADABLE`."""
+    predicted = set(answer["predicted"] or ())
+    return set(answer["true"]), predicted | ({UNREADABLE} if answer.get("unreadable") else set())
+
+
+def _f1_terms(answer: dict) -> tuple[int, int]:
     """What one report adds to the numerator and the denominator of F1 = 2 TP / (true + predicted)."""
-    true, predicted = set(answer["true"]), set(answer["predicted"] or ())
-    return 2.0 * len(true & predicted), float(len(true) + len(predicted) + answer.get("unreadable", False))
+    true, said = labels(answer)
+    return 2 * len(true & said), len(true) + len(said)
 
 
 def _is_exact(answer: dict) -> bool:
-    readable = answer["predicted"] is not None and not answer.get("unreadable", False)
-    return readable and set(answer["true"]) == set(answer["predicted"])
+    true, said = labels(answer)
+    return answer["predicted"] is not None and true == said
 
 
 def _pair_terms(answers: Sequence[dict], clusters: Sequence) -> dict[str, Terms]:

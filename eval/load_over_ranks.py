@@ -8,6 +8,7 @@ import argparse
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -19,7 +20,7 @@ from configs.config import Sharding
 from distributed.process_group import Ranks, agree_any, call_on_all, read_on_first
 from distributed.sharding import decoder_layers, make_mesh, shard
 from eval.generate import load_for_generation, with_own_stops
-from eval.in_step import InStep
+from eval.in_step import keep_in_step
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, build_on_meta, load_for_evaluation, load_weights
 
@@ -83,7 +84,7 @@ def load_causal_lm(
 ) -> tuple[PreTrainedModel, Callable[[], None]]:
     """(the Hugging Face model in eval mode, what a rank calls when it has no work left). A collective.
 
-    The second is `InStep.finish` if the model is sharded, and else does nothing. Raises UserError, on every rank, if any
+    The second is that of `keep_in_step` if the model is sharded, and else does nothing. Raises UserError, on every rank, if any
     rank cannot load it.
     """
     if not sharded:
@@ -93,7 +94,7 @@ def load_causal_lm(
     del packed.head.forward  # logits again, not losses
     _shard(model, packed.extra_fsdp_units(), dtype, ranks)
     call_on_all(lambda: load_weights(packed, path, ranks.device), ranks)
-    return model.eval(), InStep(model, ranks).finish
+    return model.eval(), keep_in_step(model, ranks)
 
 
 def _causal_lm_on_meta(path: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -113,4 +114,4 @@ def _shard(model: torch.nn.Module, extra_units: list[torch.nn.Module], dtype: to
     shard(model, decoder_layers(model), extra_units, mesh, dtype, sharding)
     assert isinstance(model, FSDPModule)
     for unit in extra_units:  # the head, which training keeps gathered for its backward
-        unit.set_reshard_after_forward(True)
+        cast(FSDPModule, unit).set_reshard_after_forward(True)

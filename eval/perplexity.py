@@ -124,7 +124,7 @@ def general_perplexity(
     losses = compute_over_ranks(functools.partial(target_losses, model), sequences, work, ranks, "general text", finish)
     loss = total(losses)
     # The first token of a text is not predicted, so its bytes do not count. BOS has none.
-    first_bytes = 0 if start else sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded)
+    first_bytes = 0 if start else sum(len(str(tokenizer.decode(ids[:1])).encode()) for ids in encoded)
     num_bytes = sum(len(text.encode()) for text in texts) - first_bytes
     return {
         "perplexity": perplexity(loss.mean),

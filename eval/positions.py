@@ -17,7 +17,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.dtypes import dtype_name
 from common.durable_files import write_json
 from common.errors import UserError
-from data.examples import Documents
 from data.tokens import bos_ids, load_tokenizer
 from distributed.process_group import StopSignal, gather_objects, read_on_first, start_process_group
 from eval.forgetting import as_documents, visit_documents
@@ -97,9 +96,8 @@ def read_long_documents(
     eval/general_text.py is used. Raises UserError if no text is long enough.
     """
     texts = ["\n\n".join(texts) for texts in (map(read_texts, paths) if paths else [training_texts()])]
-    bos = bos_ids(tokenizer)
     encoded = [tokenizer.encode(text, add_special_tokens=False, verbose=False) for text in texts]
-    per_text = -(-max_documents // len(texts))
+    per_text, bos = -(-max_documents // len(texts)), bos_ids(tokenizer)
     documents = [document for ids in encoded for document in cut_documents(ids, length, per_text, bos)]
     if not documents:
         longest = max(map(len, encoded))
@@ -126,8 +124,7 @@ def losses_by_position(
 
     Entry t is the loss of the token at position t + 1. Documents may be longer than the window.
     """
-    packed = _with_targets(documents)
-    return [_losses(model, packed, (item,), device) for item in range(len(documents))]
+    return [_losses(model, [ids], device) for ids in documents]
 
 
 def losses_over_ranks(
@@ -137,34 +134,24 @@ def losses_over_ranks(
 
     Every rank gets all losses. A signal ends all ranks with KeyboardInterrupt.
     """
-    ranks, packed, mine = stop.ranks, _with_targets(documents), []
-    firsts = range(0, len(documents), ranks.world_size)
-    tokens = [sum(map(len, documents[first + ranks.rank :][:1])) for first in firsts]
-    for first in in_turns(firsts, tokens, stop, description):
-        item = first + ranks.rank
-        if item < len(documents):
-            mine.append(_losses(model, packed, (item,), ranks.device))
-        else:
-            _losses(model, packed, (), ranks.device)  # an empty forward, since others have one
+    ranks = stop.ranks
+    # One document in each forward, or none where others have one.
+    turns = [documents[first + ranks.rank :][:1] for first in range(0, len(documents), ranks.world_size)]
+    tokens = [sum(map(len, turn)) for turn in turns]
+    mine = [_losses(model, turn, ranks.device) for turn in in_turns(turns, tokens, stop, description)]
     shares = gather_objects(mine, ranks)
     return [shares[item % ranks.world_size][item // ranks.world_size] for item in range(len(documents))]
 
 
-def _with_targets(documents: Sequence[Sequence[int]]) -> Documents:
-    """The documents with every token but the first as a target."""
-    return as_documents([(list(ids), [False] + [True] * (len(ids) - 1)) for ids in documents])
-
-
-def _losses(
-    model: PackedLanguageModel, documents: Documents, items: tuple[int, ...], device: torch.device
-) -> torch.Tensor:
-    """One forward over the document with the index in `items`, if any: the loss of each target, fp64."""
+def _losses(model: PackedLanguageModel, documents: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """One forward over these documents: the loss of each token but their first, fp64."""
+    packed = as_documents([(list(ids), [False] + [True] * (len(ids) - 1)) for ids in documents])
     parts = [torch.zeros(0, dtype=torch.float64)]
 
     def add(logits: torch.Tensor, target_ids: torch.Tensor, owners: np.ndarray) -> None:
         parts.append(F.cross_entropy(logits, target_ids, reduction="none").double().cpu())
 
-    visit_documents(model, documents, items, device, add)
+    visit_documents(model, packed, range(len(documents)), device, add)
     return torch.cat(parts)
 
 

@@ -103,7 +103,7 @@ def compare(before: dict, after: dict, figures: Figures = figures) -> str:
     check_comparable(before, after)
     values_before = {row.name: row.value for row in figures(before)}
     changes = paired_change(before, after)
-    rows = [("", "before", "after", "change", "95% interval", "N")]
+    rows: list[tuple[str, ...]] = [("", "before", "after", "change", "95% interval", "N")]
     for row in figures(after):
         change = changes.get(row.metric)
         interval = (f"{change.value:+.4f}", f"{change.low:+.4f} to {change.high:+.4f}") if change else ("", "")

@@ -80,7 +80,7 @@ class RowLayer(DynamicLayer):
 
 
 class RowCache:
-    """At most `max_rows` prompts and their answers, each of at most `max_columns` tokens, and their next positions."""
+    """At most `max_rows` prompts and their answers, each of at most `max_columns` tokens."""
 
     def __init__(self, model: PreTrainedModel, max_rows: int, max_columns: int) -> None:
         self.model, self.columns = model, max_columns + SPARE_COLUMNS
@@ -88,13 +88,12 @@ class RowCache:
         self.lengths: list[int] = []  # columns of each row
         self.layers: list[RowLayer] = []
         self.mask = torch.zeros(max_rows, self.columns, dtype=torch.bool, device=model.device)
-        self.positions = torch.zeros(max_rows, dtype=torch.int64, device=model.device)
         self.cache = DynamicCache(config=model.config)
         self.holds_rows = holds_rows(model)
         if self.holds_rows:
             windows = [getattr(layer, "sliding_window", None) for layer in self.cache.layers]
             self.layers = [RowLayer(self.region, max_rows, self.columns, window) for window in windows]
-            self.cache.layers = list(self.layers)
+            self.cache.layers[:] = self.layers
         # transformers renamed this argument between 5.17 and 5.24.
         self.argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
@@ -126,7 +125,6 @@ class RowCache:
         self.mask[region.chosen_rows] = False
         self.mask[region.chosen_rows, region.start : region.end] = True
         self.mask[region.chosen_rows, region.end : end] = mask.bool()
-        self.positions[region.chosen_rows] = positions[:, -1] + prefix + 1
         if prefix:
             for layer in self.layers:
                 for buffer, states in zip(layer.buffers, layer.prefix, strict=True):
@@ -141,9 +139,8 @@ class RowCache:
         if region.end == self.columns:
             self._move_to_front(longest)
         region.first, region.rows, region.start = 0, rows, region.end - longest
+        positions = self.mask[:rows, region.start : region.end].sum(-1, keepdim=True)  # as many tokens as stand before
         self.mask[:rows, region.end] = True
-        positions = self.positions[:rows, None].clone()
-        self.positions[:rows] += 1
         self.lengths = [length + 1 for length in self.lengths]
         return self._forward(tokens[:, None], positions)
 
@@ -160,7 +157,7 @@ class RowCache:
             columns = slice(self.region.end - max(self.lengths[row] for row in moved), self.region.end)
             for buffer in self._buffers():
                 buffer[to, :, columns] = buffer[source, :, columns]
-            self.mask[to], self.positions[to] = self.mask[source], self.positions[source]
+            self.mask[to] = self.mask[source]
         self.lengths = [self.lengths[row] for row in order]
         return order
 

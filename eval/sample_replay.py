@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from transformers import PreTrainedModel
@@ -74,43 +75,56 @@ class SamplingOptions:
     batch_size: int = 32
     dtype: str = "auto"
 
-    def check(self) -> None:
-        """Raise UserError for the first number that is out of range."""
-        if self.model is None:
-            raise UserError("--source model needs a --model")
-        if not self.temperature > 0:
-            raise UserError(f"--temperature must be above 0, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
-
 
 class ReplaySampler:
     """Samples the documents of one output file, and resumes after the batches that an earlier call has finished.
 
-    Creating it needs no process group, so that a mistake is reported before the processes start. Raises UserError if
-    `options.model` is not a model directory, or if OUT.parts/ was written with different settings.
+    Creating it needs no process group, so that a mistake is reported before the work. Raises UserError for an option out of
+    range, if `options.model` is not a model directory, or if OUT.parts/ was written with different settings.
     """
 
     def __init__(self, options: SamplingOptions, out: Path) -> None:
+        if options.model is None:
+            raise UserError("--source model needs a --model")
+        if not options.temperature > 0:
+            raise UserError(f"--temperature must be above 0, not {options.temperature}")
+        if not 0 < options.top_p <= 1:
+            raise UserError(f"--top-p must be above 0 and at most 1, not {options.top_p}")
         if not Path(options.model, "config.json").is_file():
             raise UserError(
                 f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py"
             )
-        self.options = options
-        self.tokenizer = load_tokenizer(options.model)
-        self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(options.model))
-        self.form, self.start = form_and_start(options, self.encoder)
+        self.options, self.model = options, options.model
+        self.tokenizer = load_tokenizer(self.model)
+        self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(self.model))
+        self.form = options.form
+        if self.form == "auto":
+            has_template = self.tokenizer.chat_template != plain_template(self.tokenizer)
+            self.form = "chat" if has_template and options.start is None else "text"
+        self.start = self._start()
         # Everything that determines the documents.
         self.settings = asdict(options) | {"form": self.form, "start": self.start}
         self.parts = out.with_name(out.name + ".parts")
         path = self.parts / "settings.json"
-        if path.is_file():
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-            different = [name for name, value in self.settings.items() if earlier.get(name) != value]
-            if different:
-                raise UserError(
-                    f"{self.parts} was made with another {', '.join(different)}; use the same value or remove it"
-                )
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else self.settings
+        if different := [name for name, value in self.settings.items() if earlier.get(name) != value]:
+            raise UserError(
+                f"{self.parts} was made with another {', '.join(different)}; use the same value or remove it"
+            )
+
+    def _start(self) -> list[int]:
+        """The token ids that every document is sampled after. Raises UserError if there are none."""
+        text = self.options.start
+        if self.form == "chat":
+            rendered = self.encoder.template.render([{"role": "user", "content": PLACEHOLDER}])
+            text = rendered[: rendered.index(PLACEHOLDER)]
+        if text is None:
+            eos: Any = self.tokenizer.eos_token_id
+            return bos_ids(self.tokenizer) or [eos]
+        start = self.tokenizer.encode(text, add_special_tokens=False)
+        if not start:
+            raise UserError(f"--start {text!r} has no tokens; give at least one, e.g. {self.tokenizer.eos_token!r}")
+        return start
 
     def sample(self, ranks: Ranks, sharding: str = "auto") -> list[dict] | None:
         """All documents in order, on rank 0; None on the other ranks. A collective.
@@ -119,79 +133,55 @@ class ReplaySampler:
         `--sharding` (eval/load_over_ranks.py), which does not change the documents.
         """
         options = self.options
-        dtype, sharded = agreed_dtype(options.dtype, ranks), is_sharded(sharding, [options.model], ranks)
-        model, finish = load_causal_lm(options.model, dtype, sharded, ranks)
+        dtype, sharded = agreed_dtype(options.dtype, ranks), is_sharded(sharding, [self.model], ranks)
+        model, finish = load_causal_lm(self.model, dtype, sharded, ranks)
         if ranks.rank == 0:
             self.parts.mkdir(parents=True, exist_ok=True)
             write_json(self.parts / "settings.json", self.settings)
         barrier(ranks)
-        starts = range(0, options.documents, options.batch_size)
-        files = [self.parts / f"{start:09}.jsonl" for start in starts]
-        mine = range(ranks.rank, len(starts), ranks.world_size)
-        indices = [range(start, min(options.documents, start + options.batch_size)) for start in starts]
-        missing = [batch for batch in mine if not files[batch].exists()]
-        with token_bar(len(missing) * options.batch_size * options.max_tokens, "sampling", ranks) as bar:
-            for batch in missing:
-                write_json_lines(files[batch], self.sample_batch(model, list(indices[batch])))
-                bar.update(options.batch_size * options.max_tokens)
+        every = range(options.documents)
+        batches = [every[start : start + options.batch_size] for start in every[:: options.batch_size]]
+        files = {self.parts / f"{batch[0]:09}.jsonl": batch for batch in batches}
+        missing = [path for path in [*files][ranks.rank :: ranks.world_size] if not path.exists()]
+        tokens = options.batch_size * options.max_tokens
+        with token_bar(len(missing) * tokens, "sampling", ranks) as bar:
+            for path in missing:
+                write_json_lines(path, self.sample_batch(model, files[path]))
+                bar.update(tokens)
         finish()
         barrier(ranks)
         if ranks.rank != 0:
             return None
         # Not splitlines(), because texts may contain other Unicode line separators.
-        lines = (line for file in files for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        lines = (line for path in files for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
         return [json.loads(line) for line in lines]
 
-    def sample_batch(self, model: PreTrainedModel, indices: list[int]) -> list[dict]:
+    def sample_batch(self, model: PreTrainedModel, indices: Sequence[int]) -> list[dict]:
         """The documents with these indices, generated in one batch, before any filter."""
         first = self._generate(model, [self.start] * len(indices), [2 * index for index in indices])
         if self.form == "text":
             return [{"text": text, "finished": finished} for text, finished in first]
-        user_messages = [{"role": "user", "content": text} for text, _ in first]
         asked = [i for i, (text, finished) in enumerate(first) if text and finished]
-        prompts = [self.encoder.prompt([user_messages[i]]) for i in asked]
+        prompts = [self.encoder.prompt([{"role": "user", "content": first[i][0]}]) for i in asked]
         answers = self._generate(model, prompts, [2 * indices[i] + 1 for i in asked])
-        replies = dict(zip(asked, answers, strict=True))
-        documents = []
-        for i, user_message in enumerate(user_messages):
+        replies, documents = dict(zip(asked, answers, strict=True)), []
+        for i, (question, _) in enumerate(first):
             text, finished = replies.get(i, ("", False))
-            documents.append({"messages": [user_message, {"role": "assistant", "content": text}], "finished": finished})
+            turns = ("user", question), ("assistant", text)
+            messages = [{"role": role, "content": content} for role, content in turns]
+            documents.append({"messages": messages, "finished": finished})
         return documents
-
-    def remove_parts(self) -> None:
-        """Remove OUT.parts/, once the output file has been written."""
-        shutil.rmtree(self.parts)
 
     def _generate(
         self, model: PreTrainedModel, prompts: list[list[int]], sample_numbers: list[int]
     ) -> list[tuple[str, bool]]:
         """(text, finished) for each prompt."""
-        if not prompts:
-            return []
         options, tokenizer = self.options, self.tokenizer
         sampling = Sampling(options.temperature, options.top_p, options.seed)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         stop_ids = special | set(self.encoder.stop_ids)
         answers = sampled_answers(model, prompts, sample_numbers, stop_ids, options.max_tokens, sampling)
-        return [(tokenizer.decode(answer).strip(), len(answer) < options.max_tokens) for answer in answers]
-
-
-def form_and_start(options: SamplingOptions, encoder: ExampleEncoder) -> tuple[str, list[int]]:
-    """(`chat` or `text`, the token ids that every document is sampled after). Raises UserError if there are none."""
-    tokenizer = encoder.template.tokenizer
-    is_chat = options.form == "chat" or (
-        options.form == "auto" and tokenizer.chat_template != plain_template(tokenizer) and options.start is None
-    )
-    if is_chat:
-        rendered = encoder.template.render([{"role": "user", "content": PLACEHOLDER}])
-        start = tokenizer.encode(rendered[: rendered.index(PLACEHOLDER)], add_special_tokens=False)
-    elif options.start is not None:
-        start = tokenizer.encode(options.start, add_special_tokens=False)
-    else:
-        start = bos_ids(tokenizer) or [tokenizer.eos_token_id]
-    if not start:
-        raise UserError(f"--start {options.start!r} has no tokens; give at least one, e.g. {tokenizer.eos_token!r}")
-    return "chat" if is_chat else "text", start
+        return [(str(tokenizer.decode(answer)).strip(), len(answer) < options.max_tokens) for answer in answers]
 
 
 def write_topics(out: Path, exclude: Sequence[Path]) -> str:
@@ -214,7 +204,6 @@ def write_samples(
     Raises UserError if nothing passes.
     """
     prepare_output(out)
-    options.check()
     ranks = start_process_group(TIMEOUT_MINUTES)
     sampler = read_on_first(lambda: ReplaySampler(options, out), ranks)
     # Only rank 0 filters. The files are read now, so that a mistake in them is reported before the work.
@@ -224,7 +213,7 @@ def write_samples(
     if sampled is not None and evaluation is not None:  # on rank 0
         documents, dropped, num_truncated = filter_sampled(sampled, min_characters, evaluation)
         write_json_lines(out, documents)
-        sampler.remove_parts()
+        shutil.rmtree(sampler.parts)
         characters = sum(len(example_text(document)) for document in documents)
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count) or "none"
         report = f"{out}: {len(documents)} of {len(sampled)} documents, {characters:,} characters; dropped: {reasons}"

@@ -1,11 +1,12 @@
 """Answers in a file: JSON Lines of `id` and `answer`, by any model or service, scored like those of scripts/evaluate.py."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 from common.durable_files import write_json_lines
 from common.errors import UserError
-from data.files import check_files
+from data.files import DEFAULT, Reading, check_files
 from data.formats import read_examples
 from data.messages import check_unicode
 from data.rows import read_rows
@@ -21,17 +22,23 @@ def write_answers(path: Path, result: dict) -> None:
 
 
 def score_stored(
-    data: Path, answers: Path, train: Path | None, limit: int | None, before: Path | None, score_answers: ScoreAnswers
+    data: Path,
+    answers: Path,
+    score_answers: ScoreAnswers,
+    train: Path | None = None,
+    limit: int | None = None,
+    before: Path | None = None,
+    reading: Reading = DEFAULT,
 ) -> tuple[dict, dict | None]:
     """(result of the stored `answers` to the examples of `data`, the result `before`).
 
     The result has the keys of scripts/evaluate.py that need no model. Raises UserError if an answer is missing, stands twice,
     or belongs to no example, and as `score_answers` does.
     """
-    everything = read_examples(data)
+    everything = read_examples(data, reading)
     examples = choose_examples(everything, limit)
     asked = [example for example in examples if has_answer(example)]
-    training = list(filter(has_answer, read_examples(train))) if train else None
+    training = list(filter(has_answer, read_examples(train, reading))) if train else None
     # A stored answer says nothing of general text; an earlier result may.
     earlier = read_result(before) | {"general_source": None} if before else None
     header = {
@@ -44,8 +51,19 @@ def score_stored(
     }
     if earlier:
         report.check_comparable(earlier, header)
-    names = [_name(example, i) for i, example in enumerate(asked)]
-    texts = _in_order(names, read_answers(answers), data, answers)
+    names, found = [_name(example, i) for i, example in enumerate(asked)], read_answers(answers)
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(
+                f"{data}: the id {name} stands twice, so answers cannot be told apart; give each example its own"
+            )
+    if missing := [name for name in names if name not in found]:
+        raise UserError(
+            f"{answers}: the answer to {_listed(missing)} of {data} is missing; --limit scores a part of them"
+        )
+    if unknown := sorted(set(found) - set(names)):
+        raise UserError(f"{answers}: {_listed(unknown)} is no example of {data} that is scored; remove the answer")
+    texts = [found[name] for name in names]
     return header | score_answers(asked, texts, str(data), training, str(train)), earlier
 
 
@@ -63,23 +81,6 @@ def read_answers(path: Path) -> dict[str, str]:
             raise UserError(f"{where}: the answer to {name} stands twice; keep one of them")
         found[name] = check_unicode(row["answer"], where)
     return found
-
-
-def _in_order(names: list[str], found: dict[str, str], data: Path, answers: Path) -> list[str]:
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    missing = [name for name in names if name not in found]
-    unknown = sorted(set(found) - set(names))
-    if twice:
-        raise UserError(
-            f"{data}: the id {twice} stands twice, so answers cannot be told apart; give each example its own"
-        )
-    if missing:
-        raise UserError(
-            f"{answers}: the answer to {_listed(missing)} of {data} is missing; --limit scores a part of them"
-        )
-    if unknown:
-        raise UserError(f"{answers}: {_listed(unknown)} is no example of {data} that is scored; remove the answer")
-    return [found[name] for name in names]
 
 
 def _listed(names: list[str]) -> str:

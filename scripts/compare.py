@@ -22,15 +22,14 @@ from typing import Any
 from common.command_line import add_number, new_parser
 from common.errors import run_script
 from data.formats import read_examples
-from eval.asked_examples import choose_examples, has_answer
+from eval.asked_examples import add_reading_options, choose_examples, has_answer, read_as
 from eval.comparison.arms import find_base, parse_arms
 from eval.comparison.comparison import compare
 from eval.comparison.contrasts import declare
 from eval.comparison.disagreements import beside
-from eval.comparison.measured import Measuring, measure_arms
+from eval.comparison.measured import Measuring
 from eval.comparison.measures import with_metric
 from eval.comparison.page import write_outputs
-from eval.inputs import add_reading_options, reading_of
 from eval.metric import metric_figures
 from eval.results import prepare_output
 from xbrl.answers.baselines import add_baseline_options, baseline_tasks, with_siblings
@@ -72,14 +71,14 @@ def main() -> int:
     sources = parse_arms(arguments.arms)
     primary = declare(arguments.primary, arguments.primary_paired, arguments.margin, sources)
     own = metric_figures(arguments.metric)
-    reading = reading_of(arguments.format, arguments.fields)
+    reading = read_as(arguments.format, arguments.fields)
     examples = read_examples(arguments.data, reading)
     training = read_examples(arguments.train, reading) if arguments.train else None
     prepare_output(arguments.out / "comparison.json")
     base = arguments.base or (find_base(sources) if arguments.general else None)
     read = ("--format", arguments.format, "--fields", arguments.fields)
     how = Measuring(arguments.data, arguments.train, base, arguments.general, arguments.out, arguments.processes, read)
-    arms = measure_arms(sources, how)
+    arms = how.arms(sources)
     asked = [*filter(has_answer, choose_examples(examples, arms[0].seeds[0].task["n_examples"]))]
     validation = read_examples(arguments.validation, reading) if arguments.validation else []
     baselines = baseline_tasks(asked, training, str(arguments.data), validation, arguments.probe)

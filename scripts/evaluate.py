@@ -29,8 +29,8 @@ from common.durable_files import write_json
 from common.errors import run_script
 from data.formats import read_examples
 from distributed.process_group import call_on_all, read_on_first, start_process_group
-from eval.evaluate_examples import evaluate_examples
-from eval.inputs import EvaluationInputs, EvaluationOptions, add_reading_options, read_inputs
+from eval.asked_examples import add_reading_options, read_as
+from eval.evaluate_examples import EvaluationInputs, EvaluationOptions, evaluate_examples, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.metric import metric_figures
 from eval.over_ranks import TIMEOUT_MINUTES
@@ -90,7 +90,8 @@ def main() -> int:
     if ranks.rank == 0 and inputs.control_line:
         print(inputs.control_line, flush=True)
     own = call_on_all(lambda: metric_figures(metric), ranks)
-    tuned_on = read_on_first(lambda: read_examples(validation) if validation else [], ranks)
+    reading = read_as(options.format, options.fields)
+    tuned_on = read_on_first(lambda: read_examples(validation, reading) if validation else [], ranks)
 
     def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers
         """The scores on all ranks, or their error: the first rank fits the baselines, and the others need not fit them too."""

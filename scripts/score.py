@@ -23,7 +23,7 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
 from data.formats import read_examples
-from eval.asked_examples import choose_examples, has_answer
+from eval.asked_examples import add_reading_options, choose_examples, has_answer, read_as
 from eval.metric import metric_figures
 from eval.results import prepare_output
 from eval.stored_answers import score_stored
@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--answers", type=Path, help="JSON Lines with the keys id and answer")
     what.add_argument("--audit", action="store_true", help="score right and wrong answers made from those of --data")
+    add_reading_options(parser)
     add_baseline_options(parser)
     add_number(parser, "--limit", "only the examples that scripts/evaluate.py chooses with this --limit", least=1)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
@@ -54,23 +55,23 @@ def main() -> int:
     """Score, write the JSON and print the tables."""
     start = time.perf_counter()
     arguments = parse_arguments()
+    reading = read_as(arguments.format, arguments.fields)
     if arguments.audit:
-        examples = [*filter(has_answer, read_examples(arguments.data))]
+        examples = [*filter(has_answer, read_examples(arguments.data, reading))]
         check_scored_fields(examples, str(arguments.data))
         print(audit_table(audit(choose_examples(examples, arguments.limit))))
         return 0
     if arguments.json:
         prepare_output(arguments.json)
-    tuned_on = read_examples(arguments.validation) if arguments.validation else []
+    tuned_on = read_examples(arguments.validation, reading) if arguments.validation else []
     own = metric_figures(arguments.metric)
 
     def score(examples: list[dict], texts: list[str], *others: Any) -> dict:  # noqa: ANN401  those of score_answers
         found = score_answers(examples, texts, *others, validation=tuned_on, probe=arguments.probe)
         return found | own(texts, examples)
 
-    result, before = score_stored(
-        arguments.data, arguments.answers, arguments.train, arguments.limit, arguments.before, score
-    )
+    options = arguments.train, arguments.limit, arguments.before, reading
+    result, before = score_stored(arguments.data, arguments.answers, score, *options)
     result["seconds"] = round(time.perf_counter() - start, 1)
     result["figures"] = [asdict(figure) for figure in figures(result)]
     if arguments.json:

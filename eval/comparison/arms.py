@@ -12,6 +12,8 @@ from typing import Any
 
 from common.errors import UserError
 
+OF_RUNS = ("record.jsonl", "metrics.jsonl", "checkpoints", "export/export.json")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -27,6 +29,31 @@ class Source:
     def model(self) -> Path:
         """The model directory of a run or a model."""
         return self.path / "export" if self.kind == "run" else self.path
+
+    @property
+    def run(self) -> Path | None:
+        """The directory of the run that it is of, as RUN/eval/test-0123abcd.json is; None if it does not say."""
+        if self.kind == "result":
+            return self.path.parents[1] if self.path.parent.name == "eval" else None
+        return self.path if self.kind == "run" else None
+
+    @property
+    def rows(self) -> list[dict]:
+        """The curves of its run."""
+        return metric_rows(self.run) if self.run else []
+
+    @property
+    def tokens(self) -> int | None:
+        """The tokens that its run has trained on, targets or not; None if it does not say."""
+        return next((row["train/tokens"] for row in reversed(self.rows) if "train/tokens" in row), None)
+
+    def setting(self, section: str, key: str) -> Any:  # noqa: ANN401  of any type
+        """A setting of its run; None if it does not say."""
+        try:
+            config = json.loads((self.run / "config.json").read_text(encoding="utf-8")) if self.run else {}
+            return config["config"][section][key]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -67,43 +94,33 @@ def parse_arms(texts: Sequence[str]) -> dict[str, list[Source]]:
 
 
 def _source(path: Path) -> Source:
+    """What lies at `path`. Raises UserError for a run whose training is not finished, and for what is nothing of these."""
     if path.name == "export" and (path / "export.json").is_file():
         path = path.parent  # the export of a run
     if path.is_file():
         return Source(path, "result")
-    if any((path / name).exists() for name in ("record.jsonl", "metrics.jsonl", "checkpoints", "export/export.json")):
-        return _finished(path)
-    if (path / "config.json").is_file():
-        return Source(path, "model")
-    raise UserError(
-        f"{path} is neither the directory of a run nor a model directory nor the JSON of scripts/evaluate.py"
-        + ("" if path.exists() else "; it does not exist")
-    )
-
-
-def _finished(run: Path) -> Source:
-    """The run, if its training is finished. Raises UserError otherwise."""
-    record = run / "export" / "export.json"
-    try:
-        steps = json.loads(record.read_text(encoding="utf-8"))["steps_in_total"]
-    except (OSError, ValueError, KeyError, TypeError):
+    if not any((path / name).exists() for name in OF_RUNS):
+        if (path / "config.json").is_file():
+            return Source(path, "model")
         raise UserError(
-            f"{run} is not finished: it has no complete export; start its train.py command again, which continues it"
-        ) from None
-    trained = max((row["step"] for row in metric_rows(run)), default=0)
-    if trained > steps:
-        raise UserError(
-            f"{run} is not finished: its export is of step {steps}, and it has trained to step {trained} since; start its "
-            "train.py command again, which continues it"
+            f"{path} is neither the directory of a run nor a model directory nor the JSON of scripts/evaluate.py"
+            + ("" if path.exists() else "; it does not exist")
         )
-    return Source(run, "run")
+    try:
+        steps = json.loads((path / "export" / "export.json").read_text(encoding="utf-8"))["steps_in_total"]
+        trained = max((row["step"] for row in metric_rows(path)), default=0)
+        why = f"its export is of step {steps}, and it has trained to step {trained} since" if trained > steps else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        why = "it has no complete export"
+    if why:
+        raise UserError(f"{path} is not finished: {why}; start its train.py command again, which continues it")
+    return Source(path, "run")
 
 
 def _name(source: Source) -> str:
-    if source.kind != "result":
-        return source.path.resolve().name
-    inside_run = source.path.parent.name == "eval"  # RUN/eval/test-0123abcd.json
-    return source.path.resolve().parents[1].name if inside_run else source.path.stem
+    if source.kind == "result" and not source.run:
+        return source.path.stem
+    return (source.run or source.path).resolve().name
 
 
 def metric_rows(run: Path) -> list[dict]:
@@ -131,39 +148,10 @@ def curve(rows: Sequence[dict], *names: str) -> tuple[list[int], list[float]]:
     return [], []
 
 
-def tokens_of(source: Source) -> int | None:
-    """The tokens that the run of a source has trained on, targets or not; None if it does not say."""
-    run = run_of(source)
-    rows = metric_rows(run) if run else []
-    return next((row["train/tokens"] for row in reversed(rows) if "train/tokens" in row), None)
-
-
-def run_of(source: Source) -> Path | None:
-    """The directory of the run that a source is of; None if it does not say."""
-    if source.kind == "result":
-        return source.path.parents[1] if source.path.parent.name == "eval" else None  # RUN/eval/FILE
-    return source.path if source.kind == "run" else None
-
-
-def seed_of(source: Source) -> int | None:
-    """run.seed of a source; None if it does not say."""
-    run = run_of(source)
-    return _setting(run, "run", "seed") if run else None
-
-
-def _setting(run: Path, section: str, key: str) -> Any:  # noqa: ANN401  of any type
-    try:
-        return json.loads((run / "config.json").read_text(encoding="utf-8"))["config"][section][key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def find_base(arms: dict[str, list[Source]]) -> str:
     """The base model of all runs, from their config.json. Raises UserError if it is not one and the same."""
-    found: dict[str, Path] = {}
-    for source in (source for sources in arms.values() for source in sources if source.kind == "run"):
-        if path := _setting(source.path, "model", "path"):
-            found.setdefault(path, source.path)
+    runs = [source for sources in arms.values() for source in sources if source.kind == "run"]
+    found = {path: run.path for run in runs if (path := run.setting("model", "path"))}
     if len(found) != 1:
         what = " and ".join(f"{path} ({run})" for path, run in found.items()) or "no run names one"
         raise UserError(f"--general needs one base model, and the arms have {what}; name it with --base")

@@ -11,6 +11,7 @@ little.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import TypeVar
@@ -19,7 +20,7 @@ from scipy import stats
 
 from common.errors import UserError
 from eval.bootstrap import Interval
-from eval.comparison.arms import Source, seed_of
+from eval.comparison.arms import Source
 from eval.intervals import Terms, Z
 
 MOST = 3  # primary contrasts of a comparison
@@ -65,43 +66,34 @@ def declare(
     for metric in limits.keys() - {one.metric for one in found}:
         raise UserError(f"--margin {metric} is of no declared contrast; declare one with --primary OF AGAINST {metric}")
     for one in found:
-        for name in (one.of, one.against):
-            if name in arms and len(arms[name]) < 2:
+        runs = [arms.get(name, ()) for name in (one.of, one.against)]
+        for name, of_arm in zip((one.of, one.against), runs, strict=True):
+            if len(of_arm) == 1:
                 raise UserError(
                     f"{name} has one seed, which shows nothing of its recipe: a primary contrast needs two or more, "
                     f"{name}=RUN,RUN"
                 )
-        if one.of == one.against or not {one.of, one.against} & arms.keys():
+        if one.of == one.against or not any(runs):
             raise UserError(
                 f"--primary {one.of} {one.against}: name two rows, of which one is an arm: {', '.join(arms)}"
             )
-        if one.paired:
-            _check_pairs(one, arms)
+        seeds = [[source.setting("run", "seed") for source in of_arm] for of_arm in runs]
+        known = [pair for pair in zip(*seeds, strict=False) if None not in pair]
+        if one.paired and (len(runs[0]) != len(runs[1]) or any(first != second for first, second in known)):
+            listed = [", ".join("?" if seed is None else str(seed) for seed in of_arm) for of_arm in seeds]
+            raise UserError(
+                f"--primary-paired {one.of} {one.against}: name a run of each seed for both, in the same order; the seeds are "
+                f"{listed[0]} and {listed[1] or 'none'}"
+            )
     return found
 
 
 def _margin(text: str) -> tuple[str, float]:
     metric, _, number = text.partition("=")
-    try:
-        margin = float(number)
-    except ValueError:
-        margin = math.nan
-    if not 0 < margin < math.inf:
-        raise UserError(f"--margin {text} must be METRIC=NUMBER, the number above 0: f1=0.05")
-    return metric, margin
-
-
-def _check_pairs(one: Contrast, arms: Mapping[str, Sequence[Source]]) -> None:
-    """Raise UserError if the runs of a paired contrast do not go together."""
-    runs = [arms.get(name, ()) for name in (one.of, one.against)]
-    seeds = [[seed_of(source) for source in of_arm] for of_arm in runs]
-    known = [pair for pair in zip(*seeds, strict=False) if None not in pair]
-    if len(runs[0]) != len(runs[1]) or any(first != second for first, second in known):
-        listed = [", ".join("?" if seed is None else str(seed) for seed in of_arm) for of_arm in seeds]
-        raise UserError(
-            f"--primary-paired {one.of} {one.against}: name a run of each seed for both, in the same order; the seeds are "
-            f"{listed[0]} and {listed[1] or 'none'}"
-        )
+    with suppress(ValueError):
+        if 0 < float(number) < math.inf:
+            return metric, float(number)
+    raise UserError(f"--margin {text} must be METRIC=NUMBER, the number above 0: f1=0.05")
 
 
 @dataclass(frozen=True)
@@ -182,9 +174,7 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     Holm (1979, https://www.jstor.org/stable/4615733): the smallest is multiplied by the number of tests, the next by one
     less, and so on; none is below the one before it, and none above 1. It assumes nothing of how the tests depend.
     """
-    corrected: dict[Key, float] = {}
-    largest = 0.0
-    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
-        corrected[key] = largest
-    return {key: corrected[key] for key in p_values}
+    corrected, largest = dict(p_values), 0.0
+    for rank, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        corrected[key] = largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[key]))
+    return corrected

@@ -7,8 +7,8 @@ import numpy as np
 
 from eval.asked_examples import report_of
 from eval.comparison.arms import Arm
-from eval.comparison.measures import averaged, labels, ordered
-from eval.intervals import Terms, terms_of
+from eval.comparison.measures import averaged, ordered
+from eval.intervals import labels, terms_of
 
 SHOWN = 400  # characters of a text in the terminal; the page has all of it
 
@@ -22,20 +22,16 @@ def worst_disagreements(arms: Sequence[Arm], examples: Sequence[dict], number: i
     """
     of_arms = [[terms_of(seed.task) for seed in arm.seeds] for arm in arms]
     known = set.intersection(*(set(terms) for seeds in of_arms for terms in seeds)) - {"loss"}
-    names = [
-        name for name in ordered(of_arms[0][0]) if name in known and len(of_arms[0][0][name].rows) == len(examples)
-    ]
-    spreads = [np.ptp([_scores([terms[name] for terms in seeds]) for seeds in of_arms], axis=0) for name in names]
+    spreads = []
+    for name in ordered(name for name in of_arms[0][0] if name in known):
+        if len(of_arms[0][0][name].rows) == len(examples):
+            rows = [averaged([terms[name] for terms in seeds]).rows.T for seeds in of_arms]
+            scores = [np.divide(part, whole, out=np.ones_like(part), where=whole > 0) for part, whole in rows]
+            spreads.append(np.ptp(scores, axis=0))
     texts = zip(*([answer["answer"] for answer in arm.seeds[0].task["answers"]] for arm in arms), strict=True)
     differences = np.array([*spreads, [len({*of_example}) > 1 for of_example in texts]]).T
     order = sorted(range(len(examples)), key=lambda i: tuple(-differences[i]))
     return [_shown(arms, examples[i], i) for i in order[:number] if differences[i].max() > 1e-9]
-
-
-def _scores(seeds: Sequence[Terms]) -> np.ndarray:
-    """The score of each example, `(examples,)`."""
-    part, whole = averaged(seeds).rows.T
-    return np.divide(part, whole, out=np.ones_like(part), where=whole > 0)
 
 
 def beside(one: dict) -> str:
@@ -47,25 +43,19 @@ def beside(one: dict) -> str:
 
 
 def _shown(arms: Sequence[Arm], example: dict, i: int) -> dict:
+    answers = {arm.name: (arm.seeds[0].task["answers"][i], len(arm.seeds)) for arm in arms}
     first = arms[0].seeds[0].task["answers"][i]
-    name = example.get("id") if example.get("id") is not None else i + 1
-    shown = {
-        "id": str(name),
+    return {
+        "id": str(i + 1 if example.get("id") is None else example["id"]),
         "cluster": first.get("cluster"),
         "true": first.get("true"),
         "report": report_of(example),
         "reference": example["messages"][-1]["content"],
-        "answers": {},
+        "answers": {
+            name: {"text": one["answer"], "rouge_l": one.get("rouge_l"), "seeds": seeds, "judgement": _judgement(one)}
+            for name, (one, seeds) in answers.items()
+        },
     }
-    for arm in arms:
-        answer = arm.seeds[0].task["answers"][i]
-        shown["answers"][arm.name] = {
-            "text": answer["answer"],
-            "rouge_l": answer.get("rouge_l"),
-            "seeds": len(arm.seeds),
-            "judgement": _judgement(answer),
-        }
-    return shown
 
 
 def _judgement(answer: dict) -> str:
@@ -73,11 +63,8 @@ def _judgement(answer: dict) -> str:
     if "true" not in answer:
         return ""
     true, said = labels(answer)
-    parts = [
-        f"{word} {', '.join(sorted(rules))}"
-        for word, rules in (("missed", true - said), ("invented", said - true))
-        if rules
-    ]
+    wrong = {"missed": true - said, "invented": said - true}
+    parts = [f"{word} {', '.join(sorted(rules))}" for word, rules in wrong.items() if rules]
     right, of_true, claimed = answer.get("facts", (0, 0, 0))
     if not parts and not right == of_true == claimed:
         parts = [f"rules right, facts of {of_true - right} of {of_true} findings wrong"] if of_true else ["facts wrong"]

@@ -5,13 +5,13 @@ also differ in their marker.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 
-from eval.comparison.arms import Arm, Source, curve, metric_rows, run_of
+from eval.comparison.arms import Arm, curve
 from eval.comparison.measures import measure_of
 from eval.comparison.words import heading
 
@@ -24,14 +24,14 @@ from matplotlib.ticker import NullFormatter
 COLORS = ("#1F87D0", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 MARKERS = "os^Dv<>*P"
 MOST = 28  # characters of a name in a figure
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a name may have a dollar sign
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
 _BESIDE: dict[str, Any] = {"loc": "outside right upper", "fontsize": 8, "frameon": False}  # where the names stand
-Curve = dict[str, tuple[list[int], list[float]]]  # training and validation: steps, values
+Style = dict[str, tuple[str, str]]  # arm -> its colour and its marker
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,23 @@ def pictures(result: dict, arms: Sequence[Arm]) -> list[Picture]:
     """The figures that the comparison has data for."""
     rows = [row for row in result["rows"] if row["kind"] == "arm"]
     style = {row["name"]: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, row in enumerate(rows)}
-    curves = {arm.name: [known for seed in arm.seeds if (known := _curves(seed.source))] for arm in arms}
     found = []
-    if result["main"] and any("perplexity" in row["metrics"] for row in rows):
-        found.append(_forgetting(result, rows, style))
-    if result["rules"]:
-        words = "F1 of each rule; the values stand in the table below."
-        png = drawn(lambda: _rules(result["rules"], rows, style))
-        found.append(Picture("rules", "F1 of each rule, with 95% intervals.", words, png))
-    if any(curves.values()):
-        found.append(_losses(curves, style))
+    with plt.rc_context(STYLE):
+        if result["main"] and any("perplexity" in row["metrics"] for row in rows):
+            found.append(_forgetting(result, rows, style))
+        if result["rules"]:
+            found.append(_rules(result["rules"], rows, style))
+        curves = {arm.name: [_curves(seed.source.rows) for seed in arm.seeds] for arm in arms}
+        if any(map(any, curves.values())):
+            found.append(_losses(curves, style))
     return found
 
 
-def drawn(draw: Callable[[], Figure]) -> bytes:
+def png(figure: Figure) -> bytes:
     """A figure as PNG."""
     content = io.BytesIO()
-    with plt.rc_context(_STYLE):
-        draw().savefig(content, format="png", dpi=130)
-    plt.close("all")
+    figure.savefig(content, format="png", dpi=130)
+    plt.close(figure)
     return content.getvalue()
 
 
@@ -76,38 +74,34 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(panels[0])
 
 
-def _forgetting(result: dict, rows: Sequence[dict], style: dict) -> Picture:
+def _forgetting(result: dict, rows: Sequence[dict], style: Style) -> Picture:
     main = result["main"]
     metrics = [name for name in ("perplexity", "kl") if any(name in row["metrics"] for row in rows)]
     others = [row for row in result["rows"] if row["kind"] in ("baseline", "engine") and main in row["metrics"]]
     best = max(others, key=lambda row: row["metrics"][main]["value"], default=None)
     base = next((row["metrics"] for row in result["rows"] if row["kind"] == "base"), {})
     grey = {"color": "grey", "linewidth": 0.9}
-
-    def draw() -> Figure:
-        figure, panels = _panels(len(metrics), 3.6)
-        for axes, metric in zip(panels, metrics, strict=True):
-            for row in rows:
-                x, y = (row["metrics"].get(name) for name in (metric, main))
-                if x and y:
-                    color, marker = style[row["name"]]
-                    bars = {"yerr": _error(y), "xerr": _error(x), "fmt": marker, "color": color, "capsize": 2}
-                    axes.errorbar(x["value"], y["value"], label=shortened(row["name"]), **bars)
-            if best:
-                label = f"best baseline: {shortened(best['name'])}"
-                axes.axhline(best["metrics"][main]["value"], linestyle="--", label=label, **grey)
-            if metric in base:
-                axes.axvline(base[metric]["value"], linestyle=":", label="base model", **grey)
-            axes.set(xlabel=f"forgetting: {heading(result, metric)}")
-        panels[0].set(ylabel=f"learning: {heading(result, main)}")
-        figure.legend(*panels[0].get_legend_handles_labels(), **_BESIDE)
-        if measure_of(main).better < 0:
-            panels[0].invert_yaxis()
-        return figure
-
+    figure, panels = _panels(len(metrics), 3.6)
+    for axes, metric in zip(panels, metrics, strict=True):
+        for row in rows:
+            x, y = (row["metrics"].get(name) for name in (metric, main))
+            if x and y:
+                color, marker = style[row["name"]]
+                bars = {"yerr": _error(y), "xerr": _error(x), "fmt": marker, "color": color, "capsize": 2}
+                axes.errorbar(x["value"], y["value"], label=_shortened(row["name"]), **bars)
+        if best:
+            label = f"best baseline: {_shortened(best['name'])}"
+            axes.axhline(best["metrics"][main]["value"], linestyle="--", label=label, **grey)
+        if metric in base:
+            axes.axvline(base[metric]["value"], linestyle=":", label="base model", **grey)
+        axes.set(xlabel=f"forgetting: {heading(result, metric)}")
+    panels[0].set(ylabel=f"learning: {heading(result, main)}")
+    figure.legend(*panels[0].get_legend_handles_labels(), **_BESIDE)
+    if measure_of(main).better < 0:
+        panels[0].invert_yaxis()
     words = f"{heading(result, main)} against forgetting; the values stand in the tables below."
     caption = "Learning against forgetting, with 95% intervals. Better is up and to the left."
-    return Picture("forgetting", caption, words, drawn(draw))
+    return Picture("forgetting", caption, words, png(figure))
 
 
 def _error(found: dict) -> list[list[float]]:
@@ -117,59 +111,56 @@ def _error(found: dict) -> list[list[float]]:
     return [[max(0.0, found["value"] - found["low"])], [max(0.0, found["high"] - found["value"])]]
 
 
-def _rules(rules: Sequence[str], rows: Sequence[dict], style: dict) -> Figure:
+def _rules(rules: Sequence[str], rows: Sequence[dict], style: Style) -> Picture:
     figure, axes = plt.subplots(figsize=(8, 0.8 + len(rules) * max(0.32, 0.13 * len(rows))), layout="constrained")
     for i, row in enumerate(rows):
         color, marker = style[row["name"]]
         bars = {"fmt": marker, "color": color, "markersize": 4, "linewidth": 1}
         for place, rule in enumerate(rules):
             found, y = row["per_rule"][rule]["f1"], place + (i - (len(rows) - 1) / 2) * 0.8 / len(rows)
-            label = shortened(row["name"]) if place == 0 else None
+            label = _shortened(row["name"]) if place == 0 else None
             axes.errorbar(found["value"], y, xerr=_error(found), label=label, **bars)
-    axes.set(yticks=range(len(rules)), yticklabels=[*map(shortened, rules)], ylim=(len(rules) - 0.5, -0.5))
+    axes.set(yticks=range(len(rules)), yticklabels=[*map(_shortened, rules)], ylim=(len(rules) - 0.5, -0.5))
     axes.set(xlim=(-0.02, 1.02), xlabel="F1")
     axes.grid(axis="x", linewidth=0.4)
     for place in range(1, len(rules)):
         axes.axhline(place - 0.5, color="grey", linewidth=0.3)
     figure.legend(**_BESIDE)
-    return figure
+    words = "F1 of each rule; the values stand in the table below."
+    return Picture("rules", "F1 of each rule, with 95% intervals.", words, png(figure))
 
 
-def _curves(source: Source) -> Curve:
-    """Training and validation loss of a run, as far as it has them."""
-    run = run_of(source)
-    rows = metric_rows(run) if run else []
-    training, validation = curve(rows, "train/loss/main", "train/loss"), curve(rows, "validation/loss")
-    return {name: one for name, one in (("training", training), ("validation", validation)) if one[0]}
+def _curves(rows: Sequence[dict]) -> dict[str, tuple[list[int], list[float]]]:
+    """Training and validation loss of a run, as far as it has them: (steps, values)."""
+    found = {"training": curve(rows, "train/loss/main", "train/loss"), "validation": curve(rows, "validation/loss")}
+    return {kind: points for kind, points in found.items() if points[0]}
 
 
-def _losses(curves: dict[str, list[Curve]], style: dict) -> Picture:
-    known = {kind for each in curves.values() for one in each for kind in one}
-    kinds = [kind for kind in ("training", "validation") if kind in known]
-
-    def draw() -> Figure:
-        figure, panels = _panels(len(kinds), 3.2)
-        for axes, kind in zip(panels, kinds, strict=True):
-            for name, each in curves.items():
-                for number, one in enumerate(known for known in each if kind in known):
-                    line = {"color": style[name][0], "marker": style[name][1] if kind == "validation" else None}
-                    label = shortened(name) if number == 0 else None
-                    axes.plot(*one[kind], linewidth=1, markersize=3, label=label, **line)
-            axes.set(title=f"{kind} loss", xlabel="step", yscale="log")
-            axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas, which are off
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        panels[0].set(ylabel="nats per target token")
-        figure.legend(*panels[-1].get_legend_handles_labels(), **_BESIDE)
-        return figure
-
-    last = {name: [one["validation"][1][-1] for one in each if "validation" in one] for name, each in curves.items()}
-    words = "Loss over steps. Last validation loss: " + "; ".join(
-        f"{name} {', '.join(f'{value:.4f}' for value in values)}" for name, values in last.items() if values
-    )
-    caption = "Loss of target tokens while training; one line for each seed."
-    return Picture("losses", caption, words, drawn(draw))
+def _losses(curves: dict[str, list[dict]], style: Style) -> Picture:
+    kinds = [
+        kind for kind in ("training", "validation") if any(kind in run for runs in curves.values() for run in runs)
+    ]
+    figure, panels = _panels(len(kinds), 3.2)
+    for axes, kind in zip(panels, kinds, strict=True):
+        for name, runs in curves.items():
+            for number, points in enumerate(run[kind] for run in runs if kind in run):
+                line = {"color": style[name][0], "marker": style[name][1] if kind == "validation" else None}
+                label = _shortened(name) if number == 0 else None
+                axes.plot(*points, linewidth=1, markersize=3, label=label, **line)
+        axes.set(title=f"{kind} loss", xlabel="step", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas, which are off
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    panels[0].set(ylabel="nats per target token")
+    figure.legend(*panels[-1].get_legend_handles_labels(), **_BESIDE)
+    last = {
+        name: [f"{run['validation'][1][-1]:.4f}" for run in runs if "validation" in run]
+        for name, runs in curves.items()
+    }
+    each = "; ".join(f"{name} {', '.join(values)}" for name, values in last.items() if values)
+    words = f"Loss over steps. Last validation loss: {each}"
+    return Picture("losses", "Loss of target tokens while training; one line for each seed.", words, png(figure))
 
 
-def shortened(name: str) -> str:
+def _shortened(name: str) -> str:
     """A name that fits beside a figure."""
     return name if len(name) <= MOST else f"{name[: MOST - 1]}\u2026"

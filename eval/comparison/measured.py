@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from eval.comparison.arms import Arm, Seed, Source, tokens_of
+from eval.comparison.arms import Arm, Seed, Source
 from eval.results import prepare_output, read_result
 from model.fingerprint import fingerprint_of_base
 
@@ -31,74 +31,63 @@ class Measuring:
     processes: int = 1
     read: tuple[str, ...] = ()
 
-    @property
-    def data_sha256(self) -> str:
-        """The digest that a result of the same data records."""
-        return hashlib.sha256(self.data.read_bytes()).hexdigest()
+    def arms(self, sources: dict[str, list[Source]]) -> list[Arm]:
+        """The results of every seed: read where they exist, measured where not. Raises UserError if they do not belong together."""
+        arms = [
+            Arm(name, tuple(self._seed(source, name, number) for number, source in enumerate(seeds, 1)))
+            for name, seeds in sources.items()
+        ]
+        _check([seed for arm in arms for seed in arm.seeds])
+        return arms
 
+    def _seed(self, source: Source, name: str, number: int) -> Seed:
+        folder, stem = source.path.parent, ""
+        if source.kind == "run":
+            folder = source.path / "eval"
+        elif source.kind == "model":  # the directory of someone else stays as it is
+            folder, stem = self.out / "eval", f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{number}-"
+        task = self._task(source, folder, stem)
+        return Seed(source, task, self._general(source, folder / f"{stem}general.json", task), source.tokens)
 
-def measure_arms(sources: dict[str, list[Source]], how: Measuring) -> list[Arm]:
-    """The results of every seed: read where they exist, measured where not. Raises UserError if they do not belong together."""
-    arms = []
-    for name, seeds in sources.items():
-        measured = []
-        for number, source in enumerate(seeds, 1):
-            folder, stem = _folder(name, number, source, how.out)
-            task = _task_result(source, folder, stem, how)
-            general = _general_result(source, folder, stem, task, how)
-            measured.append(Seed(source, task, general, tokens_of(source)))
-        arms.append(Arm(name, tuple(measured)))
-    check_arms(arms, how)
-    return arms
-
-
-def _folder(name: str, number: int, source: Source, out: Path) -> tuple[Path, str]:
-    """(directory of the results of a seed, beginning of their names). A model directory of someone else stays as it is."""
-    if source.kind == "run":
-        return source.path / "eval", ""
-    if source.kind == "result":
-        return source.path.parent, ""
-    return out / "eval", f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{number}-"
-
-
-def _task_result(source: Source, folder: Path, stem: str, how: Measuring) -> dict:
-    if source.kind == "result":
-        result = read_result(source.path)
-        if result["data_sha256"] != how.data_sha256:
-            raise UserError(
-                f"{source.path} was measured on other data ({result.get('data')}) than {how.data}: name the file that was "
-                "evaluated, or evaluate again"
-            )
-        return result
-    path = folder / f"{stem}{how.data.stem}-{how.data_sha256[:8]}.json"
-    if path.is_file():
-        result = read_result(path)
-        weights = result.get("weights")
-        if weights and result["data_sha256"] == how.data_sha256 and weights == fingerprint_of_base(source.model):
-            return result
-        print(f"{path} is not of {how.data} and the weights of {source.model}: it is measured again", flush=True)
-    prepare_output(path)
-    options = ["--data", how.data, *how.read, "--json", path, "--show", 0] + (
-        ["--train", how.train] if how.train else []
-    )
-    launch(how.processes, "scripts/evaluate.py", source.model, *options)
-    return read_result(path)
-
-
-def _general_result(source: Source, folder: Path, stem: str, task: dict, how: Measuring) -> dict | None:
-    path = folder / f"{stem}general.json"
-    found = _read_general(path) if path.is_file() else None
-    if found and found["weights"]["tuned"] == task.get("weights"):
-        base = None if source.kind == "result" else how.base  # which a result is not asked for
-        if base is None or found["weights"]["base"] == fingerprint_of_base(base):
+    def _task(self, source: Source, folder: Path, stem: str) -> dict:
+        digest = hashlib.sha256(self.data.read_bytes()).hexdigest()
+        if source.kind == "result":
+            found = read_result(source.path)
+            if found["data_sha256"] != digest:
+                raise UserError(
+                    f"{source.path} was measured on other data ({found.get('data')}) than {self.data}: name the file that was "
+                    "evaluated, or evaluate again"
+                )
             return found
-    if source.kind == "result" or not how.general:
-        return None
-    if found:
-        print(f"{path} is not of the weights of {source.model} and of the base: it is measured again", flush=True)
-    prepare_output(path)
-    launch(how.processes, "scripts/measure.py", "forgetting", how.base, source.model, "--json", path)
-    return _read_general(path)
+        path = folder / f"{stem}{self.data.stem}-{digest[:8]}.json"
+        found = read_result(path) if path.is_file() else {}
+        if found.get("data_sha256") == digest and found.get("weights") == fingerprint_of_base(source.model):
+            return found
+        options = ["--data", self.data, *self.read, "--json", path, "--show", 0]
+        options += ["--train", self.train] if self.train else []
+        self._measure(path, "scripts/evaluate.py", source.model, *options)
+        return read_result(path)
+
+    def _general(self, source: Source, path: Path, task: dict) -> dict | None:
+        found = _read_general(path) if path.is_file() else None
+        base = None if source.kind == "result" else self.base  # which a result is not asked for
+        if (
+            found
+            and found["weights"]["tuned"] == task.get("weights")
+            and (base is None or found["weights"]["base"] == fingerprint_of_base(base))
+        ):
+            return found
+        if source.kind == "result" or not self.general:
+            return None
+        self._measure(path, "scripts/measure.py", "forgetting", base, source.model, "--json", path)
+        return _read_general(path)
+
+    def _measure(self, path: Path, script: str, *options: object) -> None:
+        """Run a script that writes `path`."""
+        if path.is_file():
+            print(f"{path} is of other data or weights: it is measured again", flush=True)
+        prepare_output(path)
+        launch(self.processes, script, *options)
 
 
 def _read_general(path: Path) -> dict:
@@ -112,35 +101,36 @@ def _read_general(path: Path) -> dict:
         raise UserError(f"{path} is damaged ({error}); remove it, and it is measured again with --general") from None
 
 
-def check_arms(arms: Sequence[Arm], how: Measuring) -> None:
+def _check(seeds: Sequence[Seed]) -> None:
     """Raise UserError unless all results are of the same examples and, where known, of the same general text and base."""
-    seeds = [seed for arm in arms for seed in arm.seeds]
     first = seeds[0]
+    general = [(seed.source.path, seed.general) for seed in seeds if seed.general]
     for seed in seeds:
+        names = f"{seed.source.path} and {first.source.path}"
         for key, mend in (("data_sha256", "--data"), ("n_examples", "--limit")):
             if seed.task[key] != first.task[key]:
                 raise UserError(
-                    f"{seed.source.path} and {first.source.path} were evaluated on different examples ({key} differs): "
-                    f"evaluate both with the same {mend} of scripts/evaluate.py"
+                    f"{names} were evaluated on different examples ({key} differs): evaluate both with the same {mend} of "
+                    "scripts/evaluate.py"
                 )
         if _truth(seed.task) != _truth(first.task):
             raise UserError(
-                f"{seed.source.path} and {first.source.path} do not agree on the true answers: evaluate both again with the "
-                "same version of scripts/evaluate.py"
+                f"{names} do not agree on the true answers: evaluate both again with the same version of scripts/evaluate.py"
             )
-    general = [seed for seed in seeds if seed.general]
-    for seed in general:
-        one, other = ((s.general or {}) for s in (seed, general[0]))
-        same_text = all(one.get(key) == other.get(key) for key in ("text", "bytes", "texts"))
-        if not same_text or one["weights"]["base"] != other["weights"]["base"]:
+    for path, found in general:
+        if _text(found) != _text(general[0][1]):
             raise UserError(
-                f"the general text, or the base model, of {seed.source.path} differs from that of {general[0].source.path}: "
-                "remove their general.json and compare again with --general"
+                f"the general text, or the base model, of {path} differs from that of {general[0][0]}: remove their "
+                "general.json and compare again with --general"
             )
 
 
 def _truth(task: dict) -> list:
     return [(answer.get("id"), answer.get("cluster"), answer.get("true")) for answer in task.get("answers", ())]
+
+
+def _text(general: dict) -> list:
+    return [*map(general.get, ("text", "bytes", "texts")), general["weights"]["base"]]
 
 
 def launch(processes: int, script: str, *options: object) -> None:

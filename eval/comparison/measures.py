@@ -7,12 +7,10 @@ import numpy as np
 
 from eval.asked_examples import UNREADABLE
 from eval.comparison.arms import Arm, Seed
-from eval.intervals import Terms, clusters_of, ratio, terms_of
+from eval.intervals import Terms, clusters_of, labels, ratio, terms_of
 
 ENGINE = "rule engine"  # the name of the baseline that evaluates rules on the reported figures, without the notes
 BASE = "base model"  # the row of what was measured before training
-
-
 OWN = "own/"  # begins the names of the scores of --metric
 
 
@@ -82,22 +80,21 @@ def arm_terms(arms: Sequence[Arm], rules: Sequence[str]) -> tuple[dict[str, dict
     """
     targets = {seed.task["loss"]["targets"] for arm in arms for seed in arm.seeds if seed.task.get("loss")}
     per_answer = len(targets) > 1
+
+    def of_seed(seed: Seed) -> dict[str, Terms]:
+        terms = terms_of(seed.task)
+        if per_answer and "loss" in terms:
+            nats = terms["loss"].rows[:, :1]
+            terms["loss"] = replace(terms["loss"], rows=np.concatenate([nats, np.ones_like(nats)], axis=1))
+        terms |= label_terms(seed.task, rules)
+        return terms | (general_terms(seed.general, "tuned") if seed.general else {})
+
     found = {}
     for arm in arms:
-        of_seeds = [seed_terms(seed, rules, per_answer) for seed in arm.seeds]
-        known = [name for name in of_seeds[0] if all(name in terms for terms in of_seeds)]
-        found[arm.name] = {name: averaged([terms[name] for terms in of_seeds]) for name in known}
+        first, *others = map(of_seed, arm.seeds)
+        known = [name for name in first if all(name in terms for terms in others)]
+        found[arm.name] = {name: averaged([terms[name] for terms in (first, *others)]) for name in known}
     return found, per_answer
-
-
-def seed_terms(seed: Seed, rules: Sequence[str], per_answer: bool = False) -> dict[str, Terms]:
-    """The terms of every metric that one seed has. rules: those of `named_rules`."""
-    terms = terms_of(seed.task)
-    if per_answer and "loss" in terms:
-        nats = terms["loss"].rows[:, :1]
-        terms["loss"] = replace(terms["loss"], rows=np.concatenate([nats, np.ones_like(nats)], axis=1))
-    terms |= label_terms(seed.task, rules)
-    return terms | (general_terms(seed.general, "tuned") if seed.general else {})
 
 
 def averaged(terms: Sequence[Terms]) -> Terms:
@@ -106,49 +103,46 @@ def averaged(terms: Sequence[Terms]) -> Terms:
     return replace(terms[0], rows=rows, seeds=tuple(one.value for one in terms))
 
 
-def true_rules(tasks: Sequence[dict]) -> list[str]:
-    """The rules that occur in the truth, sorted."""
-    return sorted({rule for task in tasks for answer in task.get("answers", ()) for rule in answer.get("true", ())})
-
-
 def named_rules(tasks: Sequence[dict]) -> list[str]:
     """The rules that occur in the truth or are predicted, sorted; all that macro-F1 is a mean over."""
     answers = [answer for task in tasks for answer in task.get("answers", ()) if "true" in answer]
     return sorted({rule for answer in answers for rule in (*answer["true"], *(answer["predicted"] or ()))})
 
 
-def labels(answer: dict) -> tuple[set[str], set[str]]:
-    """(true rules, predicted rules) of an answer; one that cannot be read predicts `UNREADABLE`."""
-    predicted = set(answer["predicted"] or ())
-    return set(answer["true"]), predicted | ({UNREADABLE} if answer.get("unreadable") else set())
-
-
 def label_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:
-    """Micro precision and recall, and F1 as the mean over the `rules` that occur in the truth or are predicted (macro). Empty for another task."""
+    """Micro precision and recall, and F1 as the mean over the `rules` that occur in the truth or are predicted (macro).
+
+    rules: those of `named_rules`. Empty for another task.
+    """
     answers = task.get("answers") or ()
     if not answers or not all("true" in answer for answer in answers):
         return {}
-    clusters, pairs = clusters_of(answers), [labels(answer) for answer in answers]
-    right = np.array([[len(true & said), len(said), len(true)] for true, said in pairs], dtype=float)
+    clusters, counts = clusters_of(answers), rule_counts(answers, [*dict.fromkeys([*rules, UNREADABLE])])
+    right, said, true = counts.sum(axis=1).T
     return {
-        "precision": Terms(right[:, [0, 1]], clusters, ratio),
-        "recall": Terms(right[:, [0, 2]], clusters, ratio),
-        "macro_f1": Terms(_counts(pairs, rules).reshape(len(pairs), -1), clusters, _macro_f1),
+        "precision": Terms(np.stack([right, said], axis=1), clusters, ratio),
+        "recall": Terms(np.stack([right, true], axis=1), clusters, ratio),
+        "macro_f1": Terms(counts[:, : len(rules)].reshape(len(answers), -1), clusters, _macro_f1),
     }
 
 
 def rule_terms(task: dict, rule: str) -> dict[str, Terms]:
     """precision, recall and f1 of one rule. Not a number where a ratio is undefined (a rule that no answer names)."""
-    answers = task["answers"]
-    counts = _counts([labels(answer) for answer in answers], [rule])[:, 0]  # (reports, [right, said, true])
-    clusters = clusters_of(answers)
+    clusters = clusters_of(task["answers"])
+    right, said, true = rule_counts(task["answers"], [rule])[:, 0].T
 
     def terms(numerator: np.ndarray, denominator: np.ndarray) -> Terms:
         banks = {cluster for cluster, count in zip(clusters, denominator, strict=True) if count}
         return Terms(np.stack([numerator, denominator], axis=1), clusters, _defined_ratio, observations=len(banks))
 
-    right, said, true = counts.T
     return {"precision": terms(right, said), "recall": terms(right, true), "f1": terms(2 * right, said + true)}
+
+
+def rule_counts(answers: Sequence[dict], rules: Sequence[str]) -> np.ndarray:
+    """`(reports, rules, 3)`: whether a rule was found, predicted, true."""
+    pairs = map(labels, answers)
+    rows = [[[rule in true & said, rule in said, rule in true] for rule in rules] for true, said in pairs]
+    return np.array(rows, dtype=float).reshape(len(answers), len(rules), 3)
 
 
 def general_terms(general: dict, side: str) -> dict[str, Terms]:
@@ -164,12 +158,6 @@ def general_terms(general: dict, side: str) -> dict[str, Terms]:
     if side == "tuned" and any(texts["compared"]):
         terms["kl"] = Terms(np.array([texts["kl"], texts["compared"]], dtype=float).T, each, ratio, bounded=False)
     return terms
-
-
-def _counts(pairs: Sequence[tuple[set[str], set[str]]], rules: Sequence[str]) -> np.ndarray:
-    """`(reports, rules, 3)`: found, predicted, true."""
-    rows = [[[rule in true & said, rule in said, rule in true] for rule in rules] for true, said in pairs]
-    return np.array(rows, dtype=float).reshape(len(pairs), len(rules), 3)
 
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:

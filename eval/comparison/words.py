@@ -15,56 +15,65 @@ def verdict(result: dict) -> dict[str, list[str]]:
 
     Pairs without the reference are in the tables.
     """
-    of_arms = [one for one in result["differences"] if one["family"] == "arms"]
-    with_reference = [one for one in of_arms if result["reference"] in (one["of"], one["against"])]
+    found: dict[tuple[str, str], list[dict]] = {}
+    for one in result["differences"]:
+        if result["reference"] in (one["of"], one["against"]) or one["family"] == "forgetting":
+            found.setdefault((one["family"], one["metric"]), []).append(one)
     learned, forgotten = (
-        [description(result, one) for one in with_reference if one["metric"] == metric]
+        [description(result, one) for one in found.get(("arms", metric), ())]
         for metric in (result["main"], "perplexity")
     )
+    if of_base := found.get(("forgetting", "perplexity")):
+        base = value_of(result, BASE, "perplexity")
+        arms = "; ".join(
+            f"{one['of']} {value_of(result, one['of'], 'perplexity'):.3f} ({one['value'] / base:+.1%}, 95% interval "
+            f"{one['low'] / base:+.1%} to {one['high'] / base:+.1%})"
+            for one in of_base
+        )
+        forgotten.append(f"The base model predicts general text with a perplexity of {base:.3f} per byte; {arms}.")
+    baselines = found.get(("baselines", "f1"), [])
+    best = max(baselines, key=lambda one: value_of(result, one["of"], "f1"), default=None)
     groups = {
         "Declared before": [primary_sentence(result, one) for one in result["primary"]],
         "Learning": learned,
-        "Forgetting": [*forgotten, *_base_sentences(result)],
-        "Without a language model": _baseline_sentences(result),
+        "Forgetting": forgotten,
+        "Without a language model": [
+            f"{'Best baseline' if one is best else 'Rules without a model'}: {description(result, one)}"
+            for one in baselines
+            if one is best or one["of"] == ENGINE
+        ],
     }
     return {name: sentences for name, sentences in groups.items() if sentences}
-
-
-def _base_sentences(result: dict) -> list[str]:
-    """How far every arm is from the base model's perplexity on general text."""
-    found = [one for one in result["differences"] if one["family"] == "forgetting" and one["metric"] == "perplexity"]
-    if not found:
-        return []
-    base = value_of(result, BASE, "perplexity")
-    arms = [
-        f"{one['of']} {value_of(result, one['of'], 'perplexity'):.3f} ({one['value'] / base:+.1%}, 95% interval "
-        f"{one['low'] / base:+.1%} to {one['high'] / base:+.1%})"
-        for one in found
-    ]
-    return [f"The base model predicts general text with a perplexity of {base:.3f} per byte; {'; '.join(arms)}."]
 
 
 def description(result: dict, one: dict) -> str:
     """One difference that was not declared, in words: values and interval, and no claim."""
     metric, of, against = one["metric"], one["of"], one["against"]
-    digits = measure_of(metric).digits
-    values = [f"{name} {value_of(result, name, metric):.{digits}f}" for name in (of, against)]
+    values = ", ".join(f"{name} {number(metric, value_of(result, name, metric))}" for name in (of, against))
     interval = "no interval"
     if one["low"] is not None:
         interval = f"95% interval over {interval_over(result, one)} {bounds(one)}"
-    known = [row for row in result["rows"] if row["name"] in (of, against) and row["kind"] == "arm"]
-    single = [row["name"] for row in known if len(row["seeds"]) == 1]
+    rows = [row for row in result["rows"] if row["name"] in (of, against) and row["kind"] == "arm"]
+    single = [row["name"] for row in rows if len(row["seeds"]) == 1]
     if single and not one["over_seeds"]:
         have = "has one seed" if len(single) == 1 else "have one seed each"
         interval += f"; {listed(single)} {have}, and another may differ by more"
-    moved = f"{of} less {against} {one['value']:+z.{digits}f}"
-    return f"{heading(result, metric)}: {values[0]}, {values[1]}; {moved} ({interval})."
+    return f"{heading(result, metric)}: {values}; {of} less {against} {signed(metric, one['value'])} ({interval})."
+
+
+def number(metric: str, value: float) -> str:
+    """A value of a metric."""
+    return f"{value:.{measure_of(metric).digits}f}"
+
+
+def signed(metric: str, value: float) -> str:
+    """A difference in a metric."""
+    return f"{value:+z.{measure_of(metric).digits}f}"
 
 
 def bounds(one: dict, level: str = "") -> str:
     """The interval of a difference, `-0.010 to +0.020`. level: `_90` for that of 90%."""
-    digits = measure_of(one["metric"]).digits
-    return f"{one[f'low{level}']:+z.{digits}f} to {one[f'high{level}']:+z.{digits}f}"
+    return " to ".join(signed(one["metric"], one[f"{bound}{level}"]) for bound in ("low", "high"))
 
 
 def interval_over(result: dict, one: dict) -> str:
@@ -78,35 +87,29 @@ def primary_sentence(result: dict, one: dict) -> str:
     "No difference is shown" stands beside an interval with 0 alone: where only the correction for several contrasts leaves it
     open, the sentence says so.
     """
-    metric, of, against = one["metric"], one["of"], one["against"]
-    measure, subject = measure_of(metric), heading(result, metric)
-    pair, is_close = f"{of} and {against}", one["margin"] is not None and one["p_margin_holm"] < ALPHA
-    within = f"{subject}, to within {one['margin']:g}" if one["margin"] is not None else ""
+    metric, of, against, margin = one["metric"], one["of"], one["against"], one["margin"]
+    subject, better, pair = heading(result, metric), measure_of(metric).better, f"{of} and {against}"
+    is_close = margin is not None and one["p_margin_holm"] < ALPHA
     if one["p_holm"] < ALPHA:
-        high, low = (of, against) if one["value"] > 0 else (against, of)
-        better, worse = (high, low) if measure.better > 0 else (low, high)
-        says = (
-            f"{better} is better than {worse} in {subject}"
-            if measure.better
-            else f"{high} has more {subject} than {low}"
-        )
-        says += f", by less than {one['margin']:g}" if is_close else ""
+        more, less = (of, against) if one["value"] > 0 else (against, of)
+        says = f"{more} has more {subject} than {less}"
+        if better:
+            says = "{} is better than {} in ".format(*((more, less) if better > 0 else (less, more))) + subject
+        says += f", by less than {margin:g}" if is_close else ""
     elif is_close:
-        says = f"{pair} are equivalent in {within}"
+        says = f"{pair} are equivalent in {subject}, to within {margin:g}"
     elif one["low"] <= 0 <= one["high"]:
         says = f"No difference between {pair} is shown in {subject}"
-        says += f", nor that they are equivalent to within {one['margin']:g}" if within else ""
+        says += f", nor that they are equivalent to within {margin:g}" if margin is not None else ""
     else:
         says = f"Whether {pair} differ in {subject} is open after the correction for {len(result['primary'])} contrasts"
-    digits = measure.digits
-    intervals = f"95% interval {bounds(one)}" + (f", 90% {bounds(one, '_90')}" if within else "")
-    of_margin = f", p of more than {one['margin']:g} {p_value(one['p_margin_holm'])}" if within else ""
-    values = [f"{value_of(result, name, metric):.{digits}f}" for name in (of, against)]
-    seeds = " and ".join(str(count) for count in one["seeds"] if count)
-    return (
-        f"{says}: {subject} {values[0]} less {values[1]} is {one['value']:+z.{digits}f} ({intervals}, p of no "
-        f"difference {p_value(one['p_holm'])}{of_margin}; {seeds} seeds{', paired' if one['paired'] else ''})."
-    )
+    values = " less ".join(number(metric, value_of(result, name, metric)) for name in (of, against))
+    intervals, p = f"95% interval {bounds(one)}", f"p of no difference {p_value(one['p_holm'])}"
+    if margin is not None:
+        intervals += f", 90% {bounds(one, '_90')}"
+        p += f", p of more than {margin:g} {p_value(one['p_margin_holm'])}"
+    seeds = " and ".join(str(count) for count in one["seeds"] if count) + f" seeds{', paired' if one['paired'] else ''}"
+    return f"{says}: {subject} {values} is {signed(metric, one['value'])} ({intervals}, {p}; {seeds})."
 
 
 def heading(result: dict, metric: str) -> str:
@@ -124,16 +127,6 @@ def value_of(result: dict, name: str, metric: str) -> float:
     return next(row for row in result["rows"] if row["name"] == name)["metrics"][metric]["value"]
 
 
-def _baseline_sentences(result: dict) -> list[str]:
-    """The best baseline, and the rule engine if it is another one, against the reference."""
-    found = [one for one in result["differences"] if one["family"] == "baselines" and one["metric"] == "f1"]
-    best = max(found, key=lambda one: value_of(result, one["of"], "f1"), default=None)
-    chosen = [one for one in found if one is best or one["of"] == ENGINE]
-    return [
-        f"{'Best baseline' if one is best else 'Rules without a model'}: {description(result, one)}" for one in chosen
-    ]
-
-
 def warnings(result: dict) -> list[str]:
     """What makes the arms unequal or unsure: other tokens, other questions, cut answers, single seeds, other tokenizers."""
     arms, found = [row for row in result["rows"] if row["kind"] == "arm"], []
@@ -144,7 +137,11 @@ def warnings(result: dict) -> list[str]:
         found.append(
             f"The arms were not trained on equal numbers of tokens: {counts}. A difference may be one of training time."
         )
-    ways = {row["name"]: _asked(row["seeds"][0]) for row in arms}
+    ways = {}
+    for row in arms:
+        seed = row["seeds"][0]
+        grammar = f"{'' if seed['constrained'] else 'not '}decoded inside the grammar"
+        ways[row["name"]] = f"{seed['shots'] or 0} examples in the prompt, {grammar}"
     if len(set(ways.values())) > 1:
         found.append(f"The arms were not asked in the same way: {'; '.join(f'{n}: {way}' for n, way in ways.items())}.")
     for row in arms:
@@ -178,11 +175,6 @@ def warnings(result: dict) -> list[str]:
             f"{FEW_CLUSTERS} the intervals of the task are too narrow."
         )
     return found
-
-
-def _asked(seed: dict) -> str:
-    shots = seed["shots"] or 0
-    return f"{shots} examples in the prompt, {'' if seed['constrained'] else 'not '}decoded inside the grammar"
 
 
 def limits(result: dict) -> list[str]:

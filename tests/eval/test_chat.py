@@ -25,12 +25,12 @@ def models(tmp_path_factory):
     return [str(folder / "base"), str(folder / "tuned")]
 
 
-@pytest.fixture
-def speaker(models):
+def begin(models):
     return Speaker(models[0], "You are brief.", torch.float32, torch.device("cpu"))
 
 
-def test_a_conversation_goes_on_and_begins_again(speaker):
+def test_a_conversation_goes_on_and_begins_again(models):
+    speaker = begin(models)
     first = speaker.answer("one", 8, None)
     assert [message["role"] for message in speaker.messages] == ["system", "user", "assistant"]
     speaker.answer("two", 8, None)
@@ -41,16 +41,14 @@ def test_a_conversation_goes_on_and_begins_again(speaker):
     assert speaker.answer("one", 8, None) == first  # greedy, and nothing of the earlier questions is left
 
 
-def test_samples_differ_from_turn_to_turn_and_are_repeatable(models, speaker):
+def test_samples_differ_from_turn_to_turn_and_are_repeatable(models):
     sampling = Sampling(temperature=1.0, seed=3)
-    answers = [speaker.answer("one", 16, sampling) for _ in range(2)]
-    again = Speaker(models[0], "You are brief.", torch.float32, torch.device("cpu"))
-    assert [again.answer("one", 16, sampling) for _ in range(2)] == answers
-    assert answers[0] != answers[1]
+    first, second = ([one.answer("one", 16, sampling) for _ in range(2)] for one in (begin(models), begin(models)))
+    assert first == second and first[0] != first[1]
 
 
-def test_a_question_that_is_too_long_is_said_and_is_no_part_of_the_conversation(models, speaker):
-    said: list[str] = []
+def test_a_question_that_is_too_long_is_said_and_is_no_part_of_the_conversation(models):
+    speaker, said = begin(models), list[str]()
     talk([speaker], ["hello " * 2000, "", "hello", "/quit", "never asked"], 4, None, said.append)
     assert "error: the conversation has" in said[0] and "begin again with /new" in said[0]
     assert [message["content"] for message in speaker.messages if message["role"] == "user"] == ["hello"]

@@ -1,3 +1,5 @@
+"""General text: what is held out, and how it is cut."""
+
 import pytest
 
 from common.errors import UserError
@@ -10,6 +12,8 @@ def paragraphs(texts):
 
 
 def test_no_paragraph_is_in_both_parts_or_repeated(monkeypatch):
+    assert sum(map(len, held_out_texts())) > 25_000 and sum(map(len, training_texts())) > 200_000
+    assert not set(paragraphs(held_out_texts())) & set(paragraphs(training_texts()))
     topics = {name: f"About {name}.\n\nShared by all.\n\nOnly in {name}:\n  indented" for name in map(str, range(200))}
     topics["quotes"] = "\n\n".join(topics.values()).replace(":\n  indented", ":\n      indented")
     monkeypatch.setattr(general_text, "topics", topics)
@@ -28,13 +32,6 @@ def test_a_topic_stays_in_its_part_when_others_are_added_or_removed(monkeypatch)
     for others in (topics | {"a new one": "New."}, {name: text for name, text in topics.items() if int(name) % 3}):
         monkeypatch.setattr(general_text, "topics", others)
         assert set(held_out_texts()) - {"New."} == before & set(others.values())
-
-
-def test_both_parts_of_the_real_text_are_large_enough():
-    held_out, training = held_out_texts(), training_texts()
-    assert sum(map(len, held_out)) > 25_000
-    assert sum(map(len, training)) > 200_000
-    assert not set(paragraphs(held_out)) & set(paragraphs(training))
 
 
 def test_pieces_are_short_and_lose_no_words():

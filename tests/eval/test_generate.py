@@ -1,3 +1,5 @@
+"""Generation in batches, against transformers and one forward for each row."""
+
 import itertools
 from contextlib import contextmanager
 
@@ -5,14 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from eval.generate import (
-    Sampling,
-    answer_work,
-    greedy_answers,
-    load_for_generation,
-    sampled_answers,
-    shared_prefix,
-)
+from eval.generate import Sampling, answer_work, greedy_answers, load_for_generation, sampled_answers, shared_prefix
 from eval.row_cache import SPARE_COLUMNS, RowCache, holds_rows
 from tests.tiny import write_tiny_model
 
@@ -30,10 +25,8 @@ def tiny(tmp_path_factory):
 
 def generate_single(model, prompt, stop_ids, max_new_tokens):
     """Greedy generation by transformers, for a single prompt."""
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stop_ids), pad_token_id=0
-    )
-    ids = torch.tensor([prompt])
+    ends = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(stop_ids), "pad_token_id": 0}
+    settings, ids = GenerationConfig(do_sample=False, **ends), torch.tensor([prompt])
     output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0, len(prompt) :]
     return [token for token in output.tolist() if token not in stop_ids]
 
@@ -42,9 +35,7 @@ def generate_single(model, prompt, stop_ids, max_new_tokens):
 def watched(model):
     """The shapes of the tokens of all forwards."""
     seen = []
-    hook = model.register_forward_hook(
-        lambda module, arguments, kwargs, _: seen.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
+    hook = model.register_forward_hook(lambda *given: seen.append(given[2]["input_ids"].shape), with_kwargs=True)
     yield seen
     hook.remove()
 
@@ -116,6 +107,13 @@ def test_the_next_prompt_takes_the_place_of_a_row_that_has_ended(tiny, monkeypat
             assert greedy_answers(model, asked, stop_ids, 12, 4) == expected
         assert max(rows for rows, _ in seen) == 2
         monkeypatch.undo()
+    # All rows end together, one at a time or two: the cache, with the common start in it, is kept.
+    asked = [[*range(200, 230), 5, i] for i in range(6)]
+    for rows in (1, 2):
+        with watched(model) as seen:
+            answers = greedy_answers(model, asked, set(), 3, rows)
+        assert answers == [generate_single(model, prompt, {383}, 3) for prompt in asked]
+        assert [width for _, width in seen].count(31) == 1  # the 5 is common, too
 
 
 def test_a_common_start_is_read_once_unless_a_window_would_count_the_padding(tiny):
@@ -128,19 +126,6 @@ def test_a_common_start_is_read_once_unless_a_window_would_count_the_padding(tin
     assert greedy_answers(model, prompts, {383}, 3, 2) == [generate_single(model, one, {383}, 3) for one in prompts]
     assert shared_prefix(tiny("llama"), [start, start[:17]], 3) == start[:16]  # each has one more
     assert shared_prefix(tiny("llama"), [start[:16]] * 2, 3) == [] == shared_prefix(tiny("llama"), [start], 3)
-
-
-def test_a_common_start_is_read_once_although_all_rows_end_together(tiny):
-    """One prompt at a time, and two that both reach the token limit: the cache, with the start in it, is kept."""
-    model, start = tiny("llama"), list(range(200, 230))
-    prompts = [[*start, 5, i] for i in range(6)]
-    expected = [generate_single(model, prompt, {383}, 3) for prompt in prompts]
-    for rows in (1, 2):
-        with watched(model) as seen:
-            answers = greedy_answers(model, prompts, set(), 3, rows)
-        widths = [width for _, width in seen]
-        assert answers == expected
-        assert widths.count(len(start) + 1) == 1  # the 5 is common, too
 
 
 def test_short_prompts_behind_a_long_one_get_more_rows(tiny, monkeypatch):
@@ -156,18 +141,10 @@ def test_short_prompts_behind_a_long_one_get_more_rows(tiny, monkeypatch):
 
 def test_a_cache_with_other_layers_takes_one_prompt_at_a_time(tmp_path):
     """LFM2: convolutions beside attention."""
-    config = AutoConfig.for_model(
-        "lfm2",
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["conv", "full_attention", "conv"],
-    )
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("lfm2", **shape)).eval()
     prompts = [[5, 6, 7], [8] * 9, [1, 2]]
     assert not holds_rows(model)
     assert greedy_answers(model, prompts, {63}, 8, 4) == [generate_single(model, one, {63}, 8) for one in prompts]

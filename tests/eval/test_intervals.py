@@ -1,3 +1,5 @@
+"""Intervals of one evaluation, and of the change between two."""
+
 import math
 
 import numpy as np
@@ -15,14 +17,10 @@ def result(answers, losses=None):
 
 
 def test_changes_are_of_micro_averages_over_the_same_examples():
-    before = result(
-        [answer(["A", "B"], ["A"]), answer([], ["A"], 0.1), answer(["C"], None, 0.0)], [[2.0, 4], [3.0, 1], [1.0, 5]]
-    )
-    after = result(
-        [answer(["A", "B"], ["A", "B"], 0.9), answer([], [], 0.4), answer(["C"], ["A", "C"], 1.0)],
-        [[1.0, 4], [1.0, 1], [1.0, 5]],
-    )
-    change = paired_change(before, after)
+    before = [answer(["A", "B"], ["A"]), answer([], ["A"], 0.1), answer(["C"], None, 0.0)]
+    after = [answer(["A", "B"], ["A", "B"], 0.9), answer([], [], 0.4), answer(["C"], ["A", "C"], 1.0)]
+    losses = [[2.0, 4], [3.0, 1], [1.0, 5]], [[1.0, 4], [1.0, 1], [1.0, 5]]
+    change = paired_change(result(before, losses[0]), result(after, losses[1]))
     # before: TP 1 of 3 true and 2 predicted; after: TP 3 of 3 true and 4 predicted.
     assert change["f1"].value == pytest.approx(6 / 7 - 2 / 5)
     assert change["rouge_l"].value == pytest.approx((0.9 + 0.4 + 1.0) / 3 - (0.5 + 0.1 + 0.0) / 3)
@@ -55,11 +53,8 @@ def test_only_metrics_that_both_results_have_are_compared():
 def test_reports_of_one_bank_are_drawn_together():
     rng = np.random.default_rng(1)
     of_bank = rng.random(60) < 0.6  # the eight reports of a bank are all right or all wrong
-    rows = [
-        answer(["A"], ["A"] if right else [], float(right)) | {"cluster": bank}
-        for bank, right in enumerate(of_bank)
-        for _ in range(8)
-    ]
+    of_banks = [answer(["A"], ["A"] if right else [], float(right)) | {"cluster": i} for i, right in enumerate(of_bank)]
+    rows = of_banks * 8
     found = intervals(result(rows))["rouge_l"]
     standard_error = of_bank.std() / math.sqrt(60)
     assert found.high - found.low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)

@@ -55,10 +55,7 @@ def test_a_number_is_called_metric_and_a_dictionary_has_its_own_names(scores):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        (
-            "scores_of_yours:f",
-            "module scores_of_yours is not found; put it beside train.py or its folder into PYTHONPATH",
-        ),
+        ("scores_of_yours:f", "module scores_of_yours is not found; put it beside train.py or its folder into"),
         ("scores_of_mine:f", "scores_of_mine.py has no function f"),
         ("scores_of_mine:fails", "fails: IndexError: list index out of range ("),
         ("scores_of_mine:not_finite", "returns nan for right; a score must be finite"),

@@ -1,5 +1,6 @@
+"""Losses by position, against transformers and over ranks."""
+
 import json
-from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -48,23 +49,16 @@ def test_a_bucket_sums_the_losses_of_its_positions() -> None:
     assert buckets([], 4) == []
 
 
-@pytest.mark.parametrize(
-    "length, max_documents, starts", [(10, 2, [0, 50]), (10, 99, list(range(0, 100, 10))), (34, 4, [0, 34, 68])]
-)
-def test_documents_are_spread_over_the_text_and_do_not_overlap(length, max_documents, starts) -> None:
+def test_documents_are_spread_over_the_text_and_do_not_overlap() -> None:
     ids = list(range(102))
-    documents = cut_documents(ids, length, max_documents)
-    assert [document[0] for document in documents] == starts
-    assert all(document == ids[document[0] : document[0] + length] for document in documents)
-
-
-def test_each_document_starts_with_the_prefix_and_a_short_text_gives_none() -> None:
+    for length, most, starts in (
+        (10, 2, [0, 50]),
+        (10, 99, list(range(0, 100, 10))),
+        (34, 4, [0, 34, 68]),
+        (103, 9, []),
+    ):
+        assert cut_documents(ids, length, most) == [ids[start : start + length] for start in starts]
     assert cut_documents([5, 6, 7, 8], 3, 9, prefix=[1]) == [[1, 5, 6], [1, 7, 8]]
-    assert cut_documents([5, 6], 3, 9) == []
-
-
-def run(*arguments) -> CompletedProcess:
-    return run_python("scripts/measure.py", "positions", *arguments)
 
 
 def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_path) -> None:
@@ -72,7 +66,8 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
     text = tmp_path / "text.txt"
     text.write_text("The bank shall hold own funds of at least 8% of its exposure. " * 80)
     options = ("--data", text, "--length", 600, "--bucket", 200, "--dtype", "fp32", "--json", tmp_path / "losses.json")
-    done = run(path, *options, "--rope-type", "yarn", "linear", "--rope-factor", 2)
+    script = "scripts/measure.py", "positions", path
+    done = run_python(*script, *options, "--rope-type", "yarn", "linear", "--rope-factor", 2)
     assert done.returncode == 0, done.stderr
     assert "windows: as it is 512, yarn x2 1024, linear x2 1024" in done.stdout
     result = json.loads((tmp_path / "losses.json").read_text())
@@ -88,13 +83,13 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
     assert abs(means["as it is"][2] - means["yarn x2"][2]) > 1e-3
 
     # Three ranks share the model; one of them has no document.
-    sharded = run_ranks(3, "scripts/measure.py", "positions", path, *options, "--sharding", "full")
+    sharded = run_ranks(3, *script, *options, "--sharding", "full")
     assert sharded.returncode == 0, sharded.stderr[-6000:]
     assert sharded.stdout.count("positions  tokens") == 1
     column = json.loads((tmp_path / "losses.json").read_text())["buckets"]["as it is"]
     assert [b["mean"] for b in column] == pytest.approx(means["as it is"], abs=1e-6)
 
-    wrong = run(path, "--length", 600, "--rope-factor", 2)
+    wrong = run_python(*script, "--length", 600, "--rope-factor", 2)
     assert wrong.returncode == 2 and "need a --rope-type" in wrong.stderr
 
 

@@ -1,4 +1,4 @@
-from pathlib import Path
+"""The set of questions, and how it is scored."""
 
 from data.replay_filters import normalize
 from eval.questions import FILE, Question, encode_options, read_questions, right_answers, start_tokens
@@ -20,28 +20,23 @@ def test_the_question_set_is_well_formed():
         assert not any(a != b and b.startswith(a) for a in question.options for b in question.options), question
     chance = sum(1 / len(question.options) for question in questions) / len(questions)
     assert 0.25 <= chance < 0.3
-    assert Path(FILE).read_text(encoding="utf-8").count("\n") == len(questions)
+    assert FILE.read_text(encoding="utf-8").count("\n") == len(questions)
 
 
-def test_only_tokens_of_the_option_are_targets():
+def test_only_tokens_of_the_option_are_targets_also_one_across_the_boundary():
     tokenizer = tiny_tokenizer()
+
+    def targets(ids, is_target):
+        return [tokenizer.decode([i]) for i, flag in zip(ids, is_target, strict=True) if flag]
+
     sequences = encode_options(tokenizer, TWO)
-    assert len(sequences) == 5
-    newline = tokenizer.encode("\n", add_special_tokens=False)
-    assert start_tokens(tokenizer) == newline
+    assert start_tokens(tokenizer) == tokenizer.encode("\n", add_special_tokens=False) and len(sequences) == 5
     options = [(q.prompt, option) for q in TWO for option in q.options]
     for (ids, is_target), (prompt, option) in zip(sequences, options, strict=True):
-        assert len(ids) == len(is_target)
-        assert tokenizer.decode(ids) == "\n" + prompt + option
-        assert tokenizer.decode([i for i, flag in zip(ids, is_target, strict=True) if flag]) == option
-
-
-def test_a_token_across_the_boundary_is_a_target():
-    tokenizer = tiny_tokenizer()
+        assert tokenizer.decode(ids) == f"\n{prompt}{option}" and "".join(targets(ids, is_target)) == option
     tokenizer.add_tokens([" is liquid"])
-    (ids, is_target), (_, plain) = encode_options(tokenizer, TWO[:1])
-    assert [tokenizer.decode([i]) for i, flag in zip(ids, is_target, strict=True) if flag] == [" is liquid"]
-    assert sum(plain) == len(tokenizer.encode(" dry", add_special_tokens=False))
+    liquid, dry = encode_options(tokenizer, TWO[:1])
+    assert targets(*liquid) == [" is liquid"] and "".join(targets(*dry)) == " dry"
 
 
 def test_the_option_with_the_highest_likelihood_per_byte_is_the_answer():

@@ -19,10 +19,7 @@ RESULT = {
     "rouge_l": {"of": "answer", "n": 2, "f": 0.321, "baselines": {}},
     "loss": {"mean": 1.2345, "targets": 1234},
     "general": {"perplexity": 11.5, "perplexity_per_byte": float("inf"), "tokens": 8756},
-    "answers": [
-        {"id": "a", "rouge_l": 1.0, "answer": "yes"},
-        {"id": "b", "rouge_l": 0.0, "answer": "no"},
-    ],
+    "answers": [{"id": "a", "rouge_l": 1.0, "answer": "yes"}, {"id": "b", "rouge_l": 0.0, "answer": "no"}],
 }
 
 
@@ -40,9 +37,7 @@ def test_the_table_has_every_figure_with_its_n():
     assert cells(text, "general text: perplexity per byte")[1] == "inf"
     assert "violations" not in text and "asked with" not in text
     few = table(RESULT | {"shots": 4, "fewest_shots": 2, "constrained": True})
-    assert cells(few, "asked with") == [
-        *("asked with", "4 shots, constrained", "at least 2 where the context is short"),
-    ]
+    assert cells(few, "asked with")[1:] == ["4 shots, constrained", "at least 2 where the context is short"]
     assert cells(table(RESULT | {"shots": 4, "fewest_shots": 4, "constrained": False}), "asked with")[1:] == ["4 shots"]
 
 

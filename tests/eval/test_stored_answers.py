@@ -1,11 +1,10 @@
 """Answers that are read from a file."""
 
-import json
-
 import pytest
 
+from common.durable_files import write_json, write_json_lines
 from common.errors import UserError
-from eval.asked_examples import choose_examples
+from eval.asked_examples import choose_examples, read_as
 from eval.report import table
 from eval.stored_answers import read_answers, score_stored, write_answers
 from xbrl.answers.scores import score_answers
@@ -14,97 +13,100 @@ BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirec
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
 
 
-def lines(path, values):
-    path.write_text("".join(json.dumps(value) + "\n" for value in values))
-    return path
+def chat(answer, **fields):
+    return {"messages": [{"role": "user", "content": "LCR"}, {"role": "assistant", "content": answer}], **fields}
+
+
+EXAMPLES = [chat(BREACH, id="a", bank="x"), {"text": "no question"}, chat(CLEAN, id="b", bank="y")]
 
 
 @pytest.fixture
-def data(tmp_path):
-    def example(answer, **fields):
-        return {"messages": [{"role": "user", "content": "LCR"}, {"role": "assistant", "content": answer}], **fields}
+def score(tmp_path):
+    """Score the answers, (id, answer) or rows, to EXAMPLES or others."""
 
-    examples = [example(BREACH, id="a", bank="x"), {"text": "no question"}, example(CLEAN, id="b", bank="y")]
-    return lines(tmp_path / "test.jsonl", examples)
+    def call(answers, examples=EXAMPLES, **options):
+        write_json_lines(tmp_path / "test.jsonl", examples)
+        rows = [dict(zip(("id", "answer"), one, strict=True)) if isinstance(one, tuple) else one for one in answers]
+        write_json_lines(tmp_path / "answers.jsonl", rows)
+        return score_stored(tmp_path / "test.jsonl", tmp_path / "answers.jsonl", score_answers, **options)
+
+    return call
 
 
-def score(data, answers, **options):
-    return score_stored(data, answers, options.get("train"), options.get("limit"), options.get("before"), score_answers)
-
-
-def test_answers_are_found_by_their_ids(data, tmp_path):
-    answers = lines(tmp_path / "answers.jsonl", [{"id": "b", "answer": "garbage"}, {"id": "a", "answer": BREACH}])
-    result, before = score(data, answers, train=data)
-    assert before is None and result["n_examples"] == 3 and result["model"] == str(answers)
+def test_answers_are_found_by_their_ids(score, tmp_path):
+    write_json_lines(tmp_path / "train.jsonl", EXAMPLES)
+    result, before = score([("b", "garbage"), ("a", BREACH)], train=tmp_path / "train.jsonl")
+    assert before is None and result["n_examples"] == 3 and result["model"] == str(tmp_path / "answers.jsonl")
     assert [(one["id"], one["predicted"]) for one in result["answers"]] == [("a", ["LCR_MIN"]), ("b", None)]
-    assert (
-        result["violations"]["micro"]["precision"] == 0.5 and "character n-grams" in result["violations"]["baselines"]
-    )
+    violations = result["violations"]
+    assert violations["micro"]["precision"] == 0.5 and "character n-grams" in violations["baselines"]
     write_answers(tmp_path / "again.jsonl", result)
-    assert read_answers(tmp_path / "again.jsonl") == read_answers(answers)
+    assert read_answers(tmp_path / "again.jsonl") == read_answers(tmp_path / "answers.jsonl")
 
 
-def test_a_part_of_the_examples_is_said_to_be_one(data, tmp_path):
-    chosen = choose_examples([json.loads(line) for line in data.read_text().splitlines()], 2)
-    answers = [{"id": one["id"], "answer": CLEAN} for one in chosen if "id" in one]
-    result, _ = score(data, lines(tmp_path / "answers.jsonl", answers), limit=2)
+def test_a_part_of_the_examples_is_said_to_be_one(score):
+    chosen = choose_examples(EXAMPLES, 2)
+    result, _ = score([(one["id"], CLEAN) for one in chosen if "id" in one], limit=2)
     assert (result["n_examples"], result["n_in_file"]) == (2, 3)
     assert "(2 of 3 examples, 0 s)" in table(result | {"seconds": 0}).splitlines()[0]
 
 
-def test_examples_without_an_id_are_counted(tmp_path):
-    chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes"}]}
-    data = lines(tmp_path / "data.jsonl", [chat, chat])
-    answers = lines(tmp_path / "answers.jsonl", [{"id": 1, "answer": "yes"}, {"id": 2, "answer": "no"}])
-    assert score(data, answers)[0]["rouge_l"]["f"] == 0.5
+def test_examples_without_an_id_are_counted_and_keys_can_be_named(score):
+    answers = [(1, "yes"), (2, "no")]
+    assert score(answers, [chat("yes"), chat("yes")])[0]["rouge_l"]["f"] == 0.5
+    own = [{"talk": chat("yes")["messages"]}] * 2
+    assert score(answers, own, reading=read_as("auto", "messages=talk"))[0]["rouge_l"]["f"] == 0.5
 
 
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ([{"id": "a", "answer": "x"}], r"answers\.jsonl: the answer to b of .*test\.jsonl is missing"),
+        ([("a", "x")], r"answers\.jsonl: the answer to b of .*test\.jsonl is missing"),
         ([], r"the answer to a \(and 1 more\) of .* is missing"),
-        ([{"id": "a", "answer": "x"}] * 2, r"answers\.jsonl, line 2: the answer to a stands twice"),
-        ([{"id": name, "answer": "x"} for name in "abc"], r"answers\.jsonl: c is no example of .* that is scored"),
+        ([("a", "x")] * 2, r"answers\.jsonl, line 2: the answer to a stands twice"),
+        ([(name, "x") for name in "abc"], r"answers\.jsonl: c is no example of .* that is scored"),
         ([{"id": "a"}], r"answers\.jsonl, line 1: it needs the keys id and answer"),
-        ([{"id": "a", "answer": None}], r"line 1: it needs the keys id and answer, the answer as a text"),
+        ([("a", None)], r"line 1: it needs the keys id and answer, the answer as a text"),
         (["a"], r"line 1: it needs the keys id and answer"),
     ],
 )
-def test_a_mistake_is_one_sentence(data, tmp_path, answers, message):
+def test_a_mistake_is_one_sentence(score, answers, message):
     with pytest.raises(UserError, match=message):
-        score(data, lines(tmp_path / "answers.jsonl", answers))
+        score(answers)
 
 
-def test_files_that_cannot_be_read(data, tmp_path):
-    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
-        score(data, tmp_path / "none.jsonl")
-    (tmp_path / "text.jsonl").write_text("[" * 100_000)
-    with pytest.raises(UserError, match=r"text\.jsonl, line 1 is not valid JSON"):
-        score(data, tmp_path / "text.jsonl")
-    (tmp_path / "text.jsonl").write_bytes('{"id": "a", "answer": "\u00fc"}'.encode("latin-1"))
-    with pytest.raises(UserError, match=r"text\.jsonl, line 1 is not UTF-8 text: .* at byte 23"):
-        score(data, tmp_path / "text.jsonl")
-    twice = lines(tmp_path / "twice.jsonl", [json.loads(data.read_text().splitlines()[0])] * 2)
-    with pytest.raises(UserError, match=r"twice\.jsonl: the id a stands twice"):
-        score(twice, lines(tmp_path / "answers.jsonl", [{"id": "a", "answer": "x"}]))
+def test_an_id_that_two_examples_have_is_refused(score):
+    with pytest.raises(UserError, match=r"test\.jsonl: the id a stands twice"):
+        score([("a", "x")], EXAMPLES[:1] * 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"answers\.jsonl does not exist"),
+        (b"[" * 100_000, r"answers\.jsonl, line 1 is not valid JSON"),
+        ('{"id": "a", "answer": "\u00fc"}'.encode("latin-1"), r"line 1 is not UTF-8 text: .* at byte 23"),
+        (b'{"id": "a", "answer": "\\ud800"}\n', "line 1 is not valid Unicode text: surrogates not allowed"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "answers.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_answers(tmp_path / "answers.jsonl")
 
 
 def test_only_line_feeds_end_a_line(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_bytes('\ufeff{"id": "a", "answer": "x\u2028y"}\r\n{"id": "b", "answer": "z"}\r\n'.encode())
     assert read_answers(path) == {"a": "x\u2028y", "b": "z"}
-    path.write_text('{"id": "a", "answer": "\\ud800"}\n')
-    with pytest.raises(UserError, match="line 1 is not valid Unicode text: surrogates not allowed"):
-        read_answers(path)
 
 
-def test_an_earlier_result_of_other_data_is_refused(data, tmp_path):
-    answers = lines(tmp_path / "answers.jsonl", [{"id": "a", "answer": BREACH}, {"id": "b", "answer": CLEAN}])
-    result, _ = score(data, answers)
-    before = tmp_path / "before.json"
-    before.write_text(json.dumps(result | {"general_source": "texts"}))
-    assert score(data, answers, before=before)[1]["n_examples"] == 3  # a result with more than the answers
-    before.write_text(json.dumps(result | {"n_examples": 2}))
+def test_an_earlier_result_of_other_data_is_refused(score, tmp_path):
+    answers, before = [("a", BREACH), ("b", CLEAN)], tmp_path / "before.json"
+    result, _ = score(answers)
+    write_json(before, result | {"general_source": "texts"})
+    assert score(answers, before=before)[1]["n_examples"] == 3  # a result with more than the answers
+    write_json(before, result | {"n_examples": 2})
     with pytest.raises(UserError, match="n_examples differs"):
-        score(data, answers, before=before)
+        score(answers, before=before)

@@ -3,6 +3,7 @@
 import json
 import re
 
+from common.durable_files import write_json_lines
 from tests.comparisons import answer_text, example, general, row, task, write_run
 from tests.processes import run_python
 
@@ -11,19 +12,16 @@ RULES = [["LCR_MIN"], ["LR_MIN"], ["LCR_MIN", "LR_MIN"], []]
 
 def answers(right):
     """Two reports of each of twelve banks; the answers to the first `right` reports are right."""
-    found = []
-    for i in range(24):
-        true = RULES[i % 4]
-        said = true if i < right else []
-        found.append(row(true, said, f"bank {i // 2}", rouge=0.9, text=answer_text(said), id=f"report {i}"))
-    return found
+    said = [RULES[i % 4] if i < right else [] for i in range(24)]
+    more = [{"rouge": 0.9, "text": answer_text(rules), "id": f"report {i}"} for i, rules in enumerate(said)]
+    return [row(RULES[i % 4], said[i], f"bank {i // 2}", **more[i]) for i in range(24)]
 
 
 def test_stored_results_are_compared(tmp_path):
     data, train = tmp_path / "test.jsonl", tmp_path / "train.jsonl"
     examples = [example(f"report {i}", f"bank {i // 2}", RULES[i % 4], f"LCR {60 + i}% of bank {i}") for i in range(24)]
     for path in (data, train):
-        path.write_text("".join(json.dumps(one) + "\n" for one in examples))
+        write_json_lines(path, examples)
     runs = {}
     rights = {"a-1": 8, "a-2": 9, "a-3": 9, "b-1": 24, "b-2": 22, "b-3": 24}
     for name, right in rights.items():
@@ -51,9 +49,6 @@ def test_stored_results_are_compared(tmp_path):
     assert (out / "comparison.html").read_text().count("<img") == 3
     assert re.search(r"\| full \(3 seeds\) \|.* 0\.986 \(", (out / "comparison.md").read_text())
     assert result["primary"][0]["p_margin_holm"] > 0.9
-    single = run_python("scripts/compare.py", f"lora={runs['a-1']}", arms[1], *files, *tested[:4])
-    assert single.returncode == 2 and single.stderr.startswith("error: lora has one seed, which shows nothing")
-
     data.write_text(data.read_text() + "\n")
     refused = run_python("scripts/compare.py", *arms, *files)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr

@@ -2,17 +2,19 @@
 
 import json
 import math
-from pathlib import Path
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from common.durable_files import write_json_lines
 from data.tokens import load_tokenizer
 from tests.processes import run_python, run_ranks
 from tests.tiny import encode_one, write_tiny_model
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
+EVALUATE, SCORE = "scripts/evaluate.py", "scripts/score.py"
+NAMED = ("--fields", "messages=talk")
 BREACH = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nThe bank shall restore its LCR."
 CLEAN = "Violations:\nnone\nDirective:\nNo measures."
 
@@ -26,9 +28,7 @@ EXAMPLES = [
     chat("a", "LCR 75.2% of the bank", BREACH),
     chat("b", "LCR 120%", CLEAN),
     {"text": "The liquidity coverage ratio of the bank."},
-    chat(
-        "c", "CET1 ratio 13% and then a much longer report of the bank, with total exposure and more.<|im_end|>", CLEAN
-    ),
+    chat("c", "CET1 ratio 13% and then a much longer report of the bank, with total exposure.<|im_end|>", CLEAN),
     chat("d", "Leverage ratio 2.1%", BREACH.replace("LCR_MIN", "LR_MIN")),
 ]
 
@@ -37,8 +37,10 @@ EXAMPLES = [
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     write_tiny_model(folder / "model")
-    (folder / "test.jsonl").write_text("".join(json.dumps(example) + "\n" for example in EXAMPLES))
-    (folder / "train.jsonl").write_text(json.dumps(EXAMPLES[0]) + "\n" + json.dumps(EXAMPLES[1]) + "\n")
+    write_json_lines(folder / "test.jsonl", EXAMPLES)
+    write_json_lines(folder / "train.jsonl", EXAMPLES[:2])
+    own = [{"talk" if key == "messages" else key: value for key, value in one.items()} for one in EXAMPLES]
+    write_json_lines(folder / "own.jsonl", own)
     return folder
 
 
@@ -59,7 +61,7 @@ def expected_loss(directory):
 def test_one_and_two_processes_give_the_same_metrics(files):
     model_and_data = [files / "model", "--data", files / "test.jsonl"]
     options = ["--train", files / "train.jsonl", "--max-new-tokens", 12, "--dtype", "fp32", "--general", "--shots", 1]
-    done = run_python(SCRIPT, *model_and_data, *options, "--json", files / "out" / "one.json")
+    done = run_python(EVALUATE, *model_and_data, *options, "--json", files / "out" / "one.json")
     assert done.returncode == 0, done.stderr
     assert "violations F1 (micro)" in done.stdout
     assert "answer to example a (true violations: LCR_MIN)" in done.stdout
@@ -67,9 +69,12 @@ def test_one_and_two_processes_give_the_same_metrics(files):
 
     compared = ["--json", files / "two.json", "--before", files / "out" / "one.json", "--batch-size", 2]
     compared += ["--sharding", "full", "--answers", files / "answers.jsonl"]
-    done = run_ranks(2, SCRIPT, *model_and_data, *options, *compared)
+    done = run_ranks(2, EVALUATE, *model_and_data, *options, *compared)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("answer to example") == 1  # only rank 0 prints
+    # Every bar is a few lines in a file and ends at 100%, although answers end early.
+    bars = set(re.findall(r"([\w ]+) \(rank 0 of 2\): 100% after", done.stderr))
+    assert bars == {"loss of the responses", "answers", "general text"} and done.stderr.count("% after") <= 6
     assert done.stdout.count("control tokens: 1 example has") == 1
     assert f"data.control_tokens=allow: {files / 'test.jsonl'}, line 4\n" in done.stdout
     assert "before" in done.stdout
@@ -99,19 +104,24 @@ def same_answers_scored_without_the_model(files, result):
     """scripts/score.py agrees with scripts/evaluate.py in everything that needs no model."""
     arguments = ["--data", files / "test.jsonl", "--train", files / "train.jsonl", "--answers", files / "answers.jsonl"]
     arguments += ["--json", files / "scored.json", "--before", files / "out" / "one.json"]
-    done = run_python(SCRIPT.with_name("score.py"), *arguments)
+    done = run_python(SCORE, *arguments)
     assert done.returncode == 0, done.stderr
     scored = json.loads((files / "scored.json").read_text())
     parts = ("violations", "facts", "letters", "measures", "rouge_l", "answers", "data_sha256", "n_examples")
     assert {part: scored[part] for part in parts} == {part: result[part] for part in parts}
     assert "answer to example a" in done.stdout and "before" in done.stdout
     (files / "answers.jsonl").write_text("")
-    done = run_python(SCRIPT.with_name("score.py"), *arguments)
-    assert (done.returncode, done.stderr.splitlines()[-1][:7]) == (2, "error: ") and "Traceback" not in done.stderr
+    done = run_python(SCORE, "--data", files / "own.jsonl", "--answers", files / "answers.jsonl", *NAMED)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(
+        f"error: {files / 'answers.jsonl'}: the answer to a (and 3 more) of {files / 'own.jsonl'}"
+    )
 
 
 def test_constrained_answers_have_the_form_on_each_process_and_a_large_model_is_sharded(files):
-    arguments = [SCRIPT, files / "model", "--data", files / "test.jsonl", "--max-new-tokens", 8, "--constrained"]
+    """The keys of the messages are named, for --validation too."""
+    arguments = [EVALUATE, files / "model", "--data", files / "own.jsonl", "--max-new-tokens", 8, "--constrained"]
+    arguments += [*NAMED, "--validation", files / "own.jsonl"]
     with (files / "model" / "large.safetensors").open("wb") as file:  # only its size matters; it takes no disk
         file.truncate(2**31)
     done = run_ranks(2, *arguments, "--limit", 3, "--json", files / "constrained.json")
@@ -124,16 +134,9 @@ def test_constrained_answers_have_the_form_on_each_process_and_a_large_model_is_
     assert done.stdout.count(said) == 1
 
 
-def test_what_rank_0_cannot_read_is_one_line_for_all_ranks(files):
-    done = run_ranks(2, SCRIPT, files / "model", "--data", files / "nothing.jsonl")
-    assert done.returncode == 2
-    assert done.stderr.count("error: ") == done.stderr.count("nothing.jsonl does not exist") == 1
-    assert "Traceback" not in done.stderr
-
-
-def test_odd_fields_end_in_one_line(files):
-    (files / "odd.jsonl").write_text(json.dumps(EXAMPLES[0] | {"violations": "LCR_MIN"}) + "\n")
-    done = run_python(SCRIPT, files / "model", "--data", files / "odd.jsonl")
+def test_a_mistake_that_rank_0_finds_is_one_line_for_all_ranks(files):
+    write_json_lines(files / "odd.jsonl", [EXAMPLES[0] | {"violations": "LCR_MIN"}])
+    done = run_ranks(2, EVALUATE, files / "model", "--data", files / "odd.jsonl")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     message = "odd.jsonl, example a: `violations` must be a list of ids of rules, not 'LCR_MIN'"
-    assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr.splitlines()[-1]
+    assert done.stderr.count("error: ") == done.stderr.count(message) == 1

@@ -48,21 +48,11 @@ config = Config(
 )
 """)
     out = tmp_path / "out"
-    listed = compare(plan_only=True)[0]
-    listed_methods = [line.split() for line in listed.splitlines()]
-    assert [method[0] for method in listed_methods] == [
-        "plain",
-        "low-lr",
-        "replay-5",
-        "replay-25",
-        "ewc-1",
-        "ewc-10",
-        "ewc-100",
-        "replay-5-ewc-10",
-        "replay-5-ewc-100",
-    ]
-    assert listed_methods[-1][2:] == ["ewc.strength=100", f"ewc.fisher={out / 'ewc-1' / 'ewc'}"]
-    assert listed_methods[1][1] == "optimizer.learning_rate=0.00333333"
+    listed = [line.split() for line in compare(plan_only=True)[0].splitlines()]
+    names = "plain low-lr replay-5 replay-25 ewc-1 ewc-10 ewc-100 replay-5-ewc-10 replay-5-ewc-100"
+    assert [method[0] for method in listed] == names.split()
+    assert listed[-1][2:] == ["ewc.strength=100", f"ewc.fisher={out / 'ewc-1' / 'ewc'}"]
+    assert listed[1][1] == "optimizer.learning_rate=0.00333333"
     with pytest.raises(UserError, match="share"):  # checked before the first run
         compare(shares=[1.5])
     assert not out.exists()

@@ -1,41 +1,47 @@
+"""Which runs, models and results are compared, and what is measured first."""
+
 import json
 
 import pytest
 
 from common.errors import UserError
 from eval.comparison import measured
-from eval.comparison.arms import Source, find_base, parse_arms, tokens_of
-from eval.comparison.measured import Measuring, measure_arms
+from eval.comparison.arms import Source, find_base, parse_arms
+from eval.comparison.measured import Measuring
 from tests.comparisons import general, row, task, write_run
 
 RESULT = task([row(["A"], ["A"], "x")])
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path, monkeypatch):
+    """The test, in the working directory."""
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "test.jsonl"
     path.write_text("{}\n")
     return path
 
 
+@pytest.fixture
+def runs(tmp_path, data):
+    """The results of two runs, `one` and `two`."""
+    return [write_run(tmp_path / name, RESULT, general(), data) for name in ("one", "two")]
+
+
 def measuring(data, **options):
-    return Measuring(
-        **{"data": data, "train": None, "base": None, "general": False, "out": data.parent / "out"} | options
-    )
+    known = {"data": data, "train": None, "base": None, "general": False, "out": data.parent / "out"}
+    return Measuring(**known | options)
 
 
-def test_arms_are_named_and_have_seeds(tmp_path, data):
-    first, second = (write_run(tmp_path / name, RESULT, general(), data) for name in ("one", "two"))
-    runs = tmp_path / "one", tmp_path / "two"
-    assert parse_arms([f"full={runs[0]},{runs[1]}", f"{runs[1]}"]) == {
-        "full": [Source(runs[0], "run"), Source(runs[1], "run")],
-        "two": [Source(runs[1], "run")],
-    }
-    assert parse_arms([str(runs[0] / "export"), str(second)]) == {
-        "one": [Source(runs[0], "run")],
-        "two": [Source(second, "result")],  # named after its run
-    }
-    assert first.is_file() and tokens_of(Source(runs[0], "run")) == tokens_of(Source(first, "result")) == 1000
+def test_arms_are_named_and_have_seeds(tmp_path, runs):
+    one, two = (Source(tmp_path / name, "run") for name in ("one", "two"))
+    assert parse_arms([f"full={one.path},{two.path}", f"{two.path}"]) == {"full": [one, two], "two": [two]}
+    result = Source(runs[1], "result")
+    assert parse_arms([str(one.path / "export"), str(runs[1])]) == {
+        "one": [one],
+        "two": [result],
+    }  # named after its run
+    assert one.tokens == result.tokens == 1000 and Source(tmp_path / "x.json", "result").tokens is None
 
 
 @pytest.mark.parametrize(
@@ -47,103 +53,87 @@ def test_arms_are_named_and_have_seeds(tmp_path, data):
         (["a=missing", "b=one"], "missing is neither .* it does not exist"),
     ],
 )
-def test_a_mistake_is_one_sentence(tmp_path, data, monkeypatch, texts, sentence):
-    for name in ("one", "two"):
-        write_run(tmp_path / name, RESULT, general(), data)
-    monkeypatch.chdir(tmp_path)
+def test_a_mistake_is_one_sentence(runs, texts, sentence):
     with pytest.raises(UserError, match=sentence):
         parse_arms(texts)
 
 
-def test_a_run_that_is_not_finished_is_refused(tmp_path, data):
-    for name in ("one", "two"):
-        write_run(tmp_path / name, RESULT, general(), data)
-    arms = [str(tmp_path / "one"), str(tmp_path / "two")]
+def test_a_run_that_is_not_finished_is_refused(tmp_path, runs):
     with (tmp_path / "two" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "train/loss": 1.0}\n{"st')
     with pytest.raises(UserError, match="two is not finished: its export is of step 2, and it has trained to step 3"):
-        parse_arms(arms)
+        parse_arms(["one", "two"])
     (tmp_path / "two" / "export" / "export.json").unlink()
-    with pytest.raises(
-        UserError, match="two is not finished: it has no complete export; start its train.py command again"
-    ):
-        parse_arms(arms)
+    with pytest.raises(UserError, match="two is not finished: it has no complete export; start its train.py command"):
+        parse_arms(["one", "two"])
 
 
 def test_the_base_is_that_of_the_runs(tmp_path, data):
     for name, base in (("one", "m"), ("two", "m"), ("three", "other")):
         write_run(tmp_path / name, RESULT, general(), data)
         (tmp_path / name / "config.json").write_text(json.dumps({"config": {"model": {"path": base}}}))
-    assert find_base(parse_arms([str(tmp_path / "one"), str(tmp_path / "two")])) == "m"
-    with pytest.raises(UserError, match="m .*one.* and other .*three.*; name it with --base"):
-        find_base(parse_arms([str(tmp_path / "one"), str(tmp_path / "three")]))
+    assert find_base(parse_arms(["one", "two"])) == "m"
+    with pytest.raises(UserError, match="m .one. and other .three.; name it with --base"):
+        find_base(parse_arms(["one", "three"]))
 
 
-def test_results_are_used_if_they_are_of_the_same_data_and_weights(tmp_path, data, monkeypatch):
+def test_results_are_used_if_they_are_of_the_same_data_and_weights(tmp_path, data, runs, monkeypatch):
     launched = []
 
     def launch(processes, script, *options):
         launched.append((processes, script, *options))
-        path = options[options.index("--json") + 1]
-        made = (
-            RESULT | {"data_sha256": how.data_sha256, "weights": "new"}
-            if script == "scripts/evaluate.py"
-            else general(weights="new")
-        )
-        path.write_text(json.dumps(made))
+        path, sha = options[options.index("--json") + 1], json.loads(runs[0].read_text())["data_sha256"]
+        made = RESULT | {"data_sha256": sha, "weights": "new"}
+        path.write_text(json.dumps(made if script == "scripts/evaluate.py" else general(weights="new")))
+
+    def fingerprint(path):
+        return "b" if path == "base" else weights[path.parent.name]
 
     monkeypatch.setattr(measured, "launch", launch)
-    monkeypatch.setattr(
-        measured, "fingerprint_of_base", lambda path: "b" if path == "base" else weights[path.parent.name]
-    )
-    stored = [write_run(tmp_path / name, RESULT, general(), data) for name in ("one", "two")]
-    weights = {"one": "one", "two": "two"}
-    sources = parse_arms([str(tmp_path / "one"), str(tmp_path / "two")])
+    monkeypatch.setattr(measured, "fingerprint_of_base", fingerprint)
+    weights = {"one": "one", "two": "two", tmp_path.name: "new"}
+    sources = parse_arms([str(tmp_path / name) for name in ("one", "two")])
     how = measuring(data, base="base", general=True, train=data, processes=2)
-    arms = measure_arms(sources, how)
-    assert launched == [] and [arm.seeds[0].tokens for arm in arms] == [1000, 1000]
+    assert [arm.seeds[0].tokens for arm in how.arms(sources)] == [1000, 1000] and launched == []
 
     weights["two"] = "new"  # the run was trained on
-    arms = measure_arms(sources, how)
-    export = tmp_path / "two" / "export"
+    arms, export = how.arms(sources), tmp_path / "two" / "export"
     assert launched == [
-        (2, "scripts/evaluate.py", export, "--data", data, "--json", stored[1], "--show", 0, "--train", data),
-        (2, "scripts/measure.py", "forgetting", "base", export, "--json", stored[1].with_name("general.json")),
+        (2, "scripts/evaluate.py", export, "--data", data, "--json", runs[1], "--show", 0, "--train", data),
+        (2, "scripts/measure.py", "forgetting", "base", export, "--json", runs[1].with_name("general.json")),
     ]
     assert arms[1].seeds[0].general["weights"]["tuned"] == "new"
-    measure_arms(sources, how)
+    how.arms(sources)
     assert len(launched) == 2  # kept
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    sources = parse_arms([str(tmp_path / "one"), f"a model={tmp_path / 'model'}"])
-    weights[tmp_path.name] = "new"
-    measure_arms(sources, measuring(data))
-    assert launched[2][6] == tmp_path / "out" / "eval" / f"a_model-1-test-{how.data_sha256[:8]}.json"
+    measuring(data).arms(parse_arms([str(tmp_path / "one"), f"a model={tmp_path / 'model'}"]))
+    assert launched[2][6] == tmp_path / "out" / "eval" / f"a_model-1-{runs[0].name}"
     assert not list((tmp_path / "model").glob("eval*")) and len(launched) == 3
 
 
-def test_results_that_do_not_belong_together_are_refused(tmp_path, data):
-    first, second = (write_run(tmp_path / name, RESULT, general(), data) for name in ("one", "two"))
-    sources = parse_arms([str(first), str(second)])
-    arms = measure_arms(sources, measuring(data))
+def test_results_that_do_not_belong_together_are_refused(data, runs):
+    sources, second = parse_arms([*map(str, runs)]), runs[1]
+    arms = measuring(data).arms(sources)
     assert arms[0].seeds[0].general and arms[0].seeds[0].tokens == 1000
-    stored = json.loads(second.read_text())
+    stored, other = json.loads(second.read_text()), second.with_name("general.json")
 
-    def refused(result, sentence):
-        second.write_text(json.dumps(result))
+    def refused(path, text, sentence):
+        before = path.read_text()
+        path.write_text(text)
         with pytest.raises(UserError, match=sentence):
-            measure_arms(sources, measuring(data))
+            measuring(data).arms(sources)
+        path.write_text(before)
 
-    refused(stored | {"n_examples": 5}, "different examples .n_examples differs.* same --limit")
-    refused(stored | {"answers": [row(["B"], ["A"], "x")]}, "do not agree on the true answers")
-    refused(stored | {"data_sha256": "1" * 64}, "was measured on other data .test.jsonl. than")
-    second.write_text(json.dumps(stored))
-    other = second.with_name("general.json")
-    other.write_text(json.dumps(general(weights="two") | {"text": "news"}))
-    with pytest.raises(UserError, match="the general text, or the base model, of .* differs"):
-        measure_arms(sources, measuring(data))
+    for change, sentence in (
+        ({"n_examples": 5}, "different examples .n_examples differs.* same --limit"),
+        ({"answers": [row(["B"], ["A"], "x")]}, "do not agree on the true answers"),
+        ({"data_sha256": "1" * 64}, "was measured on other data .test.jsonl. than"),
+    ):
+        refused(second, json.dumps(stored | change), sentence)
+    refused(
+        other, json.dumps(general(weights="two") | {"text": "news"}), "the general text, or the base model, of .* dif"
+    )
     for text in ("{", "{}", "[]"):
-        other.write_text(text)
-        with pytest.raises(UserError, match="general.json is damaged"):
-            measure_arms(sources, measuring(data))
+        refused(other, text, "general.json is damaged")

@@ -80,31 +80,28 @@ def test_the_error_is_that_of_the_bootstrap_that_draws_seeds_and_examples_at_onc
 
 
 def test_equal_seeds_leave_the_interval_of_the_examples_and_student_widens_it() -> None:
-    rows = np.array([[1.0, 1.0], [0.0, 1.0]] * 10)
-    before = Terms(rows, range(20), ratio, seeds=(0.5, 0.5))
-    after = Terms(rows, range(20), ratio, seeds=(0.7, 0.7))
+    before, after = (Terms(np.ones((20, 2)), range(20), ratio, seeds=(value, value)) for value in (0.5, 0.7))
     wide = 4.302653 / Z  # Student's quantile with 2 degrees of freedom, one of each side's two seeds
     found = over_seeds(Interval(0.2, 0.1, 0.3), before, after)
-    assert (found.interval().low, found.interval().high) == pytest.approx(
-        (0.2 - 0.1 * wide, 0.2 + 0.1 * wide), abs=1e-5
-    )
+    assert bounds(found) == pytest.approx((0.2 - 0.1 * wide, 0.2 + 0.1 * wide), abs=1e-5)
     assert found.p == pytest.approx(2 * stats.t.sf(0.2 * Z / 0.1, 2))
+
+
+def bounds(found: Estimate, level: float = 0.95) -> tuple[float, float]:
+    return found.interval(level).low, found.interval(level).high
 
 
 def test_welchs_test_and_that_of_pairs_are_what_is_left_without_a_spread_over_examples() -> None:
     first, second = (0.61, 0.66, 0.58), (0.80, 0.71, 0.90, 0.84)
-    before, after = (Terms(np.ones((20, 2)), range(20), ratio, seeds=values) for values in (first, second))
-    value = float(np.mean(second) - np.mean(first))
-    welch = stats.ttest_ind(second, first, equal_var=False)
-    found = over_seeds(Interval(value, value, value), before, after)
-    assert found.p == pytest.approx(welch.pvalue)
-    assert (found.interval().low, found.interval().high) == pytest.approx(tuple(welch.confidence_interval()))
-    after = Terms(np.ones((20, 2)), range(20), ratio, seeds=second[:3])
-    value = float(np.mean(second[:3]) - np.mean(first))
-    pairs = stats.ttest_rel(second[:3], first)
-    found = over_seeds(Interval(value, value, value), before, after, paired=True)
-    assert found.p == pytest.approx(pairs.pvalue)
-    assert (found.interval(0.9).low, found.interval(0.9).high) == pytest.approx(tuple(pairs.confidence_interval(0.9)))
+    for seeds, test in (
+        (second, stats.ttest_ind(second, first, equal_var=False)),
+        (second[:3], stats.ttest_rel(second[:3], first)),
+    ):
+        before, after = (Terms(np.ones((20, 2)), range(20), ratio, seeds=values) for values in (first, seeds))
+        value = float(np.mean(seeds) - np.mean(first))
+        found = over_seeds(Interval(value, value, value), before, after, paired=len(seeds) == 3)
+        assert found.p == pytest.approx(test.pvalue)
+        assert bounds(found, 0.9) == pytest.approx(tuple(test.confidence_interval(0.9)))
 
 
 def test_p_and_interval_agree_about_0_and_about_the_margin() -> None:
@@ -153,26 +150,19 @@ def test_contrasts_are_declared_with_their_margins(arms) -> None:
 @pytest.mark.parametrize(
     ("primary", "paired", "margins", "sentence"),
     [
-        (
-            [("a", "b", name) for name in ("f1", "kl", "loss", "exact")],
-            [],
-            [],
-            "4 contrasts are declared, and 3 are the most",
-        ),
-        ([("a", "c", "f1")], [], [], "c has one seed, which shows nothing of its recipe: .* two or more, c=RUN,RUN"),
-        ([("a", "a", "f1")], [], [], "name two rows, of which one is an arm: a, b, c"),
-        (
-            [],
-            [("a", "b", "f1")],
-            [],
-            "name a run of each seed for both, in the same order; the seeds are 0, 1 and 0, 1, 2",
-        ),
-        ([], [("a", "turned", "f1")], [], "the seeds are 0, 1 and 1, 0"),
-        ([("a", "b", "f1")], [], ["f1=0"], "--margin f1=0 must be METRIC=NUMBER, the number above 0"),
-        ([("a", "b", "f1")], [], ["kl=0.05"], "--margin kl is of no declared contrast"),
+        ("abf1 abkl abloss abexact", "", [], "4 contrasts are declared, and 3 are the most"),
+        ("acf1", "", [], "c has one seed, which shows nothing of its recipe: .* two or more, c=RUN,RUN"),
+        ("aaf1", "", [], "name two rows, of which one is an arm: a, b, c"),
+        ("", "abf1", [], "name a run of each seed for both, in the same order; the seeds are 0, 1 and 0, 1, 2"),
+        ("", "atf1", [], "the seeds are 0, 1 and 1, 0"),
+        ("abf1", "", ["f1=0"], "--margin f1=0 must be METRIC=NUMBER, the number above 0"),
+        ("abf1", "", ["f1=some"], "--margin f1=some must be METRIC=NUMBER"),
+        ("abf1", "", ["kl=0.05"], "--margin kl is of no declared contrast"),
     ],
 )
 def test_what_cannot_be_tested_is_refused(arms, primary, paired, margins, sentence) -> None:
-    arms["turned"] = arms["a"][::-1]
+    """A contrast is written as the letters of two arms, and a metric. The seeds of `t` are those of `a`, turned."""
+    arms["t"] = arms["a"][::-1]
+    named = [[(one[0], one[1], one[2:]) for one in words.split()] for words in (primary, paired)]
     with pytest.raises(UserError, match=sentence):
-        declare(primary, paired, margins, arms)
+        declare(*named, margins, arms)

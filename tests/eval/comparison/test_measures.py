@@ -1,18 +1,11 @@
+"""Metrics as sums over reports, texts and questions."""
+
 import math
 
 import numpy as np
 import pytest
 
-from eval.comparison.measures import (
-    arm_terms,
-    averaged,
-    general_terms,
-    label_terms,
-    measure_of,
-    named_rules,
-    rule_terms,
-    seed_terms,
-)
+from eval.comparison.measures import arm_terms, general_terms, label_terms, measure_of, named_rules, rule_terms
 from eval.intervals import interval
 from tests.comparisons import arm, general, row, task
 from xbrl.answers.scores import score_violations
@@ -22,17 +15,16 @@ ANSWERS = [
     row(["B"], ["B"], "x"),
     row([], [], "y"),
     row(["A"], [], "z"),
-    row(["A"], None or [], "z", unreadable=True),
+    row(["A"], [], "z", unreadable=True),
 ]
 
 
 def test_the_values_are_those_of_the_evaluation():
     predicted = [answer["predicted"] + ["(unreadable)"] * answer.get("unreadable", False) for answer in ANSWERS]
     expected = score_violations([answer["true"] for answer in ANSWERS], predicted)
-    found = label_terms(task(ANSWERS), named_rules([task(ANSWERS)]))
-    assert found["precision"].value == pytest.approx(expected["micro"]["precision"])
-    assert found["recall"].value == pytest.approx(expected["micro"]["recall"])
-    assert found["macro_f1"].value == pytest.approx(expected["macro_f1"])
+    found = {name: one.value for name, one in label_terms(task(ANSWERS), named_rules([task(ANSWERS)])).items()}
+    micro = {name: expected["micro"][name] for name in ("precision", "recall")}
+    assert found == pytest.approx(micro | {"macro_f1": expected["macro_f1"]})
     for rule in ("A", "B", "C"):
         one = {name: terms.value for name, terms in rule_terms(task(ANSWERS), rule).items()}
         known = {name: expected["per_rule"][rule][name] for name in one}
@@ -43,11 +35,8 @@ def test_the_values_are_those_of_the_evaluation():
 
 def test_macro_f1_of_a_resample_is_over_the_rules_that_it_has():
     terms = label_terms(task([row(["A"], ["A"]), row(["B"], [])]), ["A", "B"])["macro_f1"]
-    assert terms.value == 0.5
-    assert terms.metric(2 * terms.rows[0]) == 1 and terms.metric(np.stack([terms.rows[0], terms.rows[1]])).tolist() == [
-        1,
-        0,
-    ]
+    assert terms.value == 0.5 and terms.metric(2 * terms.rows[0]) == 1
+    assert terms.metric(np.stack([terms.rows[0], terms.rows[1]])).tolist() == [1, 0]
 
 
 def test_the_interval_of_a_rule_at_the_ceiling_counts_the_banks_that_have_it():
@@ -60,19 +49,17 @@ def test_seeds_are_averaged_for_each_report():
     both = arm("both", task([row(["A"], ["A"]), row(["A"], [])]), task([row(["A"], ["A"]), row(["A"], ["A"])]))
     terms = arm_terms([both], ["A"])[0]["both"]
     assert len(terms["f1"].rows) == 2  # reports, not answers
-    assert terms["fact_f1"].value == terms["f1"].value and measure_of("fact_f1").heading == "fact-F1"
-    assert terms["recall"].value == 3 / 4
-    assert terms["f1"].value == pytest.approx(2 * 1.5 / (2 + 1.5))
-    wide = averaged([seed_terms(seed, ["A"])["exact"] for seed in both.seeds])
-    assert wide.rows[:, 0].tolist() == [1, 0.5]
+    assert terms["f1"].value == terms["fact_f1"].value == pytest.approx(2 * 1.5 / (2 + 1.5))
+    assert terms["recall"].value == 3 / 4 and measure_of("fact_f1").heading == "fact-F1"
+    assert terms["exact"].rows[:, 0].tolist() == [1, 0.5]
 
 
 def test_the_loss_is_per_answer_where_tokenizers_differ():
     answers = [row(["A"], ["A"])] * 3
-    same, per_answer = arm_terms([arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, 2))], ["A"])
-    assert (same["b"]["loss"].value, per_answer) == (3.0, False)
-    other, per_answer = arm_terms([arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, 3))], ["A"])
-    assert (other["a"]["loss"].value, other["b"]["loss"].value, per_answer) == (6.0, 6.0, True)
+    for targets, losses in ((2, (3.0, 3.0)), (3, (6.0, 6.0))):
+        arms = [arm("a", task(answers, 6.0, 2)), arm("b", task(answers, 6.0, targets))]
+        found, per_answer = arm_terms(arms, ["A"])
+        assert (found["a"]["loss"].value, found["b"]["loss"].value, per_answer) == (*losses, targets == 3)
 
 
 def test_general_text_and_questions():
