@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from common.errors import UserError
-from data.encoding import NOTES, control_line
+from data.encoding import NOTES, Encoded, Span, control_line
 from data.files import Reading, expand
 from data.held_out import BUT_FOR
 from data.store import Shard, Store
@@ -43,15 +43,13 @@ class Parts:
         """Token ids of a part, int64 `(length,)`, and their weights: bool if all are 0 or 1, otherwise float32."""
         first, spans = self.store.document(int(self.document[index]))
         start, length = int(self.start[index]), int(self.lengths[index])
-        inside = [
-            (max(1, begin - start), min(length, end - start), weight)
+        inside = (
+            Span(max(1, begin - start), min(length, end - start), weight)
             for begin, end, weight in spans.tolist()
             if begin < start + length and end > start + 1
-        ]
-        weights = np.zeros(length, dtype=bool if all(weight == 1 for *_, weight in inside) else np.float32)
-        for begin, end, weight in inside:
-            weights[begin:end] = weight
-        return self.store.tokens(first + start, first + start + length), weights
+        )
+        part = Encoded(self.store.tokens(first + start, first + start + length), tuple(inside))
+        return part.ids, part.weights()
 
     @cached_property
     def fingerprint(self) -> str:

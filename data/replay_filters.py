@@ -5,6 +5,7 @@ normalized. Character shingles need neither spaces between words nor a tokenizer
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -146,8 +147,5 @@ def until_last_sentence(text: str) -> str:
 
 def _largest_similarity(hashes: set[int], texts_by_hash: dict[int, list[int]], sketch_sizes: dict[int, int]) -> float:
     """The largest Jaccard similarity to a kept text."""
-    common: dict[int, int] = {}
-    for value in hashes:
-        for index in texts_by_hash.get(value, ()):
-            common[index] = common.get(index, 0) + 1
+    common = Counter(index for value in hashes for index in texts_by_hash.get(value, ()))
     return max((n / (len(hashes) + sketch_sizes[index] - n) for index, n in common.items()), default=0.0)

@@ -152,7 +152,7 @@ def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folde
 
 
 def test_the_error_for_an_incomplete_build_says_how_to_finish_it(tmp_path) -> None:
-    StoreWriter(tmp_path, {"dtype": "<u2", "tokenizer": "any"}).close()
+    StoreWriter(tmp_path, {"dtype": "<u2", "tokenizer": "any"})
     with pytest.raises(UserError, match="is incomplete; run the same scripts/data.py build command again to finish it"):
         opened(tmp_path, 64)
 

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from data.token_texts import one_line, run_text, visible
+from data.show import one_line, run_text, visible
 from tests.chat_families import family_tokenizer
 from tests.tiny import tiny_tokenizer
 
