@@ -150,9 +150,8 @@ class ExampleEncoder:
         """The control tokens that the content of an example spells, in the order of the content."""
         if "messages" in example:
             return self.control.marked(example["messages"], example.get("tools"))[2]
-        return [
-            token for key in ("text", "prompt", "completion") for token in self.control.found_in(example.get(key, ""))
-        ]
+        texts = (example.get(key, "") for key in ("text", "prompt", "completion"))
+        return [token for text in texts for token in self.control.found_in(text)]
 
     def control_report(self, examples: Iterable[tuple[str, dict]]) -> str:
         """The line about those of some examples, (where, example), whose content spells control tokens; "" without any."""
@@ -202,11 +201,9 @@ class ExampleEncoder:
         if not self.template.knows("developer", tools is not None):
             plain = [m | {"role": "system"} if m["role"] == "developer" else m for m in plain]
         marked, marked_tools, found = self.control.marked(plain, tools)
-        return (
-            (plain, tools, found)
-            if self.settings.control_tokens == "allow"
-            else (marked, marked_tools, self._refused(found))
-        )
+        if self.settings.control_tokens == "allow":
+            return plain, tools, found
+        return marked, marked_tools, self._refused(found)
 
     def _refused(self, found: list[str]) -> list[str]:
         """The control tokens that were found in a content. Raises UserError if they are an error."""
@@ -290,9 +287,8 @@ class ExampleEncoder:
     def _last_control(self, named: str) -> tuple[int, int] | None:
         """(where the template's last control token begins in a text, its id). None if it has none, or only <unk>."""
         start = named.rfind(self.control.name)
-        token = next(
-            (text for text in self.control.texts if named.startswith(text, start + len(self.control.name))), ""
-        )
+        rest = start + len(self.control.name)
+        token = next((text for text in self.control.texts if named.startswith(text, rest)), "")
         return (start, self._id(token)) if start >= 0 and token != self.tokenizer.unk_token else None
 
     @functools.lru_cache(maxsize=64)  # noqa: B019

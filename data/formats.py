@@ -246,22 +246,15 @@ def example_text(example: dict) -> str:
 def _form(row: dict, keys: list, where: str, reading: Reading) -> str:
     """The form of a row: the one that is named, or the first that it has all keys of."""
     found = f"its keys are {short_list(keys)}" if keys else "it has no keys"
-    if reading.format != "auto":
-        for key in REQUIRED[reading.format]:
-            if key not in row:
-                raise UserError(
-                    f"{where} has no `{reading.name_of(key)}`, which data.format={reading.format} needs; {found}"
-                )
-        return reading.format
-    for form, needed in REQUIRED.items():
-        if all(key in row for key in needed):
+    for form, needed in REQUIRED.items() if reading.format == "auto" else [(reading.format, REQUIRED[reading.format])]:
+        missing = [key for key in needed if key not in row]
+        if not missing:
             return form
-    named = ", ".join(f"{ours}={theirs}" for ours, theirs in reading.example_names.items())
-    hint = (
-        f"it was read with fields {named}, which hold for the training and validation files of a source alike"
-        if named
-        else "data.fields can name them"
-    )
+        if form == reading.format:
+            raise UserError(f"{where} has no `{reading.name_of(missing[0])}`, which data.format={form} needs; {found}")
+    hint = "data.fields can name them"
+    if named := ", ".join(f"{ours}={theirs}" for ours, theirs in reading.example_names.items()):
+        hint = f"it was read with fields {named}, which hold for the training and validation files of a source alike"
     raise UserError(f"{where} has none of the forms {', '.join(REQUIRED)} (docs/data.md): {found}; {hint}")
 
 

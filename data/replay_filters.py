@@ -31,15 +31,11 @@ class EvaluationTexts:
     def __init__(self, texts: Iterable[str]) -> None:
         normalized = [normalize(text) for text in texts]
         self.short_texts = [text for text in normalized if 0 < len(text) < EVALUATION_SHINGLE]
-        empty = np.zeros(0, dtype=np.int64)
-        hashes = [empty, *(shingle_hashes(text, EVALUATION_SHINGLE) for text in normalized)]
-        self.shingles = np.unique(np.concatenate(hashes))  # int64 (shingles,), ascending
+        self.shingles = {value for text in normalized for value in shingle_hashes(text, EVALUATION_SHINGLE).tolist()}
 
     def overlaps(self, normalized: str) -> bool:
         """Whether a normalized text shares a run of EVALUATION_SHINGLE characters, or contains a whole short text."""
-        hashes = shingle_hashes(normalized, EVALUATION_SHINGLE)
-        places = np.searchsorted(self.shingles[:-1], hashes)
-        if len(self.shingles) and (self.shingles[places] == hashes).any():
+        if not self.shingles.isdisjoint(shingle_hashes(normalized, EVALUATION_SHINGLE).tolist()):
             return True
         return any(
             text in normalized and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", normalized)

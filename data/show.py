@@ -7,6 +7,7 @@ characters that are invisible or change the direction of writing are replaced by
 
 import itertools
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.batches import StepBatch
 from data.encoding import NOTES, Encoded, Outcome
-from data.examples import Parts, parts_of
+from data.examples import parts_of
 from data.store import StoreWriter
 
 GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -74,11 +75,11 @@ def show_outcome(
             lines.append(f"--- sequence {number} of {len(outcome.sequences)}")
         writer = StoreWriter(None, {"dtype": "<u4"})
         writer.add(encoded.ids, encoded.spans, is_text=is_text)
-        parts = parts_of(writer.finish({}), sequence_length, too_long)  # as for training
-        lines += _what_is_cut(encoded, parts, sequence_length, too_long)
-        if parts.counts["empty"] or parts.counts["empty_truncated"]:
+        parts, counts, _ = parts_of(writer.finish({}), sequence_length, too_long)  # as for training
+        lines += _what_is_cut(encoded, counts, len(parts), sequence_length, too_long)
+        if counts["empty"] or counts["empty_truncated"]:
             lines.append("LEFT OUT: no token of it carries loss")
-        shown = [parts.get(i) for i in range(len(parts.lengths))] or [(encoded.ids, encoded.weights())]
+        shown = [parts.get(i) for i in range(len(parts))] or [(encoded.ids, encoded.weights())]
         for piece, part in enumerate(shown, 1):
             if piece > MAX_PIECES and style.max_tokens is not None:
                 lines.append(f"... {len(shown) - MAX_PIECES} more pieces are not shown (--full) ...")
@@ -116,17 +117,17 @@ def show_sequence(
     return [size, *between.join(texts).split("\n")]
 
 
-def _what_is_cut(encoded: Encoded, parts: Parts, limit: int, too_long: str) -> list[str]:
+def _what_is_cut(encoded: Encoded, counts: Counter, pieces: int, limit: int, too_long: str) -> list[str]:
     """What data.sequence_length does to a sequence, in a line."""
     length, lost = len(encoded.ids), int(np.count_nonzero(encoded.weights()[limit:]))
     actions = {
-        "cut": f"it is CUT into {len(parts.lengths)} pieces",
+        "cut": f"it is CUT into {pieces} pieces",
         "truncate": f"TRUNCATED: the last {length - limit:,} tokens are cut off, {lost:,} of them targets",
         "drop": "it is dropped",
         "error": "training stops with an error",
     }
     start = f"TOO LONG: {length:,} tokens, data.sequence_length={limit}, data.too_long={too_long}"
-    return [f"{start}: {what}" for action, what in actions.items() if parts.counts[action]]
+    return [f"{start}: {what}" for action, what in actions.items() if counts[action]]
 
 
 # ---- the text of tokens --------------------------------------------------------------------------------------------------------
