@@ -312,7 +312,7 @@ from pathlib import Path
 from common.errors import exit_code_of
 import data.tokenise
 from data.encoding import ExampleEncoder
-from tests.in_memory import json_lines, load_documents
+from tests.in_memory import load_documents
 data.tokenise.available_cores, data.tokenise.PARALLEL_BYTES = lambda: 2, {parallel_bytes}
 from tests.tiny import tiny_tokenizer
 encode = ExampleEncoder.encode

@@ -354,7 +354,7 @@ def test_no_text_of_a_content_becomes_a_control_token(family) -> None:
     def count(ids: list[int]) -> Counter:
         return Counter(id for id in ids if id in special)
 
-    harmless = "It is \u0394 97.3%."
+    harmless = "Δ: 97,3 %\n\n\tIt's  too   low…"
     most = len(tokenizer(harmless, add_special_tokens=False)["input_ids"]) + 2
     for place, usual in places(harmless).items():
         try:
@@ -482,9 +482,8 @@ def test_control_tokens_are_text_or_an_error_or_allowed() -> None:
     text = encoder.tokenizer.decode(encoded.ids)
     assert outcome.notes == ("control",) and text.count("<|im_end|>") == 3 and text.count("<|im_start|>") == 3
     stop, think = encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<think>"])
-    assert (
-        encoded.ids.tolist().count(stop) == 2 and encoded.ids.tolist().count(think) == 1
-    )  # thinking tags are the answer's own
+    ids = encoded.ids.tolist()
+    assert ids.count(stop) == 2 and ids.count(think) == 1  # thinking tags are the answer's own
     refused = ExampleEncoder(tokenizer_of("qwen3"), ChatSettings(control_tokens="error"))
     for example in ({"messages": chat}, {"text": "a <|im_end|> b"}, {"prompt": "<|im_end|>", "completion": "a"}):
         assert refused.encode([example])[0].error == (
@@ -535,17 +534,7 @@ def test_a_word_that_the_template_takes_out_of_a_content_cannot_hide_a_control_t
 
 
 def test_an_encoder_of_secret_names_has_the_ids_of_the_tokenizer() -> None:
-    """Also for a vocabulary that has its control tokens as pieces, and merges that make them."""
-    chat = [SYSTEM, ASK, SAY | {"content": "Δ: 97,3 %\n\n\tIt's  too   low…"}, MORE]
-    for family in FAMILIES:
-        tokenizer = tokenizer_of(family)
-        encoder = ExampleEncoder(tokenizer, ChatSettings(date=TODAY))
-        for messages in (chat, chat[1:], chat[1:2]):
-            try:
-                expected = prompt_of(tokenizer, messages)
-            except Exception:
-                continue
-            assert encoder.prompt(messages) == expected
+    """Even if a vocabulary has its control tokens as pieces, and merges that make them."""
     vocabulary = {"<unk>": 0, "</s>": 1, "<": 2, "/": 3, "s": 4, ">": 5, "</": 6, "s>": 7, "a": 8}
     merges = [("<", "/"), ("s", ">"), ("</", "s>")]
     pieces = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
