@@ -260,21 +260,22 @@ class StoreWriter:
 
     def end_shard(self) -> None:
         """Complete the current shard and give it its name; a no-op if it is empty."""
-        if any(self.counts.values()):
-            path = (self.folder or Path()) / shard_file(len(self.info["shards"]))
-            with temporary_path(path).open("w+b") if self.folder else io.BytesIO() as file:
-                for name in SECTIONS:
-                    file.write(self.rows[name])
-                file.seek(0)
-                checksums = [zlib.crc32(block) for block in iter(lambda: file.read(BLOCK), b"")]
-                file.write(np.array(checksums, CHECKSUM).tobytes())
-                data = file.getvalue() if isinstance(file, io.BytesIO) else None
-            if self.folder:
-                publish(path)
-            self.shards.append(Shard(path, self.dtype, self.counts, data))
-            of_shard = {"digest": self.shards[-1].digest(), "highest": self.highest, "next": self.at}
-            self.info["shards"].append(self.counts | of_shard)
-            self._begin()
+        if not any(self.counts.values()):
+            return
+        path = (self.folder or Path()) / shard_file(len(self.info["shards"]))
+        with temporary_path(path).open("w+b") if self.folder else io.BytesIO() as file:
+            for name in SECTIONS:
+                file.write(self.rows[name])
+            file.seek(0)
+            checksums = [zlib.crc32(block) for block in iter(lambda: file.read(BLOCK), b"")]
+            file.write(np.array(checksums, CHECKSUM).tobytes())
+            data = file.getvalue() if isinstance(file, io.BytesIO) else None
+        if self.folder:
+            publish(path)
+        self.shards.append(Shard(path, self.dtype, self.counts, data))
+        of_shard = {"digest": self.shards[-1].digest(), "highest": self.highest, "next": self.at}
+        self.info["shards"].append(self.counts | of_shard)
+        self._begin()
 
     def finish(self, info: dict) -> Store:
         """Complete the store; `info` is added to `store.json`."""
