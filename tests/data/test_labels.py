@@ -354,7 +354,7 @@ def test_no_text_of_a_content_becomes_a_control_token(family) -> None:
     def count(ids: list[int]) -> Counter:
         return Counter(id for id in ids if id in special)
 
-    harmless = "Δ: 97,3 %\n\n\tIt's  too   low…"
+    harmless = "It is \u0394 97.3%."
     most = len(tokenizer(harmless, add_special_tokens=False)["input_ids"]) + 2
     for place, usual in places(harmless).items():
         try:
@@ -534,7 +534,17 @@ def test_a_word_that_the_template_takes_out_of_a_content_cannot_hide_a_control_t
 
 
 def test_an_encoder_of_secret_names_has_the_ids_of_the_tokenizer() -> None:
-    """Even if a vocabulary has its control tokens as pieces, and merges that make them."""
+    """Also for a vocabulary that has its control tokens as pieces, and merges that make them."""
+    chat = [SYSTEM, ASK, SAY | {"content": "Δ: 97,3 %\n\n\tIt's  too   low…"}, MORE]
+    for family in FAMILIES:
+        tokenizer = tokenizer_of(family)
+        encoder = ExampleEncoder(tokenizer, ChatSettings(date=TODAY))
+        for messages in (chat, chat[1:], chat[1:2]):
+            try:
+                expected = prompt_of(tokenizer, messages)
+            except Exception:
+                continue
+            assert encoder.prompt(messages) == expected
     vocabulary = {"<unk>": 0, "</s>": 1, "<": 2, "/": 3, "s": 4, ">": 5, "</": 6, "s>": 7, "a": 8}
     merges = [("<", "/"), ("s", ">"), ("</", "s>")]
     pieces = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
