@@ -67,17 +67,14 @@ class Cache:
         stamps = [_stamp(file) for file in files]
         key = hashlib.sha256(json.dumps([description, stamps], sort_keys=True).encode()).hexdigest()[:32]
         entry = self.directory / key
+        if store := _open_entry(entry, lambda damage: None):  # which the process says that mends it
+            return store, f"from the cache {store.path}, written {store.info['written']}"
         if why_not := _why_not_writable(self.directory):
-            if store := self._existing(entry, self.say):
-                return store, _origin(store)
             why = f" in memory, because {self.directory} cannot be written ({why_not}); data.cache can name another one"
             return build(None), tokenised(start) + why
-        # Damage is said below, by the process that mends it.
-        if store := self._existing(entry, lambda text: None):
-            return store, _origin(store)
         waiting = "waiting for another process of this node, which is tokenising the data"
         with node_lock(self.directory, key, lambda: self.say(waiting)):
-            store = self._existing(entry, _warn)  # by another process since this one began
+            store = _open_entry(entry, _warn)  # by another process since this one began
             return store or self._build(entry, files, stamps, build), f"{tokenised(start)} into {entry}"
 
     def _build(self, entry: Path, files: list[Path], stamps: list, build: Callable[[Path | None], Store]) -> Store:
@@ -90,9 +87,7 @@ class Cache:
                 if _stamp(file) != stamp:
                     raise UserError(f"{file} changed while it was tokenised; run the same command again")
             # Without locks another node that shares the directory may have published it: its ranks may read theirs.
-            if not self._existing(entry, lambda text: None):
-                if entry.is_symlink() or entry.is_file():  # a link to another disk that dangles
-                    entry.unlink()
+            if not _open_entry(entry, lambda damage: None):
                 publish(entry, temporary)
         except OSError as error:
             if error.errno in DISK_FULL:
@@ -102,32 +97,9 @@ class Cache:
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        if store := self._existing(entry, _warn):
-            self._shrink()
-            return store
-        raise UserError(f"the new cache entry {entry} cannot be read; name another directory in data.cache")
-
-    def _existing(self, entry: Path, say: Callable[[str], None]) -> Store | None:
-        in_use = lock_entry(entry, fcntl.LOCK_SH)
-        if in_use is None:
-            return None
-        try:
-            store = open_store(entry, in_use)
-            if store.info["entry"] != entry.name:
-                raise Damaged(f"it is the entry {store.info['entry']}")
-            is_small = sum(shard.size for shard in store.shards) <= VERIFIED
-            for shard, info in zip(store.shards, store.info["shards"], strict=True):
-                # Of a large one the ids are checked when they are read, and by CRC-32 alone, which anybody can mend.
-                shard.verify(shard.starts["hashes" if is_small else "documents"])
-                if is_small and shard.digest() != info["digest"]:
-                    raise Damaged(f"the tokens of {shard.path} are not those of {STORE_FILE}")
-        except (Damaged, OSError) as error:
-            in_use.close()
-            why = str(error).removesuffix(f"; {REBUILD}")
-            say(f"the cache entry {entry} is damaged ({why}): the data are tokenised again")
-            return None
-        with suppress(OSError):  # of another user, or on a read-only disk
-            os.utime(entry)  # last used now
+        if not (store := _open_entry(entry, _warn)):
+            raise UserError(f"the new cache entry {entry} cannot be read; name another directory in data.cache")
+        self._shrink()
         return store
 
     def _shrink(self) -> None:
@@ -153,8 +125,29 @@ def tokenised(start: float) -> str:
     return f"tokenised in {time.perf_counter() - start:.1f} s"
 
 
-def _origin(store: Store) -> str:
-    return f"from the cache {store.path}, written {store.info['written']}"
+def _open_entry(entry: Path, say: Callable[[str], None]) -> Store | None:
+    """The entry at a path, in use as long as it is referred to. None if there is none, or it is damaged, of which `say` hears."""
+    in_use = lock_entry(entry, fcntl.LOCK_SH)
+    if in_use is None:
+        return None
+    try:
+        store = open_store(entry, in_use)
+        if store.info["entry"] != entry.name:
+            raise Damaged(f"it is the entry {store.info['entry']}")
+        is_small = sum(shard.size for shard in store.shards) <= VERIFIED
+        for shard, info in zip(store.shards, store.info["shards"], strict=True):
+            # Of a large one the ids are checked when they are read, and by CRC-32 alone, which anybody can mend.
+            shard.verify(shard.starts["hashes" if is_small else "documents"])
+            if is_small and shard.digest() != info["digest"]:
+                raise Damaged(f"the tokens of {shard.path} are not those of {STORE_FILE}")
+    except (Damaged, OSError) as error:
+        in_use.close()
+        why = str(error).removesuffix(f"; {REBUILD}")
+        say(f"the cache entry {entry} is damaged ({why}): the data are tokenised again")
+        return None
+    with suppress(OSError):  # of another user, or on a read-only disk
+        os.utime(entry)  # last used now
+    return store
 
 
 def is_entry(path: Path) -> bool:
@@ -203,20 +196,21 @@ def clean_tokens(directory: Path, delete: bool) -> str:
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory")
-    lines, total, count = [], 0, 0
+    lines, sizes = [], []
     for root, folders, _ in os.walk(directory):
         path = Path(root)
         if not (what := _what(path)):
             continue
         folders.clear()
-        size = size_of(path)
-        if delete and not is_entry(path):
+        size, was_left = size_of(path), False
+        if delete and is_entry(path):
+            was_left = not remove_entry(path)
+        elif delete:
             shutil.rmtree(path)
-        in_use = delete and is_entry(path) and not remove_entry(path)
-        lines.append(f"{path}: {what}, {size / 2**20:,.1f} MiB" + (", which is in use and was left" if in_use else ""))
-        total, count = total + size * (not in_use), count + (not in_use)
-    size = f"{total / 2**20:,.1f} MiB in {count} places"
-    return "\n".join([*sorted(lines), f"deleted {size}" if delete else f"{size}; --yes deletes them"])
+        lines.append(f"{path}: {what}, {size / 2**20:,.1f} MiB" + ", which is in use and was left" * was_left)
+        sizes += [size] * (not was_left)
+    total = f"{sum(sizes) / 2**20:,.1f} MiB in {len(sizes)} places"
+    return "\n".join([*sorted(lines), f"deleted {total}" if delete else f"{total}; --yes deletes them"])
 
 
 def _what(directory: Path) -> str:

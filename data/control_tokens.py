@@ -95,14 +95,9 @@ class ControlTokens:
 def _written_by(tokenizer: PreTrainedTokenizerBase) -> str:
     """The source of the template, and what it writes: some write a token in parts, such as '<|' + message.role + '|>'."""
     texts = [str(tokenizer.chat_template)]
-    for roles in (
-        ["user", "assistant", "user"],
-        ["system", "user"],
-        ["developer", "user"],
-        ["user", "assistant", "tool"],
-    ):
+    for roles in ("user assistant user", "system user", "developer user", "user assistant tool"):
         with suppress(Exception):  # a template may refuse a role, or an order of roles
-            chat = [{"role": role, "content": "text"} for role in roles]
+            chat = [{"role": role, "content": "text"} for role in roles.split()]
             texts.append(cast(str, tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)))
     return "".join(texts)
 

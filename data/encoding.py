@@ -150,9 +150,8 @@ class ExampleEncoder:
         """The control tokens that the content of an example spells, in the order of the content."""
         if "messages" in example:
             return self.control.marked(example["messages"], example.get("tools"))[2]
-        return [
-            token for key in ("text", "prompt", "completion") for token in self.control.found_in(example.get(key, ""))
-        ]
+        texts = (example.get(key, "") for key in ("text", "prompt", "completion"))
+        return [token for text in texts for token in self.control.found_in(text)]
 
     def control_report(self, examples: Iterable[tuple[str, dict]]) -> str:
         """The line about those of some examples, (where, example), whose content spells control tokens; "" without any."""
@@ -202,11 +201,9 @@ class ExampleEncoder:
         if not self.template.knows("developer", tools is not None):
             plain = [m | {"role": "system"} if m["role"] == "developer" else m for m in plain]
         marked, marked_tools, found = self.control.marked(plain, tools)
-        return (
-            (plain, tools, found)
-            if self.settings.control_tokens == "allow"
-            else (marked, marked_tools, self._refused(found))
-        )
+        if self.settings.control_tokens == "allow":
+            return plain, tools, found
+        return marked, marked_tools, self._refused(found)
 
     def _refused(self, found: list[str]) -> list[str]:
         """The control tokens that were found in a content. Raises UserError if they are an error."""
@@ -290,9 +287,8 @@ class ExampleEncoder:
     def _last_control(self, named: str) -> tuple[int, int] | None:
         """(where the template's last control token begins in a text, its id). None if it has none, or only <unk>."""
         start = named.rfind(self.control.name)
-        token = next(
-            (text for text in self.control.texts if named.startswith(text, start + len(self.control.name))), ""
-        )
+        rest = start + len(self.control.name)
+        token = next((text for text in self.control.texts if named.startswith(text, rest)), "")
         return (start, self._id(token)) if start >= 0 and token != self.tokenizer.unk_token else None
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
@@ -330,28 +326,26 @@ class ExampleEncoder:
 
     def _ids_of_text(self, text: str) -> np.ndarray:
         """The ids of a text. A long one is tokenised in pieces between whose lines the usual pre-tokenizers split anyway."""
-        if len(text) <= PIECE or self._piece_lead is None:
-            return self._ids_of_pieces([text], "", True)
-        pieces = cut(text)
-        starts = range(0, len(pieces), PIECES)
-        return np.concatenate([self._ids_of_pieces(pieces[i : i + PIECES], self._piece_lead, i == 0) for i in starts])
+        is_cut = len(text) > PIECE and self._piece_lead is not None
+        return self._ids_of_pieces(cut(text), self._piece_lead or "") if is_cut else self._ids_of_pieces([text], "")
 
-    def _ids_of_pieces(self, pieces: Sequence[str], lead: str, begins: bool) -> np.ndarray:
-        """The ids of pieces that follow each other. A piece that continues a text is encoded after `lead`, whose ids are taken away.
+    def _ids_of_pieces(self, pieces: Sequence[str], lead: str) -> np.ndarray:
+        """The ids of a text in pieces. All but the first are encoded after `lead`, whose ids are taken away.
 
         A tokenizer with a mark before every text (Llama 2, Mistral) would put one before every piece.
         """
-        texts = [piece if begins and i == 0 else lead + piece for i, piece in enumerate(pieces)]
-        alone = len(self.encoder.encode(lead, add_special_tokens=False).ids)
-        found = self.encoder.encode_batch_fast(texts, add_special_tokens=False)
-        ids = [e.ids[0 if begins and i == 0 else alone :] for i, e in enumerate(found)]
-        return np.concatenate([np.array(one, dtype=np.int64) for one in ids])
+        ids, alone = [], len(self.encoder.encode(lead, add_special_tokens=False).ids)
+        for first in range(0, len(pieces), PIECES):
+            texts = [lead + piece if first + i else piece for i, piece in enumerate(pieces[first : first + PIECES])]
+            found = self.encoder.encode_batch_fast(texts, add_special_tokens=False)
+            ids += [np.array(e.ids[alone if first + i else 0 :], dtype=np.int64) for i, e in enumerate(found)]
+        return np.concatenate(ids)
 
     @functools.cached_property
     def _piece_lead(self) -> str | None:
         """The text before a piece that continues a text; None if pieces have other ids than the text."""
         whole = self.encoder.encode("".join(PROBE), add_special_tokens=False).ids
-        return next((lead for lead in ("\n", "") if self._ids_of_pieces(PROBE, lead, True).tolist() == whole), None)
+        return next((lead for lead in ("\n", "") if self._ids_of_pieces(PROBE, lead).tolist() == whole), None)
 
     def _given(self, example: dict) -> Encoded:
         """The sequence of an example that is tokenised already. Raises UserError for an id that the tokenizer has not."""

@@ -54,26 +54,24 @@ class Found:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What data.exclude leaves out. whole: the plan with all documents. lines: for the log."""
+    """What data.exclude leaves out.
 
-    found: tuple[Found, ...]
+    digests: the hashes of the examples, in order. items: of the corpus. whole: the plan with all documents. lines: for the log.
+    """
+
+    digests: list[str]
+    items: set[int]
     whole: TrainingPlan
     lines: tuple[str, ...]
 
     @property
-    def digests(self) -> list[str]:
-        """The hashes of the examples, in order."""
-        return sorted({found.digest for found in self.found})
-
-    @property
     def fingerprint(self) -> str:
-        """The SHA-256 of all of these."""
+        """The SHA-256 of all digests."""
         return hashlib.sha256(json.dumps(self.digests).encode()).hexdigest()
 
     def first_step(self, steps: int) -> int | None:
         """Of the first `steps` steps, counted from 0, the first with one of the examples. None: there is none."""
-        items = {item for found in self.found for item in found.items}
-        return next((step for step in range(steps) if not items.isdisjoint(self.whole.batch(step).items)), None)
+        return next((step for step in range(steps) if not self.items.isdisjoint(self.whole.batch(step).items)), None)
 
 
 def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPlan, Exclusion]:
@@ -98,7 +96,8 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
     def batch(step: int) -> StepBatch:
         return step_batch([item for item in plan.batch(step).items if item not in items], corpus)
 
-    return replace(plan, batch=batch), Exclusion(tuple(found), plan, tuple(lines))
+    digests = sorted({one.digest for one in found})
+    return replace(plan, batch=batch), Exclusion(digests, items, plan, tuple(lines))
 
 
 def wanted_by(path: Path, data: Data) -> Wanted:
@@ -121,21 +120,19 @@ def find(corpus: Corpus, data: Data, wanted: Wanted) -> list[Found]:
     Examples that validation holds out are left out. Raises UserError as reading the files does.
     """
     found = list(_find(corpus, data, wanted))
-    by_other_names = {one.digest for one in found} - wanted.names
-    if not by_other_names:
-        return found
-    # Another example with the same words may have another id.
-    return list(_find(corpus, data, replace(wanted, names=wanted.names | by_other_names)))
+    if by_other_names := {one.digest for one in found} - wanted.names:  # the same words may have another id elsewhere
+        return list(_find(corpus, data, replace(wanted, names=wanted.names | by_other_names)))
+    return found
 
 
 def _find(corpus: Corpus, data: Data, wanted: Wanted) -> Iterator[Found]:
     readings = [(source.paths, reading_of(source, data.on_bad)) for source in data.mix]
     readings.insert(0, (data.train, reading_of(data, data.on_bad)))
     for (paths, reading), source, offset in zip(readings, corpus.sources, corpus.offsets, strict=False):
-        if not isinstance(source, Documents) or source.parts is None:
+        if not isinstance(source, Documents) or source.store is None:
             continue
-        rows = np.concatenate([shard.rows("documents") for shard in source.parts.store.shards])
-        keys = (rows["file"].astype(np.int64) << 40 | rows["example"].astype(np.int64))[source.parts.document]
+        rows = np.concatenate([shard.rows("documents") for shard in source.store.shards])
+        keys = (rows["file"].astype(np.int64) << 40 | rows["example"].astype(np.int64))[source.examples]
         order = np.argsort(keys, kind="stable")  # of the items, by their example
         for unit in read_units(expand(paths), Noticed(replace(reading, all_columns=True))):  # an id may be in any
             digest = content_hash(unit.example).hex()

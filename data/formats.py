@@ -22,6 +22,7 @@ from data.messages import (
     canonical_messages,
     canonical_tools,
     canonical_weight,
+    check_unicode,
     parse_json_text,
     renamed,
     short_list,
@@ -62,6 +63,32 @@ class _Keys:
     used: dict[str, None] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
 
+    def add(self, form: str, row: dict, reading: Reading) -> None:
+        """Add what a row has, by the names in the file. Keys of messages that are not used are named like `messages.id`."""
+        names = {key: reading.name_of(key) for key in (*REQUIRED[form], *OPTIONAL[form])}
+        used = [theirs for theirs in names.values() if row.get(theirs) is not None]
+        used_anyway = {*names.values(), reading.split_by}
+        ignored = [key for key, value in row.items() if value is not None and key not in used_anyway]
+        known = {reading.message_names.get(key, key) for key in MESSAGE_FIELDS}
+        for key in used:
+            for message in row[key] if isinstance(row[key], list) and key != names.get("tools") else []:
+                if isinstance(message, dict):
+                    others = (name for name, value in message.items() if value is not None and name not in known)
+                    ignored += [f"{key}.{name}" for name in others]
+        for these, found in ((self.forms, [form]), (self.used, used), (self.ignored, ignored)):
+            these.update(dict.fromkeys(found))
+
+    def in_words(self, path: Path, reading: Reading) -> str:
+        """The forms and keys of a file: "text (text); ignored: id"."""
+        if not self.forms:
+            return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
+        ignored = self.ignored
+        if data_suffix(path) in COLUMNS and reading.columns is not None:
+            ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
+        words = f"{' and '.join(self.forms)} ({short_list(self.used)})"
+        words += f"; ignored: {short_list(ignored)}" if ignored else ""
+        return words + (f"; made by data.row={reading.row}" if reading.row else "")
+
 
 class Noticed:
     """What is noticed of files while their examples are read: malformed examples, rows left out, and the keys that are used."""
@@ -88,7 +115,7 @@ class Noticed:
         """
         groups: dict[str, list[Path]] = {}
         for path, keys in self.files.items():
-            groups.setdefault(_form_in_words(path, keys, self.reading), []).append(path)
+            groups.setdefault(keys.in_words(path, self.reading), []).append(path)
         more = {form: f" and {len(files) - 1} more" if len(files) > 1 else "" for form, files in groups.items()}
         lines = [f"{files[0]}{more[form]}: {form}" for form, files in groups.items()]
         for path, keys in self.files.items() if len(self.files) == 1 else ():
@@ -98,17 +125,6 @@ class Noticed:
                     '{"text": "..."} of a .jsonl file, or a .txt file each'
                 )
         return lines
-
-
-def _form_in_words(path: Path, keys: _Keys, reading: Reading) -> str:
-    if not keys.forms:
-        return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
-    ignored = keys.ignored
-    if data_suffix(path) in COLUMNS and reading.columns is not None:
-        ignored = dict.fromkeys(name for name in column_names(path) if name not in reading.columns) | ignored
-    words = f"{' and '.join(keys.forms)} ({short_list(keys.used)})"
-    words += f"; ignored: {short_list(ignored)}" if ignored else ""
-    return words + (f"; made by data.row={reading.row}" if reading.row else "")
 
 
 def read_files(
@@ -125,14 +141,13 @@ def read_files(
     same, because nobody knows what it has lost.
     """
     noticed = noticed or Noticed(reading)
-    convert = _converter(reading)
+    function = load_function("data.row", reading.row) if reading.row else None
     rest = reading.max_samples or sys.maxsize
     for path in map(Path, files):
         check_files([path])
         noticed.opened.append(path)
         # A .txt file has no keys that data.fields could name.
-        is_text = data_suffix(path) == ".txt"
-        of_file = replace(reading, fields={}) if is_text else reading
+        of_file = replace(reading, fields={}) if data_suffix(path) == ".txt" else reading
         keys = noticed.files[path] = _Keys()
         first, problem, is_empty = None, None, True
         for where, row in itertools.islice(read_rows(path, of_file.columns), rest):
@@ -140,33 +155,26 @@ def read_files(
             try:
                 if isinstance(row, UserError):
                     raise row
-                if convert and (row := convert(row, where)) is None:
+                if function and isinstance(row, dict) and (row := _made_of(row, where, function, reading)) is None:
                     noticed.counts["left"] += 1
                     is_empty = False
                     continue
                 form, example = canonical_example(row, where, of_file)
                 first = first or form
-                if form != first and (foreign := foreign_keys(form, row, of_file)):
-                    raise UserError(
-                        f"{where} has the form {form}, but also {short_list(foreign)}, and the file began with {first}; name "
-                        "the form in data.format, or give the row the keys of one form"
-                    )
+                if form != first:
+                    _check_own_keys(form, first, row, where, of_file)
             except UserError as error:
                 noticed.skip(str(error))
                 problem = problem or error
                 continue
             if keys.rows <= DESCRIBED_ROWS:
-                used, ignored = describe(form, row, of_file)
-                for these, found in ((keys.forms, [form]), (keys.used, used), (keys.ignored, ignored)):
-                    these.update(dict.fromkeys(found))
-            if is_text:
+                keys.add(form, row, of_file)
+            if data_suffix(path) == ".txt":
                 keys.paragraphs = example.get("text", "").strip().count("\n\n") + 1
             is_empty = False
             yield where, example
-        if is_empty and problem:
-            raise UserError(f"{path} contains no well-formed example; {problem}") from problem
         if is_empty:
-            raise UserError(f"{path} contains no examples")
+            raise UserError(f"{path} contains no {f'well-formed example; {problem}' if problem else 'examples'}")
         if not rest:
             return
 
@@ -176,28 +184,29 @@ def read_examples(path: str | Path, reading: Reading = DEFAULT) -> list[dict]:
     return [example for _, example in read_files([path], reading)]
 
 
-def _converter(reading: Reading) -> Callable[[Any, str], Any] | None:
-    """(row, location) -> the example that data.row makes of a row, or None if it leaves it out; None without data.row."""
-    if reading.row is None:
-        return None
-    function, name = load_function("data.row", reading.row), reading.row
+def _made_of(row: dict, where: str, function: Callable[[dict], Any], reading: Reading) -> dict | None:
+    """The example that data.row makes of a row; None if it leaves the row out. Raises UserError for a row on which it fails."""
+    try:
+        made = function(dict(row))
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where}: data.row={reading.row} fails: {explain(error)}") from error
+    if made is not None and not isinstance(made, dict):
+        raise UserError(
+            f"{where}: data.row={reading.row} returns {short_list([type(made).__name__])}; it gets a row as a dictionary and "
+            "must return an example as one, or None to leave the row out"
+        )
+    return made
 
-    def convert(row: Any, where: str) -> Any:
-        """What data.row makes of a row. Raises UserError with the location of a row for which it fails."""
-        if not isinstance(row, dict):
-            return row  # canonical_example refuses it
-        try:
-            made = function(dict(row))
-        except (Exception, SystemExit) as error:
-            raise UserError(f"{where}: data.row={name} fails: {explain(error)}") from error
-        if made is not None and not isinstance(made, dict):
-            raise UserError(
-                f"{where}: data.row={name} returns {short_list([type(made).__name__])}; it gets a row as a dictionary and "
-                "must return an example as one, or None to leave the row out"
-            )
-        return made
 
-    return convert
+def _check_own_keys(form: str, first: str, row: dict, where: str, reading: Reading) -> None:
+    """Raise UserError for a row that has keys of forms other than its own, in a file whose first row has the form `first`."""
+    own = {*REQUIRED[form], *OPTIONAL[form], *OF_TOKENS}
+    foreign = {reading.name_of(key) for key in EXAMPLE_FIELDS if key not in own}
+    if found := [key for key, value in row.items() if value is not None and key in foreign]:
+        raise UserError(
+            f"{where} has the form {form}, but also {short_list(found)}, and the file began with {first}; name the form in "
+            "data.format, or give the row the keys of one form"
+        )
 
 
 def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple[str, dict]:
@@ -220,32 +229,6 @@ def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple
     return form, example | {key: value for key, value in row.items() if key not in used}
 
 
-def describe(form: str, row: dict, reading: Reading = DEFAULT) -> tuple[list[str], list[str]]:
-    """(keys of the row that are used, keys that are not), by their names in the file.
-
-    Keys of messages that are not used are named like `messages.id`.
-    """
-    names = {key: reading.name_of(key) for key in (*REQUIRED[form], *OPTIONAL[form])}
-    used = [theirs for theirs in names.values() if row.get(theirs) is not None]
-    used_anyway = {*names.values(), reading.split_by}
-    ignored = [key for key, value in row.items() if value is not None and key not in used_anyway]
-    known = {reading.message_names.get(key, key) for key in MESSAGE_FIELDS}
-    for key in used:
-        for message in row[key] if isinstance(row[key], list) and key != names.get("tools") else []:
-            if isinstance(message, dict):
-                ignored += [
-                    f"{key}.{name}" for name, value in message.items() if value is not None and name not in known
-                ]
-    return used, list(dict.fromkeys(ignored))
-
-
-def foreign_keys(form: str, row: dict, reading: Reading = DEFAULT) -> list[str]:
-    """The keys of a row that belong to forms other than its own, by their names in the file."""
-    own = {*REQUIRED[form], *OPTIONAL[form], *OF_TOKENS}
-    foreign = {reading.name_of(key) for key in EXAMPLE_FIELDS if key not in own}
-    return [key for key, value in row.items() if value is not None and key in foreign]
-
-
 def example_text(example: dict) -> str:
     """All text of a canonical example: the document, the prompt with its completion, or the messages of a chat.
 
@@ -263,22 +246,15 @@ def example_text(example: dict) -> str:
 def _form(row: dict, keys: list, where: str, reading: Reading) -> str:
     """The form of a row: the one that is named, or the first that it has all keys of."""
     found = f"its keys are {short_list(keys)}" if keys else "it has no keys"
-    if reading.format != "auto":
-        for key in REQUIRED[reading.format]:
-            if key not in row:
-                raise UserError(
-                    f"{where} has no `{reading.name_of(key)}`, which data.format={reading.format} needs; {found}"
-                )
-        return reading.format
-    for form, needed in REQUIRED.items():
-        if all(key in row for key in needed):
+    for form, needed in REQUIRED.items() if reading.format == "auto" else [(reading.format, REQUIRED[reading.format])]:
+        missing = [key for key in needed if key not in row]
+        if not missing:
             return form
-    named = ", ".join(f"{ours}={theirs}" for ours, theirs in reading.example_names.items())
-    hint = (
-        f"it was read with fields {named}, which hold for the training and validation files of a source alike"
-        if named
-        else "data.fields can name them"
-    )
+        if form == reading.format:
+            raise UserError(f"{where} has no `{reading.name_of(missing[0])}`, which data.format={form} needs; {found}")
+    hint = "data.fields can name them"
+    if named := ", ".join(f"{ours}={theirs}" for ours, theirs in reading.example_names.items()):
+        hint = f"it was read with fields {named}, which hold for the training and validation files of a source alike"
     raise UserError(f"{where} has none of the forms {', '.join(REQUIRED)} (docs/data.md): {found}; {hint}")
 
 
@@ -308,7 +284,7 @@ def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
     if isinstance(prompt, str) and isinstance(completion, str):
         if not completion:
             raise UserError(f"{where}: `completion` must be a non-empty string")
-        return {key: text_message("", row[key], where, key)["content"] for key in REQUIRED["completion"]}
+        return {key: check_unicode(row[key], where) for key in REQUIRED["completion"]}
     if not isinstance(prompt, list) or not isinstance(completion, list):
         raise UserError(f"{where}: `prompt` and `completion` must both be strings or both be lists of messages")
     earlier = canonical_messages(prompt, where, "prompt", names)
@@ -319,7 +295,7 @@ def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
 def _document(row: dict, where: str, names: Mapping[str, str]) -> dict:
     if not isinstance(row["text"], str) or not row["text"]:
         raise UserError(f"{where}: `text` must be a non-empty string")
-    return {"text": text_message("", row["text"], where, "text")["content"]}
+    return {"text": check_unicode(row["text"], where)}
 
 
 def _tokens(row: dict, where: str, names: Mapping[str, str]) -> dict:

@@ -25,10 +25,9 @@ _OTHER_MARKS = "\u00a0\u202f\u3000“”‘’„«»…。，、：；！？"
 def content_hash(example: dict) -> bytes:
     """HASH_BYTES bytes that identify what an example (data/formats.py) says. Weights and unknown keys do not matter."""
     content = {key: example[key] for key in CONTENT_KEYS if key in example}
-    if any(WEIGHT_KEY in message for message in content.get("messages", ())):
-        content["messages"] = [
-            {key: value for key, value in message.items() if key != WEIGHT_KEY} for message in content["messages"]
-        ]
+    if "messages" in content:
+        messages = content["messages"]
+        content["messages"] = [{key: m[key] for key in m if key != WEIGHT_KEY} for m in messages]
     return _hash(json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":")))
 
 
@@ -66,11 +65,6 @@ def is_held_out(group: bytes | None, share: float) -> bool:
 def key_of(content: bytes) -> int:
     """The unsigned 64-bit key of a content hash, by which duplicates are found."""
     return int.from_bytes(content[:KEY_BYTES], "little")
-
-
-def num_repeated(keys: np.ndarray) -> int:
-    """Number of examples that say what an earlier one says. keys: uint64 `(examples,)`."""
-    return len(keys) - len(np.unique(keys))
 
 
 def num_shared(keys: np.ndarray, others: np.ndarray) -> int:

@@ -1,9 +1,8 @@
 """Read the sources of a run: files through the cache, or token stores; and say which examples stand in two of them."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +20,21 @@ from data.store import Store, is_store, open_store
 
 def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
     """The validation corpus, with a warning in the report of each source whose examples are also trained on."""
-    sources = tuple(_with_shared_reported(source, train.sources, "the") for source in validation.sources)
-    return dataclasses.replace(validation, sources=sources)
+    return replace(validation, sources=tuple(_with_shared(one, train.sources, "the") for one in validation.sources))
 
 
-def _with_shared_reported(
+def _with_shared(
     source: Documents | Windows, trained: Sequence[Documents | Windows], where: str
 ) -> Documents | Windows:
     """The source, with a remark in its report if some of its examples are in `trained`. Token stores are not compared."""
-    keys = [other.content_keys() for other in trained if isinstance(other, Documents)]
-    if isinstance(source, Documents) and keys and (shared := num_shared(source.content_keys(), np.concatenate(keys))):
-        count = len(source.content_keys())
-        remark = f"SHARED: {shared:,} of {count:,} examples are also in {where} training data, {BUT_FOR}"
-        return dataclasses.replace(source, report=f"{source.report}\n{remark}")
-    return source
+    others = [other.content_keys() for other in trained if isinstance(other, Documents)]
+    if not isinstance(source, Documents) or not others:
+        return source
+    keys = source.content_keys()
+    if not (shared := num_shared(keys, np.concatenate(others))):
+        return source
+    remark = f"SHARED: {shared:,} of {len(keys):,} examples are also in {where} training data, {BUT_FOR}"
+    return replace(source, report=f"{source.report}\n{remark}")
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,13 @@ class Reader:
         Raises UserError for a bad file and for a token id that has no row in the model's embedding.
         """
         part = "training" if self.reading.validation_share else "all"
-        main = self.read(train, "training", dataclasses.replace(self.reading, part=part))
-        others = [self.read(source.paths, source.name, reading_of(source, self.reading.on_bad)) for source in mix]
-        others = [
-            _with_shared_reported(source, [main, *others[:i]], "another source of") for i, source in enumerate(others)
-        ]
-        shares = [s.share for s in mix]
-        names, anchored = (MAIN, *(s.name for s in mix)), tuple(s.name for s in mix if s.anchor)
-        return Corpus((main, *others), names, (1 - sum(shares), *shares), anchored, anchor_weight)
+        sources = [self.read(train, "training", replace(self.reading, part=part))]
+        for source in mix:
+            read = self.read(source.paths, source.name, reading_of(source, self.reading.on_bad))
+            sources.append(_with_shared(read, sources, "another source of"))
+        names, shares = (MAIN, *(source.name for source in mix)), [source.share for source in mix]
+        anchored = tuple(source.name for source in mix if source.anchor)
+        return Corpus(tuple(sources), names, (1 - sum(shares), *shares), anchored, anchor_weight)
 
     def validation(
         self, validation: tuple[str, ...], mix: Sequence[Source], train: tuple[str, ...] = ()
@@ -71,18 +70,14 @@ class Reader:
 
         With data.validation_share, those of the main source are the examples that it holds out of `train`.
         """
-        loaded = {}
-        if self.reading.validation_share:
-            reading = dataclasses.replace(self.reading, part="validation")
-            loaded[MAIN] = self.read(train, f"validation of {MAIN}", reading)
-        elif validation:
-            reading = dataclasses.replace(self.reading, max_samples=None)
-            loaded[MAIN] = self.read(validation, f"validation of {MAIN}", reading)
+        loaded, is_split = {}, self.reading.validation_share > 0
+        if is_split or validation:
+            of_main = replace(self.reading, part="validation") if is_split else replace(self.reading, max_samples=None)
+            loaded[MAIN] = self.read(train if is_split else validation, f"validation of {MAIN}", of_main)
         for source in mix:
             if source.validation:
-                what = f"validation of {source.name}"
-                reading = dataclasses.replace(reading_of(source, self.reading.on_bad), max_samples=None)
-                loaded[source.name] = self.read(source.validation, what, reading)
+                reading = replace(reading_of(source, self.reading.on_bad), max_samples=None)
+                loaded[source.name] = self.read(source.validation, f"validation of {source.name}", reading)
         if not loaded:
             return None
         return Corpus(tuple(loaded.values()), tuple(loaded), (1 / len(loaded),) * len(loaded))

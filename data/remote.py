@@ -100,9 +100,10 @@ def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]
 
 def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
     """Fill `folder` with the files of a source, or with its first rows, and with the record of them."""
-    urls, names, count = _urls(path, say), [ROWS] if most else [], 0
+    urls, names, count = _urls(path, say), [], 0
     with _reached(path):
         if most:
+            names.append(ROWS)
             with (folder / ROWS).open("w", encoding="utf-8") as file:
                 for _, row in itertools.islice(itertools.chain.from_iterable(map(read_rows, urls)), most):
                     # A row that cannot be read stays one: the reader finds the sentence in its place.
@@ -110,11 +111,11 @@ def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
                     count += 1
         else:
             say(f"{path}: {_files(urls)}, {'are' if len(urls) > 1 else 'is'} fetched")
-        for number, url in enumerate([] if most else urls):
-            name = unquote(url.partition("?")[0]).rpartition("/")[2]
-            names.append(name if len(urls) == 1 else f"{number:05}-{name}")
-            system, inside = fsspec.url_to_fs(url)
-            system.get_file(inside, str(folder / names[-1]))
+            for number, url in enumerate(urls):
+                name = unquote(url.partition("?")[0]).rpartition("/")[2]
+                names.append(name if len(urls) == 1 else f"{number:05}-{name}")
+                system, inside = fsspec.url_to_fs(url)
+                system.get_file(inside, str(folder / names[-1]))
     files = [{"name": name, "size": (folder / name).stat().st_size} for name in names]
     record = {"source": path, "urls": urls, "date": time.strftime("%Y-%m-%d"), "rows": count, "files": files}
     write_json(folder / RECORD, record)
@@ -184,8 +185,7 @@ def _reached(path: str) -> Iterator[None]:
             ImportError: "needs a package that is not installed",
             FileNotFoundError: "is not on this machine and is not found elsewhere",
             ValueError: "cannot be read",
+            Exception: "cannot be reached from this machine",
         }
-        what = next(
-            (words for kind, words in kinds.items() if isinstance(error, kind)), "cannot be reached from this machine"
-        )
+        what = next(words for kind, words in kinds.items() if isinstance(error, kind))
         raise UserError(f"{path} {what}: {said}") from error

@@ -5,6 +5,7 @@ normalized. Character shingles need neither spaces between words nor a tokenizer
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -30,15 +31,11 @@ class EvaluationTexts:
     def __init__(self, texts: Iterable[str]) -> None:
         normalized = [normalize(text) for text in texts]
         self.short_texts = [text for text in normalized if 0 < len(text) < EVALUATION_SHINGLE]
-        empty = np.zeros(0, dtype=np.int64)
-        hashes = [empty, *(shingle_hashes(text, EVALUATION_SHINGLE) for text in normalized)]
-        self.shingles = np.unique(np.concatenate(hashes))  # int64 (shingles,), ascending
+        self.shingles = {value for text in normalized for value in shingle_hashes(text, EVALUATION_SHINGLE).tolist()}
 
     def overlaps(self, normalized: str) -> bool:
         """Whether a normalized text shares a run of EVALUATION_SHINGLE characters, or contains a whole short text."""
-        hashes = shingle_hashes(normalized, EVALUATION_SHINGLE)
-        places = np.searchsorted(self.shingles[:-1], hashes)
-        if len(self.shingles) and (self.shingles[places] == hashes).any():
+        if not self.shingles.isdisjoint(shingle_hashes(normalized, EVALUATION_SHINGLE).tolist()):
             return True
         return any(
             text in normalized and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", normalized)
@@ -146,8 +143,5 @@ def until_last_sentence(text: str) -> str:
 
 def _largest_similarity(hashes: set[int], texts_by_hash: dict[int, list[int]], sketch_sizes: dict[int, int]) -> float:
     """The largest Jaccard similarity to a kept text."""
-    common: dict[int, int] = {}
-    for value in hashes:
-        for index in texts_by_hash.get(value, ()):
-            common[index] = common.get(index, 0) + 1
+    common = Counter(index for value in hashes for index in texts_by_hash.get(value, ()))
     return max((n / (len(hashes) + sketch_sizes[index] - n) for index, n in common.items()), default=0.0)

@@ -1,11 +1,14 @@
 """An encoded example as text: what the model gets, which tokens carry loss, what was cut off; and a source in a few lines.
 
 The functions return lines. Targets are in colour, or between ⟦ and ⟧ where there is no colour; weights other than 1 stand
-before their text.
+before their text. Nothing in them reaches a terminal as a command: control characters, such as the escape that begins one, and
+characters that are invisible or change the direction of writing are replaced by their code: ⟨U+001B⟩.
 """
 
 import itertools
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from data.batches import StepBatch
 from data.encoding import NOTES, Encoded, Outcome
-from data.examples import Parts, parts_of
+from data.examples import parts_of
 from data.store import StoreWriter
-from data.token_texts import one_line, run_text, visible
 
 GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 MAX_TOKENS = 3000  # of the text of one sequence
 MAX_PIECES = 2  # of a long text
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")  # categories of Unicode; a plain space is excepted
+MARKS = "⟦⟧⟨⟩"  # have a meaning in what is shown, so those of the data are replaced
+SIGNS = {"\n": "⏎\n", "\t": "⇥", " ": " "}
+BEFORE = 8  # tokens before a run that are decoded with it
 BAR = 50  # characters of the longest bar of a histogram
 BINS = 10
 
@@ -69,11 +75,11 @@ def show_outcome(
             lines.append(f"--- sequence {number} of {len(outcome.sequences)}")
         writer = StoreWriter(None, {"dtype": "<u4"})
         writer.add(encoded.ids, encoded.spans, is_text=is_text)
-        parts = parts_of(writer.finish({}), sequence_length, too_long)  # as for training
-        lines += _what_is_cut(encoded, parts, sequence_length, too_long)
-        if parts.counts["empty"] or parts.counts["empty_truncated"]:
+        parts, counts, _ = parts_of(writer.finish({}), sequence_length, too_long)  # as for training
+        lines += _what_is_cut(encoded, counts, len(parts), sequence_length, too_long)
+        if counts["empty"] or counts["empty_truncated"]:
             lines.append("LEFT OUT: no token of it carries loss")
-        shown = [parts.get(i) for i in range(len(parts.lengths))] or [(encoded.ids, encoded.weights())]
+        shown = [parts.get(i) for i in range(len(parts))] or [(encoded.ids, encoded.weights())]
         for piece, part in enumerate(shown, 1):
             if piece > MAX_PIECES and style.max_tokens is not None:
                 lines.append(f"... {len(shown) - MAX_PIECES} more pieces are not shown (--full) ...")
@@ -95,39 +101,71 @@ def show_sequence(
     weighted = float(weights.sum())
     if weighted != targets:
         size += f" (sum of weights {weighted:g})"
-    shown = _shown(len(ids), style.max_tokens)
-    text = ""
-    edges = [0, *(np.flatnonzero(weights[1:] != weights[:-1]) + 1).tolist(), len(ids)]
-    for start, end in itertools.pairwise(edges):  # tokens of one weight
-        weight = float(weights[start])
-        for first, last in shown:
-            a, b = max(start, first), min(end, last)
-            if a < b:
-                part = visible(run_text(tokenizer, ids, a, b))
-                text += style.target(part, weight) if weight else part
-            if b == last < len(ids) and end >= last > start:
-                text += f"\n... {shown[-1][0] - last:,} tokens are not shown (--full) ...\n"
-    return [size, *text.split("\n")]
+    changes, texts = np.flatnonzero(weights[1:] != weights[:-1]) + 1, []
+    shown = [(0, len(ids))]
+    if (most := style.max_tokens) is not None and len(
+        ids
+    ) > most:  # two thirds from the beginning, the rest from the end
+        shown = [(0, most * 2 // 3), (len(ids) - most // 3, len(ids))]
+    for first, last in shown:
+        text, inside = "", changes[(first < changes) & (changes < last)].tolist()
+        for start, end in itertools.pairwise([first, *inside, last]):  # tokens of one weight
+            run, weight = visible(run_text(tokenizer, ids, start, end)), float(weights[start])
+            text += style.target(run, weight) if weight else run
+        texts.append(text)
+    between = f"\n... {shown[-1][0] - shown[0][1]:,} tokens are not shown (--full) ...\n"
+    return [size, *between.join(texts).split("\n")]
 
 
-def _shown(length: int, limit: int | None) -> list[tuple[int, int]]:
-    """(start, end) of the tokens whose text is shown: two thirds of the limit from the beginning, the rest from the end."""
-    if limit is None or length <= limit:
-        return [(0, length)]
-    return [(0, limit * 2 // 3), (length - limit // 3, length)]
-
-
-def _what_is_cut(encoded: Encoded, parts: Parts, limit: int, too_long: str) -> list[str]:
+def _what_is_cut(encoded: Encoded, counts: Counter, pieces: int, limit: int, too_long: str) -> list[str]:
     """What data.sequence_length does to a sequence, in a line."""
     length, lost = len(encoded.ids), int(np.count_nonzero(encoded.weights()[limit:]))
     actions = {
-        "cut": f"it is CUT into {len(parts.lengths)} pieces",
+        "cut": f"it is CUT into {pieces} pieces",
         "truncate": f"TRUNCATED: the last {length - limit:,} tokens are cut off, {lost:,} of them targets",
         "drop": "it is dropped",
         "error": "training stops with an error",
     }
     start = f"TOO LONG: {length:,} tokens, data.sequence_length={limit}, data.too_long={too_long}"
-    return [f"{start}: {what}" for action, what in actions.items() if parts.counts[action]]
+    return [f"{start}: {what}" for action, what in actions.items() if counts[action]]
+
+
+# ---- the text of tokens --------------------------------------------------------------------------------------------------------
+
+
+def visible(text: str) -> str:
+    """The text with signs for newlines and tabs, and codes for other characters that are invisible or not harmless.
+
+    The sign for a newline is followed by a line break, the only control character of the result.
+    """
+
+    def shown(character: str) -> str:
+        is_hidden = character in MARKS or unicodedata.category(character) in INVISIBLE
+        return SIGNS.get(character) or (f"⟨U+{ord(character):04X}⟩" if is_hidden else character)
+
+    return "".join(map(shown, text))
+
+
+def one_line(text: str) -> str:
+    """`visible` without line breaks."""
+    return visible(text).replace("\n", "")
+
+
+def run_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int, end: int) -> str:
+    """The text of the tokens `start` to `end` (exclusive) of a sequence, for `visible`.
+
+    It is decoded together with what is before it, because decoders trim the first space of a text.
+    """
+
+    def decode(low: int, high: int) -> str:
+        text = tokenizer.decode(list(ids[low:high]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    for first in range(start - 1, max(-1, start - 1 - BEFORE), -1):
+        before, whole = decode(first, start), decode(first, end)
+        if "\ufffd" not in before and whole.startswith(before):
+            return whole[len(before) :]
+    return decode(start, end)
 
 
 # ---- all examples of a source -----------------------------------------------------------------------------------------------

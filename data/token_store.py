@@ -72,12 +72,8 @@ def build_store(
             if found["complete"]:
                 return open_store(out)
         noticed, writer = Noticed(Reading(max_samples=max_samples)), StoreWriter(out, info, shard_tokens)
-        try:
-            pairs = encoded(_texts(files, writer.next, noticed), encoder, files)
-            write(pairs, writer, noticed, with_spans=False)
-            return writer.finish({})
-        finally:
-            writer.close()
+        write(encoded(_texts(files, writer.next, noticed), encoder, files), writer, noticed, with_spans=False)
+        return writer.finish({})
 
 
 def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Iterator[Unit]:

@@ -7,6 +7,7 @@ so what is written does not depend on who did it.
 
 import ctypes
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ from common.errors import UserError
 from data.encoding import LISTED, ExampleEncoder, Outcome
 from data.files import Reading, expand, left_out
 from data.formats import Noticed, read_files
-from data.held_out import content_hash, group_hash, is_held_out, key_of, num_repeated
+from data.held_out import content_hash, group_hash, is_held_out, key_of
 from data.store import Store, StoreWriter
 
 BATCH_CHARACTERS = 2**17
@@ -88,19 +89,13 @@ def encoded(
             yield from zip(batch, encoder.encode([unit.example for unit in batch]), strict=True)
         return
     pending: deque = deque()
-
-    def done() -> Iterator[tuple[Unit, Outcome]]:
-        batch, future = pending.popleft()
-        return zip(batch, future.result(), strict=True)
-
     with _workers(encoder, processes) as pool:
         try:
-            for batch in _batches(units):
+            for batch in itertools.chain(_batches(units), [[]]):  # the empty one is the last, and waits for all others
                 pending.append((batch, pool.submit(_encode, [unit.example for unit in batch])))
-                if len(pending) >= AHEAD * processes:
-                    yield from done()
-            while pending:
-                yield from done()
+                while len(pending) >= AHEAD * processes or (pending and not batch):
+                    done, outcomes = pending.popleft()
+                    yield from zip(done, outcomes.result(), strict=True)
         except BrokenProcessPool as error:
             raise UserError(
                 "a process that tokenises the data was killed, probably for lack of memory; free some memory and run the "
@@ -165,11 +160,7 @@ def write(
 
 
 def build_examples(
-    paths: tuple[str, ...],
-    encoder: ExampleEncoder,
-    reading: Reading,
-    folder: Path | None,
-    progress: str,
+    paths: tuple[str, ...], encoder: ExampleEncoder, reading: Reading, folder: Path | None, progress: str
 ) -> Store:
     """Encode the examples of `paths` into the empty directory `folder`, or into memory if it is None.
 
@@ -178,15 +169,13 @@ def build_examples(
     """
     files = expand(paths)
     ranks = 1 if folder else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # in memory, each has its own
-    writer = StoreWriter(folder, description(encoder))
-    noticed, keys, split_by = Noticed(reading), array("Q"), reading.split_by
+    writer, noticed, keys = StoreWriter(folder, description(encoder)), Noticed(reading), array("Q")
 
     def is_other_part(unit: Unit, content: bytes) -> bool:
-        group = group_hash(unit.example, split_by) if split_by else content
+        group = group_hash(unit.example, reading.split_by) if reading.split_by else content
         if group is None:
-            noticed.skip(
-                f"{unit.where} has no `{split_by}` beside the keys of its form, by whose value data.split_by splits"
-            )
+            why = f"has no `{reading.split_by}` beside the keys of its form, by whose value data.split_by splits"
+            noticed.skip(f"{unit.where} {why}")
             return True
         other = is_held_out(group, reading.validation_share) != (reading.part == "validation")
         noticed.counts["other_part"] += other
@@ -203,22 +192,19 @@ def build_examples(
             writer.add_hash(keys[-1])
             yield unit
 
-    try:
-        write(encoded(units(), encoder, files, ranks), writer, noticed)
-        info = {
-            "counts": dict(noticed.counts),
-            "bad": noticed.bad,
-            "control": noticed.control,
-            "repeated": num_repeated(np.array(keys, dtype=np.uint64)),
-            "left_out": [str(file) for file in left_out(paths)],
-            "files": len(noticed.opened),
-            "forms": noticed.forms(),
-            "written": time.strftime("%Y-%m-%d"),
-            "entry": folder.name.partition(".")[0] if folder else "",  # without what makes the name a temporary one
-        }
-        return writer.finish(info)
-    finally:
-        writer.close()
+    write(encoded(units(), encoder, files, ranks), writer, noticed)
+    info = {
+        "counts": dict(noticed.counts),
+        "bad": noticed.bad,
+        "control": noticed.control,
+        "repeated": len(keys) - len(np.unique(keys)),  # examples that say what an earlier one says
+        "left_out": [str(file) for file in left_out(paths)],
+        "files": len(noticed.opened),
+        "forms": noticed.forms(),
+        "written": time.strftime("%Y-%m-%d"),
+        "entry": folder.name.partition(".")[0] if folder else "",  # without what makes the name a temporary one
+    }
+    return writer.finish(info)
 
 
 def description(encoder: ExampleEncoder) -> dict:

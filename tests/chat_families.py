@@ -5,21 +5,21 @@ is no longer the last. The wording of system prompts and tool instructions does 
 """
 
 import functools
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES
 
+# What @CALL stands for in a template: a call `c` as JSON, inside of a text.
 CALL = '{"name": "\' ~ c.function.name ~ \'", "arguments": \' ~ (c.function.arguments | tojson) ~ \'}'
 
 
 @dataclass(frozen=True)
 class Family:
     """A template with its special tokens. kind: byte (byte-level BPE), sentencepiece (dummy prefix) or legacy (the same, but
-    before every piece between special tokens). adds_bos: whether the tokenizer puts BOS before a text. stops: what ends an
+    before every piece between special tokens). adds_bos: whether the tokenizer puts a BOS before a text. stops: what ends an
     answer besides EOS, as generation_config.json of the family says. added: more tokens, which are not special.
     rstrip: whether special tokens take the white space after them."""
 
@@ -28,8 +28,7 @@ class Family:
     eos: str
     bos: str | None = None
     kind: str = "byte"
-    adds_bos: bool = False
-    options: dict = field(default_factory=dict)
+    adds_bos: bool = True
     stops: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     rstrip: bool = False
@@ -44,6 +43,12 @@ CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 LLAMA3_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 GLM_TOKENS = ("[gMASK]", "<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 MISTRAL_TOKENS = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+APERTUS_ROLES = [
+    f"<|{role}_{part}|>" for role in ("system", "developer", "user", "assistant") for part in ("start", "end")
+]
+COMMAND_ROLES = [
+    f"<|{role}_TOKEN|>" for role in ("START_OF_TURN", "END_OF_TURN", "CHATBOT", "USER", "SYSTEM", "DEVELOPER", "TOOL")
+]
 ALTERNATE = (
     "{% for m in rest if m.role in ('user', 'assistant') and not m.tool_calls %}"
     "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
@@ -70,9 +75,7 @@ FAMILIES = {
         "{% for m in messages %}{% if m.role == 'user' or m.role == 'system' and not loop.first %}"
         "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
         "{% elif m.role == 'assistant' %}{{ '<|im_start|>assistant' }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
-        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n"
-        + CALL
-        + "\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n@CALL\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
         "{% elif m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
         CHATML_TOKENS,
@@ -90,9 +93,7 @@ FAMILIES = {
         "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
         "{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last and (loop.last or thought) %}"
         "{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{% endif %}{{ content }}"
-        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n"
-        + CALL
-        + "\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n@CALL\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
         "{% elif m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
         "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
         "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}",
@@ -118,16 +119,13 @@ FAMILIES = {
         "{% else %}{% set system = '' %}{% endif %}"
         "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + date_string + '\n\n' + system + '<|eot_id|>' }}"
         "{% for m in messages %}{% if m.tool_calls %}"
-        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% set c = m.tool_calls[0] %}{{ '"
-        + CALL
-        + "<|eot_id|>' }}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% set c = m.tool_calls[0] %}{{ '@CALL<|eot_id|>' }}"
         "{% elif m.role == 'tool' %}{{ '<|start_header_id|>ipython<|end_header_id|>\n\n' + m.content + '<|eot_id|>' }}"
         "{% else %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
         LLAMA3_TOKENS,
         "<|end_of_text|>",
         bos="<|begin_of_text|>",
-        adds_bos=True,
         stops=("<|eot_id|>",),
     ),
     # The system message inside the first question; sentencepiece with a dummy prefix; roles must alternate.
@@ -139,7 +137,6 @@ FAMILIES = {
         "</s>",
         bos="<s>",
         kind="legacy",
-        adds_bos=True,
     ),
     # No system message at all; no space before an answer.
     "mistral-v1": Family(
@@ -150,33 +147,30 @@ FAMILIES = {
         "</s>",
         bos="<s>",
         kind="legacy",
-        adds_bos=True,
     ),
     # The system message before the last message of the chat, if that is a question: it goes once the answer is there.
     "mistral-v3": Family(
         REST + ALTERNATE + "{{ bos_token }}{% for m in rest %}{% if m.role == 'user' %}"
         "{{ '[INST] ' + (system + '\n\n' if loop.last and system is defined else '') + m.content + '[/INST]' }}"
-        "{% elif m.tool_calls %}{{ '[TOOL_CALLS] [' }}{% for c in m.tool_calls %}{{ '" + CALL + "' }}{% endfor %}"
+        "{% elif m.tool_calls %}{{ '[TOOL_CALLS] [' }}{% for c in m.tool_calls %}{{ '@CALL' }}{% endfor %}"
         "{{ ']' + eos_token }}{% elif m.role == 'tool' %}{{ '[TOOL_RESULTS] ' + m.content + '[/TOOL_RESULTS]' }}"
         "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}",
         MISTRAL_TOKENS,
         "</s>",
         bos="<s>",
         kind="sentencepiece",
-        adds_bos=True,
     ),
     # The same on a byte-level tokenizer, without spaces: the system message moves to the last question.
     "mistral-tekken": Family(
         REST + ALTERNATE + "{% set ns = namespace(last=-1) %}{% for m in rest %}{% if m.role == 'user' %}"
         "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{{ bos_token }}{% for m in rest %}{% if m.role == 'user' %}"
         "{{ '[INST]' + (system + '\n\n' if loop.index0 == ns.last and system is defined else '') + m.content + '[/INST]' }}"
-        "{% elif m.tool_calls %}{{ '[TOOL_CALLS][' }}{% for c in m.tool_calls %}{{ '" + CALL + "' }}{% endfor %}"
+        "{% elif m.tool_calls %}{{ '[TOOL_CALLS][' }}{% for c in m.tool_calls %}{{ '@CALL' }}{% endfor %}"
         "{{ ']' + eos_token }}{% elif m.role == 'tool' %}{{ '[TOOL_RESULTS]' + m.content + '[/TOOL_RESULTS]' }}"
         "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}",
         MISTRAL_TOKENS,
         "</s>",
         bos="<s>",
-        adds_bos=True,
     ),
     # EOS after the whole chat, unless an answer is asked for; the end of an answer is another token.
     "phi3": Family(
@@ -185,6 +179,7 @@ FAMILIES = {
         ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>"),
         "<|endoftext|>",
         bos="<s>",
+        adds_bos=False,
         kind="sentencepiece",
         stops=("<|end|>",),
     ),
@@ -210,7 +205,6 @@ FAMILIES = {
         ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
         "<eos>",
         bos="<bos>",
-        adds_bos=True,
         stops=("<end_of_turn>",),
     ),
     # The system message inside the first question.
@@ -222,7 +216,6 @@ FAMILIES = {
         ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
         "<eos>",
         bos="<bos>",
-        adds_bos=True,
         stops=("<end_of_turn>",),
     ),
     # A thinking block opened by the prompt; given answers lose their thinking and the block.
@@ -230,16 +223,13 @@ FAMILIES = {
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
         "{% elif m.role == 'user' %}{{ '<|User|>' + m.content }}"
         "{% elif m.role == 'tool' %}{{ '<|tool|>' + m.content }}"
-        "{% elif m.tool_calls %}{{ '<|Assistant|><|call|>' }}{% for c in m.tool_calls %}{{ '"
-        + CALL
-        + "' }}{% endfor %}"
+        "{% elif m.tool_calls %}{{ '<|Assistant|><|call|>' }}{% for c in m.tool_calls %}{{ '@CALL' }}{% endfor %}"
         "{{ '<|endcall|>' + eos_token }}"
         "{% else %}{{ '<|Assistant|>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}",
         ("<|begin|>", "<|sentence_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|endcall|>", "<|tool|>"),
         "<|sentence_end|>",
         bos="<|begin|>",
-        adds_bos=True,
     ),
     # Headers as plain text, EOS after an answer.
     "deepseek-v2": Family(
@@ -250,7 +240,6 @@ FAMILIES = {
         ("<|begin|>", "<|sentence_end|>"),
         "<|sentence_end|>",
         bos="<|begin|>",
-        adds_bos=True,
     ),
     # Newlines before and after the end.
     "zephyr": Family(
@@ -260,7 +249,6 @@ FAMILIES = {
         "</s>",
         bos="<s>",
         kind="legacy",
-        adds_bos=True,
     ),
     # No special token in the middle of the chat, EOS after the last answer only.
     "olmo": Family(
@@ -271,6 +259,7 @@ FAMILIES = {
         ("<|endoftext|>",),
         "<|endoftext|>",
         bos="<|endoftext|>",
+        adds_bos=False,
     ),
     # Nothing but text: no special token at all after an answer.
     "vicuna": Family(
@@ -281,7 +270,6 @@ FAMILIES = {
         "</s>",
         bos="<s>",
         kind="sentencepiece",
-        adds_bos=True,
     ),
     # Tokens for roles, and an end that is not EOS.
     "command-r": Family(
@@ -291,7 +279,6 @@ FAMILIES = {
         ("<BOS>", "<EOS>", "<|START|>", "<|END|>", "<|CHATBOT|>", "<|USER|>", "<|SYSTEM|>", "<|TOOL|>"),
         "<EOS>",
         bos="<BOS>",
-        adds_bos=True,
         stops=("<|END|>",),
     ),
     # Channels within a turn; the last answer ends in another token than earlier ones.
@@ -349,18 +336,10 @@ FAMILIES = {
         "{{ '{' + (c.function.name | tojson) + ': ' + (c.function.arguments | tojson) + '}' }}{% endfor %}"
         "{{ ']<|tools_suffix|>' }}{% else %}{{ '<|assistant_end|>' }}{% set ns.open = false %}{% endif %}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant_start|>{% endif %}",
-        (
-            "<s>",
-            *(
-                f"<|{role}_{part}|>"
-                for role in ("system", "developer", "user", "assistant")
-                for part in ("start", "end")
-            ),
-            "<|tools_prefix|>",
-            "<|tools_suffix|>",
-        ),
+        ("<s>", *APERTUS_ROLES, "<|tools_prefix|>", "<|tools_suffix|>"),
         "<|assistant_end|>",
         bos="<s>",
+        adds_bos=False,
         stops=("<|tools_suffix|>",),
     ),
     # A prompt that opens a thinking block, which the last answer has even if it is empty, and earlier ones have not.
@@ -370,9 +349,7 @@ FAMILIES = {
         + THOUGHT
         + "{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last %}"
         "{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ content }}"
-        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n"
-        + CALL
-        + "\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n@CALL\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
         "{% elif m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
         "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + "
@@ -385,7 +362,7 @@ FAMILIES = {
         "{% for m in messages %}{% if m.role == 'assistant' %}"
         + THOUGHT
         + "{{ ']~b]ai\n' + ('<think>\n' + thought + '\n</think>\n\n' if thought else '') + content }}"
-        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n" + CALL + "\n</tool_call>' }}{% endfor %}{{ '[e~[\n' }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n<tool_call>\n@CALL\n</tool_call>' }}{% endfor %}{{ '[e~[\n' }}"
         "{% else %}{{ ']~b]' + m.role + '\n' + m.content + '[e~[\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ ']~b]ai\n<think>\n' }}{% endif %}",
         ("]~b]", "[e~["),
@@ -397,36 +374,24 @@ FAMILIES = {
         "'<|START_RESPONSE|>' + (m.content or '') + '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' }}"
         "{% else %}{{ '<|START_OF_TURN_TOKEN|><|' + m.role | upper + '_TOKEN|>' + m.content + '<|END_OF_TURN_TOKEN|>' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}",
-        (
-            "<BOS_TOKEN>",
-            *(
-                f"<|{role}_TOKEN|>"
-                for role in ("START_OF_TURN", "END_OF_TURN", "CHATBOT", "USER", "SYSTEM", "DEVELOPER", "TOOL")
-            ),
-            "<|START_RESPONSE|>",
-            "<|END_RESPONSE|>",
-        ),
+        ("<BOS_TOKEN>", *COMMAND_ROLES, "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
         "<|END_OF_TURN_TOKEN|>",
         bos="<BOS_TOKEN>",
-        adds_bos=True,
     ),
     # Tokens for roles that are no special tokens; a block that the prompt opens and that a given answer only closes.
     "deepseek-v3.1": Family(
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}"
         "{% elif m.role == 'system' %}{{ m.content }}{% elif m.role == 'tool' %}{{ '<｜tool｜>' + m.content }}"
-        "{% elif m.tool_calls %}{{ '<｜Assistant｜></think>' + (m.content or '') + '<｜call｜>' }}{% for c in m.tool_calls %}{{ '"
-        + CALL
-        + "' }}{% endfor %}{{ eos_token }}"
+        "{% elif m.tool_calls %}{{ '<｜Assistant｜></think>' + (m.content or '') + '<｜call｜>' }}{% for c in m.tool_calls %}{{ '@CALL' }}{% endfor %}{{ eos_token }}"
         "{% else %}{{ '<｜Assistant｜></think>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>' }}{% endif %}",
         ("<｜begin｜>", "<｜end｜>"),
         "<｜end｜>",
         bos="<｜begin｜>",
-        adds_bos=True,
         added=("<｜User｜>", "<｜Assistant｜>", "<｜tool｜>", "<｜call｜>"),
     ),
     # The template that a tokenizer without any gets.
-    "plain": Family("", ("<s>", "</s>"), "</s>", bos="<s>", adds_bos=True),
+    "plain": Family("", ("<s>", "</s>"), "</s>", bos="<s>"),
 }
 
 
@@ -476,16 +441,11 @@ def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
     )
     tags = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "tool_response") for slash in ("", "/")]
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*tags, *family.added)])
-    if family.adds_bos:
+    if family.bos and family.adds_bos:
         start = (family.bos, tokenizer.token_to_id(family.bos))
         tokenizer.post_processor = processors.TemplateProcessing(f"{start[0]} $A", None, [start])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=family.eos, bos_token=family.bos, clean_up_tokenization_spaces=False
     )
-    fast.chat_template = family.template or None
+    fast.chat_template = family.template.replace("@CALL", CALL) or None
     return fast
-
-
-def as_json(value: object) -> str:
-    """Compact JSON with the separators that templates use."""
-    return json.dumps(value, ensure_ascii=False)

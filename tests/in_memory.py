@@ -1,8 +1,11 @@
-"""Sources of training: whatever tokens and weights a test needs, in memory, or the documents of files."""
+"""Sources of training: whatever tokens and weights a test needs, in memory, or the documents of files; and such files."""
 
+import io
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from transformers import PreTrainedTokenizerBase
 
 from data.cache import Cache
@@ -44,6 +47,23 @@ def load_documents(
     documents = reader.read(paths, "", reading)
     assert isinstance(documents, Documents)
     return documents
+
+
+def json_lines(rows: list) -> bytes:
+    """The content of a .jsonl file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def table(rows: list[dict]):
+    """A table of Arrow, in which a key that a row has not is null. Skips the test without pyarrow."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return pytest.importorskip("pyarrow").table({key: [row.get(key) for row in rows] for key in keys})
+
+
+def parquet(rows: list[dict], **options) -> bytes:
+    """The content of a .parquet file."""
+    pytest.importorskip("pyarrow.parquet").write_table(table(rows), sink := io.BytesIO(), **options)
+    return sink.getvalue()
 
 
 def texts(lengths) -> InMemory:

@@ -15,9 +15,8 @@ from configs.config import Config, Data
 from data.encoding import ExampleEncoder, Outcome
 from data.examples import Documents
 from data.held_out import BUT_FOR, num_shared
-from data.show import Style
+from data.show import Style, one_line, run_text
 from data.sources import MAIN
-from data.token_texts import one_line, run_text
 from eval.asked_examples import has_answer
 from training.chat_settings import chat_settings
 from training.inputs import Inputs

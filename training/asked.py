@@ -72,9 +72,9 @@ def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:
 
 
 def _answer_length(train: Documents | Windows) -> int:
-    if isinstance(train, Windows) or train.parts is None:
+    if isinstance(train, Windows) or not train.longest_span:
         return DEFAULT_LENGTH
-    return math.ceil(LENGTH_MARGIN * train.parts.longest_span)
+    return math.ceil(LENGTH_MARGIN * train.longest_span)
 
 
 def _metric(config: Config, examples: list[dict]) -> tuple[Metric, dict[str, float]]:

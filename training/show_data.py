@@ -17,10 +17,9 @@ from data.files import expand, reading_of
 from data.formats import read_files
 from data.held_out import group_hash, is_held_out
 from data.remote import with_local_files
-from data.show import MAX_TOKENS, Style, describe_source, describe_steps, show_outcome
+from data.show import MAX_TOKENS, Style, describe_source, describe_steps, one_line, show_outcome
 from data.sources import MAIN
 from data.store import is_store
-from data.token_texts import one_line
 from data.tokens import load_tokenizer
 from model.architectures import read_model_config
 from training.chat_settings import chat_settings, settle_chat_settings

@@ -1,25 +1,12 @@
 """Plans are pure functions of (seed, step), lose and repeat nothing, and do not depend on the number of ranks."""
 
-import json
-import re
-
-import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
 from data.batches import Plan, StepBatch, collate, plan_pass, plan_training
-from tests.in_memory import InMemory, load_documents
-from tests.tiny import tiny_tokenizer, write_chat_file
+from tests.in_memory import chats as documents
 
 lengths_of = st.lists(st.integers(2, 64), min_size=1, max_size=60)
-
-
-def documents(lengths: list[int]) -> InMemory:
-    """The second half of each document are targets."""
-    ids = [np.arange(n) + 1000 * i for i, n in enumerate(lengths)]
-    return InMemory(ids, [np.arange(n) >= max(1, n // 2) for n in lengths])
 
 
 def batches(plan: Plan) -> list[StepBatch]:
@@ -93,41 +80,8 @@ def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengt
 
 def test_collate_predicts_within_the_document_and_restarts_positions() -> None:
     batch = collate((1, 0), documents([4, 3]))
-    assert batch.input_ids.tolist() == [[1000, 1001, 1002, 0, 1, 2, 3]]
+    assert batch.input_ids.tolist() == [[4, 5, 6, 0, 1, 2, 3]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
     assert batch.document_lengths == (3, 4) and batch.cu_seq_lens.tolist() == [0, 3, 7]
-    assert batch.target_ids.tolist() == [1001, 1002, 2, 3]
+    assert batch.target_ids.tolist() == [5, 6, 2, 3]
     assert batch.target_positions.tolist() == [0, 1, 4, 5]
-
-
-def test_long_examples_are_dropped_truncated_or_refused_and_always_counted(tmp_path) -> None:
-    tokenizer, path = tiny_tokenizer(), write_chat_file(tmp_path / "a.jsonl", 20)
-    everything = load_documents((str(path),), tokenizer, 512, "error")
-    limit = int(np.median(everything.lengths))
-    longer = int((everything.lengths > limit).sum())
-    dropped = load_documents((str(path),), tokenizer, limit, "drop")
-    assert len(dropped) == 20 - longer and f"DROPPED {longer} longer than {limit}" in dropped.report
-    truncated = load_documents((str(path),), tokenizer, limit, "truncate")
-    empty = int(re.search(r"LEFT OUT (\d+) without a target after they were trunc", truncated.report)[1])
-    assert 0 < empty < 20 and len(truncated) == 20 - empty and truncated.targets.all()
-    assert truncated.lengths.max() == limit
-    assert f"TRUNCATED {longer} to {limit}" in truncated.report
-    with pytest.raises(UserError, match=r"line \d+ has \d+ tokens, more than data.sequence_length"):
-        load_documents((str(path),), tokenizer, limit, "error")
-    with pytest.raises(UserError, match=r"no token carries loss; .*\(DROPPED 20 longer than 3 \(longest \d+\)"):
-        load_documents((str(path),), tokenizer, 3, "drop")
-    assert dropped.fingerprint != everything.fingerprint
-
-
-def test_a_long_text_is_cut_so_that_every_token_is_a_target_exactly_once(tmp_path) -> None:
-    path, tokenizer = tmp_path / "text.jsonl", tiny_tokenizer()
-    path.write_text(json.dumps({"text": "The bank shall hold own funds. " * 20}) + "\n")
-    whole = load_documents((str(path),), tokenizer, 10_000, "error")
-    for size in (2, 16, whole.num_tokens(0) - 1):
-        made = load_documents((str(path),), tokenizer, size, "error")
-        assert made.lengths.max() == size and made.lengths.min() > 1
-        targets = np.concatenate([ids[flags] for ids, flags in map(made.get, range(len(made)))])
-        assert targets.tolist() == whole.get(0)[0][1:].tolist()
-        line = made.report.split("\n")[0]  # no remark: nothing is lost
-        assert line.endswith(f"; 1 long text cut into pieces of {size}, each counted as an example")
-        assert "pieces" not in made.report[len(line) :]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.dealing import Deal, Dealer, balance, one_per_token
-from tests.data.test_batches import documents
+from tests.in_memory import chats as documents
 
 
 def squares(lengths: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from common.errors import UserError
 from data.files import DEFAULT, Reading, check_paths_exist, expand, left_out
 from data.formats import Noticed, read_files
-from tests.in_memory import load_documents
+from tests.in_memory import json_lines, load_documents, parquet, table
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
@@ -38,20 +39,9 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def table(rows: list[dict]):
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return pytest.importorskip("pyarrow").table({key: [row.get(key) for row in rows] for key in keys})
-
-
-def parquet(rows: list[dict], **options) -> bytes:
-    pytest.importorskip("pyarrow.parquet").write_table(table(rows), sink := io.BytesIO(), **options)
-    return sink.getvalue()
-
-
 def arrow(rows: list[dict], kind: str = "stream") -> bytes:
     pyarrow = pytest.importorskip("pyarrow")
-    sink = io.BytesIO()
-    with getattr(pyarrow.ipc, f"new_{kind}")(sink, table(rows).schema) as writer:
+    with getattr(pyarrow.ipc, f"new_{kind}")(sink := io.BytesIO(), table(rows).schema) as writer:
         writer.write_table(table(rows), max_chunksize=2)
     return sink.getvalue()
 
@@ -59,10 +49,6 @@ def arrow(rows: list[dict], kind: str = "stream") -> bytes:
 def csv_file(rows: list[list], delimiter: str = ",") -> bytes:
     csv.writer(sink := io.StringIO(), delimiter=delimiter).writerows(rows)
     return sink.getvalue().encode()
-
-
-def json_lines(rows: list) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def examples(path: Path, **reading) -> list[dict]:
@@ -117,6 +103,9 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": "b', "line 2 is not valid JSON: Unterminated string starting at column 10$"),
         ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated string"),
         ("a.json", b'[{"text": "a"},\n\n{"text": a},' + b" " * 99 + b"]", "line 3 is not valid JSON: Expecting value$"),
+        # Python keeps the last of the two values, and the other would be lost without a word.
+        ("a.jsonl", b'{"messages": [{"content": "a", "content": "b"}]}', "line 1 is not valid JSON: an object has the key content twice"),
+        ("a.json", b'{"text": "a", "text": "b"}', "line 1 is not valid JSON: an object has the key text twice"),
         ("a.json", b"[]", "contains no examples"),
         ("a.csv", b"", "contains no examples"),
         ("a.csv", b'text\na\n"b\nc\n', "line 3 is not valid CSV: unexpected end of data; is a quote not closed"),
@@ -128,22 +117,18 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
     ],
 )  # fmt: skip
 def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
-    for library in {"zst": "pyarrow", "parquet": "pyarrow", "arrow": "pyarrow"}.items():
-        if library[0] in name:
-            pytest.importorskip(library[1])
+    if "zst" in name or "parquet" in name:
+        pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=words) as error:
         list(read_files([tmp_path / name]))
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["bare.parquet", "stream.arrow"])
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(tmp_path, kind) -> None:
     rows = [{"messages": CHAT, "id": i} for i in range(9)]
-    whole = {
-        "bare.parquet": lambda: parquet(rows, compression="none", use_dictionary=False),
-        "stream.arrow": lambda: arrow(rows),
-    }[kind]()
+    whole = arrow(rows) if kind == "arrow" else parquet(rows, compression="none", use_dictionary=False)
     path, chosen, refused = tmp_path / f"a.{kind}", random.Random(0), 0
     for _ in range(40):
         damaged = bytearray(whole)
@@ -160,27 +145,14 @@ def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(
 
 def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
-    lines = [
-        b'{"text": "one"}',
-        b"{",
-        b'{"text": ""}',
-        b"\xff",
-        b'{"messages": []}',
-        b'{"text": "two"}',
-        b'{"txt": "a"}',
-    ]
+    lines = b'{"text": "one"}', b"{", b'{"text": ""}', b"\xff", b'{"messages": []}', b'{"text": "two"}', b'{"txt": "a"}'
     path.write_bytes(b"\n".join([*lines, json_lines([{"messages": CHAT, "text": "a"}])]))
     noticed = Noticed(Reading(on_bad="skip"))
     found = list(read_files([path], noticed.reading, noticed))
     assert found == [(f"{path}, line 1", {"text": "one"}), (f"{path}, line 6", {"text": "two"})]
     assert noticed.counts == {"skipped": 6}
-    assert [problem.removeprefix(f"{path}, line ")[:12] for problem in noticed.bad] == [  # the first five
-        "2 is not val",
-        "3: `text` mu",
-        "4 is not UTF",
-        "5: `messages",
-        "7 has none o",
-    ]
+    first_five = ["2 is not val", "3: `text` mu", "4 is not UTF", "5: `messages", "7 has none o"]
+    assert [problem.removeprefix(f"{path}, line ")[:12] for problem in noticed.bad] == first_five
     path.write_bytes(b"{\n{")
     with pytest.raises(UserError, match="contains no well-formed example; .*line 1 is not valid JSON"):
         list(read_files([path], noticed.reading, noticed))
@@ -288,32 +260,34 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
             expand([broken])
 
 
-@pytest.mark.parametrize("names", [("train-00000.jsonl", "test-00000.jsonl"), ("train/a.jsonl", "dev/a.jsonl")])
-def test_a_folder_of_training_and_test_files_is_not_trained_on_as_a_whole(tmp_path, names) -> None:
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text('{"text": "a"}\n')
+def test_a_folder_of_several_splits_is_not_trained_on_as_a_whole(tmp_path) -> None:
+    """By the names of its files, or by its card."""
+    for names in (("train-00000.jsonl", "test-00000.jsonl"), ("train/a.jsonl", "dev/a.jsonl")):
+        folder = tmp_path / names[0][:6]
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True, parents=True)
+            (folder / name).write_text('{"text": "a"}\n')
+        with pytest.raises(
+            UserError, match=rf"has training files and {names[1]}; name a split, {folder}:train, or the"
+        ):
+            expand([folder])
+        assert len(expand([f"{folder}/**/*.jsonl"])) == 2
+    card = tmp_path / "train-" / "README.md"
+    (card.parent / "test-00000.jsonl").unlink()
+    card.write_text("---\nconfigs:\n- data_files:\n  - split: test\n    path: a.jsonl\n---\n# D\n")
     with pytest.raises(
-        UserError, match=rf"has training files and {names[1]}; name a split, {tmp_path}:train, or the files"
+        UserError, match=f"a dataset with a card that names its files; name a split: {card.parent}:train"
     ):
-        expand([tmp_path])
-    assert len(expand([f"{tmp_path}/**/*.jsonl"])) == 2
+        expand([card.parent])
+    card.write_text("# D\n\n- split: by hand\n")
+    assert expand([card.parent]) == [card.parent / "train-00000.jsonl"]
 
 
-def test_a_folder_whose_card_names_splits_is_not_trained_on_as_a_whole(tmp_path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "README.md").write_text("---\nconfigs:\n- data_files:\n  - split: test\n    path: a.jsonl\n---\n# D\n")
-    with pytest.raises(UserError, match=rf"a dataset with a card that names its files; name a split: {tmp_path}:train"):
-        expand([tmp_path])
-    (tmp_path / "README.md").write_text("# D\n\n- split: by hand\n")
-    assert expand([tmp_path]) == [tmp_path / "a.jsonl"]
-
-
-@pytest.mark.parametrize("missing, name", [("pyarrow", "a.parquet"), ("pyarrow", "a.txt.zst")])
-def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, missing, name) -> None:
-    monkeypatch.setitem(__import__("sys").modules, missing, None)
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt.zst"])
+def test_a_missing_library_gives_a_one_line_error(tmp_path, monkeypatch, name) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / name).write_bytes(b"data")
-    with pytest.raises(UserError, match=f"requires {missing}; pip install {missing}"):
+    with pytest.raises(UserError, match="requires pyarrow; pip install pyarrow"):
         list(read_files([tmp_path / name]))
 
 
@@ -346,23 +320,15 @@ def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) ->
     """It gets all columns, may leave rows out, which are counted, and a mistake in it names its line and that of the row."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hooks_of_a_test.py").write_text(HOOKS)
-    rows = [{"title": f"t{n}", "n": n, "text": "not this"} for n in (1, 2, 3)]
+    rows, hook = [{"title": f"t{n}", "n": n, "text": "not this"} for n in (1, 2, 3)], "hooks_of_a_test:as_text"
     for path in (write(tmp_path / "a.jsonl", json_lines(rows)), write(tmp_path / "a.parquet", parquet(rows))):
-        assert examples(path, row="hooks_of_a_test:as_text") == [{"text": "t1!"}, {"text": "t3!"}]
-    assert described([path], Reading(row="hooks_of_a_test:as_text")) == [
-        f"{path}: text (text); made by data.row=hooks_of_a_test:as_text"
-    ]
-    reading = Reading(row="hooks_of_a_test:as_text")
-    assert (
-        "\nLEFT OUT 1 rows by data.row"
-        in load_documents((str(path),), tiny_tokenizer(), 64, "error", reading=reading).report
-    )
+        assert examples(path, row=hook) == [{"text": "t1!"}, {"text": "t3!"}]
+    assert described([path], Reading(row=hook)) == [f"{path}: text (text); made by data.row={hook}"]
+    made = load_documents((str(path),), tiny_tokenizer(), 64, "error", reading=Reading(row=hook))
+    assert "\nLEFT OUT 1 rows by data.row" in made.report
     bad = write(tmp_path / "b.jsonl", json_lines([rows[0], {"n": 1}]))
     for name, words in [
-        (
-            "hooks_of_a_test:as_text",
-            r"b.jsonl, line 2: data.row=.* fails: KeyError: 'title' \(.*hooks_of_a_test.py, line 5\)$",
-        ),
+        (hook, r"b.jsonl, line 2: data.row=.* fails: KeyError: 'title' \(.*hooks_of_a_test.py, line 5\)$"),
         ("hooks_of_a_test:list_of", "b.jsonl, line 1: data.row=.* returns list; it gets a row as a dictionary"),
         ("hooks_of_a_test:none", "hooks_of_a_test.py has no function none"),
         ("hooks_of_a_test:number", "hooks_of_a_test.py has no function number"),
@@ -384,15 +350,6 @@ def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
     made = load_documents((str(tmp_path),), tiny_tokenizer(), 64, "error", reading=Reading(max_samples=1))
     assert len(made) == 1 and made.report.startswith("1 example from 1 file, ")
     assert f"\n{files[0]}: text (text)" in made.report
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_a_key_that_stands_twice_in_an_object_is_an_error(tmp_path, name) -> None:
-    """Python keeps the last of the two values, and the other would be lost without a word."""
-    file = tmp_path / name
-    file.write_text('{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
-    with pytest.raises(UserError, match=r"line 1 is not valid JSON: an object has the key content twice"):
-        list(read_files([file]))
 
 
 def test_a_text_of_paragraphs_says_that_it_is_one_document_where_it_is_the_only_file(tmp_path) -> None:

@@ -44,14 +44,7 @@ def test_every_form_has_a_name_and_its_keys_are_known() -> None:
         (
             "alpaca",
             {"instruction": "c", "output": "d", "input": None, "system": "S", "history": [["LCR?", "97.3%"]]},
-            {
-                "messages": [
-                    {"role": "system", "content": "S"},
-                    *CHAT,
-                    {"role": "user", "content": "c"},
-                    {"role": "assistant", "content": "d"},
-                ]
-            },
+            {"messages": [{"role": "system", "content": "S"}, *CHAT, USER | {"content": "c"}, ANSWER | {"content": "d"}]},
         ),
         ("completion", {"prompt": "1+1=", "completion": "2"}, {"prompt": "1+1=", "completion": "2"}),
         ("completion", {"prompt": [*CHAT, USER], "completion": [ANSWER]}, {"messages": [USER, ANSWER | {"weight": 0.0}, USER, ANSWER]}),
@@ -87,12 +80,8 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
         # A call of a tool, in the ways that files write it.
         ({"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]}, {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", **CALL}]}),
         (
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [{"name": "lookup", "arguments": json.dumps(ARGUMENTS)}],
-            },
-            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            ANSWER | {"tool_calls": [{"name": "lookup", "arguments": json.dumps(ARGUMENTS)}]},
+            ANSWER | {"tool_calls": [CALL]},
         ),
         ({"from": "function_call", "value": json.dumps(CALL["function"])}, {"role": "assistant", "content": None, "tool_calls": [CALL]}),
     ],
@@ -120,11 +109,7 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"messages": [USER | {"tool_calls": [CALL]}]}, ": message 1 has `tool_calls`, but its role is user"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "c"}]}]}, ": message 1: a tool call must be"),
         (
-            {
-                "messages": [
-                    {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a":' * 101 + "1" + "}" * 101}]}
-                ]
-            },
+            {"messages": [ANSWER | {"tool_calls": [{"name": "f", "arguments": '{"a":' * 101 + "1" + "}" * 101}]}]},
             ": message 1: `tool_calls` is nested more than 100 levels deep",
         ),
         ({"messages": CHAT, "tools": "[" * 100_000}, ": `tools` is text that is not JSON"),
@@ -135,6 +120,12 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"prompt": "a", "completion": ""}, ": `completion` must be a non-empty string"),
         ({"instruction": " ", "output": "o"}, ": `instruction` is empty"),
         ({"instruction": "i", "output": "o", "history": [["a"]]}, ": `history` must be a list of pairs"),
+        ({"input_ids": []}, ": `input_ids` must be at least one id"),
+        ({"input_ids": [3, 4.5]}, ": `input_ids` must be a list of integers"),
+        ({"input_ids": [3], "labels": [3, 4]}, ": `labels` has 2 items, but `input_ids` has 1"),
+        ({"input_ids": [3, 4], "labels": [4, -100]}, ".* not shifted; item 1 is 4 beside the id 3"),
+        ({"input_ids": [3, 4], "mask": [0, 1], "labels": [-100, 4]}, " has `labels` and `mask`"),
+        ({"input_ids": [3], "attention_mask": [0]}, ": `attention_mask` is 0 everywhere"),
     ],
 )  # fmt: skip
 def test_a_malformed_example_is_one_sentence(row, words) -> None:
@@ -144,13 +135,8 @@ def test_a_malformed_example_is_one_sentence(row, words) -> None:
 
 
 def test_fields_rename_the_keys_of_examples_and_messages() -> None:
-    row = {
-        "dialogue": [
-            {"speaker": "human", "utterance": "LCR?", "w": 3},
-            {"speaker": "bot", "utterance": "97.3%", "w": 0},
-        ],
-        "messages": "the number of messages",
-    }
+    dialogue = [{"speaker": "human", "utterance": "LCR?", "w": 3}, {"speaker": "bot", "utterance": "97.3%", "w": 0}]
+    row = {"dialogue": dialogue, "messages": "the number of messages"}
     fields = {"messages": "dialogue", "role": "speaker", "content": "utterance", "weight": "w"}
     assert canonical(row, fields=fields) == {"messages": [USER, ANSWER | {"weight": 0.0}]}
     swapped = {"prompt": "completion", "completion": "prompt"}
@@ -222,19 +208,3 @@ def test_token_ids_are_taken_as_they_are(row, ids, mask) -> None:
     assert made == {"input_ids": ids, "mask": mask, "id": 3}
     with pytest.raises(UserError, match="has token ids and no text"):
         example_text(made)
-
-
-@pytest.mark.parametrize(
-    "row, words",
-    [
-        ({"input_ids": []}, "`input_ids` must be at least one id"),
-        ({"input_ids": [3, 4.5]}, "`input_ids` must be a list of integers"),
-        ({"input_ids": [3], "labels": [3, 4]}, "`labels` has 2 items, but `input_ids` has 1"),
-        ({"input_ids": [3, 4], "labels": [4, -100]}, "not shifted; item 1 is 4 beside the id 3"),
-        ({"input_ids": [3, 4], "mask": [0, 1], "labels": [-100, 4]}, "has `labels` and `mask`"),
-        ({"input_ids": [3], "attention_mask": [0]}, "`attention_mask` is 0 everywhere"),
-    ],
-)
-def test_token_ids_that_do_not_fit_are_one_sentence(row, words) -> None:
-    with pytest.raises(UserError, match=f"^f.jsonl, line 3.*{words}"):
-        canonical(row)

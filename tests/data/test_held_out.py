@@ -1,16 +1,15 @@
 """The split is the same in any order and file, has the share that was asked for, and keeps copies and groups together."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from common.errors import UserError
 from data.encoding import ExampleEncoder
 from data.files import Reading
-from data.held_out import HASH_BYTES, content_hash, group_hash, is_held_out, key_of, num_repeated, num_shared
+from data.held_out import HASH_BYTES, content_hash, group_hash, is_held_out, key_of
 from data.reader import Reader, with_shared_examples_reported
+from tests.in_memory import json_lines, parquet
 from tests.tiny import tiny_tokenizer
 
 CHAT = [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "97.3%"}]
@@ -38,7 +37,7 @@ def test_the_hash_is_of_the_content_alone() -> None:
 def test_case_white_space_and_the_marks_of_a_sentence_make_no_difference() -> None:
     copies = (
         "Own funds: the bank's ratio is 8,5 % (see §3).",
-        "own funds – no".replace(" – no", ", the bank's ratio is 8.5 %  (SEE §3) "),
+        "own funds, the bank's ratio is 8.5 %  (SEE §3) ",
         "Own funds;\n\tthe bank’s ratio\u00a0is “8,5 %” (see §3)\r\n",
         "Own funds\\ the bank's ratio is 8.5 % (see §3)!?…",
     )
@@ -61,7 +60,7 @@ def bank_rows(number: int, banks: int) -> list[dict]:
 
 
 def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_bytes(json_lines(rows))
     return str(path)
 
 
@@ -78,8 +77,7 @@ def test_all_reports_of_a_bank_are_on_one_side(tmp_path, kind) -> None:
     if kind == "jsonl":
         write(Path(path), rows)
     elif kind == "parquet":
-        pa = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(rows), path)
+        Path(path).write_bytes(parquet(rows))
     else:
         lines = ["text,bank,id", *(f"{row['text']},{row['bank']},{row['id']}" for row in rows)]
         Path(path).write_text("\n".join(lines))
@@ -118,11 +116,8 @@ def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_
     train, validation = read_both(write(tmp_path / "a.jsonl", rows), None)
     assert "also in" not in validation.sources[0].report
     held = len(validation.sources[0])
-    assert (
-        30 < held < 90
-        and f"\nREPEATED {held // 2} that say what an earlier one says, but for case, white space"
-        in (validation.sources[0].report)
-    )
+    repeated = f"\nREPEATED {held // 2} that say what an earlier one says, but for case, white space"
+    assert 30 < held < 90 and repeated in validation.sources[0].report
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop")
     corpus = reader.training((write(tmp_path / "t.jsonl", rows[:100]),), ())
     changed = [{"text": text.upper().replace(".", " !")} for text in texts[:7]] + [{"text": "Something else."}]
@@ -139,16 +134,3 @@ def test_the_held_out_part_has_its_share_and_grows_with_it() -> None:
     for share, items in held_out.items():
         assert abs(len(items) - share * len(HASHES)) <= 4 * (len(HASHES) * share * (1 - share)) ** 0.5
     assert is_held_out(b"\0" * HASH_BYTES, 1e-9) and not is_held_out(b"\xff" * HASH_BYTES, 0.999_999)
-
-
-def keys_of(hashes: list[bytes]) -> np.ndarray:
-    return np.array([key_of(one) for one in hashes], dtype=np.uint64)
-
-
-def test_repeated_and_shared_examples_are_counted() -> None:
-    training, validation = keys_of([*HASHES[:100], *HASHES[:7], HASHES[0]]), keys_of(HASHES[98:103])
-    assert num_repeated(training) == 8 and num_repeated(validation) == 0
-    assert num_shared(training, validation) == 2 and num_shared(validation, training) == 2
-    assert num_shared(training, keys_of(HASHES[:1])) == 3
-    nothing = keys_of([])
-    assert num_repeated(nothing) == num_shared(training, nothing) == num_shared(nothing, training) == 0

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.batches import Plan, collate, plan_pass, plan_training
+from data.batches import Plan, collate, plan_training
 from data.sources import Corpus, Windows
 from tests.in_memory import InMemory, chats, micro_batches, texts
 
@@ -112,17 +112,6 @@ def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_eac
     assert batch.target_sources.tolist() == [1] * 12 + [0] * 2
     assert collate((), corpus).target_sources.tolist() == []
     assert collate((0,), corpus.sources[0]).target_sources is None
-
-
-@pytest.mark.parametrize(("world_size", "micro_batch"), [(2, 3)])
-def test_validation_contains_every_item_of_every_source_once(world_size, micro_batch) -> None:
-    corpus = Corpus((ragged(2, 60, 90, 0), windows(50)), ("main", "store"), (0.5, 0.5))
-    plan = plan_pass(corpus, 64 * world_size * micro_batch)
-    batches = [plan.batch(step) for step in range(plan.num_steps)]
-    assert sorted(item for batch in batches for item in batch.items) == list(range(140))
-    counts = np.sum([batch.targets_by_source for batch in batches], axis=0)
-    exact = sum(corpus.sources[1].num_targets(i) for i in range(50))
-    assert counts.tolist() == [corpus.sources[0].targets.sum(), exact]
 
 
 def brought(plan: Plan, source: int = 1) -> tuple[np.ndarray, np.ndarray]:

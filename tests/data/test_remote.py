@@ -1,7 +1,6 @@
 """Sources that lie elsewhere: fetched once into data.cache, cut by data.max_samples, and one sentence where that fails."""
 
 import gzip
-import io
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from data.files import Reading, check_paths_exist, expand, is_elsewhere
 from data.formats import read_files
 from data.remote import fetch, with_local_files
 from data.token_store import build_and_describe, verify_store
+from tests.in_memory import json_lines, parquet
 from tests.tiny import SENTENCES, tiny_tokenizer
 
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
@@ -21,32 +21,28 @@ OTHER = {"role": "assistant", "tool_calls": [{"function": {"name": "g", "argumen
 ROWS = [{"messages": [{"role": "user", "content": "?"}, answer], "id": i} for i, answer in enumerate([CALL, OTHER] * 3)]
 
 
-def lines(rows: list[dict]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def parquet(rows: list[dict]) -> bytes:
-    pyarrow = pytest.importorskip("pyarrow")
-    sink = io.BytesIO()
-    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), sink)
-    return sink.getvalue()
+MAKE = {
+    "jsonl": json_lines,
+    "jsonl.gz": lambda rows: gzip.compress(json_lines(rows)),
+    "json": lambda rows: json.dumps(rows).encode(),
+    "parquet": parquet,
+}
 
 
 @pytest.fixture
 def memory():
-    """fsspec's file system in memory, name -> bytes are written with `put`. What is in it is gone afterwards."""
+    """Writes {name: bytes} into fsspec's file system in memory. What is in it is gone afterwards."""
     system = fsspec.filesystem("memory")
-
-    def put(files: dict[str, bytes]) -> None:
-        for name, content in files.items():
-            system.pipe_file(f"/{name}", content)
-
-    yield put
+    yield lambda files: [system.pipe_file(f"/{name}", content) for name, content in files.items()]
     system.store.clear()
 
 
 def read(files: list[str], **reading) -> list[dict]:
     return [example for _, example in read_files(files, Reading(**reading))]
+
+
+def fetched(path: str, cache: Path | None, most: int | None = None) -> list[str]:
+    return fetch(path, str(cache) if cache else None, most, lambda text: None)
 
 
 def calls(examples: list[dict]) -> list[dict]:
@@ -57,7 +53,7 @@ def dataset_folder(folder: Path, card: str = "") -> Path:
     """A folder as the hub has it: shards of two splits, and a card."""
     (folder / "data").mkdir(parents=True)
     for name, rows in [("train-00000-of-00002", ROWS[:4]), ("train-00001-of-00002", ROWS[4:]), ("test-0", ROWS[:1])]:
-        (folder / "data" / f"{name}.jsonl").write_bytes(lines(rows))
+        (folder / "data" / f"{name}.jsonl").write_bytes(json_lines(rows))
     (folder / "README.md").write_text(card)
     return folder
 
@@ -66,25 +62,10 @@ def test_what_lies_elsewhere_is_told_from_a_path(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "there").mkdir(parents=True)
     (tmp_path / "here" / "a:b").touch()
-    elsewhere = [
-        "org/name",
-        "org/name:train",
-        "org/na.me@main:config:train",
-        "s3://b/a.jsonl",
-        "hf://datasets/o/n",
-        "here:train",
-    ]
-    paths = [
-        "here",
-        "here/there",
-        "here/a:b",
-        "here/typo",
-        "here/typo.jsonl",
-        "org/name.jsonl.gz",
-        "a.jsonl",
-        "o/n/*.json",
-        "o/n/m",
-    ]
+    names = ["org/name", "org/name:train", "org/na.me@main:config:train", "here:train"]
+    elsewhere = [*names, "s3://b/a.jsonl", "hf://datasets/o/n"]
+    here = ["here", "here/there", "here/a:b", "here/typo", "here/typo.jsonl"]
+    paths = [*here, "org/name.jsonl.gz", "a.jsonl", "o/n/*.json", "o/n/m"]
     assert [path for path in (*elsewhere, *paths) if is_elsewhere(path)] == elsewhere
     check_paths_exist(elsewhere)
     for path, words in [("x" * 300, "File name too long"), ("a\0b", "embedded null")]:
@@ -96,16 +77,10 @@ def test_what_lies_elsewhere_is_told_from_a_path(tmp_path, monkeypatch) -> None:
         expand(["org/name"])
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "parquet"])
+@pytest.mark.parametrize("kind", MAKE)
 def test_a_source_is_fetched_once_and_read_as_a_local_file_is(tmp_path, memory, kind) -> None:
     """JSON has the arguments of each tool call alone, also from elsewhere; what changes there later is not seen."""
-    make = {
-        "jsonl": lines,
-        "jsonl.gz": lambda r: gzip.compress(lines(r)),
-        "json": lambda r: json.dumps(r).encode(),
-        "parquet": parquet,
-    }
-    memory({f"b/a.{kind}": make[kind](ROWS)})
+    memory({f"b/a.{kind}": MAKE[kind](ROWS)})
     said = []
     found = fetch(f"memory://b/a.{kind}", str(tmp_path), None, said.append)
     assert found == [str(next(tmp_path.glob(f"fetched/*/a.{kind}")))]
@@ -124,20 +99,14 @@ def test_a_source_is_fetched_once_and_read_as_a_local_file_is(tmp_path, memory, 
 
 
 def test_folders_and_globs_elsewhere_keep_the_order_of_their_names(tmp_path, memory) -> None:
-    memory(
-        {
-            "b/x/1.jsonl": lines(ROWS[:1]),
-            "b/x/2.parquet": parquet(ROWS[1:2]),
-            "b/a.jsonl": lines(ROWS[2:3]),
-            "b/README.md": b"#",
-        }
-    )
+    memory({"b/x/1.jsonl": json_lines(ROWS[:1]), "b/x/2.parquet": parquet(ROWS[1:2])})
+    memory({"b/a.jsonl": json_lines(ROWS[2:3]), "b/README.md": b"#"})
     for path, ids in [("memory://b", [2, 0, 1]), ("memory://b/x/*.jsonl", [0]), ("memory://b/**/*.parquet", [1])]:
-        found = fetch(path, str(tmp_path), None, lambda text: None)
+        found = fetched(path, tmp_path)
         rows = [row for file in found for row in read([file], row=f"{__name__}:only_the_id")]
         assert [row["text"] for row in rows] == [f"id {i}" for i in ids]
     with pytest.raises(UserError, match=r"memory://b/\*.csv contains no data files; data files are .jsonl"):
-        fetch("memory://b/*.csv", str(tmp_path), None, lambda text: None)
+        fetched("memory://b/*.csv", tmp_path)
 
 
 def only_the_id(row: dict) -> dict:
@@ -146,7 +115,7 @@ def only_the_id(row: dict) -> dict:
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "parquet"])
 def test_of_a_stream_only_so_many_rows_are_read(tmp_path, memory, monkeypatch, kind) -> None:
-    make = {"jsonl.gz": lambda rows: gzip.compress(lines(rows)), "parquet": parquet}[kind]
+    make = MAKE[kind]
     memory({f"b/0.{kind}": make(ROWS[:2]), f"b/1.{kind}": make(ROWS[2:]), f"b/2.{kind}": b"nobody gets here"})
     said = []
     found = fetch("memory://b", str(tmp_path), 3, said.append)
@@ -161,12 +130,12 @@ def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path) -> None:
     pytest.importorskip("datasets")
     card = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: data/train*\n---\n"
     folder = dataset_folder(tmp_path / "set", card)
-    found = fetch(f"{folder}:train", None, None, lambda text: None)
+    found = fetched(f"{folder}:train", None)
     assert [Path(file).name for file in found] == ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"]
     assert [f["arguments"] for f in calls(read(found))] == [{"x": 1}, {"y": [2], "z": None}] * 3
-    assert fetch(f"{folder}:one:train", None, None, lambda text: None) == found
+    assert fetched(f"{folder}:one:train", None) == found
     with pytest.raises(UserError, match=f"{folder}:dev has the splits train; name one: {folder}:SPLIT"):
-        fetch(f"{folder}:dev", None, None, lambda text: None)
+        fetched(f"{folder}:dev", None)
     with pytest.raises(UserError, match="set is a dataset with a card that names its files; name a split: .*set:train"):
         expand([folder])
     assert len(expand([f"{folder}/*/*"])) == 3
@@ -183,10 +152,10 @@ def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path) -> None:
 def test_what_cannot_be_fetched_is_one_sentence(tmp_path, memory, path, words) -> None:
     memory({"bad.parquet": b"hello"})
     with pytest.raises(UserError, match=words) as error:
-        fetch(path, str(tmp_path), 3, lambda text: None)
+        fetched(path, tmp_path, 3)
     assert "\n" not in str(error.value) and not list(tmp_path.glob("fetched/*/source.json"))
     with pytest.raises(UserError, match="data.cache must not be None"):
-        fetch(path, None, None, lambda text: None)
+        fetched(path, None)
 
 
 def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) -> None:
@@ -199,61 +168,48 @@ def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) ->
     with pytest.raises(
         UserError, match=r"^org/name:train cannot be reached from this machine: Couldn't reach 'org/name' on"
     ):
-        fetch("org/name:train", str(tmp_path), None, lambda text: None)
+        fetched("org/name:train", tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match="requires datasets; pip install datasets"):
-        fetch("hf://datasets/org/name", str(tmp_path), None, lambda text: None)
+        fetched("hf://datasets/org/name", tmp_path)
 
 
 def test_damage_in_what_was_fetched_is_found(tmp_path, memory) -> None:
-    memory({"a.jsonl": lines(ROWS)})
-    (file,) = fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
-    Path(file).write_bytes(lines(ROWS)[:-9])
+    memory({"a.jsonl": json_lines(ROWS)})
+    (file,) = fetched("memory://a.jsonl", tmp_path)
+    Path(file).write_bytes(json_lines(ROWS)[:-9])
     with pytest.raises(
         UserError, match=f"{Path(file).parent}, which has what was fetched of memory://a.jsonl, is damaged"
     ):
-        fetch("memory://a.jsonl", str(tmp_path), None, lambda text: None)
+        fetched("memory://a.jsonl", tmp_path)
 
 
 def test_all_sources_of_a_config_become_local(tmp_path, memory) -> None:
-    memory({f"{name}.jsonl": lines(ROWS) for name in ("train", "held", "mix", "old")})
-    config = load_config(
-        "configs/quickstart.py",
-        [
-            "data.train=memory://train.jsonl",
-            "data.validation=memory://held.jsonl",
-            "data.mix=general:0.1:memory://mix.jsonl:memory://old.jsonl",
-            "data.max_samples=2",
-            f"data.cache={tmp_path}",
-        ],
-    )
-    made = with_local_files(config, lambda text: None)
-    (general,) = made.data.mix
-    lengths = [
-        len(read([*paths])) for paths in (made.data.train, made.data.validation, general.paths, general.validation)
-    ]
-    assert lengths == [2, 6, 6, 6] and Path(general.validation[0]).name == "old.jsonl"
+    memory({f"{name}.jsonl": json_lines(ROWS) for name in ("train", "held", "mix", "old")})
+    settings = ["train=memory://train.jsonl", "validation=memory://held.jsonl", "max_samples=2", f"cache={tmp_path}"]
+    settings.append("mix=general:0.1:memory://mix.jsonl:memory://old.jsonl")
+    config = load_config("configs/quickstart.py", [f"data.{setting}" for setting in settings])
+    data = with_local_files(config, lambda text: None).data
+    (general,) = data.mix
+    files = data.train, data.validation, general.paths, general.validation
+    assert [len(read([*paths])) for paths in files] == [2, 6, 6, 6] and Path(general.validation[0]).name == "old.jsonl"
 
 
 def test_a_token_store_takes_what_data_train_takes(tmp_path, memory) -> None:
     """A URL, the first rows of it, a split of a folder, and a folder of files."""
-    memory({"texts.jsonl": lines([{"text": text} for text in SENTENCES])})
+    memory({"texts.jsonl": json_lines([{"text": text} for text in SENTENCES]), "chats.jsonl": json_lines(ROWS)})
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "set").mkdir()
     for split in ("train", "test"):
-        (tmp_path / "set" / f"{split}.jsonl").write_bytes(lines([{"text": split}]))
-    made = {}
-    for number, (path, most) in enumerate(
-        [("memory://texts.jsonl", None), ("memory://texts.jsonl", 2), ("set:test", None), ("set/*", None), ("set/*", 1)]
-    ):
-        path = path if "://" in path else f"{tmp_path}/{path}"
-        out = tmp_path / str(number)
+        (tmp_path / "set" / f"{split}.jsonl").write_bytes(json_lines([{"text": split}]))
+
+    def documents(path: str, most: int | None = None) -> int:
+        path, out = path if "://" in path else f"{tmp_path}/{path}", tmp_path / str(len([*tmp_path.iterdir()]))
         said = build_and_describe([path], str(tmp_path / "model"), out, 10**6, str(tmp_path / "cache"), most)
         assert said.startswith(f"{out}: ")
-        made[number] = verify_store(out).num_documents
-    assert made == {0: len(SENTENCES), 1: 2, 2: 1, 3: 2, 4: 1}
-    memory({"chats.jsonl": lines(ROWS)})
+        return verify_store(out).num_documents
+
+    assert [documents("memory://texts.jsonl"), documents("memory://texts.jsonl", 2)] == [len(SENTENCES), 2]
+    assert [documents("set:test"), documents("set/*"), documents("set/*", 1)] == [1, 2, 1]
     with pytest.raises(UserError, match="chats.jsonl, line 1 has no `text`, and a token store takes only documents"):
-        build_and_describe(
-            ["memory://chats.jsonl"], str(tmp_path / "model"), tmp_path / "b", 9, str(tmp_path / "c"), None
-        )
+        documents("memory://chats.jsonl")

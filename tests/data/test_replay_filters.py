@@ -19,11 +19,6 @@ from tests.tiny import WORDS
 NOTHING = EvaluationTexts([])
 
 
-def shingles(text: str, size: int) -> list[str]:
-    """All runs of `size` characters."""
-    return [text[i : i + size] for i in range(len(text) - size + 1)]
-
-
 def prose(seed, words=60):
     rng = random.Random(seed)
     return " ".join(rng.choice(WORDS) + str(rng.randint(0, 999)) for _ in range(words))
@@ -78,15 +73,14 @@ def test_overlap_is_a_shared_run_of_fifty_characters_wherever_it_stands():
 
     held_out = [letters(1000), "a short text", letters(200), letters(49)]
     evaluation = EvaluationTexts(held_out)
-    expected = {shingle for text in held_out for shingle in shingles(normalize(text), 50)}
+    runs = {text[i : i + 50] for text in map(normalize, held_out) for i in range(len(text) - 49)}
     assert len(evaluation.shingles) == sum(len(normalize(text)) - 49 for text in (held_out[0], held_out[2]))
     found = 0
     for trial in range(400):
         start, length = rng.randrange(900), 40 + trial % 20
-        text = normalize(
-            letters(rng.randrange(150)) + held_out[0][start : start + length] + letters(rng.randrange(150))
-        )
-        overlaps = any(shingle in expected for shingle in shingles(text, 50))
+        before, after = letters(rng.randrange(150)), letters(rng.randrange(150))
+        text = normalize(before + held_out[0][start : start + length] + after)
+        overlaps = any(text[i : i + 50] in runs for i in range(len(text) - 49))
         assert evaluation.overlaps(text) == overlaps
         found += overlaps
     assert 100 < found < 300
@@ -114,8 +108,7 @@ def test_unfinished_texts_are_truncated_and_unfinished_chats_dropped():
         {"text": "Too short.", "finished": True},
     ]
     documents, dropped, num_truncated = filter_sampled(sampled, 100, NOTHING)
-    expected = [{"text": prose(1) + "."}, {"text": prose(2)}, {"messages": chat(prose(4))}]
-    assert documents == expected
+    assert documents == [{"text": prose(1) + "."}, {"text": prose(2)}, {"messages": chat(prose(4))}]
     assert num_truncated == 1
     assert {reason: count for reason, count in dropped.items() if count} == {"unfinished": 1, "too short": 1}
     with pytest.raises(UserError, match="none of 1 documents passed the filters"):

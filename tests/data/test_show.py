@@ -1,13 +1,20 @@
-"""An example as text: marked targets, boundaries, what is cut. Without colour unless asked for."""
+"""An example as text: marked targets, what is cut, whole characters, nothing that a terminal would obey; sources and steps."""
 
 import re
+import unicodedata
 
+import numpy as np
+import pytest
+
+from data.batches import plan_training
 from data.encoding import ExampleEncoder, Outcome
-from data.show import Style, show_outcome
+from data.show import BAR, Style, describe_source, describe_steps, histogram, one_line, run_text, show_outcome, visible
 from tests.chat_families import family_tokenizer
+from tests.in_memory import chats
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
+TEXT = "  The bank\n\tshall  hold 8% €😀 own\u200b funds. "
 CHAT = {
     "messages": [
         {"role": "user", "content": "own funds?"},
@@ -23,10 +30,15 @@ def shown(example, length=1000, too_long="drop", style=Style(), tokenizer=TOKENI
     return show_outcome(outcome, tokenizer, "text" in example, length, too_long, style)
 
 
-def test_targets_stand_between_marks_and_weights_before_them():
-    lines = shown(CHAT)
-    assert re.fullmatch(r"\d+ tokens, \d+ of them targets \(sum of weights [\d.]+\)", lines[0])
-    assert lines[1:] == [
+def length_of(example):
+    [sequence] = ExampleEncoder(TOKENIZER).encode([example])[0].sequences
+    return len(sequence.ids)
+
+
+def test_targets_stand_between_marks_or_in_colour_and_weights_before_them():
+    plain, coloured = shown(CHAT), "\n".join(shown(CHAT, style=Style(colour=True)))
+    assert re.fullmatch(r"\d+ tokens, \d+ of them targets \(sum of weights [\d.]+\)", plain[0])
+    assert plain[1:] == [
         "<|im_start|>user⏎",
         "own funds?<|im_end|>⏎",
         "<|im_start|>assistant⏎",
@@ -37,22 +49,15 @@ def test_targets_stand_between_marks_and_weights_before_them():
         "<|im_start|>assistant⏎",
         "⟦shall report<|im_end|>⟧",
     ]
-
-
-def test_colour_is_reset_on_every_line_and_no_other_escape_is_printed():
-    text = "\n".join(shown(CHAT, style=Style(colour=True)))
-    assert "\x1b[33m0.5× 8%⏎\x1b[0m\n\x1b[33mLCR<|im_end|>\x1b[0m⏎\n" in text
-    assert text.endswith("\x1b[32mshall report<|im_end|>\x1b[0m")
-    assert re.sub(r"\x1b\[(32|33|0)m", "", text).isprintable() is False  # only because of the line breaks:
-    assert re.sub(r"\x1b\[(32|33|0)m|\n", "", text).isprintable()
-    assert re.sub(r"\x1b\[(32|33|0)m", "", text).replace("0.5× ", "") == "\n".join(shown(CHAT)).translate(
-        {ord("⟦"): None, ord("⟧"): None}
-    ).replace("0.5× ", "")
-    assert "\x1b" not in "\n".join(shown(CHAT)) and "⟦" in Style().legend() and "green" in Style(True).legend()
+    assert "\x1b[33m0.5× 8%⏎\x1b[0m\n\x1b[33mLCR<|im_end|>\x1b[0m⏎\n" in coloured  # reset on every line
+    without = re.sub(r"\x1b\[(32|33|0)m", "", coloured)  # no other escape is printed
+    assert without == "\n".join(plain).translate({ord("⟦"): None, ord("⟧"): None})
+    assert without.replace("\n", "").isprintable()
+    assert "⟦" in Style().legend() and "green" in Style(True).legend()
 
 
 def test_what_is_cut_is_said():
-    [length] = [len(s.ids) for s in ExampleEncoder(TOKENIZER).encode([CHAT])[0].sequences]
+    length = length_of(CHAT)
     assert shown(CHAT, length - 2, "truncate")[0] == (
         f"TOO LONG: {length} tokens, data.sequence_length={length - 2}, data.too_long=truncate: TRUNCATED: the last 2 tokens are "
         "cut off, 2 of them targets"
@@ -61,13 +66,15 @@ def test_what_is_cut_is_said():
     assert shown(CHAT, 5)[0].endswith("data.too_long=drop: it is dropped")
     assert shown(CHAT, 5, "error")[0].endswith("data.too_long=error: training stops with an error")
     text = {"text": "own funds " * 30}
-    [count] = [len(s.ids) for s in ExampleEncoder(TOKENIZER).encode([text])[0].sequences]
-    lines = shown(text, 20)
-    pieces = -(-(count - 1) // 19)  # each begins with the last token of the one before
+    lines, pieces = (
+        shown(text, 20),
+        -(-(length_of(text) - 1) // 19),
+    )  # each begins with the last token of the one before
     assert lines[0].endswith(f": it is CUT into {pieces} pieces")
     assert lines[1] == f"--- piece 1 of {pieces}"
     assert lines[-1] == f"... {pieces - 2} more pieces are not shown (--full) ..."
     assert f"--- piece {pieces} of {pieces}" in shown(text, 20, style=Style(max_tokens=None))
+    assert f"... {length - 9} tokens are not shown (--full) ..." in shown(CHAT, style=Style(max_tokens=9))
 
 
 def test_split_chats_notes_and_errors_are_shown():
@@ -80,3 +87,53 @@ def test_split_chats_notes_and_errors_are_shown():
         "LEFT OUT: nothing of it carries loss",
         "counted in the report: examples in which all that would carry loss has weight 0",
     ]
+
+
+def test_what_is_invisible_or_harmful_is_replaced():
+    assert visible("a\tb\nc d ⟦x⟧ é 句 😀 ½") == "a⇥b⏎\nc d ⟨U+27E6⟩x⟨U+27E7⟩ é 句 😀 ½"
+    assert visible("\x1b]0;t\x07\x9b31m\r\u202e\ufeff") == "⟨U+001B⟩]0;t⟨U+0007⟩⟨U+009B⟩31m⟨U+000D⟩⟨U+202E⟩⟨U+FEFF⟩"
+    assert one_line("a\nb") == "a⏎b"
+    everything = visible("".join(map(chr, [*range(0xD800), *range(0xE000, 0x30000)])))
+    assert {one for one in everything if unicodedata.category(one) in ("Cc", "Cf", "Cn", "Zl")} == {"\n"}
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama2", "mistral-v3", "gemma"])
+def test_the_texts_of_tokens_make_up_the_text(name):
+    tokenizer = family_tokenizer(name)
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    decoded = tokenizer.decode(ids)
+    assert run_text(tokenizer, ids, 0, len(ids)) == decoded
+    for cut in range(len(ids)):
+        halves = run_text(tokenizer, ids, 0, cut) + run_text(tokenizer, ids, cut, len(ids))
+        if "\ufffd" not in tokenizer.decode(ids[:cut]):  # not inside a character
+            assert halves == decoded
+
+
+def bars(lengths):
+    """(range, bar, count) of each line of a histogram."""
+    lines = histogram(np.array(lengths))
+    assert all(len(line) <= 100 for line in lines)
+    split = [(line.partition("|")[0].strip(), line.partition("|")[2]) for line in lines]
+    return [(label, rest[:BAR].count("#"), int(rest[BAR:].split()[0].replace(",", ""))) for label, rest in split]
+
+
+def test_a_source_and_its_steps_are_described():
+    assert [bar[::2] for bar in bars(range(100, 200))] == [(f"{low} to {low + 9}", 10) for low in range(100, 200, 10)]
+    assert bars([7, 7]) == [("7", 50, 2)]
+    uneven = bars([*[64] * 150, 222])
+    assert uneven[0] == ("64 to 79", 50, 150) and uneven[-1][0].endswith(" to 222")
+    assert [bar[1] for bar in uneven] == [50, *[0] * 8, 1]  # a single one is seen
+    lines = describe_source(
+        "data.train", "2 examples\nDROPPED 1\x1b; and why", np.array([10, 30]), np.array([2.5, 7.5])
+    )
+    assert lines[:3] == ["data.train:", "  2 examples", "  DROPPED 1⟨U+001B⟩; and why"]
+    assert lines[-1].startswith("  targets per sequence: 2.5 to 7.5, median 5") and lines[-1].endswith(
+        "25.0% of all tokens"
+    )
+    plan = plan_training(chats([60, 60, 30, 30, 20]), epochs=1, seed=0, global_examples=4)
+    steps = [plan.batch(0), plan.batch(1)]
+    least, most = sorted(sum(step.document_lengths) for step in steps)
+    assert describe_steps(steps, 50, 2).startswith(
+        f"steps: {least} to {most} tokens in all 2 steps of the first epoch, 100 on average, which is 2.0 times data.sequ"
+    )
+    assert "2 of 9 steps" in describe_steps(steps, 64, 9)

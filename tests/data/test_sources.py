@@ -10,6 +10,7 @@ from configs.config import Source
 from data.cache import Cache
 from data.encoding import ExampleEncoder
 from data.reader import Reader, with_shared_examples_reported
+from tests.in_memory import json_lines
 from tests.tiny import tiny_tokenizer, write_chat_file
 
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
@@ -47,9 +48,8 @@ def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
     Path(part).write_text("".join(lines[:5]))
     write_chat_file(other, 3, seed=1)
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop")
-    corpus = reader.training(
-        (chat,), (Source("a", (part,), 0.1), Source("b", (other,), 0.1), Source("c", (other,), 0.1))
-    )
+    mix = [Source(name, (path,), 0.1) for name, path in (("a", part), ("b", other), ("c", other))]
+    corpus = reader.training((chat,), mix)
     warned = ["SHARED" in source.report for source in corpus.sources]
     assert warned == [False, True, False, True]
     assert "SHARED: 5 of 5 examples are also in another source of training data" in corpus.sources[1].report
@@ -62,16 +62,10 @@ def test_a_source_has_a_function_of_its_own_that_makes_examples(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hooks_of_a_mix.py").write_text("def text(row): return {'text': row['title']}")
     file = tmp_path / "titles.jsonl"
-    file.write_text("".join(json.dumps({"title": text}) + "\n" for text in TEXTS))
+    file.write_bytes(json_lines([{"title": text} for text in TEXTS]))
     chat, asked = str(write_chat_file(tmp_path / "chat.jsonl", 3)), []
-    reader = Reader(
-        ExampleEncoder(tiny_tokenizer()),
-        384,
-        128,
-        "drop",
-        cache=Cache(tmp_path / "cache", print),
-        digest_of_row=lambda row: asked.append(row) or "",
-    )
+    cache, digest = Cache(tmp_path / "cache", print), lambda row: asked.append(row) or ""
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop", cache=cache, digest_of_row=digest)
     mix = (Source("titles", (str(file),), 0.1, (str(file),), row="hooks_of_a_mix:text"),)
     made = reader.training((chat,), mix).sources[1]
     assert len(made) == 2 and "text (text); made by data.row=hooks_of_a_mix:text" in made.report

@@ -1,6 +1,7 @@
 """Loading a tokenizer; and what carries loss in chats, texts and completions with the small ChatML tokenizer."""
 
 import datetime
+import itertools
 
 import numpy as np
 import pytest
@@ -27,14 +28,8 @@ GENERATION = (
 
 def spans(tokenizer, ids: list[int], is_target: list) -> list[str]:
     """Decode each consecutive run of target tokens."""
-    found, previous = [], False
-    for token, flag in zip(ids, is_target, strict=True):
-        if flag and not previous:
-            found.append([])
-        if flag:
-            found[-1].append(token)
-        previous = flag
-    return [tokenizer.decode(run) for run in found]
+    runs = itertools.groupby(zip(ids, is_target, strict=True), lambda pair: bool(pair[1]))
+    return [tokenizer.decode([token for token, _ in run]) for flag, run in runs if flag]
 
 
 def targets(tokenizer, example: dict, **settings) -> list[list[str]]:
@@ -88,10 +83,8 @@ def test_the_plain_template_names_every_role() -> None:
 
 
 def test_eos_after_a_generation_block_is_a_target() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = GENERATION.replace(
-        "+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}<|im_end|>"
-    )
+    tokenizer, inside = tiny_tokenizer(), "+ '<|im_end|>' }}{% endgeneration %}"
+    tokenizer.chat_template = GENERATION.replace(inside, "}}{% endgeneration %}<|im_end|>")
     ids, is_target = encode_one(tokenizer, {"messages": CHAT})
     assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>", "above 3%<|im_end|>"]
 
@@ -111,11 +104,8 @@ def test_a_document_is_between_bos_if_the_tokenizer_adds_it_and_one_eos_and_all_
         for text in ("The bank reports.", f"The bank reports.{eos}"):
             outcome = ExampleEncoder(tokenizer).encode([{"text": text}])[0]
             (encoded,) = outcome.sequences
-            ids = encoded.ids.tolist()
-            assert (
-                ids[: len(bos)] == bos
-                and ids.count(tokenizer.eos_token_id) == 1 == ids[::-1].index(tokenizer.eos_token_id) + 1
-            )
+            ids, eos_id = encoded.ids.tolist(), tokenizer.eos_token_id
+            assert ids[: len(bos)] == bos and ids[-1] == eos_id and ids.count(eos_id) == 1
             assert tokenizer.decode(ids[len(bos) : -1]) == text and encoded.spans == (Span(max(1, len(bos)), len(ids)),)
             assert outcome.notes == (("control",) if text.endswith(eos) else ())
         allowed = ExampleEncoder(tokenizer, ChatSettings(control_tokens="allow"))
@@ -156,20 +146,22 @@ def test_only_the_last_answer() -> None:
 @pytest.mark.parametrize("content", ["e", ">", "|", "n", "im_end", "", "  e  ", "a <|im_end|> e"])
 def test_an_answer_that_resembles_the_end_of_a_turn(content) -> None:
     tokenizer = tiny_tokenizer()
-    (answer,) = targets(tokenizer, {"messages": [CHAT[0], {"role": "assistant", "content": content}]})[0]
-    assert answer == content + "<|im_end|>"
+    chat = [CHAT[0], CHAT[1] | {"content": content}]
+    assert targets(tokenizer, {"messages": chat}) == [[content + "<|im_end|>"]]
     tokenizer = family_tokenizer("phi3")  # the template writes <|end|>, a newline and <|endoftext|>
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
     (answer,) = targets(tokenizer, {"messages": chat})[0]
     assert answer.replace(" ", "") == content.replace(" ", "") + "<|end|>"
 
 
 def test_what_is_unusual_is_noted() -> None:
     tokenizer = tiny_tokenizer()
-    assert notes(tokenizer, {"messages": CHAT}) == ()
-    assert notes(tokenizer, {"messages": CHAT[:3]}) == ("trailing",)
-    assert notes(tokenizer, {"messages": CHAT[1:]}) == ("opening",)
-    assert notes(tokenizer, {"messages": CHAT[:1]}) == ("unanswered",)
+    for messages, note in (
+        (CHAT, ()),
+        (CHAT[:3], ("trailing",)),
+        (CHAT[1:], ("opening",)),
+        (CHAT[:1], ("unanswered",)),
+    ):
+        assert notes(tokenizer, {"messages": messages}) == note
     assert notes(tokenizer, {"messages": [{"role": "developer", "content": "x"}, *CHAT]}) == ("developer",)
     assert notes(tokenizer, {"messages": CHAT, "tools": [{"type": "function"}]}) == ("tools",)
     tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -179,10 +171,8 @@ def test_what_is_unusual_is_noted() -> None:
         "{% for m in messages %}{{ m.role + ': ' + m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    chat = [CHAT[0], {"role": "assistant", "content": "the bank"}]
-    assert notes(tokenizer, {"messages": chat}) == () and targets(tokenizer, {"messages": chat}) == [
-        ["the bank<|im_end|>"]
-    ]
+    chat = {"messages": [CHAT[0], CHAT[1] | {"content": "the bank"}]}
+    assert notes(tokenizer, chat) == () and targets(tokenizer, chat) == [["the bank<|im_end|>"]]
     completion = {"prompt": "assistant: ", "completion": "the bank"}
     assert notes(tokenizer, completion) == ("boundary",)
     assert targets(tokenizer, completion) == [[" the bank<|im_end|>"]]  # that token belongs to the completion
@@ -223,18 +213,6 @@ def test_a_fixed_date_changes_nothing_else_in_the_text(space, tag) -> None:
     assert today == ChatTemplate(tokenizer, ChatSettings()).render(CHAT) and "end" in today
 
 
-def test_options_reach_the_template() -> None:
-    tokenizer = family_tokenizer("qwen3")
-    with_thinking = ExampleEncoder(tokenizer).prompt(CHAT[:1])
-    without = ExampleEncoder(tokenizer, ChatSettings(options={"enable_thinking": False})).prompt(CHAT[:1])
-    assert tokenizer.decode(without) == tokenizer.decode(with_thinking) + "<think>\n\n</think>\n\n"
-    settings = ChatSettings(options={"enable_thinking": False})
-    outcome = ExampleEncoder(tokenizer, settings).encode([{"messages": CHAT[:2]}])[0]
-    assert spans(tokenizer, outcome.sequences[0].ids.tolist(), outcome.sequences[0].weights().tolist()) == [
-        "below 100%<|im_end|>"
-    ]
-
-
 CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
 
 
@@ -263,10 +241,8 @@ def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None
 def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp_path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
-    assert (
-        load_tokenizer(str(tmp_path / "model"), str(tmp_path / "chat.jinja")).chat_template
-        == "{{ messages[0].content }}"
-    )
+    loaded = load_tokenizer(str(tmp_path / "model"), str(tmp_path / "chat.jinja"))
+    assert loaded.chat_template == "{{ messages[0].content }}"
     with pytest.raises(UserError, match=r"data.chat_template: .*none.jinja cannot be read"):
         load_tokenizer(str(tmp_path / "model"), str(tmp_path / "none.jinja"))
     tokenizer = tiny_tokenizer()
