@@ -35,10 +35,11 @@ from model.language_model import build_on_meta
 from model.memory import ModelShape, shape_of
 from tools import step_time
 from tools.machines import Cluster, cluster_of, named_device
+from tools.plan import SHAPE_KEYS
 from tools.step_time import Speed, StepWork, expected_speed, layer_elements
 
 ROWS = Path(__file__).with_name("published_rows.csv")
-# hidden, intermediate, layers, heads, key-value heads, vocabulary, tied[, head dimension]. An MPT block has two matrices of 4 h x h
+# As tools.plan.SHAPES. An MPT block has two matrices of 4 h x h
 # in its MLP; as a Llama block with three it has as many elements with an intermediate size of 8/3 h.
 SHAPES = {
     "MPT 125M": (768, 2048, 12, 12, 12, 50368, True),
@@ -121,18 +122,13 @@ class Row:
     @property
     def config(self) -> Config:
         """Our settings of it."""
-        model = Model(
-            path="",
-            activation_checkpointing="full" if self.every else "none",
-            checkpoint_every=self.every or 1,
-            compile=self.code == "fused",
-        )
+        mode, code = "full" if self.every else "none", self.code == "fused"
         return Config(
-            model=model,
-            data=Data(train=(), sequence_length=self.sequence),
-            batch=Batch(),
-            optimizer=Optimizer(learning_rate=1e-5, memory=self.memory),
-            run=Run(name="published"),
+            Model("", activation_checkpointing=mode, checkpoint_every=self.every or 1, compile=code),
+            Data((), sequence_length=self.sequence),
+            Batch(),
+            Optimizer(1e-5, memory=self.memory),
+            Run("published"),
             sharding=Sharding(strategy=self.strategy, reduce_dtype=self.reduce_dtype),
         )
 
@@ -147,18 +143,7 @@ def published_rows() -> list[Row]:
 @cache
 def shape(name: str) -> ModelShape:
     """The shape of a model of the rows."""
-    hidden, intermediate, layers, heads, kv_heads, vocabulary, tied, *head_dim = SHAPES[name]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim[0] if head_dim else hidden // heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-    )
-    return shape_of_equal_layers(config)
+    return shape_of_equal_layers(LlamaConfig(**dict(zip(SHAPE_KEYS, SHAPES[name], strict=False))))
 
 
 def shape_of_equal_layers(config: LlamaConfig) -> ModelShape:
