@@ -304,8 +304,14 @@ def count_activations(
     of_layers = sum(kept[kinds[index]] for index in chosen)
     inputs = shape.config.hidden_size * dtype.itemsize * -(-sum(lengths) // context)
     rest = live.at_backward[len(chosen) - 1] - of_layers - inputs  # with the gradient of the final norm's weight
-    of_each = tuple(kept[one] for one in kinds), tuple(in_backward[one] for one in kinds)
-    return Activations(of_each[0], of_each[1], rest, live.saved - of_layers - rest, 0, inputs)
+    return Activations(
+        kept=tuple(kept[one] for one in kinds),
+        in_backward=tuple(in_backward[one] for one in kinds),
+        rest=rest,
+        final=live.saved - of_layers - rest,
+        on_host=0,
+        gradient=inputs,
+    )
 
 
 def _of_layers(config: PretrainedConfig) -> dict[str, list]:
