@@ -9,7 +9,6 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
 import bisect
-import contextlib
 import copy
 import functools
 import operator
@@ -30,7 +29,7 @@ from distributed.activation_checkpointing import checkpoint_activations, tile_ml
 from distributed.low_memory import new_moments
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers, local_shape, sharded_dimension
-from model.architectures import has_experts, head_settings
+from model.architectures import head_settings
 from model.flops import Work, count_work
 from model.language_model import PackedLanguageModel, build_on_meta
 from model.lora import add_adapters
@@ -372,12 +371,7 @@ def _run_layers(
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after)
     ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    products = contextlib.nullcontext()
-    if has_experts(model.causal_lm.config):
-        from model.experts import FakeProducts
-
-        products = FakeProducts()
-    with live, products:
+    with live:
         hidden = model.causal_lm.base_model(
             input_ids=torch.zeros(1, tokens, dtype=torch.int64),
             position_ids=torch.arange(tokens)[None],  # of one document: only their number matters
@@ -387,7 +381,7 @@ def _run_layers(
         loss = hidden.sum()  # keeps no tensor
         del hidden
         live.saved = live.now
-        torch.autograd.backward(loss)  # `loss.backward()` would suspend `products`, which recomputation needs
+        loss.backward()
     live.peaks[0] = live.peak
     return live
 
@@ -409,7 +403,12 @@ class _LiveBytes(TorchDispatchMode):
         self._known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
+            # Products of experts: fake tensors have those of bf16 alone, and results of every dtype have the same shape.
+            result = func(args[0].bfloat16(), args[1].bfloat16(), *args[2:], **kwargs).to(args[0].dtype)
+        else:
+            result = func(*args, **kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())
