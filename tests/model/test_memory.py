@@ -290,7 +290,11 @@ def test_experts_are_counted_in_fp32_also_where_backward_computes_them_again(tmp
     """torch has no grouped product of fp32 on fake tensors, in forward or in a recomputation."""
     moe = read_model_config(str(write_tiny_model(tmp_path / "model", "qwen3_moe")))
     full = counted(moe, compute_dtype="fp32", activation_checkpointing="full")
-    assert full.kept[0] == sum(LENGTHS) * moe.hidden_size * 4 < counted(moe, compute_dtype="fp32").kept[0]
+    kept = sum(LENGTHS) * (
+        4 * moe.hidden_size + 8 * moe.num_experts_per_tok
+    )  # a layer's input, and its router's choice
+    assert full.kept == (kept,) * 2 and kept < counted(moe, compute_dtype="fp32").kept[0]
+    assert full.in_backward[0] > counted(moe, activation_checkpointing="full").in_backward[0]  # in bf16
 
 
 # ---- The peak of a step --------------------------------------------------------------------------------------------------
