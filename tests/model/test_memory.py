@@ -293,8 +293,8 @@ def test_experts_are_counted_in_fp32_also_where_backward_computes_them_again(tmp
     kept = sum(LENGTHS) * (
         4 * moe.hidden_size + 8 * moe.num_experts_per_tok
     )  # a layer's input, and its router's choice
-    assert full.kept == (kept,) * 2 and kept < counted(moe, compute_dtype="fp32").kept[0]
-    assert full.in_backward[0] > counted(moe, activation_checkpointing="full").in_backward[0]  # in bf16
+    assert full.kept == (kept,) * 2
+    assert kept < counted(moe, compute_dtype="fp32").kept[0] < full.in_backward[0]
 
 
 # ---- The peak of a step --------------------------------------------------------------------------------------------------
