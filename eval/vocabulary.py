@@ -63,7 +63,7 @@ def loss_table(
     """Nats per byte before any training: of the old model, and of the new model with each initialisation method.
 
     A row for each, a column for each kind of `texts`, of about `num_bytes` each. old, new: model directories; first_id and
-    sub_tokens as in `write_extension`. init: noise and seed for all methods.
+    sub_tokens as in `new_rows`. init: noise and seed for all methods.
     """
     passages = {kind: select_passages(part, num_bytes) for kind, part in texts.items()}
     lines = ["", f"{'loss per byte at step 0 (nats)':32}" + "".join(f"{Path(kind).name[-24:]:>26}" for kind in texts)]

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -74,7 +73,7 @@ def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, tor
     return dict(zip(names, tensor.reshape(len(names), -1, tensor.shape[2]), strict=True))
 
 
-# --- What is said of them, and a simulation ---------------------------------------------------------------------------
+# --- What is said of them --------------------------------------------------------------------------------------------
 
 
 def sharing_warnings(model: nn.Module) -> list[str]:
@@ -110,18 +109,6 @@ def unseen_warnings(fisher: dict[str, torch.Tensor], parameters: dict[str, nn.Pa
         f"warning: EWC: no token of its documents reached {unseen} of {total} experts, which are therefore not held; raise "
         "ewc.documents, or set ewc.estimator=l2"
     ]
-
-
-class FakeProducts(TorchFunctionMode):
-    """Products of experts on fake tensors of any dtype: torch's own exist in bf16 only, and those of transformers for processors
-    without torch's keep the same and give the same.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        kwargs = kwargs or {}
-        if func is torch._grouped_mm and args[0].dtype != torch.bfloat16:
-            return torch.ops.transformers.grouped_mm_fallback(*args, kwargs["offs"])
-        return func(*args, **kwargs)
 
 
 # --- Balance ----------------------------------------------------------------------------------------------------------

@@ -98,8 +98,7 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
         for parameter in module.parameters(recurse=False)
         if parameter.dim() == 3 or parameter is getattr(module, "weight", None)
     ]
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, _, head_dim = attention_heads(config)
     per_token = sum(share * _matrix_flops(matrix) for matrix, share in matrices)
     return Work(
         per_token=per_token,
@@ -112,6 +111,13 @@ def count_work(model: PackedLanguageModel, config: PretrainedConfig) -> Work:
 
 def _matrix_flops(matrix: torch.Tensor) -> float:
     return (6.0 if matrix.requires_grad else 4.0) * matrix.numel()
+
+
+def attention_heads(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Heads of the queries, heads of keys and values, and elements of a head, in a layer."""
+    heads = config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    return heads, keys, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def document_costs(work: Work) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -124,17 +125,27 @@ class HubUnreachable(Exception):
     """The hub did not answer, or something on the way to it did. The message is the reason, a part of a sentence."""
 
 
-def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
-    """The hub's listing of the model.
+@contextmanager
+def asking_the_hub(model_id: str, unreachable: str = "") -> Iterator[None]:
+    """What the hub's client raises in this block is raised as `explain` says.
 
-    Raises HubUnreachable if the hub cannot be reached, and UserError if it can but does not give the model.
+    unreachable: a sentence with {reason}, which becomes a UserError in place of HubUnreachable.
     """
+    try:
+        yield
+    except Exception as error:  # every HTTP client has its own exception classes
+        found = explain(error, model_id)
+        if unreachable and isinstance(found, HubUnreachable):
+            found = UserError(unreachable.replace("{reason}", str(found)))
+        raise found from error
+
+
+def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
+    """The hub's listing of the model. Raises HubUnreachable, and UserError if the hub does not give the model."""
     from huggingface_hub import HfApi
 
-    try:
+    with asking_the_hub(model_id):
         return HfApi().model_info(model_id, timeout=HUB_TIMEOUT, files_metadata=True)
-    except Exception as error:  # every HTTP client has its own exception classes
-        raise explain(error, model_id) from error
 
 
 def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str | None]:  # noqa: ANN001 (of a late import)
@@ -151,14 +162,9 @@ def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str | None
     for path in directory.iterdir():  # what an earlier attempt has left, perhaps of another revision
         if path.is_file() and path.name not in names:
             path.unlink()
-    try:
+    with asking_the_hub(model_id, f"the download of {model_id} broke off ({{reason}}); run this again to continue"):
         patterns = [glob.escape(name) for name in names]
         snapshot_download(model_id, revision=info.sha, local_dir=directory, allow_patterns=patterns)
-    except Exception as error:
-        reason = explain(error, model_id)
-        if isinstance(reason, HubUnreachable):
-            raise UserError(f"the download of {model_id} broke off ({reason}); run this again to continue") from error
-        raise reason from error
     return {name: lfs.sha256 if (lfs := siblings[name].lfs) else None for name in names}
 
 
@@ -230,15 +236,10 @@ def push(folder: Path, repository: str, public: bool) -> str:
         raise UserError(
             f"{folder} has no model card with a licence (README.md), and is not pushed without one; export again"
         )
-    api = HfApi()
-    try:
+    api, unreachable = HfApi(), f"the Hugging Face hub cannot be reached, so {folder} is not pushed: {{reason}}"
+    with asking_the_hub(repository, unreachable):
         url = api.create_repo(repository, private=not public, exist_ok=True)
         done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload {folder.name}")
-    except Exception as error:
-        reason = explain(error, repository)
-        if isinstance(reason, HubUnreachable):
-            raise UserError(f"the Hugging Face hub cannot be reached, so {folder} is not pushed: {reason}") from error
-        raise reason from error
     return f"pushed: {folder} -> {url}, commit {done.oid[:12]}"
 
 

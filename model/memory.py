@@ -9,12 +9,12 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
 import bisect
-import contextlib
 import copy
 import functools
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from distributed.activation_checkpointing import checkpoint_activations, tile_ml
 from distributed.low_memory import new_moments
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import decoder_layers, local_shape, sharded_dimension
-from model.architectures import has_experts, head_settings
+from model.architectures import head_settings
 from model.flops import Work, count_work
 from model.language_model import PackedLanguageModel, build_on_meta
 from model.lora import add_adapters
@@ -252,12 +252,9 @@ class Activations:
 
     def times(self, factor: float) -> "Activations":
         """Those of `factor` as many documents of the same lengths; `in_backward` is then an upper bound if factor > 1."""
-
-        def of(size: int) -> int:
-            return round(factor * size)
-
-        kept, in_backward = (tuple(map(of, sizes)) for sizes in (self.kept, self.in_backward))
-        return Activations(kept, in_backward, of(self.rest), of(self.final), of(self.on_host), of(self.gradient))
+        kept, in_backward, *rest = vars(self).values()
+        kept, in_backward = (tuple(round(factor * size) for size in sizes) for sizes in (kept, in_backward))
+        return Activations(kept, in_backward, *(round(factor * size) for size in rest))
 
 
 @functools.lru_cache(maxsize=256)  # a table of settings asks for the same micro-batch at many strategies
@@ -274,7 +271,16 @@ def count_activations(
     parameters do not count, their gradients do (`in_backward`).
     """
     dtype, mode = DTYPES[settings.compute_dtype], settings.activation_checkpointing
-    kinds = _layer_kinds(shape.config, mode, settings.checkpoint_every)
+    is_checkpointed = [
+        mode != "none" and i % settings.checkpoint_every == 0 for i in range(shape.config.num_hidden_layers)
+    ]
+    if mode == "offload":  # as `full`; on CUDA an input that is kept on the host comes back for the recomputation
+        settings = replace(settings, activation_checkpointing="full")
+        full = count_activations(shape, settings, lora, kind, lengths, context)
+        moved = [full.gradient * (kind == "cuda" and one) for one in is_checkpointed]
+        kept, in_backward = map(operator.sub, full.kept, moved), map(operator.add, full.in_backward, moved)
+        return replace(full, kept=tuple(kept), in_backward=tuple(in_backward), on_host=sum(moved))
+    kinds = list(zip(*_of_layers(shape.config).values(), is_checkpointed, strict=True))
     distinct = list(dict.fromkeys(kinds))
     # What all layers share (RoPE) is made or first kept by the first layer of a kind, and the last layer has no successor.
     chosen = [kinds.index(kind) for kind in distinct + distinct + distinct[:1]]
@@ -286,7 +292,7 @@ def count_activations(
     if settings.mlp_tiles > 1:
         tile_mlps(layers, settings.mlp_tiles)
     checkpointed = [layer for layer, index in zip(layers, chosen, strict=True) if kinds[index][-1]]
-    checkpoint_activations(checkpointed, "full" if mode == "offload" else mode)  # a fake tensor has no other memory
+    checkpoint_activations(checkpointed, mode)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         live = _run_layers(model, layers, lengths, kind, context)
@@ -297,45 +303,39 @@ def count_activations(
     of_layers = sum(kept[kinds[index]] for index in chosen)
     inputs = shape.config.hidden_size * dtype.itemsize * -(-sum(lengths) // context)
     rest = live.at_backward[len(chosen) - 1] - of_layers - inputs  # with the gradient of the final norm's weight
-    # An input that is kept on the host comes back for the recomputation.
-    moved = [inputs if mode == "offload" and kind == "cuda" and is_checkpointed else 0 for *_, is_checkpointed in kinds]
     return Activations(
-        tuple(kept[one] - away for one, away in zip(kinds, moved, strict=True)),
-        tuple(in_backward[one] + away for one, away in zip(kinds, moved, strict=True)),
-        rest,
-        live.saved - of_layers - rest,
-        sum(moved),
-        inputs,
+        kept=tuple(kept[one] for one in kinds),
+        in_backward=tuple(in_backward[one] for one in kinds),
+        rest=rest,
+        final=live.saved - of_layers - rest,
+        on_host=0,
+        gradient=inputs,
     )
 
 
-def _layer_kinds(config: PretrainedConfig, mode: str, every: int) -> list[tuple]:
-    """The kind of each layer: its values in the config's lists, whether it has experts, and last whether it is checkpointed. Two of
-    one kind keep the same.
+def _of_layers(config: PretrainedConfig) -> dict[str, list]:
+    """What the config says of each layer: its lists by name, and `is_dense`, true of a layer without experts in a Qwen model
+    with experts. Layers with the same values are of one kind.
     """
-    count, dense = config.num_hidden_layers, _dense_layers(config)
-    lists = [value for _, value in sorted(vars(config).items()) if _is_per_layer(value, count)]
-    return [(*(value[i] for value in lists), i in dense, mode != "none" and i % every == 0) for i in range(count)]
-
-
-def _dense_layers(config: PretrainedConfig) -> set[int]:
-    """The layers without experts of a Qwen model with experts."""
+    count = config.num_hidden_layers
+    lists = {
+        name: list(value)
+        for name, value in vars(config).items()
+        if isinstance(value, list | tuple) and len(value) == count
+    }
     every, listed = getattr(config, "decoder_sparse_step", None) or 1, getattr(config, "mlp_only_layers", None) or ()
-    return {*listed, *(index for index in range(config.num_hidden_layers) if (index + 1) % every)}
-
-
-def _is_per_layer(value: object, count: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == count
+    return lists | {"is_dense": [index in listed or (index + 1) % every > 0 for index in range(count)]}
 
 
 def _with_layers(config: PretrainedConfig, chosen: Sequence[int]) -> PretrainedConfig:
     """The configuration of a model with these layers of `config` only."""
-    short, count = copy.deepcopy(config), config.num_hidden_layers
-    for name, value in vars(config).items():
-        if _is_per_layer(value, count):
-            setattr(short, name, [value[index] for index in chosen])
-    if dense := _dense_layers(config):
-        short.decoder_sparse_step, short.mlp_only_layers = 1, [i for i, index in enumerate(chosen) if index in dense]
+    short = copy.deepcopy(config)
+    for name, values in _of_layers(config).items():
+        values = [values[index] for index in chosen]
+        if name != "is_dense":
+            setattr(short, name, values)
+        elif any(values):
+            short.decoder_sparse_step, short.mlp_only_layers = 1, [i for i, is_dense in enumerate(values) if is_dense]
     short.num_hidden_layers = len(chosen)
     return short
 
@@ -371,12 +371,7 @@ def _run_layers(
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after)
     ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    products = contextlib.nullcontext()
-    if has_experts(model.causal_lm.config):
-        from model.experts import FakeProducts
-
-        products = FakeProducts()
-    with live, products:
+    with live:
         hidden = model.causal_lm.base_model(
             input_ids=torch.zeros(1, tokens, dtype=torch.int64),
             position_ids=torch.arange(tokens)[None],  # of one document: only their number matters
@@ -408,7 +403,12 @@ class _LiveBytes(TorchDispatchMode):
         self._known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
+            # Products of experts: fake tensors have those of bf16 alone, and results of every dtype have the same shape.
+            result = func(args[0].bfloat16(), args[1].bfloat16(), *args[2:], **kwargs).to(args[0].dtype)
+        else:
+            result = func(*args, **kwargs)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())

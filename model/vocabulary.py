@@ -219,29 +219,30 @@ def new_rows(
     return rows
 
 
-def write_extended_model(
+# --- The directory ------------------------------------------------------------------------------------------------------
+
+
+def write_extension(
     source: Path,
     target: Path,
     config: PretrainedConfig,
-    first_id: int,
-    sub_tokens: list[list[int]],
+    base: BaseTokenizer,
+    tokens: list[NewToken],
     init: Initialisation = Initialisation(),  # noqa: B008 (immutable)
     multiple: int = 64,
-) -> None:
-    """Copy the model directory `source` into the empty `target`, with one more row per new token in embedding and head.
+) -> Tokenizer:
+    """Write the model directory `source`, extended with `tokens`, into the empty directory `target`.
 
-    first_id: the first id that the old tokenizer leaves free; the new tokens are `first_id`, `first_id + 1`, ... Rows of the
-    old model from there on (Qwen's vocabulary is padded) were never trained, so they are replaced or dropped. sub_tokens:
-    old token ids that encode each new token. multiple: training pads the vocabulary to it. Embedding and head are both
-    extended, tied or not. Weights are read and written file by file, in the dtype that all of them have, or in fp32 if they
-    have several. The tokenizer files are copied unchanged.
+    config, base: those of `source`. multiple: training pads the vocabulary to it. `new_tokens.json` lists the new tokens and
+    how their rows were initialised. Embedding and head are both extended, tied or not. Rows of the old model beyond its
+    tokenizer (Qwen's vocabulary is padded) were never trained, so they are replaced or dropped. Weights are read and written
+    file by file, in the dtype that all of them have, or in fp32 if they have several. Returns the extended tokenizer.
     """
-    if first_id > config.vocab_size:
-        raise UserError(
-            f"{source}: the tokenizer has {first_id} tokens, but the model has only {config.vocab_size} rows"
-        )
-    model = build_on_meta(config)
-    old, num_tokens = weights_of_directory(source, model), first_id + len(sub_tokens)
+    first, texts, model = base.size, [token.text for token in tokens], build_on_meta(config)
+    if first > config.vocab_size:
+        raise UserError(f"{source}: the tokenizer has {first} tokens, but the model has only {config.vocab_size} rows")
+    extended, spelled = extend_tokenizer(base, texts), [sub_tokens(base, text) for text in texts]
+    old, num_tokens = weights_of_directory(source, model), first + len(texts)
     shapes = {n: (num_tokens, *shape[1:]) if n in old.vocabulary else shape for n, shape in old.shapes.items()}
 
     def read(name: str) -> torch.Tensor:
@@ -250,8 +251,8 @@ def write_extended_model(
             return tensor
         is_head = parameter_names(model)[name] is not model.embedding.weight  # untied: its rows get noise of their own
         own_init = dataclasses.replace(init, seed=init.seed + is_head)
-        rows = new_rows(tensor[:first_id], sub_tokens, own_init, config.initializer_range)
-        return torch.cat([tensor[:first_id], rows.to(tensor.dtype)])
+        rows = new_rows(tensor[:first], spelled, own_init, config.initializer_range)
+        return torch.cat([tensor[:first], rows.to(tensor.dtype)])
 
     kinds = {tensor.dtype for tensor in stored_tensors(source).values()}
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
@@ -263,31 +264,8 @@ def write_extended_model(
     settings = json.loads((target / "config.json").read_text(encoding="utf-8"))
     settings |= {"vocab_size": num_tokens, "make_vocab_size_divisible_by": multiple}
     (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-# --- The directory ------------------------------------------------------------------------------------------------------
-
-
-def write_extension(
-    source: Path,
-    target: Path,
-    config: PretrainedConfig,
-    base: BaseTokenizer,
-    tokens: list[NewToken],
-    init: Initialisation,
-    multiple: int,
-) -> Tokenizer:
-    """Write the model directory `source`, extended with `tokens`, into the empty directory `target`.
-
-    config, base: those of `source`. multiple: training pads the vocabulary to it. `new_tokens.json` lists the new tokens and
-    how their rows were initialised. Returns the extended tokenizer.
-    """
-    texts = [token.text for token in tokens]
-    extended = extend_tokenizer(base, texts)
-    spelled = [sub_tokens(base, text) for text in texts]
-    write_extended_model(source, target, config, base.size, spelled, init, multiple)
     write_tokenizer(extended, base, texts, target)
-    record = {"base": str(source), "first_id": base.size, "init": init.method, "noise": init.noise, "seed": init.seed}
+    record = {"base": str(source), "first_id": first, "init": init.method, "noise": init.noise, "seed": init.seed}
     record["tokens"] = [dataclasses.asdict(token) for token in tokens]
     (target / NEW_TOKENS).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return extended

@@ -22,9 +22,9 @@ class Device:
     bandwidth: float  # bytes/s of its memory
     link: float  # bytes/s in one direction to the other devices of the node (NVLink, PCIe; on a CPU gloo)
     host_link: float = 25e9  # bytes/s in one direction to the host's memory
+    network: float = 12.5e9  # bytes/s of the network cards of a node of such GPUs, where nothing else is said
     sustained: float = 0.8  # share of `flops` that the best large matrix product reaches
     attention: float = 0.7  # share of `flops` that FlashAttention-2 reaches at best
-    network: float = 12.5e9  # bytes/s of the network cards of a node of such GPUs, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,11 @@ class Cluster:
         return self.devices // self.nodes
 
 
-def _gpu(
-    cuda: str,
-    memory: float,
-    bandwidth: float,
-    link: float,
-    host_link: float,
-    network: float,
-    sustained: float = 0.8,
-    attention: float = 0.7,
-) -> Device:
-    """cuda: its name in CUDA_BF16_PEAKS. memory: GiB that a process may allocate. bandwidth and link: GB/s of the data sheet; a
-    link in one direction is half of the figure that NVIDIA prints. network: Gb/s of a node's cards together."""
-    peak, size = CUDA_BF16_PEAKS[cuda], int(memory * GIB)
-    speeds = (bandwidth * 1e9, link * 1e9, host_link * 1e9, sustained, attention, network * 1e9 / 8)
-    return Device(cuda, "cuda", size, peak, *speeds)
-
-
 _PCIE4, _PCIE5 = 25.0, 50.0  # of x16: 32 and 64 GB/s less the protocol, as copies from pinned memory reach
-_ONE_CARD = 100.0  # one card of 100 Gb/s in a node without NVLink (the NVLink of NVL and PCIe cards joins pairs only)
+_ONE_CARD = 12.5  # one card of 100 Gb/s in a node without NVLink (the NVLink of NVL and PCIe cards joins pairs only)
 
+# Of each card its name in CUDA_BF16_PEAKS, GiB that a process may allocate, GB/s of its memory, of its link in one direction (half of
+# the figure that NVIDIA prints), to the host and of a node's network cards together, sustained and attention. Sources:
 # bandwidth, link: NVIDIA's data sheets (https://www.nvidia.com/en-us/data-center/ h100, h200, a100, l40s, l4, a10, gb200-nvl72; DGX
 # B200 and B300) and the architecture whitepapers of the GeForce, RTX and RTX Blackwell PRO cards; AMD's page
 # (https://www.amd.com/en/products/accelerators/instinct/mi300/mi300x.html; seven links of 64 GB/s each way). NVIDIA publishes no
@@ -77,28 +62,32 @@ _ONE_CARD = 100.0  # one card of 100 Gb/s in a node without NVLink (the NVLink o
 # attention: 0.5 to 0.73 of an A100 (arXiv:2307.08691, section 4.1), 0.35 of an H100, whose newer instructions the kernel does not
 # use (arXiv:2407.08608, abstract). The rest is assumed: Blackwell 1.3 times the FLOP/s of an H100, MI300X as many; what limits an
 # H100 does not limit an H20, whose peak is a seventh.
+_FIGURES = {
+    "A100-40": ("A100-SXM4-40GB", 39.38, 1555, 300, _PCIE4, 200, 0.869),
+    "A100-80": ("A100-SXM4-80GB", 79.14, 2039, 300, _PCIE4, 200, 0.869),
+    "A100-PCIe-80": ("A100 80GB PCIe", 79.14, 1935, _PCIE4, _PCIE4, _ONE_CARD, 0.811),
+    "H100": ("H100 80GB HBM3", 79.1, 3350, 450, _PCIE5, 400, 0.803, 0.35),
+    "H100-NVL": ("H100 NVL", 93.0, 3938, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
+    "H100-PCIe": ("H100 PCIe", 79.1, 2000, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
+    "H200": ("H200", 139.7, 4800, 450, _PCIE5, 400, 0.803, 0.35),
+    "H20": ("H20", 94.9, 4000, 450, _PCIE5, 400),
+    "B200": ("B200", 178.3, 8000, 900, _PCIE5, 400, 0.776, 0.2),
+    "B300": ("B300 SXM6 AC", 267.9, 8000, 900, _PCIE5, 800, 0.786, 0.2),
+    "GB200": ("GB200", 184.3, 8000, 900, 180.0, 200, 0.729, 0.18),
+    "MI300X": ("AMD Instinct MI300X", 191.9, 5300, 448, _PCIE5, 400, 0.514, 0.26),
+    "L40S": ("L40S", 44.3, 864, _PCIE4, _PCIE4, _ONE_CARD),
+    "L4": ("L4", 22.0, 300, _PCIE4, _PCIE4, _ONE_CARD),
+    "A10": ("A10", 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
+    "A10G": ("A10G", 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
+    "A40": ("A40", 44.3, 696, _PCIE4, _PCIE4, _ONE_CARD),
+    "A6000": ("RTX A6000", 47.3, 768, _PCIE4, _PCIE4, _ONE_CARD),
+    "RTX-PRO-6000": ("RTX PRO 6000 Blackwell Workstation Edition", 94.97, 1792, _PCIE5, _PCIE5, _ONE_CARD),
+    "RTX-4090": ("GeForce RTX 4090", 23.5, 1008, _PCIE4, _PCIE4, _ONE_CARD),
+    "RTX-5090": ("GeForce RTX 5090", 31.3, 1792, _PCIE5, _PCIE5, _ONE_CARD),
+}
 _CARDS = {
-    "A100-40": _gpu("A100-SXM4-40GB", 39.38, 1555, 300, _PCIE4, 1600, 0.869),
-    "A100-80": _gpu("A100-SXM4-80GB", 79.14, 2039, 300, _PCIE4, 1600, 0.869),
-    "A100-PCIe-80": _gpu("A100 80GB PCIe", 79.14, 1935, _PCIE4, _PCIE4, _ONE_CARD, 0.811),
-    "H100": _gpu("H100 80GB HBM3", 79.1, 3350, 450, _PCIE5, 3200, 0.803, 0.35),
-    "H100-NVL": _gpu("H100 NVL", 93.0, 3938, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
-    "H100-PCIe": _gpu("H100 PCIe", 79.1, 2000, _PCIE5, _PCIE5, _ONE_CARD, 0.8, 0.35),
-    "H200": _gpu("H200", 139.7, 4800, 450, _PCIE5, 3200, 0.803, 0.35),
-    "H20": _gpu("H20", 94.9, 4000, 450, _PCIE5, 3200),
-    "B200": _gpu("B200", 178.3, 8000, 900, _PCIE5, 3200, 0.776, 0.2),
-    "B300": _gpu("B300 SXM6 AC", 267.9, 8000, 900, _PCIE5, 6400, 0.786, 0.2),
-    "GB200": _gpu("GB200", 184.3, 8000, 900, 180.0, 1600, 0.729, 0.18),
-    "MI300X": _gpu("AMD Instinct MI300X", 191.9, 5300, 448, _PCIE5, 3200, 0.514, 0.26),
-    "L40S": _gpu("L40S", 44.3, 864, _PCIE4, _PCIE4, _ONE_CARD),
-    "L4": _gpu("L4", 22.0, 300, _PCIE4, _PCIE4, _ONE_CARD),
-    "A10": _gpu("A10", 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
-    "A10G": _gpu("A10G", 22.0, 600, _PCIE4, _PCIE4, _ONE_CARD),
-    "A40": _gpu("A40", 44.3, 696, _PCIE4, _PCIE4, _ONE_CARD),
-    "A6000": _gpu("RTX A6000", 47.3, 768, _PCIE4, _PCIE4, _ONE_CARD),
-    "RTX-PRO-6000": _gpu("RTX PRO 6000 Blackwell Workstation Edition", 94.97, 1792, _PCIE5, _PCIE5, _ONE_CARD),
-    "RTX-4090": _gpu("GeForce RTX 4090", 23.5, 1008, _PCIE4, _PCIE4, _ONE_CARD),
-    "RTX-5090": _gpu("GeForce RTX 5090", 31.3, 1792, _PCIE5, _PCIE5, _ONE_CARD),
+    name: Device(cuda, "cuda", int(gib * GIB), CUDA_BF16_PEAKS[cuda], *(1e9 * one for one in rest[:4]), *rest[4:])
+    for name, (cuda, gib, *rest) in _FIGURES.items()
 }
 # Some operators cap an SXM H100 at 500 W instead of 700 W. The cap lowers its clock, whatever the data sheet says. That its
 # products slow down with the square root of the power is an assumption.

@@ -15,8 +15,10 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+from configs.config import KEYS, Batch, Config, Data, Model, Optimizer, Run, Sharding
 from configs.load import check_config, check_world, override
 from data.dealing import Dealer, balance
 from data.files import check_paths_exist
@@ -36,11 +38,10 @@ from distributed.process_group import world_size_from_environment
 from model.architectures import check_model_directory, read_model_config
 from model.build import build_to_train, model_config_of
 from model.flops import PAIR_WEIGHTS, data_sheet_peak, document_costs, measured_flops, step_flops
-from model.hub import HUB_TIMEOUT, HubUnreachable, explain
+from model.hub import HUB_TIMEOUT, asking_the_hub
 from model.memory import (
     Layout,
     ModelShape,
-    StepMemory,
     count_activations,
     ewc_bytes,
     gradient_itemsize,
@@ -327,16 +328,12 @@ def _model_config(model: Model) -> PretrainedConfig:
         return scaled_config(named_config(name), *rope)
     from huggingface_hub import hf_hub_download
 
-    try:
+    unreachable = (
+        f"{name} is not a directory here, and its config.json cannot be fetched, because the Hugging Face hub cannot "
+        f"be reached ({{reason}}); give a directory with a config.json, or one of {', '.join(SHAPES)}"
+    )
+    with asking_the_hub(name, unreachable):
         directory = Path(hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT)).parent
-    except Exception as error:  # every HTTP client has its own exception classes
-        reason = explain(error, name)
-        if not isinstance(reason, HubUnreachable):
-            raise reason from error
-        raise UserError(
-            f"{name} is not a directory here, and its config.json cannot be fetched, because the Hugging Face hub cannot "
-            f"be reached ({reason}); give a directory with a config.json, or one of {', '.join(SHAPES)}"
-        ) from error
     return read_model_config(str(directory), *rope)
 
 
@@ -362,63 +359,42 @@ def this_machine(config: Config) -> tuple[Config, Cluster]:
 # ---- The plan of one setting ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
 class Plan:
-    """One setting of a run and what it needs. largest_rows: `batch.micro_batch` that would fit, or 0."""
+    """One setting of a run and what it needs. config: with a number in `batch.micro_batch`, of which `largest_rows` would fit.
 
-    subject: Subject
-    config: Config  # with a number in batch.micro_batch
-    largest_rows: int = 0
+    memory: of the fullest rank's device, at the peak of the step with the worst micro-batch. host: bytes of one node's host
+    beside its processes, by what they are for. needed: bytes of device memory, at least and at most: on a CPU a process holds
+    more than its tensors. fits_host: True if the host's memory is unknown.
+    """
 
-    @property
-    def shape(self) -> ModelShape:
-        """The model."""
-        return self.subject.shape
-
-    @property
-    def cluster(self) -> Cluster:
-        """The machine."""
-        return self.subject.cluster
-
-    @property
-    def layout(self) -> Layout:
-        """How the run is spread."""
-        return layout_of(self.config, self.cluster.devices, self.cluster.per_node, self.cluster.device.kind)
-
-    @cached_property
-    def workload(self) -> Workload:
-        """The steps of the run."""
-        return self.subject.workload_of(self.config.batch.rows, self.config.sharding.context)
-
-    @cached_property
-    def memory(self) -> StepMemory:
-        """Of the fullest rank's device, at the peak of the step with the worst micro-batch."""
-        worst = self.workload.worst
-        return step_memory(self.shape, self.config, self.layout, worst.lengths, worst.targets)
-
-    @cached_property
-    def host(self) -> dict[str, int]:
-        """Bytes of one node's host beside its processes, by what they are for. On a CPU none are counted again."""
-        config, layout, ranks = self.config, self.layout, self.cluster.per_node
-        on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
-        worst = self.workload.worst.lengths
-        counted = count_activations(self.shape, config.model, config.lora, layout.kind, worst, layout.context)
-        tokens = FORGETTING_BYTES // BYTES_PER_TOKEN + (TASK_TOKENS if config.data.validation else 0)
-        tokens = -(-tokens // self.cluster.nodes)  # the texts are dealt to all ranks
-        return {
-            "offload": ranks * _pinned_bytes(self.shape, config, layout.shards) if layout.offloads else 0,
-            "activations": ranks * counted.on_host,
-            "ewc": ranks * ewc_bytes(self.shape, config, layout.shards) if on_host else 0,
-            "async_save": ranks * _saved_bytes(self.shape, config, layout.shards) if config.run.async_save else 0,
-            # The base's distributions: fp16 log-probabilities and an int64 a token.
-            "forgetting": tokens * (2 * self.shape.num_tokens + 8) if config.run.eval_general else 0,
-        }
+    def __init__(self, subject: Subject, config: Config, largest_rows: int = 0) -> None:
+        self.subject, self.config, self.largest_rows = subject, config, largest_rows
+        self.shape, self.cluster, self.layout = subject.shape, subject.cluster, _layout(config, subject.cluster)
+        self.workload = subject.workload_of(config.batch.rows, config.sharding.context)
+        worst, device = self.workload.worst, self.cluster.device
+        self.memory = step_memory(self.shape, config, self.layout, worst.lengths, worst.targets)
+        self.needed = self.memory.total, round((1 if self.layout.on_cuda else CPU_EXCESS) * self.memory.total)
+        self.host = host_bytes(self)
+        self.fits_device = self.needed[1] <= device.memory
+        self.fits_host = not self.cluster.host_memory or sum(self.host.values()) <= self.cluster.host_memory
+        self.fits = self.fits_device and self.fits_host
+        self.bytes_per_parameter = int(config.optimizer.memory.removesuffix("N"))
 
     @cached_property
     def speed(self) -> Speed:
         """Expected, whether it fits or not."""
         workload = self.workload
         return expected_speed(self.shape, self.config, self.cluster, workload.steps, workload.total_steps)
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per second of one device, in the middle of the range; 0 if it does not fit."""
+        return self.speed.middle if self.fits else 0.0
+
+    @property
+    def gpu_hours(self) -> list[float]:
+        """Hours of all devices together, short and long."""
+        return [self.cluster.devices * hours for hours in self.speed.hours]
 
     @property
     def disk(self) -> dict[str, int]:
@@ -434,45 +410,32 @@ class Plan:
         return {"checkpoint": checkpoint, "run": of_run, "export": export}
 
     @property
-    def needed(self) -> tuple[int, int]:
-        """Bytes of device memory, at least and at most. On a CPU a process holds more than its tensors."""
-        total = self.memory.total
-        return total, total if self.layout.on_cuda else round(CPU_EXCESS * total)
-
-    @property
-    def fits_device(self) -> bool:
-        """Whether the device holds the most that is needed."""
-        return self.needed[1] <= self.cluster.device.memory
-
-    @property
-    def fits_host(self) -> bool:
-        """Whether a node's host does; True if its memory is unknown."""
-        return not self.cluster.host_memory or sum(self.host.values()) <= self.cluster.host_memory
-
-    @property
-    def fits(self) -> bool:
-        """Whether it runs."""
-        return self.fits_device and self.fits_host
-
-    @property
-    def rate(self) -> float:
-        """Expected tokens per second of one device, in the middle of the range; 0 if it does not fit."""
-        return self.speed.middle if self.fits else 0.0
-
-    @property
-    def bytes_per_parameter(self) -> int:
-        """Of `optimizer.memory`."""
-        return int(self.config.optimizer.memory.removesuffix("N"))
-
-    @property
     def overrides(self) -> list[str]:
         """The `section.key=value` that turn the user's config into this one."""
-        found = []
-        for section in fields(self.config):
-            own, base = getattr(self.config, section.name), getattr(self.subject.config, section.name)
-            values = {key.name: getattr(own, key.name) for key in fields(own)}
-            found += [f"{section.name}.{key}={value}" for key, value in values.items() if value != getattr(base, key)]
-        return found
+        own, base = ({key: attrgetter(key)(config) for key in KEYS} for config in (self.config, self.subject.config))
+        return [f"{key}={value}" for key, value in own.items() if value != base[key]]
+
+
+def _layout(config: Config, cluster: Cluster) -> Layout:
+    return layout_of(config, cluster.devices, cluster.per_node, cluster.device.kind)
+
+
+def host_bytes(plan: Plan) -> dict[str, int]:
+    """`Plan.host`. On a CPU nothing is counted again that is counted as the device's."""
+    shape, config, layout, ranks = plan.shape, plan.config, plan.layout, plan.cluster.per_node
+    on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
+    worst = plan.workload.worst.lengths
+    counted = count_activations(shape, config.model, config.lora, layout.kind, worst, layout.context)
+    tokens = FORGETTING_BYTES // BYTES_PER_TOKEN + (TASK_TOKENS if config.data.validation else 0)
+    tokens = -(-tokens // plan.cluster.nodes)  # the texts are dealt to all ranks
+    return {
+        "offload": ranks * _pinned_bytes(shape, config, layout.shards) if layout.offloads else 0,
+        "activations": ranks * counted.on_host,
+        "ewc": ranks * ewc_bytes(shape, config, layout.shards) if on_host else 0,
+        "async_save": ranks * _saved_bytes(shape, config, layout.shards) if config.run.async_save else 0,
+        # The base's distributions: fp16 log-probabilities and an int64 a token.
+        "forgetting": tokens * (2 * shape.num_tokens + 8) if config.run.eval_general else 0,
+    }
 
 
 def _saved_bytes(shape: ModelShape, config: Config, shards: int) -> int:
@@ -487,14 +450,15 @@ def _pinned_bytes(shape: ModelShape, config: Config, shards: int) -> int:
 
     torch rounds every pinned tensor up to a power of two (pytorch#150517).
     """
-    memory = config.optimizer.memory
-    total = optimizer_bytes(shape, memory, shards)
-    for unit in shape.units:
-        frozen = (Counter(unit.shapes) - Counter(unit.trained)).elements()
-        sizes = [local_elements(one, shards) * shape.frozen_itemsize for one in frozen]
-        for itemsize in (parameter_dtype(memory).itemsize, gradient_itemsize(memory)):
-            sizes += [local_elements(one, shards) * itemsize for one in unit.trained]
-        total += sum(1 << (size - 1).bit_length() for size in sizes if size)
+    memory, trained = config.optimizer.memory, Counter(shape.trained)
+    frozen = Counter(one for unit in shape.units for one in unit.shapes) - trained
+    total, itemsizes = (
+        optimizer_bytes(shape, memory, shards),
+        (parameter_dtype(memory).itemsize, gradient_itemsize(memory)),
+    )
+    for tensors, itemsize in ((frozen, shape.frozen_itemsize), *((trained, itemsize) for itemsize in itemsizes)):
+        sizes = {one: local_elements(one, shards) * itemsize for one in tensors}
+        total += sum(tensors[one] << (size - 1).bit_length() for one, size in sizes.items() if size)
     return total
 
 
@@ -515,8 +479,7 @@ def plan_setting(subject: Subject, config: Config, as_written: bool = False) -> 
 
     as_written: with the micro-batch of the config, whether it fits or not. `auto` is the largest that fits in any case.
     """
-    cluster, rows = subject.cluster, config.batch.micro_batch
-    layout = Plan(subject, config).layout
+    cluster, rows, layout = subject.cluster, config.batch.micro_batch, _layout(config, subject.cluster)
     available = cluster.device.memory / (1 if layout.on_cuda else CPU_EXCESS)
     useful = min(MOST_ROWS, largest_useful(config, cluster.devices))
     at_most = max(useful, rows) if isinstance(rows, int) else useful
@@ -524,15 +487,23 @@ def plan_setting(subject: Subject, config: Config, as_written: bool = False) -> 
     if not isinstance(rows, int):  # auto
         rows = max(1, min(largest, useful))
     elif not (as_written or largest >= rows or Plan(subject, config).fits_device):
-        rows = next((one for one in range(max(1, largest), 0, -1) if _is_accepted(config, one, cluster)), 1)
+        rows = next(iter(_accepted_rows(config, range(max(1, largest), 0, -1), cluster)), 1)
     return Plan(subject, with_rows(config, rows), largest)
 
 
-def _is_accepted(config: Config, rows: int, cluster: Cluster) -> bool:
-    """Whether a run starts with this micro-batch (configs.load.check_world): without packing a step fills all."""
-    examples = config.batch.global_examples
-    groups = cluster.devices // config.sharding.context
-    return config.data.packing or examples is None or examples % (rows * groups) == 0
+def _accepted_rows(config: Config, rows: range, cluster: Cluster) -> list[int]:
+    """Those of `rows` with which a run starts: without packing a step fills all of its micro-batches."""
+    return [one for one in rows if config.data.packing or _is_accepted(with_rows(config, one), cluster)]
+
+
+def _is_accepted(config: Config, cluster: Cluster) -> bool:
+    """Whether a run starts with these settings on so many ranks."""
+    try:
+        check_config(config)
+        check_world(config, cluster.devices, cluster.per_node)
+    except UserError:
+        return False
+    return True
 
 
 # ---- The search ----------------------------------------------------------------------------------------------------------
@@ -561,8 +532,7 @@ def search(subject: Subject) -> Found:
     config, plans, fitting = subject.config, list[Plan](), list[Plan]()
     own = plan_setting(subject, config, as_written=True)
     for context in contexts(subject):
-        shared = replace(config, sharding=replace(config.sharding, context=context))
-        plans += [plan_setting(subject, one) for one in candidates(shared, subject.cluster)]
+        plans += [plan_setting(subject, one) for one in candidates(_sharing(config, context), subject.cluster)]
         fitting = [plan for plan in plans if plan.fits]
         on_device = [plan for plan in fitting if plan.config.sharding.cpu_offload <= config.sharding.cpu_offload]
         if own.fits or any(plan.bytes_per_parameter >= own.bytes_per_parameter for plan in on_device):
@@ -573,58 +543,49 @@ def search(subject: Subject) -> Found:
     if not own.fits:
         least = min(least, max(plan.bytes_per_parameter for plan in fitting))
         best = _fastest([plan for plan in fitting if plan.bytes_per_parameter >= least])
-    faster = _fastest([plan for plan in fitting if plan.bytes_per_parameter >= best.bytes_per_parameter]) or best
+    faster = _fastest([plan for plan in fitting if plan.bytes_per_parameter >= best.bytes_per_parameter])
     faster = faster if faster.rate >= WORTH_IT * best.rate else None
-    lighter = None
-    fewer = {plan.bytes_per_parameter for plan in fitting if plan.bytes_per_parameter < best.bytes_per_parameter}
-    for size in sorted(fewer, reverse=True):
-        candidate = _fastest([plan for plan in fitting if plan.bytes_per_parameter == size])
-        if candidate.rate >= WORTH_THE_PRECISION * (faster or best).rate:
-            lighter = candidate
-            break
-    return Found(own, plans, best, faster, lighter)
+    sizes = sorted(
+        {plan.bytes_per_parameter for plan in fitting if plan.bytes_per_parameter < best.bytes_per_parameter}
+    )
+    fewer = (_fastest([plan for plan in fitting if plan.bytes_per_parameter == size]) for size in reversed(sizes))
+    enough = WORTH_THE_PRECISION * (faster or best).rate
+    return Found(own, plans, best, faster, next((plan for plan in fewer if plan.rate >= enough), None))
 
 
 def contexts(subject: Subject) -> list[int]:
     """The user's `sharding.context`, then twice, four times and eight times as many, where a run accepts them."""
-    config, cluster, own = subject.config, subject.cluster, subject.config.sharding.context
-    found = [own]
-    for context in (2 * own, 4 * own, 8 * own):
-        shared = replace(config, sharding=replace(config.sharding, context=context))
-        try:
-            check_config(shared)
-            check_world(shared, cluster.devices, cluster.per_node)
-        except UserError:
-            continue
-        found += [context] * (subject.shape.config.num_attention_heads % context == 0)
-    return found
+    config, heads = subject.config, subject.shape.config.num_attention_heads
+    own, *more = (factor * config.sharding.context for factor in (1, 2, 4, 8))
+    return [own, *(one for one in more if heads % one == 0 and _is_accepted(_sharing(config, one), subject.cluster))]
+
+
+def _sharing(config: Config, context: int) -> Config:
+    return replace(config, sharding=replace(config.sharding, context=context))
 
 
 def candidates(config: Config, cluster: Cluster) -> list[Config]:
-    """The user's config first, then every other combination that differs on this cluster."""
+    """The user's config first, then every other combination that differs on this cluster and that a run accepts."""
     own, on_cuda = config.sharding, cluster.device.kind == "cuda"
     differs = {"full": True, "hybrid": cluster.nodes > 1}  # from `full` on this cluster
     found = [config]
-    for strategy in STRATEGIES:
+    for strategy, offload, memory, (mode, every) in product(STRATEGIES, (False, True), MEMORIES, CHECKPOINTING):
         if strategy != own.strategy and not differs.get(strategy, cluster.devices > 1):
             continue
-        for offload in (False, True) if on_cuda else (own.cpu_offload,):
-            sharding = replace(
-                own,
-                strategy=strategy,
-                cpu_offload=offload,
-                shard_size=own.shard_size if strategy == "hybrid" else None,
-                reduce_dtype="fp32" if strategy in ("hybrid", "none") else own.reduce_dtype,
-            )
-            for memory in MEMORIES:
-                optimizer = replace(config.optimizer, memory=memory)
-                for mode, every in CHECKPOINTING:
-                    if mode == "selective" and config.model.mlp_tiles > 1:
-                        continue  # refused (configs/load.py)
-                    model = replace(config.model, activation_checkpointing=mode, checkpoint_every=every)
-                    other = replace(config, model=model, optimizer=optimizer, sharding=sharding)
-                    if other != config and (on_cuda or mode != "offload"):
-                        found.append(other)
+        if not on_cuda and (offload != own.cpu_offload or mode == "offload"):
+            continue
+        sharding = replace(
+            own,
+            strategy=strategy,
+            cpu_offload=offload,
+            shard_size=own.shard_size if strategy == "hybrid" else None,
+            reduce_dtype="fp32" if strategy in ("hybrid", "none") else own.reduce_dtype,
+        )
+        optimizer = replace(config.optimizer, memory=memory)
+        model = replace(config.model, activation_checkpointing=mode, checkpoint_every=every)
+        other = replace(config, model=model, optimizer=optimizer, sharding=sharding)
+        if other != config and _is_accepted(other, cluster):
+            found.append(other)
     return found
 
 
@@ -641,9 +602,8 @@ def _fastest(plans: Iterable[Plan]) -> Plan:
         of_kind[model.activation_checkpointing, model.checkpoint_every, layout.offloads, layout.context] = plan
     larger = [_with_larger_rows(plan) for plan in of_kind.values()]
     enough = AS_FAST * max(plan.rate for plan in larger)
-    return min(
-        (plan for plan in larger if plan.rate >= enough), key=lambda plan: (plan.layout.context, plan.memory.total)
-    )
+    as_fast = [plan for plan in larger if plan.rate >= enough]
+    return min(as_fast, key=lambda plan: (plan.layout.context, plan.memory.total))
 
 
 def _with_larger_rows(plan: Plan) -> Plan:
@@ -651,7 +611,7 @@ def _with_larger_rows(plan: Plan) -> Plan:
     best, cluster, config, rows = plan, plan.cluster, plan.config, plan.config.batch.rows
     at_most = min(plan.largest_rows, largest_useful(config, cluster.devices))
     while max(step.micro_batches for step in plan.subject.workload_of(rows, config.sharding.context).steps) > 1:
-        more = [larger for larger in range(rows + 1, at_most + 1) if _is_accepted(config, larger, cluster)]
+        more = _accepted_rows(config, range(rows + 1, at_most + 1), cluster)
         if not more:
             break
         rows = next((larger for larger in more if larger >= 2 * rows), more[-1])

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import textwrap
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ HOST_TERMS = {
     "forgetting": "the base's distributions (run.eval_general)",
 }
 PROPOSALS = ("cheapest", "faster", "lighter", "with_more_host")
+# The settings that memory depends on, beside batch.micro_batch.
+SETTINGS = (
+    *("sharding.strategy", "sharding.cpu_offload", "optimizer.memory", "model.activation_checkpointing"),
+    *("model.checkpoint_every", "model.mlp_tiles", "sharding.context", "data.sequence_length"),
+)
 
 
 def text(found: Found, assumed: Iterable[str], save_bandwidth: float, show_all: bool = False) -> str:
@@ -111,18 +117,10 @@ def _subject(own: Plan, assumed: Iterable[str]) -> list[str]:
 
 def _memory(own: Plan) -> list[str]:
     config, device = own.config, own.cluster.device
-    settings = [
-        f"sharding.strategy={config.sharding.strategy}",
-        *(["sharding.cpu_offload=true"] if config.sharding.cpu_offload else []),
-        f"optimizer.memory={config.optimizer.memory}",
-        f"model.activation_checkpointing={config.model.activation_checkpointing}",
-        *([f"model.checkpoint_every={config.model.checkpoint_every}"] if config.model.checkpoint_every > 1 else []),
-        *([f"model.mlp_tiles={config.model.mlp_tiles}"] if config.model.mlp_tiles > 1 else []),
-        *([f"sharding.context={config.sharding.context}"] if config.sharding.context > 1 else []),
-        f"batch.micro_batch={config.batch.rows}"
-        + (" (auto)" if own.subject.config.batch.micro_batch == "auto" else ""),
-        f"data.sequence_length={config.data.sequence_length}",
-    ]
+    values = [f"{key}={attrgetter(key)(config)}" for key in SETTINGS]
+    settings = " ".join(value for value in values if not value.endswith(("=1", "=False")))
+    settings += f" batch.micro_batch={config.batch.rows}"
+    settings += " (auto)" if own.subject.config.batch.micro_batch == "auto" else ""
     why = " (a rank's part of any step)" if own.largest_rows == largest_useful(config, own.cluster.devices) else ""
     total = f"  {'total':12}{gib(own.memory.total):>8}  "
     lines = [total + _verdict(own.memory.total, device.memory)]
@@ -132,7 +130,7 @@ def _memory(own: Plan) -> list[str]:
         lines = [total + "with pages of files and what the allocator keeps, a process holds"]
         lines.append(f"  {'':20}  {gib(least)} to {gib(most)} of {gib(device.memory)}: {verdict}")
     return [
-        *_wrapped("settings  " + " ".join(settings), "          "),
+        *_wrapped("settings  " + settings, " " * 10),
         "",
         "Memory of the fullest GPU at the peak of a step, GiB",
         *_terms(vars(own.memory), TERMS),
@@ -161,8 +159,7 @@ def _host_and_disk(own: Plan, save_bandwidth: float) -> list[str]:
 def _time(own: Plan) -> list[str]:
     speed = own.speed
     lines = [
-        f"Expected: {_tokens(own)} tokens/s per GPU, {_hours(speed.hours)} hours, "
-        f"{_hours([own.cluster.devices * one for one in speed.hours])} GPU-hours"
+        f"Expected: {_tokens(own)} tokens/s per GPU, {_hours(speed.hours)} hours, {_hours(own.gpu_hours)} GPU-hours"
     ]
     if own.layout.on_cuda:  # on a CPU the middle of the range says little
         total = sum(speed.parts.values())
@@ -207,19 +204,16 @@ def _proposals(found: Found) -> list[str]:
     best = found.cheapest
     if best is None:
         return _nothing_fits(found)
-    lines, memory = (
-        ["Your settings fit; nothing needs to change."],
-        found.lighter and found.lighter.config.optimizer.memory,
-    )
+    lines = ["Your settings fit; nothing needs to change."]
     if best is not found.own:
         lines = ["Your settings do not fit. The cheapest that do:", *_paste(best)]
-    for other, how in (
-        (found.faster, "the same precision or more"),
-        (found.lighter, f"{memory}, whose rounding changes the training (docs/performance.md)"),
-    ):
-        if other:
-            lines += [f"About {other.rate / best.rate:.1f} times as fast, with {how}:", *_paste(other)]
-    if best is found.own and not (found.faster or found.lighter):
+    if faster := found.faster:
+        lines.append(f"About {faster.rate / best.rate:.1f} times as fast, with the same precision or more:")
+        lines += _paste(faster)
+    if lighter := found.lighter:
+        precision = f"{lighter.config.optimizer.memory}, whose rounding changes the training (docs/performance.md)"
+        lines += [f"About {lighter.rate / best.rate:.1f} times as fast, with {precision}:", *_paste(lighter)]
+    if best is found.own and not (faster or lighter):
         lines.append("No other setting is expected to be much faster.")
     return lines
 
@@ -245,8 +239,7 @@ def _paste(plan: Plan) -> list[str]:
     """What a proposal needs, and its lines for the command line."""
     host = sum(plan.host.values())
     needs = f"{gib(plan.memory.total)} GiB per GPU" + (f", {gib(host)} GiB of a node's host" if host else "")
-    gpu_hours = _hours([plan.cluster.devices * one for one in plan.speed.hours])
-    return [f"  ({needs}; {_tokens(plan)} tokens/s per GPU, {gpu_hours} GPU-hours)", *_overrides(plan)]
+    return [f"  ({needs}; {_tokens(plan)} tokens/s per GPU, {_hours(plan.gpu_hours)} GPU-hours)", *_overrides(plan)]
 
 
 def _overrides(plan: Plan) -> list[str]:
@@ -340,7 +333,6 @@ def as_json(found: Found, assumed: Iterable[str], save_bandwidth: float) -> dict
 def _plan_json(plan: Plan | None) -> dict[str, Any] | None:
     if plan is None:
         return None
-    gpu_hours = [plan.cluster.devices * hours for hours in plan.speed.hours]
     return {
         "overrides": plan.overrides,
         "micro_batch": plan.config.batch.rows,
@@ -351,7 +343,7 @@ def _plan_json(plan: Plan | None) -> dict[str, Any] | None:
         "fits_device": plan.fits_device,
         "fits_host": plan.fits_host,
         "largest_micro_batch": plan.largest_rows,
-        "speed": dataclasses.asdict(plan.speed) | {"gpu_hours": gpu_hours} if plan.fits else None,
+        "speed": dataclasses.asdict(plan.speed) | {"gpu_hours": plan.gpu_hours} if plan.fits else None,
     }
 
 

@@ -23,6 +23,7 @@ from common.dtypes import DTYPES
 from configs.config import Config
 from distributed.optimizer import parameter_dtype
 from distributed.sharding import sharded_dimension
+from model.flops import attention_heads
 from model.loss import CHUNK_TOKENS
 from model.memory import ModelShape, gradient_itemsize, layout_of, local_elements, trained_elements
 from tools.machines import Cluster
@@ -98,9 +99,8 @@ def expected_speed(
 ) -> Speed:
     """The speed of a run of `total_steps` steps, of which `steps` are a sample."""
     mean_tokens = sum(step.tokens for step in steps) / len(steps) / cluster.devices
-    slow, middle, fast = (
-        _mean_parts(shape, config, cluster, steps, assumptions) for assumptions in ASSUMPTIONS[cluster.device.kind]
-    )
+    runs = (_Run(shape, config, cluster, assumptions) for assumptions in ASSUMPTIONS[cluster.device.kind])
+    slow, middle, fast = (run.mean_parts(steps) for run in runs)
     slow_seconds, fast_seconds = sum(slow.values()), sum(fast.values())
     hours = total_steps / 3600
     return Speed(
@@ -118,17 +118,15 @@ def layer_elements(config: PretrainedConfig, is_compiled: bool) -> float:
     each element of queries and keys), attention (1 each), SiLU and gate (5 for each intermediate element). Compiled: each
     group reads its inputs and writes its outputs once.
     """
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+    heads, keys, head_dim = attention_heads(config)
     intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     if chosen := getattr(config, "num_experts_per_tok", None):
         intermediate = chosen * getattr(config, "moe_intermediate_size", intermediate)
         intermediate += getattr(config, "shared_expert_intermediate_size", 0)
-    rotated, attention = heads * head_dim + keys, 2 * heads * head_dim + 2 * keys
+    rotated = (heads + keys) * head_dim  # of queries and keys; attention reads values and writes its result, too
     if is_compiled:
-        return 8 * config.hidden_size + 2 * rotated + attention + 3 * intermediate
-    return (2 * 16 + 2 * 3) * config.hidden_size + 10 * rotated + attention + 5 * intermediate
+        return 8 * config.hidden_size + 4 * rotated + 3 * intermediate
+    return (2 * 16 + 2 * 3) * config.hidden_size + 12 * rotated + 5 * intermediate
 
 
 def share_of_tiles(shape: ModelShape) -> float:
@@ -150,15 +148,6 @@ def share_of_experts(shape: ModelShape) -> float:
     shapes = [one for layer in shape.layers for one in layer.shapes]
     experts = sum(chosen * math.prod(one[1:]) for one in shapes if len(one) == 3)
     return experts / (experts + sum(math.prod(one) for one in shapes if len(one) == 2))
-
-
-def _mean_parts(
-    shape: ModelShape, config: Config, cluster: Cluster, steps: Sequence[StepWork], assumptions: Assumptions
-) -> dict[str, float]:
-    """Seconds of each part of a mean step."""
-    run = _Run(shape, config, cluster, assumptions)
-    parts = [run.parts(step) for step in steps]
-    return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
 
 
 def _state_bytes(config: Config) -> tuple[int, int, int]:
@@ -235,17 +224,20 @@ class _Run:
         Queries, keys, values and the result are sent in forward, their gradients in backward, and a checkpointed layer sends
         again. Attention waits for all of it. Between nodes, cards share the network.
         """
-        ranks, model = self.context, self.shape.config
+        ranks = self.context
         if ranks == 1:
             return 0.0
-        heads = model.num_attention_heads
-        keys = getattr(model, "num_key_value_heads", None) or heads
-        width = getattr(model, "head_dim", None) or model.hidden_size // heads
+        heads, keys, width = attention_heads(self.shape.config)
         size = tokens * width * (2 * heads + 2 * math.lcm(keys, ranks)) * self.itemsize
         between = self.cluster.network / self.cluster.per_node if ranks > self.cluster.per_node else self.device.link
         seconds = size * (ranks - 1) / ranks / (min(between, self.device.link) * self.assumptions.link)
         latency = 4 * (LOCAL_LATENCY + NODE_LATENCY * (-(-ranks // self.cluster.per_node) - 1))
         return len(self.shape.layers) * (2 + self.repeated) * (seconds + latency)
+
+    def mean_parts(self, steps: Sequence[StepWork]) -> dict[str, float]:
+        """Seconds of each part of a mean step."""
+        parts = [self.parts(step) for step in steps]
+        return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
 
     def parts(self, step: StepWork) -> dict[str, float]:
         """Seconds of each part of a step."""

@@ -32,21 +32,37 @@ config = Config(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A config, its data, and a model directory without weights."""
+    """A config, its data, a model directory without weights, and one with large matrices, few layers and no tokenizer."""
     folder = tmp_path_factory.mktemp("plan")
     (folder / "config.py").write_text(CONFIG)
     write_chat_file(folder / "train.jsonl", 20)
     write_tiny_model(folder / "model")
     (folder / "model" / "model.safetensors").unlink()
+    sizes = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 2, "num_attention_heads": 32}
+    LlamaConfig(**sizes, max_position_embeddings=4096, vocab_size=32000).save_pretrained(folder / "wide")
     return folder
 
 
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, ModelShape]:
+    """By path: all plans of a model are of one shape, so each finds the activations that an earlier one has counted."""
+    return {}
+
+
 @pytest.fixture
-def plan(folder, monkeypatch, capsys):
+def plan(folder, shapes, monkeypatch, capsys):
     """Run the script in this process: (exit code, stdout, stderr)."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(tools.plan, "MEMORIES", ("16N", "8N"))  # a third of the settings
     monkeypatch.setattr(tools.plan, "CHECKPOINTING", (("none", 1), ("full", 1), ("offload", 1)))
+    shape_of = tools.plan._shape
+
+    def shape_once(config, model_config) -> ModelShape:
+        if config.model.path not in shapes:
+            shapes[config.model.path] = shape_of(config, model_config)
+        return shapes[config.model.path]
+
+    monkeypatch.setattr(tools.plan, "_shape", shape_once)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
@@ -79,68 +95,36 @@ def test_a_config_is_planned_from_its_own_data(plan, folder) -> None:
         assert setting["fits_device"] == (setting["memory"]["total"] <= written["cluster"]["device"]["memory"])
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory) -> Path:
-    """The config.json of a model with large matrices and few layers."""
-    folder = tmp_path_factory.mktemp("wide")
-    LlamaConfig(
-        max_position_embeddings=4096,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=2,
-        num_attention_heads=32,
-        vocab_size=32000,
-    ).save_pretrained(folder)
-    return folder
+WIDE = ("--model", "wide", "--sequence", "512", "--gpus", "1", "--json", "wide.json")  # 0.7B parameters
 
 
-@pytest.fixture(scope="module")
-def made() -> list[ModelShape]:
-    return []
+def test_pasted_lines_give_a_setting_that_fits(plan, folder) -> None:
+    def tight(*more: str) -> tuple[str, dict]:
+        code, out, err = plan(*WIDE, "--gpu-memory", "15", *more)
+        assert code == 0, err
+        assert max(map(len, out.splitlines())) <= 100
+        return out, json.loads((folder / "wide.json").read_text())
 
-
-@pytest.fixture
-def counted_once(made, monkeypatch) -> None:
-    """All plans of the wide model are of one shape: each finds the activations that an earlier one has counted."""
-    shape_of = tools.plan._shape
-    monkeypatch.setattr(tools.plan, "_shape", lambda *of: made[0] if made else made.append(shape_of(*of)) or made[0])
-
-
-def tight(plan, folder, wide, *more: str) -> tuple[str, dict]:
-    """A model of 0.7B parameters on one small GPU, which does not hold all settings."""
-    arguments = ("--model", str(wide), "--sequence", "512", "--gpus", "1", "--gpu-memory", "15", "--json", "tight.json")
-    code, out, err = plan(*arguments, *more)
-    assert code == 0, err
-    assert max(map(len, out.splitlines())) <= 100 + len(str(wide))
-    return out, json.loads((folder / "tight.json").read_text())
-
-
-@pytest.mark.usefixtures("counted_once")
-def test_pasted_lines_give_a_setting_that_fits(plan, folder, wide) -> None:
     # 12 x 512 tokens without checkpointing do not fit beside 16 bytes for each parameter.
     own = ("--micro-batch", "12", "model.activation_checkpointing=none")
-    out, written = tight(plan, folder, wide, *own)
+    out, written = tight(*own)
     assert "does not fit" in out and "Your settings do not fit. The cheapest that do:" in out
     assert not written["own"]["fits"]
     proposed = written["proposals"]["cheapest"]
-    assert " ".join(proposed["overrides"]) in " ".join(out.split()) and "optimizer.memory" not in str(
-        proposed["overrides"]
-    )
-    again, found = tight(plan, folder, wide, *own, *proposed["overrides"], "--all")
+    assert " ".join(proposed["overrides"]) in " ".join(out.split())
+    assert "optimizer.memory" not in str(proposed["overrides"])
+    again, found = tight(*own, *proposed["overrides"], "--all")
     assert "Your settings fit" in again and found["own"]["memory"] == proposed["memory"]
     # --all lists every setting.
-    rows = re.findall(
-        r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no|no \(host\))$", again, re.MULTILINE
-    )
+    row = r"^  \S.*? {2,}\d+N +\S+ +\d+ +\d+ +[\d.,]+ +[\d.,]+ .*  (yes|no|no \(host\))$"
+    rows = re.findall(row, again, re.MULTILINE)
     assert len(rows) == len(found["settings"]) >= 2 * 2 * 3
     assert rows.count("yes") == sum(setting["fits"] for setting in found["settings"])
 
 
-@pytest.mark.usefixtures("counted_once")
-def test_nothing_fits(plan, folder, wide) -> None:
-    arguments = ("--model", str(wide), "--sequence", "512", "--gpus", "1", "--gpu-memory", "4", "--host-memory", "2")
-    code, out, _ = plan(*arguments, "--json", "no.json")
-    written = json.loads((folder / "no.json").read_text())
+def test_nothing_fits(plan, folder) -> None:
+    code, out, _ = plan(*WIDE, "--gpu-memory", "4", "--host-memory", "2")
+    written = json.loads((folder / "wide.json").read_text())
     assert code == 0 and "No setting fits" in out and written["proposals"]["cheapest"] is None
     devices = written["nearest"]["devices"]
     assert (f"It would fit on {devices} GPUs of this kind." in out) == (devices is not None)
@@ -158,7 +142,7 @@ def test_nothing_fits(plan, folder, wide) -> None:
         (["config.py", "--gpus", "8", "--nodes", "3"], "8 GPUs cannot be spread evenly over 3 nodes"),
         (["config.py", "--gpu", "H10"], "did you mean H100"),
         (["config.py", "--host-memory", "nan"], "--host-memory nan must be above 0"),
-        (["config.py", "--gpus", "8", "--network", "slow"], "no network named slow"),
+        (["config.py", "--gpus", "8", "--network", "8x4000"], "no network named 8x4000 is known (did you mean 8x400?)"),
         (["config.py", "--sequence", "512"], "--sequence goes with --model"),
         (["nothing.py"], "config file nothing.py does not exist"),
         (["config.py", "optimizer.memry=12N"], "did you mean optimizer.memory?"),

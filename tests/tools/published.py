@@ -1,6 +1,6 @@
 """Published speeds of full training in bf16 (published_rows.csv) against tools/step_time.py, and the fit of its constants.
 
-    python -m tests.tools.published            the errors by regime, as docs/planning.md quotes them
+    python -m tests.tools.published            the errors by card, length and source, as docs/planning.md and docs/LOG.md quote them
     python -m tests.tools.published fit        fits the middle of ASSUMPTIONS["cuda"] to the rows whose role is `fit`
     python -m tests.tools.published rows       every row with its error
 
@@ -21,7 +21,7 @@ import dataclasses
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -35,10 +35,11 @@ from model.language_model import build_on_meta
 from model.memory import ModelShape, shape_of
 from tools import step_time
 from tools.machines import Cluster, cluster_of, named_device
+from tools.plan import SHAPE_KEYS
 from tools.step_time import Speed, StepWork, expected_speed, layer_elements
 
 ROWS = Path(__file__).with_name("published_rows.csv")
-# hidden, intermediate, layers, heads, key-value heads, vocabulary, tied[, head dimension]. An MPT block has two matrices of 4 h x h
+# As tools.plan.SHAPES. An MPT block has two matrices of 4 h x h
 # in its MLP; as a Llama block with three it has as many elements with an intermediate size of 8/3 h.
 SHAPES = {
     "MPT 125M": (768, 2048, 12, 12, 12, 50368, True),
@@ -71,10 +72,11 @@ KERNELS = {"flash1": 0.5, "flash2": 1.0, "flash3": 1.75}
 # Elements per token and layer that an MPT block moves, in units of the hidden size: two norms in bf16 (2 each), two dropouts (2.5)
 # and residual additions (3), GELU (8), attention (4), and taking padding out of queries, keys, values and output (8).
 MPT_ELEMENTS = 35
+CARDS = {"A": "A100", "H": "H100, H200", "B": "B300"}  # by the first letter
+LENGTHS = {1024: "up to 1,024", 2048: "2,048", 8192: "4,096 and 8,192", math.inf: "16,384 and more"}
 FUSED_NORM = 2 * (16 - 2)  # in the same unit, what two fused norms save
-FUSED_LOGIT_BYTES = (
-    10  # a fused loss writes logits (2), reads them (2), writes their gradient in place (2) for two products (4)
-)
+# A fused loss writes logits (2), reads them (2), writes their gradient in place (2) for two products (4).
+FUSED_LOGIT_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -120,18 +122,13 @@ class Row:
     @property
     def config(self) -> Config:
         """Our settings of it."""
-        model = Model(
-            path="",
-            activation_checkpointing="full" if self.every else "none",
-            checkpoint_every=self.every or 1,
-            compile=self.code == "fused",
-        )
+        mode, code = "full" if self.every else "none", self.code == "fused"
         return Config(
-            model=model,
-            data=Data(train=(), sequence_length=self.sequence),
-            batch=Batch(),
-            optimizer=Optimizer(learning_rate=1e-5, memory=self.memory),
-            run=Run(name="published"),
+            Model("", activation_checkpointing=mode, checkpoint_every=self.every or 1, compile=code),
+            Data((), sequence_length=self.sequence),
+            Batch(),
+            Optimizer(1e-5, memory=self.memory),
+            Run("published"),
             sharding=Sharding(strategy=self.strategy, reduce_dtype=self.reduce_dtype),
         )
 
@@ -146,18 +143,7 @@ def published_rows() -> list[Row]:
 @cache
 def shape(name: str) -> ModelShape:
     """The shape of a model of the rows."""
-    hidden, intermediate, layers, heads, kv_heads, vocabulary, tied, *head_dim = SHAPES[name]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim[0] if head_dim else hidden // heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-    )
-    return shape_of_equal_layers(config)
+    return shape_of_equal_layers(LlamaConfig(**dict(zip(SHAPE_KEYS, SHAPES[name], strict=False))))
 
 
 def shape_of_equal_layers(config: LlamaConfig) -> ModelShape:
@@ -190,7 +176,7 @@ def code_of(row: Row) -> Iterator[None]:
 
 @cache
 def _run(row: Row) -> tuple[ModelShape, Config, Cluster, list[StepWork]]:
-    """What the time model wants to know of a row, which is a run of one step."""
+    """What the time model wants to know of a row, a run of one step."""
     documents = int(row.gpus * row.rows * row.micro_batches)
     tokens = documents * row.sequence
     flops = step_flops(shape(row.model).work, [row.sequence] * documents, tokens)
@@ -220,30 +206,6 @@ def is_inside(row: Row) -> bool:
     return low <= row.published <= high
 
 
-def billions(row: Row) -> float:
-    """Parameters of the model, in 1e9."""
-    return shape(row.model).num_parameters / 1e9
-
-
-def _range(value: float, names: dict[float, str]) -> str:
-    """The name of the first bound that is not below the value."""
-    return next(name for bound, name in names.items() if value <= bound)
-
-
-LENGTHS = {1024: "up to 1,024", 2048: "2,048", 8192: "4,096 and 8,192", math.inf: "16,384 and more"}
-SIZES = {0.5: "below 0.5B", 4.2: "0.5B to 4B", 16: "6B to 15B", math.inf: "30B and more"}
-CARDS = {"A": "A100", "H": "H100, H200", "B": "B300"}
-# kind of regime -> the one of a row
-REGIMES: dict[str, Callable[[Row], str]] = {
-    "tokens of a sequence": lambda row: _range(row.sequence, LENGTHS),
-    "parameters": lambda row: _range(billions(row), SIZES),
-    "checkpointing": lambda row: _range(row.every, {0: "none", 1: "full", math.inf: "part of the layers"}),
-    "card": lambda row: CARDS[row.card[0]],
-    "GPUs": lambda row: _range(row.gpus, {8: "1 to 8", math.inf: "16 to 512"}),
-    "source": lambda row: row.framework,
-}
-
-
 @dataclass(frozen=True)
 class Band:
     """Errors of several rows: their median, signed and absolute, the largest one, and the share inside the range."""
@@ -263,25 +225,25 @@ def band(rows: Sequence[Row]) -> Band:
     return Band(len(rows), statistics.median(errors), statistics.median(absolute), max(absolute), inside)
 
 
-def bands(rows: Sequence[Row]) -> dict[tuple[str, str], Band]:
-    """(kind of regime, name) -> band, for the regimes that have rows."""
-    found = {("all", "all"): list(rows)}
-    for kind, name_of in REGIMES.items():
-        for row in sorted(rows, key=name_of):
-            found.setdefault((kind, name_of(row)), []).append(row)
-    return {regime: band(chosen) for regime, chosen in found.items()}
+def bands(rows: Sequence[Row]) -> dict[str, Band]:
+    """The errors of all rows, and of those of each card, length and source."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        length = next(name for bound, name in LENGTHS.items() if row.sequence <= bound)
+        for name in ("all", CARDS[row.card[0]], f"{length} tokens", row.framework):
+            found.setdefault(name, []).append(row)
+    return {name: band(chosen) for name, chosen in found.items()}
 
 
 def report(rows: Sequence[Row]) -> str:
     """The bands as a table in Markdown."""
     lines = [
-        "| regime | | rows | median error | of the middle | worst | inside the range |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| rows of | rows | median error | of the middle | worst | inside the range |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
-    for (kind, name), found in bands(rows).items():
-        lines.append(
-            f"| {kind} | {name} | {found.rows} | {found.median:.1%} | {found.bias:+.1%} | {found.worst:.0%} | {found.inside:.0%} |"
-        )
+    for name, found in bands(rows).items():
+        errors = f"{found.median:.1%} | {found.bias:+.1%} | {found.worst:.0%} | {found.inside:.0%}"
+        lines.append(f"| {name} | {found.rows} | {errors} |")
     return "\n".join(lines)
 
 

@@ -1,8 +1,7 @@
-"""Named machines: what a name finds, and the sentence for one that is not known."""
+"""Named machines: what a name finds. tests/scripts/test_plan.py has the sentences for one that is not known."""
 
 import pytest
 
-from common.errors import UserError
 from model.flops import CUDA_BF16_PEAKS
 from tools.machines import GIB, GPU_NAMES, cluster_of, cpu_cluster, found_device, generic_device, named_device
 
@@ -37,15 +36,6 @@ def test_a_gpu_is_found_by_any_of_its_names(name: str, known: str):
     assert named_device(name).name == known
 
 
-def test_an_unknown_gpu_is_one_sentence_with_the_nearest_name():
-    with pytest.raises(UserError, match=r"no GPU named H101 is known \(did you mean H100\?\)"):
-        named_device("H101")
-    with pytest.raises(UserError, match="no network named 8x4000 is known .did you mean 8x400"):
-        cluster_of(16, 2, "H100", "8x4000")
-    with pytest.raises(UserError, match="9 GPUs cannot be spread evenly over 2 nodes"):
-        cluster_of(9, 2, "H100")
-
-
 def test_a_card_of_which_only_the_memory_is_known():
     assert generic_device(80).memory == int(79.1 * GIB)
     assert generic_device(40).memory == named_device("A100-40").memory
@@ -67,8 +57,6 @@ def test_the_gpu_of_a_process_keeps_what_was_found():
 
 def test_networks_are_those_of_a_whole_node():
     assert cluster_of(8, 1, "H100").network == 0
-    with pytest.raises(UserError, match="no network named 200Gb is known"):  # also where one node does not use it
-        cluster_of(8, 1, "H100", "200Gb")
     assert cluster_of(16, 2, "H100").network == cluster_of(16, 2, "H100-500W").network == 400e9
     assert cluster_of(16, 2, "A100-80").network == cluster_of(16, 2, generic_device(80)).network == 200e9
     assert cluster_of(16, 2, "L40S").network == 12.5e9

@@ -23,17 +23,7 @@ from model.memory import ModelShape, StepMemory, shape_of
 from tests.in_memory import chats, texts
 from tools import plan
 from tools.machines import Cluster, Device
-from tools.plan import (
-    Found,
-    Plan,
-    Subject,
-    candidates,
-    measured,
-    named_config,
-    planned_workload,
-    search,
-    uniform_workload,
-)
+from tools.plan import Plan, Subject, candidates, measured, named_config, planned_workload, search, uniform_workload
 from tools.plan_command import beside
 from tools.step_time import Speed
 from training.inputs import Inputs
@@ -49,51 +39,8 @@ CONFIG = Config(
     Optimizer(1e-5),
     Run("r"),
 )
-STATE = {"full": 1, "grad_op": 1.5, "hybrid": 2, "none": 8}  # bytes at 16N on 8 devices, times `StandIns.scale`
+STATE = {"full": 1, "grad_op": 1.5, "hybrid": 2, "none": 8}  # bytes at 16N on 8 devices, times the scale of `find`
 KEPT = {"none": 64, "selective": 32, "full": 8, "offload": 4}  # bytes of a row
-
-
-@dataclasses.dataclass
-class StandIns:
-    """Memory is state, by strategy and bytes per parameter, and activations. Speed goes by checkpointing; offload takes 9/10."""
-
-    scale: float = 8
-    shared: bool = False  # whether ranks that share a micro-batch keep less of it
-    gain: float = 1.0  # of more than one row
-    gain_of: dict[str, float] = dataclasses.field(default_factory=dict)  # the same, of one kind of checkpointing alone
-    speeds: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"none": 100.0, "selective": 95.0, "full": 80.0, "offload": 60.0}
-    )
-
-    def bytes(self, config: Config, ranks: int, rows: float) -> int:
-        state = self.scale * STATE[config.sharding.strategy] * int(config.optimizer.memory[:-1]) / 16
-        state *= 8 / ranks
-        kept = KEPT[config.model.activation_checkpointing] * config.model.checkpoint_every
-        return int(0 if config.sharding.cpu_offload else state) + rows * kept
-
-    def step_memory(self, shape, config, layout, lengths, targets) -> StepMemory:
-        rows = max(1, sum(lengths) // 128) / (layout.context if self.shared else 1)
-        return StepMemory(self.bytes(config, layout.ranks, rows), *[0] * 9)
-
-    def largest_rows(self, shape, config, layout, fits, at_most) -> int:
-        rows = range(1, at_most + 1)
-        return max((n for n in rows if fits(self.step_memory(shape, config, layout, (128 * n,), 0))), default=0)
-
-    def expected_speed(self, shape, config, cluster, steps, total_steps) -> Speed:
-        tokens = self.speeds[config.model.activation_checkpointing] * (0.1 if config.sharding.cpu_offload else 1)
-        if config.batch.rows > 1:
-            tokens *= self.gain_of.get(config.model.activation_checkpointing, self.gain)
-        tokens += {"full": 2, "hybrid": 1}.get(config.sharding.strategy, 0)
-        return Speed((tokens, tokens), (1.0, 1.0), {}, tokens)
-
-
-@pytest.fixture
-def stand_ins(monkeypatch) -> StandIns:
-    found = StandIns()
-    for name in ("step_memory", "largest_rows", "expected_speed"):
-        monkeypatch.setattr(plan, name, getattr(found, name))
-    monkeypatch.setattr(Plan, "host", property(lambda self: {"offload": 1000 * self.config.sharding.cpu_offload}))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -104,180 +51,161 @@ def shape() -> ModelShape:
     return shape_of(build_on_meta(config), config)
 
 
-def find(shape: ModelShape, config: Config, cluster: Cluster = CLUSTER) -> Found:
-    def workload_of(rows: int, context: int):
-        return uniform_workload(shape, 64, 128, 64, 1, rows, cluster.devices // context)
+@pytest.fixture
+def find(shape, monkeypatch):
+    """Search with stand-ins: memory is state, by strategy and bytes per parameter, and activations; speed goes by checkpointing.
 
-    return search(Subject(config, shape, cluster, workload_of, []))
+    scale: bytes of state. shared: ranks that share a micro-batch keep less of it. speeds: of a kind of checkpointing. gains:
+    of its micro-batches with more than one row.
+    """
+
+    def run(config: Config = CONFIG, cluster: Cluster = CLUSTER, scale=8.0, shared=False, speeds=None, gains=None):
+        of = {"none": 100.0, "selective": 95.0, "full": 80.0, "offload": 60.0} | (speeds or {})
+
+        def step_memory(shape, config, layout, lengths, targets) -> StepMemory:
+            rows = max(1, sum(lengths) // 128) / (layout.context if shared else 1)
+            state = scale * STATE[config.sharding.strategy] * int(config.optimizer.memory[:-1]) / 16 * 8 / layout.ranks
+            kept = KEPT[config.model.activation_checkpointing] * config.model.checkpoint_every
+            return StepMemory(int(0 if config.sharding.cpu_offload else state) + rows * kept, *[0] * 9)
+
+        def largest_rows(shape, config, layout, fits, at_most) -> int:
+            rows = range(1, at_most + 1)
+            return max((n for n in rows if fits(step_memory(shape, config, layout, (128 * n,), 0))), default=0)
+
+        def expected_speed(shape, config, cluster, steps, total_steps) -> Speed:
+            mode = config.model.activation_checkpointing
+            tokens = of[mode] * (0.1 if config.sharding.cpu_offload else 1)
+            tokens *= (gains or {}).get(mode, 1) if config.batch.rows > 1 else 1
+            tokens += {"full": 2, "hybrid": 1}.get(config.sharding.strategy, 0)
+            return Speed((tokens, tokens), (1.0, 1.0), {}, tokens)
+
+        def workload_of(rows: int, context: int):
+            return uniform_workload(shape, 64, 128, 64, 1, rows, cluster.devices // context)
+
+        for stand_in in (step_memory, largest_rows, expected_speed):
+            monkeypatch.setattr(plan, stand_in.__name__, stand_in)
+        monkeypatch.setattr(plan, "host_bytes", lambda plan: {"offload": 1000 * plan.config.sharding.cpu_offload})
+        return search(Subject(config, shape, cluster, workload_of, []))
+
+    return run
 
 
-def overrides(config: Config, base: Config) -> list[str]:
-    return Plan(Subject(base, None, CLUSTER, None, []), config).overrides
-
-
-def changed(config: Config, **sections) -> Config:
+def changed(config: Config = CONFIG, **sections) -> Config:
     return dataclasses.replace(
         config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
     )
 
 
+def said(found: Plan | None) -> str | None:
+    """The overrides of a proposal; None if there is none."""
+    return found and " ".join(found.overrides).replace("model.activation_checkpointing", "mode")
+
+
 @pytest.mark.parametrize("cluster,strategies", [(CLUSTER, 3), (TWO_NODES, 4), (Cluster(DEVICE, 1), 1)])
-def test_candidates_are_distinct_valid_and_start_with_the_users(cluster, strategies) -> None:
+def test_candidates_are_distinct_valid_and_start_with_the_users(shape, cluster, strategies) -> None:
     found = candidates(CONFIG, cluster)
     assert found[0] == CONFIG and len(found) == strategies * 2 * 5 * 6
-    written = {tuple(overrides(config, CONFIG)) for config in found}
+    subject = Subject(CONFIG, shape, cluster, lambda rows, context: uniform_workload(shape, 64, 9, 64, 1, rows, 16), [])
+    written = {tuple(Plan(subject, config).overrides): config for config in found}
     assert len(written) == len(found)
-    for config in found:
+    for overrides, config in written.items():
         check_config(config)
         check_world(config, cluster.devices, cluster.per_node)
-        assert override(CONFIG, overrides(config, CONFIG)) == config  # what is printed gives the setting
-
-
-def test_without_packing_only_micro_batches_that_a_run_accepts_are_proposed(stand_ins, shape) -> None:
-    """8 examples of a step for each rank: 3 rows of `selective` fit, and 2 are proposed."""
-    stand_ins.scale, stand_ins.gain = 3.0, 2.0
-    cluster = Cluster(DEVICE, 6)
-    own = changed(CONFIG, data={"packing": False}, batch={"global_examples": 48, "micro_batch": 8})
-    own = changed(own, model={"activation_checkpointing": "none"})
-    found = find(shape, own, cluster)
-    rows = {
-        setting.config.model.activation_checkpointing: (setting.largest_rows, setting.config.batch.micro_batch)
-        for setting in found.plans
-        if setting.config.sharding == own.sharding and setting.config.optimizer.memory == "16N"
-    }
-    assert rows["selective"] == (3, 2)
-    proposed = [setting for setting in (found.cheapest, found.faster, found.lighter) if setting]
-    assert proposed
-    for setting in (*found.plans[1:], *proposed):
-        check_world(setting.config, 6, 6)
+        assert override(CONFIG, overrides) == config  # what is printed gives the setting
 
 
 def test_candidates_keep_what_the_user_chose_where_it_is_valid() -> None:
-    own = changed(CONFIG, sharding={"strategy": "hybrid", "shard_size": 4}, model={"compile": True})
-    found = candidates(own, CLUSTER)
-    assert {config.sharding.shard_size for config in found if config.sharding.strategy == "hybrid"} == {4}
-    assert {config.sharding.shard_size for config in found if config.sharding.strategy != "hybrid"} == {None}
+    found = candidates(changed(sharding={"strategy": "hybrid", "shard_size": 4}, model={"compile": True}), CLUSTER)
+    assert {(c.sharding.strategy == "hybrid", c.sharding.shard_size) for c in found} == {(True, 4), (False, None)}
     assert all(config.model.compile for config in found)
-    halved = changed(CONFIG, sharding={"reduce_dtype": "bf16"})
-    for config in candidates(halved, CLUSTER):
-        check_config(config)
+    for config in candidates(changed(sharding={"reduce_dtype": "bf16"}), CLUSTER):
         assert config.sharding.reduce_dtype == ("fp32" if config.sharding.strategy == "none" else "bf16")
+    found = candidates(changed(model={"mlp_tiles": 2}), CLUSTER)  # with which `selective` is refused
+    assert {c.model.activation_checkpointing for c in found} == {"none", "full", "offload"}
     found = candidates(CONFIG, Cluster(CPU, 2))  # where nothing is offloaded
     assert not any(config.sharding.cpu_offload for config in found)
     assert "offload" not in {config.model.activation_checkpointing for config in found}
 
 
-def test_the_users_setting_is_the_cheapest_if_it_fits_and_a_faster_one_is_named(shape, stand_ins) -> None:
-    found = find(shape, CONFIG)
-    assert found.cheapest is found.own and found.own.config == CONFIG
-    assert found.own.memory.total == 8 + 8 and found.own.largest_rows == 8  # 64 examples on 8 devices need no more
-    assert found.faster and overrides(found.faster.config, CONFIG) == ["model.activation_checkpointing=none"]
-    assert found.lighter is None  # fewer bytes per parameter bring no speed here
+GAINS = dict.fromkeys(KEPT, 1.5)
+OFFLOAD = "sharding.cpu_offload=True"
+TIGHT = dataclasses.replace(CLUSTER, device=dataclasses.replace(DEVICE, memory=83))
+ALONE = Cluster(dataclasses.replace(DEVICE, memory=9), 1)
+NONE, GRAD_OP = {"activation_checkpointing": "none"}, {"strategy": "grad_op"}
+UNPACKED = {"data": {"packing": False}, "batch": {"global_examples": 48, "micro_batch": 8}, "model": NONE}
 
 
-def test_the_fastest_with_the_same_precision_comes_before_fewer_bytes(shape, stand_ins) -> None:
-    stand_ins.scale = 80  # 16N under full: 80, grad_op: 120
-    own = changed(CONFIG, sharding={"strategy": "grad_op"})
-    found = find(shape, own)
-    assert not found.own.fits and found.own.rate == 0
-    assert found.cheapest
-    # full at 16N holds 80 + 8; with `none` (64) and `selective` (32) it would not fit.
-    assert set(overrides(found.cheapest.config, own)) == {"sharding.strategy=full"}
-    assert found.lighter is None  # none at 6N: 30 + 64, 102 tokens/s, less than 1.25 x 82
-    stand_ins.speeds["none"] = 110.0
-    found = find(shape, own)
-    assert found.lighter and found.lighter.bytes_per_parameter == 6
+@pytest.mark.parametrize(
+    ("sections", "options", "cheapest", "faster", "lighter"),
+    [
+        # It fits with 8 + 8 bytes; fewer bytes per parameter bring no speed.
+        ({}, {}, "", "mode=none", None),
+        # Of several rows `selective` holds two, `none` one.
+        ({}, {"gains": GAINS}, "", "mode=selective batch.micro_batch=2", None),
+        # The fastest with the same precision comes before fewer bytes: grad_op holds 120, full 80 + 8.
+        ({"sharding": GRAD_OP}, {"scale": 80}, "sharding.strategy=full", None, None),
+        # They are proposed where they are 1.25 times as fast: 30 + 64 at 6N.
+        ({"sharding": GRAD_OP}, {"scale": 80, "speeds": {"none": 110.0}}, "sharding.strategy=full", None,
+         "mode=none optimizer.memory=6N sharding.strategy=full"),
+        # The most bytes that are fast enough: 48 at 16N, 36 + 64 at 12N, 24 at 8N.
+        ({}, {"scale": 48, "speeds": {"none": 200.0, "selective": 80.0}}, "", None, "mode=none optimizer.memory=12N"),
+        # Fewer bytes if nothing else fits, and then as many as possible: 112 at 16N, 98 at 14N, 84 at 12N.
+        ({}, {"scale": 112, "cluster": dataclasses.replace(CLUSTER, host_memory=999)}, "optimizer.memory=12N", None, None),
+        ({}, {"scale": 112}, f"mode=none {OFFLOAD}", None, "optimizer.memory=12N"),
+        # What is slow with the user's micro-batch may be the cheapest with a larger one.
+        ({}, {"scale": 112, "gains": {"full": 3.0}}, f"batch.micro_batch=2 {OFFLOAD}", None,
+         "batch.micro_batch=2 optimizer.memory=12N"),
+        # Ranks share a micro-batch before it is offloaded or precision is given up: 80 + 4 / 2. One rank has none to share with.
+        ({}, {"scale": 80, "shared": True, "cluster": TIGHT}, "mode=offload sharding.context=2", None, "optimizer.memory=14N"),
+        ({}, {"scale": 80, "shared": True, "cluster": ALONE}, OFFLOAD, None, None),
+        # A user of 12N gets 12N or more: `selective` needs 60 + 32, and 70 + 32 at 14N.
+        ({"optimizer": {"memory": "12N"}, "sharding": {"strategy": "none"}}, {"scale": 80},
+         "mode=selective sharding.strategy=full", None, None),
+        # A micro-batch that does not fit is made smaller.
+        ({"batch": {"micro_batch": 8}, "model": NONE}, {}, "batch.micro_batch=1", None, None),
+        # Without packing to one that a run accepts: 8 examples of a step for each of 6 ranks; 3 rows of `selective` fit.
+        (UNPACKED, {"scale": 3, "gains": {"selective": 2.0}, "cluster": Cluster(DEVICE, 6)},
+         "mode=selective batch.micro_batch=2", None, None),
+        # `auto` is the largest one that fits and is useful.
+        ({"batch": {"micro_batch": "auto"}}, {}, "batch.micro_batch=8", "mode=none batch.micro_batch=1", None),
+        ({"batch": {"micro_batch": "auto"}, "model": NONE}, {}, "batch.micro_batch=1", None, None),
+    ],
+)  # fmt: skip
+def test_what_is_proposed(find, sections, options, cheapest, faster, lighter) -> None:
+    found = find(changed(**sections), **options)
+    assert tuple(map(said, (found.cheapest, found.faster, found.lighter))) == (cheapest, faster, lighter)
+    assert (found.cheapest is found.own) == found.own.fits == (found.own.rate > 0)
+    cluster = found.own.cluster
+    for setting in (*found.plans[1:], *filter(None, (found.cheapest, found.faster, found.lighter))):
+        check_world(setting.config, cluster.devices, cluster.per_node)
 
 
-def test_the_most_bytes_that_are_fast_enough_are_proposed(shape, stand_ins) -> None:
-    stand_ins.scale = 48  # under full 48 at 16N, 36 at 12N, 24 at 8N
-    stand_ins.speeds["none"] = 200.0
-    stand_ins.speeds["selective"] = 80.0
-    found = find(shape, CONFIG)
-    assert found.cheapest is found.own and found.lighter
-    assert found.lighter.config.optimizer.memory == "12N" and found.lighter.memory.total == 36 + 64
-
-
-def test_fewer_bytes_only_if_nothing_else_fits_and_then_as_many_as_possible(shape, stand_ins) -> None:
-    stand_ins.scale = 112  # under full: 16N 112, 14N 98, 12N 84
-    found = find(shape, CONFIG, dataclasses.replace(CLUSTER, host_memory=999))
-    assert found.cheapest and set(overrides(found.cheapest.config, CONFIG)) == {"optimizer.memory=12N"}
-    assert not any(setting.fits for setting in found.plans if setting.config.sharding.cpu_offload)
-    with_host = find(shape, CONFIG)  # of unknown size
-    assert with_host.cheapest and with_host.cheapest.config.sharding.cpu_offload
-    assert with_host.cheapest.config.optimizer.memory == "16N"
-    assert with_host.lighter and with_host.lighter.config.optimizer.memory == "12N"
-
-
-def test_what_is_slow_with_the_users_micro_batch_may_be_the_cheapest_with_a_larger_one(shape, stand_ins) -> None:
-    stand_ins.scale = 112  # 16N fits with host offload alone, where `full` is the slowest but one with one row
-    stand_ins.gain_of["full"] = 3.0
-    found = find(shape, CONFIG)
-    assert found.cheapest and found.cheapest.config.sharding.cpu_offload
-    assert found.cheapest.config.model.activation_checkpointing == "full" and found.cheapest.config.batch.rows > 1
-    assert found.faster is None
-
-
-def test_ranks_share_a_micro_batch_before_it_is_offloaded_or_precision_is_given_up(shape, stand_ins) -> None:
-    stand_ins.scale, stand_ins.shared = (
-        80,
-        True,
-    )  # 16N has 80 bytes of state under full; a row keeps 4 bytes at the least
-    tight = Cluster(dataclasses.replace(DEVICE, memory=83), 8)
-    found = find(shape, CONFIG, tight)
-    assert found.own.memory.total == 88 and found.cheapest
-    shared = {"sharding.context=2", "model.activation_checkpointing=offload"}  # 80 + 4 / 2
-    assert set(overrides(found.cheapest.config, CONFIG)) == shared
-    assert {setting.config.sharding.context for setting in found.plans} == {1, 2}
-    assert {setting.config.sharding.context for setting in find(shape, CONFIG).plans} == {1}  # it fits
-    alone = find(shape, CONFIG, dataclasses.replace(tight, devices=1, device=dataclasses.replace(DEVICE, memory=9)))
-    assert {setting.config.sharding.context for setting in alone.plans} == {1}
-
-
-def test_a_user_of_12n_gets_12n_or_more(shape, stand_ins) -> None:
-    stand_ins.scale = 80
-    own = changed(CONFIG, optimizer={"memory": "12N"}, sharding={"strategy": "none"})
-    found = find(shape, own)
-    assert found.cheapest and found.cheapest.bytes_per_parameter >= 12
-    # selective at 12N: 60 + 32; at 14N 70 + 32 does not fit.
-    assert found.cheapest.config.optimizer.memory == "12N"
-    assert found.cheapest.config.model.activation_checkpointing == "selective"
-
-
-def test_a_micro_batch_that_does_not_fit_is_made_smaller_and_one_that_gains_is_made_larger(shape, stand_ins) -> None:
-    large = changed(CONFIG, batch={"micro_batch": 8}, model={"activation_checkpointing": "none"})
-    found = find(shape, large)
-    assert not found.own.fits and found.own.config == large and found.own.memory.total == 8 + 8 * 64
-    same = next(s for s in found.plans if s.config.model.activation_checkpointing == "none" and s.fits)
+def test_what_is_searched(find) -> None:
+    """As many ranks share a micro-batch as it takes; the user's setting is planned as it is written."""
+    assert {plan.layout.context for plan in find().plans} == {1}
+    tight = find(scale=80, shared=True, cluster=TIGHT)
+    assert {plan.layout.context for plan in tight.plans} == {1, 2} and tight.own.memory.total == 88
+    assert {plan.layout.context for plan in find(scale=80, shared=True, cluster=ALONE).plans} == {1}
+    poor = find(scale=112, cluster=dataclasses.replace(CLUSTER, host_memory=999))
+    assert not any(plan.fits for plan in poor.plans if plan.config.sharding.cpu_offload)
+    large = changed(batch={"micro_batch": 8}, model=NONE)
+    found = find(large)
+    assert found.own.config == large and found.own.memory.total == 8 + 8 * 64
+    same = next(plan for plan in found.plans if plan.config.model.activation_checkpointing == "none" and plan.fits)
     assert same.config.batch.micro_batch == 1 == same.largest_rows
-    stand_ins.gain = 1.5
-    found = find(shape, CONFIG)
-    # selective holds two rows (95 x 1.5 tokens/s), none holds one (100 tokens/s).
-    assert found.faster
-    assert set(overrides(found.faster.config, CONFIG)) == {
-        "model.activation_checkpointing=selective",
-        "batch.micro_batch=2",
-    }
+    assert find().own.largest_rows == 8  # 64 examples on 8 devices need no more
+    rows = find(changed(**UNPACKED), scale=3, cluster=Cluster(DEVICE, 6)).plans
+    assert (3, 2) in {(plan.largest_rows, plan.config.batch.micro_batch) for plan in rows}
 
 
-def test_auto_takes_the_largest_micro_batch_that_fits_and_is_useful(shape, stand_ins) -> None:
-    auto = changed(CONFIG, batch={"micro_batch": "auto"})
-    assert find(shape, auto).own.config.batch.micro_batch == 8
-    none = changed(auto, model={"activation_checkpointing": "none"})
-    assert find(shape, none).own.config.batch.micro_batch == 1
-
-
-def test_the_nearest_says_how_many_devices_or_how_much_host_memory(shape, stand_ins) -> None:
-    stand_ins.scale = 800  # under full at 16N: 8 devices need 804, 64 devices 104, 96 devices fewer
+def test_the_nearest_says_how_many_devices_or_how_much_host_memory(find) -> None:
     cluster = dataclasses.replace(CLUSTER, host_memory=10)
-    found = find(shape, CONFIG, cluster)
+    found = find(scale=800, cluster=cluster)  # under full at 16N: 8 devices need 804, 64 devices 104, 96 devices fewer
     assert (found.cheapest, found.faster, found.lighter) == (None, None, None) and found.nearest
-    assert found.nearest.memory.total == 804 and found.nearest.config.model.activation_checkpointing == "offload"
-    assert found.devices == 96
+    assert (found.nearest.memory.total, said(found.nearest), found.devices) == (804, "mode=offload", 96)
     assert found.with_more_host and found.with_more_host.host == {"offload": 1000}
     assert found.with_more_host.config.sharding.cpu_offload and found.with_more_host.fits_device
-    stand_ins.scale = 8000000
-    assert find(shape, CONFIG, cluster).devices is None
+    assert find(scale=8000000, cluster=cluster).devices is None
 
 
 # ---- The steps of a run --------------------------------------------------------------------------------------------------
@@ -365,13 +293,14 @@ def test_a_uniform_workload_is_that_of_equal_documents(shape, examples, global_e
 # ---- Host, disk, and a plan beside a run ---------------------------------------------------------------------------------
 
 
+@functools.cache
+def shape_135m() -> ModelShape:
+    return shape_of(build_on_meta(named_config("135M")), named_config("135M"))
+
+
 def large(cluster: Cluster, **sections: dict) -> Plan:
-    config = changed(CONFIG, **sections)
-    llama = named_config("135M")
-    shape = shape_of(build_on_meta(llama), llama)
-    return Plan(
-        Subject(config, shape, cluster, lambda rows, context: uniform_workload(shape, 64, 64, 64, 1, 1, 1), []), config
-    )
+    config, workload = changed(**sections), uniform_workload(shape_135m(), 64, 64, 64, 1, 1, 1)
+    return Plan(Subject(config, shape_135m(), cluster, lambda rows, context: workload, []), config)
 
 
 def test_what_is_kept_on_the_host_and_on_disk() -> None:

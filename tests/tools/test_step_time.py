@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from configs.load import override
 from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, Unit, shape_of
@@ -26,6 +27,7 @@ from tools.step_time import (
 )
 
 MIDDLE = ASSUMPTIONS["cuda"][1]
+CONFIG = Config(Model("m"), Data(("a",)), Batch(global_examples=64), Optimizer(learning_rate=1e-5), Run("x"))
 
 
 @cache
@@ -35,20 +37,7 @@ def shape(name: str) -> ModelShape:
 
 def settings(**changes: object) -> Config:
     """A config, with `section__key` changed."""
-    config = Config(
-        model=Model(path=""),
-        data=Data(train=()),
-        batch=Batch(),
-        optimizer=Optimizer(learning_rate=1e-5),
-        run=Run(name="x"),
-        sharding=Sharding(),
-    )
-    for key, value in changes.items():
-        section, name = key.split("__")
-        config = dataclasses.replace(
-            config, **{section: dataclasses.replace(getattr(config, section), **{name: value})}
-        )
-    return config
+    return override(CONFIG, [f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
 
 
 def step(
@@ -65,8 +54,8 @@ def speed(model: str = "7B", cluster: Cluster | None = None, work: StepWork | No
     return expected_speed(shape(model), settings(**changes), cluster, [work], total_steps=100)
 
 
-# (kind of regime, name) -> rows, median error in %, share inside the range in %: the table of docs/planning.md, of held-out rows
-STATED = {("all", "all"): (137, 2.2, 98), ("card", "A100"): (79, 3.1, 96), ("card", "H100, H200"): (56, 1.8, 100)}
+# Rows of -> rows, median error in %, share inside the range in %: the table of docs/planning.md, of held-out rows
+STATED = {"all": (137, 2.2, 98), "A100": (79, 3.1, 96), "H100, H200": (56, 1.8, 100)}
 
 
 def test_a_shape_from_one_layer_is_that_of_all_layers():
@@ -78,12 +67,9 @@ def test_a_shape_from_one_layer_is_that_of_all_layers():
 
 def test_errors_of_held_out_rows_are_those_that_are_stated():
     rows = [row for row in published.published_rows() if row.role == "held_out"]
-    found = {
-        regime: (band.rows, round(100 * band.median, 1), round(100 * band.inside))
-        for regime, band in published.bands(rows).items()
-        if regime in STATED
-    }
-    assert found == STATED
+    bands = published.bands(rows)
+    for name, stated in STATED.items():
+        assert (bands[name].rows, round(100 * bands[name].median, 1), round(100 * bands[name].inside)) == stated
     elsewhere = published.band([row for row in rows if row.framework != "llm-foundry"])
     assert (elsewhere.rows, round(100 * elsewhere.median, 1), round(100 * elsewhere.inside)) == (30, 3.7, 93)
     for row in rows:
@@ -109,17 +95,6 @@ def test_the_constants_are_those_that_the_fitted_rows_ask_for():
             for row in rows
         ]  # fmt: skip
         assert sum(map(abs, without)) > 1.2 * sum(abs(published.error(row)) for row in rows), part
-
-
-def test_recomputation_costs_a_third_of_the_products_and_15_to_35_percent_of_the_time():
-    none, selective, full = (speed(model__activation_checkpointing=mode) for mode in ("none", "selective", "full"))
-    head, layers = shape("7B").work.per_target, shape("7B").work.per_token
-    assert full.parts["products"] / none.parts["products"] == pytest.approx((layers * 4 / 3 + head) / (layers + head))
-    assert selective.parts["products"] == none.parts["products"]
-    assert 1.15 < none.middle / full.middle < 1.35
-    assert full.middle < selective.middle < none.middle
-    every_second = speed(model__activation_checkpointing="full", model__checkpoint_every=2)
-    assert every_second.parts["products"] == pytest.approx((none.parts["products"] + full.parts["products"]) / 2)
 
 
 @pytest.mark.parametrize("strategy", ["full", "grad_op", "hybrid", "none"])
@@ -168,20 +143,6 @@ def test_a_slow_network_shows_the_bytes_of_its_rings():
     assert seconds(sharding__strategy="none") == pytest.approx(2 * 4 * once, **close)
     # Each of the 8 GPUs of a node reduces an eighth of the gradients over the network that they share, there and back.
     assert seconds(sharding__strategy="hybrid") == pytest.approx(2 * 4 * parameters / 2 / rate, **close)
-
-
-def test_communication_that_computation_cannot_hide_delays_the_step():
-    fast, slow = cluster_of(16, 2, "H100"), cluster_of(16, 2, "H100", "100GbE")
-    work = step("7B", [2048] * 16 * 8, 8)
-    in_the_open = speed("7B", slow, work).parts["communication"]
-    assert speed("7B", fast, work).parts["communication"] < 0.1 * in_the_open
-    # Gathered once in a step, or reduced over nodes once: less for the slow network.
-    full, grad_op, hybrid = (
-        speed("7B", slow, work, sharding__strategy=strategy).middle for strategy in ("full", "grad_op", "hybrid")
-    )
-    assert full < 0.8 * grad_op < 0.8 * hybrid
-    alone = cluster_of(1, 1, "H200")
-    assert speed("7B", alone, step("7B", [4096] * 2)).parts["communication"] == 0
 
 
 def test_only_targets_pay_for_the_head_and_only_pairs_within_documents_for_attention():
@@ -249,13 +210,17 @@ def test_tiles_and_experts_in_the_time() -> None:
     # 16 ranks cut each of 8 experts where they divide its rows; else they gather 16, of which 8 are empty.
     run = _Run(experts, settings(), cluster_of(16, 2, "H100"), MIDDLE)
     assert run.parameters - experts.num_parameters == 8 * (1000 * 4096 + 4096)
-    modes, runs = ("none", "selective", "full"), []
-    for mode in modes:  # `selective` computes the products of experts again
-        config = settings(model__activation_checkpointing=mode)
-        runs.append(
-            expected_speed(experts, config, cluster_of(8, 1, "H100"), [step("7B", [4096] * 16)], 1).parts["products"]
-        )
+    runs = []
+    for mode in ("none", "selective", "full"):  # `selective` computes the products of experts again
+        work, machine = [step("7B", [4096] * 16)], cluster_of(8, 1, "H100")
+        found = expected_speed(experts, settings(model__activation_checkpointing=mode), machine, work, 1)
+        runs.append(found.parts["products"])
     assert (runs[1] - runs[0]) / (runs[2] - runs[0]) == pytest.approx(of_experts)
+    # Every second layer is half of all. Of a dense model `selective` computes no product again.
+    modes = ("none", "selective", "full")
+    none, selective, every = (speed(model__activation_checkpointing=mode).parts["products"] for mode in modes)
+    half = speed(**full, model__checkpoint_every=2).parts["products"]
+    assert selective == none and half == pytest.approx((none + every) / 2)
     assert layer_elements(experts.config, False) == 4096 * 62 + 5 * 2 * 500
     alone, shared = (speed(sharding__context=ranks).parts["communication"] for ranks in (1, 8))
     assert shared > alone

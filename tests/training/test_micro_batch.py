@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import PretrainedConfig
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
 from model import memory
 from model.architectures import read_model_config
 from model.language_model import build_on_meta
-from model.memory import ModelShape, count_activations, full_memory, layout_of, shape_of
+from model.memory import count_activations, full_memory, layout_of, shape_of
 from tests.processes import run_ranks
 from tests.tiny import write_tiny_model
 from training import micro_batch
@@ -28,97 +29,81 @@ CONFIG = Config(
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory) -> str:
-    return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny"))
+def model_config(tmp_path_factory) -> PretrainedConfig:
+    return read_model_config(str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")))
 
 
-def settled(tmp_path, path: str, config: Config = CONFIG) -> tuple[Config, list[str]]:
-    said: list[str] = []
-    shape = read_model_config(path)
-    return settle_micro_batch(config, build_on_meta(shape), shape, tmp_path, 1, said.append), said
+@pytest.fixture(scope="module")
+def free_for(model_config):
+    """Free memory that holds so many rows."""
+    shape, layout = shape_of(build_on_meta(model_config), model_config), layout_of(CONFIG, 1, 1, "cpu")
+
+    def free(rows: float) -> int:
+        less, more = (full_memory(shape, CONFIG, layout, whole).tensors for whole in (int(rows), int(rows) + 1))
+        return int((less + (rows - int(rows)) * (more - less)) / micro_batch.USABLE["cpu"])
+
+    return free
 
 
-def model_shape(path: str) -> ModelShape:
-    config = read_model_config(path)
-    return shape_of(build_on_meta(config), config)
+@pytest.fixture
+def settle(model_config, tmp_path, monkeypatch):
+    """`batch.micro_batch` and what is said, of a run in tmp_path with so much free memory."""
+
+    def run(config: Config = CONFIG, free: int = 1 << 40) -> tuple[int | str, list[str]]:
+        said: list[str] = []
+        monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: free)
+        model = build_on_meta(model_config)
+        settled = settle_micro_batch(config, model, model_config, tmp_path, 1, said.append)
+        return settled.batch.micro_batch, said
+
+    return run
 
 
 def with_(**sections) -> Config:
     return dataclasses.replace(CONFIG, **sections)
 
 
-def tensors(shape: ModelShape, rows: int, config: Config = CONFIG, ranks: int = 1) -> int:
-    """Bytes that the planner expects of a micro-batch of so many rows."""
-    return full_memory(shape, config, layout_of(config, ranks, ranks, "cpu"), rows).tensors
-
-
-def free_for(shape: ModelShape, rows: float) -> int:
-    """Free memory that holds so many rows."""
-    whole = int(rows)
-    part = rows - whole
-    size = (1 - part) * tensors(shape, whole) + part * tensors(shape, whole + 1)
-    return int(size / micro_batch.USABLE["cpu"])
-
-
-def test_a_number_stays_as_it_is(tmp_path, path) -> None:
-    config = with_(batch=Batch(global_examples=64, micro_batch=3))
-    assert settled(tmp_path, path, config) == (config, [])
-
-
-def test_memory_that_is_left_is_filled_with_rows(tmp_path, path, monkeypatch) -> None:
-    shape = model_shape(path)
+def test_memory_that_is_left_is_filled_with_rows(settle, free_for) -> None:
     for rows in (1, 7, 63):
-        free = free_for(shape, rows + 0.5)
-        monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world, free=free: free)
-        config, said = settled(tmp_path, path)
-        assert config.batch.micro_batch == rows and len(said) == 1
+        settled, (line,) = settle(free=free_for(rows + 0.5))
         start = f"batch.micro_batch=auto: {rows} ({rows * 100:,} tokens at most), what memory holds; memory holds {rows}: 70% of"
-        assert said[0].startswith(start)
-    monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: 1 << 40)
-    config, (line,) = settled(tmp_path, path)
-    assert (
-        config.batch.micro_batch == 64 and "64 (6,400 tokens at most), a rank's part of any step; memory holds " in line
-    )
-    monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: tensors(shape, 1) - 1)
-    config, said = settled(tmp_path, path)
-    assert config.batch.micro_batch == 1 and said[1].startswith(
-        "warning: not even 100 tokens are expected to fit into memory: use"
-    )
+        assert settled == rows and line.startswith(start)
+    settled, (line,) = settle()
+    assert settled == 64 and "64 (6,400 tokens at most), a rank's part of any step; memory holds " in line
+    settled, (_, warning) = settle(free=free_for(1) // 2)
+    assert settled == 1 and warning.startswith("warning: not even 100 tokens are expected to fit into memory: use")
+    assert settle(with_(batch=Batch(global_examples=64, micro_batch=3))) == (3, [])  # a number stays as it is
 
 
-def test_without_native_bf16_the_activations_are_those_of_fp32(tmp_path, path, monkeypatch) -> None:
+def test_without_native_bf16_the_activations_are_those_of_fp32(settle, monkeypatch) -> None:
     counted = []
 
-    def count(shape, settings, *rest) -> object:  # noqa: ANN001
+    def count(shape, settings, *rest) -> object:
         counted.append(settings.compute_dtype)
         return count_activations(shape, settings, *rest)
 
     monkeypatch.setattr(memory, "count_activations", count)
     for native in (True, False):
         monkeypatch.setattr(micro_batch, "has_native_bf16", lambda device, native=native: native)
-        settled(tmp_path, path, with_(model=Model("m", compute_dtype="bf16")))
+        settle(with_(model=Model("m", compute_dtype="bf16")))
         assert set(counted) == {"bf16" if native else "fp32"}
         counted.clear()
 
 
-def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(tmp_path, path, monkeypatch) -> None:
-    monkeypatch.setattr(micro_batch, "free_bytes", lambda device, local_world: 1 << 40)
+def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(settle, tmp_path, free_for) -> None:
     record = {"config": {"batch": {"micro_batch": 5}, "sharding": {}}, "world_size": 1}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert settled(tmp_path, path)[0].batch.micro_batch == 64  # nothing to resume
+    assert settle()[0] == 64  # nothing to resume
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest").write_text("step-000001")
-    config, (line,) = settled(tmp_path, path)
-    assert config.batch.micro_batch == 5 and "auto: 5 (500 tokens at most), as at the last start; memory holds " in line
-    free = free_for(model_shape(path), 3.5)
-    with monkeypatch.context() as less:
-        less.setattr(micro_batch, "free_bytes", lambda device, local_world: free)
-        config, (line,) = settled(tmp_path, path)
-    assert config.batch.micro_batch == 5 and "as at the last start; memory holds 3: 70% of" in line
+    settled, (line,) = settle()
+    assert settled == 5 and "auto: 5 (500 tokens at most), as at the last start; memory holds " in line
+    settled, (line,) = settle(free=free_for(3.5))
+    assert settled == 5 and "as at the last start; memory holds 3: 70% of" in line
     groups = {"config": record["config"] | {"sharding": {"context": 2}}}
     for other in ("{", json.dumps(record | {"world_size": 2}), json.dumps(record | groups)):
         (tmp_path / "config.json").write_text(other)
-        assert settled(tmp_path, path)[0].batch.micro_batch == 64
+        assert settle()[0] == 64
 
 
 def test_a_micro_batch_need_not_hold_more_than_a_ranks_part_of_a_step() -> None:

@@ -12,17 +12,21 @@ from data.batches import collate
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_weights, vocabulary_names
 from model.loss import visit_logits
-from model.vocabulary import Initialisation, new_rows, write_extended_model
+from model.new_tokens import NewToken
+from model.vocabulary import Initialisation, new_rows, read_base_tokenizer, sub_tokens, write_extension
 from tests.in_memory import load_documents
 from tests.losses import loss_of
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 
+TEXTS = [" r0010", "C 03.00", " CET1 ratio | ", ", of which"]
 SUB_TOKENS = [[5, 9], [5, 9], [7, 8, 300], [301]]  # the first two would be equal without noise
 
 
-def extend(source: Path, target: Path, first_id: int = 384, **options) -> dict[str, torch.Tensor]:
-    target.mkdir()
-    write_extended_model(source, target, read_model_config(str(source)), first_id, SUB_TOKENS, **options)
+def extend(source: Path, target: Path, **options) -> dict[str, torch.Tensor]:
+    target.mkdir(exist_ok=True)
+    tokens = [NewToken(text, 1, 1) for text in TEXTS]
+    base = read_base_tokenizer(source)
+    write_extension(source, target, read_model_config(str(source)), base, tokens, **options)
     return {name: tensor for file in target.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
@@ -59,6 +63,7 @@ def test_old_rows_are_kept_and_embedding_and_head_grow(tmp_path, family, tied) -
     source = write_tiny_model(tmp_path / "old", family, tied)
     old, new = load_file(source / "model.safetensors"), extend(source, tmp_path / "new")
     names = vocabulary_names(build_on_meta(read_model_config(str(source))))
+    spelled = sub_tokens(read_base_tokenizer(source), TEXTS[2])
     assert len(names) == (1 if tied else 2)
     assert old.keys() == new.keys()
     for name, tensor in old.items():
@@ -66,7 +71,7 @@ def test_old_rows_are_kept_and_embedding_and_head_grow(tmp_path, family, tied) -
         assert new[name].shape[0] == tensor.shape[0] + added
         assert torch.equal(new[name][: len(tensor)], tensor)
         if added:
-            assert torch.allclose(new[name][386], tensor[[7, 8, 300]].mean(0), atol=0.1)
+            assert torch.allclose(new[name][386], tensor[spelled].mean(0), atol=0.1)
     if not tied:
         assert not torch.allclose(new["lm_head.weight"][384:], new["model.embed_tokens.weight"][384:], atol=0.01)
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (source, tmp_path / "new"))
@@ -80,6 +85,7 @@ def test_a_model_of_several_files_keeps_its_dtype(tmp_path) -> None:
     write_tiny_model(tmp_path / "whole", tied=False)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "old", max_shard_size="60KB")
+    tiny_tokenizer().save_pretrained(tmp_path / "old")
     assert len(list((tmp_path / "old").glob("*.safetensors"))) > 2
     new = extend(tmp_path / "old", tmp_path / "new")
     assert {tensor.dtype for tensor in new.values()} == {torch.bfloat16}
@@ -87,17 +93,20 @@ def test_a_model_of_several_files_keeps_its_dtype(tmp_path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "new").config.vocab_size == 388
     model.model.norm.float()  # a model of two dtypes loses nothing
     model.save_pretrained(tmp_path / "mixed")
+    tiny_tokenizer().save_pretrained(tmp_path / "mixed")
     mixed = extend(tmp_path / "mixed", tmp_path / "both")
     assert {tensor.dtype for tensor in mixed.values()} == {torch.float32}
     assert all(torch.equal(mixed[name], tensor.float()) for name, tensor in new.items())
 
 
 def test_unused_rows_of_the_old_model_are_replaced(tmp_path) -> None:
-    source = write_tiny_model(tmp_path / "old")  # 384 rows, of which the last 14 count as unused
-    new = extend(source, tmp_path / "new", first_id=370)
+    source = write_tiny_model(tmp_path / "old")  # 384 rows
+    tiny_tokenizer(370).save_pretrained(source)
+    new = extend(source, tmp_path / "new")
     assert new["model.embed_tokens.weight"].shape[0] == 374
-    with pytest.raises(UserError, match="385 tokens"):
-        extend(source, tmp_path / "other", first_id=385)
+    tiny_tokenizer(385).save_pretrained(source)
+    with pytest.raises(UserError, match="has 385 tokens, but the model has only 384 rows"):
+        extend(source, tmp_path / "other")
 
 
 @pytest.mark.parametrize("family, tied", [("llama", False), ("gemma2", True)])  # gemma2 has a softcap

@@ -44,6 +44,10 @@ def write_sentencepiece(directory: Path) -> None:
     AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
 
 
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def write_base(directory: Path, kind: str) -> Path:
     """Write a tokenizer of a kind from KINDS."""
     if kind.startswith("sentencepiece"):
@@ -51,16 +55,11 @@ def write_base(directory: Path, kind: str) -> Path:
         if (
             kind == "sentencepiece-prepended"
         ):  # as in Llama 2's tokenizer.json, where the normalizer replaces the spaces
-            path = directory / "tokenizer.json"
-            contents = json.loads(path.read_text()) | {"pre_tokenizer": None}
-            steps = [
-                {"type": "Prepend", "prepend": "▁"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-            ]
-            path.write_text(json.dumps(contents | {"normalizer": {"type": "Sequence", "normalizers": steps}}))
-            config = json.loads((directory / "tokenizer_config.json").read_text())
-            config["tokenizer_class"] = "PreTrainedTokenizerFast"
-            (directory / "tokenizer_config.json").write_text(json.dumps(config))
+            prepend = {"type": "Prepend", "prepend": "▁"}
+            spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+            normalizer = {"type": "Sequence", "normalizers": [prepend, spaces]}
+            change(directory / "tokenizer.json", pre_tokenizer=None, normalizer=normalizer)
+            change(directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
         return directory
     tokenizer = tiny_tokenizer()
     if kind == "normalising":  # as Qwen
@@ -107,12 +106,11 @@ def test_longest_new_token_wins(pair) -> None:
     _, base, extended, _ = pair
     first = base.size
     assert len(extended) == first + len([text for text in NEW if can_be_token(base, text)])
-    ids = extended.encode("x r0010 c0010 CET1 capital ratio | 4.31%", add_special_tokens=False)
-    assert [i - first for i in ids if i >= first] == [1, 2, 5]
-    assert extended.decode(ids).strip() == "x r0010 c0010 CET1 capital ratio | 4.31%"
-    assert len(sub_tokens(base, " r0010")) == len(base.backend.encode("x r0010", add_special_tokens=False).ids) - len(
-        base.backend.encode("x", add_special_tokens=False).ids
-    )
+    text = "x r0010 c0010 CET1 capital ratio | 4.31%"
+    ids = extended.encode(text, add_special_tokens=False)
+    assert [i - first for i in ids if i >= first] == [1, 2, 5] and extended.decode(ids).strip() == text
+    with_code, without = (base.backend.encode(text, add_special_tokens=False).ids for text in ("x r0010", "x"))
+    assert len(sub_tokens(base, " r0010")) == len(with_code) - len(without)
 
 
 @settings(max_examples=60)
@@ -121,10 +119,8 @@ def test_tokenizer_model_and_tokenizer_json_agree(pair, text) -> None:
     kind, _, extended, folder = pair
     if kind == "sentencepiece":
         processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        assert processor.encode(text) == extended.encode(text, add_special_tokens=False)
-        assert processor.decode(processor.encode(text)) == extended.decode(
-            extended.encode(text, add_special_tokens=False)
-        )
+        ids = extended.encode(text, add_special_tokens=False)
+        assert processor.encode(text) == ids and processor.decode(ids) == extended.decode(ids)
 
 
 def test_can_be_token(tmp_path) -> None:
@@ -137,9 +133,10 @@ def test_can_be_token(tmp_path) -> None:
 def test_other_tokenizers_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="has no valid tokenizer"):
         read_base_tokenizer(tmp_path / "nothing")
-    path = write_base(tmp_path / "a", "byte-level") / "tokenizer.json"
-    contents = json.loads(path.read_text())
-    contents["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
-    path.write_text(json.dumps(contents))
+    path = write_base(tmp_path / "a", "byte-level")
+    change(
+        path / "tokenizer.json",
+        pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    )
     with pytest.raises(UserError, match="a space before"):
-        read_base_tokenizer(path.parent)
+        read_base_tokenizer(path)
