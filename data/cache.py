@@ -88,6 +88,8 @@ class Cache:
                     raise UserError(f"{file} changed while it was tokenised; run the same command again")
             # Without locks another node that shares the directory may have published it: its ranks may read theirs.
             if not _open_entry(entry, lambda damage: None):
+                if entry.is_symlink() or entry.is_file():  # a link to another disk that dangles
+                    entry.unlink()
                 publish(entry, temporary)
         except OSError as error:
             if error.errno in DISK_FULL:

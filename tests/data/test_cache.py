@@ -200,6 +200,15 @@ def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, t
         assert capsys.readouterr().err.count("store.json is not what was written") == 1
 
 
+def test_a_link_to_a_disk_that_is_gone_gives_way_to_a_new_entry(files, tmp_path) -> None:
+    first = content(load(files[:1], tmp_path / "cache"))
+    (entry,) = entries(tmp_path / "cache")
+    shutil.rmtree(entry)
+    entry.symlink_to(tmp_path / "gone")
+    assert content(load(files[:1], tmp_path / "cache")) == first
+    assert entry.is_dir() and not entry.is_symlink()
+
+
 def test_an_entry_that_is_removed_while_it_is_in_use_is_one_sentence(files, tmp_path) -> None:
     made = load(files[:1], tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")
