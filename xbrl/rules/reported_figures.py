@@ -10,38 +10,30 @@ Facts of another entity or another reference date than the report's are not figu
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from operator import truediv
 
 from xbrl.read.filed_report import CellKey, Fact, Report, consistent
 from xbrl.read.render import PURE, cell_name, format_figure, round_beside
-from xbrl.rules.formula import Number, exactly, quotient, rounded
+from xbrl.rules.formula import Number, combine, exactly, rounded
 
 Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or sheet; () for a cell without keys
 # The accuracy that EBA filing rules 2.18 demand: ratios to four decimal places, amounts to tens of thousands (since
 # 1 April 2025, before that to thousands). A figure that meets it counts as reported.
 RATIO_DECIMALS, AMOUNT_DECIMALS = 4, -4
-TIER1, TREA = ("C_01.00", "r0015", "c0010"), ("C_02.00.a", "r0010", "c0010")
 # Ratio -> (numerator, denominator, source of the definition)
 RECOMPUTED: dict[CellKey, tuple[CellKey, CellKey, str]] = {
-    ("C_03.00", "r0010", "c0010"): (("C_01.00", "r0020", "c0010"), TREA, "CRR Art. 92(2)(a)"),
-    ("C_03.00", "r0030", "c0010"): (TIER1, TREA, "CRR Art. 92(2)(b)"),
-    ("C_03.00", "r0050", "c0010"): (("C_01.00", "r0010", "c0010"), TREA, "CRR Art. 92(2)(c)"),
-    ("C_28.00", "*", "c230"): (("C_28.00", "*", "c210"), TIER1, "CRR Art. 392"),
-    ("C_28.00", "*", "c350"): (("C_28.00", "*", "c330"), TIER1, "CRR Art. 395(1)"),
-    ("C_47.00", "r0340", "c0010"): (
-        ("C_47.00", "r0320", "c0010"),
-        ("C_47.00", "r0300", "c0010"),
-        "CRR Art. 429(2)",
-    ),
-    ("C_76.00.a", "r0030", "c0010"): (
-        ("C_76.00.a", "r0010", "c0010"),
-        ("C_76.00.a", "r0020", "c0010"),
-        "Delegated Reg. (EU) 2015/61 Art. 4(1)",
-    ),
-    ("C_84.00.a", "r0220", "c0040"): (
-        ("C_84.00.d", "r0120", "c0030"),
-        ("C_84.00.c", "r0010", "c0020"),
-        "CRR Art. 428b(1)",
-    ),
+    cells[0:3]: (cells[3:6], cells[6:9], legal)
+    for text, legal in (
+        ("C_03.00 r0010 c0010 C_01.00 r0020 c0010 C_02.00.a r0010 c0010", "CRR Art. 92(2)(a)"),
+        ("C_03.00 r0030 c0010 C_01.00 r0015 c0010 C_02.00.a r0010 c0010", "CRR Art. 92(2)(b)"),
+        ("C_03.00 r0050 c0010 C_01.00 r0010 c0010 C_02.00.a r0010 c0010", "CRR Art. 92(2)(c)"),
+        ("C_28.00 * c230 C_28.00 * c210 C_01.00 r0015 c0010", "CRR Art. 392"),
+        ("C_28.00 * c350 C_28.00 * c330 C_01.00 r0015 c0010", "CRR Art. 395(1)"),
+        ("C_47.00 r0340 c0010 C_47.00 r0320 c0010 C_47.00 r0300 c0010", "CRR Art. 429(2)"),
+        ("C_76.00.a r0030 c0010 C_76.00.a r0010 c0010 C_76.00.a r0020 c0010", "Delegated Reg. (EU) 2015/61 Art. 4(1)"),
+        ("C_84.00.a r0220 c0040 C_84.00.d r0120 c0030 C_84.00.c r0010 c0020", "CRR Art. 428b(1)"),
+    )
+    for cells in [tuple(text.split())]
 }
 
 
@@ -158,7 +150,7 @@ def number_of(figure: Figure) -> Number:
     Raises ZeroDivisionError for a recomputed ratio whose denominator may be 0 within its rounding.
     """
     if figure.source == "recomputed":
-        return quotient(*map(number_of, figure.parts))
+        return combine(truediv, *map(number_of, figure.parts))
     assert isinstance(figure.value, Decimal), figure
     return rounded(figure.value, figure.decimals)
 

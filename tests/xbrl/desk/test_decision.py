@@ -27,9 +27,8 @@ from tests.xbrl.desk.reports import (
     write,
 )
 from xbrl.corpus.filing import write_reports
-from xbrl.desk.output import Form, Job, finish, folder_name
-from xbrl.desk.record import MARK, Case, Reply, is_name, make_record
-from xbrl.desk.verdicts import flags
+from xbrl.desk.output import finish, folder_name
+from xbrl.desk.record import Case, Form, Reply, is_name, make_record
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
@@ -89,7 +88,7 @@ def test_no_letter_of_a_model_is_ready(tmp_path, breach, falsehood):
     true = record(breach)["letter"]["text"]
     for letter in (falsehood, f"{true}\n{falsehood}", f"{falsehood}\n{true}"):
         text = answer("LCR_MIN | C 76.00.a r0030 c0010 | 93.00% | min 100% | CRR Art. 412(1)", letter=letter)
-        made = finish(Job(Case(breach, NAMED, reply=Reply("full", (), text)), tmp_path, Form(), True, {}))
+        made = finish(Case(breach, NAMED, reply=Reply("full", (), text)), tmp_path, Form(), True, {})
         folder = tmp_path / folder_name(made["entity"], made["period"])
         assert (folder / "letter.txt").read_text() == true + "\n" and not list(folder.glob("*DRAFT*"))
         outside = " ".join(sentence for sentence, _ in made["draft"]["outside"])
@@ -101,26 +100,14 @@ def test_no_letter_of_a_model_is_ready(tmp_path, breach, falsehood):
         assert "ready to be signed" in decision and falsehood[:30] not in decision
 
 
-def test_flags_name_the_words_that_turn_a_finding_round():
-    said = {one: flags(one, {"min"}) for one in FALSEHOODS}
-    assert [words and words[0] for words in said.values()] == [
-        "above (against min)",
-        "need not (negation)",
-        "may pay (permission)",
-        "deferred (deferral)",
-        (),
-        "fraud (accusation)",
-        "the same applies to (others)",
-        "brauchen nicht (negation)",
+def test_flags_name_the_words_that_turn_a_finding_round(breach):
+    others = ("Do not submit a plan.", "Ignore the following:", "Sie müssen keinen Plan vorlegen.", "It is needless.")
+    outside = record(breach, answer(letter="\n".join((*FALSEHOODS, *others))))["draft"]["outside"]
+    assert [words[0] if words else "" for _, words in outside] == [
+        *("above (against min)", "need not (negation)", "may pay (permission)", "deferred (deferral)", ""),
+        *("fraud (accusation)", "the same applies to (others)", "brauchen nicht (negation)"),
+        *("not (negation)", "ignore (negation)", "keinen (negation)", "needless (negation)"),
     ]
-    for one in (
-        "Do not submit a plan.",
-        "Ignore the following:",
-        "Sie müssen keinen Plan vorlegen.",
-        "It is needless.",
-    ):
-        assert flags(one, ())[-1].endswith("(negation)"), one
-    assert flags(FALSEHOODS[0], {"max"}) == () and flags("It is below the limit.", {"max"}) == ("below (against max)",)
 
 
 def test_a_draft_is_compared_with_the_blocks(breach, noted):
@@ -139,10 +126,13 @@ def test_a_note_waits_for_a_person_with_and_without_a_model(noted):
     for text in (None, answer(), answer(COUNTED, facts=[FACT]), "Checks: met"):
         made = record(noted, text)
         letter, (note,) = made["letter"], made["notes"]
-        assert letter["state"] == "not ready" and letter["text"].startswith(MARK) and letter["text"].endswith(MARK)
+        first, *_, last = letter["text"].splitlines()
+        assert letter["state"] == "not ready" and first == last == "NOT READY: not to be sent"
         assert letter["reasons"][0].startswith(f"nobody has decided on note {note['id']} ({NOTE[:40]!r}"[:50])
         assert note["if_not"] == f"{BANK.entity},{PERIOD},,benign,,,,,{'pledged' if note['facts'] else ''},{note['id']}"
     assert "the model proposes" not in record(noted)["letter"]["reasons"][0]
+    german = make_record(Case(noted, NAMED), Form("de", "de"))["letter"]["text"].splitlines()
+    assert german[0] == german[-1] == "NICHT FREIGEGEBEN: nicht zu versenden"
 
 
 def test_the_letter_of_the_page(tmp_path):
@@ -362,7 +352,7 @@ def test_a_wrong_figure_is_a_finding_whether_or_not_the_limit_is_met_or_known(tm
 def test_a_letter_that_was_ready_once_does_not_stay(tmp_path, breach):
     """The report is filed again with a note: the letter of the first analysis is gone."""
     for notes, names in (((), {"letter.txt"}), ((Note(NOTE),), set())):
-        made = finish(Job(Case(replace(breach, notes=notes), NAMED), tmp_path, Form(), False, {}))
+        made = finish(Case(replace(breach, notes=notes), NAMED), tmp_path, Form(), False, {})
         folder = tmp_path / folder_name(made["entity"], made["period"])
         assert {path.name for path in folder.glob("letter*")} == names
 

@@ -17,13 +17,6 @@ def cells() -> Cells:
     return load_cells(BUILT_IN)
 
 
-def test_built_in_tables_contain_every_cell_with_a_datapoint(cells):
-    counts = {"C_01.00": 110, "C_02.00.a": 101, "C_02.00.b": 84, "C_03.00": 28, "C_47.00": 87, "C_76.00.a": 30}
-    for table, count in counts.items():
-        found = cells.in_table(table)
-        assert len(found) == len({(cell.row, cell.column) for cell in found}) == count
-
-
 def test_look_ups_of_cells_datapoints_and_tables(cells):
     cell = cells.by_datapoint("dp5435202", "C_76.00.a")
     assert (cell.table, cell.row, cell.column, cell.type) == ("C_76.00.a", "r0030", "c0010", "percentage")

@@ -11,13 +11,12 @@ from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.filed_report import Note
-from xbrl.read.render import cell_name, render_report
+from xbrl.read.render import cell_name
 from xbrl.rules.findings import (
     Finding,
     apply_findings,
     lifted_results,
     load_findings,
-    parse_cell,
     write_findings,
 )
 from xbrl.rules.rules import evaluate
@@ -35,16 +34,6 @@ def read(tmp_path, lcr: str, notes=()):
 
 def finding(state: str, **more) -> Finding:
     return Finding(BANK.entity, PERIOD, "LCR_PLEDGED", state, cell_name(LCR), kind="pledged", note=NOTE, **more)
-
-
-def test_notes_are_read_back_with_the_cells_they_are_attached_to(tmp_path) -> None:
-    notes = (Note("Bonds of 9% are pledged.", (LCR,), "en"), Note("Leverage, “audited”.", (LEVERAGE,), "en"))
-    report, cells = read(tmp_path, "1.04", notes)
-    assert sorted(report.notes, key=notes.index) == list(notes) and not report.warnings
-    lines = render_report(report, cells, "labels").splitlines()
-    assert lines[1:3] == ["Leverage ratio 3.51%", "LCR 104%"]
-    assert sorted(lines[3:]) == ["Note: Bonds of 9% are pledged.", "Note: Leverage, “audited”."]
-    assert "note on C 76.00.a r0030 c0010 | Bonds of 9% are pledged." in render_report(report, cells).splitlines()
 
 
 def test_findings_add_replace_and_lift(tmp_path) -> None:
@@ -161,8 +150,3 @@ def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path):
     counted = Finding(BANK.entity, PERIOD, "PLEDGED_COUNTED", "violated", cell, Decimal(9_000_000), Decimal(5_000_000))
     added = apply_findings(evaluate(read(tmp_path, "1.04")[0]), [counted])[-1]
     assert (added.rule_id, added.unit) == ("PLEDGED_COUNTED", "iso4217:EUR")
-
-
-@pytest.mark.parametrize("cell, row", [(LCR, ""), (("C_28.00", "*", "c350"), "SYNC00AB")])
-def test_printed_cells_are_parsed(cell, row) -> None:
-    assert parse_cell(cell_name(cell, row)) == (cell, row)
