@@ -27,15 +27,18 @@ from decimal import Decimal
 from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
 from xbrl.read.dpm import load_cells
-from xbrl.read.filed_report import Fact, Report
+from xbrl.read.filed_report import Report
 from xbrl.read.folder import join_modules, read_files, report_files
 from xbrl.read.render import STYLES, render_report
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rule_lines import all_results, result_fields, rule_table
 
-FIELDS = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")  # of a fact, as it is printed
-KNOWN = ("cell", "other_cells", "type", "label")
+# Of a fact, in the order of `Fact`; those of KNOWN are printed only if they are known.
+FIELDS, KNOWN = (
+    ("concept", "value", "unit", "decimals", "entity", "period", "dimensions"),
+    ("cell", "other_cells", "type", "label"),
+)
 
 
 def main() -> int:
@@ -67,8 +70,7 @@ def print_report(report: Report, args: argparse.Namespace, name: str = "") -> No
     if args.text:
         if name:
             print(f"== {name} ({', '.join(file.name for file in report.files)})")
-            for reason in report.incomplete:
-                print(f"== incomplete: {reason}")
+            print(*(f"== incomplete: {reason}\n" for reason in report.incomplete), sep="", end="")
         lines = rule_table(report) if args.rules else [render_report(report, load_cells(), style=args.style)]
         print(*lines, sep="\n")
         return
@@ -76,16 +78,13 @@ def print_report(report: Report, args: argparse.Namespace, name: str = "") -> No
     if args.rules:
         rows = map(result_fields, all_results(report))
     elif not args.summary:
-        rows = map(fact_fields, report.facts)
+        rows = (
+            {key: value for key, value in vars(fact).items() if key in FIELDS or (key in KNOWN and value)}
+            for fact in report.facts
+        )
     extra = {"report": name} if name else {}
     for fields in (*rows, {"summary": summary(report)}):
         print(to_json(extra | fields))
-
-
-def fact_fields(fact: Fact) -> dict:
-    """The fields of a fact. Those of KNOWN are included only if they are known."""
-    fields = {name: getattr(fact, name) for name in FIELDS}
-    return fields | {name: value for name in KNOWN if (value := getattr(fact, name))}
 
 
 def summary(report: Report) -> dict:
@@ -127,10 +126,8 @@ def print_folder(folder: Path, args: argparse.Namespace) -> int:
         print_report(report, args, f"{report.entity} {report.period}")
     sys.stdout.flush()
     files, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
-    print(
-        f"{len(reports)} reports of {files} files, {incomplete} incomplete; {len(refused)} files refused",
-        file=sys.stderr,
-    )
+    found = f"{len(reports)} reports of {files} files, {incomplete} incomplete; {len(refused)} files refused"
+    print(found, file=sys.stderr)
     return 2 if refused else 0
 
 

@@ -58,11 +58,8 @@ class Questions:
         except UserError as error:
             return replace(reply, problem=str(error)), []
         if len(ids) + longest > self.context:
-            problem = (
-                f"it is too long: {len(ids)} tokens and an answer of up to {longest} do not fit into the model's context of "
-                f"{self.context}"
-            )
-            return replace(reply, problem=problem), []
+            room = f"{len(ids)} tokens and an answer of up to {longest} do not fit into the model's context of {self.context}"
+            return replace(reply, problem=f"it is too long: {room}"), []
         return reply, ids
 
     def reply(self, reply: Reply, answer: list[int]) -> Reply:

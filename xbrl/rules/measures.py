@@ -121,16 +121,6 @@ def severity(violated: Iterable[RuleResult]) -> str:
     return max((requirement_of(result).order for result in violated), key=ORDERS.index, default="filing")
 
 
-def urgency(results: Iterable[RuleResult], repeated: Mapping[str, int]) -> int:
-    """0, 1 or 2 within a legal order.
-
-    A gap of more than 3% of the requirement counts one, of more than 10% two; each earlier report in a row that showed the
-    same counts one more (`repeated`: rule id -> number of these reports).
-    """
-    results = list(results)
-    return min(max(map(_size, results), default=0) + _lasting(results, repeated), 2)
-
-
 def consequence(violated: Iterable[RuleResult], repeated: Mapping[str, int]) -> str:
     """What a letter announces beyond its measures: "none", "penalty" or "licence".
 
@@ -154,7 +144,7 @@ def consequence(violated: Iterable[RuleResult], repeated: Mapping[str, int]) -> 
 
 
 def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -> list[Measure]:
-    """The measures that a letter demands, the most severe first. `repeated` is as in `urgency`.
+    """The measures that a letter demands, the most severe first. `repeated`: rule id -> earlier reports in a row that showed it.
 
     Whoever misses a capital requirement of any order also misses the combined buffer, which comes on top of all others
     (CRD Art. 141a): the measure on distributions follows.
@@ -174,10 +164,15 @@ def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -
 
 
 def _measure(subject: str, results: Sequence[RuleResult], repeated: Mapping[str, int]) -> Measure:
+    """A measure with its urgency within the legal order.
+
+    A gap of more than 3% of the requirement counts one, of more than 10% two; each earlier report in a row that showed the
+    same counts one more. Of filing errors, several are more urgent than one.
+    """
     order = "buffer" if subject == "distributions" else severity(results)
-    urgent = urgency([result for result in results if requirement_of(result).order == order], repeated)
-    if order == "filing":  # several errors are more urgent than one
-        urgent = min(max(len(results) - 1, urgent), 2)
+    grave = [result for result in results if requirement_of(result).order == order]
+    urgent = max(map(_size, grave), default=0) + _lasting(grave, repeated)
+    urgent = min(max(urgent, len(results) - 1) if order == "filing" else urgent, 2)
     return Measure(
         subject=subject,
         order=order,

@@ -105,12 +105,8 @@ def test_a_database_is_distilled(tmp_path):
     distil(source, tmp_path / "again.zip")
     assert target.read_bytes() == (tmp_path / "again.zip").read_bytes()
     ratio = cells.by_cell("C_76.00.a", "r0030", "c0010")
-    assert (ratio.datapoint, ratio.type, ratio.row_label, ratio.column_label) == (
-        "dp5435202",
-        "percentage",
-        "LCR ratio",
-        "Value",
-    )
+    labels = (ratio.type, ratio.row_label, ratio.column_label)
+    assert (ratio.datapoint, *labels) == ("dp5435202", "percentage", "LCR ratio", "Value")
     assert (ratio.metric, ratio.members) == ("pi1", "eba_dim_3.4:BAS=eba_BA:x17")
     # The id in a report of an earlier release, and the variable id in a report from before DPM 2.0.
     for datapoint in ("dp143076", "dp1000"):

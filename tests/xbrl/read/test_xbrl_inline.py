@@ -19,21 +19,14 @@ def test_inline_values(tmp_path):
     body += number.format("Nil", 0, 'xsi:nil="true"', "")
     body += '<ix:nonNumeric name="t:Day" contextRef="d" format="ixt:datedaymonthyearen">31 October 2017</ix:nonNumeric>'
     body += '<ix:nonNumeric name="t:Note" contextRef="d" continuedAt="k">one <b>'
-    body += (
-        number.format("Nested", "INF", "", "5") + '</b> </ix:nonNumeric><ix:continuation id="k">two</ix:continuation>'
-    )
-    report = read(
-        tmp_path, inline(body, hidden='<ix:nonNumeric name="t:Hidden" contextRef="d">h</ix:nonNumeric>'), "r.xhtml"
-    )
+    body += number.format("Nested", "INF", "", "5") + "</b> </ix:nonNumeric>"
+    body += '<ix:continuation id="k">two</ix:continuation>'
+    hidden = '<ix:nonNumeric name="t:Hidden" contextRef="d">h</ix:nonNumeric>'
+    report = read(tmp_path, inline(body, hidden), "r.xhtml")
     assert report.format == "iXBRL"
     assert values(report) == {
-        "t:Loss": Decimal(-1234000),
-        "t:Comma": Decimal("1234.5"),
-        "t:Nil": None,
-        "t:Day": "2017-10-31",
-        "t:Note": "one 5 two",
-        "t:Nested": Decimal(5),
-        "t:Hidden": "h",
+        **{"t:Loss": Decimal(-1234000), "t:Comma": Decimal("1234.5"), "t:Nil": None, "t:Day": "2017-10-31"},
+        **{"t:Note": "one 5 two", "t:Nested": Decimal(5), "t:Hidden": "h"},
     }
     assert report.warnings == ()
 
