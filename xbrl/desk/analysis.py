@@ -38,7 +38,7 @@ MODEL_LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Options:
-    """What to analyse, and how: the options of scripts/analyze.py, which documents them."""
+    """What to analyse, and how: the options of scripts/analyze.py, which documents them. The last six are those of a model."""
 
     files: tuple[Path, ...]
     out: Path
@@ -48,6 +48,12 @@ class Options:
     taxonomy: tuple[Path, ...] = ()
     form: Form = Form()
     workers: int = 1
+    model: Path = Path()
+    profile: Profile = PROFILES["full"]
+    source: str = ""  # where the profile is recorded
+    max_new_tokens: int = 0
+    batch_size: int = 64
+    dtype: str = "auto"
 
 
 class Analysis:

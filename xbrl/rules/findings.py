@@ -122,28 +122,28 @@ def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ..
 
 def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     """A finding from its row. Raises `UserError` that names the column."""
-    texts: dict[str, Any] = dict.fromkeys(COLUMNS, "") | row
+    texts = dict.fromkeys(COLUMNS, "") | row
     numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
     kinds = sorted({"waiver"} | {rule.kind for rule in note_rules().values()})
-    rules, known_rule = (
-        {rule.id for rule in built_in_rules()} | set(note_rules()),
-        "a rule of rules.jsonl or note_rules.jsonl",
-    )
-    if texts["rule"] not in rules and (near := difflib.get_close_matches(texts["rule"], sorted(rules), n=1)):
-        known_rule += f"; did you mean {near[0]}?"
-    finding = Finding(**texts | numbers | {"entity": texts["entity"].partition(".")[0], "where": where})
+    rules = {rule.id for rule in built_in_rules()} | set(note_rules())
+    near = [] if texts["rule"] in rules else difflib.get_close_matches(texts["rule"], sorted(rules), n=1)
+    meant = "".join(f"; did you mean {name}?" for name in near)
+    fields: dict[str, Any] = {**texts, **numbers, "entity": texts["entity"].partition(".")[0], "where": where}
+    finding = Finding(**fields)
     named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
     for column, valid, expected in (
         ("entity", texts["entity"], "the code of a bank, as in its reports"),
         ("period", is_day(finding.period), "a reference date (YYYY-MM-DD)"),
-        ("rule", finding.rule in rules or (finding.rule, finding.state) == ("", "benign"), known_rule),
+        (
+            "rule",
+            finding.rule in rules or (finding.rule, finding.state) == ("", "benign"),
+            f"a rule of rules.jsonl or note_rules.jsonl{meant}",
+        ),
         ("kind", finding.kind in ("", *kinds), f"a kind of note: one of {', '.join(kinds)}, or empty"),
         ("state", finding.state in STATES, f"one of {', '.join(STATES)}"),
         ("cell", not finding.cell or CELL.fullmatch(finding.cell), "a cell such as C 76.00.a r0030 c0010"),
-        *(
-            (column, not texts[column] or number is not None, "a number; 0.95 is 95%")
-            for column, number in numbers.items()
-        ),
+        ("value", finding.value is not None or not texts["value"], "a number; 0.95 is 95%"),
+        ("limit", finding.limit is not None or not texts["limit"], "a number; 0.95 is 95%"),
         ("note", named, "the name of a note; without it nothing is decided: copy its 16 digits from the report's page"),
     ):
         if not valid:

@@ -83,7 +83,7 @@ def parse_formula(text: str, parameters: Set[str]) -> Formula:
     Raises ValueError or SyntaxError for anything outside the formula language: evaluating it on some numbers meets it.
     """
     cells: dict[CellKey, str] = {}
-    plain = CELL.sub(lambda match: cells.setdefault(match.groups(), f"x{len(cells)}"), text)
+    plain = CELL.sub(lambda match: cells.setdefault((match[1], match[2], match[3]), f"x{len(cells)}"), text)
     expression = ast.parse(plain.strip(), mode="eval").body
     nodes = list(ast.walk(expression))
     comparison = next((node for node in nodes if isinstance(node, ast.Compare)), None)

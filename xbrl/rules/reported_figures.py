@@ -20,20 +20,26 @@ Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or
 # The accuracy that EBA filing rules 2.18 demand: ratios to four decimal places, amounts to tens of thousands (since
 # 1 April 2025, before that to thousands). A figure that meets it counts as reported.
 RATIO_DECIMALS, AMOUNT_DECIMALS = 4, -4
+
+
+def _cell(text: str) -> CellKey:
+    table, row, column = text.split()
+    return table, row, column
+
+
 # Ratio -> (numerator, denominator, source of the definition)
 RECOMPUTED: dict[CellKey, tuple[CellKey, CellKey, str]] = {
-    cells[0:3]: (cells[3:6], cells[6:9], legal)
-    for text, legal in (
-        ("C_03.00 r0010 c0010 C_01.00 r0020 c0010 C_02.00.a r0010 c0010", "CRR Art. 92(2)(a)"),
-        ("C_03.00 r0030 c0010 C_01.00 r0015 c0010 C_02.00.a r0010 c0010", "CRR Art. 92(2)(b)"),
-        ("C_03.00 r0050 c0010 C_01.00 r0010 c0010 C_02.00.a r0010 c0010", "CRR Art. 92(2)(c)"),
-        ("C_28.00 * c230 C_28.00 * c210 C_01.00 r0015 c0010", "CRR Art. 392"),
-        ("C_28.00 * c350 C_28.00 * c330 C_01.00 r0015 c0010", "CRR Art. 395(1)"),
-        ("C_47.00 r0340 c0010 C_47.00 r0320 c0010 C_47.00 r0300 c0010", "CRR Art. 429(2)"),
-        ("C_76.00.a r0030 c0010 C_76.00.a r0010 c0010 C_76.00.a r0020 c0010", "Delegated Reg. (EU) 2015/61 Art. 4(1)"),
-        ("C_84.00.a r0220 c0040 C_84.00.d r0120 c0030 C_84.00.c r0010 c0020", "CRR Art. 428b(1)"),
+    _cell(ratio): (_cell(numerator), _cell(denominator), legal)
+    for ratio, numerator, denominator, legal in (
+        ("C_03.00 r0010 c0010", "C_01.00 r0020 c0010", "C_02.00.a r0010 c0010", "CRR Art. 92(2)(a)"),
+        ("C_03.00 r0030 c0010", "C_01.00 r0015 c0010", "C_02.00.a r0010 c0010", "CRR Art. 92(2)(b)"),
+        ("C_03.00 r0050 c0010", "C_01.00 r0010 c0010", "C_02.00.a r0010 c0010", "CRR Art. 92(2)(c)"),
+        ("C_28.00 * c230", "C_28.00 * c210", "C_01.00 r0015 c0010", "CRR Art. 392"),
+        ("C_28.00 * c350", "C_28.00 * c330", "C_01.00 r0015 c0010", "CRR Art. 395(1)"),
+        ("C_47.00 r0340 c0010", "C_47.00 r0320 c0010", "C_47.00 r0300 c0010", "CRR Art. 429(2)"),
+        (*(f"C_76.00.a {row} c0010" for row in ("r0030", "r0010", "r0020")), "Delegated Reg. (EU) 2015/61 Art. 4(1)"),
+        ("C_84.00.a r0220 c0040", "C_84.00.d r0120 c0030", "C_84.00.c r0010 c0020", "CRR Art. 428b(1)"),
     )
-    for cells in [tuple(text.split())]
 }
 
 

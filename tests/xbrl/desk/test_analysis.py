@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, SMALL, read, write
+from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, SMALL, write
 from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.desk.analysis import Analysis, Options, choose_profile
@@ -182,16 +182,6 @@ def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_
     released.mkdir(parents=True)
     (released / "export.json").write_text(json.dumps({"profile": "full"}))
     assert choose_profile(None, released) == (PROFILES["full"], str(released / "export.json"))
-
-
-def test_a_report_of_another_profile_is_not_asked(tmp_path):
-    report = read(tmp_path)
-    assert PROFILES["full"].why_not(report) == ""
-    why = PROFILES["quickstart"].why_not(report)
-    assert why.startswith("it has C 03.00 r0010 c0010, C 03.00 r0030 c0010, C 03.00 r0050 c0010 ...")
-    made = make_record(Case(report, NAMED, reply=Reply("quickstart", problem=why)))
-    assert made["letter"]["state"] == "ready" and "The model" not in made["letter"]["text"]
-    assert made["draft"]["problems"][0].startswith("the model was not asked: it has C 03.00 r0010 c0010")
 
 
 @pytest.mark.parametrize("profile", ["full", "short"])

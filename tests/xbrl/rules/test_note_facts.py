@@ -57,37 +57,52 @@ def test_a_wrong_figure_is_a_finding_and_a_missed_limit_comes_on_top():
 
 
 @pytest.mark.parametrize(
-    ("millions", "rule", "cell", "value", "limit"),
+    ("millions", "rule", "row", "value", "limit", "named", "words"),
     [
-        (350, "OWN_SHARES", "C 03.00 r0160", None, None),  # 12.5% of total capital is met
-        (351, "OWN_SHARES", "C 03.00 r0050 c0010", "0.1249", "0.125"),
-        (599, "OWN_SHARES", "C 03.00 r0010 c0010", "0.0601", "0.0812"),  # all legs miss it: CET1 comes first
-        (601, "OWN_SHARES_TSCR", "C 03.00 r0050 c0010", "0.0999", "0.1"),
-        (660, "OWN_SHARES_TSCR", "C 03.00 r0010 c0010", "0.0540", "0.0562"),
-        (760, "OWN_SHARES_MIN", "C 03.00 r0010 c0010", "0.0440", "0.045"),
+        (350, "OWN_SHARES", "r0160", None, None, "", ""),  # 12.5% of total capital is met
+        (
+            351,
+            "OWN_SHARES",
+            "r0050",
+            "0.1249",
+            "0.125",
+            "OCR_TC",
+            "12.5% is required: the overall capital requirement (",
+        ),
+        # All legs miss it: CET1 comes first.
+        (599, "OWN_SHARES", "r0010", "0.0601", "0.0812", "OCR_CET1", ": the overall capital requirement in CET1 ("),
+        (
+            601,
+            "OWN_SHARES_TSCR",
+            "r0050",
+            "0.0999",
+            "0.1",
+            "TSCR_TC",
+            "10% is required: the total SREP capital requirement (",
+        ),
+        (
+            660,
+            "OWN_SHARES_TSCR",
+            "r0010",
+            "0.0540",
+            "0.0562",
+            "TSCR_CET1",
+            "5.62% is required: the CET1 share of the total",
+        ),
+        (760, "OWN_SHARES_MIN", "r0010", "0.0440", "0.045", "CET1_MIN", "4.5% is required: the minimum ("),
     ],
 )
-def test_of_capital_the_most_severe_requirement_is_named(millions, rule, cell, value, limit):
-    more = found(filed(SOUND), fact("own_shares", millions))[1:]
-    assert more == ([] if value is None else [(rule, cell, Decimal(value), Decimal(limit))])
-    same = found(filed(SOUND), fact("profit", millions))[1:]
-    assert [one[0] for one in same] == [rule.replace("OWN_SHARES", "INTERIM_PROFIT")] * len(more)
-
-
-@pytest.mark.parametrize(
-    ("millions", "limit", "words"),
-    [
-        (351, "OCR_TC", "12.5% is required: the overall capital requirement ("),
-        (599, "OCR_CET1", "8.12% is required: the overall capital requirement in CET1 ("),
-        (660, "TSCR_CET1", "5.62% is required: the CET1 share of the total SREP capital requirement ("),
-        (760, "CET1_MIN", "4.5% is required: the minimum ("),
-    ],
-)
-def test_a_letter_names_the_ratio_of_the_limit(millions, limit, words):
+def test_of_capital_the_most_severe_requirement_is_named_also_in_the_letter(
+    millions, rule, row, value, limit, named, words
+):
     report = filed(SOUND)
     results = evaluate(report)
-    *_, counted, on_top = apply_findings(results, consequences(report, results, [fact("own_shares", millions)]))
-    assert (limit_rule(counted), limit_rule(on_top)) == ("OWN_SHARES_COUNTED", limit)
+    more = found(report, fact("own_shares", millions))[1:]
+    assert more == ([(rule, f"C 03.00 {row} c0010", Decimal(value), Decimal(limit))] if value else [])
+    same = found(report, fact("profit", millions))[1:]
+    assert [one[0] for one in same] == [rule.replace("OWN_SHARES", "INTERIM_PROFIT")] * len(more)
+    *_, on_top = apply_findings(results, consequences(report, results, [fact("own_shares", millions)]))
+    assert limit_rule(on_top) == (named or "OWN_SHARES_COUNTED")
     assert words in write_letter([on_top], Addressee("BANK", "Bank", "DE", "commercial"), "2026-03-31")
 
 
