@@ -93,6 +93,8 @@ def write_letter(
 
     more = {name: cited(getattr(context, name)) for name in ("margins", "triggers", "untested")}
     context, day = replace(context, **more), datetime.date.fromisoformat(date)
+    heard, objection = blocks.number(law.row["hearing"]["working_days"]), law.row["objection"]
+    months = blocks.words["months"][str(objection["months"])]
     fields: dict[str, Any] = {
         # A name of the register is that of the supervisor. Without one the report names the bank.
         "bank": one_line(bank.name) if bank.name != bank.entity else plain_name(bank.name),
@@ -111,7 +113,11 @@ def write_letter(
         "untested": _untested(context, blocks),
         "remarks": _remarks(context, blocks),
         "unexamined": context.unexamined,
-        **_rights(law, blocks),
+        "hearing": blocks.text("rights", "hearing", number=heard, law=blocks.law(law.law("hearing"))),
+        "objection": blocks.text(
+            "rights", "objection", months=months, law=blocks.law(law.law("objection")), suspends=objection["suspends"]
+        ),
+        "remedy": blocks.text("rights", "remedy"),
     }
     lines = blocks.layout(fields).splitlines()
     return "\n".join(line.rstrip() for line in lines if line.strip())
@@ -264,17 +270,6 @@ def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, b
     if announced == "none":
         return blocks.text("consequences", severity(violated))
     return blocks.text("consequences", announced, law=blocks.law(law.law(announced)))
-
-
-def _rights(law: Basis, blocks: _Blocks) -> dict[str, str]:
-    """How the bank is heard, and how it objects."""
-    number, objection = blocks.number(law.row["hearing"]["working_days"]), law.row["objection"]
-    more = {"months": blocks.words["months"][str(objection["months"])], "suspends": objection["suspends"]}
-    return {
-        "hearing": blocks.text("rights", "hearing", number=number, law=blocks.law(law.law("hearing"))),
-        "objection": blocks.text("rights", "objection", **more, law=blocks.law(law.law("objection"))),
-        "remedy": blocks.text("rights", "remedy"),
-    }
 
 
 def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:

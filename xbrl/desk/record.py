@@ -127,13 +127,10 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "about_the_report": [describe_result(one) for one in engine.about],
         "duties": [describe_result(one) for one in engine.of_state("triggered")],
         "undecided": [describe_result(one) for one in engine.of_state("undecided")],
-        "skipped": [
-            {"rule": one.rule_id, "reason": one.reason or "it does not apply"}
-            for one in engine.of_state("not applicable")
-        ],
+        "skipped": [{"rule": one.rule_id, "reason": one.reason} for one in engine.of_state("not applicable")],
         "met": [one.rule_id for one in engine.of_state("ok")],
         "decisions": [
-            {"rule": one.rule, "state": one.state, "cell": one.cell, "legal": one.legal, "where": one.where}
+            {name: getattr(one, name) for name in ("rule", "state", "cell", "legal", "where")}
             for one in engine.decisions
         ],
         "notes": [_note(note) for note in notes],

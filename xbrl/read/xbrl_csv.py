@@ -70,9 +70,14 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
 
     Raises UserError with the file and line at fault.
     """
-    path = package.path
-    _check_metadata(f"{path}: {report_json}", info)
-    folder = report_json.rpartition("/")[0]
+    path, folder = package.path, report_json.rpartition("/")[0]
+    kind, extends = info.get("documentType"), info.get("extends")
+    if not DOCUMENT_TYPE.fullmatch(str(kind)):
+        raise UserError(f"{path}: {report_json} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
+    if not isinstance(extends, list) or not extends:
+        raise UserError(
+            f"{path}: {report_json} extends no module; only reports that extend an EBA taxonomy module are supported"
+        )
     tables = {}
     for name in package.names:
         parent, _, file = name.rpartition("/")
@@ -101,15 +106,6 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
         warnings=(*warnings, *duplicate_warnings(tuple(facts))),
         incomplete=cells.explain_unknown(path, len(facts), [fact.concept for fact in facts if fact.cell is None]),
     )
-
-
-def _check_metadata(where: str, info: Mapping[str, Any]) -> None:
-    """Check that the metadata has the document type xBRL-CSV and extends a taxonomy module. Raises UserError."""
-    kind, extends = info.get("documentType"), info.get("extends")
-    if not DOCUMENT_TYPE.fullmatch(str(kind)):
-        raise UserError(f"{where} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
-    if not isinstance(extends, list) or not extends:
-        raise UserError(f"{where} extends no module; only reports that extend an EBA taxonomy module are supported")
 
 
 def _parameters(package: Package, name: str | None) -> dict[str, str]:

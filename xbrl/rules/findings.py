@@ -69,9 +69,14 @@ class Finding:
     where: str = field(default="", compare=False)  # "FILE, line N", for messages
 
     @property
+    def note_rule(self) -> NoteRule | None:
+        """Its rule, if that is one of note_rules.jsonl."""
+        return note_rules().get(self.rule)
+
+    @property
     def is_of_note(self) -> bool:
         """Whether it says what a note means. It must name the note: a note that is filed anew has another name."""
-        return bool(self.kind) or self.state == "benign" or self.rule in note_rules()
+        return bool(self.kind) or self.state == "benign" or self.note_rule is not None
 
 
 COLUMNS = tuple(field.name for field in fields(Finding) if field.name != "where")
@@ -192,8 +197,7 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
     the accuracy are those of the reported figure. Raises `UserError` if value, limit or cell are unknown; only of a rule
     `..._COUNTED`, value and limit may be (the note states no amount, or in another currency).
     """
-    rule = note_rules().get(finding.rule)
-    cell, row = parse_cell(finding.cell)
+    rule, (cell, row) = finding.note_rule, parse_cell(finding.cell)
     own = next((result for result in results if result.rule_id == finding.rule), None)
     if own and not finding.cell:
         cell, row = own.cell, own.row

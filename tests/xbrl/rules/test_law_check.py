@@ -69,11 +69,7 @@ def test_the_check_imports_nothing_of_the_project():
     [
         ("", "", ""),
         ("CET1 Capital ratio | 9.40%", "CET1 Capital ratio | 9.30%", "r0010: 0.0930 is below 0.0534"),
-        ("T1 Capital ratio | 11.10%", "T1 Capital ratio | 11.09%", "requirement 0.1110"),
-        ("Total capital ratio | 13.50%", "Total capital ratio | 13.49%", "requirement 0.1350"),
         ("Leverage Ratio | 3.10%", "Leverage Ratio | 3.09%", "requirement 0.0310"),
-        ("Leverage Ratio | 3.10%", "Leverage Ratio | 2.99%", "minimum 0.03"),
-        ("c350 % of Tier 1 capital | 25.00%", "c350 % of Tier 1 capital | 25.01%", "exposure to SYNC00B"),
         ("c350 % of Tier 1 capital | 24.00%", "c350 % of Tier 1 capital | 25.01%", "exposure to SYNC00A"),
         ("Liquidity buffer | 100 million", "Liquidity buffer | 96 million", "liquidity buffer"),
     ],
@@ -185,17 +181,6 @@ def test_a_misstatement_that_a_note_states_is_a_finding_whatever_the_limit_says(
     assert judge(without_facts) == []  # whether the note states anything is not known
 
 
-def test_checks_line_by_line_may_name_the_limit_alone():
-    stated = [{"kind": "pledged", "applies": True, "amount": None, "who": []}]
-    report = "Some Bank\nLeverage ratio 5%\nLCR 104%\nNote: Bonds are pledged; LCR would be 95% without them."
-    for line, rules, expected in (
-        ("pledged, so LCR 95% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)", ["LCR_PLEDGED"], set()),
-        ("pledged, so LCR 103% >= 100%: met", [], {"misstatement"}),
-    ):
-        answer = f"Checks:\nLCR 104% >= 100%: met\n{line}\nDirective:\nReplace the pledged assets within 10 days."
-        assert {case for case, _ in judged(report, answer, rules, stated)} == expected
-
-
 def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
     large = [PLEDGED.replace("500000", "5000000")]
     assert cases([COUNTED.replace("99500", "95000")], large) == {"consequence"}
@@ -209,44 +194,6 @@ def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
     assert cases([COUNTED.replace("r0010", "r0030")], [PLEDGED]) == {"consequence"}
 
 
-CAPITAL = """C 01.00 Own funds
-r0010 c0010 OWN FUNDS | 135000 thousand
-r0015 c0010 TIER 1 CAPITAL | 111000 thousand
-r0020 c0010 CET1 | 94000 thousand
-C 02.00.a"""
-
-
-@pytest.mark.parametrize(
-    ("amount", "rule"),
-    [("20000000", "OWN_SHARES"), ("45000000", "OWN_SHARES_TSCR"), ("60000000", "OWN_SHARES_MIN"), ("20000000", "OWN_SHARES_MIN")],
-)  # fmt: skip
-def test_of_capital_the_most_severe_requirement_is_named(amount, rule):
-    printed = REPORT.replace("C 02.00.a", CAPITAL).replace(
-        "r0160 c0010", "r0150 c0010 TSCR T1 | 7.12%\nr0170 c0010 OCR CET1 | 9.34%\nr0160 c0010"
-    )
-    left = 94_000 - int(amount) // 1000
-    lines = [f"OWN_SHARES_COUNTED | C 01.00 r0020 c0010 | 94000 thousand | max {left} thousand | CRR Art. 36(1)(f)"]
-    lines.append(f"{rule} | C 03.00 r0010 c0010 | 5.00% | min 9.34% | CRR Art. 28(1)(b), 36(1)(f)")
-    fact = f'own_shares | applies | EUR {amount} | - | - | "we hold them"'
-    wrong = {"consequence"} if (amount, rule) == ("20000000", "OWN_SHARES_MIN") else set()
-    assert cases(lines, [fact], report=printed) == wrong
-
-
-def test_connected_clients_and_waivers():
-    named = NOTED.replace("c070 Type of counterparty | eba_qTE:qx2056", "c021 Name | Delta Oil")
-    fact = 'connected | applies | - | Delta Oil and SYNC00B | - | "owns it"'
-    line = "LE_CONNECTED | C 28.00 SYNC00A c350 | 49.00% | max 25% | CRR Art. 395(1), 4(1)(39)"
-    assert cases([line], [fact], report=named) == set() and cases([], [fact], report=named) == {"consequence"}
-    assert cases([line], [], report=named) == {"unfounded"}
-    low = NOTED.replace("Liquidity buffer | 100 million", "Liquidity buffer | 90 million")
-    waiver, lcr = (
-        'waiver | applies | - | - | 2025-01-01 | "was granted"',
-        "LCR_MIN | C 76.00.a r0030 c0010 | 90.00% | min 100% | CRR Art. 412(1)",
-    )
-    assert cases([], [waiver], report=low) == cases([lcr], [], report=low) == set()
-    assert cases([], [], report=low) == {"contradicted"} and cases([lcr], [waiver], report=low) == {"waived"}
-
-
 def test_a_guideline_is_no_law_and_a_late_return_is_a_matter_of_its_date():
     guideline = "OCR_CALC | C 03.00 r0160 c0010 | 13.50% | expected 13.6% | EBA/GL/2022/03"
     assert cases([guideline]) == {"guideline"}
@@ -257,17 +204,27 @@ def test_a_guideline_is_no_law_and_a_late_return_is_a_matter_of_its_date():
 
 @pytest.mark.parametrize("profile", ["short", "quickstart"])
 def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, profile):
-    """The long form is judged where it is made: tests/xbrl/corpus/test_corpus.py."""
+    """Without any finding, and with any fact of a note turned round, they do: the judge is not blind.
+
+    The long form is judged where it is made: tests/xbrl/corpus/test_corpus.py.
+    """
     request = Request(100, 0, profile, [0.8, 0.1, 0.1])
     made = [example for unit in plan_units(request) for example in make_unit(tmp_path, request, unit).examples]
     counts, complaints = audit(made)
     assert complaints == [] and not any(counts[case] for case in CASES)
     assert counts["examples"] == 100 and counts["with_facts"] >= 20
     assert counts["clean"] >= 15 and counts["pillar1"] >= 15
-    breached = [one for one in made if {"OCR_CET1", "OCR_T1", "OCR_TC", "LR_MIN"} & set(one["violations"])]
-    assert breached
-    for one in breached:  # the judge is not blind
-        assert contradictions(next(message["content"] for message in one["messages"] if message["role"] == "user"))
+    if profile == "quickstart":  # its labels do not name all that follows
+        return
+    for one in made:
+        for rule in set(one["violations"]) - {"LCR_CALC", "TSCR_FLOOR", "TSCR_CET1_FLOOR", "TSCR_T1_FLOOR"}:
+            assert judge(one | {"violations": [other for other in one["violations"] if other != rule]}), (
+                rule,
+                one["id"],
+            )
+        for fact in one["note_facts"]:
+            turned = [other | {"applies": other["applies"] != (other is fact)} for other in one["note_facts"]]
+            assert judge(one | {"note_facts": turned}), (fact, one["id"])
 
 
 def test_the_page_has_every_rule_with_its_citations():
