@@ -54,10 +54,10 @@ class Figure:
 
     cell: CellKey
     row: str  # key of its row in an open table
-    value: Decimal | str | bool | None
-    unit: str | None
-    decimals: int | str | None
-    source: str
+    value: Decimal | str | bool | None = None
+    unit: str | None = None
+    decimals: int | str | None = None
+    source: str = "not reported"
     parts: tuple["Figure", ...] = ()
     legal: str = ""  # definition of a recomputed ratio
 
@@ -115,18 +115,16 @@ def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
     """
     row = " ".join(member for _, member in key) if cell[1] == "*" else ""
     groups = figures.facts.get(cell, {})
-    if cell[1] == "*" and key not in groups:
+    if cell[1] == "*":
         names = {name for name, _ in key}
         joined = (other for other in groups if {name for name, _ in other} != names and set(other) & set(key))
-        found = groups.get(next(joined, ()), ())
-    elif cell[1] == "*":
-        found = groups[key]
+        found = groups[key] if key in groups else groups.get(next(joined, ()), ())
     else:  # a fixed cell has no keys; if it has sheets, all of them must agree
         found = groups.get(()) or tuple(fact for facts in groups.values() for fact in facts)
     values = tuple(Figure(cell, row, fact.value, fact.unit, fact.decimals, "reported") for fact in found)
-    if not values:
-        return Figure(cell, row, None, None, None, "not reported")
-    return values[0] if len(values) == 1 else Figure(cell, row, None, None, None, "contradictory", values)
+    if len(values) > 1:
+        return Figure(cell, row, source="contradictory", parts=values)
+    return values[0] if values else Figure(cell, row)
 
 
 def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str]) -> Figure:
@@ -134,7 +132,7 @@ def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str])
 
     If that is not possible, the result is "not reported", with the parts that it would be recomputed from.
     """
-    missing = Figure(cell, read_figure(figures, cell, key).row, None, None, None, "not reported")
+    missing = Figure(cell, read_figure(figures, cell, key).row)
     if not can_recompute(cell, tables):
         return missing
     numerator, denominator, legal = RECOMPUTED[cell]

@@ -261,7 +261,7 @@ def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozens
     figure = read_figure(figures, cell, key)
     if figure.source != "not reported" and cell[0] in filed:
         return figure
-    missing = Figure(cell, figure.row, None, None, None, "not reported")
+    missing = Figure(cell, figure.row)
     ratio = missing if rule.kind == "filing" else recompute(figures, cell, key, filed)
     if ratio.source == "recomputed":
         return ratio
