@@ -34,11 +34,8 @@ from xbrl.read.xbrl import is_package, merge_reports, read_report
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rule_lines import all_results, result_fields, rule_table
 
-# Of a fact, in the order of `Fact`; those of KNOWN are printed only if they are known.
-FIELDS, KNOWN = (
-    ("concept", "value", "unit", "decimals", "entity", "period", "dimensions"),
-    ("cell", "other_cells", "type", "label"),
-)
+FIELDS = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")  # of a fact, as it is printed
+KNOWN = ("cell", "other_cells", "type", "label")  # further ones, which are printed only if they are known
 
 
 def main() -> int:
@@ -52,12 +49,25 @@ def main() -> int:
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
     add_number(parser, "--workers", "number of processes for a folder", os.cpu_count(), least=1)
     args = parser.parse_args()
+    of_folder = len(args.files) == 1 and args.files[0].is_dir() and not is_package(args.files[0])
+    refused = {}
     with reader_may_leave():
-        if len(args.files) == 1 and args.files[0].is_dir() and not is_package(args.files[0]):
-            return print_folder(args.files[0], args)
-        reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
-        print_report(merge_reports(reports) if len(reports) > 1 else reports[0], args)
-    return 0
+        if of_folder:
+            read, refused = read_files(report_files(args.files[0]), args.workers, args.taxonomy)
+            reports = join_modules(read, refused)
+        else:
+            reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
+            reports = [merge_reports(reports)] if len(reports) > 1 else reports
+        for error in refused.values():
+            print(f"error: {error}", file=sys.stderr)
+        for report in reports:
+            print_report(report, args, f"{report.entity} {report.period}" if of_folder else "")
+        sys.stdout.flush()
+        if of_folder:
+            files, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
+            found = f"{len(reports)} reports of {files} files, {incomplete} incomplete; {len(refused)} files refused"
+            print(found, file=sys.stderr)
+    return 2 if refused else 0
 
 
 def print_report(report: Report, args: argparse.Namespace, name: str = "") -> None:
@@ -114,21 +124,6 @@ def to_json(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_json, value)) + "]"
     return json.dumps(value)
-
-
-def print_folder(folder: Path, args: argparse.Namespace) -> int:
-    """Print the report of each bank and date in a folder. Returns the exit code."""
-    read, refused = read_files(report_files(folder), args.workers, args.taxonomy)
-    for error in refused.values():
-        print(f"error: {error}", file=sys.stderr)
-    reports = join_modules(read, refused)
-    for report in reports:
-        print_report(report, args, f"{report.entity} {report.period}")
-    sys.stdout.flush()
-    files, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
-    found = f"{len(reports)} reports of {files} files, {incomplete} incomplete; {len(refused)} files refused"
-    print(found, file=sys.stderr)
-    return 2 if refused else 0
 
 
 if __name__ == "__main__":

@@ -113,9 +113,13 @@ def write_letter(
         "untested": _untested(context, blocks),
         "remarks": _remarks(context, blocks),
         "unexamined": context.unexamined,
-        "hearing": blocks.text("rights", "hearing", number=heard, law=blocks.law(law.law("hearing"))),
+        "hearing": blocks.text("rights", "hearing", number=heard, law=blocks.law(law.citation("hearing"))),
         "objection": blocks.text(
-            "rights", "objection", months=months, law=blocks.law(law.law("objection")), suspends=objection["suspends"]
+            "rights",
+            "objection",
+            months=months,
+            law=blocks.law(law.citation("objection")),
+            suspends=objection["suspends"],
         ),
         "remedy": blocks.text("rights", "remedy"),
     }
@@ -269,7 +273,7 @@ def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, b
     announced = consequence(violated, context.repeated)
     if announced == "none":
         return blocks.text("consequences", severity(violated))
-    return blocks.text("consequences", announced, law=blocks.law(law.law(announced)))
+    return blocks.text("consequences", announced, law=blocks.law(law.citation(announced)))
 
 
 def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:

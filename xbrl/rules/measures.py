@@ -201,7 +201,7 @@ class Basis:
 
     row: Mapping[str, Any]
 
-    def law(self, key: str) -> str:
+    def citation(self, key: str) -> str:
         """The citation of a provision: "penalty", "licence", "hearing" or "objection"."""
         return self.row[key]["law"]
 

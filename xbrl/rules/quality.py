@@ -189,7 +189,7 @@ def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
             if cell and cell.type in ("monetary", "percentage"):
                 groups.setdefault(cell.type, []).append(fact)
     for kind, facts in groups.items():
-        found = ", ".join(map(str, sorted({int(fact.decimals or 0) for fact in facts})))
+        found = ", ".join(map(str, sorted({fact.decimals for fact in facts if isinstance(fact.decimals, int)})))
         text = f"{kind} figures have decimals {found} where at least {decimals_needed(facts[0].unit)} is required"
         yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts)}", _cell(facts[0]))
 
