@@ -154,7 +154,7 @@ def draft_mark(language: str) -> str:
     return _blocks(language, False).text("text", "draft")
 
 
-def grouped(text: str, mark: str = ",") -> str:
+def group_thousands(text: str, mark: str = ",") -> str:
     """A printed figure with a mark between its thousands: `297,630 thousand`."""
     return re.sub(r"(?<![\d.,])\d{4,}", lambda digits: f"{Decimal(digits[0]):,}".replace(",", mark), text)
 
@@ -200,7 +200,7 @@ class _Blocks:
 
     def figure(self, text: str) -> str:
         """A printed figure in this language."""
-        return grouped(self._replaced("format", text), self.thousands)
+        return group_thousands(self._replaced("format", text), self.thousands)
 
     def law(self, text: str) -> str:
         """A printed reference to the law in this language."""

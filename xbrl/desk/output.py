@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from common.durable_files import new_directory, write_durably
-from xbrl.desk.letters import grouped
+from xbrl.desk.letters import group_thousands
 from xbrl.desk.record import BLOCKED, READY, Case, Form, make_record
 from xbrl.desk.verdicts import VERDICTS
 
@@ -147,7 +147,7 @@ def _environment() -> jinja2.Environment:
     )
     style = Markup((PAGES / "style.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
     environment.globals |= {"style": style, "states": STATES, "colours": COLOURS}
-    environment.filters |= {"url": quote, "grouped": grouped}
+    environment.filters |= {"url": quote, "group_thousands": group_thousands}
     return environment
 
 

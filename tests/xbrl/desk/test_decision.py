@@ -26,6 +26,7 @@ from tests.xbrl.desk.reports import (
     verdicts,
     write,
 )
+from tests.xbrl.read.xbrl_documents import document, fact
 from xbrl.corpus.filing import write_reports
 from xbrl.desk.output import finish, folder_name
 from xbrl.desk.record import Case, Form, Reply, is_name, make_record
@@ -428,10 +429,7 @@ def test_a_letter_that_objects_to_nothing_needs_a_report_that_can_be_judged(tmp_
 
 def test_a_report_that_nothing_was_checked_in_is_no_report_without_a_breach(tmp_path):
     """One that is not the EBA's, one of templates that no rule reads, and one whose only ratio has two values."""
-    assets = {"concept": "t:Assets", "entity": "s:E", "period": "2026-04-01T00:00:00", "unit": "iso4217:EUR"}
-    info = {"documentType": "https://xbrl.org/2021/xbrl-json", "namespaces": {"t": "http://example.org/t"}}
-    document = {"documentInfo": info, "facts": {"f": {"value": "5", "decimals": 0, "dimensions": assets}}}
-    (tmp_path / "other.json").write_text(json.dumps(document))
+    (tmp_path / "other.json").write_text(json.dumps(document(fact("t:Assets", "5", 0, unit="iso4217:EUR"))))
     other = record(read_report(tmp_path / "other.json", load_cells()))
     foreign = replace(read(tmp_path / "foreign", figures=SMALL), facts=(), filing_indicators={"R_06.00": True})
     twice = record(read_filing(contradict(write(tmp_path / "twice", figures={LR: "0.05"})), CELLS))
