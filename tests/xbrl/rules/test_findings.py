@@ -12,13 +12,7 @@ from xbrl.corpus.filing import write_reports
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import cell_name
-from xbrl.rules.findings import (
-    Finding,
-    apply_findings,
-    lifted_results,
-    load_findings,
-    write_findings,
-)
+from xbrl.rules.findings import Finding, apply_findings, lifted_results, load_findings, write_findings
 from xbrl.rules.rules import evaluate
 
 LCR, LEVERAGE = ("C_76.00.a", "r0030", "c0010"), ("C_47.00", "r0340", "c0010")

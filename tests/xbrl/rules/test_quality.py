@@ -26,25 +26,14 @@ LR, LR_TIER1, LR_EXPOSURE, LCR, BUFFER, OUTFLOW, SHARE = map(
 MILLIONS = {
     **{"of 10": 150, "of 15": 120, "of 20": 100, "of 530": 20, "of 750": 30, "rea 10": 1000, "ratio 20": 55},
     **{"ratio 40": 60, "ratio 60": 70, "memo 740": 30, "memo 750": 25, "memo 770": 5, "lev 320": 120, "lev 300": 2400},
-    **{
-        "lcr 10": 130,
-        "lcr 20": 100,
-        "rsf 10 20": 100,
-        "asf 120 30": 110,
-        f"le {CLIENT} c210": 24,
-        f"le {CLIENT} c330": 24,
-    },
+    **{"lcr 10": 130, "lcr 20": 100, "rsf 10 20": 100, "asf 120 30": 110},
+    **dict.fromkeys((f"le {CLIENT} c210", f"le {CLIENT} c330"), 24),
 }
 RATIOS = {
     **{"ratio 10": "0.10", "ratio 30": "0.12", "ratio 50": "0.15", "ratio 130": "0.10", "ratio 140": "0.0562"},
     **{"ratio 150": "0.075", "ratio 160": "0.13", "ratio 170": "0.0862", "ratio 180": "0.105", "lev 340": "0.05"},
-    **{
-        "lev 440": "0.03",
-        "lcr 30": "1.3",
-        "nsfr 220 40": "1.1",
-        f"le {CLIENT} c350": "0.2",
-        f"le {CLIENT} c230": "0.2",
-    },
+    **{"lev 440": "0.03", "lcr 30": "1.3", "nsfr 220 40": "1.1"},
+    **dict.fromkeys((f"le {CLIENT} c350", f"le {CLIENT} c230"), "0.2"),
 }
 SOUND: dict[CellKey, Decimal | str] = {
     **{cell_of(name): Decimal(value) * 1_000_000 for name, value in MILLIONS.items()},
