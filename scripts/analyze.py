@@ -21,6 +21,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import os
+from dataclasses import replace
 
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
@@ -58,15 +59,12 @@ def main() -> int:
     """Analyse the reports; with a model on every rank."""
     arguments = parse_arguments()
     model, files = (None, arguments.paths) if arguments.engine_only else (arguments.paths[0], arguments.paths[1:])
+    same = ("out", "draft", "register", "findings", "workers", "batch_size", "dtype")
     options = Options(
         files=tuple(files),
-        out=arguments.out,
-        draft=arguments.draft,
-        register=arguments.register,
-        findings=arguments.findings,
         taxonomy=tuple(arguments.taxonomy),
         form=Form(arguments.basis, arguments.language),
-        workers=arguments.workers,
+        **{name: getattr(arguments, name) for name in same},
     )
     if model is None:
         return analyse(options)
@@ -78,17 +76,10 @@ def main() -> int:
         raise UserError("no report is named after the model; give a file or a folder of reports")
     profile, source = choose_profile(arguments.profile, model)
     # Imported here because an analysis without a model needs no torch.
-    from xbrl.desk.model_answers import Asking, analyse_over_ranks
+    from xbrl.desk.model_answers import analyse_over_ranks
 
-    asking = Asking(
-        model,
-        profile,
-        source,
-        arguments.max_new_tokens or profile.answer_tokens,
-        arguments.batch_size,
-        arguments.dtype,
-    )
-    return analyse_over_ranks(options, asking)
+    longest = arguments.max_new_tokens or profile.answer_tokens
+    return analyse_over_ranks(replace(options, model=model, profile=profile, source=source, max_new_tokens=longest))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from decimal import Decimal
 from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
 from xbrl.read.dpm import load_cells
-from xbrl.read.filed_report import Fact, Report
+from xbrl.read.filed_report import Report
 from xbrl.read.folder import join_modules, read_files, report_files
 from xbrl.read.render import STYLES, render_report
 from xbrl.read.xbrl import is_package, merge_reports, read_report
@@ -35,7 +35,7 @@ from xbrl.rules.quality import check_quality
 from xbrl.rules.rule_lines import all_results, result_fields, rule_table
 
 FIELDS = ("concept", "value", "unit", "decimals", "entity", "period", "dimensions")  # of a fact, as it is printed
-KNOWN = ("cell", "other_cells", "type", "label")
+KNOWN = ("cell", "other_cells", "type", "label")  # further ones, which are printed only if they are known
 
 
 def main() -> int:
@@ -49,12 +49,25 @@ def main() -> int:
     parser.add_argument("--taxonomy", action="append", default=[], type=Path, metavar="ZIP", help="a taxonomy package")
     add_number(parser, "--workers", "number of processes for a folder", os.cpu_count(), least=1)
     args = parser.parse_args()
+    of_folder = len(args.files) == 1 and args.files[0].is_dir() and not is_package(args.files[0])
+    refused = {}
     with reader_may_leave():
-        if len(args.files) == 1 and args.files[0].is_dir() and not is_package(args.files[0]):
-            return print_folder(args.files[0], args)
-        reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
-        print_report(merge_reports(reports) if len(reports) > 1 else reports[0], args)
-    return 0
+        if of_folder:
+            read, refused = read_files(report_files(args.files[0]), args.workers, args.taxonomy)
+            reports = join_modules(read, refused)
+        else:
+            reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
+            reports = [merge_reports(reports)] if len(reports) > 1 else reports
+        for error in refused.values():
+            print(f"error: {error}", file=sys.stderr)
+        for report in reports:
+            print_report(report, args, f"{report.entity} {report.period}" if of_folder else "")
+        sys.stdout.flush()
+        if of_folder:
+            files, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
+            found = f"{len(reports)} reports of {files} files, {incomplete} incomplete; {len(refused)} files refused"
+            print(found, file=sys.stderr)
+    return 2 if refused else 0
 
 
 def print_report(report: Report, args: argparse.Namespace, name: str = "") -> None:
@@ -67,8 +80,7 @@ def print_report(report: Report, args: argparse.Namespace, name: str = "") -> No
     if args.text:
         if name:
             print(f"== {name} ({', '.join(file.name for file in report.files)})")
-            for reason in report.incomplete:
-                print(f"== incomplete: {reason}")
+            print(*(f"== incomplete: {reason}\n" for reason in report.incomplete), sep="", end="")
         lines = rule_table(report) if args.rules else [render_report(report, load_cells(), style=args.style)]
         print(*lines, sep="\n")
         return
@@ -76,16 +88,13 @@ def print_report(report: Report, args: argparse.Namespace, name: str = "") -> No
     if args.rules:
         rows = map(result_fields, all_results(report))
     elif not args.summary:
-        rows = map(fact_fields, report.facts)
+        rows = (
+            {key: value for key, value in vars(fact).items() if key in FIELDS or (key in KNOWN and value)}
+            for fact in report.facts
+        )
     extra = {"report": name} if name else {}
     for fields in (*rows, {"summary": summary(report)}):
         print(to_json(extra | fields))
-
-
-def fact_fields(fact: Fact) -> dict:
-    """The fields of a fact. Those of KNOWN are included only if they are known."""
-    fields = {name: getattr(fact, name) for name in FIELDS}
-    return fields | {name: value for name in KNOWN if (value := getattr(fact, name))}
 
 
 def summary(report: Report) -> dict:
@@ -115,23 +124,6 @@ def to_json(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(to_json, value)) + "]"
     return json.dumps(value)
-
-
-def print_folder(folder: Path, args: argparse.Namespace) -> int:
-    """Print the report of each bank and date in a folder. Returns the exit code."""
-    read, refused = read_files(report_files(folder), args.workers, args.taxonomy)
-    for error in refused.values():
-        print(f"error: {error}", file=sys.stderr)
-    reports = join_modules(read, refused)
-    for report in reports:
-        print_report(report, args, f"{report.entity} {report.period}")
-    sys.stdout.flush()
-    files, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
-    print(
-        f"{len(reports)} reports of {files} files, {incomplete} incomplete; {len(refused)} files refused",
-        file=sys.stderr,
-    )
-    return 2 if refused else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """scripts/analyze.py as a process: by the engine alone, and with a tiny model on one and on two ranks."""
 
-import csv
-import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,12 @@ import pytest
 from tests.processes import run_python, run_ranks
 from tests.tiny import write_tiny_model
 from tests.xbrl.desk.reports import BANK, LCR, LR, SMALL, contradict, write
+from xbrl.desk.output import hash_of_file
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze.py"
 
 
 def entity(number):
-    from dataclasses import replace
-
     return replace(BANK, entity=f"SYNT{number:016}")
 
 
@@ -52,17 +50,10 @@ def test_a_folder_by_the_engine_alone_and_again(folder):
     assert [one["rule"] for one in found[entity(18).entity]["findings"]] == ["LR_MIN", "LCR_MIN"]
     assert found[entity(19).entity]["letter"]["state"] == found[entity(20).entity]["letter"]["state"] == "not ready"
     audit = json.loads(next(out.glob(f"{entity(18).entity}*/audit.json")).read_text())
-    for one in audit["inputs"]:
-        assert one["sha256"] == hashlib.sha256((folder / "reports" / one["file"]).read_bytes()).hexdigest()
-    assert len(audit["inputs"]) == 3 and audit["question"] is None
+    files = {one["file"]: one["sha256"] for one in audit["inputs"]}
+    assert files == {path.name: hash_of_file(path) for path in (folder / "reports").glob(f"{entity(18).entity}*")}
     again = run_python(SCRIPT, "--engine-only", folder / "reports", "--out", out, "--workers", 1)
     assert again.stdout.splitlines()[1] == "0 analysed, 21 unchanged; 1 files refused"
-    rows = list(csv.DictReader((out / "findings.csv").open()))
-    assert [(row["verdict"], row["rule"]) for row in rows] == [
-        ("found by rule", "LR_MIN"),
-        ("found by rule", "LCR_MIN"),
-        ("about the report", "DUPLICATE"),
-    ]
 
 
 def test_exit_codes_of_single_reports(folder):

@@ -13,11 +13,12 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from common.errors import UserError
 from xbrl.corpus.examples import PROFILES, Profile, read_register
-from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, Job, finish, folder_name, hash_of_file, totals, write_overview
+from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, finish, folder_name, hash_of_file, totals, write_overview
 from xbrl.desk.record import READY, Case, Form
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
@@ -37,7 +38,7 @@ MODEL_LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Options:
-    """What to analyse, and how: the options of scripts/analyze.py, which documents them."""
+    """What to analyse, and how: the options of scripts/analyze.py, which documents them. The last six are those of a model."""
 
     files: tuple[Path, ...]
     out: Path
@@ -47,6 +48,12 @@ class Options:
     taxonomy: tuple[Path, ...] = ()
     form: Form = Form()
     workers: int = 1
+    model: Path = Path()
+    profile: Profile = PROFILES["full"]
+    source: str = ""  # where the profile is recorded
+    max_new_tokens: int = 0
+    batch_size: int = 64
+    dtype: str = "auto"
 
 
 class Analysis:
@@ -65,7 +72,6 @@ class Analysis:
         self.key = key_of(versions, self.described)
         self.records: list[dict] = []
         self.unchanged = 0  # how many of the records are those of finished reports
-        self.audits: dict[tuple[str, str], dict] = {}  # report -> what its analysis depends on
         self.refused: dict[Path, str] = {}  # file -> why it was not read, in one sentence
         self.decisions: dict[tuple[str, str], tuple[Finding, ...]] = {}
 
@@ -79,14 +85,14 @@ class Analysis:
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {options.out}: {error.strerror or error}; name another directory") from error
-        hashes = {}
+        hashes, refused = {}, {}
         for path in files:
             try:
                 hashes[path] = _hash_of_input(path)
             except OSError as error:
-                self.refused[path] = f"{path}: {error.strerror or error}"
+                refused[path] = f"{path}: {error.strerror or error}"
         reports, unread = read_files(list(hashes), options.workers, options.taxonomy)
-        refused = self.refused | unread
+        refused |= unread
         self.refused = {path: refused[path] for path in files if path in refused}
         joined, cases = join_modules(reports, refused), []
         names = {*register, *(one.name for one in register.values())}
@@ -97,37 +103,27 @@ class Analysis:
             earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
             known = names.intersection(member for fact in report.facts for member in fact.dimensions.values())
             decided = self.decisions.get((code, report.period), ())
-            case = Case(report, bank, earlier, decided, known=frozenset(known))
-            depends = self._depends(case, hashes)
+            lines = [[str(getattr(one, name)) for name in COLUMNS] for one in decided]
+            depends = {
+                "key": self.key,
+                "inputs": _hashed([report], hashes),
+                "earlier": _hashed(earlier, hashes),
+                "knowledge": [bank.name, bank.country, bank.type, lines, sorted(known)],
+                "incomplete": list(report.incomplete),
+            }
             folder = options.out / folder_name(report.entity, report.period)
             if _audit_of(folder).items() >= depends.items():
-                self.records.append(json.loads((folder / RECORD_FILE).read_text("utf-8")))
+                self.records.append(_read_json(folder / RECORD_FILE))
             else:
-                self.audits[report.entity, report.period] = depends
-                cases.append(case)
+                cases.append(Case(report, bank, earlier, decided, known=frozenset(known), depends=depends))
         self.unchanged = len(self.records)
         return tuple(cases)
 
-    def _depends(self, case: Case, hashes: dict[Path, str]) -> dict:
-        """What the analysis of a report depends on."""
-        bank, report = case.bank, case.report
-        decisions = [[str(getattr(one, name)) for name in COLUMNS] for one in case.decisions]
-        return {
-            "key": self.key,
-            "inputs": _hashed([report], hashes),
-            "earlier": _hashed(case.earlier, hashes),
-            "knowledge": [bank.name, bank.country, bank.type, decisions, sorted(case.known)],
-            "incomplete": list(report.incomplete),
-        }
-
     def write(self, cases: Sequence[Case]) -> None:
         """Judge and write these reports over the worker processes."""
-        options, jobs = self.options, []
-        for case in cases:
-            depends = self.audits[case.report.entity, case.report.period]
-            audit = {**depends, "versions": self.versions, "options": self.described}
-            jobs.append(Job(case, options.out, options.form, options.draft, audit))
-        self.records += list(in_parallel(finish, jobs, options.workers, "reports"))
+        options, audit = self.options, {"versions": self.versions, "options": self.described}
+        write = partial(finish, out=options.out, form=options.form, draft=options.draft, audit=audit)
+        self.records += list(in_parallel(write, cases, options.workers, "reports"))
 
     def end(self) -> int:
         """Write the overview, print the summary, and return the exit code: 0, 1 if a person must act, 2 with refused files.
@@ -187,14 +183,12 @@ def choose_profile(option: str | None, model: Path) -> tuple[Profile, str]:
         return PROFILES[option], "--profile"
     record = model / "export.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return PROFILES[json.loads(record.read_text(encoding="utf-8"))["profile"]], str(record)
+        return PROFILES[_read_json(record)["profile"]], str(record)
     config = model.resolve().parent / "config.json"
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        train = Path(content.get("config", content)["data"]["train"][0])
-        card = train.parent / DATA_CARD
-        name = json.loads(card.read_text(encoding="utf-8"))["arguments"]["profile"]
-        return PROFILES[name], str(card)
+        content = _read_json(config)
+        card = Path(content.get("config", content)["data"]["train"][0]).parent / DATA_CARD
+        return PROFILES[_read_json(card)["arguments"]["profile"]], str(card)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
             f"{model}: the profile that it was trained on is not recorded ({config} or its data card cannot be read); name it "
@@ -235,8 +229,7 @@ def key_of(versions: dict, options: dict) -> str:
 
 def hash_of_code() -> str:
     """SHA-256 over the source files, whatever git says."""
-    files = (path for name in CODE for path in (ROOT / name).rglob("*") if path.suffix in SUFFIXES)
-    return _hash_of_files(files, ROOT)
+    return _hash_of_files((path for name in CODE for path in (ROOT / name).rglob("*") if path.suffix in SUFFIXES), ROOT)
 
 
 def _hash_of_files(paths: Iterable[Path], root: Path) -> str:
@@ -261,7 +254,10 @@ def _hashed(reports: Iterable[Report], hashes: dict[Path, str]) -> list[dict]:
 
 def _audit_of(folder: Path) -> dict:
     """The audit record of a finished report; {} if there is none that can be read."""
-    try:
-        return json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    with suppress(OSError, ValueError):
+        return _read_json(folder / AUDIT_FILE)
+    return {}
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))

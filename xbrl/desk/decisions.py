@@ -101,33 +101,29 @@ def limits_without(report: Report, results: Sequence[RuleResult], decisions: Seq
     "met"; "unknown" if figures or the amount are missing; "waived" if the bank need not meet the limit. The finding stands in
     each case, for the reported figure is wrong: the letter says what was checked beyond that.
     """
-    rules, found = note_rules(), {}
-    open_kinds = {
-        rules[sentence.partition(":")[0]].kind for sentence in undecided(report, results, facts_of(decisions))
+    unknown = undecided(report, results, facts_of(decisions))
+    open_kinds = {note_rules()[sentence.partition(":")[0]].kind for sentence in unknown}
+    violated = [one.note_rule for one in decisions if one.state == "violated" and one.note_rule]
+    lifted = any(one.state == "lifted" and one.rule in WAIVED for one in decisions)
+    missed = {rule.kind for rule in violated if not rule.counted}
+    return {
+        rule.id: "waived" if rule.kind == "pledged" and lifted else "unknown" if rule.kind in open_kinds else "met"
+        for rule in violated
+        if rule.counted and rule.kind not in missed
     }
-    for one in counted(decisions):
-        kind = rules[one.rule].kind
-        limits = {rule.id for rule in rules.values() if rule.kind == kind and not rule.counted}
-        if any(other.state == "violated" and other.rule in limits for other in decisions):
-            continue
-        waived = kind == "pledged" and any(other.state == "lifted" and other.rule in WAIVED for other in decisions)
-        found[one.rule] = "waived" if waived else "unknown" if kind in open_kinds else "met"
-    return found
 
 
 def counted(decisions: Iterable[Finding]) -> list[Finding]:
     """The decisions that a figure counts an amount that it must not."""
-    rules = note_rules()
-    return [one for one in decisions if one.state == "violated" and one.rule in rules and rules[one.rule].counted]
+    return [one for one in decisions if one.state == "violated" and one.note_rule and one.note_rule.counted]
 
 
 def facts_of(decisions: Iterable[Finding]) -> list[NoteFact]:
     """What decisions say of amounts and waivers, as facts. The amount is what a line `..._COUNTED` takes out of the figure."""
-    rules, decided = note_rules(), {one.rule: one for one in counted(decisions)}.values()
-    facts = [
-        NoteFact(rules[one.rule].kind, True, None if one.value is None or one.limit is None else one.value - one.limit)
-        for one in decided
-    ]
+    facts = []
+    for one in {one.rule: one for one in counted(decisions)}.values():
+        amount = None if one.value is None or one.limit is None else one.value - one.limit
+        facts.append(NoteFact(note_rules()[one.rule].kind, True, amount))
     waived = any(one.state == "lifted" and one.rule in WAIVED for one in decisions)
     return [*facts, NoteFact("waiver", True, None)] if waived else facts
 
@@ -138,12 +134,11 @@ def doubts(
     """Why decisions cannot be right as they stand, one sentence each. `violated` are the findings after them."""
     found = violations(results)
     for one in decisions:
-        of_note = one.state == "violated" and one.rule in note_rules()
         if one.state == "lifted" and one.rule not in WAIVED[1:] and not any(concerns(one, other) for other in found):
             yield f"{one.where} lifts {one.rule}, which the rules do not find: if a note changes nothing, decide `benign`"
         elif one.state == "lifted" and not one.legal:
             yield f"{one.where}, column legal: it is empty; name the article that lifts {one.rule}"
-        elif of_note and one.rule == "LE_CONNECTED" and not _is_client(report, one):
+        elif (one.state, one.rule) == ("violated", "LE_CONNECTED") and not _is_client(report, one):
             yield f"{one.where}, column cell: {one.cell} is no client of C 28.00"
         elif one.state == "violated" and any(
             keeps_to(result.known_value, result.relation, result.known_limit)
@@ -163,7 +158,7 @@ def doubts(
 def _other_amounts(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> Iterator[str]:
     """What does not follow from the amounts that are decided, and what follows from them and is not decided."""
     rules = note_rules()
-    stated = [one for one in decisions if one.state == "violated" and one.rule in rules and one.rule != "LE_CONNECTED"]
+    stated = [one for one in decisions if one.state == "violated" and one.note_rule and one.rule != "LE_CONNECTED"]
     unknown = [rules[one.rule].kind for one in counted(stated) if one.limit is None]
     notes = {rules[one.rule].kind: one.note for one in stated}
     follows = {

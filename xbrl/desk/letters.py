@@ -84,17 +84,17 @@ def write_letter(
     """
     blocks, law = _blocks(language, grouped), load_basis(basis)
     measures = plan_measures(violated, context.repeated)
+    orders = [text for measure in measures for text in _orders(measure, blocks, short)]
     if short:
-        orders = [text for measure in measures for text in _orders(measure, blocks, short=True)]
         return " ".join(orders) or blocks.text("text", "no_measure")
-    cited = [replace(result, legal=law.cite(result)) for result in violated]
-    context = replace(
-        context,
-        margins=tuple(replace(result, legal=law.cite(result)) for result in context.margins),
-        triggers=tuple(replace(result, legal=law.cite(result)) for result in context.triggers),
-        untested=tuple(replace(result, legal=law.cite(result)) for result in context.untested),
-    )
-    day = datetime.date.fromisoformat(date)
+
+    def cited(results: Sequence[RuleResult]) -> tuple[RuleResult, ...]:
+        return tuple(replace(result, legal=law.cite(result)) for result in results)
+
+    more = {name: cited(getattr(context, name)) for name in ("margins", "triggers", "untested")}
+    context, day = replace(context, **more), datetime.date.fromisoformat(date)
+    heard, objection = blocks.number(law.row["hearing"]["working_days"]), law.row["objection"]
+    months = blocks.words["months"][str(objection["months"])]
     fields: dict[str, Any] = {
         # A name of the register is that of the supervisor. Without one the report names the bank.
         "bank": one_line(bank.name) if bank.name != bank.entity else plain_name(bank.name),
@@ -102,10 +102,10 @@ def write_letter(
         "date": blocks.text(
             "text", "date", day=day.day, month=blocks.words["text"]["months"][day.month - 1], year=day.year
         ),
-        "findings": [_finding(group, context, blocks) for group in _by_figure(cited)],
+        "findings": [_finding(group, context, blocks) for group in _by_figure(cited(violated))],
         "powers": blocks.law(law.power_for(measures)),
-        "binding": blocks.choose("binding", basis) if blocks.has("binding", basis) else law.binding,
-        "measures": [text for measure in measures for text in _orders(measure, blocks)],
+        "binding": blocks.choose("binding", basis) if blocks.has("binding", basis) else law.row["binding"],
+        "measures": orders,
         "reporting": _reporting(measures, blocks) if measures else "",
         "consequence": _consequence(violated, context, law, blocks) if measures else "",
         "templates": blocks.listed([table_name(one) for one in context.templates if TEMPLATE.fullmatch(one)]),
@@ -113,7 +113,15 @@ def write_letter(
         "untested": _untested(context, blocks),
         "remarks": _remarks(context, blocks),
         "unexamined": context.unexamined,
-        **_rights(law, blocks),
+        "hearing": blocks.text("rights", "hearing", number=heard, law=blocks.law(law.citation("hearing"))),
+        "objection": blocks.text(
+            "rights",
+            "objection",
+            months=months,
+            law=blocks.law(law.citation("objection")),
+            suspends=objection["suspends"],
+        ),
+        "remedy": blocks.text("rights", "remedy"),
     }
     lines = blocks.layout(fields).splitlines()
     return "\n".join(line.rstrip() for line in lines if line.strip())
@@ -127,10 +135,8 @@ def required_measures(
 
     The letter is written from the same structure. The days are working days.
     """
-    return [
-        {"subject": measure.subject, "deadline_days": measure.deadline_days}
-        for measure in plan_measures(violated, context.repeated)
-    ]
+    measures = plan_measures(violated, context.repeated)
+    return [{"subject": one.subject, "deadline_days": one.deadline_days} for one in measures]
 
 
 def plain_name(text: str) -> str:
@@ -141,6 +147,16 @@ def plain_name(text: str) -> str:
     kept = "".join(character for character in one_line(text) if character not in ":;!?\"'`<>{}|*#()[]“”„‟«»‹›")
     kept = " ".join(part.rstrip(".,") for part in kept.split())
     return kept if len(kept) <= MAX_NAME else f"{kept[:MAX_NAME].rstrip()} ..."
+
+
+def draft_mark(language: str) -> str:
+    """What stands above and below a letter that something keeps back."""
+    return _blocks(language, False).text("text", "draft")
+
+
+def group_thousands(text: str, mark: str = ",") -> str:
+    """A printed figure with a mark between its thousands: `297,630 thousand`."""
+    return re.sub(r"(?<![\d.,])\d{4,}", lambda digits: f"{Decimal(digits[0]):,}".replace(",", mark), text)
 
 
 class _Blocks:
@@ -184,10 +200,7 @@ class _Blocks:
 
     def figure(self, text: str) -> str:
         """A printed figure in this language."""
-        text = self._replaced("format", text)
-        if not self.thousands:
-            return text
-        return re.sub(r"(?<![\d.,])\d{4,}", lambda digits: f"{Decimal(digits[0]):,}".replace(",", self.thousands), text)
+        return group_thousands(self._replaced("format", text), self.thousands)
 
     def law(self, text: str) -> str:
         """A printed reference to the law in this language."""
@@ -222,20 +235,20 @@ def _read_toml(path: Path) -> dict:
         raise UserError(f"{path}: the blocks of letters cannot be read: {error}; mend the file") from error
 
 
-def _orders(measure: Measure, blocks: _Blocks, short: bool = False) -> list[str]:
+def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
     """What a measure demands: one text, or one for each rule that has a block of its own."""
     groups: dict[str, list[RuleResult]] = {}
     for result in measure.results:
         own = blocks.has("measures", result.rule_id)
         name = result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_")
         groups.setdefault(name, []).append(result)
-    fields, parts = {"deadline": blocks.deadline(measure.deadline_days)}, ["order"] if short else ["order", "detail"]
+    fields, texts = {"deadline": blocks.deadline(measure.deadline_days)}, []
+    parts = ["order"] if short else ["order", "detail"]
     if not short and measure.urgency == 2:
         parts.append("urgent")
     if not short and measure.owners_days:
         parts.append("owners")
         fields["owners_deadline"] = blocks.deadline(measure.owners_days)
-    texts = []
     for name, results in groups.items():
         tables = dict.fromkeys(table_name(result.cell[0]) for result in results if result.cell[0])
         fields["templates"] = blocks.listed(list(tables)) or blocks.text("text", "report")
@@ -260,19 +273,7 @@ def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, b
     announced = consequence(violated, context.repeated)
     if announced == "none":
         return blocks.text("consequences", severity(violated))
-    cited = law.licence if announced == "licence" else law.penalty
-    return blocks.text("consequences", announced, law=blocks.law(cited))
-
-
-def _rights(law: Basis, blocks: _Blocks) -> dict[str, str]:
-    """How the bank is heard, and how it objects."""
-    number, months = blocks.number(law.hearing_days), blocks.words["months"][str(law.objection_months)]
-    objection = {"months": months, "law": blocks.law(law.objection), "suspends": law.suspends}
-    return {
-        "hearing": blocks.text("rights", "hearing", number=number, law=blocks.law(law.hearing)),
-        "objection": blocks.text("rights", "objection", **objection),
-        "remedy": blocks.text("rights", "remedy"),
-    }
+    return blocks.text("consequences", announced, law=blocks.law(law.citation(announced)))
 
 
 def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:
@@ -318,12 +319,9 @@ def _form(result: RuleResult) -> str:
     """The form of a finding: the name of its block, where its rule has none of its own."""
     if not has_figures(result):
         return "without_figures"
-    if result.rule_id in note_rules():
-        return "note" if result.relation == "min" else "max"
-    if result.kind == "breach":
-        if result.relation != "min":
-            return "max"
-        return "computed" if _parts(result) else "min"
+    of_note = result.rule_id in note_rules()
+    if of_note or result.kind == "breach":
+        return "max" if result.relation != "min" else "note" if of_note else "computed" if _parts(result) else "min"
     if result.rule_id.endswith("_SIGN"):
         return "sign"
     return {"min": "requirement", "max": "cap", "expected": "expected"}[result.relation]
@@ -369,10 +367,8 @@ def _amount(result: RuleResult, printed: str, blocks: _Blocks) -> str:
 
 def _parts(result: RuleResult) -> tuple[Figure, ...]:
     """The parts of a ratio that is not reported and was recomputed from them; empty if it is reported."""
-    for figure in result.inputs:
-        if figure.cell == result.cell and figure.source == "recomputed":
-            return figure.parts
-    return ()
+    own = (one.parts for one in result.inputs if one.cell == result.cell and one.source == "recomputed")
+    return next(own, ())
 
 
 def _tightest(context: Context, blocks: _Blocks) -> str:
@@ -393,9 +389,7 @@ def _untested(context: Context, blocks: _Blocks) -> str:
 
 def _remarks(context: Context, blocks: _Blocks) -> list[str]:
     """Limits that a note lifts, and duties that the figures trigger: no violations."""
-    remarks = [blocks.text("remarks", "lifted", **_fields(result, blocks)) for result in context.lifted]
-    large = [result for result in context.triggers if result.rule_id == "LE_DEF"]
-    if large:
-        remarks.append(blocks.text("remarks", "LE_DEF", **_fields(large[0], blocks), number=len(large)))
+    large = [one for one in context.triggers if one.rule_id == "LE_DEF"]
     others = [one for one in context.triggers if one.rule_id != "LE_DEF" and blocks.has("remarks", one.rule_id)]
-    return remarks + [blocks.text("remarks", one.rule_id, **_fields(one, blocks)) for one in others]
+    named = [("lifted", one) for one in context.lifted] + [(one.rule_id, one) for one in (*large[:1], *others)]
+    return [blocks.text("remarks", name, **_fields(one, blocks), number=len(large)) for name, one in named]

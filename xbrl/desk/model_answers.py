@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch.distributed as dist
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -17,95 +16,78 @@ from distributed.process_group import read_on_first, start_process_group
 from eval.generate import answer_work, greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import TIMEOUT_MINUTES, compute_over_ranks
-from xbrl.corpus.examples import Profile
 from xbrl.desk.analysis import Analysis, Options, versions
 from xbrl.desk.record import Case, Reply
 from xbrl.read.dpm import load_cells
 
 
-@dataclass(frozen=True)
-class Asking:
-    """How a model is asked. `source` says where its profile is recorded."""
-
-    model: Path
-    profile: Profile
-    source: str
-    max_new_tokens: int
-    batch_size: int
-    dtype: str
-
-
 class Questions:
     """Turns cases into prompts; says which ones cannot be asked."""
 
-    def __init__(self, asking: Asking) -> None:
-        self.asking = asking
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(asking.model))
-        self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(asking.model))
-        config = AutoConfig.from_pretrained(asking.model)
+    def __init__(self, options: Options) -> None:
+        self.profile, self.longest = options.profile, options.max_new_tokens
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(options.model))
+        self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(options.model))
+        config = AutoConfig.from_pretrained(options.model)
         self.context = getattr(config, "max_position_embeddings", None) or math.inf
 
     def question(self, case: Case) -> tuple[Reply, list[int]]:
         """(the reply without its text, the token ids of the prompt). Without ids the reply says why it cannot be asked."""
-        profile, longest = self.asking.profile, self.asking.max_new_tokens
-        if problem := profile.why_not(case.report):
-            return Reply(profile.name, problem=problem), []
-        messages = profile.question(case.report, case.bank, load_cells(), case.earlier)
+        if problem := self.profile.why_not(case.report):
+            return Reply(self.profile.name, problem=problem), []
+        messages = self.profile.question(case.report, case.bank, load_cells(), case.earlier)
         spelled = tuple(dict.fromkeys(self.encoder.control_tokens_in({"messages": messages})))
-        reply = Reply(profile.name, tuple(messages), control_tokens=spelled)
+        reply = Reply(self.profile.name, tuple(messages), control_tokens=spelled)
         try:
             ids = self.encoder.prompt(messages)
         except UserError as error:
             return replace(reply, problem=str(error)), []
-        if len(ids) + longest > self.context:
-            problem = (
-                f"it is too long: {len(ids)} tokens and an answer of up to {longest} do not fit into the model's context of "
-                f"{self.context}"
-            )
-            return replace(reply, problem=problem), []
+        if len(ids) + self.longest > self.context:
+            room = f"{len(ids)} tokens and an answer of up to {self.longest} do not fit into the model's context of {self.context}"
+            return replace(reply, problem=f"it is too long: {room}"), []
         return reply, ids
 
     def reply(self, reply: Reply, answer: list[int]) -> Reply:
         """The reply with the text of an answer."""
         text = str(self.tokenizer.decode(answer, skip_special_tokens=True))
-        return replace(reply, text=text.strip(), cut_short=len(answer) == self.asking.max_new_tokens)
+        return replace(reply, text=text.strip(), cut_short=len(answer) == self.longest)
 
 
-def analyse_over_ranks(options: Options, asking: Asking) -> int:
+def analyse_over_ranks(options: Options) -> int:
     """The whole analysis with a model. A collective; rank 0 reads, judges and writes, all ranks answer.
 
     Returns the exit code. Under torchrun, which takes any other code for a failed process, findings give 0.
     """
     ranks = start_process_group(TIMEOUT_MINUTES)
-    rounds = _rounds(options, asking, ranks.world_size)  # only rank 0 runs it
+    rounds = _rounds(options, ranks.world_size)  # only rank 0 runs it
     model, finish, answers = None, None, None
     while not isinstance(step := read_on_first(lambda answers=answers: rounds.send(answers), ranks), int):
         prompts, taught, label = step
         if model is None or finish is None:
-            sharded = is_sharded("auto", [str(asking.model)], ranks)
-            model, finish = load_causal_lm(str(asking.model), agreed_dtype(asking.dtype, ranks), sharded, ranks)
-        stop_ids, work = stop_tokens(model, taught), answer_work(model, prompts, asking.max_new_tokens)
-        answer = partial(_answer, model, stop_ids, asking)
+            sharded = is_sharded("auto", [str(options.model)], ranks)
+            model, finish = load_causal_lm(str(options.model), agreed_dtype(options.dtype, ranks), sharded, ranks)
+        stop_ids, work = stop_tokens(model, taught), answer_work(model, prompts, options.max_new_tokens)
+        answer = partial(_answer, model, stop_ids, options)
         answers = compute_over_ranks(answer, prompts, work, ranks, label, finish)
     dist.destroy_process_group()
     return 0 if step == 1 and ranks.world_size > 1 else step
 
 
-def _answer(model, stop_ids, asking: Asking, share: list, advance: Callable) -> list[list[int]]:  # noqa: ANN001
-    return greedy_answers(model, share, stop_ids, asking.max_new_tokens, asking.batch_size, advance)
+def _answer(model, stop_ids, options: Options, share: list, advance: Callable) -> list[list[int]]:  # noqa: ANN001
+    return greedy_answers(model, share, stop_ids, options.max_new_tokens, options.batch_size, advance)
 
 
-def _rounds(options: Options, asking: Asking, world_size: int) -> Generator[tuple | int, list[list[int]] | None]:
+def _rounds(options: Options, world_size: int) -> Generator[tuple | int, list[list[int]] | None]:
     """Rank 0's side: yields (prompts, stop tokens, label) and is sent the answers, group after group; at last the exit code.
 
     Each group of reports is written before the next one is asked.
     """
-    how = {"profile": asking.profile.name, "max_new_tokens": asking.max_new_tokens, "dtype": asking.dtype}
-    analysis = Analysis(options, versions(asking.model), how)
-    questions = Questions(asking)
+    how = {"profile": options.profile.name, "max_new_tokens": options.max_new_tokens, "dtype": options.dtype}
+    analysis = Analysis(options, versions(options.model), how)
+    questions = Questions(options)
     cases = analysis.prepare()
-    print(f"profile {asking.profile.name} (from {asking.source}); {len(cases)} reports to ask about", flush=True)
-    size = asking.batch_size * world_size
+    print(f"profile {options.profile.name} (from {options.source}); {len(cases)} reports to ask about", flush=True)
+    size = options.batch_size * world_size
     for start in range(0, len(cases), size):
         group = cases[start : start + size]
         asked = [questions.question(case) for case in group]

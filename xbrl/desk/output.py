@@ -12,7 +12,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,6 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from common.durable_files import new_directory, write_durably
+from xbrl.desk.letters import group_thousands
 from xbrl.desk.record import BLOCKED, READY, Case, Form, make_record
 from xbrl.desk.verdicts import VERDICTS
 
@@ -37,31 +37,38 @@ COLOURS = {
 }  # of tags; else "bad"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One report to be finished by a worker process. `audit` is what its audit record has beside the result."""
+def finish(case: Case, out: Path, form: Form, draft: bool, audit: dict) -> dict:
+    """Analyse one report, write its folder below `out`, and return its record.
 
-    case: Case
-    out: Path
-    form: Form
-    draft: bool
-    audit: dict
-
-
-def finish(job: Job) -> dict:
-    """Analyse one report, write its folder, and return its record."""
-    record = make_record(job.case, job.form)
-    letter = record["letter"]
-    with new_directory(job.out / folder_name(record["entity"], record["period"])) as folder:
+    `draft`: also write a letter that is not ready. `audit` is what all audit records have beside what the case depends on.
+    """
+    record = make_record(case, form)
+    letter, reply = record["letter"], case.reply
+    with new_directory(out / folder_name(record["entity"], record["period"])) as folder:
         _write(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        _write(folder / "report.html", page(record, job.form.language))
+        _write(folder / "report.html", page(record, form.language))
         if letter["state"] == READY:
             _write(folder / "letter.txt", letter["text"] + "\n")
-        elif job.draft:
+        elif draft:
             reasons = "".join(f"- {reason}\n" for reason in letter["reasons"])
             _write(folder / "letter-DRAFT.txt", f"{reasons}\n{letter['text']}\n")
-        outputs = {path.name: hash_of_file(path) for path in sorted(folder.iterdir())}
-        _write(folder / AUDIT_FILE, json.dumps(_audit_record(job, outputs), indent=1, ensure_ascii=False) + "\n")
+        audited = {
+            "entity": record["entity"],
+            "period": record["period"],
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **case.depends,
+            **audit,
+            "question": reply
+            and {
+                "profile": reply.profile,
+                "prompt": list(reply.prompt),
+                "answer": reply.text,
+                "cut_short": reply.cut_short,
+                "problem": reply.problem,
+            },
+            "outputs": {path.name: hash_of_file(path) for path in sorted(folder.iterdir())},
+        }
+        _write(folder / AUDIT_FILE, json.dumps(audited, indent=1, ensure_ascii=False) + "\n")
     return record
 
 
@@ -78,25 +85,6 @@ def hash_of_file(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _audit_record(job: Job, outputs: dict[str, str]) -> dict:
-    report, reply = job.case.report, job.case.reply
-    question = reply and {
-        "profile": reply.profile,
-        "prompt": list(reply.prompt),
-        "answer": reply.text,
-        "cut_short": reply.cut_short,
-        "problem": reply.problem,
-    }
-    return {
-        "entity": report.entity,
-        "period": report.period,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **job.audit,
-        "question": question,
-        "outputs": outputs,
-    }
 
 
 def page(record: dict, language: str) -> str:
@@ -159,7 +147,7 @@ def _environment() -> jinja2.Environment:
     )
     style = Markup((PAGES / "style.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
     environment.globals |= {"style": style, "states": STATES, "colours": COLOURS}
-    environment.filters["url"] = quote
+    environment.filters |= {"url": quote, "group_thousands": group_thousands}
     return environment
 
 

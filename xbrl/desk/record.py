@@ -4,17 +4,18 @@ The decision letter is made of approved blocks on what the rules found, correcte
 The answer of a model changes nothing in it: it is a proposal, shown beside it.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from xbrl.answers.answer_reader import letter_in, parse_answer, read_facts, read_lines
+from xbrl.answers.answer_reader import Claim, letter_in, parse_answer, read_facts, read_lines
 from xbrl.answers.answers import write_fact
 from xbrl.corpus.examples import PROFILES
 from xbrl.desk.decisions import ReadNote, doubts, read_notes
-from xbrl.desk.letters import LANGUAGES, plain_name, write_letter
+from xbrl.desk.letters import LANGUAGES, draft_mark, plain_name, write_letter
 from xbrl.desk.verdicts import (
     BY_RULE,
     CONFIRMED,
@@ -39,7 +40,6 @@ CODE = re.compile(r"(?!.*[A-Za-z]{13})(?=.*\d)[A-Za-z0-9]+(?:[-_./: ][A-Za-z0-9]
 WORD, LONG_WORD = re.compile(r"[^\W\d_]{2,}"), re.compile(r"[^\W\d_]{3,}")
 LEGAL_FORM = re.compile("AB|AG|AS|ASA|BV|Bank|GmbH|Inc|KG|KGaA|Ltd|NV|Oyj|SA|SE|SpA|eG|plc")
 READY, BLOCKED = "ready", "not ready"
-MARK = "NOT READY: not to be sent"  # above and below a letter that something keeps back
 UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b(?!.*has no text)")  # in a warning of the reader
 UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 
@@ -69,6 +69,7 @@ class Case:
     decisions: tuple[Finding, ...] = ()
     reply: Reply | None = None
     known: frozenset[str] = frozenset()  # names in the report that the register has: a person has looked at them
+    depends: dict = field(default_factory=dict, hash=False)  # what the analysis depends on, for the audit
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,12 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     said = [fact for note in notes for fact in note.facts]
     proposed = consequences(report, engine.results, said)
     letter = _write(engine.violated, case, engine, form, grouped=True)
-    draft, unread, contradictory = {"text": "", "outside": [], "unknown": []}, [], []
+    draft = {"text": "", "outside": [], "unknown": [], "problems": []}
+    warnings = [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete)]
     if reply is None:
         verdicts = [Verdict(BY_RULE, one.rule_id, "", result=one) for one in engine.violated]
     else:
         lines = read_lines(text)
-        unread = [line for line, claim in lines if claim is None]
-        contradictory = [line for line, claim in lines if claim and claim.contradicts_itself]
-        unread += [f"{void_facts} lines of the section Note"] if void_facts else []
         is_decided = bool(notes) and all(note.decisions for note in notes)
         profile = PROFILES[reply.profile]
         seen, decisions = profile.as_seen(report, case.decisions)
@@ -104,11 +103,11 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         follows = proposed if seen is report else consequences(seen, judged.results, said)
         verdicts = judge_answer(seen, judged, profile, lines, follows, is_decided)
         draft = _draft(letter_in(text), case, engine, proposed, form)
-    reasons = list(_reasons(case, engine, verdicts, notes, letter))
-    control = list(reply.control_tokens) if reply else []
-    spelled = (
-        [f"it spells control tokens of the model: {', '.join(control)}; see who wrote them, and why"] if control else []
-    )
+        draft["problems"] = list(_problems(reply, lines, void_facts))
+        if reply.control_tokens:
+            named = ", ".join(reply.control_tokens)
+            warnings.append(f"it spells control tokens of the model: {named}; see who wrote them, and why")
+    reasons, mark = list(_reasons(case, engine, verdicts, notes, letter)), draft_mark(form.language)
     lifted = [one for one in verdicts if one.claim and (one.claim.state, one.verdict) == ("lifts", CONFIRMED)]
     found = [one for one in verdicts if one.verdict != REFUTED and one not in lifted]
     return {
@@ -128,26 +127,23 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "about_the_report": [describe_result(one) for one in engine.about],
         "duties": [describe_result(one) for one in engine.of_state("triggered")],
         "undecided": [describe_result(one) for one in engine.of_state("undecided")],
-        "skipped": [
-            {"rule": one.rule_id, "reason": one.reason or "it does not apply"}
-            for one in engine.of_state("not applicable")
-        ],
+        "skipped": [{"rule": one.rule_id, "reason": one.reason} for one in engine.of_state("not applicable")],
         "met": [one.rule_id for one in engine.of_state("ok")],
         "decisions": [
-            {"rule": one.rule, "state": one.state, "cell": one.cell, "legal": one.legal, "where": one.where}
+            {name: getattr(one, name) for name in ("rule", "state", "cell", "legal", "where")}
             for one in engine.decisions
         ],
         "notes": [_note(note) for note in notes],
         "columns": ",".join(COLUMNS),
         "refuted_facts": [write_fact(fact) for fact in unquoted],
-        "warnings": [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete), *spelled],
-        "control_tokens": control,
+        "warnings": warnings,
+        "control_tokens": list(reply.control_tokens) if reply else [],
         "letter": {
             "state": BLOCKED if reasons else READY,
             "reasons": reasons,
-            "text": f"{MARK}\n\n{letter}\n\n{MARK}" if reasons else letter,
+            "text": f"{mark}\n\n{letter}\n\n{mark}" if reasons else letter,
         },
-        "draft": draft | {"problems": list(_problems(reply, text, unread, contradictory))},
+        "draft": draft,
     }
 
 
@@ -158,12 +154,9 @@ def _write(violated: Sequence, case: Case, engine: Examination, form: Form, **ho
 def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Finding], form: Form) -> dict:
     """The model's letter, compared with the blocks: on what is decided, and on what it proposes."""
     versions = [engine.violated, tuple(apply_findings(engine.results, proposed))] if proposed else [engine.violated]
-    forms = [Form(basis, language) for basis in sorted({"model", form.basis}) for language in LANGUAGES]
+    forms = itertools.product(versions, sorted({"model", form.basis}), LANGUAGES, (False, True))
     approved = [
-        _write(violated, case, engine, one, short=short)
-        for violated in versions
-        for one in forms
-        for short in (False, True)
+        _write(violated, case, engine, Form(basis, language), short=short) for violated, basis, language, short in forms
     ]
     known = [str(message.get("content") or "") for message in (case.reply.prompt if case.reply else ())]
     known += [note.text for note in case.report.notes]
@@ -175,14 +168,11 @@ def is_name(text: str) -> bool:
 
     A bank chooses the codes of its clients, and a code may spell a sentence, with or without white space.
     """
-    words = WORD.findall(text)
-    if LEI.fullmatch(text) or (CODE.fullmatch(text) and len(words) <= 2 and len(LONG_WORD.findall(text)) <= 1):
-        return True
-    if text.isalpha() and len(text) <= 12 and text[1:].islower():
-        return True
+    is_code = CODE.fullmatch(text) and len(WORD.findall(text)) <= 2 and len(LONG_WORD.findall(text)) <= 1
+    is_word = text.isalpha() and len(text) <= 12 and text[1:].islower()
     parts = text.replace(".", "").split()
-    is_short = 0 < len(parts) <= 3 and all(one.isalpha() and not one.islower() for one in parts)
-    return is_short and bool(LEGAL_FORM.fullmatch(parts[-1]))
+    is_firm = 0 < len(parts) <= 3 and all(one.isalpha() and not one.islower() for one in parts)
+    return bool(LEI.fullmatch(text) or is_code or is_word or (is_firm and LEGAL_FORM.fullmatch(parts[-1])))
 
 
 def _reasons(
@@ -230,14 +220,14 @@ def _reasons(
         yield f"the report is incomplete: {reason}; then analyse again"
     if engine.violated:
         return
-    if engine.context.unexamined == "not applicable":
-        yield "none of the rules applies to this report, which has none of the templates that they read: nothing was examined"
-        return
-    if engine.context.unexamined:
-        yield "none of the rules that apply can be decided on this report, as the page lists below: nothing was examined"
+    if context.unexamined:
+        yield {
+            "not applicable": "none of the rules applies to this report, which has none of the templates that they read",
+            "undecided": "none of the rules that apply can be decided on this report, as the page lists below",
+        }[context.unexamined] + ": nothing was examined"
         return
     doubt = "the letter objects to nothing, but"
-    for rules, why in _untestable(context.untested).values():
+    for rules, why in _untestable(context.untested):
         yield f"{doubt} {rules} cannot be tested ({why}); ask the bank for the figure"
     for warning in report.warnings:
         if UNREADABLE in warning:
@@ -247,35 +237,32 @@ def _reasons(
             yield f"{doubt} the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to correct it first"
 
 
-def _untestable(untested: Iterable[RuleResult]) -> dict[str, tuple[str, str]]:
-    """Cell -> (the requirements on its figure that cannot be tested, why), but for those that the bank does not report.
+def _untestable(untested: Iterable[RuleResult]) -> list[tuple[str, str]]:
+    """(the requirements on one figure that cannot be tested, why), but for those that the bank does not report.
 
     A bank without a requirement of its own reports none: its letter lists what was not tested.
     """
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, list[RuleResult]] = {}
     for one in (one for one in untested if one.kind == "breach"):
         judged, *limits = one.inputs
         if not isinstance(judged.value, Decimal) or all(part.source != "not reported" for part in limits):
-            where = cell_name(one.cell, one.row)
-            rules, why = found.get(where, ("", one.reason))
-            found[where] = (f"{rules}, {one.rule_id}".removeprefix(", "), why)
-    return found
+            found.setdefault(cell_name(one.cell, one.row), []).append(one)
+    return [(", ".join(one.rule_id for one in group), group[0].reason) for group in found.values()]
 
 
-def _problems(reply: Reply | None, text: str, unread: Sequence[str], contradictory: Sequence[str]) -> Iterator[str]:
-    """What stood in the way of the model's answer."""
-    if reply is None:
-        return
+def _problems(reply: Reply, lines: Sequence[tuple[str, Claim | None]], void_facts: int) -> Iterator[str]:
+    """What stood in the way of the model's answer, whose findings are `lines`."""
     if reply.text is None:
         yield f"the model was not asked: {reply.problem}"
         return
     if reply.cut_short:
         yield "the answer was cut short; analyse again with a larger --max-new-tokens"
-    if parse_answer(text) is None:
+    if parse_answer(reply.text) is None:
         yield "the answer has no findings that can be read, not even `none`"
-    for line in unread:
+    void = [f"{void_facts} lines of the section Note"] if void_facts else []
+    for line in [*(line for line, claim in lines if claim is None), *void]:
         yield f"a part of the answer cannot be read: {line[:200]!r}"
-    for line in contradictory:
+    for line in (line for line, claim in lines if claim and claim.contradicts_itself):
         yield f"a verdict contradicts the figures of its own line: {line[:200]!r}"
 
 

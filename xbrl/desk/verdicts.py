@@ -10,7 +10,7 @@ list of words makes a text safe: what is sent is made of blocks alone (`letters.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -119,128 +119,6 @@ class Verdict:
         return {"verdict": self.verdict, **known, **own}
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """The truth about one report, in the form in which the model prints it.
-
-    `proposed` is what follows from the facts that the model read in the notes; None if its answers have no facts.
-    """
-
-    report: Report
-    engine: Examination
-    profile: Profile
-    proposed: tuple[Finding, ...] | None
-    lifts_of_answer: frozenset[str]  # rules that the answer says a note lifts
-    is_decided: bool  # whether a person has decided on every note
-
-    def claims(self, rule: str) -> list[tuple[Claim | None, RuleResult]]:
-        """The violations of a rule, as a right answer prints them.
-
-        If the answer itself says that a note lifts the rule, its line on the rule only says what the figures say.
-        """
-        found = [one for one in self.engine.violated if one.rule_id == rule]
-        if not found and rule in self.lifts_of_answer:
-            found = [one for one in self.engine.of_state("violated") if one.rule_id == rule]
-        return [(self.profile.claim_of(one), one) for one in found]
-
-    def decisions(self, rule: str) -> list[Finding]:
-        return [one for one in self.engine.decisions if one.rule == rule]
-
-    def violated(self, claim: Claim) -> Judgement:
-        """The judgement of a finding."""
-        truths = self.claims(claim.rule)
-        same = [pair for pair in truths if pair[0] is None or pair[0].where == claim.where]
-        if same:
-            return self._compare(claim, *min(same, key=lambda pair: len(_differences(claim, *pair))))
-        if truths:
-            places = ", ".join(cell_name(one.cell, one.row) for _, one in truths)
-            return REFUTED, f"the rule is violated at {places}, not where the model says", truths[0][1]
-        if claim.rule not in {one.rule_id for one in self.engine.results} | set(note_rules()):
-            return REFUTED, "no rule has this id", None
-        if decided := self.decisions(claim.rule):
-            reason = f"the desk has decided otherwise: {decided[0].state} ({decided[0].where})"
-            return REFUTED, reason, self._nearest(claim)
-        if claim.rule in note_rules():
-            return self._of_note(claim)
-        result = self._nearest(claim)
-        assert result is not None, "every rule has a result"
-        uncovered = result.state == "not applicable" and result.value is not None
-        verdict = OPEN if result.state == "undecided" or uncovered else REFUTED
-        return verdict, WHY_NOT_VIOLATED[result.state], result
-
-    def _compare(self, claim: Claim, truth: Claim | None, result: RuleResult) -> Judgement:
-        wrong = _differences(claim, truth, result)
-        if wrong:
-            return REFUTED, f"the rule is violated, but {'; '.join(wrong)}", result
-        reason = "by the figures; the answer says that a note lifts it" if claim.rule in self.lifts_of_answer else ""
-        for one in self.decisions(claim.rule):
-            if one.state == "violated" and concerns(one, result):
-                reason = f"the desk has decided: violated ({one.where})"
-        return CONFIRMED, reason, result
-
-    def _of_note(self, claim: Claim) -> Judgement:
-        if not self.report.notes:
-            return REFUTED, "only a note of the bank can show this, and the report has none", None
-        if self.is_decided:
-            return REFUTED, "the desk has decided on the note, and not that", None
-        if self.proposed is None:
-            return OPEN, f"only a note shows it; {DECIDE}", None
-        follows = [one for one in self.proposed if one.rule == claim.rule and one.state == "violated"]
-        if not follows:
-            return REFUTED, "it does not follow from the facts that the model read in the note", None
-        results = apply_findings(self.engine.results, follows)
-        result = next(one for one in results if one.rule_id == claim.rule)
-        reason = "it follows from the facts that the model read in the note"
-        wrong = _differences(claim, self.profile.claim_of(result), result)
-        if wrong:
-            return REFUTED, f"{reason}, but {'; '.join(wrong)}", result
-        return OPEN, f"{reason}; {DECIDE}", result
-
-    def _nearest(self, claim: Claim) -> RuleResult | None:
-        """The result of a rule, on the row that the model names if it has one.
-
-        Of rows that meet the rule the engine keeps one: where the model names another, no row and no figure is shown.
-        """
-        same = [one for one in self.engine.results if one.rule_id == claim.rule]
-        named = [one for one in same if one.row and one.row.casefold() in claim.where]
-        found = next(iter(named or same), None)
-        if found and found.row and not named and found.state == "ok":
-            return replace(found, row="", value=None, limit=None, inputs=())
-        return found
-
-    def lifts(self, claim: Claim) -> Judgement:
-        """The judgement of "a note lifts this rule"."""
-        found = next((one for one in self.engine.results if (one.rule_id, one.state) == (claim.rule, "violated")), None)
-        if decided := self.decisions(claim.rule):
-            verdict = CONFIRMED if decided[0].state == "lifted" else REFUTED
-            return verdict, f"the desk has decided: {decided[0].state} ({decided[0].where})", found
-        if not self.report.notes:
-            return REFUTED, "only a note can lift it, and the report has none", found
-        changes = "" if found else " it changes nothing, for the rule is not violated;"
-        return OPEN, f"the model says that a note lifts it;{changes} {DECIDE}", found
-
-    def missed(self, claims: Sequence[Claim], lifted: frozenset[str], skip: frozenset[str]) -> Iterator[Verdict]:
-        """The violations that no finding of the model is about, but those of the rules `skip`.
-
-        `lifted` are the rules that the facts of a note lift, by the model's reading.
-        """
-        covered = {rule.id for rule in self.profile.rules} | set(note_rules())
-        for result in self.engine.violated:
-            truth = self.profile.claim_of(result)
-            if result.rule_id not in covered:
-                reason = f"the profile {self.profile.name} does not cover this rule: the model was not asked about it"
-                yield Verdict(NOT_COVERED, result.rule_id, reason, result=result)
-                continue
-            about = [one for one in claims if one.rule == result.rule_id]
-            if result.rule_id in skip or any(truth is None or truth.where == one.where for one in about):
-                continue
-            decided = self.decisions(result.rule_id)
-            reason = f"the desk has decided that it is violated ({decided[0].where})" if decided else ""
-            if result.rule_id in lifted:
-                reason = f"the model read in the note that this limit does not bind the bank; {DECIDE}"
-            yield Verdict(OPEN if result.rule_id in lifted else MISSED, result.rule_id, reason, result=result)
-
-
 def judge_answer(
     report: Report,
     engine: Examination,
@@ -255,20 +133,116 @@ def judge_answer(
     has decided on every note.
     """
     read = list(dict.fromkeys((line, claim) for line, claim in lines if claim))
-    lifts = frozenset(claim.rule for _, claim in read if claim.state == "lifts")
-    judge = _Judge(
-        report, engine, profile, None if profile.name == "quickstart" else tuple(proposed), lifts, is_decided
-    )
-    found: list[Verdict] = []
+    lifts = {claim.rule for _, claim in read if claim.state == "lifts"}
+    by_rule: dict[str, list[RuleResult]] = {}
+    for one in engine.results:
+        by_rule.setdefault(one.rule_id, []).append(one)
+
+    def decided(rule: str) -> list[Finding]:
+        return [one for one in engine.decisions if one.rule == rule]
+
+    def truths(rule: str) -> list[tuple[Claim | None, RuleResult]]:
+        """The violations of a rule, as a right answer prints them.
+
+        If the answer itself says that a note lifts the rule, its line on the rule only says what the figures say.
+        """
+        found = [one for one in engine.violated if one.rule_id == rule]
+        if not found and rule in lifts:
+            found = [one for one in by_rule.get(rule, ()) if one.state == "violated"]
+        return [(profile.claim_of(one), one) for one in found]
+
+    def nearest(claim: Claim) -> RuleResult | None:
+        """The result of a rule, on the row that the model names if it has one.
+
+        Of rows that meet the rule the engine keeps one: where the model names another, no row and no figure is shown.
+        """
+        same = by_rule.get(claim.rule, [])
+        named = [one for one in same if one.row and one.row.casefold() in claim.where]
+        found = next(iter(named or same), None)
+        if found and found.row and not named and found.state == "ok":
+            return replace(found, row="", value=None, limit=None, inputs=())
+        return found
+
+    def of_violation(claim: Claim) -> Judgement:
+        """The judgement of a finding."""
+        known = truths(claim.rule)
+        if same := [pair for pair in known if pair[0] is None or pair[0].where == claim.where]:
+            truth, result = min(same, key=lambda pair: len(_differences(claim, *pair)))
+            if wrong := _differences(claim, truth, result):
+                return REFUTED, f"the rule is violated, but {'; '.join(wrong)}", result
+            reason = "by the figures; the answer says that a note lifts it" if claim.rule in lifts else ""
+            for one in decided(claim.rule):
+                if one.state == "violated" and concerns(one, result):
+                    reason = f"the desk has decided: violated ({one.where})"
+            return CONFIRMED, reason, result
+        if known:
+            places = ", ".join(cell_name(one.cell, one.row) for _, one in known)
+            return REFUTED, f"the rule is violated at {places}, not where the model says", known[0][1]
+        result = nearest(claim)
+        if result is None and claim.rule not in note_rules():
+            return REFUTED, "no rule has this id", None
+        if otherwise := decided(claim.rule):
+            return REFUTED, f"the desk has decided otherwise: {otherwise[0].state} ({otherwise[0].where})", result
+        if result is None:
+            return of_note(claim)
+        uncovered = result.state == "not applicable" and result.value is not None
+        verdict = OPEN if result.state == "undecided" or uncovered else REFUTED
+        return verdict, WHY_NOT_VIOLATED[result.state], result
+
+    def of_note(claim: Claim) -> Judgement:
+        """The judgement of a finding that only a note can show."""
+        if not report.notes:
+            return REFUTED, "only a note of the bank can show this, and the report has none", None
+        if is_decided:
+            return REFUTED, "the desk has decided on the note, and not that", None
+        if profile.name == "quickstart":  # its answers have no facts
+            return OPEN, f"only a note shows it; {DECIDE}", None
+        follows = [one for one in proposed if one.rule == claim.rule and one.state == "violated"]
+        if not follows:
+            return REFUTED, "it does not follow from the facts that the model read in the note", None
+        result = next(one for one in apply_findings(engine.results, follows) if one.rule_id == claim.rule)
+        reason = "it follows from the facts that the model read in the note"
+        if wrong := _differences(claim, profile.claim_of(result), result):
+            return REFUTED, f"{reason}, but {'; '.join(wrong)}", result
+        return OPEN, f"{reason}; {DECIDE}", result
+
+    def of_lifting(claim: Claim) -> Judgement:
+        """The judgement of "a note lifts this rule"."""
+        found = next((one for one in by_rule.get(claim.rule, ()) if one.state == "violated"), None)
+        if own := decided(claim.rule):
+            verdict = CONFIRMED if own[0].state == "lifted" else REFUTED
+            return verdict, f"the desk has decided: {own[0].state} ({own[0].where})", found
+        if not report.notes:
+            return REFUTED, "only a note can lift it, and the report has none", found
+        changes = "" if found else " it changes nothing, for the rule is not violated;"
+        return OPEN, f"the model says that a note lifts it;{changes} {DECIDE}", found
+
+    judges = {"violated": of_violation, "lifts": of_lifting}
+    verdicts = []
     for line, claim in read:
-        if claim.state in ("violated", "lifts"):
-            verdict, reason, result = (judge.violated if claim.state == "violated" else judge.lifts)(claim)
-            found.append(Verdict(verdict, claim.rule, reason, line, claim, result))
-    lifted = frozenset(one.rule for one in proposed if one.state == "lifted")
-    said = [claim for _, claim in read if claim.state == "violated"]
+        if claim.state in judges:
+            verdict, reason, result = judges[claim.state](claim)
+            verdicts.append(Verdict(verdict, claim.rule, reason, line, claim, result))
     # In the quickstart a line that names the violation and one that lifts it stand together.
-    skip = frozenset(one.rule for one in found if one.claim and one.claim.state == "lifts" and one.verdict != REFUTED)
-    return found + list(judge.missed(said, lifted, skip))
+    skip = {one.rule for one in verdicts if one.claim and one.claim.state == "lifts" and one.verdict != REFUTED}
+    lifted = {one.rule for one in proposed if one.state == "lifted"}  # by the model's reading
+    covered = {rule.id for rule in profile.rules} | set(note_rules())
+    for result in engine.violated:
+        rule, truth = result.rule_id, profile.claim_of(result)
+        said = [claim for _, claim in read if (claim.state, claim.rule) == ("violated", rule)]
+        if rule not in covered:
+            reason = f"the profile {profile.name} does not cover this rule: the model was not asked about it"
+            verdicts.append(Verdict(NOT_COVERED, rule, reason, result=result))
+        elif rule in skip or any(truth is None or truth.where == claim.where for claim in said):
+            continue
+        elif rule in lifted:
+            reason = f"the model read in the note that this limit does not bind the bank; {DECIDE}"
+            verdicts.append(Verdict(OPEN, rule, reason, result=result))
+        else:
+            own = decided(rule)
+            reason = f"the desk has decided that it is violated ({own[0].where})" if own else ""
+            verdicts.append(Verdict(MISSED, rule, reason, result=result))
+    return verdicts
 
 
 def _differences(claim: Claim, truth: Claim | None, result: RuleResult) -> list[str]:

@@ -96,12 +96,8 @@ def _parsed_file(path: Path, syntax: str, model, references: int) -> ParsedFile:
             _add_indicator(item, indicators)
         else:
             facts.append(_filed_fact(item))
-    warnings = ()
-    if references > 0:
-        warnings = (
-            f"{references} elements with a contextRef are in places where XBRL allows no facts and were ignored",
-        )
-    return ParsedFile(path, syntax, tuple(facts), indicators, warnings=warnings)
+    ignored = f"{references} elements with a contextRef are in places where XBRL allows no facts and were ignored"
+    return ParsedFile(path, syntax, tuple(facts), indicators, warnings=(ignored,) if references > 0 else ())
 
 
 def _leaf_facts(items):  # noqa: ANN001, ANN202 (arelle facts)
@@ -178,23 +174,20 @@ def _fraction(item) -> str | None:  # noqa: ANN001
 
 def _decimals(item, value: str | None, problems: list[str]) -> int | str | None:  # noqa: ANN001
     """The decimals; a `precision` attribute is converted to them. A problem with them is added to `problems`."""
-    if value is None:
+    name = "precision" if item.decimals is None else "decimals"
+    text = getattr(item, name)
+    if value is None or text is None:
         return None
-    for name in ("decimals", "precision"):
-        text = getattr(item, name)
-        if text is None:
-            continue
-        if text.strip() == "INF":
-            return "INF"
-        number = parse_number(text)
-        if number is None or number != int(number):
-            problems.append(f"has the {name} {text!r}, which is neither an integer nor INF")
-            return None
-        amount = parse_number(value)
-        if name == "precision":  # the number of significant digits: XBRL 2.1, 4.6.6
-            return int(number) - amount.adjusted() - 1 if amount and number > 0 else None
+    if text.strip() == "INF":
+        return "INF"
+    number = parse_number(text)
+    if number is None or number != int(number):
+        problems.append(f"has the {name} {text!r}, which is neither an integer nor INF")
+        return None
+    if name == "decimals":
         return int(number)
-    return None
+    amount = parse_number(value)  # a precision is a number of significant digits: XBRL 2.1, 4.6.6
+    return int(number) - amount.adjusted() - 1 if amount and number > 0 else None
 
 
 def _period(context) -> str:  # noqa: ANN001

@@ -87,7 +87,6 @@ class Cells:
             raise UserError(f"{path}: not a distilled DPM ({error}); delete it and run {FETCH}") from error
         if members != ["cells.txt", "signatures"]:
             raise UserError(f"{path}: not a distilled DPM (its members are others); delete it and run {FETCH}")
-        self._known: dict[str, tuple[Cell, ...]] = {}
 
     @functools.cached_property
     def _lines(self) -> tuple[str, list[str], dict[str, str]]:
@@ -133,12 +132,11 @@ class Cells:
         *texts, keys, _ = line.split("\t", 7)
         return Table(*texts, keys=tuple(keys.split()))
 
+    @functools.cache  # noqa: B019 (an instance lives as long as the process)
     def all_in_table(self, table: str) -> tuple[Cell, ...]:
         """The cells of a table in the release and in earlier ones, newest first, each in the order of the template."""
-        if table not in self._known:
-            line = self._lines[2].get(table)
-            self._known[table] = tuple(_cells_of_line(line, self._lines[1])) if line else ()
-        return self._known[table]
+        line = self._lines[2].get(table)
+        return tuple(_cells_of_line(line, self._lines[1])) if line else ()
 
     def in_table(self, table: str) -> tuple[Cell, ...]:
         """The cells of a table in the release, in the order of the template."""

@@ -32,13 +32,9 @@ def read_files(
     files: Sequence[Path], workers: int, taxonomy: Sequence[Path] = ()
 ) -> tuple[list[Report], dict[Path, str]]:
     """(the report of each file, file -> why it was refused). `workers` processes read them."""
-    reports, refused = [], {}
-    for path, report, error in in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files"):
-        if report is None:
-            refused[path] = error
-        else:
-            reports.append(report)
-    return reports, refused
+    read = list(in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files"))
+    refused = {path: found for path, found in zip(files, read, strict=True) if isinstance(found, str)}
+    return [found for found in read if isinstance(found, Report)], refused
 
 
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -59,20 +55,19 @@ def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
     return found, others
 
 
-def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> tuple[Path, Report | None, str]:
-    """(path, report or None, error message). Never raises, so that worker processes survive bad files."""
+def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> Report | str:
+    """The report, or why it is refused. Never raises, so that worker processes survive bad files."""
     try:
         report = read_report(path, taxonomy=taxonomy)
     except UserError as error:
-        return path, None, str(error)
+        return str(error)
     except Exception as error:  # a bug in this code or in a parser must not stop the other files
-        return path, None, f"{path}: {type(error).__name__}: {error}"
+        return f"{path}: {type(error).__name__}: {error}"
     if not report.entity or not report.period:
-        return path, None, f"{path}: the report has no entity or no reference date"
+        return f"{path}: the report has no entity or no reference date"
     if not report.entity.isprintable():
-        problem = f"the entity {report.entity!a} is no identifier; ask the bank to file the report again"
-        return path, None, f"{path}: {problem}"
-    return path, report, ""
+        return f"{path}: the entity {report.entity!a} is no identifier; ask the bank to file the report again"
+    return report
 
 
 def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Report]:

@@ -25,7 +25,7 @@ from xbrl.read.xbrl_json import load_json, read_json
 INSTANCE = "{http://www.xbrl.org/2003/instance}xbrl"
 SCHEMA_REF = "{http://www.xbrl.org/2003/linkbase}schemaRef"
 HREF = "{http://www.w3.org/1999/xlink}href"
-XML_NAMES = (".xbrl", ".xml", ".xhtml", ".html", ".htm")
+NAMES = (".json", ".xbrl", ".xml", ".xhtml", ".html", ".htm")
 
 
 def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence[Path] = ()) -> Report:
@@ -51,20 +51,17 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
         return _read_package(open_package(path), cells, taxonomy)
     if not content.strip():
         raise UserError(f"{path}: the file is empty")
-    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
-        document = _inspect_json(str(path), content)
-        if document.syntax == "xBRL-CSV":
-            return read_csv_package(open_package(path.parent), path.name, document.content["documentInfo"], cells)
-        if document.syntax is None:
-            kind = document.content["documentInfo"].get("documentType", "")
-            raise UserError(f"{path}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
-    elif path.suffix.lower() == ".csv":
+    if path.suffix.lower() == ".csv" and not _is_json(content):
         raise UserError(
             f"{path}: this is one table of an xBRL-CSV report; "
             "pass its package instead, a zip or the folder with report.json"
         )
-    else:
-        document = _inspect_xml(str(path), content)
+    document = _inspect(str(path), content)
+    if document.syntax == "xBRL-CSV":
+        return read_csv_package(open_package(path.parent), path.name, document.content["documentInfo"], cells)
+    if document.syntax is None and document.root is None:
+        kind = document.content["documentInfo"].get("documentType", "")
+        raise UserError(f"{path}: documentType is {kind!r}; expected https://xbrl.org/2021/xbrl-json")
     if document.syntax is None:
         raise UserError(f"{path}: this XML file is neither an XBRL instance nor inline XBRL")
     return _to_report(path, [document], cells, taxonomy)
@@ -127,13 +124,11 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
     path = package.path
     names = [name for name in package.names if "META-INF/" not in f"/{name}"]
     names = [name for name in names if "/reports/" in f"/{name}"] or names
-    found: dict[str, _Document] = {}
-    for name in names:
-        inspect = _inspect_json if name.lower().endswith(".json") else _inspect_xml
-        if name.lower().endswith((".json", *XML_NAMES)):
-            document = inspect(f"{path}: {name}", package.read(name))
-            if document.syntax:
-                found[name] = document
+    named = [name for name in names if name.lower().endswith(NAMES)]
+    inspected = {
+        name: _inspect(f"{path}: {name}", package.read(name), name.lower().endswith(".json")) for name in named
+    }
+    found = {name: document for name, document in inspected.items() if document.syntax}
     documents = list(found.values())
     folders = {(document.syntax, name.rpartition("/")[0]) for name, document in found.items()}
     if len(found) != 1 and not (len(folders) == 1 and documents[0].syntax == "iXBRL"):
@@ -178,23 +173,26 @@ class _Document:
     root: Any = None  # the root element of the lxml tree
 
 
-def _inspect_json(where: str, content: bytes) -> _Document:
-    document = load_json(where, content)
-    kind = str(document["documentInfo"].get("documentType", ""))
-    if kind.endswith("xbrl-csv"):
-        return _Document(where, "xBRL-CSV", document)
-    return _Document(where, "xBRL-JSON" if re.search(r"xbrl\.org/.*xbrl-json/?$", kind) else None, document)
+def _is_json(content: bytes) -> bool:
+    return content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
 
 
-def _inspect_xml(where: str, content: bytes) -> _Document:
-    """Parse an XML file strictly and determine its syntax. Raises UserError, prefixed with `where`, for unsafe XML."""
+def _inspect(where: str, content: bytes, is_json: bool | None = None) -> _Document:
+    """Parse a file strictly and determine its syntax (`is_json`: None if its name does not say so).
+
+    Raises UserError, prefixed with `where`, for JSON and XML that cannot be trusted.
+    """
+    if _is_json(content) if is_json is None else is_json:
+        document = load_json(where, content)
+        kind = str(document["documentInfo"].get("documentType", ""))
+        is_report = re.search(r"xbrl\.org/.*xbrl-json/?$", kind)
+        return _Document(
+            where, "xBRL-CSV" if kind.endswith("xbrl-csv") else "xBRL-JSON" if is_report else None, document
+        )
     tree = strict_xml(where, content)
     root = tree.getroot()
-    syntax = None
-    if root.tag == INSTANCE:
-        syntax = "xBRL-XML"
-    elif any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE):
-        syntax = "iXBRL"
+    inline = any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE)
+    syntax = "xBRL-XML" if root.tag == INSTANCE else "iXBRL" if inline else None
     return _Document(where, syntax, without_schema_locations(tree, content), root)
 
 
@@ -203,11 +201,9 @@ def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
 
     A taxonomy package of the user can provide a schema with a URL. A local schema is missing for good: a warning says so.
     """
-    syntax = documents[0].syntax
-    assert syntax is not None, "the caller has checked that these are XBRL documents"
     roots = [document.root for document in documents]
     references = sum(element.get("contextRef") is not None for root in roots for element in root.iter("*"))
-    parsed = read_with_arelle(path, syntax, [document.content for document in documents], references)
+    parsed = read_with_arelle(path, str(documents[0].syntax), [one.content for one in documents], references)
     schemas = dict.fromkeys(element.get(HREF) or "" for root in roots for element in root.iter(SCHEMA_REF))
     urls = tuple(schema for schema in schemas if schema.startswith(("http://", "https://")))
     warnings = tuple(

@@ -18,7 +18,6 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -40,48 +39,30 @@ ABSENT = ("", "#none")  # no member of a dimension, no value of a fact
 TEMPLATE_COLUMN = re.compile(r"c[0-9]{4}")
 # Table of the register -> its key columns and their dimensions. A table without a key has a single row, `FIXED_ROWS`.
 KEY_COLUMNS: dict[str, dict[str, str]] = {
-    "B_01.01": {"c0010": "ERI"},
-    "B_01.02": {"c0010": "ESI"},
-    "B_01.03": {"c0010": "ISB", "c0020": "LHH"},
-    "B_02.01": {"c0010": "CRZ"},
-    "B_02.02": {
-        "c0010": "CRZ",
-        "c0020": "qLES",
-        "c0030": "ICT",
-        "c0050": "IOB",
-        "c0060": "TYA",
-        "c0130": "qNNB",
-        "c0150": "qNMP",
-        "c0160": "qNMR",
-    },
-    "B_02.03": {"c0010": "CRN", "c0020": "CRD"},
-    "B_03.01": {"c0010": "CRZ", "c0020": "qLEA"},
-    "B_03.02": {"c0010": "CRZ", "c0020": "ICT"},
-    "B_03.03": {"c0010": "CRZ", "c0020": "qLEB"},
-    "B_04.01": {"c0010": "CRZ", "c0020": "qLES", "c0040": "ISB"},
-    "B_05.01": {"c0010": "ICT"},
-    "B_05.02": {"c0010": "CRZ", "c0020": "TIC", "c0030": "ICT", "c0050": "ii1713", "c0060": "si1456"},
-    "B_06.01": {"c0010": "IOB", "c0040": "qLES"},
-    "B_07.01": {"c0010": "CRZ", "c0020": "ICT", "c0040": "TIC"},
-    "B_99.01": {},
+    table: dict(pair.split("=") for pair in keys)
+    for table, *keys in map(
+        str.split,
+        (
+            "B_01.01 c0010=ERI",
+            "B_01.02 c0010=ESI",
+            "B_01.03 c0010=ISB c0020=LHH",
+            "B_02.01 c0010=CRZ",
+            "B_02.02 c0010=CRZ c0020=qLES c0030=ICT c0050=IOB c0060=TYA c0130=qNNB c0150=qNMP c0160=qNMR",
+            "B_02.03 c0010=CRN c0020=CRD",
+            "B_03.01 c0010=CRZ c0020=qLEA",
+            "B_03.02 c0010=CRZ c0020=ICT",
+            "B_03.03 c0010=CRZ c0020=qLEB",
+            "B_04.01 c0010=CRZ c0020=qLES c0040=ISB",
+            "B_05.01 c0010=ICT",
+            "B_05.02 c0010=CRZ c0020=TIC c0030=ICT c0050=ii1713 c0060=si1456",
+            "B_06.01 c0010=IOB c0040=qLES",
+            "B_07.01 c0010=CRZ c0020=ICT c0040=TIC",
+            "B_99.01",
+        ),
+    )
 }
 FIXED_ROWS = {"B_99.01": "r0040"}
 Row = tuple[int, dict[str, str]]  # (line number, column -> text)
-
-
-@dataclass(frozen=True)
-class TableFile:
-    """One CSV file of a package, and the parameters of its report."""
-
-    package: Package
-    name: str  # the member of the package
-    table: str  # "C_76.00.a"
-    parameters: Mapping[str, str]
-
-    @property
-    def where(self) -> str:
-        """The beginning of an error message."""
-        return f"{self.package.path}: {self.name}"
 
 
 def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any], cells: Cells) -> Report:
@@ -89,9 +70,14 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
 
     Raises UserError with the file and line at fault.
     """
-    path = package.path
-    _check_metadata(f"{path}: {report_json}", info)
-    folder = report_json.rpartition("/")[0]
+    path, folder = package.path, report_json.rpartition("/")[0]
+    kind, extends = info.get("documentType"), info.get("extends")
+    if not DOCUMENT_TYPE.fullmatch(str(kind)):
+        raise UserError(f"{path}: {report_json} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
+    if not isinstance(extends, list) or not extends:
+        raise UserError(
+            f"{path}: {report_json} extends no module; only reports that extend an EBA taxonomy module are supported"
+        )
     tables = {}
     for name in package.names:
         parent, _, file = name.rpartition("/")
@@ -102,13 +88,13 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
     facts: list[Fact] = []
     warnings: list[str] = []
     for file, name in sorted(tables.items()):
-        filed, problems = read_table(TableFile(package, name, table_code(file), parameters), cells)
-        facts += filed
-        warnings += problems
+        table = _Table(f"{path}: {name}", name, table_code(file), parameters, cells)
+        table.read(package.read(name))
+        facts += table.facts
+        warnings += table.warnings
     if not facts and not indicators:
         raise UserError(f"{path}: the report is empty: no facts and no filing indicators in {folder or 'the package'}")
     currency = parameters.get("baseCurrency")
-    unknown = cells.explain_unknown(path, len(facts), [fact.concept for fact in facts if fact.cell is None])
     return Report(
         path=path,
         format="xBRL-CSV",
@@ -118,17 +104,8 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
         filing_indicators=indicators,
         facts=tuple(facts),
         warnings=(*warnings, *duplicate_warnings(tuple(facts))),
-        incomplete=unknown,
+        incomplete=cells.explain_unknown(path, len(facts), [fact.concept for fact in facts if fact.cell is None]),
     )
-
-
-def _check_metadata(where: str, info: Mapping[str, Any]) -> None:
-    """Check that the metadata has the document type xBRL-CSV and extends a taxonomy module. Raises UserError."""
-    kind, extends = info.get("documentType"), info.get("extends")
-    if not DOCUMENT_TYPE.fullmatch(str(kind)):
-        raise UserError(f"{where} has documentType {kind!r}; expected https://xbrl.org/2021/xbrl-csv")
-    if not isinstance(extends, list) or not extends:
-        raise UserError(f"{where} extends no module; only reports that extend an EBA taxonomy module are supported")
 
 
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
@@ -140,7 +117,7 @@ def _parameters(package: Package, name: str | None) -> dict[str, str]:
         raise UserError(
             f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
         )
-    parameters = {}
+    parameters: dict[str, str] = {}
     columns, rows = read_csv(f"{package.path}: {name}", package.read(name))
     if not {"name", "value"} <= set(columns):
         raise UserError(f"{package.path}: {name} line 1: the columns must be name,value")
@@ -177,20 +154,6 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
                 f"{package.path}: {name} line {line}: {template} is both filed and not filed; ask the bank which is right"
             )
     return indicators
-
-
-def read_table(file: TableFile, cells: Cells) -> tuple[list[Fact], list[str]]:
-    """(facts, warnings) of one table file in either layout. Raises `UserError` with the file and line at fault."""
-    columns, rows = read_csv(file.where, file.package.read(file.name))
-    if not rows:
-        return [], []
-    if {"datapoint", "factValue"} <= set(columns):
-        return _read_datapoints(file, rows, cells)
-    if "datapoint" not in columns and any(TEMPLATE_COLUMN.fullmatch(column) for column in columns):
-        return _read_entries(file, rows, cells)
-    raise UserError(
-        f"{file.where} line 1: the columns datapoint and factValue are required, or the columns c0010, c0020, ... of a register"
-    )
 
 
 def read_csv(where: str, content: bytes) -> tuple[list[str], list[Row]]:
@@ -233,103 +196,88 @@ def read_table_of(path: Path, required: Sequence[str], known: Sequence[str] = ()
     return [(f"{path}, line {line}", row) for line, row in rows]
 
 
-def _read_datapoints(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:
-    """A fact per row."""
-    facts, warnings, empty = [], [], 0
-    for line, row in rows:
-        datapoint, text = row.pop("datapoint"), row.pop("factValue")
-        if not re.fullmatch(r"dp[0-9]{1,12}", datapoint):
-            raise UserError(f"{file.where} line {line}: {datapoint!r} is not a datapoint id such as dp5435202")
-        if text in ABSENT:
-            empty += 1  # an empty field and #none report no fact (xBRL-CSV 1.0, 3.1.9)
-            continue
-        cell = cells.by_datapoint(datapoint, file.table)
-        unit = row.pop("unit", "")
-        dimensions = {key: member for key, member in row.items() if member not in ABSENT}
-        if cell and cell.sheet not in ("", "*"):
-            dimensions["sheet"] = cell.sheet
-        place = (cell.table, cell.row, cell.column) if cell else None
-        fact = _fact(file, datapoint, cell.type if cell else "", text, dimensions, place, unit)
-        facts.append(fact)
-        warnings += _problems(file, line, fact, cell.type if cell else "")
-    if empty:
-        warnings.append(f"{file.name}: {empty} rows have an empty factValue and report no fact")
-    return facts, warnings
+class _Table:
+    """One CSV file of a package. `read` adds what it has to `facts` and `warnings`."""
 
+    def __init__(self, where: str, name: str, table: str, parameters: Mapping[str, str], cells: Cells) -> None:
+        """`where` begins an error message, `name` a warning."""
+        self.where, self.name, self.table, self.parameters, self.cells = where, name, table, parameters, cells
+        self.facts: list[Fact] = []
+        self.warnings: list[str] = []
 
-def _read_entries(file: TableFile, rows: Iterable[Row], cells: Cells) -> tuple[list[Fact], list[str]]:
-    """A row per entry: a fact per cell that is neither empty nor part of the key. The rows are open (`*`) if there is a key."""
-    code = FIXED_ROWS.get(file.table, "*")
-    facts, warnings, without_fact = [], [], 0
-    types: dict[str, str] = {}
-    for number, (line, row) in enumerate(rows, start=1):
-        key = _key_columns(file, row)
-        dimensions = {dimension: row[column] for column, dimension in key.items() if row[column] not in ABSENT}
-        if file.table not in KEY_COLUMNS and not key:
-            dimensions["row"] = str(number)
-        missing = [column for column in key if row[column] in ABSENT]
-        if missing:
-            warnings.append(f"{file.name} line {line}: the key column {missing[0]} is empty")
-        filed = {column: text for column, text in row.items() if column not in key and text not in ABSENT}
-        without_fact += not filed
-        for column, text in filed.items():
-            if column not in types:
-                cell = cells.by_cell(file.table, code, column)
-                types[column] = cell.type if cell else "string"
-            place = (file.table, code, column)
-            fact = _fact(file, f"{file.table}.{column}", types[column], text, dict(dimensions), place)
-            facts.append(fact)
-            warnings += _problems(file, line, fact, types[column])
-    if without_fact:
-        warnings.append(f"{file.name}: {without_fact} rows have only key columns and report no fact")
-    if facts and file.table not in KEY_COLUMNS:
-        named = sorted(facts[0].dimensions)
-        assumed = "rows are numbered" if "row" in named else f"assumed: {', '.join(named)}"
-        warnings.append(f"{file.name}: the key columns of {file.table} are not known; {assumed}")
-    return facts, warnings
+    def read(self, content: bytes) -> None:
+        """Read the file in either layout. Raises `UserError` with the file and line at fault."""
+        columns, rows = read_csv(self.where, content)
+        if not rows:
+            return
+        if {"datapoint", "factValue"} <= set(columns):
+            self._read_datapoints(rows)
+        elif "datapoint" not in columns and any(TEMPLATE_COLUMN.fullmatch(column) for column in columns):
+            self._read_entries(rows)
+        else:
+            raise UserError(
+                f"{self.where} line 1: the columns datapoint and factValue are required, or the columns c0010, c0020, ... "
+                "of a register"
+            )
 
+    def _read_datapoints(self, rows: Iterable[Row]) -> None:
+        """A fact per row."""
+        empty = 0
+        for line, row in rows:
+            datapoint, text, unit = row.pop("datapoint"), row.pop("factValue"), row.pop("unit", "")
+            if not re.fullmatch(r"dp[0-9]{1,12}", datapoint):
+                raise UserError(f"{self.where} line {line}: {datapoint!r} is not a datapoint id such as dp5435202")
+            if text in ABSENT:
+                empty += 1  # an empty field and #none report no fact (xBRL-CSV 1.0, 3.1.9)
+                continue
+            cell = self.cells.by_datapoint(datapoint, self.table)
+            dimensions = {key: member for key, member in row.items() if member not in ABSENT}
+            if cell and cell.sheet not in ("", "*"):
+                dimensions["sheet"] = cell.sheet
+            place = (cell.table, cell.row, cell.column) if cell else None
+            self._add(line, datapoint, cell.type if cell else "", text, dimensions, place, unit)
+        if empty:
+            self.warnings.append(f"{self.name}: {empty} rows have an empty factValue and report no fact")
 
-def _key_columns(file: TableFile, row: Mapping[str, str]) -> dict[str, str]:
-    """Key column -> dimension. In an unknown table, these are the columns that the template does not number."""
-    others = {column: column for column in row if not TEMPLATE_COLUMN.fullmatch(column)}
-    known = KEY_COLUMNS.get(file.table)
-    if known is None:
-        return others
-    missing = sorted(known.keys() - row.keys())
-    if missing:
-        raise UserError(f"{file.where} line 1: the key column {missing[0]} of {file.table} is missing")
-    return known | others
+    def _read_entries(self, rows: Iterable[Row]) -> None:
+        """A row per entry: a fact per cell that is neither empty nor part of the key. The rows are open (`*`) if there is a key."""
+        code, is_known, without_fact = FIXED_ROWS.get(self.table, "*"), self.table in KEY_COLUMNS, 0
+        for number, (line, row) in enumerate(rows, start=1):
+            # In an unknown table the key columns are those that the template does not number.
+            key = KEY_COLUMNS.get(self.table, {}) | {one: one for one in row if not TEMPLATE_COLUMN.fullmatch(one)}
+            if missing := sorted(key.keys() - row.keys()):
+                raise UserError(f"{self.where} line 1: the key column {missing[0]} of {self.table} is missing")
+            dimensions = {dimension: row[column] for column, dimension in key.items() if row[column] not in ABSENT}
+            if not is_known and not key:
+                dimensions["row"] = str(number)
+            if empty := [column for column in key if row[column] in ABSENT]:
+                self.warnings.append(f"{self.name} line {line}: the key column {empty[0]} is empty")
+            filed = {column: text for column, text in row.items() if column not in key and text not in ABSENT}
+            without_fact += not filed
+            for column, text in filed.items():
+                cell, place = self.cells.by_cell(self.table, code, column), (self.table, code, column)
+                kind = cell.type if cell else "string"
+                self._add(line, f"{self.table}.{column}", kind, text, dict(dimensions), place)
+        if without_fact:
+            self.warnings.append(f"{self.name}: {without_fact} rows have only key columns and report no fact")
+        if self.facts and not is_known:
+            named = sorted(self.facts[0].dimensions)
+            assumed = "rows are numbered" if "row" in named else f"assumed: {', '.join(named)}"
+            self.warnings.append(f"{self.name}: the key columns of {self.table} are not known; {assumed}")
 
-
-def _fact(
-    file: TableFile,
-    concept: str,
-    kind: str,
-    text: str,
-    dimensions: dict[str, str],
-    cell: CellKey | None,
-    unit: str = "",
-) -> Fact:
-    """The fact of one value. `kind` is its DPM type, or "" for an unknown datapoint."""
-    value, decimals, is_number = _parse_value(text, kind, file.parameters)
-    if is_number and not unit and kind:
-        unit = file.parameters.get("baseCurrency", "") if kind == "monetary" else "xbrli:pure"
-    return Fact(
-        concept=concept,
-        value=value,
-        unit=unit or None,
-        decimals=decimals,
-        entity=local_name(file.parameters["entityID"]),
-        period=file.parameters["refPeriod"],
-        dimensions=dimensions,
-        cell=cell,
-    )
-
-
-def _problems(file: TableFile, line: int, fact: Fact, kind: str) -> list[str]:
-    if kind in DECIMALS_PARAMETERS and isinstance(fact.value, str):
-        return [f"{file.name} line {line}: {describe(fact)} has the non-numeric value {fact.value[:40]!r}"]
-    return []
+    def _add(
+        self, line: int, concept: str, kind: str, text: str, dimensions: dict, cell: CellKey | None, unit: str = ""
+    ) -> None:
+        """The fact of one value. `kind` is its DPM type, or "" for an unknown datapoint."""
+        value, decimals, is_number = _parse_value(text, kind, self.parameters)
+        if is_number and not unit and kind:
+            unit = self.parameters.get("baseCurrency", "") if kind == "monetary" else "xbrli:pure"
+        entity, period = local_name(self.parameters["entityID"]), self.parameters["refPeriod"]
+        fact = Fact(concept, value, unit or None, decimals, entity, period, dimensions, cell)
+        self.facts.append(fact)
+        if kind in DECIMALS_PARAMETERS and isinstance(value, str):
+            problem = f"{describe(fact)} has the non-numeric value {value[:40]!r}"
+            self.warnings.append(f"{self.name} line {line}: {problem}")
 
 
 def _parse_value(

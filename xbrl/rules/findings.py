@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
+from typing import Any
 
 from common.errors import UserError
 from xbrl.read.filed_report import CellKey, is_day, parse_number
@@ -68,9 +69,14 @@ class Finding:
     where: str = field(default="", compare=False)  # "FILE, line N", for messages
 
     @property
+    def note_rule(self) -> NoteRule | None:
+        """Its rule, if that is one of note_rules.jsonl."""
+        return note_rules().get(self.rule)
+
+    @property
     def is_of_note(self) -> bool:
         """Whether it says what a note means. It must name the note: a note that is filed anew has another name."""
-        return bool(self.kind) or self.state == "benign" or self.rule in note_rules()
+        return bool(self.kind) or self.state == "benign" or self.note_rule is not None
 
 
 COLUMNS = tuple(field.name for field in fields(Finding) if field.name != "where")
@@ -94,11 +100,8 @@ def write_findings(path: pathlib.Path, findings: Iterable[Finding]) -> None:
 
 def csv_line(finding: Finding) -> str:
     """A finding as a line of findings.csv."""
-    text = io.StringIO()
-    fields = (getattr(finding, name) for name in COLUMNS)
-    csv.writer(text, lineterminator="").writerow(
-        ["" if value is None else f"{value:f}" if isinstance(value, Decimal) else value for value in fields]
-    )
+    text, values = io.StringIO(), (getattr(finding, name) for name in COLUMNS)
+    csv.writer(text, lineterminator="").writerow(f"{one:f}" if isinstance(one, Decimal) else one for one in values)
     return text.getvalue()
 
 
@@ -125,49 +128,32 @@ def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ..
 def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     """A finding from its row. Raises `UserError` that names the column."""
     texts = dict.fromkeys(COLUMNS, "") | row
-
-    def check(column: str, valid: bool, expected: str) -> None:
+    numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
+    kinds = sorted({"waiver"} | {rule.kind for rule in note_rules().values()})
+    rules = {rule.id for rule in built_in_rules()} | set(note_rules())
+    near = [] if texts["rule"] in rules else difflib.get_close_matches(texts["rule"], sorted(rules), n=1)
+    meant = "".join(f"; did you mean {name}?" for name in near)
+    fields: dict[str, Any] = {**texts, **numbers, "entity": texts["entity"].partition(".")[0], "where": where}
+    finding = Finding(**fields)
+    named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
+    for column, valid, expected in (
+        ("entity", texts["entity"], "the code of a bank, as in its reports"),
+        ("period", is_day(finding.period), "a reference date (YYYY-MM-DD)"),
+        (
+            "rule",
+            finding.rule in rules or (finding.rule, finding.state) == ("", "benign"),
+            f"a rule of rules.jsonl or note_rules.jsonl{meant}",
+        ),
+        ("kind", finding.kind in ("", *kinds), f"a kind of note: one of {', '.join(kinds)}, or empty"),
+        ("state", finding.state in STATES, f"one of {', '.join(STATES)}"),
+        ("cell", not finding.cell or CELL.fullmatch(finding.cell), "a cell such as C 76.00.a r0030 c0010"),
+        ("value", finding.value is not None or not texts["value"], "a number; 0.95 is 95%"),
+        ("limit", finding.limit is not None or not texts["limit"], "a number; 0.95 is 95%"),
+        ("note", named, "the name of a note; without it nothing is decided: copy its 16 digits from the report's page"),
+    ):
         if not valid:
             raise UserError(f"{where}, column {column}: {texts[column]!r} is not {expected}")
-
-    check("entity", bool(texts["entity"]), "the code of a bank, as in its reports")
-    check("period", is_day(texts["period"]), "a reference date (YYYY-MM-DD)")
-    if texts["rule"] or texts["state"] != "benign":
-        known = texts["rule"] in _rule_ids()
-        check("rule", known, "" if known else f"a rule of rules.jsonl or note_rules.jsonl{_nearest(texts['rule'])}")
-    kinds = sorted({"", "waiver"} | {rule.kind for rule in note_rules().values()})
-    check("kind", texts["kind"] in kinds, f"a kind of note: one of {', '.join(filter(None, kinds))}, or empty")
-    check("state", texts["state"] in STATES, f"one of {', '.join(STATES)}")
-    check("cell", not texts["cell"] or bool(CELL.fullmatch(texts["cell"])), "a cell such as C 76.00.a r0030 c0010")
-    numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
-    for column, number in numbers.items():
-        check(column, not texts[column] or number is not None, "a number; 0.95 is 95%")
-    finding = Finding(
-        entity=texts["entity"].partition(".")[0],
-        period=texts["period"],
-        rule=texts["rule"],
-        state=texts["state"],
-        cell=texts["cell"],
-        value=numbers["value"],
-        limit=numbers["limit"],
-        legal=texts["legal"],
-        kind=texts["kind"],
-        note=texts["note"],
-        where=where,
-    )
-    named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
-    check("note", named, "the name of a note; without it nothing is decided: copy its 16 digits from the report's page")
     return finding
-
-
-@functools.cache
-def _rule_ids() -> frozenset[str]:
-    return frozenset(rule.id for rule in built_in_rules()) | frozenset(note_rules())
-
-
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, _rule_ids(), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -> list[RuleResult]:
@@ -211,8 +197,7 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
     the accuracy are those of the reported figure. Raises `UserError` if value, limit or cell are unknown; only of a rule
     `..._COUNTED`, value and limit may be (the note states no amount, or in another currency).
     """
-    rule = note_rules().get(finding.rule)
-    cell, row = parse_cell(finding.cell)
+    rule, (cell, row) = finding.note_rule, parse_cell(finding.cell)
     own = next((result for result in results if result.rule_id == finding.rule), None)
     if own and not finding.cell:
         cell, row = own.cell, own.row

@@ -11,14 +11,16 @@ intervals, as in the interval arithmetic of the EBA's filing rules. `a != b` is 
 
 import ast
 import functools
+import operator
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from decimal import Decimal
 
 from xbrl.read.filed_report import CellKey
 
 CELL = re.compile(r"\{([A-Z]+_\d+\.\d+(?:\.[a-z])?),(r\d+|\*),(c\d+)\}")
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 RELATIONS = {ast.Lt: "min", ast.LtE: "min", ast.Gt: "max", ast.GtE: "max", ast.NotEq: "expected"}
 
 
@@ -80,26 +82,23 @@ def parse_formula(text: str, parameters: Set[str]) -> Formula:
 
     Raises ValueError or SyntaxError for anything outside the formula language: evaluating it on some numbers meets it.
     """
-    cells: list[CellKey] = []
-
-    def variable(match: re.Match) -> str:
-        if match.groups() not in cells:
-            cells.append(match.groups())
-        return f"x{cells.index(match.groups())}"
-
-    expression = ast.parse(CELL.sub(variable, text).strip(), mode="eval").body
-    comparison = next((node for node in ast.walk(expression) if isinstance(node, ast.Compare)), None)
+    cells: dict[CellKey, str] = {}
+    plain = CELL.sub(lambda match: cells.setdefault((match[1], match[2], match[3]), f"x{len(cells)}"), text)
+    expression = ast.parse(plain.strip(), mode="eval").body
+    nodes = list(ast.walk(expression))
+    comparison = next((node for node in nodes if isinstance(node, ast.Compare)), None)
     if comparison is None:
         raise ValueError("violated_if contains no comparison")
-    names = {f"x{index}": cell for index, cell in enumerate(cells)}
-    truth(expression, {name: exactly(Decimal(3**index)) for index, name in enumerate((*names, *parameters))}, {})
-    calls = {id(node.args[0]): _called(node) for node in ast.walk(expression) if isinstance(node, ast.Call)}
-    found = [node for node in ast.walk(expression) if isinstance(node, ast.Name) and node.id in names]
-    needed = {node.id for node in found if calls.get(id(node)) not in ("zero", "says")}
-    texts = frozenset(node.id for node in found if calls.get(id(node)) == "says")
-    return Formula(
-        expression, tuple(cells), frozenset(names[name] for name in names.keys() - needed), comparison, texts
-    )
+    names = (*cells.values(), *parameters)
+    truth(expression, {name: exactly(Decimal(3**index)) for index, name in enumerate(names)}, {})
+    read: dict[str, set[str]] = {"zero": set(), "says": set(), "": set()}  # function, or "" -> names that it reads
+    called = {id(node.args[0]): ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            function = called.get(id(node), "")
+            read[function if function in read else ""].add(node.id)
+    optional = frozenset(cell for cell, name in cells.items() if name not in read[""])
+    return Formula(expression, tuple(cells), optional, comparison, frozenset(read["says"]))
 
 
 def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> bool | None:
@@ -136,56 +135,36 @@ def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str
 
     Raises ZeroDivisionError if the interval of a divisor contains zero, ValueError for a node that is no figure.
     """
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return exactly(Decimal(str(node.value)))
-    if isinstance(node, ast.Name):
-        if node.id not in numbers:
-            raise ValueError(f"violated_if contains {node.id}, which is neither a cell nor a legal parameter")
-        return numbers[node.id]
-    if isinstance(node, ast.Call) and node.args and not node.keywords:
-        return _call(node, numbers, texts)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        inner = arithmetic(node.operand, numbers, texts)
-        return Number(-inner.value, -inner.high, -inner.low)
-    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div):
-        raise ValueError(f"violated_if contains {ast.unparse(node)} where a figure is expected")
-    left, right = arithmetic(node.left, numbers, texts), arithmetic(node.right, numbers, texts)
-    if isinstance(node.op, ast.Add):
-        return Number(left.value + right.value, left.low + right.low, left.high + right.high)
-    if isinstance(node.op, ast.Sub):
-        return Number(left.value - right.value, left.low - right.high, left.high - right.low)
-    if isinstance(node.op, ast.Mult):
-        corners = [a * b for a in (left.low, left.high) for b in (right.low, right.high)]
-        return Number(left.value * right.value, min(corners), max(corners))
-    return quotient(left, right)
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return exactly(Decimal(str(value)))
+        case ast.Name(id=name):
+            if name not in numbers:
+                raise ValueError(f"violated_if contains {name}, which is neither a cell nor a legal parameter")
+            return numbers[name]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return combine(operator.sub, exactly(Decimal(0)), arithmetic(operand, numbers, texts))
+        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in OPERATIONS:
+            parts = (arithmetic(part, numbers, texts) for part in (left, right))
+            return combine(OPERATIONS[type(sign)], *parts)
+        case ast.Call(
+            func=ast.Name(id="says"), args=[ast.Name(id=name), ast.Constant(value=str() as said)], keywords=[]
+        ):
+            return exactly(Decimal(texts.get(name) == said))
+        case ast.Call(func=ast.Name(id="zero"), args=[ast.Name() as cell], keywords=[]):
+            return arithmetic(cell, numbers, texts)
+        case ast.Call(func=ast.Name(id="max" | "min" as called), args=[_, *_] as args, keywords=[]):
+            choose, parts = max if called == "max" else min, [arithmetic(part, numbers, texts) for part in args]
+            return Number(*(choose(getattr(part, end) for part in parts) for end in ("value", "low", "high")))
+    raise ValueError(f"violated_if contains {ast.unparse(node)} where a figure is expected")
 
 
-def _called(node: ast.Call) -> str:
-    return node.func.id if isinstance(node.func, ast.Name) else ""
+def combine(operation: Callable[[Decimal, Decimal], Decimal], left: Number, right: Number) -> Number:
+    """One operation on two numbers: its interval has the extremes of the four corners.
 
-
-def _call(node: ast.Call, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> Number:
-    """`max(...)`, `min(...)`, `zero(cell)` or `says(cell, 'member')`."""
-    called, first, *rest = _called(node), *node.args
-    of_cell = isinstance(first, ast.Name)
-    if (
-        called == "says"
-        and of_cell
-        and len(rest) == 1
-        and isinstance(rest[0], ast.Constant)
-        and isinstance(rest[0].value, str)
-    ):
-        return exactly(Decimal(texts.get(first.id) == rest[0].value))
-    if called not in ("max", "min") and not (called == "zero" and of_cell and not rest):
-        raise ValueError(f"violated_if contains {ast.unparse(node)} where a figure is expected")
-    choose = min if called == "min" else max  # zero(x) has one argument
-    parts = [arithmetic(part, numbers, texts) for part in node.args]
-    return Number(*(choose(getattr(part, end) for part in parts) for end in ("value", "low", "high")))
-
-
-def quotient(left: Number, right: Number) -> Number:
-    """`left / right`. Raises ZeroDivisionError if the interval of `right` contains zero."""
-    if right.low <= 0 <= right.high:
+    Raises ZeroDivisionError if the interval of a divisor contains zero.
+    """
+    if operation is operator.truediv and right.low <= 0 <= right.high:
         raise ZeroDivisionError
-    corners = [a / b for a in (left.low, left.high) for b in (right.low, right.high)]
-    return Number(left.value / right.value, min(corners), max(corners))
+    corners = [operation(a, b) for a in (left.low, left.high) for b in (right.low, right.high)]
+    return Number(operation(left.value, right.value), min(corners), max(corners))

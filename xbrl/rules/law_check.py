@@ -12,38 +12,42 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-Cell = tuple[str, str, str]  # (table, row or key of the row, column), e.g. ("C 03.00", "r0010", "c0010")
+Cell = str  # "C 03.00 r0010 c0010"; in an open table the row is its key
+Complaint = tuple[str, str]  # its case, and a sentence
+Missed = tuple[tuple[str, ...], str]  # rules, one of which must say so, and a sentence
 
+# Of CET1, Tier 1 and total capital: name in rules, minimum (CRR Art. 92(1)), rows in C 03.00 of the ratio, of TSCR and of the
+# overall requirement (CRD Art. 104a, 141a), row of the capital in C 01.00.
+LEGS = (
+    ("CET1", "0.045", "r0010", "r0140", "r0170", "r0020"),
+    ("T1", "0.06", "r0030", "r0150", "r0180", "r0015"),
+    ("TC", "0.08", "r0050", "r0130", "r0160", "r0010"),
+)
+LCR, LIQUIDITY, OUTFLOW = (f"C 76.00.a {row} c0010" for row in ("r0030", "r0010", "r0020"))
+CET1, BUFFER, TREA = "C 01.00 r0020 c0010", "C 04.00 r0740 c0010", "C 02.00.a r0010 c0010"
+UNFLOORED, STANDARDISED = "C 02.00.a r0036 c0010", "C 02.00.b r0010 c0020"
 # (cell of a ratio, its legal minimum, the rule on it, cells of requirements that the report may print with the rules on them):
 # CRR Art. 92(1), 428b(2); Delegated Reg. (EU) 2015/61 Art. 4(2); CRD Art. 104a, 141a, 141b.
 RATIOS: tuple[tuple[Cell, str, str, dict[Cell, str]], ...] = (
     *(
-        (("C 03.00", row, "c0010"), minimum, f"{leg}_MIN", {("C 03.00", tscr, "c0010"): f"TSCR_{leg}", ("C 03.00", ocr, "c0010"): f"OCR_{leg}"})
-        for row, minimum, leg, tscr, ocr in (
-            ("r0010", "0.045", "CET1", "r0140", "r0170"),
-            ("r0030", "0.06", "T1", "r0150", "r0180"),
-            ("r0050", "0.08", "TC", "r0130", "r0160"),
-        )
+        (f"C 03.00 {ratio} c0010", minimum, f"{leg}_MIN", {f"C 03.00 {tscr} c0010": f"TSCR_{leg}", f"C 03.00 {ocr} c0010": f"OCR_{leg}"})
+        for leg, minimum, ratio, tscr, ocr, _ in LEGS
     ),
-    (("C 47.00", "r0340", "c0010"), "0.03", "LR_MIN", {("C 47.00", "r0420", "c0010"): "LR_TSLRR", ("C 47.00", "r0440", "c0010"): "LR_OLRR"}),
-    (("C 76.00.a", "r0030", "c0010"), "1", "LCR_MIN", {}),
-    (("C 84.00.a", "r0220", "c0040"), "1", "NSFR_MIN", {}),
+    ("C 47.00 r0340 c0010", "0.03", "LR_MIN", {"C 47.00 r0420 c0010": "LR_TSLRR", "C 47.00 r0440 c0010": "LR_OLRR"}),
+    (LCR, "1", "LCR_MIN", {}),
+    ("C 84.00.a r0220 c0040", "1", "NSFR_MIN", {}),
 )  # fmt: skip
 BUFFERED_FROM = "2023-01-01"  # the leverage ratio buffer: CRR Art. 92(1a), Reg. (EU) 2020/873 Art. 2(2)
-BUFFER, TREA = ("C 04.00", "r0740", "c0010"), ("C 02.00.a", "r0010", "c0010")
-UNFLOORED, STANDARDISED = ("C 02.00.a", "r0036", "c0010"), ("C 02.00.b", "r0010", "c0020")
 # Output floor by year: CRR Art. 465(1); from 2030 Art. 92(3). Until 2029 the cap of Art. 465(2) applies.
 FLOOR = {"2025": "0.50", "2026": "0.55", "2027": "0.60", "2028": "0.65", "2029": "0.70"}
 COARSEST = Decimal(10_000)  # amounts may be rounded to tens of thousands: ITS (EU) 2024/3117 Art. 23(1)(b)(i)
 LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
-PILLAR_1 = ("CET1_MIN", "T1_MIN", "TC_MIN", "LR_MIN", "LCR_MIN", "NSFR_MIN", "LE_LIMIT", "OUTPUT_FLOOR")
-# Row of a ratio in C 03.00 -> row of its numerator in C 01.00
-OWN_FUNDS = {"r0010": "r0020", "r0030": "r0015", "r0050": "r0010"}
+PILLAR_1 = {"CET1_MIN", "T1_MIN", "TC_MIN", "LR_MIN", "LCR_MIN", "NSFR_MIN", "LE_LIMIT", "OUTPUT_FLOOR"}
 # Kind of note -> (rule on the figure that counts the amount, its cell, rule on a limit missed without it)
 MISSTATED = {
-    "pledged": ("PLEDGED_COUNTED", ("C 76.00.a", "r0010", "c0010"), "LCR_PLEDGED"),
-    "own_shares": ("OWN_SHARES_COUNTED", ("C 01.00", "r0020", "c0010"), "OWN_SHARES"),
-    "profit": ("PROFIT_COUNTED", ("C 01.00", "r0020", "c0010"), "INTERIM_PROFIT"),
+    "pledged": ("PLEDGED_COUNTED", LIQUIDITY, "LCR_PLEDGED"),
+    "own_shares": ("OWN_SHARES_COUNTED", CET1, "OWN_SHARES"),
+    "profit": ("PROFIT_COUNTED", CET1, "INTERIM_PROFIT"),
 }
 CASES = (
     *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
@@ -51,15 +55,16 @@ CASES = (
 )
 # What the style "labels" prints in place of a cell.
 LABELS: dict[str, Cell] = {
-    **{"Own funds": ("C 01.00", "r0010", "c0010"), "Tier 1": ("C 01.00", "r0015", "c0010")},
-    **{"CET1": ("C 01.00", "r0020", "c0010"), "TREA": ("C 02.00.a", "r0010", "c0010")},
-    **{"CET1 ratio": ("C 03.00", "r0010", "c0010"), "Tier 1 ratio": ("C 03.00", "r0030", "c0010")},
-    **{"Total capital ratio": ("C 03.00", "r0050", "c0010"), "TSCR": ("C 03.00", "r0130", "c0010")},
-    **{"TSCR CET1": ("C 03.00", "r0140", "c0010"), "TSCR Tier 1": ("C 03.00", "r0150", "c0010")},
-    **{"OCR": ("C 03.00", "r0160", "c0010"), "OCR CET1": ("C 03.00", "r0170", "c0010")},
-    **{"OCR Tier 1": ("C 03.00", "r0180", "c0010"), "Leverage ratio": ("C 47.00", "r0340", "c0010")},
-    **{"Liquidity buffer": ("C 76.00.a", "r0010", "c0010"), "Net outflow": ("C 76.00.a", "r0020", "c0010")},
-    **{"LCR": ("C 76.00.a", "r0030", "c0010"), "NSFR": ("C 84.00.a", "r0220", "c0040")},
+    **{"Own funds": "C 01.00 r0010 c0010", "Tier 1": "C 01.00 r0015 c0010", "CET1": CET1, "TREA": TREA},
+    **{"CET1 ratio": "C 03.00 r0010 c0010", "TSCR CET1": "C 03.00 r0140 c0010", "OCR CET1": "C 03.00 r0170 c0010"},
+    **{
+        "Tier 1 ratio": "C 03.00 r0030 c0010",
+        "TSCR Tier 1": "C 03.00 r0150 c0010",
+        "OCR Tier 1": "C 03.00 r0180 c0010",
+    },
+    **{"Total capital ratio": "C 03.00 r0050 c0010", "TSCR": "C 03.00 r0130 c0010", "OCR": "C 03.00 r0160 c0010"},
+    **{"Leverage ratio": "C 47.00 r0340 c0010", "NSFR": "C 84.00.a r0220 c0040"},
+    **{"Liquidity buffer": LIQUIDITY, "Net outflow": OUTFLOW, "LCR": LCR},
 }
 _NOTE = re.compile(r"^(?:note on .* \||Note:)", re.MULTILINE)
 _LABELLED = re.compile(rf"({'|'.join(LABELS)}|Client .+) (-?\d+(?:\.\d+)?(?:%| bn| mn| k|))")
@@ -119,12 +124,11 @@ def read_printed(text: str) -> Printed:
     for line in text.partition("\nEarlier reports")[0].splitlines():
         value, labelled = _LINE.fullmatch(line), _LABELLED.fullmatch(line)
         if labelled and (number := _number(labelled[2])):
-            cell = LABELS.get(labelled[1]) or ("C 28.00", labelled[1].removeprefix("Client "), "c350")
+            cell = LABELS.get(labelled[1]) or f"C 28.00 {labelled[1].removeprefix('Client ')} c350"
             printed.numbers[cell], printed.units[cell] = number[0], Decimal(0)
         elif value:
-            cell = (table, value[1] or key, value[2])
-            number = _number(value[3])
-            if number:
+            cell = f"{table} {value[1] or key} {value[2]}"
+            if number := _number(value[3]):
                 printed.numbers[cell], printed.units[cell] = number
             else:
                 printed.texts[cell] = value[3]
@@ -170,18 +174,14 @@ def read_told(answer: str) -> Told:
 
 def _violated(said: str, rule: str, legal: str) -> Line:
     """The violation of a check: `LCR 93% < 100%`, `CET1 90 k - 20 k = 70 k`, `LCR 55 / 50 = 110% != 108%`."""
-    compared, taken_off = _COMPARED.fullmatch(said), _TAKEN_OFF.fullmatch(said)
-    if compared:
+    if compared := _COMPARED.fullmatch(said):
         what, value, sign, limit = compared.groups()
         if sign == "!=":
             return Line(rule, what, limit, f"expected {value}", legal)
-        relation = {"<": "min", ">": "max"}.get(sign, sign)
-        return Line(rule, what, value, f"{relation} {limit}", legal)
-    return (
-        Line(rule, taken_off[1], taken_off[2], f"max {taken_off[3]}", legal)
-        if taken_off
-        else Line(rule, said, "", "", legal)
-    )
+        return Line(rule, what, value, f"{ {'<': 'min', '>': 'max'}.get(sign, sign) } {limit}", legal)
+    if taken_off := _TAKEN_OFF.fullmatch(said):
+        return Line(rule, taken_off[1], taken_off[2], f"max {taken_off[3]}", legal)
+    return Line(rule, said, "", "", legal)
 
 
 def _rows(section: str, width: int) -> list[list[str]]:
@@ -199,7 +199,7 @@ def _fact(kind: str, applies: str, amount: str, who: str, since: str, quote: str
     }
 
 
-def judge(example: Mapping[str, Any]) -> list[tuple[str, str]]:
+def judge(example: Mapping[str, Any]) -> list[Complaint]:
     """Complaints about an example, each with its case, one of `CASES`.
 
     The facts of its note are those of the answer, else those of the field `note_facts`. Where a note has neither, what it
@@ -231,7 +231,7 @@ def audit(examples: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], list[str
     counts: Counter[str] = Counter(dict.fromkeys((*("examples", "clean", "pillar1", "with_facts"), *CASES), 0))
     for example in examples:
         violated = set(example["violations"])
-        counts.update(["examples"] + ["clean"] * (not violated) + ["pillar1"] * bool(violated & set(PILLAR_1)))
+        counts.update(["examples"] + ["clean"] * (not violated) + ["pillar1"] * bool(violated & PILLAR_1))
         counts.update(["with_facts"] * bool(example.get("note_facts")))
         found = judge(example)
         counts.update({case for case, _ in found})
@@ -239,23 +239,24 @@ def audit(examples: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], list[str
     return counts, complaints
 
 
-def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]]) -> Iterator[Complaint]:
     """Requirements that the figures miss and the findings do not name."""
     waived = any(fact["kind"] == "waiver" for fact in applying)
     if waived and "LCR_MIN" in violated:
         yield "waived", "the liquidity coverage requirement is waived (CRR Art. 8), and LCR_MIN is a finding"
-    for rules, text in _missed(printed):
-        if waived and "LCR_MIN" in rules:
-            continue
-        if not violated:
-            yield "contradicted", text
-        elif rules and not set(rules) & violated:
-            yield "missed", text
+    for part in (_ratios, _derived, _liquidity, _exposures, _floor):
+        for rules, text in part(printed):
+            if waived and "LCR_MIN" in rules:
+                continue
+            if not violated:
+                yield "contradicted", text
+            elif rules and not violated.intersection(rules):
+                yield "missed", text
 
 
 def _facts(
     printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]], told: Told
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Complaint]:
     """What facts of a note make of the figures: the wrong figure, and the limit that is missed without the amount."""
     kinds = {fact["kind"] for fact in applying}
     for kind, (counted, cell, limit) in MISSTATED.items():
@@ -270,20 +271,20 @@ def _facts(
         if printed.currency not in ("", "EUR") or None in amounts or (kinds >= {"own_shares", "profit"}):
             continue
         amount = sum(map(Decimal, amounts), Decimal(0))
-        expected = _without(printed, kind, amount, limit)
-        if kind == "pledged" and "waiver" in kinds:
-            expected = set()
+        expected = set() if kind == "pledged" and "waiver" in kinds else _without(printed, kind, amount, limit)
         if expected is not None and expected != named:
             yield "consequence", f"without {amount} the figures miss {expected or 'nothing'}, the findings are {named}"
         for line in (line for line in told.lines if line.rule == counted):
             value, left = _number(line.value), _number(line.limit.removeprefix("max "))
             if not value or not left or abs(value[0] - amount - left[0]) > value[1] + left[1]:
                 yield "consequence", f"{line.value} without {amount} is not {line.limit}"
-            if line.cell != " ".join(cell) and LABELS.get(line.cell) != cell:
-                yield "consequence", f"{counted} stands on {line.cell}, and the amount counts in {' '.join(cell)}"
+            if cell not in (line.cell, LABELS.get(line.cell)):
+                yield "consequence", f"{counted} stands on {line.cell}, and the amount counts in {cell}"
+    shares = _column(printed.numbers, "C 28.00", "c350")
+    names = {name: key.split()[0] for key, name in _column(printed.texts, "C 27.00", "c021").items()}
     for who in (fact["who"] for fact in applying if fact["kind"] == "connected"):
-        codes = [code for name in who if (code := _code(printed, name))]
-        total = sum((printed.numbers["C 28.00", code, "c350"] for code in codes), Decimal(0))
+        codes = [code for name in who if (code := names.get(name, name)) in shares]
+        total = sum((shares[code] for code in codes), Decimal(0))
         limit = max((_limit(printed, code) for code in codes), default=LARGEST_SHARE)
         if len(codes) == len(who) > 1 and (total > limit) != ("LE_CONNECTED" in violated):
             yield "consequence", f"{' and '.join(who)} have {total} of Tier 1 together, and {limit} is allowed"
@@ -294,19 +295,16 @@ def _facts(
 def _without(printed: Printed, kind: str, amount: Decimal, limit: str) -> set[str] | None:
     """The rule on the most severe requirement that is missed without the amount; None if the figures do not decide it."""
     if kind == "pledged":
-        ratio = _quotient(printed, ("C 76.00.a", "r0010", "c0010"), amount, ("C 76.00.a", "r0020", "c0010"))
-        return None if ratio is None else _below(ratio, Decimal(1), {limit})
-    ratios = {row: _quotient(printed, ("C 01.00", own, "c0010"), amount, TREA) for row, own in OWN_FUNDS.items()}
-    if None in ratios.values():
-        return None
-    for suffix, place in (("_MIN", None), ("_TSCR", 0), ("", 1)):
+        ratio = _quotient(printed, LIQUIDITY, amount, OUTFLOW)
+        return ratio and _below(ratio, Decimal(1), {limit})
+    ratios = [_quotient(printed, f"C 01.00 {own} c0010", amount, TREA) for *_, own in LEGS]
+    for suffix in ("_MIN", "_TSCR", ""):
         states = []
-        for (_, row, _), minimum, _, others in RATIOS[:3]:
-            required = Decimal(minimum) if place is None else printed.numbers.get(list(others)[place])
-            if required is None and suffix == "":
+        for ratio, (_, minimum, _, tscr, ocr, _) in zip(ratios, LEGS, strict=True):
+            row = tscr if suffix else ocr
+            required = Decimal(minimum) if suffix == "_MIN" else printed.numbers.get(f"C 03.00 {row} c0010")
+            if ratio is None or (required is None and not suffix):
                 return None  # the overall requirement can follow from TSCR and the buffer
-            ratio = ratios[row]
-            assert ratio is not None
             states.append(set() if required is None else _below(ratio, required, {limit + suffix}))
         if {limit + suffix} in states:
             return {limit + suffix}
@@ -327,18 +325,7 @@ def _below(ratio: tuple[Decimal, Decimal], limit: Decimal, rules: set[str]) -> s
     return rules if ratio[1] < limit else set() if ratio[0] >= limit else None
 
 
-def _code(printed: Printed, name: str) -> str:
-    """The row of a client in C 28.00, by its code or by its name in C 27.00; "" if it has none."""
-    named = {
-        text: key.split()[0]
-        for (table, key, column), text in printed.texts.items()
-        if (table, column) == ("C 27.00", "c021")
-    }
-    code = named.get(name, name)
-    return code if ("C 28.00", code, "c350") in printed.numbers else ""
-
-
-def _citations(printed: Printed, told: Told) -> Iterator[tuple[str, str]]:
+def _citations(printed: Printed, told: Told) -> Iterator[Complaint]:
     for line in told.lines:
         if line.rule == "LR_OLRR" and printed.date and printed.date < BUFFERED_FROM:
             yield "leverage_buffer", f"the leverage ratio buffer applies from {BUFFERED_FROM}, not on {printed.date}"
@@ -348,7 +335,7 @@ def _citations(printed: Printed, told: Told) -> Iterator[tuple[str, str]]:
             yield "late", f"a late return is a matter of its date, not of {line.cell}"
 
 
-def _verdicts(told: Told) -> Iterator[tuple[str, str]]:
+def _verdicts(told: Told) -> Iterator[Complaint]:
     """Checks whose verdict, or whose sign, is not what their two numbers say."""
     for said, is_met in told.checks:
         compared = _COMPARED.fullmatch(said)
@@ -363,13 +350,8 @@ def _verdicts(told: Told) -> Iterator[tuple[str, str]]:
                 yield "verdict", f"{said} is called {'met' if is_met else 'violated'}"
 
 
-def _missed(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(rules, one of which must say so; a sentence) for each requirement that the figures do not meet."""
-    for part in (_ratios, _derived, _liquidity, _exposures, _floor):
-        yield from part(printed)
-
-
-def _ratios(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
+def _ratios(printed: Printed) -> Iterator[Missed]:
+    """Ratios below the minimum of the law, and below requirements that the report prints."""
     for cell, minimum, rule, others in RATIOS:
         value = printed.numbers.get(cell)
         if value is None:
@@ -378,65 +360,63 @@ def _ratios(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (rule,), f"{cell}: {value} is below the minimum {minimum}"
         for other, other_rule in others.items():
             limit = printed.numbers.get(other)
-            if other_rule == "LR_OLRR" and printed.date < BUFFERED_FROM:
+            if limit is None or value >= limit or (other_rule == "LR_OLRR" and printed.date < BUFFERED_FROM):
                 continue
-            if limit is not None and value < limit:
-                rules = (other_rule, "LR_TSLRR") if other_rule == "LR_OLRR" else (other_rule,)
-                yield rules, f"{cell}: {value} is below the requirement {limit} in {other}"
+            rules = (other_rule, "LR_TSLRR") if other_rule == "LR_OLRR" else (other_rule,)
+            yield rules, f"{cell}: {value} is below the requirement {limit} in {other}"
 
 
-def _derived(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
+def _derived(printed: Printed) -> Iterator[Missed]:
     """The combined buffer on top of the shares of TSCR (CRD Art. 141a), where these are printed but not their sum."""
-    buffer, trea = printed.numbers.get(BUFFER), printed.numbers.get(TREA)
-    for ratio, share, overall, rules in (
-        ("r0010", "r0140", "r0170", ("CBR_CET1",)),
-        ("r0030", "r0150", "r0180", ("CBR_T1",)),
-        ("r0050", "r0130", "r0160", ()),
-    ):
-        value, part = (printed.numbers.get(("C 03.00", row, "c0010")) for row in (ratio, share))
-        if ("C 03.00", overall, "c0010") in printed.numbers or None in (value, part, buffer, trea):
+    for leg, _, ratio, tscr, ocr, _ in LEGS:
+        numbers = [
+            printed.numbers.get(cell) for cell in (f"C 03.00 {ratio} c0010", f"C 03.00 {tscr} c0010", BUFFER, TREA)
+        ]
+        if f"C 03.00 {ocr} c0010" in printed.numbers or None in numbers:
             continue
-        assert value is not None and part is not None and buffer is not None and trea
+        value, part, buffer, trea = (number or Decimal(0) for number in numbers)
         if value < part + buffer / trea - Decimal("0.0002"):  # rounding of two ratios to four places
-            yield rules, f"{ratio}: {value} is below {part} + {buffer} / {trea}"
+            yield (() if leg == "TC" else (f"CBR_{leg}",)), f"{ratio}: {value} is below {part} + {buffer} / {trea}"
 
 
-def _liquidity(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
+def _liquidity(printed: Printed) -> Iterator[Missed]:
     """LCR = liquidity buffer / net outflow (Delegated Reg. (EU) 2015/61 Art. 4(1)), also where the ratio is left out.
 
     A ratio that is printed was rounded to four places: 2623.9 / 2624 may be printed as 100%.
     """
-    rounding = Decimal("0.0001") if ("C 76.00.a", "r0030", "c0010") in printed.numbers else Decimal(0)
-    ratio = _quotient(printed, ("C 76.00.a", "r0010", "c0010"), Decimal(0), ("C 76.00.a", "r0020", "c0010"))
+    rounding = Decimal("0.0001") if LCR in printed.numbers else Decimal(0)
+    ratio = _quotient(printed, LIQUIDITY, Decimal(0), OUTFLOW)
     if ratio and ratio[1] < 1 - rounding:
         yield ("LCR_MIN", "LCR_CALC"), f"liquidity buffer / net outflow is {ratio[1]:.4f} at most"
 
 
-def _exposures(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
-    for (table, row, column), share in printed.numbers.items():
-        if (table, column) != ("C 28.00", "c350"):
-            continue
-        limit = _limit(printed, row)
-        if share > limit:
-            yield ("LE_LIMIT",), f"exposure to {row}: {share} of Tier 1 is above {limit}"
+def _exposures(printed: Printed) -> Iterator[Missed]:
+    for client, share in _column(printed.numbers, "C 28.00", "c350").items():
+        if share > (limit := _limit(printed, client)):
+            yield ("LE_LIMIT",), f"exposure to {client}: {share} of Tier 1 is above {limit}"
 
 
-def _limit(printed: Printed, row: str) -> Decimal:
+def _column(values: Mapping[Cell, Any], table: str, column: str) -> dict[str, Any]:
+    """Key of the row -> what an open table prints in a column."""
+    ends = f"{table} ", f" {column}"
+    found = {cell: value for cell, value in values.items() if cell.startswith(ends[0]) and cell.endswith(ends[1])}
+    return {cell.removeprefix(ends[0]).removesuffix(ends[1]): value for cell, value in found.items()}
+
+
+def _limit(printed: Printed, client: str) -> Decimal:
     """The limit of an exposure: 25% of Tier 1, for an institution the bank's own limit if it is higher (CRR Art. 395(1))."""
-    types = [text for (table, key, _), text in printed.texts.items() if table == "C 27.00" and row in key.split()]
-    higher = printed.numbers.get(("C 26.00", "r030", "c010"), LARGEST_SHARE)
+    types = [text for key, text in _column(printed.texts, "C 27.00", "c070").items() if client in key.split()]
+    higher = printed.numbers.get("C 26.00 r030 c010", LARGEST_SHARE)
     return max(LARGEST_SHARE, higher) if any(text.endswith("qx2056") for text in types) else LARGEST_SHARE
 
 
-def _floor(printed: Printed) -> Iterator[tuple[tuple[str, ...], str]]:
+def _floor(printed: Printed) -> Iterator[Missed]:
     cells = (TREA, UNFLOORED, STANDARDISED)
     if printed.date < "2025" or any(cell not in printed.numbers for cell in cells):
         return
     total, unfloored, standardised = (printed.numbers[cell] for cell in cells)
-    share = Decimal(FLOOR.get(printed.date[:4], "0.725"))
-    floored = max(unfloored, share * standardised)
+    floored = max(unfloored, Decimal(FLOOR.get(printed.date[:4], "0.725")) * standardised)
     if printed.date < "2030":
         floored = min(floored, Decimal("1.25") * unfloored)
-    rounding = sum(printed.units[cell] for cell in cells)
-    if total < floored - rounding:
+    if total < floored - sum(printed.units[cell] for cell in cells):
         yield ("OUTPUT_FLOOR",), f"risk exposure {total} is below the floored {floored}"

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import UserError
 from xbrl.rules.rules import RuleResult
@@ -84,6 +84,10 @@ DEADLINES = {
 # (subject, order) -> term of a resolution of the owners, in working days, for urgency 0, 1 and 2; 0: not demanded. A
 # general meeting is called at least 21 days ahead (Directive 2007/36/EC Art. 5(1)), after the board has decided what to ask.
 OWNERS = {("capital", "pillar1"): (0, 60, 40), ("capital", "pillar2"): (0, 0, 60)}
+NEEDED = (  # keys of a legal basis beside its powers
+    *("binding", "requirements", "penalty law", "licence law", "hearing law", "hearing working_days"),
+    *("objection law", "objection months", "objection suspends"),
+)
 SMALL, LARGE = Decimal("0.03"), Decimal("0.1")  # of the requirement: 0.13 and 0.45 percentage points of 4.5%
 
 
@@ -117,16 +121,6 @@ def severity(violated: Iterable[RuleResult]) -> str:
     return max((requirement_of(result).order for result in violated), key=ORDERS.index, default="filing")
 
 
-def urgency(results: Iterable[RuleResult], repeated: Mapping[str, int]) -> int:
-    """0, 1 or 2 within a legal order.
-
-    A gap of more than 3% of the requirement counts one, of more than 10% two; each earlier report in a row that showed the
-    same counts one more (`repeated`: rule id -> number of these reports).
-    """
-    results = list(results)
-    return min(max(map(_size, results), default=0) + _lasting(results, repeated), 2)
-
-
 def consequence(violated: Iterable[RuleResult], repeated: Mapping[str, int]) -> str:
     """What a letter announces beyond its measures: "none", "penalty" or "licence".
 
@@ -150,7 +144,7 @@ def consequence(violated: Iterable[RuleResult], repeated: Mapping[str, int]) -> 
 
 
 def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -> list[Measure]:
-    """The measures that a letter demands, the most severe first. `repeated` is as in `urgency`.
+    """The measures that a letter demands, the most severe first. `repeated`: rule id -> earlier reports in a row that showed it.
 
     Whoever misses a capital requirement of any order also misses the combined buffer, which comes on top of all others
     (CRD Art. 141a): the measure on distributions follows.
@@ -170,10 +164,15 @@ def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -
 
 
 def _measure(subject: str, results: Sequence[RuleResult], repeated: Mapping[str, int]) -> Measure:
+    """A measure with its urgency within the legal order.
+
+    A gap of more than 3% of the requirement counts one, of more than 10% two; each earlier report in a row that showed the
+    same counts one more. Of filing errors, several are more urgent than one.
+    """
     order = "buffer" if subject == "distributions" else severity(results)
-    urgent = urgency([result for result in results if requirement_of(result).order == order], repeated)
-    if order == "filing":  # several errors are more urgent than one
-        urgent = min(max(len(results) - 1, urgent), 2)
+    grave = [result for result in results if requirement_of(result).order == order]
+    urgent = max(map(_size, grave), default=0) + _lasting(grave, repeated)
+    urgent = min(max(urgent, len(results) - 1) if order == "filing" else urgent, 2)
     return Measure(
         subject=subject,
         order=order,
@@ -198,27 +197,22 @@ def _lasting(results: Iterable[RuleResult], repeated: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Basis:
-    """The legal basis of a letter; the module describes it."""
+    """The legal basis of a letter: `row` is as the module describes it."""
 
-    binding: str
-    requirements: Mapping[str, str]
-    powers: Mapping[str, str]
-    penalty: str
-    licence: str
-    hearing: str
-    hearing_days: int  # working days from receipt
-    objection: str
-    objection_months: int  # from receipt
-    suspends: bool  # whether an objection suspends the measures
+    row: Mapping[str, Any]
+
+    def citation(self, key: str) -> str:
+        """The citation of a provision: "penalty", "licence", "hearing" or "objection"."""
+        return self.row[key]["law"]
 
     def cite(self, result: RuleResult) -> str:
         """The provision that a finding violates."""
-        return self.requirements.get(result.rule_id, result.legal)
+        return self.row["requirements"].get(result.rule_id, result.legal)
 
     def power_for(self, measures: Iterable[Measure]) -> str:
         """What the measures of a letter rest on, each provision once."""
-        cited = (provision for measure in measures for provision in self.powers[topic_of(measure)].split("; "))
-        return "; ".join(dict.fromkeys(cited))
+        laws = (self.row["powers"][topic_of(measure)]["law"] for measure in measures)
+        return "; ".join(dict.fromkeys(provision for law in laws for provision in law.split("; ")))
 
 
 def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
@@ -226,23 +220,10 @@ def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
     bases = json.loads(path.read_text(encoding="utf-8"))
     if name not in bases:
         raise UserError(f"{path}: there is no legal basis {name!r}; it has {', '.join(bases)}")
-    row = bases[name]
-    try:
-        basis = Basis(
-            binding=row["binding"],
-            requirements=row["requirements"],
-            powers={subject: provision["law"] for subject, provision in row["powers"].items()},
-            penalty=row["penalty"]["law"],
-            licence=row["licence"]["law"],
-            hearing=row["hearing"]["law"],
-            hearing_days=row["hearing"]["working_days"],
-            objection=row["objection"]["law"],
-            objection_months=row["objection"]["months"],
-            suspends=row["objection"]["suspends"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}, {name}: {error}; xbrl/rules/measures.py describes the keys") from error
-    missing = {subject for subject, _ in DEADLINES} - basis.powers.keys()
-    if missing:
-        raise UserError(f"{path}, {name}, powers: {', '.join(sorted(missing))} is missing")
-    return basis
+    for keys in (*NEEDED, *(f"powers {subject} law" for subject, _ in DEADLINES)):
+        found = bases[name]
+        for key in keys.split():
+            if not isinstance(found, dict) or key not in found:
+                raise UserError(f"{path}, {name}: {keys} is missing; xbrl/rules/measures.py describes the keys")
+            found = found[key]
+    return Basis(bases[name])

@@ -22,7 +22,7 @@ from decimal import Decimal
 from xbrl.read.filed_report import CellKey, Report
 from xbrl.read.render import cell_name, round_beside
 from xbrl.rules.findings import Finding
-from xbrl.rules.reported_figures import Figure, Figures, Key, index_facts, read_figure, recompute, row_keys
+from xbrl.rules.reported_figures import Figures, Key, index_facts, read_figure, recompute, row_keys
 from xbrl.rules.rules import RuleResult
 
 KINDS = ("pledged", "own_shares", "profit", "connected", "waiver")
@@ -37,11 +37,8 @@ LEGS = {
     "r0030": (("C_01.00", "r0015", "c0010"), Decimal("0.06"), "r0150", "r0180", "T1"),
     "r0050": (("C_01.00", "r0010", "c0010"), Decimal("0.08"), "r0130", "r0160", "TC"),
 }
-LIMIT_RULES = {
-    "_MIN": "{}_MIN",
-    "_TSCR": "TSCR_{}",
-    "": "OCR_{}",
-}  # end of a rule -> the rule on the limit that it names
+# End of a rule -> the rule on the limit that it names
+LIMIT_RULES = {"_MIN": "{}_MIN", "_TSCR": "TSCR_{}", "": "OCR_{}"}
 SHARE, NAME, TYPE = ("C_28.00", "*", "c350"), ("C_27.00", "*", "c021"), ("C_27.00", "*", "c070")
 INSTITUTION, LIMIT_FOR_INSTITUTIONS = "qx2056", ("C_26.00", "r030", "c010")
 LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
@@ -94,10 +91,8 @@ def _judge(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFa
         if why or total is None:
             yield f"{COUNTED[kind]}: {why or 'another amount is not stated'}; what is left is not known"
         elif kind != "pledged":
-            yield from (
-                one if isinstance(one, str) else finding(one[0], kind, *one[1:])
-                for one in _capital(figures, CAPITAL[kind], total)
-            )
+            missed = _capital(figures, CAPITAL[kind], total)
+            yield from (one if isinstance(one, str) else finding(one[0], kind, *one[1:]) for one in missed)
         elif not waived:
             outflow = amount_in(figures, OUTFLOW)
             if not outflow or outflow < 0:
@@ -202,22 +197,18 @@ def connected_shares(figures: Figures, fact: NoteFact) -> tuple[list[tuple[str, 
     if missing or len(keys) < 2:
         named = f"{missing[0]} has no row in C 28.00" if missing else "the note does not name two clients of C 28.00"
         return f"LE_CONNECTED: {named}"
-    shares = [_share(figures, key) for key in keys]
-    for share in shares:
+    shares, others, limit = [], Decimal(0), LARGEST_SHARE
+    for key in keys:
+        share = read_figure(figures, SHARE, key)
+        share = recompute(figures, SHARE, key, figures.tables) if share.source == "not reported" else share
         if not isinstance(share.value, Decimal):
             return f"LE_CONNECTED: {cell_name(SHARE, share.row)} is {share.source}"
-    values = [share.value for share in shares if isinstance(share.value, Decimal)]
-    institutions = [str(read_figure(figures, TYPE, key).value).endswith(INSTITUTION) for key in keys]
-    limit = LARGEST_SHARE
-    others = [value for value, institution in zip(values, institutions, strict=True) if not institution]
-    if any(institutions) and sum(others) <= LARGEST_SHARE:
-        limit = max(limit, amount_in(figures, LIMIT_FOR_INSTITUTIONS) or limit)
-    return [(share.row, value) for share, value in zip(shares, values, strict=True)], limit
-
-
-def _share(figures: Figures, key: Key) -> Figure:
-    reported = read_figure(figures, SHARE, key)
-    return reported if reported.source != "not reported" else recompute(figures, SHARE, key, figures.tables)
+        shares.append((share.row, share.value))
+        if str(read_figure(figures, TYPE, key).value).endswith(INSTITUTION):
+            limit = max(limit, amount_in(figures, LIMIT_FOR_INSTITUTIONS) or limit)
+        else:
+            others += share.value
+    return shares, limit if others <= LARGEST_SHARE else LARGEST_SHARE
 
 
 def _row_of(figures: Figures, client: str) -> Key | None:

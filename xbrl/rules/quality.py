@@ -86,12 +86,11 @@ def _named(facts: Sequence[Fact]) -> str:
 
 def _uncovered(report: Report) -> Iterator[RuleResult]:
     """Facts of templates whose filing indicator is missing or false."""
-    with_cell = [fact for fact in report.facts if fact.cell]
-    if with_cell and not report.filing_indicators:
+    with_cell, indicators = [fact for fact in report.facts if fact.cell], report.filing_indicators
+    if with_cell and not indicators:
         text = "the report has no filing indicators; the rules judge all of its facts"
         yield _finding("FILING_INDICATOR", "EBA filing rules 1.6", f"{text} ({_named(with_cell)})", _cell(with_cell[0]))
         return
-    indicators = report.filing_indicators
     groups: dict[str, list[Fact]] = {}
     for fact in with_cell:
         templates = [template_of(cell[0]) for cell in (_cell(fact), *fact.other_cells)]
@@ -114,11 +113,9 @@ def _mandatory(report: Report, cells: Cells) -> Iterator[RuleResult]:
     # A fact that several tables show does not tell which module it was filed in.
     reported = {template_of(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells}
     present = {template for template, filed in indicators.items() if filed} if indicators else reported
-    modules = {module for template in indicators.keys() | reported if (module := _module(template, cells))}
+    modules = {_module(template, cells) for template in indicators.keys() | reported}
     for module, (templates, legal) in MANDATORY.items():
-        if module not in modules:
-            continue
-        for template in templates:
+        for template in templates if module in modules else ():
             if template not in present:
                 why = why_unfiled(report, template)
                 yield _finding("MANDATORY", legal, f"{why}, but {module} must contain it", (template, "", ""))
@@ -175,10 +172,10 @@ def _of_others(report: Report) -> Iterator[RuleResult]:
     groups: dict[tuple[str, str, str], list[Fact]] = {}
     for fact in report.facts:
         if fact.cell and not is_of_report(fact, report):
+            group = ("ENTITY", "2.9", f"{fact.entity} instead of {report.entity}")
             if fact.entity in ("", report.entity):
-                groups.setdefault(("PERIOD", "2.13", f"{fact.period} instead of {report.period}"), []).append(fact)
-            else:
-                groups.setdefault(("ENTITY", "2.9", f"{fact.entity} instead of {report.entity}"), []).append(fact)
+                group = ("PERIOD", "2.13", f"{fact.period} instead of {report.period}")
+            groups.setdefault(group, []).append(fact)
     for (rule_id, rule, text), facts in groups.items():
         yield _finding(rule_id, f"EBA filing rules {rule}", f"{text}: {_named(facts)}", _cell(facts[0]))
 

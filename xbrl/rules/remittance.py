@@ -12,7 +12,6 @@ earlier file; made before, nothing follows.
 import datetime
 import pathlib
 import re
-from dataclasses import replace
 from decimal import Decimal
 
 from xbrl.read.filed_report import Report, is_day
@@ -52,8 +51,7 @@ def late_filings(report: Report) -> list[RuleResult]:
     after the reference date. The cell names the module alone: the figures in it are not the matter, so the remedy is an
     explanation and the next return on time, not the same return again.
     """
-    first: dict[str, str] = {}  # module -> the day on which its file was made
-    nameless = False
+    first: dict[str, str] = {}  # module -> the day on which its file was made; "" for files without a time
     for path in report.files or (report.path,):
         name = NAME.search(pathlib.Path(path).name)
         made = f"{name[2]}-{name[3]}-{name[4]}" if name else ""
@@ -61,35 +59,32 @@ def late_filings(report: Report) -> list[RuleResult]:
             module = next((module for module in MODULES if module.replace("_", "") == name[1]), name[1])
             first[module] = min(made, first.get(module, made))
         else:
-            nameless = True
-    results = [judge_return(module, made, report.period) for module, made in first.items()]
-    unknown = _result("", "undecided", "the file's name has no time of creation")
-    return results + ([unknown] if nameless else [])
+            first[""] = ""
+    return [judge_return(module, first[module], report.period) for module in sorted(first, key=lambda one: not one)]
 
 
 def judge_return(module: str, day: str, period: str) -> RuleResult:
-    """Whether a return that was made on a day was late. Day and period are YYYY-MM-DD."""
-    due = due_date(module, period)
-    if not due:
-        return _result(module, "undecided", f"no due date is known for {module} as of {period}")
-    reason = f"{module} as of {period} was made on {day}; it was due on {due}"
-    state, more = "violated", ": late for certain, unless it corrects an earlier file"
-    if day <= due:
-        state, more = "ok", ". When it arrived is not known"
-    elif day <= _latest(due):
-        state, more = "undecided", ", or later if that is a public holiday"
-    days = [
-        Decimal((datetime.date.fromisoformat(one) - datetime.date.fromisoformat(period)).days) for one in (day, due)
-    ]
-    return replace(_result(module, state, reason + more), value=days[0], limit=days[1])
-
-
-def _result(module: str, state: str, reason: str) -> RuleResult:
+    """Whether a return that was made on a day was late. Day and period are YYYY-MM-DD; "" for an unknown module."""
+    due = due_date(module, period) if module else ""
+    state, reason, days = "undecided", f"no due date is known for {module} as of {period}", (None, None)
+    if not module:
+        reason = "the file's name has no time of creation"
+    if due:
+        state, more = "violated", ": late for certain, unless it corrects an earlier file"
+        if day <= due:
+            state, more = "ok", ". When it arrived is not known"
+        elif day <= _latest(due):
+            state, more = "undecided", ", or later if that is a public holiday"
+        reason = f"{module} as of {period} was made on {day}; it was due on {due}{more}"
+        start, *ends = map(datetime.date.fromisoformat, (period, day, due))
+        days = tuple(Decimal((end - start).days) for end in ends)
     return RuleResult(
         rule_id=RULE,
         kind="filing",
         state=state,
         cell=(module, "", ""),
+        value=days[0],
+        limit=days[1],
         relation="max",
         legal=LEGAL.get(MODULES.get(module, ""), "ITS (EU) 2024/3117 Art. 3(1)"),
         unit="days",

@@ -10,38 +10,36 @@ Facts of another entity or another reference date than the report's are not figu
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from operator import truediv
 
 from xbrl.read.filed_report import CellKey, Fact, Report, consistent
 from xbrl.read.render import PURE, cell_name, format_figure, round_beside
-from xbrl.rules.formula import Number, exactly, quotient, rounded
+from xbrl.rules.formula import Number, combine, exactly, rounded
 
 Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or sheet; () for a cell without keys
 # The accuracy that EBA filing rules 2.18 demand: ratios to four decimal places, amounts to tens of thousands (since
 # 1 April 2025, before that to thousands). A figure that meets it counts as reported.
 RATIO_DECIMALS, AMOUNT_DECIMALS = 4, -4
-TIER1, TREA = ("C_01.00", "r0015", "c0010"), ("C_02.00.a", "r0010", "c0010")
+
+
+def _cell(text: str) -> CellKey:
+    table, row, column = text.split()
+    return table, row, column
+
+
 # Ratio -> (numerator, denominator, source of the definition)
 RECOMPUTED: dict[CellKey, tuple[CellKey, CellKey, str]] = {
-    ("C_03.00", "r0010", "c0010"): (("C_01.00", "r0020", "c0010"), TREA, "CRR Art. 92(2)(a)"),
-    ("C_03.00", "r0030", "c0010"): (TIER1, TREA, "CRR Art. 92(2)(b)"),
-    ("C_03.00", "r0050", "c0010"): (("C_01.00", "r0010", "c0010"), TREA, "CRR Art. 92(2)(c)"),
-    ("C_28.00", "*", "c230"): (("C_28.00", "*", "c210"), TIER1, "CRR Art. 392"),
-    ("C_28.00", "*", "c350"): (("C_28.00", "*", "c330"), TIER1, "CRR Art. 395(1)"),
-    ("C_47.00", "r0340", "c0010"): (
-        ("C_47.00", "r0320", "c0010"),
-        ("C_47.00", "r0300", "c0010"),
-        "CRR Art. 429(2)",
-    ),
-    ("C_76.00.a", "r0030", "c0010"): (
-        ("C_76.00.a", "r0010", "c0010"),
-        ("C_76.00.a", "r0020", "c0010"),
-        "Delegated Reg. (EU) 2015/61 Art. 4(1)",
-    ),
-    ("C_84.00.a", "r0220", "c0040"): (
-        ("C_84.00.d", "r0120", "c0030"),
-        ("C_84.00.c", "r0010", "c0020"),
-        "CRR Art. 428b(1)",
-    ),
+    _cell(ratio): (_cell(numerator), _cell(denominator), legal)
+    for ratio, numerator, denominator, legal in (
+        ("C_03.00 r0010 c0010", "C_01.00 r0020 c0010", "C_02.00.a r0010 c0010", "CRR Art. 92(2)(a)"),
+        ("C_03.00 r0030 c0010", "C_01.00 r0015 c0010", "C_02.00.a r0010 c0010", "CRR Art. 92(2)(b)"),
+        ("C_03.00 r0050 c0010", "C_01.00 r0010 c0010", "C_02.00.a r0010 c0010", "CRR Art. 92(2)(c)"),
+        ("C_28.00 * c230", "C_28.00 * c210", "C_01.00 r0015 c0010", "CRR Art. 392"),
+        ("C_28.00 * c350", "C_28.00 * c330", "C_01.00 r0015 c0010", "CRR Art. 395(1)"),
+        ("C_47.00 r0340 c0010", "C_47.00 r0320 c0010", "C_47.00 r0300 c0010", "CRR Art. 429(2)"),
+        (*(f"C_76.00.a {row} c0010" for row in ("r0030", "r0010", "r0020")), "Delegated Reg. (EU) 2015/61 Art. 4(1)"),
+        ("C_84.00.a r0220 c0040", "C_84.00.d r0120 c0030", "C_84.00.c r0010 c0020", "CRR Art. 428b(1)"),
+    )
 }
 
 
@@ -56,10 +54,10 @@ class Figure:
 
     cell: CellKey
     row: str  # key of its row in an open table
-    value: Decimal | str | bool | None
-    unit: str | None
-    decimals: int | str | None
-    source: str
+    value: Decimal | str | bool | None = None
+    unit: str | None = None
+    decimals: int | str | None = None
+    source: str = "not reported"
     parts: tuple["Figure", ...] = ()
     legal: str = ""  # definition of a recomputed ratio
 
@@ -117,18 +115,16 @@ def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
     """
     row = " ".join(member for _, member in key) if cell[1] == "*" else ""
     groups = figures.facts.get(cell, {})
-    if cell[1] == "*" and key not in groups:
+    if cell[1] == "*":
         names = {name for name, _ in key}
         joined = (other for other in groups if {name for name, _ in other} != names and set(other) & set(key))
-        found = groups.get(next(joined, ()), ())
-    elif cell[1] == "*":
-        found = groups[key]
+        found = groups[key] if key in groups else groups.get(next(joined, ()), ())
     else:  # a fixed cell has no keys; if it has sheets, all of them must agree
         found = groups.get(()) or tuple(fact for facts in groups.values() for fact in facts)
     values = tuple(Figure(cell, row, fact.value, fact.unit, fact.decimals, "reported") for fact in found)
-    if not values:
-        return Figure(cell, row, None, None, None, "not reported")
-    return values[0] if len(values) == 1 else Figure(cell, row, None, None, None, "contradictory", values)
+    if len(values) > 1:
+        return Figure(cell, row, source="contradictory", parts=values)
+    return values[0] if values else Figure(cell, row)
 
 
 def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str]) -> Figure:
@@ -136,7 +132,7 @@ def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str])
 
     If that is not possible, the result is "not reported", with the parts that it would be recomputed from.
     """
-    missing = Figure(cell, read_figure(figures, cell, key).row, None, None, None, "not reported")
+    missing = Figure(cell, read_figure(figures, cell, key).row)
     if not can_recompute(cell, tables):
         return missing
     numerator, denominator, legal = RECOMPUTED[cell]
@@ -158,7 +154,7 @@ def number_of(figure: Figure) -> Number:
     Raises ZeroDivisionError for a recomputed ratio whose denominator may be 0 within its rounding.
     """
     if figure.source == "recomputed":
-        return quotient(*map(number_of, figure.parts))
+        return combine(truediv, *map(number_of, figure.parts))
     assert isinstance(figure.value, Decimal), figure
     return rounded(figure.value, figure.decimals)
 

@@ -54,9 +54,8 @@ def rule_table(report: Report) -> Iterator[str]:
 
 def _counts(results: Sequence[RuleResult]) -> str:
     counts = Counter(result.state for result in results)
-    return (
-        ", ".join(f"{counts[state]} {printed}" for state, printed in STATES.items() if counts[state]) or "no findings"
-    )
+    found = [f"{counts[state]} {printed}" for state, printed in STATES.items() if counts[state]]
+    return ", ".join(found) or "no findings"
 
 
 def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
@@ -110,14 +109,15 @@ def readable(formula: str) -> str:
 
 def figure_text(figure: Figure) -> str:
     """A figure with its value and where it comes from."""
+    values = ["?" if part.value is None else format_value(part) for part in figure.parts]
+    parts = f"(not reported; {' / '.join(map(name_of, figure.parts))} = {' / '.join(values)}"
     if figure.source == "contradictory":
-        return f"{name_of(figure)} = {' or '.join(map(format_value, figure.parts))} (contradictory)"
-    if figure.source == "recomputed":
-        values = " / ".join(map(format_value, figure.parts))
-        names = " / ".join(map(name_of, figure.parts))
-        return f"{name_of(figure)} = {format_value(figure)} (not reported; {names} = {values}, {figure.legal})"
-    if figure.source == "not reported" and figure.parts:
-        parts = " / ".join("?" if part.value is None else format_value(part) for part in figure.parts)
-        return f"{name_of(figure)} = ? (not reported; {' / '.join(map(name_of, figure.parts))} = {parts})"
-    value = "0" if figure.source == "read as 0" else "?" if figure.value is None else format_value(figure)
-    return f"{name_of(figure)} = {value}{SOURCES[figure.source]}"
+        text = f"{' or '.join(map(format_value, figure.parts))} (contradictory)"
+    elif figure.source == "recomputed":
+        text = f"{format_value(figure)} {parts}, {figure.legal})"
+    elif figure.source == "not reported" and figure.parts:
+        text = f"? {parts})"
+    else:
+        value = "0" if figure.source == "read as 0" else "?" if figure.value is None else format_value(figure)
+        text = f"{value}{SOURCES[figure.source]}"
+    return f"{name_of(figure)} = {text}"

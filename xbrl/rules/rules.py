@@ -69,15 +69,19 @@ class Rule:
     kind: str  # "breach", "filing" or "trigger"
     title: str
     legal: str  # the citation; the latest one if it changes with the reference date
-    cells: tuple[CellKey, ...]
+    citations: tuple[tuple[str, str], ...]  # (first reference date, citation), in ascending order
     violated_if: str
+    formula: Formula
     absent_cell: str  # "unknown" or "zero"
     interval: bool  # whether figures stand for the interval that their `decimals` allow
-    formula: Formula
     guidance: str = ""  # a guideline beside the law: it explains, and binds nobody
-    citations: tuple[tuple[str, str], ...] = ()  # (first reference date, citation), if the citation changes
     applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
     unless_reported: tuple[CellKey, ...] = ()  # the rule stands in for a rule on these cells where they are missing
+
+    @property
+    def cells(self) -> tuple[CellKey, ...]:
+        """The cells of the formula, in its order."""
+        return self.formula.cells
 
     def at(self, date: str) -> "Rule | None":
         """The rule as it stands at a reference date (YYYY-MM-DD), with the citation of that date.
@@ -257,7 +261,7 @@ def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozens
     figure = read_figure(figures, cell, key)
     if figure.source != "not reported" and cell[0] in filed:
         return figure
-    missing = Figure(cell, figure.row, None, None, None, "not reported")
+    missing = Figure(cell, figure.row)
     ratio = missing if rule.kind == "filing" else recompute(figures, cell, key, filed)
     if ratio.source == "recomputed":
         return ratio
@@ -343,25 +347,20 @@ def legal_parameters(year: int) -> dict[str, Decimal]:
 
 def _parse_rule(row: dict) -> Rule:
     """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
-    formula = parse_formula(row["violated_if"], LEGAL_PARAMETERS)
     if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
         raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
-    legal, citations = row["legal"], ()
-    if isinstance(legal, list):
-        citations = tuple((version["from"], version["text"]) for version in legal)
-        if sorted(citations) != list(citations) or not citations:
-            raise ValueError(f"{row['id']}: `legal` must list its versions in ascending order of `from`")
-    applies_from = row.get("applies_from", "")
-    for date in filter(None, (applies_from, *(first for first, _ in citations))):
+    legal = row["legal"] if isinstance(row["legal"], list) else [{"from": "", "text": str(row["legal"])}]
+    citations = tuple((version["from"], version["text"]) for version in legal)
+    if sorted(citations) != list(citations) or not citations:
+        raise ValueError(f"{row['id']}: `legal` must list its versions in ascending order of `from`")
+    for date in filter(None, (row.get("applies_from"), *(first for first, _ in citations))):
         datetime.date.fromisoformat(date)
     return Rule(
         **{key: row[key] for key in ("id", "kind", "title", "violated_if", "absent_cell")},
-        applies_from=applies_from,
-        legal=citations[-1][1] if citations else str(legal),
-        cells=formula.cells,
-        interval=row.get("interval", row["kind"] == "filing"),
-        formula=formula,
-        guidance=row.get("guidance", ""),
+        **{key: row[key] for key in ("applies_from", "guidance") if key in row},
+        legal=citations[-1][1],
         citations=citations,
+        formula=parse_formula(row["violated_if"], LEGAL_PARAMETERS),
+        interval=row.get("interval", row["kind"] == "filing"),
         unless_reported=tuple(tuple(cell) for cell in row.get("unless_reported", ())),
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, SMALL, read, write
+from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, SMALL, write
 from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
 from xbrl.desk.analysis import Analysis, Options, choose_profile
@@ -58,9 +58,7 @@ def test_modules_are_joined_and_the_model_is_asked_in_batches(tmp_path, quarters
     assert records[2]["earlier"] == ["2025-12-31", "2026-03-31"]
     assert "It has fallen from 130.00% at the previous date." in records[2]["letter"]["text"]
     assert [len(record["files"]) for record in records] == [3, 3, 3]
-    first, _, last = (
-        read_filing(sorted(quarters.glob(f"*{day}*")), CELLS) for day in ("2025-12", "2026-03", "2026-06")
-    )
+    first, last = (read_filing(sorted(quarters.glob(f"*{day}*")), CELLS) for day in ("2025-12", "2026-06"))
     (message,) = PROFILES["full"].question(last, NAMED, CELLS, (first,))
     assert "Earlier reports\n2025-12-31: " in message["content"] and "LCR 140.00%" in message["content"]
 
@@ -72,32 +70,26 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
         asked.extend(case.report.period for case in cases)
         return [Reply("full", (), RIGHT) for _ in cases]
 
-    assert run(tmp_path, quarters, ask)[0] == 1
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    asked.clear()
-    assert run(tmp_path, quarters, ask)[0] == 1
-    assert asked == [] and "0 analysed, 3 unchanged" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    def again(files=tmp_path / "moved", **options):
+        asked.clear()
+        code, _ = run(tmp_path, files, ask, **options)
+        written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        return code, [*asked], written
+
+    everything = ["2025-12-31", "2026-03-31", "2026-06-30"]
+    code, first, before = again(quarters)
+    assert (code, first) == (1, everything)
+    assert again(quarters) == (1, [], before) and "0 analysed, 3 unchanged" in capsys.readouterr().out
     shutil.move(quarters, tmp_path / "moved")  # the same files elsewhere are the same
-    run(tmp_path, tmp_path / "moved", ask)
-    assert asked == []
+    assert again()[1] == []
     other = write(tmp_path / "moved", {LCR: "1.41"}, SMALL, period="2025-12-31")
-    run(tmp_path, tmp_path / "moved", ask)
-    assert asked == ["2025-12-31", "2026-03-31", "2026-06-30"]  # the later ones show the earlier one
-    asked.clear()
-    run(tmp_path, tmp_path / "moved", ask, draft=True)
-    assert len(asked) == 3
-    asked.clear()
-    run(tmp_path, tmp_path / "moved", ask)
-    assert len(asked) == 3
-    asked.clear()
+    assert again()[1] == everything  # the later ones show the earlier one
+    assert again(draft=True)[1] == again()[1] == everything
     last = next((tmp_path / "out").glob("*2026-03-31"))
     last.rename(f"{last}.tmp")  # as if interrupted just before the end
-    run(tmp_path, tmp_path / "moved", ask)
-    assert asked == ["2026-03-31"] and not list((tmp_path / "out").glob("*.tmp"))
-    asked.clear()
+    assert again()[1] == ["2026-03-31"] and not list((tmp_path / "out").glob("*.tmp"))
     other[0].write_text(other[0].read_text()[:200])
-    assert run(tmp_path, tmp_path / "moved", ask)[0] == 2
+    assert again()[0] == 2
     incomplete = json.loads(next((tmp_path / "out").glob("*2025-12-31/report.json")).read_text())
     reason = next(one for one in incomplete["letter"]["reasons"] if one.startswith("the report is incomplete: "))
     assert reason.endswith("; obtain the file again; then analyse again")
@@ -119,9 +111,8 @@ def test_decisions_names_forms_and_damage_are_part_of_the_inputs(tmp_path, capsy
     line = f"{BANK.entity},2026-03-31,LCR_MIN,lifted,,CRR Art. 8,{Note('Our LCR requirement is waived.').id}"
     decisions.write_text(f"entity,period,rule,state,cell,legal,note\n{line}\n")
     code, (made,) = run(tmp_path, tmp_path / "files", findings=decisions)
-    assert (code, made["findings"], made["letter"]["state"]) == (0, [], "ready") and "Objection" not in made["letter"][
-        "text"
-    ]
+    assert (code, made["findings"], made["letter"]["state"]) == (0, [], "ready")
+    assert "Objection" not in made["letter"]["text"]
     assert made["decisions"][0]["state"] == "lifted" and "1 analysed" in capsys.readouterr().out
     assert run(tmp_path, tmp_path / "files", findings=decisions)[0] == 0
     assert "0 analysed, 1 unchanged" in capsys.readouterr().out
@@ -155,24 +146,22 @@ def test_an_entity_with_strange_characters_is_refused(tmp_path, capsys):
     assert "\\ud800.IND' is no identifier; ask the bank to file the report again" in capsys.readouterr().err
 
 
-def test_pages_are_not_written_among_the_reports(tmp_path):
-    """They would be read as reports by the next run."""
-    write(tmp_path / "files", {}, SMALL)
-    for out in (tmp_path / "files", tmp_path / "files" / "analysis"):
-        with pytest.raises(UserError, match="lies inside the reports .*; name a directory outside of them"):
-            Analysis(Options((tmp_path / "files",), out), {}, {}).prepare()
-        assert not (out / "index.html").exists()
-
-
 def test_mistakes_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="nothing.xbrl does not exist"):
-        run(tmp_path, tmp_path / "nothing.xbrl")
+    """Pages among the reports would be read as reports by the next run."""
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty contains no reports"):
-        run(tmp_path, tmp_path / "empty")
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(UserError, match="--out .*out: "):
-        run(tmp_path, write(tmp_path / "files", {}, SMALL)[0])
+    (tmp_path / "file").write_text("a file")
+    files = write(tmp_path / "files", {}, SMALL)
+    inside = "lies inside the reports .*; name a directory outside of them"
+    for path, out, sentence in (
+        (tmp_path / "nothing.xbrl", "out", "nothing.xbrl does not exist"),
+        (tmp_path / "empty", "out", "empty contains no reports"),
+        (files[0], "file", "--out .*file: "),
+        (tmp_path / "files", "files", inside),
+        (tmp_path / "files", "files/analysis", inside),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            Analysis(Options((path,), tmp_path / out), {}, {}).prepare()
+        assert not (tmp_path / out / "index.html").exists()
 
 
 def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_path):
@@ -193,16 +182,6 @@ def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_
     released.mkdir(parents=True)
     (released / "export.json").write_text(json.dumps({"profile": "full"}))
     assert choose_profile(None, released) == (PROFILES["full"], str(released / "export.json"))
-
-
-def test_a_report_of_another_profile_is_not_asked(tmp_path):
-    report = read(tmp_path)
-    assert PROFILES["full"].why_not(report) == ""
-    why = PROFILES["quickstart"].why_not(report)
-    assert why.startswith("it has C 03.00 r0010 c0010, C 03.00 r0030 c0010, C 03.00 r0050 c0010 ...")
-    made = make_record(Case(report, NAMED, reply=Reply("quickstart", problem=why)))
-    assert made["letter"]["state"] == "ready" and "The model" not in made["letter"]["text"]
-    assert made["draft"]["problems"][0].startswith("the model was not asked: it has C 03.00 r0010 c0010")
 
 
 @pytest.mark.parametrize("profile", ["full", "short"])

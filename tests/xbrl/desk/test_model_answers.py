@@ -11,7 +11,7 @@ from tests.tiny import write_tiny_model
 from tests.xbrl.desk.reports import BANK, LCR, LR, NAMED, SMALL, read, write
 from xbrl.corpus.examples import PROFILES
 from xbrl.desk.analysis import Options
-from xbrl.desk.model_answers import Asking, Questions, analyse_over_ranks
+from xbrl.desk.model_answers import Questions, analyse_over_ranks
 from xbrl.desk.record import Case
 from xbrl.read.dpm import load_cells
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 
 
 def questions(model, profile="quickstart", longest=100):
-    return Questions(Asking(model, PROFILES[profile], "--profile", longest, 4, "fp32"))
+    return Questions(Options((), model, model=model, profile=PROFILES[profile], max_new_tokens=longest))
 
 
 def test_the_prompt_is_that_of_training_and_the_answer_is_decoded(model, case):
@@ -63,9 +63,9 @@ def test_a_note_cannot_write_the_answer_and_the_desk_is_told(model, tmp_path, mo
         return greedy_answers(model, share, stop_ids, max_new_tokens, batch_size, advance)
 
     monkeypatch.setattr("xbrl.desk.model_answers.greedy_answers", answers)
-    asking = Asking(model, PROFILES["quickstart"], "--profile", 8, 4, "fp32")
-    out = tmp_path / "out"
-    analyse_over_ranks(Options(tuple(files), out), asking)
+    out, profile = tmp_path / "out", PROFILES["quickstart"]
+    options = Options(tuple(files), out, model=model, profile=profile, max_new_tokens=8, batch_size=4, dtype="fp32")
+    analyse_over_ranks(options)
     tokenizer = load_tokenizer(str(model))
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert [(ids.count(start), ids.count(end)) for ids in prompts] == [(3, 2)] * 3
@@ -77,7 +77,7 @@ def test_a_note_cannot_write_the_answer_and_the_desk_is_told(model, tmp_path, mo
     record = json.loads(path.read_text())
     assert record["period"] == "2026-03-31" and record["control_tokens"] == ["<|im_end|>", "<|im_start|>"]
     assert "it spells control tokens of the model: <|im_end|>, <|im_start|>" in record["warnings"][-1]
-    again = analyse_over_ranks(Options(tuple(files), out), asking)  # nothing is analysed, and it is still said
+    again = analyse_over_ranks(options)  # nothing is analysed, and it is still said
     assert again == 1 and capsys.readouterr().out.count(f": {where}") == 1
 
 
@@ -100,4 +100,6 @@ def test_a_report_that_is_too_long_or_of_another_profile_is_not_asked(model, cas
         f"it is too long: {len(ids)} tokens and an answer of up to {room + 1} do not fit into the model's context of 512"
     )
     reply, none = questions(model).question(Case(read(tmp_path), NAMED))
-    assert none == [] and reply.problem.startswith("it has C 03.00 r0010 c0010")
+    assert none == [] and reply.problem.startswith(
+        "it has C 03.00 r0010 c0010, C 03.00 r0030 c0010, C 03.00 r0050 c0010 ..."
+    )

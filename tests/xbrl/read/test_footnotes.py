@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.read.xbrl_documents import context, inline, instance, member, read
+from tests.xbrl.read.xbrl_documents import context, document, fact, inline, instance, member, read
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import render_report
@@ -67,24 +67,16 @@ def inline_document() -> str:
 
 
 def json_document(notes: dict[str, tuple[str, str]], links: list[dict]) -> str:
-    core = {"entity": "rs:LEI1.CON", "period": "2026-04-01T00:00:00", "unit": "iso4217:EUR"}
-    dimensions = [
-        {"concept": "eba_met:qABJ", **core, "eba_dim_4.0:qACK": "eba_qTP:qx2008", "eba_dim_4.0:qADT": "eba_qOR:qx2060"},
-        {"concept": "eba_met:qIJJ", **core, "eba_dim_4.0:qINC": "LEI7", "eba_dim_4.0:qLJI": "eba_qAF:qx2011"}
-        | {"eba_dim_4.0:qZZX": "eba_qOR:qx2007"},
-    ]
-    facts = {
-        f"f{n}": {"value": str(n), "decimals": "0", "dimensions": one, "links": link}
-        for n, (one, link) in enumerate(zip(dimensions, links, strict=True), start=1)
-    }
-    for name, (text, language) in notes.items():
-        facts[name] = {"value": text, "dimensions": {"concept": "xbrl:note", "noteId": name, "language": language}}
-    names = ("eba_met", "eba_dim_4.0", "eba_qTP", "eba_qOR", "eba_qAF", "rs", "iso4217", "xbrl")
-    namespaces = {name: f"http://example.org/{name}" for name in names}
-    namespaces |= {"eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met", "xbrl": "https://xbrl.org/2021"}
+    facts = (
+        fact(
+            "eba_met:qABJ", "1", "0", unit="iso4217:EUR", eba_dim__qACK="eba_qTP:qx2008", eba_dim__qADT="eba_qOR:qx2060"
+        ),
+        fact("eba_met:qIJJ", "2", "0", unit="iso4217:EUR", eba_dim__qINC="LEI7", eba_dim__qLJI="eba_qAF:qx2011"),
+    )
+    facts[1]["dimensions"]["eba_dim:qZZX"] = "eba_qOR:qx2007"
+    linked = [one | {"links": link} for one, link in zip(facts, links, strict=True)]
     kinds = {"footnote": FACT_FOOTNOTE, "explains": "http://www.xbrl.org/2009/arcrole/fact-explanatoryFact"}
-    info = {"documentType": "https://xbrl.org/2021/xbrl-json", "namespaces": namespaces, "linkTypes": kinds}
-    return json.dumps({"documentInfo": info, "facts": facts})
+    return json.dumps(document(*linked, notes=notes, linkTypes=kinds))
 
 
 def test_the_three_syntaxes_give_the_same_notes(tmp_path) -> None:
@@ -93,7 +85,7 @@ def test_the_three_syntaxes_give_the_same_notes(tmp_path) -> None:
         "n2": ("Klient und Tochter.", "de"),
         "n3": ("On the report as a whole.", "en"),
     }
-    links = [{"footnote": {"_": ["n1"], "g": ["n2"]}, "explains": {"_": ["f2"]}}, {"footnote": {"_": ["n2"]}}]
+    links = [{"footnote": {"_": ["n1"], "g": ["n2"]}, "explains": {"_": ["f1"]}}, {"footnote": {"_": ["n2"]}}]
     for name, content in (
         ("report.xbrl", xml_document()),
         ("report.xhtml", inline_document()),

@@ -34,42 +34,35 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     return run_python("scripts/read_report.py", *arguments)
 
 
-def test_prints_facts_and_a_summary(tmp_path):
-    file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.04312345678901234567\ndp3214277,-5000\n"})
+def rows_of(done: subprocess.CompletedProcess) -> list[dict]:
+    return [json.loads(line, parse_float=Decimal) for line in done.stdout.splitlines()]
+
+
+def test_prints_facts_and_a_summary_and_a_warning_counts_the_facts_that_the_dpm_does_not_have(tmp_path):
+    rows = "dp3221256,0.04312345678901234567\ndp3214277,-5000\ndp999999999,1340000\n"
+    file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": rows})
     process = subprocess.run([sys.executable, "scripts/read_report.py", file], cwd=ROOT, capture_output=True, text=True)
-    done = run(file)
-    assert (done.returncode, done.stderr) == (process.returncode, process.stderr) == (0, "")
-    assert done.stdout == process.stdout
-    ratio, surplus, last = [json.loads(line, parse_float=Decimal) for line in done.stdout.splitlines()]
+    ratio, surplus, unknown, last = rows_of(process)
     assert ratio == {
-        "concept": "dp3221256",
-        "value": Decimal("0.04312345678901234567"),
-        "unit": "xbrli:pure",
-        "decimals": 4,
-        "entity": "LEI1",
-        "period": "2026-03-31",
-        "dimensions": {},
-        "cell": ["C_03.00", "r0010", "c0010"],
+        **{"concept": "dp3221256", "value": Decimal("0.04312345678901234567"), "unit": "xbrli:pure", "decimals": 4},
+        **{"entity": "LEI1", "period": "2026-03-31", "dimensions": {}, "cell": ["C_03.00", "r0010", "c0010"]},
     }
-    assert surplus["value"] == -5000
+    assert surplus["value"] == -5000 and "cell" not in unknown
     summary = last["summary"]
     assert (summary["format"], summary["entity"], summary["period"]) == ("xBRL-CSV", "LEI1", "2026-03-31")
-    assert (summary["facts"], summary["numeric_facts"]) == (2, 2)
+    assert (summary["facts"], summary["numeric_facts"], summary["facts_with_cell"]) == (3, 3, 2)
     assert [warning.rpartition("(")[2] for warning in summary["warnings"]] == ["FILING_INDICATOR)", *["MANDATORY)"] * 3]
-
-
-def test_a_warning_counts_the_facts_that_the_dpm_does_not_have(tmp_path):
-    file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.0431\ndp999999999,1340000\n"})
+    (warning,) = summary["incomplete"]
+    assert "1 of 3 facts have no cell" in warning and "scripts/regulator.py dpm" in warning
     done = run(file, "--text")
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "dp999999999 | 1340000"
-    assert done.stderr == f"warning: {json.loads(run(file, '--summary').stdout)['summary']['incomplete'][0]}\n"
-    assert "1 of 2 facts have no cell" in done.stderr and "scripts/regulator.py dpm" in done.stderr
+    assert (process.returncode, process.stderr) == (done.returncode, done.stderr) == (0, f"warning: {warning}\n")
+    assert "| 4.31" in done.stdout and done.stdout.splitlines()[-1] == "dp999999999 | 1340000"
 
 
-def test_text_and_rules(tmp_path):
-    file = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.0431\n"})
-    assert "4.31%" in run(file, "--text").stdout
-    *results, last = [json.loads(line, parse_float=Decimal) for line in run(file, "--rules").stdout.splitlines()]
+def test_rules_as_json_and_as_a_table(tmp_path):
+    tables = {"c_03.00": "dp3221256,0.0431\n", "c_76.00.a": "dp3231697,60000000\ndp5435201,100000000\n"}
+    file = package(tmp_path / "a.zip", "LEI1", **tables)
+    *results, last = rows_of(run(file, "--rules"))
     assert "summary" in last
     rows = {row["rule_id"]: row for row in results}
     assert rows.keys() >= {"FILING_INDICATOR", "MANDATORY", *(rule.id for rule in built_in_rules())}
@@ -82,11 +75,7 @@ def test_text_and_rules(tmp_path):
         (["C_03.00", "r0010", "c0010"], Decimal("0.0431"), "reported")
     ]
     assert (rows["TSCR_CET1"]["state"], rows["LR_MIN"]["state"]) == ("not decidable", "not applicable")
-
-
-def test_rules_as_a_table(tmp_path):
-    lcr = {"c_76.00.a": "dp3231697,60000000\ndp5435201,100000000\n"}
-    lines = run(package(tmp_path / "a.zip", "LEI1", **lcr), "--rules", "--text").stdout.splitlines()
+    lines = run(file, "--rules", "--text").stdout.splitlines()
     assert lines[0] == "LEI1 | 2026-03-31 | EUR | xBRL-CSV"
     start = next(number for number, line in enumerate(lines) if "LCR_MIN" in line)
     assert lines[start].startswith("  violated | LCR_MIN | 60.00% | min 100% | CRR Art. 412(1)")
@@ -99,16 +88,22 @@ def test_rules_as_a_table(tmp_path):
     assert "  not applicable | LR_MIN | C 47.00 has no facts" in lines
 
 
-def test_modules_of_one_bank_are_merged_and_an_empty_folder_is_a_mistake(tmp_path):
-    one = package(tmp_path / "a.zip", "LEI1", **{"c_03.00": "dp3221256,0.05\n"})
-    two = package(tmp_path / "b.zip", "LEI1", **{"c_76.00.a": "dp5435202,1.1\n"})
-    done = run(one, two, "--summary")
-    assert json.loads(done.stdout)["summary"]["facts"] == 2
-    done = run(one, package(tmp_path / "c.zip", "LEI2", **{"c_76.00.a": "dp5435202,1.1\n"}))
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_modules_of_one_bank_are_merged_with_their_notes_and_an_empty_folder_is_a_mistake(tmp_path):
+    files = write(tmp_path / "noted", notes=["Bonds are pledged."])
+    (last,) = rows_of(run(*files, "--summary"))
+    assert last["summary"]["notes"] == [
+        {"text": "Bonds are pledged.", "cells": [["C_76.00.a", "r0030", "c0010"]], "language": "en"}
+    ]
+    assert len(last["summary"]["files"]) == len(files) > 1
     (tmp_path / "empty").mkdir()
-    done = run(tmp_path / "empty")
-    assert done.returncode == 2 and "contains no reports" in done.stderr and "Traceback" not in done.stderr
+    other = package(tmp_path / "c.zip", "LEI2", **{"c_76.00.a": "dp5435202,1.1\n"})
+    for arguments, said in (
+        ((files[0], other), "only reports of one bank"),
+        ((tmp_path / "empty",), "contains no reports"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert said in done.stderr
 
 
 LEI = "SYNB00AAAAAAAAAAAA11"
@@ -135,7 +130,7 @@ def test_a_folder_joins_the_modules_of_a_bank_and_date(tmp_path):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert [error.split(": ")[1] for error in errors] == [str(refused), str(tmp_path / "bad.xbrl")]
     assert "3 reports of 4 files, 1 incomplete; 2 files refused" in done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = rows_of(done)
     assert [row["report"] for row in rows if "summary" in row] == [
         "LEI9 2026-03-31",
         f"{LEI}.CON 2026-03-31",
@@ -152,8 +147,3 @@ def test_a_folder_joins_the_modules_of_a_bank_and_date(tmp_path):
     assert f"== {LEI}.CON 2026-03-31 (lcr.zip, of.zip)" in text
     assert f"== incomplete: {joined['incomplete'][0]}" in text
     assert f"== {LEI}.IND 2026-03-31 (solo.zip)" in text
-
-
-def test_the_summary_has_the_notes(tmp_path):
-    (note,) = json.loads(run(*write(tmp_path, notes=["Bonds are pledged."]), "--summary").stdout)["summary"]["notes"]
-    assert note == {"text": "Bonds are pledged.", "cells": [["C_76.00.a", "r0030", "c0010"]], "language": "en"}

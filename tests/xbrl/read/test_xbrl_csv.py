@@ -1,4 +1,4 @@
-"""EBA xBRL-CSV packages: facts, warnings, and errors for malformed packages."""
+"""EBA xBRL-CSV packages, with a fact per row or a row per entry: facts, warnings, and errors for malformed packages."""
 
 import json
 import zipfile
@@ -12,6 +12,7 @@ from xbrl.read import safety
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import render_report
 from xbrl.read.xbrl import merge_reports, read_report
+from xbrl.read.xbrl_csv import FIXED_ROWS, KEY_COLUMNS
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rules import evaluate
 
@@ -20,6 +21,7 @@ EXTENDS = "http://www.eba.europa.eu/eu/fr/xbrl/crr/fws/corep/4.2/mod/corep_lcr_d
 REPORT_JSON = json.dumps({"documentInfo": {"documentType": "https://xbrl.org/2021/xbrl-csv", "extends": [EXTENDS]}})
 PARAMETERS = "name,value\r\nentityID,rs:LEI1.CON\r\nrefPeriod,2026-03-31\r\nbaseCurrency,iso4217:EUR\r\n"
 PARAMETERS += "decimalsMonetary,-3\r\ndecimalsPercentage,4\r\n"
+INDICATORS = "templateID,reported\r\n"
 FILES = {
     "META-INF/reportPackage.json": '{"documentInfo": {"documentType": "https://xbrl.org/report-package/2023"}}',
     "reports/report.json": REPORT_JSON,
@@ -57,12 +59,8 @@ def test_a_package_becomes_facts_with_cells(tmp_path):
         buffer, ratio = report.facts
         assert (buffer.value, buffer.unit, buffer.decimals) == (Decimal(1200000), "iso4217:EUR", -3)
         assert buffer.cell == ("C_76.00.a", "r0010", "c0010")
-        assert (ratio.concept, ratio.value, ratio.unit, ratio.decimals) == (
-            "dp5435202",
-            Decimal("1.2"),
-            "xbrli:pure",
-            4,
-        )
+        assert (ratio.concept, ratio.value, ratio.unit) == ("dp5435202", Decimal("1.2"), "xbrli:pure")
+        assert ratio.decimals == 4
 
 
 def test_keys_units_and_open_rows(tmp_path):
@@ -92,9 +90,8 @@ def test_a_real_sample_is_read_with_its_cells():
     ratio = next(fact for fact in report.facts if fact.cell == ("C_76.00.a", "r0030", "c0010"))
     assert (ratio.concept, ratio.value, ratio.unit) == ("dp143076", Decimal("68.41"), "xbrli:pure")
     cells = load_cells(BUILT_IN)
-    assert (
-        cells.table("C_00.01").module == ""
-    )  # it is filed with every COREP module, and is no sign of a COREP OF return
+    # C 00.01 is filed with every COREP module, and is no sign of a COREP OF return.
+    assert cells.table("C_00.01").module == ""
     assert check_quality(report, cells) == []
     lines = render_report(report, cells).splitlines()
     assert "r0030 c0010 LIQUIDITY COVERAGE RATIO (%) | 6841.00%" in lines
@@ -109,7 +106,7 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
     report = read(package(tmp_path, **{"c_76.00.a.csv": table}))
     (warning,) = report.incomplete
     assert warning.startswith(
-        f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2 ("
+        f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2"
     )
     assert "(dp999999999, dp3220634, dp5 and 1 more)" in warning  # the second is known, but not in this table
     assert warning.endswith("run python scripts/regulator.py dpm to fetch a newer release")
@@ -119,10 +116,8 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
     assert text.count("%") == 2  # of the ratio, in its label and its value
     broken = read(package(tmp_path, **{"c_76.00.a.csv": "datapoint,factValue\r\ndp999999999,1.2\r\n"}))
     (lcr,) = [result for result in evaluate(broken) if result.rule_id == "LCR_MIN"]
-    assert lcr.state == "undecided" and lcr.reason.startswith(
-        "C 76.00.a r0030 c0010 was not read and cannot be recomputed"
-    )
-    assert "not reported" not in lcr.reason.partition(":")[0]
+    assert lcr.state == "undecided"
+    assert lcr.reason.startswith("C 76.00.a r0030 c0010 was not read and cannot be recomputed:")
 
 
 @pytest.mark.parametrize(
@@ -137,22 +132,16 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
         ("#nil", None, None),
         ("#empty", "", None),
         ("##1", "#1", None),
+        *((text, text, None) for text in ("n/a", "1,5", "NaN", "1_000", "٣")),  # kept as it is, with a warning
     ],
 )
 def test_values(tmp_path, text, value, decimals):
-    report = read(package(tmp_path, **{"c_76.00.a.csv": f"datapoint,factValue\r\ndp5435202,{text}\r\n"}))
+    report = read(package(tmp_path, **{"c_76.00.a.csv": f'datapoint,factValue\r\ndp5435202,"{text}"\r\n'}))
     (fact,) = report.facts
     assert (fact.value, fact.decimals) == (value, decimals)
     assert type(fact.value) is type(value)
-
-
-@pytest.mark.parametrize("text", ["n/a", "1,5", "NaN", "1_000", "٣"])
-def test_a_non_numeric_value_is_kept_with_a_warning(tmp_path, text):
-    report = read(package(tmp_path, **{"c_76.00.a.csv": f'datapoint,factValue\r\ndp5435202,"{text}"\r\n'}))
-    assert report.facts[0].value == text
-    (warning,) = report.warnings
-    assert "{C_76.00.a, r0030, c0010} dp5435202" in warning
-    assert "line 2" in warning
+    said = ["line 2: {C_76.00.a, r0030, c0010} dp5435202 has the non-numeric value" in one for one in report.warnings]
+    assert said == [True] * isinstance(value, str)
 
 
 def test_inconsistent_duplicates_are_kept_with_one_warning(tmp_path):
@@ -183,22 +172,13 @@ def test_empty_values_report_no_fact_and_are_counted(tmp_path):
         ({"parameters.csv": None}, "parameters.csv with the entity and the reference period is missing"),
         ({"parameters.csv": PARAMETERS.replace("refPeriod", "period")}, "has no refPeriod"),
         *(
-            (
-                {"parameters.csv": PARAMETERS.replace("2026-03-31", day)},
-                f"parameters.csv line 3: refPeriod '{day}' is not a date (YYYY-MM-DD)",
-            )
+            ({"parameters.csv": PARAMETERS.replace("2026-03-31", day)}, f"csv line 3: refPeriod '{day}' is not a date")
             for day in ("2026-02-30", "20260331", "2026-03-31T00:00:00", "٢026-03-31")
         ),
         ({"parameters.csv": PARAMETERS + "refPeriod,2026-06-30\r\n"}, "line 7: duplicate parameter refPeriod"),
         ({"parameters.csv": PARAMETERS.replace(",-3", ",three")}, "decimalsMonetary 'three'"),
-        (
-            {"FilingIndicators.csv": "templateID,reported\r\nC_76.00,yes\r\n"},
-            "line 2: expected the columns templateID,reported",
-        ),
-        (
-            {"FilingIndicators.csv": "templateID,reported\r\nC_76.00,true\r\nC_76.00,false\r\n"},
-            "line 3: C_76.00 is both filed and not filed",
-        ),
+        ({"FilingIndicators.csv": f"{INDICATORS}C_76.00,yes\r\n"}, "line 2: expected the columns templateID,reported"),
+        ({"FilingIndicators.csv": f"{INDICATORS}C_1,true\r\nC_1,false\r\n"}, "line 3: C_1 is both filed and not filed"),
         ({"c_76.00.a.csv": "datapoint,factValue\r\ndp1\r\n"}, "line 2: 1 fields, but the header has 2"),
         ({"c_76.00.a.csv": "datapoint,value\r\ndp1,2\r\n"}, "line 1: the columns datapoint and factValue"),
         ({"c_76.00.a.csv": "datapoint,factValue\r\nx1,2\r\n"}, "line 2: 'x1' is not a datapoint"),
@@ -311,3 +291,88 @@ def test_packages_of_a_bank_are_merged_into_one_report(tmp_path):
     later = read(package(tmp_path, "later.zip", **{"parameters.csv": PARAMETERS.replace("2026-03-31", "2026-06-30")}))
     with pytest.raises(UserError, match="has the period"):
         merge_reports([one, later])
+
+
+LEI, CLOUD = "SYNB00AAAAAAAAAAAA11", "SYNP00CCCCCCCCCCCC33"
+REGISTER = {  # tables of a register of information (DORA) in the layout of EBA taxonomy 4.0; their content is invented
+    "b_01.02": ["c0010,c0020,c0030,c0110", f"{LEI},Nordhaven Bank,eba_GA:DE,81250000000"],
+    "b_01.03": ["c0010,c0020,c0030,c0040"],
+    "b_02.01": ["c0010,c0030,c0050", "4711,,1250000.50", '"2024-002, cloud",4711,#nil'],
+    "b_02.02": [
+        "c0010,c0020,c0030,c0050,c0060,c0100,c0130,c0150,c0160",
+        f"4711,{LEI},{CLOUD},F1,eba_TA:S17,90,eba_GA:IE,eba_GA:IE,eba_GA:IE",
+    ],
+    "b_03.01": ["c0010,c0020,c0030", f"4711,{LEI},true"],
+    "b_99.01": ["c0010,c0020", "Standalone contract,"],
+}
+
+
+def read_register(folder: Path, **tables: list[str]):
+    """The report of REGISTER with other `tables`."""
+    files = {f"{name}.csv": "".join(f"{line}\r\n" for line in lines) for name, lines in (REGISTER | tables).items()}
+    files["parameters.csv"] = PARAMETERS + "decimalsInteger,0\r\n"
+    return read(package(folder, **{"c_76.00.a.csv": None, "FilingIndicators.csv": None}, **files))
+
+
+def test_each_cell_of_a_register_is_a_fact_with_the_key_of_its_row(tmp_path):
+    """Only columns that are known to be numeric hold numbers: the number of a contract is a name."""
+    report = read_register(tmp_path)
+    assert (report.entity, report.currency, report.warnings, report.incomplete) == ("LEI1.CON", "EUR", (), ())
+    key = {"CRZ": "4711", "qLES": LEI, "ICT": CLOUD, "IOB": "F1", "TYA": "eba_TA:S17"}
+    key |= dict.fromkeys(("qNNB", "qNMP", "qNMR"), "eba_GA:IE")
+    assert [(fact.cell, fact.dimensions, fact.value) for fact in report.facts] == [
+        (("B_01.02", "*", "c0020"), {"ESI": LEI}, "Nordhaven Bank"),
+        (("B_01.02", "*", "c0030"), {"ESI": LEI}, "eba_GA:DE"),
+        (("B_01.02", "*", "c0110"), {"ESI": LEI}, Decimal(81250000000)),
+        (("B_02.01", "*", "c0050"), {"CRZ": "4711"}, Decimal("1250000.50")),
+        (("B_02.01", "*", "c0030"), {"CRZ": "2024-002, cloud"}, "4711"),
+        (("B_02.01", "*", "c0050"), {"CRZ": "2024-002, cloud"}, None),
+        (("B_02.02", "*", "c0100"), key, Decimal(90)),
+        (("B_03.01", "*", "c0030"), {"CRZ": "4711", "qLEA": LEI}, True),
+        (("B_99.01", "r0040", "c0010"), {}, "Standalone contract"),
+    ]
+    assert [(fact.unit, fact.decimals) for fact in report.facts if isinstance(fact.value, Decimal)] == [
+        *[("iso4217:EUR", -3)] * 2,
+        ("xbrli:pure", 0),
+    ]
+
+
+def test_the_key_columns_of_a_register_are_those_of_the_dpm():
+    cells = load_cells(BUILT_IN)
+    assert set(KEY_COLUMNS) == {code for code in cells.codes if cells.table(code).module == "DORA"}
+    for code, keys in KEY_COLUMNS.items():
+        assert set(keys.values()) == set(cells.table(code).keys), code
+        assert not {cell.column for cell in cells.in_table(code)} & set(keys), code
+    assert {code: {cell.row for cell in cells.in_table(code)} for code in FIXED_ROWS} == {"B_99.01": {"r0040"}}
+
+
+def test_oddities_of_a_register_and_one_of_another_framework_give_warnings(tmp_path):
+    odd = ["c0010,c0020,c0050", "A,eba_CO:x1,about 5", "A,eba_CO:x2,", ",eba_CO:x3,", "B,#none,"]
+    others = {"x_01.00": ["c0010,c0020", "5,a", "6,"], "x_02.00": ["KEY,c0010", "k1,5"]}
+    report = read_register(tmp_path, **{"b_02.01": odd, **others})
+    table = "bank/reports/{}.csv"
+    assert report.warnings == (
+        f"{table.format('b_02.01')} line 2: {{B_02.01, *, c0050}} B_02.01.c0050 [CRZ=A] has the non-numeric value 'about 5'",
+        f"{table.format('b_02.01')} line 4: the key column c0010 is empty",
+        f"{table.format('b_02.01')}: 1 rows have only key columns and report no fact",
+        f"{table.format('x_01.00')}: the key columns of X_01.00 are not known; rows are numbered",
+        f"{table.format('x_02.00')}: the key columns of X_02.00 are not known; assumed: KEY",
+        "{B_02.01, *, c0020} B_02.01.c0020 [CRZ=A] is reported as 'eba_CO:x1' and as 'eba_CO:x2'",
+    )
+    assert [(fact.value, fact.dimensions) for fact in report.facts if fact.cell[0].startswith("X")] == [
+        *(("5", {"row": "1"}), ("a", {"row": "1"}), ("6", {"row": "2"}), ("5", {"KEY": "k1"})),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["c0020,c0030", "x,"], "b_02.01.csv line 1: the key column c0010 of B_02.01 is missing"),
+        (["c0010,datapoint", "x,y"], "line 1: the columns datapoint and factValue are required"),
+        (["name,amount", "x,y"], "or the columns c0010, c0020, ... of a register"),
+    ],
+)
+def test_a_malformed_register_is_rejected_with_one_sentence(tmp_path, lines, sentence):
+    with pytest.raises(UserError) as caught:
+        read_register(tmp_path, **{"b_02.01": lines})
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)

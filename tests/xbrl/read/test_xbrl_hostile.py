@@ -72,13 +72,11 @@ def test_files_that_are_not_reports(tmp_path, monkeypatch):
 
 
 def test_hostile_packages(tmp_path):
-    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
-        archive.writestr(
-            "bank/reports/bank.xhtml", f"<!DOCTYPE x [<!ENTITY v SYSTEM 'file:///etc/hostname'>]>{BODY.format('&v;')}"
-        )
-    sentence = rejection(tmp_path / "bank.zip")
-    assert "bank/reports/bank.xhtml" in sentence and "declares entities" in sentence
     path = tmp_path / "bank.zip"
+    declared = f"<!DOCTYPE x [<!ENTITY v SYSTEM 'file:///etc/hostname'>]>{BODY.format('&v;')}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bank/reports/bank.xhtml", declared)
+    assert "bank.zip: bank/reports/bank.xhtml: the file declares entities" in rejection(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("bank/reports/report.json", "{}")
     content = bytearray(path.read_bytes())
@@ -87,6 +85,6 @@ def test_hostile_packages(tmp_path):
     assert "encrypted" in rejection(path)
     link = zipfile.ZipInfo("bank/reports/report.json")
     link.external_attr = 0o120777 << 16
-    with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(link, "/etc/hostname")
-    assert "outside the package" in rejection(tmp_path / "bank.zip")
+    assert "outside the package" in rejection(path)

@@ -7,69 +7,35 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.read.xbrl_documents import instance
-from tests.xbrl.read.xbrl_documents import read as read_xml
+from tests.xbrl.read.xbrl_documents import document, fact, instance
+from tests.xbrl.read.xbrl_documents import read as read_file
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import render_report
-from xbrl.read.xbrl import read_report
-from xbrl.read.xbrl_json import oim_period
-
-NAMESPACES = {
-    "t": "http://example.org/t",
-    "rs": "https://eurofiling.info/eu/rs",
-    "iso4217": "http://www.xbrl.org/2003/iso4217",
-    "eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met",
-    "eba_dim": "http://www.eba.europa.eu/xbrl/crr/dict/dim/4.0",
-    "eba_qTP": "http://example.org/qTP",
-    "eba_qOR": "http://example.org/qOR",
-    "fi": "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03",
-}
-END = "2026-04-01T00:00:00"
-
-
-def fact(concept: str, value: object, decimals: object = None, **dimensions: str) -> dict:
-    own = {"concept": concept, "entity": "rs:LEI1.CON", "period": END} | {
-        key.replace("__", ":"): item for key, item in dimensions.items()
-    }
-    return {"value": value, "dimensions": own} | ({} if decimals is None else {"decimals": decimals})
-
-
-def document(*facts: dict, **changes: object) -> dict:
-    info = {
-        "documentType": "https://xbrl.org/2021/xbrl-json",
-        "namespaces": NAMESPACES,
-        "taxonomy": ["http://example.org/t.xsd"],
-    }
-    return {"documentInfo": info | changes, "facts": {f"f{number}": item for number, item in enumerate(facts)}}
 
 
 def read(tmp_path: Path, content: object):
-    file = tmp_path / "report.json"
-    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return read_report(file, load_cells(BUILT_IN))
+    return read_file(tmp_path, content if isinstance(content, bytes) else json.dumps(content), "report.json")
 
 
 def test_a_figure_that_the_dpm_does_not_have_is_no_percentage(tmp_path):
     """The reader gives a number without a unit the unit `pure`; in XML the file gives it."""
     json_report = read(tmp_path, document(fact("eba_met:qZZZZ", "1340000.5", 4)))
     body = '<eba_met:qZZZZ contextRef="c" unitRef="pure" decimals="4">1340000.5</eba_met:qZZZZ>'
-    for report in (json_report, read_xml(tmp_path, instance(body))):
+    for report in (json_report, read_file(tmp_path, instance(body))):
         assert report.facts[0].unit == "xbrli:pure" and "1 of 1 facts have no cell" in report.incomplete[0]
         assert render_report(report, load_cells(BUILT_IN)).endswith("eba_met:qZZZZ | 1340000.5")
 
 
 def test_facts_units_decimals_and_dimensions(tmp_path):
-    report = read(
-        tmp_path,
-        document(
-            fact("t:A", "1200000.50", -3, unit="iso4217:EUR"),
-            fact("t:Pure", "0.045", 4),
-            fact("t:Exact", "7", unit="iso4217:EUR"),
-            fact("t:Nil", None, unit="iso4217:EUR"),
-            fact("t:Text", "12", t__Dim="t:m", t__Typed="x:y", language="en"),
-            fact("t:Number", 5, 0, unit="iso4217:EUR"),
-        ),
+    facts = (
+        fact("t:A", "1200000.50", -3, unit="iso4217:EUR"),
+        fact("t:Pure", "0.045", 4),
+        fact("t:Exact", "7", unit="iso4217:EUR"),
+        fact("t:Nil", None, unit="iso4217:EUR"),
+        fact("t:Text", "12", t__Dim="t:m", t__Typed="x:y", language="en"),
+        fact("t:Number", 5, 0, unit="iso4217:EUR"),
     )
+    report = read(tmp_path, document(*facts))
     assert (report.format, report.entity, report.period) == ("xBRL-JSON", "LEI1.CON", "2026-03-31")
     assert report.currency == "EUR"
     a, pure, exact, nil, text, number = report.facts
@@ -84,12 +50,10 @@ def test_facts_units_decimals_and_dimensions(tmp_path):
 
 
 def test_eba_metrics_are_mapped_to_cells(tmp_path):
-    tier1 = fact(
-        "eba_met:qABJ", "5000", 0, unit="iso4217:EUR", eba_dim__qACK="eba_qTP:qx2008", eba_dim__qADT="eba_qOR:qx2060"
-    )
-    report = read(
-        tmp_path, document(tier1, fact("eba_met:qAZF", "1.2"), fact("fi:filed", "true", fi__template="C_01.00"))
-    )
+    members = {"eba_dim__qACK": "eba_qTP:qx2008", "eba_dim__qADT": "eba_qOR:qx2060"}
+    tier1 = fact("eba_met:qABJ", "5000", 0, unit="iso4217:EUR", **members)
+    filed = fact("fi:filed", "true", fi__template="C_01.00")
+    report = read(tmp_path, document(tier1, fact("eba_met:qAZF", "1.2"), filed))
     assert report.filing_indicators == {"C_01.00": True}
     amount, ratio = report.facts
     assert amount.cell == ("C_01.00", "r0015", "c0010")
@@ -128,23 +92,19 @@ def test_defective_facts_are_kept_with_warnings(tmp_path):
         ("2020-01-01T00:00:00/2021-01-01T00:00:00", "2020-01-01/2020-12-31"),
         ("2020-10-01T12:30:00", "2020-10-01T12:30:00"),
         ("2020-03-01T00:00:00", "2020-02-29"),
+        *dict.fromkeys(
+            ("2026-03-31", "2026-02-30T00:00:00", "20260401T000000", "a/b/c", "x/2026-04-01T00:00:00")
+        ).items(),
     ],
 )
-def test_periods(text, period):
-    assert oim_period(text) == (period, "")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("2026-03-31", "2026-02-30T00:00:00", "20260401T000000", "a/b/c", "x/2026-04-01T00:00:00"),
-    ],
-)
-def test_wrong_periods(tmp_path, text):
+def test_periods(tmp_path, text, period):
     """A date alone is none: as a date time, 2026-03-31 would be the end of 30 March."""
-    assert oim_period(text) == ("", f"has the invalid period {text!r}")
-    with pytest.raises(UserError, match="no fact has a valid period .t:A has the invalid period"):
-        read(tmp_path, document(fact("t:A", "1", 0, period=text)))
+    content = document(fact("t:A", "1", 0, period=text))
+    if period:
+        assert read(tmp_path, content).facts[0].period == period
+    else:
+        with pytest.raises(UserError, match=f"no fact has a valid period .t:A has the invalid period {text!r}"):
+            read(tmp_path, content)
 
 
 @pytest.mark.parametrize(

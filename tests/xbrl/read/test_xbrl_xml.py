@@ -16,10 +16,8 @@ pytest.importorskip("arelle")
 
 
 def test_an_instance_becomes_facts(tmp_path):
-    report = read(
-        tmp_path,
-        instance('<t:A contextRef="c" unitRef="eur" decimals="-3">1200000</t:A><t:B contextRef="d">text</t:B>'),
-    )
+    body = '<t:A contextRef="c" unitRef="eur" decimals="-3">1200000</t:A><t:B contextRef="d">text</t:B>'
+    report = read(tmp_path, instance(body))
     assert (report.format, report.entity, report.period) == ("xBRL-XML", "LEI1.CON", "2026-03-31")
     assert report.currency == "EUR"
     number, text = report.facts
@@ -36,12 +34,8 @@ def test_instants_at_midnight_belong_to_the_day_before(tmp_path):
     contexts = context("m", midnight) + context("n", noon) + context("f", forever)
     contexts += context("o", noon).replace("LEI1", "LEI2")
     report = read(tmp_path, instance("".join(f'<t:A contextRef="{name}">x</t:A>' for name in "mnfo"), contexts))
-    assert [fact.period for fact in report.facts] == [
-        "2020-09-30",
-        "2020-10-01T12:00:00",
-        "forever",
-        "2020-10-01T12:00:00",
-    ]
+    noon = "2020-10-01T12:00:00"
+    assert [fact.period for fact in report.facts] == ["2020-09-30", noon, "forever", noon]
     assert (report.entity, report.period) == ("LEI1.CON", "2020-10-01")
     assert report.warnings == ("facts of entities other than LEI1.CON: LEI2.CON",)
 
@@ -49,9 +43,8 @@ def test_instants_at_midnight_belong_to_the_day_before(tmp_path):
 @pytest.mark.parametrize("day", ["2026-3-31", "2026-02-30", "0000-01-01", ""])
 def test_a_report_without_a_valid_date_is_rejected_with_the_line(tmp_path, day):
     content = instance('<t:A contextRef="c">1</t:A>').replace("2026-03-31", day)
-    with pytest.raises(
-        UserError, match="no fact has a valid period .*t:A has no valid period in the context c, line 10"
-    ):
+    said = "no fact has a valid period .*t:A has no valid period in the context c, line 10"
+    with pytest.raises(UserError, match=said):
         read(tmp_path, content)
 
 
@@ -69,9 +62,8 @@ LOCATION = 'xsi:schemaLocation="http://example.org/t {}" '
 def test_a_local_schema_is_not_needed_and_not_opened(tmp_path, href):
     fact = '<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>'
     content = instance(fact).replace("http://example.org/t.xsd", href)
-    hints = content.replace("<xbrli:xbrl ", "<xbrli:xbrl " + LOCATION.format(href)).replace(
-        "<t:A ", "<t:A " + LOCATION.format(href)
-    )
+    hint = LOCATION.format(href)
+    hints = content.replace("<xbrli:xbrl ", "<xbrli:xbrl " + hint).replace("<t:A ", "<t:A " + hint)
     for document in (content, hints):
         report = read(tmp_path, document)
         assert values(report) == {"t:A": Decimal(5)}
@@ -105,9 +97,8 @@ def test_decimals_precision_nil_and_units(tmp_path):
 
 def test_explicit_and_typed_dimensions_in_segment_and_scenario(tmp_path):
     typed = '<xbrldi:typedMember dimension="t:Id"><t:id> X 1 </t:id></xbrldi:typedMember>'
-    contexts = context(
-        "x", scenario=member("t:Dim", "t:m") + typed, segment=member("t:Seg", "t:s") + "<t:other>old</t:other>"
-    )
+    segment = member("t:Seg", "t:s") + "<t:other>old</t:other>"
+    contexts = context("x", scenario=member("t:Dim", "t:m") + typed, segment=segment)
     (fact,) = read(tmp_path, instance('<t:A contextRef="x">v</t:A>', contexts)).facts
     assert fact.dimensions == {"t:Dim": "t:m", "t:Id": "X 1", "t:Seg": "t:s", "t:other": "old"}
     assert fact.keys == {"Dim": "t:m", "Id": "X 1", "Seg": "t:s", "other": "old"}
@@ -243,9 +234,7 @@ def test_a_taxonomy_package_gives_types_and_labels(tmp_path, taxonomy):
 
 
 def test_a_taxonomy_package_without_the_schema_gives_a_warning(tmp_path, taxonomy):
-    content = instance('<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>').replace(
-        "example.org/t.xsd", "example.org/u.xsd"
-    )
+    content = instance('<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>').replace("org/t.xsd", "org/u.xsd")
     report = read(tmp_path, content, taxonomy=[taxonomy])
     assert report.facts[0].value == Decimal(5)
     assert report.warnings == ("the taxonomy package contains no concepts for http://example.org/u.xsd",)

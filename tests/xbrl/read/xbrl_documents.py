@@ -1,4 +1,4 @@
-"""XBRL instances and inline documents for the tests."""
+"""XBRL instances, inline and JSON documents for the tests."""
 
 from pathlib import Path
 
@@ -56,3 +56,28 @@ def read(tmp_path: Path, content: str | bytes, name: str = "report.xbrl", **opti
 
 def values(report) -> dict[str, object]:
     return {fact.concept: fact.value for fact in report.facts}
+
+
+JSON_NAMESPACES = {
+    **{"t": "http://example.org/t", "rs": "https://eurofiling.info/eu/rs", "xbrl": "https://xbrl.org/2021"},
+    **{"iso4217": "http://www.xbrl.org/2003/iso4217", "eba_met": "http://www.eba.europa.eu/xbrl/crr/dict/met"},
+    **{f"eba_{name}": f"http://example.org/{name}" for name in ("qTP", "qOR", "qAF")},
+    "eba_dim": "http://www.eba.europa.eu/xbrl/crr/dict/dim/4.0",
+    "fi": "http://www.xbrl.org/taxonomy/int/filing-indicators/REC/2021-02-03",
+}
+
+
+def fact(concept: str, value: object, decimals: object = None, **dimensions: str) -> dict:
+    """A fact of xBRL-JSON; `__` in the name of a dimension is a colon."""
+    own = {"concept": concept, "entity": "rs:LEI1.CON", "period": "2026-04-01T00:00:00"}
+    own |= {key.replace("__", ":"): item for key, item in dimensions.items()}
+    return {"value": value, "dimensions": own} | ({} if decimals is None else {"decimals": decimals})
+
+
+def document(*facts: dict, notes: dict[str, tuple[str, str]] | None = None, **changes: object) -> dict:
+    """An xBRL-JSON document with the facts f0, f1, ... and with `notes`: name -> (text, language)."""
+    info = {"documentType": "https://xbrl.org/2021/xbrl-json", "namespaces": JSON_NAMESPACES, "taxonomy": []}
+    content = {f"f{number}": item for number, item in enumerate(facts)}
+    for name, (text, language) in (notes or {}).items():
+        content[name] = {"value": text, "dimensions": {"concept": "xbrl:note", "noteId": name, "language": language}}
+    return {"documentInfo": info | changes, "facts": content}

@@ -11,15 +11,8 @@ from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.filed_report import Note
-from xbrl.read.render import cell_name, render_report
-from xbrl.rules.findings import (
-    Finding,
-    apply_findings,
-    lifted_results,
-    load_findings,
-    parse_cell,
-    write_findings,
-)
+from xbrl.read.render import cell_name
+from xbrl.rules.findings import Finding, apply_findings, lifted_results, load_findings, write_findings
 from xbrl.rules.rules import evaluate
 
 LCR, LEVERAGE = ("C_76.00.a", "r0030", "c0010"), ("C_47.00", "r0340", "c0010")
@@ -35,16 +28,6 @@ def read(tmp_path, lcr: str, notes=()):
 
 def finding(state: str, **more) -> Finding:
     return Finding(BANK.entity, PERIOD, "LCR_PLEDGED", state, cell_name(LCR), kind="pledged", note=NOTE, **more)
-
-
-def test_notes_are_read_back_with_the_cells_they_are_attached_to(tmp_path) -> None:
-    notes = (Note("Bonds of 9% are pledged.", (LCR,), "en"), Note("Leverage, “audited”.", (LEVERAGE,), "en"))
-    report, cells = read(tmp_path, "1.04", notes)
-    assert sorted(report.notes, key=notes.index) == list(notes) and not report.warnings
-    lines = render_report(report, cells, "labels").splitlines()
-    assert lines[1:3] == ["Leverage ratio 3.51%", "LCR 104%"]
-    assert sorted(lines[3:]) == ["Note: Bonds of 9% are pledged.", "Note: Leverage, “audited”."]
-    assert "note on C 76.00.a r0030 c0010 | Bonds of 9% are pledged." in render_report(report, cells).splitlines()
 
 
 def test_findings_add_replace_and_lift(tmp_path) -> None:
@@ -68,9 +51,7 @@ def test_a_finding_on_one_client_leaves_the_others_as_they_are(tmp_path) -> None
     assert [(one.rule_id, one.row) for one in apply_findings(results, [])] == [
         ("LCR_MIN", ""), ("LE_LIMIT", "AA"), ("LE_LIMIT", "BB"),
     ]  # fmt: skip
-    waived = Finding(
-        BANK.entity, PERIOD, "LE_LIMIT", "lifted", cell_name(("C_28.00", "*", "c350"), "AA"), legal="CRR Art. 7"
-    )
+    waived = Finding(BANK.entity, PERIOD, "LE_LIMIT", "lifted", "C 28.00 AA c350", legal="CRR Art. 7")
     assert [one.row for one in apply_findings(results, [waived])] == ["", "BB"]
     assert [(one.row, one.legal) for one in lifted_results(results, [waived])] == [("AA", "CRR Art. 7")]
     everywhere = replace(waived, cell="", legal="")
@@ -84,6 +65,7 @@ def test_a_finding_on_one_client_leaves_the_others_as_they_are(tmp_path) -> None
 
 ENTITY = "SYNB00AAAAAAAAAAAA11"
 ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,{NOTE},pledged"
+LIFTED, OTHER = ROW.replace("violated", "lifted"), ROW.replace("0.95", "0.94")
 
 
 @pytest.mark.parametrize(
@@ -103,20 +85,12 @@ ROW = f"{ENTITY},2026-03-31,LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,{
         (",pledged", "", "line 2: 9 fields, but the header has 10"),
         (",pledged", ',"pledged', "line 2: invalid CSV"),
         (
-            "pledged\n",
-            f"pledged\n{ROW.replace('violated', 'lifted')}\n",
-            "line 3, column state: LCR_PLEDGED is violated in .*, line 2",
-        ),
-        (
             ",pledged\n",
             ",callable\n",
             "line 2, column kind: 'callable' is not a kind of note: one of connected, own_shares,",
         ),
-        (
-            "pledged\n",
-            f"pledged\n{ROW.replace('0.95', '0.94')}\n",
-            "line 3, column value: LCR_PLEDGED is 0.95 in .*, line 2; keep one",
-        ),
+        ("pledged\n", f"pledged\n{LIFTED}\n", "line 3, column state: LCR_PLEDGED is violated in .*, line 2"),
+        ("pledged\n", f"pledged\n{OTHER}\n", "line 3, column value: LCR_PLEDGED is 0.95 in .*, line 2; keep one"),
     ],
 )
 def test_mistakes_in_findings_csv_name_line_and_column(tmp_path, old, new, message) -> None:
@@ -149,20 +123,18 @@ def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path):
     (added,) = apply_findings(sound, [bare])
     assert (added.cell, added.value, added.limit, added.kind) == (LCR, Decimal("1.04"), 1, "breach")
     assert "412(1)" in added.legal
-    for finding_, column in ((replace(bare, rule="LCR_PLEDGED"), "cell"), (replace(bare, rule="NSFR_MIN"), "cell")):
-        with pytest.raises(
-            UserError, match=f"findings.csv, line 2, column {column}: it is empty, and the engine has no"
-        ):
-            apply_findings(sound, [finding_])
-    with pytest.raises(UserError, match="column value: it is empty, and the engine has no value for LCR_PLEDGED"):
-        apply_findings(sound, [replace(bare, rule="LCR_PLEDGED", cell=cell_name(LCR))])
+    for rule, cell, column in (
+        ("LCR_PLEDGED", "", "cell"),
+        ("NSFR_MIN", "", "cell"),
+        ("LCR_PLEDGED", cell_name(LCR), "value"),
+    ):
+        message = (
+            f"findings.csv, line 2, column {column}: it is empty, and the engine has no {column} for {rule}; add it"
+        )
+        with pytest.raises(UserError, match=message):
+            apply_findings(sound, [replace(bare, rule=rule, cell=cell)])
     # The rules look for the buffer, and the report leaves it out.
     cell = "C 76.00.a r0010 c0010"
     counted = Finding(BANK.entity, PERIOD, "PLEDGED_COUNTED", "violated", cell, Decimal(9_000_000), Decimal(5_000_000))
     added = apply_findings(evaluate(read(tmp_path, "1.04")[0]), [counted])[-1]
     assert (added.rule_id, added.unit) == ("PLEDGED_COUNTED", "iso4217:EUR")
-
-
-@pytest.mark.parametrize("cell, row", [(LCR, ""), (("C_28.00", "*", "c350"), "SYNC00AB")])
-def test_printed_cells_are_parsed(cell, row) -> None:
-    assert parse_cell(cell_name(cell, row)) == (cell, row)

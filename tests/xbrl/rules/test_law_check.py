@@ -1,7 +1,6 @@
 """The judge: every case of the law that it knows, on examples that keep to it and on such that do not."""
 
 import ast
-import datetime
 import json
 import pathlib
 import re
@@ -9,10 +8,8 @@ import re
 import pytest
 
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.read.filed_report import Report
 from xbrl.rules import law_check
-from xbrl.rules.law_check import CASES, audit, judge, read_printed, read_told
-from xbrl.rules.remittance import late_filings
+from xbrl.rules.law_check import CASES, audit, judge, read_told
 from xbrl.rules.rules import RULES_FILE
 
 ROOT = pathlib.Path(law_check.__file__).parents[2]
@@ -67,32 +64,20 @@ def test_the_check_imports_nothing_of_the_project():
     assert names == {"re", "collections", "collections.abc", "dataclasses", "decimal", "typing"}
 
 
-def test_the_reader_of_the_check():
-    printed = read_printed(REPORT)
-    assert printed.date == "2026-03-31"
-    assert printed.numbers["C 04.00", "r0740", "c0010"] == 40_000_000
-    assert str(printed.numbers["C 28.00", "SYNC00B", "c350"]) == "0.2500"
-    assert printed.texts["C 27.00", "SYNC00A x", "c070"] == "eba_qTE:qx2056"
-    assert contradictions(REPORT) == []
-
-
 @pytest.mark.parametrize(
     ("before", "after", "found"),
     [
+        ("", "", ""),
         ("CET1 Capital ratio | 9.40%", "CET1 Capital ratio | 9.30%", "r0010: 0.0930 is below 0.0534"),
-        ("T1 Capital ratio | 11.10%", "T1 Capital ratio | 11.09%", "requirement 0.1110"),
-        ("Total capital ratio | 13.50%", "Total capital ratio | 13.49%", "requirement 0.1350"),
         ("Leverage Ratio | 3.10%", "Leverage Ratio | 3.09%", "requirement 0.0310"),
-        ("Leverage Ratio | 3.10%", "Leverage Ratio | 2.99%", "minimum 0.03"),
-        ("c350 % of Tier 1 capital | 25.00%", "c350 % of Tier 1 capital | 25.01%", "exposure to SYNC00B"),
         ("c350 % of Tier 1 capital | 24.00%", "c350 % of Tier 1 capital | 25.01%", "exposure to SYNC00A"),
         ("Liquidity buffer | 100 million", "Liquidity buffer | 96 million", "liquidity buffer"),
     ],
 )
 def test_the_check_sees_each_contradiction(before, after, found):
     assert before in REPORT
-    (line, *_) = contradictions(REPORT.replace(before, after))
-    assert found in line
+    lines = contradictions(REPORT.replace(before, after))
+    assert found in lines[0] if found else lines == []
 
 
 def test_the_check_knows_the_output_floor_of_the_year():
@@ -126,11 +111,8 @@ def test_rounded_figures_are_no_contradiction():
     """A ratio is rounded to four places. One that is left out does not cover its parts, nor one that they do not round to."""
     labels = "Some Bank\nLiquidity buffer 2623.9 mn\nNet outflow 2624 mn\nLCR 100%"
     assert contradictions(labels) == []
-    assert (
-        len(contradictions(labels.replace("\nLCR 100%", "")))
-        == len(contradictions(labels.replace("24 mn", "26 mn")))
-        == 1
-    )
+    for old, new in (("\nLCR 100%", ""), ("24 mn", "26 mn")):
+        assert len(contradictions(labels.replace(old, new))) == 1
     assert contradictions(REPORT.replace("outflow | 99 million", "outflow | 102 million")) == []  # 101 each
     assert len(contradictions(REPORT.replace("outflow | 99 million", "outflow | 103 million"))) == 1
 
@@ -157,49 +139,24 @@ def cases(*arguments, **more) -> set[str]:
     return {case for case, _ in judge(example(*arguments, **more))}
 
 
-def test_the_reader_of_answers():
-    told = read_told(example([COUNTED], [PLEDGED])["messages"][1]["content"])
-    assert told.lines[0].limit == "max 99500 thousand"
-    assert told.facts == ({"kind": "pledged", "applies": True, "amount": "500000", "who": ["Landesbank"]},)
-    told = read_told(
-        "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nLeverage ratio 5% >= 3%: met\nDirective:\nBuy."
+def test_a_verdict_must_be_what_the_numbers_of_its_line_say():
+    lines = (
+        *("CET1 ratio 7.31% min 4.5%: met", "min 9.34%: OCR_CET1, CRD Art. 141a(a)", "min 9.35%: met"),
+        *("CET1 ratio 9.34% min 9.34%: OCR_CET1, CRD Art. 141a(a)", "Client Arno 2 25% max 25%: met"),
+        *("Client Bern 26% max 25%: LE_LIMIT, CRR Art. 395(1)", "Client Arno 2 25.01% max 25%: met"),
+        *("LCR 9 / 10 = 90% min 100%: met", "LCR 9 / 10 = 90% = 90%: met"),
+        *("LCR 9 / 10 = 90% != 91%: LCR_CALC, 2015/61 Art. 4(1)", "Tier 1 ratio 5.9% >= 6%: met"),
+        "Tier 1 ratio 6.1% < 6%: T1_MIN, CRR Art. 92(1)(b)",
     )
-    assert [(line.rule, line.legal) for line in told.lines] == [("LCR_MIN", "CRR Art. 412(1)")] and told.facts is None
-
-
-def test_the_reader_of_checks():
-    checks = "Note:\nnone\nChecks:\nCET1 ratio 7.31% >= 4.5%: met\n< 9.34%: OCR_CET1, CRD Art. 141a(a)\n"
-    checks += "LCR 1010 / 1000 = 101% != 104%: LCR_CALC, 2015/61 Art. 4(1)\n"
-    checks += "CET1 73.1 mn - 4 mn = 69.1 mn: PROFIT_COUNTED, CRR Art. 26(2)\n"
-    checks += "Client Arno 2 15% + 13% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)\nWaiver: lifts LCR_MIN, CRR Art. 8\n"
-    words = checks.replace(">= 4.5", "min 4.5").replace("< 9.34", "min 9.34").replace("> 25", "max 25")
-    for text in (checks, words):
-        told = read_told(f"{text}Directive:\nBuy.")
-        assert told.facts == () and [(line.rule, line.cell, line.value, line.limit) for line in told.lines] == [
-            ("OCR_CET1", "CET1 ratio", "7.31%", "min 9.34%"),
-            ("LCR_CALC", "LCR", "104%", "expected 101%"),
-            ("PROFIT_COUNTED", "CET1", "73.1 mn", "max 69.1 mn"),
-            ("LE_CONNECTED", "Client Arno 2", "28%", "max 25%"),
-        ]
-
-
-@pytest.mark.parametrize(
-    ("lines", "wrong"),
-    [
-        (["CET1 ratio 7.31% min 4.5%: met", "min 9.34%: OCR_CET1, CRD Art. 141a(a)"], []),
-        (["CET1 ratio 7.31% min 4.5%: met", "min 9.34%: met"], ["CET1 ratio 7.31% min 9.34% is called met"]),
-        (["CET1 ratio 9.34% min 9.34%: OCR_CET1, CRD Art. 141a(a)"], ["CET1 ratio 9.34% min 9.34% is called violated"]),
-        (["Client Arno 2 25% max 25%: met", "Client Bern 26% max 25%: LE_LIMIT, CRR Art. 395(1)"], []),
-        (["Client Arno 2 25.01% max 25%: met"], ["Client Arno 2 25.01% max 25% is called met"]),
-        (["LCR 9 / 10 = 90% min 100%: met"], ["LCR 9 / 10 = 90% min 100% is called met"]),
-        (["LCR 9 / 10 = 90% = 90%: met", "LCR 9 / 10 = 90% != 91%: LCR_CALC, 2015/61 Art. 4(1)"], []),
-        (["Tier 1 ratio 5.9% >= 6%: met"], ["Tier 1 ratio 5.9% >= 6% is called met"]),
-        (["Tier 1 ratio 6.1% < 6%: T1_MIN, CRR Art. 92(1)(b)"], ["Tier 1 ratio 6.1% < 6% is called violated"]),
-    ],
-)
-def test_a_verdict_must_be_what_the_numbers_of_its_line_say(lines, wrong):
     found = judged("Some Bank", "\n".join(["Checks:", *lines, "Directive:", "x"]))
-    assert [text for case, text in found if case == "verdict"] == wrong
+    assert [text.replace(" is called", ":") for case, text in found if case == "verdict"] == [
+        *(
+            "CET1 ratio 7.31% min 9.35%: met",
+            "CET1 ratio 9.34% min 9.34%: violated",
+            "Client Arno 2 25.01% max 25%: met",
+        ),
+        *("LCR 9 / 10 = 90% min 100%: met", "Tier 1 ratio 5.9% >= 6%: met", "Tier 1 ratio 6.1% < 6%: violated"),
+    ]
 
 
 def test_the_working_of_a_check_must_be_right():
@@ -211,15 +168,9 @@ def test_the_working_of_a_check_must_be_right():
         assert {case for case, _ in found} == expected
 
 
-def test_examples_that_keep_to_the_law_draw_no_complaint():
-    assert cases() == cases([COUNTED], [PLEDGED]) == set()
-    below = [COUNTED.replace("99500", "95000"), LCR_PLEDGED]
-    assert cases(below, [PLEDGED.replace("500000", "5000000")]) == set()
-    assert cases([], [PLEDGED.replace("| applies", "| does not apply")]) == set()
-
-
 def test_a_misstatement_that_a_note_states_is_a_finding_whatever_the_limit_says():
-    assert cases([], [PLEDGED]) == {"misstatement"}
+    assert cases([], [PLEDGED]) == {"misstatement"} and cases() == cases([COUNTED], [PLEDGED]) == set()
+    assert cases([], [PLEDGED.replace("| applies", "| does not apply")]) == set()
     for kind in ("own_shares", "profit"):
         assert "misstatement" in cases([], [PLEDGED.replace("pledged |", f"{kind} |")])
     assert cases([COUNTED], []) == {"unfounded"}
@@ -230,20 +181,10 @@ def test_a_misstatement_that_a_note_states_is_a_finding_whatever_the_limit_says(
     assert judge(without_facts) == []  # whether the note states anything is not known
 
 
-def test_checks_line_by_line_may_name_the_limit_alone():
-    stated = [{"kind": "pledged", "applies": True, "amount": None, "who": []}]
-    report = "Some Bank\nLeverage ratio 5%\nLCR 104%\nNote: Bonds are pledged; LCR would be 95% without them."
-    for line, rules, expected in (
-        ("pledged, so LCR 95% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)", ["LCR_PLEDGED"], set()),
-        ("pledged, so LCR 103% >= 100%: met", [], {"misstatement"}),
-    ):
-        answer = f"Checks:\nLCR 104% >= 100%: met\n{line}\nDirective:\nReplace the pledged assets within 10 days."
-        assert {case for case, _ in judged(report, answer, rules, stated)} == expected
-
-
 def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
     large = [PLEDGED.replace("500000", "5000000")]
     assert cases([COUNTED.replace("99500", "95000")], large) == {"consequence"}
+    assert cases([COUNTED.replace("99500", "95000"), LCR_PLEDGED], large) == set()
     assert cases([COUNTED, LCR_PLEDGED], [PLEDGED]) == set()  # 99.5 of 99 million: rounding leaves it open
     much = REPORT.replace("Liquidity buffer | 100 million", "Liquidity buffer | 120 million")
     assert cases(
@@ -251,44 +192,6 @@ def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
     ) == {"consequence"}
     assert cases([COUNTED.replace("99500", "90000")], [PLEDGED]) == {"consequence"}  # 100 million less 0.5 million
     assert cases([COUNTED.replace("r0010", "r0030")], [PLEDGED]) == {"consequence"}
-
-
-CAPITAL = """C 01.00 Own funds
-r0010 c0010 OWN FUNDS | 135000 thousand
-r0015 c0010 TIER 1 CAPITAL | 111000 thousand
-r0020 c0010 CET1 | 94000 thousand
-C 02.00.a"""
-
-
-@pytest.mark.parametrize(
-    ("amount", "rule"),
-    [("20000000", "OWN_SHARES"), ("45000000", "OWN_SHARES_TSCR"), ("60000000", "OWN_SHARES_MIN"), ("20000000", "OWN_SHARES_MIN")],
-)  # fmt: skip
-def test_of_capital_the_most_severe_requirement_is_named(amount, rule):
-    printed = REPORT.replace("C 02.00.a", CAPITAL).replace(
-        "r0160 c0010", "r0150 c0010 TSCR T1 | 7.12%\nr0170 c0010 OCR CET1 | 9.34%\nr0160 c0010"
-    )
-    left = 94_000 - int(amount) // 1000
-    lines = [f"OWN_SHARES_COUNTED | C 01.00 r0020 c0010 | 94000 thousand | max {left} thousand | CRR Art. 36(1)(f)"]
-    lines.append(f"{rule} | C 03.00 r0010 c0010 | 5.00% | min 9.34% | CRR Art. 28(1)(b), 36(1)(f)")
-    fact = f'own_shares | applies | EUR {amount} | - | - | "we hold them"'
-    wrong = {"consequence"} if (amount, rule) == ("20000000", "OWN_SHARES_MIN") else set()
-    assert cases(lines, [fact], report=printed) == wrong
-
-
-def test_connected_clients_and_waivers():
-    named = NOTED.replace("c070 Type of counterparty | eba_qTE:qx2056", "c021 Name | Delta Oil")
-    fact = 'connected | applies | - | Delta Oil and SYNC00B | - | "owns it"'
-    line = "LE_CONNECTED | C 28.00 SYNC00A c350 | 49.00% | max 25% | CRR Art. 395(1), 4(1)(39)"
-    assert cases([line], [fact], report=named) == set() and cases([], [fact], report=named) == {"consequence"}
-    assert cases([line], [], report=named) == {"unfounded"}
-    low = NOTED.replace("Liquidity buffer | 100 million", "Liquidity buffer | 90 million")
-    waiver, lcr = (
-        'waiver | applies | - | - | 2025-01-01 | "was granted"',
-        "LCR_MIN | C 76.00.a r0030 c0010 | 90.00% | min 100% | CRR Art. 412(1)",
-    )
-    assert cases([], [waiver], report=low) == cases([lcr], [], report=low) == set()
-    assert cases([], [], report=low) == {"contradicted"} and cases([lcr], [waiver], report=low) == {"waived"}
 
 
 def test_a_guideline_is_no_law_and_a_late_return_is_a_matter_of_its_date():
@@ -299,53 +202,29 @@ def test_a_guideline_is_no_law_and_a_late_return_is_a_matter_of_its_date():
     assert cases([late.replace("C 01.00 r0010 c0010", "COREP_OF")]) == set()
 
 
-def overdue(name: str, period: str) -> bool | None:
-    """Whether a file with an EBA name was made after its return was due; None if that is not certain.
-
-    ITS (EU) 2024/3117 Art. 3(1) and (2): the liquidity coverage return 15 days after the month, quarterly ones on 12 May,
-    11 August, 11 November and 11 February. Four days are left for weekends and public holidays.
-    """
-    found = re.search(r"_([A-Z0-9]+)_\d{4}-\d\d-\d\d_(\d{8})", name)
-    if not found:
-        return None
-    made = datetime.datetime.strptime(found[2], "%Y%m%d").date()
-    day = datetime.date.fromisoformat(period)
-    if "LCR" in found[1]:
-        due = day + datetime.timedelta(15)
-    else:
-        month, date = {3: (5, 12), 6: (8, 11), 9: (11, 11), 12: (2, 11)}[day.month]
-        due = datetime.date(day.year + (month == 2), month, date)
-    return False if made <= due else True if made > due + datetime.timedelta(6) else None
-
-
-def test_the_engine_agrees_with_the_judge_on_late_returns():
-    seen = set()
-    days = ("20260115", "20260212", "20260415", "20260430", "20260512", "20260601", "20260825", "20261201")
-    for module in ("COREPLCRDA", "COREPOF", "COREPNSFR", "FINREP9"):
-        for period in ("2026-03-31", "2026-06-30", "2026-09-30", "2025-12-31"):
-            for day in days:
-                name = f"LEI.CON_DE_COREP040200_{module}_{period}_{day}120000000.zip"
-                (result,) = late_filings(Report(pathlib.Path(name), "xBRL-CSV", "LEI", period, "EUR", {}, (), ()))
-                expected = overdue(name, period)
-                if expected is not None:
-                    assert result.state == ("violated" if expected else "ok"), (name, result.reason)
-                seen.add(expected)
-    assert seen == {True, False, None} and overdue("report.zip", "2026-03-31") is None
-
-
 @pytest.mark.parametrize("profile", ["short", "quickstart"])
 def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, profile):
-    """The long form is judged where it is made: tests/xbrl/corpus/test_corpus.py."""
+    """Without any finding, and with any fact of a note turned round, they do: the judge is not blind.
+
+    The long form is judged where it is made: tests/xbrl/corpus/test_corpus.py.
+    """
     request = Request(100, 0, profile, [0.8, 0.1, 0.1])
     made = [example for unit in plan_units(request) for example in make_unit(tmp_path, request, unit).examples]
     counts, complaints = audit(made)
     assert complaints == [] and not any(counts[case] for case in CASES)
     assert counts["examples"] == 100 and counts["with_facts"] >= 20
     assert counts["clean"] >= 15 and counts["pillar1"] >= 15
-    breached = [one for one in made if {"OCR_CET1", "OCR_T1", "OCR_TC", "LR_MIN"} & set(one["violations"])]
-    assert breached
-    for one in breached:  # the judge is not blind
-        assert contradictions(next(message["content"] for message in one["messages"] if message["role"] == "user"))
+    if profile == "quickstart":  # its labels do not name all that follows
+        return
+    for one in made:
+        for rule in set(one["violations"]) - {"LCR_CALC", "TSCR_FLOOR", "TSCR_CET1_FLOOR", "TSCR_T1_FLOOR"}:
+            assert judge(one | {"violations": [other for other in one["violations"] if other != rule]}), (
+                rule,
+                one["id"],
+            )
+        for fact in one["note_facts"]:
+            turned = [other | {"applies": other["applies"] != (other is fact)} for other in one["note_facts"]]
+            assert judge(one | {"note_facts": turned}), (fact, one["id"])
 
 
 def test_the_page_has_every_rule_with_its_citations():

@@ -1,12 +1,11 @@
 """What follows from the facts of a note: the figure is wrong whatever the limit says, and a limit missed comes on top."""
 
-import pathlib
 from decimal import Decimal
 
 import pytest
 
+from tests.xbrl.rules.figures import report_of
 from xbrl.desk.letters import write_letter
-from xbrl.read.filed_report import Fact, Report
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences, limit_rule, undecided
@@ -24,20 +23,12 @@ SOUND = {
 }
 
 
-def report_of(figures, clients=(), unit="iso4217:EUR") -> Report:
-    """A report. Texts with % are ratios; `clients`: (code, name, share of Tier 1, member of the type)."""
-    rows = [({}, cell, value) for cell, value in figures.items()]
+def filed(figures, clients=(), **more):
+    """A report. `clients`: (code, name, share of Tier 1, member of the type)."""
+    rows = dict(figures)
     for code, name, share, kind in clients:
-        rows.append(({"qINC": code}, ("C_28.00", "*", "c350"), share))
-        rows.append(({"qINC": code, "qNCO": "LEI"}, ("C_27.00", "*", "c021"), name))
-        rows.append(({"qINC": code, "qNCO": "LEI"}, ("C_27.00", "*", "c070"), kind))
-    facts = []
-    for keys, cell, value in rows:
-        is_ratio = isinstance(value, str) and value.endswith("%")
-        number = Decimal(value[:-1]) / 100 if is_ratio else Decimal(value) if isinstance(value, int) else value
-        unit_of = "xbrli:pure" if is_ratio else unit if isinstance(value, int) else None
-        facts.append(Fact("dp1", number, unit_of, 4 if is_ratio else -3, "BANK.CON", "2026-03-31", keys, cell))
-    return Report(pathlib.Path("x"), "xBRL-CSV", "BANK.CON", "2026-03-31", "EUR", {}, tuple(facts), ())
+        rows |= {("C_28.00", code, "c350"): share, ("C_27.00", code, "c021"): name, ("C_27.00", code, "c070"): kind}
+    return report_of(rows, entity="BANK.CON", **more)
 
 
 def fact(kind, millions=None, applies=True, who=()) -> NoteFact:
@@ -50,76 +41,91 @@ def found(report, *facts):
 
 def test_a_wrong_figure_is_a_finding_and_a_missed_limit_comes_on_top():
     kinds = ("pledged", "own_shares", "profit", "connected", "waiver")
-    assert found(report_of(SOUND), *(fact(kind, 900, applies=False, who=("A", "B")) for kind in kinds)) == []
-    (counted,) = found(report_of(SOUND), fact("pledged", "65.2"))
+    assert found(filed(SOUND), *(fact(kind, 900, applies=False, who=("A", "B")) for kind in kinds)) == []
+    (counted,) = found(filed(SOUND), fact("pledged", "65.2"))
     assert counted == ("PLEDGED_COUNTED", "C 76.00.a r0010 c0010", 1_300_000_000, 1_234_800_000)
-    (counted,) = found(report_of(SOUND), fact("profit", "65.2"))
+    (counted,) = found(filed(SOUND), fact("profit", "65.2"))
     assert counted == ("PROFIT_COUNTED", "C 01.00 r0020 c0010", 1_200_000_000, 1_134_800_000)
-    assert len(found(report_of(SOUND), fact("pledged", 300))) == 1  # exactly 100% is enough
-    assert found(report_of(SOUND), fact("pledged", 301))[1] == (
+    assert len(found(filed(SOUND), fact("pledged", 300))) == 1  # exactly 100% is enough
+    assert found(filed(SOUND), fact("pledged", 301))[1] == (
         "LCR_PLEDGED", "C 76.00.a r0030 c0010", Decimal("0.9990"), 1,
     )  # fmt: skip
-    report = report_of(SOUND)
+    report = filed(SOUND)
     results = evaluate(report)
     counted = apply_findings(results, consequences(report, results, [fact("pledged", "65.2")]))[-1]
     assert (counted.unit, counted.decimals, counted.relation, counted.kind) == ("iso4217:EUR", -3, "max", "note")
 
 
 @pytest.mark.parametrize(
-    ("millions", "rule", "cell", "value", "limit"),
+    ("millions", "rule", "row", "value", "limit", "named", "words"),
     [
-        (350, "OWN_SHARES", "C 03.00 r0160", None, None),  # 12.5% of total capital is met
-        (351, "OWN_SHARES", "C 03.00 r0050 c0010", "0.1249", "0.125"),
-        (599, "OWN_SHARES", "C 03.00 r0010 c0010", "0.0601", "0.0812"),  # all legs miss it: CET1 comes first
-        (601, "OWN_SHARES_TSCR", "C 03.00 r0050 c0010", "0.0999", "0.1"),
-        (660, "OWN_SHARES_TSCR", "C 03.00 r0010 c0010", "0.0540", "0.0562"),
-        (760, "OWN_SHARES_MIN", "C 03.00 r0010 c0010", "0.0440", "0.045"),
+        (350, "OWN_SHARES", "r0160", None, None, "", ""),  # 12.5% of total capital is met
+        (
+            351,
+            "OWN_SHARES",
+            "r0050",
+            "0.1249",
+            "0.125",
+            "OCR_TC",
+            "12.5% is required: the overall capital requirement (",
+        ),
+        # All legs miss it: CET1 comes first.
+        (599, "OWN_SHARES", "r0010", "0.0601", "0.0812", "OCR_CET1", ": the overall capital requirement in CET1 ("),
+        (
+            601,
+            "OWN_SHARES_TSCR",
+            "r0050",
+            "0.0999",
+            "0.1",
+            "TSCR_TC",
+            "10% is required: the total SREP capital requirement (",
+        ),
+        (
+            660,
+            "OWN_SHARES_TSCR",
+            "r0010",
+            "0.0540",
+            "0.0562",
+            "TSCR_CET1",
+            "5.62% is required: the CET1 share of the total",
+        ),
+        (760, "OWN_SHARES_MIN", "r0010", "0.0440", "0.045", "CET1_MIN", "4.5% is required: the minimum ("),
     ],
 )
-def test_of_capital_the_most_severe_requirement_is_named(millions, rule, cell, value, limit):
-    more = found(report_of(SOUND), fact("own_shares", millions))[1:]
-    assert more == ([] if value is None else [(rule, cell, Decimal(value), Decimal(limit))])
-    same = found(report_of(SOUND), fact("profit", millions))[1:]
-    assert [one[0] for one in same] == [rule.replace("OWN_SHARES", "INTERIM_PROFIT")] * len(more)
-
-
-@pytest.mark.parametrize(
-    ("millions", "limit", "words"),
-    [
-        (351, "OCR_TC", "12.5% is required: the overall capital requirement ("),
-        (599, "OCR_CET1", "8.12% is required: the overall capital requirement in CET1 ("),
-        (660, "TSCR_CET1", "5.62% is required: the CET1 share of the total SREP capital requirement ("),
-        (760, "CET1_MIN", "4.5% is required: the minimum ("),
-    ],
-)
-def test_a_letter_names_the_ratio_of_the_limit(millions, limit, words):
-    report = report_of(SOUND)
+def test_of_capital_the_most_severe_requirement_is_named_also_in_the_letter(
+    millions, rule, row, value, limit, named, words
+):
+    report = filed(SOUND)
     results = evaluate(report)
-    *_, counted, on_top = apply_findings(results, consequences(report, results, [fact("own_shares", millions)]))
-    assert (limit_rule(counted), limit_rule(on_top)) == ("OWN_SHARES_COUNTED", limit)
+    more = found(report, fact("own_shares", millions))[1:]
+    assert more == ([(rule, f"C 03.00 {row} c0010", Decimal(value), Decimal(limit))] if value else [])
+    same = found(report, fact("profit", millions))[1:]
+    assert [one[0] for one in same] == [rule.replace("OWN_SHARES", "INTERIM_PROFIT")] * len(more)
+    *_, on_top = apply_findings(results, consequences(report, results, [fact("own_shares", millions)]))
+    assert limit_rule(on_top) == (named or "OWN_SHARES_COUNTED")
     assert words in write_letter([on_top], Addressee("BANK", "Bank", "DE", "commercial"), "2026-03-31")
 
 
 def test_both_amounts_of_capital_count_and_the_buffer_replaces_what_is_not_reported():
-    together = found(report_of(SOUND), fact("own_shares", 200), fact("profit", 151))
+    together = found(filed(SOUND), fact("own_shares", 200), fact("profit", 151))
     assert [one[0] for one in together] == ["OWN_SHARES_COUNTED", "OWN_SHARES", "PROFIT_COUNTED", "INTERIM_PROFIT"]
     assert [one[3] for one in together[::2]] == [1_000_000_000, 1_049_000_000]
     figures = {cell: value for cell, value in SOUND.items() if cell[1] not in ("r0160", "r0170", "r0180")}
-    with_buffer = report_of({**figures, ("C_04.00", "r0740", "c0010"): 250_000_000})
+    with_buffer = filed({**figures, ("C_04.00", "r0740", "c0010"): 250_000_000})
     assert found(with_buffer, fact("own_shares", 351))[1][:1] == ("OWN_SHARES",)
-    assert len(found(report_of(figures), fact("own_shares", 351))) == 1
+    assert len(found(filed(figures), fact("own_shares", 351))) == 1
 
 
 CLIENTS = (("AA1", "Delta Oil", "14%", "eba_qTE:qx2001"), ("BB2", "Delta Bitumen S.A.", "12%", "eba_qTE:qx2001"))
 
 
 def test_connected_clients_are_found_by_name_or_code_and_added():
-    report = report_of({}, CLIENTS)
+    report = filed({}, CLIENTS)
     for who in (("delta  oil", "Delta Bitumen SA"), ("AA1", "Delta Bitumen S.A.")):
         assert found(report, fact("connected", who=who)) == [
             ("LE_CONNECTED", "C 28.00 AA1 c350", Decimal("0.26"), Decimal("0.25"))
         ]
-    small = report_of({}, (CLIENTS[0], ("BB2", "Delta Bitumen S.A.", "11%", "eba_qTE:qx2001")))
+    small = filed({}, (CLIENTS[0], ("BB2", "Delta Bitumen S.A.", "11%", "eba_qTE:qx2001")))
     assert found(small, fact("connected", who=("AA1", "BB2"))) == []  # 25% is not above 25%
     (reason,) = undecided(report, [], [fact("connected", who=("Delta Oil", "Delta Gas"))])
     assert reason == "LE_CONNECTED: Delta Gas has no row in C 28.00"
@@ -128,33 +134,33 @@ def test_connected_clients_are_found_by_name_or_code_and_added():
 def test_the_limit_for_institutions_counts_if_one_of_the_clients_is_one():
     clients = (CLIENTS[0], ("BB2", "Bank B", "12%", "eba_qTE:qx2056"))
     limit = {("C_26.00", "r030", "c010"): "40%"}
-    assert found(report_of(limit, clients), fact("connected", who=("AA1", "BB2"))) == []
-    more = report_of(limit, (*clients, ("CC3", "Delta Gas", "12%", "eba_qTE:qx2001")))
+    assert found(filed(limit, clients), fact("connected", who=("AA1", "BB2"))) == []
+    more = filed(limit, (*clients, ("CC3", "Delta Gas", "12%", "eba_qTE:qx2001")))
     (over,) = found(more, fact("connected", who=("AA1", "BB2", "CC3")))  # 38%, and 26% without the institution
     assert over[2:] == (Decimal("0.38"), Decimal("0.25"))
 
 
 def test_a_waiver_lifts_the_liquidity_coverage_requirement_and_nothing_else():
-    low = report_of({**SOUND, BUFFER: 900_000_000, LCR: "90%"})
+    low = filed({**SOUND, BUFFER: 900_000_000, LCR: "90%"})
     (lifted,) = consequences(low, evaluate(low), [fact("waiver")])
     assert (lifted.rule, lifted.state, lifted.legal) == ("LCR_MIN", "lifted", "CRR Art. 8")
     left = {result.rule_id for result in violations(evaluate(low))} - {"LCR_MIN"}
     assert {result.rule_id for result in apply_findings(evaluate(low), [lifted])} == left
-    assert found(report_of(SOUND), fact("waiver")) == []  # there is nothing to lift
-    assert [one[0] for one in found(report_of(SOUND), fact("waiver"), fact("pledged", 400))] == ["PLEDGED_COUNTED"]
+    assert found(filed(SOUND), fact("waiver")) == []  # there is nothing to lift
+    assert [one[0] for one in found(filed(SOUND), fact("waiver"), fact("pledged", 400))] == ["PLEDGED_COUNTED"]
 
 
 def test_what_cannot_be_computed_is_said_and_the_figure_is_wrong_all_the_same():
     for report, given, reason in (
-        (report_of(SOUND), fact("pledged"), "the note states no amount"),
-        (report_of(SOUND, unit="iso4217:CZK"), fact("pledged", 5), "the amount is in EUR and C 76.00.a r0010 c0010 in CZK"),
-        (report_of({}), fact("profit", 5), "C 01.00 r0020 c0010 is not reported"),
-        (report_of(SOUND), fact("pledged", 1301), "the amount is larger than C 76.00.a r0010 c0010"),
+        (filed(SOUND), fact("pledged"), "the note states no amount"),
+        (filed(SOUND, unit="iso4217:CZK"), fact("pledged", 5), "the amount is in EUR and C 76.00.a r0010 c0010 in CZK"),
+        (filed({}), fact("profit", 5), "C 01.00 r0020 c0010 is not reported"),
+        (filed(SOUND), fact("pledged", 1301), "the amount is larger than C 76.00.a r0010 c0010"),
     ):  # fmt: skip
         (counted,) = consequences(report, evaluate(report), [given])
         assert counted.limit is None and counted.rule.endswith("_COUNTED")
         assert reason in undecided(report, [], [given])[0]
         result = apply_findings(evaluate(report), [counted])[-1]
         assert (result.rule_id, result.limit) == (counted.rule, None)
-    no_outflow = report_of({BUFFER: 1_000_000})
+    no_outflow = filed({BUFFER: 1_000_000})
     assert undecided(no_outflow, [], [fact("pledged", "0.5")])[0].startswith("LCR_PLEDGED: C 76.00.a r0020 c0010")

@@ -1,13 +1,12 @@
 """Rules on both sides of their limit, at their tolerance and with a missing cell; the rules file and its errors."""
 
 import json
-import pathlib
 from decimal import Decimal
 
 import pytest
 
 from common.errors import UserError
-from xbrl.read.filed_report import Fact, Report
+from tests.xbrl.rules.figures import report_of
 from xbrl.read.render import format_figure, format_limit
 from xbrl.rules.rule_lines import rule_table
 from xbrl.rules.rules import evaluate, load_rules, violations
@@ -21,43 +20,18 @@ BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020"
 NSFR = ("C_84.00.a", "r0220", "c0040")
 
 
-def make_report(figures, indicators=None, decimals=-3, period="2026-03-31"):
-    """A report. Texts with % are ratios to four places, integers amounts in euro with accuracy `decimals`."""
-    facts = []
-    for cell, value in figures.items():
-        if isinstance(value, str):
-            facts.append(Fact("dp1", Decimal(value.rstrip("%")) / 100, "xbrli:pure", 4, "BANK", period, {}, cell))
-        else:
-            facts.append(Fact("dp2", Decimal(value), "iso4217:EUR", decimals, "BANK", period, {}, cell))
-    return Report(pathlib.Path("x"), "xBRL-CSV", "BANK", period, "EUR", indicators or {}, tuple(facts), ())
-
-
 def state(rule_id, figures, **more):
-    return {result.rule_id: result.state for result in evaluate(make_report(figures, **more))}.get(rule_id)
-
-
-@pytest.mark.parametrize(
-    ("rule_id", "total", "parts"), [("OF_SUM", OWN_FUNDS, (TIER1, TIER2)), ("T1_SUM", TIER1, (CET1_AMOUNT, AT1))]
-)
-def test_a_sum_may_differ_only_by_rounding(rule_id, total, parts):
-    sound = {total: 1_000_000, parts[0]: 800_000, parts[1]: 200_000}
-    assert state(rule_id, sound) == "ok"
-    assert state(rule_id, sound | {total: 1_001_500}) == "ok"  # three figures, each rounded by up to 500
-    assert state(rule_id, sound | {total: 1_001_501}) == "violated"
-    assert state(rule_id, sound | {total: 998_499}) == "violated"
-    assert state(rule_id, sound | {total: 1_000_001}, decimals=0) == "ok"
-    assert state(rule_id, sound | {total: 1_000_002}, decimals=0) == "violated"
-    assert state(rule_id, sound | {total: 1_000_001}, decimals="INF") == "violated"
+    return {result.rule_id: result.state for result in evaluate(report_of(figures, **more))}.get(rule_id)
 
 
 def test_a_missing_figure_is_printed_in_its_own_unit():
     """A client's exposure is an amount though its share of Tier 1 is given, and a requirement is a ratio beside a buffer."""
-    share, exposure = (("C_28.00", "*", column) for column in ("c350", "c330"))
+    share = ("C_28.00", "A12", "c350")
     buffer, trea = ("C_04.00", "r0740", "c0010"), ("C_02.00.a", "r0010", "c0010")
     figures = {share: "10%", TIER1: 200_000, buffer: 5_000, trea: 100_000}
-    report = make_report(figures, {one[0]: True for one in figures} | {"C_03.00": True})
+    report = report_of(figures, filed={one[0]: True for one in figures} | {"C_03.00": True})
     found = {one.rule_id: one for one in violations(evaluate(report))}
-    assert found["LE_PCT"].cell == exposure and found["LE_PCT"].missing
+    assert found["LE_PCT"].cell == ("C_28.00", "*", "c330") and found["LE_PCT"].missing
     assert (found["LE_PCT"].limit, found["LE_PCT"].unit) == (20_000, "iso4217:EUR")
     assert found["OCR_CALC"].missing and format_limit(found["OCR_CALC"].limit, found["OCR_CALC"].unit) == "13%"
 
@@ -66,23 +40,10 @@ def test_what_a_report_leaves_out_decides_nothing():
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 0, LCR: "120%"}) == "undecided"
     assert state("LCR_CALC", {BUFFER: 12_000, OUTFLOW: 400, LCR: "120%"}) == "undecided"  # 400 may be rounded from 0
     figures = {LCR: "50%", CET1: "4%"}
-    assert state("LCR_MIN", figures, indicators={"C_76.00": True}) == "violated"
-    assert state("LCR_MIN", figures, indicators={"C_76.00": False}) is None
-    assert state("CET1_MIN", figures, indicators={"C_76.00": True}) is None
+    assert state("LCR_MIN", figures, filed={"C_76.00": True}) == "violated"
+    assert state("LCR_MIN", figures, filed={"C_76.00": False}) is None
+    assert state("CET1_MIN", figures, filed={"C_76.00": True}) is None
     assert state("LCR_MIN", {CET1: "4%"}) is None
-
-
-def test_a_result_has_value_limit_and_legal_reference():
-    report = make_report({CET1: "5.61%", TSCR_CET1: "5.62%"})
-    (result,) = [result for result in evaluate(report) if result.rule_id == "TSCR_CET1"]
-    assert (result.cell, result.value, result.limit) == (CET1, Decimal("0.0561"), Decimal("0.0562"))
-    assert (result.kind, result.relation, result.decimals) == ("breach", "min", 4)
-    assert result.legal == "CRD Art. 104(1)(a), 104a(4)"
-    (result,) = violations(
-        evaluate(make_report({OWN_FUNDS: 900, TIER1: 800, TIER2: 200, CET1_AMOUNT: 800}, decimals=0))
-    )
-    assert (result.rule_id, result.value, result.limit, result.relation) == ("OF_SUM", 900, 1_000, "expected")
-    assert (result.kind, result.unit) == ("filing", "iso4217:EUR")
 
 
 def rule_line(**changes):
@@ -113,7 +74,7 @@ def rule_line(**changes):
 def test_operators_of_the_rule_language(tmp_path, expression, cet1, expected):
     path = tmp_path / "rules.jsonl"
     path.write_text(rule_line(violated_if=expression))
-    assert [result.state for result in evaluate(make_report({CET1: cet1}), load_rules(path))] == [expected]
+    assert [result.state for result in evaluate(report_of({CET1: cet1}), load_rules(path))] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -146,11 +107,11 @@ def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
     (rule,) = load_rules(path)
     dates = ("2024-12-31", "2025-01-01", "2030-01-01", "")
     assert [rule.at(date).legal for date in dates] == ["first", "second", "second", "second"]
-    report = make_report({CET1: "4%"}, period="2024-12-31")
+    report = report_of({CET1: "4%"}, period="2024-12-31")
     assert [result.legal for result in evaluate(report, [rule])] == ["first"]
     path.write_text(rule_line(applies_from="2025-01-01"))
     for date, states in (("2024-12-31", []), ("2025-01-01", ["ok"])):
-        report = make_report({CET1: "50%"}, period=date)
+        report = report_of({CET1: "50%"}, period=date)
         assert [result.state for result in evaluate(report, load_rules(path))] == states
 
 
@@ -168,13 +129,13 @@ def test_a_recomputed_ratio_of_an_absurd_size_is_judged(outflow):
 
 
 def test_the_table_names_what_is_not_reported_and_rounds_no_ratio_onto_its_limit():
-    lines = "\n".join(rule_table(make_report({LR: "5%"})))
+    lines = "\n".join(rule_table(report_of({LR: "5%"})))
     assert "  met | LR_CALC | not reported: C 47.00 r0320 c0010, C 47.00 r0300 c0010 | CRR Art. 429(2)\n" in lines
     amounts = {("C_47.00", row, "c0010"): amount for row, amount in (("r0320", 5_000), ("r0300", 100_000))}
     assert "  met | LR_CALC | 5 thousand | expected 5 thousand |" in "\n".join(
-        rule_table(make_report({LR: "5%"} | amounts))
+        rule_table(report_of({LR: "5%"} | amounts))
     )
     # An LCR of 99.999996%, to six places, is 100%.
-    lines = "\n".join(rule_table(make_report({BUFFER: 99_999_996, OUTFLOW: 100_000_000}, decimals=0)))
+    lines = "\n".join(rule_table(report_of({BUFFER: 99_999_996, OUTFLOW: 100_000_000}, decimals=0)))
     assert "  violated | LCR_MIN | 99.999996% | min 100% |" in lines
     assert "C 76.00.a r0030 c0010 = 99.999996% (not reported;" in lines
