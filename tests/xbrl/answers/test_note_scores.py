@@ -15,6 +15,7 @@ NOTE = "Bonds of EUR 65.2 million lie with Landesbank Mittelrhein as margin sinc
 QUOTE = "lie with Landesbank Mittelrhein as margin"
 PLEDGED = NoteFact("pledged", True, Decimal(65200000), ("Landesbank Mittelrhein",), "2025-08-14", QUOTE)
 OTHER = NoteFact("pledged", False, Decimal(9000000), (), "", "Mr Weiss is on leave")
+QUOTED = NoteFact("waiver", True, None, (), "2026-02-01", 'sold on 1 February "for good" to others')
 CLIENTS = NoteFact("connected", False, None, ("Arno AG", "Bern & Co"), "", "")
 
 
@@ -24,7 +25,7 @@ def example(*facts, note=NOTE, **fields):
 
 
 def test_the_line_of_a_fact_is_read_as_it_is_written():
-    assert all(read_fact(write_fact(fact)) == fact for fact in (PLEDGED, OTHER, CLIENTS))
+    assert all(read_fact(write_fact(fact)) == fact for fact in (PLEDGED, OTHER, CLIENTS, QUOTED))
     assert write_fact(PLEDGED) == (
         "pledged | applies | EUR 65200000 | Landesbank Mittelrhein | 2025-08-14 | "
         '"lie with Landesbank Mittelrhein as margin"'
