@@ -11,10 +11,9 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +38,7 @@ MIN_REPORTS = 5  # a rule or a label is learned if so many training reports have
 _PERCENTAGE = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """The rules that a program finds in each report, and what it reads in the notes, if it reads them as facts."""
 
     rules: list[tuple[str, ...]]
@@ -204,16 +202,15 @@ def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
     return 2 * (predicted & true).sum() / max(1, predicted.sum() + true.sum())
 
 
-@dataclass(frozen=True)
-class _Comparison:
+class _Comparison(NamedTuple):
     """`sign * feature >= cut`, and how often it was right in training."""
 
-    feature: int
-    sign: int
-    cut: float
-    right: int
-    predicted: int
-    f1: float
+    f1: float = 0.0
+    feature: int = 0
+    sign: int = 1
+    cut: float = np.inf
+    right: int = 0
+    predicted: int = 0
 
 
 def _threshold_predictions(training: Sequence[dict], test: Sequence[dict]) -> list[tuple[str, ...]]:
@@ -260,7 +257,7 @@ def _features(percentages: Sequence[dict[str, float]], labels: Sequence[str]) ->
 
 def _best_comparisons(features: np.ndarray, true: np.ndarray) -> list[_Comparison]:
     """For each rule, the comparison with the best F1. features: `(reports, features)`; true: `(reports, rules)`."""
-    best = [_Comparison(0, 1, np.inf, 0, 0, 0.0) for _ in range(true.shape[1])]
+    best = [_Comparison()] * true.shape[1]
     totals = true.sum(axis=0)
     for feature, sign in itertools.product(range(features.shape[1]), (1, -1)):
         values = sign * features[:, feature]
@@ -275,6 +272,6 @@ def _best_comparisons(features: np.ndarray, true: np.ndarray) -> list[_Compariso
             if f1[row, rule] > best[rule].f1:
                 end = ends[row]
                 cut = ordered[end] if end + 1 == len(ordered) else (ordered[end] + ordered[end + 1]) / 2
-                right, predicted = int(positives[row, rule]), int(end + 1)
-                best[rule] = _Comparison(feature, sign, float(cut), right, predicted, float(f1[row, rule]))
+                right = int(positives[row, rule])
+                best[rule] = _Comparison(float(f1[row, rule]), feature, sign, float(cut), right, int(end + 1))
     return best

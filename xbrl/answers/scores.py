@@ -1,6 +1,6 @@
 """Scores of answers to bank reports: rules, the facts of each finding, the facts of notes, letters, and baselines beside them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common.errors import UserError
@@ -41,7 +41,7 @@ def score_answers(
         return score_whole_answers(examples, texts)
     read = [parse_answer(text) for text in texts]
     letters = [answer.directive if answer else "" for answer in read]
-    true_rules, labels = [answer.rule_ids for answer in true], [labels_of(answer) for answer in read]
+    labels = [labels_of(answer) for answer in read]
     known, fitted_on = labelled(examples, where), labelled(training or (), train_where)
     rouge = rouge_l([truth.directive for truth in true], letters)
     pairs = pairs_right(known, labels)
@@ -50,7 +50,7 @@ def score_answers(
     void = sum(answer.void for answer in read if answer) + sum(lines for _, lines in answer_notes)
     claims = [claim for answer in read if answer for claim in answer.claims]
     return {
-        "violations": score_violations(true_rules, labels)
+        "violations": score_violations([truth.rule_ids for truth in true], labels)
         | {
             "unparsable": {"n": read.count(None), "share": read.count(None) / len(read)},
             "void_lines": void,
@@ -77,7 +77,7 @@ def score_answers(
 
 def _row(example: dict, truth: Answer, answer: Answer | None, text: str) -> dict:
     """One answer in the result: what it says, and what intervals and tables need of its example."""
-    facts, claimed = facts_of(truth) - {UNREADABLE}, facts_of(answer)
+    facts, claimed = facts_of(truth) - {_WRONG}, facts_of(answer)
     return {
         "id": example.get("id"),
         "cluster": example.get("bank"),
@@ -106,16 +106,14 @@ def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
     and the first such example.
     """
     answers = [_true_answer(example, where) for example in examples]
-    missing = [i for i, answer in enumerate(answers) if answer is None]
-    if len(missing) == len(answers):
-        return None
-    if missing:
-        name = examples[missing[0]].get("id", missing[0] + 1)
+    known = [answer for answer in answers if answer]
+    if known and len(known) < len(answers):
+        first = answers.index(None)
         raise UserError(
-            f"{where}, example {name}: neither a field `violations` nor an answer of the form `Violations: ... "
-            f"Directive: ...`, although other examples have one; add it or remove the example."
+            f"{where}, example {examples[first].get('id', first + 1)}: neither a field `violations` nor an answer of the form "
+            f"`Violations: ... Directive: ...`, although other examples have one; add it or remove the example."
         )
-    return [answer for answer in answers if answer]
+    return known or None
 
 
 def _true_answer(example: dict, where: str) -> Answer | None:
@@ -140,9 +138,8 @@ def labels_of(answer: Answer | None) -> tuple[str, ...]:
 
     This is a false positive, so that garbage costs on a clean report as well.
     """
-    if answer is None:
-        return (UNREADABLE,)
-    return (*answer.rule_ids, UNREADABLE) if answer.void else answer.rule_ids
+    rules = answer.rule_ids if answer else ()
+    return (*rules, UNREADABLE) if answer is None or answer.void else rules
 
 
 def micro_f1(predicted: Sequence[Iterable], true: Sequence[Iterable]) -> dict[str, float]:
@@ -230,15 +227,16 @@ def pairs_right(examples: Sequence[dict], predicted: Sequence[Rules]) -> list[bo
     return [all(right) for right in members.values() if len(right) == 2]
 
 
-def facts_of(answer: Answer | None) -> frozenset[Claim | str]:
+_WRONG = Claim("violated", UNREADABLE, "", None, "", None, frozenset())
+
+
+def facts_of(answer: Answer | None) -> frozenset[Claim]:
     """The claims of an answer, each with all of its facts; checks of requirements that are met are left out.
 
-    An answer that cannot be read, in whole or in a line, also has the wrong claim `UNREADABLE`.
+    An answer that cannot be read, in whole or in a line, also has the wrong claim `_WRONG`.
     """
-    if answer is None:
-        return frozenset({UNREADABLE})
-    claims = frozenset(claim for claim in answer.claims if claim.state != "met")
-    return claims | {UNREADABLE} if answer.void else claims
+    claims = frozenset(claim for claim in (answer.claims if answer else ()) if claim.state != "met")
+    return claims | {_WRONG} if answer is None or answer.void else claims
 
 
 def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dict:
@@ -247,13 +245,8 @@ def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dic
     `right`: for the true findings whose rule the answer names, the share whose value (and so on) is right. `n_true` counts the
     true findings, `n_named` those whose rule is named. True lines that cannot be read are left out.
     """
-    pairs = [(facts_of(truth) - {UNREADABLE}, facts_of(answer)) for truth, answer in zip(true, answers, strict=True)]
-    named = [
-        (claim, best)
-        for claims, predicted in pairs
-        for claim in claims
-        if isinstance(claim, Claim) and (best := _closest(claim, predicted))
-    ]
+    pairs = [(facts_of(truth) - {_WRONG}, facts_of(answer)) for truth, answer in zip(true, answers, strict=True)]
+    named = [(claim, best) for claims, said in pairs for claim in claims if (best := _closest(claim, said))]
     return micro_f1([claimed for _, claimed in pairs], [facts for facts, _ in pairs]) | {
         "n_true": sum(len(claims) for claims, _ in pairs),
         "n_named": len(named),
@@ -261,10 +254,9 @@ def score_facts(true: Sequence[Answer], answers: Sequence[Answer | None]) -> dic
     }
 
 
-def _closest(claim: Claim, predicted: frozenset[Claim | str]) -> Claim | None:
+def _closest(claim: Claim, predicted: Iterable[Claim]) -> Claim | None:
     """The predicted claim on the same rule that agrees in the most fields."""
-    of_rule = (claim.rule, claim.state)
-    same = [other for other in predicted if isinstance(other, Claim) and (other.rule, other.state) == of_rule]
+    same = [other for other in predicted if (other.rule, other.state) == (claim.rule, claim.state)]
     return max(same, key=lambda other: sum(_same(field, claim, other) for field in FIELDS), default=None)
 
 
@@ -274,8 +266,22 @@ def _same(field: str, one: Claim, other: Claim) -> bool:
     return getattr(one, field) == getattr(other, field)
 
 
-_ENTRIES = {"violations": str, "engine": str, "measures": dict, "findings": dict}  # of fields that are lists
-_TEXTS = ("kind", "pair", "bank", "note")
+def _list_of(kind: type, is_right: Callable[[Any], bool] = lambda entry: True) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(one, kind) and is_right(one) for one in value)
+
+
+def _is_measure(entry: dict) -> bool:
+    subject, days = entry.get("subject"), entry.get("deadline_days")
+    return isinstance(subject, str) and subject != "" and type(days) is int and days >= 0  # True is no number of days
+
+
+_RULES = ("a list of ids of rules", _list_of(str))
+_TEXT = ("a text", lambda value: isinstance(value, (str, int, type(None))))
+_MEASURES = "a list of objects with a text as `subject` and a whole number, 0 or more, as `deadline_days`"
+_FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # field of an example -> its form in words, and its test
+    **{"violations": _RULES, "engine": _RULES, "measures": (_MEASURES, _list_of(dict, _is_measure))},
+    **{"findings": ("a list of objects", _list_of(dict)), "kind": _TEXT, "pair": _TEXT, "bank": _TEXT, "note": _TEXT},
+}
 
 
 def check_scored_fields(examples: Sequence[dict], where: str) -> None:
@@ -284,26 +290,8 @@ def check_scored_fields(examples: Sequence[dict], where: str) -> None:
     A text where a list belongs would be scored letter by letter.
     """
     for i, example in enumerate(examples, 1):
-        for name in (name for name in (*_ENTRIES, *_TEXTS) if name in example):
-            if form := _missed_form(name, example[name]):
+        for name, (form, has_form) in _FORMS.items():
+            if name in example and not has_form(example[name]):
                 shown = f"{example[name]!r:.60}"
                 raise UserError(f"{where}, example {example.get('id', i)}: `{name}` must be {form}, not {shown}")
         true_facts(example, where)
-
-
-def _missed_form(name: str, value: Any) -> str:  # noqa: ANN401  whatever stood in the file
-    """The form of a field, if the value does not have it; else ""."""
-    if name in _TEXTS:
-        return "" if isinstance(value, (str, int, type(None))) else "a text"
-    is_right = isinstance(value, list) and all(isinstance(entry, _ENTRIES[name]) for entry in value)
-    if name != "measures":
-        return "" if is_right else f"a list of {'objects' if name == 'findings' else 'ids of rules'}"
-    for entry in value if is_right else ():
-        subject, days = entry.get("subject"), entry.get("deadline_days")
-        is_right = is_right and isinstance(subject, str) and subject != ""
-        is_right = is_right and type(days) is int and days >= 0  # isinstance would take True for a number
-    return (
-        ""
-        if is_right
-        else "a list of objects with a text as `subject` and a whole number, 0 or more, as `deadline_days`"
-    )

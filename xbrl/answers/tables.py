@@ -3,6 +3,8 @@
 A result of another task has none of these and gives the same table as `eval/report.py`.
 """
 
+from collections.abc import Iterator
+
 from eval import report
 from eval.asked_examples import UNREADABLE
 from eval.report import Figure, aligned, percent
@@ -67,86 +69,73 @@ def _share(name: str, value: float, n: str, metric: str = "") -> Figure:
     return Figure(name, percent(value), n, metric)
 
 
-def _violation_figures(result: dict) -> list[Figure]:
+def _violation_figures(result: dict) -> Iterator[Figure]:
     """The rules that answers name: of all reports, of those with notes, each with the baselines, and of minimal pairs."""
     violations = result.get("violations")
     if not violations:
-        return []
-    n = f"{violations['n_violations']} violations in {violations['n_reports']} reports"
+        return
     reports, baselines = f"{violations['n_reports']} reports", violations["baselines"]
+    n = f"{violations['n_violations']} violations in {reports}"
     micro, rules = violations["micro"], len({*violations["per_rule"]} - {UNREADABLE})
-    rows = [
-        _score("violations F1 (micro)", micro["f1"], n, "f1"),
-        *(_score(f"  baseline: {name}", scores["f1"], n) for name, scores in baselines.items()),
-        *(_score(f"  {name}", micro[name], n) for name in ("precision", "recall")),
-        _score("  F1, mean over rules (macro)", violations["macro_f1"], f"{rules} rules, true or predicted"),
-        _share("  all violations of a report right", violations["exact"], reports, "exact"),
-        _share("  unparsable answers", violations["unparsable"]["share"], reports),
-        Figure("  void lines in other answers", str(violations["void_lines"]), reports),
-    ]
-    if "contradictions" in violations:  # not in results of earlier versions
-        wrong = violations["contradictions"]
-        rows.append(Figure("  verdicts that contradict their own figures", str(wrong["n"]), f"{wrong['lines']} lines"))
+    yield _score("violations F1 (micro)", micro["f1"], n, "f1")
+    yield from (_score(f"  baseline: {name}", scores["f1"], n) for name, scores in baselines.items())
+    yield from (_score(f"  {name}", micro[name], n) for name in ("precision", "recall"))
+    yield _score("  F1, mean over rules (macro)", violations["macro_f1"], f"{rules} rules, true or predicted")
+    yield _share("  all violations of a report right", violations["exact"], reports, "exact")
+    yield _share("  unparsable answers", violations["unparsable"]["share"], reports)
+    yield Figure("  void lines in other answers", str(violations["void_lines"]), reports)
+    if wrong := violations.get("contradictions"):  # not in results of earlier versions
+        yield Figure("  verdicts that contradict their own figures", str(wrong["n"]), f"{wrong['lines']} lines")
     if void := violations["void_true_lines"]:
-        rows.append(Figure("  true lines that cannot be read", str(void), "left out of the facts"))
+        yield Figure("  true lines that cannot be read", str(void), "left out of the facts")
     for kind, scores in violations.get("kinds", {}).items():
-        n = f"{scores['n_reports']} reports, {percent(scores['exact'])} right"
         decided = "" if scores["note_f1"] is None else f", of what notes decide {scores['note_f1']:.3f}"
-        rows.append(_score(f"  F1, notes: {kind}", scores["f1"], n + decided))
+        n = f"{scores['n_reports']} reports, {percent(scores['exact'])} right{decided}"
+        yield _score(f"  F1, notes: {kind}", scores["f1"], n)
     if violations.get("note_f1") is not None:
-        rows.append(_score("what notes decide: F1 of these rules", violations["note_f1"]))
-        rows += [_score(f"  baseline: {name}", one["note_f1"]) for name, one in baselines.items() if "note_f1" in one]
-    pairs = violations.get("pairs", {"n": 0})
-    if pairs["n"]:
-        rows.append(_share("  minimal pairs right", pairs["right"], f"{pairs['n']} pairs", "pairs"))
-    return rows
+        yield _score("what notes decide: F1 of these rules", violations["note_f1"])
+        yield from (
+            _score(f"  baseline: {name}", one["note_f1"]) for name, one in baselines.items() if "note_f1" in one
+        )
+    if pairs := violations.get("pairs", {"n": 0})["n"]:
+        yield _share("  minimal pairs right", violations["pairs"]["right"], f"{pairs} pairs", "pairs")
 
 
-def _note_figures(result: dict) -> list[Figure]:
+def _note_figures(result: dict) -> Iterator[Figure]:
     """What is said of notes: kind and applies, then all of a fact; by kind, by language, and by the baselines that read notes."""
     notes, violations = result.get("notes"), result.get("violations")
-    rows = []
+    title = "facts of notes, F1: kind and applies"
     if notes:
         n, named = f"{notes['n']} facts, {notes['n_said']} stated", f"{notes['n_matched']} facts whose kind is named"
-        rows = [
-            _score("facts of notes, F1: kind and applies", notes["decided_f1"], n),
-            _score("  and amount", notes["amount_f1"], n),
-            _score("  all of a fact right", notes["f1"], n),
-            *(_share(f"  {name} right", share, named) for name, share in notes["right"].items()),
-        ]
+        yield _score(title, notes["decided_f1"], n)
+        yield _score("  and amount", notes["amount_f1"], n)
+        yield _score("  all of a fact right", notes["f1"], n)
+        yield from (_share(f"  {name} right", share, named) for name, share in notes["right"].items())
         for part, one in {**notes["kinds"], **notes["languages"]}.items():
-            rows.append(_score(f"  {part}", one["decided_f1"], f"{one['n']} facts, all right {one['f1']:.3f}"))
+            yield _score(f"  {part}", one["decided_f1"], f"{one['n']} facts, all right {one['f1']:.3f}")
         if pairs := notes["pairs"]["n"]:
-            rows.append(_share("  notes of minimal pairs right", notes["pairs"]["right"], f"{pairs} pairs"))
+            yield _share("  notes of minimal pairs right", notes["pairs"]["right"], f"{pairs} pairs")
     for name, scores in violations["baselines"].items() if violations else ():
         if one := scores.get("notes"):
             n = f"{one['n']} facts, with the amount {one['amount_f1']:.3f}"
-            title = "  baseline: " if notes else "facts of notes, F1: kind and applies, baseline: "
-            rows.append(_score(f"{title}{name}", one["decided_f1"], n))
-    return rows
+            yield _score(f"{' ' if notes else f'{title},'} baseline: {name}", one["decided_f1"], n)
 
 
-def _fact_figures(result: dict) -> list[Figure]:
-    facts = result.get("facts")
-    if not facts:
-        return []
-    n = f"{facts['n_named']} findings whose rule is named, of {facts['n_true']}"
-    return [
-        _score("facts F1: all of a finding right", facts["f1"], f"{facts['n_true']} findings", "fact_f1"),
-        *(_share(f"  {name} right", facts["right"][field], n) for field, name in FIELDS.items()),
-    ]
+def _fact_figures(result: dict) -> Iterator[Figure]:
+    if facts := result.get("facts"):
+        n = f"{facts['n_named']} findings whose rule is named, of {facts['n_true']}"
+        yield _score("facts F1: all of a finding right", facts["f1"], f"{facts['n_true']} findings", "fact_f1")
+        yield from (_share(f"  {name} right", facts["right"][field], n) for field, name in FIELDS.items())
 
 
-def _letter_figures(result: dict) -> list[Figure]:
+def _letter_figures(result: dict) -> Iterator[Figure]:
     letters, measures = result.get("letters"), result.get("measures")
-    rows = []
     if letters and letters["n"]:
-        n = f"{letters['n']} figures, dates and articles"
-        rows.append(_share("letters: statements with support", letters["supported"], n))
-        stated = ((kind, one) for kind, one in letters["by_kind"].items() if one["n"])
-        rows += [_share(f"  {kind}", one["supported"], str(one["n"])) for kind, one in stated]
+        yield _share(
+            "letters: statements with support", letters["supported"], f"{letters['n']} figures, dates and articles"
+        )
+        stated = {kind: one for kind, one in letters["by_kind"].items() if one["n"]}
+        yield from (_share(f"  {kind}", one["supported"], str(one["n"])) for kind, one in stated.items())
     if measures and measures["n"]:
-        rows.append(_share("letters: measures demanded in time", measures["right"], f"{measures['n']} measures"))
-        n = f"{measures['n_reports']} reports"
-        rows.append(_share("  all measures of a letter right", measures["reports"], n))
-    return rows
+        yield _share("letters: measures demanded in time", measures["right"], f"{measures['n']} measures")
+        yield _share("  all measures of a letter right", measures["reports"], f"{measures['n_reports']} reports")

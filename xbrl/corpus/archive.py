@@ -92,9 +92,9 @@ def make_archive_corpus(
     no report has a letter.
     """
     folder, letter_folder = (Path(places[name] or "") for name in ("reports", "letters"))
-    for name, one in (("reports", folder), ("letters", letter_folder)):
+    for option, one in (("--reports", folder), ("--letters", letter_folder)):
         if not one.is_dir():
-            raise UserError(f"--{name} {one}: no such directory.")
+            raise UserError(f"{option} {one}: no such directory.")
     register = read_register(places["register"]) if places["register"] else {}
     findings = load_findings(places["findings"]) if places["findings"] else {}
     reports, unread = read_reports(folder, processes)
@@ -288,32 +288,30 @@ def _find_entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str
         return coded[0] if len(coded) == 1 else None
     words = " ".join(re.sub(r"[_\-]+", " ", text).lower().split())
     named = [entity for entity in periods if re.search(rf"\b{re.escape(names.get(entity, chr(0)).lower())}\b", words)]
-    named.sort(key=lambda entity: -len(names[entity]))
-    longest = [entity for entity in named if len(names[entity]) == len(names[named[0]])]
+    most = max((len(names[entity]) for entity in named), default=0)
+    longest = [entity for entity in named if len(names[entity]) == most]
     return longest[0] if len(longest) == 1 else None
 
 
 def _find_periods(text: str, known: Iterable[str]) -> list[str]:
-    """The known reference dates that a text mentions."""
-    return [period for period in known if re.search("|".join(_date_patterns(period)), text, re.IGNORECASE)]
+    """The known reference dates that a text mentions.
 
-
-def _date_patterns(period: str) -> list[str]:
-    """Regular expressions for the ways to write a date.
-
-    Examples: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, Q1 2026, 2026-Q1.
+    In any of these forms: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, March 31, 2026, Q1 2026, 2026-Q1.
     """
-    day = datetime.date.fromisoformat(period)
-    patterns = [
-        rf"{day:%Y}[-_. ]?{day:%m}[-_. ]?{day:%d}",
-        rf"0?{day.day}[./-]0?{day.month}[./-]{day.year}",
-        rf"0?{day.day}\.? {day:%B} {day.year}",
-        rf"{day:%B} 0?{day.day},? {day.year}",
-    ]
-    if day.month % 3 == 0:
-        quarter = day.month // 3
-        patterns += [rf"Q{quarter}[-_ /]?{day.year}", rf"{day.year}[-_ /]?Q{quarter}"]
-    return [rf"(?<![0-9]){pattern}(?![0-9])" for pattern in patterns]
+    found = []
+    for period in known:
+        day = datetime.date.fromisoformat(period)
+        forms = [
+            rf"{day:%Y}[-_. ]?{day:%m}[-_. ]?{day:%d}",
+            rf"0?{day.day}[./-]0?{day.month}[./-]{day.year}",
+            rf"0?{day.day}\.? {day:%B} {day.year}",
+            rf"{day:%B} 0?{day.day},? {day.year}",
+        ]
+        if day.month % 3 == 0:
+            forms += [rf"Q{day.month // 3}[-_ /]?{day.year}", rf"{day.year}[-_ /]?Q{day.month // 3}"]
+        if re.search(rf"(?<![0-9])(?:{'|'.join(forms)})(?![0-9])", text, re.IGNORECASE):
+            found.append(period)
+    return found
 
 
 def find_disagreements(letter: str, results: Sequence[RuleResult], violated: Sequence[RuleResult]) -> list[str]:
@@ -353,12 +351,12 @@ def _only_in_labels(objections: str, violated: Sequence[RuleResult]) -> Iterator
     cited = [] if CELL.search(objections) else articles(objections)
     percentages = [one.replace(",", ".") for one in PERCENTAGE.findall(objections)]
     for result in violated:
-        stated = result.rule_id in objections or cell_name(result.cell, result.row) in objections
-        stated = stated or any(covers(one, other) for one in _citations(result.legal) for other in cited)
-        if not stated and not any(
-            result.value is not None and abs(result.value * 100 - Decimal(one)) < 10 ** -len(one.partition(".")[2])
-            for one in percentages
-        ):
+        is_named = result.rule_id in objections or cell_name(result.cell, result.row) in objections
+        is_cited = any(covers(one, other) for one in _citations(result.legal) for other in cited)
+        is_stated = result.value is not None and any(
+            abs(result.value * 100 - Decimal(one)) < 10 ** -len(one.partition(".")[2]) for one in percentages
+        )
+        if not (is_named or is_cited or is_stated):
             yield f"the labels have {write_violation(result)}, which the letter does not object to"
 
 

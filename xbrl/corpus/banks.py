@@ -8,6 +8,7 @@ import functools
 import random
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import NamedTuple
 
 from xbrl.read.render import Addressee
 
@@ -65,22 +66,16 @@ class Bank:
         return Addressee(self.entity, self.name, self.country, self.model)
 
 
-@dataclass(frozen=True)
-class Requirements:
-    """Capital requirements as fractions of TREA (`olrr`: of the leverage exposure), to four decimal places."""
+class Limits(NamedTuple):
+    """The limits of one ratio, the most severe one first: fractions of TREA, or of the leverage exposure."""
 
-    tscr: Decimal  # total SREP capital requirement: 8% plus P2R
-    tscr_cet1: Decimal
-    tscr_t1: Decimal
-    ocr: Decimal  # overall capital requirement: TSCR plus the combined buffer
-    ocr_cet1: Decimal
-    ocr_t1: Decimal
-    tslrr: Decimal  # total SREP leverage ratio requirement: 3% plus the P2R for excessive leverage
-    olrr: Decimal  # overall leverage ratio requirement: TSLRR plus the leverage ratio buffer of a G-SII
+    minimum: Decimal  # of the law, CRR Art. 92(1)
+    own: Decimal  # with the bank's Pillar 2 requirement: TSCR, or TSLRR
+    overall: Decimal  # with the buffers too: OCR, or OLRR
 
 
-def requirements(bank: Bank) -> Requirements:
-    """TSCR, OCR, TSLRR and OLRR of a bank.
+def requirements(bank: Bank) -> dict[str, Limits]:
+    """The limits of the ratios "cet1", "t1", "total" and "leverage" of a bank, to four decimal places.
 
     At least 56.25% of P2R must be CET1 and 75% Tier 1 (CRD Art. 104a(4)). The combined buffer must be CET1 and comes on
     top of each of the three TSCR ratios (CRD Art. 128, 141a). The leverage ratio buffer is half of the G-SII buffer (CRR
@@ -89,20 +84,15 @@ def requirements(bank: Bank) -> Requirements:
     buffer = bank.buffers
     added = (buffer[name] for name in ("conservation", "countercyclical", "systemic_risk"))
     combined = sum(added, max(buffer["g_sii"], buffer["o_sii"]))
-    tscr = Decimal("0.08") + bank.pillar2
-    tscr_cet1 = round(Decimal("0.045") + Decimal("0.5625") * bank.pillar2, 4)
-    tscr_t1 = round(Decimal("0.06") + Decimal("0.75") * bank.pillar2, 4)
+    minima = {name: Decimal(least) for name, least in (("cet1", "0.045"), ("t1", "0.06"), ("total", "0.08"))}
+    own = {
+        "cet1": round(minima["cet1"] + Decimal("0.5625") * bank.pillar2, 4),
+        "t1": round(minima["t1"] + Decimal("0.75") * bank.pillar2, 4),
+        "total": minima["total"] + bank.pillar2,
+    }
+    limits = {name: Limits(minima[name], least, least + combined) for name, least in own.items()}
     tslrr = Decimal("0.03") + bank.leverage_pillar2
-    return Requirements(
-        tscr=tscr,
-        tscr_cet1=tscr_cet1,
-        tscr_t1=tscr_t1,
-        ocr=tscr + combined,
-        ocr_cet1=tscr_cet1 + combined,
-        ocr_t1=tscr_t1 + combined,
-        tslrr=tslrr,
-        olrr=tslrr + buffer["g_sii"] / 2,
-    )
+    return limits | {"leverage": Limits(Decimal("0.03"), tslrr, tslrr + buffer["g_sii"] / 2)}
 
 
 def make_bank(seed: int, index: int) -> Bank:

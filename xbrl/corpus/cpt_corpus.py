@@ -43,7 +43,7 @@ LIMITS = (
     "training."
 )
 MAX_LABEL_LINES = 24  # lines with cell labels per rule
-MAX_CELLS_PER_OPERAND = 12  # a larger operand lists the labels of its rows and columns instead of its cells
+MAX_CELLS_PER_OPERAND = 12
 MAX_CHARACTERS = 3000  # per document, about 1,000 tokens; longer tables are split between rows
 
 CURRENT = "{0}.StartReleaseID <= ?1 and coalesce({0}.EndReleaseID, 1e18) > ?1"
@@ -202,7 +202,7 @@ def _meanings(database: sqlite3.Connection) -> dict[int, str]:
 
 def table_documents(table: TableText) -> Iterator[Document]:
     """The template as text: sheets, columns and rows in order, with the reported cells and their data types."""
-    types = _data_types(table)
+    types, columns = _data_types(table), [header.code for header in table.headers["c"] if not header.heading]
     lines = [f"Filed in {table.filed}"]
     for axis, name in (("s", "Sheets"), ("c", "Columns"), ("r", "Rows")):
         headers = table.headers[axis]
@@ -218,7 +218,8 @@ def table_documents(table: TableText) -> Iterator[Document]:
                 continue
             notes = ["key"] if header.key else []
             if axis == "r" and len(table.headers["c"]) > 1:
-                notes += _reported_columns(table, header.code)
+                reported = [code for code in columns if (header.code, code) in table.cells]
+                notes += reported if reported != columns else []
             notes += [types[header.code]] if types.get(header.code) else []
             lines.append(f"{indent}{header.code} {header.label}" + (f" | {', '.join(notes)}" if notes else ""))
     yield from _documents("table", table.title, lines, (table.code,))
@@ -236,13 +237,6 @@ def _data_types(table: TableText) -> dict[str, str]:
     columns = [header.code for header in table.headers["c"] if header.code in found]
     by_column = all(len(found[code]) == 1 for code in columns)
     return {code: min(types) for code, types in found.items() if len(types) == 1 and (code in columns) == by_column}
-
-
-def _reported_columns(table: TableText, row: str) -> list[str]:
-    """The columns in which a row is reported. Empty if it is reported in all."""
-    columns = [header.code for header in table.headers["c"] if not header.heading]
-    reported = [code for code in columns if (row, code) in table.cells]
-    return [] if reported == columns else reported
 
 
 def meaning_documents(table: TableText) -> Iterator[Document]:
@@ -308,30 +302,28 @@ def rule_documents(
 
 
 def rule_labels(expression: str, tables: Mapping[str, TableText]) -> list[str]:
-    """The labels of the cells that an expression uses, at most `MAX_LABEL_LINES` lines."""
+    """The labels of the cells that an expression uses, at most `MAX_LABEL_LINES` lines.
+
+    An operand with more than `MAX_CELLS_PER_OPERAND` cells has the labels of its rows and columns instead.
+    """
     start = re.match(r"\s*with\s*\{([^{}]*)\}\s*:", expression)
     default = _parse_operand(start[1]) if start else {}
     lines: dict[str, None] = {}
     for operand in re.findall(r"\{([^{}]*)\}", expression[start.end() :] if start else expression):
         place = default | _parse_operand(operand)
         table = tables.get(place.get("t", ("",))[0])
-        if table is not None:
-            rows, columns = (_headers_of(table, place.get(axis, ())) for axis in "rc")
-            lines.update(dict.fromkeys(_operand_lines(table, rows, columns)))
+        if table is None:
+            continue
+        rows, columns = (_headers_of(table, place.get(axis, ())) for axis in "rc")
+        codes: Iterable[tuple[str, ...]] = ((code,) for code in rows + columns)
+        if rows and columns and len(rows) * len(columns) <= MAX_CELLS_PER_OPERAND:
+            codes = (cell for cell in product(rows, columns) if cell in table.cells)
+        for one in codes:
+            labels = ", ".join(table.labels[code] for code in one)
+            lines[f"{table_name(table.code)} {' '.join(one)} {labels}"] = None
     found = list(lines)
     more = [f"and {len(found) - MAX_LABEL_LINES} more"] if len(found) > MAX_LABEL_LINES else []
     return found[:MAX_LABEL_LINES] + more
-
-
-def _operand_lines(table: TableText, rows: list[str], columns: list[str]) -> Iterator[str]:
-    """Labels of the cells of an operand, or of its rows and columns if there are too many cells."""
-    name = table_name(table.code)
-    if rows and columns and len(rows) * len(columns) <= MAX_CELLS_PER_OPERAND:
-        for row, column in product(rows, columns):
-            if (row, column) in table.cells:
-                yield f"{name} {row} {column} {table.labels[row]}, {table.labels[column]}"
-    else:
-        yield from (f"{name} {code} {table.labels[code]}" for code in rows + columns)
 
 
 def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:
@@ -417,15 +409,15 @@ def assign_documents(
     their lines in training.
     """
     parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
-    seen: set[tuple[str, str]] = set()
+    bodies: set[tuple[str, str]] = set()
     left_out.update({"duplicates": 0, "mostly seen in training": 0})
     for document in documents:
         body = document.text.partition("\n")[2] or document.text
         key = (document.kind, body if document.kind == "rule" else mask_codes(body))
-        if key in seen:
+        if key in bodies:
             left_out["duplicates"] += 1
             continue
-        seen.add(key)
+        bodies.add(key)
         strictest = max((SPLITS.index(tables[code]) for code in document.tables), default=None)
         if strictest is None:
             chance = random.Random(f"definitions {seed} {document.text}").random()
@@ -433,9 +425,10 @@ def assign_documents(
         parts[SPLITS[strictest]].append(document)
     known = {line for document in parts["train"] for line in distinctive_lines(document.text)}
     for name in ("validation", "test"):
-        fresh = [document for document in parts[name] if fraction_seen(document.text, known) <= MAX_SEEN]
-        left_out["mostly seen in training"] += len(parts[name]) - len(fresh)
-        parts[name] = fresh
+        lines = [distinctive_lines(document.text) for document in parts[name]]
+        seen = [sum(line in known for line in of_one) > MAX_SEEN * len(of_one) for of_one in lines]
+        left_out["mostly seen in training"] += sum(seen)
+        parts[name] = [document for document, is_seen in zip(parts[name], seen, strict=True) if not is_seen]
     return parts
 
 
@@ -448,9 +441,3 @@ def mask_codes(text: str) -> str:
 def distinctive_lines(text: str) -> list[str]:
     """The mask_codes lines of a text that have at least `MIN_WORDS` words."""
     return [line for line in mask_codes(text).splitlines() if len(re.findall(r"[a-z]{2,}", line)) >= MIN_WORDS]
-
-
-def fraction_seen(text: str, known: Collection[str]) -> float:
-    """Fraction of the distinctive lines of a text that are in `known`."""
-    lines = distinctive_lines(text)
-    return sum(line in known for line in lines) / len(lines) if lines else 0.0

@@ -233,9 +233,8 @@ def _core_capital(
     stated, least = note.states.get("cet1"), note.states.get("cet1_least", Decimal(0))
     if not amount:
         return True, stated or (whole(least * _uniform(rng, "1.02", "1.5")) if least else None)
-    need = requirements(bank)
-    overall = {"cet1": need.ocr_cet1, "t1": need.ocr_t1, "total": need.ocr}
-    margin = min(ratios[name] - limit for name, limit in overall.items()) / ratios["cet1"]  # as a share of CET1
+    needed = {name: limits.overall for name, limits in requirements(bank).items() if name != "leverage"}
+    margin = min(ratios[name] - limit for name, limit in needed.items()) / ratios["cet1"]  # as a share of CET1
     any_size = whole(max(amount / _spread(rng, "0.01", "0.2"), least * Decimal("1.1")))
     if margin <= 0:  # a requirement is missed already
         return True, stated or any_size
@@ -333,13 +332,7 @@ def _client(
 
 def _bounds(bank: Bank, ratio: str, level: str) -> tuple[Decimal, Decimal]:
     """The interval [low, high) of a level: between two limits, down to 40% of the lowest, up to `HEADROOM` above the highest."""
-    need = requirements(bank)
-    limits = {
-        "cet1": (Decimal("0.045"), need.tscr_cet1, need.ocr_cet1),
-        "t1": (Decimal("0.06"), need.tscr_t1, need.ocr_t1),
-        "total": (Decimal("0.08"), need.tscr, need.ocr),
-        "leverage": (Decimal("0.03"), need.tslrr, need.olrr),
-    }.get(ratio, (Decimal(1),))
+    limits = requirements(bank).get(ratio, (Decimal(1),))
     index = len(limits) if level == "ok" else ("minimum", "own", "overall").index(level)
     low = limits[index - 1] if index else limits[0] * Decimal("0.4")
     return low, limits[index] if index < len(limits) else limits[-1] + HEADROOM[ratio]

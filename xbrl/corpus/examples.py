@@ -32,7 +32,7 @@ from xbrl.corpus.note_texts import NO_NOTE, HandNote
 from xbrl.corpus.report_figures import SHORT_CELLS, short_rules
 from xbrl.desk.letters import Context, required_measures, write_letter
 from xbrl.read.dpm import Cells
-from xbrl.read.filed_report import CellKey, Fact, Report
+from xbrl.read.filed_report import CellKey, Report
 from xbrl.read.render import Addressee, cell_name, render_earlier, render_report
 from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.read.xbrl_csv import read_table_of
@@ -212,14 +212,14 @@ def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple
     shared = {name for name, count in Counter(names.values()).items() if count > 1}
     names = {code: f"{name} ({code})" if name in shared else name for code, name in names.items()}
 
-    def renamed(fact: Fact) -> Fact:
-        members = {
-            key: names.get(member, member) if key.endswith("qINC") else member
-            for key, member in fact.dimensions.items()
-        }
-        return replace(fact, dimensions=members)
+    def renamed(key: str, member: str) -> str:
+        return names.get(member, member) if key.endswith("qINC") else member
 
-    facts = tuple(renamed(fact) for fact in report.facts if fact.cell != NAME)
+    facts = tuple(
+        replace(fact, dimensions={key: renamed(key, member) for key, member in fact.dimensions.items()})
+        for fact in report.facts
+        if fact.cell != NAME
+    )
     cells = [tuple((table, names.get(row, row), column) for table, row, column in note.cells) for note in report.notes]
     notes = tuple(replace(note, cells=own) for note, own in zip(report.notes, cells, strict=True))
     named = []

@@ -10,7 +10,7 @@ import json
 import pathlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from common.durable_files import new_directory, write_json_lines
@@ -234,17 +234,13 @@ def _statements(filings: Iterable[Filing]) -> dict:
 
 def _shared(splits: dict[str, list[dict]]) -> dict[str, dict[str, int]]:
     """Split -> how many of its banks, notes and letters stand in training, which should be none."""
-
-    def parts(examples: Sequence[dict]) -> dict[str, set[str]]:
-        return {
+    parts = {
+        split: {
             "banks": {one["bank"] for one in examples},
             "notes": {one["note"] for one in examples} - {""},
             "letters": {letter_in(one["messages"][-1]["content"]) for one in examples},
         }
-
-    known = parts(splits["train"])
-    return {
-        split: {name: len(found & known[name]) for name, found in parts(examples).items()}
         for split, examples in splits.items()
-        if split != "train"
     }
+    known = parts.pop("train")
+    return {split: {name: len(found & known[name]) for name, found in part.items()} for split, part in parts.items()}

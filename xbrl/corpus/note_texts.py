@@ -35,9 +35,14 @@ class HandNote:
     clients: dict[str, Decimal | None] = field(default_factory=dict)
 
     @property
+    def ranked(self) -> list[NoteFact]:
+        """Its facts, the one that applies first."""
+        return sorted(self.facts, key=lambda one: not one.applies)
+
+    @property
     def kind(self) -> str:
         """The kind of the fact that applies, else of the first one, or "nothing"."""
-        return next((fact.kind for fact in sorted(self.facts, key=lambda one: not one.applies)), "nothing")
+        return next((fact.kind for fact in self.ranked), "nothing")
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -46,16 +51,13 @@ class HandNote:
 
     def amount(self, kinds: Iterable[str]) -> Decimal | None:
         """The amount of the fact of one of these kinds that applies, else of the first one; None if there is none."""
-        facts = sorted((fact for fact in self.facts if fact.kind in kinds), key=lambda one: not one.applies)
-        return next((fact.amount for fact in facts if fact.amount), None)
+        return next((fact.amount for fact in self.ranked if fact.kind in kinds and fact.amount), None)
 
     @property
     def connected(self) -> tuple[str, str] | None:
         """The two clients whose shares are added up: of the fact that applies, else of the first with a row for each."""
-        facts = sorted((fact for fact in self.facts if fact.kind == "connected"), key=lambda one: not one.applies)
-        return next(
-            ((one, two) for one, two in (fact.who for fact in facts) if {one, two} <= self.clients.keys()), None
-        )
+        pairs = (fact.who for fact in self.ranked if fact.kind == "connected")
+        return next(((one, two) for one, two in pairs if {one, two} <= self.clients.keys()), None)
 
     def cells(self) -> list[CellKey]:
         """The figures that it is about; the row of an open table is the name of the client. Empty for "nothing"."""

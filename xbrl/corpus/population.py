@@ -167,18 +167,15 @@ def _plant(
 ) -> Figures | None:
     """The figures with the errors, and sometimes differences that are just within tolerance. None if one has no room."""
 
-    def check_for(rule: Rule) -> Violates:
-        return lambda changed: bool(violated(bank, period, changed, [rule]))
-
     free = {key: value for key, value in figures.items() if key not in kept}
-    for rule in draw_errors(rng, 2, rules) if is_tolerated else ():
-        if rule not in errors:
-            figures = move_within_tolerance(rng, rule, figures, free, check_for(rule))
-    for rule in errors:
-        changed = plant_error(rng, rule, figures, free, check_for(rule))
-        if changed is None:
+    near = [rule for rule in draw_errors(rng, 2, rules) if rule not in errors] if is_tolerated else []
+    for rule, inside in [*((rule, True) for rule in near), *((rule, False) for rule in errors)]:
+        changed = _changed(
+            rng, rule, figures, free, lambda now, rule=rule: bool(violated(bank, period, now, [rule])), inside
+        )
+        if changed is None and not inside:
             return None
-        figures = changed
+        figures = changed or figures
     return figures
 
 
@@ -215,36 +212,30 @@ def draw_errors(rng: random.Random, count: int, rules: Sequence[Rule]) -> list[R
     return drawn
 
 
-def plant_error(rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates) -> Figures | None:
-    """A copy of `figures` with an error that violates `rule`; None if there is no room for one in this report.
+def _changed(
+    rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates, inside: bool
+) -> Figures | None:
+    """A copy of `figures` with an error that violates `rule`, or if `inside` with a difference that it just tolerates.
 
-    Only figures that are `free` are changed.
+    Only a figure that is `free` is changed. None if there is no room for it in this report.
     """
     key = _figure_to_change(rng, rule, figures, free, violates)
     if key is None:
         return None
-    value = figures[key]
-    assert isinstance(value, Decimal)
-    changes: list[Figures] = [{**figures, key: _mistyped(rng, value)}]
-    if rule.id in SIGN_FLIPS:
-        changes.append({**figures, key: -value})
-    if rule.absent_cell == "zero" and key[1].startswith("r"):
-        changes.append({name: one for name, one in figures.items() if name != key})
-    rng.shuffle(changes)
-    for changed in changes if rng.random() < 0.75 else ():
-        if violates(changed):
-            return changed
-    moved = boundary_value(rng, key, figures, violates)
+    if not inside:
+        value = figures[key]
+        assert isinstance(value, Decimal)
+        changes: list[Figures] = [{**figures, key: _mistyped(rng, value)}]
+        if rule.id in SIGN_FLIPS:
+            changes.append({**figures, key: -value})
+        if rule.absent_cell == "zero" and key[1].startswith("r"):
+            changes.append({name: one for name, one in figures.items() if name != key})
+        rng.shuffle(changes)
+        for changed in changes if rng.random() < 0.75 else ():
+            if violates(changed):
+                return changed
+    moved = boundary_value(rng, key, figures, violates, inside)
     return None if moved is None else {**figures, key: moved}
-
-
-def move_within_tolerance(
-    rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates
-) -> Figures:
-    """A copy of `figures` with a `free` figure moved as far as `rule` tolerates, or `figures` if none can be moved."""
-    key = _figure_to_change(rng, rule, figures, free, violates)
-    moved = None if key is None else boundary_value(rng, key, figures, violates, inside=True)
-    return figures if key is None or moved is None else {**figures, key: moved}
 
 
 def _figure_to_change(
@@ -266,7 +257,7 @@ def _figure_to_change(
 
 
 def boundary_value(
-    rng: random.Random, key: CellKey, figures: Figures, violates: Violates, inside: bool = False
+    rng: random.Random, key: CellKey, figures: Figures, violates: Violates, inside: bool
 ) -> Decimal | None:
     """The value of figure `key` at the edge of the tolerance, in a random direction.
 

@@ -220,21 +220,19 @@ def _ratios(bank_rng: random.Random, bank: Bank, economics: Economics, unfloored
         "r0010": ratio(cet1, economics.trea, places),
         "r0030": ratio(tier1, economics.trea, places),
         "r0050": ratio(own_funds, economics.trea, places),
-        "r0130": need.tscr,
-        "r0140": need.tscr_cet1,
-        "r0150": need.tscr_t1,
-        "r0160": need.ocr,
-        "r0170": need.ocr_cet1,
-        "r0180": need.ocr_t1,
-        "r0190": need.ocr + guidance if guidance else Decimal(0),
+        "r0130": need["total"].own,
+        "r0140": need["cet1"].own,
+        "r0150": need["t1"].own,
+        "r0160": need["total"].overall,
+        "r0170": need["cet1"].overall,
+        "r0180": need["t1"].overall,
+        "r0190": need["total"].overall + guidance if guidance else Decimal(0),
     }
     if unfloored != economics.trea:  # ratios without the output floor
         rows |= {"r0070": ratio(cet1, unfloored, places), "r0090": ratio(own_funds, unfloored, places)}
     leverage = {
         "r0340": ratio(tier1, economics.exposure, places),
-        "r0410": Decimal("0.03"),
-        "r0420": need.tslrr,
-        "r0440": need.olrr,
+        **dict(zip(("r0410", "r0420", "r0440"), need["leverage"], strict=True)),
     }
     figures = {("C_03.00", row, "c0010"): value for row, value in rows.items()}
     figures |= {("C_47.00", row, "c0010"): value for row, value in leverage.items()}

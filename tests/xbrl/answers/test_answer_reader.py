@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from xbrl.answers.answer_reader import NOT_REPORTED, Answer, claim_of, parse_answer, read_line
+from xbrl.answers.answer_reader import NOT_REPORTED, Answer, Claim, claim_of, parse_answer, read_line
 from xbrl.answers.answers import Check, write_checks
 from xbrl.answers.statements import articles, parse_quantity, quantities
 
@@ -17,11 +17,8 @@ def test_an_answer_is_read_into_claims():
     answer = parse_answer(ANSWER)
     assert (answer.rule_ids, answer.directive, answer.void) == (("LCR_MIN", "OF_SUM"), "To the Board.\nDo it.", 0)
     lcr, total = answer.claims
-    assert (lcr.state, lcr.where, lcr.value, lcr.relation, lcr.limit) == (
-        *("violated", "c 76.00.a r0030 c0010", Decimal("0.931"), "min"),
-        1,
-    )
-    assert lcr.legal == {("CRR", "412(1)"), ("2015/61", "4(2)")}
+    law = frozenset({("CRR", "412(1)"), ("2015/61", "4(2)")})
+    assert lcr == Claim("violated", "LCR_MIN", "c 76.00.a r0030 c0010", Decimal("0.931"), "min", Decimal(1), law)
     assert (total.value, total.relation, total.limit) == (90001000, "expected", 92000000)
 
 
@@ -57,7 +54,6 @@ def test_the_form_may_vary(text):
         LCR.replace("C 76.00.a r0030 c0010", ""),
         LCR + " | more",
         "The liquidity coverage ratio is too low.",
-        "LCR 93% <: LCR_MIN, CRR Art. 412(1)",
         "LCR 93% < 100%: perhaps",
         "LCR < 100%: LCR_MIN, CRR Art. 412(1)",
         "LCR 93% min: LCR_MIN, CRR Art. 412(1)",
@@ -83,17 +79,19 @@ def test_a_malformed_line_is_void_and_the_others_stand(line):
         ("Violations:\nnone", Answer((), "")),  # generation cut short before the letter
         ("Violations: None.\nDirective: x", Answer((), "x")),
         ("Directive:\nViolations:\nnone", Answer((), "")),
+        (
+            f"Violations:\nnone\n{LCR}\nDirective:\nx",
+            Answer(("LCR_MIN",), "x", (read_line(LCR),), 1),
+        ),  # contradicts itself
+        (f"Violations:\n{LCR}\n{LCR}", Answer(("LCR_MIN",), "", (read_line(LCR),))),
     ],
 )
-def test_answers_without_a_violation_and_texts_that_are_none(text, expected):
+def test_answers_without_a_violation_texts_that_are_none_and_lines_that_repeat_or_contradict(text, expected):
     assert parse_answer(text) == expected
 
 
-def test_an_answer_that_contradicts_itself_is_counted():
-    answer = parse_answer(f"Violations:\nnone\n{LCR}\nDirective:\nx")
-    assert (answer.rule_ids, answer.void) == (("LCR_MIN",), 1)
-    twice = parse_answer(f"Violations:\n{LCR}\n{LCR}")
-    assert (twice.rule_ids, len(twice.claims), twice.void) == (("LCR_MIN",), 1, 0)
+def shown(answer) -> list[str]:
+    return [f"{c.state} {c.rule} {c.where} {c.value} {c.relation} {c.limit}" for c in answer.claims]
 
 
 def test_checks_are_read_and_a_lifted_rule_is_no_violation():
@@ -110,16 +108,15 @@ def test_checks_are_read_and_a_lifted_rule_is_no_violation():
     answer = parse_answer(write_checks(checks, "To the Board"))
     assert answer.rule_ids == ("LCR_PLEDGED", "LE_CONNECTED", "LATE", "NSFR_MIN") and answer.void == 0
     assert answer.directive == "To the Board"
-    read = [(c.state, c.rule, c.where, str(c.value), c.relation, str(c.limit)) for c in answer.claims]
-    assert read == [
-        ("violated", "LCR_MIN", "lcr", "0.93", "min", "1"),
-        ("met", "", "tier 1 ratio", "0.037", "min", "0.03"),
-        ("violated", "LCR_PLEDGED", "pledged assets", "0.95", "min", "1"),
-        ("violated", "LE_CONNECTED", "clients", "0.27", "max", "0.25"),
-        ("violated", "LATE", "received", "2026-05-20", "max", "2026-05-12"),
-        ("lifts", "LCR_MIN", "waiver", "None", "", "None"),
-        ("met", "", "guidance", "None", "", "None"),
-        ("violated", "NSFR_MIN", "nsfr", "0.93", "min", "1"),
+    assert shown(answer) == [
+        "violated LCR_MIN lcr 0.93 min 1",
+        "met  tier 1 ratio 0.037 min 0.03",
+        "violated LCR_PLEDGED pledged assets 0.95 min 1",
+        "violated LE_CONNECTED clients 0.27 max 0.25",
+        "violated LATE received 2026-05-20 max 2026-05-12",
+        "lifts LCR_MIN waiver None  None",
+        "met  guidance None  None",
+        "violated NSFR_MIN nsfr 0.93 min 1",
     ]
     assert parse_answer("Checks:\nLCR 101% > 100%: met\nDirective:\nx").rule_ids == ()
 
@@ -135,13 +132,13 @@ def test_a_line_that_begins_with_min_or_max_is_on_the_figure_above():
     ]
     answer = parse_answer("\n".join(["Checks:", *lines, "Directive:", "min 3% is what you need."]))
     assert answer.void == 0 and answer.directive == "min 3% is what you need."
-    assert [(c.state, c.where, str(c.value), c.relation, str(c.limit)) for c in answer.claims] == [
-        ("met", "cet1 ratio", "0.0731", "min", "0.045"),
-        ("violated", "cet1 ratio", "0.0731", "min", "0.0934"),
-        ("violated", "tier 1 ratio", "0.11", "min", "0.12"),
-        ("met", "tier 1 ratio", "0.11", "min", "0.11"),
-        ("violated", "client bern max & co 2", "0.28", "max", "0.25"),
-        ("met", "client bern max & co 2", "0.28", "max", "0.3"),
+    assert shown(answer) == [
+        "met  cet1 ratio 0.0731 min 0.045",
+        "violated OCR_CET1 cet1 ratio 0.0731 min 0.0934",
+        "violated OWN_SHARES tier 1 ratio 0.11 min 0.12",
+        "met  tier 1 ratio 0.11 min 0.11",
+        "violated LE_CONNECTED client bern max & co 2 0.28 max 0.25",
+        "met  client bern max & co 2 0.28 max 0.3",
     ]
     signed = parse_answer("Checks:\nCET1 ratio 7.31% >= 4.5%: met\n< 9.34%: OCR_CET1, CRD Art. 141a(a)\nDirective:\nx")
     assert signed.void == 0 and signed.claims[1] == answer.claims[1]
@@ -156,13 +153,10 @@ def test_a_line_that_begins_with_min_or_max_is_on_the_figure_above():
     [
         ("CET1 ratio 9.48% min 9.5%: met", True),
         ("CET1 ratio 9.5% min 9.5%: met", False),
-        ("CET1 ratio 9.5% min 9.5%: OCR_CET1, CRD Art. 141a(a)", True),
-        ("CET1 ratio 9.48% min 9.5%: OCR_CET1, CRD Art. 141a(a)", False),
         ("Client Arno 25% max 25%: LE_LIMIT, CRR Art. 395(1)", True),
         ("Client Arno 25.01% max 25%: met", True),
         ("LCR 95% >= 100%: met", True),
         ("LCR 105% < 100%: LCR_MIN, CRR Art. 412(1)", True),
-        ("LCR 95% < 100%: LCR_MIN, CRR Art. 412(1)", False),
         ("LCR 1010 / 1000 = 101% = 104%: met", True),
         ("LCR 1010 / 1000 = 101% != 101%: LCR_CALC, 2015/61 Art. 4(1)", True),
         ("Liquidity buffer 10 k - 4 k = 6 k: PLEDGED_COUNTED, 2015/61 Art. 7(2)", False),
@@ -225,21 +219,26 @@ def test_the_figures_of_a_letter():
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "cited"),
     [
-        ("CRR Art. 92(1)(a)", {("CRR", "92(1)(a)")}),
-        ("Article 92 (1) (a) of Regulation (EU) No 575/2013", {("CRR", "92(1)(a)")}),
-        ("CRD Art. 104a, 104(1)(a)", {("CRD", "104a"), ("CRD", "104(1)(a)")}),
-        ("Articles 102 and 104(1) CRD and Article 414 CRR", {("CRD", "102"), ("CRD", "104(1)"), ("CRR", "414")}),
-        (
-            "CRR Art. 412(1); Delegated Regulation (EU) 2015/61, Art. 4(2)",
-            {("CRR", "412(1)"), ("2015/61", "4(2)")},
-        ),
-        ("ITS (EU) 2024/3117 Annex III", {("2024/3117", "Annex III")}),
-        ("4.5% under CRR Art. 92. It was 4.9% before. Under Article 102 CRD", {("CRR", "92"), ("CRD", "102")}),
-        ("Article 5 says", {("", "5")}),
-        ("No article of 31 March 2026.", set()),
+        ("CRR Art. 92(1)(a)", ["CRR 92(1)(a)"]),
+        ("Article 92 (1) (a) of Regulation (EU) No 575/2013", ["CRR 92(1)(a)"]),
+        ("Article 92(1), point (a), of the CRR", ["CRR 92(1)(a)"]),
+        ("Articles 414 and 428b(3) CRR and Article 430 CRR", ["CRR 414", "CRR 428b(3)", "CRR 430"]),
+        ("Articles 102 and 104(1) CRD and Article 414 CRR", ["CRD 102", "CRD 104(1)", "CRR 414"]),
+        ("CRD Art. 104(1)(a), 104a(4)", ["CRD 104(1)(a)", "CRD 104a(4)"]),
+        ("Articles 141 to 142 CRD", ["CRD 141", "CRD 142"]),
+        ("CRR Art. 412(1); Delegated Reg. (EU) 2015/61 Art. 4(2)", ["2015/61 4(2)", "CRR 412(1)"]),
+        ("CRR Art. 412(1); Delegated Regulation (EU) 2015/61, Art. 4(2)", ["2015/61 4(2)", "CRR 412(1)"]),
+        ("Article 7(2) of Commission Delegated Regulation (EU) 2015/61", ["2015/61 7(2)"]),
+        ("Artikel 92 Absatz 1 Buchstabe a der Verordnung (EU) Nr. 575/2013", ["CRR 92(1)(a)"]),
+        ("Art. 412 Abs. 1 CRR und Art. 104 der Richtlinie 2013/36/EU", ["CRD 104", "CRR 412(1)"]),
+        ("4.5% under CRR Art. 92. It was 4.9% before. Under Article 102 CRD", ["CRD 102", "CRR 92"]),
+        ("as Article 395(1) demands", ["395(1)"]),
+        ("ITS (EU) 2024/3117 Annex I", ["2024/3117 Annex I"]),
+        ("the articles of association, 3 articles of 31 March 2026", []),
+        ("Article " + "1, " * 20_000, ["1"]),
     ],
 )
-def test_articles_are_normalised(text, expected):
-    assert articles(text) == expected
+def test_articles_are_normalised(text, cited):
+    assert sorted(f"{act} {number}".strip() for act, number in articles(text)) == cited

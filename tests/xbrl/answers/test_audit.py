@@ -2,18 +2,7 @@
 
 import pytest
 
-from xbrl.answers.audit import (
-    CHANGES,
-    audit,
-    audit_table,
-    in_markdown,
-    invented_rule,
-    negated,
-    other_words,
-    wrong_articles,
-    wrong_cells,
-    wrong_figures,
-)
+from xbrl.answers.audit import CHANGES, audit, audit_table
 
 REPORT = (
     "Nordbank | reference date 2026-03-31\nC 76.00.a Liquidity\nr0030 c0010 LCR | 93.10%\nr0010 c0010 Buffer | 1340 thousand"
@@ -81,32 +70,28 @@ def test_facts_in_other_words_are_right_and_only_rouge_and_measures_fall(values)
 
 
 def test_garbage_and_silence_cost(values):
-    assert values["none for every report"] == {
-        **{"F1": 0, "macro F1": 0, "exact": 0.5, "notes F1": 0, "facts F1": 0, "letter support": None, "measures": 0},
-        "ROUGE-L": pytest.approx(values["none for every report"]["ROUGE-L"]),
-    }
+    silent = {"F1": 0, "macro F1": 0, "exact": 0.5, "notes F1": 0, "facts F1": 0, "letter support": None, "measures": 0}
+    assert silent.items() <= values["none for every report"].items()
     assert values["garbage for every report"]["exact"] == values["garbage for every report"]["ROUGE-L"] == 0
     partly = values["right, garbage on clean reports"]  # a false positive beside the one violation
     assert partly["F1"] == partly["facts F1"] == pytest.approx(2 / 3) and partly["exact"] == 0.5
 
 
 def test_the_wrong_answers_are_wrong_as_they_say():
-    assert wrong_figures(ANSWER).splitlines()[3] == LINE.replace("93.10%", "793.10%").replace("100%", "7100%")
-    assert "31 March 2026" in wrong_figures(ANSWER) and "r0030 c0010" in wrong_figures(ANSWER)
-    assert wrong_cells(ANSWER).splitlines()[1:4] == [FACT, "Violations:", LINE.replace("c0010", "c0010 other")]
-    assert "r9030" in wrong_cells(ANSWER).splitlines()[7]
-    assert wrong_articles(ANSWER).splitlines()[3].endswith("CRR Art. 999(1)") and "Article 999 CRR" in wrong_articles(
-        ANSWER
-    )
-    assert other_words(ANSWER).splitlines()[3] == LINE
-    assert in_markdown(ANSWER).splitlines()[2:6] == ["**Note:**", f"1. {FACT}", "**Violations:**", f"3. {LINE}"]
-    assert CHANGES["notes turned round"](ANSWER).splitlines()[1] == FACT.replace("does not apply", "applies")
-    assert CHANGES["notes without proof"](ANSWER).splitlines()[1] != FACT
-    assert "- You need not: Submit" in negated(ANSWER)
+    made = {name: change(ANSWER).splitlines() for name, change in CHANGES.items()}
+    figures, cells, articles = (made[f"wrong {what}"] for what in ("figures", "cells", "articles"))
+    assert figures[3] == LINE.replace("93.10%", "793.10%").replace("100%", "7100%")
+    assert figures[6] == "Report of 31 March 2026" and "r0030 c0010" in figures[7]
+    assert cells[1:4] == [FACT, "Violations:", LINE.replace("c0010", "c0010 other")] and "r9030" in cells[7]
+    assert articles[3].endswith("CRR Art. 999(1)") and "Article 999 CRR" in articles[7]
+    assert made["right, other words"][3] == LINE
+    assert made["right, in Markdown"][2:6] == ["**Note:**", f"1. {FACT}", "**Violations:**", f"3. {LINE}"]
+    assert made["notes turned round"][1] == FACT.replace("does not apply", "applies")
+    assert made["notes without proof"][1] != FACT and made["measures negated"][8].startswith("- You need not: Submit")
     checks = "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nNSFR 110% >= 100%: met\nDirective:\nx"
-    assert wrong_cells(checks).splitlines()[1].startswith("Other LCR 93%")
-    assert invented_rule(checks).splitlines()[3] == "An oddity 1% min 2%: INVENTED_RULE, CRR Art. 1"
-    assert "LCR 93% < 100%: CRR Art. 412(1); NSFR 110% >= 100%: met." in other_words(checks)
+    assert CHANGES["wrong cells"](checks).splitlines()[1].startswith("Other LCR 93%")
+    assert CHANGES["an invented rule"](checks).splitlines()[3] == "An oddity 1% min 2%: INVENTED_RULE, CRR Art. 1"
+    assert "LCR 93% < 100%: CRR Art. 412(1); NSFR 110% >= 100%: met." in CHANGES["right, other words"](checks)
 
 
 def test_the_table_has_a_row_per_answer(values):

@@ -53,7 +53,8 @@ def test_each_baseline_finds_what_it_can_see():
     assert f1(THRESHOLDS, "PLEDGED") < 0.6  # no percentage tells it; at best it is always predicted
     assert f1(NGRAMS, "PLEDGED") == f1(NGRAMS, "SIGN") == 1
     assert f1(NGRAMS, "LCR_MIN") > 0.9 > f1(NGRAMS, "LR_OLRR")  # two numbers are compared
-    assert predictions == baseline_predictions(training, test, random_examples(3, 50))  # no randomness
+    few = (training[:60], test[:20], random_examples(3, 9))
+    assert baseline_predictions(*few) == baseline_predictions(*few)  # no randomness
 
 
 def test_the_engine_and_what_is_composed_with_it():
@@ -69,20 +70,18 @@ def test_the_engine_and_what_is_composed_with_it():
     assert scores["always clean"]["f1"] == 0 and scores["flag everything"]["recall"] == 1
 
 
-def test_without_violations_or_reports_nothing_is_predicted():
+def test_too_few_reports_and_rules_that_no_cut_fits():
     reports = [example(f"LCR {value}%", []) for value in (110, 120, 130)]
-    predictions = baseline_predictions(reports, reports[:2])
-    assert all(one.rules == [(), ()] for one in predictions.values())
+    assert all(one.rules == [(), ()] for one in baseline_predictions(reports, reports[:2]).values())
     assert baseline_predictions(random_examples(1, 3), random_examples(2, 1))  # too few to hold any out
     assert baseline_predictions(random_examples(1, 20), []) == {}
-
-
-def test_the_cut_lies_between_the_reports_and_a_rule_that_no_cut_fits_is_left_out():
     training = [
         example(f"LCR {value}%", ["LCR_MIN"] * (value < 100) + ["ODD"] * (value in (93, 104)))
         for value in range(90, 110)
     ]
-    test = [example(report, []) for report in ("LCR 99.4%", "LCR 99.6%", "NSFR 10%")]
+    test = [
+        example(report, []) for report in ("LCR 99.4%", "LCR 99.6%", "NSFR 10%")
+    ]  # the cut lies between two reports
     assert baseline_predictions(training, test)[THRESHOLDS].rules == [("LCR_MIN",), (), ()]
 
 
@@ -91,14 +90,12 @@ def test_trivial_answers_and_tasks_of_a_comparison():
     trivial = {"always clean": (), "flag everything": ("C_3", "D_4"), "most frequent violation": ("C_3",)}
     predictions = baseline_predictions(violated, violated[:1])
     assert {name: predictions[name].rules for name in trivial} == {name: [rules] for name, rules in trivial.items()}
-    line = "Violations:\nLCR_MIN | LCR | 75.2% | min 100% | CRR Art. 412(1)\nDirective:\nRestore the LCR."
     asked = [example("LCR 75.2%", ["LCR_MIN"], id="a", bank="x", engine=["LCR_MIN"])]
-    asked[0]["messages"][1]["content"] = line
     alone = baseline_tasks(asked, None, "f.jsonl")
     assert list(alone) == ["always clean", "flag everything", ENGINE]
     assert alone[ENGINE]["answers"] == [{"id": "a", "cluster": "x", "true": ["LCR_MIN"], "predicted": ["LCR_MIN"]}]
     assert list(baseline_tasks(asked, asked, "f.jsonl")) == [*trivial, NGRAMS, THRESHOLDS, ENGINE]
-    assert baseline_tasks([example("a", [])][:0], None, "f.jsonl") == {}
+    assert baseline_tasks([], None, "f.jsonl") == {}
 
 
 @pytest.mark.parametrize("card", [None, "[]", "{", '{"arguments": {}}', json.dumps({"baselines": {}})])

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from xbrl.answers.answer_reader import parse_answer, read_facts, read_line
-from xbrl.answers.answers import Check, write_checks, write_violation
+from xbrl.answers.answer_reader import parse_answer
+from xbrl.answers.answers import Check, write_checks
 from xbrl.answers.checks import check_of, fact_checks, in_one_unit, report_checks
 from xbrl.corpus.report_figures import short_rules
 from xbrl.read.filed_report import Fact, Report
-from xbrl.rules.findings import apply_findings
-from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, SHARE, TREA, NoteFact, consequences
+from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, SHARE, TREA, NoteFact
 from xbrl.rules.rules import evaluate
 
 C_03 = [("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 140, 150, 130, 170, 180, 160)]
@@ -76,6 +75,7 @@ def test_every_limit_of_every_figure_in_the_order_of_the_report_before_the_verdi
         "Directive:",
         "To the Board",
     ]
+    assert write_checks([], "x", []) == "Note:\nnone\nChecks:\nnone\nDirective:\nx"
     # Both forms say the same.
     assert parse_answer(write_checks(checks, "x", [])).claims == parse_answer(write_checks(checks, "x")).claims
     amounts = [Check("CET1", "90 mn < 1.2 bn", "CET1_AMOUNT", "CRR Art. 92"), Check("CET1", "90 mn >= 80 mn")]
@@ -83,16 +83,12 @@ def test_every_limit_of_every_figure_in_the_order_of_the_report_before_the_verdi
     assert parse_answer(write_checks(amounts, "x", [])).claims == parse_answer(write_checks(amounts, "x")).claims
 
 
-def test_a_ratio_that_is_left_out_or_contradicts_its_parts_has_its_quotient():
+def test_a_ratio_that_is_left_out_has_its_quotient():
     without = make_report(r0030C_76=None, r0140C_03=None)
     found = [str(check) for check in report_checks(without, evaluate(without, short_rules()))]
-    assert [line for line in found if line.startswith("LCR")] == [
-        "LCR 601610 / 639790 = 94.03% < 100%: LCR_MIN, CRR Art. 412(1)"
-    ]
+    (lcr,) = [line for line in found if line.startswith("LCR")]
+    assert lcr == "LCR 601610 / 639790 = 94.03% < 100%: LCR_MIN, CRR Art. 412(1)"
     assert [line for line in found if line.startswith("CET1")][1].startswith("CET1 ratio 7.31% < 9.34%")
-    wrong = make_report(r0030C_76="1.01")
-    found = [str(check) for check in report_checks(wrong, evaluate(wrong, short_rules()))]
-    assert "LCR 601610 / 639790 = 94.03% != 101%: LCR_CALC, 2015/61 Art. 4(1)" in found
 
 
 def test_pledged_assets_leave_the_buffer_and_the_ratio():
@@ -100,10 +96,8 @@ def test_pledged_assets_leave_the_buffer_and_the_ratio():
         "Liquidity buffer 601610 k - 41000 k = 560610 k: PLEDGED_COUNTED, 2015/61 Art. 7(2)",
         "LCR 560610 / 639790 = 87.62% < 100%: LCR_PLEDGED, 2015/61 Art. 4(2)",
     ]
-    assert (
-        lines(make_report(r0020C_76="500000000"), fact("pledged", 600_000))[1]
-        == "LCR 601010 / 500000 = 120.2% >= 100%: met"
-    )
+    met = lines(make_report(r0020C_76="500000000"), fact("pledged", 600_000))
+    assert met[1] == "LCR 601010 / 500000 = 120.2% >= 100%: met"
     waived = lines(make_report(), fact("pledged", 41_000_000), fact("waiver"))
     assert len(waived) == 2 and waived[1] == "Waiver: lifts LCR_MIN, CRR Art. 8"
     assert lines(make_report(), replace(fact("pledged", 41_000_000), applies=False)) == []
@@ -112,20 +106,15 @@ def test_pledged_assets_leave_the_buffer_and_the_ratio():
 @pytest.mark.parametrize(
     ("amount", "expected"),
     [
-        (
-            4_000_000,
-            ["CET1 ratio 69.1 / 1000 = 6.91% < 9.34%: INTERIM_PROFIT, CRR Art. 26(2)"],
-        ),
-        (
-            61_000_000,  # of two requirements that are missed, the minimum of the first leg
-            ["CET1 ratio 12.1 / 1000 = 1.21% < 4.5%: INTERIM_PROFIT_MIN, CRR Art. 92(1)"],
-        ),
+        (4_000_000, "CET1 ratio 69.1 / 1000 = 6.91% < 9.34%: INTERIM_PROFIT, CRR Art. 26(2)"),
+        # of two requirements that are missed, the minimum of the first leg
+        (61_000_000, "CET1 ratio 12.1 / 1000 = 1.21% < 4.5%: INTERIM_PROFIT_MIN, CRR Art. 92(1)"),
     ],
 )
 def test_profit_leaves_capital_up_to_the_first_ratio_that_misses(amount, expected):
-    counted, *ratios = lines(make_report(), fact("profit", amount))
+    counted, ratio = lines(make_report(), fact("profit", amount))
     assert counted.startswith("CET1 73.1 mn - ") and counted.endswith(": PROFIT_COUNTED, CRR Art. 26(2)")
-    assert ratios == expected
+    assert ratio == expected
 
 
 def test_own_shares_show_each_ratio_until_one_misses():
@@ -138,36 +127,17 @@ def test_own_shares_show_each_ratio_until_one_misses():
     assert lines(report, fact("own_shares", 10_000_001))[2].endswith(": OWN_SHARES, CRR Art. 28(1)(b)")
 
 
-def test_connected_clients_are_added_up():
-    for who, line in (
+@pytest.mark.parametrize(
+    ("who", "line"),
+    [
         (("Arno SRL", "Cato AG"), "Client Arno SRL 15% + 13% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)"),
         (("Cato AG", "Arno SRL"), "Client Cato AG 13% + 15% = 28% > 25%: LE_CONNECTED, CRR Art. 395(1)"),
-    ):
-        assert lines(make_report(), fact("connected", who=who)) == [line]
-    small = make_report(CLIENTS | {"Cato AG": "0.1"})
-    assert lines(small, fact("connected", who=("Arno SRL", "Cato AG"))) == [
-        "Client Arno SRL 15% + 10% = 25% <= 25%: met"
-    ]
-    assert lines(make_report(), fact("connected", who=("Arno SRL", "Dora"))) == []
-
-
-def test_a_check_says_what_the_line_of_a_violation_says():
-    """Rule, cell, value, limit and article, also of what follows from notes."""
-    report = make_report(r0030C_76="1.01")
-    results = evaluate(report, short_rules())
-    for facts in (
-        [fact("pledged", 41_000_000), fact("profit", 4_000_000), fact("connected", who=("Arno SRL", "Cato AG"))],
-        [fact("profit", 61_000_000), fact("own_shares", 1_000_000)],
-    ):
-        violated = apply_findings(results, consequences(report, results, facts))
-        checks = [*report_checks(report, results), *fact_checks(report, facts)]
-        text = write_checks(checks, "x", facts)
-        answer = parse_answer(text)
-        assert answer and answer.void == 0 and read_facts(text) == (facts, 0)
-        assert {claim for claim in answer.claims if claim.state == "violated"} == {
-            read_line(write_violation(result, "labels")) for result in violated
-        }
-    assert parse_answer(write_checks([], "x", [])) == parse_answer("Note:\nnone\nChecks:\nnone\nDirective:\nx")
+        (("Arno SRL", "Dole"), "Client Arno SRL 15% + 10% = 25% <= 25%: met"),
+        (("Arno SRL", "Dora"), None),  # no row of the report
+    ],
+)
+def test_connected_clients_are_added_up(who, line):
+    assert lines(make_report(CLIENTS | {"Dole": "0.1"}), fact("connected", who=who)) == ([line] if line else [])
 
 
 def test_amounts_stand_in_one_unit():

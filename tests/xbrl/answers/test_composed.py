@@ -40,10 +40,8 @@ def test_the_figures_of_both_styles(text):
         if fact.cell in SHORT_LABELS
     }
     assert figures["Liquidity buffer",] == 1_050_000_000 and figures["LCR",] == Decimal("1.05")
-    assert sorted(value for (label, *_), value in figures.items() if label == "Client") == [
-        Decimal("0.12"),
-        Decimal("0.1425"),
-    ]
+    shares = sorted(value for (label, *_), value in figures.items() if label == "Client")
+    assert shares == [Decimal("0.12"), Decimal("0.1425")]
 
 
 def rules(text, *facts, note="", engine=()):
@@ -62,10 +60,8 @@ def test_what_follows_is_arithmetic_on_printed_figures():
 
 def test_a_note_may_state_the_ratio_itself_where_no_buffer_is_printed():
     quickstart, fact = "Nordbank\nLCR 105%", NoteFact("pledged", True, None)
-    assert rules(quickstart, fact, note="Bonds are pledged; without them LCR 99%.") == [
-        "PLEDGED_COUNTED",
-        "LCR_PLEDGED",
-    ]
+    both = ["PLEDGED_COUNTED", "LCR_PLEDGED"]
+    assert rules(quickstart, fact, note="Bonds are pledged; without them LCR 99%.") == both
     assert rules(quickstart, fact, note="Bonds are pledged; without them LCR 100%.") == ["PLEDGED_COUNTED"]
     assert rules(SHORT, fact, note="We own 74% of it.") == ["PLEDGED_COUNTED"]  # a share is no LCR
 
@@ -94,35 +90,17 @@ def examples(seed, number):
     for i in range(number):
         kind, applies, amount = rng.choice(["pledged", "waiver"]), rng.random() < 0.5, rng.randint(40, 90)
         if kind == "pledged":
-            state = "still out" if applies else "back again"
+            state, engine, lcr = "still out" if applies else "back again", [], "105"
             note = f"Against a loan of {rng.randint(2, 30)} million, bonds worth {amount} million were lent and are {state}."
+            true = ["PLEDGED_COUNTED", "LCR_PLEDGED"][: applies + (applies and amount > 50)]
         else:
+            engine, lcr, true = ["LCR_MIN"], "95", [] if applies else ["LCR_MIN"]
             note = f"The waiver of the LCR {'holds' if applies else 'has ended'}, letter {i}."
-        fact = {
-            "kind": kind,
-            "applies": applies,
-            "amount": amount * 1_000_000 if kind == "pledged" else None,
-            "who": [],
-            "since": "",
-            "quote": note,
-        }
-        lcr = f"Liquidity buffer 1.05 bn\nNet outflow 1 bn\nLCR {'105' if kind == 'pledged' else '95'}%"
-        engine = ["LCR_MIN"] if kind == "waiver" else []
-        true = (
-            ["PLEDGED_COUNTED"] + ["LCR_PLEDGED"] * (amount > 50)
-            if kind == "pledged" and applies
-            else []
-            if applies
-            else engine
-        )
-        found.append(
-            {
-                "messages": [{"role": "user", "content": f"{lcr}\nNote: {note}"}],
-                "engine": engine,
-                "violations": true,
-                "note_facts": [fact],
-            }
-        )
+        fact = {"kind": kind, "applies": applies, "who": [], "since": "", "quote": note}
+        fact["amount"] = amount * 1_000_000 if kind == "pledged" else None
+        question = f"Liquidity buffer 1.05 bn\nNet outflow 1 bn\nLCR {lcr}%\nNote: {note}"
+        messages = [{"role": "user", "content": question}]
+        found.append({"messages": messages, "engine": engine, "violations": true, "note_facts": [fact]})
     return found
 
 
@@ -136,27 +114,20 @@ def test_the_program_learns_kinds_states_and_amounts():
 
 def test_the_probe_reads_states_in_place_of_words():
     training, test = examples(1, 60), examples(2, 20)
-    notes = {note_of(one["messages"][0]["content"]): one["note_facts"][0] for one in (*training, *test)}
-    rng = np.random.default_rng(0)
-    states = {
-        note: rng.normal(size=8) / 9 + [fact["applies"], fact["kind"] == "waiver", *[0] * 6]
-        for note, fact in notes.items()
-    }
+    rng, states = np.random.default_rng(0), {}
+    for one in (*training, *test):
+        (fact,), note = one["note_facts"], note_of(one["messages"][0]["content"])
+        states[note] = rng.normal(size=8) / 9 + [fact["applies"], fact["kind"] == "waiver", *[0] * 6]
     found, facts = note_predictions(training, test, training[:5], states)
-    assert [(one[0].kind, one[0].applies) for one in facts] == [
-        (one["note_facts"][0]["kind"], one["note_facts"][0]["applies"]) for one in test
-    ]
+    true = [(one["note_facts"][0]["kind"], one["note_facts"][0]["applies"]) for one in test]
+    assert [(one[0].kind, one[0].applies) for one in facts] == true
     assert found == [tuple(one["violations"]) for one in test]
 
 
-def test_a_rule_that_the_training_never_names_is_not_named():
+def test_what_the_training_does_not_have_is_not_named():
     training, test = examples(1, 60), examples(2, 20)
     for one in training:
         one["violations"] = [rule for rule in one["violations"] if rule != "PLEDGED_COUNTED"]
     assert not any("PLEDGED_COUNTED" in one for one in note_predictions(training, test)[0])
-
-
-def test_without_facts_in_training_no_note_is_read():
-    test = examples(2, 5)
-    found, facts = note_predictions([{**one, "note_facts": []} for one in examples(1, 9)], test)
-    assert facts == [()] * 5 and found == [tuple(one["engine"]) for one in test]
+    found, facts = note_predictions([{**one, "note_facts": []} for one in training], test)
+    assert facts == [()] * 20 and found == [tuple(one["engine"]) for one in test]

@@ -18,11 +18,8 @@ def example(**fields):
 
 def test_what_a_text_states():
     text = "On 31 March 2026 (2026-03-31, March 31, 2026) C 76.00.a r0030 was 93.10%, EUR 1.34 million under CRR Art. 412(1)."
-    assert statements(text) == {
-        "figures": {Decimal("0.931"), 1340000},
-        "dates": {"2026-03-31"},
-        "articles": {("CRR", "412(1)")},
-    }
+    figures, articles = {Decimal("0.931"), 1340000}, {("CRR", "412(1)")}
+    assert statements(text) == {"figures": figures, "dates": {"2026-03-31"}, "articles": articles}
 
 
 def test_statements_are_supported_by_the_report_the_finding_or_the_reference():
@@ -34,11 +31,8 @@ def test_statements_are_supported_by_the_report_the_finding_or_the_reference():
     assert scores["supported"] == 1 and scores["n"] == 7
     wrong = "On 30 June 2026 the LCR of 39.1% missed 100% by 60.9 percentage points (CRR Art. 413)."
     scores = score_letters([example()], [TRUTH], [wrong])
-    assert scores["by_kind"] == {
-        "figures": {"supported": pytest.approx(1 / 3), "n": 3},
-        "dates": {"supported": 0, "n": 1},
-        "articles": {"supported": 0, "n": 1},
-    }
+    found = {kind: (one["supported"], one["n"]) for kind, one in scores["by_kind"].items()}
+    assert found == {"figures": (pytest.approx(1 / 3), 3), "dates": (0, 1), "articles": (0, 1)}
     assert scores["supported"] == pytest.approx(1 / 5)
     assert score_letters([example()], [TRUTH], [""])["supported"] is None
 
@@ -88,8 +82,9 @@ def test_measures_and_deadlines():
 
 
 REQUIRED = [{"subject": "liquidity", "deadline_days": 10}]
+PLAN = "submit within ten working days a plan to restore the liquidity buffer."
+ORDER = PLAN.capitalize()
 GERMAN_ORDER = "Legen Sie binnen zehn Arbeitstagen einen Plan vor, der die Liquiditätsdeckungsquote wiederherstellt."
-ORDER = "Submit within ten working days a plan to restore the liquidity buffer."
 
 
 @pytest.mark.parametrize(
@@ -98,31 +93,33 @@ ORDER = "Submit within ten working days a plan to restore the liquidity buffer."
         f"You need not:\n- {ORDER}",
         f"You need not: {ORDER}",
         f"We recommend that you submit a plan: {ORDER}",
-        f"Measures:\n- {ORDER}\nAll measures are deferred until the end of next year.",
-        f"{ORDER} The measures above are recommendations only.",
-        f"{ORDER} These measures are voluntary.",
-        "Do not submit within ten working days a plan to restore the liquidity buffer.",
-        "You shall not submit within ten working days a plan to restore the liquidity buffer.",
-        "It is unnecessary to submit within ten working days a plan to restore the liquidity buffer.",
+        f"Do not {PLAN}",
+        f"It is unnecessary to {PLAN}",
+        f"We refrain from asking you to {PLAN}",
+        f"Nobody expects you to {PLAN}",
         "No plan to restore the liquidity buffer within ten working days is needed.",
-        "We refrain from asking you to submit within ten working days a plan to restore the liquidity buffer.",
-        "Nobody expects you to submit within ten working days a plan to restore the liquidity buffer.",
         "Take assets out of the liquidity buffer that need not be counted and file again within ten working days of receipt.",
-        f"Ignore the following:\n- {ORDER}",
         f"**What you may skip:**\n- {ORDER}",
         f"For your information:\n{ORDER}",
-        f"Measures:\n- {ORDER}\nNone of this is required.",
-        f"{ORDER} You may disregard all of the above.",
-        f"{ORDER} These measures do not bind you.",
-        f"{ORDER}\nThey are lifted.",
-        f"{ORDER}\nThe above is no longer needed.",
-        f"{ORDER}\nYou need not do any of this.",
-        f"{ORDER} This letter is void.",
+        *(
+            f"Measures:\n- {ORDER}\n{taken_back}"
+            for taken_back in (
+                "All measures are deferred until the end of next year.",
+                "The measures above are recommendations only.",
+                "These measures do not bind you.",
+                "None of this is required.",
+                "You may disregard all of the above.",
+                "They are lifted.",
+                "The above is no longer needed.",
+                "You need not do any of this.",
+                "This letter is void.",
+            )
+        ),
         f"Maßnahmen:\n- {GERMAN_ORDER}\nNichts davon ist erforderlich.",
         f"{GERMAN_ORDER} Diese Anordnungen sind hinfällig.",
         f"Zur Kenntnis, ohne Pflicht:\n{GERMAN_ORDER}",
         "Sie müssen keinen Plan binnen zehn Arbeitstagen für den Liquiditätspuffer vorlegen.",
-        "Es ist nicht erforderlich, binnen zehn Arbeitstagen einen Plan f\u00fcr den Liquidit\u00e4tspuffer vorzulegen.",
+        "Es ist nicht erforderlich, binnen zehn Arbeitstagen einen Plan für den Liquiditätspuffer vorzulegen.",
     ],
 )
 def test_a_measure_that_is_negated_deferred_or_recommended_is_not_demanded(letter):
@@ -151,20 +148,16 @@ def test_other_sentences_take_nothing_back(letter):
     assert score_measures([{"measures": REQUIRED}], [letter])["right"] == 1
 
 
-def test_a_block_is_approved_with_what_is_filled_in():
-    """Blocks with a negation: as they stand they demand, with a negation in what is filled in or before they do not."""
-    blocks = (
-        ("Take the amount that must not count out of {} and file again within ten working days of receipt", "C 76.00"),
-        (
-            "Nehmen Sie den Betrag, der nicht zählen darf, aus {} und reichen Sie die Meldung binnen zehn Arbeitstagen nach Zugang neu ein",
-            "C 76.00",
-        ),
-    )
-    for block, name in blocks:
-        assert [days for _, days in demands(f"- {block.format(name)}.")] == [{10}]
-        for letter in (
-            block.format(f"{name}, but not now,"),
-            f"You need not: {block.format(name)}",
-            f"{block.format(name)} or not",
-        ):
-            assert list(demands(f"{letter}.")) == [], letter
+@pytest.mark.parametrize(
+    "block",
+    [
+        "Take the amount that must not count out of {} and file again within ten working days of receipt",
+        "Nehmen Sie den Betrag, der nicht zählen darf, aus {} und reichen Sie die Meldung binnen zehn Arbeitstagen nach Zugang neu ein",
+    ],
+)
+def test_a_block_is_approved_with_what_is_filled_in(block):
+    """Blocks with a negation: as they stand they demand, with a negation in what is filled in or around them they do not."""
+    whole = block.format("C 76.00")
+    assert [days for _, days in demands(f"- {whole}.")] == [{10}]
+    for letter in (block.format("C 76.00, but not now,"), f"You need not: {whole}", f"{whole} or not"):
+        assert list(demands(f"{letter}.")) == [], letter

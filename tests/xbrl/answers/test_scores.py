@@ -66,13 +66,10 @@ def test_another_task_is_scored_by_its_whole_answers():
     assert result["rouge_l"] == {"of": "answer", "n": 2, "f": pytest.approx((2 / 3) / 2), "baselines": {}}
 
 
-def test_lines_of_an_example_that_cannot_be_read_are_counted_and_left_out():
+def test_lines_that_cannot_be_read_are_left_out_and_verdicts_that_contradict_their_figures_counted():
     odd = example(breach("LCR_MIN").replace("\nDirective", "\nOF_SUM | a sum\nDirective"), violations=["LCR_MIN"])
     result = score_answers([odd], [breach("LCR_MIN")], "test.jsonl", None)
     assert result["violations"]["void_true_lines"] == 1 and result["facts"]["f1"] == 1
-
-
-def test_verdicts_that_contradict_their_own_figures_are_counted():
     said = "Checks:\nCET1 ratio 9.48% min 9.5%: met\nmin 4.5%: met\nLCR 104% min 100%: LCR_MIN, CRR Art. 412(1)\nDirective:\nx"
     one = example(CLEAN, violations=[])
     violations = score_answers([one, one], [said, "no answer"], "test.jsonl", None)["violations"]
@@ -104,34 +101,25 @@ def test_micro_scores_count_report_rule_pairs():
     lcr = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "n_true": 2, "n_predicted": 2}
     assert scores["per_rule"]["LCR_MIN"] == lcr
     assert (scores["per_rule"]["CET1_MIN"]["recall"], scores["per_rule"]["MADE_UP"]["n_true"]) == (0, 0)
-
-
-def test_garbage_on_a_clean_report_costs():
     scores = score_violations([(), (), ("LCR_MIN",)], [(), labels_of(None), ("LCR_MIN",)])
-    assert scores["exact"] == pytest.approx(2 / 3)
+    assert scores["exact"] == pytest.approx(2 / 3)  # garbage costs on a clean report too
     assert scores["micro"] == pytest.approx({"precision": 1 / 2, "recall": 1, "f1": 2 / 3})
     assert scores["per_rule"][UNREADABLE]["n_predicted"] == 1 and scores["macro_f1"] == 1
     clean = score_violations([(), ()], [(), ()])
     assert clean["exact"] == 1 and clean["micro"]["f1"] == 0 and clean["per_rule"] == {}
 
 
-def test_the_field_violations_overrides_the_text():
+def test_the_truth_is_the_field_violations_else_the_text_with_findings_where_it_is_a_letter_alone():
     answers = true_answers([example(BREACH), example(BREACH, violations=["CET1_MIN"]), example(CLEAN)], "f.jsonl")
     assert [answer.rule_ids for answer in answers] == [("LCR_MIN",), ("CET1_MIN",), ()]
     assert [answer.directive for answer in answers] == ["Restore the LCR.", "Restore the LCR.", "No measures."]
-
-
-def test_findings_of_the_example_are_facts_where_the_answer_is_a_letter_alone():
     finding = {"rule": "LCR_MIN", "cell": "LCR", "value": "75.2%", "limit": "min 100%", "legal": "CRR Art. 412(1)"}
     letter = example("Restore the LCR.", violations=["LCR_MIN"], findings=[finding])
-    assert true_answers([letter], "f.jsonl")[0].claims == true_answers([example(BREACH)], "f.jsonl")[0].claims
+    assert true_answers([letter], "f.jsonl")[0].claims == answers[0].claims
     del finding["limit"]
     with pytest.raises(UserError, match=r"f\.jsonl, example \?: the finding .* cannot be read"):
         true_answers([letter], "f.jsonl")
-
-
-def test_another_task_has_no_violations_and_a_mixture_is_an_error():
-    assert true_answers([example("42"), example("43")], "f.jsonl") is None
+    assert true_answers([example("42"), example("43")], "f.jsonl") is None  # another task
     with pytest.raises(UserError, match=r"f\.jsonl, example x7: neither"):
         true_answers([example(BREACH), example("42", id="x7")], "f.jsonl")
 
@@ -157,16 +145,13 @@ def test_scores_by_kind_of_note():
     assert score_kinds([{"violations": []}], [()]) == {}
 
 
-def test_what_notes_decide_is_scored_alone():
+def test_what_notes_decide_is_scored_alone_and_a_pair_is_right_if_both_reports_are():
     lifted, benign, plain = NOTES[2], NOTES[3], {"kind": "", "engine": ["NSFR_MIN"], "violations": ["NSFR_MIN"]}
     assert decided_by_notes([lifted, benign, plain]) == [{"LCR_MIN"}, {"LCR_MIN"}, set()]
     engine = [tuple(one["engine"]) for one in (lifted, benign, plain)]
     assert note_f1([lifted, benign, plain], engine) == 2 / 3  # one of its two findings of the LCR is right
     assert note_f1([plain], [()]) is None
     assert note_f1([{"kind": "pledged", "violations": ["A"]}], [("A",)]) is None  # what the engine finds is not known
-
-
-def test_a_pair_is_right_if_both_of_its_reports_are():
     assert pairs_right(NOTES, SAID) == [True, False]
     assert pairs_right(NOTES, [one["violations"] for one in NOTES]) == [True, True]
 
@@ -205,40 +190,32 @@ def test_scores_are_micro_averaged_over_findings_and_void_lines_cost():
     # Right: LCR, the last client. Said: these, the other client, garbage, the void line. True: three.
     assert scores["precision"] == pytest.approx(2 / 5) and scores["recall"] == pytest.approx(2 / 3)
     assert scores["right"]["where"] == pytest.approx(2 / 3) and scores["n_named"] == 3
-
-
-def test_two_findings_on_one_rule_are_told_apart_by_their_client():
-    other = CLIENT.replace("K-01", "K-02").replace("26%", "31%")
+    other = CLIENT.replace("K-01", "K-02").replace(
+        "26%", "31%"
+    )  # two findings on one rule are told apart by their client
     scores = score_facts([answer(CLIENT, other)], [answer(other, CLIENT.replace("26%", "27%"))])
     assert scores["f1"] == 0.5 and scores["right"] == {"where": 1, "value": 0.5, "limit": 1, "legal": 1}
 
 
 def test_checks_that_are_met_are_no_findings_and_lifting_is_one():
-    true = parse_answer(
-        "Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nNSFR 110% >= 100%: met\nWaiver: lifts LCR_MIN, CRR Art. 8"
-    )
-    same = parse_answer("Checks:\nWaiver: lifts LCR_MIN, CRR Art. 8\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)")
-    unlifted = parse_answer("Checks:\nLCR 93% < 100%: LCR_MIN, CRR Art. 412(1)\nWaiver: met")
-    assert score_facts([true], [same])["f1"] == 1 and score_facts([true], [same])["n_true"] == 2
-    assert score_facts([true], [unlifted])["recall"] == 0.5
+    missed, waived = "LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)", "Waiver: lifts LCR_MIN, CRR Art. 8"
+    true = parse_answer(f"Checks:\n{missed}\nNSFR 110% >= 100%: met\n{waived}")
+    for said, recall in ((f"Checks:\n{waived}\n{missed}", 1), (f"Checks:\n{missed}\nWaiver: met", 0.5)):
+        scores = score_facts([true], [parse_answer(said)])
+        assert (scores["recall"], scores["precision"], scores["n_true"]) == (recall, 1, 2)
 
 
 GOOD = {
     "id": "a",
     "messages": [{"role": "user", "content": "LCR"}, {"role": "assistant", "content": CLEAN}],
-    "violations": [],
-    "engine": ["LCR_MIN"],
-    "measures": [{"subject": "liquidity", "deadline_days": 0}],
-    "findings": [],
-    "kind": "pledged",
-    "pair": "1 in words",
-    "bank": None,
+    **{
+        "violations": [],
+        "engine": ["LCR_MIN"],
+        "measures": [{"subject": "liquidity", "deadline_days": 0}],
+        "findings": [],
+    },
+    **{"kind": "pledged", "pair": "1 in words", "bank": None},
 }
-
-
-def test_a_right_example_passes():
-    check_scored_fields([GOOD, {"text": "no chat"}], "test.jsonl")
-    assert score_answers([GOOD], [CLEAN], "test.jsonl", None)["violations"]["exact"] == 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +223,6 @@ def test_a_right_example_passes():
     [
         ("violations", "LCR_MIN", r"`violations` must be a list of ids of rules, not 'LCR_MIN'"),
         ("violations", [1], r"`violations` must be a list of ids of rules, not \[1\]"),
-        ("violations", None, r"`violations` must be a list of ids of rules, not None"),
         ("engine", {"LCR_MIN": 1}, r"`engine` must be a list of ids"),
         ("measures", "capital", r"`measures` must be a list of objects .* `deadline_days`, not 'capital'"),
         ("measures", ["capital"], r"`measures` must be a list of objects"),
@@ -255,7 +231,7 @@ def test_a_right_example_passes():
             (
                 "measures",
                 [{"subject": "capital", "deadline_days": days}],
-                r"a whole number, 0 or more, as `deadline_days`",
+                "a whole number, 0 or more, as `deadline_days`",
             )
             for days in (None, -3, True, "10")
         ),
@@ -266,6 +242,7 @@ def test_a_right_example_passes():
     ],
 )
 def test_a_mistake_names_the_file_the_example_and_the_field(field, value, message):
+    check_scored_fields([GOOD, {"text": "no chat"}], "test.jsonl")
     for training, where in ((None, "test.jsonl"), ([GOOD | {field: value}], "train.jsonl")):
         examples = [GOOD if training else GOOD | {field: value}]
         with pytest.raises(UserError, match=f"^{where}, example a: .*{message}"):

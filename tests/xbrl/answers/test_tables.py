@@ -3,41 +3,23 @@
 import copy
 
 from tests.eval.tables import cells
+from xbrl.answers.baselines import COMPOSED
 from xbrl.answers.tables import compare, one_answer, table
 
 RESULT = {
-    "model": "runs/x/export",
-    "data": "test.jsonl",
-    "data_sha256": "ab",
-    "n_examples": 2,
-    "general_source": None,
-    "dtype": "bfloat16",
-    "seconds": 12.3,
-    "max_new_tokens": 80,
-    "cut_short": 1,
+    **{"model": "runs/x/export", "data": "test.jsonl", "data_sha256": "ab", "n_examples": 2, "general_source": None},
+    **{"dtype": "bfloat16", "seconds": 12.3, "max_new_tokens": 80, "cut_short": 1},
     "violations": {
-        "n_reports": 2,
-        "n_violations": 3,
+        **{"n_reports": 2, "n_violations": 3, "exact": 0.5, "macro_f1": 0.4, "void_lines": 3, "void_true_lines": 2},
+        **{"note_f1": 0.45, "baselines_fitted_on": "9 training examples", "pairs": {"n": 2, "right": 0.5}},
+        **{"unparsable": {"n": 1, "share": 0.5}, "contradictions": {"n": 4, "lines": 30}},
         "micro": {"precision": 0.75, "recall": 0.5, "f1": 0.6},
-        "exact": 0.5,
-        "macro_f1": 0.4,
-        "unparsable": {"n": 1, "share": 0.5},
-        "void_lines": 3,
-        "void_true_lines": 2,
-        "contradictions": {"n": 4, "lines": 30},
-        "note_f1": 0.45,
         "kinds": {"pledged": {"f1": 0.25, "n_reports": 4, "exact": 0.75, "note_f1": 0.5}},
-        "pairs": {"n": 2, "right": 0.5},
         "per_rule": {"LCR_MIN": {"precision": 1.0, "recall": 0.25, "f1": 0.4, "n_true": 4, "n_predicted": 1}},
         "baselines": {
             "always clean": {"f1": 0.0},
-            "engine + note words": {
-                "f1": 0.41,
-                "note_f1": 0.125,
-                "notes": {"n": 5, "decided_f1": 0.55, "amount_f1": 0.35},
-            },
+            COMPOSED: {"f1": 0.41, "note_f1": 0.125, "notes": {"n": 5, "decided_f1": 0.55, "amount_f1": 0.35}},
         },
-        "baselines_fitted_on": "9 training examples",
     },
     "notes": {
         **{"n": 5, "n_said": 4, "n_matched": 3, "f1": 0.2, "amount_f1": 0.4, "decided_f1": 0.8},
@@ -48,18 +30,14 @@ RESULT = {
     },
     "facts": {"f1": 0.3, "n_true": 5, "n_named": 4, "right": {"where": 1.0, "value": 0.5, "limit": 0.5, "legal": 0.25}},
     "letters": {
-        "supported": 0.8,
-        "n": 10,
+        **{"supported": 0.8, "n": 10},
         "by_kind": {
-            "figures": {"supported": 0.5, "n": 4},
+            **{"figures": {"supported": 0.5, "n": 4}, "articles": {"supported": 1.0, "n": 6}},
             "dates": {"supported": None, "n": 0},
-            "articles": {"supported": 1.0, "n": 6},
         },
     },
     "measures": {"right": 0.5, "n": 4, "reports": 0.5, "n_reports": 2},
-    "rouge_l": {
-        **{"of": "directive", "n": 2, "f": 0.321, "baselines": {}},
-    },
+    "rouge_l": {"of": "directive", "n": 2, "f": 0.321, "baselines": {}},
     "loss": {"mean": 1.2345, "targets": 1234},
     "answers": [
         {"id": "a", "true": [], "predicted": [], "rouge_l": 1.0, "answer": "clean"},

@@ -1,14 +1,14 @@
 """A supervisor's archive: matching letters to reports, listing what has no match, and making examples of both."""
 
 import json
-import pathlib
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
 from tests.processes import run_python
-from xbrl.corpus.archive import find_letters, make_archive_corpus, match_letters, read_pairs, read_reports
+from xbrl.corpus.archive import find_letters, make_archive_corpus, match_letters, read_pairs, read_reports, split_banks
 from xbrl.corpus.examples import FULL, write_register
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
@@ -20,12 +20,8 @@ CASES = [(A, "2026-03-31"), (A, "2026-06-30"), (B, "2026-03-31")]
 NAMES = {A: "Nordhaven Bank", B: "Nordhaven Bank of Commerce"}
 
 
-def letter(name, text="Dear Sirs"):
-    return pathlib.Path(name), text
-
-
 @pytest.mark.parametrize(
-    ("name", "text", "case"),
+    ("name", "text", "found"),
     [
         (f"{A}_2026-03-31.txt", "x", 0),
         (f"{A.lower()} 20260630.txt", "x", 1),
@@ -34,11 +30,21 @@ def letter(name, text="Dear Sirs"):
         ("scan17.txt", f"To {A}\nReport for Q2 2026", 1),
         ("nordhaven-bank_2026Q1.txt", "x", 0),
         ("scan17.txt", "The Board of Nordhaven Bank of Commerce\nJune 30, 2026 we received that of March 31, 2026", 2),
+        ("scan17.txt", "Dear Sirs", "mentions none of the banks"),
+        (f"{A}.txt", "Dear Sirs", "no reference date"),
+        (f"{A}_2025-12-31.txt", "x", "no reference date"),
+        (f"{A}.txt", "of 31 March 2026 and 30 June 2026", "several reference dates"),
+        (f"{A}_{B}_2026-03-31.txt", "x", "mentions none of the banks"),
     ],
 )
-def test_a_letter_is_matched_to_its_report(name, text, case):
-    matched, rejected = match_letters(dict([letter(name, text)]), CASES, NAMES)
-    assert rejected == [] and list(matched) == [CASES[case]]
+def test_a_letter_is_matched_to_its_report_or_the_reason_is_given(name, text, found):
+    matched, rejected = match_letters({Path(name): text}, CASES, NAMES)
+    if isinstance(found, int):
+        assert rejected == [] and list(matched) == [CASES[found]]
+    else:
+        assert matched == {} and len(rejected) == 1 and found in rejected[0]
+    again = match_letters({Path(f"{A}_2026-03-31.txt"): "x", Path(f"again_{A}_2026-03-31.txt"): "x"}, CASES, NAMES)[1]
+    assert len(again) == 1 and "already the letter for the same" in again[0]
 
 
 @pytest.mark.parametrize(
@@ -53,23 +59,7 @@ def test_a_letter_is_matched_to_its_report(name, text, case):
     ],
 )
 def test_the_name_of_a_file_says_to_which_bank_and_date_it_belongs(name, entity, matches):
-    assert is_named_after(pathlib.Path("in", name), entity, "2026-03-31") is matches
-
-
-@pytest.mark.parametrize(
-    ("letters", "message"),
-    [
-        ([letter("scan17.txt", "Dear Sirs")], "mentions none of the banks"),
-        ([letter(f"{A}.txt", "Dear Sirs")], "no reference date"),
-        ([letter(f"{A}_2025-12-31.txt", "x")], "no reference date"),
-        ([letter(f"{A}.txt", "of 31 March 2026 and 30 June 2026")], "several reference dates"),
-        ([letter(f"{A}_2026-03-31.txt"), letter(f"again_{A}_2026-03-31.txt")], "already the letter for the same"),
-        ([letter(f"{A}_{B}_2026-03-31.txt", "x")], "mentions none of the banks"),
-    ],
-)
-def test_a_letter_without_a_match_gives_the_reason(letters, message):
-    _, rejected = match_letters(dict(letters), CASES, NAMES)
-    assert len(rejected) == 1 and message in rejected[0]
+    assert is_named_after(Path("in", name), entity, "2026-03-31") is matches
 
 
 def test_only_nonempty_text_files_are_letters(tmp_path):
@@ -80,6 +70,20 @@ def test_only_nonempty_text_files_are_letters(tmp_path):
     letters, rejected = find_letters(tmp_path)
     assert list(letters.values()) == ["To the board\nDo it."]
     assert [line.rpartition(": ")[2][:10] for line in rejected] == ["not a text", "not valid ", "the letter"]
+
+
+def test_banks_are_split_at_random_and_once():
+    banks = [f"B{number}" for number in range(20)]
+    split = split_banks(banks, (0.8, 0.1, 0.1), seed=4)
+    assert [list(split.values()).count(name) for name in ("train", "validation", "test")] == [16, 2, 2]
+    assert split == split_banks(banks, (0.8, 0.1, 0.1), seed=4) != split_banks(banks, (0.8, 0.1, 0.1), seed=5)
+    for count, shares, message in (
+        (20, (0.8, 0.1, 0.2), "add up to 1"),
+        (2, (0.8, 0.1, 0.1), "too few"),
+        (20, (float("nan"), 0, 1), "none negative"),
+    ):
+        with pytest.raises(UserError, match=message):
+            split_banks(banks[:count], shares, seed=4)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +107,6 @@ def archive(tmp_path_factory):
     return folder, filings
 
 
-def run(folder, out, *more):
-    places = ("--reports", folder / "reports", "--letters", folder / "letters", "--register", folder / "register.csv")
-    return run_python("scripts/regulator.py", "examples", *places, "--out", out, "--processes", "1", *more)
-
-
 def make(folder, out, **more) -> list[dict]:
     """The examples of the archive, all in training, made in this process."""
     places = {"reports": folder / "reports", "letters": folder / "letters", "register": folder / "register.csv"}
@@ -116,33 +115,33 @@ def make(folder, out, **more) -> list[dict]:
 
 
 def test_an_archive_becomes_examples(archive, tmp_path):
-    folder, filings = archive
-    done = run(folder, tmp_path / "out", "--splits", "0.6", "0.2", "0.2")
+    (folder, filings), out = archive, tmp_path / "out"
+    places = ("--reports", folder / "reports", "--letters", folder / "letters", "--register", folder / "register.csv")
+    command = ("scripts/regulator.py", "examples", *places, "--out", out, "--processes", "1")
+    done = run_python(*command, "--splits", "0.6", "0.2", "0.2")
     assert done.returncode == 0, done.stderr
-    parts = {
-        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
-        for path in (tmp_path / "out").glob("*.jsonl")
+    examples = {
+        one["id"]: one for path in out.glob("*.jsonl") for one in map(json.loads, path.read_text().splitlines())
     }
-    examples = {one["id"]: one for part in parts.values() for one in part}
     assert set(examples) == {f"{filing.bank.entity}-{filing.period}" for filing in filings[1:]}
     for number, filing in enumerate(filings[1:], start=1):
-        one = examples[f"{filing.bank.entity}-{filing.period}"]
-        assert one["messages"][1]["content"].endswith(f"word {'ab' * number}.")
-        assert ("Earlier reports" in one["messages"][0]["content"]) == (number % 2 == 1)
-    unmatched = (tmp_path / "out" / "unmatched.txt").read_text().splitlines()
-    assert len(unmatched) == 4 and all(line in done.stderr for line in unmatched)
-    assert "list.xlsx" in unmatched[0] and "broken.json" in unmatched[1] and "notes.txt" in unmatched[2]
-    assert f"{filings[0].bank.entity} {filings[0].period}: no letter" in unmatched[3]
-    card = json.loads((tmp_path / "out" / "dataset.json").read_text())
+        question, answer = (one["content"] for one in examples[f"{filing.bank.entity}-{filing.period}"]["messages"])
+        assert answer.endswith(f"word {'ab' * number}.")
+        assert ("Earlier reports" in question) == (number % 2 == 1)
+    unmatched = (out / "unmatched.txt").read_text().splitlines()
+    no_letter = f"{filings[0].bank.entity} {filings[0].period}: no letter"
+    for line, part in zip(unmatched, ("list.xlsx", "broken.json", "notes.txt", no_letter), strict=True):
+        assert part in line and line in done.stderr
+    card = json.loads((out / "dataset.json").read_text())
     assert sum(counts["examples"] for counts in card["splits"].values()) == 15
-    assert run(folder, tmp_path / "out").returncode == 2
+    assert run_python(*command).returncode == 2
 
 
 def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_are_listed(archive, tmp_path, capsys):
     folder, filings = archive
     before = {one["id"]: one["violations"] for one in make(folder, tmp_path / "plain")}
     breached, sound = (next(id for id in before if bool(before[id]) is wanted) for wanted in (True, False))
-    lifted, (unread, _) = before[breached][0], (filings[0].bank.entity, filings[0].period)
+    lifted, unread = before[breached][0], filings[0].bank.entity
     lines = [
         f"{breached[:20]}.CON,{breached[21:]},{lifted},lifted,,,,CRR Art. 7,waiver,{16 * '0'}",
         f"{sound[:20]},{sound[21:]},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged,{16 * '0'}",
@@ -155,20 +154,17 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     examples = {one["id"]: one for one in make(folder, tmp_path / "out", findings=table)}
     said = capsys.readouterr().err
     after = {name: one["violations"] for name, one in examples.items()}
-    assert after[breached] == [rule for rule in before[breached] if rule != lifted]
-    assert after[sound] == ["LCR_PLEDGED"]
+    changed = {breached: [rule for rule in before[breached] if rule != lifted], sound: ["LCR_PLEDGED"]}
+    assert {name: rules for name, rules in after.items() if rules != before[name]} == changed
     assert "LCR_PLEDGED | C 76.00.a r0030 c0010 | 95" in examples[sound]["messages"][-1]["content"]
-    assert {name: rules for name, rules in after.items() if rules != before[name]}.keys() == {breached, sound}
     unmatched = [line for line in (tmp_path / "out" / "unmatched.txt").read_text().splitlines() if "findings" in line]
     assert unmatched == [
         f"findings that change nothing: {table}, line 5: no report of {unread} {filings[0].period} has a letter",
         f"findings that change nothing: {table}, line 4: LR_MIN is lifted, but the rules do not find it in the report",
     ]
     disagreements = (tmp_path / "out" / "disagreements.txt").read_text().splitlines()
-    missing = f"{sound[:20]} {sound[21:]}: {folder / 'letters'}"
-    assert any(
-        line.startswith(missing) and "LCR_PLEDGED" in line and "does not object to" in line for line in disagreements
-    )
+    (missing,) = [line for line in disagreements if "LCR_PLEDGED" in line and "does not object to" in line]
+    assert missing.startswith(f"{sound[:20]} {sound[21:]}: {folder / 'letters'}")
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert card["disagreements"] == len(disagreements) > 1
     assert all(f"letter and labels disagree: {line}" in said for line in disagreements)
@@ -182,22 +178,17 @@ def test_a_mistake_in_the_findings_ends_in_one_sentence(archive, tmp_path):
 
 
 def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
-    folder, filings = archive
-    pairs = tmp_path / "pairs.csv"
-    reports = [path for path in find_reports(folder / "reports")[0] if path.name != "broken.json"]
-    report_of_case = {}
-    for path in reports:
-        report_of_case.setdefault(path.name[:20] + path.name.split("_")[-2], path)
-    chosen = sorted(report_of_case.values())[:6]
-    lines = [
-        f"{path.relative_to(folder / 'reports')},letter {number}.txt" for number, path in enumerate(chosen, start=1)
+    folder, _ = archive
+    first_of = {}
+    for path in find_reports(folder / "reports")[0]:
+        if path.name != "broken.json":
+            first_of.setdefault(path.name[:20] + path.name.split("_")[-2], path.relative_to(folder / "reports"))
+    lines = [f"{path},letter {number}.txt" for number, path in enumerate(list(first_of.values())[:6], start=1)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["report,letter", *lines, ""]))
+    train = make(folder, tmp_path / "out", pairs=tmp_path / "pairs.csv")
+    assert sorted(one["messages"][1]["content"].rpartition("word ")[2] for one in train) == [
+        "ab" * number + "." for number in range(1, 7)
     ]
-    pairs.write_text("report,letter\n" + "\n".join(lines) + "\n")
-    train = make(folder, tmp_path / "out", pairs=pairs)
-    assert len(train) == 6
-    assert {one["messages"][1]["content"].rpartition("word ")[2] for one in train} == {
-        "ab" * n + "." for n in range(1, 7)
-    }
 
 
 @pytest.mark.parametrize(
@@ -218,27 +209,23 @@ def test_errors_in_a_pairs_file_name_the_line(archive, tmp_path, text, message):
 
 def test_a_report_with_missing_figures_and_another_scope_are_left_out(archive, tmp_path):
     """A file of one report is broken; of another bank a second scope is filed."""
-    folder, _ = archive
-    whole, _ = read_reports(folder / "reports", 1)
+    whole, _ = read_reports(archive[0] / "reports", 1)
     (broken, period), (twice, other_period), *_ = whole
     scope = whole[twice, other_period].entity.partition(".")[2]
     for path in whole[twice, other_period].files:
-        text = path.read_bytes()
-        (tmp_path / path.name).write_bytes(text)
-        solo = path.name.replace(f".{scope}", ".SUB")
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        solo = tmp_path / path.name.replace(f".{scope}", ".SUB")
         if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / solo, "w") as target:
+            with zipfile.ZipFile(path) as source, zipfile.ZipFile(solo, "w") as target:
                 for name in source.namelist():
                     target.writestr(name, source.read(name).replace(f".{scope}".encode(), b".SUB"))
         else:
-            (tmp_path / solo).write_bytes(text.replace(f".{scope}".encode(), b".SUB"))
+            solo.write_bytes(path.read_bytes().replace(f".{scope}".encode(), b".SUB"))
     for path in whole[broken, period].files:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / path.name).write_text("{")
     reports, lines = read_reports(tmp_path, 1)
     assert list(reports) == [(twice, other_period)] and reports[twice, other_period].entity == f"{twice}.{scope}"
-    assert any(
-        f"{whole[broken, period].entity} {period}: figures are missing ({tmp_path / path.name}" in line
-        for line in lines
-    )
+    missing = f"{whole[broken, period].entity} {period}: figures are missing ({tmp_path / path.name}"
+    assert any(missing in line for line in lines)
     assert any(f"its scope {twice}.SUB differs from {twice}.{scope}" in line for line in lines)

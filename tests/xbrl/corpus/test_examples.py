@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from tests.processes import run_python
-from xbrl.answers.answer_reader import Answer, parse_answer, read_facts
+from xbrl.answers.answer_reader import Answer, parse_answer
 from xbrl.answers.answers import write_answer
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import FULL, make_example, read_filing, read_register, write_register
@@ -18,11 +18,11 @@ from xbrl.corpus.population import make_filings
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.filed_report import Fact
 from xbrl.read.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
-from xbrl.rules.note_facts import NoteFact
 from xbrl.rules.rules import built_in_rules, evaluate, violations
 
 # The rules that the figures below are enough for.
 RULES = [rule for rule in built_in_rules() if rule.id in ("CET1_MIN", "TSCR_CET1", "LCR_MIN", "OF_SUM")]
+CELLS = load_cells(BUILT_IN)
 PROFILE = dataclasses.replace(FULL, instruction="Find the violations.", rules=RULES)
 BANK = Addressee("LEI", "Nordhaven Bank", "FI", "savings bank")
 FIGURES = {
@@ -36,36 +36,32 @@ FIGURES = {
 }
 
 
-def make_report(folder, figures=FIGURES, period="2026-03-31", syntax="csv"):
+def make_report(folder, figures=FIGURES, period="2026-03-31"):
     """Write `figures` as report files and read them back."""
     bank = dataclasses.replace(make_bank(0, 0), decimals=-3, currency="EUR")
-    cells = load_cells(BUILT_IN)
-    return read_filing(write_reports(folder, bank, period, figures, cells, ["C_04.00"], syntax), cells)
+    return read_filing(write_reports(folder, bank, period, figures, CELLS, ["C_04.00"]), CELLS)
 
 
 @pytest.mark.parametrize("syntax", ["csv", "json"])
 def test_files_of_both_syntaxes_read_back_the_same_figures(tmp_path, syntax):
-    cells = load_cells(BUILT_IN)
     open_rows = 0
     for index in range(8):
         (filing,) = make_filings(0, index, 1, FULL)
-        paths = write_reports(tmp_path, filing.bank, filing.period, filing.figures, cells, filing.unfiled, syntax)
-        report = read_filing(paths, cells)
+        paths = write_reports(tmp_path, filing.bank, filing.period, filing.figures, CELLS, filing.unfiled, syntax)
+        report = read_filing(paths, CELLS)
         assert report.warnings == () and len({path.name.split("_")[3] for path in paths}) == len(paths)  # a module each
         assert report.format == ("xBRL-CSV" if syntax == "csv" else "xBRL-JSON")
         read = {}
         for fact in report.facts:
-            row = fact.keys.get("qINC", fact.cell[1])
             open_rows += "qINC" in fact.keys
-            for table, _, column in (fact.cell, *fact.other_cells):
-                read[table, row if table[:4] in ("C_27", "C_28") else fact.cell[1], column] = fact.value
+            for table, row, column in (fact.cell, *fact.other_cells):
+                read[table, fact.keys.get("qINC", row), column] = fact.value
             if isinstance(fact.value, Decimal):
                 money = fact.unit == f"iso4217:{filing.bank.currency}"
                 assert money or fact.unit == "xbrli:pure"
                 assert fact.decimals == (filing.bank.decimals if money else filing.bank.ratio_decimals)
-        shown_twice = ("C_47.00", "r0320", "c0010")  # Tier 1 is one fact that is shown in two tables
-        expected = {key: value for key, value in filing.figures.items() if key != shown_twice}
-        assert {key: read.get(key) for key in expected} == expected
+        expected = {key: value for key, value in filing.figures.items() if key != ("C_47.00", "r0320", "c0010")}
+        assert {key: read.get(key) for key in expected} == expected  # Tier 1 is one fact that is shown in two tables
         assert (report.entity, report.period) == (f"{filing.bank.entity}.{filing.bank.scope}", filing.period)
         assert report.currency == filing.bank.currency
         assert [template for template, filed in report.filing_indicators.items() if not filed] == list(filing.unfiled)
@@ -79,16 +75,16 @@ def test_files_of_both_syntaxes_read_back_the_same_figures(tmp_path, syntax):
 
 
 def test_report_text_in_both_styles(tmp_path):
-    report, cells = make_report(tmp_path), load_cells(BUILT_IN)
+    report = make_report(tmp_path)
     filed = dict.fromkeys(("C_01.00", "C_02.00", "C_03.00", "C_76.00"), True)
     assert report.filing_indicators == filed | {"C_04.00": False}
-    lines = render_report(report, cells, "cells", BANK).splitlines()
+    lines = render_report(report, CELLS, "cells", BANK).splitlines()
     assert lines[0] == f"Nordhaven Bank ({report.entity}) | reference date 2026-03-31 | amounts in EUR"
     assert lines[1] == "not filed: C 04.00"
     assert lines[2:4] == ["C 01.00 Capital Adequacy - Own funds definition", "r0010 c0010 OWN FUNDS | 90001 thousand"]
     assert "r0010 c0010 CET1 Capital ratio | 4.30%" in lines
     assert len(lines) == 2 + 4 + len(FIGURES)
-    compact = render_report(report, cells, "labels", BANK).splitlines()
+    compact = render_report(report, CELLS, "labels", BANK).splitlines()
     assert compact[0] == "Nordhaven Bank"
     assert compact[-3:] == ["TREA 1860 mn", "CET1 ratio 4.3%", "LCR 104.2%"]
 
@@ -111,7 +107,7 @@ def test_format_of_figures(value, unit, decimals, plain, compact):
     assert format_figure(Decimal(value), unit, decimals, compact=True) == compact
 
 
-def test_a_count_is_not_a_percentage():
+def test_a_count_is_not_a_percentage_and_limits_have_no_spurious_decimal_places():
     def text(value, decimals, type="", cell=("C 76.00.a", "0030", "0010")):
         fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, cell, type=type)
         return format_fact(fact)
@@ -120,9 +116,6 @@ def test_a_count_is_not_a_percentage():
     assert text("0.0431", 4) == text("0.0431", 4, "percentage") == "4.31%"
     assert text("1", 0, "percentage") == text("1", 0, "percentage", cell=None) == "100%"
     assert text("0.0431", 4, cell=None) == "0.0431"  # nothing says what it is
-
-
-def test_limits_have_no_spurious_decimal_places():
     for value, printed in {"0.045": "4.5%", "1": "100%", "0.0562": "5.62%", "0.98374219": "98.37%"}.items():
         assert format_limit(Decimal(value), None, 4) == printed
     assert format_limit(Decimal(1_290_000), "iso4217:EUR", -3) == "1290 thousand"
@@ -133,35 +126,26 @@ def test_an_answer_is_written_and_parsed(tmp_path):
     violated = violations(evaluate(report, RULES))
     text = write_answer(violated, "To the Board.\nDo it.")
     assert text.splitlines() == [
-        "Note:",
-        "none",
-        "Violations:",
+        *("Note:", "none", "Violations:"),
         "CET1_MIN | C 03.00 r0010 c0010 | 4.30% | min 4.5% | CRR Art. 92(1)(a)",
         "OF_SUM | C 01.00 r0010 c0010 | 90001 thousand | expected 92000 thousand | CRR Art. 72",
-        "Directive:",
-        "To the Board.",
-        "Do it.",
+        *("Directive:", "To the Board.", "Do it."),
     ]
     answer = parse_answer(text)
     assert (answer.rule_ids, answer.directive, answer.void) == (("CET1_MIN", "OF_SUM"), "To the Board.\nDo it.", 0)
     short = "CET1_MIN | CET1 ratio | 4.3% | min 4.5% | CRR Art. 92(1)(a)"
     assert write_answer(violated, "x", "labels").splitlines()[3] == short
     assert parse_answer(write_answer([], "Well done.")) == Answer((), "Well done.")
-    quote = 'sold on 1 February "for good" to others'
-    fact = NoteFact("connected", False, None, ("Nord AG", "Süd GmbH"), "2026-02-01", quote)
-    with_note = write_answer(violated, "x", facts=[fact])
-    assert read_facts(with_note) == ([fact], 0)
-    assert (answer := parse_answer(with_note)) and answer.rule_ids == ("CET1_MIN", "OF_SUM")
 
 
 def test_an_example(tmp_path):
-    example = make_example(make_report(tmp_path), BANK, load_cells(BUILT_IN), PROFILE)
-    assert [message["role"] for message in example["messages"]] == ["user", "assistant"]
-    assert example["messages"][0]["content"].startswith("Find the violations.\n\nNordhaven Bank (")
-    assert example["violations"] == ["CET1_MIN", "OF_SUM"]
-    assert parse_answer(example["messages"][1]["content"]).rule_ids == ("CET1_MIN", "OF_SUM")
+    example = make_example(make_report(tmp_path), BANK, CELLS, PROFILE)
+    question, answer = example["messages"]
+    assert (question["role"], answer["role"]) == ("user", "assistant")
+    assert question["content"].startswith("Find the violations.\n\nNordhaven Bank (")
+    assert example["violations"] == list(parse_answer(answer["content"]).rule_ids) == ["CET1_MIN", "OF_SUM"]
     assert example["id"] == f"{example['bank']}-2026-03-31"
-    with_letter = make_example(make_report(tmp_path), BANK, load_cells(BUILT_IN), PROFILE, letter="Fix it.")
+    with_letter = make_example(make_report(tmp_path), BANK, CELLS, PROFILE, letter="Fix it.")
     assert with_letter["messages"][1]["content"].endswith("\nDirective:\nFix it.")
 
 
@@ -172,13 +156,12 @@ def test_earlier_reports_are_shown_and_letters_mention_them(tmp_path):
         make_report(tmp_path, {**FIGURES, key: Decimal(ratio)}, date)
         for date, ratio in zip(dates, ("0.05", "0.0440", "0.0435", "0.0430"), strict=True)
     ]
-    cells = load_cells(BUILT_IN)
-    example = make_example(reports[3], BANK, cells, PROFILE, reports[:3])
+    example = make_example(reports[3], BANK, CELLS, PROFILE, reports[:3])
     assert example["messages"][0]["content"].endswith(
         "Earlier reports\n2025-12-31: CET1 ratio 4.40%, LCR 104.20%\n2026-03-31: CET1 ratio 4.35%, LCR 104.20%"
     )
     assert "4.35%" in example["messages"][1]["content"]
-    alone = make_example(reports[3], BANK, cells, PROFILE)["messages"]
+    alone = make_example(reports[3], BANK, CELLS, PROFILE)["messages"]
     assert "Earlier reports" not in alone[0]["content"] and "4.35%" not in alone[1]["content"]
     assert render_earlier([], [key]) == ""
 
@@ -188,7 +171,7 @@ def test_an_open_row_is_named_by_its_key(tmp_path):
     figures = {("C_28.00", code, "c350"): Decimal("0.2600"), ("C_28.00", code, "c210"): Decimal(26_000_000)}
     figures |= {("C_27.00", code, "c070"): "eba_qTE:qx2055"}
     report = make_report(tmp_path, figures)
-    lines = render_report(report, load_cells(BUILT_IN), "cells").splitlines()
+    lines = render_report(report, CELLS, "cells").splitlines()
     assert lines[1:] == [
         "C 27.00 Identification of the counterparty",
         f"{code} LEI",
@@ -226,27 +209,23 @@ def test_register(tmp_path):
         read_register(path)
 
 
-def make_corpus(out, *more):
-    return run_python("scripts/make_reports.py", "--out", out, "--examples", "24", "--processes", "1", *more)
-
-
 def test_make_reports_writes_what_its_card_says(tmp_path):
-    arguments = ("--style", "short", "--splits", "0.5", "0.25", "0.25")
-    done = make_corpus(tmp_path / "a", *arguments)
+    out = tmp_path / "a"
+    command = ("scripts/make_reports.py", "--out", out, "--examples", "24", "--processes", "1", "--style", "short")
+    command += ("--splits", "0.5", "0.25", "0.25")
+    done = run_python(*command)
     assert done.returncode == 0, done.stderr
     last = "test: 5 notes in 5 reports, each at most 1 times; 1 reports without"
     assert done.stdout.splitlines()[-1].startswith(last)
-    card = json.loads((tmp_path / "a" / "dataset.json").read_text())
+    card = json.loads((out / "dataset.json").read_text())
     assert card["notes"]["train"] == {"notes": 10, "reports": 10, "most": 1, "without": 2}
-    facts = [json.loads(line) for line in (tmp_path / "a" / "note_facts.jsonl").read_text().splitlines()]
-    assert len(facts) == 20 and sum(card["files"].values()) == len(list((tmp_path / "a" / "reports").iterdir()))
+    assert len((out / "note_facts.jsonl").read_text().splitlines()) == 20
+    assert sum(card["files"].values()) == len(list((out / "reports").iterdir()))
     for split, counts in card["splits"].items():
-        part = [json.loads(line) for line in (tmp_path / "a" / f"{split}.jsonl").read_text().splitlines()]
-        assert (counts["examples"], len(part)) == (len(part), {"train": 12}.get(split, 6))
+        part = [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
+        assert counts["examples"] == len(part) == (12 if split == "train" else 6)
         assert counts["clean"] == sum(not example["violations"] for example in part)
         assert sum(counts["violations"].values()) == sum(len(example["violations"]) for example in part)
         assert all(example["split"] == split for example in part)
-    again = make_corpus(tmp_path / "a", *arguments)
+    again = run_python(*command)
     assert again.returncode == 0 and "already made" in again.stdout
-    other = make_corpus(tmp_path / "a", "--seed", "1")
-    assert other.returncode == 2 and other.stderr.splitlines()[-1].startswith("error: ")
