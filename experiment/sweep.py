@@ -12,13 +12,15 @@ import re
 import statistics
 import typing
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from common.durable_files import write_durably, write_json
 from common.errors import UserError
-from configs.config import Config, as_dict
+from configs.config import KEYS, Config, as_dict
 from configs.load import is_of_answers, load_config, override, parse_best_by
 from eval.comparison.arms import metric_rows
 from experiment.commands import Command, duration, read_times
@@ -52,12 +54,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Grid:
-    """axes: key -> values as the user wrote them, in his order; values: the same, parsed. fixed: overrides of all runs. runs: point by point."""
+    """axes: key -> value as the user wrote it -> the same, parsed; in his order. fixed: overrides of all runs. runs: point by point."""
 
     config_file: str
     out: Path
-    axes: dict[str, list[str]]
-    values: dict[str, list[object]]
+    axes: dict[str, dict[str, typing.Any]]
     fixed: list[str]
     seeds: list[int]
     runs: list[Run]
@@ -69,39 +70,43 @@ def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out
     A comma separates values. Where a value may itself have commas (lists, pairs, dictionaries), or if an argument has a |,
     that is what separates them: `optimizer.betas=0.9,0.95|0.9,0.99`. seeds: run.seed is 0 to seeds - 1; None: the config's.
     """
-    axes: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     fixed: list[str] = []
-    for text in arguments:
-        key, equals, values = text.partition("=")
-        parts = _split(key, values)
-        if key in axes or key in [other.partition("=")[0] for other in fixed]:
+    for key, count in Counter(text.partition("=")[0] for text in arguments).items():
+        if count > 1:
             raise UserError(f"{key} is given twice; write all of its values in one argument")
-        if len(parts) < 2 or not equals:
-            fixed.append(f"{key}={parts[0]}" if parts and equals else text)
+    for text in arguments:
+        key, _, values = text.partition("=")
+        parts = _split(key, values)
+        if len(parts) < 2:
+            fixed.append(f"{key}={parts[0]}" if parts else text)
         elif key in _NOT_SWEPT:
             raise UserError(f"{key} cannot be swept: {_NOT_SWEPT[key]}")
         else:
-            axes[key] = parts
-    base = load_config(config_file, fixed)
-    folder = out or f"{FOLDER}/{base.run.name}"
-    before = _read_json(Path(folder, "sweep.json")).get("begun_with", {}).get("axes", ())
-    if sorted(before) == sorted(axes):  # the same sweep, its arguments perhaps in another order
-        axes = {key: axes[key] for key in before}
+            texts[key] = parts
     if seeds and any(text.startswith("run.seed=") for text in fixed):
         raise UserError("run.seed and --seeds are both given; leave one of them out")
-    if not axes and not seeds:
+    if not texts and not seeds:
         raise UserError(
             "nothing is swept; give several values, e.g. optimizer.learning_rate=1e-4,3e-4,1e-3, or --seeds K"
         )
-    values = {key: [_value(override(base, [f"{key}={part}"]), key) for part in parts] for key, parts in axes.items()}
-    for key, found in values.items():
-        twice = [text for number, text in enumerate(axes[key]) if found[number] in found[:number]]
-        if twice:
-            raise UserError(f"{key}: the value {twice[0]} is given twice")
-    grid = Grid(config_file, Path(folder), axes, values, fixed, [*range(seeds)] if seeds else [base.run.seed], [])
-    for choice in itertools.product(*(range(len(parts)) for parts in axes.values())):
-        point = tuple(f"{key}={axes[key][i]}" for key, i in zip(axes, choice, strict=True))
-        named = {key: values[key][i] for key, i in zip(axes, choice, strict=True)}
+    base = load_config(config_file, fixed)
+    folder = out or f"{FOLDER}/{base.run.name}"
+    before = _read_json(Path(folder, "sweep.json")).get("begun_with", {}).get("axes", ())
+    if sorted(before) == sorted(texts):  # the same sweep, its arguments perhaps in another order
+        texts = {key: texts[key] for key in before}
+    axes: dict[str, dict[str, typing.Any]] = {}
+    for key, parts in texts.items():
+        axes[key] = {}
+        for part in parts:
+            value = attrgetter(key)(override(base, [f"{key}={part}"]))
+            if part in axes[key] or value in axes[key].values():
+                raise UserError(f"{key}: the value {part} is given twice")
+            axes[key][part] = value
+    grid = Grid(config_file, Path(folder), axes, fixed, [*range(seeds)] if seeds else [base.run.seed], [])
+    for choice in itertools.product(*(parts.items() for parts in axes.values())):
+        point = tuple(f"{key}={part}" for key, (part, _) in zip(axes, choice, strict=True))
+        named = {key: value for key, (_, value) in zip(axes, choice, strict=True)}
         for seed in grid.seeds:
             name = _name(named, seed)
             own = (f"run.seed={seed}", f"run.directory={folder}", f"run.name={name}")
@@ -111,32 +116,23 @@ def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out
 
 def _split(key: str, text: str) -> list[str]:
     """The values in an argument; one where a comma belongs to the value, in a tuple or a dictionary."""
-    section, _, name = key.partition(".")
-    kind = typing.get_type_hints(Config).get(section)
-    hint = typing.get_type_hints(kind).get(name) if kind else None
+    hint = KEYS.get(key)
     holds_commas = any(typing.get_origin(one) in (tuple, dict) for one in (hint, *typing.get_args(hint)))
     if "|" not in text and holds_commas:
         return [text]
     return [part for part in text.split("|" if "|" in text else ",") if part]
 
 
-def _value(config: Config, key: str) -> object:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
-
-
 def _name(values: dict[str, object], seed: int) -> str:
     """E.g. `learning_rate-0.0003_epochs-2_seed-0`: the same for the same values, however they were written."""
     short = [key.rpartition(".")[2] for key in values]
     parts = []
-    for key, value in values.items():
-        last = key.rpartition(".")[2]
+    for (key, value), last in zip(values.items(), short, strict=True):
         text = value if isinstance(value, str) else json.dumps(value, default=vars)
         plain = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[:_LONGEST_PART]
-        checksum = (
-            "" if plain == text else f"-{zlib.crc32(text.encode()):08x}"
-        )  # of what cannot be in the name of a file
-        parts.append(f"{last if short.count(last) == 1 else key}-{plain}{checksum}")
+        if plain != text:  # what cannot be in the name of a file
+            plain += f"-{zlib.crc32(text.encode()):08x}"
+        parts.append(f"{last if short.count(last) == 1 else key}-{plain}")
     return "_".join([*parts, f"seed-{seed}"])
 
 
@@ -236,29 +232,28 @@ class Sweep:
         """From the best point to the worst by the mean of the curve. Points whose seeds have not all finished come last."""
         found = []
         for overrides, runs in itertools.groupby(self.grid.runs, lambda run: run.point):
-            results = [self._result(run) for run in runs]
+            results = [*map(self._result, runs)]
             values = [result.value for result in results if result.value is not None]
             mean = statistics.fmean(values) if values else None
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            found.append(Point(overrides, results, values, mean, spread))
+            found.append(Point(overrides, results, values, mean, statistics.stdev(values) if len(values) > 1 else None))
         return sorted(found, key=lambda p: (not p.is_complete, p.mean is None, self.sign * (p.mean or 0.0)))
 
     def _result(self, run: Run) -> Result:
-        folder, value, why = self.out / run.name, None, ""
-        rows = metric_rows(folder)
-        step = _read_json(folder / "export" / "export.json").get("step")
+        folder = self.out / run.name
+        rows, step = metric_rows(folder), _read_json(folder / "export" / "export.json").get("step")
         tokens = next((int(row["train/tokens"]) for row in reversed(rows) if "train/tokens" in row), 0)
         values = {row["step"]: float(row[self.curve]) for row in rows if self.curve in row}
-        state = "stopped" if rows else "waiting"
-        if step is not None:
-            if step not in values:
-                curves = sorted({name for row in rows for name in row if name.startswith("validation/")})
-                raise UserError(
-                    f"{folder / 'metrics.jsonl'} has no {self.curve} at step {step}; its curves are "
-                    f"{', '.join(curves) or 'none on data.validation'}: choose one with --by"
-                )
-            state = "finished" if math.isfinite(values[step]) else "diverged"
-            value, why = (values[step], "") if state == "finished" else (None, f"its {self.curve} is {values[step]}")
+        value, state, why = None, "stopped" if rows else "waiting", ""
+        if step is not None and step not in values:
+            curves = sorted({name for row in rows for name in row if name.startswith("validation/")})
+            raise UserError(
+                f"{folder / 'metrics.jsonl'} has no {self.curve} at step {step}; its curves are "
+                f"{', '.join(curves) or 'none on data.validation'}: choose one with --by"
+            )
+        if step is not None and math.isfinite(values[step]):
+            value, state = values[step], "finished"
+        elif step is not None:
+            state, why = "diverged", f"its {self.curve} is {values[step]}"
         elif (folder / "diverged.txt").is_file():
             state, why = "diverged", (folder / "diverged.txt").read_text(encoding="utf-8").strip()
         return Result(run.name, run.seed, state, value, values.get(0), step, tokens, why)
@@ -272,7 +267,7 @@ class Sweep:
         content = {
             "config": self.grid.config_file,
             "fixed": self.grid.fixed,
-            "axes": self.grid.axes,
+            "axes": {key: list(parts) for key, parts in self.grid.axes.items()},
             "seeds": self.grid.seeds,
             "metric": self.curve,
             "lower_is_better": self.sign > 0,
@@ -345,13 +340,12 @@ class Sweep:
         known = {text for run in self.grid.runs if run.name in done for text in run.point}
         lines = []
         for key, text in (one.split("=", 1) for one in best.overrides):
-            texts, values = self.grid.axes[key], self.grid.values[key]
-            numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-            if len(numbers) < len(values) or not known.issuperset(f"{key}={one}" for one in texts):
+            values = self.grid.axes[key]
+            are_numbers = all(type(value) in (int, float) for value in values.values())
+            if not are_numbers or not known.issuperset(f"{key}={one}" for one in values):
                 continue
-            own = numbers[texts.index(text)]
-            for extreme, name, more in ((min(numbers), "smallest", "smaller"), (max(numbers), "largest", "larger")):
-                if own == extreme:
+            for extreme, name, more in ((min, "smallest", "smaller"), (max, "largest", "larger")):
+                if text == extreme(values, key=values.__getitem__):
                     lines.append(
                         f"the best {key}, {text}, is the {name} of the grid: the optimum may lie beyond it; add {more} values "
                         "to the same command (finished runs are kept)"

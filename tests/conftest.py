@@ -58,7 +58,6 @@ LONGEST = (
     "model/test_compile.py",
     "distributed/test_context.py",
     "tools/test_chaos.py",
-    "tools/test_check_experts.py",
     "distributed/test_experts.py",
     "gpu/test_proof.py",
     "distributed/test_train.py",

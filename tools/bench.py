@@ -5,8 +5,8 @@
     python scripts/bench.py --settings matched --arms trainer --rounds 1      # a short comparison
     python scripts/bench.py --settings skewed --arms ours-2,ours-4 --steps 6      # our own arms alone
 
-Each line of the tables is an arm: one trainer in one configuration. All arms get the same examples, tokenised once by our own
-code, with loss on the assistant's tokens only. Each run of an arm is a process of its own (ours: train.py itself; the others:
+Each line of the tables is an arm: one trainer in one configuration. All arms get the same examples, which are token ids: words
+in random order, with loss on the second half of each. Each run of an arm is a process of its own (ours: train.py itself; the others:
 tools/bench_peers.py, which says how they are configured), which is killed after its last measured step, because saving and
 exporting are not compared. An arm uses all cores that this process may use.
 
@@ -21,14 +21,13 @@ defaults: each trainer as in its own quick start. The steps differ, so the losse
     spread      (max - min) / median over the rounds; smaller differences between arms are noise
     ours is     our tokens/s divided by those of the line: 2.00x means that ours takes half the time
     GiB         peak memory of rank 0 times the ranks: resident, or on CUDA allocated
-    1st step    seconds from the start of the process to the end of its first step: imports, loading, tokenising, warm-up
+    1st step    seconds from the start of the process to the end of its first step: imports, loading, warm-up
     loss        of the last step
     differs by  largest difference of a step's loss from ours in the first round, absolute below a loss of 1, relative above
 
 The exit code is 1 if an arm of ours failed or a loss differs. Linux only.
 """
 
-import bisect
 import importlib.util
 import json
 import math
@@ -37,12 +36,11 @@ import random
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -131,70 +129,41 @@ TEXT = """The bank reports a leverage ratio of 3.42% and own funds of 9.81%, whi
 coverage falls to 97.3%, below the limit of 100%, and a large exposure to one group of clients exceeds 25% of Tier 1 capital."""
 
 
-def make_chat(rng: random.Random, length: int, num_tokens: Callable[[list[dict]], int]) -> list[dict]:
-    """A question and an answer of as many random words, together at most `length` tokens.
-
-    The system message is empty, because the default one of some templates is longer than the shortest chats.
-    """
-    words = rng.choices(TEXT.split(), k=length)
-
-    def chat(number: int) -> list[dict]:
-        contents = {"system": "", "user": " ".join(words[:number]), "assistant": " ".join(words[number : 2 * number])}
-        return [{"role": role, "content": content} for role, content in contents.items()]
-
-    most = bisect.bisect_right(range(1, length // 2 + 1), length, key=lambda number: num_tokens(chat(number)))
-    return chat(max(1, most))
-
-
 def write_examples(directory: Path, tokenizer: PreTrainedTokenizerBase, steps: int, setting: Setting) -> None:
     """Write the examples of `steps` steps; the arguments determine the bytes. Lengths are spread evenly on a logarithmic scale.
 
-    train.jsonl: chats, for our own arm. tokens.json, for the others: `examples` [{input_ids, labels}], and `steps`, the
-    indices of the examples of each of our steps.
+    train.jsonl: {input_ids, labels} of each. steps.json: which of them are in each of our steps, for the others.
     """
     rng, number, (shortest, longest) = random.Random(0), steps * setting.examples_per_step, setting.lengths
     lengths = [round(shortest * (longest / shortest) ** (i / (number - 1))) for i in range(number)]
     rng.shuffle(lengths)
-
-    def num_tokens(chat: list[dict]) -> int:
-        return len(tokenizer.apply_chat_template(chat, return_dict=False))
-
+    words, lines = tokenizer(TEXT)["input_ids"], []
+    for length in lengths:
+        ids = rng.choices(words, k=length)
+        lines.append(json.dumps({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]}) + "\n")
     directory.mkdir(parents=True, exist_ok=True)
-    jsonl = directory / "train.jsonl"
-    chats = [make_chat(rng, length, num_tokens) for length in lengths]
-    jsonl.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+    (directory / "train.jsonl").write_text("".join(lines), encoding="utf-8")
     reader = Reader(ExampleEncoder(tokenizer), len(tokenizer), setting.sequence_length, "error")
-    documents = reader.source((str(jsonl),), "chats")
+    documents = reader.source((str(directory / "train.jsonl"),), "examples")
     plan = plan_training(documents, epochs=1, seed=0, global_examples=setting.examples_per_step)
     # Within a step the order is that of the file, and not that of the plan: it decides how much the other trainers pad.
     order = [sorted(plan.batch(step).items) for step in range(plan.num_steps)]
-    examples = [
-        {"input_ids": ids.tolist(), "labels": np.where(flags, ids, -100).tolist()}
-        for ids, flags in map(documents.get, range(len(documents)))
-    ]
-    (directory / "tokens.json").write_text(json.dumps({"examples": examples, "steps": order}), encoding="utf-8")
+    (directory / "steps.json").write_text(json.dumps(order), encoding="utf-8")
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------------
 
-CONFIG = """\
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
-
-config = Config(
-    model=Model(path={model!r}, compute_dtype={dtype!r}),
-    data=Data(train=("{data}/train.jsonl",), sequence_length={sequence_length}, cache=None),
-    batch=Batch(global_examples={examples_per_step}, micro_batch={rows}),
-    optimizer=Optimizer(
-        learning_rate={learning_rate}, epochs=1, max_steps={max_steps}, warmup_ratio={warmup_ratio}, min_lr_ratio={min_lr_ratio},
-        weight_decay={weight_decay}, betas={betas}, eps={eps}, max_grad_norm={max_grad_norm},
-    ),
-    sharding=Sharding(strategy={strategy!r}),
-    run=Run(name="run", directory={directory!r}),
+# Ours is configs/quickstart.py without its evaluations, its replay and its checkpoints; in all settings but `defaults` ...
+ALONE = (
+    "data.validation=none",
+    "data.mix=none",
+    "eval.metric=none",
+    "run.eval_every=0",
+    "run.save_every=0",
+    "data.cache=none",
 )
-"""
-# The settings of configs/quickstart.py except for the batch: a cosine schedule, and parameters that are gathered once per step.
-DEFAULTS = {"learning_rate": 3e-4, "warmup_ratio": 0.05, "min_lr_ratio": 0.1, "strategy": "grad_op"}
-CONSTANT = {"warmup_ratio": 0.0, "min_lr_ratio": 1.0, "strategy": "full"}
+# ... with a constant learning rate, and with parameters that are gathered when they are needed.
+CONSTANT = ("optimizer.warmup_ratio=0", "optimizer.min_lr_ratio=1", "sharding.strategy=full")
 
 
 @dataclass(frozen=True)
@@ -236,36 +205,45 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
     directory, steps = benchmark.directory / f"{name}-{number}" / arm.name, benchmark.num_steps(name)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = asdict(SETTINGS[name]) | {
-        "setting": name,
-        "trl": "trl" in arm.packages,
-        "packed": arm.packed,
-        "device": device.type,
-        "model": benchmark.model,
-        "dtype": "bf16" if name != "parity" and has_native_bf16(device) else "fp32",
-        "data": str(benchmark.directory / name),
-        "directory": str(directory),
-        "max_steps": steps + 1,  # ours saves after its last step
-        "learning_rate": 1e-4 if name == "parity" else 2e-5,
-        "weight_decay": 0.1,
-        "betas": (0.9, 0.95),
-        "eps": 1e-8,
-        "max_grad_norm": 1.0,
-    }
+    device, setting, data = (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        SETTINGS[name],
+        benchmark.directory / name,
+    )
+    dtype = "bf16" if name != "parity" and has_native_bf16(device) else "fp32"
+    rate, most = 1e-4 if name == "parity" else 2e-5, steps + 1  # ours saves after its last step
     if arm.packages:
-        path, command = directory / "spec.json", [sys.executable, "-m", "tools.bench_peers"]
-        path.write_text(json.dumps(spec), encoding="utf-8")
+        spec = asdict(setting) | {
+            "setting": name,
+            "trl": "trl" in arm.packages,
+            "packed": arm.packed,
+            "device": device.type,
+        }
+        spec |= {"model": benchmark.model, "dtype": dtype, "learning_rate": rate, "max_steps": most}
+        spec |= {"data": str(data), "directory": str(directory)}
+        (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+        command = [sys.executable, "-m", "tools.bench_peers", directory / "spec.json"]
     else:
-        path, command = directory / "config.py", torchrun(arm.ranks)
-        path.write_text(CONFIG.format(**spec | (DEFAULTS if name == "defaults" else CONSTANT)), encoding="utf-8")
+        settings = [
+            f"model.path={benchmark.model}",
+            f"model.compute_dtype={dtype}",
+            f"optimizer.max_steps={most}",
+            *ALONE,
+        ]
+        settings += [f"data.train={data}/train.jsonl", f"data.sequence_length={setting.sequence_length}"]
+        settings += [f"batch.global_examples={setting.examples_per_step}", f"batch.micro_batch={setting.rows}"]
+        settings += ["run.name=run", f"run.directory={directory}"]
+        settings += [f"optimizer.learning_rate={rate}", *CONSTANT] if name != "defaults" else []
+        command = torchrun(arm.ranks, "configs/quickstart.py", *settings)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     threads = str(max(1, len(os.sched_getaffinity(0)) // arm.ranks))
-    with Launch([*command, path], directory / "output.txt", OMP_NUM_THREADS=threads, **offline) as launch:
-        run, code = read_run(directory / "run", steps, arm.ranks), None
-        while code is None and len(run.losses) < steps:
-            code = launch.wait(0.1)  # before reading, so that the last row is not missed
+    with Launch(command, directory / "output.txt", OMP_NUM_THREADS=threads, **offline) as launch:
+        code = None
+        while True:
             run = read_run(directory / "run", steps, arm.ranks)
+            if code is not None or len(run.losses) >= steps:
+                break
+            code = launch.wait(0.1)
     if len(run.losses) < steps:
         run = replace(run, failed=f"exit code {code}, {len(run.losses)} steps; see {launch.output}")
     return run

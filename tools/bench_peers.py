@@ -12,8 +12,6 @@ checkpointing; packed adds `packing=True`, which fills rows of 1,024 tokens.
 import json
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from configs.config import Optimizer
 from training.log import peak_memory_gib, seconds_since_process_start
 
 TUTORIAL = {
@@ -41,49 +40,36 @@ TUTORIAL = {
 
 
 class StepLog(TrainerCallback):
-    """Writes the curves of train.py's metrics.jsonl that tools/bench.py reads. `counts`: tokens of the micro-batches, in order.
+    """Writes the curves of train.py's metrics.jsonl that tools/bench.py reads.
 
-    Trainer logs a loss for every step (logging_steps=1), and calls `on_log` then.
+    Trainer calls `on_log` after every step (logging_steps=1), with a loss, and with the real tokens so far
+    (include_num_input_tokens_seen).
     """
 
-    def __init__(self, spec: SimpleNamespace, accumulation: int) -> None:
+    def __init__(self, spec: SimpleNamespace) -> None:
         directory = Path(spec.directory, "run")
         directory.mkdir()
         self.file = (directory / "metrics.jsonl").open("w", encoding="utf-8")  # noqa: SIM115
-        self.device, self.accumulation, self.tokens = torch.device(spec.device), accumulation, 0
-        self.counts: deque[int] = deque()
-        self.last = time.perf_counter()
-
-    def counting(self, collate: Callable) -> Callable:
-        """`collate`, which also notes the real tokens of each micro-batch."""
-
-        def counted(examples: list[dict]) -> object:
-            self.counts.append(sum(len(example["input_ids"]) for example in examples))
-            return collate(examples)
-
-        return counted
+        self.device, self.tokens, self.last = torch.device(spec.device), 0, time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ANN001, ANN003
         """Called by Trainer."""
-        loss = (logs or {}).get("loss")
-        if loss is None:
+        if not logs or "loss" not in logs:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        tokens = sum(self.counts.popleft() for _ in range(self.accumulation))
+        now, tokens = time.perf_counter(), int(logs["num_input_tokens_seen"])
         if not self.tokens:
             self.write({"start/total": seconds_since_process_start()})
-        self.tokens += tokens
         self.write(
             {
-                "train/loss": float(loss),
-                "train/tokens": self.tokens,
-                "train/tokens_per_second": tokens / (now - self.last),
+                "train/loss": float(logs["loss"]),
+                "train/tokens": tokens,
+                "train/tokens_per_second": (tokens - self.tokens) / (now - self.last),
                 "train/memory_gib": peak_memory_gib(self.device),
             }
         )
-        self.last = now
+        self.tokens, self.last = tokens, now
 
     def write(self, row: dict) -> None:
         """Write a line."""
@@ -93,19 +79,20 @@ class StepLog(TrainerCallback):
 
 def matched_arguments(spec: SimpleNamespace) -> dict:
     """`TrainingArguments` for the same optimizer, schedule, order of examples and batch as ours."""
+    ours = Optimizer(spec.learning_rate)
     return {
         "per_device_train_batch_size": spec.micro_batch,
         "gradient_accumulation_steps": spec.examples_per_step // spec.micro_batch,
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": False,
         "bf16": spec.dtype == "bf16",
-        "learning_rate": spec.learning_rate,
+        "learning_rate": ours.learning_rate,
         "lr_scheduler_type": "constant",
-        "weight_decay": spec.weight_decay,
-        "adam_beta1": spec.betas[0],
-        "adam_beta2": spec.betas[1],
-        "adam_epsilon": spec.eps,
-        "max_grad_norm": spec.max_grad_norm,
+        "weight_decay": ours.weight_decay,
+        "adam_beta1": ours.betas[0],
+        "adam_beta2": ours.betas[1],
+        "adam_epsilon": ours.eps,
+        "max_grad_norm": ours.max_grad_norm,
     }
 
 
@@ -115,6 +102,7 @@ def output_arguments(spec: SimpleNamespace) -> dict:
         "output_dir": spec.directory + "/out",
         "max_steps": spec.max_steps,
         "logging_steps": 1,
+        "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -123,9 +111,8 @@ def output_arguments(spec: SimpleNamespace) -> dict:
 
 
 def make_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
-    """Trainer, with the log of its steps attached."""
+    """Trainer of transformers."""
     arguments = TUTORIAL if spec.setting == "defaults" else matched_arguments(spec)
-    log = StepLog(spec, arguments["gradient_accumulation_steps"])
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
     collate = DataCollatorWithFlattening() if spec.packed else DataCollatorForSeq2Seq(tokenizer)
     return Trainer(
@@ -134,35 +121,32 @@ def make_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
         ),
         args=TrainingArguments(**arguments, **output_arguments(spec)),
         train_dataset=cast(Any, examples),  # Trainer needs only its length and items
-        data_collator=log.counting(collate),
-        callbacks=[log],
+        data_collator=collate,
+        callbacks=[StepLog(spec)],
     )
 
 
 def make_sft_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
-    """The same for TRL."""
+    """SFTTrainer of TRL."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
     arguments = {"packing": spec.packed}
     if spec.setting != "defaults":
         arguments = matched_arguments(spec) | {"padding_free": spec.packed, "max_length": None}
-    log = StepLog(spec, arguments.get("gradient_accumulation_steps", 1))
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=spec.model,
         args=SFTConfig(**arguments, **output_arguments(spec)),
         train_dataset=Dataset.from_list(examples),
         processing_class=AutoTokenizer.from_pretrained(spec.model),
-        callbacks=[log],
+        callbacks=[StepLog(spec)],
     )
-    trainer.data_collator = log.counting(trainer.data_collator)
-    return trainer
 
 
 if __name__ == "__main__":
     spec = SimpleNamespace(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    content = json.loads(Path(spec.data, "tokens.json").read_text(encoding="utf-8"))
-    examples = content["examples"]
+    examples = [*map(json.loads, Path(spec.data, "train.jsonl").read_text(encoding="utf-8").splitlines())]
     if spec.setting != "defaults":  # in the order of our steps; in defaults in that of the file
-        examples = [examples[i] for step in content["steps"] for i in step]
+        steps = json.loads(Path(spec.data, "steps.json").read_text(encoding="utf-8"))
+        examples = [examples[i] for step in steps for i in step]
     (make_sft_trainer if spec.trl else make_trainer)(spec, examples).train()

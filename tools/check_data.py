@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -34,14 +34,14 @@ SHOWN, SHOWN_CHARACTERS, SHOWN_BEFORE = 3, 100, 12  # examples; characters at ea
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the report. text: what was found; where it fails or warns, also what to do. figures: for the JSON."""
+    """One line of the report. text: where it fails or warns, it also says what to do. figures: for the JSON. lines: printed below it."""
 
-    group: str  # data | model | run | machine
-    name: str
     status: str  # ok | warning | fails | skipped
     text: str
     figures: Mapping[str, object] = field(default_factory=dict)
-    lines: Sequence[str] = ()  # printed below it
+    lines: Sequence[str] = ()
+    group: str = ""  # data | model | run | machine
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,13 @@ def check_data(run: RunInputs) -> list[Result]:
     data, inputs = run.config.data, run.inputs
     encoder = ExampleEncoder(run.tokenizer, chat_settings(data))
     samples = {name: _sample(data, encoder, name) for name in (MAIN, *(source.name for source in data.mix))}
-    return [
-        show_examples(inputs, run.tokenizer),
-        check_prompts(samples[MAIN], encoder, data.chat_template_options),
-        check_ends(run, samples, encoder),
-        check_disjoint(inputs),
-    ]
+    found = {
+        "examples": show_examples(inputs, run.tokenizer),
+        "prompt": check_prompts(samples[MAIN], encoder, data.chat_template_options),
+        "EOS": check_ends(run, samples, encoder),
+        "validation": check_disjoint(inputs),
+    }
+    return [replace(one, group="data", name=name) for name, one in found.items()]
 
 
 Sampled = tuple[str, dict, Outcome]  # ("FILE, line 3", example, what became of it)
@@ -91,7 +92,7 @@ def show_examples(inputs: Inputs, tokenizer: PreTrainedTokenizerBase) -> Result:
         ids, weights = inputs.train.get(item)
         lines.append(_brief(tokenizer, ids.tolist(), _runs(weights)))
     text = f"the first {len(lines)} of {len(items)} documents of step 1; targets stand between ⟦ and ⟧"
-    return Result("data", "examples", OK, text, lines=lines)
+    return Result(OK, text, lines=lines)
 
 
 def _runs(weights: np.ndarray) -> list[tuple[int, int]]:
@@ -133,22 +134,22 @@ def check_prompts(samples: list[Sampled], encoder: ExampleEncoder, options: dict
                 break
     figures = {"examples": asked, "different": len(different), "doubled_bos": doubled}
     if not asked:
-        return Result("data", "prompt", SKIPPED, "no chat with an answer in the sample of data.train", figures)
+        return Result(SKIPPED, "no chat with an answer in the sample of data.train", figures)
     if doubled:
         text = (
             f"{doubled} of {asked} examples begin with BOS twice: remove bos_token from the chat template or the data"
         )
-        return Result("data", "prompt", FAILS, text, figures)
+        return Result(FAILS, text, figures)
     if not different:
         text = f"what stands before the answer equals the prompt of generation, token by token, in {asked} examples"
-        return Result("data", "prompt", OK, text, figures)
+        return Result(OK, text, figures)
     where, trained, prompt = different[0]
     text = (
         f"in {len(different)} of {asked} examples training and generation begin the answer after other tokens "
         f"({one_line(where)}: training {_tail(encoder.tokenizer, trained, prompt)}, generation "
         f"{_tail(encoder.tokenizer, prompt, trained)}); let the chat template end its prompt where the answer's first token begins"
     )
-    return Result("data", "prompt", WARNING if len(different) <= RARE * asked else FAILS, text, figures)
+    return Result(WARNING if len(different) <= RARE * asked else FAILS, text, figures)
 
 
 def _prompts(example: dict, encoder: ExampleEncoder, options: dict[str, object]) -> Iterator[list[int]]:
@@ -209,22 +210,22 @@ def check_ends(run: RunInputs, samples: Mapping[str, list[Sampled]], encoder: Ex
         "stop_ids": sorted(stops),
     }
     if not documents:
-        return Result("data", "EOS", SKIPPED, "data.train is a token store, whose documents end as they were built")
+        return Result(SKIPPED, "data.train is a token store, whose documents end as they were built")
     of = f"of {documents:,} documents of the first steps"
     if unended:
         text = (
             f"{len(unended):,} {of} have an answer whose end token ({names}) is no target ({unended[0]}): correct the chat "
             "template or the labels, or the model will not learn where to stop"
         )
-        return Result("data", "EOS", FAILS, text, figures)
+        return Result(FAILS, text, figures)
     if cut:
         status = FAILS if cut > MOST * documents else WARNING if cut > MANY * documents else OK
         text = (
             f"{cut:,} {of} lose the end of their answer to data.sequence_length={length}{': raise it' * (status != OK)}"
         )
-        return Result("data", "EOS", status, text, figures)
+        return Result(status, text, figures)
     text = f"the last target of {answers:,} answers in {documents:,} documents is an end token ({names})"
-    return Result("data", "EOS", OK, text, figures)
+    return Result(OK, text, figures)
 
 
 def check_disjoint(inputs: Inputs) -> Result:
@@ -234,7 +235,7 @@ def check_disjoint(inputs: Inputs) -> Result:
         for corpus in (inputs.train, inputs.validation)
     )
     if not trained or not held:
-        return Result("data", "validation", SKIPPED, "the run has no validation examples to compare with training")
+        return Result(SKIPPED, "the run has no validation examples to compare with training")
     keys = np.concatenate([source.content_keys() for source in held])
     shared = num_shared(keys, np.concatenate([source.content_keys() for source in trained]))
     near, compared = num_near(trained, held)
@@ -249,10 +250,10 @@ def check_disjoint(inputs: Inputs) -> Result:
             "remove them from one"
         )
         status = FAILS if shared > RARE * len(keys) else WARNING
-        return Result("data", "validation", status, text + f"; {resemble}" * (near > shared), figures)
+        return Result(status, text + f"; {resemble}" * (near > shared), figures)
     if near:
-        return Result("data", "validation", WARNING if near > MANY * compared else OK, resemble, figures)
-    return Result("data", "validation", OK, f"none of {len(keys):,} validation examples is in training", figures)
+        return Result(WARNING if near > MANY * compared else OK, resemble, figures)
+    return Result(OK, f"none of {len(keys):,} validation examples is in training", figures)
 
 
 def num_near(trained: Sequence[Documents], held: Sequence[Documents]) -> tuple[int, int]:

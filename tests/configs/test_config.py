@@ -1,5 +1,6 @@
-"""Config files, overrides and the learning rate. A mistake in a config is a one-line error before a process group starts."""
+"""Config files, overrides, `data.mix` and the learning rate. A mistake is one sentence before a process group starts."""
 
+import dataclasses
 import math
 import re
 import sys
@@ -8,13 +9,22 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from configs.config import KEYS
-from configs.load import _ELSEWHERE, ALIASES, check_world, load_config, read_command_line
+from configs.config import KEYS, Batch, Config, Data, Model, Optimizer, Run, Source
+from configs.load import (
+    _ELSEWHERE,
+    ALIASES,
+    check_world,
+    load_config,
+    override,
+    parse_best_by,
+    read_command_line,
+)
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from train import learning_rate
 from training.description import schedule_warnings
 
+BASE = Config(Model("m"), Data(("a.jsonl",)), Batch(global_examples=8), Optimizer(1e-4), Run("r"))
 GOOD = """from configs.config import *
 config = Config(
     model=Model("m"),
@@ -51,43 +61,122 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
     assert config.batch.global_examples is None and config.batch.global_tokens == 10000
     assert config.data.train == ("a", "b") and config.model.compile is True
     assert config.run.name == "7" and type(config.optimizer.epochs) is int
+    assert load_config(good) == BASE
+
+
+# Overrides, with a space between them -> words of the sentence that refuses them.
+REFUSED = {
+    "optimizer.lerning_rate=1": "unknown key optimizer.lerning_rate; did you mean optimizer.learning_rate",
+    "epochs": "is not an override",
+    "epochs=1": "unknown key epochs; did you mean optimizer.epochs?",
+    "optimizer.steps=6": "unknown key optimizer.steps; did you mean optimizer.max_steps?",
+    "batch=8": "unknown key batch; did you mean batch.global_examples?",
+    "data.file=a.jsonl": "unknown key data.file; did you mean data.train?",
+    "lr=1": "unknown key lr; did you mean optimizer.learning_rate?",
+    "training.max_seq_length=512": "did you mean data.sequence_length?",
+    "bf16=True": "did you mean model.compute_dtype=bf16?",
+    "gradient_accumulation_steps=4": "did you mean batch.global_examples, from which it follows?",
+    "qqq.zzz=1": "unknown key qqq.zzz; configs/config.py describes all keys",
+    "batch.micro_batch=largest": "batch.micro_batch must be an integer or auto, not 'largest'",
+    "data.chat_date=2026-02-30": "data.chat_date must be a date like 2026-01-31, not '2026-02-30'",
+    "optimizer.epochs=2.5": "optimizer.epochs must be an integer, not '2.5'",
+    "optimizer.learning_rate=fast": "must be a number",
+    "model.compile=1": "must be True or False",
+    "sharding.strategy=zero3": "must be one of full, grad_op",
+    "sharding.shard_size=2": "sharding.shard_size=2 needs sharding.strategy=hybrid",
+    "optimizer.warmup_ratio=5": "must be between 0 and 1",
+    "batch.global_tokens=5": "set exactly one of",
+    "run.name=a/b": "plain directory name",
+    "run.seed=-1": "run.seed must be at least 0 and below 2^63, not -1",
+    "run.profile=5": "run.profile must be STEP:COUNT, such as 100:3 for steps 100 to 102, not '5'",
+    "run.log_to=tensorboard,wanb": "run.log_to must be each of tensorboard, wandb, mlflow at most once",
+    "data.fields=mesages=dialogue": "data.fields: unknown key 'mesages'; did you mean messages?",
+    "data.fields=text=": "data.fields: text has no name; write KEY=NAME IN THE FILES",
+    "data.mix=general": "'general' is not a source; write NAME:SHARE:FILE,FILE",
+    "data.mix=general:0.1:org/name:train": "e.g. ORG/NAME:SPLIT=0.05",
+    "data.mix=org/name:train=much": "is not a source",
+    "data.mix=general:5:a.txt": "data.mix.share must be above 0 and below 1, not 5.0",
+    "data.mix=a:0.5:a.txt;b:0.5:b.txt": "shares that add up to less than 1",
+    "data.mix=a:0.1:a.txt;a:0.1:b.txt": "the sources need different names",
+    "data.mix=main:0.1:a.txt": "but not main, not 'main'",
+    "data.mix=a:0.1:a.txt forgetting.anchor_weight=2": "anchor_weight=2.0 needs a source of data.mix with anchor",
+    "run.export=best": "run.export=best needs data.validation or data.validation_share",
+    "run.stop_after_no_gain=2 run.eval_every=5": "run.stop_after_no_gain=2 needs data.validation",
+    "run.eval_generate=4": "run.eval_generate=4 needs data.validation or",
+    "run.best_by=f1 data.validation=v": "run.best_by=f1 needs run.eval_generate",
+    "run.best_by=forgetting/kl": "run.best_by=forgetting/kl needs run.eval_general=True",
+    "run.best_by=validation/loss/x": "needs a source of data.mix with that name and validation files",
+    "run.best_by=fi": "run.best_by=fi must be the name of a curve, and NAME:max or NAME:min where",
+    "eval.metric=scores": "eval.metric must be MODULE:FUNCTION, not 'scores'",
+    "forgetting.max_kl=0.2 data.validation=v": "forgetting.max_kl=0.2 needs run.eval_general=True, which shows",
+    "forgetting.max_kl=0.2 data.validation=v run.eval_general=True run.best_by=forgetting/kl": "needs a run.best_by that scores the task",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_a_wrong_override_is_a_one_line_error(overrides) -> None:
+    with pytest.raises(UserError) as error:
+        override(BASE, overrides.split())
+    assert REFUSED[overrides] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_can_work_is_accepted() -> None:
+    answers = ("data.validation=v", "run.eval_generate=4")
+    config = override(BASE, (*answers, "run.best_by=mine:max", "eval.metric=pkg.scores:mine", "run.log_to=none"))
+    assert (config.run.log_to, config.eval.metric) == ((), "pkg.scores:mine")
+    override(BASE, ("run.export=best", "run.best_by=forgetting/kl", "run.eval_general=True"))
 
 
 @pytest.mark.parametrize(
-    "override, words",
+    ("text", "curve", "direction"),
     [
-        ("optimizer.lerning_rate=1", "unknown key optimizer.lerning_rate; did you mean optimizer.learning_rate"),
-        ("epochs", "is not an override"),
-        ("epochs=1", "unknown key epochs; did you mean optimizer.epochs?"),
-        ("optimizer.steps=6", "unknown key optimizer.steps; did you mean optimizer.max_steps?"),
-        ("batch=8", "unknown key batch; did you mean batch.global_examples?"),
-        ("data.file=a.jsonl", "unknown key data.file; did you mean data.train?"),
-        ("warmup=10", "unknown key warmup; did you mean optimizer.warmup_steps?"),
-        ("lr=1", "unknown key lr; did you mean optimizer.learning_rate?"),
-        ("batch_size=8", "unknown key batch_size; did you mean batch.global_examples?"),
-        ("val_set_size=0.1", "did you mean data.validation_share?"),
-        ("training.max_seq_length=512", "did you mean data.sequence_length?"),
-        ("bf16=True", "did you mean model.compute_dtype=bf16?"),
-        ("gradient_accumulation_steps=4", "did you mean batch.global_examples, from which it follows?"),
-        ("qqq.zzz=1", "unknown key qqq.zzz; configs/config.py describes all keys"),
-        ("batch.micro_batch=largest", "batch.micro_batch must be an integer or auto, not 'largest'"),
-        ("data.chat_date=2026-02-30", "data.chat_date must be a date like 2026-01-31, not '2026-02-30'"),
-        ("optimizer.epochs=2.5", "optimizer.epochs must be an integer, not '2.5'"),
-        ("optimizer.learning_rate=fast", "must be a number"),
-        ("model.compile=1", "must be True or False"),
-        ("sharding.strategy=zero3", "must be one of full, grad_op"),
-        ("optimizer.warmup_ratio=5", "must be between 0 and 1"),
-        ("batch.global_tokens=5", "set exactly one of"),
-        ("run.name=a/b", "plain directory name"),
-        ("data.fields=mesages=dialogue", "data.fields: unknown key 'mesages'; did you mean messages?"),
-        ("data.fields=text=", "data.fields: text has no name; write KEY=NAME IN THE FILES"),
-        ("run.seed=-1", "run.seed must be at least 0 and below 2^63, not -1"),
+        ("validation/loss", "validation/loss", "min"),
+        ("validation/loss/general", "validation/loss/general", "min"),
+        ("f1", "validation/f1", "max"),
+        ("forgetting/kl", "forgetting/kl", "min"),
+        ("errors:min", "validation/errors", "min"),
     ],
 )
-def test_a_wrong_override_is_a_one_line_error(good, override, words) -> None:
-    with pytest.raises(UserError) as error:
-        load_config(good, [override])
-    assert words in str(error.value) and "\n" not in str(error.value)
+def test_a_name_has_a_curve_and_a_direction(text, curve, direction) -> None:
+    assert parse_best_by(text) == (curve, direction)
+
+
+def test_a_mix_on_the_command_line() -> None:
+    mixes = {
+        "general:0.05:a.jsonl,b.txt;law:1e-1:c.jsonl.gz:d.txt": (
+            Source("general", ("a.jsonl", "b.txt"), 0.05),
+            Source("law", ("c.jsonl.gz",), 0.1, ("d.txt",)),
+        ),
+        "org/name:train=0.1;o/n@main:one:test=0.2;a/b.jsonl.gz,c.txt=0.05;s3://b/d.csv=1e-1": (
+            Source("name-train", ("org/name:train",), 0.1),
+            Source("n-main-one-test", ("o/n@main:one:test",), 0.2),
+            Source("b", ("a/b.jsonl.gz", "c.txt"), 0.05),
+            Source("d", ("s3://b/d.csv",), 0.1),
+        ),
+        "base:0.1:anchor:a.jsonl:v.txt;o/n:test=2e-1:anchor;anchor=0.1": (
+            Source("base", ("a.jsonl",), 0.1, ("v.txt",), anchor=True),
+            Source("n-test", ("o/n:test",), 0.2, anchor=True),
+            Source("anchor", ("anchor",), 0.1),
+        ),
+    }
+    for text, sources in mixes.items():
+        mixed = override(BASE, [f"data.mix={text}"])
+        assert mixed.data.mix == sources
+        assert override(mixed, ["data.mix=none"]).data.mix == override(mixed, ["data.mix="]).data.mix == ()
+    assert override(mixed, ["forgetting.anchor_weight=2"]).forgetting.anchor_weight == 2.0
+
+
+def test_a_wrong_mix_in_a_config_file_gives_a_one_line_error() -> None:
+    for source, words in [
+        (Source("a", "a.txt", 0.1), "data.mix.paths must be a tuple of strings, not 'a.txt'"),
+        (Source("a", ("a.txt",), 0.1, row="hooks"), "data.mix.row must be MODULE:FUNCTION, not 'hooks'"),
+        (Source("a", ("a.txt",), "5%"), "data.mix.share must be a number, not '5%'"),
+        (Source("a", ("a.txt",), 0.1, fields={"txt": "b"}), "`fields` of a: unknown key 'txt'; did you mean text?"),
+        ("a.txt", "data.mix must be a tuple of Sources"),
+    ]:
+        data = dataclasses.replace(BASE.data, mix=(source,))
+        with pytest.raises(UserError, match=words):
+            override(dataclasses.replace(BASE, data=data), [])
 
 
 @pytest.mark.parametrize(
@@ -121,24 +210,42 @@ def test_a_missing_file_is_an_error_that_lists_the_others(good) -> None:
         load_config(good.parent)
 
 
-def test_without_packing_the_batch_must_divide_by_the_ranks(good) -> None:
-    check_world(load_config(good, ["batch.micro_batch=3"]), 3, 3)
-    check_world(load_config(good, ["data.packing=False", "batch.micro_batch=2"]), 4, 4)
-    with pytest.raises(UserError, match="batch.global_examples=8 is not divisible by 3 ranks x"):
-        check_world(load_config(good, ["data.packing=False"]), 3, 3)
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "words"),
+    [
+        ("batch.micro_batch=3", (3, 3), None),
+        ("data.packing=False batch.micro_batch=2", (4, 4), None),
+        ("data.packing=False", (3, 3), "batch.global_examples=8 is not divisible by 3 ranks x"),
+        ("sharding.strategy=hybrid sharding.shard_size=2", (4, 4), None),
+        ("sharding.strategy=hybrid", (8, 4), None),
+        (
+            "sharding.strategy=hybrid sharding.shard_size=2",
+            (3, 3),
+            "3 ranks cannot be divided into groups of sharding.shard_size=2; set it to a divisor of 3",
+        ),
+    ],
+)
+def test_batch_and_shards_must_divide_by_the_ranks(overrides, ranks, words) -> None:
+    config = override(BASE, overrides.split())
+    if words is None:
+        check_world(config, *ranks)
+        return
+    with pytest.raises(UserError, match=words):
+        check_world(config, *ranks)
 
 
-def test_an_unusual_schedule_gives_a_warning(good) -> None:
-    def warnings(*overrides: str, parameters: float = 8e9, steps: int = 100, warmup: int = 5) -> str:
-        return "; ".join(schedule_warnings(load_config(good, list(overrides)), int(parameters), steps, warmup))
+def test_an_unusual_schedule_gives_a_warning() -> None:
+    def warnings(
+        rate: str, stage: str = "fine-tuning", parameters: float = 8e9, steps: int = 100, warmup: int = 5
+    ) -> str:
+        config = override(BASE, [f"optimizer.learning_rate={rate}", f"optimizer.stage={stage}"])
+        return "; ".join(schedule_warnings(config, int(parameters), steps, warmup))
 
-    assert warnings("optimizer.learning_rate=2e-5") == ""
-    assert "outside 1e-05 to 5e-05" in warnings("optimizer.learning_rate=1e-4")
-    assert warnings("optimizer.learning_rate=1e-4", parameters=1e8) == ""
-    assert "forgetting" in warnings("optimizer.learning_rate=2e-5", "optimizer.stage=pre-training")
-    assert warnings("optimizer.learning_rate=1e-5", "optimizer.stage=pre-training") == ""
-    assert "the warm-up of 100 steps covers all 100 steps" in warnings("optimizer.learning_rate=2e-5", warmup=100)
-    assert warnings("optimizer.learning_rate=2e-5", warmup=1, steps=1) == ""
+    assert warnings("2e-5") == warnings("1e-4", parameters=1e8) == warnings("1e-5", "pre-training") == ""
+    assert warnings("2e-5", warmup=1, steps=1) == ""
+    assert "outside 1e-05 to 5e-05" in warnings("1e-4")
+    assert "forgetting" in warnings("2e-5", "pre-training")
+    assert "the warm-up of 100 steps covers all 100 steps" in warnings("2e-5", warmup=100)
 
 
 def test_learning_rate_against_values_computed_by_hand() -> None:
@@ -168,7 +275,6 @@ def files(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "override, words",
     [
-        ("optimizer.epoch=1", "did you mean optimizer.epochs"),
         ("data.train=nothing.jsonl", "nothing.jsonl does not exist"),
         ("data.sequence_length=5000", "exceeds the 512 positions"),
         (
@@ -181,30 +287,33 @@ def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, w
     """In a separate process, before a process group: joining one would hang, because no store listens on its port."""
     overrides = override.format(files=files).split()
     unreachable = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
-    fresh = override.startswith("optimizer.epoch")  # one mistake in a new interpreter
-    result = run_python("train.py", files / "c.py", "data.sequence_length=256", *overrides, fresh=fresh, **unreachable)
+    result = run_python("train.py", files / "c.py", "data.sequence_length=256", *overrides, **unreachable)
     assert result.returncode == 2
     assert words.format(files=files) in result.stderr
     assert result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
     assert "tokenise" not in result.stderr  # the mistake is reported before the data are read
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["optimizer.lr=1"], "error: unknown key optimizer.lr; did you mean optimizer.learning_rate?"),
+        (["model.name=a"], "error: unknown key model.name; did you mean model.path?"),
+        (None, "error: run.name=a stands where the config file is expected"),
+    ],
+)
+def test_a_mistake_ends_a_start_before_torch_is_imported(tmp_path, arguments, said) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    command = ["configs/quickstart.py", *arguments] if arguments else ["run.name=a", "configs/quickstart.py"]
+    done = run_python("train.py", *command, fresh=True, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
 def test_what_other_tools_call_a_key_names_one_that_is_there_and_hides_none() -> None:
     real = {re.split("[=,]", key)[0] for key in ALIASES.values()}
     assert real <= KEYS.keys() and not ALIASES.keys() & KEYS.keys()
     assert len(ALIASES) == sum(map(len, map(str.split, _ELSEWHERE.values())))  # none stands twice
-
-
-def test_the_ranks_must_divide_by_the_shard_size_of_hybrid(good) -> None:
-    hybrid = load_config(good, ["sharding.strategy=hybrid", "sharding.shard_size=2"])
-    check_world(hybrid, 4, 4)
-    with pytest.raises(
-        UserError, match="3 ranks cannot be divided into groups of sharding.shard_size=2; set it to a divisor of 3"
-    ):
-        check_world(hybrid, 3, 3)
-    check_world(load_config(good, ["sharding.strategy=hybrid"]), 8, 4)
-    with pytest.raises(UserError, match="sharding.shard_size=2 needs sharding.strategy=hybrid"):
-        load_config(good, ["sharding.shard_size=2"])
 
 
 def test_a_command_without_a_config_asks_for_nothing_else(monkeypatch, capsys) -> None:

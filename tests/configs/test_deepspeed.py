@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding
+from configs.config import KEYS, Batch, Config, Data, Model, Optimizer, Run, Sharding
 from configs.deepspeed import IGNORED, NO_CLIPPING, ONLY_AS, from_deepspeed
 from configs.load import check_config
 
@@ -30,22 +31,10 @@ def apply(folder: Path, tree: object, world_size: int = 4, ours: Config = OURS) 
     return config, "\n".join(notes)
 
 
-def refusal(folder: Path, tree: object, world_size: int = 4, ours: Config = OURS) -> str:
-    with pytest.raises(UserError) as error:
-        apply(folder, tree, world_size, ours)
-    sentence = str(error.value)
-    assert "ds.json" in sentence and "\n" not in sentence
-    return sentence
-
-
-def changed(config: Config, before: Config = OURS) -> dict[str, object]:
+def changed(config: Config) -> dict[str, object]:
     """The settings that differ, by dotted name."""
-    return {
-        f"{section.name}.{key.name}": getattr(getattr(config, section.name), key.name)
-        for section in dataclasses.fields(Config)
-        for key in dataclasses.fields(getattr(before, section.name))
-        if getattr(getattr(config, section.name), key.name) != getattr(getattr(before, section.name), key.name)
-    }
+    settings = {name: (attrgetter(name)(config), attrgetter(name)(OURS)) for name in KEYS}
+    return {name: now for name, (now, before) in settings.items() if now != before}
 
 
 USUAL = {
@@ -128,83 +117,74 @@ def test_a_file_of_auto_for_zero_2_changes_only_the_sharding(tmp_path) -> None:
     assert "stays: fp16.enabled, optimizer.params.lr" in notes and "scheduler.type=WarmupLR" in notes
 
 
+FULL = {"sharding.strategy": "full", "sharding.shard_size": None}
+ZERO_2 = {"sharding.strategy": "grad_op", "sharding.shard_size": None}
+OFFLOADED = {"sharding.cpu_offload": True}
+OF_64 = {"batch.global_examples": 64, "batch.global_tokens": None}
+BF16 = {"model.compute_dtype": "bf16"}
+
+
+def zero(**keys: object) -> dict:
+    return {"zero_optimization": keys}
+
+
+def batch(micro: object, accumulation: object, total: object) -> dict:
+    keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+    return dict(zip(keys, (micro, accumulation, total), strict=True))
+
+
+def cosine(**params: object) -> dict:
+    return {"scheduler": {"type": "WarmupCosineLR", "params": {"warmup_type": "linear", **params}}}
+
+
 @pytest.mark.parametrize(
-    "zero, world_size, strategy, shard_size, offload, words",
+    ("file", "settings", "words"),
     [
-        ({"stage": 0}, 4, "none", None, False, "stage=0"),
-        ({"stage": 1}, 4, "grad_op", None, False, "also shards gradients"),
-        ({"stage": 2}, 4, "grad_op", None, False, "grad_op"),
-        ({"stage": 3}, 4, "full", None, False, "full"),
-        ({"stage": 3, "mics_shard_size": 4}, 8, "hybrid", 4, False, "mics_shard_size=4 -> sharding.shard_size=4"),
-        ({"stage": "auto"}, 4, "hybrid", 2, False, '"auto"'),
-        ({"stage": 3, "offload_param": {"device": "cpu"}}, 4, "full", None, True, "cpu_offload=True, which moves"),
-        ({"stage": 2, "cpu_offload": True}, 4, "grad_op", None, True, "offload_optimizer to cpu"),
+        (zero(stage=0), {"sharding.strategy": "none", "sharding.shard_size": None}, "stage=0"),
+        (zero(stage=1), ZERO_2, "also shards gradients"),
+        (zero(stage=2), ZERO_2, "grad_op"),
+        (zero(stage=3), FULL, "full"),
+        (zero(stage=3, mics_shard_size=1), {"sharding.shard_size": 1}, "mics_shard_size=1 -> sharding.strategy=hybrid"),
+        (zero(stage="auto"), {}, '"auto"'),
+        (zero(stage=3, offload_param={"device": "cpu"}), FULL | OFFLOADED, "cpu_offload=True, which moves"),
+        (zero(stage=2, cpu_offload=True), ZERO_2 | OFFLOADED, "offload_optimizer to cpu"),
         (
-            {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}},
-            4,
-            "full",
-            None,
-            True,
+            zero(stage=3, offload_optimizer={"device": "nvme", "nvme_path": "/x"}),
+            FULL | OFFLOADED,
             "offload_optimizer to nvme -> sharding.cpu_offload=True, which moves",
+        ),
+        (batch(2, 8, None), OF_64 | {"batch.micro_batch": 2}, "x data.sequence_length tokens"),
+        (batch(2, "auto", 64), OF_64 | {"batch.micro_batch": 2}, "train_batch_size=64"),
+        (batch(None, 8, 64), OF_64, "train_batch_size=64"),
+        (batch(2, None, "auto"), {"batch.micro_batch": 2}, '"auto"'),
+        (batch(None, None, None), {}, ""),
+        ({"bf16": {"enabled": True}}, BF16, "DeepSpeed's default is bf16"),
+        ({"bfloat16": {"enabled": True}, "fp16": {"enabled": "auto"}}, BF16, "bf16"),
+        ({"fp16": {"enabled": False}}, {}, "neither bf16 nor fp16 is enabled -> model.compute_dtype=fp32"),
+        ({"fp16": {"enabled": "auto"}}, {}, "stays: fp16.enabled"),
+        ({"gradient_clipping": 2}, {"optimizer.max_grad_norm": 2.0}, "gradient_clipping=2"),
+        ({"gradient_clipping": 0}, {"optimizer.max_grad_norm": NO_CLIPPING}, "nothing is clipped"),
+        (
+            cosine(total_num_steps=900, warmup_num_steps=45, cos_min_ratio=0.2),
+            {"optimizer.max_steps": 900, "optimizer.warmup_steps": 45, "optimizer.min_lr_ratio": 0.2},
+            "first two have 0",
+        ),
+        (
+            cosine(total_num_steps="auto", warmup_num_steps=45, warmup_min_ratio=0),
+            {"optimizer.warmup_steps": 45},
+            "scheduler.params.total_num_steps",
         ),
     ],
 )
-def test_stage_and_offload(tmp_path, zero, world_size, strategy, shard_size, offload, words) -> None:
-    config, notes = apply(tmp_path, {"zero_optimization": zero}, world_size)
-    assert config.sharding == Sharding(strategy, shard_size, offload)
-    assert words in notes
+def test_what_a_block_changes(tmp_path, file, settings, words) -> None:
+    config, notes = apply(tmp_path, file)
+    assert changed(config) == settings and words in notes
 
 
-@pytest.mark.parametrize(
-    "micro, accumulation, total, expected",
-    [
-        (2, 8, None, Batch(64, None, 2)),
-        (2, "auto", 64, Batch(64, None, 2)),
-        (None, 8, 64, Batch(64, None, 7)),
-        (2, None, "auto", Batch(None, 5000, 2)),
-        (None, None, None, Batch(None, 5000, 7)),
-    ],
-)
-def test_batch_keeps_the_examples_of_a_step(tmp_path, micro, accumulation, total, expected) -> None:
-    file = {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
-        "train_batch_size": total,
-    }
-    assert apply(tmp_path, file, world_size=4)[0].batch == expected
-
-
-@pytest.mark.parametrize(
-    "file, dtype",
-    [
-        ({"bf16": {"enabled": True}}, "bf16"),
-        ({"bfloat16": {"enabled": True}, "fp16": {"enabled": "auto"}}, "bf16"),
-        ({"fp16": {"enabled": False}}, "fp32"),
-        ({"fp16": {"enabled": "auto"}}, "ours"),
-    ],
-)
-def test_precision(tmp_path, file, dtype) -> None:
-    for ours in ("bf16", "fp32"):
-        config = dataclasses.replace(OURS, model=Model("m", compute_dtype=ours))
-        assert apply(tmp_path, file, ours=config)[0].model.compute_dtype == (ours if dtype == "ours" else dtype)
-
-
-def test_clipping(tmp_path) -> None:
-    assert apply(tmp_path, {"gradient_clipping": 2})[0].optimizer.max_grad_norm == 2.0
-    config, notes = apply(tmp_path, {"gradient_clipping": 0})
-    assert config.optimizer.max_grad_norm == NO_CLIPPING and "nothing is clipped" in notes
-    assert apply(tmp_path, {"bf16": {"enabled": True}})[0].optimizer.max_grad_norm == 0.5
-
-
-def test_scheduler(tmp_path) -> None:
-    params = {"total_num_steps": 900, "warmup_num_steps": 45, "cos_min_ratio": 0.2, "warmup_type": "linear"}
-    config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
-    assert changed(config) == {"optimizer.max_steps": 900, "optimizer.warmup_steps": 45, "optimizer.min_lr_ratio": 0.2}
-    assert "first two have 0" in notes
-    params = {"total_num_steps": "auto", "warmup_num_steps": 45, "warmup_type": "linear", "warmup_min_ratio": 0}
-    config, notes = apply(tmp_path, {"scheduler": {"type": "WarmupCosineLR", "params": params}})
-    assert changed(config) == {"optimizer.warmup_steps": 45}
-    assert "scheduler.params.total_num_steps" in notes
+def test_a_file_without_a_precision_asks_for_fp32_and_auto_for_ours(tmp_path) -> None:
+    ours = dataclasses.replace(OURS, model=Model("m", compute_dtype="bf16"))
+    for file, dtype in (({"fp16": {"enabled": False}}, "fp32"), ({"fp16": {"enabled": "auto"}}, "bf16")):
+        assert apply(tmp_path, file, ours=ours)[0].model.compute_dtype == dtype
 
 
 def test_keys_without_effect_are_accepted(tmp_path) -> None:
@@ -261,4 +241,7 @@ def test_keys_without_effect_are_accepted(tmp_path) -> None:
     ],
 )  # fmt: skip
 def test_a_refusal_is_a_one_line_error(tmp_path, file, words) -> None:
-    assert words in refusal(tmp_path, file)
+    with pytest.raises(UserError) as error:
+        apply(tmp_path, file)
+    sentence = str(error.value)
+    assert words in sentence and "ds.json" in sentence and "\n" not in sentence

@@ -18,7 +18,7 @@ config = Config(
     run=Run("tiny", seed=5),
 )
 """
-LOSS = "validation/loss"
+LOSS, RATES = "validation/loss", "optimizer.learning_rate=1e-4,3e-4"
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def test_the_product_of_all_values_with_every_seed(config) -> None:
     grid = make_grid(config, values, 2, None)
     assert len(grid.runs) == 12
     assert grid.fixed == ["data.mix=none"] and grid.seeds == [0, 1] and grid.out == Path("runs/sweeps/tiny")
-    assert grid.values == {"optimizer.learning_rate": [1e-4, 3e-4, 1e-3], "batch.global_examples": [2, 4]}
+    rates = {"1e-4": 1e-4, "3e-4": 3e-4, "0.001": 1e-3}
+    assert grid.axes == {"optimizer.learning_rate": rates, "batch.global_examples": {"2": 2, "4": 4}}
     run = grid.runs[3]
     assert run.name == "learning_rate-0.0001_global_examples-4_seed-1"
     assert (run.config.optimizer.learning_rate, run.config.batch.global_examples, run.config.run.seed) == (1e-4, 4, 1)
@@ -64,23 +65,19 @@ def test_values_with_commas_are_separated_by_a_bar(config) -> None:
 @pytest.mark.parametrize(
     ("values", "seeds", "sentence"),
     [
-        (["optimizer.learning_rate=1e-4"], None, "nothing is swept; give several values"),
-        (["optimizer.learning_rate=1e-4,0.0001"], None, "optimizer.learning_rate: the value 0.0001 is given twice"),
-        (
-            ["optimizer.learning_rate=1e-4,2e-4", "optimizer.learning_rate=1"],
-            None,
-            "optimizer.learning_rate is given twice",
-        ),
-        (["optimizer.learning_rate=1e-4,fast"], None, "optimizer.learning_rate must be a number"),
-        (["optimizer.learningrate=1e-4,2e-4"], None, "did you mean optimizer.learning_rate"),
-        (["run.seed=1,2"], None, "run.seed cannot be swept: use --seeds K"),
-        (["run.seed=1"], 2, "run.seed and --seeds are both given"),
-        (["data.validation=a|b"], None, "data.validation cannot be swept: all runs must be measured on the same data"),
+        ("optimizer.learning_rate=1e-4", None, "nothing is swept; give several values"),
+        ("optimizer.learning_rate=1e-4,0.0001", None, "optimizer.learning_rate: the value 0.0001 is given twice"),
+        ("optimizer.epochs=1,2 optimizer.epochs=3", None, "optimizer.epochs is given twice"),
+        ("optimizer.learning_rate=1e-4,fast", None, "optimizer.learning_rate must be a number"),
+        ("optimizer.learningrate=1e-4,2e-4", None, "did you mean optimizer.learning_rate"),
+        ("run.seed=1,2", None, "run.seed cannot be swept: use --seeds K"),
+        ("run.seed=1", 2, "run.seed and --seeds are both given"),
+        ("data.validation=a|b", None, "data.validation cannot be swept: all runs must be measured on the same data"),
     ],
 )
 def test_a_mistake_is_one_sentence(config, values, seeds, sentence) -> None:
     with pytest.raises(UserError, match=sentence):
-        make_grid(config, values, seeds, "out")
+        make_grid(config, values.split(), seeds, "out")
 
 
 @pytest.mark.parametrize(
@@ -175,28 +172,35 @@ def test_the_best_at_the_edge_of_the_grid_is_said(make) -> None:
 
 
 def test_an_edge_is_not_judged_before_every_value_has_a_result(make) -> None:
-    grid = make(["optimizer.learning_rate=1e-4,3e-4"])
+    grid = make([RATES])
     write_run(grid.runs[0], 1.0)
     assert sentences(Sweep(grid, LOSS)) == ["runs that are not finished: 1; the best point can still change"]
 
 
 def test_a_higher_score_is_better_and_the_exported_step_counts(make) -> None:
-    grid = make(["optimizer.learning_rate=1e-4,3e-4"])
+    grid = make([RATES])
     for run, score, step in zip(grid.runs, (0.8, 0.9), (4, 8), strict=True):
         write_run(run, score, base=0.95, step=step)
     # By the exported step: 0.3 at step 4, not 0.8 at step 8.
     sweep = Sweep(grid, "validation/loss:max")
-    points = sweep.points()
-    assert [point.mean for point in points] == pytest.approx([0.9, 0.3])
+    assert [point.mean for point in sweep.points()] == pytest.approx([0.9, 0.3])
     assert "no point is better than the base model, whose validation/loss is 0.95" in sentences(sweep)
     assert any(line.startswith("the values are those of the exported steps") for line in sentences(sweep))
 
 
-def test_the_best_point_is_held_against_its_own_base(make) -> None:
-    grid = make(["optimizer.learning_rate=1e-4,3e-4"])  # of a sweep of model.path
-    for run, loss, base in zip(grid.runs, (4.0, 5.0), (3.0, 9.0), strict=True):
-        write_run(run, loss, base=base)
-    assert "no point is better than the base model, whose validation/loss is 3" in sentences(Sweep(grid, LOSS))
+@pytest.mark.parametrize(
+    ("axis", "runs", "sentence"),
+    [
+        # A sweep of model.path: the best point is held against its own base.
+        ("model.path=a,b", [{"loss": 4.0, "base": 3.0}, {"loss": 5.0, "base": 9.0}], "whose validation/loss is 3"),
+        ("optimizer.epochs=1,2", [{"loss": 4.0}, {"loss": 4.0, "tokens": 2000}], "from 1,000 to 2,000"),
+    ],
+)
+def test_what_the_runs_do_not_share_is_said(make, axis, runs, sentence) -> None:
+    grid = make([axis])
+    for run, found in zip(grid.runs, runs, strict=True):
+        write_run(run, **found)
+    assert any(sentence in line for line in sentences(Sweep(grid, LOSS)))
 
 
 def test_a_diverged_seed_keeps_a_point_from_being_the_best(make) -> None:
@@ -204,61 +208,42 @@ def test_a_diverged_seed_keeps_a_point_from_being_the_best(make) -> None:
     for run, loss in zip(grid.runs, (4.0, 4.2, 3.0, float("nan")), strict=True):
         write_run(run, loss)
     sweep = Sweep(grid, LOSS)
-    points = sweep.points()
-    assert [point.overrides for point in points] == [
-        ("optimizer.learning_rate=1e-4",),
-        ("optimizer.learning_rate=1e-2",),
-    ]
-    assert "| 1 finished, 1 diverged |" in sweep.report()
-    assert f"{grid.runs[3].name} diverged: its validation/loss is nan" in sentences(sweep)
-    assert not left(sweep)
-
-
-def test_runs_of_other_lengths_are_named(make) -> None:
-    grid = make(["optimizer.epochs=1,2"])
-    for run, tokens in zip(grid.runs, (1000, 2000), strict=True):
-        write_run(run, 4.0, tokens=tokens)
-    assert any("equally many tokens: from 1,000 to 2,000" in line for line in sentences(Sweep(grid, LOSS)))
+    rates = [point.overrides[0].partition("=")[2] for point in sweep.points()]
+    assert rates == ["1e-4", "1e-2"] and "| 1 finished, 1 diverged |" in sweep.report()
+    assert f"{grid.runs[3].name} diverged: its validation/loss is nan" in sentences(sweep) and not left(sweep)
 
 
 def test_other_settings_other_data_and_another_sweep_are_refused(make, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.jsonl").write_text("a")
-    grid = make(["optimizer.learning_rate=1e-4,3e-4"])
+    grid = make([RATES])
     for run in grid.runs:
         write_run(run, 4.0)
     Sweep(grid, LOSS).report()
     with pytest.raises(UserError, match="out was begun with optimizer.epochs=2, now it is 3; put it back, or choose"):
-        Sweep(make(["optimizer.learning_rate=1e-4,3e-4", "optimizer.epochs=3"]), LOSS)
+        Sweep(make([RATES, "optimizer.epochs=3"]), LOSS)
     with pytest.raises(UserError, match=r"was begun with axes=\['optimizer.learning_rate'\], now it is"):
         Sweep(make(["batch.global_examples=2,4"]), LOSS)
-    two = ["optimizer.learning_rate=1e-4,3e-4", "optimizer.epochs=1,2"]
+    two = [RATES, "optimizer.epochs=1,2"]
     first = make_grid(grid.config_file, two, None, "two")
     write_run(first.runs[0], 4.0)
     Sweep(first, LOSS).report()
     turned = make_grid(grid.config_file, two[::-1], None, "two")
-    assert [run.name for run in turned.runs] == [run.name for run in first.runs] and Sweep(
-        turned, LOSS
-    ).out == first.out
+    assert [run.name for run in turned.runs] == [run.name for run in first.runs]
+    assert Sweep(turned, LOSS).out == first.out
     (tmp_path / "train.jsonl").write_text("b")
     with pytest.raises(UserError, match="out was begun with SHA-256 of train.jsonl=.*; put it back, or choose another"):
         Sweep(grid, LOSS)
 
 
-def test_a_larger_grid_keeps_what_is_finished(make) -> None:
-    for run in make(["optimizer.learning_rate=1e-4,3e-4"], 1).runs:
+def test_a_larger_grid_keeps_what_is_finished_and_another_curve_is_refused(make) -> None:
+    smaller = make([RATES], 1)
+    for run in smaller.runs:
         write_run(run, 4.0)
-    sweep = Sweep(make(["optimizer.learning_rate=3e-5,0.0001,3e-4"], 2), LOSS)
-    assert left(sweep) == [
+    assert left(Sweep(make(["optimizer.learning_rate=3e-5,0.0001,3e-4"], 2), LOSS)) == [
         *("learning_rate-3e-05_seed-0", "learning_rate-3e-05_seed-1"),
         *("learning_rate-0.0001_seed-1", "learning_rate-0.0003_seed-1"),
     ]
-
-
-def test_a_curve_that_was_not_measured_is_refused(make) -> None:
-    grid = make(["optimizer.learning_rate=1e-4,3e-4"])
-    write_run(grid.runs[0], 4.0)
-    with pytest.raises(
-        UserError, match="has no validation/loss/replay at step 8; its curves are validation/loss: choose"
-    ):
-        Sweep(grid, "validation/loss/replay").report()
+    words = "has no validation/loss/replay at step 8; its curves are validation/loss: choose"
+    with pytest.raises(UserError, match=words):
+        Sweep(smaller, "validation/loss/replay").report()

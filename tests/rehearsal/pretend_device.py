@@ -135,33 +135,22 @@ class Names(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _move(self, function, name, args, kwargs):
-        device, tensor, rest = self.device, args[0], list(args[1:])
-        on = device.has(tensor)
-        if name in ("cpu", "cuda"):
-            target, kwargs = name == "cuda", {k: v for k, v in kwargs.items() if k == "non_blocking"}
-            rest = []
+        device, tensor = self.device, args[0]
+        other = next((value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+        if name == "to":
+            options = {key: value for key, value in kwargs.items() if key != "copy"}  # which the parser refuses
+            place, dtype, asynchronous, _ = torch._C._nn._parse_to(*args[1:], **options)
         else:
-            places = [i for i, value in enumerate(rest) if is_place(value)]
-            found = kwargs.get("device", rest[places[0]] if places else None)
-            if found is None:
-                return function(*args, **kwargs)
-            if str(found) == "meta":
-                return function(*args, **kwargs)
-            target = device.has(found) if isinstance(found, torch.Tensor) else is_cuda(found)
-            if places and isinstance(rest[places[0]], torch.Tensor):
-                kwargs = kwargs | {"dtype": rest.pop(places[0]).dtype}
-            elif places:
-                rest.pop(places[0])
-            kwargs = {key: value for key, value in kwargs.items() if key != "device"}
-            rest = [value for value in rest if value is not None]
+            place, dtype, asynchronous = torch.device(name), None, kwargs.get("non_blocking", False)
+        if place is None or place.type == "meta":
+            return function(*args, **kwargs)
+        on, target = device.has(tensor), place.type == "cuda" if other is None else device.has(other)
         if target == on or tensor.is_meta:
-            return torch.Tensor.to(tensor, CPU, *rest, **kwargs)
-        asynchronous = kwargs.get("non_blocking") or (len(rest) > 1 and rest[1] is True)
+            return torch.Tensor.to(tensor, CPU, dtype or tensor.dtype, copy=kwargs.get("copy", False))
         if not (asynchronous and (on or device.is_pinned(tensor))):
             device.wait("a copy to the host" if on else "a copy from memory that is not pinned")
-        options = {"dtype": kwargs.get("dtype") or next((v for v in rest if isinstance(v, torch.dtype)), None)}
         with device.making(target):
-            return torch.Tensor.to(tensor, CPU, options["dtype"] or tensor.dtype, copy=True)
+            return torch.Tensor.to(tensor, CPU, dtype or tensor.dtype, copy=True)
 
 
 class Operators(TorchDispatchMode):
@@ -240,8 +229,3 @@ class Operators(TorchDispatchMode):
 def is_cuda(value: object) -> bool:
     """Whether an argument names the device."""
     return isinstance(value, torch.device | str) and str(value).startswith("cuda") or type(value) is int
-
-
-def is_place(value: object) -> bool:
-    """Whether an argument of `to` says where to."""
-    return isinstance(value, torch.device | str | torch.Tensor) or type(value) is int

@@ -12,7 +12,7 @@ from tests.tiny import write_chat_file, write_tiny_model
 pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("pretend_worker.py")
 QUIET = "step 2"  # not logged, hence without any wait
-EWC = ("ewc.strength=1.0", "ewc.documents=2", "ewc.batch=2")
+EWC, OTHER_EWC = ("ewc.strength=1.0", "ewc.documents=2", "ewc.batch=2"), ("ewc.device=cpu", "ewc.estimator=empirical")
 BF16 = "model.compute_dtype=bf16"
 ALONE = "data.validation="  # without evaluations: fp32, bf16 and ewc have them
 # What raises on CUDA under run.deterministic: https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
@@ -39,52 +39,35 @@ config = Config(
     return folder
 
 
-def pretend(folder: Path, name: str, runs: list[dict], world_size: int = 1) -> dict[str, dict]:
-    """By run.name: code, error, waits and operators on the last rank."""
-    plan = folder / f"{name}.json"
-    plan.write_text(json.dumps(runs))
+def pretend(
+    folder: Path, world_size: int, runs: dict[str, tuple[str, ...]], faults: tuple[str, ...] = ()
+) -> dict[str, dict]:
+    """Name -> code, error, waits and operators on the last rank, of a run with these overrides. faults: names of the runs that have one."""
+    plan = folder / f"on-{world_size}.json"
+    planned = [run_of(folder, name, *runs[name], plant=name if name in faults else None) for name in runs]
+    plan.write_text(json.dumps(planned))
     done = run_python(WORKER, plan) if world_size == 1 else run_ranks(world_size, WORKER, plan)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-6000:]
-    reports = json.loads(plan.with_suffix(f".{world_size - 1}.waits.json").read_text())
-    for run, report in zip(runs, reports, strict=True):
-        assert run["plant"] or report["code"] == 0, output[-6000:]
-    return {run["arguments"][1].removeprefix("run.name="): report for run, report in zip(runs, reports, strict=True)}
+    reports = dict(zip(runs, json.loads(plan.with_suffix(f".{world_size - 1}.waits.json").read_text()), strict=True))
+    assert all(report["code"] == 0 for name, report in reports.items() if name not in faults), output[-6000:]
+    return reports
 
 
 @pytest.fixture(scope="module")
 def one(folder) -> dict[str, dict]:
-    return pretend(
-        folder,
-        "one",
-        [
-            run_of(folder, "fp32"),
-            run_of(
-                folder,
-                "bf16",
-                BF16,
-                "run.deterministic=True",
-                "optimizer.skip_spikes=9",
-                "model.activation_checkpointing=selective",
-            ),
-            run_of(folder, "ewc", BF16, *EWC, "optimizer.memory=12N", "run.eval_general=True"),
-            run_of(
-                folder,
-                "14N",
-                BF16,
-                ALONE,
-                *EWC,
-                "ewc.device=cpu",
-                "ewc.estimator=empirical",
-                "optimizer.memory=14N",
-                "model.activation_checkpointing=full",
-            ),
-            run_of(folder, "6N", BF16, ALONE, "optimizer.memory=6N", "model.activation_checkpointing=offload"),
-            run_of(folder, "offload", BF16, ALONE, "sharding.cpu_offload=True"),
-            run_of(folder, "item", BF16, ALONE, plant="item"),
-            run_of(folder, "host sums", BF16, ALONE, plant="host_sums"),
-        ],
-    )
+    deterministic = ("run.deterministic=True", "optimizer.skip_spikes=9")
+    runs = {
+        "fp32": (),
+        "bf16": (BF16, *deterministic, "model.activation_checkpointing=selective"),
+        "ewc": (BF16, *EWC, "optimizer.memory=12N", "run.eval_general=True"),
+        "14N": (BF16, ALONE, *EWC, *OTHER_EWC, "optimizer.memory=14N", "model.activation_checkpointing=full"),
+        "6N": (BF16, ALONE, "optimizer.memory=6N", "model.activation_checkpointing=offload"),
+        "offload": (BF16, ALONE, "sharding.cpu_offload=True"),
+        "item": (BF16, ALONE),
+        "host_sums": (BF16, ALONE),
+    }
+    return pretend(folder, 1, runs, faults=("item", "host_sums"))
 
 
 def waits(report: dict) -> list[list[str]]:
@@ -118,7 +101,7 @@ def test_host_offload_waits_only_where_the_host_needs_the_gradients(one) -> None
 
 def test_planted_faults_are_seen(one) -> None:
     assert len(waits(one["item"])) == 2
-    assert one["host sums"]["code"] == 1 and "expected all tensors on cuda:0" in one["host sums"]["error"]
+    assert one["host_sums"]["code"] == 1 and "expected all tensors on cuda:0" in one["host_sums"]["error"]
 
 
 def test_the_cuda_path_gives_the_update_of_the_cpu_path(folder, one) -> None:
@@ -133,12 +116,7 @@ def test_the_cuda_path_gives_the_update_of_the_cpu_path(folder, one) -> None:
 
 def test_two_ranks_with_gradients_that_are_reduced(folder, one) -> None:
     strategies = ("full", "none")
-    two = pretend(
-        folder,
-        "two",
-        [run_of(folder, s, f"sharding.strategy={s}", "batch.micro_batch=1") for s in strategies],
-        world_size=2,
-    )
+    two = pretend(folder, 2, {s: (f"sharding.strategy={s}", "batch.micro_batch=1") for s in strategies})
     for strategy in strategies:
         assert len(waits(two[strategy])) == 1, waits(two[strategy])
         assert largest_difference(weights(folder / "runs" / "fp32"), weights(folder / "runs" / strategy)) < 1e-5

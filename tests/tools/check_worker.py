@@ -2,8 +2,8 @@
 
     check_worker.py PLAN.json
 
-PLAN.json: {"check": arguments of scripts/check.py}, {"checks": [arguments, ...], "parts": []} or {"parts": [...]}, see `PARTS`.
-Rank 0 writes the results of the parts to PLAN.results.json. A part with "keep" leaves its runs.
+PLAN.json: {"checks": [arguments of scripts/check.py, ...], "parts": [...]}, see `PARTS`. They are done one after the other. Rank 0
+writes the results of the parts to PLAN.results.json. A part with "keep" leaves its runs.
 """
 
 import functools
@@ -31,9 +31,8 @@ def main() -> None:
     from tests.zygote import Forked, Zygote, become
 
     remember_code()  # of the children of a check, which run the same code
-    checks = [command for command in [*plan.get("checks", ()), plan.get("check", ())] if "--train" in command]
-    parts_of_train = [part for part in plan.get("parts", ()) if "script" in part]
-    for script in [*(command[1] for command in checks), *(part["script"] for part in parts_of_train)]:
+    checks = plan.get("checks", ())
+    for script in {part["script"] for part in plan["parts"]} | {one[1] for one in checks if one[0] == "--train"}:
         training.identity.code_of(Path(script), None)
     gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
     zygote = Zygote()  # after the imports, which start no thread
@@ -49,12 +48,10 @@ def main() -> None:
     tools.check.start_process = start_process
     if plan.get("alone"):
         each_rank_is_a_node()
-    for arguments in plan.get("checks", ()):  # one after the other; a check ends its process
+    for arguments in checks:  # a check ends its process
         if os.fork() == 0:
             become([str(root / "scripts" / "check.py"), *arguments], dict(os.environ), None)
         print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-    if "check" in plan:
-        become([str(root / "scripts" / "check.py"), *plan["check"]], dict(os.environ), None)
     from common.errors import run_script
 
     run_script(lambda: parts(plan_file, plan))
@@ -68,7 +65,7 @@ def each_rank_is_a_node() -> None:
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     look = training.owner.check_shared
     training.owner.check_shared = functools.partial(look, wait_seconds=0.5)
-    tools.check.probe = lambda check: ([], {})
+    tools.check.probe = lambda check: None
 
 
 def parts(plan_file: Path, plan: dict) -> int:
@@ -85,9 +82,9 @@ def parts(plan_file: Path, plan: dict) -> int:
             file = part.get("config", plan["config"])
             arguments = (file, *part.get("overrides", ()), f"run.name={part['name'].replace(' ', '-')}")
             config = load_config(file, arguments[1:])
-            script = Path(part.get("script", "train.py"))
-            check = Check(config, script, arguments, ranks, lambda text: None)
-            found[part["name"]] = [vars(result) for result in PARTS[part["do"]](check, part)]
+            check = Check(config, Path(part["script"]), arguments, ranks, lambda text: None)
+            PARTS[part["do"]](check, part)
+            found[part["name"]] = [vars(result) for result in check.results]
             if ranks.rank == 0 and not part.get("keep"):
                 shutil.rmtree(check.scratch, ignore_errors=True)
         if ranks.rank == 0:
@@ -95,46 +92,39 @@ def parts(plan_file: Path, plan: dict) -> int:
     return 0
 
 
-def straight(check, part: dict) -> list:
+def straight(check, part: dict) -> None:
     """Three steps, and all lines about them."""
-    from common.errors import UserError
-    from tools.check import Result, three_steps
+    from tools.check import attempt, three_steps
 
-    reference = {}
-    if "reference" in part:
-        reference = json.loads(Path(part["reference"], "step.json").read_text())["reference"]
-        if check.ranks.rank == 0:
-            check.scratch.mkdir(parents=True, exist_ok=True)
-            shutil.copy(Path(part["reference"], "step.safetensors"), check.scratch)
-    try:
-        return three_steps(check, reference)[0]
-    except UserError as error:
-        return [Result("run", "three steps", "fails", str(error))]
+    if "reference" in part and check.ranks.rank == 0:
+        (check.scratch / "step").mkdir(parents=True, exist_ok=True)
+        shutil.copy(part["reference"], check.scratch / "step")
+    attempt(check, "three steps", lambda: three_steps(check))
 
 
-def resumed(check, part: dict) -> list:
+def resumed(check, part: dict) -> None:
     """The straight run, then the killed one."""
     from tools.check import kill_and_resume
 
-    return [*straight(check, part), kill_and_resume(check, {})]
+    straight(check, part)
+    kill_and_resume(check, {})
 
 
-def fewer(check, part: dict) -> list:
+def fewer(check, part: dict) -> None:
     """The straight run, then on half of the ranks."""
     from tools.check import fewer_ranks
 
-    return [*straight(check, part), fewer_ranks(check, has_auxiliary=False)]
+    straight(check, part)
+    fewer_ranks(check)
 
 
-def one_fails(check, part: dict) -> list:
+def one_fails(check, part: dict) -> None:
     """The child of the last rank fails while the other would wait for ever: it is ended, and the line is that of the failure."""
     import tools.check
 
     tools.check.GRACE = 0.5
-    try:
-        tools.check.run_children(check, "fails", (part["script"],), check.ranks.world_size)
-    except tools.check.ChildFailed as error:
-        return [tools.check.Result("run", "one fails", "fails", str(error))]
+    run = lambda: tools.check.run_children(check, "fails", (part["script"],), check.ranks.world_size)  # noqa: E731
+    tools.check.attempt(check, "one fails", run)
 
 
 PARTS = {function.__name__: function for function in (straight, resumed, fewer, one_fails)}

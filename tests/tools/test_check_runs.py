@@ -1,6 +1,5 @@
 """The line *updates* by three saved steps of torch's AdamW, held against the settings of the run and against other ones."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,10 @@ import torch.distributed.checkpoint as dcp
 from distributed.checkpoint import Saver
 from model.weights import tensors_of_checkpoint
 from tools.check_data import FAILS, OK
-from tools.check_runs import RATE, STEPS, Moved, checkpoint_of, is_adamw, judge_moves, measure_moves, read_rows
+from tools.check_runs import STEPS, Moved, checkpoint_of, is_adamw, judge_moves, measure_moves
 
-SETTINGS = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
+SETTINGS = {"learning_rate": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
+RATES = dict.fromkeys(range(1, STEPS + 1), 1e-3)
 NAMES = ["layer.weight", "norm.weight"]
 
 
@@ -28,15 +28,11 @@ def run(tmp_path_factory, ranks) -> Path:
     matrix, vector = ({"params": [parameter]} for parameter in parameters.values())
     optimizer = torch.optim.AdamW([matrix, vector | {"weight_decay": 0.0}], 1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     saver = Saver(folder / "checkpoints", parameters, optimizer, ranks, keep_last=STEPS)
-    rows = []
     for step in range(1, STEPS + 1):
         for parameter in parameters.values():
             parameter.grad = torch.randn(parameter.shape, generator=random).add(0.5)
         optimizer.step()
         saver.save({"step": step})
-        rows.append({"step": step, RATE: 1e-3})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.json").write_text(json.dumps({"config": {"optimizer": SETTINGS}}))
     return folder
 
 
@@ -45,7 +41,7 @@ def run(tmp_path_factory, ranks) -> Path:
     [
         ("nothing", None, "all 2 tensors moved 1.000 times as far"),
         ("rate", 5e-4, "2 times as far: set the rate in every group"),
-        ("peak", 5e-4, "train/learning_rate is 0.001, more than optimizer.learning_rate=0.0005"),
+        ("learning_rate", 5e-4, "train/learning_rate is 0.001, more than optimizer.learning_rate=0.0005"),
         ("weight_decay", 0.3, "matrices shrink by a weight decay of 0.1, where 0.3 is expected"),
         ("betas", [0.9, 0.999], "the optimizer has other betas than optimizer.betas"),
         ("is_adamw", False, "all 2 trained tensors moved, and only that was checked"),
@@ -53,18 +49,16 @@ def run(tmp_path_factory, ranks) -> Path:
 )
 def test_another_rate_decay_or_betas_than_those_of_the_run_are_named(run, monkeypatch, key, value, words) -> None:
     settings = SETTINGS | ({key: value} if key in SETTINGS else {})
-    monkeypatch.setattr("tools.check_runs.optimizer_of", lambda run: settings)
     if key == "is_adamw":
         monkeypatch.setattr("tools.check_runs.is_adamw", lambda checkpoint: value)
-    rates = {step: value if key == "rate" else row[RATE] for step, row in read_rows(run, RATE).items()}
-    moves = measure_moves(run, settings, rates, NAMES)
-    result = judge_moves(run, moves, value if key == "peak" else 1e-3)
+    rates = dict.fromkeys(RATES, value) if key == "rate" else RATES
+    result = judge_moves(run, settings, rates, measure_moves(run, settings, rates, NAMES))
     assert result.status == (OK if key in ("nothing", "is_adamw") else FAILS) and words in result.text, result.text
 
 
-def test_moments_that_are_all_zero_are_no_good_updates(run, monkeypatch) -> None:
-    monkeypatch.setattr("tools.check_runs.optimizer_of", lambda run: SETTINGS)
-    assert judge_moves(run, [Moved(name, True, True) for name in NAMES], 1e-3).status == FAILS
+def test_moments_that_are_all_zero_are_no_good_updates(run) -> None:
+    moves = [Moved(name, True, True, 0, 1.0, torch.zeros(2, 3)) for name in NAMES]
+    assert judge_moves(run, SETTINGS, RATES, moves).status == FAILS
 
 
 def test_another_optimizer_is_none_whose_updates_are_known(run, ranks, tmp_path) -> None:
