@@ -33,7 +33,7 @@ cases = [("base", "full", False), ("base", "none", False), ("untied", "full", Tr
 for name, strategy, offload in cases:
     path = str(folder / name)
     model = build_on_meta(read_model_config(path))
-    shard_model(model, ranks, strategy, offload=offload)
+    shard_model(model, ranks, strategy, cpu_offload=offload)
     load_weights(model, path, ranks.device)
     model.train()
     tokenizer = load_tokenizer(path)
