@@ -32,6 +32,10 @@ _EXPENSIVE = (
 )
 
 
+# Models with dropout are refused, so there is no random state to restore for the second forward.
+_checkpoint = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
 def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     """Checkpoint each of `layers`, in place.
 
@@ -43,13 +47,11 @@ def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
     """
     if mode == "none":
         return
-    # Models with dropout are refused, so there is no random state to restore for the second forward.
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     keep = functools.partial(create_selective_checkpoint_contexts, _keep_expensive) if mode == "selective" else None
     for layer in layers:
         context = functools.partial(_keep_choice, keep) if _has_router(layer) else keep
         kept = {"context_fn": context} if context else {}
-        layer.forward = functools.partial(checkpoint, layer.forward, **options, **kept)
+        layer.forward = functools.partial(_checkpoint, layer.forward, **kept)
 
 
 def _has_router(layer: nn.Module) -> bool:
@@ -114,8 +116,7 @@ def tile_mlps(layers: list[nn.Module], tiles: int) -> None:
 def _in_tiles(
     forward: Callable, tiles: int, kept: dict[str, Any], hidden: torch.Tensor
 ) -> torch.Tensor | tuple[torch.Tensor, None]:
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, **kept}
-    parts = [checkpoint(forward, part, **options) for part in hidden.chunk(tiles, 1)]
+    parts = [_checkpoint(forward, part, **kept) for part in hidden.chunk(tiles, 1)]
     if isinstance(parts[0], tuple):  # gpt-oss returns the weights of the chosen experts too, which no layer reads
         return torch.cat([part for part, _ in parts], 1), None
     return torch.cat(parts, 1)

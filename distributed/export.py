@@ -9,12 +9,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from common.durable_files import publish, start_directory
 from common.errors import UserError
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, read_on_first
+from distributed.sharding import whole
 
 Merge = Callable[[str, torch.Tensor], torch.Tensor]  # (name, whole value) -> what is written in its place; a collective
 StoredForm = Callable[[str, torch.Tensor], dict[str, torch.Tensor]]  # a parameter -> the tensors of the files, by name
@@ -36,27 +36,23 @@ def export_model(
     many rows. merge: `model.language_model.merged`. `write_rest(folder)` adds configuration and tokenizer
     on rank 0. form: `model.language_model.stored_form`. Raises UserError if it cannot be written.
     """
-    size = sum(_unpadded_shape(p).numel() for p in parameters.values()) * dtype.itemsize
-    check_free_space(directory.parent, size, ranks, "the export")
+    shapes = {name: _unpadded_shape(parameter) for name, parameter in parameters.items()}
+    sizes = {name: shape.numel() * dtype.itemsize for name, shape in shapes.items()}
+    check_free_space(directory.parent, sum(sizes.values()), ranks, "the export")
     temporary = read_on_first(lambda: start_directory(directory), ranks)
-    groups = files_of(
-        {name: _unpadded_shape(p).numel() * dtype.itemsize for name, p in parameters.items()}, max_file_bytes
-    )
     written = {}
-    for file, names in groups.items():
+    for file, names in files_of(sizes, max_file_bytes).items():
         tensors: dict[str, torch.Tensor] = {}
         for name in names:
-            whole = parameters[name].detach()
-            whole = merge(name, whole.full_tensor() if isinstance(whole, DTensor) else whole)
+            value = merge(name, whole(parameters[name]))
             if ranks.rank == 0:
-                shape = _unpadded_shape(parameters[name])
-                whole = whole if whole.shape == shape else whole[: shape[0]]
-                tensors |= form(name, whole.to("cpu", dtype).contiguous())
+                value = value[: shapes[name][0]] if shapes[name] else value
+                tensors |= form(name, value.to("cpu", dtype).contiguous())
         written[file] = list(tensors)
         read_on_first(functools.partial(write_file, tensors, temporary / file), ranks)
 
     def complete() -> None:
-        write_index(temporary, written, size)
+        write_index(temporary, written, sum(sizes.values()))
         write_rest(temporary)
         publish(directory)  # fsyncs every file before the rename
 

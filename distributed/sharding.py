@@ -298,6 +298,12 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor, detached; of a sharded one by a collective."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def flat_parts(parameter: torch.Tensor, size: int) -> Iterator[tuple[slice, int]]:
     """Parts of at most `size` elements of this rank's flattened shard, none on a rank without elements.
 

@@ -54,9 +54,9 @@ from distributed.gradients import gradient_of
 from distributed.low_memory import CHUNK
 from distributed.process_group import Ranks, StopSignal, agree_any, barrier, read_on_first
 from distributed.rounding import Noise, stochastic_round_
-from distributed.sharding import before_micro_batch, flat_parts, local, local_shard, reshard, sum_over_shards
+from distributed.sharding import before_micro_batch, flat_parts, local, local_shard, reshard, sum_over_shards, whole
 from model.architectures import has_experts
-from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names, whole
+from model.language_model import PackedLanguageModel, trained_parameters, vocabulary_names
 from model.loss import TokenLosses, chunked, negative_log_likelihood
 
 REPORT_EVERY = 30.0  # seconds

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from data.batches import MicroBatch
 from distributed.export import Merge, StoredForm
-from distributed.sharding import local_shard
+from distributed.sharding import local_shard, whole
 from model import packed_attention
 from model.architectures import has_experts, head_settings
 from model.loss import lend_weight
@@ -252,12 +251,6 @@ def merged(model: PackedLanguageModel) -> Merge:
 def new_rows_of(name: str) -> str:
     """The name of the parameter that has the trained rows of new tokens beside the frozen embedding or head `name`."""
     return name.removesuffix("weight") + NEW_ROWS
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, detached; of a sharded one by a collective."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -27,10 +27,10 @@ from common.random_bits import hash64, hash64_tensor
 from configs.config import LoRA
 from distributed.export import write_file
 from distributed.process_group import Ranks, read_on_first
-from distributed.sharding import flat_parts, local
+from distributed.sharding import flat_parts, local, whole
 from model.architectures import NEW_TOKENS, first_new_row
 from model.fingerprint import fingerprint_of_sums
-from model.language_model import ADAPTER, NEW_ROWS, PackedLanguageModel, new_rows_of, trained_parameters, whole
+from model.language_model import ADAPTER, NEW_ROWS, PackedLanguageModel, new_rows_of, trained_parameters
 from model.weight_files import hash_weights
 from model.weights import Weights, tensors_of_checkpoint
 

@@ -53,7 +53,6 @@ LONGEST = (
     "distributed/test_survival.py",
     "rehearsal/test_pretended_gpu.py",
     "distributed/test_watch.py",
-    "distributed/test_spread.py",
     "scripts/test_plan.py",
     "model/test_compile.py",
     "distributed/test_context.py",

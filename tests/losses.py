@@ -1,9 +1,12 @@
-"""The sum of losses of a micro-batch as train.py computes it, and a head made of a plain weight."""
+"""The sum of losses of a micro-batch as train.py computes it and as transformers does, and a head made of a plain weight."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from model.language_model import PackedLanguageModel
 from model.loss import HeadSettings, LossSums, chunked, negative_log_likelihood
@@ -12,6 +15,31 @@ from model.loss import HeadSettings, LossSums, chunked, negative_log_likelihood
 def loss_of(model: PackedLanguageModel, batch, loss_sums: LossSums | None = None) -> torch.Tensor:
     """The sum of -log p over the targets of `batch`."""
     return chunked(model.head, model(batch), batch, negative_log_likelihood, loss_sums)
+
+
+def eager(
+    path: str | Path, ids: list, weights: list, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: str
+) -> tuple[PreTrainedModel, torch.Tensor]:
+    """(transformers' model with eager attention, the sum of weight x -log p over all targets, each document alone).
+
+    ids, weights: of each document, as numpy arrays. options: of `from_pretrained`.
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager", **options).to(device)
+    total = torch.zeros((), device=device)
+    for tokens, factors in zip(ids, weights, strict=True):
+        tokens, factors = (torch.from_numpy(one).to(device) for one in (tokens, factors))
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float()
+        total = total + (factors[1:] * F.cross_entropy(logits, tokens[1:], reduction="none")).sum()
+    return model, total
+
+
+def assert_same_gradients(ours: nn.Module, theirs: nn.Module, floor: float = 1.0) -> None:
+    """Within 1e-5 of each tensor's largest, or of `floor` if that is more."""
+    expected, found = dict(theirs.named_parameters()), dict(ours.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, parameter in found.items():
+        scale = max(floor, expected[name].grad.abs().max().item())
+        assert (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * scale, name
 
 
 def head_of(weight: torch.Tensor, settings: HeadSettings | None = None) -> nn.Module:

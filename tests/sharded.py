@@ -9,13 +9,10 @@ from model.language_model import PackedLanguageModel
 
 
 def shard_model(
-    model: PackedLanguageModel,
-    ranks: Ranks,
-    strategy: str = "full",
-    shard_size: int | None = None,
-    offload: bool = False,
+    model: PackedLanguageModel, ranks: Ranks, strategy: str = "full", settings: Model | None = None, **options: object
 ) -> None:
-    sharding = Sharding(strategy=strategy, shard_size=shard_size, cpu_offload=offload)
+    """options: further ones of `Sharding`."""
+    sharding = Sharding(strategy=strategy, **options)  # pyright: ignore[reportArgumentType]
     mesh = make_mesh(ranks.device.type, ranks.world_size, ranks.world_size, sharding)
     units = model.extra_fsdp_units()
-    parallelize(model, decoder_layers(model), units, mesh, torch.float32, Model(path=""), sharding)
+    parallelize(model, decoder_layers(model), units, mesh, torch.float32, settings or Model(path=""), sharding)

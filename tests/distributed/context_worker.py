@@ -19,15 +19,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from configs.config import Model, Sharding
+from configs.config import Model
 from data.batches import MicroBatch, collate
 from data.dealing import Deal
 from distributed.process_group import Ranks, barrier, process_group
-from distributed.sharding import decoder_layers, make_mesh, parallelize
+from distributed.sharding import whole
 from model.architectures import read_model_config
-from model.language_model import PackedLanguageModel, build_on_meta, load_weights, whole
+from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.loss import chunked, negative_log_likelihood
 from tests.in_memory import InMemory
+from tests.sharded import shard_model
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 # Micro-batches of documents, in tokens: 195 need filling, and in the second a document spans all ranks.
@@ -36,23 +37,13 @@ MICRO_BATCHES = ((0, 1, 2, 3, 4), (5, 6, 7))
 MINUTES = 7.0  # of run.timeout_minutes
 
 
-def documents(seed: int) -> InMemory:
-    rng = np.random.default_rng(seed)
+def documents() -> InMemory:
+    rng = np.random.default_rng(0)
     ids = [rng.integers(0, 259, n) for n in LENGTHS]
     weights = [(rng.random(n) < 0.6).astype(np.float32) * rng.choice([0.5, 1.0, 2.0], n) for n in LENGTHS]
     for one in weights:
         one[0], one[-1] = 0, 1
     return InMemory(ids, weights)
-
-
-def sharded(path: Path, ranks: Ranks, settings: Model, strategy: str) -> PackedLanguageModel:
-    model = build_on_meta(read_model_config(str(path)))
-    sharding = Sharding(strategy=strategy, shard_size=max(1, ranks.world_size // 2), context=ranks.world_size)
-    mesh = make_mesh("cpu", ranks.world_size, ranks.world_size, sharding)
-    layers, dtype = decoder_layers(model), torch.float32
-    parallelize(model, layers, model.extra_fsdp_units(), mesh, dtype, settings, sharding)
-    load_weights(model, str(path), ranks.device)
-    return model
 
 
 def losses(model: PackedLanguageModel, batches: list[MicroBatch]) -> torch.Tensor:
@@ -65,18 +56,19 @@ def losses(model: PackedLanguageModel, batches: list[MicroBatch]) -> torch.Tenso
     return torch.stack(found).sum()
 
 
-def compare(path: Path, ranks: Ranks, settings: Model, strategy: str = "full") -> dict:
+def compare(path: Path, ranks: Ranks, settings: Model | None = None, strategy: str = "full") -> dict:
     """Loss and gradients of the group against those of this rank alone."""
-    made = documents(0)
+    made = documents()
     whole_batches = [collate(items, made) for items in MICRO_BATCHES]
-    alone = build_on_meta(read_model_config(str(path)))
-    load_weights(alone, str(path), ranks.device)
+    alone, model = (build_on_meta(read_model_config(str(path))) for _ in range(2))
+    groups = {"shard_size": max(1, ranks.world_size // 2), "context": ranks.world_size}
+    shard_model(model, ranks, strategy, settings, **groups)
+    for one in (alone, model):
+        load_weights(one, str(path), ranks.device)
     expected = losses(alone, whole_batches).item()
 
     deal = Deal(((MICRO_BATCHES[0],), (MICRO_BATCHES[1],)), np.ones((2, 1)), ranks.world_size)
     parts = [deal.part_of_rank(batch, ranks.rank) for batch in whole_batches]
-    model = sharded(path, ranks, settings, strategy)
-    minutes = timeouts(model)
     loss = losses(model, parts)
     dist.all_reduce(loss)
     worst = (0.0, "")
@@ -89,7 +81,7 @@ def compare(path: Path, ranks: Ranks, settings: Model, strategy: str = "full") -
         "gradient": worst[0],
         "tensor": worst[1],
         "isolation": isolation(model, ranks) if strategy == "full" else {},
-        "timeouts": minutes,
+        "timeouts": timeouts(model),
     }
 
 
@@ -140,10 +132,10 @@ def main() -> None:
             if ranks.rank == 0 and not path.exists():
                 write_tiny_model(path, family=family, tied=False)
             barrier(ranks)
-            results[family] = compare(path, ranks, Model(path=""))
+            results[family] = compare(path, ranks)
         tiled = Model(path="", mlp_tiles=3, activation_checkpointing="full")
         results["tiled hybrid"] = compare(folder / families[0], ranks, tiled, "hybrid")
-        results["none"] = compare(folder / families[0], ranks, Model(path=""), "none")
+        results["none"] = compare(folder / families[0], ranks, strategy="none")
         if ranks.rank == 0:
             (folder / f"{ranks.world_size}.json").write_text(json.dumps(results))
             for name, found in results.items():

@@ -121,3 +121,12 @@ def relative_difference(a: dict[int, dict], b: dict[int, dict], key: str) -> flo
     """The largest relative difference between two curves over all steps."""
     assert a.keys() == b.keys()
     return max(abs(a[step][key] - b[step][key]) / abs(a[step][key]) for step in a)
+
+
+def assert_same_update(
+    run: Path, reference: Path, limit: float = 1e-5, keys: tuple[str, ...] = ("train/loss", "train/grad_norm")
+) -> None:
+    """The same steps with the same curves, relative to `limit`, and the same exported weights. 0: to the bit."""
+    for key in keys:
+        assert relative_difference(rows(reference, key), rows(run, key), key) <= limit, (run.name, key)
+    assert largest_difference(weights(reference), weights(run)) <= limit, run.name

@@ -10,8 +10,7 @@ import torch
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Optimizer
-from distributed import checkpoint_directory
-from distributed.checkpoint import Saver, no_record
+from distributed.checkpoint import Saver, load_parameters, no_record
 from distributed.checkpoint_directory import (
     check_whole,
     complete_checkpoints,
@@ -27,8 +26,8 @@ from distributed.optimizer import adamw
 from distributed.process_group import Ranks
 
 
-def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
-    weight = torch.nn.Parameter(torch.full((5000,), value))
+def weight_and_optimizer(value: float, size: int = 5000) -> tuple[dict, torch.optim.Optimizer]:
+    weight = torch.nn.Parameter(torch.full((size,), value))
     return {"weight": weight}, adamw({"weight": weight}, Optimizer(1.0), seed=0)
 
 
@@ -55,6 +54,7 @@ def test_the_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
     assert manifest["state"] == {"step": 3, "best_loss": 0.1}
     assert sorted(manifest["files"]) == [".metadata", "__0_0.distcp"]
     assert all((checkpoint / name).stat().st_size == entry["size"] for name, entry in manifest["files"].items())
+    (checkpoint / "notes.txt").write_text("a file of somebody else does no harm")
     check_whole(checkpoint, ranks)
     entries = []
     replace_state(checkpoint, {"step": 3, "best_loss": 0.05}, lambda kind, **entry: entries.append(entry), step=3)
@@ -187,8 +187,7 @@ def test_bad_checkpoints_are_set_aside_and_the_run_continues_from_the_good_one(t
         "step-000001.bad",
         "step-000002.bad",
     ]  # continue from the base model
-    assert latest_checkpoint(tmp_path) is None
-    assert checkpoint_directory.complete_checkpoints(tmp_path) == []
+    assert latest_checkpoint(tmp_path) is None and complete_checkpoints(tmp_path) == []
 
 
 def test_a_kill_while_all_checkpoints_are_set_aside_leaves_the_older_ones(tmp_path, ranks, monkeypatch) -> None:
@@ -206,3 +205,18 @@ def test_a_kill_while_all_checkpoints_are_set_aside_leaves_the_older_ones(tmp_pa
         with pytest.raises(KeyboardInterrupt):
             set_aside_after(tmp_path, 0, no_record, "NaN")
     assert latest_checkpoint(tmp_path).name == "step-000001"  # from which the run comes here again
+
+
+def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks) -> None:
+    checkpoint = tmp_path / "step-000001"
+    save(tmp_path, ranks, 1)
+    with pytest.raises(
+        UserError, match=r"model.weight has shape \(5000,\), now \(4,\); resume with the model, vocabulary"
+    ):
+        Saver(tmp_path, *weight_and_optimizer(1.0, 4), ranks).load(checkpoint)
+    parameters, _ = weight_and_optimizer(1.0)
+    with pytest.raises(UserError, match="does not fit this run: it has no model.other; "):
+        load_parameters(checkpoint, {"other": parameters["weight"]}, ranks)
+    (checkpoint / ".metadata").unlink()
+    with pytest.raises(UserError, match="metadata is missing; the hint"):
+        load_parameters(checkpoint, parameters, ranks, "the hint")

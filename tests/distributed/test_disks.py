@@ -16,11 +16,6 @@ GIB = 2**30
 HOST = socket.gethostname()
 
 
-def set_free(monkeypatch, free: float) -> None:
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(free)))
-
-
 def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(disks, "gather_objects", lambda value, ranks: [None, value])
     file, first_of_node = tmp_path / "token", dataclasses.replace(ranks, rank=1)
@@ -36,46 +31,47 @@ def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, m
     check_shared(file, "text", first_of_node)
 
 
-def test_the_fullest_node_decides_and_is_named(tmp_path, ranks, monkeypatch) -> None:
+@pytest.fixture
+def disk(monkeypatch) -> dict:
+    """`free`: GiB of the disk. `asked`: the paths whose disk was looked at."""
+    found, usage = {"free": 3.0, "asked": []}, shutil.disk_usage("/")
+
+    def disk_usage(path: Path) -> object:
+        found["asked"].append(Path(path))
+        return usage._replace(free=int(found["free"] * GIB))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    return found
+
+
+def test_the_fullest_node_decides_and_is_named(tmp_path, ranks, monkeypatch, disk) -> None:
     gather = disks.gather_objects
     monkeypatch.setattr(disks, "gather_objects", lambda value, ranks: [*gather(value, ranks), (8 * GIB, "other")])
-    set_free(monkeypatch, 3 * GIB)
     check_free_space(tmp_path, 3 * GIB, ranks, "the export")
-    with pytest.raises(
-        UserError, match=f"the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free 1.0 GiB, or"
-    ):
+    words = f"the export needs 4.0 GiB, but the disk of host {HOST} has 3.0 GiB free; free 1.0 GiB, or"
+    with pytest.raises(UserError, match=words):
         check_free_space(tmp_path, 4 * GIB, ranks, "the export")
-    line = check_room_for_run(tmp_path / "not" / "yet", GIB, GIB, 2, ranks)
-    assert line.startswith(
-        "warning: 2 checkpoints (run.keep_last), the best one, one being written (1.0 GiB each) and the export "
-    )
-    assert "need 4.0 GiB more" in line and f"the disk of host {HOST} has 3.0 GiB free" in line
+
+
+def test_free_space_is_looked_up_where_the_directory_will_be_and_nothing_is_created(
+    tmp_path, ranks, monkeypatch, disk
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_free_space(tmp_path / "a" / "b", 3 * GIB, ranks, "the export")
+    check_free_space(Path("runs/relative"), 1, ranks, "the export")
+    assert disk["asked"] == [tmp_path, tmp_path] and not list(tmp_path.iterdir())
 
     def stale(path: object) -> object:
         raise OSError(116, "Stale file handle")
 
     monkeypatch.setattr(shutil, "disk_usage", stale)
-    with pytest.raises(
-        UserError, match=f"on host {HOST}: Stale file handle; set run.directory to a disk that can be read"
-    ):
+    words = f"on host {HOST}: Stale file handle; set run.directory to a disk that can be read"
+    with pytest.raises(UserError, match=words):
         check_free_space(tmp_path, 1, ranks, "the export")
 
 
-def test_free_space_is_looked_up_where_the_directory_will_be_and_nothing_is_created(
-    tmp_path, ranks, monkeypatch
-) -> None:
-    seen, usage = [], shutil.disk_usage
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: seen.append(Path(path)) or usage(path)._replace(free=GIB))
-    check_free_space(tmp_path / "a" / "b", GIB, ranks, "the export")
-    with pytest.raises(UserError, match=r"a/b: the export needs 1.5 GiB, but the disk has 1.0 GiB free"):
-        check_free_space(tmp_path / "a" / "b", 3 * 2**29, ranks, "the export")
-    monkeypatch.chdir(tmp_path)
-    check_free_space(Path("runs/relative"), 1, ranks, "the export")
-    assert seen == [tmp_path, tmp_path, tmp_path] and not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
-    ("existing", "free", "problem"),
+    "existing, free, problem",
     [
         (0, 2.0, None),  # the first checkpoint, and the second beside it
         (0, 1.9, "free 102 MiB, or set run.directory"),
@@ -84,13 +80,13 @@ def test_free_space_is_looked_up_where_the_directory_will_be_and_nothing_is_crea
     ],
 )
 def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
-    tmp_path, ranks, monkeypatch, existing, free, problem
+    tmp_path, ranks, disk, existing, free, problem
 ) -> None:
     for number in range(existing):
         (tmp_path / "checkpoints" / f"step-{number}").mkdir(parents=True)
         with (tmp_path / "checkpoints" / f"step-{number}" / "data").open("wb") as file:
             file.truncate(GIB)
-    set_free(monkeypatch, free * GIB)
+    disk["free"] = free
     if problem is None:
         check_room_for_run(tmp_path, GIB, 0, 1, ranks)
     else:
@@ -98,23 +94,23 @@ def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
             check_room_for_run(tmp_path, GIB, 0, 1, ranks)
 
 
-def test_a_warning_counts_kept_and_best_checkpoints_a_new_one_and_the_export(tmp_path, ranks, monkeypatch) -> None:
-    set_free(monkeypatch, 4 * GIB)
+def test_a_warning_counts_kept_and_best_checkpoints_a_new_one_and_the_export(tmp_path, ranks, disk) -> None:
+    disk["free"] = 4.0
     fits = check_room_for_run(tmp_path, GIB, GIB // 2, 2, ranks)  # 2 kept, the best and a new one
     assert fits == "a save writes 1.0 GiB; the disk has 4.0 GiB free"
     line = check_room_for_run(tmp_path, GIB, GIB // 2, 3, ranks)
-    assert "3 checkpoints (run.keep_last), the best one" in line and "(512 MiB) need 5.0 GiB more" in line
-    line = check_room_for_run(tmp_path, GIB, 2 * GIB, 2, ranks)  # the export is larger than a new checkpoint
-    assert "need 5.0 GiB more" in line and "the disk has 4.0 GiB free" in line
+    assert line.startswith(
+        "warning: 3 checkpoints (run.keep_last), the best one, one being written (1.0 GiB each) and "
+    )
+    assert "(512 MiB) need 5.0 GiB more" in line and "the disk has 4.0 GiB free" in line
+    assert "need 5.0 GiB more" in check_room_for_run(tmp_path, GIB, 2 * GIB, 2, ranks)  # a large export
 
 
 def test_torchruns_grace_is_read_from_its_own_variables(monkeypatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PET_SHUTDOWN_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
     assert torchrun_grace() is None
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert torchrun_grace() == 30.0
-    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "90")
-    assert torchrun_grace() == 90.0
-    monkeypatch.setenv("PET_SHUTDOWN_TIMEOUT", "120")
-    assert torchrun_grace() == 120.0
+    grace = {"TORCHELASTIC_RUN_ID": 30.0, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": 90.0, "PET_SHUTDOWN_TIMEOUT": 120.0}
+    for name, seconds in grace.items():
+        monkeypatch.setenv(name, f"{seconds:.0f}")
+        assert torchrun_grace() == seconds

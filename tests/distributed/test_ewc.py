@@ -1,150 +1,191 @@
-"""EWC on 1 and 2 gloo processes: the Fisher diagonal and the gradient do not depend on how the model is sharded.
+"""train.py with EWC on 1 and 2 gloo processes: the Fisher diagonal and the penalty's gradient, sharding, stop and resume.
 
-Also covered: an evaluation that leaves the parameters gathered, a Fisher diagonal read by another number of ranks, and a
-stop by a signal. tests/model/ewc/test_fisher.py compares the estimators with their definitions.
+A run keeps its Fisher diagonal and reference in runs/NAME/ewc. The plant `note_penalty` writes, whole, the weights and what was their
+gradient before and after the penalty in step 2, where the weights have moved. tests/model/ewc/test_fisher.py compares the
+estimators with their definitions.
 """
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.launch import ENVIRONMENT
-from tests.processes import run_ranks
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.distributed.launch import largest_difference, launch, rows, run_of, weights, workplace
+from tests.tiny import write_chat_file
 
+STRENGTH = 100.0
+NOTED = ("r1", "r2", "r2-none", "r2-grad-op", "r2-offload", "r2-reused", "r1-bf16", "r2-bf16")
+BF16 = ("optimizer.memory=12N", "ewc.dtype=bf16", "ewc.estimator=empirical", "optimizer.max_steps=2")
+EMPIRICAL = ("ewc.estimator=empirical", "optimizer.max_steps=1")
 pytestmark = pytest.mark.slow
-WORKER = Path(__file__).with_name("ewc_worker.py")
-EVALUATED = {"strategy": "grad_op", "evaluate_before": True, "evaluate": True, "train": True}
-BF16 = {"dtype": "bfloat16", "train": True, "ewc": {"dtype": "bf16", "estimator": "empirical", "strength": 1e4}}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tied model with an even vocabulary, and an untied one with biases and 391 rows, which do not divide by 2 ranks."""
-    folder = tmp_path_factory.mktemp("ewc")
-    write_tiny_model(folder / "model")
-    write_tiny_model(folder / "odd", family="qwen2", tied=False, vocab_size=391)
+    """An untied model with biases and 391 rows, which do not divide by 2 ranks. test_survival.py has EWC on a tied one."""
+    more = f'ewc=EWC(strength={STRENGTH}, data=(here + "/old.jsonl",), documents=8),'
+    folder = workplace(
+        tmp_path_factory.mktemp("ewc"),
+        10,
+        model={"family": "qwen2", "tied": False, "vocab_size": 391, "layers": 1},
+        rate=2e-3,
+        optimizer="epochs=1, max_grad_norm=1.0",
+        run="save_every=2",
+        more=more,
+    )
     write_chat_file(folder / "old.jsonl", 12, seed=5)
+    # The same weights with other RoPE frequencies, which only config.json shows.
+    shutil.copytree(folder / "model", folder / "other_rope")
+    config = json.loads((folder / "other_rope" / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] *= 2
+    (folder / "other_rope" / "config.json").write_text(json.dumps(config))
     return folder
 
 
-def launch(folder: Path, world_size: int, cases: dict[str, dict]) -> Path:
-    common = {"model": str(folder / "model"), "data": str(folder / "old.jsonl")}
-    plan = folder / f"{world_size}-{next(iter(cases))}.json"
-    plan.write_text(json.dumps([common | {"folder": str(folder / name)} | case for name, case in cases.items()]))
-    done = run_ranks(world_size, WORKER, plan, **ENVIRONMENT)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-12000:-3000]
-    return folder
-
-
-EMPIRICAL = {"ewc": {"estimator": "empirical"}}
-
-
 @pytest.fixture(scope="module")
-def one(folder) -> Path:
-    odd = {"model": str(folder / "odd")}
-    cases = {
-        "r1-model": {"train": True},
-        "r1-model-alone": {"packing": False},
-        "r1-empirical": EMPIRICAL,
-        "r1-odd": odd | {"train": True},
-        "r1-bf16": BF16,
-    }
-    return launch(folder, 1, cases)
+def runs(folder) -> Path:
+    def run(name: str, *overrides: str, **options) -> dict:
+        plant = "note_penalty" if name in NOTED else None
+        return run_of(folder, name, *overrides, **{"plant": plant} | options)
+
+    validated = ("run.eval_general=True", f"data.validation={folder / 'old.jsonl'}")
+    one = [
+        run("r1", *validated),
+        run("r1-packed", "data.packing=True", "optimizer.max_steps=1"),
+        run("r1-empirical", *EMPIRICAL),
+        run("r1-bf16", *BF16),
+    ]
+    launch(folder, "one", 1, one)
+    two = [
+        run("r2", *validated),
+        # grad_op leaves the parameters gathered after an evaluation; here there is one before each step.
+        run("r2-grad-op", *validated[1:], "sharding.strategy=grad_op", "run.eval_every=1"),
+        run("r2-none", "sharding.strategy=none"),
+        run("r2-offload", "sharding.cpu_offload=True"),
+        run("r2-empirical-packed", *EMPIRICAL, "data.packing=True"),
+        run("r2-reused", "ewc.data=", f"ewc.fisher={folder}/runs/r1/ewc"),  # what 1 rank has saved
+        run("r2-bf16", *BF16),
+        run("r2-mean", "optimizer.max_steps=1", plant="fsdp_division_on"),
+        run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl"),  # not even its data is read
+        # The estimate takes 4 forwards, then each step takes 2.
+        run("stopped", plant="signal_at_micro_batch:7"),
+        run("stopped-early", plant="signal_at_micro_batch:2"),
+        run("stopped", "ewc.strength=50", expect=2),
+        run("stopped", f"model.path={folder / 'other_rope'}", expect=2),
+        run("stopped", "run.eval_general=True"),  # the base is model.path, not the checkpoint
+        run("stopped-early", plant=f"first:assert not Path('{folder}/runs/stopped-early/ewc').exists()"),
+    ]
+    output = launch(folder, "two", 2, two)
+    assert "ewc.strength=100.0, now it is 50.0" in output
+    rope = r"was made with rope_parameters of config.json=.*'rope_theta': 10000.*now it is .*20000"
+    assert re.search(rope, output)
+    return folder / "runs"
 
 
-@pytest.fixture(scope="module")
-def two(folder, one) -> Path:
-    """`r2-odd-reused` reads the Fisher diagonal that 1 rank saved, `r2-again` the one of `r2-model`, as a restarted run does."""
-    odd = {"model": str(folder / "odd")}
-    (folder / "r2-again").mkdir()
-    (folder / "r2-again" / "ewc").symlink_to(folder / "r2-model" / "ewc")
-    cases = {
-        "r2-model": {"train": True},
-        "r2-again": {"train": True},
-        "r2-empirical-alone": EMPIRICAL | {"packing": False},
-        "r2-odd-grad-op": odd | EVALUATED,
-        "r2-odd-reused": odd | {"train": True, "ewc": {"data": [], "fisher": str(folder / "r1-odd" / "ewc")}},
-        "r2-none": {"strategy": "none", "train": True},
-        "r2-offload": odd | {"cpu_offload": True, "train": True},
-        "r2-bf16": BF16,
-        "r2-mean": {"mean": True},
-        "r2-stopped": {"stop_after": 3, "packing": False},
-    }
-    return launch(folder, 2, cases)
+def anchor(run: Path, kind: str) -> dict[str, torch.Tensor]:
+    """fisher or reference of a run."""
+    return {name: tensor.double() for name, tensor in load_file(run / "ewc" / f"{kind}-00001.safetensors").items()}
 
 
-def part(folder: Path, name: str, kind: str) -> dict[str, torch.Tensor]:
-    tensors = load_file(folder / f"{name}.safetensors")
-    return {n.removeprefix(f"{kind}."): t.double() for n, t in tensors.items() if n.startswith(f"{kind}.")}
+def noted(runs: Path, name: str, kind: str) -> dict[str, torch.Tensor]:
+    tensors = load_file(runs.parent / f"{name}.penalty.safetensors")
+    return {key.removeprefix(f"{kind}."): t.double() for key, t in tensors.items() if key.startswith(f"{kind}.")}
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """The largest relative difference in norm over all tensors."""
     assert a.keys() == b.keys() and len(a) > 10
-    return max(float((a[n] - b[n]).norm() / b[n].norm()) for n in b)
+    return max(float((a[name] - b[name]).norm() / b[name].norm()) for name in b)
+
+
+def squares(tensors: dict[str, torch.Tensor]) -> float:
+    return sum(float(tensor.square().sum()) for tensor in tensors.values())
 
 
 @pytest.mark.parametrize(
     "name, reference",
     [
-        ("r2-model", "r1-model"),
-        ("r1-model-alone", "r1-model"),
-        ("r2-empirical-alone", "r1-empirical"),
-        ("r2-none", "r1-model"),
-        ("r2-odd-grad-op", "r1-odd"),
-        ("r2-offload", "r1-odd"),
+        ("r1-packed", "r1"),
+        ("r2", "r1"),
+        ("r2-none", "r1"),
+        ("r2-grad-op", "r1"),
+        ("r2-offload", "r1"),
+        ("r2-empirical-packed", "r1-empirical"),
     ],
 )
-def test_the_fisher_diagonal_does_not_depend_on_ranks_or_packing(folder, two, name, reference) -> None:
-    assert difference(part(folder, name, "fisher"), part(folder, reference, "fisher")) < 1e-6
+def test_the_fisher_diagonal_does_not_depend_on_ranks_or_packing(runs, name, reference) -> None:
+    assert difference(anchor(runs / name, "fisher"), anchor(runs / reference, "fisher")) < 1e-6
 
 
-def test_fsdp_averaging_is_detected(folder, two) -> None:
-    wrong, right = part(folder, "r2-mean", "fisher"), part(folder, "r1-model", "fisher")
+def test_fsdp_averaging_is_detected(runs) -> None:
+    wrong, right = anchor(runs / "r2-mean", "fisher"), anchor(runs / "r1", "fisher")
     assert difference(wrong, right) == pytest.approx(0.75, abs=1e-4)  # squares of halved gradients: a quarter
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["r1-model", "r2-model", "r2-none", "r2-odd-grad-op", "r2-offload", "r2-odd-reused", "r2-again"],
-)
-def test_the_gradient_is_lambda_times_fisher_times_drift(folder, two, name) -> None:
-    fisher, reference, weight = (part(folder, name, kind) for kind in ("fisher", "reference", "weight"))
-    plain, total = part(folder, name, "plain"), part(folder, name, "grad")
-    pull = {n: 20.0 * fisher[n] * (weight[n] - reference[n]) for n in weight}
-    assert min(float(p.norm() / plain[n].norm()) for n, p in pull.items()) > 1e-4  # large enough to be visible
-    assert difference(total, {n: plain[n] + pull[n] for n in weight}) < 1e-6
-    row = json.loads((folder / f"{name}.json").read_text())
-    assert row["ewc/penalty"] == pytest.approx(
-        sum(float((pull[n] * (weight[n] - reference[n])).sum()) for n in pull) / 2
-    )
-    assert row["ewc/grad_norm"] == pytest.approx(sum(float(p.square().sum()) for p in pull.values()) ** 0.5)
-    assert row["ewc/drift"] == pytest.approx(sum(float((weight[n] - reference[n]).square().sum()) for n in pull) ** 0.5)
-    assert row["norm"] == pytest.approx(sum(float(g.square().sum()) for g in total.values()) ** 0.5)
+@pytest.mark.parametrize("name", NOTED)
+def test_the_gradient_is_lambda_times_fisher_times_drift(runs, name) -> None:
+    fisher, reference = (anchor(runs / name, kind) for kind in ("fisher", "reference"))
+    weight, plain, total = (noted(runs, name, kind) for kind in ("weight", "plain", "total"))
+    drift = {n: weight[n] - reference[n] for n in weight}
+    pull = {n: STRENGTH * fisher[n] * drift[n] for n in weight}
+    expected = {n: plain[n] + pull[n] for n in weight}
+    if name.endswith("bf16"):  # a gradient is rounded, up or down
+        assert all(((total[n] - e).abs() <= 2**-7 * e.abs() + 1e-30).all() for n, e in expected.items())
+        return
+    assert min(float(pull[n].norm() / plain[n].norm()) for n in pull) > 1e-4  # large enough to be visible
+    assert difference(total, expected) < 1e-6
+    row = rows(runs / name)[2]
+    assert row["ewc/penalty"] == pytest.approx(sum(float((pull[n] * drift[n]).sum()) for n in pull) / 2)
+    for curve, tensors in {"ewc/grad_norm": pull, "ewc/drift": drift, "train/grad_norm": total}.items():
+        assert row[curve] == pytest.approx(squares(tensors) ** 0.5)
 
 
-def test_bf16_weights_and_gradients(folder, two) -> None:
-    """The rounding noise does not depend on the number of ranks; the order in which gradients are summed does."""
-    for name in ("r1-bf16", "r2-bf16"):
-        fisher, reference, weight = (part(folder, name, kind) for kind in ("fisher", "reference", "weight"))
-        plain, total = part(folder, name, "plain"), part(folder, name, "grad")
-        for n in weight:
-            expected = plain[n] + 1e4 * fisher[n] * (weight[n] - reference[n])
-            assert ((total[n] - expected).abs() <= 2**-7 * expected.abs() + 1e-30).all()
-    assert difference(part(folder, "r2-bf16", "fisher"), part(folder, "r1-bf16", "fisher")) < 2e-2
+def test_bf16_gradients_are_those_of_one_rank_but_for_the_order_of_sums(runs) -> None:
+    assert difference(anchor(runs / "r2-bf16", "fisher"), anchor(runs / "r1-bf16", "fisher")) < 2e-2
 
 
-def test_a_saved_fisher_diagonal_is_read_and_not_estimated_again(folder, two) -> None:
-    said = {"r2-model": "estimating", "r2-again": "read from", "r2-odd-reused": "reused from"}
-    assert all(words in (folder / f"{name}.log").read_text() for name, words in said.items())
+def test_a_saved_fisher_diagonal_is_read_and_not_estimated_again(folder, runs) -> None:
+    output = (folder / "two.out").read_text()
+    assert f"read from {runs}/stopped/ewc" in output and f"reference reused from {runs}/r1/ewc" in output
     files = ["fisher-00001.safetensors", "reference-00001.safetensors", "settings.json"]
-    assert sorted(p.name for p in (folder / "r2-odd-reused" / "ewc").iterdir()) == files
+    assert sorted(path.name for path in (runs / "r2-reused" / "ewc").iterdir()) == files
 
 
-def test_a_signal_stops_all_ranks_and_leaves_no_files(folder, two) -> None:
-    assert all((folder / f"r2-stopped.stopped{rank}").exists() for rank in range(2))
-    assert not (folder / "r2-stopped" / "ewc").exists()
+def test_the_update_does_not_depend_on_sharding_or_a_stop(runs) -> None:
+    right = weights(runs / "r2")
+    for name, limit in {
+        "r1": 1e-5,
+        "r2-grad-op": 1e-6,
+        "r2-reused": 1e-5,
+        "stopped": 0.0,
+        "stopped-early": 0.0,
+    }.items():
+        assert largest_difference(right, weights(runs / name)) <= limit, name
+    assert largest_difference(right, weights(runs / "r2-zero")) > 1e-3
+
+
+def test_curves(runs) -> None:
+    ours, zero = rows(runs / "r2"), rows(runs / "r2-zero")
+    assert ours[1]["ewc/penalty"] == 0.0 and ours[3]["ewc/penalty"] > ours[2]["ewc/penalty"] > 0.0
+    assert ours[1]["train/loss"] == zero[1]["train/loss"]  # without the penalty
+    for key in ("penalty", "grad_norm", "drift"):
+        for layer in ("", "/layers.00", "/embed_tokens", "/norm"):
+            assert f"ewc/{key}{layer}" in ours[3]
+    assert not any(key.startswith("ewc/") for row in zero.values() for key in row)
+    assert not (runs / "r2-zero" / "ewc").exists()
+    assert json.loads((runs / "r2" / "ewc" / "settings.json").read_text())["made"]["estimator"] == "model"
+
+
+def test_forgetting_is_measured_against_the_base_also_after_a_resume(runs) -> None:
+    before, *_, after = rows(runs / "r2", "forgetting/kl").values()
+    assert before["step"] == 0 and before["forgetting/kl"] < 1e-5 and before["forgetting/agreement"] == 1.0
+    assert after["step"] == 3 and after["forgetting/kl"] > 1e-2 and after["forgetting/agreement"] < 1.0
+    assert after.pop("forgetting/task_kl") > 1e-2  # on the prompts of data.validation, which the stopped run has not
+    assert rows(runs / "stopped", "forgetting/kl")[3] == after
+    alone = rows(runs / "r1", "forgetting/kl")[3]
+    for key in ("forgetting/kl", "forgetting/perplexity_per_byte"):
+        assert alone[key] == pytest.approx(after[key], rel=1e-4)

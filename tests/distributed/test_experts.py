@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from data.tokens import load_tokenizer
-from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights, workplace
+from tests.distributed.launch import assert_same_update, largest_difference, launch, rows, run_of, weights, workplace
 from tests.tiny import encode_one, write_tiny_model
 
 STEPS = 4
@@ -46,9 +46,8 @@ def runs(folder) -> Path:
     balanced = FAMILIES["model"]
     ewc = ("ewc.strength=100", f"ewc.data={folder / 'validation.jsonl'}", "ewc.documents=4")
     for world, also in {
-        1: [run("6N-1", 4, "optimizer.memory=6N"), run("ewc-1", 4, *ewc)],
+        1: [],
         2: [
-            run("6N-2", 1, "optimizer.memory=6N"),
             run("ewc-2", 2, *ewc),
             run("lora", 2, "lora.rank=2", "data.validation="),
             run(
@@ -59,7 +58,6 @@ def runs(folder) -> Path:
             run("model-hybrid", 1, *balanced, "sharding.strategy=hybrid", "sharding.shard_size=2"),
             run("model-shared", 2, *balanced, "sharding.context=2", "model.mlp_tiles=2"),
             run("model-stopped", 1, *balanced),
-            run("6N-4", 1, "optimizer.memory=6N"),
             run("ewc-4", 1, *ewc),
             run("ewc-read", 1, "ewc.strength=100", f"ewc.fisher={folder / 'runs' / 'ewc-2' / 'ewc'}"),
         ],
@@ -78,9 +76,7 @@ def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
     first = rows(one)
     assert len(first) == STEPS and len(others) == (5 if family == "model" else 2)
     for other in others:
-        assert relative_difference(first, rows(other), "train/loss") < 1e-5, other
-        assert relative_difference(first, rows(other), "train/grad_norm") < 1e-5, other
-        assert largest_difference(weights(one), weights(other)) < 1e-5, other
+        assert_same_update(other, one)
         for curve in ("router/largest_share/layers_00", "router/entropy/layers_01"):
             assert {step: row[curve] for step, row in first.items()} == {
                 step: row[curve] for step, row in rows(other).items()
@@ -92,19 +88,14 @@ def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
         assert rows(runs / "lora")[1]["train/loss"] == pytest.approx(first[1]["train/loss"], rel=1e-6)
 
 
-def test_8_bit_moments_of_experts_do_not_depend_on_the_number_of_ranks(runs) -> None:
-    for world in (2, 4):
-        assert relative_difference(rows(runs / "6N-1"), rows(runs / f"6N-{world}"), "train/loss") < 3e-3
-
-
 def test_a_penalty_holds_experts_whatever_ranks_cut_them_and_another_run_reads_its_anchor(folder, runs) -> None:
     """4 ranks, which have parts of experts, also read what 2 ranks have saved of whole ones."""
-    first, *others = (rows(runs / f"ewc-{name}")[STEPS] for name in (1, 2, 4, "read"))
+    first, *others = (rows(runs / f"ewc-{name}")[STEPS] for name in (2, 4, "read"))
     assert first["ewc/penalty"] > 1e-6
     for other in others:
         for curve in ("train/loss", "ewc/penalty", "ewc/drift"):
             assert other[curve] == pytest.approx(first[curve], rel=1e-4), curve
-    fisher = load_file(runs / "ewc-1" / "ewc" / "fisher-00001.safetensors")
+    fisher = load_file(runs / "ewc-2" / "ewc" / "fisher-00001.safetensors")
     assert largest_difference(fisher, load_file(runs / "ewc-4" / "ewc" / "fisher-00001.safetensors")) < 1e-5
 
 

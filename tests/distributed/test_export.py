@@ -1,4 +1,4 @@
-"""Export in several files, and checkpoints on full disks and of other models."""
+"""Export in several files, and a full disk."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
-from configs.config import Optimizer
-from distributed.checkpoint import Saver, load_parameters
+from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import latest_checkpoint
 from distributed.export import export_model
-from distributed.optimizer import adamw
+from tests.distributed.test_checkpoint_directory import weight_and_optimizer
 from tests.tiny import write_tiny_model
 
 
@@ -41,14 +40,8 @@ def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> No
     assert all(4 * sum(t.numel() for t in load_file(out / f).values()) <= 150_000 for f in files)
 
 
-def weight_and_optimizer(size: int) -> tuple[dict, torch.optim.Optimizer]:
-    weight = torch.nn.Parameter(torch.arange(float(size)))
-    settings = Optimizer(1.0)
-    return {"weight": weight}, adamw({"weight": weight}, settings, seed=0)
-
-
 def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monkeypatch) -> None:
-    parameters, optimizer = weight_and_optimizer(2**18)  # 3 MiB: fp32 weights and two moments
+    parameters, optimizer = weight_and_optimizer(1.0, 2**18)  # 3 MiB: fp32 weights and two moments
     saver = Saver(tmp_path / "run", parameters, optimizer, ranks)
     saver.save({"step": 1})
     free = 2 * 2**20
@@ -68,18 +61,3 @@ def test_a_full_disk_is_an_error_and_keeps_what_was_saved(tmp_path, ranks, monke
     free = 2**23
     saver.save({"step": 2})
     assert latest_checkpoint(tmp_path / "run").name == "step-000002"
-
-
-def test_a_checkpoint_that_does_not_match_the_model_is_an_error(tmp_path, ranks) -> None:
-    checkpoint = tmp_path / "step-000001"
-    Saver(tmp_path, *weight_and_optimizer(4), ranks).save({"step": 1})
-    with pytest.raises(
-        UserError, match=r"model.weight has shape \(4,\), now \(5,\); resume with the model, vocabulary"
-    ):
-        Saver(tmp_path, *weight_and_optimizer(5), ranks).load(checkpoint)
-    parameters, _ = weight_and_optimizer(4)
-    with pytest.raises(UserError, match="does not fit this run: it has no model.other; "):
-        load_parameters(checkpoint, {"other": parameters["weight"]}, ranks)
-    (checkpoint / ".metadata").unlink()
-    with pytest.raises(UserError, match="metadata is missing; the hint"):
-        load_parameters(checkpoint, parameters, ranks, "the hint")

@@ -1,51 +1,45 @@
-"""Which steps are skipped as spikes of the gradient norm: as train.py judges them, also across a resume."""
+"""Which steps are skipped as spikes of the gradient norm, as train.py judges them."""
 
 import math
 
 import numpy as np
 
-from distributed.gradients import MIN_HISTORY, WINDOW, is_spike
+from distributed.gradients import WINDOW, is_spike
 
 
-def judge(history: list[float], norms: list[float], limit: float | None = 6.0) -> list[bool]:
-    """Take a step with each norm, as the loop does. Returns whether it was skipped."""
-    skipped = []
-    for norm in norms:
-        skipped.append(not math.isfinite(norm) or is_spike(history, norm, limit))
-        history[:] = [*history, norm][-WINDOW:] if math.isfinite(norm) else history
+def judge(norms: list[float], limit: float | None) -> list[int]:
+    """The steps that are skipped, if the loop takes a step with each norm."""
+    history, skipped = [], []
+    for step, norm in enumerate(norms):
+        if not math.isfinite(norm) or is_spike(history, norm, limit):
+            skipped.append(step)
+        history = [*history, norm][-WINDOW:] if math.isfinite(norm) else history
     return skipped
 
 
 def norms(count: int) -> list[float]:
-    return np.random.default_rng(0).normal(2.0, 0.1, count).astype(np.float32).tolist()
-
-
-def expected_spikes(values: list[float], sigma: float) -> list[bool]:
-    spikes, history = [], []
-    for value in values:
-        window = history[-WINDOW:]
-        spikes.append(len(window) >= MIN_HISTORY and value > np.mean(window) + sigma * np.std(window))
-        history += [value] if math.isfinite(value) else []
-    return [spike or not math.isfinite(value) for spike, value in zip(spikes, values, strict=True)]
-
-
-def with_spikes() -> list[float]:
-    values = norms(400)
-    values[10] = 50.0  # too early: the history is too short
-    values[80] = math.nan
-    values[200], values[201], values[390] = 9.0, 2.7, 4.0
-    return values
+    return np.random.default_rng(0).normal(2.0, 0.1, count).tolist()
 
 
 def test_a_spike_is_told_from_the_history_of_norms() -> None:
-    values, history = with_spikes(), []
-    skipped = judge(history, values)
-    assert skipped == expected_spikes(values, 6.0)
-    assert [i for i, skip in enumerate(skipped) if skip] == [80, 200, 390] and len(history) == WINDOW
-    assert sum(judge([], values, limit=None)) == 1  # only the NaN
+    values = norms(400)
+    values[10] = 50.0  # too early: the history is too short
+    values[80] = math.nan
+    values[200], values[201], values[390] = (
+        9.0,
+        2.7,
+        4.0,
+    )  # the first makes the deviation so large that the second is none
+    assert judge(values, 6.0) == [80, 200, 390]
+    assert judge(values, None) == [80]
 
 
 def test_a_lasting_change_of_the_norm_is_followed() -> None:
-    history = []
-    judge(history, norms(128), 4.0)
-    assert sum(judge(history, [20.0 + n for n in norms(200)], 4.0)) < 20
+    assert len(judge(norms(128) + [20.0 + norm for norm in norms(200)], 4.0)) < 20
+
+
+def test_the_limit_is_a_number_of_standard_deviations() -> None:
+    history = norms(WINDOW)
+    mean, deviation = np.mean(history), np.std(history)
+    assert [is_spike(history, mean + times * deviation, 3.0) for times in (2.99, 3.01)] == [False, True]
+    assert not is_spike([50.0, *history], mean + 2.99 * deviation, 3.0) and is_spike([50.0, *history], 2.5, 3.0)

@@ -25,20 +25,67 @@ HOST = platform.node()
 RESTART = "; start the same command again to continue from the last checkpoint"
 
 
-def end(
-    fault: str, world_size: int = 2, timeout_minutes: float = 1.0, directory: Path | str = ""
-) -> tuple[str, dict[int, int], str]:
-    """(stdout, rank -> pid, stderr without warnings of torch) of a run of watch_worker.py that must fail."""
-    done = run_ranks(world_size, WORKER, fault, timeout_minutes, directory)
-    assert done.returncode
+def end(faults: str, world_size: int = 2, directory: Path | str = "") -> tuple[str, dict[int, int], str]:
+    """(stdout, rank -> pid, stderr without warnings of torch) of faults of watch_worker.py, of which the last must end it."""
+    done = run_ranks(world_size, WORKER, faults, directory)
+    assert done.returncode, done.stdout + done.stderr
     pids = {int(rank): int(pid) for rank, pid in re.findall(r"rank (\d) has pid (\d+)", done.stdout)}
     return done.stdout, pids, "".join(line for line in done.stderr.splitlines(True) if not line.startswith("["))
+
+
+@pytest.fixture(scope="module")
+def together() -> tuple[str, dict[int, int], str]:
+    """The faults after which the ranks can start a new group, and one in which a rank waits forever."""
+    return end("none:1 none:1 none:1 disagree:1 error:1 wait:0.1", world_size=3)
+
+
+@pytest.mark.slow
+def test_one_launch_can_start_several_groups_and_their_threads_end(together) -> None:
+    output, *_ = together
+    assert len(re.findall(r"none: rank \d exits with 0, threads \[\]", output)) == 9
+    threads = re.findall(r"threads (\d+)", output)
+    assert len(threads) == 6 and len(set(threads[1:3])) == 1
+
+
+@pytest.mark.slow
+def test_every_rank_ends_with_the_same_sentence_if_inputs_differ(together) -> None:
+    output, _, errors = together
+    said = [line for line in errors.splitlines() if "differs" in line]
+    assert said == [
+        f"error: rank 1 on host {HOST} differs from rank 0 on host {HOST} in config.optimizer.learning_rate (2e-05 instead of "
+        f"0.0001); rank 2 on host {HOST} differs from rank 0 on host {HOST} in config.optimizer.learning_rate (2e-05 instead of "
+        "0.0001), data.rows (396 instead of 400); give all ranks the same files, config and versions"
+    ]
+    assert output.count("disagree: rank ") == output.count(" exits with 2, ") == 3
+
+
+@pytest.mark.slow
+def test_a_bug_keeps_its_traceback_and_the_others_quote_it(together) -> None:
+    output, pids, errors = together
+    quoted = (
+        f"rank 1 on host {HOST} (pid {pids[1]}) ended (ValueError: a row has no tokens); ranks 0, 2 waited{RESTART}\n"
+    )
+    assert errors.count("ended (ValueError") == 1 and f"error: step 3: {quoted}" in errors
+    assert "Traceback" in errors and "ValueError: a row has no\ntokens" in errors
+    assert all(f"error: rank {rank} exits with {code}," in output for rank, code in enumerate((3, 1, 3)))
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_it_stands(together) -> None:
+    output, _, errors = together
+    (line,) = (line for line in errors.splitlines() if "no progress" in line)
+    assert re.fullmatch(
+        r"error: step 3: no progress for 6 s, though every rank is alive and none is behind: ranks 0, 2 in backward "
+        rf"\(watch_worker.py:\d+\), rank 1 in wait \(threading.py:\d+\){RESTART}",
+        line,
+    ), line
+    assert "wait: rank" not in output
 
 
 @pytest.mark.slow
 def test_a_killed_rank_is_named_by_all_others_once_per_node(tmp_path) -> None:
     prefix = f"{tmp_path}/collectives_rank_"
-    output, pids, errors = end("kill", world_size=3, directory=tmp_path)
+    output, pids, errors = end("kill:1", 3, tmp_path)
     assert re.fullmatch(
         rf"error: step 3: lost rank 1 on host {HOST} \(pid {pids[1]}\), last heard of at [^:]* in \w+ \(\w+.py:\d+\): no "
         rf"heartbeat for 5 s \(killed, crashed, stopped or cut off\); ranks 0, 2 waited{RESTART}; the last collectives of the "
@@ -53,26 +100,8 @@ def test_a_killed_rank_is_named_by_all_others_once_per_node(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_bug_keeps_its_traceback_and_the_others_quote_it() -> None:
-    output, pids, errors = end("error")
-    quoted = f"rank 1 on host {HOST} (pid {pids[1]}) ended (ValueError: a row has no tokens); rank 0 waited{RESTART}\n"
-    assert f"error: step 3: {quoted}" in errors and "rank 0 exits with 3" in output
-    assert "Traceback" in errors and "ValueError: a row has no\ntokens" in errors
-
-
-@pytest.mark.slow
-def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_it_stands() -> None:
-    _, _, errors = end("wait", timeout_minutes=0.1)
-    assert re.fullmatch(
-        r"error: step 3: no progress for 6 s, though every rank is alive and none is behind: rank 0 in backward "
-        rf"\(watch_worker.py:\d+\), rank 1 in wait \(threading.py:\d+\){RESTART}\n",
-        errors,
-    ), errors
-
-
-@pytest.mark.slow
 def test_a_second_signal_ends_a_rank_that_waits_in_a_collective() -> None:
-    output, pids, errors = end("signals")
+    output, pids, errors = end("signals:1")
     assert "rank 0: SIGTERM: stopping; a second signal, two seconds later or more, ends at once\n" in errors
     assert "rank 0: SIGTERM again: ended at once; the last complete checkpoint stays\n" in errors
     assert f"step 3: lost rank 0 on host {HOST} (pid {pids[0]})" in errors
@@ -81,26 +110,17 @@ def test_a_second_signal_ends_a_rank_that_waits_in_a_collective() -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_never_joins_is_named() -> None:
-    output, _, errors = end("never_joins", world_size=3, timeout_minutes=0.1)
+    output, _, errors = end("never_joins:0.1", 3)
     sentence = "error: rank 1 of 3 did not join within 6 s: look for an error in the output of their nodes, and start all nodes"
     assert errors.count(sentence) == 2 and "rank 0 exits with 3" in output and "rank 2 exits with 3" in output
 
 
 @pytest.mark.slow
 def test_ranks_whose_launcher_is_killed_end_themselves() -> None:
-    _, _, errors = end("launcher", world_size=3)
+    _, _, errors = end("launcher:1", 3)
     for rank in range(2):
         assert f"error: step 3: rank {rank} on host {HOST} has lost the store at " in errors, errors
     assert "the launcher of rank 0's node has ended, or the network to it is cut" in errors
-
-
-@pytest.mark.slow
-def test_one_launch_can_start_several_groups_and_their_threads_end() -> None:
-    done = run_ranks(2, WORKER, "groups", 1, "")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("after a group: []") == 6
-    threads = re.findall(r"threads (\d+)", done.stdout)
-    assert len(threads) == 4 and len(set(threads[1:])) == 1
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import sys
@@ -23,11 +24,12 @@ root = Path(__file__).resolve().parents[2]
 sys.path[0] = str(root)
 
 import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor.debug import CommDebugMode
 
 import distributed.checkpoint
 import distributed.sharding
 import eval.forgetting
-import eval.in_step
 import model.flops
 import train
 import training.inputs
@@ -37,15 +39,24 @@ from common.errors import exit_code_of, exit_process
 from data.batches import MicroBatch
 from data.dealing import Deal, Dealer, one_per_token
 from data.sources import Corpus
+from distributed.sharding import whole
 from model.language_model import PackedLanguageModel
 from tests.code_memory import remember_code
 from tests.in_memory import weighted
 
 WEIGHTS = (0.0, 0.25, 1.0, 3.0)
 RANK = int(os.environ.get("RANK", 0))
-
-
 LAST = int(os.environ.get("WORLD_SIZE", 1)) - 1 == RANK
+FORWARD = ("model.language_model:PackedLanguageModel", "forward")
+# Plant -> what the last rank, or every rank, sends itself before which call. Argument: the number of the call.
+SIGNALS = {
+    # One forward before that with this number: the ranks read each other's flags one micro-batch later.
+    "signal_at_micro_batch": (signal.SIGTERM, LAST, *FORWARD, -1),
+    "signal_at_answer": (signal.SIGTERM, LAST, "eval.in_step:Together", "advance", 0),
+    "signal_at_alpha": (signal.SIGTERM, LAST, "training.budget:Line", "go", 0),  # a point on the line of a budget
+    "kill_at_micro_batch": (signal.SIGKILL, True, *FORWARD, 0),
+    "kill_at_alpha": (signal.SIGKILL, True, "training.budget:Line", "go", 0),
+}
 
 
 def note(name: str) -> Path:
@@ -92,7 +103,11 @@ def plant(name: str | None, set_attribute) -> None:
         return
     kind, _, argument = name.partition(":")
     forward = PackedLanguageModel.forward
-    if kind == "first":
+    if kind in SIGNALS:
+        number, is_sender, owner, method, shift = SIGNALS[kind]
+        if is_sender:
+            before_call(int(argument) + shift, pkgutil.resolve_name(owner), method, send(number), set_attribute)
+    elif kind == "first":
         if RANK == 0:  # the others wait for it in their first collective
             exec(argument)
     elif kind == "fsdp_division_on":
@@ -172,15 +187,6 @@ def plant(name: str | None, set_attribute) -> None:
 
         if kind == "weighted_by_count":
             change_batches(by_count, set_attribute)
-    elif kind == "signal_at_micro_batch":
-        # A real SIGTERM to the last rank only, one forward before that with this number: the ranks read each other's flags
-        # one micro-batch later.
-        if LAST:
-            before_call(int(argument) - 1, PackedLanguageModel, "forward", send(signal.SIGTERM), set_attribute)
-    elif kind == "signal_at_answer":
-        # A real SIGTERM to the last rank only, after the forward with this number of generating answers.
-        if LAST:
-            before_call(int(argument), eval.in_step.Together, "advance", send(signal.SIGTERM), set_attribute)
     elif kind == "on_last_rank":
         # Another setting on the last rank, as on a node with other files.
         if LAST:
@@ -189,8 +195,6 @@ def plant(name: str | None, set_attribute) -> None:
         # The clock of this rank's forwards runs at thirty times the speed, and no clock depends on the machine.
         ticks = itertools.count(step=30 if int(argument) == RANK else 1)
         set_attribute(training.observe.Pace, "_now", lambda self: float(next(ticks)))
-    elif kind == "kill_at_micro_batch":
-        before_call(int(argument), PackedLanguageModel, "forward", send(signal.SIGKILL), set_attribute)
     elif kind == "endless_step":
         # From the step with this number on, a step has a million times as many micro-batches: it never ends.
         steps, of_rank = itertools.count(), Deal.of_rank
@@ -244,10 +248,33 @@ def plant(name: str | None, set_attribute) -> None:
 
         set_attribute(train, "gradient_norm", norm_of_different)
         set_attribute(train, "clip_gradients", clip_noted)
+    elif kind == "note_penalty":
+        # What stood around the penalty of step 2, whole: the weights, and their gradients before (`plain`) and after (`total`).
+        from model.ewc import Penalty
+
+        add_gradient = Penalty.add_gradient
+
+        def add_noted(self, step: int, **options) -> None:
+            def note_all(kind: str, tensors: list) -> None:
+                found.update({f"{kind}.{name}": whole(one) for name, one in zip(self.parameters, tensors, strict=True)})
+
+            found, parameters = {}, list(self.parameters.values())
+            if step != 1:
+                return add_gradient(self, step, **options)
+            note_all("weight", parameters)
+            note_all("plain", [parameter.grad.clone() for parameter in parameters])
+            with CommDebugMode() as communicated:
+                add_gradient(self, step, **options)
+            assert communicated.get_total_counts() == 0
+            note_all("total", [parameter.grad for parameter in parameters])
+            if RANK == 0:
+                save_file({name: one.contiguous() for name, one in found.items()}, note("penalty.safetensors"))
+
+        set_attribute(Penalty, "add_gradient", add_noted)
     elif kind == "dropout":
         # Training draws random numbers in every forward, others on every rank.
         def dropped(self, batch: MicroBatch) -> torch.Tensor:
-            return torch.nn.functional.dropout(forward(self, batch), 0.1, self.training)
+            return torch.nn.functional.dropout(forward(self, batch), 0.5, self.training)
 
         set_attribute(PackedLanguageModel, "forward", dropped)
     elif kind == "figures_by_rank":
@@ -266,13 +293,6 @@ def plant(name: str | None, set_attribute) -> None:
         from training import budget
 
         set_attribute(budget, "CERTIFICATE", Path(argument))
-    elif kind in ("kill_at_alpha", "signal_at_alpha"):
-        # At the point with this number on the line of a budget: SIGKILL to every rank, or a SIGTERM to the last one.
-        from training.budget import Line
-
-        if kind == "kill_at_alpha" or LAST:
-            number = signal.SIGKILL if kind == "kill_at_alpha" else signal.SIGTERM
-            before_call(int(argument), Line, "go", send(number), set_attribute)
     elif kind == "kill":
         # SIGKILL in the second save: before the checkpoint is complete ("data"), or after its rename, before `latest`.
         owner = distributed.checkpoint.dcp.FileSystemWriter if argument == "data" else distributed.checkpoint

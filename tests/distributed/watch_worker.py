@@ -1,6 +1,8 @@
-"""One rank of a run that goes wrong in a chosen way, for test_watch.py.
+"""One rank of runs that go wrong in chosen ways, one after the other, for test_watch.py.
 
-torchrun --nproc_per_node=N tests/distributed/watch_worker.py FAULT TIMEOUT_MINUTES DIRECTORY
+torchrun --nproc_per_node=N tests/distributed/watch_worker.py "FAULT:TIMEOUT_MINUTES ..." DIRECTORY
+
+Each fault has a process group of its own. After `kill`, `wait`, `signals` and `launcher` nothing can follow.
 """
 
 import os
@@ -8,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[2]
@@ -20,8 +23,8 @@ from common.errors import exit_code_of, exit_process
 from distributed.agreement import check_agreement
 from distributed.process_group import Ranks, StopSignal, device_line, process_group
 
-FAULT, TIMEOUT_MINUTES = sys.argv[1], float(sys.argv[2])
-DIRECTORY = Path(sys.argv[3]) if sys.argv[3] else None  # of the run
+FAULTS = [(name, float(minutes)) for name, _, minutes in (fault.partition(":") for fault in sys.argv[1].split())]
+DIRECTORY = Path(sys.argv[2]) if sys.argv[2] else None  # of the run
 FAULTY = 1  # the rank that goes wrong, at step 3
 
 
@@ -39,17 +42,17 @@ class SumGradients(torch.autograd.Function):
         return gradient
 
 
-def go_wrong(ranks: Ranks, pids: list[int]) -> None:
-    if FAULT == "kill":
+def go_wrong(fault: str, ranks: Ranks, pids: list[int]) -> None:
+    if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif FAULT == "error":
+    elif fault == "error":
         raise ValueError("a row has no\ntokens")
-    elif FAULT == "wait":  # alive, but it never comes
+    elif fault == "wait":  # alive, but it never comes
         threading.Event().wait()
-    elif FAULT == "launcher":
+    elif fault == "launcher":
         os.kill(int(os.environ["LAUNCHER"]), signal.SIGKILL)
         threading.Event().wait()
-    elif FAULT == "signals":  # the other ranks wait in the collective: two signals end rank 0
+    elif fault == "signals":  # the other ranks wait in the collective: two signals end rank 0
         os.kill(pids[0], signal.SIGTERM)
         dist.recv(torch.zeros(1), src=0, group=ranks.flags)
 
@@ -62,8 +65,8 @@ def second_signal(stop: StopSignal) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def train() -> None:
-    with process_group(TIMEOUT_MINUTES, directory=DIRECTORY) as ranks:
+def train(fault: str, timeout_minutes: float) -> None:
+    with process_group(timeout_minutes, directory=DIRECTORY) as ranks:
         if ranks.rank == 0:
             print(f"threads {threading.active_count()}")
         line = device_line(ranks)
@@ -72,27 +75,27 @@ def train() -> None:
         if ranks.rank == 0:
             print(line)
         print(f"rank {ranks.rank} has pid {os.getpid()}", flush=True)
-        if FAULT == "disagree":
+        if fault == "disagree":
             rate = 1e-4 if ranks.rank < FAULTY else 2e-5
             data = {"train": "12ab" * 8, "rows": 400 if ranks.rank < 2 else 396}
             check_agreement({"config": {"optimizer": {"learning_rate": rate}}, "data": data}, ranks)
         stop = StopSignal(ranks)
-        if FAULT == "signals" and ranks.rank == 0:
+        if fault == "signals" and ranks.rank == 0:
             threading.Thread(target=second_signal, args=(stop,), daemon=True).start()
         weight = torch.ones(4, requires_grad=True)
         for step in range(1, 6):
             ranks.watch.at(f"step {step}")
             stop.agreed()
             if step == 3 and ranks.rank == FAULTY:
-                go_wrong(ranks, pids)
+                go_wrong(fault, ranks, pids)
             SumGradients.apply(weight).sum().backward()
 
 
 def main() -> None:
-    rank = int(os.environ["RANK"])
-    if FAULT == "never_joins" and rank == FAULTY:
+    rank, faults = int(os.environ["RANK"]), [fault for fault, _ in FAULTS]
+    if "never_joins" in faults and rank == FAULTY:
         exit_process(exit_code_of(lambda: exec("raise UserError('a mistake of one rank')")))
-    if FAULT == "launcher":  # the last process stands for the launcher: it holds the store of the other two
+    if "launcher" in faults:  # the last process stands for the launcher: it holds the store of the other two
         given = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         if rank == 2:
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -100,13 +103,15 @@ def main() -> None:
             threading.Event().wait()
         port, launcher = given.get("launcher").decode().split()
         os.environ |= {"MASTER_PORT": port, "LAUNCHER": launcher, "WORLD_SIZE": "2"}
-    if FAULT == "groups":  # several groups in one launch; threads do not add up
-        for _ in range(3):
-            train()
-            ours = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("heartbeat"))
-            print(f"after a group: {ours}", flush=True)
-    code = exit_code_of(train)
-    print(f"rank {rank} exits with {code}", flush=True)
+    code = 0
+    for fault, timeout_minutes in FAULTS:
+        try:
+            code = exit_code_of(lambda fault=fault, minutes=timeout_minutes: train(fault, minutes))
+        except ValueError:
+            traceback.print_exc()
+            code = 1
+        ours = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("heartbeat"))
+        print(f"{fault}: rank {rank} exits with {code}, threads {ours}", flush=True)
     exit_process(code)
 
 

@@ -137,7 +137,7 @@ def measure_in_training() -> dict:
     for name, strategy, offload in cases:
         path = str(folder / name)
         model = build_on_meta(read_model_config(path))
-        shard_model(model, ranks, strategy, offload=offload)
+        shard_model(model, ranks, strategy, cpu_offload=offload)
         load_weights(model, path, ranks.device)
         model.train()
         tokenizer = load_tokenizer(path)

@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
 
 import model.packed_attention
 from data.batches import collate
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, load_for_evaluation, parameter_names
 from tests.in_memory import InMemory
-from tests.losses import loss_of
+from tests.losses import eager, loss_of
 from tests.tiny import FAMILIES, write_tiny_model
 
 SMOLLM2 = Path(__file__).resolve().parents[2] / "artifacts" / "models" / "SmolLM2-135M-Instruct"
@@ -45,12 +43,8 @@ def packed(found: PackedLanguageModel, documents: InMemory, device: str) -> tupl
 
 def eager_gradients(path: str, documents: InMemory, device: str, names: Gradients) -> Gradients:
     """Those of transformers' eager attention in bf16, each document alone."""
-    found = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager").to(device)
-    targets = sum(len(ids) - 1 for ids in documents.ids)
-    for tokens in documents.ids:
-        ids = torch.from_numpy(tokens)[None].to(device)
-        logits = found(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        (F.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets).backward()
+    found, total = eager(path, documents.ids, documents.weights, torch.bfloat16, device)
+    (total / sum(len(ids) - 1 for ids in documents.ids)).backward()
     return {name: p.grad.float().cpu() for name, p in found.named_parameters() if name in names}
 
 

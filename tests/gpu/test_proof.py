@@ -1,12 +1,14 @@
 """The GPU proof without a GPU: what it keeps and prints, and a rehearsal of its speed step."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from common.errors import UserError
 from tests.gpu import proof
+from tests.processes import run_python
 
 
 def test_without_a_gpu_it_says_so(monkeypatch) -> None:
@@ -36,6 +38,14 @@ def test_a_step_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, cap
 
 @pytest.mark.slow
 def test_a_rehearsal_of_the_speed_step(tmp_path, monkeypatch, capsys) -> None:
+    """Its programs are forked. The run is not killed at its last step but one, and ends by itself."""
+
+    def forked(command: list, output: Path, rehearse: bool, until: object = None) -> tuple[bool, str]:
+        done = run_python(*command[1:])
+        output.write_text(done.stdout + done.stderr)
+        return done.returncode == 0, done.stdout.strip().splitlines()[-1]
+
+    monkeypatch.setattr(proof, "run", forked)
     monkeypatch.setattr(sys, "argv", ["gpu_proof", "--rehearse", "--only", "speed-12N", "--out", str(tmp_path)])
     code, printed = proof.main(), capsys.readouterr().out
     assert code == 0, printed

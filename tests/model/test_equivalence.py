@@ -16,7 +16,7 @@ from model.architectures import SUPPORTED, check_supported, has_experts, read_mo
 from model.language_model import build_on_meta, load_weights, num_parameters
 from model.loss import HeadSettings, visit_logits
 from tests.in_memory import InMemory
-from tests.losses import loss_of, loss_sum
+from tests.losses import assert_same_gradients, eager, loss_of, loss_sum
 from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 
 ALL = FAMILIES | OTHER_FAMILIES
@@ -70,24 +70,11 @@ def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypat
     loss = loss_of(packed, collate((0, 1, 2, 3, 4), made))
     loss.backward()
 
-    eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
-    total = torch.zeros(())
-    for ids, flags in zip(made.ids, made.weights, strict=True):
-        scores = eager(torch.from_numpy(ids)[None]).logits[0]
-        where = torch.from_numpy(np.flatnonzero(flags))
-        total = total + torch.nn.functional.cross_entropy(
-            scores[where - 1], torch.from_numpy(ids)[where], reduction="sum"
-        )
+    theirs, total = eager(path, made.ids, made.weights)
     total.backward()
-
     assert loss.item() == pytest.approx(total.item(), rel=1e-6)
-    expected = dict(eager.named_parameters())
-    ours = dict(packed.causal_lm.named_parameters())
-    assert ours.keys() == expected.keys()
     assert len(packed.extra_fsdp_units()) == (0 if tied else 2)
-    for name, parameter in ours.items():
-        scale = expected[name].grad.abs().max().item()
-        assert (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * max(1.0, scale), name
+    assert_same_gradients(packed.causal_lm, theirs)
 
 
 @pytest.mark.parametrize("family, form", BOTH)

@@ -26,7 +26,7 @@ from model.experts import Routers, read_experts
 from model.language_model import build_on_meta, check_weights, load_weights
 from model.memory import count_activations, shape_of
 from model.weight_files import stored_tensors
-from tests.losses import loss_of
+from tests.losses import assert_same_gradients, eager, loss_of
 from tests.model.test_equivalence import documents, load
 from tests.tiny import write_tiny_model
 
@@ -40,36 +40,23 @@ def path(request, tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("experts") / "model", family=request.param, tied=False)
 
 
-def eager(path, made, factor: float = 0.0) -> tuple[torch.nn.Module, torch.Tensor, list[torch.Tensor]]:
+def routers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if hasattr(module, "top_k")]
+
+
+def with_scores(path, made, factor: float = 0.0) -> tuple[torch.nn.Module, torch.Tensor, list[torch.Tensor]]:
     """(transformers' model with gradients, the loss, the scores of each layer's router), document by document."""
-    model = AutoModelForCausalLM.from_pretrained(
-        path, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    parts, register = {}, torch.nn.modules.module.register_module_forward_hook
+    hook = register(
+        lambda one, _, output: parts.setdefault(one, []).append(output[0]) if hasattr(one, "top_k") else None
     )
-    total, scores = torch.zeros(()), []
-    for ids, weights in zip(made.ids, made.weights, strict=True):
-        found = model.base_model(torch.from_numpy(ids)[None], output_router_logits=True)
-        logits = model.lm_head(found.last_hidden_state)[0]
-        where = torch.from_numpy(weights > 0).nonzero().flatten()
-        total = total + torch.nn.functional.cross_entropy(
-            logits[where - 1], torch.from_numpy(ids)[where], reduction="sum"
-        )
-        scores.append(found.router_logits)
-    layers = tuple(torch.cat(layer) for layer in zip(*scores, strict=True))
+    with hook:
+        model, total = eager(path, made.ids, made.weights, experts_implementation="eager")
+    scores = [torch.cat(parts[router]) for router in routers_of(model)]
     if factor:
-        total = total + factor * load_balancing_loss_func(layers, 6, 2)
+        total = total + factor * load_balancing_loss_func(tuple(scores), 6, 2)
     total.backward()
-    return model, total.detach(), list(layers)
-
-
-def assert_same_gradients(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
-    """Within 1e-5 of each tensor's largest."""
-    expected = dict(theirs.named_parameters())
-    found = dict(ours.named_parameters())
-    assert found.keys() == expected.keys()
-    assert sum(".gate.weight" in name or "router.weight" in name for name in found) == 2
-    for name, parameter in found.items():
-        scale = expected[name].grad.abs().max().item()
-        assert scale > 0 and (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * scale, name
+    return model, total.detach(), scores
 
 
 @pytest.mark.parametrize("mode", ["none", "selective", "tiles"])
@@ -88,10 +75,10 @@ def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, ranks
     loss = loss_of(packed, batch)
     loss = loss + routers.loss(batch, True)
     loss.backward()
-    theirs, expected, _ = eager(path, made, FACTOR)
+    theirs, expected, _ = with_scores(path, made, FACTOR)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert_same_gradients(packed.causal_lm, theirs)
-    without = eager(path, made)[1]
+    assert_same_gradients(packed.causal_lm, theirs, floor=0.0)
+    without = with_scores(path, made)[1]
     assert abs(expected.item() - without.item()) > 0.1  # the auxiliary loss was there
 
 
@@ -114,16 +101,16 @@ def test_the_loss_that_config_json_switches_on_is_that_of_transformers(path, tmp
     expected = theirs(ids, labels=ids).loss
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert_same_gradients(packed.causal_lm, theirs)
+    assert_same_gradients(packed.causal_lm, theirs, floor=0.0)
 
 
 def test_packed_documents_choose_the_experts_that_each_chooses_alone(path) -> None:
     made, packed, chosen = documents(LENGTHS), load(path), []
-    for router in [module for module in packed.modules() if hasattr(module, "top_k")]:
+    for router in routers_of(packed):
         router.register_forward_hook(lambda _, __, output: chosen.append(output[2]))
     packed(collate((0, 1, 2, 3, 4), made))
     assert packed.causal_lm.config._experts_implementation == "grouped_mm"  # all experts of a layer in one product
-    _, _, scores = eager(path, made)
+    _, _, scores = with_scores(path, made)
     assert len(chosen) == 2
     for ours, theirs in zip(chosen, scores, strict=True):
         assert torch.equal(ours, theirs.topk(2, dim=-1).indices)
@@ -167,7 +154,7 @@ def test_shares_are_those_of_the_micro_batches_so_far(path, ranks) -> None:
         batch = collate(items, made)
         packed(batch)
         found.append(routers.loss(batch, is_last).item())
-    _, _, scores = eager(path, made)
+    _, _, scores = with_scores(path, made)
     first, counts = LENGTHS[0] + LENGTHS[1], []
     for part in (slice(0, first), slice(first, None)):
         counts.append(sum(s[part].topk(2, dim=-1).indices.flatten().bincount(minlength=6) for s in scores))
@@ -213,7 +200,7 @@ def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
 def test_experts_that_saw_nothing_have_a_gradient_of_zero(path) -> None:
     packed, made = load(path), documents([2])
     seen = []
-    for router in [module for module in packed.modules() if hasattr(module, "top_k")]:
+    for router in routers_of(packed):
         router.register_forward_hook(lambda _, __, output: seen.append(set(output[2].flatten().tolist())))
     loss_of(packed, collate((0,), made)).backward()
     for layer, chosen in zip(decoder_layers(packed), seen, strict=True):
@@ -296,12 +283,6 @@ def test_experts_are_cut_only_where_there_are_more_ranks() -> None:
 def config_of(path, **settings) -> Config:  # noqa: ANN003
     model = Model(str(path), compute_dtype="fp32", **settings.pop("model", {}))
     return Config(model, Data(("-",)), Batch(1), Optimizer(1e-3, 1), run=Run("x"), **settings)
-
-
-def test_lora_takes_attention_and_leaves_routers_and_experts(path) -> None:
-    model = build_to_train(config_of(path, lora=LoRA(rank=2)), read_model_config(str(path)))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained and all(".self_attn." in name and ".lora_" in name for name in trained)
 
 
 def test_what_does_not_fit_is_said(tmp_path, path) -> None:

@@ -1,6 +1,6 @@
 """LoRA's adapters: which matrices have one, in which dtype, how they begin, what they cost, and what is refused.
 
-Parity over ranks, resume and export are in tests/distributed/test_spread.py.
+Parity over ranks, resume and export are in tests/distributed/test_train.py.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
-from configs.load import check_config
+from configs.load import override
 from data.batches import collate
+from eval.generate import load_for_generation
 from model.architectures import read_model_config
 from model.build import build_to_train
 from model.flops import count_work
@@ -151,27 +152,23 @@ def test_an_unknown_matrix_is_refused(path) -> None:
 
 
 @pytest.mark.parametrize(
-    "lora, words",
+    "words, changes",
     [
-        (LoRA(rank=-1), "lora.rank must be 0 or more"),
-        (LoRA(rank=4, alpha=0.0), "lora.alpha must be above 0"),
-        (LoRA(targets="q_proj"), "lora.targets=q_proj needs lora.rank above 0"),
-        (LoRA(rank=4, dropout=1.0), "lora.dropout must be at least 0 and below 1"),
+        ("lora.rank must be 0 or more", ["lora.rank=-1"]),
+        ("lora.alpha must be above 0", ["lora.alpha=0"]),
+        ("lora.targets=q_proj needs lora.rank above 0", ["lora.rank=0", "lora.targets=q_proj"]),
+        ("lora.dropout must be at least 0 and below 1", ["lora.dropout=1"]),
+        (
+            "lora.dropout=0.1 needs model.activation_checkpointing=none",
+            ["lora.dropout=0.1", "model.activation_checkpointing=full"],
+        ),
+        ("ewc.strength=1.0 needs lora.rank=0", ["ewc.strength=1", "ewc.data=b"]),
     ],
 )
-def test_wrong_settings_are_refused(lora, words) -> None:
+def test_wrong_settings_and_what_lora_does_not_go_with_are_refused(words, changes) -> None:
+    assert override(config_of("m"), ["lora.dropout=0.1"]).lora.dropout == 0.1
     with pytest.raises(UserError, match=words):
-        check_config(config_of("m", lora))
-
-
-def test_what_lora_does_not_go_with_is_refused() -> None:
-    config = config_of("m", LoRA(rank=4, dropout=0.1))
-    check_config(config)
-    recomputed = dataclasses.replace(config.model, activation_checkpointing="full")
-    with pytest.raises(UserError, match=r"lora.dropout=0.1 needs model.activation_checkpointing=none"):
-        check_config(dataclasses.replace(config, model=recomputed))
-    with pytest.raises(UserError, match="ewc.strength=1.0 needs lora.rank=0"):
-        check_config(dataclasses.replace(config, ewc=dataclasses.replace(config.ewc, strength=1.0, data=("b",))))
+        override(config_of("m"), changes)
 
 
 def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) -> None:
@@ -212,6 +209,8 @@ def test_peft_computes_with_the_rows_of_new_tokens_what_the_packed_model_does(tm
     with torch.no_grad():
         visit_logits(model.head, model(batch), lambda logits, _: found.append(logits))
     torch.testing.assert_close(theirs, torch.cat(found), atol=1e-4, rtol=1e-4)
+    again = load_for_generation(str(folder), torch.float32, torch.device("cpu"))  # merged by peft
+    torch.testing.assert_close(again(input_ids=ids[None]).logits[0], theirs, atol=1e-4, rtol=1e-4)
     base = weights_of_directory(extended, build_on_meta(read_model_config(str(extended))))
     whole = merge(base, adapter)
     for name, value in parameter_names(model).items():

@@ -1,4 +1,4 @@
-"""The chunked loss on its own: rounding of its gradients, memory, weights, labels that are sampled, mistakes in `token_losses`."""
+"""The chunked loss on its own: rounding of its gradients, memory, labels that are sampled, mistakes in `token_losses`."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import model.loss
 from common.errors import UserError
 from common.random_bits import hash64_tensor, sample_labels
 from model.loss import HeadSettings, chunked, lend_weight, negative_log_likelihood
-from tests.losses import head_of, loss_sum, targets_of
+from tests.losses import head_of, targets_of
 
 TARGETS, VOCABULARY, WIDTH = 200, 600, 32
 DIVISOR = 1237  # not a power of two, so that a gradient which is rounded before it is scaled is rounded twice
@@ -58,21 +58,6 @@ def test_gradients_in_bf16_are_as_exact_as_those_of_one_product(
         assert relative_error(found, exact[1]) <= 1.01 * relative_error(naive[1], exact[1])
     # The exact product takes twice as long on a CPU: one chunk needs it only if the loop divides by another number.
     assert (True in calls) == (chunk == 40 or (expected_divisor == 1 and not in_pieces))
-
-
-def test_gradients_in_fp32_are_the_sum_over_chunks_to_the_bit(monkeypatch) -> None:
-    monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 40)
-    torch.manual_seed(0)
-    hidden, weight = torch.randn(TARGETS, WIDTH), torch.randn(VOCABULARY, WIDTH, requires_grad=True)
-    ids = torch.randint(0, VOCABULARY, (TARGETS,))
-    loss_sum(hidden, weight, ids).backward()
-    expected = torch.zeros(VOCABULARY, WIDTH)
-    for start in range(0, TARGETS, 40):
-        rows = hidden[start : start + 40]
-        logits = F.linear(rows, weight.detach()).requires_grad_()
-        F.cross_entropy(logits, ids[start : start + 40], reduction="sum").backward()
-        expected += logits.grad.T @ rows
-    assert torch.equal(weight.grad, expected)
 
 
 class Whole(TorchDispatchMode):
@@ -155,16 +140,3 @@ def test_labels_are_sampled_from_the_softmax() -> None:
     for i in range(4):
         for j in range(i):
             assert (draws[i] == draws[j]).float().mean() < 0.04  # 1/64 by chance
-
-
-def test_loss_with_a_weight_per_target(monkeypatch) -> None:
-    monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 3)
-    torch.manual_seed(0)
-    hidden, head = torch.randn(7, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
-    ids, weights = torch.randint(0, 11, (7,)), torch.tensor([1.0, -1, 1, 1, -1, -1, 1])
-    loss = loss_sum(hidden, head, ids, HeadSettings(scale=0.5, softcap=2.0), weights=weights)
-    capped = 2.0 * torch.tanh(hidden @ head.T * 0.5 / 2.0)
-    expected = (torch.nn.functional.cross_entropy(capped, ids, reduction="none") * weights).sum()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    for ours, theirs in zip(*(torch.autograd.grad(x, (hidden, head)) for x in (loss, expected)), strict=True):
-        assert (ours - theirs).abs().max() < 1e-6

@@ -1,11 +1,10 @@
-"""Weights of targets: loss and gradients against transformers, weights that bf16 cannot represent, the Fisher diagonal."""
+"""Weights of targets that bf16 cannot represent, and in the Fisher diagonal. distributed/test_train.py has whole weighted steps."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from configs.config import EWC, Model, Sharding
 from data.batches import collate, plan_training
@@ -13,45 +12,13 @@ from distributed.sharding import decoder_layers, make_mesh, parallelize
 from model import ewc
 from model.ewc import document_numbers, drawn_items, estimate_fisher
 from model.loss import LossSums
-from tests.in_memory import InMemory, micro_batches, weighted
+from tests.in_memory import InMemory, weighted
 from tests.losses import loss_of
 from tests.model.ewc.tiny_ewc import corpus, dealer, signal_is, write_model
 from tests.model.test_equivalence import load
 from tests.tiny import write_tiny_model
 
 CPU = torch.device("cpu")
-
-
-def test_loss_and_gradients_of_a_weighted_step_equal_a_plain_loop_over_transformers(tmp_path) -> None:
-    """Sum of w nll over sum of w, in several micro-batches. The count of targets as the divisor would be noticed."""
-    path = write_tiny_model(tmp_path / "model")
-    source = weighted((0.0, 0.25, 1.0, 3.0))
-    batch = plan_training(source, 1, 0, global_examples=9).batch(0)
-    items = batch.items
-    dealt = micro_batches(items, source, 128)
-    packed, loss = load(path), 0.0
-    for part_of_step in dealt:
-        part = loss_of(packed, collate(part_of_step, source)) / batch.num_target_tokens
-        part.backward()
-        loss += part.item()
-
-    eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
-    total, divisor, count = torch.zeros(()), 0.0, 0
-    for ids, weights in map(source.get, items):
-        ids, weights = torch.from_numpy(ids), torch.from_numpy(weights)
-        nll = torch.nn.functional.cross_entropy(eager(ids[None]).logits[0, :-1], ids[1:], reduction="none")
-        total = total + (weights[1:] * nll).sum()
-        divisor, count = divisor + weights.double().sum().item(), count + int((weights > 0).sum())
-    (total / divisor).backward()
-
-    assert batch.num_target_tokens == divisor and abs(divisor / count - 1) > 0.1
-    assert len(items) == 9 and len(dealt) > 2
-    assert loss == pytest.approx(total.item() / divisor, rel=1e-6)
-    assert loss != pytest.approx(total.item() / count, rel=1e-2)
-    expected = dict(eager.named_parameters())
-    for name, parameter in packed.causal_lm.named_parameters():
-        scale = expected[name].grad.abs().max().item()
-        assert (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * max(1.0, scale), name
 
 
 def test_weights_of_one_change_no_bit() -> None:
