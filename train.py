@@ -123,9 +123,8 @@ def main() -> int:
     # Before the process group, so that a mistake in a file ends in one sentence.
     config = read_config(__doc__)
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
-    config, data = open_data(
-        config, model, model_config, tokenizer, __file__
-    )  # settles micro_batch=auto and the date of chats
+    # Settles batch.micro_batch=auto and the date of chats.
+    config, data = open_data(config, model, model_config, tokenizer, __file__)
     # The ranks agree on all of this before anything is trained. A run directory has one owner.
     with join_run(config, data, model_config, tokenizer) as (stop, identity, settings, compute_dtype):
         return train(config, data, model, model_config, tokenizer, identity, settings, compute_dtype, stop)
