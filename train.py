@@ -56,8 +56,9 @@ from training.evaluations import Evaluations
 from training.inputs import Inputs, open_data
 from training.log import Log, make_meter
 from training.observe import Pace, Profile
+from training.provenance import record_start
 from training.record import RunRecord
-from training.start import check_disks, join_run, read_config, record_this_start
+from training.start import check_disks, join_run, read_config
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps
@@ -160,7 +161,7 @@ def train(
     is_changed, export = checkpointer.is_changed, directory / "export"
     if is_finished(config, state["step"], total_steps, evaluations, is_changed, model_config, export, ranks):
         return 0
-    log.say(record_this_start(config, data, checkpointer.identity, evaluations.evaluated, record, log))
+    log.say(record_start(config, data, checkpointer.identity, evaluations.evaluated, record, log))
     log.open(state["step"], evaluations.evaluated, total_steps)
 
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----

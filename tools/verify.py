@@ -520,7 +520,8 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
         end = following.number if following else math.inf
         mine = [entry for entry in history if start.number <= entry.number < end]
         last = following.step if following else max(entry.step for entry in mine)
-        with contextlib.chdir(start.content["directory"]):
+        directory = start.content["directory"]
+        with contextlib.chdir(directory if os.path.isdir(directory) else "."):  # on another machine, as for a replay
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = (inputs.local or config).data

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import DTYPES, dtype_name, has_native_bf16
 from common.errors import UserError
-from configs.config import Config, as_dict
+from configs.config import Config
 from configs.load import check_world, read_command_line
 from data.tokens import generation_stops
 from distributed.agreement import check_agreement, library_versions
@@ -22,18 +22,15 @@ from distributed.process_group import (
     Ranks,
     StopSignal,
     agree_any,
-    device_line,
     process_group,
     read_on_first,
     world_size_from_environment,
 )
 from model.language_model import PackedLanguageModel, parameter_names
 from training.identity import Identity, free_settings, identity_of
-from training.inputs import Inputs, data_paths
-from training.log import Log
+from training.inputs import Inputs
 from training.observe import memory_snapshot
 from training.owner import own_directory
-from training.record import RunRecord
 from training.sinks import check_sinks
 
 
@@ -86,30 +83,6 @@ def join_run(
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
             yield StopSignal(ranks), identity, settings, dtype
-
-
-def record_this_start(
-    config: Config, inputs: Inputs, identity: Identity, evaluated: dict[str, int], record: RunRecord, log: Log
-) -> str:
-    """Add this start to the record of the run, before `log.open`; returns a line that names it. A collective.
-
-    evaluated: as for `log.open`.
-    """
-    from training.provenance import files_read, record_start, short_commit
-
-    def files() -> dict[str, dict[str, str]]:
-        others = [config.data.chat_template, config.data.exclude]
-        fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
-        others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
-        paths = data_paths(inputs.local) if inputs.local else ()
-        return files_read(config.model.path, identity["the weights"], paths, filter(None, others))
-
-    def rows() -> bytes:
-        return log.kept(record.step, evaluated)
-
-    start = record_start(record, as_dict(config), identity, files, rows)
-    commit, torch_version = short_commit(start), torch.__version__
-    return f"run {record.directory}, commit {commit}, torch {torch_version}, {device_line(record.ranks)}"
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
