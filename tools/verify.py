@@ -160,7 +160,8 @@ def _evaluations(entries: list[Entry]) -> dict[tuple[int, str], Entry]:
 
 def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     """Every checkpoint that is there, all bytes of it, and whether one is missing."""
-    folder, live, gone = run / "checkpoints", dict[str, list[Entry]](), set[str]()  # of those not given up: entries
+    folder = run / "checkpoints"
+    live, gone = dict[str, list[Entry]](), set[str]()  # name -> entries, if not given up; what was removed since
     for entry in not_given_up(entries):
         gone |= {*entry.content.get("removed", ()), *entry.content.get("set_aside", ())}
         if entry.kind == "checkpoint":
@@ -447,7 +448,7 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
     if found := differences(recorded["identity"], now["identity"]):
         raise Differs(f"{segment.start} cannot be replayed here: it was made with {'; '.join(found)}")
     then, here = (
-        {"processor": start["processor"], "threads": start["threads"]}
+        {key: start[key] for key in ("processor", "threads")}
         | {"devices": sorted({place["device"] for place in start["devices"]})}
         for start in (recorded, now)
     )
