@@ -203,6 +203,8 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
     changing.state["key"] = torch.zeros(3)
     with pytest.raises(UserError, match=r"registered.a.key was \(0,\) float32 and is \(3,\) float32 now"):
         saver.save({"step": 1})
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks)
+    saver.register("a", Thing(key=1))
     with pytest.raises(UserError, match="register.*a Generator has no state_dict"):
         saver.register("generator", torch.Generator())
     with pytest.raises(UserError, match=r"register\('a'\): choose a name without a dot that nothing else has"):
