@@ -56,8 +56,9 @@ from training.evaluations import Evaluations
 from training.inputs import Inputs, open_data
 from training.log import Log, make_meter
 from training.observe import Pace, Profile
+from training.provenance import record_start
 from training.record import RunRecord
-from training.start import check_disks, join_run, read_config, record_this_start
+from training.start import check_disks, join_run, read_config
 
 STOP_AFTER_BAD_STEPS = 5  # in a row, with a loss or gradient norm that is not finite
 COLLECT_GARBAGE_EVERY = 50  # steps
@@ -123,9 +124,8 @@ def main() -> int:
     # Before the process group, so that a mistake in a file ends in one sentence.
     config = read_config(__doc__)
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
-    config, data = open_data(
-        config, model, model_config, tokenizer, __file__
-    )  # settles micro_batch=auto and the date of chats
+    # Settles batch.micro_batch=auto and the date of chats.
+    config, data = open_data(config, model, model_config, tokenizer, __file__)
     # The ranks agree on all of this before anything is trained. A run directory has one owner.
     with join_run(config, data, model_config, tokenizer) as (stop, identity, settings, compute_dtype):
         return train(config, data, model, model_config, tokenizer, identity, settings, compute_dtype, stop)
@@ -161,7 +161,7 @@ def train(
     is_changed, export = checkpointer.is_changed, directory / "export"
     if is_finished(config, state["step"], total_steps, evaluations, is_changed, model_config, export, ranks):
         return 0
-    log.say(record_this_start(config, data, checkpointer.identity, evaluations.evaluated, record, log))
+    log.say(record_start(config, data, checkpointer.identity, evaluations.evaluated, record, log))
     log.open(state["step"], evaluations.evaluated, total_steps)
 
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----

@@ -160,35 +160,32 @@ def _evaluations(entries: list[Entry]) -> dict[tuple[int, str], Entry]:
 
 def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
     """Every checkpoint that is there, all bytes of it, and whether one is missing."""
-    folder, live = run / "checkpoints", dict[str, list[Entry]]()  # name -> entries, if the run has not given it up
+    folder = run / "checkpoints"
+    live, gone = dict[str, list[Entry]](), set[str]()  # name -> entries, if not given up; what was removed since
     for entry in not_given_up(entries):
+        gone |= {*entry.content.get("removed", ()), *entry.content.get("set_aside", ())}
         if entry.kind == "checkpoint":
             live.setdefault(checkpoint_name(entry.step), []).append(entry)
+            gone.discard(checkpoint_name(entry.step))
     here = {path.name for path in folder.glob("step-*") if path.is_dir() and not path.name.endswith(SUFFIX)}
     known = {checkpoint_name(entry.step) for entry in entries if entry.kind == "checkpoint"}
     known |= {name + SET_ASIDE for entry in entries for name in entry.content.get("set_aside", [])}
     if unknown := sorted(here - known):
         raise Differs(f"{folder / unknown[0]} is named by no entry of {FILE}")
-    unfinished, newest = [], None  # the newest that was not removed
     for name, saved in live.items():
         if name in here:
             _check_checkpoint(folder / name, saved, entries)
-        entry = saved[-1]
-        gone = [one.content.get("removed", []) + one.content.get("set_aside", []) for one in entries[entry.number :]]
-        if any(name in names for names in gone):
-            continue
-        newest = entry
-        if name in here:
-            continue
+    unfinished = [name for name in live if name not in here | gone]
+    for name in unfinished:
+        entry = live[name][-1]
         if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
-        unfinished.append(name)
-    latest = folder / "latest"
+    latest, kept = folder / "latest", [name for name in live if name not in gone]
+    is_named = latest.is_file() and kept and latest.read_text().strip() == kept[-1]
     # A save names the checkpoint in `latest` after its entry: a kill may have come in between.
-    if newest and any(one.kind not in ("evaluation", "export") for one in entries[newest.number :]):
-        name = checkpoint_name(newest.step)
-        if not latest.is_file() or latest.read_text().strip() != name:
-            raise Differs(f"{latest} does not name {name}, the newest checkpoint of {FILE}")
+    later = entries[live[kept[-1]][-1].number :] if kept else []
+    if not is_named and any(one.kind not in ("evaluation", "export") for one in later):
+        raise Differs(f"{latest} does not name {kept[-1]}, the newest checkpoint of {FILE}")
     whole, left = here & live.keys(), sorted(here - live.keys())  # the run does not continue from these
     line = f"checkpoints: {len(whole)} whole, {len(live) - len(whole) - len(unfinished)} removed"
     line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
@@ -420,14 +417,8 @@ def _train_again(segment: Segment, again: Path, say: Say) -> None:
         if (fetched := Path(start["directory"], data["cache"], FETCHED)).is_dir():
             (cache / FETCHED).symlink_to(fetched)  # these files have been compared
     every = math.gcd(*(entry.step for entry in segment.checkpoints))
-    changes = {
-        "directory": str(again.parent),
-        "name": again.name,
-        "stop_at": last,
-        "save_every": every,
-        "save_minutes": 0.0,
-    }
-    changes |= {"keep_last": 1, "async_save": False, "log_to": [], "profile": None}
+    changes = {"directory": str(again.parent), "name": again.name, "stop_at": last, "save_every": every}
+    changes |= {"save_minutes": 0.0, "keep_last": 1, "async_save": False, "log_to": [], "profile": None}
     changes |= {"resume": "changed" if start["config"]["run"]["resume"] == "changed" else "auto"}
     data = data | {"cache": data["cache"] and str(cache)}
     config = json.dumps(start["config"] | {"run": start["config"]["run"] | changes, "data": data})
@@ -440,8 +431,7 @@ def _train_again(segment: Segment, again: Path, say: Say) -> None:
     ranks, threads = start["world_size"], str(start["threads"])
     what = f"training steps {segment.first + 1} to {last} on {ranks} ranks with {threads} threads again, by {segment.start}"
     say(what)
-    command = list(map(str, torchrun(ranks, file, script=script)))
-    code, output = run_train(command, directory, {"OMP_NUM_THREADS": threads})
+    code, output = run_train([*map(str, torchrun(ranks, file, script=script))], directory, {"OMP_NUM_THREADS": threads})
     if code:
         lines = [line for line in output.splitlines() if line.startswith("error: ")] or output.splitlines()[-1:]
         reason = f"{what}: exit code {code}, {' '.join(lines)}"
@@ -457,13 +447,13 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
     now = [entry for entry in entries if entry.kind == "start"][-1].content
     if found := differences(recorded["identity"], now["identity"]):
         raise Differs(f"{segment.start} cannot be replayed here: it was made with {'; '.join(found)}")
-    both = [start | {"devices": sorted({place["device"] for place in start["devices"]})} for start in (recorded, now)]
-    why = [
-        f"{key} {both[0][key]}, here {both[1][key]}"
-        for key in ("processor", "threads", "devices")
-        if both[0][key] != both[1][key]
-    ]
-    on_cpu = all(device.startswith("cpu") for device in both[0]["devices"])
+    then, here = (
+        {key: start[key] for key in ("processor", "threads")}
+        | {"devices": sorted({place["device"] for place in start["devices"]})}
+        for start in (recorded, now)
+    )
+    why = [f"{key} {then[key]}, here {here[key]}" for key in then if then[key] != here[key]]
+    on_cpu = all(device.startswith("cpu") for device in then["devices"])
     why += [] if on_cpu or recorded["config"]["run"]["deterministic"] else ["CUDA without run.deterministic"]
     problem = ""
     for entry in segment.checkpoints:
@@ -479,12 +469,10 @@ def _compare_segment(segment: Segment, run: Path, again: Path, say: Say) -> int:
     record = read_record(run)
     later = next((one.number for one in record[segment.start.number :] if one.kind == "start"), math.inf)
     others = {key for key, one in _evaluations(record).items() if one.number > later}  # of the last step
-    why_ended = next(
-        (one.content["why"] for one in record[::-1] if one.kind == "stop" and one.step == last), "finished"
-    )
-    is_cut = why_ended not in ("finished", "run.stop_at")  # a signal may have cut the last evaluation short
+    stops = [one.content["why"] for one in record if one.kind == "stop" and one.step == last]
+    is_cut = stops[-1:] not in ([], ["finished"], ["run.stop_at"])  # a signal may have cut the last evaluation short
     others |= {key for key in after.keys() - before.keys() if is_cut and key[0] == last and key[1] in EVALUATIONS}
-    rows = sorted(key for key in before.keys() & after.keys() if key not in others)
+    rows = sorted((before.keys() & after.keys()) - others)
     lone = (before.keys() ^ after.keys()) - others
     unequal = [key for key in rows if before[key] != after[key]]  # the figures of the record are those of the rows
     if differing := sorted(lone) or unequal:
@@ -530,11 +518,11 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
     path = Path(what).absolute() if os.path.isfile(what) else None
     steps, places, last = dict[str, list[str]](), dict[str, str](), 0
     for start, following in zip(starts, [*starts[1:], None], strict=True):
-        mine = [
-            entry for entry in history if start.number <= entry.number < (following.number if following else math.inf)
-        ]
+        end = following.number if following else math.inf
+        mine = [entry for entry in history if start.number <= entry.number < end]
         last = following.step if following else max(entry.step for entry in mine)
-        with contextlib.chdir(start.content["directory"]):
+        directory = start.content["directory"]
+        with contextlib.chdir(directory if os.path.isdir(directory) else "."):  # on another machine, as for a replay
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = (inputs.local or config).data
@@ -549,9 +537,8 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
             items = inputs.plan.batch(step).items
             plan = plan_after(plan, step + 1, sources, items)
             if wrong := [one for one in mine if one.step == step + 1 and one.content.get("plan", plan) != plan]:
-                raise Differs(
-                    f"the documents of the steps up to {step + 1} are not those of {wrong[0]}: the data changed"
-                )
+                what = f"the documents of the steps up to {step + 1} are not those of {wrong[0]}"
+                raise Differs(f"{what}: the data changed")
             if digest_of_item.keys().isdisjoint(items):
                 continue
             deal = inputs.deal(step)

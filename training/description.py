@@ -56,9 +56,8 @@ def describe_run(
     remarks = inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     remarks += inputs.validation.lines("validation") if inputs.validation else []
     details = [*remarks, *inputs.plan.promises]
-    details += (
-        [inputs.asked.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16")] if inputs.asked else []
-    )
+    if inputs.asked:
+        details.append(inputs.asked.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16"))
     details.append(
         f"peak {peak.flops / 1e12:.2f} TFLOP/s ({peak.source}); gradients reduced in {sharding.reduce_dtype}; window "
         f"{model_config.max_position_embeddings} positions, RoPE {config.model.rope_type or 'as in config.json'}; "
@@ -122,12 +121,10 @@ def _data_line(inputs: Inputs) -> str:
     """What is trained on, mixed in and validated on; the reports of the sources are details."""
     train, passes = inputs.train, inputs.plan.passes(inputs.total_steps)
     mixed = zip(train.names[1:], train.shares[1:], inputs.plan.steps_of_shares, passes[1:], strict=True)
-    parts = [
-        f"data: {train.sources[0].report.partition(chr(10))[0]}",
-        *(
-            f"{name} is {share:.1%} of the targets over any {counted(steps, 'step')} ({number:.2f} passes)"
-            for name, share, steps, number in mixed
-        ),
+    parts = [f"data: {train.sources[0].report.splitlines()[0]}"]
+    parts += [
+        f"{name} is {share:.1%} of the targets over any {counted(steps, 'step')} ({number:.2f} passes)"
+        for name, share, steps, number in mixed
     ]
     if inputs.validation:
         parts.append(f"validation: {inputs.validation.sources[0].report.partition(',')[0]}")
@@ -155,14 +152,12 @@ def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, l
     last = min(inputs.total_steps, max(1, inputs.plan.steps_per_epoch[0] - 1))
     count = min(BALANCE_STEPS, last)
     found = balance(inputs.deal(i * last // count) for i in range(count))
-    share, warnings = f"the ranks wait for each other in {1 - found:.0%} of", []
-    if round(found, 2) < BALANCED:
-        key = "global_tokens" if config.batch.global_tokens else "global_examples"
-        warnings.append(
-            f"{share} a step, because its documents have different lengths and are few for {ranks} ranks; raise "
-            f"batch.{key} or use fewer ranks"
-        )
-    return f"; {share} it", warnings
+    share, key = f"the ranks wait for each other in {1 - found:.0%} of", "global_examples"
+    if config.batch.global_tokens:
+        key = "global_tokens"
+    why = f"its documents have different lengths and are few for {ranks} ranks"
+    warning = f"{share} a step, because {why}; raise batch.{key} or use fewer ranks"
+    return f"; {share} it", [warning] if round(found, 2) < BALANCED else []
 
 
 def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps: int) -> list[str]:
@@ -174,10 +169,8 @@ def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps
             f"learning rate {rate:g} is outside {low:g} to {high:g}, the usual range above 1B parameters for {stage}"
         )
     if warmup_steps >= total_steps > 1:
-        warnings.append(
-            f"the warm-up of {warmup_steps} steps covers all {total_steps} steps: the peak learning rate is reached at the "
-            "last step or never"
-        )
+        what = f"the warm-up of {warmup_steps} steps covers all {total_steps} steps"
+        warnings.append(f"{what}: the peak learning rate is reached at the last step or never")
     return warnings
 
 

@@ -10,7 +10,7 @@ import pwd
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,12 +21,15 @@ from torch.cuda import nccl
 from common.durable_files import sha256_of_json, write_durably, write_json
 from common.errors import UserError
 from common.sha256 import remembered_sha256, sha256, sha256_of_all
+from configs.config import Config, as_dict
 from data.files import expand
 from data.store import is_store
 from distributed.agreement import library_versions
 from distributed.device import processor
-from distributed.process_group import gather_objects, read_on_first
+from distributed.process_group import device_line, gather_objects, read_on_first
 from training.identity import Identity, fingerprint
+from training.inputs import Inputs, data_paths
+from training.log import Log
 from training.record import RunRecord
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -36,19 +39,13 @@ LONG = 2**26  # bytes: the digest of a larger file is remembered
 
 
 def record_start(
-    record: RunRecord,
-    config: dict,
-    identity: Identity,
-    files: Callable[[], dict[str, dict[str, str]]],
-    rows: Callable[[], bytes],
-) -> dict:
-    """Append the entry of this start to the record, and write config.json and the start's diff. A collective.
+    config: Config, inputs: Inputs, identity: Identity, evaluated: dict[str, int], record: RunRecord, log: Log
+) -> str:
+    """Append the entry of this start to the record, before `log.open`, and write config.json and the start's diff. A collective.
 
-    `config` is the resolved config as JSON types. `files` are those of `files_read`, `rows` those that metrics.jsonl keeps.
-    Returns what config.json says, on every rank; its `git_diff` names the file of the diff, or is None. Raises UserError on
-    all ranks if it cannot be written.
+    evaluated: as for `log.open`. Returns a line that names the start. Raises UserError on all ranks if it cannot be written.
     """
-    directory, ranks = record.directory, record.ranks
+    directory, ranks, settings = record.directory, record.ranks, as_dict(config)
     places = gather_objects((socket.gethostname(), device_name(ranks.device)), ranks)
 
     def write() -> dict:
@@ -61,11 +58,11 @@ def record_start(
         start = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "start_step": record.step,
-            "config": config,
+            "config": settings,
             "command": sys.argv,
             "directory": os.getcwd(),
             "started_by": _user(),
-            "approved_by": config["run"].get("approved_by"),
+            "approved_by": config.run.approved_by,
             "identity": fingerprint(identity),
             **code,
             "git_diff": patch,
@@ -84,26 +81,25 @@ def record_start(
                 (directory / patch).parent.mkdir(exist_ok=True)
                 write_durably(directory / patch, diff)
                 written[patch] = sha256(directory / patch)
-            of_entry = start | {"identity": identity, "written": written, "files": files()}
-            record.start(rows(), **of_entry)
+            of_entry = start | {"identity": identity, "written": written, "files": files_read(config, inputs, identity)}
+            record.start(log.kept(record.step, evaluated), **of_entry)
             write_json(directory / "config.json", start)
         except OSError as error:
             raise UserError(f"{error.filename or directory}: {error.strerror}; cannot record this start") from error
         return start
 
-    return read_on_first(write, ranks)
+    commit = short_commit(read_on_first(write, ranks))
+    return f"run {directory}, commit {commit}, torch {torch.__version__}, {device_line(ranks)}"
 
 
-def files_read(
-    model: str, weights: dict[str, str], paths: Iterable[str], others: Iterable[str]
-) -> dict[str, dict[str, str]]:
-    """The SHA-256 of the files that decide a run, by their absolute paths: `the base` with its tokenizer, `the data`.
-
-    weights: of the identity, whose digests are known. paths: of the data, on this machine. others: more files, or directories.
-    """
-    base = Path(model).resolve()
+def files_read(config: Config, inputs: Inputs, identity: Identity) -> dict[str, dict[str, str]]:
+    """The SHA-256 of the files that decide a run, by their absolute paths: `the base` with its tokenizer, `the data`."""
+    base, paths = Path(config.model.path).resolve(), data_paths(inputs.local) if inputs.local else []
+    others = [path for path in (config.data.chat_template, config.data.exclude) if path]
+    fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
+    others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
     small = [path for path in base.iterdir() if path.suffix in OF_A_TOKENIZER and path.is_file()]
-    known = {str(base / name): digest for name, digest in weights.items()}
+    known = {str(base / name): digest for name, digest in identity["the weights"].items()}
     folders = [path for path in paths if is_store(path)]
     found = [*expand(path for path in paths if path not in folders), *map(Path, others)]
     found += [file for folder in folders for file in sorted(Path(folder).iterdir()) if file.is_file()]

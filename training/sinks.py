@@ -26,6 +26,8 @@ _MAX_CLOCK_SKEW = 5.0  # seconds
 Say = Callable[[str], None]
 Values = Mapping[str, float | str]
 """A row of curves by name; a text is in Markdown."""
+Opened = tuple[str, Callable[[int, Values], None], Callable[[], None]]
+"""Of a service: the id of its run, what logs the row of a step, and what ends the run when all rows are sent."""
 
 
 def check_sinks(names: Sequence[str]) -> None:
@@ -43,16 +45,15 @@ def open_sinks(
     sent: (step, curve) of rows that an earlier start has written behind that step. The services have them already, and none
     of them can take a row back.
     """
-    sinks: list[TensorBoard | Service] = []
     if start_step == 0:
         (directory / REMOTE_RUNS).unlink(missing_ok=True)
     known = _remote_runs(directory)
-    for name in names:
-        if name == "tensorboard":
-            sinks.append(TensorBoard(directory / "tensorboard", start_step))
-        else:
-            sinks.append(Service(name, directory, config, known.get(name), sent if name in known else (), say))
-    return sinks
+    return [
+        TensorBoard(directory / "tensorboard", start_step)
+        if name == "tensorboard"
+        else Service(name, directory, config, known.get(name), sent if name in known else (), say)
+        for name in names
+    ]
 
 
 class TensorBoard:
@@ -85,55 +86,41 @@ class TensorBoard:
         self.writer.close()
 
 
-class WandB:
+def _wandb(directory: Path, config: dict, run_id: str | None) -> Opened:
     """Weights & Biases: https://docs.wandb.ai/models/track/log. Rows have their own x-axis, `step`."""
+    import wandb  # pyright: ignore[reportMissingImports]
 
-    def __init__(self, directory: Path, config: dict, run_id: str | None) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
+    run_id, project = run_id or secrets.token_hex(4), os.environ.get("WANDB_PROJECT", "full-fine-tuning")
+    run = wandb.init(project=project, name=directory.name, id=run_id, resume="allow", dir=str(directory), config=config)
+    # W&B's own step never goes back, and a save that ends later belongs to an earlier step.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
 
-        self.html, self.run_id = wandb.Html, run_id or secrets.token_hex(4)
-        project = os.environ.get("WANDB_PROJECT", "full-fine-tuning")
-        self.run = wandb.init(
-            project=project, name=directory.name, id=self.run_id, resume="allow", dir=str(directory), config=config
-        )
-        # W&B's own step never goes back, and a save that ends later belongs to an earlier step.
-        self.run.define_metric("step")
-        self.run.define_metric("*", step_metric="step")
+    def plot(step: int, values: Values) -> None:
+        texts = {n: wandb.Html(f"<pre>{html.escape(v)}</pre>") for n, v in values.items() if isinstance(v, str)}
+        run.log({"step": step, **values, **texts})
 
-    def plot(self, step: int, values: Values) -> None:
-        """Log a row."""
-        shown = {n: self.html(f"<pre>{html.escape(v)}</pre>") if isinstance(v, str) else v for n, v in values.items()}
-        self.run.log({"step": step} | shown)
-
-    def close(self) -> None:
-        """Wait until the rows are sent."""
-        self.run.finish()
+    return run_id, plot, run.finish
 
 
-class MLflow:
+def _mlflow(directory: Path, config: dict, run_id: str | None) -> Opened:
     """MLflow: https://mlflow.org/docs/latest/python_api/mlflow.html. Texts are artifacts."""
+    import mlflow  # pyright: ignore[reportMissingImports]
 
-    def __init__(self, directory: Path, config: dict, run_id: str | None) -> None:
-        import mlflow  # pyright: ignore[reportMissingImports]
+    own_id = mlflow.start_run(run_id=run_id, run_name=directory.name).info.run_id
+    if run_id is None:
+        mlflow.log_dict(config, "config.json")
+        flat = [(f"{part}.{key}", str(value)) for part, keys in config.items() for key, value in keys.items()]
+        for first in range(0, len(flat), 100):  # which is what a request may have
+            mlflow.log_params(dict(flat[first : first + 100]))
 
-        self.mlflow = mlflow
-        self.run_id = mlflow.start_run(run_id=run_id, run_name=directory.name).info.run_id
-        if run_id is None:
-            mlflow.log_dict(config, "config.json")
-            flat = [(f"{part}.{key}", str(value)) for part, keys in config.items() for key, value in keys.items()]
-            for first in range(0, len(flat), 100):  # which is what a request may have
-                mlflow.log_params(dict(flat[first : first + 100]))
-
-    def plot(self, step: int, values: Values) -> None:
-        """Log a row."""
-        self.mlflow.log_metrics({n: v for n, v in values.items() if not isinstance(v, str)}, step=step)
+    def plot(step: int, values: Values) -> None:
+        mlflow.log_metrics({n: v for n, v in values.items() if not isinstance(v, str)}, step=step)
         for name, text in values.items():
             if isinstance(text, str):
-                self.mlflow.log_text(text, f"{name}/step-{step:06d}.md")
+                mlflow.log_text(text, f"{name}/step-{step:06d}.md")
 
-    def close(self) -> None:
-        """Mark the run as finished."""
-        self.mlflow.end_run()
+    return own_id, plot, mlflow.end_run
 
 
 class Service:
@@ -151,9 +138,8 @@ class Service:
         say: Say,
     ) -> None:
         """run_id: of the service's own run that this one continues. sent: (step, curve) that it has already."""
-        self.name, self.sent, self.say = name, set(sent), say
+        self.name, self.sent, self.say, self.failed = name, set(sent), say, False
         self.rows: queue.SimpleQueue[tuple[int, Values] | None] = queue.SimpleQueue()
-        self.failed = False
         start = (directory, config, run_id)
         self.thread = threading.Thread(target=self._run, args=start, name=f"curves to {name}", daemon=True)
         self.thread.start()
@@ -172,23 +158,22 @@ class Service:
         self.rows.put(None)
         self.thread.join(CLOSE_SECONDS)
         if self.thread.is_alive():
-            self.say(
-                f"warning: {self.name} has not taken all curves within {CLOSE_SECONDS:.0f} s; metrics.jsonl has them"
-            )
+            late = f"{self.name} has not taken all curves within {CLOSE_SECONDS:.0f} s"
+            self.say(f"warning: {late}; metrics.jsonl has them")
 
     def _run(self, directory: Path, config: dict, run_id: str | None) -> None:
         try:
-            sink = {"wandb": WandB, "mlflow": MLflow}[self.name](directory, config, run_id)
+            run_id, plot, finish = {"wandb": _wandb, "mlflow": _mlflow}[self.name](directory, config, run_id)
             with self._remembering:
-                write_json(directory / REMOTE_RUNS, _remote_runs(directory) | {self.name: sink.run_id})
+                write_json(directory / REMOTE_RUNS, _remote_runs(directory) | {self.name: run_id})
             while (row := self.rows.get()) is not None:
-                sink.plot(*row)
-            sink.close()
+                plot(*row)
+            finish()
         except (Exception, SystemExit) as error:
             self.failed = True
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            why = " ".join(f"{type(error).__name__}: {error}".split())
             self.say(
-                f"warning: the run goes on without {self.name}, which has failed ({reason}); metrics.jsonl has all curves"
+                f"warning: the run goes on without {self.name}, which has failed ({why}); metrics.jsonl has all curves"
             )
 
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import DTYPES, dtype_name, has_native_bf16
 from common.errors import UserError
-from configs.config import Config, as_dict
+from configs.config import Config
 from configs.load import check_world, read_command_line
 from data.tokens import generation_stops
 from distributed.agreement import check_agreement, library_versions
@@ -22,18 +22,15 @@ from distributed.process_group import (
     Ranks,
     StopSignal,
     agree_any,
-    device_line,
     process_group,
     read_on_first,
     world_size_from_environment,
 )
 from model.language_model import PackedLanguageModel, parameter_names
 from training.identity import Identity, free_settings, identity_of
-from training.inputs import Inputs, data_paths
-from training.log import Log
+from training.inputs import Inputs
 from training.observe import memory_snapshot
 from training.owner import own_directory
-from training.record import RunRecord
 from training.sinks import check_sinks
 
 
@@ -56,40 +53,36 @@ def join_run(
     """Join the processes of a run, which agree on all that they have read, and own its directory. A collective.
 
     Gives (the stop signal, which has the `ranks`; what decides the weights of the run; what may change between two starts;
-    the dtype in which all ranks compute).
+    the dtype in which all ranks compute). Raises UserError on all ranks if a rank read other files, another config or another
+    model, or runs other versions or code, and if run.resume=never and the run exists.
     """
     directory = Path(config.run.directory, config.run.name)
     with process_group(config.run.timeout_minutes, directory=directory) as ranks:
-        identity, settings, compute_dtype = agree_on_start(config, inputs, model_config, tokenizer, ranks)
+        identity = identity_of(config, inputs, model_config, tokenizer)
+        dtype = agree_on_dtype(config.model.compute_dtype, ranks)
+        settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")
+        validation = inputs.validation.sources if inputs.validation else ()
+        check_agreement(
+            {
+                **settings,
+                **{name: value for name, value in identity.items() if name != "settings"},
+                **identity["settings"],
+                # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
+                "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
+                "the data of data.validation": [source.fingerprint for source in validation],
+                "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
+                "the tokens of generation_config.json": generation_stops(tokenizer),
+                "versions": library_versions(),
+                "the device type": ranks.device.type,
+            },
+            ranks,
+        )
+        check_resume(config.run.resume, directory, ranks)
         with own_directory(directory, ranks), memory_snapshot(config, directory, ranks):
             if config.run.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
-            yield StopSignal(ranks), identity, settings, compute_dtype
-
-
-def record_this_start(
-    config: Config, inputs: Inputs, identity: Identity, evaluated: dict[str, int], record: RunRecord, log: Log
-) -> str:
-    """Add this start to the record of the run, before `log.open`; returns a line that names it. A collective.
-
-    evaluated: as for `log.open`.
-    """
-    from training.provenance import files_read, record_start, short_commit
-
-    def files() -> dict[str, dict[str, str]]:
-        others = [config.data.chat_template, config.data.exclude]
-        fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
-        others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
-        paths = data_paths(inputs.local) if inputs.local else ()
-        return files_read(config.model.path, identity["the weights"], paths, filter(None, others))
-
-    def rows() -> bytes:
-        return log.kept(record.step, evaluated)
-
-    start = record_start(record, as_dict(config), identity, files, rows)
-    commit, torch_version = short_commit(start), torch.__version__
-    return f"run {record.directory}, commit {commit}, torch {torch_version}, {device_line(record.ranks)}"
+            yield StopSignal(ranks), identity, settings, dtype
 
 
 def check_resume(resume: str, run_directory: Path, ranks: Ranks) -> None:
@@ -113,37 +106,6 @@ def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
             print(several if ranks.world_size > 1 else alone, flush=True)
         return torch.float32
     return dtype
-
-
-def agree_on_start(
-    config: Config, inputs: Inputs, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
-) -> tuple[Identity, dict, torch.dtype]:
-    """What `join_run` gives, the same on every rank: (identity, settings, compute dtype). A collective.
-
-    Raises UserError on all ranks if a rank read other files, another config or another model, or runs other versions or
-    code, and if run.resume=never and the run exists.
-    """
-    identity = identity_of(config, inputs, model_config, tokenizer)
-    dtype = agree_on_dtype(config.model.compute_dtype, ranks)
-    settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")
-    validation = inputs.validation.sources if inputs.validation else ()
-    check_agreement(
-        {
-            **settings,
-            **{name: value for name, value in identity.items() if name != "settings"},
-            **identity["settings"],
-            # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
-            "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
-            "the data of data.validation": [source.fingerprint for source in validation],
-            "the questions of run.eval_generate": inputs.asked.digest() if inputs.asked else None,
-            "the tokens of generation_config.json": generation_stops(tokenizer),
-            "versions": library_versions(),
-            "the device type": ranks.device.type,
-        },
-        ranks,
-    )
-    check_resume(config.run.resume, Path(config.run.directory, config.run.name), ranks)
-    return identity, settings, dtype
 
 
 def check_disks(

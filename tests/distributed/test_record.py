@@ -83,13 +83,8 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[Path], None]:
-    """A change of the lines of the record."""
-
-    def apply(path: Path) -> None:
-        path.write_bytes(b"".join(line + b"\n" for line in change(path.read_bytes().splitlines())))
-
-    return apply
+def without_last_line(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
 
 
 def problem(run: Path, head: str | None = None) -> str:
@@ -102,9 +97,7 @@ def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, ru
     entries = read_record(runs / "run")
     said = "\n".join(check_files(runs / "run", entries, entries[5].digest[:20]))
     assert "is the head after entry 6" in said and f"and {len(entries) - 6} entries came later" in said
-    assert "no entry has the head" in problem(
-        runs / "run", "0" * 64
-    )  # the end is gone: only a head that was kept shows it
+    assert "no entry has the head" in problem(runs / "run", "0" * 64)  # only a head that was kept shows a lost end
     assert "starts: 2, the last by " in said and "approved by A. Person, on 2 ranks" in said
     assert "checkpoints: 3 whole, 1 removed" in said and "base and data: " in said and "not here" not in said
     kinds = [entry.kind for entry in entries]
@@ -116,6 +109,10 @@ def test_a_run_that_was_stopped_and_went_on_with_other_ranks_verifies(folder, ru
     output = (folder / "two.out").read_text()
     assert f"; head {entries[-3].digest[:32]}" in output  # of the last save, which pruned
     assert "run.stop_at: stopped after step 3/6, saved; start again" in (folder / "one.out").read_text()
+    saves = rows(runs / "run", "save/total_seconds")
+    assert sorted(saves) == [2, 3, 4, 6]
+    for step in (4, 6):  # in the background
+        assert 0 < saves[step]["save/pause_seconds"] < saves[step]["save/total_seconds"]
 
 
 def test_no_text_of_the_data_is_in_the_record(folder, runs) -> None:
@@ -129,42 +126,22 @@ def test_a_torn_line_is_a_warning_and_what_does_not_verify_stops_a_resume(folder
     output = (folder / "two.out").read_text()
     assert f"warning: {runs / 'torn' / 'record.jsonl'}: the last line was cut off by a kill, and is removed" in output
     assert any("checkpoints: " in line for line in check_files(runs / "torn", read_record(runs / "torn"), None))
-    said = (
-        "metrics.jsonl is not what entry 6 (stop, step 3) of record.jsonl says: a row up to step 3 was changed or added"
-    )
-    assert f"error: {runs / 'rows' / said}" in output
-    assert (
-        "foreign/record.jsonl has no entry about the checkpoint of step 3 as it is: another run has made it" in output
-    )
-    assert "chain/record.jsonl: entry 2 in line 2 does not follow the line before it" in output
+    for said in (
+        "rows/metrics.jsonl is not what entry 6 (stop, step 3) of record.jsonl says: a row up to step 3 was changed or",
+        "foreign/record.jsonl has no entry about the checkpoint of step 3 as it is: another run has made it",
+        "chain/record.jsonl: entry 2 in line 2 does not follow the line before it",
+    ):
+        assert f"error: {runs}/{said}" in output
 
 
 # What is changed -> (the file, the change, what is said)
 STEP = "checkpoints/step-000006"
 CHANGES = {
-    "a byte of an early entry": (
-        "record.jsonl",
-        edit(b'"kind": "start"', b'"kind": "stop"'),
-        "entry 2 in line 2 does not follow",
-    ),
-    "an entry dropped": ("record.jsonl", lines(lambda all: all[:3] + all[4:]), "entry 5 in line 4 does not follow"),
-    "two entries swapped": (
-        "record.jsonl",
-        lines(lambda all: [*all[:3], all[4], all[3], *all[5:]]),
-        "entry 5 in line 4",
-    ),
-    "the last entry dropped": (
-        "record.jsonl",
-        lines(lambda all: all[:-1]),
-        "run/export is named by no entry of record.jsonl",
-    ),
+    "an entry": ("record.jsonl", edit(b'"kind": "start"', b'"kind": "stop"'), "entry 2 in line 2 does not follow"),
+    "the last entry dropped": ("record.jsonl", without_last_line, "run/export is named by no entry of record.jsonl"),
     "a row of curves": ("metrics.jsonl", edit(b'"step": 5', b'"step": 4'), "metrics.jsonl is not what entry"),
     "tensors": (f"{STEP}/__1_0.distcp", flip, "step-000006/__1_0.distcp is damaged: its checksum is"),
-    "the manifest": (
-        f"{STEP}/manifest.json",
-        edit(b'"updates": 6', b'"updates": 5'),
-        "manifest.json is not the one of entry",
-    ),
+    "the manifest": (f"{STEP}/manifest.json", edit(b'"updates": 6', b'"updates": 5'), "json is not the one of entry"),
     "the index of a checkpoint": (f"{STEP}/.metadata", flip, "step-000006/.metadata is damaged: its checksum is"),
     "latest": ("checkpoints/latest", edit(b"6", b"4"), "checkpoints/latest does not name step-000006"),
     "a file of a checkpoint gone": (f"{STEP}/__0_0.distcp", Path.unlink, "__0_0.distcp is missing"),
@@ -235,9 +212,7 @@ def forked(folder, monkeypatch) -> list[Path]:
     def train(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
         config = Path(command[-1])
         assert environment == {"OMP_NUM_THREADS": "1"} and Path(command[-2]).name == "train.py"
-        assert (
-            str(config.parent / "tokens") in config.read_text()
-        )  # not the cache of the run, which may have been changed
+        assert f"{config.parent}/tokens" in config.read_text()  # not the run's cache, which may have been changed
         ranks = next((int(word.partition("=")[2]) for word in command if word.startswith("--nproc_per_node=")), 1)
         output = launch(folder, f"{config.parent.name}-{len(kept)}", ranks, [{"arguments": [str(config)]}])
         kept.append(folder / f"{config.parent.name}-{len(kept)}")
@@ -252,9 +227,7 @@ def test_a_replay_of_all_steps_gives_the_same_bits_also_of_what_was_pruned(runs,
     said: list[str] = []
     assert replay(runs / "run", read_record(runs / "run"), None, said.append) == EXACT
     assert said[0].startswith("training steps 1 to 3 on 1 ranks with 1 threads again, by entry 1")
-    assert said[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and said[1].endswith(
-        "equal to the bit"
-    )
+    assert said[1].startswith("steps 1 to 3: the tensors of 2 checkpoints and ") and said[1].endswith(" to the bit")
     assert said[2].startswith("training steps 4 to 6 on 2 ranks") and "tensors of 2 checkpoints" in said[3]
     assert len(forked) == 2 and not list(runs.glob("replay-*"))
 
@@ -278,14 +251,10 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
         replay(run, changed("checkpoint", tensors="0" * 64), 2, said.append)
     with pytest.raises(Differs, match=r"the documents of the steps up to 3 are not those of entry"):
         replay(run, changed("checkpoint", plan="0" * 64), 2, said.append)
-    before = (run / "metrics.jsonl").read_bytes()
-    row = rows(run)[3]
-    edit(json.dumps(row).encode(), json.dumps(row | {"train/loss": row["train/loss"] + 0.5}).encode())(
-        run / "metrics.jsonl"
-    )
-    with pytest.raises(
-        Differs, match="the train curves of step 3 in .*metrics.jsonl are not those that the replay gives"
-    ):
+    before, row = (run / "metrics.jsonl").read_bytes(), rows(run)[3]
+    other = row | {"train/loss": row["train/loss"] + 0.5}
+    edit(json.dumps(row).encode(), json.dumps(other).encode())(run / "metrics.jsonl")
+    with pytest.raises(Differs, match="the train curves of step 3 in .*metrics.jsonl are not those that the replay"):
         replay(run, entries, 2, said.append)
     data = folder / "train.jsonl"
     whole = data.read_bytes()
@@ -322,9 +291,7 @@ def test_every_example_is_seen_in_one_step_and_by_each_of_its_names(folder, runs
 def test_what_is_excluded_was_in_no_step_that_counts(folder, runs) -> None:
     run, output = runs / "excluded", (folder / "two.out").read_text()
     entries = read_record(run)
-    assert (
-        "warning: step 4 has seen an example of data.exclude: the run continues from the checkpoint of step 3" in output
-    )
+    assert "step 4 has seen an example of data.exclude: the run continues from the checkpoint of step 3" in output
     assert "5 examples, 5 documents are not trained on" in output and "1 names are of no example: no-such-id" in output
     (entry,) = [entry for entry in entries if entry.kind == "exclusion"]
     chosen = (folder / "exclude.txt").read_text().split()[:-1]

@@ -110,12 +110,8 @@ def test_settings_that_nobody_changed_are_those_of_the_new_start(tmp_path, ranks
     resumed, _ = make("Adapting")
     other = Adapting(list(resumed.values()), lr=5.0, decay=0.7)
     Saver(tmp_path, resumed, other, ranks).load(tmp_path / "step-000002")
-    assert {key: other.param_groups[0][key] for key in ("lr", "decay", "k", "betas")} == {
-        "lr": 5.0,
-        "decay": 0.7,
-        "k": 2,
-        "betas": (0.9, 1 - 1 / 3),
-    }
+    found = [other.param_groups[0][key] for key in ("lr", "decay", "k", "betas")]
+    assert found == [5.0, 0.7, 2, (0.9, 1 - 1 / 3)]
 
 
 def test_what_a_checkpoint_cannot_store_is_refused(tmp_path, ranks) -> None:
@@ -148,22 +144,22 @@ def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path
     saver = Saver(tmp_path, parameters, optimizer, ranks)
     take_steps(parameters, optimizer, range(1))
     saver.save({"step": 1})
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError, match=words):
         Saver(tmp_path, *make(now), ranks).load(tmp_path / "step-000001")
-    assert words in str(raised.value)
 
 
 def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
     parameters, optimizer = make("Adam")
+    matrix = {"matrix": parameters["matrix"]}
     check_optimizer(optimizer, parameters, "16N", ranks)
-    with pytest.raises(UserError, match="Adam lacks 1 of 2 trained parameters, such as vector: add them"):
-        check_optimizer(torch.optim.Adam([parameters["matrix"]]), parameters, "16N", ranks)
-    with pytest.raises(UserError, match="Adam has a parameter that is not trained; give it `parameters` alone"):
-        check_optimizer(optimizer, {"matrix": parameters["matrix"]}, "16N", ranks)
-    with pytest.raises(UserError, match="8N is a format of this project's AdamW; with Adam set optimizer.memory=16N"):
-        check_optimizer(optimizer, parameters, "8N", ranks)
-    with pytest.raises(UserError, match="LBFGS computes the loss again in its step; the loop has no closure"):
-        check_optimizer(torch.optim.LBFGS(parameters.values()), parameters, "16N", ranks)
+    for other, trained, memory, words in (
+        (torch.optim.Adam(matrix.values()), parameters, "16N", "lacks 1 of 2 trained parameters, such as vector: add"),
+        (optimizer, matrix, "16N", "Adam has a parameter that is not trained; give it `parameters` alone"),
+        (optimizer, parameters, "8N", "8N is a format of this project's AdamW; with Adam set optimizer.memory=16N"),
+        (torch.optim.LBFGS(parameters.values()), parameters, "16N", "LBFGS computes the loss again in its step; the"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_optimizer(other, trained, memory, ranks)
 
 
 # --- What is registered ---
@@ -219,20 +215,14 @@ def test_a_registration_that_cannot_be_kept_is_refused_at_once(tmp_path, ranks) 
 
 
 def test_a_resume_with_other_registrations_is_refused(tmp_path, ranks) -> None:
-    def saver(*names: str) -> Saver:
-        made = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9)
-        for name in names:
-            made.register(name, Thing(key=1))
-        return made
-
-    saver("ema").save({"step": 1})
-    saver().save({"step": 2})
-    for name, step, words in (
-        ((), 1, "it has registered.ema, and the run has not"),
-        (("ema",), 2, "it has no registered.ema"),
-    ):
-        with pytest.raises(UserError, match=words):
-            saver(*name).load(tmp_path / f"step-00000{step}")
+    plain, other = (Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9) for _ in range(2))
+    other.register("ema", Thing(key=1))
+    other.save({"step": 1})
+    plain.save({"step": 2})
+    with pytest.raises(UserError, match="it has registered.ema, and the run has not"):
+        plain.load(tmp_path / "step-000001")
+    with pytest.raises(UserError, match="it has no registered.ema"):
+        other.load(tmp_path / "step-000002")
 
 
 # --- Bytes, damage ---

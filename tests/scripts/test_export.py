@@ -18,9 +18,9 @@ from distributed.checkpoint_directory import CheckpointWriter, read_manifest, wr
 from distributed.process_group import process_group
 from model.fingerprint import fingerprint_of_base
 from model.weight_files import hash_weights
+from tests.distributed.launch import workplace
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
-from tests.tiny import write_chat_file, write_tiny_model
 from tools.release import check_bom, verify_release
 from training.ending import sums_of
 from training.export import Export, read_export, verify, write_export
@@ -39,23 +39,11 @@ def export(*arguments: object, code: int = 0, cwd: Path = ROOT) -> str:
 def folder(tmp_path_factory) -> Path:
     """runs/trial: 4 steps, the checkpoints 2 and 4, its export; `model`, of which `base` is the extension."""
     folder = tmp_path_factory.mktemp("export")
-    write_tiny_model(folder / "model")
+    workplace(folder, 8, 4, optimizer="epochs=2, weight_decay=0.0", run="save_every=2, eval_every=2")
     extend(folder / "model", folder / "base", NEW)
     record = {"base": str(folder / "model"), "first_id": 384}  # of scripts/extend_vocabulary.py
     (folder / "base" / "new_tokens.json").write_text(json.dumps(record))
-    write_chat_file(folder / "train.jsonl", 8)
-    write_chat_file(folder / "validation.jsonl", 4, seed=1)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "base")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, cache=None),
-    batch=Batch(global_examples=4),
-    optimizer=Optimizer(1e-3, epochs=2, warmup_steps=0, weight_decay=0.0),
-    run=Run("trial", directory={str(folder / "runs")!r}, save_every=2, eval_every=2),
-)
-""")
-    done = run_python(ROOT / "train.py", folder / "config.py")
+    done = run_python(ROOT / "train.py", folder / "config.py", f"model.path={folder / 'base'}", "run.name=trial")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -96,9 +84,8 @@ def test_a_release_is_signed_after_its_files_are_whole_and_its_card_is_not_renew
     run, out = folder / "runs" / "trial", folder / "out" / "signed"
     private, public = new_keys(folder, "release")
     said = export(run, "--out", out, "--sign", private, "--base-flops", "1e12", "--author", "A. B.")
-    assert (
-        f"signed: {out / 'model.sig'}" in said and "of the base's 1e+12" in said and verify_release(out, public) == []
-    )
+    assert f"signed: {out / 'model.sig'}" in said and "of the base's 1e+12" in said
+    assert verify_release(out, public) == []
     check_bom((out / "bom.json").read_text())
     said = export(run, "--out", out, code=2)
     assert f"error: {out} is signed, and its card would change; name the key with --sign" in said
@@ -152,9 +139,8 @@ def verified(folder, read) -> tuple[Path, Callable[[], tuple[bool, list[str]]]]:
 def test_what_rounding_costs_is_said(verified) -> None:
     good, lines = verified[1]()
     assert good
-    differs, explained = map(
-        float, re.findall(r"by at most ([\d.e-]+), where rounding explains ([\d.e-]+)$", lines[0])[0]
-    )
+    pattern = r"by at most ([\d.e-]+), where rounding explains ([\d.e-]+)$"
+    differs, explained = map(float, re.findall(pattern, lines[0])[0])
     pattern = r"by at most ([\d.e-]+), computing in bfloat16 as well by ([\d.e-]+); then KL ([\d.e-]+)"
     of_weights, as_served, kl = map(float, re.findall(pattern, lines[1])[0])
     assert differs < explained < of_weights / 10 and of_weights < as_served < 0.1 and 0 < kl < 1e-3, lines
@@ -185,33 +171,23 @@ def smallest(tensors: dict) -> None:
     elements[elements.abs().argmin()] *= 1.01
 
 
-@pytest.mark.parametrize("fault", [swap, transpose, lose, one_row, smallest])
-def test_an_export_of_other_weights_is_found(verified, fault) -> None:
+SETTINGS = [{"tie_word_embeddings": False}, {"rms_norm_eps": 0.1}]
+SETTINGS += [{"rope_parameters": {"rope_theta": 50.0, "rope_type": "default"}}]
+
+
+@pytest.mark.parametrize("fault", [swap, transpose, lose, one_row, smallest, *SETTINGS])
+def test_an_export_of_other_weights_or_with_another_architecture_is_found(verified, fault) -> None:
     out, verification = verified
-    file = out / "model.safetensors"
+    file = out / ("config.json" if isinstance(fault, dict) else "model.safetensors")
     whole = file.read_bytes()
-    tensors = load_file(file)
-    fault(tensors)
-    save_file(tensors, file, {"format": "pt"})
+    if isinstance(fault, dict):
+        file.write_text(json.dumps(json.loads(whole) | fault))
+    else:
+        tensors = load_file(file)
+        fault(tensors)
+        save_file(tensors, file, {"format": "pt"})
     good, (line,) = verification()
     file.write_bytes(whole)
-    assert not good and "is NOT the weights that were trained" in line, line
-
-
-SETTINGS = {
-    "tied head": {"tie_word_embeddings": False},
-    "epsilon": {"rms_norm_eps": 0.1},
-    "frequencies": {"rope_parameters": {"rope_theta": 50.0, "rope_type": "default"}},
-}
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_an_export_with_another_architecture_is_found(verified, setting) -> None:
-    out, verification = verified
-    whole = (out / "config.json").read_bytes()
-    (out / "config.json").write_text(json.dumps(json.loads(whole) | SETTINGS[setting]))
-    good, (line,) = verification()
-    (out / "config.json").write_bytes(whole)
     assert not good and "is NOT the weights that were trained" in line, line
 
 

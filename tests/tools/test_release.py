@@ -20,7 +20,7 @@ from model.flops import count_work, step_flops
 from model.language_model import build_on_meta
 from model.weights import weights_of_directory
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
-from tests.training.test_model_card import START, evaluation, forgetting
+from tests.training.test_model_card import CONTENTS, START, STATE, evaluation, forgetting
 from tools import release
 from tools.release import check_bom, sign_release, verify_release, write_bom
 from training.export import Export, write_export
@@ -42,38 +42,13 @@ def made(tmp_path_factory) -> tuple[Path, Export]:
     base = write_tiny_model(folder / "base")
     train, replay = write_chat_file(folder / "train.jsonl", 4), write_chat_file(folder / "replay.jsonl", 4, seed=1)
     model = build_on_meta(shape := AutoConfig.from_pretrained(base))
-    config = Config(
-        Model(str(base)),
-        Data(
-            (str(train),),
-            (str(folder / "gone.jsonl"),),
-            mix=(Source("replay", (str(replay),), 0.25),),
-            sequence_length=64,
-        ),
-        Batch(4),
-        Optimizer(1e-3),
-        Run("trial", str(folder)),
-    )
-    state = {
-        "step": 2,
-        "loop": {"tokens": 1000, "targets": [678, 90], "updates": 2, "skipped_steps": 0},
-        "identity": {
-            "the weights": {"model.safetensors": sha256(base / "model.safetensors")},
-            "the data": {"data.train": "0123abcd", "data.mix": [["replay", 0.25, "4567cdef", "anchor"]]},
-        },
-        "evaluated": {"validation": 2},
-        "loss": 0.4321,
-        "base_loss": 2.5,
-    }
-    contents = {
-        "weights": "best",
-        "step": 2,
-        "checkpoint": "abc",
-        "identity": "id",
-        "kind": "model",
-        "dtype": "float32",
-    }
-    contents |= {"averaged": None, "head": "f" * 64}
+    mix = (Source("replay", (str(replay),), 0.25),)
+    data = Data((str(train),), (str(folder / "gone.jsonl"),), mix=mix, sequence_length=64)
+    config = Config(Model(str(base)), data, Batch(4), Optimizer(1e-3), Run("trial", str(folder)))
+    trained = {"data.train": "0123abcd", "data.mix": [["replay", 0.25, "4567cdef", "anchor"]]}
+    identity = {"the weights": {"model.safetensors": sha256(base / "model.safetensors")}, "the data": trained}
+    state = STATE | {"loop": STATE["loop"] | {"tokens": 1000}, "identity": identity}
+    contents = CONTENTS | {"identity": "id", "dtype": "float32", "head": "f" * 64}
     weights = weights_of_directory(base, model)
     export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, contents)
     out = folder / "out"
@@ -123,18 +98,13 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
         (started, *_) = Record(export.run).read()
         assert files(parts[ref]) == {file: started.content["files"]["the data"][str(out.parent / file)]}
         assert (float(said["share"]), said["target-tokens"], said["fingerprint-of-tokens"]) == (share, targets, tokens)
-    assert [facts(parts[f"data:{name}"]).get("trained") for name in ("data.train", "replay")] == [
-        None,
-        "by KL to the base",
-    ]
+    how = [facts(parts[f"data:{name}"]).get("trained") for name in ("data.train", "replay")]
+    assert how == [None, "by KL to the base"]
     assert "components" not in parts["validation"]  # the file is not here: no hash is made up
-    assert parts["code:torch"]["purl"] == "pkg:pypi/torch@2.13" and parts["code:train.py"]["version"].endswith(
-        "(dirty)"
-    )
-    tested = {"test.jsonl": "f" * 64} | {
-        name: sha256(export.run / "eval" / name) for name in ("test.json", "general.json")
-    }
-    assert files(parts["results"]) == tested
+    assert parts["code:torch"]["purl"] == "pkg:pypi/torch@2.13"
+    assert parts["code:train.py"]["version"].endswith("(dirty)")
+    results = {name: sha256(export.run / "eval" / name) for name in ("test.json", "general.json")}
+    assert files(parts["results"]) == {"test.jsonl": "f" * 64} | results
     written = json.loads((out / "export.json").read_text())
     assert model["name"] == "my model" and files(model) == written["files"]
     assert facts(model).get("head", "") == written["head"] and facts(model)["step"] == "2"
@@ -194,9 +164,12 @@ def test_a_bill_that_the_schema_refuses_is_not_written(made, tmp_path, monkeypat
     with pytest.raises(UserError, match="performanceMetrics/1/value"):
         write_bom(out, export, results, Namespace(**OPTIONS))
     assert (out / "bom.json").read_bytes() == before
-    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    for module in ("jsonschema", "model_signing.signing"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match="a release needs jsonschema .*: pip install "):
         check_bom(json.dumps(bom))
+    with pytest.raises(UserError, match="a release needs model_signing.signing .*: pip install 'model-signing"):
+        sign_release(out, tmp_path / "key")
 
 
 # ---- model.sig -----------------------------------------------------------------------------------------------------------
@@ -298,9 +271,3 @@ def test_an_encrypted_key_is_asked_for_its_password_and_other_keys_are_one_sente
         with pytest.raises(UserError, match=f"{wrong} cannot be used: .*PEM file of a public key"):
             verify_release(folder, wrong)
     assert verify_release(folder, shown) == []
-
-
-def test_without_the_library_one_sentence_says_how_to_install_it(made, tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "model_signing.signing", None)
-    with pytest.raises(UserError, match="a release needs model_signing.signing .*: pip install 'model-signing"):
-        sign_release(made[0], tmp_path / "key")

@@ -8,10 +8,12 @@ OWNED is owned by another process, FILE is no directory, and in FREE a start is 
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from common.errors import UserError, exit_process
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.process_group import start_process_group
 from training.log import Log
@@ -24,10 +26,12 @@ ranks = start_process_group()
 answers = {}
 
 
-def start_in(directory: Path, config: dict) -> dict:
+def start_in(directory: Path) -> None:
     record = RunRecord(directory, Corpus(()), ranks)
     record.step = 3
-    return record_start(record, config, {"the code": {}}, dict, bytes)
+    config = Config(Model("."), Data(("a",)), Batch(1), Optimizer(1e-3), Run("r"))
+    identity = {"the code": {}, "the weights": {}}
+    record_start(config, SimpleNamespace(local=None), identity, {}, record, SimpleNamespace(kept=lambda *more: b""))
 
 
 try:
@@ -37,7 +41,7 @@ except UserError as error:
     answers["owned"] = str(error)
 for name, start in {
     "log": lambda: Log(file, ranks).open(0, {}, 4),
-    "provenance": lambda: start_in(file, {"run": {}}),
+    "provenance": lambda: start_in(file),
     "owner": lambda: own_directory(file, ranks).__enter__(),
 }.items():
     try:
@@ -45,6 +49,6 @@ for name, start in {
     except UserError as error:
         answers[name] = str(error)
 with own_directory(free, ranks):
-    answers["record"] = start_in(free, {"run": {"name": "free"}})
+    start_in(free)
 result.with_suffix(f".rank{ranks.rank}.json").write_text(json.dumps(answers))
 exit_process(0)

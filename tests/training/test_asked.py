@@ -20,7 +20,6 @@ def folder(tmp_path_factory):
     write_tiny_model(folder / "model")
     write_chat_file(folder / "train.jsonl", 12, seed=0)
     write_chat_file(folder / "validation.jsonl", 9, seed=1)
-    (folder / "texts.jsonl").write_text('{"text": "The bank shall report."}\n')
     return folder
 
 
@@ -57,11 +56,10 @@ def test_the_examples_are_those_of_evaluate_and_answers_may_be_a_quarter_longer_
     longest = max(len(ids) for ids in tokenizer(answers, add_special_tokens=False)["input_ids"])
     assert asked.max_new_tokens == -(-5 * (longest + 1) // 4)
     assert asked.ideal == {"exact_match": 1.0, "rouge_l": 1.0}
-    tokens = sum(map(len, asked.prompts))
-    line = (
-        f"4 of 9 chats of data.validation: {tokens} tokens of prompts and at most {4 * asked.max_new_tokens} of answers"
-    )
-    assert line in asked.cost_line(2**30, "bf16") and "whole model in bf16, 2.00 GiB" in asked.cost_line(2**30, "bf16")
+    tokens, limit = sum(map(len, asked.prompts)), 4 * asked.max_new_tokens
+    line = asked.cost_line(2**30, "bf16")
+    assert f"4 of 9 chats of data.validation: {tokens} tokens of prompts and at most {limit} of answers" in line
+    assert "whole model in bf16, 2.00 GiB" in line
     assert len(read(folder, eval_generate=99).prompts) == 9
 
 
@@ -72,49 +70,31 @@ def test_all_ranks_ask_the_same_and_only_the_first_scores(folder):
     assert first.digest() != dataclasses.replace(other, stop_ids=(*other.stop_ids, 9)).digest()
 
 
-def test_with_a_share_the_held_out_chats_of_the_training_data_are_asked(folder):
-    asked = read(folder, eval_generate=99, data={"validation": (), "validation_share": 0.4})
-    held_out = [one for one in examples(folder / "train.jsonl") if is_held_out(group_hash(one, None), 0.4)]
-    assert [one["id"] for one in asked.examples] == [one["id"] for one in held_out] != []
-    data = {"validation": (), "validation_share": 0.5, "split_by": "id"}
+@pytest.mark.parametrize(("share", "split_by"), [(0.4, None), (0.5, "id")])
+def test_with_a_share_the_held_out_chats_of_the_training_data_are_asked(folder, share, split_by):
+    data = {"validation": (), "validation_share": share, "split_by": split_by}
     asked = read(folder, eval_generate=99, data=data)
-    held_out = [one for one in examples(folder / "train.jsonl") if is_held_out(group_hash(one, "id"), 0.5)]
+    held_out = [one for one in examples(folder / "train.jsonl") if is_held_out(group_hash(one, split_by), share)]
     assert 0 < len(held_out) < 12 and [one["id"] for one in asked.examples] == [one["id"] for one in held_out]
 
 
-def test_a_prompt_without_room_for_an_answer_is_left_out_and_counted(folder):
+def test_what_cannot_be_asked_or_scored_is_one_sentence_and_a_long_prompt_is_left_out_and_counted(folder):
     lengths = sorted(len(prompt) for prompt in read(folder, eval_generate=9).prompts)
     limit = 512 - lengths[-2]  # the window has 512 positions
     asked = read(folder, eval_generate=9, max_new_tokens=limit)
     assert sorted(map(len, asked.prompts)) == lengths[:-1]
     assert "8 of 9 chats of data.validation, 1 more leave no room for an answer" in asked.line
-    with pytest.raises(
-        UserError, match="no prompt of data.validation can be rendered and leaves room for an answer of 512 tokens"
-    ):
-        read(folder, max_new_tokens=512)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        (
-            {"data": {"validation": ("texts.jsonl",)}},
-            "run.eval_generate: data.validation has no chat that ends with an answer",
-        ),
+    (texts := folder / "texts.jsonl").write_text('{"text": "The bank shall report."}\n')
+    for changes, sentence in (
+        ({"max_new_tokens": 512}, "can be rendered and leaves room for an answer of 512 tokens"),
+        ({"data": {"validation": (str(texts),)}}, "data.validation has no chat that ends with an answer"),
         ({"best_by": "f1"}, "run.best_by=f1: the data's own scores are exact_match, rouge_l; choose one of them"),
         ({"metric": "no_such_module:f"}, "eval.metric=no_such_module:f: module no_such_module is not found"),
         ({"metric": "math:hypot"}, "eval.metric=math:hypot fails: TypeError"),
-        ({"metric": "operator:eq"}, "eval.metric=operator:eq scores metric; choose one of them"),
-    ],
-)
-def test_what_cannot_be_asked_or_scored_is_one_sentence(folder, changes, sentence):
-    if "data" in changes:
-        changes = {"data": {"validation": tuple(str(folder / name) for name in changes["data"]["validation"])}}
-    if changes.get("metric") == "operator:eq":
-        changes["best_by"] = "mine:max"
-    with pytest.raises(UserError) as error:
-        read(folder, **changes)
-    assert sentence in str(error.value)
+        ({"metric": "operator:eq", "best_by": "mine:max"}, "eval.metric=operator:eq scores metric; choose one of them"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            read(folder, **changes)
 
 
 def test_chats_with_control_tokens_are_named_refused_or_left_out(folder, tmp_path):

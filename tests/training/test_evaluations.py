@@ -46,10 +46,7 @@ def test_the_best_evaluation_has_the_lowest_finite_validation_loss_of_a_trained_
     # The base model, of step 0, is never the best, even if it is better.
     assert (evaluations.base_loss, evaluations.best_loss, evaluations.best_step) == (1.0, 1.5, 5)
     assert not evaluations.finish("forgetting", {"forgetting/kl": 0.1}, 5, 5)
-
-
-def test_a_model_that_no_step_has_changed_is_the_base_model_at_any_step() -> None:
-    evaluations = made()  # three steps without a target token, or skipped
+    evaluations = made()  # nor one that no step has changed: three without a target token, or skipped
     assert not evaluations.finish("validation", {"validation/loss": 1.0}, 3, updates=0)
     assert (evaluations.base_loss, evaluations.best_step) == (1.0, None)
 
@@ -71,14 +68,8 @@ def test_the_best_by_nll_is_the_lowest_whatever_loss_trains() -> None:
         figures = {"validation/loss": loss, "validation/nll": nll}
         improved.append(evaluations.finish("validation", figures, step, updates=step))
     assert improved == [False, True, True, False, False, False]
-    best = (
-        evaluations.best_by,
-        evaluations.base_value,
-        evaluations.best_value,
-        evaluations.best_step,
-        evaluations.best_loss,
-    )
-    assert best == ("validation/nll:min", 2.0, 3.0, 2, 2.0) and evaluations.is_stalled
+    best = (evaluations.base_value, evaluations.best_value, evaluations.best_step, evaluations.best_loss)
+    assert (evaluations.best_by, *best) == ("validation/nll:min", 2.0, 3.0, 2, 2.0) and evaluations.is_stalled
     assert evaluations.why_stalled(5).endswith("nothing better than the lowest validation/nll, 3 at step 2")
     # A start that judges by the loss again evaluates the last step anew.
     assert "validation" in again(evaluations, best_by="validation/loss").due(5, 5)
@@ -104,9 +95,7 @@ def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_t
     changed = made(best_by="f1", eval_generate=8)
     lines = changed.load_state_dict(evaluations.state_dict())
     assert changed.due(6, 9) == [] and "validation" in changed.due(9, 9) and "validation" not in changed.evaluated
-    assert lines == [
-        "run.best_by has changed (validation/loss:min -> validation/f1:max of 8 answers): the next evaluation is the first "
-        "that counts"
-    ]
+    what = "run.best_by has changed (validation/loss:min -> validation/f1:max of 8 answers)"
+    assert lines == [f"{what}: the next evaluation is the first that counts"]
     assert (changed.best_step, changed.best_value, changed.base_value) == (None, None, None)
     assert not changed.is_judged  # so that a finished run is not "already finished", but evaluated again

@@ -93,30 +93,25 @@ def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_p
 def test_chat_json_is_written_only_where_a_setting_is_set_and_read_by_evaluation(base, tmp_path):
     plain = export(base, tmp_path / "plain")
     assert not (plain / "chat.json").exists() and read_chat_settings(plain) == ChatSettings()
-    config = config_of(base, chat_date="2025-03-01", chat_template_options={"enable_thinking": False})
+    options = {"enable_thinking": False}
+    config = config_of(base, chat_date="2025-03-01", chat_template_options=options, control_tokens="allow")
     folder = export(base, tmp_path / "export", config)
     content = json.loads((folder / "chat.json").read_text())
-    assert content == {"date": "2025-03-01", "template_options": {"enable_thinking": False}}
-    assert read_chat_settings(folder) == ChatSettings({"enable_thinking": False}, "2025-03-01")
+    assert content == {"date": "2025-03-01", "template_options": options, "control_tokens": "allow"}
+    assert read_chat_settings(folder) == ChatSettings(options, "2025-03-01", control_tokens="allow")
     for damage in ('{"date": 2025}', '{"control_tokens": "never"}'):
         (folder / "chat.json").write_text(damage)
         with pytest.raises(UserError, match="chat.json is damaged"):
             read_chat_settings(folder)
-    allowed = export(base, tmp_path / "allowed", config_of(base, control_tokens="allow"))
-    assert json.loads((allowed / "chat.json").read_text()) == {"control_tokens": "allow"}
-    assert read_chat_settings(allowed) == ChatSettings(control_tokens="allow")
 
 
 def test_the_template_of_the_run_is_that_of_the_exported_tokenizer(base, tmp_path):
     template = tmp_path / "template.jinja"
     text = "{% for m in messages %}[{{ m.role }}|{{ enable_thinking }}|{{ strftime_now('%Y') }}]{{ m.content }}{% endfor %}"
     template.write_text(text)
-    data = {
-        "chat_template": str(template),
-        "chat_date": "2025-03-01",
-        "chat_template_options": {"enable_thinking": False},
-    }
-    folder = export(base, tmp_path / "export", config_of(base, **data), str(template))
+    data = {"chat_template": str(template), "chat_date": "2025-03-01"}
+    config = config_of(base, **data, chat_template_options={"enable_thinking": False})
+    folder = export(base, tmp_path / "export", config, str(template))
     assert AutoTokenizer.from_pretrained(folder).chat_template == text
     assert read_chat_settings(folder).date == "2025-03-01"
     chat = [{"role": "user", "content": "Hi"}]

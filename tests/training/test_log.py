@@ -29,9 +29,9 @@ def check_tensorboard(run: Path) -> None:
     assert {name: points for name, points in shown.items() if points} == expected
 
 
-def write(run: Path, ranks, start_step: int, evaluated: dict[str, int], steps: dict[int, dict], capsys=None) -> None:
+def write(run: Path, ranks, start_step: int, evaluated: dict[str, int], steps: dict[int, dict], *log_to) -> None:
     """A run that logs rows and evaluations; the keys are steps."""
-    log = Log(run, ranks).open(start_step, evaluated, total_steps=9)
+    log = Log(run, ranks, *log_to).open(start_step, evaluated, total_steps=9)
     for step, row in steps.items():
         for figures in row if isinstance(row, tuple) else (row,):
             log.row(step, figures)
@@ -49,12 +49,7 @@ def test_a_resume_drops_the_rows_of_lost_steps_and_a_torn_line(tmp_path, ranks) 
 
 
 def test_a_fresh_start_removes_all_rows_and_says_so(tmp_path, ranks, capsys) -> None:
-    start = {
-        0: ({"validation/loss": 9.0}, {"model/size": 1.0}),
-        1: {"train/loss": 1.0},
-        2: {"train/loss": 2.0, "train/mfu": 0.5},
-    }
-    write(tmp_path, ranks, 0, {}, start)
+    write(tmp_path, ranks, 0, {}, {0: ({"validation/loss": 9.0}, {"model/size": 1.0}), 2: {"train/loss": 2.0}})
     assert "removed" not in capsys.readouterr().out
     (tmp_path / "tensorboard" / "notes.txt").write_text("mine")
     write(tmp_path, ranks, 0, {}, {0: {"validation/loss": 8.0}, 1: {"train/loss": 0.5}})
@@ -68,9 +63,8 @@ def test_an_evaluation_at_the_resumed_step_stays_only_if_the_checkpoint_records_
     done = ({"train/loss": 4.0, "train/mfu": 0.5}, {"validation/loss": 3.0, "validation/loss/mix": 2.0})
     done += ({"forgetting/kl": 0.25}, {"save/seconds": 1.5})
     write(tmp_path, ranks, 0, {}, {2: ({"train/loss": 5.0}, {"validation/loss": 5.0}), 4: done, 6: {"train/loss": 1.0}})
-    write(
-        tmp_path, ranks, 4, {"forgetting": 4, "validation": 2}, {4: {"validation/loss": 3.25}, 6: {"train/loss": 0.5}}
-    )
+    evaluated = {"forgetting": 4, "validation": 2}
+    write(tmp_path, ranks, 4, evaluated, {4: {"validation/loss": 3.25}, 6: {"train/loss": 0.5}})
     assert rows(tmp_path) == [
         {"step": 2, "train/loss": 5.0},
         {"step": 2, "validation/loss": 5.0},
@@ -94,15 +88,10 @@ def test_a_damaged_line_before_a_kept_row_is_one_sentence_and_behind_the_last_is
     with pytest.raises(UserError, match=re.escape(f"{path}, line 2 is not a row of curves; remove the line and start")):
         Log(tmp_path, ranks).open(2, {}, 9)
     assert path.read_text().splitlines() == lines  # nothing is changed
-    path.write_text("\n".join([lines[0], *lines[2:]]))
-    write(tmp_path, ranks, 2, {}, {3: {"train/loss": 1.0}})
-    assert rows(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "train/loss": 1.0}]
-
-
-def test_a_complete_last_row_without_a_newline_is_kept_on_its_own_line(tmp_path, ranks) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}')
-    write(tmp_path, ranks, 1, {}, {2: {"train/loss": 2.0}})
-    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    for text, kept in (("\n".join([lines[0], *lines[2:]]), 2), (lines[0], 1)):  # the last row has no line end
+        path.write_text(text)
+        write(tmp_path, ranks, kept, {}, {3: {"train/loss": 1.0}}, ())
+        assert rows(tmp_path) == [*({"step": step + 1} for step in range(kept)), {"step": 3, "train/loss": 1.0}]
 
 
 def test_sync_flushes_the_rows_and_the_events_to_disk(tmp_path, ranks, monkeypatch) -> None:
@@ -118,19 +107,6 @@ def test_sync_flushes_the_rows_and_the_events_to_disk(tmp_path, ranks, monkeypat
     assert rows(tmp_path) == [{"step": 1, "train/loss": 1.0}]
     check_tensorboard(tmp_path)  # before it is closed
     log.close()
-
-
-def test_other_ranks_write_nothing(tmp_path, ranks, monkeypatch) -> None:
-    from dataclasses import replace
-
-    monkeypatch.setattr("training.log.read_on_first", lambda read, ranks: None)
-    log = Log(tmp_path / "run", replace(ranks, rank=1)).open(0, {}, 9)
-    log.row(1, {"train/loss": 1.0})
-    log.say("nothing")
-    log.sync()
-    log.advance(1)
-    log.close()
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_save_that_takes_longer_than_torchrun_grants_is_a_warning(tmp_path, ranks, monkeypatch, capsys) -> None:

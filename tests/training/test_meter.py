@@ -36,11 +36,8 @@ def step(
 ) -> tuple[StepBatch, Deal, LossSums]:
     sums = LossSums(len(targets), CPU)
     sums.values.copy_(torch.tensor(losses))
-    return (
-        StepBatch(tuple(range(len(lengths))), sum(targets), targets, lengths),
-        Deal((), np.array(costs)),
-        sums,
-    )
+    batch = StepBatch(tuple(range(len(lengths))), sum(targets), targets, lengths)
+    return batch, Deal((), np.array(costs)), sums
 
 
 def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
@@ -55,25 +52,14 @@ def test_speed_counts_the_tokens_of_all_steps_and_no_pauses(clock) -> None:
     assert row["train/mfu"] == pytest.approx(200 * 100.0 / 4.0 / 20_000.0) == 0.25
     assert row["train/epoch"] == 0.5 and row["train/tokens"] == 200
     assert meter.seconds_per_step == 2.0
-    line = meter.line(
-        {"train/loss": 0.5, "train/grad_norm": 1.0, "train/learning_rate": 1e-4} | row,
-        2,
-        32,
-        was_skipped=False,
-        is_finite=True,
-    )
+    row |= {"train/loss": 0.5, "train/grad_norm": 1.0, "train/learning_rate": 1e-4}
+    line = meter.line(row, 2, 32, was_skipped=False, is_finite=True)
     assert "| 50 tok/s | MFU 25.0% |" in line and line.endswith("ETA 1.0 min")
-    clock.now += 1.0
-    meter.add(*step((10,), (1,), [1.0]))  # the next row covers only the steps after the last one
-    assert meter.row(state([21], 210), epoch=0.6)["train/tokens_per_second"] == 10.0
-
-
-def test_the_balance_of_a_window_weighs_steps_by_their_time(clock) -> None:
-    meter = Meter(ONE_SOURCE, WORK, peak_flops=20_000.0, device=CPU)
-    clock.now += 1.0
+    clock.now += 1.0  # the next row covers only the steps after the last one, and weighs them by their time
     meter.add(*step((10,), (1,), [1.0], ((9, 1), (4, 4))))  # two micro-batches on two ranks: 9 of 13 busy
     meter.add(*step((10,), (1,), [1.0], ((27, 27),)))
-    row = meter.row(state([2], 20), epoch=0.1)
+    row = meter.row(state([22], 220), epoch=0.6)
+    assert row["train/tokens_per_second"] == 20.0
     assert row["train/balance"] == pytest.approx((9 + 27) / (9 + 4 + 27)) == 0.9
 
 

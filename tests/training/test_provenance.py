@@ -4,10 +4,12 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from common.sha256 import sha256
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.process_group import Ranks
 from training import provenance
@@ -33,13 +35,6 @@ def checkout(tmp_path) -> Path:
     return root
 
 
-def test_bytes_that_are_not_utf8_stay_readable(checkout) -> None:
-    (checkout / "letter.txt").write_bytes(b"caf\xe9 cr\xe8me\n")
-    state = git_state(checkout)
-    assert state["git_commit"] == git(checkout, "rev-parse", "HEAD").strip()
-    assert "-plain\n+caf\\xe9 cr\\xe8me\n" in state["git_diff"]
-
-
 def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     outside = tmp_path / "outside"
@@ -53,42 +48,50 @@ def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypat
     assert git_state(checkout)["git_commit"] == "unknown: git: No such file or directory"
 
 
-def start(run: Path, config: dict, step: int, ranks: Ranks, rows: bytes = b"") -> dict:
-    record = RunRecord(run, Corpus(()), ranks)
-    record.step = step
-    config = {"run": {"approved_by": "A. Person"}} | config
-    return record_start(record, config, IDENTITY, lambda: {"the data": {"/a": "1"}}, lambda: rows)
+def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **of_run) -> dict:
+    """What config.json says of a start that is recorded, in a run whose base is the folder `base` beside it."""
+    (base := run.with_name("base")).mkdir(exist_ok=True)
+    (base / "tokenizer.json").write_text("{}")
+    config = Config(Model(str(base)), Data(("a",)), Batch(1), Optimizer(1e-3), Run("r", **of_run))
+    record, log = RunRecord(run, Corpus(()), ranks), SimpleNamespace(kept=lambda *arguments: rows)
+    record.step, inputs = step, SimpleNamespace(local=None)
+    line = record_start(config, inputs, IDENTITY, {}, record, log)  # type: ignore[arg-type]
+    found = json.loads((run / "config.json").read_text())
+    assert line.startswith(f"run {run}, commit {short_commit(found)}, torch ")
+    return found
 
 
-IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}}
+IDENTITY = {"the code": {"train.py": "1", "mine.py": "2", "gone.py": "3"}, "the weights": {"model.safetensors": "4"}}
 
 
 def test_starts_are_a_history_and_config_json_is_the_newest(checkout, tmp_path, ranks, monkeypatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", checkout)
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     run = tmp_path / "run"
-    start(run, {"run": {"name": "a"}}, 0, ranks)
+    start(run, 0, ranks)
     with (run / "record.jsonl").open("a") as file:
         file.write('{"time": "20')  # killed while writing a record
     (checkout / "letter.txt").write_bytes(b"caf\xe9\n")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     monkeypatch.setenv("LOGNAME", "somebody else")
-    returned = start(run, {"run": {"approved_by": "A. Person"}}, 7, ranks, b"12345")
+    written = start(run, 7, ranks, b"12345", approved_by="A. Person")
     first, second = (entry.content for entry in Record(run).read())
-    assert (first["start_step"], first["config"], first["git_diff"]) == (0, {"run": {"name": "a"}}, None)
+    assert (first["start_step"], first["config"]["run"]["name"], first["git_diff"]) == (0, "r", None)
     assert "torchrun_restarts" not in first and second["torchrun_restarts"] == 2
     assert second["start_step"] == 7 and second["git_diff"] == "diffs/0002.diff"
-    assert "+caf\\xe9" in (run / "diffs" / "0002.diff").read_text()
-    assert second["identity"] == IDENTITY and returned["identity"] == fingerprint(IDENTITY)
-    assert json.loads((run / "config.json").read_text()) == returned
-    assert {**second, **returned} == {**second, "identity": fingerprint(IDENTITY)}
+    assert second["git_commit"] == git(checkout, "rev-parse", "HEAD").strip()
+    assert "-plain\n+caf\\xe9\n" in (run / "diffs" / "0002.diff").read_text()  # its bytes are no UTF-8
+    assert second["identity"] == IDENTITY
+    assert {**second, **written} == {**second, "identity": fingerprint(IDENTITY)}
     assert second["started_by"] == first["started_by"] != "somebody else"
-    assert second["approved_by"] == "A. Person" and second["files"] == {"the data": {"/a": "1"}}
+    base, tokenizer = tmp_path / "base", sha256(tmp_path / "base" / "tokenizer.json")
+    known = {str(base / "model.safetensors"): "4", str(base / "tokenizer.json"): tokenizer}
+    assert second["approved_by"] == "A. Person" and second["files"] == {"the base": known, "the data": {}}
     assert second["metrics"] == {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
     assert second["written"].keys() == {"config.json", "diffs/0002.diff"}
     assert second["written"]["config.json"] == sha256(run / "config.json")
-    assert returned["versions"].keys() >= {"torch", "transformers", "numpy"} and returned["world_size"] == 1
-    assert returned["devices"][0]["device"].startswith("cpu (") and returned["time"].endswith("+00:00")
+    assert written["versions"].keys() >= {"torch", "transformers", "numpy"} and written["world_size"] == 1
+    assert written["devices"][0]["device"].startswith("cpu (") and written["time"].endswith("+00:00")
 
 
 def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
@@ -100,11 +103,11 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
         (checkout / "letter.txt").write_text(f"{text}\n")
         (checkout / "mine.py").write_text(f"x = {number}\n")
         (checkout / "notes.py").write_text("not loaded by train.py\n")
-        record = start(run, {}, 0, ranks)
+        record = start(run, 0, ranks)
         assert record["git_diff"] == f"diffs/000{number}.diff" and short_commit(record).endswith(" (dirty)")
     git(checkout, "add", "mine.py", "notes.py")
     git(checkout, "stash")  # the checkout is as it was committed
-    assert start(run, {}, 0, ranks)["git_diff"] is None
+    assert start(run, 0, ranks)["git_diff"] is None
     diffs = sorted((run / "diffs").iterdir())
     assert [path.name for path in diffs] == ["0001.diff", "0002.diff"]
     git(checkout, "apply", str(diffs[0]))
@@ -113,9 +116,5 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
 
 
 def test_ranks_are_grouped_by_host_and_device() -> None:
-    places = [("a", "H100"), ("a", "H100"), ("b", "H100"), ("b", "A100")]
-    assert devices(places) == [
-        {"host": "a", "device": "H100", "ranks": [0, 1]},
-        {"host": "b", "device": "H100", "ranks": [2]},
-        {"host": "b", "device": "A100", "ranks": [3]},
-    ]
+    found = devices([("a", "H100"), ("a", "H100"), ("b", "H100"), ("b", "A100")])
+    assert [tuple(one.values()) for one in found] == [("a", "H100", [0, 1]), ("b", "H100", [2]), ("b", "A100", [3])]

@@ -42,21 +42,14 @@ config = Config(
     return folder
 
 
-def data_of(folder, **settings):
+def test_an_index_counts_over_all_files_and_a_random_choice_is_even(folder):
     files = (str(folder / "a.jsonl"), str(folder / "b.jsonl"))
-    return Data(files, mix=(Source("extra", (str(folder / "extra.jsonl"),), 0.05),), **settings)
-
-
-def test_an_index_counts_over_all_files(folder):
-    data = data_of(folder)
+    data = Data(files, mix=(Source("extra", (str(folder / "extra.jsonl"),), 0.05),))
     index, where, example = find(data, "main", 13)
     assert (index, where) == (13, f"{folder}/b.jsonl, line 2")
     assert example["messages"][0]["content"].startswith("Report 1: ")
     assert find(data, "extra", 0)[1] == f"{folder}/extra.jsonl, line 1"
-
-
-def test_a_random_choice_is_even_and_in_order(folder):
-    data = data_of(folder)
+    # A random choice is even and in order.
     rng, seen = random.Random(0), [0] * 20
     for _ in range(60):
         chosen = choose(data, "main", 5, rng)
