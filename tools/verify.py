@@ -537,8 +537,9 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
             items = inputs.plan.batch(step).items
             plan = plan_after(plan, step + 1, sources, items)
             if wrong := [one for one in mine if one.step == step + 1 and one.content.get("plan", plan) != plan]:
-                what = f"the documents of the steps up to {step + 1} are not those of {wrong[0]}"
-                raise Differs(f"{what}: the data changed")
+                raise Differs(
+                    f"the documents of the steps up to {step + 1} are not those of {wrong[0]}: the data changed"
+                )
             if digest_of_item.keys().isdisjoint(items):
                 continue
             deal = inputs.deal(step)
