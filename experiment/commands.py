@@ -43,6 +43,7 @@ class Command:
     needs: tuple[Path, ...] = ()
     frees: tuple[Path, ...] = ()
     diverged: Path | None = None
+    processes: int = 1
     results: tuple[Path, ...] = ()
 
     @property
@@ -94,7 +95,7 @@ def run_commands(
                         break
                     slot = min(set(range(parallel)) - running.keys())
                     log = out / "logs" / f"{command.name.replace('/', '-')}.log"
-                    process = start(command.script, command.options, log, 1, slot, parallel)
+                    process = start(command.script, command.options, log, command.processes, slot, parallel)
                     running[slot] = _Child(command, log, process, time.monotonic())
                 if not running:
                     break
