@@ -88,7 +88,8 @@ def commands() -> list[Command]:
     found = [drawn.pool()]
     for name, source, path in (("topics", ("topics",), topics), ("self", by_base, own)):
         options = ("replay", "--source", *source, "--out", str(path))
-        found.append(Command(name, name, "scripts/data.py", options, path, results=(path,)))
+        kept = (path,) if path == own else ()  # another processor may write another text
+        found.append(Command(name, name, "scripts/data.py", options, path, results=kept))
     for arms in (FIRST, [arm for arm in ARMS if arm not in FIRST]):
         for seed in range(SEEDS):
             for arm in arms:
