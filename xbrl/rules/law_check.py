@@ -281,7 +281,7 @@ def _facts(
             if cell not in (line.cell, LABELS.get(line.cell)):
                 yield "consequence", f"{counted} stands on {line.cell}, and the amount counts in {cell}"
     shares = _column(printed.numbers, "C 28.00", "c350")
-    names = {name: key.split()[0] for key, name in _column(printed.texts, "C 27.00", "c021").items()}
+    names = {name: key.partition(" ")[0] for key, name in _column(printed.texts, "C 27.00", "c021").items()}
     for who in (fact["who"] for fact in applying if fact["kind"] == "connected"):
         codes = [code for name in who if (code := names.get(name, name)) in shares]
         total = sum((shares[code] for code in codes), Decimal(0))
