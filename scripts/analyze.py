@@ -59,12 +59,17 @@ def main() -> int:
     """Analyse the reports; with a model on every rank."""
     arguments = parse_arguments()
     model, files = (None, arguments.paths) if arguments.engine_only else (arguments.paths[0], arguments.paths[1:])
-    same = ("out", "draft", "register", "findings", "workers", "batch_size", "dtype")
     options = Options(
         files=tuple(files),
+        out=arguments.out,
+        draft=arguments.draft,
+        register=arguments.register,
+        findings=arguments.findings,
         taxonomy=tuple(arguments.taxonomy),
         form=Form(arguments.basis, arguments.language),
-        **{name: getattr(arguments, name) for name in same},
+        workers=arguments.workers,
+        batch_size=arguments.batch_size,
+        dtype=arguments.dtype,
     )
     if model is None:
         return analyse(options)

@@ -80,7 +80,8 @@ def print_report(report: Report, args: argparse.Namespace, name: str = "") -> No
     if args.text:
         if name:
             print(f"== {name} ({', '.join(file.name for file in report.files)})")
-            print(*(f"== incomplete: {reason}\n" for reason in report.incomplete), sep="", end="")
+            for reason in report.incomplete:
+                print(f"== incomplete: {reason}")
         lines = rule_table(report) if args.rules else [render_report(report, load_cells(), style=args.style)]
         print(*lines, sep="\n")
         return

@@ -279,8 +279,14 @@ _RULES = ("a list of ids of rules", _list_of(str))
 _TEXT = ("a text", lambda value: isinstance(value, (str, int, type(None))))
 _MEASURES = "a list of objects with a text as `subject` and a whole number, 0 or more, as `deadline_days`"
 _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # field of an example -> its form in words, and its test
-    **{"violations": _RULES, "engine": _RULES, "measures": (_MEASURES, _list_of(dict, _is_measure))},
-    **{"findings": ("a list of objects", _list_of(dict)), "kind": _TEXT, "pair": _TEXT, "bank": _TEXT, "note": _TEXT},
+    "violations": _RULES,
+    "engine": _RULES,
+    "measures": (_MEASURES, _list_of(dict, _is_measure)),
+    "findings": ("a list of objects", _list_of(dict)),
+    "kind": _TEXT,
+    "pair": _TEXT,
+    "bank": _TEXT,
+    "note": _TEXT,
 }
 
 

@@ -104,10 +104,9 @@ def _violation_figures(result: dict) -> Iterator[Figure]:
 def _note_figures(result: dict) -> Iterator[Figure]:
     """What is said of notes: kind and applies, then all of a fact; by kind, by language, and by the baselines that read notes."""
     notes, violations = result.get("notes"), result.get("violations")
-    title = "facts of notes, F1: kind and applies"
     if notes:
         n, named = f"{notes['n']} facts, {notes['n_said']} stated", f"{notes['n_matched']} facts whose kind is named"
-        yield _score(title, notes["decided_f1"], n)
+        yield _score("facts of notes, F1: kind and applies", notes["decided_f1"], n)
         yield _score("  and amount", notes["amount_f1"], n)
         yield _score("  all of a fact right", notes["f1"], n)
         yield from (_share(f"  {name} right", share, named) for name, share in notes["right"].items())
@@ -118,7 +117,8 @@ def _note_figures(result: dict) -> Iterator[Figure]:
     for name, scores in violations["baselines"].items() if violations else ():
         if one := scores.get("notes"):
             n = f"{one['n']} facts, with the amount {one['amount_f1']:.3f}"
-            yield _score(f"{' ' if notes else f'{title},'} baseline: {name}", one["decided_f1"], n)
+            title = "  baseline: " if notes else "facts of notes, F1: kind and applies, baseline: "
+            yield _score(f"{title}{name}", one["decided_f1"], n)
 
 
 def _fact_figures(result: dict) -> Iterator[Figure]:

@@ -48,7 +48,7 @@ class Options:
     taxonomy: tuple[Path, ...] = ()
     form: Form = Form()
     workers: int = 1
-    model: Path = Path()
+    model: Path | None = None
     profile: Profile = PROFILES["full"]
     source: str = ""  # where the profile is recorded
     max_new_tokens: int = 0

@@ -41,6 +41,7 @@ BLOCKS = Path(__file__).with_name("blocks")
 LANGUAGES = ("en", "de")
 WRONG = ("filing", "misstatement", "timing")  # subjects on which nothing is reported but the correction
 DAILY = ("liquidity", "funding")  # subjects on which CRR Art. 414 demands a daily report
+DRAFT = "NOT READY: not to be sent"  # for a copy of words.toml that has no block `draft`
 MAX_NAME = 60  # characters of a name that a report gives to a client or a bank
 TEMPLATE, CURRENCY = re.compile(r"[A-Z]{1,2}_\d{2}\.\d{2}(?:\.[a-z])?"), re.compile(r"iso4217:([A-Z]{3})")
 
@@ -150,8 +151,15 @@ def plain_name(text: str) -> str:
 
 
 def draft_mark(language: str) -> str:
-    """What stands above and below a letter that something keeps back."""
-    return _blocks(language, False).text("text", "draft")
+    """What stands above and below a letter that something keeps back. Raises UserError for a block without words."""
+    blocks = _blocks(language, False)
+    if not blocks.has("text", "draft"):
+        return DRAFT
+    is_text = isinstance(blocks.words["text"]["draft"], str)
+    mark = blocks.text("text", "draft") if is_text else ""
+    if not mark:
+        raise UserError(f"{blocks.files['text']}: [text] draft must be a text with words in it; mend the block")
+    return mark
 
 
 def group_thousands(text: str, mark: str = ",") -> str:

@@ -26,9 +26,10 @@ class Questions:
 
     def __init__(self, options: Options) -> None:
         self.profile, self.longest = options.profile, options.max_new_tokens
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(options.model))
-        self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(options.model))
-        config = AutoConfig.from_pretrained(options.model)
+        model = str(options.model)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model)
+        self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(model))
+        config = AutoConfig.from_pretrained(model)
         self.context = getattr(config, "max_position_embeddings", None) or math.inf
 
     def question(self, case: Case) -> tuple[Reply, list[int]]:

@@ -107,7 +107,8 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         if reply.control_tokens:
             named = ", ".join(reply.control_tokens)
             warnings.append(f"it spells control tokens of the model: {named}; see who wrote them, and why")
-    reasons, mark = list(_reasons(case, engine, verdicts, notes, letter)), draft_mark(form.language)
+    reasons = list(_reasons(case, engine, verdicts, notes, letter))
+    mark = draft_mark(form.language)  # for every report, so that a wrong block is seen before a letter needs it
     lifted = [one for one in verdicts if one.claim and (one.claim.state, one.verdict) == ("lifts", CONFIRMED)]
     found = [one for one in verdicts if one.verdict != REFUTED and one not in lifted]
     return {

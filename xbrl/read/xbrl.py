@@ -124,11 +124,12 @@ def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) ->
     path = package.path
     names = [name for name in package.names if "META-INF/" not in f"/{name}"]
     names = [name for name in names if "/reports/" in f"/{name}"] or names
-    named = [name for name in names if name.lower().endswith(NAMES)]
-    inspected = {
-        name: _inspect(f"{path}: {name}", package.read(name), name.lower().endswith(".json")) for name in named
-    }
-    found = {name: document for name, document in inspected.items() if document.syntax}
+    found: dict[str, _Document] = {}
+    for name in names:
+        if name.lower().endswith(NAMES):
+            document = _inspect(f"{path}: {name}", package.read(name), name.lower().endswith(".json"))
+            if document.syntax:  # the tree of another file is not kept
+                found[name] = document
     documents = list(found.values())
     folders = {(document.syntax, name.rpartition("/")[0]) for name, document in found.items()}
     if len(found) != 1 and not (len(folders) == 1 and documents[0].syntax == "iXBRL"):
@@ -191,7 +192,9 @@ def _inspect(where: str, content: bytes, is_json: bool | None = None) -> _Docume
         )
     tree = strict_xml(where, content)
     root = tree.getroot()
-    inline = any(next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE)
+    inline = root.tag != INSTANCE and any(
+        next(root.iter(f"{{{namespace}}}*"), None) is not None for namespace in INLINE
+    )
     syntax = "xBRL-XML" if root.tag == INSTANCE else "iXBRL" if inline else None
     return _Document(where, syntax, without_schema_locations(tree, content), root)
 

@@ -133,8 +133,8 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     rules = {rule.id for rule in built_in_rules()} | set(note_rules())
     near = [] if texts["rule"] in rules else difflib.get_close_matches(texts["rule"], sorted(rules), n=1)
     meant = "".join(f"; did you mean {name}?" for name in near)
-    fields: dict[str, Any] = {**texts, **numbers, "entity": texts["entity"].partition(".")[0], "where": where}
-    finding = Finding(**fields)
+    filled: dict[str, Any] = {**texts, **numbers, "entity": texts["entity"].partition(".")[0], "where": where}
+    finding = Finding(**filled)
     named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
     for column, valid, expected in (
         ("entity", texts["entity"], "the code of a bank, as in its reports"),

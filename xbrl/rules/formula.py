@@ -117,15 +117,15 @@ def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str
     if not isinstance(node, ast.Compare) or len(node.ops) != 1 or type(node.ops[0]) not in RELATIONS:
         raise ValueError(f"violated_if contains {ast.unparse(node)} where a comparison is expected")
     left, right = (arithmetic(side, numbers, texts) for side in (node.left, node.comparators[0]))
-    operator = type(node.ops[0])
-    if operator is ast.NotEq:
+    relation = type(node.ops[0])
+    if relation is ast.NotEq:
         if left.high < right.low or right.high < left.low:
             return True
         return False if left.low == left.high == right.low == right.high else None
-    if operator in (ast.Gt, ast.LtE):  # a > b is b < a; a <= b is not (b < a)
+    if relation in (ast.Gt, ast.LtE):  # a > b is b < a; a <= b is not (b < a)
         left, right = right, left
     less = True if left.high < right.low else False if left.low >= right.high else None
-    if operator in (ast.GtE, ast.LtE):
+    if relation in (ast.GtE, ast.LtE):
         return None if less is None else not less
     return less
 

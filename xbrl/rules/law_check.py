@@ -55,16 +55,24 @@ CASES = (
 )
 # What the style "labels" prints in place of a cell.
 LABELS: dict[str, Cell] = {
-    **{"Own funds": "C 01.00 r0010 c0010", "Tier 1": "C 01.00 r0015 c0010", "CET1": CET1, "TREA": TREA},
-    **{"CET1 ratio": "C 03.00 r0010 c0010", "TSCR CET1": "C 03.00 r0140 c0010", "OCR CET1": "C 03.00 r0170 c0010"},
-    **{
-        "Tier 1 ratio": "C 03.00 r0030 c0010",
-        "TSCR Tier 1": "C 03.00 r0150 c0010",
-        "OCR Tier 1": "C 03.00 r0180 c0010",
-    },
-    **{"Total capital ratio": "C 03.00 r0050 c0010", "TSCR": "C 03.00 r0130 c0010", "OCR": "C 03.00 r0160 c0010"},
-    **{"Leverage ratio": "C 47.00 r0340 c0010", "NSFR": "C 84.00.a r0220 c0040"},
-    **{"Liquidity buffer": LIQUIDITY, "Net outflow": OUTFLOW, "LCR": LCR},
+    "Own funds": "C 01.00 r0010 c0010",
+    "Tier 1": "C 01.00 r0015 c0010",
+    "CET1": CET1,
+    "TREA": TREA,
+    "CET1 ratio": "C 03.00 r0010 c0010",
+    "Tier 1 ratio": "C 03.00 r0030 c0010",
+    "Total capital ratio": "C 03.00 r0050 c0010",
+    "TSCR": "C 03.00 r0130 c0010",
+    "TSCR CET1": "C 03.00 r0140 c0010",
+    "TSCR Tier 1": "C 03.00 r0150 c0010",
+    "OCR": "C 03.00 r0160 c0010",
+    "OCR CET1": "C 03.00 r0170 c0010",
+    "OCR Tier 1": "C 03.00 r0180 c0010",
+    "Leverage ratio": "C 47.00 r0340 c0010",
+    "Liquidity buffer": LIQUIDITY,
+    "Net outflow": OUTFLOW,
+    "LCR": LCR,
+    "NSFR": "C 84.00.a r0220 c0040",
 }
 _NOTE = re.compile(r"^(?:note on .* \||Note:)", re.MULTILINE)
 _LABELLED = re.compile(rf"({'|'.join(LABELS)}|Client .+) (-?\d+(?:\.\d+)?(?:%| bn| mn| k|))")
@@ -178,7 +186,8 @@ def _violated(said: str, rule: str, legal: str) -> Line:
         what, value, sign, limit = compared.groups()
         if sign == "!=":
             return Line(rule, what, limit, f"expected {value}", legal)
-        return Line(rule, what, value, f"{ {'<': 'min', '>': 'max'}.get(sign, sign) } {limit}", legal)
+        relation = {"<": "min", ">": "max"}.get(sign, sign)
+        return Line(rule, what, value, f"{relation} {limit}", legal)
     if taken_off := _TAKEN_OFF.fullmatch(said):
         return Line(rule, taken_off[1], taken_off[2], f"max {taken_off[3]}", legal)
     return Line(rule, said, "", "", legal)
@@ -281,7 +290,7 @@ def _facts(
             if cell not in (line.cell, LABELS.get(line.cell)):
                 yield "consequence", f"{counted} stands on {line.cell}, and the amount counts in {cell}"
     shares = _column(printed.numbers, "C 28.00", "c350")
-    names = {name: key.split()[0] for key, name in _column(printed.texts, "C 27.00", "c021").items()}
+    names = {name: key.partition(" ")[0] for key, name in _column(printed.texts, "C 27.00", "c021").items()}
     for who in (fact["who"] for fact in applying if fact["kind"] == "connected"):
         codes = [code for name in who if (code := names.get(name, name)) in shares]
         total = sum((shares[code] for code in codes), Decimal(0))

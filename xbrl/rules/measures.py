@@ -85,8 +85,15 @@ DEADLINES = {
 # general meeting is called at least 21 days ahead (Directive 2007/36/EC Art. 5(1)), after the board has decided what to ask.
 OWNERS = {("capital", "pillar1"): (0, 60, 40), ("capital", "pillar2"): (0, 0, 60)}
 NEEDED = (  # keys of a legal basis beside its powers
-    *("binding", "requirements", "penalty law", "licence law", "hearing law", "hearing working_days"),
-    *("objection law", "objection months", "objection suspends"),
+    "binding",
+    "requirements",
+    "penalty law",
+    "licence law",
+    "hearing law",
+    "hearing working_days",
+    "objection law",
+    "objection months",
+    "objection suspends",
 )
 SMALL, LARGE = Decimal("0.03"), Decimal("0.1")  # of the requirement: 0.13 and 0.45 percentage points of 4.5%
 

@@ -115,7 +115,9 @@ def _mandatory(report: Report, cells: Cells) -> Iterator[RuleResult]:
     present = {template for template, filed in indicators.items() if filed} if indicators else reported
     modules = {_module(template, cells) for template in indicators.keys() | reported}
     for module, (templates, legal) in MANDATORY.items():
-        for template in templates if module in modules else ():
+        if module not in modules:
+            continue
+        for template in templates:
             if template not in present:
                 why = why_unfiled(report, template)
                 yield _finding("MANDATORY", legal, f"{why}, but {module} must contain it", (template, "", ""))

@@ -84,6 +84,15 @@ def test_labels_follow_from_figures_and_facts_and_the_grammar_allows_the_answers
     assert len(seen) >= 4
 
 
+def test_the_same_arguments_give_the_same_bytes(made, tmp_path):
+    profile, [(unit, one), *_] = made
+    again = make_unit(tmp_path, LONG if profile == "full" else BRIEF, unit)
+    assert [(path.name, path.read_bytes()) for path in again.files] == [
+        (path.name, path.read_bytes()) for path in one.files
+    ]
+    assert again.examples == one.examples
+
+
 def test_splits_share_no_bank_no_note_and_no_letter(made):
     profile, units = made
     parts: dict[str, dict[str, set]] = {}

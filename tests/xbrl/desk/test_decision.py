@@ -30,6 +30,7 @@ from tests.xbrl.read.xbrl_documents import document, fact
 from xbrl.corpus.filing import write_reports
 from xbrl.desk.output import finish, folder_name
 from xbrl.desk.record import Case, Form, Reply, is_name, make_record
+from xbrl.desk.verdicts import flags
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
@@ -109,6 +110,7 @@ def test_flags_name_the_words_that_turn_a_finding_round(breach):
         *("fraud (accusation)", "the same applies to (others)", "brauchen nicht (negation)"),
         *("not (negation)", "ignore (negation)", "keinen (negation)", "needless (negation)"),
     ]
+    assert flags(FALSEHOODS[0], {"max"}) == () and flags("It is below the limit.", {"max"}) == ("below (against max)",)
 
 
 def test_a_draft_is_compared_with_the_blocks(breach, noted):
@@ -394,6 +396,8 @@ def test_what_the_model_gets_wrong_is_shown_and_does_not_keep_the_decision_back(
     assert "Liquidity coverage ratio: 93.00%" in text and "Leverage ratio: 2" not in text
     for made in (record(breach, problem="too long"), record(breach, "I am sorry.", cut_short=True)):
         assert made["letter"]["state"] == "ready" and made["draft"]["problems"]
+    problems = record(breach, problem="too long")["draft"]["problems"]
+    assert problems[0] == "the model was not asked: too long"
     made = record(breach, "Checks:\nLCR 93% min 100%: met\nDirective:\nNo measure is required.", profile="short")
     assert made["draft"]["problems"] == ["a verdict contradicts the figures of its own line: 'LCR 93% min 100%: met'"]
     assert verdicts(made)[0] == ("missed", "LCR_MIN")

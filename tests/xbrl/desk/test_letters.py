@@ -1,6 +1,7 @@
 """The decision letter: made of blocks alone, complete in each language, in proportion, and proof against names."""
 
 import re
+import shutil
 import tomllib
 from dataclasses import replace
 from decimal import Decimal
@@ -8,10 +9,10 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, read
+from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, SMALL, read, record
 from xbrl.answers.answers import write_violation
 from xbrl.desk import letters
-from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
+from xbrl.desk.letters import BLOCKS, DRAFT, LANGUAGES, Context, plain_name, required_measures, write_letter
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import note_rules
 from xbrl.rules.measures import DEADLINES, OWNERS
@@ -237,13 +238,17 @@ def test_nothing_that_a_report_names_begins_a_sentence():
         assert plain_name(name) == plain
 
 
-def test_a_block_that_is_missing_or_wrong_is_one_sentence(tmp_path, monkeypatch):
-    for language in LANGUAGES:
-        (tmp_path / language).mkdir()
-        for file in (BLOCKS / language).iterdir():
-            (tmp_path / language / file.name).write_bytes(file.read_bytes())
-    monkeypatch.setattr(letters, "BLOCKS", tmp_path)
-    measures = tmp_path / "en" / "measures.toml"
+@pytest.fixture
+def own_blocks(tmp_path, monkeypatch):
+    """A supervisor's own copy of the blocks."""
+    monkeypatch.setattr(letters, "BLOCKS", shutil.copytree(BLOCKS, tmp_path / "blocks"))
+    letters._blocks.cache_clear()
+    yield tmp_path / "blocks"
+    letters._blocks.cache_clear()
+
+
+def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
+    measures = own_blocks / "en" / "measures.toml"
     good = measures.read_text()
     for text, problem in (
         (good.replace("[PLEDGED_COUNTED]", "[OTHER]").replace("[misstatement_filing]", "[X]"), "has no block"),
@@ -255,4 +260,23 @@ def test_a_block_that_is_missing_or_wrong_is_one_sentence(tmp_path, monkeypatch)
         letters._blocks.cache_clear()
         with pytest.raises(UserError, match=r"measures\.toml.*" + re.escape(problem)):
             write_letter([PLEDGED], NAMED, PERIOD)
-    letters._blocks.cache_clear()
+
+
+@pytest.mark.parametrize("line", ["", 'draft = ""', "draft = \"{{ '' }}\"", "draft = 5"])
+def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks, line):
+    """An older copy of the blocks has none and goes on in English; a wrong one is refused, whether the letter is ready or not."""
+    words = own_blocks / "en" / "words.toml"
+    good = words.read_text()
+    words.write_text(good.replace(f'draft = "{DRAFT}"', line))
+    assert words.read_text() != good
+    notes = (["Our systems were migrated."], [])
+    reports = [read(tmp_path / str(len(one)), figures=SMALL, notes=one) for one in notes]
+    if line:
+        for report in reports:
+            with pytest.raises(UserError, match=r"en/words\.toml: \[text\] draft .*; mend the block"):
+                record(report)
+        return
+    waiting, ready = (record(report)["letter"] for report in reports)
+    marked = waiting["text"].splitlines()
+    assert marked[0] == marked[-1] == "NOT READY: not to be sent" and waiting["state"] == "not ready"
+    assert ready["state"] == "ready" and DRAFT not in ready["text"]

@@ -115,7 +115,11 @@ def test_the_overview_and_the_csv_and_each_tag_that_is_opened_is_closed(made, tm
     assert "<script" not in index and "<b>" not in index and "&lt;b&gt;x&lt;/b&gt;.zip: damaged" in index
     assert f'href="{made[1].name}/report.html"' in index
     rows = list(csv.DictReader(io.StringIO((tmp_path / "findings.csv").read_text())))
-    findings = [row for row in rows if row["verdict"] != "about the report"]
+    about = [row for row in rows if row["verdict"] == "about the report"]
+    assert [(row["rule"], row["cell"], row["value"]) for row in about] == [
+        ("MANDATORY", f"C {number}.00", "") for number in ("01", "02", "04")
+    ]
+    findings = [row for row in rows if row not in about]
     assert [(row["verdict"], row["rule"], row["value"], row["letter"]) for row in findings] == [
         ("confirmed", "LCR_MIN", "93.00%", "not ready"),
         ("missed", "LE_LIMIT", "27.00%", "not ready"),
