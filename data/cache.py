@@ -67,9 +67,12 @@ class Cache:
         stamps = [_stamp(file) for file in files]
         key = hashlib.sha256(json.dumps([description, stamps], sort_keys=True).encode()).hexdigest()[:32]
         entry = self.directory / key
-        if store := _open_entry(entry, lambda damage: None):  # which the process says that mends it
+        damage: list[str] = []
+        if store := _open_entry(entry, damage.append):
             return store, f"from the cache {store.path}, written {store.info['written']}"
-        if why_not := _why_not_writable(self.directory):
+        if why_not := _why_not_writable(self.directory):  # otherwise the process says the damage that mends it
+            for line in damage:
+                self.say(line)
             why = f" in memory, because {self.directory} cannot be written ({why_not}); data.cache can name another one"
             return build(None), tokenised(start) + why
         waiting = "waiting for another process of this node, which is tokenising the data"

@@ -173,8 +173,10 @@ def read_files(
                 keys.paragraphs = example.get("text", "").strip().count("\n\n") + 1
             is_empty = False
             yield where, example
+        if is_empty and problem:
+            raise UserError(f"{path} contains no well-formed example; {problem}") from problem
         if is_empty:
-            raise UserError(f"{path} contains no {f'well-formed example; {problem}' if problem else 'examples'}")
+            raise UserError(f"{path} contains no examples")
         if not rest:
             return
 

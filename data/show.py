@@ -102,10 +102,9 @@ def show_sequence(
     if weighted != targets:
         size += f" (sum of weights {weighted:g})"
     changes, texts = np.flatnonzero(weights[1:] != weights[:-1]) + 1, []
-    shown = [(0, len(ids))]
-    if (most := style.max_tokens) is not None and len(
-        ids
-    ) > most:  # two thirds from the beginning, the rest from the end
+    shown, most = [(0, len(ids))], style.max_tokens
+    # Of a long sequence, two thirds of what is shown are from its beginning, and the rest is from its end.
+    if most is not None and len(ids) > most:
         shown = [(0, most * 2 // 3), (len(ids) - most // 3, len(ids))]
     for first, last in shown:
         text, inside = "", changes[(first < changes) & (changes < last)].tolist()

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 
@@ -107,7 +107,7 @@ class Shard:
         block, end = start // BLOCK, -(-(start + count) // BLOCK)
         length = min(end * BLOCK, self.starts["end"]) - block * BLOCK
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open(self.path, "rb") as file:
                 file.seek(block * BLOCK)
                 data = file.read(length)
                 file.seek(self.starts["end"] + CHECKSUM.itemsize * block)
@@ -219,8 +219,9 @@ class Store:
 class StoreWriter:
     """Writes a store into the directory `folder`, which need not be empty, or into memory if it is None.
 
-    `info` begins `store.json`. If an earlier build with the same `info` was interrupted, it goes on after its last shard. A
-    shard is in memory until it is complete.
+    `info` begins `store.json`. If an earlier build with the same `info` was interrupted, it goes on after its last shard. The
+    ids go into the file of the current shard as they come: memory does not grow with them, and a build that takes long is seen
+    to go on (data/cache.py). It is a context manager, which closes that file.
     """
 
     def __init__(self, folder: Path | None, info: dict, shard_tokens: int = SHARD_TOKENS) -> None:
@@ -246,7 +247,8 @@ class StoreWriter:
         is_text: bool = True,
     ) -> None:
         """Append a document, and end the shard if it is full."""
-        self._append("ids", ids.astype(self.dtype))
+        self.file.write(ids.astype(self.dtype).tobytes())
+        self.counts["ids"] += len(ids)
         self._append("spans", np.array([tuple(span) for span in spans], SPAN))
         row = (self.counts["ids"], self.counts["spans"], file, example, is_text)
         self._append("documents", np.array([row], DOCUMENT))
@@ -262,17 +264,16 @@ class StoreWriter:
         """Complete the current shard and give it its name; a no-op if it is empty."""
         if not any(self.counts.values()):
             return
-        path = (self.folder or Path()) / shard_file(len(self.info["shards"]))
-        with temporary_path(path).open("w+b") if self.folder else io.BytesIO() as file:
-            for name in SECTIONS:
-                file.write(self.rows[name])
+        with self.file as file:
+            for rows in self.rows.values():
+                file.write(rows)
             file.seek(0)
             checksums = [zlib.crc32(block) for block in iter(lambda: file.read(BLOCK), b"")]
             file.write(np.array(checksums, CHECKSUM).tobytes())
             data = file.getvalue() if isinstance(file, io.BytesIO) else None
         if self.folder:
-            publish(path)
-        self.shards.append(Shard(path, self.dtype, self.counts, data))
+            publish(self.path)
+        self.shards.append(Shard(self.path, self.dtype, self.counts, data))
         of_shard = {"digest": self.shards[-1].digest(), "highest": self.highest, "next": self.at}
         self.info["shards"].append(self.counts | of_shard)
         self._begin()
@@ -280,21 +281,36 @@ class StoreWriter:
     def finish(self, info: dict) -> Store:
         """Complete the store; `info` is added to `store.json`."""
         self.end_shard()
+        self.close()
         self.info |= info | {"complete": True}
         if not self.folder:
             return Store(Path(), self.info, tuple(self.shards))
         self._write_info()
         return open_store(self.folder)
 
+    def close(self) -> None:
+        """Close the file of the current shard and remove it, because it is not complete. Closing twice is a no-op."""
+        if self.folder:
+            temporary_path(self.path).unlink(missing_ok=True)
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _append(self, section: str, rows: np.ndarray) -> None:
         self.rows[section] += rows.tobytes()
         self.counts[section] += len(rows)
 
     def _begin(self) -> None:
-        self.rows = {name: bytearray() for name in SECTIONS}
+        self.rows = {name: bytearray() for name in SECTIONS[1:]}  # the ids are in the file
         self.counts: dict[str, int] = dict.fromkeys(SECTIONS, 0)
         self.highest, self.at = 0, [0, 0]  # `at`: (file, example) of what comes next
-        self._write_info()
+        self._write_info()  # first: a directory with other files and without it is no store
+        self.path = (self.folder or Path()) / shard_file(len(self.info["shards"]))
+        self.file = temporary_path(self.path).open("w+b", buffering=2**20) if self.folder else io.BytesIO()
 
     def _write_info(self) -> None:
         if self.folder:

@@ -71,9 +71,10 @@ def build_store(
                 )
             if found["complete"]:
                 return open_store(out)
-        noticed, writer = Noticed(Reading(max_samples=max_samples)), StoreWriter(out, info, shard_tokens)
-        write(encoded(_texts(files, writer.next, noticed), encoder, files), writer, noticed, with_spans=False)
-        return writer.finish({})
+        noticed = Noticed(Reading(max_samples=max_samples))
+        with StoreWriter(out, info, shard_tokens) as writer:
+            write(encoded(_texts(files, writer.next, noticed), encoder, files), writer, noticed, with_spans=False)
+            return writer.finish({})
 
 
 def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Iterator[Unit]:

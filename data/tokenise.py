@@ -192,19 +192,20 @@ def build_examples(
             writer.add_hash(keys[-1])
             yield unit
 
-    write(encoded(units(), encoder, files, ranks), writer, noticed)
-    info = {
-        "counts": dict(noticed.counts),
-        "bad": noticed.bad,
-        "control": noticed.control,
-        "repeated": len(keys) - len(np.unique(keys)),  # examples that say what an earlier one says
-        "left_out": [str(file) for file in left_out(paths)],
-        "files": len(noticed.opened),
-        "forms": noticed.forms(),
-        "written": time.strftime("%Y-%m-%d"),
-        "entry": folder.name.partition(".")[0] if folder else "",  # without what makes the name a temporary one
-    }
-    return writer.finish(info)
+    with writer:
+        write(encoded(units(), encoder, files, ranks), writer, noticed)
+        info = {
+            "counts": dict(noticed.counts),
+            "bad": noticed.bad,
+            "control": noticed.control,
+            "repeated": len(keys) - len(np.unique(keys)),  # examples that say what an earlier one says
+            "left_out": [str(file) for file in left_out(paths)],
+            "files": len(noticed.opened),
+            "forms": noticed.forms(),
+            "written": time.strftime("%Y-%m-%d"),
+            "entry": folder.name.partition(".")[0] if folder else "",  # without what makes the name a temporary one
+        }
+        return writer.finish(info)
 
 
 def description(encoder: ExampleEncoder) -> dict:

@@ -1,6 +1,6 @@
 """Evaluate a model directory on examples: loss of the response tokens, and scores of the generated answers.
 
-What is read is checked before any process starts.
+What is read is checked before the model is loaded.
 """
 
 import functools

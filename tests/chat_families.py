@@ -19,9 +19,9 @@ CALL = '{"name": "\' ~ c.function.name ~ \'", "arguments": \' ~ (c.function.argu
 @dataclass(frozen=True)
 class Family:
     """A template with its special tokens. kind: byte (byte-level BPE), sentencepiece (dummy prefix) or legacy (the same, but
-    before every piece between special tokens). adds_bos: whether the tokenizer puts a BOS before a text. stops: what ends an
-    answer besides EOS, as generation_config.json of the family says. added: more tokens, which are not special.
-    rstrip: whether special tokens take the white space after them."""
+    before every piece between special tokens). adds_bos: whether the tokenizer puts its BOS, if it has one, before a text.
+    stops: what ends an answer besides EOS, as generation_config.json of the family says. added: more tokens, which are not
+    special. rstrip: whether special tokens take the white space after them."""
 
     template: str
     special: tuple[str, ...]

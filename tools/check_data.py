@@ -34,7 +34,8 @@ SHOWN, SHOWN_CHARACTERS, SHOWN_BEFORE = 3, 100, 12  # examples; characters at ea
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the report. text: where it fails or warns, it also says what to do. figures: for the JSON. lines: printed below it."""
+    """One line of the report. text: what was found; where it fails or warns, it also says what to do. figures: for the JSON.
+    lines: printed below it."""
 
     status: str  # ok | warning | fails | skipped
     text: str

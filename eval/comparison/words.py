@@ -94,7 +94,8 @@ def primary_sentence(result: dict, one: dict) -> str:
         more, less = (of, against) if one["value"] > 0 else (against, of)
         says = f"{more} has more {subject} than {less}"
         if better:
-            says = "{} is better than {} in ".format(*((more, less) if better > 0 else (less, more))) + subject
+            best, worst = (more, less) if better > 0 else (less, more)
+            says = f"{best} is better than {worst} in {subject}"
         says += f", by less than {margin:g}" if is_close else ""
     elif is_close:
         says = f"{pair} are equivalent in {subject}, to within {margin:g}"

@@ -1,9 +1,12 @@
 """Plans are pure functions of (seed, step), lose and repeat nothing, and do not depend on the number of ranks."""
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.batches import Plan, StepBatch, collate, plan_pass, plan_training
+from data.sources import Corpus
+from tests.data.test_mixing import windows
 from tests.in_memory import chats as documents
 
 lengths_of = st.lists(st.integers(2, 64), min_size=1, max_size=60)
@@ -65,17 +68,20 @@ def test_the_order_of_a_single_source_has_not_changed() -> None:
 
 
 @settings(max_examples=25)
-@given(lengths_of, st.integers(1, 300))
-def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengths, tokens) -> None:
-    made = documents(lengths)
-    steps = batches(plan_pass(made, tokens))
-    assert [item for batch in steps for item in batch.items] == list(range(len(lengths)))
-    assert sum(batch.num_target_tokens for batch in steps) == made.targets.sum()
+@given(lengths_of, st.integers(1, 20), st.integers(1, 300))
+def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengths, count, tokens) -> None:
+    made, store = documents(lengths), windows(count)
+    corpus = Corpus((made, store), ("main", "store"), (0.5, 0.5))
+    steps = batches(plan_pass(corpus, tokens))
+    assert [item for batch in steps for item in batch.items] == list(range(len(lengths) + count))
+    of_sources = [made.targets.sum(), sum(store.get(i)[1].sum() for i in range(count))]
+    assert np.sum([batch.targets_by_source for batch in steps], axis=0).tolist() == of_sources
+    assert sum(batch.num_target_tokens for batch in steps) == sum(of_sources)
     sizes = [sum(batch.document_lengths) for batch in steps]
     assert all(size <= tokens or len(batch.items) == 1 for size, batch in zip(sizes, steps, strict=True))
     for size, following in zip(sizes, steps[1:], strict=False):  # a step ends only before an item that does not fit
-        assert size + following.document_lengths[0] > tokens
-    assert batches(plan_pass(made, tokens)) == steps
+        assert size + corpus.num_tokens(following.items[0]) > tokens
+    assert batches(plan_pass(corpus, tokens)) == steps
 
 
 def test_collate_predicts_within_the_document_and_restarts_positions() -> None:

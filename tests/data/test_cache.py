@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 import zlib
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import data.encoding
 import data.formats
 import data.tokenise
 from common.errors import UserError
-from data.cache import clean_tokens
+from data.cache import ABANDONED, Cache, _remove_abandoned, clean_tokens
 from data.encoding import Encoded, ExampleEncoder, Outcome, Span
 from data.examples import Documents
 from data.files import Reading
 from data.formats import read_examples
-from data.store import BLOCK, STORE_FILE, open_store, shard_file
+from data.reader import Reader
+from data.store import BLOCK, STORE_FILE, StoreWriter, open_store, shard_file
 from tests.in_memory import json_lines, load_documents
 from tests.processes import run_ranks
 from tests.tiny import CHATML, SENTENCES, tiny_tokenizer, write_chat_file
@@ -223,6 +225,18 @@ def test_without_a_writable_directory_the_tokens_stay_in_memory(files, tmp_path)
     assert f" in memory, because {tmp_path / 'file' / 'cache'} cannot be written (Not a directory)" in made.report
 
 
+def test_damage_of_an_entry_that_cannot_be_mended_is_said(files, tmp_path, monkeypatch) -> None:
+    """In a directory that cannot be written no process mends it: the one that finds it says it."""
+    said: list[str] = []
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 2**31, 128, "drop", Cache(tmp_path / "cache", said.append))
+    reader.read(files[:1], "", Reading())
+    (entry,) = entries(tmp_path / "cache")
+    (entry / STORE_FILE).write_text("{}")
+    monkeypatch.setattr(data.cache, "_why_not_writable", lambda directory: "Permission denied")
+    assert "cannot be written (Permission denied)" in reader.read(files[:1], "", Reading()).report
+    assert len(said) == 1 and f"the cache entry {entry} is damaged" in said[0]
+
+
 def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
     encode = ExampleEncoder.encode
@@ -368,3 +382,20 @@ def test_a_killed_build_leaves_nothing_that_counts_and_nothing_for_ever(tmp_path
     assert done.returncode == 0, done.stderr
     assert "tokenised in" in done.stdout and not list((tmp_path / "cache").glob("*.tmp"))
     assert len(entries(tmp_path / "cache")) == 1
+
+
+def test_a_build_of_another_run_that_takes_long_is_not_taken_for_an_abandoned_one(tmp_path) -> None:
+    """The ids of a shard are written long before it is complete, which renews the time of its file."""
+    folder, long_ago = tmp_path / f"{'0' * 32}.host-1.tmp", time.time() - 2 * ABANDONED
+    folder.mkdir()
+    with StoreWriter(folder, {"dtype": "<u4"}) as writer:
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (long_ago, long_ago))
+        for _ in range(300):
+            writer.add(np.zeros(1000, dtype=np.int64))
+        _remove_abandoned(tmp_path, "1" * 32)
+        assert folder.is_dir()
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (long_ago, long_ago))
+        _remove_abandoned(tmp_path, "1" * 32)
+        assert not folder.exists()

@@ -402,7 +402,9 @@ def test_answers_end_where_generation_of_the_family_ends() -> None:
 
 
 def test_an_answer_is_found_where_the_template_writes_it_otherwise_than_after_the_prompt() -> None:
-    """Hermes ends the block of a tool's result before the answer, which its prompt forgets."""
+    """Apertus goes on in its block, beginning with the same characters; Hermes ends the block before, which its prompt forgets."""
+    found = answers("apertus", [ASK, CALL, RESULT, CALL], TOOLS)
+    assert [answer[:16] for _, answer in found] == ["<|tools_prefix|>"] * 2
     tokenizer = tokenizer_of("qwen2.5")
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'tool' %}{{ '<|im_start|>tool\n' + m.content + ('' if loop.last else '<|im_end|>') }}"

@@ -66,10 +66,8 @@ def test_what_is_cut_is_said():
     assert shown(CHAT, 5)[0].endswith("data.too_long=drop: it is dropped")
     assert shown(CHAT, 5, "error")[0].endswith("data.too_long=error: training stops with an error")
     text = {"text": "own funds " * 30}
-    lines, pieces = (
-        shown(text, 20),
-        -(-(length_of(text) - 1) // 19),
-    )  # each begins with the last token of the one before
+    lines = shown(text, 20)
+    pieces = -(-(length_of(text) - 1) // 19)  # each begins with the last token of the one before
     assert lines[0].endswith(f": it is CUT into {pieces} pieces")
     assert lines[1] == f"--- piece 1 of {pieces}"
     assert lines[-1] == f"... {pieces - 2} more pieces are not shown (--full) ..."

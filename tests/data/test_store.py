@@ -161,6 +161,17 @@ def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> Windows
     return Windows(Store(folder, {"shards": []}, tuple(shards)), 2**14)
 
 
+def test_a_build_that_fails_closes_its_file_and_leaves_no_part_of_a_shard(tmp_path) -> None:
+    with (
+        pytest.raises(KeyError),
+        StoreWriter(tmp_path, {"dtype": "<u2", "tokenizer": "any"}, shard_tokens=10) as writer,
+    ):
+        for _ in range(3):
+            writer.add(np.arange(7))
+        raise KeyError
+    assert writer.file.closed and {path.name for path in tmp_path.iterdir()} == {STORE_FILE, shard_file(0)}
+
+
 def resident_growth(windows: Windows, count: int) -> int:
     """Growth of this process's resident memory in bytes while it reads `count` windows spread over the store."""
     statm = Path("/proc/self/statm")

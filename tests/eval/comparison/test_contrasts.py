@@ -147,22 +147,28 @@ def test_contrasts_are_declared_with_their_margins(arms) -> None:
     assert paired.paired and declare([], [], [], arms) == []
 
 
+AB = ("a", "b", "f1")
+
+
 @pytest.mark.parametrize(
     ("primary", "paired", "margins", "sentence"),
     [
-        ("abf1 abkl abloss abexact", "", [], "4 contrasts are declared, and 3 are the most"),
-        ("acf1", "", [], "c has one seed, which shows nothing of its recipe: .* two or more, c=RUN,RUN"),
-        ("aaf1", "", [], "name two rows, of which one is an arm: a, b, c"),
-        ("", "abf1", [], "name a run of each seed for both, in the same order; the seeds are 0, 1 and 0, 1, 2"),
-        ("", "atf1", [], "the seeds are 0, 1 and 1, 0"),
-        ("abf1", "", ["f1=0"], "--margin f1=0 must be METRIC=NUMBER, the number above 0"),
-        ("abf1", "", ["f1=some"], "--margin f1=some must be METRIC=NUMBER"),
-        ("abf1", "", ["kl=0.05"], "--margin kl is of no declared contrast"),
+        (
+            [("a", "b", name) for name in ("f1", "kl", "loss", "exact")],
+            [],
+            [],
+            "4 contrasts are declared, and 3 are the most",
+        ),
+        ([("a", "c", "f1")], [], [], "c has one seed, which shows nothing of its recipe: .* two or more, c=RUN,RUN"),
+        ([("a", "a", "f1")], [], [], "name two rows, of which one is an arm: a, b, c"),
+        ([], [AB], [], "name a run of each seed for both, in the same order; the seeds are 0, 1 and 0, 1, 2"),
+        ([], [("a", "turned", "f1")], [], "the seeds are 0, 1 and 1, 0"),
+        ([AB], [], ["f1=0"], "--margin f1=0 must be METRIC=NUMBER, the number above 0"),
+        ([AB], [], ["f1=some"], "--margin f1=some must be METRIC=NUMBER"),
+        ([AB], [], ["kl=0.05"], "--margin kl is of no declared contrast"),
     ],
 )
 def test_what_cannot_be_tested_is_refused(arms, primary, paired, margins, sentence) -> None:
-    """A contrast is written as the letters of two arms, and a metric. The seeds of `t` are those of `a`, turned."""
-    arms["t"] = arms["a"][::-1]
-    named = [[(one[0], one[1], one[2:]) for one in words.split()] for words in (primary, paired)]
+    arms["turned"] = arms["a"][::-1]
     with pytest.raises(UserError, match=sentence):
-        declare(*named, margins, arms)
+        declare(primary, paired, margins, arms)
