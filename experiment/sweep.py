@@ -76,8 +76,8 @@ def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out
         if count > 1:
             raise UserError(f"{key} is given twice; write all of its values in one argument")
     for text in arguments:
-        key, _, values = text.partition("=")
-        parts = _split(key, values)
+        key, equals, values = text.partition("=")
+        parts = _split(key, values) if equals else []
         if len(parts) < 2:
             fixed.append(f"{key}={parts[0]}" if parts else text)
         elif key in _NOT_SWEPT:

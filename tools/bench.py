@@ -153,7 +153,7 @@ def write_examples(directory: Path, tokenizer: PreTrainedTokenizerBase, steps: i
 
 # ---- one run -----------------------------------------------------------------------------------------------------------
 
-# Ours is configs/quickstart.py without its evaluations, its replay and its checkpoints; in all settings but `defaults` ...
+# Ours is configs/quickstart.py without its evaluations, its replay and its checkpoints.
 ALONE = (
     "data.validation=none",
     "data.mix=none",
@@ -162,8 +162,16 @@ ALONE = (
     "run.save_every=0",
     "data.cache=none",
 )
-# ... with a constant learning rate, and with parameters that are gathered when they are needed.
+# In all settings but `defaults` its learning rate is constant, and parameters are gathered when they are needed.
 CONSTANT = ("optimizer.warmup_ratio=0", "optimizer.min_lr_ratio=1", "sharding.strategy=full")
+# Of all arms there, beside the learning rate.
+OPTIMIZER = {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "max_grad_norm": 1.0}
+# A path may have commas, which separate the values of an override.
+CONFIG = """from configs.load import replace
+from configs.quickstart import config as quickstart
+
+config = replace(quickstart, "data.train", ({train!r},))
+"""
 
 
 @dataclass(frozen=True)
@@ -205,13 +213,11 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
     directory, steps = benchmark.directory / f"{name}-{number}" / arm.name, benchmark.num_steps(name)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    device, setting, data = (
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        SETTINGS[name],
-        benchmark.directory / name,
-    )
+    setting, data = SETTINGS[name], benchmark.directory / name
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = "bf16" if name != "parity" and has_native_bf16(device) else "fp32"
-    rate, most = 1e-4 if name == "parity" else 2e-5, steps + 1  # ours saves after its last step
+    optimizer = {"learning_rate": 1e-4 if name == "parity" else 2e-5, **OPTIMIZER}
+    most = steps + 1  # ours saves after its last step
     if arm.packages:
         spec = asdict(setting) | {
             "setting": name,
@@ -219,7 +225,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
             "packed": arm.packed,
             "device": device.type,
         }
-        spec |= {"model": benchmark.model, "dtype": dtype, "learning_rate": rate, "max_steps": most}
+        spec |= {"model": benchmark.model, "dtype": dtype, "optimizer": optimizer, "max_steps": most}
         spec |= {"data": str(data), "directory": str(directory)}
         (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         command = [sys.executable, "-m", "tools.bench_peers", directory / "spec.json"]
@@ -228,13 +234,17 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
             f"model.path={benchmark.model}",
             f"model.compute_dtype={dtype}",
             f"optimizer.max_steps={most}",
+            f"data.sequence_length={setting.sequence_length}",
+            f"batch.global_examples={setting.examples_per_step}",
+            f"batch.micro_batch={setting.rows}",
+            "run.name=run",
+            f"run.directory={directory}",
             *ALONE,
         ]
-        settings += [f"data.train={data}/train.jsonl", f"data.sequence_length={setting.sequence_length}"]
-        settings += [f"batch.global_examples={setting.examples_per_step}", f"batch.micro_batch={setting.rows}"]
-        settings += ["run.name=run", f"run.directory={directory}"]
-        settings += [f"optimizer.learning_rate={rate}", *CONSTANT] if name != "defaults" else []
-        command = torchrun(arm.ranks, "configs/quickstart.py", *settings)
+        if name != "defaults":
+            settings += [*CONSTANT, *(f"optimizer.{key}={value}" for key, value in optimizer.items())]
+        (directory / "config.py").write_text(CONFIG.format(train=str(data / "train.jsonl")), encoding="utf-8")
+        command = torchrun(arm.ranks, directory / "config.py", *settings)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     threads = str(max(1, len(os.sched_getaffinity(0)) // arm.ranks))
     with Launch(command, directory / "output.txt", OMP_NUM_THREADS=threads, **offline) as launch:

@@ -27,7 +27,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from configs.config import Optimizer
 from training.log import peak_memory_gib, seconds_since_process_start
 
 TUTORIAL = {
@@ -79,20 +78,19 @@ class StepLog(TrainerCallback):
 
 def matched_arguments(spec: SimpleNamespace) -> dict:
     """`TrainingArguments` for the same optimizer, schedule, order of examples and batch as ours."""
-    ours = Optimizer(spec.learning_rate)
     return {
         "per_device_train_batch_size": spec.micro_batch,
         "gradient_accumulation_steps": spec.examples_per_step // spec.micro_batch,
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": False,
         "bf16": spec.dtype == "bf16",
-        "learning_rate": ours.learning_rate,
+        "learning_rate": spec.optimizer["learning_rate"],
         "lr_scheduler_type": "constant",
-        "weight_decay": ours.weight_decay,
-        "adam_beta1": ours.betas[0],
-        "adam_beta2": ours.betas[1],
-        "adam_epsilon": ours.eps,
-        "max_grad_norm": ours.max_grad_norm,
+        "weight_decay": spec.optimizer["weight_decay"],
+        "adam_beta1": spec.optimizer["betas"][0],
+        "adam_beta2": spec.optimizer["betas"][1],
+        "adam_epsilon": spec.optimizer["eps"],
+        "max_grad_norm": spec.optimizer["max_grad_norm"],
     }
 
 

@@ -22,7 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from common.child_process import tied_to_parent
 from common.durable_files import check_can_write, write_json
@@ -33,7 +36,7 @@ from distributed.agreement import library_versions
 from distributed.disks import NotShared
 from distributed.process_group import gather_objects, process_group, world_size_from_environment
 from model.architectures import read_model_config
-from model.weight_files import INDEX, SINGLE
+from model.weight_files import INDEX, SINGLE, stored_tensors
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_runs import (
     GROUP,
@@ -50,7 +53,7 @@ from tools.check_runs import (
 from tools.check_step import LINES
 from tools.plan import Plan, plan_of
 from training.description import counted
-from training.owner import own_directory
+from training.owner import LOCK_FILE, own_directory
 from training.record import FILE as RECORD
 from training.record import METRICS
 
@@ -67,6 +70,7 @@ POLL, SAY_EVERY = 0.02, 15.0  # seconds between two looks at the children, and b
 GRACE = 10.0  # seconds that the other children have to end, and to say why, after one has failed
 MEMORY_APART, SMALL = 0.25, 2**28  # of a plan, or bytes, by which the measured peak may exceed it
 WORTH_A_WARNING = 0.5  # hours; a shorter run is over before anybody has found out why it is slow
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 COPIED_BYTES = 200_000_000  # a larger file is no tokenizer
 
@@ -80,6 +84,7 @@ def main(description: str | None) -> int:
     Raises UserError for a config that cannot be run at all, or whose data cannot be read.
     """
     begin = time.monotonic()
+    transformers_logging.disable_progress_bar()
     world_size, local_world = world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
     config, options = read_command_line(description, world_size, print if is_first else lambda text: None, add_options)
@@ -168,7 +173,7 @@ def all_checks(check: Check, layers: int | None) -> None:
 def owned_checks(check: Check, layers: int | None) -> None:
     """The same, in a scratch directory that belongs to this check."""
     config = check.config
-    check.remove(*check.scratch.glob("*"))  # an earlier check that was killed may have left something
+    check.on_first(lambda: clean(check.scratch))  # an earlier check that was killed may have left something
     if layers:
         check.say(f"  a model of the first {layers} layers")
         out = check.scratch / "model"
@@ -192,6 +197,15 @@ def owned_checks(check: Check, layers: int | None) -> None:
         check.line("time", lambda: run_time(plan, config, measured), group=MACHINE)
 
 
+def clean(directory: Path) -> None:
+    """Remove what is in the scratch directory, except its lock. Raises OSError where it cannot."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
+
+
 def probe(check: Check) -> None:
     """Add the lines of data and model, from a child of rank 0 alone, which also leaves the reference of step 1. A collective.
 
@@ -203,7 +217,10 @@ def probe(check: Check) -> None:
         run_children(check, "step", (str(STEP_PROGRAM), *options, *check.arguments), 0)
     except ChildFailed as error:
         problem = f"data and model were not all checked: {error}"
-    read = lambda: json.loads((out / LINES).read_text(encoding="utf-8")) if (out / LINES).is_file() else []  # noqa: E731
+
+    def read() -> list[dict]:
+        return json.loads((out / LINES).read_text(encoding="utf-8")) if (out / LINES).is_file() else []
+
     check.results.extend(Result(**line) for line in check.on_first(read))
     if problem:
         check.add(Result(FAILS, problem), "probe", "model")
@@ -305,15 +322,13 @@ def kill_and_resume(check: Check, measured: dict) -> None:
 
 
 def fewer_ranks(check: Check) -> None:
-    """Continue the straight run from step 2 on half as many ranks. A collective. Raises ChildFailed or UserError."""
+    """Continue the straight run from step 2 on half as many ranks, or fewer. A collective. Raises ChildFailed or UserError."""
     name, run = "other ranks", check.scratch / "fewer"
     total, per_node = world_size_from_environment()
-    world_size, why = fewer_than(check.config, total, per_node), ""
+    world_size, why = half_or_fewer(check.config, total, per_node)
     if total == 1:
         why = "there is one rank; start with torchrun to check a resume on another number of ranks"
-    elif not world_size:
-        why = f"this config runs on no smaller number of ranks than {total}"
-    elif router_aux(check.config):
+    elif world_size and router_aux(check.config):
         why = (
             "the routers' auxiliary loss counts choices of the micro-batches so far, and other ranks get other "
             "micro-batches, so gradients differ; model.router_aux=0 shows the rest"
@@ -328,17 +343,19 @@ def fewer_ranks(check: Check) -> None:
     compare_runs(check, run, name, said, is_exact=False)
 
 
-def fewer_than(config: Config, total: int, per_node: int) -> int:
-    """The largest number of ranks up to half of `total` on which a config runs, on several nodes whole ones; 0 if there is none."""
+def half_or_fewer(config: Config, total: int, per_node: int) -> tuple[int, str]:
+    """(the largest number of ranks up to half of `total` on which a config runs, on several nodes whole ones; or 0, and why)."""
+    errors = []
     for ranks in range(total // 2, 0, -1):
         context = math.gcd(ranks, config.sharding.context)  # fewer may share a micro-batch
-        with suppress(UserError):
-            check_world(
-                replace(config, sharding=replace(config.sharding, context=context)), ranks, min(per_node, ranks)
-            )
+        fewer = replace(config, sharding=replace(config.sharding, context=context))
+        try:
+            check_world(fewer, ranks, min(per_node, ranks))
             if ranks <= per_node or ranks % per_node == 0:
-                return ranks
-    return 0
+                return ranks, ""
+        except UserError as error:
+            errors.append(error)
+    return 0, f"this config runs on no number of ranks up to {total // 2}: {errors[0] if errors else ''}"
 
 
 def move_checkpoint(source: Path, target: Path) -> None:
@@ -457,8 +474,8 @@ def last_words(output: Path) -> str:
 def cut_model(path: Path, layers: int, out: Path) -> str:
     """Write the first `layers` decoder layers of the model in `path`, with embedding, norm and head, to `out`.
 
-    A directory without weights (config.json and tokenizer only) gets random initial weights. Returns a sentence about it for the
-    report. Raises UserError if a file is damaged.
+    Only the tensors that are needed are read. A directory without weights (config.json and tokenizer only) gets random initial
+    weights. Returns a sentence about it for the report. Raises UserError if a file is damaged; a tensor that is missing stays so.
     """
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -471,17 +488,21 @@ def cut_model(path: Path, layers: int, out: Path) -> str:
     if isinstance(settings.get("max_window_layers"), int):  # Qwen 2: the layers before it attend to everything
         settings["max_window_layers"] = min(settings["max_window_layers"], layers)
     write_json(out / "config.json", settings)
-    config, kind = AutoConfig.from_pretrained(out), "real weights"
+    kind = "real weights"
     if (path / SINGLE).is_file() or (path / INDEX).is_file():
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype="auto"
-        )  # reads no tensor of other layers
+        tensors = {}
+        for name, tensor in stored_tensors(path).items():
+            layer = LAYER.search(name)
+            if layer is None or int(layer[1]) < layers:
+                with safe_open(tensor.file, framework="pt") as file:  # mapped: other tensors are not read
+                    tensors[name] = file.get_tensor(name)
+        save_file(tensors, out / SINGLE, metadata={"format": "pt"})
     else:
         kind = "random initial weights, so losses and updates are not those of the run"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.bfloat16)
-    model.save_pretrained(out)
+            config = AutoConfig.from_pretrained(out)
+            AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.bfloat16).save_pretrained(out)
     for file in path.iterdir():  # the tokenizer, and what generation reads
         is_other = file.is_file() and file.suffix not in NOT_COPIED and file.name not in ("config.json", INDEX)
         if is_other and file.stat().st_size <= COPIED_BYTES:

@@ -179,6 +179,11 @@ def router_aux(config: Config) -> float:
     return auxiliary_factor(config.model.router_aux, model) if has_experts(model) else 0.0
 
 
+def optimizer_of(run: Path) -> dict:
+    """The settings of a run in the section `optimizer`, as it has recorded them: an edited train.py may have changed them."""
+    return newest_start(run).get("config", {}).get("optimizer", {})
+
+
 def is_adamw(checkpoint: Path) -> bool:
     """Whether the optimizer of a checkpoint is AdamW, whose updates the check can predict from its moments."""
     return read_manifest(checkpoint)["values"]["optimizer"]["type"] in ("AdamW", "LowMemoryAdamW")
@@ -189,14 +194,14 @@ def is_adamw(checkpoint: Path) -> bool:
 
 def judge_straight(check: Check, seconds: float) -> dict:
     """Add all lines about the run that nobody has killed. Returns what it measured. A collective. seconds: how long it took."""
-    run, config, settings = check.scratch / "straight", check.config, vars(check.config.optimizer)
-    measured, steps = check.on_first(lambda: (measure(run), saved_steps(run)))
+    run, config = check.scratch / "straight", check.config
+    measured, steps, settings = check.on_first(lambda: (measure(run), saved_steps(run), optimizer_of(run)))
     rates = check.on_first(lambda: {step: row[RATE] for step, row in read_rows(run).items() if RATE in row})
     check.line("three steps", lambda: judge_steps(read_rows(run), seconds))
-    judge_first(check, run)
+    judge_first(check, run, settings)
     check.line(
         "updates",
-        functools.partial(judge_moves, run, settings, rates),
+        functools.partial(judge_moves, run, settings, rates, config.optimizer.learning_rate),
         functools.partial(measure_moves, run, settings, rates),
         checkpoint_of(run, 1),
         skip="" if steps == list(range(1, STEPS + 1)) else f"it saved steps {steps}, and every step is needed",
@@ -250,8 +255,11 @@ def judge_steps(rows: Rows, seconds: float) -> Result:
 # --- Step 1 against the reference -------------------------------------------------------------------------------------
 
 
-def judge_first(check: Check, run: Path) -> None:
-    """Add the lines about loss, gradient norm and gradient of step 1 against the reference. A collective."""
+def judge_first(check: Check, run: Path, settings: Mapping) -> None:
+    """Add the lines about loss, gradient norm and gradient of step 1 against the reference. A collective.
+
+    settings: `optimizer_of` the run.
+    """
     config, first = check.config, checkpoint_of(run, 1)
 
     @functools.cache
@@ -282,7 +290,7 @@ def judge_first(check: Check, run: Path) -> None:
     floor = STORED[config.optimizer.memory] + (2**-8 if config.sharding.reduce_dtype == "bf16" else 0)
     check.line("loss", lambda: judge_loss(*given()), skip=no_loss)
     check.line("gradient norm", lambda: judge_norm(*given(), floor), skip=no_gradient)
-    judge = lambda moments: judge_gradient(first, vars(config.optimizer), *given(), floor, moments)  # noqa: E731
+    judge = lambda moments: judge_gradient(first, settings, *given(), floor, moments)  # noqa: E731
     check.line("gradient", judge, functools.partial(first_moments, first, tensors), first, skip=no_gradient)
 
 
@@ -330,7 +338,7 @@ def judge_gradient(
 ) -> Result:
     """Whether AdamW's first moment after step 1 is that of the reference's gradient, tensor by tensor and clipped once.
 
-    first: the checkpoint of step 1. settings: `optimizer` of the config. row: of step 1. Each tensor may be apart by a multiple of its
+    first: the checkpoint of step 1. settings: `optimizer_of` the run. row: of step 1. Each tensor may be apart by a multiple of its
     own rounding, or of the median tensor's.
     """
     if not row[NORM] or not reference.grad_norm or not moments:
@@ -399,15 +407,12 @@ def fit(sums: torch.Tensor) -> tuple[float, float]:
 
 
 def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], names: Sequence[str]) -> list[Moved]:
-    """How the tensors `names` moved in the steps after the first. settings: `optimizer` of the config; rates: by step.
+    """How the tensors `names` moved in the steps after the first. settings: `optimizer_of` the run; rates: by step.
 
     Expected is AdamW with decoupled weight decay on matrices (arXiv:1711.05101).
     """
-    (beta1, beta2), moves, checkpoints = (
-        settings["betas"],
-        list[Moved](),
-        [checkpoint_of(run, i + 1) for i in range(STEPS)],
-    )
+    (beta1, beta2), moves = settings["betas"], list[Moved]()
+    checkpoints = [checkpoint_of(run, i + 1) for i in range(STEPS)]
     by_adamw = is_adamw(checkpoints[0])
     for name in names:
         is_matrix = decays(name, len(stored(checkpoints[0]).shapes[WEIGHTS + name]))
@@ -449,16 +454,15 @@ def ulp(weight: torch.Tensor) -> torch.Tensor:
     return torch.ldexp(torch.ones_like(weight, dtype=torch.float32), exponent + int(math.log2(EPS[weight.dtype])))
 
 
-def judge_moves(run: Path, settings: Mapping, rates: Mapping[int, float], moves: Sequence[Moved]) -> Result:
+def judge_moves(
+    run: Path, settings: Mapping, rates: Mapping[int, float], peak: float, moves: Sequence[Moved]
+) -> Result:
     """Whether every trained tensor moved, by what AdamW makes of its moments at the learning rate that was logged and set.
 
-    All three steps of a check have optimizer.learning_rate.
+    settings: `optimizer_of` the run. peak: optimizer.learning_rate of the config, which all three steps of a check have.
     """
-    rate, peak, fixed = (
-        max(rates.values()),
-        settings["learning_rate"],
-        0.1 if settings["memory"] == "6N" else NOT_MOVED_BY_ADAMW,
-    )
+    rate = max(rates.values())
+    fixed = 0.1 if settings["memory"] == "6N" else NOT_MOVED_BY_ADAMW
     still = [moved.name for moved in moves if not moved.changed and (moved.sums[0, 1] or not moved.is_adamw)]
     every = sum((moved.sums[0] for moved in moves), torch.zeros(3))
     whole, noise = fit(every) if every[1] else (0.0, 0.0)  # moments that are all zero are those of no gradient
@@ -623,11 +627,8 @@ def compare_runs(check: Check, run: Path, name: str, said: str, is_exact: bool) 
     is_exact: they should be equal to the bit.
     """
     straight, device = check.scratch / "straight", torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    expected, found, before = (
-        checkpoint_of(straight, STEPS),
-        checkpoint_of(run, STEPS),
-        checkpoint_of(run, KILLED_AFTER),
-    )
+    expected, found = checkpoint_of(straight, STEPS), checkpoint_of(run, STEPS)
+    before = checkpoint_of(run, KILLED_AFTER)
     computes_in = DTYPES[check.config.model.compute_dtype] if has_native_bf16(device) else torch.float32
     of_row, of_weights = ALLOWED_LATER[computes_in]
 

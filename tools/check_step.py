@@ -139,10 +139,13 @@ def check_isolation(run: RunInputs, packed: PackedLanguageModel) -> Result:
     where = np.unique(np.concatenate([spread, starts, starts + lengths - 1]))
     owner = np.searchsorted(starts, where, side="right") - 1
     base = packed_logits(packed, documents, where)
+    if not bool(base.isfinite().all()):
+        return Result(FAILS, "logits of random tokens are not finite: see model.path and model.compute_dtype")
 
     def change(edited: list[np.ndarray]) -> np.ndarray:
-        """The largest move of a logit at each of the positions."""
-        return (packed_logits(packed, edited, where) - base).abs().amax(dim=1).numpy()
+        """The largest move of a logit at each of the positions; one that is not finite moves by infinity."""
+        moves = (packed_logits(packed, edited, where) - base).abs().amax(dim=1).numpy()
+        return np.nan_to_num(moves, nan=np.inf, posinf=np.inf)
 
     moves = np.zeros((len(documents), len(documents)))  # of logits, by the document that was edited and their own
     for edited, document in enumerate(documents):

@@ -452,10 +452,8 @@ def _pinned_bytes(shape: ModelShape, config: Config, shards: int) -> int:
     """
     memory, trained = config.optimizer.memory, Counter(shape.trained)
     frozen = Counter(one for unit in shape.units for one in unit.shapes) - trained
-    total, itemsizes = (
-        optimizer_bytes(shape, memory, shards),
-        (parameter_dtype(memory).itemsize, gradient_itemsize(memory)),
-    )
+    total = optimizer_bytes(shape, memory, shards)
+    itemsizes = (parameter_dtype(memory).itemsize, gradient_itemsize(memory))
     for tensors, itemsize in ((frozen, shape.frozen_itemsize), *((trained, itemsize) for itemsize in itemsizes)):
         sizes = {one: local_elements(one, shards) * itemsize for one in tensors}
         total += sum(tensors[one] << (size - 1).bit_length() for one, size in sizes.items() if size)

@@ -72,14 +72,13 @@ def test_a_bug_keeps_its_traceback_and_the_others_quote_it(together) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_it_stands(together) -> None:
-    output, _, errors = together
+    _, _, errors = together
     (line,) = (line for line in errors.splitlines() if "no progress" in line)
     assert re.fullmatch(
         r"error: step 3: no progress for 6 s, though every rank is alive and none is behind: ranks 0, 2 in backward "
         rf"\(watch_worker.py:\d+\), rank 1 in wait \(threading.py:\d+\){RESTART}",
         line,
     ), line
-    assert "wait: rank" not in output
 
 
 @pytest.mark.slow

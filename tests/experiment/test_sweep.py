@@ -69,6 +69,7 @@ def test_values_with_commas_are_separated_by_a_bar(config) -> None:
         ("optimizer.learning_rate=1e-4,0.0001", None, "optimizer.learning_rate: the value 0.0001 is given twice"),
         ("optimizer.epochs=1,2 optimizer.epochs=3", None, "optimizer.epochs is given twice"),
         ("optimizer.learning_rate=1e-4,fast", None, "optimizer.learning_rate must be a number"),
+        ("data.mix optimizer.learning_rate=1e-4,3e-4", None, "'data.mix' is not an override; write section.key=value"),
         ("optimizer.learningrate=1e-4,2e-4", None, "did you mean optimizer.learning_rate"),
         ("run.seed=1,2", None, "run.seed cannot be swept: use --seeds K"),
         ("run.seed=1", 2, "run.seed and --seeds are both given"),

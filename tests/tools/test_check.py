@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.errors import UserError
 from configs.load import load_config
 from tests.distributed.launch import workplace
 from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file
 from tests.tools.check_faults import write_train
 from tests.tools.tiny_run import read
-from tools.check import changed_settings, fewer_ranks
+from tools.check import all_checks, changed_settings, fewer_ranks
 from tools.check_data import FAILS, OK, SKIPPED, WARNING
 from tools.check_runs import (
     STORED,
@@ -152,11 +153,8 @@ def test_mistakes_end_in_one_sentence(folder, one) -> None:
 def test_another_clip_and_an_export_of_other_weights(folder, one, tmp_path) -> None:
     """A sound run is held against another optimizer.max_grad_norm, and against an export that was changed."""
     run = Path(shutil.copytree(folder / "runs" / ".check-optimizer-not-restored" / "straight", tmp_path / "straight"))
-    config, first, given = (
-        load_config(folder / "config.py"),
-        checkpoint_of(run, 1),
-        Reference.load(Path(reference(folder))),
-    )
+    config, first = load_config(folder / "config.py"), checkpoint_of(run, 1)
+    given = Reference.load(Path(reference(folder)))
     assert given
     moments = first_moments(first, given.tensors, trained(first))
     settings = vars(config.optimizer) | {"max_grad_norm": 0.25}
@@ -251,6 +249,39 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch) -> None:
     assert [result.status for result in found] == [FAILS, OK, WARNING]
     assert "3.2 of 3.0 GiB free: free some space or lower run.keep_last" in found[0].text
     assert found[2].text.endswith("--shutdown-timeout=50")
+
+
+def test_what_a_killed_check_has_left_is_removed(folder, ranks, tmp_path, monkeypatch) -> None:
+    """A directory, a file and a link, in a scratch directory whose path is relative."""
+    monkeypatch.chdir(tmp_path)
+    check = Check(load_config(folder / "config.py", ["run.directory=runs"]), Path("train.py"), (), ranks, print)
+    (check.scratch / "straight" / "checkpoints").mkdir(parents=True)
+    (check.scratch / "left").write_text("")
+    (check.scratch / "link").symlink_to(folder)
+    found = []
+
+    def probe(check: Check) -> None:
+        found.extend(path.name for path in check.scratch.iterdir())
+        raise UserError("it ends here")
+
+    monkeypatch.setattr("tools.check.probe", probe)
+    with pytest.raises(UserError, match="it ends here"):
+        all_checks(check, None)
+    assert found == ["run.lock"] and folder.is_dir() and not Path("runs").exists()
+
+
+def test_a_config_that_runs_on_all_ranks_alone_says_why(folder, monkeypatch) -> None:
+    monkeypatch.setattr("tools.check.world_size_from_environment", lambda: (4, 2))
+    sharding = ["sharding.strategy=hybrid", "sharding.shard_size=4", "sharding.reduce_dtype=fp32"]
+    made = Check(
+        load_config(folder / "config.py", sharding), Path("train.py"), (), SimpleNamespace(world_size=4), print
+    )
+    fewer_ranks(made)
+    (result,) = made.results
+    assert result.status == SKIPPED, result.text
+    assert result.text.startswith(
+        "this config runs on no number of ranks up to 2: sharding.strategy=hybrid: 2 ranks"
+    ), result.text
 
 
 def test_other_ranks_are_not_compared_with_the_auxiliary_loss_and_no_run_has_dropout(folder, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from model.weights import tensors_of_checkpoint
 from tools.check_data import FAILS, OK
 from tools.check_runs import STEPS, Moved, checkpoint_of, is_adamw, judge_moves, measure_moves
 
-SETTINGS = {"learning_rate": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
+SETTINGS = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
 RATES = dict.fromkeys(range(1, STEPS + 1), 1e-3)
 NAMES = ["layer.weight", "norm.weight"]
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory, ranks) -> Path:
     [
         ("nothing", None, "all 2 tensors moved 1.000 times as far"),
         ("rate", 5e-4, "2 times as far: set the rate in every group"),
-        ("learning_rate", 5e-4, "train/learning_rate is 0.001, more than optimizer.learning_rate=0.0005"),
+        ("peak", 5e-4, "train/learning_rate is 0.001, more than optimizer.learning_rate=0.0005"),
         ("weight_decay", 0.3, "matrices shrink by a weight decay of 0.1, where 0.3 is expected"),
         ("betas", [0.9, 0.999], "the optimizer has other betas than optimizer.betas"),
         ("is_adamw", False, "all 2 trained tensors moved, and only that was checked"),
@@ -52,13 +52,14 @@ def test_another_rate_decay_or_betas_than_those_of_the_run_are_named(run, monkey
     if key == "is_adamw":
         monkeypatch.setattr("tools.check_runs.is_adamw", lambda checkpoint: value)
     rates = dict.fromkeys(RATES, value) if key == "rate" else RATES
-    result = judge_moves(run, settings, rates, measure_moves(run, settings, rates, NAMES))
+    peak = value if key == "peak" else 1e-3
+    result = judge_moves(run, settings, rates, peak, measure_moves(run, settings, rates, NAMES))
     assert result.status == (OK if key in ("nothing", "is_adamw") else FAILS) and words in result.text, result.text
 
 
 def test_moments_that_are_all_zero_are_no_good_updates(run) -> None:
     moves = [Moved(name, True, True, 0, 1.0, torch.zeros(2, 3)) for name in NAMES]
-    assert judge_moves(run, SETTINGS, RATES, moves).status == FAILS
+    assert judge_moves(run, SETTINGS, RATES, 1e-3, moves).status == FAILS
 
 
 def test_another_optimizer_is_none_whose_updates_are_known(run, ranks, tmp_path) -> None:

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AutoModelForCausalLM
 
+from common.errors import UserError
 from data.batches import collate
 from data.tokens import load_tokenizer
 from model import packed_attention
@@ -99,12 +101,28 @@ def both_ways(module, query, key, value, mask, scaling, documents, **kwargs):
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 
+def spoiled():
+    """Attention in which the last document is not a number as soon as the first one is edited."""
+    seen: list[torch.Tensor] = []
+
+    def attention(module, query, key, value, mask, scaling, documents, **kwargs):
+        out, weights = packed_attention.packed_attention(module, query, key, value, mask, scaling, documents, **kwargs)
+        if module.layer_idx == 0:
+            seen.append(query[:, :, : documents.lengths[0]].clone())
+            if not torch.equal(seen[0], seen[-1]):
+                out = out.index_fill(1, torch.tensor([out.shape[1] - 1]), math.nan)
+        return out, weights
+
+    return attention
+
+
 @pytest.mark.parametrize(
     ("fault", "words", "leaks"),
     [
         (merged(4, 0, 3), "changing document", True),
         (merged(4, 2, 3), "changing document 3 of 4 moves the logits of document 4", True),
         (both_ways, "sees later ones", False),
+        (spoiled(), "changing document 1 of 4 moves the logits of document 4 by up to inf", True),
     ],
 )
 def test_attention_to_other_documents_and_to_later_tokens_is_found(tmp_path, attention, fault, words, leaks) -> None:
@@ -129,6 +147,7 @@ def test_wrong_weights_and_weights_that_are_not_finite_are_found_by_the_loss(tmp
         layers[0].mlp.down_proj.weight.mul_(1.1)
         documents, losses = packed_losses(run, packed)
         layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    assert "not finite" in check_isolation(run, packed).text
     expected, _ = compute_reference(run, documents)
     assert compare_losses(run, losses, expected).status == FAILS
     result = compare_losses(run, packed_losses(run, packed)[1], expected)
@@ -215,6 +234,23 @@ def test_a_cut_model_computes_what_its_first_layers_compute(tmp_path, family) ->
     check_weights(build_on_meta(config), str(tmp_path / "cut"))
     assert torch.equal(logits(tmp_path / "cut"), logits(whole, 1))
     assert load_tokenizer(str(tmp_path / "cut")).eos_token == "<|im_end|>"
+
+
+def test_a_damaged_model_is_one_sentence_and_no_other_weights_are_made(tmp_path, capfd) -> None:
+    """A tensor that is missing is missing in the cut model too; a file that was cut off is named."""
+    whole = write_tiny_model(tmp_path / "whole")
+    file = whole / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    capfd.readouterr()
+    cut_model(whole, 1, tmp_path / "cut")
+    with pytest.raises(UserError, match="model.layers.0.mlp.up_proj.weight"):
+        check_weights(build_on_meta(read_model_config(str(tmp_path / "cut"))), str(tmp_path / "cut"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="model.safetensors is cut off"):
+        cut_model(whole, 1, tmp_path / "again")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_without_weights_they_are_random_and_this_is_said(tmp_path) -> None:
