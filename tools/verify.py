@@ -181,7 +181,7 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
         if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
     latest, kept = folder / "latest", [name for name in live if name not in gone]
-    is_named = latest.is_file() and kept and latest.read_text().strip() == kept[-1]
+    is_named = latest.is_file() and kept and latest.read_text(errors="replace").strip() == kept[-1]
     # A save names the checkpoint in `latest` after its entry: a kill may have come in between.
     later = entries[live[kept[-1]][-1].number :] if kept else []
     if not is_named and any(one.kind not in ("evaluation", "export") for one in later):

@@ -152,12 +152,14 @@ def balance_of_ranks(config: Config, inputs: Inputs, ranks: int) -> tuple[str, l
     last = min(inputs.total_steps, max(1, inputs.plan.steps_per_epoch[0] - 1))
     count = min(BALANCE_STEPS, last)
     found = balance(inputs.deal(i * last // count) for i in range(count))
-    share, key = f"the ranks wait for each other in {1 - found:.0%} of", "global_examples"
-    if config.batch.global_tokens:
-        key = "global_tokens"
-    why = f"its documents have different lengths and are few for {ranks} ranks"
-    warning = f"{share} a step, because {why}; raise batch.{key} or use fewer ranks"
-    return f"; {share} it", [warning] if round(found, 2) < BALANCED else []
+    share, warnings = f"the ranks wait for each other in {1 - found:.0%} of", []
+    if round(found, 2) < BALANCED:
+        key = "global_tokens" if config.batch.global_tokens else "global_examples"
+        warnings.append(
+            f"{share} a step, because its documents have different lengths and are few for {ranks} ranks; raise "
+            f"batch.{key} or use fewer ranks"
+        )
+    return f"; {share} it", warnings
 
 
 def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps: int) -> list[str]:
@@ -169,8 +171,10 @@ def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps
             f"learning rate {rate:g} is outside {low:g} to {high:g}, the usual range above 1B parameters for {stage}"
         )
     if warmup_steps >= total_steps > 1:
-        what = f"the warm-up of {warmup_steps} steps covers all {total_steps} steps"
-        warnings.append(f"{what}: the peak learning rate is reached at the last step or never")
+        warnings.append(
+            f"the warm-up of {warmup_steps} steps covers all {total_steps} steps: the peak learning rate is reached at the "
+            "last step or never"
+        )
     return warnings
 
 

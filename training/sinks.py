@@ -158,8 +158,9 @@ class Service:
         self.rows.put(None)
         self.thread.join(CLOSE_SECONDS)
         if self.thread.is_alive():
-            late = f"{self.name} has not taken all curves within {CLOSE_SECONDS:.0f} s"
-            self.say(f"warning: {late}; metrics.jsonl has them")
+            self.say(
+                f"warning: {self.name} has not taken all curves within {CLOSE_SECONDS:.0f} s; metrics.jsonl has them"
+            )
 
     def _run(self, directory: Path, config: dict, run_id: str | None) -> None:
         try:

@@ -87,6 +87,7 @@ def second(folder, first) -> str:
         run_of(folder, "spikes", *SPIKES),
         run_of(folder, "spikes", *SPIKES, *OTHER, expect=2),
         run_of(folder, "spikes", *SPIKES, *OTHER, "run.resume=changed", expect=2),
+        run_of(folder, "straight", *EVERY_STEP, "run.resume=never", expect=2),
     ]
     return launch(folder, "second", 2, plan)
 
@@ -205,6 +206,11 @@ def test_a_finished_run_is_not_finished_with_other_settings(folder, second) -> N
     what += "optimizer.weight_decay=0.1, now it is 0.0; "
     assert f"{what}set it back, start a new run with another run.name, or continue with what is set now" in second
     assert "spikes has taken all of its 3 steps before it was changed" in second  # with run.resume=changed
+
+
+def test_a_run_that_exists_is_not_continued_with_resume_never(folder, second) -> None:
+    run = folder / "runs" / "straight"
+    assert second.count(f"{run} exists and run.resume=never; choose another run.name or remove it") == 1
 
 
 def test_each_start_that_trains_is_recorded_and_one_that_does_nothing_is_not(folder, second) -> None:

@@ -1,6 +1,7 @@
 """The GPU proof without a GPU: what it keeps and prints, and a rehearsal of its speed step."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,12 @@ def test_a_step_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, cap
 def test_a_rehearsal_of_the_speed_step(tmp_path, monkeypatch, capsys) -> None:
     """Its programs are forked. The run is not killed at its last step but one, and ends by itself."""
 
-    def forked(command: list, output: Path, rehearse: bool, until: object = None) -> tuple[bool, str]:
+    def forked(
+        command: list, output: Path, rehearse: bool, until: Callable[[], bool] | None = None
+    ) -> tuple[bool, str]:
         done = run_python(*command[1:])
         output.write_text(done.stdout + done.stderr)
+        assert until is None or until(), output.read_text()
         return done.returncode == 0, done.stdout.strip().splitlines()[-1]
 
     monkeypatch.setattr(proof, "run", forked)

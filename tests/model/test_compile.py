@@ -84,7 +84,7 @@ def test_micro_batches_and_an_evaluation_use_the_graphs_of_the_first(tmp_path) -
 @pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 def test_what_inductor_writes_computes_the_same(tmp_path) -> None:
     path, batch = write_tiny_model(tmp_path / "model", family="qwen2", tied=False, vocab_size=391), batch_of(LENGTHS)
-    eager, compiled = of(path, "none", is_compiled=False), of(path, "none", is_compiled=True, backend="inductor")
+    eager, compiled = of(path, "full", is_compiled=False), of(path, "full", is_compiled=True, backend="inductor")
     with torch._inductor.config.patch(compile_threads=1):  # no pool of processes, which would outlive the test
         found = gradients(compiled, batch)
     for ours, expected in zip(found, gradients(eager, batch), strict=True):

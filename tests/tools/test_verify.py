@@ -145,6 +145,11 @@ def pointed_back(record: Record) -> None:
     compare(record.directory, None, lambda line: None)  # a kill may have come before it was written
 
 
+def overwritten(record: Record) -> None:
+    save(record, 4)
+    (record.directory / "checkpoints" / "latest").write_bytes(b"\xff")  # is no UTF-8
+
+
 def read_before(record: Record) -> None:
     """The data of a start whose steps count, changed since; what a later start has read otherwise is not compared."""
     one, two = record.directory / "one", record.directory / "two"
@@ -177,6 +182,7 @@ FORGED = {
     rolled_back: "step-000004/manifest.json is not the one of entry 4 (checkpoint, step 4)",
     planted: "step-000004.bad is named by no entry",
     pointed_back: "latest does not name step-000004, the newest checkpoint",
+    overwritten: "latest does not name step-000004, the newest checkpoint",
     read_before: "one (the data) is not what entry 3 (start, step 2) has read",
     replaced_diff: "diffs/0001.diff is not what entry 3 (start, step 2) says",
     without_row: "metrics.jsonl has not the figures of entry 4 (evaluation, step 2) in its row of step 2 (validation)",

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import EWC, LoRA
-from data.sources import as_corpus
+from data.sources import Corpus, as_corpus
 from data.tokens import load_tokenizer
 from eval.bootstrap import Interval
 from eval.forgetting import FEWEST_PROMPTS, TASK_TOKENS, task_prompts
@@ -32,9 +32,11 @@ from tests.in_memory import chats, texts
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from tools.verify import Differs, check_files, read_record
+from training import budget
 from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
 from training.export import read_export, write_export
 from training.model_card import read_results
+from training.record import RunRecord
 
 MAX_KL = "forgetting.max_kl=0.1"
 KINDS = {"prose": 12, "code": 12, "questions": 16}
@@ -111,15 +113,66 @@ def options_of(**given: object) -> Namespace:
 
 
 def test_bisection_finds_the_largest_alpha_to_its_tolerance():
-    for budget in (0.9, 0.5, 0.2, 0.01, 0.0):
+    for limit in (0.9, 0.5, 0.2, 0.01, 0.0):
         asked = []
-        alpha = largest_alpha(lambda alpha, asked=asked, budget=budget: asked.append(alpha) or 0.8 * alpha**2 <= budget)
-        right = min(1.0, math.sqrt(budget / 0.8))
+        alpha = largest_alpha(lambda alpha, asked=asked, limit=limit: asked.append(alpha) or 0.8 * alpha**2 <= limit)
+        right = min(1.0, math.sqrt(limit / 0.8))
         assert right - TOLERANCE < alpha <= right and (alpha < 1 or asked == [1.0])
         assert len(asked) <= 1 - math.log2(TOLERANCE)
     # Where all pieces of a kind are trained on, no budget is met.
     found = {"prose": Interval(0.1, 0.1, 0.1), "code": _ratio(np.zeros((0, 2)))}
     assert math.isnan(upper_bound(found)) and largest_alpha(lambda alpha: upper_bound(found) <= 1e9) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("selection", "judged", "alpha", "met"),
+    [(1.0, 0.9, math.sqrt(0.5 / 1.1), True), (1.0, 1.2, math.sqrt(0.5 / 1.1), False), (math.nan, 0.0, 0.0, False)],
+)
+def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_text(
+    selection, judged, alpha, met, ranks, monkeypatch, tmp_path
+):
+    """KL grows with alpha squared, on the selection text by 1 or 4 (steps 2 and 4) with a bound a tenth above it."""
+    here = SimpleNamespace(step=0, alpha=None)
+
+    class Texts:
+        def __init__(self, path: Path, line: object) -> None:
+            self.path = path
+
+        def measure(self, alpha: float) -> dict[str, Interval]:
+            here.alpha = alpha
+            of_step = judged if self.path == CERTIFICATE else selection * {2: 1, 4: 4}[here.step]
+            return {kind: Interval(*(part * of_step * alpha**2 for part in (1.0, 0.9, 1.1))) for kind in "ab"}
+
+        def measured(self, kl: dict) -> dict:
+            return {"file": self.path.name}
+
+    def load(path: Path) -> None:
+        here.step = int(path.name.removeprefix("step-"))
+
+    def score(*arguments: object) -> dict:
+        return {"value": {2: 3.0, 4: 4.0}[here.step] - here.alpha, "low": None, "high": None}
+
+    stand_ins = {"Texts": Texts, "Line": lambda *arguments: SimpleNamespace(load=load), "_score": score}
+    stand_ins["complete_checkpoints"] = lambda folder: [folder / "step-000002", folder / "step-000004"]
+    for name in ("weights_digest", "fingerprint_of_checkpoint", "fingerprint_of_base"):
+        stand_ins[name] = lambda path: str(path)
+    stand_ins["certificate_lines"] = stand_ins["means_of"] = lambda *arguments: []
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(budget, name, stand_in)
+    monkeypatch.setattr(budget.forgetting, "start_forgetting", lambda *_: SimpleNamespace(line=str))
+    model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None, validation=None, dealer=None, first_new_row=None)
+    run = budget.AgainstBase(model, None, data, SimpleNamespace(ranks=ranks), lambda line: None)  # pyright: ignore
+    evaluations = SimpleNamespace(functions={"forgetting": run}, best_by="validation/loss", best_step=2)
+    config = SimpleNamespace(forgetting=SimpleNamespace(max_kl=0.5), model=SimpleNamespace(path="base"))
+    record = RunRecord(tmp_path, Corpus(()), ranks)
+    record.append("certificate")  # of an earlier budget
+    said = budget.keep_budget(config, 4, evaluations, tmp_path, record)  # pyright: ignore
+    assert said and (said["readings"], said["dtype"]) == (2, "float32")
+    assert said and (said["step"], said["weights"], said["met"]) == (2, "best", met)
+    assert alpha - TOLERANCE < said["alpha"] <= alpha and said["averaged"]["share_of_tuned"] == said["alpha"]
+    assert said["value"] == 3.0 - said["alpha"] and said["worst"] == pytest.approx(judged * said["alpha"] ** 2)
+    assert [text["file"] for text in said["texts"]] == [CERTIFICATE.name, SELECTION.name]
+    assert (here.step, here.alpha) == (2, said["alpha"])  # what the model holds is exported
 
 
 @pytest.mark.parametrize("name", ["straight", "signalled", "extended"])

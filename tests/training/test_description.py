@@ -61,6 +61,7 @@ def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_re
     firsts = ["model", "data:", "step:", "schedule:", "memory:", "warning:", "resumed"]
     assert [line.split()[0] for line in lines] == firsts
     assert lines[1] == "data: 8 examples from 1 file, 480 tokens"
+    assert lines[2] == "step: 8 examples; step 1 is dealt to 1 rank x 1 micro-batch of 64 tokens at most"
     # What is left out is never a detail.
     assert lines[5] == "warning: train: DROPPED 2 longer than 64 (longest 90)"
     record = (tmp_path / "r" / "start.txt").read_text().splitlines()

@@ -107,6 +107,18 @@ def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_p
     assert [entry.content.get("folder") for entry in record.read()].count("anchor") == 2
 
 
+def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ranks, monkeypatch) -> None:
+    record = RunRecord(tmp_path, Corpus(()), ranks)
+    (tmp_path / "metrics.jsonl").write_text("")
+
+    def fails(*arguments: object) -> None:
+        raise OSError(5, "Input/output error", "metrics.jsonl")
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(UserError, match="metrics.jsonl: Input/output error"):
+        record.so_far()  # before the collectives of a save
+
+
 def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks) -> None:
     rows, batch = b'{"step": 1}\n{"step": 2}\n', StepBatch((1, 2), 3, (3,), (4,))
     record = RunRecord(tmp_path, Corpus(()), ranks)
