@@ -6,12 +6,9 @@ The program itself has threads, and a fork copies the calling one only. Make the
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import time
 import traceback
 import types
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,14 +25,6 @@ class Forked:
         if self.code is None:
             self.pipe.send(("poll", self.pid))
             self.code = self.pipe.recv()
-        return self.code
-
-    def wait(self, timeout: float) -> int:
-        end = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired(str(self.pid), timeout)
-            time.sleep(0.05)
         return self.code
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -55,9 +44,9 @@ class Zygote:
             os._exit(0)
         other.close()
 
-    def start(self, command: Sequence[str], environment: dict[str, str], output: Path | None) -> Forked:
-        """`python COMMAND` in a session of its own; what it prints is added to `output`. None: it goes where this process's goes."""
-        self.pipe.send(("start", list(command), environment, output and str(output)))
+    def start(self, command: list[str], environment: dict[str, str], output: Path) -> Forked:
+        """`python COMMAND` in a session of its own; what it prints is added to `output`."""
+        self.pipe.send(("start", command, environment, str(output)))
         return Forked(self.pipe.recv(), self.pipe)
 
 
