@@ -205,6 +205,7 @@ class StreamOfDocuments(Stream):
         return order, cumulative(self.source.targets, order)[1:]
 
     def cuts(self, positions: np.ndarray) -> Cuts:
+        """The cuts of `Stream`. Each epoch has an order of its own."""
         epochs = (positions // self.total).astype(np.int64)
         found = []
         for epoch in np.unique(epochs).tolist():

@@ -128,6 +128,7 @@ class _SummedFile(io.BufferedWriter):
         return [block.hexdigest() for block in self.blocks]
 
     def write(self, data: Any) -> int:
+        """Write all of `data`, and hash its blocks. Returns its bytes."""
         rest, hashing = memoryview(data).cast("B"), []
         is_large = len(rest) >= LARGE
         while rest:

@@ -4,16 +4,16 @@ Every seed draws its training reports from one pool; validation and test are the
 same steps, 34 of 8 (experiment/drawn.py). Every trained model is measured whole, and averaged with the base at alpha 0.75 and 0.5.
 KL is that of texts that no arm trains on. The learning rate is the quickstart's and not tuned again; `low rate` has a third of it.
 No strength is tuned: each is an arm, a point of the picture. The arms of FIRST, seed by seed, come before the others. In replay
-5% of the target tokens are general text, in self-replay text that the base wrote; anchored self-replay trains that same text by KL
-to the base and not by cross-entropy.
+5% of the target tokens are general text, in self-replay text that the base wrote; `anchored W` trains that same text by KL to the
+base, with weight W, and not by cross-entropy.
 
-Declared before the runs, paired by seed and over seeds crossed with reports or texts: F1 of the anchored self-replay less that of
-plain, and F1 and KL of the low rate averaged at 0.75 less those of the anchored self-replay. The F1 of three seeds of plain
+Declared before the runs, paired by seed and over seeds crossed with reports or texts: F1 of `anchored 4` less that of plain,
+and F1 and KL of the low rate averaged at 0.75 less those of `anchored 4`. The F1 of three seeds of plain
 correlated with that of replay, EWC, a low rate and averaging at 0.94 to 1.00, and with that of self-replay at 0.75; Welch's test
 stands beside each contrast. If the last two are equivalent or better, a plain low rate with averaging is the default. All else is
-descriptive, with intervals. Expected: the anchored self-replay has half of plain's KL, at an F1 that three seeds cannot tell from
+descriptive, with intervals. Expected: `anchored 4` has half of plain's KL, at an F1 that three seeds cannot tell from
 plain's; of two equal texts the anchor keeps KL lower than cross-entropy; the low rate at 0.75 has the lowest KL and an F1 below
-both, because 34 steps are few for it. On a faster machine set SEEDS to 8.
+both, because 34 steps are few for it. On a faster machine set SEEDS to 8 and what experiment/drawn.py names.
 """
 
 import json
@@ -27,15 +27,7 @@ from eval.comparison.measures import general_terms
 from eval.intervals import Terms
 from experiment import drawn
 from experiment.commands import Command
-from experiment.contrasts import (
-    Contrast,
-    contrast_table,
-    difference,
-    in_words,
-    numbers,
-    summary_table,
-    table,
-)
+from experiment.contrasts import Contrast, contrast_table, difference, in_words, numbers, summary_table, table
 
 SEEDS = 3
 RATE = 3e-4

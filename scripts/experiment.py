@@ -4,7 +4,7 @@
     python scripts/experiment.py settle --parallel 2            # interrupted anywhere, the same command goes on
     python scripts/experiment.py settle pareto --until 07:30    # no command is started after half past seven
     python scripts/experiment.py knowledge --report             # the tables and the picture of what is done
-    python scripts/experiment.py settle --keep docs/settle      # and on another machine, with this folder: go on there
+    python scripts/experiment.py pareto --keep docs             # keep results in docs/drawn, and go on from there on another machine
 
 `settle`: does full fine-tuning find more violations than LoRA? `pareto`: what does a remedy against forgetting cost on the task?
 `knowledge`: what do full fine-tuning and LoRA learn from new text? experiment/NAME.py says what was declared before the runs.

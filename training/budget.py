@@ -109,6 +109,7 @@ def keep_budget(
         return None
 
     def certificate() -> dict:
+        """What certificate.json says of the weights that are exported."""
         base = {"share_of_tuned": best["alpha"], "base": fingerprint_of_base(config.model.path)}
         worst = float(np.max([interval.value for interval in judged.values()]))
         return best | {

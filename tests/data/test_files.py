@@ -103,7 +103,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": "b', "line 2 is not valid JSON: Unterminated string starting at column 10$"),
         ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated string"),
         ("a.json", b'[{"text": "a"},\n\n{"text": a},' + b" " * 99 + b"]", "line 3 is not valid JSON: Expecting value$"),
-        # Python keeps the last of the two values, and the other would be lost without a word.
+        # Python would keep the last of the two values and silently drop the other.
         ("a.jsonl", b'{"messages": [{"content": "a", "content": "b"}]}', "line 1 is not valid JSON: an object has the key content twice"),
         ("a.json", b'{"text": "a", "text": "b"}', "line 1 is not valid JSON: an object has the key text twice"),
         ("a.json", b"[]", "contains no examples"),

@@ -157,7 +157,7 @@ def draft_mark(language: str) -> str:
         return DRAFT
     is_text = isinstance(blocks.words["text"]["draft"], str)
     mark = blocks.text("text", "draft") if is_text else ""
-    if not mark:
+    if not mark.strip():
         raise UserError(f"{blocks.files['text']}: [text] draft must be a text with words in it; mend the block")
     return mark
 

@@ -262,7 +262,7 @@ def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
             write_letter([PLEDGED], NAMED, PERIOD)
 
 
-@pytest.mark.parametrize("line", ["", 'draft = ""', "draft = \"{{ '' }}\"", "draft = 5"])
+@pytest.mark.parametrize("line", ["", 'draft = " "', 'draft = ""', "draft = \"{{ '' }}\"", "draft = 5"])
 def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks, line):
     """An older copy of the blocks has none and goes on in English; a wrong one is refused, whether the letter is ready or not."""
     words = own_blocks / "en" / "words.toml"
