@@ -10,6 +10,7 @@ All weights are trained. Parameters, gradients and optimizer state are sharded o
 has all settings of a run. A run writes to runs/<name>/; started again, it continues from its last checkpoint.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -25,9 +26,9 @@ if __name__ == "__main__":
     from configs.load import check_command_line
 
     check_command_line(__doc__)  # a mistake ends here: what follows takes seconds to import
+    gc.disable()  # else a third of them is spent on looking for garbage among the libraries
 
 import functools
-import gc
 import math
 from collections.abc import Sequence
 
@@ -353,4 +354,6 @@ def train(
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     run_script(main)

@@ -32,7 +32,8 @@ NOT_FOR_TRAINING = (
 def started() -> subprocess.CompletedProcess:
     """train.py is imported; then torchao, which complains of its compiled parts, by transformers; then scripts/plan.py is run."""
     program = f"""
-import runpy, sys
+import gc, runpy, sys
+gc.disable()  # as train.py does
 import train
 print("loaded", *sorted(set({NOT_FOR_TRAINING!r}) & sys.modules.keys()))
 from transformers import PreTrainedModel

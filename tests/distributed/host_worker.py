@@ -5,10 +5,12 @@ PLANT=FAULT torchrun --nnodes=2 --nproc_per_node=1 tests/distributed/host_worker
 FAULT is one of train_worker.py, or nothing.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
 
+gc.disable()  # while libraries are imported, as in train.py
 root = Path(__file__).resolve().parents[2]
 sys.path[0] = str(root)
 
@@ -26,4 +28,6 @@ if __name__ == "__main__":
     measured_flops = model.flops.measured_flops
     model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
     plant(os.environ.get("PLANT"), setattr)
+    gc.freeze()
+    gc.enable()
     run_script(train.main)
