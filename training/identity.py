@@ -41,6 +41,7 @@ NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_ver
 MEASURES = ("eval", "training.answers", "training.asked", "training.budget")
 OWN_SCORES = "eval.metric"  # of answers, without a function of the user's
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
 EMPTY_FIELD = re.compile(r"(, )?\b\w+=\[\]")
 FIRST_STEP, EXCLUDED = "the first step", "data.exclude"  # in "the data"
 SHOWN = 8  # files or keys of a kind, in a message
@@ -314,7 +315,9 @@ def digest_of_file(file: Path) -> str:
 
 def _digest(tree: ast.FunctionDef | ast.Module) -> str:
     """A digest of a syntax tree, from which this removes the docstrings."""
-    for node in ast.walk(tree):
+    nodes: list[Any] = [tree]
+    for node in nodes:  # statements and what they hold: an expression has no docstring
+        nodes += (child for name in BODIES for child in getattr(node, name, ()))
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
     # Without empty fields, of which a later Python has more, and writes none.
