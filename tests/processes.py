@@ -32,14 +32,21 @@ from torch.distributed import TCPStore
 
 ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = [
+    "peft",
+    "scipy.stats",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
+    "torch.distributed.tensor.debug",
     "torch.distributed.tensor.parallel",
+    "torch.utils.flop_counter",
     "torch.utils.tensorboard",
     "torchao.optim",
     "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "safetensors.torch",
+    # Last: each operator that is defined asks for the file of every module, which are then known of those above.
+    "torch.nn.attention.varlen",
 ]
 # Environment variables that the libraries read when they are imported. No threads in the warm parent, and no network.
 READ_AT_IMPORT = {
