@@ -1,10 +1,12 @@
 """One thread for PyTorch, a process group of one, the list of slow tests, and the order in which two processes share the files."""
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+gc.disable()  # until all tests are collected: what is imported is never garbage
 # A thread that waits for the others of a product must not spin: the other test process needs the core. Read at the import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -50,13 +52,13 @@ LONGEST = (
     "model/test_memory.py",
     "test_recipes.py",
     "tools/test_check.py",
+    "tools/test_chaos.py",
     "distributed/test_survival.py",
     "rehearsal/test_pretended_gpu.py",
     "distributed/test_watch.py",
     "scripts/test_plan.py",
     "model/test_compile.py",
     "distributed/test_context.py",
-    "tools/test_chaos.py",
     "distributed/test_experts.py",
     "gpu/test_proof.py",
     "distributed/test_train.py",
@@ -95,6 +97,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"tests/conftest.py: LONGEST names {missing[0]}, which does not exist")
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (first.get(item.path, len(first)), -slow_tests[item.path], item.path))
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
