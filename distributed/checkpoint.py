@@ -106,8 +106,9 @@ class Saver:
             group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
             assert isinstance(group, dist.ProcessGroup)
             self.background = replace(ranks, flags=group)
-            self.pool = ThreadPoolExecutor(1, thread_name_prefix="save")
             on_cuda = ranks.device.type == "cuda"
+            # A thread begins on GPU 0, where DCP's stream would take memory in every rank.
+            self.pool = ThreadPoolExecutor(1, "save", torch.cuda.set_device if on_cuda else None, (ranks.device,))
             options = StagingOptions(
                 on_cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_cuda
             )

@@ -11,6 +11,7 @@ from distributed.process_group import Ranks, call_on_all, gather_objects, read_o
 
 # An NFS client may believe for this long that a new directory does not exist (acdirmin=30, nfs(5)).
 WAIT_SECONDS = 35.0
+ALSO_KEPT = 2  # checkpoints beside run.keep_last: the best one, and a proven one before them (`prune`)
 TORCHRUN_GRACE = 30.0  # seconds between SIGTERM and SIGKILL, torchrun's default
 _POLL_SECONDS = 0.1
 
@@ -55,20 +56,21 @@ def check_room_for_run(directory: Path, checkpoint_bytes: int, export_bytes: int
     """A line that says whether the checkpoints and the export of a run will fit on its disk. A collective.
 
     `directory` is the run's; it may not exist yet. Raises UserError on all ranks if there is no room for a new checkpoint beside
-    the last one. The line is a warning if `keep_last` checkpoints, the best one, one being written and the export will not fit.
+    the last one. The line is a warning if all that is kept (`prune`), a checkpoint being written and the export will not fit.
     """
-    there = read_on_first(lambda: _bytes_under(directory / "checkpoints"), ranks)
+    saved = directory.glob("checkpoints/step-*[0-9]")  # not those that were set aside, which no save removes
+    there = read_on_first(lambda: sum(map(_bytes_under, saved)), ranks)
     what = f"a checkpoint is {_size(checkpoint_bytes)} and the last one stays until a new one is complete"
     free, said = _check(directory, max(checkpoint_bytes, 2 * checkpoint_bytes - there), ranks, what)
-    kept = (keep_last + 1) * checkpoint_bytes  # and the best one
+    kept = (keep_last + ALSO_KEPT) * checkpoint_bytes
     # An older export, too, stays until the new one is complete.
     needed = max(kept + checkpoint_bytes - there, max(kept - there, 0) + export_bytes, 0)
     if needed <= free:
         return f"a save writes {_size(checkpoint_bytes)}; {said}"
     return (
-        f"warning: {keep_last} checkpoints (run.keep_last), the best one, one being written ({_size(checkpoint_bytes)} each) and the "
-        f"export ({_size(export_bytes)}) need {_size(needed)} more in {directory}, and {said}; the run stops with a sentence when a "
-        "save does not fit"
+        f"warning: {keep_last} checkpoints (run.keep_last), the best, the last good one, one being written "
+        f"({_size(checkpoint_bytes)} each) and the export ({_size(export_bytes)}) need {_size(needed)} more in {directory}, and "
+        f"{said}; the run stops with a sentence when a save does not fit"
     )
 
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from common.dtypes import DTYPES, has_native_bf16
 from configs.config import Config
 from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, read_manifest
-from distributed.disks import torchrun_grace
+from distributed.disks import ALSO_KEPT, torchrun_grace
 from distributed.low_memory import make_code_maps
 from distributed.optimizer import decays
 from distributed.process_group import Ranks, gather_objects, read_on_first
@@ -521,17 +521,17 @@ def judge_moves(
 
 
 def judge_checkpoint(scratch: Path, measured: dict, keep: int, grace: float | None) -> Result:
-    """Size and time of a save; whether the disk has room for `keep` checkpoints, the best, the one being written and the export; and
-    whether a save fits three times into the `grace` seconds that torchrun leaves a run after a signal."""
+    """Size and time of a save; whether the disk has room for `keep` checkpoints, the best, the last good one, the one being
+    written and the export; and whether a save fits three times into the `grace` seconds that torchrun leaves a run after a signal."""
     if not measured:
         return Result(SKIPPED, "the three steps have not logged their saves")
     size, seconds = measured["checkpoint"], measured["save_seconds"]
-    needed = (keep + 2) * size + measured["export"]
+    needed = (keep + ALSO_KEPT + 1) * size + measured["export"]
     held = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())  # which the check gives back
     free = shutil.disk_usage(scratch).free + held
     figures = {"bytes": size, "seconds": seconds, "grace": grace, "needed": needed, "free": free}
     text = (
-        f"{size / 2**20:,.0f} MiB, saved in {seconds:.1f} s, checksums included; {keep + 2} of them and the export need "
+        f"{size / 2**20:,.0f} MiB, saved in {seconds:.1f} s, checksums included; {keep + ALSO_KEPT + 1} of them and the export need "
         f"{needed / 2**30:.1f} of {free / 2**30:.1f} GiB free"
     )
     if needed > free:

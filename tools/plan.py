@@ -32,6 +32,7 @@ from configs.load import check_config, check_world, override
 from data.dealing import Dealer, balance
 from data.files import check_paths_exist
 from data.tokens import load_tokenizer
+from distributed.disks import ALSO_KEPT
 from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from distributed.process_group import world_size_from_environment
@@ -405,7 +406,7 @@ class Plan:
         checkpoint = _saved_bytes(shape, self.config, 1) + counters + RANDOM_STATE  # a rank's
         frozen = shape.num_parameters - shape.num_trained  # adapters are merged into the export
         export = (frozen or shape.num_parameters) * shape.stored_dtype.itemsize
-        kept = (run.keep_last + 1) * checkpoint  # and the best one
+        kept = (run.keep_last + ALSO_KEPT) * checkpoint
         of_run = kept + max(checkpoint, export) + ewc_bytes(shape, self.config, 1)
         return {"checkpoint": checkpoint, "run": of_run, "export": export}
 

@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from transformers import PretrainedConfig
 
 from common.dtypes import has_native_bf16
 from configs.config import Config
+from distributed.device import choose_device
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
 from model.language_model import PackedLanguageModel
@@ -40,7 +40,7 @@ def settle_micro_batch(
     from model.memory import largest_rows, layout_of, shape_of
 
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = choose_device(local_rank, local_world)  # free_bytes starts CUDA, whose allocator then reads its settings
     free = free_bytes(device, local_world)
     planned = config
     if not has_native_bf16(device):  # all ranks will compute in fp32 (training/start.py: agree_on_dtype)

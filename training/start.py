@@ -62,11 +62,14 @@ def join_run(
         dtype = agree_on_dtype(config.model.compute_dtype, ranks)
         settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")
         validation = inputs.validation.sources if inputs.validation else ()
+        shard_size = config.sharding.shard_size or world_size_from_environment()[1]
         check_agreement(
             {
                 **settings,
                 **{name: value for name, value in identity.items() if name != "settings"},
                 **identity["settings"],
+                # By default the ranks of a node, and nodes may have unlike numbers of them: no mesh fits both.
+                "sharding.shard_size": config.sharding.strategy == "hybrid" and shard_size,
                 # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
                 "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
                 "the data of data.validation": [source.fingerprint for source in validation],

@@ -7,9 +7,10 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.errors import UserError
-from distributed import disks
+from distributed import checkpoint, disks
 from distributed.disks import NotShared, check_free_space, check_room_for_run, check_shared, torchrun_grace
 
 GIB = 2**30
@@ -94,16 +95,34 @@ def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
             check_room_for_run(tmp_path, GIB, 0, 1, ranks)
 
 
-def test_a_warning_counts_kept_and_best_checkpoints_a_new_one_and_the_export(tmp_path, ranks, disk) -> None:
-    disk["free"] = 4.0
-    fits = check_room_for_run(tmp_path, GIB, GIB // 2, 2, ranks)  # 2 kept, the best and a new one
-    assert fits == "a save writes 1.0 GiB; the disk has 4.0 GiB free"
-    line = check_room_for_run(tmp_path, GIB, GIB // 2, 3, ranks)
+def test_a_warning_counts_all_checkpoints_that_are_kept_a_new_one_and_the_export(
+    tmp_path, ranks, disk, monkeypatch
+) -> None:
+    there, weight, set_latest = [], torch.nn.Parameter(torch.zeros(9)), checkpoint.set_latest
+
+    def counted(folder: Path, newest: Path) -> None:
+        there.append(len(list(folder.glob("step-*"))))
+        set_latest(folder, newest)
+
+    monkeypatch.setattr(checkpoint, "set_latest", counted)
+    disk["free"] = 5.0
+    saver = checkpoint.Saver(tmp_path / "saved", {"w": weight}, torch.optim.SGD([weight], 1.0), ranks, 2)
+    for step in range(1, 8):  # the first one is the best
+        saver.save({"step": step, "best_step": 1, "proven_step": step - 1})
+    assert max(there) == 5  # 2, the best, the proven one of the older of the 2, and the new one
+    fits = check_room_for_run(tmp_path, GIB, GIB // 2, 2, ranks)
+    assert fits == "a save writes 1.0 GiB; the disk has 5.0 GiB free"
+    aside = tmp_path / "checkpoints" / "step-000001.bad"  # makes no room
+    aside.mkdir(parents=True)
+    with (aside / "data").open("wb") as file:
+        file.truncate(GIB)
+    disk["free"] = 4.9
+    line = check_room_for_run(tmp_path, GIB, GIB // 2, 2, ranks)
     assert line.startswith(
-        "warning: 3 checkpoints (run.keep_last), the best one, one being written (1.0 GiB each) and "
+        "warning: 2 checkpoints (run.keep_last), the best, the last good one, one being written (1.0 GiB each) and "
     )
-    assert "(512 MiB) need 5.0 GiB more" in line and "the disk has 4.0 GiB free" in line
-    assert "need 5.0 GiB more" in check_room_for_run(tmp_path, GIB, 2 * GIB, 2, ranks)  # a large export
+    assert "(512 MiB) need 5.0 GiB more" in line and "the disk has 4.9 GiB free" in line
+    assert "need 6.0 GiB more" in check_room_for_run(tmp_path, GIB, 2 * GIB, 2, ranks)  # a large export
 
 
 def test_torchruns_grace_is_read_from_its_own_variables(monkeypatch) -> None:

@@ -26,6 +26,7 @@ SPIKES = ("optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3")
 OTHER = ("optimizer.learning_rate=1e-5", "optimizer.weight_decay=0.0")
 # The weights get worse from step to step, so that the best is the first.
 WORSE = (*EVERY_STEP, "optimizer.learning_rate=0.3")
+ALONE_ON_ITS_NODE = "first:os.environ['LOCAL_WORLD_SIZE'] = '1'"  # rank 0
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def first(folder) -> str:
         run_of(folder, "by-rank", *EVERY_STEP, *BY_RANK, plant="figures_by_rank"),
         run_of(folder, "disagree", plant=f"on_last_rank:data.train={folder / 'fewer.jsonl'}", expect=2),
         run_of(folder, "spikes", *SPIKES),
+        run_of(folder, "unlike", "sharding.strategy=hybrid", plant=ALONE_ON_ITS_NODE, expect=2),
     ]
     return launch(folder, "first", 2, plan)
 
@@ -145,6 +147,12 @@ def test_ranks_with_other_data_do_not_start(folder, first) -> None:
     """Four examples fewer on one rank: it would wait for a step that the others never take."""
     assert "rank 1 on host" in first and "fewer.jsonl" in first and "steps in total (4 instead of 5)" in first
     assert not (folder / "runs" / "disagree").exists()
+
+
+def test_nodes_with_unlike_numbers_of_ranks_do_not_start_with_hybrid(folder, first) -> None:
+    """One of them would make another mesh, whose collectives the others do not have."""
+    assert "rank 1 on host" in first and "in sharding.shard_size (2 instead of 1); give all ranks the same" in first
+    assert not (folder / "runs" / "unlike").exists()
 
 
 def test_nothing_bad_is_saved_over_good_checkpoints(folder, first, second) -> None:

@@ -1,6 +1,6 @@
 """All values of optimizer.memory: AdamW's arithmetic, stochastic rounding, skipped steps, bytes, sharding, resume.
 
-This file is also its own worker on 2 ranks (the last lines), whose states are compared with those of 1 rank, given the same
+This file is also its own worker on 4 ranks (the last lines), whose states are compared with those of 1 rank, given the same
 gradients, and with what is loaded right after they were saved.
 """
 
@@ -24,11 +24,12 @@ from distributed.low_memory import make_code_maps
 from distributed.optimizer import adamw, check_memory, parameter_dtype
 from distributed.process_group import Ranks
 from distributed.rounding import Noise, stochastic_round_
-from distributed.sharding import local_shard
+from distributed.sharding import local_shard, sharded_dimension
 from tests.processes import ROOT, run_ranks
 
 FORMS = ("16N", "14N", "12N", "8N", "6N")
 BF16 = torch.bfloat16
+FIRST_ROWS = [0] * 7, [9, 16, 2, 2, 1, 1, 4], [18, 32, 4, 4, 2, 1, 8], [27, 48, 5, 6, 3, 1, 12]  # of 4 ranks
 
 
 def settings(memory: str, **changes) -> SimpleNamespace:
@@ -41,10 +42,10 @@ def gradient_dtype(memory: str) -> torch.dtype:
 
 
 def some_parameters(
-    memory: str, shapes=((33, 64), (64,), (5, 96), (7, 2, 32), (3, 10), (1, 64))
+    memory: str, shapes=((33, 64), (64,), (5, 96), (7, 2, 32), (3, 10), (1, 64), (3, 16, 64))
 ) -> dict[str, nn.Parameter]:
-    """Matrices that split into blocks of 64 and 96, a vector, a 3-d tensor, a matrix whose rows (10) have no block size, and one
-    with a single row: another rank has none of it."""
+    """Matrices that split into blocks of 64 and 96, a vector, experts, a matrix whose rows (10) have no block size, one with a
+    single row, of which other ranks have none, and experts of which 4 ranks have a part of each."""
     generator = torch.Generator().manual_seed(3)
     made = {f"p{i}": torch.randn(shape, generator=generator) * 0.02 for i, shape in enumerate(shapes)}
     return {name: nn.Parameter(value.to(BF16).to(parameter_dtype(memory))) for name, value in made.items()}
@@ -280,7 +281,8 @@ def test_clipping_scales_all_gradients_to_the_norm_and_leaves_smaller_ones(dtype
 
 def sharded(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return {name: nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for name, p in parameters.items()}
+    cut = {name: [Shard(sharded_dimension(p.shape, mesh.size()))] for name, p in parameters.items()}
+    return {name: nn.Parameter(distribute_tensor(p.detach(), mesh, cut[name])) for name, p in parameters.items()}
 
 
 @pytest.mark.parametrize("memory", FORMS)
@@ -346,9 +348,9 @@ def check_load(folder: Path, memory: str, saved: dict, ranks: Ranks) -> tuple:
 
 
 def work(out: Path) -> None:
-    """Two ranks: four steps, a checkpoint, its load, two more steps. Each writes the state and its first rows."""
+    """Four ranks: four steps, a checkpoint, its load, two more steps. Each writes the state and its first rows."""
     rank = dist.get_rank()
-    ranks = Ranks(rank, 2, 0, torch.device("cpu"), dist.group.WORLD)
+    ranks = Ranks(rank, 4, 0, torch.device("cpu"), dist.group.WORLD)
     torch.manual_seed(rank)
     for memory in FORMS:
         parameters, optimizer = fresh(memory)
@@ -361,8 +363,11 @@ def work(out: Path) -> None:
         both = stepped(memory, range(4, 6), loaded), stepped(memory, range(4, 6), (parameters, optimizer))
         assert_same_bits(everything(*both[0]), everything(*both[1]))
     # HSDP with all ranks on one node: a rank has the same rows.
-    mesh = init_device_mesh("cpu", (1, 2))
-    hybrid = [distribute_tensor(p.detach(), mesh, [Replicate(), Shard(0)]) for p in some_parameters("12N").values()]
+    mesh = init_device_mesh("cpu", (1, 4))
+    hybrid = [
+        distribute_tensor(p.detach(), mesh, [Replicate(), Shard(sharded_dimension(p.shape, 4))])
+        for p in some_parameters("12N").values()
+    ]
     assert [local_shard(p)[2] for p in hybrid] == rows
 
 
@@ -370,11 +375,11 @@ def work(out: Path) -> None:
 def test_every_part_of_the_state_is_that_of_one_rank_and_equals_the_saved_one_on_any_number_of_ranks(
     tmp_path, ranks
 ) -> None:
-    done = run_ranks(2, __file__, tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    done = run_ranks(4, __file__, tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     for memory in FORMS:
         alone = everything(*stepped(memory, range(4)))
-        for rank, expected in ((0, [0] * 6), (1, [17, 32, 3, 4, 2, 1])):
+        for rank, expected in enumerate(FIRST_ROWS):
             shared, first_rows = torch.load(tmp_path / f"{memory}.rank{rank}.pt")
             assert first_rows == expected
             if memory != "16N":  # torch computes what does not fill a register with other roundings

@@ -1,6 +1,8 @@
 """Saves and loads of the training state: any optimizer, what is registered, saves in the background, bytes read, failures."""
 
+import dataclasses
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from common.errors import UserError
 from configs.config import Optimizer
-from distributed import checkpoint_directory
+from distributed import checkpoint, checkpoint_directory
 from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import latest_checkpoint, read_manifest
 from distributed.optimizer import adamw, check_optimizer
@@ -297,6 +299,19 @@ def test_a_background_save_stores_the_state_of_its_step_and_moves_latest_at_the_
     other.register("thing", thing)
     other.load(tmp_path / "step-000001")
     assert resumed[0]["weight"].unique().tolist() == [1.0] and thing.state == {"positions": [1]}
+
+
+def test_the_thread_of_a_background_save_is_on_the_gpu_of_its_rank(tmp_path, ranks, monkeypatch) -> None:
+    chosen, stager = [], SimpleNamespace(stage=lambda tensors: tensors, close=lambda: None)
+    monkeypatch.setattr(checkpoint, "DefaultStager", lambda options: stager)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1, dtype=torch.uint8))
+    thread = threading.current_thread
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((thread().name, device)))
+    on_gpu = dataclasses.replace(ranks, device=torch.device("cuda", 3))
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), on_gpu, 9, True)
+    saver.save({"step": 1})
+    assert [times.step for times in saver.close()] == [1]
+    assert chosen == [("save_0", torch.device("cuda", 3))]
 
 
 def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ranks, held) -> None:

@@ -5,6 +5,7 @@ every kind of damage, in one process; test_train.py has moves to other numbers o
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, la
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
 from tools.chaos import differences, exported
+from training.record import Record
 
 pytestmark = pytest.mark.slow
 STEPS = 8
@@ -32,6 +34,7 @@ KILLS = {
     "killed-in-a-save": ("kill:data", ()),  # rank 0, in the second save
     "killed-before-latest": ("kill:latest", ("run.async_save=True",)),  # rank 0, in the background of a step
 }
+BACKGROUND = ("run.async_save=True", "run.save_every=4")
 DAMAGED = "checkpoints/step-000002/__1_0.distcp"  # the tensors of rank 1
 
 
@@ -57,9 +60,9 @@ def runs(folder) -> dict:
         run_of(folder, "straight", FISHER, plant="count_files_and_threads"),
         run_of(folder, "plain", *PLAIN),
         run_of(folder, "damaged", *PLAIN, "run.save_every=1", "run.stop_at=2"),
+        run_of(folder, "stopped-in-a-save", FISHER, *BACKGROUND, plant="signal_in_background"),
     ]
-    launch(folder, "two", 2, first)
-    found: dict = {"latest": {}}
+    found: dict = {"latest": {}, "stopped": launch(folder, "two", 2, first)}
     for name, (plant, overrides) in KILLS.items():
         plan = write_plan(folder, name, [run_of(folder, name, FISHER, *overrides, plant=plant)])
         assert run_ranks(2, WORKER, plan, **ENVIRONMENT).returncode != 0
@@ -71,6 +74,7 @@ def runs(folder) -> dict:
     left = f"first:shutil.copytree('{damaged}/checkpoints', '{folder}/left/checkpoints')"
     resumed = [run_of(folder, name, FISHER, *overrides) for name, (_, overrides) in KILLS.items()]
     resumed += [
+        run_of(folder, "stopped-in-a-save", FISHER, *BACKGROUND),
         run_of(folder, "damaged", *PLAIN, expect=2),
         run_of(folder, "damaged", *PLAIN, "run.resume=previous", plant=left),
     ]
@@ -84,6 +88,20 @@ def test_a_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
     assert runs["latest"][name] in ("step-000002", "step-000004")
     assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # what was half written is gone
     assert differences(folder / "runs" / name, folder / "runs" / "straight") == []
+
+
+def test_a_signal_in_a_background_save_changes_no_bit_and_no_row(folder, runs) -> None:
+    """The loop stops, waits for that save, and saves the step at which it stopped."""
+    run, straight = folder / "runs" / "stopped-in-a-save", folder / "runs" / "straight"
+    lines = [line for line in runs["stopped"].splitlines() if line.startswith(("saved step", "SIGTERM: stopped"))]
+    first, second, stopped = lines[-3:]
+    step = int(re.match(r"SIGTERM: stopped after step (\d)/8, saved", stopped)[1])
+    assert step > 4 and first.startswith("saved step 4 ") and second.startswith(f"saved step {step} ")
+    assert differences(run, straight) == []
+    saved, expected = (
+        {e.step: e.content["tensors"] for e in Record(one).read() if e.kind == "checkpoint"} for one in (run, straight)
+    )
+    assert saved[4] == expected[4] and saved[8] == expected[8]
 
 
 def test_saves_leave_no_thread_and_no_open_file(folder, runs) -> None:

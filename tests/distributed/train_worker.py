@@ -16,6 +16,7 @@ import pkgutil
 import shutil
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -297,6 +298,26 @@ def plant(name: str | None, set_attribute) -> None:
         # SIGKILL in the second save: before the checkpoint is complete ("data"), or after its rename, before `latest`.
         owner = distributed.checkpoint.dcp.FileSystemWriter if argument == "data" else distributed.checkpoint
         before_call(1, owner, "finish" if argument == "data" else "set_latest", send(signal.SIGKILL), set_attribute)
+    elif kind == "signal_in_background":
+        # SIGTERM while rank 0 writes its first save in the background, which goes on when all ranks have agreed to stop.
+        stopped, agreed, writer = (
+            threading.Event(),
+            train.StopSignal.agreed,
+            distributed.checkpoint.dcp.FileSystemWriter,
+        )
+
+        def noted_agreed(stop: train.StopSignal) -> bool:
+            if answer := agreed(stop):
+                stopped.set()
+            return answer
+
+        def signal_and_wait() -> None:
+            send(signal.SIGTERM)()
+            assert stopped.wait(60)
+
+        set_attribute(train.StopSignal, "agreed", noted_agreed)
+        if RANK == 0:
+            before_call(0, writer, "write_data", signal_and_wait, set_attribute)
     elif kind == "count_files_and_threads":
         # After every save rank 0 notes how many files are open and how many threads there are.
         counts_file, notes, latest = note("counts.json"), [], distributed.checkpoint.set_latest

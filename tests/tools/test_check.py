@@ -239,15 +239,15 @@ def test_a_directory_that_the_nodes_do_not_share(folder) -> None:
 
 
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch) -> None:
-    """run.keep_last=1: that one, the best and the one being written are 3 GiB; the export is 0.25 GiB."""
+    """run.keep_last=1: that one, the best, the last good one and the one being written are 4 GiB; the export is 0.25 GiB."""
     measured = {"checkpoint": 2**30, "save_seconds": 12.0, "export": 2**28}
     usage = shutil.disk_usage(tmp_path)
     found = []
-    for free, grace in ((3, None), (4, None), (4, 30.0)):
+    for free, grace in ((4, None), (5, None), (5, 30.0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free * 2**30))
         found.append(judge_checkpoint(tmp_path, measured, 1, grace))
     assert [result.status for result in found] == [FAILS, OK, WARNING]
-    assert "3.2 of 3.0 GiB free: free some space or lower run.keep_last" in found[0].text
+    assert "4.2 of 4.0 GiB free: free some space or lower run.keep_last" in found[0].text
     assert found[2].text.endswith("--shutdown-timeout=50")
 
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PretrainedConfig
 
+from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
 from model import memory
 from model.architectures import read_model_config
@@ -88,6 +91,29 @@ def test_without_native_bf16_the_activations_are_those_of_fp32(settle, monkeypat
         settle(with_(model=Model("m", compute_dtype="bf16")))
         assert set(counted) == {"bf16" if native else "fp32"}
         counted.clear()
+
+
+def test_a_gpu_is_set_up_before_it_is_asked_for_its_memory(model_config, tmp_path, monkeypatch) -> None:
+    """CUDA's allocator reads its settings when CUDA starts. More ranks than GPUs are one sentence here too."""
+    for name, value in {"device_count": 1, "is_available": True, "set_device": None}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that what the device sets is undone
+        monkeypatch.delenv(name)
+    asked = []
+
+    def free_bytes(device: torch.device, local_world: int) -> int:
+        asked.append((device, os.environ.get("PYTORCH_CUDA_ALLOC_CONF")))
+        return 1 << 40
+
+    monkeypatch.setattr(micro_batch, "free_bytes", free_bytes)
+    monkeypatch.setattr(micro_batch, "has_native_bf16", lambda device: True)
+    options = build_on_meta(model_config), model_config, tmp_path, 1, print
+    assert settle_micro_batch(CONFIG, *options).batch.micro_batch == 64
+    assert asked == [(torch.device("cuda", 0), "expandable_segments:True")]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="has 1 GPU for 2 ranks"):
+        settle_micro_batch(CONFIG, *options)
 
 
 def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(settle, tmp_path, free_for) -> None:
