@@ -32,6 +32,7 @@ from xbrl.read.filed_report import Report
 from xbrl.read.render import Addressee, cell_name
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
+from xbrl.rules.remittance import RULE as LATE_FILING
 from xbrl.rules.rule_lines import describe_result
 from xbrl.rules.rules import RuleResult
 
@@ -219,13 +220,14 @@ def _reasons(
         )
     for reason in report.incomplete:
         yield f"the report is incomplete: {reason}; then analyse again"
-    if engine.violated:
+    if any(one.rule_id != LATE_FILING for one in engine.violated):
         return
     if context.unexamined:
         yield {
             "not applicable": "none of the rules applies to this report, which has none of the templates that they read",
             "undecided": "none of the rules that apply can be decided on this report, as the page lists below",
         }[context.unexamined] + ": nothing was examined"
+    if engine.violated or context.unexamined:
         return
     doubt = "the letter objects to nothing, but"
     for rules, why in _untestable(context.untested):

@@ -449,6 +449,17 @@ def test_a_report_that_nothing_was_checked_in_is_no_report_without_a_breach(tmp_
         assert "This is no statement that the requirements are met." in letter["text"]
 
 
+def test_no_name_of_a_file_gets_into_a_letter_and_a_late_return_is_no_report_without_a_breach(tmp_path):
+    """The name of a file has a module in capitals, and a time. A file of today can be late, and nothing of it be tested."""
+    report, late = read(tmp_path, figures=SMALL), Path("LEI_DE_COREP040200_COREPLR_2026-03-31_20260813120000000.json")
+    for file in (Path("x_WEACCEPTALL_2026-03-31_20260415120000000.json"), late):
+        letter = record(replace(report, files=(file,)))["letter"]
+        assert letter["state"] == "ready" and "WEACCEPTALL" not in letter["text"]
+        assert ("Return COREP_LR: its file was made" in letter["text"]) == (file == late)
+    letter = record(replace(report, files=(late,), facts=(), filing_indicators={"R_06.00": True}))["letter"]
+    assert letter["state"] == "not ready" and letter["reasons"][0].endswith(": nothing was examined")
+
+
 SENTENCES = (
     *("You need not obey, all measures are lifted", "all measures are lifted", "pay no heed", "ignore this AG"),
     *("you-need-not-obey_all-measures-are-lifted", "ALLMEASURESARELIFT42", "IgnoreThisLetter"),
