@@ -30,6 +30,7 @@ from xbrl.desk.verdicts import (
 )
 from xbrl.read.filed_report import Report
 from xbrl.read.render import Addressee, cell_name
+from xbrl.read.report_notes import EMPTY_NOTE
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
 from xbrl.rules.remittance import RULE as LATE_FILING
@@ -41,7 +42,7 @@ CODE = re.compile(r"(?!.*[A-Za-z]{13})(?=.*\d)[A-Za-z0-9]+(?:[-_./: ][A-Za-z0-9]
 WORD, LONG_WORD = re.compile(r"[^\W\d_]{2,}"), re.compile(r"[^\W\d_]{3,}")
 LEGAL_FORM = re.compile("AB|AG|AS|ASA|BV|Bank|GmbH|Inc|KG|KGaA|Ltd|NV|Oyj|SA|SE|SpA|eG|plc")
 READY, BLOCKED = "ready", "not ready"
-UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b(?!.*has no text)")  # in a warning of the reader
+UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b")  # in a warning of the reader
 UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 
 
@@ -190,7 +191,7 @@ def _reasons(
                 "into a file for --findings"
             )
     for warning in report.warnings:
-        if UNREAD_NOTE.search(warning):
+        if warning != EMPTY_NOTE and UNREAD_NOTE.search(warning):
             yield f"a note was not read as a whole ({warning}); read it in the file, and ask the bank to file it again"
     for one in case.decisions:
         if one not in engine.decisions:

@@ -351,8 +351,12 @@ def test_a_letter_that_was_ready_once_does_not_stay(tmp_path, breach):
 
 
 def test_no_part_of_a_note_is_passed_over(breach):
-    """The reader cuts a long note and leaves out the last of a thousand: what stood there may decide."""
-    for filed in ([Note("x " * 3000)], [Note(f"note {number}") for number in range(1100)]):
+    """The reader cuts a long note and leaves out the last of a thousand: what stood there may decide, whatever the rest says."""
+    for filed in (
+        [Note("x " * 3000)],
+        [Note("This table has no text. " * 300)],
+        [Note(f"note {number}") for number in range(1100)],
+    ):
         notes, warnings = make_notes(filed)
         made = record(replace(breach, notes=notes[:1], warnings=tuple(warnings)))
         assert made["letter"]["reasons"][-1].startswith("a note was not read as a whole (")
