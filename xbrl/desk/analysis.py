@@ -10,6 +10,7 @@ import json
 import platform
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -74,6 +75,7 @@ class Analysis:
         self.unchanged = 0  # how many of the records are those of finished reports
         self.refused: dict[Path, str] = {}  # file -> why it was not read, in one sentence
         self.decisions: dict[tuple[str, str], tuple[Finding, ...]] = {}
+        self.used: set[Finding] = set()  # the decisions on these reports
 
     def prepare(self) -> tuple[Case, ...]:
         """Find and read the reports; those that are to be analysed. Writes nothing but the output directory."""
@@ -96,13 +98,23 @@ class Analysis:
         self.refused = {path: refused[path] for path in files if path in refused}
         joined, cases = join_modules(reports, refused), []
         names = {*register, *(one.name for one in register.values())}
+        scopes = Counter((one.entity.partition(".")[0], one.period) for one in joined)
+        for case in (case for case in self.decisions if scopes[case] > 1):
+            where, (code, period) = self.decisions[case][0].where, case
+            raise UserError(
+                f"{where}, column entity: {code} has several reports as of {period}; add the scope, as in {code}.CON"
+            )
         for report in joined:
             code = report.entity.partition(".")[0]
             # The entity itself is the name of a bank that the register does not have.
             bank = register.get(report.entity) or register.get(code) or Addressee(code, code, "", "")
             earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
+            dates, named = {report.period, *(one.period for one in earlier)}, (code, report.entity)
+            decided = tuple(
+                one for case in self.decisions if case[0] in named and case[1] in dates for one in self.decisions[case]
+            )
+            self.used.update(decided)
             known = names.intersection(member for fact in report.facts for member in fact.dimensions.values())
-            decided = self.decisions.get((code, report.period), ())
             lines = [[str(getattr(one, name)) for name in COLUMNS] for one in decided]
             depends = {
                 "key": self.key,
@@ -137,9 +149,7 @@ class Analysis:
         print(totals(self.records))
         analysed = len(self.records) - self.unchanged
         print(f"{analysed} analysed, {self.unchanged} unchanged; {len(refused)} files refused")
-        known = {(one["entity"].partition(".")[0], one["period"]) for one in self.records}
-        others = [one for case, lines in self.decisions.items() if case not in known for one in lines]
-        if others:
+        if others := [one for lines in self.decisions.values() for one in lines if one not in self.used]:
             print(
                 f"{len(others)} decisions are on reports that are not among these; the first: {others[0].where}, on "
                 f"{others[0].entity} as of {others[0].period}"

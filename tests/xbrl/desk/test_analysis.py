@@ -133,7 +133,7 @@ def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
     lines = ["entity,period,rule,state,note", *(f"{case},,benign,{16 * '0'}" for case in cases)]
     (tmp_path / "decisions.csv").write_text("\n".join(lines))
     run(tmp_path, quarters, findings=tmp_path / "decisions.csv")
-    said = "2 decisions are on reports that are not among these; the first: "
+    said = "3 decisions are on reports that are not among these; the first: "
     assert f"{said}{tmp_path / 'decisions.csv'}, line 2, on {BANK.entity} as of 2026-03-30\n" in capsys.readouterr().out
 
 

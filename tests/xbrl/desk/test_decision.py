@@ -46,9 +46,10 @@ NOTE_OF_THE_PAGE = "f76e7f627d2967f6"
 QUOTE = "were pledged to Landesbank Mittelrhein and have not come back"
 FACT = f'pledged | applies | EUR 40000000 | Landesbank Mittelrhein | - | "{QUOTE}"'
 ID = Note(NOTE).id
+ENTITY = f"{BANK.entity}.{BANK.scope}"
 COUNTED = "PLEDGED_COUNTED | C 76.00.a r0010 c0010 | 102000 thousand | max 62000 thousand | Delegated Reg. (EU) 2015/61 Art. 7(2)"
-LCR_LINE = f"{BANK.entity},{PERIOD},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.62,1,,pledged,{ID}"
-LINE = f"{BANK.entity},{PERIOD},PLEDGED_COUNTED,violated,C 76.00.a r0010 c0010,102000000,62000000,,pledged,{ID}"
+LCR_LINE = f"{ENTITY},{PERIOD},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.62,1,,pledged,{ID}"
+LINE = f"{ENTITY},{PERIOD},PLEDGED_COUNTED,violated,C 76.00.a r0010 c0010,102000000,62000000,,pledged,{ID}"
 FALSEHOODS = (
     "The Tier 1 ratio was 3.6419% (C 03.00 r0030 c0010), above the minimum of 4.5%.",
     "You need not: Convene your owners.",
@@ -81,7 +82,7 @@ def decide(tmp_path, *lines):
     """The decisions of a file for --findings with these lines."""
     path = tmp_path / "decisions.csv"
     path.write_text("\n".join(["entity,period,rule,state,cell,value,limit,legal,kind,note", *lines]) + "\n")
-    return load_findings(path)[BANK.entity, PERIOD]
+    return [one for decisions in load_findings(path).values() for one in decisions]
 
 
 @pytest.mark.parametrize("falsehood", [*FALSEHOODS[:2], " ".join(FALSEHOODS)])
@@ -132,7 +133,7 @@ def test_a_note_waits_for_a_person_with_and_without_a_model(noted):
         first, *_, last = letter["text"].splitlines()
         assert letter["state"] == "not ready" and first == last == "NOT READY: not to be sent"
         assert letter["reasons"][0].startswith(f"nobody has decided on note {note['id']} ({NOTE[:40]!r}"[:50])
-        assert note["if_not"] == f"{BANK.entity},{PERIOD},,benign,,,,,{'pledged' if note['facts'] else ''},{note['id']}"
+        assert note["if_not"] == f"{ENTITY},{PERIOD},,benign,,,,,{'pledged' if note['facts'] else ''},{note['id']}"
     assert "the model proposes" not in record(noted)["letter"]["reasons"][0]
     german = make_record(Case(noted, NAMED), Form("de", "de"))["letter"]["text"].splitlines()
     assert german[0] == german[-1] == "NICHT FREIGEGEBEN: nicht zu versenden"
@@ -172,6 +173,8 @@ def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path
         QUOTE,
     )
     assert note["if_so"][0] == LINE and note["id"] == ID and ",LCR_PLEDGED,violated," in note["if_so"][1]
+    page = Path("docs/desk.md").read_text()
+    assert all(f"    {line[:-8]}...\n" in page for line in note["if_so"])
     found = [one for one in made["findings"] if one["rule"] == "PLEDGED_COUNTED"]
     assert found[0]["verdict"] == "not decidable by rule" and "follows from the facts" in found[0]["reason"]
     wrong = record(noted, answer(COUNTED.replace("62000", "52000"), facts=[FACT]))["findings"][0]
@@ -256,7 +259,7 @@ def test_a_decision_on_a_note_names_it(noted, tmp_path, name):
     assert record(noted, decisions=decide(tmp_path, annotation))["letter"]["state"] == "not ready"
 
 
-ALL = f"{BANK.entity},{PERIOD},"
+ALL = f"{ENTITY},{PERIOD},"
 CELL = "C 76.00.a r0010 c0010"
 
 
