@@ -96,7 +96,8 @@ def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
 def in_force(report: Report, decisions: Iterable[Finding]) -> list[Finding]:
     """The decisions that hold for a report: those on notes that it has in these words, and annotations of its figures."""
     names = {note.id for note in report.notes}
-    return [one for one in decisions if one.note in names or not (one.note or one.is_of_note)]
+    own = (one for one in decisions if one.period == report.period)
+    return [one for one in own if one.note in names or not (one.note or one.is_of_note)]
 
 
 def limits_without(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> dict[str, str]:

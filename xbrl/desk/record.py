@@ -68,7 +68,7 @@ class Case:
     report: Report
     bank: Addressee
     earlier: tuple[Report, ...] = ()
-    decisions: tuple[Finding, ...] = ()
+    decisions: tuple[Finding, ...] = ()  # on the report and on the earlier ones
     reply: Reply | None = None
     known: frozenset[str] = frozenset()  # names in the report that the register has: a person has looked at them
     depends: dict = field(default_factory=dict, hash=False)  # what the analysis depends on, for the audit
@@ -194,7 +194,7 @@ def _reasons(
         if warning != EMPTY_NOTE and UNREAD_NOTE.search(warning):
             yield f"a note was not read as a whole ({warning}); read it in the file, and ask the bank to file it again"
     for one in case.decisions:
-        if one not in engine.decisions:
+        if one.period == report.period and one not in engine.decisions:
             yield (
                 f"{one.where or 'a decision'} decides nothing: it is on note {one.note or '(without its 16 digits)'}, which the "
                 "report does not have in these words; read the note again and correct the line"

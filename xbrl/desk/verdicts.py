@@ -65,7 +65,8 @@ class Examination:
 def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Finding]) -> Examination:
     """Evaluate every rule on a report. `earlier` are previous reports of the bank, oldest first.
 
-    Of the `decisions` on the report, those hold that are on its notes as they read now.
+    Of the `decisions` on the report, those hold that are on its notes as they read now. What others have lifted in an earlier
+    report was no breach there.
     """
     everything = all_results(report)
     results = tuple(result for result in everything if result.kind != "quality")
@@ -76,7 +77,7 @@ def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Findi
     held = in_force(report, decisions)
     violated = tuple(apply_findings(applicable, held))
     context = replace(
-        letter_context(report, applicable, earlier, FULL, held),
+        letter_context(report, applicable, earlier, FULL, held, decisions),
         without=limits_without(report, results, held),
         untested=tuple(one for one in judged if one.state == "undecided" and one.kind != "trigger"),
         unexamined="" if states & {"ok", "violated"} else "undecided" if states else "not applicable",
