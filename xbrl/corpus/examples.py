@@ -269,9 +269,11 @@ def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
 
 
 def read_register(path: pathlib.Path) -> dict[str, Addressee]:
-    """Read a register: entity -> bank. Raises `UserError` as `read_table_of` does, or if an entity occurs twice."""
+    """Read a register: entity -> bank. Raises `UserError` as `read_table_of` does, or if an entity occurs twice or has no name."""
     register = {}
     for where, row in read_table_of(path, REGISTER_COLUMNS):
+        if not row["name"]:
+            raise UserError(f"{where}, column name: it is empty; name the bank, or remove the line.")
         if row["entity"] in register:
             raise UserError(f"{where}: entity {row['entity']} occurs twice; remove one of the two lines.")
         register[row["entity"]] = Addressee(*(row[name] for name in REGISTER_COLUMNS))

@@ -204,6 +204,11 @@ def test_register(tmp_path):
     write_register(path, [odd, odd])
     with pytest.raises(UserError, match="line 3: entity A"):
         read_register(path)
+    path.write_text("name,entity,country,type\n A Bank , LEI , DE , bank \n")
+    assert read_register(path) == {"LEI": Addressee("LEI", "A Bank", "DE", "bank")}
+    path.write_text("entity,name,country,type\nLEI, ,DE,bank\n")  # whom would its letter address?
+    with pytest.raises(UserError, match="line 2, column name: it is empty"):
+        read_register(path)
     path.write_text("entity,name\n")
     with pytest.raises(UserError, match="'country'"):
         read_register(path)
