@@ -124,8 +124,8 @@ class Analysis:
                 "incomplete": list(report.incomplete),
             }
             folder = options.out / folder_name(report.entity, report.period)
-            if _audit_of(folder).items() >= depends.items():
-                self.records.append(_read_json(folder / RECORD_FILE))
+            if finished := _finished(folder, depends):
+                self.records.append(finished)
             else:
                 cases.append(Case(report, bank, earlier, decided, known=frozenset(known), depends=depends))
         self.unchanged = len(self.records)
@@ -262,10 +262,12 @@ def _hashed(reports: Iterable[Report], hashes: dict[Path, str]) -> list[dict]:
     return [{"file": path.name, "sha256": hashes[path]} for path in paths]
 
 
-def _audit_of(folder: Path) -> dict:
-    """The audit record of a finished report; {} if there is none that can be read."""
+def _finished(folder: Path, depends: dict) -> dict:
+    """The record of a report that was analysed by the same `depends` and has all of its files; {} if there is none."""
     with suppress(OSError, ValueError):
-        return _read_json(folder / AUDIT_FILE)
+        audit = _read_json(folder / AUDIT_FILE)
+        if audit.items() >= depends.items() and all((folder / name).is_file() for name in audit["outputs"]):
+            return _read_json(folder / RECORD_FILE)
     return {}
 
 

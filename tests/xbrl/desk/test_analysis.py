@@ -85,6 +85,9 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
     other = write(tmp_path / "moved", {LCR: "1.41"}, SMALL, period="2025-12-31")
     assert again()[1] == everything  # the later ones show the earlier one
     assert again(draft=True)[1] == again()[1] == everything
+    for name in ("report.json", "letter.txt"):  # removed by a person
+        next((tmp_path / "out").glob(f"*2026-03-31/{name}")).unlink()
+        assert again()[1] == ["2026-03-31"] and list((tmp_path / "out").glob(f"*2026-03-31/{name}"))
     last = next((tmp_path / "out").glob("*2026-03-31"))
     last.rename(f"{last}.tmp")  # as if interrupted just before the end
     assert again()[1] == ["2026-03-31"] and not list((tmp_path / "out").glob("*.tmp"))
