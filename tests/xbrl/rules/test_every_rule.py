@@ -208,6 +208,8 @@ def test_limits_of_institutions_legs_of_the_buffer_and_the_cap_of_the_floor():
         ("LCR_MIN", {"lcr 30": "80%"}, "2018-01-01"),
         ("NSFR_MIN", {"nsfr 220 40": "80%"}, "2021-06-28"),
         ("LR_MIN", {"lev 340": "2%"}, "2021-06-28"),
+        ("LE_LIMIT", {"le * c350": "26%"}, "2021-06-28"),  # before that, of eligible capital
+        ("LE_PCT", {"le * c350": "20%", "le * c330": 5_000, "of 15": 10_000}, "2021-06-28"),
         ("LR_OLRR", {"lev 340": "3.4%", "lev 440": "3.5%", "lev 420": "3%"}, "2023-01-01"),
     ],
 )
