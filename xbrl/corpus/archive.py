@@ -256,17 +256,15 @@ def _make_examples(
     """(an example for each report with a letter by bank and date, disagreements of the letters, findings without effect)."""
     cells = load_cells()
     examples, disagreements = [], []
-    unused = [
-        f"{finding.where}: no report of {' '.join(case)} has a letter"
-        for case, stated in findings.items()
-        for finding in stated
-        if case not in letters
-    ]
+    known = {(name, period) for code, period in letters for name in (code, reports[code, period].entity)}
+    others = [(case, one) for case, stated in findings.items() if case not in known for one in stated]
+    unused = [f"{one.where}: no report of {' '.join(case)} has a letter" for case, one in others]
     for case in sorted(letters):
         entity, period = case
         bank = register.get(entity, Addressee(entity, entity, "", ""))
         earlier = [report for (other, date), report in sorted(reports.items()) if other == entity and date < period]
-        report, stated = reports[case], findings.get(case, ())
+        report = reports[case]
+        stated = [one for name in dict.fromkeys((entity, report.entity)) for one in findings.get((name, period), ())]
         letter = texts[letters[case]]
         examples.append(make_example(report, bank, cells, FULL, earlier, letter, findings=stated))
         results = evaluate(report, FULL.rules)

@@ -109,13 +109,11 @@ def _lengths(lengths: Sequence[int]) -> dict[str, float]:
 def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:
     """A function that counts the tokens of a text with the tokenizer of a model directory; None without a directory.
 
-    Raises `UserError` if there is no such directory.
+    Raises `UserError` if there is none in it.
     """
     if model_directory is None:
         return None
-    from transformers import AutoTokenizer  # slow to import
+    from data.tokens import load_tokenizer  # imports transformers
 
-    if not model_directory.is_dir():
-        raise UserError(f"--tokenizer {model_directory}: no such directory; name a model directory with a tokenizer.")
-    tokenizer = AutoTokenizer.from_pretrained(model_directory)
+    tokenizer = load_tokenizer(str(model_directory))
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

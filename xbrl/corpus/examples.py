@@ -38,6 +38,7 @@ from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.read.xbrl_csv import read_table_of
 from xbrl.rules.findings import Finding, apply_findings, lifted_results, note_rules
 from xbrl.rules.note_facts import NAME
+from xbrl.rules.reported_figures import index_facts, read_figure
 from xbrl.rules.rules import Rule, RuleResult, built_in_rules, evaluate, violations
 
 REGISTER_COLUMNS = ("entity", "name", "country", "type")
@@ -235,14 +236,19 @@ def letter_context(
     earlier: Sequence[Report],
     profile: Profile,
     findings: Sequence[Finding] = (),
+    before: Sequence[Finding] = (),
 ) -> Context:
-    """What the letter on a report may mention besides the violations. The arguments are those of `make_example`."""
+    """What the letter on a report may mention besides the violations. The arguments are those of `make_example`.
+
+    `before`: findings on the earlier reports, of which those count that lift a rule.
+    """
     shown, repeated = profile.earlier_shown(earlier), {}
-    last = shown[-1].facts if shown else ()
-    previous = {one.cell: one.value for one in last if one.cell in EARLIER_CELLS and isinstance(one.value, Decimal)}
+    last = [read_figure(figures, cell) for figures in map(index_facts, shown[-1:]) for cell in EARLIER_CELLS]
+    previous = {one.cell: one.value for one in last if isinstance(one.value, Decimal)}
     persisting = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER_CELLS}
     for count, old in enumerate(reversed(shown), start=1):
         persisting &= {result.rule_id for result in violations(evaluate(old, profile.rules))}
+        persisting -= {one.rule for one in before if (one.period, one.state) == (old.period, "lifted")}
         repeated |= dict.fromkeys(sorted(persisting), count)
     return Context(
         triggers=tuple(result for result in results if result.state == "triggered"),
@@ -263,9 +269,11 @@ def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
 
 
 def read_register(path: pathlib.Path) -> dict[str, Addressee]:
-    """Read a register: entity -> bank. Raises `UserError` as `read_table_of` does, or if an entity occurs twice."""
+    """Read a register: entity -> bank. Raises `UserError` as `read_table_of` does, or if an entity occurs twice or has no name."""
     register = {}
     for where, row in read_table_of(path, REGISTER_COLUMNS):
+        if not row["name"]:
+            raise UserError(f"{where}, column name: it is empty; name the bank, or remove the line.")
         if row["entity"] in register:
             raise UserError(f"{where}: entity {row['entity']} occurs twice; remove one of the two lines.")
         register[row["entity"]] = Addressee(*(row[name] for name in REGISTER_COLUMNS))

@@ -10,6 +10,7 @@ import json
 import platform
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -74,6 +75,7 @@ class Analysis:
         self.unchanged = 0  # how many of the records are those of finished reports
         self.refused: dict[Path, str] = {}  # file -> why it was not read, in one sentence
         self.decisions: dict[tuple[str, str], tuple[Finding, ...]] = {}
+        self.used: set[Finding] = set()  # the decisions on these reports
 
     def prepare(self) -> tuple[Case, ...]:
         """Find and read the reports; those that are to be analysed. Writes nothing but the output directory."""
@@ -96,13 +98,23 @@ class Analysis:
         self.refused = {path: refused[path] for path in files if path in refused}
         joined, cases = join_modules(reports, refused), []
         names = {*register, *(one.name for one in register.values())}
+        scopes = Counter((one.entity.partition(".")[0], one.period) for one in joined)
+        for case in (case for case in self.decisions if scopes[case] > 1):
+            where, (code, period) = self.decisions[case][0].where, case
+            raise UserError(
+                f"{where}, column entity: {code} has several reports as of {period}; add the scope, as in {code}.CON"
+            )
         for report in joined:
             code = report.entity.partition(".")[0]
             # The entity itself is the name of a bank that the register does not have.
             bank = register.get(report.entity) or register.get(code) or Addressee(code, code, "", "")
             earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
+            dates, named = {report.period, *(one.period for one in earlier)}, (code, report.entity)
+            decided = tuple(
+                one for case in self.decisions if case[0] in named and case[1] in dates for one in self.decisions[case]
+            )
+            self.used.update(decided)
             known = names.intersection(member for fact in report.facts for member in fact.dimensions.values())
-            decided = self.decisions.get((code, report.period), ())
             lines = [[str(getattr(one, name)) for name in COLUMNS] for one in decided]
             depends = {
                 "key": self.key,
@@ -112,8 +124,8 @@ class Analysis:
                 "incomplete": list(report.incomplete),
             }
             folder = options.out / folder_name(report.entity, report.period)
-            if _audit_of(folder).items() >= depends.items():
-                self.records.append(_read_json(folder / RECORD_FILE))
+            if finished := _finished(folder, depends):
+                self.records.append(finished)
             else:
                 cases.append(Case(report, bank, earlier, decided, known=frozenset(known), depends=depends))
         self.unchanged = len(self.records)
@@ -137,9 +149,7 @@ class Analysis:
         print(totals(self.records))
         analysed = len(self.records) - self.unchanged
         print(f"{analysed} analysed, {self.unchanged} unchanged; {len(refused)} files refused")
-        known = {(one["entity"].partition(".")[0], one["period"]) for one in self.records}
-        others = [one for case, lines in self.decisions.items() if case not in known for one in lines]
-        if others:
+        if others := [one for lines in self.decisions.values() for one in lines if one not in self.used]:
             print(
                 f"{len(others)} decisions are on reports that are not among these; the first: {others[0].where}, on "
                 f"{others[0].entity} as of {others[0].period}"
@@ -252,10 +262,12 @@ def _hashed(reports: Iterable[Report], hashes: dict[Path, str]) -> list[dict]:
     return [{"file": path.name, "sha256": hashes[path]} for path in paths]
 
 
-def _audit_of(folder: Path) -> dict:
-    """The audit record of a finished report; {} if there is none that can be read."""
+def _finished(folder: Path, depends: dict) -> dict:
+    """The record of a report that was analysed by the same `depends` and has all of its files; {} if there is none."""
     with suppress(OSError, ValueError):
-        return _read_json(folder / AUDIT_FILE)
+        audit = _read_json(folder / AUDIT_FILE)
+        if audit.items() >= depends.items() and all((folder / name).is_file() for name in audit["outputs"]):
+            return _read_json(folder / RECORD_FILE)
     return {}
 
 

@@ -52,7 +52,7 @@ def read_notes(
     held = [note for note in report.notes if not any(one.state == "benign" for one in decided[note])]
     together = [fact for note in held for fact in own[note]]
     follows = consequences(report, results, together)
-    entity, read = report.entity.partition(".")[0], []
+    read = []
     for note in report.notes:
         applying = {fact.kind for fact in own[note] if fact.applies} if note in held else set()
         kind = next((fact.kind for fact in own[note]), "")
@@ -62,8 +62,12 @@ def read_notes(
                 text=note.text,
                 decisions=decided[note],
                 facts=tuple(own[note]),
-                if_so=[csv_line(replace(one, note=note.id)) for one in follows if one.kind in applying],
-                if_not=csv_line(Finding(entity, report.period, "", "benign", kind=kind, note=note.id)),
+                if_so=[
+                    csv_line(replace(one, entity=report.entity, note=note.id))
+                    for one in follows
+                    if one.kind in applying
+                ],
+                if_not=csv_line(Finding(report.entity, report.period, "", "benign", kind=kind, note=note.id)),
                 open=[*undecided(report, results, own[note]), *_odd(own[note], note, report.period)],
             )
         )
@@ -92,7 +96,8 @@ def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
 def in_force(report: Report, decisions: Iterable[Finding]) -> list[Finding]:
     """The decisions that hold for a report: those on notes that it has in these words, and annotations of its figures."""
     names = {note.id for note in report.notes}
-    return [one for one in decisions if one.note in names or not (one.note or one.is_of_note)]
+    own = (one for one in decisions if one.period == report.period)
+    return [one for one in own if one.note in names or not (one.note or one.is_of_note)]
 
 
 def limits_without(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> dict[str, str]:
@@ -162,7 +167,7 @@ def _other_amounts(report: Report, results: Sequence[RuleResult], decisions: Seq
     unknown = [rules[one.rule].kind for one in counted(stated) if one.limit is None]
     notes = {rules[one.rule].kind: one.note for one in stated}
     follows = {
-        one.rule: replace(one, note=notes[one.kind])
+        one.rule: replace(one, entity=report.entity, note=notes[one.kind])
         for one in consequences(report, results, facts_of(decisions))
         if one.state == "violated"
     }

@@ -41,7 +41,6 @@ BLOCKS = Path(__file__).with_name("blocks")
 LANGUAGES = ("en", "de")
 WRONG = ("filing", "misstatement", "timing")  # subjects on which nothing is reported but the correction
 DAILY = ("liquidity", "funding")  # subjects on which CRR Art. 414 demands a daily report
-DRAFT = "NOT READY: not to be sent"  # for a copy of words.toml that has no block `draft`
 MAX_NAME = 60  # characters of a name that a report gives to a client or a bank
 TEMPLATE, CURRENCY = re.compile(r"[A-Z]{1,2}_\d{2}\.\d{2}(?:\.[a-z])?"), re.compile(r"iso4217:([A-Z]{3})")
 
@@ -95,7 +94,7 @@ def write_letter(
     more = {name: cited(getattr(context, name)) for name in ("margins", "triggers", "untested")}
     context, day = replace(context, **more), datetime.date.fromisoformat(date)
     heard, objection = blocks.number(law.row["hearing"]["working_days"]), law.row["objection"]
-    months = blocks.words["months"][str(objection["months"])]
+    months = blocks.text("months", str(objection["months"]))
     fields: dict[str, Any] = {
         # A name of the register is that of the supervisor. Without one the report names the bank.
         "bank": one_line(bank.name) if bank.name != bank.entity else plain_name(bank.name),
@@ -153,11 +152,8 @@ def plain_name(text: str) -> str:
 def draft_mark(language: str) -> str:
     """What stands above and below a letter that something keeps back. Raises UserError for a block without words."""
     blocks = _blocks(language, False)
-    if not blocks.has("text", "draft"):
-        return DRAFT
-    is_text = isinstance(blocks.words["text"]["draft"], str)
-    mark = blocks.text("text", "draft") if is_text else ""
-    if not mark.strip():
+    mark = blocks.text("text", "draft")
+    if not mark:
         raise UserError(f"{blocks.files['text']}: [text] draft must be a text with words in it; mend the block")
     return mark
 
@@ -227,6 +223,8 @@ class _Blocks:
         return text
 
     def _fill(self, file: Path, where: str, text: str, fields: Mapping[str, object]) -> str:
+        if not isinstance(text, str):
+            raise UserError(f"{file}: {where} must be a text, not {text!r}; mend the block")
         try:
             return self.template(text).render(**fields).strip()
         except jinja2.TemplateError as error:

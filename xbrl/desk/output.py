@@ -128,8 +128,8 @@ def _findings(records: Sequence[dict]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A field that no spreadsheet takes for a formula. Text that is no valid character is replaced."""
-    text = text.encode("utf-8", "replace").decode()
+    """A field that no spreadsheet takes for a formula, nor a part of it: in some countries a semicolon divides fields."""
+    text = re.sub(r"([;\r\n\t])(?=\s*[=+@-])", r"\1'", text.encode("utf-8", "replace").decode())
     is_formula = text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and not NEGATIVE.fullmatch(text))
     return f"'{text}" if is_formula else text
 

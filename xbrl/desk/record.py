@@ -30,8 +30,10 @@ from xbrl.desk.verdicts import (
 )
 from xbrl.read.filed_report import Report
 from xbrl.read.render import Addressee, cell_name
+from xbrl.read.report_notes import EMPTY_NOTE
 from xbrl.rules.findings import COLUMNS, Finding, apply_findings
 from xbrl.rules.note_facts import NoteFact, consequences
+from xbrl.rules.remittance import RULE as LATE_FILING
 from xbrl.rules.rule_lines import describe_result
 from xbrl.rules.rules import RuleResult
 
@@ -40,7 +42,7 @@ CODE = re.compile(r"(?!.*[A-Za-z]{13})(?=.*\d)[A-Za-z0-9]+(?:[-_./: ][A-Za-z0-9]
 WORD, LONG_WORD = re.compile(r"[^\W\d_]{2,}"), re.compile(r"[^\W\d_]{3,}")
 LEGAL_FORM = re.compile("AB|AG|AS|ASA|BV|Bank|GmbH|Inc|KG|KGaA|Ltd|NV|Oyj|SA|SE|SpA|eG|plc")
 READY, BLOCKED = "ready", "not ready"
-UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b(?!.*has no text)")  # in a warning of the reader
+UNREAD_NOTE = re.compile(r"\b(?:foot)?notes?\b")  # in a warning of the reader
 UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 
 
@@ -66,7 +68,7 @@ class Case:
     report: Report
     bank: Addressee
     earlier: tuple[Report, ...] = ()
-    decisions: tuple[Finding, ...] = ()
+    decisions: tuple[Finding, ...] = ()  # on the report and on the earlier ones
     reply: Reply | None = None
     known: frozenset[str] = frozenset()  # names in the report that the register has: a person has looked at them
     depends: dict = field(default_factory=dict, hash=False)  # what the analysis depends on, for the audit
@@ -189,10 +191,10 @@ def _reasons(
                 "into a file for --findings"
             )
     for warning in report.warnings:
-        if UNREAD_NOTE.search(warning):
+        if warning != EMPTY_NOTE and UNREAD_NOTE.search(warning):
             yield f"a note was not read as a whole ({warning}); read it in the file, and ask the bank to file it again"
     for one in case.decisions:
-        if one not in engine.decisions:
+        if one.period == report.period and one not in engine.decisions:
             yield (
                 f"{one.where or 'a decision'} decides nothing: it is on note {one.note or '(without its 16 digits)'}, which the "
                 "report does not have in these words; read the note again and correct the line"
@@ -219,13 +221,14 @@ def _reasons(
         )
     for reason in report.incomplete:
         yield f"the report is incomplete: {reason}; then analyse again"
-    if engine.violated:
+    if any(one.rule_id != LATE_FILING for one in engine.violated):
         return
     if context.unexamined:
         yield {
             "not applicable": "none of the rules applies to this report, which has none of the templates that they read",
             "undecided": "none of the rules that apply can be decided on this report, as the page lists below",
         }[context.unexamined] + ": nothing was examined"
+    if engine.violated or context.unexamined:
         return
     doubt = "the letter objects to nothing, but"
     for rules, why in _untestable(context.untested):

@@ -65,30 +65,24 @@ class Examination:
 def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Finding]) -> Examination:
     """Evaluate every rule on a report. `earlier` are previous reports of the bank, oldest first.
 
-    Of the `decisions` on the report, those hold that are on its notes as they read now.
+    Of the `decisions` on the report, those hold that are on its notes as they read now. What others have lifted in an earlier
+    report was no breach there.
     """
     everything = all_results(report)
     results = tuple(result for result in everything if result.kind != "quality")
     about = tuple(result for result in everything if result.kind == "quality")
     applicable = [result for result in results if result.state != "not applicable"]
+    judged = [result for result in applicable if result.rule_id != LATE_FILING]  # when a file was made is no figure
+    states = {result.state for result in judged}
     held = in_force(report, decisions)
     violated = tuple(apply_findings(applicable, held))
     context = replace(
-        letter_context(report, applicable, earlier, FULL, held),
+        letter_context(report, applicable, earlier, FULL, held, decisions),
         without=limits_without(report, results, held),
-        untested=tuple(one for one in results if one.state == "undecided" and one.cell[0] and one.kind != "trigger"),
-        unexamined=_unexamined(results),
+        untested=tuple(one for one in judged if one.state == "undecided" and one.kind != "trigger"),
+        unexamined="" if states & {"ok", "violated"} else "undecided" if states else "not applicable",
     )
     return Examination(results, about, violated, tuple(held), context)
-
-
-def _unexamined(results: Iterable[RuleResult]) -> str:
-    """Why no figure of a report was judged: "not applicable" or "undecided", the state of the rules; "" if one was.
-
-    When a file was made is no figure.
-    """
-    states = {one.state for one in results if one.rule_id != LATE_FILING}
-    return "" if states & {"ok", "violated"} else "undecided" if states - {"not applicable"} else "not applicable"
 
 
 @dataclass(frozen=True)

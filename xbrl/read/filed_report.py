@@ -109,9 +109,10 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def is_day(text: str) -> bool:
-    """Whether a text is a day that exists, in the form YYYY-MM-DD of `xs:date`."""
+    """Whether a text is a day that exists, in the form YYYY-MM-DD of `xs:date`, and is not of the last year that dates can have."""
     try:
-        return re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) is not None and bool(datetime.date.fromisoformat(text))
+        is_date = re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) is not None
+        return is_date and datetime.date.fromisoformat(text).year < datetime.MAXYEAR
     except ValueError:
         return False
 

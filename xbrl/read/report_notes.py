@@ -22,6 +22,7 @@ FACT_FOOTNOTE = "http://www.xbrl.org/2003/arcrole/fact-footnote"  # the arcrole 
 MAX_NOTE_CHARACTERS = 4_000
 MAX_NOTES = 1_000
 MAX_FILED_CHARACTERS = 8 * MAX_NOTE_CHARACTERS  # with markup and white space; the rest of a longer text is not read
+EMPTY_NOTE = "a note has no text and is left out"
 MARKUP = re.compile(r"</?[A-Za-z][^<>]{0,200}>|&(#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});")
 BLOCKS = {"br", "dd", "div", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "li", "p", "table", "td", "th", "tr"}  # of XHTML
 LANGUAGE_CODE = re.compile(r"[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8}){0,4}", re.ASCII)
@@ -50,7 +51,7 @@ def make_notes(footnotes: Iterable[Note]) -> tuple[tuple[Note, ...], list[str]]:
         if text:
             notes.append(Note(text, note.cells, note.language if LANGUAGE_CODE.fullmatch(note.language) else ""))
         else:
-            warnings.append("a note has no text and is left out")
+            warnings.append(EMPTY_NOTE)
     joined = join_notes(notes)
     if len(joined) > MAX_NOTES:
         warnings.append(f"the report has {len(joined)} notes; those after the first {MAX_NOTES} are left out")

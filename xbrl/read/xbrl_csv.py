@@ -181,7 +181,7 @@ def read_csv(where: str, content: bytes) -> tuple[list[str], list[Row]]:
 
 
 def read_table_of(path: Path, required: Sequence[str], known: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
-    """(file and line, for messages; column -> text) of each row of a CSV file that a user names.
+    """(file and line, for messages; column -> text without spaces around it) of each row of a CSV file that a user names.
 
     Raises UserError as `read_csv` does, or if the file or a column of `required` is missing, or one is not `known`, if given.
     """
@@ -193,7 +193,7 @@ def read_table_of(path: Path, required: Sequence[str], known: Sequence[str] = ()
     wrong += [f"{name!r} is unknown" for name in names if known and name not in known]
     if wrong:
         raise UserError(f"{path}, line 1: the column {wrong[0]}; the columns are {','.join(columns)}")
-    return [(f"{path}, line {line}", row) for line, row in rows]
+    return [(f"{path}, line {line}", {name: text.strip() for name, text in row.items()}) for line, row in rows]
 
 
 class _Table:

@@ -4,6 +4,7 @@ They stand in findings.csv, apart from the report files: `entity,period,rule,sta
 
 - `state`: "violated" adds a finding, or replaces the engine's finding of the same rule and cell. "lifted" means that the
   engine's finding of this rule is no violation (a waiver, for example). "benign" means that the note changes nothing.
+- `entity`: with or without its scope suffix, such as `.CON`. Without it a line is on the only report of the bank and date.
 - `cell`: as an answer prints it (`C 76.00.a r0030 c0010`); the row of an open table is its key.
 - `value` and `limit`: fractions or amounts in units of the currency (0.95 is 95%).
 - `kind`: the kind of note that shows it (`pledged`), or empty for an annotation of a supervisor.
@@ -106,14 +107,14 @@ def csv_line(finding: Finding) -> str:
 
 
 def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ...]]:
-    """Read findings.csv: (entity, period) -> its findings. The entity is without a scope suffix such as `.CON`.
+    """Read findings.csv: (entity, period) -> its findings.
 
     Raises `UserError` with the line and the column of a mistake.
     """
     found: dict[tuple[str, str], list[Finding]] = {}
     stated: dict[tuple[str, ...], Finding] = {}
     for where, row in read_table_of(path, REQUIRED, COLUMNS):
-        finding = _parse_finding(where, {name: text.strip() for name, text in row.items()})
+        finding = _parse_finding(where, row)
         if finding.state != "benign":
             first = stated.setdefault((finding.entity, finding.period, finding.rule, finding.cell), finding)
             for column in ("state", "value", "limit"):
@@ -133,7 +134,7 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     rules = {rule.id for rule in built_in_rules()} | set(note_rules())
     near = [] if texts["rule"] in rules else difflib.get_close_matches(texts["rule"], sorted(rules), n=1)
     meant = "".join(f"; did you mean {name}?" for name in near)
-    filled: dict[str, Any] = {**texts, **numbers, "entity": texts["entity"].partition(".")[0], "where": where}
+    filled: dict[str, Any] = {**texts, **numbers, "where": where}
     finding = Finding(**filled)
     named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
     for column, valid, expected in (

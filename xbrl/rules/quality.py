@@ -36,14 +36,15 @@ from xbrl.rules.reported_figures import (
 )
 from xbrl.rules.rules import RuleResult, why_unfiled
 
-# Module -> (templates that every bank files in it, source). The articles were checked in the text. Art. 5(1) names a
-# section of the annex; its predecessor, Art. 5(2) of (EU) 2021/451, named templates 1 to 5 (5: transitional provisions).
+# Module -> (templates that every bank files in it, source, and that of before 2025 if it was another). The articles were checked
+# in the text. Art. 5(1) names a section of the annex; Art. 5(2) of (EU) 2021/451 named templates 1 to 5 (5: transitional provisions).
+NEW, OLD = "ITS (EU) 2024/3117 Art.", "ITS (EU) 2021/451 Art."
 MANDATORY = {
-    "COREP_OF": (("C_01.00", "C_02.00", "C_03.00", "C_04.00"), "Implementing Reg. (EU) 2024/3117 Art. 5(1)"),
+    "COREP_OF": (("C_01.00", "C_02.00", "C_03.00", "C_04.00"), f"{NEW} 5(1)", f"{OLD} 5(2)"),
     "COREP_LR": (("C_47.00",), "CRR Art. 430(1)(a)"),
     "COREP_LCR_DA": (("C_76.00",), "CRR Art. 415, 430(1)(d)"),
     "COREP_NSFR": (("C_84.00",), "CRR Art. 415, 430(1)(d)"),
-    "FINREP9": (("F_01.01", "F_01.02", "F_01.03", "F_02.00"), "Implementing Reg. (EU) 2024/3117 Art. 11(a)"),
+    "FINREP9": (("F_01.01", "F_01.02", "F_01.03", "F_02.00"), f"{NEW} 11(a)", f"{OLD} 11(2)(a)"),
 }
 # A fact with one of these members is expressed in its own currency (EBA filing rules 3.1).
 OWN_CURRENCY = ("eba_CA:x1", "eba_qCA:qx2000")
@@ -114,10 +115,9 @@ def _mandatory(report: Report, cells: Cells) -> Iterator[RuleResult]:
     reported = {template_of(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells}
     present = {template for template, filed in indicators.items() if filed} if indicators else reported
     modules = {_module(template, cells) for template in indicators.keys() | reported}
-    for module, (templates, legal) in MANDATORY.items():
-        if module not in modules:
-            continue
-        for template in templates:
+    for module, (templates, *laws) in MANDATORY.items():
+        legal = laws[-1 if report.period < "2025" else 0]
+        for template in templates if module in modules else ():
             if template not in present:
                 why = why_unfiled(report, template)
                 yield _finding("MANDATORY", legal, f"{why}, but {module} must contain it", (template, "", ""))

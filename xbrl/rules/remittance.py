@@ -2,7 +2,10 @@
 
 ITS (EU) 2024/3117 Art. 3(1): monthly returns are due on the 15th calendar day after the reference date, quarterly ones on
 12 May, 11 August, 11 November and 11 February. A due date on a Saturday, a Sunday or a public holiday of the Member State
-moves to the next working day (Art. 3(2)); public holidays are not known here, so the days up to then decide nothing.
+moves to the next working day (Art. 3(2)); public holidays are not known here, so the days up to then decide nothing. The first
+returns on own funds and leverage under it, as of 31 March 2025, were due on 30 June 2025 (Art. 24(1)). Before 2025 (EU) 2021/451
+had the same dates in its Art. 3(1). ALMM are left out: small and non-complex institutions file them quarterly (Art. 18(b)), and
+no return says which bank is one.
 
 The names of EBA files end with the time of creation: `LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip`.
 That is when the file was made, not when it arrived: made after the due date it is late for certain, unless it corrects an
@@ -18,18 +21,19 @@ from xbrl.read.filed_report import Report, is_day
 from xbrl.rules.rules import RuleResult
 
 RULE = "LATE_FILING"
-LEGAL = {"monthly": "ITS (EU) 2024/3117 Art. 3(1)(a)", "quarterly": "ITS (EU) 2024/3117 Art. 3(1)(b)"}
-# Module -> how often it is filed: CRR Art. 415(1) for liquidity, ITS (EU) 2024/3117 for the others
+POINTS = {"monthly": "(a)", "quarterly": "(b)"}  # of Art. 3(1)
+# Module -> how often it is filed: ITS (EU) 2024/3117 Art. 5, 7, 11, 12 and 14 to 17
 MODULES = {
-    **dict.fromkeys(("COREP_LCR_DA", "COREP_ALM"), "monthly"),
+    "COREP_LCR_DA": "monthly",
     **dict.fromkeys(("COREP_OF", "COREP_LR", "COREP_LE", "COREP_NSFR", "FINREP9"), "quarterly"),
 }
+LATER = dict.fromkeys((("COREP_OF", "2025-03-31"), ("COREP_LR", "2025-03-31")), "2025-06-30")  # Art. 24(1)
 QUARTERLY = {"03-31": "05-12", "06-30": "08-11", "09-30": "11-11", "12-31": "02-11"}  # of the next year
 NAME = re.compile(r"_([A-Z][A-Z0-9]*)_\d{4}-\d\d-\d\d_(\d{4})(\d\d)(\d\d)\d{6,9}(?!\d)")
 
 
 def due_date(module: str, period: str) -> str:
-    """The day on which a return is due, YYYY-MM-DD, moved from a weekend to Monday; "" if this is not known.
+    """The day on which a return is due by Art. 3, YYYY-MM-DD, moved from a weekend to Monday; "" if this is not known.
 
     Not known are other modules, and quarterly returns with a reference date that ends no quarter of the calendar (Art. 3(3)).
     """
@@ -65,7 +69,9 @@ def late_filings(report: Report) -> list[RuleResult]:
 
 def judge_return(module: str, day: str, period: str) -> RuleResult:
     """Whether a return that was made on a day was late. Day and period are YYYY-MM-DD; "" for an unknown module."""
-    due = due_date(module, period) if module else ""
+    due = LATER.get((module, period)) or (due_date(module, period) if module else "")
+    law = f"ITS (EU) {'2021/451' if period < '2025' else '2024/3117'}"
+    article = "Art. 24(1)" if (module, period) in LATER else f"Art. 3(1){POINTS.get(MODULES.get(module, ''), '')}"
     state, reason, days = "undecided", f"no due date is known for {module} as of {period}", (None, None)
     if not module:
         reason = "the file's name has no time of creation"
@@ -86,7 +92,7 @@ def judge_return(module: str, day: str, period: str) -> RuleResult:
         value=days[0],
         limit=days[1],
         relation="max",
-        legal=LEGAL.get(MODULES.get(module, ""), "ITS (EU) 2024/3117 Art. 3(1)"),
+        legal=f"{law} {article}",
         unit="days",
         title="Return made or received after its due date",
         reason=reason,

@@ -214,12 +214,13 @@ def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[s
     open_cells = [cell for cell in rule.cells if cell[1] == "*"]
     if not open_cells:
         return [_evaluate_row(rule, figures, (), period, filed)]
-    main = [cell for cell in open_cells if cell[0] == open_cells[0][0]]
-    parts = [RECOMPUTED[cell][0] for cell in main if cell in RECOMPUTED and rule.kind != "filing"]
-    results = [_evaluate_row(rule, figures, key, period, filed) for key in row_keys(figures, (*main, *parts))]
+    table = open_cells[0][0]  # a row that leaves out what the rule reads is a row, too
+    own, others = ([cell for cell in cells if cell[0] == table] for cells in (open_cells, figures.facts))
+    rows = row_keys(figures, (*own, *others))
+    results = [_evaluate_row(rule, figures, key, period, filed) for key in rows]
     if not results:
-        return [_result(rule, "not applicable", reason=f"{table_name(open_cells[0][0])} has no rows")]
-    return [result for result in results if result.state != "ok"] or results[:1]
+        return [_result(rule, "not applicable", reason=f"{table_name(table)} has no rows")]
+    return [result for result in results if result.state not in ("ok", "not applicable")] or results[:1]
 
 
 def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: frozenset[str]) -> RuleResult:

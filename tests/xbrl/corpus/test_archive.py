@@ -142,11 +142,13 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     before = {one["id"]: one["violations"] for one in make(folder, tmp_path / "plain")}
     breached, sound = (next(id for id in before if bool(before[id]) is wanted) for wanted in (True, False))
     lifted, unread = before[breached][0], filings[0].bank.entity
+    scope = next(filing.bank.scope for filing in filings if filing.bank.entity == breached[:20])
     lines = [
-        f"{breached[:20]}.CON,{breached[21:]},{lifted},lifted,,,,CRR Art. 7,waiver,{16 * '0'}",
+        f"{breached[:20]}.{scope},{breached[21:]},{lifted},lifted,,,,CRR Art. 7,waiver,{16 * '0'}",
         f"{sound[:20]},{sound[21:]},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.95,1,,pledged,{16 * '0'}",
         f"{sound[:20]},{sound[21:]},LR_MIN,lifted,,,,,,",
         f"{unread},{filings[0].period},LCR_MIN,lifted,,,,,,",
+        f"{sound[:20]}.SUB,{sound[21:]},LCR_PLEDGED,lifted,,,,CRR Art. 8,waiver,{16 * '0'}",
     ]
     table = tmp_path / "findings.csv"
     table.write_text("entity,period,rule,state,cell,value,limit,legal,kind,note\n" + "\n".join(lines) + "\n")
@@ -160,6 +162,7 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     unmatched = [line for line in (tmp_path / "out" / "unmatched.txt").read_text().splitlines() if "findings" in line]
     assert unmatched == [
         f"findings that change nothing: {table}, line 5: no report of {unread} {filings[0].period} has a letter",
+        f"findings that change nothing: {table}, line 6: no report of {sound[:20]}.SUB {sound[21:]} has a letter",
         f"findings that change nothing: {table}, line 4: LR_MIN is lifted, but the rules do not find it in the report",
     ]
     disagreements = (tmp_path / "out" / "disagreements.txt").read_text().splitlines()

@@ -12,6 +12,7 @@ from tests.processes import run_python
 from xbrl.answers.answer_reader import Answer, parse_answer
 from xbrl.answers.answers import write_answer
 from xbrl.corpus.banks import make_bank
+from xbrl.corpus.card import token_counter
 from xbrl.corpus.examples import FULL, make_example, read_filing, read_register, write_register
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
@@ -204,9 +205,19 @@ def test_register(tmp_path):
     write_register(path, [odd, odd])
     with pytest.raises(UserError, match="line 3: entity A"):
         read_register(path)
+    path.write_text("name,entity,country,type\n A Bank , LEI , DE , bank \n")
+    assert read_register(path) == {"LEI": Addressee("LEI", "A Bank", "DE", "bank")}
+    path.write_text("entity,name,country,type\nLEI, ,DE,bank\n")  # whom would its letter address?
+    with pytest.raises(UserError, match="line 2, column name: it is empty"):
+        read_register(path)
     path.write_text("entity,name\n")
     with pytest.raises(UserError, match="'country'"):
         read_register(path)
+
+
+def test_a_directory_without_a_tokenizer_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot load a tokenizer from .*: it has no tokenizer.json"):
+        token_counter(tmp_path)
 
 
 def test_make_reports_writes_what_its_card_says(tmp_path):

@@ -85,6 +85,9 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
     other = write(tmp_path / "moved", {LCR: "1.41"}, SMALL, period="2025-12-31")
     assert again()[1] == everything  # the later ones show the earlier one
     assert again(draft=True)[1] == again()[1] == everything
+    for name in ("report.json", "letter.txt"):  # removed by a person
+        next((tmp_path / "out").glob(f"*2026-03-31/{name}")).unlink()
+        assert again()[1] == ["2026-03-31"] and list((tmp_path / "out").glob(f"*2026-03-31/{name}"))
     last = next((tmp_path / "out").glob("*2026-03-31"))
     last.rename(f"{last}.tmp")  # as if interrupted just before the end
     assert again()[1] == ["2026-03-31"] and not list((tmp_path / "out").glob("*.tmp"))
@@ -133,8 +136,53 @@ def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
     lines = ["entity,period,rule,state,note", *(f"{case},,benign,{16 * '0'}" for case in cases)]
     (tmp_path / "decisions.csv").write_text("\n".join(lines))
     run(tmp_path, quarters, findings=tmp_path / "decisions.csv")
-    said = "2 decisions are on reports that are not among these; the first: "
+    said = "3 decisions are on reports that are not among these; the first: "
     assert f"{said}{tmp_path / 'decisions.csv'}, line 2, on {BANK.entity} as of 2026-03-30\n" in capsys.readouterr().out
+
+
+def test_a_decision_is_on_the_report_of_one_scope(tmp_path):
+    """A waiver of the individual requirement lifts nothing in the consolidated report, and its note is no note of that one."""
+    note = "The individual requirement is waived."
+    for scope, notes in (("IND", [note]), ("CON", [])):
+        write(tmp_path / "files", {LCR: "0.93"}, SMALL, notes, replace(BANK, scope=scope))
+    lines = "entity,period,rule,state,cell,legal,note\n{0},2026-03-31,LCR_MIN,lifted,,CRR Art. 8,\n{0},2026-03-31,,benign,,,{1}\n"
+    decisions = tmp_path / "decisions.csv"
+    decisions.write_text(lines.format(f"{BANK.entity}.IND", Note(note).id))
+    _, made = run(tmp_path, tmp_path / "files", findings=decisions)
+    states = [(len(one["findings"]), one["letter"]["state"]) for one in sorted(made, key=lambda one: one["entity"])]
+    assert states == [(1, "ready"), (0, "ready")]
+    decisions.write_text(lines.format(BANK.entity, Note(note).id))
+    said = f"line 2, column entity: {BANK.entity} has several reports as of 2026-03-31; add the scope, as in {BANK.entity}.CON"
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, tmp_path / "files", findings=decisions)
+
+
+def test_what_was_lifted_in_an_earlier_report_was_no_breach_there(tmp_path):
+    """Two reports below the limit while a waiver held, then one without: nothing has lasted."""
+    periods = ("2025-12-31", "2026-03-31", "2026-06-30")
+    for period in periods:
+        write(tmp_path / "files", {LCR: "0.89"}, SMALL, period=period)
+    decisions = tmp_path / "decisions.csv"
+    lines = [f"{BANK.entity},{period},LCR_MIN,lifted,CRR Art. 8" for period in periods[:2]]
+    for lifted, said in ((0, "The two previous reports"), (1, "The previous report showed"), (2, "fallen")):
+        decisions.write_text("\n".join(["entity,period,rule,state,legal", *lines[:lifted]]) + "\n")
+        _, made = run(tmp_path, tmp_path / "files", findings=decisions)
+        (last,) = [one for one in made if one["period"] == periods[2]]
+        assert last["letter"]["state"] == "ready" and (said in last["letter"]["text"]) == (lifted < 2)
+        assert ("showed the same" in last["letter"]["text"]) == (lifted < 2)
+
+
+def test_the_trend_is_of_figures_of_the_earlier_report_itself(tmp_path):
+    """A figure of another date in the earlier file is no figure of that report."""
+    for path in write(tmp_path / "files", {LCR: "1.30"}, SMALL, period="2026-03-31"):
+        content = json.loads(path.read_text())
+        for name, one in list(content["facts"].items()):
+            other = {**one, "value": "5.55", "dimensions": {**one["dimensions"], "period": "2025-10-01T00:00:00"}}
+            content["facts"] |= {f"{name}old": other} if one["value"] == "1.30" else {}
+        path.write_text(json.dumps(content))
+    write(tmp_path / "files", {LCR: "0.93"}, SMALL, period="2026-06-30")
+    _, made = run(tmp_path, tmp_path / "files")
+    assert "It has fallen from 130.00% at the previous date." in made[1]["letter"]["text"]
 
 
 def test_an_entity_with_strange_characters_is_refused(tmp_path, capsys):

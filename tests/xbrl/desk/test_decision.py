@@ -46,9 +46,10 @@ NOTE_OF_THE_PAGE = "f76e7f627d2967f6"
 QUOTE = "were pledged to Landesbank Mittelrhein and have not come back"
 FACT = f'pledged | applies | EUR 40000000 | Landesbank Mittelrhein | - | "{QUOTE}"'
 ID = Note(NOTE).id
+ENTITY = f"{BANK.entity}.{BANK.scope}"
 COUNTED = "PLEDGED_COUNTED | C 76.00.a r0010 c0010 | 102000 thousand | max 62000 thousand | Delegated Reg. (EU) 2015/61 Art. 7(2)"
-LCR_LINE = f"{BANK.entity},{PERIOD},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.62,1,,pledged,{ID}"
-LINE = f"{BANK.entity},{PERIOD},PLEDGED_COUNTED,violated,C 76.00.a r0010 c0010,102000000,62000000,,pledged,{ID}"
+LCR_LINE = f"{ENTITY},{PERIOD},LCR_PLEDGED,violated,C 76.00.a r0030 c0010,0.62,1,,pledged,{ID}"
+LINE = f"{ENTITY},{PERIOD},PLEDGED_COUNTED,violated,C 76.00.a r0010 c0010,102000000,62000000,,pledged,{ID}"
 FALSEHOODS = (
     "The Tier 1 ratio was 3.6419% (C 03.00 r0030 c0010), above the minimum of 4.5%.",
     "You need not: Convene your owners.",
@@ -81,7 +82,7 @@ def decide(tmp_path, *lines):
     """The decisions of a file for --findings with these lines."""
     path = tmp_path / "decisions.csv"
     path.write_text("\n".join(["entity,period,rule,state,cell,value,limit,legal,kind,note", *lines]) + "\n")
-    return load_findings(path)[BANK.entity, PERIOD]
+    return [one for decisions in load_findings(path).values() for one in decisions]
 
 
 @pytest.mark.parametrize("falsehood", [*FALSEHOODS[:2], " ".join(FALSEHOODS)])
@@ -132,7 +133,7 @@ def test_a_note_waits_for_a_person_with_and_without_a_model(noted):
         first, *_, last = letter["text"].splitlines()
         assert letter["state"] == "not ready" and first == last == "NOT READY: not to be sent"
         assert letter["reasons"][0].startswith(f"nobody has decided on note {note['id']} ({NOTE[:40]!r}"[:50])
-        assert note["if_not"] == f"{BANK.entity},{PERIOD},,benign,,,,,{'pledged' if note['facts'] else ''},{note['id']}"
+        assert note["if_not"] == f"{ENTITY},{PERIOD},,benign,,,,,{'pledged' if note['facts'] else ''},{note['id']}"
     assert "the model proposes" not in record(noted)["letter"]["reasons"][0]
     german = make_record(Case(noted, NAMED), Form("de", "de"))["letter"]["text"].splitlines()
     assert german[0] == german[-1] == "NICHT FREIGEGEBEN: nicht zu versenden"
@@ -172,6 +173,8 @@ def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path
         QUOTE,
     )
     assert note["if_so"][0] == LINE and note["id"] == ID and ",LCR_PLEDGED,violated," in note["if_so"][1]
+    page = Path("docs/desk.md").read_text()
+    assert all(f"    {line[:-8]}...\n" in page for line in note["if_so"])
     found = [one for one in made["findings"] if one["rule"] == "PLEDGED_COUNTED"]
     assert found[0]["verdict"] == "not decidable by rule" and "follows from the facts" in found[0]["reason"]
     wrong = record(noted, answer(COUNTED.replace("62000", "52000"), facts=[FACT]))["findings"][0]
@@ -256,7 +259,7 @@ def test_a_decision_on_a_note_names_it(noted, tmp_path, name):
     assert record(noted, decisions=decide(tmp_path, annotation))["letter"]["state"] == "not ready"
 
 
-ALL = f"{BANK.entity},{PERIOD},"
+ALL = f"{ENTITY},{PERIOD},"
 CELL = "C 76.00.a r0010 c0010"
 
 
@@ -351,8 +354,12 @@ def test_a_letter_that_was_ready_once_does_not_stay(tmp_path, breach):
 
 
 def test_no_part_of_a_note_is_passed_over(breach):
-    """The reader cuts a long note and leaves out the last of a thousand: what stood there may decide."""
-    for filed in ([Note("x " * 3000)], [Note(f"note {number}") for number in range(1100)]):
+    """The reader cuts a long note and leaves out the last of a thousand: what stood there may decide, whatever the rest says."""
+    for filed in (
+        [Note("x " * 3000)],
+        [Note("This table has no text. " * 300)],
+        [Note(f"note {number}") for number in range(1100)],
+    ):
         notes, warnings = make_notes(filed)
         made = record(replace(breach, notes=notes[:1], warnings=tuple(warnings)))
         assert made["letter"]["reasons"][-1].startswith("a note was not read as a whole (")
@@ -447,6 +454,17 @@ def test_a_report_that_nothing_was_checked_in_is_no_report_without_a_breach(tmp_
         assert letter["state"] == "not ready" and reason in letter["reasons"][0] and said in letter["text"]
         assert "not examined" in letter["text"] and "found no breach" not in letter["text"]
         assert "This is no statement that the requirements are met." in letter["text"]
+
+
+def test_no_name_of_a_file_gets_into_a_letter_and_a_late_return_is_no_report_without_a_breach(tmp_path):
+    """The name of a file has a module in capitals, and a time. A file of today can be late, and nothing of it be tested."""
+    report, late = read(tmp_path, figures=SMALL), Path("LEI_DE_COREP040200_COREPLR_2026-03-31_20260813120000000.json")
+    for file in (Path("x_WEACCEPTALL_2026-03-31_20260415120000000.json"), late):
+        letter = record(replace(report, files=(file,)))["letter"]
+        assert letter["state"] == "ready" and "WEACCEPTALL" not in letter["text"]
+        assert ("Return COREP_LR: its file was made" in letter["text"]) == (file == late)
+    letter = record(replace(report, files=(late,), facts=(), filing_indicators={"R_06.00": True}))["letter"]
+    assert letter["state"] == "not ready" and letter["reasons"][0].endswith(": nothing was examined")
 
 
 SENTENCES = (

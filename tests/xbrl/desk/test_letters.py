@@ -12,10 +12,10 @@ from common.errors import UserError
 from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, SMALL, read, record
 from xbrl.answers.answers import write_violation
 from xbrl.desk import letters
-from xbrl.desk.letters import BLOCKS, DRAFT, LANGUAGES, Context, plain_name, required_measures, write_letter
+from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import note_rules
-from xbrl.rules.measures import DEADLINES, OWNERS
+from xbrl.rules.measures import DEADLINES, OWNERS, load_basis
 from xbrl.rules.remittance import judge_return
 from xbrl.rules.rule_lines import describe_result
 from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
@@ -254,6 +254,10 @@ def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
         (good.replace("[PLEDGED_COUNTED]", "[OTHER]").replace("[misstatement_filing]", "[X]"), "has no block"),
         (good.replace("{{ deadline }}", "{{ dedline }}"), "'dedline' is undefined; mend the block"),
         (good.replace("{{ deadline }}", "{{ deadline }"), "cannot be filled in"),
+        (
+            good.replace('order = "', 'order = 5 # "'),
+            "[measures] PLEDGED_COUNTED must be a text, not 5; mend the block",
+        ),
         ("[", "the blocks of letters cannot be read"),
     ):
         measures.write_text(text)
@@ -262,21 +266,27 @@ def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
             write_letter([PLEDGED], NAMED, PERIOD)
 
 
-@pytest.mark.parametrize("line", ["", 'draft = " "', 'draft = ""', "draft = \"{{ '' }}\"", "draft = 5"])
-def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks, line):
-    """An older copy of the blocks has none and goes on in English; a wrong one is refused, whether the letter is ready or not."""
-    words = own_blocks / "en" / "words.toml"
-    good = words.read_text()
-    words.write_text(good.replace(f'draft = "{DRAFT}"', line))
-    assert words.read_text() != good
+def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks):
+    """A block without words is refused, whether the letter is ready or not."""
     notes = (["Our systems were migrated."], [])
     reports = [read(tmp_path / str(len(one)), figures=SMALL, notes=one) for one in notes]
-    if line:
-        for report in reports:
-            with pytest.raises(UserError, match=r"en/words\.toml: \[text\] draft .*; mend the block"):
-                record(report)
-        return
     waiting, ready = (record(report)["letter"] for report in reports)
-    marked = waiting["text"].splitlines()
-    assert marked[0] == marked[-1] == "NOT READY: not to be sent" and waiting["state"] == "not ready"
-    assert ready["state"] == "ready" and DRAFT not in ready["text"]
+    marked, draft = waiting["text"].splitlines(), "NOT READY: not to be sent"
+    assert marked[0] == marked[-1] == draft and waiting["state"] == "not ready"
+    assert ready["state"] == "ready" and draft not in ready["text"]
+    words = own_blocks / "en" / "words.toml"
+    good = words.read_text()
+    for line in ("", 'draft = " "', 'draft = ""', "draft = \"{{ '' }}\"", "draft = 5"):
+        words.write_text(good.replace(f'draft = "{draft}"', line))
+        letters._blocks.cache_clear()
+        for report in reports:
+            with pytest.raises(UserError, match=r"en/words\.toml: \[text\] .*draft"):
+                record(report)
+
+
+def test_a_term_of_the_legal_basis_that_the_blocks_do_not_name_is_one_sentence(monkeypatch):
+    law = load_basis()
+    longer = replace(law, row={**law.row, "objection": {**law.row["objection"], "months": 6}})
+    monkeypatch.setattr(letters, "load_basis", lambda name: longer)
+    with pytest.raises(UserError, match=r"words\.toml: \[months\] has no block '6'; write it there"):
+        write_letter([PLEDGED], NAMED, PERIOD)

@@ -126,6 +126,11 @@ def test_the_overview_and_the_csv_and_each_tag_that_is_opened_is_closed(made, tm
     ]
     assert all(row["bank"].startswith("'=<script>") for row in rows)  # no formula of a spreadsheet
     assert list(map(_cell, ("-22729 thousand", "-3.5%", "-2+3|x"))) == ["-22729 thousand", "-3.5%", "'-2+3|x"]
+    assert list(map(_cell, ("C 28.00 a; =1+1;b", "a\n=1", "CRR Art. 1; CRD Art. 2"))) == [
+        "C 28.00 a;' =1+1;b",
+        "a\n'=1",
+        "CRR Art. 1; CRD Art. 2",
+    ]
 
 
 def test_an_interrupted_report_leaves_nothing_behind(made, tmp_path, monkeypatch):

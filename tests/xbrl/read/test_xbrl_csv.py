@@ -173,7 +173,7 @@ def test_empty_values_report_no_fact_and_are_counted(tmp_path):
         ({"parameters.csv": PARAMETERS.replace("refPeriod", "period")}, "has no refPeriod"),
         *(
             ({"parameters.csv": PARAMETERS.replace("2026-03-31", day)}, f"csv line 3: refPeriod '{day}' is not a date")
-            for day in ("2026-02-30", "20260331", "2026-03-31T00:00:00", "٢026-03-31")
+            for day in ("2026-02-30", "9999-12-31", "20260331", "2026-03-31T00:00:00", "٢026-03-31")
         ),
         ({"parameters.csv": PARAMETERS + "refPeriod,2026-06-30\r\n"}, "line 7: duplicate parameter refPeriod"),
         ({"parameters.csv": PARAMETERS.replace(",-3", ",three")}, "decimalsMonetary 'three'"),

@@ -176,6 +176,14 @@ def test_each_large_exposure_has_its_own_limit():
     assert (met.state, met.row) == ("ok", "A")
 
 
+def test_an_exposure_that_leaves_out_what_a_rule_reads_is_not_passed_over():
+    """Of B only the share before mitigation is reported: whether it keeps to the limit is open."""
+    figures = {"le A c350": "20%", "le B c230": "40%"}
+    assert [(one.row, one.state) for one in judged("LE_LIMIT", figures)] == [("B", "undecided")]
+    found = [(one.row, one.state) for one in judged("LE_DEF", figures)]
+    assert found == [("B", "triggered"), ("A", "undecided")]
+
+
 def test_limits_of_institutions_legs_of_the_buffer_and_the_cap_of_the_floor():
     who = {"who * c070": "eba_qTE:qx2056"}
     assert state("LE_LIMIT", {"le * c350": "25%", **who}) == "ok"
@@ -200,6 +208,8 @@ def test_limits_of_institutions_legs_of_the_buffer_and_the_cap_of_the_floor():
         ("LCR_MIN", {"lcr 30": "80%"}, "2018-01-01"),
         ("NSFR_MIN", {"nsfr 220 40": "80%"}, "2021-06-28"),
         ("LR_MIN", {"lev 340": "2%"}, "2021-06-28"),
+        ("LE_LIMIT", {"le * c350": "26%"}, "2021-06-28"),  # before that, of eligible capital
+        ("LE_PCT", {"le * c350": "20%", "le * c330": 5_000, "of 15": 10_000}, "2021-06-28"),
         ("LR_OLRR", {"lev 340": "3.4%", "lev 440": "3.5%", "lev 420": "3%"}, "2023-01-01"),
     ],
 )

@@ -106,7 +106,9 @@ def test_findings_csv_of_other_programs(tmp_path) -> None:
     """A byte order mark, spaces, CRLF, an entity with its scope, and only the columns that are needed. Not Latin-1."""
     path = tmp_path / "findings.csv"
     path.write_bytes(f"\ufeffperiod,entity,rule,state\r\n 2026-03-31 ,{ENTITY}.CON,LCR_MIN,lifted\r\n".encode())
-    assert load_findings(path) == {(ENTITY, "2026-03-31"): (Finding(ENTITY, "2026-03-31", "LCR_MIN", "lifted"),)}
+    assert load_findings(path) == {
+        (f"{ENTITY}.CON", "2026-03-31"): (Finding(f"{ENTITY}.CON", "2026-03-31", "LCR_MIN", "lifted"),)
+    }
     path.write_bytes("entity,period,rule,state,legal\nÄ,,,,".encode("latin-1"))
     with pytest.raises(UserError, match="findings.csv is not valid UTF-8 at byte 31"):
         load_findings(path)

@@ -221,6 +221,12 @@ def test_templates_that_are_missing(tmp_path):
     assert findings == [("MANDATORY", "C 03.00 has no filing indicator, but COREP_OF must contain it")]
 
 
+def test_what_is_mandatory_cites_the_law_of_the_date():
+    for period, act in (("2026-03-31", "2024/3117 Art. 5(1)"), ("2024-12-31", "2021/451 Art. 5(2)")):
+        report = report_of({"ratio 10": "10%"}, period=period, filed={"C_03.00": True})
+        assert {one.legal for one in check_quality(report, CELLS)} == {f"ITS (EU) {act}"}
+
+
 def test_contradictory_numbers_of_staff_are_no_percentages():
     report, staff = report_of({}, filed={"R_07.00": True}), ("R_07.00", "r0010", "c0010")
     facts = [Fact("i", Decimal(number), "xbrli:pure", 0, "BANK", PERIOD, {}, staff) for number in (5904, 6000)]

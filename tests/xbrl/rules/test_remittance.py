@@ -57,6 +57,21 @@ def test_a_file_made_after_the_due_date_is_late_for_certain(created, state, word
     assert result.limit == 15 and result.value is not None
 
 
+@pytest.mark.parametrize(
+    ("module", "period", "created", "state", "law"),
+    [
+        ("COREPOF", "2025-03-31", "20250630", "ok", "2024/3117 Art. 24(1)"),
+        ("COREPLR", "2025-03-31", "20250702", "violated", "2024/3117 Art. 24(1)"),
+        ("COREPNSFR", "2025-03-31", "20250630", "violated", "2024/3117 Art. 3(1)(b)"),
+        ("COREPLCRDA", "2024-11-30", "20241220", "violated", "2021/451 Art. 3(1)(a)"),
+        ("COREPALM", "2026-03-31", "20260505", "undecided", "2024/3117 Art. 3(1)"),  # some file it quarterly
+    ],
+)
+def test_the_law_of_the_date_decides(module, period, created, state, law):
+    (result,) = late_filings(report_of(name(module, created).replace("2026-03-31", period), period=period))
+    assert (result.state, result.legal) == (state, f"ITS (EU) {law}")
+
+
 def test_the_earliest_file_of_each_module_counts_and_one_without_a_time_decides_nothing():
     names = (name("COREPLCRDA", "20260410"), name("COREPLCRDA", "20260601"), name("COREPOF", "20260520"))
     results = late_filings(report_of(*names))
