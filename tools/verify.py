@@ -86,6 +86,8 @@ def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
                 say(line)
             say("nothing differs from the record")
             return entries
+        except PermissionError:  # what cannot be read may be as recorded
+            raise
         except (Differs, OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as problem:
             if len(read_record(run)) == len(entries):
                 is_known = isinstance(problem, Differs | OSError)

@@ -311,6 +311,17 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch) -> Non
             list(seen(entries, "example"))
 
 
+def test_a_file_that_cannot_be_read_is_no_difference(tmp_path, monkeypatch) -> None:
+    start(tmp_path / "run")
+
+    def refused(*arguments: object) -> str:
+        raise PermissionError(13, "Permission denied", "metrics.jsonl")
+
+    monkeypatch.setattr(verify, "_check_metrics", refused)
+    with pytest.raises(PermissionError):
+        said(tmp_path / "run")
+
+
 TORCHRUN = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
