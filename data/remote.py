@@ -110,7 +110,9 @@ def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
             with (folder / ROWS).open("w", encoding="utf-8") as file:
                 for _, row in itertools.islice(itertools.chain.from_iterable(map(read_rows, urls)), most):
                     # A row that cannot be read stays one: the reader finds the sentence in its place.
-                    text = json.dumps(str(row) if isinstance(row, UserError) else row, default=_as_text)
+                    row = str(row) if isinstance(row, UserError) else row
+                    # Bytes are no text, and may be a picture; what else JSON does not have, such as a date, becomes one.
+                    text = json.dumps(row, default=lambda value: None if isinstance(value, bytes) else str(value))
                     file.write(text + "\n")
                     count += 1
         else:
@@ -123,11 +125,6 @@ def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
     files = [{"name": name, "size": (folder / name).stat().st_size} for name in names]
     record = {"source": path, "urls": urls, "date": time.strftime("%Y-%m-%d"), "rows": count, "files": files}
     write_json(folder / RECORD, record)
-
-
-def _as_text(value: object) -> str | None:
-    """A value of a column that JSON does not have, such as a date. Bytes are no text, and may be a picture."""
-    return None if isinstance(value, bytes) else str(value)
 
 
 def _files(files: Sequence) -> str:
