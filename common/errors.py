@@ -11,6 +11,8 @@ from typing import NoReturn
 
 # No space, no quota, or a file that may not grow (RLIMIT_FSIZE).
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# No permission, a read-only disk, a file where a directory is meant, or a directory where a file is.
+NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
 class UserError(Exception):
@@ -48,8 +50,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main()` and return the exit code.
 
-    A `UserError` or a full disk prints one line to stderr and returns 2, `PeerLost` and `NotMet` one line and 3. Ctrl-C returns
-    130.
+    A `UserError`, a full disk or a file that the user may not use prints one line to stderr and returns 2, `PeerLost` and
+    `NotMet` one line and 3. Ctrl-C returns 130.
     """
     code = 2
     try:
@@ -61,10 +63,13 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
             _print_error(str(error))
         return PeerLost.EXIT_CODE
     except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
         where = f"{error.filename}: " if error.filename else ""
-        sentence = f"{where}the disk is full; free some space and run the same command again"
+        if error.errno in DISK_FULL:
+            sentence = f"{where}the disk is full; free some space and run the same command again"
+        elif where and error.errno in NOT_OURS:
+            sentence = f"{where}{error.strerror}; change its permissions, or name another place"
+        else:
+            raise
     except KeyboardInterrupt:
         return 130
     if _is_first_to_say(sentence):

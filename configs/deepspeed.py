@@ -193,6 +193,8 @@ def _batch(file: _File, world_size: int) -> None:
         packed = file.config.data.packing
         more = " x data.sequence_length tokens, because examples are packed" if packed else " examples"
         file.set("batch.micro_batch", micro, f"{MICRO}={micro}", more)
+    elif accumulation is not None:
+        file.notes.append(f"ignored: {ACCUMULATION}={accumulation}, which follows from the examples of a step")
 
 
 def _precision(file: _File) -> None:

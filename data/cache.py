@@ -104,7 +104,8 @@ class Cache:
             shutil.rmtree(temporary, ignore_errors=True)
         if not (store := _open_entry(entry, _warn)):
             raise UserError(f"the new cache entry {entry} cannot be read; name another directory in data.cache")
-        self._shrink()
+        with suppress(FileNotFoundError):  # another process removes the same entries
+            self._shrink()
         return store
 
     def _shrink(self) -> None:

@@ -21,6 +21,7 @@ from data.examples import Documents
 from data.files import SUFFIXES, check_files, data_suffix, expand, reading_of
 from data.formats import Noticed, example_text, read_files
 from data.held_out import CONTENT_KEYS, content_hash
+from data.rows import text_of
 from data.sources import Corpus
 from data.tokenise import read_units
 
@@ -106,7 +107,7 @@ def wanted_by(path: Path, data: Data) -> Wanted:
     if data_suffix(path) in SUFFIXES and data_suffix(path) != ".txt":
         reading = replace(reading_of(data, "error"), max_samples=None)
         return Wanted(frozenset(content_hash(example).hex() for _, example in read_files([path], reading)))
-    return Wanted(frozenset(filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines()))))
+    return Wanted(frozenset(filter(None, map(str.strip, text_of(path).splitlines()))))
 
 
 def called(name: str) -> Wanted:

@@ -72,15 +72,11 @@ def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]
         raise UserError(
             f"{path} is fetched into data.cache, where a resumed run finds it again; data.cache must not be None"
         )
-    directory = Path(cache) / FETCHED
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"data.cache={cache} cannot be written: {error.strerror or error}") from error
-    key = hashlib.sha256(json.dumps([path, most]).encode()).hexdigest()
-    name = re.sub(r"[^\w.-]+", "-", path.partition("?")[0]).strip("-.")[-60:]
-    folder = directory / f"{name}-{key[:8]}"
-    with node_lock(directory, key, lambda: say(f"waiting for another process of this node, which fetches {path}")):
+    folder = fetched_into(path, cache, most)
+    directory = folder.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    waiting = f"waiting for another process of this node, which fetches {path}"
+    with node_lock(directory, folder.name[-8:], lambda: say(waiting)):
         if not (folder / RECORD).is_file():
             with new_directory(folder) as temporary:
                 _fetch(path, temporary, most, say)
@@ -98,6 +94,13 @@ def fetch(path: str, cache: str | None, most: int | None, say: Say) -> list[str]
     return list(map(str, files))
 
 
+def fetched_into(path: str, cache: str, most: int | None) -> Path:
+    """The directory that has what is fetched of a source. Arguments are those of `fetch`."""
+    key = hashlib.sha256(json.dumps([path, most]).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", path.partition("?")[0]).strip("-.")[-60:]
+    return Path(cache, FETCHED, f"{name}-{key[:8]}")
+
+
 def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
     """Fill `folder` with the files of a source, or with its first rows, and with the record of them."""
     urls, names, count = _urls(path, say), [], 0
@@ -107,7 +110,10 @@ def _fetch(path: str, folder: Path, most: int | None, say: Say) -> None:
             with (folder / ROWS).open("w", encoding="utf-8") as file:
                 for _, row in itertools.islice(itertools.chain.from_iterable(map(read_rows, urls)), most):
                     # A row that cannot be read stays one: the reader finds the sentence in its place.
-                    file.write(json.dumps(str(row) if isinstance(row, UserError) else row, default=str) + "\n")
+                    row = str(row) if isinstance(row, UserError) else row
+                    # Bytes are no text, and may be a picture; what else JSON does not have, such as a date, becomes one.
+                    text = json.dumps(row, default=lambda value: None if isinstance(value, bytes) else str(value))
+                    file.write(text + "\n")
                     count += 1
         else:
             say(f"{path}: {_files(urls)}, {'are' if len(urls) > 1 else 'is'} fetched")

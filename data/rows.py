@@ -102,8 +102,13 @@ def _decode(raw: bytes, where: str) -> str:
         raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
+def text_of(path: str | Path) -> str:
+    """All text of a file, decompressed, without a byte order mark. Raises UserError as `read_lines`, and if it is not UTF-8."""
+    return _decode(b"".join(read_lines(path)), str(path))
+
+
 def _read_text(path: str | Path) -> Rows:
-    text = _decode(b"".join(read_lines(path)), str(path)).replace("\r\n", "\n")
+    text = text_of(path).replace("\r\n", "\n")
     if text.strip():
         yield str(path), {"text": text}
 
@@ -127,15 +132,17 @@ def _read_jsonl(path: str | Path) -> Rows:
 
 def _read_json(path: str | Path) -> Rows:
     """The items of one array, or values that follow each other."""
-    text = _decode(b"".join(read_lines(path)), str(path))
+    text = text_of(path)
     decoder, values, at = json.JSONDecoder(object_pairs_hook=_object), [], 0
     try:
         while (at := cast(re.Match, SPACE.match(text, at)).end()) < len(text):
             value, at = decoder.raw_decode(text, at)
             values.append(value)
-    except (ValueError, RecursionError) as error:
-        line = 1 + text.count("\n", 0, getattr(error, "pos", at))
+    except json.JSONDecodeError as error:
+        line = 1 + text.count("\n", 0, error.pos)
         raise UserError(f"{path}, line {line} is not valid JSON: {_json_reason(error)}") from error
+    except (ValueError, RecursionError) as error:  # which does not say where
+        raise UserError(f"{path} is not valid JSON: {_json_reason(error)}") from error
     values = values[0] if len(values) == 1 and isinstance(values[0], list) else values
     yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, 1))
 

@@ -101,7 +101,7 @@ def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 def _read_template(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data.chat_template: {path} cannot be read ({error}); name a file with a Jinja template"

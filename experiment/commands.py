@@ -266,12 +266,8 @@ def _join_times(*folders: Path) -> None:
 @contextmanager
 def owned(out: Path) -> Iterator[None]:
     """Create the directory of a list of commands and hold its lock. Raises UserError if another process has it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / "commands.lock").open("a")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from error
-    with file:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "commands.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,13 +5,13 @@ on a test and, against the base, on general text that no method trains on. One s
 the intervals are over examples, texts or questions, not over runs.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.durable_files import write_durably
 from common.errors import UserError
+from common.sha256 import sha256
 from configs.load import load_config, override
 from eval.comparison.measures import GENERAL, general_terms, measure_of
 from eval.intervals import Terms, change, interval, terms_of
@@ -56,7 +56,7 @@ def compare_methods(
     if plan_only:
         return "\n".join(f"{name:20} {' '.join(settings)}" for name, settings in methods.items())
     base, train = loaded.model.path, loaded.data.train[0]
-    digest = hashlib.sha256(test.read_bytes()).hexdigest()[:8]  # scores on another test are others
+    digest = sha256(test)[:8]  # scores on another test are others
     files = {
         name: (out / "results" / f"{name}-task-{digest}.json", out / "results" / f"{name}-general.json")
         for name in ("base", *methods)

@@ -4,7 +4,6 @@ It never looks at a test. OUT/sweep.json is the interface for others: `best.over
 `fixed`.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from common.durable_files import write_durably, write_json
 from common.errors import UserError
+from common.sha256 import sha256
 from configs.config import KEYS, Config, as_dict
 from configs.load import is_of_answers, load_config, override, parse_best_by
 from eval.comparison.arms import metric_rows
@@ -187,7 +187,7 @@ class Sweep:
         data = sorted({path for run in grid.runs for path in (*run.config.data.train, *run.config.data.validation)})
         self._check_yardstick(by, data)
         files = filter(Path.is_file, map(Path, data))  # folders, and what lies elsewhere, are not compared
-        digests = {f"SHA-256 of {path}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        digests = {f"SHA-256 of {path}": sha256(path) for path in files}
         self.begun_with = {"axes": list(grid.axes), **_fixed_settings(grid), **digests}
         before = _read_json(self.out / "sweep.json").get("begun_with", {})
         for name, now in self.begun_with.items():

@@ -5,12 +5,12 @@ import sys
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-import argparse
 import json
 import signal
 from pathlib import Path
 
 import tools.bench
+from common.command_line import add_number, new_parser
 from common.durable_files import check_can_write
 from common.errors import UserError, run_script
 from tools.bench import ARMS, SETTINGS, Benchmark, find_arm, run_all
@@ -18,15 +18,13 @@ from tools.bench import ARMS, SETTINGS, Benchmark, find_arm, run_all
 
 def main() -> int:
     """Read the command line, run everything and print the tables."""
-    parser = argparse.ArgumentParser(
-        description=tools.bench.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(tools.bench.__doc__)
     add = parser.add_argument
     add("--model", default="artifacts/models/SmolLM2-135M-Instruct", help="a Hugging Face directory (%(default)s)")
     add("--arms", default=",".join(ARMS), metavar="A,B", help="(%(default)s; ours-N has N ranks; ours always runs)")
     add("--settings", default=",".join(SETTINGS), metavar="A,B", help="(%(default)s)")
-    add("--rounds", type=int, default=2, metavar="N", help="each runs every arm once (%(default)s)")
-    add("--steps", type=int, default=3, metavar="N", help="measured steps (%(default)s)")
+    add_number(parser, "--rounds", "each runs every arm once", 2, least=1, metavar="N")
+    add_number(parser, "--steps", "measured steps", 3, least=1, metavar="N")
     add("--json", type=Path, metavar="FILE", help="write all measurements of all runs to FILE")
     add("--work", type=Path, default=Path("artifacts/bench"), metavar="DIR", help="examples and logs (%(default)s)")
     arguments = parser.parse_args()
@@ -34,9 +32,6 @@ def main() -> int:
     arms = tuple(find_arm(key) for key in dict.fromkeys(["ours", *keys]))
     if unknown := [name for name in settings if name not in SETTINGS]:
         raise UserError(f"--settings: {unknown[0]!r} is unknown; choose from {', '.join(SETTINGS)}")
-    for name in ("rounds", "steps"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
     if not Path(arguments.model, "config.json").is_file():
         raise UserError(
             f"{arguments.model} is not a model directory (no config.json); python scripts/fetch_base_model.py downloads "

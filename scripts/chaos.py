@@ -18,26 +18,24 @@ import sys
 
 sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-import argparse
 import random
 import signal
 
-from common.errors import UserError, run_script
+from common.command_line import add_number, new_parser
+from common.errors import run_script
 from tools.chaos import Chaos, Failed
 
 
 def main() -> int:
     """Read the command line, and kill."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument(
         "what", nargs="+", metavar="CONFIG or section.key=value", help="a config, and settings that replace its own"
     )
-    parser.add_argument("--kills", type=int, default=10, metavar="N", help="number of kills (%(default)s)")
-    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="of a run (%(default)s)")
+    add_number(parser, "--kills", "number of kills", 10, least=1, metavar="N")
+    add_number(parser, "--ranks", "of a run", 2, least=1, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of victims and moments (%(default)s)")
     arguments = parser.parse_intermixed_args()
-    if arguments.kills < 1 or arguments.ranks < 1:
-        raise UserError("--kills and --ranks must be 1 or more")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no process stays behind
     try:
         Chaos(arguments.what, arguments.ranks, random.Random(arguments.seed)).run(arguments.kills)

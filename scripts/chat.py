@@ -28,6 +28,7 @@ from eval.generate import Sampling
 def lines() -> Iterator[str]:
     """What is typed, with line editing, or the lines of a file."""
     if not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
         yield from sys.stdin
         return
     with suppress(ImportError):

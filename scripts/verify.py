@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import functools
+import signal
 
 from common.command_line import new_parser
 from common.errors import UserError, run_script
@@ -37,6 +38,8 @@ def main() -> int:
     parser.add_argument("--seen", metavar="FILE|ID|TEXT", help=what)
     parser.add_argument("--key", type=Path, metavar="FILE", help="the public key (PEM) of a signed export")
     arguments = parser.parse_args()
+    if arguments.key and (arguments.head or arguments.replay or arguments.seen):
+        raise UserError("--key looks at an export alone; name the run without it for --head, --replay and --seen")
     if arguments.key:
         from tools.release import verify_release
 
@@ -46,6 +49,7 @@ def main() -> int:
     step = arguments.replay
     if step not in (None, "all") and not step.isdecimal():
         raise UserError(f"--replay {step}: give the step of a checkpoint, 0 for the base, or all")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no process of a replay stays behind
     say, run = functools.partial(print, flush=True), arguments.run.absolute()
     try:
         entries = compare(run, arguments.head, say)

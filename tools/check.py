@@ -253,6 +253,7 @@ def changed_settings(check: Check, name: str) -> dict[str, object]:
         "run.eval_generate": 0,
         "run.best_by": "validation/loss",
         "run.stop_after_no_gain": 0,
+        "run.stop_at": None,
         "run.log_to": "tensorboard",
         "eval.metric": None,
         "run.export": "last",

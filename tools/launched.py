@@ -21,19 +21,21 @@ MARK = "LAUNCHED_AS"
 
 
 class Launch:
-    """A command that runs in the root of the repository. Its output goes to a file.
+    """A command that runs in `directory`. Its output goes to a file.
 
     Leaving the context kills whatever is left of it. Raises UserError where there is no /proc.
     """
 
-    def __init__(self, command: Sequence[object], output: Path, **environment: str) -> None:
+    def __init__(
+        self, command: Sequence[object], output: Path, directory: str | Path = ROOT, **environment: str
+    ) -> None:
         if sys.platform != "linux":
             raise UserError("this tool finds the processes of a run in /proc, which only Linux has")
         self.mark, self.output = uuid.uuid4().hex, output
         with output.open("wb") as file:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
-                cwd=ROOT,
+                cwd=directory,
                 env=os.environ | environment | {MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -385,6 +385,8 @@ def check_numbers(arguments: argparse.Namespace) -> dict[str, int]:
             raise UserError(
                 f"{option} goes with --model; a config says it itself (section.key=value replaces a setting)"
             )
+    if arguments.model and (arguments.deepspeed or arguments.against or arguments.here):
+        raise UserError("--deepspeed, --against and --here go with a config, not with --model")
     if not (arguments.model or arguments.what):
         raise UserError(f"name a config, e.g. configs/xbrl.py, or a model: --model with one of {', '.join(SHAPES)}")
     return given

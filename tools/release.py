@@ -18,6 +18,7 @@ from typing import Any
 
 from common.durable_files import write_durably
 from common.errors import UserError
+from data.remote import fetched_into
 from model.fingerprint import fingerprint_of_sums
 from model.flops import count_work, step_flops
 from model.language_model import build_on_meta
@@ -65,9 +66,10 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
     data, start, state, base = export.config.data, export.start, export.state, base_model(export.base)
     newest = next(entry.content for entry in Record(export.run).read()[::-1] if entry.kind == "start")
 
-    def files_of(paths: tuple[str, ...]) -> list[tuple[str, str]]:
-        """(name, SHA-256) of each file of a source, as the newest start has read it."""
-        roots = [str(Path(newest["directory"], path).resolve()) for path in paths]  # files, folders or globs
+    def files_of(paths: tuple[str, ...], most: int | None) -> list[tuple[str, str]]:
+        """(name, SHA-256) of each file of a source, as the newest start has read it: a file, folder or glob, or fetched."""
+        places = [one for path in paths for one in (path, fetched_into(path, data.cache or "", most))]
+        roots = [str(Path(newest["directory"], place).resolve()) for place in places]
         read = newest["files"]["the data"]
         found = [file for file in read if any(fnmatch(file, root) or file.startswith(f"{root}/") for root in roots)]
         return [(Path(file).name, read[file]) for file in found]
@@ -78,12 +80,14 @@ def write_bom(out: Path, export: Export, results: Results, options: Namespace) -
     parts = [part("machine-learning-model", base["hub_id"] or export.base.name, "base", facts, weights.items(), **more)]
     mixed = trained["data.mix"] or []  # of what was trained; a later start may have changed data.mix
     sources = [("data.train", 1 - sum(share for _, share, *_ in mixed), trained["data.train"]), *mixed]
-    paths = {"data.train": data.train} | {source.name: source.paths for source in data.mix}
+    paths = {"data.train": (data.train, data.max_samples)}
+    paths |= {source.name: (source.paths, source.max_samples) for source in data.mix}
     for (name, share, digest, *anchor), targets in zip(sources, state["loop"]["targets"], strict=True):
         facts = {"share": f"{share:.4g}", "target-tokens": targets, "fingerprint-of-tokens": digest}
         facts |= {"trained": "by KL to the base"} if anchor else {}
-        parts.append(part("data", name, f"data:{name}", facts, files_of(paths.get(name, ()))))
-    parts += [part("data", "validation", "validation", files=files_of(data.validation))] if data.validation else []
+        parts.append(part("data", name, f"data:{name}", facts, files_of(*paths.get(name, ((), None)))))
+    if data.validation:
+        parts.append(part("data", "validation", "validation", files=files_of(data.validation, None)))
     measured = [*results.evaluations, *filter(None, [results.forgetting])]
     files = [(Path(result["data"]).name, result["data_sha256"]) for result in results.evaluations]
     files += [file for result in measured for file in result["file"].items()]

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -39,7 +38,7 @@ from model.language_model import PackedLanguageModel, build_on_meta
 from model.weight_files import stored_tensors
 from model.weights import weights_of_directory
 from tools.chaos import read_rows
-from tools.launched import ROOT, torchrun
+from tools.launched import ROOT, Launch, torchrun
 from training.description import counted
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
 from training.identity import differences
@@ -87,6 +86,8 @@ def compare(run: Path, head: str | None, say: Say) -> list[Entry]:
                 say(line)
             say("nothing differs from the record")
             return entries
+        except PermissionError:  # what cannot be read may be as recorded
+            raise
         except (Differs, OSError, KeyError, IndexError, TypeError, AttributeError, ValueError) as problem:
             if len(read_record(run)) == len(entries):
                 is_known = isinstance(problem, Differs | OSError)
@@ -366,9 +367,10 @@ def segments(entries: list[Entry], step: int | None) -> list[Segment]:
 
 
 def run_train(command: list[str], directory: str, environment: dict[str, str]) -> tuple[int, str]:
-    """(exit code, output) of a training. Tests put another one here."""
-    done = subprocess.run(command, cwd=directory, env=os.environ | environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+    """(exit code, output) of a training, of which nothing is left after a signal. Tests put another one here."""
+    with tempfile.TemporaryDirectory() as folder:
+        with Launch(command, Path(folder, "output"), directory, **environment) as launch:
+            return launch.process.wait(), launch.text()
 
 
 def replay(run: Path, entries: list[Entry], step: int | None, say: Say) -> int:
@@ -426,7 +428,7 @@ def _train_again(segment: Segment, again: Path, say: Say) -> None:
     text = f"import json\n\nfrom configs.load import config_of\n\nconfig = config_of(json.loads({config!r}))\n"
     file.write_text(text, encoding="utf-8")
     script, directory = Path(start["directory"], start["command"][0]), start["directory"]
-    if not script.is_file():
+    if not (script.is_file() and os.path.isdir(directory)):
         script, directory = ROOT / "train.py", str(Path.cwd())
     ranks, threads = start["world_size"], str(start["threads"])
     what = f"training steps {segment.first + 1} to {last} on {ranks} ranks with {threads} threads again, by {segment.start}"

@@ -18,7 +18,7 @@ def raising(error: BaseException) -> None:
     raise error
 
 
-def test_a_user_error_and_a_full_disk_print_one_line_and_a_bug_is_raised(capsys) -> None:
+def test_a_user_error_and_a_disk_that_takes_no_file_print_one_line_and_a_bug_is_raised(capsys) -> None:
     assert exit_code_of(lambda: None) == 0 and exit_code_of(lambda: 3) == 3
     assert exit_code_of(lambda: raising(UserError("a file, line 3: what is wrong"))) == 2
     assert exit_code_of(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/file"))) == 2
@@ -26,8 +26,13 @@ def test_a_user_error_and_a_full_disk_print_one_line_and_a_bug_is_raised(capsys)
     assert exit_code_of(lambda: raising(KeyboardInterrupt())) == 130
     full = "the disk is full; free some space and run the same command again\n"
     assert capsys.readouterr().err == f"error: a file, line 3: what is wrong\nerror: a/file: {full}error: {full}"
-    with pytest.raises(PermissionError):
-        exit_code_of(lambda: raising(PermissionError(errno.EACCES, "Permission denied", "a/file")))
+    for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        assert exit_code_of(lambda: raising(OSError(number, "what the system says", "a/file"))) == 2  # noqa: B023
+        ours = "error: a/file: what the system says; change its permissions, or name another place\n"
+        assert capsys.readouterr().err == ours
+    for bug in (PermissionError(errno.EACCES, "of no file"), OSError(errno.ENOENT, "No such file", "a/file")):
+        with pytest.raises(OSError):
+            exit_code_of(lambda: raising(bug))  # noqa: B023
 
 
 def test_of_the_ranks_that_torchrun_started_the_first_says_what_all_have_in_common(

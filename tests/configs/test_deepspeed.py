@@ -157,6 +157,7 @@ def cosine(**params: object) -> dict:
         (batch(2, "auto", 64), OF_64 | {"batch.micro_batch": 2}, "train_batch_size=64"),
         (batch(None, 8, 64), OF_64, "train_batch_size=64"),
         (batch(2, None, "auto"), {"batch.micro_batch": 2}, '"auto"'),
+        (batch("auto", 8, "auto"), {}, "ignored: gradient_accumulation_steps=8, which follows"),
         (batch(None, None, None), {}, ""),
         ({"bf16": {"enabled": True}}, BF16, "DeepSpeed's default is bf16"),
         ({"bfloat16": {"enabled": True}, "fp16": {"enabled": "auto"}}, BF16, "bf16"),

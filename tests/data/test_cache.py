@@ -323,6 +323,17 @@ def test_the_entries_unused_for_longest_are_removed_unless_they_are_in_use(files
     assert clean_tokens(cache, True).endswith("places") and not entries(cache)
 
 
+def test_an_entry_that_another_process_removes_meanwhile_is_no_error(files, tmp_path, monkeypatch) -> None:
+    first, is_entry = load((files[0],), tmp_path / "cache").store.path, data.cache.is_entry
+
+    def vanishing(path: Path) -> bool:
+        return is_entry(path) and (path != first or shutil.rmtree(path) is None)
+
+    monkeypatch.setattr(data.cache, "is_entry", vanishing)
+    second = load((files[1],), tmp_path / "cache", cache_gib=1.0).store.path
+    assert entries(tmp_path / "cache") == [second]
+
+
 def no_locks(*arguments) -> None:
     raise OSError(37, "No locks available")
 

@@ -1,5 +1,6 @@
 """Which items of a corpus are made of given examples: in a mix, copies with other ids, texts in two documents; plans without them."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from common.errors import UserError
 from configs.config import Data, Source
 from data.batches import plan_training
 from data.encoding import ExampleEncoder
-from data.find import called, exclude, find
+from data.find import called, exclude, find, wanted_by
 from data.reader import Reader
 from data.sources import Corpus
 from tests.in_memory import json_lines
@@ -62,3 +63,13 @@ def test_a_plan_without_an_example_of_a_mix_keeps_all_others_in_their_steps(made
     Path(str(data.exclude)).write_text("no-such-id\n")
     with pytest.raises(UserError, match="names no example that is trained on; check its ids or hashes"):
         exclude(whole, corpus, data)
+
+
+def test_names_are_read_of_any_text_file(tmp_path) -> None:
+    """Windows begins one with a byte order mark, without which the first example would be trained on."""
+    for name, content in (("a.txt", "\ufeffid-1\r\nid-2\r\n".encode()), ("a.txt.gz", gzip.compress(b"id-1\nid-2"))):
+        (tmp_path / name).write_bytes(content)
+        assert wanted_by(tmp_path / name, Data(())).names == {"id-1", "id-2"}
+    (tmp_path / "latin.txt").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(UserError, match="latin.txt is not UTF-8 text"):
+        wanted_by(tmp_path / "latin.txt", Data(()))

@@ -126,6 +126,12 @@ def test_of_a_stream_only_so_many_rows_are_read(tmp_path, memory, monkeypatch, k
     assert fetch("memory://b", str(tmp_path), 3, said.append) == found
 
 
+def test_bytes_are_no_text_in_a_stream_either(tmp_path, memory) -> None:
+    memory({"bytes.parquet": parquet([{"text": b"picture", "id": 1}])})
+    with pytest.raises(UserError, match="has none of the forms"):
+        read(fetched("memory://bytes.parquet", tmp_path, most=1))
+
+
 def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path) -> None:
     pytest.importorskip("datasets")
     card = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: data/train*\n---\n"

@@ -240,7 +240,7 @@ def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None
 
 def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp_path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "chat.jinja").write_text("\ufeff{{ messages[0].content }}", encoding="utf-8")  # as Windows writes it
     loaded = load_tokenizer(str(tmp_path / "model"), str(tmp_path / "chat.jinja"))
     assert loaded.chat_template == "{{ messages[0].content }}"
     with pytest.raises(UserError, match=r"data.chat_template: .*none.jinja cannot be read"):

@@ -292,3 +292,4 @@ def test_other_ranks_are_not_compared_with_the_auxiliary_loss_and_no_run_has_dro
     (result,) = made.results
     assert result.status == SKIPPED and "the routers' auxiliary loss counts choices" in result.text
     assert changed_settings(made, "straight")["lora.dropout"] == 0.0  # the reference has none
+    assert changed_settings(made, "straight")["run.stop_at"] is None  # a run that stops exports nothing

@@ -53,6 +53,12 @@ def test_sound_data_pass_every_check(tmp_path) -> None:
     assert found["validation"].figures | {"compared": 0} == {"validation": 6, "shared": 0, "near": 0, "compared": 0}
 
 
+def test_data_that_were_fetched_are_checked_as_local_ones(tmp_path) -> None:
+    train = write_chat_file(tmp_path / "train.jsonl", 20)
+    found = results(tiny_config(tmp_path, {"train": (f"file://{train}",), "cache": str(tmp_path / "tokens")}))
+    assert (found["prompt"].status, found["prompt"].figures["examples"]) == (OK, 20)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [("<|im_end|>", ""), ("'\n' + message['content']", "': ' + message['content']")],

@@ -318,6 +318,8 @@ def test_what_is_kept_on_the_host_and_on_disk() -> None:
     tokens = 2048 + (1024 if found.config.data.validation else 0)  # of the text, and of the task's prompts
     assert host["forgetting"] == tokens * (2 * 49152 + 8) and plan.FORGETTING_BYTES == forgetting.TEXT_BYTES
     assert plan.TASK_TOKENS == forgetting.TASK_TOKENS
+    held_out = large(two, run={"eval_general": True}, data={"validation": (), "validation_share": 0.1})
+    assert held_out.host["forgetting"] == 3072 * (2 * 49152 + 8)
     offload = large(two, sharding={"cpu_offload": True})
     exact = 2 * 8 * count  # of two ranks in fp32: half of the weights, gradients and moments each
     assert exact <= offload.host["offload"] < 1.6 * exact  # pinned tensors are rounded up to a power of two

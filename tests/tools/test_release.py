@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
+from data.remote import fetched_into
 from eval.intervals import intervals
 from eval.report import Figure
 from model.fingerprint import fingerprint_of_base
@@ -40,10 +41,12 @@ def made(tmp_path_factory) -> tuple[Path, Export]:
     """An export of a tiny run with data, a mixed-in source and two results, and its description."""
     folder = tmp_path_factory.mktemp("release")
     base = write_tiny_model(folder / "base")
-    train, replay = write_chat_file(folder / "train.jsonl", 4), write_chat_file(folder / "replay.jsonl", 4, seed=1)
+    elsewhere, cache = "https://a.org/replay.jsonl", str(folder / "tokens")
+    (fetched := fetched_into(elsewhere, cache, 9)).mkdir(parents=True)
+    train, replay = write_chat_file(folder / "train.jsonl", 4), write_chat_file(fetched / "replay.jsonl", 4, seed=1)
     model = build_on_meta(shape := AutoConfig.from_pretrained(base))
-    mix = (Source("replay", (str(replay),), 0.25),)
-    data = Data((str(train),), (str(folder / "gone.jsonl"),), mix=mix, sequence_length=64)
+    mix = (Source("replay", (elsewhere,), 0.25, max_samples=9),)
+    data = Data((str(train),), (str(folder / "gone.jsonl"),), mix=mix, sequence_length=64, cache=cache)
     config = Config(Model(str(base)), data, Batch(4), Optimizer(1e-3), Run("trial", str(folder)))
     trained = {"data.train": "0123abcd", "data.mix": [["replay", 0.25, "4567cdef", "anchor"]]}
     identity = {"the weights": {"model.safetensors": sha256(base / "model.safetensors")}, "the data": trained}
@@ -96,7 +99,8 @@ def test_the_bill_has_what_was_trained_on_what_and_what_was_measured(made) -> No
     ):
         said = facts(parts[ref])
         (started, *_) = Record(export.run).read()
-        assert files(parts[ref]) == {file: started.content["files"]["the data"][str(out.parent / file)]}
+        (digest,) = (sum_ for path, sum_ in started.content["files"]["the data"].items() if Path(path).name == file)
+        assert files(parts[ref]) == {file: digest}
         assert (float(said["share"]), said["target-tokens"], said["fingerprint-of-tokens"]) == (share, targets, tokens)
     how = [facts(parts[f"data:{name}"]).get("trained") for name in ("data.train", "replay")]
     assert how == [None, "by KL to the base"]

@@ -5,8 +5,14 @@ The runs here are made by hand. tests/distributed/test_record.py verifies runs t
 
 import hashlib
 import json
+import os
+import runpy
 import shutil
+import signal
+import sys
+import time
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -303,3 +309,60 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch) -> Non
         said = r"the documents of the steps up to 2 are not those of entry 2 .*: the data changed"
         with pytest.raises(Differs, match=said):
             list(seen(entries, "example"))
+
+
+def test_a_file_that_cannot_be_read_is_no_difference(tmp_path, monkeypatch) -> None:
+    start(tmp_path / "run")
+
+    def refused(*arguments: object) -> str:
+        raise PermissionError(13, "Permission denied", "metrics.jsonl")
+
+    monkeypatch.setattr(verify, "_check_metrics", refused)
+    with pytest.raises(PermissionError):
+        said(tmp_path / "run")
+
+
+TORCHRUN = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+with open("child.tmp", "w") as file:
+    file.write(str(child.pid))
+os.rename("child.tmp", "child")
+time.sleep(600)
+"""
+
+
+def test_an_interrupted_replay_leaves_no_process(tmp_path) -> None:
+    """Ranks have sessions of their own, which Ctrl-C does not reach."""
+    command = [sys.executable, "-c", TORCHRUN]
+    replaying = get_context("fork").Process(target=verify.run_train, args=(command, str(tmp_path), {}))
+    replaying.start()
+    while not (tmp_path / "child").exists():
+        assert replaying.is_alive()
+        time.sleep(0.01)
+    os.kill(replaying.pid or 0, signal.SIGINT)
+    replaying.join()
+    status = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")  # gone, or a zombie that init has not reaped yet
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_replay_runs_where_the_directory_of_the_start_is_gone(tmp_path, monkeypatch) -> None:
+    (tmp_path / "train.py").touch()
+    content = START | {
+        "config": {"run": {"resume": "auto"}, "data": {"cache": None}},
+        "directory": str(tmp_path / "gone"),
+    }
+    content |= {"command": [str(tmp_path / "train.py")]}
+    made = SimpleNamespace(content=content, step=0)
+    started: list[str] = []
+    monkeypatch.setattr(verify, "run_train", lambda command, directory, _: (started.append(directory) or 0, ""))
+    verify._train_again(Segment(made, 0, [SimpleNamespace(step=2)]), tmp_path / "run", lambda line: None)
+    assert started == [str(Path.cwd())]
+
+
+def test_an_option_that_a_signature_does_not_answer_is_refused(monkeypatch, capsys) -> None:
+    for option in ("--head", "--replay", "--seen"):
+        monkeypatch.setattr(sys, "argv", ["verify.py", "release/model", "--key", "release.pub", option, "0" * 32])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(verify.ROOT / "scripts" / "verify.py"), run_name="__main__")
+        assert left.value.code == 2 and "error: --key looks at an export alone; name the run" in capsys.readouterr().err
