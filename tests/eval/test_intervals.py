@@ -99,3 +99,9 @@ def test_the_change_of_a_count_to_0_is_no_change_of_shares():
     )
     change = paired_change(before, after)["own/wrong"]
     assert change.value == -2.25 and change.low < change.value < change.high < -1.5
+
+
+def test_nats_per_token_of_two_tokenizers_have_no_change():
+    answers = [answer(["A"], ["A"])] * 4
+    before, after = (result(answers, [[10.0, targets]] * 4) for targets in (10, 5))
+    assert "loss" in paired_change(before, before) and "loss" not in paired_change(before, after)
