@@ -196,6 +196,9 @@ def test_unequal_arms_are_warned_of():
     assert "equal numbers of tokens: a 1,000, b 1,100" in found[0] and "a: 2 examples in the prompt" in found[1]
     assert found[2].startswith("3 answers of a were cut")
     assert "per answer" in found[3] and "not measured for b" in found[4]
+    files = [task(answers(right), shots=None, constrained=None, dtype=dtype) for right, dtype in ((4, "a"), (3, "b"))]
+    asked = warnings(compared(arm("a", *files), arm("b", task(answers(5), shots=None, constrained=None))))[0]
+    assert asked == "Not all were asked in the same way: a: a, or b; b: unknown."  # of one arm's seeds too
 
 
 def test_disagreements_show_the_answers_beside_each_other():
