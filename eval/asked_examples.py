@@ -31,8 +31,8 @@ def read_as(format: str, fields: str) -> Reading:
 
 
 def report_of(example: dict) -> str:
-    """The first user message of an example: what the model is asked about, without the system message."""
-    return next(message["content"] for message in example["messages"] if message["role"] == "user")
+    """The first user message of an example: what the model is asked about, without the system message; "" without one."""
+    return next((message["content"] for message in example["messages"] if message["role"] == "user"), "")
 
 
 def has_answer(example: dict) -> bool:

@@ -258,6 +258,18 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
     assert with_metric(arms, CHATS, lambda texts, examples: {})[0].seeds[0].task.get("metric") is None
 
 
+def test_results_of_other_fields_of_the_same_file_are_refused():
+    other = [{"messages": [*chat["messages"][:1], {"role": "assistant", "content": "other"}]} for chat in CHATS]
+    with pytest.raises(UserError, match="a-0.json was measured with another --format or --fields"):
+        compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, other)
+
+
+def test_a_chat_may_have_no_message_of_a_user():
+    chats = [{"messages": chat["messages"][1:]} for chat in CHATS]
+    result = compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, chats)
+    assert [one["report"] for one in result["disagreements"]] == [""] * 3
+
+
 def test_texts_have_no_answers_and_their_loss_is_compared_over_the_seeds():
     """Nor do equal answers make the losses of their models equal."""
     for has_answers in (False, True):
