@@ -20,7 +20,8 @@ import torch
 
 from common.command_line import add_number, new_parser, reader_may_leave
 from common.dtypes import add_dtype_option, choose_dtype
-from common.errors import run_script
+from common.errors import UserError, run_script
+from data.messages import check_unicode
 from eval.chat import AGAIN, END, Speaker, talk
 from eval.generate import Sampling
 
@@ -28,7 +29,11 @@ from eval.generate import Sampling
 def lines() -> Iterator[str]:
     """What is typed, with line editing, or the lines of a file."""
     if not sys.stdin.isatty():
-        yield from sys.stdin
+        try:
+            for line in sys.stdin:
+                yield check_unicode(line, "a question")  # some locales read what is not UTF-8 as surrogates
+        except UnicodeDecodeError as error:
+            raise UserError(f"a question is not UTF-8 text: {error.reason} at byte {error.start}") from error
         return
     with suppress(ImportError):
         import readline  # noqa: F401  (input() then edits lines and remembers them)

@@ -63,3 +63,11 @@ def test_the_script_answers_side_by_side(models, tmp_path):
     assert [line.split(" | ")[0].strip() for line in lines if line.startswith("/")] == models * 2
     answers = [line.split(" | ", 1)[1] for line in lines if line.startswith("/")]
     assert answers[:2] == answers[2:]  # /new began again
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # those of most locales, and of C
+def test_a_question_that_is_no_text_is_one_sentence(models, tmp_path, errors):
+    stdin = f'io.TextIOWrapper(io.BytesIO(b"K\\xf6nnen Sie?\\n"), "utf-8", "{errors}")'
+    (tmp_path / "typed.py").write_text(TYPED.replace('io.StringIO("hello\\n/new\\nhello\\n")', stdin))
+    done = run_python(tmp_path / "typed.py", ROOT / "scripts" / "chat.py", models[0], "--dtype", "fp32")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: a question is not ")
