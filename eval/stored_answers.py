@@ -38,6 +38,8 @@ def score_stored(
     everything = read_examples(data, reading)
     examples = choose_examples(everything, limit)
     asked = [example for example in examples if has_answer(example)]
+    if not asked:
+        raise UserError(f"no example of {data} is a chat with an answer, so there is nothing to score (docs/data.md)")
     training = list(filter(has_answer, read_examples(train, reading))) if train else None
     # A stored answer says nothing of general text; an earlier result may.
     earlier = read_result(before) | {"general_source": None} if before else None
