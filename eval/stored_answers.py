@@ -15,10 +15,10 @@ from eval.asked_examples import ScoreAnswers, choose_examples, has_answer
 from eval.results import read_result
 
 
-def write_answers(path: Path, result: dict) -> None:
-    """Write the answers of a result of scripts/evaluate.py. An example without an id is named by its place among them."""
-    answers = result.get("answers", ())
-    write_json_lines(path, [{"id": _name(answer, i), "answer": answer["answer"]} for i, answer in enumerate(answers)])
+def write_answers(path: Path, examples: list[dict], texts: list[str]) -> None:
+    """Write the answers to these examples. One without an id is named by its place among them."""
+    pairs = enumerate(zip(examples, texts, strict=True))
+    write_json_lines(path, [{"id": _name(example, i), "answer": text} for i, (example, text) in pairs])
 
 
 def score_stored(

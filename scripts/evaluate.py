@@ -96,9 +96,13 @@ def main() -> int:
     def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers
         """The scores on all ranks, or their error: the first rank fits the baselines, and the others need not fit them too."""
         examples, texts, *_ = arguments
-        return read_on_first(
-            lambda: score_answers(*arguments, validation=tuned_on, probe=probe) | own(texts, examples), ranks
-        )
+
+        def scores() -> dict:
+            if options.answers:  # before a function of the user's may fail
+                write_answers(options.answers, examples, texts)
+            return score_answers(*arguments, validation=tuned_on, probe=probe) | own(texts, examples)
+
+        return read_on_first(scores, ranks)
 
     result = evaluate_examples(options, inputs, ranks, score, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)
@@ -107,8 +111,6 @@ def main() -> int:
         result["figures"] = [asdict(figure) for figure in report.figures(result)]
         if options.json:
             write_json(options.json, result)
-        if options.answers:
-            write_answers(options.answers, result)
         print(report.full_report(result, inputs.before, show))
     dist.destroy_process_group()
     return 0

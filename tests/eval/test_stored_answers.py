@@ -40,7 +40,7 @@ def test_answers_are_found_by_their_ids(score, tmp_path):
     assert [(one["id"], one["predicted"]) for one in result["answers"]] == [("a", ["LCR_MIN"]), ("b", None)]
     violations = result["violations"]
     assert violations["micro"]["precision"] == 0.5 and "character n-grams" in violations["baselines"]
-    write_answers(tmp_path / "again.jsonl", result)
+    write_answers(tmp_path / "again.jsonl", EXAMPLES[::2], [BREACH, "garbage"])
     assert read_answers(tmp_path / "again.jsonl") == read_answers(tmp_path / "answers.jsonl")
 
 
