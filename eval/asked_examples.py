@@ -17,10 +17,12 @@ Item = TypeVar("Item")  # an example, alone or with its place
 ScoreAnswers = Callable[[list[dict], list[str], str, list[dict] | None, str], dict]
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--format` and `--fields`, whose values go to `read_as`."""
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--format` and `--fields`, whose values go to `read_as`, and `--metric`, whose value goes to `metric_figures`."""
     parser.add_argument("--format", choices=FORMATS, default="auto", help="like data.format of a config (%(default)s)")
     parser.add_argument("--fields", default="", help="like data.fields of a config: messages=dialogue,role=speaker")
+    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/runs.md)"
+    parser.add_argument("--metric", default="", help=metric)
 
 
 def read_as(format: str, fields: str) -> Reading:
@@ -31,8 +33,8 @@ def read_as(format: str, fields: str) -> Reading:
 
 
 def report_of(example: dict) -> str:
-    """The first user message of an example: what the model is asked about, without the system message."""
-    return next(message["content"] for message in example["messages"] if message["role"] == "user")
+    """The first user message of an example: what the model is asked about, without the system message; "" without one."""
+    return next((message["content"] for message in example["messages"] if message["role"] == "user"), "")
 
 
 def has_answer(example: dict) -> bool:

@@ -29,6 +29,7 @@ from eval.over_ranks import compute_over_ranks
 from eval.perplexity import general_perplexity, loss_work, target_losses, total
 from eval.results import prepare_output, read_result
 
+INSTRUCTING = ("system", "developer")  # roles of what stands before a conversation
 GENERAL_WINDOW = 1024  # maximum context in tokens when the perplexity on general text is measured
 GrammarOf = Callable[[list[dict]], tuple[str, str]]
 Sequences = list[tuple[list[int], list[float]]]  # token ids, weights of the targets
@@ -171,12 +172,12 @@ def _prompt(encoder: ExampleEncoder, example: dict, shots: Sequence[dict], room:
     """(token ids of the prompt of an example, the number of shots in it).
 
     As many of the `shots` as `room` tokens hold, from the first on, are earlier turns of the conversation, after its system
-    message.
+    or developer message.
     """
     messages, number = example["messages"], len(shots)
-    start = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    start = next((i for i, message in enumerate(messages) if message["role"] not in INSTRUCTING), len(messages))
     while True:
-        turns = [one for shot in shots[:number] for one in shot["messages"] if one["role"] != "system"]
+        turns = [one for shot in shots[:number] for one in shot["messages"] if one["role"] not in INSTRUCTING]
         ids = encoder.prompt([*messages[:start], *turns, *messages[start:]], tools=example.get("tools"))
         if len(ids) <= room or not number:
             return ids, number

@@ -23,22 +23,20 @@ class Terms:
     """A metric as a function of sums over units (reports, texts, questions).
 
     rows: `(units, columns)`, what each unit adds to each sum. clusters: one key per unit. metric: sums `(..., columns)` ->
-    values `(...)`. bounded: whether it lies between 0 and 1. observations: the clusters that say something about it, for
-    Wilson's interval; 0 stands for all. seeds: the values of the single training runs that `rows` are the mean of; empty for
-    what is not trained.
+    values `(...)`. bounded: whether it lies between 0 and 1. seeds: the values of the single training runs that `rows` are
+    the mean of; empty for what is not trained.
     """
 
     rows: np.ndarray
     clusters: Sequence[Hashable]
     metric: Callable[[np.ndarray], np.ndarray]
     bounded: bool = True
-    observations: int = 0
     seeds: tuple[float, ...] = ()
 
     @property
     def n(self) -> int:
-        """The number of independent observations."""
-        return self.observations or len(set(self.clusters))
+        """The number of independent observations: the clusters that say something about the metric; at least 1."""
+        return len({key for key, row in zip(self.clusters, self.rows, strict=True) if row.any()}) or 1
 
     @property
     def value(self) -> float:
@@ -54,9 +52,11 @@ def intervals(result: dict) -> dict[str, Interval]:
 def paired_change(before: dict, after: dict) -> dict[str, Interval]:
     """The change of each metric that both results have, with the interval of a paired bootstrap (`change`).
 
-    The caller makes sure that the examples are the same.
+    The caller makes sure that the examples are the same. Nats per token of two tokenizers have no change.
     """
     old, new = terms_of(before), terms_of(after)
+    if "loss" in old.keys() & new.keys() and not np.array_equal(old["loss"].rows[:, 1], new["loss"].rows[:, 1]):
+        del old["loss"]
     same_answers = before.get("answers") == after.get("answers")
     return {
         name: change(old[name], new[name], same_answers)
@@ -86,7 +86,7 @@ def change(before: Terms, after: Terms, same_answers: bool = False) -> Interval:
 
     both = np.concatenate([before.rows, after.rows], axis=1)
     three = bootstrap(both, metrics, clusters=after.clusters)
-    at_bound = after.bounded and bool({three["before"].value, three["after"].value} & {0.0, 1.0})
+    at_bound = before.bounded and after.bounded and bool({three["before"].value, three["after"].value} & {0.0, 1.0})
     if not at_bound or same_answers:
         return three["change"]
     return _newcombe(_widened(before, three["before"]), _widened(after, three["after"]))

@@ -117,20 +117,10 @@ def cut_documents(ids: Sequence[int], length: int, max_documents: int, prefix: S
     return [[*prefix, *ids[start : start + body]] for start in starts]
 
 
-def losses_by_position(
-    model: PackedLanguageModel, documents: Sequence[Sequence[int]], device: torch.device
-) -> list[torch.Tensor]:
-    """The loss of each token in nats, fp64 `(length - 1,)` for each document. The model must be whole.
-
-    Entry t is the loss of the token at position t + 1. Documents may be longer than the window.
-    """
-    return [_losses(model, [ids], device) for ids in documents]
-
-
 def losses_over_ranks(
     model: PackedLanguageModel, documents: Sequence[Sequence[int]], stop: StopSignal, description: str
 ) -> list[torch.Tensor]:
-    """`losses_by_position`, the documents dealt out to all ranks; the model may be sharded over them. A collective.
+    """The `document_losses` of each document, which are dealt out to all ranks; the model may be sharded over them. A collective.
 
     Every rank gets all losses. A signal ends all ranks with KeyboardInterrupt.
     """
@@ -138,13 +128,15 @@ def losses_over_ranks(
     # One document in each forward, or none where others have one.
     turns = [documents[first + ranks.rank :][:1] for first in range(0, len(documents), ranks.world_size)]
     tokens = [sum(map(len, turn)) for turn in turns]
-    mine = [_losses(model, turn, ranks.device) for turn in in_turns(turns, tokens, stop, description)]
+    mine = [document_losses(model, turn, ranks.device) for turn in in_turns(turns, tokens, stop, description)]
     shares = gather_objects(mine, ranks)
     return [shares[item % ranks.world_size][item // ranks.world_size] for item in range(len(documents))]
 
 
-def _losses(model: PackedLanguageModel, documents: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """One forward over these documents: the loss of each token but their first, fp64."""
+def document_losses(
+    model: PackedLanguageModel, documents: Sequence[Sequence[int]], device: torch.device
+) -> torch.Tensor:
+    """One forward over these documents, which may be longer than the window: the nats of each token but their first, fp64."""
     packed = as_documents([(list(ids), [False] + [True] * (len(ids) - 1)) for ids in documents])
     parts = [torch.zeros(0, dtype=torch.float64)]
 

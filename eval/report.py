@@ -101,6 +101,8 @@ def compare(before: dict, after: dict, figures: Figures = figures) -> str:
     not comparable.
     """
     check_comparable(before, after)
+    if (before.get("metric") or {}).get("by") != (after.get("metric") or {}).get("by"):
+        before = before | {"metric": None}  # another function may give a score of the same name
     values_before = {row.name: row.value for row in figures(before)}
     changes = paired_change(before, after)
     rows: list[tuple[str, ...]] = [("", "before", "after", "change", "95% interval", "N")]

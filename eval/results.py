@@ -22,14 +22,14 @@ def prepare_output(path: Path) -> None:
     check_can_write(path, "the result")
 
 
-def read_result(path: Path) -> dict:
-    """Read the JSON of an earlier scripts/evaluate.py. Raises UserError if it is not such a file."""
+def read_result(
+    path: Path, keys: tuple[str, ...] = ("model", "data_sha256"), mend: str = "make it with scripts/evaluate.py --json"
+) -> dict:
+    """Read the JSON of an earlier scripts/evaluate.py, or of another with these `keys`. Raises UserError if it is not such a file."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or not {"model", "data_sha256"} <= result.keys():
-            raise ValueError("it has no model and data_sha256")
+        if not isinstance(result, dict) or not {*keys} <= result.keys():
+            raise ValueError(f"it has no {' and '.join(keys)}")
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not the JSON of an evaluation ({error}); make it with scripts/evaluate.py --json"
-        ) from None
+        raise UserError(f"{path} is not the JSON of an evaluation ({error}); {mend}") from None
     return result

@@ -15,10 +15,10 @@ from eval.asked_examples import ScoreAnswers, choose_examples, has_answer
 from eval.results import read_result
 
 
-def write_answers(path: Path, result: dict) -> None:
-    """Write the answers of a result of scripts/evaluate.py. An example without an id is named by its place among them."""
-    answers = result.get("answers", ())
-    write_json_lines(path, [{"id": _name(answer, i), "answer": answer["answer"]} for i, answer in enumerate(answers)])
+def write_answers(path: Path, examples: list[dict], texts: list[str]) -> None:
+    """Write the answers to these examples. One without an id is named by its place among them."""
+    pairs = enumerate(zip(examples, texts, strict=True))
+    write_json_lines(path, [{"id": _name(example, i), "answer": text} for i, (example, text) in pairs])
 
 
 def score_stored(
@@ -38,6 +38,8 @@ def score_stored(
     everything = read_examples(data, reading)
     examples = choose_examples(everything, limit)
     asked = [example for example in examples if has_answer(example)]
+    if not asked:
+        raise UserError(f"no example of {data} is a chat with an answer, so there is nothing to score (docs/data.md)")
     training = list(filter(has_answer, read_examples(train, reading))) if train else None
     # A stored answer says nothing of general text; an earlier result may.
     earlier = read_result(before) | {"general_source": None} if before else None

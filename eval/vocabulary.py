@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from common.dtypes import choose_dtype
 from data.formats import example_text, read_files
 from data.tokens import bos_ids, load_tokenizer
-from eval.positions import losses_by_position
+from eval.positions import document_losses
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, load_for_evaluation
 from model.new_tokens import NewToken
@@ -95,7 +95,7 @@ def loss_per_byte(model: PackedLanguageModel, directory: Path, texts: list[str])
     first = bos_ids(tokenizer) or [tokenizer.eos_token_id]
     documents = [[*first, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
     device = model.vocabulary_weights()[0].device
-    nats = sum(loss.sum().item() for loss in losses_by_position(model, documents, device))
+    nats = sum(document_losses(model, [ids], device).sum().item() for ids in documents)
     return nats / sum(len(text.encode()) for text in texts)
 
 

@@ -22,7 +22,7 @@ from experiment.launch import Interrupted, Signals, last_words, start
 
 POLL = 0.1  # seconds between two looks at the children
 TIMES = "times.jsonl"
-DIVERGED = "not finite"  # in the error of a run that stops for its weights (training/ending.py, train.py)
+DIVERGED = "not finite"  # in the error of a run that stops for its weights (train.py)
 
 
 @dataclass(frozen=True)

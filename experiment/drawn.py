@@ -74,18 +74,8 @@ def score(
     model: Path, split: str, result: Path, frees: tuple[Path, ...] = (), baselines_of: int | None = None
 ) -> Command:
     """Score the answers of a model to the reports of a split; beside the baselines that learn from the training of a seed."""
-    options = (
-        str(model),
-        "--data",
-        str(OUT / "pool" / f"{split}.jsonl"),
-        "--max-new-tokens",
-        "128",
-        "--show",
-        "0",
-        "--dtype",
-        DTYPE,
-    )
-    options += ("--json", str(result), "--answers", str(result.with_suffix(".answers.jsonl")))
+    options = str(model), "--data", str(OUT / "pool" / f"{split}.jsonl"), "--max-new-tokens", "128", "--show", "0"
+    options += ("--dtype", DTYPE, "--json", str(result), "--answers", str(result.with_suffix(".answers.jsonl")))
     if baselines_of is not None:  # some seconds
         options += ("--train", str(draw(baselines_of)), "--validation", str(OUT / "pool" / "validation.jsonl"))
     needs = model / "export.json", OUT / "pool" / "dataset.json"

@@ -110,11 +110,9 @@ def average(base: Weights, tuned: Weights, share: float, new_row: int | None = N
         )
 
     def read(name: str) -> torch.Tensor:
-        old, mixed = base.read(name), tuned.read(name).to(torch.float32, copy=True)
-        if new_row is not None and name in tuned.vocabulary:
-            mixed[:new_row].mul_(share).add_(old[:new_row].float(), alpha=1 - share)
-        else:
-            mixed.mul_(share).add_(old.float(), alpha=1 - share)
+        mixed = tuned.read(name).to(torch.float32, copy=True)
+        rows = slice(new_row) if name in tuned.vocabulary else ...
+        mixed[rows].mul_(share).add_(base.read(name)[rows].float(), alpha=1 - share)
         return mixed
 
     return Weights(tuned.shapes, read, tuned.vocabulary)

@@ -20,7 +20,7 @@ import torch
 
 from common.command_line import add_number, new_parser, reader_may_leave
 from common.dtypes import add_dtype_option, choose_dtype
-from common.errors import run_script
+from common.errors import UserError, run_script
 from eval.chat import AGAIN, END, Speaker, talk
 from eval.generate import Sampling
 
@@ -28,8 +28,11 @@ from eval.generate import Sampling
 def lines() -> Iterator[str]:
     """What is typed, with line editing, or the lines of a file."""
     if not sys.stdin.isatty():
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-        yield from sys.stdin
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield from sys.stdin
+        except UnicodeDecodeError as error:
+            raise UserError(f"a question is not UTF-8 text: {error.reason} at byte {error.start}") from error
         return
     with suppress(ImportError):
         import readline  # noqa: F401  (input() then edits lines and remembers them)

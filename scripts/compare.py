@@ -22,7 +22,7 @@ from typing import Any
 from common.command_line import add_number, new_parser
 from common.errors import run_script
 from data.formats import read_examples
-from eval.asked_examples import add_reading_options, choose_examples, has_answer, read_as
+from eval.asked_examples import add_task_options, choose_examples, has_answer, read_as
 from eval.comparison.arms import find_base, parse_arms
 from eval.comparison.comparison import compare
 from eval.comparison.contrasts import declare
@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("arms", nargs="+", metavar="[NAME=]PATH[,PATH...]", help="a run, a model or a result")
     parser.add_argument("--data", required=True, type=Path, help="the examples that no arm trained on")
-    add_reading_options(parser)
+    add_task_options(parser)
     add_baseline_options(parser)
     parser.add_argument("--base", help="the model before training (default: that of the runs)")
     general = "also measure what was forgotten: perplexity, KL, general questions"
@@ -50,8 +50,6 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--processes", "processes of each evaluation", 1, least=1)
     pairs = "compare every arm with every other, not only with the first"
     parser.add_argument("--pairs", action="store_true", help=pairs)
-    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/runs.md)"
-    parser.add_argument("--metric", default="", help=metric)
     add_number(parser, "--worst", "examples shown on the page with all answers", 10, least=0, metavar="N")
     add_number(parser, "--show", "examples printed with all answers, those on which the arms differ most", 1, least=0)
     declared = parser.add_argument_group("what is tested", "at most three contrasts, with Holm's correction among them")

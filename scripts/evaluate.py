@@ -29,7 +29,7 @@ from common.durable_files import write_json
 from common.errors import run_script
 from data.formats import read_examples
 from distributed.process_group import call_on_all, read_on_first, start_process_group
-from eval.asked_examples import add_reading_options, read_as
+from eval.asked_examples import add_task_options, read_as
 from eval.evaluate_examples import EvaluationInputs, EvaluationOptions, evaluate_examples, read_inputs
 from eval.load_over_ranks import add_sharding_option
 from eval.metric import metric_figures
@@ -52,14 +52,12 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--shots", "K examples of --train stand before each prompt", 0, least=0, metavar="K")
     constrained = "decode inside the grammar of the answers: headings, rule ids and the form of a line are given"
     parser.add_argument("--constrained", action="store_true", help=constrained)
-    add_reading_options(parser)
+    add_task_options(parser)
     add_number(parser, "--limit", "evaluate at most this many examples, a fixed random choice (default: all)", least=1)
     batch = "answers generated at once, fewer where a quarter of the memory does not hold their tokens"
     add_number(parser, "--batch-size", batch, EvaluationOptions.batch_size, least=1)
     longest = "maximum length of an answer (default: 25%% more than the longest in --train, or 256)"
     add_number(parser, "--max-new-tokens", longest, least=1)
-    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config (docs/runs.md)"
-    parser.add_argument("--metric", default="", help=metric)
     add_dtype_option(parser)
     add_sharding_option(parser)
     general = "also measure perplexity on general text that training never sees"
@@ -96,9 +94,13 @@ def main() -> int:
     def score(*arguments: Any) -> dict:  # noqa: ANN401  those of score_answers
         """The scores on all ranks, or their error: the first rank fits the baselines, and the others need not fit them too."""
         examples, texts, *_ = arguments
-        return read_on_first(
-            lambda: score_answers(*arguments, validation=tuned_on, probe=probe) | own(texts, examples), ranks
-        )
+
+        def scores() -> dict:
+            if options.answers:  # before a function of the user's may fail
+                write_answers(options.answers, examples, texts)
+            return score_answers(*arguments, validation=tuned_on, probe=probe) | own(texts, examples)
+
+        return read_on_first(scores, ranks)
 
     result = evaluate_examples(options, inputs, ranks, score, lambda asked: (answer_grammar(asked), LETTER))
     result["seconds"] = round(time.perf_counter() - start, 1)
@@ -107,8 +109,6 @@ def main() -> int:
         result["figures"] = [asdict(figure) for figure in report.figures(result)]
         if options.json:
             write_json(options.json, result)
-        if options.answers:
-            write_answers(options.answers, result)
         print(report.full_report(result, inputs.before, show))
     dist.destroy_process_group()
     return 0

@@ -23,7 +23,7 @@ from common.command_line import add_number, new_parser
 from common.durable_files import write_json
 from common.errors import run_script
 from data.formats import read_examples
-from eval.asked_examples import add_reading_options, choose_examples, has_answer, read_as
+from eval.asked_examples import add_task_options, choose_examples, has_answer, read_as
 from eval.metric import metric_figures
 from eval.results import prepare_output
 from eval.stored_answers import score_stored
@@ -40,13 +40,11 @@ def parse_arguments() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--answers", type=Path, help="JSON Lines with the keys id and answer")
     what.add_argument("--audit", action="store_true", help="score right and wrong answers made from those of --data")
-    add_reading_options(parser)
+    add_task_options(parser)
     add_baseline_options(parser)
     add_number(parser, "--limit", "only the examples that scripts/evaluate.py chooses with this --limit", least=1)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")
-    metric = "MODULE:FUNCTION, scores of your own, like eval.metric of a config"
-    parser.add_argument("--metric", default="", help=metric)
     add_number(parser, "--show", "number of answers to print", 1, least=0)
     return with_siblings(parser.parse_args())
 

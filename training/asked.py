@@ -22,9 +22,9 @@ from training.inputs import Asked
 def read_asked(config: Config, reader: Reader, train: Documents | Windows, is_first: bool) -> Asked:
     """Choose run.eval_generate chats of data.validation, encode their prompts, and try what will score the answers.
 
-    The choice is that of `scripts/evaluate.py --limit`. Only the first process has the metric. Raises UserError if there is
-    no chat, if none fits into the model's window, for one that cannot be rendered, unless data.on_bad=skip leaves it out, and
-    for a metric that cannot be used.
+    The choice is that of `scripts/evaluate.py --limit` if all are such chats. Only the first process has the metric. Raises
+    UserError if there is no chat, if none fits into the model's window, for one that cannot be rendered, unless
+    data.on_bad=skip leaves it out, and for a metric that cannot be used.
     """
     model, encoder = config.model, reader.encoder
     candidates = _candidates(config, reader)

@@ -141,6 +141,10 @@ def read_results(out: Path, export: Export) -> Results:
         if dtype is None:
             left_out.append(f"{file} is of other weights than these, or says nothing of its weights")
         elif is_forgetting:
+            if forgetting:
+                left_out.append(
+                    f"{', '.join(forgetting['file'])} is on forgetting, and so is {file}, which stands there"
+                )
             forgetting = content | {"files": dtype, "table": forgetting_table(content)}
         else:
             written = [Figure(**row) for row in content.get("figures", ())]  # of the task, by the script that scored it

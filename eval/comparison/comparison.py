@@ -51,7 +51,7 @@ def compare(
     names, task = [arm.name for arm in arms], arms[0].seeds[0].task
     for name in {BASE, *baselines} & {*names}:
         raise UserError(f"an arm cannot be called {name!r}, which is another row of the tables; write NAME=PATH")
-    _check_seeds(arms)
+    _check_seeds(arms, examples)
     named = named_rules([*(seed.task for arm in arms for seed in arm.seeds), *baselines.values()])
     known, per_answer = arm_terms(arms, named)
     # What is NaN or infinite is that of a model whose weights are damaged.
@@ -120,11 +120,17 @@ def _without_interval(arms: Sequence[Arm]) -> dict[str, dict[str, list[float]]]:
     return dict(sorted(found.items()))
 
 
-def _check_seeds(arms: Sequence[Arm]) -> None:
-    """Raise UserError if an arm has one training run twice: its seeds would seem to agree."""
+def _check_seeds(arms: Sequence[Arm], examples: Sequence[dict]) -> None:
+    """Raise UserError for results of other references, and if an arm has one training run twice: its seeds would seem to agree."""
+    references = [example["messages"][-1]["content"] for example in examples]
     for arm in arms:
         seen: dict[str, object] = {}
         for path, task in ((one.source.path, one.task) for one in arm.seeds):
+            answers = zip(task.get("answers", ()), references, strict=False)
+            if any(answer.get("reference", reference) != reference for answer, reference in answers):
+                raise UserError(
+                    f"the result of {path} was measured with another --format or --fields: name that, or remove the result"
+                )
             weights = task.get("weights") or str(path.resolve())
             if weights in seen:
                 raise UserError(

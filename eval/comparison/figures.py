@@ -100,7 +100,8 @@ def _forgetting(result: dict, rows: Sequence[dict], style: Style) -> Picture:
     if measure_of(main).better < 0:
         panels[0].invert_yaxis()
     words = f"{heading(result, main)} against forgetting; the values stand in the tables below."
-    caption = "Learning against forgetting, with 95% intervals. Better is up and to the left."
+    up = "up and " * bool(measure_of(main).better)
+    caption = f"Learning against forgetting, with 95% intervals. Better is {up}to the left."
     return Picture("forgetting", caption, words, png(figure))
 
 

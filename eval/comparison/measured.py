@@ -3,7 +3,6 @@ by scripts/evaluate.py and `scripts/measure.py forgetting`, as child processes.
 """
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from eval.results import prepare_output, read_result
 from model.fingerprint import fingerprint_of_base
 
 ROOT = Path(__file__).resolve().parents[2]
+# What a result of `scripts/measure.py forgetting` has, and what to do where it has not.
+GENERAL = ("per_text", "per_question", "weights"), "remove it, and it is measured again with --general"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Measuring:
         return read_result(path)
 
     def _general(self, source: Source, path: Path, task: dict) -> dict | None:
-        found = _read_general(path) if path.is_file() else None
+        found = read_result(path, *GENERAL) if path.is_file() else None
         base = None if source.kind == "result" else self.base  # which a result is not asked for
         if (
             found
@@ -80,7 +81,7 @@ class Measuring:
         if source.kind == "result" or not self.general:
             return None
         self._measure(path, "scripts/measure.py", "forgetting", base, source.model, "--json", path)
-        return _read_general(path)
+        return read_result(path, *GENERAL)
 
     def _measure(self, path: Path, script: str, *options: object) -> None:
         """Run a script that writes `path`."""
@@ -88,17 +89,6 @@ class Measuring:
             print(f"{path} is of other data or weights: it is measured again", flush=True)
         prepare_output(path)
         launch(self.processes, script, *options)
-
-
-def _read_general(path: Path) -> dict:
-    """The result of `scripts/measure.py forgetting`. Raises UserError if it is damaged or has another form."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or not {"per_text", "per_question", "weights"} <= result.keys():
-            raise ValueError("it is no result of scripts/measure.py forgetting")
-        return result
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, and it is measured again with --general") from None
 
 
 def _check(seeds: Sequence[Seed]) -> None:

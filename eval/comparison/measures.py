@@ -99,8 +99,8 @@ def arm_terms(arms: Sequence[Arm], rules: Sequence[str]) -> tuple[dict[str, dict
 
 def averaged(terms: Sequence[Terms]) -> Terms:
     """The mean of the terms of an arm's seeds: a report counts once, however many seeds answered it."""
-    rows = np.mean([one.rows for one in terms], axis=0)
-    return replace(terms[0], rows=rows, seeds=tuple(one.value for one in terms))
+    rows, bounded = np.mean([one.rows for one in terms], axis=0), all(one.bounded for one in terms)
+    return replace(terms[0], rows=rows, bounded=bounded, seeds=tuple(one.value for one in terms))
 
 
 def named_rules(tasks: Sequence[dict]) -> list[str]:
@@ -132,8 +132,7 @@ def rule_terms(task: dict, rule: str) -> dict[str, Terms]:
     right, said, true = rule_counts(task["answers"], [rule])[:, 0].T
 
     def terms(numerator: np.ndarray, denominator: np.ndarray) -> Terms:
-        banks = {cluster for cluster, count in zip(clusters, denominator, strict=True) if count}
-        return Terms(np.stack([numerator, denominator], axis=1), clusters, _defined_ratio, observations=len(banks))
+        return Terms(np.stack([numerator, denominator], axis=1), clusters, _defined_ratio)
 
     return {"precision": terms(right, said), "recall": terms(right, true), "f1": terms(2 * right, said + true)}
 

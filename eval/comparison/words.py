@@ -138,13 +138,10 @@ def warnings(result: dict) -> list[str]:
         found.append(
             f"The arms were not trained on equal numbers of tokens: {counts}. A difference may be one of training time."
         )
-    ways = {}
-    for row in arms:
-        seed = row["seeds"][0]
-        grammar = f"{'' if seed['constrained'] else 'not '}decoded inside the grammar"
-        ways[row["name"]] = f"{seed['shots'] or 0} examples in the prompt, {grammar}"
-    if len(set(ways.values())) > 1:
-        found.append(f"The arms were not asked in the same way: {'; '.join(f'{n}: {way}' for n, way in ways.items())}.")
+    ways = {row["name"]: {*map(_way, row["seeds"])} for row in arms}
+    if len(set().union(*ways.values())) > 1:
+        each = "; ".join(f"{name}: {', or '.join(sorted(of_seeds))}" for name, of_seeds in ways.items())
+        found.append(f"Not all were asked in the same way: {each}.")
     for row in arms:
         cut = sum(seed["cut_short"] or 0 for seed in row["seeds"])
         if cut > 0.01 * result["examples"] * len(row["seeds"]):
@@ -176,6 +173,14 @@ def warnings(result: dict) -> list[str]:
             f"{FEW_CLUSTERS} the intervals of the task are too narrow."
         )
     return found
+
+
+def _way(seed: dict) -> str:
+    """How a model was asked, as far as its result says it: a file of answers says nothing."""
+    limit, dtype = seed["max_new_tokens"], seed["dtype"]
+    words = [] if seed["shots"] is None else [f"{seed['shots']} examples in the prompt"]
+    words += [] if seed["constrained"] is None else ["not " * (not seed["constrained"]) + "decoded inside the grammar"]
+    return ", ".join([*words, *([f"at most {limit} tokens"] if limit else []), *filter(None, [dtype])]) or "unknown"
 
 
 def limits(result: dict) -> list[str]:

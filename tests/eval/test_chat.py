@@ -12,7 +12,7 @@ from tests.tiny import write_tiny_model
 TYPED = """
 import io, runpy, sys
 sys.argv = sys.argv[1:]
-sys.stdin = io.TextIOWrapper(io.BytesIO(b"\\xef\\xbb\\xbfhello\\n/new\\nhello\\ncaf\\xe9\\n"), encoding="utf-8")
+sys.stdin = io.TextIOWrapper(io.BytesIO(b"\\xef\\xbb\\xbfhello\\n/new\\nhello\\n"), encoding="utf-8")
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -60,7 +60,13 @@ def test_the_script_answers_side_by_side(models, tmp_path):
     done = run_python(tmp_path / "typed.py", *command)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line]
-    # A byte order mark is no part of the first question, and the last one is not UTF-8.
-    assert [line.split(" | ")[0].strip() for line in lines if line.startswith("/")] == models * 3
+    assert [line.split(" | ")[0].strip() for line in lines if line.startswith("/")] == models * 2
     answers = [line.split(" | ", 1)[1] for line in lines if line.startswith("/")]
-    assert answers[:2] == answers[2:4]  # /new began again
+    # /new began again, and the byte order mark is no part of the first question.
+    assert answers[:2] == answers[2:]
+
+
+def test_a_question_that_is_no_text_is_one_sentence(models, tmp_path):
+    (tmp_path / "typed.py").write_text(TYPED.replace("hello\\n/new", "caf\\xe9\\n/new"))
+    done = run_python(tmp_path / "typed.py", ROOT / "scripts" / "chat.py", models[0], "--dtype", "fp32")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: a question is not UTF-8 text")

@@ -78,8 +78,9 @@ def test_examples_and_shots_with_control_tokens_are_named_or_refused(folder, tmp
             read(folder, model=str(model), **options)
 
 
-def test_shots_are_earlier_turns_after_the_system_message_and_as_many_as_fit(folder, tmp_path):
-    system = {"role": "system", "content": "Find violations."}
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_shots_are_earlier_turns_after_the_system_message_and_as_many_as_fit(folder, tmp_path, role):
+    system = {"role": role, "content": "Find violations."}
 
     def chat(question, answer):
         return {"messages": [system, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]}

@@ -89,3 +89,19 @@ def test_pairs_facts_and_unreadable_answers_have_intervals():
     assert found["pairs"].value == 0.5 and found["exact"].value == 3 / 5
     assert found["f1"].value == pytest.approx(4 / 6)  # two right of two, and two unreadable answers
     assert found["fact_f1"].value == pytest.approx(2 / 6)
+
+
+def test_the_change_of_a_count_to_0_is_no_change_of_shares():
+    """All counts of the second are 0, which a share may be too: Newcombe's interval would end at -1."""
+    before, after = (
+        {"answers": [{"answer": str(n)} for n in counts], "metric": {"by": "m:f", "each": {"wrong": counts}}}
+        for counts in ([1, 2, 3, 3] * 5, [0] * 20)
+    )
+    change = paired_change(before, after)["own/wrong"]
+    assert change.value == -2.25 and change.low < change.value < change.high < -1.5
+
+
+def test_nats_per_token_of_two_tokenizers_have_no_change():
+    answers = [answer(["A"], ["A"])] * 4
+    before, after = (result(answers, [[10.0, targets]] * 4) for targets in (10, 5))
+    assert "loss" in paired_change(before, before) and "loss" not in paired_change(before, after)

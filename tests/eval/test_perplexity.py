@@ -44,6 +44,8 @@ def test_the_perplexity_of_damaged_weights_is_infinite(monkeypatch):
     found = general_perplexity(None, tiny_tokenizer(), 100, None)
     assert found["perplexity"] == math.inf
     assert found["perplexity_per_byte"] == pytest.approx(math.exp(1e6 / found["bytes"]))
+    monkeypatch.setattr(perplexity, "compute_over_ranks", lambda *arguments: [LossSum(math.nan, 10)])
+    assert math.isnan(general_perplexity(None, tiny_tokenizer(), 100, None)["perplexity"])  # a loss that is none
 
 
 def test_windows_predict_every_token_except_the_first_exactly_once():

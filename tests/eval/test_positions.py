@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
-from eval.positions import buckets, cut_documents, losses_by_position, read_long_documents
+from eval.positions import buckets, cut_documents, document_losses, read_long_documents
 from model import loss
 from model.architectures import read_model_config
 from model.language_model import load_for_evaluation
@@ -28,7 +28,8 @@ def test_losses_equal_those_of_transformers_at_every_position(tmp_path, monkeypa
     monkeypatch.setattr(loss, "LOSS_TOKENS", chunk)
     path = write_tiny_model(tmp_path / "model", family=family)
     documents = [torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (50, 2, 90)]
-    losses = losses_by_position(load(path), documents, CPU)
+    model = load(path)
+    losses = [document_losses(model, [ids], CPU) for ids in documents]
     eager = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
     for ids, found in zip(documents, losses, strict=True):
         with torch.no_grad():
@@ -78,7 +79,8 @@ def test_the_script_measures_the_model_with_its_own_and_with_scaled_rope(tmp_pat
     assert f"{'400-599':>15}     400" + "".join(f"{means[name][2]:>14.3f}" for name in means) in done.stdout
     ids = AutoTokenizer.from_pretrained(path).encode(text.read_text(), verbose=False)
     for name, rope in {"as it is": (), "yarn x2": ("yarn", 2.0), "linear x2": ("linear", 2.0)}.items():
-        expected = buckets(losses_by_position(load(path, *rope), cut_documents(ids, 600, 2), CPU), 200)
+        model, documents = load(path, *rope), cut_documents(ids, 600, 2)
+        expected = buckets([document_losses(model, [one], CPU) for one in documents], 200)
         assert means[name] == pytest.approx([b["mean"] for b in expected], abs=1e-6)
     assert abs(means["as it is"][2] - means["yarn x2"][2]) > 1e-3
 

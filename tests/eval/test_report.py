@@ -71,3 +71,10 @@ def test_one_answer():
     assert one_answer(RESULT, 3) == "answer to example b:\nno"
     nameless = {"answers": [{"id": None, "answer": "yes"}, {"id": None, "answer": "no"}]}
     assert one_answer(nameless, 3) == "answer to example 2 of 2:\nno"
+
+
+def test_scores_of_another_function_are_not_compared():
+    own = {"scores": {"right": 0.5}, "each": {"right": [0.0, 1.0]}}
+    same, other = (RESULT | {"metric": own | {"by": by}} for by in ("mine:f", "mine:g"))
+    assert cells(compare(same, same), "right")[1:4] == ["0.5", "0.5", "+0.0000"]
+    assert cells(compare(same, other), "right")[1:] == ["-", "0.5", "by mine:g"]

@@ -40,7 +40,7 @@ def test_answers_are_found_by_their_ids(score, tmp_path):
     assert [(one["id"], one["predicted"]) for one in result["answers"]] == [("a", ["LCR_MIN"]), ("b", None)]
     violations = result["violations"]
     assert violations["micro"]["precision"] == 0.5 and "character n-grams" in violations["baselines"]
-    write_answers(tmp_path / "again.jsonl", result)
+    write_answers(tmp_path / "again.jsonl", EXAMPLES[::2], [BREACH, "garbage"])
     assert read_answers(tmp_path / "again.jsonl") == read_answers(tmp_path / "answers.jsonl")
 
 
@@ -110,3 +110,9 @@ def test_an_earlier_result_of_other_data_is_refused(score, tmp_path):
     write_json(before, result | {"n_examples": 2})
     with pytest.raises(UserError, match="n_examples differs"):
         score(answers, before=before)
+
+
+def test_a_file_without_answers_has_no_score_of_nothing(score, tmp_path):
+    (tmp_path / "answers.jsonl").touch()
+    with pytest.raises(UserError, match="no example of .* is a chat with an answer, so there is nothing to score"):
+        score([], [{"text": "no question"}])

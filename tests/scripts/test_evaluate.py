@@ -118,6 +118,13 @@ def same_answers_scored_without_the_model(files, result):
     )
 
 
+def test_the_answers_are_kept_where_a_metric_of_the_users_fails(files):
+    options = ["--data", files / "test.jsonl", "--limit", 2, "--max-new-tokens", 4, "--answers", files / "kept.jsonl"]
+    done = run_python(EVALUATE, files / "model", *options, "--metric", "json:loads")
+    assert done.returncode == 2 and "error: eval.metric=json:loads fails" in done.stderr
+    assert len((files / "kept.jsonl").read_text().splitlines()) == 2
+
+
 def test_constrained_answers_have_the_form_on_each_process_and_a_large_model_is_sharded(files):
     """The keys of the messages are named, for --validation too."""
     arguments = [EVALUATE, files / "model", "--data", files / "own.jsonl", "--max-new-tokens", 8, "--constrained"]

@@ -195,3 +195,6 @@ def test_the_licence_and_the_id_of_the_base_are_those_that_its_directory_states(
     data = ModelCard(text).data
     assert (data.license, data.language, data.datasets) == ("mit", ["de"], ["org/data"])
     assert "stated by who exported the model. That of the base model: other." in text and "Made by A & B;" in text
+    again = export.run / "eval" / "news.json"
+    again.write_text((export.run / "eval" / "general.json").read_text())
+    assert "general.json is on forgetting, and so is " in read_results(Path("out"), export).left_out[0]

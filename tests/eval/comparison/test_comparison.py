@@ -196,6 +196,9 @@ def test_unequal_arms_are_warned_of():
     assert "equal numbers of tokens: a 1,000, b 1,100" in found[0] and "a: 2 examples in the prompt" in found[1]
     assert found[2].startswith("3 answers of a were cut")
     assert "per answer" in found[3] and "not measured for b" in found[4]
+    files = [task(answers(right), shots=None, constrained=None, dtype=dtype) for right, dtype in ((4, "a"), (3, "b"))]
+    asked = warnings(compared(arm("a", *files), arm("b", task(answers(5), shots=None, constrained=None))))[0]
+    assert asked == "Not all were asked in the same way: a: a, or b; b: unknown."  # of one arm's seeds too
 
 
 def test_disagreements_show_the_answers_beside_each_other():
@@ -253,6 +256,18 @@ def test_a_task_of_the_users_is_told_in_its_own_words():
     assert not re.search(r"\breports?\b|\bbanks?\b", words.replace("of this", ""), re.I), words
     assert beside(result["disagreements"][0]) == "example 3:\nreference:\n    a2\na:\n    ?\nb:\n    a2"
     assert with_metric(arms, CHATS, lambda texts, examples: {})[0].seeds[0].task.get("metric") is None
+
+
+def test_results_of_other_fields_of_the_same_file_are_refused():
+    other = [{"messages": [*chat["messages"][:1], {"role": "assistant", "content": "other"}]} for chat in CHATS]
+    with pytest.raises(UserError, match="a-0.json was measured with another --format or --fields"):
+        compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, other)
+
+
+def test_a_chat_may_have_no_message_of_a_user():
+    chats = [{"messages": chat["messages"][1:]} for chat in CHATS]
+    result = compare([arm("a", own_task(2)), arm("b", own_task(5))], {}, chats)
+    assert [one["report"] for one in result["disagreements"]] == [""] * 3
 
 
 def test_texts_have_no_answers_and_their_loss_is_compared_over_the_seeds():

@@ -5,8 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from eval.comparison.measures import arm_terms, general_terms, label_terms, measure_of, named_rules, rule_terms
-from eval.intervals import interval
+from eval.comparison.contrasts import over_seeds
+from eval.comparison.measures import (
+    arm_terms,
+    averaged,
+    general_terms,
+    label_terms,
+    measure_of,
+    named_rules,
+    rule_terms,
+)
+from eval.intervals import change, interval, terms_of
 from tests.comparisons import arm, general, row, task
 from xbrl.answers.scores import score_violations
 
@@ -43,6 +52,22 @@ def test_the_interval_of_a_rule_at_the_ceiling_counts_the_banks_that_have_it():
     answers = [row(["A"], ["A"], bank) for bank in "vwxyz"] + [row([], [], f"clean {i}") for i in range(95)]
     found = interval(rule_terms(task(answers), "A")["recall"])
     assert (found.value, found.low) == (1, pytest.approx(5 / (5 + 1.96**2), abs=1e-4))
+
+
+def test_a_metric_at_the_ceiling_is_no_surer_than_the_reports_that_say_something_about_it():
+    few = task([row(["A"] if i < 40 else [], ["A"] if i < 3 else [], f"bank {i}") for i in range(300)])
+    assert interval(label_terms(few, ["A"])["precision"]).low == pytest.approx(3 / (3 + 1.96**2), abs=1e-4)
+    silent, one = (task([row(["A"], ["A"] if i < said else [], f"bank {i}") for i in range(100)]) for said in (0, 1))
+    precision = averaged([rule_terms(seed, "A")["precision"] for seed in (silent, one)])
+    assert interval(precision).low == pytest.approx(1 / (1 + 1.96**2), abs=1e-4)  # one bank, not a hundred
+
+
+def test_a_count_of_which_one_seed_has_none_is_not_cut_at_1():
+    counts = [task([row([], [])] * 9, metric={"each": {"wrong": [count] * 9}}) for count in (0, 6)]
+    mean = averaged([terms_of(one)["own/wrong"] for one in counts])
+    none = averaged([terms_of(counts[0])["own/wrong"]] * 2)
+    found = over_seeds(change(none, mean), none, mean).interval()
+    assert found.value == 3 and found.low < -1 and found.high > 3
 
 
 def test_seeds_are_averaged_for_each_report():

@@ -96,3 +96,10 @@ def test_a_figure_is_the_same_every_time_and_a_name_in_it_is_no_formula():
             axes.set_title("costs $5 and $6_")
             drawn.append(png(figure))
     assert drawn[0] == drawn[1] and drawn[0].startswith(b"\x89PNG")
+
+
+def test_of_a_score_of_the_users_no_side_is_called_better():
+    answers, own = [row(["LCR_MIN"], ["LCR_MIN"])] * 3, {"each": {"wrong": [2.0] * 3}, "scores": {}}
+    for more, better in (({}, "Better is up and to the left."), ({"metric": own}, "Better is to the left.")):
+        arms = [arm(name, task(answers, **more), general=general()) for name in "ab"]
+        assert pictures(compare(arms, {}, []), arms)[0].caption.endswith(better)
