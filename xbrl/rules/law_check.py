@@ -51,7 +51,7 @@ MISSTATED = {
 }
 CASES = (
     *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
-    *("leverage_buffer", "guideline", "verdict"),
+    *("leverage_buffer", "guideline", "late", "verdict"),
 )
 # What the style "labels" prints in place of a cell.
 LABELS: dict[str, Cell] = {
@@ -340,6 +340,8 @@ def _citations(printed: Printed, told: Told) -> Iterator[Complaint]:
             yield "leverage_buffer", f"the leverage ratio buffer applies from {BUFFERED_FROM}, not on {printed.date}"
         if line.legal.startswith("EBA/GL"):
             yield "guideline", f"{line.rule} cites a guideline as law: {line.legal}"
+        if line.rule == "LATE_FILING" and re.match(r"[A-Z] \d\d\.\d\d", line.cell):
+            yield "late", f"a late return is a matter of its date, not of {line.cell}"
 
 
 def _verdicts(told: Told) -> Iterator[Complaint]:

@@ -216,9 +216,12 @@ def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
     assert cases([COUNTED.replace("r0010", "r0030")], [PLEDGED]) == {"consequence"}
 
 
-def test_a_guideline_is_no_law():
+def test_a_guideline_is_no_law_and_a_late_return_is_a_matter_of_its_date():
     guideline = "OCR_CALC | C 03.00 r0160 c0010 | 13.50% | expected 13.6% | EBA/GL/2022/03"
     assert cases([guideline]) == {"guideline"}
+    late = "LATE_FILING | C 01.00 r0010 c0010 | 65 | max 42 | ITS (EU) 2024/3117 Art. 3(1)"
+    assert cases([late]) == {"late"}
+    assert cases([late.replace("C 01.00 r0010 c0010", "COREP_OF")]) == set()
 
 
 def overdue(made: str, module: str, period: str) -> bool | None:
