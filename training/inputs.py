@@ -31,7 +31,6 @@ from model.flops import count_work, document_costs
 from model.language_model import PackedLanguageModel
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.identity import Identity, digest_of_row, hash_files
-from training.micro_batch import settle_micro_batch
 
 MICRO_BATCHES_DEALT = 8  # micro-batches of a validation whose documents are dealt together
 
@@ -134,7 +133,10 @@ def open_data(
     is_first = int(os.environ.get("RANK", 0)) == 0
     say = print if is_first else lambda text: None
     config = settle_chat_settings(config, tokenizer, directory, world_size)
-    config = settle_micro_batch(config, model, model_config, directory, world_size, say)
+    if config.batch.micro_batch == "auto":
+        from training.micro_batch import settle_micro_batch
+
+        config = settle_micro_batch(config, model, model_config, directory, world_size, say)
     files = hash_files(config, script, say)
     costs = document_costs(count_work(model, model_config))
     data = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=is_first)
