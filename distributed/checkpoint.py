@@ -108,7 +108,7 @@ class Saver:
             self.background = replace(ranks, flags=group)
             on_cuda = ranks.device.type == "cuda"
             # A thread begins on GPU 0, where DCP's stream would take memory in every rank.
-            self.pool = ThreadPoolExecutor(1, "save", torch.cuda.set_device if on_cuda else None, (ranks.device,))
+            self.pool = ThreadPoolExecutor(1, "save", lambda: on_cuda and torch.cuda.set_device(ranks.device))
             options = StagingOptions(
                 on_cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_cuda
             )
