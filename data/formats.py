@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.user_code import explain, load_function
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS
 from data.encoding import LISTED
-from data.files import DEFAULT, Reading, check_files, data_suffix
+from data.files import DEFAULT, WANTED, Reading, check_files, data_suffix
 from data.messages import (
     canonical_messages,
     canonical_tools,
@@ -283,6 +283,11 @@ def _alpaca(row: dict, where: str, names: Mapping[str, str]) -> dict:
 def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
     """Texts stay texts. Messages become one chat in which only the completion carries loss."""
     prompt, completion = row["prompt"], row["completion"]
+    if isinstance(row.get(WANTED), bool):
+        raise UserError(
+            f"{where} has `{WANTED}`, as data of preferences (KTO) has, and training would learn the completions that it rejects, "
+            "too; a function in data.row can leave those rows, and the key, out"
+        )
     if isinstance(prompt, str) and isinstance(completion, str):
         if not completion:
             raise UserError(f"{where}: `completion` must be a non-empty string")

@@ -98,6 +98,8 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.txt", b"\xff\xfe", "a.txt is not UTF-8"),
         ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
         ("a.parquet", b"hello", "is damaged or not a parquet file"),
+        ("a.parquet", parquet([{"prompt": "a", "completion": "b", "label": False}]), "row 1 has `label`, as data of preferences"),
+        ("a.parquet", parquet([{"question": "a", "label": 1}]), "no column of a known form .* its columns are question, label;"),
         ("a.jsonl", b'[{"text": "a"}]', "line 1 is not an object .*; the name of a file with one array must end in .json"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b', "line 2 is not valid JSON: Unterminated string starting at column 10$"),

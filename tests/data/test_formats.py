@@ -117,6 +117,7 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"messages": [{"role": "system", "content": "A"}], "system": "B"}, " has `system` and another system message"),
         ({"prompt": "a", "completion": "b", "tools": TOOLS}, " has `tools`, which only chats can have"),
         ({"prompt": "a", "completion": CHAT}, ": `prompt` and `completion` must both be strings or both be lists"),
+        ({"prompt": "a", "completion": "b", "label": True}, " has `label`, as data of preferences"),
         ({"prompt": "a", "completion": ""}, ": `completion` must be a non-empty string"),
         ({"instruction": " ", "output": "o"}, ": `instruction` is empty"),
         ({"instruction": "i", "output": "o", "history": [["a"]]}, ": `history` must be a list of pairs"),
