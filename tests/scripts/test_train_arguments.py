@@ -7,7 +7,9 @@ import pytest
 from tests.processes import ROOT, run_python
 
 CONFIG = """
+import gc
 from configs.config import *
+print("collector:", gc.isenabled())
 config = Config(Model("nowhere"), Data(("a.jsonl",)), Batch(global_examples=8), Optimizer(1e-4), Run("r"))
 """
 
@@ -28,4 +30,5 @@ def test_a_deepspeed_file_overrides_the_config_and_the_command_line_overrides_bo
         "applied last, from the command line: batch.micro_batch=1, model.path=elsewhere, sharding.strategy=full"
         in done.stdout
     )
+    assert done.stdout.count("collector: True\n") == 2  # before libraries are imported, and when the run begins
     assert not (tmp_path / "runs").exists()
