@@ -238,10 +238,7 @@ def letter_context(
     findings: Sequence[Finding] = (),
     before: Sequence[Finding] = (),
 ) -> Context:
-    """What the letter on a report may mention besides the violations. The arguments are those of `make_example`.
-
-    `before`: findings on the earlier reports, of which those count that lift a rule.
-    """
+    """What the letter on a report may mention besides the violations. As `make_example`; `before`: findings on `earlier` reports."""
     shown, repeated = profile.earlier_shown(earlier), {}
     last = [read_figure(figures, cell) for figures in map(index_facts, shown[-1:]) for cell in EARLIER_CELLS]
     previous = {one.cell: one.value for one in last if isinstance(one.value, Decimal)}

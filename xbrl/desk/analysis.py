@@ -99,20 +99,18 @@ class Analysis:
         joined, cases = join_modules(reports, refused), []
         names = {*register, *(one.name for one in register.values())}
         scopes = Counter((one.entity.partition(".")[0], one.period) for one in joined)
-        for case in (case for case in self.decisions if scopes[case] > 1):
-            where, (code, period) = self.decisions[case][0].where, case
-            raise UserError(
-                f"{where}, column entity: {code} has several reports as of {period}; add the scope, as in {code}.CON"
-            )
+        for (code, period), (line, *_) in self.decisions.items():
+            if scopes[code, period] > 1:
+                said = f"{code} has several reports as of {period}; add the scope, as in {code}.CON"
+                raise UserError(f"{line.where}, column entity: {said}")
         for report in joined:
             code = report.entity.partition(".")[0]
             # The entity itself is the name of a bank that the register does not have.
             bank = register.get(report.entity) or register.get(code) or Addressee(code, code, "", "")
             earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
-            dates, named = {report.period, *(one.period for one in earlier)}, (code, report.entity)
-            decided = tuple(
-                one for case in self.decisions if case[0] in named and case[1] in dates for one in self.decisions[case]
-            )
+            dates = [report.period, *(one.period for one in earlier)]
+            mine = [(name, day) for day in dates for name in dict.fromkeys((code, report.entity))]
+            decided = tuple(one for case in mine for one in self.decisions.get(case, ()))
             self.used.update(decided)
             known = names.intersection(member for fact in report.facts for member in fact.dimensions.values())
             lines = [[str(getattr(one, name)) for name in COLUMNS] for one in decided]

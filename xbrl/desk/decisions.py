@@ -51,7 +51,7 @@ def read_notes(
     # Amounts of several notes count together, but for those of notes from which nothing follows by decision.
     held = [note for note in report.notes if not any(one.state == "benign" for one in decided[note])]
     together = [fact for note in held for fact in own[note]]
-    follows = consequences(report, results, together)
+    follows = [replace(one, entity=report.entity) for one in consequences(report, results, together)]
     read = []
     for note in report.notes:
         applying = {fact.kind for fact in own[note] if fact.applies} if note in held else set()
@@ -62,11 +62,7 @@ def read_notes(
                 text=note.text,
                 decisions=decided[note],
                 facts=tuple(own[note]),
-                if_so=[
-                    csv_line(replace(one, entity=report.entity, note=note.id))
-                    for one in follows
-                    if one.kind in applying
-                ],
+                if_so=[csv_line(replace(one, note=note.id)) for one in follows if one.kind in applying],
                 if_not=csv_line(Finding(report.entity, report.period, "", "benign", kind=kind, note=note.id)),
                 open=[*undecided(report, results, own[note]), *_odd(own[note], note, report.period)],
             )
