@@ -136,4 +136,4 @@ def test_results_that_do_not_belong_together_are_refused(data, runs):
         other, json.dumps(general(weights="two") | {"text": "news"}), "the general text, or the base model, of .* dif"
     )
     for text in ("{", "{}", "[]"):
-        refused(other, text, "general.json is damaged")
+        refused(other, text, "general.json is not the JSON of an evaluation .*; remove it, and it is measured again")
