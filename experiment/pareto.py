@@ -148,13 +148,14 @@ def report() -> tuple[str, dict]:
         kept = [" ".join(str(seed) for seed in kl if kl[seed] <= budget) or "none" for budget in BUDGETS]
         rows.append([arm, str(len(f1)), *(f"{fmean(one.values()):.3f}" for one in (f1, kl)), words, *kept])
     composed = drawn.composed_f1([results_of("plain", seed, "1")[0] for seed in range(SEEDS)])
-    _draw(shown)
+    _draw(shown, composed)
     text = (table(rows), summary_table(composed, "F1"), contrast_table(CONTRASTS, found))
     return "\n\n".join(text), shown | {"without a model": composed}
 
 
-def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
-    """F1 against KL: a colour for each arm, a point for each seed, a line through the means of the alphas."""
+def _draw(found: dict[str, dict[str, dict[int, float]]], composed: dict[str, dict[int, float]]) -> None:
+    """F1 against KL: a colour for each arm, a point for each seed, a line through the means of the alphas. `composed`: of programs
+    without a model, dashed lines."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, arm in enumerate(ARMS):
@@ -163,10 +164,12 @@ def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:
             f1, kl = (found[measure].get(f"{arm}, alpha {alpha}", {}) for measure in ("F1", "KL"))
             if f1:
                 points = np.array([(kl[seed], f1[seed]) for seed in f1])
-                axes.scatter(*points.T, s=9, color=f"C{number}", alpha=0.35, linewidths=0)
+                axes.scatter(*points.T, s=14, color=f"C{number}", alpha=0.5, linewidths=0)
                 means.append(points.mean(axis=0))
         if means:
             axes.plot(*np.array(means).T, marker="o", color=f"C{number}", label=arm)
+    for name, f1 in composed.items() if any(composed.values()) else ():
+        axes.axhline(fmean(f1.values()), color="black", linewidth=0.8, linestyle="--", label=name)
     for budget in BUDGETS:
         axes.axvline(budget, color="grey", linewidth=0.5, linestyle=":")
     axes.set_xlabel("KL to the base on far text, nats per token")
