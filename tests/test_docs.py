@@ -1,11 +1,13 @@
 """README, CONTRIBUTING and the pages of docs name only files, sections and keys that exist, and their commands are taken."""
 
 import dataclasses
+import json
 import re
 import shlex
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -15,6 +17,7 @@ from configs.load import load_config
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from xbrl.answers.answer_reader import parse_answer
+from xbrl.answers.scores import micro_f1, pairs_right
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / "docs" / "LOG.md"  # the history: it may name what is gone
@@ -215,6 +218,34 @@ def test_the_commands_for_own_data_train(tmp_path) -> None:
     done = run_python(ROOT / script, command, ROOT / config, *overrides, model, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "⟦" in done.stdout
+
+
+def test_the_figures_of_the_quickstart_are_those_of_its_kept_answers() -> None:
+    """README's table and those of results.md, from the answers and results of three seeds in docs/quickstart."""
+    rows: dict[str, list[list[float]]] = {"f1": [], "note_f1": []}  # of each seed: the model, and programs without one
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for seed in range(3):
+        folder = ROOT / "docs" / "quickstart" / f"seed-{seed}" / "eval"
+        after, forgetting = (
+            json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("after", "forgetting")
+        )
+        answers, scores = after["answers"], after["violations"]
+        f1 = micro_f1([one["predicted"] for one in answers], [one["true"] for one in answers])["f1"]
+        assert f1 == scores["micro"]["f1"]
+        for key, own in (("f1", f1), ("note_f1", scores["note_f1"])):
+            programs = (scores["baselines"][name][key] for name in ("engine + note words", "thresholds", "rule engine"))
+            rows[key].append([own, *programs])
+        in_words = [one | {"violations": one["true"]} for one in answers if one["pair"].endswith("in words")]
+        pairs = sum(pairs_right(in_words, [one["predicted"] for one in in_words]))
+        assert f"\n{seed} | {f1:.3f}; {scores['note_f1']:.3f}; {pairs} |" in results
+        kept = f"{forgetting['perplexity_per_byte']['tuned']['value']:.3f} | {forgetting['kl']['value']:.2f}"
+        right = f"{forgetting['questions']['all']['tuned']['value']:.0%}"
+        assert f"\n{seed} | {after['facts']['f1']:.3f} | {after['rouge_l']['f']:.3f} | {kept} | {right}\n" in results
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for key, name in (("f1", "all rules"), ("note_f1", "what notes decide")):
+        columns = zip(*rows[key], strict=True)
+        cells = [f"{fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})" for values in columns]
+        assert re.sub(r"(\S+) \((\S+)-\2\)", r"\1 (each)", f"| {name} | {' | '.join(cells)} |") in readme
 
 
 def test_the_answer_that_a_page_shows_is_read_as_written() -> None:
