@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import UserError, run_script
 from data.formats import read_examples
-from eval.asked_examples import report_of
+from eval.asked_examples import UNREADABLE, report_of
 from eval.report import aligned
 from xbrl.answers.baselines import COMPOSED, ENGINE, NGRAMS, PROBE, THRESHOLDS, baseline_predictions
 from xbrl.answers.scores import micro_f1, pairs_right, score_kinds
@@ -90,9 +90,9 @@ def _scores(examples: list[dict], predicted: list[Sequence[str]]) -> dict[str, s
 def of_result(result: dict, test: Sequence[dict]) -> Column:
     """The column of a result of scripts/evaluate.py on all or some of the `test` examples.
 
-    An answer that cannot be read names a rule that does not exist.
+    An answer that cannot be read, in whole or in a line, names a rule that does not exist, too, as in the scores of the result.
     """
-    said = {one["id"]: ["unreadable"] if one["unreadable"] else one["predicted"] for one in result["answers"]}
+    said = {one["id"]: [*one["predicted"], *([UNREADABLE] if one["unreadable"] else [])] for one in result["answers"]}
     answered = [example for example in test if example["id"] in said]
     return answered, [said[example["id"]] for example in answered]
 
