@@ -334,8 +334,12 @@ time.sleep(600)
 
 def test_an_interrupted_replay_leaves_no_process(tmp_path) -> None:
     """Ranks have sessions of their own, which Ctrl-C does not reach."""
-    command = [sys.executable, "-c", TORCHRUN]
-    replaying = get_context("fork").Process(target=verify.run_train, args=(command, str(tmp_path), {}))
+
+    def replay() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process of pytest-xdist ignores
+        verify.run_train([sys.executable, "-c", TORCHRUN], str(tmp_path), {})
+
+    replaying = get_context("fork").Process(target=replay)
     replaying.start()
     while not (tmp_path / "child").exists():
         assert replaying.is_alive()
