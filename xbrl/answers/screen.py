@@ -92,7 +92,7 @@ def of_result(result: dict, test: Sequence[dict]) -> Column:
 
     An answer that cannot be read, in whole or in a line, names a rule that does not exist, too, as in the scores of the result.
     """
-    said = {one["id"]: [*one["predicted"], *([UNREADABLE] if one["unreadable"] else [])] for one in result["answers"]}
+    said = {one["id"]: [*(one["predicted"] or ()), *[UNREADABLE] * one["unreadable"]] for one in result["answers"]}
     answered = [example for example in test if example["id"] in said]
     return answered, [said[example["id"]] for example in answered]
 

@@ -49,7 +49,7 @@ RESULT = {
 def test_the_table_has_every_figure_with_its_n():
     text, n = table(RESULT), "3 violations in 2 reports"
     for name, *rest in (
-        ("violations F1 (micro)", "0.600", "0.000 to 0.793", n),  # Wilson: the F1 of the one answer that says something is 0
+        ("violations F1 (micro)", "0.600", "0.000 to 0.793", n),  # Wilson: F1 is 0 in the one that says something
         ("baseline: engine + note words", "0.410", n),
         ("unparsable answers", "50.0%", "2 reports"),
         ("directive ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 directives"),
