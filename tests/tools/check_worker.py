@@ -51,7 +51,8 @@ def main() -> None:
     for arguments in checks:  # a check ends its process
         if os.fork() == 0:
             become([str(root / "scripts" / "check.py"), *arguments], dict(os.environ), None)
-        print("exit code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+        # In one write, because two ranks share the output.
+        print(f"exit code {os.waitstatus_to_exitcode(os.wait()[1])}\n", end="", flush=True)
     from common.errors import run_script
 
     run_script(lambda: parts(plan_file, plan))
