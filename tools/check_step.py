@@ -8,6 +8,8 @@ takes part in it. It is computed twice, in fp32 and in bf16: how far the two are
 are multiples of it.
 """
 
+import common  # noqa: F401, I001  first: it keeps quiet what transformers imports
+
 import argparse
 import dataclasses
 import importlib.util
