@@ -67,7 +67,7 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         if error.errno in DISK_FULL:
             sentence = f"{where}the disk is full; free some space and run the same command again"
         elif where and error.errno in NOT_OURS:
-            sentence = f"{where}{error.strerror}; change its permissions, or name another place"
+            sentence = f"{where}{error.strerror}; look at what is there and whose it is, or name another place"
         else:
             raise
     except KeyboardInterrupt:

@@ -32,9 +32,8 @@ class EvaluationTexts:
         normalized = [normalize(text) for text in texts]
         self.short_texts = [text for text in normalized if 0 < len(text) < EVALUATION_SHINGLE]
         hashes = [np.zeros(0, np.int64), *(shingle_hashes(text, EVALUATION_SHINGLE) for text in normalized)]
-        self.shingles = np.unique(
-            np.concatenate(hashes)
-        )  # int64 (shingles,), ascending: a set takes ten times the memory
+        # int64 (shingles,), ascending: a set would take ten times the memory
+        self.shingles = np.unique(np.concatenate(hashes))
 
     def overlaps(self, normalized: str) -> bool:
         """Whether a normalized text shares a run of EVALUATION_SHINGLE characters, or contains a whole short text."""

@@ -154,8 +154,10 @@ def report() -> tuple[str, dict]:
 
 
 def _draw(found: dict[str, dict[str, dict[int, float]]], composed: dict[str, dict[int, float]]) -> None:
-    """F1 against KL: a colour for each arm, a point for each seed, a line through the means of the alphas. `composed`: of programs
-    without a model, dashed lines."""
+    """F1 against KL: a colour for each arm, a point for each seed, a line through the means of the alphas.
+
+    composed: the F1 of programs without a model, dashed lines.
+    """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, arm in enumerate(ARMS):
@@ -168,8 +170,9 @@ def _draw(found: dict[str, dict[str, dict[int, float]]], composed: dict[str, dic
                 means.append(points.mean(axis=0))
         if means:
             axes.plot(*np.array(means).T, marker="o", color=f"C{number}", label=arm)
-    for name, f1 in composed.items() if any(composed.values()) else ():
-        axes.axhline(fmean(f1.values()), color="black", linewidth=0.8, linestyle="--", label=name)
+    for name, f1 in composed.items():
+        if f1:
+            axes.axhline(fmean(f1.values()), color="black", linewidth=0.8, linestyle="--", label=name)
     for budget in BUDGETS:
         axes.axvline(budget, color="grey", linewidth=0.5, linestyle=":")
     axes.set_xlabel("KL to the base on far text, nats per token")

@@ -4,7 +4,8 @@ Declared before the runs. Primary, and the only contrast: F1 on the test, full l
 tuned alike (experiment/drawn.py), over seeds crossed with reports. Welch's test, because the seeds of the two do not go together
 (their correlation was -0.62); the analysis paired by seed stands beside it. There are four outcomes: full is better, LoRA is better,
 they are equivalent (within 0.05), or it stays open. Rank 64 has four seeds at the rate of rank 8, and is descriptive: it trains
-14.5% of the parameters of this model; rank 64 of an 8B model trains 2.1%, which is rank 8 or 9 here. The composed program learns from the same reports as the models of each seed.
+14.5% of the parameters of this model; rank 64 of an 8B model trains 2.1%, which is rank 8 or 9 here. The composed program learns
+from the same reports as the models of each seed.
 """
 
 from pathlib import Path

@@ -9,6 +9,8 @@ accumulated, bf16, gradient checkpointing, learning rate 2e-5. For TRL `SFTConfi
 checkpointing; packed adds `packing=True`, which fills rows of 1,024 tokens.
 """
 
+import common  # noqa: F401, I001  first: it keeps quiet what transformers imports
+
 import json
 import sys
 import time

@@ -427,9 +427,9 @@ def host_bytes(plan: Plan) -> dict[str, int]:
     on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
     worst = plan.workload.worst.lengths
     counted = count_activations(shape, config.model, config.lora, layout.kind, worst, layout.context)
-    tokens = FORGETTING_BYTES // BYTES_PER_TOKEN + (
-        TASK_TOKENS if config.data.validation or config.data.validation_share else 0
-    )
+    tokens = FORGETTING_BYTES // BYTES_PER_TOKEN
+    if config.data.validation or config.data.validation_share:
+        tokens += TASK_TOKENS
     tokens = -(-tokens // plan.cluster.nodes)  # the texts are dealt to all ranks
     return {
         "offload": ranks * _pinned_bytes(shape, config, layout.shards) if layout.offloads else 0,

@@ -28,7 +28,7 @@ def test_a_user_error_and_a_disk_that_takes_no_file_print_one_line_and_a_bug_is_
     assert capsys.readouterr().err == f"error: a file, line 3: what is wrong\nerror: a/file: {full}error: {full}"
     for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         assert exit_code_of(lambda: raising(OSError(number, "what the system says", "a/file"))) == 2  # noqa: B023
-        ours = "error: a/file: what the system says; change its permissions, or name another place\n"
+        ours = "error: a/file: what the system says; look at what is there and whose it is, or name another place\n"
         assert capsys.readouterr().err == ours
     for bug in (PermissionError(errno.EACCES, "of no file"), OSError(errno.ENOENT, "No such file", "a/file")):
         with pytest.raises(OSError):

@@ -57,3 +57,11 @@ def test_a_module_imports_only_what_its_directory_may_import(directory) -> None:
         if name.split(".")[0] in ours - ALLOWED[directory] or name.startswith(".")
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_program_imports_ours_before_transformers() -> None:
+    """`common` then filters what the libraries that transformers imports would say."""
+    for path in [path for directory in ALLOWED if directory != "tests" for path in modules(directory)]:
+        names = [name.split(".")[0] for _, name in imports(path)]
+        if "__main__" in path.read_text(encoding="utf-8") and "transformers" in names:
+            assert set(names[: names.index("transformers")]) & CORE, path
