@@ -24,13 +24,19 @@ Exchange = Callable[[torch.Tensor], torch.Tensor]
 class Context:
     """The group of this rank.
 
+    members: the ranks of the group, as many as each has parts. Compiled code reads only how many there are, which is a constant
+    to it; an int would be a symbol, and every shape below an expression that takes the compiler seconds.
     exchange: sends the i-th of `ranks` equal parts of dimension 0 to the group's i-th rank, and puts what comes from the i-th
     rank at the i-th place; with gradients.
     """
 
     rank: int
-    ranks: int
+    members: tuple[int, ...]
     exchange: Exchange
+
+    @property
+    def ranks(self) -> int:
+        return len(self.members)
 
     def to_heads(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's tokens of all heads `(1, heads, tokens, head_dim)` -> all tokens of this rank's heads
@@ -65,12 +71,12 @@ def join_context(ranks: int) -> Context:
     group, _ = dist.new_subgroups(ranks, group_desc="context")
     assert isinstance(group, dist.ProcessGroup)  # an int on processes outside of all groups, and there is none
     bound_collectives([group])
-    return Context(dist.get_rank(group), ranks, functools.partial(_all_to_all, group))
+    return Context(dist.get_rank(group), tuple(range(ranks)), functools.partial(_all_to_all, group))
 
 
 def pretended_context(ranks: int) -> Context:
     """A context without other ranks, for a simulation: it takes the memory of a real one, forward and backward."""
-    return Context(0, ranks, lambda x: x * 1)
+    return Context(0, tuple(range(ranks)), lambda x: x * 1)
 
 
 def _all_to_all(group: dist.ProcessGroup, x: torch.Tensor) -> torch.Tensor:

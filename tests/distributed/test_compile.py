@@ -1,4 +1,4 @@
-"""model.compile in runs of train.py on two ranks: every kind of layer is compiled once, and computes what eager code does."""
+"""model.compile in runs of train.py on two ranks: a layer is compiled once, and computes what eager code does."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights, workplace
-from tests.tiny import write_tiny_model
 
 pytestmark = pytest.mark.slow
 GRAPHS = "count_graphs:aot_eager"  # traces what inductor would, and does not take a minute to write C++
@@ -16,17 +15,17 @@ CAPTURED = "count_graphs:eager"  # only captures the graphs, in a fifth of the t
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("compile")
-    two_kinds = {"family": "qwen2_sliding", "vocab_size": 391}
+    alike = {"family": "qwen2", "vocab_size": 391}  # one kind of layers: tests/model/test_compile.py has two
     more = 'ewc=EWC(data=(here + "/validation.jsonl",), documents=4, batch=2),'
     run, steps = "eval_every=1, save_every=2", "max_steps=3"
-    workplace(folder, 24, 4, model=two_kinds, data="", batch="global_examples=8", optimizer=steps, run=run, more=more)
-    write_tiny_model(folder / "alike", family="qwen2", vocab_size=391)  # one kind of layers
-    return folder
+    return workplace(
+        folder, 24, 4, model=alike, data="", batch="global_examples=8", optimizer=steps, run=run, more=more
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    ewc, lora = "ewc.strength=1.0", ("lora.rank=4", f"model.path={folder / 'alike'}")
+    ewc, lora, plain = "ewc.strength=1.0", ("lora.rank=4", "data.validation="), "data.validation="
     full, selective = (
         ("model.compile=True", f"model.activation_checkpointing={mode}") for mode in ("full", "selective")
     )
@@ -34,7 +33,9 @@ def runs(folder) -> Path:
         run_of(folder, "eager", ewc),
         run_of(folder, "shared", ewc, *full, "sharding.context=2", plant=CAPTURED),
         run_of(folder, "eager-lora", *lora),
-        run_of(folder, "lora", *lora, *selective, plant=GRAPHS),
+        run_of(folder, "lora", *lora, *selective, plant=CAPTURED),
+        run_of(folder, "eager-plain", plain),
+        run_of(folder, "plain", plain, *selective, plant=GRAPHS),
     ]
     launch(folder, "two", 2, plan)
     return folder / "runs"
@@ -47,20 +48,20 @@ def graphs(folder: Path, name: str) -> list[int]:
     return first
 
 
-@pytest.mark.parametrize("name, eager", [("shared", "eager"), ("lora", "eager-lora")])
+@pytest.mark.parametrize("name, eager", [("shared", "eager"), ("lora", "eager-lora"), ("plain", "eager-plain")])
 def test_compiled_layers_give_the_same_update(runs, name, eager) -> None:
     """With the Fisher of EWC, evaluations, ranks that share their tokens, and adapters."""
     assert largest_difference(weights(runs / eager), weights(runs / name)) < 1e-6
-    for key in ("train/loss", "train/grad_norm", "validation/loss"):
+    for key in ("train/loss", "train/grad_norm", *(("validation/loss",) if name == "shared" else ())):
         assert relative_difference(rows(runs / eager, key), rows(runs / name, key), key) < 1e-5
 
 
 def test_lengths_steps_and_evaluations_compile_nothing_again(folder, runs) -> None:
-    """One graph for each kind of layer in the evaluation that comes first, and one each for training.
+    """One graph for training, and one to evaluate: first in `shared`, and after the last step in the others.
 
-    The layers of `lora` evaluate alike. In training the input of the first needs no gradient, and that of the other does.
+    In training the input of the first layer of `lora` needs no gradient, and that of the other does.
     """
-    for name, first, all_kinds, forwards in (("shared", 2, 4, 14), ("lora", 1, 3, 8)):
+    for name, kinds, forwards in (("shared", {1, 2}, 14), ("lora", {2, 3}, 8), ("plain", {1, 2}, 8)):
         counts = graphs(folder, name)
-        assert counts == sorted(counts) and set(counts) == {first, all_kinds}
+        assert counts == sorted(counts) and set(counts) == kinds
         assert len(counts) >= forwards

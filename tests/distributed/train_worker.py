@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -197,9 +198,21 @@ def plant(name: str | None, set_attribute) -> None:
         ticks = itertools.count(step=30 if int(argument) == RANK else 1)
         set_attribute(training.observe.Pace, "_now", lambda self: float(next(ticks)))
     elif kind == "endless_step":
-        # From the step with this number on, a step has a million times as many micro-batches: it never ends.
+        # From the step with this number on, a step has a million times as many micro-batches: it never ends. Their forwards
+        # wait first, so that the other process of the suite has the processor.
         steps, of_rank = itertools.count(), Deal.of_rank
-        set_attribute(Deal, "of_rank", lambda *some: of_rank(*some) * (10**6 if next(steps) >= int(argument) else 1))
+
+        def slow(self, batch: MicroBatch) -> torch.Tensor:
+            time.sleep(0.2)
+            return forward(self, batch)
+
+        def of_rank_endless(*some) -> list:
+            if next(steps) < int(argument):
+                return of_rank(*some)
+            set_attribute(PackedLanguageModel, "forward", slow)
+            return of_rank(*some) * 10**6
+
+        set_attribute(Deal, "of_rank", of_rank_endless)
     elif kind == "not_finite":
         # "3,4": a NaN loss in the forwards with these numbers, on the last rank only.
         bad, count = {int(n) for n in argument.split(",")}, itertools.count()
