@@ -161,15 +161,17 @@ def _draw(found: dict[str, dict[str, dict[int, float]]], composed: dict[str, dic
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, arm in enumerate(ARMS):
-        means = []
+        means, seeds = [], 0
         for alpha in ALPHAS:
             f1, kl = (found[measure].get(f"{arm}, alpha {alpha}", {}) for measure in ("F1", "KL"))
             if f1:
+                seeds = max(seeds, len(f1))
                 points = np.array([(kl[seed], f1[seed]) for seed in f1])
                 axes.scatter(*points.T, s=14, color=f"C{number}", alpha=0.5, linewidths=0)
                 means.append(points.mean(axis=0))
         if means:
-            axes.plot(*np.array(means).T, marker="o", color=f"C{number}", label=arm)
+            label = f"{arm}, {seeds} seed{'s' * (seeds > 1)}"
+            axes.plot(*np.array(means).T, marker="o", color=f"C{number}", label=label)
     for name, f1 in composed.items():
         if f1:
             axes.axhline(fmean(f1.values()), color="black", linewidth=0.8, linestyle="--", label=name)
