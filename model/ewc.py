@@ -312,18 +312,14 @@ class Penalty:
 
         Call it once per step, after the last backward and before the gradient norm. `step` (0-based) selects the noise by
         which a bf16 gradient is rounded stochastically; rounding to nearest would lose everything below half of its last
-        bit in every step. `measure`: also take what `curves` reports, at the current weights. Parameters without a gradient
-        are frozen and left alone.
+        bit in every step. `measure`: also take what `curves` reports, at the current weights.
         """
         started = _mark(self.sums.device)
         if measure:
             self.sums.zero_()
         noise = Noise(self.seed, step, self.sums.device)
         for index, (name, parameter) in enumerate(self.parameters.items()):
-            if parameter.grad is None:  # frozen
-                continue
-            weight = local(parameter).view(-1)
-            gradient = local(parameter.grad).view(-1)
+            weight, gradient = local(parameter).view(-1), local(gradient_of(parameter)).view(-1)
             fisher, reference = self.anchor.fisher[name].view(-1), self.anchor.reference[name].view(-1)
             stream = -1 - index  # the optimizer's streams are 0 and above
             sums = self.sums[self.groups.index(group_of(name))]
