@@ -348,7 +348,7 @@ def train(
             log.say(line)
         log.say(log.where())
     log.close()
-    if not stopping and not stop.agreed():  # a signal ends the search of a budget without an export
+    if not stopping:
         check_budget(config, export, ranks)  # exit code 3 with forgetting.strict, if it is not met
     return 0
 

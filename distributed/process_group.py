@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -144,19 +144,22 @@ def read_on_first(read: Callable[[], T], ranks: Ranks) -> T:
 
     For everything read from disk: two nodes may see a shared file system at different moments.
     """
-    box: list = [None, None]
-    if ranks.rank == 0:
-        try:
-            box[0] = read()
-        except UserError as error:
-            box[1] = str(error)
-        except OSError as error:
-            box[1] = f"{error.filename or 'rank 0'}: {error.strerror or error}"
+    box = [_outcome(read, ranks) if ranks.rank == 0 else None]
     dist.broadcast_object_list(box, src=0, group=ranks.flags)
-    value, problem = box
+    value, problem = cast(tuple, box[0])
     if problem is not None:
         raise UserError(problem)
     return value
+
+
+def _outcome(call: Callable[[], T], ranks: Ranks) -> tuple[T | None, str | None]:
+    """(what `call()` returns, the sentence of its UserError or OSError)."""
+    try:
+        return call(), None
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"{error.filename or f'rank {ranks.rank}'}: {error.strerror or error}"
 
 
 def gather_objects(value: T, ranks: Ranks) -> list[T]:
@@ -167,12 +170,8 @@ def gather_objects(value: T, ranks: Ranks) -> list[T]:
 
 
 def call_on_all(call: Callable[[], T], ranks: Ranks) -> T:
-    """Call `call()` on every rank: this rank's result or, on all ranks, the first UserError of any. A collective."""
-    value, problem = None, None
-    try:
-        value = call()
-    except UserError as error:
-        problem = str(error)
+    """Call `call()` on every rank: this rank's result or, on all, the first UserError or OSError of any. A collective."""
+    value, problem = _outcome(call, ranks)
     problems = [one for one in gather_objects(problem, ranks) if one is not None]
     if problems:
         raise UserError(problems[0])

@@ -25,6 +25,7 @@ runs/NAME/ewc keeps both: fisher-*.safetensors and reference-*.safetensors, whol
 number of ranks can read its slices, and settings.json, which says how they were made.
 """
 
+import functools
 import json
 import math
 import re
@@ -36,7 +37,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -52,7 +53,7 @@ from data.sources import Windows
 from distributed.export import files_of, write_file
 from distributed.gradients import gradient_of
 from distributed.low_memory import CHUNK
-from distributed.process_group import Ranks, StopSignal, agree_any, barrier, read_on_first
+from distributed.process_group import Ranks, StopSignal, agree_any, call_on_all, read_on_first
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import before_micro_batch, flat_parts, local, local_shard, reshard, sum_over_shards, whole
 from model.architectures import has_experts
@@ -201,8 +202,11 @@ def save_anchor(
     ranks: Ranks,
     max_file_bytes: int = 5 * 2**30,
 ) -> None:
-    """Write `directory`, complete or not at all. A collective: all ranks gather each tensor, rank 0 writes."""
-    temporary = start_directory(directory) if ranks.rank == 0 else None
+    """Write `directory`, complete or not at all. A collective: all ranks gather each tensor, rank 0 writes.
+
+    Raises UserError on all ranks if it cannot be written.
+    """
+    temporary = read_on_first(lambda: start_directory(directory), ranks)
     for kind, shards in (("fisher", anchor.fisher), ("reference", anchor.reference)):
         sizes = {name: parameters[name].numel() * shard.element_size() for name, shard in shards.items()}
         for number, names in enumerate(files_of(sizes, max_file_bytes).values(), 1):
@@ -213,14 +217,16 @@ def save_anchor(
                     mesh, shape = like.device_mesh, {"shape": like.shape, "stride": like.stride()}
                     tensor = tensor.to(mesh.device_type)
                     tensor = whole(DTensor.from_local(tensor, mesh, like.placements, run_check=False, **shape))
-                if temporary:
+                if ranks.rank == 0:
                     tensors[name] = tensor.cpu().contiguous()
-            if temporary:
-                write_file(tensors, temporary / f"{kind}-{number:05d}.safetensors")
-    if temporary:
+            path = temporary / f"{kind}-{number:05d}.safetensors"
+            read_on_first(functools.partial(write_file, tensors, path), ranks)
+
+    def complete() -> None:
         (temporary / "settings.json").write_text(json.dumps({"made": anchor.made}, indent=1), encoding="utf-8")
         publish(directory)
-    barrier(ranks)
+
+    read_on_first(complete, ranks)
 
 
 def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary: frozenset[str]) -> Anchor:
@@ -237,12 +243,14 @@ def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary
     anchor = Anchor({}, {}, record["made"])
     for kind, shards in (("fisher", anchor.fisher), ("reference", anchor.reference)):
         for file in sorted(directory.glob(f"{kind}-*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                stored = set(tensors.keys())
-                for name in [name for name in parameters if name in stored]:  # in one order on every rank
-                    where, may_have_grown = f"{file}: {name}", name in vocabulary
-                    rows = _rows(tensors.get_slice(name), parameters[name], may_have_grown, kind == "fisher", where)
-                    shards[name] = rows
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    stored = set(tensors.keys())
+                    for name in [name for name in parameters if name in stored]:  # in one order on every rank
+                        part = tensors.get_slice(name), parameters[name], name in vocabulary, kind == "fisher"
+                        shards[name] = _rows(*part, f"{file}: {name}")
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{file} is damaged ({error}); copy it again, or name another ewc.fisher") from error
         for name in [name for name in parameters if name not in shards]:
             raise UserError(f"{directory} has no {kind} of {name}: it belongs to another model")
     for name in record.get("exponents", {}).keys() & anchor.fisher.keys():  # of earlier versions, which kept them apart
@@ -304,18 +312,14 @@ class Penalty:
 
         Call it once per step, after the last backward and before the gradient norm. `step` (0-based) selects the noise by
         which a bf16 gradient is rounded stochastically; rounding to nearest would lose everything below half of its last
-        bit in every step. `measure`: also take what `curves` reports, at the current weights. Parameters without a gradient
-        are frozen and left alone.
+        bit in every step. `measure`: also take what `curves` reports, at the current weights.
         """
         started = _mark(self.sums.device)
         if measure:
             self.sums.zero_()
         noise = Noise(self.seed, step, self.sums.device)
         for index, (name, parameter) in enumerate(self.parameters.items()):
-            if parameter.grad is None:  # frozen
-                continue
-            weight = local(parameter).view(-1)
-            gradient = local(parameter.grad).view(-1)
+            weight, gradient = local(parameter).view(-1), local(gradient_of(parameter)).view(-1)
             fisher, reference = self.anchor.fisher[name].view(-1), self.anchor.reference[name].view(-1)
             stream = -1 - index  # the optimizer's streams are 0 and above
             sums = self.sums[self.groups.index(group_of(name))]
@@ -416,12 +420,13 @@ def start_penalty(
     ranks, parameters, vocabulary = stop.ranks, trained_parameters(model), vocabulary_names(model)
     made = anchor_settings(settings, old_domain)
     if read_on_first(directory.is_dir, ranks):
-        anchor = load_anchor(directory, parameters, vocabulary)
+        anchor = call_on_all(lambda: load_anchor(directory, parameters, vocabulary), ranks)
         _check_saved(directory, anchor, made, parameters, ranks)
         say(f"EWC: Fisher diagonal ({anchor.how}) read from {directory}")
     else:
         if settings.fisher:
-            anchor = load_anchor(Path(settings.fisher), parameters, vocabulary)
+            folder = Path(settings.fisher)
+            anchor = call_on_all(lambda: load_anchor(folder, parameters, vocabulary), ranks)
             anchor = replace(anchor, made=anchor.made | made)
             say(f"EWC: Fisher diagonal ({anchor.how}) and reference reused from {settings.fisher}")
         else:

@@ -98,24 +98,21 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
     return PackedLanguageModel(causal_lm, config.vocab_size)
 
 
-def load_weights(
-    model: PackedLanguageModel, path: str, device: torch.device, compute_device: torch.device | None = None
-) -> None:
+def load_weights(model: PackedLanguageModel, path: str, device: torch.device) -> None:
     """Materialize the (sharded) meta model on `device` and read this rank's own slices from the safetensors files.
 
-    `compute_device` is where forward runs and buffers live; it differs from `device` under CPU offload. Raises UserError
-    as `check_weights` does.
+    Raises UserError as `check_weights` does.
     """
     check_weights(model, path)
-    materialize(model, device, compute_device)
+    materialize(model, device)
     read_weights(model, path)
 
 
 def materialize(model: PackedLanguageModel, device: torch.device, compute_device: torch.device | None = None) -> None:
     """Allocate the (sharded) meta model on `device`, with arbitrary values: a checkpoint or `read_weights` follows.
 
-    Tied parameters are one, buffers are computed, rows of padding are zero, and a parameter with such rows gets the
-    attribute `unpadded_rows`, by which the export cuts them off.
+    Tied parameters are one, rows of padding are zero, and a parameter with such rows gets the attribute `unpadded_rows`, by
+    which the export cuts them off. Buffers are computed on `compute_device`, where forward runs: another one under CPU offload.
     """
     model.to_empty(device=device)
     model.causal_lm.tie_weights()  # to_empty makes two tensors of a tied one (verl#7834)

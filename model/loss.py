@@ -178,7 +178,7 @@ def chunked(
     Without any target the loss is 0 and all gradients exist and are 0, so that all ranks reduce the same parameters.
     Raises UserError if `token_losses` does not return one loss per target, with a gradient.
     """
-    options = cast(HeadSettings, head.settings), cast(AddGradient | None, head.add_gradient)
+    options = cast(HeadSettings, head.settings), cast(AddGradient | None, head.add_gradient), torch.is_grad_enabled()
     return head(
         hidden, lambda states, weight: _ChunkedSum.apply(states, weight, batch, token_losses, loss_sums, *options)
     )
@@ -209,10 +209,13 @@ class _ChunkedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, batch, token_losses, loss_sums, settings, add_gradient):  # noqa: ANN001, ANN205
-        """Arguments and result as in `chunked`. Keeps both gradients for backward."""
+    def forward(ctx, hidden, weight, batch, token_losses, loss_sums, settings, add_gradient, trains):  # noqa: ANN001, ANN205
+        """Arguments and result as in `chunked`. Keeps both gradients for backward.
+
+        trains: whether autograd is on. A head that is trained asks for its gradient also where it is off.
+        """
         trains_head = ctx.needs_input_grad[1]  # not with LoRA
-        needs_grad = ctx.needs_input_grad[0] or trains_head
+        needs_grad = trains and any(ctx.needs_input_grad)
         tokens = weight[: settings.num_tokens]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         scale = torch.ones_like(loss) / batch.divisor
@@ -232,7 +235,7 @@ class _ChunkedSum(torch.autograd.Function):
                     loss_sums.add_by_source(losses, batch.target_sources[targets])
             if needs_grad:
                 grad_hidden[start : start + len(rows)] = _product(product, tokens, exact=False)
-            if trains_head:
+            if trains_head and needs_grad:
                 gradient.add(product, rows, is_only=len(rows) == len(hidden))
             del product, part  # else they would live until the next chunk has made its own
         if needs_grad:
@@ -255,7 +258,7 @@ class _ChunkedSum(torch.autograd.Function):
             for first in range(0, gradient.num_rows, HEAD_ROWS):
                 last = min(first + HEAD_ROWS, gradient.num_rows)
                 grad_weight[first:last] = gradient.rows([(first, last)], exact).mul_(factor)
-        return grad_hidden, grad_weight, *(None,) * 5
+        return grad_hidden, grad_weight, *(None,) * 6
 
 
 def targets_per_chunk(targets: int, trained_width: int, itemsize: int, in_pieces: bool) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from configs.config import Config
-from configs.load import is_of_answers, parse_best_by
+from configs.load import GENERAL, is_of_answers, parse_best_by
 from data.sources import Corpus
 from distributed.process_group import Ranks, read_on_first
 
@@ -45,14 +45,15 @@ class Evaluations:
     def load_state_dict(self, saved: dict) -> list[str]:
         """Continue from what a manifest has. Returns lines for the user.
 
-        With another criterion or other validation data no checkpoint is the best any more, and the step is evaluated again.
+        With another criterion, or other validation data that it scores, no checkpoint is the best any more, and the step is
+        evaluated again.
         """
         validation, best_by, changed = self.validation, self.best_by, []
         for name in self._SAVED:
             setattr(self, name, saved[name])
         if validation and validation != self.validation:
-            changed.append("data.validation has changed")
-            self.validation, self.base_loss = validation, None
+            changed += [] if best_by.startswith(GENERAL) else ["data.validation has changed"]
+            self.validation, self.base_loss, self.best_loss = validation, None, None
             self.evaluated.pop("validation", None)
         if best_by != self.best_by:
             changed.append(f"run.best_by has changed ({self.best_by} -> {best_by})")

@@ -1,6 +1,8 @@
 """The disk of a run: shared by the nodes, and with room for the checkpoints. Other nodes are pretended."""
 
 import dataclasses
+import errno
+import os
 import re
 import shutil
 import socket
@@ -12,6 +14,7 @@ import torch
 from common.errors import UserError
 from distributed import checkpoint, disks
 from distributed.disks import NotShared, check_free_space, check_room_for_run, check_shared, torchrun_grace
+from distributed.process_group import call_on_all, read_on_first
 
 GIB = 2**30
 HOST = socket.gethostname()
@@ -30,6 +33,15 @@ def test_a_node_that_does_not_see_the_file_of_rank_0_is_named(tmp_path, ranks, m
         check_shared(file, "text", first_of_node, 0.2)
     file.write_text("text")
     check_shared(file, "text", first_of_node)
+
+
+def test_a_disk_that_one_rank_cannot_read_is_a_sentence_and_no_rank_ends_alone(ranks) -> None:
+    def read() -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    for call in (call_on_all, read_on_first):
+        with pytest.raises(UserError, match="rank 0: Stale file handle"):
+            call(read, ranks)
 
 
 @pytest.fixture

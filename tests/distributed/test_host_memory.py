@@ -27,7 +27,7 @@ ranks = start_process_group()
 model = build_on_meta(read_model_config({path!r}))
 shard_model(model, ranks)
 before = resident()
-load_weights(model, {path!r}, ranks.device, ranks.device)
+load_weights(model, {path!r}, ranks.device)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 open({path!r} + f"/grown.{{ranks.rank}}", "w").write(f"{{resident() - before}} {{peak - before}}")
 """

@@ -93,7 +93,7 @@ def runs(folder) -> Path:
     launch(folder, "second", 0, second)
     extended = f"model.path={folder / 'extended'}", "optimizer.max_steps=2", "run.keep_last=1"
     two = [
-        run_of(folder, "signalled", MAX_KL, "run.keep_last=1", plant="signal_at_alpha:4"),
+        run_of(folder, "signalled", MAX_KL, "run.keep_last=1", "forgetting.strict=True", plant="signal_at_alpha:4"),
         run_of(folder, "signalled", MAX_KL),
         run_of(folder, "extended", MAX_KL, *extended),
         run_of(folder, "narrow", MAX_KL, "optimizer.memory=8N", *extended[1:]),

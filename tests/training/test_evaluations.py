@@ -99,3 +99,16 @@ def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_t
     assert lines == [f"{what}: the next evaluation is the first that counts"]
     assert (changed.best_step, changed.best_value, changed.base_value) == (None, None, None)
     assert not changed.is_judged  # so that a finished run is not "already finished", but evaluated again
+
+
+def test_the_best_by_forgetting_stays_the_best_with_other_validation_data() -> None:
+    evaluations = made(best_by="forgetting/kl")
+    evaluations.validation = ["before"]
+    evaluations.finish("validation", {"validation/loss": 0.5}, 3, 3)
+    evaluations.finish("forgetting", {"forgetting/kl": 0.1}, 3, 3)
+    for best_by, best_step in {"forgetting/kl": 3, "validation/loss": None}.items():
+        resumed = made(best_by=best_by)
+        resumed.validation = ["other"]
+        lines = resumed.load_state_dict(json.loads(json.dumps(evaluations.state_dict())))
+        assert (resumed.best_step, resumed.best_loss, bool(lines)) == (best_step, None, best_step is None)
+        assert "validation" in resumed.due(3, 3)

@@ -49,6 +49,18 @@ def test_penalty_is_estimated_and_saved_and_reused(path, tmp_path, ranks) -> Non
         start(other, tmp_path / "ewc", ranks, settings())
 
 
+def test_what_rank_0_cannot_write_and_what_is_damaged_is_one_sentence_on_all_ranks(path, tmp_path, ranks) -> None:
+    """A rank that did not write, or that read a whole file, would wait for the others."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Not a directory"):
+        start(path, tmp_path / "file" / "ewc", ranks, settings())
+    start(path, tmp_path / "ewc", ranks, settings())
+    fisher = tmp_path / "ewc" / "fisher-00001.safetensors"
+    fisher.write_bytes(fisher.read_bytes()[:-8])
+    with pytest.raises(UserError, match=rf"{fisher} is damaged \(.*name another ewc.fisher"):
+        start(path, tmp_path / "new", ranks, settings(fisher=str(tmp_path / "ewc")))
+
+
 def test_l2_pulls_every_weight_alike(path, tmp_path, ranks) -> None:
     options = settings(estimator="l2", data=()), tmp_path / "ewc", None, dealer(), "full", signal_is(False, ranks)
     model = load(path)
