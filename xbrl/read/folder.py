@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from xbrl.read.filed_report import Report
-from xbrl.read.safety import is_ignored
+from xbrl.read.safety import CLUTTER_FOLDERS, is_clutter
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 
 REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
@@ -45,7 +45,7 @@ def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
     found: list[Path] = []
     others: list[Path] = []
     for path in sorted(folder.iterdir()):
-        if is_ignored(path.name):
+        if path.name.startswith(".") or path.name in CLUTTER_FOLDERS or is_clutter(path.name):
             continue
         if path.is_dir() and not is_package(path):
             nested_reports, nested_others = find_reports(path)

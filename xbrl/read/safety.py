@@ -66,11 +66,6 @@ def is_clutter(name: str) -> bool:
     return file.startswith("._") or file.lower() in CLUTTER_FILES or any(part in CLUTTER_FOLDERS for part in folders)
 
 
-def is_ignored(name: str) -> bool:
-    """Whether an entry of a folder is hidden, or was added by an operating system."""
-    return name.startswith(".") or name in CLUTTER_FOLDERS or is_clutter(name)
-
-
 def _zip_names(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:

@@ -18,14 +18,7 @@ from xbrl.read.assemble import Concept, ParsedFile, assemble
 from xbrl.read.dpm import Cells, load_cells
 from xbrl.read.filed_report import Fact, Report, duplicate_warnings
 from xbrl.read.report_notes import INLINE, add_footnotes, join_notes
-from xbrl.read.safety import (
-    MAX_MEMBER_BYTES,
-    Package,
-    is_ignored,
-    open_package,
-    strict_xml,
-    without_schema_locations,
-)
+from xbrl.read.safety import MAX_MEMBER_BYTES, Package, open_package, strict_xml, without_schema_locations
 from xbrl.read.xbrl_csv import read_csv_package
 from xbrl.read.xbrl_json import load_json, read_json
 
@@ -121,13 +114,8 @@ def merge_reports(reports: Iterable[Report]) -> Report:
 
 
 def is_package(folder: Path) -> bool:
-    """True if a folder is an unpacked report package rather than a folder of reports.
-
-    The files of a package may stand in one folder below it, as they do in its zip, if nothing else stands beside that folder.
-    """
-    marks = ("META-INF/reportPackage.json", "reports/report.json")
-    inner = [path for path in folder.iterdir() if not is_ignored(path.name)]
-    return any((one / mark).is_file() for one in (folder, *(inner if len(inner) == 1 else ())) for mark in marks)
+    """True if a folder is an unpacked report package rather than a folder of reports."""
+    return any((folder / name).is_file() for name in ("META-INF/reportPackage.json", "reports/report.json"))
 
 
 def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
