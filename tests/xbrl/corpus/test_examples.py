@@ -109,14 +109,15 @@ def test_format_of_figures(value, unit, decimals, plain, compact):
 
 
 def test_a_count_is_not_a_percentage_and_limits_have_no_spurious_decimal_places():
-    def text(value, decimals, type="", cell=("C 76.00.a", "0030", "0010")):
+    def text(value, decimals, type="", cell=("C 76.00.a", "0030", "0010"), kind=""):
         fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, cell, type=type)
-        return format_fact(fact)
+        return format_fact(fact, kind=kind)
 
     assert text("101", 0) == text("101", "INF") == text("101", 0, "integer") == "101"
     assert text("0.0431", 4) == text("0.0431", 4, "percentage") == "4.31%"
     assert text("1", 0, "percentage") == text("1", 0, "percentage", cell=None) == "100%"
     assert text("0.0431", 4, cell=None) == "0.0431"  # nothing says what it is
+    assert (text("2.5", 2, kind="decimal"), text("1", "INF", kind="percentage")) == ("2.5", "100%")
     for value, printed in {"0.045": "4.5%", "1": "100%", "0.0562": "5.62%", "0.98374219": "98.37%"}.items():
         assert format_limit(Decimal(value), None, 4) == printed
     assert format_limit(Decimal(1_290_000), "iso4217:EUR", -3) == "1290 thousand"
