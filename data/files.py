@@ -22,6 +22,7 @@ from data.store import STORE_FILE
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 KINDS = f"data files are {', '.join(SUFFIXES)}, each also compressed as {', '.join(CODECS)}"
+MADE = "the first lines of a config name the commands that make what it reads in artifacts/"
 DATASET, SPLITS = "state.json", "dataset_dict.json"  # what the library `datasets` writes beside the data that it saves
 # A dataset of the hub, or a folder that looks like one: NAME@REVISION:CONFIG:SPLIT
 DATASET_NAME = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[\w./-]+))?((:(?P<config>[\w.-]+))?:(?P<split>[\w.-]+))?")
@@ -116,7 +117,7 @@ def check_paths_exist(paths: Iterable[str | Path]) -> None:
         if is_elsewhere(path):
             continue
         if not _is_glob(path):
-            _mode(Path(path), f"; {KINDS}")
+            _mode(Path(path), f"; {MADE if Path(path).parts[:1] == ('artifacts',) else KINDS}")
         elif not glob.glob(str(path), recursive=True):
             raise UserError(f"{path} matches no file; {KINDS}")
 

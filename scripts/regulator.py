@@ -47,7 +47,6 @@ def dpm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=FETCHED, help="the file to make (default: %(default)s)")
     parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
     parser.add_argument("--release", default=dpm_distil.NEWEST, help="the release (default: %(default)s)")
-    parser.add_argument("--builtin", action="store_true", help="make xbrl/read/dpm-4.2.zip, the file of the repository")
     print(dpm_distil.fetch(**vars(parser.parse_args())))
 
 

@@ -203,6 +203,7 @@ def test_folders_and_globs_stand_for_their_files_in_order(tmp_path) -> None:
     for path, words in [
         (f"{tmp_path}/*.txt", r"\*.txt matches no file; data files are .jsonl, "),
         (tmp_path / "none", "none does not exist; data files are"),
+        ("artifacts/none", "none does not exist; the first lines of a config name the commands"),
     ]:
         with pytest.raises(UserError, match=words):
             check_paths_exist([path])

@@ -53,15 +53,10 @@ _LEGAL = r"[A-Z0-9][A-Za-z0-9 ,;()/.-]{2,100}"
 _FIGURE = r"-?\d{1,15}(?:\.\d{1,6})?(?:%| thousand| million| bn| mn| k)?"
 
 
-def write_answer(
-    violated: Iterable[RuleResult], directive: str, style: str = "cells", facts: Iterable[NoteFact] = ()
-) -> str:
-    """Format the facts of a note, the violated results of `rules.evaluate` and the letter as one answer.
-
-    `style` is "cells" or "labels", as in `render.render_report`.
-    """
+def write_answer(violated: Iterable[RuleResult], directive: str, facts: Iterable[NoteFact] = ()) -> str:
+    """Format the facts of a note, the violated results of `rules.evaluate` and the letter as one answer of the long form."""
     stated = [write_fact(fact) for fact in facts] or ["none"]
-    lines = [write_violation(result, style) for result in violated] or ["none"]
+    lines = [write_violation(result) for result in violated] or ["none"]
     return "\n".join(["Note:", *stated, "Violations:", *lines, "Directive:", directive])
 
 

@@ -22,12 +22,12 @@ from pathlib import Path
 from common.durable_files import new_directory, write_json, write_json_lines
 from common.errors import UserError
 from eval import general_text
+from xbrl.corpus.card import SPLITS
 from xbrl.read.dpm import RELEASE, WRITTEN_TABLES
-from xbrl.read.dpm_distil import PACKAGE, TYPES, clean, release_id
+from xbrl.read.dpm_distil import PACKAGE, TYPES, clean, place_in, release_id, table_label
 from xbrl.read.filed_report import template_of
 from xbrl.read.render import table_name
 
-SPLITS = ("train", "validation", "test")
 MIN_OVERLAP = 0.5  # Jaccard similarity of labels at or above which two tables go to the same split
 MAX_SEEN = 0.5  # held-out documents with a larger fraction of lines seen in training are dropped
 MIN_WORDS = 4  # shorter lines ("Total assets") are too common to count as seen
@@ -174,8 +174,7 @@ def read_table_texts(database: sqlite3.Connection, release: int) -> dict[str, Ta
     filed: dict[str, list[str]] = {}
     for _, code, label, framework, module, context in database.execute(TABLES, (release,)):
         filed.setdefault(code, []).append(f"{framework}, module {module}")
-        label = re.sub(r" \.[a-z]$", "", clean(label))
-        tables[code] = TableText(code, label, "; ".join(filed[code][:3]), meanings.get(context, ""))
+        tables[code] = TableText(code, table_label(label), "; ".join(filed[code][:3]), meanings.get(context, ""))
     depths: dict[tuple[str, int], int] = {}
     for code, axis, number, label, heading, key, header_id, parent, context in database.execute(HEADERS, (release,)):
         if code in tables and axis in AXES:
@@ -184,10 +183,8 @@ def read_table_texts(database: sqlite3.Connection, release: int) -> dict[str, Ta
             tables[code].headers[name[0]].append(Header(name, clean(label), depth, bool(heading), bool(key), meaning))
     for code, cell, type_code in database.execute(CELLS, (release,)):
         if code in tables:
-            place = {part[:1]: part for part in cell.strip("{}").split(", ")[1:]}
-            row, column = (place.get(axis, "*") for axis in "rc")
-            key = ("*" if row.endswith("*") else row, "*" if column.endswith("*") else column)
-            tables[code].cells[key] = TYPES.get(type_code, "")
+            place = place_in(cell)
+            tables[code].cells[place.get("r", "*"), place.get("c", "*")] = TYPES.get(type_code, "")
     return {code: table for code, table in tables.items() if table.cells}
 
 

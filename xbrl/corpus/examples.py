@@ -185,7 +185,7 @@ def make_example(
         checks = [*report_checks(report, results), *fact_checks(report, note.facts)]
         answer = write_checks(checks, letter, note.facts)
     else:
-        answer = write_answer(violated, letter, profile.style, note.facts)
+        answer = write_answer(violated, letter, note.facts)
     entity = report.entity.partition(".")[0]  # without the EBA's suffix for the scope of consolidation
     example = {
         "messages": [*profile.question(report, bank, cells, earlier), {"role": "assistant", "content": answer}],

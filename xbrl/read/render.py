@@ -65,8 +65,8 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
     """
     name = bank.name if bank else report.entity
     if style == "labels":
-        facts = _sorted_facts(report.facts)
-        lines = [f"{_label_of(fact, cells)} {format_fact(fact, compact=True)}" for fact in facts]
+        facts = sorted(report.facts, key=lambda fact: _sort_key(fact.cell, fact))
+        lines = [f"{_label_of(fact, cells)} {format_fact(fact, True, kind_of(fact, cells))}" for fact in facts]
         notes = [f"Note: {note.text}" for note in report.notes]
         return "\n".join(map(one_line, [name, *lines, *notes]))
     header = [name if not bank else f"{name} ({report.entity})", f"reference date {report.period}"]
@@ -97,7 +97,7 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
         if cell and (where[1] == "*" or len(columns.get(table, ())) > 1):
             label = f"{label}, {cell.column_label}" if label else cell.column_label
         place = where[2] if where[1] == "*" else f"{where[1]} {where[2]}"
-        line = f"{place} {_truncate(label)} | {format_fact(fact)}"
+        line = f"{place} {_truncate(label)} | {format_fact(fact, kind=cell.type if cell else '')}"
         if (where, keys, line) not in written:
             written.add((where, keys, line))
             lines.append(line)
@@ -108,11 +108,13 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
 
 
 def render_earlier(earlier: Sequence[Report], cells: Iterable[CellKey]) -> str:
-    """Selected figures of earlier reports, one line per report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
+    """Selected ratios of earlier reports, one line per report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
     wanted, lines = list(cells), []
     for report in earlier:
         known = {fact.cell: fact for fact in report.facts if fact.cell and isinstance(fact.value, Decimal)}
-        figures = [f"{short_label(cell)} {format_fact(known[cell])}" for cell in wanted if cell in known]
+        figures = [
+            f"{short_label(cell)} {format_fact(known[cell], kind='percentage')}" for cell in wanted if cell in known
+        ]
         lines.append(f"{report.period}: {', '.join(figures) or 'none of these figures was reported'}")
     return "\n".join(["Earlier reports", *lines]) if lines else ""
 
@@ -135,25 +137,25 @@ def table_name(table: str) -> str:
     return table.replace("_", " ")
 
 
-def format_fact(fact: Fact, compact: bool = False) -> str:
-    """The value of a fact as text; `nil` for an empty value."""
+def format_fact(fact: Fact, compact: bool = False, kind: str = "") -> str:
+    """The value of a fact as text; `nil` for an empty value. `kind` is the type of its cell in the DPM, if that is known."""
     if fact.value is None:
         return "nil"
     if not isinstance(fact.value, Decimal):
         return str(fact.value)
     is_unknown = fact.cell is None and not fact.type  # nothing says that it is a ratio
-    if fact.unit in PURE and (is_unknown or _is_count(fact, fact.value)):
+    if fact.unit in PURE and (is_unknown or _is_count(fact, fact.value, kind or fact.type)):
         return _format_decimal(fact.value)
     return format_figure(fact.value, fact.unit, fact.decimals, compact)
 
 
-def _is_count(fact: Fact, value: Decimal) -> bool:
-    """True if a dimensionless figure is a count (staff, days), not a ratio.
+def _is_count(fact: Fact, value: Decimal, kind: str) -> bool:
+    """True if a dimensionless figure is a count (staff, years), not a ratio.
 
     Its type decides, or its accuracy if it has no type.
     """
-    if fact.type:
-        return fact.type != "percentage"
+    if kind:
+        return kind != "percentage"
     return fact.decimals in (0, "INF") and value == value.to_integral_value()
 
 
@@ -225,6 +227,12 @@ def _label_of(fact: Fact, cells: Cells) -> str:
     return (SHORT_LABELS.get(fact.cell) or (cell.row_label.strip() if cell else cell_name(fact.cell))) + where
 
 
+def kind_of(fact: Fact, cells: Cells) -> str:
+    """The type of the fact's cell in the DPM; "" without one."""
+    cell = cells.by_cell(*fact.cell) if fact.cell else None
+    return cell.type if cell else ""
+
+
 def _truncate(label: str) -> str:
     """Truncate a long label at a word boundary. Some EBA labels are several lines long."""
     return label if len(label) <= MAX_LABEL_CHARACTERS else label[:MAX_LABEL_CHARACTERS].rpartition(" ")[0] + " ..."
@@ -248,16 +256,10 @@ def _facts_by_cell(report: Report) -> list[tuple[CellKey | None, Fact]]:
 
 
 def _sort_key(cell: CellKey | None, fact: Fact) -> tuple:
+    """By cell, the rows of an open table one after the other; facts without a cell come last."""
     table, row, column = cell or ("", "", "")
     keys = sorted(fact.keys.items()) if cell else []
     return cell is None, table, keys, row, column, fact.concept, sorted(fact.dimensions.items())
-
-
-def _sorted_facts(facts: tuple[Fact, ...]) -> list[Fact]:
-    """Facts sorted by cell; facts without a cell come last."""
-    return sorted(
-        facts, key=lambda fact: (fact.cell is None, fact.cell or (), fact.concept, sorted(fact.dimensions.items()))
-    )
 
 
 def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:

@@ -115,8 +115,7 @@ def merge_reports(reports: Iterable[Report]) -> Report:
 
 def is_package(folder: Path) -> bool:
     """True if a folder is an unpacked report package rather than a folder of reports."""
-    below = ("META-INF/reportPackage.json", "reports/report.json", "report.json")
-    return any(path.is_file() for name in below for path in (folder / name, *folder.glob(f"*/{name}")))
+    return any((folder / name).is_file() for name in ("META-INF/reportPackage.json", "reports/report.json"))
 
 
 def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:

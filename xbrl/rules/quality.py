@@ -21,7 +21,7 @@ from decimal import Decimal
 
 from xbrl.read.dpm import Cells
 from xbrl.read.filed_report import CellKey, Fact, Report, template_of
-from xbrl.read.render import PURE, cell_name, format_fact, format_limit
+from xbrl.read.render import PURE, cell_name, format_fact, format_limit, kind_of
 from xbrl.rules.reported_figures import (
     RECOMPUTED,
     Figure,
@@ -61,11 +61,11 @@ def check_quality(report: Report, cells: Cells) -> list[RuleResult]:
     """The findings about a report, in a fixed order."""
     figures = index_facts(report)
     return [
-        *_uncovered(report),
+        *_uncovered(report, cells),
         *_mandatory(report, cells),
-        *_duplicates(figures),
-        *_currencies(report),
-        *_of_others(report),
+        *_duplicates(figures, cells),
+        *_currencies(report, cells),
+        *_of_others(report, cells),
         *_coarse(report, cells),
         *_doubtful(figures),
     ]
@@ -75,22 +75,24 @@ def _finding(rule: str, legal: str, reason: str, cell: CellKey, row: str = "", s
     return RuleResult(rule, "quality", state, cell, legal=legal, row=row, reason=reason)
 
 
-def _named(facts: Sequence[Fact]) -> str:
+def _named(facts: Sequence[Fact], cells: Cells) -> str:
     """Some facts by cell and value: `2 facts: C 47.00 r0340 c0010 = 2.00%, C 47.00 r0300 c0010 = 5 thousand`."""
     texts = []
     for fact in facts[:MAX_NAMED]:
         name = cell_name(fact.cell, " ".join(fact.keys.values())) if fact.cell else fact.concept
-        texts.append(f"{name} = {format_fact(fact)}")
+        texts.append(f"{name} = {format_fact(fact, kind=kind_of(fact, cells))}")
     more = ", ..." if len(facts) > MAX_NAMED else ""
     return f"{len(facts)} fact{'s' * (len(facts) != 1)}: {', '.join(texts)}{more}"
 
 
-def _uncovered(report: Report) -> Iterator[RuleResult]:
+def _uncovered(report: Report, cells: Cells) -> Iterator[RuleResult]:
     """Facts of templates whose filing indicator is missing or false."""
     with_cell, indicators = [fact for fact in report.facts if fact.cell], report.filing_indicators
     if with_cell and not indicators:
         text = "the report has no filing indicators; the rules judge all of its facts"
-        yield _finding("FILING_INDICATOR", "EBA filing rules 1.6", f"{text} ({_named(with_cell)})", _cell(with_cell[0]))
+        yield _finding(
+            "FILING_INDICATOR", "EBA filing rules 1.6", f"{text} ({_named(with_cell, cells)})", _cell(with_cell[0])
+        )
         return
     groups: dict[str, list[Fact]] = {}
     for fact in with_cell:
@@ -99,7 +101,7 @@ def _uncovered(report: Report) -> Iterator[RuleResult]:
             declared = next((template for template in templates if template in indicators), templates[0])
             groups.setdefault(declared, []).append(fact)
     for template, facts in groups.items():
-        text = f"{why_unfiled(report, template)}, yet it has {_named(facts)}"
+        text = f"{why_unfiled(report, template)}, yet it has {_named(facts, cells)}"
         yield _finding("FILING_INDICATOR", "EBA filing rules 1.6", text, _cell(facts[0]))
 
 
@@ -129,7 +131,7 @@ def _module(template: str, cells: Cells) -> str:
     return next((table.module for table in tables if table), "")
 
 
-def _duplicates(figures: Figures) -> Iterator[RuleResult]:
+def _duplicates(figures: Figures, cells: Cells) -> Iterator[RuleResult]:
     """Cells with contradictory values. A fact that several tables show is named once."""
     seen = set()
     for cell, groups in figures.facts.items():
@@ -137,21 +139,19 @@ def _duplicates(figures: Figures) -> Iterator[RuleResult]:
             if len(facts) > 1 and (same := tuple(map(id, facts))) not in seen:
                 seen.add(same)
                 figure = read_figure(figures, cell, key)
-                values = " and ".join(f"as {_format(part)}" for part in figure.parts)
+                values = " and ".join(f"as {_format(part, cells)}" for part in figure.parts)
                 text = f"{name_of(figure)} is reported {values}"
                 yield _finding("DUPLICATE", "EBA filing rules 2.16", text, cell, figure.row)
 
 
-def _format(figure: Figure) -> str:
-    """The value as text; whole numbers of staff or days, which have no unit either, are no percentages."""
-    value = figure.value
-    is_count = isinstance(value, Decimal) and figure.decimals in (0, "INF") and value == value.to_integral_value()
-    if is_count and figure.unit in PURE and figure.cell not in RECOMPUTED:
-        return f"{value:f}"
-    return format_value(figure)
+def _format(figure: Figure, cells: Cells) -> str:
+    """The value as text; numbers of staff or years, which have no unit either, are no percentages."""
+    cell = cells.by_cell(*figure.cell)
+    is_count = cell is not None and cell.type != "percentage" and figure.unit in PURE
+    return f"{figure.value:f}" if is_count and isinstance(figure.value, Decimal) else format_value(figure)
 
 
-def _currencies(report: Report) -> Iterator[RuleResult]:
+def _currencies(report: Report, cells: Cells) -> Iterator[RuleResult]:
     """Amounts in another currency than the report's. Amounts that are to be in their own currency are left out."""
     amounts: dict[str, list[Fact]] = {}
     for fact in report.facts:
@@ -165,11 +165,11 @@ def _currencies(report: Report) -> Iterator[RuleResult]:
     main = report.currency if report.currency in amounts else next((name for name, _ in counts.most_common(1)), "")
     for currency, facts in amounts.items():
         if currency != main:
-            text = f"amounts in {currency} beside {counts[main]} in {main}: {_named(facts)}"
+            text = f"amounts in {currency} beside {counts[main]} in {main}: {_named(facts, cells)}"
             yield _finding("CURRENCY", "EBA filing rules 3.1", text, facts[0].cell or ("", "", ""))
 
 
-def _of_others(report: Report) -> Iterator[RuleResult]:
+def _of_others(report: Report, cells: Cells) -> Iterator[RuleResult]:
     """Facts of another entity or another reference date."""
     groups: dict[tuple[str, str, str], list[Fact]] = {}
     for fact in report.facts:
@@ -179,7 +179,7 @@ def _of_others(report: Report) -> Iterator[RuleResult]:
                 group = ("PERIOD", "2.13", f"{fact.period} instead of {report.period}")
             groups.setdefault(group, []).append(fact)
     for (rule_id, rule, text), facts in groups.items():
-        yield _finding(rule_id, f"EBA filing rules {rule}", f"{text}: {_named(facts)}", _cell(facts[0]))
+        yield _finding(rule_id, f"EBA filing rules {rule}", f"{text}: {_named(facts, cells)}", _cell(facts[0]))
 
 
 def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
@@ -193,7 +193,7 @@ def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
     for kind, facts in groups.items():
         found = ", ".join(map(str, sorted({fact.decimals for fact in facts if isinstance(fact.decimals, int)})))
         text = f"{kind} figures have decimals {found} where at least {decimals_needed(facts[0].unit)} is required"
-        yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts)}", _cell(facts[0]))
+        yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts, cells)}", _cell(facts[0]))
 
 
 def _doubtful(figures: Figures) -> Iterator[RuleResult]:

@@ -10,7 +10,7 @@ import pytest
 from common.errors import UserError
 from tests.processes import run_python
 from xbrl.answers.answer_reader import Answer, parse_answer
-from xbrl.answers.answers import write_answer
+from xbrl.answers.answers import write_answer, write_violation
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.card import token_counter
 from xbrl.corpus.examples import FULL, make_example, read_filing, read_register, write_register
@@ -109,14 +109,15 @@ def test_format_of_figures(value, unit, decimals, plain, compact):
 
 
 def test_a_count_is_not_a_percentage_and_limits_have_no_spurious_decimal_places():
-    def text(value, decimals, type="", cell=("C 76.00.a", "0030", "0010")):
+    def text(value, decimals, type="", cell=("C 76.00.a", "0030", "0010"), kind=""):
         fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, cell, type=type)
-        return format_fact(fact)
+        return format_fact(fact, kind=kind)
 
     assert text("101", 0) == text("101", "INF") == text("101", 0, "integer") == "101"
     assert text("0.0431", 4) == text("0.0431", 4, "percentage") == "4.31%"
     assert text("1", 0, "percentage") == text("1", 0, "percentage", cell=None) == "100%"
     assert text("0.0431", 4, cell=None) == "0.0431"  # nothing says what it is
+    assert (text("2.5", 2, kind="decimal"), text("1", "INF", kind="percentage")) == ("2.5", "100%")
     for value, printed in {"0.045": "4.5%", "1": "100%", "0.0562": "5.62%", "0.98374219": "98.37%"}.items():
         assert format_limit(Decimal(value), None, 4) == printed
     assert format_limit(Decimal(1_290_000), "iso4217:EUR", -3) == "1290 thousand"
@@ -135,7 +136,7 @@ def test_an_answer_is_written_and_parsed(tmp_path):
     answer = parse_answer(text)
     assert (answer.rule_ids, answer.directive, answer.void) == (("CET1_MIN", "OF_SUM"), "To the Board.\nDo it.", 0)
     short = "CET1_MIN | CET1 ratio | 4.3% | min 4.5% | CRR Art. 92(1)(a)"
-    assert write_answer(violated, "x", "labels").splitlines()[3] == short
+    assert write_violation(violated[0], "labels") == short
     assert parse_answer(write_answer([], "Well done.")) == Answer((), "Well done.")
 
 

@@ -10,7 +10,7 @@ import pytest
 from common.errors import UserError
 from xbrl.read import safety
 from xbrl.read.dpm import BUILT_IN, load_cells
-from xbrl.read.render import render_report
+from xbrl.read.render import STYLES, render_report
 from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.read.xbrl_csv import FIXED_ROWS, KEY_COLUMNS
 from xbrl.rules.quality import check_quality
@@ -99,6 +99,15 @@ def test_a_real_sample_is_read_with_its_cells():
         *("C 00.01", "C 76.00.a", "C 76.00.w")
     }
     assert "dp" not in "".join(lines)
+
+
+def test_a_maturity_in_years_is_no_percentage(tmp_path):
+    """The cell's type says what a number without a unit is; 2.50 with two decimals looks like a ratio."""
+    rows = "datapoint,factValue\r\ndp5477109,2.50\r\n"
+    report = read(package(tmp_path, **{"c_08.03.csv": rows, "parameters.csv": f"{PARAMETERS}decimalsDecimal,2\r\n"}))
+    for style in STYLES:
+        lines = render_report(report, load_cells(BUILT_IN), style).splitlines()
+        assert [line.split()[-1] for line in lines if "0.00 to <0.15" in line] == ["2.5"]
 
 
 def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_path):

@@ -227,12 +227,15 @@ def test_what_is_mandatory_cites_the_law_of_the_date():
         assert {one.legal for one in check_quality(report, CELLS)} == {f"ITS (EU) {act}"}
 
 
-def test_contradictory_numbers_of_staff_are_no_percentages():
-    report, staff = report_of({}, filed={"R_07.00": True}), ("R_07.00", "r0010", "c0010")
-    facts = [Fact("i", Decimal(number), "xbrli:pure", 0, "BANK", PERIOD, {}, staff) for number in (5904, 6000)]
-    found, *_ = check_quality(dataclasses.replace(report, facts=tuple(facts)), CELLS)
-    assert found.rule_id == "DUPLICATE"
-    assert found.reason == "R 07.00 r0010 c0010 is reported as 5904 and as 6000"
+def test_numbers_of_staff_and_years_are_no_percentages():
+    report, staff, years = report_of({}), ("R_07.00", "r0010", "c0010"), ("C_08.03", "r0010", "c0080")
+    values = [(staff, "5904", 0), (staff, "6000", 0), (years, "2.5", 2)]
+    facts = [Fact("i", Decimal(text), "xbrli:pure", places, "BANK", PERIOD, {}, cell) for cell, text, places in values]
+    indicators = {"R_07.00": True, "C_08.03": False}
+    report = dataclasses.replace(report, facts=tuple(facts), filing_indicators=indicators)
+    found = {one.rule_id: one.reason for one in check_quality(report, CELLS)}
+    assert found["DUPLICATE"] == "R 07.00 r0010 c0010 is reported as 5904 and as 6000"
+    assert found["FILING_INDICATOR"].endswith("1 fact: C 08.03 r0010 c0080 = 2.5")
 
 
 def test_contradictory_values_of_a_cell_are_a_finding(tmp_path):
