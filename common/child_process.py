@@ -1,4 +1,4 @@
-"""A Python child that does not outlive its parent."""
+"""How Python children are started: under torchrun, and so that they do not outlive their parent."""
 
 import os
 import signal
@@ -18,6 +18,11 @@ if sys.platform == "linux":
         os._exit(1)
 os.execv(sys.executable, [sys.executable, *sys.argv[4:]])
 """
+
+
+def under_torchrun(processes: int) -> list[str]:
+    """What stands between `python` and a script that so many processes of this machine run: nothing for one."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
 
 
 def tied_to_parent(

@@ -63,8 +63,11 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small UTF-8 file. After a crash it has either the old content or the new, never a part of it."""
-    temporary_path(path).write_text(text, encoding="utf-8")
+    """Write a small UTF-8 file. After a crash it has either the old content or the new, never a part of it.
+
+    Half of a surrogate pair, as the name of a file or an id may have it, is written as JSON escapes it.
+    """
+    temporary_path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
     publish(path)
 
 

@@ -1,6 +1,7 @@
 """The exceptions for what the user can mend without a traceback, and how all entry points report them."""
 
 import errno
+import io
 import os
 import sys
 import zlib
@@ -43,7 +44,12 @@ class NotMet(Exception):
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main()` and exit with the code that `exit_code_of` returns."""
+    """Run `main()` and exit with the code that `exit_code_of` returns.
+
+    What the encoding of the terminal lacks is printed as its code: a sign, or a byte of a file's name that is not UTF-8.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     exit_process(exit_code_of(main))
 
 
@@ -91,7 +97,7 @@ def _is_first_to_say(sentence: str) -> bool:
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
         return "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
-    first = Path(error_file).parents[1] / f"said-{zlib.crc32(sentence.encode()):08x}"
+    first = Path(error_file).parents[1] / f"said-{zlib.crc32(sentence.encode(errors='replace')):08x}"
     try:
         first.touch(exist_ok=False)
     except OSError:

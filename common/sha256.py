@@ -39,7 +39,7 @@ def remembered_sha256(
         memory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         say(f"warning: {memory} cannot be made ({error.strerror}): every process of every start reads all weights")
-    key = hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()
+    key = hashlib.sha256(os.fsencode("\n".join(map(str, paths)))).hexdigest()
     with node_lock(memory, key, lambda: say("waiting for another process, which computes the SHA-256 of the weights")):
         known = {path: digest for path in paths if (digest := _recall(_place(memory, path)))}
         unread = [path for path in paths if path not in known]

@@ -283,7 +283,7 @@ def _alpaca(row: dict, where: str, names: Mapping[str, str]) -> dict:
 def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
     """Texts stay texts. Messages become one chat in which only the completion carries loss."""
     prompt, completion = row["prompt"], row["completion"]
-    if isinstance(row.get(WANTED), bool):
+    if str(row.get(WANTED)).lower() in ("true", "false"):  # in a .csv file a text
         raise UserError(
             f"{where} has `{WANTED}`, as data of preferences (KTO) has, and training would learn the completions that it rejects, "
             "too; a function in data.row can leave those rows, and the key, out"

@@ -49,7 +49,7 @@ def _hash(text: str) -> bytes:
     if not text.isascii():
         for mark in _OTHER_MARKS:
             text = text.replace(mark, " ")
-    words = b" ".join(text.casefold().encode().translate(_SPACES).split())
+    words = b" ".join(text.casefold().encode(errors="surrogatepass").translate(_SPACES).split())
     return hashlib.blake2b(words, digest_size=HASH_BYTES).digest()
 
 

@@ -130,7 +130,7 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
     if said in CALLS:
         content, calls = None, parse_json_text(content, this, said)
     else:
-        calls = message.get("tool_calls", message.get("function_call"))
+        calls = message.get("tool_calls") or message.get("function_call")
     result = {"role": role, "content": _text_of(content, where, this)}
     if calls := _canonical_calls(calls, this):
         if role != "assistant":

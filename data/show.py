@@ -19,7 +19,7 @@ from data.encoding import NOTES, Encoded, Outcome
 from data.examples import parts_of
 from data.store import StoreWriter
 
-GREEN, YELLOW, DIM, RESET = "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+GREEN, YELLOW, RESET = "\x1b[32m", "\x1b[33m", "\x1b[0m"
 MAX_TOKENS = 3000  # of the text of one sequence
 MAX_PIECES = 2  # of a long text
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")  # categories of Unicode; a plain space is excepted

@@ -78,12 +78,13 @@ def build_store(
 
 
 def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Iterator[Unit]:
-    """The texts of all files in order, beginning with example `after` = (file, example). Raises UserError for a chat."""
+    """The texts of all files in order, beginning with example `after` = (file, example). Raises UserError for a chat or a weight."""
     first = 0 if noticed.reading.max_samples else after[0]
     for unit in counted(read_units(files, noticed, first), ""):
-        if "text" not in unit.example:
+        if "text" not in unit.example or "weight" in unit.example:
+            what = "a `weight`" if "text" in unit.example else "no `text`"
             raise UserError(
-                f"{unit.where} has no `text`, and a token store takes only documents; put such files into data.train directly"
+                f"{unit.where} has {what}, and a token store takes only documents; put such files into data.train directly"
             )
         if (unit.file, unit.number) >= after:  # what comes before is read again but not tokenised again
             yield unit

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PART = 2**24  # draws that are looked at together
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -19,7 +21,6 @@ class Interval:
 def bootstrap(
     values: np.ndarray,
     metrics: Callable[[np.ndarray], dict[str, np.ndarray]],
-    seed: int = 0,
     resamples: int = 10_000,
     clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, Interval]:
@@ -33,8 +34,8 @@ def bootstrap(
     """
     if clusters is not None:
         values = sum_clusters(values, clusters)
-    units = len(values)
-    resampled = metrics(_draws(units, resamples, seed) @ values)
+    draws = _draws(len(values), resamples)
+    resampled = metrics(np.concatenate([draws[part].astype(float, copy=False) @ values for part in _parts(draws)]))
     return {
         name: Interval(float(value), *_percentiles(resampled[name]))
         for name, value in metrics(values.sum(axis=0)).items()
@@ -56,6 +57,19 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 @functools.lru_cache(maxsize=1)  # several metrics of one result are resampled one after the other
-def _draws(units: int, resamples: int, seed: int) -> np.ndarray:
-    """`(resamples, units)`: how often each unit is drawn in each resample."""
-    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples).astype(float)
+def _draws(units: int, resamples: int) -> np.ndarray:
+    """`(resamples, units)`: how often each unit is drawn in each resample, the same every time; many in one byte each.
+
+    Of 256 units or more none is drawn 256 times: the probability is below 1e-500.
+    """
+    draws = np.empty((resamples, units), float if resamples * units <= PART else np.uint8)
+    generator = np.random.default_rng(0)
+    for part in _parts(draws):
+        draws[part] = generator.multinomial(units, np.full(units, 1 / units), size=len(draws[part]))
+    return draws
+
+
+def _parts(draws: np.ndarray) -> list[slice]:
+    """The resamples in parts, whose numbers of 8 bytes take little memory however many units there are."""
+    rows = max(1, PART // draws.shape[1])
+    return [slice(first, first + rows) for first in range(0, len(draws), rows)]

@@ -11,6 +11,7 @@ from data.chat_template import read_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer
 from eval.generate import Sampling, greedy_answers, load_for_generation, sampled_answers, stop_tokens
+from model.architectures import check_model_directory
 
 AGAIN, END = "/new", "/quit"
 
@@ -20,8 +21,8 @@ class Speaker:
 
     def __init__(self, path: str, system: str, dtype: torch.dtype, device: torch.device) -> None:
         """Raises UserError if `path` is not the directory of a model, or of an adapter on weights that are here, with a tokenizer."""
-        if not any(Path(path, name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise UserError(f"{path} is not a model directory (no config.json); see scripts/fetch_base_model.py")
+        if not Path(path, "adapter_config.json").is_file():
+            check_model_directory(path)
         self.path = path
         self.tokenizer = load_tokenizer(path)
         self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(path))

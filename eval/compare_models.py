@@ -62,7 +62,6 @@ def measure_forgetting(
     tuned: str,
     texts: Sequence[Path] | None = None,
     max_bytes: int = 200_000,
-    seed: int = 0,
     dtype: str = "auto",
     sharding: str = "auto",
     json: Path | None = None,
@@ -90,7 +89,7 @@ def measure_forgetting(
         ModelAndTokenizer(load_packed(config, path, compute_dtype, sharded, ranks), tokenizer)
         for config, path, tokenizer in zip(configs, paths, tokenizers, strict=True)
     ]
-    metrics = compare_models(models[0], models[1], read_texts, questions, StopSignal(ranks), seed)
+    metrics = compare_models(models[0], models[1], read_texts, questions, StopSignal(ranks))
     shown = None
     if ranks.rank == 0:
         result = {
@@ -118,7 +117,6 @@ def compare_models(
     texts: Sequence[str],
     questions: list[Question],
     stop: StopSignal,
-    seed: int,
 ) -> dict:
     """All metrics, ready for JSON. A collective: every rank gets the same result.
 
@@ -136,7 +134,7 @@ def compare_models(
         for name, one in both
     ]
     num_bytes = np.array([len(text.encode()) for text in texts])
-    perplexities = bootstrap(np.stack([*nats, num_bytes], axis=1), _perplexities, seed)
+    perplexities = bootstrap(np.stack([*nats, num_bytes], axis=1), _perplexities)
     result = {
         "texts": len(texts),
         "bytes": int(num_bytes.sum()),
@@ -146,12 +144,12 @@ def compare_models(
         "compared_targets": int(compared.sum()),
     }
     if compared.any():
-        per_token = bootstrap(np.stack([kl, agreements, compared], axis=1), _per_token, seed)
+        per_token = bootstrap(np.stack([kl, agreements, compared], axis=1), _per_token)
         result |= {name: asdict(interval) for name, interval in per_token.items()}
-    result["questions"] = {"all": _accuracies(questions, right, seed)}
+    result["questions"] = {"all": _accuracies(questions, right)}
     for kind in dict.fromkeys(question.kind for question in questions):
         chosen = [i for i, question in enumerate(questions) if question.kind == kind]
-        result["questions"][kind] = _accuracies(chosen, [[one[i] for i in chosen] for one in right], seed)
+        result["questions"][kind] = _accuracies(chosen, [[one[i] for i in chosen] for one in right])
     result["per_text"] = {
         "base_nats": nats[0].tolist(),
         "tuned_nats": nats[1].tolist(),
@@ -251,9 +249,9 @@ def _per_token(sums: np.ndarray) -> dict[str, np.ndarray]:
     return {"kl": sums[..., 0] / sums[..., 2], "agreement": sums[..., 1] / sums[..., 2]}
 
 
-def _accuracies(questions: Sequence, right: Sequence[Sequence[bool]], seed: int) -> dict:
+def _accuracies(questions: Sequence, right: Sequence[Sequence[bool]]) -> dict:
     shares = np.array(right, dtype=float).T / len(questions)
-    intervals = bootstrap(shares, lambda sums: _with_change(sums[..., 0], sums[..., 1]), seed)
+    intervals = bootstrap(shares, lambda sums: _with_change(sums[..., 0], sums[..., 1]))
     return {"n": len(questions)} | {name: asdict(interval) for name, interval in intervals.items()}
 
 

@@ -28,6 +28,7 @@ from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
 from eval.perplexity import general_perplexity, loss_work, target_losses, total
 from eval.results import prepare_output, read_result
+from model.architectures import check_model_directory
 
 INSTRUCTING = ("system", "developer")  # roles of what stands before a conversation
 GENERAL_WINDOW = 1024  # maximum context in tokens when the perplexity on general text is measured
@@ -93,8 +94,7 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         raise UserError(
             f"{options.model} is an adapter; evaluate the merged weights: export/ of its run, or scripts/export.py --merge-lora"
         )
-    if not Path(options.model, "config.json").is_file():
-        raise UserError(f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py")
+    check_model_directory(options.model)
     reading = read_as(options.format, options.fields)
     everything = list(read_files([options.data], reading))
     placed = choose_examples(everything, options.limit)
@@ -102,14 +102,21 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     answered = [pair for pair in read_files([options.train], reading) if has_answer(pair[1])] if options.train else []
     training = [example for _, example in answered] if options.train else None
     before = read_result(options.before) if options.before else None
-    if options.shots and not training:
-        raise UserError(f"--shots {options.shots} takes examples from the training split; name it with --train")
+    if options.shots > len(answered):
+        raise UserError(
+            f"--shots {options.shots} takes answered examples from the training split, which has {len(answered)}; name a file "
+            "with --train that has more"
+        )
     tokenizer = load_tokenizer(options.model)
     encoder = ExampleEncoder(tokenizer, read_chat_settings(options.model))
     sequences, owners = _encode(encoder, placed)
-    shots = random.Random(0).sample(answered, min(options.shots, len(answered)))  # always the same ones
-    _encode(encoder, shots)  # a shot that is refused is named by its place
     asked = [*filter(has_answer, examples)]
+    if not (sequences or asked):
+        raise UserError(
+            f"nothing of {options.data} can be measured: a chat needs an answer, and a weight above 0 (docs/data.md)"
+        )
+    shots = random.Random(0).sample(answered, options.shots)  # always the same ones
+    _encode(encoder, shots)  # a shot that is refused is named by its place
     max_new_tokens, length_from = _answer_length(options, training, tokenizer)
     max_positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or math.inf
     room = max_positions - max_new_tokens

@@ -32,9 +32,9 @@ class Question:
     options: tuple[str, ...]  # each includes the space before it, if one belongs there
 
 
-def read_questions(path: Path = FILE) -> list[Question]:
+def read_questions() -> list[Question]:
     """All questions, in the order of the file."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = FILE.read_text(encoding="utf-8").splitlines()
     return [Question(q["kind"], q["prompt"], tuple(q["options"])) for q in map(json.loads, lines)]
 
 

@@ -27,7 +27,7 @@ Curve = tuple[list[int], list[float]]  # steps, values
 
 
 def draw(run: Path, path: Path) -> None:
-    """Draw the run `run` into `path`, whose suffix names the format. Raises UserError if the run has no held-out loss."""
+    """Draw the run `run` into `path`, whose suffix names the format. Raises UserError if the run has no held-out loss, or for a path that cannot be."""
     rows = metric_rows(run)
     held_out, rate = curve(rows, "validation/loss"), curve(rows, "train/learning_rate")
     training = curve(rows, "train/loss/main", "train/loss")  # without what is mixed in
@@ -52,7 +52,10 @@ def draw(run: Path, path: Path) -> None:
     for axes in (first, *others):
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
+        raise UserError(f"{path} cannot be written: {error}; name a file such as picture.png") from error
     plt.close(figure)
 
 

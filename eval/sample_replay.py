@@ -33,6 +33,7 @@ from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import TIMEOUT_MINUTES, token_bar
 from eval.questions import read_questions
 from eval.results import prepare_output
+from model.architectures import check_model_directory
 
 PLACEHOLDER = "here the user's words begin"  # marks the start of the user's message in a rendered chat template
 
@@ -90,10 +91,11 @@ class ReplaySampler:
             raise UserError(f"--temperature must be above 0, not {options.temperature}")
         if not 0 < options.top_p <= 1:
             raise UserError(f"--top-p must be above 0 and at most 1, not {options.top_p}")
-        if not Path(options.model, "config.json").is_file():
+        if options.form == "chat" and options.start is not None:
             raise UserError(
-                f"{options.model} is not a model directory (no config.json); see scripts/fetch_base_model.py"
+                "--start goes with --form text: a chat is sampled after what its template writes before a question"
             )
+        check_model_directory(options.model, "--model")
         self.options, self.model = options, options.model
         self.tokenizer = load_tokenizer(self.model)
         self.encoder = ExampleEncoder(self.tokenizer, read_chat_settings(self.model))
@@ -135,10 +137,12 @@ class ReplaySampler:
         options = self.options
         dtype, sharded = agreed_dtype(options.dtype, ranks), is_sharded(sharding, [self.model], ranks)
         model, finish = load_causal_lm(self.model, dtype, sharded, ranks)
-        if ranks.rank == 0:
+
+        def begin() -> None:
             self.parts.mkdir(parents=True, exist_ok=True)
             write_json(self.parts / "settings.json", self.settings)
-        barrier(ranks)
+
+        read_on_first(begin, ranks)
         every = range(options.documents)
         batches = [every[start : start + options.batch_size] for start in every[:: options.batch_size]]
         files = {self.parts / f"{batch[0]:09}.jsonl": batch for batch in batches}

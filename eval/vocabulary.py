@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from common.dtypes import choose_dtype
 from data.formats import example_text, read_files
 from data.tokens import bos_ids, load_tokenizer
+from eval.general_text import sample_evenly
 from eval.positions import document_losses
 from model.architectures import read_model_config
 from model.language_model import PackedLanguageModel, load_for_evaluation
@@ -28,8 +29,7 @@ def read_texts(path: Path) -> list[str]:
 
 def select_passages(texts: list[str], num_bytes: int) -> list[str]:
     """Beginnings of texts that are evenly spaced in `texts`, about `num_bytes` bytes in total."""
-    count = max(1, num_bytes // PASSAGE_CHARACTERS)
-    return [text[:PASSAGE_CHARACTERS] for text in texts[:: max(1, len(texts) // count)]][:count]
+    return sample_evenly([text[:PASSAGE_CHARACTERS] for text in texts], num_bytes)
 
 
 def token_table(texts: dict[str, list[str]], before: Tokenizer, after: Tokenizer) -> str:

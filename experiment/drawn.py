@@ -115,12 +115,10 @@ def run_of(method: str, rate: float, seed: int) -> Path:
     return OUT / f"{method}-lr{rate:g}-s{seed}"
 
 
-def trained_and_scored(
-    run: Path, kind: str, seed: int, rate: float, settings: Sequence[str] = (), needs: Sequence[Path] = ()
-) -> list[Command]:
+def trained_and_scored(run: Path, kind: str, seed: int, rate: float, settings: Sequence[str]) -> list[Command]:
     """The commands of one run of a tuning: a run that diverged has no score."""
     diverged = run / "diverged.txt"
-    training = replace(train(run, kind, seed, rate, settings, needs), diverged=diverged)
+    training = replace(train(run, kind, seed, rate, settings), diverged=diverged)
     if diverged.is_file():
         return [training]
     return [training, score(run / "export", "validation", tuned_on(run), weights_of(run))]

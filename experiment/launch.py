@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from common.child_process import tied_to_parent
+from common.child_process import tied_to_parent, under_torchrun
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +31,7 @@ def start(
     It is the one with the number `slot` of `parallel` children that share the cores and GPUs. Raises UserError if there are
     too few GPUs.
     """
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*(torchrun if processes > 1 else []), str(ROOT / script), *options]
+    command = [*under_torchrun(processes), str(ROOT / script), *options]
     environment = {key: value for key, value in os.environ.items() if key not in _OF_A_LAUNCHER}
     environment = {key: value for key, value in environment.items() if not key.startswith("TORCHELASTIC_")}
     environment |= _gpus(slot, parallel, processes)

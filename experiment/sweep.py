@@ -184,7 +184,7 @@ class Sweep:
             raise UserError(str(error).replace("run.best_by=", "--by ")) from None
         self.grid, self.sign, self.out, self.processes = grid, 1 if direction == "min" else -1, grid.out, processes
         self.keeps_checkpoints = keeps_checkpoints
-        data = sorted({path for run in grid.runs for path in (*run.config.data.train, *run.config.data.validation)})
+        data = sorted({path for run in grid.runs for path in _data_of(run.config)})
         self._check_yardstick(by, data)
         files = filter(Path.is_file, map(Path, data))  # folders, and what lies elsewhere, are not compared
         digests = {f"SHA-256 of {path}": sha256(path) for path in files}
@@ -369,6 +369,13 @@ def _difference(points: Sequence[Point]) -> list[str]:
     return [f"{words} {moved:.4g}, {within}: this sweep does not tell them apart"]
 
 
+def _data_of(config: Config) -> list[str]:
+    """All that a run reads: what is mixed in as well."""
+    parts = [config.data.train, config.data.validation, config.ewc.data]
+    parts += [paths for source in config.data.mix for paths in (source.paths, source.validation)]
+    return [path for paths in parts for path in paths]
+
+
 def _fixed_settings(grid: Grid) -> dict[str, object]:
     """section.key -> value of what all runs share, as JSON has it."""
     sections = json.loads(json.dumps(as_dict(grid.runs[0].config)))
@@ -380,6 +387,6 @@ def _fixed_settings(grid: Grid) -> dict[str, object]:
 def _read_json(path: Path) -> dict:
     """A JSON file; empty if there is none. Raises UserError if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
+        return {**json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    except (ValueError, TypeError):
         raise UserError(f"{path} is damaged; remove it, or choose another --out") from None

@@ -13,6 +13,7 @@ import tools.bench
 from common.command_line import add_number, new_parser
 from common.durable_files import check_can_write
 from common.errors import UserError, run_script
+from model.architectures import check_model_directory
 from tools.bench import ARMS, SETTINGS, Benchmark, find_arm, run_all
 
 
@@ -32,11 +33,7 @@ def main() -> int:
     arms = tuple(find_arm(key) for key in dict.fromkeys(["ours", *keys]))
     if unknown := [name for name in settings if name not in SETTINGS]:
         raise UserError(f"--settings: {unknown[0]!r} is unknown; choose from {', '.join(SETTINGS)}")
-    if not Path(arguments.model, "config.json").is_file():
-        raise UserError(
-            f"{arguments.model} is not a model directory (no config.json); python scripts/fetch_base_model.py downloads "
-            "SmolLM2-135M-Instruct"
-        )
+    check_model_directory(arguments.model, "--model")
     if arguments.json:
         check_can_write(arguments.json, "--json")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the current run is killed too

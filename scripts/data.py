@@ -39,7 +39,7 @@ def build(parser: argparse.ArgumentParser) -> None:
     """Tokenise texts into a token store, from which training reads with constant memory: data.train=("OUT",).
 
     SOURCES are what data.train takes: files, folders, globs, URLs and datasets of the hub (ORG/NAME:SPLIT), .txt (one document
-    each) or rows with `text`. Every document is followed by EOS. After an interruption the same command goes on; the bytes
+    each) or rows with `text` and no `weight`. Every document is followed by EOS. After an interruption the same command goes on; the bytes
     are those of an uninterrupted build.
     """
     from configs.config import Data

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from common.command_line import new_parser
 from common.durable_files import write_durably
 from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
@@ -33,7 +34,7 @@ from training.model_card import base_model, model_card, read_data_card, read_res
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="the checkpoint of this step (default: the one that the run exports)")

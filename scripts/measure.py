@@ -31,7 +31,6 @@ def forgetting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", nargs="+", type=Path, help="other texts: .txt, or .jsonl or .parquet with `text`")
     about = "approximate amount of text to read, in pieces spread evenly over all of it"
     add_number(parser, "--max-bytes", about, 200_000, least=1)
-    add_number(parser, "--seed", "seed of the bootstrap", 0)
     add_dtype_option(parser)
     add_sharding_option(parser)
     parser.add_argument("--json", type=Path, help="write the metrics to this file")

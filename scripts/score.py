@@ -55,9 +55,9 @@ def main() -> int:
     arguments = parse_arguments()
     reading = read_as(arguments.format, arguments.fields)
     if arguments.audit:
-        examples = [*filter(has_answer, read_examples(arguments.data, reading))]
+        examples = [*filter(has_answer, choose_examples(read_examples(arguments.data, reading), arguments.limit))]
         check_scored_fields(examples, str(arguments.data))
-        print(audit_table(audit(choose_examples(examples, arguments.limit))))
+        print(audit_table(audit(examples)))
         return 0
     if arguments.json:
         prepare_output(arguments.json)

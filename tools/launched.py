@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from common.child_process import under_torchrun
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,5 +93,4 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 def torchrun(ranks: int, *arguments: object, script: str | Path = "train.py") -> list[object]:
     """The command that trains on this machine: plain python for one rank."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    return [sys.executable, *launcher, script, *arguments]
+    return [sys.executable, *under_torchrun(ranks), script, *arguments]

@@ -188,7 +188,7 @@ def cpu_cluster(processes: int, peak_flops: float, memory: int, cores: int | Non
 def _network(name: str) -> float:
     """Bytes/s of a node, by the name of its network or the Gb/s of it."""
     gigabits = {_plain(key): each for key, each in NETWORKS.items()}.get(_plain(name))
-    if gigabits is None and not name.replace(".", "", 1).isdigit():
+    if gigabits is None and not name.replace(".", "", 1).isdecimal():
         near = _nearest(name, NETWORKS)
         raise UserError(
             f"no network named {name} is known{near}; give one of {', '.join(NETWORKS)} or the Gb/s of a node"

@@ -654,8 +654,7 @@ def plan_of_run(config: Config, run: Path) -> Plan:
     nodes, name = len({one["host"] for one in devices}), devices[0]["device"]
     if name.startswith("cpu"):
         config, here = this_machine(config)
-        device = replace(here.device, flops=here.device.flops * here.devices / ranks)
-        return plan_of(config, replace(here, device=device, devices=ranks))
+        return plan_of(config, cpu_cluster(ranks, here.device.flops * here.devices, here.host_memory))
     return plan_of(config, cluster_of(ranks, nodes, name))
 
 

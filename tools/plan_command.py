@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from common.command_line import new_parser
 from common.durable_files import check_can_write, write_json
 from common.errors import UserError
 from configs.deepspeed import from_deepspeed
@@ -349,7 +350,7 @@ def _plan_json(plan: Plan | None) -> dict[str, Any] | None:
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
     """Parse sys.argv."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(description)
     add = parser.add_argument
     add("what", nargs="*", metavar="CONFIG or section.key=value", help="a config, and settings that replace its own")
     add("--deepspeed", metavar="FILE", help="apply the settings of a DeepSpeed JSON file to the config")

@@ -37,7 +37,6 @@ def show_data(
     config, overrides: as on the command line of train.py. source: `main` is data.train, other names are those of data.mix.
     full: print all tokens. Raises UserError for a mistake in the config, its files or the other arguments.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     settings = load_config(config, overrides)
     tokenizer = load_tokenizer(settings.model.path, settings.data.chat_template)
     settings = settle_chat_settings(settings, tokenizer, Path(settings.run.directory, settings.run.name), world_size=1)

@@ -153,6 +153,7 @@ def find_base(arms: dict[str, list[Source]]) -> str:
     runs = [source for sources in arms.values() for source in sources if source.kind == "run"]
     found = {path: run.path for run in runs if (path := run.setting("model", "path"))}
     if len(found) != 1:
-        what = " and ".join(f"{path} ({run})" for path, run in found.items()) or "no run names one"
-        raise UserError(f"--general needs one base model, and the arms have {what}; name it with --base")
+        named = " and ".join(f"{path} ({run})" for path, run in found.items())
+        what = f"the arms have {named}" if named else "no run among the arms names one"
+        raise UserError(f"--general needs one base model, and {what}; name it with --base")
     return next(iter(found))

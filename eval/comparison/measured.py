@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.child_process import under_torchrun
 from common.errors import UserError
 from eval.comparison.arms import Arm, Seed, Source
 from eval.results import prepare_output, read_result
@@ -125,9 +126,8 @@ def _text(general: dict) -> list:
 
 def launch(processes: int, script: str, *options: object) -> None:
     """Run a script of the project, with torchrun if there are several processes. Raises UserError if it fails."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     print("\n==", script, *options, flush=True)
-    if subprocess.run([sys.executable, *launcher, str(ROOT / script), *map(str, options)]).returncode:
+    if subprocess.run([sys.executable, *under_torchrun(processes), str(ROOT / script), *map(str, options)]).returncode:
         raise UserError(
             f"{script} failed, see its output above; run the same command again to continue after what is finished"
         )

@@ -1,6 +1,7 @@
 """Exit codes and error messages of scripts."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.durable_files import check_can_write
+from common.durable_files import check_can_write, write_json_lines
 from common.errors import UserError, exit_code_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,26 @@ def test_under_torchrun_interpreter_shutdown_is_skipped(code) -> None:
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, cwd=ROOT, env=environment | worker, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (code, expected)
+
+
+def test_what_the_terminal_cannot_show_is_printed_as_its_code_and_half_of_a_pair_is_written(tmp_path) -> None:
+    write_json_lines(tmp_path / "answers.jsonl", [row := {"id": "\ud83d", "answer": "\u27e6"}])
+    assert json.loads((tmp_path / "answers.jsonl").read_text(encoding="utf-8")) == row
+    script = """
+from common.errors import UserError, run_script
+
+def main():
+    print("\u27e6 M\\udcfcller")
+    raise UserError("M\\udcfcller does not exist")
+
+run_script(main)
+"""
+    (tmp_path / "attempt_0" / "0").mkdir(parents=True)
+    of_rank = {"RANK": "0", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "attempt_0" / "0" / "error.json")}
+    environment = os.environ | of_rank | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "\\u27e6 M\\udcfcller\n")
+    assert done.stderr == "error: M\\udcfcller does not exist\n"
 
 
 def test_a_file_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch) -> None:

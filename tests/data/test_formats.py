@@ -84,6 +84,7 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
             ANSWER | {"tool_calls": [CALL]},
         ),
         ({"from": "function_call", "value": json.dumps(CALL["function"])}, {"role": "assistant", "content": None, "tool_calls": [CALL]}),
+        (ANSWER | {"tool_calls": [], "function_call": CALL["function"]}, ANSWER | {"tool_calls": [CALL]}),
     ],
 )  # fmt: skip
 def test_each_message_has_one_canonical_form(given, expected) -> None:
@@ -118,6 +119,7 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"prompt": "a", "completion": "b", "tools": TOOLS}, " has `tools`, which only chats can have"),
         ({"prompt": "a", "completion": CHAT}, ": `prompt` and `completion` must both be strings or both be lists"),
         ({"prompt": "a", "completion": "b", "label": True}, " has `label`, as data of preferences"),
+        ({"prompt": "a", "completion": "b", "label": "False"}, " has `label`, as data of preferences"),  # as a .csv file has it
         ({"prompt": "a", "completion": ""}, ": `completion` must be a non-empty string"),
         ({"instruction": " ", "output": "o"}, ": `instruction` is empty"),
         ({"instruction": "i", "output": "o", "history": [["a"]]}, ": `history` must be a list of pairs"),

@@ -219,3 +219,6 @@ def test_a_token_store_takes_what_data_train_takes(tmp_path, memory) -> None:
     assert [documents("set:test"), documents("set/*"), documents("set/*", 1)] == [1, 2, 1]
     with pytest.raises(UserError, match="chats.jsonl, line 1 has no `text`, and a token store takes only documents"):
         documents("memory://chats.jsonl")
+    memory({"weighed.jsonl": json_lines([{"text": "a", "weight": 1}, {"text": "b", "weight": 0.5}])})
+    with pytest.raises(UserError, match="weighed.jsonl, line 2 has a `weight`, and a token store takes only documents"):
+        documents("memory://weighed.jsonl")

@@ -82,7 +82,7 @@ def with_tokenizer(path: Path, sharded: bool) -> ModelAndTokenizer:
 def compare(sharded: bool, count: int) -> dict:
     pair = [with_tokenizer(folder / name, sharded) for name in ("padded", "padded-tuned")]
     questions = read_questions()[: 2 * count : 2]
-    return compare_models(pair[0], pair[1], SENTENCES[:count], questions, StopSignal(ranks), 0)
+    return compare_models(pair[0], pair[1], SENTENCES[:count], questions, StopSignal(ranks))
 
 
 def stopped() -> str:
@@ -114,7 +114,7 @@ def stopped_comparison() -> str:
     stop.name = "SIGTERM" if is_last else None
     one = with_tokenizer(folder / "base", True)
     try:
-        compare_models(one, one, SENTENCES, read_questions(), stop, 0)
+        compare_models(one, one, SENTENCES, read_questions(), stop)
     except KeyboardInterrupt:
         return "stopped"
     return "not stopped"

@@ -150,7 +150,15 @@ def test_a_file_without_chats_says_that_nothing_is_answered(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": 2}, "--shots 2 takes examples from the training split; name it with --train"),
+        (
+            {"shots": 2},
+            "--shots 2 takes answered examples from the training split, which has 0; name a file with --train",
+        ),
+        (
+            {"shots": 99, "train": "test.jsonl"},
+            r"--shots 99 takes .* which has \d+; name a file with --train that has more",
+        ),
+        ({"data": "unanswered.jsonl"}, "nothing of .*unanswered.jsonl can be measured: a chat needs an answer"),
         ({"max_new_tokens": 5000}, "positions"),
         ({"before": "model/config.json"}, "is not the JSON of an evaluation"),  # JSON, but not a result
         ({"before": "before.json", "max_new_tokens": 2}, "n_examples differs"),
@@ -164,6 +172,9 @@ def test_a_mistake_is_reported_before_the_processes_start(folder, options, messa
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     write_json(folder / "before.json", read(folder, limit=2).header)
+    write_json_lines(
+        folder / "unanswered.jsonl", [{"messages": [{"role": "user", "content": "Why?"}]}, {"text": "a", "weight": 0}]
+    )
     paths = {name: folder / value for name, value in options.items() if isinstance(value, str)}
     with pytest.raises(UserError, match=message):
         read(folder, **options | paths)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from eval import bootstrap
 from eval.intervals import intervals, paired_change
 
 
@@ -48,6 +49,22 @@ def test_only_metrics_that_both_results_have_are_compared():
     assert paired_change({"loss": 1.0}, chats) == {}  # the result has only texts, or is from an older version
     nothing = result([answer([], [])])
     assert paired_change(nothing, nothing)["f1"].value == 0  # there are no violations at all
+
+
+def test_resamples_that_are_looked_at_in_parts_are_the_same(monkeypatch):
+    values = np.random.default_rng(1).integers(0, 9, size=(40, 2)).astype(float)
+
+    def found():
+        bootstrap._draws.cache_clear()
+        return bootstrap.bootstrap(values, lambda sums: {"ratio": sums[..., 0] / sums[..., 1]}, resamples=300)["ratio"]
+
+    whole = found()
+    monkeypatch.setattr(bootstrap, "PART", 700)  # 17 resamples
+    assert found() == whole
+    draws = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=300)
+    ratios = (draws @ values)[:, 0] / (draws @ values)[:, 1]
+    assert (whole.low, whole.high) == tuple(np.percentile(ratios, (2.5, 97.5)))
+    bootstrap._draws.cache_clear()
 
 
 def test_reports_of_one_bank_are_drawn_together():

@@ -43,7 +43,11 @@ def test_a_picture_has_the_panels_of_the_curves_and_plain_ticks(tmp_path, monkey
     plt.close(figure)
 
 
-def test_a_run_without_held_out_loss_is_one_sentence(tmp_path) -> None:
+def test_a_run_without_held_out_loss_and_a_path_that_cannot_be_are_one_sentence(tmp_path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1.0}))
     with pytest.raises(UserError, match="no validation/loss"):
         draw(tmp_path, tmp_path / "run.png")
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows())))
+    for name, why in (("nowhere/run.png", "No such file"), ("run.abc", "Format 'abc' is not supported")):
+        with pytest.raises(UserError, match=f"{name} cannot be written: .*{why}.*; name a file such as"):
+            draw(tmp_path, tmp_path / name)

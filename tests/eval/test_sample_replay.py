@@ -106,7 +106,8 @@ def test_the_start_of_a_chat_is_rendered_as_in_the_run_that_made_the_model(folde
         ({"temperature": 0.0}, "--temperature must be above 0"),
         ({"top_p": 0.0}, "--top-p must be above 0 and at most 1"),
         ({"model": None}, "--source model needs a --model"),
-        ({"model": "nowhere"}, "nowhere is not a model directory"),
+        ({"model": "nowhere"}, "--model=nowhere is not a directory"),
+        ({"form": "chat", "start": "a"}, "--start goes with --form text"),
         ({"start": ""}, "--start '' has no tokens"),
     ],
 )

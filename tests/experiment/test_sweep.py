@@ -85,6 +85,7 @@ def test_a_mistake_is_one_sentence(config, values, seeds, sentence) -> None:
     ("values", "by", "sentence"),
     [
         (["data.validation=artifacts/test_words.jsonl"], LOSS, "the data name artifacts/test_words.jsonl, a test file"),
+        (["data.mix=a:0.1:test.jsonl"], LOSS, "the data name test.jsonl, a test file"),
         (["data.validation=tests/latest.jsonl"], LOSS, None),  # a folder's name says nothing
         (["data.validation=none"], LOSS, "has no validation data, by which a sweep chooses"),
         (["data.validation=none", "data.validation_share=0.1"], LOSS, None),
@@ -235,6 +236,23 @@ def test_other_settings_other_data_and_another_sweep_are_refused(make, tmp_path,
     (tmp_path / "train.jsonl").write_text("b")
     with pytest.raises(UserError, match="out was begun with SHA-256 of train.jsonl=.*; put it back, or choose another"):
         Sweep(grid, LOSS)
+    (tmp_path / "mixed.jsonl").write_text("a")
+    mixed = make_grid(grid.config_file, [RATES, "data.mix=a:0.1:mixed.jsonl"], None, "mixed")
+    write_run(mixed.runs[0], 4.0)
+    Sweep(mixed, LOSS).report()
+    (tmp_path / "mixed.jsonl").write_text("b")
+    with pytest.raises(
+        UserError, match="mixed was begun with SHA-256 of mixed.jsonl=.*; put it back, or choose another"
+    ):
+        Sweep(mixed, LOSS)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_file_of_an_earlier_start_is_one_sentence(make, tmp_path, content) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sweep.json").write_text(content)
+    with pytest.raises(UserError, match="sweep.json is damaged; remove it, or choose another --out"):
+        make([RATES])
 
 
 def test_a_larger_grid_keeps_what_is_finished_and_another_curve_is_refused(make) -> None:

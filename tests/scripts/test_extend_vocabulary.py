@@ -81,6 +81,12 @@ def test_extended_model_can_be_extended_again(folder, output) -> None:
     assert len(new) > len(old) and (new[: len(old)] == old).all()
 
 
+def test_passages_have_the_bytes_that_are_asked_for_also_of_short_texts() -> None:
+    for size, expected in ((100, 40_000), (3000, 60_000), (50_000, 60_000)):
+        passages = select_passages(["x" * size] * 400, 60_000)
+        assert sum(map(len, passages)) == expected and max(map(len, passages)) == min(size, 6000)
+
+
 def test_printed_loss_is_that_of_the_written_model(folder) -> None:
     printed = run_successfully(folder, "--out", "mean", "--init", "mean", "--loss-bytes", "3000", "--seed", "3")
     row = next(line for line in printed.splitlines() if line.startswith("mean "))

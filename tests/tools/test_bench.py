@@ -127,7 +127,7 @@ def test_our_arm_end_to_end(tmp_path) -> None:
 @pytest.mark.slow
 def test_mistakes_are_one_sentence(tmp_path) -> None:
     for options, sentence in (
-        (("--model", tmp_path), "fetch_base_model.py"),
+        (("--model", tmp_path), "is not a model directory: it has no config.json"),
         (("--rounds", "0"), "--rounds must be 1 or more, not 0"),
     ):
         done = run_python("scripts/bench.py", *options)

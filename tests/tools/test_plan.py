@@ -22,7 +22,7 @@ from model.language_model import build_on_meta
 from model.memory import ModelShape, StepMemory, shape_of
 from tests.in_memory import chats, texts
 from tools import plan
-from tools.machines import Cluster, Device
+from tools.machines import Cluster, Device, cpu_cluster
 from tools.plan import Plan, Subject, candidates, measured, named_config, planned_workload, search, uniform_workload
 from tools.plan_command import beside
 from tools.step_time import Speed
@@ -337,6 +337,16 @@ def test_on_a_cpu_memory_is_a_range_whose_end_must_fit() -> None:
         assert large(Cluster(dataclasses.replace(CPU, memory=memory), 1)).fits == fits
     on_gpu = large(Cluster(DEVICE, 1))
     assert on_gpu.needed == (on_gpu.memory.total,) * 2
+
+
+def test_processes_of_a_run_share_the_cores_and_the_memory_of_the_machine(tmp_path, monkeypatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"world_size": 2, "devices": [{"host": "a", "device": "cpu"}]}))
+    monkeypatch.setattr(plan, "measured_flops", lambda *arguments: 1e11)
+    planned = list[Cluster]()
+    monkeypatch.setattr(plan, "plan_of", lambda config, cluster: planned.append(cluster))
+    plan.plan_of_run(Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-4), Run("r")), tmp_path)
+    (found,) = planned
+    assert found == cpu_cluster(2, 1e11, found.host_memory) and found.device.memory == found.host_memory // 2
 
 
 def test_a_plan_beside_a_run(tmp_path, monkeypatch) -> None:

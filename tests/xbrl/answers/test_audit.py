@@ -2,6 +2,9 @@
 
 import pytest
 
+from common.durable_files import write_json_lines
+from eval.asked_examples import choose_examples
+from tests.processes import run_python
 from xbrl.answers.audit import CHANGES, audit, audit_table
 
 REPORT = (
@@ -99,3 +102,14 @@ def test_the_table_has_a_row_per_answer(values):
     assert len(lines) == 2 + len(values) == 18
     assert lines[2] == "| right | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 | 1.000 |"
     assert "| none for every report | 0.000 | 0.000 | 0.500 | 0.000 | 0.000 |  | 0.000 |" in lines[15]
+
+
+def test_a_limit_chooses_what_it_chooses_for_an_evaluation(tmp_path) -> None:
+    rows = [BREACH, BREACH]
+    rows[choose_examples([0, 1], 1)[0]] = BREACH | {"messages": BREACH["messages"][:1]}  # asked, and not answered
+    write_json_lines(tmp_path / "test.jsonl", rows)
+    done = [
+        run_python("scripts/score.py", "--data", tmp_path / "test.jsonl", "--audit", *more)
+        for more in ((), ("--limit", 1))
+    ]
+    assert [one.returncode for one in done] == [0, 2] and "the audit needs examples of bank reports" in done[1].stderr
