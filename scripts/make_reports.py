@@ -15,7 +15,7 @@ import argparse
 import os
 
 from common.command_line import add_number, new_parser
-from common.errors import run_script
+from common.errors import UserError, run_script
 from xbrl.corpus.card import token_counter
 from xbrl.corpus.generate import Request, generate_corpus, is_generated
 
@@ -25,7 +25,7 @@ SHARES = {"full": (0.89, 0.055, 0.055), "quickstart": (544 / 696, 40 / 696, 112 
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parse the command line. Raises UserError for a number below 1."""
+    """Parse the command line. Raises UserError for a number below 1, and for a style of another profile."""
     parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory to create")
     usual = ", ".join(f"{number} {profile}" for profile, number in EXAMPLES.items())
@@ -33,8 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--seed", "each seed gives a different population of banks", 0)
     profile = "quickstart: two ratios and a short note, learned in minutes on a CPU (%(default)s)"
     parser.add_argument("--profile", choices=list(EXAMPLES), default="full", help=profile)
-    style = "of the profile full. long: whole reports, for a model of 8B parameters; short: what rules and notes need, for one of 135M"
-    parser.add_argument("--style", choices=("long", "short"), default="long", help=f"{style} (%(default)s)")
+    style = "of the profile full. long: whole reports, for a model of 8B parameters (default); short: what rules and notes need, for one of 135M"
+    parser.add_argument("--style", choices=("long", "short"), help=style)
     shares = (
         "shares of train, validation and test (default: full 0.89 0.055 0.055); what the test cannot take goes to train"
     )
@@ -42,13 +42,16 @@ def parse_arguments() -> argparse.Namespace:
     tokenizer = "model directory; the data card then gives lengths in tokens too"
     parser.add_argument("--tokenizer", type=Path, help=tokenizer)
     add_number(parser, "--processes", "worker processes", os.cpu_count(), least=1)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.style and arguments.profile != "full":
+        raise UserError(f"--style is of the profile full; leave it out with --profile {arguments.profile}")
+    return arguments
 
 
 def main() -> None:
     """Generate the corpus, unless it exists already, and print the main figures of its data card."""
     arguments = parse_arguments()
-    profile = "short" if (arguments.profile, arguments.style) == ("full", "short") else arguments.profile
+    profile = "short" if arguments.style == "short" else arguments.profile
     examples, shares = EXAMPLES[arguments.profile], list(SHARES[arguments.profile])
     request = Request(arguments.examples or examples, arguments.seed, profile, arguments.splits or shares)
     count_tokens = token_counter(arguments.tokenizer)

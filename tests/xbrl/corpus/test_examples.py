@@ -240,3 +240,5 @@ def test_make_reports_writes_what_its_card_says(tmp_path):
         assert all(example["split"] == split for example in part)
     again = run_python(*command)
     assert again.returncode == 0 and "already made" in again.stdout
+    other = run_python(*command, "--profile", "quickstart")
+    assert other.returncode == 2 and "--style is of the profile full; leave it out with --profile q" in other.stderr
