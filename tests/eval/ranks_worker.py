@@ -132,7 +132,7 @@ def measure_in_training() -> dict:
     """Shard a model, compute the base's distributions, replace the weights with tuned ones, measure; stop in the end."""
     stop, found, dealer = StopSignal(ranks), {}, Dealer(128, one_per_token)
     forgetting.split_into_pieces = lambda texts: json.loads((folder / "texts.json").read_text())
-    forgetting.read_questions = lambda: read_questions()[::4]
+    forgetting.read_questions = lambda: read_questions()[::16]
     cases = [("base", "full", False), ("base", "none", False), ("untied", "full", True), ("extended", "full", False)]
     for name, strategy, offload in cases:
         path = str(folder / name)

@@ -69,9 +69,9 @@ def test_micro_batches_and_an_evaluation_use_the_graphs_of_the_first(tmp_path) -
     compiled, eager = (of(path, "selective", is_compiled) for is_compiled in (True, False))
     kinds = len({layer.self_attn.sliding_window for layer in decoder_layers(compiled)})
     counts = []
-    for seed in range(10):
+    for seed in range(4):
         batch = batch_of(rng.integers(2, 70, rng.integers(1, 7)), seed)
-        equal_gradients(compiled, eager, batch) if seed % 5 == 0 else gradients(compiled, batch)
+        equal_gradients(compiled, eager, batch) if seed % 3 == 0 else gradients(compiled, batch)
         counts.append(graphs())
     assert kinds == 2 and set(counts) == {kinds}
     compiled.eval()
@@ -189,4 +189,5 @@ def test_the_operator_computes_what_eager_attention_does(monkeypatch, dtype, win
         assert (one - other).abs().max() <= bound * other.abs().max()
     if window is None and softcap is None:
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    torch.library.opcheck(torch.ops.packed.attention.default, arguments)
+    if dtype == torch.float32:
+        torch.library.opcheck(torch.ops.packed.attention.default, arguments)

@@ -15,6 +15,7 @@ sys.path[0] = str(root)
 import pytest
 import torch
 
+import eval.forgetting
 import model.flops
 import train
 from distributed.watch import Watch
@@ -42,6 +43,9 @@ def plant(name: str | None, patch: pytest.MonkeyPatch) -> None:
 def main() -> None:
     plan = Path(sys.argv[1])
     remember_code()
+    eval.forgetting.TEXT_BYTES = 2048  # few texts and questions, as in train_worker.py
+    read_questions = eval.forgetting.read_questions
+    eval.forgetting.read_questions = lambda: read_questions()[:8]
     reports = []
     for run in json.loads(plan.read_text()):
         with pytest.MonkeyPatch.context() as patch, pretend_device() as device:

@@ -34,14 +34,14 @@ def test_topics_are_written_without_what_evaluation_uses(folder):
 
 
 def test_one_process_and_two_that_share_the_model_write_the_same_chats(folder):
-    options = ("--source", "model", "--model", folder / "model", "--documents", 8, "--min-characters", 5, *SAMPLING)
+    options = ("--source", "model", "--model", folder / "model", "--documents", 6, "--min-characters", 5, *SAMPLING)
     one = run_python(*SCRIPT, "--out", folder / "one.jsonl", *options)
     assert one.returncode == 0, one.stderr[-6000:]
     two = run_ranks(2, *SCRIPT, "--out", folder / "two.jsonl", "--sharding", "full", *options)
     assert two.returncode == 0, two.stderr[-6000:]
     assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
     chats = [example["messages"] for example in read_examples(folder / "one.jsonl")]
-    assert f"{len(chats)} of 8 documents" in one.stdout
+    assert f"{len(chats)} of 6 documents" in one.stdout
     assert not (folder / "one.jsonl.parts").exists()
     tokenizer = load_tokenizer(str(folder / "model"))
     assert len({chat[0]["content"] for chat in chats}) == len(chats) >= 2

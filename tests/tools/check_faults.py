@@ -68,10 +68,10 @@ if __name__ == "__main__":
 
 
 def write_train(folder: Path, fault: str | None = None) -> Path:
-    """A copy of train.py with the fault `fault` of EDITS."""
+    """A copy of train.py with a fault of EDITS, or with several, as `A and B`."""
     text = (ROOT / "train.py").read_text(encoding="utf-8")
-    if fault:
-        old, new = EDITS[fault]
+    for one in fault.split(" and ") if fault else ():
+        old, new = EDITS[one]
         assert text.count(old) == 1, f"train.py has {old!r} {text.count(old)} times"
         text = text.replace(old, new)
     body, _, end = text.rpartition('if __name__ == "__main__":\n')

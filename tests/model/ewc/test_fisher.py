@@ -15,7 +15,7 @@ from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, corpus, dealer, load
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """One layer: an estimate takes a backward for each of up to a thousand groups."""
+    """One layer: an estimate takes a backward for each of up to 256 groups."""
     return write_model(tmp_path_factory.mktemp("model"), layers=1)
 
 
@@ -55,24 +55,24 @@ def estimate(path, ranks, estimator: str, copies: int, batch: int = 4, seed: int
 
 @pytest.fixture(scope="module")
 def largest(path, ranks) -> dict[str, dict[str, torch.Tensor]]:
-    """Each estimator with 4,096 documents in groups of 4."""
-    return {estimator: estimate(path, ranks, estimator, 64, seed=1) for estimator in ("model", "empirical")}
+    """Each estimator with 1,024 documents in groups of 4."""
+    return {estimator: estimate(path, ranks, estimator, 16, seed=1) for estimator in ("model", "empirical")}
 
 
 @pytest.mark.parametrize("estimator, other", [("model", "empirical"), ("empirical", "model")])
 def test_each_estimator_converges_to_its_own_diagonal(exact, largest, estimator, other) -> None:
-    assert error(largest[estimator], exact[estimator]) < 0.05
+    assert error(largest[estimator], exact[estimator]) < 0.12
     assert error(largest[estimator], exact[other]) > 0.2  # and not to the other one
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])
 def test_the_error_falls_with_the_number_of_groups(path, ranks, exact, largest, estimator) -> None:
-    """sqrt(2 x batch / documents): 18% for 256 documents in groups of 4, 35% in groups of 16, 4.4% for the largest."""
+    """sqrt(2 x batch / documents): 18% for 256 documents in groups of 4, 35% in groups of 16, 8.8% for the largest."""
     for batch in (4, 16):
         errors = [error(estimate(path, ranks, estimator, 4, batch, seed), exact[estimator]) for seed in range(3)]
         expected = (2 * batch / (4 * DIFFERENT)) ** 0.5
         assert 0.5 * expected < sum(errors) / 3 < 1.3 * expected, (batch, errors)
-    assert 0.4 * 0.044 < error(largest[estimator], exact[estimator]) < 1.3 * 0.044
+    assert 0.4 * 0.088 < error(largest[estimator], exact[estimator]) < 1.3 * 0.088
 
 
 def test_groups_of_one_document_are_exact(path, ranks, exact) -> None:
