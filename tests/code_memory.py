@@ -22,9 +22,9 @@ def remember_code() -> None:
     code_of = training.identity.code_of
     # Copies of train.py import the same modules: a process compiles and searches each of them once.
     training.identity.digest_of_file = functools.cache(training.identity.digest_of_file)
-    scan = functools.cache(lambda code: list(modulefinder.ModuleFinder.scan_opcodes(None, code)))  # pyright: ignore
+    scan = functools.cache(lambda code: list(modulefinder.ModuleFinder.scan_opcodes(None, code)))
     training.identity._Finder.scan_opcodes = lambda self, code: scan(code)
-    modulefinder.compile = functools.cache(compile)  # pyright: ignore[reportAttributeAccessIssue]
+    modulefinder.compile = functools.cache(compile)
 
     def code_once(script: Path, scores: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
         status = script.stat()
