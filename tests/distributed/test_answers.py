@@ -41,17 +41,11 @@ def write(path: Path, examples: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    epochs = "epochs=40"
-    folder = workplace(
+    folder, settings = (
         tmp_path_factory.mktemp("answers"),
-        1,
-        1,
-        batch="global_examples=8",
-        data="",
-        rate=5e-3,
-        optimizer=epochs,
-        run="",
+        {"rate": 5e-3, "optimizer": "epochs=40", "run": "", "data": ""},
     )
+    workplace(folder, 1, 1, model={"layers": 1}, batch="global_examples=8", **settings)
     both = (("LCR low", BREACH), ("LCR high", CLEAN))
     write(folder / "train.jsonl", [chat(i, *both[i % 2]) for i in range(8)])
     write(folder / "validation.jsonl", [chat(i, f"{both[i % 2][0]} ", both[i % 2][1]) for i in range(5)])

@@ -28,11 +28,7 @@ from tools import verify
 from tools.verify import EXACT, check_files, read_record, replay, seen
 
 pytestmark = pytest.mark.slow
-FAMILIES = (
-    "gemma2",
-    "qwen2_sliding",
-    "gpt_oss",
-)  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
+FAMILIES = ("gemma2", "gpt_oss")  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
 STEPS = 3
 KILLED_AT = 20  # forwards, those of the Fisher diagonal and of the first validation among them: in step 3
 CURVES = (
@@ -75,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    """A run on one rank, on two that share, on two pairs; one that is killed as a pair and goes on as four that share."""
+    """A run on one rank, on two that share, two steps on two pairs; one that is killed as a pair and goes on as four that share."""
     settings = (f"run.eval_every={STEPS}", "data.sequence_length=160", "ewc.documents=8", "optimizer.warmup_steps=0")
     general = ("run.eval_general=True", *settings)
     launch(folder, "one", 1, [run_of(folder, "r1", *general)])
@@ -90,7 +86,9 @@ def runs(folder) -> Path:
     assert 0 < int(re.findall(r"\d+", checkpoint)[0]) < STEPS
     four = [
         run_of(folder, "refused", "sharding.context=3", expect=2),
-        run_of(folder, "pairs", *settings, "sharding.context=2", "model.activation_checkpointing=full"),
+        run_of(
+            folder, "pairs", *settings, "sharding.context=2", "model.activation_checkpointing=full", "run.stop_at=2"
+        ),
         run_of(folder, "killed", *settings, "sharding.context=4"),
     ]
     output = launch(folder, "four", 4, four)
@@ -106,8 +104,10 @@ def test_a_run_is_that_of_one_rank_also_after_a_kill_and_with_other_groups(runs,
         limit = 1e-3 if curve.startswith("ewc") else 1e-5
         before = {step: row for step, row in rows(runs / "r1", curve).items() if row[curve]}
         after = {step: row for step, row in rows(runs / name, curve).items() if step in before}
+        if name == "pairs":
+            before = {step: row for step, row in before.items() if step < STEPS}
         assert relative_difference(before, after, curve) < limit, curve
-    assert largest_difference(weights(runs / "r1"), weights(runs / name)) < 1e-5
+    assert name == "pairs" or largest_difference(weights(runs / "r1"), weights(runs / name)) < 1e-5
 
 
 def test_forgetting_is_measured_on_all_tokens_once(runs) -> None:
