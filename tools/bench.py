@@ -182,6 +182,7 @@ class Run:
     tokens: list[int]
     seconds: list[float]
     memory_gib: float = 0.0
+    mfu: float = 0.0  # of the best step; ours only, for scripts/gpu_proof.sh
     first_step_seconds: float = math.nan
     failed: str = ""
 
@@ -202,6 +203,7 @@ def read_run(run: Path, steps: int, ranks: int) -> Run:
         tokens=tokens,
         seconds=[count / row["train/tokens_per_second"] for count, row in zip(tokens, rows, strict=True)],
         memory_gib=ranks * max((row["train/memory_gib"] for row in rows), default=0.0),
+        mfu=max((row.get("train/mfu", 0.0) for row in rows), default=0.0),
         first_step_seconds=next((row["start/total"] for row in found if "start/total" in row), math.nan),
     )
 
