@@ -11,8 +11,9 @@ basedpyright > "$report" 2>&1 & # while the tests run
 types=$!
 tests=0
 if [ $# -eq 0 ]; then
-  # Two processes; the tests of a file share what they start. tests/conftest.py orders the files, the longest first.
-  python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || tests=$?
+  # Three processes, for on two cores one of them often waits; the tests of a file share what they start. tests/conftest.py
+  # orders the files, the longest first.
+  python -m pytest -n 3 --dist loadfile --no-loadscope-reorder || tests=$?
 else
   python -m pytest "$@" || tests=$?
 fi

@@ -1,4 +1,4 @@
-"""One thread for PyTorch, a process group of one, the list of slow tests, and the order in which two processes share the files."""
+"""One thread for PyTorch, a process group of one, the list of slow tests, and the order in which processes share the files."""
 
 import gc
 import os
@@ -90,8 +90,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = f"{item.path.relative_to(root).as_posix()}::{getattr(item, 'originalname', item.name)}"
         if any(name == slow or name.startswith((f"{slow}::", f"{slow}/")) for slow in SLOW):
             item.add_marker(pytest.mark.slow)
-    # Two processes take the next file when they are done with one (scripts/test.sh): the long files come first, and the last
-    # ones are short, so that both processes end together.
+    # Each process takes the next file when it is done with one (scripts/test.sh): the long files come first, and the last
+    # ones are short, so that all end together.
     first = {root / name: number for number, name in enumerate(LONGEST)}
     if missing := [path for path in first if not path.exists()]:
         raise pytest.UsageError(f"tests/conftest.py: LONGEST names {missing[0]}, which does not exist")
