@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import configs.config as schema
-from common.command_line import new_parser
 from common.errors import UserError, exit_code_of, exit_process
 from configs.config import KEYS, SECTIONS, Config, Source
 
@@ -119,7 +118,7 @@ def read_command_line(
 
     A DeepSpeed JSON file is applied before the overrides; `say` gets a line for each of its settings. Raises UserError.
     """
-    parser = new_parser(description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config file, e.g. configs/quickstart.py")
     overrides = "settings that replace those of the config file, e.g. batch.global_examples=32"
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=overrides)
