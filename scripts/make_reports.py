@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def print_card(card: dict) -> None:
-    """Print the main figures of a data card; OUT/dataset.json has all of it."""
+    """Print the main figures of a data card."""
     for split, counts in card["splits"].items():
         print(
             f"{split:10} {counts['examples']:6} reports of {counts['banks']} banks, {counts['clean']} clean, "
@@ -73,6 +73,16 @@ def print_card(card: dict) -> None:
             print(f"baseline on {split}: {name:24} F1 {score['f1']:.3f}, notes {score.get('note_f1', 0):.3f}")
     for name in card["baselines_left_out"]:
         print(f"left out: {name}, which needs a base model (scripts/evaluate.py --probe BASE)")
+    for split, shared in card.get("stands_in_training", {}).items():
+        print(f"stands in training of {split}: " + ", ".join(f"{name} {count}" for name, count in shared.items()))
+    if stated := card.get("statements_of_notes"):
+        followed = f"{stated['reports']} reports, not followed: {stated['not_followed'] or 'none'}"
+        print(f"notes that state figures of the report: {followed}")
+    for split, uses in card.get("notes", {}).items():
+        print(
+            f"{split}: {uses['notes']} notes in {uses['reports']} reports, each at most {uses['most']} times; "
+            f"{uses['without']} reports without a note"
+        )
 
 
 if __name__ == "__main__":
