@@ -27,7 +27,10 @@ Curve = tuple[list[int], list[float]]  # steps, values
 
 
 def draw(run: Path, path: Path) -> None:
-    """Draw the run `run` into `path`, whose suffix names the format. Raises UserError if the run has no held-out loss, or for a path that cannot be."""
+    """Draw the run `run` into `path`, whose suffix names the format.
+
+    Raises UserError if the run has no held-out loss, or if `path` cannot be written.
+    """
     rows = metric_rows(run)
     held_out, rate = curve(rows, "validation/loss"), curve(rows, "train/learning_rate")
     training = curve(rows, "train/loss/main", "train/loss")  # without what is mixed in

@@ -199,7 +199,7 @@ def plant(name: str | None, set_attribute) -> None:
         set_attribute(training.observe.Pace, "_now", lambda self: float(next(ticks)))
     elif kind == "endless_step":
         # From the step with this number on, a step has a million times as many micro-batches: it never ends. Their forwards
-        # wait first, so that the other process of the suite has the processor.
+        # wait first, so that the other tests have the processor.
         steps, of_rank = itertools.count(), Deal.of_rank
 
         def slow(self, batch: MicroBatch) -> torch.Tensor:

@@ -5,6 +5,7 @@ The backend `aot_eager` traces and divides forward and backward as inductor's do
 
 import functools
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from common.errors import UserError
 from data.batches import MicroBatch, collate
 from distributed.activation_checkpointing import _with_input_on, checkpoint_activations
 from distributed.compiled_layers import compile_layers
+from distributed.context import pretended_context
 from distributed.sharding import decoder_layers
 from model import packed_attention
 from model.packed_attention import DocumentLengths
@@ -138,6 +140,19 @@ def test_layers_that_are_left_to_python_are_an_error(tmp_path) -> None:
     model = of(write_tiny_model(tmp_path / "model", layers=1), "full", is_compiled=True)
     with torch.compiler.set_stance("force_eager"), pytest.raises(UserError, match="leaves the layers to Python"):
         model(batch_of(LENGTHS))
+
+
+def test_the_size_of_a_context_group_is_a_constant_to_the_compiler() -> None:
+    """As a symbol it makes every shape after it an expression, and a layer takes the compiler several times as long."""
+    symbols = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        symbols.append([one for one in inputs if not isinstance(one, torch.Tensor)])
+        return graph.forward
+
+    to_heads = torch.compile(lambda context, x: context.to_heads(x), dynamic=True, fullgraph=True, backend=backend)
+    assert to_heads(pretended_context(2), torch.ones(1, 4, 6, 8)).shape == (1, 2, 12, 8)
+    assert [len(one) for one in symbols] == [3]  # the sizes of x: heads, tokens, head_dim
 
 
 class Host:
