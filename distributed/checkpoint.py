@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
 from common.dtypes import dtype_name
@@ -109,10 +109,8 @@ class Saver:
             on_cuda = ranks.device.type == "cuda"
             # A thread begins on GPU 0, where DCP's stream would take memory in every rank.
             self.pool = ThreadPoolExecutor(1, "save", lambda: on_cuda and torch.cuda.set_device(ranks.device))
-            options = StagingOptions(
-                on_cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_cuda
-            )
-            self.stager = DefaultStager(options)  # pinned on CUDA
+            # Not DefaultStager: in torch 2.11 and 2.12 it closes this one after the first save, and fails in the second.
+            self.stager = StateDictStager(pin_memory=on_cuda)
 
     # --- What a checkpoint holds --------------------------------------------------------------------------------------
 
@@ -274,7 +272,9 @@ class Saver:
             return
         # The loop, and what is registered, may change their values in place while the thread writes.
         state, values = json.loads(json.dumps([state, values]))
-        copies: Any = self.stager.stage(tensors)
+        copies: Any = self.stager.stage(tensors, non_blocking=self.stager.pin_memory)
+        if self.stager.pin_memory:
+            torch.cuda.synchronize(self.ranks.device)
         pause = time.perf_counter() - begin
 
         def write() -> SaveTimes:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import staging
 
 from common.errors import UserError
 from configs.config import Optimizer
@@ -302,8 +303,10 @@ def test_a_background_save_stores_the_state_of_its_step_and_moves_latest_at_the_
 
 
 def test_the_thread_of_a_background_save_is_on_the_gpu_of_its_rank(tmp_path, ranks, monkeypatch) -> None:
-    chosen, stager = [], SimpleNamespace(stage=lambda tensors: tensors, close=lambda: None)
-    monkeypatch.setattr(checkpoint, "DefaultStager", lambda options: stager)
+    chosen, synchronized = [], []
+    stager = SimpleNamespace(stage=lambda tensors, non_blocking: tensors, close=lambda: None, pin_memory=True)
+    monkeypatch.setattr(checkpoint, "StateDictStager", lambda pin_memory: stager)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1, dtype=torch.uint8))
     thread = threading.current_thread
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((thread().name, device)))
@@ -312,6 +315,20 @@ def test_the_thread_of_a_background_save_is_on_the_gpu_of_its_rank(tmp_path, ran
     saver.save({"step": 1})
     assert [times.step for times in saver.close()] == [1]
     assert chosen == [("save_0", torch.device("cuda", 3))]
+    assert synchronized == [torch.device("cuda", 3)]  # the copies are complete before training goes on
+
+
+def test_background_saves_do_not_use_the_stager_that_torch_2_11_closes(tmp_path, ranks, monkeypatch) -> None:
+    def stage(stager: staging.DefaultStager, tensors: dict) -> dict:  # as in torch 2.11 and 2.12
+        copies = stager._state_dict_stager.stage(tensors)
+        stager._state_dict_stager.close()
+        return copies
+
+    monkeypatch.setattr(staging.DefaultStager, "_stage", stage)
+    saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, True)
+    for step in (1, 2):
+        saver.save({"step": step})
+    assert [times.step for times in saver.close()] == [1, 2]
 
 
 def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ranks, held) -> None:
