@@ -159,7 +159,21 @@ def plant(name: str | None, set_attribute) -> None:
         compile_layers = functools.partial(compiled_layers.compile_layers, backend=argument)
         set_attribute(compiled_layers, "compile_layers", compile_layers)
     elif kind == "no_device_wait":
-        # "first,last": between these two forwards, an operation that makes the host wait for the GPU is an error.
+        # "first,last": between these two forwards, an operation that makes the host wait for the GPU is an error, but for the
+        # loop's own reading of loss and gradient norm, once a step.
+        read = torch.Tensor.tolist
+
+        def tolist(tensor: torch.Tensor) -> object:
+            if sys._getframe(1).f_code is not train.train.__code__:
+                return read(tensor)
+            mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("default")
+            try:
+                return read(tensor)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+
+        set_attribute(torch.Tensor, "tolist", tolist)
         for number, mode in zip(map(int, argument.split(",")), ("error", "default"), strict=True):
             act = functools.partial(torch.cuda.set_sync_debug_mode, mode)
             before_call(number, PackedLanguageModel, "forward", act, set_attribute)
@@ -372,6 +386,8 @@ def main() -> None:
     torch.distributed.init_process_group = lambda *a, **o: torch.distributed.is_initialized() or initialise(*a, **o)
     torch.distributed.destroy_process_group = lambda: None
     remember_code()
+    # torch looks at it in the first product on a GPU, and once: after any other run, run.deterministic would come too late.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # What a killed process has written is not lost: only a machine that fails needs this wait for the disk.
     os.fsync = lambda descriptor: None
     # One thread per rank (OMP_NUM_THREADS): on matrices this small, threads only wait for each other.
