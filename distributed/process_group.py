@@ -85,6 +85,7 @@ def process_group(
         barrier(ranks)
         failed = False
     except BaseException as error:
+        failed = store is not None or not isinstance(error, UserError)  # alone, NCCL can end, or would warn at exit
         lost = heartbeat.lost(error) if heartbeat else None
         if heartbeat:
             heartbeat.leave(str(lost) if lost else in_one_line(error), follows=lost is not None)

@@ -5,8 +5,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from distributed import device
+from common.errors import UserError
+from distributed import device, process_group
 from distributed.activation_checkpointing import _Host
 
 
@@ -36,6 +38,22 @@ def test_flash_attention_3_runs_on_hopper_where_it_is_installed(gpu, monkeypatch
     monkeypatch.setattr(device, "list_flash_attention_impls", lambda: ["FA3", "FA4"])
     device.choose_device(0, 1)
     assert activated == expected
+
+
+@pytest.mark.parametrize("launched, error", [(False, UserError), (False, RuntimeError), (True, UserError)])
+def test_a_mistake_on_a_single_gpu_ends_the_group_or_nccl_would_warn_at_exit(monkeypatch, launched, error) -> None:
+    """Not among other ranks, where NCCL might wait for one that is lost, and not after an error of CUDA."""
+    ended, store = [], dist.HashStore()
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value) if launched else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(process_group, "join", lambda minutes: store)
+    monkeypatch.setattr(process_group, "Heartbeat", lambda *arguments: Mock(lost=Mock(return_value=None)))
+    monkeypatch.setattr(process_group, "_start", lambda *arguments: Mock())
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(True))
+    with pytest.raises(error), process_group.process_group(device=torch.device("cuda", 0)):
+        raise error("a mistake")
+    assert ended == [True] * (error is UserError and not launched)
 
 
 def test_inputs_leave_the_device_and_return_one_layer_ahead(monkeypatch) -> None:
