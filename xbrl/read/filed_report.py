@@ -10,6 +10,8 @@ from decimal import Decimal
 from pathlib import Path
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+# The module and the time of creation in the name of an EBA file: LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip
+EBA_NAME = re.compile(r"_([A-Z][A-Z0-9]*)_\d{4}-\d\d-\d\d_(\d{14,17})(?!\d)")
 NUMERIC_TYPES = ("monetary", "percentage", "integer", "decimal")  # numeric data types of the DPM
 CellKey = tuple[str, str, str]  # (table, row, column) as the EBA writes them, e.g. ("C_76.00.a", "r0030", "c0010")
 
