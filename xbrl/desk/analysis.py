@@ -14,7 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from xbrl.read.folder import in_parallel, join_modules, passed_over, read_files,
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis
-from xbrl.rules.rules import RULES_FILE
+from xbrl.rules.rules import RULES_FILE, built_in_rules
 
 DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it
 LOCK_FILE = "lock"  # in the output directory: two analyses at once would mix their files
@@ -115,13 +115,18 @@ class Analysis:
             if scopes[code, period] > 1:
                 said = f"{code} has several reports as of {period}; add the scope, as in {code}.CON"
                 raise UserError(f"{line.where}, column entity: {said}")
+        read = {cell for rule in built_in_rules() for cell in rule.cells}
+        older = [  # as the letter on a later one looks at it; the rest of 10,000 facts would be sent to a worker with each of them
+            replace(one, facts=tuple(fact for fact in one.facts if read & {fact.cell, *fact.other_cells}))
+            for one in joined
+        ]
         for report in joined:
             code = report.entity.partition(".")[0]
             # The entity itself is the name of a bank that the register does not have.
             bank = register.get(report.entity) or register.get(code)
             self.unnamed += [] if bank else [report.entity]
             bank = bank or Addressee(code, code, "", "")
-            earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
+            earlier = tuple(one for one in older if one.entity == report.entity and one.period < report.period)
             dates = [report.period, *(one.period for one in earlier)]
             mine = [(name, day) for day in dates for name in dict.fromkeys((code, report.entity))]
             decided = tuple(one for case in mine for one in self.decisions.get(case, ()))
@@ -277,7 +282,8 @@ def _hash_of_input(path: Path) -> str:
 
 def _hashed(reports: Iterable[Report], hashes: dict[Path, str]) -> list[dict]:
     paths = (path for report in reports for path in report.files or (report.path,))
-    return [{"file": path.name, "sha256": hashes[path]} for path in paths]
+    # A byte of a name that is not UTF-8 is written as `?`, and must be known again by that.
+    return [{"file": path.name.encode("utf-8", "replace").decode(), "sha256": hashes[path]} for path in paths]
 
 
 def _finished(folder: Path, depends: dict) -> dict:

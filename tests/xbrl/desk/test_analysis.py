@@ -1,6 +1,7 @@
 """Folders of reports: joined, resumed, asked in batches, with the exit code."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,15 @@ def test_damaged_outputs_are_written_again(tmp_path):
         code, (made,) = run(tmp_path, tmp_path / "files")
         assert code == 1 and made["letter"]["state"] == "ready"
         assert all((folder / one).read_bytes() == right[one] for one in right if one != "audit.json")
+
+
+def test_a_file_name_in_any_script_is_known_again(tmp_path, capsys):
+    """One that is not UTF-8 was a changed file in every run, and a model was asked anew."""
+    names = ("Квартал.json", "تقرير.json", os.fsdecode(b"Gesch\xe4ft.json"))
+    for path, name in zip(write(tmp_path / "files", {}, SMALL), names, strict=True):
+        path.rename(path.with_name(name))
+    for said in ("1 analysed, 0 unchanged", "0 analysed, 1 unchanged"):
+        assert run(tmp_path, tmp_path / "files")[0] == 0 and said in capsys.readouterr().out
 
 
 def test_two_analyses_do_not_write_to_one_directory(tmp_path):
