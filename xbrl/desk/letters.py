@@ -78,9 +78,10 @@ def write_letter(
     """The letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
     `basis` names a legal basis of `rules/bases.json`: a directive binds a bank through national law alone.
-    `short` gives the orders alone, in one line: the letter that small models learn. `grouped` separates thousands, as people
-    read them (9,921; in German 9.921); models learn plain digits, which their reports have too. Raises UserError for an
-    unknown basis, and for a block that is missing or cannot be filled in.
+    `short` gives the orders alone, in one line: the letter that small models learn. `grouped` is the letter that a person
+    signs: it separates thousands (9,921; in German 9.921), where models learn plain digits, which their reports have too, and
+    names the cells that count as nil because they are not reported. Raises UserError for an unknown basis, and for a block
+    that is missing or cannot be filled in.
     """
     blocks, law = _blocks(language, grouped), load_basis(basis)
     measures = plan_measures(violated, context.repeated)
@@ -256,7 +257,8 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
         parts.append("owners")
         fields["owners_deadline"] = blocks.deadline(measure.owners_days)
     for name, results in groups.items():
-        tables = dict.fromkeys(table_name(result.cell[0]) for result in results if result.cell[0])
+        cells = (cell for result in results for cell in (result.cell, *_nil(result, blocks)))
+        tables = dict.fromkeys(table_name(cell[0]) for cell in cells if cell[0])
         fields["templates"] = blocks.listed(list(tables)) or blocks.text("text", "report")
         texts.append(" ".join(filter(None, (blocks.text("measures", name, part, **fields) for part in parts))))
     return texts
@@ -301,6 +303,8 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     of_note = note_rules().get(result.rule_id)
     own = [result.rule_id] if has_figures(result) or (of_note and of_note.counted) else []
     parts = [blocks.choose("findings", *own, _form(result), **fields)]
+    if nil := [cell_name(cell, plain_name(result.row) if cell[1] == "*" else "") for cell in _nil(result, blocks)]:
+        parts.append(blocks.text("text", "nil", cells=blocks.listed(nil)))
     if of_note and (known := context.without.get(result.rule_id)):
         parts.append(blocks.text("without", f"{'pledged' if of_note.kind == 'pledged' else 'capital'}_{known}"))
     if others:
@@ -319,6 +323,13 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     subject, order, *_ = requirement_of(result)
     parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}"))
     return " ".join(filter(None, parts))
+
+
+def _nil(result: RuleResult, blocks: _Blocks) -> list[CellKey]:
+    """The other cells that a filing error rests on and that are not reported: the error may be there."""
+    if not blocks.thousands or result.kind != "filing":
+        return []
+    return [one.cell for one in result.inputs if one.source == "read as 0" and one.cell != result.cell]
 
 
 def _form(result: RuleResult) -> str:

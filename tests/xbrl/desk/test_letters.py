@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, SMALL, read, record
+from tests.xbrl.rules.figures import report_of
 from xbrl.answers.answers import write_violation
 from xbrl.desk import letters
 from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
@@ -236,6 +237,26 @@ def test_nothing_that_a_report_names_begins_a_sentence():
         ("A12” (CRR Art. 1) „B“ »C«", "A12 CRR Art 1 B C"),
     ):
         assert plain_name(name) == plain
+
+
+def test_a_letter_names_the_cells_that_are_missing_and_count_as_nil():
+    """`the other figures give EUR 0` of a position whose own funds requirement was left out, and an order to correct the position."""
+    report = report_of({"fx 10 c0100": 5_727_975, "of 10": 90_000_000}, filed={"C_22.00": True, "C_01.00": True})
+    (found,) = violations(evaluate(report, [rule for rule in built_in_rules() if rule.id == "FX_12_5"]))
+    text = write_letter([found], NAMED, PERIOD, grouped=True)
+    said = "the other figures of the report give EUR 0 (CRR Art. 92(6)(b)). Not reported, and counted as nil: C 22.00 r0010 c0090."
+    assert said in text and "Not reported" not in write_letter([found], NAMED, PERIOD)
+    other = replace(
+        found,
+        inputs=tuple(
+            replace(one, cell=("C_02.00.a", *one.cell[1:])) if one.source == "read as 0" else one
+            for one in found.inputs
+        ),
+    )
+    german = write_letter([other], NAMED, PERIOD, grouped=True, language="de")
+    assert (
+        "als null gezählt: C 02.00.a r0010 c0090." in german and "Berichtigen Sie C 22.00 und C 02.00.a und" in german
+    )
 
 
 @pytest.fixture
