@@ -10,6 +10,7 @@ import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -172,4 +173,8 @@ def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:
     ignored = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, **ignored) as pool:
         results = pool.map(function, items, chunksize=4)
-        yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1], disable=None)
+        try:
+            yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1], disable=None)
+        except BrokenProcessPool as error:
+            what = "a worker process was killed, as the system does where memory runs out"
+            raise UserError(f"{what}; run the command again with fewer of them, or on fewer {unit}") from error

@@ -1,10 +1,14 @@
 """Which files of a folder are reports, and reading them over worker processes."""
 
+import os
 import shutil
 import signal
 from decimal import Decimal
 from pathlib import Path
 
+import pytest
+
+from common.errors import UserError
 from tests.xbrl.desk.reports import CLIENT, LCR, OTHER_CLIENT, SMALL, write
 from xbrl.read.folder import in_parallel, join_modules, passed_over, read_files, report_files
 from xbrl.rules.remittance import late_filings
@@ -98,3 +102,10 @@ def test_workers_leave_ctrl_c_to_the_process_that_started_them():
     before = signal.getsignal(signal.SIGINT)
     handlers = list(in_parallel(signal.getsignal, [signal.SIGINT] * 2, 2, "handlers"))
     assert handlers == [signal.SIG_IGN] * 2 and signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_worker_that_is_killed_is_one_sentence():
+    with pytest.raises(
+        UserError, match="a worker process was killed, .*; run the command again with fewer of them, or on fewer files"
+    ):
+        list(in_parallel(os._exit, [9] * 2, 2, "files"))
