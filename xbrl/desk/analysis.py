@@ -121,7 +121,8 @@ class Analysis:
             for one in joined
         ]
         for report in joined:
-            code = report.entity.partition(".")[0]
+            code, _, scope = report.entity.partition(".")
+            scope = scope if scopes[code, report.period] > 1 else ""
             # The entity itself is the name of a bank that the register does not have.
             bank = register.get(report.entity) or register.get(code)
             self.unnamed += [] if bank else [report.entity]
@@ -137,14 +138,14 @@ class Analysis:
                 "key": self.key,
                 "inputs": _hashed([report], hashes),
                 "earlier": _hashed(earlier, hashes),
-                "knowledge": [bank.name, bank.country, bank.type, lines, sorted(known)],
+                "knowledge": [bank.name, bank.country, bank.type, lines, sorted(known), scope],
                 "incomplete": list(report.incomplete),
             }
             folder = options.out / folder_name(report.entity, report.period)
             if finished := _finished(folder, depends):
                 self.records.append(finished)
             else:
-                cases.append(Case(report, bank, earlier, decided, known=frozenset(known), depends=depends))
+                cases.append(Case(report, bank, earlier, decided, scope=scope, known=frozenset(known), depends=depends))
         self.unchanged = len(self.records)
         return tuple(cases)
 
@@ -169,6 +170,12 @@ class Analysis:
         if self.options.register and self.unnamed:
             unnamed = dict.fromkeys(self.unnamed)
             print(f"{len(unnamed)} banks are not in {self.options.register}; the first: {self.unnamed[0]}")
+        mine = {folder_name(one["entity"], one["period"]) for one in self.records}
+        found = sorted(path.parent.name for path in self.options.out.glob(f"*/{AUDIT_FILE}"))
+        if stale := [name for name in found if name not in mine]:
+            print(
+                f"{len(stale)} folders of {self.options.out} are of reports that are not among these; the first: {stale[0]}"
+            )
         if others := [one for lines in self.decisions.values() for one in lines if one not in self.used]:
             print(
                 f"{len(others)} decisions are on reports that are not among these; the first: {others[0].where}, on "

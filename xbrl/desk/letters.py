@@ -61,6 +61,7 @@ class Context:
     # Rule `..._COUNTED` whose limits are not missed -> "met", "unknown" or "waived": what a letter of the desk says of them.
     without: dict[str, str] = field(default_factory=dict, hash=False)
     untested: tuple[RuleResult, ...] = ()  # of the desk: requirements and contradictions that the figures do not decide
+    scope: str = ""  # of the desk: the scope of the report (CON, IND) where the bank files others as of the same date
     unexamined: str = ""  # "not applicable" or "undecided" if no figure of the report was judged
 
 
@@ -96,13 +97,14 @@ def write_letter(
     context, day = replace(context, **more), datetime.date.fromisoformat(date)
     heard, objection = blocks.number(law.row["hearing"]["working_days"]), law.row["objection"]
     months = blocks.text("months", str(objection["months"]))
+    month = blocks.words["text"]["months"][day.month - 1]
+    when = blocks.text("text", "date", day=day.day, month=month, year=day.year)
+    scope = blocks.words.get("scopes", {}).get(context.scope, "")
     fields: dict[str, Any] = {
         # A name of the register is that of the supervisor. Without one the report names the bank.
         "bank": one_line(bank.name) if bank.name != bank.entity else plain_name(bank.name),
         "board": blocks.choose("boards", bank.type, "default"),
-        "date": blocks.text(
-            "text", "date", day=day.day, month=blocks.words["text"]["months"][day.month - 1], year=day.year
-        ),
+        "date": f"{when} {scope}".strip(),
         "findings": [_finding(group, context, blocks) for group in _by_figure(cited(violated))],
         "powers": blocks.law(law.power_for(measures)),
         "binding": blocks.choose("binding", basis) if blocks.has("binding", basis) else law.row["binding"],

@@ -177,7 +177,18 @@ def test_banks_without_a_name_and_other_files_are_counted(tmp_path, capsys):
     run(tmp_path, tmp_path / "files")
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("not read: 1 files that are no reports by their names, the first ")
+    assert "are of reports that are not among these" not in "".join(said)
     assert said[3] == f"1 banks are not in {tmp_path / 'register.csv'}; the first: {BANK.entity[:-1]}9.IND"
+
+
+def test_the_folder_of_a_report_that_is_gone_is_named(tmp_path, quarters, capsys):
+    """Its letter stays, and no page lists it."""
+    run(tmp_path, quarters)
+    for path in quarters.glob("*_2025-12-31_*"):
+        path.unlink()
+    run(tmp_path, quarters)
+    said = f"1 folders of {tmp_path / 'out'} are of reports that are not among these; the first: {BANK.entity}.IND_2025-12-31\n"
+    assert said in capsys.readouterr().out
 
 
 def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
@@ -201,6 +212,12 @@ def test_a_decision_is_on_the_report_of_one_scope(tmp_path):
     _, made = run(tmp_path, tmp_path / "files", findings=decisions)
     states = [(len(one["findings"]), one["letter"]["state"]) for one in sorted(made, key=lambda one: one["entity"])]
     assert states == [(1, "ready"), (0, "ready")]
+    subjects = {one["entity"][-3:]: one["letter"]["text"].splitlines()[1] for one in made}
+    start = "Subject: supervisory report as of 31 March 2026"
+    assert subjects == {
+        "CON": f"{start} (consolidated), decision on measures",
+        "IND": f"{start} (individual), no objection",
+    }
     decisions.write_text(lines.format(BANK.entity, Note(note).id))
     said = f"line 2, column entity: {BANK.entity} has several reports as of 2026-03-31; add the scope, as in {BANK.entity}.CON"
     with pytest.raises(UserError, match=said):
