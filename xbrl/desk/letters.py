@@ -81,7 +81,7 @@ def write_letter(
     `basis` names a legal basis of `rules/bases.json`: a directive binds a bank through national law alone.
     `short` gives the orders alone, in one line: the letter that small models learn. `grouped` is the letter that a person
     signs: it separates thousands (9,921; in German 9.921), where models learn plain digits, which their reports have too, and
-    names the cells that count as nil because they are not reported. Raises UserError for an unknown basis, and for a block
+    names the cells that count as nil because they are not reported, and the basis of each duty. Raises UserError for an unknown basis, and for a block
     that is missing or cannot be filled in.
     """
     blocks, law = _blocks(language, grouped), load_basis(basis)
@@ -106,7 +106,7 @@ def write_letter(
         "board": blocks.choose("boards", bank.type, "default"),
         "date": f"{when} {scope}".strip(),
         "findings": [_finding(group, context, blocks) for group in _by_figure(cited(violated))],
-        "powers": blocks.law(law.power_for(measures)),
+        "powers": blocks.law(law.power_for(measures, grouped)),
         "binding": blocks.choose("binding", basis) if blocks.has("binding", basis) else law.row["binding"],
         "measures": orders,
         "reporting": _reporting(measures, blocks) if measures else "",
