@@ -28,7 +28,7 @@ from common.command_line import add_number, new_parser, reader_may_leave
 from common.errors import run_script
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
-from xbrl.read.folder import join_modules, read_files, report_files
+from xbrl.read.folder import join_modules, passed_over, read_files, report_files
 from xbrl.read.render import STYLES, render_report
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 from xbrl.rules.quality import check_quality
@@ -53,7 +53,8 @@ def main() -> int:
     refused = {}
     with reader_may_leave():
         if of_folder:
-            read, refused = read_files(report_files(args.files[0]), args.workers, args.taxonomy)
+            files, others = report_files(args.files[0])
+            read, refused = read_files(files, args.workers, args.taxonomy)
             reports = join_modules(read, refused)
         else:
             reports = [read_report(file, taxonomy=args.taxonomy) for file in args.files]
@@ -64,9 +65,9 @@ def main() -> int:
             print_report(report, args, f"{report.entity} {report.period}" if of_folder else "")
         sys.stdout.flush()
         if of_folder:
-            files, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
-            found = f"{len(reports)} reports of {files} files, {incomplete} incomplete; {len(refused)} files refused"
-            print(found, file=sys.stderr)
+            count, incomplete = sum(len(one.files) for one in reports), sum(bool(one.incomplete) for one in reports)
+            found = f"{len(reports)} reports of {count} files, {incomplete} incomplete; {len(refused)} files refused"
+            print(f"{passed_over(others)}{found}", file=sys.stderr)
     return 2 if refused else 0
 
 

@@ -36,6 +36,9 @@ from xbrl.rules.rules import RuleResult, built_in_rules, evaluate, violations
 
 LETTER_SUFFIXES = (".txt", ".md")
 HEAD_LINES = 12  # lines of a letter that are searched when its file name does not identify the report
+GERMAN_MONTHS = (
+    "Januar", "Februar", "März", "April", "Mai", "Juni", "Juli", "August", "September", "Oktober", "November", "Dezember",
+)  # fmt: skip
 Case = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
 Article = tuple[str, str]  # as `statements.articles`
 HOW_MADE = (
@@ -294,7 +297,8 @@ def _find_entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str
 def _find_periods(text: str, known: Iterable[str]) -> list[str]:
     """The known reference dates that a text mentions.
 
-    In any of these forms: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, March 31, 2026, Q1 2026, 2026-Q1.
+    In any of these forms: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, 31. März 2026, March 31, 2026, Q1 2026,
+    2026-Q1.
     """
     found = []
     for period in known:
@@ -302,7 +306,7 @@ def _find_periods(text: str, known: Iterable[str]) -> list[str]:
         forms = [
             rf"{day:%Y}[-_. ]?{day:%m}[-_. ]?{day:%d}",
             rf"0?{day.day}[./-]0?{day.month}[./-]{day.year}",
-            rf"0?{day.day}\.? {day:%B} {day.year}",
+            *(rf"0?{day.day}\.? {month} {day.year}" for month in (f"{day:%B}", GERMAN_MONTHS[day.month - 1])),
             rf"{day:%B} 0?{day.day},? {day.year}",
         ]
         if day.month % 3 == 0:

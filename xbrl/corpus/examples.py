@@ -47,7 +47,7 @@ EARLIER_CELLS: tuple[CellKey, ...] = (
     *(("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050")),
     *(("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
 )
-MAX_EARLIER = 2  # earlier reports shown
+MAX_EARLIER = 2  # earlier reports shown, and counted where they show the same
 PRINTED = ("rule", "cell", "value", "limit", "legal")  # parts of a printed violation
 
 
@@ -176,7 +176,7 @@ def make_example(
     report, findings = profile.as_seen(report, findings)
     results = evaluate(report, profile.rules)
     violated = apply_findings(results, findings)
-    context = letter_context(report, results, earlier, profile, findings)
+    context = letter_context(report, results, profile.earlier_shown(earlier), profile.rules, findings)
     if letter is None:
         letter = write_letter(violated, bank, report.period, context, short=profile.is_short)
     if profile.name == "quickstart":
@@ -234,19 +234,32 @@ def letter_context(
     report: Report,
     results: Sequence[RuleResult],
     earlier: Sequence[Report],
-    profile: Profile,
+    rules: Iterable[Rule],
     findings: Sequence[Finding] = (),
     before: Sequence[Finding] = (),
 ) -> Context:
-    """What the letter on a report may mention besides the violations. As `make_example`; `before`: findings on `earlier` reports."""
-    shown, repeated = profile.earlier_shown(earlier), {}
-    last = [read_figure(figures, cell) for figures in map(index_facts, shown[-1:]) for cell in EARLIER_CELLS]
-    previous = {one.cell: one.value for one in last if isinstance(one.value, Decimal)}
+    """What the letter on a report may mention besides the violations: also by the reports before it, `earlier`, oldest first.
+
+    Of these, one that does not have a figure is passed over: a liquidity ratio is filed every month, capital every quarter.
+    `findings` are on the report, and `before` on any of the others, as in `make_example`.
+    """
+    repeated: dict[str, int] = {}
+    previous: dict[CellKey, Decimal] = {}
+    wanted = {result.cell for result in results if result.cell in EARLIER_CELLS}
     persisting = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER_CELLS}
-    for count, old in enumerate(reversed(shown), start=1):
-        persisting &= {result.rule_id for result in violations(evaluate(old, profile.rules))}
-        persisting -= {one.rule for one in before if (one.period, one.state) == (old.period, "lifted")}
-        repeated |= dict.fromkeys(sorted(persisting), count)
+    for old in reversed(earlier):
+        if wanted:
+            figures = index_facts(old)
+            last = [read_figure(figures, cell) for cell in wanted]
+            wanted = {one.cell for one in last if one.source == "not reported"}
+            previous |= {one.cell: one.value for one in last if isinstance(one.value, Decimal)}
+        if persisting:
+            tested = evaluate(old, rules)
+            missed = {result.rule_id for result in violations(tested)}
+            missed -= {one.rule for one in before if (one.period, one.state) == (old.period, "lifted")}
+            persisting -= {result.rule_id for result in tested} - missed
+            repeated |= {rule: repeated.get(rule, 0) + 1 for rule in persisting & missed}
+            persisting = {rule for rule in persisting if repeated.get(rule, 0) < MAX_EARLIER}
     return Context(
         triggers=tuple(result for result in results if result.state == "triggered"),
         margins=tuple(result for result in results if result.kind == "breach" and result.state == "ok"),

@@ -4,6 +4,7 @@ A finished report is left alone as long as nothing has changed that its analysis
 earlier reports, of rules, code and blocks, the model's fingerprint, versions of libraries, options, decisions, names.
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -13,7 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, finish, folder_name, hash_
 from xbrl.desk.record import READY, Case, Form
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
-from xbrl.read.folder import in_parallel, join_modules, read_files, report_files
+from xbrl.read.folder import in_parallel, join_modules, passed_over, read_files, report_files
 from xbrl.read.render import Addressee
 from xbrl.rules.findings import COLUMNS, NOTE_RULES_FILE, Finding, load_findings
 from xbrl.rules.measures import load_basis
-from xbrl.rules.rules import RULES_FILE
+from xbrl.rules.rules import RULES_FILE, built_in_rules
 
 DATA_CARD = "dataset.json"  # beside the examples of a run; scripts/make_reports.py writes it
+LOCK_FILE = "lock"  # in the output directory: two analyses at once would mix their files
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("common", "xbrl", "eval")  # everything that an analysis without a model runs
 SUFFIXES = (".py", ".jsonl", ".json", ".csv", ".css", ".toml", ".jinja")  # of code, rules, blocks and pages
@@ -74,19 +76,29 @@ class Analysis:
         self.records: list[dict] = []
         self.unchanged = 0  # how many of the records are those of finished reports
         self.refused: dict[Path, str] = {}  # file -> why it was not read, in one sentence
+        self.others: list[Path] = []  # files of the folders that are no reports by their names
+        self.unnamed: list[str] = []  # entities that the register does not have
         self.decisions: dict[tuple[str, str], tuple[Finding, ...]] = {}
         self.used: set[Finding] = set()  # the decisions on these reports
 
     def prepare(self) -> tuple[Case, ...]:
         """Find and read the reports; those that are to be analysed. Writes nothing but the output directory."""
         options = self.options
-        files = find_files(options.files, options.out)
+        files, self.others = find_files(options.files, options.out)
         register = read_register(options.register) if options.register else {}
         self.decisions = load_findings(options.findings) if options.findings else {}
         try:
             options.out.mkdir(parents=True, exist_ok=True)
+            self.lock = (options.out / LOCK_FILE).open("a")
         except OSError as error:
             raise UserError(f"--out {options.out}: {error.strerror or error}; name another directory") from error
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends
+        except (BlockingIOError, PermissionError) as error:
+            what = "another analysis writes there; wait for its end, or name another directory"
+            raise UserError(f"--out {options.out}: {what}") from error
+        except OSError:  # a file system without locks
+            pass
         hashes, refused = {}, {}
         for path in files:
             try:
@@ -103,11 +115,19 @@ class Analysis:
             if scopes[code, period] > 1:
                 said = f"{code} has several reports as of {period}; add the scope, as in {code}.CON"
                 raise UserError(f"{line.where}, column entity: {said}")
+        read = {cell for rule in built_in_rules() for cell in rule.cells}
+        older = [  # as the letter on a later one looks at it; the rest of 10,000 facts would be sent to a worker with each of them
+            replace(one, facts=tuple(fact for fact in one.facts if read & {fact.cell, *fact.other_cells}))
+            for one in joined
+        ]
         for report in joined:
-            code = report.entity.partition(".")[0]
+            code, _, scope = report.entity.partition(".")
+            scope = scope if scopes[code, report.period] > 1 else ""
             # The entity itself is the name of a bank that the register does not have.
-            bank = register.get(report.entity) or register.get(code) or Addressee(code, code, "", "")
-            earlier = tuple(one for one in joined if one.entity == report.entity and one.period < report.period)
+            bank = register.get(report.entity) or register.get(code)
+            self.unnamed += [] if bank else [report.entity]
+            bank = bank or Addressee(code, code, "", "")
+            earlier = tuple(one for one in older if one.entity == report.entity and one.period < report.period)
             dates = [report.period, *(one.period for one in earlier)]
             mine = [(name, day) for day in dates for name in dict.fromkeys((code, report.entity))]
             decided = tuple(one for case in mine for one in self.decisions.get(case, ()))
@@ -118,14 +138,14 @@ class Analysis:
                 "key": self.key,
                 "inputs": _hashed([report], hashes),
                 "earlier": _hashed(earlier, hashes),
-                "knowledge": [bank.name, bank.country, bank.type, lines, sorted(known)],
+                "knowledge": [bank.name, bank.country, bank.type, lines, sorted(known), scope],
                 "incomplete": list(report.incomplete),
             }
             folder = options.out / folder_name(report.entity, report.period)
             if finished := _finished(folder, depends):
                 self.records.append(finished)
             else:
-                cases.append(Case(report, bank, earlier, decided, known=frozenset(known), depends=depends))
+                cases.append(Case(report, bank, earlier, decided, scope=scope, known=frozenset(known), depends=depends))
         self.unchanged = len(self.records)
         return tuple(cases)
 
@@ -144,9 +164,18 @@ class Analysis:
         write_overview(self.options.out, self.records, refused)
         for sentence in refused:
             print(f"error: {sentence}", file=sys.stderr)
-        print(totals(self.records))
+        print(passed_over(self.others), totals(self.records), sep="")
         analysed = len(self.records) - self.unchanged
         print(f"{analysed} analysed, {self.unchanged} unchanged; {len(refused)} files refused")
+        if self.options.register and self.unnamed:
+            unnamed = dict.fromkeys(self.unnamed)
+            print(f"{len(unnamed)} banks are not in {self.options.register}; the first: {self.unnamed[0]}")
+        mine = {folder_name(one["entity"], one["period"]) for one in self.records}
+        found = sorted(path.parent.name for path in self.options.out.glob(f"*/{AUDIT_FILE}"))
+        if stale := [name for name in found if name not in mine]:
+            print(
+                f"{len(stale)} folders of {self.options.out} are of reports that are not among these; the first: {stale[0]}"
+            )
         if others := [one for lines in self.decisions.values() for one in lines if one not in self.used]:
             print(
                 f"{len(others)} decisions are on reports that are not among these; the first: {others[0].where}, on "
@@ -165,20 +194,23 @@ def analyse(options: Options) -> int:
     return analysis.end()
 
 
-def find_files(paths: Iterable[Path], out: Path) -> list[Path]:
-    """The report files and packages that the command line names, without repetition.
+def find_files(paths: Iterable[Path], out: Path) -> tuple[list[Path], list[Path]]:
+    """(the report files and packages that the command line names, without repetition; other files of its folders).
 
     Raises UserError for a wrong path, and for an output directory inside a folder of reports: its pages would be read as reports.
     """
     found: dict[Path, Path] = {}
+    others: list[Path] = []
     for path in paths:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise UserError(f"--out {out} lies inside the reports ({path}); name a directory outside of them")
         if not path.exists():
             raise UserError(f"{path} does not exist; name a report, a package or a folder of reports")
-        for file in report_files(path):
+        files, rest = report_files(path)
+        others += rest
+        for file in files:
             found.setdefault(file.resolve(), file)
-    return list(found.values())
+    return list(found.values()), others
 
 
 def choose_profile(option: str | None, model: Path) -> tuple[Profile, str]:
@@ -257,14 +289,16 @@ def _hash_of_input(path: Path) -> str:
 
 def _hashed(reports: Iterable[Report], hashes: dict[Path, str]) -> list[dict]:
     paths = (path for report in reports for path in report.files or (report.path,))
-    return [{"file": path.name, "sha256": hashes[path]} for path in paths]
+    # A byte of a name that is not UTF-8 is written as `?`, and must be known again by that.
+    return [{"file": path.name.encode("utf-8", "replace").decode(), "sha256": hashes[path]} for path in paths]
 
 
 def _finished(folder: Path, depends: dict) -> dict:
-    """The record of a report that was analysed by the same `depends` and has all of its files; {} if there is none."""
-    with suppress(OSError, ValueError):
+    """The record of a report that was analysed by the same `depends` and has all of its files as they were; {} if there is none."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # also what another program left there
         audit = _read_json(folder / AUDIT_FILE)
-        if audit.items() >= depends.items() and all((folder / name).is_file() for name in audit["outputs"]):
+        written = audit["outputs"].items()
+        if audit.items() >= depends.items() and all(hash_of_file(folder / name) == one for name, one in written):
             return _read_json(folder / RECORD_FILE)
     return {}
 

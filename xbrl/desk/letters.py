@@ -61,6 +61,7 @@ class Context:
     # Rule `..._COUNTED` whose limits are not missed -> "met", "unknown" or "waived": what a letter of the desk says of them.
     without: dict[str, str] = field(default_factory=dict, hash=False)
     untested: tuple[RuleResult, ...] = ()  # of the desk: requirements and contradictions that the figures do not decide
+    scope: str = ""  # of the desk: the scope of the report (CON, IND) where the bank files others as of the same date
     unexamined: str = ""  # "not applicable" or "undecided" if no figure of the report was judged
 
 
@@ -78,9 +79,10 @@ def write_letter(
     """The letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
     `basis` names a legal basis of `rules/bases.json`: a directive binds a bank through national law alone.
-    `short` gives the orders alone, in one line: the letter that small models learn. `grouped` separates thousands, as people
-    read them (9,921; in German 9.921); models learn plain digits, which their reports have too. Raises UserError for an
-    unknown basis, and for a block that is missing or cannot be filled in.
+    `short` gives the orders alone, in one line: the letter that small models learn. `grouped` is the letter that a person
+    signs: it separates thousands (9,921; in German 9.921), where models learn plain digits, which their reports have too, and
+    names the cells that count as nil because they are not reported, and the basis of each duty. Raises UserError for an unknown basis, and for a block
+    that is missing or cannot be filled in.
     """
     blocks, law = _blocks(language, grouped), load_basis(basis)
     measures = plan_measures(violated, context.repeated)
@@ -95,15 +97,16 @@ def write_letter(
     context, day = replace(context, **more), datetime.date.fromisoformat(date)
     heard, objection = blocks.number(law.row["hearing"]["working_days"]), law.row["objection"]
     months = blocks.text("months", str(objection["months"]))
+    month = blocks.words["text"]["months"][day.month - 1]
+    when = blocks.text("text", "date", day=day.day, month=month, year=day.year)
+    scope = blocks.words.get("scopes", {}).get(context.scope, "")
     fields: dict[str, Any] = {
         # A name of the register is that of the supervisor. Without one the report names the bank.
         "bank": one_line(bank.name) if bank.name != bank.entity else plain_name(bank.name),
         "board": blocks.choose("boards", bank.type, "default"),
-        "date": blocks.text(
-            "text", "date", day=day.day, month=blocks.words["text"]["months"][day.month - 1], year=day.year
-        ),
+        "date": f"{when} {scope}".strip(),
         "findings": [_finding(group, context, blocks) for group in _by_figure(cited(violated))],
-        "powers": blocks.law(law.power_for(measures)),
+        "powers": blocks.law(law.power_for(measures, grouped)),
         "binding": blocks.choose("binding", basis) if blocks.has("binding", basis) else law.row["binding"],
         "measures": orders,
         "reporting": _reporting(measures, blocks) if measures else "",
@@ -256,7 +259,8 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
         parts.append("owners")
         fields["owners_deadline"] = blocks.deadline(measure.owners_days)
     for name, results in groups.items():
-        tables = dict.fromkeys(table_name(result.cell[0]) for result in results if result.cell[0])
+        cells = (cell for result in results for cell in (result.cell, *_nil(result, blocks)))
+        tables = dict.fromkeys(table_name(cell[0]) for cell in cells if cell[0])
         fields["templates"] = blocks.listed(list(tables)) or blocks.text("text", "report")
         texts.append(" ".join(filter(None, (blocks.text("measures", name, part, **fields) for part in parts))))
     return texts
@@ -301,6 +305,8 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     of_note = note_rules().get(result.rule_id)
     own = [result.rule_id] if has_figures(result) or (of_note and of_note.counted) else []
     parts = [blocks.choose("findings", *own, _form(result), **fields)]
+    if nil := [cell_name(cell, plain_name(result.row) if cell[1] == "*" else "") for cell in _nil(result, blocks)]:
+        parts.append(blocks.text("text", "nil", cells=blocks.listed(nil)))
     if of_note and (known := context.without.get(result.rule_id)):
         parts.append(blocks.text("without", f"{'pledged' if of_note.kind == 'pledged' else 'capital'}_{known}"))
     if others:
@@ -319,6 +325,13 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     subject, order, *_ = requirement_of(result)
     parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}"))
     return " ".join(filter(None, parts))
+
+
+def _nil(result: RuleResult, blocks: _Blocks) -> list[CellKey]:
+    """The other cells that a filing error rests on and that are not reported: the error may be there."""
+    if not blocks.thousands or result.kind != "filing":
+        return []
+    return [one.cell for one in result.inputs if one.source == "read as 0" and one.cell != result.cell]
 
 
 def _form(result: RuleResult) -> str:

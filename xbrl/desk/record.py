@@ -7,7 +7,7 @@ The answer of a model changes nothing in it: it is a proposal, shown beside it.
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -70,6 +70,7 @@ class Case:
     earlier: tuple[Report, ...] = ()
     decisions: tuple[Finding, ...] = ()  # on the report and on the earlier ones
     reply: Reply | None = None
+    scope: str = ""  # of the report, where the bank files others as of the same date: two letters must not look alike
     known: frozenset[str] = frozenset()  # names in the report that the register has: a person has looked at them
     depends: dict = field(default_factory=dict, hash=False)  # what the analysis depends on, for the audit
 
@@ -86,6 +87,7 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     """Examine a report, judge the answer of the model if there is one, and write the letter."""
     report, reply = case.report, case.reply
     engine = examine(report, case.earlier, case.decisions)
+    engine = replace(engine, context=replace(engine.context, scope=case.scope))
     text = reply.text if reply and reply.text else ""
     facts, void_facts = read_facts(text) or ([], 0)
     notes, unquoted = read_notes(report, engine.results, engine.decisions, facts)

@@ -77,7 +77,7 @@ def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Findi
     held = in_force(report, decisions)
     violated = tuple(apply_findings(applicable, held))
     context = replace(
-        letter_context(report, applicable, earlier, FULL, held, decisions),
+        letter_context(report, applicable, earlier, FULL.rules, held, decisions),
         without=limits_without(report, results, held),
         untested=tuple(one for one in judged if one.state == "undecided" and one.kind != "trigger"),
         unexamined="" if states & {"ok", "violated"} else "undecided" if states else "not applicable",

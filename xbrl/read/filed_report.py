@@ -3,13 +3,15 @@
 import datetime
 import functools
 import hashlib
-import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+# The module and the time of creation in the name of an EBA file: LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip
+EBA_NAME = re.compile(r"_([A-Z][A-Z0-9]*)_\d{4}-\d\d-\d\d_(\d{14,17})(?!\d)")
 NUMERIC_TYPES = ("monetary", "percentage", "integer", "decimal")  # numeric data types of the DPM
 CellKey = tuple[str, str, str]  # (table, row, column) as the EBA writes them, e.g. ("C_76.00.a", "r0030", "c0010")
 
@@ -123,15 +125,13 @@ def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:
     Facts are duplicates if concept, entity, period, unit and dimensions are equal (XBRL 2.1, 4.10; OIM 1.0, 5.1). Two
     numbers are consistent if their rounding intervals, given by `decimals`, overlap. Without `decimals` they are exact.
     """
-    groups: dict[tuple, list[Fact]] = {}
+    groups: dict[tuple, dict[object, Fact]] = {}
     for fact in facts:
         key = (fact.concept, fact.entity, fact.period, fact.unit, tuple(sorted(fact.dimensions.items())))
-        known = groups.setdefault(key, [])
-        if not known or not any(fact.value == other.value for other in known):
-            known.append(fact)
+        groups.setdefault(key, {}).setdefault(fact.value, fact)
     warnings = []
-    for known in groups.values():
-        if all(consistent(one, two) for one, two in itertools.combinations(known, 2)):
+    for known in map(list, map(dict.values, groups.values())):
+        if len(known) == 1 or _all_consistent(known):
             continue
         values = " and ".join(f"as {_format_value(fact.value)}" for fact in known[:4])
         elsewhere = [describe(fact) for fact in known[1:] if fact.cell != known[0].cell]
@@ -145,8 +145,20 @@ def consistent(one: Fact, two: Fact) -> bool:
         return True
     if not isinstance(one.value, Decimal) or not isinstance(two.value, Decimal):
         return False
-    tolerance = sum(Decimal(1).scaleb(-fact.decimals) / 2 for fact in (one, two) if isinstance(fact.decimals, int))
+    tolerance = sum(map(_half_a_unit, (one, two)))
     return abs(one.value - two.value) <= tolerance
+
+
+def _all_consistent(facts: Sequence[Fact]) -> bool:
+    """Whether each two of several facts are `consistent`: their intervals then have a point in common."""
+    numbers = [(fact.value, _half_a_unit(fact)) for fact in facts if isinstance(fact.value, Decimal)]
+    if len(numbers) < len(facts):
+        return False
+    return max(value - half for value, half in numbers) <= min(value + half for value, half in numbers)
+
+
+def _half_a_unit(fact: Fact) -> Decimal:
+    return Decimal(1).scaleb(-fact.decimals) / 2 if isinstance(fact.decimals, int) else Decimal(0)
 
 
 def _format_value(value: Decimal | str | bool | None) -> str:

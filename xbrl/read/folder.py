@@ -1,10 +1,16 @@
-"""Find and read all report files of a folder in parallel, and join the modules that a bank has filed for one date."""
+"""Find and read all report files of a folder in parallel, and join the modules that a bank has filed for one date.
 
+A bank corrects a return by filing all of it again. The names of EBA files end with the time of creation, as in
+`LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip`: of one return the latest file counts.
+"""
+
+import itertools
 import multiprocessing
 import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,20 +18,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import UserError
-from xbrl.read.filed_report import Report
+from xbrl.read.filed_report import EBA_NAME, Report, template_of
 from xbrl.read.safety import CLUTTER_FOLDERS, is_clutter
 from xbrl.read.xbrl import is_package, merge_reports, read_report
 
 REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", ".htm", ".json")
 
 
-def report_files(path: Path) -> list[Path]:
-    """The report itself, or the reports of a folder. Raises UserError if it has none."""
-    files = find_reports(path)[0] if path.is_dir() and not is_package(path) else [path]
+def report_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """(the report itself, or the reports of a folder; its files that are none by their names). Raises UserError without a report."""
+    files, others = find_reports(path) if path.is_dir() and not is_package(path) else ([path], [])
     if not files:
         suffixes = ", ".join(REPORT_SUFFIXES)
         raise UserError(f"{path} contains no reports; a report is a file ending in {suffixes}, or an unpacked package")
-    return files
+    return files, others
 
 
 def read_files(
@@ -37,21 +43,35 @@ def read_files(
     return [found for found in read if isinstance(found, Report)], refused
 
 
+def passed_over(others: Sequence[Path]) -> str:
+    """A line on files of a folder that are no reports by their names, for what is printed; "" without any."""
+    return (
+        f"not read: {len(others)} files that are no reports by their names, the first {others[0]}\n" if others else ""
+    )
+
+
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
     """Sorted (report files and unpacked packages, other files) under a folder, recursively.
 
-    Hidden entries and files that an operating system has added are skipped.
+    Hidden entries and files that an operating system has added are skipped. A folder that links lead to again is read once.
     """
     found: list[Path] = []
     others: list[Path] = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in CLUTTER_FOLDERS or is_clutter(path.name):
-            continue
-        if path.is_dir() and not is_package(path):
-            nested_reports, nested_others = find_reports(path)
-            found, others = found + nested_reports, others + nested_others
-        else:
-            (found if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else others).append(path)
+    seen: set[Path] = set()
+
+    def walk(folder: Path) -> None:
+        if (real := folder.resolve()) in seen:
+            return
+        seen.add(real)
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.name in CLUTTER_FOLDERS or is_clutter(path.name):
+                continue
+            if path.is_dir() and not is_package(path):
+                walk(path)
+            else:
+                (found if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else others).append(path)
+
+    walk(folder)
     return found, others
 
 
@@ -71,21 +91,62 @@ def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> Report | str:
 
 
 def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Report]:
-    """One report for each entity and reference date, in this order, with its `files`.
+    """One report for each entity and reference date, in this order, with its `files`. Of a corrected return the latest counts.
 
-    `refused`: file -> error message. A report is `incomplete`, too, if the name of a refused file has its entity and date.
+    `refused`: file -> error message. A report is `incomplete`, too, if the name of a refused file has its entity and date, if a
+    correction leaves a template out, or if it is not known which of two files counts.
     """
     modules: dict[tuple[str, str], list[Report]] = {}
     for report in reports:
         modules.setdefault((report.entity, report.period), []).append(report)
     joined = []
     for case, parts in sorted(modules.items()):
-        report = merge_reports(parts)
-        missing = tuple(
-            f"{error}; obtain the file again" for path, error in refused.items() if is_named_after(path, *case)
+        paths = [part.path for part in parts]
+        later, missing = _later_files(paths), []
+        for path in refused:
+            if is_named_after(path, *case) and path not in _later_files([path, *paths]):
+                missing.append(f"{refused[path]}; obtain the file again")
+        counting = {part.path: part for part in parts if part.path not in later}
+        report = merge_reports(counting.values())
+        replaced = [(part, counting[later[part.path]]) for part in parts if part.path in later]
+        for old, new in replaced:
+            if left := sorted(_templates(old) - _templates(new)):
+                what = f"{new.path} corrects {old.path} and leaves out {', '.join(left)}"
+                missing.append(f"{what}; remove the one that does not count")
+        for one, two in itertools.combinations(counting.values(), 2):
+            same = _templates(one) & _templates(two)
+            if same and _figures(one, same) != _figures(two, same):
+                what = f"{one.path} and {two.path} both have {min(same)} and differ"
+                missing.append(f"{what}; remove the one that does not count")
+        warnings = tuple(f"{old.path.name} does not count: {new.path.name} was made later" for old, new in replaced)
+        joined.append(
+            replace(
+                report,
+                files=tuple(path for part in parts for path in part.files or (part.path,)),
+                warnings=(*warnings, *report.warnings),
+                incomplete=(*report.incomplete, *missing),
+            )
         )
-        joined.append(replace(report, incomplete=report.incomplete + missing))
     return joined
+
+
+def _later_files(paths: Iterable[Path]) -> dict[Path, Path]:
+    """File -> the latest one of the same return, if that is another: their names differ in the time of creation alone."""
+    names = {path: name for path in paths if (name := EBA_NAME.search(path.name))}
+    made = {path: (path.name[: name.start(2)], name[2]) for path, name in names.items()}
+    last = {of: path for path, (of, _) in sorted(made.items(), key=lambda one: one[1])}
+    return {path: last[of] for path, (of, time) in made.items() if time < made[last[of]][1]}
+
+
+def _templates(report: Report) -> set[str]:
+    """The templates that a file reports."""
+    filed = {template for template, is_filed in report.filing_indicators.items() if is_filed}
+    return filed or {template_of(fact.cell[0]) for fact in report.facts if fact.cell}
+
+
+def _figures(report: Report, templates: set[str]) -> set[tuple]:
+    facts = (fact for fact in report.facts if fact.cell and template_of(fact.cell[0]) in templates)
+    return {(fact.cell, fact.value, *sorted(fact.keys.items())) for fact in facts}
 
 
 def is_named_after(path: Path, entity: str, period: str) -> bool:
@@ -112,4 +173,8 @@ def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:
     ignored = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, **ignored) as pool:
         results = pool.map(function, items, chunksize=4)
-        yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1], disable=None)
+        try:
+            yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1], disable=None)
+        except BrokenProcessPool as error:
+            what = "a worker process was killed, as the system does where memory runs out"
+            raise UserError(f"{what}; run the command again with fewer of them, or on fewer {unit}") from error

@@ -112,7 +112,11 @@ def add_footnotes(parsed: "ParsedFile", roots: Sequence) -> "ParsedFile":
     texts: Texts = {}
     attached: dict[str, list[str]] = {}  # id of a fact -> names of its footnotes
     links = 0
-    read = _linkbase_footnotes(roots[0], texts) if parsed.format == "xBRL-XML" else _inline_footnotes(roots, texts)
+    read = (
+        _linkbase_footnotes(roots[0], texts)
+        if parsed.format == "xBRL-XML"
+        else _inline_footnotes(roots, texts, str(parsed.path))
+    )
     for names, notes in read:
         links += len(names) * len(notes)
         if links > MAX_LINKS:
@@ -147,13 +151,19 @@ def _linkbase_footnotes(root, texts: Texts) -> Iterator[Links]:  # noqa: ANN001 
                 yield facts.get(arc.get(f"{XLINK}from"), []), notes.get(arc.get(f"{XLINK}to"), [])
 
 
-def _inline_footnotes(roots: Sequence, texts: Texts) -> Iterator[Links]:
-    """The same of an inline report. In 1.1 `ix:relationship` links them; in 1.0 a fact names them in `footnoteRefs`."""
-    continuations = {element.get("id"): element for element in _inline_elements(roots, "continuation")}
+def _inline_footnotes(roots: Sequence, texts: Texts, where: str) -> Iterator[Links]:
+    """The same of an inline report. In 1.1 `ix:relationship` links them; in 1.0 a fact names them in `footnoteRefs`.
+
+    Raises `UserError`, which begins with `where`, for too many continuations: all footnotes may share a long chain of them.
+    """
+    steps, continuations = 0, {element.get("id"): element for element in _inline_elements(roots, "continuation")}
     for footnote in _inline_elements(roots, "footnote"):
         text, part, seen = _text(footnote), footnote, set()
         while (after := part.get("continuedAt")) in continuations and after not in seen:
             seen.add(after)
+            steps += 1
+            if steps > MAX_LINKS:
+                raise UserError(f"{where}: more than {MAX_LINKS} continuations of footnotes; refused")
             part = continuations[after]
             text += _text(part, MAX_FILED_CHARACTERS - len(text))
         name = footnote.get("id") or footnote.get("footnoteID") or f"footnote {len(texts) + 1}"

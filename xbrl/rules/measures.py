@@ -18,7 +18,9 @@ only through the national law that transposes it (TFEU Art. 288). So `bases.json
 CRD and says so, and "de" as an example of a national one. A supervisor adds their own there:
 
 - `binding`: the sentence that says what binds the bank; `requirements`: rule -> citation in place of the rule's own;
-- `powers`: subject of a measure -> what entitles the authority to demand it;
+- `powers`: subject of a measure -> what entitles the authority to demand it: `law`, and in its place in a letter that a person
+  signs, if there is one, `signed`, or `urgent` with what only an urgent measure demands. These name the basis of frequent
+  reports (CRD Art. 104(1)(j)) and of limits on business (e), too; the letters that models learn leave it out;
 - `penalty`, `licence`: what a letter cites where it announces them; `hearing` (`working_days`) and `objection` (`months`,
   `suspends`: whether it suspends the measures): every decision letter but the short one of orders says both.
 
@@ -216,9 +218,13 @@ class Basis:
         """The provision that a finding violates."""
         return self.row["requirements"].get(result.rule_id, result.legal)
 
-    def power_for(self, measures: Iterable[Measure]) -> str:
-        """What the measures of a letter rest on, each provision once."""
-        laws = (self.row["powers"][topic_of(measure)]["law"] for measure in measures)
+    def power_for(self, measures: Iterable[Measure], is_signed: bool = False) -> str:
+        """What the measures of a letter rest on, each provision once. `is_signed`: of one that a person signs."""
+        laws = []
+        for measure in measures:
+            power = self.row["powers"][topic_of(measure)]
+            names = (["urgent"] * (measure.urgency == 2) + ["signed"]) if is_signed else []
+            laws.append(next(power[name] for name in (*names, "law") if name in power))
         return "; ".join(dict.fromkeys(provision for law in laws for provision in law.split("; ")))
 
 

@@ -14,10 +14,9 @@ earlier file; made before, nothing follows.
 
 import datetime
 import pathlib
-import re
 from decimal import Decimal
 
-from xbrl.read.filed_report import Report, is_day
+from xbrl.read.filed_report import EBA_NAME, Report, is_day
 from xbrl.rules.rules import RuleResult
 
 RULE = "LATE_FILING"
@@ -29,7 +28,6 @@ MODULES = {
 }
 LATER = dict.fromkeys((("COREP_OF", "2025-03-31"), ("COREP_LR", "2025-03-31")), "2025-06-30")  # Art. 24(1)
 QUARTERLY = {"03-31": "05-12", "06-30": "08-11", "09-30": "11-11", "12-31": "02-11"}  # of the next year
-NAME = re.compile(r"_([A-Z][A-Z0-9]*)_\d{4}-\d\d-\d\d_(\d{4})(\d\d)(\d\d)\d{6,9}(?!\d)")
 
 
 def due_date(module: str, period: str) -> str:
@@ -57,8 +55,8 @@ def late_filings(report: Report) -> list[RuleResult]:
     """
     first: dict[str, str] = {}  # module -> the day on which its file was made; "" for files without a time
     for path in report.files or (report.path,):
-        name = NAME.search(pathlib.Path(path).name)
-        made = f"{name[2]}-{name[3]}-{name[4]}" if name else ""
+        name = EBA_NAME.search(pathlib.Path(path).name)
+        made = f"{name[2][:4]}-{name[2][4:6]}-{name[2][6:8]}" if name else ""
         if name and is_day(made):
             module = next((module for module in MODULES if module.replace("_", "") == name[1]), name[1])
             first[module] = min(made, first.get(module, made))

@@ -7,6 +7,7 @@ Facts of another entity or another reference date than the report's are not figu
 2.9, 2.13); `quality.py` reports them.
 """
 
+import functools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -20,6 +21,7 @@ Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or
 # The accuracy that EBA filing rules 2.18 demand: ratios to four decimal places, amounts to tens of thousands (since
 # 1 April 2025, before that to thousands). A figure that meets it counts as reported.
 RATIO_DECIMALS, AMOUNT_DECIMALS = 4, -4
+MAX_VALUES = 8  # of one cell that contradict each other: a hostile file has any number
 
 
 def _cell(text: str) -> CellKey:
@@ -69,6 +71,17 @@ class Figures:
     facts: dict[CellKey, dict[Key, tuple[Fact, ...]]]
     tables: frozenset[str]  # tables with a fact
 
+    @functools.cached_property
+    def joins(self) -> dict[CellKey, dict[tuple[str, str], dict[frozenset[str], tuple[int, Key]]]]:
+        """Cell of an open table -> part of a key -> names of the whole key -> (its place, the first key with this part)."""
+        found: dict = {}
+        for cell, groups in self.facts.items():
+            for place, key in enumerate(groups if cell[1] == "*" else ()):
+                for part in key:
+                    of_part = found.setdefault(cell, {}).setdefault(part, {})
+                    of_part.setdefault(frozenset(name for name, _ in key), (place, key))
+        return found
+
 
 def index_facts(report: Report) -> Figures:
     """Index the facts of a report. Facts of another entity or reference date are left out."""
@@ -95,7 +108,7 @@ def _merged(known: tuple[Fact, ...], fact: Fact) -> tuple[Fact, ...]:
         if other.unit == fact.unit and consistent(other, fact):
             better = fact if _accuracy(fact) > _accuracy(other) else other
             return (*known[:index], better, *known[index + 1 :])
-    return (*known, fact)
+    return (*known, fact)[:MAX_VALUES]
 
 
 def _accuracy(fact: Fact) -> float:
@@ -116,9 +129,10 @@ def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
     row = " ".join(member for _, member in key) if cell[1] == "*" else ""
     groups = figures.facts.get(cell, {})
     if cell[1] == "*":
-        names = {name for name, _ in key}
-        joined = (other for other in groups if {name for name, _ in other} != names and set(other) & set(key))
-        found = groups[key] if key in groups else groups.get(next(joined, ()), ())
+        own = frozenset(name for name, _ in key)
+        parts = figures.joins.get(cell, {}) if key not in groups else {}
+        joined = [first for part in key for names, first in parts.get(part, {}).items() if names != own]
+        found = groups.get(min(joined)[1] if joined else key, ())
     else:  # a fixed cell has no keys; if it has sheets, all of them must agree
         found = groups.get(()) or tuple(fact for facts in groups.values() for fact in facts)
     values = tuple(Figure(cell, row, fact.value, fact.unit, fact.decimals, "reported") for fact in found)

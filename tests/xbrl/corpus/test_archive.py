@@ -26,6 +26,7 @@ NAMES = {A: "Nordhaven Bank", B: "Nordhaven Bank of Commerce"}
         (f"{A}_2026-03-31.txt", "x", 0),
         (f"{A.lower()} 20260630.txt", "x", 1),
         ("scan17.txt", f"To {A}\nReport of 31 March 2026", 0),
+        ("scan17.txt", f"An {A}\nMeldung zum 31. März 2026", 0),
         ("scan17.txt", f"To {A}\nReference date 30.06.2026, our letter of 1 August 2026", 1),
         ("scan17.txt", f"To {A}\nReport for Q2 2026", 1),
         ("nordhaven-bank_2026Q1.txt", "x", 0),

@@ -1,16 +1,19 @@
 """Folders of reports: joined, resumed, asked in batches, with the exit code."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.desk.reports import BANK, CELLS, LCR, NAMED, SMALL, write
+from tests.xbrl.desk.reports import BANK, CELLS, CET1, LCR, NAMED, SMALL, write
 from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.desk.analysis import Analysis, Options, choose_profile
+from xbrl.desk.analysis import LOCK_FILE, Analysis, Options, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
 from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
@@ -130,6 +133,64 @@ def test_decisions_names_forms_and_damage_are_part_of_the_inputs(tmp_path, capsy
     assert (code, made["has_findings"], made["letter"]["state"]) == (1, False, "not ready")  # a person must act
 
 
+def test_damaged_outputs_are_written_again(tmp_path):
+    """Also a file that is there, and is not what was written."""
+    write(tmp_path / "files", {LCR: "0.93"}, SMALL)
+    run(tmp_path, tmp_path / "files")
+    (folder,) = (tmp_path / "out").glob(f"{BANK.entity}*")
+    right = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name, damage in (("letter.txt", "To the"), ("report.json", "{}"), ("audit.json", "[]"), ("audit.json", "{}")):
+        (folder / name).write_text(damage)
+        code, (made,) = run(tmp_path, tmp_path / "files")
+        assert code == 1 and made["letter"]["state"] == "ready"
+        assert all((folder / one).read_bytes() == right[one] for one in right if one != "audit.json")
+
+
+def test_a_file_name_in_any_script_is_known_again(tmp_path, capsys):
+    """One that is not UTF-8 was a changed file in every run, and a model was asked anew."""
+    names = ("Квартал.json", "تقرير.json", os.fsdecode(b"Gesch\xe4ft.json"))
+    for path, name in zip(write(tmp_path / "files", {}, SMALL), names, strict=True):
+        path.rename(path.with_name(name))
+    for said in ("1 analysed, 0 unchanged", "0 analysed, 1 unchanged"):
+        assert run(tmp_path, tmp_path / "files")[0] == 0 and said in capsys.readouterr().out
+
+
+def test_two_analyses_do_not_write_to_one_directory(tmp_path):
+    write(tmp_path / "files", {}, SMALL)
+    (tmp_path / "out").mkdir()
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / "out" / LOCK_FILE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline()
+        with pytest.raises(UserError, match=r"--out .*out: another analysis writes there; wait for its end"):
+            run(tmp_path, tmp_path / "files")
+        other.communicate(b"")
+    assert run(tmp_path, tmp_path / "files")[0] == 0
+
+
+def test_banks_without_a_name_and_other_files_are_counted(tmp_path, capsys):
+    """A wrong code in the register would send a letter to a code, and nothing would say so."""
+    write(tmp_path / "files", {}, SMALL, bank=replace(BANK, entity=f"{BANK.entity[:-1]}9"))
+    (tmp_path / "files" / "LEI_2026-03-31.7z").touch()
+    run(tmp_path, tmp_path / "files")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("not read: 1 files that are no reports by their names, the first ")
+    assert "are of reports that are not among these" not in "".join(said)
+    assert said[3] == f"1 banks are not in {tmp_path / 'register.csv'}; the first: {BANK.entity[:-1]}9.IND"
+
+
+def test_the_folder_of_a_report_that_is_gone_is_named(tmp_path, quarters, capsys):
+    """Its letter stays, and no page lists it."""
+    run(tmp_path, quarters)
+    for path in quarters.glob("*_2025-12-31_*"):
+        path.unlink()
+    run(tmp_path, quarters)
+    said = f"1 folders of {tmp_path / 'out'} are of reports that are not among these; the first: {BANK.entity}.IND_2025-12-31\n"
+    assert said in capsys.readouterr().out
+
+
 def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
     """A wrong date or bank in a decision is not passed over."""
     cases = (f"{BANK.entity},2026-03-30", "OTHER,2026-03-31", f"{BANK.entity}.CON,2026-03-31")
@@ -151,6 +212,12 @@ def test_a_decision_is_on_the_report_of_one_scope(tmp_path):
     _, made = run(tmp_path, tmp_path / "files", findings=decisions)
     states = [(len(one["findings"]), one["letter"]["state"]) for one in sorted(made, key=lambda one: one["entity"])]
     assert states == [(1, "ready"), (0, "ready")]
+    subjects = {one["entity"][-3:]: one["letter"]["text"].splitlines()[1] for one in made}
+    start = "Subject: supervisory report as of 31 March 2026"
+    assert subjects == {
+        "CON": f"{start} (consolidated), decision on measures",
+        "IND": f"{start} (individual), no objection",
+    }
     decisions.write_text(lines.format(BANK.entity, Note(note).id))
     said = f"line 2, column entity: {BANK.entity} has several reports as of 2026-03-31; add the scope, as in {BANK.entity}.CON"
     with pytest.raises(UserError, match=said):
@@ -170,6 +237,19 @@ def test_what_was_lifted_in_an_earlier_report_was_no_breach_there(tmp_path):
         (last,) = [one for one in made if one["period"] == periods[2]]
         assert last["letter"]["state"] == "ready" and (said in last["letter"]["text"]) == (lifted < 2)
         assert ("showed the same" in last["letter"]["text"]) == (lifted < 2)
+
+
+def test_monthly_reports_between_do_not_hide_what_has_lasted(tmp_path):
+    """Own funds are filed every quarter, the LCR every month: the report before is the last one that has the figure."""
+    for period in ("2025-09-30", "2025-10-31", "2025-11-30", "2025-12-31", "2026-01-31", "2026-02-28", "2026-03-31"):
+        monthly = int(period[5:7]) % 3
+        write(tmp_path / "files", {} if monthly else {CET1: "0.04"}, {LCR: "1.30"} if monthly else None, period=period)
+    _, made = run(tmp_path, tmp_path / "files")
+    texts = {one["period"]: one["letter"]["text"] for one in made}
+    assert (
+        "showed the same" not in texts["2025-09-30"] and "The previous report showed the same." in texts["2025-12-31"]
+    )
+    assert "It is unchanged from the previous date. The two previous reports showed the same." in texts["2026-03-31"]
 
 
 def test_the_trend_is_of_figures_of_the_earlier_report_itself(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, SMALL, read, record
+from tests.xbrl.rules.figures import report_of
 from xbrl.answers.answers import write_violation
 from xbrl.desk import letters
 from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
@@ -166,7 +167,9 @@ def test_letters_of_the_desk_separate_thousands(breaches):
     assert "EUR 1,234,567.89 thousand" in english and "it is EUR 9,921 thousand." in english
     assert "EUR 1.234.567,89 Tausend" in german and "EUR 9.921 Tausend" in german
     # A model learns plain digits. Years, cells and articles have no separators in either form.
-    assert english.replace(",", "") == write_letter([*breaches, large], NAMED, PERIOD).replace(",", "")
+    plain = write_letter([*breaches, large], NAMED, PERIOD)
+    lines = zip(english.replace(",", "").splitlines(), plain.replace(",", "").splitlines(), strict=True)
+    assert [one[:13] for one, other in lines if one != other] == ["Legal basis: "]
     assert "EUR 1234567.89 thousand" in write_letter([*breaches, large], NAMED, PERIOD)
 
 
@@ -236,6 +239,46 @@ def test_nothing_that_a_report_names_begins_a_sentence():
         ("A12” (CRR Art. 1) „B“ »C«", "A12 CRR Art 1 B C"),
     ):
         assert plain_name(name) == plain
+
+
+def test_a_letter_names_the_cells_that_are_missing_and_count_as_nil():
+    """`the other figures give EUR 0` of a position whose own funds requirement was left out, and an order to correct the position."""
+    report = report_of({"fx 10 c0100": 5_727_975, "of 10": 90_000_000}, filed={"C_22.00": True, "C_01.00": True})
+    (found,) = violations(evaluate(report, [rule for rule in built_in_rules() if rule.id == "FX_12_5"]))
+    text = write_letter([found], NAMED, PERIOD, grouped=True)
+    said = "the other figures of the report give EUR 0 (CRR Art. 92(6)(b)). Not reported, and counted as nil: C 22.00 r0010 c0090."
+    assert said in text and "Not reported" not in write_letter([found], NAMED, PERIOD)
+    other = replace(
+        found,
+        inputs=tuple(
+            replace(one, cell=("C_02.00.a", *one.cell[1:])) if one.source == "read as 0" else one
+            for one in found.inputs
+        ),
+    )
+    german = write_letter([other], NAMED, PERIOD, grouped=True, language="de")
+    assert (
+        "als null gezählt: C 02.00.a r0010 c0090." in german and "Berichtigen Sie C 22.00 und C 02.00.a und" in german
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "basis"),
+    [
+        (CET1, "0.0364", "CRD Art. 104(1)(c), (e), (h), (i), (j); CRD Art. 104(1)(j), 141, 142."),
+        (LCR, "0.99", "CRR Art. 414."),
+        (LCR, "0.85", "CRR Art. 414; CRD Art. 104(1)(e)."),  # no uncommitted loans
+        (
+            CLIENT,
+            "0.251",
+            "CRR Art. 396(1); CRD Art. 104(1)(e), (j).",
+        ),  # nothing new to this client, and a report every week
+    ],
+)
+def test_every_duty_of_a_signed_letter_has_its_basis(tmp_path, cell, value, basis):
+    """A limit on business and reports every week rest on CRD Art. 104(1)(e) and (j); CRR Art. 414 and 396(1) say nothing of them."""
+    found = [one for one in violations(evaluate(read(tmp_path, {cell: value}))) if one.kind == "breach"]
+    assert f"Legal basis: {basis} CRR (Reg" in write_letter(found, NAMED, PERIOD, grouped=True)
+    assert "(j)" not in write_letter(found, NAMED, PERIOD)  # the letters that models have learned
 
 
 @pytest.fixture

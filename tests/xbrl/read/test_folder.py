@@ -1,10 +1,17 @@
 """Which files of a folder are reports, and reading them over worker processes."""
 
+import os
 import shutil
 import signal
+from decimal import Decimal
 from pathlib import Path
 
-from xbrl.read.folder import in_parallel, read_files, report_files
+import pytest
+
+from common.errors import UserError
+from tests.xbrl.desk.reports import CLIENT, LCR, OTHER_CLIENT, SMALL, write
+from xbrl.read.folder import in_parallel, join_modules, passed_over, read_files, report_files
+from xbrl.rules.remittance import late_filings
 
 SAMPLE = Path(__file__).with_name("eba_lcr_sample")
 
@@ -14,10 +21,80 @@ def test_no_report_is_passed_over_beside_an_unpacked_package(tmp_path):
     packages = [shutil.copytree(SAMPLE, tmp_path / name) for name in ("LEI1", "LEI2")]
     alone = shutil.copytree(SAMPLE / "reports", tmp_path / "LEI3") / "report.json"
     zipped = shutil.make_archive(str(tmp_path / "LEI4"), "zip", SAMPLE)
-    files = report_files(tmp_path)
-    assert files == [*packages, alone, Path(zipped)] and report_files(packages[0]) == packages[:1]
+    files, others = report_files(tmp_path)
+    assert files == [*packages, alone, Path(zipped)] and report_files(packages[0]) == (packages[:1], [])
     reports, refused = read_files(files, 1)
     assert not refused and len(reports) == 4 and len({report.facts for report in reports}) == 1
+
+
+def test_a_link_to_a_folder_above_is_not_followed_again(tmp_path):
+    """Two of them would be read 2^40 times, and a report that is reached by a link alone must be read."""
+    far = shutil.copytree(SAMPLE, tmp_path / "elsewhere" / "LEI2")
+    here = tmp_path / "reports" / "q1"
+    shutil.copytree(SAMPLE, here / "LEI1")
+    for name, target in (("up", here.parent), ("self", here), ("other", far.parent), ("again", far.parent)):
+        (here / name).symlink_to(target)
+    (here / "LEI3_2026-03-31.7z").touch()
+    files, others = report_files(here.parent)
+    assert sorted(path.resolve() for path in files) == sorted((here / "LEI1", far)) and others == [
+        here / "LEI3_2026-03-31.7z"
+    ]
+    line = f"not read: 1 files that are no reports by their names, the first {others[0]}\n"
+    assert passed_over(others) == line and passed_over([]) == ""
+
+
+def corrected(tmp_path, changes, **more):
+    """The report of a folder that has all files of `SOUND`, and a later file on large exposures with `changes`."""
+    write(tmp_path / "files")
+    (later,) = (path for path in write(tmp_path / "later", changes, **more) if "COREPLE_" in path.name)
+    files = [
+        *(tmp_path / "files").iterdir(),
+        later.rename(tmp_path / "files" / later.name.replace("120000000.", "120000001.")),
+    ]
+    reports, refused = read_files(files, 1)
+    (report,) = join_modules(reports, refused)
+    return report, files[-1]
+
+
+def test_of_a_corrected_return_the_latest_file_counts(tmp_path):
+    """The client that the bank takes out of its return is not in the report: with both files it was a finding."""
+    report, later = corrected(tmp_path, {CLIENT: None, OTHER_CLIENT: "0.30"})
+    shares = {fact.keys["qINC"]: fact.value for fact in report.facts if fact.cell == ("C_28.00", "*", "c350")}
+    assert shares == {"B34": Decimal("0.30")} and not report.incomplete and len(report.files) == 6
+    earlier = later.name.replace("120000001.", "120000000.")
+    assert report.warnings == (f"{earlier} does not count: {later.name} was made later",)
+    assert [one.state for one in late_filings(report)] == ["ok"] * 5  # the return was in time
+
+
+def test_a_correction_that_cannot_be_read_or_says_less_keeps_the_report_incomplete(tmp_path):
+    (_, later) = corrected(tmp_path, {})
+    good = later.read_text()
+    later.write_text("{")
+    files = list(later.parent.iterdir())
+    (report,) = join_modules(*read_files(files, 1))
+    assert len(report.files) == 5 and report.incomplete[0].endswith("; obtain the file again")
+    (first,) = (path for path in files if path.name == later.name.replace("120000001.", "120000000."))
+    first.write_text("{")
+    later.write_text(good.replace('"C_28.00"', '"C_29.00"'))
+    (report,) = join_modules(*read_files(files, 1))
+    assert not report.incomplete  # the first file was refused, and the bank has filed it again
+    first.write_text(good)
+    (report,) = join_modules(*read_files(files, 1))
+    assert report.incomplete[0].endswith(
+        f"{later} corrects {first} and leaves out C_28.00; remove the one that does not count"
+    )
+
+
+def test_two_files_of_a_template_that_differ_need_a_person(tmp_path):
+    """Nothing in their names says which one counts; equal ones are no matter."""
+    files = write(tmp_path / "files", {LCR: "0.93"}, SMALL)
+    files += [
+        path.rename(path.with_name(f"copy{number}.json"))
+        for number, path in enumerate(write(tmp_path / "other", {}, SMALL))
+    ]
+    (report,) = join_modules(*read_files(files, 1))
+    (reason,) = report.incomplete
+    assert "both have C_76.00 and differ; remove the one that does not count" in reason
 
 
 def test_workers_leave_ctrl_c_to_the_process_that_started_them():
@@ -25,3 +102,10 @@ def test_workers_leave_ctrl_c_to_the_process_that_started_them():
     before = signal.getsignal(signal.SIGINT)
     handlers = list(in_parallel(signal.getsignal, [signal.SIGINT] * 2, 2, "handlers"))
     assert handlers == [signal.SIG_IGN] * 2 and signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_worker_that_is_killed_is_one_sentence():
+    with pytest.raises(
+        UserError, match="a worker process was killed, .*; run the command again with fewer of them, or on fewer files"
+    ):
+        list(in_parallel(os._exit, [9] * 2, 2, "files"))

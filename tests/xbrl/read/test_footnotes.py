@@ -159,13 +159,19 @@ def test_long_and_numerous_notes_are_limited_with_a_warning(tmp_path) -> None:
 
 
 def test_hostile_footnotes_cost_nothing(tmp_path) -> None:
-    """Continuations in a circle, a long text that all footnotes share, and as many links as the product of two lists."""
+    """Continuations in a circle, a long text or a long chain that all footnotes share, as many links as the product of two lists."""
     circle = inline_document().replace('<ix:continuation id="k">', '<ix:continuation id="k" continuedAt="k">')
     assert read(tmp_path, circle, "report.xhtml").notes == EXPECTED
     shared = '<ix:continuation id="s">' + "word " * 40_000 + "</ix:continuation>"
     shared += "".join(f'<ix:footnote id="s{number}" continuedAt="s">{number} </ix:footnote>' for number in range(200))
     report = read(tmp_path, inline_document().replace("</body>", f"{shared}</body>"), "report.xhtml")
     assert len(report.notes) == 203 and max(len(note.text) for note in report.notes) <= MAX_NOTE_CHARACTERS
+    chain = "".join(
+        f'<ix:continuation id="c{number}" continuedAt="c{number + 1}"/>' for number in range(MAX_LINKS // 200 + 1)
+    )
+    chain += "".join(f'<ix:footnote id="s{number}" continuedAt="c0">{number} </ix:footnote>' for number in range(200))
+    with pytest.raises(UserError, match="report.xhtml: more than 100000 continuations of footnotes; refused"):
+        read(tmp_path, inline_document().replace("</body>", f"{chain}</body>"), "report.xhtml")
     names = " ".join(["f1"] * (MAX_LINKS // 1000 + 1)), " ".join(["n1"] * 1000)
     product = '<ix:relationship fromRefs="{}" toRefs="{}"/>'.format(*names)
     with pytest.raises(UserError, match="report.xhtml: more than 100000 links"):

@@ -12,9 +12,9 @@ from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.read.dpm import BUILT_IN, load_cells
-from xbrl.read.filed_report import CellKey, Fact
+from xbrl.read.filed_report import CellKey, Fact, duplicate_warnings
 from xbrl.rules.quality import check_quality
-from xbrl.rules.reported_figures import RECOMPUTED
+from xbrl.rules.reported_figures import MAX_VALUES, RECOMPUTED, index_facts
 from xbrl.rules.rules import built_in_rules, evaluate, evaluate_all, violations
 
 CELLS = load_cells(BUILT_IN)
@@ -236,6 +236,17 @@ def test_numbers_of_staff_and_years_are_no_percentages():
     found = {one.rule_id: one.reason for one in check_quality(report, CELLS)}
     assert found["DUPLICATE"] == "R 07.00 r0010 c0010 is reported as 5904 and as 6000"
     assert found["FILING_INDICATOR"].endswith("1 fact: C 08.03 r0010 c0080 = 2.5")
+
+
+@pytest.mark.parametrize(("decimals", "found"), [(2, set()), (6, {"DUPLICATE"})])
+def test_a_cell_with_ten_thousand_values_costs_nothing(decimals, found):
+    """Each was compared with all others, at every look at the report: hours for a file of 2 MB."""
+    values = [Decimal(13_000 + number).scaleb(-6) for number in range(10_000)]
+    facts = [Fact("i", value / 5, "xbrli:pure", decimals, "BANK", PERIOD, {}, LR) for value in values]
+    report = dataclasses.replace(report_of({}), facts=tuple(facts), filing_indicators={"C_47.00": True})
+    assert {one.rule_id for one in check_quality(report, CELLS)} - {"ACCURACY"} == found
+    assert len(duplicate_warnings(report.facts)) == len(found)
+    assert len(index_facts(report).facts[LR][()]) == (MAX_VALUES if found else 1)
 
 
 def test_contradictory_values_of_a_cell_are_a_finding(tmp_path):
