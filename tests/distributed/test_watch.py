@@ -5,6 +5,7 @@ import os
 import pickle
 import platform
 import re
+import resource
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ import torch.distributed as dist
 
 from common.errors import PeerLost, UserError, exit_code_of
 from distributed.device import choose_device, devices_line
-from distributed.process_group import Ranks, StopSignal, device_line, process_group
+from distributed.process_group import FILES, Ranks, StopSignal, device_line, process_group
 from distributed.watch import UNKNOWN, Beat, Heartbeat, Watch, in_one_line, is_peer_failure
 from tests.processes import run_ranks
 
@@ -312,3 +313,14 @@ def test_the_heartbeats_of_hundreds_of_ranks_are_one_request() -> None:
     assert heartbeat._beats() == beats and store.count == 2
     del store["beat/3"]  # it has not written one yet
     assert heartbeat._beats() == [*beats[:3], UNKNOWN, *beats[4:]]
+
+
+def test_a_process_group_may_open_more_files_than_a_shell_allows() -> None:
+    """gloo has a socket to each other rank in each of two groups: 1,024 files are too few for 512 ranks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with process_group(device=torch.device("cpu")):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == (min(FILES, hard) if hard >= 0 else FILES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
