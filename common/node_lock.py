@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PATIENCE = 10.0  # seconds of waiting before a line is printed
-POLL = 0.05  # seconds
+POLL, SLOW_POLL = 0.05, 1.0  # seconds; after that line: the server of a shared disk answers hundreds of processes
 LOCK_FILE = "lock"
 
 
@@ -46,7 +46,7 @@ def _acquire(descriptor: int, position: int, waiting: Callable[[], None]) -> boo
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
             return True
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another process has it
-            time.sleep(POLL)
+            time.sleep(POLL if not was_told else SLOW_POLL)
         except OSError:
             return False
         if not was_told and time.monotonic() - start > PATIENCE:

@@ -35,17 +35,23 @@ def remembered_sha256(
     its last change is another one; a disk that loses a bit changes none of them. `say` hears of a long wait.
     """
     paths = list(paths)
+
+    def recalled() -> dict[Path, str]:
+        return {path: digest for path in paths if (digest := _recall(_place(memory, path)))}
+
+    if len(known := recalled()) == len(paths):  # without the lock, for which hundreds of processes would queue
+        return known
     try:
         memory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         say(f"warning: {memory} cannot be made ({error.strerror}): every process of every start reads all weights")
     key = hashlib.sha256(os.fsencode("\n".join(map(str, paths)))).hexdigest()
     with node_lock(memory, key, lambda: say("waiting for another process, which computes the SHA-256 of the weights")):
-        known = {path: digest for path in paths if (digest := _recall(_place(memory, path)))}
+        known = recalled()
         unread = [path for path in paths if path not in known]
         size = sum(path.stat().st_size for path in unread)
         if size > LONG:
-            say(f"computing the SHA-256 of {size / 2**30:.1f} GiB of weights, once for these files")
+            say(f"computing the SHA-256 of {size / 2**30:.1f} GiB, once for these files")
         for path, digest in sha256_of_all(unread).items():
             _remember(_place(memory, path), digest, say)
             known[path] = digest

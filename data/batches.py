@@ -48,6 +48,7 @@ class TrainingPlan(Plan):
     """The steps of a run. An epoch contains every item of the main source exactly once."""
 
     steps_per_epoch: tuple[int, ...]
+    items: Callable[[int], list[int]]  # step -> its items, which takes a small part of the time of `batch`
     passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
     steps_of_shares: tuple[int, ...]  # of each mixed-in source: over so many steps it has its share (data/mixing.py)
     promises: tuple[str, ...]  # for the log: how evenly the sources are mixed, and steps above `global_tokens`
@@ -151,13 +152,16 @@ def plan_training(
     ]
     order = main_order(main, epochs, seed, global_examples, global_tokens, streams)
 
-    @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
-    def batch(step: int) -> StepBatch:
+    def items_of(step: int) -> list[int]:
         items = order.items(step)
         before, after = order.targets_before(step), order.targets_before(step + 1)
         for offset, stream in zip(corpus.offsets[1:-1], streams, strict=True):
             items += [offset + index for index in stream.items_of_step(before, after)]
-        return step_batch(items, corpus)
+        return items
+
+    @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
+    def batch(step: int) -> StepBatch:
+        return step_batch(items_of(step), corpus)
 
     def passes(steps: int) -> tuple[float, ...]:
         targets = order.targets_before(steps)
@@ -180,7 +184,7 @@ def plan_training(
             "in with it, has more"
         )
     steps = tuple(stream.steps_of_share(step_targets) for stream in streams)
-    return TrainingPlan(num_steps, batch, order.steps_per_epoch, passes, steps, tuple(promises))
+    return TrainingPlan(num_steps, batch, order.steps_per_epoch, items_of, passes, steps, tuple(promises))
 
 
 def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Plan:

@@ -12,6 +12,7 @@ a temporary name; the others wait for the lock, and then find the entry.
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -76,9 +77,16 @@ class Cache:
             why = f" in memory, because {self.directory} cannot be written ({why_not}); data.cache can name another one"
             return build(None), tokenised(start) + why
         waiting = "waiting for another process of this node, which is tokenising the data"
-        with node_lock(self.directory, key, lambda: self.say(waiting)):
-            store = _open_entry(entry, _warn)  # by another process since this one began
-            return store or self._build(entry, files, stamps, build), f"{tokenised(start)} into {entry}"
+        lock = functools.partial(node_lock, self.directory, key, lambda: self.say(waiting))
+        with lock():
+            is_built = not damage and is_store(entry)  # by another process since this one began
+            store = None if is_built else _open_entry(entry, _warn) or self._build(entry, files, stamps, build)
+        if is_built:  # hundreds of processes may open it, and not one after the other
+            store = _open_entry(entry, _warn)
+        if not store:
+            with lock():
+                store = self._build(entry, files, stamps, build)
+        return store, f"{tokenised(start)} into {entry}"
 
     def _build(self, entry: Path, files: list[Path], stamps: list, build: Callable[[Path | None], Store]) -> Store:
         _remove_abandoned(self.directory, entry.name)

@@ -140,7 +140,7 @@ def _fewest_bins(sizes: np.ndarray, costs: np.ndarray, ranks: int, capacity: int
     fullest += [[] for _ in range(count - len(fullest))]
     order = _descending(costs)
     longest = _filled(order, sizes, costs, count, capacity, lambda cost, loads, room, fits: loads)
-    least = _filled(order, sizes, costs, count, capacity, increase)
+    least = _filled(order, sizes, costs, count, capacity, increase) if count > ranks else None  # as `longest`
     proposals = [longest and _alike(longest, costs), least, _alike(fullest, costs)]
     return min((bins for bins in proposals if bins is not None), key=lambda bins: _time(bins, costs, ranks))
 

@@ -72,7 +72,7 @@ class Exclusion:
 
     def first_step(self, steps: int) -> int | None:
         """Of the first `steps` steps, counted from 0, the first with one of the examples. None: there is none."""
-        return next((step for step in range(steps) if not self.items.isdisjoint(self.whole.batch(step).items)), None)
+        return next((step for step in range(steps) if not self.items.isdisjoint(self.whole.items(step))), None)
 
 
 def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPlan, Exclusion]:
@@ -93,12 +93,15 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
         if not isinstance(source, Documents):
             lines.append(f"warning: {what}: the token store of source {name} keeps no examples, and stays whole")
 
+    def items_of(step: int) -> list[int]:
+        return [item for item in plan.items(step) if item not in items]
+
     @functools.lru_cache(maxsize=16)
     def batch(step: int) -> StepBatch:
-        return step_batch([item for item in plan.batch(step).items if item not in items], corpus)
+        return step_batch(items_of(step), corpus)
 
     digests = sorted({one.digest for one in found})
-    return replace(plan, batch=batch), Exclusion(digests, items, plan, tuple(lines))
+    return replace(plan, batch=batch, items=items_of), Exclusion(digests, items, plan, tuple(lines))
 
 
 def wanted_by(path: Path, data: Data) -> Wanted:

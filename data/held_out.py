@@ -69,4 +69,6 @@ def key_of(content: bytes) -> int:
 
 def num_shared(keys: np.ndarray, others: np.ndarray) -> int:
     """Number of examples in `keys` that say what one in `others` says. Both: uint64 `(examples,)`."""
-    return int(np.isin(keys, others).sum())
+    others = np.sort(others)  # np.isin takes ten times as long for a hundred million, and several times their memory
+    found = np.searchsorted(others, keys)
+    return int((others[np.minimum(found, len(others) - 1)] == keys).sum()) if len(others) else 0

@@ -4,10 +4,11 @@ A source is a `Documents` (data/examples.py) or a `Windows`. Both have `len`, `g
 `document_lengths(i)`, `num_targets(i)`, `items_with_targets()`, `fingerprint` and `report`.
 """
 
+import functools
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,9 @@ import numpy as np
 from data.examples import Documents
 from data.store import Store
 
+LENGTHS = (
+    2**13
+)  # windows whose lengths are remembered: plan, deal and loop ask for those of a whole step, one after the other
 MAIN = "main"  # name of the source given by data.train and data.validation
 
 
@@ -68,6 +72,13 @@ class Windows:
 
     def document_lengths(self, index: int) -> tuple[int, ...]:
         """Number of tokens of each document in the window, computed from the document ends alone."""
+        return self._lengths(index)
+
+    @cached_property
+    def _lengths(self) -> Callable[[int], tuple[int, ...]]:
+        return functools.lru_cache(maxsize=LENGTHS)(self._read_lengths)
+
+    def _read_lengths(self, index: int) -> tuple[int, ...]:
         begin, end = self._ends(index)
         cuts = [begin, *self.store.ends_between(begin, end)]
         cuts += [end] if cuts[-1] != end else []

@@ -15,9 +15,12 @@ Reading any range reads and checks the blocks that it touches: some 30 microseco
 memory map: memory does not grow with what was read, and a file that was cut off raises an error.
 """
 
+import functools
 import hashlib
 import io
+import itertools
 import json
+import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -35,6 +38,8 @@ from common.errors import UserError
 FORMAT = 3
 STORE_FILE = "store.json"
 BLOCK = 2**14  # bytes
+OPEN = 512  # files that stay open: on a disk of another machine an open takes as long as a read, and one server does them all
+ROWS = 512  # documents that are read at a time in search of one: a block, as a rule
 SHARD_TOKENS = 2**26  # a shard is complete with the document that reaches this size: 128 MiB in uint16
 CHECKSUM = np.dtype("<u4")
 HASH = np.dtype("<u8")
@@ -55,7 +60,7 @@ def shard_file(number: int) -> str:
     return f"shard-{number:05d}.tokens"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shard:
     """One file of a store. counts: the number of rows of each of SECTIONS. data: the file's bytes, if it is not on disk."""
 
@@ -107,11 +112,8 @@ class Shard:
         block, end = start // BLOCK, -(-(start + count) // BLOCK)
         length = min(end * BLOCK, self.starts["end"]) - block * BLOCK
         try:
-            with open(self.path, "rb") as file:
-                file.seek(block * BLOCK)
-                data = file.read(length)
-                file.seek(self.starts["end"] + CHECKSUM.itemsize * block)
-                sums = file.read(CHECKSUM.itemsize * (end - block))
+            data = _read(self, block * BLOCK, length)
+            sums = _read(self, self.starts["end"] + CHECKSUM.itemsize * block, CHECKSUM.itemsize * (end - block))
         except OSError as error:
             raise Damaged(f"{self.path} cannot be read: {error.strerror}; {REBUILD}") from error
         if len(data) != length or len(sums) != CHECKSUM.itemsize * (end - block):
@@ -121,6 +123,19 @@ class Shard:
                 where = f"its bytes from {block * BLOCK + first:,} on are not those that were written"
                 raise Damaged(f"{self.path} is damaged: {where}; {REBUILD}")
         return data[start - block * BLOCK : start - block * BLOCK + count]
+
+
+@functools.lru_cache(maxsize=OPEN)
+def _opened(shard: Shard) -> BinaryIO:
+    return open(shard.path, "rb", buffering=0)
+
+
+def _read(shard: Shard, start: int, count: int) -> bytes:
+    """`count` bytes of a shard's file from `start` on; fewer at its end. Any thread may read, for no position is moved."""
+    file, data = _opened(shard), b""
+    while more := os.pread(file.fileno(), count - len(data), start + len(data)):
+        data = data + more if data else more
+    return data
 
 
 @dataclass(frozen=True)
@@ -205,15 +220,31 @@ class Store:
         return parts
 
     def _ends_in(self, number: int, first: int, last: int) -> list[int]:
+        """The ends above the token `first` of a shard and up to `last`. Two or three reads find them where documents are alike."""
         shard = self.shards[number]
         count = shard.counts["documents"]
 
-        def end_of(row: int) -> int:
-            return int(shard.rows("documents", row, row + 1)["ids"][0])
+        def ends(row: int) -> np.ndarray:
+            return shard.rows("documents", row, min(count, row + ROWS))["ids"].astype(np.int64)
 
-        low = bisect_right(range(count), first, key=end_of)
-        high = bisect_right(range(count), last, low, min(count, low + last - first), key=end_of)
-        return shard.rows("documents", low, high)["ids"].astype(np.int64).tolist()
+        # The first such end is in the rows `low` to `high`; the document before `low` ends at `below`, that of `high` at `above`.
+        low, high, below, above = 0, count, 0, shard.counts["ids"]
+        for turn in itertools.count(1):
+            guess = low + (high - low) * (first - below) // (above - below)
+            guess = (low + high) // 2 if turn % 3 == 0 else guess  # where they are not alike
+            begin = max(low, min(guess - ROWS // 2, high - ROWS))
+            found = ends(begin)
+            if found[-1] <= first:
+                low, below = begin + len(found), int(found[-1])
+            elif found[0] > first and begin > low:
+                high, above = begin, int(found[0])
+            else:
+                break
+        begin, found = begin + len(found), found[found > first]
+        while found[-1] <= last and begin < count:
+            more = ends(begin)
+            begin, found = begin + len(more), np.concatenate([found, more])
+        return found[found <= last].tolist()
 
 
 class StoreWriter:

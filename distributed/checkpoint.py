@@ -9,6 +9,7 @@ distributed/checkpoint_directory.py describes the files.
 """
 
 import hashlib
+import itertools
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
@@ -47,6 +49,7 @@ from distributed.process_group import Ranks, call_on_all, gather_objects, random
 MOST_STEPS = 16  # in which an optimizer must have made its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
 Tensors = dict[str, torch.Tensor]
+_PLANS = itertools.count()
 
 
 class SaveTimes(NamedTuple):
@@ -85,7 +88,7 @@ class Saver:
         timeout_minutes: float = 30.0,
         append: Append = no_record,
     ) -> None:
-        self.append = append
+        self.append, self.plan = append, f"plan {next(_PLANS)}"
         self.directory, self.parameters, self.optimizer, self.ranks = directory, parameters, optimizer, ranks
         self.keep_last = keep_last
         self.registered: dict[str, Any] = {}
@@ -288,8 +291,11 @@ class Saver:
         final = self.directory / checkpoint_name(state["step"])
         folder = temporary_path(final)
         writer = CheckpointWriter(folder)
+        # Rank 0 plans for all ranks, which takes minutes for hundreds; later saves of this start use the plan of the first.
+        planner = DefaultSavePlanner(enable_plan_caching=True)
+        planner._cached_plans_key = self.plan  # torch compares shapes and no dtypes: another `Saver` has another plan
         try:
-            dcp.save(tensors, storage_writer=writer, process_group=ranks.flags)
+            dcp.save(tensors, storage_writer=writer, planner=planner, process_group=ranks.flags)
         except dcp.CheckpointException as error:  # DCP raises it on all ranks
             reasons = [reason for reason, _ in error.failures.values()]
             if not all(isinstance(reason, OSError) for reason in reasons):

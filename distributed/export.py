@@ -42,6 +42,7 @@ def export_model(
     temporary = read_on_first(lambda: start_directory(directory), ranks)
     written = {}
     for file, names in files_of(sizes, max_file_bytes).items():
+        ranks.watch.tick()  # a file, and not all of them, has run.timeout_minutes
         tensors: dict[str, torch.Tensor] = {}
         for name in names:
             value = merge(name, whole(parameters[name]))

@@ -1,6 +1,7 @@
 """The process group, under torchrun or in a single process, and agreement between ranks without a device wait."""
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ from distributed.rendezvous import join
 from distributed.watch import Heartbeat, Watch, in_one_line, record_collectives
 
 T = TypeVar("T")
+FILES = 2**16  # that a process may have open: gloo has a socket to every other rank, in each group
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ def _device() -> torch.device:
 
 def _start(device: torch.device, store: dist.Store | None, timeout_minutes: float, watch: Watch) -> Ranks:
     """Start the group of all ranks: NCCL and gloo on GPUs, gloo alone on the CPU. `store` is None in a group of one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < FILES:  # often 1,024, which 512 ranks need in two groups; below 0: no limit
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard) if hard >= 0 else FILES, hard))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_minutes)
     rank, world_size = (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if store else (0, 1)

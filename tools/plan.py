@@ -30,6 +30,7 @@ from common.errors import UserError
 from configs.config import KEYS, Batch, Config, Data, Model, Optimizer, Run, Sharding
 from configs.load import check_config, check_world, override
 from data.dealing import Dealer, balance
+from data.examples import Documents
 from data.files import check_paths_exist
 from data.tokens import load_tokenizer
 from distributed.disks import ALSO_KEPT
@@ -78,6 +79,9 @@ MOST_ITEMS = 150_000  # documents of these steps together: about ten seconds
 MOST_STEPS = 200  # steps whose work is kept
 # Of what a CPU process holds, over its tensors: pages of mapped weights and data, libraries, what the allocator keeps.
 CPU_EXCESS = 2.2
+DOCUMENT_BYTES = (
+    64  # that a rank's lists take for each document while it starts, and half of it later (data/examples.py)
+)
 RANDOM_STATE = 5056  # bytes of torch.get_rng_state()
 # The texts of eval/forgetting.py, and what a token of English has on average in the vocabularies of today's models.
 FORGETTING_BYTES, BYTES_PER_TOKEN, TASK_TOKENS = 8192, 4, 1024
@@ -231,7 +235,7 @@ def _evenly_spaced(count: int, at_most: int) -> list[int]:
 class Subject:
     """A run and its machine. lines: about its data, in words.
 
-    workload_of: `batch.micro_batch` and `sharding.context` -> what the ranks compute.
+    workload_of: `batch.micro_batch` and `sharding.context` -> what the ranks compute. documents: of which every rank has lists.
     """
 
     config: Config
@@ -239,6 +243,7 @@ class Subject:
     cluster: Cluster
     workload_of: Callable[[int, int], Workload]
     lines: list[str]
+    documents: int = 0
 
 
 def read_subject(config: Config, cluster: Cluster) -> Subject:
@@ -268,7 +273,9 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
     lines = [*inputs.train.lines("train", inputs.plan.passes(inputs.total_steps)), *inputs.plan.promises]
     lines += inputs.validation.lines("validation") if inputs.validation else []
     warnings = schedule_warnings(config, shape.num_parameters, inputs.total_steps, inputs.warmup_steps)
-    return Subject(config, shape, cluster, workload_of, lines + [f"warning: {warning}" for warning in warnings])
+    lines += [f"warning: {warning}" for warning in warnings]
+    documents = sum(len(source) for source in inputs.train.sources if isinstance(source, Documents))
+    return Subject(config, shape, cluster, workload_of, lines, documents)
 
 
 def assumed_subject(name: str, overrides: list[str], cluster: Cluster, **given: int) -> Subject:
@@ -431,11 +438,13 @@ def host_bytes(plan: Plan) -> dict[str, int]:
     if config.data.validation or config.data.validation_share:
         tokens += TASK_TOKENS
     tokens = -(-tokens // plan.cluster.nodes)  # the texts are dealt to all ranks
+    listed = ranks * DOCUMENT_BYTES * plan.subject.documents
     return {
         "offload": ranks * _pinned_bytes(shape, config, layout.shards) if layout.offloads else 0,
         "activations": ranks * counted.on_host,
         "ewc": ranks * ewc_bytes(shape, config, layout.shards) if on_host else 0,
         "async_save": ranks * _saved_bytes(shape, config, layout.shards) if config.run.async_save else 0,
+        "data": listed if layout.on_cuda and listed >= 2**30 else 0,
         # The base's distributions: fp16 log-probabilities and an int64 a token.
         "forgetting": tokens * (2 * shape.num_tokens + 8) if config.run.eval_general else 0,
     }

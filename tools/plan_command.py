@@ -51,6 +51,7 @@ HOST_TERMS = {
     "activations": "inputs of checkpointed layers (activation_checkpointing=offload)",
     "ewc": "Fisher diagonal and reference (ewc.device=cpu)",
     "async_save": "copies of what is being written (run.async_save)",
+    "data": "lists of documents while all ranks start; a token store needs none (docs/data.md)",
     "forgetting": "the base's distributions (run.eval_general)",
 }
 PROPOSALS = ("cheapest", "faster", "lighter", "with_more_host")
@@ -149,11 +150,16 @@ def _host_and_disk(own: Plan, save_bandwidth: float) -> list[str]:
             *_terms(own.host, HOST_TERMS),
             f"  {'total':12}{gib(host):>8}  {verdict}",
         ]
+    save, export = disk["checkpoint"] / save_bandwidth, 2 * disk["export"] / save_bandwidth
+    times = f"A save: {save:,.0f} s at {save_bandwidth / 1e9:g} GB/s (--save-bandwidth)"
+    times += f"; the export: {export:,.0f} s, written and read again by one rank"
+    if save > 60 * own.config.run.timeout_minutes and not own.config.run.async_save:
+        times += f"; warning: raise run.timeout_minutes={own.config.run.timeout_minutes:g}, which ends a run that waits longer"
     return [
         *lines,
         f"Disk: a checkpoint {gib(disk['checkpoint'])} GiB, a run with keep_last={own.config.run.keep_last} at most "
         f"{gib(disk['run'])} GiB, the export {gib(disk['export'])} GiB",
-        f"A save: {disk['checkpoint'] / save_bandwidth:,.0f} s at {save_bandwidth / 1e9:g} GB/s (--save-bandwidth)",
+        *_wrapped(times, "  "),
     ]
 
 

@@ -12,6 +12,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +52,7 @@ EXACT, NOT_EXACT = 0, 3  # exit codes of a replay
 UNFINISHED = "its temporary name: the run is writing it, or has died there, and mends it when it is started again"
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 LATER = (EXPORT, CARD, BOM, SIGNATURE)  # files of an export that export.json does not name
+STEP = attrgetter("step")
 Say = Callable[[str], None]
 Bounds = Callable[[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -133,13 +137,14 @@ def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
 
 def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
     """A start cuts the rows down and says what is left: entries from the last one on count."""
-    path, end = run / METRICS, 0
+    path, end, so_far = run / METRICS, 0, hashlib.sha256()
     content = path.read_bytes() if path.is_file() else b""
-    for entry in entries[last.number - 1 :]:
-        if of_entry := entry.content.get("metrics"):
-            if hashlib.sha256(content[: of_entry["bytes"]]).hexdigest() != of_entry["sha256"]:
-                raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
-            end = max(end, of_entry["bytes"])
+    told = [(entry.content["metrics"], entry) for entry in entries[last.number - 1 :] if entry.content.get("metrics")]
+    for of_entry, entry in sorted(told, key=lambda pair: pair[0]["bytes"]):  # a save in the background is told later
+        so_far.update(memoryview(content)[end : of_entry["bytes"]])
+        end = of_entry["bytes"]
+        if so_far.hexdigest() != of_entry["sha256"]:
+            raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
     rows, rest = content.count(b"\n", 0, end), content.count(b"\n", end)
     if rest and entries[-1].kind in ("stop", "certificate", "export"):
         raise Differs(f"{path}: {rest} rows at its end are in no entry, and the run had ended at {entries[-1]}")
@@ -203,9 +208,13 @@ def _check_checkpoint(path: Path, saved: list[Entry], entries: list[Entry]) -> N
             raise Differs(f"{path / MANIFEST} is not the one of {saved[-1]}: it was changed, or is of another run")
     try:
         files = read_manifest(path)["files"]
-        for file, sums in files.items():
-            with CheckedFile(path / file, sums, f"{entry} names it") as checked:
+
+        def check(file: str) -> None:
+            with CheckedFile(path / file, files[file], f"{entry} names it") as checked:
                 checked.check()
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # one core is slower than most disks
+            list(pool.map(check, files))
     except UserError as error:
         raise Differs(f"{error} ({entry})") from error
     _refuse_others(path, {MANIFEST, *files}, entry)
@@ -534,11 +543,12 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
             here.setdefault(one.digest, []).append(one.where)
         places |= {digest: "; ".join(where) for digest, where in here.items()}
         digest_of_item = {item: one.digest for one in found for item in one.items}
+        told = {step: list(of_step) for step, of_step in groupby(sorted(mine, key=STEP), STEP)}
         plan, sources = start.content["plan"], [source.fingerprint for source in inputs.train.sources]
         for step in range(start.step, last):
-            items = inputs.plan.batch(step).items
+            items = tuple(inputs.plan.items(step))
             plan = plan_after(plan, step + 1, sources, items)
-            if wrong := [one for one in mine if one.step == step + 1 and one.content.get("plan", plan) != plan]:
+            if wrong := [one for one in told.get(step + 1, ()) if one.content.get("plan", plan) != plan]:
                 raise Differs(
                     f"the documents of the steps up to {step + 1} are not those of {wrong[0]}: the data changed"
                 )

@@ -73,8 +73,10 @@ def with_base(
         {part: identity[part] for part in ("the weights", "config.json")}
         | {"data": [corpus.sources[0].fingerprint, corpus.mixture()]}
     )
-    items = dict.fromkeys(item for step in range(data.total_steps) for item in data.plan.batch(step).items)
-    items = [item for item in items if corpus.names[corpus.locate(item)[0]] in corpus.anchored]
+    numbers = [corpus.names.index(name) for name in corpus.anchored]
+    of_anchored = [range(corpus.offsets[number], corpus.offsets[number + 1]) for number in numbers]
+    every = itertools.chain.from_iterable(map(data.plan.items, range(data.total_steps)))
+    items = list(dict.fromkeys(item for item in every if any(item in one for one in of_anchored)))
     # The ranks agree on what is there: another node may see the disk a moment later.
     documents = read_on_first(lambda: _documents_in(directory, made), ranks)
     if documents is None or not documents[np.array(items, np.int64)].any(1).all():

@@ -83,12 +83,15 @@ class Inputs:
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
     local: Config | None = None  # the config with all data on this machine
     exclusion: Any = None  # a data.find.Exclusion, with data.exclude; the plan is without it
+    # For evaluations, which are alike: (whether they are of `train`, the items of a batch) -> its deal
+    dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
     # To the micro-batch of these items of `train`: what the base predicts for anchored targets (training/anchor.py)
     add_base: Callable[[MicroBatch, Items], MicroBatch] = lambda micro_batch, items: micro_batch
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
-        deal = self.dealer.deal(items, corpus, ranks.world_size)
+        key = corpus is self.train, items
+        deal = self.dealt.get(key) or self.dealt.setdefault(key, self.dealer.deal(items, corpus, ranks.world_size))
         for dealt in deal.of_rank(ranks.rank):
             yield deal.part_of_rank(collate(dealt, corpus), ranks.rank).to(ranks.device)
 

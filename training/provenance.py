@@ -10,8 +10,10 @@ import pwd
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -35,7 +37,8 @@ from training.record import RunRecord
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
 OF_A_TOKENIZER = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # suffixes in a model directory
-LONG = 2**26  # bytes: the digest of a larger file is remembered
+LONG = 2**26  # bytes that each start reads again; the digests of other files are remembered
+Say = Callable[[str], None]
 
 
 def record_start(
@@ -81,7 +84,11 @@ def record_start(
                 (directory / patch).parent.mkdir(exist_ok=True)
                 write_durably(directory / patch, diff)
                 written[patch] = sha256(directory / patch)
-            of_entry = start | {"identity": identity, "written": written, "files": files_read(config, inputs, identity)}
+            of_entry = start | {
+                "identity": identity,
+                "written": written,
+                "files": files_read(config, inputs, identity, log.say),
+            }
             record.start(log.kept(record.step, evaluated), **of_entry)
             write_json(directory / "config.json", start)
         except OSError as error:
@@ -92,7 +99,7 @@ def record_start(
     return f"run {directory}, commit {commit}, torch {torch.__version__}, {device_line(ranks)}"
 
 
-def files_read(config: Config, inputs: Inputs, identity: Identity) -> dict[str, dict[str, str]]:
+def files_read(config: Config, inputs: Inputs, identity: Identity, say: Say) -> dict[str, dict[str, str]]:
     """The SHA-256 of the files that decide a run, by their absolute paths: `the base` with its tokenizer, `the data`."""
     base, paths = Path(config.model.path).resolve(), data_paths(inputs.local) if inputs.local else []
     others = [path for path in (config.data.chat_template, config.data.exclude) if path]
@@ -104,14 +111,17 @@ def files_read(config: Config, inputs: Inputs, identity: Identity) -> dict[str, 
     found = [*expand(path for path in paths if path not in folders), *map(Path, others)]
     found += [file for folder in folders for file in sorted(Path(folder).iterdir()) if file.is_file()]
     return {
-        "the base": known | _sums([path for path in small if str(path) not in known]),
-        "the data": _sums([path.resolve() for path in found]),
+        "the base": known | _sums([path for path in small if str(path) not in known], say),
+        "the data": _sums([path.resolve() for path in found], say),
     }
 
 
-def _sums(paths: list[Path]) -> dict[str, str]:
-    large = [path for path in paths if path.stat().st_size > LONG]
-    found = sha256_of_all(path for path in paths if path not in large) | remembered_sha256(large)
+def _sums(paths: list[Path], say: Say) -> dict[str, str]:
+    """The SHA-256 of each file. Only the smallest are read at each start, LONG bytes of them together."""
+    sizes = {path: path.stat().st_size for path in paths}
+    paths = sorted(sizes, key=sizes.__getitem__)
+    count = bisect_right(list(accumulate(sizes[path] for path in paths)), LONG)
+    found = sha256_of_all(paths[:count]) | remembered_sha256(paths[count:], say)
     return {str(path): found[path] for path in sorted(found)}
 
 

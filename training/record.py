@@ -115,9 +115,13 @@ class Record:
             entries.append(Entry(number, kind, previous, found))
         return entries
 
-    def named(self, step: int, manifest: str) -> Entry:
-        """The newest entry about the checkpoint of `step`. Raises UserError if none has this SHA-256 of its manifest.json."""
-        found = [entry for entry in not_given_up(self.read()) if entry.kind == "checkpoint" and entry.step == step]
+    def named(self, step: int, manifest: str, entries: list[Entry] | None = None) -> Entry:
+        """The newest entry about the checkpoint of `step`. Raises UserError if none has this SHA-256 of its manifest.json.
+
+        entries: those that count (`not_given_up`), if they have been read.
+        """
+        counted = not_given_up(self.read()) if entries is None else entries
+        found = [entry for entry in counted if entry.kind == "checkpoint" and entry.step == step]
         if manifest not in [entry.content["manifest"] for entry in found]:
             raise UserError(
                 f"{self.path} has no entry about the checkpoint of step {step} as it is: another run has made it, or it was "
@@ -174,16 +178,18 @@ class RunRecord(Record):
                         )
             if manifest is None:
                 return "", lines
-            named = self.named(step, manifest)
+            history = not_given_up(entries)
+            named = self.named(step, manifest, history)
             for path in complete_checkpoints(self.directory / "checkpoints"):
                 if step_of(path) < step:  # the best one and those of a budget may be exported
-                    self.named(step_of(path), sha256(path / MANIFEST))
+                    self.named(step_of(path), sha256(path / MANIFEST), history)
             newest = [one for one in entries if one.kind in ("start", "checkpoint", "stop") and one.step == step][-1]
             found = (self.directory / METRICS).read_bytes() if (self.directory / METRICS).is_file() else b""
             wanted, rows = newest.content["metrics"], kept()
             later = found[wanted["bytes"] :].splitlines()
             if newest.kind != "stop":  # a kill came: rows that are dropped now, and of saves in the background
-                later = [line for line in later if line in rows.splitlines() and not SAVE.fullmatch(line)]
+                left = set(rows.splitlines())
+                later = [line for line in later if line in left and not SAVE.fullmatch(line)]
             is_whole = _sha256(found[: wanted["bytes"]]) == wanted["sha256"] and not later
             # The rows are dropped after the entry of a start: a kill may have come in between.
             if not is_whole and _sha256(rows) != wanted["sha256"]:

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import common.node_lock
 import data.cache
 import data.encoding
 import data.formats
+import data.store
 import data.tokenise
 from common.errors import UserError
 from data.cache import ABANDONED, Cache, _remove_abandoned, clean_tokens
@@ -214,8 +217,33 @@ def test_a_link_to_a_disk_that_is_gone_gives_way_to_a_new_entry(files, tmp_path)
 def test_an_entry_that_is_removed_while_it_is_in_use_is_one_sentence(files, tmp_path) -> None:
     made = load(files[:1], tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")
+    made.get(0)  # its file is open
+    data.store._opened.cache_clear()
     with pytest.raises(UserError, match="cannot be read: No such file .*; remove .* run the same command again"):
         made.get(0)
+
+
+def test_an_entry_that_another_process_has_built_is_opened_without_the_lock(files, tmp_path, monkeypatch) -> None:
+    """Hundreds of processes wait for the lock, and opening an entry of 100 million examples takes seconds."""
+    first, held = content(load(files, tmp_path / "other")), []
+
+    @contextmanager
+    def lock(*arguments: object) -> Iterator[None]:
+        (tmp_path / "other").rename(tmp_path / "cache")  # the other process has built it
+        held.append(True)
+        yield
+        held.clear()
+
+    def opened(*arguments):
+        assert not held
+        return open_entry(*arguments)
+
+    open_entry = data.cache._open_entry
+    monkeypatch.setattr(data.cache, "node_lock", lock)
+    monkeypatch.setattr(data.cache, "_open_entry", opened)
+    monkeypatch.setattr(data.cache, "_why_not_writable", lambda directory: None)
+    found = load(files, tmp_path / "cache")
+    assert content(found) == first and len(entries(tmp_path / "cache")) == 1
 
 
 def test_without_a_writable_directory_the_tokens_stay_in_memory(files, tmp_path) -> None:

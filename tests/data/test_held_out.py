@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.errors import UserError
 from data.encoding import ExampleEncoder
 from data.files import Reading
-from data.held_out import HASH_BYTES, content_hash, group_hash, is_held_out, key_of
+from data.held_out import HASH_BYTES, content_hash, group_hash, is_held_out, key_of, num_shared
 from data.reader import Reader, with_shared_examples_reported
 from tests.in_memory import json_lines, parquet
 from tests.tiny import tiny_tokenizer
@@ -137,3 +138,10 @@ def test_the_held_out_part_has_its_share_and_grows_with_it() -> None:
     for share, items in held_out.items():
         assert abs(len(items) - share * len(HASHES)) <= 4 * (len(HASHES) * share * (1 - share)) ** 0.5
     assert is_held_out(b"\0" * HASH_BYTES, 1e-9) and not is_held_out(b"\xff" * HASH_BYTES, 0.999_999)
+
+
+def test_shared_examples_are_counted_also_where_a_side_is_empty() -> None:
+    random = np.random.default_rng(0)
+    for sizes in ((0, 0), (0, 5), (5, 0), (300, 40), (40, 300)):
+        keys, others = (random.integers(0, 200, size).astype(np.uint64) + np.uint64(2**63) for size in sizes)
+        assert num_shared(keys, others) == sum(key in set(others.tolist()) for key in keys.tolist())

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
 from data.batches import plan_training
+from data.dealing import Dealer, one_per_token
 from data.encoding import ExampleEncoder
 from data.reader import Reader
 from data.sources import Windows
@@ -189,6 +190,43 @@ def test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one(tmp
         store = synthetic_store(tmp_path / name, tokens)
         growth.append(resident_growth(store, len(store)))
     assert len(store) == 1_024 and growth[1] < growth[0] + 8 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["alike", "sorted", "one is long"])
+def test_documents_are_found_whatever_their_lengths(kind, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("data.store.ROWS", 3)
+    random = np.random.default_rng(0)
+    lengths = {
+        "alike": random.integers(1, 61, 300),
+        "sorted": np.sort(random.integers(1, 61, 300)),
+        "one is long": [1] * 300,
+    }
+    lengths = np.array(lengths[kind])
+    lengths[150] = 5000 if kind == "one is long" else lengths[150]
+    ends = np.cumsum(lengths)
+    with StoreWriter(tmp_path, {"dtype": "<u2", "tokenizer": "any"}, shard_tokens=4000) as writer:
+        for length in lengths:
+            writer.add(np.zeros(length))
+        store = writer.finish({})
+    for begin in range(0, store.num_tokens - 1, 7):
+        for end in (begin + 1, begin + 100, begin + 3000):
+            end = min(end, store.num_tokens)
+            assert store.ends_between(begin, end) == ends[(ends > begin) & (ends <= end)].tolist()
+
+
+def test_a_step_of_windows_is_planned_with_few_reads(tmp_path, monkeypatch) -> None:
+    """Every rank plans all windows of every step: 40 reads for each took longer than the step of hundreds of GPUs."""
+    store, read, opened = synthetic_store(tmp_path / "store", 2**21, document=32), [], []
+    rows, plain = Shard.rows, open
+    monkeypatch.setattr(
+        Shard, "rows", lambda shard, section, *ends: read.append(section) or rows(shard, section, *ends)
+    )
+    monkeypatch.setattr("builtins.open", lambda *arguments, **options: opened.append(1) or plain(*arguments, **options))
+    plan = plan_training(store, 1, 0, global_examples=64)
+    batch = plan.batch(0)
+    deal = Dealer(2**14, one_per_token).deal(batch.items, store, 8)
+    assert sum(map(len, deal.of_rank(0))) == 8 and len(batch.document_lengths) == 64 * 2**14 // 32
+    assert len(read) <= 2 * 64 and len(opened) <= 2  # shards
 
 
 def test_opening_and_planning_read_no_tokens(store_folder, tmp_path, monkeypatch) -> None:

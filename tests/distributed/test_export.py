@@ -27,9 +27,11 @@ def test_a_large_model_is_exported_in_files_with_an_index(tmp_path, ranks) -> No
     def write_rest(folder: Path) -> None:
         model.config.save_pretrained(folder)
 
+    before = ranks.watch.progress
     export_model(out, dict(model.named_parameters()), torch.float32, ranks, write_rest, max_file_bytes=150_000)
     files = sorted(file.name for file in out.glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert ranks.watch.progress == before + len(files)  # run.timeout_minutes is for each of them
     assert not (out / "stale").exists() and not (tmp_path / "export.tmp").exists()
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 4 * sum(p.numel() for p in model.parameters())

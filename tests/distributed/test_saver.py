@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.checkpoint import staging
+from torch.distributed.checkpoint import default_planner
 
 from common.errors import UserError
 from configs.config import Optimizer
@@ -103,6 +104,24 @@ def test_the_updates_of_any_optimizer_are_those_without_us_also_after_a_resume(n
         take_steps(bare, bare_optimizer, steps)
         take_steps(resumed, other, steps)
         assert all(torch.equal(resumed[key], bare[key]) for key in bare), steps
+
+
+def test_saves_after_the_first_use_its_plan_and_another_saver_has_its_own(tmp_path, ranks, monkeypatch) -> None:
+    """A plan for 512 ranks takes minutes. torch would take the plan of fp32 for bf16 of the same shape."""
+    made, make_plan = [], default_planner.create_default_global_save_plan
+    monkeypatch.setattr(
+        default_planner, "create_default_global_save_plan", lambda plans: made.append(plans) or make_plan(plans)
+    )
+    for dtype, folder in ((torch.float32, tmp_path / "a"), (torch.bfloat16, tmp_path / "b")):
+        weight = nn.Parameter(torch.arange(64).to(dtype))
+        saver = Saver(folder, {"weight": weight}, torch.optim.SGD([weight], 0.1), ranks, 9)
+        for step in (1, 2, 3):
+            weight.data += step
+            saver.save({"step": step})
+        for step, value in ((1, 1), (2, 3), (3, 6)):
+            saver.load(folder / f"step-00000{step}")
+            assert torch.equal(weight.detach(), (torch.arange(64) + value).to(dtype))
+    assert len(made) == 2
 
 
 def test_settings_that_nobody_changed_are_those_of_the_new_start(tmp_path, ranks) -> None:

@@ -1,9 +1,11 @@
 """A rank that is lost, stuck or wrong ends every other rank with one sentence. Real processes go wrong in watch_worker.py."""
 
+import json
 import os
 import pickle
 import platform
 import re
+import resource
 import signal
 import threading
 import time
@@ -16,8 +18,8 @@ import torch.distributed as dist
 
 from common.errors import PeerLost, UserError, exit_code_of
 from distributed.device import choose_device, devices_line
-from distributed.process_group import Ranks, StopSignal, device_line, process_group
-from distributed.watch import Beat, Heartbeat, Watch, in_one_line, is_peer_failure
+from distributed.process_group import FILES, Ranks, StopSignal, device_line, process_group
+from distributed.watch import UNKNOWN, Beat, Heartbeat, Watch, in_one_line, is_peer_failure
 from tests.processes import run_ranks
 
 WORKER = Path(__file__).with_name("watch_worker.py")
@@ -288,3 +290,37 @@ def test_a_second_stop_signal_takes_over_and_the_thread_of_the_first_ends(stop, 
     assert second.name == "SIGTERM" and first.name is None and not ended
     second.close()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_heartbeats_of_hundreds_of_ranks_are_one_request() -> None:
+    """When a rank is lost, all others read them at once: 1,024 requests each took the store longer than WINDOW."""
+
+    class Asked(dict):
+        count = 0
+
+        def check(self, keys: list[str]) -> bool:
+            self.count += 1
+            return all(key in self for key in keys)
+
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            self.count += 1
+            return [self[key] for key in keys]
+
+    beats = [Beat(f"node-{rank // 8}", rank, 7, 9, "step 3", "backward (train.py:230)") for rank in range(512)]
+    store = Asked({f"beat/{rank}": json.dumps(beat.__dict__).encode() for rank, beat in enumerate(beats)})
+    heartbeat = Heartbeat.__new__(Heartbeat)
+    heartbeat.world_size, heartbeat.window, heartbeat.questions = 512, 60.0, store  # pyright: ignore
+    assert heartbeat._beats() == beats and store.count == 2
+    del store["beat/3"]  # it has not written one yet
+    assert heartbeat._beats() == [*beats[:3], UNKNOWN, *beats[4:]]
+
+
+def test_a_process_group_may_open_more_files_than_a_shell_allows() -> None:
+    """gloo has a socket to each other rank in each of two groups: 1,024 files are too few for 512 ranks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with process_group(device=torch.device("cpu")):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == (min(FILES, hard) if hard >= 0 else FILES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

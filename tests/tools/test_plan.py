@@ -21,7 +21,7 @@ from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, StepMemory, shape_of
 from tests.in_memory import chats, texts
-from tools import plan
+from tools import plan, plan_command
 from tools.machines import Cluster, Device, cpu_cluster
 from tools.plan import Plan, Subject, candidates, measured, named_config, planned_workload, search, uniform_workload
 from tools.plan_command import beside
@@ -324,6 +324,13 @@ def test_what_is_kept_on_the_host_and_on_disk() -> None:
     exact = 2 * 8 * count  # of two ranks in fp32: half of the weights, gradients and moments each
     assert exact <= offload.host["offload"] < 1.6 * exact  # pinned tensors are rounded up to a power of two
     assert not sum(large(dataclasses.replace(two, device=CPU), sharding={"cpu_offload": True}).host.values())
+    many = large(two)
+    many = Plan(dataclasses.replace(many.subject, documents=10**8), many.config)
+    assert many.host["data"] == 2 * 64 * 10**8 and not sum(large(two).host.values())
+    slow = {rate: " ".join(plan_command._host_and_disk(many, rate)) for rate in (1e9, 1e5)}
+    assert " 11.9  lists of documents while all ranks start" in slow[1e9] and "warning" not in slow[1e9]
+    assert "A save: 2 s at 1 GB/s (--save-bandwidth); the export: 1 s, written and read again" in slow[1e9]
+    assert "warning: raise run.timeout_minutes=30, which" in slow[1e5]
     size = large(two, optimizer={"memory": "8N"}, run={"keep_last": 3}).disk
     assert size["checkpoint"] == pytest.approx(6 * count, rel=1e-4)
     assert size["export"] == 2 * count and size["run"] == 6 * size["checkpoint"]

@@ -293,7 +293,7 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch) -> Non
     found = SimpleNamespace(digest="0123", where="data.jsonl, line 1", items=[5])
     batches = {0: (4, 5), 1: (6, 7)}
     inputs = SimpleNamespace(local=None, train=SimpleNamespace(sources=[SimpleNamespace(fingerprint="of the data")]))
-    inputs.plan = SimpleNamespace(batch=lambda step: SimpleNamespace(items=batches[step]))
+    inputs.plan = SimpleNamespace(items=batches.__getitem__)
     inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
     monkeypatch.setattr(check_step, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
     monkeypatch.setattr(verify, "config_of", lambda config: SimpleNamespace(data=None))
@@ -309,6 +309,20 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch) -> Non
         said = r"the documents of the steps up to 2 are not those of entry 2 .*: the data changed"
         with pytest.raises(Differs, match=said):
             list(seen(entries, "example"))
+
+
+def test_curves_are_compared_with_entries_in_any_order_of_their_rows(tmp_path) -> None:
+    """A save in the background is told after rows that came later."""
+    rows = [b'{"step": %d, "train/loss": 1.5}\n' % step for step in (1, 2, 3)]
+    record = start(run := tmp_path / "run", b"".join(rows))
+    for count in (3, 1, 2, 2):
+        content = b"".join(rows[:count])
+        record.append("stop", step=3, metrics={"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    entries = record.read()
+    assert verify._check_metrics(run, entries, entries[0]) == "metrics.jsonl: 3 rows"
+    (run / "metrics.jsonl").write_bytes(rows[0] + rows[2] + rows[2])
+    with pytest.raises(Differs, match=r"metrics.jsonl is not what entry 4 \(stop, step 3\) says"):
+        verify._check_metrics(run, entries, entries[0])
 
 
 def test_a_file_that_cannot_be_read_is_no_difference(tmp_path, monkeypatch) -> None:

@@ -355,6 +355,9 @@ def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch) -> No
     for _ in range(3):
         assert remembered_sha256([file], memory=memory) == {file: whole}
     assert read == [file]
+    with monkeypatch.context() as patched:  # hundreds of processes would queue for the lock
+        patched.setattr(common.sha256, "node_lock", lambda *arguments: pytest.fail("waited for the lock"))
+        assert remembered_sha256([file], memory=memory) == {file: whole}
     file.write_bytes(b"b" * 100)  # as many bytes
     assert remembered_sha256([file], memory=memory)[file] != whole and len(read) == 2
     for place in memory.iterdir():
@@ -365,4 +368,4 @@ def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch) -> No
     monkeypatch.setattr(common.sha256, "LONG", 99)
     blocked = tmp_path / "weights" / "sha256"  # below a file: no folder can be made
     assert remembered_sha256([file], said.append, blocked)[file] == sha256(file)
-    assert "cannot be made" in said[0] and "of weights, once for these files" in said[1]
+    assert "cannot be made" in said[0] and "GiB, once for these files" in said[1]

@@ -119,7 +119,7 @@ def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ra
         record.so_far()  # before the collectives of a save
 
 
-def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks) -> None:
+def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks, monkeypatch) -> None:
     rows, batch = b'{"step": 1}\n{"step": 2}\n', StepBatch((1, 2), 3, (3,), (4,))
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.start(b"")
@@ -168,4 +168,7 @@ def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks)
     with pytest.raises(UserError, match="has no entry about the checkpoint of step 1 as it is"):
         resumed()
     record.append("checkpoint", step=1, manifest=sha256(older / "manifest.json"))
+    reads, read = [], Record.read
+    monkeypatch.setattr(Record, "read", lambda record: reads.append(record) or read(record))
     resumed()
+    assert len(reads) == 1  # and not once for each checkpoint
