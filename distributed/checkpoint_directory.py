@@ -358,9 +358,8 @@ def prune(directory: Path, keep_last: int, append: Append) -> str | None:
     assert newest is not None
     complete = complete_checkpoints(directory)
     keep = {newest, *[path for path in complete if step_of(path) <= step_of(newest)][-keep_last:]}
-    for path in (
-        list(keep) if keep < set(complete) else ()
-    ):  # where all are kept, as many manifests as saves are not read
+    removes = keep < set(complete)  # else the manifests, as many as saves, need not be read
+    for path in list(keep) if removes else ():
         with suppress(UserError):  # nothing can be known about a damaged one
             state = read_manifest(path)["state"]
             named = (state.get("best_step"), state.get("proven_step"))

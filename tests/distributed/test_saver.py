@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint import staging
-from torch.distributed.checkpoint import default_planner
+from torch.distributed.checkpoint import default_planner, staging
 
 from common.errors import UserError
 from configs.config import Optimizer
