@@ -113,11 +113,12 @@ def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Re
             if left := sorted(_templates(old) - _templates(new)):
                 what = f"{new.path} corrects {old.path} and leaves out {', '.join(left)}"
                 missing.append(f"{what}; remove the one that does not count")
-        for one, two in itertools.combinations(counting.values(), 2):
-            same = _templates(one) & _templates(two)
-            if same and _figures(one, same) != _figures(two, same):
-                what = f"{one.path} and {two.path} both have {min(same)} and differ"
-                missing.append(f"{what}; remove the one that does not count")
+        figures = [(path, _figures(part)) for path, part in counting.items()]
+        for (one, mine), (two, others) in itertools.combinations(figures, 2):
+            if differing := sorted(table for table in mine.keys() & others.keys() if mine[table] != others[table]):
+                missing.append(
+                    f"{one} and {two} both have {differing[0]} and differ; remove the one that does not count"
+                )
         warnings = tuple(f"{old.path.name} does not count: {new.path.name} was made later" for old, new in replaced)
         joined.append(
             replace(
@@ -144,9 +145,13 @@ def _templates(report: Report) -> set[str]:
     return filed or {template_of(fact.cell[0]) for fact in report.facts if fact.cell}
 
 
-def _figures(report: Report, templates: set[str]) -> set[tuple]:
-    facts = (fact for fact in report.facts if fact.cell and template_of(fact.cell[0]) in templates)
-    return {(fact.cell, fact.value, *sorted(fact.keys.items())) for fact in facts}
+def _figures(report: Report) -> dict[str, set[tuple]]:
+    """Table -> its figures. Each return has the table on its nature, ..._00.01, which is left out."""
+    found: dict[str, set[tuple]] = {}
+    for fact in report.facts:
+        if fact.cell and not fact.cell[0].endswith("_00.01"):
+            found.setdefault(fact.cell[0], set()).add((fact.cell, fact.value, *sorted(fact.keys.items())))
+    return found
 
 
 def is_named_after(path: Path, entity: str, period: str) -> bool:

@@ -94,7 +94,7 @@ def test_two_files_of_a_template_that_differ_need_a_person(tmp_path):
     ]
     (report,) = join_modules(*read_files(files, 1))
     (reason,) = report.incomplete
-    assert "both have C_76.00 and differ; remove the one that does not count" in reason
+    assert "both have C_76.00.a and differ; remove the one that does not count" in reason
 
 
 def test_workers_leave_ctrl_c_to_the_process_that_started_them():

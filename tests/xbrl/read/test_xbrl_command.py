@@ -141,7 +141,9 @@ def test_a_folder_joins_the_modules_of_a_bank_and_date(tmp_path):
     assert [warning for warning in joined["warnings"] if "is reported as" in warning] == [
         "{C_03.00, r0010, c0010} dp3221256 is reported as 0.05 and as 0.0431"
     ]
-    assert len(joined["incomplete"]) == 1 and joined["incomplete"][0].startswith(f"{refused}: ")
+    missing, differing = joined["incomplete"]
+    both = f"{tmp_path / 'lcr.zip'} and {tmp_path / 'march' / 'of.zip'} both have C_03.00 and differ; remove the one"
+    assert missing.startswith(f"{refused}: ") and differing.startswith(both)
     assert [row for row in rows if "incomplete" in row.get("summary", {})] == [rows[-3]]
     text = run(tmp_path, "--text", "--workers", 1).stdout.splitlines()
     assert f"== {LEI}.CON 2026-03-31 (lcr.zip, of.zip)" in text
