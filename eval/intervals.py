@@ -45,24 +45,27 @@ class Terms:
 
 
 def intervals(result: dict) -> dict[str, Interval]:
-    """The metrics of a result of scripts/evaluate.py that are known per example, each with its interval."""
-    return {name: interval(terms) for name, terms in terms_of(result).items()}
+    """The metrics of a result of scripts/evaluate.py that are known per example, each with its interval.
+
+    None for one bank or one example, which says nothing of others: a bootstrap would say that all are like it.
+    """
+    return {name: interval(terms) for name, terms in terms_of(result).items() if len({*terms.clusters}) > 1}
 
 
 def paired_change(before: dict, after: dict) -> dict[str, Interval]:
     """The change of each metric that both results have, with the interval of a paired bootstrap (`change`).
 
-    The caller makes sure that the examples are the same. Nats per token of two tokenizers have no change.
+    The caller makes sure that the examples are the same. Nats per token of two tokenizers have no change. The bounds are no
+    numbers for one bank or one example.
     """
     old, new = terms_of(before), terms_of(after)
     if "loss" in old.keys() & new.keys() and not np.array_equal(old["loss"].rows[:, 1], new["loss"].rows[:, 1]):
         del old["loss"]
     same_answers = before.get("answers") == after.get("answers")
-    return {
-        name: change(old[name], new[name], same_answers)
-        for name in old
-        if name in new and len(old[name].rows) == len(new[name].rows)
-    }
+    shared = [name for name in old if name in new and len(old[name].rows) == len(new[name].rows)]
+    found = {name: change(old[name], new[name], same_answers) for name in shared}
+    alone = [name for name in shared if len({*new[name].clusters}) < 2]
+    return found | {name: Interval(found[name].value, math.nan, math.nan) for name in alone}
 
 
 def interval(terms: Terms) -> Interval:

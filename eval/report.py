@@ -97,8 +97,8 @@ def check_comparable(before: dict, after: dict) -> None:
 def compare(before: dict, after: dict, figures: Figures = figures) -> str:
     """Two results on the same data as a table: before, after, change, 95% confidence interval of the change, N.
 
-    Only figures that are known for each example have a change and an interval. Raises `UserError` if the results are
-    not comparable.
+    Only figures that are known for each example have a change, and with two banks or examples an interval. Raises
+    `UserError` if the results are not comparable.
     """
     check_comparable(before, after)
     if (before.get("metric") or {}).get("by") != (after.get("metric") or {}).get("by"):
@@ -108,8 +108,9 @@ def compare(before: dict, after: dict, figures: Figures = figures) -> str:
     rows: list[tuple[str, ...]] = [("", "before", "after", "change", "95% interval", "N")]
     for row in figures(after):
         change = changes.get(row.metric)
-        interval = (f"{change.value:+.4f}", f"{change.low:+.4f} to {change.high:+.4f}") if change else ("", "")
-        rows.append((row.name, values_before.get(row.name, "-"), row.value, *interval, row.n))
+        value, bounds = (f"{change.value:+.4f}", f"{change.low:+.4f} to {change.high:+.4f}") if change else ("", "")
+        bounds = bounds if change and math.isfinite(change.low) else ""
+        rows.append((row.name, values_before.get(row.name, "-"), row.value, value, bounds, row.n))
     return "\n".join(aligned(rows))
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from common.durable_files import publish, start_directory, write_json
+from common.durable_files import start_directory, write_json
 from common.errors import UserError
 from common.random_bits import hash64, hash64_tensor
 from configs.config import LoRA
@@ -137,7 +137,7 @@ def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
 
 
 def save_adapter(directory: Path, model: PackedLanguageModel, settings: LoRA, base: str, ranks: Ranks) -> None:
-    """Write the adapter of a model to `directory`, replacing an older one. A collective.
+    """Write the adapter of a model to the temporary name of `directory`, which the caller publishes. A collective.
 
     base: the base's directory, for peft. Raises UserError on all ranks if it cannot be written.
     """
@@ -152,7 +152,6 @@ def save_adapter(directory: Path, model: PackedLanguageModel, settings: LoRA, ba
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         adapter = Adapter(Weights(shapes, tensors.__getitem__), settings)
         write_adapter(temporary, adapter, Path(base), base, lambda name, tensor: tensor)
-        publish(directory)
 
     read_on_first(write, ranks)
 

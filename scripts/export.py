@@ -28,7 +28,7 @@ from distributed.process_group import process_group, world_size_from_environment
 from model.hub import push
 from tools.release import sign_release, write_bom
 from training.ending import BOM, SIGNATURE
-from training.export import DTYPES, damage_of, is_written, read_export, verify, write_export
+from training.export import DTYPES, check_recorded, damage_of, is_written, read_export, verify, write_export
 from training.model_card import base_model, model_card, read_data_card, read_results
 
 
@@ -81,6 +81,8 @@ def main() -> int:
     with process_group(device=torch.device("cpu")) as ranks:
         export = read_export(arguments.run, arguments, ranks)
         exists = is_written(out, export.contents)
+        if exists:
+            check_recorded(arguments.run, out)
         if (out / SIGNATURE).exists() and not arguments.sign:
             raise UserError(
                 f"{out} is signed, and its card would change; name the key with --sign, or remove {SIGNATURE}"

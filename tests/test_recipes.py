@@ -18,6 +18,7 @@ from tests.distributed.launch import largest_difference, launch, rows, run_of, w
 from tests.processes import ROOT, run_ranks
 from tests.tiny import write_chat_file, write_tiny_model
 from tests.tools.check_faults import END
+from tools.verify import check_files, read_record
 from training.record import Record
 
 RECIPES = {patch.stem: patch for patch in sorted((ROOT / "docs" / "recipes").glob("*.patch"))}
@@ -157,6 +158,11 @@ def test_a_recipe_resumes(runs, name) -> None:
         entry.content["tensors"] for entry in entries if entry.kind == "checkpoint" and entry.step == STEPS
     ]
     assert first == second
+
+
+def test_an_average_that_is_exported_verifies(runs) -> None:
+    said = list(check_files(runs / RUN_OF["ema"], read_record(runs / RUN_OF["ema"]), None))
+    assert said[-1].endswith("the last weights of step 4, equal to registered.average of their checkpoint")
 
 
 def test_ewc_pulls_no_frozen_layer(runs) -> None:

@@ -153,6 +153,13 @@ def trained(checkpoint: Path) -> list[str]:
     return [name.removeprefix(WEIGHTS) for name in stored(checkpoint).shapes if name.startswith(WEIGHTS)]
 
 
+def registered(checkpoint: Path) -> list[str]:
+    """`registered.NAME.` of each thing that has a tensor for every trained one, such as an average of the weights."""
+    names = [name.split(".", 2) for name in stored(checkpoint).shapes if name.startswith("registered.")]
+    found = dict.fromkeys(f"registered.{thing}." for _, thing, _ in names)
+    return [one for one in found if all(one + name in stored(checkpoint).shapes for name in trained(checkpoint))]
+
+
 def load_state(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
     """{"weight", "exp_avg", "exp_avg_sq"} of a trained tensor, whole, the moments in fp32; without those of another optimizer."""
     tensors = stored(checkpoint)
@@ -548,15 +555,16 @@ def compare_export(
     checkpoint: Path,
     names: Sequence[str],
     bounds: Callable[[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    of: str = WEIGHTS,
 ) -> dict[str, bool]:
     """The tensors of an export that those of `names` become, and whether each is the checkpoint's in the dtype of the export.
 
     bounds: (name, tensor of the checkpoint) -> the smallest and the largest that the exported one may be before it is rounded;
-    None: it must be that tensor.
+    None: it must be that tensor. of: the beginning of its name in the checkpoint.
     """
     files, form, found = stored_tensors(export), stored_form(AutoConfig.from_pretrained(export)), dict[str, bool]()
     for name in names:
-        tensor = stored(checkpoint).read(WEIGHTS + name)
+        tensor = stored(checkpoint).read(of + name)
         low, high = (form(name, end) for end in (bounds(name, tensor) if bounds else (tensor, tensor)))
         for part in low:
             found[part] = part in files

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig
 
 from common.durable_files import SUFFIX, temporary_path
 from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
+from configs.config import LoRA
 from configs.load import config_of
 from data.find import called, find, wanted_by
 from data.remote import FETCHED
@@ -38,6 +40,7 @@ from distributed.checkpoint_directory import (
 )
 from model.architectures import first_new_row
 from model.language_model import PackedLanguageModel, build_on_meta
+from model.lora import PREFIX, WEIGHTS, adapter_of_checkpoint
 from model.weight_files import stored_tensors
 from model.weights import weights_of_directory
 from tools.chaos import read_rows
@@ -106,7 +109,7 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
     starts = [entry for entry in entries if entry.kind == "start"]
     for entry in starts:
         for name, digest in entry.content["written"].items():
-            if name != "config.json" or entry is starts[-1]:
+            if name != "config.json" or (entry is starts[-1] and not _is_before(run / name, starts, entries)):
                 _compare(run / name, digest, entry)
     last = starts[-1].content
     by = f"the last by {last['started_by']}, approved by {last['approved_by'] or 'nobody'}"
@@ -117,6 +120,13 @@ def check_files(run: Path, entries: list[Entry], head: str | None) -> Iterator[s
     # Of several starts from one step the last has trained what counts.
     yield check_inputs(list({one.step: one for one in not_given_up(entries) if one.kind == "start"}.values()))
     yield from _check_exports(run, entries)
+
+
+def _is_before(config: Path, starts: list[Entry], entries: list[Entry]) -> bool:
+    """Whether config.json is that of the start before the last one: a kill came between the entry of a start and its file."""
+    if entries[-1] is not starts[-1]:
+        return False
+    return _is(config, starts[-2].content["written"]["config.json"]) if starts[1:] else not config.exists()
 
 
 def _check_head(run: Path, entries: list[Entry], head: str | None) -> str:
@@ -145,7 +155,7 @@ def _check_metrics(run: Path, entries: list[Entry], last: Entry) -> str:
         end = of_entry["bytes"]
         if so_far.hexdigest() != of_entry["sha256"]:
             raise Differs(f"{path} is not what {entry} says: a row up to there was changed, added or removed")
-    rows, rest = content.count(b"\n", 0, end), content.count(b"\n", end)
+    rows, rest = (len(part.splitlines()) for part in (content[:end], content[end:]))  # who reads rows splits them so
     if rest and entries[-1].kind in ("stop", "certificate", "export"):
         raise Differs(f"{path}: {rest} rows at its end are in no entry, and the run had ended at {entries[-1]}")
     of_rows = dict(read_rows(run))
@@ -187,8 +197,9 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
         if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
     latest, kept = folder / "latest", [name for name in live if name not in gone]
-    is_named = latest.is_file() and kept and latest.read_text(errors="replace").strip() == kept[-1]
-    # A save names the checkpoint in `latest` after its entry: a kill may have come in between.
+    # `latest` is written after the entry of a save, or of what is set aside: a kill may have come in between.
+    names = {*kept[-1:], *entries[-1].content.get("set_aside", ())}
+    is_named = latest.is_file() and latest.read_text(errors="replace").strip() in names
     later = entries[live[kept[-1]][-1].number :] if kept else []
     if not is_named and any(one.kind not in ("evaluation", "export") for one in later):
         raise Differs(f"{latest} does not name {kept[-1]}, the newest checkpoint of {FILE}")
@@ -231,11 +242,12 @@ def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:
 
 def _check_exports(run: Path, entries: list[Entry]) -> Iterator[str]:
     """The newest export in each directory."""
-    exports, own = {entry.content["directory"]: entry for entry in entries if entry.kind == "export"}, run / "export"
-    if own.exists() and own.name not in exports:
+    every, own = [entry for entry in entries if entry.kind == "export"], run / "export"
+    exports = {(run / entry.content["directory"]).resolve(): entry for entry in every}  # one place may have two names
+    if own.exists() and own.resolve() not in exports:
         raise Differs(f"{own} is named by no entry of {FILE}")
-    for name, entry in exports.items():
-        folder, digest = run / name, entry.content["sha256"]  # an absolute name stands for itself
+    for place, entry in exports.items():
+        folder, digest = own if place == own.resolve() else place, entry.content["sha256"]
         if not folder.exists() and folder != own:
             yield f"export {folder}: not here, so not compared"
             continue
@@ -265,25 +277,43 @@ def _compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry:
 
     written: export.json. start: the one that trained the checkpoint. Returns what is said.
     """
-    from tools.check_runs import compare_export, trained  # loads the models of transformers
+    from tools.check_runs import compare_export, registered, trained  # loads the models of transformers
 
     checkpoint, averaged = run / "checkpoints" / checkpoint_name(entry.step), written.get("averaged") or {}
     base = Path(start["directory"], start["config"]["model"]["path"]) if averaged else None
-    is_merged = written.get("adapter") or written.get("kind", "model") != "model"
+    is_merged, is_adapter = written.get("adapter") or written.get("kind") == "merged", written.get("kind") == "adapter"
     is_there = weights_digest(checkpoint) == entry.content["checkpoint"] and (not base or base.is_dir())
-    if is_merged or not is_there:
+    if is_there and not averaged and (is_adapter or written.get("adapter")):
+        _compare_adapter(folder if is_adapter else run / ADAPTER_DIRECTORY, checkpoint, entry)
+        return "with the adapter of their checkpoint" + (", but merged weights are not compared" if is_merged else "")
+    if is_merged or is_adapter or not is_there:
         return "not compared with the tensors of their checkpoint"
     files, share, bounds = stored_tensors(folder), averaged.get("share_of_tuned", 1.0), None
     if base:
         bounds = _bounds(build_on_meta(AutoConfig.from_pretrained(folder)), base, share, "asked" in written)
-    found = compare_export(folder, checkpoint, trained(checkpoint), bounds)
+    found, of = compare_export(folder, checkpoint, trained(checkpoint), bounds), "the tensors"
+    for name in registered(checkpoint) if not base and not all(found.values()) else ():
+        again = compare_export(folder, checkpoint, trained(checkpoint), of=name)
+        if all(again.values()):  # an edited loop exports an average of the weights, say
+            found, of = again, name.rstrip(".")
     wrong = sorted(name for name, is_same in found.items() if not is_same)
     wrong += [name for name, one in files.items() if one.dtype != SAFETENSORS[written["dtype"]]]
     if wrong:
         raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
-    what = f"averages of the base and {share:g} x the tensors" if base else "equal to the tensors"
+    what = f"averages of the base and {share:g} x the tensors" if base else f"equal to {of}"
     more = len(files.keys() - found.keys())
     return f"{what} of their checkpoint" + (f", but for {more} that were not trained" if more else "")
+
+
+def _compare_adapter(folder: Path, checkpoint: Path, entry: Entry) -> None:
+    """Compare the tensors of an adapter with those of its checkpoint, in the dtype of the adapter's file."""
+    kept = adapter_of_checkpoint(checkpoint, LoRA()).weights
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        found = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+    wrong = sorted(found.keys() ^ kept.shapes.keys())
+    wrong = wrong or [name for name, one in found.items() if not torch.equal(one, kept.read(name).to(one.dtype))]
+    if wrong:
+        raise Differs(f"{folder}: {wrong[0]} is not what {checkpoint} has, of which {entry} says that it is")
 
 
 def _bounds(model: PackedLanguageModel, base: Path, share: float, is_of_the_run: bool) -> Bounds:

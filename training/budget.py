@@ -263,8 +263,8 @@ def _compare(reference: forgetting.Reference, run: AgainstBase) -> np.ndarray:
 
 
 def _ratio(columns: np.ndarray, resamples: int = 10_000) -> Interval:
-    """Not a number if nothing is left: no budget is met by that."""
-    if not len(columns):
+    """Not a number if fewer than two are left, which say nothing of others: no budget is met by that."""
+    if len(columns) < 2:
         return Interval(math.nan, math.nan, math.nan)
     return bootstrap(columns, lambda sums: {"": sums[..., 0] / sums[..., 1]}, resamples=resamples)[""]
 

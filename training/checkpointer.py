@@ -23,7 +23,7 @@ from distributed.process_group import StopSignal, read_on_first
 from training.evaluations import Evaluations
 from training.identity import EXCLUDED, FIRST_STEP, Identity, check_identity
 from training.log import Log
-from training.record import RunRecord
+from training.record import RunRecord, plan_after
 
 
 class Checkpointer:
@@ -68,7 +68,7 @@ class Checkpointer:
         lines = [f"warning: passed over: {problem}" for problem in passed_over]
         newest, seen = checkpoint, None
         if exclusion:
-            checkpoint, seen = read_on_first(lambda: _newest_without(exclusion, newest), ranks)
+            checkpoint, seen = read_on_first(lambda: self._newest_without(exclusion, newest), ranks)
         saved = read_on_first(lambda: read_manifest(checkpoint)["state"] if checkpoint else None, ranks)
         changes = []
         if checkpoint and saved:
@@ -198,6 +198,29 @@ class Checkpointer:
         bad = state["bad_steps_in_a_row"]
         return f"{where}, whose last {bad} steps were skipped; the last saved step is {self.saved_step}"
 
+    def _newest_without(self, exclusion: Any, newest: Path | None) -> tuple[Path | None, int | None]:
+        """(the newest checkpoint that has seen nothing of what is excluded, the step that did, counted from 1). For rank 0 alone.
+
+        None: the base model; no step. A checkpoint of another exclusion is passed over: it may lack what is trained on now. Raises
+        UserError if its steps were not those of the plan as it is now, which says when an example was seen.
+        """
+        if newest is None or _excluded(newest) == exclusion.fingerprint:
+            return newest, None
+        seen = exclusion.first_step(step_of(newest))
+        last = step_of(newest) if seen is None else seen
+        possible = [
+            path for path in complete_checkpoints(newest.parent) if step_of(path) <= last and not _excluded(path)
+        ]
+        plan, good = "", possible[-1] if possible else None
+        for step in range(step_of(good) if good else 0):
+            plan = plan_after(plan, step + 1, self.record.sources, exclusion.whole.batch(step).items)
+        if good and self.record.named(step_of(good), sha256(good / MANIFEST)).content["plan"] != plan:
+            raise UserError(
+                f"{good} was trained on other documents, or in another order, than what is set now (run.resume=changed), so that "
+                "it may have seen what data.exclude names; leave them out of a new run, with another run.name"
+            )
+        return good, None if seen is None else seen + 1
+
     def _leave_out(self, exclusion: Any, good: Path | None, newest: Path | None, seen: int | None) -> list[str]:
         """Record the exclusion and set the checkpoints after `good` aside; returns lines for the user. For rank 0 alone."""
         step = step_of(good) if good else 0
@@ -223,19 +246,6 @@ class Checkpointer:
             "saved_updates": self.saved_updates,
             "proven_step": self.proven_step,
         }
-
-
-def _newest_without(exclusion: Any, newest: Path | None) -> tuple[Path | None, int | None]:
-    """(the newest checkpoint that has seen nothing of what is excluded, the step that did, counted from 1). For rank 0 alone.
-
-    None: the base model; no step. A checkpoint of another exclusion is passed over: it may lack what is trained on now.
-    """
-    if newest is None or _excluded(newest) == exclusion.fingerprint:
-        return newest, None
-    seen = exclusion.first_step(step_of(newest))
-    last = step_of(newest) if seen is None else seen
-    possible = [path for path in complete_checkpoints(newest.parent) if step_of(path) <= last and not _excluded(path)]
-    return (possible[-1] if possible else None), None if seen is None else seen + 1
 
 
 def _excluded(checkpoint: Path) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
-from common.durable_files import write_json
+from common.durable_files import publish, temporary_path, write_json
 from common.errors import NotMet, UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.config import Config
@@ -206,8 +206,10 @@ def export_run(
         write_files(folder, config, model_config, tokenizer)
         if certificate:
             write_json(folder / CERTIFICATE, certificate)
-        sums = {"files": sums_of(folder), "adapter": sums_of(adapter) if config.lora.rank else {}}
+        sums = {"files": sums_of(folder), "adapter": sums_of(temporary_path(adapter)) if config.lora.rank else {}}
         write_contents(folder, contents | sums, record, export_directory.name)
+        if config.lora.rank:
+            publish(adapter)  # after the entry that has its sums
 
     adapter = export_directory.with_name(ADAPTER_DIRECTORY)
     if config.model.rope_type:

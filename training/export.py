@@ -104,6 +104,8 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     """
     start, config = read_run(run)
     share, certificate = options.average_with_base, read_certificate(run)
+    if certificate:
+        check_recorded(run, run / "export")
     if config.forgetting.max_kl is not None and options.step is None and not options.best and share is None:
         if not certificate:
             what = "has no export under its budget for forgetting"
@@ -179,6 +181,15 @@ def read_run(run: Path) -> tuple[dict, Config]:
         return start, config_of(start["config"])
     except TypeError as error:  # names a key that is unknown or missing
         raise UserError(f"{path}: {error}; export with the version of the code that trained the run") from error
+
+
+def check_recorded(run: Path, folder: Path) -> None:
+    """Raise UserError unless the run's record names this export, and export.json its certificate, if there is one."""
+    record, path, certificate = Record(run), folder / EXPORT, folder / CERTIFICATE
+    known = path.is_file() and sha256(path) in [one.content["sha256"] for one in record.read() if one.kind == "export"]
+    sums = read_json(path, "remove it")["files"] if known else {}
+    if not known or (certificate.exists() and sums.get(CERTIFICATE) != sha256(certificate)):
+        raise UserError(f"{folder} is not what {record.path} says of an export; remove it, and export again")
 
 
 def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str]:

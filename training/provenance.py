@@ -29,6 +29,7 @@ from data.store import is_store
 from distributed.agreement import library_versions
 from distributed.device import processor
 from distributed.process_group import device_line, gather_objects, read_on_first
+from training.ending import BOM, EXPORT
 from training.identity import Identity, fingerprint
 from training.inputs import Inputs, data_paths
 from training.log import Log
@@ -106,6 +107,7 @@ def files_read(config: Config, inputs: Inputs, identity: Identity, say: Say) -> 
     fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
     others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
     small = [path for path in base.iterdir() if path.suffix in OF_A_TOKENIZER and path.is_file()]
+    small = [path for path in small if path.name not in (EXPORT, BOM)]  # of a base that is an export; they are renewed
     known = {str(base / name): digest for name, digest in identity["the weights"].items()}
     folders = [path for path in paths if is_store(path)]
     found = [*expand(path for path in paths if path not in folders), *map(Path, others)]

@@ -236,6 +236,7 @@ class RunRecord(Record):
                 with path.open("rb") as file:
                     file.seek(self.size)
                     new = file.read()
+                    os.fsync(file.fileno())  # an entry is durable, and speaks of these rows
                 self.metrics.update(new)
                 self.size += len(new)
             return self._state()

@@ -79,6 +79,15 @@ def test_reports_of_one_bank_are_drawn_together():
     assert (found.high - found.low) / (alone.high - alone.low) == pytest.approx(math.sqrt(8), rel=0.08)
 
 
+def test_one_bank_or_one_example_has_no_interval():
+    one, other = ([answer(["A"], said, rouge) for said, rouge in rows] for rows in ([(["A"], 0.4)], [([], 0.1)]))
+    of_one_bank = [row | {"cluster": "x"} for row in one + other]
+    for before, after in ((one, other), (of_one_bank, of_one_bank[::-1])):
+        assert intervals(result(after)) == {}
+        for found in paired_change(result(before), result(after)).values():
+            assert math.isfinite(found.value) and math.isnan(found.low) and math.isnan(found.high)
+
+
 def test_at_the_bounds_the_interval_is_wilsons():
     right = result([answer(["A"], ["A"], 1.0) | {"cluster": bank} for bank in range(20) for _ in range(5)])
     wrong = result([answer(["A"], [], 0.0) | {"cluster": bank} for bank in range(20) for _ in range(5)])

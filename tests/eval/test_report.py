@@ -50,6 +50,12 @@ def test_own_scores_exact_match_and_references_are_shown():
     assert one_answer(result, 1) == "answer to example b:\nno\nreference:\nyes"
 
 
+def test_one_example_has_no_interval():
+    one = RESULT | {"answers": RESULT["answers"][:1]}
+    assert cells(table(one), "answer ROUGE-L") == ["answer ROUGE-L (F)", "0.321", "2 answers"]
+    assert cells(compare(one, one), "answer ROUGE-L")[1:] == ["0.321", "0.321", "+0.0000", "2 answers"]
+
+
 def test_compare_shows_both_results_and_the_change():
     answers = [{**answer, "rouge_l": 0.75} for answer in RESULT["answers"]]
     before = {key: value for key, value in RESULT.items() if key != "general"}

@@ -22,6 +22,7 @@ from tests.distributed.launch import workplace
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
 from tools.release import check_bom, verify_release
+from tools.verify import Differs, _compare_tensors
 from training.ending import sums_of
 from training.export import Export, read_export, verify, write_export
 from training.record import Record
@@ -217,10 +218,14 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
     run, adapter = write_lora_run(folder), folder / "out" / "adapter"
     said = export(run, "--out", adapter, "--verify")
     assert "an adapter" in said and f"verified: transformers computes from {adapter} the logits of the trained" in said
-    file = adapter / "adapter_model.safetensors"
+    file, checkpoint = adapter / "adapter_model.safetensors", run / "checkpoints" / "step-000004"
+    entry = Record(run).read()[-1]
+    assert "with the adapter of their" in _compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
     save_file({name: tensor + 0.1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     damaged = f"{file} has changed: its SHA-256 is not that of export.json; remove {adapter} and export again"
     assert damaged in export(run, "--out", adapter, "--verify", code=1)
+    with pytest.raises(Differs, match=f"q_proj.lora_A.weight is not what {checkpoint} has, of which entry 2"):
+        _compare_tensors(run, adapter, {"kind": "adapter"}, {}, entry)
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["target_modules"]) == (2, 4.0, ["q_proj"])
     card = (adapter / "README.md").read_text()

@@ -53,7 +53,7 @@ def save(record: Record, step: int, is_published: bool = True) -> Path:
     return path
 
 
-def export(record: Record, weights: bytes, is_published: bool = True, **more: object) -> Path:
+def export(record: Record, weights: bytes, is_published: bool = True, place: str = "export", **more: object) -> Path:
     """An export of the checkpoint of step 2, averaged with the base, as a run writes it but for `more`."""
     folder = record.directory / f"export{'' if is_published else '.tmp'}"
     folder.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def export(record: Record, weights: bytes, is_published: bool = True, **more: ob
     written |= {"checkpoint": tensors} | more
     (folder / "export.json").write_text(json.dumps(written))
     digest = sha256(folder / "export.json")
-    record.append("export", step=2, directory="export", sha256=digest, checkpoint=written["checkpoint"])
+    record.append("export", step=2, directory=place, sha256=digest, checkpoint=written["checkpoint"])
     return folder
 
 
@@ -95,6 +95,36 @@ def test_a_kill_between_an_entry_and_the_name_of_what_it_speaks_of_is_no_differe
     path = save(record, 4)
     shutil.rmtree(second)
     assert "export/export.json is missing: entry 4 (export, step 2) names it" in problem(run)
+
+
+def test_a_kill_between_an_entry_and_what_is_written_after_it_is_no_difference(tmp_path) -> None:
+    """config.json after a start, `latest` after checkpoints were set aside."""
+    (run := tmp_path / "run").mkdir()
+    record, config = Record(run), run / "config.json"
+    for text in ("one", "two"):
+        record.append("start", **START | {"written": {"config.json": hashlib.sha256(text.encode()).hexdigest()}})
+        assert said(run).endswith("nothing differs from the record")  # it is missing, or that of the start before
+        config.write_text("changed")
+        assert "config.json is not what entry" in problem(run)
+        config.write_text(text)
+    for step in (2, 4):
+        save(record, step)
+    record.append("pruning", set_aside=["step-000004"], why="NaN")
+    assert "checkpoints: 2 whole" in said(run)
+    record.append("stop", step=2, why="finished")
+    assert "latest does not name step-000002" in problem(run)
+    config.write_text("one")
+    assert "config.json is not what entry 2 (start, step 0) says" in problem(run)
+
+
+def test_a_directory_of_an_export_is_one_place_whatever_it_is_called(tmp_path) -> None:
+    record = start(run := tmp_path / "run")
+    save(record, 2)
+    for place in ("export", str(run / "export"), f"{tmp_path}/other/../run/export"):
+        export(record, b"weights", place=place)
+        assert said(run).count("export ") == 1
+    (run / "export").rename(run / "away")
+    assert "export/export.json is missing: entry 5 (export, step 2) names it" in problem(run)
 
 
 def test_a_file_that_nobody_names_is_found_in_an_export_and_in_a_checkpoint(tmp_path) -> None:
@@ -184,7 +214,13 @@ def without_row(record: Record) -> None:
     record.append("evaluation", step=2, metrics=metrics, figures={"validation/loss": 0.001})
 
 
+def with_a_row(record: Record) -> None:
+    save(record, 4)
+    (record.directory / "metrics.jsonl").write_bytes(b'{"step": 4, "validation/loss": 0.001}')  # and no line end
+
+
 FORGED = {
+    with_a_row: "metrics.jsonl: 1 rows at its end are in no entry, and the run had ended at entry 4 (stop, step 4)",
     rolled_back: "step-000004/manifest.json is not the one of entry 4 (checkpoint, step 4)",
     planted: "step-000004.bad is named by no entry",
     pointed_back: "latest does not name step-000004, the newest checkpoint",

@@ -34,7 +34,7 @@ from tests.tiny import write_chat_file, write_tiny_model
 from tools.verify import Differs, check_files, read_record
 from training import budget
 from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
-from training.export import read_export, write_export
+from training.export import check_recorded, read_export, write_export
 from training.model_card import read_results
 from training.record import RunRecord
 
@@ -119,9 +119,10 @@ def test_bisection_finds_the_largest_alpha_to_its_tolerance():
         right = min(1.0, math.sqrt(limit / 0.8))
         assert right - TOLERANCE < alpha <= right and (alpha < 1 or asked == [1.0])
         assert len(asked) <= 1 - math.log2(TOLERANCE)
-    # Where all pieces of a kind are trained on, no budget is met.
-    found = {"prose": Interval(0.1, 0.1, 0.1), "code": _ratio(np.zeros((0, 2)))}
-    assert math.isnan(upper_bound(found)) and largest_alpha(lambda alpha: upper_bound(found) <= 1e9) == 0.0
+    # Where all pieces of a kind but one are trained on, no budget is met.
+    for left in (0, 1):
+        found = {"prose": Interval(0.1, 0.1, 0.1), "code": _ratio(np.ones((left, 2)))}
+        assert math.isnan(upper_bound(found)) and largest_alpha(lambda alpha, f=found: upper_bound(f) <= 1e9) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -318,6 +319,14 @@ def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificat
     other = read_export(runs / "straight", options_of(step=2), ranks)
     assert other.contents["averaged"] is None and read_results(runs / "out", other).certificate == ()
     run = Path(shutil.copytree(runs / "straight", tmp_path / "straight"))
+    shutil.copytree(runs / "released", tmp_path / "moved")
+    check_recorded(run, tmp_path / "moved")
+    for file in (tmp_path / "moved" / "export.json", run / "export" / "certificate.json"):
+        file.write_text(file.read_text().replace("0.", "0.0", 1))
+        with pytest.raises(UserError, match=f"{file.parent} is not what {run}/record.jsonl says of an export"):
+            check_recorded(run, tmp_path / "moved")
+            read_export(run, options_of(), ranks)
+        shutil.copyfile(runs / "released" / "export.json", tmp_path / "moved" / "export.json")
     shutil.rmtree(run / "export")  # an export without it is not one without a budget
     with pytest.raises(UserError, match="has no export under its budget for forgetting: start it again to its end"):
         read_export(run, options_of(), ranks)

@@ -13,6 +13,7 @@ from distributed.checkpoint_directory import write_manifest
 from distributed.process_group import Ranks
 from training.checkpointer import Checkpointer
 from training.evaluations import Evaluations
+from training.record import plan_after
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 IDENTITY = dict.fromkeys(("config.json", "versions", "the data", "the tokenizer", "the code", "the scores' code"), {})
@@ -66,6 +67,33 @@ def test_after_an_exclusion_a_finished_run_starts_from_the_base_also_after_a_kil
     seen = "warning: step 2 has seen an example of data.exclude: the run continues from the base model; step-000004.bad are"
     assert found() == ["5 examples", f"{seen} not used any more"]
     assert found() == ["5 examples"]  # killed before its first checkpoint
+
+
+def test_a_checkpoint_of_another_plan_may_have_seen_what_is_excluded(tmp_path, ranks) -> None:
+    """Trained with another seed or other data, and continued with run.resume=changed."""
+    folder, batches, plan = tmp_path / "checkpoints", [(1, 2), (3, 4), (5, 6)], ""
+    for step in (2, 3):
+        write(folder, step, ranks)
+    (folder / "latest").write_text("step-000003")
+    for step in (1, 2):
+        plan = plan_after(plan, step, ["s"], batches[step - 1])
+    whole = SimpleNamespace(batch=lambda step: SimpleNamespace(items=batches[step]))
+    exclusion = SimpleNamespace(fingerprint="f", digests=["d"], first_step=lambda steps: 2, lines=(), whole=whole)
+
+    def found(trained: str) -> Checkpointer:
+        checkpointer = made(folder, ranks)
+        checkpointer.record.sources, checkpointer.record.read = ["s"], list
+        checkpointer.record.named = lambda step, manifest: SimpleNamespace(content={"plan": trained})
+        with contextlib.suppress(KeyError):  # the identity here has no first step
+            checkpointer.find(counted(0), 10, exclusion)
+        return checkpointer
+
+    with pytest.raises(
+        UserError, match="step-000002 was trained on other documents, or in another order, than what is"
+    ):
+        found("of another seed")
+    assert (folder / "step-000003").is_dir()
+    assert found(plan)._newest_without(exclusion, folder / "step-000003") == (folder / "step-000002", 3)
 
 
 def test_a_checkpoint_is_good_once_an_update_has_started_from_it(tmp_path, ranks) -> None:

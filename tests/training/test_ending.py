@@ -7,10 +7,15 @@ from types import SimpleNamespace
 
 import torch
 
-from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from common.durable_files import start_directory
+from common.sha256 import sha256
+from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
+from data.sources import Corpus
 from distributed.checkpoint_directory import write_manifest
-from training.ending import EXPORT, contents_of_export, damage_of_export, sums_of
+from training import ending
+from training.ending import EXPORT, contents_of_export, damage_of_export, export_run, sums_of
 from training.evaluations import Evaluations
+from training.record import RunRecord
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 BEST = replace(CONFIG, run=Run("r", export="best"))
@@ -78,3 +83,31 @@ def test_a_missing_or_changed_file_of_the_export_or_the_adapter_is_named_and_oth
     for earlier in (record | {"files": {"model.safetensors": 5}}, []):  # of an earlier version
         (export / EXPORT).write_text(json.dumps(earlier))
         assert damage_of_export(export, record, ranks) is None
+
+
+def test_an_adapter_gets_its_name_after_the_entry_that_has_its_sums(tmp_path, ranks, monkeypatch) -> None:
+    """A kill before it leaves the older adapter beside the older export, which the record knows."""
+    (adapter := tmp_path / "adapter").mkdir()
+    (adapter / "weights").write_text("old")
+
+    def write(directory: Path, model: object, settings: object, base: str, ranks: object) -> None:
+        (start_directory(directory) / "weights").write_text("new")
+
+    def export_model(directory: Path, *arguments: object, **options: object) -> None:
+        arguments[3](start_directory(directory))  # type: ignore[operator]  (write_rest)
+
+    monkeypatch.setattr("model.lora.save_adapter", write)
+    for name in ("write_files", "parameter_names", "merged", "stored_form"):
+        monkeypatch.setattr(ending, name, lambda *arguments: None)
+    monkeypatch.setattr(ending, "export_model", export_model)
+    record, found = RunRecord(tmp_path, Corpus(()), ranks), []
+    append = record.append
+    monkeypatch.setattr(
+        record, "append", lambda *a, **o: found.append((adapter / "weights").read_text()) or append(*a, **o)
+    )
+    config = replace(CONFIG, lora=LoRA(rank=2))
+    progress = 8, 8, 8, Evaluations(CONFIG, None), tmp_path / "export"
+    export_run(config, *progress, None, MODEL, None, record)  # type: ignore[arg-type]
+    assert found == ["old"] and (adapter / "weights").read_text() == "new"
+    written = json.loads((tmp_path / "export.tmp" / EXPORT).read_text())
+    assert written["adapter"] == {"weights": sha256(adapter / "weights")}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -117,6 +118,14 @@ def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ra
     monkeypatch.setattr(Path, "open", fails)
     with pytest.raises(UserError, match="metrics.jsonl: Input/output error"):
         record.so_far()  # before the collectives of a save
+
+
+def test_rows_are_durable_before_an_entry_speaks_of_them(tmp_path, ranks, monkeypatch) -> None:
+    synced = []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(os.readlink(f"/proc/self/fd/{file}")).name))
+    RunRecord(tmp_path, Corpus(()), ranks).add("stop", why="finished")
+    assert synced[:2] == ["metrics.jsonl", "record.jsonl"]
 
 
 def test_a_resume_verifies_its_checkpoint_the_rows_and_the_plan(tmp_path, ranks, monkeypatch) -> None:
