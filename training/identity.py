@@ -9,7 +9,6 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
-import itertools
 import json
 import os
 import sys
@@ -271,12 +270,14 @@ def _imported(folders: list[Path], *names: str, excluded: Collection[str]) -> di
     digests: dict[str, str] = {}
     waiting, seen = list(names), set()
     for name in waiting:
-        is_excluded = any(f"{name}.".startswith(f"{other}.") for other in excluded)
-        file = None if name in seen or is_excluded else _file_of(name, folders)
+        if name in seen or any(f"{name}.".startswith(f"{other}.") for other in excluded):
+            continue
         seen.add(name)
-        if file:
+        package = "" if os.path.isabs(name) else name.rpartition(".")[0]
+        waiting += [package] if package else []  # its __init__.py is run first
+        if file := _file_of(name, folders):
             with suppress(ImportError, SyntaxError, ValueError):
-                digest, imported = read_module(file, name if file.name == "__init__.py" else name.rpartition(".")[0])
+                digest, imported = read_module(file, name if file.name == "__init__.py" else package)
                 digests[_name_of(file, folders)] = digest
                 waiting += imported
     return dict(sorted(digests.items()))
@@ -284,7 +285,7 @@ def _imported(folders: list[Path], *names: str, excluded: Collection[str]) -> di
 
 def _file_of(name: str, folders: list[Path]) -> Path | None:
     """The file of a module or package, or of the script at a path; None if it is in none of the folders."""
-    if Path(name).is_absolute():
+    if os.path.isabs(name):
         return Path(name)
     places = (folder.joinpath(*name.split(".")) for folder in folders)
     files = (file for place in places for file in (place / "__init__.py", place.with_suffix(".py")))
@@ -297,7 +298,7 @@ def _name_of(file: Path, folders: list[Path]) -> str:
 
 
 def read_module(file: Path, package: str) -> tuple[str, list[str]]:
-    """(the digest of a module's syntax tree, what it imports: modules, their packages, and names that need not be modules)."""
+    """(the digest of a module's syntax tree, the names that it imports, which need not be those of modules)."""
     tree, names = ast.parse(file.read_bytes(), file), []
     for node in _statements(tree):
         if isinstance(node, ast.Import):
@@ -305,8 +306,7 @@ def read_module(file: Path, package: str) -> tuple[str, list[str]]:
         elif isinstance(node, ast.ImportFrom):
             module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names += (f"{module}.{alias.name}" for alias in node.names)
-    imported = [part for name in names for part in itertools.accumulate(name.split("."), "{}.{}".format)]
-    return _digest(tree), imported
+    return _digest(tree), names
 
 
 def _statements(tree: ast.FunctionDef | ast.Module) -> list[Any]:
