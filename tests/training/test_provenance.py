@@ -52,9 +52,9 @@ def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **of_run) -> di
     """What config.json says of a start that is recorded, in a run whose base is the folder `base` beside it."""
     (base := run.with_name("base")).mkdir(exist_ok=True)
     (base / "tokenizer.json").write_text("{}")
-    config = Config(Model(str(base)), Data(("a",)), Batch(1), Optimizer(1e-3), Run("r", **of_run))
+    config = Config(Model(str(base)), Data(()), Batch(1), Optimizer(1e-3), Run("r", **of_run))
     record, log = RunRecord(run, Corpus(()), ranks), SimpleNamespace(kept=lambda *arguments: rows)
-    record.step, inputs = step, SimpleNamespace(local=None)
+    record.step, inputs = step, SimpleNamespace(local=config)
     line = record_start(config, inputs, IDENTITY, {}, record, log)  # type: ignore[arg-type]
     found = json.loads((run / "config.json").read_text())
     assert line.startswith(f"run {run}, commit {short_commit(found)}, torch ")
