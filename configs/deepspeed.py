@@ -180,6 +180,8 @@ def _batch(file: _File, world_size: int) -> None:
     """Apply the examples per step, which DeepSpeed counts as micro-batch x accumulation x ranks."""
     micro, accumulation, total = (file.take(name, int) for name in (MICRO, ACCUMULATION, TOTAL))
     reason = f"{TOTAL}={total}"
+    if micro and accumulation is None and total is None and not {ACCUMULATION, TOTAL} & {*file.auto}:
+        accumulation = 1  # as for DeepSpeed, where a file names the micro-batch alone
     if micro is not None and accumulation is not None:
         reason = f"{MICRO}={micro} x {ACCUMULATION}={accumulation} x {world_size} ranks"
         product = micro * accumulation * world_size

@@ -55,7 +55,7 @@ _ELSEWHERE = {
     "optimizer.eps": "adam_epsilon epsilon adam_eps",
     "optimizer.max_grad_norm": "gradient_clipping grad_clip clip_grad gradient_clip_val max_norm",
     "optimizer.memory": "optim",
-    "lora.rank": "lora_r r lora_rank",
+    "lora.rank": "lora_r r lora_rank adapter use_peft peft",
     "lora.alpha": "lora_alpha",
     "lora.dropout": "lora_dropout",
     "lora.targets": "lora_target_modules target_modules lora_target",
@@ -71,9 +71,10 @@ _ELSEWHERE = {
     "run.export=best": "load_best_model_at_end",
     "run.best_by": "metric_for_best_model",
     "run.stop_after_no_gain": "early_stopping_patience",
-    "run.log_to": "report_to wandb_project use_wandb logger",
+    "run.log_to": "report_to wandb_project use_wandb wandb logger metric_logger",
     "eval.metric": "compute_metrics",
 }
+AS_JSON = {"True": "true", "False": "false", "None": "null"}  # how Python writes values
 ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
 UNIONS = (types.UnionType, Union)
 WORDS = {
@@ -247,7 +248,7 @@ def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
         said = same[0] + meant.removeprefix(key)
     else:
         close = [known for known in names if known.rpartition(".")[2] == last]
-        said = next(iter(close or difflib.get_close_matches(name, names, n=1, cutoff=0.5)), "")
+        said = next(iter(close or difflib.get_close_matches(name, names, n=1)), "")
     return f"; did you mean {said}?" if said else f"; {otherwise or 'known names: ' + ', '.join(names)}"
 
 
@@ -274,14 +275,14 @@ def _parse(raw: str, hint: object, name: str) -> object:
 
 
 def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
-    """`key=value,key=value` as a dictionary. Unless only strings are allowed, a value is read as JSON where it is JSON."""
+    """`key=value,key=value` as a dictionary. Unless only strings are allowed, a value is read as JSON, or as True, False or None."""
     values: dict[str, object] = {}
     for part in _split(raw):
         key, equals, text = part.partition("=")
         if not key or not equals:
             raise UserError(f"{name}: {part!r} is not a pair; write key=value,key=value")
         try:
-            values[key] = text if kind is str else json.loads(text)
+            values[key] = text if kind is str else json.loads(AS_JSON.get(text, text))
         except ValueError:
             values[key] = text
     return values
@@ -315,8 +316,8 @@ def _is_split(path: str) -> bool:
 
 
 def _name_of(path: str) -> str:
-    """The name of a source that is given without one: the end of its path, of a file without the suffixes."""
-    end = path.rstrip("/").rpartition("/")[2]
+    """The name of a source that is given without one: the end of its path, of a file without the suffixes; of a glob its folder."""
+    end = re.sub(r"/[^/]*[*\[].*", "", path).rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w.-]+", "-", end if ":" in end else end.partition(".")[0])
 
 
@@ -431,7 +432,10 @@ def _wrong_together(config: Config) -> Iterator[str]:
     for source in data.mix:
         check_fields(source.fields, f"data.mix: `fields` of {source.name}")
     if len({source.name for source in data.mix}) < len(data.mix) or sum(source.share for source in data.mix) >= 1:
-        yield "data.mix: the sources need different names, and shares that add up to less than 1; data.train gets the rest"
+        yield (
+            "data.mix: the sources need different names, which NAME:SHARE:FILES gives them, and shares that add up to less than "
+            "1; data.train gets the rest"
+        )
     curve, _ = parse_best_by(run.best_by)
     curves_of_sources = [f"{LOSS}/{source.name}" for source in data.mix if source.validation]
     validation = "data.validation or data.validation_share"

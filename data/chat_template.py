@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -164,6 +164,8 @@ def _refusals() -> Iterator[None]:
         yield
     except RecursionError as error:
         raise UserError("the chat template cannot render this chat: it is nested too deeply") from error
+    except TemplateSyntaxError as error:
+        raise UserError(f"the chat template has a mistake in its line {error.lineno}: {error.message}") from error
     except TemplateError as error:  # raise_exception in the template is one of them
         what = " ".join(str(error).split())
         raise UserError(f"the chat template refuses this chat: {what}") from error

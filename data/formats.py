@@ -6,6 +6,7 @@ form has, such as `id`, are kept.
 """
 
 import itertools
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,6 +51,8 @@ OPTIONAL = {
     "text": ("weight",),
     "tokens": ("labels", "mask", "attention_mask", "weight"),
 }
+# How a list of messages begins, as JSON or as Python writes it.
+MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 OF_TOKENS = ("labels", "mask", "attention_mask")  # keys that mean something else, or nothing, in other forms
 
 
@@ -216,7 +219,7 @@ def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple
     if not isinstance(row, dict):
         hint = "; the name of a file with one array must end in .json" if isinstance(row, list) else ""
         raise UserError(f"{where} is not an object with keys such as `messages` or `text`{hint}")
-    keys = list(row)
+    keys = [key if value is not None else f"{key} (null)" for key, value in row.items()]
     row = {key: value for key, value in renamed(row, reading.example_names).items() if value is not None}
     form = _form(row, keys, where, reading)
     names = reading.message_names
@@ -281,8 +284,10 @@ def _alpaca(row: dict, where: str, names: Mapping[str, str]) -> dict:
 
 
 def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
-    """Texts stay texts. Messages become one chat in which only the completion carries loss."""
+    """Texts stay texts. Messages, in a .csv file as JSON, become one chat in which only the completion carries loss."""
     prompt, completion = row["prompt"], row["completion"]
+    if all(isinstance(part, str) and MESSAGES.match(part) for part in (prompt, completion)):
+        prompt, completion = (parse_json_text(row[key], where, key) for key in REQUIRED["completion"])
     if str(row.get(WANTED)).lower() in ("true", "false"):  # in a .csv file a text
         raise UserError(
             f"{where} has `{WANTED}`, as data of preferences (KTO) has, and training would learn the completions that it rejects, "

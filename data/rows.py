@@ -99,7 +99,7 @@ def _decode(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8-sig")  # drops a byte order mark
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise UserError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8") from error
 
 
 def text_of(path: str | Path) -> str:
@@ -176,6 +176,10 @@ def _read_csv(path: str | Path, usual: str) -> Rows:
         try:
             row = next(rows, None)
         except csv.Error as error:
+            if "new-line character" in str(error):
+                raise UserError(
+                    f"{where} has a carriage return alone outside of quotes; end lines with LF or CR LF"
+                ) from error
             # Other errors mean a quote that is not closed; what it has swallowed is unknown.
             if "expected after" not in str(error):
                 raise UserError(f"{where} is not valid CSV: {error}; is a quote not closed?") from error

@@ -14,7 +14,7 @@ from data.files import Reading, check_paths_exist, expand
 from data.formats import Noticed
 from data.remote import local_paths
 from data.store import REBUILD, SHARD_TOKENS, STORE_FILE, Damaged, Store, StoreWriter, is_store, open_store, read_info
-from data.tokenise import Unit, counted, description, encoded, read_units, write
+from data.tokenise import Unit, description, encoded, read_units, with_bar, write
 from data.tokens import load_tokenizer
 
 LOCK = "0" * 32  # of a token store that is being built (common/node_lock.py)
@@ -80,7 +80,7 @@ def build_store(
 def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Iterator[Unit]:
     """The texts of all files in order, beginning with example `after` = (file, example). Raises UserError for a chat or a weight."""
     first = 0 if noticed.reading.max_samples else after[0]
-    for unit in counted(read_units(files, noticed, first), ""):
+    for unit in with_bar(read_units(files, noticed, first), ""):
         if "text" not in unit.example or "weight" in unit.example:
             what = "a `weight`" if "text" in unit.example else "no `text`"
             raise UserError(

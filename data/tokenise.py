@@ -183,7 +183,7 @@ def build_examples(
 
     def units() -> Iterator[Unit]:
         """The examples of this part, whose content is counted and hashed on the way."""
-        for unit in counted(read_units(files, noticed), progress):
+        for unit in with_bar(read_units(files, noticed), progress):
             content = content_hash(unit.example)
             if reading.part != "all" and is_other_part(unit, content):
                 continue
@@ -214,6 +214,6 @@ def description(encoder: ExampleEncoder) -> dict:
     return {"dtype": "<u2" if highest < 2**16 else "<u4", "tokenizer": encoder.of_tokenizer}
 
 
-def counted(units: Iterator[Unit], label: str) -> Iterator[Unit]:
+def with_bar(units: Iterator[Unit], label: str) -> Iterator[Unit]:
     """The units, counted on a terminal while they are read. Elsewhere an error that ends a start begins a line."""
     return iter(tqdm(units, f"tokenise {label}", unit=" examples", mininterval=0.5, leave=False, disable=None))

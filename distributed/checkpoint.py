@@ -178,10 +178,10 @@ class Saver:
 
     # --- Load ---------------------------------------------------------------------------------------------------------
 
-    def load(self, checkpoint: Path | None, hint: str = PREVIOUS) -> list[str]:
+    def load(self, checkpoint: Path | None) -> list[str]:
         """Read a checkpoint of any number of ranks in place. Returns a line for the user. None: there is nothing to read.
 
-        Every block of a file is compared with its checksum before it is used. Nothing is converted. Raises UserError, with the `hint`,
+        Every block of a file is compared with its checksum before it is used. Nothing is converted. Raises UserError
         if a file is damaged, and if the checkpoint does not fit the run: model, optimizer, optimizer.memory, and what is registered.
         (14N and 12N store the same tensors; the run's identity tells them apart.)
         """
@@ -189,7 +189,7 @@ class Saver:
         if checkpoint is None:
             return []
         begin = time.perf_counter()
-        reader, of_optimizer, plain = _open(checkpoint, self.ranks, hint)
+        reader, of_optimizer, plain = _open(checkpoint, self.ranks, PREVIOUS)
         stored, kind = reader.metadata.state_dict_metadata, type(self.optimizer).__name__
         if of_optimizer["type"] == kind:
             self._allocate_state({*stored, *plain})

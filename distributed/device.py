@@ -5,7 +5,9 @@ import os
 import platform
 import re
 import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.attention import (
@@ -87,3 +89,17 @@ def processor() -> str:
     text = information.read_text(encoding="utf-8", errors="replace") if information.is_file() else ""
     found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def mark(device: torch.device) -> Any:
+    """Now: in seconds, or as an event of the device, for which nobody waits."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(begin: Any, end: Any) -> float:
+    """The time from one `mark` to another one. The device must have reached both."""
+    return end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1000

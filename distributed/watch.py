@@ -263,10 +263,10 @@ def is_peer_failure(error: BaseException | None) -> bool:
     return False
 
 
-def in_one_line(error: BaseException, length: int = 300) -> str:
-    """The error's type and message without line breaks, at most `length` characters."""
+def in_one_line(error: BaseException) -> str:
+    """The error's type and message without line breaks, at most 300 characters."""
     text = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def within(seconds: float, call: Callable[[], T]) -> T | None:

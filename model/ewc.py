@@ -50,6 +50,7 @@ from data.batches import MicroBatch, collate
 from data.dealing import Dealer
 from data.examples import Documents
 from data.sources import Windows
+from distributed.device import mark, seconds_between
 from distributed.export import files_of, write_file
 from distributed.gradients import gradient_of
 from distributed.low_memory import CHUNK
@@ -314,7 +315,7 @@ class Penalty:
         which a bf16 gradient is rounded stochastically; rounding to nearest would lose everything below half of its last
         bit in every step. `measure`: also take what `curves` reports, at the current weights.
         """
-        started = _mark(self.sums.device)
+        started = mark(self.sums.device)
         if measure:
             self.sums.zero_()
         noise = Noise(self.seed, step, self.sums.device)
@@ -340,7 +341,7 @@ class Penalty:
                     pull.add_(gradient[part].float())
                     gradient[part].copy_(stochastic_round_(pull, noise, stream, first))
         if measure:
-            self.measured = started, _mark(self.sums.device)
+            self.measured = started, mark(self.sums.device)
 
     def curves(self, seconds_per_step: float | None = None) -> dict[str, float]:
         """Curves at the weights of the last measured `add_gradient`, in total and by layer. A collective.
@@ -359,9 +360,7 @@ class Penalty:
                 f"ewc/drift{name}": drift**0.5,
             }
         if seconds_per_step:
-            begin, end = self.measured
-            seconds = begin.elapsed_time(end) / 1000 if self.sums.is_cuda else end - begin
-            row["ewc/time"] = seconds / seconds_per_step
+            row["ewc/time"] = seconds_between(*self.measured) / seconds_per_step
         return row
 
     def num_bytes(self) -> int:
@@ -384,15 +383,6 @@ def group_of(name: str) -> str:
     if layer:
         return f"{layer[1]}.{int(layer[2]):02d}"
     return name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
-
-
-def _mark(device: torch.device) -> Any:
-    """Now: in seconds, or as an event of the device, for which nobody waits."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
 
 
 # --- The penalty of a run ---------------------------------------------------------------------------------------------

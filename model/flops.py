@@ -185,12 +185,12 @@ def find_peak(dtype: torch.dtype, ranks: Ranks) -> Peak:
     return Peak(total.item(), source, dtype)
 
 
-def measured_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 8) -> float:
-    """FLOP/s of the fastest of `repeats` products of two `size` x `size` matrices."""
+def measured_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of the fastest of 8 products of two `size` x `size` matrices."""
     own = torch.Generator(device).manual_seed(0)  # leaves the random state of the run as it is
     a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
     best = 0.0
-    for _ in range(repeats):
+    for _ in range(8):
         start = time.perf_counter()
         torch.matmul(a, b)
         if device.type == "cuda":

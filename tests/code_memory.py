@@ -6,7 +6,6 @@ code of each script that was run: by its path, time and size. Within a process e
 
 import functools
 import json
-import modulefinder
 import os
 from pathlib import Path
 
@@ -20,11 +19,8 @@ def remember_code() -> None:
     memory = Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
     known = json.loads(memory.read_text()) if memory and memory.is_file() else {}
     code_of = training.identity.code_of
-    # Copies of train.py import the same modules: a process compiles and searches each of them once.
-    training.identity.digest_of_file = functools.cache(training.identity.digest_of_file)
-    scan = functools.cache(lambda code: list(modulefinder.ModuleFinder.scan_opcodes(None, code)))
-    training.identity._Finder.scan_opcodes = lambda self, code: scan(code)
-    modulefinder.compile = functools.cache(compile)
+    # Copies of train.py import the same modules: a process reads each of them once.
+    training.identity.read_module = functools.cache(training.identity.read_module)
 
     def code_once(script: Path, scores: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
         status = script.stat()

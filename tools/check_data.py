@@ -60,7 +60,7 @@ class RunInputs:
 
 def check_data(run: RunInputs) -> list[Result]:
     """All lines of the group `data`."""
-    inputs, data = run.inputs, (run.inputs.local or run.config).data  # on this machine
+    inputs, data = run.inputs, run.inputs.local.data  # on this machine
     encoder = ExampleEncoder(run.tokenizer, chat_settings(data))
     samples = {name: _sample(data, encoder, name) for name in (MAIN, *(source.name for source in data.mix))}
     found = {

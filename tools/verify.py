@@ -566,7 +566,7 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
         with contextlib.chdir(directory if os.path.isdir(directory) else "."):  # on another machine, as for a replay
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
-            data = (inputs.local or config).data
+            data = inputs.local.data
             found = find(inputs.train, data, wanted_by(path, data) if path else called(what))
         here = dict[str, list[str]]()
         for one in found:  # copies have one digest

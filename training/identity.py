@@ -10,13 +10,10 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import modulefinder
 import os
-import re
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +39,6 @@ MEASURES = ("eval", "training.answers", "training.asked", "training.budget")
 OWN_SCORES = "eval.metric"  # of answers, without a function of the user's
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
-EMPTY_FIELD = re.compile(r"(, )?\b\w+=\[\]")
 FIRST_STEP, EXCLUDED = "the first step", "data.exclude"  # in "the data"
 SHOWN = 8  # files or keys of a kind, in a message
 WIDTH = 120  # characters of a value in a message
@@ -253,27 +249,6 @@ def digest_of_row(row: str | None) -> str:
     return fingerprint(code) if code else ""
 
 
-class _Finder(ModuleFinder):
-    """Finds packages without an __init__.py as well."""
-
-    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
-        """(no file, the folder, its kind) of a package; else as ModuleFinder."""
-        try:
-            return super().find_module(name, path, parent)
-        except (AttributeError, TypeError):  # of its loader, which it does not have
-            folder = next(folder for folder in path or self.path if Path(folder, name).is_dir())
-            package = modulefinder._PKG_DIRECTORY  # pyright: ignore[reportAttributeAccessIssue]
-            return None, str(Path(folder, name)), ("", "", package)
-
-    def load_package(self, fqname: str, pathname: str) -> Any:
-        """The module of a package, after its __init__.py if it has one."""
-        if Path(pathname, "__init__.py").is_file():
-            return super().load_package(fqname, pathname)
-        module: Any = self.add_module(fqname)
-        module.__path__ = [pathname]
-        return module
-
-
 def _folders(module: str | None, *first: Path) -> list[Path]:
     """Where modules of ours and of the user are, `module` among them."""
     more = [Path(folder).resolve() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
@@ -292,15 +267,29 @@ def _imported(folders: list[Path], *names: str, excluded: Collection[str]) -> di
 
     A module that is not there or has an error is left out: what needs it says so in one sentence, before anything is trained.
     """
-    finder = _Finder([str(folder) for folder in folders], excludes=list(excluded))
-    for name in names:
-        with suppress(ImportError, SyntaxError, ValueError):
-            finder.run_script(name) if Path(name).is_absolute() else finder.import_hook(name)
-    modules: list[Any] = list(finder.modules.values())
-    files = [
-        Path(module.__file__) for module in modules if module.__code__
-    ]  # without packages that have no file, and libraries
-    return dict(sorted((_name_of(file, folders), digest_of_file(file)) for file in files))
+    digests: dict[str, str] = {}
+    waiting, seen = list(names), set()
+    for name in waiting:
+        if name in seen or any(f"{name}.".startswith(f"{other}.") for other in excluded):
+            continue
+        seen.add(name)
+        package = "" if os.path.isabs(name) else name.rpartition(".")[0]
+        waiting += [package] if package else []  # its __init__.py is run first
+        if file := _file_of(name, folders):
+            with suppress(ImportError, SyntaxError, ValueError):
+                digest, imported = read_module(file, name if file.name == "__init__.py" else package)
+                digests[_name_of(file, folders)] = digest
+                waiting += imported
+    return dict(sorted(digests.items()))
+
+
+def _file_of(name: str, folders: list[Path]) -> Path | None:
+    """The file of a module or package, or of the script at a path; None if it is in none of the folders."""
+    if os.path.isabs(name):
+        return Path(name)
+    places = (folder.joinpath(*name.split(".")) for folder in folders)
+    files = (file for place in places for file in (place / "__init__.py", place.with_suffix(".py")))
+    return next(filter(Path.is_file, files), None)
 
 
 def _name_of(file: Path, folders: list[Path]) -> str:
@@ -308,18 +297,43 @@ def _name_of(file: Path, folders: list[Path]) -> str:
     return file.relative_to(next(folder for folder in folders if file.is_relative_to(folder))).as_posix()
 
 
-def digest_of_file(file: Path) -> str:
-    """The digest of a module's syntax tree."""
-    return _digest(ast.parse(file.read_bytes(), file))
+def read_module(file: Path, package: str) -> tuple[str, list[str]]:
+    """(the digest of a module's syntax tree, the names that it imports, which need not be those of modules)."""
+    tree, names = ast.parse(file.read_bytes(), file), []
+    for node in _statements(tree):
+        if isinstance(node, ast.Import):
+            names += (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names += (f"{module}.{alias.name}" for alias in node.names)
+    return _digest(tree), names
+
+
+def _statements(tree: ast.FunctionDef | ast.Module) -> list[Any]:
+    """A syntax tree, and all statements in it: an expression imports nothing and has no docstring."""
+    nodes: list[Any] = [tree]
+    for node in nodes:
+        nodes += (child for name in BODIES for child in getattr(node, name, ()))
+    return nodes
 
 
 def _digest(tree: ast.FunctionDef | ast.Module) -> str:
     """A digest of a syntax tree, from which this removes the docstrings."""
-    nodes: list[Any] = [tree]
-    for node in nodes:  # statements and what they hold: an expression has no docstring
-        nodes += (child for name in BODIES for child in getattr(node, name, ()))
+    for node in _statements(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
-    # Without empty fields, of which a later Python has more, and writes none.
-    text = EMPTY_FIELD.sub("", ast.dump(tree)).replace("(, ", "(")
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_text_of(tree).encode()).hexdigest()[:32]
+
+
+def _text_of(node: Any) -> str:
+    """A syntax tree as `ast.dump` writes it, without empty fields, of which a later Python has more; in a third of its time."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_text_of, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    kind, fields = type(node), []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if value != [] and (value is not None or getattr(kind, name, ...) is not None):  # a constant may be None
+            fields.append(f"{name}={_text_of(value)}")
+    return f"{kind.__name__}({', '.join(fields)})"

@@ -78,10 +78,10 @@ class Inputs:
     dealer: Dealer
     deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
     old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
+    local: Config  # the config with all data on this machine
     asked: Asked | None = None  # what run.eval_generate answers
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
-    local: Config | None = None  # the config with all data on this machine
     exclusion: Any = None  # a data.find.Exclusion, with data.exclude; the plan is without it
     # For evaluations, which are alike: (whether they are of `train`, the items of a batch) -> its deal
     dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
@@ -228,9 +228,9 @@ def read_inputs(
         dealer,
         deal,
         old_domain,
+        config,
         asked,
         new_row,
-        local=config,
         exclusion=exclusion,
     )
 

@@ -3,7 +3,6 @@
 import os
 import socket
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from common.errors import UserError
 from configs.config import Config
+from distributed.device import mark, seconds_between
 from distributed.process_group import Ranks, StopSignal, gather_objects
 from distributed.rank_names import ranks_on_hosts
 
@@ -106,8 +106,8 @@ class Pace:
 
     def __init__(self, layers: list[nn.Module], stop: StopSignal, step: int) -> None:
         """step: number of finished steps. A collective. Call it after the layers are sharded: hooks run in this order."""
-        self.stop, self.step, self.is_on_gpu = stop, step, stop.ranks.device.type == "cuda"
-        self.spans: list[tuple[Any, Any]] = []  # (begin, end) of each layer's forward: seconds, or CUDA events
+        self.stop, self.step = stop, step
+        self.spans: list[tuple[Any, Any]] = []  # (begin, end) of each layer's forward
         self.tokens = 0
         self.streak = [0] * stop.ranks.world_size  # rows in which this rank was slow, up to now
         self.hosts = gather_objects(socket.gethostname(), stop.ranks)
@@ -123,7 +123,7 @@ class Pace:
         dealt more than the others is not.
         """
         steps, self.step = step - self.step, step
-        seconds = sum(b.elapsed_time(e) / 1000 if self.is_on_gpu else e - b for b, e in self.spans)
+        seconds = sum(seconds_between(begin, end) for begin, end in self.spans)
         told = self.stop.told_by_ranks  # of the row before, by all ranks
         self.stop.told = (seconds / steps, self.tokens / steps)
         self.spans, self.tokens = [], 0
@@ -142,18 +142,11 @@ class Pace:
                 )
         return {"time/slowest_rank_seconds": max(times), "time/median_rank_seconds": median}
 
-    def _now(self) -> Any:
-        if not self.is_on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def _enter(self, layer: nn.Module, arguments: tuple) -> None:
         if layer.training:  # an evaluation is no step
-            self.spans.append((self._now(), None))
+            self.spans.append((mark(self.stop.ranks.device), None))
 
     def _leave(self, layer: nn.Module, arguments: tuple, output: object) -> None:
         if layer.training:
-            self.spans[-1] = (self.spans[-1][0], self._now())
+            self.spans[-1] = (self.spans[-1][0], mark(self.stop.ranks.device))
             self.tokens += arguments[0].shape[:-1].numel()

@@ -50,7 +50,7 @@ def record_start(
     evaluated: as for `log.open`. Returns a line that names the start. Raises UserError on all ranks if it cannot be written.
     """
     directory, ranks, settings = record.directory, record.ranks, as_dict(config)
-    places = gather_objects((socket.gethostname(), device_name(ranks.device)), ranks)
+    places = gather_objects((socket.gethostname(), _hardware(ranks.device)), ranks)
 
     def write() -> dict:
         """Write everything on rank 0; returns what config.json says."""
@@ -102,7 +102,7 @@ def record_start(
 
 def files_read(config: Config, inputs: Inputs, identity: Identity, say: Say) -> dict[str, dict[str, str]]:
     """The SHA-256 of the files that decide a run, by their absolute paths: `the base` with its tokenizer, `the data`."""
-    base, paths = Path(config.model.path).resolve(), data_paths(inputs.local) if inputs.local else []
+    base, paths = Path(config.model.path).resolve(), data_paths(inputs.local)
     others = [path for path in (config.data.chat_template, config.data.exclude) if path]
     fisher = Path(config.ewc.fisher) if config.ewc.strength and config.ewc.fisher else None
     others += sorted(map(str, fisher.iterdir())) if fisher and fisher.is_dir() else []
@@ -172,7 +172,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device_name(device: torch.device) -> str:
+def _hardware(device: torch.device) -> str:
     """The GPU's name, or cpu with its machine type and instruction set: `cpu (x86_64, AVX2)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

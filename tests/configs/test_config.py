@@ -55,8 +55,11 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
             "optimizer.betas=(0.9, 0.99)",
             "optimizer.epochs=2",
             "run.name=7",
+            "data.chat_template_options=a=False,b=false,c=None,d=d",
         ],
     )
+    # A text would be true in a template.
+    assert config.data.chat_template_options == {"a": False, "b": False, "c": None, "d": "d"}
     assert config.optimizer.learning_rate == 2e-5 and config.optimizer.betas == (0.9, 0.99)
     assert config.batch.global_examples is None and config.batch.global_tokens == 10000
     assert config.data.train == ("a", "b") and config.model.compile is True
@@ -76,6 +79,8 @@ REFUSED = {
     "training.max_seq_length=512": "did you mean data.sequence_length?",
     "bf16=True": "did you mean model.compute_dtype=bf16?",
     "gradient_accumulation_steps=4": "did you mean batch.global_examples, from which it follows?",
+    "lr_scheduler_type=linear": "unknown key lr_scheduler_type; configs/config.py describes all keys",
+    "wandb=True": "did you mean run.log_to?",
     "qqq.zzz=1": "unknown key qqq.zzz; configs/config.py describes all keys",
     "batch.micro_batch=largest": "batch.micro_batch must be an integer or auto, not 'largest'",
     "data.chat_date=2026-02-30": "data.chat_date must be a date like 2026-01-31, not '2026-02-30'",
@@ -147,11 +152,12 @@ def test_a_mix_on_the_command_line() -> None:
             Source("general", ("a.jsonl", "b.txt"), 0.05),
             Source("law", ("c.jsonl.gz",), 0.1, ("d.txt",)),
         ),
-        "org/name:train=0.1;o/n@main:one:test=0.2;a/b.jsonl.gz,c.txt=0.05;s3://b/d.csv=1e-1": (
+        "org/name:train=0.1;o/n@main:one:test=0.2;a/b.jsonl.gz,c.txt=0.05;s3://b/d.csv=1e-1;x/y/**/[a-c]*.csv=0.1": (
             Source("name-train", ("org/name:train",), 0.1),
             Source("n-main-one-test", ("o/n@main:one:test",), 0.2),
             Source("b", ("a/b.jsonl.gz", "c.txt"), 0.05),
             Source("d", ("s3://b/d.csv",), 0.1),
+            Source("y", ("x/y/**/[a-c]*.csv",), 0.1),
         ),
         "base:0.1:anchor:a.jsonl:v.txt;o/n:test=2e-1:anchor;anchor=0.1": (
             Source("base", ("a.jsonl",), 0.1, ("v.txt",), anchor=True),

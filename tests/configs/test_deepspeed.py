@@ -156,6 +156,8 @@ def cosine(**params: object) -> dict:
         (batch(2, 8, None), OF_64 | {"batch.micro_batch": 2}, "x data.sequence_length tokens"),
         (batch(2, "auto", 64), OF_64 | {"batch.micro_batch": 2}, "train_batch_size=64"),
         (batch(None, 8, 64), OF_64, "train_batch_size=64"),
+        (batch(16, None, None), OF_64 | {"batch.micro_batch": 16}, "16 x gradient_accumulation_steps=1 x 4 ranks"),
+        (batch(2, "auto", None), {"batch.micro_batch": 2}, '"auto"'),
         (batch(2, None, "auto"), {"batch.micro_batch": 2}, '"auto"'),
         (batch("auto", 8, "auto"), {}, "ignored: gradient_accumulation_steps=8, which follows"),
         (batch(None, None, None), {}, ""),

@@ -116,6 +116,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.csv", b'text\n"a"b\n', "line 2 is not valid CSV: ',' expected after"),
         ("a.csv", b"text,text\na,b\n", "line 1: the column 'text' occurs twice"),
         ("a.csv", b"text\ncaf\xe9\n", "a.csv, line 2 is not UTF-8 text: invalid continuation byte"),
+        ("a.csv", b"prompt,completion\ra,b\r", "line 1 has a carriage return alone outside of quotes"),
         ("a.csv", b"messages\n\"[{'role': 'user'}]\"\n", "line 2: `messages` is text that is not JSON, but looks like Python"),
     ],
 )  # fmt: skip

@@ -48,6 +48,7 @@ def test_every_form_has_a_name_and_its_keys_are_known() -> None:
         ),
         ("completion", {"prompt": "1+1=", "completion": "2"}, {"prompt": "1+1=", "completion": "2"}),
         ("completion", {"prompt": [*CHAT, USER], "completion": [ANSWER]}, {"messages": [USER, ANSWER | {"weight": 0.0}, USER, ANSWER]}),
+        ("completion", {"prompt": json.dumps([USER]), "completion": json.dumps([ANSWER])}, {"messages": CHAT}),  # in a .csv file
         ("text", {"text": "Grüße", "messages": None}, {"text": "Grüße"}),
     ],
 )  # fmt: skip
@@ -120,6 +121,8 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"prompt": "a", "completion": CHAT}, ": `prompt` and `completion` must both be strings or both be lists"),
         ({"prompt": "a", "completion": "b", "label": True}, " has `label`, as data of preferences"),
         ({"prompt": "a", "completion": "b", "label": "False"}, " has `label`, as data of preferences"),  # as a .csv file has it
+        ({"prompt": str([USER]), "completion": str([ANSWER])}, ": `prompt` is text that is not JSON, but looks like Python"),
+        ({"prompt": "a", "completion": None}, " has none of the forms .*: its keys are prompt, completion .null.;"),
         ({"prompt": "a", "completion": ""}, ": `completion` must be a non-empty string"),
         ({"instruction": " ", "output": "o"}, ": `instruction` is empty"),
         ({"instruction": "i", "output": "o", "history": [["a"]]}, ": `history` must be a list of pairs"),

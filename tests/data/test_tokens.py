@@ -186,7 +186,7 @@ def test_an_error_of_the_template_is_one_sentence() -> None:
         ("{{ messages[9].content.x }}", "the chat template refuses this chat: list object has no element 9"),
         ("{{ 1 / 0 }}", "the chat template cannot render this chat (ZeroDivisionError: division by zero)"),
         ("{{ 'a' + 1 }}", "the chat template cannot render this chat (TypeError: can only concatenate str"),
-        ("{% if %}", "the chat template refuses this chat: Expected an expression"),
+        ("{% if %}", "the chat template has a mistake in its line 1: Expected an expression"),
     ):
         tokenizer.chat_template = template
         outcome = ExampleEncoder(tokenizer).encode([chat])[0]

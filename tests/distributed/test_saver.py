@@ -276,8 +276,8 @@ def test_a_load_reads_every_byte_once_and_finds_a_flipped_bit_in_each_block(tmp_
         damaged = bytearray(whole)
         damaged[position] ^= 1
         data.write_bytes(damaged)
-        with pytest.raises(UserError, match="__0_0.distcp is damaged: its checksum is .*; the hint"):
-            resumed.load(checkpoint, "the hint")
+        with pytest.raises(UserError, match="__0_0.distcp is damaged: its checksum is .*; run.resume=previous"):
+            resumed.load(checkpoint)
 
 
 # --- In the background ---

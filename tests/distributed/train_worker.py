@@ -210,7 +210,7 @@ def plant(name: str | None, set_attribute) -> None:
     elif kind == "slow_rank":
         # The clock of this rank's forwards runs at thirty times the speed, and no clock depends on the machine.
         ticks = itertools.count(step=30 if int(argument) == RANK else 1)
-        set_attribute(training.observe.Pace, "_now", lambda self: float(next(ticks)))
+        set_attribute(training.observe, "mark", lambda device: float(next(ticks)))
     elif kind == "endless_step":
         # From the step with this number on, a step has a million times as many micro-batches: it never ends. Their forwards
         # wait first, so that the other tests have the processor.

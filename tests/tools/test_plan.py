@@ -226,7 +226,7 @@ def inputs_of(
     def deal(step: int):
         return dealer.deal(plan.batch(step).items, corpus, ranks)
 
-    return Inputs(corpus, plan, max_steps or plan.num_steps, 0, None, None, dealer, deal, None)
+    return Inputs(corpus, plan, max_steps or plan.num_steps, 0, None, None, dealer, deal, None, CONFIG)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

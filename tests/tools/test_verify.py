@@ -328,7 +328,8 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch) -> Non
     """The plan of the record is that of the data as they were: another fingerprint, or another order, is no proof."""
     found = SimpleNamespace(digest="0123", where="data.jsonl, line 1", items=[5])
     batches = {0: (4, 5), 1: (6, 7)}
-    inputs = SimpleNamespace(local=None, train=SimpleNamespace(sources=[SimpleNamespace(fingerprint="of the data")]))
+    train = SimpleNamespace(sources=[SimpleNamespace(fingerprint="of the data")])
+    inputs = SimpleNamespace(local=SimpleNamespace(data=None), train=train)
     inputs.plan = SimpleNamespace(items=batches.__getitem__)
     inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
     monkeypatch.setattr(check_step, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))

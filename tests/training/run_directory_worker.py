@@ -29,9 +29,9 @@ answers = {}
 def start_in(directory: Path) -> None:
     record = RunRecord(directory, Corpus(()), ranks)
     record.step = 3
-    config = Config(Model("."), Data(("a",)), Batch(1), Optimizer(1e-3), Run("r"))
+    config = Config(Model("."), Data(()), Batch(1), Optimizer(1e-3), Run("r"))
     identity = {"the code": {}, "the weights": {}}
-    record_start(config, SimpleNamespace(local=None), identity, {}, record, SimpleNamespace(kept=lambda *more: b""))
+    record_start(config, SimpleNamespace(local=config), identity, {}, record, SimpleNamespace(kept=lambda *more: b""))
 
 
 try:

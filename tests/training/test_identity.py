@@ -226,6 +226,9 @@ FILES = {
     "eval/types.py": "x = 1\n",
     "elsewhere/mine.py": "import helper\n",
     "elsewhere/helper.py": "x = 1\n",
+    "elsewhere/kit/__init__.py": "x = 1\n",
+    "elsewhere/kit/rows.py": "from . import near\n",
+    "elsewhere/kit/near.py": "x = 1\n",
     "elsewhere/bare/loss.py": "import helper\n",  # in a package without an __init__.py
 }
 
@@ -277,6 +280,9 @@ def test_the_function_that_makes_examples_belongs_to_the_code_and_to_the_data(co
     assert changed(before, after) == ["elsewhere/helper.py"]
     assert digest_of_row("mine:convert") != digest and digest_of_row(None) == ""
     assert code_of_row(None) == code_of_row("nowhere:f") == {}
+    assert list(code_of_row("kit.rows:convert")) == [
+        f"elsewhere/kit/{name}.py" for name in ("__init__", "near", "rows")
+    ]
     beside = code / "own loop"  # a copy of train.py elsewhere, whose folder is the first of sys.path
     beside.mkdir()
     (beside / "hooks.py").write_text("import near\n")
@@ -314,7 +320,7 @@ def test_scores_count_where_they_choose_the_weights(code, folder) -> None:
 
 
 def test_the_projects_own_scores_are_found(folder, monkeypatch) -> None:
-    monkeypatch.setattr(identity, "digest_of_file", str)  # the names count
+    monkeypatch.setattr(identity, "_text_of", lambda tree: "")  # the names count
     config = with_value(with_value(config_of(folder), "run.eval_generate", 8), "run.export", "best")
     code, scores = code_of(ROOT / "train.py", scores_module(with_value(config, "run.best_by", "f1")))
     assert {"train.py", "model/loss.py", "data/mixing.py", "distributed/optimizer.py"} <= code.keys()

@@ -76,7 +76,7 @@ def test_a_rank_measures_the_forward_of_its_layers_and_no_evaluation(monkeypatch
     monkeypatch.setattr("training.observe.gather_objects", lambda value, ranks: ["a"] * 4)
     layer, stop, ticks = torch.nn.Linear(8, 8), Stop(), iter(range(1000))
     pace = Pace([layer], stop, 10)  # type: ignore[arg-type]
-    monkeypatch.setattr(pace, "_now", lambda: float(next(ticks)))
+    monkeypatch.setattr("training.observe.mark", lambda device: float(next(ticks)))
     for tokens in (5, 7, 8):
         layer(torch.ones(1, tokens, 8))
     layer.eval()

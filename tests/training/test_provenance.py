@@ -51,15 +51,11 @@ def test_no_checkout_no_commit_and_no_git_are_said(checkout, tmp_path, monkeypat
 def start(run: Path, step: int, ranks: Ranks, rows: bytes = b"", **of_run) -> dict:
     """What config.json says of a start that is recorded, in a run whose base is the folder `base` beside it."""
     (base := run.with_name("base")).mkdir(exist_ok=True)
-    for name in (
-        "tokenizer.json",
-        "export.json",
-        "bom.json",
-    ):  # the last two of a base that is an export: they are renewed
+    for name in ("tokenizer.json", "export.json", "bom.json"):  # a base that is an export: the last two are renewed
         (base / name).write_text("{}")
-    config = Config(Model(str(base)), Data(("a",)), Batch(1), Optimizer(1e-3), Run("r", **of_run))
+    config = Config(Model(str(base)), Data(()), Batch(1), Optimizer(1e-3), Run("r", **of_run))
     record, log = RunRecord(run, Corpus(()), ranks), SimpleNamespace(kept=lambda *arguments: rows, say=print)
-    record.step, inputs = step, SimpleNamespace(local=None)
+    record.step, inputs = step, SimpleNamespace(local=config)
     line = record_start(config, inputs, IDENTITY, {}, record, log)  # type: ignore[arg-type]
     found = json.loads((run / "config.json").read_text())
     assert line.startswith(f"run {run}, commit {short_commit(found)}, torch ")

@@ -22,8 +22,8 @@ def scores(answers: Sequence[str], examples: Sequence[dict]) -> dict[str, float]
     true = true_answers(examples, WHERE)
     if true is None:
         raise UserError(
-            f"{WHERE} have no field `violations` and no answer of the form `Violations: ... Directive: ...`; leave "
-            "eval.metric out, or make the data with scripts/make_reports.py"
+            f"{WHERE} have no field `violations` and no answer of the form `Violations: ... Directive: ...`; set "
+            "eval.metric=None, or make the data with scripts/make_reports.py"
         )
     read = [parse_answer(answer) for answer in answers]
     labels = [labels_of(answer) for answer in read]
