@@ -213,7 +213,7 @@ class Checkpointer:
         ]
         plan, good = "", possible[-1] if possible else None
         for step in range(step_of(good) if good else 0):
-            plan = plan_after(plan, step + 1, self.record.sources, exclusion.whole.batch(step).items)
+            plan = plan_after(plan, step + 1, self.record.sources, tuple(exclusion.whole.items(step)))
         if good and self.record.named(step_of(good), sha256(good / MANIFEST)).content["plan"] != plan:
             raise UserError(
                 f"{good} was trained on other documents, or in another order, than what is set now (run.resume=changed), so that "
