@@ -31,7 +31,8 @@ def start_in(directory: Path) -> None:
     record.step = 3
     config = Config(Model("."), Data(()), Batch(1), Optimizer(1e-3), Run("r"))
     identity = {"the code": {}, "the weights": {}}
-    record_start(config, SimpleNamespace(local=config), identity, {}, record, SimpleNamespace(kept=lambda *more: b""))
+    log = SimpleNamespace(kept=lambda *more: b"", say=print)
+    record_start(config, SimpleNamespace(local=config), identity, {}, record, log)
 
 
 try:

@@ -77,7 +77,7 @@ def test_a_checkpoint_of_another_plan_may_have_seen_what_is_excluded(tmp_path, r
     (folder / "latest").write_text("step-000003")
     for step in (1, 2):
         plan = plan_after(plan, step, ["s"], batches[step - 1])
-    whole = SimpleNamespace(batch=lambda step: SimpleNamespace(items=batches[step]))
+    whole = SimpleNamespace(items=batches.__getitem__)
     exclusion = SimpleNamespace(fingerprint="f", digests=["d"], first_step=lambda steps: 2, lines=(), whole=whole)
 
     def found(trained: str) -> Checkpointer:

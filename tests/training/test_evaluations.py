@@ -129,7 +129,7 @@ def test_the_documents_of_an_evaluation_are_dealt_once() -> None:
     train, validation = (Corpus((one,)) for one in documents)
     dealer, dealt = Dealer(8, one_per_token), []
     counted = SimpleNamespace(deal=lambda *arguments: dealt.append(arguments) or dealer.deal(*arguments))
-    inputs = Inputs(train, None, 0, 0, validation, (), counted, dealer.deal, None)  # type: ignore[arg-type]
+    inputs = Inputs(train, None, 0, 0, validation, (), counted, dealer.deal, None, None)  # type: ignore[arg-type]
     rank = SimpleNamespace(world_size=2, rank=1, device=torch.device("cpu"))
     for items, corpus in (((0, 1, 2, 3), validation), ((4, 5), validation), ((4, 5), train)) * 2:
         found = [batch.target_ids.tolist() for batch in inputs.micro_batches(items, corpus, rank)]  # type: ignore[arg-type]
