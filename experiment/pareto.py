@@ -36,6 +36,7 @@ BUDGETS = (0.1, 0.2, 0.4)  # nats per token
 FAR = sorted(Path("eval/texts").glob("*.jsonl"))
 FIRST = ("plain", "anchored 4", "low rate")
 ARMS = (*FIRST, "self-replay", "replay", "anchored 1", "anchored 16", "EWC 10", "EWC 100", "L2 0.01", "L2 0.1")
+COLORS = (*(f"C{number}" for number in range(10)), "black")  # matplotlib has ten
 WHOLE, LOW = "anchored 4, alpha 1", "low rate, alpha 0.75"
 CONTRASTS = (
     Contrast(WHOLE, "plain, alpha 1", "F1", paired=True, margin=0.05),
@@ -160,18 +161,18 @@ def _draw(found: dict[str, dict[str, dict[int, float]]], composed: dict[str, dic
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for number, arm in enumerate(ARMS):
+    for arm, color in zip(ARMS, COLORS, strict=True):
         means, seeds = [], 0
         for alpha in ALPHAS:
             f1, kl = (found[measure].get(f"{arm}, alpha {alpha}", {}) for measure in ("F1", "KL"))
             if f1:
                 seeds = max(seeds, len(f1))
                 points = np.array([(kl[seed], f1[seed]) for seed in f1])
-                axes.scatter(*points.T, s=14, color=f"C{number}", alpha=0.5, linewidths=0)
+                axes.scatter(*points.T, s=14, color=color, alpha=0.5, linewidths=0)
                 means.append(points.mean(axis=0))
         if means:
             label = f"{arm}, {seeds} seed{'s' * (seeds > 1)}"
-            axes.plot(*np.array(means).T, marker="o", color=f"C{number}", label=label)
+            axes.plot(*np.array(means).T, marker="o", color=color, label=label)
     for name, f1 in composed.items():
         if f1:
             axes.axhline(fmean(f1.values()), color="black", linewidth=0.8, linestyle="--", label=name)
