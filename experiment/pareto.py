@@ -161,7 +161,7 @@ def _draw(found: dict[str, dict[str, dict[int, float]]], composed: dict[str, dic
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for arm, color in zip(ARMS, COLORS, strict=True):
+    for arm, color in zip(ARMS, COLORS, strict=False):
         means, seeds = [], 0
         for alpha in ALPHAS:
             f1, kl = (found[measure].get(f"{arm}, alpha {alpha}", {}) for measure in ("F1", "KL"))

@@ -19,17 +19,16 @@ from tests.processes import ROOT
 WAITS = """
 import os, pathlib, signal, sys
 folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
-def end(number, frame):
-    with (folder / f"{name}.signals").open("a") as file:
-        file.write(signal.Signals(number).name + " ")
-    print("error: ended by a signal", flush=True)
-    sys.exit(7)
-signal.signal(signal.SIGINT, end)
-signal.signal(signal.SIGTERM, end)
+signals = {signal.SIGINT, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # one that comes before the wait is kept for it
 (folder / f"{name}.cores").write_text(" ".join(map(str, sorted(os.sched_getaffinity(0)))))
 print("waits", flush=True)
 os.replace(folder / f"{name}.cores", folder / f"{name}.ready")
-signal.sigtimedwait([], 60)
+received = signal.sigtimedwait(signals, 60)
+with (folder / f"{name}.signals").open("a") as file:
+    file.write(signal.Signals(received.si_signo).name + " ")
+print("error: ended by a signal", flush=True)
+sys.exit(7)
 """
 
 
