@@ -76,6 +76,9 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     said = export(run, "--step", 2, "--out", out, code=2)
     assert f"error: {out} exists and holds other weights; remove it, or name another directory with --out" in said
+    (out / "export.json").write_text(json.dumps(record | {"files": {}}))
+    said = export(run, "--out", out, code=2)
+    assert f"error: {out} is not what {run}/record.jsonl says of an export; remove it, and export again" in said
 
 
 def test_a_release_is_signed_after_its_files_are_whole_and_its_card_is_not_renewed_without_the_key(folder) -> None:
