@@ -151,12 +151,13 @@ def chosen_rate(method: str) -> float | None:
     return chosen_of(rates(method), lambda rate: rate_f1(method, rate))
 
 
-def tuning(method: str) -> list[Command]:
-    """Train and score what is known to be needed to choose the learning rate of a method."""
+def tuning() -> list[Command]:
+    """Train and score what is known to be needed to choose the learning rates, seed by seed, so that a part of it is a result."""
     return [
         command
-        for rate in rates(method)
         for seed in TUNING_SEEDS
+        for method in RATES
+        for rate in rates(method)
         for command in trained_and_scored(run_of(method, rate, seed), method, seed, rate, METHODS[method])
     ]
 

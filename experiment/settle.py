@@ -33,7 +33,7 @@ def result_of(method: str, seed: int) -> Path:
 
 def commands() -> list[Command]:
     """What is known to be needed, seed by seed, so that a part of it is a result."""
-    found = [drawn.pool(), *drawn.tuning("full"), *drawn.tuning("lora8")]
+    found = [drawn.pool(), *drawn.tuning()]
     chosen = {method: drawn.chosen_rate(method.replace("64", "8")) for method in SEEDS}
     for seed in range(max(SEEDS.values())):
         for method, rate in chosen.items():
