@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
+from xbrl.answers.answers import SUBJECTS
 from xbrl.answers.statements import BARE_QUANTITY, articles, parse_quantity
 from xbrl.read.filed_report import is_day
 from xbrl.rules.formula import keeps_to
@@ -28,6 +29,9 @@ _COMPARISON = re.compile(r"\s(<=?|>=?|≤|≥|!=|≠|(?:min|max)(?=\s[-\u2212\d]
 _MORE = re.compile(r"(?:<=?|>=|≤|≥|min|max)\s")  # a line on the figure of the line above begins so
 _AS_REPORTED = re.compile(r"(.* = \S+)( = )(\S+)")  # a quotient, and the ratio that it must be
 _NOT_EURO = re.compile(r"\b(?!EUR\b)[A-Z]{3}\b|[$£¥%]")
+_KIND_OF = {name: (kind, not number) for kind, names in SUBJECTS.items() for number, name in enumerate(names)}
+_IN_CHECK = re.compile(rf"(\S.*), so ({'|'.join(_KIND_OF)})\b.*")
+_CODE = re.compile(r"\b[A-Z]\d\d\b")  # of a client
 _VALUE = rf"(?:\d{{4}}-\d\d-\d\d|{BARE_QUANTITY}(?: days?)?)"
 _STEP = rf"{BARE_QUANTITY}(?: ?[-+/=\u2212]|,) ?"
 _CHECKED = re.compile(rf"(?P<what>\S.*?)(?:\s+(?P<working>(?:{_STEP})*{BARE_QUANTITY} = )?(?P<value>{_VALUE}))?")
@@ -107,6 +111,17 @@ def read_facts(text: str) -> tuple[list[NoteFact], int] | None:
         return None
     facts = [read_fact(line) for line in lines if not _is_none(line)]
     return [fact for fact in facts if fact], facts.count(None)
+
+
+def facts_of_checks(text: str) -> list[NoteFact]:
+    """The facts that an answer of the quickstart says in its checks, in place of a section `Note:`."""
+    said = [match for line in _sections(text).get("violations", ()) if (match := _IN_CHECK.fullmatch(line))]
+    return [_fact_of_check(match[1], *_KIND_OF[match[2]]) for match in said]
+
+
+def _fact_of_check(quote: str, kind: str, applies: bool) -> NoteFact:
+    clients = tuple(_CODE.findall(quote)) if kind == "connected" else ()
+    return NoteFact(kind, applies, None, clients, "", quote)
 
 
 def read_fact(line: str) -> NoteFact | None:

@@ -30,7 +30,8 @@ A verdict is `met`, the violated rule with its article, or `lifts RULE`. It stan
 model writes from left to right: a sign between them would have to be right before the limit is there. A line that begins with `min`
 or `max` is on the figure of the line above. A figure that is computed stands behind its working: a ratio is compared with its limit,
 or with the ratio that is reported (`=`, `!=`); an amount that was wrongly counted is taken off.
-The quickstart has no section `Note:`, and signs in its lines: `CET1 ratio 7.31% >= 4.5%: met`.
+The quickstart has no section `Note:`. It says the fact of a note in a check (`SUBJECTS`): `We gave A38 no voice in B95, so separate
+clients: met`. Its lines have signs: `CET1 ratio 7.31% >= 4.5%: met`.
 """
 
 import re
@@ -44,6 +45,12 @@ from xbrl.rules.note_facts import KINDS, NoteFact
 from xbrl.rules.rules import RuleResult, built_in_rules
 
 LETTER = "\nDirective:\n"  # what follows it is free
+# Kind of note -> what a check of the quickstart calls it if it applies, and if it does not.
+SUBJECTS = {
+    "pledged": ("pledged assets", "free assets"),
+    "connected": ("connected clients", "separate clients"),
+    "waiver": ("exempt", "bound"),
+}
 MAX_LINES = 12
 MAX_CHECKS = 30
 MAX_FACTS = 3

@@ -6,7 +6,7 @@ from typing import Any
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
 from eval.rouge import mean, rouge_l, score_whole_answers
-from xbrl.answers.answer_reader import Answer, Claim, claim_of, letter_in, parse_answer, read_facts
+from xbrl.answers.answer_reader import Answer, Claim, claim_of, facts_of_checks, letter_in, parse_answer, read_facts
 from xbrl.answers.letter_scores import score_letters, score_measures
 from xbrl.answers.note_scores import score_notes, true_facts
 
@@ -45,8 +45,9 @@ def score_answers(
     known, fitted_on = labelled(examples, where), labelled(training or (), train_where)
     rouge = rouge_l([truth.directive for truth in true], letters)
     pairs = pairs_right(known, labels)
-    answer_notes = [read_facts(text) or ([], 0) for text in texts]
-    asked_for_notes = any(read_facts(one["messages"][-1]["content"]) for one in examples)
+    answer_notes = [read_facts(text) or (facts_of_checks(text), 0) for text in texts]
+    references = [one["messages"][-1]["content"] for one in examples]
+    asked_for_notes = any(read_facts(text) or facts_of_checks(text) for text in references)
     void = sum(answer.void for answer in read if answer) + sum(lines for _, lines in answer_notes)
     claims = [claim for answer in read if answer for claim in answer.claims]
     return {

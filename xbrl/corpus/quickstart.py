@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from xbrl.answers.answers import Check
+from xbrl.answers.answers import SUBJECTS, Check
 from xbrl.answers.checks import compared, percent, short_legal
 from xbrl.corpus.banks import Bank, make_bank
 from xbrl.corpus.note_texts import FOLDER, HandNote
@@ -38,12 +38,6 @@ RULES = tuple(rule for rule in built_in_rules() if rule.id in ("LR_MIN", "LCR_MI
 CELLS = frozenset(cell for rule in RULES for cell in rule.cells) | {SHARE}
 PERIODS = ("2026-03-31", "2026-06-30", "2026-09-30", "2026-12-31")
 LEVERAGE = ("C_47.00", "r0340", "c0010")
-# Kind of note -> what a check calls it if it applies, and if it does not.
-SUBJECTS = {
-    "pledged": ("pledged assets", "free assets"),
-    "connected": ("connected clients", "separate clients"),
-    "waiver": ("exempt", "bound"),
-}
 KINDS = tuple(SUBJECTS)
 # The kinds in training, in turn: pledged assets are learned from fewer examples than the others.
 TURNS = ("pledged", "connected", "waiver", "connected", "waiver", "pledged", "connected", "waiver")

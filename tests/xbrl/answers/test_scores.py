@@ -88,6 +88,29 @@ def test_the_facts_of_notes_are_scored_where_the_answers_of_the_data_state_them(
     assert result["violations"]["void_lines"] == 1 and result["violations"]["exact"] == 1
 
 
+def test_the_facts_of_notes_are_scored_where_the_checks_of_the_quickstart_say_them():
+    def asked(note: str, subject: str, **fact) -> dict:
+        answer = f"Checks:\n{note}, so {subject}: met\nDirective:\nNo measure is required."
+        true = {"amount": None, "since": "", "who": [], "quote": note} | fact
+        one = example(answer, note_facts=[true], violations=[])
+        one["messages"][0]["content"] = f"LCR 104%\nNote: {note}; this is 95%."
+        return one
+
+    examples = [
+        asked("No part of it is ours", "pledged assets", kind="pledged", applies=True),
+        asked("A38 has no voice in B95", "separate clients", kind="connected", applies=False, who=["A38", "B95"]),
+        asked("The release was withdrawn", "bound", kind="waiver", applies=False),
+    ]
+    right = [one["messages"][-1]["content"] for one in examples]
+    notes = score_answers(examples, right, "test.jsonl", None)["notes"]
+    assert (notes["n"], notes["n_said"], notes["f1"]) == (3, 3, 1)
+    said = [right[0].replace("pledged", "free"), right[1].replace("B95", "B59"), right[2].replace(", so bound", "")]
+    notes = score_answers(examples, said, "test.jsonl", None)["notes"]
+    assert (notes["n"], notes["n_said"], notes["n_matched"]) == (3, 2, 2)
+    assert notes["f1"] == 0 and notes["decided_f1"] == pytest.approx(2 * 1 / 5)
+    assert notes["right"] == {"applies": 0.5, "amount": 1, "who": 0.5, "since": 1, "quote": 0.5}
+
+
 def test_micro_scores_count_report_rule_pairs():
     true = [("LCR_MIN", "CET1_MIN"), ("LCR_MIN",), (), ("NSFR_MIN",)]
     assert labels_of(Answer(("LCR_MIN",), "", (), void=2)) == ("LCR_MIN", UNREADABLE)

@@ -9,10 +9,12 @@ from itertools import pairwise
 import pytest
 
 from common.errors import UserError
-from xbrl.answers.answer_reader import letter_in, parse_answer
+from xbrl.answers.answer_reader import facts_of_checks, letter_in, parse_answer
+from xbrl.answers.answers import SUBJECTS
 from xbrl.answers.letter_scores import score_measures
+from xbrl.answers.note_scores import score_notes
 from xbrl.corpus.generate import Request, generate_corpus, is_generated, split_counts
-from xbrl.corpus.quickstart import KINDS, NOTES_FILE, SUBJECTS, decisive_words
+from xbrl.corpus.quickstart import KINDS, NOTES_FILE, decisive_words
 
 REQUEST = Request(150, 3, "quickstart", [0.4, 0.2, 0.4])
 NOTES = [json.loads(line) for line in NOTES_FILE.read_text(encoding="utf-8").splitlines()]
@@ -50,6 +52,8 @@ def test_labels_are_those_of_the_answers(corpus) -> None:
     assert rules == {"LR_MIN", "LCR_MIN", "PLEDGED_COUNTED", "LCR_PLEDGED", "LE_CONNECTED"}
     assert any("PLEDGED_COUNTED" in e["violations"] and "LCR_PLEDGED" not in e["violations"] for e in examples)
     assert any(set(e["engine"]) - set(e["violations"]) for e in examples)  # lifted by a waiver
+    notes = score_notes(examples, [facts_of_checks(texts(example)[1]) for example in examples])
+    assert notes and notes["n"] == 150 and notes["f1"] == 1
     scores = score_measures(examples, [letter_in(texts(example)[1]) for example in examples])
     assert scores and scores["right"] == scores["reports"] == 1
 
