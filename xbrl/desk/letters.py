@@ -81,7 +81,8 @@ def write_letter(
     `basis` names a legal basis of `rules/bases.json`: a directive binds a bank through national law alone.
     `short` gives the orders alone, in one line: the letter that small models learn. `grouped` is the letter that a person
     signs: it separates thousands (9,921; in German 9.921), where models learn plain digits, which their reports have too, and
-    names the cells that count as nil because they are not reported, and the basis of each duty. Raises UserError for an unknown basis, and for a block
+    names the cells that count as nil because they are not reported, and the basis of each duty. It leaves a place for the day on which
+    the bank was heard, which has to be before the decision unless the matter is urgent. Raises UserError for an unknown basis, and for a block
     that is missing or cannot be filled in.
     """
     blocks, law = _blocks(language, grouped), load_basis(basis)
@@ -95,7 +96,7 @@ def write_letter(
 
     more = {name: cited(getattr(context, name)) for name in ("margins", "triggers", "untested")}
     context, day = replace(context, **more), datetime.date.fromisoformat(date)
-    heard, objection = blocks.number(law.row["hearing"]["working_days"]), law.row["objection"]
+    hearing, objection = law.row["hearing"], law.row["objection"]
     months = blocks.text("months", str(objection["months"]))
     month = blocks.words["text"]["months"][day.month - 1]
     when = blocks.text("text", "date", day=day.day, month=month, year=day.year)
@@ -116,7 +117,14 @@ def write_letter(
         "untested": _untested(context, blocks),
         "remarks": _remarks(context, blocks),
         "unexamined": context.unexamined,
-        "hearing": blocks.text("rights", "hearing", number=heard, law=blocks.law(law.citation("hearing"))),
+        "hearing": blocks.choose(
+            "rights",
+            *(["heard"] if grouped else []),
+            "hearing",
+            number=blocks.number(hearing["working_days"]),
+            law=blocks.law(hearing["law"]),
+            urgent=blocks.law(hearing.get("urgent", "")),
+        ),
         "objection": blocks.text(
             "rights",
             "objection",

@@ -120,7 +120,8 @@ def test_a_draft_is_compared_with_the_blocks(breach, noted):
     assert made["draft"]["unknown"] == ["the figure 94%", "the date 2026-06-30", "the article CRR 413(1)"]
     # On the engine's findings, and on what follows from the facts that the model read.
     true = record(breach)["letter"]["text"]
-    assert record(breach, answer(letter=true))["draft"]["outside"] == []
+    learned = re.sub("Right to be heard: .*\n", "", true)  # which is another one in the letter that a person signs
+    assert learned != true and record(breach, answer(letter=learned))["draft"]["outside"] == []
     short = "Take the encumbered assets out of the liquidity buffer and file the liquidity coverage templates again within ten "
     made = record(noted, answer(COUNTED, facts=[FACT], letter=f"{short}working days of receipt."))
     assert made["draft"]["outside"] == []

@@ -67,6 +67,30 @@ def test_each_part_of_a_decision_stands_in_the_letter(breaches):
     assert "CRR Art. 414" in text and "binds you only through the national law that transposes it" in text
 
 
+@pytest.mark.parametrize(
+    ("language", "basis", "heard", "urgent"),
+    [
+        (
+            "en",
+            "model",
+            "We heard you on the facts, the reasons and the measures on ____________ (Charter",
+            "Art. 52(1)): you",
+        ),
+        (
+            "de",
+            "de",
+            "Wir haben Sie am ____________ zum Sachverhalt",
+            "VwVfG): Sie können sich binnen zehn Arbeitstagen",
+        ),
+    ],
+)
+def test_a_letter_that_a_person_signs_has_a_place_for_the_day_of_the_hearing(breaches, language, basis, heard, urgent):
+    signed, learned = (
+        write_letter(breaches, NAMED, PERIOD, basis=basis, language=language, grouped=one) for one in (True, False)
+    )
+    assert heard in signed and urgent in signed and "____________ (" not in learned
+
+
 def ratio(rule, row, value, limit):
     """A finding on a ratio of C 03.00 or, by its row, on the LCR."""
     cell = LCR if row == "LCR" else ("C_03.00", row, "c0010")
@@ -169,7 +193,7 @@ def test_letters_of_the_desk_separate_thousands(breaches):
     # A model learns plain digits. Years, cells and articles have no separators in either form.
     plain = write_letter([*breaches, large], NAMED, PERIOD)
     lines = zip(english.replace(",", "").splitlines(), plain.replace(",", "").splitlines(), strict=True)
-    assert [one[:13] for one, other in lines if one != other] == ["Legal basis: "]
+    assert [one[:13] for one, other in lines if one != other] == ["Legal basis: ", "Right to be h"]
     assert "EUR 1234567.89 thousand" in write_letter([*breaches, large], NAMED, PERIOD)
 
 
