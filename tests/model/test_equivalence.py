@@ -181,6 +181,8 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
         ("llama", {"attention_dropout": 0.1}, "set attention_dropout to 0.0"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("llama", {"lm_head_bias": True}, "a bias in the head"),
+        ("qwen2_moe", {"use_sliding_window": True}, "needs sliding windows"),
+        ("gemma3", {}, "gemma3 is not supported: .*; its text part, gemma3_text, can be trained by itself"),
         ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised weights .*dequantize=True"),
         (
             "gemma3_text",
