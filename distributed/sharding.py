@@ -132,7 +132,8 @@ def shard(
     options: dict[str, Any] = {
         "mesh": mesh,
         "shard_placement_fn": lambda parameter: Shard(sharded_dimension(parameter.shape, shards)),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype),
+        # OLMo and ERNIE rotate by fp32 cosines, which FSDP would cast too.
+        "mp_policy": MixedPrecisionPolicy(compute_dtype, reduce_dtype, cast_forward_inputs=False),
         "offload_policy": offload,
     }
     free = gathering_strategy(sharding, mesh) in ("full", "hybrid")

@@ -16,8 +16,8 @@ NEW_TOKENS = "new_tokens.json"  # in what model/vocabulary.py has made
 # tests/model/test_equivalence.py covers exactly these.
 SUPPORTED = (
     "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt_oss", "granite",
-    "helium", "hunyuan_v1_dense", "llama", "ministral", "mistral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "phi3", "qwen2",
-    "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+    "helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe",
+    "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def read_model_config(
     """
     check_model_directory(path, key)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # unset, it asks on the terminal
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"{path} has no valid model configuration: {reason}") from error
@@ -90,9 +90,11 @@ def check_supported(config: PretrainedConfig) -> None:
     """Raise UserError, by name, for what packed training would compute wrongly and for what has not been checked."""
     kind = config.model_type
     if kind not in SUPPORTED:
+        text = getattr(getattr(config, "text_config", None), "model_type", None)
+        part = f"; its text part, {text}, can be trained by itself (docs/models.md)" if text in SUPPORTED else ""
         raise UserError(
             f"model type {kind} is not supported: packed training needs a text decoder whose layers are all attention (no "
-            f"encoder, no images or sound), and has been checked for {', '.join(SUPPORTED)}"
+            f"encoder, no images or sound), and has been checked for {', '.join(SUPPORTED)}{part}"
         )
     settings = config.to_dict()
     dropout = [
@@ -108,6 +110,8 @@ def check_supported(config: PretrainedConfig) -> None:
         "a bias in the head": settings.get("lm_head_bias"),
         "attention to later tokens (use_bidirectional_attention)": settings.get("use_bidirectional_attention"),
         f"layers of type {', '.join(sorted(other_layers))}": other_layers,
+        # whose layers tell the window to a mask alone
+        "sliding windows": kind == "qwen2_moe" and settings.get("use_sliding_window"),
         # gpt-oss is published in MXFP4: from_pretrained(PATH, quantization_config=Mxfp4Config(dequantize=True)) makes it bf16
         "quantised weights (quantization_config; load it in transformers with dequantize=True, and save_pretrained)": settings.get(
             "quantization_config"

@@ -59,6 +59,10 @@ def scaled_config(
             f"{config.model_type} uses RoPE only in its sliding-window layers, which never attend further than "
             f"{config.sliding_window} tokens, so there is nothing to scale; remove rope_type"
         )
+    if config.model_type in ("hunyuan_v1_dense", "ministral3"):
+        raise UserError(
+            f"{config.model_type} has settings of RoPE (alpha, llama_4_scaling_beta) that no rope_type keeps; remove it"
+        )
     if rope_type == "longrope":
         return _longrope_with_equal_factors(config, factor, original_length)
     current, trained = full_attention_parameters(config), trained_length(config)
@@ -73,8 +77,11 @@ def scaled_config(
             f"rope_original_length={original_length} is not between 1 and the "
             f"{trained or config.max_position_embeddings} positions that the model was trained on"
         )
-    parameters = {key: current[key] for key in ("rope_theta", "partial_rotary_factor") if current.get(key) is not None}
-    parameters |= {"rope_type": rope_type} | STRETCHING.get(rope_type, {})
+    kept = ["rope_theta", "partial_rotary_factor"]
+    if current["rope_type"] == rope_type:  # settings of the model's own, such as gpt-oss' truncate
+        kept += current.keys() - {"attention_factor", "type"}  # the first follows from the factor
+    parameters = STRETCHING.get(rope_type, {}) | {"rope_type": rope_type}
+    parameters |= {key: current[key] for key in kept if current.get(key) is not None}
     if rope_type == "default":
         if factor is not None:
             raise UserError(f"rope_type=default does not scale; remove rope_factor={factor:g}")
@@ -128,6 +135,8 @@ def check_document_isolation(config: PretrainedConfig) -> None:
     parts = config.rope_parameters or {}
     for part in parts.values() if _differs_by_layer(config) else (parts,):
         kind = (part or {}).get("rope_type")
+        if kind == "dynamic" and part.get("alpha"):  # HunYuan: a fixed base
+            continue
         if kind == "dynamic" or (kind == "longrope" and part["short_factor"] != part["long_factor"]):
             raise UserError(f"the model has RoPE type {kind}: {WHY_NOT_ISOLATED[kind]}")
 

@@ -89,7 +89,27 @@ OTHER_FAMILIES = {
     "glm": ("glm", {"head_dim": 16}),
     "glm4": ("glm4", {"head_dim": 16, "attention_bias": True}),
     "helium": ("helium", {"head_dim": 16}),
-    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 16}),
+    "hunyuan_v1_dense": (
+        "hunyuan_v1_dense",
+        {
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0},
+        },
+    ),
+    "ministral3": (
+        "ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            }
+            | {"original_max_position_embeddings": 32, "llama_4_scaling_beta": 0.1},
+        },
+    ),
     "ministral": ("ministral", {"head_dim": 16, "sliding_window": 8, "layer_types": ["sliding", "full"]}),
     "nanochat": ("nanochat", {"final_logit_softcapping": 3.0}),
     "olmo": ("olmo", {"clip_qkv": 1.0}),

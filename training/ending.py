@@ -3,6 +3,7 @@
 scripts/export.py writes and checks the same files (training/export.py).
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -272,6 +273,8 @@ def write_files(
     list of what training has taught (EOS, and the token that ends an answer in the chat template, which may be another one)
     and of what the base's file has.
     """
+    model_config = copy.copy(model_config)
+    vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not
     model_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = chat_settings(config.data)

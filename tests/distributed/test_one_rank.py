@@ -8,7 +8,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.config import Model, Sharding
-from distributed.sharding import before_micro_batch, gathering_strategy, make_mesh, parallelize
+from data.batches import collate
+from distributed.sharding import before_micro_batch, decoder_layers, gathering_strategy, make_mesh, parallelize
+from model.architectures import read_model_config
+from model.language_model import build_on_meta, load_for_evaluation, load_weights
+from tests.losses import loss_of
+from tests.model.test_equivalence import documents
+from tests.tiny import write_tiny_model
 
 SIZE, LAYERS, MICRO_BATCHES = 48, 3, 4
 WEIGHTS = LAYERS * SIZE * SIZE
@@ -79,3 +85,16 @@ def test_gradients_are_those_without_fsdp_to_the_bit(dtype) -> None:
             for total, layer in zip(expected, copied, strict=True):
                 total += layer.weight.grad.to(dtype)
         assert all(torch.equal(a, b) for a, b in zip(step(model, effective), expected, strict=True))
+
+
+@pytest.mark.parametrize("family", ["olmo2", "ernie4_5"])
+def test_the_loss_in_bf16_is_that_without_fsdp_where_rope_is_fp32(tmp_path, family) -> None:
+    path, cpu, settings = str(write_tiny_model(tmp_path / "model", family)), torch.device("cpu"), Sharding()
+    config = read_model_config(path)
+    model, mesh = build_on_meta(config), make_mesh("cpu", 1, 1, settings)
+    layers = decoder_layers(model)
+    parallelize(model, layers, model.extra_fsdp_units(), mesh, torch.bfloat16, Model(path), settings)
+    load_weights(model, path, cpu)
+    batch = collate((0, 1), documents([200, 50]))
+    plain = load_for_evaluation(config, path, torch.bfloat16, cpu)
+    assert loss_of(model, batch).item() == loss_of(plain, batch).item()

@@ -1,12 +1,14 @@
 """The packed model against transformers' eager attention on each document, and the isolation of packed documents."""
 
 import dataclasses
+import textwrap
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import model.loss
 from common.errors import UserError
@@ -17,7 +19,8 @@ from model.language_model import build_on_meta, load_weights, num_parameters
 from model.loss import HeadSettings, visit_logits
 from tests.in_memory import InMemory
 from tests.losses import assert_same_gradients, eager, loss_of, loss_sum
-from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
+from tests.processes import ROOT
+from tests.tiny import FAMILIES, OTHER_FAMILIES, tiny_tokenizer, write_tiny_model
 
 ALL = FAMILIES | OTHER_FAMILIES
 # Each family once, those of the first list with both: what differs beside the family is the same code for all of them.
@@ -181,6 +184,8 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
         ("llama", {"attention_dropout": 0.1}, "set attention_dropout to 0.0"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
         ("llama", {"lm_head_bias": True}, "a bias in the head"),
+        ("qwen2_moe", {"use_sliding_window": True}, "needs sliding windows"),
+        ("gemma3", {}, "gemma3 is not supported: .*; its text part, gemma3_text, can be trained by itself"),
         ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantised weights .*dequantize=True"),
         (
             "gemma3_text",
@@ -197,6 +202,30 @@ ROPE = {"rope_theta": 10000.0, "factor": 2.0}
 def test_unsupported_models_are_refused_by_name(kind, settings, words) -> None:
     with pytest.raises(UserError, match=words):
         check_supported(AutoConfig.for_model(kind, **settings))
+
+
+def test_the_text_part_of_a_model_with_images_is_what_the_page_saves(tmp_path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = sizes | {"model_type": "gemma3_text", "vocab_size": 384, "num_key_value_heads": 1, "head_dim": 16}
+    images = sizes | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=images, mm_tokens_per_image=4)
+    path, directory = str(tmp_path / "whole"), str(tmp_path / "text")
+    AutoModelForImageTextToText.from_config(config, dtype=torch.float32).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(page[page.index("    whole = Auto") : page.index("## Models with experts")])
+    names, variables = (
+        "AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer",
+        {"PATH": path, "DIRECTORY": directory},
+    )
+    exec(f"from transformers import {names}\n{code}", variables)  # noqa: S102
+    made = documents([60, 20])
+    expected = 0.0
+    for ids, weights in zip(made.ids, made.weights, strict=True):
+        ids, weights = torch.from_numpy(ids), torch.from_numpy(weights)
+        logits = variables["whole"](input_ids=ids[None]).logits[0, :-1]
+        expected += (weights[1:] * F.cross_entropy(logits, ids[1:], reduction="none")).sum().item()
+    assert loss_of(load(directory), collate((0, 1), made)).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_missing_tensor_and_wrong_shape_are_reported_in_one_sentence(tmp_path) -> None:

@@ -110,6 +110,8 @@ def test_a_scaled_model_is_rescaled_from_its_original_window() -> None:
     plain = scaled_config(config, "default")
     assert plain.rope_parameters == {"rope_type": "default", "rope_theta": 500000.0}
     assert plain.max_position_embeddings == 8192
+    gpt_oss = AutoConfig.for_model("gpt_oss")  # has a setting that is not YaRN's default
+    assert scaled_config(gpt_oss, "yarn", 64.0).rope_parameters == gpt_oss.rope_parameters | {"factor": 64.0}
     linear = llama({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}, max_position_embeddings=16384)
     with pytest.raises(UserError, match="does not state the context length"):
         scaled_config(linear, "yarn", 8.0)
@@ -242,6 +244,9 @@ def test_models_that_cannot_be_scaled_are_refused_by_name(tmp_path) -> None:
         config = read_model_config(str(write_tiny_model(tmp_path / family, family=family)))
         with pytest.raises(UserError, match=f"{family} uses RoPE only in its sliding-window layers"):
             scaled_config(config, "yarn", 2.0)
+    for family in ("hunyuan_v1_dense", "ministral3"):
+        with pytest.raises(UserError, match=f"{family} has settings of RoPE"):
+            scaled_config(AutoConfig.for_model(family), "yarn", 2.0)
     config = read_model_config(str(write_tiny_model(tmp_path / "phi3", family="phi3")))
     with pytest.raises(UserError, match="transformers does not support rope_type=yarn for phi3"):
         scaled_config(config, "yarn", 2.0)

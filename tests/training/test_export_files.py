@@ -83,7 +83,9 @@ def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_p
     bare.mkdir()
     tokenizer, config = load_tokenizer(str(base)), AutoConfig.from_pretrained(base)
     tokenizer.name_or_path = str(bare)
+    config.auto_map = {"AutoConfig": "configuration_of_the_base.Config"}  # Phi-3: a file that the export does not have
     write_files(bare, config_of(tmp_path), config, tokenizer)
+    assert AutoConfig.from_pretrained(bare, trust_remote_code=True).model_type == config.model_type
     assert json.loads((bare / "generation_config.json").read_text()) == {"eos_token_id": [EOS, END_OF_TURN]}
     (tmp_path / "generation_config.json").write_text("[]")
     with pytest.raises(UserError, match="generation_config.json is damaged .*; remove it or copy it again"):
