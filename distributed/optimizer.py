@@ -70,10 +70,8 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, whose kernel gets this rank's part of sharded parameters as plain tensors.
-
-    DTensors take time (7 ms a step for 290 parameters on one core), and torch 2.11 keeps a record of each step of each parameter
-    for ever (pytorch#181761): 0.5 MB of the host per step for 112 of them.
+    """torch's, whose kernel gets this rank's part of sharded parameters as plain tensors: DTensors take time, and in torch 2.11
+    memory of the host in every step, for ever (pytorch#181761).
     """
 
     def _init_group(self, group: dict, *lists: list) -> bool:
