@@ -370,7 +370,8 @@ def prune(directory: Path, keep_last: int, append: Append) -> str | None:
         path.replace(temporary_path(path))
     for path in directory.glob(f"step-*{SUFFIX}"):
         if re.fullmatch(COMPLETE + r"(\.old)?" + re.escape(SUFFIX), path.name):
-            path.unlink() if path.is_symlink() else shutil.rmtree(path)
+            # What somebody reads NFS keeps under another name, so that the directory is not empty: the next save tries again.
+            path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
     return head
 
 

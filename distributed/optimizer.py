@@ -14,6 +14,7 @@ import inspect
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from common.errors import UserError
 from configs.config import Optimizer
@@ -57,7 +58,7 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
         groups += [{"params": found, "weight_decay": settings.weight_decay if decay else 0.0}] if found else []
     options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
     if settings.memory == "16N":
-        optimizer = torch.optim.AdamW(groups, **options, fused=True)
+        optimizer = AdamW(groups, **options, fused=True)
         for parameter in parameters.values():  # before the first step, so that a checkpoint can be read in place
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
             moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
@@ -66,6 +67,18 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
     from distributed.low_memory import LowMemoryAdamW
 
     return LowMemoryAdamW(groups, **options, memory=settings.memory, seed=seed, order=list(parameters.values()))
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, whose kernel gets this rank's part of sharded parameters as plain tensors: DTensors take time, and in torch 2.11
+    memory of the host in every step, for ever (pytorch#181761).
+    """
+
+    def _init_group(self, group: dict, *lists: list) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
+        return has_complex
 
 
 def check_optimizer(

@@ -577,8 +577,9 @@ def _moments(
     sums = sums_at_end = 0  # of earlier micro-batches; and of all, or the inputs of their all-reduces
     if layout.replicates:
         elements = trained_elements(shape, shards)
-        sums = elements * (reduce if memory == "14N" else max(0, reduce - gradient_itemsize(memory)))
-        sums_at_end = elements * (reduce if memory == "14N" or own != reduce else 0)
+        apart = memory == "14N" or layout.offloads  # from the gradients, whose place they do not take later
+        sums = elements * (reduce if apart else max(0, reduce - gradient_itemsize(memory)))
+        sums_at_end = elements * (reduce if apart or own != reduce else 0)
     # The gradient of the head is reduced in pieces, where FSDP sees none of it (distributed/sharding.py: shard). Else a tied
     # one waits in the root for that of the embedding.
     in_pieces = not layout.replicates and (bool(shape.extra) or shards == 1) and not layout.offloads

@@ -308,9 +308,10 @@ def load_reference(run: RunInputs, longest: int) -> PreTrainedModel:
         raise MemoryError
     only_eager = getattr(run.model_config, "attn_logit_softcapping", None) or run.model_config.model_type == "gpt_oss"
     attention = "eager" if longest <= EAGER_TOKENS or only_eager else "sdpa"
+    experts = {"experts_implementation": "eager"} if has_experts(run.model_config) else {}  # not the run's kernel
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=run.model_config, dtype=torch.float32, attn_implementation=attention
+            path, config=run.model_config, dtype=torch.float32, attn_implementation=attention, **experts
         )
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {path}: {str(error).splitlines()[0]}") from error

@@ -27,7 +27,7 @@ from training.evaluations import Evaluations, best_in_words, curve_of, is_better
 from training.identity import fingerprint_of_checkpoint
 from training.record import Record, RunRecord
 
-GENERATION_CONFIG = "generation_config.json"
+CONFIG, TOKENIZER, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
 EXPORT = "export.json"  # which weights an export holds, and the SHA-256 of its files
 CERTIFICATE = "certificate.json"  # of a budget for forgetting (training/budget.py)
 CARD, BOM, SIGNATURE = "README.md", "bom.json", "model.sig"  # later than the others, and may be written anew
@@ -277,6 +277,7 @@ def write_files(
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not
     model_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    name_as_before(folder)
     settings = chat_settings(config.data)
     write_chat_settings(folder, settings)
     file = Path(config.model.path, GENERATION_CONFIG)
@@ -287,6 +288,26 @@ def write_files(
     taught = ExampleEncoder(tokenizer, settings).stop_ids
     generation["eos_token_id"] = list(dict.fromkeys([*taught, *before]))
     write_json(folder / GENERATION_CONFIG, generation)
+
+
+def name_as_before(folder: Path) -> None:
+    """Give RoPE and the tokenizer also the names that transformers before 5 knows, and servers with it (vllm#42624).
+
+    Without those of RoPE they take a base of 10,000 and no scaling, and say nothing.
+    """
+    config, tokenizer = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG, TOKENIZER))
+    rope = config.get("rope_parameters") or {}
+    full = rope.get("full_attention", rope)
+    apart = {key: full[key] for key in ("rope_theta", "partial_rotary_factor") if key in full}
+    config |= apart
+    if full.get("rope_type", "default") not in ("default", "longrope"):  # Phi 3 had other fields for that
+        config["rope_scaling"] = {key: value for key, value in full.items() if key not in apart}
+    write_json(folder / CONFIG, config)
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    write_json(folder / TOKENIZER, tokenizer)
 
 
 def sums_of(folder: Path) -> dict[str, str]:

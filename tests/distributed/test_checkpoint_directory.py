@@ -1,6 +1,8 @@
 """Manifests, damaged checkpoints, `latest`, `run.resume=previous`, pruning and setting aside."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -171,7 +173,7 @@ def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(t
     for step in (1, 2, 3):
         save(tmp_path, ranks, step)
 
-    def killed(path: Path) -> None:
+    def killed(path: Path, ignore_errors: bool) -> None:
         (path / ".metadata").unlink()
         raise KeyboardInterrupt
 
@@ -182,6 +184,18 @@ def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(t
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000003"]
     prune(tmp_path, 1, no_record)
     assert names(tmp_path) == ["latest", "step-000003"]
+
+
+def test_a_checkpoint_that_somebody_reads_on_nfs_ends_no_run_and_goes_later(tmp_path, ranks, monkeypatch) -> None:
+    for step in (1, 2):
+        save(tmp_path, ranks, step)
+    with monkeypatch.context() as patch:
+        busy = OSError(errno.ENOTEMPTY, "Directory not empty")
+        patch.setattr(os, "rmdir", lambda *args, **options: (_ for _ in ()).throw(busy))
+        prune(tmp_path, 1, no_record)
+    assert names(tmp_path) == ["latest", "step-000001.tmp", "step-000002"]
+    prune(tmp_path, 1, no_record)
+    assert names(tmp_path) == ["latest", "step-000002"]
 
 
 def test_bad_checkpoints_are_set_aside_and_the_run_continues_from_the_good_one(tmp_path, ranks) -> None:

@@ -323,6 +323,21 @@ def stepped(memory: str, steps: range, found: tuple | None = None) -> tuple:
     return parameters, optimizer
 
 
+def test_16n_is_adamw_of_torch_to_the_bit_and_its_kernel_gets_no_dtensor(monkeypatch, ranks) -> None:
+    (parameters, optimizer), (others, stock) = ours, theirs = fresh("16N"), fresh("16N")
+    stock.__class__ = torch.optim.AdamW
+    kernel, seen = torch._fused_adamw_, []
+    monkeypatch.setattr(
+        torch, "_fused_adamw_", lambda *lists, **options: (seen.append(lists), kernel(*lists, **options))
+    )
+    for step in range(2):
+        take_step(parameters, optimizer, step, "16N")
+    assert seen and not any(isinstance(one, DTensor) for lists in seen for tensors in lists for one in tensors)
+    for step in range(2):
+        take_step(others, stock, step, "16N")
+    assert_same_bits(everything(*ours), everything(*theirs))
+
+
 def fresh(memory: str, fill: float | None = None) -> tuple:
     parameters = sharded(some_parameters(memory))
     optimizer = adamw(parameters, settings(memory, learning_rate=1e-3), seed=4)

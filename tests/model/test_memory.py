@@ -123,6 +123,9 @@ def test_offload_moves_parameters_gradients_and_moments_to_the_host_of_a_gpu_onl
     gpu = memory_of(shape, config, "cuda", 4)
     assert (gpu.parameters, gpu.gradients, gpu.optimizer) == (0, 0, 0)
     assert memory_of(shape, config, "cpu", 4) == memory_of(shape, CONFIG, "cpu", 4)
+    # Between two micro-batches and until backward has ended, FSDP2 keeps there in fp32 what copies of the model all-reduce.
+    hybrid = memory_of(shape, with_(config, sharding={"strategy": "hybrid", "shard_size": 2}), "cuda", 4)
+    assert hybrid.reduction - gpu.reduction == 4 * engine.trained_elements(shape, 2)
 
 
 def test_lora_trains_adapters_alone_and_keeps_the_rest_in_bf16() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
 from common.errors import UserError
 from data.batches import collate
@@ -78,6 +79,23 @@ def test_experts_round_by_the_number_of_their_tokens_and_a_leak_is_more(tmp_path
     assert compared(run, packed)[1].status == OK
     attention(merged(4, 2, 3))
     assert check_isolation(run, load_packed(run)).status == FAILS
+
+
+def test_a_wrong_gradient_of_the_run_s_kernel_of_experts_does_not_count_as_rounding(tmp_path, monkeypatch) -> None:
+    """As a B200 has given gradients to experts without tokens (pytorch#172439): the reference computes without that kernel."""
+    write_tiny_model(tmp_path / "model", family="qwen2_moe")
+    run = read(tiny_config(tmp_path))
+    documents, _ = packed_losses(run, load_packed(run))
+
+    def wrong(experts, *arguments):
+        nothing = experts.down_proj.sum() - experts.down_proj.sum().detach()
+        return grouped_mm_experts_forward(experts, *arguments) + nothing
+
+    monkeypatch.setitem(ExpertsInterface._global_mapping, "grouped_mm", wrong)
+    found = compute_reference(run, documents)[1]
+    monkeypatch.undo()
+    assert torch.equal(found.rounding, compute_reference(run, documents)[1].rounding)
+    assert compared(run)[1].status == OK
 
 
 def merged(fewest: int, first: int, last: int):

@@ -11,10 +11,10 @@ from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.chat_template import ChatSettings, read_chat_settings
 from data.encoding import ExampleEncoder
-from data.tokens import load_tokenizer
+from data.tokens import load_tokenizer, tokenizer_fingerprint
 from eval.generate import stop_tokens
 from tests.tiny import write_tiny_model
-from training.ending import write_files
+from training.ending import name_as_before, write_files
 
 EOS, END_OF_TURN, OTHER = 0, 2, 1  # <|endoftext|>, <|im_end|> of the chat template, and one that only the base knows
 PROMPT, ANSWER = [5, 6, 7], [20, 21, 22]
@@ -121,3 +121,43 @@ def test_the_template_of_the_run_is_that_of_the_exported_tokenizer(base, tmp_pat
     assert encoder.template.render(chat) == "[user|False|2025]Hi"
     other = dataclasses.replace(read_chat_settings(folder), date="2019-03-01")
     assert ExampleEncoder(load_tokenizer(str(folder)), other).template.render(chat) == "[user|False|2019]Hi"
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 1e6}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope", "old"),
+    [
+        ("llama", PLAIN | {"rope_theta": 5e5}, {"rope_theta": 5e5}),
+        ("glm", PLAIN | {"partial_rotary_factor": 0.5}, {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+        ("qwen3", YARN, {"rope_theta": 1e6, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
+        (
+            "gemma3_text",
+            {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, "sliding_attention": PLAIN},
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        ),
+        ("olmo3", {"full_attention": PLAIN, "sliding_attention": PLAIN}, {"rope_theta": 1e4}),
+    ],
+)
+def test_transformers_4_finds_rope_where_it_looks_and_5_reads_the_same_as_before(base, kind, rope, old, tmp_path):
+    """transformers 4.57.6, which no test installs, read these files right."""
+    AutoConfig.for_model(kind, rope_parameters=rope).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(base))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
+    tokenizer.save_pretrained(tmp_path)
+
+    def read_by_5() -> tuple:
+        tokenizer = load_tokenizer(str(tmp_path))
+        config = AutoConfig.from_pretrained(tmp_path).to_dict()
+        return config, tokenizer_fingerprint(tokenizer), tokenizer.extra_special_tokens, tokenizer.chat_template
+
+    before, names = read_by_5(), json.loads((tmp_path / "config.json").read_text()).keys()
+    name_as_before(tmp_path)
+    config, of_tokenizer = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "tokenizer_config")
+    )
+    assert {key: config[key] for key in config.keys() - names} == old
+    assert of_tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in of_tokenizer
+    assert of_tokenizer["additional_special_tokens"] == ["<|tool|>"] and read_by_5() == before
