@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from common.durable_files import write_json
 from common.errors import UserError
 from data.chat_template import PLAIN_CHAT_TEMPLATE
 
@@ -67,6 +68,18 @@ def _splits(tokenizer: Tokenizer) -> str:
     """What a tokenizer does with a text before the model, but for offsets."""
     steps = (tokenizer.normalizer, tokenizer.pre_tokenizer)
     return re.sub('"trim_offsets":(true|false),?', "", " ".join(step.__getstate__().decode() for step in steps if step))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the files of a tokenizer, with names that transformers 4, on which servers still run, knows as well."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings["tokenizer_class"] == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(path, settings)
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -16,6 +16,7 @@ from common.sha256 import sha256, sha256_of_all
 from configs.config import Config
 from data.chat_template import write_chat_settings
 from data.encoding import ExampleEncoder
+from data.tokens import save_tokenizer
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, weights_digest
 from distributed.export import export_model
@@ -273,7 +274,14 @@ def write_files(
     and of what the base's file has.
     """
     model_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = shape.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # not by layer type. transformers 4, and others, would take 10,000 without a word
+        beside = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+        scaling = {key: value for key, value in rope.items() if key not in beside}
+        scaling = scaling if scaling["rope_type"] != "default" else None
+        write_json(folder / "config.json", shape | beside | {"rope_scaling": scaling})
+    save_tokenizer(tokenizer, folder)
     settings = chat_settings(config.data)
     write_chat_settings(folder, settings)
     file = Path(config.model.path, GENERATION_CONFIG)

@@ -13,6 +13,7 @@ from data.chat_template import ChatSettings, read_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer
 from eval.generate import stop_tokens
+from model.rope import scaled_config
 from tests.tiny import write_tiny_model
 from training.ending import write_files
 
@@ -88,6 +89,25 @@ def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_p
     (tmp_path / "generation_config.json").write_text("[]")
     with pytest.raises(UserError, match="generation_config.json is damaged .*; remove it or copy it again"):
         write_files(bare, config_of(tmp_path), config, tokenizer)
+
+
+@pytest.mark.parametrize("rope_type", [None, "yarn", "llama3"])
+def test_transformers_4_would_read_the_same(base, tmp_path, rope_type):
+    """It knows no `rope_parameters` (and takes 10,000), no TokenizersBackend, and no list of extra_special_tokens."""
+    model = AutoConfig.from_pretrained(base)
+    model.rope_parameters["rope_theta"] = 5e5
+    model, tokenizer = scaled_config(model, rope_type, rope_type and 4.0), load_tokenizer(str(base))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<sep>"]})
+    write_files(tmp_path, config_of(base), model, tokenizer)
+    shape, settings = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "tokenizer_config"))
+    assert shape["rope_theta"] == 5e5 and (shape["rope_scaling"] or {}).get("rope_type") == rope_type
+    assert (shape["rope_scaling"] or {}).get("factor") == (rope_type and 4.0)
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["additional_special_tokens"] == ["<sep>"] and "extra_special_tokens" not in settings
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == model.rope_parameters  # and 5 what was trained
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(read) is type(tokenizer) and read.get_vocab() == tokenizer.get_vocab()
+    assert read.all_special_tokens == tokenizer.all_special_tokens
 
 
 def test_chat_json_is_written_only_where_a_setting_is_set_and_read_by_evaluation(base, tmp_path):
