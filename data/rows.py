@@ -224,8 +224,9 @@ def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
                 f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
                 "can name them"
             )
-        rows = (row for batch in batches_of(chosen) for row in batch.to_pylist())
-        yield from ((f"{path}, row {number}", _without_nulls(row)) for number, row in enumerate(rows, 1))
+        number = itertools.count(1)
+        for batch in batches_of(chosen):
+            yield from ((f"{path}, row {next(number)}", _plain(row, batch.schema)) for row in batch.to_pylist())
 
 
 def _open_columns(path: str | Path) -> tuple[list[str], Callable[[list[str]], Iterator[Any]]]:
@@ -254,7 +255,7 @@ def _guarded(path: str | Path) -> Iterator[None]:
     pyarrow = _pyarrow(path, ".parquet and .arrow")
     try:
         yield
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -262,7 +263,12 @@ def _guarded(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path} is damaged or not {kind} file: {reason}") from error
 
 
-def _without_nulls(value: Any) -> Any:
+def _plain(value: Any, kind: Any) -> Any:
+    """A value of this type without nulls, and with what the type calls JSON read: `datasets` stores tool calls so."""
+    if getattr(kind, "extension_name", None) == "arrow.json" and value is not None:
+        return json.loads(value, object_pairs_hook=_object)
+    kind = getattr(kind, "storage_type", kind)
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        kinds = {field.name: field.type for field in kind}
+        return {key: _plain(item, kinds[key]) for key, item in value.items() if item is not None}
+    return [_plain(item, getattr(kind, "value_type", None)) for item in value] if isinstance(value, list) else value

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from common.durable_files import write_json
 from common.errors import UserError
 from data.chat_template import PLAIN_CHAT_TEMPLATE
 
@@ -24,7 +26,7 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
     if the template file cannot be read.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = read_tokenizer(path)
     except Exception as error:  # damaged files raise many kinds, `Exception` itself among them
         raise UserError(f"cannot load a tokenizer from {path}: {_why_not_loaded(Path(path), error)}") from error
     if tokenizer.eos_token_id is None:
@@ -42,6 +44,42 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
             "and name it in data.chat_template"
         ) from error
     return tokenizer
+
+
+def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory, which splits a text as its tokenizer.json says.
+
+    transformers 5 builds the class that tokenizer_config.json names, such as GPT2Tokenizer, from vocabulary and merges, and
+    with the splits of that family. Those of SmolLM2, which names it, are others: before a number, line ends and spaces
+    would have other ids than in pretraining. Only for byte-level BPE is the file right (transformers#47861).
+    """
+    tokenizer, file = AutoTokenizer.from_pretrained(path), Path(path, "tokenizer.json")
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is not None and type(tokenizer) is not PreTrainedTokenizerFast and file.is_file():
+        parts = json.loads(file.read_text(encoding="utf-8"))
+        parts |= {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [], "post_processor": None}
+        wanted = _splits(Tokenizer.from_str(json.dumps(parts)))
+        if '"ByteLevel"' in wanted and wanted != _splits(inner):
+            return PreTrainedTokenizerFast.from_pretrained(path)
+    return tokenizer
+
+
+def _splits(tokenizer: Tokenizer) -> str:
+    """What a tokenizer does with a text before the model, but for offsets."""
+    steps = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    return re.sub('"trim_offsets":(true|false),?', "", " ".join(step.__getstate__().decode() for step in steps if step))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the files of a tokenizer, with names that transformers 4, on which servers still run, knows as well."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings["tokenizer_class"] == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(path, settings)
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from common.errors import UserError
+from data.tokens import read_tokenizer
 from model.architectures import FETCHED, NEW_TOKENS
 from model.language_model import build_on_meta, parameter_names, stored_form
 from model.new_tokens import NewToken
@@ -60,7 +61,7 @@ class BaseTokenizer:
 def read_base_tokenizer(path: str | Path) -> BaseTokenizer:
     """The tokenizer of a model directory. Raises UserError unless it is byte-level BPE or sentencepiece BPE."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = read_tokenizer(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} has no valid tokenizer: {str(error).splitlines()[0]}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -17,6 +17,7 @@ from common.sha256 import sha256, sha256_of_all
 from configs.config import Config
 from data.chat_template import write_chat_settings
 from data.encoding import ExampleEncoder
+from data.tokens import save_tokenizer
 from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name, weights_digest
 from distributed.export import export_model
@@ -27,7 +28,7 @@ from training.evaluations import Evaluations, best_in_words, curve_of, is_better
 from training.identity import fingerprint_of_checkpoint
 from training.record import Record, RunRecord
 
-CONFIG, TOKENIZER, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 EXPORT = "export.json"  # which weights an export holds, and the SHA-256 of its files
 CERTIFICATE = "certificate.json"  # of a budget for forgetting (training/budget.py)
 CARD, BOM, SIGNATURE = "README.md", "bom.json", "model.sig"  # later than the others, and may be written anew
@@ -276,8 +277,8 @@ def write_files(
     model_config = copy.copy(model_config)
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not
     model_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    name_as_before(folder)
+    name_rope_as_before(folder / CONFIG)
+    save_tokenizer(tokenizer, folder)
     settings = chat_settings(config.data)
     write_chat_settings(folder, settings)
     file = Path(config.model.path, GENERATION_CONFIG)
@@ -290,24 +291,17 @@ def write_files(
     write_json(folder / GENERATION_CONFIG, generation)
 
 
-def name_as_before(folder: Path) -> None:
-    """Give RoPE and the tokenizer also the names that transformers before 5 knows, and servers with it (vllm#42624).
-
-    Without those of RoPE they take a base of 10,000 and no scaling, and say nothing.
+def name_rope_as_before(path: Path) -> None:
+    """Give a config.json the settings of RoPE also under the names that transformers before 5 knows, and servers with it
+    (vllm#42624). Without them they take a base of 10,000 and no scaling, and say nothing.
     """
-    config, tokenizer = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG, TOKENIZER))
+    config = json.loads(path.read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}
     full = rope.get("full_attention", rope)
     apart = {key: full[key] for key in ("rope_theta", "partial_rotary_factor") if key in full}
-    config |= apart
     if full.get("rope_type", "default") not in ("default", "longrope"):  # Phi 3 had other fields for that
-        config["rope_scaling"] = {key: value for key, value in full.items() if key not in apart}
-    write_json(folder / CONFIG, config)
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(tokenizer.get("extra_special_tokens"), list):
-        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-    write_json(folder / TOKENIZER, tokenizer)
+        apart |= {"rope_scaling": {key: value for key, value in full.items() if key not in apart}}
+    write_json(path, config | apart)
 
 
 def sums_of(folder: Path) -> dict[str, str]:

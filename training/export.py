@@ -24,7 +24,7 @@ from configs.config import Config
 from configs.load import config_of
 from data.batches import collate
 from data.chat_template import write_chat_settings
-from data.tokens import load_tokenizer
+from data.tokens import load_tokenizer, save_tokenizer
 from distributed.checkpoint_directory import (
     MANIFEST,
     check_whole,
@@ -240,7 +240,7 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
                 base_name,
                 lambda name, tensor: converted(name, tensor, export.dtype),
             )
-            export.tokenizer.save_pretrained(folder)
+            save_tokenizer(export.tokenizer, folder)
             write_chat_settings(folder, chat_settings(export.config.data))
         else:
             size = write_weights(folder, export.weights, export.dtype, form=stored_form(export.model_config))

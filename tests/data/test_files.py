@@ -129,6 +129,27 @@ def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
+def test_what_datasets_stores_as_json_is_read(tmp_path) -> None:
+    """`datasets` does so where rows differ: messages with and without tool calls, and the properties of tools."""
+
+    def tool(name: str) -> dict:
+        return {"name": name, "parameters": {"type": "object", "properties": {name: {"type": "string"}}}}
+
+    call = {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": None}}}],
+    }
+    rows = [
+        {"messages": [CHAT[0], call | {"content": ""}], "tools": [tool("f")]},
+        {"messages": CHAT, "tools": [tool("g")]},
+    ]
+    made = pytest.importorskip("datasets").Dataset.from_list(rows, on_mixed_types="use_json")
+    made.to_parquet(tmp_path / "a.parquet")
+    made.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "a.parquet", *(tmp_path / "saved").glob("*.arrow")):
+        assert examples(path) == rows
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(tmp_path, kind) -> None:
     rows = [{"messages": CHAT, "id": i} for i in range(9)]

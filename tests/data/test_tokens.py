@@ -10,6 +10,7 @@ from common.errors import UserError
 from data.chat_template import ChatSettings, ChatTemplate, writes_date
 from data.encoding import ExampleEncoder, Span
 from data.tokens import bos_ids, load_tokenizer, plain_template
+from model.vocabulary import read_base_tokenizer
 from tests.chat_families import family_tokenizer
 from tests.tiny import encode_one, tiny_tokenizer
 
@@ -236,6 +237,16 @@ def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None
     sentence = str(error.value)
     assert sentence.startswith(f"cannot load a tokenizer from {tmp_path}: ") and reason in sentence
     assert "\n" not in sentence and "sentencepiece or tiktoken" not in sentence
+
+
+@pytest.mark.parametrize("read", [load_tokenizer, lambda folder: read_base_tokenizer(folder).backend])
+def test_a_text_is_split_as_the_file_says_whatever_class_is_named(tmp_path, read) -> None:
+    """SmolLM2 and StarCoder2 name GPT2Tokenizer, which transformers builds without the single digits of their files."""
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>"}')
+    tokenizer = read(str(tmp_path))
+    split = getattr(tokenizer, "backend_tokenizer", tokenizer).pre_tokenizer.pre_tokenize_str("LCR\n\n97")
+    assert [piece for piece, _ in split] == ["LCR", "ĊĊ", "9", "7"]  # and not Ċ, Ċ, 97
 
 
 def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp_path) -> None:

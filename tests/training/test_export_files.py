@@ -14,7 +14,7 @@ from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer, tokenizer_fingerprint
 from eval.generate import stop_tokens
 from tests.tiny import write_tiny_model
-from training.ending import name_as_before, write_files
+from training.ending import name_rope_as_before, write_files
 
 EOS, END_OF_TURN, OTHER = 0, 2, 1  # <|endoftext|>, <|im_end|> of the chat template, and one that only the base knows
 PROMPT, ANSWER = [5, 6, 7], [20, 21, 22]
@@ -92,6 +92,20 @@ def test_a_base_without_the_file_gets_one_and_a_damaged_one_is_named(base, tmp_p
         write_files(bare, config_of(tmp_path), config, tokenizer)
 
 
+def test_transformers_4_would_read_the_same_tokenizer(base, tmp_path):
+    """It knows no TokenizersBackend, and no list of extra_special_tokens."""
+    model, tokenizer = AutoConfig.from_pretrained(base), load_tokenizer(str(base))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<sep>"]})
+    write_files(tmp_path, config_of(base), model, tokenizer)
+    assert "rope_theta" in json.loads((tmp_path / "config.json").read_text())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["additional_special_tokens"] == ["<sep>"] and "extra_special_tokens" not in settings
+    read = load_tokenizer(str(tmp_path))
+    assert type(read) is type(tokenizer) and tokenizer_fingerprint(read) == tokenizer_fingerprint(tokenizer)
+    assert read.all_special_tokens == tokenizer.all_special_tokens
+
+
 def test_chat_json_is_written_only_where_a_setting_is_set_and_read_by_evaluation(base, tmp_path):
     plain = export(base, tmp_path / "plain")
     assert not (plain / "chat.json").exists() and read_chat_settings(plain) == ChatSettings()
@@ -141,23 +155,12 @@ PLAIN = {"rope_type": "default", "rope_theta": 1e4}
         ("olmo3", {"full_attention": PLAIN, "sliding_attention": PLAIN}, {"rope_theta": 1e4}),
     ],
 )
-def test_transformers_4_finds_rope_where_it_looks_and_5_reads_the_same_as_before(base, kind, rope, old, tmp_path):
+def test_transformers_4_finds_rope_where_it_looks_and_5_reads_the_same_as_before(kind, rope, old, tmp_path):
     """transformers 4.57.6, which no test installs, read these files right."""
+    path = tmp_path / "config.json"
     AutoConfig.for_model(kind, rope_parameters=rope).save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(str(base))
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
-    tokenizer.save_pretrained(tmp_path)
-
-    def read_by_5() -> tuple:
-        tokenizer = load_tokenizer(str(tmp_path))
-        config = AutoConfig.from_pretrained(tmp_path).to_dict()
-        return config, tokenizer_fingerprint(tokenizer), tokenizer.extra_special_tokens, tokenizer.chat_template
-
-    before, names = read_by_5(), json.loads((tmp_path / "config.json").read_text()).keys()
-    name_as_before(tmp_path)
-    config, of_tokenizer = (
-        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "tokenizer_config")
-    )
+    before, names = AutoConfig.from_pretrained(tmp_path).to_dict(), json.loads(path.read_text()).keys()
+    name_rope_as_before(path)
+    config = json.loads(path.read_text())
     assert {key: config[key] for key in config.keys() - names} == old
-    assert of_tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in of_tokenizer
-    assert of_tokenizer["additional_special_tokens"] == ["<|tool|>"] and read_by_5() == before
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() == before

@@ -272,12 +272,13 @@ def hidden_states(directory: str, texts: Sequence[str], batch_size: int = 16) ->
     """Text -> the mean over its tokens of the last hidden state of a causal language model. `(hidden,)` each."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     from common.dtypes import choose_dtype
+    from data.tokens import read_tokenizer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = read_tokenizer(directory)
     model = AutoModel.from_pretrained(directory, dtype=choose_dtype("auto", device)).to(device).eval()
     tokens = {text: tokenizer(text)["input_ids"] for text in dict.fromkeys(texts)}
     order, states = sorted(tokens, key=lambda text: len(tokens[text])), {}
