@@ -77,8 +77,8 @@ def read_model_config(
     check_model_directory(path, key)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # unset, it asks on the terminal
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    except Exception as error:  # a wrong value raises many kinds; the second line says what is wrong with a field
+        reason = " ".join(" ".join(str(error).splitlines()[:2]).split()).rstrip(".")
         raise UserError(f"{path} has no valid model configuration: {reason}") from error
     if config.model_type in SUPPORTED:  # others may have no RoPE at all
         config = scaled_config(config, rope_type, rope_factor, rope_original_length)

@@ -228,7 +228,7 @@ def test_the_text_part_of_a_model_with_images_is_what_the_page_saves(tmp_path) -
     assert loss_of(load(directory), collate((0, 1), made)).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_missing_tensor_and_wrong_shape_are_reported_in_one_sentence(tmp_path) -> None:
+def test_missing_tensor_wrong_shape_and_wrong_value_are_reported_in_one_sentence(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     config = read_model_config(str(path))
     config.intermediate_size = 130
@@ -239,3 +239,7 @@ def test_missing_tensor_and_wrong_shape_are_reported_in_one_sentence(tmp_path) -
     config.layer_types = None
     with pytest.raises(UserError, match="has no tensor model.layers.2"):
         load_weights(build_on_meta(config), str(path), torch.device("cpu"))
+    settings = (path / "config.json").read_text(encoding="utf-8")
+    (path / "config.json").write_text(settings.replace('"attention_dropout": 0.0', '"attention_dropout": "0.0"'))
+    with pytest.raises(UserError, match="no valid model configuration: .*'attention_dropout' with value '0.0'"):
+        read_model_config(str(path))
