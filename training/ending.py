@@ -274,13 +274,10 @@ def write_files(
     and of what the base's file has.
     """
     model_config.save_pretrained(folder)
-    shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    rope = shape.get("rope_parameters") or {}
-    if "rope_theta" in rope:  # not by layer type. transformers 4, and others, would take 10,000 without a word
-        beside = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-        scaling = {key: value for key, value in rope.items() if key not in beside}
-        scaling = scaling if scaling["rope_type"] != "default" else None
-        write_json(folder / "config.json", shape | beside | {"rope_scaling": scaling})
+    shape = read_json(folder / "config.json", "export again")
+    if "rope_theta" in (rope := shape.get("rope_parameters") or {}):  # transformers 4 would take 10,000 and not say so
+        shape |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+        write_json(folder / "config.json", shape | {"rope_scaling": rope if rope["rope_type"] != "default" else None})
     save_tokenizer(tokenizer, folder)
     settings = chat_settings(config.data)
     write_chat_settings(folder, settings)
@@ -295,9 +292,9 @@ def write_files(
 
 
 def sums_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of an export but export.json and its card, by name."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (EXPORT, CARD)]
-    return {path.name: digest for path, digest in sha256_of_all(files).items()}
+    """The SHA-256 of every file of an export but export.json and its card, by its path in `folder`."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (EXPORT, CARD)]
+    return {str(path.relative_to(folder)): digest for path, digest in sha256_of_all(files).items()}
 
 
 def damage(sums: dict[Path, str], ranks: Ranks) -> list[str]:

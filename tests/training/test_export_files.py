@@ -13,9 +13,11 @@ from data.chat_template import ChatSettings, read_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer
 from eval.generate import stop_tokens
+from model.new_tokens import NewToken
 from model.rope import scaled_config
+from model.vocabulary import read_base_tokenizer, write_extension
 from tests.tiny import write_tiny_model
-from training.ending import write_files
+from training.ending import sums_of, write_files
 
 EOS, END_OF_TURN, OTHER = 0, 2, 1  # <|endoftext|>, <|im_end|> of the chat template, and one that only the base knows
 PROMPT, ANSWER = [5, 6, 7], [20, 21, 22]
@@ -139,3 +141,17 @@ def test_the_template_of_the_run_is_that_of_the_exported_tokenizer(base, tmp_pat
     assert encoder.template.render(chat) == "[user|False|2025]Hi"
     other = dataclasses.replace(read_chat_settings(folder), date="2019-03-01")
     assert ExampleEncoder(load_tokenizer(str(folder)), other).template.render(chat) == "[user|False|2019]Hi"
+
+
+def test_a_template_for_tools_is_kept_and_has_its_digest(base, tmp_path):
+    """transformers keeps all but the default template in a folder (Command-R)."""
+    tokenizer, template = load_tokenizer(str(base)), {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    tokenizer.chat_template = template
+    folder = tmp_path / "export"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.save_pretrained(folder)
+    write_files(folder, config_of(base), model.config, tokenizer)
+    assert "additional_chat_templates/tool_use.jinja" in sums_of(folder)
+    (extended := tmp_path / "extended").mkdir()
+    write_extension(folder, extended, model.config, read_base_tokenizer(folder), [NewToken(" own funds", 9, 9)])
+    assert [load_tokenizer(str(path)).chat_template for path in (folder, extended)] == [template, template]
