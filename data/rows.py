@@ -224,9 +224,8 @@ def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
                 f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
                 "can name them"
             )
-        number = itertools.count(1)
-        for batch in batches_of(chosen):
-            yield from ((f"{path}, row {next(number)}", _plain(row, batch.schema)) for row in batch.to_pylist())
+        rows = ((row, batch.schema) for batch in batches_of(chosen) for row in batch.to_pylist())
+        yield from ((f"{path}, row {number}", _plain(*row)) for number, row in enumerate(rows, 1))
 
 
 def _open_columns(path: str | Path) -> tuple[list[str], Callable[[list[str]], Iterator[Any]]]:
@@ -269,6 +268,5 @@ def _plain(value: Any, kind: Any) -> Any:
         return json.loads(value, object_pairs_hook=_object)
     kind = getattr(kind, "storage_type", kind)
     if isinstance(value, dict):
-        kinds = {field.name: field.type for field in kind}
-        return {key: _plain(item, kinds[key]) for key, item in value.items() if item is not None}
+        return {key: _plain(item, kind.field(key).type) for key, item in value.items() if item is not None}
     return [_plain(item, getattr(kind, "value_type", None)) for item in value] if isinstance(value, list) else value

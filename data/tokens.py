@@ -8,7 +8,6 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from common.durable_files import write_json
 from common.errors import UserError
 from data.chat_template import PLAIN_CHAT_TEMPLATE
 
@@ -47,39 +46,30 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
 
 
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory, which splits a text as its tokenizer.json says.
-
-    transformers 5 builds the class that tokenizer_config.json names, such as GPT2Tokenizer, from vocabulary and merges, and
-    with the splits of that family. Those of SmolLM2, which names it, are others: before a number, line ends and spaces
-    would have other ids than in pretraining. Only for byte-level BPE is the file right (transformers#47861).
+    """The tokenizer of a model directory. Byte-level BPE splits a text as its tokenizer.json says, and not as transformers 5,
+    which builds classes such as GPT2Tokenizer, named by SmolLM2's files, with the splits of their family: before a number,
+    line ends and spaces would have other ids than in pretraining (huggingface/transformers#45488).
     """
     tokenizer, file = AutoTokenizer.from_pretrained(path), Path(path, "tokenizer.json")
-    inner = getattr(tokenizer, "backend_tokenizer", None)
-    if inner is not None and type(tokenizer) is not PreTrainedTokenizerFast and file.is_file():
-        parts = json.loads(file.read_text(encoding="utf-8"))
-        parts |= {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [], "post_processor": None}
-        wanted = _splits(Tokenizer.from_str(json.dumps(parts)))
-        if '"ByteLevel"' in wanted and wanted != _splits(inner):
-            return PreTrainedTokenizerFast.from_pretrained(path)
-    return tokenizer
+    is_built = isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer) is not PreTrainedTokenizerFast
+    if not (is_built and file.is_file() and b'"ByteLevel"' in file.read_bytes()):
+        return tokenizer
+    is_same = _splits(Tokenizer.from_file(str(file))) == _splits(tokenizer.backend_tokenizer)
+    return tokenizer if is_same else PreTrainedTokenizerFast.from_pretrained(path)
 
 
-def _splits(tokenizer: Tokenizer) -> str:
+def _splits(tokenizer: Tokenizer) -> bytes:
     """What a tokenizer does with a text before the model, but for offsets."""
-    steps = (tokenizer.normalizer, tokenizer.pre_tokenizer)
-    return re.sub('"trim_offsets":(true|false),?', "", " ".join(step.__getstate__().decode() for step in steps if step))
+    steps = [step.__getstate__() for step in (tokenizer.normalizer, tokenizer.pre_tokenizer) if step]
+    return re.sub(b'"trim_offsets":(true|false),?', b"", b"".join(steps))
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the files of a tokenizer, with names that transformers 4, on which servers still run, knows as well."""
+    """Write the files of a tokenizer. Two names are those that transformers 4, on which servers still run, knows as well."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if settings["tokenizer_class"] == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(settings.get("extra_special_tokens"), list):
-        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    write_json(path, settings)
+    text = path.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+    path.write_text(text.replace('"extra_special_tokens": [', '"additional_special_tokens": ['), encoding="utf-8")
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -39,8 +39,8 @@ HUB_TIMEOUT = 5.0  # seconds after which the hub counts as unreachable
 # README.md names the licence, which the card of an export states.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "tokenizer*", "vocab.txt", "merges.txt"]
 WANTED += ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]
-# Other copies of the weights: of Mistral, in folders such as `original/` of Llama, and variants such as model.fp16.safetensors.
-COPIES = ["consolidated*", "*/*", "model.*.safetensors"]
+# Other copies of the weights: of Mistral, in folders (`original/` of Llama; but chat templates), and model.fp16.safetensors.
+COPIES = ["consolidated*", "*/*.[!j]*", "*/*.json", "model.*.safetensors"]
 
 
 # --- A directory of a model ---------------------------------------------------------------------------------------------

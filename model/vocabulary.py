@@ -258,10 +258,11 @@ def write_extension(
     kinds = {tensor.dtype for tensor in stored_tensors(source).values()}
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
     write_weights(target, Weights(shapes, read, old.vocabulary), dtype or torch.float32, form=stored_form(config))
-    for path in source.iterdir():
-        copied = path.suffix in COPIED or path.name.startswith("LICENSE")
+    for path in (*source.iterdir(), *source.glob("*/*.jinja")):  # further chat templates stand in a folder
+        copied, copy = path.suffix in COPIED or path.name.startswith("LICENSE"), target / path.relative_to(source)
         if path.is_file() and copied and path.name not in STALE:
-            shutil.copyfile(path, target / path.name)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
     settings = json.loads((target / "config.json").read_text(encoding="utf-8"))
     settings |= {"vocab_size": num_tokens, "make_vocab_size_divisible_by": multiple}
     (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

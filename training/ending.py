@@ -305,9 +305,9 @@ def name_rope_as_before(path: Path) -> None:
 
 
 def sums_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of an export but export.json and its card, by name."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (EXPORT, CARD)]
-    return {path.name: digest for path, digest in sha256_of_all(files).items()}
+    """The SHA-256 of every file of an export but export.json and its card, by its path in `folder`."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (EXPORT, CARD)]
+    return {str(path.relative_to(folder)): digest for path, digest in sha256_of_all(files).items()}
 
 
 def damage(sums: dict[Path, str], ranks: Ranks) -> list[str]:

@@ -32,8 +32,9 @@ CLIENT = sys.modules[hub_errors.Response.__module__.split(".")[0]]  # httpx, or 
         (["original/consolidated.00.pth", "original/tokenizer.model"], ["model.safetensors"]),
         (["pytorch_model.bin", "model-q4_k.gguf", "onnx/model.onnx", "model.fp16.safetensors"], ["model.safetensors"]),
         (["model.safetensors"], ["weights-a.safetensors", INDEX]),  # loaders prefer the index
+        (["original/params.json"], ["additional_chat_templates/tool_use.jinja", "model.safetensors"]),
     ],
-    ids=["mistral", "llama", "copies", "index"],
+    ids=["mistral", "llama", "copies", "index", "templates"],
 )
 def test_each_weight_is_fetched_once(others, weights):
     assert files_to_fetch({*SMALL, *others, *weights}, "me/model") == sorted([*SMALL, *weights])

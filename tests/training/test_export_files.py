@@ -13,8 +13,10 @@ from data.chat_template import ChatSettings, read_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer, tokenizer_fingerprint
 from eval.generate import stop_tokens
+from model.new_tokens import NewToken
+from model.vocabulary import read_base_tokenizer, write_extension
 from tests.tiny import write_tiny_model
-from training.ending import name_rope_as_before, write_files
+from training.ending import name_rope_as_before, sums_of, write_files
 
 EOS, END_OF_TURN, OTHER = 0, 2, 1  # <|endoftext|>, <|im_end|> of the chat template, and one that only the base knows
 PROMPT, ANSWER = [5, 6, 7], [20, 21, 22]
@@ -164,3 +166,17 @@ def test_transformers_4_finds_rope_where_it_looks_and_5_reads_the_same_as_before
     config = json.loads(path.read_text())
     assert {key: config[key] for key in config.keys() - names} == old
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == before
+
+
+def test_a_template_for_tools_is_kept_and_has_its_digest(base, tmp_path):
+    """transformers keeps all but the default template in a folder (Command-R)."""
+    tokenizer, template = load_tokenizer(str(base)), {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    tokenizer.chat_template = template
+    folder = tmp_path / "export"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.save_pretrained(folder)
+    write_files(folder, config_of(base), model.config, tokenizer)
+    assert "additional_chat_templates/tool_use.jinja" in sums_of(folder)
+    (extended := tmp_path / "extended").mkdir()
+    write_extension(folder, extended, model.config, read_base_tokenizer(folder), [NewToken(" own funds", 9, 9)])
+    assert [load_tokenizer(str(path)).chat_template for path in (folder, extended)] == [template, template]
