@@ -32,7 +32,7 @@ PIECES = 64  # of a text in one call of the tokenizer: its memory is bounded
 # Cut between lines, to see what the tokenizer does at the beginning of a text.
 PROBE = ("The bank's own funds, Grüße.\n", "Below 97.3% the LCR (a) ends.\n", "it reports\n", "3 rows")
 LISTED = 5  # examples that a line of a report names
-VERSION = 4  # of this encoding; a cache of another version is not used
+VERSION = 5  # of this encoding; a cache of another version is not used
 
 
 class Span(NamedTuple):
