@@ -17,9 +17,8 @@ import numpy as np
 from data.examples import Documents
 from data.store import Store
 
-LENGTHS = (
-    2**13
-)  # windows whose lengths are remembered: plan, deal and loop ask for those of a whole step, one after the other
+# Windows whose lengths are remembered: plan, deal and loop ask for those of a whole step, one after the other.
+LENGTHS = 2**13
 MAIN = "main"  # name of the source given by data.train and data.validation
 
 

@@ -115,13 +115,12 @@ def read_facts(text: str) -> tuple[list[NoteFact], int] | None:
 
 def facts_of_checks(text: str) -> list[NoteFact]:
     """The facts that an answer of the quickstart says in its checks, in place of a section `Note:`."""
-    said = [match for line in _sections(text).get("violations", ()) if (match := _IN_CHECK.fullmatch(line))]
-    return [_fact_of_check(match[1], *_KIND_OF[match[2]]) for match in said]
-
-
-def _fact_of_check(quote: str, kind: str, applies: bool) -> NoteFact:
-    clients = tuple(_CODE.findall(quote)) if kind == "connected" else ()
-    return NoteFact(kind, applies, None, clients, "", quote)
+    facts = []
+    for said in filter(None, map(_IN_CHECK.fullmatch, _sections(text).get("violations", ()))):
+        quote, (kind, applies) = said[1], _KIND_OF[said[2]]
+        clients = tuple(_CODE.findall(quote)) if kind == "connected" else ()
+        facts.append(NoteFact(kind, applies, None, clients, "", quote))
+    return facts
 
 
 def read_fact(line: str) -> NoteFact | None:
