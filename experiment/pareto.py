@@ -29,6 +29,7 @@ from experiment import drawn
 from experiment.commands import Command
 from experiment.contrasts import Contrast, contrast_table, difference, in_words, numbers, summary_table, table
 
+TASK = drawn.Task(Path("runs/drawn"), "fp32")  # so that a processor without bf16 instructions can go on
 SEEDS = 3
 RATE = 3e-4
 ALPHAS = ("1", "0.75", "0.5")
@@ -47,12 +48,12 @@ CONTRASTS = (
 
 def out() -> Path:
     """The directory of runs and results."""
-    return drawn.OUT
+    return TASK.out
 
 
 def texts() -> tuple[Path, Path]:
     """General text that comes with Python, and text that the base writes."""
-    return drawn.OUT / "replay" / "topics.jsonl", drawn.OUT / "replay" / "self.jsonl"
+    return TASK.out / "replay" / "topics.jsonl", TASK.out / "replay" / "self.jsonl"
 
 
 def settings(arm: str) -> tuple[str, ...]:
@@ -71,14 +72,14 @@ def settings(arm: str) -> tuple[str, ...]:
 def results_of(arm: str, seed: int, alpha: str) -> tuple[Path, Path]:
     """The files with the scores on the test, and with what was forgotten."""
     name = f"{_short(arm)}-s{seed}-a{alpha}"
-    return drawn.OUT / "results" / f"{name}-test.json", drawn.OUT / "results" / f"{name}-general.json"
+    return TASK.out / "results" / f"{name}-test.json", TASK.out / "results" / f"{name}-general.json"
 
 
 def commands() -> list[Command]:
     """What is needed, the first arms before the others and each seed by seed, so that a part of it is a result."""
     topics, own = texts()
     by_base = ("model", "--model", drawn.BASE, "--documents", "48", "--max-tokens", "256")
-    found = [drawn.pool()]
+    found = [TASK.pool()]
     for name, source, path in (("topics", ("topics",), topics), ("self", by_base, own)):
         options = ("replay", "--source", *source, "--out", str(path))
         kept = (path,) if path == own else ()  # another processor may write another text
@@ -93,16 +94,16 @@ def commands() -> list[Command]:
 def _of_run(arm: str, seed: int) -> list[Command]:
     """Train an arm, and measure it at each alpha."""
     name = f"{_short(arm)}-s{seed}"
-    run = drawn.OUT / name
+    run = TASK.out / name
     rate = RATE / 3 if arm == "low rate" else RATE
     needs = tuple(path for path in texts() if any(str(path) in text for text in settings(arm)))
-    found = [drawn.train(run, arm, seed, rate, settings(arm), needs)]
+    found = [TASK.train(run, arm, seed, rate, settings(arm), needs)]
     before = run / "export" / "export.json"
     for alpha in ALPHAS:
         model = run / "export"
         task, general = results_of(arm, seed, alpha)
         if alpha != "1":
-            model = drawn.OUT / "models" / f"{name}-a{alpha}"
+            model = TASK.out / "models" / f"{name}-a{alpha}"
             options = (str(run), "--average-with-base", alpha, "--out", str(model))
             last = (run / "checkpoints",) if alpha == ALPHAS[-1] else ()
             done = model / "export.json"
@@ -112,7 +113,7 @@ def _of_run(arm: str, seed: int) -> list[Command]:
         forgotten = ("forgetting", drawn.BASE, str(model), "--texts", *map(str, FAR), "--json", str(general))
         weights, needs = (model / "model.safetensors",), (task, model / "export.json")  # which frees the weights
         found += [
-            drawn.score(model, "test", task, baselines_of=seed if arm == "plain" and alpha == "1" else None),
+            TASK.score(model, "test", task, baselines_of=seed if arm == "plain" and alpha == "1" else None),
             Command(
                 general.stem, "general", "scripts/measure.py", forgotten, general, needs, weights, results=(general,)
             ),
@@ -182,7 +183,7 @@ def _draw(found: dict[str, dict[str, dict[int, float]]], composed: dict[str, dic
     axes.set_ylabel("F1 of violations on the test")
     if any(found["F1"].values()):
         figure.legend(title="alpha 1, 0.75, 0.5 from right to left", fontsize=8, loc="outside right upper")
-    figure.savefig(drawn.OUT / "pareto.png", dpi=110)
+    figure.savefig(TASK.out / "pareto.png", dpi=110)
 
 
 def _short(arm: str) -> str:

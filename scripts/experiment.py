@@ -8,9 +8,9 @@
 
 `settle`: does full fine-tuning find more violations than LoRA? `pareto`: what does a remedy against forgetting cost on the task?
 `knowledge`: what do full fine-tuning and LoRA learn from new text? experiment/NAME.py says what was declared before the runs.
-Results are in runs/drawn and runs/knowledge: NAME.md, NAME.json, NAME.png and the scores of every run. A list grows when validation has
-chosen a rate. A training that was stopped or killed goes on from its last checkpoint. One process owns a directory. --keep copies results,
-answers and times to a folder after each command, and first from there what is missing; weights are not kept.
+Results are in runs/settle, runs/drawn (of `pareto`) and runs/knowledge: NAME.md, NAME.json, NAME.png and the scores of every run. A
+list grows when validation has chosen a rate. A training that was stopped or killed goes on from its last checkpoint. One process owns
+a directory. --keep copies results, answers and times to a folder after each command, and first from there what is missing; weights are not kept.
 """
 
 import argparse

