@@ -5,7 +5,8 @@ the analysis is over seeds crossed with reports (eval/comparison/contrasts.py), 
 two arms go together (the same reports in the same order, plain and with a remedy), the analysis is paired by seed; where they do
 not, it is Welch's. The other one stands beside it. Each contrast has four outcomes: one arm is better or the other (p of the
 difference below 0.05), equivalent (p of the two one-sided tests against the margin below 0.05; Schuirmann, 1987), or open. Both
-p are corrected by Holm over the declared contrasts of an experiment.
+p are corrected by Holm over the declared contrasts of an experiment. There is no outcome before all declared seeds are there:
+who looks after each seed and may stop finds a difference more often.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -57,8 +58,8 @@ def outcome(contrast: Contrast, value: float, p: float, p_equivalent: float) -> 
     return "equivalent" if p_equivalent < ALPHA else "open"
 
 
-def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values]) -> str:
-    """The declared contrasts, each with a margin, as Markdown. values: measure -> arm -> seed -> value."""
+def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values], declared: int) -> str:
+    """The declared contrasts, each with a margin, as Markdown. values: measure -> arm -> seed -> value. declared: seeds of an arm."""
     assert len(contrasts) <= MOST, "at most three contrasts are declared"
     measured = [(values[one.metric], one) for one in contrasts]
     sides = {one: (arms.get(one.of, {}), arms.get(one.against, {})) for arms, one in measured}
@@ -75,18 +76,19 @@ def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values]) 
             rows.append([words, *[""] * 4, f"{one.margin:g}", "", "", "not run", ""])
             continue
         of, against = sides[one]
-        seeds = [str(len(of.keys() & against.keys()))] if one.paired else [str(len(of)), str(len(against))]
+        seeds = [len(of.keys() & against.keys())] if one.paired else [len(of), len(against)]
+        found_so = outcome(one, primary.value, p[one], p_equivalent[one])
         rows.append(
             [
                 words,
-                " and ".join(dict.fromkeys(seeds)),
+                " and ".join(map(str, dict.fromkeys(seeds))),
                 f"{primary.value:+.3f}",
                 in_words(primary.interval()),
                 in_words(primary.interval(0.90)),
                 f"{one.margin:g}",
                 f"{p[one]:.3f}",
                 f"{p_equivalent[one]:.3f}",
-                f"**{outcome(one, primary.value, p[one], p_equivalent[one])}**",
+                f"**{found_so}**" if min(seeds) >= declared else f"none before {declared} seeds",
                 f"{names[1]} 95% {in_words(other.interval())}",
             ]
         )
@@ -112,17 +114,16 @@ def summary_table(values: Mapping[str, Mapping[int, float]], heading: str) -> st
 def tuning_table(
     head: Sequence[str],
     grids: Mapping[str, Sequence[float]],
-    score: Callable[[str, float], float | None],
+    cells: Callable[[str, float], Sequence[str]],
     chosen: Callable[[str], float | None],
 ) -> str:
-    """The values that were tried for each arm, with their scores where they are known, as Markdown."""
+    """The values that were tried for each arm, as Markdown. cells: what came of a value, nothing where it has not run."""
     rows = [[*head, ""]]
     for arm, grid in grids.items():
         for value in grid:
-            found = score(arm, value)
-            if found is not None:
+            if found := cells(arm, value):
                 edge = ", at the edge of the grid" if value in (grid[0], grid[-1]) else ""
-                rows.append([arm, f"{value:g}", f"{found:.4f}", f"chosen{edge}" if value == chosen(arm) else ""])
+                rows.append([arm, f"{value:g}", *found, f"chosen{edge}" if value == chosen(arm) else ""])
     return table(rows)
 
 

@@ -308,7 +308,7 @@ def report() -> tuple[str, dict]:
     """The tables as Markdown, and the values. Draws knowledge.png."""
     found = values()
     head = ("arm", "rate", "less the validation loss after a third of the tokens")
-    tuned = tuning_table(head, {a: rates(a) for a in ARMS}, lambda arm, rate: _tuned_score(arm)(rate), chosen_rate)
+    tuned = tuning_table(head, {arm: rates(arm) for arm in ARMS}, _tried, chosen_rate)
     base = []
     if scores_of("base", "test").is_file():
         result = json.loads(scores_of("base", "test").read_text(encoding="utf-8"))
@@ -317,7 +317,13 @@ def report() -> tuple[str, dict]:
         base.append(f"recall {recall_of(scores_of('base', 'recall')):.3f} of {ROWS:,} rows.")
     summaries = [summary_table(found[measure], measure) for measure in found if measure != BITS]
     _draw(found)
-    return "\n\n".join([tuned, "; ".join(base), *summaries, contrast_table(CONTRASTS, found)]), found
+    return "\n\n".join([tuned, "; ".join(base), *summaries, contrast_table(CONTRASTS, found, len(SEEDS))]), found
+
+
+def _tried(arm: str, rate: float) -> list[str]:
+    """The cell of a rate."""
+    score = _tuned_score(arm)(rate)
+    return [] if score is None else [f"{score:.4f}" if math.isfinite(score) else "diverged"]
 
 
 def _draw(found: dict[str, dict[str, dict[int, float]]]) -> None:

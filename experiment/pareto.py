@@ -151,7 +151,7 @@ def report() -> tuple[str, dict]:
         rows.append([arm, str(len(f1)), *(f"{fmean(one.values()):.3f}" for one in (f1, kl)), words, *kept])
     composed = drawn.composed_f1([results_of("plain", seed, "1")[0] for seed in range(SEEDS)])
     _draw(shown, composed)
-    text = (table(rows), summary_table(composed, "F1"), contrast_table(CONTRASTS, found))
+    text = (table(rows), summary_table(composed, "F1"), contrast_table(CONTRASTS, found, SEEDS))
     return "\n\n".join(text), shown | {"without a model": composed}
 
 

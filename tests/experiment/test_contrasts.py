@@ -15,8 +15,8 @@ def arm(values) -> dict[int, float]:
     return dict(enumerate(map(float, values)))
 
 
-def outcomes(contrasts, values) -> list[str]:
-    rows = contrast_table(contrasts, values).splitlines()[2:]
+def outcomes(contrasts, values, declared: int = 3) -> list[str]:
+    rows = contrast_table(contrasts, values, declared).splitlines()[2:]
     return [row.split("|")[9].strip(" *") for row in rows]
 
 
@@ -50,7 +50,18 @@ def test_p_is_corrected_over_what_was_declared_also_for_what_has_not_run():
     others = [Contrast(name, "plain", "F1", True, 0.001) for name in ("not run", "nor this")]
     assert outcomes([one, *others], values) == ["open", "not run", "not run"]
     with pytest.raises(AssertionError, match="at most three"):
-        contrast_table([one, *others, Contrast("a", "b", "F1", True, 0.05)], values)
+        contrast_table([one, *others, Contrast("a", "b", "F1", True, 0.05)], values, 3)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_there_is_no_outcome_before_all_declared_seeds(paired) -> None:
+    full, lora = arm(BASE + 0.4), arm(BASE - QUIET)
+    seven = {seed: lora[seed] for seed in range(7)}
+    contrast = [Contrast("full", "lora", "F1", paired, 0.05)]
+    assert outcomes(contrast, {"F1": {"full": full, "lora": lora}}, 8) == ["full is better"]
+    assert outcomes(contrast, {"F1": {"full": full, "lora": seven}}, 8) == ["none before 8 seeds"]
+    assert outcomes(contrast, {"F1": {"full": full, "lora": {0: 0.5}}}, 8) == ["not run"]
+    assert outcomes(contrast, {"F1": {"full": full}}, 8) == ["not run"]
 
 
 def test_a_summary_has_mean_spread_and_each_seed():

@@ -162,7 +162,7 @@ def test_settle_and_pareto_run_to_their_ends_and_report(tmp_path, monkeypatch) -
     machine.run(settle)
     rows = report_of(settle)
     f1 = 2 * 57 / 157  # of the answers above; the name of the command has 27 letters
-    assert ["full", "0.01", f"{f1:.4f}", "chosen, at the edge of the grid"] in rows
+    assert ["full", "0.01", f"{f1:.4f}", f"{f1:.4f}", "chosen, at the edge of the grid"] in rows
     assert [row[:2] for row in rows[-6:-3]] == [["full", "3"], ["lora8", "3"], [COMPOSED, "3"]]
     assert rows[-4][2] == "0.700"
     assert rows[-1][0] == "F1: full less lora8, Welch"
@@ -189,6 +189,40 @@ def test_settle_and_pareto_run_to_their_ends_and_report(tmp_path, monkeypatch) -
     assert len(machine.names) == before
     machine.check_options()
     elsewhere_the_same(tmp_path, monkeypatch, pareto, pareto.TASK, "out")
+
+
+def test_the_table_of_rates_says_what_came_of_each_seed_before_a_rate_is_chosen(tmp_path, monkeypatch) -> None:
+    patch(monkeypatch, settle.TASK, out=tmp_path)
+    patch(monkeypatch, settle, RATES={"full": (1e-4, 2e-4, 4e-4), "lora8": (1e-3,)}, EXTENSIONS=0)
+
+    def scored(method: str, rate: float, seed: int, right: int) -> None:
+        """So many of four violations are found, and nothing else is said."""
+        said = [{"true": ["LCR_MIN"], "predicted": ["LCR_MIN"] * (place < right)} for place in range(4)]
+        path = settle.tuned_on(settle.run_of(method, rate, seed))
+        write_lines(path, [{"answers": said, "violations": {"baselines": {}}}])
+
+    def diverged(method: str, rate: float, seed: int) -> None:
+        write_lines(settle.run_of(method, rate, seed) / "diverged.txt", [{}])
+
+    assert len(settle.rate_table().splitlines()) == 2  # nothing has run
+    scored("full", 1e-4, 100, 4)
+    diverged("full", 2e-4, 101)
+    scored("full", 4e-4, 100, 1)
+    scored("full", 4e-4, 101, 3)
+    diverged("lora8", 1e-3, 100)
+    diverged("lora8", 1e-3, 101)
+    rows = report_of(settle)
+    assert rows[0] == ["method", "rate", *(f"F1 on validation, seed {s}" for s in (100, 101)), "mean, diverged is 0", ""]
+    assert rows[2:6] == [
+        ["full", "0.0001", "1.0000", "not run", "", ""],
+        ["full", "0.0002", "not run", "diverged", "", ""],
+        ["full", "0.0004", "0.4000", f"{6 / 7:.4f}", f"{(0.4 + 6 / 7) / 2:.4f}", ""],
+        ["lora8", "0.001", "diverged", "diverged", "0.0000", "chosen, at the edge of the grid"],
+    ]
+    assert rows[-1][8] == "not run" and settle.chosen_rate("full") is None
+    scored("full", 1e-4, 101, 0)
+    scored("full", 2e-4, 100, 4)
+    assert settle.chosen_rate("full") == 4e-4  # the diverged seed counts: 0.5 is less than 0.63
 
 
 def test_the_command_restores_then_checks_then_lists_or_reports(tmp_path) -> None:
