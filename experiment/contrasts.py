@@ -10,6 +10,7 @@ who looks after each seed and may stop finds a difference more often.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,10 +45,20 @@ def difference(first: Mapping[int, Value], second: Mapping[int, Value], paired: 
         return None
     terms = [[one for one in side.values() if isinstance(one, Terms)] for side in (second, first)]
     if all(terms):
-        before, after = map(averaged, terms)
+        before, after = map(_mean_of_seeds, terms)
         return over_seeds(change(before, after), before, after, paired)
     before, after = numbers({"before": second, "after": first}).values()
     return between_seeds([*before.values()], [*after.values()], paired)
+
+
+def _mean_of_seeds(terms: Sequence[Terms]) -> Terms:
+    """The metric as the mean of its values for each seed, which `summary_table` shows: of `averaged` it is that of all answers together."""
+    columns = terms[0].rows.shape[1]
+
+    def metric(sums: np.ndarray) -> np.ndarray:
+        return np.mean([terms[0].metric(one) for one in np.split(sums, sums.shape[-1] // columns, axis=-1)], axis=0)
+
+    return replace(averaged(terms), rows=np.concatenate([one.rows for one in terms], axis=1), metric=metric)
 
 
 def outcome(contrast: Contrast, value: float, p: float, p_equivalent: float) -> str:

@@ -87,3 +87,14 @@ def test_terms_are_compared_over_seeds_crossed_with_reports_and_numbers_over_see
         # The reports add their variance, which for a share of 20 is about 0.1 squared.
         assert crossed.below[0] > 0.09 and crossed.below[0] ** 2 > alone.below[0] ** 2 + 0.008
         assert crossed.below[1] == pytest.approx(alone.below[1])
+
+
+def test_each_seed_counts_alike_however_much_it_says() -> None:
+    """F1 of all answers together would give half the weight to a seed that names half as much."""
+
+    def run(right: int, said: int) -> Terms:
+        return Terms(np.tile([float(right), float(said)], (20, 1)), range(20), ratio)
+
+    for paired in (True, False):
+        found = difference({0: run(2, 2), 1: run(2, 8)}, {0: run(1, 2), 1: run(2, 4)}, paired)
+        assert found and found.value == pytest.approx((1 + 0.25) / 2 - 0.5)
