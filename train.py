@@ -77,6 +77,7 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The loss of each target token: logits fp32 `(targets, vocabulary)`, targets `(targets,)` -> fp32 `(targets,)`.
 
     Any differentiable function. The loop adds the losses up and divides them once by the number of targets of the step.
+    Targets come in parts of at most 256, which depend on the ranks: do not compute a mean or a quantile over them here.
     """
     return F.cross_entropy(logits, targets, reduction="none")
 
@@ -84,7 +85,7 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
     """The optimizer of `parameters`, which are this rank's shards by name. Any optimizer of torch can stand here.
 
-    The loop sets `lr` in its groups before every step. AdamW here takes 16 to 6 bytes per parameter (optimizer.memory).
+    The `lr` of a group is its peak; `learning_rate` lowers all of them alike. AdamW here takes 16 to 6 bytes per parameter.
     """
     return adamw(parameters, settings, seed)
 
@@ -125,7 +126,7 @@ def main() -> int:
     # Before the process group, so that a mistake in a file ends in one sentence.
     config = read_config(__doc__)
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
-    # Settles batch.micro_batch=auto and the date of chats.
+    # Settles batch.micro_batch=auto and the date of chats. `data.plan` decides which documents a step has.
     config, data = open_data(config, model, model_config, tokenizer, __file__)
     # The ranks agree on all of this before anything is trained. A run directory has one owner.
     with join_run(config, data, model_config, tokenizer) as (stop, identity, settings, compute_dtype):
@@ -172,7 +173,7 @@ def train(
     gathering = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     first_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
     model.train()
-    parameters = trained_parameters(model)
+    parameters = trained_parameters(model)  # and no other: what shall be trained later needs a rate of 0 until then
 
     # --- 3. What is measured, and what pulls back. What needs the base's weights finds them in the model here ---------
     if data.validation:
@@ -225,6 +226,7 @@ def train(
     gc.freeze()
     gc.disable()
     peak_rate, min_lr_ratio = config.optimizer.learning_rate, config.optimizer.min_lr_ratio
+    factors = [group["lr"] / peak_rate for group in optimizer.param_groups]  # 1, unless make_optimizer has other rates
     pace = Pace(layers, stop, state["step"])  # which rank is slow
     profile = Profile(config.run.profile, total_steps, directory, ranks, log.say) if config.run.profile else None
     stopping = False
@@ -270,8 +272,8 @@ def train(
         is_logged = (state["step"] + 1) % config.run.log_every == 0 or state["step"] + 1 == total_steps
         ranks.watch.at(f"step {state['step'] + 1}")
         rate = learning_rate(state["step"], total_steps, data.warmup_steps, peak_rate, min_lr_ratio)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = rate * factor
         loss_sums = LossSums(len(data.train.sources), ranks.device)
         random_before = random_state(ranks)
         if routers:

@@ -101,6 +101,9 @@ def main() -> int:
             share = (export.contents["averaged"] or {}).get("share_of_tuned")
             averaged = f", {share:g} x tuned + {1 - share:g} x base" if share is not None else ""
             print(f"{what}{kind}{averaged} -> {out}: {size / 2**20:,.0f} MiB in {export.contents['dtype']}")
+        if export.registered:
+            kept = ", ".join(export.registered)
+            print(f"warning: {out} has the trained weights alone; what the checkpoint also has ({kept}) is not in it")
         for why in results.left_out:
             print(f"not in the card: {why}")
         lines = damage_of(out, ranks) if arguments.verify or arguments.sign or arguments.push else []

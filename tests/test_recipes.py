@@ -29,10 +29,12 @@ GROUPS = {
     "dft": ("dft", "ema"),
     "sgd": ("sgd",),
     "nadam": ("nadam",),
+    "muon": ("muon",),
     "l2_to_start": ("l2_to_start",),
 }
 RUN_OF = {recipe: run for run, recipes in GROUPS.items() for recipe in recipes}
-RESUMED = ("label_smoothing", "dft", "l2_to_start")
+RESUMED = ("label_smoothing", "dft", "l2_to_start", "muon")
+HALF = ("lr=settings.learning_rate", "lr=0.5 * settings.learning_rate")  # of make_optimizer
 CHECKED = ("dft", "sgd", "wsd", "ema", "frozen_layers")
 STEPS = 4
 pytestmark = pytest.mark.slow
@@ -60,9 +62,9 @@ config = Config(
     return folder
 
 
-def edited(folder: Path, *recipes: str) -> Path:
-    """A copy of train.py with the recipes applied."""
-    tree = folder / "scripts" / "-".join(recipes)
+def edited(folder: Path, *recipes: str, change: tuple[str, str] = ("", "")) -> Path:
+    """A copy of train.py with the recipes applied, and then the text `change[0]` replaced."""
+    tree = folder / "scripts" / "-".join((*recipes, *filter(None, change[:1])))
     tree.mkdir(parents=True)
     script = tree / "train.py"
     text = (ROOT / "train.py").read_text()
@@ -71,6 +73,7 @@ def edited(folder: Path, *recipes: str) -> Path:
         subprocess.run(["git", "apply", str(RECIPES[name])], cwd=tree, check=True, capture_output=True)
         assert script.read_text() != text
         text = script.read_text()
+    text = text.replace(*change, 1)
     body, main, last = text.rpartition('if __name__ == "__main__":\n')
     assert END.endswith(main)
     script.write_text(body + END + last)
@@ -87,6 +90,8 @@ def runs(folder) -> Path:
     all_runs = [
         run_of(folder, "plain"),
         *(run_of(folder, run, *more[run], script=scripts[run]) for run in GROUPS),
+        run_of(folder, "half", "optimizer.learning_rate=5e-4", script=scripts["sgd"]),
+        run_of(folder, "half_of_group", script=edited(folder, "sgd", change=HALF)),
         *(
             run_of(
                 folder,
@@ -124,6 +129,7 @@ def took_effect(folder: Path, name: str, found: dict[int, dict], plain: dict[int
         "dft": first < -0.5,
         "sgd": abs(first) < 1e-5 and largest_difference(ours, theirs) > 1e-4,
         "nadam": abs(first) < 1e-5 and largest_difference(ours, theirs) > 1e-4,
+        "muon": abs(first) < 1e-5 and evenness(ours, base) > 0.3 > 3 * evenness(theirs, base),
         "wsd": [found[n]["train/learning_rate"] for n in (1, 3, 4)] == pytest.approx([1e-3, 1e-3, 1e-4]),
         "l2_to_start": found[1]["train/grad_norm"] == pytest.approx(plain[1]["train/grad_norm"])
         and found[STEPS]["train/grad_norm"] != plain[STEPS]["train/grad_norm"],
@@ -133,6 +139,13 @@ def took_effect(folder: Path, name: str, found: dict[int, dict], plain: dict[int
         and largest_difference(ours, base) > 1e-3,
         "weight_norm_curve": found[STEPS].get("train/weight_norm") == pytest.approx(norm_of(ours), rel=1e-2),
     }[name]
+
+
+def evenness(tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> float:
+    """How alike the singular values of a matrix's change are: 1 if all are equal, which a step of Muon comes near to."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    values = torch.linalg.svdvals((tensors[name] - base[name]).double())
+    return (values.square().mean() / values[0] ** 2).item()
 
 
 def norm_of(tensors: dict[str, torch.Tensor]) -> float:
@@ -158,6 +171,15 @@ def test_a_recipe_resumes(runs, name) -> None:
         entry.content["tensors"] for entry in entries if entry.kind == "checkpoint" and entry.step == STEPS
     ]
     assert first == second
+
+
+def test_a_group_keeps_the_rate_that_make_optimizer_has_given_it(folder, runs) -> None:
+    """Half of it in make_optimizer is, to the bit, half of it in the config, which the curve shows."""
+    assert largest_difference(weights(runs / "half"), weights(runs / "half_of_group")) == 0
+    assert largest_difference(weights(runs / "half"), weights(runs / "sgd")) > 0
+    assert rows(runs / "half_of_group")[1]["train/learning_rate"] == rows(runs / "sgd")[1]["train/learning_rate"]
+    said = "make_optimizer has groups with a peak rate of 0.0005, and they are trained with it"
+    assert said in (folder / "two.out").read_text()
 
 
 def test_an_average_that_is_exported_verifies(runs) -> None:

@@ -513,8 +513,8 @@ def judge_moves(
         worst = max(wrong or ratios, key=lambda name: abs(ratios[name][0] - 1))
         text = (
             f"{len(wrong)} of {len(moves)} tensors moved otherwise than AdamW's stored moments say at learning rate {rate:g}, {worst} "
-            f"{ratios[worst][0]:.3g} times as far: set the rate in every group before optimizer.step(), clip gradients and not updates, "
-            "and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
+            f"{ratios[worst][0]:.3g} times as far: set the rate in every group before optimizer.step() (one of its own from "
+            "make_optimizer is no fault), clip gradients and not updates, and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
         )
         return Result(FAILS, text, figures)
     text = f"all {len(moves)} tensors moved {whole:.3f} times as far as AdamW's stored moments say at learning rate {rate:g}"

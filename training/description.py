@@ -64,6 +64,12 @@ def describe_run(
         f"{counted(inputs.plan.steps_per_epoch[0], 'step')} in the first epoch"
     )
     warnings = schedule_warnings(config, count, inputs.total_steps, inputs.warmup_steps)
+    peaks = list(dict.fromkeys(group["lr"] for group in optimizer.param_groups))
+    if peaks != [settings.learning_rate]:
+        warnings.append(
+            f"make_optimizer has groups with a peak rate of {', '.join(f'{rate:g}' for rate in peaks)}, and they are trained with it; "
+            f"the curve train/learning_rate is that of optimizer.learning_rate={settings.learning_rate:g}"
+        )
     if settings.max_steps and settings.max_steps > inputs.total_steps:
         warnings.append(
             f"optimizer.max_steps={settings.max_steps} has no effect, because optimizer.epochs={settings.epochs} has only "

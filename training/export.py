@@ -43,7 +43,15 @@ from model.language_model import PackedLanguageModel, build_on_meta, materialize
 from model.lora import Adapter, adapter_of_checkpoint, merge, write_adapter
 from model.loss import visit_logits
 from model.weight_files import hash_weights
-from model.weights import Weights, average, converted, weights_of_checkpoint, weights_of_directory, write_weights
+from model.weights import (
+    Weights,
+    average,
+    converted,
+    tensors_of_checkpoint,
+    weights_of_checkpoint,
+    weights_of_directory,
+    write_weights,
+)
 from training.chat_settings import chat_settings
 from training.ending import (
     CARD,
@@ -71,7 +79,8 @@ class Export:
     run: the directory. start: its config.json, what its newest start has recorded. config: its settings, with the directory of
     the base in model.path. state: of the checkpoint. optimizer: its name. weights: of the whole model, before they are converted to the dtype of
     the files. adapter: if it is written in place of the whole model. contents: what export.json says of the weights; two
-    exports with the same contents hold the same weights.
+    exports with the same contents hold the same weights. registered: what else the checkpoint has (checkpointer.register), such as an
+    average, which the run's own export may hold.
     """
 
     run: Path
@@ -84,6 +93,7 @@ class Export:
     weights: Weights
     adapter: Adapter | None
     contents: dict
+    registered: list[str]
 
     @property
     def base(self) -> Path:
@@ -164,8 +174,9 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
         "dtype": dtype_name(DTYPES.get(options.dtype, torch.float32 if adapter else stored)),
         "averaged": averaged,
     }
+    registered = sorted({name.partition(".")[0] for name in tensors_of_checkpoint(checkpoint, "registered.").shapes})
     optimizer = of_optimizer.get("type", "not recorded").removeprefix("LowMemory")
-    return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, contents)
+    return Export(run, start, config, state, optimizer, model_config, tokenizer, weights, adapter, contents, registered)
 
 
 def read_run(run: Path) -> tuple[dict, Config]:

@@ -76,7 +76,7 @@ class Inputs:
     validation: Corpus | None
     validation_batches: tuple[StepBatch, ...]
     dealer: Dealer
-    deal: Callable[[int], Deal]  # step -> its documents, dealt to the ranks
+    deal_of: Callable[[Items], Deal]  # the items of a step -> their deal to the ranks
     old_domain: Documents | Windows | None  # of ewc.data: what EWC estimates its Fisher diagonal from
     local: Config  # the config with all data on this machine
     asked: Asked | None = None  # what run.eval_generate answers
@@ -87,6 +87,10 @@ class Inputs:
     dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
     # To the micro-batch of these items of `train`: what the base predicts for anchored targets (training/anchor.py)
     add_base: Callable[[MicroBatch, Items], MicroBatch] = lambda micro_batch, items: micro_batch
+
+    def deal(self, step: int) -> Deal:
+        """The documents of a step, dealt to the ranks: those of `plan`, also where an edited train.py has replaced it."""
+        return self.deal_of(self.plan.batch(step).items)
 
     def micro_batches(self, items: Items, corpus: Corpus, ranks: Ranks) -> Iterator[MicroBatch]:
         """This rank's micro-batches with the documents `items`, on its device; the same number on every rank."""
@@ -209,8 +213,8 @@ def read_inputs(
         validation_batches = tuple(map(one_pass.batch, range(one_pass.num_steps)))
 
     @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
-    def deal(step: int) -> Deal:
-        return dealer.deal(plan.batch(step).items, train, world_size)
+    def deal_of(items: Items) -> Deal:
+        return dealer.deal(items, train, world_size)
 
     asked = None
     if config.run.eval_generate:
@@ -226,7 +230,7 @@ def read_inputs(
         validation,
         validation_batches,
         dealer,
-        deal,
+        deal_of,
         old_domain,
         config,
         asked,

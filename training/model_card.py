@@ -123,10 +123,11 @@ class Results:
 def read_results(out: Path, export: Export) -> Results:
     """The results in `eval/` of the run that are of the exported weights: measured on `out` or on the run's own export.
 
+    The latter may hold an average of an edited train.py: where the checkpoint has more than weights, only `out` counts.
     scripts/evaluate.py and scripts/measure.py record the fingerprint of the weights that they measure.
     """
     dtypes = {}  # by fingerprint
-    for model in (out, export.run / "export"):
+    for model in (out, *([] if export.registered else [export.run / "export"])):
         if (model / EXPORT).is_file() and (model / "config.json").is_file():  # an adapter has no config.json
             written = read_json(model / EXPORT, COPY_AGAIN)
             if all(written.get(key) == export.contents[key] for key in ("checkpoint", "averaged")):

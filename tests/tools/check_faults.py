@@ -24,8 +24,9 @@ EDITS = {
     ),
     "data by the number of ranks": (
         "    steps = data.steps(",
-        "    deal = data.deal\n"
-        "    data = dataclasses.replace(data, deal=lambda step: deal(step * ranks.world_size % 4))\n"
+        "    plan = data.plan\n"
+        "    of_ranks = dataclasses.replace(plan, batch=lambda step: plan.batch(step * ranks.world_size % 4))\n"
+        "    data = dataclasses.replace(data, plan=of_ranks)\n"
         "    steps = data.steps(",
     ),
     "ranks averaged": (LOSS, "loss = loss_sum / num_targets / ranks.world_size\n"),

@@ -223,8 +223,8 @@ def inputs_of(
     costs = functools.partial(shape.work.costs, pair_weight=pair_weight)
     dealer = Dealer(rows * LENGTH if packing else rows, costs, packing)
 
-    def deal(step: int):
-        return dealer.deal(plan.batch(step).items, corpus, ranks)
+    def deal(items):
+        return dealer.deal(items, corpus, ranks)
 
     return Inputs(corpus, plan, max_steps or plan.num_steps, 0, None, None, dealer, deal, None, CONFIG)
 

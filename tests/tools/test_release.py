@@ -53,7 +53,7 @@ def made(tmp_path_factory) -> tuple[Path, Export]:
     state = STATE | {"loop": STATE["loop"] | {"tokens": 1000}, "identity": identity}
     contents = CONTENTS | {"identity": "id", "dtype": "float32", "head": "f" * 64}
     weights = weights_of_directory(base, model)
-    export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, contents)
+    export = Export(folder / "run", START, config, state, "AdamW", shape, tiny_tokenizer(), weights, None, contents, [])
     out = folder / "out"
     (export.run / "eval").mkdir(parents=True)
     Record(export.run).append(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
-from data.batches import collate
+from data.batches import collate, plan_training, step_batch
 from data.dealing import Dealer, one_per_token
 from data.examples import in_memory
 from data.sources import Corpus
@@ -136,3 +136,19 @@ def test_the_documents_of_an_evaluation_are_dealt_once() -> None:
         expected = [collate(one, corpus).target_ids.tolist() for one in dealer.deal(items, corpus, 2).of_rank(1)]
         assert found == expected
     assert len(dealt) == 3
+
+
+def test_a_plan_that_an_edited_loop_replaces_decides_what_is_trained_and_what_divides_it() -> None:
+    corpus = Corpus((in_memory([np.full(4, item) for item in range(4)], [np.arange(4) > 0] * 4),))
+    dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
+    inputs = Inputs(corpus, plan, 2, 0, None, (), dealer, lambda items: dealer.deal(items, corpus, 1), None, CONFIG)
+    last_first = dataclasses.replace(plan, batch=lambda step: step_batch([3 - step], corpus))
+    edited = dataclasses.replace(inputs, plan=last_first)
+    rank = SimpleNamespace(world_size=1, rank=0, device=torch.device("cpu"))
+    found = [
+        (batch.input_ids.tolist(), batch.divisor)
+        for _, micro_batches in edited.steps(0, rank)  # type: ignore[arg-type]
+        for batch, _ in micro_batches
+    ]
+    assert found == [([[3] * 4], 3), ([[2] * 4], 3)]
+    assert [edited.deal(step).items for step in range(2)] == [(((3,),),), (((2,),),)]

@@ -80,7 +80,7 @@ def export(tmp_path) -> Export:
         Run("trial", str(tmp_path)),
     )
     weights, shape = Weights({}, lambda name: torch.zeros(0)), AutoConfig.from_pretrained(base)
-    return Export(run, START, config, STATE, "SGD", shape, tiny_tokenizer(), weights, None, CONTENTS)
+    return Export(run, START, config, STATE, "SGD", shape, tiny_tokenizer(), weights, None, CONTENTS, [])
 
 
 def card(export: Export, results: Results = Results(), **stated) -> str:  # noqa: B008 (it is frozen)
@@ -124,6 +124,10 @@ def test_results_of_other_weights_are_left_out_with_the_reason(export) -> None:
     averaged = card(other, results)
     assert "0.75 of the base and 0.25 of the tuned" in averaged and "never trained as such" in averaged
     assert "Not measured on a test set" in averaged and "0.4321" not in averaged  # the run's results are not its own
+    beside = read_results(
+        Path("out"), replace(export, registered=["average"])
+    )  # the run's own export may be the average
+    assert not beside.evaluations and len(beside.left_out) == 2
     file = export.run / "eval" / "test.json"  # of the weights that `export/` had before the run went on
     file.write_text(json.dumps(evaluation("0" * 64)))
     assert [str(file) in why for why in read_results(Path("out"), export).left_out] == [True]
