@@ -21,7 +21,7 @@ from common.durable_files import new_directory, write_json
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config
-from configs.load import config_of
+from configs.load import config_of, replace
 from data.batches import collate
 from data.chat_template import write_chat_settings
 from data.tokens import load_tokenizer, save_tokenizer
@@ -121,7 +121,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     base = options.base or Path(config.model.path)
     if not (base / "config.json").is_file():
         raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(base)))
+    config = replace(config, "model.path", str(base))
     settings, lora = config.model, config.lora
     model_config = model_config_of(settings)
     tokenizer = load_tokenizer(str(base), config.data.chat_template)
