@@ -19,13 +19,13 @@ from data.chat_template import write_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import save_tokenizer
 from distributed.checkpoint import load_parameters
-from distributed.checkpoint_directory import checkpoint_name, weights_digest
+from distributed.checkpoint_directory import checkpoint_name
 from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.language_model import PackedLanguageModel, merged, parameter_names, stored_form, trained_parameters
 from training.chat_settings import chat_settings
 from training.evaluations import Evaluations, best_in_words, curve_of, is_better
-from training.identity import fingerprint_of_checkpoint
+from training.identity import marks_of
 from training.record import Record, RunRecord
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -43,7 +43,7 @@ def contents_of_export(
 ) -> dict:
     """What the export of a run that ended after `step` holds, as plain JSON: `weights` (last or best), their `step`, the `dtype`.
 
-    `checkpoint` tells the checkpoint from another one of the same step, `identity` is the fingerprint of what trained it.
+    `checkpoint` and `identity` are the marks of the checkpoint (training/identity.py).
 
     The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
     model, the last weights stand in for the best. With a budget it is what was asked for: `asked` in export.json.
@@ -54,8 +54,7 @@ def contents_of_export(
     contents = {
         "weights": "last" if best is None else "best",
         "step": exported,
-        "checkpoint": weights_digest(checkpoints / checkpoint_name(exported)),
-        "identity": fingerprint_of_checkpoint(checkpoints / checkpoint_name(exported)),
+        **marks_of(checkpoints / checkpoint_name(exported)),
         "steps_in_total": step,
         "validation_loss": loss if best is None else evaluations.best_loss,
         "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
