@@ -269,9 +269,8 @@ def write_files(
 ) -> None:
     """Write everything but the weights to `folder`. Raises UserError if generation_config.json of the base is damaged.
 
-    transformers and the servers that read its directories stop at `eos_token_id` of generation_config.json. It becomes a
-    list of what training has taught (EOS, and the token that ends an answer in the chat template, which may be another one)
-    and of what the base's file has.
+    transformers and the servers that read its directories stop at `eos_token_id` of generation_config.json. It becomes the list
+    of the tokens that end an answer (`ExampleEncoder.stop_ids`): those that training has taught, and those of the base's file.
     """
     model_config = copy.copy(model_config)
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not
@@ -283,10 +282,7 @@ def write_files(
     file = Path(config.model.path, GENERATION_CONFIG)
     generation = read_json(file, "remove it or copy it again, and start again to export") if file.is_file() else {}
     generation.pop("_from_model_config", None)  # some versions would then take `eos_token_id` of config.json
-    before = generation.get("eos_token_id")
-    before = before if isinstance(before, list) else [] if before is None else [before]
-    taught = ExampleEncoder(tokenizer, settings).stop_ids
-    generation["eos_token_id"] = list(dict.fromkeys([*taught, *before]))
+    generation["eos_token_id"] = list(ExampleEncoder(tokenizer, settings).stop_ids)
     write_json(folder / GENERATION_CONFIG, generation)
 
 
