@@ -24,6 +24,7 @@ from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.language_model import PackedLanguageModel, merged, parameter_names, stored_form, trained_parameters
 from training.chat_settings import chat_settings
+from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, curve_of, is_better
 from training.identity import marks_of
 from training.record import Record, RunRecord
@@ -123,9 +124,10 @@ def is_finished(
     contents |= read_on_first(lambda: read_certificate(export_directory.parent), ranks)
     if ranks.rank == 0:
         why = evaluations.why_stalled(step) if step < total_steps else f"{total_steps} steps"
+        left = "; ".join(["nothing to do", *too_many_steps(config, total_steps)])
         print(
             f"already finished: {why}; {export_directory} holds the {contents['weights']} weights (step {contents['step']}, "
-            f"{contents['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
+            f"{contents['dtype']}); {left}",
             flush=True,
         )
     check_budget(config, export_directory, ranks)
@@ -156,14 +158,6 @@ def certificate_of(run: Path, contents: dict) -> dict:
     """The certificate of a run's export, if it is of the weights that `contents` describe; else empty."""
     found = read_certificate(run)
     return found if found and all(found[key] == contents[key] for key in ("checkpoint", "averaged")) else {}
-
-
-def _no_more_steps(config: Config, total_steps: int) -> str:
-    """Why a larger optimizer.max_steps has not made the run longer; nothing if it is not larger."""
-    wanted, epochs = config.optimizer.max_steps, config.optimizer.epochs
-    if wanted is None or wanted <= total_steps:
-        return ""
-    return f" (optimizer.max_steps={wanted}, but optimizer.epochs={epochs} has only {total_steps} steps)"
 
 
 def export_run(
