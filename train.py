@@ -48,6 +48,7 @@ from distributed.process_group import StopSignal, random_state, set_random_state
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from model.architectures import has_experts
 from model.build import build, first_weights
+from model.flops import count_work, find_peak
 from model.language_model import PackedLanguageModel, trained_parameters
 from model.loss import LossSums, anchored, chunked, negative_log_likelihood
 from training.checkpointer import Checkpointer
@@ -55,7 +56,7 @@ from training.description import describe_run
 from training.ending import check_budget, export_run, is_finished
 from training.evaluations import Evaluations
 from training.inputs import Inputs, open_data
-from training.log import Log, make_meter
+from training.log import Log, Meter
 from training.observe import Pace, Profile
 from training.provenance import record_start
 from training.record import RunRecord
@@ -214,7 +215,8 @@ def train(
     checkpointer.save_from(parameters, optimizer)
     # checkpointer.register(name, thing): whatever else has a `state_dict()`, such as an average of the weights
     notes += checkpointer.load(state)
-    meter, peak = make_meter(data.train, model, model_config, compute_dtype, ranks)
+    peak = find_peak(compute_dtype, ranks)
+    meter = Meter(data.train, count_work(model, model_config), peak.flops, ranks.device)
     disk = check_disks(config, model, checkpointer.saver.stored_bytes(), model_config, ranks)
     for line in describe_run(config, data, model, layers, model_config, optimizer, ranks, peak, notes, disk):
         log.say(line)

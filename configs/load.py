@@ -89,12 +89,26 @@ WORDS = {
 }
 FORMATS: tuple[str, ...] = get_args(schema.Format)
 
+# Form of an example -> keys that it needs. If an example fits several, the first one counts.
+REQUIRED = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
+    "completion": ("prompt", "completion"),
+    "text": ("text",),
+    "tokens": ("input_ids",),
+}
+# Form -> keys that it may have.
+OPTIONAL = {
+    "messages": ("system", "tools", "weight"),
+    "sharegpt": ("system", "tools", "weight"),
+    "alpaca": ("input", "system", "history", "tools", "weight"),
+    "completion": ("tools", "weight"),
+    "text": ("weight",),
+    "tokens": ("labels", "mask", "attention_mask", "weight"),
+}
 # Our names of the keys of examples and messages (data/formats.py): what data.fields can rename.
-EXAMPLE_FIELDS = (
-    *("messages", "conversations", "instruction", "input", "output", "history", "system"),
-    *("prompt", "completion", "text", "tools", "weight"),
-    *("input_ids", "labels", "mask", "attention_mask"),
-)
+EXAMPLE_FIELDS = tuple(dict.fromkeys(itertools.chain(*REQUIRED.values(), *OPTIONAL.values())))
 MESSAGE_FIELDS = (
     *("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name"),
     *("reasoning_content", "thinking", "weight", "train", "training"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.user_code import explain, load_function
-from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS
+from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS, OPTIONAL, REQUIRED
 from data.encoding import LISTED
 from data.files import DEFAULT, WANTED, Reading, check_files, data_suffix
 from data.messages import (
@@ -33,24 +33,6 @@ from data.rows import COLUMNS, column_names, read_rows
 
 DESCRIBED_ROWS = 100  # of a file, in which `Noticed` looks for the keys that are used
 
-# Form -> keys that it needs. If an example fits several, the first one counts.
-REQUIRED = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "alpaca": ("instruction", "output"),
-    "completion": ("prompt", "completion"),
-    "text": ("text",),
-    "tokens": ("input_ids",),
-}
-# Form -> keys that it may have.
-OPTIONAL = {
-    "messages": ("system", "tools", "weight"),
-    "sharegpt": ("system", "tools", "weight"),
-    "alpaca": ("input", "system", "history", "tools", "weight"),
-    "completion": ("tools", "weight"),
-    "text": ("weight",),
-    "tokens": ("labels", "mask", "attention_mask", "weight"),
-}
 # How a list of messages begins, as JSON or as Python writes it.
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
 OF_TOKENS = ("labels", "mask", "attention_mask")  # keys that mean something else, or nothing, in other forms

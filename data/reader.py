@@ -82,11 +82,7 @@ class Reader:
             return None
         return Corpus(tuple(loaded.values()), tuple(loaded), (1 / len(loaded),) * len(loaded))
 
-    def source(self, paths: tuple[str, ...], what: str) -> Documents | Windows:
-        """A single source besides those of training, whole and of any form. `what` is its name in messages."""
-        return self.read(paths, what, Reading(on_bad=self.reading.on_bad))
-
-    def read(self, paths: tuple[str, ...], what: str, reading: Reading) -> Documents | Windows:
+    def read(self, paths: tuple[str, ...], what: str, reading: Reading = DEFAULT) -> Documents | Windows:
         """The examples of files, or the windows of a token store. `what` labels the progress bar of the one that tokenises.
 
         Raises UserError as `documents_of` does, for a bad file, and for a token id that has no row in the model's embedding.

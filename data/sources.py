@@ -69,12 +69,9 @@ class Windows:
         begin, end = self._ends(index)
         return end - begin
 
-    def document_lengths(self, index: int) -> tuple[int, ...]:
-        """Number of tokens of each document in the window, computed from the document ends alone."""
-        return self._lengths(index)
-
     @cached_property
-    def _lengths(self) -> Callable[[int], tuple[int, ...]]:
+    def document_lengths(self) -> Callable[[int], tuple[int, ...]]:
+        """Window -> number of tokens of each document in it, computed from the document ends alone."""
         return functools.lru_cache(maxsize=LENGTHS)(self._read_lengths)
 
     def _read_lengths(self, index: int) -> tuple[int, ...]:

@@ -329,14 +329,6 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return directory / name
 
 
-def weights_digest(checkpoint: Path) -> str | None:
-    """The `tensors_digest` of a checkpoint, which tells it from another one of its step. None if there is none."""
-    try:
-        return tensors_digest(read_manifest(checkpoint))
-    except UserError:
-        return None
-
-
 def set_latest(directory: Path, checkpoint: Path) -> None:
     """Let the run continue from `checkpoint`. Call it on rank 0 alone."""
     write_durably(directory / "latest", checkpoint.name)

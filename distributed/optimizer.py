@@ -28,12 +28,7 @@ def parameter_dtype(memory: str) -> torch.dtype:
 
 
 def check_memory(memory: str) -> None:
-    """Raise UserError if 14N or 6N needs what is not installed."""
-    if memory == "14N" and not hasattr(torch.Tensor, "grad_dtype"):
-        raise UserError(
-            f"optimizer.memory=14N keeps fp32 gradients of bf16 weights, which torch {torch.__version__} does not "
-            "support: choose 12N or 16N"
-        )
+    """Raise UserError if 6N needs what is not installed."""
     if memory == "6N":
         try:
             from torchao.optim.quant_utils import create_dynamic_map  # noqa: F401

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from data.tokens import backend
 from model.weight_files import hash_weights
 
 
@@ -29,18 +30,13 @@ def fingerprint_of_sums(sums: dict[str, str]) -> str:
 def fingerprint_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what determines token ids and the text of a chat, as hexadecimal digits.
 
-    That is the `tokenizers` backend (vocabulary, merges, added tokens, normaliser, pre- and post-processor) or, without
-    one, class and vocabulary; and the special tokens and the chat template. Truncation and padding do not matter, because
-    calls of the tokenizer change them.
+    That is the `tokenizers` backend (vocabulary, merges, added tokens, normaliser, pre- and post-processor), the special
+    tokens and the chat template. Truncation and padding do not matter, because calls of the tokenizer change them.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        contents = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    else:
-        # The text of tokenizer.json, as parsing it takes seconds for a large vocabulary. Version, truncation and padding
-        # stand before the added tokens.
-        _, _, contents = backend.to_str().partition('"added_tokens":')
-        assert contents
+    # The text of tokenizer.json, as parsing it takes seconds for a large vocabulary. Version, truncation and padding stand
+    # before the added tokens.
+    _, _, contents = backend(tokenizer).to_str().partition('"added_tokens":')
+    assert contents
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     parts = [contents, special, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -5,6 +5,7 @@ second forward of activation checkpointing. This is "model FLOPs utilization" (P
 """
 
 import functools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from common.dtypes import dtype_name
-from distributed.process_group import Ranks, barrier
+from distributed.process_group import Ranks, barrier, gather_objects
 from model.language_model import PackedLanguageModel
 
 # Peaks of bf16 matrix products that accumulate in fp32, in FLOP/s without sparsity, by the name that CUDA gives the device
@@ -180,9 +180,7 @@ def find_peak(dtype: torch.dtype, ranks: Ranks) -> Peak:
             measured_flops(device, dtype, size),
             f"measured: {size} x {size} product in {dtype_name(dtype)}{why}",
         )
-    total = torch.tensor(flops, dtype=torch.float64)
-    dist.all_reduce(total, group=ranks.flags)
-    return Peak(total.item(), source, dtype)
+    return Peak(math.fsum(gather_objects(flops, ranks)), source, dtype)
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:

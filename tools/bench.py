@@ -144,7 +144,7 @@ def write_examples(directory: Path, tokenizer: PreTrainedTokenizerBase, steps: i
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "train.jsonl").write_text("".join(lines), encoding="utf-8")
     reader = Reader(ExampleEncoder(tokenizer), len(tokenizer), setting.sequence_length, "error")
-    documents = reader.source((str(directory / "train.jsonl"),), "examples")
+    documents = reader.read((str(directory / "train.jsonl"),), "examples")
     plan = plan_training(documents, epochs=1, seed=0, global_examples=setting.examples_per_step)
     # Within a step the order is that of the file, and not that of the plan: it decides how much the other trainers pad.
     order = [sorted(plan.batch(step).items) for step in range(plan.num_steps)]

@@ -36,7 +36,6 @@ from distributed.checkpoint_directory import (
     checkpoint_name,
     read_manifest,
     set_latest,
-    weights_digest,
 )
 from model.architectures import first_new_row
 from model.language_model import PackedLanguageModel, build_on_meta
@@ -47,7 +46,7 @@ from tools.chaos import read_rows
 from tools.launched import ROOT, Launch, torchrun
 from training.description import counted
 from training.ending import ADAPTER_DIRECTORY, BOM, CARD, EXPORT, SIGNATURE
-from training.identity import differences
+from training.identity import differences, marks_of
 from training.log import EVALUATIONS
 from training.record import FILE, METRICS, PREPARED, Entry, Record, not_given_up, plan_after, prepared_in
 
@@ -282,7 +281,7 @@ def _compare_tensors(run: Path, folder: Path, written: dict, start: dict, entry:
     checkpoint, averaged = run / "checkpoints" / checkpoint_name(entry.step), written.get("averaged") or {}
     base = Path(start["directory"], start["config"]["model"]["path"]) if averaged else None
     is_merged, is_adapter = written.get("adapter") or written.get("kind") == "merged", written.get("kind") == "adapter"
-    is_there = weights_digest(checkpoint) == entry.content["checkpoint"] and (not base or base.is_dir())
+    is_there = marks_of(checkpoint)["checkpoint"] == entry.content["checkpoint"] and (not base or base.is_dir())
     if is_there and not averaged and (is_adapter or written.get("adapter")):
         _compare_adapter(folder if is_adapter else run / ADAPTER_DIRECTORY, checkpoint, entry)
         return "with the adapter of their checkpoint" + (", but merged weights are not compared" if is_merged else "")

@@ -27,7 +27,7 @@ from configs.load import is_of_answers
 from data.examples import Documents
 from data.sources import Corpus
 from distributed.checkpoint import load_parameters
-from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints, weights_digest
+from distributed.checkpoint_directory import checkpoint_name, complete_checkpoints
 from distributed.process_group import Ranks, StopSignal, call_on_all, gather_objects, read_on_first
 from distributed.sharding import local, local_shard
 from eval import forgetting
@@ -39,7 +39,7 @@ from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, tr
 from training.answers import Answers
 from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
-from training.identity import fingerprint_of_checkpoint
+from training.identity import marks_of
 from training.inputs import Inputs
 from training.record import RunRecord
 
@@ -122,8 +122,7 @@ def keep_budget(
             "means": means_of(config, run.data.train),
             "dtype": dtype_name(next(run.model.parameters()).dtype),
             "readings": sum(entry.kind == "certificate" for entry in record.read()),
-            "checkpoint": weights_digest(checkpoint),
-            "identity": fingerprint_of_checkpoint(checkpoint),
+            **marks_of(checkpoint),
             "texts": [texts.measured(judged), best["text"]],
             "candidates": [{name: one[name] for name in ("step", "alpha", "bound", "value")} for one in candidates],
         }

@@ -1,6 +1,5 @@
 """How the chats of a run are rendered, settled before any is read: the options of the template, and its date."""
 
-import dataclasses
 import datetime
 import inspect
 import os
@@ -10,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from configs.config import Config, Data
+from configs.load import replace
 from data.chat_template import ChatSettings, ChatTemplate, writes_date
 from distributed.rendezvous import join
 from training.record import newest_start
@@ -34,7 +34,7 @@ def settle_chat_settings(
     data = config.data
     _check_options(data, ChatTemplate(tokenizer, ChatSettings()))
     if not writes_date(tokenizer):
-        return _with_date(config, None)
+        return replace(config, "data.chat_date", None)
     if data.chat_date is not None:
         return config
     recorded = newest_start(run_directory).get("config", {}).get("data", {}).get("chat_date")
@@ -45,11 +45,7 @@ def settle_chat_settings(
         if int(os.environ["RANK"]) == 0:
             store.set("chat_date", date)
         date = store.get("chat_date").decode()
-    return _with_date(config, date)
-
-
-def _with_date(config: Config, date: str | None) -> Config:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, chat_date=date))
+    return replace(config, "data.chat_date", date)
 
 
 def _check_options(data: Data, template: ChatTemplate) -> None:

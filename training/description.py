@@ -70,11 +70,7 @@ def describe_run(
             f"make_optimizer has groups with a peak rate of {', '.join(f'{rate:g}' for rate in peaks)}, and they are trained with it; "
             f"the curve train/learning_rate is that of optimizer.learning_rate={settings.learning_rate:g}"
         )
-    if settings.max_steps and settings.max_steps > inputs.total_steps:
-        warnings.append(
-            f"optimizer.max_steps={settings.max_steps} has no effect, because optimizer.epochs={settings.epochs} has only "
-            f"{inputs.total_steps} steps; raise optimizer.epochs to train longer"
-        )
+    warnings += too_many_steps(config, inputs.total_steps)
     warnings += [
         f"{name}: its share holds over {steps} steps, because no example is cut, and the run has {inputs.total_steps}: shorten "
         "its examples, or make the steps or its share larger"
@@ -182,6 +178,15 @@ def schedule_warnings(config: Config, count: int, total_steps: int, warmup_steps
             "last step or never"
         )
     return warnings
+
+
+def too_many_steps(config: Config, total_steps: int) -> list[str]:
+    """A sentence, if optimizer.max_steps asks for more steps than there are."""
+    wanted, epochs = config.optimizer.max_steps, config.optimizer.epochs
+    if wanted is None or wanted <= total_steps:
+        return []
+    only = f"optimizer.epochs={epochs} has only {total_steps} steps"
+    return [f"optimizer.max_steps={wanted} has no effect, because {only}; raise optimizer.epochs to train longer"]
 
 
 def counted(number: int, noun: str) -> str:

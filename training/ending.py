@@ -19,13 +19,14 @@ from data.chat_template import write_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import save_tokenizer
 from distributed.checkpoint import load_parameters
-from distributed.checkpoint_directory import checkpoint_name, weights_digest
+from distributed.checkpoint_directory import checkpoint_name
 from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
 from model.language_model import PackedLanguageModel, merged, parameter_names, stored_form, trained_parameters
 from training.chat_settings import chat_settings
+from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, curve_of, is_better
-from training.identity import fingerprint_of_checkpoint
+from training.identity import marks_of
 from training.record import Record, RunRecord
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -43,7 +44,7 @@ def contents_of_export(
 ) -> dict:
     """What the export of a run that ended after `step` holds, as plain JSON: `weights` (last or best), their `step`, the `dtype`.
 
-    `checkpoint` tells the checkpoint from another one of the same step, `identity` is the fingerprint of what trained it.
+    `checkpoint` and `identity` are the marks of the checkpoint (training/identity.py).
 
     The base model is never exported: `best` is the best of the trained checkpoints. Without any evaluation of a trained
     model, the last weights stand in for the best. With a budget it is what was asked for: `asked` in export.json.
@@ -54,8 +55,7 @@ def contents_of_export(
     contents = {
         "weights": "last" if best is None else "best",
         "step": exported,
-        "checkpoint": weights_digest(checkpoints / checkpoint_name(exported)),
-        "identity": fingerprint_of_checkpoint(checkpoints / checkpoint_name(exported)),
+        **marks_of(checkpoints / checkpoint_name(exported)),
         "steps_in_total": step,
         "validation_loss": loss if best is None else evaluations.best_loss,
         "dtype": dtype_name(getattr(model_config, "dtype", None) or torch.bfloat16),
@@ -124,9 +124,10 @@ def is_finished(
     contents |= read_on_first(lambda: read_certificate(export_directory.parent), ranks)
     if ranks.rank == 0:
         why = evaluations.why_stalled(step) if step < total_steps else f"{total_steps} steps"
+        left = "; ".join(["nothing to do", *too_many_steps(config, total_steps)])
         print(
             f"already finished: {why}; {export_directory} holds the {contents['weights']} weights (step {contents['step']}, "
-            f"{contents['dtype']}); nothing to do{_no_more_steps(config, total_steps)}",
+            f"{contents['dtype']}); {left}",
             flush=True,
         )
     check_budget(config, export_directory, ranks)
@@ -157,14 +158,6 @@ def certificate_of(run: Path, contents: dict) -> dict:
     """The certificate of a run's export, if it is of the weights that `contents` describe; else empty."""
     found = read_certificate(run)
     return found if found and all(found[key] == contents[key] for key in ("checkpoint", "averaged")) else {}
-
-
-def _no_more_steps(config: Config, total_steps: int) -> str:
-    """Why a larger optimizer.max_steps has not made the run longer; nothing if it is not larger."""
-    wanted, epochs = config.optimizer.max_steps, config.optimizer.epochs
-    if wanted is None or wanted <= total_steps:
-        return ""
-    return f" (optimizer.max_steps={wanted}, but optimizer.epochs={epochs} has only {total_steps} steps)"
 
 
 def export_run(
@@ -270,9 +263,8 @@ def write_files(
 ) -> None:
     """Write everything but the weights to `folder`. Raises UserError if generation_config.json of the base is damaged.
 
-    transformers and the servers that read its directories stop at `eos_token_id` of generation_config.json. It becomes a
-    list of what training has taught (EOS, and the token that ends an answer in the chat template, which may be another one)
-    and of what the base's file has.
+    transformers and the servers that read its directories stop at `eos_token_id` of generation_config.json. It becomes the list
+    of the tokens that end an answer (`ExampleEncoder.stop_ids`): those that training has taught, and those of the base's file.
     """
     model_config = copy.copy(model_config)
     vars(model_config).pop("auto_map", None)  # names files with the base's own code (Phi-3), which an export has not
@@ -284,10 +276,7 @@ def write_files(
     file = Path(config.model.path, GENERATION_CONFIG)
     generation = read_json(file, "remove it or copy it again, and start again to export") if file.is_file() else {}
     generation.pop("_from_model_config", None)  # some versions would then take `eos_token_id` of config.json
-    before = generation.get("eos_token_id")
-    before = before if isinstance(before, list) else [] if before is None else [before]
-    taught = ExampleEncoder(tokenizer, settings).stop_ids
-    generation["eos_token_id"] = list(dict.fromkeys([*taught, *before]))
+    generation["eos_token_id"] = list(ExampleEncoder(tokenizer, settings).stop_ids)
     write_json(folder / GENERATION_CONFIG, generation)
 
 

@@ -21,7 +21,7 @@ from common.durable_files import new_directory, write_json
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config
-from configs.load import config_of
+from configs.load import config_of, replace
 from data.batches import collate
 from data.chat_template import write_chat_settings
 from data.tokens import load_tokenizer, save_tokenizer
@@ -32,7 +32,6 @@ from distributed.checkpoint_directory import (
     latest_checkpoint,
     read_manifest,
     step_of,
-    weights_digest,
 )
 from distributed.process_group import Ranks
 from eval.forgetting import as_documents
@@ -65,7 +64,7 @@ from training.ending import (
     write_contents,
     write_files,
 )
-from training.identity import fingerprint
+from training.identity import marks_of
 from training.record import Record
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -127,11 +126,10 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     manifest = read_manifest(checkpoint)
     Record(run).named(step_of(checkpoint), sha256(checkpoint / MANIFEST))
     state, of_optimizer = manifest["state"], manifest["values"].get("optimizer", {})
-    identity = state["identity"]
     base = options.base or Path(config.model.path)
     if not (base / "config.json").is_file():
         raise UserError(f"the base model of {run}, {base}, is not there; name its directory with --base")
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(base)))
+    config = replace(config, "model.path", str(base))
     settings, lora = config.model, config.lora
     model_config = model_config_of(settings)
     tokenizer = load_tokenizer(str(base), config.data.chat_template)
@@ -140,7 +138,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     model = build_on_meta(model_config)
 
     def base_weights() -> Weights:
-        if identity["the weights"] != hash_weights(base):
+        if state["identity"]["the weights"] != hash_weights(base):
             raise UserError(
                 f"the weights in {base} are not those that {run} was started from; name its base with --base"
             )
@@ -167,8 +165,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     contents = {
         "weights": which,
         "step": state["step"],
-        "checkpoint": weights_digest(checkpoint),
-        "identity": fingerprint(identity),
+        **marks_of(checkpoint),
         "kind": kind,
         # Adapters are small, and are kept in what they were trained in.
         "dtype": dtype_name(DTYPES.get(options.dtype, torch.float32 if adapter else stored)),

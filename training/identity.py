@@ -24,7 +24,7 @@ from common.errors import UserError
 from configs.config import DECIDES, FREE, READ, Config, as_dict
 from configs.load import GENERAL, is_of_answers, parse_best_by
 from distributed.agreement import library_versions
-from distributed.checkpoint_directory import read_manifest
+from distributed.checkpoint_directory import read_manifest, tensors_digest
 from model.fingerprint import fingerprint_of_tokenizer
 from model.weight_files import hash_weights
 
@@ -108,12 +108,15 @@ def fingerprint(identity: Identity) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def fingerprint_of_checkpoint(checkpoint: Path) -> str | None:
-    """The fingerprint of what trained a checkpoint. None if there is no such checkpoint."""
+def marks_of(checkpoint: Path) -> dict[str, str | None]:
+    """What tells a checkpoint from another one of its step: `checkpoint`, a digest of its tensors, and `identity`, the fingerprint
+    of what trained it. Both are None if there is no such checkpoint.
+    """
     try:
-        return fingerprint(read_manifest(checkpoint)["state"]["identity"])
+        manifest = read_manifest(checkpoint)
     except UserError:
-        return None
+        return {"checkpoint": None, "identity": None}
+    return {"checkpoint": tensors_digest(manifest), "identity": fingerprint(manifest["state"]["identity"])}
 
 
 def _settings(config: Config) -> dict:

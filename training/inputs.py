@@ -22,7 +22,7 @@ from data.cache import Cache
 from data.dealing import Costs, Deal, Dealer, Items
 from data.encoding import ExampleEncoder
 from data.examples import Documents
-from data.files import check_paths_exist, is_elsewhere, reading_of
+from data.files import Reading, check_paths_exist, is_elsewhere, reading_of
 from data.reader import Reader, with_shared_examples_reported
 from data.sources import Corpus, Windows
 from distributed.process_group import Ranks, world_size_from_environment
@@ -206,7 +206,7 @@ def read_inputs(
     tokens = batch.rows * data.sequence_length  # of one micro-batch
     context = config.sharding.context
     dealer = Dealer(tokens if data.packing else batch.rows, costs, data.packing, context)
-    old_domain = reader.source(old_files, "the old domain") if old_files else None
+    old_domain = reader.read(old_files, "the old domain", Reading(on_bad=data.on_bad)) if old_files else None
     validation_batches = ()
     if validation:
         one_pass = plan_pass(validation, MICRO_BATCHES_DEALT * max(1, world_size // context) * tokens)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PretrainedConfig
 
 from common.durable_files import write_durably
 from common.errors import UserError
@@ -23,8 +22,7 @@ from data.sources import Corpus, mean_losses
 from distributed.checkpoint import SaveTimes
 from distributed.disks import torchrun_grace
 from distributed.process_group import Ranks, read_on_first
-from model.flops import Peak, Work, count_work, find_peak, step_flops
-from model.language_model import PackedLanguageModel
+from model.flops import Work, step_flops
 from model.loss import LossSums
 from training.sinks import Service, TensorBoard, Values, open_sinks
 
@@ -166,14 +164,6 @@ class Log:
             else:
                 dropped.append(row)
         return b"".join(kept), at_start, dropped
-
-
-def make_meter(
-    corpus: Corpus, model: PackedLanguageModel, model_config: PretrainedConfig, dtype: torch.dtype, ranks: Ranks
-) -> tuple["Meter", Peak]:
-    """The meter of a run that computes in `dtype`, and what the ranks can reach. A collective."""
-    peak = find_peak(dtype, ranks)
-    return Meter(corpus, count_work(model, model_config), peak.flops, ranks.device), peak
 
 
 class Meter:

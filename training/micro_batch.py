@@ -1,6 +1,5 @@
 """batch.micro_batch=auto: the largest micro-batch that the memory of every rank holds, by model/memory.py."""
 
-import dataclasses
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from transformers import PretrainedConfig
 
 from common.dtypes import has_native_bf16
 from configs.config import Config
+from configs.load import replace
 from distributed.device import choose_device
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
@@ -44,7 +44,7 @@ def settle_micro_batch(
     free = free_bytes(device, local_world)
     planned = config
     if not has_native_bf16(device):  # all ranks will compute in fp32 (training/start.py: agree_on_dtype)
-        planned = dataclasses.replace(config, model=dataclasses.replace(config.model, compute_dtype="fp32"))
+        planned = replace(config, "model.compute_dtype", "fp32")
     layout, usable = layout_of(config, world_size, local_world, device.type), int(USABLE[device.type] * free)
     shape = shape_of(model, model_config, config.model.layer_class)
     fits = largest_rows(shape, planned, layout, lambda memory: memory.tensors <= usable, MOST_ROWS)
@@ -78,7 +78,7 @@ def settle_micro_batch(
 
 def with_rows(config: Config, rows: int) -> Config:
     """The config with this number in `batch.micro_batch`."""
-    return dataclasses.replace(config, batch=dataclasses.replace(config.batch, micro_batch=rows))
+    return replace(config, "batch.micro_batch", rows)
 
 
 def largest_useful(config: Config, world_size: int) -> int:

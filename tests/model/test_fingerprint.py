@@ -69,18 +69,3 @@ def test_vocabulary_special_tokens_and_template_of_a_tokenizer_count(tmp_path) -
     tokenizer.add_tokens(["C 03.00"])
     digests.add(fingerprint_of_tokenizer(tokenizer))
     assert len(digests) == 5
-
-
-def test_a_tokenizer_without_a_backend() -> None:
-    class Slow:
-        special_tokens_map = {"eos_token": "b"}
-        chat_template = None
-
-        def __init__(self, vocabulary: dict[str, int]) -> None:
-            self.vocabulary = vocabulary
-
-        def get_vocab(self) -> dict[str, int]:
-            return self.vocabulary
-
-    digests = [fingerprint_of_tokenizer(Slow(v)) for v in ({"a": 0, "b": 1}, {"b": 1, "a": 0}, {"a": 1, "b": 0})]
-    assert digests[0] == digests[1] != digests[2]

@@ -47,7 +47,9 @@ def save(record: Record, step: int, is_published: bool = True) -> Path:
     (path / "__0_0.distcp").write_bytes(b"tensors %d" % step)
     content = (path / "__0_0.distcp").read_bytes()
     files = {"__0_0.distcp": {"size": len(content), "block": 100, "sha256": [hashlib.sha256(content).hexdigest()]}}
-    record.append("checkpoint", step=step, plan="", **write_manifest(path, {"step": step}, files, {}))
+    record.append(
+        "checkpoint", step=step, plan="", **write_manifest(path, {"step": step, "identity": IDENTITY}, files, {})
+    )
     if is_published:
         (path.parent / "latest").write_text(path.name)
     return path

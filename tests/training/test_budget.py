@@ -155,8 +155,8 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
 
     stand_ins = {"Texts": Texts, "Line": lambda *arguments: SimpleNamespace(load=load), "_score": score}
     stand_ins["complete_checkpoints"] = lambda folder: [folder / "step-000002", folder / "step-000004"]
-    for name in ("weights_digest", "fingerprint_of_checkpoint", "fingerprint_of_base"):
-        stand_ins[name] = lambda path: str(path)
+    stand_ins["fingerprint_of_base"] = str
+    stand_ins["marks_of"] = lambda path: {"checkpoint": str(path), "identity": str(path)}
     stand_ins["certificate_lines"] = stand_ins["means_of"] = lambda *arguments: []
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(budget, name, stand_in)
