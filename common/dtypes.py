@@ -33,8 +33,12 @@ def has_native_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products run in hardware: CUDA since Ampere; CPUs with AMX, AVX512-BF16 or Arm BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    checks = (
-        getattr(torch.cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return any(check() for check in checks) or any("bf16" in name and on for name, on in capabilities.items())
+    return bool(bf16_instructions())
+
+
+def bf16_instructions() -> list[str]:
+    """The instructions of this CPU that multiply bf16, by torch's names: `amx_bf16`, `avx512_bf16`, those of Arm."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    older = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    asked = {name: getattr(torch.cpu, check, bool)() for name, check in older.items()}
+    return sorted(name for name, on in {**known, **asked}.items() if "bf16" in name and on)

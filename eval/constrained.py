@@ -79,8 +79,12 @@ def most_probable_allowed(grammar: Grammar):  # noqa: ANN201 (an eval.generate.S
 
 
 def _by_probability(scores: torch.Tensor) -> Iterator[int]:
-    """The tokens of one row `(vocabulary,)`, the most probable first."""
-    first = scores.topk(min(FIRST_TRIES, len(scores))).indices.tolist()
+    """The tokens of one row `(vocabulary,)`, the most probable first; of equal ones the first, as `argmax` takes it.
+
+    In bf16 the two most probable tokens are often equal.
+    """
+    top = scores.topk(min(FIRST_TRIES, len(scores))).indices.sort().values
+    first = top[scores[top].argsort(descending=True, stable=True)].tolist()
     yield from first
     tried = set(first)
-    yield from (token for token in scores.argsort(descending=True).tolist() if token not in tried)
+    yield from (token for token in scores.argsort(descending=True, stable=True).tolist() if token not in tried)

@@ -11,6 +11,7 @@ from collections.abc import Container
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -57,8 +58,16 @@ class PackedLanguageModel(nn.Module):
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """The hidden states that predict the targets, `(targets, hidden_size)`: the input of `model.loss.chunked`."""
+        tokens = {"input_ids": batch.input_ids}
+        if batch.input_ids.device.type == "cpu":
+            # A CPU adds up the gradients of a token's places one by one, in bf16 too, and the sum stops growing where an addend is
+            # less than its last digit (docs/LOG.md). Hence each token is looked up once, and its places copy an fp32 row.
+            ids, places = batch.input_ids.unique(return_inverse=True)
+            rows = self.embedding(ids[None])[0]
+            exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            tokens = {"inputs_embeds": F.embedding(places, exact).to(rows.dtype)}
         hidden = self.causal_lm.base_model(
-            input_ids=batch.input_ids,
+            **tokens,
             position_ids=batch.position_ids,
             use_cache=False,
             documents=packed_attention.DocumentLengths(batch.document_lengths, batch.cu_seq_lens, context=self.context),

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.cuda import nccl
 
+from common.dtypes import bf16_instructions
 from common.durable_files import sha256_of_json, write_durably, write_json
 from common.errors import UserError
 from common.sha256 import remembered_sha256, sha256, sha256_of_all
@@ -38,6 +39,7 @@ from training.record import RunRecord
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
 OF_A_TOKENIZER = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # suffixes in a model directory
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # keep libraries from newer instructions
 LONG = 2**26  # bytes that each start reads again; the digests of other files are remembered
 Say = Callable[[str], None]
 
@@ -173,10 +175,15 @@ def versions() -> dict[str, str]:
 
 
 def _hardware(device: torch.device) -> str:
-    """The GPU's name, or cpu with its machine type and instruction set: `cpu (x86_64, AVX2)`."""
+    """The GPU's name, or cpu with what decides how it rounds: `cpu (x86_64, AVX512, amx_bf16, avx512_bf16)`.
+
+    A virtual machine may call processors with and without bf16 instructions by one name, such as `Intel(R) Xeon(R) Processor`.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    kinds = [platform.machine(), torch.backends.cpu.get_cpu_capability(), *bf16_instructions(), *limits]
+    return f"cpu ({', '.join(kinds)})"
 
 
 def devices(places: list[tuple[str, str]]) -> list[dict]:

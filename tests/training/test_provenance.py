@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from common.sha256 import sha256
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
@@ -114,6 +115,16 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
     git(checkout, "apply", str(diffs[0]))
     assert (checkout / "letter.txt").read_text() == "first\n" and (checkout / "mine.py").read_text() == "x = 1\n"
     assert not (checkout / "notes.py").exists()
+
+
+def test_processors_with_one_name_and_other_instructions_are_told_apart(monkeypatch) -> None:
+    """Else a replay where the instructions for bf16 are missing would call the record untrue (tools/verify.py)."""
+    cpu = torch.device("cpu")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(provenance, "bf16_instructions", lambda: ["amx_bf16", "avx512_bf16"])
+    assert provenance._hardware(cpu).endswith(", amx_bf16, avx512_bf16)")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert provenance._hardware(cpu).endswith(", amx_bf16, avx512_bf16, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16)")
 
 
 def test_ranks_are_grouped_by_host_and_device() -> None:
