@@ -310,14 +310,19 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
     elsewhere_the_same(tmp_path, monkeypatch, knowledge, knowledge, "OUT")
 
 
-def test_what_is_kept_beside_the_page_is_reported_by_the_command_of_the_page(tmp_path) -> None:
-    """Its options are still those of the list, and the table of docs/results.md has its figures."""
-    done = run_python(
-        ROOT / "scripts" / "experiment.py", "knowledge", "--report", "--keep", ROOT / "docs", cwd=tmp_path
-    )
+@pytest.mark.parametrize(
+    ("name", "arms", "words"),
+    [
+        ("knowledge", ("rank 8", "rank 1", "rank 1, q and v"), "full less {}"),
+        ("settle", ("lora8",), "full less LoRA of rank 8"),
+    ],
+)
+def test_what_is_kept_beside_the_page_is_reported_by_the_command_of_the_page(tmp_path, name, arms, words) -> None:
+    """Its options are still those of the list, and docs/results.md has its figures."""
+    done = run_python(ROOT / "scripts" / "experiment.py", name, "--report", "--keep", ROOT / "docs", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for arm in ("rank 8", "rank 1", "rank 1, q and v"):
+    for arm in arms:
         row = next(line for line in done.stdout.splitlines() if f"full less {arm}, Welch" in line).split(" | ")
-        assert f"full less {arm} is {row[2]} (95%: {row[3]}): {row[8]}" in page
-    assert (tmp_path / "runs" / "knowledge" / "knowledge.png").stat().st_size > 5_000
+        assert f"{words.format(arm)} is {row[2]} (95%: {row[3]}): {row[8]}" in page
+    assert (tmp_path / "runs" / name / f"{name}.png").stat().st_size > 5_000
