@@ -93,7 +93,8 @@ def check_optimizer(
         raise UserError(f"make_optimizer: {name} computes the loss again in its step; the loop has no closure for that")
     names = {parameter: key for key, parameter in parameters.items()}
     groups = [[names.get(p, "a parameter that is not trained") for p in g["params"]] for g in optimizer.param_groups]
-    check_agreement({"make_optimizer": {"optimizer": name, "param_groups": groups}}, ranks)
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    check_agreement({"make_optimizer": {"optimizer": name, "param_groups": groups, "lr": rates}}, ranks)
     found = {key for group in groups for key in group}
     left_out = [key for key in parameters if key not in found]
     if left_out:

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint import default_planner, staging
 from common.errors import UserError
 from configs.config import Optimizer
 from distributed import checkpoint, checkpoint_directory
+from distributed.agreement import disagreement, flatten
 from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import latest_checkpoint, read_manifest
 from distributed.optimizer import adamw, check_optimizer
@@ -181,6 +182,15 @@ def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
     ):
         with pytest.raises(UserError, match=words):
             check_optimizer(other, trained, memory, ranks)
+
+
+def test_a_rate_of_a_group_that_another_rank_has_not_is_refused(ranks, monkeypatch) -> None:
+    parameters, compared = make("Adam")[0], []
+    monkeypatch.setattr("distributed.optimizer.check_agreement", lambda values, ranks: compared.append(flatten(values)))
+    for rate in (1e-3, 2e-3):
+        check_optimizer(torch.optim.Adam(parameters.values(), lr=rate), parameters, "16N", ranks)
+    problem = disagreement([("a", compared[0]), ("b", compared[1])])
+    assert problem and "make_optimizer" in problem and "0.001" in problem and "0.002" in problem
 
 
 # --- What is registered ---
