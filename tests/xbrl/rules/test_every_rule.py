@@ -228,20 +228,6 @@ def test_a_filing_rule_tolerates_what_the_decimals_leave_open(decimals, off, exp
     assert [one.state for one in results if one.rule_id == "OF_SUM"] == [expected]
 
 
-@pytest.mark.parametrize(
-    ("rule_id", "date", "legal"),
-    [
-        ("FX_12_5", "2024-12-31", "CRR Art. 92(4)(b)"),
-        ("FX_12_5", "2025-03-31", "CRR Art. 92(6)(b)"),
-        ("OCR_CET1", "2020-09-30", "CRD Art. 141(1)-(3)"),
-        ("OCR_CET1", "2026-03-31", "CRD Art. 141a(a), 141(2)"),
-    ],
-)
-def test_the_citation_is_that_of_the_reference_date(rule_id, date, legal):
-    rule = next(rule for rule in built_in_rules() if rule.id == rule_id)
-    assert rule.at(date).legal == legal
-
-
 def test_an_insolvent_bank_with_consistent_figures_has_breaches_but_no_filing_errors():
     figures = {"of 10": -50_000, "of 15": -70_000, "of 20": -70_000, "of 750": 20_000, "rea 10": 1_000_000}
     figures |= {"ratio 10": "-7%", "ratio 30": "-7%", "ratio 50": "-5%"}

@@ -11,13 +11,8 @@ from xbrl.read.render import format_figure, format_limit
 from xbrl.rules.rule_lines import rule_table
 from xbrl.rules.rules import evaluate, load_rules, violations
 
-CET1, T1, TC = (("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050"))
-TSCR, TSCR_CET1, TSCR_T1, OCR = (("C_03.00", row, "c0010") for row in ("r0130", "r0140", "r0150", "r0160"))
-LR, OLRR = ("C_47.00", "r0340", "c0010"), ("C_47.00", "r0440", "c0010")
-OWN_FUNDS, TIER1, CET1_AMOUNT = (("C_01.00", row, "c0010") for row in ("r0010", "r0015", "r0020"))
-AT1, TIER2 = ("C_01.00", "r0530", "c0010"), ("C_01.00", "r0750", "c0010")
+CET1, LR, TIER1 = ("C_03.00", "r0010", "c0010"), ("C_47.00", "r0340", "c0010"), ("C_01.00", "r0015", "c0010")
 BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030"))
-NSFR = ("C_84.00.a", "r0220", "c0040")
 
 
 def state(rule_id, figures, **more):
@@ -109,10 +104,6 @@ def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
     assert [rule.at(date).legal for date in dates] == ["first", "second", "second", "second"]
     report = report_of({CET1: "4%"}, period="2024-12-31")
     assert [result.legal for result in evaluate(report, [rule])] == ["first"]
-    path.write_text(rule_line(applies_from="2025-01-01"))
-    for date, states in (("2024-12-31", []), ("2025-01-01", ["ok"])):
-        report = report_of({CET1: "50%"}, period=date)
-        assert [result.state for result in evaluate(report, load_rules(path))] == states
 
 
 def test_a_figure_of_an_absurd_size_is_printed():
