@@ -1,11 +1,9 @@
 """What ranks say when they are about to train with different inputs. test_watch.py has real processes that do."""
 
-from pathlib import Path
-
 import pytest
 
 from common.errors import UserError
-from distributed.agreement import disagreement, flatten
+from distributed.agreement import disagreement
 from distributed.process_group import world_size_from_environment
 from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 
@@ -19,18 +17,6 @@ def test_ranks_and_hosts_are_named_in_short() -> None:
     assert ranks_on_hosts({4: "b", 7: "a"}) == "ranks 4, 7 on hosts b, a"
     assert ranks_on_hosts(dict(enumerate("abcdef"))) == "ranks 0-5 on hosts a, b, c, d and 2 more"
     assert [minutes(6), minutes(60), minutes(1800)] == ["6 s", "1 minute", "30 minutes"]
-
-
-def test_a_nested_config_is_compared_by_its_keys() -> None:
-    config = {"optimizer": {"learning_rate": 1e-4, "betas": (0.9, 0.95)}, "mix": {}, "path": Path("a/b"), "name": "x"}
-    assert flatten({"config": config, "steps": 8}) == {
-        "config.optimizer.learning_rate": "0.0001",
-        "config.optimizer.betas": "[0.9, 0.95]",
-        "config.mix": "{}",
-        "config.path": '"a/b"',
-        "config.name": "x",
-        "steps": "8",
-    }
 
 
 def test_ranks_that_differ_are_named_with_their_host_and_both_values() -> None:

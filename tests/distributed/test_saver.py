@@ -16,12 +16,7 @@ from distributed.agreement import disagreement, flatten
 from distributed.checkpoint import Saver
 from distributed.checkpoint_directory import latest_checkpoint, read_manifest
 from distributed.optimizer import adamw, check_optimizer
-
-
-def weight_and_optimizer(value: float) -> tuple[dict, torch.optim.Optimizer]:
-    weight = nn.Parameter(torch.full((64,), value))
-    return {"weight": weight}, adamw({"weight": weight}, Optimizer(1.0), seed=0)
-
+from tests.distributed.test_checkpoint_directory import weight_and_optimizer
 
 # --- Any optimizer ---
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from common.errors import PeerLost, UserError, exit_code_of
+from common.errors import UserError, exit_code_of
 from distributed.device import choose_device, devices_line
 from distributed.process_group import FILES, Ranks, StopSignal, device_line, process_group
 from distributed.watch import UNKNOWN, Beat, Heartbeat, Watch, in_one_line, is_peer_failure
@@ -162,15 +162,6 @@ def test_a_stop_is_agreed_one_call_after_the_signal_and_stays_agreed(alone, monk
         assert [stop.agreed() for _ in range(4)] == [False, True, True, True]
         stop.close()
     assert polls == [True] * 3  # each without a wait, and none once all ranks have agreed
-
-
-def test_peer_lost_prints_its_sentence_unless_the_node_has_heard_it(capsys, monkeypatch) -> None:
-    def lost(quiet: bool) -> None:
-        raise PeerLost("step 9: lost rank 1", quiet)
-
-    monkeypatch.setenv("LOCAL_RANK", "1")  # whichever rank says it, not local rank 0 alone
-    assert exit_code_of(lambda: lost(True)) == 3 and capsys.readouterr().err == ""
-    assert exit_code_of(lambda: lost(False)) == 3 and capsys.readouterr().err == "error: step 9: lost rank 1\n"
 
 
 def test_failures_of_another_rank_are_told_from_bugs() -> None:

@@ -77,16 +77,3 @@ def test_the_peak_is_never_below_what_steps_reached_and_the_line_says_why_a_step
     assert "| MFU 50.0% |" in lines[0] and "| MFU 100.0% |" in lines[1] and "| MFU 100.0% |" in lines[3]
     assert lines[0].endswith("SKIPPED, a spike of the gradient norm (0 so far)")
     assert lines[2].endswith("SKIPPED, not finite (0 so far)")
-
-
-def test_losses_and_shares_by_source_cover_the_window_and_the_run(clock) -> None:
-    corpus = SimpleNamespace(sources=["main", "law"], names=["main", "law"], anchored=())
-    meter = Meter(corpus, WORK, peak_flops=1e9, device=CPU)
-    clock.now += 1.0
-    meter.add(*step((10, 10), (4, 2), [9.0, 8.0, 1.0]))
-    meter.add(*step((10, 10), (4, 0), [4.0, 4.0, 0.0]))
-    row = meter.row(state([12, 4], 40), epoch=0.1)
-    assert row["train/loss"] == pytest.approx(13 / 10)  # of both steps, as each source's
-    assert row["train/loss/main"] == pytest.approx(12 / 8) and row["train/loss/law"] == pytest.approx(1 / 2)
-    assert row["train/share/main"] == 0.75 and row["train/share/law"] == 0.25
-    assert row["train/step_share/main"] == 0.8 and row["train/step_share/law"] == 0.2
