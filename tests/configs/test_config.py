@@ -304,7 +304,6 @@ def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, w
     ("arguments", "said"),
     [
         (["optimizer.lr=1"], "error: unknown key optimizer.lr; did you mean optimizer.learning_rate?"),
-        (["model.name=a"], "error: unknown key model.name; did you mean model.path?"),
         (None, "error: run.name=a stands where the config file is expected"),
     ],
 )

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from common.errors import UserError
-from configs.load import EXAMPLE_FIELDS, FORMATS, OPTIONAL, REQUIRED
+from configs.load import EXAMPLE_FIELDS, FORMATS
 from data.files import Reading
-from data.formats import _BUILDERS, canonical_example, example_text
+from data.formats import canonical_example, example_text
 
 USER, ANSWER = {"role": "user", "content": "LCR?"}, {"role": "assistant", "content": "97.3%"}
 CHAT = [USER, ANSWER]
@@ -23,10 +23,6 @@ def canonical(row: object, **reading) -> dict:
 
 def message(value: dict) -> dict:
     return canonical({"messages": [USER, value]})["messages"][1]
-
-
-def test_every_form_has_a_name_and_a_reader() -> None:
-    assert ("auto", *REQUIRED) == FORMATS and REQUIRED.keys() == OPTIONAL.keys() == _BUILDERS.keys()
 
 
 @pytest.mark.parametrize(

@@ -535,18 +535,7 @@ def test_a_word_that_the_template_takes_out_of_a_content_cannot_hide_a_control_t
     assert encoder.prompt(usual) == prompt_of(tokenizer, usual)
 
 
-def test_an_encoder_of_secret_names_has_the_ids_of_the_tokenizer() -> None:
-    """Also for a vocabulary that has its control tokens as pieces, and merges that make them."""
-    chat = [SYSTEM, ASK, SAY | {"content": "Δ: 97,3 %\n\n\tIt's  too   low…"}, MORE]
-    for family in FAMILIES:
-        tokenizer = tokenizer_of(family)
-        encoder = ExampleEncoder(tokenizer, ChatSettings(date=TODAY))
-        for messages in (chat, chat[1:], chat[1:2]):
-            try:
-                expected = prompt_of(tokenizer, messages)
-            except Exception:
-                continue
-            assert encoder.prompt(messages) == expected
+def test_pieces_of_a_vocabulary_that_merge_to_a_control_token_stay_text() -> None:
     vocabulary = {"<unk>": 0, "</s>": 1, "<": 2, "/": 3, "s": 4, ">": 5, "</": 6, "s>": 7, "a": 8}
     merges = [("<", "/"), ("s", ">"), ("</", "s>")]
     pieces = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))

@@ -83,14 +83,6 @@ def test_one_seed_is_described_and_never_called_better():
         assert any(one.startswith(sentence) for one in limits(result))
 
 
-def test_the_same_answers_differ_by_exactly_nothing():
-    result = compared(arm("one", task(answers(12))), arm("two", task(answers(12))))
-    f1 = difference(result, "f1", "two")
-    assert (f1["value"], f1["low"], f1["high"]) == (0, 0, 0)
-    assert result["disagreements"] == []
-    assert "two less one +0.000 (95% interval over reports +0.000 to +0.000" in verdict(result)["Learning"][0]
-
-
 def test_all_pairs_and_seeds():
     seeds = arm("seeds", task(answers(4)), task(answers(8)))
     result = compared(seeds, arm("b", task(answers(12))), arm("c", task(answers(12))), all_pairs=True)
