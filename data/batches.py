@@ -36,17 +36,11 @@ class StepBatch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Steps over a corpus, each computed on demand."""
+class TrainingPlan:
+    """The steps of a run, each computed on demand. An epoch contains every item of the main source exactly once."""
 
     num_steps: int
     batch: Callable[[int], StepBatch]
-
-
-@dataclass(frozen=True)
-class TrainingPlan(Plan):
-    """The steps of a run. An epoch contains every item of the main source exactly once."""
-
     steps_per_epoch: tuple[int, ...]
     items: Callable[[int], list[int]]  # step -> its items, which takes a small part of the time of `batch`
     passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
@@ -187,26 +181,22 @@ def plan_training(
     return TrainingPlan(num_steps, batch, order.steps_per_epoch, items_of, passes, steps, tuple(promises))
 
 
-def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Plan:
-    """Plan one pass over every item of every source, in file order.
+def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> tuple[StepBatch, ...]:
+    """The steps of one pass over every item of every source, in file order.
 
     A step has at most `tokens_per_step` tokens, over all ranks, or one item that has more.
     """
     corpus = as_corpus(source)
-    starts, tokens = [0], 0  # only the first item of each step is kept
+    steps: list[list[int]] = []
+    tokens = 0
     for item in range(len(corpus)):
         length = corpus.num_tokens(item)
-        if tokens and tokens + length > tokens_per_step:
-            starts.append(item)
+        if not steps or tokens + length > tokens_per_step:
+            steps.append([])
             tokens = 0
+        steps[-1].append(item)
         tokens += length
-    bounds = [*starts, len(corpus)]
-
-    @functools.lru_cache(maxsize=16)
-    def batch(step: int) -> StepBatch:
-        return step_batch(list(range(bounds[step], bounds[step + 1])), corpus)
-
-    return Plan(len(starts) if len(corpus) else 0, batch)
+    return tuple(step_batch(items, corpus) for items in steps)
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:

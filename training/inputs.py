@@ -209,8 +209,7 @@ def read_inputs(
     old_domain = reader.read(old_files, "the old domain", Reading(on_bad=data.on_bad)) if old_files else None
     validation_batches = ()
     if validation:
-        one_pass = plan_pass(validation, MICRO_BATCHES_DEALT * max(1, world_size // context) * tokens)
-        validation_batches = tuple(map(one_pass.batch, range(one_pass.num_steps)))
+        validation_batches = plan_pass(validation, MICRO_BATCHES_DEALT * max(1, world_size // context) * tokens)
 
     @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
     def deal_of(items: Items) -> Deal:

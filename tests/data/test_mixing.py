@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.batches import Plan, collate, plan_training
+from data.batches import TrainingPlan, collate, plan_training
 from data.sources import Corpus, Windows
 from tests.in_memory import InMemory, chats, micro_batches, texts
 
@@ -114,7 +114,7 @@ def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_eac
     assert collate((0,), corpus.sources[0]).target_sources is None
 
 
-def brought(plan: Plan, source: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def brought(plan: TrainingPlan, source: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Target tokens of the main source and of another one, in every step."""
     counts = np.array([plan.batch(step).targets_by_source for step in range(plan.num_steps)], dtype=float)
     return counts[:, 0], counts[:, source]
