@@ -45,7 +45,7 @@ class TrainingPlan:
     items: Callable[[int], list[int]]  # step -> its items, which takes a small part of the time of `batch`
     passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
     steps_of_shares: tuple[int, ...]  # of each mixed-in source: over so many steps it has its share (data/mixing.py)
-    promises: tuple[str, ...]  # for the log: how evenly the sources are mixed, and steps above `global_tokens`
+    warnings: tuple[str, ...]  # for the log: of steps above `global_tokens`
 
 
 @dataclass(frozen=True)
@@ -166,19 +166,16 @@ def plan_training(
         ends = np.cumsum([0, *order.steps_per_epoch])
         return float(np.interp(steps, ends, range(len(ends)))), *others
 
-    promises = [
-        stream.promise(name, share, step_targets)
-        for name, share, stream in zip(corpus.names[1:], corpus.shares[1:], streams, strict=True)
-    ]
     num_steps = sum(order.steps_per_epoch)
+    warnings = []
     if order.num_too_large:
-        promises.append(
+        warnings.append(
             f"warning: {order.num_too_large} of {num_steps} steps may have more than batch.global_tokens="
             f"{global_tokens} target tokens, up to {order.largest:,.0f}: one example of the main source, with what is mixed "
             "in with it, has more"
         )
     steps = tuple(stream.steps_of_share(step_targets) for stream in streams)
-    return TrainingPlan(num_steps, batch, order.steps_per_epoch, items_of, passes, steps, tuple(promises))
+    return TrainingPlan(num_steps, batch, order.steps_per_epoch, items_of, passes, steps, tuple(warnings))
 
 
 def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> tuple[StepBatch, ...]:
