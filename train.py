@@ -331,7 +331,7 @@ def train(
             row = meter.row(state, data.plan.passes(state["step"])[0])  # its losses are means since the last row
             row |= {"train/grad_norm": grad_norm, "train/learning_rate": rate}
             row |= pace.row(state["step"], log.say)
-            row |= ewc.curves(meter.seconds_per_step) if ewc else {}
+            row |= ewc.curves() if ewc else {}
             row |= routers.curves() if routers else {}
             log.row(state["step"], row)
             log.say(meter.line(row, state["step"], total_steps, skip, is_finite))

@@ -36,22 +36,16 @@ class StepBatch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Steps over a corpus, each computed on demand."""
+class TrainingPlan:
+    """The steps of a run, each computed on demand. An epoch contains every item of the main source exactly once."""
 
     num_steps: int
     batch: Callable[[int], StepBatch]
-
-
-@dataclass(frozen=True)
-class TrainingPlan(Plan):
-    """The steps of a run. An epoch contains every item of the main source exactly once."""
-
     steps_per_epoch: tuple[int, ...]
     items: Callable[[int], list[int]]  # step -> its items, which takes a small part of the time of `batch`
     passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
     steps_of_shares: tuple[int, ...]  # of each mixed-in source: over so many steps it has its share (data/mixing.py)
-    promises: tuple[str, ...]  # for the log: how evenly the sources are mixed, and steps above `global_tokens`
+    warnings: tuple[str, ...]  # for the log: of steps above `global_tokens`
 
 
 @dataclass(frozen=True)
@@ -172,41 +166,34 @@ def plan_training(
         ends = np.cumsum([0, *order.steps_per_epoch])
         return float(np.interp(steps, ends, range(len(ends)))), *others
 
-    promises = [
-        stream.promise(name, share, step_targets)
-        for name, share, stream in zip(corpus.names[1:], corpus.shares[1:], streams, strict=True)
-    ]
     num_steps = sum(order.steps_per_epoch)
+    warnings = []
     if order.num_too_large:
-        promises.append(
+        warnings.append(
             f"warning: {order.num_too_large} of {num_steps} steps may have more than batch.global_tokens="
             f"{global_tokens} target tokens, up to {order.largest:,.0f}: one example of the main source, with what is mixed "
             "in with it, has more"
         )
     steps = tuple(stream.steps_of_share(step_targets) for stream in streams)
-    return TrainingPlan(num_steps, batch, order.steps_per_epoch, items_of, passes, steps, tuple(promises))
+    return TrainingPlan(num_steps, batch, order.steps_per_epoch, items_of, passes, steps, tuple(warnings))
 
 
-def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> Plan:
-    """Plan one pass over every item of every source, in file order.
+def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> tuple[StepBatch, ...]:
+    """The steps of one pass over every item of every source, in file order.
 
     A step has at most `tokens_per_step` tokens, over all ranks, or one item that has more.
     """
     corpus = as_corpus(source)
-    starts, tokens = [0], 0  # only the first item of each step is kept
+    steps: list[list[int]] = []
+    tokens = 0
     for item in range(len(corpus)):
         length = corpus.num_tokens(item)
-        if tokens and tokens + length > tokens_per_step:
-            starts.append(item)
+        if not steps or tokens + length > tokens_per_step:
+            steps.append([])
             tokens = 0
+        steps[-1].append(item)
         tokens += length
-    bounds = [*starts, len(corpus)]
-
-    @functools.lru_cache(maxsize=16)
-    def batch(step: int) -> StepBatch:
-        return step_batch(list(range(bounds[step], bounds[step + 1])), corpus)
-
-    return Plan(len(starts) if len(corpus) else 0, batch)
+    return tuple(step_batch(items, corpus) for items in steps)
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:

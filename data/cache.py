@@ -35,7 +35,6 @@ from data.encoding import ExampleEncoder
 from data.files import Reading, expand, left_out
 from data.store import FORMAT, REBUILD, STORE_FILE, Damaged, Store, is_store, open_store
 
-ABANDONED = 3600.0  # seconds without a change, after which what looks like a build is removed
 KEY = "[0-9a-f]{32}"  # the name of an entry
 VERIFIED = 2**28  # bytes: an entry up to this size is read in full when it is opened, which takes about 0.2 s
 
@@ -89,8 +88,12 @@ class Cache:
         return store, f"{tokenised(start)} into {entry}"
 
     def _build(self, entry: Path, files: list[Path], stamps: list, build: Callable[[Path | None], Store]) -> Store:
-        _remove_abandoned(self.directory, entry.name)
-        temporary = self.directory / f"{entry.name}.{socket.gethostname()}-{os.getpid()}{SUFFIX}"
+        ours = f"{entry.name}.{socket.gethostname()}-"
+        for left in self.directory.glob(
+            f"{ours}*{SUFFIX}"
+        ):  # by a killed build, because the lock on the entry is held here
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = self.directory / f"{ours}{os.getpid()}{SUFFIX}"
         temporary.mkdir()
         try:
             build(temporary)
@@ -258,13 +261,3 @@ def _why_not_writable(directory: Path) -> str | None:
             return None
     except OSError as error:
         return error.strerror or str(error)
-
-
-def _remove_abandoned(directory: Path, key: str) -> None:
-    """Remove what killed builds left: of this entry on this node, whose lock is held, and old ones."""
-    for path in directory.glob(f"*{SUFFIX}"):
-        is_ours = path.name.startswith(f"{key}.{socket.gethostname()}-")
-        with suppress(OSError):
-            newest = max([path.stat().st_mtime, *(file.stat().st_mtime for file in path.glob("*"))])
-            if is_ours or time.time() - newest > ABANDONED:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()

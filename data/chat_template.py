@@ -162,14 +162,12 @@ def _refusals() -> Iterator[None]:
     """Turn what a template raises into a UserError."""
     try:
         yield
-    except RecursionError as error:
-        raise UserError("the chat template cannot render this chat: it is nested too deeply") from error
     except TemplateSyntaxError as error:
         raise UserError(f"the chat template has a mistake in its line {error.lineno}: {error.message}") from error
     except TemplateError as error:  # raise_exception in the template is one of them
         what = " ".join(str(error).split())
         raise UserError(f"the chat template refuses this chat: {what}") from error
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         # A template is a program: adding None to a string, for instance, ends in Python's own error.
         what = " ".join(str(error).split())
         raise UserError(f"the chat template cannot render this chat ({type(error).__name__}: {what})") from error

@@ -176,16 +176,6 @@ class Stream:
         """N: over so many steps the share is within a factor of two. step_targets: of the main source in a mean step."""
         return max(1, math.ceil(4 * self.largest / (self.ratio * step_targets)))
 
-    def promise(self, name: str, share: float, step_targets: float) -> str:
-        """One line for the log: over how many steps the source has its share."""
-        steps, expected = self.steps_of_share(step_targets), self.ratio * step_targets
-        if steps == 1:
-            return f"{name}: {share:.1%} of every step, within a factor of two ({expected:.0f} target tokens in a mean step)"
-        return (
-            f"{name}: {share:.1%} over any {steps} steps, within a factor of two, but not of every step: {expected:.0f} target "
-            f"tokens in a mean step, which come up to {self.largest:.0f} at a time, because no example is cut"
-        )
-
 
 class StreamOfDocuments(Stream):
     """A mixed-in source of documents."""

@@ -8,13 +8,12 @@ characters that are invisible or change the direction of writing are replaced by
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from data.batches import StepBatch
 from data.encoding import NOTES, Encoded, Outcome
 from data.examples import parts_of
 from data.store import StoreWriter
@@ -194,14 +193,3 @@ def histogram(lengths: np.ndarray) -> list[str]:
         label = f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}"
         lines.append(f"{label:>20} |{bar:<{BAR}}{count:>10,} {count / len(lengths):>6.1%}")
     return lines
-
-
-def describe_steps(steps: Iterable[StepBatch], sequence_length: int, of_steps: int) -> str:
-    """How many tokens some steps have. of_steps: number of steps of which these were chosen."""
-    tokens = [sum(step.document_lengths) for step in steps]
-    which = f"all {len(tokens):,}" if len(tokens) == of_steps else f"{len(tokens):,} of {of_steps:,}"
-    mean = sum(tokens) / len(tokens)
-    return (
-        f"steps: {min(tokens):,} to {max(tokens):,} tokens in {which} steps of the first epoch, {mean:,.0f} on average, which is "
-        f"{mean / sequence_length:.1f} times data.sequence_length; nothing is padded"
-    )

@@ -251,8 +251,8 @@ class StoreWriter:
     """Writes a store into the directory `folder`, which need not be empty, or into memory if it is None.
 
     `info` begins `store.json`. If an earlier build with the same `info` was interrupted, it goes on after its last shard. The
-    ids go into the file of the current shard as they come: memory does not grow with them, and a build that takes long is seen
-    to go on (data/cache.py). It is a context manager, which closes that file.
+    ids go into the file of the current shard as they come, so that memory does not grow with them. It is a context manager,
+    which closes that file.
     """
 
     def __init__(self, folder: Path | None, info: dict, shard_tokens: int = SHARD_TOKENS) -> None:

@@ -35,7 +35,7 @@ def bootstrap(
     if clusters is not None:
         values = sum_clusters(values, clusters)
     draws = _draws(len(values), resamples)
-    resampled = metrics(np.concatenate([draws[part].astype(float, copy=False) @ values for part in _parts(draws)]))
+    resampled = metrics(np.concatenate([draws[part].astype(float) @ values for part in _parts(draws)]))
     return {
         name: Interval(float(value), *_percentiles(resampled[name]))
         for name, value in metrics(values.sum(axis=0)).items()
@@ -58,11 +58,11 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=1)  # several metrics of one result are resampled one after the other
 def _draws(units: int, resamples: int) -> np.ndarray:
-    """`(resamples, units)`: how often each unit is drawn in each resample, the same every time; many in one byte each.
+    """`(resamples, units)`: how often each unit is drawn in each resample, the same every time, in one byte each.
 
     Of 256 units or more none is drawn 256 times: the probability is below 1e-500.
     """
-    draws = np.empty((resamples, units), float if resamples * units <= PART else np.uint8)
+    draws = np.empty((resamples, units), np.uint8)
     generator = np.random.default_rng(0)
     for part in _parts(draws):
         draws[part] = generator.multinomial(units, np.full(units, 1 / units), size=len(draws[part]))

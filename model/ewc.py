@@ -50,7 +50,6 @@ from data.batches import MicroBatch, collate
 from data.dealing import Dealer
 from data.examples import Documents
 from data.sources import Windows
-from distributed.device import mark, seconds_between
 from distributed.export import files_of, write_file
 from distributed.gradients import gradient_of
 from distributed.low_memory import CHUNK
@@ -303,9 +302,8 @@ class Penalty:
             self.anchor = replace(anchor, fisher=fisher, reference=reference)
         # layers.00, layers.01, ..., and the parameters outside of any layer
         self.groups = tuple(dict.fromkeys(group_of(name) for name in parameters))
-        # At the last measured step: [sum F d^2, sum of squared gradients, sum d^2] of each group; when it began and ended.
+        # At the last measured step: [sum F d^2, sum of squared gradients, sum d^2] of each group.
         self.sums = torch.zeros(len(self.groups), 3, dtype=torch.float64, device=at)
-        self.measured: tuple[Any, Any] = 0.0, 0.0
 
     @torch.no_grad()
     def add_gradient(self, step: int, measure: bool = True) -> None:
@@ -315,7 +313,6 @@ class Penalty:
         which a bf16 gradient is rounded stochastically; rounding to nearest would lose everything below half of its last
         bit in every step. `measure`: also take what `curves` reports, at the current weights.
         """
-        started = mark(self.sums.device)
         if measure:
             self.sums.zero_()
         noise = Noise(self.seed, step, self.sums.device)
@@ -340,15 +337,12 @@ class Penalty:
                 else:
                     pull.add_(gradient[part].float())
                     gradient[part].copy_(stochastic_round_(pull, noise, stream, first))
-        if measure:
-            self.measured = started, mark(self.sums.device)
 
-    def curves(self, seconds_per_step: float | None = None) -> dict[str, float]:
+    def curves(self) -> dict[str, float]:
         """Curves at the weights of the last measured `add_gradient`, in total and by layer. A collective.
 
         ewc/penalty: nats per target token. ewc/grad_norm: norm of the penalty's gradient. ewc/drift: Euclidean distance
-        from the reference. With `seconds_per_step` also ewc/time: the fraction of a step that `add_gradient` took on this
-        rank.
+        from the reference.
         """
         sums = sum_over_shards(self.sums.clone(), next(iter(self.parameters.values()))).cpu()
         names = ("", *(f"/{group}" for group in self.groups))
@@ -359,8 +353,6 @@ class Penalty:
                 f"ewc/grad_norm{name}": gradient**0.5,
                 f"ewc/drift{name}": drift**0.5,
             }
-        if seconds_per_step:
-            row["ewc/time"] = seconds_between(*self.measured) / seconds_per_step
         return row
 
     def num_bytes(self) -> int:

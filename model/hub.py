@@ -191,32 +191,23 @@ def explain(error: Exception, model_id: str) -> Exception:
     A UserError if the hub refuses; HubUnreachable if it cannot be reached; the exception itself if it is neither, which is
     a bug or a full disk.
     """
-    from huggingface_hub import errors, get_token
+    from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # a download looks for a copy on the disk before it reports what the hub said
+    said = " ".join(str(error).split())
     if isinstance(error, errors.HFValidationError):
         return UserError(f"{model_id!r} is not the id of a model; write ORGANISATION/NAME")
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return HubUnreachable("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set")
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         # A proxy answers with 403 too, but without the hub's request id.
-        if status not in (401, 404, 429) and not (status == 403 and error.request_id):
-            return HubUnreachable(f"it, or a proxy on the way, answers with HTTP status {status}")
-        # The hub answers 401 for a model that does not exist as for a private one, and for every model if the token is wrong.
-        whose = "with your token" if get_token() else "to anybody who is not logged in"
-        log_in = "use another token, or none for a public model (`unset HF_TOKEN`, `hf auth logout`)"
-        log_in = log_in if get_token() else "log in with `hf auth login` or set HF_TOKEN"
-        said = " ".join((error.server_message or "").split())
-        mend = f"check the name, accept its terms on https://huggingface.co/{model_id} if it is gated, and {log_in}"
-        return UserError(
-            f"the Hugging Face hub does not give {model_id} {whose} (HTTP status {status}{said and f': {said}'}); "
-            + ("wait a few minutes" if status == 429 else mend)
-        )
+        if status in (401, 404, 429) or (status == 403 and error.request_id):
+            return UserError(
+                f"the Hugging Face hub does not give {model_id} ({said}); see https://huggingface.co/{model_id}, and log in with "
+                "`hf auth login` or set HF_TOKEN if it is private or gated"
+            )
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, (errors.HTTPError, OSError)) and not is_full:
-        said = " ".join(str(error).split())
         return HubUnreachable(f"{type(error).__name__}{said and f': {said}'}")
     return error
 

@@ -4,8 +4,7 @@ Every text is split into three kinds of parts:
 
 - Codes: what a pattern matches (a cell, a form code, an article). A code is a candidate as a whole and never part of
   another candidate, so that it has the same tokens in every context.
-- Figures: numbers, which are left unchanged, because the model's arithmetic relies on how the tokenizer splits them. A
-  number that belongs to a name ("Tier 1", "the 75% cap") does not count as a figure.
+- Figures: numbers, which are left unchanged, because the model's arithmetic relies on how the tokenizer splits them.
 - Chunks: the text between them. Candidates are whole chunks (labels) and pieces of chunks, found by sentencepiece, which
   may span several words.
 """
@@ -35,8 +34,6 @@ PATTERNS = {
     ),
 }
 FIGURE = r"(?<![^\W_])\d(?:[\d.,'-]*\d)?%?(?!\w)"  # not next to letters: CET1, T2 and 2B are words
-NAME_NUMBER = r"\d{1,3}%?"  # numbers that may belong to a name; excludes years, dates and most amounts
-MAX_NAME_NUMBERS = 16  # a word that is followed by more different numbers is not part of a name
 MAX_CHARACTERS = 64  # of a token
 PIECES_PER_TOKEN = 4  # sentencepiece pieces per requested token; most of them are dropped later
 
@@ -98,42 +95,21 @@ def find_new_tokens(
 
 def split(texts: Iterable[str], patterns: Iterable[str]) -> tuple[Counter, Counter]:
     """Split texts at codes, figures and line ends; returns (code -> count, chunk -> count)."""
-    texts = list(texts)
     matched = "|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)"
     # A code includes the space before it, and neither begins nor ends inside a word.
     code = rf"( ?(?:(?<!\w)|(?=\W))(?:{matched})(?:(?!\w)|(?<=\W)))"
-    cut = re.compile(rf"{code}|({FIGURE})|[\r\n]+")
-    name_words = _words_before_few_numbers(texts)
+    cut = re.compile(rf"{code}|{FIGURE}|[\r\n]+")
     codes, chunks = Counter(), Counter()
     for text in texts:
         done = 0
         for match in cut.finditer(text):
-            code, figure = match.groups()
-            if figure and re.fullmatch(NAME_NUMBER, figure) and _word_before(text, match.start()) in name_words:
-                continue
             chunks[text[done : match.start()]] += 1
-            if code is not None:
-                codes[code] += 1
+            if match[1] is not None:
+                codes[match[1]] += 1
             done = match.end()
         chunks[text[done:]] += 1
     del chunks[""]
     return codes, chunks
-
-
-def _words_before_few_numbers(texts: list[str]) -> set[str]:
-    """Words that are followed by at most MAX_NAME_NUMBERS different numbers: "Tier" (1, 2), but neither "|" nor "of"."""
-    before: dict[str, set[str]] = {}
-    for text in texts:
-        for match in re.finditer(FIGURE, text):
-            numbers = before.setdefault(_word_before(text, match.start()), set())
-            if len(numbers) <= MAX_NAME_NUMBERS:
-                numbers.add(match.group())
-    return {word for word, numbers in before.items() if len(numbers) <= MAX_NAME_NUMBERS}
-
-
-def _word_before(text: str, position: int) -> str:
-    line = text[max(0, position - MAX_CHARACTERS) : position].rpartition("\n")[2]
-    return (line.split() or [""])[-1]
 
 
 def is_valid(text: str) -> bool:

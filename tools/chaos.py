@@ -18,7 +18,7 @@ from tools.launched import Launch, kill, torchrun
 
 PATIENCE = 90.0  # seconds in which the other processes must end after one was killed
 # Curves that measure this machine at this moment, and rows about a process: the row of a save that was cut off is rightly missing.
-MEASURED = {"train/tokens_per_second", "train/mfu", "train/memory_gib", "ewc/time"}
+MEASURED = {"train/tokens_per_second", "train/mfu", "train/memory_gib"}
 MEASURED |= {"start/total", "time/slowest_rank_seconds", "time/median_rank_seconds"}
 OF_A_PROCESS = {"save", "start"}
 

@@ -270,7 +270,7 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
         kind, length = cluster.device.kind, config.data.sequence_length
         return planned_workload(inputs, shape, rows, length, cluster.devices, kind, context)
 
-    lines = [*inputs.train.lines("train", inputs.plan.passes(inputs.total_steps)), *inputs.plan.promises]
+    lines = [*inputs.train.lines("train", inputs.plan.passes(inputs.total_steps)), *inputs.plan.warnings]
     lines += inputs.validation.lines("validation") if inputs.validation else []
     warnings = schedule_warnings(config, shape.num_parameters, inputs.total_steps, inputs.warmup_steps)
     lines += [f"warning: {warning}" for warning in warnings]

@@ -55,7 +55,7 @@ def describe_run(
     ]
     remarks = inputs.train.lines("train", inputs.plan.passes(inputs.total_steps))
     remarks += inputs.validation.lines("validation") if inputs.validation else []
-    details = [*remarks, *inputs.plan.promises]
+    details = [*remarks, *inputs.plan.warnings]
     if inputs.asked:
         details.append(inputs.asked.cost_line(count, "fp32" if peak.dtype == torch.float32 else "bf16"))
     details.append(
@@ -125,7 +125,7 @@ def _data_line(inputs: Inputs) -> str:
     mixed = zip(train.names[1:], train.shares[1:], inputs.plan.steps_of_shares, passes[1:], strict=True)
     parts = [f"data: {train.sources[0].report.splitlines()[0]}"]
     parts += [
-        f"{name} is {share:.1%} of the targets over any {counted(steps, 'step')} ({number:.2f} passes)"
+        f"{name} is {share:.1%} of the targets over any {counted(steps, 'step')}, to within a factor of two ({number:.2f} passes)"
         for name, share, steps, number in mixed
     ]
     if inputs.validation:

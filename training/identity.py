@@ -25,7 +25,6 @@ from configs.config import DECIDES, FREE, READ, Config, as_dict
 from configs.load import GENERAL, is_of_answers, parse_best_by
 from distributed.agreement import library_versions
 from distributed.checkpoint_directory import read_manifest, tensors_digest
-from model.fingerprint import fingerprint_of_tokenizer
 from model.weight_files import hash_weights
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ def identity_of(
     if config.optimizer.memory == "6N":
         versions["torchao"] = importlib.metadata.version("torchao")
     shape = {name: value for name, value in model_config.to_dict().items() if name not in NOT_OF_THE_MODEL}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    of_chats = {"special tokens": special, "chat template": tokenizer.chat_template}
     return _as_json(
         {
             "settings": settings,
@@ -89,7 +90,7 @@ def identity_of(
                 **excluded,
             },
             "config.json": shape,
-            "the tokenizer": {"of model.path": fingerprint_of_tokenizer(tokenizer)},
+            "the tokenizer": {"of model.path": fingerprint({"ids": inputs.of_tokenizer, **of_chats})},
             "versions": versions,
             **inputs.files,
         }

@@ -82,6 +82,7 @@ class Inputs:
     asked: Asked | None = None  # what run.eval_generate answers
     first_new_row: int | None = None  # of embedding and head, that belongs to a token added to the vocabulary
     files: Identity = field(default_factory=dict)  # what of the run's identity is read from files: `hash_files`
+    of_tokenizer: str = ""  # what tells its token ids from those of others (data/tokens.py)
     exclusion: Any = None  # a data.find.Exclusion, with data.exclude; the plan is without it
     # For evaluations, which are alike: (whether they are of `train`, the items of a batch) -> its deal
     dealt: dict[tuple[bool, Items], Deal] = field(default_factory=dict)
@@ -209,8 +210,7 @@ def read_inputs(
     old_domain = reader.read(old_files, "the old domain", Reading(on_bad=data.on_bad)) if old_files else None
     validation_batches = ()
     if validation:
-        one_pass = plan_pass(validation, MICRO_BATCHES_DEALT * max(1, world_size // context) * tokens)
-        validation_batches = tuple(map(one_pass.batch, range(one_pass.num_steps)))
+        validation_batches = plan_pass(validation, MICRO_BATCHES_DEALT * max(1, world_size // context) * tokens)
 
     @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
     def deal_of(items: Items) -> Deal:
@@ -235,6 +235,7 @@ def read_inputs(
         config,
         asked,
         new_row,
+        of_tokenizer=reader.encoder.of_tokenizer,
         exclusion=exclusion,
     )
 

@@ -250,7 +250,7 @@ class Meter:
             f"ETA {self.seconds_per_step * (total_steps - step) / 60:.1f} min",
         ]
         if "ewc/penalty" in row:
-            parts.append(f"EWC {row['ewc/penalty']:.3g}, {row['ewc/time']:.1%} of the step")
+            parts.append(f"EWC {row['ewc/penalty']:.3g}")
         if was_skipped:
             why = "a spike of the gradient norm" if is_finite else "not finite"
             why = "all of its documents are excluded" if self.is_empty else why

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 
 from common.errors import UserError
-from configs.config import Config, Data
+from configs.config import Data
 from configs.load import load_config
 from data.dealing import one_per_token
 from data.encoding import ExampleEncoder
@@ -17,7 +17,7 @@ from data.files import expand, reading_of
 from data.formats import read_files
 from data.held_out import group_hash, is_held_out
 from data.remote import with_local_files
-from data.show import MAX_TOKENS, Style, describe_source, describe_steps, one_line, show_outcome
+from data.show import MAX_TOKENS, Style, describe_source, one_line, show_outcome
 from data.sources import MAIN
 from data.store import is_store
 from data.tokens import load_tokenizer
@@ -25,8 +25,6 @@ from model.architectures import read_model_config
 from training.chat_settings import chat_settings, settle_chat_settings
 from training.inputs import Inputs, read_inputs
 from training.micro_batch import with_rows
-
-SHOWN_STEPS = 200  # at most so many steps are counted for the summary
 
 
 def show_data(
@@ -44,7 +42,7 @@ def show_data(
     if index is None and random is None:
         vocabulary = read_model_config(settings.model.path).vocab_size
         inputs = read_inputs(with_rows(settings, 1), tokenizer, vocabulary, one_per_token, 1, show_progress=True)
-        print("\n".join(summary(settings, inputs)), flush=True)
+        print("\n".join(summary(inputs)), flush=True)
         if source == MAIN and any(map(is_store, settings.data.train)):
             print("a token store keeps no examples to show", flush=True)
             return
@@ -62,8 +60,8 @@ def show_data(
     print("\n".join(lines))
 
 
-def summary(config: Config, inputs: Inputs) -> list[str]:
-    """Lines about all training data of a config, and about the steps of the first epoch."""
+def summary(inputs: Inputs) -> list[str]:
+    """Lines about all training data of a config."""
     lines = []
     for name, source in zip(inputs.train.names, inputs.train.sources, strict=True):
         what = _in_words(name)
@@ -74,9 +72,7 @@ def summary(config: Config, inputs: Inputs) -> list[str]:
             lines += describe_source(what, source.report, np.asarray(lengths), np.asarray(targets))
     if inputs.validation:
         lines += inputs.validation.lines("validation")
-    steps = inputs.plan.steps_per_epoch[0]
-    chosen = range(steps) if steps <= SHOWN_STEPS else [i * steps // SHOWN_STEPS for i in range(SHOWN_STEPS)]
-    return [*lines, describe_steps(map(inputs.plan.batch, chosen), config.data.sequence_length, steps)]
+    return lines
 
 
 def _in_words(source: str) -> str:

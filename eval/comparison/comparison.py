@@ -1,6 +1,5 @@
 """The comparison as one dictionary, ready for JSON: every table, figure and sentence is made from it."""
 
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -23,7 +22,7 @@ from eval.comparison.measures import (
     label_terms,
     named_rules,
     ordered,
-    rule_terms,
+    rule_f1,
 )
 from eval.comparison.words import limits, verdict, warnings
 from eval.intervals import Terms, change, clusters_of, interval, labels, terms_of
@@ -165,19 +164,16 @@ def _arm_row(arm: Arm, terms: dict[str, Terms], known: Collection[str], rules: S
 
 
 def _rules_of(tasks: Sequence[dict], rules: Sequence[str]) -> dict:
-    """`per_rule` of the answers of all seeds; nothing for another task."""
+    """`per_rule` of the answers of all seeds: F1, and how many reports have the rule; nothing for another task."""
     if not rules:
         return {}
     pairs = [labels(answer) for task in tasks for answer in task["answers"]]
-    said = Counter(name for _, names in pairs for name in names)
+    invented = {name for _, said in pairs for name in said} - {*rules}
     per_rule = {}
-    for rule in [*rules, *sorted(said.keys() - {*rules})]:
-        of_seeds = [rule_terms(task, rule) for task in tasks]
-        per_rule[rule] = {name: _json(interval(averaged([one[name] for one in of_seeds]))) for name in of_seeds[0]}
-        per_rule[rule] |= {
-            "n_true": sum(rule in true for true, _ in pairs) / len(tasks),
-            "n_predicted": said[rule] / len(tasks),
-        }
+    for rule in [*rules, *sorted(invented)]:
+        count = sum(rule in true for true, _ in pairs) / len(tasks)
+        f1 = interval(averaged([rule_f1(task, rule) for task in tasks]))
+        per_rule[rule] = {"f1": _json(f1), "n_true": count}
     return {"per_rule": per_rule}
 
 

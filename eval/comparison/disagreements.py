@@ -43,18 +43,13 @@ def beside(one: dict) -> str:
 
 
 def _shown(arms: Sequence[Arm], example: dict, i: int) -> dict:
-    answers = {arm.name: (arm.seeds[0].task["answers"][i], len(arm.seeds)) for arm in arms}
-    first = arms[0].seeds[0].task["answers"][i]
+    answers = {arm.name: arm.seeds[0].task["answers"][i] for arm in arms}
     return {
         "id": str(i + 1 if example.get("id") is None else example["id"]),
-        "cluster": first.get("cluster"),
-        "true": first.get("true"),
+        "true": answers[arms[0].name].get("true"),
         "report": report_of(example),
         "reference": example["messages"][-1]["content"],
-        "answers": {
-            name: {"text": one["answer"], "rouge_l": one.get("rouge_l"), "seeds": seeds, "judgement": _judgement(one)}
-            for name, (one, seeds) in answers.items()
-        },
+        "answers": {name: {"text": one["answer"], "judgement": _judgement(one)} for name, one in answers.items()},
     }
 
 

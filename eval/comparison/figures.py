@@ -1,4 +1,4 @@
-"""The figures of a comparison: learning against forgetting, every rule, loss curves.
+"""The figures of a comparison: learning against forgetting, and loss curves.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which people with colour blindness can tell apart; arms
 also differ in their marker.
@@ -52,8 +52,6 @@ def pictures(result: dict, arms: Sequence[Arm]) -> list[Picture]:
     with plt.rc_context(STYLE):
         if result["main"] and any("perplexity" in row["metrics"] for row in rows):
             found.append(_forgetting(result, rows, style))
-        if result["rules"]:
-            found.append(_rules(result["rules"], rows, style))
         curves = {arm.name: [_curves(seed.source.rows) for seed in arm.seeds] for arm in arms}
         if any(map(any, curves.values())):
             found.append(_losses(curves, style))
@@ -110,25 +108,6 @@ def _error(found: dict) -> list[list[float]]:
     if found["low"] is None:
         return [[0.0], [0.0]]
     return [[max(0.0, found["value"] - found["low"])], [max(0.0, found["high"] - found["value"])]]
-
-
-def _rules(rules: Sequence[str], rows: Sequence[dict], style: Style) -> Picture:
-    figure, axes = plt.subplots(figsize=(8, 0.8 + len(rules) * max(0.32, 0.13 * len(rows))), layout="constrained")
-    for i, row in enumerate(rows):
-        color, marker = style[row["name"]]
-        bars = {"fmt": marker, "color": color, "markersize": 4, "linewidth": 1}
-        for place, rule in enumerate(rules):
-            found, y = row["per_rule"][rule]["f1"], place + (i - (len(rows) - 1) / 2) * 0.8 / len(rows)
-            label = _shortened(row["name"]) if place == 0 else None
-            axes.errorbar(found["value"], y, xerr=_error(found), label=label, **bars)
-    axes.set(yticks=range(len(rules)), yticklabels=[*map(_shortened, rules)], ylim=(len(rules) - 0.5, -0.5))
-    axes.set(xlim=(-0.02, 1.02), xlabel="F1")
-    axes.grid(axis="x", linewidth=0.4)
-    for place in range(1, len(rules)):
-        axes.axhline(place - 0.5, color="grey", linewidth=0.3)
-    figure.legend(**_BESIDE)
-    words = "F1 of each rule; the values stand in the table below."
-    return Picture("rules", "F1 of each rule, with 95% intervals.", words, png(figure))
 
 
 def _curves(rows: Sequence[dict]) -> dict[str, tuple[list[int], list[float]]]:

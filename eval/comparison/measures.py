@@ -126,15 +126,10 @@ def label_terms(task: dict, rules: Sequence[str]) -> dict[str, Terms]:
     }
 
 
-def rule_terms(task: dict, rule: str) -> dict[str, Terms]:
-    """precision, recall and f1 of one rule. Not a number where a ratio is undefined (a rule that no answer names)."""
-    clusters = clusters_of(task["answers"])
+def rule_f1(task: dict, rule: str) -> Terms:
+    """F1 of one rule. Not a number where no report has it and no answer names it."""
     right, said, true = rule_counts(task["answers"], [rule])[:, 0].T
-
-    def terms(numerator: np.ndarray, denominator: np.ndarray) -> Terms:
-        return Terms(np.stack([numerator, denominator], axis=1), clusters, _defined_ratio)
-
-    return {"precision": terms(right, said), "recall": terms(right, true), "f1": terms(2 * right, said + true)}
+    return Terms(np.stack([2 * right, said + true], axis=1), clusters_of(task["answers"]), _defined_ratio)
 
 
 def rule_counts(answers: Sequence[dict], rules: Sequence[str]) -> np.ndarray:

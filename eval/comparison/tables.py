@@ -40,7 +40,7 @@ def all_tables(result: dict) -> list[Table]:
         _primary(result),
         *(_differences(result, family) for family in FAMILIES),
         _seeds(result),
-        *_rules(result),
+        _rules(result),
     ]
     return [table for table in tables if table.rows]
 
@@ -109,20 +109,16 @@ def _seeds(result: dict) -> Table:
     return Table("Spread over seeds", note, ["arm", "metric", "each seed", "standard deviation"], rows)
 
 
-def _rules(result: dict) -> list[Table]:
-    """F1, precision and recall of every rule for each arm and the engine."""
+def _rules(result: dict) -> Table:
+    """F1 of every rule for each arm and the engine."""
     shown = [row for row in result["rows"] if row["kind"] in ("arm", "engine") and "per_rule" in row]
-    note = "Value, and its 95% interval below. A dash: no answer, or no report, has the rule."
-    head = ["rule", "in the test", *map(_name, shown)]
-    tables = []
-    for key, title in (("f1", "F1"), ("precision", "Precision"), ("recall", "Recall")):
-        rows = []
-        for rule in dict.fromkeys(rule for row in shown for rule in row["per_rule"]):
-            found = [row["per_rule"].get(rule, {}) for row in shown]
-            count = max(one.get("n_true", 0) for one in found)
-            rows.append([rule, f"{count:.0f}", *(_cell(one.get(key), 2, NONE) for one in found)])
-        tables.append(Table(f"{title} of each rule", note, head, rows))
-    return tables
+    rows = []
+    for rule in dict.fromkeys(rule for row in shown for rule in row["per_rule"]):
+        found = [row["per_rule"].get(rule, {}) for row in shown]
+        count = max(one.get("n_true", 0) for one in found)
+        rows.append([rule, f"{count:.0f}", *(_cell(one.get("f1"), 2, NONE) for one in found)])
+    note = "Value, and its 95% interval below. A dash: no answer and no report has the rule."
+    return Table("F1 of each rule", note, ["rule", "in the test", *map(_name, shown)], rows)
 
 
 def _name(row: dict) -> str:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +18,13 @@ import data.formats
 import data.store
 import data.tokenise
 from common.errors import UserError
-from data.cache import ABANDONED, Cache, _remove_abandoned, clean_tokens
+from data.cache import Cache, clean_tokens
 from data.encoding import Encoded, ExampleEncoder, Outcome, Span
 from data.examples import Documents
 from data.files import Reading
 from data.formats import read_examples
 from data.reader import Reader
-from data.store import BLOCK, STORE_FILE, StoreWriter, open_store, shard_file
+from data.store import BLOCK, STORE_FILE, open_store, shard_file
 from tests.in_memory import json_lines, load_documents
 from tests.processes import run_ranks
 from tests.tiny import CHATML, SENTENCES, tiny_tokenizer, write_chat_file
@@ -421,20 +420,3 @@ def test_a_killed_build_leaves_nothing_that_counts_and_nothing_for_ever(tmp_path
     assert done.returncode == 0, done.stderr
     assert "tokenised in" in done.stdout and not list((tmp_path / "cache").glob("*.tmp"))
     assert len(entries(tmp_path / "cache")) == 1
-
-
-def test_a_build_of_another_run_that_takes_long_is_not_taken_for_an_abandoned_one(tmp_path) -> None:
-    """The ids of a shard are written long before it is complete, which renews the time of its file."""
-    folder, long_ago = tmp_path / f"{'0' * 32}.host-1.tmp", time.time() - 2 * ABANDONED
-    folder.mkdir()
-    with StoreWriter(folder, {"dtype": "<u4"}) as writer:
-        for path in (*folder.iterdir(), folder):
-            os.utime(path, (long_ago, long_ago))
-        for _ in range(300):
-            writer.add(np.zeros(1000, dtype=np.int64))
-        _remove_abandoned(tmp_path, "1" * 32)
-        assert folder.is_dir()
-        for path in (*folder.iterdir(), folder):
-            os.utime(path, (long_ago, long_ago))
-        _remove_abandoned(tmp_path, "1" * 32)
-        assert not folder.exists()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.batches import Plan, collate, plan_training
+from data.batches import TrainingPlan, collate, plan_training
 from data.sources import Corpus, Windows
 from tests.in_memory import InMemory, chats, micro_batches, texts
 
@@ -107,7 +107,7 @@ def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_eac
     assert collate((0,), corpus.sources[0]).target_sources is None
 
 
-def brought(plan: Plan, source: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def brought(plan: TrainingPlan, source: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Target tokens of the main source and of another one, in every step."""
     counts = np.array([plan.batch(step).targets_by_source for step in range(plan.num_steps)], dtype=float)
     return counts[:, 0], counts[:, source]
@@ -128,12 +128,11 @@ def test_a_source_has_its_share_over_the_promised_steps_to_within_one_item(main,
     ratio, largest = share / (1 - share), LONG.targets.max()
     missing = np.concatenate([[0], np.cumsum(texts_of - ratio * own)])
     assert np.ptp(missing) <= largest and np.abs(missing).max() <= largest / 2
-    steps = int(plan.promises[0].split("over any ")[1].split(" steps")[0])
+    (steps,) = plan.steps_of_shares
     # With a limit on tokens, steps are expected to be full, which they are not.
     assert steps == pytest.approx(
         4 * largest / (ratio * own.sum() / len(own)), rel=0.02 if "global_examples" in size else 0.25, abs=1
     )
-    assert plan.steps_of_shares == (steps,)
     over = [np.convolve(counts, np.ones(steps), "valid") for counts in (own, texts_of) if steps <= plan.num_steps]
     if over:
         usual = over[0] >= 0.5 * steps * own.mean()
@@ -168,7 +167,7 @@ def test_no_step_has_more_than_global_tokens(main, used) -> None:
         corpus = Corpus((main, *parts), ("main", "a", "b", "c")[: len(parts) + 1], (1 - sum(shares), *shares))
         plan = plan_training(corpus, 2, 0, global_tokens=1500)
         totals = np.array([plan.batch(step).num_target_tokens for step in range(plan.num_steps)])
-        assert totals.max() <= 1500 and not any("global_tokens" in line for line in plan.promises)
+        assert totals.max() <= 1500 and not plan.warnings
         lasts = np.cumsum(plan.steps_per_epoch) - 1
         assert np.delete(totals, lasts).mean() > 1500 * used
 
@@ -179,5 +178,5 @@ def test_steps_above_global_tokens_are_announced() -> None:
     plan = plan_training(corpus, 2, 0, global_tokens=300)
     totals = [plan.batch(step).num_target_tokens for step in range(plan.num_steps)]
     above = [total for total in totals if total > 300]
-    assert len(above) == 6 and plan.promises[-1].startswith(f"warning: 6 of {plan.num_steps} steps may have more than")
-    assert f"up to {max(above)}: one example of the main source" in plan.promises[-1]
+    assert len(above) == 6 and plan.warnings[0].startswith(f"warning: 6 of {plan.num_steps} steps may have more than")
+    assert f"up to {max(above)}: one example of the main source" in plan.warnings[0]

@@ -1,4 +1,4 @@
-"""An example as text: marked targets, what is cut, whole characters, nothing that a terminal would obey; sources and steps."""
+"""An example as text: marked targets, what is cut, whole characters, nothing that a terminal would obey; sources."""
 
 import re
 import unicodedata
@@ -6,11 +6,9 @@ import unicodedata
 import numpy as np
 import pytest
 
-from data.batches import plan_training
 from data.encoding import ExampleEncoder, Outcome
-from data.show import BAR, Style, describe_source, describe_steps, histogram, one_line, run_text, show_outcome, visible
+from data.show import BAR, Style, describe_source, histogram, one_line, run_text, show_outcome, visible
 from tests.chat_families import family_tokenizer
-from tests.in_memory import chats
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -115,7 +113,7 @@ def bars(lengths):
     return [(label, rest[:BAR].count("#"), int(rest[BAR:].split()[0].replace(",", ""))) for label, rest in split]
 
 
-def test_a_source_and_its_steps_are_described():
+def test_a_source_is_described():
     assert [bar[::2] for bar in bars(range(100, 200))] == [(f"{low} to {low + 9}", 10) for low in range(100, 200, 10)]
     assert bars([7, 7]) == [("7", 50, 2)]
     uneven = bars([*[64] * 150, 222])
@@ -128,10 +126,3 @@ def test_a_source_and_its_steps_are_described():
     assert lines[-1].startswith("  targets per sequence: 2.5 to 7.5, median 5") and lines[-1].endswith(
         "25.0% of all tokens"
     )
-    plan = plan_training(chats([60, 60, 30, 30, 20]), epochs=1, seed=0, global_examples=4)
-    steps = [plan.batch(0), plan.batch(1)]
-    least, most = sorted(sum(step.document_lengths) for step in steps)
-    assert describe_steps(steps, 50, 2).startswith(
-        f"steps: {least} to {most} tokens in all 2 steps of the first epoch, 100 on average, which is 2.0 times data.sequ"
-    )
-    assert "2 of 9 steps" in describe_steps(steps, 64, 9)

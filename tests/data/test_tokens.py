@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from common.errors import UserError
 from data.chat_template import ChatSettings, ChatTemplate, writes_date
 from data.encoding import ExampleEncoder, Span
-from data.tokens import bos_ids, load_tokenizer, plain_template
+from data.tokens import bos_ids, load_tokenizer, plain_template, tokenizer_fingerprint
 from model.vocabulary import read_base_tokenizer
 from tests.chat_families import family_tokenizer
 from tests.tiny import encode_one, tiny_tokenizer
@@ -192,6 +193,17 @@ def test_an_error_of_the_template_is_one_sentence() -> None:
         tokenizer.chat_template = template
         outcome = ExampleEncoder(tokenizer).encode([chat])[0]
         assert outcome.error.startswith(error) and "\n" not in outcome.error
+
+
+def test_the_fingerprint_of_a_tokenizer_is_that_of_its_ids(tmp_path) -> None:
+    digest = tokenizer_fingerprint(tiny_tokenizer())
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=4)  # stays set in the backend
+    assert json.loads(tokenizer.backend_tokenizer.to_str())["truncation"]
+    assert tokenizer_fingerprint(tokenizer) == digest
+    tokenizer.add_tokens(["C 03.00"])
+    assert len({digest, tokenizer_fingerprint(tiny_tokenizer(300)), tokenizer_fingerprint(tokenizer)}) == 3
 
 
 def test_the_date_is_the_one_that_is_set() -> None:

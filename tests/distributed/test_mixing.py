@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.config import Source
-from data.batches import Plan, plan_training
+from data.batches import TrainingPlan, plan_training
 from data.encoding import ExampleEncoder
 from data.reader import Reader
 from data.token_store import build_store
@@ -58,7 +58,7 @@ def store_is_main(folder: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def plan(folder) -> Plan:
+def plan(folder) -> TrainingPlan:
     """The plan of the runs, made in this process."""
     mix = (Source("general", (f"{folder}/general.jsonl",), 0.3), Source("law", (f"{folder}/law.txt",), 0.1))
     corpus = Reader(ExampleEncoder(tiny_tokenizer()), 384, 256, "drop").training((f"{folder}/train.jsonl",), mix)

@@ -1,6 +1,5 @@
-"""Digests of the base and the tokenizer differ exactly where the model or the token ids would."""
+"""Digests of the base differ exactly where the model does."""
 
-import json
 import shutil
 
 import pytest
@@ -8,9 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from data.tokens import load_tokenizer
-from model.fingerprint import fingerprint_of_base, fingerprint_of_tokenizer
-from tests.tiny import tiny_tokenizer, write_tiny_model
+from model.fingerprint import fingerprint_of_base
+from tests.tiny import write_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +49,3 @@ def test_another_model_of_the_same_shapes_differs(tmp_path, base) -> None:
     digests.add(changed("model.norm.weight", norm.reshape(2, -1)))
     digests.add(changed("model.other.weight", norm.clone()))
     assert len(digests) == 6
-
-
-def test_vocabulary_special_tokens_and_template_of_a_tokenizer_count(tmp_path) -> None:
-    digest = fingerprint_of_tokenizer(tiny_tokenizer())
-    tiny_tokenizer().save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(str(tmp_path))
-    assert fingerprint_of_tokenizer(tokenizer) == digest
-    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=4)  # stays set in the backend
-    assert json.loads(tokenizer.backend_tokenizer.to_str())["truncation"]
-    assert fingerprint_of_tokenizer(tokenizer) == digest
-    digests = {digest, fingerprint_of_tokenizer(tiny_tokenizer(300))}
-    tokenizer.chat_template += " "
-    digests.add(fingerprint_of_tokenizer(tokenizer))
-    tokenizer.pad_token = "<|endoftext|>"
-    digests.add(fingerprint_of_tokenizer(tokenizer))
-    tokenizer.add_tokens(["C 03.00"])
-    digests.add(fingerprint_of_tokenizer(tokenizer))
-    assert len(digests) == 5

@@ -63,37 +63,33 @@ def behind(error):
 
 
 EXPIRED = {"x_error_message": "Invalid credentials in Authorization header"}
-GATED = "accept its terms on https://huggingface.co/me/m if it is gated"
 
 
 @pytest.mark.parametrize(
-    ("error", "token", "kind", "message"),
+    ("error", "kind", "message"),
     [
-        (lambda: answer(401, **EXPIRED), True, UserError, r"with your token \(HTTP status 401: Invalid .*another token"),
-        (lambda: behind(answer(401, **EXPIRED)), True, UserError, "with your token .* public model"),
-        (lambda: answer(401), False, UserError, "to anybody who is not logged in .*; check the name, .* log in with"),
-        (lambda: answer(404, x_error_code="RepoNotFound"), True, UserError, r"token \(HTTP status 404\); check the name"),
-        (lambda: answer(403, x_error_code="GatedRepo"), True, UserError, f"{GATED}, and use another token"),
-        (lambda: answer(429, x_request_id=""), False, UserError, r"\(HTTP status 429\); wait a few minutes"),
-        (lambda: answer(403, x_error_message="Access is disabled."), False, UserError, "Access is disabled"),
-        (lambda: hub_errors.HFValidationError("bad"), False, UserError, "'me/m' is not the id of a model; write ORGANISA"),
+        (lambda: answer(401, **EXPIRED), UserError, r"does not give me/m \(.*Invalid credentials .*\); see https://hug"),
+        (lambda: behind(answer(401)), UserError, "401 Client Error.*private or gated"),
+        (lambda: answer(404, x_error_code="RepoNotFound"), UserError, "Repository Not Found .* log in with `hf auth"),
+        (lambda: answer(403, x_error_code="GatedRepo"), UserError, "Cannot access gated repo"),
+        (lambda: answer(429, x_request_id=""), UserError, "429 Too Many Requests"),
+        (lambda: answer(403, x_error_message="Access is disabled."), UserError, "Access is disabled"),
+        (lambda: hub_errors.HFValidationError("bad"), UserError, "'me/m' is not the id of a model; write ORGANISA"),
         # It cannot be reached, or something on the way to it answers.
-        (lambda: CLIENT.ConnectError("[Errno -2] Name unknown"), True, HubUnreachable, "ConnectError: .* Name unknown"),
-        (lambda: behind(CLIENT.ReadTimeout("timed out")), True, HubUnreachable, "ReadTimeout: timed out"),
-        (lambda: hub_errors.OfflineModeIsEnabled("off"), True, HubUnreachable, "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"),
-        (lambda: answer(503), True, HubUnreachable, "answers with HTTP status 503"),
-        (lambda: answer(403, x_request_id=""), True, HubUnreachable, "a proxy on the way, answers with HTTP status 403"),
-        (lambda: ConnectionResetError(104, "Connection reset by peer"), True, HubUnreachable, "Connection reset by peer"),
+        (lambda: CLIENT.ConnectError("[Errno -2] Name unknown"), HubUnreachable, "ConnectError: .* Name unknown"),
+        (lambda: behind(CLIENT.ReadTimeout("timed out")), HubUnreachable, "ReadTimeout: timed out"),
+        (lambda: hub_errors.OfflineModeIsEnabled("off"), HubUnreachable, "OfflineModeIsEnabled: off"),
+        (lambda: answer(503), HubUnreachable, "503 Service Unavailable"),
+        (lambda: answer(403, x_request_id=""), HubUnreachable, "403 Forbidden"),  # of a proxy
+        (lambda: ConnectionResetError(104, "Connection reset by peer"), HubUnreachable, "Connection reset by peer"),
         # A bug or a full disk stays what it is.
-        (lambda: KeyError("sha"), True, KeyError, "sha"),
-        (lambda: OSError(28, "No space left on device"), True, OSError, "No space left"),
+        (lambda: KeyError("sha"), KeyError, "sha"),
+        (lambda: OSError(28, "No space left on device"), OSError, "No space left"),
     ],
 )  # fmt: skip
-def test_a_refusal_is_told_from_an_unreachable_hub_and_says_what_to_do(monkeypatch, error, token, kind, message):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_secret" if token else None)
+def test_a_refusal_is_told_from_an_unreachable_hub_and_says_what_the_client_says(error, kind, message):
     found = explain(error(), "me/m")
-    assert type(found) is kind and re.search(message, str(found))
-    assert "hf_secret" not in str(found) and "\n" not in str(found)
+    assert type(found) is kind and re.search(message, str(found)) and "\n" not in str(found)
 
 
 @pytest.fixture
@@ -304,9 +300,9 @@ def test_a_directory_is_pushed_to_a_private_repository_and_never_without_a_card(
         assert created == ("me/m", {"private": not public, "exist_ok": True})
         assert uploaded == {"repo_id": "me/m", "folder_path": folder, "commit_message": "Upload release"}
     for api.error, message in (
-        (hub_errors.OfflineModeIsEnabled("no"), "hub cannot be reached, so .* is not pushed: HF_HUB_OFFLINE or"),
+        (hub_errors.OfflineModeIsEnabled("no"), "hub cannot be reached, so .* is not pushed: OfflineModeIsEnabled: no"),
         (CLIENT.ConnectError("refused"), "is not pushed: ConnectError: refused"),
-        (answer(401), "the Hugging Face hub does not give me/m to anybody who is not logged in"),
+        (answer(401), "the Hugging Face hub does not give me/m .*Repository Not Found"),
     ):
         with pytest.raises(UserError, match=message):
             hub.push(folder, "me/m", False)

@@ -72,9 +72,7 @@ def test_the_command_shows_a_summary_and_one_example_without_the_weights(folder,
     done = run_python(*SCRIPT, folder / "config.py", "data.too_long=truncate")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("data.train:\n  20 examples") and "source extra:\n  1 example" in done.stdout
-    assert "length in tokens:" in done.stdout and re.search(
-        r"steps: [\d,]+ to [\d,]+ tokens in all 5 steps", done.stdout
-    )
+    assert "length in tokens:" in done.stdout
     shown = re.search(r"=== example (\d+) of data.train \((.*)\)\n", done.stdout)
     assert shown, done.stdout
     show_data(str(folder / "config.py"), ("data.too_long=truncate",), int(shown[1]), None)

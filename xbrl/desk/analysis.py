@@ -250,7 +250,7 @@ def versions(model: Path | None = None) -> dict:
         },
     }
     if model:
-        from model.fingerprint import fingerprint_of_base  # imports transformers
+        from model.fingerprint import fingerprint_of_base
 
         # Beside the weights, these files change answers: config, tokenizer, chat template, generation.
         small = [path for path in sorted(model.iterdir()) if path.suffix in (".json", ".jinja", ".model")]

@@ -59,6 +59,8 @@ def test_differences_are_paired_by_report_and_described():
     assert row_of["always clean"]["metrics"]["recall"]["value"] == 0
     assert difference(result, "f1", "rule engine", "baselines")["against"] == "weak"
     assert result["sample"] == "12 reports of 12 banks"
+    (rule,) = next(table for table in all_tables(result) if table.title == "F1 of each rule").rows
+    assert rule[:2] == ["LCR_MIN", "12"] and [cell[:4] for cell in rule[2:]] == ["0.50", "1.00", "1.00"]
 
 
 CLAIMS = re.compile(r"better|worse|further|closer|equivalent|No difference|(?<!describes )shown|significant|p [=<]")
