@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from common.sha256 import sha256
 from tests.processes import run_python, run_ranks
 from tests.tiny import write_tiny_model
 from tests.xbrl.desk.reports import BANK, LCR, LR, SMALL, contradict, write
-from xbrl.desk.output import hash_of_file
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze.py"
 
@@ -51,7 +51,7 @@ def test_a_folder_by_the_engine_alone_and_again(folder):
     assert found[entity(19).entity]["letter"]["state"] == found[entity(20).entity]["letter"]["state"] == "not ready"
     audit = json.loads(next(out.glob(f"{entity(18).entity}*/audit.json")).read_text())
     files = {one["file"]: one["sha256"] for one in audit["inputs"]}
-    assert files == {path.name: hash_of_file(path) for path in (folder / "reports").glob(f"{entity(18).entity}*")}
+    assert files == {path.name: sha256(path) for path in (folder / "reports").glob(f"{entity(18).entity}*")}
     again = run_python(SCRIPT, "--engine-only", folder / "reports", "--out", out, "--workers", 1)
     assert again.stdout.splitlines()[1] == "0 analysed, 21 unchanged; 1 files refused"
 

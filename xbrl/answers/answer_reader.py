@@ -144,12 +144,6 @@ def read_line(line: str) -> Claim | None:
     return _read_violation(line.strip("| ")) if "|" in line else _read_check(line)
 
 
-def claim_of(finding: dict) -> Claim | None:
-    """The claim of an entry of the field `findings` of an example: rule, cell, value, limit and legal as printed."""
-    parts = (finding.get(key) or "" for key in ("rule", "cell", "value", "limit", "legal"))
-    return _read_violation(" | ".join(parts))
-
-
 def _sections(text: str) -> dict[str, list[str]]:
     """Section -> its lines: `note`, `violations` (those of `Checks:` too) and `directive`, as far as the text has them.
 

@@ -39,7 +39,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from common.errors import UserError
-from xbrl.read.render import PURE, cell_name, format_figure, short_label
+from xbrl.read.render import cell_name, format_figure
 from xbrl.rules.findings import note_rules
 from xbrl.rules.note_facts import KINDS, NoteFact
 from xbrl.rules.rules import RuleResult, built_in_rules
@@ -104,30 +104,11 @@ def write_checks(checks: Iterable[Check], directive: str, facts: Iterable[NoteFa
     return "\n".join([*stated, "Checks:", *(lines or ["none"]), "Directive:", directive])
 
 
-def write_violation(result: RuleResult, style: str = "cells") -> str:
-    """Format one violation as a line.
-
-    The style "labels" is compact: it prints the cell's short label and only the first legal reference.
-    """
-    compact = style == "labels"
-    cell = cell_name(result.cell, result.row)
-    value = "not reported"
-    if not result.missing:
-        value = format_figure(result.known_value, result.unit, result.decimals, compact)
-    limit = result.printed_limit
-    if compact:
-        cell = f"{short_label(result.cell)} {result.row}".strip()
-        if result.unit not in PURE:
-            limit = format_figure(result.known_limit, result.unit, result.decimals, compact)
-    return " | ".join(
-        (
-            result.rule_id,
-            cell,
-            value,
-            f"{result.relation} {limit}",
-            re.split(r"[,;]", result.legal)[0] if compact else result.legal,
-        )
-    )
+def write_violation(result: RuleResult) -> str:
+    """Format one violation as a line of the long form."""
+    value = "not reported" if result.missing else format_figure(result.known_value, result.unit, result.decimals)
+    limit = f"{result.relation} {result.printed_limit}"
+    return " | ".join((result.rule_id, cell_name(result.cell, result.row), value, limit, result.legal))
 
 
 def answer_grammar(examples: Sequence[dict]) -> str:

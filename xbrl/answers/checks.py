@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from xbrl.answers.answers import Check
 from xbrl.read.filed_report import CellKey, Report
-from xbrl.read.render import format_figure, format_limit, round_beside, short_label
+from xbrl.read.render import PURE, format_figure, format_limit, round_beside, short_label
 from xbrl.rules.findings import note_rules
 from xbrl.rules.note_facts import (
     BUFFER,
@@ -41,7 +41,7 @@ def short_legal(legal: str) -> str:
 
 
 def check_of(result: RuleResult) -> Check:
-    """The check of a result of the engine that is met or violated.
+    """The check of a result of the engine that is met or violated, or of a finding on a note, which has no inputs.
 
     A ratio that the engine recomputed is shown as the quotient of amounts. So is one that must be that quotient (`expected`: of
     the rules of short reports LCR_CALC alone), which is then compared with the ratio as reported.
@@ -49,7 +49,9 @@ def check_of(result: RuleResult) -> Check:
     is_missed, is_expected = result.state == "violated", result.relation == "expected"
     value = format_figure(result.known_value, result.unit, result.decimals, compact=True)
     limit = value if is_expected and not is_missed else result.printed_limit  # a met one differs by rounding at most
-    parts = result.inputs[1:] if is_expected else result.inputs[0].parts
+    if result.unit not in PURE:
+        limit = format_figure(result.known_limit, result.unit, result.decimals, compact=True)
+    parts = result.inputs[1:] if is_expected else next((one.parts for one in result.inputs), ())
     if is_expected:
         value, limit = limit, value
     if parts:

@@ -6,7 +6,7 @@ from typing import Any
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
 from eval.rouge import mean, rouge_l, score_whole_answers
-from xbrl.answers.answer_reader import Answer, Claim, claim_of, facts_of_checks, letter_in, parse_answer, read_facts
+from xbrl.answers.answer_reader import Answer, Claim, facts_of_checks, letter_in, parse_answer, read_facts
 from xbrl.answers.letter_scores import score_letters, score_measures
 from xbrl.answers.note_scores import score_notes, true_facts
 
@@ -100,13 +100,11 @@ def labelled(examples: Sequence[dict], where: str) -> list[dict]:
 def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
     """The true violations, their facts and the directive of each example; None if no example has them (another task).
 
-    Violations come from the example's field `violations`, or else from the assistant's last message; facts from that message,
-    or else from the field `findings`.
+    Violations come from the example's field `violations`, or else from the assistant's last message; facts from that message.
 
-    Raises `UserError` if only some of the examples have violations, or if a finding cannot be read; it names the file `where`
-    and the first such example.
+    Raises `UserError` if only some of the examples have violations; it names the file `where` and the first of the others.
     """
-    answers = [_true_answer(example, where) for example in examples]
+    answers = [_true_answer(example) for example in examples]
     known = [answer for answer in answers if answer]
     if known and len(known) < len(answers):
         first = answers.index(None)
@@ -117,7 +115,7 @@ def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
     return known or None
 
 
-def _true_answer(example: dict, where: str) -> Answer | None:
+def _true_answer(example: dict) -> Answer | None:
     message = example["messages"][-1]["content"]
     parsed = parse_answer(message)
     if "violations" not in example:
@@ -125,13 +123,7 @@ def _true_answer(example: dict, where: str) -> Answer | None:
     rules = tuple(example["violations"])
     if parsed:
         return Answer(rules, parsed.directive, parsed.claims, parsed.void)
-    claims = [claim_of(finding) for finding in example.get("findings", ())]
-    if None in claims:
-        raise UserError(
-            f"{where}, example {example.get('id', '?')}: the finding {example['findings'][claims.index(None)]} cannot be "
-            f"read; it needs rule, cell, value, limit and legal as an answer prints them."
-        )
-    return Answer(rules, letter_in(message) or message, tuple(claim for claim in claims if claim))
+    return Answer(rules, letter_in(message) or message)
 
 
 def labels_of(answer: Answer | None) -> tuple[str, ...]:
@@ -283,7 +275,6 @@ _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # field of an example 
     "violations": _RULES,
     "engine": _RULES,
     "measures": (_MEASURES, _list_of(dict, _is_measure)),
-    "findings": ("a list of objects", _list_of(dict)),
     "kind": _TEXT,
     "pair": _TEXT,
     "bank": _TEXT,

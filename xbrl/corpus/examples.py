@@ -4,8 +4,6 @@ An example is a JSON object with `messages` (user: the report; assistant: the an
 evaluation, `id`, `bank`, `period`, `split` and
 
 - `violations`: the ids of the violated rules, and `engine`: those that the engine finds without reading notes;
-- `findings`: rule, cell, value, limit and article of each violation as an answer of the long form prints them (not in the
-  quickstart);
 - `note_facts`: kind, applies, amount, who, since and quote of each fact of the note; `note`: the id of the note, or "";
 - `kind`: the kind of the note in the report, "nothing" if it states no fact, or "" without a note;
 - `measures`: subject and deadline in days of each measure that the letter demands;
@@ -48,7 +46,6 @@ EARLIER_CELLS: tuple[CellKey, ...] = (
     *(("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
 )
 MAX_EARLIER = 2  # earlier reports shown, and counted where they show the same
-PRINTED = ("rule", "cell", "value", "limit", "legal")  # parts of a printed violation
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,11 @@ class Profile:
         """
         if result.value is None or result.limit is None:
             return None
-        if self.name != "quickstart":
-            return read_line(write_violation(result, self.style))
-        return None if result.rule_id in note_rules() else read_line(str(check_of(result)))
+        if not self.is_short:
+            return read_line(write_violation(result))
+        if self.name == "quickstart" and result.rule_id in note_rules():
+            return None
+        return read_line(str(check_of(replace(result, inputs=()))))  # a claim has no working
 
 
 FULL = Profile(
@@ -198,10 +197,7 @@ def make_example(
     kind = note.kind if note.id else next((finding.kind for finding in findings if finding.kind), "")
     measures = required_measures(violated, context)
     stated = [asdict(fact) | {"amount": None if fact.amount is None else int(fact.amount)} for fact in note.facts]
-    if profile.name == "quickstart":
-        return example | {"kind": kind, "note": note.id, "note_facts": stated, "measures": measures}
-    printed = [dict(zip(PRINTED, write_violation(one, profile.style).split(" | "), strict=True)) for one in violated]
-    return example | {"findings": printed, "kind": kind, "measures": measures, "note_facts": stated, "note": note.id}
+    return example | {"kind": kind, "note": note.id, "note_facts": stated, "measures": measures}
 
 
 def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, list[Finding]]:

@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import UserError
+from common.sha256 import sha256
 from xbrl.corpus.examples import PROFILES, Profile, read_register
-from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, finish, folder_name, hash_of_file, totals, write_overview
+from xbrl.desk.output import AUDIT_FILE, RECORD_FILE, finish, folder_name, totals, write_overview
 from xbrl.desk.record import READY, Case, Form
 from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Report
@@ -69,7 +70,7 @@ class Analysis:
         for path in options.taxonomy:
             if not path.is_file():
                 raise UserError(f"{path}: taxonomy package not found")
-        taxonomy = [hash_of_file(path) for path in options.taxonomy]
+        taxonomy = [sha256(path) for path in options.taxonomy]
         # What changes the result, besides the reports and what the register and the findings say of each.
         self.described = {"draft": options.draft, "taxonomy": taxonomy, **asdict(options.form), **asked}
         self.key = key_of(versions, self.described)
@@ -226,8 +227,7 @@ def choose_profile(option: str | None, model: Path) -> tuple[Profile, str]:
         return PROFILES[_read_json(record)["profile"]], str(record)
     config = model.resolve().parent / "config.json"
     try:
-        content = _read_json(config)
-        card = Path(content.get("config", content)["data"]["train"][0]).parent / DATA_CARD
+        card = Path(_read_json(config)["config"]["data"]["train"][0]).parent / DATA_CARD
         return PROFILES[_read_json(card)["arguments"]["profile"]], str(card)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
@@ -241,9 +241,9 @@ def versions(model: Path | None = None) -> dict:
     found = {
         "project": tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"],
         "code": hash_of_code(),
-        "rules": hash_of_file(RULES_FILE),
-        "note_rules": hash_of_file(NOTE_RULES_FILE),
-        "cells": hash_of_file(load_cells().path),
+        "rules": sha256(RULES_FILE),
+        "note_rules": sha256(NOTE_RULES_FILE),
+        "cells": sha256(load_cells().path),
         "python": platform.python_version(),
         "libraries": {
             name: importlib.metadata.version(name) for name in (*LIBRARIES, *(MODEL_LIBRARIES if model else ()))
@@ -254,7 +254,7 @@ def versions(model: Path | None = None) -> dict:
 
         # Beside the weights, these files change answers: config, tokenizer, chat template, generation.
         small = [path for path in sorted(model.iterdir()) if path.suffix in (".json", ".jinja", ".model")]
-        files = {path.name: hash_of_file(path) for path in small}
+        files = {path.name: sha256(path) for path in small}
         found["model"] = {"path": str(model), "fingerprint": fingerprint_of_base(model), "files": files}
     return found
 
@@ -274,7 +274,7 @@ def hash_of_code() -> str:
 
 def _hash_of_files(paths: Iterable[Path], root: Path) -> str:
     """SHA-256 over the names below `root` and the contents of files."""
-    lines = (f"{path.relative_to(root).as_posix()} {hash_of_file(path)}\n" for path in sorted(paths))
+    lines = (f"{path.relative_to(root).as_posix()} {sha256(path)}\n" for path in sorted(paths))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -283,7 +283,7 @@ def _hash_of_input(path: Path) -> str:
     is_metadata = path.suffix.lower() == ".json" and (path.parent / "parameters.csv").is_file()
     folder = path.parent if is_metadata else path
     if not folder.is_dir():
-        return hash_of_file(path)
+        return sha256(path)
     return _hash_of_files((one for one in folder.rglob("*") if one.is_file()), folder)
 
 
@@ -298,7 +298,7 @@ def _finished(folder: Path, depends: dict) -> dict:
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # also what another program left there
         audit = _read_json(folder / AUDIT_FILE)
         written = audit["outputs"].items()
-        if audit.items() >= depends.items() and all(hash_of_file(folder / name) == one for name, one in written):
+        if audit.items() >= depends.items() and all(sha256(folder / name) == one for name, one in written):
             return _read_json(folder / RECORD_FILE)
     return {}
 

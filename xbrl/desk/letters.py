@@ -108,7 +108,7 @@ def write_letter(
         "date": f"{when} {scope}".strip(),
         "findings": [_finding(group, context, blocks) for group in _by_figure(cited(violated))],
         "powers": blocks.law(law.power_for(measures, grouped)),
-        "binding": blocks.choose("binding", basis) if blocks.has("binding", basis) else law.row["binding"],
+        "binding": blocks.text("binding", basis),
         "measures": orders,
         "reporting": _reporting(measures, blocks) if measures else "",
         "consequence": _consequence(violated, context, law, blocks) if measures else "",
@@ -117,10 +117,9 @@ def write_letter(
         "untested": _untested(context, blocks),
         "remarks": _remarks(context, blocks),
         "unexamined": context.unexamined,
-        "hearing": blocks.choose(
+        "hearing": blocks.text(
             "rights",
-            *(["heard"] if grouped else []),
-            "hearing",
+            "heard" if grouped else "hearing",
             number=blocks.number(hearing["working_days"]),
             law=blocks.law(hearing["law"]),
             urgent=blocks.law(hearing.get("urgent", "")),

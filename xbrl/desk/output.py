@@ -19,6 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from common.durable_files import new_directory, write_durably
+from common.sha256 import sha256
 from xbrl.desk.letters import group_thousands
 from xbrl.desk.record import BLOCKED, READY, Case, Form, make_record
 from xbrl.desk.verdicts import VERDICTS
@@ -66,7 +67,7 @@ def finish(case: Case, out: Path, form: Form, draft: bool, audit: dict) -> dict:
                 "cut_short": reply.cut_short,
                 "problem": reply.problem,
             },
-            "outputs": {path.name: hash_of_file(path) for path in sorted(folder.iterdir())},
+            "outputs": {path.name: sha256(path) for path in sorted(folder.iterdir())},
         }
         _write(folder / AUDIT_FILE, json.dumps(audited, indent=1, ensure_ascii=False) + "\n")
     return record
@@ -79,12 +80,6 @@ def folder_name(entity: str, period: str) -> str:
     if safe != name:
         safe += "-" + hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
     return safe
-
-
-def hash_of_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def page(record: dict, language: str) -> str:

@@ -274,7 +274,7 @@ def _facts(
             if counted in violated or named:
                 yield "unfounded", f"{counted} or {limit} is a finding, and no fact of the note is {kind}"
             continue
-        if counted not in violated and not (told.facts is None and named):  # checks line by line name the limit alone
+        if counted not in violated:
             yield "misstatement", f"the note states {kind}, and {counted} is no finding"
         amounts = [fact["amount"] for fact in applying if fact["kind"] == kind]
         if printed.currency not in ("", "EUR") or None in amounts or (kinds >= {"own_shares", "profit"}):

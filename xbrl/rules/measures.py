@@ -17,7 +17,7 @@ and are meant to be changed here. Missing the Pillar 2 guidance is no breach (CR
 only through the national law that transposes it (TFEU Art. 288). So `bases.json` has the basis "model", which cites CRR and
 CRD and says so, and "de" as an example of a national one. A supervisor adds their own there:
 
-- `binding`: the sentence that says what binds the bank; `requirements`: rule -> citation in place of the rule's own;
+- `requirements`: rule -> citation in place of the rule's own;
 - `powers`: subject of a measure -> what entitles the authority to demand it: `law`, and in its place in a letter that a person
   signs, if there is one, `signed`, or `urgent` with what only an urgent measure demands. These name the basis of frequent
   reports (CRD Art. 104(1)(j)) and of limits on business (e), too; the letters that models learn leave it out;
@@ -25,7 +25,8 @@ CRD and says so, and "de" as an example of a national one. A supervisor adds the
   authority decide first, if there is a law of that) and `objection` (`months`,
   `suspends`: whether it suspends the measures): every decision letter but the short one of orders says both.
 
-`checked` is a remark for readers: "text" if the provision was read, "memory" if not.
+`checked` is a remark for readers: "text" if the provision was read, "memory" if not. The sentence that says what binds the bank
+stands in each language among the blocks, in `[binding]` of `words.toml`.
 """
 
 import json
@@ -88,7 +89,6 @@ DEADLINES = {
 # general meeting is called at least 21 days ahead (Directive 2007/36/EC Art. 5(1)), after the board has decided what to ask.
 OWNERS = {("capital", "pillar1"): (0, 60, 40), ("capital", "pillar2"): (0, 0, 60)}
 NEEDED = (  # keys of a legal basis beside its powers
-    "binding",
     "requirements",
     "penalty law",
     "licence law",

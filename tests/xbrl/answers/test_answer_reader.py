@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from xbrl.answers.answer_reader import NOT_REPORTED, Answer, Claim, claim_of, parse_answer, read_line
+from xbrl.answers.answer_reader import Answer, Claim, parse_answer, read_line
 from xbrl.answers.answers import Check, write_checks
 from xbrl.answers.statements import articles, parse_quantity, quantities
 
@@ -185,14 +185,6 @@ def test_a_check_with_its_working(line, where, value, relation, limit):
     claim = read_line(line)
     assert (claim.where, claim.relation) == (where, relation)
     assert (claim.value, claim.limit) == (Decimal(value), Decimal(limit))
-
-
-def test_the_findings_of_an_example_are_claims():
-    rule, cell, value, limit, legal = LCR.split(" | ")
-    finding = {"rule": rule, "cell": cell, "value": value, "limit": limit, "legal": legal}
-    assert claim_of(finding) == read_line(LCR)
-    assert claim_of(finding | {"value": NOT_REPORTED}).value == NOT_REPORTED
-    assert claim_of(finding | {"value": None}) is None
 
 
 @pytest.mark.parametrize(

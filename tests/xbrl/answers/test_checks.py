@@ -12,7 +12,7 @@ from xbrl.answers.checks import check_of, fact_checks, in_one_unit, report_check
 from xbrl.corpus.report_figures import short_rules
 from xbrl.read.filed_report import Fact, Report
 from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, SHARE, TREA, NoteFact
-from xbrl.rules.rules import evaluate
+from xbrl.rules.rules import RuleResult, evaluate
 
 C_03 = [("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 140, 150, 130, 170, 180, 160)]
 RATIOS = dict(zip(C_03, ("0.0731", "0.12", "0.15", "0.0506", "0.0675", "0.09", "0.0934", "0.11", "0.14"), strict=True))
@@ -152,3 +152,10 @@ def test_only_what_is_decided_has_a_check():
     assert str(check_of(found["CET1_MIN"])) == "CET1 ratio 73.1 / 1000 = 7.31% >= 4.5%: met"  # recomputed
     none = make_report(r0010C_03=None, r0020C_01=None)
     assert not any(str(one).startswith("CET1") for one in report_checks(none, evaluate(none, short_rules())))
+
+
+def test_a_finding_on_a_note_is_compared_exactly():
+    """It has no inputs, and its limit is what is left of an amount: rounded to thousands it would be another one."""
+    figures = Decimal(533_010_000), Decimal(494_010_500), "max", "Delegated Reg. (EU) 2015/61 Art. 7(2)", "iso4217:EUR"
+    found = RuleResult("PLEDGED_COUNTED", "note", "violated", BUFFER, *figures, decimals=-3)
+    assert str(check_of(found)) == "Liquidity buffer 533010 k > 494010.5 k: PLEDGED_COUNTED, 2015/61 Art. 7(2)"

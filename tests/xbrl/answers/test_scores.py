@@ -132,16 +132,12 @@ def test_micro_scores_count_report_rule_pairs():
     assert clean["exact"] == 1 and clean["micro"]["f1"] == 0 and clean["per_rule"] == {}
 
 
-def test_the_truth_is_the_field_violations_else_the_text_with_findings_where_it_is_a_letter_alone():
+def test_the_truth_is_the_field_violations_else_the_text_which_may_be_a_letter_alone():
     answers = true_answers([example(BREACH), example(BREACH, violations=["CET1_MIN"]), example(CLEAN)], "f.jsonl")
     assert [answer.rule_ids for answer in answers] == [("LCR_MIN",), ("CET1_MIN",), ()]
     assert [answer.directive for answer in answers] == ["Restore the LCR.", "Restore the LCR.", "No measures."]
-    finding = {"rule": "LCR_MIN", "cell": "LCR", "value": "75.2%", "limit": "min 100%", "legal": "CRR Art. 412(1)"}
-    letter = example("Restore the LCR.", violations=["LCR_MIN"], findings=[finding])
-    assert true_answers([letter], "f.jsonl")[0].claims == answers[0].claims
-    del finding["limit"]
-    with pytest.raises(UserError, match=r"f\.jsonl, example \?: the finding .* cannot be read"):
-        true_answers([letter], "f.jsonl")
+    letter = example("Restore the LCR.", violations=["LCR_MIN"])
+    assert true_answers([letter], "f.jsonl") == [Answer(("LCR_MIN",), "Restore the LCR.")]
     assert true_answers([example("42"), example("43")], "f.jsonl") is None  # another task
     with pytest.raises(UserError, match=r"f\.jsonl, example x7: neither"):
         true_answers([example(BREACH), example("42", id="x7")], "f.jsonl")
@@ -235,7 +231,6 @@ GOOD = {
         "violations": [],
         "engine": ["LCR_MIN"],
         "measures": [{"subject": "liquidity", "deadline_days": 0}],
-        "findings": [],
     },
     **{"kind": "pledged", "pair": "1 in words", "bank": None},
 }
@@ -258,7 +253,7 @@ GOOD = {
             )
             for days in (None, -3, True, "10")
         ),
-        ("findings", "x" * 99, r"`findings` must be a list of objects, not 'x{59}"),
+        ("engine", "x" * 99, r"`engine` must be a list of ids of rules, not 'x{59}"),
         ("kind", ["pledged"], r"`kind` must be a text"),
         ("bank", {}, r"`bank` must be a text"),
         ("note_facts", [{"kind": "gift"}], r"`note_facts` must be a list of objects with kind, applies, amount"),
