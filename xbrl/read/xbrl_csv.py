@@ -6,12 +6,12 @@ layouts:
 - **A fact per row**: `datapoint,factValue` and the key columns of an open table. The DPM (`dpm.py`) gives the cell and the
   type of a datapoint. A datapoint that the DPM does not have in that table makes the report incomplete: its figure is
   there, and no rule can see it. The reason counts and names such datapoints, and the command that fetches a newer DPM.
-- **A row per entry**, as in the register of information (DORA): the columns `c0010`, `c0020`, ... of the template. Each value is a
-  fact, and the number of its row is a dimension of it: no rule reads a register, so a reader need not know which columns are
-  the key. A value is a number only in a column that is numeric in the DPM: a notice period is one, but a contract called
-  2024-001 or 4711 is not.
+- **A row per entry**, as in the register of information (DORA): the columns `c0010`, `c0020`, ... of the template. The
+  key columns give the dimensions of all facts of a row. A value is a number only in a column that is numeric in the DPM:
+  a notice period is one, but a contract called 2024-001 or 4711 is not.
 
-Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5; EBA taxonomy 4.0, module DORA.
+Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5; Implementing Regulation (EU) 2024/2956,
+Annex I, and EBA taxonomy 4.0, module DORA (key columns of the register).
 """
 
 import csv
@@ -37,6 +37,31 @@ DECIMALS_PARAMETERS = {  # DPM type -> name of the parameter with its decimals
 MAX_FIELD_CHARACTERS = 2**20
 ABSENT = ("", "#none")  # no member of a dimension, no value of a fact
 TEMPLATE_COLUMN = re.compile(r"c[0-9]{4}")
+# Table of the register -> its key columns and their dimensions. A table without a key has a single row, `FIXED_ROWS`.
+KEY_COLUMNS: dict[str, dict[str, str]] = {
+    table: dict(pair.split("=") for pair in keys)
+    for table, *keys in map(
+        str.split,
+        (
+            "B_01.01 c0010=ERI",
+            "B_01.02 c0010=ESI",
+            "B_01.03 c0010=ISB c0020=LHH",
+            "B_02.01 c0010=CRZ",
+            "B_02.02 c0010=CRZ c0020=qLES c0030=ICT c0050=IOB c0060=TYA c0130=qNNB c0150=qNMP c0160=qNMR",
+            "B_02.03 c0010=CRN c0020=CRD",
+            "B_03.01 c0010=CRZ c0020=qLEA",
+            "B_03.02 c0010=CRZ c0020=ICT",
+            "B_03.03 c0010=CRZ c0020=qLEB",
+            "B_04.01 c0010=CRZ c0020=qLES c0040=ISB",
+            "B_05.01 c0010=ICT",
+            "B_05.02 c0010=CRZ c0020=TIC c0030=ICT c0050=ii1713 c0060=si1456",
+            "B_06.01 c0010=IOB c0040=qLES",
+            "B_07.01 c0010=CRZ c0020=ICT c0040=TIC",
+            "B_99.01",
+        ),
+    )
+}
+FIXED_ROWS = {"B_99.01": "r0040"}
 Row = tuple[int, dict[str, str]]  # (line number, column -> text)
 
 
@@ -215,16 +240,30 @@ class _Table:
             self.warnings.append(f"{self.name}: {empty} rows have an empty factValue and report no fact")
 
     def _read_entries(self, rows: Iterable[Row]) -> None:
-        """A row per entry: a fact per value. Its dimensions are the number of the row, and columns that the template does not number."""
+        """A row per entry: a fact per cell that is neither empty nor part of the key. The rows are open (`*`) if there is a key."""
+        code, is_known, without_fact = FIXED_ROWS.get(self.table, "*"), self.table in KEY_COLUMNS, 0
         for number, (line, row) in enumerate(rows, start=1):
-            filed = {column: text for column, text in row.items() if text not in ABSENT}
-            others = {column: text for column, text in filed.items() if not TEMPLATE_COLUMN.fullmatch(column)}
-            for column in (column for column in filed if column not in others):
-                cell = self.cells.by_cell(self.table, "*", column)
-                kind, place = cell.type if cell else "string", (self.table, "*", column)
-                self._add(line, f"{self.table}.{column}", kind, filed[column], {"row": str(number)} | others, place)
-        if not self.table.startswith("B_"):
-            self.warnings.append(f"{self.name}: {self.table} is no table of a register; no rule reads its rows")
+            # In an unknown table the key columns are those that the template does not number.
+            key = KEY_COLUMNS.get(self.table, {}) | {one: one for one in row if not TEMPLATE_COLUMN.fullmatch(one)}
+            if missing := sorted(key.keys() - row.keys()):
+                raise UserError(f"{self.where} line 1: the key column {missing[0]} of {self.table} is missing")
+            dimensions = {dimension: row[column] for column, dimension in key.items() if row[column] not in ABSENT}
+            if not is_known and not key:
+                dimensions["row"] = str(number)
+            if empty := [column for column in key if row[column] in ABSENT]:
+                self.warnings.append(f"{self.name} line {line}: the key column {empty[0]} is empty")
+            filed = {column: text for column, text in row.items() if column not in key and text not in ABSENT}
+            without_fact += not filed
+            for column, text in filed.items():
+                cell, place = self.cells.by_cell(self.table, code, column), (self.table, code, column)
+                kind = cell.type if cell else "string"
+                self._add(line, f"{self.table}.{column}", kind, text, dict(dimensions), place)
+        if without_fact:
+            self.warnings.append(f"{self.name}: {without_fact} rows have only key columns and report no fact")
+        if self.facts and not is_known:
+            named = sorted(self.facts[0].dimensions)
+            assumed = "rows are numbered" if "row" in named else f"assumed: {', '.join(named)}"
+            self.warnings.append(f"{self.name}: the key columns of {self.table} are not known; {assumed}")
 
     def _add(
         self, line: int, concept: str, kind: str, text: str, dimensions: dict, cell: CellKey | None, unit: str = ""

@@ -12,6 +12,7 @@ from xbrl.read import safety
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.read.render import STYLES, render_report
 from xbrl.read.xbrl import merge_reports, read_report
+from xbrl.read.xbrl_csv import FIXED_ROWS, KEY_COLUMNS
 from xbrl.rules.quality import check_quality
 from xbrl.rules.rules import evaluate
 
@@ -301,12 +302,15 @@ def test_packages_of_a_bank_are_merged_into_one_report(tmp_path):
         merge_reports([one, later])
 
 
-LEI = "SYNB00AAAAAAAAAAAA11"
+LEI, CLOUD = "SYNB00AAAAAAAAAAAA11", "SYNP00CCCCCCCCCCCC33"
 REGISTER = {  # tables of a register of information (DORA) in the layout of EBA taxonomy 4.0; their content is invented
     "b_01.02": ["c0010,c0020,c0030,c0110", f"{LEI},Nordhaven Bank,eba_GA:DE,81250000000"],
     "b_01.03": ["c0010,c0020,c0030,c0040"],
     "b_02.01": ["c0010,c0030,c0050", "4711,,1250000.50", '"2024-002, cloud",4711,#nil'],
-    "b_02.02": ["c0010,c0050,c0100", "4711,F1,90"],
+    "b_02.02": [
+        "c0010,c0020,c0030,c0050,c0060,c0100,c0130,c0150,c0160",
+        f"4711,{LEI},{CLOUD},F1,eba_TA:S17,90,eba_GA:IE,eba_GA:IE,eba_GA:IE",
+    ],
     "b_03.01": ["c0010,c0020,c0030", f"4711,{LEI},true"],
     "b_99.01": ["c0010,c0020", "Standalone contract,"],
 }
@@ -319,27 +323,22 @@ def read_register(folder: Path, **tables: list[str]):
     return read(package(folder, **{"c_76.00.a.csv": None, "FilingIndicators.csv": None}, **files))
 
 
-def test_each_value_of_a_register_is_a_fact_with_the_number_of_its_row(tmp_path):
+def test_each_cell_of_a_register_is_a_fact_with_the_key_of_its_row(tmp_path):
     """Only columns that are known to be numeric hold numbers: the number of a contract is a name."""
     report = read_register(tmp_path)
     assert (report.entity, report.currency, report.warnings, report.incomplete) == ("LEI1.CON", "EUR", (), ())
-    assert [(*fact.cell, fact.dimensions["row"], fact.value) for fact in report.facts] == [
-        ("B_01.02", "*", "c0010", "1", LEI),
-        ("B_01.02", "*", "c0020", "1", "Nordhaven Bank"),
-        ("B_01.02", "*", "c0030", "1", "eba_GA:DE"),
-        ("B_01.02", "*", "c0110", "1", Decimal(81250000000)),
-        ("B_02.01", "*", "c0010", "1", "4711"),
-        ("B_02.01", "*", "c0050", "1", Decimal("1250000.50")),
-        ("B_02.01", "*", "c0010", "2", "2024-002, cloud"),
-        ("B_02.01", "*", "c0030", "2", "4711"),
-        ("B_02.01", "*", "c0050", "2", None),
-        ("B_02.02", "*", "c0010", "1", "4711"),
-        ("B_02.02", "*", "c0050", "1", "F1"),
-        ("B_02.02", "*", "c0100", "1", Decimal(90)),
-        ("B_03.01", "*", "c0010", "1", "4711"),
-        ("B_03.01", "*", "c0020", "1", LEI),
-        ("B_03.01", "*", "c0030", "1", True),
-        ("B_99.01", "*", "c0010", "1", "Standalone contract"),
+    key = {"CRZ": "4711", "qLES": LEI, "ICT": CLOUD, "IOB": "F1", "TYA": "eba_TA:S17"}
+    key |= dict.fromkeys(("qNNB", "qNMP", "qNMR"), "eba_GA:IE")
+    assert [(fact.cell, fact.dimensions, fact.value) for fact in report.facts] == [
+        (("B_01.02", "*", "c0020"), {"ESI": LEI}, "Nordhaven Bank"),
+        (("B_01.02", "*", "c0030"), {"ESI": LEI}, "eba_GA:DE"),
+        (("B_01.02", "*", "c0110"), {"ESI": LEI}, Decimal(81250000000)),
+        (("B_02.01", "*", "c0050"), {"CRZ": "4711"}, Decimal("1250000.50")),
+        (("B_02.01", "*", "c0030"), {"CRZ": "2024-002, cloud"}, "4711"),
+        (("B_02.01", "*", "c0050"), {"CRZ": "2024-002, cloud"}, None),
+        (("B_02.02", "*", "c0100"), key, Decimal(90)),
+        (("B_03.01", "*", "c0030"), {"CRZ": "4711", "qLEA": LEI}, True),
+        (("B_99.01", "r0040", "c0010"), {}, "Standalone contract"),
     ]
     assert [(fact.unit, fact.decimals) for fact in report.facts if isinstance(fact.value, Decimal)] == [
         *[("iso4217:EUR", -3)] * 2,
@@ -347,22 +346,37 @@ def test_each_value_of_a_register_is_a_fact_with_the_number_of_its_row(tmp_path)
     ]
 
 
+def test_the_key_columns_of_a_register_are_those_of_the_dpm():
+    cells = load_cells(BUILT_IN)
+    assert set(KEY_COLUMNS) == {code for code in cells.codes if cells.table(code).module == "DORA"}
+    for code, keys in KEY_COLUMNS.items():
+        assert set(keys.values()) == set(cells.table(code).keys), code
+        assert not {cell.column for cell in cells.in_table(code)} & set(keys), code
+    assert {code: {cell.row for cell in cells.in_table(code)} for code in FIXED_ROWS} == {"B_99.01": {"r0040"}}
+
+
 def test_oddities_of_a_register_and_one_of_another_framework_give_warnings(tmp_path):
-    odd = ["c0010,c0020,c0050", "A,eba_CO:x1,about 5", "A,eba_CO:x2,", "#none,,"]
-    report = read_register(tmp_path, **{"b_02.01": odd, "x_02.00": ["KEY,c0010,KIND", "k1,5,"]})
+    odd = ["c0010,c0020,c0050", "A,eba_CO:x1,about 5", "A,eba_CO:x2,", ",eba_CO:x3,", "B,#none,"]
+    others = {"x_01.00": ["c0010,c0020", "5,a", "6,"], "x_02.00": ["KEY,c0010", "k1,5"]}
+    report = read_register(tmp_path, **{"b_02.01": odd, **others})
     table = "bank/reports/{}.csv"
     assert report.warnings == (
-        f"{table.format('b_02.01')} line 2: {{B_02.01, *, c0050}} B_02.01.c0050 [row=1] has the non-numeric value 'about 5'",
-        f"{table.format('x_02.00')}: X_02.00 is no table of a register; no rule reads its rows",
+        f"{table.format('b_02.01')} line 2: {{B_02.01, *, c0050}} B_02.01.c0050 [CRZ=A] has the non-numeric value 'about 5'",
+        f"{table.format('b_02.01')} line 4: the key column c0010 is empty",
+        f"{table.format('b_02.01')}: 1 rows have only key columns and report no fact",
+        f"{table.format('x_01.00')}: the key columns of X_01.00 are not known; rows are numbered",
+        f"{table.format('x_02.00')}: the key columns of X_02.00 are not known; assumed: KEY",
+        "{B_02.01, *, c0020} B_02.01.c0020 [CRZ=A] is reported as 'eba_CO:x1' and as 'eba_CO:x2'",
     )
     assert [(fact.value, fact.dimensions) for fact in report.facts if fact.cell[0].startswith("X")] == [
-        ("5", {"row": "1", "KEY": "k1"})
+        *(("5", {"row": "1"}), ("a", {"row": "1"}), ("6", {"row": "2"}), ("5", {"KEY": "k1"})),
     ]
 
 
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
+        (["c0020,c0030", "x,"], "b_02.01.csv line 1: the key column c0010 of B_02.01 is missing"),
         (["c0010,datapoint", "x,y"], "line 1: the columns datapoint and factValue are required"),
         (["name,amount", "x,y"], "or the columns c0010, c0020, ... of a register"),
     ],
