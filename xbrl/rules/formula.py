@@ -1,7 +1,7 @@
 """The formula language of the rules, and its interval arithmetic.
 
 A formula is an expression over cells, e.g. `{C_03.00,r0010,c0010} < 0.045`. It supports `+ - * /`, `max`, `min`,
-the comparisons `<`, `>`, `>=` and `!=`, and `and`. `zero({...})` is a figure that counts as 0 if it is not reported. `says({...},
+comparisons, `and`, `or` and `not`. `zero({...})` is a figure that counts as 0 if it is not reported. `says({...},
 'member')` is 1 if a cell contains that member of an enumeration, else 0. A bare name is a legal parameter that
 depends on the year. The row `*` stands for each row of an open table in turn.
 
@@ -21,7 +21,7 @@ from xbrl.read.filed_report import CellKey
 
 CELL = re.compile(r"\{([A-Z]+_\d+\.\d+(?:\.[a-z])?),(r\d+|\*),(c\d+)\}")
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-RELATIONS = {ast.Lt: "min", ast.Gt: "max", ast.GtE: "max", ast.NotEq: "expected"}
+RELATIONS = {ast.Lt: "min", ast.LtE: "min", ast.Gt: "max", ast.GtE: "max", ast.NotEq: "expected"}
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,13 @@ def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str
     Returns True or False if that is the result for all values in the intervals, else None. Raises ValueError for a node
     that is no condition.
     """
-    if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And):
+    if isinstance(node, ast.BoolOp):
         parts = [truth(part, numbers, texts) for part in node.values]
-        return False if False in parts else None if None in parts else True
+        decisive = isinstance(node.op, ast.Or)
+        return decisive if decisive in parts else None if None in parts else not decisive
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        inner = truth(node.operand, numbers, texts)
+        return None if inner is None else not inner
     if not isinstance(node, ast.Compare) or len(node.ops) != 1 or type(node.ops[0]) not in RELATIONS:
         raise ValueError(f"violated_if contains {ast.unparse(node)} where a comparison is expected")
     left, right = (arithmetic(side, numbers, texts) for side in (node.left, node.comparators[0]))
@@ -118,10 +122,12 @@ def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str
         if left.high < right.low or right.high < left.low:
             return True
         return False if left.low == left.high == right.low == right.high else None
-    if relation is ast.Gt:  # a > b is b < a
+    if relation in (ast.Gt, ast.LtE):  # a > b is b < a; a <= b is not (b < a)
         left, right = right, left
     less = True if left.high < right.low else False if left.low >= right.high else None
-    return not less if relation is ast.GtE and less is not None else less  # a >= b is not (a < b)
+    if relation in (ast.GtE, ast.LtE):
+        return None if less is None else not less
+    return less
 
 
 def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> Number:

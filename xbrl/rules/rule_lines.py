@@ -68,7 +68,7 @@ def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
         return
     texts = describe_result(result)
     parts = [state, result.rule_id]
-    one_comparison = " and " not in result.formula
+    one_comparison = " and " not in result.formula and " or " not in result.formula
     if result.state == "ok" and result.missing:
         absent = [name_of(figure) for figure in result.inputs if figure.source == "read as 0"]
         parts.append(f"not reported: {', '.join(absent)}")
