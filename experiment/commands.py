@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.durable_files import write_durably, write_json_lines
 from common.errors import UserError
-from experiment.launch import Interrupted, Signals, last_words, start
+from experiment.launch import last_words, start
 
 POLL = 0.1  # seconds between two looks at the children
 TIMES = "times.jsonl"
@@ -80,16 +80,18 @@ def run_commands(
 
     A command that needs a file waits for the command that writes it. The list is made again before each command, because a
     choice, such as that of a learning rate, may lengthen it. until: no command is started after this time. on_change is called at
-    the start and after each command. Raises Interrupted after a signal, when the running commands have saved, and UserError if
-    one of them fails, when the others have ended.
+    the start and after each command. On Ctrl-C and SIGTERM the running commands save and end before this process does; a second
+    one does not wait for them, and ends them at once. Raises UserError if a command fails, when the others have ended.
     """
     running: dict[int, _Child] = {}
     failures: list[UserError] = []
-    with owned(out), Signals() as signals:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with owned(out):
         on_change()
         try:
             while True:
-                while len(running) < parallel and not signals.first and not failures:
+                while len(running) < parallel and not failures:
                     command = _next(list_them(), [child.command for child in running.values()], out, parallel, until)
                     if command is None:
                         break
@@ -99,17 +101,18 @@ def run_commands(
                     running[slot] = _Child(command, log, process, time.monotonic())
                 if not running:
                     break
-                for slot in _ended(running, signals):
-                    failures += _end(running.pop(slot), signals.first is not None, out, parallel)
+                for slot in _ended(running):
+                    failures += _end(running.pop(slot), out, parallel)
                     on_change()
-        finally:  # after an exception
+        except BaseException:  # KeyboardInterrupt, too
+            if running:
+                print("the running scripts save and end; a second signal ends them at once", flush=True)
             for child in running.values():
                 child.process.send_signal(signal.SIGTERM)
             while running:
-                for slot in _ended(running, signals):
-                    del running[slot]
-        if signals.first:
-            raise Interrupted(signals.first)
+                for slot in _ended(running):
+                    _end(running.pop(slot), out, parallel)
+            raise
         if failures:
             raise failures[0]
 
@@ -135,21 +138,20 @@ def _next(
     return ready
 
 
-def _ended(running: dict[int, _Child], signals: Signals) -> list[int]:
-    """Wait until a child has ended; the numbers of all that have. Signals are passed on meanwhile."""
+def _ended(running: dict[int, _Child]) -> list[int]:
+    """Wait until a child has ended; the numbers of all that have."""
     while True:
-        signals.pass_on(child.process for child in running.values())
         ended = [slot for slot, child in running.items() if child.process.poll() is not None]
         if ended:
             return ended
         time.sleep(POLL)
 
 
-def _end(child: _Child, stopped: bool, out: Path, parallel: int) -> list[UserError]:
-    """Note how a command has ended; its failure. stopped: after a signal, any exit code is right."""
+def _end(child: _Child, out: Path, parallel: int) -> list[UserError]:
+    """Note how a command has ended; its failure, if its output is not there."""
     command, seconds = child.command, time.monotonic() - child.started
     said = last_words(child.log, child.process.poll() or 0)
-    if command.diverged and not command.is_done and not stopped and DIVERGED in said:
+    if command.diverged and not command.is_done and DIVERGED in said:
         command.diverged.parent.mkdir(parents=True, exist_ok=True)
         write_durably(command.diverged, said + "\n")
         print(f"{command.name} diverged: {said}", flush=True)
@@ -160,9 +162,8 @@ def _end(child: _Child, stopped: bool, out: Path, parallel: int) -> list[UserErr
         for path in command.frees:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         print(f"{command.name}: {duration(seconds)}", flush=True)
-    elif not stopped:
-        return [UserError(f"{command.name} failed: {said}; its log is {child.log}; start again to continue")]
-    return []
+        return []
+    return [UserError(f"{command.name} failed: {said}; its log is {child.log}; start again to continue")]
 
 
 def read_times(out: Path) -> list[dict]:

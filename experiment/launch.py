@@ -1,24 +1,18 @@
-"""Start train.py and the scripts as children, each with its share of the machine and a log, and pass signals on to them.
+"""Start train.py and the scripts as children, each with its share of the machine and a log.
 
-After SIGINT and SIGTERM train.py saves a checkpoint, and the scripts keep what is finished. The children have sessions of their
-own, so that Ctrl-C in a terminal reaches them only through this process, once.
+The children have sessions of their own, so that Ctrl-C in a terminal does not reach them: experiment/commands.py ends them.
 """
 
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from common.child_process import tied_to_parent, under_torchrun
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-SAME_SIGNAL = 2.0  # seconds; signals within them are one, as in train.py
 # What a launcher sets for its ranks. A child is no rank of the launcher of this process.
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
@@ -79,47 +73,3 @@ def _gpus(slot: int, parallel: int, processes: int) -> dict[str, str]:
         raise UserError(f"{parallel} x {processes} processes at once need as many GPUs, and there are {count}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     return {"CUDA_VISIBLE_DEVICES": ",".join(visible[slot * processes : (slot + 1) * processes])}
-
-
-class Interrupted(KeyboardInterrupt):
-    """This process has received a signal, and every child has ended. exit_code: 128 + the signal's number, as a shell has it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-class Signals:
-    """`with Signals() as signals:` remembers SIGINT and SIGTERM, which `pass_on` sends to the children. first: the number of the first."""
-
-    def __enter__(self) -> "Signals":
-        self.first: int | None = None
-        self._pending, self._passed_on, self._last = 0, 0, 0.0
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.first is None or now - self._last >= SAME_SIGNAL:  # a terminal and a launcher may both send it
-            self.first, self._pending, self._last = self.first or number, number, now
-
-    def pass_on(self, children: Iterable[subprocess.Popen]) -> None:
-        """Send what has arrived since the last call: the first and the second signal as they are, a third as SIGKILL."""
-        number, self._pending = self._pending, 0
-        if not number:
-            return
-        self._passed_on += 1
-        words = {1: "the running scripts save and end; a second signal ends them at once", 2: "ending them at once"}
-        print(
-            f"{signal.Signals(number).name}: {words.get(self._passed_on, 'killing them')}", file=sys.stderr, flush=True
-        )
-        for child in children:
-            with suppress(ProcessLookupError, PermissionError):
-                if self._passed_on < 3:
-                    child.send_signal(number)
-                else:
-                    os.killpg(child.pid, signal.SIGKILL)
