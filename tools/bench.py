@@ -51,7 +51,7 @@ from data.encoding import ExampleEncoder
 from data.reader import Reader
 from data.tokens import load_tokenizer
 from distributed.device import device_name
-from tools.curves import rows_of
+from eval.comparison.arms import metric_rows
 from tools.launched import Launch, torchrun
 
 PARITY_STEPS, PARITY_TOLERANCE = 20, 1e-3
@@ -194,7 +194,7 @@ class Run:
 
 def read_run(run: Path, steps: int, ranks: int) -> Run:
     """The first `steps` steps of a run that goes on; the metrics.jsonl of the others has the same curves as ours."""
-    found = rows_of(run)
+    found = metric_rows(run)
     rows = [row for row in found if "train/loss" in row][:steps]
     totals = [0, *(row["train/tokens"] for row in rows)]
     tokens = [after - before for before, after in zip(totals, totals[1:], strict=False)]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from configs.load import load_config, override
-from tools.curves import rows_of
+from eval.comparison.arms import metric_rows
 from tools.launched import Launch, kill, torchrun
 
 PATIENCE = 90.0  # seconds in which the other processes must end after one was killed
@@ -127,8 +127,8 @@ def differences(run: Path, reference: Path) -> list[str]:
         if found[name].dtype != expected[name].dtype or not found[name].equal(expected[name])
     ]
     rows, lines = read_rows(run), (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    if len(lines) > len(rows_of(run)):
-        problems.append(f"metrics.jsonl: {len(lines) - len(rows_of(run))} of {len(lines)} lines are no rows")
+    if len(lines) > len(metric_rows(run)):
+        problems.append(f"metrics.jsonl: {len(lines) - len(metric_rows(run))} of {len(lines)} lines are no rows")
     problems += [
         f"metrics.jsonl: {key} is there twice" for key, count in Counter(key for key, _ in rows).items() if count > 1
     ]
@@ -149,7 +149,7 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
 def read_rows(run: Path) -> list[tuple[tuple[int, str], dict]]:
     """((step, first word of its curves), curves) of each row of metrics.jsonl, without what only this machine decides."""
     found = []
-    for row in rows_of(run):
+    for row in metric_rows(run):
         kind = next(name for name in row if name != "step").partition("/")[0]
         if kind not in OF_A_PROCESS:
             found.append(((row["step"], kind), {name: value for name, value in row.items() if name not in MEASURED}))

@@ -37,6 +37,7 @@ from distributed.disks import ALSO_KEPT
 from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from distributed.process_group import world_size_from_environment
+from eval.comparison.arms import metric_rows
 from model.architectures import check_model_directory, read_model_config
 from model.build import build_to_train, model_config_of
 from model.flops import PAIR_WEIGHTS, data_sheet_peak, document_costs, measured_flops, step_flops
@@ -57,7 +58,6 @@ from model.memory import (
     trained_elements,
 )
 from model.rope import check_length, scaled_config
-from tools.curves import rows_of, timed_steps
 from tools.machines import Cluster, cluster_of, cpu_cluster, found_device
 from tools.step_time import Speed, StepWork, expected_speed
 from training.chat_settings import settle_chat_settings
@@ -672,7 +672,7 @@ def measured(run: Path) -> dict[str, float]:
 
     The first row of the run is left out: it holds what happens only once.
     """
-    rows = [row for row in rows_of(run) if "train/tokens_per_second" in row]
+    rows = [row for row in metric_rows(run) if "train/tokens_per_second" in row]
     if len(rows) < 2:
         raise UserError(
             f"{run}/metrics.jsonl has {len(rows)} rows of steps, and the comparison needs two; give the directory of a run"
@@ -683,3 +683,10 @@ def measured(run: Path) -> dict[str, float]:
         "tokens_per_second": tokens / seconds,
         "memory_gib": max(row["train/memory_gib"] for row in rows),
     }
+
+
+def timed_steps(rows: list[dict]) -> list[tuple[int, float]]:
+    """(tokens, seconds) of each row of a training step after the first, which has what happens only once."""
+    found = [row for row in rows if row.get("train/tokens_per_second")]
+    tokens = [after["train/tokens"] - before["train/tokens"] for before, after in zip(found, found[1:], strict=False)]
+    return [(count, count / row["train/tokens_per_second"]) for count, row in zip(tokens, found[1:], strict=True)]

@@ -48,10 +48,10 @@ def test_a_summary_has_medians_over_rounds_without_warm_up() -> None:
 
 
 def test_only_whole_lines_of_a_file_that_is_being_written_are_read(tmp_path) -> None:
-    row = '{"train/loss": %s, "train/tokens": %s, "train/tokens_per_second": %s, "train/memory_gib": %s}\n'
+    row = '{"step": 1, "train/loss": %s, "train/tokens": %s, "train/tokens_per_second": %s, "train/memory_gib": %s}\n'
     assert read_run(tmp_path, 2, 1).losses == []
     (tmp_path / "metrics.jsonl").write_text(
-        '{"start/total": 2.5}\n' + row % (3.0, 100, 50.0, 0.5) + row % (2.0, 300, 100.0, 0.7) + '{"train/lo'
+        '{"step": 0, "start/total": 2.5}\n' + row % (3.0, 100, 50.0, 0.5) + row % (2.0, 300, 100.0, 0.7) + '{"train/lo'
     )
     found = read_run(tmp_path, 3, ranks=2)
     assert (found.losses, found.tokens, found.seconds) == ([3.0, 2.0], [100, 200], [2.0, 2.0])
