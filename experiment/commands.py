@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from common.child_process import last_words
 from common.durable_files import write_durably, write_json_lines
 from common.errors import UserError
-from experiment.launch import last_words, start
+from experiment.launch import start
 
 POLL = 0.1  # seconds between two looks at the children
 TIMES = "times.jsonl"
@@ -150,8 +151,8 @@ def _ended(running: dict[int, _Child]) -> list[int]:
 def _end(child: _Child, out: Path, parallel: int) -> list[UserError]:
     """Note how a command has ended; its failure, if its output is not there."""
     command, seconds = child.command, time.monotonic() - child.started
-    said = last_words(child.log, child.process.poll() or 0)
-    if command.diverged and not command.is_done and DIVERGED in said:
+    said = "" if command.is_done else _said(child)
+    if command.diverged and DIVERGED in said:
         command.diverged.parent.mkdir(parents=True, exist_ok=True)
         write_durably(command.diverged, said + "\n")
         print(f"{command.name} diverged: {said}", flush=True)
@@ -164,6 +165,12 @@ def _end(child: _Child, out: Path, parallel: int) -> list[UserError]:
         print(f"{command.name}: {duration(seconds)}", flush=True)
         return []
     return [UserError(f"{command.name} failed: {said}; its log is {child.log}; start again to continue")]
+
+
+def _said(child: _Child) -> str:
+    """Its last words, which follow the line of its start in the log."""
+    of_start = child.log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
+    return last_words(of_start.partition("\n")[2]) or f"exit code {child.process.poll()}"
 
 
 def read_times(out: Path) -> list[dict]:

@@ -9,12 +9,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.child_process import tied_to_parent, under_torchrun
+from common.child_process import environment_of_no_rank, start_child, tied_to_parent, under_torchrun
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a launcher sets for its ranks. A child is no rank of the launcher of this process.
-_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
 def start(
@@ -26,30 +24,13 @@ def start(
     too few GPUs.
     """
     command = [*under_torchrun(processes), str(ROOT / script), *options]
-    environment = {key: value for key, value in os.environ.items() if key not in _OF_A_LAUNCHER}
-    environment = {key: value for key, value in environment.items() if not key.startswith("TORCHELASTIC_")}
-    environment |= _gpus(slot, parallel, processes)
+    environment = environment_of_no_rank() | _gpus(slot, parallel, processes)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         file.write(f"\n$ {script} {' '.join(options)}\n".encode())
         file.flush()
-        return subprocess.Popen(
-            # If this process is killed, its children save a checkpoint and end.
-            tied_to_parent(command, signal.SIGTERM, _cores(slot, parallel)),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def last_words(log: Path, code: int) -> str:
-    """The last `error:` line of the newest start in a log, else its last line, else the exit code."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    lines = [line for line in text.rpartition("\n$ ")[2].splitlines()[1:] if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or [f"exit code {code}"])[-1]
+        # If this process is killed, its children save a checkpoint and end.
+        return start_child(tied_to_parent(command, signal.SIGTERM, _cores(slot, parallel)), environment, file)
 
 
 def _cores(slot: int, parallel: int) -> list[int] | None:

@@ -38,6 +38,7 @@ from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from distributed.process_group import world_size_from_environment
 from eval.comparison.arms import metric_rows
+from eval.forgetting import TASK_TOKENS, TEXT_BYTES
 from model.architectures import check_model_directory, read_model_config
 from model.build import build_to_train, model_config_of
 from model.flops import PAIR_WEIGHTS, data_sheet_peak, document_costs, measured_flops, step_flops
@@ -82,9 +83,7 @@ CPU_EXCESS = 2.2
 DOCUMENT_BYTES = (
     64  # that a rank's lists take for each document while it starts, and half of it later (data/examples.py)
 )
-RANDOM_STATE = 5056  # bytes of torch.get_rng_state()
-# The texts of eval/forgetting.py, and what a token of English has on average in the vocabularies of today's models.
-FORGETTING_BYTES, BYTES_PER_TOKEN, TASK_TOKENS = 8192, 4, 1024
+BYTES_PER_TOKEN = 4  # of English, on average, in the vocabularies of today's models
 
 # Shapes by name, for a plan before any model has been chosen. Sources: the config.json of each model.
 SHAPE_KEYS = (
@@ -409,8 +408,7 @@ class Plan:
         """Bytes on the run's disk of one checkpoint, of the export, and of the whole run: all checkpoints that are kept, the
         one being written, EWC's anchor and the export (distributed/disks.py: check_room_for_run)."""
         shape, run = self.shape, self.config.run
-        counters = 4 * len(list(shape.trained))  # of steps, one for each tensor
-        checkpoint = _saved_bytes(shape, self.config, 1) + counters + RANDOM_STATE  # a rank's
+        checkpoint = _saved_bytes(shape, self.config, 1)
         frozen = shape.num_parameters - shape.num_trained  # adapters are merged into the export
         export = (frozen or shape.num_parameters) * shape.stored_dtype.itemsize
         kept = (run.keep_last + ALSO_KEPT) * checkpoint
@@ -434,7 +432,7 @@ def host_bytes(plan: Plan) -> dict[str, int]:
     on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
     worst = plan.workload.worst.lengths
     counted = count_activations(shape, config.model, config.lora, layout.kind, worst, layout.context)
-    tokens = FORGETTING_BYTES // BYTES_PER_TOKEN
+    tokens = TEXT_BYTES // BYTES_PER_TOKEN
     if config.data.validation or config.data.validation_share:
         tokens += TASK_TOKENS
     tokens = -(-tokens // plan.cluster.nodes)  # the texts are dealt to all ranks

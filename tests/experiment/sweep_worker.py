@@ -4,10 +4,8 @@ tests/experiment/test_launch.py has what a child of its own interpreter gets: si
 """
 
 import gc
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import BinaryIO
 
 root = Path(__file__).resolve().parents[2]
@@ -23,9 +21,9 @@ from tests.code_memory import remember_code
 from tests.zygote import Forked, Zygote, run
 
 
-def popen(command: list[str], env: dict[str, str], stdout: BinaryIO, **options: object) -> Forked:
-    """In place of subprocess.Popen."""
-    return zygote.start(command, env, Path(stdout.name))
+def start_child(command: list[str], environment: dict[str, str], output: BinaryIO) -> Forked:
+    """In place of that of common/child_process.py."""
+    return zygote.start(command, environment, Path(output.name))
 
 
 if __name__ == "__main__":
@@ -36,6 +34,5 @@ if __name__ == "__main__":
     gc.freeze()
     zygote = Zygote()
     experiment.launch.tied_to_parent = lambda command, *options: command
-    names = {"Popen": popen, "DEVNULL": subprocess.DEVNULL, "STDOUT": subprocess.STDOUT}
-    experiment.launch.subprocess = SimpleNamespace(**names)
+    experiment.launch.start_child = start_child
     run([str(root / "scripts" / "sweep.py"), *sys.argv[1:]])

@@ -115,13 +115,13 @@ def test_an_unknown_arm_is_one_sentence() -> None:
 def test_our_arm_end_to_end(tmp_path) -> None:
     model, report = write_tiny_model(tmp_path / "model", vocab_size=300), tmp_path / "bench.json"
     options = ["--settings", "matched", "--arms", "ours", "--rounds", 1, "--steps", 2]
-    done = run_python("scripts/bench.py", *options, "--work", tmp_path / "a,b", "--model", model, "--json", report)
+    done = run_python("scripts/bench.py", *options, "--work", tmp_path / "work", "--model", model, "--json", report)
     assert done.returncode == 0, done.stderr
     ours = json.loads(report.read_text())["matched"]["ours"]
     assert len(ours["runs"]) == 1 and len(ours["runs"][0]["losses"]) == 3 and ours["ours_is"] == 1.0
     keys = ("tokens_per_second", "memory_gib", "loss", "first_step_seconds")
     assert all(math.isfinite(ours[key]) and ours[key] > 0 for key in keys)
-    assert not list((tmp_path / "a,b").rglob("export"))  # it was killed before it ended
+    assert not list((tmp_path / "work").rglob("export"))  # it was killed before it ended
 
 
 @pytest.mark.slow
