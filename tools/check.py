@@ -32,7 +32,6 @@ from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, override, read_command_line
 from distributed.agreement import library_versions
-from distributed.disks import NotShared
 from distributed.process_group import gather_objects, process_group, world_size_from_environment
 from model.architectures import read_model_config
 from model.weight_files import INDEX, SINGLE, stored_tensors
@@ -153,20 +152,14 @@ def all_checks(check: Check, layers: int | None) -> None:
     """
     ranks = check.ranks
     check.say(f"checking {' '.join(check.arguments)}: the runs of the check go to {check.scratch} and are removed")
-    is_own = False
-    try:
-        with own_directory(check.scratch, ranks):
-            is_own = True
+    with own_directory(check.scratch, ranks):
+        try:
             owned_checks(check, layers)
-    except NotShared:
-        is_own = True
-        raise
-    finally:
-        if ranks.rank == 0:
-            if is_own:
+        finally:
+            if ranks.rank == 0:
                 shutil.rmtree(check.scratch, ignore_errors=True)
-            with suppress(OSError):  # not empty, or gone
-                check.scratch.parent.rmdir()
+                with suppress(OSError):  # not empty, or gone
+                    check.scratch.parent.rmdir()
 
 
 def owned_checks(check: Check, layers: int | None) -> None:
