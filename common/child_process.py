@@ -69,7 +69,8 @@ def start_child(
 
 def last_words(text: str) -> str:
     """Why a process says that it ended: its last `error:` line, else the exception of a traceback, else its last line so far."""
-    for pattern in (r"^error: (.*)", r"^((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)", r"^(.*\S.*)"):
-        if found := re.findall(pattern, text, re.MULTILINE):
+    lines = text.splitlines()
+    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)", r"(.*\S.*)"):
+        if found := [match[1] for line in lines if (match := re.match(pattern, line))]:
             return found[-1]
     return ""

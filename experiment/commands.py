@@ -6,6 +6,7 @@ says how long that takes. A training that was stopped or killed goes on from its
 
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from common.child_process import last_words
+from common.child_process import environment_of_no_rank, last_words, start_child, tied_to_parent, under_torchrun
 from common.durable_files import write_durably, write_json_lines
 from common.errors import UserError
-from experiment.launch import start
 
+ROOT = Path(__file__).resolve().parents[1]
 POLL = 0.1  # seconds between two looks at the children
 TIMES = "times.jsonl"
 DIVERGED = "not finite"  # in the error of a run that stops for its weights (train.py)
@@ -171,6 +172,51 @@ def _said(child: _Child) -> str:
     """Its last words, which follow the line of its start in the log."""
     of_start = child.log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
     return last_words(of_start.partition("\n")[2]) or f"exit code {child.process.poll()}"
+
+
+# ---- A child, with its share of the machine ------------------------------------------------------------------------------
+
+
+def start(script: str, options: Sequence[str], log: Path, processes: int, slot: int, parallel: int) -> subprocess.Popen:
+    """Start a script of the project, with torchrun if it has several processes. Its output is added to `log`.
+
+    It has a session of its own, so that Ctrl-C in a terminal does not reach it: `run_commands` ends it. It is the one with the
+    number `slot` of `parallel` children that share the cores and GPUs. Raises UserError if there are too few GPUs.
+    """
+    command = [*under_torchrun(processes), str(ROOT / script), *options]
+    environment = environment_of_no_rank() | _gpus(slot, parallel, processes)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        file.write(f"\n$ {script} {' '.join(options)}\n".encode())
+        file.flush()
+        # If this process is killed, its children save a checkpoint and end.
+        return start_child(tied_to_parent(command, signal.SIGTERM, _cores(slot, parallel)), environment, file)
+
+
+def _cores(slot: int, parallel: int) -> list[int] | None:
+    """The cores of one of `parallel` children: train.py starts as many threads as it has cores."""
+    if parallel == 1 or not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[slot * len(cores) // parallel : (slot + 1) * len(cores) // parallel] or None
+
+
+def _gpus(slot: int, parallel: int, processes: int) -> dict[str, str]:
+    """The environment variable that gives one of `parallel` children its GPUs; empty without GPUs."""
+    if parallel == 1:
+        return {}
+    import torch  # slow to import
+
+    count = torch.cuda.device_count()
+    if not count:
+        return {}
+    if count < parallel * processes:
+        raise UserError(f"{parallel} x {processes} processes at once need as many GPUs, and there are {count}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return {"CUDA_VISIBLE_DEVICES": ",".join(visible[slot * processes : (slot + 1) * processes])}
+
+
+# ---- What is done, and what is left --------------------------------------------------------------------------------------
 
 
 def read_times(out: Path) -> list[dict]:

@@ -1,6 +1,6 @@
 """scripts/sweep.py whose children are forked, so that none of them imports the libraries: sweep_worker.py ARGUMENTS.
 
-tests/experiment/test_launch.py has what a child of its own interpreter gets: signals, cores, and the death of its parent.
+tests/experiment/test_children.py has what a child of its own interpreter gets: signals, cores, and the death of its parent.
 """
 
 import gc
@@ -13,7 +13,7 @@ sys.path[0] = str(root)
 
 import torch
 
-import experiment.launch
+import experiment.commands
 import model.flops
 import tools.plan_command  # noqa: F401  what the children would import, each for itself
 import train  # noqa: F401
@@ -33,6 +33,6 @@ if __name__ == "__main__":
     model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
     gc.freeze()
     zygote = Zygote()
-    experiment.launch.tied_to_parent = lambda command, *options: command
-    experiment.launch.start_child = start_child
+    experiment.commands.tied_to_parent = lambda command, *options: command
+    experiment.commands.start_child = start_child
     run([str(root / "scripts" / "sweep.py"), *sys.argv[1:]])
