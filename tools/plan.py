@@ -80,9 +80,7 @@ MOST_ITEMS = 150_000  # documents of these steps together: about ten seconds
 MOST_STEPS = 200  # steps whose work is kept
 # Of what a CPU process holds, over its tensors: pages of mapped weights and data, libraries, what the allocator keeps.
 CPU_EXCESS = 2.2
-DOCUMENT_BYTES = (
-    64  # that a rank's lists take for each document while it starts, and half of it later (data/examples.py)
-)
+DOCUMENT_BYTES = 64  # of a rank's lists for each document while it starts; later half of it (data/examples.py)
 BYTES_PER_TOKEN = 4  # of English, on average, in the vocabularies of today's models
 
 # Shapes by name, for a plan before any model has been chosen. Sources: the config.json of each model.
