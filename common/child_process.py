@@ -1,9 +1,17 @@
-"""How Python children are started: under torchrun, and so that they do not outlive their parent."""
+"""How children are started: under torchrun, and so that they do not outlive their parent; and what they say last."""
 
 import os
+import re
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+# What torchrun sets for its ranks, beside variables that begin with these words.
+OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+_ELASTIC = ("TORCHELASTIC_", "TORCH_ELASTIC_", "PET_")
 
 # prctl(PR_SET_PDEATHSIG) holds on across exec: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 _START = """
@@ -35,3 +43,34 @@ def tied_to_parent(
     """
     bound = ",".join(map(str, cores or ()))
     return [sys.executable, "-I", "-S", "-c", _START, str(os.getpid()), str(int(number)), bound, *command]
+
+
+def environment_of_no_rank() -> dict[str, str]:
+    """The environment of a child that is no rank of the launcher of this process."""
+    return {
+        key: value for key, value in os.environ.items() if key not in OF_A_LAUNCHER and not key.startswith(_ELASTIC)
+    }
+
+
+def start_child(
+    command: Sequence[str], environment: Mapping[str, str], output: BinaryIO, directory: str | Path | None = None
+) -> subprocess.Popen:
+    """Start a command in a session of its own, which Ctrl-C does not reach, without input and with all it prints in one file."""
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def last_words(text: str) -> str:
+    """Why a process says that it ended: its last `error:` line, else the exception of a traceback, else its last line so far."""
+    lines = text.splitlines()
+    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)", r"(.*\S.*)"):
+        if found := [match[1] for line in lines if (match := re.match(pattern, line))]:
+            return found[-1]
+    return ""

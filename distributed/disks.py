@@ -16,12 +16,8 @@ TORCHRUN_GRACE = 30.0  # seconds between SIGTERM and SIGKILL, torchrun's default
 _POLL_SECONDS = 0.1
 
 
-class NotShared(UserError):
-    """A directory is not the same one on every node."""
-
-
 def check_shared(path: Path, text: str, ranks: Ranks, wait_seconds: float = WAIT_SECONDS) -> None:
-    """Raise NotShared on all ranks if a node does not see the `text` that rank 0 has written to the file `path`. A collective.
+    """Raise UserError on all ranks if a node does not see the `text` that rank 0 has written to the file `path`. A collective.
 
     The first rank of each node reads the file until it has the text, for `wait_seconds`.
     """
@@ -37,7 +33,7 @@ def check_shared(path: Path, text: str, ranks: Ranks, wait_seconds: float = WAIT
     here = problem and f"rank {ranks.rank} on host {socket.gethostname()} ({problem})"
     problems = [one for one in gather_objects(here, ranks) if one]
     if problems:
-        raise NotShared(
+        raise UserError(
             f"{path.parent} is not the same directory on every node: a file that rank 0 wrote there is not seen by "
             f"{', '.join(problems)}; checkpoints of several nodes need a shared file system: set run.directory to a "
             "directory on one"

@@ -6,6 +6,7 @@ says how long that takes. A training that was stopped or killed goes on from its
 
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from common.child_process import environment_of_no_rank, last_words, start_child, tied_to_parent, under_torchrun
 from common.durable_files import write_durably, write_json_lines
 from common.errors import UserError
-from experiment.launch import Interrupted, Signals, last_words, start
 
+ROOT = Path(__file__).resolve().parents[1]
 POLL = 0.1  # seconds between two looks at the children
 TIMES = "times.jsonl"
 DIVERGED = "not finite"  # in the error of a run that stops for its weights (train.py)
@@ -80,16 +82,18 @@ def run_commands(
 
     A command that needs a file waits for the command that writes it. The list is made again before each command, because a
     choice, such as that of a learning rate, may lengthen it. until: no command is started after this time. on_change is called at
-    the start and after each command. Raises Interrupted after a signal, when the running commands have saved, and UserError if
-    one of them fails, when the others have ended.
+    the start and after each command. On Ctrl-C and SIGTERM the running commands save and end before this process does; a second
+    one does not wait for them, and ends them at once. Raises UserError if a command fails, when the others have ended.
     """
     running: dict[int, _Child] = {}
     failures: list[UserError] = []
-    with owned(out), Signals() as signals:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with owned(out):
         on_change()
         try:
             while True:
-                while len(running) < parallel and not signals.first and not failures:
+                while len(running) < parallel and not failures:
                     command = _next(list_them(), [child.command for child in running.values()], out, parallel, until)
                     if command is None:
                         break
@@ -99,17 +103,18 @@ def run_commands(
                     running[slot] = _Child(command, log, process, time.monotonic())
                 if not running:
                     break
-                for slot in _ended(running, signals):
-                    failures += _end(running.pop(slot), signals.first is not None, out, parallel)
+                for slot in _ended(running):
+                    failures += _end(running.pop(slot), out, parallel)
                     on_change()
-        finally:  # after an exception
+        except BaseException:  # KeyboardInterrupt, too
+            if running:
+                print("the running scripts save and end; a second signal ends them at once", flush=True)
             for child in running.values():
                 child.process.send_signal(signal.SIGTERM)
             while running:
-                for slot in _ended(running, signals):
-                    del running[slot]
-        if signals.first:
-            raise Interrupted(signals.first)
+                for slot in _ended(running):
+                    _end(running.pop(slot), out, parallel)
+            raise
         if failures:
             raise failures[0]
 
@@ -135,21 +140,20 @@ def _next(
     return ready
 
 
-def _ended(running: dict[int, _Child], signals: Signals) -> list[int]:
-    """Wait until a child has ended; the numbers of all that have. Signals are passed on meanwhile."""
+def _ended(running: dict[int, _Child]) -> list[int]:
+    """Wait until a child has ended; the numbers of all that have."""
     while True:
-        signals.pass_on(child.process for child in running.values())
         ended = [slot for slot, child in running.items() if child.process.poll() is not None]
         if ended:
             return ended
         time.sleep(POLL)
 
 
-def _end(child: _Child, stopped: bool, out: Path, parallel: int) -> list[UserError]:
-    """Note how a command has ended; its failure. stopped: after a signal, any exit code is right."""
+def _end(child: _Child, out: Path, parallel: int) -> list[UserError]:
+    """Note how a command has ended; its failure, if its output is not there."""
     command, seconds = child.command, time.monotonic() - child.started
-    said = last_words(child.log, child.process.poll() or 0)
-    if command.diverged and not command.is_done and not stopped and DIVERGED in said:
+    said = "" if command.is_done else _said(child)
+    if command.diverged and DIVERGED in said:
         command.diverged.parent.mkdir(parents=True, exist_ok=True)
         write_durably(command.diverged, said + "\n")
         print(f"{command.name} diverged: {said}", flush=True)
@@ -160,9 +164,59 @@ def _end(child: _Child, stopped: bool, out: Path, parallel: int) -> list[UserErr
         for path in command.frees:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         print(f"{command.name}: {duration(seconds)}", flush=True)
-    elif not stopped:
-        return [UserError(f"{command.name} failed: {said}; its log is {child.log}; start again to continue")]
-    return []
+        return []
+    return [UserError(f"{command.name} failed: {said}; its log is {child.log}; start again to continue")]
+
+
+def _said(child: _Child) -> str:
+    """Its last words, which follow the line of its start in the log."""
+    of_start = child.log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
+    return last_words(of_start.partition("\n")[2]) or f"exit code {child.process.poll()}"
+
+
+# ---- A child, with its share of the machine ------------------------------------------------------------------------------
+
+
+def start(script: str, options: Sequence[str], log: Path, processes: int, slot: int, parallel: int) -> subprocess.Popen:
+    """Start a script of the project, with torchrun if it has several processes. Its output is added to `log`.
+
+    It has a session of its own, so that Ctrl-C in a terminal does not reach it: `run_commands` ends it. It is the one with the
+    number `slot` of `parallel` children that share the cores and GPUs. Raises UserError if there are too few GPUs.
+    """
+    command = [*under_torchrun(processes), str(ROOT / script), *options]
+    environment = environment_of_no_rank() | _gpus(slot, parallel, processes)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        file.write(f"\n$ {script} {' '.join(options)}\n".encode())
+        file.flush()
+        # If this process is killed, its children save a checkpoint and end.
+        return start_child(tied_to_parent(command, signal.SIGTERM, _cores(slot, parallel)), environment, file)
+
+
+def _cores(slot: int, parallel: int) -> list[int] | None:
+    """The cores of one of `parallel` children: train.py starts as many threads as it has cores."""
+    if parallel == 1 or not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[slot * len(cores) // parallel : (slot + 1) * len(cores) // parallel] or None
+
+
+def _gpus(slot: int, parallel: int, processes: int) -> dict[str, str]:
+    """The environment variable that gives one of `parallel` children its GPUs; empty without GPUs."""
+    if parallel == 1:
+        return {}
+    import torch  # slow to import
+
+    count = torch.cuda.device_count()
+    if not count:
+        return {}
+    if count < parallel * processes:
+        raise UserError(f"{parallel} x {processes} processes at once need as many GPUs, and there are {count}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return {"CUDA_VISIBLE_DEVICES": ",".join(visible[slot * processes : (slot + 1) * processes])}
+
+
+# ---- What is done, and what is left --------------------------------------------------------------------------------------
 
 
 def read_times(out: Path) -> list[dict]:

@@ -106,8 +106,6 @@ def plan_methods(
     UserError if a number is out of range.
     """
     both = [(0.05, 10), (0.05, 100)] if both is None else both
-    if not low > 0:
-        raise UserError("--low must be above 0")
     if bad := [x for x in [*strengths, *(strength for _, strength in both)] if not x > 0]:
         raise UserError(f"a strength of EWC must be above 0, not {bad[0]:g}")
 

@@ -38,7 +38,6 @@ _NOT_SWEPT = {
 }
 _LONGEST_PART = 40  # characters of a value in the name of a run
 _TEST = re.compile(r"(^|[^a-z])tests?([^a-z]|$)")
-SAME_TOKENS = 1.01  # ratio of tokens that seeds and packing make
 
 
 @dataclass(frozen=True)
@@ -310,7 +309,7 @@ class Sweep:
         return table(rows)
 
     def notes(self, points: Sequence[Point]) -> list[str]:
-        """Sentences about the best point and about what the table compares."""
+        """Sentences about the best point, and about runs that diverged."""
         results = [result for point in points for result in point.results]
         lines, best = [], points[0]
         if best.is_complete and best.mean is not None:
@@ -322,15 +321,6 @@ class Sweep:
                 )
             if unfinished := sum(result.state in ("stopped", "waiting") for result in results):
                 lines.append(f"runs that are not finished: {unfinished}; the best point can still change")
-        finished = [result for result in results if result.state == "finished"]
-        tokens = [result.tokens for result in finished]
-        if tokens and max(tokens) > SAME_TOKENS * min(tokens):
-            lines.append(
-                f"the runs did not train on equally many tokens: from {min(tokens):,} to {max(tokens):,}; a better value may "
-                "be that of the longer run"
-            )
-        elif len({result.step for result in finished}) > 1:
-            lines.append("the values are those of the exported steps, not after equally many tokens (run.export=best)")
         diverged = [result for result in results if result.state == "diverged"]
         return [*lines, *(f"{result.name} diverged: {result.why.partition('; ')[0]}" for result in diverged)]
 

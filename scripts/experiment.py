@@ -33,7 +33,6 @@ from experiment.commands import (
     run_commands,
 )
 from experiment.drawn import BASE
-from experiment.launch import Interrupted
 
 EXPERIMENTS = {"settle": settle, "pareto": pareto, "knowledge": knowledge}
 
@@ -54,12 +53,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in EXPERIMENTS]:
         raise UserError(f"there is no experiment {unknown[0]}; there are {', '.join(EXPERIMENTS)}")
-    try:
-        for name in arguments.names or EXPERIMENTS:
-            treat(name, arguments)
-    except Interrupted as signal:
-        print("stopped; start again to continue")
-        return signal.exit_code
+    for name in arguments.names or EXPERIMENTS:
+        treat(name, arguments)
     return 0
 
 

@@ -20,7 +20,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from common.command_line import add_number, new_parser
 from common.errors import UserError, run_script
 from experiment.commands import list_commands, parse_until, run_commands
-from experiment.launch import Interrupted
 from experiment.sweep import FOLDER, Sweep, make_grid
 
 
@@ -47,10 +46,10 @@ def main() -> int:
         return 0
     try:
         run_commands(sweep.commands, sweep.out, arguments.parallel, arguments.until, sweep.report)
-    except Interrupted as signal:
+    except KeyboardInterrupt:
         done = sum(command.is_done for command in sweep.commands())
-        print(f"{signal}: {done} of {len(grid.runs)} runs are done; run the same command again to continue")
-        return signal.exit_code
+        print(f"{done} of {len(grid.runs)} runs are done; run the same command again to continue")
+        raise
     print(f"\n{sweep.report()}\n\nin {grid.out}: sweep.md, sweep.json, logs/*.log, and the runs")
     if not any(point.values for point in sweep.points()) and all(command.is_done for command in sweep.commands()):
         raise UserError("every run diverged; try lower values of optimizer.learning_rate")

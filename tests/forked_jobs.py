@@ -1,4 +1,4 @@
-"""Stands in for experiment.launch.start: a script that has ended, in a process that need not import the libraries."""
+"""Stands in for experiment.commands.start: a script that has ended, in a process that need not import the libraries."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -51,7 +51,7 @@ from data.encoding import ExampleEncoder
 from data.reader import Reader
 from data.tokens import load_tokenizer
 from distributed.device import device_name
-from tools.curves import rows_of
+from eval.comparison.arms import metric_rows
 from tools.launched import Launch, torchrun
 
 PARITY_STEPS, PARITY_TOLERANCE = 20, 1e-3
@@ -166,12 +166,6 @@ ALONE = (
 CONSTANT = ("optimizer.warmup_ratio=0", "optimizer.min_lr_ratio=1", "sharding.strategy=full")
 # Of all arms there, beside the learning rate.
 OPTIMIZER = {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "max_grad_norm": 1.0}
-# A path may have commas, which separate the values of an override.
-CONFIG = """from configs.load import replace
-from configs.quickstart import config as quickstart
-
-config = replace(quickstart, "data.train", ({train!r},))
-"""
 
 
 @dataclass(frozen=True)
@@ -194,7 +188,7 @@ class Run:
 
 def read_run(run: Path, steps: int, ranks: int) -> Run:
     """The first `steps` steps of a run that goes on; the metrics.jsonl of the others has the same curves as ours."""
-    found = rows_of(run)
+    found = metric_rows(run)
     rows = [row for row in found if "train/loss" in row][:steps]
     totals = [0, *(row["train/tokens"] for row in rows)]
     tokens = [after - before for before, after in zip(totals, totals[1:], strict=False)]
@@ -231,6 +225,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
         command = [sys.executable, "-m", "tools.bench_peers", directory / "spec.json"]
     else:
         settings = [
+            f"data.train={data / 'train.jsonl'}",
             f"model.path={benchmark.model}",
             f"model.compute_dtype={dtype}",
             f"optimizer.max_steps={most}",
@@ -243,8 +238,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
         ]
         if name != "defaults":
             settings += [*CONSTANT, *(f"optimizer.{key}={value}" for key, value in optimizer.items())]
-        (directory / "config.py").write_text(CONFIG.format(train=str(data / "train.jsonl")), encoding="utf-8")
-        command = torchrun(arm.ranks, directory / "config.py", *settings)
+        command = torchrun(arm.ranks, "configs/quickstart.py", *settings)
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     threads = str(max(1, len(os.sched_getaffinity(0)) // arm.ranks))
     with Launch(command, directory / "output.txt", OMP_NUM_THREADS=threads, **offline) as launch:

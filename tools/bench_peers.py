@@ -61,9 +61,10 @@ class StepLog(TrainerCallback):
             torch.cuda.synchronize()
         now, tokens = time.perf_counter(), int(logs["num_input_tokens_seen"])
         if not self.tokens:
-            self.write({"start/total": seconds_since_process_start()})
+            self.write({"step": 0, "start/total": seconds_since_process_start()})
         self.write(
             {
+                "step": state.global_step,
                 "train/loss": float(logs["loss"]),
                 "train/tokens": tokens,
                 "train/tokens_per_second": (tokens - self.tokens) / (now - self.last),

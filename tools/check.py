@@ -24,16 +24,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from common.child_process import tied_to_parent
+from common.child_process import OF_A_LAUNCHER, environment_of_no_rank, last_words, start_child, tied_to_parent
 from common.durable_files import check_can_write, write_json
 from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, override, read_command_line
 from distributed.agreement import library_versions
-from distributed.disks import NotShared
 from distributed.process_group import gather_objects, process_group, world_size_from_environment
 from model.architectures import read_model_config
 from model.weight_files import INDEX, SINGLE, stored_tensors
@@ -154,20 +152,14 @@ def all_checks(check: Check, layers: int | None) -> None:
     """
     ranks = check.ranks
     check.say(f"checking {' '.join(check.arguments)}: the runs of the check go to {check.scratch} and are removed")
-    is_own = False
-    try:
-        with own_directory(check.scratch, ranks):
-            is_own = True
+    with own_directory(check.scratch, ranks):
+        try:
             owned_checks(check, layers)
-    except NotShared:
-        is_own = True
-        raise
-    finally:
-        if ranks.rank == 0:
-            if is_own:
+        finally:
+            if ranks.rank == 0:
                 shutil.rmtree(check.scratch, ignore_errors=True)
-            with suppress(OSError):  # not empty, or gone
-                check.scratch.parent.rmdir()
+                with suppress(OSError):  # not empty, or gone
+                    check.scratch.parent.rmdir()
 
 
 def owned_checks(check: Check, layers: int | None) -> None:
@@ -392,16 +384,16 @@ def run_children(
     output, failed, patience = folder / "output", folder.with_name(f"{name}.failed"), GRACE
     folder.mkdir(parents=True, exist_ok=True)
     process, killed, started = None, False, time.monotonic()
-    said = started
+    spoke = started
     try:
         if ranks.rank < max(1, world_size):
             process = start_process(list(command), child_environment(world_size, folder), output)
         while process and process.poll() is None and patience > 0 and not killed:
             ranks.watch.tick()
             killed = bool(kill_when and kill_when())
-            if time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
-                check.say(f"    {said - started:.0f} s: {last_words(output)[:100] or 'it starts'}")
+            if time.monotonic() - spoke > SAY_EVERY:
+                spoke = time.monotonic()
+                check.say(f"    {spoke - started:.0f} s: {said(output)[:100] or 'it starts'}")
             time.sleep(POLL)
             patience -= POLL if failed.exists() else 0
         code = process.poll() if process else None
@@ -412,7 +404,7 @@ def run_children(
             os.killpg(process.pid, signal.SIGKILL)
             while process.poll() is None:
                 time.sleep(POLL)
-    ended = gather_objects((killed, code, socket.gethostname(), last_words(output) if process else ""), ranks)
+    ended = gather_objects((killed, code, socket.gethostname(), said(output) if process else ""), ranks)
     codes = {rank: code for rank, (_, code, *_) in enumerate(ended) if code}
     if not codes or any(one[0] for one in ended):  # the ranks that lost the killed one have ended by themselves
         return any(one[0] for one in ended)
@@ -428,13 +420,12 @@ def run_children(
 
 def child_environment(world_size: int, folder: Path) -> dict[str, str]:
     """The environment of this rank's child. `folder` is its own."""
-    elastic = ("TORCHELASTIC_", "TORCH_ELASTIC_", "PET_")
-    mine = {key: value for key, value in os.environ.items() if not key.startswith(elastic)}
+    mine = environment_of_no_rank()
     # A copy of train.py works from any directory.
     mine["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
-    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
     if not world_size or "RANK" not in os.environ:
-        return {key: value for key, value in mine.items() if key not in launcher}
+        return mine
+    mine |= {key: os.environ[key] for key in OF_A_LAUNCHER if key in os.environ}
     return mine | {
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(min(world_size_from_environment()[1], world_size)),
@@ -447,26 +438,14 @@ def child_environment(world_size: int, folder: Path) -> dict[str, str]:
 
 
 def start_process(command: list[str], environment: dict[str, str], output: Path) -> subprocess.Popen:
-    """Start `python COMMAND` in a session of its own, with all output in one file. It ends when its parent ends."""
+    """Start `python COMMAND`, with all output in one file. It ends when its parent ends."""
     with output.open("wb") as file:
-        return subprocess.Popen(
-            tied_to_parent(command),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        return start_child(tied_to_parent(command), environment, file)
 
 
-def last_words(output: Path) -> str:
-    """Why a process says that it ended: its `error:` line, else the exception of a traceback, else its last line so far."""
-    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
-    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)", r"(.*\S.*)"):
-        found = [match[1] for line in lines if (match := re.match(pattern, line))]
-        if found:
-            return found[-1]
-    return ""
+def said(output: Path) -> str:
+    """The last words in a file of output."""
+    return last_words(output.read_text(encoding="utf-8", errors="replace"))
 
 
 # --- A model of the first layers --------------------------------------------------------------------------------------
@@ -475,8 +454,8 @@ def last_words(output: Path) -> str:
 def cut_model(path: Path, layers: int, out: Path) -> str:
     """Write the first `layers` decoder layers of the model in `path`, with embedding, norm and head, to `out`.
 
-    Only the tensors that are needed are read. A directory without weights (config.json and tokenizer only) gets random initial
-    weights. Returns a sentence about it for the report. Raises UserError if a file is damaged; a tensor that is missing stays so.
+    Only the tensors that are needed are read. Returns a sentence about it for the report. Raises UserError if the weights are not
+    there, or damaged; a tensor that is missing stays so.
     """
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -489,26 +468,18 @@ def cut_model(path: Path, layers: int, out: Path) -> str:
     if isinstance(settings.get("max_window_layers"), int):  # Qwen 2: the layers before it attend to everything
         settings["max_window_layers"] = min(settings["max_window_layers"], layers)
     write_json(out / "config.json", settings)
-    kind = "real weights"
-    if (path / SINGLE).is_file() or (path / INDEX).is_file():
-        tensors = {}
-        for name, tensor in stored_tensors(path).items():
-            layer = LAYER.search(name)
-            if layer is None or int(layer[1]) < layers:
-                with safe_open(tensor.file, framework="pt") as file:  # mapped: other tensors are not read
-                    tensors[name] = file.get_tensor(name)
-        save_file(tensors, out / SINGLE, metadata={"format": "pt"})
-    else:
-        kind = "random initial weights, so losses and updates are not those of the run"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            config = AutoConfig.from_pretrained(out)
-            AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.bfloat16).save_pretrained(out)
+    tensors = {}
+    for name, tensor in stored_tensors(path).items():
+        layer = LAYER.search(name)
+        if layer is None or int(layer[1]) < layers:
+            with safe_open(tensor.file, framework="pt") as file:  # mapped: other tensors are not read
+                tensors[name] = file.get_tensor(name)
+    save_file(tensors, out / SINGLE, metadata={"format": "pt"})
     for file in path.iterdir():  # the tokenizer, and what generation reads
         is_other = file.is_file() and file.suffix not in NOT_COPIED and file.name not in ("config.json", INDEX)
         if is_other and file.stat().st_size <= COPIED_BYTES:
             shutil.copyfile(file, out / file.name)
-    return f"the first {layers} of {of} decoder layers at full width, {kind}"
+    return f"the first {layers} of {of} decoder layers at full width"
 
 
 # --- The machine ------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from distributed.disks import ALSO_KEPT, torchrun_grace
 from distributed.low_memory import make_code_maps
 from distributed.optimizer import decays
 from distributed.process_group import Ranks, gather_objects, read_on_first
+from eval.comparison.arms import metric_rows
 from model.architectures import has_experts, read_model_config
 from model.experts import auxiliary_factor
 from model.language_model import stored_form
@@ -32,7 +33,7 @@ from model.weight_files import stored_tensors
 from model.weights import Weights, tensors_of_checkpoint
 from tools.check_data import FAILS, OK, SKIPPED, WARNING, Result
 from tools.check_step import EPS, REFERENCE, ROUNDINGS, Reference
-from tools.curves import rows_of, timed_steps
+from tools.plan import timed_steps
 from training.description import counted
 from training.record import newest_start
 
@@ -126,7 +127,7 @@ def _said(error: Exception) -> str:
 def read_rows(run: Path) -> Rows:
     """The rows of metrics.jsonl that have a loss, by step. That of a step that occurs twice is NaN."""
     rows: dict[int, Mapping[str, float]] = {}
-    for row in rows_of(run):
+    for row in metric_rows(run):
         if LOSS in row:
             rows[row["step"]] = row | ({LOSS: math.nan} if row["step"] in rows else {})
     return rows
@@ -225,7 +226,7 @@ def measure(run: Path) -> dict:
 
     Bytes and seconds; memory is the peak of rank 0.
     """
-    rows, steps = rows_of(run), saved_steps(run)
+    rows, steps = metric_rows(run), saved_steps(run)
     timed, saves = timed_steps(rows), [row["save/total_seconds"] for row in rows if "save/total_seconds" in row]
     if not timed or not steps or not saves:
         return {}

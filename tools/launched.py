@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from common.child_process import under_torchrun
+from common.child_process import start_child, under_torchrun
 from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,15 +34,8 @@ class Launch:
             raise UserError("this tool finds the processes of a run in /proc, which only Linux has")
         self.mark, self.output = uuid.uuid4().hex, output
         with output.open("wb") as file:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
-                cwd=directory,
-                env=os.environ | environment | {MARK: self.mark},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            marked = os.environ | environment | {MARK: self.mark}
+            self.process = start_child([str(part) for part in command], marked, file, directory)
 
     def __enter__(self) -> "Launch":
         return self

@@ -37,6 +37,8 @@ from distributed.disks import ALSO_KEPT
 from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from distributed.process_group import world_size_from_environment
+from eval.comparison.arms import metric_rows
+from eval.forgetting import TASK_TOKENS, TEXT_BYTES
 from model.architectures import check_model_directory, read_model_config
 from model.build import build_to_train, model_config_of
 from model.flops import PAIR_WEIGHTS, data_sheet_peak, document_costs, measured_flops, step_flops
@@ -57,7 +59,6 @@ from model.memory import (
     trained_elements,
 )
 from model.rope import check_length, scaled_config
-from tools.curves import rows_of, timed_steps
 from tools.machines import Cluster, cluster_of, cpu_cluster, found_device
 from tools.step_time import Speed, StepWork, expected_speed
 from training.chat_settings import settle_chat_settings
@@ -79,12 +80,8 @@ MOST_ITEMS = 150_000  # documents of these steps together: about ten seconds
 MOST_STEPS = 200  # steps whose work is kept
 # Of what a CPU process holds, over its tensors: pages of mapped weights and data, libraries, what the allocator keeps.
 CPU_EXCESS = 2.2
-DOCUMENT_BYTES = (
-    64  # that a rank's lists take for each document while it starts, and half of it later (data/examples.py)
-)
-RANDOM_STATE = 5056  # bytes of torch.get_rng_state()
-# The texts of eval/forgetting.py, and what a token of English has on average in the vocabularies of today's models.
-FORGETTING_BYTES, BYTES_PER_TOKEN, TASK_TOKENS = 8192, 4, 1024
+DOCUMENT_BYTES = 64  # of a rank's lists for each document while it starts; later half of it (data/examples.py)
+BYTES_PER_TOKEN = 4  # of English, on average, in the vocabularies of today's models
 
 # Shapes by name, for a plan before any model has been chosen. Sources: the config.json of each model.
 SHAPE_KEYS = (
@@ -409,8 +406,7 @@ class Plan:
         """Bytes on the run's disk of one checkpoint, of the export, and of the whole run: all checkpoints that are kept, the
         one being written, EWC's anchor and the export (distributed/disks.py: check_room_for_run)."""
         shape, run = self.shape, self.config.run
-        counters = 4 * len(list(shape.trained))  # of steps, one for each tensor
-        checkpoint = _saved_bytes(shape, self.config, 1) + counters + RANDOM_STATE  # a rank's
+        checkpoint = _saved_bytes(shape, self.config, 1)
         frozen = shape.num_parameters - shape.num_trained  # adapters are merged into the export
         export = (frozen or shape.num_parameters) * shape.stored_dtype.itemsize
         kept = (run.keep_last + ALSO_KEPT) * checkpoint
@@ -434,7 +430,7 @@ def host_bytes(plan: Plan) -> dict[str, int]:
     on_host = layout.on_cuda and (config.ewc.device == "cpu" or layout.offloads)
     worst = plan.workload.worst.lengths
     counted = count_activations(shape, config.model, config.lora, layout.kind, worst, layout.context)
-    tokens = FORGETTING_BYTES // BYTES_PER_TOKEN
+    tokens = TEXT_BYTES // BYTES_PER_TOKEN
     if config.data.validation or config.data.validation_share:
         tokens += TASK_TOKENS
     tokens = -(-tokens // plan.cluster.nodes)  # the texts are dealt to all ranks
@@ -672,7 +668,7 @@ def measured(run: Path) -> dict[str, float]:
 
     The first row of the run is left out: it holds what happens only once.
     """
-    rows = [row for row in rows_of(run) if "train/tokens_per_second" in row]
+    rows = [row for row in metric_rows(run) if "train/tokens_per_second" in row]
     if len(rows) < 2:
         raise UserError(
             f"{run}/metrics.jsonl has {len(rows)} rows of steps, and the comparison needs two; give the directory of a run"
@@ -683,3 +679,10 @@ def measured(run: Path) -> dict[str, float]:
         "tokens_per_second": tokens / seconds,
         "memory_gib": max(row["train/memory_gib"] for row in rows),
     }
+
+
+def timed_steps(rows: list[dict]) -> list[tuple[int, float]]:
+    """(tokens, seconds) of each row of a training step after the first, which has what happens only once."""
+    found = [row for row in rows if row.get("train/tokens_per_second")]
+    tokens = [after["train/tokens"] - before["train/tokens"] for before, after in zip(found, found[1:], strict=False)]
+    return [(count, count / row["train/tokens_per_second"]) for count, row in zip(tokens, found[1:], strict=True)]

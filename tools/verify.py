@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from common.child_process import last_words
 from common.durable_files import SUFFIX, temporary_path
 from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
@@ -473,8 +474,7 @@ def _train_again(segment: Segment, again: Path, say: Say) -> None:
     say(what)
     code, output = run_train([*map(str, torchrun(ranks, file, script=script))], directory, {"OMP_NUM_THREADS": threads})
     if code:
-        lines = [line for line in output.splitlines() if line.startswith("error: ")] or output.splitlines()[-1:]
-        reason = f"{what}: exit code {code}, {' '.join(lines)}"
+        reason = f"{what}: exit code {code}, {last_words(output)}"
         of_run = (FILE, METRICS, "was made with", "is damaged", *start["files"]["the data"])
         if any(word in reason for word in of_run) and "cannot be written" not in reason:
             raise Differs(reason)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, run_of, weights, write_plan
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
-from tools.chaos import differences, exported
+from tools.chaos import differences
 from training.record import Record
 
 pytestmark = pytest.mark.slow
@@ -123,10 +123,9 @@ def test_the_comparison_finds_what_differs(folder, runs) -> None:
     """A changed weight, a line that is no row, a row that is missing, another value."""
     reference, other = folder / "runs" / "straight", folder / "runs" / "other"
     shutil.copytree(reference, other)
-    tensors = exported(reference)
-    name = sorted(tensors)[0]
-    tensors[name].view(-1)[3] += 1e-3
-    save_file(tensors, other / "export" / "model.safetensors")
+    tensors = weights(reference)
+    tensors[sorted(tensors)[0]].view(-1)[3] += 1e-3
+    save_file(tensors, other / "export" / "model.safetensors", {"format": "pt"})
     lines = (other / "metrics.jsonl").read_text().splitlines()
     train = [i for i, line in enumerate(lines) if "train/loss" in line]
     changed = json.loads(lines[train[2]])
@@ -137,7 +136,7 @@ def test_the_comparison_finds_what_differs(folder, runs) -> None:
     weight, line, third, fifth = differences(other, reference)
     assert (
         line == f"metrics.jsonl: 1 of {len(lines) + 1} lines are no rows"
-        and weight == f"export: {name} differs"
+        and weight == "export/model.safetensors differs"
         and "(3, 'train') is {" in third
     )
     assert f"'train/loss': {changed['train/loss']}, " in third and "(5, 'train') is None, expected {" in fifth

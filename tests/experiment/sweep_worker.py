@@ -1,13 +1,11 @@
 """scripts/sweep.py whose children are forked, so that none of them imports the libraries: sweep_worker.py ARGUMENTS.
 
-tests/experiment/test_launch.py has what a child of its own interpreter gets: signals, cores, and the death of its parent.
+tests/experiment/test_children.py has what a child of its own interpreter gets: signals, cores, and the death of its parent.
 """
 
 import gc
-import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import BinaryIO
 
 root = Path(__file__).resolve().parents[2]
@@ -15,7 +13,7 @@ sys.path[0] = str(root)
 
 import torch
 
-import experiment.launch
+import experiment.commands
 import model.flops
 import tools.plan_command  # noqa: F401  what the children would import, each for itself
 import train  # noqa: F401
@@ -23,9 +21,9 @@ from tests.code_memory import remember_code
 from tests.zygote import Forked, Zygote, run
 
 
-def popen(command: list[str], env: dict[str, str], stdout: BinaryIO, **options: object) -> Forked:
-    """In place of subprocess.Popen."""
-    return zygote.start(command, env, Path(stdout.name))
+def start_child(command: list[str], environment: dict[str, str], output: BinaryIO) -> Forked:
+    """In place of that of common/child_process.py."""
+    return zygote.start(command, environment, Path(output.name))
 
 
 if __name__ == "__main__":
@@ -35,7 +33,6 @@ if __name__ == "__main__":
     model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
     gc.freeze()
     zygote = Zygote()
-    experiment.launch.tied_to_parent = lambda command, *options: command
-    names = {"Popen": popen, "DEVNULL": subprocess.DEVNULL, "STDOUT": subprocess.STDOUT}
-    experiment.launch.subprocess = SimpleNamespace(**names)
+    experiment.commands.tied_to_parent = lambda command, *options: command
+    experiment.commands.start_child = start_child
     run([str(root / "scripts" / "sweep.py"), *sys.argv[1:]])

@@ -103,13 +103,13 @@ def test_runs_are_compared_on_validation_data_and_never_on_a_test(config, values
         Sweep(grid, by)
 
 
-def write_run(run: Run, loss: float, base: float = 6.0, tokens: int = 1000, step: int = 8) -> None:
+def write_run(run: Run, loss: float, base: float = 6.0, step: int = 8) -> None:
     """What a finished run leaves, as far as a sweep reads it. The best step is 4, the last is 8."""
     directory = Path(run.config.run.directory) / run.name
     (directory / "export").mkdir(parents=True)
     (directory / "export" / "export.json").write_text(json.dumps({"step": step}))
     rows = [{"step": 0, "validation/loss": base}, {"step": 4, "validation/loss": loss - 0.5}]
-    rows += [{"step": 8, "train/tokens": tokens, "train/tokens_per_second": 50.0}, {"step": 8, "validation/loss": loss}]
+    rows += [{"step": 8, "train/tokens": 1000, "train/tokens_per_second": 50.0}, {"step": 8, "validation/loss": loss}]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -187,22 +187,13 @@ def test_a_higher_score_is_better_and_the_exported_step_counts(make) -> None:
     sweep = Sweep(grid, "validation/loss:max")
     assert [point.mean for point in sweep.points()] == pytest.approx([0.9, 0.3])
     assert "no point is better than the base model, whose validation/loss is 0.95" in sentences(sweep)
-    assert any(line.startswith("the values are those of the exported steps") for line in sentences(sweep))
 
 
-@pytest.mark.parametrize(
-    ("axis", "runs", "sentence"),
-    [
-        # A sweep of model.path: the best point is held against its own base.
-        ("model.path=a,b", [{"loss": 4.0, "base": 3.0}, {"loss": 5.0, "base": 9.0}], "whose validation/loss is 3"),
-        ("optimizer.epochs=1,2", [{"loss": 4.0}, {"loss": 4.0, "tokens": 2000}], "from 1,000 to 2,000"),
-    ],
-)
-def test_what_the_runs_do_not_share_is_said(make, axis, runs, sentence) -> None:
-    grid = make([axis])
-    for run, found in zip(grid.runs, runs, strict=True):
-        write_run(run, **found)
-    assert any(sentence in line for line in sentences(Sweep(grid, LOSS)))
+def test_the_best_point_is_held_against_its_own_base(make) -> None:
+    grid = make(["model.path=a,b"])
+    for run, loss, base in zip(grid.runs, (4.0, 5.0), (3.0, 9.0), strict=True):
+        write_run(run, loss, base)
+    assert any("whose validation/loss is 3" in line for line in sentences(Sweep(grid, LOSS)))
 
 
 def test_a_diverged_seed_keeps_a_point_from_being_the_best(make) -> None:

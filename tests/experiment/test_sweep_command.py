@@ -65,9 +65,9 @@ def stop_in_the_middle(folder: Path, out: Path) -> str:
 def test_stopped_and_continued(folder) -> None:
     out = folder / "out"
     stopped = stop_in_the_middle(folder, out)
-    assert "SIGINT: the running scripts save and end" in stopped
+    assert "the running scripts save and end" in stopped
     # The other run may not have begun, be on its way, or have diverged already.
-    assert re.search("SIGINT: [01] of 2 runs are done; run the same command again to continue", stopped)
+    assert re.search("[01] of 2 runs are done; run the same command again to continue", stopped)
     before = json.loads((out / "sweep.json").read_text())
     assert before["best"] is None and not before["is_complete"]
 

@@ -48,10 +48,10 @@ def test_a_summary_has_medians_over_rounds_without_warm_up() -> None:
 
 
 def test_only_whole_lines_of_a_file_that_is_being_written_are_read(tmp_path) -> None:
-    row = '{"train/loss": %s, "train/tokens": %s, "train/tokens_per_second": %s, "train/memory_gib": %s}\n'
+    row = '{"step": 1, "train/loss": %s, "train/tokens": %s, "train/tokens_per_second": %s, "train/memory_gib": %s}\n'
     assert read_run(tmp_path, 2, 1).losses == []
     (tmp_path / "metrics.jsonl").write_text(
-        '{"start/total": 2.5}\n' + row % (3.0, 100, 50.0, 0.5) + row % (2.0, 300, 100.0, 0.7) + '{"train/lo'
+        '{"step": 0, "start/total": 2.5}\n' + row % (3.0, 100, 50.0, 0.5) + row % (2.0, 300, 100.0, 0.7) + '{"train/lo'
     )
     found = read_run(tmp_path, 3, ranks=2)
     assert (found.losses, found.tokens, found.seconds) == ([3.0, 2.0], [100, 200], [2.0, 2.0])
@@ -115,13 +115,13 @@ def test_an_unknown_arm_is_one_sentence() -> None:
 def test_our_arm_end_to_end(tmp_path) -> None:
     model, report = write_tiny_model(tmp_path / "model", vocab_size=300), tmp_path / "bench.json"
     options = ["--settings", "matched", "--arms", "ours", "--rounds", 1, "--steps", 2]
-    done = run_python("scripts/bench.py", *options, "--work", tmp_path / "a,b", "--model", model, "--json", report)
+    done = run_python("scripts/bench.py", *options, "--work", tmp_path / "work", "--model", model, "--json", report)
     assert done.returncode == 0, done.stderr
     ours = json.loads(report.read_text())["matched"]["ours"]
     assert len(ours["runs"]) == 1 and len(ours["runs"][0]["losses"]) == 3 and ours["ours_is"] == 1.0
     keys = ("tokens_per_second", "memory_gib", "loss", "first_step_seconds")
     assert all(math.isfinite(ours[key]) and ours[key] > 0 for key in keys)
-    assert not list((tmp_path / "a,b").rglob("export"))  # it was killed before it ended
+    assert not list((tmp_path / "work").rglob("export"))  # it was killed before it ended
 
 
 @pytest.mark.slow

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from experiment.commands import Command, run_commands
-from experiment.launch import Interrupted, Signals
+from experiment.commands import Command, read_times, run_commands
 from tests.processes import ROOT
 
 # Says that it runs, then waits for a signal, writes its name and ends. FOLDER NAME
@@ -72,50 +71,20 @@ def test_a_log_is_added_to_and_the_last_words_are_those_of_the_newest_start(tmp_
     assert lines == [f"$ {path} 0 two words", "said 0 two words", f"$ {path} 0 others", "said 0 others"]
 
 
-def test_a_signal_reaches_all_children_once_and_nothing_is_started_after_it(
-    script, tmp_path, monkeypatch, capfd
-) -> None:
-    monkeypatch.setattr("experiment.launch.SAME_SIGNAL", 1000.0)  # however slow this machine is
-    before = signal.getsignal(signal.SIGINT)  # ignored, where a shell has started the tests in the background
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_children_softly_and_nothing_is_started_after_it(script, tmp_path, capfd, number) -> None:
     listed = waiting(script, tmp_path, *"abc")
-
-    def interrupt() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def again() -> None:  # the terminal and a launcher may both send it
-        if is_ready(tmp_path, "a", "b"):
-            interrupt()
-
-    sender = when_ready(tmp_path, "ab", interrupt)
-    with pytest.raises(Interrupted) as interrupted:
-        run_commands(lambda: listed, tmp_path, parallel=2, on_change=again)
+    sender = when_ready(tmp_path, "ab", lambda: os.kill(os.getpid(), number))
+    with pytest.raises(KeyboardInterrupt):
+        run_commands(lambda: listed, tmp_path, parallel=2)
     sender.join()
-    assert capfd.readouterr().err.count("SIGINT: ") == 1
-    assert interrupted.value.exit_code == 130
-    assert [(tmp_path / f"{name}.signals").read_text() for name in "ab"] == ["SIGINT ", "SIGINT "]
+    assert capfd.readouterr().out.count("the running scripts save and end") == 1
+    assert [(tmp_path / f"{name}.signals").read_text() for name in "ab"] == ["SIGTERM ", "SIGTERM "]
+    assert sorted((row["name"], row["done"]) for row in read_times(tmp_path)) == [("a", False), ("b", False)]
     assert not is_ready(tmp_path, "c")
     cores = [(tmp_path / f"{name}.ready").read_text().split() for name in "ab"]
     mine = sorted(os.sched_getaffinity(0))
     assert (sorted(map(int, cores[0] + cores[1])) == mine) if len(mine) > 1 else cores[0] == cores[1]
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_third_signal_kills(monkeypatch, capfd) -> None:
-    monkeypatch.setattr("experiment.launch.SAME_SIGNAL", 0.0)
-    deaf = "import signal as s; s.signal(s.SIGINT, s.SIG_IGN); print('ready', flush=True); s.pause()"
-    child = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)
-    assert child.stdout and child.stdout.readline()
-    with Signals() as signals:
-        for alive in (True, True, False):
-            os.kill(os.getpid(), signal.SIGINT)
-            signals.pass_on([child])
-            assert not alive or child.poll() is None
-    assert child.wait(60) == -signal.SIGKILL
-    assert [line[:20] for line in capfd.readouterr().err.splitlines()] == [
-        "SIGINT: the running ",
-        "SIGINT: ending them ",
-        "SIGINT: killing them",
-    ]
 
 
 def test_an_error_here_ends_the_children_softly(script, tmp_path) -> None:
