@@ -188,7 +188,7 @@ def train(
     if config.run.eval_general:
         from training.budget import AgainstBase
 
-        evaluations.functions["forgetting"] = AgainstBase(model, tokenizer, data, stop, log.say)
+        evaluations.functions["forgetting"] = AgainstBase(model, compute_dtype, tokenizer, data, stop, log.say)
     if data.train.anchored:  # sources of data.mix that are trained by KL to the base
         from training.anchor import with_base
 

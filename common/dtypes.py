@@ -41,4 +41,4 @@ def bf16_instructions() -> list[str]:
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     older = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
     asked = {name: getattr(torch.cpu, check, bool)() for name, check in older.items()}
-    return sorted(name for name, on in {**known, **asked}.items() if "bf16" in name and on)
+    return sorted(name for name, on in {**asked, **known}.items() if "bf16" in name and on)

@@ -54,13 +54,15 @@ class AgainstBase:
     def __init__(
         self,
         model: PackedLanguageModel,
+        dtype: torch.dtype,
         tokenizer: PreTrainedTokenizerBase,
         data: Inputs,
         stop: StopSignal,
         say: Callable[[str], None],
     ) -> None:
-        """Measure against the weights that the model has now. A collective."""
-        self.model, self.tokenizer, self.data, self.stop, self.say = model, tokenizer, data, stop, say
+        """Measure against the weights that the model has now; it computes in `dtype`. A collective."""
+        self.model, self.dtype, self.tokenizer = model, dtype, tokenizer
+        self.data, self.stop, self.say = data, stop, say
         prompts = forgetting.task_prompts(data.validation.sources[0]) if data.validation else None
         self.reference = forgetting.start_forgetting(model, tokenizer, data.dealer, stop, data.first_new_row, prompts)
         say(self.reference.line())
@@ -120,7 +122,7 @@ def keep_budget(
             "weights": {evaluations.best_step: "best", step: "last"}.get(best["step"], "kept"),
             "averaged": base if best["alpha"] < 1 else None,
             "means": means_of(config, run.data.train),
-            "dtype": dtype_name(next(run.model.parameters()).dtype),
+            "dtype": dtype_name(run.dtype),
             "readings": sum(entry.kind == "certificate" for entry in record.read()),
             **marks_of(checkpoint),
             "texts": [texts.measured(judged), best["text"]],
@@ -314,7 +316,7 @@ def certificate_lines(certificate: dict) -> list[str]:
             lines.append(f"    warning: {text['left_out']} pieces of it are left out: the training data have them")
     score = f"{certificate['value']:.4g}" + ("" if low is None else f" ({low:.4g} to {high:.4g})")
     lines.append(f"    {curve_of(certificate['curve'])} on data.validation, which chose the checkpoint: {score}")
-    return [*lines, f"    trained with {means or 'no remedy'}; measured with weights in {certificate['dtype']}"]
+    return [*lines, f"    trained with {means or 'no remedy'}; measured in {certificate['dtype']}"]
 
 
 def means_of(config: Config, corpus: Corpus) -> list[str]:

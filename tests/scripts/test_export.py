@@ -6,6 +6,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,17 +15,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.checkpoint_directory import CheckpointWriter, read_manifest, write_manifest
 from distributed.process_group import process_group
 from model.fingerprint import fingerprint_of_base
 from model.weight_files import hash_weights
+from model.weights import Weights
 from tests.distributed.launch import workplace
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
 from tools.release import check_bom, verify_release
 from tools.verify import Differs, _compare_tensors
 from training.ending import sums_of
-from training.export import Export, read_export, verify, write_export
+from training.export import Export, kept_by_rounding, read_export, verify, write_export
 from training.record import Record
 
 SCRIPT = ROOT / "scripts" / "export.py"
@@ -148,6 +151,28 @@ def test_what_rounding_costs_is_said(verified) -> None:
     pattern = r"by at most ([\d.e-]+), computing in bfloat16 as well by ([\d.e-]+); then KL ([\d.e-]+)"
     of_weights, as_served, kl = map(float, re.findall(pattern, lines[1])[0])
     assert differs < explained < of_weights / 10 and of_weights < as_served < 0.1 and 0 < kl < 1e-3, lines
+    assert 95 < float(re.findall(r"; rounding keeps ([\d.]+)% of what training has changed$", lines[1])[0]) < 105
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "said"), [("model", 0.4, "0.0%"), ("model", 1.0, "100.0%"), ("merged", 0.4, "0.0%")]
+)
+def test_a_base_in_bf16_loses_what_is_less_than_half_of_a_gap(kind, steps, said) -> None:
+    """Weights from 1 to 2 have gaps of 2^-7. `merged`: the base is stored in fp32, and was frozen in bf16."""
+    frozen = 1 + torch.arange(128) / 128
+    stored = frozen + (2.0**-9 if kind == "merged" else 0.0)
+
+    def of(tensor: torch.Tensor) -> Weights:
+        return Weights({"w": (128,)}, lambda name: tensor)
+
+    trained, settings = frozen + steps * 2.0**-7, Config(Model("m"), Data(()), Batch(), Optimizer(1e-4), Run("r"))
+    export = SimpleNamespace(
+        adapter=None, dtype=torch.bfloat16, weights=of(trained), contents={"kind": kind}, config=settings
+    )
+    found = kept_by_rounding(of(stored), export, of(trained.bfloat16()))
+    assert found == f"; rounding keeps {said} of what training has changed"
+    export.dtype = torch.float32
+    assert kept_by_rounding(of(stored), export, of(trained)) == ""
 
 
 def swap(tensors: dict) -> None:

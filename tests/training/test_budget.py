@@ -162,13 +162,14 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
         monkeypatch.setattr(budget, name, stand_in)
     monkeypatch.setattr(budget.forgetting, "start_forgetting", lambda *_: SimpleNamespace(line=str))
     model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None, validation=None, dealer=None, first_new_row=None)
-    run = budget.AgainstBase(model, None, data, SimpleNamespace(ranks=ranks), lambda line: None)  # pyright: ignore
+    stop = SimpleNamespace(ranks=ranks)
+    run = budget.AgainstBase(model, torch.bfloat16, None, data, stop, lambda line: None)  # pyright: ignore
     evaluations = SimpleNamespace(functions={"forgetting": run}, best_by="validation/loss", best_step=2)
     config = SimpleNamespace(forgetting=SimpleNamespace(max_kl=0.5), model=SimpleNamespace(path="base"))
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.append("certificate")  # of an earlier budget
     said = budget.keep_budget(config, 4, evaluations, tmp_path, record)  # pyright: ignore
-    assert said and (said["readings"], said["dtype"]) == (2, "float32")
+    assert said and (said["readings"], said["dtype"]) == (2, "bfloat16")  # the model's weights are fp32
     assert said and (said["step"], said["weights"], said["met"]) == (2, "best", met)
     assert alpha - TOLERANCE < said["alpha"] <= alpha and said["averaged"]["share_of_tuned"] == said["alpha"]
     assert said["value"] == 3.0 - said["alpha"] and said["worst"] == pytest.approx(judged * said["alpha"] ** 2)
@@ -312,7 +313,7 @@ def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificat
     for name, value in weights(runs / "straight").items():
         assert torch.allclose(export.weights.read(name), value, rtol=2**-23, atol=0)
     assert read_results(runs / "out", export).certificate == tuple(certificate_lines(said))
-    assert certificate_lines(said)[-1] == "    trained with no remedy; measured with weights in float32"
+    assert certificate_lines(said)[-1] == "    trained with no remedy; measured in float32"
     write_export(runs / "released", export, None, "", "")
     released = json.loads((runs / "released" / "export.json").read_text())["files"]
     assert released["certificate.json"] == sha256(runs / "straight" / "export" / "certificate.json")
