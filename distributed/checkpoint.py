@@ -1,4 +1,4 @@
-"""Save and load checkpoints that survive a kill at any moment: written to a temporary name, fsynced, renamed, `latest` last.
+"""Save and load checkpoints that survive a kill at any moment: written to a temporary name, fsynced, renamed.
 
 Tensors are stored by torch.distributed.checkpoint (DCP), so that any number of ranks can read them:
 
@@ -40,7 +40,6 @@ from distributed.checkpoint_directory import (
     prune,
     read_manifest,
     replace_state,
-    set_latest,
     write_manifest,
 )
 from distributed.disks import check_free_space
@@ -309,8 +308,7 @@ class Saver:
         def complete() -> str:
             digests = write_manifest(folder, state, files, values)
             head = self.append("checkpoint", **digests, **entry)
-            publish(final)  # replaces at most one that `latest` does not name
-            set_latest(self.directory, final)
+            publish(final)
             return prune(self.directory, self.keep_last, self.append) or head
 
         return read_on_first(complete, ranks)

@@ -42,7 +42,7 @@ def settle(directory: Path) -> int:
 found = {"rows": settle(folder / "none")}
 resumed = folder.with_name(f"run.rank{rank}")  # rank 1 sees another record than rank 0, or an old one
 (resumed / "checkpoints").mkdir(parents=True)
-(resumed / "checkpoints" / "latest").write_text("step-000001")
+(resumed / "checkpoints" / "step-000001").mkdir()
 record = {"config": {"batch": {"micro_batch": 4 + rank}, "sharding": {}}, "world_size": 2}
 (resumed / "config.json").write_text(json.dumps(record))
 found["resumed"] = settle(resumed)

@@ -121,7 +121,7 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert settle()[0] == 64  # nothing to resume
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest").write_text("step-000001")
+    (tmp_path / "checkpoints" / "step-000001").mkdir()
     settled, (line,) = settle()
     assert settled == 5 and "auto: 5 (500 tokens at most), as at the last start; memory holds " in line
     settled, (line,) = settle(free=free_for(3.5))
