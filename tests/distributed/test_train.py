@@ -338,7 +338,7 @@ def test_the_random_numbers_of_a_step_that_a_signal_has_discarded_are_drawn_agai
         }
     first, without = (rows(two / name)[1]["train/grad_norm"] for name in ("r2-noisy", "r2-not-noisy"))
     assert abs(first / without - 1) > 2e-2  # dropout draws random numbers
-    assert "optimizer memory 12N: 12." in (straight / "start.txt").read_text()
+    assert "keeps 12N bytes for N parameters" in (straight / "start.txt").read_text()
 
 
 def test_the_number_of_collectives_per_step(folder, two, four) -> None:
