@@ -60,11 +60,6 @@ class SaveTimes(NamedTuple):
     head: str = ""
 
 
-def no_record(kind: str, **content: Any) -> str:
-    """In place of `Record.append` where nothing is recorded."""
-    return ""
-
-
 class Saver:
     """Saves and loads the training state of a run. Every rank calls each of its methods.
 
@@ -85,7 +80,7 @@ class Saver:
         keep_last: int = 1,
         in_background: bool = False,
         timeout_minutes: float = 30.0,
-        append: Append = no_record,
+        append: Append = lambda kind, **content: "",
     ) -> None:
         self.append, self.plan = append, f"plan {next(_PLANS)}"
         self.directory, self.parameters, self.optimizer, self.ranks = directory, parameters, optimizer, ranks

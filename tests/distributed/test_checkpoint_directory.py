@@ -12,7 +12,7 @@ import torch
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Optimizer
-from distributed.checkpoint import Saver, load_parameters, no_record
+from distributed.checkpoint import Saver, load_parameters
 from distributed.checkpoint_directory import (
     check_whole,
     complete_checkpoints,
@@ -26,6 +26,10 @@ from distributed.checkpoint_directory import (
 )
 from distributed.optimizer import adamw
 from distributed.process_group import Ranks
+
+
+def no_record(kind: str, **content: object) -> str:
+    return ""
 
 
 def weight_and_optimizer(value: float, size: int = 5000) -> tuple[dict, torch.optim.Optimizer]:
