@@ -81,7 +81,7 @@ def join_run(
             ranks,
         )
         check_resume(config.run.resume, directory, ranks)
-        with own_directory(directory, ranks), memory_snapshot(config, directory, ranks):
+        with own_directory(directory, ranks), memory_snapshot(directory, ranks):
             if config.run.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
@@ -104,9 +104,7 @@ def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
     dtype = DTYPES[name]
     if dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         if ranks.rank == 0:
-            several = "not every rank has native bf16: all ranks compute in fp32 instead"
-            alone = "no native bf16 here: the run computes in fp32 instead"
-            print(several if ranks.world_size > 1 else alone, flush=True)
+            print("not every rank has native bf16: all ranks compute in fp32 instead", flush=True)
         return torch.float32
     return dtype
 
