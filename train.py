@@ -100,18 +100,20 @@ def validate(
     """
     device, count = stop.ranks.device, len(corpus.sources)
     loss_sums, nll_sums, num_targets = LossSums(count, device), LossSums(count, device), np.zeros(count)
+    nll: list[torch.Tensor] = []  # of a micro-batch, whose targets come in parts
+
+    def both_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nll.append(negative_log_likelihood(logits, targets))
+        return token_losses(logits, targets)
+
     with evaluating(model):
         for batch in batches:
             num_targets += batch.targets_by_source  # where targets have weights, the sums of these
             for micro_batch in data.micro_batches(batch.items, corpus, stop.ranks):
                 if stop.agreed():  # the same on every rank
                     return None
-                hidden, nll = model(micro_batch), []  # nll: of each part of the targets
-
-                def both_losses(logits: torch.Tensor, targets: torch.Tensor, nll: list = nll) -> torch.Tensor:
-                    nll.append(negative_log_likelihood(logits, targets))
-                    return token_losses(logits, targets)
-
+                nll.clear()
+                hidden = model(micro_batch)
                 loss_sums.total.add_(chunked(model.head, hidden, micro_batch, both_losses, loss_sums))
                 nll_sums.add(nll, micro_batch)
     figures = {}
