@@ -6,8 +6,9 @@ manifest.json is written last. It holds the saved state (JSON of the loop), the 
 and of what is registered) and, of every other file, the size and a SHA-256 of every 16 MiB; another one covers the manifest
 itself. The state names the best checkpoint, so that one file, replaced atomically, says everything.
 A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`. A run
-continues from the one with the largest number. It is whole if all of its files have the size and the checksums of the manifest. torch.distributed.checkpoint (DCP) reads parts of files, and
-other parts on another number of ranks: a checksum per block makes sure of the bytes that a rank uses, in the one read that it needs.
+continues from the one with the largest number. It is whole if all of its files have the size and the checksums of the manifest.
+torch.distributed.checkpoint (DCP) reads parts of files, and other parts on another number of ranks: a checksum per block makes
+sure of the bytes that a rank uses, in the one read that it needs.
 
 record.jsonl (training/record.py) gets an entry before a checkpoint gets its name, and before one loses it: whatever a kill leaves
 under the name of a checkpoint has an entry.
