@@ -356,8 +356,8 @@ def train(
         log.say(f"{why}: {checkpointer.stopped(state, total_steps)}; start again to continue")
     else:
         ranks.watch.at("the export")
-        counted = state["step"], total_steps, state["updates"]
-        for line in export_run(config, *counted, evaluations, export, model, model_config, tokenizer, record):
+        progress = state["step"], total_steps, state["updates"], evaluations
+        for line in export_run(config, *progress, export, model, model_config, tokenizer, record):
             log.say(line)
         log.say(log.where())
     log.close()
