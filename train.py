@@ -15,18 +15,18 @@ import os
 import sys
 from pathlib import Path
 
-# Another program answers these, in place of this one, before anything heavy is imported.
+# With one of these options another program runs in place of this one, before anything heavy is imported.
 INSTEAD = {"--dry-run": ("plan.py", "--here"), "--check": ("check.py", "--train", __file__)}
 if __name__ == "__main__":
-    for option in [option for option in INSTEAD if option in sys.argv[1:]]:
-        script, *options = INSTEAD[option]
-        others = [argument for argument in sys.argv[1:] if argument != option]
-        path = Path(__file__).resolve().parent / "scripts" / script
-        os.execv(sys.executable, [sys.executable, str(path), *options, *others])
+    for option, (script, *options) in INSTEAD.items():
+        if option in sys.argv[1:]:
+            others = [argument for argument in sys.argv[1:] if argument != option]
+            path = Path(__file__).resolve().parent / "scripts" / script
+            os.execv(sys.executable, [sys.executable, str(path), *options, *others])
     from configs.load import check_command_line
 
     check_command_line(__doc__)  # a mistake ends here: what follows takes seconds to import
-    gc.disable()  # else a third of them is spent on looking for garbage among the libraries
+    gc.disable()  # the collector would take a third of these seconds, and find nothing among the libraries
 
 import functools
 import math
@@ -44,7 +44,7 @@ from data.batches import StepBatch
 from data.sources import MAIN, Corpus, mean_losses
 from distributed.gradients import WINDOW, clip_gradients, gradient_norm, is_spike
 from distributed.optimizer import adamw, check_optimizer
-from distributed.process_group import StopSignal, random_state, set_random_state, world_size_from_environment
+from distributed.process_group import StopSignal, random_state, set_random_state
 from distributed.sharding import before_micro_batch, decoder_layers, evaluating, make_mesh, parallelize, reshard
 from model.architectures import has_experts
 from model.build import build, first_weights
@@ -94,24 +94,26 @@ def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: Optimize
 def validate(
     model: PackedLanguageModel, batches: Sequence[StepBatch], data: Inputs, corpus: Corpus, stop: StopSignal
 ) -> dict | None:
-    """`validation/loss` by `token_losses` and `validation/nll`, -log p: means over targets in nats. A collective.
+    """`validation/loss` by `token_losses` and `validation/nll`, -log p: means over targets in nats. Every rank calls it.
 
     Those of another source than the main one are `validation/loss/NAME`. None after a signal.
     """
     device, count = stop.ranks.device, len(corpus.sources)
     loss_sums, nll_sums, num_targets = LossSums(count, device), LossSums(count, device), np.zeros(count)
+    nll: list[torch.Tensor] = []  # of a micro-batch, whose targets come in parts
+
+    def both_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nll.append(negative_log_likelihood(logits, targets))
+        return token_losses(logits, targets)
+
     with evaluating(model):
         for batch in batches:
-            num_targets += batch.targets_by_source  # with weights, their sums
+            num_targets += batch.targets_by_source  # where targets have weights, the sums of these
             for micro_batch in data.micro_batches(batch.items, corpus, stop.ranks):
                 if stop.agreed():  # the same on every rank
                     return None
-                hidden, nll = model(micro_batch), []
-
-                def both_losses(logits: torch.Tensor, targets: torch.Tensor, nll: list = nll) -> torch.Tensor:
-                    nll.append(negative_log_likelihood(logits, targets))
-                    return token_losses(logits, targets)
-
+                nll.clear()
+                hidden = model(micro_batch)
                 loss_sums.total.add_(chunked(model.head, hidden, micro_batch, both_losses, loss_sums))
                 nll_sums.add(nll, micro_batch)
     figures = {}
@@ -129,7 +131,8 @@ def main() -> int:
     model, model_config, tokenizer = build(config)  # on meta: shapes without memory
     # Settles batch.micro_batch=auto and the date of chats. `data.plan` decides which documents a step has.
     config, data = open_data(config, model, model_config, tokenizer, __file__)
-    # The ranks agree on all of this before anything is trained. A run directory has one owner.
+    # The ranks agree on all of this before anything is trained. A run directory has one owner. `identity` is what decides the
+    # weights, and `settings` what may change between two starts; `stop` tells all ranks of a signal at the same line.
     with join_run(config, data, model_config, tokenizer) as (stop, identity, settings, compute_dtype):
         return train(config, data, model, model_config, tokenizer, identity, settings, compute_dtype, stop)
 
@@ -152,16 +155,18 @@ def train(
     # --- 1. Where the run stands --------------------------------------------------------------------------------------
     ranks, directory, total_steps = stop.ranks, Path(config.run.directory, config.run.name), data.total_steps
     log = Log(directory, ranks, config.run.log_to, as_dict(config))
-    record = RunRecord(directory, data.train, ranks)  # record.jsonl: what the run did, in entries that hold each other
+    record = RunRecord(directory, data.train, ranks)  # record.jsonl: what the run did
     evaluations = Evaluations(config, data.validation)
     checkpointer = Checkpointer(
         directory / "checkpoints", config.run, identity, settings, evaluations, stop, log, record
     )
-    # What the loop counts: numbers and lists, the same on every rank. Every checkpoint has it.
+    # What the loop counts: numbers and lists, the same on every rank. Every checkpoint has it. `updates` are the steps that
+    # changed the weights, `targets` are counted by source, `norms` are the last gradient norms (skip_spikes).
     state = {"step": 0, "updates": 0, "tokens": 0, "targets": [0] * len(data.train.sources)}
     state |= {"skipped_steps": 0, "bad_steps_in_a_row": 0, "norms": []}
-    notes = checkpointer.find(state, total_steps, data.exclusion)
-    is_changed, export = checkpointer.is_changed, directory / "export"
+    notes = checkpointer.find(state, total_steps, data.exclusion)  # `state` is that of the newest checkpoint now
+    is_changed = checkpointer.is_changed  # with run.resume=changed
+    export = directory / "export"
     if is_finished(config, state["step"], total_steps, evaluations, is_changed, model_config, export, ranks):
         return 0
     log.say(record_start(config, data, checkpointer.identity, evaluations.evaluated, record, log))
@@ -170,20 +175,21 @@ def train(
     # --- 2. Model. The order matters: meta (above) -> checkpointing -> compile -> shard -> load this rank's slices ----
     torch.manual_seed(config.run.seed + ranks.rank)
     layers = decoder_layers(model, config.model.layer_class)
-    mesh = make_mesh(ranks.device.type, world_size_from_environment()[1], ranks.world_size, config.sharding)
+    mesh = make_mesh(ranks.device.type, ranks.world_size, config.sharding)
     gathering = parallelize(model, layers, model.extra_fsdp_units(), mesh, compute_dtype, config.model, config.sharding)
     first_weights(model, config, ranks.device, is_resumed=checkpointer.resume_from is not None)
     model.train()
-    parameters = trained_parameters(model)  # and no other: what shall be trained later needs a rate of 0 until then
+    # What requires a gradient here, and nothing else, is trained. What shall be trained later gets a rate of 0 until then.
+    parameters = trained_parameters(model)
 
-    # --- 3. What is measured, and what pulls back. What needs the base's weights finds them in the model here ---------
+    # --- 3. What is measured, and what holds the model to its base, whose weights it still has here -------------------
     if data.validation:
         measure = functools.partial(validate, model, data.validation_batches, data, data.validation, stop)
         if data.asked:  # run.eval_generate
             from training.answers import Answers
 
-            start = config.model.path, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say
-            measure = Answers(measure, *start)
+            base = config.model.path
+            measure = Answers(measure, base, data.asked, model, model_config, compute_dtype, tokenizer, stop, log.say)
         evaluations.functions["validation"] = measure
     if config.run.eval_general:
         from training.budget import AgainstBase
@@ -198,9 +204,8 @@ def train(
     if config.ewc.strength:
         from model.ewc import start_penalty
 
-        old = data.old_domain, data.dealer
-        new_row = data.first_new_row
-        ewc = start_penalty(model, config.ewc, directory / "ewc", *old, gathering, stop, log.say, new_row)
+        old, dealer, new_row = data.old_domain, data.dealer, data.first_new_row
+        ewc = start_penalty(model, config.ewc, directory / "ewc", old, dealer, gathering, stop, log.say, new_row)
         record.add_prepared("ewc")
 
     routers = None
@@ -239,7 +244,8 @@ def train(
                 what = f"loss or gradient norm was not finite in {STOP_AFTER_BAD_STEPS} steps in a row, up to step {state['step']}"
                 checkpointer.give_up(what, state["updates"])
             improved = False
-            for name in [] if stopping else evaluations.due(state["step"], total_steps):
+            due = [] if stopping else evaluations.due(state["step"], total_steps)
+            for name in due:
                 ranks.watch.at(f"{name} after step {state['step']}")
                 figures = evaluations.measure(name, ranks)
                 if figures is not None:  # not cut short by a signal
@@ -247,11 +253,11 @@ def train(
                     improved |= is_best
                     log.evaluation(state["step"], total_steps, figures, is_best)
                     record.evaluation(figures)
-                    checkpointer.update(state)
+                    checkpointer.update(state)  # if this step is saved already, its checkpoint has the evaluation too
             stopping = stopping or stop.agreed() or state["step"] >= (config.run.stop_at or math.inf)
             finished = state["step"] == total_steps or evaluations.is_stalled
             if finished and not stopping:
-                # A run does not end well with weights that are not good: the last good step again, without an update.
+                # No step is left that would show bad weights. So these must have a finite loss on the last good step.
                 last_good = max(0, state["step"] - 1 - state["bad_steps_in_a_row"])
                 figures = validate(model, [data.plan.batch(last_good)], data, data.train, stop)
                 stopping = figures is None  # a signal came
@@ -277,7 +283,7 @@ def train(
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = rate * factor
         loss_sums = LossSums(len(data.train.sources), ranks.device)
-        random_before = random_state(ranks)
+        random_before = random_state(ranks)  # for a step that a signal ends
         if routers:
             routers.start(batch)
         step, micro_batches = next(steps)
@@ -286,9 +292,10 @@ def train(
             stopping = stop.agreed()
             if stopping:
                 break
-            before_micro_batch(model, gathering, is_last)
+            before_micro_batch(model, gathering, is_last)  # what FSDP gathers and reduces in it
             hidden = model(micro_batch)  # (targets, hidden_size): the states that predict
-            losses = anchored(token_losses, micro_batch, config.forgetting.anchor_weight)  # or KL to the base
+            # token_losses, but KL to the base at the targets of a source with `anchor`.
+            losses = anchored(token_losses, micro_batch, config.forgetting.anchor_weight)
             loss_sum = chunked(model.head, hidden, micro_batch, losses, loss_sums)  # adds to loss_sums by source
             # Divided once, by the targets of the whole step. FSDP sums over ranks and does not average.
             loss = loss_sum / num_targets
@@ -308,7 +315,7 @@ def train(
         # The one wait for the device. Both numbers are the same on every rank, and so is the branch that it takes.
         step_loss, grad_norm = torch.stack([loss_sums.total / num_targets, norm.to(ranks.device)]).tolist()
         is_finite = math.isfinite(step_loss) and math.isfinite(grad_norm)
-        # data.exclude may leave a step without documents: no update, which its zero gradients would not be.
+        # data.exclude may leave a step without documents. AdamW would move the weights by gradients of zero, too.
         skip = not is_finite or not batch.items or is_spike(state["norms"], grad_norm, config.optimizer.skip_spikes)
         if not skip:
             clip_gradients(parameters.values(), config.optimizer.max_grad_norm, grad_norm)
@@ -322,7 +329,8 @@ def train(
         state["updates"] += not skip
         state["skipped_steps"] += skip
         state["bad_steps_in_a_row"] = 0 if is_finite else state["bad_steps_in_a_row"] + 1
-        state["norms"] = [*state["norms"], grad_norm][-WINDOW:] if is_finite and batch.items else state["norms"]
+        if is_finite and batch.items:
+            state["norms"] = [*state["norms"], grad_norm][-WINDOW:]
         state["tokens"] += sum(batch.document_lengths)
         state["targets"] = [a + b for a, b in zip(state["targets"], batch.targets_by_source, strict=True)]
         if state["step"] % COLLECT_GARBAGE_EVERY == 0:
@@ -341,6 +349,7 @@ def train(
     if profile:
         profile.close(state["step"])
     checkpointer.close()
+    # stop.name: the signal that this rank has got itself.
     why = "finished" if not stopping else stop.name or ("signal" if stop.stopped else "run.stop_at")
     record.add("stop", why=why)
     if stopping:
@@ -358,6 +367,6 @@ def train(
 
 
 if __name__ == "__main__":
-    gc.freeze()
+    gc.freeze()  # the collector never looks at what the imports have made
     gc.enable()
     run_script(main)

@@ -4,8 +4,6 @@ https://docs.pytorch.org/docs/stable/checkpoint.html
 """
 
 import functools
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -130,88 +128,29 @@ def _keep_expensive(
 
 
 def keep_inputs_on_host(layers: list[nn.Module]) -> None:
-    """Keep the input of each of `layers`, which are checkpointed and run on a GPU, in pinned host memory, in place."""
-    host = _Host()
+    """Keep the input of each of `layers`, which are checkpointed and run on a GPU, in pinned host memory, in place.
+
+    The copies there and back are a part of the compute stream: nothing waits for them but what follows in it, and the
+    allocator may use the memory of an input again as soon as it has left.
+    """
     for layer in layers:
-        layer.forward = functools.partial(_with_input_on, host, layer.forward)
+        layer.forward = functools.partial(_with_input_on_host, layer.forward)
 
 
-def _with_input_on(
-    host: "_Host", forward: Callable, hidden: torch.Tensor, *arguments: object, **options: object
-) -> object:
-    storage = hidden.untyped_storage().data_ptr()  # the hooks live until backward, and must not hold the input itself
+def _with_input_on_host(forward: Callable, hidden: torch.Tensor, *arguments: object, **options: object) -> object:
+    # The hooks live until backward, and must not hold the input itself.
+    storage, device = hidden.untyped_storage().data_ptr(), hidden.device
 
-    def pack(tensor: torch.Tensor) -> "torch.Tensor | _Kept":  # compiled code keeps weights and RoPE in the same way
-        return host.keep(tensor) if tensor.untyped_storage().data_ptr() == storage else tensor
+    def pack(tensor: torch.Tensor) -> torch.Tensor:  # compiled code keeps weights and RoPE in the same way
+        return _to_host(tensor) if tensor.untyped_storage().data_ptr() == storage else tensor
 
-    def unpack(kept: "torch.Tensor | _Kept") -> torch.Tensor:
-        return kept if isinstance(kept, torch.Tensor) else host.fetch(kept)
+    def unpack(kept: torch.Tensor) -> torch.Tensor:
+        return kept.to(device, non_blocking=True)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return forward(hidden, *arguments, **options)
 
 
-class _Kept:
-    """A layer's input, in host memory and, around its copies (`copied`: the last is complete), on the device."""
-
-    def __init__(self, on_device: torch.Tensor) -> None:
-        self.on_host = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=True)
-        self.on_device: torch.Tensor | None = on_device
-        self.device = on_device.device
-        self.copied = torch.cuda.Event()
-
-
-class _Host:
-    """Copies the layers' inputs to the host and back in a stream of its own, while the device computes.
-
-    In forward the copy of an input begins with its layer, and its memory is free when the layer after the next begins. In
-    backward the copy of an input begins with the layer that comes before its own there. So the device holds two inputs.
-    The allocator frees memory in the order of the compute stream, which therefore waits for a copy before its tensor goes.
-    """
-
-    def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None  # made with the first input: a stream starts CUDA
-        self._leaving: deque[_Kept] = deque()  # their inputs are still on the device
-        # In the order of forward. Those of a forward without backward are dead.
-        self._kept: list[weakref.ref[_Kept]] = []
-
-    def keep(self, tensor: torch.Tensor) -> _Kept:
-        """Begin the copy to the host."""
-        while len(self._leaving) > 1:
-            self._release(self._leaving.popleft())
-        kept = _Kept(tensor)
-        with self._copying(kept):
-            kept.on_host.copy_(tensor, non_blocking=True)
-        self._leaving.append(kept)
-        self._kept.append(weakref.ref(kept))
-        return kept
-
-    def fetch(self, kept: _Kept) -> torch.Tensor:
-        """The input on the device again; the copy of the one before it in forward begins."""
-        while self._kept and self._kept.pop()() is not kept:
-            pass
-        tensor = self._bring(kept)
-        self._release(kept)
-        before = self._kept[-1]() if self._kept else None
-        if before:
-            self._bring(before)
-        return tensor
-
-    def _bring(self, kept: _Kept) -> torch.Tensor:
-        if kept.on_device is None:
-            kept.on_device = torch.empty(kept.on_host.shape, dtype=kept.on_host.dtype, device=kept.device)
-            with self._copying(kept):
-                kept.on_device.copy_(kept.on_host, non_blocking=True)
-        return kept.on_device
-
-    def _release(self, kept: _Kept) -> None:
-        torch.cuda.current_stream().wait_event(kept.copied)
-        kept.on_device = None
-
-    @contextmanager
-    def _copying(self, kept: _Kept) -> Iterator[None]:
-        self._stream = self._stream or torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            yield
-            kept.copied.record(self._stream)
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return on_host.copy_(tensor, non_blocking=True)

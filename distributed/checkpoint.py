@@ -1,4 +1,4 @@
-"""Save and load checkpoints that survive a kill at any moment: written to a temporary name, fsynced, renamed, `latest` last.
+"""Save and load checkpoints that survive a kill at any moment: written to a temporary name, fsynced, renamed.
 
 Tensors are stored by torch.distributed.checkpoint (DCP), so that any number of ranks can read them:
 
@@ -40,7 +40,6 @@ from distributed.checkpoint_directory import (
     prune,
     read_manifest,
     replace_state,
-    set_latest,
     write_manifest,
 )
 from distributed.disks import check_free_space
@@ -59,11 +58,6 @@ class SaveTimes(NamedTuple):
     pause: float
     total: float
     head: str = ""
-
-
-def no_record(kind: str, **content: Any) -> str:
-    """In place of `Record.append` where nothing is recorded."""
-    return ""
 
 
 class Saver:
@@ -86,7 +80,7 @@ class Saver:
         keep_last: int = 1,
         in_background: bool = False,
         timeout_minutes: float = 30.0,
-        append: Append = no_record,
+        append: Append = lambda kind, **content: "",
     ) -> None:
         self.append, self.plan = append, f"plan {next(_PLANS)}"
         self.directory, self.parameters, self.optimizer, self.ranks = directory, parameters, optimizer, ranks
@@ -309,8 +303,7 @@ class Saver:
         def complete() -> str:
             digests = write_manifest(folder, state, files, values)
             head = self.append("checkpoint", **digests, **entry)
-            publish(final)  # replaces at most one that `latest` does not name
-            set_latest(self.directory, final)
+            publish(final)
             return prune(self.directory, self.keep_last, self.append) or head
 
         return read_on_first(complete, ranks)

@@ -1,21 +1,20 @@
 """The checkpoints of a run on disk: which are complete and whole, which one is the newest, which may go, and their checksums.
 
     checkpoints/step-000120/   .metadata, __<rank>_0.distcp (torch.distributed.checkpoint), manifest.json
-    checkpoints/latest         name of the checkpoint from which the run continues
 
 manifest.json is written last. It holds the saved state (JSON of the loop), the values that are no tensors (of the optimizer,
 and of what is registered) and, of every other file, the size and a SHA-256 of every 16 MiB; another one covers the manifest
 itself. The state names the best checkpoint, so that one file, replaced atomically, says everything.
-A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`. It is whole
-if all of its files have the size and the checksums of the manifest. torch.distributed.checkpoint (DCP) reads parts of files, and
-other parts on another number of ranks: a checksum per block makes sure of the bytes that a rank uses, in the one read that it needs.
+A directory named `step-<digits>` is complete, because its name comes from a rename; an interrupted one ends in `.tmp`. A run
+continues from the one with the largest number. It is whole if all of its files have the size and the checksums of the manifest.
+torch.distributed.checkpoint (DCP) reads parts of files, and other parts on another number of ranks: a checksum per block makes
+sure of the bytes that a rank uses, in the one read that it needs.
 
 record.jsonl (training/record.py) gets an entry before a checkpoint gets its name, and before one loses it: whatever a kill leaves
 under the name of a checkpoint has an entry.
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -32,13 +31,13 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata
 
-from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_durably, write_json
+from common.durable_files import SUFFIX, sha256_of_json, temporary_path, write_json
 from common.errors import UserError
 from distributed.process_group import Ranks, call_on_all, read_on_first
 
 MANIFEST, INDEX = "manifest.json", ".metadata"
 COMPLETE = r"step-\d{6,}"  # the name of a complete checkpoint
-SET_ASIDE = ".bad"  # suffix of checkpoints whose weights gave a loss that is not finite
+SET_ASIDE = ".bad"  # suffix of checkpoints from which the run does not continue, and which no save removes
 PREVIOUS = "run.resume=previous continues from the newest whole checkpoint"
 BLOCK = 2**24  # bytes that share a checksum
 LARGE = 2**20  # bytes: a write of more is hashed by threads meanwhile
@@ -295,8 +294,8 @@ def check_whole(checkpoint: Path, ranks: Ranks, hint: str = PREVIOUS) -> None:
 def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | None, list[str]]:
     """(the whole checkpoint to continue from, or None if there is none yet; what was passed over). A collective.
 
-    With run.resume=`previous` all files are read, damaged checkpoints are passed over, and `latest` is set to the newest whole one.
-    Otherwise whoever loads the checkpoint compares what it reads. Raises UserError on all ranks.
+    With run.resume=`previous` all files are read, and damaged checkpoints are passed over. Otherwise whoever loads the checkpoint
+    compares what it reads. Raises UserError on all ranks if there are checkpoints, and none is whole.
     """
     if resume != "previous":
         return read_on_first(lambda: latest_checkpoint(directory), ranks), []
@@ -307,31 +306,19 @@ def find_checkpoint(directory: Path, resume: str, ranks: Ranks) -> tuple[Path | 
         except UserError as error:  # the same on all ranks
             passed_over.append(str(error).removesuffix(f"; {PREVIOUS}"))
             continue
-        read_on_first(functools.partial(set_latest, directory, checkpoint), ranks)
         return checkpoint, passed_over
-    if not passed_over and not read_on_first((directory / "latest").exists, ranks):
-        return None, []
-    why = "; ".join(passed_over) or "none at all, but the file `latest` says that there was one"
-    raise UserError(
-        f"{directory} has no whole checkpoint ({why}); to start from the base model, choose another run.name"
-    )
+    if passed_over:
+        why = "; ".join(passed_over)
+        raise UserError(
+            f"{directory} has no whole checkpoint ({why}); to start from the base model, choose another run.name"
+        )
+    return None, []
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint that `latest` names, or None before the first. Raises UserError if there is no such checkpoint."""
-    pointer = directory / "latest"
-    if not pointer.is_file():
-        complete = complete_checkpoints(directory)
-        return complete[-1] if complete else None  # killed between the first rename and `latest`
-    name = pointer.read_bytes().decode("utf-8", errors="backslashreplace").strip()
-    if not re.fullmatch(COMPLETE, name) or not (directory / name).is_dir():
-        raise UserError(f"{pointer} names {name[:80]!r}, which does not exist; {PREVIOUS}")
-    return directory / name
-
-
-def set_latest(directory: Path, checkpoint: Path) -> None:
-    """Let the run continue from `checkpoint`. Call it on rank 0 alone."""
-    write_durably(directory / "latest", checkpoint.name)
+    """The checkpoint from which the run continues, or None before the first."""
+    complete = complete_checkpoints(directory)
+    return complete[-1] if complete else None
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:
@@ -343,13 +330,11 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 def prune(directory: Path, keep_last: int, append: Append) -> str | None:
     """Remove all checkpoints but the newest `keep_last` and those that their states name: the best, and the proven one.
 
-    Checkpoints above `latest` belong to a future that was given up, and go. A checkpoint loses its name before its files
-    are removed. Returns the SHA-256 of the record's entry about it, if anything was removed. Call it on rank 0 alone.
+    A checkpoint loses its name before its files are removed. Returns the SHA-256 of the record's entry about it, if anything was
+    removed. Call it on rank 0 alone.
     """
-    newest = latest_checkpoint(directory)
-    assert newest is not None
     complete = complete_checkpoints(directory)
-    keep = {newest, *[path for path in complete if step_of(path) <= step_of(newest)][-keep_last:]}
+    keep = set(complete[-keep_last:])
     removes = keep < set(complete)  # else the manifests, as many as saves, need not be read
     for path in list(keep) if removes else ():
         with suppress(UserError):  # nothing can be known about a damaged one
@@ -368,17 +353,13 @@ def prune(directory: Path, keep_last: int, append: Append) -> str | None:
 
 
 def set_aside_after(directory: Path, step: int, append: Append, why: str) -> list[str]:
-    """Rename the checkpoints after `step` to NAME.bad, and continue from `step` (0: from the base model).
+    """Rename the checkpoints after `step` to NAME.bad, so that the run continues from that of `step` (0: from the base model).
 
     Returns their new names. Call it on rank 0 alone.
     """
     later = [path for path in complete_checkpoints(directory) if step_of(path) > step]
     if later:
         append("pruning", set_aside=[path.name for path in later], why=why)
-    if step:
-        set_latest(directory, directory / checkpoint_name(step))
-    elif later:
-        (directory / "latest").unlink(missing_ok=True)
     for path in reversed(later):  # a kill in between leaves the older ones, from which the run comes here again
         aside = path.with_name(path.name + SET_ASIDE)
         if aside.is_dir():

@@ -1,4 +1,4 @@
-"""The global gradient norm, clipping and spikes, and the measured memory of weights, gradients and moments."""
+"""The global gradient norm, clipping and spikes."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -47,23 +47,3 @@ def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> b
     if limit is None or len(history) < MIN_HISTORY:
         return False
     return grad_norm > statistics.fmean(history) + limit * statistics.pstdev(history)
-
-
-def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Bytes per parameter of this rank's `weights`, `gradients` and `moments`, and their sum `total`.
-
-    Reads only shapes and dtypes. A gradient that is not there yet will have the dtype of its parameter.
-    """
-
-    def size(tensor: torch.Tensor) -> int:
-        return local(tensor).numel() * tensor.dtype.itemsize
-
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    count = max(1, sum(local(parameter).numel() for parameter in parameters))
-    states = [value for p in parameters for key, value in optimizer.state.get(p, {}).items() if key != "step"]
-    parts = {
-        "weights": sum(map(size, parameters)) / count,
-        "gradients": sum(size(p if p.grad is None else p.grad) for p in parameters) / count,
-        "moments": sum(size(value) for value in states if isinstance(value, torch.Tensor)) / count,
-    }
-    return parts | {"total": sum(parts.values())}

@@ -262,12 +262,6 @@ class StopSignal:
         finally:
             self._saving = False
 
-    def close(self) -> None:
-        """End the thread and give the signals back to Python."""
-        _end_listener(signal.set_wakeup_fd(-1))
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
     def _remember(self, number: int, frame: object) -> None:
         """In the main thread: a signal that arrives between two collectives is known to the next `agreed`."""
         self.name = self.name or signal.Signals(number).name

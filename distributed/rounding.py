@@ -27,15 +27,14 @@ class Noise:
         words = torch.arange(2 * COLUMNS + ROWS, dtype=torch.int32, device=device).add_(signed32(key & MASK32))
         a, b, self.factors = mix32_(words, signed32(key >> 32)).split((COLUMNS, COLUMNS, ROWS))
         self.a, self.b, self.factors = a, b, self.factors.unsqueeze(1)
-        self.scratch = words.new_empty(0)
 
     def bits(self, stream: int, first: int, count: int) -> torch.Tensor:
         """int32 `(count,)`, uniform in 0 ... 65535, of the elements first, first + 1, ... of the tensor number `stream`.
 
-        The next call overwrites the result. `first` counts in the whole flattened tensor.
+        `first` counts in the whole flattened tensor.
         """
         row, skipped = divmod(first, COLUMNS)
-        words = self._words(-(-(skipped + count) // COLUMNS))
+        words = self.a.new_empty(-(-(skipped + count) // COLUMNS), COLUMNS)
         done = 0
         while done < len(words):  # 2^24 elements have factors of their own; then they repeat, times another number
             panel, start = divmod(row + done, ROWS)
@@ -45,12 +44,6 @@ class Noise:
         # The shift copies the sign, which the mask removes. The lower half of a product is less random.
         bits = words.view(-1)[skipped : skipped + count]
         return bits.bitwise_right_shift_(16).bitwise_and_(0xFFFF)
-
-    def _words(self, rows: int) -> torch.Tensor:
-        """Memory for `rows` rows, the same in every call of a step."""
-        if self.scratch.numel() < rows * COLUMNS:
-            self.scratch = self.scratch.new_empty(rows * COLUMNS)
-        return self.scratch[: rows * COLUMNS].view(rows, COLUMNS)
 
 
 def stochastic_round_(value: torch.Tensor, noise: Noise, stream: int, first: int) -> torch.Tensor:

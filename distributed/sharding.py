@@ -79,13 +79,13 @@ def parallelize(
     return gathering_strategy(sharding, mesh)
 
 
-def make_mesh(device_type: str, ranks_per_node: int, world_size: int, sharding: Sharding) -> DeviceMesh:
+def make_mesh(device_type: str, world_size: int, sharding: Sharding) -> DeviceMesh:
     """The device mesh: over which ranks parameters are sharded, and over which they are replicated.
 
     `full` and `grad_op` have one dimension. `hybrid` has `(world / shard_size) x shard_size`: neighbouring ranks (those of a node)
     hold one copy of the model. `none` has `world x 1`, as DDP.
     """
-    shards = {"hybrid": sharding.shard_size or ranks_per_node, "none": 1}.get(sharding.strategy, world_size)
+    shards = {"hybrid": sharding.shard_size or world_size, "none": 1}.get(sharding.strategy, world_size)
     if shards == world_size:
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
     mesh = init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))

@@ -110,7 +110,7 @@ def _causal_lm_on_meta(path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def _shard(model: torch.nn.Module, extra_units: list[torch.nn.Module], dtype: torch.dtype, ranks: Ranks) -> None:
     sharding = Sharding(strategy="full")
-    mesh = make_mesh(ranks.device.type, ranks.world_size, ranks.world_size, sharding)
+    mesh = make_mesh(ranks.device.type, ranks.world_size, sharding)
     shard(model, decoder_layers(model), extra_units, mesh, dtype, sharding)
     assert isinstance(model, FSDPModule)
     for unit in extra_units:  # the head, which training keeps gathered for its backward

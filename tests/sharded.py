@@ -13,6 +13,6 @@ def shard_model(
 ) -> None:
     """options: further ones of `Sharding`."""
     sharding = Sharding(strategy=strategy, **options)  # pyright: ignore[reportArgumentType]
-    mesh = make_mesh(ranks.device.type, ranks.world_size, ranks.world_size, sharding)
+    mesh = make_mesh(ranks.device.type, ranks.world_size, sharding)
     units = model.extra_fsdp_units()
     parallelize(model, decoder_layers(model), units, mesh, torch.float32, settings or Model(path=""), sharding)

@@ -11,6 +11,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.load import load_config, override
+from distributed.checkpoint_directory import latest_checkpoint
 from eval.comparison.arms import metric_rows
 from tools.launched import Launch, kill, torchrun
 
@@ -90,8 +91,9 @@ class Chaos:
             while launch.wait(0.01) is None or launch.ranks():
                 if time.monotonic() - begin > PATIENCE:
                     raise Failed(f"{name}: {PATIENCE:.0f} s after the kill ({victim}) the other processes still run")
-        latest = (checkpoints / "latest").read_text() if (checkpoints / "latest").is_file() else "none"
-        return f"{victim:8} | {f'while saving {saves[0]}' if saves else 'not in a save':28} | latest {latest}"
+        newest = latest_checkpoint(checkpoints)
+        moment = f"while saving {saves[0]}" if saves else "not in a save"
+        return f"{victim:8} | {moment:28} | newest {newest.name if newest else 'none'}"
 
     def _await_moment(self, checkpoints: Path, launch: Launch) -> None:
         """Wait for one of the next saves, half of the time, or for any moment of a run. Ends early if the run does."""

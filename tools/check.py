@@ -32,6 +32,7 @@ from common.errors import UserError
 from configs.config import Config
 from configs.load import check_world, override, read_command_line
 from distributed.agreement import library_versions
+from distributed.checkpoint_directory import complete_checkpoints
 from distributed.process_group import gather_objects, process_group, world_size_from_environment
 from model.architectures import read_model_config
 from model.weight_files import INDEX, SINGLE, stored_tensors
@@ -301,7 +302,7 @@ def kill_and_resume(check: Check, measured: dict) -> None:
     seen: list[float] = []
 
     def in_last_step() -> bool:
-        if not seen and (run / "checkpoints" / "latest").exists():
+        if not seen and complete_checkpoints(run / "checkpoints"):
             seen.append(time.monotonic())
         return bool(seen) and time.monotonic() - seen[0] >= delay
 
@@ -356,7 +357,6 @@ def move_checkpoint(source: Path, target: Path) -> None:
     folder = checkpoint_of(source, KILLED_AFTER)
     (target / "checkpoints").mkdir(parents=True)
     shutil.move(folder, target / "checkpoints")
-    (target / "checkpoints" / "latest").write_text(folder.name, encoding="utf-8")
     for name in (RECORD, METRICS):  # without them it would be the checkpoint of another run
         shutil.copy(source / name, target)
     for part in ("ewc", "anchor"):

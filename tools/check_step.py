@@ -85,7 +85,7 @@ def read_run(config: Config, world_size: int, device: torch.device, train: Path)
     settings, run_directory = config.model, Path(config.run.directory) / config.run.name
     check_memory(config.optimizer.memory)
     model, model_config, tokenizer = build(config)
-    config = settle_chat_settings(config, tokenizer, run_directory, world_size=1)
+    config = settle_chat_settings(config, tokenizer, run_directory)
     config = settle_micro_batch(config, model, model_config, run_directory, 1, lambda text: None)
     costs = document_costs(count_work(model, model_config))
     inputs = read_inputs(config, tokenizer, model_config.vocab_size, costs, world_size, show_progress=False)

@@ -257,7 +257,7 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
     tokenizer = load_tokenizer(model.path, config.data.chat_template)
     check_length(config.data.sequence_length, model_config, model.path)
     shape = _shape(config, model_config)
-    config = settle_chat_settings(config, tokenizer, Path(config.run.directory) / config.run.name, world_size=1)
+    config = settle_chat_settings(config, tokenizer, Path(config.run.directory) / config.run.name)
     # The plan of steps is the same for any number of ranks and any micro-batch; only the deals differ.
     readable = config if isinstance(config.batch.micro_batch, int) else with_rows(config, 1)
     inputs = read_inputs(readable, tokenizer, model_config.vocab_size, document_costs(shape.work), 1, True)

@@ -36,7 +36,6 @@ from distributed.checkpoint_directory import (
     CheckedFile,
     checkpoint_name,
     read_manifest,
-    set_latest,
 )
 from model.architectures import first_new_row
 from model.language_model import PackedLanguageModel, build_on_meta
@@ -196,13 +195,6 @@ def _check_checkpoints(run: Path, entries: list[Entry]) -> str:
         entry = live[name][-1]
         if not _is(temporary_path(folder / name) / MANIFEST, entry.content["manifest"]):
             raise Differs(f"{folder / name} is missing: {entry} names it, and no entry says that it was removed")
-    latest, kept = folder / "latest", [name for name in live if name not in gone]
-    # `latest` is written after the entry of a save, or of what is set aside: a kill may have come in between.
-    names = {*kept[-1:], *entries[-1].content.get("set_aside", ())}
-    is_named = latest.is_file() and latest.read_text(errors="replace").strip() in names
-    later = entries[live[kept[-1]][-1].number :] if kept else []
-    if not is_named and any(one.kind not in ("evaluation", "export") for one in later):
-        raise Differs(f"{latest} does not name {kept[-1]}, the newest checkpoint of {FILE}")
     whole, left = here & live.keys(), sorted(here - live.keys())  # the run does not continue from these
     line = f"checkpoints: {len(whole)} whole, {len(live) - len(whole) - len(unfinished)} removed"
     line += f"; {', '.join(unfinished)} has {UNFINISHED}" if unfinished else ""
@@ -437,7 +429,6 @@ def _copy_state(run: Path, entries: list[Entry], step: int, again: Path) -> None
         raise UserError(f"{checkpoint} is not there any more; replay from another step, or all steps: --replay all")
     copied = again / "checkpoints" / checkpoint.name
     shutil.copytree(checkpoint, copied)
-    set_latest(copied.parent, copied)
     (again / FILE).write_bytes(b"".join((run / FILE).read_bytes().splitlines(keepends=True)[: named[-1].number]))
     (again / METRICS).write_bytes((run / METRICS).read_bytes()[: named[-1].content["metrics"]["bytes"]])
     for folder in PREPARED:  # what the base had made by then; if it has made more since, it makes all of it again

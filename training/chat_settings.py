@@ -2,7 +2,6 @@
 
 import datetime
 import inspect
-import os
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +10,6 @@ from common.errors import UserError
 from configs.config import Config, Data
 from configs.load import replace
 from data.chat_template import ChatSettings, ChatTemplate, writes_date
-from distributed.rendezvous import join
 from training.record import newest_start
 
 
@@ -20,16 +18,13 @@ def chat_settings(data: Data) -> ChatSettings:
     return ChatSettings(data.chat_template_options, data.chat_date, data.train_on, data.control_tokens)
 
 
-def settle_chat_settings(
-    config: Config, tokenizer: PreTrainedTokenizerBase, run_directory: Path, world_size: int
-) -> Config:
+def settle_chat_settings(config: Config, tokenizer: PreTrainedTokenizerBase, run_directory: Path) -> Config:
     """The config with the date of the run in data.chat_date, or None if the chat template writes none.
 
-    A collective if the template writes a date and the config sets none.
-
     A template that writes today's date would make other data of the same chats every day: the run could not be resumed. The
-    date is therefore that of the run's first start, which its config.json records. Rank 0 tells it to the others, because
-    midnight may pass between their starts. Raises UserError if an option is not a variable of the template.
+    date is therefore that of the run's first start, which its config.json records. (Ranks that start on both sides of midnight
+    refuse to go on, as with any setting that is not the same on all.) Raises UserError if an option is not a variable of the
+    template.
     """
     data = config.data
     _check_options(data, ChatTemplate(tokenizer, ChatSettings()))
@@ -38,14 +33,7 @@ def settle_chat_settings(
     if data.chat_date is not None:
         return config
     recorded = newest_start(run_directory).get("config", {}).get("data", {}).get("chat_date")
-    date = recorded or datetime.date.today().isoformat()
-    if world_size > 1:
-        # A rank with another template meets the others at the start of the process group: join refuses that on both sides.
-        store = join(config.run.timeout_minutes, "date of the chat template")
-        if int(os.environ["RANK"]) == 0:
-            store.set("chat_date", date)
-        date = store.get("chat_date").decode()
-    return replace(config, "data.chat_date", date)
+    return replace(config, "data.chat_date", recorded or datetime.date.today().isoformat())
 
 
 def _check_options(data: Data, template: ChatTemplate) -> None:

@@ -65,7 +65,7 @@ class Checkpointer:
         """
         ranks, num_sources = self.stop.ranks, len(state["targets"])
         checkpoint, passed_over = find_checkpoint(self.directory, self.run.resume, ranks)
-        lines = [f"warning: passed over: {problem}" for problem in passed_over]
+        lines = [f"warning: passed over and renamed to NAME{SET_ASIDE}: {problem}" for problem in passed_over]
         newest, seen = checkpoint, None
         if exclusion:
             checkpoint, seen = read_on_first(lambda: self._newest_without(exclusion, newest), ranks)
@@ -103,6 +103,8 @@ class Checkpointer:
         lines += self.record.continue_from(
             saved["step"], manifest, lambda: self.log.kept(saved["step"], saved["evaluated"])
         )
+        if passed_over:  # else the next start would find the damaged one again
+            read_on_first(lambda: set_aside_after(self.directory, saved["step"], self.record.append, "damaged"), ranks)
         return lines + changes
 
     @property

@@ -11,7 +11,6 @@ from common.durable_files import write_durably
 from configs.config import Config
 from configs.load import FORMATS
 from data.dealing import Deal, balance
-from distributed.gradients import bytes_per_parameter
 from distributed.process_group import Ranks, read_on_first
 from model.architectures import has_experts, origin
 from model.flops import Peak
@@ -83,12 +82,7 @@ def describe_run(
 
         warnings += sharing_warnings(model)
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
-    measured = bytes_per_parameter(optimizer)
-    details += [
-        f"optimizer memory {settings.memory}: {measured['total']:.2f} bytes per parameter measured (weights "
-        f"{measured['weights']:.2f}, gradients {measured['gradients']:.2f}, moments {measured['moments']:.2f})",
-        disk,
-    ]
+    details.append(disk)
     path = Path(config.run.directory, config.run.name, "start.txt")
     read_on_first(lambda: write_durably(path, "\n".join([*lines, *details, ""])), ranks)
     return lines + [line for line in details if config.run.verbose or line.startswith("warning: ")]

@@ -29,7 +29,6 @@ from distributed.checkpoint_directory import (
     MANIFEST,
     check_whole,
     complete_checkpoints,
-    latest_checkpoint,
     read_manifest,
     step_of,
 )
@@ -211,8 +210,7 @@ def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[P
         raise UserError(f"{run} has no checkpoint; what a finished run has exported is in {run / 'export'}")
     names, step, which = ", ".join(map(str, complete)), options.step, "chosen"
     if step is None:
-        newest = latest_checkpoint(folder)
-        assert newest is not None
+        newest = complete[max(complete)]
         step, which = read_manifest(newest, "name a step with --step")["state"].get("best_step"), "best"
         if not options.best and (config.run.export == "last" or step is None):
             return newest, "last"

@@ -135,12 +135,12 @@ def open_data(
     """(the config with the date of its chats and a number in batch.micro_batch, the data of the run). `model` is on meta.
 
     script: train.py, whose code is hashed before the data is read: an edit meanwhile is not what this process runs.
-    Raises UserError for a missing or bad file. A collective of torchrun's processes where one of the two must be agreed on.
+    Raises UserError for a missing or bad file. A collective of torchrun's processes with batch.micro_batch=auto.
     """
     directory, (world_size, _) = Path(config.run.directory, config.run.name), world_size_from_environment()
     is_first = int(os.environ.get("RANK", 0)) == 0
     say = print if is_first else lambda text: None
-    config = settle_chat_settings(config, tokenizer, directory, world_size)
+    config = settle_chat_settings(config, tokenizer, directory)
     if config.batch.micro_batch == "auto":
         from training.micro_batch import settle_micro_batch
 

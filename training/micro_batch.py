@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from common.dtypes import has_native_bf16
 from configs.config import Config
 from configs.load import replace
+from distributed.checkpoint_directory import complete_checkpoints
 from distributed.device import choose_device
 from distributed.host_memory import free_bytes
 from distributed.rendezvous import join
@@ -49,7 +50,7 @@ def settle_micro_batch(
     shape = shape_of(model, model_config, config.model.layer_class)
     fits = largest_rows(shape, planned, layout, lambda memory: memory.tensors <= usable, MOST_ROWS)
     recorded = None
-    if (run_directory / "checkpoints" / "latest").exists():
+    if complete_checkpoints(run_directory / "checkpoints"):
         start = newest_start(run_directory)
         if start.get("world_size") == world_size:
             context = start["config"]["sharding"].get("context", 1)  # older starts have none

@@ -13,7 +13,6 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from common.errors import UserError
-from configs.config import Config
 from distributed.device import mark, seconds_between
 from distributed.process_group import Ranks, StopSignal, gather_objects
 from distributed.rank_names import ranks_on_hosts
@@ -67,7 +66,7 @@ class Profile:
 
 
 @contextmanager
-def memory_snapshot(config: Config, directory: Path, ranks: Ranks) -> Iterator[None]:
+def memory_snapshot(directory: Path, ranks: Ranks) -> Iterator[None]:
     """Where a GPU's memory runs out inside the block, write what fills it to `directory`; the error says where and what to try.
 
     The snapshot has every block with the line that allocated it, and the last 100,000 allocations. No-op on the CPU.
@@ -80,17 +79,14 @@ def memory_snapshot(config: Config, directory: Path, ranks: Ranks) -> Iterator[N
     try:
         yield
     except torch.OutOfMemoryError as error:
-        path, rows, tries = directory / f"memory_rank_{ranks.rank}.pickle", config.batch.rows, []
-        if rows > 1:
-            tries.append(f"batch.micro_batch={rows // 2} in place of {rows}")
-        if config.model.activation_checkpointing == "none":
-            tries.append("model.activation_checkpointing=full")
-        tries.append("more ranks or a smaller optimizer.memory than " + config.optimizer.memory)
-        what = ""
+        path, what = directory / f"memory_rank_{ranks.rank}.pickle", ""
         with suppress(OSError):
             torch.cuda.memory._dump_snapshot(str(path))
             what = f" {path} has what filled it (docs.pytorch.org/memory_viz draws it);"
-        error.add_note(f"rank {ranks.rank} has no memory left:{what} try {', or '.join(tries)}")
+        error.add_note(
+            f"rank {ranks.rank} has no memory left:{what} try a smaller batch.micro_batch, model.activation_checkpointing=full, "
+            "more ranks or a smaller optimizer.memory"
+        )
         raise
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)

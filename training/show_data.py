@@ -37,7 +37,7 @@ def show_data(
     """
     settings = load_config(config, overrides)
     tokenizer = load_tokenizer(settings.model.path, settings.data.chat_template)
-    settings = settle_chat_settings(settings, tokenizer, Path(settings.run.directory, settings.run.name), world_size=1)
+    settings = settle_chat_settings(settings, tokenizer, Path(settings.run.directory, settings.run.name))
     settings = with_local_files(settings, lambda text: print(text, file=sys.stderr))
     if index is None and random is None:
         vocabulary = read_model_config(settings.model.path).vocab_size

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from common.dtypes import DTYPES, dtype_name, has_native_bf16
 from common.errors import UserError
 from configs.config import Config
-from configs.load import check_world, read_command_line
+from configs.load import check_world, read_command_line, replace
 from data.tokens import generation_stops
 from distributed.agreement import check_agreement, library_versions
 from distributed.disks import check_room_for_run
@@ -43,6 +43,9 @@ def read_config(documentation: str | None) -> Config:
     check_sinks(config.run.log_to if is_first else ())
     check_world(config, world_size, ranks_per_node)
     check_memory(config.optimizer.memory)
+    if config.sharding.strategy == "hybrid" and config.sharding.shard_size is None:
+        # The ranks will compare it: nodes may have unlike numbers of ranks, and no mesh fits both.
+        config = replace(config, "sharding.shard_size", ranks_per_node)
     return config
 
 
@@ -62,14 +65,11 @@ def join_run(
         dtype = agree_on_dtype(config.model.compute_dtype, ranks)
         settings = free_settings(config, inputs, ranks.world_size, f"{ranks.device.type} in {dtype_name(dtype)}")
         validation = inputs.validation.sources if inputs.validation else ()
-        shard_size = config.sharding.shard_size or world_size_from_environment()[1]
         check_agreement(
             {
                 **settings,
                 **{name: value for name, value in identity.items() if name != "settings"},
                 **identity["settings"],
-                # By default the ranks of a node, and nodes may have unlike numbers of them: no mesh fits both.
-                "sharding.shard_size": config.sharding.strategy == "hybrid" and shard_size,
                 # Every rank deals for itself: if two did not agree, documents would be trained twice or never.
                 "the deal of the first step": hashlib.sha256(repr(inputs.deal(0).items).encode()).hexdigest(),
                 "the data of data.validation": [source.fingerprint for source in validation],
@@ -81,7 +81,7 @@ def join_run(
             ranks,
         )
         check_resume(config.run.resume, directory, ranks)
-        with own_directory(directory, ranks), memory_snapshot(config, directory, ranks):
+        with own_directory(directory, ranks), memory_snapshot(directory, ranks):
             if config.run.deterministic:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward on CUDA would only warn
@@ -104,9 +104,7 @@ def agree_on_dtype(name: str, ranks: Ranks) -> torch.dtype:
     dtype = DTYPES[name]
     if dtype == torch.bfloat16 and agree_any(not has_native_bf16(ranks.device), ranks):
         if ranks.rank == 0:
-            several = "not every rank has native bf16: all ranks compute in fp32 instead"
-            alone = "no native bf16 here: the run computes in fp32 instead"
-            print(several if ranks.world_size > 1 else alone, flush=True)
+            print("not every rank has native bf16: all ranks compute in fp32 instead", flush=True)
         return torch.float32
     return dtype
 

@@ -1,4 +1,4 @@
-"""Manifests, damaged checkpoints, `latest`, `run.resume=previous`, pruning and setting aside."""
+"""Manifests, damaged checkpoints, `run.resume=previous`, pruning and setting aside."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import torch
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Optimizer
-from distributed.checkpoint import Saver, load_parameters, no_record
+from distributed.checkpoint import Saver, load_parameters
 from distributed.checkpoint_directory import (
     check_whole,
     complete_checkpoints,
@@ -26,6 +26,10 @@ from distributed.checkpoint_directory import (
 )
 from distributed.optimizer import adamw
 from distributed.process_group import Ranks
+
+
+def no_record(kind: str, **content: object) -> str:
+    return ""
 
 
 def weight_and_optimizer(value: float, size: int = 5000) -> tuple[dict, torch.optim.Optimizer]:
@@ -45,7 +49,7 @@ def test_the_newest_the_best_and_the_proven_checkpoints_are_kept(tmp_path, ranks
     for step in range(1, 7):
         save(tmp_path, ranks, step, keep_last=2, best_step=2, proven_step=3 if step < 6 else 4)
     # Steps 5 and 6 are the newest; the state of step 5 names the proven step 3, that of step 6 the proven step 4.
-    assert names(tmp_path) == ["latest", *(f"step-00000{n}" for n in (2, 3, 4, 5, 6))]
+    assert names(tmp_path) == [f"step-00000{n}" for n in (2, 3, 4, 5, 6)]
     assert latest_checkpoint(tmp_path).name == "step-000006"
 
 
@@ -126,12 +130,10 @@ def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_che
     assert sentence in str(raised.value) and "run.resume=previous" in str(raised.value)
     assert len(complete_checkpoints(tmp_path)) == 3 and latest_checkpoint(tmp_path).name == "step-000006"
     found, passed_over = find_checkpoint(tmp_path, "previous", ranks)
-    assert found == tmp_path / "step-000004" == latest_checkpoint(tmp_path)
+    assert found == tmp_path / "step-000004"
     assert len(passed_over) == 1 and sentence in passed_over[0]
     saver.load(found)
     assert parameters["weight"].unique().tolist() == [4.0]
-    save(tmp_path, ranks, 5)  # the damaged one belongs to a future that was given up
-    assert names(tmp_path) == ["latest", "step-000002", "step-000004", "step-000005"]
 
 
 def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) -> None:
@@ -139,11 +141,6 @@ def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) 
     save(tmp_path, ranks, 2)
     flip_bit(tmp_path / "step-000002" / "__0_0.distcp")
     with pytest.raises(UserError, match="has no whole checkpoint .*__0_0.distcp is damaged.*choose another run.name"):
-        find_checkpoint(tmp_path, "previous", ranks)
-    shutil.rmtree(tmp_path / "step-000002")
-    with pytest.raises(UserError, match="latest names 'step-000002', which does not exist"):
-        find_checkpoint(tmp_path, "auto", ranks)
-    with pytest.raises(UserError, match="none at all, but the file `latest` says that there was one"):
         find_checkpoint(tmp_path, "previous", ranks)
 
 
@@ -153,20 +150,10 @@ def test_pruning_touches_only_its_own_names_and_counts_steps_as_numbers(tmp_path
     (tmp_path / "step-000007.tmp").symlink_to(tmp_path / "elsewhere")
     for step in (999_999, 1_000_000):
         save(tmp_path, ranks, step, keep_last=1)
-    assert names(tmp_path) == ["latest", "step-000001-copy", "step-1000000", "step-old.tar.tmp"]
-    (tmp_path / "latest").unlink()
+    assert names(tmp_path) == ["step-000001-copy", "step-1000000", "step-old.tar.tmp"]
     save(tmp_path / "other", ranks, 999_999)
     (tmp_path / "other" / "step-999999").rename(tmp_path / "step-999999")
     assert latest_checkpoint(tmp_path).name == "step-1000000"
-
-
-@pytest.mark.parametrize("pointer", [b"step-000009", b"", b"\xff\xfe", b"step-000002/../step-000002"])
-def test_latest_names_a_checkpoint_or_is_refused(pointer, tmp_path, ranks) -> None:
-    save(tmp_path, ranks, 2)
-    (tmp_path / "latest").write_bytes(pointer)
-    with pytest.raises(UserError, match="latest names .*, which does not exist; run.resume=previous"):
-        find_checkpoint(tmp_path, "auto", ranks)
-    assert find_checkpoint(tmp_path, "previous", ranks)[0].name == "step-000002"
 
 
 def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(tmp_path, ranks, monkeypatch) -> None:
@@ -183,7 +170,7 @@ def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(t
             prune(tmp_path, 1, no_record)
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000003"]
     prune(tmp_path, 1, no_record)
-    assert names(tmp_path) == ["latest", "step-000003"]
+    assert names(tmp_path) == ["step-000003"]
 
 
 def test_a_checkpoint_that_somebody_reads_on_nfs_ends_no_run_and_goes_later(tmp_path, ranks, monkeypatch) -> None:
@@ -193,9 +180,9 @@ def test_a_checkpoint_that_somebody_reads_on_nfs_ends_no_run_and_goes_later(tmp_
         busy = OSError(errno.ENOTEMPTY, "Directory not empty")
         patch.setattr(os, "rmdir", lambda *args, **options: (_ for _ in ()).throw(busy))
         prune(tmp_path, 1, no_record)
-    assert names(tmp_path) == ["latest", "step-000001.tmp", "step-000002"]
+    assert names(tmp_path) == ["step-000001.tmp", "step-000002"]
     prune(tmp_path, 1, no_record)
-    assert names(tmp_path) == ["latest", "step-000002"]
+    assert names(tmp_path) == ["step-000002"]
 
 
 def test_bad_checkpoints_are_set_aside_and_the_run_continues_from_the_good_one(tmp_path, ranks) -> None:

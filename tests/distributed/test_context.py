@@ -6,11 +6,11 @@ All supported architectures, on as many ranks as their heads allow:
 """
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
+from distributed.checkpoint_directory import latest_checkpoint, step_of
 from tests.distributed.launch import (
     ENVIRONMENT,
     WORKER,
@@ -82,8 +82,7 @@ def runs(folder) -> Path:
     done = run_ranks(2, WORKER, plan, **ENVIRONMENT)
     assert (folder / "two.0.rank1.exit").is_file(), done.stdout + done.stderr
     assert done.returncode, "the kill came too late"
-    checkpoint = (folder / "runs" / "killed" / "checkpoints" / "latest").read_text()
-    assert 0 < int(re.findall(r"\d+", checkpoint)[0]) < STEPS
+    assert 0 < step_of(latest_checkpoint(folder / "runs" / "killed" / "checkpoints")) < STEPS
     four = [
         run_of(folder, "refused", "sharding.context=3", expect=2),
         run_of(

@@ -9,7 +9,6 @@ import torch.distributed as dist
 
 from common.errors import UserError
 from distributed import device, process_group
-from distributed.activation_checkpointing import _Host
 
 
 @pytest.fixture
@@ -54,27 +53,3 @@ def test_a_mistake_on_a_single_gpu_ends_the_group_or_nccl_would_warn_at_exit(mon
     with pytest.raises(error), process_group.process_group(device=torch.device("cuda", 0)):
         raise error("a mistake")
     assert ended == [True] * (error is UserError and not launched)
-
-
-def test_inputs_leave_the_device_and_return_one_layer_ahead(monkeypatch) -> None:
-    """Two of five inputs are on the device at any time, and the compute stream waits for every copy."""
-    waited = []
-
-    compute, empty = Mock(), torch.empty
-    compute.wait_event = waited.append
-    monkeypatch.setattr(torch.cuda, "Stream", Mock)
-    monkeypatch.setattr(torch.cuda, "Event", Mock)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: compute)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: torch.enable_grad())
-    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: empty(*size, **options))
-    host, inputs = _Host(), [torch.full((3,), float(i)) for i in range(5)]
-    host.keep(torch.zeros(3))  # a forward without backward
-    kept = []
-    for tensor in inputs:
-        kept.append(host.keep(tensor))
-        assert sum(one.on_device is not None for one in kept) <= 2
-    assert [one.on_device is not None for one in kept] == [False] * 3 + [True] * 2
-    for layer in reversed(range(5)):
-        assert torch.equal(host.fetch(kept[layer]), inputs[layer])
-        assert [i for i, one in enumerate(kept) if one.on_device is not None] == ([layer - 1] if layer else [])
-        assert kept[layer].copied in waited

@@ -110,13 +110,13 @@ def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
 def test_a_warning_counts_all_checkpoints_that_are_kept_a_new_one_and_the_export(
     tmp_path, ranks, disk, monkeypatch
 ) -> None:
-    there, weight, set_latest = [], torch.nn.Parameter(torch.zeros(9)), checkpoint.set_latest
+    there, weight, prune = [], torch.nn.Parameter(torch.zeros(9)), checkpoint.prune
 
-    def counted(folder: Path, newest: Path) -> None:
+    def counted(folder: Path, *others: object) -> str | None:
         there.append(len(list(folder.glob("step-*"))))
-        set_latest(folder, newest)
+        return prune(folder, *others)
 
-    monkeypatch.setattr(checkpoint, "set_latest", counted)
+    monkeypatch.setattr(checkpoint, "prune", counted)
     disk["free"] = 5.0
     saver = checkpoint.Saver(tmp_path / "saved", {"w": weight}, torch.optim.SGD([weight], 1.0), ranks, 2)
     for step in range(1, 8):  # the first one is the best

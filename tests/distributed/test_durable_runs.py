@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distributed.checkpoint_directory import latest_checkpoint
 from model.weights import tensors_of_checkpoint
 from tests.distributed.launch import largest_difference, launch, rows, run_of, weights, workplace
 from tests.tiny import write_chat_file
@@ -76,7 +77,7 @@ def second(folder, first) -> str:
     flip_a_bit(runs / "spikes" / "export" / "model.safetensors")
     longer = ("optimizer.max_steps=5", "data.validation=")
     later, diverges = runs / "high-later" / "checkpoints", (*EVERY_STEP, *DIVERGES, "optimizer.epochs=2")
-    names = f"first:Path('{folder}/later').write_text(str([Path('{later}/latest').read_text(), *Path('{later}').iterdir()]))"
+    names = f"first:Path('{folder}/later').write_text(str(sorted(path.name for path in Path('{later}').iterdir())))"
     plan = [
         # Stopped by a signal in the check of the last weights, after the fifth step: 2 steps of 2 forwards.
         run_of(folder, "longer", *longer, plant="signal_at_micro_batch:4"),
@@ -172,15 +173,14 @@ def test_a_resumed_run_that_diverges_keeps_its_good_checkpoint(folder, second) -
     assert said in second
     assert "start again with run.resume=changed: the run continues from the checkpoint of step 3" in second
     assert "which is good" in second
-    left = (folder / "later").read_text()
-    assert left.startswith("['step-000003'") and "step-000004.bad" in left
+    assert "'step-000003', 'step-000004.bad'" in (folder / "later").read_text()
     assert largest_difference(weights(folder / "runs" / "straight"), weights(folder / "runs" / "high-later")) == 0.0
 
 
 def test_a_run_does_not_end_well_with_weights_that_are_not_good(folder, first) -> None:
     assert "the loss of the last steps is not finite with the weights after step 1; lower" in first
     run = folder / "runs" / "last-step"
-    assert not (run / "export").exists() and not (run / "checkpoints" / "latest").exists()
+    assert not (run / "export").exists() and latest_checkpoint(run / "checkpoints") is None
 
 
 def test_a_bad_batch_at_the_end_does_not_throw_good_weights_away(folder, first) -> None:

@@ -37,7 +37,7 @@ def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) ->
     """This rank's gradients after two micro-batches; the last rank has no target in the second one."""
     rank, ranks, made = dist.get_rank(), dist.get_world_size(), Small(tied)
     settings = Sharding(strategy=strategy, shard_size=1)
-    mesh = make_mesh("cpu", ranks, ranks, settings)
+    mesh = make_mesh("cpu", ranks, settings)
     shard(made, [], [] if tied else [made.embedding, made.head], mesh, dtype, settings)
     # A tied head's gradient goes with the embedding's, which FSDP reduces anyway.
     assert (made.head.add_gradient is not None) == ((strategy in ("full", "grad_op") and not tied) or ranks == 1)

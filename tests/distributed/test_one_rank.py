@@ -43,7 +43,7 @@ def sharded(strategy: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Modul
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(SIZE, SIZE, bias=False) for _ in range(LAYERS))).to(dtype)
     settings = Sharding(strategy=strategy, reduce_dtype="bf16")
-    mesh = make_mesh("cpu", 1, 1, settings)
+    mesh = make_mesh("cpu", 1, settings)
     parallelize(model, list(model), [], mesh, torch.bfloat16, Model(path=""), settings)
     return model, gathering_strategy(settings, mesh)
 
@@ -91,7 +91,7 @@ def test_gradients_are_those_without_fsdp_to_the_bit(dtype) -> None:
 def test_the_loss_in_bf16_is_that_without_fsdp_where_rope_is_fp32(tmp_path, family) -> None:
     path, cpu, settings = str(write_tiny_model(tmp_path / "model", family)), torch.device("cpu"), Sharding()
     config = read_model_config(path)
-    model, mesh = build_on_meta(config), make_mesh("cpu", 1, 1, settings)
+    model, mesh = build_on_meta(config), make_mesh("cpu", 1, settings)
     layers = decoder_layers(model)
     parallelize(model, layers, model.extra_fsdp_units(), mesh, torch.bfloat16, Model(path), settings)
     load_weights(model, path, cpu)

@@ -143,7 +143,6 @@ CHANGES = {
     "tensors": (f"{STEP}/__1_0.distcp", flip, "step-000006/__1_0.distcp is damaged: its checksum is"),
     "the manifest": (f"{STEP}/manifest.json", edit(b'"updates": 6', b'"updates": 5'), "json is not the one of entry"),
     "the index of a checkpoint": (f"{STEP}/.metadata", flip, "step-000006/.metadata is damaged: its checksum is"),
-    "latest": ("checkpoints/latest", edit(b"6", b"4"), "checkpoints/latest does not name step-000006"),
     "a file of a checkpoint gone": (f"{STEP}/__0_0.distcp", Path.unlink, "__0_0.distcp is missing"),
     "the export": ("export/model.safetensors", flip, "export/model.safetensors is not what entry"),
     "export.json": ("export/export.json", edit(b'"step": 6', b'"step": 5'), "export/export.json is not what entry"),

@@ -301,7 +301,7 @@ def held(monkeypatch) -> threading.Event:
     return event
 
 
-def test_a_background_save_stores_the_state_of_its_step_and_moves_latest_at_the_end(tmp_path, ranks, held) -> None:
+def test_a_background_save_stores_the_state_of_its_step_and_is_there_at_the_end(tmp_path, ranks, held) -> None:
     parameters, optimizer = weight_and_optimizer(1.0)
     saver = Saver(tmp_path, parameters, optimizer, ranks, 2, True)
     thing = Thing(positions=[1])
@@ -366,7 +366,7 @@ def test_one_save_waits_for_the_one_before_and_so_does_a_new_state(tmp_path, ran
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_failed_save_ends_the_run_with_its_reason_and_latest_stays(
+def test_a_failed_save_ends_the_run_with_its_reason_and_the_last_one_stays(
     in_background, tmp_path, ranks, monkeypatch
 ) -> None:
     saver = Saver(tmp_path, *weight_and_optimizer(1.0), ranks, 9, in_background)

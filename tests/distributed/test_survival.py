@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from distributed.checkpoint_directory import latest_checkpoint
 from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, run_of, weights, write_plan
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
@@ -32,7 +33,7 @@ PLAIN = (
 FISHER = "ewc.documents=4"
 KILLS = {
     "killed-in-a-save": ("kill:data", ()),  # rank 0, in the second save
-    "killed-before-latest": ("kill:latest", ("run.async_save=True",)),  # rank 0, in the background of a step
+    "killed-before-pruning": ("kill:prune", ("run.async_save=True",)),  # rank 0, in the background of a step
 }
 BACKGROUND = ("run.async_save=True",)
 DAMAGED = "checkpoints/step-000002/__1_0.distcp"  # the tensors of rank 1
@@ -62,11 +63,11 @@ def runs(folder) -> dict:
         run_of(folder, "damaged", *PLAIN, "run.save_every=1", "run.stop_at=2"),
         run_of(folder, "stopped-in-a-save", FISHER, *BACKGROUND, plant="signal_in_background"),
     ]
-    found: dict = {"latest": {}, "stopped": launch(folder, "two", 2, first)}
+    found: dict = {"newest": {}, "stopped": launch(folder, "two", 2, first)}
     for name, (plant, overrides) in KILLS.items():
         plan = write_plan(folder, name, [run_of(folder, name, FISHER, *overrides, plant=plant)])
         assert run_ranks(2, WORKER, plan, **ENVIRONMENT).returncode != 0
-        found["latest"][name] = (runs / name / "checkpoints" / "latest").read_text()
+        found["newest"][name] = latest_checkpoint(runs / name / "checkpoints").name
     content = bytearray((damaged / DAMAGED).read_bytes())
     content[len(content) // 2] ^= 1
     (damaged / DAMAGED).write_bytes(content)
@@ -85,7 +86,7 @@ def runs(folder) -> dict:
 
 @pytest.mark.parametrize("name", KILLS)
 def test_a_kill_changes_no_bit_and_no_row(folder, runs, name) -> None:
-    assert runs["latest"][name] in ("step-000002", "step-000004")
+    assert runs["newest"][name] == ("step-000002" if name == "killed-in-a-save" else "step-000004")
     assert not list((folder / "runs" / name / "checkpoints").glob("*.tmp"))  # what was half written is gone
     assert differences(folder / "runs" / name, folder / "runs" / "straight") == []
 
@@ -116,7 +117,8 @@ def test_damage_is_one_sentence_nothing_is_deleted_and_previous_ends_with_the_sa
     assert str(file) in error and "run.resume=previous continues from the newest whole checkpoint" in error
     assert runs["after"] == runs["before"]
     assert largest_difference(weights(folder / "runs" / "damaged"), weights(folder / "runs" / "plain")) == 0
-    assert f"warning: passed over: {file} " in runs["output"]
+    assert f"warning: passed over and renamed to NAME.bad: {file} " in runs["output"]
+    assert (folder / "runs" / "damaged" / "checkpoints" / "step-000002.bad").is_dir()
 
 
 def test_the_comparison_finds_what_differs(folder, runs) -> None:

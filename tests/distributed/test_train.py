@@ -20,6 +20,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.batches import plan_training
+from distributed.checkpoint_directory import latest_checkpoint
 from tests.distributed.launch import (
     assert_same_update,
     largest_difference,
@@ -80,8 +81,8 @@ def two(folder) -> Path:
     stop = "signal_at_micro_batch:12"  # 2 validations (steps 0, 2) of 3 forwards, 3 steps of 2: the first of step 4
     runs, tied = folder / "runs", f"model.path={folder / 'tied'}"
     copy = f"first:shutil.copytree('{runs}/stopped-2', '{runs}/stopped-4')"
-    seen = f"first:shutil.copy('{runs}/r2-full-disk/checkpoints/latest', '{folder}/full-disk-latest')"
-    lost = f"first:Path('{runs}/r2/checkpoints/latest').write_text('step-999999')"
+    full, lost = f"{runs}/r2-full-disk/checkpoints", f"{runs}/r2/checkpoints/step-{STEPS:06d}/manifest.json"
+    seen = f"first:Path('{folder}/full-disk').write_text(str([path.name for path in Path('{full}').iterdir()]))"
     first = [
         run_of(folder, "r2", plant="count_collectives"),
         run_of(folder, "r2-grad-op", GRAD_OP, plant="count_collectives"),
@@ -115,7 +116,8 @@ def two(folder) -> Path:
         run_of(folder, "stopped-2", *long(folder), plant=copy),
         run_of(folder, "stopped-validating", *SHORT, validated(folder)),
         run_of(folder, "r2-full-disk", plant=seen),
-        run_of(folder, "r2", expect=2, plant=lost),  # only rank 0 looks, and every rank ends with exit code 2
+        # Only rank 0 reads it, and every rank ends with exit code 2.
+        run_of(folder, "r2", expect=2, plant=f"first:Path('{lost}').unlink()"),
     ]
     launch(folder, "two", 2, first)
     return runs
@@ -235,7 +237,7 @@ def test_if_one_of_two_ranks_has_no_native_bf16_both_compute_in_fp32(folder, two
 
 def test_a_lost_checkpoint_ends_both_ranks_with_the_same_sentence(folder, two) -> None:
     output = (folder / "two.out").read_text()
-    assert "names 'step-999999', which does not exist" in output and "Connection closed" not in output
+    assert f"step-{STEPS:06d}/manifest.json is missing" in output and "Connection closed" not in output
 
 
 def test_layer_class_sets_the_sharding_unit(folder, one) -> None:
@@ -336,7 +338,7 @@ def test_the_random_numbers_of_a_step_that_a_signal_has_discarded_are_drawn_agai
         }
     first, without = (rows(two / name)[1]["train/grad_norm"] for name in ("r2-noisy", "r2-not-noisy"))
     assert abs(first / without - 1) > 2e-2  # dropout draws random numbers
-    assert "optimizer memory 12N: 12." in (straight / "start.txt").read_text()
+    assert "keeps 12N bytes for N parameters" in (straight / "start.txt").read_text()
 
 
 def test_the_number_of_collectives_per_step(folder, two, four) -> None:
@@ -430,14 +432,14 @@ def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two
     assert "error: loss or gradient norm was not finite in 5 steps in a row, up to step 7" in output
     checkpoints = two / "r2-nans" / "checkpoints"
     # Saved at every good step. Step 2 is good: the losses that are not finite come from elsewhere, but who can know?
-    assert (checkpoints / "latest").read_text() == "step-000001"
+    assert latest_checkpoint(checkpoints).name == "step-000001"
     state = json.loads((checkpoints / "step-000002.bad" / "manifest.json").read_text())["state"]
     assert (state["step"], state["loop"]["skipped_steps"], state["proven_step"]) == (2, 0, 1)
 
 
 def test_a_full_disk_on_rank_0_stops_all_ranks_and_the_run_resumes_from_its_last_checkpoint(folder, two) -> None:
     assert "the checkpoint of step 2 needs" in (folder / "two.out").read_text()
-    assert (folder / "full-disk-latest").read_text() == "step-000001"
+    assert (folder / "full-disk").read_text() == "['step-000001']"
     assert largest_difference(weights(two / "r2"), weights(two / "r2-full-disk")) == 0.0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from distributed.checkpoint_directory import latest_checkpoint
 from tests.distributed.launch import ENVIRONMENT, largest_difference, launch, run_of, weights, workplace
 from tests.processes import ROOT, become, new_process
 
@@ -131,8 +132,8 @@ def wait_for(what: Callable[[], object], launchers: list[Launcher], running: boo
 
 
 def saved(run: Path, step: int) -> bool:
-    latest = run / "checkpoints" / "latest"
-    return latest.is_file() and latest.read_text() == f"step-{step:06d}"
+    newest = latest_checkpoint(run / "checkpoints")
+    return newest is not None and newest.name == f"step-{step:06d}"
 
 
 def test_torchrun_restarts_a_killed_rank_and_a_cut_network_ends_both_hosts_with_a_sentence(folder, hosts) -> None:

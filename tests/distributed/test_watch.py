@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from common.errors import UserError, exit_code_of
 from distributed.device import choose_device, devices_line
-from distributed.process_group import FILES, Ranks, StopSignal, device_line, process_group
+from distributed.process_group import FILES, Ranks, StopSignal, _end_listener, device_line, process_group
 from distributed.watch import UNKNOWN, Beat, Heartbeat, Watch, in_one_line, is_peer_failure
 from tests.processes import run_ranks
 
@@ -146,6 +146,13 @@ def test_a_single_process_has_a_group_without_heartbeats(alone, monkeypatch, cap
     assert capsys.readouterr().err == "error: a sentence\n"
 
 
+def give_signals_back() -> None:
+    """End the thread of a StopSignal, and let Python have the signals again."""
+    _end_listener(signal.set_wakeup_fd(-1))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_a_stop_is_agreed_one_call_after_the_signal_and_stays_agreed(alone, monkeypatch) -> None:
     polls, all_reduce = [], dist.all_reduce
 
@@ -160,7 +167,7 @@ def test_a_stop_is_agreed_one_call_after_the_signal_and_stays_agreed(alone, monk
         assert not stop.agreed() and not stop.agreed() and stop.told_by_ranks.tolist() == [[2.0, 3.0]]
         os.kill(os.getpid(), signal.SIGTERM)
         assert [stop.agreed() for _ in range(4)] == [False, True, True, True]
-        stop.close()
+        give_signals_back()
     assert polls == [True] * 3  # each without a wait, and none once all ranks have agreed
 
 
@@ -248,7 +255,7 @@ def stop(monkeypatch, capsys):
             time.sleep(0.005)
 
     yield made, ended, wait
-    made.close()
+    give_signals_back()
 
 
 @pytest.mark.parametrize("saving", [True, False])
@@ -279,8 +286,6 @@ def test_a_second_stop_signal_takes_over_and_the_thread_of_the_first_ends(stop, 
     os.kill(os.getpid(), signal.SIGTERM)
     wait("SIGTERM: stopping")
     assert second.name == "SIGTERM" and first.name is None and not ended
-    second.close()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_heartbeats_of_hundreds_of_ranks_are_one_request() -> None:

@@ -67,12 +67,12 @@ def note(name: str) -> Path:
     return Path(sys.argv[1]).parent / f"{run}.{name}"
 
 
-def before_call(number: int, owner: object, name: str, act: Callable[[], object], set_attribute) -> None:
-    """Call `act` before the call of `owner.name` with this number."""
+def before_call(number: int | None, owner: object, name: str, act: Callable[[], object], set_attribute) -> None:
+    """Call `act` before the call of `owner.name` with this number; None: before each."""
     calls, original = itertools.count(), getattr(owner, name)
 
     def called(*arguments, **options) -> object:
-        if next(calls) == number:
+        if number is None or next(calls) == number:
             act()
         return original(*arguments, **options)
 
@@ -322,9 +322,9 @@ def plant(name: str | None, set_attribute) -> None:
 
         set_attribute(budget, "CERTIFICATE", Path(argument))
     elif kind == "kill":
-        # SIGKILL in the second save: before the checkpoint is complete ("data"), or after its rename, before `latest`.
+        # SIGKILL in the second save: before the checkpoint is complete ("data"), or after its rename ("prune").
         owner = distributed.checkpoint.dcp.FileSystemWriter if argument == "data" else distributed.checkpoint
-        before_call(1, owner, "finish" if argument == "data" else "set_latest", send(signal.SIGKILL), set_attribute)
+        before_call(1, owner, "finish" if argument == "data" else argument, send(signal.SIGKILL), set_attribute)
     elif kind == "signal_in_background":
         # SIGTERM while rank 0 writes its first save in the background, which goes on when all ranks have agreed to stop.
         stopped, agreed, writer = (
@@ -347,14 +347,13 @@ def plant(name: str | None, set_attribute) -> None:
             before_call(0, writer, "write_data", signal_and_wait, set_attribute)
     elif kind == "count_files_and_threads":
         # After every save rank 0 notes how many files are open and how many threads there are.
-        counts_file, notes, latest = note("counts.json"), [], distributed.checkpoint.set_latest
+        counts_file, notes = note("counts.json"), []
 
-        def counted_latest(directory: Path, checkpoint: Path) -> None:
-            latest(directory, checkpoint)
+        def count() -> None:
             notes.append([len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")])
             counts_file.write_text(json.dumps(notes))
 
-        set_attribute(distributed.checkpoint, "set_latest", counted_latest)
+        before_call(None, distributed.checkpoint, "prune", count, set_attribute)
     elif kind == "disk_full":
         # Rank 0, and no other rank, finds the disk full when it looks for the time with this number: once before the first
         # step, then once before each save.

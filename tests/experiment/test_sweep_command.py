@@ -51,7 +51,7 @@ def stop_in_the_middle(folder: Path, out: Path) -> str:
 
     def stop(pid: int, is_running: Callable[[], bool]) -> None:
         end = time.monotonic() + PATIENCE
-        while is_running() and time.monotonic() < end and not (run / "checkpoints" / "latest").exists():
+        while is_running() and time.monotonic() < end and not list(run.glob("checkpoints/step-*[0-9]")):
             time.sleep(0.005)
         os.kill(pid, signal.SIGINT)
 

@@ -48,7 +48,7 @@ def config_of(case: dict) -> Config:
 def measure(case: dict, ranks: Ranks) -> dict[str, int]:
     memory, sharding = case["memory"], Sharding(strategy=case["strategy"], shard_size=case["shard_size"])
     model = build_to_train(config_of(case), read_model_config(case["model"]))
-    mesh = make_mesh("cpu", ranks.world_size, ranks.world_size, sharding)
+    mesh = make_mesh("cpu", ranks.world_size, sharding)
     settings = Model(case["model"])
     units = model.extra_fsdp_units()
     strategy = parallelize(model, decoder_layers(model), units, mesh, torch.bfloat16, settings, sharding)

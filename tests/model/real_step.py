@@ -27,7 +27,7 @@ def peak_of_a_step(config: Config, shape: PretrainedConfig, ranks: int, lengths:
     """Bytes of rank 0 at the peak of two micro-batches, by torch's own record of allocations."""
     with absent_ranks(ranks):
         model = build_to_train(config, shape)
-        mesh = make_mesh("cpu", ranks, ranks, config.sharding)
+        mesh = make_mesh("cpu", ranks, config.sharding)
         layers, extra = decoder_layers(model), model.extra_fsdp_units()
         strategy = parallelize(model, layers, extra, mesh, torch.bfloat16, config.model, config.sharding)
         model.to_empty(device="cpu")

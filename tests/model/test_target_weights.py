@@ -38,7 +38,7 @@ def test_weights_of_one_change_no_bit() -> None:
 def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks) -> None:
     """With 1/3 for every target the loss is a third; 1/3 in bf16 is 0.2% more. An untied head is a unit of its own."""
     model = load(write_tiny_model(tmp_path / "model", tied=False))
-    mesh = make_mesh("cpu", 1, 1, Sharding())
+    mesh = make_mesh("cpu", 1, Sharding())
     parallelize(
         model, decoder_layers(model), model.extra_fsdp_units(), mesh, torch.bfloat16, Model(path=""), Sharding()
     )

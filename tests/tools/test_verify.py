@@ -50,8 +50,6 @@ def save(record: Record, step: int, is_published: bool = True) -> Path:
     record.append(
         "checkpoint", step=step, plan="", **write_manifest(path, {"step": step, "identity": IDENTITY}, files, {})
     )
-    if is_published:
-        (path.parent / "latest").write_text(path.name)
     return path
 
 
@@ -100,7 +98,7 @@ def test_a_kill_between_an_entry_and_the_name_of_what_it_speaks_of_is_no_differe
 
 
 def test_a_kill_between_an_entry_and_what_is_written_after_it_is_no_difference(tmp_path) -> None:
-    """config.json after a start, `latest` after checkpoints were set aside."""
+    """config.json after a start, the new name of a checkpoint that is set aside."""
     (run := tmp_path / "run").mkdir()
     record, config = Record(run), run / "config.json"
     for text in ("one", "two"):
@@ -114,7 +112,6 @@ def test_a_kill_between_an_entry_and_what_is_written_after_it_is_no_difference(t
     record.append("pruning", set_aside=["step-000004"], why="NaN")
     assert "checkpoints: 2 whole" in said(run)
     record.append("stop", step=2, why="finished")
-    assert "latest does not name step-000002" in problem(run)
     config.write_text("one")
     assert "config.json is not what entry 2 (start, step 0) says" in problem(run)
 
@@ -177,17 +174,6 @@ def planted(record: Record) -> None:
     shutil.copytree(save(record, 4), record.directory / "checkpoints" / "step-000004.bad")
 
 
-def pointed_back(record: Record) -> None:
-    save(record, 4)
-    (record.directory / "checkpoints" / "latest").write_text("step-000002")
-    compare(record.directory, None, lambda line: None)  # a kill may have come before it was written
-
-
-def overwritten(record: Record) -> None:
-    save(record, 4)
-    (record.directory / "checkpoints" / "latest").write_bytes(b"\xff")  # is no UTF-8
-
-
 def read_before(record: Record) -> None:
     """The data of a start whose steps count, changed since; what a later start has read otherwise is not compared."""
     one, two = record.directory / "one", record.directory / "two"
@@ -225,8 +211,6 @@ FORGED = {
     with_a_row: "metrics.jsonl: 1 rows at its end are in no entry, and the run had ended at entry 4 (stop, step 4)",
     rolled_back: "step-000004/manifest.json is not the one of entry 4 (checkpoint, step 4)",
     planted: "step-000004.bad is named by no entry",
-    pointed_back: "latest does not name step-000004, the newest checkpoint",
-    overwritten: "latest does not name step-000004, the newest checkpoint",
     read_before: "one (the data) is not what entry 3 (start, step 2) has read",
     replaced_diff: "diffs/0001.diff is not what entry 3 (start, step 2) says",
     without_row: "metrics.jsonl has not the figures of entry 4 (evaluation, step 2) in its row of step 2 (validation)",

@@ -10,7 +10,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from distributed.rendezvous import join
 from model.architectures import read_model_config
 from model.language_model import build_on_meta
 from model.memory import full_memory, layout_of, shape_of
@@ -41,9 +43,12 @@ def settle(directory: Path) -> int:
 
 found = {"rows": settle(folder / "none")}
 resumed = folder.with_name(f"run.rank{rank}")  # rank 1 sees another record than rank 0, or an old one
-(resumed / "checkpoints").mkdir(parents=True)
-(resumed / "checkpoints" / "latest").write_text("step-000001")
+(resumed / "checkpoints" / "step-000001").mkdir(parents=True)
 record = {"config": {"batch": {"micro_batch": 4 + rank}, "sharding": {}}, "world_size": 2}
 (resumed / "config.json").write_text(json.dumps(record))
 found["resumed"] = settle(resumed)
+try:  # rank 1 has a number in its config, and comes to the start of the process group
+    join(5, "size of the micro-batch") if rank == 0 else join(5)
+except UserError as error:
+    found["refused"] = str(error)
 result.with_suffix(f".rank{rank}.json").write_text(json.dumps(found))

@@ -50,10 +50,22 @@ def test_an_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> N
         made(tmp_path / "checkpoints", ranks).find(counted(0), 10)
 
 
+def test_a_damaged_checkpoint_that_was_passed_over_is_not_found_again(tmp_path, ranks) -> None:
+    for step in (2, 4):
+        write(tmp_path, step, ranks)
+    (tmp_path / "step-000004" / "manifest.json").unlink()
+    (tmp_path / "latest").write_text("step-000004")  # earlier versions of this code wrote it: it says nothing now
+    (line,) = made(tmp_path, ranks, resume="previous").find(counted(0), 10)
+    assert line.startswith(
+        f"warning: passed over and renamed to NAME.bad: {tmp_path / 'step-000004' / 'manifest.json'}"
+    )
+    again = made(tmp_path, ranks)
+    assert again.find(counted(0), 10) == [] and again.resume_from == tmp_path / "step-000002"
+
+
 def test_after_an_exclusion_a_finished_run_starts_from_the_base_also_after_a_kill(tmp_path, ranks) -> None:
     folder = tmp_path / "checkpoints"
     write(folder, 4, ranks)
-    (folder / "latest").write_text("step-000004")
     (tmp_path / "export").mkdir()
     exclusion = SimpleNamespace(fingerprint="f", digests=["d"], first_step=lambda steps: 1, lines=("5 examples",))
 
@@ -61,7 +73,7 @@ def test_after_an_exclusion_a_finished_run_starts_from_the_base_also_after_a_kil
         checkpointer = made(folder, ranks)
         checkpointer.record.read = list
         lines = checkpointer.find(counted(0), 10, exclusion)
-        assert checkpointer.resume_from is None and not (folder / "latest").exists()
+        assert checkpointer.resume_from is None and not (folder / "step-000004").exists()
         return lines
 
     seen = "warning: step 2 has seen an example of data.exclude: the run continues from the base model; step-000004.bad are"
@@ -74,7 +86,6 @@ def test_a_checkpoint_of_another_plan_may_have_seen_what_is_excluded(tmp_path, r
     folder, batches, plan = tmp_path / "checkpoints", [(1, 2), (3, 4), (5, 6)], ""
     for step in (2, 3):
         write(folder, step, ranks)
-    (folder / "latest").write_text("step-000003")
     for step in (1, 2):
         plan = plan_after(plan, step, ["s"], batches[step - 1])
     whole = SimpleNamespace(items=batches.__getitem__)

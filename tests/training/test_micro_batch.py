@@ -120,8 +120,7 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
     record = {"config": {"batch": {"micro_batch": 5}, "sharding": {}}, "world_size": 1}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert settle()[0] == 64  # nothing to resume
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest").write_text("step-000001")
+    (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
     settled, (line,) = settle()
     assert settled == 5 and "auto: 5 (500 tokens at most), as at the last start; memory holds " in line
     settled, (line,) = settle(free=free_for(3.5))
@@ -143,4 +142,11 @@ def test_all_ranks_take_the_smallest_number(tmp_path) -> None:
     done = run_ranks(2, HERE / "micro_batch_worker.py", tmp_path / "model", tmp_path / "result")
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"result.rank{rank}.json").read_text()) for rank in (0, 1))
+    refused = [one.pop("refused") for one in (first, second)]
     assert first == second == {"rows": 3, "resumed": 4}
+    assert refused[0].startswith(
+        "rank 0 has come to the size of the micro-batch, but rank 1 to the start: give all nodes"
+    )
+    assert refused[1].startswith(
+        "rank 1 has come to the start, but rank 0 to the size of the micro-batch: give all nodes"
+    )

@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.process_group import Ranks
 from training.observe import PATIENCE, Pace, Profile, memory_snapshot
 
-CONFIG = Config(Model("m"), Data(("a",)), Batch(global_examples=8, micro_batch=4), Optimizer(1e-4), Run("r"))
 CPU = Ranks(0, 1, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
 GPU = Ranks(3, 8, 3, torch.device("cuda", 3), None)  # type: ignore[arg-type]
 
@@ -23,14 +21,14 @@ def test_where_memory_runs_out_the_error_names_the_snapshot_and_what_to_try(tmp_
     def step() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    with pytest.raises(torch.OutOfMemoryError) as caught, memory_snapshot(CONFIG, tmp_path, GPU):
+    with pytest.raises(torch.OutOfMemoryError) as caught, memory_snapshot(tmp_path, GPU):
         step()
     snapshot = tmp_path / "memory_rank_3.pickle"
     assert snapshot.read_text() == "blocks" and str(caught.value).startswith("CUDA out of memory")
     assert caught.traceback[-1].name == "step"
     (note,) = caught.value.__notes__
     assert note.startswith(f"rank 3 has no memory left: {snapshot} has what filled it")
-    assert "try batch.micro_batch=2 in place of 4, or model.activation_checkpointing=full, or more ranks" in note
+    assert "try a smaller batch.micro_batch, model.activation_checkpointing=full, more ranks or" in note
     assert recorded[0]["max_entries"] == 100_000 and recorded[-1] == {"enabled": None}  # on, and off again
 
 
