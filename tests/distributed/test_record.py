@@ -262,7 +262,7 @@ def test_a_replay_from_a_checkpoint_and_what_it_finds(folder, runs, forked, monk
         replay(run, entries, 2, said.append)
     data.write_bytes(whole)
     for reason, error in (("no GPU is here", UserError), ("run/record.jsonl has no entry about it", Differs)):
-        with monkeypatch.context() as patch, pytest.raises(error, match=f"exit code 2, error: .*{reason}"):
+        with monkeypatch.context() as patch, pytest.raises(error, match=f"exit code 2, .*{reason}"):
             patch.setattr(verify, "run_train", lambda *arguments, said=reason: (2, f"step 1\nerror: {said}\n"))
             replay(run, entries, 2, said.append)
     assert replay(run, changed("start", processor="another"), 2, said.append) == NOT_EXACT
