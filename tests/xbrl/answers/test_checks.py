@@ -78,7 +78,10 @@ def test_every_limit_of_every_figure_in_the_order_of_the_report_before_the_verdi
     assert write_checks([], "x", []) == "Note:\nnone\nChecks:\nnone\nDirective:\nx"
     # Both forms say the same.
     assert parse_answer(write_checks(checks, "x", [])).claims == parse_answer(write_checks(checks, "x")).claims
-    amounts = [Check("CET1", "90 mn < 1.2 bn", "CET1_AMOUNT", "CRR Art. 92"), Check("CET1", "90 mn >= 80 mn")]
+    amounts = [
+        Check("CET1", "90 mn", "<", "1.2 bn", "CET1_AMOUNT", "CRR Art. 92"),
+        Check("CET1", "90 mn", ">=", "80 mn"),
+    ]
     assert "CET1 90 mn min 1.2 bn: CET1_AMOUNT, CRR Art. 92" in write_checks(amounts, "x", [])
     assert parse_answer(write_checks(amounts, "x", [])).claims == parse_answer(write_checks(amounts, "x")).claims
 
