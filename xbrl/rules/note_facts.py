@@ -173,24 +173,22 @@ def _capital(figures: Figures, kind: str, amount: Decimal) -> Iterator[Step | st
     if not trea or trea < 0:
         yield f"{rule}: {cell_name(TREA)} is not reported or not above 0"
         return
-    known: list[tuple[str, Step]] = []  # up to the first that is missed
-    for suffix, row, capital, limit in capital_limits(figures, trea):
-        if capital is None and suffix == "_MIN":
-            yield f"{rule}: {cell_name(LEGS[row][0])} is not reported"
-        if capital is not None and limit is not None:
-            parts = (capital, amount, capital - amount, trea)
-            known.append((suffix, _ratio_step(rule + suffix, kind, ("C_03.00", row, "c0010"), limit, parts)))
-            if known[-1][1].is_missed:
-                break
-    yield from (step for suffix, step in known if suffix == known[-1][0])
-
-
-def capital_limits(figures: Figures, trea: Decimal) -> Iterator[tuple[str, str, Decimal | None, Decimal | None]]:
-    """(end of the rule, row of the ratio in C 03.00, capital, requirement), the most severe one first; None: not reported."""
+    last: list[Step] = []
     for order, suffix in enumerate(LIMIT_RULES):
+        level = []
         for row, (numerator, minimum, tscr, overall, _) in LEGS.items():
+            capital = amount_in(figures, numerator)
             limit = (minimum, _ratio(figures, tscr), _overall(figures, tscr, overall, trea))[order]
-            yield suffix, row, amount_in(figures, numerator), limit
+            if capital is None and suffix == "_MIN":
+                yield f"{rule}: {cell_name(numerator)} is not reported"
+            if capital is not None and limit is not None:
+                parts = (capital, amount, capital - amount, trea)
+                level.append(_ratio_step(rule + suffix, kind, ("C_03.00", row, "c0010"), limit, parts))
+                if level[-1].is_missed:
+                    yield from level
+                    return
+        last = level or last
+    yield from last
 
 
 def limit_rule(result: RuleResult) -> str:
