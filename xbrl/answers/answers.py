@@ -79,12 +79,14 @@ class Check:
     """One line of an answer that checks requirement after requirement: `LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)`."""
 
     what: str  # the ratio, or what a note is about
-    comparison: str  # "93% < 100%", with its working "104% - 9% = 95% < 100%"; empty if nothing is compared
+    figure: str = ""  # "93%", with its working "104% - 9% = 95%"
+    sign: str = ""  # between figure and limit: "<", or "min"; empty if nothing is compared
+    limit: str = ""
     verdict: str = "met"  # or the id of the violated rule, or "lifts LCR_MIN"
     legal: str = ""  # article, if the verdict is not "met"
 
     def __str__(self) -> str:
-        head = f"{self.what} {self.comparison}".rstrip()
+        head = " ".join(filter(None, (self.what, self.figure, self.sign, self.limit)))
         return f"{head}: {self.verdict}" + (f", {self.legal}" if self.legal else "")
 
 
@@ -94,12 +96,10 @@ def write_checks(checks: Iterable[Check], directive: str, facts: Iterable[NoteFa
     lines, last = [], ""
     for check in checks:
         if facts is not None:
-            limited = re.sub(r" ([<>]=?) ", lambda sign: f" {_LIMITS[sign[1]]} ", check.comparison)
-            check = replace(check, comparison=limited)
-        value, _, rest = check.comparison.partition(" ")
-        figure = f"{check.what} {value}"
-        is_more = figure == last and re.match("[<>]|min |max ", rest)
-        lines.append(str(check).removeprefix(f"{figure} ") if is_more else str(check))
+            check = replace(check, sign=_LIMITS.get(check.sign, check.sign))
+        figure = f"{check.what} {check.figure} "
+        is_more = figure == last and " " not in check.figure  # one with its working has it on every line
+        lines.append(str(check).removeprefix(figure) if is_more else str(check))
         last = figure
     return "\n".join([*stated, "Checks:", *(lines or ["none"]), "Directive:", directive])
 

@@ -5,29 +5,15 @@ overall requirement. What follows from a fact of the note that applies comes aft
 never has to know which line to leave out: it copies a figure, compares it, and writes the verdict.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from xbrl.answers.answers import Check
 from xbrl.read.filed_report import CellKey, Report
-from xbrl.read.render import PURE, format_figure, format_limit, round_beside, short_label
+from xbrl.read.render import PURE, format_figure, format_limit, short_label
 from xbrl.rules.findings import note_rules
-from xbrl.rules.note_facts import (
-    BUFFER,
-    CAPITAL,
-    CET1,
-    COUNTED,
-    LARGEST_SHARE,
-    LCR,
-    OUTFLOW,
-    SHARE,
-    TREA,
-    NoteFact,
-    amount_in,
-    capital_limits,
-    connected_shares,
-)
-from xbrl.rules.reported_figures import Figures, index_facts, read_figure, row_keys
+from xbrl.rules.note_facts import LARGEST_SHARE, SHARE, NoteFact, Step, is_waived, steps
+from xbrl.rules.reported_figures import index_facts, read_figure, row_keys
 from xbrl.rules.rules import RuleResult
 
 # Relation of a limit -> sign if met, if missed
@@ -57,17 +43,18 @@ def check_of(result: RuleResult) -> Check:
     if parts:
         value = f"{_quotient(*(part.value for part in parts if isinstance(part.value, Decimal)))} = {value}"
     what = f"{short_label(result.cell)} {result.row}".strip()
-    comparison = f"{value} {SIGNS[result.relation][is_missed]} {limit}"
-    return Check(what, comparison, result.rule_id, short_legal(result.legal)) if is_missed else Check(what, comparison)
+    verdict = (result.rule_id, short_legal(result.legal)) if is_missed else ()
+    return Check(what, value, SIGNS[result.relation][is_missed], limit, *verdict)
 
 
 def compared(what: str, value: Decimal, limit: Decimal, rule_id: str, working: str = "") -> Check:
     """The check of a ratio against the limit of a rule of notes. `working` stands before the ratio: `14% + 13%`."""
     rule = note_rules()[rule_id]
     is_missed = value < limit if rule.relation == "min" else value > limit
-    printed = f"{working} = {percent(value)}" if working else percent(value)
-    comparison = f"{printed} {SIGNS[rule.relation][is_missed]} {format_limit(limit, 'xbrli:pure')}"
-    return Check(what, comparison, rule_id, short_legal(rule.legal)) if is_missed else Check(what, comparison)
+    figure = f"{working} = {percent(value)}" if working else percent(value)
+    sign, printed = SIGNS[rule.relation][is_missed], format_limit(limit, "xbrli:pure")
+    verdict = (rule_id, short_legal(rule.legal)) if is_missed else ()
+    return Check(what, figure, sign, printed, *verdict)
 
 
 def report_checks(report: Report, results: Sequence[RuleResult]) -> list[Check]:
@@ -81,69 +68,33 @@ def report_checks(report: Report, results: Sequence[RuleResult]) -> list[Check]:
     for key in sorted(row_keys(figures, [SHARE])):  # the engine has no results for clients within the limit
         share = read_figure(figures, SHARE, key)
         if isinstance(share.value, Decimal):
-            within = Check(f"{short_label(SHARE)} {share.row}", f"{percent(share.value)} <= {percent(LARGEST_SHARE)}")
+            within = Check(f"{short_label(SHARE)} {share.row}", percent(share.value), "<=", percent(LARGEST_SHARE))
             found.setdefault(SHARE, []).append(above.get(share.row, within))
     return [check for cell in sorted(found) for check in found[cell]]
 
 
-def fact_checks(report: Report, facts: Iterable[NoteFact]) -> Iterator[Check]:
-    """The checks of what follows from the facts of a note: `note_facts.consequences`, step by step.
-
-    The requirements on capital are compared from the most severe one on, and end with the first that is missed.
-    """
-    figures = index_facts(report)
-    applying = [fact for fact in dict.fromkeys(facts) if fact.applies]
-    is_waived = any(fact.kind == "waiver" for fact in applying)
-    amounts = {kind: sum(fact.amount or 0 for fact in applying if fact.kind == kind) for kind in COUNTED}
-    for kind, amount in amounts.items():
-        cell = BUFFER if kind == "pledged" else CET1
-        reported = amount_in(figures, cell)
-        if not amount or reported is None:
+def fact_checks(report: Report, facts: Sequence[NoteFact]) -> Iterator[Check]:
+    """The checks of what follows from the facts of a note, step by step (`note_facts.steps`)."""
+    for step in steps(report, facts):
+        if isinstance(step, str) or step.value is None or step.limit is None:
             continue
-        rule = note_rules()[COUNTED[kind]]
-        whole, less, left = in_one_unit(reported, Decimal(amount), reported - amount)
-        yield Check(short_label(cell), f"{whole} - {less} = {left}", rule.id, short_legal(rule.legal))
-        outflow = amount_in(figures, OUTFLOW)
-        if kind != "pledged":
-            yield from _capital_checks(figures, CAPITAL[kind], Decimal(sum(amounts[one] for one in CAPITAL)))
-        elif outflow and not is_waived:
-            value, _ = round_beside((reported - amount) / outflow, Decimal(1))
-            yield compared(short_label(LCR), value, Decimal(1), "LCR_PLEDGED", _quotient(reported - amount, outflow))
-    for fact in applying:
-        found = connected_shares(figures, fact) if fact.kind == "connected" else ""
-        if not isinstance(found, str):
-            shares, limit = found
-            working = " + ".join(percent(share) for _, share in shares)
-            what = f"{short_label(SHARE)} {shares[0][0]}"  # where the finding stands
-            yield compared(what, sum((share for _, share in shares), Decimal(0)), limit, "LE_CONNECTED", working)
-    if is_waived:
-        yield Check("Waiver", "", "lifts LCR_MIN", "CRR Art. 8")
+        what, rule = f"{short_label(step.cell)} {step.row}".strip(), note_rules()[step.rule]
+        if rule.counted:
+            whole, less, left = in_one_unit(step.value, step.value - step.limit, step.limit)
+            yield Check(what, f"{whole} - {less} = {left}", verdict=rule.id, legal=short_legal(rule.legal))
+        else:
+            yield compared(what, step.value, step.limit, step.rule, _working(step))
+    if is_waived(facts):
+        yield Check("Waiver", verdict="lifts LCR_MIN", legal="CRR Art. 8")
 
 
-def _capital_checks(figures: Figures, rule: str, amount: Decimal) -> Iterator[Check]:
-    """The capital ratios without an amount, each against the same requirement, up to the first that misses it.
-
-    The requirement is the most severe one that is missed (minimum, TSCR, overall), or the last one if all are met.
-    """
-    trea = amount_in(figures, TREA)
-    if not trea:
-        return
-    limits = [
-        (suffix, row, capital, limit)
-        for suffix, row, capital, limit in capital_limits(figures, trea)
-        if capital is not None and limit is not None
-    ]
-    missed = [suffix for suffix, _, capital, limit in limits if (capital - amount) / trea < limit]
-    level = missed[0] if missed else limits[-1][0] if limits else ""
-    for _, row, capital, limit in (one for one in limits if one[0] == level):
-        left = capital - amount
-        value, _ = round_beside(left / trea, limit)
-        whole, less, rest, exposure = (one.partition(" ")[0] for one in in_one_unit(capital, amount, left, trea))
-        taken_off = "" if row == "r0010" else f"{whole} - {less} = {rest}, "  # CET1 has a line of its own for that
-        what = short_label(("C_03.00", row, "c0010"))
-        yield compared(what, value, limit, rule + level, f"{taken_off}{rest} / {exposure}")
-        if left / trea < limit:
-            return
+def _working(step: Step) -> str:
+    """What the value of a step is made of: `14% + 13%`, `560610 / 639790`, `120 - 10 = 110, 110 / 1000`."""
+    if step.kind == "connected":
+        return " + ".join(map(percent, step.parts))
+    *taken_off, above, below = (amount.partition(" ")[0] for amount in in_one_unit(*step.parts))
+    is_new = taken_off and step.cell[1] != "r0010"  # CET1 has a line of its own for that
+    return (f"{' - '.join(taken_off)} = {above}, " if is_new else "") + f"{above} / {below}"
 
 
 def _quotient(above: Decimal, below: Decimal) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from common.errors import UserError
 from xbrl.answers.answer_reader import parse_answer, read_facts
 from xbrl.answers.note_scores import score_notes
-from xbrl.answers.scores import check_scored_fields, labelled, labels_of, micro_f1, note_f1, score_facts, true_answers
+from xbrl.answers.scores import labelled, labels_of, micro_f1, note_f1, score_facts, true_answers
 
 WHERE = "the validation data"
 
@@ -16,9 +16,8 @@ def scores(answers: Sequence[str], examples: Sequence[dict]) -> dict[str, float]
     `note_f1` is the F1 of kind and applies of the facts of notes (`note_scores.score_notes`) where answers state them, else
     that of the rules that notes decide; absent if notes decide nothing. All are as in `scores.score_answers`.
 
-    Raises UserError, with the example, as `true_answers` and `check_scored_fields` do, or if no example has violations.
+    Raises UserError, with the example, as `true_answers` does, or if no example has violations.
     """
-    check_scored_fields(examples, WHERE)
     true = true_answers(examples, WHERE)
     if true is None:
         raise UserError(

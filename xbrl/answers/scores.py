@@ -30,12 +30,10 @@ def score_answers(
     fitted on `training`, the training split, if given; see `baselines.baseline_predictions` for `validation` and `probe`.
     Examples of another task, without violations, are scored by `rouge.score_whole_answers` instead.
 
-    Raises `UserError` as `true_answers` and `check_scored_fields` do; it names the file `where` or `train_where`.
+    Raises `UserError` as `true_answers` does; it names the file `where` or `train_where`.
     """
     from xbrl.answers.baselines import score_baselines  # which uses the scores of this module
 
-    check_scored_fields(examples, where)
-    check_scored_fields(training or (), train_where)
     true = true_answers(examples, where)
     if true is None:
         return score_whole_answers(examples, texts)
@@ -102,8 +100,10 @@ def true_answers(examples: Sequence[dict], where: str) -> list[Answer] | None:
 
     Violations come from the example's field `violations`, or else from the assistant's last message; facts from that message.
 
-    Raises `UserError` if only some of the examples have violations; it names the file `where` and the first of the others.
+    Raises `UserError` as `check_scored_fields` does, and if only some of the examples have violations; it names the file `where`
+    and the first of the others.
     """
+    check_scored_fields(examples, where)
     answers = [_true_answer(example) for example in examples]
     known = [answer for answer in answers if answer]
     if known and len(known) < len(answers):

@@ -39,14 +39,9 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def compare(before: dict, after: dict) -> str:
-    """`eval.report.compare` with all figures of this task."""
-    return report.compare(before, after, figures)
-
-
 def full_report(result: dict, before: dict | None, show: int) -> str:
     """The table, the comparison with an earlier result if there is one, and the first `show` answers."""
-    parts = [table(result)] + ([compare(before, result)] if before else [])
+    parts = [table(result)] + ([report.compare(before, result, figures)] if before else [])
     parts += [one_answer(result, index) for index in range(min(show, len(result.get("answers", ()))))]
     return "\n\n".join(parts)
 

@@ -197,10 +197,10 @@ def note_checks(note: HandNote) -> list[Check]:
     (fact,), figure = note.facts, note.states["figure"]
     stated = f"{fact.quote}, so {SUBJECTS[fact.kind][not fact.applies]}"
     if not fact.applies:
-        return [Check(stated, "")]
+        return [Check(stated)]
     if fact.kind == "waiver":
-        return [Check(stated, "", "lifts LCR_MIN", "CRR Art. 8")]
+        return [Check(stated, verdict="lifts LCR_MIN", legal="CRR Art. 8")]
     if fact.kind == "connected":
         return [compared(stated, figure, LARGEST_SHARE, "LE_CONNECTED")]
-    counted = Check(stated, "", "PLEDGED_COUNTED", short_legal(note_rules()["PLEDGED_COUNTED"].legal))
+    counted = Check(stated, verdict="PLEDGED_COUNTED", legal=short_legal(note_rules()["PLEDGED_COUNTED"].legal))
     return [counted, compared("LCR without them", figure, Decimal(1), "LCR_PLEDGED")]

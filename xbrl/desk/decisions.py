@@ -64,7 +64,7 @@ def read_notes(
                 facts=tuple(own[note]),
                 if_so=[csv_line(replace(one, note=note.id)) for one in follows if one.kind in applying],
                 if_not=csv_line(Finding(report.entity, report.period, "", "benign", kind=kind, note=note.id)),
-                open=[*undecided(report, results, own[note]), *_odd(own[note], note, report.period)],
+                open=[*undecided(report, own[note]), *_odd(own[note], note, report.period)],
             )
         )
     return read, left
@@ -102,7 +102,7 @@ def limits_without(report: Report, results: Sequence[RuleResult], decisions: Seq
     "met"; "unknown" if figures or the amount are missing; "waived" if the bank need not meet the limit. The finding stands in
     each case, for the reported figure is wrong: the letter says what was checked beyond that.
     """
-    unknown = undecided(report, results, facts_of(decisions))
+    unknown = undecided(report, facts_of(decisions))
     open_kinds = {note_rules()[sentence.partition(":")[0]].kind for sentence in unknown}
     violated = [one.note_rule for one in decisions if one.state == "violated" and one.note_rule]
     lifted = any(one.state == "lifted" and one.rule in WAIVED for one in decisions)

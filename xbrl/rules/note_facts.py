@@ -56,30 +56,56 @@ class NoteFact:
     quote: str = ""  # the words of the note that prove it
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step from a fact to what follows: a figure without the amount, or what is left compared with a limit.
+
+    Of a rule `..._COUNTED`, `value` is the reported figure and `limit` the figure without the amount; each is None if it is not
+    known. `parts` is what another value is made of: liquid assets that are left and outflow; capital, amount, capital that is
+    left and risk exposure; the shares of clients.
+    """
+
+    rule: str
+    kind: str  # of the fact
+    cell: CellKey
+    value: Decimal | None
+    limit: Decimal | None
+    is_missed: bool = True
+    parts: tuple[Decimal, ...] = ()
+    row: str = ""  # key of the row in an open table
+
+
 def consequences(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> list[Finding]:
     """What follows from the facts, in the order of `KINDS`: findings "violated" or "lifted", as in findings.csv.
 
-    `results` are those of the engine on the same report. A finding `..._COUNTED` has the cell that counts the amount, the
-    reported value, and as its limit the value without the amount; both are None if they cannot be computed. `undecided`
-    says what could not be computed, and why.
+    `results` are those of the engine on the same report. `undecided` says what could not be computed, and why.
     """
-    return [one for one in _judge(report, results, facts) if isinstance(one, Finding)]
+    facts, case = list(facts), (report.entity.partition(".")[0], report.period)
+    found = [
+        Finding(*case, one.rule, "violated", cell_name(one.cell, one.row), one.value, one.limit, kind=one.kind)
+        for one in steps(report, facts)
+        if isinstance(one, Step) and one.is_missed
+    ]
+    if is_waived(facts) and any(result.rule_id == "LCR_MIN" and result.state == "violated" for result in results):
+        found.append(Finding(*case, "LCR_MIN", "lifted", cell_name(LCR), legal="CRR Art. 8", kind="waiver"))
+    return found
 
 
-def undecided(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> list[str]:
+def undecided(report: Report, facts: Iterable[NoteFact]) -> list[str]:
     """What the figures of the report do not decide, one sentence each, which begins with the rule."""
-    return [one for one in _judge(report, results, facts) if isinstance(one, str)]
+    return [one for one in steps(report, facts) if isinstance(one, str)]
 
 
-def _judge(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> Iterator[Finding | str]:
+def is_waived(facts: Iterable[NoteFact]) -> bool:
+    """Whether the bank need not meet the liquidity coverage requirement."""
+    return any(fact.kind == "waiver" and fact.applies for fact in facts)
+
+
+def steps(report: Report, facts: Iterable[NoteFact]) -> Iterator[Step | str]:
+    """The steps from the facts that apply to what follows, in the order of `KINDS`; a sentence where the figures do not decide."""
     figures = index_facts(report)
     applying = [fact for fact in dict.fromkeys(facts) if fact.applies]
     amounts = {kind: [fact.amount for fact in applying if fact.kind == kind] for kind in COUNTED}
-    waived = any(fact.kind == "waiver" for fact in applying)
-
-    def finding(rule: str, kind: str, cell: str, value: Decimal | None, limit: Decimal | None) -> Finding:
-        return Finding(report.entity.partition(".")[0], report.period, rule, "violated", cell, value, limit, kind=kind)
-
     for kind in (kind for kind in COUNTED if amounts[kind]):
         counting = BUFFER if kind == "pledged" else CET1
         together = ("pledged",) if kind == "pledged" else tuple(CAPITAL)  # one ratio loses both of these
@@ -87,28 +113,31 @@ def _judge(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFa
         total = _total([amount for other in together for amount in amounts[other]])
         why = _why_unknown(figures, counting, own)
         without = None if reported is None or own is None or why else reported - own
-        yield finding(COUNTED[kind], kind, cell_name(counting), reported, without)
+        yield Step(COUNTED[kind], kind, counting, reported, without)
         if why or total is None:
             yield f"{COUNTED[kind]}: {why or 'another amount is not stated'}; what is left is not known"
         elif kind != "pledged":
-            missed = _capital(figures, CAPITAL[kind], total)
-            yield from (one if isinstance(one, str) else finding(one[0], kind, *one[1:]) for one in missed)
-        elif not waived:
-            outflow = amount_in(figures, OUTFLOW)
+            yield from _capital(figures, kind, total)
+        elif not is_waived(applying):
+            left, outflow = (reported or Decimal(0)) - total, amount_in(figures, OUTFLOW)
             if not outflow or outflow < 0:
                 yield f"LCR_PLEDGED: {cell_name(OUTFLOW)} is not reported or not above 0"
-            elif ((reported or 0) - total) / outflow < 1:
-                value, _ = round_beside(((reported or Decimal(0)) - total) / outflow, Decimal(1))
-                yield finding("LCR_PLEDGED", kind, cell_name(LCR), value, Decimal(1))
+            else:
+                yield _ratio_step("LCR_PLEDGED", kind, LCR, Decimal(1), (left, outflow))
     for fact in (fact for fact in applying if fact.kind == "connected"):
         found = connected_shares(figures, fact)
         if isinstance(found, str):
             yield found
-        elif (total := sum((share for _, share in found[0]), Decimal(0))) > found[1]:
-            yield finding("LE_CONNECTED", "connected", cell_name(SHARE, found[0][0][0]), total, found[1])
-    if waived and any(result.rule_id == "LCR_MIN" and result.state == "violated" for result in results):
-        entity = report.entity.partition(".")[0]
-        yield Finding(entity, report.period, "LCR_MIN", "lifted", cell_name(LCR), legal="CRR Art. 8", kind="waiver")
+        else:
+            shares, limit = tuple(share for _, share in found[0]), found[1]
+            total = sum(shares, Decimal(0))
+            yield Step("LE_CONNECTED", fact.kind, SHARE, total, limit, total > limit, shares, row=found[0][0][0])
+
+
+def _ratio_step(rule: str, kind: str, cell: CellKey, limit: Decimal, parts: tuple[Decimal, ...]) -> Step:
+    """The comparison of a ratio with its minimum; the last two of `parts` are divided."""
+    ratio = parts[-2] / parts[-1]
+    return Step(rule, kind, cell, round_beside(ratio, limit)[0], limit, ratio < limit, parts)
 
 
 def amount_in(figures: Figures, cell: CellKey) -> Decimal | None:
@@ -134,32 +163,32 @@ def _why_unknown(figures: Figures, cell: CellKey, amount: Decimal | None) -> str
     return f"the amount is larger than {cell_name(cell)}" if amount > reported else ""
 
 
-def _capital(
-    figures: Figures, rule: str, amount: Decimal
-) -> Iterator[tuple[str, str, Decimal | None, Decimal | None] | str]:
-    """The most severe requirement that is missed without the amount: (rule, cell, ratio, requirement).
+def _capital(figures: Figures, kind: str, amount: Decimal) -> Iterator[Step | str]:
+    """The capital ratios without the amount, each against one requirement, up to the first that misses it.
 
-    The legal order is minimum, TSCR, overall requirement; within an order CET1 comes first, then Tier 1, then total capital.
+    The requirement is the most severe one that is missed, or the last one if all are met. The legal order is minimum, TSCR,
+    overall requirement; within an order CET1 comes first, then Tier 1, then total capital.
     """
-    trea = amount_in(figures, TREA)
+    trea, rule = amount_in(figures, TREA), CAPITAL[kind]
     if not trea or trea < 0:
         yield f"{rule}: {cell_name(TREA)} is not reported or not above 0"
         return
-    for suffix, row, capital, limit in capital_limits(figures, trea):
-        if capital is None and suffix == "_MIN":
-            yield f"{rule}: {cell_name(LEGS[row][0])} is not reported"
-        if capital is not None and limit is not None and (capital - amount) / trea < limit:
-            value, _ = round_beside((capital - amount) / trea, limit)
-            yield rule + suffix, cell_name(("C_03.00", row, "c0010")), value, limit
-            return
-
-
-def capital_limits(figures: Figures, trea: Decimal) -> Iterator[tuple[str, str, Decimal | None, Decimal | None]]:
-    """(end of the rule, row of the ratio in C 03.00, capital, requirement), the most severe one first; None: not reported."""
+    last: list[Step] = []
     for order, suffix in enumerate(LIMIT_RULES):
+        level = []
         for row, (numerator, minimum, tscr, overall, _) in LEGS.items():
+            capital = amount_in(figures, numerator)
             limit = (minimum, _ratio(figures, tscr), _overall(figures, tscr, overall, trea))[order]
-            yield suffix, row, amount_in(figures, numerator), limit
+            if capital is None and suffix == "_MIN":
+                yield f"{rule}: {cell_name(numerator)} is not reported"
+            if capital is not None and limit is not None:
+                parts = (capital, amount, capital - amount, trea)
+                level.append(_ratio_step(rule + suffix, kind, ("C_03.00", row, "c0010"), limit, parts))
+                if level[-1].is_missed:
+                    yield from level
+                    return
+        last = level or last
+    yield from last
 
 
 def limit_rule(result: RuleResult) -> str:

@@ -96,14 +96,14 @@ def shown(answer) -> list[str]:
 
 def test_checks_are_read_and_a_lifted_rule_is_no_violation():
     checks = [
-        Check("LCR", "93% < 100%", "LCR_MIN", "CRR Art. 412(1)"),
-        Check("Tier 1 ratio", "3.7% > 3%"),
-        Check("Pledged assets", "104% - 9% = 95% < 100%", "LCR_PLEDGED", "Delegated Reg. (EU) 2015/61 Art. 7(2)"),
-        Check("Clients", "14% + 13% = 27% > 25%", "LE_CONNECTED", "CRR Art. 395(1)"),
-        Check("Received", "2026-05-20 > 2026-05-12", "LATE", "ITS (EU) 2024/3117 Art. 2"),
-        Check("Waiver", "", "lifts LCR_MIN", "CRR Art. 8"),
-        Check("Guidance", ""),
-        Check("NSFR", "93% < 100%", "NSFR_MIN"),  # an article is optional here
+        Check("LCR", "93%", "<", "100%", "LCR_MIN", "CRR Art. 412(1)"),
+        Check("Tier 1 ratio", "3.7%", ">", "3%"),
+        Check("Pledged assets", "104% - 9% = 95%", "<", "100%", "LCR_PLEDGED", "Delegated Reg. (EU) 2015/61 Art. 7(2)"),
+        Check("Clients", "14% + 13% = 27%", ">", "25%", "LE_CONNECTED", "CRR Art. 395(1)"),
+        Check("Received", "2026-05-20", ">", "2026-05-12", "LATE", "ITS (EU) 2024/3117 Art. 2"),
+        Check("Waiver", verdict="lifts LCR_MIN", legal="CRR Art. 8"),
+        Check("Guidance"),
+        Check("NSFR", "93%", "<", "100%", "NSFR_MIN"),  # an article is optional here
     ]
     answer = parse_answer(write_checks(checks, "To the Board"))
     assert answer.rule_ids == ("LCR_PLEDGED", "LE_CONNECTED", "LATE", "NSFR_MIN") and answer.void == 0

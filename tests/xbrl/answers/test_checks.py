@@ -11,7 +11,7 @@ from xbrl.answers.answers import Check, write_checks
 from xbrl.answers.checks import check_of, fact_checks, in_one_unit, report_checks
 from xbrl.corpus.report_figures import short_rules
 from xbrl.read.filed_report import Fact, Report
-from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, SHARE, TREA, NoteFact
+from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, SHARE, TREA, NoteFact, consequences
 from xbrl.rules.rules import RuleResult, evaluate
 
 C_03 = [("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 140, 150, 130, 170, 180, 160)]
@@ -78,7 +78,10 @@ def test_every_limit_of_every_figure_in_the_order_of_the_report_before_the_verdi
     assert write_checks([], "x", []) == "Note:\nnone\nChecks:\nnone\nDirective:\nx"
     # Both forms say the same.
     assert parse_answer(write_checks(checks, "x", [])).claims == parse_answer(write_checks(checks, "x")).claims
-    amounts = [Check("CET1", "90 mn < 1.2 bn", "CET1_AMOUNT", "CRR Art. 92"), Check("CET1", "90 mn >= 80 mn")]
+    amounts = [
+        Check("CET1", "90 mn", "<", "1.2 bn", "CET1_AMOUNT", "CRR Art. 92"),
+        Check("CET1", "90 mn", ">=", "80 mn"),
+    ]
     assert "CET1 90 mn min 1.2 bn: CET1_AMOUNT, CRR Art. 92" in write_checks(amounts, "x", [])
     assert parse_answer(write_checks(amounts, "x", [])).claims == parse_answer(write_checks(amounts, "x")).claims
 
@@ -101,6 +104,15 @@ def test_pledged_assets_leave_the_buffer_and_the_ratio():
     waived = lines(make_report(), fact("pledged", 41_000_000), fact("waiver"))
     assert len(waived) == 2 and waived[1] == "Waiver: lifts LCR_MIN, CRR Art. 8"
     assert lines(make_report(), replace(fact("pledged", 41_000_000), applies=False)) == []
+
+
+def test_a_check_names_no_rule_that_does_not_follow_by_law():
+    """What is left is not known: the note states no amount, or more than is reported, or the bank reports in another currency."""
+    report, more = make_report(), fact("pledged", 700_000_000)
+    abroad = replace(report, facts=tuple(replace(one, unit="iso4217:CZK") for one in report.facts))
+    for filed, stated in ((report, fact("pledged")), (report, more), (abroad, fact("pledged", 41_000_000))):
+        (counted,) = consequences(filed, evaluate(filed), [stated])
+        assert (counted.rule, counted.limit, lines(filed, stated)) == ("PLEDGED_COUNTED", None, [])
 
 
 @pytest.mark.parametrize(

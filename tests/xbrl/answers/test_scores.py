@@ -5,6 +5,7 @@ import pytest
 from common.errors import UserError
 from eval.asked_examples import UNREADABLE
 from xbrl.answers.answer_reader import Answer, parse_answer
+from xbrl.answers.baselines import baseline_tasks
 from xbrl.answers.scores import (
     check_scored_fields,
     decided_by_notes,
@@ -265,3 +266,5 @@ def test_a_mistake_names_the_file_the_example_and_the_field(field, value, messag
         examples = [GOOD if training else GOOD | {field: value}]
         with pytest.raises(UserError, match=f"^{where}, example a: .*{message}"):
             score_answers(examples, [CLEAN], "test.jsonl", training, "train.jsonl")
+    with pytest.raises(UserError, match=f"^mine, example a: .*{message}"):
+        baseline_tasks([GOOD | {field: value}], None, "mine")

@@ -2,9 +2,10 @@
 
 import copy
 
+from eval.report import compare
 from tests.eval.tables import cells
 from xbrl.answers.baselines import COMPOSED
-from xbrl.answers.tables import compare, one_answer, table
+from xbrl.answers.tables import figures, one_answer, table
 
 RESULT = {
     **{"model": "runs/x/export", "data": "test.jsonl", "data_sha256": "ab", "n_examples": 2, "general_source": None},
@@ -85,7 +86,7 @@ def test_compare_shows_both_results_and_the_change():
     after = copy.deepcopy(RESULT)
     after["violations"]["micro"]["f1"] = 0.9
     after["general"] = {"perplexity": 11.5, "perplexity_per_byte": 1.8, "tokens": 8756}
-    text = compare(RESULT, after)
+    text = compare(RESULT, after, figures)
     assert cells(text, "before") == ["before", "after", "change", "95% interval", "N"]
     # The change comes from the answers, which are the same in both results, not from the F1 changed above.
     f1 = ["violations F1 (micro)", "0.600", "0.900", "+0.0000", "+0.0000 to +0.0000", "3 violations in 2 reports"]

@@ -127,7 +127,7 @@ def test_connected_clients_are_found_by_name_or_code_and_added():
         ]
     small = filed({}, (CLIENTS[0], ("BB2", "Delta Bitumen S.A.", "11%", "eba_qTE:qx2001")))
     assert found(small, fact("connected", who=("AA1", "BB2"))) == []  # 25% is not above 25%
-    (reason,) = undecided(report, [], [fact("connected", who=("Delta Oil", "Delta Gas"))])
+    (reason,) = undecided(report, [fact("connected", who=("Delta Oil", "Delta Gas"))])
     assert reason == "LE_CONNECTED: Delta Gas has no row in C 28.00"
 
 
@@ -159,8 +159,8 @@ def test_what_cannot_be_computed_is_said_and_the_figure_is_wrong_all_the_same():
     ):  # fmt: skip
         (counted,) = consequences(report, evaluate(report), [given])
         assert counted.limit is None and counted.rule.endswith("_COUNTED")
-        assert reason in undecided(report, [], [given])[0]
+        assert reason in undecided(report, [given])[0]
         result = apply_findings(evaluate(report), [counted])[-1]
         assert (result.rule_id, result.limit) == (counted.rule, None)
     no_outflow = filed({BUFFER: 1_000_000})
-    assert undecided(no_outflow, [], [fact("pledged", "0.5")])[0].startswith("LCR_PLEDGED: C 76.00.a r0020 c0010")
+    assert undecided(no_outflow, [fact("pledged", "0.5")])[0].startswith("LCR_PLEDGED: C 76.00.a r0020 c0010")
