@@ -14,9 +14,7 @@ from typing import Any
 
 Cell = str  # "C 03.00 r0010 c0010"; in an open table the row is its key
 Complaint = tuple[str, str]  # its case, and a sentence
-Tested = tuple[
-    tuple[str, ...], Decimal, str
-]  # rules; by how much the limit is missed, below 0 if it is met; a sentence
+Tested = tuple[tuple[str, ...], Decimal, str]  # rules, by how much their limit is missed (below 0: met), a sentence
 
 # Of CET1, Tier 1 and total capital: name in rules, minimum (CRR Art. 92(1)), rows in C 03.00 of the ratio, of TSCR and of the
 # overall requirement (CRD Art. 104a, 141a), row of the capital in C 01.00.
@@ -388,11 +386,8 @@ def _derived(printed: Printed) -> Iterator[Tested]:
             continue
         value, part, buffer, trea = (number or Decimal(0) for number in numbers)
         missed_by = _beyond(part + buffer / trea - value, Decimal("0.0002"))  # rounding of two ratios to four places
-        yield (
-            (() if leg == "TC" else (f"CBR_{leg}",)),
-            missed_by,
-            f"{ratio} is {value} beside {part} + {buffer} / {trea}",
-        )
+        rules = () if leg == "TC" else (f"CBR_{leg}",)
+        yield rules, missed_by, f"{ratio} is {value} beside {part} + {buffer} / {trea}"
 
 
 def _liquidity(printed: Printed) -> Iterator[Tested]:
@@ -408,14 +403,9 @@ def _liquidity(printed: Printed) -> Iterator[Tested]:
 
 def _exposures(printed: Printed) -> Iterator[Tested]:
     """The exposure that is the furthest above its limit, or the least below."""
-    shares = _column(printed.numbers, "C 28.00", "c350")
-    beyond = [(share - _limit(printed, client), client) for client, share in shares.items()]
-    for missed_by, client in sorted(beyond)[-1:]:
-        yield (
-            ("LE_LIMIT",),
-            missed_by,
-            f"exposure to {client} is {shares[client]} of Tier 1, {missed_by} above its limit",
-        )
+    shares = _column(printed.numbers, "C 28.00", "c350").items()
+    for missed_by, client in sorted((share - _limit(printed, client), client) for client, share in shares)[-1:]:
+        yield ("LE_LIMIT",), missed_by, f"exposure to {client} is {missed_by} of Tier 1 above its limit"
 
 
 def _beyond(difference: Decimal, tolerance: Decimal) -> Decimal:
