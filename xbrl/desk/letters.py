@@ -264,7 +264,7 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
         own = blocks.has("measures", result.rule_id)
         name = result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_")
         groups.setdefault(name, []).append(result)
-    fields, texts = {"deadline": blocks.deadline(measure.deadline_days)}, []
+    fields, texts = {"deadline": blocks.deadline(measure.deadline_days), "several": False}, []
     parts = ["order"] if short else ["order", "detail"]
     if not short and measure.urgency == 2:
         parts.append("urgent")
@@ -272,6 +272,7 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
         parts.append("owners")
         fields["owners_deadline"] = blocks.deadline(measure.owners_days)
     for name, results in groups.items():
+        fields["several"] = bool(blocks.thousands) and len(results) > 1  # models learn one form of the sentence
         cells = (cell for result in results for cell in (result.cell, *_nil(result, blocks)))
         tables = dict.fromkeys(table_name(cell[0]) for cell in cells if cell[0])
         fields["templates"] = blocks.listed(list(tables)) or blocks.text("text", "report")

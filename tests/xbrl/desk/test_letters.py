@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, SMALL, read, record
+from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, OTHER_CLIENT, PERIOD, SMALL, read, record
 from tests.xbrl.rules.figures import report_of
 from xbrl.answers.answers import write_violation
 from xbrl.desk import letters
@@ -158,6 +158,18 @@ def test_an_objection_suspends_what_the_law_does_not_make_effective_at_once(resu
         assert f"{said}\nRe" in text
     assert "schriftlich oder zur Niederschrift" in text  # § 70(1) VwGO; without it the term is a year (§ 58(2))
     assert "does not suspend the measures.\n" in write_letter(found, NAMED, PERIOD, grouped=True)
+
+
+def test_an_order_on_two_exposures_is_on_each_of_them(tmp_path):
+    """An administrative act must be definite (§ 37(1) VwVfG): `the exposure` is none of two."""
+    for share, english, german in (
+        ("0.08", "Reduce the exposure to the limit within", "Gewähren Sie diesem Kunden"),
+        ("0.30", "Reduce each of these exposures to the limit within", "Gewähren Sie diesen Kunden"),
+    ):
+        found = violations(evaluate(read(tmp_path / share, {CLIENT: "0.27", OTHER_CLIENT: share})))
+        for language, said in (("en", english), ("de", german)):
+            assert said in write_letter(found, NAMED, PERIOD, language=language, grouped=True)
+        assert "Reduce the exposure to the limit" in write_letter(found, NAMED, PERIOD)  # as models have learned it
 
 
 def test_a_clean_letter_orders_nothing_and_an_excess_is_never_nil(tmp_path):
