@@ -337,7 +337,7 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     if result.guidance:
         parts.append(blocks.text("text", "guidance", guidance=result.guidance))
     subject, order, *_ = requirement_of(result)
-    parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}"))
+    parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}", is_signed=bool(blocks.thousands)))
     return " ".join(filter(None, parts))
 
 

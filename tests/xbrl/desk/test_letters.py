@@ -160,6 +160,16 @@ def test_an_objection_suspends_what_the_law_does_not_make_effective_at_once(resu
     assert "does not suspend the measures.\n" in write_letter(found, NAMED, PERIOD, grouped=True)
 
 
+def test_profit_is_capital_with_our_permission_or_once_it_is_decided():
+    """CRR Art. 26(2) asks for the permission before the formal decision on the profit of the year only."""
+    counted = finding("PROFIT_COUNTED", CET1_AMOUNT, 300_000_000, 250_000_000)
+    signed, german = (write_letter([counted], NAMED, PERIOD, language=one, grouped=True) for one in LANGUAGES)
+    assert "Before a formal decision confirms" in signed and "förmlich festgestellt" in german
+    assert "Profit is not capital before we permit it." in write_letter(
+        [counted], NAMED, PERIOD
+    )  # as models learned it
+
+
 def test_an_order_on_two_exposures_is_on_each_of_them(tmp_path):
     """An administrative act must be definite (§ 37(1) VwVfG): `the exposure` is none of two."""
     for share, english, german in (
