@@ -63,7 +63,8 @@ MET = re.compile(
     re.IGNORECASE,
 )
 CELL = re.compile(r"\b[CF] ?\d\d\.\d\d(\.\w)? r\d{3,4} c\d{3,4}\b")
-MARGIN = re.compile(r"\bsmallest margin\b|\bkleinste Abstand\b", re.IGNORECASE)  # a line on a requirement that is met
+# A line on requirements that are met, or that the figures do not decide.
+NO_OBJECTION = re.compile(r"\bsmallest margin\b|\bkleinste Abstand\b|^Not tested\b|^Nicht geprüft\b", re.IGNORECASE)
 NOT_MET = re.compile(r"\b(not|nor|never|fail(s|ed)?|misse[sd]|below|until|nicht|unter)\b", re.IGNORECASE)
 # Of differences in percentage points, none.
 PERCENTAGE = re.compile(r"(?<![\d.,])(-?\d+(?:[.,]\d+)?) ?(?:%|per ?cent\b|Prozent\b)(?! ?(?:points?|-?[Pp]unkte?)\b)")
@@ -321,7 +322,7 @@ def find_disagreements(letter: str, results: Sequence[RuleResult], violated: Seq
 
     `results` are those of the engine, `violated` the labels, which findings.csv may have changed.
     """
-    parts = sentences("\n".join(line for line in letter.splitlines() if not MARGIN.search(line)))
+    parts = sentences("\n".join(line for line in letter.splitlines() if not NO_OBJECTION.search(line)))
     objections = "\n".join(part for part in parts if NOT_MET.search(part) or not MET.search(part))
     demands, approves = DEMAND.search(objections), APPROVAL.search(letter)
     found = []

@@ -97,7 +97,8 @@ def write_letter(
     more = {name: cited(getattr(context, name)) for name in ("margins", "triggers", "untested")}
     context, day = replace(context, **more), datetime.date.fromisoformat(date)
     hearing, objection = law.row["hearing"], law.row["objection"]
-    months = blocks.text("months", str(objection["months"]))
+    months, suspends = blocks.text("months", str(objection["months"])), objection["suspends"]
+    suspended = [one for one in measures if suspends is True or one.subject in (suspends or ())]
     month = blocks.words["text"]["months"][day.month - 1]
     when = blocks.text("text", "date", day=day.day, month=month, year=day.year)
     scope = blocks.words.get("scopes", {}).get(context.scope, "")
@@ -129,7 +130,9 @@ def write_letter(
             "objection",
             months=months,
             law=blocks.law(law.citation("objection")),
-            suspends=objection["suspends"],
+            at_once=blocks.law(objection.get("at_once", "")),
+            suspends=len(suspended) == len(measures),
+            suspended=blocks.listed(list(dict.fromkeys(blocks.text("subjects", one.subject) for one in suspended))),
         ),
         "remedy": blocks.text("rights", "remedy"),
     }
@@ -184,6 +187,9 @@ class _Blocks:
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self.template = functools.cache(environment.from_string)
         self.layout_file = folder / "letter.jinja"
+        for name in ("and", "months", "numbers", "thousands"):
+            if name not in self.words.get("text", {}):
+                raise UserError(f"{folder / 'words.toml'}: [text] has no block {name!r}; write it there")
         self.thousands = self.words["text"]["thousands"] if grouped else ""
 
     def layout(self, fields: Mapping[str, object]) -> str:
@@ -200,7 +206,7 @@ class _Blocks:
         return self._fill(self.files[section], f"[{section}] {name}", block, fields)
 
     def has(self, section: str, name: str) -> bool:
-        return name in self.words[section]
+        return name in self.words.get(section, {})
 
     def choose(self, section: str, *names: str, **fields: Any) -> str:
         """The first block of a section that exists; the last name must exist."""
@@ -228,7 +234,7 @@ class _Blocks:
         return self.text("text", "deadline", number=self.number(days))
 
     def _replaced(self, section: str, text: str) -> str:
-        for old, new in self.words[section].items():
+        for old, new in self.words.get(section, {}).items():
             text = text.replace(old, new)
         return text
 
@@ -237,7 +243,7 @@ class _Blocks:
             raise UserError(f"{file}: {where} must be a text, not {text!r}; mend the block")
         try:
             return self.template(text).render(**fields).strip()
-        except jinja2.TemplateError as error:
+        except Exception as error:  # of an expression in a block, such as {{ limit + 1 }}
             raise UserError(f"{file}: {where} cannot be filled in: {error}; mend the block") from error
 
 
@@ -258,7 +264,7 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
         own = blocks.has("measures", result.rule_id)
         name = result.rule_id if own else f"{topic_of(measure)}_{measure.order}".replace(" ", "_")
         groups.setdefault(name, []).append(result)
-    fields, texts = {"deadline": blocks.deadline(measure.deadline_days)}, []
+    fields, texts = {"deadline": blocks.deadline(measure.deadline_days), "several": False}, []
     parts = ["order"] if short else ["order", "detail"]
     if not short and measure.urgency == 2:
         parts.append("urgent")
@@ -266,6 +272,7 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
         parts.append("owners")
         fields["owners_deadline"] = blocks.deadline(measure.owners_days)
     for name, results in groups.items():
+        fields["several"] = bool(blocks.thousands) and len(results) > 1  # models learn one form of the sentence
         cells = (cell for result in results for cell in (result.cell, *_nil(result, blocks)))
         tables = dict.fromkeys(table_name(cell[0]) for cell in cells if cell[0])
         fields["templates"] = blocks.listed(list(tables)) or blocks.text("text", "report")
@@ -330,7 +337,7 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     if result.guidance:
         parts.append(blocks.text("text", "guidance", guidance=result.guidance))
     subject, order, *_ = requirement_of(result)
-    parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}"))
+    parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}", is_signed=bool(blocks.thousands)))
     return " ".join(filter(None, parts))
 
 
@@ -362,7 +369,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
     """Values for the placeholders of a block; blocks/en/findings.toml lists them."""
     row = plain_name(result.row)
     fields: dict[str, Any] = {
-        "label": blocks.words["labels"].get(" ".join(result.cell)) or cell_name(result.cell, row),
+        "label": blocks.words.get("labels", {}).get(" ".join(result.cell)) or cell_name(result.cell, row),
         "limit_name": blocks.choose("limits", limit_rule(result), "default"),
         "cell": cell_name(result.cell, row) if result.cell[0] else blocks.text("text", "report"),
         "legal": blocks.law(result.legal),
@@ -370,7 +377,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
         "module": result.cell[0],
         "parts": blocks.listed([cell_name(part.cell, plain_name(part.row)) for part in _parts(result)]),
         "missing": result.missing,
-        **dict.fromkeys(("value", "limit", "gap"), ""),
+        **dict.fromkeys(("value", "limit", "gap", "is_one"), ""),
     }
     if result.value is not None:
         fields["value"] = _amount(result, format_figure(result.value, result.unit, result.decimals), blocks)
@@ -378,9 +385,10 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
         fields["limit"] = _amount(result, result.printed_limit, blocks)
     if has_figures(result):
         gap = format_limit(
-            abs(result.known_limit - result.known_value), result.unit, result.decimals, missed_by=Decimal(0)
+            abs(result.known_limit - result.known_value), result.unit, result.limit_decimals, missed_by=Decimal(0)
         )
-        points = blocks.text("text", "points", number=blocks.figure(gap.removesuffix("%")))
+        fields["is_one"] = bool(blocks.thousands) and gap == "1%"  # models learn one form of the sentence
+        points = blocks.text("text", "points", number=blocks.figure(gap.removesuffix("%")), is_one=fields["is_one"])
         fields["gap"] = points if result.unit in PURE else _amount(result, gap, blocks)
     return fields
 

@@ -30,7 +30,6 @@ from common.errors import UserError
 from xbrl.read.filed_report import CellKey, is_day, parse_number
 from xbrl.read.render import cell_name
 from xbrl.read.xbrl_csv import read_table_of
-from xbrl.rules.reported_figures import Figure
 from xbrl.rules.rules import RuleResult, built_in_rules, violations
 
 NOTE_RULES_FILE = pathlib.Path(__file__).with_name("note_rules.jsonl")
@@ -202,7 +201,8 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
     own = next((result for result in results if result.rule_id == finding.rule), None)
     if own and not finding.cell:
         cell, row = own.cell, own.row
-    known = _figure_of(cell, row, results)
+    figures = [part for result in results for figure in result.inputs for part in (figure, *figure.parts)]
+    known = next((figure for figure in figures if figure.cell == cell and row in ("", figure.row)), None)
     value = finding.value if finding.value is not None else own and own.value
     limit = finding.limit if finding.limit is not None else own and own.limit
     needed = {"cell": cell[0]} if rule and rule.counted else {"cell": cell[0], "value": value, "limit": limit}
@@ -224,14 +224,9 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
         unit=known.unit if known and known.unit else "iso4217:EUR" if is_amount else "xbrli:pure",
         decimals=known.decimals if known else None,
         row=row,
+        is_stated=any(figure.value == limit for figure in figures),
         title=rule.title if rule else own.title if own else "",
     )
-
-
-def _figure_of(cell: CellKey, row: str, results: Sequence[RuleResult]) -> Figure | None:
-    """The figure of a cell among those that the engine has read."""
-    figures = (part for result in results for figure in result.inputs for part in (figure, *figure.parts))
-    return next((figure for figure in figures if figure.cell == cell and row in ("", figure.row)), None)
 
 
 def _legal_of(rule_id: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 Cell = str  # "C 03.00 r0010 c0010"; in an open table the row is its key
 Complaint = tuple[str, str]  # its case, and a sentence
-Missed = tuple[tuple[str, ...], str]  # rules, one of which must say so, and a sentence
+Tested = tuple[tuple[str, ...], Decimal, str]  # rules, by how much their limit is missed (below 0: met), a sentence
 
 # Of CET1, Tier 1 and total capital: name in rules, minimum (CRR Art. 92(1)), rows in C 03.00 of the ratio, of TSCR and of the
 # overall requirement (CRD Art. 104a, 141a), row of the capital in C 01.00.
@@ -249,15 +249,17 @@ def audit(examples: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], list[str
 
 
 def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]]) -> Iterator[Complaint]:
-    """Requirements that the figures miss and the findings do not name."""
+    """Requirements that the figures miss and the findings do not name, and findings on what the figures meet for certain."""
     waived = any(fact["kind"] == "waiver" for fact in applying)
     if waived and "LCR_MIN" in violated:
         yield "waived", "the liquidity coverage requirement is waived (CRR Art. 8), and LCR_MIN is a finding"
     for part in (_ratios, _derived, _liquidity, _exposures, _floor):
-        for rules, text in part(printed):
-            if waived and "LCR_MIN" in rules:
+        for rules, missed_by, text in part(printed):
+            if missed_by < 0 and violated.intersection(rules):
+                yield "unfounded", f"{rules[0]} is a finding; {text}"
+            elif missed_by <= 0 or (waived and "LCR_MIN" in rules):
                 continue
-            if not violated:
+            elif not violated:
                 yield "contradicted", text
             elif rules and not violated.intersection(rules):
                 yield "missed", text
@@ -359,23 +361,22 @@ def _verdicts(told: Told) -> Iterator[Complaint]:
                 yield "verdict", f"{said} is called {'met' if is_met else 'violated'}"
 
 
-def _ratios(printed: Printed) -> Iterator[Missed]:
-    """Ratios below the minimum of the law, and below requirements that the report prints."""
+def _ratios(printed: Printed) -> Iterator[Tested]:
+    """Ratios beside the minimum of the law, and beside requirements that the report prints."""
     for cell, minimum, rule, others in RATIOS:
         value = printed.numbers.get(cell)
         if value is None:
             continue
-        if value < Decimal(minimum):
-            yield (rule,), f"{cell}: {value} is below the minimum {minimum}"
+        yield (rule,), Decimal(minimum) - value, f"{cell} is {value}, and the minimum {minimum}"
         for other, other_rule in others.items():
             limit = printed.numbers.get(other)
-            if limit is None or value >= limit or (other_rule == "LR_OLRR" and printed.date < BUFFERED_FROM):
+            if limit is None or (other_rule == "LR_OLRR" and printed.date < BUFFERED_FROM):
                 continue
             rules = (other_rule, "LR_TSLRR") if other_rule == "LR_OLRR" else (other_rule,)
-            yield rules, f"{cell}: {value} is below the requirement {limit} in {other}"
+            yield rules, limit - value, f"{cell} is {value}, and the requirement {limit} in {other}"
 
 
-def _derived(printed: Printed) -> Iterator[Missed]:
+def _derived(printed: Printed) -> Iterator[Tested]:
     """The combined buffer on top of the shares of TSCR (CRD Art. 141a), where these are printed but not their sum."""
     for leg, _, ratio, tscr, ocr, _ in LEGS:
         numbers = [
@@ -384,11 +385,12 @@ def _derived(printed: Printed) -> Iterator[Missed]:
         if f"C 03.00 {ocr} c0010" in printed.numbers or None in numbers:
             continue
         value, part, buffer, trea = (number or Decimal(0) for number in numbers)
-        if value < part + buffer / trea - Decimal("0.0002"):  # rounding of two ratios to four places
-            yield (() if leg == "TC" else (f"CBR_{leg}",)), f"{ratio}: {value} is below {part} + {buffer} / {trea}"
+        missed_by = _beyond(part + buffer / trea - value, Decimal("0.0002"))  # rounding of two ratios to four places
+        rules = () if leg == "TC" else (f"CBR_{leg}",)
+        yield rules, missed_by, f"{ratio} is {value} beside {part} + {buffer} / {trea}"
 
 
-def _liquidity(printed: Printed) -> Iterator[Missed]:
+def _liquidity(printed: Printed) -> Iterator[Tested]:
     """LCR = liquidity buffer / net outflow (Delegated Reg. (EU) 2015/61 Art. 4(1)), also where the ratio is left out.
 
     A ratio that is printed was rounded to four places: 2623.9 / 2624 may be printed as 100%.
@@ -396,13 +398,19 @@ def _liquidity(printed: Printed) -> Iterator[Missed]:
     rounding = Decimal("0.0001") if LCR in printed.numbers else Decimal(0)
     ratio = _quotient(printed, LIQUIDITY, Decimal(0), OUTFLOW)
     if ratio and ratio[1] < 1 - rounding:
-        yield ("LCR_MIN", "LCR_CALC"), f"liquidity buffer / net outflow is {ratio[1]:.4f} at most"
+        yield ("LCR_MIN", "LCR_CALC"), 1 - ratio[1], f"liquidity buffer / net outflow is {ratio[1]:.4f} at most"
 
 
-def _exposures(printed: Printed) -> Iterator[Missed]:
-    for client, share in _column(printed.numbers, "C 28.00", "c350").items():
-        if share > (limit := _limit(printed, client)):
-            yield ("LE_LIMIT",), f"exposure to {client}: {share} of Tier 1 is above {limit}"
+def _exposures(printed: Printed) -> Iterator[Tested]:
+    """The exposure that is the furthest above its limit, or the least below."""
+    shares = _column(printed.numbers, "C 28.00", "c350").items()
+    for missed_by, client in sorted((share - _limit(printed, client), client) for client, share in shares)[-1:]:
+        yield ("LE_LIMIT",), missed_by, f"exposure to {client} is {missed_by} of Tier 1 above its limit"
+
+
+def _beyond(difference: Decimal, tolerance: Decimal) -> Decimal:
+    """A difference, or 0 if it is within a tolerance."""
+    return difference if abs(difference) > tolerance else Decimal(0)
 
 
 def _column(values: Mapping[Cell, Any], table: str, column: str) -> dict[str, Any]:
@@ -419,7 +427,7 @@ def _limit(printed: Printed, client: str) -> Decimal:
     return max(LARGEST_SHARE, higher) if any(text.endswith("qx2056") for text in types) else LARGEST_SHARE
 
 
-def _floor(printed: Printed) -> Iterator[Missed]:
+def _floor(printed: Printed) -> Iterator[Tested]:
     cells = (TREA, UNFLOORED, STANDARDISED)
     if printed.date < "2025" or any(cell not in printed.numbers for cell in cells):
         return
@@ -427,5 +435,5 @@ def _floor(printed: Printed) -> Iterator[Missed]:
     floored = max(unfloored, Decimal(FLOOR.get(printed.date[:4], "0.725")) * standardised)
     if printed.date < "2030":
         floored = min(floored, Decimal("1.25") * unfloored)
-    if total < floored - sum(printed.units[cell] for cell in cells):
-        yield ("OUTPUT_FLOOR",), f"risk exposure {total} is below the floored {floored}"
+    missed_by = _beyond(floored - total, sum((printed.units[cell] for cell in cells), Decimal(0)))
+    yield ("OUTPUT_FLOOR",), missed_by, f"risk exposure is {total}, and floored {floored}"

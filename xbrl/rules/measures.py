@@ -22,8 +22,8 @@ CRD and says so, and "de" as an example of a national one. A supervisor adds the
   signs, if there is one, `signed`, or `urgent` with what only an urgent measure demands. These name the basis of frequent
   reports (CRD Art. 104(1)(j)) and of limits on business (e), too; the letters that models learn leave it out;
 - `penalty`, `licence`: what a letter cites where it announces them; `hearing` (`working_days`, `urgent`: what lets the
-  authority decide first, if there is a law of that) and `objection` (`months`,
-  `suspends`: whether it suspends the measures): every decision letter but the short one of orders says both.
+  authority decide first, if there is a law of that) and `objection` (`months`, `suspends`: whether it suspends the measures, or
+  on which subjects, `at_once`: the law by which the others apply at once): every decision letter but the short one says both.
 
 `checked` is a remark for readers: "text" if the provision was read, "memory" if not. The sentence that says what binds the bank
 stands in each language among the blocks, in `[binding]` of `words.toml`.

@@ -123,6 +123,7 @@ class RuleResult:
     decimals: int | str | None = None  # XBRL `decimals` of the value
     row: str = ""  # key of the row in an open table
     missing: bool = False  # whether `cell` was not reported and is read as 0
+    is_stated: bool = False  # whether the report itself states the limit
     title: str = ""
     formula: str = ""  # the condition of a violation, in the language of `formula.py`
     inputs: tuple[Figure, ...] = ()  # the figures of the formula, in its order
@@ -143,10 +144,15 @@ class RuleResult:
         return self.limit
 
     @property
+    def limit_decimals(self) -> int | str | None:
+        """To how many places the limit is rounded; None for a ratio that the report states (5.625%): it is printed as it is."""
+        return None if self.is_stated and self.unit in PURE else self.decimals
+
+    @property
     def printed_limit(self) -> str:
         """The limit as text, beside a value that misses it with enough decimals to see that; "" without a limit."""
         missed_by = self.value if self.state == "violated" else None
-        return "" if self.limit is None else format_limit(self.limit, self.unit, self.decimals, missed_by)
+        return "" if self.limit is None else format_limit(self.limit, self.unit, self.limit_decimals, missed_by)
 
 
 def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
@@ -303,6 +309,7 @@ def _result(
         unit=first.unit if first else None,
         decimals=decimals,
         row=next((figure.row for figure in figures if figure.row), ""),
+        is_stated=any(figure.value == limit for figure in figures),
         missing=is_missing,
         title=rule.title,
         formula=rule.violated_if,

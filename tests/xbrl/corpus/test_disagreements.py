@@ -12,6 +12,7 @@ from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import FULL, make_example, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
+from xbrl.desk.letters import LANGUAGES, Context, write_letter
 from xbrl.read.dpm import BUILT_IN, load_cells
 from xbrl.rules.rules import evaluate, violations
 
@@ -80,6 +81,16 @@ def test_a_finding_of_a_note_is_a_label(tmp_path) -> None:
     pledged = replace(violated[0], rule_id="LCR_PLEDGED", legal=legal, value=Decimal("0.85"))
     letter = f"Without the pledged assets the LCR is 85%, below 100% ({legal}). You shall restore it."
     assert find_disagreements(letter, results, [pledged]) == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_a_letter_of_the_desk_has_not_tested_is_no_objection(tmp_path, language) -> None:
+    results, violated = reported(tmp_path)
+    untested = tuple(one for one in results if one.state == "undecided")
+    addressee = make_bank(0, 1).addressee
+    letter = write_letter(violated, addressee, "2026-03-31", Context(untested=untested), language=language)
+    assert "LR_OLRR" in [one.rule_id for one in untested] and "92(1a)" in letter
+    assert find_disagreements(letter, results, violated) == []
 
 
 def test_generated_letters_agree_with_their_reports_and_not_with_others(tmp_path) -> None:

@@ -3,19 +3,20 @@
 import re
 import shutil
 import tomllib
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
 from common.errors import UserError
-from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, PERIOD, SMALL, read, record
+from tests.xbrl.desk.reports import CET1, CLIENT, LCR, LR, NAMED, OTHER_CLIENT, PERIOD, SMALL, read, record
 from tests.xbrl.rules.figures import report_of
 from xbrl.answers.answers import write_violation
 from xbrl.desk import letters
 from xbrl.desk.letters import BLOCKS, LANGUAGES, Context, plain_name, required_measures, write_letter
 from xbrl.read.render import Addressee
-from xbrl.rules.findings import note_rules
+from xbrl.rules.findings import Finding, apply_findings, note_rules
 from xbrl.rules.measures import DEADLINES, OWNERS, load_basis
 from xbrl.rules.remittance import judge_return
 from xbrl.rules.rule_lines import describe_result
@@ -116,6 +117,69 @@ def test_figure_and_limit_show_which_side_the_figure_is_on(value, limit, said, m
     described = describe_result(result)
     assert (described["value"], described["limit"]) == (said, f"min {required}")
     assert f" | {said} | min {required} | " in write_violation(result)
+
+
+@pytest.mark.parametrize(
+    ("language", "limits"),
+    [
+        ("en", ("At least 5.625% is required", "0.625 percentage points are missing", "1 percentage point is missing")),
+        ("de", ("mindestens 5,625 %", "Es fehlen 0,625 Prozentpunkte.", "Es fehlt 1 Prozentpunkt.")),
+    ],
+)
+def test_a_limit_that_the_report_states_is_printed_as_it_is(language, limits):
+    """56.25% of an own requirement of 2% and the minimum are 5.625%; nobody has required 5.62%."""
+    rows = {"r0010": "5%", "r0140": "5.625%", "r0030": "7%", "r0150": "8%"}
+    report = report_of({("C_03.00", row, "c0010"): value for row, value in rows.items()})
+    found = violations(evaluate(report))
+    text = write_letter(found, NAMED, PERIOD, language=language, grouped=True)
+    assert [one.rule_id for one in found] == ["TSCR_CET1", "TSCR_T1"] and all(one in text for one in limits)
+    note = Finding(
+        "", PERIOD, "OWN_SHARES_TSCR", "violated", "C 03.00 r0010 c0010", Decimal("0.04"), Decimal("0.05625")
+    )
+    assert apply_findings(evaluate(report), [note])[-1].printed_limit == "5.625%"
+
+
+@pytest.mark.parametrize(
+    ("results", "english", "german"),
+    [
+        ("own", "does not suspend the measures (§ 49 KWG).", "hat keine aufschiebende Wirkung (§ 49 KWG)."),
+        ("wrong", "suspends the measures.", "hat aufschiebende Wirkung."),
+        ("both", "suspends the measures only as far as they concern the corrected templates and your reporting dates; "
+         "the others apply at once (§ 49 KWG).", "hat aufschiebende Wirkung nur, soweit die Maßnahmen die berichtigten "
+         "Meldebögen und die Einreichungstermine betreffen; die übrigen gelten sofort (§ 49 KWG)."),
+    ],
+)  # fmt: skip
+def test_an_objection_suspends_what_the_law_does_not_make_effective_at_once(results, english, german):
+    """§ 80(1) VwGO; § 49 KWG names § 45, on which measures on own funds rest, and not § 6(3), on which corrections do."""
+    own = [ratio("CET1_MIN", "r0010", "0.04", "0.045")]
+    found = {"own": own, "wrong": [PLEDGED, LATE], "both": [*own, PLEDGED, LATE]}[results]
+    for language, said in (("en", english), ("de", german)):
+        text = write_letter(found, NAMED, PERIOD, basis="de", language=language, grouped=True)
+        assert f"{said}\nRe" in text
+    assert "schriftlich oder zur Niederschrift" in text  # § 70(1) VwGO; without it the term is a year (§ 58(2))
+    assert "does not suspend the measures.\n" in write_letter(found, NAMED, PERIOD, grouped=True)
+
+
+def test_profit_is_capital_with_our_permission_or_once_it_is_decided():
+    """CRR Art. 26(2) asks for the permission before the formal decision on the profit of the year only."""
+    counted = finding("PROFIT_COUNTED", CET1_AMOUNT, 300_000_000, 250_000_000)
+    signed, german = (write_letter([counted], NAMED, PERIOD, language=one, grouped=True) for one in LANGUAGES)
+    assert "Before a formal decision confirms" in signed and "förmlich festgestellt" in german
+    assert "Profit is not capital before we permit it." in write_letter(
+        [counted], NAMED, PERIOD
+    )  # as models learned it
+
+
+def test_an_order_on_two_exposures_is_on_each_of_them(tmp_path):
+    """An administrative act must be definite (§ 37(1) VwVfG): `the exposure` is none of two."""
+    for share, english, german in (
+        ("0.08", "Reduce the exposure to the limit within", "Gewähren Sie diesem Kunden"),
+        ("0.30", "Reduce each of these exposures to the limit within", "Gewähren Sie diesen Kunden"),
+    ):
+        found = violations(evaluate(read(tmp_path / share, {CLIENT: "0.27", OTHER_CLIENT: share})))
+        for language, said in (("en", english), ("de", german)):
+            assert said in write_letter(found, NAMED, PERIOD, language=language, grouped=True)
+        assert "Reduce the exposure to the limit" in write_letter(found, NAMED, PERIOD)  # as models have learned it
 
 
 def test_a_clean_letter_orders_nothing_and_an_excess_is_never_nil(tmp_path):
@@ -325,12 +389,22 @@ def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
             good.replace('order = "', 'order = 5 # "'),
             "[measures] PLEDGED_COUNTED must be a text, not 5; mend the block",
         ),
+        (good.replace("{{ deadline }}", "{{ deadline + 1 }}"), "cannot be filled in"),
         ("[", "the blocks of letters cannot be read"),
     ):
         measures.write_text(text)
         letters._blocks.cache_clear()
         with pytest.raises(UserError, match=r"measures\.toml.*" + re.escape(problem)):
             write_letter([PLEDGED], NAMED, PERIOD)
+    measures.write_text(good)
+    words = own_blocks / "en" / "words.toml"
+    lines = words.read_text().splitlines()
+    for line in lines:  # a supervisor tidies up: the letter is written without it, or says what is missing
+        if line.startswith(("[", "and =", "months =", "numbers =", "thousands =")):
+            words.write_text("\n".join(other for other in lines if other != line))
+            letters._blocks.cache_clear()
+            with suppress(UserError):
+                write_letter([PLEDGED], NAMED, PERIOD, grouped=True)
 
 
 def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks):

@@ -206,6 +206,7 @@ def test_limits_of_institutions_legs_of_the_buffer_and_the_cap_of_the_floor():
     ("rule_id", "figures", "first"),
     [
         ("LCR_MIN", {"lcr 30": "80%"}, "2018-01-01"),
+        ("CCB", {"memo 750": 18_750_000, "rea 10": 1_000_000_000}, "2019-01-01"),  # 1.875% in 2018: CRD Art. 160(4)
         ("NSFR_MIN", {"nsfr 220 40": "80%"}, "2021-06-28"),
         ("LR_MIN", {"lev 340": "2%"}, "2021-06-28"),
         ("LE_LIMIT", {"le * c350": "26%"}, "2021-06-28"),  # before that, of eligible capital

@@ -68,7 +68,7 @@ def test_the_check_imports_nothing_of_the_project():
     ("before", "after", "found"),
     [
         ("", "", ""),
-        ("CET1 Capital ratio | 9.40%", "CET1 Capital ratio | 9.30%", "r0010: 0.0930 is below 0.0534"),
+        ("CET1 Capital ratio | 9.40%", "CET1 Capital ratio | 9.30%", "r0010 is 0.0930 beside 0.0534 + "),
         ("Leverage Ratio | 3.10%", "Leverage Ratio | 3.09%", "requirement 0.0310"),
         ("c350 % of Tier 1 capital | 24.00%", "c350 % of Tier 1 capital | 25.01%", "exposure to SYNC00A"),
         ("Liquidity buffer | 100 million", "Liquidity buffer | 96 million", "liquidity buffer"),
@@ -93,6 +93,27 @@ def test_the_check_knows_the_output_floor_of_the_year():
     assert contradictions(capped) == contradictions(capped.replace("2026-03-31", "2029-12-31")) == []
     assert len(contradictions(capped.replace("2026-03-31", "2030-03-31"))) == 1
     assert len(contradictions(capped.replace("AMOUNT | 1125000", "AMOUNT | 1124000"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "met", "equal"),
+    [
+        ("CET1_MIN", "CET1 Capital ratio | 9.40%", "4.51%", "4.50%"),
+        ("TSCR_CET1", "CET1 Capital ratio | 9.40%", "5.35%", "5.34%"),
+        ("CBR_CET1", "CET1 Capital ratio | 9.40%", "9.37%", "9.36%"),  # 5.34% + 40 / 1000, and two roundings
+        ("LR_TSLRR", "Leverage Ratio | 3.10%", "3.11%", "3.10%"),
+        ("LE_LIMIT", "c350 % of Tier 1 capital | 25.00%", "24.99%", "25.00%"),
+        ("OUTPUT_FLOOR", "EXPOSURE AMOUNTS | 1000000 thousand", "1200000 thousand", "1100000 thousand"),
+    ],
+)
+def test_a_finding_on_a_limit_that_the_figures_meet_has_no_ground(rule, before, met, equal):
+    """On the limit itself the figure may have been rounded to it."""
+    floor = "r0036 c0010 UNFLOORED | 900000 thousand\nC 02.00.b X\nr0010 c0020 S | 2000000 thousand\nC 03.00 Capital"
+    report = REPORT.replace("C 03.00 Capital", floor).replace("EXPOSURE AMOUNT |", "EXPOSURE AMOUNTS |")
+    for figure, expected in ((met, {"unfounded"}), (equal, set())):
+        printed = report.replace(before, f"{before.rpartition('| ')[0]}| {figure}")
+        found = judged(printed, "Violations:\nnone", [rule])
+        assert before in report and {case for case, text in found if text.startswith(rule)} == expected
 
 
 def test_an_institution_may_have_a_higher_limit_and_the_leverage_buffer_applies_from_2023():
