@@ -27,7 +27,6 @@ from tests.tools.tiny_run import read, tiny_config, with_mix, write_examples
 from tools import check_step
 from tools.check import cut_model
 from tools.check_data import FAILS, OK, SKIPPED, Result
-from tools.check_runs import ulp
 from tools.check_step import (
     LINES,
     Reference,
@@ -209,13 +208,6 @@ def test_the_reference_has_the_loss_of_the_runs_train_py(tmp_path) -> None:
     run = dataclasses.replace(run, code=SimpleNamespace(token_losses=token_losses))
     reference, result = compared(run)
     assert result.status == OK and abs(reference.loss - plain) > 1e-3
-
-
-def test_ulp_is_the_gap_to_the_next_number() -> None:
-    for dtype in (torch.bfloat16, torch.float32):
-        values = torch.tensor([0.02, 1.0, 1.5, -3.0, 2.0**-20, 0.999], dtype=dtype)
-        away = torch.nextafter(values.abs(), torch.full_like(values, torch.inf))
-        assert torch.equal(ulp(values), (away.float() - values.abs().float()))
 
 
 IDS = torch.arange(3, 43)[None]
