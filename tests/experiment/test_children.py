@@ -87,22 +87,6 @@ def test_a_signal_ends_all_children_softly_and_nothing_is_started_after_it(scrip
     assert (sorted(map(int, cores[0] + cores[1])) == mine) if len(mine) > 1 else cores[0] == cores[1]
 
 
-def test_an_error_here_ends_the_children_softly(script, tmp_path) -> None:
-    ends = tmp_path / "ends.py"
-    ends.write_text(f"import os, time\nwhile not os.path.exists({str(tmp_path / 'a.ready')!r}): time.sleep(0.01)")
-    listed = [*waiting(script, tmp_path, "a"), Command("ends", "", str(ends), (), tmp_path / "none")]
-    changes = []
-
-    def fail() -> None:
-        changes.append(True)
-        if len(changes) == 2:
-            raise ValueError("a mistake")
-
-    with pytest.raises(ValueError, match="a mistake"):
-        run_commands(lambda: listed, tmp_path, parallel=2, on_change=fail)
-    assert (tmp_path / "a.signals").read_text() == "SIGTERM "
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux tells a child that its parent has died")
 def test_children_of_a_killed_parent_get_sigterm(script, tmp_path) -> None:
     parent = f"""

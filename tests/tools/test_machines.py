@@ -3,7 +3,7 @@
 import pytest
 
 from model.flops import CUDA_BF16_PEAKS
-from tools.machines import GIB, GPU_NAMES, cluster_of, cpu_cluster, found_device, generic_device, named_device
+from tools.machines import GIB, GPU_NAMES, cluster_of, found_device, generic_device, named_device
 
 
 def test_every_name_is_a_gpu_with_all_its_speeds():
@@ -63,10 +63,3 @@ def test_networks_are_those_of_a_whole_node():
     assert cluster_of(16, 2, "H100", "hdr").network == 25e9
     assert cluster_of(16, 2, "H100", "800").network == cluster_of(16, 2, "H100", 800).network == 100e9
     assert cluster_of(16, 2, "H100").per_node == 8
-
-
-def test_cpu_processes_share_a_machine():
-    cluster = cpu_cluster(2, 1e12, 24 * GIB, cores=4)
-    assert (cluster.devices, cluster.nodes, cluster.host_memory) == (2, 1, 24 * GIB)
-    assert (cluster.device.kind, cluster.device.memory) == ("cpu", 12 * GIB)
-    assert (cluster.device.flops, cluster.device.bandwidth) == (0.5e12, 40e9)

@@ -179,24 +179,6 @@ def test_what_is_proposed(find, sections, options, cheapest, faster, lighter) ->
         check_world(setting.config, cluster.devices, cluster.per_node)
 
 
-def test_what_is_searched(find) -> None:
-    """As many ranks share a micro-batch as it takes; the user's setting is planned as it is written."""
-    assert {plan.layout.context for plan in find().plans} == {1}
-    tight = find(scale=80, shared=True, cluster=TIGHT)
-    assert {plan.layout.context for plan in tight.plans} == {1, 2} and tight.own.memory.total == 88
-    assert {plan.layout.context for plan in find(scale=80, shared=True, cluster=ALONE).plans} == {1}
-    poor = find(scale=112, cluster=dataclasses.replace(CLUSTER, host_memory=999))
-    assert not any(plan.fits for plan in poor.plans if plan.config.sharding.cpu_offload)
-    large = changed(batch={"micro_batch": 8}, model=NONE)
-    found = find(large)
-    assert found.own.config == large and found.own.memory.total == 8 + 8 * 64
-    same = next(plan for plan in found.plans if plan.config.model.activation_checkpointing == "none" and plan.fits)
-    assert same.config.batch.micro_batch == 1 == same.largest_rows
-    assert find().own.largest_rows == 8  # 64 examples on 8 devices need no more
-    rows = find(changed(**UNPACKED), scale=3, cluster=Cluster(DEVICE, 6)).plans
-    assert (3, 2) in {(plan.largest_rows, plan.config.batch.micro_batch) for plan in rows}
-
-
 def test_the_nearest_says_how_many_devices_or_how_much_host_memory(find) -> None:
     cluster = dataclasses.replace(CLUSTER, host_memory=10)
     found = find(scale=800, cluster=cluster)  # under full at 16N: 8 devices need 804, 64 devices 104, 96 devices fewer

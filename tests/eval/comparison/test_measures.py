@@ -45,12 +45,6 @@ def test_macro_f1_of_a_resample_is_over_the_rules_that_it_has():
     assert terms.metric(np.stack([terms.rows[0], terms.rows[1]])).tolist() == [1, 0]
 
 
-def test_the_interval_of_a_rule_at_the_ceiling_counts_the_banks_that_have_it():
-    answers = [row(["A"], ["A"], bank) for bank in "vwxyz"] + [row([], [], f"clean {i}") for i in range(95)]
-    found = interval(rule_f1(task(answers), "A"))
-    assert (found.value, found.low) == (1, pytest.approx(5 / (5 + 1.96**2), abs=1e-4))
-
-
 def test_a_metric_at_the_ceiling_is_no_surer_than_the_reports_that_say_something_about_it():
     few = task([row(["A"] if i < 40 else [], ["A"] if i < 3 else [], f"bank {i}") for i in range(300)])
     assert interval(label_terms(few, ["A"])["precision"]).low == pytest.approx(3 / (3 + 1.96**2), abs=1e-4)
