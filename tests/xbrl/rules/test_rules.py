@@ -1,13 +1,15 @@
-"""What rules say of figures that are left out, of absurd ones and of their law. test_every_rule.py has each on both sides of its limit."""
+"""Rules on both sides of their limit, at their tolerance and with a missing cell; the rules file and its errors."""
 
+import json
 from decimal import Decimal
 
 import pytest
 
+from common.errors import UserError
 from tests.xbrl.rules.figures import report_of
 from xbrl.read.render import format_figure, format_limit
 from xbrl.rules.rule_lines import rule_table
-from xbrl.rules.rules import evaluate, violations
+from xbrl.rules.rules import evaluate, load_rules, violations
 
 CET1, LR, TIER1 = ("C_03.00", "r0010", "c0010"), ("C_47.00", "r0340", "c0010"), ("C_01.00", "r0015", "c0010")
 BUFFER, OUTFLOW, LCR = (("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030"))
@@ -39,16 +41,69 @@ def test_what_a_report_leaves_out_decides_nothing():
     assert state("LCR_MIN", {CET1: "4%"}) is None
 
 
-def test_the_citation_is_the_one_of_the_reference_date():
-    """The combined buffer: Art. 141a applies from 28 December 2020."""
-    figures = {CET1: "8%", ("C_03.00", "r0170", "c0010"): "9%"}
-    for day, law in (
-        ("2020-12-27", "141(1)-(3)"),
-        ("2020-12-28", "141a(a), 141(2)"),
-        ("2030-01-01", "141a(a), 141(2)"),
-    ):
-        found = {result.rule_id: result for result in evaluate(report_of(figures, period=day))}["OCR_CET1"]
-        assert (found.state, found.legal) == ("violated", f"CRD Art. {law}")
+def rule_line(**changes):
+    """A line of a rules file, with some of its fields changed."""
+    row = {
+        "id": "MINE",
+        "kind": "breach",
+        "title": "t",
+        "legal": "l",
+        "violated_if": "{C_03.00,r0010,c0010} < 0.5",
+        "absent_cell": "unknown",
+    }
+    return json.dumps(row | changes)
+
+
+@pytest.mark.parametrize(
+    ("expression", "cet1", "expected"),
+    [
+        ("{C_03.00,r0010,c0010} > 0.5", "50.01%", "violated"),
+        ("{C_03.00,r0010,c0010} >= 0.5", "50%", "violated"),
+        ("{C_03.00,r0010,c0010} <= 0.5", "50.01%", "ok"),
+        ("{C_03.00,r0010,c0010} < 0.5 and not {C_03.00,r0010,c0010} < 0.4", "45%", "violated"),
+        ("{C_03.00,r0010,c0010} < 0.4 or {C_03.00,r0010,c0010} > 0.6", "45%", "ok"),
+        ("{C_03.00,r0010,c0010} < max(0.1, 0.2 * 3 - 0.1)", "49.99%", "violated"),
+        ("{C_03.00,r0010,c0010} < -(1 / 2)", "-50.01%", "violated"),
+    ],
+)
+def test_operators_of_the_rule_language(tmp_path, expression, cet1, expected):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(violated_if=expression))
+    assert [result.state for result in evaluate(report_of({CET1: cet1}), load_rules(path))] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"violated_if": "__import__('os').getcwd() < {C_03.00,r0010,c0010}"}, "violated_if contains"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < abs(1)"}, "violated_if contains abs"),
+        ({"violated_if": "{C_03.00,r0010,c0010} + 1"}, "contains no comparison"),
+        ({"kind": "crime"}, "unknown value"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < floor"}, "neither a cell nor a legal parameter"),
+        ({"violated_if": "{C_03.00,r0010,c0010} < says({C_03.00,r0010,c0010}, 1)"}, "where a figure is expected"),
+        ({"violated_if": "0.01 < {C_03.00,r0010,c0010} < 0.5"}, "where a comparison is expected"),
+        ({"violated_if": "({C_03.00,r0010,c0010} < 0.5) + 1"}, "where a comparison is expected"),
+        ({"applies_from": "2025"}, "invalid rule"),
+        ({"legal": [{"from": "2025-01-01", "text": "b"}, {"from": "", "text": "a"}]}, "invalid rule"),
+        ({"legal": [{"text": "a"}]}, "invalid rule"),
+    ],
+)
+def test_the_error_for_an_invalid_rule_names_its_line(tmp_path, changes, message):
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line() + "\n" + rule_line(**changes) + "\n")
+    with pytest.raises(UserError, match=f"line 2: .*{message}"):
+        load_rules(path)
+
+
+def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
+    versions = [{"from": "", "text": "first"}, {"from": "2025-01-01", "text": "second"}]
+    path = tmp_path / "rules.jsonl"
+    path.write_text(rule_line(legal=versions))
+    (rule,) = load_rules(path)
+    dates = ("2024-12-31", "2025-01-01", "2030-01-01", "")
+    assert [rule.at(date).legal for date in dates] == ["first", "second", "second", "second"]
+    report = report_of({CET1: "4%"}, period="2024-12-31")
+    assert [result.legal for result in evaluate(report, [rule])] == ["first"]
 
 
 def test_a_figure_of_an_absurd_size_is_printed():
