@@ -27,7 +27,7 @@ from training.chat_settings import chat_settings
 from training.description import too_many_steps
 from training.evaluations import Evaluations, best_in_words, curve_of, is_better
 from training.identity import marks_of
-from training.record import Record, RunRecord
+from training.record import FILE, Record, RunRecord
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 EXPORT = "export.json"  # which weights an export holds, and the SHA-256 of its files
@@ -108,6 +108,8 @@ def is_finished(
     contents = read_on_first(lambda: contents_of_export(config, step, evaluations, model_config, checkpoints), ranks)
     finished = (step == total_steps or evaluations.is_stalled) and evaluations.is_judged
     problems = damage_of_export(export_directory, contents, ranks) if finished else None
+    if problems == [] and not read_on_first(lambda: is_recorded(export_directory.parent, export_directory), ranks):
+        problems = [f"{export_directory / EXPORT} is in no entry of {FILE}"]  # nor is its certificate, then
     if problems is None:
         return False
     if problems:
@@ -132,6 +134,12 @@ def is_finished(
         )
     check_budget(config, export_directory, ranks)
     return True
+
+
+def is_recorded(run: Path, export: Path) -> bool:
+    """Whether the run's record has an entry about this export. Raises UserError where its chain is broken."""
+    path, entries = export / EXPORT, Record(run).read()
+    return path.is_file() and sha256(path) in [one.content["sha256"] for one in entries if one.kind == "export"]
 
 
 def check_budget(config: Config, export_directory: Path, ranks: Ranks) -> None:

@@ -57,6 +57,7 @@ from training.ending import (
     EXPORT,
     certificate_of,
     damage,
+    is_recorded,
     read_certificate,
     read_json,
     sums_of,
@@ -64,7 +65,7 @@ from training.ending import (
     write_files,
 )
 from training.identity import marks_of
-from training.record import Record
+from training.record import FILE, Record
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -192,11 +193,10 @@ def read_run(run: Path) -> tuple[dict, Config]:
 
 def check_recorded(run: Path, folder: Path) -> None:
     """Raise UserError unless the run's record names this export, and export.json its certificate, if there is one."""
-    record, path, certificate = Record(run), folder / EXPORT, folder / CERTIFICATE
-    known = path.is_file() and sha256(path) in [one.content["sha256"] for one in record.read() if one.kind == "export"]
-    sums = read_json(path, "remove it")["files"] if known else {}
+    known, certificate = is_recorded(run, folder), folder / CERTIFICATE
+    sums = read_json(folder / EXPORT, "remove it")["files"] if known else {}
     if not known or (certificate.exists() and sums.get(CERTIFICATE) != sha256(certificate)):
-        raise UserError(f"{folder} is not what {record.path} says of an export; remove it, and export again")
+        raise UserError(f"{folder} is not what {run / FILE} says of an export; remove it, and export again")
 
 
 def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str]:
