@@ -87,9 +87,7 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
     if not items:
         raise UserError(f"{what} names no example that is trained on; check its ids or hashes")
     lines = [f"{what}: {len(found):,} examples, {len(items):,} documents are not trained on"]
-    lines += [f"warning: {what}: {line}" for line in unknown_names(wanted, found)]
-    for name in token_stores(corpus):
-        lines.append(f"warning: {what}: the token store of source {name} keeps no examples, and stays whole")
+    lines += [f"warning: {what}: {line}" for line in not_found(wanted, found, corpus)]
 
     def items_of(step: int) -> list[int]:
         return [item for item in plan.items(step) if item not in items]
@@ -102,16 +100,12 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
     return replace(plan, batch=batch, items=items_of), Exclusion(digests, items, plan, tuple(lines))
 
 
-def unknown_names(wanted: Wanted, found: Iterable[Found]) -> list[str]:
-    """A line about the names that are of none of the examples `found`; none if there are none."""
+def not_found(wanted: Wanted, found: Iterable[Found], corpus: Corpus) -> list[str]:
+    """Lines about the names that are of none of the examples `found`, and about sources in which none can be found."""
     names = sorted(wanted.names.difference(*(one.names for one in found)))
-    return [f"{len(names):,} names are of no example: {', '.join(names[:SHOWN])}"] if names else []
-
-
-def token_stores(corpus: Corpus) -> list[str]:
-    """The names of its sources that keep no examples."""
-    named = zip(corpus.names, corpus.sources, strict=True)
-    return [name for name, source in named if isinstance(source, Windows)]
+    lines = [f"{len(names):,} names are of no example: {', '.join(names[:SHOWN])}"] if names else []
+    stores = [name for name, source in zip(corpus.names, corpus.sources, strict=True) if isinstance(source, Windows)]
+    return lines + [f"the token store of source {name} keeps no examples: it stays as it is" for name in stores]
 
 
 def wanted_by(path: Path, data: Data) -> Wanted:

@@ -73,9 +73,9 @@ class AgainstBase:
 
 
 def keep_budget(
-    config: Config, step: int, evaluations: Evaluations, checkpoints: Path, record: RunRecord
+    config: Config, step: int, evaluations: Evaluations, checkpoints: Path, record: RunRecord, dtype: torch.dtype
 ) -> dict | None:
-    """Leave in the model the weights that are to be exported after `step`, and return their certificate, plain JSON.
+    """Leave in the model the weights that are to be exported after `step` in `dtype`, and return their certificate, plain JSON.
 
     None after a signal. A collective. The next start repeats an interrupted search, which depends on the checkpoints alone.
     Each reading of the certificate's text gets an entry in the record first: weights that are chosen after one are no longer
@@ -84,7 +84,7 @@ def keep_budget(
     """
     run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
     assert isinstance(run, AgainstBase) and max_kl is not None
-    line, ranks, best_by, candidates = Line(run, config), run.stop.ranks, evaluations.best_by, []
+    line, ranks, best_by, candidates = Line(run, config, dtype), run.stop.ranks, evaluations.best_by, []
     try:
         texts = Texts(SELECTION, line)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
@@ -158,12 +158,14 @@ class Line:
     """The weights base + alpha (tuned - base) in the parameters of the sharded model, in place.
 
     The base is read from its files for each alpha, by every rank its slices. This rank's part of the tuned weights lies in
-    host memory. A point is computed from both in fp32 and rounded once to the dtype of the parameters. Rows of new tokens are
-    always the tuned ones. With LoRA, alpha multiplies B, and so what the adapters add.
+    host memory. A point is computed from both in fp32 and rounded once, to the dtype of the parameters or, of fp32, to that of the
+    export: what is measured are the weights of its files. Rows of new tokens are always the tuned ones. With LoRA, alpha
+    multiplies B, and so what the adapters add.
     """
 
-    def __init__(self, run: AgainstBase, config: Config) -> None:
+    def __init__(self, run: AgainstBase, config: Config, dtype: torch.dtype) -> None:
         self.run, self.path, self.is_lora = run, config.model.path, config.lora.rank > 0
+        self.dtype = torch.float32 if self.is_lora else dtype  # an adapter keeps fp32
         trained = trained_parameters(run.model)
         self.moved = {name: parameter for name, parameter in trained.items() if ".lora_A." not in name}
         self.tuned: dict[str, torch.Tensor] = {}
@@ -183,7 +185,7 @@ class Line:
                 local(parameter).zero_()
 
     def go(self, alpha: float) -> None:
-        """Go to base + alpha (tuned - base). Both ends are exact."""
+        """Go to base + alpha (tuned - base). Both ends are exact, but for the rounding."""
         self.to_base()
         vocabulary, new_row = vocabulary_names(self.run.model), self.run.data.first_new_row
         for name, parameter in self.moved.items():
@@ -195,7 +197,7 @@ class Line:
             elif name.endswith(NEW_ROWS):
                 old = slice(0)
             mixed[old].mul_(alpha).add_(here[old].float(), alpha=1 - alpha)
-            here.copy_(mixed)
+            here.copy_(mixed.to(self.dtype) if here.dtype == torch.float32 else mixed)
 
 
 class Texts:

@@ -56,8 +56,8 @@ from training.ending import (
     CERTIFICATE,
     EXPORT,
     certificate_of,
+    check_recorded,
     damage,
-    is_recorded,
     read_certificate,
     read_json,
     sums_of,
@@ -65,7 +65,7 @@ from training.ending import (
     write_files,
 )
 from training.identity import marks_of
-from training.record import FILE, Record
+from training.record import Record
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -189,14 +189,6 @@ def read_run(run: Path) -> tuple[dict, Config]:
         return start, config_of(start["config"])
     except TypeError as error:  # names a key that is unknown or missing
         raise UserError(f"{path}: {error}; export with the version of the code that trained the run") from error
-
-
-def check_recorded(run: Path, folder: Path) -> None:
-    """Raise UserError unless the run's record names this export, and export.json its certificate, if there is one."""
-    known, certificate = is_recorded(run, folder), folder / CERTIFICATE
-    sums = read_json(folder / EXPORT, "remove it")["files"] if known else {}
-    if not known or (certificate.exists() and sums.get(CERTIFICATE) != sha256(certificate)):
-        raise UserError(f"{folder} is not what {run / FILE} says of an export; remove it, and export again")
 
 
 def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str]:

@@ -37,7 +37,6 @@ from distributed.process_group import Ranks, read_on_first
 FILE, METRICS = "record.jsonl", "metrics.jsonl"
 PREPARED = ("anchor", "ewc")  # directories beside it (training/anchor.py, model/ewc.py)
 SAVE = re.compile(rb'\{"step": \d+, "save/pause_seconds": [\d.e-]+, "save/total_seconds": [\d.e-]+\}')  # a row
-REMOVALS = "removed", "set_aside"  # keys of an entry `pruning`: names of checkpoints
 AGAIN = "restore the file, or choose another run.name"
 
 
@@ -178,7 +177,7 @@ class RunRecord(Record):
                             f"{path / name} is not what {FILE} says; remove {path}, and the base makes it again"
                         )
             history, folder = not_given_up(entries), self.directory / "checkpoints"
-            gone = {name for one in entries for key in REMOVALS for name in one.content.get(key, ())}
+            gone = {name for one in entries for key in ("removed", "set_aside") for name in one.content.get(key, ())}
             saved = [checkpoint_name(one.step) for one in history if one.kind == "checkpoint" and one.step > step]
             if lost := [name for name in saved if name not in gone and not (folder / name).exists()]:
                 lines.append(
