@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
+from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config
 from configs.load import is_of_answers
@@ -36,6 +37,7 @@ from eval.general_text import CERTIFICATE, SELECTION
 from eval.in_step import Stopped
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
+from model.weight_files import hash_weights
 from training.answers import Answers
 from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
@@ -80,11 +82,13 @@ def keep_budget(
     None after a signal. A collective. The next start repeats an interrupted search, which depends on the checkpoints alone.
     Each reading of the certificate's text gets an entry in the record first: weights that are chosen after one are no longer
     judged by a text that nobody has looked at.
-    Raises UserError if one of them is damaged.
+    Raises UserError if one of them is damaged, and if the base is not the one of this start any more.
     """
     run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
     assert isinstance(run, AgainstBase) and max_kl is not None
     line, ranks, best_by, candidates = Line(run, config, dtype), run.stop.ranks, evaluations.best_by, []
+    if read_on_first(lambda: hash_weights(config.model.path), ranks) != run.data.files["the weights"]:
+        raise UserError(f"the weights in {config.model.path} have changed since this start; put them back to export")
     try:
         texts = Texts(SELECTION, line)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):

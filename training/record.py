@@ -181,8 +181,7 @@ class RunRecord(Record):
             saved = [checkpoint_name(one.step) for one in history if one.kind == "checkpoint" and one.step > step]
             if lost := [name for name in saved if name not in gone and not (folder / name).exists()]:
                 lines.append(
-                    f"warning: {folder / lost[-1]}, which {FILE} names, is not there: somebody removed it, or a kill cut its save "
-                    "off; its steps are trained again"
+                    f"warning: {folder / lost[-1]}, which {FILE} names, is not there: its steps are trained again"
                 )
             if manifest is None:
                 return "", lines

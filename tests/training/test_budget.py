@@ -163,13 +163,19 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
         monkeypatch.setattr(budget, name, stand_in)
     monkeypatch.setattr(budget.forgetting, "start_forgetting", lambda *_: SimpleNamespace(line=str))
     model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None, validation=None, dealer=None, first_new_row=None)
+    data.files = {"the weights": {"model.safetensors": "0123"}}
+    monkeypatch.setattr(budget, "hash_weights", lambda path: {"model.safetensors": "4567"})
     stop = SimpleNamespace(ranks=ranks)
     run = budget.AgainstBase(model, torch.bfloat16, None, data, stop, lambda line: None)  # pyright: ignore
     evaluations = SimpleNamespace(functions={"forgetting": run}, best_by="validation/loss", best_step=2)
     config = SimpleNamespace(forgetting=SimpleNamespace(max_kl=0.5), model=SimpleNamespace(path="base"))
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.append("certificate")  # of an earlier budget
-    said = budget.keep_budget(config, 4, evaluations, tmp_path, record, torch.float32)  # pyright: ignore
+    asked = config, 4, evaluations, tmp_path, record, torch.float32
+    with pytest.raises(UserError, match="the weights in base have changed since this start; put them back"):
+        budget.keep_budget(*asked)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(budget, "hash_weights", lambda path: data.files["the weights"])
+    said = budget.keep_budget(*asked)  # pyright: ignore[reportArgumentType]
     assert said and (said["readings"], said["dtype"]) == (2, "bfloat16")  # the model's weights are fp32
     assert said and (said["step"], said["weights"], said["met"]) == (2, "best", met)
     assert alpha - TOLERANCE < said["alpha"] <= alpha and said["averaged"]["share_of_tuned"] == said["alpha"]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 import typing
 from pathlib import Path
 
@@ -261,11 +262,12 @@ def code(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(identity, "ROOT", tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))  # as PYTHONPATH does; undone with the next line
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
     return tmp_path
 
 
-def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code) -> None:
+def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code, monkeypatch) -> None:
     before, scores = code_of(code / "train.py")
     assert list(before) == [*(f"room/{name}.py" for name in ("__init__", "late", "loss", "near")), *LOOP] and not scores
     rewritten = '"""A module."""\n\n\ndef chunked(\n    x,\n):\n    "Another."\n    return (x) * 2\n'
@@ -281,6 +283,12 @@ def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code) -
         assert first.keys() - before.keys() == {f"elsewhere/{module}", "elsewhere/helper.py"}  # of PYTHONPATH
         (code / "elsewhere" / "helper.py").write_text("x = 2\n")
         assert changed(first, code_of(code / "train.py")[0]) == ["elsewhere/helper.py"]
+    # So is a package that is installed as editable: its version stays what it is, whatever is edited.
+    (code / "kit").mkdir()
+    (code / "kit" / "losses.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(code / "kit"))
+    (code / "room" / "loss.py").write_text("import losses\n" + FILES["room/loss.py"])
+    assert code_of(code / "train.py")[0].keys() - before.keys() == {"kit/losses.py"}
     # What is installed has a version, and is not read.
     (code / "room" / "loss.py").write_text("import torch, pytest, json\n" + FILES["room/loss.py"])
     assert code_of(code / "train.py")[0].keys() == before.keys()

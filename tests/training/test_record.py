@@ -121,9 +121,7 @@ def test_a_checkpoint_that_the_record_names_and_that_is_gone_is_said(tmp_path, r
     for name in ("step-000003", "step-000002"):
         (folder / name).rmdir()
         (line,) = record.continue_from(0, None, bytes)
-        assert line.startswith(
-            f"warning: {folder}/step-000003, which record.jsonl names, is not there: somebody removed"
-        )
+        assert line.startswith(f"warning: {folder}/step-000003, which record.jsonl names, is not there: its steps")
     record.append("start", step=0)  # begun again from the base, which gives up what came later
     assert record.continue_from(0, None, bytes) == []
 
