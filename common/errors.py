@@ -15,6 +15,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # No permission, a read-only disk, a file where a directory is meant, or a directory where a file is.
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
+BROKEN = (errno.EIO, errno.ESTALE)  # the disk fails, or the server that has it
+
 
 class UserError(Exception):
     """A mistake in a config, a file or a command.
@@ -56,7 +58,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main()` and return the exit code.
 
-    A `UserError`, a full disk or a file that the user may not use prints one line to stderr and returns 2, `PeerLost` and
+    A `UserError`, a disk that is full or fails, or a file that the user may not use prints one line to stderr and returns 2, `PeerLost` and
     `NotMet` one line and 3. Ctrl-C returns 130.
     """
     code = 2
@@ -72,6 +74,8 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         if error.errno in DISK_FULL:
             sentence = f"{where}the disk is full; free some space and run the same command again"
+        elif error.errno in BROKEN:
+            sentence = f"{where}{error.strerror}; mend the disk and run the same command again"
         elif where and error.errno in NOT_OURS:
             sentence = f"{where}{error.strerror}; look at what is there and whose it is, or name another place"
         else:

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from data.files import SUFFIXES, check_files, data_suffix, expand, reading_of
 from data.formats import Noticed, example_text, read_files
 from data.held_out import CONTENT_KEYS, content_hash
 from data.rows import text_of
-from data.sources import Corpus
+from data.sources import Corpus, Windows
 from data.tokenise import read_units
 
 SHOWN = 5
@@ -87,11 +87,7 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
     if not items:
         raise UserError(f"{what} names no example that is trained on; check its ids or hashes")
     lines = [f"{what}: {len(found):,} examples, {len(items):,} documents are not trained on"]
-    if missing := sorted(wanted.names.difference(*(one.names for one in found))):
-        lines.append(f"warning: {what}: {len(missing):,} names are of no example: {', '.join(missing[:SHOWN])}")
-    for name, source in zip(corpus.names, corpus.sources, strict=True):
-        if not isinstance(source, Documents):
-            lines.append(f"warning: {what}: the token store of source {name} keeps no examples, and stays whole")
+    lines += [f"warning: {what}: {line}" for line in not_found(wanted, found, corpus)]
 
     def items_of(step: int) -> list[int]:
         return [item for item in plan.items(step) if item not in items]
@@ -102,6 +98,14 @@ def exclude(plan: TrainingPlan, corpus: Corpus, data: Data) -> tuple[TrainingPla
 
     digests = sorted({one.digest for one in found})
     return replace(plan, batch=batch, items=items_of), Exclusion(digests, items, plan, tuple(lines))
+
+
+def not_found(wanted: Wanted, found: Iterable[Found], corpus: Corpus) -> list[str]:
+    """Lines about the names that are of none of the examples `found`, and about sources in which none can be found."""
+    names = sorted(wanted.names.difference(*(one.names for one in found)))
+    lines = [f"{len(names):,} names are of no example: {', '.join(names[:SHOWN])}"] if names else []
+    stores = [name for name, source in zip(corpus.names, corpus.sources, strict=True) if isinstance(source, Windows)]
+    return lines + [f"the token store of source {name} keeps no examples: it stays as it is" for name in stores]
 
 
 def wanted_by(path: Path, data: Data) -> Wanted:

@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
 from configs.config import LoRA
 from configs.load import config_of
-from data.find import called, find, wanted_by
+from data.find import called, find, not_found, wanted_by
 from data.remote import FETCHED
 from distributed.checkpoint_directory import (
     MANIFEST,
@@ -547,7 +547,7 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
     history = not_given_up(entries)
     starts = [entry for entry in history if entry.kind == "start"]
     path = Path(what).absolute() if os.path.isfile(what) else None
-    steps, places, last = dict[str, list[str]](), dict[str, str](), 0
+    steps, places, last, warnings = dict[str, list[str]](), dict[str, str](), 0, list[str]()
     for start, following in zip(starts, [*starts[1:], None], strict=True):
         end = following.number if following else math.inf
         mine = [entry for entry in history if start.number <= entry.number < end]
@@ -557,7 +557,9 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
             config, ranks = config_of(start.content["config"]), start.content["world_size"]
             inputs = read_run(config, ranks, torch.device("cpu"), ROOT / "train.py").inputs
             data = inputs.local.data
-            found = find(inputs.train, data, wanted_by(path, data) if path else called(what))
+            wanted = wanted_by(path, data) if path else called(what)
+            found = find(inputs.train, data, wanted)
+        warnings = not_found(wanted, found, inputs.train)  # of the newest start
         here = dict[str, list[str]]()
         for one in found:  # copies have one digest
             here.setdefault(one.digest, []).append(one.where)
@@ -581,3 +583,4 @@ def seen(entries: list[Entry], what: str) -> Iterator[str]:
     for digest, where in places.items():
         yield f"{digest} | {where} | " + (f"steps {', '.join(steps[digest])}" if digest in steps else "in no step")
     yield f"{len(places)} examples of the training data, {len(steps)} of them in a step of the {last} that count"
+    yield from (f"warning: {line}" for line in warnings)

@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from common.dtypes import dtype_name
+from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config
 from configs.load import is_of_answers
@@ -36,6 +37,7 @@ from eval.general_text import CERTIFICATE, SELECTION
 from eval.in_step import Stopped
 from model.fingerprint import fingerprint_of_base
 from model.language_model import NEW_ROWS, PackedLanguageModel, read_weights, trained_parameters, vocabulary_names
+from model.weight_files import hash_weights
 from training.answers import Answers
 from training.description import counted
 from training.evaluations import Evaluations, curve_of, is_better
@@ -73,18 +75,20 @@ class AgainstBase:
 
 
 def keep_budget(
-    config: Config, step: int, evaluations: Evaluations, checkpoints: Path, record: RunRecord
+    config: Config, step: int, evaluations: Evaluations, checkpoints: Path, record: RunRecord, dtype: torch.dtype
 ) -> dict | None:
-    """Leave in the model the weights that are to be exported after `step`, and return their certificate, plain JSON.
+    """Leave in the model the weights that are to be exported after `step` in `dtype`, and return their certificate, plain JSON.
 
     None after a signal. A collective. The next start repeats an interrupted search, which depends on the checkpoints alone.
     Each reading of the certificate's text gets an entry in the record first: weights that are chosen after one are no longer
     judged by a text that nobody has looked at.
-    Raises UserError if one of them is damaged.
+    Raises UserError if one of them is damaged, and if the base is not the one of this start any more.
     """
     run, max_kl = evaluations.functions["forgetting"], config.forgetting.max_kl
     assert isinstance(run, AgainstBase) and max_kl is not None
-    line, ranks, best_by, candidates = Line(run, config), run.stop.ranks, evaluations.best_by, []
+    line, ranks, best_by, candidates = Line(run, config, dtype), run.stop.ranks, evaluations.best_by, []
+    if read_on_first(lambda: hash_weights(config.model.path), ranks) != run.data.files["the weights"]:
+        raise UserError(f"the weights in {config.model.path} have changed since this start; put them back to export")
     try:
         texts = Texts(SELECTION, line)
         for path in read_on_first(lambda: complete_checkpoints(checkpoints), ranks):
@@ -158,12 +162,14 @@ class Line:
     """The weights base + alpha (tuned - base) in the parameters of the sharded model, in place.
 
     The base is read from its files for each alpha, by every rank its slices. This rank's part of the tuned weights lies in
-    host memory. A point is computed from both in fp32 and rounded once to the dtype of the parameters. Rows of new tokens are
-    always the tuned ones. With LoRA, alpha multiplies B, and so what the adapters add.
+    host memory. A point is computed from both in fp32 and rounded once, to the dtype of the parameters or, of fp32, to that of the
+    export: what is measured are the weights of its files. Rows of new tokens are always the tuned ones. With LoRA, alpha
+    multiplies B, and so what the adapters add.
     """
 
-    def __init__(self, run: AgainstBase, config: Config) -> None:
+    def __init__(self, run: AgainstBase, config: Config, dtype: torch.dtype) -> None:
         self.run, self.path, self.is_lora = run, config.model.path, config.lora.rank > 0
+        self.dtype = torch.float32 if self.is_lora else dtype  # an adapter keeps fp32
         trained = trained_parameters(run.model)
         self.moved = {name: parameter for name, parameter in trained.items() if ".lora_A." not in name}
         self.tuned: dict[str, torch.Tensor] = {}
@@ -183,7 +189,7 @@ class Line:
                 local(parameter).zero_()
 
     def go(self, alpha: float) -> None:
-        """Go to base + alpha (tuned - base). Both ends are exact."""
+        """Go to base + alpha (tuned - base). Both ends are exact, but for the rounding."""
         self.to_base()
         vocabulary, new_row = vocabulary_names(self.run.model), self.run.data.first_new_row
         for name, parameter in self.moved.items():
@@ -195,7 +201,7 @@ class Line:
             elif name.endswith(NEW_ROWS):
                 old = slice(0)
             mixed[old].mul_(alpha).add_(here[old].float(), alpha=1 - alpha)
-            here.copy_(mixed)
+            here.copy_(mixed.to(self.dtype) if here.dtype == torch.float32 else mixed)
 
 
 class Texts:

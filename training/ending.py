@@ -121,6 +121,7 @@ def is_finished(
             f"{export_directory.parent} has taken all of its {step} steps before it was changed, and is exported: nothing is "
             "left to train with what is set now; raise optimizer.epochs or optimizer.max_steps, or choose another run.name"
         )
+    read_on_first(lambda: check_recorded(export_directory.parent, export_directory), ranks)
     contents |= read_on_first(lambda: read_certificate(export_directory.parent), ranks)
     if ranks.rank == 0:
         why = evaluations.why_stalled(step) if step < total_steps else f"{total_steps} steps"
@@ -132,6 +133,15 @@ def is_finished(
         )
     check_budget(config, export_directory, ranks)
     return True
+
+
+def check_recorded(run: Path, folder: Path) -> None:
+    """Raise UserError unless the run's record names this export, and export.json its certificate, if there is one."""
+    record, path, certificate = Record(run), folder / EXPORT, folder / CERTIFICATE
+    known = path.is_file() and sha256(path) in [one.content["sha256"] for one in record.read() if one.kind == "export"]
+    sums = read_json(path, "remove it")["files"] if known else {}
+    if not known or (certificate.exists() and sums.get(CERTIFICATE) != sha256(certificate)):
+        raise UserError(f"{folder} is not what {record.path} says of an export; remove it, and export again")
 
 
 def check_budget(config: Config, export_directory: Path, ranks: Ranks) -> None:
@@ -183,10 +193,11 @@ def export_run(
     checkpoints = export_directory.with_name("checkpoints")
     contents = read_on_first(lambda: contents_of_export(config, step, evaluations, model_config, checkpoints), ranks)
     certificate: dict | None = {}
+    dtype = getattr(torch, str(contents["dtype"]))
     if config.forgetting.max_kl is not None:
         from training.budget import keep_budget
 
-        certificate = keep_budget(config, step, evaluations, checkpoints, record)
+        certificate = keep_budget(config, step, evaluations, checkpoints, record, dtype)
         if certificate is None:
             return ["stopped by a signal before the export; start again to continue"]
         chosen = ("weights", "step", "checkpoint", "identity", "validation_loss", "averaged")
@@ -213,7 +224,6 @@ def export_run(
         from model.lora import save_adapter
 
         save_adapter(adapter, model, config.lora, config.model.path, ranks)
-    dtype = getattr(torch, str(contents["dtype"]))
     form = stored_form(model_config)
     export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, merge=merged(model), form=form)
     lines = [evaluations.why_stalled(step)] if step < total_steps else []

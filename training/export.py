@@ -56,6 +56,7 @@ from training.ending import (
     CERTIFICATE,
     EXPORT,
     certificate_of,
+    check_recorded,
     damage,
     read_certificate,
     read_json,
@@ -188,15 +189,6 @@ def read_run(run: Path) -> tuple[dict, Config]:
         return start, config_of(start["config"])
     except TypeError as error:  # names a key that is unknown or missing
         raise UserError(f"{path}: {error}; export with the version of the code that trained the run") from error
-
-
-def check_recorded(run: Path, folder: Path) -> None:
-    """Raise UserError unless the run's record names this export, and export.json its certificate, if there is one."""
-    record, path, certificate = Record(run), folder / EXPORT, folder / CERTIFICATE
-    known = path.is_file() and sha256(path) in [one.content["sha256"] for one in record.read() if one.kind == "export"]
-    sums = read_json(path, "remove it")["files"] if known else {}
-    if not known or (certificate.exists() and sums.get(CERTIFICATE) != sha256(certificate)):
-        raise UserError(f"{folder} is not what {record.path} says of an export; remove it, and export again")
 
 
 def _choose_checkpoint(run: Path, config: Config, options: Namespace) -> tuple[Path, str]:

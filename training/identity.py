@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 # What measures and decides nothing.
 MEASURES = ("eval", "training.answers", "training.asked", "training.budget")
+WITH_VERSIONS = ("torch", "transformers")  # also from a checkout, whose thousands of files are not read
 OWN_SCORES = "eval.metric"  # of answers, without a function of the user's
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
@@ -225,9 +226,9 @@ def scores_module(config: Config) -> str | None:
 def code_of(script: Path, scores: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
     """(the code that `script` loads, the code of the module `scores` that the other has not): file -> digest.
 
-    That is the script and every module beside it, beside this package or in PYTHONPATH that it imports, at the top of a file or
-    in a function, and so on; installed packages have versions. A digest is that of the syntax tree: comments, docstrings and
-    formatting do not count. `MEASURES` are left out: what is measured decides nothing, unless it scores (`scores_module`). What
+    That is the script and every module beside it, beside this package, in PYTHONPATH or installed as editable that it imports, at
+    the top of a file or in a function, and so on; others have versions. A digest is that of the syntax tree: comments, docstrings
+    and formatting do not count. `MEASURES` are left out: what is measured decides nothing, unless it scores (`scores_module`). What
     scores answers does so with what generates them.
     """
     folders = _folders(scores, script.resolve().parent)
@@ -255,14 +256,14 @@ def digest_of_row(row: str | None) -> str:
 
 def _folders(module: str | None, *first: Path) -> list[Path]:
     """Where modules of ours and of the user are, `module` among them."""
-    more = [Path(folder).resolve() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    more = [Path(folder).resolve() for folder in sys.path if folder]  # PYTHONPATH, and what is installed as editable
     name, spec = (module or "").partition(".")[0], None
     if name and name not in sys.stdlib_module_names:
         with suppress(ImportError, ValueError):
             spec = importlib.util.find_spec(name)  # beside the loop, which may be elsewhere, or installed as editable
     if spec and (place := next(iter(spec.submodule_search_locations or ()), spec.origin)):
         more.append(Path(place).resolve().parent)
-    libraries = {"site-packages", "dist-packages"}
+    libraries = {"site-packages", "dist-packages", Path(ast.__file__).parent.name}  # the last is python3.11, say
     return list(dict.fromkeys((*first, ROOT, *(folder for folder in more if not libraries & set(folder.parts)))))
 
 
@@ -274,7 +275,7 @@ def _imported(folders: list[Path], *names: str, excluded: Collection[str]) -> di
     digests: dict[str, str] = {}
     waiting, seen = list(names), set()
     for name in waiting:
-        if name in seen or any(f"{name}.".startswith(f"{other}.") for other in excluded):
+        if name in seen or any(f"{name}.".startswith(f"{other}.") for other in (*excluded, *WITH_VERSIONS)):
             continue
         seen.add(name)
         package = "" if os.path.isabs(name) else name.rpartition(".")[0]

@@ -200,6 +200,9 @@ def read_inputs(
         from data.find import exclude
 
         plan, exclusion = exclude(plan, train, data)
+        if ewc.strength and ewc.estimator != "l2":
+            line = f"warning: data.exclude={data.exclude}: EWC is estimated from what it was, which stays whole"
+            exclusion = replace(exclusion, lines=(*exclusion.lines, line))
     total_steps = min(plan.num_steps, config.optimizer.max_steps or plan.num_steps)
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps is None:

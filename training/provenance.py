@@ -39,7 +39,8 @@ from training.record import RunRecord
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 ROOT = Path(__file__).resolve().parents[1]
 OF_A_TOKENIZER = {".json", ".jinja", ".model", ".tiktoken", ".txt"}  # suffixes in a model directory
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # keep libraries from newer instructions
+# What keeps libraries from newer instructions; MKL_CBWR changes the bits of products in fp32.
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 LONG = 2**26  # bytes that each start reads again; the digests of other files are remembered
 Say = Callable[[str], None]
 

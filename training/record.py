@@ -31,7 +31,7 @@ from common.sha256 import remembered_sha256, sha256
 from data.batches import StepBatch
 from data.dealing import Items
 from data.sources import Corpus
-from distributed.checkpoint_directory import MANIFEST, complete_checkpoints, step_of
+from distributed.checkpoint_directory import MANIFEST, checkpoint_name, complete_checkpoints, step_of
 from distributed.process_group import Ranks, read_on_first
 
 FILE, METRICS = "record.jsonl", "metrics.jsonl"
@@ -168,19 +168,25 @@ class RunRecord(Record):
             lines = (
                 [f"warning: {self.path}: the last line was cut off by a kill, and is removed"] if self.torn() else []
             )
-            for folder in PREPARED:
-                known = prepared_in(entries, folder)
-                for name in [name for name, digest in self._prepared(folder).items() if known.get(name) != digest]:
+            for part in PREPARED:
+                known = prepared_in(entries, part)
+                for name in [name for name, digest in self._prepared(part).items() if known.get(name) != digest]:
                     if known:  # else a kill came before the entry
-                        path = self.directory / folder
+                        path = self.directory / part
                         raise UserError(
                             f"{path / name} is not what {FILE} says; remove {path}, and the base makes it again"
                         )
+            history, folder = not_given_up(entries), self.directory / "checkpoints"
+            gone = {name for one in entries for key in ("removed", "set_aside") for name in one.content.get(key, ())}
+            saved = [checkpoint_name(one.step) for one in history if one.kind == "checkpoint" and one.step > step]
+            if lost := [name for name in saved if name not in gone and not (folder / name).exists()]:
+                lines.append(
+                    f"warning: {folder / lost[-1]}, which {FILE} names, is not there: its steps are trained again"
+                )
             if manifest is None:
                 return "", lines
-            history = not_given_up(entries)
             named = self.named(step, manifest, history)
-            for path in complete_checkpoints(self.directory / "checkpoints"):
+            for path in complete_checkpoints(folder):
                 if step_of(path) < step:  # the best one and those of a budget may be exported
                     self.named(step_of(path), sha256(path / MANIFEST), history)
             newest = [one for one in entries if one.kind in ("start", "checkpoint", "stop") and one.step == step][-1]

@@ -31,6 +31,10 @@ def test_a_user_error_and_a_disk_that_takes_no_file_print_one_line_and_a_bug_is_
         assert exit_code_of(lambda: raising(OSError(number, "what the system says", "a/file"))) == 2  # noqa: B023
         ours = "error: a/file: what the system says; look at what is there and whose it is, or name another place\n"
         assert capsys.readouterr().err == ours
+    for place, where in ((("a/file",), "a/file: "), ((), "")):  # a row of curves that NFS loses names no file
+        assert exit_code_of(lambda: raising(OSError(errno.ESTALE, "Stale file handle", *place))) == 2  # noqa: B023
+        mend = f"error: {where}Stale file handle; mend the disk and run the same command again\n"
+        assert capsys.readouterr().err == mend
     for bug in (PermissionError(errno.EACCES, "of no file"), OSError(errno.ENOENT, "No such file", "a/file")):
         with pytest.raises(OSError):
             exit_code_of(lambda: raising(bug))  # noqa: B023

@@ -19,6 +19,8 @@ from types import SimpleNamespace
 import pytest
 
 from common.sha256 import sha256
+from configs.config import Data
+from data.sources import Windows
 from distributed.checkpoint_directory import checkpoint_name, replace_state, write_manifest
 from tools import check_step, verify
 from tools.verify import EXACT, Differs, Segment, _compare_segment, _rows_of, compare, seen
@@ -310,12 +312,12 @@ def test_a_step_without_a_finite_loss_is_replayed_like_any_other(tmp_path) -> No
         _compare_segment(Segment(first, 0, [checkpoint]), run, again, lines.append)
 
 
-def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch) -> None:
+def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch, tmp_path) -> None:
     """The plan of the record is that of the data as they were: another fingerprint, or another order, is no proof."""
-    found = SimpleNamespace(digest="0123", where="data.jsonl, line 1", items=[5])
+    found = SimpleNamespace(digest="0123", where="data.jsonl, line 1", items=[5], names={"example", "known"})
     batches = {0: (4, 5), 1: (6, 7)}
-    train = SimpleNamespace(sources=[SimpleNamespace(fingerprint="of the data")])
-    inputs = SimpleNamespace(local=SimpleNamespace(data=None), train=train)
+    train = SimpleNamespace(sources=[SimpleNamespace(fingerprint="of the data")], names=("main",))
+    inputs = SimpleNamespace(local=SimpleNamespace(data=Data(())), train=train)
     inputs.plan = SimpleNamespace(items=batches.__getitem__)
     inputs.deal = lambda step: SimpleNamespace(items=[[batches[step]]], ranks_of=lambda group: f"rank {group}")
     monkeypatch.setattr(check_step, "read_run", lambda *arguments: SimpleNamespace(inputs=inputs))
@@ -326,6 +328,15 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch) -> Non
     of_start = {"step": 0, "plan": "", "directory": "/of/another machine", "config": {}, "world_size": 1}
     entries = [Entry(1, "start", "", of_start), Entry(2, "checkpoint", "", {"step": 2, "plan": plan})]
     assert list(seen(entries, "example"))[0] == "0123 | data.jsonl, line 1 | steps 1 (rank 0)"
+    # What nobody can have looked for is said.
+    (ids := tmp_path / "ids.txt").write_text("known\nmisspelt\n")
+    monkeypatch.setattr(train, "sources", [Windows(SimpleNamespace(fingerprint="of the data"), 8)])  # pyright: ignore
+    said = list(seen(entries, str(ids)))
+    assert said[1].startswith("1 examples of the training") and said[2:] == [
+        "warning: 1 names are of no example: misspelt",
+        "warning: the token store of source main keeps no examples: it stays as it is",
+    ]
+    monkeypatch.setattr(train, "sources", [SimpleNamespace(fingerprint="of the data")])
     for change in ({"fingerprint": "of others"}, {1: (7, 6)}):
         monkeypatch.setitem(batches, 1, change.get(1, batches[1]))
         monkeypatch.setattr(inputs.train.sources[0], "fingerprint", change.get("fingerprint", "of the data"))

@@ -34,7 +34,8 @@ from tests.tiny import write_chat_file, write_tiny_model
 from tools.verify import Differs, check_files, read_record
 from training import budget
 from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
-from training.export import check_recorded, read_export, write_export
+from training.ending import check_recorded
+from training.export import read_export, write_export
 from training.model_card import read_results
 from training.record import RunRecord
 
@@ -162,13 +163,19 @@ def test_the_best_of_the_checkpoints_within_the_budget_is_judged_by_the_other_te
         monkeypatch.setattr(budget, name, stand_in)
     monkeypatch.setattr(budget.forgetting, "start_forgetting", lambda *_: SimpleNamespace(line=str))
     model, data = torch.nn.Linear(1, 1), SimpleNamespace(train=None, validation=None, dealer=None, first_new_row=None)
+    data.files = {"the weights": {"model.safetensors": "0123"}}
+    monkeypatch.setattr(budget, "hash_weights", lambda path: {"model.safetensors": "4567"})
     stop = SimpleNamespace(ranks=ranks)
     run = budget.AgainstBase(model, torch.bfloat16, None, data, stop, lambda line: None)  # pyright: ignore
     evaluations = SimpleNamespace(functions={"forgetting": run}, best_by="validation/loss", best_step=2)
     config = SimpleNamespace(forgetting=SimpleNamespace(max_kl=0.5), model=SimpleNamespace(path="base"))
     record = RunRecord(tmp_path, Corpus(()), ranks)
     record.append("certificate")  # of an earlier budget
-    said = budget.keep_budget(config, 4, evaluations, tmp_path, record)  # pyright: ignore
+    asked = config, 4, evaluations, tmp_path, record, torch.float32
+    with pytest.raises(UserError, match="the weights in base have changed since this start; put them back"):
+        budget.keep_budget(*asked)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(budget, "hash_weights", lambda path: data.files["the weights"])
+    said = budget.keep_budget(*asked)  # pyright: ignore[reportArgumentType]
     assert said and (said["readings"], said["dtype"]) == (2, "bfloat16")  # the model's weights are fp32
     assert said and (said["step"], said["weights"], said["met"]) == (2, "best", met)
     assert alpha - TOLERANCE < said["alpha"] <= alpha and said["averaged"]["share_of_tuned"] == said["alpha"]
@@ -345,12 +352,31 @@ def test_with_lora_alpha_multiplies_what_the_adapters_add(folder):
         parameter.data.add_(0.5)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     forgetting = SimpleNamespace(model=model, stop=None, data=SimpleNamespace(first_new_row=None))
-    line = Line(forgetting, SimpleNamespace(model=SimpleNamespace(path=path), lora=settings))  # pyright: ignore
+    config = SimpleNamespace(model=SimpleNamespace(path=path), lora=settings)
+    line = Line(forgetting, config, torch.bfloat16)  # pyright: ignore[reportArgumentType]
     line.tuned = {name: parameter.detach().clone() for name, parameter in line.moved.items()}
     for alpha in (0.25, 0.0, 1.0):
         line.go(alpha)
         for name, parameter in model.named_parameters():  # also what is frozen
             assert torch.equal(parameter, before[name] * (alpha if ".lora_B." in name else 1)), name
+
+
+def test_what_is_measured_is_rounded_as_the_files_of_the_export_are(folder):
+    """Training in fp32 from a base in bf16: the weights before that rounding have another KL, and are not exported."""
+    path = str(folder / "model")
+    model = build_on_meta(read_model_config(path))
+    load_weights(model, path, torch.device("cpu"))
+    forgetting = SimpleNamespace(model=model, stop=None, data=SimpleNamespace(first_new_row=None))
+    config = SimpleNamespace(model=SimpleNamespace(path=path), lora=LoRA())
+    line = Line(forgetting, config, torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    base = {name: parameter.detach().clone() for name, parameter in line.moved.items()}
+    line.tuned = {name: value + 0.01 for name, value in base.items()}
+    for alpha in (0.3, 1.0):
+        line.go(alpha)
+        for name, parameter in line.moved.items():
+            found, expected = parameter.detach(), base[name] + alpha * 0.01
+            assert torch.equal(found, found.bfloat16().float()) and not torch.equal(found, expected), name
+            assert torch.allclose(found, expected, rtol=2**-8, atol=1e-6), name
 
 
 def test_texts_that_choose_and_texts_that_judge_share_nothing_with_each_other_and_with_any_other_text():

@@ -5,17 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from common.durable_files import start_directory
+from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.checkpoint_directory import write_manifest
 from training import ending
-from training.ending import EXPORT, contents_of_export, damage_of_export, export_run, sums_of
+from training.ending import EXPORT, contents_of_export, damage_of_export, export_run, is_finished, sums_of
 from training.evaluations import Evaluations
-from training.record import RunRecord
+from training.record import Record, RunRecord
 
 CONFIG = Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-3), Run("r"))
 BEST = replace(CONFIG, run=Run("r", export="best"))
@@ -83,6 +85,23 @@ def test_a_missing_or_changed_file_of_the_export_or_the_adapter_is_named_and_oth
     for earlier in (record | {"files": {"model.safetensors": 5}}, []):  # of an earlier version
         (export / EXPORT).write_text(json.dumps(earlier))
         assert damage_of_export(export, record, ranks) is None
+
+
+def test_an_export_and_its_certificate_that_were_edited_together_are_refused(tmp_path, ranks) -> None:
+    """Every sum of export.json holds; the record knows another export.json."""
+    export, contents = tmp_path / "export", contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
+    write_export(export, contents)
+
+    def finished() -> bool:
+        return is_finished(CONFIG, 8, 8, found(), False, MODEL, export, ranks)
+
+    Record(tmp_path).append("export", sha256=sha256(export / EXPORT))
+    assert finished()
+    (export / "certificate.json").write_text('{"met": true}')
+    write_export(export, contents)
+    assert damage_of_export(export, contents, ranks) == []
+    with pytest.raises(UserError, match="export is not what .*/record.jsonl says of an export; remove it, and export"):
+        finished()
 
 
 def test_an_adapter_gets_its_name_after_the_entry_that_has_its_sums(tmp_path, ranks, monkeypatch) -> None:

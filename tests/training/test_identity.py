@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 import typing
 from pathlib import Path
 
@@ -121,6 +122,21 @@ def test_each_setting_that_decides_is_refused_by_its_name(folder, of) -> None:
         assert [difference for difference in found if "=" in difference] == expected
     rest = ("ewc.", "forgetting.", "lora.", "model.rope_", "data.chat_date", "batch.global_tokens")
     assert set(DECIDES) == {*OTHER, *(name for name in DECIDES if name.startswith(rest))}
+
+
+def test_what_data_exclude_does_not_reach_is_said(folder, tmp_path) -> None:
+    (ids := tmp_path / "ids.txt").write_text("example-3\n")
+    config = with_value(
+        with_value(config_of(folder), "data.exclude", str(ids)), "ewc.data", (str(folder / "train.jsonl"),)
+    )
+    model, tokenizer = read_model_config(config.model.path), load_tokenizer(config.model.path)
+    for strength, said in (
+        (0.0, []),
+        (1.0, [f"warning: data.exclude={ids}: EWC is estimated from what it was, which stays whole"]),
+    ):
+        of_ewc = with_value(config, "ewc.strength", strength)
+        inputs = read_inputs(of_ewc, tokenizer, model.vocab_size, one_per_token, 1, show_progress=False)
+        assert list(inputs.exclusion.lines[1:]) == said
 
 
 def test_an_anchor_and_its_weight_decide(folder, of) -> None:
@@ -246,11 +262,12 @@ def code(tmp_path, monkeypatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(identity, "ROOT", tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))  # as PYTHONPATH does; undone with the next line
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
     return tmp_path
 
 
-def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code) -> None:
+def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code, monkeypatch) -> None:
     before, scores = code_of(code / "train.py")
     assert list(before) == [*(f"room/{name}.py" for name in ("__init__", "late", "loss", "near")), *LOOP] and not scores
     rewritten = '"""A module."""\n\n\ndef chunked(\n    x,\n):\n    "Another."\n    return (x) * 2\n'
@@ -266,6 +283,12 @@ def test_the_code_is_what_train_imports_and_its_syntax_tree_counts_alone(code) -
         assert first.keys() - before.keys() == {f"elsewhere/{module}", "elsewhere/helper.py"}  # of PYTHONPATH
         (code / "elsewhere" / "helper.py").write_text("x = 2\n")
         assert changed(first, code_of(code / "train.py")[0]) == ["elsewhere/helper.py"]
+    # So is a package that is installed as editable: its version stays what it is, whatever is edited.
+    (code / "kit").mkdir()
+    (code / "kit" / "losses.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(code / "kit"))
+    (code / "room" / "loss.py").write_text("import losses\n" + FILES["room/loss.py"])
+    assert code_of(code / "train.py")[0].keys() - before.keys() == {"kit/losses.py"}
     # What is installed has a version, and is not read.
     (code / "room" / "loss.py").write_text("import torch, pytest, json\n" + FILES["room/loss.py"])
     assert code_of(code / "train.py")[0].keys() == before.keys()

@@ -120,11 +120,14 @@ def test_each_start_keeps_its_own_diff_with_the_code_that_git_does_not_know(
 def test_processors_with_one_name_and_other_instructions_are_told_apart(monkeypatch) -> None:
     """Else a replay where the instructions for bf16 are missing would call the record untrue (tools/verify.py)."""
     cpu = torch.device("cpu")
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for name in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(provenance, "bf16_instructions", lambda: ["amx_bf16", "avx512_bf16"])
     assert provenance._hardware(cpu).endswith(", amx_bf16, avx512_bf16)")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     assert provenance._hardware(cpu).endswith(", amx_bf16, avx512_bf16, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16)")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")  # other bits in fp32
+    assert provenance._hardware(cpu).endswith("=AVX512_CORE_BF16, MKL_CBWR=COMPATIBLE)")
 
 
 def test_ranks_are_grouped_by_host_and_device() -> None:

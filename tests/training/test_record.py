@@ -108,6 +108,24 @@ def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_p
     assert [entry.content.get("folder") for entry in record.read()].count("anchor") == 2
 
 
+def test_a_checkpoint_that_the_record_names_and_that_is_gone_is_said(tmp_path, ranks) -> None:
+    """Else the steps after an older one, or all of them, would be trained again without a word."""
+    folder, record = tmp_path / "checkpoints", RunRecord(tmp_path, Corpus(()), ranks)
+    record.start(b"")
+    for step in (1, 2, 3):
+        record.append("checkpoint", step=step, manifest="")
+        (folder / f"step-00000{step}").mkdir(parents=True)
+    record.append("pruning", removed=["step-000001"])
+    (folder / "step-000001").rmdir()
+    assert record.continue_from(0, None, bytes) == []
+    for name in ("step-000003", "step-000002"):
+        (folder / name).rmdir()
+        (line,) = record.continue_from(0, None, bytes)
+        assert line.startswith(f"warning: {folder}/step-000003, which record.jsonl names, is not there: its steps")
+    record.append("start", step=0)  # begun again from the base, which gives up what came later
+    assert record.continue_from(0, None, bytes) == []
+
+
 def test_curves_that_cannot_be_read_end_all_ranks_with_one_sentence(tmp_path, ranks, monkeypatch) -> None:
     record = RunRecord(tmp_path, Corpus(()), ranks)
     (tmp_path / "metrics.jsonl").write_text("")
