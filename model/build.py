@@ -76,8 +76,7 @@ def first_weights(model: PackedLanguageModel, config: Config, device: torch.devi
     """Allocate this rank's shards and read its slices of the base's weights; with LoRA, begin the adapters too.
 
     device: where forward runs; the shards are there, or on the CPU with `sharding.cpu_offload`. A checkpoint will fill what
-    is trained: a resume reads the base only where something is measured against it, or frozen beside what is trained. What is
-    not read is NaN, also the weights of what train.py has added to the model.
+    is trained: a resume reads the base only where something is measured against it, or frozen beside what is trained. The rest is NaN.
     """
     materialize(model, torch.device("cpu") if config.sharding.cpu_offload else device, device)
     is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))

@@ -95,6 +95,8 @@ def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_re
     assert [row[1] for row in stalled] == [False, False, True, False, True, True, True, True]
     assert [row[2] for row in stalled] == [False] * 6 + [True, True]
     assert [row[3] for row in stalled] == [False] * 7 + [True]
+    # An edited train.py has ended the run, which may have no evaluation.
+    assert made().why_stalled(5) == "ended early after step 5, by a condition of train.py"
 
 
 def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_the_best() -> None:
