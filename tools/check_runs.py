@@ -385,7 +385,7 @@ def judge_gradient(
             "gradient, and compute the same model in training (no dropout; a term beside token_losses is no fault)"
         )
     elif abs(length - 1) > allowed_length:
-        mend = f": clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by the norm that train/grad_norm shows"
+        mend = f": clip it once, to optimizer.max_grad_norm={settings['max_grad_norm']:g}, by train/grad_norm, if train.py adds no term"
     return Result(FAILS if mend else OK, text + mend, figures)
 
 

@@ -162,7 +162,9 @@ def test_a_plan_that_is_no_function_of_the_step_is_named() -> None:
     """Micro-batches are made in advance: those of a plan that depends on the loss would be those of an earlier loss."""
     corpus, asked = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
     dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
-    moving = dataclasses.replace(plan, batch=lambda step: asked.append(step) or step_batch([len(asked) % 2], corpus))
+    moving = dataclasses.replace(
+        plan, batch=lambda step: asked.append(step) or step_batch([asked.count(step) % 2], corpus)
+    )
     deal = lambda items: dealer.deal(items, corpus, 1)  # noqa: E731
     inputs = Inputs(corpus, moving, 2, 0, None, (), dealer, deal, None, CONFIG)
     _, micro_batches = next(inputs.steps(0, SimpleNamespace(world_size=1, rank=0, device=torch.device("cpu"))))  # type: ignore[arg-type]
