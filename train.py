@@ -183,6 +183,7 @@ def train(
     parameters = trained_parameters(model)
 
     # --- 3. What is measured, and what holds the model to its base, whose weights it still has here -------------------
+    # A resume has them only if the config needs them. For a reference of your own set is_resumed=False above, or register it.
     if data.validation:
         measure = functools.partial(validate, model, data.validation_batches, data, data.validation, stop)
         if data.asked:  # run.eval_generate
@@ -216,7 +217,7 @@ def train(
 
     # --- 4. Optimizer, and the checkpoint if there is one -------------------------------------------------------------
     optimizer = make_optimizer(parameters, config.optimizer, config.run.seed)
-    check_optimizer(optimizer, parameters, config.optimizer.memory, ranks)
+    check_optimizer(optimizer, parameters, model, config.optimizer.memory, ranks)
     checkpointer.save_from(parameters, optimizer)
     # checkpointer.register(name, thing): whatever else has a `state_dict()`, such as an average of the weights
     notes += checkpointer.load(state)

@@ -44,6 +44,7 @@ from distributed.checkpoint_directory import (
 )
 from distributed.disks import check_free_space
 from distributed.process_group import Ranks, call_on_all, gather_objects, random_state, read_on_first, set_random_state
+from distributed.sharding import unlike_copies
 
 MOST_STEPS = 16  # in which an optimizer must have made its state
 OF_THE_LOOP = ("params", "lr")  # keys of optimizer.param_groups that the loop sets before every step
@@ -257,6 +258,9 @@ class Saver:
             "optimizer": {"type": type(self.optimizer).__name__, "groups": self._groups(), "state": of_optimizer},
             "registered": {name: value for name, value in plain.items() if name not in of_optimizer},
         }
+        if unlike := unlike_copies(self.parameters):
+            what = f"step {step} is not saved: the copies of the model differ in {len(unlike)} tensors, the first is {unlike[0]}"
+            raise UserError(f"{what}; train.py must change all copies alike, such as by random numbers of one seed")
         # Rank 0 writes it for all.
         written = {"what is saved": values, "the state of the loop": state, "what is registered": _copies(tensors)}
         check_agreement(written, self.ranks)

@@ -78,7 +78,7 @@ class AdamW(torch.optim.AdamW):
 
 
 def check_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], memory: str, ranks: Ranks
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], model: nn.Module, memory: str, ranks: Ranks
 ) -> None:
     """Raise UserError on all ranks if `make_optimizer` returned what does not fit the model. A collective.
 
@@ -93,6 +93,8 @@ def check_optimizer(
     if closure and closure.default is inspect.Parameter.empty:
         raise UserError(f"make_optimizer: {name} computes the loss again in its step; the loop has no closure for that")
     names = {parameter: key for key, parameter in parameters.items()}
+    if missing := [name for name, one in model.named_parameters() if one.requires_grad and one not in names]:
+        raise UserError(f"train.py: {missing[0]} has a gradient and is not in `parameters`: add it there, or freeze it")
     groups = [[names.get(p, "a parameter that is not trained") for p in g["params"]] for g in optimizer.param_groups]
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     check_agreement({"make_optimizer": {"optimizer": name, "param_groups": groups, "lr": rates}}, ranks)

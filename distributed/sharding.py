@@ -126,7 +126,7 @@ def shard(
     """
     reduce_dtype = DTYPES[sharding.reduce_dtype]
     if mesh.size() == 1:  # nothing is added up, so the dtype of the weights holds the same gradients
-        reduce_dtype = next(parameter for parameter in model.parameters() if parameter.requires_grad).dtype
+        reduce_dtype = next((one.dtype for one in model.parameters() if one.requires_grad), reduce_dtype)
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.cpu_offload else OffloadPolicy()
     shards = mesh.size(mesh.ndim - 1)
     options: dict[str, Any] = {
@@ -317,6 +317,19 @@ def flat_parts(parameter: torch.Tensor, size: int) -> Iterator[tuple[slice, int]
         for begin in range(0, run, size):
             end = min(begin + size, run)
             yield slice(index * run + begin, index * run + end), index * whole + first + begin
+
+
+def unlike_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
+    """The names of all parameters whose values differ between copies of the model (`hybrid`, `none`). A collective."""
+    first = next(iter(parameters.values()))
+    if not isinstance(first, DTensor) or first.device_mesh.ndim == 1:
+        return []
+    bits = torch.stack([local(parameter).flatten().view(torch.int16).sum() for parameter in parameters.values()])
+    ends = torch.stack([bits, -bits])
+    dist.all_reduce(ends, dist.ReduceOp.MAX, first.device_mesh.get_group(0))
+    spread = ends.sum(0)  # the largest less the smallest
+    dist.all_reduce(spread, dist.ReduceOp.MAX)  # the ranks of another shard know of theirs alone
+    return [name for name, difference in zip(parameters, spread.tolist(), strict=True) if difference]
 
 
 def sum_over_shards(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

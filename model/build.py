@@ -8,7 +8,7 @@ from common.errors import UserError
 from configs.config import Config, Model
 from data.tokens import load_tokenizer
 from distributed.optimizer import parameter_dtype
-from distributed.sharding import decoder_layers
+from distributed.sharding import decoder_layers, local
 from model.architectures import has_experts, read_model_config
 from model.language_model import (
     PackedLanguageModel,
@@ -76,14 +76,16 @@ def first_weights(model: PackedLanguageModel, config: Config, device: torch.devi
     """Allocate this rank's shards and read its slices of the base's weights; with LoRA, begin the adapters too.
 
     device: where forward runs; the shards are there, or on the CPU with `sharding.cpu_offload`. A checkpoint will fill what
-    is trained: a resume reads the base only where something is measured against it, or frozen beside what is trained.
+    is trained: a resume reads the base only where something is measured against it, or frozen beside what is trained. The rest is NaN.
     """
     materialize(model, torch.device("cpu") if config.sharding.cpu_offload else device, device)
     is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
     needs_base = config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen
-    if is_resumed and not needs_base and not any(source.anchor for source in config.data.mix):
-        return
-    read_weights(model, config.model.path)
+    reads = not is_resumed or needs_base or any(source.anchor for source in config.data.mix)
+    for parameter in {*model.parameters()} - ({*model.causal_lm.parameters()} if reads else set()):
+        local(parameter).fill_(torch.nan)  # new memory is often zero, and would pass for weights
+    if reads:
+        read_weights(model, config.model.path)
     if config.lora.rank:
         from model.lora import init_adapters
 

@@ -48,7 +48,7 @@ class PackedLanguageModel(nn.Module):
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The input embedding, weight `(vocabulary, hidden_size)`."""
+        """The input embedding, weight `(vocabulary, hidden_size)`. On a CPU `forward` asks it once for each token, not place."""
         return cast(nn.Embedding, self.causal_lm.get_input_embeddings())
 
     @property

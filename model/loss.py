@@ -244,6 +244,8 @@ class _ChunkedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
+        if torch.is_grad_enabled():  # what is kept has no graph: a term of the loss made of it would pull at nothing
+            raise UserError("train.py: the loss has no second derivative; leave out create_graph=True")
         (grad_hidden, gradient, scale, shape, dtype, add_gradient), ctx.kept = ctx.kept, None
         factor = grad_output / scale  # 1 if the loop divided by the micro-batch's divisor and changed nothing else
         # Scaled in fp32, since CUDA rounds a factor of bf16 numbers to bf16.

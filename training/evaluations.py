@@ -104,6 +104,8 @@ class Evaluations:
 
     def why_stalled(self, step: int) -> str:
         """Why a run has ended before its last step, in words."""
+        if not self.is_stalled:
+            return f"ended early after step {step}, by a condition of train.py"
         found = "1 evaluation has" if self.without_gain == 1 else f"{self.without_gain} evaluations in a row have"
         return (
             f"ended early after step {step}: {found} found nothing better than {best_in_words(self.best_by)}, "

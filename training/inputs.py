@@ -16,6 +16,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from common.dtypes import DTYPES
+from common.errors import UserError
 from configs.config import Config
 from data.batches import MicroBatch, StepBatch, TrainingPlan, collate, plan_pass, plan_training, prefetch
 from data.cache import Cache
@@ -116,13 +117,16 @@ class Inputs:
 
         upcoming = prefetch(all_micro_batches())
 
-        def of_step() -> Iterator[tuple[MicroBatch, bool]]:
+        def of_step(step: int) -> Iterator[tuple[MicroBatch, bool]]:
             for micro_batch, is_last in upcoming:
+                if micro_batch.divisor != self.plan.batch(step).num_target_tokens:
+                    what = f"the micro-batches of step {step + 1} are not of the documents that data.plan names now"
+                    raise UserError(f"train.py: {what}; take all of a step, and let a plan depend on its number alone")
                 yield micro_batch.to(ranks.device), is_last
                 if is_last:
                     return
 
-        return ((step, of_step()) for step in range(first, self.total_steps))
+        return ((step, of_step(step)) for step in range(first, self.total_steps))
 
 
 def open_data(

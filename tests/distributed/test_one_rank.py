@@ -98,3 +98,17 @@ def test_the_loss_in_bf16_is_that_without_fsdp_where_rope_is_fp32(tmp_path, fami
     batch = collate((0, 1), documents([200, 50]))
     plain = load_for_evaluation(config, path, torch.bfloat16, cpu)
     assert loss_of(model, batch).item() == loss_of(plain, batch).item()
+
+
+def test_a_model_of_which_nothing_is_trained_computes_what_it_computes_without_fsdp(tmp_path) -> None:
+    """The frozen teacher of a distillation."""
+    path, cpu, settings = str(write_tiny_model(tmp_path / "model")), torch.device("cpu"), Sharding()
+    config = read_model_config(path)
+    model = build_on_meta(config).requires_grad_(False)
+    mesh, units = make_mesh("cpu", 1, settings), model.extra_fsdp_units()
+    parallelize(model, decoder_layers(model), units, mesh, torch.float32, Model(path), settings)
+    load_weights(model, path, cpu)
+    batch = collate((0, 1), documents([200, 50]))
+    plain = load_for_evaluation(config, path, torch.float32, cpu)
+    with torch.no_grad():
+        assert loss_of(model, batch).item() == loss_of(plain, batch).item()

@@ -168,7 +168,9 @@ def test_a_resume_with_another_optimizer_is_refused(before, now, words, tmp_path
 def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
     parameters, optimizer = make("Adam")
     matrix = {"matrix": parameters["matrix"]}
-    check_optimizer(optimizer, parameters, "16N", ranks)
+    model = nn.Module()
+    model.matrix, model.vector = parameters.values()
+    check_optimizer(optimizer, parameters, model, "16N", ranks)
     for other, trained, memory, words in (
         (torch.optim.Adam(matrix.values()), parameters, "16N", "lacks 1 of 2 trained parameters, such as vector: add"),
         (optimizer, matrix, "16N", "Adam has a parameter that is not trained; give it `parameters` alone"),
@@ -176,14 +178,17 @@ def test_an_optimizer_has_every_trained_parameter_and_no_other(ranks) -> None:
         (torch.optim.LBFGS(parameters.values()), parameters, "16N", "LBFGS computes the loss again in its step; the"),
     ):
         with pytest.raises(UserError, match=words):
-            check_optimizer(other, trained, memory, ranks)
+            check_optimizer(other, trained, nn.Module(), memory, ranks)
+    model.value_head = nn.Linear(2, 1)  # which an edited train.py has added
+    with pytest.raises(UserError, match="value_head.weight has a gradient and is not in `parameters`"):
+        check_optimizer(optimizer, parameters, model, "16N", ranks)
 
 
 def test_a_rate_of_a_group_that_another_rank_has_not_is_refused(ranks, monkeypatch) -> None:
     parameters, compared = make("Adam")[0], []
     monkeypatch.setattr("distributed.optimizer.check_agreement", lambda values, ranks: compared.append(flatten(values)))
     for rate in (1e-3, 2e-3):
-        check_optimizer(torch.optim.Adam(parameters.values(), lr=rate), parameters, "16N", ranks)
+        check_optimizer(torch.optim.Adam(parameters.values(), lr=rate), parameters, torch.nn.Module(), "16N", ranks)
     problem = disagreement([("a", compared[0]), ("b", compared[1])])
     assert problem and "make_optimizer" in problem and "0.001" in problem and "0.002" in problem
 

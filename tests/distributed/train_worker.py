@@ -134,7 +134,8 @@ def plant(name: str | None, set_attribute) -> None:
 
             def counted(*arguments, original=original, what=what, **options) -> object:
                 tensor = arguments[0] if arguments else options.get("output_tensor", options.get("output"))
-                counts[what] += tensor.numel() > 1 and tensor.dtype != torch.float64  # not the polls of the stop signal
+                # Not the polls of the stop signal, and not what a save compares (`unlike_copies`).
+                counts[what] += tensor.numel() > 1 and tensor.dtype not in (torch.float64, torch.int64)
                 if RANK == 0:
                     counted_file.write_text(json.dumps(counts))
                 return original(*arguments, **options)

@@ -110,6 +110,14 @@ def test_without_autograd_only_the_losses_are_computed(monkeypatch) -> None:
     assert len(calls) == 2 * 5
 
 
+def test_a_second_derivative_is_refused() -> None:
+    hidden = torch.randn(5, WIDTH, requires_grad=True)
+    batch = targets_of(torch.arange(5))
+    loss = chunked(head_of(torch.randn(VOCABULARY, WIDTH)), hidden, batch, negative_log_likelihood) / 5
+    with pytest.raises(UserError, match="no second derivative"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
 def test_a_copied_head_lends_its_own_weight() -> None:
     head = nn.Linear(WIDTH, VOCABULARY, bias=False)
     lend_weight(head, HeadSettings())

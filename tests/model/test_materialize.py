@@ -6,8 +6,10 @@ import struct
 import pytest
 import torch
 
+from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.batches import collate
 from model.architectures import read_model_config
+from model.build import build, first_weights
 from model.language_model import build_on_meta, load_weights, materialize, parameter_names
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents
@@ -103,3 +105,17 @@ def test_on_two_ranks(tmp_path) -> None:
     worker.write_text(WORKER.format(root=str(ROOT), paths=paths))
     done = run_ranks(2, worker)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_what_is_not_read_yet_is_no_number(tmp_path, is_resumed) -> None:
+    """The weights of a resume before its checkpoint is read, and those of a head that an edited train.py has added, which it begins."""
+    path = write_model(tmp_path / "model", tied=True)
+    config = Config(Model(path), Data(("d",), sequence_length=256), Batch(1), Optimizer(1e-3), Run("r"))
+    model, _, _ = build(config)
+    with torch.device("meta"):
+        model.value_head = torch.nn.Linear(64, 1)
+    first_weights(model, config, CPU, is_resumed)
+    for name, parameter in model.named_parameters():
+        is_new = is_resumed or name.startswith("value_head")
+        assert bool(parameter.isnan().all()) == bool(parameter.isnan().any()) == is_new, name

@@ -171,6 +171,8 @@ def test_another_clip_and_an_export_of_other_weights(folder, one, tmp_path) -> N
     compared = compare_export(run / "export", checkpoint_of(run, 3), trained(first))
     result = judge_export(run, config, [*compared.items()])
     assert result.status == FAILS and "not those of the last checkpoint, the first is model.norm.weight" in result.text
+    others = [one for one in compared.items() if one[0] != "model.norm.weight"]
+    assert judge_export(run, config, [*others, ("value_head.weight", False)]).status == OK  # train.py has added it
 
 
 # ---- two ranks ---------------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
+from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from data.batches import collate, plan_training, step_batch
 from data.dealing import Dealer, one_per_token
@@ -93,6 +95,8 @@ def test_a_run_is_stalled_after_so_many_evaluations_without_gain_also_after_a_re
     assert [row[1] for row in stalled] == [False, False, True, False, True, True, True, True]
     assert [row[2] for row in stalled] == [False] * 6 + [True, True]
     assert [row[3] for row in stalled] == [False] * 7 + [True]
+    # An edited train.py has ended the run, which may have no evaluation.
+    assert made().why_stalled(5) == "ended early after step 5, by a condition of train.py"
 
 
 def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_the_best() -> None:
@@ -152,3 +156,17 @@ def test_a_plan_that_an_edited_loop_replaces_decides_what_is_trained_and_what_di
     ]
     assert found == [([[3] * 4], 3), ([[2] * 4], 3)]
     assert [edited.deal(step).items for step in range(2)] == [(((3,),),), (((2,),),)]
+
+
+def test_a_plan_that_is_no_function_of_the_step_is_named() -> None:
+    """Micro-batches are made in advance: those of a plan that depends on the loss would be those of an earlier loss."""
+    corpus, asked = Corpus((in_memory([np.arange(4)] * 2, [np.arange(4) > first for first in (0, 1)]),)), []
+    dealer, plan = Dealer(8, one_per_token), plan_training(corpus, 1, 0, global_examples=2)
+    moving = dataclasses.replace(
+        plan, batch=lambda step: asked.append(step) or step_batch([asked.count(step) % 2], corpus)
+    )
+    deal = lambda items: dealer.deal(items, corpus, 1)  # noqa: E731
+    inputs = Inputs(corpus, moving, 2, 0, None, (), dealer, deal, None, CONFIG)
+    _, micro_batches = next(inputs.steps(0, SimpleNamespace(world_size=1, rank=0, device=torch.device("cpu"))))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="of step 1 are not of the documents that data.plan names now"):
+        list(micro_batches)
