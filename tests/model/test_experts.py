@@ -197,19 +197,6 @@ def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
     assert routers.window.sum(dim=1).tolist() == [2 * 42, 2 * 42]
 
 
-def test_experts_that_saw_nothing_have_a_gradient_of_zero(path) -> None:
-    packed, made = load(path), documents([2])
-    seen = []
-    for router in routers_of(packed):
-        router.register_forward_hook(lambda _, __, output: seen.append(set(output[2].flatten().tolist())))
-    loss_of(packed, collate((0,), made)).backward()
-    for layer, chosen in zip(decoder_layers(packed), seen, strict=True):
-        assert len(chosen) < 6
-        for name, parameter in layer.mlp.experts.named_parameters():
-            hit = {expert for expert in range(6) if parameter.grad[expert].abs().max() > 0}
-            assert hit <= chosen and hit, name
-
-
 def test_ewc_says_which_experts_it_does_not_hold(path, tmp_path, ranks) -> None:
     settings, said, packed = EWC(1.0, ("old.jsonl",), documents=1, estimator="empirical"), [], load(path)
     dealer, stop = Dealer(256, one_per_token), SimpleNamespace(agreed=lambda: False, ranks=ranks)

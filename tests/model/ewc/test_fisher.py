@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 from configs.config import EWC
 from data.batches import collate
 from data.sources import Windows
-from model import ewc
 from model.ewc import document_numbers, draw, drawn_items, estimate_fisher
-from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, corpus, dealer, load, signal_is, write_model
+from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, corpus, dealer, signal_is, write_model
+from tests.model.test_equivalence import load
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +78,6 @@ def test_the_error_falls_with_the_number_of_groups(path, ranks, exact, largest, 
 def test_groups_of_one_document_are_exact(path, ranks, exact) -> None:
     """The sign does not change the square, so the empirical estimator equals the loop over documents."""
     assert error(estimate(path, ranks, "empirical", 1, batch=1), exact["empirical"]) < 1e-5
-
-
-def test_one_sign_per_packed_row_would_be_noticed(path, ranks, exact, monkeypatch) -> None:
-    """All documents of a micro-batch have the same number, so a packed row has a single sign."""
-    monkeypatch.setattr(ewc, "document_numbers", lambda *of: (n := document_numbers(*of))[:1].expand(len(n)))
-    wrong = estimate(path, ranks, "empirical", 16)
-    trace = sum(float(f.sum()) for f in wrong.values()) / sum(float(f.sum()) for f in exact["empirical"].values())
-    assert trace > 1.2 and error(wrong, exact["empirical"]) > 0.2
 
 
 class Store:
