@@ -53,6 +53,13 @@ def test_the_newest_the_best_and_the_proven_checkpoints_are_kept(tmp_path, ranks
     assert latest_checkpoint(tmp_path).name == "step-000006"
 
 
+def test_where_all_checkpoints_are_kept_a_save_reads_none_of_their_manifests(tmp_path, ranks, monkeypatch) -> None:
+    monkeypatch.setattr("distributed.checkpoint_directory.read_manifest", lambda path: pytest.fail(f"{path} was read"))
+    for step in range(1, 4):
+        save(tmp_path, ranks, step, keep_last=1000)
+    assert len(complete_checkpoints(tmp_path)) == 3
+
+
 def test_the_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
     save(tmp_path, ranks, 3, best_loss=0.1)
     checkpoint = tmp_path / "step-000003"
