@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from data.encoding import ExampleEncoder
 
@@ -129,27 +135,22 @@ OTHER_FAMILIES = {
 }
 
 
-def write_tiny_model(
-    directory: str | Path,
+def tiny_config(
     family: str = "llama",
     tied: bool = True,
     vocab_size: int = 384,
     layers: int = 2,
     hidden: int = 64,
-    seed: int = 0,
     **changes: object,
-) -> Path:
-    """Save a random fp32 model of `family` (a key of FAMILIES or OTHER_FAMILIES) with its tokenizer; return `directory`.
+) -> PretrainedConfig:
+    """The config of a model of `family` (a key of FAMILIES or OTHER_FAMILIES). 4 query heads share 2 key-value heads.
 
-    4 query heads share 2 key-value heads. Weights have standard deviation 0.1, so that attention is far from uniform, and
-    biases and norms get noise of 0.1. eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259: 256 bytes and
-    3 special tokens. changes: to config.json.
+    eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259: 256 bytes and 3 special tokens. changes: to config.json.
     """
-    directory = Path(directory)
     model_type, extra = (FAMILIES | OTHER_FAMILIES)[family]
     if "layer_types" in extra:
         extra = extra | {"layer_types": [f"{kind}_attention" for kind in extra["layer_types"]]}
-    config = AutoConfig.for_model(
+    return AutoConfig.for_model(
         model_type,
         vocab_size=vocab_size,
         hidden_size=hidden,
@@ -165,6 +166,21 @@ def write_tiny_model(
         dtype="float32",
         **({"intermediate_size": 2 * hidden} | extra | changes),
     )
+
+
+def write_tiny_model(
+    directory: str | Path,
+    family: str = "llama",
+    tied: bool = True,
+    vocab_size: int = 384,
+    seed: int = 0,
+    **changes: object,
+) -> Path:
+    """Save a random fp32 model of `tiny_config` with its tokenizer; return `directory`.
+
+    Weights have standard deviation 0.1, so that attention is far from uniform, and biases and norms get noise of 0.1.
+    """
+    directory, config = Path(directory), tiny_config(family, tied, vocab_size, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

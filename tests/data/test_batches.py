@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batches import StepBatch, TrainingPlan, collate, plan_pass, plan_training
+from data.batches import StepBatch, TrainingPlan, plan_pass, plan_training
 from data.sources import Corpus
 from tests.data.test_mixing import windows
 from tests.in_memory import chats as documents
@@ -81,12 +81,3 @@ def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengt
     assert all(size <= tokens or len(batch.items) == 1 for size, batch in zip(sizes, steps, strict=True))
     for size, following in zip(sizes, steps[1:], strict=False):  # a step ends only before an item that does not fit
         assert size + corpus.num_tokens(following.items[0]) > tokens
-
-
-def test_collate_predicts_within_the_document_and_restarts_positions() -> None:
-    batch = collate((1, 0), documents([4, 3]))
-    assert batch.input_ids.tolist() == [[4, 5, 6, 0, 1, 2, 3]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
-    assert batch.document_lengths == (3, 4) and batch.cu_seq_lens.tolist() == [0, 3, 7]
-    assert batch.target_ids.tolist() == [5, 6, 2, 3]
-    assert batch.target_positions.tolist() == [0, 1, 4, 5]

@@ -101,6 +101,7 @@ def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_eac
     batch = collate((2, 0), corpus)  # the window of tokens 16 to 31, where documents begin at 20, 25 and 30
     assert batch.document_lengths == (4, 5, 5, 2, 4)
     assert batch.target_ids.tolist() == [17, 18, 19, 21, 22, 23, 24, 26, 27, 28, 29, 31, 2, 3]
+    assert batch.target_positions.tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 17, 18]
     assert batch.position_ids[0].tolist() == [*range(4), *range(5), *range(5), *range(2), *range(4)]
     assert batch.target_sources.tolist() == [1] * 12 + [0] * 2
     assert collate((), corpus).target_sources.tolist() == []

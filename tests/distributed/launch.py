@@ -19,7 +19,7 @@ here = {folder!r}
 config = Config(
     model=Model(here + "/model", compute_dtype="fp32"),
     data=Data((here + "/train.jsonl",), {validation}, sequence_length=256, cache=here + "/tokens", {data}),
-    batch=Batch({batch}, micro_batch=1),
+    batch=Batch({batch}, micro_batch={micro_batch}),
     # A high learning rate without warm-up: with a small one, AdamW would hide a wrong gradient scale.
     optimizer=Optimizer({rate}, warmup_steps=0, {optimizer}),
     run=Run("base", directory=here + "/runs", {run}),
@@ -35,6 +35,7 @@ def workplace(
     model: dict | None = None,
     data: str = "packing=False",
     batch: str = "global_examples=4",
+    micro_batch: int = 1,
     rate: float = 1e-3,
     optimizer: str = "epochs=1",
     run: str = "keep_last=9",
@@ -49,8 +50,8 @@ def workplace(
     if validation:
         write_chat_file(folder / "validation.jsonl", validation, seed=1)
     held_out = '(here + "/validation.jsonl",)' if validation else "()"
-    parts = {"data": data, "batch": batch, "rate": rate, "optimizer": optimizer, "run": run, "more": more}
-    (folder / "config.py").write_text(CONFIG.format(folder=str(folder), validation=held_out, **parts))
+    parts = {"data": data, "batch": batch, "micro_batch": micro_batch, "rate": rate, "optimizer": optimizer, "run": run}
+    (folder / "config.py").write_text(CONFIG.format(folder=str(folder), validation=held_out, more=more, **parts))
     return folder
 
 
@@ -92,6 +93,13 @@ def launch(folder: Path, name: str, world_size: int, runs: list[dict]) -> str:
             )
     assert done.returncode == 0, output[-6000:]
     return output
+
+
+def flip_bit(path: Path) -> None:
+    """Damage a file as a disk does, in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def rows(run: Path, key: str = "train/loss") -> dict[int, dict]:

@@ -5,18 +5,8 @@ import pytest
 from common.errors import UserError
 from distributed.agreement import disagreement
 from distributed.process_group import world_size_from_environment
-from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 
 FIX = "; give all ranks the same files, config and versions"
-
-
-def test_ranks_and_hosts_are_named_in_short() -> None:
-    assert name_ranks([3]) == "rank 3"
-    assert name_ranks([5, 0, 1, 2]) == "ranks 0-2, 5"
-    assert ranks_on_hosts({8: "b", 9: "b"}) == "ranks 8-9 on host b"
-    assert ranks_on_hosts({4: "b", 7: "a"}) == "ranks 4, 7 on hosts b, a"
-    assert ranks_on_hosts(dict(enumerate("abcdef"))) == "ranks 0-5 on hosts a, b, c, d and 2 more"
-    assert [minutes(6), minutes(60), minutes(1800)] == ["6 s", "1 minute", "30 minutes"]
 
 
 def test_ranks_that_differ_are_named_with_their_host_and_both_values() -> None:

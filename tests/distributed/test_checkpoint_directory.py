@@ -1,7 +1,6 @@
 """Manifests, damaged checkpoints, `run.resume=previous`, pruning and setting aside."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -26,6 +25,7 @@ from distributed.checkpoint_directory import (
 )
 from distributed.optimizer import adamw
 from distributed.process_group import Ranks
+from tests.distributed.launch import flip_bit
 
 
 def no_record(kind: str, **content: object) -> str:
@@ -92,12 +92,6 @@ def test_the_digest_of_tensors_is_that_of_their_bits(tmp_path, ranks) -> None:
     assert len(indices) == 2  # DCP puts a random number there, which is why it does not count
     torch.manual_seed(1)
     assert digest("random") != same  # a resume needs the state of random numbers as well
-
-
-def flip_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def cut(path: Path) -> None:
@@ -183,19 +177,6 @@ def test_a_checkpoint_that_somebody_reads_on_nfs_ends_no_run_and_goes_later(tmp_
     assert names(tmp_path) == ["step-000001.tmp", "step-000002"]
     prune(tmp_path, 1, no_record)
     assert names(tmp_path) == ["step-000002"]
-
-
-def test_bad_checkpoints_are_set_aside_and_the_run_continues_from_the_good_one(tmp_path, ranks) -> None:
-    for step in (1, 2, 3):
-        save(tmp_path, ranks, step)
-    assert set_aside_after(tmp_path, 2, no_record, "NaN") == ["step-000003.bad"]
-    assert latest_checkpoint(tmp_path).name == "step-000002"
-    assert json.loads((tmp_path / "step-000003.bad" / "manifest.json").read_text())["state"] == {"step": 3}
-    assert set_aside_after(tmp_path, 0, no_record, "NaN") == [
-        "step-000001.bad",
-        "step-000002.bad",
-    ]  # continue from the base model
-    assert latest_checkpoint(tmp_path) is None and complete_checkpoints(tmp_path) == []
 
 
 def test_a_kill_while_all_checkpoints_are_set_aside_leaves_the_older_ones(tmp_path, ranks, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from safetensors.torch import load_file
 
 from distributed.checkpoint_directory import latest_checkpoint
 from model.weights import tensors_of_checkpoint
-from tests.distributed.launch import largest_difference, launch, rows, run_of, weights, workplace
+from tests.distributed.launch import flip_bit, largest_difference, launch, rows, run_of, weights, workplace
 from tests.tiny import write_chat_file
 from training.ending import sums_of
 from training.identity import fingerprint
+from training.owner import own_directory
 from training.record import Record
 
 pytestmark = pytest.mark.slow
@@ -27,6 +29,10 @@ SPIKES = ("optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3")
 OTHER = ("optimizer.learning_rate=1e-5", "optimizer.weight_decay=0.0")
 # The weights get worse from step to step, so that the best is the first.
 WORSE = (*EVERY_STEP, "optimizer.learning_rate=0.3", "optimizer.max_steps=3")
+LITTLE_MEMORY = "import training.micro_batch as room; set_attribute(room, 'free_bytes', lambda *of: 1)"
+NO_WAIT = (
+    "set_attribute(training.start, 'own_directory', functools.partial(training.start.own_directory, wait_seconds=0))"
+)
 ALONE_ON_ITS_NODE = "first:os.environ['LOCAL_WORLD_SIZE'] = '1'"  # rank 0
 
 
@@ -41,8 +47,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(folder) -> str:
-    """The first starts of all runs, on 2 ranks."""
+def first(folder, ranks) -> str:
+    """The first starts of all runs, on 2 ranks. This process owns the directory of `owned`."""
     plan = [
         run_of(folder, "straight", *EVERY_STEP),
         run_of(folder, "longer", "optimizer.max_steps=3", "data.validation="),
@@ -56,17 +62,16 @@ def first(folder) -> str:
         run_of(folder, "last-step", *DIVERGES, "optimizer.max_steps=1", "data.validation=", expect=2),
         run_of(folder, "last-batch", "data.validation=", plant="bad_batch:4"),
         run_of(folder, "by-rank", *EVERY_STEP, *BY_RANK, plant="figures_by_rank"),
-        run_of(folder, "disagree", plant=f"on_last_rank:data.train={folder / 'fewer.jsonl'}", expect=2),
+        run_of(folder, "disagree", plant=f"last:sys.argv.append('data.train={folder / 'fewer.jsonl'}')", expect=2),
+        run_of(folder, "auto", "batch.micro_batch=auto", "optimizer.max_steps=1", plant=f"last:{LITTLE_MEMORY}"),
+        run_of(folder, "auto-on-one", plant="last:sys.argv.append('batch.micro_batch=auto')", expect=2),
+        run_of(folder, "owned", plant=f"first:{NO_WAIT}", expect=2),
+        run_of(folder, "nowhere", f"run.directory={folder / 'train.jsonl'}", expect=2),
         run_of(folder, "spikes", *SPIKES),
         run_of(folder, "unlike", "sharding.strategy=hybrid", plant=ALONE_ON_ITS_NODE, expect=2),
     ]
-    return launch(folder, "first", 2, plan)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
+    with own_directory(folder / "runs" / "owned", ranks):
+        return launch(folder, "first", 2, plan)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def second(folder, first) -> str:
     """The second starts, and some third ones."""
     runs = folder / "runs"
     (folder / "steps-high").write_text("\n".join(p.name for p in (runs / "high" / "checkpoints").iterdir()))
-    flip_a_bit(runs / "spikes" / "export" / "model.safetensors")
+    flip_bit(runs / "spikes" / "export" / "model.safetensors")
     longer = ("optimizer.max_steps=5", "data.validation=")
     later, diverges = runs / "high-later" / "checkpoints", (*EVERY_STEP, *DIVERGES, "optimizer.epochs=2")
     names = f"first:Path('{folder}/later').write_text(str(sorted(path.name for path in Path('{later}').iterdir())))"
@@ -150,6 +155,19 @@ def test_ranks_with_other_data_do_not_start(folder, first) -> None:
     """Four examples fewer on one rank: it would wait for a step that the others never take."""
     assert "rank 1 on host" in first and "fewer.jsonl" in first and "steps in total (4 instead of 5)" in first
     assert not (folder / "runs" / "disagree").exists()
+
+
+def test_all_ranks_take_the_smallest_micro_batch_that_one_of_them_holds(folder, first) -> None:
+    """And a rank whose config has a number does not wait for one whose config says auto."""
+    assert "batch.micro_batch=auto: 1 (1 examples at most), what memory holds; memory holds 0: 70% of" in first
+    assert "rank 0 has come to the start, but rank 1 to the size of the micro-batch: give all nodes the same" in first
+
+
+def test_a_directory_that_a_run_may_not_have_is_one_sentence_on_all_ranks(folder, first) -> None:
+    owned = folder / "runs" / "owned"
+    assert first.count(f"{owned} belongs to a run that has not ended: process {os.getpid()} on host") == 1
+    assert [path.name for path in owned.iterdir()] == ["run.lock"]
+    assert first.count("train.jsonl/nowhere: Not a directory; run.directory must be on a disk that can be") == 1
 
 
 def test_nodes_with_unlike_numbers_of_ranks_do_not_start_with_hybrid(folder, first) -> None:

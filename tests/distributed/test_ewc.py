@@ -67,7 +67,6 @@ def runs(folder) -> Path:
         run("r2-empirical-packed", *EMPIRICAL, "data.packing=True"),
         run("r2-reused", "ewc.data=", f"ewc.fisher={folder}/runs/r1/ewc"),  # what 1 rank has saved
         run("r2-bf16", *BF16),
-        run("r2-mean", "optimizer.max_steps=1", plant="fsdp_division_on"),
         run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl"),  # not even its data is read
         # The estimate takes 4 forwards, then each step takes 2.
         run("stopped", plant="signal_at_micro_batch:7"),
@@ -115,11 +114,6 @@ def squares(tensors: dict[str, torch.Tensor]) -> float:
 )
 def test_the_fisher_diagonal_does_not_depend_on_ranks_or_packing(runs, name, reference) -> None:
     assert difference(anchor(runs / name, "fisher"), anchor(runs / reference, "fisher")) < 1e-6
-
-
-def test_fsdp_averaging_is_detected(runs) -> None:
-    wrong, right = anchor(runs / "r2-mean", "fisher"), anchor(runs / "r1", "fisher")
-    assert difference(wrong, right) == pytest.approx(0.75, abs=1e-4)  # squares of halved gradients: a quarter
 
 
 @pytest.mark.parametrize("name", NOTED)
@@ -171,6 +165,8 @@ def test_curves(runs) -> None:
     for key in ("penalty", "grad_norm", "drift"):
         for layer in ("", "/layers.00", "/embed_tokens", "/norm"):
             assert f"ewc/{key}{layer}" in ours[3]
+    of_layers = [value for key, value in ours[3].items() if key.startswith("ewc/penalty/")]
+    assert sum(of_layers) == pytest.approx(ours[3]["ewc/penalty"])
     assert not any(key.startswith("ewc/") for row in zero.values() for key in row)
     assert not (runs / "r2-zero" / "ewc").exists()
     assert json.loads((runs / "r2" / "ewc" / "settings.json").read_text())["made"]["estimator"] == "model"

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.config import Model, Sharding
 from data.batches import collate
@@ -14,6 +13,7 @@ from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_for_evaluation, load_weights
 from tests.losses import loss_of
 from tests.model.test_equivalence import documents
+from tests.operators import Seeing
 from tests.tiny import write_tiny_model
 
 SIZE, LAYERS, MICRO_BATCHES = 48, 3, 4
@@ -23,20 +23,13 @@ WEIGHTS = LAYERS * SIZE * SIZE
 pytestmark = pytest.mark.usefixtures("ranks")
 
 
-class Casts(TorchDispatchMode):
-    """Counts the elements of whole weights that are cast to bf16."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        out = func(*args, **(kwargs or {}))
-        is_copy, is_cast = func is torch.ops.aten.copy_.default, func is torch.ops.aten._to_copy.default
-        source, target = (args[1], args[0]) if is_copy else (args[0], out)
-        if (is_copy or is_cast) and source.numel() >= SIZE * SIZE:
-            self.elements += source.numel() * ((source.dtype, target.dtype) == (torch.float32, torch.bfloat16))
-        return out
+def cast_elements(func: object, args: tuple, out: torch.Tensor) -> int:
+    """The elements of whole weights that an operator casts to bf16."""
+    is_copy, is_cast = func is torch.ops.aten.copy_.default, func is torch.ops.aten._to_copy.default
+    source, target = (args[1], args[0]) if is_copy else (args[0], out)
+    if not (is_copy or is_cast) or source.numel() < SIZE * SIZE:
+        return 0
+    return source.numel() * ((source.dtype, target.dtype) == (torch.float32, torch.bfloat16))
 
 
 def sharded(strategy: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, str]:
@@ -64,9 +57,10 @@ def test_weights_are_cast_once_per_step(strategy, casts) -> None:
     """`hybrid` frees the copy after each use, and casts for each forward and each backward."""
     model, effective = sharded(strategy)
     step(model, effective)
-    with Casts() as found:
+    found = []
+    with Seeing(lambda *seen: found.append(cast_elements(*seen))):
         step(model, effective)
-    assert found.elements == casts * WEIGHTS
+    assert sum(found) == casts * WEIGHTS
     assert all(parameter.device_mesh.size() == 1 for parameter in model.parameters())  # shards again after the step
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
 from common.sha256 import sha256
-from tests.distributed.launch import launch, rows, run_of, workplace
+from tests.distributed.launch import flip_bit, launch, rows, run_of, workplace
 from tools import verify
 from tools.verify import EXACT, NOT_EXACT, Differs, check_files, read_record, replay, seen
 from training.record import Record
@@ -77,12 +77,6 @@ def edit(old: bytes, new: bytes) -> Callable[[Path], None]:
     return change
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def without_last_line(path: Path) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
 
@@ -140,15 +134,15 @@ CHANGES = {
     "an entry": ("record.jsonl", edit(b'"kind": "start"', b'"kind": "stop"'), "entry 2 in line 2 does not follow"),
     "the last entry dropped": ("record.jsonl", without_last_line, "run/export is named by no entry of record.jsonl"),
     "a row of curves": ("metrics.jsonl", edit(b'"step": 5', b'"step": 4'), "metrics.jsonl is not what entry"),
-    "tensors": (f"{STEP}/__1_0.distcp", flip, "step-000006/__1_0.distcp is damaged: its checksum is"),
+    "tensors": (f"{STEP}/__1_0.distcp", flip_bit, "step-000006/__1_0.distcp is damaged: its checksum is"),
     "the manifest": (f"{STEP}/manifest.json", edit(b'"updates": 6', b'"updates": 5'), "json is not the one of entry"),
-    "the index of a checkpoint": (f"{STEP}/.metadata", flip, "step-000006/.metadata is damaged: its checksum is"),
+    "the index of a checkpoint": (f"{STEP}/.metadata", flip_bit, "step-000006/.metadata is damaged: its checksum is"),
     "a file of a checkpoint gone": (f"{STEP}/__0_0.distcp", Path.unlink, "__0_0.distcp is missing"),
-    "the export": ("export/model.safetensors", flip, "export/model.safetensors is not what entry"),
+    "the export": ("export/model.safetensors", flip_bit, "export/model.safetensors is not what entry"),
     "export.json": ("export/export.json", edit(b'"step": 6', b'"step": 5'), "export/export.json is not what entry"),
     "config.json": ("config.json", edit(b'"start_step": 3', b'"start_step": 2'), "config.json is not what entry"),
-    "the base": ("../../model/model.safetensors", flip, "model/model.safetensors (the base) is not what entry"),
-    "the tokenizer": ("../../model/tokenizer.json", flip, "model/tokenizer.json (the base) is not what entry"),
+    "the base": ("../../model/model.safetensors", flip_bit, "model/model.safetensors (the base) is not what entry"),
+    "the tokenizer": ("../../model/tokenizer.json", flip_bit, "model/tokenizer.json (the base) is not what entry"),
     "the data": ("../../train.jsonl", edit(b"Report 7", b"Report 8"), "train.jsonl (the data) is not what entry"),
 }
 

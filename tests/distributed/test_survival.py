@@ -13,7 +13,16 @@ import pytest
 from safetensors.torch import save_file
 
 from distributed.checkpoint_directory import latest_checkpoint
-from tests.distributed.launch import ENVIRONMENT, WORKER, largest_difference, launch, run_of, weights, write_plan
+from tests.distributed.launch import (
+    ENVIRONMENT,
+    WORKER,
+    flip_bit,
+    largest_difference,
+    launch,
+    run_of,
+    weights,
+    write_plan,
+)
 from tests.distributed.workload import write_workload
 from tests.processes import run_ranks
 from tools.chaos import differences
@@ -68,9 +77,7 @@ def runs(folder) -> dict:
         plan = write_plan(folder, name, [run_of(folder, name, FISHER, *overrides, plant=plant)])
         assert run_ranks(2, WORKER, plan, **ENVIRONMENT).returncode != 0
         found["newest"][name] = latest_checkpoint(runs / name / "checkpoints").name
-    content = bytearray((damaged / DAMAGED).read_bytes())
-    content[len(content) // 2] ^= 1
-    (damaged / DAMAGED).write_bytes(content)
+    flip_bit(damaged / DAMAGED)
     found["before"] = contents(damaged)
     left = f"first:shutil.copytree('{damaged}/checkpoints', '{folder}/left/checkpoints')"
     resumed = [run_of(folder, name, FISHER, *overrides) for name, (_, overrides) in KILLS.items()]

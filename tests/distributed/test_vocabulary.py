@@ -20,13 +20,14 @@ from tests.tiny import write_tiny_model
 
 NEW = [" own funds", " the bank", " ratio is", " total risk exposure", " at all"]
 STEPS = 4
+PADDED = 1000  # rows, so that rank 1 of two has none of a token
 pytestmark = pytest.mark.slow
 
 
 def extend(source: Path, target: Path, texts: list[str]) -> None:
     target.mkdir()
     config, tokens = read_model_config(str(source)), [NewToken(text, 20, 20) for text in texts]
-    write_extension(source, target, config, read_base_tokenizer(source), tokens, Initialisation(), 64)
+    write_extension(source, target, config, read_base_tokenizer(source), tokens, Initialisation(), PADDED)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_the_export_has_one_row_per_token_and_no_padding(runs) -> None:
     export = runs / "runs" / "stopped" / "export"
     tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
     assert len(tokenizer) == 384 + len(NEW) == model.config.vocab_size == model.get_output_embeddings().weight.shape[0]
-    assert model.config.make_vocab_size_divisible_by == 64  # training it again pads it again
+    assert model.config.make_vocab_size_divisible_by == PADDED  # training it again pads it again
     before = AutoModelForCausalLM.from_pretrained(runs / "extended")
     moved = (model.get_input_embeddings().weight - before.get_input_embeddings().weight).abs().amax(1)
     assert moved[384:].min() > 1e-4  # each new token was trained
@@ -77,7 +78,7 @@ def test_padding_rows_stay_zero(runs) -> None:
     import torch.distributed.checkpoint as dcp
 
     checkpoint = runs / "runs" / "r2" / "checkpoints" / f"step-{STEPS:06d}"
-    tensors = {"model.model.embed_tokens.weight": torch.ones(448, 64)}
+    tensors = {"model.model.embed_tokens.weight": torch.ones(PADDED, 64)}
     dcp.load(tensors, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
     rows = tensors["model.model.embed_tokens.weight"]
     assert rows[: 384 + len(NEW)].abs().amax(1).min() > 0 and not rows[384 + len(NEW) :].any()

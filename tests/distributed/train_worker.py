@@ -109,8 +109,8 @@ def plant(name: str | None, set_attribute) -> None:
         number, is_sender, owner, method, shift = SIGNALS[kind]
         if is_sender:
             before_call(int(argument) + shift, pkgutil.resolve_name(owner), method, send(number), set_attribute)
-    elif kind == "first":
-        if RANK == 0:  # the others wait for it in their first collective
+    elif kind in ("first", "last"):
+        if LAST if kind == "last" else RANK == 0:  # for which the others wait in their first collective
             exec(argument)
     elif kind == "fsdp_division_on":
         set_attribute(distributed.sharding, "sum_gradients", lambda model: None)
@@ -204,10 +204,6 @@ def plant(name: str | None, set_attribute) -> None:
 
         if kind == "weighted_by_count":
             change_batches(by_count, set_attribute)
-    elif kind == "on_last_rank":
-        # Another setting on the last rank, as on a node with other files.
-        if LAST:
-            sys.argv.append(argument)
     elif kind == "slow_rank":
         # The clock of this rank's forwards runs at thirty times the speed, and no clock depends on the machine.
         ticks = itertools.count(step=30 if int(argument) == RANK else 1)

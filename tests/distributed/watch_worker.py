@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from common.errors import exit_code_of, exit_process
 from distributed.agreement import check_agreement
-from distributed.process_group import Ranks, StopSignal, device_line, process_group
+from distributed.process_group import Ranks, StopSignal, process_group
 
 FAULTS = [(name, float(minutes)) for name, _, minutes in (fault.partition(":") for fault in sys.argv[1].split())]
 DIRECTORY = Path(sys.argv[2]) if sys.argv[2] else None  # of the run
@@ -67,13 +67,8 @@ def second_signal(stop: StopSignal) -> None:
 
 def train(fault: str, timeout_minutes: float) -> None:
     with process_group(timeout_minutes, directory=DIRECTORY) as ranks:
-        if ranks.rank == 0:
-            print(f"threads {threading.active_count()}")
-        line = device_line(ranks)
         pids: list = [None] * ranks.world_size
         dist.all_gather_object(pids, os.getpid(), group=ranks.flags)
-        if ranks.rank == 0:
-            print(line)
         print(f"rank {ranks.rank} has pid {os.getpid()}", flush=True)
         if fault == "disagree":
             rate = 1e-4 if ranks.rank < FAULTY else 2e-5
@@ -110,8 +105,7 @@ def main() -> None:
         except ValueError:
             traceback.print_exc()
             code = 1
-        ours = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("heartbeat"))
-        print(f"{fault}: rank {rank} exits with {code}, threads {ours}", flush=True)
+        print(f"{fault}: rank {rank} exits with {code}", flush=True)
     exit_process(code)
 
 

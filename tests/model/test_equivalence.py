@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import model.loss
@@ -19,6 +19,7 @@ from model.language_model import build_on_meta, load_weights
 from model.loss import HeadSettings, visit_logits
 from tests.in_memory import InMemory
 from tests.losses import assert_same_gradients, eager, loss_of, loss_sum
+from tests.operators import Seeing
 from tests.processes import ROOT
 from tests.tiny import FAMILIES, OTHER_FAMILIES, tiny_tokenizer, write_tiny_model
 
@@ -27,19 +28,9 @@ ALL = FAMILIES | OTHER_FAMILIES
 BOTH = [(family, i) for family in FAMILIES for i in (0, 1)] + [(f, n % 2) for n, f in enumerate(OTHER_FAMILIES)]
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
+def noted(sizes: list[int]) -> Seeing:
+    """Notes the number of elements of each tensor that any operation returns."""
+    return Seeing(lambda _, __, out: sizes.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)))
 
 
 def documents(lengths: list[int], seed: int = 0, vocabulary: int = 259) -> InMemory:
@@ -138,10 +129,10 @@ def test_memory_of_the_loss_is_independent_of_the_number_of_targets(monkeypatch)
     for targets in (64, 512):
         hidden = torch.randn(targets, 8, requires_grad=True)
         weight = torch.randn(1000, 8, requires_grad=True)
-        with LargestTensor() as largest:
+        with noted(sizes := []):
             settings = HeadSettings(0.5, 3.0)
             loss_sum(hidden, weight, torch.arange(targets), settings).backward()
-        assert largest.numel == 16 * 1000
+        assert max(sizes) == 16 * 1000
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
@@ -150,9 +141,9 @@ def test_no_mask_or_score_matrix_of_a_row_is_created(tmp_path, monkeypatch, fami
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
     packed = load(write_tiny_model(tmp_path / "model", family=family))
     batch = collate((0, 1), documents([500, 100]))
-    with LargestTensor() as largest:
+    with noted(sizes := []):
         packed(batch).sum().backward()
-    assert largest.numel <= 600 * 128
+    assert max(sizes) <= 600 * 128
 
 
 def test_softcap_saves_no_scores_for_backward(monkeypatch) -> None:

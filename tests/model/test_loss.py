@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import model.loss
 from common.errors import UserError
 from common.random_bits import hash64_tensor, sample_labels
 from model.loss import HeadSettings, chunked, lend_weight, negative_log_likelihood
 from tests.losses import head_of, targets_of
+from tests.operators import Seeing
 
 TARGETS, VOCABULARY, WIDTH = 200, 600, 32
 DIVISOR = 1237  # not a power of two, so that a gradient which is rounded before it is scaled is rounded twice
@@ -60,17 +60,10 @@ def test_gradients_in_bf16_are_as_exact_as_those_of_one_product(
     assert (True in calls) == (chunk == 40 or (expected_divisor == 1 and not in_pieces))
 
 
-class Whole(TorchDispatchMode):
-    """Counts the tensors of the shape of the head's weight that operations make."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        out = func(*args, **(kwargs or {}))
-        before = {one.data_ptr() for one in args if isinstance(one, torch.Tensor)}
-        is_new = isinstance(out, torch.Tensor) and out.data_ptr() not in before
-        self.count += is_new and out.numel() >= VOCABULARY * WIDTH
-        return out
+def is_whole(_: object, args: tuple, out: object) -> bool:
+    """Whether an operator has made a tensor as large as the head's weight."""
+    before = {one.data_ptr() for one in args if isinstance(one, torch.Tensor)}
+    return isinstance(out, torch.Tensor) and out.data_ptr() not in before and out.numel() >= VOCABULARY * WIDTH
 
 
 def test_a_gradient_that_is_reduced_in_pieces_is_never_whole(monkeypatch) -> None:
@@ -82,9 +75,10 @@ def test_a_gradient_that_is_reduced_in_pieces_is_never_whole(monkeypatch) -> Non
         head = head_of(weight)
         if in_pieces:
             head.add_gradient = lambda rows, n, factor: sizes.extend(len(rows([(i, i + 50)])) for i in range(0, n, 50))
-        with Whole() as whole:
+        whole = []
+        with Seeing(lambda *seen, to=whole: to.append(is_whole(*seen))):
             chunked(head, hidden, targets_of(torch.arange(10)), negative_log_likelihood).backward()
-        assert bool(whole.count) != in_pieces
+        assert any(whole) != in_pieces
     assert sizes == [50] * (VOCABULARY // 50)
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from distributed.activation_checkpointing import checkpoint_activations
 from model import product_attention
+from tests.operators import Seeing
 
 LENGTHS = (1, 127, 128, 129, 300, 600)  # blocks of 128 queries; probabilities are kept up to 512 tokens
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 24
@@ -81,25 +81,13 @@ def test_probabilities_that_are_computed_again_are_the_kept_ones_to_the_bit(monk
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
 
-class Products(TorchDispatchMode):
-    """Counts the elements of the scores."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scores = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.baddbmm.default:
-            self.scores += out.numel()
-        return out
-
-
 def test_little_is_computed_above_the_diagonal() -> None:
     """A document of 600 tokens: blocks of 128 queries see 128, 256, 384, 512 and the last 88 see 600 keys."""
-    with Products() as products, torch.no_grad():
-        attend(*inputs(tokens=600), (600,))
-    assert products.scores == HEADS * (128 * (128 + 256 + 384 + 512) + 88 * 600)
+    scores = []
+    with Seeing(lambda func, _, out: func is torch.ops.aten.baddbmm.default and scores.append(out.numel())):
+        with torch.no_grad():
+            attend(*inputs(tokens=600), (600,))
+    assert sum(scores) == HEADS * (128 * (128 + 256 + 384 + 512) + 88 * 600)
 
 
 def test_activation_checkpointing_changes_no_bit() -> None:

@@ -133,29 +133,6 @@ def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path) -
     assert rotary.sliding_attention_attention_scaling == 1.0
 
 
-def test_frequencies_match_the_papers(tmp_path) -> None:
-    """8 pairs of dimensions with theta 10,000 and a window of 64: wavelengths 2 pi 10,000^(i / 8)."""
-
-    def rotary(kind: str) -> torch.nn.Module:
-        (tmp_path / kind).mkdir()
-        return load(*write_scaled(tmp_path / kind, kind)).causal_lm.model.rotary_emb
-
-    plain = 10000.0 ** -(torch.arange(8) / 8)
-    rotations = 64 * plain / (2 * math.pi)  # within the original window
-    linear = rotary("linear")
-    assert torch.allclose(linear.inv_freq, plain / 4) and linear.attention_scaling == 1.0
-    llama3 = rotary("llama3")
-    share = ((rotations - 1) / (4 - 1)).clamp(0, 1)  # kept in part from 1 rotation, fully from 4
-    assert torch.allclose(llama3.inv_freq, plain * share + plain / 4 * (1 - share)) and llama3.attention_scaling == 1.0
-    yarn = rotary("yarn")
-    # The ramp is linear in the index of the pair, between 32 rotations and 1, with bounds rounded outwards.
-    low, high = (8 * math.log(64 / (r * 2 * math.pi)) / math.log(10000.0) for r in (32, 1))
-    low, high = max(math.floor(low), 0), math.ceil(high)
-    share = 1 - ((torch.arange(8) - low) / (high - low)).clamp(0, 1)
-    assert torch.allclose(yarn.inv_freq, plain * share + plain / 4 * (1 - share))
-    assert yarn.attention_scaling == pytest.approx(1 + 0.1 * math.log(4))
-
-
 @pytest.mark.parametrize(
     "family, kind",
     [*[("llama", kind) for kind in STRETCHING], ("glm", "yarn"), ("gemma3_text", "llama3"), ("smollm3", "linear")],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM
 
 from data.batches import collate
 from eval.forgetting import visit_documents
@@ -14,22 +14,13 @@ from tests.in_memory import texts
 from tests.losses import loss_of, loss_sum
 from tests.rehearsal.pretend_device import PretendDevice
 from tests.rehearsal.pretended_cuda import pretend_device
-from tests.tiny import FAMILIES, OTHER_FAMILIES
+from tests.tiny import tiny_config
 
 
 @pytest.fixture
 def gpu():
     with pretend_device() as device:
         yield device
-
-
-def config_of(family: str) -> PretrainedConfig:
-    kind, extra = (FAMILIES | OTHER_FAMILIES)[family]
-    if "layer_types" in extra:
-        extra = extra | {"layer_types": [f"{name}_attention" for name in extra["layer_types"]]}
-    sizes = {"vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    return AutoConfig.for_model(kind, **sizes, **heads, bos_token_id=1, eos_token_id=2, pad_token_id=2, **extra)
 
 
 def on(gpu: PretendDevice, model: nn.Module) -> nn.Module:
@@ -60,7 +51,7 @@ def test_forward_and_validation_of_a_family(gpu, family, dtype) -> None:
     """Per document in fp32, by varlen_attn with grouped heads and windows in bf16 (not with the softcap of gemma2)."""
     documents, seen = texts([37, 5, 90, 64]), []
     batch = collate((0, 1, 2, 3), documents)
-    model = on(gpu, build_on_meta(config_of(family)).to(dtype))
+    model = on(gpu, build_on_meta(tiny_config(family)).to(dtype))
     moved = batch.to(gpu.place)
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     assert len(tensors) == 5 and all(t.device == gpu.place for t in tensors)
@@ -83,6 +74,8 @@ def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu
     assert sums.values.device == gpu.place
     assert loss_sum(hidden[:0], head, ids[:0], settings).device == gpu.place
     assert waits(gpu) == []
+    sums.total.item()  # the pretended GPU sees what it is there for: a wait, and a tensor of the host
+    assert waits(gpu)[0].startswith("aten::_local_scalar_dense in ")
     with pytest.raises(RuntimeError, match="expected all tensors on cuda:0"):
         loss_sum(hidden, head, ids, weights=torch.ones(70))
 
@@ -92,7 +85,7 @@ def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu
 def test_generation_keeps_its_cache_on_the_device(gpu, sampled) -> None:
     prompts = [list(range(3, 3 + n)) for n in (40, 25, 31)]  # with a common start that is read once
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of("llama")).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(tiny_config("llama")).to(torch.bfloat16)
     on(gpu, model)
     if sampled:
         answers = sampled_answers(model, prompts, [0, 1, 2], {2}, 4, Sampling(0.7, 0.9))

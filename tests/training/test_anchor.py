@@ -13,9 +13,10 @@ from data.dealing import Dealer, one_per_token
 from data.sources import Corpus
 from model.loss import kl_to_base, visit_logits
 from tests.in_memory import texts, weighted
-from tests.model.ewc.tiny_ewc import load, signal_is
+from tests.model.ewc.tiny_ewc import signal_is
+from tests.model.test_equivalence import load
 from tests.tiny import write_tiny_model
-from training.anchor import ROW, with_base
+from training.anchor import with_base
 
 IDENTITY = {"the weights": {"model": "1"}, "config.json": {}}
 CORPUS = Corpus(
@@ -67,19 +68,6 @@ def test_with_another_base_or_other_data_all_are_predicted_again(model, ranks, t
     for data, identity in [(Data(), IDENTITY), (Data(), IDENTITY), *others, (other, IDENTITY)]:
         with_base(data, model, identity, tmp_path / "anchor", signal_is(False, ranks), lines.append)
     assert [line.count("predicts the targets of") for line in lines] == [1, 0, 0, 1, 0, 1, 0, 1, 0]
-
-
-def test_where_a_document_is_missing_all_are_predicted(model, ranks, tmp_path) -> None:
-    folder, stop, lines = tmp_path / "anchor", signal_is(False, ranks), []
-    less = Data()
-    object.__setattr__(less, "total_steps", 1)
-    with_base(less, model, IDENTITY, folder, stop, lines.append)
-    with_base(Data(), model, IDENTITY, folder, stop, lines.append)
-    assert ["predicts the targets of" in line for line in lines] == [True, False] * 2
-    assert "1 documents" in lines[0] and "3 documents" in lines[2]
-    documents = np.load(folder / "documents.npy")
-    assert np.flatnonzero(documents.any(1)).tolist() == [2, 3, 4]
-    assert sorted(documents[[2, 3, 4]].ravel().tolist())[::5] == [0, (folder / "rows").stat().st_size // ROW.itemsize]
 
 
 def test_a_signal_leaves_nothing(model, ranks, tmp_path) -> None:

@@ -25,12 +25,12 @@ from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_weights, trained_parameters
 from model.lora import add_adapters, init_adapters
 from model.weights import tensors_of_checkpoint
-from tests.distributed.launch import ENVIRONMENT, WORKER, launch, rows, run_of, weights, write_plan
+from tests.distributed.launch import ENVIRONMENT, WORKER, launch, rows, run_of, weights, workplace, write_plan
 from tests.distributed.test_record import forge_export
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.in_memory import chats, texts
 from tests.processes import run_python
-from tests.tiny import write_chat_file, write_tiny_model
+from tests.tiny import write_chat_file
 from tools.verify import Differs, check_files, read_record
 from training import budget
 from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
@@ -47,21 +47,18 @@ KINDS = {"prose": 12, "code": 12, "questions": 16}
 def folder(tmp_path_factory) -> Path:
     """A model, the same with new tokens, data and the config of 4 steps with checkpoints at 2 and 4."""
     folder = tmp_path_factory.mktemp("budget")
-    write_tiny_model(folder / "model", layers=1, hidden=32)
+    workplace(
+        folder,
+        16,
+        6,
+        model={"layers": 1, "hidden": 32},
+        data="",
+        micro_batch=8,
+        rate=2e-2,
+        run="eval_general=True, save_every=2, keep_last=2, log_to=()",
+    )
     extend(folder / "model", folder / "extended", NEW)
     (folder / "extended" / "new_tokens.json").write_text(json.dumps({"base": str(folder / "model"), "first_id": 384}))
-    write_chat_file(folder / "train.jsonl", 16)
-    write_chat_file(folder / "validation.jsonl", 6, seed=1)
-    (folder / "config.py").write_text(f"""
-from configs.config import *
-config = Config(
-    model=Model({str(folder / "model")!r}, compute_dtype="fp32"),
-    data=Data(({str(folder / "train.jsonl")!r},), ({str(folder / "validation.jsonl")!r},), sequence_length=256, cache=None),
-    batch=Batch(global_examples=4, micro_batch=8),
-    optimizer=Optimizer(2e-2, epochs=1, warmup_steps=0),
-    run=Run("base", directory={str(folder / "runs")!r}, eval_general=True, save_every=2, keep_last=2, log_to=()),
-)
-""")
     return folder
 
 

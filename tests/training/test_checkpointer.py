@@ -50,19 +50,6 @@ def test_an_export_without_checkpoints_is_not_trained_over(tmp_path, ranks) -> N
         made(tmp_path / "checkpoints", ranks).find(counted(0), 10)
 
 
-def test_a_damaged_checkpoint_that_was_passed_over_is_not_found_again(tmp_path, ranks) -> None:
-    for step in (2, 4):
-        write(tmp_path, step, ranks)
-    (tmp_path / "step-000004" / "manifest.json").unlink()
-    (tmp_path / "latest").write_text("step-000004")  # earlier versions of this code wrote it: it says nothing now
-    (line,) = made(tmp_path, ranks, resume="previous").find(counted(0), 10)
-    assert line.startswith(
-        f"warning: passed over and renamed to NAME.bad: {tmp_path / 'step-000004' / 'manifest.json'}"
-    )
-    again = made(tmp_path, ranks)
-    assert again.find(counted(0), 10) == [] and again.resume_from == tmp_path / "step-000002"
-
-
 def test_after_an_exclusion_a_finished_run_starts_from_the_base_also_after_a_kill(tmp_path, ranks) -> None:
     folder = tmp_path / "checkpoints"
     write(folder, 4, ranks)

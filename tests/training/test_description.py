@@ -28,14 +28,14 @@ DEAL = Deal((((0,),),), np.array([[1]]))  # one item, on one rank
 
 
 def described(
-    folder: Path, ranks, train: Corpus, plan: TrainingPlan, steps: int, disk: str = "room", rate: float = 1e-4, **run
+    folder: Path, ranks, train: Corpus, plan: TrainingPlan, steps: int, disk: str = "room", **run
 ) -> list[str]:
     config = dataclasses.replace(CONFIG, model=Model(str(folder)), run=Run("r", str(folder), **run))
     (folder / "r").mkdir(exist_ok=True)
     inputs = SimpleNamespace(train=train, validation=None, plan=plan, total_steps=steps, warmup_steps=0, asked=None)
     inputs.deal = lambda step: DEAL
     layer, shape = torch.nn.Linear(2, 2), SimpleNamespace(max_position_embeddings=64)
-    optimizer, peak = torch.optim.SGD(layer.parameters(), lr=rate), Peak(1e12, "measured", torch.float32)
+    optimizer, peak = torch.optim.SGD(layer.parameters(), lr=1e-4), Peak(1e12, "measured", torch.float32)
     return describe_run(config, inputs, layer, [layer], shape, optimizer, ranks, peak, ["resumed"], disk)
 
 
@@ -48,15 +48,6 @@ def test_the_data_line_says_over_how_many_steps_a_share_holds_and_a_shorter_run_
         lines = described(tmp_path, ranks, train, plan, steps)
         assert "; replay is 10.0% of the targets over any 9 steps, to within a factor of two (" in lines[1]
         assert any(line.startswith(warning) for line in lines) == warned
-
-
-def test_a_rate_of_make_optimizer_is_said(tmp_path, ranks) -> None:
-    train = Corpus((documents([60] * 8),))
-    plan = plan_training(train, epochs=1, seed=0, global_examples=8)
-    said = "warning: make_optimizer has groups with a peak rate of 0.02, and they are trained with it; the curve"
-    for rate, is_said in ((0.02, True), (1e-4, False)):
-        lines = described(tmp_path, ranks, train, plan, 1, rate=rate)
-        assert any(line.startswith(said) for line in lines) == is_said
 
 
 def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_recorded(tmp_path, ranks) -> None:

@@ -17,7 +17,7 @@ from data.dealing import one_per_token
 from data.tokens import load_tokenizer
 from model.architectures import read_model_config
 from model.weight_files import hash_weights
-from tests.distributed.launch import launch, run_of, workplace
+from tests.distributed.launch import flip_bit, launch, run_of, workplace
 from tests.processes import ROOT
 from tests.tiny import write_chat_file, write_tiny_model
 from training import identity
@@ -192,9 +192,7 @@ def test_the_content_of_files_decides_and_not_their_names(folder, of, tmp_path) 
     assert found(data__mix=mix) == ["another data.mix"]
     # One bit of the base's weights; the shape and the tokenizer of the base.
     weights = tmp_path / "model" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    flip_bit(weights)
     assert found(model__path=str(tmp_path / "model")) == ["other weights in model.path (model.safetensors)"]
     shape = json.loads((folder / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(shape | {"rms_norm_eps": 0.5, "dtype": "bfloat16"}))

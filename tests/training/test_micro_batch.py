@@ -1,26 +1,22 @@
-"""batch.micro_batch=auto: what is counted, which number is taken, and that all ranks take the same."""
+"""batch.micro_batch=auto: what is counted, and which number is taken. That all ranks take the same: distributed/test_durable_runs.py."""
 
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import PretrainedConfig
 
-from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Sharding, Source
 from model import memory
 from model.architectures import read_model_config
 from model.language_model import build_on_meta
 from model.memory import count_activations, full_memory, layout_of, shape_of
-from tests.processes import run_ranks
 from tests.tiny import write_tiny_model
 from training import micro_batch
 from training.micro_batch import largest_useful, settle_micro_batch
 
-HERE = Path(__file__).parent
 CONFIG = Config(
     model=Model("m", compute_dtype="fp32"),
     data=Data(("a.jsonl",), sequence_length=100),
@@ -94,7 +90,7 @@ def test_without_native_bf16_the_activations_are_those_of_fp32(settle, monkeypat
 
 
 def test_a_gpu_is_set_up_before_it_is_asked_for_its_memory(model_config, tmp_path, monkeypatch) -> None:
-    """CUDA's allocator reads its settings when CUDA starts. More ranks than GPUs are one sentence here too."""
+    """CUDA's allocator reads its settings when CUDA starts."""
     for name, value in {"device_count": 1, "is_available": True, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
@@ -108,12 +104,9 @@ def test_a_gpu_is_set_up_before_it_is_asked_for_its_memory(model_config, tmp_pat
 
     monkeypatch.setattr(micro_batch, "free_bytes", free_bytes)
     monkeypatch.setattr(micro_batch, "has_native_bf16", lambda device: True)
-    options = build_on_meta(model_config), model_config, tmp_path, 1, print
-    assert settle_micro_batch(CONFIG, *options).batch.micro_batch == 64
+    settled = settle_micro_batch(CONFIG, build_on_meta(model_config), model_config, tmp_path, 1, print)
+    assert settled.batch.micro_batch == 64
     assert asked == [(torch.device("cuda", 0), "expandable_segments:True")]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="has 1 GPU for 2 ranks"):
-        settle_micro_batch(CONFIG, *options)
 
 
 def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start(settle, tmp_path, free_for) -> None:
@@ -136,17 +129,3 @@ def test_a_micro_batch_need_not_hold_more_than_a_ranks_part_of_a_step() -> None:
     mixed = with_(data=Data(("a",), mix=(Source("b", ("c",), 0.5),)))
     assert largest_useful(mixed, 8) == 16
     assert largest_useful(with_(batch=Batch(global_tokens=5, micro_batch="auto")), 8) > 10**6
-
-
-def test_all_ranks_take_the_smallest_number(tmp_path) -> None:
-    done = run_ranks(2, HERE / "micro_batch_worker.py", tmp_path / "model", tmp_path / "result")
-    assert done.returncode == 0, done.stderr
-    first, second = (json.loads((tmp_path / f"result.rank{rank}.json").read_text()) for rank in (0, 1))
-    refused = [one.pop("refused") for one in (first, second)]
-    assert first == second == {"rows": 3, "resumed": 4}
-    assert refused[0].startswith(
-        "rank 0 has come to the size of the micro-batch, but rank 1 to the start: give all nodes"
-    )
-    assert refused[1].startswith(
-        "rank 1 has come to the start, but rank 0 to the size of the micro-batch: give all nodes"
-    )

@@ -68,16 +68,3 @@ def test_a_straggler_is_slow_in_total_and_per_token_over_several_rows(monkeypatc
     for step in range(101, 101 + PATIENCE - 1):
         pace.row(step, said.append)
     assert len(said) == 1  # slow again, but not for long enough
-
-
-def test_a_rank_measures_the_forward_of_its_layers_and_no_evaluation(monkeypatch) -> None:
-    monkeypatch.setattr("training.observe.gather_objects", lambda value, ranks: ["a"] * 4)
-    layer, stop, ticks = torch.nn.Linear(8, 8), Stop(), iter(range(1000))
-    pace = Pace([layer], stop, 10)  # type: ignore[arg-type]
-    monkeypatch.setattr("training.observe.mark", lambda device: float(next(ticks)))
-    for tokens in (5, 7, 8):
-        layer(torch.ones(1, tokens, 8))
-    layer.eval()
-    layer(torch.ones(1, 50, 8))
-    pace.row(12, print)
-    assert stop.told == (1.5, 10.0)  # three forwards of a second and 20 tokens, in two steps

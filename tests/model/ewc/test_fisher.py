@@ -7,10 +7,10 @@ from transformers import AutoModelForCausalLM
 
 from configs.config import EWC
 from data.batches import collate
-from data.sources import Windows
-from model import ewc
 from model.ewc import document_numbers, draw, drawn_items, estimate_fisher
-from tests.model.ewc.tiny_ewc import DIFFERENT, VOCABULARY, corpus, dealer, load, signal_is, write_model
+from tests.data.test_mixing import windows
+from tests.model.ewc.tiny_ewc import DIFFERENT, corpus, dealer, signal_is, write_model
+from tests.model.test_equivalence import load
 
 
 @pytest.fixture(scope="module")
@@ -80,32 +80,12 @@ def test_groups_of_one_document_are_exact(path, ranks, exact) -> None:
     assert error(estimate(path, ranks, "empirical", 1, batch=1), exact["empirical"]) < 1e-5
 
 
-def test_one_sign_per_packed_row_would_be_noticed(path, ranks, exact, monkeypatch) -> None:
-    """All documents of a micro-batch have the same number, so a packed row has a single sign."""
-    monkeypatch.setattr(ewc, "document_numbers", lambda *of: (n := document_numbers(*of))[:1].expand(len(n)))
-    wrong = estimate(path, ranks, "empirical", 16)
-    trace = sum(float(f.sum()) for f in wrong.values()) / sum(float(f.sum()) for f in exact["empirical"].values())
-    assert trace > 1.2 and error(wrong, exact["empirical"]) > 0.2
-
-
-class Store:
-    """The part of a token store that a source needs: documents of 5, 4 and 9 tokens."""
-
-    num_tokens, num_documents = 18, 3
-
-    def tokens(self, begin: int, end: int) -> np.ndarray:
-        return np.arange(begin, end) % VOCABULARY
-
-    def ends_between(self, begin: int, end: int) -> list[int]:
-        return [5, 9] if begin == 0 else [18]
-
-
 def test_documents_of_a_window_have_independent_signs() -> None:
-    source = Windows(Store(), 9)
+    source = windows(2, 10)  # of documents of 5 tokens
     items = drawn_items(source, EWC(documents=10))
     assert sorted(items) == [0, 1]
     batch, numbers = collate(items, source), document_numbers(items, source)
-    assert len(set(numbers.tolist())) == 3 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1]
+    assert len(set(numbers.tolist())) == 4 and sorted(n >> 20 for n in numbers.tolist()) == [0, 0, 1, 1]
     for seed in range(20):
         signs = draw("empirical", batch, numbers, seed)[0].target_weights
         of_documents = signs.split([n - 1 for n in batch.document_lengths])

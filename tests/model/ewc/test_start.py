@@ -1,4 +1,4 @@
-"""Starting EWC: the Fisher diagonal is estimated and saved, or read; new tokens; errors in the config."""
+"""Starting EWC: the Fisher diagonal is estimated and saved, or read; new tokens; rounding in bf16; errors in the config."""
 
 import json
 
@@ -10,9 +10,15 @@ from common.errors import UserError
 from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run
 from configs.load import override
 from model.architectures import first_new_row
-from model.ewc import load_anchor, save_anchor, start_penalty
+from model.ewc import Anchor, Penalty, in_dtype, load_anchor, save_anchor, start_penalty
 from model.language_model import parameter_names
-from tests.model.ewc.tiny_ewc import VOCABULARY, corpus, dealer, load, signal_is, write_model
+from tests.model.ewc.tiny_ewc import VOCABULARY, corpus, dealer, signal_is, write_model
+from tests.model.test_equivalence import load
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def settings(**changes) -> EWC:
@@ -125,6 +131,29 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
         start(large, tmp_path / "third" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
     with pytest.raises(UserError, match="belongs to another model"):
         load_anchor(tmp_path / "run" / "ewc", parameter_names(load(small)), set())
+
+
+def test_small_penalty_gradient_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
+    """A thousandth of the gradient is less than half of its last bit, so rounding to nearest would always lose it."""
+    parameters = parameter_names(load(path).to(torch.bfloat16))
+    reference = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.data.add_(0.5)
+    fisher = {name: 0.5 / (parameter.float() - reference[name].float()) for name, parameter in parameters.items()}
+    anchor = in_dtype(Anchor(fisher, reference, {}), torch.bfloat16, ranks)
+    penalty, total, steps = Penalty(2.0**-9, parameters, anchor), 0.0, 50
+    for step in range(steps):
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        penalty.add_gradient(step, measure=False)
+        total += sum(float((p.grad.float() - 1).sum()) for p in parameters.values())
+    count = sum(p.numel() for p in parameters.values())
+    assert total / steps / count == pytest.approx(2.0**-10, rel=0.02)
+    first = {n: p.grad.clone() for n, p in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    penalty.add_gradient(steps - 1)
+    assert all(torch.equal(p.grad, first[n]) for n, p in parameters.items())  # rounding is a function of the step
 
 
 def test_config_errors() -> None:

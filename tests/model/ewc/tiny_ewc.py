@@ -12,8 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from data.dealing import Dealer, one_per_token
 from distributed.process_group import Ranks
-from model.architectures import read_model_config
-from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from tests.in_memory import InMemory
 
 VOCABULARY = 16
@@ -47,12 +45,6 @@ def write_model(folder, vocabulary: int = VOCABULARY, tied: bool = True, layers:
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     return folder
-
-
-def load(path) -> PackedLanguageModel:
-    model = build_on_meta(read_model_config(str(path)))
-    load_weights(model, str(path), torch.device("cpu"))
-    return model
 
 
 def corpus(copies: int) -> InMemory:
