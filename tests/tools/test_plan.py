@@ -23,7 +23,7 @@ from tests.in_memory import chats, texts
 from tools import plan, plan_command
 from tools.machines import Cluster, Device, cpu_cluster
 from tools.plan import Plan, Subject, candidates, measured, named_config, planned_workload, search, uniform_workload
-from tools.plan_command import beside
+from tools.plan_command import _table, beside
 from tools.step_time import Speed
 from training.inputs import Inputs
 
@@ -184,6 +184,8 @@ def test_what_is_searched(find) -> None:
     assert {plan.layout.context for plan in find().plans} == {1}
     tight = find(scale=80, shared=True, cluster=TIGHT)
     assert {plan.layout.context for plan in tight.plans} == {1, 2} and tight.own.memory.total == 88
+    tables = [" ".join(" ".join(_table(found, show_all=True)).split()) for found in (tight, find())]
+    assert [("N= is sharding.context" in table, " N=2 " in table) for table in tables] == [(True, True), (False, False)]
     assert {plan.layout.context for plan in find(scale=80, shared=True, cluster=ALONE).plans} == {1}
     poor = find(scale=112, cluster=dataclasses.replace(CLUSTER, host_memory=999))
     assert not any(plan.fits for plan in poor.plans if plan.config.sharding.cpu_offload)
