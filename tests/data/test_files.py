@@ -214,7 +214,9 @@ def test_the_form_of_each_file_is_described(tmp_path) -> None:
         described([tmp_path / "none"])
 
 
-def test_folders_and_globs_stand_for_their_files_in_order(tmp_path) -> None:
+def test_folders_and_globs_stand_for_their_files_in_order(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts").mkdir()  # without it, artifacts/none would be a dataset of the hub
     for name in ["b.jsonl", "a.csv.gz", "README.md", "sub/c.PARQUET", "sub/x.bin", ".hidden/d.jsonl", "[e].json"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
