@@ -165,8 +165,11 @@ def documents_of(
             f"{where} has {length} tokens, more than data.sequence_length={sequence_length}; increase it, or set data.too_long "
             "to drop or truncate"
         )
-    remarks = remarks_on(store, Counter({**store.info["counts"], **counts}), sequence_length, reading.part)
+    counted = Counter({**store.info["counts"], **counts})
+    remarks = remarks_on(store, counted, sequence_length, reading.part)
     if not len(documents):
+        if store.info["bad"] and set(+counted) <= {"skipped", "examples"}:  # nothing else became of any
+            raise UserError(f"{', '.join(paths)}: every example is malformed; {store.info['bad'][0]}")
         needs = f"a chat needs an assistant message within data.sequence_length={sequence_length} tokens"
         if reading.validation_share:
             needs += f", and data.validation_share={reading.validation_share}, which you can change, must leave examples for {reading.part}"

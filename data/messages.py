@@ -123,7 +123,8 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
     said = message.get("role", message.get("from"))
     role = ROLE_NAMES.get(said) if isinstance(said, str) else None
     if role is None:
-        raise UserError(f"{this} needs a `role` that is one of {', '.join(ROLES)}, not {short(said)}")
+        roles = ", ".join(ROLES)
+        raise UserError(f"{this} needs a `role` that is one of {roles}, not {short(said)}; data.row can change it")
     if said == "function" and "role" not in message:
         raise UserError(f"{this}: `from` is function, which may be a call or its answer; say function_call or tool")
     content = message.get("content", message.get("value"))

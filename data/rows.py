@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from common.errors import UserError
-from data.files import WANTED, codec_of, data_suffix
+from data.files import SUFFIXES, WANTED, codec_of, data_suffix
 from data.messages import short_list
 
 Rows = Iterator[tuple[str, Any]]
@@ -126,8 +126,13 @@ def _read_jsonl(path: str | Path) -> Rows:
         except UserError as error:
             yield where, error
         except (ValueError, RecursionError) as error:
-            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            yield where, UserError(f"{where} is not valid JSON: {_json_reason(error)}{column}")
+            at = error if isinstance(error, json.JSONDecodeError) else None
+            hint = f" at column {at.colno}" if at else ""
+            if number == 1 and data_suffix(path) not in SUFFIXES:
+                hint += "; a name that does not end in .txt, .csv or the like means one JSON object per line"
+            elif number == 1 and at and at.pos >= len(at.doc):  # the first line of an object that has several
+                hint += "; objects of several lines are read if the name ends in .json"
+            yield where, UserError(f"{where} is not valid JSON: {_json_reason(error)}{hint}")
 
 
 def _read_json(path: str | Path) -> Rows:
@@ -215,7 +220,7 @@ def column_names(path: str | Path) -> list[str]:
 
 
 def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
-    """A value that is null is left out at every level, because a column has the keys of all rows together."""
+    """A value that is null is left out below a row's own keys, because a column has the keys of all rows together."""
     with _guarded(path):
         names, batches_of = _open_columns(path)
         chosen = [name for name in names if columns is None or name in columns]
@@ -225,7 +230,8 @@ def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
                 "can name them"
             )
         rows = ((row, batch.schema) for batch in batches_of(chosen) for row in batch.to_pylist())
-        yield from ((f"{path}, row {number}", _plain(*row)) for number, row in enumerate(rows, 1))
+        nulls = dict.fromkeys(chosen)
+        yield from ((f"{path}, row {number}", nulls | _plain(*row)) for number, row in enumerate(rows, 1))
 
 
 def _open_columns(path: str | Path) -> tuple[list[str], Callable[[list[str]], Iterator[Any]]]:

@@ -42,9 +42,8 @@ def text_figures(result: dict) -> list[Figure]:
     if match:
         rows.append(Figure("exact match", percent(match["share"]), f"{match['n']} answers", "exact_match"))
     if rouge:
-        rows.append(
-            Figure(f"{rouge['of']} ROUGE-L (F)", f"{rouge['f']:.3f}", f"{rouge['n']} {rouge['of']}s", "rouge_l")
-        )
+        n = f"{rouge['n']} {rouge['of']}s, words of a-z and 0-9"  # it is 0 for an answer in another script
+        rows.append(Figure(f"{rouge['of']} ROUGE-L (F)", f"{rouge['f']:.3f}", n, "rouge_l"))
     return rows
 
 

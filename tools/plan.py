@@ -319,7 +319,9 @@ def named_config(name: str) -> PretrainedConfig:
     """The configuration of one of `SHAPES`, in any case. Raises UserError for another name."""
     known = {size.lower(): numbers for size, numbers in SHAPES.items()}
     if name.lower() not in known:
-        raise UserError(f"{name} is neither a model directory nor one of {', '.join(SHAPES)}")
+        raise UserError(
+            f"{name} is neither a model directory, nor an id on the hub (ORG/NAME), nor one of {', '.join(SHAPES)}"
+        )
     numbers = dict(zip(SHAPE_KEYS, known[name.lower()], strict=False)) | {"max_position_embeddings": 131072}
     return (Qwen3MoeConfig if "num_experts" in numbers else LlamaConfig).from_dict(numbers)
 

@@ -191,7 +191,7 @@ def _table(found: Found, show_all: bool) -> list[str]:
     width = max(18, *(1 + len(_strategy(plan)) for plan in plans))
     lines = _wrapped(
         f"Every {what}: batch.micro_batch, or a smaller one if yours does not fit, and the largest that fits; GiB per GPU and of a "
-        "node's host; tokens/s per GPU"
+        "node's host; tokens/s per GPU" + "; N= is sharding.context" * any(" N=" in _strategy(plan) for plan in plans)
     )
     lines.append(
         f"  {'strategy':{width}}{'memory':8}{'checkpointing':14}{'mb':>5}{'largest':>9}{device:>9}{'host':>8}{'tokens/s':>15}  fits"

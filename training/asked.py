@@ -67,7 +67,10 @@ def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:
         if has_answer(example) and (not share or is_held_out(group_hash(example, data.split_by), share)):
             found.append((where, example))
     if not found:
-        raise UserError("run.eval_generate: data.validation has no chat that ends with an answer; set it to 0")
+        raise UserError(
+            "run.eval_generate asks chats, and data.validation has no chat that ends with an answer; set it to 0, or give prompt "
+            "and completion as lists of messages"
+        )
     return found
 
 

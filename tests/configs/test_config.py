@@ -105,6 +105,7 @@ REFUSED = {
     "data.mix=a:0.1:a.txt;a:0.1:b.txt": "the sources need different names",
     "data.mix=main:0.1:a.txt": "but not main, not 'main'",
     "data.mix=a:0.1:a.txt forgetting.anchor_weight=2": "anchor_weight=2.0 needs a source of data.mix with anchor",
+    "data.validation=v data.validation_share=0.1": "not both; data.validation=none takes back the files of a config",
     "run.export=best": "run.export=best needs data.validation or data.validation_share",
     "run.stop_after_no_gain=2 run.eval_every=5": "run.stop_after_no_gain=2 needs data.validation",
     "run.eval_generate=4": "run.eval_generate=4 needs data.validation or",

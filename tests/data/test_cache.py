@@ -164,6 +164,11 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
         load(write([question]))
     with pytest.raises(UserError, match=r"no token carries loss; .*\(DROPPED 1 longer than 3 \(longest \d+\)"):
         load_documents(write(short), tiny_tokenizer(), 3, "drop")
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    with pytest.raises(
+        UserError, match="a.jsonl: every example is malformed; .*a.jsonl, line 1: the chat template does not render"
+    ):
+        load_documents(write([short[0], call]), tiny_tokenizer(), 64, "drop", reading=Reading(on_bad="skip"))
 
 
 @pytest.mark.parametrize("name", ["ids", "spans", "documents", "hashes", "end", STORE_FILE, "mended"])

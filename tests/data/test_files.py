@@ -99,10 +99,13 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
         ("a.parquet", b"hello", "is damaged or not a parquet file"),
         ("a.parquet", parquet([{"prompt": "a", "completion": "b", "label": False}]), "row 1 has `label`, as data of preferences"),
+        ("a.parquet", parquet([{"prompt": "a", "completion": None}, ROWS[0]]), "row 1 has .*: its keys are prompt, completion .null."),
         ("a.parquet", parquet([{"question": "a", "label": 1}]), "no column of a known form .* its columns are question, label;"),
         ("a.jsonl", b'[{"text": "a"}]', "line 1 is not an object .*; the name of a file with one array must end in .json"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not valid JSON: it is nested too deeply"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b', "line 2 is not valid JSON: Unterminated string starting at column 10$"),
+        ("a.md", b"# A note\n", "line 1 is not valid JSON: .* column 1; a name that does not end in .txt, .csv or the like means"),
+        ("a.jsonl", b'{\n "text": "a"\n}', "line 1 is not valid JSON: .*; objects of several lines are read if the name ends in .json$"),
         ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated string"),
         ("a.json", b'[{"text": "a"},\n\n{"text": a},' + b" " * 99 + b"]", "line 3 is not valid JSON: Expecting value$"),
         # Python would keep the last of the two values and silently drop the other.
@@ -211,7 +214,9 @@ def test_the_form_of_each_file_is_described(tmp_path) -> None:
         described([tmp_path / "none"])
 
 
-def test_folders_and_globs_stand_for_their_files_in_order(tmp_path) -> None:
+def test_folders_and_globs_stand_for_their_files_in_order(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts").mkdir()  # without it, artifacts/none would be a dataset of the hub
     for name in ["b.jsonl", "a.csv.gz", "README.md", "sub/c.PARQUET", "sub/x.bin", ".hidden/d.jsonl", "[e].json"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -331,7 +336,7 @@ def test_the_separator_of_a_csv_file_is_recognised(tmp_path, name, content) -> N
 
 HOOKS = """
 def as_text(row):
-    if row["n"] == 2:
+    if row["n"] is None:
         return None
     return {"text": row["title"] + "!"}
 
@@ -343,10 +348,10 @@ def list_of(row):
 
 
 def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) -> None:
-    """It gets all columns, may leave rows out, which are counted, and a mistake in it names its line and that of the row."""
+    """It gets all columns, a null in any file as None, may leave rows out, which are counted, and a mistake in it names its line and that of the row."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hooks_of_a_test.py").write_text(HOOKS)
-    rows, hook = [{"title": f"t{n}", "n": n, "text": "not this"} for n in (1, 2, 3)], "hooks_of_a_test:as_text"
+    rows, hook = [{"title": f"t{n}", "n": n or None, "text": "not this"} for n in (1, 0, 3)], "hooks_of_a_test:as_text"
     for path in (write(tmp_path / "a.jsonl", json_lines(rows)), write(tmp_path / "a.parquet", parquet(rows))):
         assert examples(path, row=hook) == [{"text": "t1!"}, {"text": "t3!"}]
     assert described([path], Reading(row=hook)) == [f"{path}: text (text); made by data.row={hook}"]

@@ -97,7 +97,7 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"text": "\ud800"}, " is not valid Unicode text: surrogates not allowed"),
         ({"text": "a", "weight": 1e-46}, ": `weight` must be 0 or a number from 1e-12 to 1e.12, not 1e-46"),
         ({"text": "a", "weight": True}, ": `weight` must be .*, not True"),
-        ({"messages": [{"role": "robot", "content": "a"}]}, ": message 1 needs a `role` .*, not 'robot'"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, ": message 1 needs a `role` .*, not 'robot'; data.row can"),
         ({"messages": [{"from": "function", "value": "a"}]}, ": message 1: `from` is function, which may be a call"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, ": message 2 needs a `content` that is a string"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ": message 1 has a part of type 'image'"),

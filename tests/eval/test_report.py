@@ -29,7 +29,12 @@ def test_the_table_has_every_figure_with_its_n():
     limited = table(RESULT | {"n_in_file": 104}).splitlines()[0]
     assert limited == "runs/x/export on test.jsonl (2 of 104 examples, bfloat16, 12 s)"
     assert table(RESULT | {"n_in_file": 2}) == text
-    assert cells(text, "answer ROUGE-L") == ["answer ROUGE-L (F)", "0.321", "0.000 to 1.000", "2 answers"]
+    assert cells(text, "answer ROUGE-L") == [
+        "answer ROUGE-L (F)",
+        "0.321",
+        "0.000 to 1.000",
+        "2 answers, words of a-z and 0-9",
+    ]
     assert cells(text, "answers cut short") == ["answers cut short", "1", "at 80 tokens (as given)"]
     assert cells(text, "validation loss") == ["validation loss (nats/token)", "1.234", "1,234 response tokens"]
     per_token = ["general text: perplexity per token", "11.5", "8,756 tokens of general text"]
@@ -52,8 +57,13 @@ def test_own_scores_exact_match_and_references_are_shown():
 
 def test_one_example_has_no_interval():
     one = RESULT | {"answers": RESULT["answers"][:1]}
-    assert cells(table(one), "answer ROUGE-L") == ["answer ROUGE-L (F)", "0.321", "2 answers"]
-    assert cells(compare(one, one), "answer ROUGE-L")[1:] == ["0.321", "0.321", "+0.0000", "2 answers"]
+    assert cells(table(one), "answer ROUGE-L") == ["answer ROUGE-L (F)", "0.321", "2 answers, words of a-z and 0-9"]
+    assert cells(compare(one, one), "answer ROUGE-L")[1:] == [
+        "0.321",
+        "0.321",
+        "+0.0000",
+        "2 answers, words of a-z and 0-9",
+    ]
 
 
 def test_compare_shows_both_results_and_the_change():

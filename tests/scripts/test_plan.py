@@ -151,7 +151,7 @@ def test_nothing_fits(plan, folder) -> None:
         (["config.py", "optimizer.memry=12N"], "did you mean optimizer.memory?"),
         (["config.py", "model.path=elsewhere"], "or plan without it: scripts/plan.py --model"),
         (["config.py", "sharding.strategy=hybrid", "sharding.shard_size=3"], "8 ranks cannot be divided into groups"),
-        (["--model", "9B"], "9B is neither a model directory nor one of"),
+        (["--model", "9B"], "9B is neither a model directory, nor an id on the hub (ORG/NAME), nor one of"),
         (["--model", "7B", "--length", "9999"], "--length 9999 is longer than --sequence 4096"),
         (["--model", "7B", "batch.global_examples=none", "batch.global_tokens=9"], "set --global-examples"),
         (["--model", "organisation/model"], "its config.json cannot be fetched, because the Hugging Face hub"),

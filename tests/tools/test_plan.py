@@ -23,7 +23,7 @@ from tests.in_memory import chats, texts
 from tools import plan, plan_command
 from tools.machines import Cluster, Device, cpu_cluster
 from tools.plan import Plan, Subject, candidates, measured, named_config, planned_workload, search, uniform_workload
-from tools.plan_command import beside
+from tools.plan_command import _table, beside
 from tools.step_time import Speed
 from training.inputs import Inputs
 
@@ -177,6 +177,12 @@ def test_what_is_proposed(find, sections, options, cheapest, faster, lighter) ->
     cluster = found.own.cluster
     for setting in (*found.plans[1:], *filter(None, (found.cheapest, found.faster, found.lighter))):
         check_world(setting.config, cluster.devices, cluster.per_node)
+
+
+def test_the_table_says_what_n_is_where_ranks_share_a_micro_batch(find) -> None:
+    found = [find(scale=80, shared=True, cluster=TIGHT), find()]
+    tables = [" ".join(" ".join(_table(one, show_all=True)).split()) for one in found]
+    assert [("N= is sharding.context" in table, " N=2 " in table) for table in tables] == [(True, True), (False, False)]
 
 
 def test_the_nearest_says_how_many_devices_or_how_much_host_memory(find) -> None:
