@@ -76,7 +76,7 @@ class Data:
     # SHARE:anchor sets Source.anchor
     mix: tuple[Source, ...] = ()
     sequence_length: int = 2048  # maximum number of tokens in an example; the unit of batch.micro_batch
-    # What to do with longer chats; they are counted. Longer texts are cut into several examples
+    # What to do with longer chats and completions; they are counted. Longer texts are cut into several examples
     too_long: Literal["drop", "truncate", "error"] = "drop"
     packing: bool = True  # False: a micro-batch has batch.micro_batch examples, whatever their length
     # Chats (docs/data.md). A file with the Jinja template to use in place of the tokenizer's own

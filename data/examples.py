@@ -150,7 +150,7 @@ def documents_of(
 ) -> Documents:
     """What is trained of the examples of `paths`, which are in `store`. origin: where that is from, in words.
 
-    `too_long` applies to chats of more than `sequence_length` tokens: `drop`, `truncate` (cut off the end) or `error`.
+    `too_long` applies to chats and completions of more than `sequence_length` tokens: `drop`, `truncate` (cut off the end) or `error`.
     Longer texts are cut into pieces so that every token is still a target exactly once.
 
     Raises UserError for an example that is too long, if that is an error, and if no target token is left.

@@ -4,7 +4,7 @@
     python scripts/chaos.py configs/quickstart.py --kills 6 --ranks 8 run.deterministic=True optimizer.max_steps=20    # on GPUs
 
 The run chaos-0 is trained to its end, then chaos-1 under kills: SIGKILL to a rank, to the launcher or to all of them, or SIGTERM to
-the launcher; half of the time in a save, else at any moment. After each the other processes must end by themselves, and the same
+the launcher. Half of the kills fall into a save, the others at any moment. After each kill the other processes must end by themselves, and the same
 command continues the run. Once it has finished, its exported weights must equal those of chaos-0 to the bit, and metrics.jsonl
 must have every row exactly once with the same values. Then the next run begins, until all kills are used.
 

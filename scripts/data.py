@@ -38,9 +38,9 @@ def show(parser: argparse.ArgumentParser) -> None:
 def build(parser: argparse.ArgumentParser) -> None:
     """Tokenise texts into a token store, from which training reads with constant memory: data.train=("OUT",).
 
-    SOURCES are what data.train takes: files, folders, globs, URLs and datasets of the hub (ORG/NAME:SPLIT), .txt (one document
-    each) or rows with `text` and no `weight`. Every document is followed by EOS. After an interruption the same command goes on; the bytes
-    are those of an uninterrupted build.
+    SOURCES are what data.train takes: files, folders, globs, URLs and datasets of the hub (ORG/NAME:SPLIT). A .txt is one document;
+    rows of other files need `text` and may have no `weight`. EOS follows every document. After an interruption the same command goes
+    on, and gives the bytes of an uninterrupted build.
     """
     from configs.config import Data
     from data.store import SHARD_TOKENS
@@ -109,7 +109,8 @@ def replay(parser: argparse.ArgumentParser) -> None:
 def clean(parser: argparse.ArgumentParser) -> None:
     """Say which tokenised examples and fetched files (data.cache) and token stores are below a directory, and delete them with --yes.
 
-    The next run fetches and tokenises its examples again; a token store has to be built again. No run may be using them.
+    The next run fetches and tokenises its examples again; a token store has to be built again. Tokenised examples that a run is
+    using are left; fetched files and token stores are deleted even then, so no run may be using these.
     """
     from data.cache import clean_tokens
 

@@ -8,9 +8,10 @@
 
 `settle`: does full fine-tuning find more violations than LoRA? `pareto`: what does a remedy against forgetting cost on the task?
 `knowledge`: what do full fine-tuning and LoRA learn from new text? experiment/NAME.py says what was declared before the runs.
-Results are in runs/settle, runs/drawn (of `pareto`) and runs/knowledge: NAME.md, NAME.json, NAME.png and the scores of every run. A
-list grows when validation has chosen a rate. A training that was stopped or killed goes on from its last checkpoint. One process owns
-a directory. --keep copies results, answers and times to a folder after each command, and first from there what is missing; weights are not kept.
+Results are in runs/settle, runs/drawn (of `pareto`) and runs/knowledge: NAME.md, NAME.json, NAME.png and the scores of every run. The
+list of commands grows when validation has chosen a rate. A training that was stopped or killed goes on from its last checkpoint. A second
+process in the same directory is refused. --keep first copies from FOLDER what is missing, and after each command copies results, answers
+and times to it, but no weights.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def main() -> int:
     )
     add_number(parser, "--parallel", "commands at once, each with one process on its share of the machine", 1, least=1)
     parser.add_argument("--until", type=parse_until, metavar="HH:MM", help="start no command after this time")
-    kept = "folder for what is small of the results: read first, and written after each command"
+    kept = "folder that keeps results, answers and times: read first, and written after each command"
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help=kept)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the commands and what is left, and exit")

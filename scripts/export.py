@@ -5,8 +5,8 @@
     python scripts/export.py runs/xbrl_lora --merge-lora --out release/merged
 
 One process; the weights are read and written file by file. --average-with-base A writes (1 - A) x base + A x tuned
-(WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent. Once it has been evaluated with a
-JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs all of that (docs/check.md), and
+(WiSE-FT, arXiv:2109.01903), which forgets less. The directory is complete or absent. Once it has been evaluated with its
+JSON in RUN/eval, the same command adds the results to its card. --sign KEY signs the whole directory (docs/check.md), and
 --push ORGANISATION/NAME uploads it to the Hugging Face hub, to a private repository unless --public is given.
 """
 
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="the checkpoint of this step (default: the one that the run exports)")
-    which.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
+    which.add_argument("--best", action="store_true", help="the best checkpoint by run.best_by")
     dtypes = "of the files; auto: as in the base's config.json"
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help=dtypes)
     parser.add_argument("--base", type=Path, help="the base model, if it is not where the run found it")

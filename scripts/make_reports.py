@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
         "shares of train, validation and test (default: full 0.89 0.055 0.055); what the test cannot take goes to train"
     )
     parser.add_argument("--splits", type=float, nargs=3, metavar="SHARE", help=shares)
-    tokenizer = "model directory; the data card then gives lengths in tokens too"
+    tokenizer = "model directory, with which the data card also gives lengths in tokens"
     parser.add_argument("--tokenizer", type=Path, help=tokenizer)
     add_number(parser, "--processes", "worker processes", os.cpu_count(), least=1)
     arguments = parser.parse_args()

@@ -74,7 +74,8 @@ def methods(parser: argparse.ArgumentParser) -> None:
 
     Each method is a run of train.py in --out, with the same base, examples, order and number of steps. Its model is
     evaluated on --test and, against the base, on general text that no method trains on. After an interruption the same
-    command goes on. At the end it prints the table (also in comparison.md). --only runs some of the methods. docs/forgetting.md explains how to read them; one run per method describes, and decides nothing.
+    command goes on. At the end it prints the table (also in comparison.md). --only runs some of
+    the methods. docs/forgetting.md explains the figures. One run per method describes what came out, and proves no difference.
     """
     from experiment.methods import compare_methods
 
