@@ -53,19 +53,21 @@ def add_number(
     kind: type[int] | type[float] | None = None,
     **more: Any,
 ) -> None:
-    """Add an option with a number, of the kind of its default, or an integer. Parsing raises UserError below `least`.
+    """Add an option: a number of the kind of its default, or an integer. Parsing raises UserError for others and below `least`.
 
     more: as for `add_argument`.
     """
     kind = kind or (float if isinstance(default, float) else int)
 
     def number(text: str) -> float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            raise UserError(f"{name} must be a{' whole' * (kind is int)} number in digits, not {text}") from None
         if least is not None and not value >= least:
             raise UserError(f"{name} must be {least} or more, not {value}")
         return value
 
-    number.__name__ = kind.__name__  # argparse says: invalid int value
     shown = "" if default is None else " (%(default)s)"
     parser.add_argument(name, type=number, default=default, help=help + shown, **more)
 

@@ -57,7 +57,9 @@ COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated, becau
 # ---- The model -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(
+    frozen=True, eq=False
+)  # compared by identity: equal layers are one object (`_one_unit`), a quick key of caches
 class Unit:
     """Parameters that FSDP gathers together. shapes: of each parameter; trained: of those that are not frozen."""
 
@@ -138,7 +140,10 @@ def shape_of(model: PackedLanguageModel, config: PretrainedConfig, layer_class: 
 
 def _unit(parameters: Iterable[nn.Parameter]) -> Unit:
     shapes = [(tuple(parameter.shape), parameter.requires_grad) for parameter in parameters]
-    return Unit(tuple(shape for shape, _ in shapes), tuple(shape for shape, is_trained in shapes if is_trained))
+    return _one_unit(tuple(shape for shape, _ in shapes), tuple(shape for shape, is_trained in shapes if is_trained))
+
+
+_one_unit = functools.cache(Unit)
 
 
 # ---- What a rank holds during the whole run ------------------------------------------------------------------------------
@@ -174,26 +179,27 @@ def layout_of(config: Config, ranks: int, per_node: int, kind: str) -> Layout:
     return Layout(kind, ranks, shards, keeps, sharding.cpu_offload and kind == "cuda", sharding.context)
 
 
-def local_elements(shape: tuple[int, ...], shards: int) -> int:
-    """Elements of a parameter on rank 0."""
-    return local_shape(shape, shards).numel()
-
-
-@functools.lru_cache(maxsize=1024)  # every moment of a step asks for every unit
+@functools.lru_cache(maxsize=1024)
 def _elements(shapes: tuple[tuple[int, ...], ...], shards: int) -> int:
-    return sum(local_elements(shape, shards) for shape in shapes)
+    return sum(local_shape(shape, shards).numel() for shape in shapes)
 
 
+@functools.lru_cache(maxsize=256)
 def trained_elements(shape: ModelShape, shards: int) -> int:
     """Elements on rank 0 that have gradients and moments."""
     return sum(_elements(unit.trained, shards) for unit in shape.units)
 
 
+@functools.lru_cache(maxsize=256)
+def all_elements(shape: ModelShape, shards: int) -> int:
+    """Elements on rank 0."""
+    return sum(_elements(unit.shapes, shards) for unit in shape.units)
+
+
 def parameter_bytes(shape: ModelShape, memory: str, shards: int) -> int:
     """Sharded weights: trained ones in fp32 under 16N, else bf16; those beside LoRA's adapters in the compute dtype."""
-    trained = trained_elements(shape, shards)
-    frozen = sum(_elements(unit.shapes, shards) for unit in shape.units) - trained
-    return trained * parameter_dtype(memory).itemsize + frozen * shape.frozen_itemsize
+    trained, every = trained_elements(shape, shards), all_elements(shape, shards)
+    return trained * parameter_dtype(memory).itemsize + (every - trained) * shape.frozen_itemsize
 
 
 def gradient_itemsize(memory: str) -> int:
@@ -495,33 +501,25 @@ def step_memory(
 
 
 def full_memory(shape: ModelShape, config: Config, layout: Layout, rows: int) -> StepMemory:
-    """`step_memory` of a micro-batch of `rows` full rows, all of it targets, of the lengths that need the most."""
-    counted = min(rows, COUNTED_ROWS if layout.on_cuda else 1)
-    lengths = _full_lengths(config, layout, counted)
-    return step_memory(shape, config, layout, lengths, sum(lengths), rows / counted)
+    """`step_memory` of a micro-batch of `rows` full rows, all of it targets, of documents of the length that needs the most.
 
-
-def _full_lengths(config: Config, layout: Layout, rows: int) -> tuple[int, ...]:
-    """Lengths of documents that fill `rows` rows and keep most: as long as a row, on a CPU in bf16 at most 512 tokens.
-
-    Up to that length the probabilities of attention are kept (model/product_attention.py).
+    That is the length of a row, on a CPU in bf16 at most the 512 tokens up to which the probabilities of attention are kept
+    (model/product_attention.py).
     """
-    length = config.data.sequence_length
-    if layout.on_cuda or config.model.compute_dtype != "bf16":
-        return (length,) * rows
-    whole, rest = divmod(rows * length, min(length, KEEP_PROBABILITIES))
-    return (min(length, KEEP_PROBABILITIES),) * whole + ((rest,) if rest else ())
+    counted, length = min(rows, COUNTED_ROWS if layout.on_cuda else 1), config.data.sequence_length
+    keeps = not layout.on_cuda and config.model.compute_dtype == "bf16"
+    document = min(length, KEEP_PROBABILITIES) if keeps else length
+    whole, rest = divmod(counted * length, document)
+    lengths = (document,) * whole + (rest,) * bool(rest)
+    return step_memory(shape, config, layout, lengths, counted * length, rows / counted)
 
 
 def largest_rows(
     shape: ModelShape, config: Config, layout: Layout, fits: Callable[[StepMemory], bool], at_most: int
 ) -> int:
     """The largest `batch.micro_batch` up to `at_most` whose full micro-batches fit; 0 if not even 1 does."""
-
-    def is_too_large(index: int) -> bool:
-        return not fits(full_memory(shape, config, layout, index + 1))
-
-    return bisect.bisect_left(range(at_most), True, key=is_too_large)
+    rows = range(1, at_most + 1)
+    return bisect.bisect_left(rows, True, key=lambda one: not fits(full_memory(shape, config, layout, one)))
 
 
 def _moments(
@@ -549,29 +547,29 @@ def _moments(
     root, head = shape.root, shape.extra[1] if shape.extra else shape.root
     vocabulary, width = max(head.shapes, key=lambda one: one[0] * len(one))  # with rows of padding
 
+    @functools.cache  # most layers are one unit
     def whole(unit: Unit) -> int:  # gathered, with the rows that fill up the last rank
         return _elements(unit.shapes, shards) * shards * compute
 
     # Where parameters stay gathered, only the first forward of a step gathers, before there are gradients: the buffer then
     # counts for as much as it exceeds them. Under 14N and offload the device has the same gradients all the time.
-    everything = sum(map(whole, shape.units))
-    later = trained_elements(shape, shards) * gradient_itemsize(memory)
-    later = 0 if memory == "14N" or layout.offloads else later
+    everything = all_elements(shape, shards) * shards * compute
+    later = 0 if memory == "14N" or layout.offloads else trained_elements(shape, shards) * gradient_itemsize(memory)
 
+    @functools.cache
     def gathered(*units: Unit, buffer: Unit | None = None) -> int:
         size = whole(buffer) if buffer and shards > 1 else 0
         return everything + max(0, size - later) if layout.keeps_gathered else sum(map(whole, units)) + size
 
-    def gradients(unit: Unit) -> int:  # whole ones, as autograd makes them
-        return unit.num_trained * compute
-
+    @functools.cache
     def scatter(unit: Unit | None) -> int:  # the input of a unit's reduction
         return _elements(unit.trained, shards) * shards * reduce if unit else 0
 
-    def reducing(unit: Unit, before: Unit | None) -> int:  # gradients with the input, then input and output
+    @functools.cache
+    def reducing(unit: Unit, before: Unit | None) -> int:  # whole gradients with the input, then input and output
         output = 0 if in_place else _elements(unit.trained, shards) * (reduce + (own if own != reduce else 0))
         cut = [torch.Size(one).numel() * compute for one in unit.trained if sharded_dimension(one, shards)]
-        most = max(gradients(unit) + scatter(unit), copies * scatter(unit) + output) + sum(cut[-1:])
+        most = max(unit.num_trained * compute + scatter(unit), copies * scatter(unit) + output) + sum(cut[-1:])
         return most + (copies - 1) * scatter(before)
 
     sums = sums_at_end = 0  # of earlier micro-batches; and of all, or the inputs of their all-reduces
@@ -607,7 +605,7 @@ def _moments(
     # The gradient of the embedding; tied, it is added to that of the head. Only the last micro-batch frees parameters that
     # stay gathered until then.
     last = shape.extra[0] if shape.extra else root
-    reduction = max(gradients(last) + tied + copies * scatter(before), reducing(last, before))
+    reduction = max(last.num_trained * compute + tied + copies * scatter(before), reducing(last, before))
     remaining = whole(root) + (whole(last) if layout.keeps_gathered else 0)
     yield gathered(root), reduction + sums, acts.rest + acts.gradient, 0
     yield remaining, reduction + sums_at_end, acts.rest + acts.gradient, 0

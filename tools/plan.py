@@ -29,6 +29,7 @@ from common.dtypes import DTYPES, has_native_bf16
 from common.errors import UserError
 from configs.config import KEYS, Batch, Config, Data, Model, Optimizer, Run, Sharding
 from configs.load import check_config, check_world, override
+from configs.load import replace as with_value
 from data.dealing import Dealer, balance
 from data.examples import Documents
 from data.files import check_paths_exist
@@ -37,6 +38,7 @@ from distributed.disks import ALSO_KEPT
 from distributed.host_memory import free_bytes
 from distributed.optimizer import parameter_dtype
 from distributed.process_group import world_size_from_environment
+from distributed.sharding import local_shape
 from eval.comparison.arms import metric_rows
 from eval.forgetting import TASK_TOKENS, TEXT_BYTES
 from model.architectures import check_model_directory, read_model_config
@@ -51,7 +53,6 @@ from model.memory import (
     gradient_itemsize,
     largest_rows,
     layout_of,
-    local_elements,
     moment_bytes,
     optimizer_bytes,
     shape_of,
@@ -465,7 +466,7 @@ def _pinned_bytes(shape: ModelShape, config: Config, shards: int) -> int:
     total = optimizer_bytes(shape, memory, shards)
     itemsizes = (parameter_dtype(memory).itemsize, gradient_itemsize(memory))
     for tensors, itemsize in ((frozen, shape.frozen_itemsize), *((trained, itemsize) for itemsize in itemsizes)):
-        sizes = {one: local_elements(one, shards) * itemsize for one in tensors}
+        sizes = {one: local_shape(one, shards).numel() * itemsize for one in tensors}
         total += sum(tensors[one] << (size - 1).bit_length() for one, size in sizes.items() if size)
     return total
 
@@ -540,7 +541,8 @@ def search(subject: Subject) -> Found:
     config, plans, fitting = subject.config, list[Plan](), list[Plan]()
     own = plan_setting(subject, config, as_written=True)
     for context in contexts(subject):
-        plans += [plan_setting(subject, one) for one in candidates(_sharing(config, context), subject.cluster)]
+        shared = with_value(config, "sharding.context", context)
+        plans += [plan_setting(subject, one) for one in candidates(shared, subject.cluster)]
         fitting = [plan for plan in plans if plan.fits]
         on_device = [plan for plan in fitting if plan.config.sharding.cpu_offload <= config.sharding.cpu_offload]
         if own.fits or any(plan.bytes_per_parameter >= own.bytes_per_parameter for plan in on_device):
@@ -565,11 +567,8 @@ def contexts(subject: Subject) -> list[int]:
     """The user's `sharding.context`, then twice, four times and eight times as many, where a run accepts them."""
     config, heads = subject.config, subject.shape.config.num_attention_heads
     own, *more = (factor * config.sharding.context for factor in (1, 2, 4, 8))
-    return [own, *(one for one in more if heads % one == 0 and _is_accepted(_sharing(config, one), subject.cluster))]
-
-
-def _sharing(config: Config, context: int) -> Config:
-    return replace(config, sharding=replace(config.sharding, context=context))
+    shared = {one: with_value(config, "sharding.context", one) for one in more if heads % one == 0}
+    return [own, *(one for one in shared if _is_accepted(shared[one], subject.cluster))]
 
 
 def candidates(config: Config, cluster: Cluster) -> list[Config]:

@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from common.command_line import new_parser
+from common.command_line import add_number, new_parser
 from common.durable_files import check_can_write, write_json
 from common.errors import UserError
 from configs.deepspeed import from_deepspeed
@@ -360,19 +360,20 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     add = parser.add_argument
     add("what", nargs="*", metavar="CONFIG or section.key=value", help="a config, and settings that replace its own")
     add("--deepspeed", metavar="FILE", help="apply the settings of a DeepSpeed JSON file to the config")
-    add = parser.add_argument_group("the machine").add_argument
-    add("--gpus", type=int, default=8, help="GPUs of all nodes together (%(default)s)")
-    add("--nodes", type=int, help=f"nodes (as many as {PER_NODE} GPUs a node need)")
+    machine = parser.add_argument_group("the machine")
+    add = machine.add_argument
+    add_number(machine, "--gpus", "GPUs of all nodes together", 8)
+    add_number(machine, "--nodes", f"nodes (as many as {PER_NODE} GPUs a node need)")
     add("--gpu", metavar="NAME", help=f"one of {', '.join(GPU_NAMES)}, or the name CUDA gives it")
-    add("--gpu-memory", type=float, metavar="GB", help="of the data sheet (that of --gpu, or 80)")
+    add_number(machine, "--gpu-memory", "of the data sheet (that of --gpu, or 80)", kind=float, metavar="GB")
     add("--network", metavar="NAME|Gb/s", help=f"a node's cards together: a number or one of {', '.join(NETWORKS)}")
-    add("--host-memory", type=float, metavar="GiB", help="of a node's host")
-    add("--save-bandwidth", type=float, default=1.0, metavar="GB/s", help="of the disk (%(default)s)")
+    add_number(machine, "--host-memory", "of a node's host", kind=float, metavar="GiB")
+    add_number(machine, "--save-bandwidth", "of the disk", 1.0, metavar="GB/s")
     add("--here", action="store_true", help="this machine and torchrun's ranks, or one: as train.py --dry-run")
-    add = parser.add_argument_group("in place of a config").add_argument
-    add("--model", help=f"{', '.join(SHAPES)}, a directory with a config.json, or an id on the hub")
+    instead = parser.add_argument_group("in place of a config")
+    instead.add_argument("--model", help=f"{', '.join(SHAPES)}, a directory with a config.json, or an id on the hub")
     for name, (value, words) in ASSUMED.items():
-        add("--" + name.replace("_", "-"), type=int, metavar="N", help=f"{words} ({value or 'as --sequence'})")
+        add_number(instead, "--" + name.replace("_", "-"), f"{words} ({value or 'as --sequence'})", metavar="N")
     add = parser.add_argument_group("output").add_argument
     add("--all", action="store_true", help="list every setting, and not only the best of each strategy and memory")
     add("--json", type=Path, metavar="FILE", help="write everything to FILE as well")

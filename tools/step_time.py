@@ -13,9 +13,10 @@ Evaluations, saves, compilation and reading of data are not in it. docs/planning
 tests/tools/published.py fits its constants to them.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PretrainedConfig
 
@@ -25,7 +26,7 @@ from distributed.optimizer import parameter_dtype
 from distributed.sharding import sharded_dimension
 from model.flops import attention_heads
 from model.loss import CHUNK_TOKENS
-from model.memory import ModelShape, gradient_itemsize, layout_of, local_elements, trained_elements
+from model.memory import ModelShape, all_elements, gradient_itemsize, layout_of, trained_elements
 from tools.machines import Cluster
 
 
@@ -76,7 +77,7 @@ LOGIT_BYTES = 34
 class StepWork:
     """One step over all ranks."""
 
-    step: int  # 0-based
+    step: int = field(compare=False)  # 0-based; steps of the same work are equal
     tokens: int
     targets: float
     flops: float  # that are necessary (model.flops.step_flops)
@@ -169,12 +170,11 @@ class _Run:
         layout = layout_of(config, cluster.devices, cluster.per_node, self.device.kind)
         self.shards, self.is_gathered_once = layout.shards, layout.keeps_gathered  # in a step
         # With the rows that fill up the last ranks.
-        every = [one for unit in shape.units for one in unit.shapes]
-        self.parameters = self.shards * sum(local_elements(one, self.shards) for one in every)
+        self.parameters = self.shards * all_elements(shape, self.shards)
         # Elements of experts that are cut along dimension 1, and those of them that have gradients.
         self.cut, self.cut_trained = (
             sum(math.prod(one) for one in shapes if sharded_dimension(one, self.shards))
-            for shapes in (every, shape.trained)
+            for shapes in ((one for unit in shape.units for one in unit.shapes), shape.trained)
         )
         self.local = trained_elements(shape, self.shards)
         self.trained = self.shards * self.local
@@ -185,7 +185,6 @@ class _Run:
         self.again = share * share_of_experts(shape) if mode == "selective" else share  # of products
         self.kept_on_host = share * layers if mode == "offload" else 0.0  # layers
         self.tiled = share_of_tiles(shape) if config.model.mlp_tiles > 1 else 0.0  # of products, in backward
-        self.context = layout.context
         self.is_compiled = config.model.compile
         # Gathers of the model by a micro-batch: an untied embedding and head are gathered once, the rest also for backward.
         once = sum(unit.num_parameters for unit in shape.extra) / self.parameters
@@ -224,7 +223,7 @@ class _Run:
         Queries, keys, values and the result are sent in forward, their gradients in backward, and a checkpointed layer sends
         again. Attention waits for all of it. Between nodes, cards share the network.
         """
-        ranks = self.context
+        ranks = self.config.sharding.context
         if ranks == 1:
             return 0.0
         heads, keys, width = attention_heads(self.shape.config)
@@ -236,7 +235,7 @@ class _Run:
 
     def mean_parts(self, steps: Sequence[StepWork]) -> dict[str, float]:
         """Seconds of each part of a mean step."""
-        parts = [self.parts(step) for step in steps]
+        parts = list(map(functools.cache(self.parts), steps))  # most steps are alike where all examples have one length
         return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0]}
 
     def parts(self, step: StepWork) -> dict[str, float]:

@@ -150,6 +150,13 @@ def test_lora_trains_adapters_alone_and_keeps_the_rest_in_bf16() -> None:
     assert four.activations > 2 * 4096 * 4096 * 2  # the inputs of the layers
 
 
+def test_equal_layers_are_one_unit_so_that_their_sums_are_computed_once() -> None:
+    shape = shape_for(CONFIG, LLAMA)
+    assert len(shape.layers) == 8 and len(set(shape.layers)) == 1
+    lora = with_(lora={"rank": 4})
+    assert shape_for(lora, LLAMA).layers[0] is not shape.layers[0]  # the same matrices, of which others are trained
+
+
 def test_nccl_buffers_count_for_each_communicator() -> None:
     shape, one = shape_for(CONFIG, LLAMA), engine.NCCL_COMMUNICATOR
 

@@ -139,6 +139,8 @@ def test_nothing_fits(plan, folder) -> None:
         (["--model", "model", "model.rope_factor=2"], "rope_factor and rope_original_length need a rope_type"),
         (["config.py", "--json", "missing/x.json"], "--json missing/x.json: its directory does not exist"),
         (["config.py", "--gpus", "0"], "--gpus 0 must be above 0"),
+        (["--model", "8B", "--sequence", "32k"], "--sequence must be a whole number in digits, not 32k"),
+        (["--model", "8B", "--gpu-memory", "24GB"], "--gpu-memory must be a number in digits, not 24GB"),
         (["config.py", "--gpus", "8", "--nodes", "3"], "8 GPUs cannot be spread evenly over 3 nodes"),
         (["config.py", "--gpu", "H10"], "did you mean H100"),
         (["config.py", "--host-memory", "nan"], "--host-memory nan must be above 0"),

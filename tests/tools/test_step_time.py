@@ -54,6 +54,18 @@ def speed(model: str = "7B", cluster: Cluster | None = None, work: StepWork | No
     return expected_speed(shape(model), settings(**changes), cluster, [work], total_steps=100)
 
 
+def test_steps_of_the_same_work_are_computed_once_and_have_the_mean_of_all(monkeypatch):
+    few, many = step("135M", [100] * 8), step("135M", [300] * 8)
+    steps, seen = [dataclasses.replace(one, step=i) for i, one in enumerate((few, many, few, few))], []
+    computed = _Run.parts
+    monkeypatch.setattr(_Run, "parts", lambda run, one: seen.append(one.tokens) or computed(run, one))
+    machine = shape("135M"), settings(), cluster_of(8, 1, "H100")
+    mean = expected_speed(*machine, steps, 100)
+    assert sorted(seen) == [800] * 3 + [2400] * 3  # slow, middle and fast
+    one, other = (sum(expected_speed(*machine, [work], 100).parts.values()) for work in (few, many))
+    assert sum(mean.parts.values()) == pytest.approx((3 * one + other) / 4)
+
+
 # Rows of -> rows, median error in %, share inside the range in %: the table of docs/planning.md, of held-out rows
 STATED = {"all": (137, 2.2, 98), "A100": (79, 3.1, 96), "H100, H200": (56, 1.8, 100)}
 
