@@ -60,6 +60,7 @@ class MicroBatch:
     base_rows: int64 `(targets,)` of numpy: for each target its row in base_log_p and base_ids, -1 for one that is not anchored;
     consecutive from 0. All three are None if no target is anchored.
     base_log_p: fp16 `(rows, k + 1)`, log-probabilities of the base: those of base_ids, int32 `(rows, k)`, and of all others.
+    first: of a `part`, the index of its first token in the whole micro-batch.
     filling: so many tokens at the end belong to no document; no loss and no router counts them.
     divisor: what the loop divides the loss by. `chunked` makes gradients at that scale, so that bf16 rounds them once; a
     loop that divides by another number gets the right gradients as well.
@@ -76,6 +77,7 @@ class MicroBatch:
     base_rows: np.ndarray | None = None
     base_log_p: torch.Tensor | None = None
     base_ids: torch.Tensor | None = None
+    first: int = 0
     filling: int = 0
     divisor: int | float = 1
 
@@ -88,6 +90,10 @@ class MicroBatch:
             for name, value in vars(self).items()
         }
         return MicroBatch(**moved)
+
+    def target_documents(self) -> torch.Tensor:
+        """For each target the index of its document, int64 `(targets,)`; in a `part` that in the whole micro-batch."""
+        return torch.bucketize(self.target_positions + self.first, self.cu_seq_lens[1:].long(), right=True)
 
     def part(self, part: int, parts: int) -> "MicroBatch":
         """The `part`-th of `parts` equal slices of the tokens, with the targets that their hidden states predict.
@@ -118,6 +124,7 @@ class MicroBatch:
             target_ids=self.target_ids[chosen],
             target_sources=None if sources is None else sources[chosen],
             target_weights=None if weights is None else weights[chosen],
+            first=mine.start,
             filling=size - min(size, max(0, counted)),
         )
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from common.durable_files import start_directory, write_json
 from common.errors import UserError
 from common.random_bits import hash64, hash64_tensor
-from configs.config import LoRA
+from configs.config import Config, LoRA
 from distributed.export import write_file
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import flat_parts, local, whole
@@ -136,11 +136,12 @@ def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
             flat[part] = ((bits + 0.5) * (2**-23) - 1.0) * bound
 
 
-def save_adapter(directory: Path, model: PackedLanguageModel, settings: LoRA, base: str, ranks: Ranks) -> None:
+def save_adapter(directory: Path, model: PackedLanguageModel, config: Config, ranks: Ranks) -> None:
     """Write the adapter of a model to the temporary name of `directory`, which the caller publishes. A collective.
 
-    base: the base's directory, for peft. Raises UserError on all ranks if it cannot be written.
+    Raises UserError on all ranks if it cannot be written.
     """
+    base = config.model.path
     temporary = read_on_first(lambda: start_directory(directory), ranks)
     tensors = {}
     for name, parameter in trained_parameters(model).items():
@@ -150,8 +151,10 @@ def save_adapter(directory: Path, model: PackedLanguageModel, settings: LoRA, ba
 
     def write() -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        adapter = Adapter(Weights(shapes, tensors.__getitem__), settings)
+        adapter = Adapter(Weights(shapes, tensors.__getitem__), config.lora)
         write_adapter(temporary, adapter, Path(base), base, lambda name, tensor: tensor)
+        if config.model.rope_type:  # the base by itself computes other positions: `base_of_adapter` refuses the adapter
+            (temporary / BASE).unlink()
 
     read_on_first(write, ranks)
 

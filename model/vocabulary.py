@@ -25,6 +25,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PretrainedConfig
 
 from common.errors import UserError
+from data.control_tokens import MARKUP
 from data.tokens import read_tokenizer
 from model.architectures import FETCHED, NEW_TOKENS
 from model.language_model import build_on_meta, parameter_names, stored_form
@@ -84,13 +85,17 @@ def sub_tokens(base: BaseTokenizer, text: str) -> list[int]:
 
 
 def can_be_token(base: BaseTokenizer, text: str) -> bool:
-    """Whether a token with this text would decode to the same text.
+    """Whether a token with this text would decode to the same text, and has no control token inside.
 
+    Of a corpus of rendered chats, `<|im_start|>user` would be found before `<|im_start|>`, also in every prompt.
     Byte-level BPE represents bytes by letters such as é, so an added token of non-ASCII letters without a space would be
     decoded as those bytes. A normalizer (NFC) may change the text.
     """
     if base.byte_level and " " not in text and not text.isascii():
         return False
+    for token in base.backend.get_added_tokens_decoder().values():
+        if token.content in text and (token.special or MARKUP.fullmatch(token.content)):
+            return False
     return base.backend.decode(sub_tokens(base, "x" + text), skip_special_tokens=False) == "x" + text
 
 

@@ -70,6 +70,8 @@ def describe_run(
             f"the curve train/learning_rate is that of optimizer.learning_rate={settings.learning_rate:g}"
         )
     warnings += too_many_steps(config, inputs.total_steps)
+    if config.lora.rank and config.model.rope_type:
+        warnings.append("peft cannot be told model.rope_type: use export/, where the adapter is merged, not adapter/")
     warnings += [
         f"{name}: its share holds over {steps} steps, because no example is cut, and the run has {inputs.total_steps}: shorten "
         "its examples, or make the steps or its share larger"

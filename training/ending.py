@@ -223,7 +223,7 @@ def export_run(
     if config.lora.rank:
         from model.lora import save_adapter
 
-        save_adapter(adapter, model, config.lora, config.model.path, ranks)
+        save_adapter(adapter, model, config, ranks)
     form = stored_form(model_config)
     export_model(export_directory, parameter_names(model), dtype, ranks, write_rest, merge=merged(model), form=form)
     lines = [evaluations.why_stalled(step)] if step < total_steps else []

@@ -146,6 +146,8 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
 
     kind, adapter = "model", None
     if lora.rank:
+        if settings.rope_type and not options.merge_lora:
+            raise UserError(f"{run} has model.rope_type, which peft cannot be told: its adapter needs --merge-lora")
         adapter = adapter_of_checkpoint(checkpoint, lora)
         # peft adds an adapter to the base as it is stored; a merged one is added to what training has computed with.
         dtype = COMPUTE_DTYPES.get(settings.compute_dtype) if options.merge_lora else None

@@ -45,6 +45,10 @@ def test_each_token_and_each_target_is_on_one_rank(ranks, lengths) -> None:
     size = parts[0].input_ids.shape[1]
     where = [part.target_positions + rank * size for rank, part in enumerate(parts)]
     assert torch.equal(torch.cat(where), whole.target_positions)
+    numbers = [i for i, n in enumerate(lengths) for _ in range(1, n, 3)]  # the targets of `documents`
+    assert (
+        whole.target_documents().tolist() == torch.cat([part.target_documents() for part in parts]).tolist() == numbers
+    )
     for name in ("target_ids", "target_weights", "target_sources"):
         every = [getattr(part, name) for part in parts if getattr(part, name) is not None]
         assert (getattr(whole, name) is None and not every) or torch.equal(torch.cat(every), getattr(whole, name))

@@ -6,12 +6,16 @@ import shutil
 import pytest
 import torch
 
+from common.durable_files import publish
 from common.errors import UserError
-from configs.config import LoRA
+from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
 from eval.generate import load_for_generation
 from model import lora
+from model.architectures import read_model_config
+from model.build import build_to_train
 from model.fingerprint import fingerprint_of_base
-from model.lora import Adapter, base_of_adapter, write_adapter
+from model.language_model import load_weights, trained_parameters
+from model.lora import Adapter, base_of_adapter, init_adapters, save_adapter, write_adapter
 from model.weights import Weights
 from tests.tiny import write_tiny_model
 
@@ -45,3 +49,23 @@ def test_an_adapter_is_refused_on_other_weights_and_without_its_own(base, tmp_pa
     (folder / "base.json").unlink()
     with pytest.raises(UserError, match="does not say which weights it was trained on"):
         base_of_adapter(folder)
+
+
+@pytest.mark.parametrize("rope_type", [None, "yarn"])
+def test_an_adapter_that_was_trained_with_another_rope_than_its_base_has_is_refused(
+    base, tmp_path, ranks, rope_type
+) -> None:
+    """peft would put it on the base as that base's config.json is, and say nothing."""
+    path, folder = str(base), tmp_path / "adapter"
+    scaled = Model(path, rope_type=rope_type, rope_factor=rope_type and 2.0)
+    config = Config(scaled, Data(("-",)), Batch(8), Optimizer(1e-3), Run("name"), lora=LoRA(rank=2))
+    model = build_to_train(config, read_model_config(path, rope_type, scaled.rope_factor))
+    load_weights(model, path, torch.device("cpu"))
+    init_adapters(trained_parameters(model), seed=0)
+    save_adapter(folder, model, config, ranks)
+    publish(folder)
+    if rope_type is None:
+        assert base_of_adapter(folder) == base
+        return
+    with pytest.raises(UserError, match="export it again with scripts/export.py"):  # which asks for --merge-lora
+        load_for_generation(str(folder), torch.float32, torch.device("cpu"))

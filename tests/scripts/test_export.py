@@ -246,6 +246,16 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
     assert json.loads((adapter / "base.json").read_text())["files"] == hash_weights(folder / "model")
     assert f"base_model_fingerprint: {fingerprint_of_base(folder / 'model')}" in card
     assert "library_name: peft" in card and "`generation_config.json` of the base model" in card
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["model"] |= {"rope_type": "yarn", "rope_factor": 2.0}
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(
+        UserError, match="has model.rope_type, which peft cannot be told: its adapter needs --merge-lora"
+    ):
+        read(run)
+    assert read(run, merge_lora=True).model_config.rope_parameters["rope_type"] == "yarn"
+    record["config"]["model"] |= {"rope_type": None, "rope_factor": None}
+    (run / "config.json").write_text(json.dumps(record))
     merged = read(run, merge_lora=True, average_with_base=0.5)
     assert merged.contents["kind"] == "merged" and merged.adapter is None
     name = "model.layers.1.self_attn.q_proj.weight"

@@ -109,7 +109,7 @@ def test_an_adapter_gets_its_name_after_the_entry_that_has_its_sums(tmp_path, ra
     (adapter := tmp_path / "adapter").mkdir()
     (adapter / "weights").write_text("old")
 
-    def write(directory: Path, model: object, settings: object, base: str, ranks: object) -> None:
+    def write(directory: Path, model: object, config: object, ranks: object) -> None:
         (start_directory(directory) / "weights").write_text("new")
 
     def export_model(directory: Path, *arguments: object, **options: object) -> None:

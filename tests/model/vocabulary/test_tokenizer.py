@@ -126,6 +126,9 @@ def test_tokenizer_model_and_tokenizer_json_agree(pair, text) -> None:
 def test_can_be_token(tmp_path) -> None:
     base = read_base_tokenizer(write_base(tmp_path / "a", "byte-level"))
     assert can_be_token(base, " é") and can_be_token(base, "r0010") and not can_be_token(base, "é-code")
+    assert can_be_token(base, "<|user|>")
+    for rendered in ("<|im_start|>user", " is met.<|im_end|>"):  # a prompt would lose its control token
+        assert not can_be_token(base, rendered)
     normalising = read_base_tokenizer(write_base(tmp_path / "b", "normalising"))
     assert not can_be_token(normalising, " e\u0301") and can_be_token(normalising, " é")
 
