@@ -54,7 +54,8 @@ class MicroBatch:
 
     input_ids, position_ids: int64 `(1, tokens)`; positions restart at each document.
     document_lengths: in tokens, as Python ints, so that reading them does not synchronise with the device.
-    target_positions: int64 `(targets,)`, indices (in a `part` from its begin) of the hidden states that predict `target_ids` `(targets,)`.
+    target_positions: int64 `(targets,)`, indices of the hidden states that predict `target_ids` `(targets,)`; in a
+    `part` they count from its first token.
     target_sources: int64 `(targets,)`, index of each target's source. None if there is only one source.
     target_weights: fp32 `(targets,)`, the factor of each target's loss. None if all are 1.
     base_rows: int64 `(targets,)` of numpy: for each target its row in base_log_p and base_ids, -1 for one that is not anchored;

@@ -320,7 +320,7 @@ def flat_parts(parameter: torch.Tensor, size: int) -> Iterator[tuple[slice, int]
 
 
 def unlike_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
-    """The names of all parameters whose values differ between copies of the model (`hybrid`, `none`). A collective."""
+    """The names of the parameters that differ between copies of the model (`hybrid`, `none`), by the sum of their bits. A collective."""
     first = next(iter(parameters.values()))
     if not isinstance(first, DTensor) or first.device_mesh.ndim == 1:
         return []

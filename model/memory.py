@@ -57,11 +57,12 @@ COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated, becau
 # ---- The model -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(
-    frozen=True, eq=False
-)  # compared by identity: equal layers are one object (`_one_unit`), a quick key of caches
+@dataclass(frozen=True, eq=False)
 class Unit:
-    """Parameters that FSDP gathers together. shapes: of each parameter; trained: of those that are not frozen."""
+    """Parameters that FSDP gathers together. shapes: of each parameter; trained: of those that are not frozen.
+
+    Equal layers are one object (`_one_unit`), so that caches compare units by identity, which is quick.
+    """
 
     shapes: tuple[tuple[int, ...], ...]
     trained: tuple[tuple[int, ...], ...]

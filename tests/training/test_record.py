@@ -109,7 +109,7 @@ def test_what_the_base_has_prepared_is_recorded_and_compared_at_each_start(tmp_p
 
 
 def test_a_checkpoint_that_the_record_names_and_that_is_gone_is_said(tmp_path, ranks) -> None:
-    """Else the steps after an older one, or all of them, would be trained again without a word."""
+    """Otherwise the run would silently train the steps after an older one, or all of them, again."""
     folder, record = tmp_path / "checkpoints", RunRecord(tmp_path, Corpus(()), ranks)
     record.start(b"")
     for step in (1, 2, 3):

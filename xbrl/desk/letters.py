@@ -190,7 +190,7 @@ class _Blocks:
         for name in ("and", "months", "numbers", "thousands"):
             if name not in self.words.get("text", {}):
                 raise UserError(f"{folder / 'words.toml'}: [text] has no block {name!r}; write it there")
-        self.thousands = self.words["text"]["thousands"] if grouped else ""
+        self.grouped, self.thousands = grouped, self.words["text"]["thousands"] if grouped else ""
 
     def layout(self, fields: Mapping[str, object]) -> str:
         """The whole letter."""
@@ -272,7 +272,7 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
         parts.append("owners")
         fields["owners_deadline"] = blocks.deadline(measure.owners_days)
     for name, results in groups.items():
-        fields["several"] = bool(blocks.thousands) and len(results) > 1  # models learn one form of the sentence
+        fields["several"] = blocks.grouped and len(results) > 1  # models learn one form of the sentence
         cells = (cell for result in results for cell in (result.cell, *_nil(result, blocks)))
         tables = dict.fromkeys(table_name(cell[0]) for cell in cells if cell[0])
         fields["templates"] = blocks.listed(list(tables)) or blocks.text("text", "report")
@@ -337,13 +337,13 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
     if result.guidance:
         parts.append(blocks.text("text", "guidance", guidance=result.guidance))
     subject, order, *_ = requirement_of(result)
-    parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}", is_signed=bool(blocks.thousands)))
+    parts.append(blocks.choose("plain", result.rule_id, f"{subject}_{order}", is_signed=blocks.grouped))
     return " ".join(filter(None, parts))
 
 
 def _nil(result: RuleResult, blocks: _Blocks) -> list[CellKey]:
     """The other cells that a filing error rests on and that are not reported: the error may be there."""
-    if not blocks.thousands or result.kind != "filing":
+    if not blocks.grouped or result.kind != "filing":
         return []
     return [one.cell for one in result.inputs if one.source == "read as 0" and one.cell != result.cell]
 
@@ -387,7 +387,7 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
         gap = format_limit(
             abs(result.known_limit - result.known_value), result.unit, result.limit_decimals, missed_by=Decimal(0)
         )
-        fields["is_one"] = bool(blocks.thousands) and gap == "1%"  # models learn one form of the sentence
+        fields["is_one"] = blocks.grouped and gap == "1%"  # models learn one form of the sentence
         points = blocks.text("text", "points", number=blocks.figure(gap.removesuffix("%")), is_one=fields["is_one"])
         fields["gap"] = points if result.unit in PURE else _amount(result, gap, blocks)
     return fields

@@ -378,6 +378,14 @@ def own_blocks(tmp_path, monkeypatch):
     letters._blocks.cache_clear()
 
 
+def test_a_letter_without_marks_between_thousands_is_still_one_to_sign(own_blocks, tmp_path):
+    """What only a signed letter says does not hang on how its figures look."""
+    words = own_blocks / "en" / "words.toml"
+    words.write_text(words.read_text().replace('thousands = ","', 'thousands = ""'))
+    found = violations(evaluate(read(tmp_path / "report", {CLIENT: "0.27", OTHER_CLIENT: "0.30"})))
+    assert "Reduce each of these exposures" in write_letter(found, NAMED, PERIOD, grouped=True)
+
+
 def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
     measures = own_blocks / "en" / "measures.toml"
     good = measures.read_text()
