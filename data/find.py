@@ -23,7 +23,7 @@ from data.formats import Noticed, example_text, read_files
 from data.held_out import CONTENT_KEYS, content_hash
 from data.rows import text_of
 from data.sources import Corpus, Windows
-from data.tokenise import read_units
+from data.tokenise import read_placed
 
 SHOWN = 5
 
@@ -142,11 +142,11 @@ def _find(corpus: Corpus, data: Data, wanted: Wanted) -> Iterator[Found]:
         rows = np.concatenate([shard.rows("documents") for shard in source.store.shards])
         keys = (rows["file"].astype(np.int64) << 40 | rows["example"].astype(np.int64))[source.examples]
         order = np.argsort(keys, kind="stable")  # of the items, by their example
-        for unit in read_units(expand(paths), Noticed(replace(reading, all_columns=True))):  # an id may be in any
-            digest = content_hash(unit.example).hex()
-            if names := wanted.names_of(unit.example, digest):
-                key = unit.file << 40 | unit.number
+        for placed in read_placed(expand(paths), Noticed(replace(reading, all_columns=True))):  # an id may be in any
+            digest = content_hash(placed.example).hex()
+            if names := wanted.names_of(placed.example, digest):
+                key = placed.file << 40 | placed.number
                 low, high = np.searchsorted(keys, [key, key + 1], sorter=order)
                 items = tuple(sorted(int(offset + item) for item in order[low:high]))
                 if items or not reading.validation_share:
-                    yield Found(unit.where, digest, names, items)
+                    yield Found(placed.where, digest, names, items)

@@ -14,7 +14,7 @@ from data.files import Reading, check_paths_exist, expand
 from data.formats import Noticed
 from data.remote import local_paths
 from data.store import REBUILD, SHARD_TOKENS, STORE_FILE, Damaged, Store, StoreWriter, is_store, open_store, read_info
-from data.tokenise import Unit, description, encoded, read_units, with_bar, write
+from data.tokenise import Placed, description, encoded, read_placed, with_bar, write
 from data.tokens import load_tokenizer
 
 LOCK = "0" * 32  # of a token store that is being built (common/node_lock.py)
@@ -77,17 +77,17 @@ def build_store(
             return writer.finish({})
 
 
-def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Iterator[Unit]:
+def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Iterator[Placed]:
     """The texts of all files in order, beginning with example `after` = (file, example). Raises UserError for a chat or a weight."""
     first = 0 if noticed.reading.max_samples else after[0]
-    for unit in with_bar(read_units(files, noticed, first), ""):
-        if "text" not in unit.example or "weight" in unit.example:
-            what = "a `weight`" if "text" in unit.example else "no `text`"
+    for placed in with_bar(read_placed(files, noticed, first), ""):
+        if "text" not in placed.example or "weight" in placed.example:
+            what = "a `weight`" if "text" in placed.example else "no `text`"
             raise UserError(
-                f"{unit.where} has {what}, and a token store takes only documents; put such files into data.train directly"
+                f"{placed.where} has {what}, and a token store takes only documents; put such files into data.train directly"
             )
-        if (unit.file, unit.number) >= after:  # what comes before is read again but not tokenised again
-            yield unit
+        if (placed.file, placed.number) >= after:  # what comes before is read again but not tokenised again
+            yield placed
 
 
 def verify_store(path: Path) -> Store:

@@ -40,7 +40,7 @@ AHEAD = 3  # batches per worker that are read in advance
 PARALLEL_BYTES = 2**20  # of source files: below this, starting processes takes longer than it saves
 
 
-class Unit(NamedTuple):
+class Placed(NamedTuple):
     """An example, with its place in the files that are read."""
 
     file: int  # counted from 0
@@ -49,20 +49,20 @@ class Unit(NamedTuple):
     example: dict
 
 
-def read_units(files: Sequence[Path], noticed: Noticed, first: int = 0) -> Iterator[Unit]:
+def read_placed(files: Sequence[Path], noticed: Noticed, first: int = 0) -> Iterator[Placed]:
     """The examples of files with their numbers, from the file number `first` on. What `read_files` notices is in `noticed`."""
     counts: Counter = Counter()
     for where, example in read_files(files[first:], noticed.reading, noticed):
         file = first + len(noticed.opened) - 1
-        yield Unit(file, counts[file], where, example)
+        yield Placed(file, counts[file], where, example)
         counts[file] += 1
 
 
-def _batches(units: Iterator[Unit]) -> Iterator[list[Unit]]:
+def _batches(examples: Iterator[Placed]) -> Iterator[list[Placed]]:
     batch, size = [], 0
-    for unit in units:
-        batch.append(unit)
-        size += _characters(unit.example)
+    for placed in examples:
+        batch.append(placed)
+        size += _characters(placed.example)
         if size >= BATCH_CHARACTERS or len(batch) >= BATCH_EXAMPLES:
             yield batch
             batch, size = [], 0
@@ -77,22 +77,24 @@ def _characters(example: dict) -> int:
 
 
 def encoded(
-    units: Iterator[Unit], encoder: ExampleEncoder, files: Sequence[Path], ranks: int = 1
-) -> Iterator[tuple[Unit, Outcome]]:
-    """Yield (unit, its outcome) in order, encoded on all cores, of which `ranks` processes do the same at once.
+    examples: Iterator[Placed], encoder: ExampleEncoder, files: Sequence[Path], ranks: int = 1
+) -> Iterator[tuple[Placed, Outcome]]:
+    """Yield (example, its outcome) in order, encoded on all cores, of which `ranks` processes do the same at once.
 
     Where `files` are small, or processes cannot be forked, it is done here.
     """
     processes = available_cores() // ranks if sum(file.stat().st_size for file in files) >= PARALLEL_BYTES else 1
     if processes < 2 or sys.platform != "linux":
-        for batch in _batches(units):
-            yield from zip(batch, encoder.encode([unit.example for unit in batch]), strict=True)
+        for batch in _batches(examples):
+            yield from zip(batch, encoder.encode([placed.example for placed in batch]), strict=True)
         return
     pending: deque = deque()
     with _workers(encoder, processes) as pool:
         try:
-            for batch in itertools.chain(_batches(units), [[]]):  # the empty one is the last, and waits for all others
-                pending.append((batch, pool.submit(_encode, [unit.example for unit in batch])))
+            for batch in itertools.chain(
+                _batches(examples), [[]]
+            ):  # the empty one is the last, and waits for all others
+                pending.append((batch, pool.submit(_encode, [placed.example for placed in batch])))
                 while len(pending) >= AHEAD * processes or (pending and not batch):
                     done, outcomes = pending.popleft()
                     yield from zip(done, outcomes.result(), strict=True)
@@ -143,19 +145,19 @@ def _encode(examples: list[dict]) -> list[Outcome]:
 
 
 def write(
-    pairs: Iterator[tuple[Unit, Outcome]], writer: StoreWriter, noticed: Noticed, with_spans: bool = True
+    pairs: Iterator[tuple[Placed, Outcome]], writer: StoreWriter, noticed: Noticed, with_spans: bool = True
 ) -> None:
     """Write encoded examples, and count in `noticed` what is unusual about them."""
-    for unit, outcome in pairs:
+    for placed, outcome in pairs:
         if outcome.error is not None:
-            noticed.skip(f"{unit.where}: {outcome.error}")
+            noticed.skip(f"{placed.where}: {outcome.error}")
         noticed.counts.update(f"note:{note}" for note in outcome.notes)
-        noticed.control += [unit.where] if "control" in outcome.notes and len(noticed.control) < LISTED else []
+        noticed.control += [placed.where] if "control" in outcome.notes and len(noticed.control) < LISTED else []
         if len(lengths := [len(sequence.ids) for sequence in outcome.sequences]) > 1:
             noticed.counts.update(split_tokens=sum(lengths), whole_tokens=max(lengths))
         for sequence in outcome.sequences:
             writer.add(
-                sequence.ids, sequence.spans if with_spans else (), unit.file, unit.number, "text" in unit.example
+                sequence.ids, sequence.spans if with_spans else (), placed.file, placed.number, "text" in placed.example
             )
 
 
@@ -171,29 +173,29 @@ def build_examples(
     ranks = 1 if folder else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # in memory, each has its own
     writer, noticed, keys = StoreWriter(folder, description(encoder)), Noticed(reading), array("Q")
 
-    def is_other_part(unit: Unit, content: bytes) -> bool:
-        group = group_hash(unit.example, reading.split_by) if reading.split_by else content
+    def is_other_part(placed: Placed, content: bytes) -> bool:
+        group = group_hash(placed.example, reading.split_by) if reading.split_by else content
         if group is None:
             why = f"has no `{reading.split_by}` beside the keys of its form, by whose value data.split_by splits"
-            noticed.skip(f"{unit.where} {why}")
+            noticed.skip(f"{placed.where} {why}")
             return True
         other = is_held_out(group, reading.validation_share) != (reading.part == "validation")
         noticed.counts["other_part"] += other
         return other
 
-    def units() -> Iterator[Unit]:
+    def examples() -> Iterator[Placed]:
         """The examples of this part, whose content is counted and hashed on the way."""
-        for unit in with_bar(read_units(files, noticed), progress):
-            content = content_hash(unit.example)
-            if reading.part != "all" and is_other_part(unit, content):
+        for placed in with_bar(read_placed(files, noticed), progress):
+            content = content_hash(placed.example)
+            if reading.part != "all" and is_other_part(placed, content):
                 continue
             noticed.counts["examples"] += 1
             keys.append(key_of(content))
             writer.add_hash(keys[-1])
-            yield unit
+            yield placed
 
     with writer:
-        write(encoded(units(), encoder, files, ranks), writer, noticed)
+        write(encoded(examples(), encoder, files, ranks), writer, noticed)
         info = {
             "counts": dict(noticed.counts),
             "bad": noticed.bad,
@@ -214,6 +216,6 @@ def description(encoder: ExampleEncoder) -> dict:
     return {"dtype": "<u2" if highest < 2**16 else "<u4", "tokenizer": encoder.of_tokenizer}
 
 
-def with_bar(units: Iterator[Unit], label: str) -> Iterator[Unit]:
-    """The units, counted on a terminal while they are read. Elsewhere an error that ends a start begins a line."""
-    return iter(tqdm(units, f"tokenise {label}", unit=" examples", mininterval=0.5, leave=False, disable=None))
+def with_bar(examples: Iterator[Placed], label: str) -> Iterator[Placed]:
+    """The examples, counted on a terminal while they are read. Elsewhere an error that ends a start begins a line."""
+    return iter(tqdm(examples, f"tokenise {label}", unit=" examples", mininterval=0.5, leave=False, disable=None))

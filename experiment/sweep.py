@@ -41,7 +41,7 @@ _TEST = re.compile(r"(^|[^a-z])tests?([^a-z]|$)")
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """One run of train.py. config: its resolved settings. options: its overrides for the command line."""
 
     name: str
@@ -60,7 +60,7 @@ class Grid:
     axes: dict[str, dict[str, typing.Any]]
     fixed: list[str]
     seeds: list[int]
-    runs: list[Run]
+    runs: list[Trial]
 
 
 def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out: str | None) -> Grid:
@@ -109,7 +109,7 @@ def make_grid(config_file: str, arguments: Sequence[str], seeds: int | None, out
         for seed in grid.seeds:
             name = _name(named, seed)
             own = (f"run.seed={seed}", f"run.directory={folder}", f"run.name={name}")
-            grid.runs.append(Run(name, point, seed, override(base, [*point, *own]), (*fixed, *point, *own)))
+            grid.runs.append(Trial(name, point, seed, override(base, [*point, *own]), (*fixed, *point, *own)))
     return grid
 
 
@@ -237,7 +237,7 @@ class Sweep:
             found.append(Point(overrides, results, values, mean, statistics.stdev(values) if len(values) > 1 else None))
         return sorted(found, key=lambda p: (not p.is_complete, p.mean is None, self.sign * (p.mean or 0.0)))
 
-    def _result(self, run: Run) -> Result:
+    def _result(self, run: Trial) -> Result:
         folder = self.out / run.name
         rows, step = metric_rows(folder), _read_json(folder / "export" / "export.json").get("step")
         tokens = next((int(row["train/tokens"]) for row in reversed(rows) if "train/tokens" in row), 0)

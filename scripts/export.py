@@ -27,8 +27,8 @@ from common.errors import UserError, run_script
 from distributed.process_group import process_group, world_size_from_environment
 from model.hub import push
 from tools.release import sign_release, write_bom
+from training.checkpoint_export import DTYPES, damage_of, is_written, read_export, verify, write_export
 from training.ending import BOM, SIGNATURE, check_recorded
-from training.export import DTYPES, damage_of, is_written, read_export, verify, write_export
 from training.model_card import base_model, model_card, read_data_card, read_results
 
 

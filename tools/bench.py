@@ -169,7 +169,7 @@ OPTIMIZER = {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "max_grad_n
 
 
 @dataclass(frozen=True)
-class Run:
+class ArmRun:
     """One run of an arm. Lists are by step. failed: why there are too few steps."""
 
     losses: list[float]
@@ -186,13 +186,13 @@ class Run:
         return sum(self.tokens[WARMUP:]) / sum(self.seconds[WARMUP:])
 
 
-def read_run(run: Path, steps: int, ranks: int) -> Run:
+def read_run(run: Path, steps: int, ranks: int) -> ArmRun:
     """The first `steps` steps of a run that goes on; the metrics.jsonl of the others has the same curves as ours."""
     found = metric_rows(run)
     rows = [row for row in found if "train/loss" in row][:steps]
     totals = [0, *(row["train/tokens"] for row in rows)]
     tokens = [after - before for before, after in zip(totals, totals[1:], strict=False)]
-    return Run(
+    return ArmRun(
         losses=[row["train/loss"] for row in rows],
         tokens=tokens,
         seconds=[count / row["train/tokens_per_second"] for count, row in zip(tokens, rows, strict=True)],
@@ -202,7 +202,7 @@ def read_run(run: Path, steps: int, ranks: int) -> Run:
     )
 
 
-def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> Run:
+def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> ArmRun:
     """Run one arm once in the setting `name`, in round `number`. What it prints stays in a directory of its own."""
     directory, steps = benchmark.directory / f"{name}-{number}" / arm.name, benchmark.num_steps(name)
     shutil.rmtree(directory, ignore_errors=True)
@@ -271,7 +271,7 @@ def run_all(benchmark: Benchmark) -> tuple[dict, bool]:
     parity runs once, then the other settings run in rounds (A/B/A/B), so that a change in the state of the machine affects all arms.
     """
     tokenizer = load_tokenizer(benchmark.model)
-    found: dict[str, dict[str, list[Run]]] = {name: {} for name in benchmark.settings}
+    found: dict[str, dict[str, list[ArmRun]]] = {name: {} for name in benchmark.settings}
     for name in benchmark.settings:  # one step more than is run, as `max_steps`
         write_examples(benchmark.directory / name, tokenizer, benchmark.num_steps(name) + 1, SETTINGS[name])
     for number in range(benchmark.rounds):
@@ -298,7 +298,7 @@ def run_all(benchmark: Benchmark) -> tuple[dict, bool]:
     return report, passed
 
 
-def summarize(runs: Sequence[Run], ours: Sequence[Run]) -> dict | str:
+def summarize(runs: Sequence[ArmRun], ours: Sequence[ArmRun]) -> dict | str:
     """Medians over the rounds of an arm, without warm-up steps, or why there are none. Without a run of ours ratios are NaN."""
     if failed := next((run.failed for run in runs if run.failed), ""):
         return f"failed: {failed}"

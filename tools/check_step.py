@@ -46,7 +46,7 @@ from model.lora import add_adapters, init_adapters
 from model.loss import LossSums, chunked
 from tools.check_data import FAILS, OK, SKIPPED, Result, RunInputs, check_data
 from training.chat_settings import settle_chat_settings
-from training.export import packed_logits
+from training.checkpoint_export import packed_logits
 from training.inputs import read_inputs
 from training.micro_batch import settle_micro_batch
 

@@ -22,8 +22,8 @@ from data.remote import fetched_into
 from model.fingerprint import fingerprint_of_sums
 from model.flops import count_work, step_flops
 from model.language_model import build_on_meta
+from training.checkpoint_export import Export
 from training.ending import BOM, EXPORT, SIGNATURE, read_json
-from training.export import Export
 from training.model_card import Results, base_model
 from training.provenance import PACKAGES, short_commit
 from training.record import Record

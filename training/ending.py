@@ -1,6 +1,6 @@
 """The end of a run: which weights are exported, the files beside them with their SHA-256, and whether that is done already.
 
-scripts/export.py writes and checks the same files (training/export.py).
+scripts/export.py writes and checks the same files (training/checkpoint_export.py).
 """
 
 import copy

@@ -25,8 +25,8 @@ from eval.report import Figure, figures
 from model.architectures import FETCHED, origin
 from model.fingerprint import fingerprint_of_base, fingerprint_of_sums
 from training.budget import certificate_lines
+from training.checkpoint_export import Export
 from training.ending import EXPORT, certificate_of, read_json
-from training.export import Export
 from training.provenance import ROOT, git_state, short_commit, versions
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from experiment.sweep import Run, Sweep, make_grid
+from experiment.sweep import Sweep, Trial, make_grid
 
 CONFIG = """
 from configs.config import *
@@ -103,7 +103,7 @@ def test_runs_are_compared_on_validation_data_and_never_on_a_test(config, values
         Sweep(grid, by)
 
 
-def write_run(run: Run, loss: float, base: float = 6.0, step: int = 8) -> None:
+def write_run(run: Trial, loss: float, base: float = 6.0, step: int = 8) -> None:
     """What a finished run leaves, as far as a sweep reads it. The best step is 4, the last is 8."""
     directory = Path(run.config.run.directory) / run.name
     (directory / "export").mkdir(parents=True)

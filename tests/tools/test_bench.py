@@ -13,8 +13,8 @@ from tests.processes import run_python
 from tests.tiny import tiny_tokenizer, write_tiny_model
 from tools.bench import (
     ARMS,
+    ArmRun,
     Benchmark,
-    Run,
     Setting,
     find_arm,
     read_run,
@@ -24,10 +24,10 @@ from tools.bench import (
 )
 
 
-def run_of(rates: list[int], loss: float = 1.0, gib: float = 1.0) -> Run:
+def run_of(rates: list[int], loss: float = 1.0, gib: float = 1.0) -> ArmRun:
     """Steps of 1 s: one of 9 tokens as warm-up, and then one per rate, in tokens of a second."""
     steps = len(rates)
-    return Run([9.0] + [loss] * steps, [9, *rates], [1.0] * (1 + steps), memory_gib=gib, first_step_seconds=3.0)
+    return ArmRun([9.0] + [loss] * steps, [9, *rates], [1.0] * (1 + steps), memory_gib=gib, first_step_seconds=3.0)
 
 
 def test_a_summary_has_medians_over_rounds_without_warm_up() -> None:
@@ -41,7 +41,7 @@ def test_a_summary_has_medians_over_rounds_without_warm_up() -> None:
     far = summarize([run_of([40, 60], loss=0.9)], [run_of([40, 60], loss=0.8)])
     assert isinstance(far, dict) and far["difference"] == pytest.approx(0.1)  # 0.125 would be relative
     assert "TOO FAR" in table("parity", {"b": far}) and "TOO FAR" not in table("matched", {"b": far})
-    assert summarize([*runs, Run([], [], [], failed="exit code 3")], runs) == "failed: exit code 3"
+    assert summarize([*runs, ArmRun([], [], [], failed="exit code 3")], runs) == "failed: exit code 3"
     lines = table("matched", {"ours": ours, "b": other, "c": "not here"}).splitlines()
     assert lines[1].split() == ["ours", "100", "30.0%", "1.00x", "2.00", "3.0", "s", "2.0000", "0.0e+00"]
     assert "2.00x" in lines[2] and lines[3].split(maxsplit=1) == ["c", "not here"]
@@ -84,10 +84,10 @@ def test_rounds_alternate_and_a_run_that_fails_is_a_line_and_an_exit_code(tmp_pa
     monkeypatch.setattr(tools.bench, "PARITY_STEPS", 3)
     second_loss, failed = 1.0, ""
 
-    def run_arm(benchmark, arm, name: str, number: int) -> Run:
+    def run_arm(benchmark, arm, name: str, number: int) -> ArmRun:
         ran.append((name, number, arm.name))
         loss = second_loss if arm.ranks == 3 else 1.0
-        return Run([], [], [], failed=failed) if failed and arm.ranks == 3 else run_of([100, 100], loss)
+        return ArmRun([], [], [], failed=failed) if failed and arm.ranks == 3 else run_of([100, 100], loss)
 
     monkeypatch.setattr(tools.bench, "run_arm", run_arm)
     for second_loss, failed, good in ((1.0009, "", True), (1.0011, "", False), (1.0, "exit code 9", False)):

@@ -24,7 +24,7 @@ from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 from tests.training.test_model_card import CONTENTS, START, STATE, evaluation, forgetting
 from tools import release
 from tools.release import check_bom, sign_release, verify_release, write_bom
-from training.export import Export, write_export
+from training.checkpoint_export import Export, write_export
 from training.model_card import read_results
 from training.record import Record
 

@@ -34,8 +34,8 @@ from tests.tiny import write_chat_file
 from tools.verify import Differs, check_files, read_record
 from training import budget
 from training.budget import TOLERANCE, Line, _ratio, certificate_lines, largest_alpha, means_of, trained_on, upper_bound
+from training.checkpoint_export import read_export, write_export
 from training.ending import check_recorded
-from training.export import read_export, write_export
 from training.model_card import read_results
 from training.record import RunRecord
 

@@ -19,7 +19,7 @@ from eval.intervals import intervals
 from model.fingerprint import fingerprint_of_base
 from model.weights import Weights
 from tests.tiny import tiny_tokenizer, write_tiny_model
-from training.export import Export
+from training.checkpoint_export import Export
 from training.model_card import Results, model_card, read_results
 
 CONTENTS = {"weights": "best", "step": 2, "checkpoint": "abc", "kind": "model", "dtype": "bfloat16", "averaged": None}
