@@ -38,6 +38,8 @@ def test_each_token_and_each_target_is_on_one_rank(ranks, lengths) -> None:
     ids, positions = (torch.cat([getattr(part, name)[0] for part in parts]) for name in ("input_ids", "position_ids"))
     assert torch.equal(ids[:tokens], whole.input_ids[0]) and torch.equal(positions[:tokens], whole.position_ids[0])
     assert len({part.input_ids.shape for part in parts}) == 1 and len(ids) - tokens < ranks
+    assert whole.filling == (0 if lengths else 2)  # no loss and no router counts these
+    assert sum(part.filling for part in parts) == whole.filling + len(ids) - tokens
     for part in parts:  # attention sees the whole row, and what fills it up is a document of its own
         filling = (len(ids) - tokens,) * (len(ids) > tokens)
         assert part.document_lengths == (*whole.document_lengths, *filling)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data import mixing
 from data.batches import TrainingPlan, collate, plan_training
 from data.sources import Corpus, Windows
 from tests.in_memory import InMemory, chats, micro_batches, texts
@@ -65,6 +66,15 @@ def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> 
             dealt = [m for rank in range(ranks) for m in micro_batches(batch.items, corpus, 3 * 512, rank, ranks)]
             assert sorted(item for micro in dealt for item in micro) == items
     assert plan_training(three_sources(), 1, 1, global_examples=32).batch(0) != steps[0]
+
+
+def test_documents_that_are_looked_at_in_blocks_have_the_same_plan(monkeypatch) -> None:
+    found = []
+    for block in (mixing.BLOCK, 700):
+        monkeypatch.setattr(mixing, "BLOCK", block)
+        plan = plan_training(three_sources(), 2, 0, global_tokens=4000)
+        found.append([plan.batch(step) for step in range(0, plan.num_steps, 20)])
+    assert found[0] == found[1]
 
 
 def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:

@@ -77,6 +77,29 @@ def test_the_manifest_has_every_file_and_the_state(tmp_path, ranks) -> None:
     assert read_manifest(checkpoint)["state"]["best_loss"] == 0.05
 
 
+def test_the_record_and_all_bytes_of_a_checkpoint_are_on_the_disk_before_it_is_there(
+    tmp_path, ranks, monkeypatch
+) -> None:
+    """A resume refuses a checkpoint without an entry; an entry without a checkpoint, which a kill leaves, it passes over."""
+    checkpoint, recorded, synced, fsync = tmp_path / "step-000003", [], {}, os.fsync
+
+    def append(kind: str, **entry: object) -> str:
+        recorded.append(read_manifest(checkpoint)["state"] if checkpoint.exists() else None)
+        return ""
+
+    def noted(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.removesuffix(".tmp")
+        synced.setdefault(name, (os.fstat(descriptor).st_size, checkpoint.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Saver(tmp_path, *weight_and_optimizer(3.0), ranks, append=append).save({"step": 3})
+    for name, entry in read_manifest(checkpoint)["files"].items():
+        assert synced[name] == (entry["size"], False), name
+    replace_state(checkpoint, {"step": 3, "best_loss": 0.1}, append)
+    assert recorded == [None, {"step": 3}]
+
+
 def test_the_digest_of_tensors_is_that_of_their_bits(tmp_path, ranks) -> None:
     def digest(name: str, change: float = 0.0, **options: object) -> str:
         parameters, optimizer = weight_and_optimizer(3.0)

@@ -27,8 +27,11 @@ SEVEN = ("optimizer.epochs=2", "optimizer.max_steps=7", "data.validation=")
 BY_RANK = ("optimizer.max_steps=3", "run.stop_after_no_gain=1", "run.export=best", "run.timeout_minutes=5")
 SPIKES = ("optimizer.skip_spikes=3", *EVERY_STEP, "optimizer.max_steps=3")
 OTHER = ("optimizer.learning_rate=1e-5", "optimizer.weight_decay=0.0")
-# The weights get worse from step to step, so that the best is the first.
-WORSE = (*EVERY_STEP, "optimizer.learning_rate=0.3", "optimizer.max_steps=3")
+# The weights get worse from step to step, so that the best is the first that is evaluated, and saved for that alone.
+WORSE = ("run.eval_every=2", "run.eval_general=True", "optimizer.max_steps=3")
+WORSE += ("optimizer.learning_rate=0.3", "optimizer.min_lr_ratio=1")
+SHORT = "import distributed.gradients as room; set_attribute(room, 'MIN_HISTORY', 2)"
+SPIKE = f"first:{SHORT} and last:{SHORT} and gradients_of_last_rank:1,1,100"  # in step 3
 LITTLE_MEMORY = "import training.micro_batch as room; set_attribute(room, 'free_bytes', lambda *of: 1)"
 NO_WAIT = (
     "set_attribute(training.start, 'own_directory', functools.partial(training.start.own_directory, wait_seconds=0))"
@@ -52,7 +55,7 @@ def first(folder, ranks) -> str:
     plan = [
         run_of(folder, "straight", *EVERY_STEP),
         run_of(folder, "longer", "optimizer.max_steps=3", "data.validation="),
-        run_of(folder, "export", *WORSE, "run.keep_last=1"),
+        run_of(folder, "export", *WORSE, "run.keep_last=1", plant="gradients_of_last_rank:1,nan,1"),
         run_of(
             folder, "worse", "optimizer.learning_rate=3", "optimizer.max_steps=2", "run.export=best", "run.best_by=nll"
         ),
@@ -67,7 +70,7 @@ def first(folder, ranks) -> str:
         run_of(folder, "auto-on-one", plant="last:sys.argv.append('batch.micro_batch=auto')", expect=2),
         run_of(folder, "owned", plant=f"first:{NO_WAIT}", expect=2),
         run_of(folder, "nowhere", f"run.directory={folder / 'train.jsonl'}", expect=2),
-        run_of(folder, "spikes", *SPIKES),
+        run_of(folder, "spikes", *SPIKES, plant=SPIKE),
         run_of(folder, "unlike", "sharding.strategy=hybrid", plant=ALONE_ON_ITS_NODE, expect=2),
     ]
     with own_directory(folder / "runs" / "owned", ranks):
@@ -217,6 +220,12 @@ def test_all_ranks_decide_by_the_figures_of_rank_0(folder, first) -> None:
     losses = {step: row["validation/loss"] for step, row in rows(run, "validation/loss").items()}
     assert losses == {0: 9.0, 1: 8.0, 2: 7.0, 3: 6.0}
     assert (record(run)["weights"], record(run)["step"], record(run)["validation_loss"]) == ("best", 3, 6.0)
+
+
+def test_a_spike_is_skipped_and_counted_as_what_it_is(folder, first) -> None:
+    loop = manifest(folder / "runs" / "spikes", 3)["state"]["loop"]
+    assert [loop[key] for key in ("step", "updates", "skipped_steps", "bad_steps_in_a_row")] == [3, 2, 1, 0]
+    assert len(loop["norms"]) == 3 and "SKIPPED, a spike of the gradient norm (1 so far)" in first
 
 
 def test_a_flipped_bit_in_the_export_of_a_finished_run_is_found_and_mended(folder, second) -> None:

@@ -1,6 +1,7 @@
 """A single rank on a CPU casts its weights once per step, and has the gradients of a model without FSDP."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from configs.config import Model, Sharding
 from data.batches import collate
+from distributed import sharding
 from distributed.sharding import before_micro_batch, decoder_layers, gathering_strategy, make_mesh, parallelize
 from model.architectures import read_model_config
 from model.language_model import build_on_meta, load_for_evaluation, load_weights
@@ -50,6 +52,14 @@ def step(model: nn.Module, strategy: str) -> list[torch.Tensor]:
     found = [parameter.grad.to_local().clone() for parameter in model.parameters()]
     model.zero_grad()
     return found
+
+
+def test_a_copy_of_the_model_has_as_many_ranks_as_its_shards(monkeypatch) -> None:
+    def made(device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]) -> SimpleNamespace:
+        return SimpleNamespace(sizes=dict(zip(mesh_dim_names, shape, strict=True)), get_all_groups=list)
+
+    monkeypatch.setattr(sharding, "init_device_mesh", made)
+    assert make_mesh("cpu", 8, Sharding(strategy="hybrid", shard_size=4)).sizes == {"replicate": 2, "shard": 4}
 
 
 @pytest.mark.parametrize("strategy, casts", [("full", 1), ("grad_op", 1), ("hybrid", 2 * MICRO_BATCHES)])

@@ -94,6 +94,16 @@ def drift(memory: str) -> torch.Tensor:
     return weight.detach().double() - start.double()
 
 
+def test_each_weight_and_each_moment_has_a_noise_of_its_own(monkeypatch) -> None:
+    streams, parameters = [], some_parameters("8N")
+    optimizer = adamw(parameters, settings("8N"), seed=0)
+    monkeypatch.setattr(
+        module, "stochastic_round_", lambda value, *of: streams.append(of[1]) or stochastic_round_(value, *of)
+    )
+    take_step(parameters, optimizer, 0, "8N")
+    assert sorted(streams) == list(range(3 * len(parameters)))
+
+
 @pytest.mark.slow
 def test_bf16_weights_drift_as_far_as_fp32_weights(monkeypatch) -> None:
     exact = drift("16N")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from distributed.gradients import WINDOW, is_spike
+from distributed.gradients import MIN_HISTORY, WINDOW, is_spike
 
 
 def judge(norms: list[float], limit: float | None) -> list[int]:
@@ -32,6 +32,7 @@ def test_a_spike_is_told_from_the_history_of_norms() -> None:
     )  # the first makes the deviation so large that the second is none
     assert judge(values, 6.0) == [80, 200, 390]
     assert judge(values, None) == [80]
+    assert [judge([*norms(count), 9.0], 6.0) for count in (MIN_HISTORY - 1, MIN_HISTORY)] == [[], [MIN_HISTORY]]
 
 
 def test_a_lasting_change_of_the_norm_is_followed() -> None:

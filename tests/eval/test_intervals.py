@@ -100,6 +100,8 @@ def test_at_the_bounds_the_interval_is_wilsons():
         assert change.value == change.high == 1
         # Newcombe: both sides are off by at most 3.84 / 23.84.
         assert change.low == pytest.approx(1 - math.sqrt(2) * 1.96**2 / (20 + 1.96**2), abs=1e-4)
+        back = paired_change(right, wrong)[name]
+        assert (back.value, back.low, back.high) == (-1, -1, pytest.approx(-change.low))
     assert paired_change(right, right)["f1"].low == 0  # the very same answers
 
 

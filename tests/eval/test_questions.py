@@ -44,3 +44,4 @@ def test_the_option_with_the_highest_likelihood_per_byte_is_the_answer():
     assert right_answers(TWO, [6.9, 4.0, 1.0, 1.1, 9.0]) == [True, True]
     assert right_answers(TWO, [7.1, 4.0, 1.0, 1.0, 9.0]) == [False, False]
     assert right_answers(TWO, [1.0, 4.0, float("nan"), 1.0, 9.0]) == [True, False]
+    assert right_answers([Question("c", "2 +", (" €", " e"))], [1.5, 1.0]) == [True]  # 4 bytes and 2

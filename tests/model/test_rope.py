@@ -112,6 +112,10 @@ def test_a_scaled_model_is_rescaled_from_its_original_window() -> None:
     assert plain.max_position_embeddings == 8192
     gpt_oss = AutoConfig.for_model("gpt_oss")  # has a setting that is not YaRN's default
     assert scaled_config(gpt_oss, "yarn", 64.0).rope_parameters == gpt_oss.rope_parameters | {"factor": 64.0}
+    own = {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.07, "original_max_position_embeddings": 256}
+    again = scaled_config(llama(own | {"rope_theta": 10000.0}), "yarn", 4.0).rope_parameters
+    assert "attention_factor" not in again and again["factor"] == 4.0  # it is that of the factor
+    assert scaled_config(llama(), "yarn", 4.0, 256).rope_parameters["original_max_position_embeddings"] == 256
     linear = llama({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}, max_position_embeddings=16384)
     with pytest.raises(UserError, match="does not state the context length"):
         scaled_config(linear, "yarn", 8.0)
@@ -163,6 +167,8 @@ def assert_same_rotary(packed: PackedLanguageModel, theirs: torch.nn.Module) -> 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_longrope_always_uses_its_long_factors(tmp_path, family) -> None:
     """Even for short documents; in the export both sets are equal, so transformers cannot choose by length."""
+    short = scaled_config(llama(LONGROPE | {"original_max_position_embeddings": ORIGINAL}), "longrope")
+    assert short.rope_parameters["long_factor"] == FACTORS["short_factor"]  # the window is not extended
     transformers_logging.set_verbosity_error()
     export, config = write_scaled(tmp_path, "longrope", family)
     assert full_attention_parameters(config)["short_factor"] == FACTORS["long_factor"]

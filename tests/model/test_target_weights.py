@@ -13,7 +13,7 @@ from model import ewc
 from model.ewc import document_numbers, drawn_items, estimate_fisher
 from model.loss import LossSums
 from tests.in_memory import InMemory, weighted
-from tests.losses import loss_of
+from tests.losses import loss_of, targets_of
 from tests.model.ewc.tiny_ewc import corpus, dealer, signal_is, write_model
 from tests.model.test_equivalence import load
 from tests.tiny import write_tiny_model
@@ -33,6 +33,13 @@ def test_weights_of_one_change_no_bit() -> None:
     batch = plan_training(plain, 1, 0, global_examples=3).batch(0)
     assert type(batch.num_target_tokens) is int
     assert plan_training(ones, 1, 0, global_examples=3).batch(0).num_target_tokens == batch.num_target_tokens
+
+
+def test_what_is_measured_beside_the_loss_counts_a_target_by_its_weight() -> None:
+    sums, weights = LossSums(2, CPU), torch.tensor([0.5, 1.0, 3.0])
+    batch = targets_of(torch.arange(3), torch.tensor([0, 1, 1]), weights)
+    sums.add([torch.tensor([1.0, 2.0]), torch.tensor([4.0])], batch)
+    assert sums.values.tolist() == [14.5, 0.5, 14.0]
 
 
 def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks) -> None:

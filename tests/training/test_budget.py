@@ -22,7 +22,7 @@ from eval.forgetting import FEWEST_PROMPTS, TASK_TOKENS, task_prompts
 from eval.general_text import CERTIFICATE, SELECTION, held_out_texts, training_texts
 from eval.questions import read_questions
 from model.architectures import read_model_config
-from model.language_model import build_on_meta, load_weights, trained_parameters
+from model.language_model import NEW_ROWS, build_on_meta, load_weights, trained_parameters
 from model.lora import add_adapters, init_adapters
 from model.weights import tensors_of_checkpoint
 from tests.distributed.launch import ENVIRONMENT, WORKER, launch, rows, run_of, weights, workplace, write_plan
@@ -58,7 +58,6 @@ def folder(tmp_path_factory) -> Path:
         run="eval_general=True, save_every=2, keep_last=2, log_to=()",
     )
     extend(folder / "model", folder / "extended", NEW)
-    (folder / "extended" / "new_tokens.json").write_text(json.dumps({"base": str(folder / "model"), "first_id": 384}))
     return folder
 
 
@@ -338,17 +337,19 @@ def test_an_export_by_hand_is_that_of_the_budget_and_its_card_has_the_certificat
     assert read_export(run, options_of(step=4), ranks).contents["averaged"] is None
 
 
-def test_with_lora_alpha_multiplies_what_the_adapters_add(folder):
-    settings, path = LoRA(rank=2), str(folder / "model")
+@pytest.mark.parametrize(("base", "first_new_row"), [("model", None), ("extended", 384)])
+def test_with_lora_alpha_multiplies_what_the_adapters_add(folder, base, first_new_row):
+    settings, path = LoRA(rank=2), str(folder / base)
     model = build_on_meta(read_model_config(path))
     add_adapters(model.causal_lm, settings, path)
     load_weights(model, path, torch.device("cpu"))
     trained = trained_parameters(model)
     init_adapters(trained, seed=0)
+    rows = {name: parameter.detach().clone() for name, parameter in trained.items() if name.endswith(NEW_ROWS)}
     for parameter in trained.values():
         parameter.data.add_(0.5)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    forgetting = SimpleNamespace(model=model, stop=None, data=SimpleNamespace(first_new_row=None))
+    forgetting = SimpleNamespace(model=model, stop=None, data=SimpleNamespace(first_new_row=first_new_row))
     config = SimpleNamespace(model=SimpleNamespace(path=path), lora=settings)
     line = Line(forgetting, config, torch.bfloat16)  # pyright: ignore[reportArgumentType]
     line.tuned = {name: parameter.detach().clone() for name, parameter in line.moved.items()}
@@ -356,6 +357,8 @@ def test_with_lora_alpha_multiplies_what_the_adapters_add(folder):
         line.go(alpha)
         for name, parameter in model.named_parameters():  # also what is frozen
             assert torch.equal(parameter, before[name] * (alpha if ".lora_B." in name else 1)), name
+    line.to_base()
+    assert len(rows) == (base == "extended") and all(torch.equal(trained[name], rows[name]) for name in rows)
 
 
 def test_what_is_measured_is_rounded_as_the_files_of_the_export_are(folder):

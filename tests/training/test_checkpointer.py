@@ -163,6 +163,18 @@ def test_a_resume_continues_with_what_was_counted_and_another_identity_is_that_o
     assert changed._manifest(state)["identity"] == other(1.0)
     changed.save(counted(5))
     assert changed.saves[-1]["identity"]["settings"] == other(0.5)["settings"] and not changed.is_changed
+    mixed = other(1.0) | {"the data": {"data.mix": ["other"]}}
+    made(tmp_path, ranks, mixed, resume="changed").find(state := counted(0), 10)
+    assert state["targets"] == [0]  # those of step 4 are of other sources
+
+
+def test_the_rows_of_a_step_are_on_the_disk_before_its_checkpoint_is(tmp_path, ranks) -> None:
+    checkpointer, order = made(tmp_path, ranks), []
+    checkpointer.log.sync = lambda: order.append("rows")
+    checkpointer.saver.save = checkpointer.saver.update_state = lambda *state: order.append("checkpoint")
+    checkpointer.save(counted(3))
+    checkpointer.update(counted(3))  # an evaluation that finished later
+    assert order == ["rows", "checkpoint"] * 2
 
 
 def test_what_the_loop_counts_has_a_name_of_its_own_and_must_be_plain(tmp_path, ranks) -> None:

@@ -103,14 +103,15 @@ def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_t
     evaluations = made()
     evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
     evaluations.finish("validation", {"validation/loss": 0.4}, 6, 6)
+    evaluations.finish("validation", {"validation/loss": 0.5}, 7, 7)
     same = made()
-    assert same.load_state_dict(evaluations.state_dict()) == [] and same.is_judged
+    assert same.load_state_dict(evaluations.state_dict()) == [] and same.is_judged and same.without_gain == 1
     changed = made(best_by="f1", eval_generate=8)
     lines = changed.load_state_dict(evaluations.state_dict())
     assert changed.due(6, 9) == [] and "validation" in changed.due(9, 9) and "validation" not in changed.evaluated
     what = "run.best_by has changed (validation/loss:min -> validation/f1:max of 8 answers)"
     assert lines == [f"{what}: the next evaluation is the first that counts"]
-    assert (changed.best_step, changed.best_value, changed.base_value) == (None, None, None)
+    assert (changed.best_step, changed.best_value, changed.base_value, changed.without_gain) == (None, None, None, 0)
     assert not changed.is_judged  # so that a finished run is not "already finished", but evaluated again
 
 
@@ -125,6 +126,8 @@ def test_the_best_by_forgetting_stays_the_best_with_other_validation_data() -> N
         lines = resumed.load_state_dict(json.loads(json.dumps(evaluations.state_dict())))
         assert (resumed.best_step, resumed.best_loss, bool(lines)) == (best_step, None, best_step is None)
         assert "validation" in resumed.due(3, 3)
+    assert evaluations.finish("forgetting", {"forgetting/kl": 0.05}, 4, 4)  # nothing to validate on any more
+    assert (evaluations.best_step, evaluations.best_loss) == (4, None)
 
 
 def test_the_documents_of_an_evaluation_are_dealt_once() -> None:

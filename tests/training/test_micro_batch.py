@@ -126,6 +126,7 @@ def test_a_resume_at_the_same_number_of_ranks_takes_the_number_of_the_last_start
 
 def test_a_micro_batch_need_not_hold_more_than_a_ranks_part_of_a_step() -> None:
     assert largest_useful(CONFIG, 8) == 8 and largest_useful(CONFIG, 100) == 1
+    assert largest_useful(with_(sharding=Sharding(context=4)), 8) == 32
     mixed = with_(data=Data(("a",), mix=(Source("b", ("c",), 0.5),)))
     assert largest_useful(mixed, 8) == 16
     assert largest_useful(with_(batch=Batch(global_tokens=5, micro_batch="auto")), 8) > 10**6

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from common.errors import UserError
 from configs.config import EWC, Batch, Config, Data, Model, Optimizer, Run
 from configs.load import override
+from model import ewc
 from model.architectures import first_new_row
 from model.ewc import Anchor, Penalty, in_dtype, load_anchor, save_anchor, start_penalty
 from model.language_model import parameter_names
@@ -131,6 +132,15 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
         start(large, tmp_path / "third" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
     with pytest.raises(UserError, match="belongs to another model"):
         load_anchor(tmp_path / "run" / "ewc", parameter_names(load(small)), set())
+
+
+def test_rows_of_new_tokens_are_counted_in_the_whole_embedding(tmp_path, ranks, monkeypatch) -> None:
+    """This rank is one whose part begins with row 5."""
+    monkeypatch.setattr(ewc, "local_shard", lambda parameter: (parameter.detach(), 0, 5))
+    model, of_l2 = load(write_model(tmp_path / "large", 40)), settings(estimator="l2", data=())
+    options = of_l2, tmp_path / "ewc", None, dealer(), "full", signal_is(False, ranks), print, VOCABULARY
+    fisher = start_penalty(model, *options).anchor.fisher["model.embed_tokens.weight"]
+    assert (fisher[: VOCABULARY - 5] == 1).all() and (fisher[VOCABULARY - 5 :] == 0).all()
 
 
 def test_small_penalty_gradient_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:

@@ -69,6 +69,7 @@ def test_measures_and_deadlines():
         "Restore the liquidity buffer within 10 days and reduce the balance sheet within 30 days.": (1, 1),
         "Restore the liquidity buffer within 20 days. Reduce leverage within 30 days.": (0.5, 0),
         "Restore the liquidity buffer within 10 days. Restore the liquidity buffer within 20 days.": (0, 0),
+        "Restore the liquidity buffer within 10 days. File liquidity and leverage again within 30 days.": (1, 1),
         "Within 10 days you shall act.": (0, 0),  # on what?
         "": (0, 0),
     }

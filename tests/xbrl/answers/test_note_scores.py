@@ -88,6 +88,8 @@ def test_two_facts_of_one_kind_are_told_apart_and_invented_ones_cost():
     scores = score_notes([example(PLEDGED, OTHER)], [[OTHER, PLEDGED, CLIENTS]])
     assert scores and (scores["n"], scores["n_said"], scores["f1"]) == (2, 3, pytest.approx(2 * 2 / 5))
     assert scores["kinds"]["pledged"]["f1"] == 1 and scores["kinds"]["connected"]["decided_f1"] == 0
+    said = [replace(PLEDGED, applies=False), replace(OTHER, applies=True)]  # the second is right in `applies` alone
+    assert score_notes([example(PLEDGED)], [said])["decided_f1"] == pytest.approx(2 / 3)
     missed = score_notes([example(PLEDGED, OTHER)], [[PLEDGED]])
     assert missed and missed["decided_f1"] == pytest.approx(2 / 3)
 
@@ -107,7 +109,7 @@ def test_notes_in_printed_reports():
     assert note_of("LCR 98%\nNote: Bonds.") == note_of("C 76.00\nnote on C 76.00.a r0030 c0010 | Bonds.") == "Bonds."
     assert note_of("LCR 98%\nNotes receivable 3") == ""
     assert (language_of(NOTE), language_of("Die Anteile wurden nicht abgezogen.")) == ("en", "de")
-    assert [is_quotation(quote, NOTE) for quote in ("LIE with  Landesbank", "lie without", "")] == [True, False, False]
+    assert [is_quotation(quote, NOTE) for quote in ("LIE with  Landesbank", "lie wit", "")] == [True, False, False]
 
 
 def test_a_fact_of_another_form_names_the_file_and_the_example():
