@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="a Hugging Face directory (config, safetensors, tokenizer)")
     parser.add_argument("--out", type=Path, required=True, help="the directory to create")
     parser.add_argument("--corpus", type=Path, nargs="+", default=[], help="files in which new tokens are searched")
-    forms = "also search the EBA's forms (needs `regulator.py dpm`): all, or those of COREP_LCR_DA ..."
+    forms = "also search the EBA's forms: all, or those of COREP_LCR_DA ..."
     parser.add_argument("--forms", nargs="*", metavar="MODULE", help=forms)
     patterns = f"what becomes one token as a whole: regular expressions, or {', '.join(PATTERNS)} (%(default)s)"
     parser.add_argument("--patterns", nargs="*", default=["regulator"], help=patterns)

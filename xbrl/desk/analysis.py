@@ -122,6 +122,10 @@ class Analysis:
             for one in joined
         ]
         for report in joined:
+            for (
+                reason
+            ) in report.incomplete:  # as read_report.py does: on the page alone, facts without a cell would be silent
+                print(f"warning: {reason}", file=sys.stderr)
             code, _, scope = report.entity.partition(".")
             scope = scope if scopes[code, report.period] > 1 else ""
             # The entity itself is the name of a bank that the register does not have.
