@@ -122,9 +122,7 @@ class Analysis:
             for one in joined
         ]
         for report in joined:
-            for (
-                reason
-            ) in report.incomplete:  # as read_report.py does: on the page alone, facts without a cell would be silent
+            for reason in report.incomplete:  # said aloud: it may be that no rule reads its figures
                 print(f"warning: {reason}", file=sys.stderr)
             code, _, scope = report.entity.partition(".")
             scope = scope if scopes[code, report.period] > 1 else ""
