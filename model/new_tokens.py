@@ -13,26 +13,13 @@ import heapq
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from common.errors import UserError
 
-PATTERNS = {
-    # The notation of the EBA's templates, cells and codes, and of the articles of CRR and CRD.
-    "regulator": (
-        r"\{[rcs]\d{4}\}",  # {c0010} in a formula of the DPM (DPM-XL)
-        r"t?[A-Z][ _]\d\d\.\d\d(?:\.[a-z])?",  # C 03.00, F 01.01, C_76.00.a; tC_01.00 in a formula
-        r"[rcs]\d{3,4}(?:-\d{4})?",  # r0010, c0010, c010; r0040-0060 in a formula
-        r"(?:CRR|CRD) Art\. \d+[a-z]*(?:\(\d+\))?(?:\([a-z]\))?",  # CRR Art. 92(1)(a)
-        r"Art(?:icle|\.) \d+[a-z]*(?:\(\d+\))?(?:\([a-z]\))?",
-        r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+",  # TC_MIN, OCR_CET1: rules
-        r"eba_[A-Za-z]+:[\w.]*\w",  # eba_BT:x15, eba_GA:IMF.CL_AREA.7H: members
-        r", default: \w+(?:, interval: \w+)?\}:?",  # the end of {tC_01.00, r0010, default: 0, interval: true}:
-    ),
-}
 FIGURE = r"(?<![^\W_])\d(?:[\d.,'-]*\d)?%?(?!\w)"  # not next to letters: CET1, T2 and 2B are words
 MAX_CHARACTERS = 64  # of a token
 PIECES_PER_TOKEN = 4  # sentencepiece pieces per requested token; most of them are dropped later
@@ -47,9 +34,9 @@ class NewToken:
     saved: int  # (tokens with the base tokenizer - 1) * count
 
 
-def expand_patterns(names: list[str]) -> list[str]:
-    """Regular expressions from a list of regular expressions and keys of PATTERNS. Raises UserError for an invalid one."""
-    patterns = [pattern for name in names for pattern in PATTERNS.get(name, (name,))]
+def expand_patterns(names: list[str], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Regular expressions from a list of regular expressions and keys of `known`. Raises UserError for an invalid one."""
+    patterns = [pattern for name in names for pattern in known.get(name, (name,))]
     for pattern in patterns:
         try:
             compiled = re.compile(pattern)

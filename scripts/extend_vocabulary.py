@@ -20,7 +20,7 @@ from common.errors import UserError, run_script
 from eval import general_text
 from eval.vocabulary import best_table, loss_table, read_texts, token_table
 from model.architectures import read_model_config
-from model.new_tokens import PATTERNS, expand_patterns, find_new_tokens
+from model.new_tokens import expand_patterns, find_new_tokens
 from model.vocabulary import (
     METHODS,
     NOISE,
@@ -31,7 +31,9 @@ from model.vocabulary import (
     write_extension,
 )
 from xbrl.read.dpm import load_cells
-from xbrl.read.render import form_texts
+from xbrl.read.render import NOTATION, form_texts
+
+PATTERNS = {"regulator": NOTATION}  # names for --patterns
 
 
 def main() -> int:
@@ -40,7 +42,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="a Hugging Face directory (config, safetensors, tokenizer)")
     parser.add_argument("--out", type=Path, required=True, help="the directory to create")
     parser.add_argument("--corpus", type=Path, nargs="+", default=[], help="files in which new tokens are searched")
-    forms = "also search the EBA's forms (needs `regulator.py dpm`): all, or those of COREP_LCR_DA ..."
+    forms = "also search the EBA's forms: all, or those of COREP_LCR_DA ..."
     parser.add_argument("--forms", nargs="*", metavar="MODULE", help=forms)
     patterns = f"what becomes one token as a whole: regular expressions, or {', '.join(PATTERNS)} (%(default)s)"
     parser.add_argument("--patterns", nargs="*", default=["regulator"], help=patterns)
@@ -71,7 +73,7 @@ def main() -> int:
         corpus,
         lambda text: len(sub_tokens(base, text)),
         arguments.new_tokens,
-        expand_patterns(arguments.patterns),
+        expand_patterns(arguments.patterns, PATTERNS),
         arguments.min_count,
         general_text.training_texts(),
         lambda text: can_be_token(base, text),

@@ -55,9 +55,14 @@ _ALL = re.compile(  # words for what a letter demands as a whole
     r"\b(?:measures|orders|demands|directive|obligations|they)\b|\bthis (?:letter|decision|order|notice)\b"
     r"|\bthe (?:above|foregoing|following)\b(?! \w)|\bthe following (?:applies|is)\b|\bthe above (?:is|are|does|do|need|may)\b"
     r"|\b(?:of|do|ignore|disregard) (?:this|these|that|it|the above)\b|\bthese\b(?= (?:are|do|have|need|may|apply)\b)"
-    r"|maßnahmen|anordnungen|\bdiese[sr]? (?:schreiben|brief|bescheid)|\bdas (?:vorstehende|folgende|obige)\b|\bdavon\b",
+    r"|\b(?:need not|not have to|not (?:required|obliged) to|no need to) (?:do so|comply|carry (?:it|them|this) out)\b"
+    r"|\bcompliance\b|\b(?:deadlines?|everything|all) above\b|\bno (?:measure|action)s? (?:is|are) (?:required|needed|necessary)\b"
+    r"|maßnahmen|anordnungen|\bdiese[sr]? (?:schreiben|brief|bescheid)|\bdas (?:vorstehende|folgende|obige)\b|\bdavon\b"
+    r"|\bdem nicht nachzukommen\b|\bdas nicht zu tun\b",
     re.IGNORECASE,
 )
+# "If the measures are not taken in time, ..." takes nothing back.
+_IF = re.compile(r"^(?:[-*•] |\d+\. )?(?:\w+: )?(?:If|Unless|Should|Wenn|Falls|Sollten?|Werden)\b[^,]*,")
 _ORDERING = (  # what a plain heading of measures is
     r"(?:the )?(?:measures|orders|directive)|we (?:hereby |therefore )?(?:order|direct|require)(?: you)?(?: as follows| to)?"
     r"|maßnahmen|anordnungen|wir ordnen(?: daher| hiermit)?(?: folgendes)? an"
@@ -130,14 +135,18 @@ def _headings() -> tuple[str, ...]:
 
 @functools.cache
 def _approved() -> tuple[re.Pattern, ...]:
-    """The sentences of the approved blocks of all languages; a group stands for each text that is filled in."""
+    """The sentences of the approved blocks of all languages; a group stands for each text that is filled in.
+
+    That no measure is required stands in no letter that has measures, so there it takes them back.
+    """
     blocks: list[str] = []
     for path in sorted(_BLOCKS.glob("*/[!f]*.toml")) + sorted(_BLOCKS.glob("*/findings.toml")):
         for section in tomllib.loads(path.read_text(encoding="utf-8")).values():
-            blocks += [text for text in section.values() if isinstance(text, str)]
+            blocks += [text for name, text in section.items() if isinstance(text, str) and name != "no_measure"]
     parts = (re.split(r"\{%.*?%\}|(?<=[a-zäöüß)}])\. (?=[A-ZÄÖÜ])", block) for block in blocks)
-    sentences = {part.strip().rstrip(".") for found in parts for part in found if len(part.split()) > 3}
-    texts = ("(.+?)".join(map(re.escape, re.split(r"\{\{.*?\}\}", one))) for one in sorted(sentences))
+    sentences = {part.strip().rstrip(".") for found in parts for part in found}
+    fixed = [re.split(r"\{\{.*?\}\}", one) for one in sorted(sentences)]
+    texts = ("(.+?)".join(map(re.escape, one)) for one in fixed if len(" ".join(one).split()) > 3)  # not of a date
     return tuple(re.compile(text, re.IGNORECASE) for text in texts)
 
 
@@ -175,7 +184,7 @@ def demands(letter: str) -> Iterator[tuple[frozenset[str], frozenset[int]]]:
                 continue
             terms = deadlines(sentence)
             subjects = frozenset(name for name, words in _SUBJECTS.items() if re.search(words, sentence, re.IGNORECASE))
-            if not terms and _ALL.search(sentence) and taken_back(sentence):
+            if not terms and _ALL.search(rest := _IF.sub("", sentence)) and taken_back(rest) and taken_back(sentence):
                 return
             if terms and subjects and not void and not taken_back(sentence):
                 found.append((subjects, frozenset().union(*terms)))

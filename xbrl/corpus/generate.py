@@ -119,13 +119,12 @@ def generate_corpus(
         noted = [example for members in splits.values() for example in members if example["note"]]
         facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in noted]
         write_json_lines(draft / "note_facts.jsonl", facts)
-        texts, more = (quickstart.HOW_MADE, quickstart.LIMITS), {}
+        texts, more = (quickstart.HOW_MADE, quickstart.LIMITS), {"notes": _note_uses(splits)}
         if request.profile != "quickstart":
             suffixes = Counter(path.suffix for one in made for path in one.files)
             texts = (HOW_MADE, LIMITS)
-            more = {
+            more |= {
                 "files": {"xBRL-CSV": suffixes[".zip"], "xBRL-JSON": suffixes[".json"]},
-                "notes": _note_uses(splits),
                 "statements_of_notes": _statements(filings),
                 "stands_in_training": _shared(splits),
             }

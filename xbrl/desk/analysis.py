@@ -122,6 +122,8 @@ class Analysis:
             for one in joined
         ]
         for report in joined:
+            for reason in report.incomplete:  # said aloud: it may be that no rule reads its figures
+                print(f"warning: {reason}", file=sys.stderr)
             code, _, scope = report.entity.partition(".")
             scope = scope if scopes[code, report.period] > 1 else ""
             # The entity itself is the name of a bank that the register does not have.

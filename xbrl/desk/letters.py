@@ -118,6 +118,9 @@ def write_letter(
         "untested": _untested(context, blocks),
         "remarks": _remarks(context, blocks),
         "unexamined": context.unexamined,
+        "is_signed": grouped,
+        "hearing_law": blocks.law(hearing["law"]),
+        "objection_law": blocks.law(law.citation("objection")),
         "hearing": blocks.text(
             "rights",
             "heard" if grouped else "hearing",

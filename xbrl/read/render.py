@@ -15,6 +15,17 @@ MAX_DIGITS = 27  # of a number that is rounded: one less than the precision of d
 MAX_LABEL_CHARACTERS = 64
 
 PURE = (None, "", "pure", "xbrli:pure")  # units of a dimensionless figure
+# The notation of the EBA's templates, cells and codes, and of the articles of CRR and CRD: each is worth one token as a whole.
+NOTATION = (
+    r"\{[rcs]\d{4}\}",  # {c0010} in a formula of the DPM (DPM-XL)
+    r"t?[A-Z][ _]\d\d\.\d\d(?:\.[a-z])?",  # C 03.00, F 01.01, C_76.00.a; tC_01.00 in a formula
+    r"[rcs]\d{3,4}(?:-\d{4})?",  # r0010, c0010, c010; r0040-0060 in a formula
+    r"(?:CRR|CRD) Art\. \d+[a-z]*(?:\(\d+\))?(?:\([a-z]\))?",  # CRR Art. 92(1)(a)
+    r"Art(?:icle|\.) \d+[a-z]*(?:\(\d+\))?(?:\([a-z]\))?",
+    r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+",  # TC_MIN, OCR_CET1: rules
+    r"eba_[A-Za-z]+:[\w.]*\w",  # eba_BT:x15, eba_GA:IMF.CL_AREA.7H: members
+    r", default: \w+(?:, interval: \w+)?\}:?",  # the end of {tC_01.00, r0010, default: 0, interval: true}:
+)
 # Short labels for the style "labels" and for letters.
 SHORT_LABELS: dict[CellKey, str] = {
     ("C_01.00", "r0010", "c0010"): "Own funds",

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from common.errors import UserError
-from model.new_tokens import PATTERNS, NewToken, expand_patterns, find_new_tokens, is_valid, split
+from model.new_tokens import NewToken, expand_patterns, find_new_tokens, is_valid, split
+from xbrl.read.render import NOTATION
 
 
 def length(text: str) -> int:
@@ -26,25 +27,25 @@ def found(texts: list[str], max_tokens: int = 50, **options) -> dict[str, NewTok
 
 
 def test_codes_are_whole_and_counted() -> None:
-    tokens = found(["\n".join(lines(80))], patterns=PATTERNS["regulator"])
+    tokens = found(["\n".join(lines(80))], patterns=NOTATION)
     assert tokens[" c0010"] == NewToken(" c0010", 80, 80 * 4)  # " c", 0, 0, 1, 0: five tokens become one
     assert tokens["r0030"].count == 20 and "r0030 c0010" not in tokens
     assert all("c0010" not in text for text in tokens if text != " c0010")
 
 
 def test_labels_are_found_and_ranked_by_what_they_save() -> None:
-    tokens = list(found(["\n".join(lines(80))], patterns=PATTERNS["regulator"]).values())
+    tokens = list(found(["\n".join(lines(80))], patterns=NOTATION).values())
     texts = [token.text for token in tokens]
     assert tokens[0] == NewToken(" NET LIQUIDITY OUTFLOW of the group | ", 40, 40 * 8)  # nine tokens become one
     assert {" c0010", " NET LIQUIDITY OUTFLOW of the group | ", " capital ratio | "} <= {*texts}
     assert [token.saved for token in tokens] == sorted((token.saved for token in tokens), reverse=True)
-    best = {token.text for token in find_new_tokens(["\n".join(lines(80))], length, 2, PATTERNS["regulator"])}
+    best = {token.text for token in find_new_tokens(["\n".join(lines(80))], length, 2, NOTATION)}
     assert best == set(texts[:2])
 
 
 def test_reported_savings_match_the_token_count() -> None:
     text = "\n".join(lines(80))
-    tokens = found([text], patterns=PATTERNS["regulator"])
+    tokens = found([text], patterns=NOTATION)
     longest_first = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
     parts = re.split(f"({longest_first})", text)
     after = len(parts) // 2 + sum(length(part) for part in parts[::2])
@@ -54,28 +55,28 @@ def test_reported_savings_match_the_token_count() -> None:
 
 
 def test_figures_are_kept_also_in_names() -> None:
-    codes, chunks = split(["\n".join(lines(80)), "reference date 2026-12-31"], PATTERNS["regulator"])
+    codes, chunks = split(["\n".join(lines(80)), "reference date 2026-12-31"], NOTATION)
     assert " capital ratio | " in chunks and not any(re.search(r"\d", chunk) for chunk in chunks)
     assert set(split(["Tier 1 capital ratio of CET1 or 2B"], ())[1]) == {"Tier ", " capital ratio of CET1 or 2B"}
-    tokens = found(["\n".join(lines(400))], patterns=PATTERNS["regulator"])
+    tokens = found(["\n".join(lines(400))], patterns=NOTATION)
     assert not any(re.search(r"\| ?\d", text) for text in tokens)
 
 
 def test_min_count_and_everyday_text() -> None:
     text = "\n".join(lines(80))
-    assert "r0030" not in found([text], patterns=PATTERNS["regulator"], min_count=21)
-    assert all(token.count >= 21 for token in found([text], patterns=PATTERNS["regulator"], min_count=21).values())
+    assert "r0030" not in found([text], patterns=NOTATION, min_count=21)
+    assert all(token.count >= 21 for token in found([text], patterns=NOTATION, min_count=21).values())
     everyday = ["Each day has a NET LIQUIDITY OUTFLOW of the group | so to speak"]
-    labels = set(found([text], patterns=PATTERNS["regulator"], general=everyday))
+    labels = set(found([text], patterns=NOTATION, general=everyday))
     assert not any(label in everyday[0] for label in labels)
     assert " capital ratio | " in labels
-    assert " NET LIQUIDITY OUTFLOW of the group | " in found([text], patterns=PATTERNS["regulator"])
-    assert not found([text], patterns=PATTERNS["regulator"], usable=lambda text: False)
+    assert " NET LIQUIDITY OUTFLOW of the group | " in found([text], patterns=NOTATION)
+    assert not found([text], patterns=NOTATION, usable=lambda text: False)
 
 
 def test_existing_tokens_are_no_candidates() -> None:
     assert not found([" liquidity coverage\n" * 50], patterns=(r"liquidity",), max_tokens=5).get(" liquidity")
-    assert find_new_tokens(["r0010\n" * 50], lambda text: 1, 5, PATTERNS["regulator"]) == []
+    assert find_new_tokens(["r0010\n" * 50], lambda text: 1, 5, NOTATION) == []
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_existing_tokens_are_no_candidates() -> None:
     ],
 )  # fmt: skip
 def test_patterns(text, code) -> None:
-    assert list(split([text], PATTERNS["regulator"])[0]) == code
+    assert list(split([text], NOTATION)[0]) == code
 
 
 @pytest.mark.parametrize(
@@ -115,4 +116,4 @@ def test_is_valid(text, valid) -> None:
 )
 def test_invalid_patterns_are_refused(pattern, message) -> None:
     with pytest.raises(UserError, match=message):
-        expand_patterns([pattern])
+        expand_patterns([pattern], {})

@@ -91,6 +91,9 @@ def test_what_a_letter_of_the_desk_has_not_tested_is_no_objection(tmp_path, lang
     letter = write_letter(violated, addressee, "2026-03-31", Context(untested=untested), language=language)
     assert "LR_OLRR" in [one.rule_id for one in untested] and "92(1a)" in letter
     assert find_disagreements(letter, results, violated) == []
+    for context in (Context(), Context(unexamined="undecided")):  # what says how to be heard demands nothing
+        clean = write_letter([], addressee, "2026-03-31", context, language=language, grouped=True)
+        assert find_disagreements(clean, results, []) == []
 
 
 def test_generated_letters_agree_with_their_reports_and_not_with_others(tmp_path) -> None:

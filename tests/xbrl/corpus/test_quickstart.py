@@ -128,7 +128,10 @@ def test_pairs_differ_in_one_place_and_in_their_violations(corpus) -> None:
 
 def test_the_same_request_gives_the_same_bytes(tmp_path) -> None:
     for name in ("one", "again"):
-        generate_corpus(tmp_path / name, replace(REQUEST, examples=20), 1)
+        card = generate_corpus(tmp_path / name, replace(REQUEST, examples=20), 1)
+        for split, uses in card["notes"].items():  # printed by make_reports.py: how often a note is used again
+            used = Counter(json.loads(line)["note"] for line in (tmp_path / name / f"{split}.jsonl").open())
+            assert uses == {"notes": len(used), "reports": used.total(), "most": max(used.values()), "without": 0}
     one, again = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         for folder in (tmp_path / "one", tmp_path / "again")

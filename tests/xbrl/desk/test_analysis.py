@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -179,6 +180,17 @@ def test_banks_without_a_name_and_other_files_are_counted(tmp_path, capsys):
     assert said[0].startswith("not read: 1 files that are no reports by their names, the first ")
     assert "are of reports that are not among these" not in "".join(said)
     assert said[3] == f"1 banks are not in {tmp_path / 'register.csv'}; the first: {BANK.entity[:-1]}9.IND"
+
+
+def test_figures_without_a_cell_are_said_on_the_screen(tmp_path, capsys):
+    """Else a report of another release has no findings, and only its page says why. An unchanged report says so again."""
+    files = Path(shutil.copytree(Path(__file__).parents[1] / "read" / "eba_lcr_sample", tmp_path / "files"))
+    table = files / "reports" / "c_76.00.a.csv"
+    table.write_text(table.read_text().replace("dp1430", "dp9991430"))
+    said = "1 of 35 facts have no cell in the EBA's Data Point Model up to release 4.2 (dp999143076), so no rule reads them; run "
+    for _ in range(2):
+        assert run(tmp_path, files)[0] == 1
+        assert capsys.readouterr().err.startswith(f"warning: {files}: {said}python scripts/regulator.py dpm ")
 
 
 def test_the_folder_of_a_report_that_is_gone_is_named(tmp_path, quarters, capsys):

@@ -193,6 +193,25 @@ def test_a_clean_letter_orders_nothing_and_an_excess_is_never_nil(tmp_path):
     assert "The smallest margin: Net stable funding ratio 110.00% (C 84.00.a r0220 c0040)" in text
 
 
+@pytest.mark.parametrize(
+    ("language", "basis", "heard", "objection"),
+    [
+        ("en", "model", "You may comment on this letter in writing", "to object to it, and until when (CRD Art. 72)."),
+        ("de", "de", "Sie können sich zu diesem Schreiben jederzeit", "ihr widersprechen können (§ 70(1) VwGO)."),
+    ],
+)
+def test_a_signed_letter_without_findings_says_how_to_be_heard_too(language, basis, heard, objection):
+    """It may ask for something, or say what was not tested. The letters that models learn are as they were."""
+    for context in (Context(), Context(unexamined="undecided")):
+        signed, learned = (
+            write_letter([], NAMED, PERIOD, context, basis=basis, language=language, grouped=one)
+            for one in (True, False)
+        )
+        *before, hearing, last, signature = signed.splitlines()
+        assert [*before, signature] == learned.splitlines()
+        assert heard in hearing and last.endswith(objection)
+
+
 def test_a_short_letter_has_the_orders_of_the_long_one(breaches):
     """With the deadlines of measures.py. A late return is explained, and not filed again."""
     short = write_letter(breaches, NAMED, PERIOD, short=True)
