@@ -178,6 +178,7 @@ class Saver:
 
         Every block of a file is compared with its checksum before it is used. Nothing is converted. Raises UserError
         if a file is damaged, and if the checkpoint does not fit the run: model, optimizer, optimizer.memory, and what is registered.
+        Then removes what `prune` does not keep.
         (14N and 12N store the same tensors; the run's identity tells them apart.)
         """
         self.is_open = False
@@ -215,6 +216,8 @@ class Saver:
             everything = (tensors | plain).items()
             thing.load_state_dict({key.removeprefix(prefix): v for key, v in everything if key.startswith(prefix)})
         set_random_state(wanted, self.ranks)
+        # A kill in the last save may have left what that did not remove, and after the last step no other save follows.
+        read_on_first(lambda: prune(self.directory, self.keep_last, self.append), self.ranks)
         size, seconds = reader.num_bytes / 2**20, time.perf_counter() - begin
         return [f"resumed from {checkpoint}: all {size:,.0f} MiB have their checksums, {seconds:.1f} s"]
 
