@@ -178,7 +178,6 @@ class Saver:
 
         Every block of a file is compared with its checksum before it is used. Nothing is converted. Raises UserError
         if a file is damaged, and if the checkpoint does not fit the run: model, optimizer, optimizer.memory, and what is registered.
-        Then removes what `prune` does not keep.
         (14N and 12N store the same tensors; the run's identity tells them apart.)
         """
         self.is_open = False

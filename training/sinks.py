@@ -57,10 +57,7 @@ def open_sinks(
 
 
 class TensorBoard:
-    """Event files. TensorBoard ignores what earlier files have from the step on at which a run continues.
-
-    When a file cannot be written, training goes on without them.
-    """
+    """Event files. TensorBoard ignores what earlier files have from the step on at which a run continues."""
 
     def __init__(self, folder: Path, start_step: int, say: Say) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, so only on rank 0
