@@ -56,6 +56,16 @@ def start_directory(path: Path) -> Path:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of a write, such as that the disk is full, names no file: let it name this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """`with new_directory(path) as temporary:` publishes the filled directory as `path` if the block succeeds."""
     yield start_directory(path)
@@ -67,7 +77,8 @@ def write_durably(path: Path, text: str) -> None:
 
     Half of a surrogate pair, as the name of a file or an id may have it, is written as JSON escapes it.
     """
-    temporary_path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+    with naming(path):
+        temporary_path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
     publish(path)
 
 

@@ -215,6 +215,8 @@ class Saver:
             everything = (tensors | plain).items()
             thing.load_state_dict({key.removeprefix(prefix): v for key, v in everything if key.startswith(prefix)})
         set_random_state(wanted, self.ranks)
+        # A kill in the last save may have left what that did not remove, and after the last step no other save follows.
+        read_on_first(lambda: prune(self.directory, self.keep_last, self.append), self.ranks)
         size, seconds = reader.num_bytes / 2**20, time.perf_counter() - begin
         return [f"resumed from {checkpoint}: all {size:,.0f} MiB have their checksums, {seconds:.1f} s"]
 

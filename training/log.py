@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.durable_files import write_durably
+from common.durable_files import naming, write_durably
 from common.errors import UserError
 from data.batches import StepBatch
 from data.dealing import Deal
@@ -60,8 +60,9 @@ class Log:
     def row(self, step: int, values: Values) -> None:
         """Add one row of curves, and of texts such as a sample of the answers."""
         if self.enabled:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-            self.file.flush()
+            with naming(self.path):
+                self.file.write(json.dumps({"step": step, **values}) + "\n")
+                self.file.flush()
             for sink in self.sinks:
                 sink.plot(step, values)
 

@@ -49,7 +49,7 @@ def open_sinks(
         (directory / REMOTE_RUNS).unlink(missing_ok=True)
     known = _remote_runs(directory)
     return [
-        TensorBoard(directory / "tensorboard", start_step)
+        TensorBoard(directory / "tensorboard", start_step, say)
         if name == "tensorboard"
         else Service(name, directory, config, known.get(name), sent if name in known else (), say)
         for name in names
@@ -59,10 +59,10 @@ def open_sinks(
 class TensorBoard:
     """Event files. TensorBoard ignores what earlier files have from the step on at which a run continues."""
 
-    def __init__(self, folder: Path, start_step: int) -> None:
+    def __init__(self, folder: Path, start_step: int, say: Say) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, so only on rank 0
 
-        self.folder = folder
+        self.folder, self.say, self.failed = folder, say, False
         if start_step == 0:
             for path in folder.glob(EVENT_FILES):
                 path.unlink()
@@ -70,20 +70,32 @@ class TensorBoard:
         newest = max((int(path.name.split(".")[3]) for path in folder.glob(EVENT_FILES)), default=0)
         time.sleep(min(max(0.0, newest + 1 - time.time()), _MAX_CLOCK_SKEW))
         self.writer = SummaryWriter(folder, purge_step=start_step or None)
+        hook = threading.excepthook  # it would print a traceback of what `_try` says
+        threading.excepthook = lambda args: type(args.thread).__name__ == "_AsyncWriterThread" or hook(args)
 
     def plot(self, step: int, values: Values) -> None:
         """Add scalars, which TensorBoard groups by the part of their names before the slash, and texts."""
         for name, value in values.items():
-            (self.writer.add_text if isinstance(value, str) else self.writer.add_scalar)(name, value, step)
+            self._try(self.writer.add_text if isinstance(value, str) else self.writer.add_scalar, name, value, step)
 
     def flush(self) -> None:
         """Flush the events to disk."""
-        self.writer.flush()
-        fsync(max(self.folder.glob(EVENT_FILES)))
+        self._try(self.writer.flush)
+        for path in sorted(self.folder.glob(EVENT_FILES))[-1:]:
+            self._try(fsync, path)
 
     def close(self) -> None:
         """Close the file."""
-        self.writer.close()
+        self._try(self.writer.close)
+
+    def _try(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call the writer, unless it has failed: its thread keeps the error for the next call."""
+        try:
+            if not self.failed:
+                call(*arguments)
+        except OSError as error:
+            self.failed = True
+            self.say(_without("tensorboard", error))
 
 
 def _wandb(directory: Path, config: dict, run_id: str | None) -> Opened:
@@ -172,10 +184,12 @@ class Service:
             finish()
         except (Exception, SystemExit) as error:
             self.failed = True
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            self.say(
-                f"warning: the run goes on without {self.name}, which has failed ({why}); metrics.jsonl has all curves"
-            )
+            self.say(_without(self.name, error))
+
+
+def _without(name: str, error: BaseException) -> str:
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"warning: the run goes on without {name}, which has failed ({why}); metrics.jsonl has all curves"
 
 
 def _remote_runs(directory: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.durable_files import check_can_write, write_json_lines
+from common.durable_files import check_can_write, write_durably, write_json_lines
 from common.errors import UserError, exit_code_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def raising(error: BaseException) -> None:
     raise error
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file_is_named_by_that_file(tmp_path, capsys) -> None:
+    (tmp_path / "manifest.json.tmp").symlink_to("/dev/full")
+    assert exit_code_of(lambda: write_durably(tmp_path / "manifest.json", "{}")) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/manifest.json: the disk is full; ")
 
 
 def test_a_user_error_and_a_disk_that_takes_no_file_print_one_line_and_a_bug_is_raised(capsys) -> None:

@@ -186,8 +186,13 @@ def test_a_kill_inside_pruning_leaves_no_half_checkpoint_under_a_complete_name(t
         with pytest.raises(KeyboardInterrupt):
             prune(tmp_path, 1, no_record)
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000003"]
-    prune(tmp_path, 1, no_record)
-    assert names(tmp_path) == ["step-000003"]
+    shutil.copytree(tmp_path / "step-000003", tmp_path / "step-000000")  # as a kill before the pruning leaves it
+    removed: list[str] = []
+    saver = Saver(
+        tmp_path, *weight_and_optimizer(0.0), ranks, append=lambda kind, **entry: removed.extend(*entry.values())
+    )
+    saver.load(tmp_path / "step-000003")  # the last step may be saved already, so that no save follows
+    assert names(tmp_path) == ["step-000003"] and removed == ["step-000000"]
 
 
 def test_a_checkpoint_that_somebody_reads_on_nfs_ends_no_run_and_goes_later(tmp_path, ranks, monkeypatch) -> None:

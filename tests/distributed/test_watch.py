@@ -64,6 +64,14 @@ def test_a_bug_keeps_its_traceback_and_the_others_quote_it(together) -> None:
 
 
 @pytest.mark.slow
+def test_a_disk_that_is_full_for_rank_0_alone_is_one_sentence() -> None:
+    """Rank 0 says it; the other ends for it has lost rank 0, and need not say so too."""
+    output, _, errors = end("full:1")
+    assert errors == "error: metrics.jsonl: the disk is full; free some space and run the same command again\n"
+    assert "full: rank 0 exits with 2\n" in output and "full: rank 1 exits with 3\n" in output
+
+
+@pytest.mark.slow
 def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_it_stands(together) -> None:
     _, _, errors = together
     (line,) = (line for line in errors.splitlines() if "no progress" in line)

@@ -5,6 +5,7 @@ torchrun --nproc_per_node=N tests/distributed/watch_worker.py "FAULT:TIMEOUT_MIN
 Each fault has a process group of its own. After `kill`, `wait`, `signals` and `launcher` nothing can follow.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -47,6 +48,8 @@ def go_wrong(fault: str, ranks: Ranks, pids: list[int]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "error":
         raise ValueError("a row has no\ntokens")
+    elif fault == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
     elif fault == "wait":  # alive, but it never comes
         threading.Event().wait()
     elif fault == "launcher":
@@ -81,7 +84,7 @@ def train(fault: str, timeout_minutes: float) -> None:
         for step in range(1, 6):
             ranks.watch.at(f"step {step}")
             stop.agreed()
-            if step == 3 and ranks.rank == FAULTY:
+            if step == 3 and ranks.rank == (0 if fault == "full" else FAULTY):  # rank 0 writes the curves
                 go_wrong(fault, ranks, pids)
             SumGradients.apply(weight).sum().backward()
 

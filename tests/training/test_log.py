@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,27 @@ def test_a_resume_drops_the_rows_of_lost_steps_and_a_torn_line(tmp_path, ranks) 
     write(tmp_path, ranks, 2, {}, {3: {"train/loss": 33.0}})
     assert rows(tmp_path) == [{"step": s, "train/loss": loss} for s, loss in ((1, 1.0), (2, 2.0), (3, 33.0))]
     check_tensorboard(tmp_path)
+
+
+def test_a_full_disk_is_named_by_the_file_that_is_on_it(tmp_path, ranks) -> None:
+    log = Log(tmp_path, ranks, ()).open(0, {}, total_steps=9)
+    log.file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/metrics.jsonl'"):
+        log.row(1, {"train/loss": 1.0})
+
+
+def test_a_run_goes_on_when_tensorboard_cannot_write(tmp_path, ranks, capfd) -> None:
+    """Also after a save, which flushes; the thread of TensorBoard's writer prints no traceback."""
+    log = Log(tmp_path, ranks).open(0, {}, total_steps=9)
+    shutil.rmtree(tmp_path / "tensorboard")
+    for step in range(1, 99):
+        log.row(step, {"train/loss": 1.0, "validation/sample": "text"})
+        log.sync()
+    log.close()
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 99))
+    said = capfd.readouterr()
+    assert said.out.count("warning: the run goes on without tensorboard, which has failed (FileNotFoundError") == 1
+    assert "Traceback" not in said.err
 
 
 def test_a_fresh_start_removes_all_rows_and_says_so(tmp_path, ranks, capsys) -> None:
