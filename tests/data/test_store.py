@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
+from configs.config import Source
 from data.batches import plan_training
 from data.dealing import Dealer, one_per_token
 from data.encoding import ExampleEncoder
@@ -30,7 +31,7 @@ from data.store import (
 )
 from data.token_store import build_store, verify_store
 from tests.in_memory import json_lines
-from tests.tiny import CHATML, WORDS, tiny_tokenizer
+from tests.tiny import CHATML, WORDS, tiny_tokenizer, write_chat_file
 
 
 def write_texts(path: Path, texts: list[str]) -> Path:
@@ -133,6 +134,10 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
         reader.training((str(store_folder), "a.jsonl"), ())
     with pytest.raises(UserError, match="no token of .* carries loss in windows of data.sequence_length=1"):
         Reader(ExampleEncoder(tiny_tokenizer()), 384, 1, "drop").training((str(store_folder),), ())
+    with pytest.raises(UserError, match="max_samples cannot be used with the token store .* --max-samples"):
+        reader.training(
+            (str(write_chat_file(tmp_path / "a.jsonl", 2)),), (Source("s", (str(store_folder),), 0.1, max_samples=3),)
+        )
     # The fingerprint depends on the texts and their order but not on the file they came from.
     texts, found = ragged_texts(60), []
     for name, changed in (("same", texts), ("order", texts[::-1]), ("letter", [texts[0].upper(), *texts[1:]])):
