@@ -93,6 +93,11 @@ class Reader:
                     f"data.validation_share cannot be used with the token store {paths[0]}; build a second store of held-out "
                     "texts and name it in data.validation"
                 )
+            if reading.max_samples:
+                raise UserError(
+                    f"max_samples cannot be used with the token store {paths[0]}, which has windows and no rows; leave it out, or "
+                    "build a smaller store (scripts/data.py build --max-samples)"
+                )
             return self._open_store(Path(paths[0]))
         start = time.perf_counter()
 

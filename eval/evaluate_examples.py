@@ -90,10 +90,6 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
     """
     for output in filter(None, (options.json, options.answers)):
         prepare_output(output)
-    if Path(options.model, "adapter_config.json").is_file():
-        raise UserError(
-            f"{options.model} is an adapter; evaluate the merged weights: export/ of its run, or scripts/export.py --merge-lora"
-        )
     check_model_directory(options.model)
     reading = read_as(options.format, options.fields)
     everything = list(read_files([options.data], reading))

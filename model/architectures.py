@@ -33,6 +33,11 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
             "artifacts/models/NAME"
         )
     check_not_a_run(path, key)
+    if Path(path, "adapter_config.json").is_file():  # beside whole weights, too: they would be read without it
+        raise UserError(
+            f"{name} is an adapter; name the merged weights: export/ of its run, or those of scripts/export.py --merge-lora "
+            "(peft: merge_and_unload)"
+        )
     if not Path(path, "config.json").is_file():
         raise UserError(f"{name} is not a model directory: it has no config.json")
 

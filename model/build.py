@@ -89,4 +89,5 @@ def first_weights(model: PackedLanguageModel, config: Config, device: torch.devi
     if config.lora.rank:
         from model.lora import init_adapters
 
-        init_adapters(trained_parameters(model), config.run.seed)
+        # Those of layers that an edited loop freezes, too: what memory had would be added to their matrices.
+        init_adapters(dict(model.causal_lm.named_parameters()), config.run.seed)

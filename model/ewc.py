@@ -423,10 +423,12 @@ def start_penalty(
 
                 for line in unseen_warnings(fisher, parameters):
                     say(line)
-            if first_new_row is not None:
-                for name in vocabulary & fisher.keys():
-                    fisher[name][max(0, first_new_row - local_shard(parameters[name])[2]) :] = 0.0
             anchor = Anchor(fisher, {name: local(p).clone() for name, p in parameters.items()}, made)
+        if first_new_row is not None:  # in a padded base they had other, unused rows in their place
+            for name in vocabulary & anchor.fisher.keys():
+                new = slice(max(0, first_new_row - local_shard(parameters[name])[2]), None)
+                anchor.fisher[name][new] = 0.0
+                anchor.reference[name][new] = local(parameters[name])[new].to(anchor.reference[name].dtype)
         anchor = in_dtype(anchor, DTYPES[settings.dtype], ranks)
         save_anchor(directory, anchor, parameters, ranks)
         say(f"EWC: Fisher diagonal and reference saved to {directory}")

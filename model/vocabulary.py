@@ -35,8 +35,8 @@ from model.weights import Weights, weights_of_directory, write_weights
 
 METHODS = ("subtokens", "mean", "random")
 NOISE = 0.1
-# The first three repeat what is in tokenizer.json and would lack the new tokens; the last two describe the old model.
-STALE = ("vocab.json", "merges.txt", "added_tokens.json", FETCHED, INDEX)
+# The first three repeat what is in tokenizer.json and would lack the new tokens; the others describe the old model.
+STALE = ("vocab.json", "merges.txt", "added_tokens.json", FETCHED, INDEX, "export.json", "certificate.json", "bom.json")
 COPIED = (".json", ".jinja", ".model", ".txt", ".md")
 CHUNK_ROWS = 256  # new rows per chunk of noise: 256 x 151,936 x 4 bytes = 156 MB
 SPACE = "\u2581"  # the character with which sentencepiece writes a space
@@ -272,7 +272,10 @@ def write_extension(
     settings |= {"vocab_size": num_tokens, "make_vocab_size_divisible_by": multiple}
     (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(extended, base, texts, target)
-    record = {"base": str(source), "first_id": first, "init": init.method, "noise": init.noise, "seed": init.seed}
-    record["tokens"] = [dataclasses.asdict(token) for token in tokens]
+    record = {"base": str(source), "first_id": first, "tokens": []}
+    if (earlier := source / NEW_TOKENS).is_file():  # an extension that nothing has trained since: its rows are new, too
+        record = json.loads(earlier.read_text(encoding="utf-8"))
+    record |= {"init": init.method, "noise": init.noise, "seed": init.seed}
+    record["tokens"] += [dataclasses.asdict(token) for token in tokens]
     (target / NEW_TOKENS).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return extended

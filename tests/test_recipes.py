@@ -187,6 +187,20 @@ def test_an_average_that_is_exported_verifies(runs) -> None:
     assert said[-1].endswith("the last weights of step 4, equal to registered.average of their checkpoint")
 
 
+def test_an_average_of_weights_in_bf16_moves(tmp_path) -> None:
+    """A hundredth of a change is below the last digit of bf16: the average stayed what the weights were at the start."""
+    text, names = edited(tmp_path, "ema").read_text(), {"torch": torch}
+    exec(text[text.index("class Average") : text.index("def validate(")], names)
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    average = names["Average"]({"weight": weight})
+    weight.data.fill_(1.5)
+    for _ in range(100):
+        average.update(0.99)
+    assert average.state_dict()["weight"].tolist() == pytest.approx([1.5 - 0.5 * 0.99**100] * 3)
+    average.copy_to_parameters()
+    assert weight.dtype == torch.bfloat16 and weight.tolist() == pytest.approx([1.32] * 3, rel=1e-2)
+
+
 def test_ewc_pulls_no_frozen_layer(runs) -> None:
     row = curves(runs / "label_smoothing")[STEPS]
     assert row["ewc/penalty"] > 0 and "ewc/penalty/layers.01" in row and "ewc/penalty/layers.00" not in row

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from common.errors import UserError
 from configs.config import Config, Data
 from configs.load import replace
-from data.chat_template import ChatSettings, ChatTemplate, writes_date
+from data.chat_template import ChatSettings, ChatTemplate, read_chat_settings, writes_date
 from training.record import newest_start
 
 
@@ -45,3 +45,17 @@ def _check_options(data: Data, template: ChatTemplate) -> None:
             continue  # a template without this variable has no thinking to turn off
         if not (template.knows(name) or template.knows(name, with_tools=True)):
             raise UserError(f"data.chat_template_options: the chat template has no variable {name}; correct its name")
+
+
+def other_options(config: Config) -> list[str]:
+    """A sentence, if model.path is an export whose chats were rendered with other options than those of this config."""
+    before, now = dict(read_chat_settings(config.model.path).options), config.data.chat_template_options
+    if not before or before == now:
+        return []
+    was = ",".join(
+        f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in before.items()
+    )
+    return [
+        f"{config.model.path} was trained with data.chat_template_options={was}, and this run has {now or 'none'}: its prompts "
+        "may be others than those that the model knows"
+    ]

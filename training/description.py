@@ -15,6 +15,7 @@ from distributed.process_group import Ranks, read_on_first
 from model.architectures import has_experts, origin
 from model.flops import Peak
 from model.language_model import num_parameters, num_trained
+from training.chat_settings import other_options
 from training.inputs import Inputs
 
 
@@ -69,7 +70,7 @@ def describe_run(
             f"make_optimizer has groups with a peak rate of {', '.join(f'{rate:g}' for rate in peaks)}, and they are trained with it; "
             f"the curve train/learning_rate is that of optimizer.learning_rate={settings.learning_rate:g}"
         )
-    warnings += too_many_steps(config, inputs.total_steps)
+    warnings += [*too_many_steps(config, inputs.total_steps), *other_options(config)]
     if config.lora.rank and config.model.rope_type:
         warnings.append("peft cannot be told model.rope_type: use export/, where the adapter is merged, not adapter/")
     warnings += [

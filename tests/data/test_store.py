@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
+from configs.config import Source
 from data.batches import plan_training
 from data.dealing import Dealer, one_per_token
 from data.encoding import ExampleEncoder
@@ -133,6 +134,9 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
         reader.training((str(store_folder), "a.jsonl"), ())
     with pytest.raises(UserError, match="no token of .* carries loss in windows of data.sequence_length=1"):
         Reader(ExampleEncoder(tiny_tokenizer()), 384, 1, "drop").training((str(store_folder),), ())
+    text, part = write_texts(tmp_path / "a.jsonl", ["one two"]), Source("s", (str(store_folder),), 0.1, max_samples=3)
+    with pytest.raises(UserError, match="max_samples cannot be used with the token store .* --max-samples"):
+        reader.training((str(text),), (part,))
     # The fingerprint depends on the texts and their order but not on the file they came from.
     texts, found = ragged_texts(60), []
     for name, changed in (("same", texts), ("order", texts[::-1]), ("letter", [texts[0].upper(), *texts[1:]])):

@@ -165,7 +165,7 @@ def test_a_file_without_chats_says_that_nothing_is_answered(folder, tmp_path):
         ({"train": "nothing.jsonl"}, "nothing.jsonl does not exist"),
         ({"json": "test.jsonl/x.json"}, "x.json cannot be written: .*; choose another file"),
         ({"model": "."}, "not a model directory"),
-        ({"model": "adapter"}, "is an adapter; evaluate the merged weights: export/ of its run"),
+        ({"model": "adapter"}, "is an adapter; name the merged weights: export/ of its run"),
     ],
 )
 def test_a_mistake_is_reported_before_the_processes_start(folder, options, message):

@@ -51,6 +51,16 @@ def test_an_adapter_is_refused_on_other_weights_and_without_its_own(base, tmp_pa
         base_of_adapter(folder)
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_no_model_to_train_from_even_beside_whole_weights(base, tmp_path, beside) -> None:
+    """Of peft, such as DoRA: the run would begin at the base without it. transformers puts it on."""
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder) if beside else folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"use_dora": true}')
+    with pytest.raises(UserError, match="model.path=.* is an adapter; name the merged weights: export/ of its run"):
+        read_model_config(str(folder), key="model.path")
+
+
 @pytest.mark.parametrize("rope_type", [None, "yarn"])
 def test_an_adapter_that_was_trained_with_another_rope_than_its_base_has_is_refused(
     base, tmp_path, ranks, rope_type

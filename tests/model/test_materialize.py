@@ -6,7 +6,7 @@ import struct
 import pytest
 import torch
 
-from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
 from data.batches import collate
 from model.architectures import read_model_config
 from model.build import build, first_weights
@@ -76,3 +76,17 @@ def test_what_is_not_read_yet_is_no_number(tmp_path, is_resumed) -> None:
     for name, parameter in model.named_parameters():
         is_new = is_resumed or name.startswith("value_head")
         assert bool(parameter.isnan().all()) == bool(parameter.isnan().any()) == is_new, name
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_adapters_of_layers_that_an_edited_loop_freezes_add_nothing(tmp_path, is_resumed, nan_in_new_memory) -> None:
+    """The recipe frozen_layers with LoRA: no checkpoint has these adapters."""
+    path = write_model(tmp_path / "model", tied=True)
+    batch, base = collate((0, 1), documents([37, 20])), build_on_meta(read_model_config(path))
+    load_weights(base, path, CPU)
+    parts = Data(("d",), sequence_length=256), Batch(1), Optimizer(1e-3), Run("r")
+    config = Config(Model(path, compute_dtype="fp32"), *parts, lora=LoRA(rank=4))
+    model, _, _ = build(config)
+    model.causal_lm.base_model.layers[0].requires_grad_(False)
+    first_weights(model, config, CPU, is_resumed)
+    assert loss_of(model, batch).item() == loss_of(base, batch).item()

@@ -28,9 +28,16 @@ DEAL = Deal((((0,),),), np.array([[1]]))  # one item, on one rank
 
 
 def described(
-    folder: Path, ranks, train: Corpus, plan: TrainingPlan, steps: int, disk: str = "room", **run
+    folder: Path,
+    ranks,
+    train: Corpus,
+    plan: TrainingPlan,
+    steps: int,
+    disk: str = "room",
+    data: Data = CONFIG.data,
+    **run,
 ) -> list[str]:
-    config = dataclasses.replace(CONFIG, model=Model(str(folder)), run=Run("r", str(folder), **run))
+    config = dataclasses.replace(CONFIG, model=Model(str(folder)), data=data, run=Run("r", str(folder), **run))
     (folder / "r").mkdir(exist_ok=True)
     inputs = SimpleNamespace(train=train, validation=None, plan=plan, total_steps=steps, warmup_steps=0, asked=None)
     inputs.deal = lambda step: DEAL
@@ -48,6 +55,19 @@ def test_the_data_line_says_over_how_many_steps_a_share_holds_and_a_shorter_run_
         lines = described(tmp_path, ranks, train, plan, steps)
         assert "; replay is 10.0% of the targets over any 9 steps, to within a factor of two (" in lines[1]
         assert any(line.startswith(warning) for line in lines) == warned
+
+
+def test_an_export_that_knows_other_options_of_its_template_is_warned_of(tmp_path, ranks) -> None:
+    train = Corpus((documents([60] * 8),))
+    of_run = tmp_path, ranks, train, plan_training(train, epochs=1, seed=0, global_examples=8), 1
+    (tmp_path / "chat.json").write_text('{"template_options": {"enable_thinking": false}}')
+    warning = (
+        f"warning: {tmp_path} was trained with data.chat_template_options=enable_thinking=false, and this run has none: its "
+        "prompts may be others than those that the model knows"
+    )
+    assert warning in described(*of_run)
+    same = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": False})
+    assert warning not in described(*of_run, data=same)
 
 
 def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_recorded(tmp_path, ranks) -> None:

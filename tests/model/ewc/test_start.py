@@ -122,6 +122,14 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
         assert (reused.anchor.fisher[name][VOCABULARY:] == 0).all()
         now = reused.parameters[name][VOCABULARY:]
         assert torch.equal(reused.anchor.reference[name][VOCABULARY:], now) and len(now) == 40 - VOCABULARY
+    # In a base with more rows than tokens, new tokens take the place of unused rows, which the old anchor has.
+    first, options = VOCABULARY - 4, settings(data=(), fisher=str(tmp_path / "split"))
+    padded, _ = start(large, tmp_path / "padded" / "ewc", ranks, options, first_new_row=first)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        fisher, reference = padded.anchor.fisher[name], padded.anchor.reference[name]
+        assert torch.equal(fisher[:first], old.anchor.fisher[name][:first]) and not fisher[first:].any()
+        assert torch.equal(reference[first:], padded.parameters[name][first:])
+    assert old.anchor.fisher["lm_head.weight"][first:].any()
     # The run has its own copy and uses it although the other one is gone.
     (tmp_path / "split" / "settings.json").unlink()
     again, messages = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))

@@ -1,5 +1,6 @@
 """Rows of new tokens: initialisation, tensors and files, and that padding exists during training only."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
 from data.batches import collate
-from model.architectures import read_model_config
+from model.architectures import first_new_row, read_model_config
 from model.language_model import build_on_meta, load_weights, vocabulary_names
 from model.loss import visit_logits
 from model.new_tokens import NewToken
@@ -22,9 +23,9 @@ TEXTS = [" r0010", "C 03.00", " CET1 ratio | ", ", of which"]
 SUB_TOKENS = [[5, 9], [5, 9], [7, 8, 300], [301]]  # the first two would be equal without noise
 
 
-def extend(source: Path, target: Path, **options) -> dict[str, torch.Tensor]:
+def extend(source: Path, target: Path, texts: list[str] = TEXTS, **options) -> dict[str, torch.Tensor]:
     target.mkdir(exist_ok=True)
-    tokens = [NewToken(text, 1, 1) for text in TEXTS]
+    tokens = [NewToken(text, 1, 1) for text in texts]
     base = read_base_tokenizer(source)
     write_extension(source, target, read_model_config(str(source)), base, tokens, **options)
     return {name: tensor for file in target.glob("*.safetensors") for name, tensor in load_file(file).items()}
@@ -107,6 +108,18 @@ def test_unused_rows_of_the_old_model_are_replaced(tmp_path) -> None:
     tiny_tokenizer(385).save_pretrained(source)
     with pytest.raises(UserError, match="has 385 tokens, but the model has only 384 rows"):
         extend(source, tmp_path / "other")
+
+
+def test_rows_of_an_extension_that_is_extended_again_untrained_stay_new(tmp_path) -> None:
+    """Else LoRA would leave them as they begin, EWC would hold them, and an average would halve what they have learned."""
+    source = write_tiny_model(tmp_path / "old")
+    (source / "export.json").write_text("{}")  # if the base is the export of a run: it describes other weights
+    extend(source, tmp_path / "once")
+    extend(tmp_path / "once", tmp_path / "twice", [", both"])
+    record = json.loads((tmp_path / "twice" / "new_tokens.json").read_text())
+    assert [token["text"] for token in record["tokens"]] == [*TEXTS, ", both"] and record["base"] == str(source)
+    assert first_new_row(tmp_path / "twice") == 384
+    assert not (tmp_path / "once" / "export.json").exists()
 
 
 @pytest.mark.parametrize("family, tied", [("llama", False), ("gemma2", True)])  # gemma2 has a softcap
