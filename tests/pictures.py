@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 
 def watch_legends(patch: pytest.MonkeyPatch) -> list[int]:
@@ -13,7 +14,7 @@ def watch_legends(patch: pytest.MonkeyPatch) -> list[int]:
     def saved(figure: Figure, *arguments: Any, **options: Any) -> None:
         save(figure, *arguments, **options)
         for axes in figure.axes:
-            for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            for text in filter(Text.get_text, (axes.title, axes.xaxis.label, axes.yaxis.label)):
                 box, whole = text.get_window_extent(), figure.bbox
                 assert min(box.x0, box.y0) >= 0 and box.x1 <= whole.x1 and box.y1 <= whole.y1, text.get_text()
         legends = [*figure.legends, *(found for axes in figure.axes if (found := axes.get_legend()))]
