@@ -144,7 +144,7 @@ def report() -> tuple[str, dict]:
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     draw_seeds(axes, f1)
-    axes.set_xlabel("F1 of violations on the test: a point for each seed, a line for the mean")
+    axes.set_xlabel("F1 of violations on the test\na point for each seed, a line for the mean")
     figure.savefig(TASK.out / "settle.png", dpi=110)
     text = [rate_table(), summary_table(f1, "F1"), contrast_table(CONTRASTS, {"F1": found}, SEEDS["full"])]
     return "\n\n".join(text), {"F1": f1}

@@ -30,7 +30,7 @@ FILE = re.compile(rf"(?<![\w/.-])(?:(?:{ROOMS})/[\w/.-]+\.(?:py|sh|md|png|jsonl?
 PLACEHOLDER = re.compile(r"NAME|CONFIG|MODEL|FILE")
 MODULE = re.compile(rf"python -m ((?:{ROOMS})(?:\.\w+)+)")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-CODE_BLOCK = re.compile(r"```.*?```|^ {4}.*$", re.DOTALL | re.MULTILINE)
+CODE_BLOCK = re.compile(r"```(?s:.*?)```|^ {4}.*$", re.MULTILINE)
 SECTIONS = {
     section.name: {key.name for key in dataclasses.fields(section.type)} for section in dataclasses.fields(Config)
 }

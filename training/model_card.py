@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from common.errors import UserError
 from common.sha256 import sha256
 from configs.config import Config, as_dict
-from data.files import expand, reading_of
+from data.files import DATASET_NAME, HUB_NAME, expand, is_elsewhere, reading_of
 from data.formats import read_files
 from data.store import is_store
 from eval.compare_models import table as forgetting_table
@@ -167,14 +167,22 @@ def read_data_card(config: Config) -> dict:
 def system_prompts(config: Config) -> list[str] | None:
     """The different system prompts of the first examples of data.train, "" for an example without one.
 
-    None if the files are not here any more, or hold tokens.
+    None if the files are not here any more, or hold tokens. Of data that lie elsewhere it reads what the run has fetched.
     """
     data = config.data
-    if any(is_store(path) for path in data.train):
+    train = data.train
+    if any(is_store(path) for path in train):
         return None
     try:
+        if any(map(is_elsewhere, train)):
+            from data.remote import fetched_into, local_paths
+
+            most, cache = data.max_samples, str(data.cache)
+            if not all(fetched_into(path, cache, most).is_dir() for path in filter(is_elsewhere, train)):
+                return None
+            train = local_paths(train, cache, most, lambda line: None)
         reading = replace(reading_of(data, data.on_bad), max_samples=min(PROMPTS, data.max_samples or PROMPTS))
-        messages = [example.get("messages", ()) for _, example in read_files(expand(data.train), reading)]
+        messages = [example.get("messages", ()) for _, example in read_files(expand(train), reading)]
     except UserError:
         return None
     texts = ["".join(m["content"] for m in chat if m["role"] in ("system", "developer")) for chat in messages]
@@ -182,9 +190,16 @@ def system_prompts(config: Config) -> list[str] | None:
 
 
 def without_folders(value: object, key: str = "") -> object:
-    """Settings as JSON. Of the paths in them only the last part, because a card is published. key: the name of `value`."""
+    """Settings as JSON. Of the paths in them only the last part, because a card is published. key: the name of `value`.
+
+    A dataset of the hub keeps its id, which names its organisation.
+    """
     if isinstance(value, dict):
         return {name: without_folders(part, name) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [without_folders(part, key) for part in value]
-    return Path(value).name if isinstance(value, str) and key in PATHS else value
+    if not isinstance(value, str) or key not in PATHS:
+        return value
+    dataset = DATASET_NAME.fullmatch(value)
+    is_id = dataset and HUB_NAME.fullmatch(dataset["name"]) and is_elsewhere(value)
+    return value if is_id else Path(value).name

@@ -6,6 +6,7 @@ tests/scripts/test_measure.py and test_export.py run the same scripts for real.
 
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -315,7 +316,30 @@ def test_what_is_kept_beside_the_page_is_reported_by_the_command_of_the_page(tmp
     done = run_python(ROOT / "scripts" / "experiment.py", name, "--report", "--keep", ROOT / "docs", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    table = re.split(r"F1, mean|bits per byte, 100%, mean", done.stdout)[1].split("\n\n")[0]
+    for of in ("full", *arms):
+        mean, each = re.findall(rf"^\| {of} \| \d+ \| (.*) \| .* to .* \| .* \| (.*) \|$", table, re.MULTILINE)[0]
+        assert f"{mean} ({min(each.split(', '))}-{max(each.split(', '))})" in page.replace("\n", " ")
     for arm in arms:
         row = next(line for line in done.stdout.splitlines() if f"full less {arm}, Welch" in line).split(" | ")
         assert f"{words.format(arm)} is {row[2]} (95%: {row[3]}): {row[8]}" in page
     assert (tmp_path / "runs" / name / f"{name}.png").stat().st_size > 5_000
+
+
+def test_the_page_on_forgetting_has_the_figures_that_are_kept(tmp_path) -> None:
+    """Its table and its contrasts, beside the program without a model."""
+    done = run_python(ROOT / "scripts" / "experiment.py", "pareto", "--report", "--keep", ROOT / "docs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|")]
+    found = {row[0]: row for row in rows}
+    page = (ROOT / "docs" / "forgetting.md").read_text(encoding="utf-8")
+    arms = {"plain": "plain", "a third of the rate": "low rate", "replay": "replay", "the base's text": "self-replay"}
+    arms |= {"[anchored](#replay-anchored-to-the-base), weight 4": "anchored 4", "[EWC](#ewc), strength 100": "EWC 100"}
+    for name, arm in arms.items():
+        cells = [f"{found[f'{arm}, alpha {alpha}'][2]}; {found[f'{arm}, alpha {alpha}'][3]}" for alpha in pareto.ALPHAS]
+        assert f"\n{name} | {' | '.join(cells)}\n" in page
+    assert f"\nengine with note words | {found[COMPOSED][2]}\n" in page
+    contrasts = [row for row in rows if row[0].endswith(", paired")]
+    assert len(contrasts) == len(pareto.CONTRASTS)
+    for row in contrasts:
+        assert f"{row[2]} ({row[3]})" in page.replace("\n", " ")

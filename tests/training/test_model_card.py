@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from common.sha256 import sha256
 from configs.config import Batch, Config, Data, Model, Optimizer, Run, Source
+from data.remote import fetch
 from eval.intervals import intervals
 from model.fingerprint import fingerprint_of_base
 from model.weights import Weights
@@ -134,11 +135,14 @@ def test_results_of_other_weights_are_left_out_with_the_reason(export) -> None:
 
 
 def test_what_is_recorded_is_said_and_paths_and_hosts_are_not(export, tmp_path) -> None:
-    """Of settings only paths are cut: a curve has a / in its name."""
-    text = card(replace(export, config=replace(export.config, run=replace(export.config.run, best_by="forgetting/kl"))))
+    """Of settings only paths are cut: a curve has a / in its name, and a dataset of the hub too."""
+    mix = (*export.config.data.mix, Source("law", ("org/law:train", "folder/law.jsonl", "s3://secret/law"), 0.1))
+    run, data = replace(export.config.run, best_by="forgetting/kl"), replace(export.config.data, mix=mix)
+    text = card(replace(export, config=replace(export.config, run=run, data=data)))
     parts = ["12,345", "0123abcd", "by hand", "law maps", "c0ffeec0ffee (dirty)", "2 x cpu", "after step 2 of 4"]
     parts += [
-        "| train.jsonl | 75.0% | 678 |",
+        "| train.jsonl | 65.0% | 678 |",
+        "| law | org/law:train, law.jsonl, law | 10.0% | not recorded |",
         "| general.jsonl | 25.0% | 90 |",
         "0 were skipped",
         "Optimizer SGD, peak",
@@ -163,8 +167,15 @@ def test_the_system_prompt_of_training_is_in_the_code_to_use_the_model(export, t
         text = trained_with(*several)
         assert "several system prompts: the first examples have 2" in text and "One." not in text
     assert "trained without a system prompt" in trained_with("", "")
+    trained_with("One.")
+    path, cache = f"file://{tmp_path}/data/train.jsonl", str(tmp_path / "cache")
+    elsewhere = replace(
+        export, config=replace(export.config, data=replace(export.config.data, train=(path,), cache=cache))
+    )
+    assert "system prompt" not in card(elsewhere)  # nothing is fetched for a card
+    fetch(path, cache, None, lambda line: None)
     (tmp_path / "data" / "train.jsonl").unlink()
-    assert "system prompt" not in card(export)
+    assert "system prompt" not in card(export) and "the system prompt above" in card(elsewhere)
 
 
 def test_the_base_is_told_by_the_digest_of_its_weights(export) -> None:
