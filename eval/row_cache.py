@@ -94,7 +94,7 @@ class RowCache:
             windows = [getattr(layer, "sliding_window", None) for layer in self.cache.layers]
             self.layers = [RowLayer(self.region, max_rows, self.columns, window) for window in windows]
             self.cache.layers[:] = self.layers
-        # transformers renamed this argument between 5.17 and 5.24.
+        # transformers 5.24 renamed this argument.
         self.argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     def read_prefix(self, ids: list[int]) -> None:

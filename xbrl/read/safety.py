@@ -144,7 +144,7 @@ def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
     try:
         tree = etree.fromstring(content, parser).getroottree()
     except (etree.XMLSyntaxError, ValueError) as error:
-        reason = getattr(error, "msg", None) or error
+        reason = " ".join(str(getattr(error, "msg", None) or error).split())  # lxml 5 writes some on two lines
         raise UserError(f"{where}: not well-formed XML ({reason}); ask the sender for the file again") from error
     dtd = tree.docinfo.internalDTD
     if dtd is not None and next(dtd.iterentities(), None) is not None:
