@@ -51,10 +51,7 @@ CPU_PROCESS = 380 * MIB
 # different segments, and keeps those of FSDP's streams apart.
 # https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf
 FRAGMENTATION = 0.1
-USABLE = {
-    "cuda": 0.85,
-    "cpu": 0.7,
-}  # by `auto`, of the free memory: the rest is for fragments and for what is not counted
+USABLE = {"cuda": 0.85, "cpu": 0.7}  # of the free memory, by `auto`: the rest is for fragments and what is not counted
 COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated, because each count takes time
 
 

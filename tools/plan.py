@@ -640,8 +640,9 @@ def _nothing_fits(own: Plan, plans: list[Plan]) -> Found:
     same = Workload(1, [], closest.workload.worst, True)
     cluster = own.cluster
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
-        devices = factor * cluster.devices  # nodes of up to 8 of them, then more nodes
-        per_node = cluster.per_node if cluster.nodes > 1 or cluster.per_node >= 8 else min(8, devices)
+        devices = factor * cluster.devices  # nodes of up to 8 of them, then more nodes; of a CPU more nodes
+        is_full = cluster.nodes > 1 or cluster.per_node >= 8 or cluster.device.kind == "cpu"
+        per_node = cluster.per_node if is_full else min(8, devices)
         nodes = -(-devices // per_node)
         larger = replace(cluster, devices=nodes * per_node, nodes=nodes)
         subject = replace(own.subject, cluster=larger, workload_of=lambda rows, context: same)

@@ -196,6 +196,9 @@ def test_the_nearest_says_how_many_devices_or_how_much_host_memory(find) -> None
     assert found.with_more_host and found.with_more_host.host == {"offload": 1000}
     assert found.with_more_host.config.sharding.cpu_offload and found.with_more_host.fits_device
     assert find(scale=8000000, cluster=cluster).devices is None
+    # More processes of one machine share its memory: 640 / 24 + 8 on 12 machines of two.
+    lines = plan_command._nothing_fits(find(scale=80, cluster=Cluster(CPU, 2)))
+    assert "It would fit on 12 machines of this kind." in lines
 
 
 # ---- The steps of a run --------------------------------------------------------------------------------------------------
