@@ -305,8 +305,8 @@ def count_activations(
     # The kernels of a CPU need tensors that say they are on it; all others run on `meta` in a third of the time.
     on_meta = kind == "cuda" and dtype == torch.bfloat16
     with nullcontext() if on_meta else FakeTensorMode(allow_non_fake_inputs=True):
-        if not on_meta:
-            model.to_empty(device="cpu")
+        for module in () if on_meta else model.modules():  # each once: one that two share cannot be moved twice
+            module.to_empty(device="cpu", recurse=False)
         live = _run_layers(model, layers, lengths, kind, context)
     kept, in_backward = {}, {}
     for index, one in enumerate(distinct, len(distinct)):

@@ -57,7 +57,8 @@ def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) ->
         assert not gradient[max(0, TOKENS - start) :].any()
     found = [local(parameter.grad) for parameter in made.parameters()]
     if calls:  # none of them is a view of those of a whole unit, with a second gradient of the head
-        assert all(one.untyped_storage().nbytes() == one.nbytes for one in found)
+        filled = WIDTH * found[0].itemsize  # a row that fills up the last shard
+        assert all(one.untyped_storage().nbytes() <= one.nbytes + filled for one in found)
     return found
 
 
