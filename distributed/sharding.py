@@ -164,11 +164,14 @@ def shard(
         and not on_host
         and head.weight.requires_grad
     ):
-        head.add_gradient = functools.partial(add_in_pieces, head.weight, reduce_dtype)
+        units = {id(one) for unit in [*layers, *extra_units] for one in unit.parameters()}
+        rest = [one for one in model.parameters() if one.requires_grad and id(one) not in units | {id(head.weight)}]
+        head.add_gradient = functools.partial(add_in_pieces, head.weight, rest, reduce_dtype)
 
 
 def add_in_pieces(
     parameter: DTensor,
+    rest: Sequence[torch.Tensor],
     dtype: torch.dtype,
     rows_of: Callable[[Sequence[tuple[int, int]]], torch.Tensor],
     num_rows: int,
@@ -178,8 +181,13 @@ def add_in_pieces(
 
     The gradient is made, reduced in `dtype` and added in pieces with the same number of rows of every rank's shard, and never exists
     as a whole. rows_of: as `model.loss.Rows`, for this rank's part of the sum; only the first `num_rows` rows have a gradient.
-    factor: fp32 scalar by which it is multiplied.
+    factor: fp32 scalar by which it is multiplied. rest: the other parameters of the root, where a tied head is.
     """
+    for one in rest:
+        # FSDP adds to a gradient. To a parameter without one it gives a view of those of its whole unit, which would then keep
+        # a second gradient of a tied head until the end of the step.
+        if one.grad is None:
+            one.grad = torch.zeros_like(one, requires_grad=False)
     ranks = parameter.device_mesh.size()
     rows = -(-parameter.shape[0] // ranks)  # of a shard, as in `local_shard`
     is_first = parameter.grad is None

@@ -51,6 +51,7 @@ CPU_PROCESS = 380 * MIB
 # different segments, and keeps those of FSDP's streams apart.
 # https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf
 FRAGMENTATION = 0.1
+USABLE = {"cuda": 0.85, "cpu": 0.7}  # of the free memory, by `auto`: the rest is for fragments and what is not counted
 COUNTED_ROWS = 8  # of a full micro-batch, on CUDA; more are extrapolated, because each count takes time
 
 
@@ -304,8 +305,8 @@ def count_activations(
     # The kernels of a CPU need tensors that say they are on it; all others run on `meta` in a third of the time.
     on_meta = kind == "cuda" and dtype == torch.bfloat16
     with nullcontext() if on_meta else FakeTensorMode(allow_non_fake_inputs=True):
-        if not on_meta:
-            model.to_empty(device="cpu")
+        for module in () if on_meta else model.modules():  # each once: one that two share cannot be moved twice
+            module.to_empty(device="cpu", recurse=False)
         live = _run_layers(model, layers, lengths, kind, context)
     kept, in_backward = {}, {}
     for index, one in enumerate(distinct, len(distinct)):
@@ -523,6 +524,12 @@ def largest_rows(
     return bisect.bisect_left(rows, True, key=lambda one: not fits(full_memory(shape, config, layout, one)))
 
 
+def rows_of_auto(shape: ModelShape, config: Config, layout: Layout, free: int, at_most: int) -> int:
+    """The `batch.micro_batch` up to `at_most` that `auto` stands for where each rank has `free` bytes; 0 if not even 1 fits."""
+    usable = int(USABLE[layout.kind] * free)
+    return largest_rows(shape, config, layout, lambda memory: memory.tensors <= usable, at_most)
+
+
 def _moments(
     shape: ModelShape, config: Config, layout: Layout, acts: Activations, targets: int
 ) -> Iterator[tuple[int, int, int, int]]:
@@ -588,7 +595,11 @@ def _moments(
     # The loss computes its gradients. The last buffer of forward is still there.
     units, buffer = ((root, head), head) if shape.extra else ((root,), shape.layers[-1])
     hidden = targets * shape.config.hidden_size * (compute + FP32)  # of the targets, and its gradient
-    chunk = _loss_memory(shape, targets, (vocabulary, width), bool(head.trained), compute, in_pieces and shards)
+    softcap, is_anchored = head_settings(shape.config).softcap, any(source.anchor for source in config.data.mix)
+    of_logits = loss_copies(softcap is not None, is_anchored, compute)
+    lent = vocabulary * width * compute if head.trained and shape.frozen_itemsize else 0
+    options = bool(head.trained), compute, in_pieces and shards, of_logits, lent
+    chunk = _loss_memory(targets, (vocabulary, width), *options)
     yield gathered(*units, buffer=buffer), sums, acts.saved, chunk + hidden
     before = None
     if shape.extra and not in_pieces:  # the reduction of the head's gradient, when its parameters are freed
@@ -612,18 +623,24 @@ def _moments(
     yield remaining, reduction + sums_at_end, acts.rest + acts.gradient, 0
 
 
+def loss_copies(has_softcap: bool, is_anchored: bool, compute: int) -> int:
+    """How many times model/loss.py holds fp32 logits of up to `LOSS_TOKENS` targets. compute: bytes of an element of a product.
+
+    Cross-entropy takes the product (in fp32 it is there anyway), its log-softmax and the gradients of both. A cap keeps its
+    tanh. KL to the base (`Source.anchor`) takes the logits of all other tokens, and their gradient.
+    """
+    return 4 - (compute == FP32) + has_softcap + 2 * is_anchored
+
+
 def _loss_memory(
-    shape: ModelShape, targets: int, head: tuple[int, int], is_trained: bool, compute: int, shards: int
+    targets: int, head: tuple[int, int], is_trained: bool, compute: int, shards: int, copies: int, lent: int
 ) -> int:
     """Most that model/loss.py takes: copies of the logits of a chunk, and what becomes of the gradient of the head.
 
     head: its rows and columns. compute: bytes of an element of a product. shards: over which the gradient is reduced in
-    pieces, 0 if FSDP reduces it.
+    pieces, 0 if FSDP reduces it. copies: `loss_copies`. lent: bytes of a copy of the head with LoRA's rows of new tokens.
     """
     vocabulary, width = head
-    settings = head_settings(shape.config, shape.num_tokens)
-    # In fp32, of LOSS_TOKENS targets: the product, its log-softmax and the gradients of both; the cap keeps its input and tanh.
-    copies = 4 - (compute == FP32) + 2 * (settings.softcap is not None) + (settings.scale != 1.0)
     rows = min(targets, targets_per_chunk(targets, width if is_trained else 0, compute, shards > 0))
     product, losses = rows * vocabulary * compute, min(rows, LOSS_TOKENS) * vocabulary * FP32 * copies
     if not is_trained:
@@ -634,7 +651,7 @@ def _loss_memory(
     kept, summed = product, 0  # until backward
     if rows < targets:
         kept = summed = vocabulary * width * FP32
-    chunk = summed + product + max(losses, exact if summed else 0)
+    chunk = lent + summed + product + max(losses, exact if summed else 0)
     if shards:
         # A piece: a copy of its columns, if they are of several shards, then its product, which is cast and reduced.
         columns = rows * compute if shards > 1 and not summed else 0

@@ -55,6 +55,7 @@ from model.memory import (
     layout_of,
     moment_bytes,
     optimizer_bytes,
+    rows_of_auto,
     shape_of,
     step_memory,
     trained_elements,
@@ -474,8 +475,8 @@ def _pinned_bytes(shape: ModelShape, config: Config, shards: int) -> int:
 def plan_of(config: Config, cluster: Cluster | None = None, rows: int | None = None) -> Plan:
     """The plan of a run as its config says, without a search; its data is read. Raises UserError.
 
-    cluster: None is this machine (`this_machine`). rows: what `batch.micro_batch=auto` stands for; None: the largest that
-    fits by this plan.
+    cluster: None is this machine (`this_machine`). rows: what `batch.micro_batch=auto` stands for; None: what a run would
+    take.
     """
     if cluster is None:
         config, cluster = this_machine(config)
@@ -486,7 +487,7 @@ def plan_of(config: Config, cluster: Cluster | None = None, rows: int | None = N
 def plan_setting(subject: Subject, config: Config, as_written: bool = False) -> Plan:
     """The plan of a setting with the micro-batch of the config, or the largest that fits if that is smaller.
 
-    as_written: with the micro-batch of the config, whether it fits or not. `auto` is the largest that fits in any case.
+    as_written: with the micro-batch of the config, whether it fits or not; of `auto` with the one that a run takes.
     """
     cluster, rows, layout = subject.cluster, config.batch.micro_batch, _layout(config, subject.cluster)
     available = cluster.device.memory / (1 if layout.on_cuda else CPU_EXCESS)
@@ -494,7 +495,8 @@ def plan_setting(subject: Subject, config: Config, as_written: bool = False) -> 
     at_most = max(useful, rows) if isinstance(rows, int) else useful
     largest = largest_rows(subject.shape, config, layout, lambda memory: memory.total <= available, at_most)
     if not isinstance(rows, int):  # auto
-        rows = max(1, min(largest, useful))
+        rows = rows_of_auto(subject.shape, config, layout, cluster.device.memory, useful)
+        rows = max(1, rows if as_written else min(rows, largest))
     elif not (as_written or largest >= rows or Plan(subject, config).fits_device):
         rows = next(iter(_accepted_rows(config, range(max(1, largest), 0, -1), cluster)), 1)
     return Plan(subject, with_rows(config, rows), largest)
@@ -638,8 +640,9 @@ def _nothing_fits(own: Plan, plans: list[Plan]) -> Found:
     same = Workload(1, [], closest.workload.worst, True)
     cluster = own.cluster
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
-        devices = factor * cluster.devices  # nodes of up to 8 of them, then more nodes
-        per_node = cluster.per_node if cluster.nodes > 1 or cluster.per_node >= 8 else min(8, devices)
+        devices = factor * cluster.devices  # nodes of up to 8 of them, then more nodes; of a CPU more nodes
+        is_full = cluster.nodes > 1 or cluster.per_node >= 8 or cluster.device.kind == "cpu"
+        per_node = cluster.per_node if is_full else min(8, devices)
         nodes = -(-devices // per_node)
         larger = replace(cluster, devices=nodes * per_node, nodes=nodes)
         subject = replace(own.subject, cluster=larger, workload_of=lambda rows, context: same)
@@ -658,10 +661,11 @@ def plan_of_run(config: Config, run: Path) -> Plan:
         raise UserError(f"{run}/config.json says nothing of the run's machine; give a run of train.py")
     ranks, devices = record["world_size"], record["devices"]
     nodes, name = len({one["host"] for one in devices}), devices[0]["device"]
+    rows = record["config"]["batch"]["micro_batch"] if config.batch.micro_batch == "auto" else None
     if name.startswith("cpu"):
         config, here = this_machine(config)
-        return plan_of(config, cpu_cluster(ranks, here.device.flops * here.devices, here.host_memory))
-    return plan_of(config, cluster_of(ranks, nodes, name))
+        return plan_of(config, cpu_cluster(ranks, here.device.flops * here.devices, here.host_memory), rows)
+    return plan_of(config, cluster_of(ranks, nodes, name), rows)
 
 
 def measured(run: Path) -> dict[str, float]:

@@ -228,13 +228,14 @@ def _proposals(found: Found) -> list[str]:
 def _nothing_fits(found: Found) -> list[str]:
     nearest, larger = found.nearest, found.with_more_host
     assert nearest
+    group, what = (1, "GPUs") if nearest.layout.on_cuda else (nearest.cluster.per_node, "machines")
     lines = [
         "No setting fits, not even with fewer bytes per parameter. With yours, the nearest needs",
         f"  {gib(nearest.needed[1])} GiB per GPU where {gib(nearest.cluster.device.memory)} are usable:",
         *_overrides(nearest),
-        f"It would fit on {found.devices} GPUs of this kind."
+        f"It would fit on {found.devices // group} {what} of this kind."
         if found.devices
-        else "Not even 64 times as many GPUs of this kind would be enough.",
+        else f"Not even 64 times as many {what} of this kind would be enough.",
     ]
     if larger:
         lines.append(f"Or it would fit here if a node's host had {gib(sum(larger.host.values()))} GiB of memory:")

@@ -18,8 +18,6 @@ from distributed.rendezvous import join
 from model.language_model import PackedLanguageModel
 from training.record import newest_start
 
-# Of the free memory: the rest is for fragments and for what is not counted.
-USABLE = {"cuda": 0.85, "cpu": 0.7}
 MOST_ROWS = 2**20
 
 
@@ -38,7 +36,7 @@ def settle_micro_batch(
     """
     if config.batch.micro_batch != "auto":
         return config
-    from model.memory import largest_rows, layout_of, shape_of
+    from model.memory import USABLE, layout_of, rows_of_auto, shape_of
 
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = choose_device(local_rank, local_world)  # free_bytes starts CUDA, whose allocator then reads its settings
@@ -46,9 +44,8 @@ def settle_micro_batch(
     planned = config
     if not has_native_bf16(device):  # all ranks will compute in fp32 (training/start.py: agree_on_dtype)
         planned = replace(config, "model.compute_dtype", "fp32")
-    layout, usable = layout_of(config, world_size, local_world, device.type), int(USABLE[device.type] * free)
     shape = shape_of(model, model_config, config.model.layer_class)
-    fits = largest_rows(shape, planned, layout, lambda memory: memory.tensors <= usable, MOST_ROWS)
+    fits = rows_of_auto(shape, planned, layout_of(config, world_size, local_world, device.type), free, MOST_ROWS)
     recorded = None
     if complete_checkpoints(run_directory / "checkpoints"):
         start = newest_start(run_directory)

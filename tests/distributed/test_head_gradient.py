@@ -25,12 +25,13 @@ class Small(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embedding, self.head = nn.Embedding(ROWS, WIDTH), nn.Linear(WIDTH, ROWS, bias=False)
+        self.norm = nn.Parameter(torch.ones(WIDTH))
         if tied:
             self.head.weight = self.embedding.weight
         lend_weight(self.head, HeadSettings(num_tokens=TOKENS))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.embedding(ids)
+        return self.embedding(ids) * self.norm
 
 
 def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) -> list[torch.Tensor]:
@@ -54,7 +55,11 @@ def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) ->
     if not tied:  # rows of padding
         gradient, _, start = local_shard(made.head.weight.grad)
         assert not gradient[max(0, TOKENS - start) :].any()
-    return [local(parameter.grad) for parameter in made.parameters()]
+    found = [local(parameter.grad) for parameter in made.parameters()]
+    if calls:  # none of them is a view of those of a whole unit, with a second gradient of the head
+        filled = WIDTH * found[0].itemsize  # a row that fills up the last shard
+        assert all(one.untyped_storage().nbytes() <= one.nbytes + filled for one in found)
+    return found
 
 
 def check_gradients() -> None:

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, PretrainedConfig
@@ -12,9 +14,9 @@ from transformers import LlamaConfig, PretrainedConfig
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.activation_checkpointing import checkpoint_activations
 from distributed.sharding import decoder_layers
+from model import loss, product_attention
 from model import memory as engine
-from model import product_attention
-from model.architectures import read_model_config
+from model.architectures import NEW_TOKENS, read_model_config
 from model.build import build_to_train
 from model.language_model import PackedLanguageModel, build_on_meta, load_weights
 from model.memory import (
@@ -232,8 +234,8 @@ def test_as_many_bytes_as_a_real_checkpointed_forward_leaves_allocated(tmp_path,
     model = load(path, "bf16")
     checkpoint_activations(decoder_layers(model)[::every], mode)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as run:
-        loss = hidden_states(model).sum()
-    del loss
+        total = hidden_states(model).sum()
+    del total
     allocated = sum(event.nbytes() for event in run.profiler.kineto_results.events() if event.name() == "[memory]")
     assert 0 < allocated <= highest(run)
     found = counted(read_model_config(path), activation_checkpointing=mode, checkpoint_every=every)
@@ -322,6 +324,7 @@ STEP = (300, 150, 62)  # tokens of the documents; in the first one attention is 
         (4, "grad_op", "selective", "6N", True, 0),
         (4, "hybrid", "full", "12N", True, 8),
         (1, "full", "full", "14N", False, 0),
+        (1, "full", "none", "16N", True, 0),
     ],
 )
 def test_the_peak_is_that_of_a_real_step(monkeypatch, ranks, strategy, checkpointing, memory, tied, rank) -> None:
@@ -336,6 +339,34 @@ def test_the_peak_is_that_of_a_real_step(monkeypatch, ranks, strategy, checkpoin
     layout = layout_of(config, ranks, ranks, "cpu")
     found = step_memory(shape_for(config, model_config), config, layout, STEP, sum(STEP)).tensors
     assert found == pytest.approx(peak_of_a_step(config, model_config, ranks, STEP), rel=0.01)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_with_rows_of_new_tokens_beside_it_is_copied(tmp_path, tied) -> None:
+    (tmp_path / NEW_TOKENS).write_text(json.dumps({"first_id": 390, "tokens": ["a", "b"]}))
+    model_config = config_of_llama(64, 128, 2, 4, 2, 392, tied)
+    config = with_(model={"path": str(tmp_path)}, lora={"rank": 4})
+    layout = layout_of(config, 1, 1, "cpu")
+    found = step_memory(shape_for(config, model_config), config, layout, STEP, sum(STEP)).tensors
+    assert found == pytest.approx(peak_of_a_step(config, model_config, 1, STEP), rel=0.003)  # of which the copy is 0.8%
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("scale", "softcap", "is_anchored"), [(1.0, None, False), (0.5, 3.0, False), (0.5, None, True), (1.0, 3.0, True)]
+)
+def test_a_loss_takes_as_many_copies_of_the_logits(dtype, scale, softcap, is_anchored) -> None:
+    logits = torch.randn(64, 4096)
+    ids = logits.topk(8).indices
+    batch = SimpleNamespace(target_ids=ids[:, 0], target_weights=None, base_ids=ids)
+    batch.base_log_p = loss.bucket_log_probabilities(logits, ids)
+    batch.base_rows = np.arange(len(ids)) if is_anchored else None
+    losses_of, product = loss.anchored(loss.negative_log_likelihood, batch, 1.0), logits.to(dtype, copy=True)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as run:
+        settings = loss.HeadSettings(scale, softcap)
+        loss._losses(product, slice(0, len(ids)), batch, losses_of, settings, torch.ones(()))
+    expected = engine.loss_copies(softcap is not None, is_anchored, dtype.itemsize)
+    assert highest(run) / logits.nbytes == pytest.approx(expected, abs=0.1)
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits() -> None:

@@ -16,6 +16,7 @@ from configs.load import check_config, check_world, override
 from data.batches import collate, plan_training
 from data.dealing import Dealer, balance
 from data.sources import as_corpus
+from model import memory
 from model.flops import step_flops
 from model.language_model import build_on_meta
 from model.memory import ModelShape, StepMemory, shape_of
@@ -83,6 +84,7 @@ def find(shape, monkeypatch):
 
         for stand_in in (step_memory, largest_rows, expected_speed):
             monkeypatch.setattr(plan, stand_in.__name__, stand_in)
+        monkeypatch.setattr(memory, "largest_rows", largest_rows)  # for `auto`
         monkeypatch.setattr(plan, "host_bytes", lambda plan: {"offload": 1000 * plan.config.sharding.cpu_offload})
         return search(Subject(config, shape, cluster, workload_of, []))
 
@@ -165,7 +167,8 @@ UNPACKED = {"data": {"packing": False}, "batch": {"global_examples": 48, "micro_
         # Without packing to one that a run accepts: 8 examples of a step for each of 6 ranks; 3 rows of `selective` fit.
         (UNPACKED, {"scale": 3, "gains": {"selective": 2.0}, "cluster": Cluster(DEVICE, 6)},
          "mode=selective batch.micro_batch=2", None, None),
-        # `auto` is the largest one that fits and is useful.
+        # `auto` is what a run takes, 0.85 of the memory (24 + 7 x 8), where that is useful.
+        ({"batch": {"micro_batch": "auto"}}, {"scale": 24}, "batch.micro_batch=7", "mode=none batch.micro_batch=1", None),
         ({"batch": {"micro_batch": "auto"}}, {}, "batch.micro_batch=8", "mode=none batch.micro_batch=1", None),
         ({"batch": {"micro_batch": "auto"}, "model": NONE}, {}, "batch.micro_batch=1", None, None),
     ],
@@ -193,6 +196,9 @@ def test_the_nearest_says_how_many_devices_or_how_much_host_memory(find) -> None
     assert found.with_more_host and found.with_more_host.host == {"offload": 1000}
     assert found.with_more_host.config.sharding.cpu_offload and found.with_more_host.fits_device
     assert find(scale=8000000, cluster=cluster).devices is None
+    # More processes of one machine share its memory: 640 / 24 + 8 on 12 machines of two.
+    lines = plan_command._nothing_fits(find(scale=80, cluster=Cluster(CPU, 2)))
+    assert "It would fit on 12 machines of this kind." in lines
 
 
 # ---- The steps of a run --------------------------------------------------------------------------------------------------
@@ -326,20 +332,24 @@ def test_on_a_cpu_memory_is_a_range_whose_end_must_fit() -> None:
     small = large(Cluster(CPU, 1))
     least, most = small.needed
     assert least == small.memory.total and most == round(plan.CPU_EXCESS * least)
-    for memory, fits in ((most, True), (most - 1, False)):
-        assert large(Cluster(dataclasses.replace(CPU, memory=memory), 1)).fits == fits
+    for size, fits in ((most, True), (most - 1, False)):
+        assert large(Cluster(dataclasses.replace(CPU, memory=size), 1)).fits == fits
     on_gpu = large(Cluster(DEVICE, 1))
     assert on_gpu.needed == (on_gpu.memory.total,) * 2
 
 
 def test_processes_of_a_run_share_the_cores_and_the_memory_of_the_machine(tmp_path, monkeypatch) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"world_size": 2, "devices": [{"host": "a", "device": "cpu"}]}))
+    settings = {"batch": {"micro_batch": 3}}
+    start = {"world_size": 2, "devices": [{"host": "a", "device": "cpu"}], "config": settings}
+    (tmp_path / "config.json").write_text(json.dumps(start))
     monkeypatch.setattr(plan, "measured_flops", lambda *arguments: 1e11)
-    planned = list[Cluster]()
-    monkeypatch.setattr(plan, "plan_of", lambda config, cluster: planned.append(cluster))
-    plan.plan_of_run(Config(Model("m"), Data(("d",)), Batch(1), Optimizer(1e-4), Run("r")), tmp_path)
-    (found,) = planned
+    planned = list[tuple[Cluster, int]]()
+    monkeypatch.setattr(plan, "plan_of", lambda config, cluster, rows: planned.append((cluster, rows)))
+    config = Config(Model("m"), Data(("d",)), Batch(1, micro_batch="auto"), Optimizer(1e-4), Run("r"))
+    plan.plan_of_run(config, tmp_path)
+    ((found, rows),) = planned
     assert found == cpu_cluster(2, 1e11, found.host_memory) and found.device.memory == found.host_memory // 2
+    assert rows == 3  # what the run took for `auto`
 
 
 def test_a_plan_beside_a_run(tmp_path, monkeypatch) -> None:
@@ -351,8 +361,8 @@ def test_a_plan_beside_a_run(tmp_path, monkeypatch) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     found = measured(tmp_path)
     assert found == {"steps": 4, "tokens_per_second": 400 / (200 / 100 + 200 / 50), "memory_gib": 4.0}
-    memory = StepMemory(2**31, 0, 0, 0, 0, 0, 2**30, 0, 2**30, 2**30)
-    monkeypatch.setattr(plan, "step_memory", lambda *arguments: memory)
+    peak = StepMemory(2**31, 0, 0, 0, 0, 0, 2**30, 0, 2**30, 2**30)
+    monkeypatch.setattr(plan, "step_memory", lambda *arguments: peak)
     monkeypatch.setattr(plan, "expected_speed", lambda *arguments: Speed((30.0, 40.0), (1.0, 2.0), {}, 35.0))
     said = beside(large(dataclasses.replace(CLUSTER, devices=2)), found)
     assert said == (

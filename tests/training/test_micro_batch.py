@@ -39,7 +39,7 @@ def free_for(model_config):
 
     def free(rows: float) -> int:
         less, more = (full_memory(shape, CONFIG, layout, whole).tensors for whole in (int(rows), int(rows) + 1))
-        return int((less + (rows - int(rows)) * (more - less)) / micro_batch.USABLE["cpu"])
+        return int((less + (rows - int(rows)) * (more - less)) / memory.USABLE["cpu"])
 
     return free
 
