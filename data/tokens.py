@@ -145,6 +145,8 @@ def _why_not_loaded(path: Path, error: Exception) -> str:
         fetch = "python scripts/fetch_base_model.py ORGANISATION/NAME downloads a model"
         return f"there is no such directory, nor a downloaded model of that name; {fetch}"
     if not any(file.name in VOCABULARY_FILES or file.suffix in (".model", ".tiktoken") for file in path.iterdir()):
+        if (path / "adapter_config.json").is_file():
+            mend = "scripts/export.py RUN writes the adapter of a run with its tokenizer"
         return f"it has no tokenizer.json; {mend}"
     for file in sorted(path.glob("*token*.json")):
         try:

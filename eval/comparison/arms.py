@@ -100,7 +100,10 @@ def _source(path: Path) -> Source:
     if path.is_file():
         return Source(path, "result")
     if not any((path / name).exists() for name in OF_RUNS):
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+            from model.architectures import check_model_directory  # slow to import
+
+            check_model_directory(path)
             return Source(path, "model")
         raise UserError(
             f"{path} is neither the directory of a run nor a model directory nor the JSON of scripts/evaluate.py"

@@ -233,6 +233,7 @@ CONFIG = '{"tokenizer_class": "PreTrainedTokenizerFast"}'
     ("files", "reason"),
     [
         ({"tokenizer_config.json": CONFIG}, "it has no tokenizer.json; copy the tokenizer files of the model into it"),
+        ({"adapter_config.json": "{}"}, "it has no tokenizer.json; scripts/export.py RUN writes the adapter"),
         (
             {"tokenizer.json": '{"a"', "tokenizer_config.json": CONFIG},
             "tokenizer.json is damaged (Expecting ':' delimiter: line 1 column 5 (char 4)); copy the tokenizer files of the "

@@ -51,9 +51,12 @@ def test_arms_are_named_and_have_seeds(tmp_path, runs):
         (["a=one", "a=two"], "two arms have the name a"),
         (["a=", "b=one"], "names no run"),
         (["a=missing", "b=one"], "missing is neither .* it does not exist"),
+        (["a=adapter", "b=one"], "adapter is an adapter; name the merged weights"),
     ],
 )
-def test_a_mistake_is_one_sentence(runs, texts, sentence):
+def test_a_mistake_is_one_sentence(tmp_path, runs, texts, sentence):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=sentence):
         parse_arms(texts)
 
