@@ -119,7 +119,7 @@ def test_decisions_names_forms_and_damage_are_part_of_the_inputs(tmp_path, capsy
     decisions.write_text(f"entity,period,rule,state,cell,legal,note\n{line}\n")
     code, (made,) = run(tmp_path, tmp_path / "files", findings=decisions)
     assert (code, made["findings"], made["letter"]["state"]) == (0, [], "ready")
-    assert "Objection" not in made["letter"]["text"]
+    assert "Objection: This letter orders nothing." in made["letter"]["text"]
     assert made["decisions"][0]["state"] == "lifted" and "1 analysed" in capsys.readouterr().out
     assert run(tmp_path, tmp_path / "files", findings=decisions)[0] == 0
     assert "0 analysed, 1 unchanged" in capsys.readouterr().out
