@@ -250,6 +250,21 @@ def test_the_figures_of_the_quickstart_are_those_of_its_kept_answers() -> None:
         assert re.sub(r"(\S+) \((\S+)-\2\)", r"\1 (each)", f"| {name} | {' | '.join(cells)} |") in readme
 
 
+def test_what_notes_state_by_kind_is_that_of_the_kept_answers() -> None:
+    """The run of the full corpus in results.md, from docs/full_corpus."""
+    found = json.loads((ROOT / "docs" / "full_corpus" / "test.json").read_text(encoding="utf-8"))
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").replace("\n", " ")
+    scores, programs = found["violations"], found["violations"]["baselines"]
+    columns = [found["notes"], *(programs[f"engine + note {name}"]["notes"] for name in ("words", "states"))]
+    names = {"pledged assets": "pledged", "own shares": "own_shares", "unapproved profit": "profit"}
+    for name, kind in (names | {"connected clients": "connected", "waivers": "waiver"}).items():
+        row = " | ".join(f"{one['kinds'][kind]['decided_f1']:.3f}" for one in columns)
+        assert f" {name} | {row} " in results
+    assert " all | " + " | ".join(f"{one['decided_f1']:.3f}" for one in columns) + " " in results
+    head = f"F1 {scores['micro']['f1']:.3f}, of what notes decide {scores['note_f1']:.3f}, ROUGE-L {found['rouge_l']['f']:.3f}"
+    assert head in results
+
+
 def test_the_answer_that_a_page_shows_is_read_as_written() -> None:
     page = (ROOT / "docs" / "xbrl.md").read_text(encoding="utf-8")
     shown = re.search(r"^    Checks:\n(?:    .*\n)+", page, re.MULTILINE)
