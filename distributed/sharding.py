@@ -185,7 +185,7 @@ def add_in_pieces(
     """
     for one in rest:
         # FSDP adds to a gradient. To a parameter without one it gives a view of those of its whole unit, which would then keep
-        # a second gradient of a tied head until the end of the step.
+        # a second gradient of a tied head until the end of the step. So one that no target depends on has a gradient of 0 here.
         if one.grad is None:
             one.grad = torch.zeros_like(one, requires_grad=False)
     ranks = parameter.device_mesh.size()

@@ -164,7 +164,7 @@ class Heartbeat:
         self.store.set(f"beat/{self.rank}", json.dumps(beat.__dict__))
 
     def speaks_for_node(self) -> bool:
-        """Whether no rank of this host has said yet that a rank is lost. True if the store does not answer."""
+        """Claim the one line that this host prints. Whether no other rank has claimed it; True if the store does not answer."""
         return within(self.window, lambda: self.questions.add(f"said/{self.host}", 1)) in (1, None)
 
     def _beats(self) -> list[Beat] | None:

@@ -89,5 +89,5 @@ def first_weights(model: PackedLanguageModel, config: Config, device: torch.devi
     if config.lora.rank:
         from model.lora import init_adapters
 
-        # Those of layers that an edited loop freezes, too: what memory had would be added to their matrices.
+        # Also those that an edited loop freezes: unset, they would add to their matrices whatever the memory held.
         init_adapters(dict(model.causal_lm.named_parameters()), config.run.seed)
