@@ -164,14 +164,26 @@ def shard(
         and not on_host
         and head.weight.requires_grad
     ):
-        units = {id(one) for unit in [*layers, *extra_units] for one in unit.parameters()}
-        rest = [one for one in model.parameters() if one.requires_grad and id(one) not in units | {id(head.weight)}]
-        head.add_gradient = functools.partial(add_in_pieces, head.weight, rest, reduce_dtype)
+        units = {id(one) for unit in layers for one in unit.parameters()}
+        for one in model.parameters() if not extra_units else ():  # of the root, beside a tied head
+            if one.requires_grad and id(one) not in units | {id(head.weight)}:
+                one.register_post_accumulate_grad_hook(_own_gradient)  # FSDP calls it
+        head.add_gradient = functools.partial(add_in_pieces, head.weight, reduce_dtype)
+
+
+def _own_gradient(parameter: torch.Tensor) -> None:
+    """Copy a gradient that is a view of the reduced gradients of its whole unit.
+
+    FSDP gives such a view to a parameter without a gradient. That of the norm of the root would keep a second gradient of a tied
+    head until the end of the step.
+    """
+    assert parameter.grad is not None
+    if local(parameter.grad).untyped_storage().nbytes() > local(parameter.grad).nbytes:
+        parameter.grad = parameter.grad.clone()
 
 
 def add_in_pieces(
     parameter: DTensor,
-    rest: Sequence[torch.Tensor],
     dtype: torch.dtype,
     rows_of: Callable[[Sequence[tuple[int, int]]], torch.Tensor],
     num_rows: int,
@@ -181,13 +193,8 @@ def add_in_pieces(
 
     The gradient is made, reduced in `dtype` and added in pieces with the same number of rows of every rank's shard, and never exists
     as a whole. rows_of: as `model.loss.Rows`, for this rank's part of the sum; only the first `num_rows` rows have a gradient.
-    factor: fp32 scalar by which it is multiplied. rest: the other parameters of the root, where a tied head is.
+    factor: fp32 scalar by which it is multiplied.
     """
-    for one in rest:
-        # FSDP adds to a gradient. To a parameter without one it gives a view of those of its whole unit, which would then keep
-        # a second gradient of a tied head until the end of the step. So one that no target depends on has a gradient of 0 here.
-        if one.grad is None:
-            one.grad = torch.zeros_like(one, requires_grad=False)
     ranks = parameter.device_mesh.size()
     rows = -(-parameter.shape[0] // ranks)  # of a shard, as in `local_shard`
     is_first = parameter.grad is None

@@ -26,6 +26,7 @@ class Small(nn.Module):
         torch.manual_seed(0)
         self.embedding, self.head = nn.Embedding(ROWS, WIDTH), nn.Linear(WIDTH, ROWS, bias=False)
         self.norm = nn.Parameter(torch.ones(WIDTH))
+        self.unused = nn.Parameter(torch.ones(WIDTH))
         if tied:
             self.head.weight = self.embedding.weight
         lend_weight(self.head, HeadSettings(num_tokens=TOKENS))
@@ -55,7 +56,8 @@ def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) ->
     if not tied:  # rows of padding
         gradient, _, start = local_shard(made.head.weight.grad)
         assert not gradient[max(0, TOKENS - start) :].any()
-    found = [local(parameter.grad) for parameter in made.parameters()]
+    assert made.unused.grad is None  # of 0, AdamW would lower it by weight decay
+    found = [local(parameter.grad) for parameter in made.parameters() if parameter is not made.unused]
     if calls:  # none of them is a view of those of a whole unit, with a second gradient of the head
         filled = WIDTH * found[0].itemsize  # a row that fills up the last shard
         assert all(one.untyped_storage().nbytes() <= one.nbytes + filled for one in found)
