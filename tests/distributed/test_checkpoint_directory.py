@@ -25,6 +25,7 @@ from distributed.checkpoint_directory import (
 )
 from distributed.optimizer import adamw
 from distributed.process_group import Ranks
+from model.weights import tensors_of_checkpoint
 from tests.distributed.launch import flip_bit
 
 
@@ -51,6 +52,16 @@ def test_the_newest_the_best_and_the_proven_checkpoints_are_kept(tmp_path, ranks
     # Steps 5 and 6 are the newest; the state of step 5 names the proven step 3, that of step 6 the proven step 4.
     assert names(tmp_path) == [f"step-00000{n}" for n in (2, 3, 4, 5, 6)]
     assert latest_checkpoint(tmp_path).name == "step-000006"
+
+
+def test_a_checkpoint_that_its_run_removes_while_it_is_read_is_one_sentence(tmp_path, ranks) -> None:
+    """scripts/export.py reads a large one for minutes, while the run saves and prunes."""
+    save(tmp_path, ranks, 1, keep_last=1)
+    weights = tensors_of_checkpoint(tmp_path / "step-000001")
+    assert weights.read("weight")[0] == 1.0
+    save(tmp_path, ranks, 2, keep_last=1)
+    with pytest.raises(UserError, match="step-000001 is gone: its run has removed it; read a newer checkpoint"):
+        weights.read("weight")
 
 
 def test_where_all_checkpoints_are_kept_a_save_reads_none_of_their_manifests(tmp_path, ranks, monkeypatch) -> None:
