@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -162,6 +163,21 @@ def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_che
     assert len(passed_over) == 1 and sentence in passed_over[0]
     saver.load(found)
     assert parameters["weight"].unique().tolist() == [4.0]
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "manifest.json"])
+def test_a_file_of_another_user_is_called_unreadable_and_not_damaged(file, tmp_path, ranks, monkeypatch) -> None:
+    save(tmp_path, ranks, 2)
+    opened = Path.open
+
+    def refused(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=rf"{re.escape(file)} cannot be read \(Permission denied\)"):
+        Saver(tmp_path, *weight_and_optimizer(0.0), ranks).load(tmp_path / "step-000002")
 
 
 def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) -> None:
