@@ -45,7 +45,7 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
 def check_not_a_run(path: str | Path, key: str | None = None) -> None:
     """Raise UserError if `path` is the directory of a run, whose model is in `export/`, or the export of one that has none yet."""
     name, path = f"{key}={path}" if key else f"{path}", Path(path)
-    run = path.parent if path.name == "export" and not path.exists() else path
+    run = path.parent if path.name in ("export", "adapter") and not path.exists() else path
     if any(path.glob("*.safetensors")):
         return
     if (path / "export").is_dir():
