@@ -128,6 +128,7 @@ def give_signals_back() -> None:
     _end_listener(signal.set_wakeup_fd(-1))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_failures_of_another_rank_are_told_from_bugs() -> None:
@@ -234,6 +235,23 @@ def test_signals_within_two_seconds_are_one_and_the_second_ends_the_process_but_
             os.kill(os.getpid(), signal.SIGINT)
         wait(f"{'SIGINT' if saving else 'SIGTERM'} again: ended at once; the last complete checkpoint stays\n")
     assert ended == [130 if saving else 143]
+
+
+def test_a_closed_terminal_stops_the_run_and_never_ends_it_at_once(stop) -> None:
+    """The shell and the kernel both say so, and not at the same time."""
+    made, ended, wait = stop
+    made.SAME_SIGNAL = 0.0
+    os.kill(os.getpid(), signal.SIGHUP)
+    wait("SIGHUP: stopping; a second signal")
+    made._count(signal.SIGHUP)
+    assert made.name == "SIGHUP" and not ended
+
+
+def test_what_nohup_has_started_hears_nothing_of_a_closed_terminal(request) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    made, *_ = request.getfixturevalue("stop")
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert made.name is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_the_heartbeats_of_hundreds_of_ranks_are_one_request() -> None:
