@@ -128,7 +128,6 @@ def give_signals_back() -> None:
     _end_listener(signal.set_wakeup_fd(-1))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_failures_of_another_rank_are_told_from_bugs() -> None:
@@ -199,8 +198,12 @@ def test_fewer_gpus_than_local_ranks_are_refused(monkeypatch) -> None:
 
 
 @pytest.fixture
-def stop(monkeypatch, capsys):
-    """(StopSignal, `ended`: exit codes, `wait(text)`: until stderr has it). `os._exit` only remembers the code."""
+def stop(monkeypatch, capsys, request):
+    """(StopSignal, `ended`: exit codes, `wait(text)`: until stderr has it). `os._exit` only remembers the code.
+
+    A parameter is what the process does on SIGHUP before.
+    """
+    before = signal.signal(signal.SIGHUP, getattr(request, "param", signal.SIG_DFL))
     ended: list[int] = []
     heard = []
     monkeypatch.setattr(os, "_exit", ended.append)
@@ -216,6 +219,7 @@ def stop(monkeypatch, capsys):
 
     yield made, ended, wait
     give_signals_back()
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("saving", [True, False])
@@ -247,9 +251,9 @@ def test_a_closed_terminal_stops_the_run_and_never_ends_it_at_once(stop) -> None
     assert made.name == "SIGHUP" and not ended
 
 
-def test_what_nohup_has_started_hears_nothing_of_a_closed_terminal(request) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    made, *_ = request.getfixturevalue("stop")
+@pytest.mark.parametrize("stop", [signal.SIG_IGN], indirect=True)
+def test_what_nohup_has_started_hears_nothing_of_a_closed_terminal(stop) -> None:
+    made, *_ = stop
     os.kill(os.getpid(), signal.SIGHUP)
     assert made.name is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 

@@ -65,8 +65,9 @@ def test_a_run_goes_on_when_nobody_reads_its_lines(tmp_path, ranks, monkeypatch)
     with monkeypatch.context() as patch, suppress(BrokenPipeError), open(writer, "w", encoding="utf-8") as pipe:
         patch.setattr("sys.stdout", pipe)
         log.evaluation(1, 9, {"validation/loss": 1.0}, is_best=True)
+        log.row(2, {"train/loss": 2.0})
     log.close()
-    assert rows(tmp_path) == [{"step": 1, "validation/loss": 1.0}]
+    assert rows(tmp_path) == [{"step": 1, "validation/loss": 1.0}, {"step": 2, "train/loss": 2.0}]
 
 
 def test_a_run_goes_on_when_tensorboard_cannot_write(tmp_path, ranks, capfd) -> None:
