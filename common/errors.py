@@ -116,7 +116,8 @@ def exit_process(code: int) -> NoReturn:
     shutdown, the process aborts, so a finished run would occasionally end in SIGABRT (pytorch#179291).
     """
     if "RANK" in os.environ:  # the same condition as in start_process_group
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # whoever read it may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

@@ -163,7 +163,10 @@ class CheckedFile(io.RawIOBase):
         size = path.stat().st_size
         if size != entry["size"]:
             raise UserError(f"{path} is damaged: it has {size:,} bytes instead of {entry['size']:,}; {hint}")
-        self.file = path.open("rb", buffering=0)
+        try:
+            self.file = path.open("rb", buffering=0)
+        except OSError as error:  # of another user
+            raise UserError(f"{path} cannot be read ({error.strerror}); {hint}") from error
 
     def readable(self) -> bool:
         return True
@@ -261,7 +264,9 @@ def read_manifest(checkpoint: Path, hint: str = PREVIOUS) -> dict:
         checksum = content.pop("checksum")
         if checksum == _checksum(content):
             return content
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {hint}") from error
+    except (ValueError, KeyError, AttributeError, TypeError):
         pass
     raise UserError(
         f"{path} is damaged, or a version of this code up to commit 674ddd9 wrote it: its content does not match its checksum; {hint}"

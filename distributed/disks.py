@@ -57,7 +57,7 @@ def check_room_for_run(directory: Path, checkpoint_bytes: int, export_bytes: int
     saved = directory.glob("checkpoints/step-*[0-9]")  # not those that were set aside, which no save removes
     there = read_on_first(lambda: sum(map(_bytes_under, saved)), ranks)
     what = f"a checkpoint is {_size(checkpoint_bytes)} and the last one stays until a new one is complete"
-    free, said = _check(directory, max(checkpoint_bytes, 2 * checkpoint_bytes - there), ranks, what)
+    free, said = _check(directory / "checkpoints", max(checkpoint_bytes, 2 * checkpoint_bytes - there), ranks, what)
     kept = (keep_last + ALSO_KEPT) * checkpoint_bytes
     # An older export, too, stays until the new one is complete.
     needed = max(kept + checkpoint_bytes - there, max(kept - there, 0) + export_bytes, 0)
@@ -91,11 +91,16 @@ def _check(directory: Path, size: int, ranks: Ranks, what: str) -> tuple[int, st
         host = socket.gethostname()
         try:
             existing = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
-            return shutil.disk_usage(existing).free, host
+            space = shutil.disk_usage(existing).free
         except OSError as error:
             raise UserError(
                 f"{directory} on host {host}: {error.strerror}; set run.directory to a disk that can be read"
             ) from error
+        if not os.access(existing, os.W_OK):  # else the first save would notice, after the steps up to it
+            raise UserError(
+                f"{existing} on host {host} cannot be written to; look whose it is, and whether its disk is read-only"
+            )
+        return space, host
 
     answers = [answer for answer in gather_objects(call_on_all(free, ranks), ranks) if answer]
     smallest, host = min(answers)

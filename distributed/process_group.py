@@ -23,6 +23,7 @@ from distributed.rendezvous import join
 from distributed.watch import Heartbeat, Watch, in_one_line, record_collectives
 
 T = TypeVar("T")
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when the terminal is closed
 FILES = 2**16  # that a process may have open: gloo has a socket to every other rank, in each group
 
 
@@ -209,7 +210,7 @@ def set_random_state(state: dict[str, torch.Tensor], ranks: Ranks) -> None:
 
 
 class StopSignal:
-    """The first SIGTERM or SIGINT asks the loop to stop, which polls `agreed` on all ranks; one more ends the process.
+    """The first signal of STOPS asks the loop to stop, which polls `agreed` on all ranks; one more ends the process.
 
     Python runs its signal handlers in the main thread only, and not while that waits inside a collective. A thread therefore reads
     the signals' numbers from a socket (`signal.set_wakeup_fd`). Signals within two seconds are one: a launcher may pass Ctrl-C on.
@@ -233,8 +234,9 @@ class StopSignal:
         writer.setblocking(False)
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         _end_listener(previous)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
+        for number in STOPS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+                signal.signal(number, self._remember)
         threading.Thread(target=self._listen, args=(reader, writer), name="stop signal", daemon=True).start()
 
     def agreed(self) -> bool:
@@ -271,12 +273,12 @@ class StopSignal:
     def _listen(self, reader: socket.socket, writer: socket.socket) -> None:
         with reader, writer:
             while number := reader.recv(1)[0]:
-                if number in (signal.SIGTERM, signal.SIGINT):
+                if number in STOPS:
                     self._count(signal.Signals(number))
 
     def _count(self, received: signal.Signals) -> None:
         now = time.monotonic()
-        if self._counted and now - self._last < self.SAME_SIGNAL:
+        if self._counted and (now - self._last < self.SAME_SIGNAL or received == signal.SIGHUP):
             return
         self._counted += 1
         self._last = now

@@ -27,12 +27,12 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
     `key`: the config key or option that named it, for the message.
     """
     name = f"{key}={path}" if key else f"{path}"
+    check_not_a_run(path, key)
     if not Path(path).is_dir():
         raise UserError(
             f"{name} is not a directory; python scripts/fetch_base_model.py ORGANISATION/NAME downloads a model to "
             "artifacts/models/NAME"
         )
-    check_not_a_run(path, key)
     if Path(path, "adapter_config.json").is_file():  # beside whole weights, too: they would be read without it
         raise UserError(
             f"{name} is an adapter; name the merged weights: export/ of its run, or those of scripts/export.py --merge-lora "
@@ -43,10 +43,18 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
 
 
 def check_not_a_run(path: str | Path, key: str | None = None) -> None:
-    """Raise UserError if `path` is the directory of a run, whose model is in `export/`."""
-    name, export = f"{key}={path}" if key else f"{path}", Path(path, "export")
-    if export.is_dir() and not any(Path(path).glob("*.safetensors")):
-        raise UserError(f"{name} is the directory of a run, not of a model; the run's model is {export}")
+    """Raise UserError if `path` is the directory of a run, whose model is in `export/`, or the export of one that has none yet."""
+    name, path = f"{key}={path}" if key else f"{path}", Path(path)
+    run = path.parent if path.name in ("export", "adapter") and not path.exists() else path
+    if any(path.glob("*.safetensors")):
+        return
+    if (path / "export").is_dir():
+        raise UserError(f"{name} is the directory of a run, not of a model; the run's model is {path / 'export'}")
+    if (run / "record.jsonl").is_file():
+        raise UserError(
+            f"{name}: the run {run} has exported no model yet; wait for its end, start it again to continue it, or let "
+            "scripts/export.py write a checkpoint"
+        )
 
 
 def origin(directory: str | Path) -> str | None:

@@ -79,7 +79,7 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: st
 def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:
     """The whole tensors of a checkpoint of any number of ranks whose names begin with `prefix`, by the rest of their names.
 
-    This process reads them alone, whether it has a process group or not.
+    This process reads them alone, whether it has a process group or not. Raises UserError if a run that still trains removes it.
     """
     reader = CheckpointReader(checkpoint)
     found = {
@@ -92,7 +92,12 @@ def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:
         tensor = torch.empty(found[name].size, dtype=found[name].properties.dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that there is no process group, which is what no_dist says
-            dcp.load({prefix + name: tensor}, storage_reader=reader, no_dist=True)
+            try:
+                dcp.load({prefix + name: tensor}, storage_reader=reader, no_dist=True)
+            except dcp.CheckpointException as error:
+                if checkpoint.is_dir():
+                    raise
+                raise UserError(f"{checkpoint} is gone: its run has removed it; read a newer checkpoint") from error
         return tensor
 
     return Weights({name: tuple(metadata.size) for name, metadata in found.items()}, read)

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +88,9 @@ class Log:
     def say(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
         if self.enabled:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            with suppress(OSError):  # the terminal, or who read the lines, may be gone: the run goes on
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
 
     def advance(self, step: int) -> None:
         """Move the progress bar to `step`."""

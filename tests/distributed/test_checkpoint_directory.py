@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from distributed.checkpoint_directory import (
 )
 from distributed.optimizer import adamw
 from distributed.process_group import Ranks
+from model.weights import tensors_of_checkpoint
 from tests.distributed.launch import flip_bit
 
 
@@ -51,6 +53,16 @@ def test_the_newest_the_best_and_the_proven_checkpoints_are_kept(tmp_path, ranks
     # Steps 5 and 6 are the newest; the state of step 5 names the proven step 3, that of step 6 the proven step 4.
     assert names(tmp_path) == [f"step-00000{n}" for n in (2, 3, 4, 5, 6)]
     assert latest_checkpoint(tmp_path).name == "step-000006"
+
+
+def test_a_checkpoint_that_its_run_removes_while_it_is_read_is_one_sentence(tmp_path, ranks) -> None:
+    """scripts/export.py reads a large one for minutes, while the run saves and prunes."""
+    save(tmp_path, ranks, 1, keep_last=1)
+    weights = tensors_of_checkpoint(tmp_path / "step-000001")
+    assert weights.read("weight")[0] == 1.0
+    save(tmp_path, ranks, 2, keep_last=1)
+    with pytest.raises(UserError, match="step-000001 is gone: its run has removed it; read a newer checkpoint"):
+        weights.read("weight")
 
 
 def test_where_all_checkpoints_are_kept_a_save_reads_none_of_their_manifests(tmp_path, ranks, monkeypatch) -> None:
@@ -151,6 +163,21 @@ def test_damage_is_one_sentence_and_previous_continues_from_the_newest_whole_che
     assert len(passed_over) == 1 and sentence in passed_over[0]
     saver.load(found)
     assert parameters["weight"].unique().tolist() == [4.0]
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "manifest.json"])
+def test_a_file_of_another_user_is_called_unreadable_and_not_damaged(file, tmp_path, ranks, monkeypatch) -> None:
+    save(tmp_path, ranks, 2)
+    opened = Path.open
+
+    def refused(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=rf"{re.escape(file)} cannot be read \(Permission denied\)"):
+        Saver(tmp_path, *weight_and_optimizer(0.0), ranks).load(tmp_path / "step-000002")
 
 
 def test_if_no_checkpoint_is_whole_the_run_does_not_start_over(tmp_path, ranks) -> None:

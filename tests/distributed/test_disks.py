@@ -107,6 +107,16 @@ def test_a_run_needs_room_for_a_new_checkpoint_beside_an_old_one(
             check_room_for_run(tmp_path, GIB, 0, 1, ranks)
 
 
+def test_checkpoints_that_cannot_be_written_are_noticed_before_the_first_step(
+    tmp_path, ranks, disk, monkeypatch
+) -> None:
+    (folder := tmp_path / "checkpoints").mkdir()
+    disk["free"] = 9.0
+    monkeypatch.setattr(disks.os, "access", lambda path, mode: path != folder)
+    with pytest.raises(UserError, match=f"{folder} on host {HOST} cannot be written to; look whose it is"):
+        check_room_for_run(tmp_path, GIB, 0, 1, ranks)
+
+
 def test_a_warning_counts_all_checkpoints_that_are_kept_a_new_one_and_the_export(
     tmp_path, ranks, disk, monkeypatch
 ) -> None:

@@ -198,8 +198,12 @@ def test_fewer_gpus_than_local_ranks_are_refused(monkeypatch) -> None:
 
 
 @pytest.fixture
-def stop(monkeypatch, capsys):
-    """(StopSignal, `ended`: exit codes, `wait(text)`: until stderr has it). `os._exit` only remembers the code."""
+def stop(monkeypatch, capsys, request):
+    """(StopSignal, `ended`: exit codes, `wait(text)`: until stderr has it). `os._exit` only remembers the code.
+
+    A parameter is what the process does on SIGHUP before.
+    """
+    before = signal.signal(signal.SIGHUP, getattr(request, "param", signal.SIG_DFL))
     ended: list[int] = []
     heard = []
     monkeypatch.setattr(os, "_exit", ended.append)
@@ -215,6 +219,7 @@ def stop(monkeypatch, capsys):
 
     yield made, ended, wait
     give_signals_back()
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("saving", [True, False])
@@ -234,6 +239,23 @@ def test_signals_within_two_seconds_are_one_and_the_second_ends_the_process_but_
             os.kill(os.getpid(), signal.SIGINT)
         wait(f"{'SIGINT' if saving else 'SIGTERM'} again: ended at once; the last complete checkpoint stays\n")
     assert ended == [130 if saving else 143]
+
+
+def test_a_closed_terminal_stops_the_run_and_never_ends_it_at_once(stop) -> None:
+    """The shell and the kernel both say so, and not at the same time."""
+    made, ended, wait = stop
+    made.SAME_SIGNAL = 0.0
+    os.kill(os.getpid(), signal.SIGHUP)
+    wait("SIGHUP: stopping; a second signal")
+    made._count(signal.SIGHUP)
+    assert made.name == "SIGHUP" and not ended
+
+
+@pytest.mark.parametrize("stop", [signal.SIG_IGN], indirect=True)
+def test_what_nohup_has_started_hears_nothing_of_a_closed_terminal(stop) -> None:
+    made, *_ = stop
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert made.name is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_the_heartbeats_of_hundreds_of_ranks_are_one_request() -> None:

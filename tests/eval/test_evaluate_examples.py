@@ -166,11 +166,16 @@ def test_a_file_without_chats_says_that_nothing_is_answered(folder, tmp_path):
         ({"json": "test.jsonl/x.json"}, "x.json cannot be written: .*; choose another file"),
         ({"model": "."}, "not a model directory"),
         ({"model": "adapter"}, "is an adapter; name the merged weights: export/ of its run"),
+        ({"model": "run"}, "/run: the run .*/run has exported no model yet; wait for its end, start it again"),
+        ({"model": "run/export"}, "/run/export: the run .*/run has exported no model yet; wait for its end"),
     ],
 )
 def test_a_mistake_is_reported_before_the_processes_start(folder, options, message):
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (folder / "run").mkdir(exist_ok=True)
+    for name in ("config.json", "record.jsonl"):  # of a run that trains, or was killed
+        (folder / "run" / name).write_text("{}")
     write_json(folder / "before.json", read(folder, limit=2).header)
     write_json_lines(
         folder / "unanswered.jsonl", [{"messages": [{"role": "user", "content": "Why?"}]}, {"text": "a", "weight": 0}]

@@ -274,6 +274,17 @@ def test_a_run_that_trains_meanwhile_is_compared_again(tmp_path) -> None:
     assert "step-000004 is missing" in problem(tmp_path / "run")
 
 
+def test_an_export_by_hand_does_not_end_a_run_that_trains(tmp_path) -> None:
+    """Its rows since the last save are in no entry yet."""
+    record = start(run := tmp_path / "run")
+    save(record, 2)
+    export(record, b"weights", place=str(tmp_path / "release")).rename(tmp_path / "release")
+    (run / "metrics.jsonl").write_bytes(b'{"step": 3, "train/loss": 1.0}\n')
+    assert said(run).endswith("nothing differs from the record")
+    record.append("stop", step=2, why="SIGTERM")
+    assert "metrics.jsonl: 1 rows at its end are in no entry, and the run had ended at entry 4 (stop" in problem(run)
+
+
 @pytest.mark.parametrize(
     ("began", "first", "compared"), [(0, 0, [3, 6, 7]), (4, 4, [6, 7]), (0, 4, [7]), (0, 3, [6, 7])]
 )

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def test_a_full_disk_is_named_by_the_file_that_is_on_it(tmp_path, ranks) -> None
     log.file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/metrics.jsonl'"):
         log.row(1, {"train/loss": 1.0})
+
+
+def test_a_run_goes_on_when_nobody_reads_its_lines(tmp_path, ranks, monkeypatch) -> None:
+    """The terminal was closed, or `tee` was killed: only what is in files is left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    log = Log(tmp_path, ranks, ()).open(0, {}, total_steps=9)
+    with monkeypatch.context() as patch, suppress(BrokenPipeError), open(writer, "w", encoding="utf-8") as pipe:
+        patch.setattr("sys.stdout", pipe)
+        log.evaluation(1, 9, {"validation/loss": 1.0}, is_best=True)
+        log.row(2, {"train/loss": 2.0})
+    log.close()
+    assert rows(tmp_path) == [{"step": 1, "validation/loss": 1.0}, {"step": 2, "train/loss": 2.0}]
 
 
 def test_a_run_goes_on_when_tensorboard_cannot_write(tmp_path, ranks, capfd) -> None:
