@@ -139,7 +139,9 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
     with pytest.raises(UserError, match="max_samples cannot be used with the token store .* --max-samples"):
         reader.training((str(text),), (part,))
     with_row = Reader(ExampleEncoder(tiny_tokenizer()), 384, 64, "drop", reading=Reading(row="hooks:example"))
-    refused = f"row=hooks:example cannot be used with the token store {store_folder}, which has windows and no rows; leave it"
+    refused = (
+        f"row=hooks:example cannot be used with the token store {store_folder}, which has windows and no rows; leave it"
+    )
     for refuse in (
         lambda: with_row.training((str(store_folder),), ()),
         lambda: reader.training((str(text),), (replace(part, max_samples=None, row="hooks:example"),)),
