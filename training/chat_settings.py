@@ -53,7 +53,9 @@ def other_options(config: Config) -> list[str]:
     if not before or before == now:
         return []
     was, has = (
-        ",".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items())
+        ",".join(
+            f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()
+        )
         for options in (before, now)
     )
     return [
