@@ -242,9 +242,7 @@ def _open_columns(path: str | Path) -> Iterator[tuple[list[str], Callable[[list[
             table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
             yield list(table.schema_arrow.names), lambda chosen: table.iter_batches(BATCH, columns=chosen)
             return
-        is_file_format = (
-            file.read(6) == b"ARROW1"
-        )  # which is how Arrow's file format begins; its stream format does not
+        is_file_format = file.read(6) == b"ARROW1"  # Arrow's stream format does not begin so
         file.seek(0)
         reader = pyarrow.ipc.open_file(file) if is_file_format else pyarrow.ipc.open_stream(file)
 

@@ -18,7 +18,6 @@ LICENCES = (
     "NOTICE*",
     "USE_POLICY*",
 )  # files whose text many licences ask to keep with the weights
-MOST_OF_A_LICENCE = 2**20  # bytes
 
 # Text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
@@ -30,9 +29,9 @@ SUPPORTED = (
 
 
 def copy_licences(source: str | Path, target: Path) -> None:
-    """Copy the files of LICENCES that a model directory has, unless they are large; a damaged link or a folder is none."""
+    """Copy the files of LICENCES that a model directory has, up to 1 MiB each; a damaged link or a folder is none."""
     for path in [path for pattern in LICENCES for path in Path(source).glob(pattern)]:
-        if path.is_file() and path.stat().st_size <= MOST_OF_A_LICENCE:
+        if path.is_file() and path.stat().st_size <= 2**20:
             shutil.copyfile(path, target / path.name)
 
 

@@ -197,11 +197,6 @@ def is_adamw(checkpoint: Path) -> bool:
     return read_manifest(checkpoint)["values"]["optimizer"]["type"] in ("AdamW", "LowMemoryAdamW")
 
 
-def peaks_of(checkpoint: Path) -> dict[str, float]:
-    """The peak rate of each trained tensor, as the groups of make_optimizer have it."""
-    return read_manifest(checkpoint)["values"]["optimizer"]["peaks"]
-
-
 # --- Three steps ------------------------------------------------------------------------------------------------------
 
 
@@ -426,7 +421,8 @@ def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], name
     """
     (beta1, beta2), moves = settings["betas"], list[Moved]()
     checkpoints = [checkpoint_of(run, i + 1) for i in range(STEPS)]
-    by_adamw, peaks = is_adamw(checkpoints[0]), peaks_of(checkpoints[0])
+    by_adamw = is_adamw(checkpoints[0])
+    peaks = read_manifest(checkpoints[0])["values"]["optimizer"]["peaks"]  # by make_optimizer's groups
     for name in names:
         is_matrix = decays(name, len(stored(checkpoints[0]).shapes[WEIGHTS + name]))
         states = [_some(load_state(checkpoint, name)) for checkpoint in checkpoints]
@@ -523,8 +519,6 @@ def judge_moves(
         )
         return Result(FAILS, text, figures)
     text = f"all {len(moves)} tensors moved {whole:.3f} times as far as AdamW's stored moments say at learning rate {rate:g}"
-    other = sum(one != settings["learning_rate"] for one in peaks_of(checkpoint_of(run, 1)).values())
-    text += f" ({other} at that of their group in make_optimizer)" if other else ""
     if noise > 0.3:
         text += "; the update of a step is smaller than the noise of rounding: raise the learning rate, or set optimizer.memory=16N"
         return Result(WARNING, text, figures)
