@@ -54,6 +54,12 @@ class Reader:
 
         Raises UserError for a bad file and for a token id that has no row in the model's embedding.
         """
+        for paths, row in ((train, self.reading.row), *((source.paths, source.row) for source in mix)):
+            if row and is_store(paths[0]):  # a store that only validates may stand beside rows
+                raise UserError(
+                    f"row={row} cannot be used with the token store {paths[0]}, which has windows and no rows; leave it out, or "
+                    "name data files in place of the store"
+                )
         part = "training" if self.reading.validation_share else "all"
         sources = [self.read(train, "training", replace(self.reading, part=part))]
         for source in mix:

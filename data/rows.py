@@ -215,14 +215,13 @@ def _delimiter(header: str, usual: str) -> str:
 
 def column_names(path: str | Path) -> list[str]:
     """Names of all columns of a .parquet or .arrow file, compressed or not. Raises UserError."""
-    with _guarded(path):
-        return _open_columns(path)[0]
+    with _guarded(path), _open_columns(path) as (names, _):
+        return names
 
 
 def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
     """A value that is null is left out below a row's own keys, because a column has the keys of all rows together."""
-    with _guarded(path):
-        names, batches_of = _open_columns(path)
+    with _guarded(path), _open_columns(path) as (names, batches_of):
         chosen = [name for name in names if columns is None or name in columns]
         if set(chosen) <= {WANTED}:
             raise UserError(
@@ -234,24 +233,26 @@ def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
         yield from ((f"{path}, row {number}", nulls | _plain(*row)) for number, row in enumerate(rows, 1))
 
 
-def _open_columns(path: str | Path) -> tuple[list[str], Callable[[list[str]], Iterator[Any]]]:
-    """(names of all columns, chosen names -> record batches with these)."""
+@contextmanager
+def _open_columns(path: str | Path) -> Iterator[tuple[list[str], Callable[[list[str]], Iterator[Any]]]]:
+    """(names of all columns, chosen names -> record batches with these) of a file that is open meanwhile."""
     pyarrow = _pyarrow(path, ".parquet and .arrow")
-    file = io.BytesIO(b"".join(read_lines(path))) if codec_of(path) else open_raw(path)
-    if data_suffix(path) == ".parquet":
-        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-        return list(table.schema_arrow.names), lambda chosen: table.iter_batches(BATCH, columns=chosen)
-    is_file_format = file.read(6) == b"ARROW1"  # which is how Arrow's file format begins; its stream format does not
-    file.seek(0)
-    reader = pyarrow.ipc.open_file(file) if is_file_format else pyarrow.ipc.open_stream(file)
+    with io.BytesIO(b"".join(read_lines(path))) if codec_of(path) else open_raw(path) as file:
+        if data_suffix(path) == ".parquet":
+            table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+            yield list(table.schema_arrow.names), lambda chosen: table.iter_batches(BATCH, columns=chosen)
+            return
+        is_file_format = file.read(6) == b"ARROW1"  # Arrow's stream format does not begin so
+        file.seek(0)
+        reader = pyarrow.ipc.open_file(file) if is_file_format else pyarrow.ipc.open_stream(file)
 
-    def pieces(chosen: list[str]) -> Iterator[Any]:
-        """Record batches of at most BATCH rows. Offsets are checked, because Arrow trusts those in a file."""
-        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file_format else reader:
-            batch.validate(full=True)
-            yield from (batch.slice(start, BATCH).select(chosen) for start in range(0, batch.num_rows, BATCH))
+        def pieces(chosen: list[str]) -> Iterator[Any]:
+            """Record batches of at most BATCH rows. Offsets are checked, because Arrow trusts those in a file."""
+            for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file_format else reader:
+                batch.validate(full=True)
+                yield from (batch.slice(start, BATCH).select(chosen) for start in range(0, batch.num_rows, BATCH))
 
-    return list(reader.schema.names), pieces
+        yield list(reader.schema.names), pieces
 
 
 @contextmanager

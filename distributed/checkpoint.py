@@ -97,6 +97,9 @@ class Saver:
                     "store: make it a number"
                 )
         self.at_start = [dict(group) for group in optimizer.param_groups]
+        names = {parameter: name for name, parameter in parameters.items()}
+        # The peak rates, by which tools/check_runs.py judges the updates; no load reads them.
+        self.peaks = {names[p]: float(group["lr"]) for group in self.at_start for p in group["params"] if p in names}
         self.finished: list[SaveTimes] = []  # not yet logged
         self.running: Future[SaveTimes] | None = None
         self.pool: ThreadPoolExecutor | None = None
@@ -256,8 +259,9 @@ class Saver:
         self.wait()
         (tensors, plain), step = self.contents(), state["step"]
         of_optimizer = {name: value for name, value in plain.items() if name.startswith("optimizer.")}
+        optimizer = {"type": type(self.optimizer).__name__, "groups": self._groups(), "peaks": self.peaks}
         values = {
-            "optimizer": {"type": type(self.optimizer).__name__, "groups": self._groups(), "state": of_optimizer},
+            "optimizer": optimizer | {"state": of_optimizer},
             "registered": {name: value for name, value in plain.items() if name not in of_optimizer},
         }
         if unlike := unlike_copies(self.parameters):

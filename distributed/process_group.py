@@ -92,7 +92,7 @@ def process_group(
         lost = heartbeat.lost(error) if heartbeat else None
         if heartbeat:
             if isinstance(error, UserError | OSError) and os.environ.get("LOCAL_RANK", "0") == "0":
-                heartbeat.speaks_for_node()  # `run_script` says it in one line, and the others of this node need no second one
+                heartbeat.claim_line_of_node()  # `run_script` says it in one line, and the others of this node need no second one
             heartbeat.leave(str(lost) if lost else in_one_line(error), follows=lost is not None)
         if lost:
             raise lost from error

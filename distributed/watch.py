@@ -122,7 +122,7 @@ class Heartbeat:
         if not self.speaking.acquire(blocking=False):  # the alarm is ending this process
             threading.Event().wait()
         sentence = self._explain(None, error) + write_trace(self.rank)
-        return PeerLost(sentence, quiet=not self.speaks_for_node())
+        return PeerLost(sentence, quiet=not self.claim_line_of_node())
 
     def _beat(self) -> None:
         while not self.closed.wait(min(BEAT, self.window / 3)):
@@ -151,7 +151,7 @@ class Heartbeat:
     def _end(self, sentence: str) -> NoReturn | None:
         if not self.speaking.acquire(blocking=False):  # the main thread has found out by itself
             return None
-        if self.speaks_for_node():
+        if self.claim_line_of_node():
             with contextlib.suppress(OSError):  # whoever read it may be gone; this process has to end all the same
                 print(f"error: {sentence}", file=sys.stderr, flush=True)
         self.leave(sentence, follows=True)
@@ -163,8 +163,8 @@ class Heartbeat:
         beat = Beat(self.host, os.getpid(), self.count, *here, left, follows)
         self.store.set(f"beat/{self.rank}", json.dumps(beat.__dict__))
 
-    def speaks_for_node(self) -> bool:
-        """Claim the one line that this host prints. Whether no other rank has claimed it; True if the store does not answer."""
+    def claim_line_of_node(self) -> bool:
+        """Claim the one line that this host prints. False if another rank of it has done so; True if the store does not answer."""
         return within(self.window, lambda: self.questions.add(f"said/{self.host}", 1)) in (1, None)
 
     def _beats(self) -> list[Beat] | None:

@@ -1,6 +1,7 @@
 """Model directories: what one is, which models can be trained, and the reasons for refusing the others by name."""
 
 import json
+import shutil
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -11,6 +12,12 @@ from model.rope import check_document_isolation, scaled_config
 
 FETCHED = "fetched.json"  # model id, source, revision and the sha256 of every file, in what model/hub.py has downloaded
 NEW_TOKENS = "new_tokens.json"  # in what model/vocabulary.py has made
+LICENCES = (
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)  # files whose text many licences ask to keep with the weights
 
 # Text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
@@ -19,6 +26,13 @@ SUPPORTED = (
     "helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe",
     "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
 )  # fmt: skip
+
+
+def copy_licences(source: str | Path, target: Path) -> None:
+    """Copy the files of LICENCES that a model directory has, up to 1 MiB each; a damaged link or a folder is none."""
+    for path in [path for pattern in LICENCES for path in Path(source).glob(pattern)]:
+        if path.is_file() and path.stat().st_size <= 2**20:
+            shutil.copyfile(path, target / path.name)
 
 
 def check_model_directory(path: str | Path, key: str | None = None) -> None:

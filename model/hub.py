@@ -25,7 +25,7 @@ from common.durable_files import publish, start_directory, temporary_path
 from common.errors import UserError
 from common.sha256 import sha256, sha256_of_all
 from distributed.export import write_file
-from model.architectures import FETCHED
+from model.architectures import FETCHED, LICENCES
 from model.weight_files import INDEX, SINGLE, stored_tensors
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -38,7 +38,7 @@ PYPI_TENSORS = "d0925e1cba6e71417f1ed5ce3942def35e1bcdc18082340f5c74c025e90e4411
 HUB_TIMEOUT = 5.0  # seconds after which the hub counts as unreachable
 # README.md names the licence, which the card of an export states.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "tokenizer*", "vocab.txt", "merges.txt"]
-WANTED += ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+WANTED += ["README.md", *LICENCES]
 # Other copies of the weights: of Mistral, in folders (`original/` of Llama; but chat templates), and model.fp16.safetensors.
 COPIES = ["consolidated*", "*/*.[!j]*", "*/*.json", "model.*.safetensors"]
 

@@ -28,7 +28,7 @@ from configs.config import Config, LoRA
 from distributed.export import write_file
 from distributed.process_group import Ranks, read_on_first
 from distributed.sharding import flat_parts, local, whole
-from model.architectures import NEW_TOKENS, first_new_row
+from model.architectures import NEW_TOKENS, copy_licences, first_new_row
 from model.fingerprint import fingerprint_of_sums
 from model.language_model import ADAPTER, NEW_ROWS, PackedLanguageModel, new_rows_of, trained_parameters
 from model.weight_files import hash_weights
@@ -224,6 +224,7 @@ def write_adapter(
         config.trainable_token_indices = {name: list(range(first, first + len(part))) for name, part in rows.items()}
     config.inference_mode = True
     config.save_pretrained(str(folder))
+    copy_licences(base, folder)
     sums = hash_weights(base)
     write_json(folder / BASE, {"fingerprint": fingerprint_of_sums(sums), "files": sums})
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -27,7 +27,7 @@ from transformers import PretrainedConfig
 from common.errors import UserError
 from data.control_tokens import MARKUP
 from data.tokens import read_tokenizer
-from model.architectures import FETCHED, NEW_TOKENS
+from model.architectures import FETCHED, NEW_TOKENS, copy_licences
 from model.language_model import build_on_meta, parameter_names, stored_form
 from model.new_tokens import NewToken
 from model.weight_files import INDEX, stored_tensors
@@ -264,10 +264,11 @@ def write_extension(
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
     write_weights(target, Weights(shapes, read, old.vocabulary), dtype or torch.float32, form=stored_form(config))
     for path in (*source.iterdir(), *source.glob("*/*.jinja")):  # further chat templates stand in a folder
-        copied, copy = path.suffix in COPIED or path.name.startswith("LICENSE"), target / path.relative_to(source)
-        if path.is_file() and copied and path.name not in STALE:
+        copy = target / path.relative_to(source)
+        if path.is_file() and path.suffix in COPIED and path.name not in STALE:
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
+    copy_licences(source, target)
     settings = json.loads((target / "config.json").read_text(encoding="utf-8"))
     settings |= {"vocab_size": num_tokens, "make_vocab_size_divisible_by": multiple}
     (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

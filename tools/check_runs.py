@@ -422,6 +422,7 @@ def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], name
     (beta1, beta2), moves = settings["betas"], list[Moved]()
     checkpoints = [checkpoint_of(run, i + 1) for i in range(STEPS)]
     by_adamw = is_adamw(checkpoints[0])
+    peaks = read_manifest(checkpoints[0])["values"]["optimizer"]["peaks"]  # by make_optimizer's groups
     for name in names:
         is_matrix = decays(name, len(stored(checkpoints[0]).shapes[WEIGHTS + name]))
         states = [_some(load_state(checkpoint, name)) for checkpoint in checkpoints]
@@ -430,7 +431,7 @@ def measure_moves(run: Path, settings: Mapping, rates: Mapping[int, float], name
         if has_moments and (square := float((states[0]["exp_avg"].double() / (1 - beta1)).square().sum())):
             betas = float(states[0]["exp_avg_sq"].double().sum()) / (1 - beta2) / square
         for step, (before, after) in enumerate(itertools.pairwise(states), 2):
-            old, rate = before["weight"].double(), rates[step]
+            old, rate = before["weight"].double(), rates[step] * peaks[name] / settings["learning_rate"]
             made = old - after["weight"].double()
             changed += int(made.count_nonzero())
             if not has_moments:
@@ -514,8 +515,7 @@ def judge_moves(
         worst = max(wrong or ratios, key=lambda name: abs(ratios[name][0] - 1))
         text = (
             f"{len(wrong)} of {len(moves)} tensors moved otherwise than AdamW's stored moments say at learning rate {rate:g}, {worst} "
-            f"{ratios[worst][0]:.3g} times as far: set the rate in every group before optimizer.step() (one of its own from "
-            "make_optimizer is no fault), clip gradients and not updates, and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
+            f"{ratios[worst][0]:.3g} times as far: set the rate in every group before optimizer.step(), clip gradients and not updates, and see that the dtype of the weights holds an update of this size (optimizer.memory=16N)"
         )
         return Result(FAILS, text, figures)
     text = f"all {len(moves)} tensors moved {whole:.3f} times as far as AdamW's stored moments say at learning rate {rate:g}"

@@ -63,6 +63,7 @@ from model.memory import (
 from model.rope import check_length, scaled_config
 from tools.machines import Cluster, cluster_of, cpu_cluster, found_device
 from tools.step_time import Speed, StepWork, expected_speed
+from training.anchor import planned_bytes
 from training.chat_settings import settle_chat_settings
 from training.description import schedule_warnings
 from training.inputs import Inputs, read_inputs
@@ -235,6 +236,7 @@ class Subject:
     """A run and its machine. lines: about its data, in words.
 
     workload_of: `batch.micro_batch` and `sharding.context` -> what the ranks compute. documents: of which every rank has lists.
+    anchor: bytes of runs/NAME/anchor.
     """
 
     config: Config
@@ -243,6 +245,7 @@ class Subject:
     workload_of: Callable[[int, int], Workload]
     lines: list[str]
     documents: int = 0
+    anchor: int = 0
 
 
 def read_subject(config: Config, cluster: Cluster) -> Subject:
@@ -274,7 +277,7 @@ def read_subject(config: Config, cluster: Cluster) -> Subject:
     warnings = schedule_warnings(config, shape.num_parameters, inputs.total_steps, inputs.warmup_steps)
     lines += [f"warning: {warning}" for warning in warnings]
     documents = sum(len(source) for source in inputs.train.sources if isinstance(source, Documents))
-    return Subject(config, shape, cluster, workload_of, lines, documents)
+    return Subject(config, shape, cluster, workload_of, lines, documents, planned_bytes(inputs))
 
 
 def assumed_subject(name: str, overrides: list[str], cluster: Cluster, **given: int) -> Subject:
@@ -408,13 +411,13 @@ class Plan:
     @property
     def disk(self) -> dict[str, int]:
         """Bytes on the run's disk of one checkpoint, of the export, and of the whole run: all checkpoints that are kept, the
-        one being written, EWC's anchor and the export (distributed/disks.py: check_room_for_run)."""
+        one being written, EWC's anchor, the base's predictions and the export (distributed/disks.py: check_room_for_run)."""
         shape, run = self.shape, self.config.run
         checkpoint = _saved_bytes(shape, self.config, 1)
         frozen = shape.num_parameters - shape.num_trained  # adapters are merged into the export
         export = (frozen or shape.num_parameters) * shape.stored_dtype.itemsize
         kept = (run.keep_last + ALSO_KEPT) * checkpoint
-        of_run = kept + max(checkpoint, export) + ewc_bytes(shape, self.config, 1)
+        of_run = kept + max(checkpoint, export) + ewc_bytes(shape, self.config, 1) + self.subject.anchor
         return {"checkpoint": checkpoint, "run": of_run, "export": export}
 
     @property

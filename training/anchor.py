@@ -73,10 +73,7 @@ def with_base(
         {part: identity[part] for part in ("the weights", "config.json")}
         | {"data": [corpus.sources[0].fingerprint, corpus.mixture()]}
     )
-    numbers = [corpus.names.index(name) for name in corpus.anchored]
-    of_anchored = [range(corpus.offsets[number], corpus.offsets[number + 1]) for number in numbers]
-    every = itertools.chain.from_iterable(map(data.plan.items, range(data.total_steps)))
-    items = list(dict.fromkeys(item for item in every if any(item in one for one in of_anchored)))
+    items = _anchored_items(data)
     # The ranks agree on what is there: another node may see the disk a moment later.
     documents = read_on_first(lambda: _documents_in(directory, made), ranks)
     if documents is None or not documents[np.array(items, np.int64)].any(1).all():
@@ -112,6 +109,21 @@ def with_base(
         f"anchor: {count:,} targets with predictions of the base: {count * ROW.itemsize / 2**20:.1f} MiB in {directory}"
     )
     return replace(data, add_base=BasePredictions(corpus, directory / ROWS, documents).added_to)
+
+
+def planned_bytes(data: Inputs) -> int:
+    """Bytes of the files that `with_base` writes, but for a few: 0 without an anchored source. Not a collective."""
+    rows = sum(int(np.count_nonzero(data.train.get(item)[1])) for item in _anchored_items(data))
+    return ROW.itemsize * rows + 16 * len(data.train) if data.train.anchored else 0
+
+
+def _anchored_items(data: Inputs) -> list[int]:
+    """The items of anchored sources that the run's steps take, each once."""
+    corpus = data.train
+    numbers = [corpus.names.index(name) for name in corpus.anchored]
+    of_anchored = [range(corpus.offsets[number], corpus.offsets[number + 1]) for number in numbers]
+    every = itertools.chain.from_iterable(map(data.plan.items, range(data.total_steps))) if numbers else ()
+    return list(dict.fromkeys(item for item in every if any(item in one for one in of_anchored)))
 
 
 def _documents_in(directory: Path, made: str) -> np.ndarray | None:

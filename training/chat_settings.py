@@ -52,10 +52,13 @@ def other_options(config: Config) -> list[str]:
     before, now = dict(read_chat_settings(config.model.path).options), config.data.chat_template_options
     if not before or before == now:
         return []
-    was = ",".join(
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in before.items()
+    was, has = (
+        ",".join(
+            f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()
+        )
+        for options in (before, now)
     )
     return [
-        f"{config.model.path} was trained with data.chat_template_options={was}, and this run has {now or 'none'}: its prompts "
+        f"{config.model.path} was trained with data.chat_template_options={was}, and this run has {has or 'none'}: its prompts "
         "may be others than those that the model knows"
     ]

@@ -4,7 +4,6 @@ The model card beside it is training/model_card.py. The export that a run itself
 """
 
 import dataclasses
-import shutil
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,6 @@ from training.identity import marks_of
 from training.record import Record
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclass(frozen=True)
@@ -246,9 +244,6 @@ def write_export(out: Path, export: Export, profile: str | None, base_name: str,
             size = write_weights(folder, export.weights, export.dtype, form=stored_form(export.model_config))
             export.model_config.dtype = export.dtype  # in which servers load the weights
             write_files(folder, export.config, export.model_config, export.tokenizer)
-        # Many licences ask to keep their text with the weights.
-        for file in [file for pattern in LICENCE_FILES for file in export.base.glob(pattern)]:
-            shutil.copyfile(file, folder / file.name)
         if certificate := certificate_of(export.run, export.contents):
             write_json(folder / CERTIFICATE, certificate)
         contents = export.contents | {"profile": profile, "files": sums_of(folder)}

@@ -22,6 +22,7 @@ from distributed.checkpoint import load_parameters
 from distributed.checkpoint_directory import checkpoint_name
 from distributed.export import export_model
 from distributed.process_group import Ranks, gather_objects, read_on_first
+from model.architectures import copy_licences
 from model.language_model import PackedLanguageModel, merged, parameter_names, stored_form, trained_parameters
 from training.chat_settings import chat_settings
 from training.description import too_many_steps
@@ -288,6 +289,7 @@ def write_files(
     generation.pop("_from_model_config", None)  # some versions would then take `eos_token_id` of config.json
     generation["eos_token_id"] = list(ExampleEncoder(tokenizer, settings).stop_ids)
     write_json(folder / GENERATION_CONFIG, generation)
+    copy_licences(config.model.path, folder)
 
 
 def name_rope_as_before(path: Path) -> None:

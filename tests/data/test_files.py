@@ -17,6 +17,7 @@ import pytest
 from common.errors import UserError
 from data.files import DEFAULT, Reading, check_paths_exist, expand, left_out
 from data.formats import Noticed, read_files
+from data.rows import column_names, read_rows
 from tests.in_memory import json_lines, load_documents, parquet, table
 from tests.tiny import tiny_tokenizer
 
@@ -312,6 +313,18 @@ def test_a_folder_of_several_splits_is_not_trained_on_as_a_whole(tmp_path) -> No
         expand([card.parent])
     card.write_text("# D\n\n- split: by hand\n")
     assert expand([card.parent]) == [card.parent / "train-00000.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "file.arrow"])
+def test_a_file_of_columns_is_closed_when_what_was_asked_of_it_is_read(tmp_path, monkeypatch, name) -> None:
+    content = parquet(ROWS) if name == "a.parquet" else arrow(ROWS, "file" if name == "file.arrow" else "stream")
+    path, opened = write(tmp_path / name, content), list[io.BufferedReader]()
+    monkeypatch.setattr("data.rows.open_raw", lambda path: opened.append(path.open("rb")) or opened[-1])
+    assert "messages" in column_names(path) and opened.pop().closed
+    for read in (list, next):  # all of it, or its first row
+        assert read(found := read_rows(path))
+        del found
+        assert opened.pop().closed
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.txt.zst"])

@@ -15,6 +15,7 @@ from configs.config import Source
 from data.batches import plan_training
 from data.dealing import Dealer, one_per_token
 from data.encoding import ExampleEncoder
+from data.files import Reading
 from data.reader import Reader
 from data.sources import Windows
 from data.store import (
@@ -137,6 +138,17 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
     text, part = write_texts(tmp_path / "a.jsonl", ["one two"]), Source("s", (str(store_folder),), 0.1, max_samples=3)
     with pytest.raises(UserError, match="max_samples cannot be used with the token store .* --max-samples"):
         reader.training((str(text),), (part,))
+    with_row = Reader(ExampleEncoder(tiny_tokenizer()), 384, 64, "drop", reading=Reading(row="hooks:example"))
+    refused = (
+        f"row=hooks:example cannot be used with the token store {store_folder}, which has windows and no rows; leave it"
+    )
+    for refuse in (
+        lambda: with_row.training((str(store_folder),), ()),
+        lambda: reader.training((str(text),), (replace(part, max_samples=None, row="hooks:example"),)),
+    ):
+        with pytest.raises(UserError, match=refused):
+            refuse()
+    assert with_row.validation((str(store_folder),), ())  # beside training data that are rows
     # The fingerprint depends on the texts and their order but not on the file they came from.
     texts, found = ragged_texts(60), []
     for name, changed in (("same", texts), ("order", texts[::-1]), ("letter", [texts[0].upper(), *texts[1:]])):

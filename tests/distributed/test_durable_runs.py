@@ -226,6 +226,8 @@ def test_a_spike_is_skipped_and_counted_as_what_it_is(folder, first) -> None:
     loop = manifest(folder / "runs" / "spikes", 3)["state"]["loop"]
     assert [loop[key] for key in ("step", "updates", "skipped_steps", "bad_steps_in_a_row")] == [3, 2, 1, 0]
     assert len(loop["norms"]) == 3 and "SKIPPED, a spike of the gradient norm (1 so far)" in first
+    logged = [row["train/grad_norm"] for row in rows(folder / "runs" / "spikes").values()]
+    assert logged == loop["norms"] and logged[2] > 10 * logged[1]  # that of the step that was skipped, unclipped
 
 
 def test_a_flipped_bit_in_the_export_of_a_finished_run_is_found_and_mended(folder, second) -> None:

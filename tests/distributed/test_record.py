@@ -297,6 +297,10 @@ def test_what_is_excluded_was_in_no_step_that_counts(folder, runs) -> None:
     skipped = [rows(run)[step]["train/skipped_steps"] for step in range(1, STEPS + 1)]
     assert skipped == [0, 0, 0, 1, 1, 1]  # step 4 has no document left: no update, on both ranks
     assert "SKIPPED, all of its documents are excluded" in output and rows(run)[4]["train/loss"] == 0.0
+    norms = [rows(run)[step]["train/grad_norm"] for step in range(1, STEPS + 1)]
+    assert norms.pop(3) == 0.0 and min(norms) > 0  # and no later norm is held against that 0
+    last = json.loads((run / "checkpoints" / f"step-{STEPS:06d}" / "manifest.json").read_text())
+    assert last["state"]["loop"]["norms"] == norms
     tensors = {e.step: e.content["tensors"] for e in entries if e.kind == "checkpoint" and e.number > entry.number}
     assert sorted(tensors) == [4, 5, 6]
     # The manifest of step 6 was replaced by the evaluation of the last start: both have an entry.

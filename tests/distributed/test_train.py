@@ -429,7 +429,8 @@ def test_a_non_finite_loss_skips_the_step_on_all_ranks(two) -> None:
     """That of the last rank. That such a step changes no weight is in test_durable_runs.py."""
     curve = rows(two / "r2-nans")
     assert [row["train/skipped_steps"] for row in curve.values()] == [0, 0, 1, 2, 3, 4, 5]
-    assert all(math.isnan(row["train/loss"]) == (step > 2) for step, row in curve.items())  # logged unchanged
+    for key in ("train/loss", "train/grad_norm"):  # logged unchanged
+        assert all(math.isnan(row[key]) == (step > 2) for step, row in curve.items()), key
 
 
 def test_five_bad_steps_in_a_row_stop_the_run_with_a_good_checkpoint(folder, two) -> None:

@@ -10,11 +10,12 @@ from transformers import LlamaConfig
 
 import tools.plan
 from common.errors import exit_code_of
+from configs.load import load_config
 from model.memory import ModelShape
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from tools.machines import cluster_of
-from tools.plan import assumed_subject
+from tools.plan import assumed_subject, read_subject
 from tools.plan_command import main
 
 WORKER = Path(__file__).with_name("dry_run_worker.py")
@@ -172,6 +173,12 @@ def test_names_of_sizes_in_lower_case_and_directories_without_data(folder, monke
     assert lower == upper
     subject = assumed_subject("model", [], cluster, sequence=256, length=100)
     assert subject.workload_of(1, 1).worst.lengths == (100, 100)
+
+
+def test_the_disk_of_a_run_that_anchors_has_what_the_base_predicts(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    config = load_config("config.py", ["data.mix=base:0.5:anchor:train.jsonl"])
+    assert read_subject(config, cluster_of(1, 1, "A100-80")).anchor > 20 * 386  # bytes of a target
 
 
 @pytest.mark.slow

@@ -7,11 +7,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from distributed.checkpoint import Saver
+from distributed.process_group import Ranks
 from model.weights import tensors_of_checkpoint
 from tools.check_data import FAILS, OK
 from tools.check_runs import STEPS, Moved, checkpoint_of, is_adamw, judge_moves, measure_moves
 
-SETTINGS = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
+SETTINGS = {"learning_rate": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "memory": "16N"}
 RATES = dict.fromkeys(range(1, STEPS + 1), 1e-3)
 NAMES = ["layer.weight", "norm.weight"]
 
@@ -19,15 +20,22 @@ NAMES = ["layer.weight", "norm.weight"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, ranks) -> Path:
     """Three steps at a rate of 1e-3, with weight decay on the matrix alone."""
-    folder = tmp_path_factory.mktemp("run")
+    return three_steps(tmp_path_factory.mktemp("run"), ranks, 1e-3)
+
+
+def three_steps(folder: Path, ranks: Ranks, peak_of_matrix: float, loses_rate: bool = False) -> Path:
+    """The directory of a run of three steps at a rate of 1e-3, and of this peak for the matrix, which the loop may lose."""
     random = torch.Generator().manual_seed(0)
     shapes = dict(zip(NAMES, ((64, 48), (48,)), strict=True))
     parameters = {
         name: torch.nn.Parameter(torch.randn(shape, generator=random).mul(0.1)) for name, shape in shapes.items()
     }
     matrix, vector = ({"params": [parameter]} for parameter in parameters.values())
-    optimizer = torch.optim.AdamW([matrix, vector | {"weight_decay": 0.0}], 1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    groups = [matrix | {"lr": peak_of_matrix}, vector | {"weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, 1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     saver = Saver(folder / "checkpoints", parameters, optimizer, ranks, keep_last=STEPS)
+    if loses_rate:
+        optimizer.param_groups[0]["lr"] = 1e-3
     for step in range(1, STEPS + 1):
         for parameter in parameters.values():
             parameter.grad = torch.randn(parameter.shape, generator=random).add(0.5)
@@ -55,6 +63,15 @@ def test_another_rate_decay_or_betas_than_those_of_the_run_are_named(run, monkey
     peak = value if key == "peak" else 1e-3
     result = judge_moves(run, settings, rates, peak, measure_moves(run, settings, rates, NAMES))
     assert result.status == (OK if key in ("nothing", "is_adamw") else FAILS) and words in result.text, result.text
+
+
+@pytest.mark.parametrize("loses_rate", [False, True])
+def test_a_group_of_make_optimizer_moves_at_its_own_rate(ranks, tmp_path, loses_rate) -> None:
+    """A rate of its own is no fault; a loop that gives all groups one rate is."""
+    run = three_steps(tmp_path, ranks, 2e-4, loses_rate)
+    result = judge_moves(run, SETTINGS, RATES, 1e-3, measure_moves(run, SETTINGS, RATES, NAMES))
+    words = "layer.weight 5 times as far" if loses_rate else "all 2 tensors moved 1.000 times as far"
+    assert result.status == (FAILS if loses_rate else OK) and words in result.text, result.text
 
 
 def test_moments_that_are_all_zero_are_no_good_updates(run) -> None:

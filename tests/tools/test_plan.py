@@ -326,6 +326,8 @@ def test_what_is_kept_on_the_host_and_on_disk() -> None:
     size = large(two, optimizer={"memory": "8N"}, run={"keep_last": 3}).disk
     assert size["checkpoint"] == pytest.approx(6 * count, rel=1e-4)
     assert size["export"] == 2 * count and size["run"] == 6 * size["checkpoint"]
+    anchored = Plan(dataclasses.replace(many.subject, anchor=10**9), many.config)
+    assert anchored.disk["run"] == many.disk["run"] + 10**9
 
 
 def test_on_a_cpu_memory_is_a_range_whose_end_must_fit() -> None:

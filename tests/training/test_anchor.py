@@ -16,7 +16,7 @@ from tests.in_memory import texts, weighted
 from tests.model.ewc.tiny_ewc import signal_is
 from tests.model.test_equivalence import load
 from tests.tiny import write_tiny_model
-from training.anchor import with_base
+from training.anchor import planned_bytes, with_base
 
 IDENTITY = {"the weights": {"model": "1"}, "config.json": {}}
 CORPUS = Corpus(
@@ -45,6 +45,8 @@ def test_each_target_has_what_the_base_predicts_for_it(model, ranks, tmp_path) -
     lines = []
     first = with_base(Data(), model, IDENTITY, tmp_path / "anchor", signal_is(False, ranks), lines.append)
     again = with_base(Data(), model, IDENTITY, tmp_path / "anchor", signal_is(False, ranks), lines.append)
+    written = sum(file.stat().st_size for file in (tmp_path / "anchor").iterdir())
+    assert 0 < written - planned_bytes(Data()) < 512  # of a header and the settings
     assert "the base predicts the targets of 3 documents of a" in lines[0] and len(lines) == 3 and lines[1] == lines[2]
     for data in (first, again):
         batch = data.add_base(collate(ITEMS, CORPUS), ITEMS)

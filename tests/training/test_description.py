@@ -68,6 +68,8 @@ def test_an_export_that_knows_other_options_of_its_template_is_warned_of(tmp_pat
     assert warning in described(*of_run)
     same = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": False})
     assert warning not in described(*of_run, data=same)
+    other = dataclasses.replace(CONFIG.data, chat_template_options={"enable_thinking": True, "effort": "low"})
+    assert warning.replace("has none", "has enable_thinking=true,effort=low") in described(*of_run, data=other)
 
 
 def test_five_lines_say_what_a_run_does_and_one_more_each_warning_the_rest_is_recorded(tmp_path, ranks) -> None:

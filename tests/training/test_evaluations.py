@@ -118,6 +118,7 @@ def test_what_is_judged_by_another_criterion_is_due_again_and_no_checkpoint_is_t
 def test_the_best_by_forgetting_stays_the_best_with_other_validation_data() -> None:
     evaluations = made(best_by="forgetting/kl")
     evaluations.validation = ["before"]
+    evaluations.finish("validation", {"validation/loss": 0.9}, 0, 0)
     evaluations.finish("validation", {"validation/loss": 0.5}, 3, 3)
     evaluations.finish("forgetting", {"forgetting/kl": 0.1}, 3, 3)
     for best_by, best_step in {"forgetting/kl": 3, "validation/loss": None}.items():
@@ -125,6 +126,7 @@ def test_the_best_by_forgetting_stays_the_best_with_other_validation_data() -> N
         resumed.validation = ["other"]
         lines = resumed.load_state_dict(json.loads(json.dumps(evaluations.state_dict())))
         assert (resumed.best_step, resumed.best_loss, bool(lines)) == (best_step, None, best_step is None)
+        assert (evaluations.base_loss, resumed.base_loss) == (0.9, None)  # of the texts before
         assert "validation" in resumed.due(3, 3)
     assert evaluations.finish("forgetting", {"forgetting/kl": 0.05}, 4, 4)  # nothing to validate on any more
     assert (evaluations.best_step, evaluations.best_loss) == (4, None)

@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
 from common.errors import UserError
-from configs.config import Batch, Config, Data, Model, Optimizer, Run
+from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
 from data.chat_template import ChatSettings, read_chat_settings
 from data.encoding import ExampleEncoder
 from data.tokens import load_tokenizer, tokenizer_fingerprint
 from eval.generate import stop_tokens
+from model.lora import Adapter, write_adapter
 from model.new_tokens import NewToken
 from model.vocabulary import read_base_tokenizer, write_extension
+from model.weights import Weights
 from tests.tiny import write_tiny_model
 from training.ending import name_rope_as_before, sums_of, write_files
 
@@ -166,6 +170,27 @@ def test_transformers_4_finds_rope_where_it_looks_and_5_reads_the_same_as_before
     config = json.loads(path.read_text())
     assert {key: config[key] for key in config.keys() - names} == old
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == before
+
+
+def test_the_texts_of_the_licence_go_with_the_weights(base, tmp_path):
+    """Into an export, an adapter and an extension; a folder, a damaged link and what is too large for a text stay behind."""
+    source = shutil.copytree(base, tmp_path / "base")
+    for name in ("LICENSE", "LICENCE.txt", "NOTICE", "USE_POLICY.md"):
+        (source / name).write_text(name)
+    (source / "LICENSES").mkdir()
+    (source / "NOTICE.link").symlink_to("nowhere")
+    (source / "LICENSE.bin").write_bytes(bytes(2**20 + 1))
+    folder = export(source, tmp_path / "export")
+    extended, adapter = tmp_path / "extended", tmp_path / "adapter"
+    for target in (extended, adapter):
+        target.mkdir()
+    config = AutoConfig.from_pretrained(source)
+    write_extension(source, extended, config, read_base_tokenizer(source), [NewToken(" own funds", 9, 9)])
+    write_adapter(adapter, Adapter(Weights({}, {}.__getitem__), LoRA(4)), source, "base", lambda name, tensor: tensor)
+    for target in (folder, extended, adapter):
+        found = {path.name: path.read_text() for path in target.iterdir() if re.match("LI|NO|US", path.name)}
+        assert found == {name: name for name in ("LICENSE", "LICENCE.txt", "NOTICE", "USE_POLICY.md")}
+    assert {"LICENSE", "NOTICE"} <= sums_of(folder).keys()
 
 
 def test_a_template_for_tools_is_kept_and_has_its_digest(base, tmp_path):
