@@ -26,16 +26,14 @@ import configs.config as schema
 from common.errors import UserError, exit_code_of, exit_process
 from configs.config import KEYS, SECTIONS, Config, Source
 
-# Our key -> what other tools call it, where the names are not alike (docs/runs.md has a table of both). They are suggested and
-# not understood: a value may mean something else here.
+# Our key, or what stands in place of one -> what other tools call it, where the names are not alike (docs/runs.md has a table of
+# both). They are suggested and not understood: a value may mean something else here.
 _ELSEWHERE = {
     "model.path": "model model.name model_name model_name_or_path base_model pretrained_model_name_or_path",
     "model.compute_dtype=bf16": "bf16 fp16 pure_bf16 dtype torch_dtype precision mixed_precision",
     "model.activation_checkpointing=full": "gradient_checkpointing use_gradient_checkpointing recompute",
-    "model.activation_checkpointing=offload": "activation_offloading enable_activation_offloading",
     "model.compile": "torch_compile",
     "model.rope_type": "rope_scaling rope_scaling_type",
-    "model.router_aux": "router_aux_loss_coef aux_loss_coef",
     "data.train": "train_file train_files data.file data.files data_files dataset dataset_name dataset_path dataset_dir "
     "datasets data_path do_train",
     "data.validation": "validation_file eval_file eval_dataset test_datasets val_data eval_data data.test",
@@ -43,14 +41,13 @@ _ELSEWHERE = {
     "data.fields": "dataset_text_field field_messages",
     "data.mix": "interleave_probs mix_strategy",
     "data.chat_template": "template chat_template_path chat_template_jinja",
-    "data.cache": "dataset_prepared_path",
     "data.max_samples": "max_train_samples",
     "data.sequence_length": "max_seq_length max_seq_len max_length sequence_len seq_len seq_length cutoff_len "
     "model_max_length block_size",
-    "data.packing": "sample_packing pack_sequences packed",
+    "data.packing": "sample_packing pack_sequences packed padding_free group_by_length",
     "data.train_on=last": "mask_history train_on_last_turn",
     "batch.global_examples": "batch batch.size batch_size global_batch_size train_batch_size total_batch_size",
-    "batch.global_examples, from which it follows": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
+    "batch.global_examples decides it": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
     "batch.micro_batch": "per_device_train_batch_size micro_batch_size device_batch_size local_batch_size",
     "optimizer.learning_rate": "lr peak_lr base_lr",
     "optimizer.epochs": "num_train_epochs num_epochs n_epochs max_epochs",
@@ -66,11 +63,9 @@ _ELSEWHERE = {
     "lora.dropout": "lora_dropout",
     "lora.targets": "lora_target_modules target_modules lora_target lora_target_linear",
     "sharding.strategy": "fsdp fsdp_config fsdp_sharding_strategy zero_stage",
-    "sharding.strategy=grad_op": "fsdp_reshard_after_forward reshard_after_forward",
     "sharding.context": "context_parallel_size context_parallel_degree cp_size sequence_parallel_size sequence_parallel_degree",
     "run.directory": "output_dir output_directory",
     "run.name": "run_name",
-    "run.seed": "data_seed",
     "run.log_every": "logging_steps log_every_n_steps log_every_steps log_interval log_freq",
     "run.eval_every": "eval_steps eval_interval evals_per_epoch eval_strategy evaluation_strategy",
     "run.save_every": "save_steps save_interval saves_per_epoch save_strategy checkpoint_interval",
@@ -81,34 +76,17 @@ _ELSEWHERE = {
     "run.stop_after_no_gain": "early_stopping_patience",
     "run.log_to": "report_to wandb_project use_wandb wandb logger metric_logger",
     "eval.metric": "compute_metrics predict_with_generate",
-    "run.timeout_minutes": "ddp_timeout",
-}
-# What stands here in place of a key of other tools.
-_INSTEAD = {
-    "only answers and completions carry loss (docs/data.md); data.train_on=last: only a chat's last answer": "train_on_inputs "
-    "train_on_input train_on_prompt assistant_only_loss completion_only_loss roles_to_train train_on_eos train_on_eot",
-    "the schedule is learning_rate in train.py; docs/recipes/wsd.patch is another": "lr_scheduler_type lr_scheduler "
-    "lr_scheduler_kwargs scheduler",
-    "the optimizer is make_optimizer in train.py, AdamW; docs/recipes has others": "optim optim_args optimizer _component_",
-    "the loss is token_losses in train.py; docs/recipes has others": "loss loss_type label_smoothing label_smoothing_factor "
-    "use_dft_loss",
-    "layers are frozen in train.py, as docs/recipes/frozen_layers.patch does": "freeze_layers freeze_trainable_layers "
-    "unfrozen_parameters",
-    "documents are packed without padding, and ranks get equal work": "group_by_length padding_free pad_to_sequence_len "
-    "pad_to_max_length",
-    "device and attention follow from the machine, and there is nothing to set": "device flash_attention flash_attn sdp_attention "
-    "attn_implementation use_liger_kernel",
-    "there is no counterpart here": "neftune_noise_alpha neftune_alpha noisy_embedding_alpha load_in_4bit load_in_8bit "
-    "quantization_bit use_cache use_dora use_rslora peft_use_rslora loraplus_lr_ratio tensor_parallel_size use_galore use_badam trust_remote_code",
-    "give each example a message with the role system": "system system_prompt default_system new_system_prompt",
-    "new tokens are added by scripts/extend_vocabulary.py": "special_tokens added_tokens add_tokens new_special_tokens",
-    "scripts/export.py has --push": "push_to_hub hub_model_id",
-    "write --deepspeed FILE": "deepspeed",
-    "the number of processes is an option of torchrun": "nproc_per_node num_processes num_nodes nnodes num_machines",
+    "loss is on answers and completions alone": "train_on_inputs train_on_input train_on_prompt assistant_only_loss "
+    "completion_only_loss roles_to_train train_on_eos",
+    "it is edited in train.py (README.md, Edit the loop)": "lr_scheduler_type lr_scheduler optim optimizer _component_ loss "
+    "loss_type label_smoothing label_smoothing_factor freeze_layers freeze_trainable_layers unfrozen_parameters",
+    "it follows from the machine": "device flash_attention flash_attn sdp_attention attn_implementation",
+    "there is no counterpart here": "neftune_noise_alpha noisy_embedding_alpha load_in_4bit load_in_8bit quantization_bit",
+    "give each example a message of the role system": "system system_prompt default_system",
+    "it is an option, --deepspeed FILE": "deepspeed",
 }
 AS_JSON = {"True": "true", "False": "false", "None": "null"}  # how Python writes values
 ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
-INSTEAD = {name: sentence for sentence, names in _INSTEAD.items() for name in names.split()}
 UNIONS = (types.UnionType, Union)
 WORDS = {
     str: "a string",
@@ -157,15 +135,12 @@ BETTER = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that knows settings written as the options of other tools, such as --learning_rate 1e-5."""
+    """Says of an unknown option, such as --learning_rate 1e-5 of other tools, which setting it may be."""
 
     def error(self, message: str) -> NoReturn:
-        option = re.match(r"unrecognized arguments: --([\w.-]+)", message)
-        name = option[1].replace("-", "_") if option else ""
-        last = name.rpartition(".")[2]
-        if last in ALIASES or last in INSTEAD or any(key.rpartition(".")[2] == last for key in KEYS):
-            meant = f"; write {name}=VALUE" if name in KEYS else nearest(name, list(KEYS))
-            raise UserError(f"there is no option --{name}: settings are written section.key=value{meant}")
+        if option := re.match(r"unrecognized arguments: --([\w.-]+)", message):
+            meant = nearest(option[1].replace("-", "_"), list(KEYS), "configs/config.py describes them")
+            raise UserError(f"there is no option --{option[1]} (--help); settings are section.key=value{meant}")
         super().error(message)
 
 
@@ -228,10 +203,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         problem = "is a directory" if path.is_dir() else "does not exist"
         raise UserError(f"config file {path} {problem}; available: {', '.join(runs) or 'none there, see configs/'}")
     if path.suffix in (".yaml", ".yml", ".json", ".toml"):
-        raise UserError(
-            f"{path} is no config of train.py, which is a Python file such as configs/quickstart.py; docs/runs.md says what the "
-            "keys of other tools are called (Coming from another tool)"
-        )
+        raise UserError(f"{path} is no config: that is a Python file; docs/runs.md has the keys of other tools")
     namespace: dict = {"__file__": str(path), "__name__": path.stem}
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
@@ -302,8 +274,8 @@ def replace(config: Config, name: str, value: object) -> Config:
 def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
     """The end of an error message for an unknown name: which of `names` may be meant.
 
-    It names the key that another tool calls so (`ALIASES`), or what stands here in its place (`INSTEAD`), or a key with the same
-    last part, or else the most similar one. If there is none, the message ends with `otherwise`, or with all `names`.
+    It names the key that another tool calls so, or what stands in its place (`ALIASES`), or one with the same last part, or else
+    the most similar one. If there is none, the message ends with `otherwise`, or with all `names` if that is empty.
     """
     last = name.rpartition(".")[2]
     meant = ALIASES.get(name) or ALIASES.get(last) or last
@@ -311,8 +283,8 @@ def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
     same = [known for known in names if known in (key, key.rpartition(".")[2])]  # all keys, or those of one section
     if same:
         said = same[0] + meant.removeprefix(key)
-    elif last in INSTEAD and KEYS.keys() <= set(names):
-        return f"; {INSTEAD[last]}"
+    elif " " in meant and KEYS.keys() <= set(names):
+        return f"; {meant}"
     else:
         # A name without a section resembles the keys, and not their sections.
         parts = {known if "." in name else known.rpartition(".")[2]: known for known in reversed(names)}

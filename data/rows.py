@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from common.errors import UserError
-from data.files import SUFFIXES, TRL_MASKS, WANTED, codec_of, data_suffix
+from data.files import FOREIGN, SUFFIXES, codec_of, data_suffix
 from data.messages import short_list
 
 Rows = Iterator[tuple[str, Any]]
@@ -224,7 +224,7 @@ def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
     with _guarded(path):
         names, batches_of = _open_columns(path)
         chosen = [name for name in names if columns is None or name in columns]
-        if set(chosen) <= {WANTED, *TRL_MASKS}:
+        if set(chosen) <= {*FOREIGN}:
             raise UserError(
                 f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
                 "can name them"
