@@ -20,30 +20,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import configs.config as schema
 from common.errors import UserError, exit_code_of, exit_process
 from configs.config import KEYS, SECTIONS, Config, Source
 
-# Our key -> what other tools call it, where the names are not alike (docs/runs.md has a table of both). They are suggested and
-# not understood: a value may mean something else here.
+# Our key, or what stands in place of one -> what other tools call it, where the names are not alike (docs/runs.md has a table of
+# both). They are suggested and not understood: a value may mean something else here.
 _ELSEWHERE = {
     "model.path": "model model.name model_name model_name_or_path base_model pretrained_model_name_or_path",
-    "model.compute_dtype=bf16": "bf16 fp16 dtype torch_dtype precision mixed_precision",
+    "model.compute_dtype=bf16": "bf16 fp16 pure_bf16 dtype torch_dtype precision mixed_precision",
     "model.activation_checkpointing=full": "gradient_checkpointing use_gradient_checkpointing recompute",
     "model.compile": "torch_compile",
-    "data.train": "train_file train_files data.file data.files dataset dataset_name dataset_path datasets data_path",
+    "model.rope_type": "rope_scaling rope_scaling_type",
+    "data.train": "train_file train_files data.file data.files data_files dataset dataset_name dataset_path dataset_dir "
+    "datasets data_path do_train",
     "data.validation": "validation_file eval_file eval_dataset test_datasets val_data eval_data data.test",
     "data.validation_share": "val_set_size val_size test_size",
     "data.fields": "dataset_text_field field_messages",
+    "data.mix": "interleave_probs mix_strategy",
+    "data.chat_template": "template chat_template_path chat_template_jinja",
     "data.max_samples": "max_train_samples",
     "data.sequence_length": "max_seq_length max_seq_len max_length sequence_len seq_len seq_length cutoff_len "
     "model_max_length block_size",
-    "data.packing": "sample_packing pack_sequences packed",
-    "data.train_on": "assistant_only_loss completion_only_loss train_on_inputs mask_history",
+    "data.packing": "sample_packing pack_sequences packed padding_free group_by_length",
+    "data.train_on=last": "mask_history train_on_last_turn",
     "batch.global_examples": "batch batch.size batch_size global_batch_size train_batch_size total_batch_size",
-    "batch.global_examples, from which it follows": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
+    "batch.global_examples decides it": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
     "batch.micro_batch": "per_device_train_batch_size micro_batch_size device_batch_size local_batch_size",
     "optimizer.learning_rate": "lr peak_lr base_lr",
     "optimizer.epochs": "num_train_epochs num_epochs n_epochs max_epochs",
@@ -53,17 +57,16 @@ _ELSEWHERE = {
     "optimizer.weight_decay": "wd decay",
     "optimizer.betas": "adam_beta1 adam_beta2 beta1 beta2",
     "optimizer.eps": "adam_epsilon epsilon adam_eps",
-    "optimizer.max_grad_norm": "gradient_clipping grad_clip clip_grad gradient_clip_val max_norm",
-    "optimizer.memory": "optim",
+    "optimizer.max_grad_norm": "gradient_clipping grad_clip clip_grad clip_grad_norm gradient_clip_val max_norm",
     "lora.rank": "lora_r r lora_rank adapter use_peft peft",
     "lora.alpha": "lora_alpha",
     "lora.dropout": "lora_dropout",
-    "lora.targets": "lora_target_modules target_modules lora_target",
-    "sharding.strategy": "fsdp fsdp_sharding_strategy zero_stage",
-    "sharding.context": "context_parallel_size sequence_parallel_size",
+    "lora.targets": "lora_target_modules target_modules lora_target lora_target_linear",
+    "sharding.strategy": "fsdp fsdp_config fsdp_sharding_strategy zero_stage",
+    "sharding.context": "context_parallel_size context_parallel_degree cp_size sequence_parallel_size sequence_parallel_degree",
     "run.directory": "output_dir output_directory",
     "run.name": "run_name",
-    "run.log_every": "logging_steps log_interval log_freq",
+    "run.log_every": "logging_steps log_every_n_steps log_every_steps log_interval log_freq",
     "run.eval_every": "eval_steps eval_interval evals_per_epoch eval_strategy evaluation_strategy",
     "run.save_every": "save_steps save_interval saves_per_epoch save_strategy checkpoint_interval",
     "run.keep_last": "save_total_limit",
@@ -72,7 +75,15 @@ _ELSEWHERE = {
     "run.best_by": "metric_for_best_model",
     "run.stop_after_no_gain": "early_stopping_patience",
     "run.log_to": "report_to wandb_project use_wandb wandb logger metric_logger",
-    "eval.metric": "compute_metrics",
+    "eval.metric": "compute_metrics predict_with_generate",
+    "loss is on answers and completions alone": "train_on_inputs train_on_input train_on_prompt assistant_only_loss "
+    "completion_only_loss roles_to_train train_on_eos",
+    "it is edited in train.py (README.md, Edit the loop)": "lr_scheduler_type lr_scheduler optim optimizer _component_ loss "
+    "loss_type label_smoothing label_smoothing_factor freeze_layers freeze_trainable_layers unfrozen_parameters",
+    "it follows from the machine": "device flash_attention flash_attn sdp_attention attn_implementation",
+    "there is no counterpart here": "neftune_noise_alpha noisy_embedding_alpha load_in_4bit load_in_8bit quantization_bit",
+    "give each example a message of the role system": "system system_prompt default_system",
+    "it is an option, --deepspeed FILE": "deepspeed",
 }
 AS_JSON = {"True": "true", "False": "false", "None": "null"}  # how Python writes values
 ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
@@ -123,6 +134,16 @@ BETTER = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says of an unknown option, such as --learning_rate 1e-5 of other tools, which setting it may be."""
+
+    def error(self, message: str) -> NoReturn:
+        if option := re.match(r"unrecognized arguments: --([\w.-]+)", message):
+            meant = nearest(option[1].replace("-", "_"), list(KEYS), "configs/config.py describes them")
+            raise UserError(f"there is no option --{option[1]} (--help); settings are section.key=value{meant}")
+        super().error(message)
+
+
 def read_command_line(
     description: str | None,
     world_size: int,
@@ -133,7 +154,7 @@ def read_command_line(
 
     A DeepSpeed JSON file is applied before the overrides; `say` gets a line for each of its settings. Raises UserError.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config file, e.g. configs/quickstart.py")
     overrides = "settings that replace those of the config file, e.g. batch.global_examples=32"
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=overrides)
@@ -181,6 +202,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             )
         problem = "is a directory" if path.is_dir() else "does not exist"
         raise UserError(f"config file {path} {problem}; available: {', '.join(runs) or 'none there, see configs/'}")
+    if path.suffix in (".yaml", ".yml", ".json", ".toml"):
+        raise UserError(f"{path} is no config: that is a Python file; docs/runs.md has the keys of other tools")
     namespace: dict = {"__file__": str(path), "__name__": path.stem}
     try:
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
@@ -251,8 +274,8 @@ def replace(config: Config, name: str, value: object) -> Config:
 def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
     """The end of an error message for an unknown name: which of `names` may be meant.
 
-    It names the key that another tool calls so (`ALIASES`), or one with the same last part, or else the most similar one. If
-    there is none, the message ends with `otherwise`, or with all `names` if that is empty.
+    It names the key that another tool calls so, or what stands in its place (`ALIASES`), or one with the same last part, or else
+    the most similar one. If there is none, the message ends with `otherwise`, or with all `names` if that is empty.
     """
     last = name.rpartition(".")[2]
     meant = ALIASES.get(name) or ALIASES.get(last) or last
@@ -260,9 +283,13 @@ def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
     same = [known for known in names if known in (key, key.rpartition(".")[2])]  # all keys, or those of one section
     if same:
         said = same[0] + meant.removeprefix(key)
+    elif " " in meant and KEYS.keys() <= set(names):
+        return f"; {meant}"
     else:
+        # A name without a section resembles the keys, and not their sections.
+        parts = {known if "." in name else known.rpartition(".")[2]: known for known in reversed(names)}
         close = [known for known in names if known.rpartition(".")[2] == last]
-        said = next(iter(close or difflib.get_close_matches(name, names, n=1)), "")
+        said = next(iter(close or map(parts.get, difflib.get_close_matches(name, parts, n=1, cutoff=0.7))), "")
     return f"; did you mean {said}?" if said else f"; {otherwise or 'known names: ' + ', '.join(names)}"
 
 

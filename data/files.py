@@ -27,7 +27,8 @@ DATASET, SPLITS = "state.json", "dataset_dict.json"  # what the library `dataset
 # A dataset of the hub, or a folder that looks like one: NAME@REVISION:CONFIG:SPLIT
 DATASET_NAME = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[\w./-]+))?((:(?P<config>[\w.-]+))?:(?P<split>[\w.-]+))?")
 HELD_OUT = {"test", "validation", "valid", "dev", "eval"}  # words in the names of files that are not for training
-WANTED = "label"  # whether a completion is wanted (KTO): no form has it, and it is read to be refused
+# Keys that no form has, read to be refused: whether an answer is wanted (KTO), and what TRL calls the mask of token ids.
+WANTED, *TRL_MASKS = FOREIGN = ("label", "assistant_masks", "completion_mask")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -58,7 +59,7 @@ class Reading:
     @cached_property
     def columns(self) -> frozenset[str] | None:
         """The names in the file of all keys that any form or the split uses; None: all columns, as `row` may use any."""
-        others = [WANTED, *([self.split_by] if self.split_by else [])]
+        others = [*FOREIGN, *([self.split_by] if self.split_by else [])]
         return None if self.row or self.all_columns else frozenset([*map(self.name_of, EXAMPLE_FIELDS), *others])
 
     def name_of(self, key: str) -> str:

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.user_code import explain, load_function
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS, OPTIONAL, REQUIRED
 from data.encoding import LISTED
-from data.files import DEFAULT, WANTED, Reading, check_files, data_suffix
+from data.files import DEFAULT, TRL_MASKS, WANTED, Reading, check_files, data_suffix
 from data.messages import (
     canonical_messages,
     canonical_tools,
@@ -204,6 +204,11 @@ def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple
     keys = [key if value is not None else f"{key} (null)" for key, value in row.items()]
     row = {key: value for key, value in renamed(row, reading.example_names).items() if value is not None}
     form = _form(row, keys, where, reading)
+    if form not in ("text", "tokens") and str(row.get(WANTED)).lower() in ("true", "false"):  # in a .csv file a text
+        raise UserError(
+            f"{where} has `{WANTED}`, as data of preferences (KTO) has, and training would learn the answers that it rejects, "
+            "too; a function in data.row can leave those rows, and the key, out"
+        )
     names = reading.message_names
     example = _BUILDERS[form](row, where, names)
     if (tools := row.get("tools")) and form not in ("text", "tokens") and (tools := canonical_tools(tools, where)):
@@ -270,11 +275,6 @@ def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
     prompt, completion = row["prompt"], row["completion"]
     if all(isinstance(part, str) and MESSAGES.match(part) for part in (prompt, completion)):
         prompt, completion = (parse_json_text(row[key], where, key) for key in REQUIRED["completion"])
-    if str(row.get(WANTED)).lower() in ("true", "false"):  # in a .csv file a text
-        raise UserError(
-            f"{where} has `{WANTED}`, as data of preferences (KTO) has, and training would learn the completions that it rejects, "
-            "too; a function in data.row can leave those rows, and the key, out"
-        )
     if isinstance(prompt, str) and isinstance(completion, str):
         if not completion:
             raise UserError(f"{where}: `completion` must be a non-empty string")
@@ -297,6 +297,8 @@ def _tokens(row: dict, where: str, names: Mapping[str, str]) -> dict:
     found: dict[str, Any] = {
         key: parse_json_text(row[key], where, key) for key in ("input_ids", *OF_TOKENS) if key in row
     }
+    if len(found.keys() - {"attention_mask"}) == 1 and (theirs := [key for key in TRL_MASKS if key in row]):
+        raise UserError(f"{where} has `{theirs[0]}`, which is a `mask` here; write data.fields=mask={theirs[0]}")
     ids = found["input_ids"]
     for key, values in found.items():
         if not isinstance(values, list) or not all(type(value) is int or value in (True, False) for value in values):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from common.errors import UserError
-from data.files import SUFFIXES, WANTED, codec_of, data_suffix
+from data.files import FOREIGN, SUFFIXES, codec_of, data_suffix
 from data.messages import short_list
 
 Rows = Iterator[tuple[str, Any]]
@@ -223,7 +223,7 @@ def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
     """A value that is null is left out below a row's own keys, because a column has the keys of all rows together."""
     with _guarded(path), _open_columns(path) as (names, batches_of):
         chosen = [name for name in names if columns is None or name in columns]
-        if set(chosen) <= {WANTED}:
+        if set(chosen) <= {*FOREIGN}:
             raise UserError(
                 f"{path} has no column of a known form (docs/data.md); its columns are {short_list(names)}; data.fields "
                 "can name them"

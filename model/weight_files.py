@@ -39,7 +39,7 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
     index, single = path / INDEX, path / SINGLE
     if not index.is_file():
         if not single.is_file():
-            raise UserError(f"{path} has neither {SINGLE} nor {INDEX}; {AGAIN}")
+            raise UserError(f"{path} has neither {SINGLE} nor {INDEX}; {AGAIN}, or write one by save_pretrained")
         return _read_file(single)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

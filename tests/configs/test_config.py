@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 import sys
 from pathlib import Path
 
@@ -78,8 +77,16 @@ REFUSED = {
     "lr=1": "unknown key lr; did you mean optimizer.learning_rate?",
     "training.max_seq_length=512": "did you mean data.sequence_length?",
     "bf16=True": "did you mean model.compute_dtype=bf16?",
-    "gradient_accumulation_steps=4": "did you mean batch.global_examples, from which it follows?",
-    "lr_scheduler_type=linear": "unknown key lr_scheduler_type; configs/config.py describes all keys",
+    "gradient_accumulation_steps=4": "; batch.global_examples decides it",
+    "lr_scheduler_type=linear": "unknown key lr_scheduler_type; it is edited in train.py (README.md, Edit the loop)",
+    "optimizer._component_=torch.optim.SGD": "; it is edited in train.py",
+    "train_on_inputs=true": "; loss is on answers and completions alone",
+    "device=cuda": "; it follows from the machine",
+    "chat_template_path=a.jinja": "; did you mean data.chat_template?",
+    "clip_grad_norm=1": "; did you mean optimizer.max_grad_norm?",
+    "dataset_config=x": "unknown key dataset_config; configs/config.py describes all keys",
+    "eval_on_start=true": "unknown key eval_on_start; configs/config.py describes all keys",
+    "optim_bits=8": "unknown key optim_bits; configs/config.py describes all keys",
     "wandb=True": "did you mean run.log_to?",
     "qqq.zzz=1": "unknown key qqq.zzz; configs/config.py describes all keys",
     "batch.micro_batch=largest": "batch.micro_batch must be an integer or auto, not 'largest'",
@@ -305,6 +312,10 @@ def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, w
     ("arguments", "said"),
     [
         (["optimizer.lr=1"], "error: unknown key optimizer.lr; did you mean optimizer.learning_rate?"),
+        (
+            ["--learning_rate", "2e-5"],
+            "error: there is no option --learning_rate (--help); settings are section.key=value; did you mean",
+        ),
         (None, "error: run.name=a stands where the config file is expected"),
     ],
 )
@@ -317,9 +328,35 @@ def test_a_mistake_ends_a_start_before_torch_is_imported(tmp_path, arguments, sa
 
 
 def test_what_other_tools_call_a_key_names_one_that_is_there_and_hides_none() -> None:
-    real = {re.split("[=,]", key)[0] for key in ALIASES.values()}
+    real = {key.partition("=")[0] for key in ALIASES.values() if " " not in key}
     assert real <= KEYS.keys() and not ALIASES.keys() & KEYS.keys()
     assert len(ALIASES) == sum(map(len, map(str.split, _ELSEWHERE.values())))  # none stands twice
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (
+            "--learning_rate 2e-5",
+            "no option --learning_rate .* section.key=value; did you mean optimizer.learning_rate?",
+        ),
+        ("--num-train-epochs=3", "no option --num-train-epochs .*; did you mean optimizer.epochs?"),
+        ("--optimizer.epochs=3", "no option --optimizer.epochs .*; did you mean optimizer.epochs?"),
+        ("--lr_scheduler_type cosine", "no option --lr_scheduler_type .*; it is edited in train.py"),
+        ("--bf16", "; did you mean model.compute_dtype=bf16?"),
+        ("--layrs 2", "no option --layrs .--help.; settings are section.key=value; configs/config.py describes them"),
+    ],
+)
+def test_an_option_of_another_tool_names_the_setting(monkeypatch, option, said) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "configs/quickstart.py", *option.split()])
+    with pytest.raises(UserError, match=said):
+        read_command_line("", 1, print)
+
+
+def test_a_config_of_another_tool_is_named_as_one(tmp_path) -> None:
+    (tmp_path / "sft.yaml").write_text("base_model: ORG/NAME\nsequence_len: 2048\n")  # annotations, to Python
+    with pytest.raises(UserError, match="sft.yaml is no config: that is a Python file; docs/runs.md has"):
+        load_config(tmp_path / "sft.yaml")
 
 
 def test_a_command_without_a_config_asks_for_nothing_else(monkeypatch, capsys) -> None:

@@ -116,6 +116,9 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"prompt": "a", "completion": CHAT}, ": `prompt` and `completion` must both be strings or both be lists"),
         ({"prompt": "a", "completion": "b", "label": True}, " has `label`, as data of preferences"),
         ({"prompt": "a", "completion": "b", "label": "False"}, " has `label`, as data of preferences"),  # as a .csv file has it
+        ({"messages": CHAT, "label": False}, " has `label`, as data of preferences"),
+        ({"input_ids": [3, 4], "assistant_masks": [0, 1]}, ".* a `mask` here; write data.fields=mask=assistant_masks"),
+        ({"input_ids": [3, 4], "completion_mask": [0, 1], "attention_mask": [1, 1]}, ".*; write data.fields=mask=completion_mask"),
         ({"prompt": str([USER]), "completion": str([ANSWER])}, ": `prompt` is text that is not JSON, but looks like Python"),
         ({"prompt": "a", "completion": None}, " has none of the forms .*: its keys are prompt, completion .null.;"),
         ({"prompt": "a", "completion": ""}, ": `completion` must be a non-empty string"),
@@ -209,3 +212,10 @@ def test_token_ids_are_taken_as_they_are(row, ids, mask) -> None:
     assert made == {"input_ids": ids, "mask": mask, "id": 3}
     with pytest.raises(UserError, match="has token ids and no text"):
         example_text(made)
+
+
+def test_a_mask_with_the_name_that_trl_gives_it_is_read_where_it_is_named() -> None:
+    row = {"input_ids": [5, 6, 7], "assistant_masks": [0, 1, 1]}
+    named = canonical_example(row | {"completion_mask": [0, 0, 1]}, "a", Reading(fields={"mask": "assistant_masks"}))
+    assert named[1]["mask"] == [0, 1, 1]
+    assert canonical(row | {"labels": [-100, -100, 7]})["mask"] == [0, 0, 1]
