@@ -79,7 +79,12 @@ def test_files_and_index_that_do_not_agree(tmp_path) -> None:
     last.unlink()
     refused(path, re.escape(f"{last} cannot be read (No such file or directory); copy or download the model again"))
     index.unlink()
-    refused(path, re.escape(f"{path} has neither model.safetensors nor model.safetensors.index.json; copy or download the model again, or write one by save_pretrained"))
+    refused(
+        path,
+        re.escape(
+            f"{path} has neither model.safetensors nor model.safetensors.index.json; copy or download the model again, or write one by save_pretrained"
+        ),
+    )
 
 
 def test_every_file_is_checked_before_any_weight_is_read(tmp_path) -> None:
