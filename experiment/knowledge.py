@@ -190,8 +190,7 @@ def commands() -> list[Command]:
             command = _train(arm, TUNING_SEED, rate, run, "validation", EVERY)
             known = {"diverged": run / "diverged.txt", "results": (command.output, run / "metrics.jsonl")}
             found.append(replace(command, kind=f"tune {arm}", frees=weights_of(run), **known))
-    *arms, last = *ARMS, *NEW_TOKENS  # rank 8 with new tokens begins when all others are done
-    for seed, arm in (*itertools.product(SEEDS, arms), *itertools.product(SEEDS, [last])):
+    for seed, arm in (*itertools.product(SEEDS, ARMS), *itertools.product(SEEDS, NEW_TOKENS)):  # what is tested is first
         rate, run = chosen_rate(NEW_TOKENS.get(arm, arm)), run_of(arm, seed)
         if rate is None or (arm in NEW_TOKENS and not found[4].is_done):
             continue
