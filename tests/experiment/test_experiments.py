@@ -284,9 +284,8 @@ def test_knowledge_measures_bits_and_recall_of_every_arm(tmp_path, monkeypatch) 
     assert {len(of_seeds) for arms in found.values() for of_seeds in arms.values()} == {3}
     assert set(found["recall"]) == {*arms, "full, new tokens", "rank 8, new tokens"}
     listed = {command.name: command.options for command in knowledge.commands()}
-    assert list(listed)[-6:] == [
-        f"rank-8-new-tokens-s{seed}{end}" for seed in range(3) for end in ("/train", "-recall")
-    ]
+    last = [f"{arm}-new-tokens-s{seed}" for seed in range(3) for arm in ("full", "rank-8")]
+    assert list(listed)[-12:] == [name + end for name in last for end in ("/train", "-recall")]
     model = f"model.path={tmp_path / 'knowledge' / 'new-tokens'}"
     own = {"lora.rank=8", "optimizer.learning_rate=0.001", model}
     assert own <= {*listed["rank-8-new-tokens-s0/train"]} and model in listed["full-new-tokens-s0/train"]
