@@ -75,9 +75,14 @@ def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values], 
     measured = [(values[one.metric], one) for one in contrasts]
     sides = {one: (arms.get(one.of, {}), arms.get(one.against, {})) for arms, one in measured}
     found = {one: difference(*sides[one], one.paired) for one in contrasts}
-    # A contrast that has fewer than two seeds yet counts in the correction.
-    p = holm({one: primary.p if primary else 1.0 for one, primary in found.items()})
-    p_equivalent = holm({one: sure.p_equivalence(one.margin or 0.0) if sure else 1.0 for one, sure in found.items()})
+    seeds = {
+        one: [len(of.keys() & against.keys())] if one.paired else [len(of), len(against)]
+        for one, (of, against) in sides.items()
+    }
+    # A contrast without all its seeds counts in the correction, and what it shows so far does not.
+    sure = {one: primary if min(seeds[one]) >= declared else None for one, primary in found.items()}
+    p = holm({one: primary.p if primary else 1.0 for one, primary in sure.items()})
+    p_equivalent = holm({one: it.p_equivalence(one.margin or 0.0) if it else 1.0 for one, it in sure.items()})
     rows = [HEAD]
     for one, primary in found.items():
         names = ("paired", "Welch") if one.paired else ("Welch", "paired")
@@ -86,20 +91,18 @@ def contrast_table(contrasts: Sequence[Contrast], values: Mapping[str, Values], 
         if not primary or not other:
             rows.append([words, *[""] * 4, f"{one.margin:g}", "", "", "not run", ""])
             continue
-        of, against = sides[one]
-        seeds = [len(of.keys() & against.keys())] if one.paired else [len(of), len(against)]
         found_so = outcome(one, primary.value, p[one], p_equivalent[one])
         rows.append(
             [
                 words,
-                " and ".join(map(str, dict.fromkeys(seeds))),
+                " and ".join(map(str, dict.fromkeys(seeds[one]))),
                 f"{primary.value:+.3f}",
                 in_words(primary.interval()),
                 in_words(primary.interval(0.90)),
                 f"{one.margin:g}",
                 f"{p[one]:.3f}",
                 f"{p_equivalent[one]:.3f}",
-                f"**{found_so}**" if min(seeds) >= declared else f"none before {declared} seeds",
+                f"**{found_so}**" if sure[one] else f"none before {declared} seeds",
                 f"{names[1]} 95% {in_words(other.interval())}",
             ]
         )

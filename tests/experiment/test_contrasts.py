@@ -49,6 +49,11 @@ def test_p_is_corrected_over_what_was_declared_also_for_what_has_not_run():
     assert outcomes([one], values) == ["weak is better"]
     others = [Contrast(name, "plain", "F1", True, 0.001) for name in ("not run", "nor this")]
     assert outcomes([one, *others], values) == ["open", "not run", "not run"]
+    values["F1"] |= {
+        "not run": arm(BASE[:7] + 0.5),
+        "nor this": arm(BASE[:7] + 0.5),
+    }  # what is clear so far does not help either
+    assert outcomes([one, *others], values, declared=8) == ["open", *["none before 8 seeds"] * 2]
     with pytest.raises(AssertionError, match="at most three"):
         contrast_table([one, *others, Contrast("a", "b", "F1", True, 0.05)], values, 3)
 
