@@ -190,10 +190,8 @@ def commands() -> list[Command]:
             command = _train(arm, TUNING_SEED, rate, run, "validation", EVERY)
             known = {"diverged": run / "diverged.txt", "results": (command.output, run / "metrics.jsonl")}
             found.append(replace(command, kind=f"tune {arm}", frees=weights_of(run), **known))
-    for seed, arm in (
-        *itertools.product(SEEDS, ARMS),
-        *itertools.product(SEEDS, NEW_TOKENS),
-    ):  # what is tested is first
+    # What is tested comes before what is descriptive.
+    for seed, arm in (*itertools.product(SEEDS, ARMS), *itertools.product(SEEDS, NEW_TOKENS)):
         rate, run = chosen_rate(NEW_TOKENS.get(arm, arm)), run_of(arm, seed)
         if rate is None or (arm in NEW_TOKENS and not found[4].is_done):
             continue

@@ -12,12 +12,8 @@ from model.rope import check_document_isolation, scaled_config
 
 FETCHED = "fetched.json"  # model id, source, revision and the sha256 of every file, in what model/hub.py has downloaded
 NEW_TOKENS = "new_tokens.json"  # in what model/vocabulary.py has made
-LICENCES = (
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)  # files whose text many licences ask to keep with the weights
+# Many licences ask to keep their text with the weights.
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 # Text decoders whose loss and every gradient equal those of transformers' eager attention, document by document:
 # tests/model/test_equivalence.py covers exactly these.
