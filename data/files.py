@@ -27,8 +27,9 @@ DATASET, SPLITS = "state.json", "dataset_dict.json"  # what the library `dataset
 # A dataset of the hub, or a folder that looks like one: NAME@REVISION:CONFIG:SPLIT
 DATASET_NAME = re.compile(r"(?P<name>[^:@]+)(@(?P<revision>[\w./-]+))?((:(?P<config>[\w.-]+))?:(?P<split>[\w.-]+))?")
 HELD_OUT = {"test", "validation", "valid", "dev", "eval"}  # words in the names of files that are not for training
-# Keys that no form has, read to be refused: whether an answer is wanted (KTO), and what TRL calls the mask of token ids.
-WANTED, *TRL_MASKS = FOREIGN = ("label", "assistant_masks", "completion_mask")
+# Keys that no form has, read to be refused: whether an answer is wanted (KTO), TRL's options of the template for one row,
+# and what TRL calls the mask of token ids.
+WANTED, ROW_OPTIONS, *TRL_MASKS = FOREIGN = ("label", "chat_template_kwargs", "assistant_masks", "completion_mask")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 

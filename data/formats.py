@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.user_code import explain, load_function
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS, OPTIONAL, REQUIRED
 from data.encoding import LISTED
-from data.files import DEFAULT, TRL_MASKS, WANTED, Reading, check_files, data_suffix
+from data.files import DEFAULT, ROW_OPTIONS, TRL_MASKS, WANTED, Reading, check_files, data_suffix
 from data.messages import (
     canonical_messages,
     canonical_tools,
@@ -208,6 +208,11 @@ def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple
         raise UserError(
             f"{where} has `{WANTED}`, as data of preferences (KTO) has, and training would learn the answers that it rejects, "
             "too; a function in data.row can leave those rows, and the key, out"
+        )
+    if form not in ("text", "tokens") and row.get(ROW_OPTIONS):
+        raise UserError(
+            f"{where} has `{ROW_OPTIONS}`, but the options of a template are those of all rows here; leave the key out and write "
+            "them as data.chat_template_options"
         )
     names = reading.message_names
     example = _BUILDERS[form](row, where, names)

@@ -120,6 +120,11 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
     if not isinstance(message, dict):
         raise UserError(f"{this} is not an object")
     message = {key: value for key, value in renamed(message, names).items() if value is not None}
+    if spans := [key for key, value in message.items() if _is_mask_within(value)]:
+        raise UserError(
+            f"{this} has `{spans[0]}`, which says where in the message loss is (axolotl's message_field_training_detail), and "
+            "all of it would be trained; give `input_ids` with a `mask` instead"
+        )
     said = message.get("role", message.get("from"))
     role = ROLE_NAMES.get(said) if isinstance(said, str) else None
     if role is None:
@@ -146,6 +151,10 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
             result[key] = check_unicode(message[key], where)
     weight = _weight_of(message, role, this)
     return result if weight == 1 else result | {"weight": weight}
+
+
+def _is_mask_within(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(part, dict) and "begin_offset" in part for part in value)
 
 
 def _text_of(content: object, where: str, this: str) -> str | None:

@@ -219,7 +219,10 @@ class Heartbeat:
         if not said:
             lines = dict.fromkeys(beat.line for beat in beats)
             stand = [f"{name_ranks(r for r, b in enumerate(beats) if b.line == line)} in {line}" for line in lines]
-            return f"{reason}, though every rank is alive and none is behind: {', '.join(stand)}"
+            return (
+                f"{reason}, though every rank is alive and none is behind: {', '.join(stand)} (a job that is suspended for so "
+                "long looks the same when it goes on)"
+            )
         return "; ".join(said) + (f"; {name_ranks(waiting)} waited" if waiting else "")
 
     def _store_gone(self) -> str:

@@ -100,6 +100,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
         ("a.parquet", b"hello", "is damaged or not a parquet file"),
         ("a.parquet", parquet([{"prompt": "a", "completion": "b", "label": False}]), "row 1 has `label`, as data of preferences"),
+        ("a.parquet", parquet([{"prompt": "a", "completion": "b", "chat_template_kwargs": {"a": 1}}]), "row 1 has `chat_template_kwargs`"),
         ("a.parquet", parquet([{"input_ids": [5], "assistant_masks": [1]}]), "row 1 has `assistant_masks`, which is a `mask` here;"),
         ("a.parquet", parquet([{"prompt": "a", "completion": None}, ROWS[0]]), "row 1 has .*: its keys are prompt, completion .null."),
         ("a.parquet", parquet([{"question": "a", "label": 1}]), "no column of a known form .* its columns are question, label;"),

@@ -77,7 +77,8 @@ def test_a_rank_that_never_comes_ends_all_within_the_timeout_and_is_shown_where_
     (line,) = (line for line in errors.splitlines() if "no progress" in line)
     assert re.fullmatch(
         r"error: step 3: no progress for 6 s, though every rank is alive and none is behind: ranks 0, 2 in backward "
-        rf"\(watch_worker.py:\d+\), rank 1 in wait \(threading.py:\d+\){RESTART}",
+        r"\(watch_worker.py:\d+\), rank 1 in wait \(threading.py:\d+\) \(a job that is suspended for so long looks the same "
+        rf"when it goes on\){RESTART}",
         line,
     ), line
 
