@@ -20,18 +20,17 @@ from data.encoding import ExampleEncoder
 from data.formats import read_files
 from data.tokens import load_tokenizer
 from distributed.process_group import Ranks
-from eval import general_text, report
+from eval import report
 from eval.asked_examples import DEFAULT_LENGTH, LENGTH_MARGIN, ScoreAnswers, choose_examples, has_answer, read_as
 from eval.constrained import Grammar
 from eval.generate import answer_work, greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
-from eval.perplexity import general_perplexity, loss_work, target_losses, total
+from eval.perplexity import loss_work, target_losses, total
 from eval.results import prepare_output, read_result
 from model.architectures import check_model_directory
 
 INSTRUCTING = ("system", "developer")  # roles of what stands before a conversation
-GENERAL_WINDOW = 1024  # maximum context in tokens when the perplexity on general text is measured
 GrammarOf = Callable[[list[dict]], tuple[str, str]]
 Sequences = list[tuple[list[int], list[float]]]  # token ids, weights of the targets
 
@@ -52,7 +51,6 @@ class EvaluationOptions:
     constrained: bool = False
     dtype: str = "auto"
     sharding: str = "auto"
-    general: bool = False
     json: Path | None = None
     answers: Path | None = None
     before: Path | None = None
@@ -77,7 +75,6 @@ class EvaluationInputs:
     asked: list[dict]
     prompts: list[list[int]]
     stop_ids: tuple[int, ...]
-    max_positions: float  # infinite if config.json names no limit
     header: dict
     before: dict | None
     control_line: str
@@ -129,7 +126,6 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         "data_sha256": hashlib.sha256(options.data.read_bytes()).hexdigest(),
         "n_examples": len(examples),
         "n_in_file": len(everything),
-        "general_source": general_text.SOURCE if options.general else None,
         "max_new_tokens": max_new_tokens,
         "max_new_tokens_from": length_from,
         "shots": options.shots,
@@ -152,7 +148,6 @@ def read_inputs(options: EvaluationOptions) -> EvaluationInputs:
         asked,
         [ids for ids, _ in prompts],
         encoder.stop_ids,
-        max_positions,
         header,
         before,
         "\n".join(filter(None, said)),
@@ -250,7 +245,4 @@ def evaluate_examples(
     if inputs.asked:
         texts = [str(tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
         result |= score_answers(inputs.asked, texts, str(options.data), inputs.training, str(options.train))
-    if options.general:
-        window = int(min(GENERAL_WINDOW, inputs.max_positions))
-        result["general"] = general_perplexity(model, tokenizer, window, ranks, finish)
     return result

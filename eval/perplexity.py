@@ -1,19 +1,13 @@
 """Losses of target tokens, computed with the model's own forward, so that its softcaps, scales and windows apply."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from data.tokens import bos_ids
-from distributed.process_group import Ranks
-from eval import general_text
-from eval.forgetting import perplexity
-from eval.over_ranks import compute_over_ranks
 from eval.row_cache import left_padded
 
 TOKENS_PER_BATCH = 4096  # including padding; bounds the memory of the logits
@@ -91,45 +85,3 @@ def _batch_losses(model: PreTrainedModel, sequences: list[tuple[list[int], Seque
         factors = torch.tensor([float(weights[i]) for i in targets], dtype=torch.float64, device=ids.device)
         losses.append(LossSum((nats.double() * factors).sum().item(), sum(weights[i] for i in targets)))
     return losses
-
-
-def windows(ids: list[int], length: int) -> list[tuple[list[int], list[bool]]]:
-    """A long text as sequences of at most `length` tokens.
-
-    Every token except the text's first is a target exactly once. Consecutive sequences share one token, because the
-    first token of a sequence is not predicted.
-    """
-    return [
-        (ids[start : start + length], [False] + [True] * (len(ids[start : start + length]) - 1))
-        for start in range(0, max(1, len(ids) - 1), length - 1)
-    ]
-
-
-def general_perplexity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    window: int,
-    ranks: Ranks,
-    finish: Callable[[], None] = lambda: None,
-) -> dict:
-    """Perplexity of the held-out texts of eval/general_text.py, with at most `window` tokens of context. A collective.
-
-    It is given per token and, comparable between tokenizers, per byte. finish: as in `compute_over_ranks`.
-    """
-    texts = general_text.held_out_texts()
-    start = bos_ids(tokenizer)
-    encoded = [start + tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    sequences = [sequence for ids in encoded for sequence in windows(ids, window)]
-    work = [loss_work(sequence) for sequence in sequences]
-    losses = compute_over_ranks(functools.partial(target_losses, model), sequences, work, ranks, "general text", finish)
-    loss = total(losses)
-    # The first token of a text is not predicted, so its bytes do not count. BOS has none.
-    first_bytes = 0 if start else sum(len(str(tokenizer.decode(ids[:1])).encode()) for ids in encoded)
-    num_bytes = sum(len(text.encode()) for text in texts) - first_bytes
-    return {
-        "perplexity": perplexity(loss.mean),
-        "perplexity_per_byte": perplexity(loss.nats / num_bytes),
-        "tokens": loss.targets,
-        "bytes": num_bytes,
-        "source": general_text.SOURCE,
-    }

@@ -48,9 +48,9 @@ def text_figures(result: dict) -> list[Figure]:
 
 
 def run_figures(result: dict) -> list[Figure]:
-    """Truncated answers, validation loss, and perplexity on general text, as far as the result has them."""
+    """Truncated answers and validation loss, as far as the result has them."""
     rows = []
-    loss, general = result.get("loss"), result.get("general")
+    loss = result.get("loss")
     if "shots" in result:  # "before" may be asked in another way than "after"
         value = f"{result['shots']} shots" + ", constrained" * result["constrained"]
         short = result["fewest_shots"] < result["shots"]
@@ -63,10 +63,6 @@ def run_figures(result: dict) -> list[Figure]:
     if loss:
         n = f"{loss['targets']:,} response tokens"
         rows.append(Figure("validation loss (nats/token)", _number(loss["mean"]), n, "loss"))
-    if general:
-        n = f"{general['tokens']:,} tokens of general text"
-        rows.append(Figure("general text: perplexity per token", _number(general["perplexity"]), n))
-        rows.append(Figure("general text: perplexity per byte", _number(general["perplexity_per_byte"]), n))
     return rows
 
 
@@ -84,12 +80,12 @@ def table(result: dict, figures: Figures = figures) -> str:
 
 
 def check_comparable(before: dict, after: dict) -> None:
-    """Raise `UserError` unless both results are of the same examples and the same general text."""
-    for key in ("data_sha256", "n_examples", "general_source"):
+    """Raise `UserError` unless both results are of the same examples."""
+    for key in ("data_sha256", "n_examples"):
         if before.get(key) != after.get(key):
             raise UserError(
                 f"the evaluations of {before['model']} and {after['model']} used different data ({key} differs): "
-                f"evaluate both with the same --data, --limit and --general."
+                f"evaluate both with the same --data and --limit."
             )
 
 

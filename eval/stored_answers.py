@@ -41,15 +41,13 @@ def score_stored(
     if not asked:
         raise UserError(f"no example of {data} is a chat with an answer, so there is nothing to score (docs/data.md)")
     training = list(filter(has_answer, read_examples(train, reading))) if train else None
-    # A stored answer says nothing of general text; an earlier result may.
-    earlier = read_result(before) | {"general_source": None} if before else None
+    earlier = read_result(before) if before else None
     header = {
         "model": str(answers),
         "data": str(data),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
         "n_examples": len(examples),
         "n_in_file": len(everything),
-        "general_source": None,
     }
     if earlier:
         report.check_comparable(earlier, header)

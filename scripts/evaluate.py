@@ -2,7 +2,7 @@
 
     python scripts/evaluate.py runs/mine/export --data held_out.jsonl --metric scores:right --show 3
     python scripts/evaluate.py artifacts/models/SmolLM2-135M-Instruct --data FILE --train FILE --shots 2 --constrained
-    torchrun --nproc_per_node=2 scripts/evaluate.py runs/quickstart/export --data FILE --train FILE --general --json after.json
+    torchrun --nproc_per_node=2 scripts/evaluate.py runs/quickstart/export --data FILE --train FILE --json after.json
 
 Of bank reports it scores rules, facts and letters (docs/xbrl.md). Every process generates (greedily) the answers to its share of
 the examples. Several processes share a large model, as in training: each holds a part of it (--sharding). With --before FILE,
@@ -60,8 +60,6 @@ def parse_arguments() -> argparse.Namespace:
     add_number(parser, "--max-new-tokens", longest, least=1)
     add_dtype_option(parser)
     add_sharding_option(parser)
-    general = "also measure perplexity on general text that training never sees"
-    parser.add_argument("--general", action="store_true", help=general)
     parser.add_argument("--json", type=Path, help="write all metrics and answers to this file")
     parser.add_argument("--answers", type=Path, help="write the answers to this file, for scripts/score.py")
     parser.add_argument("--before", type=Path, help="the JSON of an earlier evaluation to compare with")

@@ -66,40 +66,5 @@ def positions(parser: argparse.ArgumentParser) -> None:
         print(table)
 
 
-def methods(parser: argparse.ArgumentParser) -> None:
-    """Compare methods against forgetting on one task: plain training, low learning rate, replay, EWC, replay with EWC.
-
-        python scripts/measure.py methods configs/quickstart.py data.mix=none --test artifacts/quickstart/test.jsonl \\
-            --general artifacts/replay/topics.jsonl --out runs/comparison
-
-    Each method is a run of train.py in --out, with the same base, examples, order and number of steps. Its model is
-    evaluated on --test and, against the base, on general text that no method trains on. After an interruption the same
-    command goes on. At the end it prints the table (also in comparison.md). --only runs some of
-    the methods. docs/forgetting.md explains the figures. One run per method describes what came out, and proves no difference.
-    """
-    from experiment.methods import compare_methods
-
-    parser.add_argument("config", help="a config of plain training, without data.mix and ewc")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for every run, as for train.py")
-    parser.add_argument("--test", type=Path, required=True, help="examples of the task that no run trains on")
-    parser.add_argument(
-        "--general", type=Path, required=True, help="text of the old domain, for replay and the Fisher diagonal"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="directory of the runs and results")
-    add_number(parser, "--low", "the low learning rate relative to the config's", 1 / 3)
-    parser.add_argument("--shares", type=float, nargs="*", default=[0.05, 0.25], help="of replay (default: 0.05 0.25)")
-    strengths = "of EWC; the run of the first one estimates the Fisher diagonal for all (default: 1 10 100)"
-    parser.add_argument("--strengths", type=float, nargs="*", default=[1, 10, 100], help=strengths)
-    both = "replay and EWC together; may be repeated (default: 0.05 10 and 0.05 100)"
-    names = ("SHARE", "STRENGTH")
-    parser.add_argument("--both", type=float, nargs=2, action="append", metavar=names, help=both)
-    add_number(parser, "--processes", "processes of each training and evaluation", 1, least=1)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="run only these methods, e.g. plain replay-5")
-    parser.add_argument(
-        "--list", dest="plan_only", action="store_true", help="print the methods and overrides, and exit"
-    )
-    print(compare_methods(**vars(parser.parse_intermixed_args())))
-
-
 if __name__ == "__main__":
-    run_script(main_of(__doc__, forgetting, positions, methods))
+    run_script(main_of(__doc__, forgetting, positions))

@@ -68,7 +68,6 @@ LONGEST = (
     "training/test_budget.py",
     "model/ewc/test_fisher.py",
     "scripts/test_replay.py",
-    "scripts/test_measure.py",
     "test_reference_loop.py",
     "experiment/test_sweep_command.py",
     "eval/test_generate.py",

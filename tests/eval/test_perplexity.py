@@ -1,14 +1,12 @@
-"""Losses of target tokens against their definition, and perplexity of general text."""
-
-import math
+"""Losses of target tokens against their definition."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from eval import perplexity
-from eval.perplexity import LossSum, general_perplexity, loss_work, target_losses, windows
-from tests.tiny import tiny_tokenizer, write_tiny_model
+from eval.perplexity import loss_work, target_losses
+from tests.tiny import write_tiny_model
 
 
 def sequences():
@@ -37,21 +35,3 @@ def test_losses_equal_the_definition(tmp_path, monkeypatch, family, tokens_per_b
     for loss, (ids, is_target) in zip(losses, sequences(), strict=True):
         assert loss.nats == pytest.approx(one_by_one(model, ids, is_target), abs=2e-4)
     assert sum(finished) == 30 + 12 + 7 + 25 == sum(map(loss_work, sequences()))  # the last two need no forward
-
-
-def test_the_perplexity_of_damaged_weights_is_infinite(monkeypatch):
-    monkeypatch.setattr(perplexity, "compute_over_ranks", lambda *arguments: [LossSum(1e6, 10)])
-    found = general_perplexity(None, tiny_tokenizer(), 100, None)
-    assert found["perplexity"] == math.inf
-    assert found["perplexity_per_byte"] == pytest.approx(math.exp(1e6 / found["bytes"]))
-    monkeypatch.setattr(perplexity, "compute_over_ranks", lambda *arguments: [LossSum(math.nan, 10)])
-    assert math.isnan(general_perplexity(None, tiny_tokenizer(), 100, None)["perplexity"])  # a loss that is none
-
-
-def test_windows_predict_every_token_except_the_first_exactly_once():
-    for length in (1, 2, 9, 10, 11, 19, 20):
-        ids = list(range(100, 100 + length))
-        parts = windows(ids, 10)
-        assert all(min(2, length) <= len(part) <= 10 and not flags[0] for part, flags in parts)
-        predicted = [token for part, flags in parts for token, flag in zip(part, flags, strict=True) if flag]
-        assert predicted == ids[1:]

@@ -11,14 +11,12 @@ RESULT = {
     "data": "test.jsonl",
     "data_sha256": "ab",
     "n_examples": 2,
-    "general_source": None,
     "dtype": "bfloat16",
     "seconds": 12.3,
     "max_new_tokens": 80,
     "cut_short": 1,
     "rouge_l": {"of": "answer", "n": 2, "f": 0.321, "baselines": {}},
     "loss": {"mean": 1.2345, "targets": 1234},
-    "general": {"perplexity": 11.5, "perplexity_per_byte": float("inf"), "tokens": 8756},
     "answers": [{"id": "a", "rouge_l": 1.0, "answer": "yes"}, {"id": "b", "rouge_l": 0.0, "answer": "no"}],
 }
 
@@ -66,17 +64,7 @@ def test_one_example_has_no_interval():
     ]
 
 
-def test_compare_shows_both_results_and_the_change():
-    answers = [{**answer, "rouge_l": 0.75} for answer in RESULT["answers"]]
-    before = {key: value for key, value in RESULT.items() if key != "general"}
-    after = {**RESULT, "rouge_l": {**RESULT["rouge_l"], "f": 0.75}, "answers": answers}
-    text = compare(before, after)
-    assert cells(text, "before") == ["before", "after", "change", "95% interval", "N"]
-    assert cells(text, "answer ROUGE-L")[1:4] == ["0.321", "0.750", "+0.2500"]  # the change is that of the answers
-    assert cells(text, "general text: perplexity per token")[1:3] == ["-", "11.5"]
-
-
-@pytest.mark.parametrize("key", ["data_sha256", "n_examples", "general_source"])
+@pytest.mark.parametrize("key", ["data_sha256", "n_examples"])
 def test_results_on_different_data_are_not_compared(key):
     with pytest.raises(UserError, match=key):
         compare(RESULT, {**RESULT, key: "other"})

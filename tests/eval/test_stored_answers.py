@@ -105,7 +105,7 @@ def test_only_line_feeds_end_a_line(tmp_path):
 def test_an_earlier_result_of_other_data_is_refused(score, tmp_path):
     answers, before = [("a", BREACH), ("b", CLEAN)], tmp_path / "before.json"
     result, _ = score(answers)
-    write_json(before, result | {"general_source": "texts"})
+    write_json(before, result | {"loss": {"mean": 1.0, "targets": 2}})
     assert score(answers, before=before)[1]["n_examples"] == 3  # a result with more than the answers
     write_json(before, result | {"n_examples": 2})
     with pytest.raises(UserError, match="n_examples differs"):

@@ -1,7 +1,7 @@
 """The experiments as a whole: every list runs to its end and is not run again, and the report comes out.
 
 No script runs. train.py's options are read as it reads them, those of the scripts are parsed by them, and what they would write is made up.
-tests/scripts/test_measure.py and test_export.py run the same scripts for real.
+tests/scripts/test_export.py runs the same scripts for real.
 """
 
 import json

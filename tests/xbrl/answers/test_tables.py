@@ -8,7 +8,7 @@ from xbrl.answers.baselines import COMPOSED
 from xbrl.answers.tables import figures, one_answer, table
 
 RESULT = {
-    **{"model": "runs/x/export", "data": "test.jsonl", "data_sha256": "ab", "n_examples": 2, "general_source": None},
+    **{"model": "runs/x/export", "data": "test.jsonl", "data_sha256": "ab", "n_examples": 2},
     **{"dtype": "bfloat16", "seconds": 12.3, "max_new_tokens": 80, "cut_short": 1},
     "violations": {
         **{"n_reports": 2, "n_violations": 3, "exact": 0.5, "macro_f1": 0.4, "void_lines": 3, "void_true_lines": 2},
@@ -77,7 +77,7 @@ def test_the_table_has_every_figure_with_its_n():
     lines = [line.split() for line in text.splitlines() if "engine + note words" in line]
     assert [line[5] for line in lines] == ["0.410", "0.125", "0.550"]
     assert "dates" not in [line.split("  ")[0].strip() for line in text.splitlines()]  # none is stated
-    assert "fitted on 9 training examples" in text and "general" not in text
+    assert "fitted on 9 training examples" in text
     lines = [line for line in text.splitlines() if line.endswith(" reports")]
     assert len(lines) > 3 and len({line.index(line.split("  ")[-1].strip(), 40) for line in lines}) == 1
 
@@ -85,13 +85,13 @@ def test_the_table_has_every_figure_with_its_n():
 def test_compare_shows_both_results_and_the_change():
     after = copy.deepcopy(RESULT)
     after["violations"]["micro"]["f1"] = 0.9
-    after["general"] = {"perplexity": 11.5, "perplexity_per_byte": 1.8, "tokens": 8756}
-    text = compare(RESULT, after, figures)
+    before = {key: value for key, value in RESULT.items() if key != "loss"}
+    text = compare(before, after, figures)
     assert cells(text, "before") == ["before", "after", "change", "95% interval", "N"]
     # The change comes from the answers, which are the same in both results, not from the F1 changed above.
     f1 = ["violations F1 (micro)", "0.600", "0.900", "+0.0000", "+0.0000 to +0.0000", "3 violations in 2 reports"]
     assert cells(text, "violations F1") == f1
-    assert cells(text, "general text: perplexity per token")[1:3] == ["-", "11.5"]
+    assert cells(text, "validation loss")[1:3] == ["-", "1.234"]
 
 
 def test_one_answer_prefers_reports_with_violations():
