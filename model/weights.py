@@ -64,8 +64,8 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: st
         found, wanted = trained.shapes.get(name), tuple(parameter.shape)
         if found not in (None, wanted):
             raise UserError(
-                f"{checkpoint}: {name} has shape {found}, but the model has {wanted}; export with the model.path that the run "
-                "was started with"
+                f"{checkpoint}: {name} has shape {found}, but the model has {wanted}; name the base that the run "
+                "was started from with --base"
             )
     shapes = {name: stored_shape(model, parameter) for name, parameter in parameters.items()}
 

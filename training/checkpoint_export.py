@@ -219,7 +219,9 @@ def is_written(out: Path, contents: dict) -> bool:
         return False
     written = read_json(out / EXPORT, "name another directory with --out") if (out / EXPORT).is_file() else {}
     if written | contents != written:
-        raise UserError(f"{out} exists and holds other weights; remove it, or name another directory with --out")
+        raise UserError(
+            f"{out} exists and does not hold these weights; remove it, or name another directory with --out"
+        )
     return True
 
 

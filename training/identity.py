@@ -180,7 +180,7 @@ def check_identity(
             why = f"; it may come from {'; '.join(causes)}" if causes else ""
             raise UserError(
                 f"{checkpoint} was made with {what}{why}; set it back, start a new run with another run.name, or continue with "
-                "what is set now: run.resume=changed"
+                "what is set now: run.resume=changed (not if tensors of the checkpoint have another shape or dtype now)"
             )
         lines.append(f"warning: {checkpoint} was made with {what}; run.resume=changed continues with what is set now")
         change = {"step": saved["step"], "from": fingerprint(before), "differences": found}

@@ -79,7 +79,11 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert f"so {out} is not pushed: OfflineModeIsEnabled" in said and "HF_HUB_OFFLINE" in said
     assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     said = export(run, "--step", 2, "--out", out, code=2)
-    assert f"error: {out} exists and holds other weights; remove it, or name another directory with --out" in said
+    assert (
+        f"error: {out} exists and does not hold these weights; remove it, or name another directory with --out" in said
+    )
+    (mine_too := folder / "notes").mkdir(exist_ok=True)
+    assert f"error: {mine_too} exists and does not hold these weights;" in export(run, "--out", mine_too, code=2)
     (out / "export.json").write_text(json.dumps(record | {"files": {}}))
     said = export(run, "--out", out, code=2)
     assert f"error: {out} is not what {run}/record.jsonl says of an export; remove it, and export again" in said
