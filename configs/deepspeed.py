@@ -73,7 +73,7 @@ ONLY_AS: dict[str, object] = {
 ADVICE = {
     "bf16.bf16_master_weights_and_grads": "set it to false and choose optimizer.memory=12N",
     "bf16.bf16_optimizer_states": "set it to false and choose optimizer.memory=8N",
-    "data_types.grad_accum_dtype": "remove it, or choose optimizer.memory=12N",
+    "data_types.grad_accum_dtype": "remove it, and choose optimizer.memory=12N for bf16",
     "communication_data_type": "remove it; sharding.reduce_dtype says in which dtype gradients are reduced",
 }
 

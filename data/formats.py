@@ -159,7 +159,8 @@ def read_files(
             is_empty = False
             yield where, example
         if is_empty and problem:
-            raise UserError(f"{path} contains no well-formed example; {problem}") from problem
+            within = "" if rest else f" in its first {keys.rows:,} rows"  # data.max_samples reads no more
+            raise UserError(f"{path} contains no well-formed example{within}; {problem}") from problem
         if is_empty:
             raise UserError(f"{path} contains no examples")
         if not rest:

@@ -96,8 +96,8 @@ class Reader:
         if len(paths) == 1 and is_store(paths[0]):
             if reading.part != "all":
                 raise UserError(
-                    f"data.validation_share cannot be used with the token store {paths[0]}; build a second store of held-out "
-                    "texts and name it in data.validation"
+                    f"data.validation_share cannot be used with the token store {paths[0]}; set it to 0, build a second "
+                    "store of held-out texts, and name that in data.validation"
                 )
             if reading.max_samples:
                 raise UserError(

@@ -30,7 +30,7 @@ from data.rows import read_rows
 
 RECORD, ROWS = "source.json", "rows.jsonl"
 FETCHED = "fetched"  # the directory in data.cache
-FIRST_ROWS = "read its first rows only: data.max_samples, or max_samples of the Source"
+FIRST_ROWS = "data.max_samples, or max_samples of a Source, reads the first rows only of what is trained on"
 CHARACTERS = 300  # of the reason in a message
 Say = Callable[[str], None]
 
@@ -160,9 +160,7 @@ def _files_of_dataset(path: str, named: re.Match, say: Say) -> list[str]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(
-            f"{path} is a dataset of the hub; reading it requires datasets; pip install datasets"
-        ) from error
+        raise UserError(f"{path}: reading it requires datasets; pip install datasets") from error
     with _reached(path):
         builder = datasets.load_dataset_builder(named["name"], named["config"], revision=named["revision"])
         found = {str(split): list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
@@ -186,7 +184,9 @@ def _reached(path: str) -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split())[:CHARACTERS] or type(error).__name__
         if getattr(error, "errno", None) in DISK_FULL:
-            raise UserError(f"{path} does not fit on the disk of data.cache; {FIRST_ROWS}") from error
+            raise UserError(
+                f"{path} does not fit on the disk of data.cache; free some space there; {FIRST_ROWS}"
+            ) from error
         kinds = {
             ImportError: "needs a package that is not installed",
             FileNotFoundError: "is not on this machine and is not found elsewhere",

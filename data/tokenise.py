@@ -176,7 +176,7 @@ def build_examples(
     def is_other_part(placed: Placed, content: bytes) -> bool:
         group = group_hash(placed.example, reading.split_by) if reading.split_by else content
         if group is None:
-            why = f"has no `{reading.split_by}` beside the keys of its form, by whose value data.split_by splits"
+            why = f"has no value of `{reading.split_by}` beside the keys of its form, by which data.split_by splits"
             noticed.skip(f"{placed.where} {why}")
             return True
         other = is_held_out(group, reading.validation_share) != (reading.part == "validation")

@@ -239,7 +239,8 @@ def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary
     try:
         record = json.loads((directory / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{directory} has no saved Fisher diagonal: settings.json: {error}") from error
+        what = f"settings.json: {error}; ewc.fisher names runs/NAME/ewc of a run"
+        raise UserError(f"{directory} has no saved Fisher diagonal: {what}") from error
     anchor = Anchor({}, {}, record["made"])
     for kind, shards in (("fisher", anchor.fisher), ("reference", anchor.reference)):
         for file in sorted(directory.glob(f"{kind}-*.safetensors")):

@@ -27,7 +27,7 @@ TYPES = ("default", *STRETCHING, "longrope")
 AMBIGUOUS_WINDOW = ("linear", "dynamic")
 WHY_NOT_ISOLATED = {
     "dynamic": "its frequencies depend on the longest document in a micro-batch, which breaks the isolation of packed "
-    "documents; choose yarn (model.rope_type=yarn with a model.rope_factor)",
+    "documents; choose yarn (model.rope_type=yarn, a model.rope_factor and model.rope_original_length)",
     "longrope": "its short and long factors differ, and the longest document in a micro-batch decides between them, which "
     "breaks the isolation of packed documents; set model.rope_type=longrope, which uses the long ones for all lengths",
 }
@@ -54,15 +54,8 @@ def scaled_config(
     if rope_type not in TYPES:
         raise UserError(f"rope_type must be one of {', '.join(TYPES)}, not {rope_type!r}")
     config = copy.deepcopy(config)
-    if config.model_type in ("cohere2", "exaone4") and config.sliding_window:
-        raise UserError(
-            f"{config.model_type} uses RoPE only in its sliding-window layers, which never attend further than "
-            f"{config.sliding_window} tokens, so there is nothing to scale; remove rope_type"
-        )
-    if config.model_type in ("hunyuan_v1_dense", "ministral3"):
-        raise UserError(
-            f"{config.model_type} has settings of RoPE (alpha, llama_4_scaling_beta) that no rope_type keeps; remove it"
-        )
+    if why := why_not_scaled(config):
+        raise UserError(f"{why}; remove rope_type")
     if rope_type == "longrope":
         return _longrope_with_equal_factors(config, factor, original_length)
     current, trained = full_attention_parameters(config), trained_length(config)
@@ -104,6 +97,17 @@ def scaled_config(
     return _accepted_by_transformers(config, rope_type)
 
 
+def why_not_scaled(config: PretrainedConfig) -> str:
+    """Why no `rope_type` fits the model, in words; empty if one may."""
+    kind = config.model_type
+    if kind in ("cohere2", "exaone4") and config.sliding_window:
+        layers = f"its sliding-window layers, which never attend further than {config.sliding_window} tokens"
+        return f"{kind} uses RoPE only in {layers}, so there is nothing to scale"
+    if kind in ("hunyuan_v1_dense", "ministral3"):
+        return f"{kind} has settings of RoPE (alpha, llama_4_scaling_beta) that no rope_type keeps"
+    return ""
+
+
 def full_attention_parameters(config: PretrainedConfig) -> dict:
     """The RoPE settings of the model; of its full-attention layers if they differ by layer type."""
     parameters = config.rope_parameters
@@ -124,9 +128,10 @@ def check_length(sequence_length: int, config: PretrainedConfig, path: str) -> N
     if sequence_length > window:
         current = full_attention_parameters(config)
         scaled = "" if current["rope_type"] == "default" else f", as scaled by {current['rope_type']}"
+        extend = ", or extend the window with model.rope_type=yarn and a model.rope_factor (docs/long_context.md)"
+        extend = f"; {why}" if (why := why_not_scaled(config)) else extend
         raise UserError(
-            f"data.sequence_length={sequence_length} exceeds the {window} positions of {path}{scaled}; shorten it, or "
-            "extend the window with model.rope_type=yarn and a model.rope_factor (docs/long_context.md)"
+            f"data.sequence_length={sequence_length} exceeds the {window} positions of {path}{scaled}; shorten it{extend}"
         )
 
 

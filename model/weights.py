@@ -47,10 +47,10 @@ def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weight
     return Weights(shapes, read, vocabulary_names(model))
 
 
-def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: str | Path) -> Weights:
+def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: Callable[[], Weights]) -> Weights:
     """The parameters of `model`, which may be on meta, in a checkpoint of any number of ranks.
 
-    A checkpoint holds what is trained; what was frozen comes from `base`, the directory that the run started from. Raises
+    A checkpoint holds what is trained; what was frozen comes from `base`, the weights that the run started from. Raises
     UserError if the checkpoint belongs to another model.
     """
     trained, parameters = tensors_of_checkpoint(checkpoint), parameter_names(model)
@@ -59,13 +59,13 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: st
         raise UserError(
             f"{checkpoint} has no tensor {frozen[0]}: it belongs to another model than its run's model.path"
         )
-    rest = weights_of_directory(base, model) if frozen else trained
+    rest = base() if frozen else trained
     for name, parameter in parameters.items():
         found, wanted = trained.shapes.get(name), tuple(parameter.shape)
         if found not in (None, wanted):
             raise UserError(
-                f"{checkpoint}: {name} has shape {found}, but the model has {wanted}; export with the model.path that the run "
-                "was started with"
+                f"{checkpoint}: {name} has shape {found}, but the model has {wanted}; name the base that the run "
+                "was started from with --base"
             )
     shapes = {name: stored_shape(model, parameter) for name, parameter in parameters.items()}
 

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / "docs" / "LOG.md"  # the history: it may name what is gone
 USER_PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if path != LOG]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *USER_PAGES]
+# Their docstrings, which --help prints, have commands too.
+HELP = [*sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py")), ROOT / "tools" / "bench.py"]
 # Paths of this repository in a text. `runs/` and `artifacts/` are made by a user.
 ROOMS = "bench|common|configs|data|distributed|docs|eval|experiment|model|scripts|tests|tools|training|xbrl"
 FILE = re.compile(rf"(?<![\w/.-])(?:(?:{ROOMS})/[\w/.-]+\.(?:py|sh|md|png|jsonl?|csv)|train\.py)(?![\w/])")
@@ -100,14 +102,14 @@ def commands(page: Path) -> Iterator[str]:
     if page == LOG:
         yield from re.findall(r"`((?:python|torchrun) [^`]*)`", "\n".join(rows_of_the_log()))
         return
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r"\\+\n", " ", page.read_text(encoding="utf-8"))
     yield from re.findall(r"^ *((?:python|torchrun) .*)$", text, re.MULTILINE)
 
 
 def script_commands(page: Path) -> Iterator[list[str]]:
     """The words of a page's commands that start a script of ours, from its path on; of alternatives the first."""
     for line in commands(page):
-        words = shlex.split(SYNOPSIS.sub("", line), comments=True)
+        words = shlex.split(SYNOPSIS.sub("", line).partition(" < ")[0], comments=True)
         script = next(
             (i for i, word in enumerate(words) if word.startswith("scripts/") and (ROOT / word).exists()), None
         )
@@ -176,7 +178,7 @@ def test_keys_that_are_named_exist(page) -> None:
     assert not {f"{section}.{key}" for section, key in found if key not in SECTIONS[section]}
 
 
-@pytest.mark.parametrize("page", names(PAGES))
+@pytest.mark.parametrize("page", names([*PAGES, *HELP, ROOT / "train.py"]))
 def test_settings_of_commands_are_read_with_their_config(page) -> None:
     for line in commands(ROOT / page):
         words = shlex.split(SYNOPSIS.sub("", line), comments=True)
@@ -191,12 +193,19 @@ def test_settings_of_commands_are_read_with_their_config(page) -> None:
 
 @pytest.mark.slow
 def test_scripts_take_the_options_of_commands(tmp_path) -> None:
-    found = sorted({shlex.join(words) for page in [*PAGES, LOG] for words in script_commands(page)})
+    found = sorted({shlex.join(words) for page in [*PAGES, LOG, *HELP] for words in script_commands(page)})
     assert len(found) > 50
     (tmp_path / "driver.py").write_text(DRIVER)
     done = run_python(tmp_path / "driver.py", ROOT, *found, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not done.stdout, done.stdout
+
+
+def test_no_export_of_a_page_is_refused_because_the_one_above_it_is_there() -> None:
+    for page in PAGES:
+        exports = [words for words in script_commands(page) if words[0] == "scripts/export.py" and "--out" in words]
+        folders = [words[words.index("--out") + 1] for words in exports]
+        assert len(set(folders)) == len(folders), (page, folders)
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def _candidates(config: Config, reader: Reader) -> list[tuple[str, dict]]:
             found.append((where, example))
     if not found:
         raise UserError(
-            "run.eval_generate asks chats, and data.validation has no chat that ends with an answer; set it to 0, or give prompt "
+            "run.eval_generate asks chats, and the validation data have no chat that ends with an answer; set it to 0, or give prompt "
             "and completion as lists of messages"
         )
     return found

@@ -63,7 +63,7 @@ from training.ending import (
     write_contents,
     write_files,
 )
-from training.identity import marks_of
+from training.identity import marks_of, of_model_config
 from training.record import Record
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -130,6 +130,13 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     config = replace(config, "model.path", str(base))
     settings, lora = config.model, config.lora
     model_config = model_config_of(settings)
+    before, now = state["identity"]["config.json"], of_model_config(model_config)
+    # Not what only one version of transformers has.
+    if other := sorted(name for name in before.keys() & now.keys() if before[name] != now[name]):
+        raise UserError(
+            f"{checkpoint} was trained with another config.json or RoPE than {base} and {run / 'config.json'} have "
+            f"({', '.join(other[:3])}); name its base with --base"
+        )
     tokenizer = load_tokenizer(str(base), config.data.chat_template)
     if settings.rope_type:
         tokenizer.model_max_length = model_config.max_position_embeddings
@@ -154,7 +161,7 @@ def read_export(run: Path, options: Namespace, ranks: Ranks) -> Export:
     elif options.merge_lora:
         raise UserError(f"{run} trained all weights, not an adapter; leave out --merge-lora")
     else:
-        weights = weights_of_checkpoint(checkpoint, model, base)
+        weights = weights_of_checkpoint(checkpoint, model, base_weights)
     averaged = None
     if share is not None:
         if adapter:
@@ -219,7 +226,9 @@ def is_written(out: Path, contents: dict) -> bool:
         return False
     written = read_json(out / EXPORT, "name another directory with --out") if (out / EXPORT).is_file() else {}
     if written | contents != written:
-        raise UserError(f"{out} exists and holds other weights; remove it, or name another directory with --out")
+        raise UserError(
+            f"{out} exists and does not hold these weights; remove it, or name another directory with --out"
+        )
     return True
 
 

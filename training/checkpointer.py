@@ -89,7 +89,10 @@ class Checkpointer:
             return lines + self.record.continue_from(0, None, bytes)
         self.trained_as = saved["identity"]
         if saved["step"] > total_steps:
-            raise UserError(f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config")
+            raise UserError(
+                f"{checkpoint} is at step {saved['step']}, beyond the {total_steps} steps of this config; raise "
+                "optimizer.max_steps or optimizer.epochs, or choose another run.name"
+            )
         counted = saved["loop"]
         state |= {key: counted[key] for key in state if key in counted}
         if self.is_changed:

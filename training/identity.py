@@ -77,7 +77,6 @@ def identity_of(
     versions = {"torch": torch.__version__, "transformers": library_versions()["transformers"]}
     if config.optimizer.memory == "6N":
         versions["torchao"] = importlib.metadata.version("torchao")
-    shape = {name: value for name, value in model_config.to_dict().items() if name not in NOT_OF_THE_MODEL}
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     of_chats = {"special tokens": special, "chat template": tokenizer.chat_template}
     return _as_json(
@@ -90,12 +89,17 @@ def identity_of(
                 FIRST_STEP: hashlib.sha256(repr(inputs.plan.batch(0).items).encode()).hexdigest(),
                 **excluded,
             },
-            "config.json": shape,
+            "config.json": of_model_config(model_config),
             "the tokenizer": {"of model.path": fingerprint({"ids": inputs.of_tokenizer, **of_chats})},
             "versions": versions,
             **inputs.files,
         }
     )
+
+
+def of_model_config(model_config: PretrainedConfig) -> dict:
+    """The part of an identity that config.json of the base decides, with RoPE as it is trained."""
+    return _as_json({name: value for name, value in model_config.to_dict().items() if name not in NOT_OF_THE_MODEL})
 
 
 def free_settings(config: Config, inputs: "Inputs", world_size: int, device: str) -> dict:
@@ -180,7 +184,7 @@ def check_identity(
             why = f"; it may come from {'; '.join(causes)}" if causes else ""
             raise UserError(
                 f"{checkpoint} was made with {what}{why}; set it back, start a new run with another run.name, or continue with "
-                "what is set now: run.resume=changed"
+                "what is set now: run.resume=changed (not if tensors of the checkpoint have another shape or dtype now)"
             )
         lines.append(f"warning: {checkpoint} was made with {what}; run.resume=changed continues with what is set now")
         change = {"step": saved["step"], "from": fingerprint(before), "differences": found}

@@ -24,6 +24,7 @@ from distributed.disks import torchrun_grace
 from distributed.process_group import Ranks, read_on_first
 from model.flops import Work, step_flops
 from model.loss import LossSums
+from training.record import AGAIN
 from training.sinks import Service, TensorBoard, Values, open_sinks
 
 SHOWN = 32  # hexadecimal digits of the head of the record
@@ -157,9 +158,7 @@ class Log:
                 broken = broken or number
             elif _is_kept(row, start_step, evaluated):
                 if broken:
-                    raise UserError(
-                        f"{self.path}, line {broken} is not a row of curves; remove the line and start again"
-                    )
+                    raise UserError(f"{self.path}, line {broken} is not a row of curves; {AGAIN}")
                 kept.append(line + b"\n")
                 if row["step"] == start_step:
                     at_start.append(row)

@@ -224,6 +224,7 @@ def test_keys_without_effect_are_accepted(tmp_path) -> None:
         ({"fp16": {"enabled": True}}, "fp16.enabled=true has no counterpart here; use bf16"),
         ({"communication_data_type": "bf16"}, 'communication_data_type="bf16"'),
         ({"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, "optimizer.memory=12N"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "remove it, and choose optimizer.memory=12N for bf16"),
         ({"gradient_allreduce_op": "sum"}, 'gradient_allreduce_op="sum"'),
         ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow.topk_ratio=0.1 may change the result"),
         ({"amp": {"enabled": True}}, "amp.enabled=true may change the result and has no counterpart here; remove it"),

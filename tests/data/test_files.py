@@ -187,6 +187,9 @@ def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> N
     path.write_bytes(b"{\n{")
     with pytest.raises(UserError, match="contains no well-formed example; .*line 1 is not valid JSON"):
         list(read_files([path], noticed.reading, noticed))
+    path.write_bytes(b'{\n{"text": "good"}')
+    with pytest.raises(UserError, match="contains no well-formed example in its first 1 rows; .*line 1 is not valid"):
+        list(read_files([path], Reading(on_bad="skip", max_samples=1)))
 
 
 def test_rows_of_different_forms_are_read_if_each_is_clear(tmp_path) -> None:

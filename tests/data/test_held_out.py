@@ -102,16 +102,17 @@ def test_all_reports_of_a_bank_are_on_one_side(tmp_path, kind) -> None:
 def test_a_row_without_the_key_of_the_split_is_refused_or_skipped(tmp_path) -> None:
     rows = bank_rows(20, 10)
     rows[3]["bank"] = "half of a pair: \ud800"  # JSON may have it, and no text is encoded by it
-    del rows[6]["bank"]
+    rows[6]["bank"] = ""
+    del rows[9]["bank"]
     path = str(tmp_path / "a.jsonl")
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sentence = "a.jsonl, line 7 has no `bank` beside the keys of its form, by whose value data.split_by splits"
+    sentence = "a.jsonl, line 7 has no value of `bank` beside the keys of its form, by which data.split_by splits"
     with pytest.raises(UserError, match=sentence):
         read_both(path, "bank")
     train, validation = read_both(path, "bank", on_bad="skip")
-    assert len(train.sources[0]) + len(validation.sources[0]) == 19
+    assert len(train.sources[0]) + len(validation.sources[0]) == 18
     for corpus in (train, validation):
-        assert "SKIPPED 1 malformed:\n  " in corpus.sources[0].report and sentence in corpus.sources[0].report
+        assert "SKIPPED 2 malformed:\n  " in corpus.sources[0].report and sentence in corpus.sources[0].report
 
 
 def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_both(tmp_path) -> None:

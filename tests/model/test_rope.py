@@ -17,7 +17,7 @@ from model.language_model import PackedLanguageModel, build_on_meta, load_weight
 from model.loss import visit_logits
 from model.rope import STRETCHING, check_length, full_attention_parameters, scaled_config, trained_length
 from tests.in_memory import InMemory
-from tests.tiny import write_tiny_model
+from tests.tiny import tiny_config, write_tiny_model
 
 CPU = torch.device("cpu")
 ORIGINAL = 512  # positions of the tiny models
@@ -256,3 +256,8 @@ def test_sequence_length_beyond_the_scaled_window_is_refused() -> None:
         check_length(1025, scaled, "DIR")
     with pytest.raises(UserError, match="exceeds the 512 positions of DIR; shorten it, or extend"):
         check_length(513, llama(), "DIR")
+    for family in ("cohere2", "hunyuan_v1_dense"):  # what scaling would refuse is not advised
+        with pytest.raises(UserError, match="shorten it; .*(nothing to scale|no rope_type keeps)$"):
+            check_length(513, tiny_config(family), "DIR")
+        with pytest.raises(UserError, match="remove rope_type$"):
+            scaled_config(tiny_config(family), "yarn", 2.0)

@@ -18,9 +18,10 @@ from common.errors import UserError
 from configs.config import Batch, Config, Data, Model, Optimizer, Run
 from distributed.checkpoint_directory import CheckpointWriter, read_manifest, write_manifest
 from distributed.process_group import process_group
+from model.architectures import read_model_config
 from model.fingerprint import fingerprint_of_base
 from model.weight_files import hash_weights
-from model.weights import Weights
+from model.weights import Weights, tensors_of_checkpoint
 from tests.distributed.launch import workplace
 from tests.distributed.test_vocabulary import NEW, extend
 from tests.processes import ROOT, run_python
@@ -28,6 +29,7 @@ from tools.release import check_bom, verify_release
 from tools.verify import Differs, _compare_tensors
 from training.checkpoint_export import Export, kept_by_rounding, read_export, verify, write_export
 from training.ending import sums_of
+from training.identity import of_model_config
 from training.record import Record
 
 SCRIPT = ROOT / "scripts" / "export.py"
@@ -79,7 +81,11 @@ def test_the_last_checkpoint_is_the_runs_own_export(folder) -> None:
     assert f"so {out} is not pushed: OfflineModeIsEnabled" in said and "HF_HUB_OFFLINE" in said
     assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     said = export(run, "--step", 2, "--out", out, code=2)
-    assert f"error: {out} exists and holds other weights; remove it, or name another directory with --out" in said
+    assert (
+        f"error: {out} exists and does not hold these weights; remove it, or name another directory with --out" in said
+    )
+    (mine_too := folder / "notes").mkdir(exist_ok=True)
+    assert f"error: {mine_too} exists and does not hold these weights;" in export(run, "--out", mine_too, code=2)
     (out / "export.json").write_text(json.dumps(record | {"files": {}}))
     said = export(run, "--out", out, code=2)
     assert f"error: {out} is not what {run}/record.jsonl says of an export; remove it, and export again" in said
@@ -221,14 +227,18 @@ def write_lora_run(folder: Path, name: str = "lora") -> Path:
     writer = CheckpointWriter(checkpoint)
     dcp.save(tensors, storage_writer=writer, no_dist=True)
     trial = folder / "runs" / "trial" / "checkpoints" / "step-000004"
-    identity = read_manifest(trial)["state"]["identity"] | {"the weights": hash_weights(folder / "model")}
+    base = {
+        "the weights": hash_weights(folder / "model"),
+        "config.json": of_model_config(read_model_config(str(folder / "model"))),
+    }
+    identity = read_manifest(trial)["state"]["identity"] | base
     digests = write_manifest(checkpoint, {"step": 4, "identity": identity}, writer.entries(), {})
     Record(run).append("checkpoint", step=4, **digests)
     (run / "config.json").write_text(json.dumps(record))
     return run
 
 
-def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
+def test_an_adapter_is_exported_for_peft_or_merged(folder, read, monkeypatch) -> None:
     run, adapter = write_lora_run(folder), folder / "out" / "adapter"
     said = export(run, "--out", adapter, "--verify")
     assert "an adapter" in said and f"verified: transformers computes from {adapter} the logits of the trained" in said
@@ -250,10 +260,14 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
     record["config"]["model"] |= {"rope_type": "yarn", "rope_factor": 2.0}
     (run / "config.json").write_text(json.dumps(record))
     with pytest.raises(
-        UserError, match="has model.rope_type, which peft cannot be told: its adapter needs --merge-lora"
+        UserError, match=r"was trained with another config.json or RoPE .*\(max_position_embeddings, rope_"
     ):
         read(run)
-    assert read(run, merge_lora=True).model_config.rope_parameters["rope_type"] == "yarn"
+    with monkeypatch.context() as patched:  # as if it were trained so
+        patched.setattr("training.checkpoint_export.of_model_config", lambda config: {})
+        with pytest.raises(UserError, match="has model.rope_type, which peft .* its adapter needs --merge-lora"):
+            read(run)
+        assert read(run, merge_lora=True).model_config.rope_parameters["rope_type"] == "yarn"
     record["config"]["model"] |= {"rope_type": None, "rope_factor": None}
     (run / "config.json").write_text(json.dumps(record))
     merged = read(run, merge_lora=True, average_with_base=0.5)
@@ -264,12 +278,15 @@ def test_an_adapter_is_exported_for_peft_or_merged(folder, read) -> None:
     assert torch.equal(merged.weights.read("model.norm.weight"), base["model.norm.weight"])
 
 
-def test_the_best_step_is_exported_and_mistakes_end_in_one_sentence(folder, read, tmp_path) -> None:
+def test_the_best_step_is_exported_and_mistakes_end_in_one_sentence(folder, read, tmp_path, monkeypatch) -> None:
     run = folder / "runs" / "trial"
     best = json.loads((run / "checkpoints" / "step-000004" / "manifest.json").read_text())["state"]["best_step"]
     assert (read(best=True).contents["weights"], read(best=True).contents["step"]) == ("best", best)
     other = shutil.copytree(folder / "base", tmp_path / "other")
     save_file({name: tensor + 1 for name, tensor in weights(other).items()}, other / "model.safetensors")
+    shaped_alike = shutil.copytree(folder / "base", tmp_path / "shaped_alike")
+    settings = json.loads((shaped_alike / "config.json").read_text())
+    (shaped_alike / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 0.01}))
     (write_lora_run(folder, "planted") / "record.jsonl").unlink()
     mistakes = {
         "planted/record.jsonl has no entry about the checkpoint of step 4 as it is": {"run": run.with_name("planted")},
@@ -277,6 +294,7 @@ def test_the_best_step_is_exported_and_mistakes_end_in_one_sentence(folder, read
         "trial/export is not the directory of a run": {"run": run / "export"},
         "is not there; name its directory with --base": {"base": tmp_path},
         "are not those that .*trial was started from": {"base": other, "average_with_base": 0.5},
+        r"another config.json or RoPE than .*shaped_alike .*\(rms_norm_eps\); name its base": {"base": shaped_alike},
         "must be from 0": {"average_with_base": 1.5},
         "not an adapter; leave out --merge-lora": {"merge_lora": True},
         "needs --merge-lora": {"run": write_lora_run(folder, "adapter"), "average_with_base": 0.5},
@@ -284,3 +302,12 @@ def test_the_best_step_is_exported_and_mistakes_end_in_one_sentence(folder, read
     for sentence, options in mistakes.items():
         with pytest.raises(UserError, match=sentence):
             read(**options)
+
+    def without_norm(checkpoint: Path, prefix: str = "model.") -> Weights:
+        found = tensors_of_checkpoint(checkpoint, prefix)
+        return Weights({name: shape for name, shape in found.shapes.items() if name != "model.norm.weight"}, found.read)
+
+    monkeypatch.setattr("model.weights.tensors_of_checkpoint", without_norm)  # as if an edited loop had frozen it
+    assert torch.equal(read().weights.read("model.norm.weight"), weights(folder / "base")["model.norm.weight"])
+    with pytest.raises(UserError, match="are not those that .*trial was started from; name its base with --base"):
+        read(base=other)

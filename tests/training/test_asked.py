@@ -89,7 +89,7 @@ def test_what_cannot_be_asked_or_scored_is_one_sentence_and_a_long_prompt_is_lef
         ({"max_new_tokens": 512}, "can be rendered and leaves room for an answer of 512 tokens"),
         (
             {"data": {"validation": (str(texts),)}},
-            "asks chats, and data.validation has no chat that ends with an answer; .* lists of messages",
+            "asks chats, and the validation data have no chat that ends with an answer; .* lists of messages",
         ),
         ({"best_by": "f1"}, "run.best_by=f1: the data's own scores are exact_match, rouge_l; choose one of them"),
         ({"metric": "no_such_module:f"}, "eval.metric=no_such_module:f: module no_such_module is not found"),

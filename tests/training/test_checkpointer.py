@@ -151,7 +151,7 @@ def test_a_resume_continues_with_what_was_counted_and_another_identity_is_that_o
     lines = same.find(state, 10)
     assert state == counted(4, bad=2) and same.resume_from == tmp_path / "step-000004" and not same.is_changed
     assert lines == ["changed since step 4 was saved:", "    run.export: last -> best"]
-    with pytest.raises(UserError, match="is at step 4, beyond the 3 steps of this config"):
+    with pytest.raises(UserError, match="is at step 4, beyond the 3 steps of this config; raise optimizer.max_steps"):
         made(tmp_path, ranks, other(1.0)).find(counted(0), 3)
     with pytest.raises(UserError, match="optimizer.learning_rate=1.0, now it is 0.5; set it back"):
         made(tmp_path, ranks, other(0.5)).find(counted(0), 10)

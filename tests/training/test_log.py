@@ -121,7 +121,9 @@ def test_a_damaged_line_before_a_kept_row_is_one_sentence_and_behind_the_last_is
     lines = ['{"step": 1}', "[1]", '{"step": 2}', "\0\0\0\0", '{"step": 3}', '{"other": 1}']
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join(lines))
-    with pytest.raises(UserError, match=re.escape(f"{path}, line 2 is not a row of curves; remove the line and start")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{path}, line 2 is not a row of curves; restore the file, or choose another")
+    ):
         Log(tmp_path, ranks).open(2, {}, 9)
     assert path.read_text().splitlines() == lines  # nothing is changed
     for text, kept in (("\n".join([lines[0], *lines[2:]]), 2), (lines[0], 1)):  # the last row has no line end
