@@ -111,6 +111,7 @@ def is_finished(
     problems = damage_of_export(export_directory, contents, ranks) if finished else None
     if problems is None:
         return False
+    problems = problems or read_on_first(lambda: _cut_off(export_directory), ranks)
     if problems:
         if ranks.rank == 0:
             print(
@@ -134,6 +135,16 @@ def is_finished(
         )
     check_budget(config, export_directory, ranks)
     return True
+
+
+def _cut_off(export_directory: Path) -> list[str]:
+    """A sentence if a kill came between the entry of a later export, which was asked for otherwise, and its rename."""
+    record, place = Record(export_directory.parent), export_directory.name
+    entries = [entry for entry in record.read() if entry.kind == "export" and entry.content.get("directory") == place]
+    digest = sha256(export_directory / EXPORT)
+    if digest not in [entry.content["sha256"] for entry in entries[:-1]] or entries[-1].content["sha256"] == digest:
+        return []
+    return [f"a kill has cut off the export of {entries[-1]} of {record.path}, which was to replace {export_directory}"]
 
 
 def check_recorded(run: Path, folder: Path) -> None:

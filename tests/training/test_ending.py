@@ -104,6 +104,24 @@ def test_an_export_and_its_certificate_that_were_edited_together_are_refused(tmp
         finished()
 
 
+def test_an_older_export_that_is_asked_for_again_replaces_the_entry_of_one_that_a_kill_cut_off(
+    tmp_path, ranks, capsys
+) -> None:
+    """Else verify.py would compare neither: it waits for the newest entry's export to get its name."""
+    export, contents = tmp_path / "export", contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
+    write_export(export, contents)
+    digest = sha256(export / EXPORT)
+
+    def is_finished_after(directory: str, sha256: str) -> bool:
+        Record(tmp_path).append("export", step=8, directory=directory, sha256=sha256)
+        return is_finished(CONFIG, 8, 8, found(), False, MODEL, export, ranks)
+
+    assert is_finished_after("export", digest) and is_finished_after("/by/export.py", "0" * 64)
+    assert not is_finished_after("export", "1" * 64)
+    assert "warning: a kill has cut off the export of entry 3 (export, step 8) of" in capsys.readouterr().out
+    assert is_finished_after("export", digest)
+
+
 def test_an_adapter_gets_its_name_after_the_entry_that_has_its_sums(tmp_path, ranks, monkeypatch) -> None:
     """A kill before it leaves the older adapter beside the older export, which the record knows."""
     (adapter := tmp_path / "adapter").mkdir()
