@@ -159,13 +159,13 @@ def check_recorded(run: Path, folder: Path) -> None:
 def check_budget(config: Config, export_directory: Path, ranks: Ranks) -> None:
     """Raise NotMet on all ranks if forgetting.strict is set and the budget of the export is not met. A collective.
 
-    A signal may have ended the search of a budget without an export.
+    A signal may have ended the search of a budget without an export, or beside that of another budget.
     """
     if config.forgetting.strict:
         from training.budget import certificate_lines
 
         certificate = read_on_first(lambda: read_certificate(export_directory.parent), ranks)
-        if certificate and not certificate["met"]:
+        if certificate and certificate["max_kl"] == config.forgetting.max_kl and not certificate["met"]:
             what = certificate_lines(certificate)[0].removeprefix("budget: ")
             raise NotMet(f"{what}; forgetting.strict=True does not allow that")
 
