@@ -221,7 +221,7 @@ def _check_checkpoint(path: Path, saved: list[Entry], entries: list[Entry]) -> N
             list(pool.map(check, files))
     except UserError as error:
         raise Differs(f"{error} ({entry})") from error
-    _refuse_others(path, {MANIFEST, *files}, entry)
+    _refuse_others(path, {MANIFEST, MANIFEST + SUFFIX, *files}, entry)  # a kill may have come before the rename
 
 
 def _check_prepared(run: Path, entries: list[Entry]) -> Iterator[str]:

@@ -111,6 +111,7 @@ def is_finished(
     problems = damage_of_export(export_directory, contents, ranks) if finished else None
     if problems is None:
         return False
+    problems = problems or read_on_first(lambda: _cut_off(export_directory), ranks)
     if problems:
         if ranks.rank == 0:
             print(
@@ -136,6 +137,16 @@ def is_finished(
     return True
 
 
+def _cut_off(export_directory: Path) -> list[str]:
+    """A sentence if a kill came between the entry of a later export, which was asked for otherwise, and its rename."""
+    record, place = Record(export_directory.parent), export_directory.name
+    entries = [entry for entry in record.read() if entry.kind == "export" and entry.content.get("directory") == place]
+    digest = sha256(export_directory / EXPORT)
+    if digest not in [entry.content["sha256"] for entry in entries[:-1]] or entries[-1].content["sha256"] == digest:
+        return []
+    return [f"a kill has cut off the export of {entries[-1]} of {record.path}, which was to replace {export_directory}"]
+
+
 def check_recorded(run: Path, folder: Path) -> None:
     """Raise UserError unless the run's record names this export, and export.json its certificate, if there is one."""
     record, path, certificate = Record(run), folder / EXPORT, folder / CERTIFICATE
@@ -148,13 +159,13 @@ def check_recorded(run: Path, folder: Path) -> None:
 def check_budget(config: Config, export_directory: Path, ranks: Ranks) -> None:
     """Raise NotMet on all ranks if forgetting.strict is set and the budget of the export is not met. A collective.
 
-    A signal may have ended the search of a budget without an export.
+    A signal may have ended the search of a budget without an export, or beside that of another budget.
     """
     if config.forgetting.strict:
         from training.budget import certificate_lines
 
         certificate = read_on_first(lambda: read_certificate(export_directory.parent), ranks)
-        if certificate and not certificate["met"]:
+        if certificate and certificate["max_kl"] == config.forgetting.max_kl and not certificate["met"]:
             what = certificate_lines(certificate)[0].removeprefix("budget: ")
             raise NotMet(f"{what}; forgetting.strict=True does not allow that")
 

@@ -100,7 +100,7 @@ def test_a_kill_between_an_entry_and_the_name_of_what_it_speaks_of_is_no_differe
 
 
 def test_a_kill_between_an_entry_and_what_is_written_after_it_is_no_difference(tmp_path) -> None:
-    """config.json after a start, the new name of a checkpoint that is set aside."""
+    """config.json after a start, the new name of a checkpoint that is set aside, a manifest that a later evaluation replaces."""
     (run := tmp_path / "run").mkdir()
     record, config = Record(run), run / "config.json"
     for text in ("one", "two"):
@@ -113,6 +113,12 @@ def test_a_kill_between_an_entry_and_what_is_written_after_it_is_no_difference(t
         save(record, step)
     record.append("pruning", set_aside=["step-000004"], why="NaN")
     assert "checkpoints: 2 whole" in said(run)
+    manifest = save(record, 6) / "manifest.json"
+    before = manifest.read_bytes()
+    replace_state(manifest.parent, {"step": 6, "best_step": 6}, record.append, step=6, plan="")
+    manifest.with_name("manifest.json.tmp").write_bytes(manifest.read_bytes()[:9])
+    manifest.write_bytes(before)
+    assert "checkpoints: 3 whole" in said(run)
     record.append("stop", step=2, why="finished")
     config.write_text("one")
     assert "config.json is not what entry 2 (start, step 0) says" in problem(run)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from common.durable_files import start_directory
-from common.errors import UserError
+from common.errors import NotMet, UserError
 from common.sha256 import sha256
-from configs.config import Batch, Config, Data, LoRA, Model, Optimizer, Run
+from configs.config import Batch, Config, Data, Forgetting, LoRA, Model, Optimizer, Run
 from data.sources import Corpus
 from distributed.checkpoint_directory import write_manifest
 from training import ending
-from training.ending import EXPORT, contents_of_export, damage_of_export, export_run, is_finished, sums_of
+from training.ending import EXPORT, check_budget, contents_of_export, damage_of_export, export_run, is_finished, sums_of
 from training.evaluations import Evaluations
 from training.record import Record, RunRecord
 
@@ -102,6 +102,37 @@ def test_an_export_and_its_certificate_that_were_edited_together_are_refused(tmp
     assert damage_of_export(export, contents, ranks) == []
     with pytest.raises(UserError, match="export is not what .*/record.jsonl says of an export; remove it, and export"):
         finished()
+
+
+def test_a_run_whose_search_a_signal_has_ended_is_not_judged_by_the_certificate_of_another_budget(
+    tmp_path, ranks
+) -> None:
+    text = {"kl": {"prose": {"value": 0.3, "low": 0.2, "high": 0.4}}, "file": "f", "left_out": 0}
+    said = {"max_kl": 0.1, "met": False, "worst": 0.3, "alpha": 1.0, "step": 8, "low": None, "high": None, "value": 2.0}
+    said |= {"means": [], "readings": 1, "texts": [text, text], "curve": "validation/loss:min", "dtype": "float32"}
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "certificate.json").write_text(json.dumps(said))
+    check_budget(replace(CONFIG, forgetting=Forgetting(max_kl=0.5, strict=True)), tmp_path / "export", ranks)
+    with pytest.raises(NotMet, match="forgetting.max_kl=0.1 is NOT met: the KL to the base is 0.3"):
+        check_budget(replace(CONFIG, forgetting=Forgetting(max_kl=0.1, strict=True)), tmp_path / "export", ranks)
+
+
+def test_an_older_export_that_is_asked_for_again_replaces_the_entry_of_one_that_a_kill_cut_off(
+    tmp_path, ranks, capsys
+) -> None:
+    """Else verify.py would compare neither: it waits for the newest entry's export to get its name."""
+    export, contents = tmp_path / "export", contents_of_export(CONFIG, 8, found(), MODEL, tmp_path)
+    write_export(export, contents)
+    digest = sha256(export / EXPORT)
+
+    def is_finished_after(directory: str, sha256: str) -> bool:
+        Record(tmp_path).append("export", step=8, directory=directory, sha256=sha256)
+        return is_finished(CONFIG, 8, 8, found(), False, MODEL, export, ranks)
+
+    assert is_finished_after("export", digest) and is_finished_after("/by/export.py", "0" * 64)
+    assert not is_finished_after("export", "1" * 64)
+    assert "warning: a kill has cut off the export of entry 3 (export, step 8) of" in capsys.readouterr().out
+    assert is_finished_after("export", digest)
 
 
 def test_an_adapter_gets_its_name_after_the_entry_that_has_its_sums(tmp_path, ranks, monkeypatch) -> None:
