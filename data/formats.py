@@ -160,7 +160,9 @@ def read_files(
             yield where, example
         if is_empty and problem:
             raise UserError(f"{path} contains no well-formed example; {problem}") from problem
-        if is_empty:
+        if is_empty and data_suffix(path) == ".txt":  # a file is one example here, and an empty one is malformed
+            noticed.skip(f"{path} contains no text")
+        elif is_empty:
             raise UserError(f"{path} contains no examples")
         if not rest:
             return
