@@ -84,7 +84,9 @@ def checked_scores(name: str, result: object) -> dict[str, float]:
         except Exception:  # the value may be of any class
             raise UserError(f"eval.metric={name} returns {reprlib.repr(value)} for {key}; {WRITE}") from None
         if math.isinf(number):
-            raise UserError(f"eval.metric={name} returns {number} for {key}; a score must be finite, or NaN for no value")
+            raise UserError(
+                f"eval.metric={name} returns {number} for {key}; a score must be finite, or NaN for no value"
+            )
         checked[key] = number
     return checked
 

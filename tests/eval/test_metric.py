@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -110,5 +111,6 @@ def test_a_score_without_a_value_takes_none_of_the_others_away(scores):
     assert found["decimal"] == 0 and math.isnan(found["mean"])
     figures = metric_figures(name)(answers, EXAMPLES)["metric"]
     assert figures == {"by": name, "scores": {"decimal": 0.5, "mean": 7}, "each": {"decimal": [1, 0]}}
-    newest = SimpleNamespace(asked=SimpleNamespace(metric=load_metric(name), examples=EXAMPLES), texts=answers)
+    asked = SimpleNamespace(metric=load_metric(name), examples=EXAMPLES)
+    newest: Any = SimpleNamespace(asked=asked, texts=answers)
     assert Answers.interval(newest, "decimal") == (0, 1) and Answers.interval(newest, "mean") is None
