@@ -168,15 +168,15 @@ def read_command_line(
         check = "prove the run and end, training nothing: scripts/check.py, which has more options"
         parser.add_argument("--check", action="store_true", help=check)
     arguments = parser.parse_intermixed_args()
-    config = load_config(arguments.config)
-    if arguments.deepspeed:
-        from configs.deepspeed import from_deepspeed  # only for a run that names such a file
+    if not arguments.deepspeed:  # a value that the config file must not have may be replaced here
+        return load_config(arguments.config, arguments.overrides), arguments
+    from configs.deepspeed import from_deepspeed  # only for a run that names such a file
 
-        config, notes = from_deepspeed(config, arguments.deepspeed, world_size)
-        if arguments.overrides:
-            notes.append(f"applied last, from the command line: {', '.join(arguments.overrides)}")
-        for note in notes:
-            say(f"deepspeed: {note}")
+    config, notes = from_deepspeed(load_config(arguments.config), arguments.deepspeed, world_size)
+    if arguments.overrides:
+        notes.append(f"applied last, from the command line: {', '.join(arguments.overrides)}")
+    for note in notes:
+        say(f"deepspeed: {note}")
     return override(config, arguments.overrides), arguments
 
 

@@ -161,7 +161,9 @@ def read_files(
         if is_empty and problem:
             within = "" if rest else f" in its first {keys.rows:,} rows"  # data.max_samples reads no more
             raise UserError(f"{path} contains no well-formed example{within}; {problem}") from problem
-        if is_empty:
+        if is_empty and data_suffix(path) == ".txt":  # a file is one example here, and an empty one is malformed
+            noticed.skip(f"{path} contains no text")
+        elif is_empty:
             raise UserError(f"{path} contains no examples")
         if not rest:
             return

@@ -64,7 +64,10 @@ def metric_figures(name: str) -> Callable[[list[str], list[dict]], dict]:
 
 
 def checked_scores(name: str, result: object) -> dict[str, float]:
-    """The result of a metric as name -> finite float. Raises UserError if it is anything else."""
+    """The result of a metric as name -> float. Raises UserError if it is anything else.
+
+    NaN is a score without a value, such as a mean over the answers that are JSON where none is. The others count.
+    """
     scores = result if isinstance(result, Mapping) else {"metric": result}
     if not scores:
         raise UserError(f"eval.metric={name} returns no score; {WRITE}")
@@ -80,8 +83,10 @@ def checked_scores(name: str, result: object) -> dict[str, float]:
             number = float(value)  # pyright: ignore[reportArgumentType]  # NumPy's and torch's numbers too
         except Exception:  # the value may be of any class
             raise UserError(f"eval.metric={name} returns {reprlib.repr(value)} for {key}; {WRITE}") from None
-        if not math.isfinite(number):
-            raise UserError(f"eval.metric={name} returns {number} for {key}; a score must be finite")
+        if math.isinf(number):
+            raise UserError(
+                f"eval.metric={name} returns {number} for {key}; a score must be finite, or NaN for no value"
+            )
         checked[key] = number
     return checked
 

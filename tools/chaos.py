@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.sha256 import sha256
-from configs.load import load_config, override
+from configs.load import load_config
 from distributed.checkpoint_directory import latest_checkpoint
 from eval.comparison.arms import metric_rows
 from tools.launched import Launch, kill, torchrun
@@ -35,7 +35,7 @@ class Chaos:
     def __init__(self, what: Sequence[str], ranks: int, rng: random.Random) -> None:
         """Raises UserError if the config cannot be read, or its directory has such runs already."""
         self.what, self.ranks, self.rng, self.launches = what, ranks, rng, 0
-        self.directory = Path(override(load_config(what[0]), list(what[1:])).run.directory).resolve()
+        self.directory = Path(load_config(what[0], what[1:]).run.directory).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
         self.longest = 0.0  # seconds of the run that nobody kills
         if found := sorted(self.directory.glob("chaos-*")):

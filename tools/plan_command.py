@@ -428,11 +428,12 @@ def main(description: str | None = None) -> int:
     if arguments.model:
         subject = assumed_subject(arguments.model, arguments.what, cluster, **given)
     else:
-        config = load_config(arguments.what[0])
+        path, *overrides = arguments.what
         if arguments.deepspeed:
             ranks = world_size_from_environment()[0] if arguments.here else cluster.devices
-            config, _ = from_deepspeed(config, arguments.deepspeed, ranks)
-        config = override(config, arguments.what[1:])
+            config = override(from_deepspeed(load_config(path), arguments.deepspeed, ranks)[0], overrides)
+        else:
+            config = load_config(path, overrides)
         if arguments.against:
             print(beside(plan_of_run(config, arguments.against), measured(arguments.against)))
             return 0

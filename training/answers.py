@@ -69,7 +69,10 @@ class Answers:
         return figures | scores | {SAMPLE: self._sample(texts[0])}
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95% bootstrap interval over examples of a score of the newest answers. Rank 0 alone. None if the metric fails."""
+        """The 95% bootstrap interval over examples of a score of the newest answers. Rank 0 alone.
+
+        None if the metric fails, or has no value for some of the samples.
+        """
         assert self.asked.metric is not None
         scores, generator, count = [], np.random.default_rng(0), len(self.texts)
         for drawn in generator.integers(0, count, (RESAMPLES, count)).tolist():
@@ -78,6 +81,8 @@ class Answers:
                 scores.append(found[name])
             except (UserError, KeyError):
                 return None
+        if np.isnan(scores).any():
+            return None
         low, high = np.percentile(scores, (2.5, 97.5))
         return float(low), float(high)
 

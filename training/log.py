@@ -4,6 +4,7 @@ import json
 import math
 import os
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -117,7 +118,7 @@ class Log:
         """Where the curves are, in words."""
         others = [name for name in self.log_to if name != "tensorboard"]
         here = (
-            f"tensorboard --logdir {self.path.with_name('tensorboard')}"
+            f"tensorboard --logdir {shlex.quote(str(self.path.with_name('tensorboard')))}"
             if len(others) < len(self.log_to)
             else self.path
         )

@@ -353,6 +353,17 @@ def test_an_option_of_another_tool_names_the_setting(monkeypatch, option, said) 
         read_command_line("", 1, print)
 
 
+def test_a_setting_replaces_a_value_that_the_config_file_must_not_have(monkeypatch, tmp_path) -> None:
+    path = tmp_path / "own.py"
+    lines = "from configs.load import replace", "from configs.quickstart import config"
+    path.write_text("\n".join([*lines, "config = replace(config, 'run.name', 'a/b')"]))
+    monkeypatch.setattr(sys, "argv", ["train.py", str(path)])
+    with pytest.raises(UserError, match="run.name must be a plain directory name, not 'a/b'"):
+        read_command_line("", 1, print)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(path), "run.name=ab"])
+    assert read_command_line("", 1, print)[0].run.name == "ab"
+
+
 def test_a_config_of_another_tool_is_named_as_one(tmp_path) -> None:
     (tmp_path / "sft.yaml").write_text("base_model: ORG/NAME\nsequence_len: 2048\n")  # annotations, to Python
     with pytest.raises(UserError, match="sft.yaml is no config: that is a Python file; docs/runs.md has"):

@@ -95,7 +95,7 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
     "name, data, words",
     [
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-6], "is damaged or not a gzip file"),
-        ("a.txt", b"  \n", "contains no examples"),
+        ("a.txt", b"  \n", "contains no text"),
         ("a.txt", b"\xff\xfe", "a.txt is not UTF-8"),
         ("a.jsonl.zst", b"hello", "is damaged or not a zstd file"),
         ("a.parquet", b"hello", "is damaged or not a parquet file"),
@@ -190,6 +190,10 @@ def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> N
     path.write_bytes(b'{\n{"text": "good"}')
     with pytest.raises(UserError, match="contains no well-formed example in its first 1 rows; .*line 1 is not valid"):
         list(read_files([path], Reading(on_bad="skip", max_samples=1)))
+    texts = [write(tmp_path / "a.txt", b" \n"), write(tmp_path / "b.txt", b"two")]  # each file is one example
+    noticed = Noticed(Reading(on_bad="skip"))
+    assert list(read_files(texts, noticed.reading, noticed)) == [(str(texts[1]), {"text": "two"})]
+    assert (noticed.counts, noticed.bad) == ({"skipped": 1}, [f"{texts[0]} contains no text"])
 
 
 def test_rows_of_different_forms_are_read_if_each_is_clear(tmp_path) -> None:

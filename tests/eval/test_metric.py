@@ -1,13 +1,17 @@
 """Scores of answers: a function of the user's, what is wrong with it in one sentence, and the scores without one."""
 
 import copy
+import math
 import re
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from common.errors import UserError
 from eval.metric import load_metric, metric_figures, plain_scores
+from training.answers import Answers
 
 EXAMPLES = [
     {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]} for text in ("a b", "c")
@@ -23,7 +27,11 @@ def fails(answers, examples):
     return answers[7]
 
 def not_finite(answers, examples):
-    return {"right": float("nan")}
+    return {"right": float("inf")}
+
+def of_numbers(answers, examples):
+    numbers = [float(answer) for answer in answers if answer.isdecimal()]
+    return {"decimal": len(numbers) / len(answers), "mean": sum(numbers) / len(numbers) if numbers else float("nan")}
 
 def taken(answers, examples):
     return {"loss": 1.0}
@@ -58,7 +66,7 @@ def test_a_number_is_called_metric_and_a_dictionary_has_its_own_names(scores):
         ("scores_of_yours:f", "module scores_of_yours is not found; put it beside train.py or its folder into"),
         ("scores_of_mine:f", "scores_of_mine.py has no function f"),
         ("scores_of_mine:fails", "fails: IndexError: list index out of range ("),
-        ("scores_of_mine:not_finite", "returns nan for right; a score must be finite"),
+        ("scores_of_mine:not_finite", "returns inf for right; a score must be finite"),
         ("scores_of_mine:text", "returns '0.5' for metric; it gets (answers, examples) and must return a number"),
         ("scores_of_mine:leaves", "fails: SystemExit: 3 ("),
         ("scores_of_mine:taken", "returns the name 'loss'; use letters"),
@@ -94,3 +102,15 @@ def test_the_scores_of_an_option_stand_in_a_result_with_their_name(scores):
     assert metric_figures("")(["a b", "d"], EXAMPLES) == {}
     with pytest.raises(UserError, match="no_such_module"):
         metric_figures("no_such_module:f")
+
+
+def test_a_score_without_a_value_takes_none_of_the_others_away(scores):
+    """The mean of the answers that are numbers, where none of them is one, alone or in a resample."""
+    name, answers = "scores_of_mine:of_numbers", ["7", "x"]
+    found = load_metric(name)(["y", "x"], EXAMPLES)
+    assert found["decimal"] == 0 and math.isnan(found["mean"])
+    figures = metric_figures(name)(answers, EXAMPLES)["metric"]
+    assert figures == {"by": name, "scores": {"decimal": 0.5, "mean": 7}, "each": {"decimal": [1, 0]}}
+    asked = SimpleNamespace(metric=load_metric(name), examples=EXAMPLES)
+    newest: Any = SimpleNamespace(asked=asked, texts=answers)
+    assert Answers.interval(newest, "decimal") == (0, 1) and Answers.interval(newest, "mean") is None

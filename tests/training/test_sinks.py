@@ -1,6 +1,7 @@
 """Sinks of curves, with fakes that have the API of wandb and mlflow: rows once, also after a resume, and failures."""
 
 import json
+import shlex
 import sys
 import threading
 from types import SimpleNamespace
@@ -161,3 +162,5 @@ def test_the_last_line_says_where_the_curves_are(tmp_path, ranks, services):
     assert write(tmp_path / "a", ranks, 0, {}, ()).where() == f"curves: {tmp_path / 'a' / 'metrics.jsonl'}"
     both = write(tmp_path / "b", ranks, 0, {}, ("wandb", "tensorboard")).where()
     assert both == f"curves: tensorboard --logdir {tmp_path / 'b' / 'tensorboard'} and wandb"
+    spaced = write(tmp_path / "two words", ranks, 0, {}, ("tensorboard",)).where()  # a shell takes it as it is
+    assert shlex.split(spaced)[2:] == ["--logdir", str(tmp_path / "two words" / "tensorboard")]
