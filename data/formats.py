@@ -214,8 +214,8 @@ def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple
         )
     if form not in ("text", "tokens") and row.get(ROW_OPTIONS):
         raise UserError(
-            f"{where} has `{ROW_OPTIONS}`, but the options of a template are those of all rows here; leave the key out and write "
-            "them as data.chat_template_options"
+            f"{where} has `{ROW_OPTIONS}`, but all rows share the options of the template here; write them as "
+            "data.chat_template_options, and leave the key out, which a function in data.row can do"
         )
     names = reading.message_names
     example = _BUILDERS[form](row, where, names)

@@ -122,8 +122,8 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
     message = {key: value for key, value in renamed(message, names).items() if value is not None}
     if spans := [key for key, value in message.items() if _is_mask_within(value)]:
         raise UserError(
-            f"{this} has `{spans[0]}`, which says where in the message loss is (axolotl's message_field_training_detail), and "
-            "all of it would be trained; give `input_ids` with a `mask` instead"
+            f"{this} has `{spans[0]}`, which marks the characters that carry loss (axolotl's message_field_training_detail); "
+            "only whole messages can be marked here, so give `input_ids` with a `mask` instead of messages"
         )
     said = message.get("role", message.get("from"))
     role = ROLE_NAMES.get(said) if isinstance(said, str) else None
@@ -154,6 +154,7 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
 
 
 def _is_mask_within(value: object) -> bool:
+    """Whether a value of a message marks a part of its text, as axolotl's data do."""
     return isinstance(value, list) and any(isinstance(part, dict) and "begin_offset" in part for part in value)
 
 

@@ -26,8 +26,8 @@ from eval.constrained import Grammar
 from eval.generate import answer_work, greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, is_sharded, load_causal_lm
 from eval.over_ranks import compute_over_ranks
-from eval.perplexity import loss_work, target_losses, total
 from eval.results import prepare_output, read_result
+from eval.target_losses import loss_work, target_losses, total
 from model.architectures import check_model_directory
 
 INSTRUCTING = ("system", "developer")  # roles of what stands before a conversation

@@ -117,7 +117,7 @@ def test_each_message_has_one_canonical_form(given, expected) -> None:
         ({"prompt": "a", "completion": "b", "label": True}, " has `label`, as data of preferences"),
         ({"prompt": "a", "completion": "b", "label": "False"}, " has `label`, as data of preferences"),  # as a .csv file has it
         ({"messages": CHAT, "label": False}, " has `label`, as data of preferences"),
-        ({"messages": CHAT, "chat_template_kwargs": {"enable_thinking": False}}, " .* write them as data.chat_template_options"),
+        ({"messages": CHAT, "chat_template_kwargs": {"enable_thinking": False}}, " has `chat_template_kwargs`, .* write them as data.chat_template_options"),
         ({"messages": [USER, ANSWER | {"spans": [{"begin_offset": 0, "end_offset": 1, "train": False}]}]}, ": message 2 has `spans`"),
         ({"input_ids": [3, 4], "assistant_masks": [0, 1]}, ".* a `mask` here; write data.fields=mask=assistant_masks"),
         ({"input_ids": [3, 4], "completion_mask": [0, 1], "attention_mask": [1, 1]}, ".*; write data.fields=mask=completion_mask"),

@@ -28,8 +28,8 @@ from eval.compare_models import ModelAndTokenizer, compare_models
 from eval.generate import greedy_answers, stop_tokens
 from eval.load_over_ranks import agreed_dtype, load_causal_lm, load_packed
 from eval.over_ranks import compute_over_ranks
-from eval.perplexity import target_losses
 from eval.questions import read_questions
+from eval.target_losses import target_losses
 from model.architectures import first_new_row, read_model_config
 from model.language_model import build_on_meta, load_weights
 from tests.sharded import shard_model

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eval import perplexity
-from eval.perplexity import loss_work, target_losses
+from eval import target_losses as module
+from eval.target_losses import loss_work, target_losses
 from tests.tiny import write_tiny_model
 
 
@@ -27,7 +27,7 @@ def one_by_one(model, ids, is_target):
 
 @pytest.mark.parametrize(("family", "tokens_per_batch"), [("llama", 1), ("gemma2", 64), ("granite", 4096)])
 def test_losses_equal_the_definition(tmp_path, monkeypatch, family, tokens_per_batch):
-    monkeypatch.setattr(perplexity, "TOKENS_PER_BATCH", tokens_per_batch)
+    monkeypatch.setattr(module, "TOKENS_PER_BATCH", tokens_per_batch)
     model = AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path, family), dtype=torch.float32).eval()
     finished = []
     losses = target_losses(model, sequences(), finished.append)
