@@ -17,8 +17,6 @@ from configs.load import load_config
 from tests.processes import run_python
 from tests.tiny import write_chat_file, write_tiny_model
 from xbrl.answers.answer_reader import parse_answer
-from xbrl.answers.scores import micro_f1, pairs_right
-from xbrl.answers.screen import of_result
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / "docs" / "LOG.md"  # the history: it may name what is gone
@@ -230,48 +228,62 @@ def test_the_commands_for_own_data_train(tmp_path) -> None:
     assert "⟦" in done.stdout
 
 
-def test_the_figures_of_the_quickstart_are_those_of_its_kept_answers() -> None:
-    """README's table and those of results.md, from the answers and results of three seeds in docs/quickstart."""
-    rows: dict[str, list[list[float]]] = {"f1": [], "note_f1": []}  # of each seed: the model, and programs without one
+def read_figures(name: str) -> dict:
+    return json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_quickstart_tables_show_the_kept_figures() -> None:
+    """README's table and the tables of results.md equal docs/figures/quickstart.json, which has three seeds."""
+    columns: dict[str, list[list[float]]] = {"f1": [], "note_f1": []}  # per seed: the model, then the programs
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for seed in range(3):
-        folder = ROOT / "docs" / "quickstart" / f"seed-{seed}" / "eval"
-        after, forgetting = (
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("after", "forgetting")
-        )
-        scores, examples = after["violations"], [one | {"violations": one["true"]} for one in after["answers"]]
-        said = of_result(after, examples)[1]
-        f1 = micro_f1(said, [one["violations"] for one in examples])["f1"]
-        assert f1 == scores["micro"]["f1"]  # the last screen and evaluate.py say the same
-        for key, own in (("f1", f1), ("note_f1", scores["note_f1"])):
-            programs = (scores["baselines"][name][key] for name in ("engine + note words", "thresholds", "rule engine"))
-            rows[key].append([own, *programs])
-        in_words = [i for i, one in enumerate(examples) if one["pair"].endswith("in words")]
-        pairs = sum(pairs_right([examples[i] for i in in_words], [said[i] for i in in_words]))
-        assert f"\n{seed} | {f1:.3f}; {scores['note_f1']:.3f}; {pairs} |" in results
-        kept = f"{forgetting['perplexity_per_byte']['tuned']['value']:.3f} | {forgetting['kl']['value']:.2f}"
-        right = f"{forgetting['questions']['all']['tuned']['value']:.0%}"
-        assert f"\n{seed} | {after['facts']['f1']:.3f} | {after['rouge_l']['f']:.3f} | {kept} | {right}\n" in results
+    for run in read_figures("quickstart")["seeds"]:
+        for key, values in columns.items():
+            programs = (run["programs"][name][key] for name in ("engine + note words", "thresholds", "rule engine"))
+            values.append([run[key], *programs])
+        assert f"\n{run['seed']} | {run['f1']:.3f}; {run['note_f1']:.3f}; {run['pairs_in_words']['right']} |" in results
+        forgetting = run["forgetting"]
+        kept = f"{forgetting['perplexity_per_byte']['tuned']:.3f} | {forgetting['kl']:.2f}"
+        right = f"{forgetting['questions']['tuned']:.0%}"
+        row = f"{run['seed']} | {run['facts']['f1']:.3f} | {run['rouge_l']:.3f} | {kept} | {right}"
+        assert f"\n{row}\n" in results
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for key, name in (("f1", "all rules"), ("note_f1", "what notes decide")):
-        columns = zip(*rows[key], strict=True)
-        cells = [f"{fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})" for values in columns]
+        cells = [
+            f"{fmean(values):.3f} ({min(values):.3f}-{max(values):.3f})" for values in zip(*columns[key], strict=True)
+        ]
         assert re.sub(r"(\S+) \((\S+)-\2\)", r"\1 (each)", f"| {name} | {' | '.join(cells)} |") in readme
 
 
-def test_what_notes_state_by_kind_is_that_of_the_kept_answers() -> None:
-    """The run of the full corpus in results.md, from docs/full_corpus."""
-    found = json.loads((ROOT / "docs" / "full_corpus" / "test.json").read_text(encoding="utf-8"))
+def test_full_corpus_tables_show_the_kept_figures() -> None:
+    """The facts of notes by kind in results.md equal docs/figures/full_corpus.json."""
+    figures = read_figures("full_corpus")
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").replace("\n", " ")
-    scores, programs = found["violations"], found["violations"]["baselines"]
-    columns = [found["notes"], *(programs[f"engine + note {name}"]["notes"] for name in ("words", "states"))]
+    programs = (figures["programs"][f"engine + note {name}"]["notes"] for name in ("words", "states"))
+    columns = [figures["notes"], *programs]
     names = {"pledged assets": "pledged", "own shares": "own_shares", "unapproved profit": "profit"}
     for name, kind in (names | {"connected clients": "connected", "waivers": "waiver"}).items():
-        row = " | ".join(f"{one['kinds'][kind]['decided_f1']:.3f}" for one in columns)
+        row = " | ".join(f"{notes['kinds'][kind]['decided_f1']:.3f}" for notes in columns)
         assert f" {name} | {row} " in results
-    assert " all | " + " | ".join(f"{one['decided_f1']:.3f}" for one in columns) + " " in results
-    head = f"F1 {scores['micro']['f1']:.3f}, of what notes decide {scores['note_f1']:.3f}, ROUGE-L {found['rouge_l']['f']:.3f}"
+    assert " all | " + " | ".join(f"{notes['decided_f1']:.3f}" for notes in columns) + " " in results
+    head = f"F1 {figures['f1']:.3f}, of what notes decide {figures['note_f1']:.3f}, ROUGE-L {figures['rouge_l']:.3f}"
     assert head in results
+
+
+@pytest.mark.parametrize("name", ("settle", "knowledge"))
+def test_declared_contrasts_show_the_kept_figures(name) -> None:
+    """Each declared difference and its interval stand in results.md as in docs/figures/NAME.json."""
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").replace("\n", " ")
+    rows = [line.split(" | ") for line in read_figures(name)["report"] if "**" in line]
+    assert rows
+    for _, _, difference, interval, *rest in rows:
+        outcome = next(cell for cell in rest if cell.startswith("**"))
+        assert f"{difference} (95%: {interval}): {outcome}" in results
+
+
+def test_kept_figures_are_small() -> None:
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "docs" / "figures").iterdir()}
+    assert len(sizes) == 5 and max(sizes.values()) < 50_000, sizes
+    assert sum(path.stat().st_size for path in (ROOT / "docs").rglob("*") if path.is_file()) < 2_000_000
 
 
 def test_the_answer_that_a_page_shows_is_read_as_written() -> None:
