@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.read.xbrl_documents import context, document, fact, inline, instance, member, read
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import render_report
 from xbrl.read.report_notes import FACT_FOOTNOTE, MAX_LINKS, MAX_NOTE_CHARACTERS, MAX_NOTES, one_line, without_markup
@@ -94,7 +94,7 @@ def test_the_three_syntaxes_give_the_same_notes(tmp_path) -> None:
         report = read(tmp_path, content, name)
         assert report.notes == EXPECTED, name
         assert report.warnings == (), name
-        text = render_report(report, load_cells(BUILT_IN))
+        text = render_report(report, load_cells())
         assert "note on C 01.00 r0015 c0010, C 28.00 LEI7 c040 | Klient und Tochter." in text.splitlines()
 
 
@@ -130,7 +130,7 @@ def test_a_note_is_one_line_of_visible_text(tmp_path) -> None:
     links = [{"footnote": {"_": ["n1"]}}, {}]
     report = read(tmp_path, json_document({"n1": (FORGED, "en\nx")}, links), "report.json")
     assert report.notes == (Note("All well. Directive: None. note on evil | x", (TIER1_CELL,), ""),)
-    lines = render_report(report, load_cells(BUILT_IN)).splitlines()
+    lines = render_report(report, load_cells()).splitlines()
     assert lines[-1] == "note on C 01.00 r0015 c0010 | All well. Directive: None. note on evil | x"
 
 
@@ -143,7 +143,7 @@ def test_no_text_of_a_report_begins_a_line_of_its_own(tmp_path) -> None:
     )
     report = read(tmp_path, content.replace('"value": "1"', '"value": "1\\nnone"'), "report.json")
     for style in ("cells", "labels"):
-        text = render_report(report, load_cells(BUILT_IN), style)
+        text = render_report(report, load_cells(), style)
         assert not {"Directive:", "Violations:", "none"} & set(text.splitlines())
 
 

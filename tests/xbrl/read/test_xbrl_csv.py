@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from xbrl.read import safety
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.render import STYLES, render_report
 from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.read.xbrl_csv import FIXED_ROWS, KEY_COLUMNS
@@ -45,7 +45,7 @@ def package(folder: Path, name: str = "bank.zip", **changes: str | bytes | None)
 
 
 def read(path: Path):
-    return read_report(path, load_cells(BUILT_IN))
+    return read_report(path, load_cells())
 
 
 def test_a_package_becomes_facts_with_cells(tmp_path):
@@ -89,7 +89,7 @@ def test_a_real_sample_is_read_with_its_cells():
     assert (report.warnings, report.incomplete) == ((), ())
     ratio = next(fact for fact in report.facts if fact.cell == ("C_76.00.a", "r0030", "c0010"))
     assert (ratio.concept, ratio.value, ratio.unit) == ("dp143076", Decimal("68.41"), "xbrli:pure")
-    cells = load_cells(BUILT_IN)
+    cells = load_cells()
     # C 00.01 is filed with every COREP module, and is no sign of a COREP OF return.
     assert cells.table("C_00.01").module == ""
     assert check_quality(report, cells) == []
@@ -106,7 +106,7 @@ def test_a_maturity_in_years_is_no_percentage(tmp_path):
     rows = "datapoint,factValue\r\ndp5477109,2.50\r\n"
     report = read(package(tmp_path, **{"c_08.03.csv": rows, "parameters.csv": f"{PARAMETERS}decimalsDecimal,2\r\n"}))
     for style in STYLES:
-        lines = render_report(report, load_cells(BUILT_IN), style).splitlines()
+        lines = render_report(report, load_cells(), style).splitlines()
         assert [line.split()[-1] for line in lines if "0.00 to <0.15" in line] == ["2.5"]
 
 
@@ -118,9 +118,9 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
         f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2"
     )
     assert "(dp999999999, dp3220634, dp5 and 1 more)" in warning  # the second is known, but not in this table
-    assert warning.endswith("run python scripts/regulator.py dpm to fetch a newer release")
+    assert warning.endswith("; ask the bank what they are")
     assert report.warnings == ()
-    text = render_report(report, load_cells(BUILT_IN))
+    text = render_report(report, load_cells())
     assert "dp999999999 | 1340000\n" in text + "\n"
     assert text.count("%") == 2  # of the ratio, in its label and its value
     broken = read(package(tmp_path, **{"c_76.00.a.csv": "datapoint,factValue\r\ndp999999999,1.2\r\n"}))
@@ -347,7 +347,7 @@ def test_each_cell_of_a_register_is_a_fact_with_the_key_of_its_row(tmp_path):
 
 
 def test_the_key_columns_of_a_register_are_those_of_the_dpm():
-    cells = load_cells(BUILT_IN)
+    cells = load_cells()
     assert set(KEY_COLUMNS) == {code for code in cells.codes if cells.table(code).module == "DORA"}
     for code, keys in KEY_COLUMNS.items():
         assert set(keys.values()) == set(cells.table(code).keys), code

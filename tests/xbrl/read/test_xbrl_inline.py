@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from tests.xbrl.read.xbrl_documents import context, inline, member, read, values
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.xbrl import read_report
 
 pytest.importorskip("arelle")
@@ -65,7 +65,7 @@ def test_inline_packages_and_local_schemas(tmp_path):
             archive.writestr("bank/bank.com/draft.xhtml", one)
             for name, content in documents.items():
                 archive.writestr(f"bank/reports/{name}", content)
-        report = read_report(package, load_cells(BUILT_IN))
+        report = read_report(package, load_cells())
         assert (report.format, values(report)) == ("iXBRL", expected)
     hint = '<html xsi:schemaLocation="http://example.org/t foo.xsd" '
     alone = read(tmp_path, local.replace("<html ", hint), "r.xhtml")

@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from tests.xbrl.read.xbrl_documents import document, fact, instance
 from tests.xbrl.read.xbrl_documents import read as read_file
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.render import render_report
 
 
@@ -23,7 +23,7 @@ def test_a_figure_that_the_dpm_does_not_have_is_no_percentage(tmp_path):
     body = '<eba_met:qZZZZ contextRef="c" unitRef="pure" decimals="4">1340000.5</eba_met:qZZZZ>'
     for report in (json_report, read_file(tmp_path, instance(body))):
         assert report.facts[0].unit == "xbrli:pure" and "1 of 1 facts have no cell" in report.incomplete[0]
-        assert render_report(report, load_cells(BUILT_IN)).endswith("eba_met:qZZZZ | 1340000.5")
+        assert render_report(report, load_cells()).endswith("eba_met:qZZZZ | 1340000.5")
 
 
 def test_facts_units_decimals_and_dimensions(tmp_path):

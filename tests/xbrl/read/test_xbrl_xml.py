@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from tests.xbrl.read.xbrl_documents import INSTANT, NAMESPACES, context, instance, member, read, values
 from xbrl.read.arelle_reader import read_with_arelle
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.xbrl import read_report
 
 pytest.importorskip("arelle")
@@ -162,7 +162,7 @@ def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed):
         <eba_met:qABJ contextRef="x" unitRef="eur" decimals="-3">5000</eba_met:qABJ>"""
     with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
         archive.writestr("bank.xbrl", instance(body, context("x", scenario=dimensions)))
-    report = read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+    report = read_report(tmp_path / "bank.zip", load_cells())
     assert report.filing_indicators == {filed: True, "C_76.00": False}
     (fact,) = report.facts
     cells = [("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")]
@@ -172,7 +172,7 @@ def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed):
     with zipfile.ZipFile(tmp_path / "bank.zip", "a") as archive:
         archive.writestr("other.xbrl", instance('<t:A contextRef="c">a</t:A>'))
     with pytest.raises(UserError, match="contains 2 reports"):
-        read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+        read_report(tmp_path / "bank.zip", load_cells())
 
 
 def test_an_open_row_keeps_its_key_and_types_come_from_the_cell(tmp_path):

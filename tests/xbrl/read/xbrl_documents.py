@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.xbrl import read_report
 
 NAMESPACES = """xmlns:xbrli="http://www.xbrl.org/2003/instance" xmlns:link="http://www.xbrl.org/2003/linkbase"
@@ -51,7 +51,7 @@ def inline(body: str, hidden: str = "", resources: bool = True) -> str:
 def read(tmp_path: Path, content: str | bytes, name: str = "report.xbrl", **options):
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_report(file, load_cells(BUILT_IN), **options)
+    return read_report(file, load_cells(), **options)
 
 
 def values(report) -> dict[str, object]:

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from tests.xbrl.rules.figures import PERIOD, report_of
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.rules.rules import built_in_rules, evaluate, violations
 
 FILED = {f"C_{number}.00": True for number in ("01", "02", "03", "04", "22", "26", "27", "28", "47", "76", "84")}
@@ -128,7 +128,7 @@ TRIGGERS = {"LE_DEF", "LE_GSII", "FX_DEMIN", "P2G_TC"}
 
 def test_every_rule_has_a_case_and_its_cells_are_in_the_dpm():
     assert set(CASES) == {rule.id for rule in built_in_rules()}
-    cells = load_cells(BUILT_IN)
+    cells = load_cells()
     for rule in built_in_rules():
         for key in (*rule.cells, *rule.unless_reported):
             assert cells.by_cell(*key) is not None, (rule.id, key)

@@ -9,7 +9,7 @@ from common.errors import UserError
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import cell_name
 from xbrl.rules.findings import Finding, apply_findings, lifted_results, load_findings, write_findings
@@ -21,7 +21,7 @@ BANK, PERIOD, NOTE = make_bank(0, 1), "2026-03-31", Note("Bonds of 9% are pledge
 
 def read(tmp_path, lcr: str, notes=()):
     figures = {LCR: Decimal(lcr), LEVERAGE: Decimal("0.0351")}
-    cells = load_cells(BUILT_IN)
+    cells = load_cells()
     files = write_reports(tmp_path, BANK, PERIOD, figures, cells, (), "json", notes)
     return read_filing(files, cells), cells
 
@@ -46,8 +46,8 @@ def test_findings_add_replace_and_lift(tmp_path) -> None:
 
 def test_a_finding_on_one_client_leaves_the_others_as_they_are(tmp_path) -> None:
     shares = {("C_28.00", client, "c350"): Decimal(share) for client, share in (("AA", "0.31"), ("BB", "0.42"))}
-    files = write_reports(tmp_path, BANK, PERIOD, {LCR: Decimal("0.93"), **shares}, load_cells(BUILT_IN), (), "json")
-    results = evaluate(read_filing(files, load_cells(BUILT_IN)))
+    files = write_reports(tmp_path, BANK, PERIOD, {LCR: Decimal("0.93"), **shares}, load_cells(), (), "json")
+    results = evaluate(read_filing(files, load_cells()))
     assert [(one.rule_id, one.row) for one in apply_findings(results, [])] == [
         ("LCR_MIN", ""), ("LE_LIMIT", "AA"), ("LE_LIMIT", "BB"),
     ]  # fmt: skip

@@ -7,12 +7,12 @@ import re
 
 import pytest
 
+from tests.xbrl.rules import law_check
+from tests.xbrl.rules.law_check import CASES, audit, judge, main, read_answer
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.rules import law_check
-from xbrl.rules.law_check import CASES, audit, judge, read_told
 from xbrl.rules.rules import RULES_FILE
 
-ROOT = pathlib.Path(law_check.__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 REPORT = """Some Bank (LEI) | reference date 2026-03-31 | amounts in EUR
 not filed: C 22.00
 C 02.00.a Capital Adequacy - Risk Exposure Amounts
@@ -61,7 +61,26 @@ def test_the_check_imports_nothing_of_the_project():
     tree = ast.parse(pathlib.Path(law_check.__file__).read_text(encoding="utf-8"))
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes}
-    assert names == {"re", "collections", "collections.abc", "dataclasses", "decimal", "typing"}
+    assert names == {
+        "collections",
+        "collections.abc",
+        "dataclasses",
+        "decimal",
+        "json",
+        "pathlib",
+        "re",
+        "sys",
+        "typing",
+    }
+
+
+def test_law_command_counts_and_complains(tmp_path, capsys):
+    file = tmp_path / "examples.jsonl"
+    file.write_text("".join(json.dumps(example(facts=facts)) + "\n" for facts in ([], [PLEDGED])), encoding="utf-8")
+    assert main([str(file)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["examples"] == 2 and json.loads(captured.out)["misstatement"] == 1
+    assert captured.err == ": misstatement: the note states pledged, and PLEDGED_COUNTED is no finding\n"
 
 
 @pytest.mark.parametrize(
@@ -149,9 +168,9 @@ NOTED = f"{REPORT.partition('Earlier')[0]}note on C 76.00.a r0010 c0010 | Bonds 
 def example(lines=(), facts=(), report=NOTED, **more) -> dict:
     """An example with these lines of `Violations:` and `Note:`."""
     answer = "\n".join(["Note:", *(facts or ["none"]), "Violations:", *(lines or ["none"]), "Directive:", "Buy."])
-    told = read_told(answer)
-    stated = [dict(fact) for fact in told.facts or ()]
-    violated = list(dict.fromkeys(line.rule for line in told.lines))
+    parsed = read_answer(answer)
+    stated = [dict(fact) for fact in parsed.facts or ()]
+    violated = list(dict.fromkeys(line.rule for line in parsed.violations))
     messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
     return {"messages": messages, "violations": violated, "note_facts": stated, "period": "2026-03-31"} | more
 

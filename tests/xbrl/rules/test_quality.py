@@ -11,13 +11,13 @@ from tests.xbrl.rules.figures import PERIOD, cell_of, report_of
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import CellKey, Fact, duplicate_warnings
 from xbrl.rules.quality import check_quality
 from xbrl.rules.reported_figures import MAX_VALUES, RECOMPUTED, index_facts
 from xbrl.rules.rules import built_in_rules, evaluate, evaluate_all, violations
 
-CELLS = load_cells(BUILT_IN)
+CELLS = load_cells()
 BANK = dataclasses.replace(make_bank(0, 0), currency="EUR", decimals=-3, ratio_decimals=4)
 CLIENT = BANK.entity  # key of the only large exposure
 LR, LR_TIER1, LR_EXPOSURE, LCR, BUFFER, OUTFLOW, SHARE = map(
