@@ -190,12 +190,12 @@ class Cells:
 
 @functools.cache
 def load_cells() -> Cells:
-    """Return the data point model of this repository, the same object at every call."""
+    """Return the packaged data point model, the same object at every call."""
     return Cells()
 
 
 def signature(metric: str, members: Mapping[str, str], keys: Iterable[str]) -> int:
-    """Return a 40-bit hash of what identifies a fact in xBRL-XML: its metric, its dimensions with members, its open keys.
+    """Hash the identity of a fact in xBRL-XML to 40 bits: its metric, its dimensions with members, its open keys.
 
     Names are without prefix, because a prefix contains the release that introduced a dimension and differs by taxonomy.
     """

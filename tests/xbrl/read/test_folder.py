@@ -106,6 +106,6 @@ def test_workers_leave_ctrl_c_to_the_process_that_started_them():
 
 def test_a_worker_that_is_killed_is_one_sentence():
     with pytest.raises(
-        UserError, match="a worker process was killed, .*; run the command again with fewer of them, or on fewer files"
+        UserError, match="a worker process was killed, .*; run the command again with fewer workers, or on fewer files"
     ):
         list(in_parallel(os._exit, [9] * 2, 2, "files"))
