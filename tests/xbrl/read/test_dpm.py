@@ -56,16 +56,16 @@ def test_a_table_names_its_module_and_keys(cells):
 
 
 def test_built_in_cells_are_found_by_their_signature(cells):
-    """Every built-in cell is found by its metric and dimensions, which is how xBRL-XML identifies it."""
-    found = 0
+    """Every built-in cell is count by its metric and dimensions, which is how xBRL-XML identifies it."""
+    count = 0
     for table in ("C_01.00", "C_03.00", "C_28.00", "C_76.00.a", "F_01.01"):
         for cell in cells.in_table(table):
             members = dict(part.partition(":")[2].split("=") for part in cell.members.split())
             explicit = {name: member.partition(":")[2] for name, member in members.items()}
             places, _ = cells.by_signature(cell.metric, explicit, cells.table(table).keys)
             assert cell in places
-            found += 1
-    assert found == 110 + 28 + 34 + 30 + 61
+            count += 1
+    assert count == 110 + 28 + 34 + 30 + 61
 
 
 def test_forms_have_every_label_of_a_module(cells) -> None:
@@ -76,7 +76,7 @@ def test_forms_have_every_label_of_a_module(cells) -> None:
         next(form_texts(cells, ("COREP",)))
 
 
-def test_the_data_point_model_of_the_repository_is_small():
+def test_the_packaged_data_model_is_small():
     assert BUILT_IN.stat().st_size <= 2 * 2**20
 
 
