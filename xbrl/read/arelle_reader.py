@@ -28,7 +28,7 @@ def read_with_arelle(path: Path, syntax: str, documents: Sequence[bytes], refere
     """Read the facts of one instance (`syntax="xBRL-XML"`) or of all documents of an inline report (`syntax="iXBRL"`).
 
     `references` is the number of elements with a contextRef in the documents. Arelle ignores such elements where XBRL
-    allows no fact, so a warning reports how many were ignored. Raises `UserError` if Arelle cannot read the report.
+    allows no fact, so a warning reports how many were ignored. Raise `UserError` if Arelle cannot read the report.
     """
     suffix = ".xbrl" if syntax == "xBRL-XML" else ".xhtml"
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
@@ -196,7 +196,7 @@ def _period(context) -> str:  # noqa: ANN001
         return "forever"
     instant = context.isInstantPeriod
     moments = [context.instantDatetime] if instant else [context.startDatetime, context.endDatetime]
-    # Arelle returns None for a malformed date, and the year 9999 for one that does not exist, e.g. 2026-02-30.
+    # Arelle returns None for a malformed date, and the year 9999 for a date that does not exist, e.g. 2026-02-30.
     if any(moment is None or moment.year == datetime.MAXYEAR for moment in moments):
         return ""
     return last_day(moments[0]) if instant else f"{first_day(moments[0])}/{last_day(moments[1])}"

@@ -44,11 +44,11 @@ class FiledFact:
     fact: Fact  # its value is text or None
     namespace: str
     numeric: bool  # True if the file itself marks it as a number
-    typed: tuple[str, ...] = ()  # names of its typed dimensions, with prefix
-    problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
-    default_unit: str | None = None  # unit of a number that was filed without one
-    notes: tuple[str, ...] = ()  # ids of the notes that are attached to it
-    id: str = ""  # its id in an XML file, for footnotes
+    typed: tuple[str, ...] = ()  # names of the typed dimensions, with prefix
+    problems: tuple[str, ...] = ()  # parts of warnings that follow the name of the fact, e.g. "names no context"
+    default_unit: str | None = None  # unit for a number that was filed without a unit
+    notes: tuple[str, ...] = ()  # ids of the attached notes
+    id: str = ""  # id in an XML file, to which footnotes refer
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ParsedFile:
 def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
     """Build the report: assign cells, types and values to the facts, and collect warnings.
 
-    `concepts` is keyed by (namespace, local name). Raises `UserError` if periods are filed but all are invalid, because the
+    `concepts` is keyed by (namespace, local name). Raise `UserError` if periods are filed but all are invalid, because the
     report then has no reference date.
     """
     facts: list[Fact] = []
@@ -169,6 +169,6 @@ def _resolve(
 
 
 def _most_frequent(values: Iterable[str]) -> str:
-    """Return the most frequent non-empty value, of several the last in sort order; "" if all are empty."""
+    """Return the most frequent non-empty value, in a tie the last in sort order; "" if all are empty."""
     counts = Counter(value for value in values if value)
     return max(counts, key=lambda value: (counts[value], value)) if counts else ""

@@ -89,7 +89,6 @@ class Cells:
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Return the codes of all tables."""
         return tuple(self._lines[2])
 
     def explain_unknown(self, report: Path, facts: int, unknown: Sequence[str]) -> tuple[str, ...]:

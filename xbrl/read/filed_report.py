@@ -28,7 +28,7 @@ class Fact:
     period: str  # a day (YYYY-MM-DD), START/END with both days inclusive, or "" if the file gives none
     dimensions: dict[str, str] = field(hash=False)  # dimension -> member; `sheet` is the key of a fixed sheet
     cell: CellKey | None = None
-    other_cells: tuple[CellKey, ...] = ()  # other cells that show this fact; xBRL-XML files it once for all tables
+    other_cells: tuple[CellKey, ...] = ()  # further cells that show this fact, which xBRL-XML has once for all tables
     fixed: tuple[str, ...] = ()  # dimensions that are part of the definition of the cell
     type: str = ""  # from a taxonomy package, if given
     label: str = ""  # from a taxonomy package, if given
@@ -142,16 +142,11 @@ def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:
 
 def consistent(first: Fact, second: Fact) -> bool:
     """Return whether two values in the same unit agree within their rounding (OIM 1.0, 5.1.1)."""
-    if first.value == second.value:
-        return True
-    if not isinstance(first.value, Decimal) or not isinstance(second.value, Decimal):
-        return False
-    tolerance = sum(map(_half_a_unit, (first, second)))
-    return abs(first.value - second.value) <= tolerance
+    return first.value == second.value or _all_consistent((first, second))
 
 
 def _all_consistent(facts: Sequence[Fact]) -> bool:
-    """Return whether every pair of facts is `consistent`. The pairs are if all intervals have a point in common."""
+    """Return whether the rounding intervals of all facts have a point in common. Then every pair is `consistent`."""
     numbers = [(fact.value, _half_a_unit(fact)) for fact in facts if isinstance(fact.value, Decimal)]
     if len(numbers) < len(facts):
         return False

@@ -163,7 +163,7 @@ def format_fact(fact: Fact, compact: bool = False, kind: str = "") -> str:
 def _is_count(fact: Fact, value: Decimal, kind: str) -> bool:
     """Return whether a dimensionless figure is a count (staff, years), not a ratio.
 
-    Its type decides. Without a type, a whole number that is accurate to the unit or exact is a count.
+    Its type decides. Without a type, a whole number with `decimals` 0 or INF is a count.
     """
     if kind:
         return kind != "percentage"
@@ -277,7 +277,7 @@ def _sort_key(cell: CellKey | None, fact: Fact) -> tuple:
 def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield one text per table of `modules`, e.g. `COREP_LCR_DA`, or of all modules: a report with every cell filled in.
 
-    The texts show all labels and codes, among which new tokens are searched; their figures are meaningless. Raises UserError
+    The texts show all labels and codes, among which new tokens are searched; their figures are meaningless. Raise UserError
     for an unknown module.
     """
     module_of = {code: table.module for code in sorted(cells.codes) if (table := cells.table(code))}

@@ -110,7 +110,7 @@ class _FragmentText(HTMLParser):
 def add_footnotes(parsed: "ParsedFile", roots: Sequence) -> "ParsedFile":
     """Return the parsed file with the footnotes of its documents, whose lxml root elements are `roots`.
 
-    A footnote that is attached to no fact of the report gives a warning. Raises `UserError` for too many links.
+    A footnote that is attached to no fact of the report gives a warning. Raise `UserError` for too many links.
     """
     texts: Texts = {}
     attached: dict[str, list[str]] = {}  # id of a fact -> names of its footnotes
@@ -157,7 +157,7 @@ def _linkbase_footnotes(root, texts: Texts) -> Iterator[Links]:  # noqa: ANN001 
 def _inline_footnotes(roots: Sequence, texts: Texts, where: str) -> Iterator[Links]:
     """Read the footnotes of an inline report into `texts` and yield their links to facts.
 
-    In inline XBRL 1.1 `ix:relationship` links footnotes to facts; in 1.0 a fact names its footnotes in `footnoteRefs`. Raises
+    In inline XBRL 1.1 `ix:relationship` links footnotes to facts; in 1.0 a fact names its footnotes in `footnoteRefs`. Raise
     `UserError`, whose message starts with `where`, for too many continuations: many footnotes may share one long chain.
     """
     steps, continuations = 0, {element.get("id"): element for element in _inline_elements(roots, "continuation")}

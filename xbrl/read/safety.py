@@ -36,7 +36,7 @@ class Package:
     names: tuple[str, ...]
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one member. Raises `UserError` if the archive is damaged."""
+        """Return the bytes of one member. Raise `UserError` if the archive is damaged."""
         if self.path.is_dir():
             return (self.path / name).read_bytes()
         try:
@@ -53,7 +53,7 @@ def open_package(path: Path) -> Package:
 
     Files that an operating system has added (`is_clutter`) are checked like all others and then left out.
 
-    Raises `UserError` if the archive is damaged or encrypted, if a member's path leaves the package, if a name occurs twice,
+    Raise `UserError` if the archive is damaged or encrypted, if a member's path leaves the package, if a name occurs twice,
     or if the number of members, their size or their compression ratio exceeds the limits.
     """
     names = _folder_names(path) if path.is_dir() else _zip_names(path)
@@ -136,7 +136,7 @@ def _check_size(path: Path, name: str, size: int, packed: int) -> None:
 def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
     """Parse XML and return the lxml tree. Entities are not expanded, errors are not repaired, nothing is fetched.
 
-    Raises `UserError`, whose message starts with `where`, if the content is empty, not well-formed or wrongly encoded,
+    Raise `UserError`, whose message starts with `where`, if the content is empty, not well-formed or wrongly encoded,
     if it declares an entity (internal, external or parameter), or if it uses an entity other than the five predefined
     by XML.
     """
@@ -144,7 +144,7 @@ def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
     try:
         tree = etree.fromstring(content, parser).getroottree()
     except (etree.XMLSyntaxError, ValueError) as error:
-        reason = " ".join(str(getattr(error, "msg", None) or error).split())  # lxml 5 writes some on two lines
+        reason = " ".join(str(getattr(error, "msg", None) or error).split())  # lxml 5 writes some messages on two lines
         raise UserError(f"{where}: not well-formed XML ({reason}); ask the sender for the file again") from error
     dtd = tree.docinfo.internalDTD
     if dtd is not None and next(dtd.iterentities(), None) is not None:

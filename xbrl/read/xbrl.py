@@ -32,7 +32,7 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
     """Read one report: xBRL-XML, iXBRL, xBRL-JSON, or a package (zip or unpacked folder) that contains such a file or xBRL-CSV.
 
     `cells` maps EBA facts to their cells and types (default: `load_cells()`). `taxonomy` lists taxonomy packages that
-    provide types and labels for facts outside the EBA's taxonomy. Raises a one-sentence `UserError` for a file that cannot be
+    provide types and labels for facts outside the EBA's taxonomy. Raise a one-sentence `UserError` for a file that cannot be
     trusted. Minor defects (dangling references, non-numeric values, inconsistent duplicates) become warnings.
     """
     path = Path(path)
@@ -71,7 +71,7 @@ def merge_reports(reports: Iterable[Report]) -> Report:
     """Join the reports that one bank filed for one date (one per module) into a single report.
 
     Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning. Different
-    currencies and contradicting filing indicators give a warning, too. Raises UserError if the entity or the period differs.
+    currencies and contradicting filing indicators give a warning, too. Raise UserError if the entity or the period differs.
     """
     reports = list(reports)
     first = reports[0]
@@ -121,7 +121,7 @@ def is_package(folder: Path) -> bool:
 def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
     """Read the only report of a package, from `reports/` if that folder exists (Report Packages 1.0).
 
-    Raises UserError if the package has no report, or more than one. Several inline documents in one folder are one report.
+    Raise UserError if the package has no report, or more than one. Several inline documents in one folder are one report.
     """
     path = package.path
     names = [name for name in package.names if "META-INF/" not in f"/{name}"]
@@ -183,7 +183,7 @@ def _is_json(content: bytes) -> bool:
 def _inspect(where: str, content: bytes, is_json: bool | None = None) -> _Document:
     """Parse a file strictly and determine its syntax. With `is_json=None` the content decides whether it is JSON.
 
-    Raises UserError, prefixed with `where`, for JSON and XML that cannot be trusted.
+    Raise UserError, prefixed with `where`, for JSON and XML that cannot be trusted.
     """
     if _is_json(content) if is_json is None else is_json:
         document = load_json(where, content)

@@ -68,7 +68,7 @@ Row = tuple[int, dict[str, str]]  # (line number, column -> text)
 def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any], cells: Cells) -> Report:
     """Read the package whose metadata file is the member `report_json`; `info` is its `documentInfo`.
 
-    Raises UserError with the file and line at fault.
+    Raise UserError with the file and line at fault.
     """
     path, folder = package.path, report_json.rpartition("/")[0]
     kind, extends = info.get("documentType"), info.get("extends")
@@ -111,7 +111,7 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
     """Return the report parameters by name.
 
-    Raises UserError if the entity or reference date is missing, or a value is invalid.
+    Raise UserError if the entity or reference date is missing, or a value is invalid.
     """
     if name is None:
         raise UserError(
@@ -159,7 +159,7 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
 def read_csv(where: str, content: bytes) -> tuple[list[str], list[Row]]:
     """Parse a CSV file in UTF-8. Return (columns, rows that are not empty).
 
-    Raises UserError, whose message starts with `where`, for bad encoding, duplicate column names or ragged rows.
+    Raise UserError, whose message starts with `where`, for bad encoding, duplicate column names or ragged rows.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -183,7 +183,7 @@ def read_csv(where: str, content: bytes) -> tuple[list[str], list[Row]]:
 def read_table_of(path: Path, required: Sequence[str], known: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
     """Read a CSV file that a user names. Return ("FILE, line N" for messages, {column: text without spaces around it}) per row.
 
-    Raises UserError as `read_csv` does, if the file or a column of `required` is missing, or if `known` is not empty and lacks
+    Raise UserError as `read_csv` does, if the file or a column of `required` is missing, or if `known` is not empty and lacks
     a column of the file.
     """
     columns = known or required
@@ -207,7 +207,7 @@ class _Table:
         self.warnings: list[str] = []
 
     def read(self, content: bytes) -> None:
-        """Read the file in either layout. Raises `UserError` with the file and line at fault."""
+        """Read the file in either layout. Raise `UserError` with the file and line at fault."""
         columns, rows = read_csv(self.where, content)
         if not rows:
             return
@@ -247,7 +247,7 @@ class _Table:
         """
         code, is_known, without_fact = FIXED_ROWS.get(self.table, "*"), self.table in KEY_COLUMNS, 0
         for number, (line, row) in enumerate(rows, start=1):
-            # In an unknown table the key columns are those that the template does not number.
+            # In an unknown table, the columns that the template does not number are taken for the key.
             unnumbered = {column: column for column in row if not TEMPLATE_COLUMN.fullmatch(column)}
             key = KEY_COLUMNS.get(self.table, {}) | unnumbered
             if missing := sorted(key.keys() - row.keys()):

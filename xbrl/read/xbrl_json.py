@@ -53,7 +53,7 @@ def load_json(where: str, content: bytes) -> dict:
 
 
 def read_json(path: Path, where: str, document: dict) -> ParsedFile:
-    """Return the facts of an xBRL-JSON document that `load_json` has parsed. Raises UserError for a malformed document."""
+    """Return the facts of an xBRL-JSON document that `load_json` has parsed. Raise UserError for a malformed document."""
     info = document["documentInfo"]
     namespaces = info.get("namespaces", {})
     facts = document.get("facts")

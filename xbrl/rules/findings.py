@@ -108,7 +108,7 @@ def csv_line(finding: Finding) -> str:
 def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ...]]:
     """Read findings.csv. Return the findings by (entity, period).
 
-    Raises `UserError` with the line and the column of a mistake.
+    Raise `UserError` with the line and the column of a mistake.
     """
     by_case: dict[tuple[str, str], list[Finding]] = {}
     stated: dict[tuple[str, ...], Finding] = {}
@@ -126,7 +126,7 @@ def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ..
 
 
 def _parse_finding(where: str, row: dict[str, str]) -> Finding:
-    """Make a finding from its row. Raises `UserError` that names the column at fault."""
+    """Make a finding from its row. Raise `UserError` that names the column at fault."""
     texts = dict.fromkeys(COLUMNS, "") | row
     numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
     kinds = sorted({"waiver"} | {rule.kind for rule in note_rules().values()})
@@ -179,12 +179,8 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
 def lifted_results(results: Sequence[RuleResult], findings: Iterable[Finding]) -> tuple[RuleResult, ...]:
     """Return the engine's violations that `findings` lift. Their citation becomes the article that lifts them."""
     lifting = [finding for finding in findings if finding.state == "lifted"]
-    lifted = []
-    for result in violations(results):
-        finding = next((finding for finding in lifting if concerns(finding, result)), None)
-        if finding:
-            lifted.append(replace(result, legal=finding.legal or result.legal))
-    return tuple(lifted)
+    pairs = ((result, [finding for finding in lifting if concerns(finding, result)]) for result in violations(results))
+    return tuple(replace(result, legal=matches[0].legal or result.legal) for result, matches in pairs if matches)
 
 
 def concerns(finding: Finding, result: RuleResult) -> bool:
@@ -202,7 +198,7 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
     """Make a violation that the engine does not have.
 
     Columns that the finding leaves empty are filled from the engine's result of the same rule, which is then not a violation.
-    The unit and the accuracy are taken from the reported figure. Raises `UserError` if value, limit or cell remain unknown.
+    The unit and the accuracy are taken from the reported figure. Raise `UserError` if value, limit or cell remain unknown.
     Only a rule `..._COUNTED` may have no value and limit (the note states no amount, or in another currency).
     """
     rule, (cell, row) = finding.note_rule, parse_cell(finding.cell)

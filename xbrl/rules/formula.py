@@ -80,7 +80,7 @@ def rounded(value: Decimal, decimals: int | str | None) -> Number:
 def parse_formula(text: str, parameters: Set[str]) -> Formula:
     """Parse a formula without ever executing it as Python.
 
-    Raises ValueError or SyntaxError for anything outside the formula language. A trial evaluation on arbitrary numbers
+    Raise ValueError or SyntaxError for anything outside the formula language. A trial evaluation on arbitrary numbers
     detects it.
     """
     cells: dict[CellKey, str] = {}
@@ -134,7 +134,7 @@ def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str
 def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> Number:
     """Evaluate a numeric expression.
 
-    Raises ZeroDivisionError if the interval of a divisor contains zero, ValueError for a node that is no figure.
+    Raise ZeroDivisionError if the interval of a divisor contains zero, ValueError for a node that is no figure.
     """
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
@@ -163,7 +163,7 @@ def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str
 def combine(operation: Callable[[Decimal, Decimal], Decimal], left: Number, right: Number) -> Number:
     """Apply an operation to two numbers. The interval of the result spans the results at the four pairs of interval ends.
 
-    Raises ZeroDivisionError if the interval of a divisor contains zero.
+    Raise ZeroDivisionError if the interval of a divisor contains zero.
     """
     if operation is operator.truediv and right.low <= 0 <= right.high:
         raise ZeroDivisionError

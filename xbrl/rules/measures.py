@@ -232,7 +232,7 @@ class Basis:
 
 
 def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
-    """Return the basis with this name. Raises `UserError` for an unknown name or an incomplete file."""
+    """Return the basis with this name. Raise `UserError` for an unknown name or an incomplete file."""
     bases = json.loads(path.read_text(encoding="utf-8"))
     if name not in bases:
         raise UserError(f"{path}: there is no legal basis {name!r}; it has {', '.join(bases)}")

@@ -5,7 +5,7 @@ nothing odd passes as clean. They have the kind "quality" and are never labels o
 return them. The requirements are the EBA's filing rules, read in a validator's specification of version 5.7 and in a notice of
 De Nederlandsche Bank, not in the rules themselves, unless a finding names another source.
 
-- FILING_INDICATOR: facts of a template without a filing indicator, or of one that is declared as not filed (1.6).
+- FILING_INDICATOR: facts of a template that has no filing indicator or is declared as not filed (1.6).
 - MANDATORY: a template is missing that every bank files in its module.
 - DUPLICATE: a cell with values that contradict each other (2.16).
 - CURRENCY: amounts in more than one currency (3.1).

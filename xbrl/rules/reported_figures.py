@@ -168,7 +168,7 @@ def can_recompute(cell: CellKey, tables: frozenset[str]) -> bool:
 def number_of(figure: Figure) -> Number:
     """Return the number of a figure, with the interval that its `decimals` allow.
 
-    Raises ZeroDivisionError for a recomputed ratio whose denominator may be 0 within its rounding.
+    Raise ZeroDivisionError for a recomputed ratio whose denominator may be 0 within its rounding.
     """
     if figure.source == "recomputed":
         return combine(truediv, *map(number_of, figure.parts))
@@ -182,7 +182,7 @@ def decimals_needed(unit: str | None) -> int:
 
 
 def is_accurate(figure: Figure) -> bool:
-    """Return whether a figure is as accurate as EBA filing rules 2.18 demand. A recomputed ratio is, if its parts are."""
+    """Return whether a figure, or each part of a recomputed ratio, is as accurate as EBA filing rules 2.18 demand."""
     if figure.parts:
         return all(map(is_accurate, figure.parts))
     return not isinstance(figure.decimals, int) or figure.decimals >= decimals_needed(figure.unit)

@@ -329,7 +329,7 @@ def _result(
 def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
     """Read rules from a JSON Lines file, in file order.
 
-    Raises `UserError` with the line number of the first invalid rule.
+    Raise `UserError` with the line number of the first invalid rule.
     """
     rules = []
     for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
@@ -361,7 +361,7 @@ def legal_parameters(year: int) -> dict[str, Decimal]:
 
 
 def _parse_rule(row: dict) -> Rule:
-    """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
+    """Make a `Rule` from its JSON object. Raise an error if a key is missing or a value is invalid."""
     if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
         raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
     legal = row["legal"] if isinstance(row["legal"], list) else [{"from": "", "text": str(row["legal"])}]
