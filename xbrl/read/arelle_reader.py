@@ -68,10 +68,7 @@ def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict
 
 @contextlib.contextmanager
 def _session(**options: Any) -> Iterator[tuple[list, list[tuple[str, str]]]]:
-    """Run Arelle offline and yield (models, [(message code, message text)]).
-
-    The models are valid until the context exits.
-    """
+    """Run Arelle offline. Yield (models, [(message code, message text)]); the models are valid until the context exits."""
     from arelle.api.Session import Session  # takes a second
     from arelle.RuntimeOptions import RuntimeOptions
 
@@ -111,10 +108,7 @@ def _leaf_facts(items):  # noqa: ANN001, ANN202 (arelle facts)
 
 
 def _add_indicator(item, indicators: dict[str, bool]) -> None:  # noqa: ANN001
-    """Record one filing indicator.
-
-    `find:filingIndicator` has the template as its text, `fi:filed` as a typed dimension.
-    """
+    """Record a filing indicator: the text of `find:filingIndicator`, or the typed dimension of `fi:filed`."""
     if item.qname.localName == "filed" and item.context is not None:
         for dimension in item.context.qnameDims.values():
             if dimension.isTyped:
@@ -203,10 +197,7 @@ def _period(context) -> str:  # noqa: ANN001
 
 
 def _dimensions(context) -> tuple[dict[str, str], tuple[str, ...]]:  # noqa: ANN001
-    """Return ({dimension: member or typed value}, names of the typed dimensions).
-
-    Other content of the segment or scenario is keyed by its element name.
-    """
+    """Return ({dimension or name of another element: its member or text}, names of the typed dimensions)."""
     dimensions, typed = {}, []
     for name, dimension in context.qnameDims.items():
         if dimension.isTyped:

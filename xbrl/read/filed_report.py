@@ -35,10 +35,7 @@ class Fact:
 
     @property
     def keys(self) -> dict[str, str]:
-        """Return the dimensions that the cell leaves open, without prefix. They are the key of an open row or sheet.
-
-        Most cells leave none open.
-        """
+        """Return the dimensions that the cell leaves open, without prefix: the key of an open row or sheet, {} for most cells."""
         return {name.rpartition(":")[2]: self.dimensions[name] for name in self.dimensions if name not in self.fixed}
 
 
@@ -102,10 +99,7 @@ def describe(fact: Fact) -> str:
 
 
 def parse_number(text: str) -> Decimal | None:
-    """Parse a decimal number in the notation of XML Schema and xBRL-CSV.
-
-    Return None for any other text (`NaN`, `1,5`, `1_000`, `INF`).
-    """
+    """Parse a number in the notation of XML Schema and xBRL-CSV. Return None for other text (`NaN`, `1,5`, `1_000`, `INF`)."""
     text = text.strip()
     return Decimal(text) if NUMBER.fullmatch(text) else None
 

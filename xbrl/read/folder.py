@@ -26,10 +26,7 @@ REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", 
 
 
 def report_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return (report files, files not named like reports) of a folder, or ([path], []) for a single report.
-
-    Raise UserError if a folder has no report.
-    """
+    """Return (report files, files not named like reports) of a folder or a single report. Raise UserError without a report."""
     files, ignored = find_reports(path) if path.is_dir() and not is_package(path) else ([path], [])
     if not files:
         suffixes = ", ".join(REPORT_SUFFIXES)

@@ -136,10 +136,7 @@ def short_label(cell: CellKey) -> str:
 
 
 def cell_name(cell: CellKey, row: str = "") -> str:
-    """Return the name of a cell, `C 03.00 r0010 c0010`.
-
-    `row`, if it is not "", replaces the row code, e.g. with the key of an open row.
-    """
+    """Return the name of a cell, `C 03.00 r0010 c0010`. `row` replaces the row code, e.g. by the key of an open row."""
     return f"{table_name(cell[0])} {row or cell[1]} {cell[2]}"
 
 

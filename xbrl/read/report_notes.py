@@ -87,10 +87,7 @@ def without_markup(text: str) -> str:
 
 
 class _FragmentText(HTMLParser):
-    """A parser that collects the text of a fragment at any depth, with a space around blocks.
-
-    lxml would lose the text below 256 nested elements.
-    """
+    """A parser that collects the text of a fragment, with a space around blocks. lxml loses text below 256 nested elements."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)

@@ -66,10 +66,7 @@ Row = tuple[int, dict[str, str]]  # (line number, column -> text)
 
 
 def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any], cells: Cells) -> Report:
-    """Read the package whose metadata file is the member `report_json`; `info` is its `documentInfo`.
-
-    Raise UserError with the file and line at fault.
-    """
+    """Read the package with the metadata file `report_json`, whose `documentInfo` is `info`. Raise UserError with file and line."""
     path, folder = package.path, report_json.rpartition("/")[0]
     kind, extends = info.get("documentType"), info.get("extends")
     if not DOCUMENT_TYPE.fullmatch(str(kind)):
@@ -109,10 +106,7 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
 
 
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
-    """Return the report parameters by name.
-
-    Raise UserError if the entity or reference date is missing, or a value is invalid.
-    """
+    """Return the report parameters by name. Raise UserError for an invalid value, or without entity or reference date."""
     if name is None:
         raise UserError(
             f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
@@ -288,10 +282,7 @@ class _Table:
 def _parse_value(
     text: str, kind: str, parameters: Mapping[str, str]
 ) -> tuple[Decimal | str | bool | None, int | str | None, bool]:
-    """Parse one value, including the special values of xBRL-CSV 1.0, 3.1.9.
-
-    Return (value, decimals, whether it is a number).
-    """
+    """Parse a value or a special value of xBRL-CSV 1.0, 3.1.9. Return (value, decimals, whether it is a number)."""
     if text == "#nil":
         return None, None, False
     if text == "#empty":

@@ -24,10 +24,7 @@ CORE = ("concept", "entity", "period", "unit", "language", "noteId")
 
 
 def load_json(where: str, content: bytes) -> dict:
-    """Parse a JSON object strictly: UTF-8, no duplicate names, no NaN.
-
-    Numbers become text. UserErrors start with `where`.
-    """
+    """Parse a JSON object strictly: UTF-8, no duplicate names, no NaN. Numbers become text. UserErrors start with `where`."""
 
     def no_repeats(pairs: list[tuple[str, object]]) -> dict:
         if len({name for name, _ in pairs}) != len(pairs):
@@ -134,10 +131,7 @@ def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) 
 
 
 def oim_period(text: str) -> tuple[str, str]:
-    """Return (period with inclusive days, "") or ("", description of the problem).
-
-    `2020-10-01T00:00:00` ends 30 September (OIM 1.0, 5.3.2).
-    """
+    """Return (period with inclusive days, "") or ("", problem). `2020-10-01T00:00:00` ends 30 September (OIM 1.0, 5.3.2)."""
     if text == "forever":
         return text, ""
     parts = text.split("/")

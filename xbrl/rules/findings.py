@@ -106,10 +106,7 @@ def csv_line(finding: Finding) -> str:
 
 
 def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ...]]:
-    """Read findings.csv. Return the findings by (entity, period).
-
-    Raise `UserError` with the line and the column of a mistake.
-    """
+    """Read findings.csv. Return the findings by (entity, period). Raise `UserError` with line and column of a mistake."""
     by_case: dict[tuple[str, str], list[Finding]] = {}
     stated: dict[tuple[str, ...], Finding] = {}
     for where, row in read_table_of(path, REQUIRED, COLUMNS):
@@ -135,7 +132,7 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
     suggestion = "".join(f"; did you mean {name}?" for name in near)
     filled: dict[str, Any] = {**texts, **numbers, "where": where}
     finding = Finding(**filled)
-    has_valid_note = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
+    named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
     for column, valid, expected in (
         ("entity", texts["entity"], "the code of a bank, as in its reports"),
         ("period", is_day(finding.period), "a reference date (YYYY-MM-DD)"),
@@ -149,11 +146,7 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
         ("cell", not finding.cell or CELL.fullmatch(finding.cell), "a cell such as C 76.00.a r0030 c0010"),
         ("value", finding.value is not None or not texts["value"], "a number; 0.95 is 95%"),
         ("limit", finding.limit is not None or not texts["limit"], "a number; 0.95 is 95%"),
-        (
-            "note",
-            has_valid_note,
-            "the name of a note; without it nothing is decided: copy its 16 digits from the report's page",
-        ),
+        ("note", named, "the name of a note; without it nothing is decided: copy its 16 digits from the report's page"),
     ):
         if not valid:
             raise UserError(f"{where}, column {column}: {texts[column]!r} is not {expected}")

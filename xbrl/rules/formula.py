@@ -132,10 +132,7 @@ def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str
 
 
 def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> Number:
-    """Evaluate a numeric expression.
-
-    Raise ZeroDivisionError if the interval of a divisor contains zero, ValueError for a node that is no figure.
-    """
+    """Evaluate a figure. Raise ZeroDivisionError if a divisor's interval contains 0, ValueError for a node that is no figure."""
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return exactly(Decimal(str(value)))

@@ -145,10 +145,7 @@ def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
 
 
 def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str]) -> Figure:
-    """Recompute a ratio that is not reported from figures of `tables`.
-
-    If this is impossible, the result is "not reported" and has its numerator and denominator as `parts`.
-    """
+    """Recompute a missing ratio from figures of `tables`; if impossible, return it "not reported" with its two parts."""
     missing = Figure(cell, read_figure(figures, cell, key).row)
     if not can_recompute(cell, tables):
         return missing
@@ -166,10 +163,7 @@ def can_recompute(cell: CellKey, tables: frozenset[str]) -> bool:
 
 
 def number_of(figure: Figure) -> Number:
-    """Return the number of a figure, with the interval that its `decimals` allow.
-
-    Raise ZeroDivisionError for a recomputed ratio whose denominator may be 0 within its rounding.
-    """
+    """Return a figure's number with its interval. Raise ZeroDivisionError if the denominator of a recomputed ratio may be 0."""
     if figure.source == "recomputed":
         return combine(truediv, *map(number_of, figure.parts))
     assert isinstance(figure.value, Decimal), figure
@@ -204,10 +198,7 @@ def numbers_of(figures: Mapping[str, Figure], exact: bool) -> dict[str, Number]:
 
 
 def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str:
-    """Return why a formula cannot be computed from its figures; "" if it can.
-
-    `texts` has the names of the figures that the formula reads as text.
-    """
+    """Return why a formula cannot be computed from its figures; "" if it can. It reads the figures named in `texts` as text."""
     reasons = []
     for name, figure in figures.items():
         if figure.source == "contradictory":

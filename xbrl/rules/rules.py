@@ -93,15 +93,10 @@ class Rule:
         legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
         return replace(self, legal=legal) if date and legal != self.legal else self
 
-    @functools.cached_property
-    def tables(self) -> tuple[str, ...]:
-        """Return the tables that must be filed."""
-        return tuple(dict.fromkeys(cell[0] for cell in self.cells if cell not in self.formula.optional))
-
-    def recomputes(self, table: str, filed: frozenset[str]) -> bool:
-        """Return whether all cells that the rule reads in the unfiled `table` can be recomputed from the `filed` tables."""
-        needed = [cell for cell in self.cells if cell[0] == table and cell not in self.formula.optional]
-        return self.kind != "filing" and all(can_recompute(cell, filed) for cell in needed)
+    def missing_tables(self, filed: frozenset[str]) -> dict[str, None]:
+        """Return the unfiled tables of the rule, except those whose cells can all be recomputed from the `filed` tables."""
+        needed = [cell for cell in self.cells if cell[0] not in filed and cell not in self.formula.optional]
+        return dict.fromkeys(cell[0] for cell in needed if self.kind == "filing" or not can_recompute(cell, filed))
 
 
 @dataclass(frozen=True)
@@ -173,10 +168,8 @@ def evaluate_all(report: Report, rules: Iterable[Rule] | None = None) -> list[Ru
         current = rule.at(report.period)
         if current is None:
             results.append(_result(rule, "not applicable", reason=f"applies from {rule.applies_from}"))
-        elif unfiled := [
-            table for table in current.tables if table not in filed and not current.recomputes(table, filed)
-        ]:
-            reasons = dict.fromkeys(why_unfiled(report, table) for table in unfiled)
+        elif missing := current.missing_tables(filed):
+            reasons = dict.fromkeys(why_unfiled(report, table) for table in missing)
             results.append(_result(current, "not applicable", reason="; ".join(reasons)))
         else:
             results += _evaluate_rule(current, figures, report.period, filed)
@@ -327,10 +320,7 @@ def _result(
 
 
 def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
-    """Read rules from a JSON Lines file, in file order.
-
-    Raise `UserError` with the line number of the first invalid rule.
-    """
+    """Read rules from a JSON Lines file, in file order. Raise `UserError` with the line number of the first invalid rule."""
     rules = []
     for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
@@ -350,10 +340,7 @@ def built_in_rules() -> tuple[Rule, ...]:
 
 
 def legal_parameters(year: int) -> dict[str, Decimal]:
-    """Return the parameters of the law in a year: the output floor and its cap (CRR Art. 92(3), 465(1) and (2)).
-
-    Before 2025 there are none.
-    """
+    """Return the output floor and its cap in a year (CRR Art. 92(3), 465(1) and (2)); {} before 2025."""
     if year < min(OUTPUT_FLOOR):
         return {}
     cap = "1.25" if year <= 2029 else "1000000"  # from 2030 there is no cap
