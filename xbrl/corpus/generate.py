@@ -23,7 +23,7 @@ from xbrl.corpus.filing import write_reports
 from xbrl.corpus.note_texts import HandNote, hand_notes
 from xbrl.corpus.population import make_filings
 from xbrl.corpus.report_figures import Filing
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.folder import in_parallel
 from xbrl.rules.findings import Finding, write_findings
 from xbrl.rules.note_facts import consequences
@@ -190,7 +190,7 @@ def _units_of_split(request: Request, split: str, count: int) -> Iterator[Unit]:
 
 def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
     """Write the report files of one bank, read them back, and make its examples from what was read."""
-    profile, cells = PROFILES[request.profile], load_cells(BUILT_IN)
+    profile, cells = PROFILES[request.profile], load_cells()
     numbers = (request.seed, unit.index, unit.quarters)
     filings = [unit.case.filing] if unit.case else make_filings(*numbers, profile, unit.note, unit.pair)
     made = Made(filings, [], [], [])

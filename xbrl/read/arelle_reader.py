@@ -28,7 +28,7 @@ def read_with_arelle(path: Path, syntax: str, documents: Sequence[bytes], refere
     """Read the facts of one instance (`syntax="xBRL-XML"`) or of all documents of an inline report (`syntax="iXBRL"`).
 
     `references` is the number of elements with a contextRef in the documents. Arelle ignores such elements where XBRL
-    allows no fact, so a warning reports how many were ignored. Raises `UserError` if Arelle cannot read the report.
+    allows no fact, so a warning reports how many were ignored. Raise `UserError` if Arelle cannot read the report.
     """
     suffix = ".xbrl" if syntax == "xBRL-XML" else ".xhtml"
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
@@ -49,8 +49,8 @@ def read_with_arelle(path: Path, syntax: str, documents: Sequence[bytes], refere
 
 
 def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict[tuple[str, str], Concept]:
-    """(namespace, name) -> concept, for the schemas at `entry_points` as far as the taxonomy packages contain them."""
-    found = {}
+    """Return {(namespace, name): concept} for the schemas at `entry_points` that the taxonomy packages contain."""
+    concepts = {}
     for url in entry_points:
         with _session(entrypointFile=url, packages=[str(package) for package in packages]) as (models, _):
             for model in models:
@@ -60,18 +60,15 @@ def read_concepts(entry_points: Sequence[str], packages: Sequence[Path]) -> dict
                     label = concept.label(lang="en", fallbackToQname=False) or ""
                     boolean = concept.baseXbrliType == "booleanItemType"
                     key = (name.namespaceURI or "", name.localName)
-                    found[key] = Concept(
+                    concepts[key] = Concept(
                         str(concept.typeQname), " ".join(label.split()), bool(concept.isNumeric), boolean
                     )
-    return found
+    return concepts
 
 
 @contextlib.contextmanager
 def _session(**options: Any) -> Iterator[tuple[list, list[tuple[str, str]]]]:
-    """Run Arelle offline and yield (models, [(message code, message text)]).
-
-    The models are valid until the context exits.
-    """
+    """Run Arelle offline. Yield (models, [(message code, message text)]); the models are valid until the context exits."""
     from arelle.api.Session import Session  # takes a second
     from arelle.RuntimeOptions import RuntimeOptions
 
@@ -101,20 +98,17 @@ def _parsed_file(path: Path, syntax: str, model, references: int) -> ParsedFile:
 
 
 def _leaf_facts(items):  # noqa: ANN001, ANN202 (arelle facts)
-    """Facts in document order. A tuple has no value of its own and is replaced by the facts inside it."""
+    """Yield the facts in document order. A tuple has no value of its own and is replaced by the facts inside it."""
     for item in items:
         inner = [child for child in item.modelTupleFacts if child.localName not in ("numerator", "denominator")]
         if inner:
             yield from _leaf_facts(inner)
-        elif item.contextID or "".join(item.itertext()).strip():  # else an empty tuple
+        elif item.contextID or "".join(item.itertext()).strip():  # not an empty tuple
             yield item
 
 
 def _add_indicator(item, indicators: dict[str, bool]) -> None:  # noqa: ANN001
-    """Record one filing indicator.
-
-    `find:filingIndicator` has the template as its text, `fi:filed` as a typed dimension.
-    """
+    """Record a filing indicator: the text of `find:filingIndicator`, or the typed dimension of `fi:filed`."""
     if item.qname.localName == "filed" and item.context is not None:
         for dimension in item.context.qnameDims.values():
             if dimension.isTyped:
@@ -160,12 +154,12 @@ def _filed_fact(item) -> FiledFact:  # noqa: ANN001
 
 
 def _namespace(item) -> str:  # noqa: ANN001
-    """The namespace of the concept. The element itself is in that of inline XBRL if the report is inline."""
+    """Return the namespace of the concept. In an inline report this is not the namespace of the XML element."""
     return (item.qname and item.qname.namespaceURI) or ""
 
 
 def _fraction(item) -> str | None:  # noqa: ANN001
-    """The text `1/3` of a fraction item, because the quotient may have no finite decimal form. None for other items."""
+    """Return a fraction item as the text `1/3`, because the quotient may have no finite decimal form; None for other items."""
     parts = {child.localName: child.textValue.strip() for child in item.iterchildren() if hasattr(child, "localName")}
     if "numerator" in parts and "denominator" in parts:
         return f"{parts['numerator']}/{parts['denominator']}"
@@ -173,7 +167,7 @@ def _fraction(item) -> str | None:  # noqa: ANN001
 
 
 def _decimals(item, value: str | None, problems: list[str]) -> int | str | None:  # noqa: ANN001
-    """The decimals; a `precision` attribute is converted to them. A problem with them is added to `problems`."""
+    """Return the decimals, converted from a `precision` attribute if need be. Append an invalid attribute to `problems`."""
     name = "precision" if item.decimals is None else "decimals"
     text = getattr(item, name)
     if value is None or text is None:
@@ -191,22 +185,19 @@ def _decimals(item, value: str | None, problems: list[str]) -> int | str | None:
 
 
 def _period(context) -> str:  # noqa: ANN001
-    """A day, `START/END` with both days inclusive, `forever`, or "" if the dates cannot be parsed."""
+    """Return a day, `START/END` with both days inclusive, `forever`, or "" if the dates cannot be parsed."""
     if context.isForeverPeriod:
         return "forever"
     instant = context.isInstantPeriod
     moments = [context.instantDatetime] if instant else [context.startDatetime, context.endDatetime]
-    # Arelle returns None for a malformed date, and the year 9999 for one that does not exist, e.g. 2026-02-30.
+    # Arelle returns None for a malformed date, and the year 9999 for a date that does not exist, e.g. 2026-02-30.
     if any(moment is None or moment.year == datetime.MAXYEAR for moment in moments):
         return ""
     return last_day(moments[0]) if instant else f"{first_day(moments[0])}/{last_day(moments[1])}"
 
 
 def _dimensions(context) -> tuple[dict[str, str], tuple[str, ...]]:  # noqa: ANN001
-    """({dimension: member or typed value}, names of the typed dimensions).
-
-    Other content of the segment or scenario is keyed by its element name.
-    """
+    """Return ({dimension or name of another element: its member or text}, names of the typed dimensions)."""
     dimensions, typed = {}, []
     for name, dimension in context.qnameDims.items():
         if dimension.isTyped:
@@ -221,7 +212,7 @@ def _dimensions(context) -> tuple[dict[str, str], tuple[str, ...]]:  # noqa: ANN
 
 
 def _unit(measures: tuple) -> str:
-    """`iso4217:EUR`, `xbrli:pure`, `iso4217:USD/xbrli:shares`, `a*b`: standard measures get their usual prefix."""
+    """Format a unit: `iso4217:EUR`, `xbrli:pure`, `iso4217:USD/xbrli:shares`, `a*b`. Standard measures get their usual prefix."""
     parts = [
         "*".join(f"{STANDARD_PREFIXES.get(m.namespaceURI, m.prefix or '')}:{m.localName}" for m in side)
         for side in measures

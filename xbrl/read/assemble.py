@@ -39,21 +39,21 @@ class Concept:
 
 @dataclass(frozen=True)
 class FiledFact:
-    """A fact as it was filed."""
+    """A fact as it was filed, with the defects that its reader noticed."""
 
     fact: Fact  # its value is text or None
     namespace: str
     numeric: bool  # True if the file itself marks it as a number
-    typed: tuple[str, ...] = ()  # names of its typed dimensions, with prefix
-    problems: tuple[str, ...] = ()  # for warnings; each follows the name of the fact, e.g. "names no context"
-    default_unit: str | None = None  # unit of a number that was filed without one
-    notes: tuple[str, ...] = ()  # ids of the notes that are attached to it
-    id: str = ""  # its id in an XML file, for footnotes
+    typed: tuple[str, ...] = ()  # names of the typed dimensions, with prefix
+    problems: tuple[str, ...] = ()  # parts of warnings that follow the name of the fact, e.g. "names no context"
+    default_unit: str | None = None  # unit for a number that was filed without a unit
+    notes: tuple[str, ...] = ()  # ids of the attached notes
+    id: str = ""  # id in an XML file, to which footnotes refer
 
 
 @dataclass(frozen=True)
 class ParsedFile:
-    """Everything that a reader found in one file."""
+    """The content of one file, as its reader returns it."""
 
     path: Path
     format: str
@@ -65,9 +65,9 @@ class ParsedFile:
 
 
 def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str], Concept] | None = None) -> Report:
-    """Assign cells, types and values to the facts and collect warnings.
+    """Build the report: assign cells, types and values to the facts, and collect warnings.
 
-    `concepts` is keyed by (namespace, local name). Raises `UserError` if periods are filed and none of them is valid: the
+    `concepts` is keyed by (namespace, local name). Raise `UserError` if periods are filed but all are invalid, because the
     report then has no reference date.
     """
     facts: list[Fact] = []
@@ -76,10 +76,10 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     attached: dict[str, list[CellKey]] = {name: [] for name in parsed.notes}
     for filed in parsed.facts:
         concept = (concepts or {}).get((filed.namespace, local_name(filed.fact.concept)))
-        found, opened = _find_cells(filed, cells, parsed.indicators)
-        if not found and filed.namespace.startswith(EBA_METRICS) and not filed.problems:
+        shown_in, opened = _find_cells(filed, cells, parsed.indicators)
+        if not shown_in and filed.namespace.startswith(EBA_METRICS) and not filed.problems:
             without_cell.append(filed.fact.concept)
-        fact, problems = _resolve(filed, found, opened, concept)
+        fact, problems = _resolve(filed, shown_in, opened, concept)
         warnings += [f"{describe(fact)} {problem}" for problem in (*filed.problems, *problems)]
         facts.append(fact)
         for name in filed.notes:
@@ -93,9 +93,9 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
     notes, problems = make_notes(footnotes)
     warnings += problems
     entity = _most_frequent(fact.entity for fact in facts)
-    others = sorted({fact.entity for fact in facts} - {entity, ""})
-    if others:
-        warnings.append(f"facts of entities other than {entity}: {', '.join(others[:5])}")
+    foreign = sorted({fact.entity for fact in facts} - {entity, ""})
+    if foreign:
+        warnings.append(f"facts of entities other than {entity}: {', '.join(foreign[:5])}")
     period = _most_frequent(day for fact in facts if is_day(day := fact.period.rpartition("/")[2][:10]))
     if facts and not period:
         reason = next((warning for warning in warnings if "period" in warning), "")
@@ -125,7 +125,7 @@ def assemble(parsed: ParsedFile, cells: Cells, concepts: Mapping[tuple[str, str]
 def _find_cells(
     filed: FiledFact, cells: Cells, indicators: dict[str, bool]
 ) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
-    """(EBA cells that show the fact, cells of filed templates first; dimensions that the cells leave open)."""
+    """Return (EBA cells that show the fact, cells of filed templates first; dimensions that the cells leave open)."""
     if not filed.namespace.startswith(EBA_METRICS):
         return (), ()
     fact = filed.fact
@@ -133,30 +133,30 @@ def _find_cells(
     explicit = {
         local_name(name): local_name(member) for name, member in fact.dimensions.items() if name not in filed.typed
     }
-    found, opened = cells.by_signature(local_name(fact.concept), explicit, typed)
+    shown_in, opened = cells.by_signature(local_name(fact.concept), explicit, typed)
 
     def is_filed(cell: Cell) -> bool:
         table = cells.table(cell.table)
         return table is not None and indicators.get(table.template, False)
 
-    return tuple(sorted(found, key=is_filed, reverse=True)), opened
+    return tuple(sorted(shown_in, key=is_filed, reverse=True)), opened
 
 
 def _resolve(
-    filed: FiledFact, found: tuple[Cell, ...], opened: tuple[str, ...], concept: Concept | None
+    filed: FiledFact, shown_in: tuple[Cell, ...], opened: tuple[str, ...], concept: Concept | None
 ) -> tuple[Fact, list[str]]:
-    """(the fact with its cells and with its value converted to the right type, problems with that value)."""
+    """Return (the fact with its cells and its value converted to the right type, problems with the value)."""
     fact, problems = filed.fact, []
-    if found:
-        places = [(cell.table, cell.row, cell.column) for cell in found]
+    if shown_in:
+        places = [(cell.table, cell.row, cell.column) for cell in shown_in]
         fixed = tuple(name for name in fact.dimensions if local_name(name) not in opened)
         fact = replace(fact, cell=places[0], other_cells=tuple(places[1:]), fixed=fixed)
     if concept:
         fact = replace(fact, type=concept.type, label=concept.label)
     if not isinstance(fact.value, str):  # nil
         return fact, problems
-    boolean = concept.boolean if concept else bool(found) and found[0].type in ("boolean", "true")
-    numeric = concept.numeric if concept else found[0].type in NUMERIC_TYPES if found else filed.numeric
+    boolean = concept.boolean if concept else bool(shown_in) and shown_in[0].type in ("boolean", "true")
+    numeric = concept.numeric if concept else shown_in[0].type in NUMERIC_TYPES if shown_in else filed.numeric
     if boolean and fact.value.strip() in ("true", "false", "1", "0"):
         return replace(fact, value=fact.value.strip() in ("true", "1")), problems
     if numeric or filed.numeric:
@@ -169,6 +169,6 @@ def _resolve(
 
 
 def _most_frequent(values: Iterable[str]) -> str:
-    """The most frequent non-empty value; ties go to the last one in sort order. "" if there is none."""
+    """Return the most frequent non-empty value, in a tie the last in sort order; "" if all are empty."""
     counts = Counter(value for value in values if value)
     return max(counts, key=lambda value: (counts[value], value)) if counts else ""

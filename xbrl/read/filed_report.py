@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-# The module and the time of creation in the name of an EBA file: LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip
+# Module and time of creation in an EBA file name: LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip
 EBA_NAME = re.compile(r"_([A-Z][A-Z0-9]*)_\d{4}-\d\d-\d\d_(\d{14,17})(?!\d)")
 NUMERIC_TYPES = ("monetary", "percentage", "integer", "decimal")  # numeric data types of the DPM
 CellKey = tuple[str, str, str]  # (table, row, column) as the EBA writes them, e.g. ("C_76.00.a", "r0030", "c0010")
@@ -28,17 +28,14 @@ class Fact:
     period: str  # a day (YYYY-MM-DD), START/END with both days inclusive, or "" if the file gives none
     dimensions: dict[str, str] = field(hash=False)  # dimension -> member; `sheet` is the key of a fixed sheet
     cell: CellKey | None = None
-    other_cells: tuple[CellKey, ...] = ()  # other cells that show this fact; xBRL-XML files it once for all tables
+    other_cells: tuple[CellKey, ...] = ()  # further cells that show this fact, which xBRL-XML has once for all tables
     fixed: tuple[str, ...] = ()  # dimensions that are part of the definition of the cell
     type: str = ""  # from a taxonomy package, if given
-    label: str = ""  # likewise
+    label: str = ""  # from a taxonomy package, if given
 
     @property
     def keys(self) -> dict[str, str]:
-        """Dimensions that the cell leaves open, without prefix: the key of an open row or sheet.
-
-        Empty for most cells.
-        """
+        """Return the dimensions that the cell leaves open, without prefix: the key of an open row or sheet, {} for most cells."""
         return {name.rpartition(":")[2]: self.dimensions[name] for name in self.dimensions if name not in self.fixed}
 
 
@@ -47,15 +44,16 @@ class Note:
     """An explanation that the bank gives in its report: a footnote (XBRL 2.1, 4.11; OIM 1.0, 5.4)."""
 
     text: str
-    # Of the facts that it is attached to; the row of an open table is its key. Empty for the report as a whole.
+    # Cells of the facts that the note is attached to; in an open table the row is its key. () for a note on the whole report.
     cells: tuple[CellKey, ...] = ()
     language: str = ""
 
     @property
     def id(self) -> str:
-        """How decisions name a note: it changes with the text, so that no decision survives a note that is filed anew.
+        """Return the name by which decisions refer to a note: a hash of its text.
 
-        16 hexadecimal digits: of 8, a bank finds another text with the same ones in minutes.
+        If the bank files the note with another text, the name changes and no earlier decision applies. The name has 16
+        hexadecimal digits, because with 8 a bank could find another text with the same name in minutes.
         """
         return hashlib.sha256(" ".join(self.text.split()).encode("utf-8", "replace")).hexdigest()[:16]
 
@@ -73,26 +71,25 @@ class Report:
     facts: tuple[Fact, ...]
     warnings: tuple[str, ...]
     notes: tuple[Note, ...] = ()
-    files: tuple[Path, ...] = ()  # of a merged report
-    incomplete: tuple[
-        str, ...
-    ] = ()  # why figures are missing: facts without a cell, refused files of the same bank and date
+    files: tuple[Path, ...] = ()  # all files of a merged report
+    # Reasons why figures are missing: facts without a cell, refused files of the same bank and date
+    incomplete: tuple[str, ...] = ()
 
     @property
     def amounts(self) -> str:
-        """The currency of the amounts, in words where there is not one."""
+        """Return the currency of the amounts, or "no single currency", or "no amounts"."""
         has_amounts = any((fact.unit or "").startswith("iso4217:") for fact in self.facts)
         return self.currency or ("no single currency" if has_amounts else "no amounts")
 
 
 @functools.cache
 def template_of(table: str) -> str:
-    """The template of a table, as named by filing indicators: `C_84.00` for `C_84.00.a`."""
+    """Return the template of a table, as filing indicators name it: `C_84.00` for `C_84.00.a`."""
     return re.sub(r"\.[a-z]$", "", table)
 
 
 def describe(fact: Fact) -> str:
-    """Identify a fact in a warning: its cell if known, its concept, and its keys."""
+    """Name a fact for a warning: by its cell if known, its concept and its keys."""
     name = fact.concept
     if fact.cell:
         name = "{" + ", ".join(fact.cell) + "} " + name
@@ -102,16 +99,13 @@ def describe(fact: Fact) -> str:
 
 
 def parse_number(text: str) -> Decimal | None:
-    """Parse a decimal number in the notation of XML Schema and xBRL-CSV.
-
-    None for anything else (`NaN`, `1,5`, `1_000`, `INF`).
-    """
+    """Parse a number in the notation of XML Schema and xBRL-CSV. Return None for other text (`NaN`, `1,5`, `1_000`, `INF`)."""
     text = text.strip()
     return Decimal(text) if NUMBER.fullmatch(text) else None
 
 
 def is_day(text: str) -> bool:
-    """Whether a text is a day that exists, in the form YYYY-MM-DD of `xs:date`, and is not of the last year that dates can have."""
+    """Return whether a text is an existing day in the form YYYY-MM-DD of `xs:date`, before the year 9999."""
     try:
         is_date = re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) is not None
         return is_date and datetime.date.fromisoformat(text).year < datetime.MAXYEAR
@@ -120,7 +114,7 @@ def is_day(text: str) -> bool:
 
 
 def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:
-    """One warning per fact that is reported more than once with inconsistent values.
+    """Return one warning per fact that is reported more than once with inconsistent values.
 
     Facts are duplicates if concept, entity, period, unit and dimensions are equal (XBRL 2.1, 4.10; OIM 1.0, 5.1). Two
     numbers are consistent if their rounding intervals, given by `decimals`, overlap. Without `decimals` they are exact.
@@ -130,27 +124,23 @@ def duplicate_warnings(facts: tuple[Fact, ...]) -> list[str]:
         key = (fact.concept, fact.entity, fact.period, fact.unit, tuple(sorted(fact.dimensions.items())))
         groups.setdefault(key, {}).setdefault(fact.value, fact)
     warnings = []
-    for known in map(list, map(dict.values, groups.values())):
-        if len(known) == 1 or _all_consistent(known):
+    for duplicates in map(list, map(dict.values, groups.values())):
+        first = duplicates[0]
+        if len(duplicates) == 1 or _all_consistent(duplicates):
             continue
-        values = " and ".join(f"as {_format_value(fact.value)}" for fact in known[:4])
-        elsewhere = [describe(fact) for fact in known[1:] if fact.cell != known[0].cell]
-        warnings.append(f"{describe(known[0])} is reported {values}" + (f" ({elsewhere[0]})" if elsewhere else ""))
+        values = " and ".join(f"as {_format_value(fact.value)}" for fact in duplicates[:4])
+        elsewhere = [describe(fact) for fact in duplicates[1:] if fact.cell != first.cell]
+        warnings.append(f"{describe(first)} is reported {values}" + (f" ({elsewhere[0]})" if elsewhere else ""))
     return warnings
 
 
-def consistent(one: Fact, two: Fact) -> bool:
-    """Whether two values of one unit agree within their rounding (OIM 1.0, 5.1.1)."""
-    if one.value == two.value:
-        return True
-    if not isinstance(one.value, Decimal) or not isinstance(two.value, Decimal):
-        return False
-    tolerance = sum(map(_half_a_unit, (one, two)))
-    return abs(one.value - two.value) <= tolerance
+def consistent(first: Fact, second: Fact) -> bool:
+    """Return whether two values in the same unit agree within their rounding (OIM 1.0, 5.1.1)."""
+    return first.value == second.value or _all_consistent((first, second))
 
 
 def _all_consistent(facts: Sequence[Fact]) -> bool:
-    """Whether each two of several facts are `consistent`: their intervals then have a point in common."""
+    """Return whether the rounding intervals of all facts have a point in common. Then every pair is `consistent`."""
     numbers = [(fact.value, _half_a_unit(fact)) for fact in facts if isinstance(fact.value, Decimal)]
     if len(numbers) < len(facts):
         return False

@@ -1,7 +1,7 @@
 """Find and read all report files of a folder in parallel, and join the modules that a bank has filed for one date.
 
-A bank corrects a return by filing all of it again. The names of EBA files end with the time of creation, as in
-`LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip`: of one return the latest file counts.
+A bank corrects a return by filing the whole return again. The names of EBA files end with the time of creation, as in
+`LEI.CON_DE_COREP040200_COREPLCRDA_2026-03-31_20260415120000000.zip`. The latest file of a return counts.
 """
 
 import itertools
@@ -26,37 +26,37 @@ REPORT_SUFFIXES = (".zip", ".xbri", ".xbr", ".xbrl", ".xml", ".xhtml", ".html", 
 
 
 def report_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """(the report itself, or the reports of a folder; its files that are none by their names). Raises UserError without a report."""
-    files, others = find_reports(path) if path.is_dir() and not is_package(path) else ([path], [])
+    """Return (report files, files not named like reports) of a folder or a single report. Raise UserError without a report."""
+    files, ignored = find_reports(path) if path.is_dir() and not is_package(path) else ([path], [])
     if not files:
         suffixes = ", ".join(REPORT_SUFFIXES)
         raise UserError(f"{path} contains no reports; a report is a file ending in {suffixes}, or an unpacked package")
-    return files, others
+    return files, ignored
 
 
 def read_files(
     files: Sequence[Path], workers: int, taxonomy: Sequence[Path] = ()
 ) -> tuple[list[Report], dict[Path, str]]:
-    """(the report of each file, file -> why it was refused). `workers` processes read them."""
-    read = list(in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files"))
-    refused = {path: found for path, found in zip(files, read, strict=True) if isinstance(found, str)}
-    return [found for found in read if isinstance(found, Report)], refused
+    """Read the files in `workers` processes. Return (reports, {file: why it was refused})."""
+    results = list(in_parallel(partial(try_read_report, taxonomy=taxonomy), files, workers, "files"))
+    refused = {path: result for path, result in zip(files, results, strict=True) if isinstance(result, str)}
+    return [result for result in results if isinstance(result, Report)], refused
 
 
-def passed_over(others: Sequence[Path]) -> str:
-    """A line on files of a folder that are no reports by their names, for what is printed; "" without any."""
-    return (
-        f"not read: {len(others)} files that are no reports by their names, the first {others[0]}\n" if others else ""
-    )
+def passed_over(ignored: Sequence[Path]) -> str:
+    """Return a line for the user that counts the files not named like reports; "" without such files."""
+    count = len(ignored)
+    return f"not read: {count} files that are no reports by their names, the first {ignored[0]}\n" if ignored else ""
 
 
 def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Sorted (report files and unpacked packages, other files) under a folder, recursively.
+    """Return (report files and unpacked packages, files not named like reports) under a folder, each sorted.
 
-    Hidden entries and files that an operating system has added are skipped. A folder that links lead to again is read once.
+    Hidden entries and files that an operating system has added are skipped. A folder that is reached again over a link is
+    read once.
     """
-    found: list[Path] = []
-    others: list[Path] = []
+    reports: list[Path] = []
+    ignored: list[Path] = []
     seen: set[Path] = set()
 
     def walk(folder: Path) -> None:
@@ -69,14 +69,14 @@ def find_reports(folder: Path) -> tuple[list[Path], list[Path]]:
             if path.is_dir() and not is_package(path):
                 walk(path)
             else:
-                (found if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else others).append(path)
+                (reports if path.is_dir() or path.suffix.lower() in REPORT_SUFFIXES else ignored).append(path)
 
     walk(folder)
-    return found, others
+    return reports, ignored
 
 
 def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> Report | str:
-    """The report, or why it is refused. Never raises, so that worker processes survive bad files."""
+    """Return the report, or a sentence why it is refused. Never raises, so that worker processes survive bad files."""
     try:
         report = read_report(path, taxonomy=taxonomy)
     except UserError as error:
@@ -91,10 +91,10 @@ def try_read_report(path: Path, taxonomy: Sequence[Path] = ()) -> Report | str:
 
 
 def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Report]:
-    """One report for each entity and reference date, in this order, with its `files`. Of a corrected return the latest counts.
+    """Join the reports of each entity and reference date into one, sorted by entity and date. Later files replace corrected ones.
 
-    `refused`: file -> error message. A report is `incomplete`, too, if the name of a refused file has its entity and date, if a
-    correction leaves a template out, or if it is not known which of two files counts.
+    `refused` maps each refused file to its error message. A report becomes `incomplete` if the name of a refused file has its
+    entity and date, if a correction leaves a template out, or if the names do not tell which of two files counts.
     """
     modules: dict[tuple[str, str], list[Report]] = {}
     for report in reports:
@@ -110,14 +110,16 @@ def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Re
         report = merge_reports(counting.values())
         replaced = [(part, counting[later[part.path]]) for part in parts if part.path in later]
         for old, new in replaced:
-            if left := sorted(_templates(old) - _templates(new)):
-                what = f"{new.path} corrects {old.path} and leaves out {', '.join(left)}"
-                missing.append(f"{what}; remove the one that does not count")
-        figures = [(path, _figures(part)) for path, part in counting.items()]
-        for (one, mine), (two, others) in itertools.combinations(figures, 2):
-            if differing := sorted(table for table in mine.keys() & others.keys() if mine[table] != others[table]):
+            if left_out := sorted(_templates(old) - _templates(new)):
                 missing.append(
-                    f"{one} and {two} both have {differing[0]} and differ; remove the one that does not count"
+                    f"{new.path} corrects {old.path} and leaves out {', '.join(left_out)}; remove the one that does not count"
+                )
+        figures = [(path, _figures(part)) for path, part in counting.items()]
+        for (first, tables), (second, other_tables) in itertools.combinations(figures, 2):
+            common = tables.keys() & other_tables.keys()
+            if differing := sorted(table for table in common if tables[table] != other_tables[table]):
+                missing.append(
+                    f"{first} and {second} both have {differing[0]} and differ; remove the one that does not count"
                 )
         warnings = tuple(f"{old.path.name} does not count: {new.path.name} was made later" for old, new in replaced)
         joined.append(
@@ -132,33 +134,32 @@ def join_modules(reports: Iterable[Report], refused: dict[Path, str]) -> list[Re
 
 
 def _later_files(paths: Iterable[Path]) -> dict[Path, Path]:
-    """File -> the latest one of the same return, if that is another: their names differ in the time of creation alone."""
-    names = {path: name for path in paths if (name := EBA_NAME.search(path.name))}
-    made = {path: (path.name[: name.start(2)], name[2]) for path, name in names.items()}
-    last = {of: path for path, (of, _) in sorted(made.items(), key=lambda one: one[1])}
-    return {path: last[of] for path, (of, time) in made.items() if time < made[last[of]][1]}
+    """Return {superseded file: latest file of the same return}. The names of the two differ only in the time of creation."""
+    matches = {path: match for path in paths if (match := EBA_NAME.search(path.name))}
+    returns = {path: (path.name[: match.start(2)], match[2]) for path, match in matches.items()}  # (return, time)
+    latest = {name: path for path, (name, _) in sorted(returns.items(), key=lambda item: item[1])}
+    return {path: latest[name] for path, (name, time) in returns.items() if time < returns[latest[name]][1]}
 
 
 def _templates(report: Report) -> set[str]:
-    """The templates that a file reports."""
     filed = {template for template, is_filed in report.filing_indicators.items() if is_filed}
     return filed or {template_of(fact.cell[0]) for fact in report.facts if fact.cell}
 
 
 def _figures(report: Report) -> dict[str, set[tuple]]:
-    """Table -> its figures. Each return has the table on its nature, ..._00.01, which is left out."""
-    found: dict[str, set[tuple]] = {}
+    """Return {table: figures}, without the tables ..._00.01, which describe the nature of every return."""
+    figures: dict[str, set[tuple]] = {}
     for fact in report.facts:
         if fact.cell and not fact.cell[0].endswith("_00.01"):
-            found.setdefault(fact.cell[0], set()).add((fact.cell, fact.value, *sorted(fact.keys.items())))
-    return found
+            figures.setdefault(fact.cell[0], set()).add((fact.cell, fact.value, *sorted(fact.keys.items())))
+    return figures
 
 
 def is_named_after(path: Path, entity: str, period: str) -> bool:
-    """Whether the name of a file says that it belongs to a bank and date: EBA file names begin `LEI.CON_DE_...` and
-    contain the date (EBA filing rules).
+    """Return whether a file name has this bank and date.
 
-    An `entity` with a scope suffix does not match a name with another one.
+    EBA file names begin `LEI.CON_DE_...` and contain the date (EBA filing rules). An `entity` with a scope suffix does not
+    match a name with another scope suffix.
     """
     bank, _, scope = entity.partition(".")
     if bank not in path.name or period not in path.name:
@@ -168,18 +169,23 @@ def is_named_after(path: Path, entity: str, period: str) -> bool:
 
 
 def in_parallel(function, items: Sequence, workers: int, unit: str) -> Iterator:  # noqa: ANN001 (any function)
-    """`map` in worker processes, in the order of `items`, with a progress bar on a terminal. One item or one worker needs no process."""
+    """Yield `function(item)` in the order of `items`, computed in worker processes, with a progress bar on a terminal.
+
+    With one item or one worker no process is started. Raise UserError if a worker is killed.
+    """
     if len(items) < 2 or workers < 2:
         yield from map(function, items)
         return
     # Spawn: Arelle and the open DPM database must not be shared with forked processes.
     context = multiprocessing.get_context("spawn")
-    # A terminal sends Ctrl-C to every process. Workers that die of it print tracebacks, and the pool may wait for them forever.
-    ignored = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, **ignored) as pool:
+    # A terminal sends Ctrl-C to every process. A worker that dies of Ctrl-C prints a traceback, and the pool may wait forever.
+    ignore_interrupt = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=context, **ignore_interrupt) as pool:
         results = pool.map(function, items, chunksize=4)
         try:
             yield from tqdm(results, total=len(items), desc=unit, unit=unit[:-1], disable=None)
         except BrokenProcessPool as error:
-            what = "a worker process was killed, as the system does where memory runs out"
-            raise UserError(f"{what}; run the command again with fewer of them, or on fewer {unit}") from error
+            raise UserError(
+                "a worker process was killed, as the system does when memory runs out; run the command again with fewer "
+                f"workers, or on fewer {unit}"
+            ) from error

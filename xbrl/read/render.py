@@ -11,11 +11,11 @@ from xbrl.read.filed_report import CellKey, Fact, Report, template_of
 from xbrl.read.report_notes import one_line
 
 STYLES = ("cells", "labels")
-MAX_DIGITS = 27  # of a number that is rounded: one less than the precision of decimal arithmetic
+MAX_DIGITS = 27  # a longer number is not rounded: one digit less than the precision of decimal arithmetic
 MAX_LABEL_CHARACTERS = 64
 
 PURE = (None, "", "pure", "xbrli:pure")  # units of a dimensionless figure
-# The notation of the EBA's templates, cells and codes, and of the articles of CRR and CRD: each is worth one token as a whole.
+# Notation of the EBA's templates, cells and codes, and of articles of CRR and CRD. Each match is worth a token of its own.
 NOTATION = (
     r"\{[rcs]\d{4}\}",  # {c0010} in a formula of the DPM (DPM-XL)
     r"t?[A-Z][ _]\d\d\.\d\d(?:\.[a-z])?",  # C 03.00, F 01.01, C_76.00.a; tC_01.00 in a formula
@@ -56,7 +56,7 @@ SHORT_LABELS: dict[CellKey, str] = {
 
 @dataclass(frozen=True)
 class Addressee:
-    """An entry in a register of banks, with details of a bank that its reports do not contain."""
+    """An entry in a register of banks: the details of a bank that its reports do not contain."""
 
     entity: str
     name: str
@@ -67,10 +67,10 @@ class Addressee:
 def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addressee | None = None) -> str:
     """Format a report as lines of text, with labels from `cells`.
 
-    `style="cells"`: a header, then for each table its code and label and one line per cell, for example
+    `style="cells"` gives a header, then for each table its code and label and one line per cell, for example
     `r0010 c0010 CET1 Capital ratio | 4.31%`. In a table with open rows, each row starts with a line that contains
     its key.
-    `style="labels"`: a compact form with lines such as `CET1 ratio 4.31%`.
+    `style="labels"` gives a compact form with lines such as `CET1 ratio 4.31%`.
     Facts without a cell are included with their concept and dimensions. The notes of the bank come last. No text of the
     report can begin a line of its own.
     """
@@ -119,51 +119,48 @@ def render_report(report: Report, cells: Cells, style: str = "cells", bank: Addr
 
 
 def render_earlier(earlier: Sequence[Report], cells: Iterable[CellKey]) -> str:
-    """Selected ratios of earlier reports, one line per report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
-    wanted, lines = list(cells), []
+    """Format the ratios in `cells` of earlier reports, one line per report: `2026-03-31: CET1 ratio 4.31%, LCR 131%`."""
+    selected, lines = list(cells), []
     for report in earlier:
-        known = {fact.cell: fact for fact in report.facts if fact.cell and isinstance(fact.value, Decimal)}
+        facts = {fact.cell: fact for fact in report.facts if fact.cell and isinstance(fact.value, Decimal)}
         figures = [
-            f"{short_label(cell)} {format_fact(known[cell], kind='percentage')}" for cell in wanted if cell in known
+            f"{short_label(cell)} {format_fact(facts[cell], kind='percentage')}" for cell in selected if cell in facts
         ]
         lines.append(f"{report.period}: {', '.join(figures) or 'none of these figures was reported'}")
     return "\n".join(["Earlier reports", *lines]) if lines else ""
 
 
 def short_label(cell: CellKey) -> str:
-    """The short label of a cell, or its name if it has none."""
+    """Return the short label of a cell, or the cell's name if it has no short label."""
     return SHORT_LABELS.get(cell) or cell_name(cell)
 
 
 def cell_name(cell: CellKey, row: str = "") -> str:
-    """The name of a cell: `C 03.00 r0010 c0010`.
-
-    `row`, if given, replaces the row code, e.g. with the key of an open row.
-    """
+    """Return the name of a cell, `C 03.00 r0010 c0010`. `row` replaces the row code, e.g. by the key of an open row."""
     return f"{table_name(cell[0])} {row or cell[1]} {cell[2]}"
 
 
 def table_name(table: str) -> str:
-    """The name of a table: `C 03.00` for `C_03.00`."""
+    """Return the name of a table: `C 03.00` for `C_03.00`."""
     return table.replace("_", " ")
 
 
 def format_fact(fact: Fact, compact: bool = False, kind: str = "") -> str:
-    """The value of a fact as text; `nil` for an empty value. `kind` is the type of its cell in the DPM, if that is known."""
+    """Format the value of a fact, an empty value as `nil`. `kind` is the type of its cell in the DPM, "" if unknown."""
     if fact.value is None:
         return "nil"
     if not isinstance(fact.value, Decimal):
         return str(fact.value)
-    is_unknown = fact.cell is None and not fact.type  # nothing says that it is a ratio
+    is_unknown = fact.cell is None and not fact.type  # it may be no ratio
     if fact.unit in PURE and (is_unknown or _is_count(fact, fact.value, kind or fact.type)):
         return _format_decimal(fact.value)
     return format_figure(fact.value, fact.unit, fact.decimals, compact)
 
 
 def _is_count(fact: Fact, value: Decimal, kind: str) -> bool:
-    """True if a dimensionless figure is a count (staff, years), not a ratio.
+    """Return whether a dimensionless figure is a count (staff, years), not a ratio.
 
-    Its type decides, or its accuracy if it has no type.
+    Its type decides. Without a type, a whole number with `decimals` 0 or INF is a count.
     """
     if kind:
         return kind != "percentage"
@@ -181,7 +178,7 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
         if compact or not isinstance(decimals, int):
             return f"{_format_decimal(percent)}%"
         places = max(decimals - 2, 0)
-        if percent.adjusted() + places >= MAX_DIGITS:  # of an absurd size; it cannot be rounded
+        if percent.adjusted() + places >= MAX_DIGITS:  # too large to be rounded
             return f"{_format_decimal(percent)}%"
         rounded = percent.quantize(Decimal(1).scaleb(-places))
         return f"{rounded:f}%" if rounded == percent else f"{_format_decimal(percent)}%"
@@ -198,9 +195,10 @@ def format_figure(value: Decimal, unit: str | None, decimals: int | str | None =
 def format_limit(
     value: Decimal, unit: str | None, decimals: int | str | None = None, missed_by: Decimal | None = None
 ) -> str:
-    """Format a limit or an expected figure without trailing zeros: `4.5%`, `100%`. Rounds to `decimals` if given.
+    """Format a limit or an expected figure without trailing zeros: `4.5%`, `100%`. Round it to `decimals` if that is an int.
 
-    `missed_by` is the figure that misses it: the limit has as many decimals as show on which side of it that figure is.
+    `missed_by` is the figure that misses the limit. The limit gets more decimals if rounding would hide on which side of the
+    limit the figure is.
     """
     if value == 0:
         return "0"
@@ -211,16 +209,16 @@ def format_limit(
     return format_figure(value, unit, decimals)
 
 
-def round_beside(value: Decimal, other: Decimal | None, decimals: int = 4) -> tuple[Decimal, int]:
-    """(a number rounded to `decimals` places, or to so many more that it stays on its side of `other`; the places).
+def round_beside(value: Decimal, reference: Decimal | None, decimals: int = 4) -> tuple[Decimal, int]:
+    """Round a number to `decimals` places, or to more until it stays on its side of `reference`. Return (number, places).
 
-    The default is that of ratios (EBA filing rules 2.18).
+    The default is the accuracy of ratios (EBA filing rules 2.18). A number with more than `MAX_DIGITS` digits is not rounded.
     """
     for places in range(decimals, MAX_DIGITS - value.adjusted()):
         rounded = round(value, places)
-        if other is None or (rounded < other, rounded > other) == (value < other, value > other):
+        if reference is None or (rounded < reference, rounded > reference) == (value < reference, value > reference):
             return rounded, places
-    return value, decimals  # also one of an absurd size, which cannot be rounded
+    return value, decimals
 
 
 def _format_decimal(value: Decimal) -> str:
@@ -230,7 +228,7 @@ def _format_decimal(value: Decimal) -> str:
 
 
 def _label_of(fact: Fact, cells: Cells) -> str:
-    members = fact.keys if fact.cell else fact.dimensions  # the other dimensions are part of the cell
+    members = fact.keys if fact.cell else fact.dimensions  # a cell fixes all dimensions but its keys
     if fact.cell is None:
         return fact.concept + "".join(f" {key}={value}" for key, value in sorted(members.items()))
     where = "".join(f" {value}" for _, value in sorted(members.items()))
@@ -239,7 +237,7 @@ def _label_of(fact: Fact, cells: Cells) -> str:
 
 
 def kind_of(fact: Fact, cells: Cells) -> str:
-    """The type of the fact's cell in the DPM; "" without one."""
+    """Return the type of the fact's cell in the DPM; "" if the fact has no cell."""
     cell = cells.by_cell(*fact.cell) if fact.cell else None
     return cell.type if cell else ""
 
@@ -250,9 +248,9 @@ def _truncate(label: str) -> str:
 
 
 def _facts_by_cell(report: Report) -> list[tuple[CellKey | None, Fact]]:
-    """Sorted (cell, fact) pairs; facts without a cell come last.
+    """Return sorted (cell, fact) pairs; facts without a cell come last.
 
-    A fact appears in each filed template that shows it, once: the tables of a template repeat some of their figures.
+    A fact appears once in each filed template that shows it, although several tables of a template may repeat it.
     """
     placed: list[tuple[CellKey | None, Fact]] = []
     for fact in report.facts:
@@ -267,16 +265,16 @@ def _facts_by_cell(report: Report) -> list[tuple[CellKey | None, Fact]]:
 
 
 def _sort_key(cell: CellKey | None, fact: Fact) -> tuple:
-    """By cell, the rows of an open table one after the other; facts without a cell come last."""
+    """Sort by table, key of an open row, row and column. Facts without a cell come last."""
     table, row, column = cell or ("", "", "")
     keys = sorted(fact.keys.items()) if cell else []
     return cell is None, table, keys, row, column, fact.concept, sorted(fact.dimensions.items())
 
 
 def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield one text per table of `modules`, e.g. `COREP_LCR_DA`, or of all modules: a report that fills in every cell.
+    """Yield one text per table of `modules`, e.g. `COREP_LCR_DA`, or of all modules: a report with every cell filled in.
 
-    The texts have the labels and codes of all tables, to find new tokens; their figures are meaningless. Raises UserError
+    The texts show all labels and codes, among which new tokens are searched; their figures are meaningless. Raise UserError
     for an unknown module.
     """
     module_of = {code: table.module for code in sorted(cells.codes) if (table := cells.table(code))}
@@ -290,7 +288,7 @@ def form_texts(cells: Cells, modules: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _filled_in(cell: Cell) -> Fact:
-    """A fact for a cell. Figures differ between cells, because a constant number would look like part of the label."""
+    """Make a fact for a cell. Figures differ between cells, because a constant number would look like part of the label."""
     number = int(cell.datapoint.removeprefix("dp")) % 100_000
     value, unit, decimals = {
         "monetary": (Decimal(number * 1000), "iso4217:EUR", -3),

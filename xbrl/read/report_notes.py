@@ -1,4 +1,4 @@
-"""The notes of a report: read from the footnotes that a bank has filed, whose text is not trusted.
+"""Read the notes of a report from the footnotes that a bank has filed. Their text is not trusted.
 
 In XML a footnote is attached to facts by their ids: `link:footnoteLink` in xBRL-XML, `ix:footnote` in inline XBRL.
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FACT_FOOTNOTE = "http://www.xbrl.org/2003/arcrole/fact-footnote"  # the arcrole of a footnote on a fact
 MAX_NOTE_CHARACTERS = 4_000
 MAX_NOTES = 1_000
-MAX_FILED_CHARACTERS = 8 * MAX_NOTE_CHARACTERS  # with markup and white space; the rest of a longer text is not read
+MAX_FILED_CHARACTERS = 8 * MAX_NOTE_CHARACTERS  # markup and white space included; the rest of a longer text is not read
 EMPTY_NOTE = "a note has no text and is left out"
 MARKUP = re.compile(r"</?[A-Za-z][^<>]{0,200}>|&(#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});")
 BLOCKS = {"br", "dd", "div", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "li", "p", "table", "td", "th", "tr"}  # of XHTML
@@ -33,13 +33,13 @@ XLINK = "{http://www.w3.org/1999/xlink}"
 LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 MAX_LINKS = 100_000
 Texts = dict[str, tuple[str, str]]  # name of a footnote -> (text, language)
-Links = tuple[Sequence[str], Sequence[str]]  # ids of facts, and the names of the footnotes on each of them
+Links = tuple[Sequence[str], Sequence[str]]  # (ids of facts, names of footnotes): each fact has each footnote
 
 
 def make_notes(footnotes: Iterable[Note]) -> tuple[tuple[Note, ...], list[str]]:
-    """(notes of a report, warnings). Each note is one line of visible text.
+    """Return (notes of a report, warnings). Each note is one line of visible text.
 
-    A text is cut after `MAX_NOTE_CHARACTERS`, an empty one is left out, and so is what exceeds `MAX_NOTES`; each gives a
+    A text is cut after `MAX_NOTE_CHARACTERS`. Empty notes, and notes after the first `MAX_NOTES`, are left out. Each gives a
     warning.
     """
     notes, warnings = [], []
@@ -59,7 +59,7 @@ def make_notes(footnotes: Iterable[Note]) -> tuple[tuple[Note, ...], list[str]]:
 
 
 def join_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
-    """Notes of equal text and language become one, on the cells of all."""
+    """Merge notes of equal text and language into one note that has the cells of all."""
     cells: dict[tuple[str, str], dict[CellKey, None]] = {}
     for note in notes:
         cells.setdefault((note.text, note.language), {}).update(dict.fromkeys(note.cells))
@@ -67,9 +67,9 @@ def join_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks, control characters and invisible characters (Unicode categories C*, Zl, Zp).
+    """Remove line breaks, control characters and invisible characters (Unicode categories C*, Zl, Zp) from a text.
 
-    What a bank has filed can then neither begin a line of its own in the text of a report, nor hide or reorder a part.
+    Filed text can then neither begin a line of its own in the text of a report, nor hide or reorder parts of the report.
     """
     if not (text.isascii() and text.isprintable()):
         text = "".join(" " if (kind := unicodedata.category(c)) == "Cc" else "" if kind[0] == "C" else c for c in text)
@@ -77,7 +77,7 @@ def one_line(text: str) -> str:
 
 
 def without_markup(text: str) -> str:
-    """The text of an XHTML fragment, which the value of an xBRL-JSON note may be. A text without markup is returned as it is."""
+    """Return the text of an XHTML fragment, such as the value of an xBRL-JSON note. A text without markup stays unchanged."""
     if not MARKUP.search(text):
         return text
     parser = _FragmentText()
@@ -87,7 +87,7 @@ def without_markup(text: str) -> str:
 
 
 class _FragmentText(HTMLParser):
-    """Collects the text of a fragment, with a space around blocks, however deep it is: lxml loses what is below 256 elements."""
+    """A parser that collects the text of a fragment, with a space around blocks. lxml loses text below 256 nested elements."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -105,25 +105,25 @@ class _FragmentText(HTMLParser):
 
 
 def add_footnotes(parsed: "ParsedFile", roots: Sequence) -> "ParsedFile":
-    """The parsed file with the footnotes of its documents. `roots` are the lxml root elements of these documents.
+    """Return the parsed file with the footnotes of its documents, whose lxml root elements are `roots`.
 
-    A footnote on something that is not a fact of the report gives a warning. Raises `UserError` for too many links.
+    A footnote that is attached to no fact of the report gives a warning. Raise `UserError` for too many links.
     """
     texts: Texts = {}
     attached: dict[str, list[str]] = {}  # id of a fact -> names of its footnotes
     links = 0
-    read = (
+    groups = (
         _linkbase_footnotes(roots[0], texts)
         if parsed.format == "xBRL-XML"
         else _inline_footnotes(roots, texts, str(parsed.path))
     )
-    for names, notes in read:
+    for names, notes in groups:
         links += len(names) * len(notes)
         if links > MAX_LINKS:
             raise UserError(f"{parsed.path}: more than {MAX_LINKS} links between facts and footnotes; refused")
         for name in names:
             attached.setdefault(name, []).extend(notes)
-    facts = tuple(replace(one, notes=tuple(attached.get(one.id, ())) if one.id else ()) for one in parsed.facts)
+    facts = tuple(replace(fact, notes=tuple(attached.get(fact.id, ())) if fact.id else ()) for fact in parsed.facts)
     unknown = sorted(attached.keys() - {fact.id for fact in facts if fact.id})
     warnings = [f"a footnote is attached to {name[:80]!r}, which is not a fact of the report" for name in unknown[:10]]
     if unknown[10:]:
@@ -132,7 +132,7 @@ def add_footnotes(parsed: "ParsedFile", roots: Sequence) -> "ParsedFile":
 
 
 def _linkbase_footnotes(root, texts: Texts) -> Iterator[Links]:  # noqa: ANN001 (an lxml element)
-    """Read the footnotes of an xBRL-XML instance into `texts` and yield which facts have which of them.
+    """Read the footnotes of an xBRL-XML instance into `texts` and yield their links to facts.
 
     Within one extended link, arcs connect the labels of locators and footnotes.
     """
@@ -152,9 +152,10 @@ def _linkbase_footnotes(root, texts: Texts) -> Iterator[Links]:  # noqa: ANN001 
 
 
 def _inline_footnotes(roots: Sequence, texts: Texts, where: str) -> Iterator[Links]:
-    """The same of an inline report. In 1.1 `ix:relationship` links them; in 1.0 a fact names them in `footnoteRefs`.
+    """Read the footnotes of an inline report into `texts` and yield their links to facts.
 
-    Raises `UserError`, which begins with `where`, for too many continuations: all footnotes may share a long chain of them.
+    In inline XBRL 1.1 `ix:relationship` links footnotes to facts; in 1.0 a fact names its footnotes in `footnoteRefs`. Raise
+    `UserError`, whose message starts with `where`, for too many continuations: many footnotes may share one long chain.
     """
     steps, continuations = 0, {element.get("id"): element for element in _inline_elements(roots, "continuation")}
     for footnote in _inline_elements(roots, "footnote"):
@@ -185,7 +186,7 @@ def _language(element) -> str:  # noqa: ANN001
 
 
 def _text(element, limit: int = MAX_FILED_CHARACTERS) -> str:  # noqa: ANN001
-    """At most `limit` characters of the displayed text of an element, with a space around blocks."""
+    """Return at most `limit` characters of the displayed text of an element, with a space around blocks."""
     parts, length = [], 0
     for part in _parts(element):
         parts.append(part)
@@ -198,7 +199,9 @@ def _text(element, limit: int = MAX_FILED_CHARACTERS) -> str:  # noqa: ANN001
 def _parts(element) -> Iterator[str]:  # noqa: ANN001
     yield element.text or ""
     for child in element:
-        if isinstance(child.tag, str) and child.tag not in EXCLUDED:  # neither a comment nor an instruction
+        if (
+            isinstance(child.tag, str) and child.tag not in EXCLUDED
+        ):  # comments and instructions have no tag of type str
             space = " " if child.tag.rpartition("}")[2] in BLOCKS else ""
             yield space
             yield from _parts(child)

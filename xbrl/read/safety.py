@@ -19,7 +19,7 @@ MAX_MEMBERS = 2_000
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_TOTAL_BYTES = 1024 * 2**20
 MAX_RATIO = 200  # uncompressed / compressed size; real CSV and XML reports have 5 to 40
-# What macOS and Windows add to folders and archives. It is never part of a report.
+# macOS and Windows add these to folders and archives. They are never part of a report.
 CLUTTER_FOLDERS = ("__MACOSX",)
 CLUTTER_FILES = (".ds_store", "thumbs.db", "desktop.ini")
 RATIO_FREE_BYTES = 2**20  # members up to this size may have any compression ratio
@@ -36,7 +36,7 @@ class Package:
     names: tuple[str, ...]
 
     def read(self, name: str) -> bytes:
-        """The bytes of one member. Raises `UserError` if the archive is damaged."""
+        """Return the bytes of one member. Raise `UserError` if the archive is damaged."""
         if self.path.is_dir():
             return (self.path / name).read_bytes()
         try:
@@ -53,7 +53,7 @@ def open_package(path: Path) -> Package:
 
     Files that an operating system has added (`is_clutter`) are checked like all others and then left out.
 
-    Raises `UserError` if the archive is damaged or encrypted, if a member's path leaves the package, if a name occurs twice,
+    Raise `UserError` if the archive is damaged or encrypted, if a member's path leaves the package, if a name occurs twice,
     or if the number of members, their size or their compression ratio exceeds the limits.
     """
     names = _folder_names(path) if path.is_dir() else _zip_names(path)
@@ -61,7 +61,7 @@ def open_package(path: Path) -> Package:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file was added by macOS (`__MACOSX/`, `.DS_Store`, `._name`) or Windows (`Thumbs.db`, `desktop.ini`)."""
+    """Return whether macOS (`__MACOSX/`, `.DS_Store`, `._name`) or Windows (`Thumbs.db`, `desktop.ini`) added a file."""
     *folders, file = name.split("/")
     return file.startswith("._") or file.lower() in CLUTTER_FILES or any(part in CLUTTER_FOLDERS for part in folders)
 
@@ -113,7 +113,7 @@ def _folder_names(path: Path) -> list[str]:
 
 
 def _is_unsafe(name: str) -> bool:
-    """Whether a member name is absolute or contains `..`.
+    """Return whether a member name is absolute or contains `..`.
 
     Backslashes, drive letters and control characters are unsafe too, because they can disguise such a name.
     """
@@ -136,15 +136,15 @@ def _check_size(path: Path, name: str, size: int, packed: int) -> None:
 def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
     """Parse XML and return the lxml tree. Entities are not expanded, errors are not repaired, nothing is fetched.
 
-    Raises `UserError`, whose message starts with `where`, if the content is empty, not well-formed or wrongly encoded,
-    if it declares an entity (internal, external or parameter), or if it uses one other than the five that XML
-    predefines.
+    Raise `UserError`, whose message starts with `where`, if the content is empty, not well-formed or wrongly encoded,
+    if it declares an entity (internal, external or parameter), or if it uses an entity other than the five predefined
+    by XML.
     """
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=False)
     try:
         tree = etree.fromstring(content, parser).getroottree()
     except (etree.XMLSyntaxError, ValueError) as error:
-        reason = " ".join(str(getattr(error, "msg", None) or error).split())  # lxml 5 writes some on two lines
+        reason = " ".join(str(getattr(error, "msg", None) or error).split())  # lxml 5 writes some messages on two lines
         raise UserError(f"{where}: not well-formed XML ({reason}); ask the sender for the file again") from error
     dtd = tree.docinfo.internalDTD
     if dtd is not None and next(dtd.iterentities(), None) is not None:
@@ -157,15 +157,15 @@ def strict_xml(where: str, content: bytes):  # noqa: ANN201 (an lxml tree)
 
 
 def without_schema_locations(tree, content: bytes) -> bytes:  # noqa: ANN001 (an lxml tree)
-    """The bytes of a document, without the `xsi:schemaLocation` attributes of its `tree`.
+    """Return the bytes of a document without the `xsi:schemaLocation` attributes of its `tree`.
 
-    They only hint at where a schema may be. A reader that follows them opens any local file that the sender names, and
-    fails if it is missing.
+    The attributes are only hints where a schema may be. A reader that follows them opens any local file that the sender
+    names, and fails if it is missing.
     """
-    found = [element for element in tree.iter("*") if any(name in element.attrib for name in SCHEMA_LOCATIONS)]
-    if not found:
+    elements = [element for element in tree.iter("*") if any(name in element.attrib for name in SCHEMA_LOCATIONS)]
+    if not elements:
         return content
-    for element in found:
+    for element in elements:
         for name in SCHEMA_LOCATIONS:
             element.attrib.pop(name, None)
     return etree.tostring(tree, encoding="utf-8", xml_declaration=True)

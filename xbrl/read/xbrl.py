@@ -29,10 +29,10 @@ NAMES = (".json", ".xbrl", ".xml", ".xhtml", ".html", ".htm")
 
 
 def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence[Path] = ()) -> Report:
-    """Read one report: xBRL-XML, iXBRL, xBRL-JSON, or a package (zip or unpacked folder) with one of them or xBRL-CSV.
+    """Read one report: xBRL-XML, iXBRL, xBRL-JSON, or a package (zip or unpacked folder) that contains such a file or xBRL-CSV.
 
     `cells` maps EBA facts to their cells and types (default: `load_cells()`). `taxonomy` lists taxonomy packages that
-    provide types and labels for facts of other taxonomies. Raises a one-sentence `UserError` for a file that cannot be
+    provide types and labels for facts outside the EBA's taxonomy. Raise a one-sentence `UserError` for a file that cannot be
     trusted. Minor defects (dangling references, non-numeric values, inconsistent duplicates) become warnings.
     """
     path = Path(path)
@@ -70,8 +70,8 @@ def read_report(path: Path | str, cells: Cells | None = None, taxonomy: Sequence
 def merge_reports(reports: Iterable[Report]) -> Report:
     """Join the reports that one bank filed for one date (one per module) into a single report.
 
-    Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning, and so do
-    different currencies and contradicting filing indicators. Raises UserError if the entity or the period differs.
+    Identical duplicates (same cell, same value) are dropped. Inconsistent values are kept and give a warning. Different
+    currencies and contradicting filing indicators give a warning, too. Raise UserError if the entity or the period differs.
     """
     reports = list(reports)
     first = reports[0]
@@ -89,9 +89,9 @@ def merge_reports(reports: Iterable[Report]) -> Report:
             warnings.append(f"{report.path} is in {report.currency}, but {first.path} is in {first.currency}")
         warnings += report.warnings
         for template, filed in report.filing_indicators.items():
-            other = indicators.setdefault(template, report)
-            if other.filing_indicators[template] != filed:
-                yes, no = (report, other) if filed else (other, report)
+            earlier = indicators.setdefault(template, report)
+            if earlier.filing_indicators[template] != filed:
+                yes, no = (report, earlier) if filed else (earlier, report)
                 warnings.append(f"{template} is filed according to {yes.path}, but not according to {no.path}")
                 indicators[template] = yes
         for fact in report.facts:
@@ -114,33 +114,36 @@ def merge_reports(reports: Iterable[Report]) -> Report:
 
 
 def is_package(folder: Path) -> bool:
-    """True if a folder is an unpacked report package rather than a folder of reports."""
+    """Return whether a folder is an unpacked report package rather than a folder of reports."""
     return any((folder / name).is_file() for name in ("META-INF/reportPackage.json", "reports/report.json"))
 
 
 def _read_package(package: Package, cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
-    """Read the only report of a package: from `reports/` if that folder exists, as Report Packages 1.0 requires."""
+    """Read the only report of a package, from `reports/` if that folder exists (Report Packages 1.0).
+
+    Raise UserError if the package has no report, or more than one. Several inline documents in one folder are one report.
+    """
     path = package.path
     names = [name for name in package.names if "META-INF/" not in f"/{name}"]
     names = [name for name in names if "/reports/" in f"/{name}"] or names
-    found: dict[str, _Document] = {}
+    by_name: dict[str, _Document] = {}
     for name in names:
         if name.lower().endswith(NAMES):
             document = _inspect(f"{path}: {name}", package.read(name), name.lower().endswith(".json"))
-            if document.syntax:  # the tree of another file is not kept
-                found[name] = document
-    documents = list(found.values())
-    folders = {(document.syntax, name.rpartition("/")[0]) for name, document in found.items()}
-    if len(found) != 1 and not (len(folders) == 1 and documents[0].syntax == "iXBRL"):
-        what = "no XBRL report" if not found else f"{len(found)} reports ({', '.join(list(found)[:3])} ...)"
-        raise UserError(f"{path}: the package contains {what}; expected one report.json or instance in reports/")
+            if document.syntax:  # else drop its tree, to free the memory
+                by_name[name] = document
+    documents = list(by_name.values())
+    folders = {(document.syntax, name.rpartition("/")[0]) for name, document in by_name.items()}
+    if len(documents) != 1 and not (len(folders) == 1 and documents[0].syntax == "iXBRL"):
+        content = f"{len(documents)} reports ({', '.join(list(by_name)[:3])} ...)" if documents else "no XBRL report"
+        raise UserError(f"{path}: the package contains {content}; expected one report.json or instance in reports/")
     if documents[0].syntax == "xBRL-CSV":
-        return read_csv_package(package, next(iter(found)), documents[0].content["documentInfo"], cells)
+        return read_csv_package(package, next(iter(by_name)), documents[0].content["documentInfo"], cells)
     return _to_report(path, documents, cells, taxonomy)
 
 
 def _to_report(path: Path, documents: Sequence["_Document"], cells: Cells, taxonomy: tuple[Path, ...]) -> Report:
-    """The report of an xBRL-JSON document, an instance, or all documents of an inline report."""
+    """Build the report of an xBRL-JSON document, of an instance, or of all documents of an inline report."""
     first = documents[0]
     parsed = read_json(path, first.where, first.content) if first.syntax == "xBRL-JSON" else _parse_xml(path, documents)
     if not parsed.facts and not parsed.indicators:
@@ -168,9 +171,9 @@ class _Document:
     """A JSON or XML file that may be a report."""
 
     where: str  # the beginning of an error message
-    syntax: str | None  # "xBRL-CSV" (its metadata), "xBRL-JSON", "xBRL-XML", "iXBRL", or None for any other file
-    content: Any  # of JSON the object, of XML the bytes without hints at schemas
-    root: Any = None  # the root element of the lxml tree
+    syntax: str | None  # "xBRL-CSV" (its metadata), "xBRL-JSON", "xBRL-XML", "iXBRL"; None if it is no report
+    content: Any  # JSON: the parsed object; XML: the bytes without hints at schemas
+    root: Any = None  # XML: the root element of the lxml tree
 
 
 def _is_json(content: bytes) -> bool:
@@ -178,9 +181,9 @@ def _is_json(content: bytes) -> bool:
 
 
 def _inspect(where: str, content: bytes, is_json: bool | None = None) -> _Document:
-    """Parse a file strictly and determine its syntax (`is_json`: None if its name does not say so).
+    """Parse a file strictly and determine its syntax. With `is_json=None` the content decides whether it is JSON.
 
-    Raises UserError, prefixed with `where`, for JSON and XML that cannot be trusted.
+    Raise UserError, prefixed with `where`, for JSON and XML that cannot be trusted.
     """
     if _is_json(content) if is_json is None else is_json:
         document = load_json(where, content)
@@ -201,11 +204,12 @@ def _inspect(where: str, content: bytes, is_json: bool | None = None) -> _Docume
 def _parse_xml(path: Path, documents: Sequence[_Document]) -> ParsedFile:
     """Read an instance, or the documents of one inline report. Schemas are never fetched or opened.
 
-    A taxonomy package of the user can provide a schema with a URL. A local schema is missing for good: a warning says so.
+    A schema with a URL can be provided by the user's taxonomy package. A local schema cannot, and gives a warning.
     """
     roots = [document.root for document in documents]
     references = sum(element.get("contextRef") is not None for root in roots for element in root.iter("*"))
-    parsed = read_with_arelle(path, str(documents[0].syntax), [one.content for one in documents], references)
+    contents = [document.content for document in documents]
+    parsed = read_with_arelle(path, str(documents[0].syntax), contents, references)
     schemas = dict.fromkeys(element.get(HREF) or "" for root in roots for element in root.iter(SCHEMA_REF))
     urls = tuple(schema for schema in schemas if schema.startswith(("http://", "https://")))
     warnings = tuple(

@@ -1,14 +1,14 @@
 """Read EBA xBRL-CSV report packages.
 
-A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table, in one of two
-layouts:
+A package contains `reports/report.json`, `parameters.csv`, `FilingIndicators.csv` and one CSV file per table. The files of the
+tables have two layouts:
 
 - **A fact per row**: `datapoint,factValue` and the key columns of an open table. The DPM (`dpm.py`) gives the cell and the
-  type of a datapoint. A datapoint that the DPM does not have in that table makes the report incomplete: its figure is
-  there, and no rule can see it. The reason counts and names such datapoints, and the command that fetches a newer DPM.
+  type of a datapoint. A datapoint that the DPM does not have in the table makes the report incomplete, because no rule can
+  read its figure. The reason counts and names such datapoints.
 - **A row per entry**, as in the register of information (DORA): the columns `c0010`, `c0020`, ... of the template. The
   key columns give the dimensions of all facts of a row. A value is a number only in a column that is numeric in the DPM:
-  a notice period is one, but a contract called 2024-001 or 4711 is not.
+  a notice period is a number, a contract called 2024-001 or 4711 is not.
 
 Sources: XBRL International, xBRL-CSV 1.0 and Report Packages 1.0; EBA filing rules v5; Implementing Regulation (EU) 2024/2956,
 Annex I, and EBA taxonomy 4.0, module DORA (key columns of the register).
@@ -35,7 +35,7 @@ DECIMALS_PARAMETERS = {  # DPM type -> name of the parameter with its decimals
     "decimal": "decimalsDecimal",
 }
 MAX_FIELD_CHARACTERS = 2**20
-ABSENT = ("", "#none")  # no member of a dimension, no value of a fact
+ABSENT = ("", "#none")  # a dimension without a member, a fact without a value
 TEMPLATE_COLUMN = re.compile(r"c[0-9]{4}")
 # Table of the register -> its key columns and their dimensions. A table without a key has a single row, `FIXED_ROWS`.
 KEY_COLUMNS: dict[str, dict[str, str]] = {
@@ -66,10 +66,7 @@ Row = tuple[int, dict[str, str]]  # (line number, column -> text)
 
 
 def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any], cells: Cells) -> Report:
-    """Read the package whose metadata file is the member `report_json`, with this `documentInfo`.
-
-    Raises UserError with the file and line at fault.
-    """
+    """Read the package with the metadata file `report_json`, whose `documentInfo` is `info`. Raise UserError with file and line."""
     path, folder = package.path, report_json.rpartition("/")[0]
     kind, extends = info.get("documentType"), info.get("extends")
     if not DOCUMENT_TYPE.fullmatch(str(kind)):
@@ -109,10 +106,7 @@ def read_csv_package(package: Package, report_json: str, info: Mapping[str, Any]
 
 
 def _parameters(package: Package, name: str | None) -> dict[str, str]:
-    """Report parameters, name -> value.
-
-    Raises UserError if the entity or reference date is missing, or a value is invalid.
-    """
+    """Return the report parameters by name. Raise UserError for an invalid value, or without entity or reference date."""
     if name is None:
         raise UserError(
             f"{package.path}: parameters.csv with the entity and the reference period is missing next to report.json"
@@ -157,9 +151,9 @@ def _filing_indicators(package: Package, name: str | None) -> dict[str, bool]:
 
 
 def read_csv(where: str, content: bytes) -> tuple[list[str], list[Row]]:
-    """(columns, rows that are not empty) of a CSV file in UTF-8.
+    """Parse a CSV file in UTF-8. Return (columns, rows that are not empty).
 
-    Raises UserError, which begins with `where`, for bad encoding, columns of one name or ragged rows.
+    Raise UserError, whose message starts with `where`, for bad encoding, duplicate column names or ragged rows.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -181,9 +175,10 @@ def read_csv(where: str, content: bytes) -> tuple[list[str], list[Row]]:
 
 
 def read_table_of(path: Path, required: Sequence[str], known: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
-    """(file and line, for messages; column -> text without spaces around it) of each row of a CSV file that a user names.
+    """Read a CSV file that a user names. Return ("FILE, line N" for messages, {column: text without spaces around it}) per row.
 
-    Raises UserError as `read_csv` does, or if the file or a column of `required` is missing, or one is not `known`, if given.
+    Raise UserError as `read_csv` does, if the file or a column of `required` is missing, or if `known` is not empty and lacks
+    a column of the file.
     """
     columns = known or required
     if not path.is_file():
@@ -197,16 +192,16 @@ def read_table_of(path: Path, required: Sequence[str], known: Sequence[str] = ()
 
 
 class _Table:
-    """One CSV file of a package. `read` adds what it has to `facts` and `warnings`."""
+    """One CSV file of a package. `read` fills `facts` and `warnings`."""
 
     def __init__(self, where: str, name: str, table: str, parameters: Mapping[str, str], cells: Cells) -> None:
-        """`where` begins an error message, `name` a warning."""
+        """Prepare to read `table`. Error messages start with `where`, warnings with `name`."""
         self.where, self.name, self.table, self.parameters, self.cells = where, name, table, parameters, cells
         self.facts: list[Fact] = []
         self.warnings: list[str] = []
 
     def read(self, content: bytes) -> None:
-        """Read the file in either layout. Raises `UserError` with the file and line at fault."""
+        """Read the file in either layout. Raise `UserError` with the file and line at fault."""
         columns, rows = read_csv(self.where, content)
         if not rows:
             return
@@ -221,7 +216,7 @@ class _Table:
             )
 
     def _read_datapoints(self, rows: Iterable[Row]) -> None:
-        """A fact per row."""
+        """Read a file that has a fact per row."""
         empty = 0
         for line, row in rows:
             datapoint, text, unit = row.pop("datapoint"), row.pop("factValue"), row.pop("unit", "")
@@ -240,11 +235,15 @@ class _Table:
             self.warnings.append(f"{self.name}: {empty} rows have an empty factValue and report no fact")
 
     def _read_entries(self, rows: Iterable[Row]) -> None:
-        """A row per entry: a fact per cell that is neither empty nor part of the key. The rows are open (`*`) if there is a key."""
+        """Read a file that has a row per entry. Each field that is neither empty nor part of the key is a fact.
+
+        The row of the cell is `*`, except in a table of `FIXED_ROWS`.
+        """
         code, is_known, without_fact = FIXED_ROWS.get(self.table, "*"), self.table in KEY_COLUMNS, 0
         for number, (line, row) in enumerate(rows, start=1):
-            # In an unknown table the key columns are those that the template does not number.
-            key = KEY_COLUMNS.get(self.table, {}) | {one: one for one in row if not TEMPLATE_COLUMN.fullmatch(one)}
+            # In an unknown table, the columns that the template does not number are taken for the key.
+            unnumbered = {column: column for column in row if not TEMPLATE_COLUMN.fullmatch(column)}
+            key = KEY_COLUMNS.get(self.table, {}) | unnumbered
             if missing := sorted(key.keys() - row.keys()):
                 raise UserError(f"{self.where} line 1: the key column {missing[0]} of {self.table} is missing")
             dimensions = {dimension: row[column] for column, dimension in key.items() if row[column] not in ABSENT}
@@ -268,7 +267,7 @@ class _Table:
     def _add(
         self, line: int, concept: str, kind: str, text: str, dimensions: dict, cell: CellKey | None, unit: str = ""
     ) -> None:
-        """The fact of one value. `kind` is its DPM type, or "" for an unknown datapoint."""
+        """Append the fact of one value. `kind` is its DPM type, or "" for an unknown datapoint."""
         value, decimals, is_number = _parse_value(text, kind, self.parameters)
         if is_number and not unit and kind:
             unit = self.parameters.get("baseCurrency", "") if kind == "monetary" else "xbrli:pure"
@@ -283,10 +282,7 @@ class _Table:
 def _parse_value(
     text: str, kind: str, parameters: Mapping[str, str]
 ) -> tuple[Decimal | str | bool | None, int | str | None, bool]:
-    """Parse one value, including the special values of xBRL-CSV 1.0, 3.1.9.
-
-    Returns (value, decimals, whether it is a number).
-    """
+    """Parse a value or a special value of xBRL-CSV 1.0, 3.1.9. Return (value, decimals, whether it is a number)."""
     if text == "#nil":
         return None, None, False
     if text == "#empty":

@@ -18,16 +18,13 @@ from xbrl.read.filed_report import Fact
 from xbrl.read.report_notes import FACT_FOOTNOTE, without_markup
 
 XBRL = "https://xbrl.org/2021"  # namespace of xbrl:note (xBRL-JSON 1.0, 3.3.2)
-# xBRL-JSON periods are date times (OIM 1.0, 4.2). A date alone is ambiguous: its midnight is the end of the day before.
+# xBRL-JSON periods are date times (OIM 1.0, 4.2). A date alone is ambiguous, because its midnight is the end of the day before.
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z?", re.ASCII)
 CORE = ("concept", "entity", "period", "unit", "language", "noteId")
 
 
 def load_json(where: str, content: bytes) -> dict:
-    """Parse a JSON object strictly: UTF-8, no duplicate names, no NaN.
-
-    Numbers become text. UserErrors start with `where`.
-    """
+    """Parse a JSON object strictly: UTF-8, no duplicate names, no NaN. Numbers become text. UserErrors start with `where`."""
 
     def no_repeats(pairs: list[tuple[str, object]]) -> dict:
         if len({name for name, _ in pairs}) != len(pairs):
@@ -53,7 +50,7 @@ def load_json(where: str, content: bytes) -> dict:
 
 
 def read_json(path: Path, where: str, document: dict) -> ParsedFile:
-    """The facts of an xBRL-JSON document returned by `load_json`. Raises UserError for a malformed document."""
+    """Return the facts of an xBRL-JSON document that `load_json` has parsed. Raise UserError for a malformed document."""
     info = document["documentInfo"]
     namespaces = info.get("namespaces", {})
     facts = document.get("facts")
@@ -76,7 +73,7 @@ def read_json(path: Path, where: str, document: dict) -> ParsedFile:
             indicators[template] = str(item["value"]).lower() in ("true", "1")
             continue
         if namespace == XBRL and local_name(dimensions["concept"]) == "note":
-            # A link names the id of the note's fact, which is its noteId too (OIM 1.0, 5.4).
+            # A link names the id of the note's fact. The fact's noteId is the same (OIM 1.0, 5.4).
             notes[name] = (without_markup(str(item["value"] or "")), str(dimensions.get("language") or ""))
             continue
         fact = _filed_fact(item, dimensions, namespaces, namespace)
@@ -87,16 +84,16 @@ def read_json(path: Path, where: str, document: dict) -> ParsedFile:
 
 
 def _note_ids(item: dict, footnotes: Collection[str]) -> tuple[str, ...]:
-    """The notes that a fact is linked to by one of the link types `footnotes` (OIM 1.0, 4.3), in any link group.
+    """Return the ids of the notes to which a fact is linked by a link type in `footnotes` (OIM 1.0, 4.3), in any link group.
 
-    Links of other types lead to facts. Links of another shape are ignored.
+    Links of other types lead to facts. Malformed links are ignored.
     """
     links = item.get("links")
-    found = []
+    ids = []
     for kind, groups in links.items() if isinstance(links, dict) else ():
         if kind in footnotes and isinstance(groups, dict):
-            found += [str(name) for names in groups.values() if isinstance(names, list) for name in names]
-    return tuple(dict.fromkeys(found))
+            ids += [str(name) for names in groups.values() if isinstance(names, list) for name in names]
+    return tuple(dict.fromkeys(ids))
 
 
 def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) -> FiledFact:
@@ -116,11 +113,11 @@ def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) 
     period, problem = oim_period(str(dimensions.get("period") or "forever"))
     if problem:
         problems.append(problem)
-    others = {key: str(member) for key, member in dimensions.items() if key not in CORE and member is not None}
+    members = {key: str(member) for key, member in dimensions.items() if key not in CORE and member is not None}
     if dimensions.get("language"):
-        others["language"] = str(dimensions["language"])
+        members["language"] = str(dimensions["language"])
     # Members of explicit dimensions are names with a declared prefix. Any other text belongs to a typed dimension.
-    typed = tuple(key for key, member in others.items() if member.partition(":")[0] not in namespaces)
+    typed = tuple(key for key, member in members.items() if member.partition(":")[0] not in namespaces)
     fact = Fact(
         concept=concept,
         value=value,
@@ -128,16 +125,13 @@ def _filed_fact(item: dict, dimensions: dict, namespaces: dict, namespace: str) 
         decimals=int(decimals) if decimals is not None else "INF" if numeric and value is not None else None,
         entity=local_name(str(dimensions.get("entity") or "")),
         period=period,
-        dimensions=others,
+        dimensions=members,
     )
     return FiledFact(fact, namespace, numeric, typed, tuple(problems), "xbrli:pure")
 
 
 def oim_period(text: str) -> tuple[str, str]:
-    """(period with inclusive days, "") or ("", a description of the problem).
-
-    `2020-10-01T00:00:00` ends 30 September (OIM 1.0, 5.3.2).
-    """
+    """Return (period with inclusive days, "") or ("", problem). `2020-10-01T00:00:00` ends 30 September (OIM 1.0, 5.3.2)."""
     if text == "forever":
         return text, ""
     parts = text.split("/")
@@ -153,12 +147,12 @@ def oim_period(text: str) -> tuple[str, str]:
 
 
 def first_day(moment: datetime.datetime) -> str:
-    """First day of a period that starts at `moment`. A time other than midnight is kept."""
+    """Return the first day of a period that starts at `moment`. A time other than midnight is kept."""
     return moment.date().isoformat() if moment.time() == datetime.time.min else moment.isoformat()
 
 
 def last_day(moment: datetime.datetime) -> str:
-    """Last day of a period that ends at `moment`. Midnight belongs to the day before; any other time is kept."""
+    """Return the last day of a period that ends at `moment`. Midnight belongs to the day before; any other time is kept."""
     if moment.time() != datetime.time.min:
         return moment.isoformat()
     return (moment - datetime.timedelta(days=1)).date().isoformat() if moment.year > 1 else moment.date().isoformat()

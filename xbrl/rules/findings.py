@@ -1,17 +1,17 @@
-"""Findings that no engine finds: what a note of the bank means, or what a supervisor has annotated.
+"""Read and apply findings.csv: findings that the rules cannot compute, because they follow from a note or a supervisor made them.
 
-They stand in findings.csv, apart from the report files: `entity,period,rule,state,cell,value,limit,legal,kind,note`.
+The file has the columns `entity,period,rule,state,cell,value,limit,legal,kind,note`:
 
 - `state`: "violated" adds a finding, or replaces the engine's finding of the same rule and cell. "lifted" means that the
   engine's finding of this rule is no violation (a waiver, for example). "benign" means that the note changes nothing.
-- `entity`: with or without its scope suffix, such as `.CON`. Without it a line is on the only report of the bank and date.
+- `entity`: with or without its scope suffix, such as `.CON`. Without the suffix the bank must have only one report for the date.
 - `cell`: as an answer prints it (`C 76.00.a r0030 c0010`); the row of an open table is its key.
 - `value` and `limit`: fractions or amounts in units of the currency (0.95 is 95%).
-- `kind`: the kind of note that shows it (`pledged`), or empty for an annotation of a supervisor.
-- `note`: the note that the line is about, by its 16 digits (`Note.id`), as the desk's page prints them. Every line that says
-  what a note means (`benign`, a kind, a rule of notes) names its note; the others are annotations of the figures.
+- `kind`: the kind of the note from which the finding follows (`pledged`), or empty for an annotation of a supervisor.
+- `note`: the 16 digits that name the note (`Note.id`), as the desk's page prints them. Every line that interprets a note
+  (state `benign`, a kind, or a rule of note_rules.jsonl) names its note; the other lines are annotations of the figures.
 
-Rules that only notes can show have no formula; note_rules.jsonl has their titles and articles.
+Rules whose breach only a note can show have no formula; note_rules.jsonl has their titles and articles.
 """
 
 import csv
@@ -38,17 +38,17 @@ STATES = ("violated", "lifted", "benign")
 
 @dataclass(frozen=True)
 class NoteRule:
-    """A requirement whose breach stands in a note: there is no formula for it."""
+    """A requirement whose breach only a note can show. It has no formula."""
 
     id: str
     title: str
     legal: str
-    kind: str  # of the notes that show it
-    relation: str  # the meaning of the limit for the value: "min" or "max"
+    kind: str  # kind of the notes that show a breach
+    relation: str  # whether the limit is a minimum ("min") or a maximum ("max")
 
     @property
     def counted(self) -> bool:
-        """Whether the rule says that a figure counts an amount that it must not: it is filed again without it."""
+        """Return whether a breach means that a figure wrongly counts an amount and must be filed again without it."""
         return self.id.endswith("_COUNTED")
 
 
@@ -70,12 +70,12 @@ class Finding:
 
     @property
     def note_rule(self) -> NoteRule | None:
-        """Its rule, if that is one of note_rules.jsonl."""
+        """Return the finding's rule if it is in note_rules.jsonl, else None."""
         return note_rules().get(self.rule)
 
     @property
     def is_of_note(self) -> bool:
-        """Whether it says what a note means. It must name the note: a note that is filed anew has another name."""
+        """Return whether the finding interprets a note. It must then name the note, because a refiled note has a new name."""
         return bool(self.kind) or self.state == "benign" or self.note_rule is not None
 
 
@@ -87,52 +87,49 @@ NOTE = re.compile(r"[0-9a-f]{16}")
 
 @functools.cache
 def note_rules() -> dict[str, NoteRule]:
-    """The rules of note_rules.jsonl, by id."""
+    """Return the rules of note_rules.jsonl by id."""
     lines = NOTE_RULES_FILE.read_text(encoding="utf-8").splitlines()
     return {rule.id: rule for rule in (NoteRule(**json.loads(line)) for line in lines)}
 
 
 def write_findings(path: pathlib.Path, findings: Iterable[Finding]) -> None:
-    """Write findings.csv."""
     lines = [",".join(COLUMNS), *map(csv_line, findings)]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
 
 
 def csv_line(finding: Finding) -> str:
-    """A finding as a line of findings.csv."""
+    """Format a finding as a line of findings.csv."""
     text, values = io.StringIO(), (getattr(finding, name) for name in COLUMNS)
-    csv.writer(text, lineterminator="").writerow(f"{one:f}" if isinstance(one, Decimal) else one for one in values)
+    fields_as_text = (f"{value:f}" if isinstance(value, Decimal) else value for value in values)
+    csv.writer(text, lineterminator="").writerow(fields_as_text)
     return text.getvalue()
 
 
 def load_findings(path: pathlib.Path) -> dict[tuple[str, str], tuple[Finding, ...]]:
-    """Read findings.csv: (entity, period) -> its findings.
-
-    Raises `UserError` with the line and the column of a mistake.
-    """
-    found: dict[tuple[str, str], list[Finding]] = {}
+    """Read findings.csv. Return the findings by (entity, period). Raise `UserError` with line and column of a mistake."""
+    by_case: dict[tuple[str, str], list[Finding]] = {}
     stated: dict[tuple[str, ...], Finding] = {}
     for where, row in read_table_of(path, REQUIRED, COLUMNS):
         finding = _parse_finding(where, row)
         if finding.state != "benign":
             first = stated.setdefault((finding.entity, finding.period, finding.rule, finding.cell), finding)
             for column in ("state", "value", "limit"):
-                if (said := getattr(first, column)) != getattr(finding, column):
+                if (earlier := getattr(first, column)) != getattr(finding, column):
                     raise UserError(
-                        f"{finding.where}, column {column}: {finding.rule} is {said} in {first.where}; keep one"
+                        f"{finding.where}, column {column}: {finding.rule} is {earlier} in {first.where}; keep one"
                     )
-        found.setdefault((finding.entity, finding.period), []).append(finding)
-    return {case: tuple(findings) for case, findings in found.items()}
+        by_case.setdefault((finding.entity, finding.period), []).append(finding)
+    return {case: tuple(findings) for case, findings in by_case.items()}
 
 
 def _parse_finding(where: str, row: dict[str, str]) -> Finding:
-    """A finding from its row. Raises `UserError` that names the column."""
+    """Make a finding from its row. Raise `UserError` that names the column at fault."""
     texts = dict.fromkeys(COLUMNS, "") | row
     numbers = {column: parse_number(texts[column]) for column in ("value", "limit")}
     kinds = sorted({"waiver"} | {rule.kind for rule in note_rules().values()})
     rules = {rule.id for rule in built_in_rules()} | set(note_rules())
     near = [] if texts["rule"] in rules else difflib.get_close_matches(texts["rule"], sorted(rules), n=1)
-    meant = "".join(f"; did you mean {name}?" for name in near)
+    suggestion = "".join(f"; did you mean {name}?" for name in near)
     filled: dict[str, Any] = {**texts, **numbers, "where": where}
     finding = Finding(**filled)
     named = bool(NOTE.fullmatch(finding.note)) or not (finding.note or finding.is_of_note)
@@ -142,7 +139,7 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
         (
             "rule",
             finding.rule in rules or (finding.rule, finding.state) == ("", "benign"),
-            f"a rule of rules.jsonl or note_rules.jsonl{meant}",
+            f"a rule of rules.jsonl or note_rules.jsonl{suggestion}",
         ),
         ("kind", finding.kind in ("", *kinds), f"a kind of note: one of {', '.join(kinds)}, or empty"),
         ("state", finding.state in STATES, f"one of {', '.join(STATES)}"),
@@ -157,7 +154,7 @@ def _parse_finding(where: str, row: dict[str, str]) -> Finding:
 
 
 def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -> list[RuleResult]:
-    """The violations of a report: those of the engine's `results`, corrected by `findings`."""
+    """Return the violations of a report: the violated `results` of the engine, corrected by `findings`."""
     violated = violations(results)
     for finding in findings:
         if finding.state == "benign":
@@ -173,14 +170,14 @@ def apply_findings(results: Sequence[RuleResult], findings: Iterable[Finding]) -
 
 
 def lifted_results(results: Sequence[RuleResult], findings: Iterable[Finding]) -> tuple[RuleResult, ...]:
-    """The engine's violations that `findings` lift, with the article that lifts them."""
+    """Return the engine's violations that `findings` lift. Their citation becomes the article that lifts them."""
     lifting = [finding for finding in findings if finding.state == "lifted"]
-    pairs = ((result, next((one for one in lifting if concerns(one, result)), None)) for result in violations(results))
-    return tuple(replace(result, legal=finding.legal or result.legal) for result, finding in pairs if finding)
+    pairs = ((result, [finding for finding in lifting if concerns(finding, result)]) for result in violations(results))
+    return tuple(replace(result, legal=matches[0].legal or result.legal) for result, matches in pairs if matches)
 
 
 def concerns(finding: Finding, result: RuleResult) -> bool:
-    """Whether a finding is on this result: on its rule and, if the finding names a cell, on its cell."""
+    """Return whether a finding has the rule of this result and, if the finding names a cell, its cell."""
     return result.rule_id == finding.rule and finding.cell in ("", cell_name(result.cell, result.row))
 
 
@@ -191,18 +188,18 @@ def _corrected(result: RuleResult, finding: Finding) -> RuleResult:
 
 
 def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
-    """A violation that the engine does not have.
+    """Make a violation that the engine does not have.
 
-    What the finding leaves out comes from the engine's result of the same rule, which is then not a violation. The unit and
-    the accuracy are those of the reported figure. Raises `UserError` if value, limit or cell are unknown; only of a rule
-    `..._COUNTED`, value and limit may be (the note states no amount, or in another currency).
+    Columns that the finding leaves empty are filled from the engine's result of the same rule, which is then not a violation.
+    The unit and the accuracy are taken from the reported figure. Raise `UserError` if value, limit or cell remain unknown.
+    Only a rule `..._COUNTED` may have no value and limit (the note states no amount, or in another currency).
     """
     rule, (cell, row) = finding.note_rule, parse_cell(finding.cell)
     own = next((result for result in results if result.rule_id == finding.rule), None)
     if own and not finding.cell:
         cell, row = own.cell, own.row
     figures = [part for result in results for figure in result.inputs for part in (figure, *figure.parts)]
-    known = next((figure for figure in figures if figure.cell == cell and row in ("", figure.row)), None)
+    reported = next((figure for figure in figures if figure.cell == cell and row in ("", figure.row)), None)
     value = finding.value if finding.value is not None else own and own.value
     limit = finding.limit if finding.limit is not None else own and own.limit
     needed = {"cell": cell[0]} if rule and rule.counted else {"cell": cell[0], "value": value, "limit": limit}
@@ -221,8 +218,8 @@ def _added(finding: Finding, results: Sequence[RuleResult]) -> RuleResult:
         limit=limit,
         relation=rule.relation if rule else own.relation if own else "min",
         legal=finding.legal or (rule.legal if rule else own.legal if own else _legal_of(finding.rule)),
-        unit=known.unit if known and known.unit else "iso4217:EUR" if is_amount else "xbrli:pure",
-        decimals=known.decimals if known else None,
+        unit=reported.unit if reported and reported.unit else "iso4217:EUR" if is_amount else "xbrli:pure",
+        decimals=reported.decimals if reported else None,
         row=row,
         is_stated=any(figure.value == limit for figure in figures),
         title=rule.title if rule else own.title if own else "",
@@ -234,8 +231,8 @@ def _legal_of(rule_id: str) -> str:
 
 
 def parse_cell(text: str) -> tuple[CellKey, str]:
-    """(cell, key of its open row) of a printed cell: the reverse of `render.cell_name`."""
-    found = CELL.fullmatch(text)
-    table, row, column = found.groups() if found else ("", "", "")
+    """Return (cell, key of its open row) of a printed cell: the inverse of `render.cell_name`."""
+    match = CELL.fullmatch(text)
+    table, row, column = match.groups() if match else ("", "", "")
     is_row = bool(re.fullmatch(r"r\d+", row or ""))
     return (table.replace(" ", "_"), row if is_row else "*", column), "" if is_row else row or ""

@@ -2,11 +2,11 @@
 
 A formula is an expression over cells, e.g. `{C_03.00,r0010,c0010} < 0.045`. It supports `+ - * /`, `max`, `min`,
 comparisons, `and`, `or` and `not`. `zero({...})` is a figure that counts as 0 if it is not reported. `says({...},
-'member')` is 1 if a cell contains that member of an enumeration, else 0. A bare name is a legal parameter that
+'member')` is 1 if a cell contains this member of an enumeration, else 0. A bare name is a legal parameter that
 depends on the year. The row `*` stands for each row of an open table in turn.
 
-Every number has an interval given by its rounding. A comparison is true or false only if it is so for all values in the
-intervals, as in the interval arithmetic of the EBA's filing rules. `a != b` is true if the intervals do not overlap.
+Every number has an interval given by its rounding. A comparison is true or false only if it has this result for all values
+in the intervals, as in the interval arithmetic of the EBA's filing rules. `a != b` is true if the intervals do not overlap.
 """
 
 import ast
@@ -36,23 +36,23 @@ class Formula:
 
     @property
     def relation(self) -> str:
-        """How the right side of the first comparison limits the figure: "min", "max" or "expected"."""
+        """Return how the right side of the first comparison limits the left one: "min", "max" or "expected"."""
         return RELATIONS[type(self.comparison.ops[0])]
 
     @property
     def sides(self) -> tuple[ast.expr, ast.expr]:
-        """Both sides of the first comparison."""
+        """Return the left and the right side of the first comparison."""
         return self.comparison.left, self.comparison.comparators[0]
 
     @functools.cached_property
     def names(self) -> frozenset[str]:
-        """The names of cells (x0, x1, ...) and legal parameters in the expression."""
+        """Return the names of cells (x0, x1, ...) and legal parameters in the expression."""
         return frozenset(node.id for node in ast.walk(self.expression) if isinstance(node, ast.Name))
 
 
 @dataclass(frozen=True)
 class Number:
-    """A figure and the interval of unrounded values that it can stand for."""
+    """A figure and the interval of unrounded values that it may have been rounded from."""
 
     value: Decimal
     low: Decimal
@@ -60,17 +60,17 @@ class Number:
 
 
 def keeps_to(value: Decimal, relation: str, limit: Decimal) -> bool:
-    """Whether a figure keeps to its limit, which is a "min" or a "max", or is the figure that is "expected"."""
+    """Return whether a figure keeps to its limit. `relation` is "min", "max" or, for equality, "expected"."""
     return {"min": value >= limit, "max": value <= limit, "expected": value == limit}[relation]
 
 
 def exactly(value: Decimal) -> Number:
-    """A number whose interval contains only `value`."""
+    """Return a number whose interval contains only `value`."""
     return Number(value, value, value)
 
 
 def rounded(value: Decimal, decimals: int | str | None) -> Number:
-    """A number that is accurate to `decimals` places. Exact if `decimals` is INF or None."""
+    """Return a number that is accurate to `decimals` places, or exact if `decimals` is INF or None."""
     if not isinstance(decimals, int):
         return exactly(value)
     half = Decimal((0, (5,), -decimals - 1))  # half a unit in the last accurate place
@@ -78,9 +78,10 @@ def rounded(value: Decimal, decimals: int | str | None) -> Number:
 
 
 def parse_formula(text: str, parameters: Set[str]) -> Formula:
-    """Parse a formula, never executing it.
+    """Parse a formula without ever executing it as Python.
 
-    Raises ValueError or SyntaxError for anything outside the formula language: evaluating it on some numbers meets it.
+    Raise ValueError or SyntaxError for anything outside the formula language. A trial evaluation on arbitrary numbers
+    detects it.
     """
     cells: dict[CellKey, str] = {}
     plain = CELL.sub(lambda match: cells.setdefault((match[1], match[2], match[3]), f"x{len(cells)}"), text)
@@ -104,8 +105,8 @@ def parse_formula(text: str, parameters: Set[str]) -> Formula:
 def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> bool | None:
     """Evaluate a condition in three-valued (Kleene) logic.
 
-    Returns True or False if that is the result for all values in the intervals, else None. Raises ValueError for a node
-    that is no condition.
+    Return True or False if all values in the intervals give this result, else None. Raise ValueError for a node that is no
+    condition.
     """
     if isinstance(node, ast.BoolOp):
         parts = [truth(part, numbers, texts) for part in node.values]
@@ -131,10 +132,7 @@ def truth(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str
 
 
 def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str, str]) -> Number:
-    """Evaluate a numeric expression.
-
-    Raises ZeroDivisionError if the interval of a divisor contains zero, ValueError for a node that is no figure.
-    """
+    """Evaluate a figure. Raise ZeroDivisionError if a divisor's interval contains 0, ValueError for a node that is no figure."""
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return exactly(Decimal(str(value)))
@@ -148,9 +146,9 @@ def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str
             parts = (arithmetic(part, numbers, texts) for part in (left, right))
             return combine(OPERATIONS[type(sign)], *parts)
         case ast.Call(
-            func=ast.Name(id="says"), args=[ast.Name(id=name), ast.Constant(value=str() as said)], keywords=[]
+            func=ast.Name(id="says"), args=[ast.Name(id=name), ast.Constant(value=str() as member)], keywords=[]
         ):
-            return exactly(Decimal(texts.get(name) == said))
+            return exactly(Decimal(texts.get(name) == member))
         case ast.Call(func=ast.Name(id="zero"), args=[ast.Name() as cell], keywords=[]):
             return arithmetic(cell, numbers, texts)
         case ast.Call(func=ast.Name(id="max" | "min" as called), args=[_, *_] as args, keywords=[]):
@@ -160,9 +158,9 @@ def arithmetic(node: ast.expr, numbers: Mapping[str, Number], texts: Mapping[str
 
 
 def combine(operation: Callable[[Decimal, Decimal], Decimal], left: Number, right: Number) -> Number:
-    """One operation on two numbers: its interval has the extremes of the four corners.
+    """Apply an operation to two numbers. The interval of the result spans the results at the four pairs of interval ends.
 
-    Raises ZeroDivisionError if the interval of a divisor contains zero.
+    Raise ZeroDivisionError if the interval of a divisor contains zero.
     """
     if operation is operator.truediv and right.low <= 0 <= right.high:
         raise ZeroDivisionError

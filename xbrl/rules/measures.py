@@ -1,4 +1,4 @@
-"""What a supervisor demands after a finding: the legal order of the requirements, measures, deadlines, consequence, basis.
+"""Turn findings into a supervisor's demands: the legal order of requirements, measures, deadlines, consequence, legal basis.
 
 A breach is as severe in law as the requirement that it misses. The order, from the most severe:
 
@@ -8,25 +8,26 @@ A breach is as severe in law as the requirement that it misses. The order, from 
   amount, and a capital conservation plan is due within five working days (CRD Art. 141 to 142);
 - `filing`: figures that are wrong, contradict each other, or came late.
 
-What is demanded within an order follows from gravity and duration (CRD Art. 70(1)(a), 104(1)): `urgency` grades both.
+Within an order the measures follow from gravity and duration (CRD Art. 70(1)(a), 104(1)): `urgency` grades both.
 Only two terms are law: five working days for the conservation plan (CRD Art. 142(1)), and "without undue delay" for
-liquidity plans (CRR Art. 414) and for corrections (ITS (EU) 2024/3117 Art. 3(5)). The others are a supervisor's practice
-and are meant to be changed here. Missing the Pillar 2 guidance is no breach (CRD Art. 104b).
+liquidity plans (CRR Art. 414) and for corrections (ITS (EU) 2024/3117 Art. 3(5)). The other terms are a supervisor's
+practice; change them here. Missing the Pillar 2 guidance is no breach (CRD Art. 104b).
 
 **The legal basis of a letter** is data, too. CRR is a regulation and binds banks directly. CRD is a directive and binds them
 only through the national law that transposes it (TFEU Art. 288). So `bases.json` has the basis "model", which cites CRR and
-CRD and says so, and "de" as an example of a national one. A supervisor adds their own there:
+CRD and says so, and "de" as an example of a national basis. Add your own there, with these keys:
 
-- `requirements`: rule -> citation in place of the rule's own;
-- `powers`: subject of a measure -> what entitles the authority to demand it: `law`, and in its place in a letter that a person
-  signs, if there is one, `signed`, or `urgent` with what only an urgent measure demands. These name the basis of frequent
-  reports (CRD Art. 104(1)(j)) and of limits on business (e), too; the letters that models learn leave it out;
-- `penalty`, `licence`: what a letter cites where it announces them; `hearing` (`working_days`, `urgent`: what lets the
-  authority decide first, if there is a law of that) and `objection` (`months`, `suspends`: whether it suspends the measures, or
-  on which subjects, `at_once`: the law by which the others apply at once): every decision letter but the short one says both.
+- `requirements`: {rule: citation}, for rules whose own citation is replaced;
+- `powers`: {subject of a measure: provisions that entitle the authority to demand it}. `law` is cited by default. A letter
+  that a person signs cites `urgent` for an urgent measure, or else `signed`, if these keys are present. The two also name the
+  basis of frequent reports (CRD Art. 104(1)(j)) and of limits on business (e), which the letters that models learn leave out;
+- `penalty`, `licence`: the provisions that a letter cites when it announces a penalty or the withdrawal of the authorisation;
+- `hearing`: `working_days`, and `urgent`, the law that lets the authority decide first, if there is such a law;
+- `objection`: `months`; `suspends`, whether an objection suspends the measures, or on which subjects; `at_once`, the law by
+  which the other measures apply at once. Every decision letter except the short one mentions hearing and objection.
 
-`checked` is a remark for readers: "text" if the provision was read, "memory" if not. The sentence that says what binds the bank
-stands in each language among the blocks, in `[binding]` of `words.toml`.
+`checked` is a remark for readers: "text" if the provision was read, "memory" if not. The sentence that explains which law
+binds the bank is a block in each language, `[binding]` in `words.toml`.
 """
 
 import json
@@ -41,11 +42,11 @@ from xbrl.rules.rules import RuleResult
 
 BASES_FILE = Path(__file__).with_name("bases.json")
 ORDERS = ("filing", "buffer", "pillar2", "pillar1")  # ascending severity
-CONSEQUENCES = ("none", "penalty", "licence")  # what a letter announces beyond its measures, ascending
+CONSEQUENCES = ("none", "penalty", "licence")  # announced by a letter beyond its measures, ascending
 
 
 class Requirement(NamedTuple):
-    """What a rule protects: the subject of the measure, and the legal order."""
+    """The requirement behind a rule: the subject of the measure, and the legal order."""
 
     subject: str
     order: str
@@ -85,8 +86,8 @@ DEADLINES = {
     ("filing", "filing"): (10, 7, 5),
     ("timing", "filing"): (10, 10, 10),
 }
-# (subject, order) -> term of a resolution of the owners, in working days, for urgency 0, 1 and 2; 0: not demanded. A
-# general meeting is called at least 21 days ahead (Directive 2007/36/EC Art. 5(1)), after the board has decided what to ask.
+# (subject, order) -> term of a resolution of the owners, in working days, for urgency 0, 1 and 2; 0: not demanded. A general
+# meeting is called at least 21 days ahead (Directive 2007/36/EC Art. 5(1)), after the board has decided on its proposal.
 OWNERS = {("capital", "pillar1"): (0, 60, 40), ("capital", "pillar2"): (0, 0, 60)}
 NEEDED = (  # keys of a legal basis beside its powers
     "requirements",
@@ -98,7 +99,7 @@ NEEDED = (  # keys of a legal basis beside its powers
     "objection months",
     "objection suspends",
 )
-SMALL, LARGE = Decimal("0.03"), Decimal("0.1")  # of the requirement: 0.13 and 0.45 percentage points of 4.5%
+SMALL, LARGE = Decimal("0.03"), Decimal("0.1")  # fractions of the requirement: 0.13 and 0.45 percentage points of 4.5%
 
 
 @dataclass(frozen=True)
@@ -109,17 +110,17 @@ class Measure:
     order: str
     urgency: int  # 0, 1 or 2
     deadline_days: int  # working days from receipt
-    results: tuple[RuleResult, ...]  # the findings that it answers
+    results: tuple[RuleResult, ...]  # the findings that the measure answers
     owners_days: int = 0  # working days for a resolution of the owners on new capital; 0: none is demanded
 
 
 def requirement_of(result: RuleResult) -> Requirement:
-    """The requirement that a violated result misses. A rule without an entry is a filing error."""
+    """Return the requirement that a violated result misses. A rule without an entry is a filing error."""
     return REQUIREMENTS.get(result.rule_id, Requirement("filing", "filing"))
 
 
 def topic_of(measure: Measure) -> str:
-    """The subject, where a measure on distributions that only the leverage ratio buffer calls for has its own."""
+    """Return the subject of a measure; "leverage distributions" if only the leverage ratio buffer limits distributions."""
     subjects = {requirement_of(result).subject for result in measure.results}
     return (
         "leverage distributions" if measure.subject == "distributions" and subjects == {"leverage"} else measure.subject
@@ -127,18 +128,18 @@ def topic_of(measure: Measure) -> str:
 
 
 def severity(violated: Iterable[RuleResult]) -> str:
-    """The legal order of the worst finding, one of `ORDERS`; "filing" without findings."""
+    """Return the legal order of the worst finding, a member of `ORDERS`; "filing" without findings."""
     return max((requirement_of(result).order for result in violated), key=ORDERS.index, default="filing")
 
 
 def consequence(violated: Iterable[RuleResult], repeated: Mapping[str, int]) -> str:
-    """What a letter announces beyond its measures: "none", "penalty" or "licence".
+    """Return the consequence that a letter announces beyond its measures: "none", "penalty" or "licence".
 
     The authorisation may be withdrawn where requirements of CRR Parts Three, Four or Six or of CRD Art. 104(1)(a) are not met
-    (CRD Art. 18(d)), but a letter that threatens it must be proportionate: the minimum of capital, leverage or liquidity is
-    missed by more than 10% of it; or any requirement of either pillar by more than 3% in the third report in a row. Penalties
-    (CRD Art. 65, 70) are announced where a requirement of either pillar is missed by more than 3% or again, and where the same
-    wrong figure is filed again. Never for the buffer, whose price is the limit on distributions.
+    (CRD Art. 18(d)). A letter that threatens withdrawal must be proportionate: a minimum of capital, leverage or liquidity is
+    missed by more than 10% of the minimum; or any requirement of either pillar is missed by more than 3% in the third report
+    in a row. Penalties (CRD Art. 65, 70) are announced if a requirement of either pillar is missed by more than 3% or again,
+    and if the same wrong figure is filed again. A missed buffer announces nothing: its price is the limit on distributions.
     """
     worst = 0
     for result in violated:
@@ -154,10 +155,11 @@ def consequence(violated: Iterable[RuleResult], repeated: Mapping[str, int]) -> 
 
 
 def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -> list[Measure]:
-    """The measures that a letter demands, the most severe first. `repeated`: rule id -> earlier reports in a row that showed it.
+    """Return the measures that a letter demands, the most severe first.
 
-    Whoever misses a capital requirement of any order also misses the combined buffer, which comes on top of all others
-    (CRD Art. 141a): the measure on distributions follows.
+    `repeated` maps a rule id to the number of earlier reports in a row that violated the rule. A bank that misses a capital
+    requirement of any order also misses the combined buffer on top of it (CRD Art. 141a), so a measure on distributions
+    follows.
     """
     by_subject: dict[str, list[RuleResult]] = {}
     distributions = []
@@ -174,10 +176,10 @@ def plan_measures(violated: Sequence[RuleResult], repeated: Mapping[str, int]) -
 
 
 def _measure(subject: str, results: Sequence[RuleResult], repeated: Mapping[str, int]) -> Measure:
-    """A measure with its urgency within the legal order.
+    """Make the measure on a subject, with its urgency within the legal order.
 
-    A gap of more than 3% of the requirement counts one, of more than 10% two; each earlier report in a row that showed the
-    same counts one more. Of filing errors, several are more urgent than one.
+    A gap of more than 3% of the requirement counts 1, of more than 10% 2. Each earlier report in a row with the same finding
+    adds 1. Several filing errors are more urgent than a single one. The urgency is at most 2.
     """
     order = "buffer" if subject == "distributions" else severity(results)
     grave = [result for result in results if requirement_of(result).order == order]
@@ -194,7 +196,7 @@ def _measure(subject: str, results: Sequence[RuleResult], repeated: Mapping[str,
 
 
 def _size(result: RuleResult) -> int:
-    """0, 1 or 2 by the distance to the limit as a fraction of it; 0 for a wrong figure and a finding without figures."""
+    """Grade the gap as a fraction of the limit: 0, 1 (over 3%) or 2 (over 10%). A filing error or no figures: 0."""
     if requirement_of(result).order == "filing" or result.value is None or not result.limit:
         return 0
     gap = abs(result.limit - result.value) / abs(result.limit)
@@ -207,20 +209,20 @@ def _lasting(results: Iterable[RuleResult], repeated: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Basis:
-    """The legal basis of a letter: `row` is as the module describes it."""
+    """The legal basis of a letter. `row` has the keys that the module's docstring describes."""
 
     row: Mapping[str, Any]
 
     def citation(self, key: str) -> str:
-        """The citation of a provision: "penalty", "licence", "hearing" or "objection"."""
+        """Return the citation of a provision: "penalty", "licence", "hearing" or "objection"."""
         return self.row[key]["law"]
 
     def cite(self, result: RuleResult) -> str:
-        """The provision that a finding violates."""
+        """Return the provision that a finding violates."""
         return self.row["requirements"].get(result.rule_id, result.legal)
 
     def power_for(self, measures: Iterable[Measure], is_signed: bool = False) -> str:
-        """What the measures of a letter rest on, each provision once. `is_signed`: of one that a person signs."""
+        """Return the provisions that entitle the authority to the measures, each once. `is_signed`: a person signs the letter."""
         laws = []
         for measure in measures:
             power = self.row["powers"][topic_of(measure)]
@@ -230,14 +232,14 @@ class Basis:
 
 
 def load_basis(name: str = "model", path: Path = BASES_FILE) -> Basis:
-    """The basis with this name. Raises `UserError` for an unknown name or an incomplete file."""
+    """Return the basis with this name. Raise `UserError` for an unknown name or an incomplete file."""
     bases = json.loads(path.read_text(encoding="utf-8"))
     if name not in bases:
         raise UserError(f"{path}: there is no legal basis {name!r}; it has {', '.join(bases)}")
     for keys in (*NEEDED, *(f"powers {subject} law" for subject, _ in DEADLINES)):
-        found = bases[name]
+        value = bases[name]
         for key in keys.split():
-            if not isinstance(found, dict) or key not in found:
+            if not isinstance(value, dict) or key not in value:
                 raise UserError(f"{path}, {name}: {keys} is missing; xbrl/rules/measures.py describes the keys")
-            found = found[key]
+            value = value[key]
     return Basis(bases[name])

@@ -1,18 +1,18 @@
-"""What a note of the bank states, and what follows from it by arithmetic and law.
+"""Derive findings from the facts of a bank's note, by arithmetic and law.
 
-A fact is read from the note by the model or by a person; nothing here reads words. From a fact that applies on the
-reference date follows:
+The model or a person reads the facts from the note; this module reads no words. A fact that applies on the reference date
+has these consequences:
 
-- `pledged`, `own_shares`, `profit`: the reported figure is wrong by the amount and must be filed again, whatever the
-  limits say: PLEDGED_COUNTED (Delegated Reg. (EU) 2015/61 Art. 7(2)), OWN_SHARES_COUNTED (CRR Art. 28(1)(b), 36(1)(f)),
-  PROFIT_COUNTED (CRR Art. 26(2)). If a requirement is missed without the amount, that comes on top: LCR_PLEDGED, and
-  of capital the most severe requirement that is missed, the minimum (`..._MIN`), TSCR (`..._TSCR`) or the overall
-  requirement (OWN_SHARES, INTERIM_PROFIT).
-- `connected`: LE_CONNECTED if the clients together are above the limit (CRR Art. 395(1)).
+- `pledged`, `own_shares`, `profit`: the reported figure is wrong by the amount and must be filed again, whether or not a
+  limit is missed: PLEDGED_COUNTED (Delegated Reg. (EU) 2015/61 Art. 7(2)), OWN_SHARES_COUNTED (CRR Art. 28(1)(b), 36(1)(f)),
+  PROFIT_COUNTED (CRR Art. 26(2)). A requirement that is missed without the amount is a second finding: LCR_PLEDGED for
+  liquidity, and for capital the most severe requirement that is missed: the minimum (`..._MIN`), TSCR (`..._TSCR`) or the
+  overall requirement (OWN_SHARES, INTERIM_PROFIT).
+- `connected`: LE_CONNECTED if the exposures to the clients together are above the limit (CRR Art. 395(1)).
 - `waiver`: LCR_MIN is lifted (CRR Art. 8), and so is LCR_PLEDGED.
 
-A fact that does not apply changes nothing. What less Tier 1 capital means for the leverage ratio and for large exposures
-is left to the report that the bank files again.
+A fact that does not apply changes nothing. The effect of lower Tier 1 capital on the leverage ratio and on large exposures
+is not computed; it shows in the report that the bank files again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ LEGS = {
     "r0030": (("C_01.00", "r0015", "c0010"), Decimal("0.06"), "r0150", "r0180", "T1"),
     "r0050": (("C_01.00", "r0010", "c0010"), Decimal("0.08"), "r0130", "r0160", "TC"),
 }
-# End of a rule -> the rule on the limit that it names
+# End of a note rule's id -> template for the rule on the same limit
 LIMIT_RULES = {"_MIN": "{}_MIN", "_TSCR": "TSCR_{}", "": "OCR_{}"}
 SHARE, NAME, TYPE = ("C_28.00", "*", "c350"), ("C_27.00", "*", "c021"), ("C_27.00", "*", "c070")
 INSTITUTION, LIMIT_FOR_INSTITUTIONS = "qx2056", ("C_26.00", "r030", "c010")
@@ -46,27 +46,27 @@ LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
 
 @dataclass(frozen=True)
 class NoteFact:
-    """One fact of a note: that it holds on the reference date and matters in law (`applies`), or that it does not."""
+    """A fact that a note states. `applies`: whether it holds on the reference date and matters in law."""
 
-    kind: str  # one of KINDS
+    kind: str  # a member of KINDS
     applies: bool
-    amount: Decimal | None  # EUR; None where the note gives none
-    who: tuple[str, ...] = ()  # the other party; of `connected` the clients, by name or code
-    since: str = ""  # the day from which it holds (YYYY-MM-DD), if the note says it
+    amount: Decimal | None  # EUR; None if the note gives no amount
+    who: tuple[str, ...] = ()  # the other party; for `connected` the clients, by name or code
+    since: str = ""  # the day from which it holds (YYYY-MM-DD), if the note names it
     quote: str = ""  # the words of the note that prove it
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step from a fact to what follows: a figure without the amount, or what is left compared with a limit.
+    """One step of the derivation: a figure without the amount, or a figure without the amount compared with a limit.
 
-    Of a rule `..._COUNTED`, `value` is the reported figure and `limit` the figure without the amount; each is None if it is not
-    known. `parts` is what another value is made of: liquid assets that are left and outflow; capital, amount, capital that is
-    left and risk exposure; the shares of clients.
+    In a rule `..._COUNTED`, `value` is the reported figure and `limit` the figure without the amount; each is None if unknown.
+    In other rules `parts` are the figures from which `value` is computed: (remaining liquid assets, outflow); (capital, amount,
+    remaining capital, risk exposure); or the shares of the clients.
     """
 
     rule: str
-    kind: str  # of the fact
+    kind: str  # kind of the fact
     cell: CellKey
     value: Decimal | None
     limit: Decimal | None
@@ -76,41 +76,41 @@ class Step:
 
 
 def consequences(report: Report, results: Sequence[RuleResult], facts: Iterable[NoteFact]) -> list[Finding]:
-    """What follows from the facts, in the order of `KINDS`: findings "violated" or "lifted", as in findings.csv.
+    """Return the findings that follow from the facts, "violated" or "lifted" as in findings.csv, in the order of `KINDS`.
 
-    `results` are those of the engine on the same report. `undecided` says what could not be computed, and why.
+    `results` are the engine's results on the same report. `undecided` returns the consequences that could not be computed.
     """
     facts, case = list(facts), (report.entity.partition(".")[0], report.period)
-    found = [
-        Finding(*case, one.rule, "violated", cell_name(one.cell, one.row), one.value, one.limit, kind=one.kind)
-        for one in steps(report, facts)
-        if isinstance(one, Step) and one.is_missed
+    findings = [
+        Finding(*case, step.rule, "violated", cell_name(step.cell, step.row), step.value, step.limit, kind=step.kind)
+        for step in steps(report, facts)
+        if isinstance(step, Step) and step.is_missed
     ]
     if is_waived(facts) and any(result.rule_id == "LCR_MIN" and result.state == "violated" for result in results):
-        found.append(Finding(*case, "LCR_MIN", "lifted", cell_name(LCR), legal="CRR Art. 8", kind="waiver"))
-    return found
+        findings.append(Finding(*case, "LCR_MIN", "lifted", cell_name(LCR), legal="CRR Art. 8", kind="waiver"))
+    return findings
 
 
 def undecided(report: Report, facts: Iterable[NoteFact]) -> list[str]:
-    """What the figures of the report do not decide, one sentence each, which begins with the rule."""
-    return [one for one in steps(report, facts) if isinstance(one, str)]
+    """Return one sentence, beginning with the rule, for each consequence that the report's figures leave open, and why."""
+    return [step for step in steps(report, facts) if isinstance(step, str)]
 
 
 def is_waived(facts: Iterable[NoteFact]) -> bool:
-    """Whether the bank need not meet the liquidity coverage requirement."""
+    """Return whether the bank need not meet the liquidity coverage requirement."""
     return any(fact.kind == "waiver" and fact.applies for fact in facts)
 
 
 def steps(report: Report, facts: Iterable[NoteFact]) -> Iterator[Step | str]:
-    """The steps from the facts that apply to what follows, in the order of `KINDS`; a sentence where the figures do not decide."""
+    """Yield the steps that follow from the facts, in the order of `KINDS`; a sentence where the figures leave a rule open."""
     figures = index_facts(report)
     applying = [fact for fact in dict.fromkeys(facts) if fact.applies]
     amounts = {kind: [fact.amount for fact in applying if fact.kind == kind] for kind in COUNTED}
     for kind in (kind for kind in COUNTED if amounts[kind]):
         counting = BUFFER if kind == "pledged" else CET1
-        together = ("pledged",) if kind == "pledged" else tuple(CAPITAL)  # one ratio loses both of these
+        deducted = ("pledged",) if kind == "pledged" else tuple(CAPITAL)  # kinds that reduce the same ratio
         reported, own = amount_in(figures, counting), _total(amounts[kind])
-        total = _total([amount for other in together for amount in amounts[other]])
+        total = _total([amount for deducted_kind in deducted for amount in amounts[deducted_kind]])
         why = _why_unknown(figures, counting, own)
         without = None if reported is None or own is None or why else reported - own
         yield Step(COUNTED[kind], kind, counting, reported, without)
@@ -119,40 +119,41 @@ def steps(report: Report, facts: Iterable[NoteFact]) -> Iterator[Step | str]:
         elif kind != "pledged":
             yield from _capital(figures, kind, total)
         elif not is_waived(applying):
-            left, outflow = (reported or Decimal(0)) - total, amount_in(figures, OUTFLOW)
+            remaining, outflow = (reported or Decimal(0)) - total, amount_in(figures, OUTFLOW)
             if not outflow or outflow < 0:
                 yield f"LCR_PLEDGED: {cell_name(OUTFLOW)} is not reported or not above 0"
             else:
-                yield _ratio_step("LCR_PLEDGED", kind, LCR, Decimal(1), (left, outflow))
+                yield _ratio_step("LCR_PLEDGED", kind, LCR, Decimal(1), (remaining, outflow))
     for fact in (fact for fact in applying if fact.kind == "connected"):
-        found = connected_shares(figures, fact)
-        if isinstance(found, str):
-            yield found
+        connected = connected_shares(figures, fact)
+        if isinstance(connected, str):
+            yield connected
         else:
-            shares, limit = tuple(share for _, share in found[0]), found[1]
+            by_row, limit = connected
+            shares = tuple(share for _, share in by_row)
             total = sum(shares, Decimal(0))
-            yield Step("LE_CONNECTED", fact.kind, SHARE, total, limit, total > limit, shares, row=found[0][0][0])
+            yield Step("LE_CONNECTED", fact.kind, SHARE, total, limit, total > limit, shares, row=by_row[0][0])
 
 
 def _ratio_step(rule: str, kind: str, cell: CellKey, limit: Decimal, parts: tuple[Decimal, ...]) -> Step:
-    """The comparison of a ratio with its minimum; the last two of `parts` are divided."""
+    """Compare a ratio, the second last of `parts` divided by the last, with its minimum."""
     ratio = parts[-2] / parts[-1]
     return Step(rule, kind, cell, round_beside(ratio, limit)[0], limit, ratio < limit, parts)
 
 
 def amount_in(figures: Figures, cell: CellKey) -> Decimal | None:
-    """The reported number of a cell; None if the report has none."""
+    """Return the reported number of a cell; None if the report has none."""
     value = read_figure(figures, cell).value
     return value if isinstance(value, Decimal) else None
 
 
 def _total(amounts: Sequence[Decimal | None]) -> Decimal | None:
-    """The sum; None if one of the amounts is not known."""
+    """Return the sum, or None if an amount is unknown."""
     return None if None in amounts else sum((amount for amount in amounts if amount is not None), Decimal(0))
 
 
 def _why_unknown(figures: Figures, cell: CellKey, amount: Decimal | None) -> str:
-    """Why the figure without the amount is not known; "" if it is."""
+    """Return why the figure without the amount is unknown; "" if it can be computed."""
     figure, reported = read_figure(figures, cell), amount_in(figures, cell)
     if amount is None:
         return "the note states no amount"
@@ -164,7 +165,7 @@ def _why_unknown(figures: Figures, cell: CellKey, amount: Decimal | None) -> str
 
 
 def _capital(figures: Figures, kind: str, amount: Decimal) -> Iterator[Step | str]:
-    """The capital ratios without the amount, each against one requirement, up to the first that misses it.
+    """Compare the capital ratios without the amount with one requirement. Yield the steps up to the first missed ratio.
 
     The requirement is the most severe one that is missed, or the last one if all are met. The legal order is minimum, TSCR,
     overall requirement; within an order CET1 comes first, then Tier 1, then total capital.
@@ -192,9 +193,9 @@ def _capital(figures: Figures, kind: str, amount: Decimal) -> Iterator[Step | st
 
 
 def limit_rule(result: RuleResult) -> str:
-    """The rule on the limit that a finding names: `TSCR_T1` for OWN_SHARES_TSCR on the Tier 1 ratio; else the finding's own.
+    """Return the engine's rule on the same limit: `TSCR_T1` for OWN_SHARES_TSCR on the Tier 1 ratio; else the finding's own.
 
-    OWN_SHARES and INTERIM_PROFIT are on the CET1, the Tier 1 or the total capital ratio; the cell of the finding says which.
+    A finding OWN_SHARES... or INTERIM_PROFIT... concerns the CET1, the Tier 1 or the total capital ratio, as its cell tells.
     """
     for rule in CAPITAL.values():
         order = result.rule_id.removeprefix(rule)
@@ -208,7 +209,7 @@ def _ratio(figures: Figures, row: str) -> Decimal | None:
 
 
 def _overall(figures: Figures, tscr: str, overall: str, trea: Decimal) -> Decimal | None:
-    """The overall requirement: as reported, else TSCR and the combined buffer (CRD Art. 141a)."""
+    """Return the reported overall requirement, or else TSCR plus the combined buffer (CRD Art. 141a); None if unknown."""
     reported, share, buffer = _ratio(figures, overall), _ratio(figures, tscr), amount_in(figures, COMBINED_BUFFER)
     if reported is not None or share is None or buffer is None:
         return reported
@@ -216,17 +217,17 @@ def _overall(figures: Figures, tscr: str, overall: str, trea: Decimal) -> Decima
 
 
 def connected_shares(figures: Figures, fact: NoteFact) -> tuple[list[tuple[str, Decimal]], Decimal] | str:
-    """([(row, share of Tier 1) of each client], their limit together); a sentence if the report does not have them.
+    """Return ([(row, share of Tier 1) per client], limit for their sum), or a sentence why the report does not have them.
 
-    If one of them is an institution, the bank's limit for institutions applies where that is higher, as long as the others
-    together keep to 25%.
+    A group with an institution has the bank's limit for institutions if that is higher, provided that its other members
+    together stay within 25% of Tier 1.
     """
     keys = {key: client for client in fact.who for key in [_row_of(figures, client)] if key is not None}
     missing = [client for client in fact.who if client not in keys.values()]
     if missing or len(keys) < 2:
-        named = f"{missing[0]} has no row in C 28.00" if missing else "the note does not name two clients of C 28.00"
-        return f"LE_CONNECTED: {named}"
-    shares, others, limit = [], Decimal(0), LARGEST_SHARE
+        reason = f"{missing[0]} has no row in C 28.00" if missing else "the note does not name two clients of C 28.00"
+        return f"LE_CONNECTED: {reason}"
+    shares, of_non_institutions, limit = [], Decimal(0), LARGEST_SHARE
     for key in keys:
         share = read_figure(figures, SHARE, key)
         share = recompute(figures, SHARE, key, figures.tables) if share.source == "not reported" else share
@@ -236,20 +237,20 @@ def connected_shares(figures: Figures, fact: NoteFact) -> tuple[list[tuple[str, 
         if str(read_figure(figures, TYPE, key).value).endswith(INSTITUTION):
             limit = max(limit, amount_in(figures, LIMIT_FOR_INSTITUTIONS) or limit)
         else:
-            others += share.value
-    return shares, limit if others <= LARGEST_SHARE else LARGEST_SHARE
+            of_non_institutions += share.value
+    return shares, limit if of_non_institutions <= LARGEST_SHARE else LARGEST_SHARE
 
 
 def _row_of(figures: Figures, client: str) -> Key | None:
-    """The row of a client in C 28.00, by its code or by its name in C 27.00."""
+    """Find the row of a client in C 28.00, by its code or by its name in C 27.00."""
     for key in row_keys(figures, (SHARE, ("C_28.00", "*", "c330"))):
         name = read_figure(figures, NAME, key).value
         texts = [member for _, member in key] + ([name] if isinstance(name, str) else [])
-        if _same(client) in map(_same, texts):
+        if _normalized(client) in map(_normalized, texts):
             return key
     return None
 
 
-def _same(name: str) -> str:
-    """A name without differences of case, spaces and punctuation."""
+def _normalized(name: str) -> str:
+    """Remove case, spaces and punctuation from a name."""
     return "".join(character for character in name.casefold() if character.isalnum())

@@ -1,18 +1,18 @@
-"""Findings about the report itself: what makes its figures incomplete, contradictory or implausible.
+"""Check the report itself: find figures that are incomplete, contradictory or implausible.
 
-The rules judge what a bank reported. These findings say where that judgement may be wrong, so that nothing odd passes
-as clean. They have the kind "quality" and are never labels of training examples: `rules.evaluate` does not return them.
-The requirements are those of the EBA's filing rules, read in a validator's specification of version 5.7 and in a notice of De
-Nederlandsche Bank, not in the rules themselves, except where a finding names another source.
+The rules judge the figures that a bank reported. The findings of this module tell where that judgement may be wrong, so that
+nothing odd passes as clean. They have the kind "quality" and are never labels of training examples: `rules.evaluate` does not
+return them. The requirements are the EBA's filing rules, read in a validator's specification of version 5.7 and in a notice of
+De Nederlandsche Bank, not in the rules themselves, unless a finding names another source.
 
-- FILING_INDICATOR: facts of a template without a filing indicator, or of one that is declared as not filed (1.6).
+- FILING_INDICATOR: facts of a template that has no filing indicator or is declared as not filed (1.6).
 - MANDATORY: a template is missing that every bank files in its module.
 - DUPLICATE: a cell with values that contradict each other (2.16).
 - CURRENCY: amounts in more than one currency (3.1).
 - ENTITY, PERIOD: facts of another entity or reference date; the rules do not read them (2.9, 2.13).
-- ACCURACY: figures are coarser than required (2.18). A rule that they leave open is undecided and says so.
-- PLAUSIBLE: the decimal point of a ratio looks two places off, by its numerator and denominator, or by its size if these
-  are missing (3.2). This is a warning.
+- ACCURACY: figures are coarser than required (2.18). If they leave a rule open, the rule is undecided and gives this reason.
+- PLAUSIBLE: the decimal point of a ratio looks two places off, judged by its numerator and denominator, or by its size if
+  these are missing (3.2). This is a warning.
 """
 
 from collections import Counter
@@ -36,8 +36,8 @@ from xbrl.rules.reported_figures import (
 )
 from xbrl.rules.rules import RuleResult, why_unfiled
 
-# Module -> (templates that every bank files in it, source, and that of before 2025 if it was another). The articles were checked
-# in the text. Art. 5(1) names a section of the annex; Art. 5(2) of (EU) 2021/451 named templates 1 to 5 (5: transitional provisions).
+# Module -> (templates that every bank files in it, source, source before 2025 if different). The articles were checked in the
+# text. Art. 5(1) names a section of the annex; Art. 5(2) of (EU) 2021/451 named templates 1 to 5 (5: transitional provisions).
 NEW, OLD = "ITS (EU) 2024/3117 Art.", "ITS (EU) 2021/451 Art."
 MANDATORY = {
     "COREP_OF": (("C_01.00", "C_02.00", "C_03.00", "C_04.00"), f"{NEW} 5(1)", f"{OLD} 5(2)"),
@@ -48,17 +48,17 @@ MANDATORY = {
 }
 # A fact with one of these members is expressed in its own currency (EBA filing rules 3.1).
 OWN_CURRENCY = ("eba_CA:x1", "eba_qCA:qx2000")
-# Ratios above these, ten times the usual size of banks in the EU or of the limit, are doubted where their parts are missing.
+# A ratio above this value is doubted if its parts are missing: ten times the usual ratio of banks in the EU, or ten times the limit.
 IMPLAUSIBLE = {
     **{("C_03.00", row, "c0010"): Decimal("1.5") for row in ("r0010", "r0030", "r0050")},
     **{("C_28.00", "*", "c350"): Decimal("2.5"), ("C_47.00", "r0340", "c0010"): Decimal("0.55")},
     **{("C_76.00.a", "r0030", "c0010"): Decimal("16.5"), ("C_84.00.a", "r0220", "c0040"): Decimal("12.7")},
 }
-MAX_NAMED = 5  # facts that a finding names
+MAX_NAMED = 5  # a finding names at most so many facts
 
 
 def check_quality(report: Report, cells: Cells) -> list[RuleResult]:
-    """The findings about a report, in a fixed order."""
+    """Return the findings about a report, in a fixed order."""
     figures = index_facts(report)
     return [
         *_uncovered(report, cells),
@@ -76,7 +76,7 @@ def _finding(rule: str, legal: str, reason: str, cell: CellKey, row: str = "", s
 
 
 def _named(facts: Sequence[Fact], cells: Cells) -> str:
-    """Some facts by cell and value: `2 facts: C 47.00 r0340 c0010 = 2.00%, C 47.00 r0300 c0010 = 5 thousand`."""
+    """Count and name facts: `2 facts: C 47.00 r0340 c0010 = 2.00%, C 47.00 r0300 c0010 = 5 thousand`."""
     texts = []
     for fact in facts[:MAX_NAMED]:
         name = cell_name(fact.cell, " ".join(fact.keys.values())) if fact.cell else fact.concept
@@ -86,7 +86,7 @@ def _named(facts: Sequence[Fact], cells: Cells) -> str:
 
 
 def _uncovered(report: Report, cells: Cells) -> Iterator[RuleResult]:
-    """Facts of templates whose filing indicator is missing or false."""
+    """Find facts of templates whose filing indicator is missing or false."""
     with_cell, indicators = [fact for fact in report.facts if fact.cell], report.filing_indicators
     if with_cell and not indicators:
         text = "the report has no filing indicators; the rules judge all of its facts"
@@ -111,9 +111,9 @@ def _cell(fact: Fact) -> CellKey:
 
 
 def _mandatory(report: Report, cells: Cells) -> Iterator[RuleResult]:
-    """Templates that are missing although their module was filed."""
+    """Find templates that are missing although their module was filed."""
     indicators = report.filing_indicators
-    # A fact that several tables show does not tell which module it was filed in.
+    # A fact in several tables does not tell in which module it was filed, so it is ignored here.
     reported = {template_of(fact.cell[0]) for fact in report.facts if fact.cell and not fact.other_cells}
     present = {template for template, filed in indicators.items() if filed} if indicators else reported
     modules = {_module(template, cells) for template in indicators.keys() | reported}
@@ -126,13 +126,13 @@ def _mandatory(report: Report, cells: Cells) -> Iterator[RuleResult]:
 
 
 def _module(template: str, cells: Cells) -> str:
-    """The module of a template; "" if unknown. The tables of a template have its code, or that and a letter."""
+    """Return the module of a template; "" if unknown. A table has the code of its template, or the code and a letter."""
     tables = (cells.table(template + suffix) for suffix in ("", ".a", ".b", ".c"))
     return next((table.module for table in tables if table), "")
 
 
 def _duplicates(figures: Figures, cells: Cells) -> Iterator[RuleResult]:
-    """Cells with contradictory values. A fact that several tables show is named once."""
+    """Find cells with contradictory values. A fact in several tables is named once."""
     seen = set()
     for cell, groups in figures.facts.items():
         for key, facts in groups.items():
@@ -145,14 +145,14 @@ def _duplicates(figures: Figures, cells: Cells) -> Iterator[RuleResult]:
 
 
 def _format(figure: Figure, cells: Cells) -> str:
-    """The value as text; numbers of staff or years, which have no unit either, are no percentages."""
+    """Format the value. A number of staff or years has no unit either, but is not a percentage."""
     cell = cells.by_cell(*figure.cell)
     is_count = cell is not None and cell.type != "percentage" and figure.unit in PURE
     return f"{figure.value:f}" if is_count and isinstance(figure.value, Decimal) else format_value(figure)
 
 
 def _currencies(report: Report, cells: Cells) -> Iterator[RuleResult]:
-    """Amounts in another currency than the report's. Amounts that are to be in their own currency are left out."""
+    """Find amounts in another currency than the report's, except amounts that must be in their own currency."""
     amounts: dict[str, list[Fact]] = {}
     for fact in report.facts:
         unit = fact.unit or ""
@@ -170,7 +170,7 @@ def _currencies(report: Report, cells: Cells) -> Iterator[RuleResult]:
 
 
 def _of_others(report: Report, cells: Cells) -> Iterator[RuleResult]:
-    """Facts of another entity or another reference date."""
+    """Find facts of another entity or another reference date."""
     groups: dict[tuple[str, str, str], list[Fact]] = {}
     for fact in report.facts:
         if fact.cell and not is_of_report(fact, report):
@@ -183,7 +183,7 @@ def _of_others(report: Report, cells: Cells) -> Iterator[RuleResult]:
 
 
 def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
-    """Figures whose `decimals` are below the required ones: one finding for ratios and one for amounts."""
+    """Find figures with fewer `decimals` than required: one finding for ratios, one for amounts."""
     groups: dict[str, list[Fact]] = {}
     for fact in report.facts:
         if fact.cell and isinstance(fact.decimals, int) and fact.decimals < decimals_needed(fact.unit):
@@ -191,13 +191,13 @@ def _coarse(report: Report, cells: Cells) -> Iterator[RuleResult]:
             if cell and cell.type in ("monetary", "percentage"):
                 groups.setdefault(cell.type, []).append(fact)
     for kind, facts in groups.items():
-        found = ", ".join(map(str, sorted({fact.decimals for fact in facts if isinstance(fact.decimals, int)})))
-        text = f"{kind} figures have decimals {found} where at least {decimals_needed(facts[0].unit)} is required"
+        decimals = ", ".join(map(str, sorted({fact.decimals for fact in facts if isinstance(fact.decimals, int)})))
+        text = f"{kind} figures have decimals {decimals} where at least {decimals_needed(facts[0].unit)} is required"
         yield _finding("ACCURACY", "EBA filing rules 2.18", f"{text}: {_named(facts, cells)}", _cell(facts[0]))
 
 
 def _doubtful(figures: Figures) -> Iterator[RuleResult]:
-    """Ratios whose decimal point is probably two places off. Two ratios within 2% are about equal."""
+    """Find ratios whose decimal point is probably two places off. Two ratios within 2% of each other count as equal."""
     for place in RECOMPUTED:
         for key in figures.facts.get(place, {}):
             figure, ratio = read_figure(figures, place, key), recompute(figures, place, key, figures.tables)

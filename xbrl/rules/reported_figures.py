@@ -1,4 +1,4 @@
-"""The figures that formulas read: one per cell, with where it comes from.
+"""Look up the figures that formulas read: one per cell, with its source.
 
 A figure is reported, recomputed from other reported figures, or missing. A ratio that a bank leaves out is recomputed
 from its numerator and denominator (`RECOMPUTED`), so that leaving out a ratio hides nothing.
@@ -21,7 +21,7 @@ Key = tuple[tuple[str, str], ...]  # (dimension, member) pairs of an open row or
 # The accuracy that EBA filing rules 2.18 demand: ratios to four decimal places, amounts to tens of thousands (since
 # 1 April 2025, before that to thousands). A figure that meets it counts as reported.
 RATIO_DECIMALS, AMOUNT_DECIMALS = 4, -4
-MAX_VALUES = 8  # of one cell that contradict each other: a hostile file has any number
+MAX_VALUES = 8  # contradictory values that are kept for one cell, because a hostile file can have any number
 
 
 def _cell(text: str) -> CellKey:
@@ -47,15 +47,15 @@ RECOMPUTED: dict[CellKey, tuple[CellKey, CellKey, str]] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """What a report says about one cell.
+    """The figure of one cell.
 
-    `source`: "reported"; "recomputed" as the first of `parts` divided by the second; "read as 0" if the cell is not
-    reported and the rule reads it as 0; "not reported" (`parts` are those of a ratio that cannot be recomputed);
-    "contradictory" if it has several inconsistent values (`parts`).
+    `source` is "reported"; "recomputed" as the first of `parts` divided by the second; "read as 0" if the cell is not
+    reported and the rule reads it as 0; "not reported" (a ratio that cannot be recomputed has its numerator and denominator
+    as `parts`); or "contradictory" if the cell has several inconsistent values, which are `parts`.
     """
 
     cell: CellKey
-    row: str  # key of its row in an open table
+    row: str  # key of the row in an open table
     value: Decimal | str | bool | None = None
     unit: str | None = None
     decimals: int | str | None = None
@@ -66,21 +66,24 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """The facts of a report by cell and key, each with those of its values that disagree (usually one)."""
+    """The facts of a report by cell and key. A cell with values that disagree has several facts, usually it has one."""
 
     facts: dict[CellKey, dict[Key, tuple[Fact, ...]]]
     tables: frozenset[str]  # tables with a fact
 
     @functools.cached_property
     def joins(self) -> dict[CellKey, dict[tuple[str, str], dict[frozenset[str], tuple[int, Key]]]]:
-        """Cell of an open table -> part of a key -> names of the whole key -> (its place, the first key with this part)."""
-        found: dict = {}
+        """Index the keys of open tables by their parts, to join rows of different tables.
+
+        The nesting is: cell -> part of a key -> names in the whole key -> (position, first key with this part).
+        """
+        index: dict = {}
         for cell, groups in self.facts.items():
             for place, key in enumerate(groups if cell[1] == "*" else ()):
                 for part in key:
-                    of_part = found.setdefault(cell, {}).setdefault(part, {})
-                    of_part.setdefault(frozenset(name for name, _ in key), (place, key))
-        return found
+                    by_names = index.setdefault(cell, {}).setdefault(part, {})
+                    by_names.setdefault(frozenset(name for name, _ in key), (place, key))
+        return index
 
 
 def index_facts(report: Report) -> Figures:
@@ -97,18 +100,18 @@ def index_facts(report: Report) -> Figures:
 
 
 def is_of_report(fact: Fact, report: Report) -> bool:
-    """Whether a fact is of the entity and the reference date of the report. A fact without them is."""
+    """Return whether a fact has the entity and the reference date of the report. A fact without them counts, too."""
     date = fact.period.rpartition("/")[2]
     return fact.entity in ("", report.entity) and date in ("", "forever", report.period)
 
 
-def _merged(known: tuple[Fact, ...], fact: Fact) -> tuple[Fact, ...]:
-    """`known` and one more value of the same cell. Of two consistent values, the more accurate one is kept."""
-    for index, other in enumerate(known):
-        if other.unit == fact.unit and consistent(other, fact):
-            better = fact if _accuracy(fact) > _accuracy(other) else other
-            return (*known[:index], better, *known[index + 1 :])
-    return (*known, fact)[:MAX_VALUES]
+def _merged(facts: tuple[Fact, ...], fact: Fact) -> tuple[Fact, ...]:
+    """Add one more fact of the same cell to `facts`. If two are consistent, only the more accurate fact is kept."""
+    for index, earlier in enumerate(facts):
+        if earlier.unit == fact.unit and consistent(earlier, fact):
+            better = fact if _accuracy(fact) > _accuracy(earlier) else earlier
+            return (*facts[:index], better, *facts[index + 1 :])
+    return (*facts, fact)[:MAX_VALUES]
 
 
 def _accuracy(fact: Fact) -> float:
@@ -116,15 +119,15 @@ def _accuracy(fact: Fact) -> float:
 
 
 def row_keys(figures: Figures, cells: Iterable[CellKey]) -> list[Key]:
-    """The keys of the open rows that report any of `cells`, in the order of the report."""
+    """Return the keys of the open rows that report any of `cells`, in the order of the report."""
     return list(dict.fromkeys(key for cell in cells for key in figures.facts.get(cell, {})))
 
 
 def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
-    """The reported figure of a cell, or one that is "not reported" or "contradictory".
+    """Return the reported figure of a cell, or a figure with the source "not reported" or "contradictory".
 
-    For a cell of an open table, `key` selects its row. Rows of different open tables are joined on any part of the key
-    that both have in common.
+    For a cell of an open table, `key` selects its row. Rows of different open tables are joined on any part that their keys
+    have in common.
     """
     row = " ".join(member for _, member in key) if cell[1] == "*" else ""
     groups = figures.facts.get(cell, {})
@@ -132,20 +135,17 @@ def read_figure(figures: Figures, cell: CellKey, key: Key = ()) -> Figure:
         own = frozenset(name for name, _ in key)
         parts = figures.joins.get(cell, {}) if key not in groups else {}
         joined = [first for part in key for names, first in parts.get(part, {}).items() if names != own]
-        found = groups.get(min(joined)[1] if joined else key, ())
-    else:  # a fixed cell has no keys; if it has sheets, all of them must agree
-        found = groups.get(()) or tuple(fact for facts in groups.values() for fact in facts)
-    values = tuple(Figure(cell, row, fact.value, fact.unit, fact.decimals, "reported") for fact in found)
+        facts = groups.get(min(joined)[1] if joined else key, ())
+    else:  # a fixed cell has no keys; if it has sheets, all sheets must agree
+        facts = groups.get(()) or tuple(fact for group in groups.values() for fact in group)
+    values = tuple(Figure(cell, row, fact.value, fact.unit, fact.decimals, "reported") for fact in facts)
     if len(values) > 1:
         return Figure(cell, row, source="contradictory", parts=values)
     return values[0] if values else Figure(cell, row)
 
 
 def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str]) -> Figure:
-    """A ratio that is not reported, recomputed from figures of `tables`.
-
-    If that is not possible, the result is "not reported", with the parts that it would be recomputed from.
-    """
+    """Recompute a missing ratio from figures of `tables`; if impossible, return it "not reported" with its two parts."""
     missing = Figure(cell, read_figure(figures, cell, key).row)
     if not can_recompute(cell, tables):
         return missing
@@ -158,15 +158,12 @@ def recompute(figures: Figures, cell: CellKey, key: Key, tables: frozenset[str])
 
 
 def can_recompute(cell: CellKey, tables: frozenset[str]) -> bool:
-    """Whether a cell is a ratio whose numerator and denominator belong to `tables`."""
+    """Return whether a cell is a ratio whose numerator and denominator belong to `tables`."""
     return cell in RECOMPUTED and all(part[0] in tables for part in RECOMPUTED[cell][:2])
 
 
 def number_of(figure: Figure) -> Number:
-    """The number of a figure, with the interval that its `decimals` allow.
-
-    Raises ZeroDivisionError for a recomputed ratio whose denominator may be 0 within its rounding.
-    """
+    """Return a figure's number with its interval. Raise ZeroDivisionError if the denominator of a recomputed ratio may be 0."""
     if figure.source == "recomputed":
         return combine(truediv, *map(number_of, figure.parts))
     assert isinstance(figure.value, Decimal), figure
@@ -174,37 +171,34 @@ def number_of(figure: Figure) -> Number:
 
 
 def decimals_needed(unit: str | None) -> int:
-    """The `decimals` that EBA filing rules 2.18 demand."""
+    """Return the `decimals` that EBA filing rules 2.18 demand."""
     return RATIO_DECIMALS if unit in PURE else AMOUNT_DECIMALS
 
 
 def is_accurate(figure: Figure) -> bool:
-    """Whether a figure is as accurate as EBA filing rules 2.18 demand; for a recomputed ratio, whether its parts are."""
+    """Return whether a figure, or each part of a recomputed ratio, is as accurate as EBA filing rules 2.18 demand."""
     if figure.parts:
         return all(map(is_accurate, figure.parts))
     return not isinstance(figure.decimals, int) or figure.decimals >= decimals_needed(figure.unit)
 
 
 def numbers_of(figures: Mapping[str, Figure], exact: bool) -> dict[str, Number]:
-    """Numbers of the figures that have one, by name.
+    """Return the numbers of the figures by name, without figures that have no number.
 
-    `exact`: figures that are accurate enough count as reported, and so do ratios recomputed from such figures. The
-    others stand for the interval that their `decimals` allow.
+    With `exact`, figures that are accurate enough count as reported, and so do ratios recomputed from such figures. All other
+    figures stand for the interval that their `decimals` allow.
     """
-    found = {}
+    numbers = {}
     for name, figure in figures.items():
         if figure.source == "read as 0":
-            found[name] = exactly(Decimal(0))
+            numbers[name] = exactly(Decimal(0))
         elif isinstance(figure.value, Decimal):
-            found[name] = exactly(figure.value) if exact and is_accurate(figure) else number_of(figure)
-    return found
+            numbers[name] = exactly(figure.value) if exact and is_accurate(figure) else number_of(figure)
+    return numbers
 
 
 def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str:
-    """Why a formula cannot be computed from its figures; "" if it can.
-
-    `texts` are the names of figures that the formula reads as text.
-    """
+    """Return why a formula cannot be computed from its figures; "" if it can. It reads the figures named in `texts` as text."""
     reasons = []
     for name, figure in figures.items():
         if figure.source == "contradictory":
@@ -216,19 +210,19 @@ def why_unreadable(figures: Mapping[str, Figure], texts: Collection[str]) -> str
             reasons.append(f"{name_of(figure)} is {format_value(figure)}, not a number")
     parts = [part for figure in figures.values() for part in (figure, *figure.parts)]
     units = [part.unit or "" for part in parts if isinstance(part.value, Decimal) and part.unit not in PURE]
-    if len(found := dict.fromkeys(unit.removeprefix("iso4217:") for unit in units)) > 1:
-        reasons.append(f"its amounts are in different currencies: {', '.join(found)}")
+    if len(currencies := dict.fromkeys(unit.removeprefix("iso4217:") for unit in units)) > 1:
+        reasons.append(f"its amounts are in different currencies: {', '.join(currencies)}")
     return "; ".join(reasons)
 
 
 def _why_not_recomputed(figure: Figure) -> str:
-    """The parts from which a missing ratio cannot be recomputed."""
+    """Name the numerator and denominator from which a missing ratio cannot be recomputed."""
     parts = [f"{name_of(part)} is {part.source if part.value is None else format_value(part)}" for part in figure.parts]
     return f" and cannot be recomputed: {' and '.join(parts)}" if parts else ""
 
 
 def why_too_coarse(figures: Iterable[Figure]) -> str:
-    """Which figures are too coarse to decide a rule, with their intervals."""
+    """Name the figures that are too coarse to decide a rule, with their intervals."""
     reasons = []
     for figure in figures:
         if isinstance(figure.value, Decimal) and not is_accurate(figure):
@@ -240,17 +234,16 @@ def why_too_coarse(figures: Iterable[Figure]) -> str:
 
 
 def name_of(figure: Figure) -> str:
-    """The cell of a figure as text."""
     return cell_name(figure.cell, figure.row)
 
 
-def format_value(figure: Figure, other: Decimal | None = None) -> str:
-    """The value of a figure, or another value of the same unit, as text. An amount has its currency."""
-    value = figure.value if other is None else other
+def format_value(figure: Figure, replacement: Decimal | None = None) -> str:
+    """Format the value of a figure, or `replacement` in the same unit. An amount gets its currency."""
+    value = figure.value if replacement is None else replacement
     if not isinstance(value, Decimal):
         return "nothing" if value is None else repr(str(value))
     if figure.source == "recomputed":
-        # To six places, or to so many more that it does not look like one of four, as limits are.
+        # Six places, or more until it differs from the value rounded to four places, which would look like a limit.
         like_a_limit, _ = round_beside(value, None)
         return format_figure(round_beside(value, like_a_limit, 6)[0], figure.unit)
     text = format_figure(value, figure.unit, figure.decimals)

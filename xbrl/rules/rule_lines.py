@@ -13,7 +13,7 @@ from xbrl.rules.remittance import late_filings
 from xbrl.rules.reported_figures import Figure, format_value, name_of
 from xbrl.rules.rules import RuleResult, evaluate_all
 
-# The states of results, in the order of the table, and how they are printed.
+# State of a result -> its printed form, in the order of the table.
 STATES = {
     "violated": "violated",
     "warning": "warning",
@@ -26,17 +26,17 @@ SOURCES = {"reported": "", "not reported": " (not reported)", "read as 0": " (no
 
 
 def all_results(report: Report) -> list[RuleResult]:
-    """The findings about a report, then whether its returns were late, then the result of every rule."""
+    """Return the findings about a report, then whether its returns were late, then the result of every rule."""
     return [*check_quality(report, load_cells()), *late_filings(report), *evaluate_all(report)]
 
 
 def result_fields(result: RuleResult) -> dict:
-    """The fields of a result, its state as it is printed."""
+    """Return the fields of a result by name, with the printed form of its state."""
     return asdict(result) | {"state": STATES[result.state]}
 
 
 def rule_table(report: Report) -> Iterator[str]:
-    """The results as lines of text: findings about the report, then rules by state, each with its figures."""
+    """Yield the results as lines of text: findings about the report, then rules by state, each with its figures."""
     results = all_results(report)
     findings = [result for result in results if result.kind == "quality"]
     rules = [result for result in results if result.kind != "quality"]
@@ -54,12 +54,12 @@ def rule_table(report: Report) -> Iterator[str]:
 
 def _counts(results: Sequence[RuleResult]) -> str:
     counts = Counter(result.state for result in results)
-    found = [f"{counts[state]} {printed}" for state, printed in STATES.items() if counts[state]]
-    return ", ".join(found) or "no findings"
+    parts = [f"{counts[state]} {printed}" for state, printed in STATES.items() if counts[state]]
+    return ", ".join(parts) or "no findings"
 
 
 def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
-    """A line with state, rule, value, limit and article, then indented lines with reason, formula and figures.
+    """Yield a line with state, rule, value, limit and article, then indented lines with reason, formula and figures.
 
     A rule that does not apply has one line with the reason, unless it has figures.
     """
@@ -80,7 +80,7 @@ def _table_lines(result: RuleResult, state: str) -> Iterator[str]:
 
 
 def describe_result(result: RuleResult) -> dict:
-    """A result as texts that a person can check: cell, formula, inputs, value, limit, article, reason."""
+    """Return a result as texts that a person can check: cell, formula, inputs, value, limit, article, reason."""
     word = "triggered" if result.kind == "trigger" else "violated"
     value = "" if result.value is None else format_figure(result.value, result.unit, result.decimals)
     limit = result.printed_limit
@@ -103,12 +103,12 @@ def describe_result(result: RuleResult) -> dict:
 
 
 def readable(formula: str) -> str:
-    """A formula with cells as they are printed elsewhere: `C 47.00 r0340 c0010 < 0.03`."""
+    """Write the cells of a formula as in all other texts: `C 47.00 r0340 c0010 < 0.03`."""
     return CELL.sub(lambda match: cell_name((match[1], match[2], match[3])), formula)
 
 
 def figure_text(figure: Figure) -> str:
-    """A figure with its value and where it comes from."""
+    """Format a figure with its value and its source: reported, recomputed, contradictory, read as 0."""
     values = ["?" if part.value is None else format_value(part) for part in figure.parts]
     parts = f"(not reported; {' / '.join(map(name_of, figure.parts))} = {' / '.join(values)}"
     if figure.source == "contradictory":

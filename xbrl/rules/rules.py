@@ -3,7 +3,7 @@
 The rules are data, a line of `rules.jsonl` each. There are three kinds:
 
 - A **breach** is a requirement of the law that the bank does not meet. Figures that are as accurate as the EBA's filing
-  rules demand count as reported. A coarser one stands for the interval that its `decimals` allow.
+  rules demand count as reported. A coarser figure stands for the interval that its `decimals` allow.
 - A **filing** error is a contradiction between figures that rounding cannot explain. Each figure stands for the
   interval that its `decimals` allow. Rules of the other kinds can ask for this with `"interval": true`.
 - A **trigger** is a duty that follows from a figure. It is never a violation.
@@ -12,15 +12,15 @@ A rule applies only if all tables that it needs are filed and the law is in forc
 triggers recompute a missing ratio from its numerator and denominator (`reported_figures.py`). A rule over the rows of an open
 table (`*`) is evaluated for each row. No rule is passed over in silence: `evaluate_all` has a result for every rule.
 
-The keys of a rule, beside `id`, `kind` and `title`:
+A rule has the keys `id`, `kind`, `title` and:
 
 - `violated_if`: the condition of a violation, in the language of `formula.py`.
-- `absent_cell`: how a missing figure is treated. With "unknown" the rule is undecided, with "zero" it is read as 0.
+- `absent_cell`: how a missing figure is treated. With "unknown" the rule is undecided, with "zero" the figure is read as 0.
 - `interval`: whether figures stand for the interval that their `decimals` allow (default: only in filing rules).
 - `legal`: one citation, or a list of `{"from": date, "text": citation}` in ascending order if the citation changes with
   the reference date of the report. `guidance`: a guideline on the rule, cited beside the law and never as law.
 - `applies_from` (YYYY-MM-DD): the first reference date of the rule, if it has one.
-- `unless_reported`: cells whose figure makes the rule superfluous, because another rule reads it.
+- `unless_reported`: cells whose figure makes the rule superfluous, because another rule reads these cells.
 
 Other keys are remarks.
 """
@@ -68,40 +68,35 @@ class Rule:
     id: str
     kind: str  # "breach", "filing" or "trigger"
     title: str
-    legal: str  # the citation; the latest one if it changes with the reference date
+    legal: str  # the citation; the latest citation if it changes with the reference date
     citations: tuple[tuple[str, str], ...]  # (first reference date, citation), in ascending order
     violated_if: str
     formula: Formula
     absent_cell: str  # "unknown" or "zero"
     interval: bool  # whether figures stand for the interval that their `decimals` allow
-    guidance: str = ""  # a guideline beside the law: it explains, and binds nobody
+    guidance: str = ""  # a guideline that explains the law and binds nobody
     applies_from: str = ""  # first reference date of the rule, YYYY-MM-DD; "" if there is none
-    unless_reported: tuple[CellKey, ...] = ()  # the rule stands in for a rule on these cells where they are missing
+    unless_reported: tuple[CellKey, ...] = ()  # the rule replaces a rule on these cells when they are missing
 
     @property
     def cells(self) -> tuple[CellKey, ...]:
-        """The cells of the formula, in its order."""
+        """Return the cells of the formula, in order of appearance."""
         return self.formula.cells
 
     def at(self, date: str) -> "Rule | None":
-        """The rule as it stands at a reference date (YYYY-MM-DD), with the citation of that date.
+        """Return the rule with its citation at a reference date (YYYY-MM-DD), or None if the rule does not apply then.
 
-        None if the rule does not apply then. Without a date ("") it is the rule in its latest form.
+        Without a date ("") return the rule in its latest form.
         """
         if date and date < self.applies_from:
             return None
         legal = next((text for first, text in reversed(self.citations) if first <= date), self.legal)
         return replace(self, legal=legal) if date and legal != self.legal else self
 
-    @functools.cached_property
-    def tables(self) -> tuple[str, ...]:
-        """The tables that must be filed."""
-        return tuple(dict.fromkeys(cell[0] for cell in self.cells if cell not in self.formula.optional))
-
-    def recomputes(self, table: str, filed: frozenset[str]) -> bool:
-        """Whether everything that the rule reads in an unfiled table can be recomputed from tables that are filed."""
-        needed = [cell for cell in self.cells if cell[0] == table and cell not in self.formula.optional]
-        return self.kind != "filing" and all(can_recompute(cell, filed) for cell in needed)
+    def missing_tables(self, filed: frozenset[str]) -> dict[str, None]:
+        """Return the unfiled tables of the rule, except those whose cells can all be recomputed from the `filed` tables."""
+        needed = [cell for cell in self.cells if cell[0] not in filed and cell not in self.formula.optional]
+        return dict.fromkeys(cell[0] for cell in needed if self.kind == "filing" or not can_recompute(cell, filed))
 
 
 @dataclass(frozen=True)
@@ -112,12 +107,12 @@ class RuleResult:
     """
 
     rule_id: str
-    kind: str  # of the rule; "quality" for a finding about the report, "note" for one that a note shows
+    kind: str  # kind of the rule; "quality" for a finding about the report, "note" for a finding from a note
     state: str  # "violated" ("triggered" for a trigger), "ok", "undecided", "not applicable"
     cell: CellKey
     value: Decimal | None = None
     limit: Decimal | None = None
-    relation: str = ""  # the meaning of the limit for the value: "min", "max" or "expected"
+    relation: str = ""  # whether the limit is a minimum ("min"), a maximum ("max") or the "expected" value
     legal: str = ""
     unit: str | None = None  # unit of the value: `iso4217:EUR` for an amount, `xbrli:pure` or None for a ratio
     decimals: int | str | None = None  # XBRL `decimals` of the value
@@ -133,24 +128,24 @@ class RuleResult:
 
     @property
     def known_value(self) -> Decimal:
-        """The value of a result that is not undecided."""
+        """Return the value of a result that is not undecided."""
         assert self.value is not None
         return self.value
 
     @property
     def known_limit(self) -> Decimal:
-        """The limit of a result that is not undecided."""
+        """Return the limit of a result that is not undecided."""
         assert self.limit is not None
         return self.limit
 
     @property
     def limit_decimals(self) -> int | str | None:
-        """To how many places the limit is rounded; None for a ratio that the report states (5.625%): it is printed as it is."""
+        """Return the number of places of the printed limit; None for a ratio that the report states (5.625%), not rounded."""
         return None if self.is_stated and self.unit in PURE else self.decimals
 
     @property
     def printed_limit(self) -> str:
-        """The limit as text, beside a value that misses it with enough decimals to see that; "" without a limit."""
+        """Format the limit, with enough decimals to show on which side the value misses it; "" without a limit."""
         missed_by = self.value if self.state == "violated" else None
         return "" if self.limit is None else format_limit(self.limit, self.unit, self.limit_decimals, missed_by)
 
@@ -165,7 +160,7 @@ def evaluate(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleRe
 
 
 def evaluate_all(report: Report, rules: Iterable[Rule] | None = None) -> list[RuleResult]:
-    """As `evaluate`, with a result "not applicable" and its reason for each rule that does not apply."""
+    """Evaluate like `evaluate`, but with a result "not applicable" and its reason for each rule that does not apply."""
     figures = index_facts(report)
     filed = _filed_tables(report, figures.tables)
     results = []
@@ -173,23 +168,25 @@ def evaluate_all(report: Report, rules: Iterable[Rule] | None = None) -> list[Ru
         current = rule.at(report.period)
         if current is None:
             results.append(_result(rule, "not applicable", reason=f"applies from {rule.applies_from}"))
-        elif unfiled := [one for one in current.tables if one not in filed and not current.recomputes(one, filed)]:
-            reasons = dict.fromkeys(why_unfiled(report, table) for table in unfiled)
+        elif missing := current.missing_tables(filed):
+            reasons = dict.fromkeys(why_unfiled(report, table) for table in missing)
             results.append(_result(current, "not applicable", reason="; ".join(reasons)))
         else:
             results += _evaluate_rule(current, figures, report.period, filed)
     if report.incomplete:  # a figure that was not read may have been reported
-        results = [replace(one, reason=one.reason.replace("is not reported", "was not read")) for one in results]
+        results = [
+            replace(result, reason=result.reason.replace("is not reported", "was not read")) for result in results
+        ]
     return results
 
 
 def violations(results: Iterable[RuleResult]) -> list[RuleResult]:
-    """The results that are violated: breaches and filing errors, but not triggers and findings about the report."""
+    """Return the violated results: breaches and filing errors, but not triggers and findings about the report."""
     return [result for result in results if result.state == "violated" and result.kind != "quality"]
 
 
 def why_unfiled(report: Report, table: str) -> str:
-    """Why a table counts as not filed."""
+    """Return why a table counts as not filed."""
     template = template_of(table)
     if not report.filing_indicators:
         return f"{table_name(table)} has no facts"
@@ -199,30 +196,31 @@ def why_unfiled(report: Report, table: str) -> str:
 
 
 def _filed_tables(report: Report, tables_with_facts: Iterable[str]) -> frozenset[str]:
-    """The tables that are filed, by the filing indicators of their templates; without any indicators, all with a fact.
+    """Return the tables whose templates are filed by their indicators; without any indicators, all tables with a fact.
 
     A table that is filed without a fact is included if it occurs in a rule.
     """
     if not report.filing_indicators:
         return frozenset(tables_with_facts)
-    known = {*tables_with_facts, *(cell[0] for rule in built_in_rules() for cell in rule.cells)}
+    tables = {*tables_with_facts, *(cell[0] for rule in built_in_rules() for cell in rule.cells)}
     indicators = report.filing_indicators
-    return frozenset(table for table in known if indicators.get(template_of(table), indicators.get(table, False)))
+    return frozenset(table for table in tables if indicators.get(template_of(table), indicators.get(table, False)))
 
 
 def _evaluate_rule(rule: Rule, figures: Figures, period: str, filed: frozenset[str]) -> list[RuleResult]:
-    """The results of one rule: one per violated or undecided row, if it is over the rows of an open table."""
+    """Return the results of one rule. A rule over an open table has a result per violated or undecided row."""
     substitutes = (cell for cell in rule.unless_reported if cell[0] in filed)
-    given = [cell for cell in substitutes if read_figure(figures, cell).source != "not reported"]
-    if given:
-        reason = f"{' and '.join(map(cell_name, given))} is reported, and another rule reads it"
+    reported = [cell for cell in substitutes if read_figure(figures, cell).source != "not reported"]
+    if reported:
+        reason = f"{' and '.join(map(cell_name, reported))} is reported, and another rule reads it"
         return [_result(rule, "not applicable", reason=reason)]
     open_cells = [cell for cell in rule.cells if cell[1] == "*"]
     if not open_cells:
         return [_evaluate_row(rule, figures, (), period, filed)]
-    table = open_cells[0][0]  # a row that leaves out what the rule reads is a row, too
-    own, others = ([cell for cell in cells if cell[0] == table] for cells in (open_cells, figures.facts))
-    rows = row_keys(figures, (*own, *others))
+    table = open_cells[0][0]
+    # A row counts even if it reports no cell of the rule. Rows with cells of the rule come first.
+    own, of_table = ([cell for cell in cells if cell[0] == table] for cells in (open_cells, figures.facts))
+    rows = row_keys(figures, (*own, *of_table))
     results = [_evaluate_row(rule, figures, key, period, filed) for key in rows]
     if not results:
         return [_result(rule, "not applicable", reason=f"{table_name(table)} has no rows")]
@@ -248,8 +246,8 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
         value, limit = (arithmetic(side, numbers, texts).value for side in rule.formula.sides)
     except ZeroDivisionError:
         return _result(rule, "undecided", inputs, reason="a denominator is 0, or may be 0 within its rounding")
-    # Where rounding leaves it open, a filing rule is met, since some choice of values agrees, and so is a breach that
-    # allows for rounding, if its figures are as accurate as they must be.
+    # If rounding leaves the condition open, a filing rule is met, because some unrounded values agree. A breach rule with
+    # `interval` is met, too, if its figures are as accurate as they must be. Any other rule is undecided.
     if violated is None and rule.kind != "filing" and not (rule.interval and all(map(is_accurate, inputs.values()))):
         return _result(rule, "undecided", inputs, reason=why_too_coarse(inputs.values()))
     as_filed = {name: exactly(number.value) for name, number in numbers.items()}
@@ -261,9 +259,9 @@ def _evaluate_row(rule: Rule, figures: Figures, key: Key, period: str, filed: fr
 
 
 def _input(rule: Rule, figures: Figures, cell: CellKey, key: Key, filed: frozenset[str]) -> Figure:
-    """The figure of a cell: reported, else recomputed (not for filing rules), else read as 0 if the rule allows it.
+    """Return the figure of a cell: reported, else recomputed (not for filing rules), else read as 0 if the rule allows it.
 
-    Facts of a table that is not filed do not count.
+    Facts in a table that is not filed do not count.
     """
     figure = read_figure(figures, cell, key)
     if figure.source != "not reported" and cell[0] in filed:
@@ -283,15 +281,17 @@ def _result(
     sides: tuple[Decimal, Decimal] | None = None,
     reason: str = "",
 ) -> RuleResult:
-    """The result of a rule. `sides`: value and limit. The first figure with a number determines how they are printed.
+    """Make the result of a rule. `sides` are (value, limit). The first figure with a number gives their unit and decimals.
 
-    If the judged figure itself is missing, the first one of its sort does: a missing amount is not printed as a percentage.
+    If the judged figure is missing, the first figure of the same sort (ratio or amount) gives them, so that a missing amount
+    is not printed as a percentage.
     """
     figures = tuple((inputs or {}).values())
     numbers = [figure for figure in figures if isinstance(figure.value, Decimal)]
     is_missing = bool(figures) and figures[0].source in ("not reported", "read as 0")
     if is_missing and rule.kind == "filing":
-        numbers = [one for one in numbers if (one.unit in PURE) == (rule.cells[0] in (*RECOMPUTED, OVERALL))]
+        is_ratio = rule.cells[0] in (*RECOMPUTED, OVERALL)
+        numbers = [figure for figure in numbers if (figure.unit in PURE) == is_ratio]
     first = next(iter(numbers), None)
     decimals = first.decimals if first else None
     value, limit = sides or (None, None)
@@ -320,10 +320,7 @@ def _result(
 
 
 def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
-    """Read rules from a JSON Lines file, in file order.
-
-    Raises `UserError` with the line number of the first invalid rule.
-    """
+    """Read rules from a JSON Lines file, in file order. Raise `UserError` with the line number of the first invalid rule."""
     rules = []
     for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
@@ -338,15 +335,12 @@ def load_rules(path: str | pathlib.Path = RULES_FILE) -> tuple[Rule, ...]:
 
 @functools.cache
 def built_in_rules() -> tuple[Rule, ...]:
-    """The rules of `rules.jsonl`, cached."""
+    """Return the rules of `rules.jsonl`, cached."""
     return load_rules()
 
 
 def legal_parameters(year: int) -> dict[str, Decimal]:
-    """Parameters of the law in a given year; empty before 2025.
-
-    These are the output floor and its cap (CRR Art. 92(3), 465(1) and (2)).
-    """
+    """Return the output floor and its cap in a year (CRR Art. 92(3), 465(1) and (2)); {} before 2025."""
     if year < min(OUTPUT_FLOOR):
         return {}
     cap = "1.25" if year <= 2029 else "1000000"  # from 2030 there is no cap
@@ -354,7 +348,7 @@ def legal_parameters(year: int) -> dict[str, Decimal]:
 
 
 def _parse_rule(row: dict) -> Rule:
-    """Make a `Rule` from its JSON object. Raises an error if a key is missing or a value is invalid."""
+    """Make a `Rule` from its JSON object. Raise an error if a key is missing or a value is invalid."""
     if row["kind"] not in KINDS or row["absent_cell"] not in ("unknown", "zero"):
         raise ValueError(f"{row['id']}: unknown value of kind or absent_cell")
     legal = row["legal"] if isinstance(row["legal"], list) else [{"from": "", "text": str(row["legal"])}]

@@ -12,7 +12,7 @@ from xbrl.corpus.archive import find_letters, make_archive_corpus, match_letters
 from xbrl.corpus.examples import FULL, write_register
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.folder import find_reports, is_named_after
 
 A, B = "SYNB00AAAAAAAAAAAA11", "SYNB00BBBBBBBBBBBB22"
@@ -93,7 +93,7 @@ def archive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("archive")
     (folder / "reports" / "old").mkdir(parents=True)
     (folder / "letters").mkdir()
-    cells = load_cells(BUILT_IN)
+    cells = load_cells()
     filings = [filing for index in range(8) for filing in make_filings(8, index, 2, FULL)]
     for number, filing in enumerate(filings):
         place = folder / "reports" / ("old" if number % 4 == 0 else "")

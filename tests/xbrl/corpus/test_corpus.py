@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from common.errors import UserError
+from tests.xbrl.rules.law_check import judge
 from xbrl.answers.answer_reader import letter_in, parse_answer, read_facts
 from xbrl.answers.answers import answer_grammar
 from xbrl.corpus.banks import lei, make_bank, requirements
@@ -25,7 +26,6 @@ from xbrl.corpus.note_texts import GROUP, hand_notes
 from xbrl.corpus.population import MAX_VIOLATIONS, make_filings
 from xbrl.corpus.report_figures import as_report, violated
 from xbrl.rules.findings import apply_findings, load_findings, write_findings
-from xbrl.rules.law_check import judge
 from xbrl.rules.note_facts import BUFFER, CET1, COUNTED, LCR, OUTFLOW, NoteFact, consequences
 from xbrl.rules.rules import built_in_rules, evaluate
 

@@ -32,7 +32,7 @@ from xbrl.corpus.cpt_corpus import (
     split_tables,
     table_documents,
 )
-from xbrl.read.dpm_distil import open_dpm_database
+from xbrl.read.dpm_database import open_dpm_database
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from xbrl.corpus.examples import FULL, make_example, read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.corpus.population import make_filings
 from xbrl.desk.letters import LANGUAGES, Context, write_letter
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.rules.rules import evaluate, violations
 
-CELLS = load_cells(BUILT_IN)
+CELLS = load_cells()
 
 
 def test_citations_percentages_and_sentences() -> None:

@@ -8,11 +8,11 @@ from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
 from xbrl.desk.record import Case, Reply, make_record
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note, Report
 from xbrl.read.render import Addressee
 
-CELLS = load_cells(BUILT_IN)
+CELLS = load_cells()
 BANK = dataclasses.replace(make_bank(0, 0), currency="EUR", decimals=-3, ratio_decimals=4, scope="IND")
 NAMED = Addressee(BANK.entity, BANK.name, BANK.country, BANK.model)
 PERIOD = "2026-03-31"

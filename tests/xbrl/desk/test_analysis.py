@@ -187,10 +187,10 @@ def test_figures_without_a_cell_are_said_on_the_screen(tmp_path, capsys):
     files = Path(shutil.copytree(Path(__file__).parents[1] / "read" / "eba_lcr_sample", tmp_path / "files"))
     table = files / "reports" / "c_76.00.a.csv"
     table.write_text(table.read_text().replace("dp1430", "dp9991430"))
-    said = "1 of 35 facts have no cell in the EBA's Data Point Model up to release 4.2 (dp999143076), so no rule reads them; run "
+    said = "1 of 35 facts have no cell in the EBA's Data Point Model up to release 4.2 (dp999143076), so no rule reads them; ask the bank what they are"
     for _ in range(2):
         assert run(tmp_path, files)[0] == 1
-        assert capsys.readouterr().err.startswith(f"warning: {files}: {said}python scripts/regulator.py dpm ")
+        assert capsys.readouterr().err.startswith(f"warning: {files}: {said}")
 
 
 def test_the_folder_of_a_report_that_is_gone_is_named(tmp_path, quarters, capsys):

@@ -535,4 +535,4 @@ def test_an_incomplete_report_says_what_its_cause_asks_for(breach):
     unknown = CELLS.explain_unknown(Path("x.zip"), 5, ["dp9"])
     (reason,) = record(replace(breach, incomplete=unknown))["letter"]["reasons"]
     assert reason.startswith("the report is incomplete: x.zip: 1 of 5 facts have no cell in the EBA's Data Point Model")
-    assert reason.endswith("; run python scripts/regulator.py dpm to fetch a newer release; then analyse again")
+    assert reason.endswith("; ask the bank what they are; then analyse again")

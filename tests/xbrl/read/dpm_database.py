@@ -35,7 +35,7 @@ create table OperationScope (OperationVID, IsActive, Severity);
 
 
 class Maker:
-    """Adds tables and rules to a small DPM 2.0 database."""
+    """A small DPM 2.0 database to which tests add tables and rules."""
 
     def __init__(self, path: Path) -> None:
         self.database = sqlite3.connect(path)

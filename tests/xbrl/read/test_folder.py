@@ -1,4 +1,4 @@
-"""Which files of a folder are reports, and reading them over worker processes."""
+"""Finding the reports of a folder, and reading them in worker processes."""
 
 import os
 import shutil
@@ -16,35 +16,35 @@ from xbrl.rules.remittance import late_filings
 SAMPLE = Path(__file__).with_name("eba_lcr_sample")
 
 
-def test_no_report_is_passed_over_beside_an_unpacked_package(tmp_path):
-    """A folder is a package by its own files alone. What stands in `reports/` without the rest is a report, too."""
+def test_reports_beside_an_unpacked_package_are_read(tmp_path):
+    """Only its own files make a folder a package. A report.json without a package around it is a report, too."""
     packages = [shutil.copytree(SAMPLE, tmp_path / name) for name in ("LEI1", "LEI2")]
     alone = shutil.copytree(SAMPLE / "reports", tmp_path / "LEI3") / "report.json"
     zipped = shutil.make_archive(str(tmp_path / "LEI4"), "zip", SAMPLE)
-    files, others = report_files(tmp_path)
+    files, _ = report_files(tmp_path)
     assert files == [*packages, alone, Path(zipped)] and report_files(packages[0]) == (packages[:1], [])
     reports, refused = read_files(files, 1)
     assert not refused and len(reports) == 4 and len({report.facts for report in reports}) == 1
 
 
-def test_a_link_to_a_folder_above_is_not_followed_again(tmp_path):
-    """Two of them would be read 2^40 times, and a report that is reached by a link alone must be read."""
+def test_a_link_to_a_parent_is_followed_once(tmp_path):
+    """Two such links would be read 2^40 times. A report that only a link leads to must be read."""
     far = shutil.copytree(SAMPLE, tmp_path / "elsewhere" / "LEI2")
     here = tmp_path / "reports" / "q1"
     shutil.copytree(SAMPLE, here / "LEI1")
     for name, target in (("up", here.parent), ("self", here), ("other", far.parent), ("again", far.parent)):
         (here / name).symlink_to(target)
     (here / "LEI3_2026-03-31.7z").touch()
-    files, others = report_files(here.parent)
-    assert sorted(path.resolve() for path in files) == sorted((here / "LEI1", far)) and others == [
+    files, ignored = report_files(here.parent)
+    assert sorted(path.resolve() for path in files) == sorted((here / "LEI1", far)) and ignored == [
         here / "LEI3_2026-03-31.7z"
     ]
-    line = f"not read: 1 files that are no reports by their names, the first {others[0]}\n"
-    assert passed_over(others) == line and passed_over([]) == ""
+    line = f"not read: 1 files that are no reports by their names, the first {ignored[0]}\n"
+    assert passed_over(ignored) == line and passed_over([]) == ""
 
 
 def corrected(tmp_path, changes, **more):
-    """The report of a folder that has all files of `SOUND`, and a later file on large exposures with `changes`."""
+    """Read the report of a folder with all files of `SOUND` and a later file on large exposures with `changes`."""
     write(tmp_path / "files")
     (later,) = (path for path in write(tmp_path / "later", changes, **more) if "COREPLE_" in path.name)
     files = [
@@ -57,16 +57,16 @@ def corrected(tmp_path, changes, **more):
 
 
 def test_of_a_corrected_return_the_latest_file_counts(tmp_path):
-    """The client that the bank takes out of its return is not in the report: with both files it was a finding."""
+    """The bank removes a client from its return. If both files were read, the client would be a finding."""
     report, later = corrected(tmp_path, {CLIENT: None, OTHER_CLIENT: "0.30"})
     shares = {fact.keys["qINC"]: fact.value for fact in report.facts if fact.cell == ("C_28.00", "*", "c350")}
     assert shares == {"B34": Decimal("0.30")} and not report.incomplete and len(report.files) == 6
     earlier = later.name.replace("120000001.", "120000000.")
     assert report.warnings == (f"{earlier} does not count: {later.name} was made later",)
-    assert [one.state for one in late_filings(report)] == ["ok"] * 5  # the return was in time
+    assert [result.state for result in late_filings(report)] == ["ok"] * 5  # the return was in time
 
 
-def test_a_correction_that_cannot_be_read_or_says_less_keeps_the_report_incomplete(tmp_path):
+def test_an_unreadable_or_smaller_correction_leaves_reports_incomplete(tmp_path):
     (_, later) = corrected(tmp_path, {})
     good = later.read_text()
     later.write_text("{")
@@ -85,8 +85,8 @@ def test_a_correction_that_cannot_be_read_or_says_less_keeps_the_report_incomple
     )
 
 
-def test_two_files_of_a_template_that_differ_need_a_person(tmp_path):
-    """Nothing in their names says which one counts; equal ones are no matter."""
+def test_differing_files_of_one_template_need_a_person(tmp_path):
+    """Their names do not tell which file counts. Equal files need no person."""
     files = write(tmp_path / "files", {LCR: "0.93"}, SMALL)
     files += [
         path.rename(path.with_name(f"copy{number}.json"))
@@ -97,7 +97,7 @@ def test_two_files_of_a_template_that_differ_need_a_person(tmp_path):
     assert "both have C_76.00.a and differ; remove the one that does not count" in reason
 
 
-def test_workers_leave_ctrl_c_to_the_process_that_started_them():
+def test_workers_ignore_ctrl_c():
     """A worker that dies of Ctrl-C prints a traceback, and the pool may wait for it forever."""
     before = signal.getsignal(signal.SIGINT)
     handlers = list(in_parallel(signal.getsignal, [signal.SIGINT] * 2, 2, "handlers"))
@@ -106,6 +106,6 @@ def test_workers_leave_ctrl_c_to_the_process_that_started_them():
 
 def test_a_worker_that_is_killed_is_one_sentence():
     with pytest.raises(
-        UserError, match="a worker process was killed, .*; run the command again with fewer of them, or on fewer files"
+        UserError, match="a worker process was killed, .*; run the command again with fewer workers, or on fewer files"
     ):
         list(in_parallel(os._exit, [9] * 2, 2, "files"))

@@ -1,4 +1,4 @@
-"""Footnotes of the bank: the same notes from xBRL-XML, inline XBRL and xBRL-JSON, and hostile ones."""
+"""Footnotes of the bank: the same notes from xBRL-XML, inline XBRL and xBRL-JSON, and hostile notes."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from tests.xbrl.read.xbrl_documents import context, document, fact, inline, instance, member, read
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import render_report
 from xbrl.read.report_notes import FACT_FOOTNOTE, MAX_LINKS, MAX_NOTE_CHARACTERS, MAX_NOTES, one_line, without_markup
@@ -57,7 +57,7 @@ def xml_document() -> str:
 
 
 def inline_document() -> str:
-    """As `xml_document`; the first footnote is continued and contains a page number that is excluded."""
+    """Make the document of `xml_document`. The first footnote is continued and contains an excluded page number."""
     notes = """<div xml:lang="en"><ix:footnote id="n1" continuedAt="k">Interim profit of <b>20</b> m <ix:exclude>page 7</ix:exclude></ix:footnote>
         <ix:footnote id="n2" xml:lang="de">Klient und Tochter.</ix:footnote><ix:footnote id="n3">On the report as a whole.</ix:footnote>
         <ix:continuation id="k">is included; R&amp;D is not.</ix:continuation></div>"""
@@ -74,7 +74,7 @@ def json_document(notes: dict[str, tuple[str, str]], links: list[dict]) -> str:
         fact("eba_met:qIJJ", "2", "0", unit="iso4217:EUR", eba_dim__qINC="LEI7", eba_dim__qLJI="eba_qAF:qx2011"),
     )
     facts[1]["dimensions"]["eba_dim:qZZX"] = "eba_qOR:qx2007"
-    linked = [one | {"links": link} for one, link in zip(facts, links, strict=True)]
+    linked = [item | {"links": link} for item, link in zip(facts, links, strict=True)]
     kinds = {"footnote": FACT_FOOTNOTE, "explains": "http://www.xbrl.org/2009/arcrole/fact-explanatoryFact"}
     return json.dumps(document(*linked, notes=notes, linkTypes=kinds))
 
@@ -94,12 +94,12 @@ def test_the_three_syntaxes_give_the_same_notes(tmp_path) -> None:
         report = read(tmp_path, content, name)
         assert report.notes == EXPECTED, name
         assert report.warnings == (), name
-        text = render_report(report, load_cells(BUILT_IN))
+        text = render_report(report, load_cells())
         assert "note on C 01.00 r0015 c0010, C 28.00 LEI7 c040 | Klient und Tochter." in text.splitlines()
 
 
 def test_footnotes_on_nothing_give_warnings(tmp_path) -> None:
-    """Also one on an empty name, which is not attached to the facts that have no id."""
+    """A footnote on an empty name is not attached to the facts without an id either."""
     locs = (LOC.format("#gone", "a"), LOC.format("#f1", "b"), LOC.format("", "c"))
     texts = (FOOTNOTE.format("x", "en", "Text"), FOOTNOTE.format("y", "en", " "))
     arcs = (ARC.format("a", "x"), ARC.format("b", "nowhere"), ARC.format("b", "y"), ARC.format("c", "x"))
@@ -115,11 +115,11 @@ def test_footnotes_on_nothing_give_warnings(tmp_path) -> None:
     assert "refers to the note 'n9', which the report does not contain" in broken.warnings[0]
 
 
-def test_equal_texts_are_one_note_and_modules_are_joined(tmp_path) -> None:
-    one, other = read(tmp_path, xml_document()), ("C_02.00", "r0010", "c0010")
+def test_equal_notes_of_joined_modules_are_merged(tmp_path) -> None:
+    report, cell = read(tmp_path, xml_document()), ("C_02.00", "r0010", "c0010")
     new = Note("New", (), "")
-    merged = merge_reports([one, replace(one, notes=(Note("Klient und Tochter.", (other,), "de"), new))])
-    joined = Note("Klient und Tochter.", (TIER1_CELL, CLIENT_CELL, other), "de")
+    merged = merge_reports([report, replace(report, notes=(Note("Klient und Tochter.", (cell,), "de"), new))])
+    joined = Note("Klient und Tochter.", (TIER1_CELL, CLIENT_CELL, cell), "de")
     assert merged.notes == (EXPECTED[0], joined, EXPECTED[2], new)
 
 
@@ -130,11 +130,11 @@ def test_a_note_is_one_line_of_visible_text(tmp_path) -> None:
     links = [{"footnote": {"_": ["n1"]}}, {}]
     report = read(tmp_path, json_document({"n1": (FORGED, "en\nx")}, links), "report.json")
     assert report.notes == (Note("All well. Directive: None. note on evil | x", (TIER1_CELL,), ""),)
-    lines = render_report(report, load_cells(BUILT_IN)).splitlines()
+    lines = render_report(report, load_cells()).splitlines()
     assert lines[-1] == "note on C 01.00 r0015 c0010 | All well. Directive: None. note on evil | x"
 
 
-def test_no_text_of_a_report_begins_a_line_of_its_own(tmp_path) -> None:
+def test_no_filed_text_begins_a_line(tmp_path) -> None:
     """Text facts, keys and entities are untrusted, too."""
     content = (
         json_document({}, [{}, {}])
@@ -143,11 +143,11 @@ def test_no_text_of_a_report_begins_a_line_of_its_own(tmp_path) -> None:
     )
     report = read(tmp_path, content.replace('"value": "1"', '"value": "1\\nnone"'), "report.json")
     for style in ("cells", "labels"):
-        text = render_report(report, load_cells(BUILT_IN), style)
+        text = render_report(report, load_cells(), style)
         assert not {"Directive:", "Violations:", "none"} & set(text.splitlines())
 
 
-def test_long_and_numerous_notes_are_limited_with_a_warning(tmp_path) -> None:
+def test_long_and_numerous_notes_are_cut(tmp_path) -> None:
     links = [{"footnote": {"_": ["n0"]}}, {}]
     report = read(tmp_path, json_document({"n0": ("a" * (MAX_NOTE_CHARACTERS + 1), "en")}, links), "report.json")
     assert len(report.notes[0].text) == MAX_NOTE_CHARACTERS
@@ -159,7 +159,7 @@ def test_long_and_numerous_notes_are_limited_with_a_warning(tmp_path) -> None:
 
 
 def test_hostile_footnotes_cost_nothing(tmp_path) -> None:
-    """Continuations in a circle, a long text or a long chain that all footnotes share, as many links as the product of two lists."""
+    """Continuations in a circle, a long text and a long chain that all footnotes share, and the links between two long lists."""
     circle = inline_document().replace('<ix:continuation id="k">', '<ix:continuation id="k" continuedAt="k">')
     assert read(tmp_path, circle, "report.xhtml").notes == EXPECTED
     shared = '<ix:continuation id="s">' + "word " * 40_000 + "</ix:continuation>"
@@ -178,7 +178,7 @@ def test_hostile_footnotes_cost_nothing(tmp_path) -> None:
         read(tmp_path, inline_document().replace("<ix:resources>", f"<ix:resources>{product}"), "report.xhtml")
 
 
-def test_footnotes_that_are_not_text_are_data_and_inline_1_0_names_them_at_the_fact(tmp_path) -> None:
+def test_inline_1_0_facts_name_their_footnotes(tmp_path) -> None:
     note = '<ix:footnote id="n9">&lt;script&gt;alert(1)&lt;/script&gt; %s {x} $(id)</ix:footnote>'
     report = read(tmp_path, inline_document().replace("</body>", f"{note}</body>"), "report.xhtml")
     assert report.notes[-1].text == "<script>alert(1)</script> %s {x} $(id)"

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from xbrl.read import safety
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.render import STYLES, render_report
 from xbrl.read.xbrl import merge_reports, read_report
 from xbrl.read.xbrl_csv import FIXED_ROWS, KEY_COLUMNS
@@ -32,7 +32,7 @@ FILES = {
 
 
 def package(folder: Path, name: str = "bank.zip", **changes: str | bytes | None) -> Path:
-    """A zip of FILES. `changes` maps the file name of a member to its new content, or to None to omit the member."""
+    """Write a zip of FILES. `changes` maps the file name of a member to its new content, or to None to omit the member."""
     files = {f"bank/{member}": content for member, content in FILES.items()}
     for key, content in changes.items():
         files[next((member for member in files if member.endswith("/" + key)), f"bank/reports/{key}")] = content
@@ -45,11 +45,11 @@ def package(folder: Path, name: str = "bank.zip", **changes: str | bytes | None)
 
 
 def read(path: Path):
-    return read_report(path, load_cells(BUILT_IN))
+    return read_report(path, load_cells())
 
 
 def test_a_package_becomes_facts_with_cells(tmp_path):
-    """Also with a byte order mark and bare line feeds."""
+    """A byte order mark and bare line feeds change nothing."""
     table = "\ufeffdatapoint,factValue\ndp3231697,1200000\ndp5435202,1.2\n"
     for changes in ({}, {"c_76.00.a.csv": table, "parameters.csv": "\ufeff" + PARAMETERS}):
         report = read(package(tmp_path, **changes))
@@ -81,7 +81,7 @@ def test_keys_units_and_open_rows(tmp_path):
 
 
 def test_a_real_sample_is_read_with_its_cells():
-    """The first report that a supervisor tries: the EBA's own sample, which names datapoints of release 3.2 and no cells."""
+    """The EBA's own sample is the first report that a supervisor tries. It names datapoints of release 3.2 and no cells."""
     report = read(SAMPLE)
     assert (report.entity, report.period, report.currency) == ("DUMMYLEI123456789012.CON", "2023-12-31", "EUR")
     assert len(report.facts) == 2 + 30 + 3
@@ -89,8 +89,8 @@ def test_a_real_sample_is_read_with_its_cells():
     assert (report.warnings, report.incomplete) == ((), ())
     ratio = next(fact for fact in report.facts if fact.cell == ("C_76.00.a", "r0030", "c0010"))
     assert (ratio.concept, ratio.value, ratio.unit) == ("dp143076", Decimal("68.41"), "xbrli:pure")
-    cells = load_cells(BUILT_IN)
-    # C 00.01 is filed with every COREP module, and is no sign of a COREP OF return.
+    cells = load_cells()
+    # C 00.01 is filed with every COREP module, so it does not indicate a COREP OF return.
     assert cells.table("C_00.01").module == ""
     assert check_quality(report, cells) == []
     lines = render_report(report, cells).splitlines()
@@ -102,15 +102,15 @@ def test_a_real_sample_is_read_with_its_cells():
 
 
 def test_a_maturity_in_years_is_no_percentage(tmp_path):
-    """The cell's type says what a number without a unit is; 2.50 with two decimals looks like a ratio."""
+    """The type of the cell decides about a number without a unit; 2.50 with two decimals looks like a ratio."""
     rows = "datapoint,factValue\r\ndp5477109,2.50\r\n"
     report = read(package(tmp_path, **{"c_08.03.csv": rows, "parameters.csv": f"{PARAMETERS}decimalsDecimal,2\r\n"}))
     for style in STYLES:
-        lines = render_report(report, load_cells(BUILT_IN), style).splitlines()
+        lines = render_report(report, load_cells(), style).splitlines()
         assert [line.split()[-1] for line in lines if "0.00 to <0.15" in line] == ["2.5"]
 
 
-def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_path):
+def test_an_unknown_datapoint_is_named_without_percentage(tmp_path):
     table = "datapoint,factValue\r\ndp5435202,1.2\r\ndp999999999,1340000\r\ndp3220634,7\r\ndp5,1\r\ndp6,1\r\n"
     report = read(package(tmp_path, **{"c_76.00.a.csv": table}))
     (warning,) = report.incomplete
@@ -118,9 +118,9 @@ def test_an_unknown_datapoint_is_counted_and_named_and_is_not_a_percentage(tmp_p
         f"{report.path}: 4 of 5 facts have no cell in the EBA's Data Point Model up to release 4.2"
     )
     assert "(dp999999999, dp3220634, dp5 and 1 more)" in warning  # the second is known, but not in this table
-    assert warning.endswith("run python scripts/regulator.py dpm to fetch a newer release")
+    assert warning.endswith("; ask the bank what they are")
     assert report.warnings == ()
-    text = render_report(report, load_cells(BUILT_IN))
+    text = render_report(report, load_cells())
     assert "dp999999999 | 1340000\n" in text + "\n"
     assert text.count("%") == 2  # of the ratio, in its label and its value
     broken = read(package(tmp_path, **{"c_76.00.a.csv": "datapoint,factValue\r\ndp999999999,1.2\r\n"}))
@@ -149,8 +149,8 @@ def test_values(tmp_path, text, value, decimals):
     (fact,) = report.facts
     assert (fact.value, fact.decimals) == (value, decimals)
     assert type(fact.value) is type(value)
-    said = ["line 2: {C_76.00.a, r0030, c0010} dp5435202 has the non-numeric value" in one for one in report.warnings]
-    assert said == [True] * isinstance(value, str)
+    start = "line 2: {C_76.00.a, r0030, c0010} dp5435202 has the non-numeric value"
+    assert [start in warning for warning in report.warnings] == [True] * isinstance(value, str)
 
 
 def test_inconsistent_duplicates_are_kept_with_one_warning(tmp_path):
@@ -205,7 +205,7 @@ def test_a_malformed_package_is_rejected_with_one_sentence(tmp_path, changes, se
     assert "\n" not in str(caught.value)
 
 
-def test_files_of_operating_systems_are_ignored_in_a_zip_and_in_a_folder(tmp_path):
+def test_files_of_operating_systems_are_ignored(tmp_path):
     path = package(tmp_path)
     plain = read(path)
     clutter = ["__MACOSX/bank/reports/._report.json", "__MACOSX/bank/reports/report.json", "__MACOSX/._bank"]
@@ -278,28 +278,28 @@ def test_a_duplicate_member_name_is_rejected(tmp_path):
         read(path)
 
 
-def test_packages_of_a_bank_are_merged_into_one_report(tmp_path):
+def test_packages_of_one_bank_are_merged(tmp_path):
     own_funds = {"c_01.00.csv": "datapoint,factValue\r\ndp3220634,100000\r\n", "c_76.00.a.csv": None}
     own_funds["FilingIndicators.csv"] = "templateID,reported\r\nC_01.00,true\r\nC_73.00,true\r\n"
-    one, two = read(package(tmp_path)), read(package(tmp_path, "of.zip", **own_funds))
-    merged = merge_reports([one, two, one])
-    assert merged.facts == one.facts + two.facts
+    first, second = read(package(tmp_path)), read(package(tmp_path, "of.zip", **own_funds))
+    merged = merge_reports([first, second, first])
+    assert merged.facts == first.facts + second.facts
     assert merged.filing_indicators == {"C_76.00": True, "C_73.00": True, "C_01.00": True}
     assert (merged.format, merged.currency) == ("xBRL-CSV", "EUR")
-    assert merged.files == (one.path, two.path, one.path)
+    assert merged.files == (first.path, second.path, first.path)
     of, bank = tmp_path / "of.zip", tmp_path / "bank.zip"
     assert merged.warnings == (f"C_73.00 is filed according to {of}, but not according to {bank}",)
     table = {"c_76.00.a.csv": "datapoint,factValue\r\ndp5435202,0.9\r\n"}
-    one, two = read(package(tmp_path)), read(package(tmp_path, "again.zip", **table))
-    merged = merge_reports([one, two])
+    first, second = read(package(tmp_path)), read(package(tmp_path, "again.zip", **table))
+    merged = merge_reports([first, second])
     assert len(merged.facts) == 3
     assert len(merged.warnings) == 1 and "is reported as 1.2 and as 0.9" in merged.warnings[0]
-    other = read(package(tmp_path, "other.zip", **{"parameters.csv": PARAMETERS.replace("LEI1", "LEI2")}))
+    foreign = read(package(tmp_path, "foreign.zip", **{"parameters.csv": PARAMETERS.replace("LEI1", "LEI2")}))
     with pytest.raises(UserError, match="only reports of one bank"):
-        merge_reports([one, other])
+        merge_reports([first, foreign])
     later = read(package(tmp_path, "later.zip", **{"parameters.csv": PARAMETERS.replace("2026-03-31", "2026-06-30")}))
     with pytest.raises(UserError, match="has the period"):
-        merge_reports([one, later])
+        merge_reports([first, later])
 
 
 LEI, CLOUD = "SYNB00AAAAAAAAAAAA11", "SYNP00CCCCCCCCCCCC33"
@@ -317,14 +317,14 @@ REGISTER = {  # tables of a register of information (DORA) in the layout of EBA 
 
 
 def read_register(folder: Path, **tables: list[str]):
-    """The report of REGISTER with other `tables`."""
+    """Read the report of REGISTER with `tables` added or replaced."""
     files = {f"{name}.csv": "".join(f"{line}\r\n" for line in lines) for name, lines in (REGISTER | tables).items()}
     files["parameters.csv"] = PARAMETERS + "decimalsInteger,0\r\n"
     return read(package(folder, **{"c_76.00.a.csv": None, "FilingIndicators.csv": None}, **files))
 
 
-def test_each_cell_of_a_register_is_a_fact_with_the_key_of_its_row(tmp_path):
-    """Only columns that are known to be numeric hold numbers: the number of a contract is a name."""
+def test_each_register_cell_is_a_keyed_fact(tmp_path):
+    """Only columns that are numeric in the DPM hold numbers: a contract number is a name."""
     report = read_register(tmp_path)
     assert (report.entity, report.currency, report.warnings, report.incomplete) == ("LEI1.CON", "EUR", (), ())
     key = {"CRZ": "4711", "qLES": LEI, "ICT": CLOUD, "IOB": "F1", "TYA": "eba_TA:S17"}
@@ -346,8 +346,8 @@ def test_each_cell_of_a_register_is_a_fact_with_the_key_of_its_row(tmp_path):
     ]
 
 
-def test_the_key_columns_of_a_register_are_those_of_the_dpm():
-    cells = load_cells(BUILT_IN)
+def test_register_key_columns_agree_with_the_dpm():
+    cells = load_cells()
     assert set(KEY_COLUMNS) == {code for code in cells.codes if cells.table(code).module == "DORA"}
     for code, keys in KEY_COLUMNS.items():
         assert set(keys.values()) == set(cells.table(code).keys), code
@@ -355,10 +355,10 @@ def test_the_key_columns_of_a_register_are_those_of_the_dpm():
     assert {code: {cell.row for cell in cells.in_table(code)} for code in FIXED_ROWS} == {"B_99.01": {"r0040"}}
 
 
-def test_oddities_of_a_register_and_one_of_another_framework_give_warnings(tmp_path):
+def test_oddities_of_a_register_give_warnings(tmp_path):
     odd = ["c0010,c0020,c0050", "A,eba_CO:x1,about 5", "A,eba_CO:x2,", ",eba_CO:x3,", "B,#none,"]
-    others = {"x_01.00": ["c0010,c0020", "5,a", "6,"], "x_02.00": ["KEY,c0010", "k1,5"]}
-    report = read_register(tmp_path, **{"b_02.01": odd, **others})
+    unknown = {"x_01.00": ["c0010,c0020", "5,a", "6,"], "x_02.00": ["KEY,c0010", "k1,5"]}
+    report = read_register(tmp_path, **{"b_02.01": odd, **unknown})
     table = "bank/reports/{}.csv"
     assert report.warnings == (
         f"{table.format('b_02.01')} line 2: {{B_02.01, *, c0050}} B_02.01.c0050 [CRZ=A] has the non-numeric value 'about 5'",

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from xbrl.read import xbrl
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.xbrl import read_report
 
 pytest.importorskip("lxml")
@@ -20,7 +20,7 @@ LAUGHS = "".join(f"<!ENTITY l{n} '{f'&l{n - 1};' * 10}'>" for n in range(1, 9))
 
 def rejection(file: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_report(file, load_cells(BUILT_IN))
+        read_report(file, load_cells())
     sentence = str(caught.value)
     assert str(file) in sentence and "\n" not in sentence
     return sentence

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from tests.xbrl.read.xbrl_documents import context, inline, member, read, values
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.xbrl import read_report
 
 pytest.importorskip("arelle")
@@ -35,7 +35,7 @@ def test_inline_values(tmp_path):
     assert report.warnings == ()
 
 
-def test_inline_texts_without_a_value_are_kept_with_warnings(tmp_path):
+def test_inline_texts_without_value_give_warnings(tmp_path):
     number = '<ix:nonFraction name="t:{}" contextRef="{}" unitRef="eur" decimals="0" {}>{}</ix:nonFraction>'
     body = number.format("A", "c", 'format="ixt:nosuchthing"', "2,909")
     body += number.format("B", "c", 'format="ixt:numdotdecimal"', "12 apples") + number.format("C", "gone", "", "1")
@@ -50,22 +50,22 @@ def test_inline_texts_without_a_value_are_kept_with_warnings(tmp_path):
 
 
 def test_inline_packages_and_local_schemas(tmp_path):
-    """A package of one and of two documents, and a document alone; a schema that is a local file is not read."""
-    one = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>')
-    two = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
-    local = one.replace("http://example.org/t.xsd", "foo.xsd")
+    """Packages with first and second documents, and a single document. A schema that is a local file is not read."""
+    first = inline('<ix:nonNumeric name="t:A" contextRef="c">a</ix:nonNumeric>')
+    second = inline('<ix:nonNumeric name="t:B" contextRef="c">b</ix:nonNumeric>', resources=False)
+    local = first.replace("http://example.org/t.xsd", "foo.xsd")
     for documents, expected in (
-        ({"one.xhtml": one}, {"t:A": "a"}),
-        ({"one.xhtml": local, "two.xhtml": two}, {"t:A": "a", "t:B": "b"}),
+        ({"first.xhtml": first}, {"t:A": "a"}),
+        ({"first.xhtml": local, "second.xhtml": second}, {"t:A": "a", "t:B": "b"}),
     ):
         package = tmp_path / f"package{len(documents)}.zip"
         with zipfile.ZipFile(package, "w") as archive:
             archive.writestr("bank/META-INF/reportPackage.json", "{}")
             archive.writestr("bank/bank.com/lab.xml", "<linkbase/>")
-            archive.writestr("bank/bank.com/draft.xhtml", one)
+            archive.writestr("bank/bank.com/draft.xhtml", first)
             for name, content in documents.items():
                 archive.writestr(f"bank/reports/{name}", content)
-        report = read_report(package, load_cells(BUILT_IN))
+        report = read_report(package, load_cells())
         assert (report.format, values(report)) == ("iXBRL", expected)
     hint = '<html xsi:schemaLocation="http://example.org/t foo.xsd" '
     alone = read(tmp_path, local.replace("<html ", hint), "r.xhtml")
@@ -74,8 +74,8 @@ def test_inline_packages_and_local_schemas(tmp_path):
         assert len(warnings) == 1 and warnings[0].startswith("the schema 'foo.xsd' is a local file, which is not read")
 
 
-def test_inline_facts_of_the_eba_have_cells_and_filing_indicators(tmp_path):
-    """The namespace is that of the concept, not of the element `ix:nonFraction`."""
+def test_inline_eba_facts_have_cells_and_indicators(tmp_path):
+    """The namespace of the concept counts, not the namespace of the element `ix:nonFraction`."""
     tier1 = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
     body = '<ix:nonFraction name="eba_met:qABJ" contextRef="x" unitRef="eur" decimals="-3">5000</ix:nonFraction>'
     hidden = '<ix:nonNumeric name="find:filingIndicator" contextRef="c">C_01.00</ix:nonNumeric>'

@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from tests.xbrl.read.xbrl_documents import document, fact, instance
 from tests.xbrl.read.xbrl_documents import read as read_file
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.render import render_report
 
 
@@ -17,13 +17,13 @@ def read(tmp_path: Path, content: object):
     return read_file(tmp_path, content if isinstance(content, bytes) else json.dumps(content), "report.json")
 
 
-def test_a_figure_that_the_dpm_does_not_have_is_no_percentage(tmp_path):
-    """The reader gives a number without a unit the unit `pure`; in XML the file gives it."""
+def test_an_unknown_figure_is_no_percentage(tmp_path):
+    """The JSON reader gives a number without a unit the unit `pure`; in XML the file itself gives it."""
     json_report = read(tmp_path, document(fact("eba_met:qZZZZ", "1340000.5", 4)))
     body = '<eba_met:qZZZZ contextRef="c" unitRef="pure" decimals="4">1340000.5</eba_met:qZZZZ>'
     for report in (json_report, read_file(tmp_path, instance(body))):
         assert report.facts[0].unit == "xbrli:pure" and "1 of 1 facts have no cell" in report.incomplete[0]
-        assert render_report(report, load_cells(BUILT_IN)).endswith("eba_met:qZZZZ | 1340000.5")
+        assert render_report(report, load_cells()).endswith("eba_met:qZZZZ | 1340000.5")
 
 
 def test_facts_units_decimals_and_dimensions(tmp_path):
@@ -98,7 +98,7 @@ def test_defective_facts_are_kept_with_warnings(tmp_path):
     ],
 )
 def test_periods(tmp_path, text, period):
-    """A date alone is none: as a date time, 2026-03-31 would be the end of 30 March."""
+    """A date alone is no valid period: as a date time, 2026-03-31 would be the end of 30 March."""
     content = document(fact("t:A", "1", 0, period=text))
     if period:
         assert read(tmp_path, content).facts[0].period == period
@@ -131,6 +131,6 @@ def test_a_malformed_document_is_rejected_with_one_sentence(tmp_path, content, s
     assert "\n" not in str(caught.value)
 
 
-def test_a_json_number_keeps_its_digits_and_a_byte_order_mark_is_skipped(tmp_path):
+def test_json_numbers_keep_their_digits(tmp_path):
     content = json.dumps(document(fact("t:A", "DIGITS", 20))).replace('"DIGITS"', "0.12345678901234567890")
     assert read(tmp_path, b"\xef\xbb\xbf" + content.encode()).facts[0].value == Decimal("0.12345678901234567890")

@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from tests.xbrl.read.xbrl_documents import INSTANT, NAMESPACES, context, instance, member, read, values
 from xbrl.read.arelle_reader import read_with_arelle
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.xbrl import read_report
 
 pytest.importorskip("arelle")
@@ -28,7 +28,7 @@ def test_an_instance_becomes_facts(tmp_path):
 
 
 def test_instants_at_midnight_belong_to_the_day_before(tmp_path):
-    """The reference date is a day though most periods end at noon. A second entity gives a warning."""
+    """The reference date is a day, although most periods end at noon. A second entity gives a warning."""
     midnight = INSTANT.replace("2026-03-31", "2020-10-01T00:00:00")
     noon, forever = midnight.replace("00:00:00", "12:00:00"), "<xbrli:period><xbrli:forever/></xbrli:period>"
     contexts = context("m", midnight) + context("n", noon) + context("f", forever)
@@ -41,14 +41,14 @@ def test_instants_at_midnight_belong_to_the_day_before(tmp_path):
 
 
 @pytest.mark.parametrize("day", ["2026-3-31", "2026-02-30", "0000-01-01", ""])
-def test_a_report_without_a_valid_date_is_rejected_with_the_line(tmp_path, day):
+def test_a_report_without_valid_date_is_rejected(tmp_path, day):
     content = instance('<t:A contextRef="c">1</t:A>').replace("2026-03-31", day)
-    said = "no fact has a valid period .*t:A has no valid period in the context c, line 10"
-    with pytest.raises(UserError, match=said):
+    message = "no fact has a valid period .*t:A has no valid period in the context c, line 10"
+    with pytest.raises(UserError, match=message):
         read(tmp_path, content)
 
 
-def test_a_fact_with_an_impossible_date_beside_valid_ones_gives_a_warning(tmp_path):
+def test_one_impossible_date_gives_a_warning(tmp_path):
     wrong = context("w", INSTANT.replace("2026-03-31", "2026-02-30"))
     report = read(tmp_path, instance('<t:A contextRef="w">1</t:A><t:B contextRef="c">1</t:B>', wrong))
     assert (report.period, [fact.period for fact in report.facts]) == ("2026-03-31", ["", "2026-03-31"])
@@ -59,7 +59,7 @@ LOCATION = 'xsi:schemaLocation="http://example.org/t {}" '
 
 
 @pytest.mark.parametrize("href", ["../../foo.xsd", "file:///etc/hostname"])
-def test_a_local_schema_is_not_needed_and_not_opened(tmp_path, href):
+def test_a_local_schema_is_never_opened(tmp_path, href):
     fact = '<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>'
     content = instance(fact).replace("http://example.org/t.xsd", href)
     hint = LOCATION.format(href)
@@ -154,15 +154,15 @@ def test_malformed_xml_that_arelle_would_repair_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("filed", ["C_01.00", "C_47.00"])
-def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed):
-    """Tier 1 capital is shown in C 01.00 and in C 47.00; the cell of the filed template comes first. From a zip."""
+def test_an_eba_metric_is_mapped_to_its_cells(tmp_path, filed):
+    """Tier 1 capital is shown in C 01.00 and in C 47.00; the cell of the filed template comes first. The instance is in a zip."""
     dimensions = member("eba_dim_4.0:qACK", "eba_qTP:qx2008") + member("eba_dim_4.0:qADT", "eba_qOR:qx2060")
     body = f"""<find:fIndicators><find:filingIndicator contextRef="c">{filed}</find:filingIndicator>
         <find:filingIndicator contextRef="c" find:filed="false">C_76.00</find:filingIndicator></find:fIndicators>
         <eba_met:qABJ contextRef="x" unitRef="eur" decimals="-3">5000</eba_met:qABJ>"""
     with zipfile.ZipFile(tmp_path / "bank.zip", "w") as archive:
         archive.writestr("bank.xbrl", instance(body, context("x", scenario=dimensions)))
-    report = read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+    report = read_report(tmp_path / "bank.zip", load_cells())
     assert report.filing_indicators == {filed: True, "C_76.00": False}
     (fact,) = report.facts
     cells = [("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")]
@@ -172,10 +172,10 @@ def test_an_eba_metric_with_its_dimensions_is_mapped_to_a_cell(tmp_path, filed):
     with zipfile.ZipFile(tmp_path / "bank.zip", "a") as archive:
         archive.writestr("other.xbrl", instance('<t:A contextRef="c">a</t:A>'))
     with pytest.raises(UserError, match="contains 2 reports"):
-        read_report(tmp_path / "bank.zip", load_cells(BUILT_IN))
+        read_report(tmp_path / "bank.zip", load_cells())
 
 
-def test_an_open_row_keeps_its_key_and_types_come_from_the_cell(tmp_path):
+def test_open_rows_keep_their_key_and_type(tmp_path):
     key = '<xbrldi:typedMember dimension="eba_dim_4.0:qINC"><eba_typ:CC>LEI7</eba_typ:CC></xbrldi:typedMember>'
     amount = member("eba_dim_4.0:qLJI", "eba_qAF:qx2011") + member("eba_dim_4.0:qZZX", "eba_qOR:qx2007")
     contexts = context("x", scenario=key) + context("y", scenario=key + amount)
@@ -233,7 +233,7 @@ def test_a_taxonomy_package_gives_types_and_labels(tmp_path, taxonomy):
     assert [(fact.type, fact.value) for fact in plain.facts] == [("", Decimal(5)), ("", "true")]
 
 
-def test_a_taxonomy_package_without_the_schema_gives_a_warning(tmp_path, taxonomy):
+def test_a_taxonomy_package_without_schema_warns(tmp_path, taxonomy):
     content = instance('<t:A contextRef="c" unitRef="eur" decimals="0">5</t:A>').replace("org/t.xsd", "org/u.xsd")
     report = read(tmp_path, content, taxonomy=[taxonomy])
     assert report.facts[0].value == Decimal(5)

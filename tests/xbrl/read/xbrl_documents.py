@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.xbrl import read_report
 
 NAMESPACES = """xmlns:xbrli="http://www.xbrl.org/2003/instance" xmlns:link="http://www.xbrl.org/2003/linkbase"
@@ -51,7 +51,7 @@ def inline(body: str, hidden: str = "", resources: bool = True) -> str:
 def read(tmp_path: Path, content: str | bytes, name: str = "report.xbrl", **options):
     file = tmp_path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_report(file, load_cells(BUILT_IN), **options)
+    return read_report(file, load_cells(), **options)
 
 
 def values(report) -> dict[str, object]:
@@ -68,14 +68,14 @@ JSON_NAMESPACES = {
 
 
 def fact(concept: str, value: object, decimals: object = None, **dimensions: str) -> dict:
-    """A fact of xBRL-JSON; `__` in the name of a dimension is a colon."""
+    """Make a fact of xBRL-JSON; `__` in the name of a dimension is a colon."""
     own = {"concept": concept, "entity": "rs:LEI1.CON", "period": "2026-04-01T00:00:00"}
     own |= {key.replace("__", ":"): item for key, item in dimensions.items()}
     return {"value": value, "dimensions": own} | ({} if decimals is None else {"decimals": decimals})
 
 
 def document(*facts: dict, notes: dict[str, tuple[str, str]] | None = None, **changes: object) -> dict:
-    """An xBRL-JSON document with the facts f0, f1, ... and with `notes`: name -> (text, language)."""
+    """Make an xBRL-JSON document with the facts f0, f1, ... and with `notes`: {name: (text, language)}."""
     info = {"documentType": "https://xbrl.org/2021/xbrl-json", "namespaces": JSON_NAMESPACES, "taxonomy": []}
     content = {f"f{number}": item for number, item in enumerate(facts)}
     for name, (text, language) in (notes or {}).items():

@@ -29,7 +29,7 @@ TABLES = {
 
 
 def cell_of(name: str) -> CellKey:
-    """The cell of a short name: `ratio 10` is C 03.00 r0010 c0010. A column can follow; any other row is the key of an open row."""
+    """Return the cell of a short name: `ratio 10` is C 03.00 r0010 c0010. A column can follow; a row without digits is a key."""
     table, row, *column = name.split()
     digits = 3 if table == "lelim" else 4
     row = f"r{int(row):0{digits}}" if row.isdigit() else row
@@ -38,9 +38,10 @@ def cell_of(name: str) -> CellKey:
 
 
 def report_of(figures, *, period=PERIOD, filed=None, entity="BANK", unit="iso4217:EUR", decimals=-3) -> Report:
-    """A report of cells, or short names of them. A text with % is a ratio to four places, another text a member.
+    """Make a report of {cell or its short name: value}.
 
-    A number is an amount in units of the currency with accuracy `decimals`. `filed`: templates with their filing indicators.
+    A text with % is a ratio to four places, any other text a member. A number is an amount in units of the currency with the
+    accuracy `decimals`. `filed` maps templates to their filing indicators.
     """
     facts = []
     for name, value in figures.items():

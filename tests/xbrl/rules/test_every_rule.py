@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from tests.xbrl.rules.figures import PERIOD, report_of
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.rules.rules import built_in_rules, evaluate, violations
 
 FILED = {f"C_{number}.00": True for number in ("01", "02", "03", "04", "22", "26", "27", "28", "47", "76", "84")}
@@ -14,7 +14,7 @@ FILED |= {name: True for name in ("F_01.01", "F_01.02", "F_01.03", "F_02.00")}
 
 
 def judged(rule_id, figures, period=PERIOD):
-    """The results of a rule. Integers are amounts in thousands."""
+    """Return the results of a rule. Integers are amounts in thousands."""
     figures = {name: value if isinstance(value, str) else value * 1000 for name, value in figures.items()}
     results = evaluate(report_of(figures, period=period, filed=FILED))
     return [result for result in results if result.rule_id == rule_id]
@@ -126,9 +126,9 @@ CASES = {
 TRIGGERS = {"LE_DEF", "LE_GSII", "FX_DEMIN", "P2G_TC"}
 
 
-def test_every_rule_has_a_case_and_its_cells_are_in_the_dpm():
+def test_every_rule_has_a_case_and_cells():
     assert set(CASES) == {rule.id for rule in built_in_rules()}
-    cells = load_cells(BUILT_IN)
+    cells = load_cells()
     for rule in built_in_rules():
         for key in (*rule.cells, *rule.unless_reported):
             assert cells.by_cell(*key) is not None, (rule.id, key)
@@ -169,22 +169,22 @@ def test_each_large_exposure_has_its_own_limit():
     figures |= {
         f"who {code} c070": f"eba_qTE:{kind}" for code, kind in (("A", "qx2056"), ("B", "qx2057"), ("D", "qx2056"))
     }
-    found = [(result.row, str(result.value), str(result.limit)) for result in judged("LE_LIMIT", figures)]
-    assert found == [("B", "0.26", "0.25"), ("D", "0.5", "0.4")]
+    violated = [(result.row, str(result.value), str(result.limit)) for result in judged("LE_LIMIT", figures)]
+    assert violated == [("B", "0.26", "0.25"), ("D", "0.5", "0.4")]
     sound = {name: value for name, value in figures.items() if name.split()[1] not in "BD"}
     (met,) = judged("LE_LIMIT", sound)  # one result stands for all clients
     assert (met.state, met.row) == ("ok", "A")
 
 
-def test_an_exposure_that_leaves_out_what_a_rule_reads_is_not_passed_over():
-    """Of B only the share before mitigation is reported: whether it keeps to the limit is open."""
+def test_an_exposure_without_share_is_undecided():
+    """B reports only its share before mitigation, so it is open whether B keeps to the limit."""
     figures = {"le A c350": "20%", "le B c230": "40%"}
-    assert [(one.row, one.state) for one in judged("LE_LIMIT", figures)] == [("B", "undecided")]
-    found = [(one.row, one.state) for one in judged("LE_DEF", figures)]
-    assert found == [("B", "triggered"), ("A", "undecided")]
+    assert [(result.row, result.state) for result in judged("LE_LIMIT", figures)] == [("B", "undecided")]
+    states = [(result.row, result.state) for result in judged("LE_DEF", figures)]
+    assert states == [("B", "triggered"), ("A", "undecided")]
 
 
-def test_limits_of_institutions_legs_of_the_buffer_and_the_cap_of_the_floor():
+def test_institutions_buffer_legs_and_floor_cap_are_judged():
     who = {"who * c070": "eba_qTE:qx2056"}
     assert state("LE_LIMIT", {"le * c350": "25%", **who}) == "ok"
     assert state("LE_LIMIT", {"le * c350": "25.01%", **who}) == "violated"
@@ -223,13 +223,13 @@ def test_a_minimum_applies_from_its_first_day(rule_id, figures, first):
 @pytest.mark.parametrize(
     ("decimals", "off", "expected"), [(0, 1, "ok"), (0, 2, "violated"), ("INF", 0, "ok"), ("INF", 1, "violated")]
 )
-def test_a_filing_rule_tolerates_what_the_decimals_leave_open(decimals, off, expected):
+def test_a_filing_rule_tolerates_rounding(decimals, off, expected):
     figures = {"of 10": 150_000 + off, "of 15": 120_000, "of 750": 30_000}
     results = evaluate(report_of(figures, filed=FILED, decimals=decimals))
-    assert [one.state for one in results if one.rule_id == "OF_SUM"] == [expected]
+    assert [result.state for result in results if result.rule_id == "OF_SUM"] == [expected]
 
 
-def test_an_insolvent_bank_with_consistent_figures_has_breaches_but_no_filing_errors():
+def test_an_insolvent_bank_has_breaches_without_filing_errors():
     figures = {"of 10": -50_000, "of 15": -70_000, "of 20": -70_000, "of 750": 20_000, "rea 10": 1_000_000}
     figures |= {"ratio 10": "-7%", "ratio 30": "-7%", "ratio 50": "-5%"}
     figures |= {"ratio 20": -115_000, "ratio 40": -130_000, "ratio 60": -130_000}

@@ -1,4 +1,4 @@
-"""Notes of the bank in its files, and findings.csv: what no engine finds."""
+"""findings.csv: reading, writing, and correcting the engine's results with it."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -9,7 +9,7 @@ from common.errors import UserError
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import Note
 from xbrl.read.render import cell_name
 from xbrl.rules.findings import Finding, apply_findings, lifted_results, load_findings, write_findings
@@ -21,7 +21,7 @@ BANK, PERIOD, NOTE = make_bank(0, 1), "2026-03-31", Note("Bonds of 9% are pledge
 
 def read(tmp_path, lcr: str, notes=()):
     figures = {LCR: Decimal(lcr), LEVERAGE: Decimal("0.0351")}
-    cells = load_cells(BUILT_IN)
+    cells = load_cells()
     files = write_reports(tmp_path, BANK, PERIOD, figures, cells, (), "json", notes)
     return read_filing(files, cells), cells
 
@@ -44,23 +44,27 @@ def test_findings_add_replace_and_lift(tmp_path) -> None:
     assert (corrected.value, corrected.limit) == (Decimal("0.5"), 1)
 
 
-def test_a_finding_on_one_client_leaves_the_others_as_they_are(tmp_path) -> None:
+def test_a_finding_concerns_one_client_only(tmp_path) -> None:
     shares = {("C_28.00", client, "c350"): Decimal(share) for client, share in (("AA", "0.31"), ("BB", "0.42"))}
-    files = write_reports(tmp_path, BANK, PERIOD, {LCR: Decimal("0.93"), **shares}, load_cells(BUILT_IN), (), "json")
-    results = evaluate(read_filing(files, load_cells(BUILT_IN)))
-    assert [(one.rule_id, one.row) for one in apply_findings(results, [])] == [
+    files = write_reports(tmp_path, BANK, PERIOD, {LCR: Decimal("0.93"), **shares}, load_cells(), (), "json")
+    results = evaluate(read_filing(files, load_cells()))
+    assert [(result.rule_id, result.row) for result in apply_findings(results, [])] == [
         ("LCR_MIN", ""), ("LE_LIMIT", "AA"), ("LE_LIMIT", "BB"),
     ]  # fmt: skip
     waived = Finding(BANK.entity, PERIOD, "LE_LIMIT", "lifted", "C 28.00 AA c350", legal="CRR Art. 7")
-    assert [one.row for one in apply_findings(results, [waived])] == ["", "BB"]
-    assert [(one.row, one.legal) for one in lifted_results(results, [waived])] == [("AA", "CRR Art. 7")]
+    assert [result.row for result in apply_findings(results, [waived])] == ["", "BB"]
+    assert [(result.row, result.legal) for result in lifted_results(results, [waived])] == [("AA", "CRR Art. 7")]
     everywhere = replace(waived, cell="", legal="")
-    assert [one.rule_id for one in apply_findings(results, [everywhere])] == ["LCR_MIN"]
-    assert [(one.row, one.legal) for one in lifted_results(results, [everywhere])] == [
+    assert [result.rule_id for result in apply_findings(results, [everywhere])] == ["LCR_MIN"]
+    assert [(result.row, result.legal) for result in lifted_results(results, [everywhere])] == [
         ("AA", "CRR Art. 395(1)"), ("BB", "CRR Art. 395(1)"),
     ]  # fmt: skip
-    other = replace(waived, state="violated", value=Decimal("0.5"))
-    assert [one.value for one in apply_findings(results, [other])] == [Decimal("0.93"), Decimal("0.5"), Decimal("0.42")]
+    corrected = replace(waived, state="violated", value=Decimal("0.5"))
+    assert [result.value for result in apply_findings(results, [corrected])] == [
+        Decimal("0.93"),
+        Decimal("0.5"),
+        Decimal("0.42"),
+    ]
 
 
 ENTITY = "SYNB00AAAAAAAAAAAA11"
@@ -103,7 +107,7 @@ def test_mistakes_in_findings_csv_name_line_and_column(tmp_path, old, new, messa
 
 
 def test_findings_csv_of_other_programs(tmp_path) -> None:
-    """A byte order mark, spaces, CRLF, an entity with its scope, and only the columns that are needed. Not Latin-1."""
+    """A byte order mark, spaces, CRLF, an entity with its scope and missing optional columns are accepted, Latin-1 is not."""
     path = tmp_path / "findings.csv"
     path.write_bytes(f"\ufeffperiod,entity,rule,state\r\n 2026-03-31 ,{ENTITY}.CON,LCR_MIN,lifted\r\n".encode())
     assert load_findings(path) == {
@@ -119,7 +123,7 @@ def test_findings_csv_of_other_programs(tmp_path) -> None:
     assert load_findings(path) == {(BANK.entity, PERIOD): findings}
 
 
-def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path):
+def test_the_engine_completes_a_finding(tmp_path):
     sound = evaluate(read(tmp_path, "1.04")[0])
     bare = Finding(BANK.entity, PERIOD, "LCR_MIN", "violated", where="findings.csv, line 2")
     (added,) = apply_findings(sound, [bare])
@@ -135,7 +139,7 @@ def test_a_finding_takes_from_the_engine_what_it_leaves_out(tmp_path):
         )
         with pytest.raises(UserError, match=message):
             apply_findings(sound, [replace(bare, rule=rule, cell=cell)])
-    # The rules look for the buffer, and the report leaves it out.
+    # The rules read the buffer, but the report leaves it out.
     cell = "C 76.00.a r0010 c0010"
     counted = Finding(BANK.entity, PERIOD, "PLEDGED_COUNTED", "violated", cell, Decimal(9_000_000), Decimal(5_000_000))
     added = apply_findings(evaluate(read(tmp_path, "1.04")[0]), [counted])[-1]

@@ -1,4 +1,4 @@
-"""The judge: every case of the law that it knows, on examples that keep to it and on such that do not."""
+"""The judge of the law: each of its cases, on examples that keep to the law and on examples that do not."""
 
 import ast
 import json
@@ -7,12 +7,12 @@ import re
 
 import pytest
 
+from tests.xbrl.rules import law_check
+from tests.xbrl.rules.law_check import CASES, audit, judge, main, read_answer
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.rules import law_check
-from xbrl.rules.law_check import CASES, audit, judge, read_told
 from xbrl.rules.rules import RULES_FILE
 
-ROOT = pathlib.Path(law_check.__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 REPORT = """Some Bank (LEI) | reference date 2026-03-31 | amounts in EUR
 not filed: C 22.00
 C 02.00.a Capital Adequacy - Risk Exposure Amounts
@@ -46,26 +46,45 @@ Earlier reports
 
 
 def judged(report, answer, rules=(), facts=()):
-    """The complaints about an answer to the text of a report."""
+    """Return the complaints about an answer to the text of a report."""
     messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
     return judge({"messages": messages, "violations": list(rules), "note_facts": list(facts)})
 
 
 def contradictions(text):
-    """The requirements that a report prints, or that the law sets, and that its own figures do not meet."""
-    found = judged(text, "Note:\nnone\nViolations:\nnone\nDirective:\n")
-    return [sentence for case, sentence in found if case == "contradicted"]
+    """Return the printed or legal requirements that the figures of a report do not meet."""
+    complaints = judged(text, "Note:\nnone\nViolations:\nnone\nDirective:\n")
+    return [sentence for case, sentence in complaints if case == "contradicted"]
 
 
-def test_the_check_imports_nothing_of_the_project():
+def test_the_judge_imports_nothing_of_the_project():
     tree = ast.parse(pathlib.Path(law_check.__file__).read_text(encoding="utf-8"))
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes}
-    assert names == {"re", "collections", "collections.abc", "dataclasses", "decimal", "typing"}
+    assert names == {
+        "collections",
+        "collections.abc",
+        "dataclasses",
+        "decimal",
+        "json",
+        "pathlib",
+        "re",
+        "sys",
+        "typing",
+    }
+
+
+def test_law_command_counts_and_complains(tmp_path, capsys):
+    file = tmp_path / "examples.jsonl"
+    file.write_text("".join(json.dumps(example(facts=facts)) + "\n" for facts in ([], [PLEDGED])), encoding="utf-8")
+    assert main([str(file)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["examples"] == 2 and json.loads(captured.out)["misstatement"] == 1
+    assert captured.err == ": misstatement: the note states pledged, and PLEDGED_COUNTED is no finding\n"
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "found"),
+    ("before", "after", "sentence"),
     [
         ("", "", ""),
         ("CET1 Capital ratio | 9.40%", "CET1 Capital ratio | 9.30%", "r0010 is 0.0930 beside 0.0534 + "),
@@ -74,17 +93,17 @@ def test_the_check_imports_nothing_of_the_project():
         ("Liquidity buffer | 100 million", "Liquidity buffer | 96 million", "liquidity buffer"),
     ],
 )
-def test_the_check_sees_each_contradiction(before, after, found):
+def test_the_judge_sees_each_contradiction(before, after, sentence):
     assert before in REPORT
     lines = contradictions(REPORT.replace(before, after))
-    assert found in lines[0] if found else lines == []
+    assert sentence in lines[0] if sentence else lines == []
 
 
-def test_the_check_knows_the_output_floor_of_the_year():
+def test_the_judge_knows_the_years_output_floor():
     floored = REPORT.replace(
         "C 03.00 Capital", "r0036 c0010 UNFLOORED | 900000 thousand\nC 02.00.b X\nr0010 c0020 S | {} thousand\nC 03.00 Capital"
     )  # fmt: skip
-    assert contradictions(floored.format(1_818_000)) == []  # 55% of it are below 1,000,000
+    assert contradictions(floored.format(1_818_000)) == []  # 55% of 1,818,000 are below 1,000,000
     assert len(contradictions(floored.format(1_819_000))) == 1
     assert len(contradictions(floored.format(1_700_000).replace("2026-03-31", "2027-03-31"))) == 1  # 60%
     assert contradictions(floored.format(1_700_000).replace("2026-03-31", "2024-12-31")) == []
@@ -106,17 +125,17 @@ def test_the_check_knows_the_output_floor_of_the_year():
         ("OUTPUT_FLOOR", "EXPOSURE AMOUNTS | 1000000 thousand", "1200000 thousand", "1100000 thousand"),
     ],
 )
-def test_a_finding_on_a_limit_that_the_figures_meet_has_no_ground(rule, before, met, equal):
-    """On the limit itself the figure may have been rounded to it."""
+def test_a_finding_on_a_met_limit_is_unfounded(rule, before, met, equal):
+    """A figure equal to the limit may have been rounded to the limit."""
     floor = "r0036 c0010 UNFLOORED | 900000 thousand\nC 02.00.b X\nr0010 c0020 S | 2000000 thousand\nC 03.00 Capital"
     report = REPORT.replace("C 03.00 Capital", floor).replace("EXPOSURE AMOUNT |", "EXPOSURE AMOUNTS |")
     for figure, expected in ((met, {"unfounded"}), (equal, set())):
         printed = report.replace(before, f"{before.rpartition('| ')[0]}| {figure}")
-        found = judged(printed, "Violations:\nnone", [rule])
-        assert before in report and {case for case, text in found if text.startswith(rule)} == expected
+        complaints = judged(printed, "Violations:\nnone", [rule])
+        assert before in report and {case for case, text in complaints if text.startswith(rule)} == expected
 
 
-def test_an_institution_may_have_a_higher_limit_and_the_leverage_buffer_applies_from_2023():
+def test_higher_limits_and_the_leverage_buffer_are_known():
     limits = REPORT.replace("C 27.00 Identification", "C 26.00 Limits\nr030 c010 % | 40.00%\nC 27.00 Identification")
     assert contradictions(limits.replace("| 24.00%", "| 40.00%")) == []
     assert len(contradictions(limits.replace("| 24.00%", "| 40.01%"))) == 1
@@ -129,7 +148,7 @@ def test_an_institution_may_have_a_higher_limit_and_the_leverage_buffer_applies_
 
 
 def test_rounded_figures_are_no_contradiction():
-    """A ratio is rounded to four places. One that is left out does not cover its parts, nor one that they do not round to."""
+    """A printed ratio was rounded to four places. Its parts are compared if it is missing, or if they do not round to it."""
     labels = "Some Bank\nLiquidity buffer 2623.9 mn\nNet outflow 2624 mn\nLCR 100%"
     assert contradictions(labels) == []
     for old, new in (("\nLCR 100%", ""), ("24 mn", "26 mn")):
@@ -147,11 +166,11 @@ NOTED = f"{REPORT.partition('Earlier')[0]}note on C 76.00.a r0010 c0010 | Bonds 
 
 
 def example(lines=(), facts=(), report=NOTED, **more) -> dict:
-    """An example with these lines of `Violations:` and `Note:`."""
+    """Make an example with these lines of `Violations:` and `Note:`."""
     answer = "\n".join(["Note:", *(facts or ["none"]), "Violations:", *(lines or ["none"]), "Directive:", "Buy."])
-    told = read_told(answer)
-    stated = [dict(fact) for fact in told.facts or ()]
-    violated = list(dict.fromkeys(line.rule for line in told.lines))
+    parsed = read_answer(answer)
+    stated = [dict(fact) for fact in parsed.facts or ()]
+    violated = list(dict.fromkeys(line.rule for line in parsed.violations))
     messages = [{"role": "user", "content": report}, {"role": "assistant", "content": answer}]
     return {"messages": messages, "violations": violated, "note_facts": stated, "period": "2026-03-31"} | more
 
@@ -160,7 +179,7 @@ def cases(*arguments, **more) -> set[str]:
     return {case for case, _ in judge(example(*arguments, **more))}
 
 
-def test_a_verdict_must_be_what_the_numbers_of_its_line_say():
+def test_a_verdict_must_agree_with_its_numbers():
     lines = (
         *("CET1 ratio 7.31% min 4.5%: met", "min 9.34%: OCR_CET1, CRD Art. 141a(a)", "min 9.35%: met"),
         *("CET1 ratio 9.34% min 9.34%: OCR_CET1, CRD Art. 141a(a)", "Client Arno 2 25% max 25%: met"),
@@ -169,8 +188,8 @@ def test_a_verdict_must_be_what_the_numbers_of_its_line_say():
         *("LCR 9 / 10 = 90% != 91%: LCR_CALC, 2015/61 Art. 4(1)", "Tier 1 ratio 5.9% >= 6%: met"),
         "Tier 1 ratio 6.1% < 6%: T1_MIN, CRR Art. 92(1)(b)",
     )
-    found = judged("Some Bank", "\n".join(["Checks:", *lines, "Directive:", "x"]))
-    assert [text.replace(" is called", ":") for case, text in found if case == "verdict"] == [
+    complaints = judged("Some Bank", "\n".join(["Checks:", *lines, "Directive:", "x"]))
+    assert [text.replace(" is called", ":") for case, text in complaints if case == "verdict"] == [
         *(
             "CET1 ratio 7.31% min 9.35%: met",
             "CET1 ratio 9.34% min 9.34%: violated",
@@ -185,11 +204,11 @@ def test_the_working_of_a_check_must_be_right():
     stated = [{"kind": "pledged", "applies": True, "amount": "41000000", "who": []}]
     for left, expected in (("560610", set()), ("650610", {"consequence"})):
         line = f"Liquidity buffer 601610 k - 41000 k = {left} k: PLEDGED_COUNTED, 2015/61 Art. 7(2)"
-        found = judged(report, f"Checks:\n{line}\nDirective:\nx", ["PLEDGED_COUNTED"], stated)
-        assert {case for case, _ in found} == expected
+        complaints = judged(report, f"Checks:\n{line}\nDirective:\nx", ["PLEDGED_COUNTED"], stated)
+        assert {case for case, _ in complaints} == expected
 
 
-def test_a_misstatement_that_a_note_states_is_a_finding_whatever_the_limit_says():
+def test_a_stated_misstatement_is_always_a_finding():
     assert cases([], [PLEDGED]) == {"misstatement"} and cases() == cases([COUNTED], [PLEDGED]) == set()
     assert cases([], [PLEDGED.replace("| applies", "| does not apply")]) == set()
     for kind in ("own_shares", "profit"):
@@ -202,8 +221,8 @@ def test_a_misstatement_that_a_note_states_is_a_finding_whatever_the_limit_says(
     assert judge(without_facts) == []  # whether the note states anything is not known
 
 
-def test_checks_line_by_line_name_the_wrong_figure_too():
-    """As answers of the quickstart do, which have no section `Note:`."""
+def test_line_by_line_checks_name_the_wrong_figure():
+    """Answers of the quickstart have no section `Note:`."""
     stated = [{"kind": "pledged", "applies": True, "amount": None, "who": []}]
     report = "Some Bank\nLeverage ratio 5%\nLCR 104%\nNote: Bonds are pledged; LCR would be 95% without them."
     answer = (
@@ -213,7 +232,7 @@ def test_checks_line_by_line_name_the_wrong_figure_too():
         assert {case for case, _ in judged(report, answer, rules, stated)} == expected
 
 
-def test_connected_clients_count_together_where_the_report_gives_their_codes():
+def test_connected_clients_count_together():
     connected = ['connected | applies | - | Delta Oil and SYNC00B | - | "owns it"']
     row = "c070 Type of counterparty | eba_qTE:qx2056"
     assert cases([], connected, report=NOTED.replace(row, "c021 Name | Delta Oil")) == {"consequence"}
@@ -221,7 +240,7 @@ def test_connected_clients_count_together_where_the_report_gives_their_codes():
     assert without != NOTED and cases([], connected, report=without) == set()
 
 
-def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
+def test_a_limit_missed_without_the_amount_counts():
     large = [PLEDGED.replace("500000", "5000000")]
     assert cases([COUNTED.replace("99500", "95000")], large) == {"consequence"}
     assert cases([COUNTED.replace("99500", "95000"), LCR_PLEDGED], large) == set()
@@ -234,7 +253,7 @@ def test_the_limit_that_is_missed_without_the_amount_comes_on_top():
     assert cases([COUNTED.replace("r0010", "r0030")], [PLEDGED]) == {"consequence"}
 
 
-def test_a_guideline_is_no_law_and_a_late_return_is_a_matter_of_its_date():
+def test_guideline_citations_and_late_cells_are_refused():
     guideline = "OCR_CALC | C 03.00 r0160 c0010 | 13.50% | expected 13.6% | EBA/GL/2022/03"
     assert cases([guideline]) == {"guideline"}
     late = "LATE_FILING | C 01.00 r0010 c0010 | 65 | max 42 | ITS (EU) 2024/3117 Art. 3(1)"
@@ -243,28 +262,27 @@ def test_a_guideline_is_no_law_and_a_late_return_is_a_matter_of_its_date():
 
 
 @pytest.mark.parametrize("profile", ["short", "quickstart"])
-def test_a_hundred_reports_of_each_corpus_draw_no_complaint(tmp_path, profile):
-    """Without any finding, and with any fact of a note turned round, they do: the judge is not blind.
+def test_a_hundred_reports_draw_no_complaint(tmp_path, profile):
+    """The judge is not blind: it complains if any finding is removed, or any fact of a note is reversed.
 
-    The long form is judged where it is made: tests/xbrl/corpus/test_corpus.py.
+    The long form is judged in tests/xbrl/corpus/test_corpus.py, which makes it.
     """
     request = Request(100, 0, profile, [0.8, 0.1, 0.1])
-    made = [example for unit in plan_units(request) for example in make_unit(tmp_path, request, unit).examples]
-    counts, complaints = audit(made)
+    examples = [example for unit in plan_units(request) for example in make_unit(tmp_path, request, unit).examples]
+    counts, complaints = audit(examples)
     assert complaints == [] and not any(counts[case] for case in CASES)
     assert counts["examples"] == 100 and counts["with_facts"] >= 20
     assert counts["clean"] >= 15 and counts["pillar1"] >= 15
     if profile == "quickstart":  # its labels do not name all that follows
         return
-    for one in made:
-        for rule in set(one["violations"]) - {"LCR_CALC", "TSCR_FLOOR", "TSCR_CET1_FLOOR", "TSCR_T1_FLOOR"}:
-            assert judge(one | {"violations": [other for other in one["violations"] if other != rule]}), (
-                rule,
-                one["id"],
-            )
-        for fact in one["note_facts"]:
-            turned = [other | {"applies": other["applies"] != (other is fact)} for other in one["note_facts"]]
-            assert judge(one | {"note_facts": turned}), (fact, one["id"])
+    for item in examples:
+        violated = item["violations"]
+        for removed in set(violated) - {"LCR_CALC", "TSCR_FLOOR", "TSCR_CET1_FLOOR", "TSCR_T1_FLOOR"}:
+            fewer = [rule for rule in violated if rule != removed]
+            assert judge(item | {"violations": fewer}), (removed, item["id"])
+        for reversed_fact in item["note_facts"]:
+            facts = [fact | {"applies": fact["applies"] != (fact is reversed_fact)} for fact in item["note_facts"]]
+            assert judge(item | {"note_facts": facts}), (reversed_fact, item["id"])
 
 
 def test_the_page_has_every_rule_with_its_citations():
@@ -280,8 +298,8 @@ def test_the_page_has_every_rule_with_its_citations():
         sources = re.findall(r"\[([^]]+)](?:\[([^]]+)])?", linked)
         article = re.sub(r"\[([^]]+)](\[[^]]+])?", r"\1", linked)
         versions = rule["legal"] if isinstance(rule["legal"], list) else []
-        since = [f"from {one['from']}" if one["from"] else "until then" for one in versions[::-1]]
-        dated = [f"{when}: {one['text']}" for when, one in zip(since, versions[::-1], strict=True)]
+        since = [f"from {version['from']}" if version["from"] else "until then" for version in versions[::-1]]
+        dated = [f"{when}: {version['text']}" for when, version in zip(since, versions[::-1], strict=True)]
         guidance = [f"guidance: {rule['guidance']}"] if "guidance" in rule else []
         assert article == "; ".join([*(dated or [rule["legal"]]), *guidance]), rule["id"]
         assert checked == rule["checked"] and checked in ("text", "memory") and meaning

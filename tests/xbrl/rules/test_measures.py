@@ -1,4 +1,4 @@
-"""What is demanded and announced: in proportion to the legal order, the size of the gap, and duration. The legal basis."""
+"""Measures and announcements are in proportion to the legal order, the size of the gap and its duration. The legal basis."""
 
 import json
 from dataclasses import replace
@@ -38,12 +38,15 @@ SUM = result("OF_SUM", "90001000", "92000000")
 
 
 def demands(*results, repeated=()):
-    return [(one.subject, one.deadline_days, one.owners_days) for one in plan_measures(results, dict(repeated))]
+    return [
+        (measure.subject, measure.deadline_days, measure.owners_days)
+        for measure in plan_measures(results, dict(repeated))
+    ]
 
 
-def test_severity_follows_the_legal_order_and_not_the_size():
+def test_severity_follows_the_legal_order():
     assert {severity([result("CET1_MIN", value, "0.045")]) for value in ("0.0449", "0.03", "-0.01")} == {"pillar1"}
-    assert [severity([one]) for one in (SUM, BUFFER, P2, P1)] == list(ORDERS)
+    assert [severity([result]) for result in (SUM, BUFFER, P2, P1)] == list(ORDERS)
     assert severity([SUM, BUFFER, P2]) == "pillar2" and severity([]) == "filing"
     orders = {rule: REQUIREMENTS[rule].order for rule in note_rules()}
     assert orders["OWN_SHARES_MIN"] == "pillar1" and orders["OWN_SHARES_TSCR"] == "pillar2"
@@ -54,7 +57,7 @@ def test_severity_follows_the_legal_order_and_not_the_size():
 
 def test_size_and_duration_grade_within_an_order():
     sizes = [result("CET1_MIN", value, "0.045") for value in ("0.0437", "0.0436", "0.0404")]
-    assert [plan_measures([one], {})[0].urgency for one in sizes] == [0, 1, 2]
+    assert [plan_measures([result], {})[0].urgency for result in sizes] == [0, 1, 2]
     assert [plan_measures(sizes[:1], {"CET1_MIN": times})[0].urgency for times in (1, 2, 3)] == [1, 2, 2]
     assert all(days[0] >= days[1] >= days[2] for days in DEADLINES.values())
     for subject in ("capital", "leverage"):  # a graver order never has a longer term
@@ -62,7 +65,7 @@ def test_size_and_duration_grade_within_an_order():
         assert all(graver <= lighter for graver, lighter in terms)
 
 
-def test_owners_have_time_to_meet_and_are_asked_only_for_what_is_large():
+def test_owners_meet_only_for_large_gaps():
     assert all(days == 0 or days >= 30 for terms in OWNERS.values() for days in terms)
     assert demands(result("CET1_MIN", "0.0446", "0.045"))[0] == ("capital", 20, 0)
     assert demands(result("CET1_MIN", "0.043", "0.045"))[0] == ("capital", 15, 60)
@@ -74,11 +77,11 @@ def test_the_measures_of_a_letter():
     errors = [SUM, *(replace(SUM, rule_id=rule) for rule in ("T1_SUM", "FX_XTAB", "FIN_PL"))]
     assert [demands(*errors[:count]) for count in (1, 2, 4)] == [[("filing", days, 0)] for days in (10, 7, 5)]
     many = [SUM, result("LCR_MIN", "0.9", "1"), P2, BUFFER, result("LE_LIMIT", "0.3", "0.25"), result("PROFIT_COUNTED")]
-    assert [one[:2] for one in demands(*many)] == [
+    assert [demand[:2] for demand in demands(*many)] == [
         ("liquidity", 3), ("exposure", 10), ("capital", 20), ("distributions", 5), ("filing", 10), ("misstatement", 10),
     ]  # fmt: skip
     assert demands(BUFFER) == [("distributions", 5, 0)]  # CRD Art. 142(1): five working days
-    assert [topic_of(one) for one in plan_measures([result("LR_OLRR")], {})] == ["leverage distributions"]
+    assert [topic_of(measure) for measure in plan_measures([result("LR_OLRR")], {})] == ["leverage distributions"]
     assert demands(result("LATE_FILING", "50", "15")) == [("timing", 10, 0)]  # an explanation; nothing is filed again
     assert demands() == []
 

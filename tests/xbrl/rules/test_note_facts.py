@@ -1,4 +1,4 @@
-"""What follows from the facts of a note: the figure is wrong whatever the limit says, and a limit missed comes on top."""
+"""Consequences of the facts of a note: the figure is wrong in any case, and a limit missed without the amount is added."""
 
 from decimal import Decimal
 
@@ -24,7 +24,7 @@ SOUND = {
 
 
 def filed(figures, clients=(), **more):
-    """A report. `clients`: (code, name, share of Tier 1, member of the type)."""
+    """Make a report. `clients` are (code, name, share of Tier 1, member of the type)."""
     rows = dict(figures)
     for code, name, share, kind in clients:
         rows |= {("C_28.00", code, "c350"): share, ("C_27.00", code, "c021"): name, ("C_27.00", code, "c070"): kind}
@@ -35,19 +35,20 @@ def fact(kind, millions=None, applies=True, who=()) -> NoteFact:
     return NoteFact(kind, applies, None if millions is None else Decimal(millions) * 1_000_000, who)
 
 
-def found(report, *facts):
-    return [(one.rule, one.cell, one.value, one.limit) for one in consequences(report, evaluate(report), facts)]
+def derived(report, *facts):
+    findings = consequences(report, evaluate(report), facts)
+    return [(finding.rule, finding.cell, finding.value, finding.limit) for finding in findings]
 
 
-def test_a_wrong_figure_is_a_finding_and_a_missed_limit_comes_on_top():
+def test_a_missed_limit_is_a_second_finding():
     kinds = ("pledged", "own_shares", "profit", "connected", "waiver")
-    assert found(filed(SOUND), *(fact(kind, 900, applies=False, who=("A", "B")) for kind in kinds)) == []
-    (counted,) = found(filed(SOUND), fact("pledged", "65.2"))
+    assert derived(filed(SOUND), *(fact(kind, 900, applies=False, who=("A", "B")) for kind in kinds)) == []
+    (counted,) = derived(filed(SOUND), fact("pledged", "65.2"))
     assert counted == ("PLEDGED_COUNTED", "C 76.00.a r0010 c0010", 1_300_000_000, 1_234_800_000)
-    (counted,) = found(filed(SOUND), fact("profit", "65.2"))
+    (counted,) = derived(filed(SOUND), fact("profit", "65.2"))
     assert counted == ("PROFIT_COUNTED", "C 01.00 r0020 c0010", 1_200_000_000, 1_134_800_000)
-    assert len(found(filed(SOUND), fact("pledged", 300))) == 1  # exactly 100% is enough
-    assert found(filed(SOUND), fact("pledged", 301))[1] == (
+    assert len(derived(filed(SOUND), fact("pledged", 300))) == 1  # exactly 100% is enough
+    assert derived(filed(SOUND), fact("pledged", 301))[1] == (
         "LCR_PLEDGED", "C 76.00.a r0030 c0010", Decimal("0.9990"), 1,
     )  # fmt: skip
     report = filed(SOUND)
@@ -69,7 +70,7 @@ def test_a_wrong_figure_is_a_finding_and_a_missed_limit_comes_on_top():
             "OCR_TC",
             "12.5% is required: the overall capital requirement (",
         ),
-        # All legs miss it: CET1 comes first.
+        # All legs miss the requirement: CET1 comes first.
         (599, "OWN_SHARES", "r0010", "0.0601", "0.0812", "OCR_CET1", ": the overall capital requirement in CET1 ("),
         (
             601,
@@ -92,74 +93,79 @@ def test_a_wrong_figure_is_a_finding_and_a_missed_limit_comes_on_top():
         (760, "OWN_SHARES_MIN", "r0010", "0.0440", "0.045", "CET1_MIN", "4.5% is required: the minimum ("),
     ],
 )
-def test_of_capital_the_most_severe_requirement_is_named_also_in_the_letter(
-    millions, rule, row, value, limit, named, words
-):
+def test_the_most_severe_capital_requirement_is_named(millions, rule, row, value, limit, named, words):
     report = filed(SOUND)
     results = evaluate(report)
-    more = found(report, fact("own_shares", millions))[1:]
+    more = derived(report, fact("own_shares", millions))[1:]
     assert more == ([(rule, f"C 03.00 {row} c0010", Decimal(value), Decimal(limit))] if value else [])
-    same = found(report, fact("profit", millions))[1:]
-    assert [one[0] for one in same] == [rule.replace("OWN_SHARES", "INTERIM_PROFIT")] * len(more)
+    same = derived(report, fact("profit", millions))[1:]
+    assert [finding[0] for finding in same] == [rule.replace("OWN_SHARES", "INTERIM_PROFIT")] * len(more)
     *_, on_top = apply_findings(results, consequences(report, results, [fact("own_shares", millions)]))
     assert limit_rule(on_top) == (named or "OWN_SHARES_COUNTED")
     assert words in write_letter([on_top], Addressee("BANK", "Bank", "DE", "commercial"), "2026-03-31")
 
 
-def test_both_amounts_of_capital_count_and_the_buffer_replaces_what_is_not_reported():
-    together = found(filed(SOUND), fact("own_shares", 200), fact("profit", 151))
-    assert [one[0] for one in together] == ["OWN_SHARES_COUNTED", "OWN_SHARES", "PROFIT_COUNTED", "INTERIM_PROFIT"]
-    assert [one[3] for one in together[::2]] == [1_000_000_000, 1_049_000_000]
+def test_capital_amounts_add_up():
+    together = derived(filed(SOUND), fact("own_shares", 200), fact("profit", 151))
+    assert [finding[0] for finding in together] == [
+        "OWN_SHARES_COUNTED",
+        "OWN_SHARES",
+        "PROFIT_COUNTED",
+        "INTERIM_PROFIT",
+    ]
+    assert [finding[3] for finding in together[::2]] == [1_000_000_000, 1_049_000_000]
     figures = {cell: value for cell, value in SOUND.items() if cell[1] not in ("r0160", "r0170", "r0180")}
     with_buffer = filed({**figures, ("C_04.00", "r0740", "c0010"): 250_000_000})
-    assert found(with_buffer, fact("own_shares", 351))[1][:1] == ("OWN_SHARES",)
-    assert len(found(filed(figures), fact("own_shares", 351))) == 1
+    assert derived(with_buffer, fact("own_shares", 351))[1][:1] == ("OWN_SHARES",)
+    assert len(derived(filed(figures), fact("own_shares", 351))) == 1
 
 
 CLIENTS = (("AA1", "Delta Oil", "14%", "eba_qTE:qx2001"), ("BB2", "Delta Bitumen S.A.", "12%", "eba_qTE:qx2001"))
 
 
-def test_connected_clients_are_found_by_name_or_code_and_added():
+def test_connected_clients_are_matched_by_name_or_code():
     report = filed({}, CLIENTS)
     for who in (("delta  oil", "Delta Bitumen SA"), ("AA1", "Delta Bitumen S.A.")):
-        assert found(report, fact("connected", who=who)) == [
+        assert derived(report, fact("connected", who=who)) == [
             ("LE_CONNECTED", "C 28.00 AA1 c350", Decimal("0.26"), Decimal("0.25"))
         ]
     small = filed({}, (CLIENTS[0], ("BB2", "Delta Bitumen S.A.", "11%", "eba_qTE:qx2001")))
-    assert found(small, fact("connected", who=("AA1", "BB2"))) == []  # 25% is not above 25%
+    assert derived(small, fact("connected", who=("AA1", "BB2"))) == []  # 25% is not above 25%
     (reason,) = undecided(report, [fact("connected", who=("Delta Oil", "Delta Gas"))])
     assert reason == "LE_CONNECTED: Delta Gas has no row in C 28.00"
 
 
-def test_the_limit_for_institutions_counts_if_one_of_the_clients_is_one():
+def test_a_group_with_an_institution_has_its_limit():
     clients = (CLIENTS[0], ("BB2", "Bank B", "12%", "eba_qTE:qx2056"))
     limit = {("C_26.00", "r030", "c010"): "40%"}
-    assert found(filed(limit, clients), fact("connected", who=("AA1", "BB2"))) == []
+    assert derived(filed(limit, clients), fact("connected", who=("AA1", "BB2"))) == []
     more = filed(limit, (*clients, ("CC3", "Delta Gas", "12%", "eba_qTE:qx2001")))
-    (over,) = found(more, fact("connected", who=("AA1", "BB2", "CC3")))  # 38%, and 26% without the institution
+    (over,) = derived(more, fact("connected", who=("AA1", "BB2", "CC3")))  # 38%, and 26% without the institution
     assert over[2:] == (Decimal("0.38"), Decimal("0.25"))
 
 
-def test_a_waiver_lifts_the_liquidity_coverage_requirement_and_nothing_else():
+def test_a_waiver_lifts_only_the_lcr():
     low = filed({**SOUND, BUFFER: 900_000_000, LCR: "90%"})
     (lifted,) = consequences(low, evaluate(low), [fact("waiver")])
     assert (lifted.rule, lifted.state, lifted.legal) == ("LCR_MIN", "lifted", "CRR Art. 8")
     left = {result.rule_id for result in violations(evaluate(low))} - {"LCR_MIN"}
     assert {result.rule_id for result in apply_findings(evaluate(low), [lifted])} == left
-    assert found(filed(SOUND), fact("waiver")) == []  # there is nothing to lift
-    assert [one[0] for one in found(filed(SOUND), fact("waiver"), fact("pledged", 400))] == ["PLEDGED_COUNTED"]
+    assert derived(filed(SOUND), fact("waiver")) == []  # there is nothing to lift
+    assert [finding[0] for finding in derived(filed(SOUND), fact("waiver"), fact("pledged", 400))] == [
+        "PLEDGED_COUNTED"
+    ]
 
 
-def test_what_cannot_be_computed_is_said_and_the_figure_is_wrong_all_the_same():
-    for report, given, reason in (
+def test_an_uncomputable_amount_still_is_a_finding():
+    for report, stated, reason in (
         (filed(SOUND), fact("pledged"), "the note states no amount"),
         (filed(SOUND, unit="iso4217:CZK"), fact("pledged", 5), "the amount is in EUR and C 76.00.a r0010 c0010 in CZK"),
         (filed({}), fact("profit", 5), "C 01.00 r0020 c0010 is not reported"),
         (filed(SOUND), fact("pledged", 1301), "the amount is larger than C 76.00.a r0010 c0010"),
     ):  # fmt: skip
-        (counted,) = consequences(report, evaluate(report), [given])
+        (counted,) = consequences(report, evaluate(report), [stated])
         assert counted.limit is None and counted.rule.endswith("_COUNTED")
-        assert reason in undecided(report, [given])[0]
+        assert reason in undecided(report, [stated])[0]
         result = apply_findings(evaluate(report), [counted])[-1]
         assert (result.rule_id, result.limit) == (counted.rule, None)
     no_outflow = filed({BUFFER: 1_000_000})

@@ -11,13 +11,13 @@ from tests.xbrl.rules.figures import PERIOD, cell_of, report_of
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import read_filing
 from xbrl.corpus.filing import write_reports
-from xbrl.read.dpm import BUILT_IN, load_cells
+from xbrl.read.dpm import load_cells
 from xbrl.read.filed_report import CellKey, Fact, duplicate_warnings
 from xbrl.rules.quality import check_quality
 from xbrl.rules.reported_figures import MAX_VALUES, RECOMPUTED, index_facts
 from xbrl.rules.rules import built_in_rules, evaluate, evaluate_all, violations
 
-CELLS = load_cells(BUILT_IN)
+CELLS = load_cells()
 BANK = dataclasses.replace(make_bank(0, 0), currency="EUR", decimals=-3, ratio_decimals=4)
 CLIENT = BANK.entity  # key of the only large exposure
 LR, LR_TIER1, LR_EXPOSURE, LCR, BUFFER, OUTFLOW, SHARE = map(
@@ -42,7 +42,7 @@ SOUND: dict[CellKey, Decimal | str] = {
 
 
 def without(*cells, keep=()):
-    """SOUND without some cells; with `keep`, only cells of these tables."""
+    """Return SOUND without some cells; with `keep`, only the cells in tables of `keep`."""
     return {cell: value for cell, value in SOUND.items() if cell not in cells and (not keep or cell[0] in keep)}
 
 
@@ -69,7 +69,7 @@ def edit(path, name, old, new):
 
 
 def judged(report):
-    """Rule -> its result, and the findings about the report as (id, reason)."""
+    """Return the results by rule, and the findings about the report as (id, reason)."""
     results = evaluate_all(report)
     assert {result.rule_id for result in results} == {rule.id for rule in built_in_rules()}
     findings = check_quality(report, CELLS)
@@ -78,9 +78,9 @@ def judged(report):
 
 
 def datapoint(cell):
-    found = CELLS.by_cell(*cell)
-    assert found is not None
-    return found.datapoint
+    entry = CELLS.by_cell(*cell)
+    assert entry is not None
+    return entry.datapoint
 
 
 @pytest.mark.parametrize("syntax", ["csv", "json"])
@@ -102,7 +102,7 @@ def test_a_sound_report_has_neither_violations_nor_findings(tmp_path, syntax):
     ("indicator", "why"),
     [("C_47.00,false", "is declared as not filed"), ("C_99.99,true", "has no filing indicator")],
 )
-def test_a_breach_under_a_missing_filing_indicator_is_named(tmp_path, indicator, why):
+def test_a_breach_without_filing_indicator_is_named(tmp_path, indicator, why):
     report = read(tmp_path, SOUND | {LR: Decimal("0.02")}, [("FilingIndicators.csv", "C_47.00,true", indicator)])
     results, findings = judged(report)
     assert (results["LR_MIN"].state, results["LR_MIN"].reason) == ("not applicable", f"C 47.00 {why}")
@@ -116,7 +116,7 @@ def test_a_breach_under_a_missing_filing_indicator_is_named(tmp_path, indicator,
     ]
 
 
-def test_a_report_without_any_filing_indicators_is_judged_by_its_facts_and_says_so(tmp_path):
+def test_without_filing_indicators_all_facts_count(tmp_path):
     figures = without(keep=("C_47.00",)) | {LR: Decimal("0.02")}
     report = read(tmp_path, figures, [("FilingIndicators.csv", "", None)])
     results, findings = judged(report)
@@ -126,7 +126,7 @@ def test_a_report_without_any_filing_indicators_is_judged_by_its_facts_and_says_
     assert findings[0][1].startswith("the report has no filing indicators; the rules judge all of its facts (4 facts")
 
 
-def test_a_ratio_that_is_left_out_is_recomputed_or_undecided(tmp_path):
+def test_a_missing_ratio_is_recomputed_or_undecided(tmp_path):
     report = read(tmp_path, without(LCR) | {BUFFER: Decimal(60_000_000)})
     result = judged(report)[0]["LCR_MIN"]
     assert (result.state, result.value, result.limit, result.missing) == ("violated", Decimal("0.6"), 1, False)
@@ -174,7 +174,7 @@ def test_every_ratio_is_recomputed_from_its_parts(tmp_path, name, rule_id, value
         assert result.known_value != result.known_limit  # rounded, but not onto its limit
 
 
-def test_a_filing_rule_allows_for_rounding_and_says_so(tmp_path):
+def test_a_filing_rule_reports_tolerated_rounding(tmp_path):
     results = judged(read(tmp_path, SOUND | {cell_of("of 10"): Decimal(150_001_000)}))[0]
     assert (results["OF_SUM"].value, results["OF_SUM"].limit) == (150_001_000, 150_000_000)
     assert {rule: (results[rule].state, results[rule].reason) for rule in ("OF_SUM", "T1_SUM", "AT1_EXCESS")} == {
@@ -221,10 +221,10 @@ def test_templates_that_are_missing(tmp_path):
     assert findings == [("MANDATORY", "C 03.00 has no filing indicator, but COREP_OF must contain it")]
 
 
-def test_what_is_mandatory_cites_the_law_of_the_date():
+def test_mandatory_templates_cite_the_law_in_force():
     for period, act in (("2026-03-31", "2024/3117 Art. 5(1)"), ("2024-12-31", "2021/451 Art. 5(2)")):
         report = report_of({"ratio 10": "10%"}, period=period, filed={"C_03.00": True})
-        assert {one.legal for one in check_quality(report, CELLS)} == {f"ITS (EU) {act}"}
+        assert {finding.legal for finding in check_quality(report, CELLS)} == {f"ITS (EU) {act}"}
 
 
 def test_numbers_of_staff_and_years_are_no_percentages():
@@ -233,20 +233,20 @@ def test_numbers_of_staff_and_years_are_no_percentages():
     facts = [Fact("i", Decimal(text), "xbrli:pure", places, "BANK", PERIOD, {}, cell) for cell, text, places in values]
     indicators = {"R_07.00": True, "C_08.03": False}
     report = dataclasses.replace(report, facts=tuple(facts), filing_indicators=indicators)
-    found = {one.rule_id: one.reason for one in check_quality(report, CELLS)}
-    assert found["DUPLICATE"] == "R 07.00 r0010 c0010 is reported as 5904 and as 6000"
-    assert found["FILING_INDICATOR"].endswith("1 fact: C 08.03 r0010 c0080 = 2.5")
+    reasons = {finding.rule_id: finding.reason for finding in check_quality(report, CELLS)}
+    assert reasons["DUPLICATE"] == "R 07.00 r0010 c0010 is reported as 5904 and as 6000"
+    assert reasons["FILING_INDICATOR"].endswith("1 fact: C 08.03 r0010 c0080 = 2.5")
 
 
-@pytest.mark.parametrize(("decimals", "found"), [(2, set()), (6, {"DUPLICATE"})])
-def test_a_cell_with_ten_thousand_values_costs_nothing(decimals, found):
-    """Each was compared with all others, at every look at the report: hours for a file of 2 MB."""
+@pytest.mark.parametrize(("decimals", "expected"), [(2, set()), (6, {"DUPLICATE"})])
+def test_a_cell_with_ten_thousand_values_costs_nothing(decimals, expected):
+    """Comparing each value with all others takes hours for a file of 2 MB."""
     values = [Decimal(13_000 + number).scaleb(-6) for number in range(10_000)]
     facts = [Fact("i", value / 5, "xbrli:pure", decimals, "BANK", PERIOD, {}, LR) for value in values]
     report = dataclasses.replace(report_of({}), facts=tuple(facts), filing_indicators={"C_47.00": True})
-    assert {one.rule_id for one in check_quality(report, CELLS)} - {"ACCURACY"} == found
-    assert len(duplicate_warnings(report.facts)) == len(found)
-    assert len(index_facts(report).facts[LR][()]) == (MAX_VALUES if found else 1)
+    assert {finding.rule_id for finding in check_quality(report, CELLS)} - {"ACCURACY"} == expected
+    assert len(duplicate_warnings(report.facts)) == len(expected)
+    assert len(index_facts(report).facts[LR][()]) == (MAX_VALUES if expected else 1)
 
 
 def test_contradictory_values_of_a_cell_are_a_finding(tmp_path):
@@ -272,7 +272,7 @@ def test_of_consistent_values_the_more_accurate_one_counts(tmp_path):
     assert findings == [("ACCURACY", text)]
 
 
-def test_amounts_in_two_currencies_are_a_finding_and_are_not_mixed(tmp_path):
+def test_amounts_in_two_currencies_are_not_mixed(tmp_path):
     figures = without(LR, keep=("C_47.00",))
     lines = [("c_47.00.csv", "datapoint,factValue", "datapoint,unit,factValue")]
     lines += [("c_47.00.csv", f"{datapoint(LR_TIER1)},", f"{datapoint(LR_TIER1)},iso4217:USD,")]
@@ -286,7 +286,7 @@ def test_amounts_in_two_currencies_are_a_finding_and_are_not_mixed(tmp_path):
     assert "its amounts are in different currencies: USD, EUR" in results["LR_CALC"].reason
 
 
-def test_an_amount_that_belongs_in_its_own_currency_is_no_finding(tmp_path):
+def test_an_amount_in_its_own_currency_is_sound(tmp_path):
     report = read(tmp_path, SOUND)
     kinds = ({"CUS": "eba_CU:USD"}, {"CCA": "eba_CA:x1"}, {})
     facts = [dataclasses.replace(report.facts[0], cell=None, unit="iso4217:USD", dimensions=kind) for kind in kinds]
@@ -311,20 +311,20 @@ def test_an_amount_that_belongs_in_its_own_currency_is_no_finding(tmp_path):
         (SOUND | {LCR: Decimal("0.6")}, LCR, None),
     ],
 )
-def test_a_ratio_that_is_a_hundredfold_off_is_doubted(tmp_path, figures, cell, reason):
+def test_a_hundredfold_ratio_is_doubted(tmp_path, figures, cell, reason):
     report = read(tmp_path, figures)
     doubts = [f for f in check_quality(report, CELLS) if f.rule_id == "PLAUSIBLE"]
     assert [(doubt.cell, doubt.state) for doubt in doubts] == ([(cell, "warning")] if reason else [])
     assert not reason or reason in doubts[0].reason
 
 
-def test_facts_of_another_entity_or_date_are_findings_and_do_not_count(tmp_path):
+def test_facts_of_another_entity_or_date_are_ignored(tmp_path):
     (path,) = write_reports(tmp_path, BANK, PERIOD, without(keep=("C_47.00",)), CELLS, syntax="json")
     document = json.loads(path.read_text())
     ratio = next(fact for fact in document["facts"].values() if fact["value"] == "0.05")
-    other = {**ratio, "value": "0.02", "dimensions": {**ratio["dimensions"], "period": "2026-01-01T00:00:00"}}
+    earlier = {**ratio, "value": "0.02", "dimensions": {**ratio["dimensions"], "period": "2026-01-01T00:00:00"}}
     foreign = {**ratio, "value": "0.01", "dimensions": {**ratio["dimensions"], "entity": "lei:OTHER"}}
-    document["facts"] |= {"other": other, "foreign": foreign}
+    document["facts"] |= {"earlier": earlier, "foreign": foreign}
     path.write_text(json.dumps(document))
     results, findings = judged(read_filing([path], CELLS))
     assert results["LR_MIN"].value == Decimal("0.05")

@@ -1,4 +1,4 @@
-"""When returns are due, and what the time of creation in a file's name says about it."""
+"""Due dates of returns, and lateness judged by the time of creation in a file's name."""
 
 import pathlib
 from decimal import Decimal
@@ -50,7 +50,7 @@ def test_each_module_has_its_own_due_date(module, period, due):
         ("20260520", "violated", "COREP_LCR_DA as of 2026-03-31 was made on 2026-05-20; it was due on 2026-04-15: late for certain"),
     ],
 )  # fmt: skip
-def test_a_file_made_after_the_due_date_is_late_for_certain(created, state, words):
+def test_a_file_after_its_due_date_is_late(created, state, words):
     (result,) = late_filings(report_of(name("COREPLCRDA", created)))
     assert result.state == state and words in result.reason
     assert result.legal == "ITS (EU) 2024/3117 Art. 3(1)(a)" and result.cell[1:] == ("", "")
@@ -72,16 +72,16 @@ def test_the_law_of_the_date_decides(module, period, created, state, law):
     assert (result.state, result.legal) == (state, f"ITS (EU) {law}")
 
 
-def test_the_earliest_file_of_each_module_counts_and_one_without_a_time_decides_nothing():
+def test_the_earliest_file_of_a_module_counts():
     names = (name("COREPLCRDA", "20260410"), name("COREPLCRDA", "20260601"), name("COREPOF", "20260520"))
     results = late_filings(report_of(*names))
-    assert [(one.cell[0], one.state) for one in results] == [("COREP_LCR_DA", "ok"), ("COREP_OF", "violated")]
+    assert [(result.cell[0], result.state) for result in results] == [("COREP_LCR_DA", "ok"), ("COREP_OF", "violated")]
     for text in ("report.zip", "BANK_2026-03-31.json", name("COREPLCRDA", "20261340")):
         (result,) = late_filings(report_of(text))
         assert (result.state, result.reason) == ("undecided", "the file's name has no time of creation")
 
 
-def test_a_late_return_is_a_finding_of_the_engine_but_no_label_and_is_answered_by_an_explanation():
+def test_a_late_return_is_no_label():
     report = report_of(name("COREPLCRDA", "20260520"))
     assert "LATE_FILING" not in {result.rule_id for result in evaluate(report)}
     (late,) = [result for result in violations(all_results(report)) if result.rule_id == "LATE_FILING"]

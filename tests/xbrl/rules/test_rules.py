@@ -19,16 +19,17 @@ def state(rule_id, figures, **more):
     return {result.rule_id: result.state for result in evaluate(report_of(figures, **more))}.get(rule_id)
 
 
-def test_a_missing_figure_is_printed_in_its_own_unit():
-    """A client's exposure is an amount though its share of Tier 1 is given, and a requirement is a ratio beside a buffer."""
+def test_a_missing_figure_keeps_its_unit():
+    """An exposure is printed as an amount although only its share is reported, a requirement as a ratio beside an amount."""
     share = ("C_28.00", "A12", "c350")
     buffer, trea = ("C_04.00", "r0740", "c0010"), ("C_02.00.a", "r0010", "c0010")
     figures = {share: "10%", TIER1: 200_000, buffer: 5_000, trea: 100_000}
-    report = report_of(figures, filed={one[0]: True for one in figures} | {"C_03.00": True})
-    found = {one.rule_id: one for one in violations(evaluate(report))}
-    assert found["LE_PCT"].cell == ("C_28.00", "*", "c330") and found["LE_PCT"].missing
-    assert (found["LE_PCT"].limit, found["LE_PCT"].unit) == (20_000, "iso4217:EUR")
-    assert found["OCR_CALC"].missing and format_limit(found["OCR_CALC"].limit, found["OCR_CALC"].unit) == "13%"
+    report = report_of(figures, filed={cell[0]: True for cell in figures} | {"C_03.00": True})
+    violated = {result.rule_id: result for result in violations(evaluate(report))}
+    exposure, requirement = violated["LE_PCT"], violated["OCR_CALC"]
+    assert exposure.cell == ("C_28.00", "*", "c330") and exposure.missing
+    assert (exposure.limit, exposure.unit) == (20_000, "iso4217:EUR")
+    assert requirement.missing and format_limit(requirement.limit, requirement.unit) == "13%"
 
 
 def test_what_a_report_leaves_out_decides_nothing():
@@ -42,7 +43,7 @@ def test_what_a_report_leaves_out_decides_nothing():
 
 
 def rule_line(**changes):
-    """A line of a rules file, with some of its fields changed."""
+    """Make a line of a rules file, with some of its fields changed."""
     row = {
         "id": "MINE",
         "kind": "breach",
@@ -88,14 +89,14 @@ def test_operators_of_the_rule_language(tmp_path, expression, cet1, expected):
         ({"legal": [{"text": "a"}]}, "invalid rule"),
     ],
 )
-def test_the_error_for_an_invalid_rule_names_its_line(tmp_path, changes, message):
+def test_an_invalid_rule_is_refused_with_its_line(tmp_path, changes, message):
     path = tmp_path / "rules.jsonl"
     path.write_text(rule_line() + "\n" + rule_line(**changes) + "\n")
     with pytest.raises(UserError, match=f"line 2: .*{message}"):
         load_rules(path)
 
 
-def test_the_citation_is_the_one_of_the_reference_date(tmp_path):
+def test_the_citation_follows_the_reference_date(tmp_path):
     versions = [{"from": "", "text": "first"}, {"from": "2025-01-01", "text": "second"}]
     path = tmp_path / "rules.jsonl"
     path.write_text(rule_line(legal=versions))
@@ -115,11 +116,11 @@ def test_a_figure_of_an_absurd_size_is_printed():
 
 
 @pytest.mark.parametrize("outflow", [Decimal("1e-300"), Decimal("1e300")])
-def test_a_recomputed_ratio_of_an_absurd_size_is_judged(outflow):
+def test_an_absurd_recomputed_ratio_is_judged(outflow):
     assert state("LCR_MIN", {BUFFER: 100_000_000, OUTFLOW: outflow}) == ("ok" if outflow < 1 else "violated")
 
 
-def test_the_table_names_what_is_not_reported_and_rounds_no_ratio_onto_its_limit():
+def test_the_table_rounds_no_ratio_onto_its_limit():
     lines = "\n".join(rule_table(report_of({LR: "5%"})))
     assert "  met | LR_CALC | not reported: C 47.00 r0320 c0010, C 47.00 r0300 c0010 | CRR Art. 429(2)\n" in lines
     amounts = {("C_47.00", row, "c0010"): amount for row, amount in (("r0320", 5_000), ("r0300", 100_000))}

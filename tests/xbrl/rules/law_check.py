@@ -1,11 +1,17 @@
-"""Judge examples by the law, apart from the rules: reports, the findings on them, facts of notes.
+"""Judge examples by the law, independently of the rules:   python -m tests.xbrl.rules.law_check FILE ...
 
-This module shares no code with the rules and imports none of the others: it reads the text of a report and an answer as a
-model sees and writes them, with readers of its own, and compares decimals as the articles say. What it cannot decide for
-certain, because figures are rounded or left out, it does not complain about. The articles are listed in docs/xbrl.md.
+FILE is an example file (JSON Lines) of scripts/make_reports.py or `scripts/regulator.py examples`. The command prints how many
+examples each case concerns, and the first ten complaints in words. The exit code is 1 if there is any complaint.
+
+The judge imports no module of the project. It has its own readers for the text of a report and of an answer, and compares
+decimals as the articles demand. It makes no complaint where rounded or missing figures leave the matter open. docs/xbrl.md
+lists the articles.
 """
 
+import json
+import pathlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +19,10 @@ from decimal import Decimal
 from typing import Any
 
 Cell = str  # "C 03.00 r0010 c0010"; in an open table the row is its key
-Complaint = tuple[str, str]  # its case, and a sentence
-Tested = tuple[tuple[str, ...], Decimal, str]  # rules, by how much their limit is missed (below 0: met), a sentence
+Complaint = tuple[str, str]  # (case, sentence)
+LimitCheck = tuple[tuple[str, ...], Decimal, str]  # (rules, shortfall: below 0 if the limit is met, sentence)
 
-# Of CET1, Tier 1 and total capital: name in rules, minimum (CRR Art. 92(1)), rows in C 03.00 of the ratio, of TSCR and of the
+# For CET1, Tier 1 and total capital: name in rules, minimum (CRR Art. 92(1)), rows in C 03.00 of the ratio, of TSCR and of the
 # overall requirement (CRD Art. 104a, 141a), row of the capital in C 01.00.
 LEGS = (
     ("CET1", "0.045", "r0010", "r0140", "r0170", "r0020"),
@@ -26,7 +32,7 @@ LEGS = (
 LCR, LIQUIDITY, OUTFLOW = (f"C 76.00.a {row} c0010" for row in ("r0030", "r0010", "r0020"))
 CET1, BUFFER, TREA = "C 01.00 r0020 c0010", "C 04.00 r0740 c0010", "C 02.00.a r0010 c0010"
 UNFLOORED, STANDARDISED = "C 02.00.a r0036 c0010", "C 02.00.b r0010 c0020"
-# (cell of a ratio, its legal minimum, the rule on it, cells of requirements that the report may print with the rules on them):
+# (cell of a ratio, legal minimum, rule on the minimum, {cell of a requirement that the report may print: rule on it}):
 # CRR Art. 92(1), 428b(2); Delegated Reg. (EU) 2015/61 Art. 4(2); CRD Art. 104a, 141a, 141b.
 RATIOS: tuple[tuple[Cell, str, str, dict[Cell, str]], ...] = (
     *(
@@ -43,7 +49,7 @@ FLOOR = {"2025": "0.50", "2026": "0.55", "2027": "0.60", "2028": "0.65", "2029":
 COARSEST = Decimal(10_000)  # amounts may be rounded to tens of thousands: ITS (EU) 2024/3117 Art. 23(1)(b)(i)
 LARGEST_SHARE = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
 PILLAR_1 = {"CET1_MIN", "T1_MIN", "TC_MIN", "LR_MIN", "LCR_MIN", "NSFR_MIN", "LE_LIMIT", "OUTPUT_FLOOR"}
-# Kind of note -> (rule on the figure that counts the amount, its cell, rule on a limit missed without it)
+# Kind of note -> (rule on the figure that wrongly counts the amount, cell of that figure, rule on a limit missed without it)
 MISSTATED = {
     "pledged": ("PLEDGED_COUNTED", LIQUIDITY, "LCR_PLEDGED"),
     "own_shares": ("OWN_SHARES_COUNTED", CET1, "OWN_SHARES"),
@@ -53,7 +59,7 @@ CASES = (
     *("contradicted", "missed", "waived", "misstatement", "consequence", "unfounded", "facts"),
     *("leverage_buffer", "guideline", "late", "verdict"),
 )
-# What the style "labels" prints in place of a cell.
+# Label that the style "labels" prints -> cell
 LABELS: dict[str, Cell] = {
     "Own funds": "C 01.00 r0010 c0010",
     "Tier 1": "C 01.00 r0015 c0010",
@@ -87,24 +93,24 @@ _UNITS = {"%": "0.01", "": 1, " k": 10**3, " thousand": 10**3, " mn": 10**6, " m
 
 
 @dataclass
-class Printed:
-    """What a report prints: numbers (0.045 for 4.5%, amounts in units), texts, its reference date and currency."""
+class PrintedReport:
+    """The numbers of a report's text (0.045 for 4.5%, amounts in units), its other texts, reference date and currency."""
 
     numbers: dict[Cell, Decimal] = field(default_factory=dict)
-    units: dict[Cell, Decimal] = field(default_factory=dict)  # what each number may have been rounded to
+    units: dict[Cell, Decimal] = field(default_factory=dict)  # the unit to which each number may have been rounded
     texts: dict[Cell, str] = field(default_factory=dict)
     date: str = ""
     currency: str = ""
 
     def between(self, cell: Cell) -> tuple[Decimal, Decimal] | None:
-        """The least and the most that a printed number can stand for."""
+        """Return the smallest and the largest unrounded value of a printed number; None if the cell is not printed."""
         number = self.numbers.get(cell)
         return None if number is None else (number - self.units[cell], number + self.units[cell])
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line below `Violations:`, or a violation below `Checks:`."""
+class Violation:
+    """A violation in an answer: a line below `Violations:`, or a violated check below `Checks:`."""
 
     rule: str
     cell: str
@@ -114,17 +120,17 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What an answer says: facts of the note (None without a section `Note:`), and findings."""
+class Answer:
+    """The facts and violations that an answer states. `facts` is None if the answer has no section `Note:`."""
 
     facts: tuple[Mapping[str, Any], ...] | None
-    lines: tuple[Line, ...]
-    checks: tuple[tuple[str, bool], ...] = ()  # (what is compared, whether the verdict is `met`)
+    violations: tuple[Violation, ...]
+    checks: tuple[tuple[str, bool], ...] = ()  # (comparison, whether its verdict is `met`)
 
 
-def read_printed(text: str) -> Printed:
+def read_report_text(text: str) -> PrintedReport:
     """Read the text of a report in the style "cells" or "labels". Earlier reports and notes below it are not read."""
-    printed = Printed()
+    printed = PrintedReport()
     date = re.search(r"reference date (\d{4}-\d{2}-\d{2})", text)
     currency = re.search(r"amounts in ([A-Z]{3})", text)
     printed.date, printed.currency = date[1] if date else "", currency[1] if currency else ""
@@ -148,49 +154,49 @@ def read_printed(text: str) -> Printed:
 
 
 def _number(text: str) -> tuple[Decimal, Decimal] | None:
-    """(a printed number, what it may have been rounded to); None if the text is no number."""
-    found = _NUMBER.fullmatch(text)
-    if not found:
+    """Return (printed number, unit to which it may have been rounded), or None if the text is no number."""
+    match = _NUMBER.fullmatch(text)
+    if not match:
         return None
-    unit = Decimal(_UNITS[found[2]])
-    number = Decimal(found[1]) * unit
-    last_digit = unit * Decimal(1).scaleb(-len(found[1].partition(".")[2]))
-    return number, max(last_digit, COARSEST) if found[2] != "%" and number % COARSEST == 0 else last_digit
+    unit = Decimal(_UNITS[match[2]])
+    number = Decimal(match[1]) * unit
+    last_digit = unit * Decimal(1).scaleb(-len(match[1].partition(".")[2]))
+    return number, max(last_digit, COARSEST) if match[2] != "%" and number % COARSEST == 0 else last_digit
 
 
-def read_told(answer: str) -> Told:
+def read_answer(text: str) -> Answer:
     """Read an answer: its sections `Note:`, `Violations:` (or `Checks:`) and `Directive:`."""
-    parts = re.split(r"^(Note|Violations|Checks|Directive):[ \t]*\n?", answer, flags=re.MULTILINE)
+    parts = re.split(r"^(Note|Violations|Checks|Directive):[ \t]*\n?", text, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     facts = sections.get("Note")
-    lines = [Line(*row) for row in _rows(sections.get("Violations", ""), 5)]
+    violations = [Violation(*row) for row in _rows(sections.get("Violations", ""), 5)]
     figure, checks = "", []
     for line in sections.get("Checks", "").splitlines():
-        if re.match(r"(?:>=|<|min|max) ", line):  # on the figure of the line above
+        if re.match(r"(?:>=|<|min|max) ", line):  # compares the figure of the line above
             line = f"{figure} {line}"
         figure = re.split(r" (?:[<>]|(?:min|max) \d)", line)[0]
         if verdict := _VERDICT.fullmatch(line):
-            said, rule, legal = verdict.groups()
-            checks.append((said, rule is None))
-            lines += [_violated(said, rule, legal)] if rule else []
-    return Told(
+            comparison, rule, legal = verdict.groups()
+            checks.append((comparison, rule is None))
+            violations += [_violation_of_check(comparison, rule, legal)] if rule else []
+    return Answer(
         None if facts is None else tuple(_fact(*row) for row in _rows(facts, 6)),
-        tuple(lines),
+        tuple(violations),
         tuple(checks),
     )
 
 
-def _violated(said: str, rule: str, legal: str) -> Line:
-    """The violation of a check: `LCR 93% < 100%`, `CET1 90 k - 20 k = 70 k`, `LCR 55 / 50 = 110% != 108%`."""
-    if compared := _COMPARED.fullmatch(said):
-        what, value, sign, limit = compared.groups()
+def _violation_of_check(comparison: str, rule: str, legal: str) -> Violation:
+    """Read the violation in `LCR 93% < 100%`, `CET1 90 k - 20 k = 70 k` or `LCR 55 / 50 = 110% != 108%`."""
+    if compared := _COMPARED.fullmatch(comparison):
+        figure, value, sign, limit = compared.groups()
         if sign == "!=":
-            return Line(rule, what, limit, f"expected {value}", legal)
+            return Violation(rule, figure, limit, f"expected {value}", legal)
         relation = {"<": "min", ">": "max"}.get(sign, sign)
-        return Line(rule, what, value, f"{relation} {limit}", legal)
-    if taken_off := _TAKEN_OFF.fullmatch(said):
-        return Line(rule, taken_off[1], taken_off[2], f"max {taken_off[3]}", legal)
-    return Line(rule, said, "", "", legal)
+        return Violation(rule, figure, value, f"{relation} {limit}", legal)
+    if deduction := _TAKEN_OFF.fullmatch(comparison):
+        return Violation(rule, deduction[1], deduction[2], f"max {deduction[3]}", legal)
+    return Violation(rule, comparison, "", "", legal)
 
 
 def _rows(section: str, width: int) -> list[list[str]]:
@@ -209,25 +215,25 @@ def _fact(kind: str, applies: str, amount: str, who: str, since: str, quote: str
 
 
 def judge(example: Mapping[str, Any]) -> list[Complaint]:
-    """Complaints about an example, each with its case, one of `CASES`.
+    """Return the complaints about an example, each with its case, one of `CASES`.
 
-    The facts of its note are those of the answer, else those of the field `note_facts`. Where a note has neither, what it
-    decides is not judged.
+    The facts of its note are read from the answer, or else from the field `note_facts`. If a note has neither, only the
+    citations and verdicts of the answer are judged.
     """
     report = next(message["content"] for message in example["messages"] if message["role"] == "user")
-    told, printed = read_told(example["messages"][-1]["content"]), read_printed(report)
+    answer, printed = read_answer(example["messages"][-1]["content"]), read_report_text(report)
     printed.date = printed.date or example.get("period", "")
     violated, stated = set(example["violations"]), example.get("note_facts")
-    facts = told.facts if told.facts is not None else stated
+    facts = answer.facts if answer.facts is not None else stated
     if facts is None and not _NOTE.search(report):
         facts = ()
-    found = [*_citations(printed, told), *_verdicts(told)]
+    complaints = [*_citations(printed, answer), *_verdicts(answer)]
     if facts is not None:
         applying = [fact for fact in facts if fact["applies"]]
-        found += [*_findings(printed, violated, applying), *_facts(printed, violated, applying, told)]
-    if told.facts is not None and stated is not None and _kinds(told.facts) != _kinds(stated):
-        found.append(("facts", "the answer states other facts than the example"))
-    return found
+        complaints += [*_findings(printed, violated, applying), *_facts(printed, violated, applying, answer)]
+    if answer.facts is not None and stated is not None and _kinds(answer.facts) != _kinds(stated):
+        complaints.append(("facts", "the answer states other facts than the example"))
+    return complaints
 
 
 def _kinds(facts: Iterable[Mapping[str, Any]]) -> list[tuple[str, bool]]:
@@ -235,29 +241,33 @@ def _kinds(facts: Iterable[Mapping[str, Any]]) -> list[tuple[str, bool]]:
 
 
 def audit(examples: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], list[str]]:
-    """(how many examples there are, are without violations, break Pillar 1, and each case concerns; complaints in words)."""
+    """Return (counts, complaints in words).
+
+    The counts are the number of examples, of examples without violations, with a violation of Pillar 1, with facts of a
+    note, and the number of examples that each case concerns.
+    """
     complaints: list[str] = []
     counts: Counter[str] = Counter(dict.fromkeys((*("examples", "clean", "pillar1", "with_facts"), *CASES), 0))
     for example in examples:
         violated = set(example["violations"])
         counts.update(["examples"] + ["clean"] * (not violated) + ["pillar1"] * bool(violated & PILLAR_1))
         counts.update(["with_facts"] * bool(example.get("note_facts")))
-        found = judge(example)
-        counts.update({case for case, _ in found})
-        complaints += [f"{example.get('id', '')}: {case}: {text}" for case, text in found]
+        judged = judge(example)
+        counts.update({case for case, _ in judged})
+        complaints += [f"{example.get('id', '')}: {case}: {text}" for case, text in judged]
     return counts, complaints
 
 
-def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]]) -> Iterator[Complaint]:
-    """Requirements that the figures miss and the findings do not name, and findings on what the figures meet for certain."""
+def _findings(printed: PrintedReport, violated: set[str], applying: Sequence[Mapping[str, Any]]) -> Iterator[Complaint]:
+    """Yield requirements that the figures miss and no finding names, and findings on limits that the figures surely meet."""
     waived = any(fact["kind"] == "waiver" for fact in applying)
     if waived and "LCR_MIN" in violated:
         yield "waived", "the liquidity coverage requirement is waived (CRR Art. 8), and LCR_MIN is a finding"
     for part in (_ratios, _derived, _liquidity, _exposures, _floor):
-        for rules, missed_by, text in part(printed):
-            if missed_by < 0 and violated.intersection(rules):
+        for rules, shortfall, text in part(printed):
+            if shortfall < 0 and violated.intersection(rules):
                 yield "unfounded", f"{rules[0]} is a finding; {text}"
-            elif missed_by <= 0 or (waived and "LCR_MIN" in rules):
+            elif shortfall <= 0 or (waived and "LCR_MIN" in rules):
                 continue
             elif not violated:
                 yield "contradicted", text
@@ -266,9 +276,9 @@ def _findings(printed: Printed, violated: set[str], applying: Sequence[Mapping[s
 
 
 def _facts(
-    printed: Printed, violated: set[str], applying: Sequence[Mapping[str, Any]], told: Told
+    printed: PrintedReport, violated: set[str], applying: Sequence[Mapping[str, Any]], answer: Answer
 ) -> Iterator[Complaint]:
-    """What facts of a note make of the figures: the wrong figure, and the limit that is missed without the amount."""
+    """Compare the findings with the facts of the note: the misstated figure, and the limit that is missed without the amount."""
     kinds = {fact["kind"] for fact in applying}
     for kind, (counted, cell, limit) in MISSTATED.items():
         named = violated & {limit, f"{limit}_MIN", f"{limit}_TSCR"}
@@ -285,9 +295,9 @@ def _facts(
         expected = set() if kind == "pledged" and "waiver" in kinds else _without(printed, kind, amount, limit)
         if expected is not None and expected != named:
             yield "consequence", f"without {amount} the figures miss {expected or 'nothing'}, the findings are {named}"
-        for line in (line for line in told.lines if line.rule == counted):
-            value, left = _number(line.value), _number(line.limit.removeprefix("max "))
-            if not value or not left or abs(value[0] - amount - left[0]) > value[1] + left[1]:
+        for line in (line for line in answer.violations if line.rule == counted):
+            value, rest = _number(line.value), _number(line.limit.removeprefix("max "))
+            if not value or not rest or abs(value[0] - amount - rest[0]) > value[1] + rest[1]:
                 yield "consequence", f"{line.value} without {amount} is not {line.limit}"
             if cell not in (line.cell, LABELS.get(line.cell)):
                 yield "consequence", f"{counted} stands on {line.cell}, and the amount counts in {cell}"
@@ -303,8 +313,8 @@ def _facts(
         yield "unfounded", "LE_CONNECTED is a finding, and no fact of the note is connected"
 
 
-def _without(printed: Printed, kind: str, amount: Decimal, limit: str) -> set[str] | None:
-    """The rule on the most severe requirement that is missed without the amount; None if the figures do not decide it."""
+def _without(printed: PrintedReport, kind: str, amount: Decimal, limit: str) -> set[str] | None:
+    """Return the rule on the most severe requirement that is missed without the amount; None if the figures leave it open."""
     if kind == "pledged":
         ratio = _quotient(printed, LIQUIDITY, amount, OUTFLOW)
         return ratio and _below(ratio, Decimal(1), {limit})
@@ -324,7 +334,8 @@ def _without(printed: Printed, kind: str, amount: Decimal, limit: str) -> set[st
     return set()
 
 
-def _quotient(printed: Printed, above: Cell, amount: Decimal, below: Cell) -> tuple[Decimal, Decimal] | None:
+def _quotient(printed: PrintedReport, above: Cell, amount: Decimal, below: Cell) -> tuple[Decimal, Decimal] | None:
+    """Return the smallest and the largest value of (above - amount) / below; None if a figure is missing or not above 0."""
     numerator, denominator = printed.between(above), printed.between(below)
     if numerator is None or denominator is None or denominator[0] <= 0:
         return None
@@ -332,12 +343,12 @@ def _quotient(printed: Printed, above: Cell, amount: Decimal, below: Cell) -> tu
 
 
 def _below(ratio: tuple[Decimal, Decimal], limit: Decimal, rules: set[str]) -> set[str] | None:
-    """`rules` if the ratio is below the limit for certain, nothing if it is not, None between."""
+    """Return `rules` if the ratio is surely below the limit, an empty set if it surely is not, None if rounding decides."""
     return rules if ratio[1] < limit else set() if ratio[0] >= limit else None
 
 
-def _citations(printed: Printed, told: Told) -> Iterator[Complaint]:
-    for line in told.lines:
+def _citations(printed: PrintedReport, answer: Answer) -> Iterator[Complaint]:
+    for line in answer.violations:
         if line.rule == "LR_OLRR" and printed.date and printed.date < BUFFERED_FROM:
             yield "leverage_buffer", f"the leverage ratio buffer applies from {BUFFERED_FROM}, not on {printed.date}"
         if line.legal.startswith("EBA/GL"):
@@ -346,10 +357,10 @@ def _citations(printed: Printed, told: Told) -> Iterator[Complaint]:
             yield "late", f"a late return is a matter of its date, not of {line.cell}"
 
 
-def _verdicts(told: Told) -> Iterator[Complaint]:
-    """Checks whose verdict, or whose sign, is not what their two numbers say."""
-    for said, is_met in told.checks:
-        compared = _COMPARED.fullmatch(said)
+def _verdicts(answer: Answer) -> Iterator[Complaint]:
+    """Yield checks whose two numbers contradict their verdict or their sign."""
+    for comparison, is_met in answer.checks:
+        compared = _COMPARED.fullmatch(comparison)
         value, limit = (_number(compared[2]), _number(compared[4])) if compared else (None, None)
         if compared and value and limit:
             sign, difference = compared[3], value[0] - limit[0]
@@ -358,26 +369,26 @@ def _verdicts(told: Told) -> Iterator[Complaint]:
                 **{"<": difference < 0, ">": difference > 0, "<=": difference <= 0, ">=": difference >= 0},
             }
             if not holds[sign]:
-                yield "verdict", f"{said} is called {'met' if is_met else 'violated'}"
+                yield "verdict", f"{comparison} is called {'met' if is_met else 'violated'}"
 
 
-def _ratios(printed: Printed) -> Iterator[Tested]:
-    """Ratios beside the minimum of the law, and beside requirements that the report prints."""
-    for cell, minimum, rule, others in RATIOS:
+def _ratios(printed: PrintedReport) -> Iterator[LimitCheck]:
+    """Compare each ratio with the legal minimum, and with the requirements that the report prints."""
+    for cell, minimum, rule, requirements in RATIOS:
         value = printed.numbers.get(cell)
         if value is None:
             continue
         yield (rule,), Decimal(minimum) - value, f"{cell} is {value}, and the minimum {minimum}"
-        for other, other_rule in others.items():
-            limit = printed.numbers.get(other)
-            if limit is None or (other_rule == "LR_OLRR" and printed.date < BUFFERED_FROM):
+        for limit_cell, limit_rule in requirements.items():
+            limit = printed.numbers.get(limit_cell)
+            if limit is None or (limit_rule == "LR_OLRR" and printed.date < BUFFERED_FROM):
                 continue
-            rules = (other_rule, "LR_TSLRR") if other_rule == "LR_OLRR" else (other_rule,)
-            yield rules, limit - value, f"{cell} is {value}, and the requirement {limit} in {other}"
+            rules = (limit_rule, "LR_TSLRR") if limit_rule == "LR_OLRR" else (limit_rule,)
+            yield rules, limit - value, f"{cell} is {value}, and the requirement {limit} in {limit_cell}"
 
 
-def _derived(printed: Printed) -> Iterator[Tested]:
-    """The combined buffer on top of the shares of TSCR (CRD Art. 141a), where these are printed but not their sum."""
+def _derived(printed: PrintedReport) -> Iterator[LimitCheck]:
+    """Compare each ratio with its share of TSCR plus the combined buffer (CRD Art. 141a), if the sum itself is not printed."""
     for leg, _, ratio, tscr, ocr, _ in LEGS:
         numbers = [
             printed.numbers.get(cell) for cell in (f"C 03.00 {ratio} c0010", f"C 03.00 {tscr} c0010", BUFFER, TREA)
@@ -385,15 +396,15 @@ def _derived(printed: Printed) -> Iterator[Tested]:
         if f"C 03.00 {ocr} c0010" in printed.numbers or None in numbers:
             continue
         value, part, buffer, trea = (number or Decimal(0) for number in numbers)
-        missed_by = _beyond(part + buffer / trea - value, Decimal("0.0002"))  # rounding of two ratios to four places
+        shortfall = _beyond(part + buffer / trea - value, Decimal("0.0002"))  # two ratios are rounded to four places
         rules = () if leg == "TC" else (f"CBR_{leg}",)
-        yield rules, missed_by, f"{ratio} is {value} beside {part} + {buffer} / {trea}"
+        yield rules, shortfall, f"{ratio} is {value} beside {part} + {buffer} / {trea}"
 
 
-def _liquidity(printed: Printed) -> Iterator[Tested]:
-    """LCR = liquidity buffer / net outflow (Delegated Reg. (EU) 2015/61 Art. 4(1)), also where the ratio is left out.
+def _liquidity(printed: PrintedReport) -> Iterator[LimitCheck]:
+    """Compare liquidity buffer / net outflow (Delegated Reg. (EU) 2015/61 Art. 4(1)) with 100%, with or without a printed LCR.
 
-    A ratio that is printed was rounded to four places: 2623.9 / 2624 may be printed as 100%.
+    A printed ratio was rounded to four places: 2623.9 / 2624 may be printed as 100%.
     """
     rounding = Decimal("0.0001") if LCR in printed.numbers else Decimal(0)
     ratio = _quotient(printed, LIQUIDITY, Decimal(0), OUTFLOW)
@@ -401,33 +412,34 @@ def _liquidity(printed: Printed) -> Iterator[Tested]:
         yield ("LCR_MIN", "LCR_CALC"), 1 - ratio[1], f"liquidity buffer / net outflow is {ratio[1]:.4f} at most"
 
 
-def _exposures(printed: Printed) -> Iterator[Tested]:
-    """The exposure that is the furthest above its limit, or the least below."""
+def _exposures(printed: PrintedReport) -> Iterator[LimitCheck]:
+    """Compare with its limit the exposure that exceeds its limit most, or is closest below it."""
     shares = _column(printed.numbers, "C 28.00", "c350").items()
-    for missed_by, client in sorted((share - _limit(printed, client), client) for client, share in shares)[-1:]:
-        yield ("LE_LIMIT",), missed_by, f"exposure to {client} is {missed_by} of Tier 1 above its limit"
+    for shortfall, client in sorted((share - _limit(printed, client), client) for client, share in shares)[-1:]:
+        yield ("LE_LIMIT",), shortfall, f"exposure to {client} is {shortfall} of Tier 1 above its limit"
 
 
 def _beyond(difference: Decimal, tolerance: Decimal) -> Decimal:
-    """A difference, or 0 if it is within a tolerance."""
+    """Return the difference, or 0 if it is within the tolerance."""
     return difference if abs(difference) > tolerance else Decimal(0)
 
 
 def _column(values: Mapping[Cell, Any], table: str, column: str) -> dict[str, Any]:
-    """Key of the row -> what an open table prints in a column."""
-    ends = f"{table} ", f" {column}"
-    found = {cell: value for cell, value in values.items() if cell.startswith(ends[0]) and cell.endswith(ends[1])}
-    return {cell.removeprefix(ends[0]).removesuffix(ends[1]): value for cell, value in found.items()}
+    """Return {row key: value} for one column of an open table."""
+    start, end = f"{table} ", f" {column}"
+    in_column = {cell: value for cell, value in values.items() if cell.startswith(start) and cell.endswith(end)}
+    return {cell.removeprefix(start).removesuffix(end): value for cell, value in in_column.items()}
 
 
-def _limit(printed: Printed, client: str) -> Decimal:
-    """The limit of an exposure: 25% of Tier 1, for an institution the bank's own limit if it is higher (CRR Art. 395(1))."""
+def _limit(printed: PrintedReport, client: str) -> Decimal:
+    """Return an exposure's limit: 25% of Tier 1, or the bank's higher limit for an institution (CRR Art. 395(1))."""
     types = [text for key, text in _column(printed.texts, "C 27.00", "c070").items() if client in key.split()]
     higher = printed.numbers.get("C 26.00 r030 c010", LARGEST_SHARE)
     return max(LARGEST_SHARE, higher) if any(text.endswith("qx2056") for text in types) else LARGEST_SHARE
 
 
-def _floor(printed: Printed) -> Iterator[Tested]:
+def _floor(printed: PrintedReport) -> Iterator[LimitCheck]:
+    """Compare total risk exposure with the output floor of the year, from 2025 on."""
     cells = (TREA, UNFLOORED, STANDARDISED)
     if printed.date < "2025" or any(cell not in printed.numbers for cell in cells):
         return
@@ -435,5 +447,18 @@ def _floor(printed: Printed) -> Iterator[Tested]:
     floored = max(unfloored, Decimal(FLOOR.get(printed.date[:4], "0.725")) * standardised)
     if printed.date < "2030":
         floored = min(floored, Decimal("1.25") * unfloored)
-    missed_by = _beyond(floored - total, sum((printed.units[cell] for cell in cells), Decimal(0)))
-    yield ("OUTPUT_FLOOR",), missed_by, f"risk exposure is {total}, and floored {floored}"
+    shortfall = _beyond(floored - total, sum((printed.units[cell] for cell in cells), Decimal(0)))
+    yield ("OUTPUT_FLOOR",), shortfall, f"risk exposure is {total}, and floored {floored}"
+
+
+def main(files: Sequence[str]) -> int:
+    """Judge the examples of all files. Return the exit code."""
+    lines = [line for file in files for line in pathlib.Path(file).read_text(encoding="utf-8").splitlines()]
+    counts, complaints = audit(map(json.loads, lines))
+    print(json.dumps(counts))
+    print(*complaints[:10], sep="\n", end="\n" * bool(complaints), file=sys.stderr)
+    return int(bool(complaints))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
