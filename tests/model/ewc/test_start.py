@@ -45,7 +45,7 @@ def test_penalty_is_estimated_and_saved_and_reused(path, tmp_path, ranks) -> Non
     for name, fisher in first.anchor.fisher.items():
         assert torch.equal(fisher, second.anchor.fisher[name])
         assert torch.equal(first.anchor.reference[name], second.anchor.reference[name])
-    assert first.anchor.made == second.anchor.made
+    assert first.anchor.settings == second.anchor.settings
     for change, words in {"estimator": "model", "documents": 32, "batch": 8, "seed": 1, "dtype": "bf16"}.items():
         with pytest.raises(UserError, match=rf"was made with ewc.{change}=.*, now it is {words}; set it back"):
             start(path, tmp_path / "ewc", ranks, settings(**{change: words}))
@@ -95,7 +95,7 @@ def test_frozen_parameters_have_no_penalty(path, tmp_path, ranks) -> None:
     options = settings(documents=8), tmp_path / "ewc", corpus(1), dealer(), "full", signal_is(False, ranks)
     penalty = start_penalty(model, *options)
     assert penalty.anchor.fisher.keys() == penalty.parameters.keys() == parameter_names(model).keys() - set(frozen)
-    assert start_penalty(model, *options).anchor.made == penalty.anchor.made  # read from the disk
+    assert start_penalty(model, *options).anchor.settings == penalty.anchor.settings  # read from the disk
 
 
 def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
