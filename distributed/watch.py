@@ -30,7 +30,7 @@ from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
 WINDOW = 5.0  # seconds without a heartbeat after which a rank counts as lost
-TRACE_FILE = "TORCH_FR_DUMP_TEMP_FILE"  # torch reads the path of the flight recorder from this variable and appends the rank
+TRACE_FILE = "TORCH_FR_DUMP_TEMP_FILE"  # variable with the path of torch's flight recorder; torch appends the rank
 RESTART = "start the same command again to continue from the last checkpoint"
 # Messages of gloo and NCCL for a failure of another rank or of the network. A collective that this rank uses wrongly raises
 # another message, and keeps its traceback.

@@ -10,7 +10,7 @@ from common.errors import UserError
 from model.loss import HeadSettings
 from model.rope import check_document_isolation, scaled_config
 
-FETCHED = "fetched.json"  # model id, source, revision and the SHA-256 of every file; model/hub.py writes it after a download
+FETCHED = "fetched.json"  # model/hub.py writes it: model id, source, revision and the SHA-256 of every file
 NEW_TOKENS = "new_tokens.json"  # model/vocabulary.py writes it into an extended model
 # Many licences ask to keep their text with the weights.
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -43,7 +43,7 @@ def check_model_directory(path: str | Path, key: str | None = None) -> None:
             f"{name} is not a directory; python scripts/fetch_base_model.py ORGANISATION/NAME downloads a model to "
             "artifacts/models/NAME"
         )
-    if Path(path, "adapter_config.json").is_file():  # also beside whole weights, which would be read without the adapter
+    if Path(path, "adapter_config.json").is_file():  # also beside whole weights, where it would be ignored
         raise UserError(
             f"{name} is an adapter; name the merged weights: export/ of its run, or those of scripts/export.py --merge-lora "
             "(peft: merge_and_unload)"
@@ -99,8 +99,8 @@ def read_model_config(
     """
     check_model_directory(path, key)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # without False, transformers asks on the terminal
-    except Exception as error:  # a wrong value raises many types; the second line of the message describes a wrong field
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # by default it asks on the terminal
+    except Exception as error:  # a wrong value raises many types; the second line of a message describes the field
         reason = " ".join(" ".join(str(error).splitlines()[:2]).split()).rstrip(".")
         raise UserError(f"{path} has no valid model configuration: {reason}") from error
     if config.model_type in SUPPORTED:  # unsupported models may have no RoPE at all

@@ -127,7 +127,9 @@ class Routers:
     No token is dropped: an expert computes all tokens that it receives. Tokens that fill up a micro-batch are not counted.
     """
 
-    def __init__(self, model: nn.Module, router_aux: float | None, config: PretrainedConfig, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, router_aux: float | None, config: PretrainedConfig, device: torch.device
+    ) -> None:
         """Register a hook on every router of the model, which may be sharded. `router_aux` is the config key of that name."""
         self.factor = auxiliary_factor(router_aux, config)
         routers = {

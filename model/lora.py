@@ -153,7 +153,8 @@ def save_adapter(directory: Path, model: PackedLanguageModel, config: Config, ra
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         adapter = Adapter(Weights(shapes, tensors.__getitem__), config.lora)
         write_adapter(temporary, adapter, Path(base), base, lambda name, tensor: tensor)
-        if config.model.rope_type:  # the base without this RoPE is another model: without BASE, `base_of_adapter` refuses it
+        if config.model.rope_type:
+            # The base without this RoPE is another model. Without base.json, `base_of_adapter` refuses the adapter.
             (temporary / BASE).unlink()
 
     read_on_first(write, ranks)
