@@ -69,7 +69,7 @@ def test_the_curves(runs) -> None:
         assert row["train/loss"] == pytest.approx(total, rel=1e-5) and 0 < share < 1
 
 
-def test_it_keeps_nearer_to_the_base_than_replay_of_the_same_text(runs) -> None:
+def test_anchor_stays_nearer_to_base_than_replay(runs) -> None:
     anchored, replayed = (rows(runs / name, "forgetting/kl")[STEPS]["forgetting/kl"] for name in ("r2", "replay"))
     assert 0 < anchored < 0.8 * replayed
     assert rows(runs / "replay")[1][KL] > 1  # cross-entropy

@@ -49,14 +49,14 @@ def compared(tmp_path_factory) -> dict:
     return json.loads((folder / "4.json").read_text())
 
 
-def test_loss_and_every_gradient_are_those_of_one_rank(compared) -> None:
+def test_loss_and_gradients_equal_one_rank(compared) -> None:
     assert set(compared) == {*FAMILIES, "tiled hybrid", "none"}
     for name, found in compared.items():
         assert found["loss"] < 1e-6 and found["gradient"] < 1e-5, (name, found)
         assert set(found["timeouts"]) == {7.0}, (name, found)  # run.timeout_minutes bounds every collective
 
 
-def test_a_document_does_not_see_another_one_wherever_ranks_cut_the_row(compared) -> None:
+def test_documents_stay_isolated_across_cuts_of_ranks(compared) -> None:
     for name in FAMILIES:
         apart = compared[name]["isolation"]
         assert apart["edited"] == 0.0 and apart["longer"] < 1e-6 and apart["moved"] > 0.1, (name, apart)
@@ -97,7 +97,7 @@ def runs(folder) -> Path:
 
 
 @pytest.mark.parametrize("name", ["pair", "pairs", "killed"])
-def test_a_run_is_that_of_one_rank_also_after_a_kill_and_with_other_groups(runs, name) -> None:
+def test_run_equals_one_rank_after_kill_and_regrouping(runs, name) -> None:
     for curve in CURVES:
         # The penalty is a small difference of weights.
         limit = 1e-3 if curve.startswith("ewc") else 1e-5
@@ -116,7 +116,7 @@ def test_forgetting_is_measured_on_all_tokens_once(runs) -> None:
         assert shared[curve] == pytest.approx(alone[curve], rel=1e-4), curve
 
 
-def test_the_record_knows_the_groups_and_a_replay_of_them_gives_the_same_bits(folder, runs, monkeypatch) -> None:
+def test_replay_of_context_groups_is_bitwise(folder, runs, monkeypatch) -> None:
     said, entries = list[str](), read_record(runs / "pairs")
     assert list(check_files(runs / "killed", read_record(runs / "killed"), None))  # continued by other groups
     where = [line for line in seen(entries, str(folder / "train.jsonl")) if "| steps " in line]

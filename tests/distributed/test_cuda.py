@@ -65,7 +65,7 @@ def test_activation_offload_gives_the_same_update(one) -> None:
     assert largest_difference(weights(one / "base"), weights(one / "activations")) < 1e-5
 
 
-def test_bf16_and_compiled_layers_have_the_loss_of_fp32(one) -> None:
+def test_bf16_and_compiled_losses_match_fp32(one) -> None:
     for name in ("bf16", "compiled", "12N"):
         assert relative_difference(rows(one / "base"), rows(one / name), "train/loss") < 2e-2
 

@@ -20,7 +20,7 @@ def gpu(monkeypatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_allocator_has_expandable_segments_unless_the_user_set_it(gpu, monkeypatch) -> None:
+def test_allocator_uses_expandable_segments_by_default(gpu, monkeypatch) -> None:
     device.choose_device(0, 1)
     assert os.environ.pop("PYTORCH_CUDA_ALLOC_CONF") == "expandable_segments:True"
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
@@ -29,7 +29,7 @@ def test_the_allocator_has_expandable_segments_unless_the_user_set_it(gpu, monke
 
 
 @pytest.mark.parametrize("installed, major, expected", [(True, 9, ["FA3"]), (True, 8, []), (False, 9, [])])
-def test_flash_attention_3_runs_on_hopper_where_it_is_installed(gpu, monkeypatch, installed, major, expected) -> None:
+def test_flash_attention_3_runs_on_hopper_if_installed(gpu, monkeypatch, installed, major, expected) -> None:
     activated = []
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (major, 0))
@@ -40,7 +40,7 @@ def test_flash_attention_3_runs_on_hopper_where_it_is_installed(gpu, monkeypatch
 
 
 @pytest.mark.parametrize("launched, error", [(False, UserError), (False, RuntimeError), (True, UserError)])
-def test_a_mistake_on_a_single_gpu_ends_the_group_or_nccl_would_warn_at_exit(monkeypatch, launched, error) -> None:
+def test_mistake_on_single_gpu_ends_the_group(monkeypatch, launched, error) -> None:
     """Not among other ranks, where NCCL might wait for one that is lost, and not after an error of CUDA."""
     ended, store = [], dist.HashStore()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():

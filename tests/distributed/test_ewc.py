@@ -112,12 +112,12 @@ def squares(tensors: dict[str, torch.Tensor]) -> float:
         ("r2-empirical-packed", "r1-empirical"),
     ],
 )
-def test_the_fisher_diagonal_does_not_depend_on_ranks_or_packing(runs, name, reference) -> None:
+def test_fisher_is_independent_of_ranks_and_packing(runs, name, reference) -> None:
     assert difference(anchor(runs / name, "fisher"), anchor(runs / reference, "fisher")) < 1e-6
 
 
 @pytest.mark.parametrize("name", NOTED)
-def test_the_gradient_is_lambda_times_fisher_times_drift(runs, name) -> None:
+def test_gradient_is_lambda_times_fisher_times_drift(runs, name) -> None:
     fisher, reference = (anchor(runs / name, kind) for kind in ("fisher", "reference"))
     weight, plain, total = (noted(runs, name, kind) for kind in ("weight", "plain", "total"))
     drift = {n: weight[n] - reference[n] for n in weight}
@@ -134,18 +134,18 @@ def test_the_gradient_is_lambda_times_fisher_times_drift(runs, name) -> None:
         assert row[curve] == pytest.approx(squares(tensors) ** 0.5)
 
 
-def test_bf16_gradients_are_those_of_one_rank_but_for_the_order_of_sums(runs) -> None:
+def test_bf16_gradients_match_one_rank_up_to_rounding(runs) -> None:
     assert difference(anchor(runs / "r2-bf16", "fisher"), anchor(runs / "r1-bf16", "fisher")) < 2e-2
 
 
-def test_a_saved_fisher_diagonal_is_read_and_not_estimated_again(folder, runs) -> None:
+def test_saved_fisher_is_not_estimated_again(folder, runs) -> None:
     output = (folder / "two.out").read_text()
     assert f"read from {runs}/stopped/ewc" in output and f"reference reused from {runs}/r1/ewc" in output
     files = ["fisher-00001.safetensors", "reference-00001.safetensors", "settings.json"]
     assert sorted(path.name for path in (runs / "r2-reused" / "ewc").iterdir()) == files
 
 
-def test_the_update_does_not_depend_on_sharding_or_a_stop(runs) -> None:
+def test_update_is_independent_of_sharding_and_stops(runs) -> None:
     right = weights(runs / "r2")
     for name, limit in {
         "r1": 1e-5,
@@ -172,7 +172,7 @@ def test_curves(runs) -> None:
     assert json.loads((runs / "r2" / "ewc" / "settings.json").read_text())["made"]["estimator"] == "model"
 
 
-def test_forgetting_is_measured_against_the_base_also_after_a_resume(runs) -> None:
+def test_forgetting_is_measured_against_base_after_resume(runs) -> None:
     before, *_, after = rows(runs / "r2", "forgetting/kl").values()
     assert before["step"] == 0 and before["forgetting/kl"] < 1e-5 and before["forgetting/agreement"] == 1.0
     assert after["step"] == 3 and after["forgetting/kl"] > 1e-2 and after["forgetting/agreement"] < 1.0

@@ -88,7 +88,7 @@ def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
         assert rows(runs / "lora")[1]["train/loss"] == pytest.approx(first[1]["train/loss"], rel=1e-6)
 
 
-def test_a_penalty_holds_experts_whatever_ranks_cut_them_and_another_run_reads_its_anchor(folder, runs) -> None:
+def test_penalty_on_experts_is_independent_of_ranks(folder, runs) -> None:
     """4 ranks, which have parts of experts, also read what 2 ranks have saved of whole ones."""
     first = rows(runs / "ewc-2")
     assert first[STEPS]["ewc/penalty"] > first[2]["ewc/penalty"] > 1e-6
@@ -100,14 +100,14 @@ def test_a_penalty_holds_experts_whatever_ranks_cut_them_and_another_run_reads_i
     assert largest_difference(fisher, load_file(runs / "ewc-4" / "ewc" / "fisher-00001.safetensors")) < 1e-5
 
 
-def test_lora_trains_attention_and_exports_experts_as_they_were(folder, runs) -> None:
+def test_lora_exports_experts_unchanged(folder, runs) -> None:
     base, tuned = load_file(folder / "model" / "model.safetensors"), weights(runs / "lora")
     changed = {name for name in base if not torch.equal(base[name], tuned[name])}
     assert changed and all(".self_attn." in name for name in changed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_export_is_a_model_of_transformers_with_experts_in_its_own_names(folder, runs, family) -> None:
+def test_export_with_experts_loads_in_transformers(folder, runs, family) -> None:
     run = runs / ("model-2" if family == "model" else "gpt_oss-4")
     export, base, tuned = run / "export", load_file(folder / family / "model.safetensors"), weights(run)
     assert base.keys() == tuned.keys() and {n: t.shape for n, t in base.items()} == {

@@ -34,7 +34,7 @@ open({path!r} + f"/grown.{{ranks.rank}}", "w").write(f"{{resident() - before}} {
 
 
 @pytest.mark.slow
-def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
+def test_two_ranks_share_the_memory(tmp_path) -> None:
     config = AutoConfig.for_model(
         "llama",
         vocab_size=8001,
@@ -83,7 +83,7 @@ for tokens in range(33, 1033):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_FORK, reason="Linux on a machine without a GPU")
-def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path, monkeypatch) -> None:
+def test_memory_stays_flat_over_a_thousand_lengths(tmp_path, monkeypatch) -> None:
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # that another test has set
         monkeypatch.delenv(name, raising=False)
     script = tmp_path / "growth.py"

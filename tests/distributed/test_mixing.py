@@ -102,7 +102,7 @@ def curves(run: Path, name: str) -> list[float]:
     return [row.get(f"train/loss/{name}", float("nan")) for row in rows(run).values()]
 
 
-def test_a_mixed_run_does_not_depend_on_the_number_of_ranks(one, two) -> None:
+def test_mixed_run_is_independent_of_ranks(one, two) -> None:
     assert len(rows(one / "r1")) == STEPS
     assert_same_update(two / "r2", one / "r1", keys=("train/loss", "train/grad_norm", "train/share/general"))
     for name in NAMES:
@@ -119,7 +119,7 @@ def test_resume_is_bitwise_for_weights_and_curves(folder, two) -> None:
         assert len(same) >= 7 and same == {key: resumed[number][key] for key in same}
 
 
-def test_a_source_from_elsewhere_trains_two_ranks_and_their_resume_after_it_is_gone(folder, two) -> None:
+def test_resume_needs_no_remote_source(folder, two) -> None:
     assert not (folder / "elsewhere.jsonl").exists()
     said = (folder / "two.out").read_text()
     [record] = (folder / "tokens" / "fetched").glob("*/source.json")
@@ -145,7 +145,7 @@ def test_the_logged_share_is_the_realised_one(one, plan) -> None:
     assert logged == pytest.approx(SHARES, abs=0.05)  # ten small steps, whole documents
 
 
-def test_losses_by_source_are_means_over_all_steps_since_the_last_row(one, plan) -> None:
+def test_losses_by_source_average_steps_since_last_row(one, plan) -> None:
     """With `global_tokens` and every fifth step logged, a row covers the targets of five steps."""
     logged = rows(one / "r1-tokens")
     assert list(logged)[:2] == [5, 10]
@@ -172,7 +172,7 @@ def test_validation_by_source(one, two) -> None:
     assert "train/loss/main" not in rows(one / "plain")[1]
 
 
-def test_training_on_a_store_does_not_depend_on_the_number_of_ranks(one, two) -> None:
+def test_training_on_store_is_independent_of_ranks(one, two) -> None:
     assert len(rows(one / "store1")) == 8
     assert_same_update(two / "store2", one / "store1", keys=("train/loss", "train/grad_norm", "train/share/main"))
     np.testing.assert_allclose(curves(one / "store1", "law"), curves(two / "store2", "law"), rtol=1e-5)

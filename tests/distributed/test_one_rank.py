@@ -54,7 +54,7 @@ def step(model: nn.Module, strategy: str) -> list[torch.Tensor]:
     return found
 
 
-def test_a_copy_of_the_model_has_as_many_ranks_as_its_shards(monkeypatch) -> None:
+def test_model_copy_has_as_many_ranks_as_shards(monkeypatch) -> None:
     def made(device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]) -> SimpleNamespace:
         return SimpleNamespace(sizes=dict(zip(mesh_dim_names, shape, strict=True)), get_all_groups=list)
 
@@ -92,7 +92,7 @@ def test_gradients_are_those_without_fsdp_to_the_bit(dtype) -> None:
 
 
 @pytest.mark.parametrize("family", ["olmo2", "ernie4_5"])
-def test_the_loss_in_bf16_is_that_without_fsdp_where_rope_is_fp32(tmp_path, family) -> None:
+def test_bf16_loss_with_fp32_rope_equals_unsharded(tmp_path, family) -> None:
     path, cpu, settings = str(write_tiny_model(tmp_path / "model", family)), torch.device("cpu"), Sharding()
     config = read_model_config(path)
     model, mesh = build_on_meta(config), make_mesh("cpu", 1, settings)
@@ -104,7 +104,7 @@ def test_the_loss_in_bf16_is_that_without_fsdp_where_rope_is_fp32(tmp_path, fami
     assert loss_of(model, batch).item() == loss_of(plain, batch).item()
 
 
-def test_a_model_of_which_nothing_is_trained_computes_what_it_computes_without_fsdp(tmp_path) -> None:
+def test_frozen_model_equals_unsharded(tmp_path) -> None:
     """The frozen teacher of a distillation."""
     path, cpu, settings = str(write_tiny_model(tmp_path / "model")), torch.device("cpu"), Sharding()
     config = read_model_config(path)

@@ -94,7 +94,7 @@ def drift(memory: str) -> torch.Tensor:
     return weight.detach().double() - start.double()
 
 
-def test_each_weight_and_each_moment_has_a_noise_of_its_own(monkeypatch) -> None:
+def test_weights_and_moments_have_separate_noise(monkeypatch) -> None:
     streams, parameters = [], some_parameters("8N")
     optimizer = adamw(parameters, settings("8N"), seed=0)
     monkeypatch.setattr(
@@ -118,7 +118,7 @@ def test_bf16_weights_drift_as_far_as_fp32_weights(monkeypatch) -> None:
     assert share(drift("12N")) < 0.5
 
 
-def test_bf16_moments_decay_although_a_step_is_below_half_a_gap() -> None:
+def test_bf16_moments_decay_below_half_a_gap() -> None:
     """With beta2 = 0.999, exp_avg_sq shrinks by a quarter of half the gap: rounding to nearest would leave it unchanged."""
     weight = nn.Parameter(torch.zeros(256, 256, dtype=BF16))
     optimizer = adamw({"w": weight}, settings("8N", betas=(0.9, 0.999)), seed=0)
@@ -130,7 +130,7 @@ def test_bf16_moments_decay_although_a_step_is_below_half_a_gap() -> None:
     assert moment.double().mean().item() == pytest.approx(0.999**100, rel=2e-3)
 
 
-def test_the_noise_is_uniform_and_depends_on_element_step_tensor_and_seed() -> None:
+def test_noise_is_uniform_and_differs_by_element() -> None:
     count, cpu = 2**18, torch.device("cpu")
     base = Noise(0, 0, cpu).bits(0, 0, count)
     assert base.dtype == torch.int32 and base.min() >= 0 and base.max() < 2**16
@@ -158,7 +158,7 @@ def test_the_noise_is_uniform_and_depends_on_element_step_tensor_and_seed() -> N
         assert correlation(base, Noise(seed, step, cpu).bits(tensor, first, count)) < 0.01
 
 
-def test_the_noise_of_an_element_does_not_depend_on_the_split() -> None:
+def test_noise_is_independent_of_the_split() -> None:
     noise = Noise(5, 7, torch.device("cpu"))
     whole = noise.bits(6, 0, 20_000).clone()
     for first, last in ((0, 1), (1, 2), (1, 1000), (333, 778), (4095, 4097), (4096, 12288), (5000, 19_998)):
@@ -169,7 +169,7 @@ def test_the_noise_of_an_element_does_not_depend_on_the_split() -> None:
     assert torch.equal(noise.bits(6, far + 4990, 5000), whole[4990:9990])
 
 
-def test_stochastic_rounding_keeps_bf16_values_and_rounds_others_to_a_neighbour() -> None:
+def test_stochastic_rounding_goes_to_a_neighbour() -> None:
     noise = Noise(0, 0, torch.device("cpu"))
     exact = torch.randn(10_000).to(BF16).float()
     exact[:4] = torch.tensor([0.0, -0.0, float("inf"), -3.0e38])
@@ -185,7 +185,7 @@ def test_stochastic_rounding_keeps_bf16_values_and_rounds_others_to_a_neighbour(
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.4, 0.999)])
-def test_before_rounding_the_update_is_that_of_torch_adamw_to_the_bit(betas, monkeypatch) -> None:
+def test_update_before_rounding_equals_torch_adamw_bitwise(betas, monkeypatch) -> None:
     unrounded = {}
 
     def record(value: torch.Tensor, noise: Noise, stream: int, first: int) -> torch.Tensor:
@@ -223,7 +223,7 @@ def test_before_rounding_the_update_is_that_of_torch_adamw_to_the_bit(betas, mon
 @pytest.mark.parametrize(
     ("memory", "total"), [("16N", 16), ("14N", 14), ("12N", 12), ("8N", 8), ("6N", 6 + 2 * 4 / 192)]
 )
-def test_a_matrix_takes_as_many_bytes_as_the_name_says(memory, total) -> None:
+def test_bytes_per_parameter_match_the_name(memory, total) -> None:
     parameters = some_parameters(memory, shapes=((10, 576), (20, 192)))
     optimizer = adamw(parameters, settings(memory), seed=0)
     take_step(parameters, optimizer, 0, memory)
@@ -233,7 +233,7 @@ def test_a_matrix_takes_as_many_bytes_as_the_name_says(memory, total) -> None:
     assert sum(sizes) / sum(parameter.numel() for parameter in parameters.values()) == pytest.approx(total, abs=1e-12)
 
 
-def test_8_bit_moments_are_close_to_fp32_even_for_tiny_squares() -> None:
+def test_8_bit_moments_are_close_to_fp32() -> None:
     """Gradients of 1e-7: their squares are below 1e-12, the smallest scale of torchao."""
     weight, twin = (nn.Parameter(torch.zeros(16, 256, dtype=BF16)) for _ in range(2))
     small, exact = (adamw({"w": p}, settings(m), 0) for p, m in ((weight, "6N"), (twin, "12N")))
@@ -248,7 +248,7 @@ def test_8_bit_moments_are_close_to_fp32_even_for_tiny_squares() -> None:
     torch.testing.assert_close(root, exact.state[twin]["exp_avg_sq"].sqrt(), rtol=0.1, atol=1e-9)
 
 
-def test_the_code_of_a_number_is_that_of_the_nearest_value() -> None:
+def test_code_belongs_to_the_nearest_value() -> None:
     numbers = torch.rand(10**5, generator=torch.Generator().manual_seed(0)) ** torch.arange(10**5).remainder(30).add(1)
     for key, code_map in make_code_maps(torch.device("cpu")).items():
         midpoints = (code_map.values[1:] + code_map.values[:-1]) / 2
@@ -269,7 +269,7 @@ def test_6n_needs_torchao(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
-def test_clipping_scales_all_gradients_to_the_norm_and_leaves_smaller_ones(dtype) -> None:
+def test_clipping_scales_only_larger_norms(dtype) -> None:
     exact = torch.randn(100_000, dtype=torch.float64).to(dtype)
     parameter = nn.Parameter(torch.zeros(100_000, dtype=dtype))
     parameter.grad = exact.clone()
@@ -334,7 +334,7 @@ def stepped(memory: str, steps: range, found: tuple | None = None) -> tuple:
     return parameters, optimizer
 
 
-def test_16n_is_adamw_of_torch_to_the_bit_and_its_kernel_gets_no_dtensor(monkeypatch, ranks) -> None:
+def test_16n_equals_torch_adamw_bitwise(monkeypatch, ranks) -> None:
     (parameters, optimizer), (others, stock) = ours, theirs = fresh("16N"), fresh("16N")
     stock.__class__ = torch.optim.AdamW
     kernel, seen = torch._fused_adamw_, []
@@ -398,9 +398,7 @@ def work(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_part_of_the_state_is_that_of_one_rank_and_equals_the_saved_one_on_any_number_of_ranks(
-    tmp_path, ranks
-) -> None:
+def test_optimizer_state_is_independent_of_ranks(tmp_path, ranks) -> None:
     done = run_ranks(4, __file__, tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     for memory in FORMS:

@@ -21,7 +21,7 @@ def norms(count: int) -> list[float]:
     return np.random.default_rng(0).normal(2.0, 0.1, count).tolist()
 
 
-def test_a_spike_is_told_from_the_history_of_norms() -> None:
+def test_spike_is_detected_from_history_of_norms() -> None:
     values = norms(400)
     values[10] = 50.0  # too early: the history is too short
     values[80] = math.nan

@@ -136,7 +136,7 @@ def saved(run: Path, step: int) -> bool:
     return newest is not None and newest.name == f"step-{step:06d}"
 
 
-def test_torchrun_restarts_a_killed_rank_and_a_cut_network_ends_both_hosts_with_a_sentence(folder, hosts) -> None:
+def test_restart_after_kill_and_sentence_after_cut_network(folder, hosts) -> None:
     """Each start takes 3 steps; its fourth has a million micro-batches. What is left of the run is trained on one host."""
     run = folder / "runs" / "cut"
     first, port = ("node-a", 29400) if hosts else ("127.0.0.1", free_port())
@@ -182,7 +182,7 @@ def test_torchrun_restarts_a_killed_rank_and_a_cut_network_ends_both_hosts_with_
     assert f"rank {1 - with_store} on host {other} has lost the store at node-" in said[1 - with_store]
 
 
-def test_torchrun_passes_a_signal_on_and_the_next_start_finishes_the_run(folder) -> None:
+def test_run_continues_after_a_signal_to_torchrun(folder) -> None:
     """Torchrun would kill the rank 30 s after the signal: in its second step, which has a million micro-batches."""
     command = ["--standalone", "--nproc_per_node=1", WORKER, folder / "config.py", "run.name=signalled"]
     run, launcher = folder / "runs" / "signalled", Launcher(folder / "signalled.out", command, PLANT="endless_step:1")

@@ -53,13 +53,13 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_resumed_on_another_number_of_ranks_ends_with_the_same_weights(runs) -> None:
+def test_resume_on_other_ranks_gives_equal_weights(runs) -> None:
     whole, alone, resumed = (weights(runs / "runs" / name) for name in ("r2", "r1", "stopped"))
     assert largest_difference(whole, resumed) < 1e-5
     assert largest_difference(whole, alone) < 1e-5
 
 
-def test_the_export_has_one_row_per_token_and_no_padding(runs) -> None:
+def test_export_has_one_row_per_token(runs) -> None:
     export = runs / "runs" / "stopped" / "export"
     tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
     assert len(tokenizer) == 384 + len(NEW) == model.config.vocab_size == model.get_output_embeddings().weight.shape[0]
@@ -85,7 +85,7 @@ def test_padding_rows_stay_zero(runs) -> None:
 
 
 @pytest.mark.parametrize("name, base", [("lora2", "untied"), ("tied", "extended")])
-def test_lora_trains_the_rows_of_new_tokens_and_peft_loads_them(runs, name, base) -> None:
+def test_lora_trains_rows_of_new_tokens(runs, name, base) -> None:
     assert largest_difference(weights(runs / "runs" / "lora1"), weights(runs / "runs" / "lora2")) < 1e-5
     before, after = load_file(runs / base / "model.safetensors"), weights(runs / "runs" / name)
     vocabulary = ["model.embed_tokens.weight"] + ["lm_head.weight"] * (base == "untied")

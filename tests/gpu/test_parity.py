@@ -87,7 +87,7 @@ def is_good(row: dict[str, float | bool]) -> bool:
 
 
 @pytest.mark.parametrize(("device", "family"), CASES)
-def test_losses_and_gradients_are_those_of_fp32_on_the_cpu(tmp_path, device, family) -> None:
+def test_losses_and_gradients_match_fp32_on_cpu(tmp_path, device, family) -> None:
     if family in FAMILIES:
         row = compare(str(write_tiny_model(tmp_path, family)), LENGTHS, device)
     elif SMOLLM2.is_dir():

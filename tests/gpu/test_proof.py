@@ -19,7 +19,7 @@ def test_without_a_gpu_it_says_so(monkeypatch) -> None:
         proof.main()
 
 
-def test_a_step_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, capsys) -> None:
+def test_failed_step_sets_the_exit_code(tmp_path, monkeypatch, capsys) -> None:
     def step(output, rehearse: bool, code: str) -> tuple[bool, str]:
         return proof.run([sys.executable, "-c", code], output, rehearse)
 

@@ -25,7 +25,7 @@ def base(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("adapter") / "base")
 
 
-def test_an_adapter_is_refused_on_other_weights_and_without_its_own(base, tmp_path, monkeypatch) -> None:
+def test_adapter_is_refused_on_other_weights(base, tmp_path, monkeypatch) -> None:
     tensors = {
         "model.layers.0.self_attn.q_proj" + side: torch.zeros(size)
         for side, size in zip(lora.SIDES, ((2, 64), (64, 2)), strict=True)
@@ -52,7 +52,7 @@ def test_an_adapter_is_refused_on_other_weights_and_without_its_own(base, tmp_pa
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_an_adapter_is_no_model_to_train_from_even_beside_whole_weights(base, tmp_path, beside) -> None:
+def test_adapter_directory_is_refused_as_model_path(base, tmp_path, beside) -> None:
     """Of peft, such as DoRA: the run would begin at the base without it. transformers puts it on."""
     folder = tmp_path / "model"
     shutil.copytree(base, folder) if beside else folder.mkdir()
@@ -62,9 +62,7 @@ def test_an_adapter_is_no_model_to_train_from_even_beside_whole_weights(base, tm
 
 
 @pytest.mark.parametrize("rope_type", [None, "yarn"])
-def test_an_adapter_that_was_trained_with_another_rope_than_its_base_has_is_refused(
-    base, tmp_path, ranks, rope_type
-) -> None:
+def test_adapter_trained_with_other_rope_is_refused(base, tmp_path, ranks, rope_type) -> None:
     """peft would put it on the base as that base's config.json is, and say nothing."""
     path, folder = str(base), tmp_path / "adapter"
     scaled = Model(path, rope_type=rope_type, rope_factor=rope_type and 2.0)

@@ -30,7 +30,7 @@ def predicted(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("sharpness", [0.1, 1, 4, 30])
-def test_the_loss_is_that_of_plain_sums_in_fp64(sharpness) -> None:
+def test_kl_equals_plain_sums_in_fp64(sharpness) -> None:
     """From almost uniform distributions to those whose 64 tokens have all but 1e-12 of the mass."""
     torch.manual_seed(0)
     base, logits = sharpness * torch.randn(2, TARGETS, VOCABULARY)
@@ -61,7 +61,7 @@ def edited(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("token_losses", [negative_log_likelihood, edited])
-def test_a_mixed_micro_batch_in_chunks(monkeypatch, token_losses) -> None:
+def test_mixed_micro_batch_in_chunks_is_exact(monkeypatch, token_losses) -> None:
     """Each target has its own loss wherever chunks begin, sums and gradients are exact, and each source has its sum."""
     torch.manual_seed(0)
     hidden = torch.randn(TARGETS, WIDTH, requires_grad=True)
@@ -87,7 +87,7 @@ def test_a_mixed_micro_batch_in_chunks(monkeypatch, token_losses) -> None:
             assert ((one.grad - right).norm() / right.norm()).item() < 1e-3  # of the fp16 log-probabilities
 
 
-def test_without_an_anchored_target_token_losses_is_called_as_it_is() -> None:
+def test_token_losses_is_unchanged_without_anchored_targets() -> None:
     batch = targets_of(torch.arange(3))
     batch.base_rows = batch.base_log_p = batch.base_ids = None
     assert anchored(edited, batch, WEIGHT) is edited

@@ -65,7 +65,7 @@ def equal_gradients(compiled: torch.nn.Module, eager: torch.nn.Module, batch: Mi
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
 
-def test_micro_batches_and_an_evaluation_use_the_graphs_of_the_first(tmp_path) -> None:
+def test_micro_batches_and_evaluation_reuse_the_first_graphs(tmp_path) -> None:
     """One graph for each kind of layer that trains, one more for each that evaluates, whatever the lengths."""
     path, rng = write_tiny_model(tmp_path / "model", family="gemma2", layers=3), np.random.default_rng(0)
     compiled, eager = (of(path, "selective", is_compiled) for is_compiled in (True, False))
@@ -110,7 +110,7 @@ def kept_bytes(model: torch.nn.Module, batch: MicroBatch) -> int:
     return sum(size for pointer, size in kept.items() if pointer not in others)
 
 
-def test_compiled_checkpoints_keep_what_their_mode_says(tmp_path) -> None:
+def test_compiled_checkpoints_keep_the_tensors_of_their_mode(tmp_path) -> None:
     """`full`: the layers' inputs. `selective`: also the results of seven products and of attention.
 
     Both with the gradients of eager code, and one graph for any lengths.
@@ -136,13 +136,13 @@ def test_compiled_checkpoints_keep_what_their_mode_says(tmp_path) -> None:
     assert kept["selective"] < eager["none"]
 
 
-def test_layers_that_are_left_to_python_are_an_error(tmp_path) -> None:
+def test_uncompiled_layers_are_an_error(tmp_path) -> None:
     model = of(write_tiny_model(tmp_path / "model", layers=1), "full", is_compiled=True)
     with torch.compiler.set_stance("force_eager"), pytest.raises(UserError, match="leaves the layers to Python"):
         model(batch_of(LENGTHS))
 
 
-def test_the_size_of_a_context_group_is_a_constant_to_the_compiler() -> None:
+def test_compiler_sees_context_size_as_a_constant() -> None:
     """As a symbol it makes every shape after it an expression, and a layer takes the compiler several times as long."""
     symbols = []
 
@@ -155,7 +155,7 @@ def test_the_size_of_a_context_group_is_a_constant_to_the_compiler() -> None:
     assert [len(one) for one in symbols] == [3]  # the sizes of x: heads, tokens, head_dim
 
 
-def test_offload_moves_the_inputs_of_compiled_layers_and_nothing_else(tmp_path, monkeypatch) -> None:
+def test_offload_moves_only_inputs_of_compiled_layers(tmp_path, monkeypatch) -> None:
     path, batch, moved = write_tiny_model(tmp_path / "model"), batch_of(LENGTHS), []
     to_host = activation_checkpointing._to_host
 

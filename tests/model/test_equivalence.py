@@ -72,7 +72,7 @@ def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("family, form", BOTH)
-def test_a_document_never_attends_to_the_previous_one(tmp_path, family, form) -> None:
+def test_document_never_attends_to_previous_document(tmp_path, family, form) -> None:
     """If document 1 and its length change, the hidden states and logits of document 2 stay bitwise equal.
 
     With experts they stay so up to rounding: a product over an expert's tokens rounds by their number.
@@ -97,7 +97,7 @@ def test_a_document_never_attends_to_the_previous_one(tmp_path, family, form) ->
     assert hidden.dtype == dtype and results[0].std() > 0.01
 
 
-def test_the_gradient_of_a_frequent_token_is_rounded_to_bf16_once(tmp_path) -> None:
+def test_gradient_of_frequent_token_is_rounded_once(tmp_path) -> None:
     """Added up in bf16, 2,000 places of a token lose half of it."""
     packed = load(write_tiny_model(tmp_path / "model", tied=False), torch.bfloat16)
     of_places = []
@@ -123,7 +123,7 @@ def test_without_targets_loss_and_gradients_are_zero(tmp_path, family) -> None:
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in packed.parameters())
 
 
-def test_memory_of_the_loss_is_independent_of_the_number_of_targets(monkeypatch) -> None:
+def test_loss_memory_does_not_grow_with_targets(monkeypatch) -> None:
     """In forward and backward, no tensor is larger than the logits of a chunk or the gradient of the weight."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 16)
     for targets in (64, 512):
@@ -136,7 +136,7 @@ def test_memory_of_the_loss_is_independent_of_the_number_of_targets(monkeypatch)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
-def test_no_mask_or_score_matrix_of_a_row_is_created(tmp_path, monkeypatch, family) -> None:
+def test_no_score_matrix_of_a_row_is_created(tmp_path, monkeypatch, family) -> None:
     """In forward and backward, no operation creates a 500 x 500 tensor for a document of 500 tokens."""
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
     packed = load(write_tiny_model(tmp_path / "model", family=family))
@@ -195,7 +195,7 @@ def test_unsupported_models_are_refused_by_name(kind, settings, words) -> None:
         check_supported(AutoConfig.for_model(kind, **settings))
 
 
-def test_the_text_part_of_a_model_with_images_is_what_the_page_saves(tmp_path) -> None:
+def test_saved_text_part_of_image_model_is_equal(tmp_path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = sizes | {"model_type": "gemma3_text", "vocab_size": 384, "num_key_value_heads": 1, "head_dim": 16}
     images = sizes | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
@@ -219,7 +219,7 @@ def test_the_text_part_of_a_model_with_images_is_what_the_page_saves(tmp_path) -
     assert loss_of(load(directory), collate((0, 1), made)).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_missing_tensor_wrong_shape_and_wrong_value_are_reported_in_one_sentence(tmp_path) -> None:
+def test_weights_that_do_not_fit_are_one_sentence(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     config = read_model_config(str(path))
     config.intermediate_size = 130

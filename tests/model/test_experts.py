@@ -61,7 +61,7 @@ def with_scores(path, made, factor: float = 0.0) -> tuple[torch.nn.Module, torch
 
 @pytest.mark.parametrize("mode", ["none", "selective", "tiles"])
 @pytest.mark.parametrize("path", [*FAMILIES, *OTHERS], indirect=True)
-def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, ranks, mode) -> None:
+def test_loss_and_gradients_with_auxiliary_loss_equal_eager(path, ranks, mode) -> None:
     """Routers included, in one micro-batch of packed documents, also where backward computes layers again."""
     made = documents(LENGTHS)
     packed = load(path)
@@ -82,7 +82,7 @@ def test_loss_and_every_gradient_with_the_auxiliary_loss_equal_eager(path, ranks
     assert abs(expected.item() - without.item()) > 0.1  # the auxiliary loss was there
 
 
-def test_the_loss_that_config_json_switches_on_is_that_of_transformers(path, tmp_path, ranks) -> None:
+def test_auxiliary_loss_of_config_json_equals_transformers(path, tmp_path, ranks) -> None:
     """All of it, divided by the targets, in one micro-batch of one document."""
     shutil.copytree(path, tmp_path / "model")
     config = read_model_config(str(path))
@@ -104,7 +104,7 @@ def test_the_loss_that_config_json_switches_on_is_that_of_transformers(path, tmp
     assert_same_gradients(packed.causal_lm, theirs, floor=0.0)
 
 
-def test_packed_documents_choose_the_experts_that_each_chooses_alone(path) -> None:
+def test_packed_documents_choose_the_same_experts_as_alone(path) -> None:
     made, packed, chosen = documents(LENGTHS), load(path), []
     for router in routers_of(packed):
         router.register_forward_hook(lambda _, __, output: chosen.append(output[2]))
@@ -135,7 +135,7 @@ def test_backward_under_checkpointing_does_not_choose_again(path, mode, tiles) -
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_shares_are_those_of_the_micro_batches_so_far(path, ranks) -> None:
+def test_auxiliary_loss_uses_all_micro_batches_so_far(path, ranks) -> None:
     """The second micro-batch is judged by what both chose; probabilities are means over the tokens of the step."""
     made, packed = documents(LENGTHS), load(path)
     routers = Routers(packed, FACTOR, packed.causal_lm.config, torch.device("cpu"))
@@ -164,7 +164,7 @@ def test_shares_are_those_of_the_micro_batches_so_far(path, ranks) -> None:
     assert routers.curves()["router/largest_share/layers_01"] == 0.0  # a new window
 
 
-def test_dense_layers_among_those_with_experts_are_named_and_planned(tmp_path) -> None:
+def test_dense_layers_between_expert_layers_are_planned(tmp_path) -> None:
     """The curves have the layers' own numbers; the plan counts both kinds of layers."""
     config = read_model_config(str(write_tiny_model(tmp_path, "qwen3_moe", False, layers=4, mlp_only_layers=[1])))
     packed = build_on_meta(config)
@@ -188,7 +188,7 @@ def test_tokens_that_fill_up_are_not_counted(path, ranks) -> None:
     assert routers.window.sum(dim=1).tolist() == [2 * 42, 2 * 42]
 
 
-def test_ewc_says_which_experts_it_does_not_hold(path, tmp_path, ranks) -> None:
+def test_ewc_counts_experts_it_does_not_hold(path, tmp_path, ranks) -> None:
     settings, said, packed = EWC(1.0, ("old.jsonl",), documents=1, estimator="empirical"), [], load(path)
     dealer, stop = Dealer(256, one_per_token), SimpleNamespace(agreed=lambda: False, ranks=ranks)
     penalty = start_penalty(packed, settings, tmp_path / "ewc", documents([3]), dealer, "full", stop, said.append)
@@ -206,7 +206,7 @@ def test_ewc_says_which_experts_it_does_not_hold(path, tmp_path, ranks) -> None:
         assert torch.equal(is_free, unseen[name]), name
 
 
-def test_experts_in_one_tensor_of_the_files_are_read_too(tmp_path) -> None:
+def test_experts_stored_as_one_tensor_are_read(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model", family="qwen3_moe", tied=False)
     expected = load(path)
     stored = load_file(path / "model.safetensors")
@@ -226,7 +226,7 @@ def test_experts_in_one_tensor_of_the_files_are_read_too(tmp_path) -> None:
 @pytest.mark.parametrize(
     "dimension, start, stop", [(0, 1, 3), (1, 2, 7), (1, 4, 8)], ids=["experts", "rows-of-both", "rows-of-one"]
 )
-def test_a_rank_reads_its_part_of_experts_whose_matrices_are_two_tensors_each(tmp_path, dimension, start, stop) -> None:
+def test_rank_reads_its_part_of_split_expert_matrices(tmp_path, dimension, start, stop) -> None:
     whole, file = torch.randn(3, 8, 5), tmp_path / "model.safetensors"
     tensors = {
         f"{number}.{side}": one.clone() for number in range(3) for side, one in enumerate(whole[number].chunk(2))
@@ -238,7 +238,7 @@ def test_a_rank_reads_its_part_of_experts_whose_matrices_are_two_tensors_each(tm
     assert torch.equal(part, expected)
 
 
-def test_experts_are_cut_only_where_there_are_more_ranks() -> None:
+def test_experts_are_cut_only_if_ranks_exceed_them() -> None:
     cut = {ranks: sharded_dimension((32, 2880, 5760), ranks) for ranks in (1, 24, 32, 48, 64, 128)}
     assert cut == {1: 0, 24: 0, 32: 0, 48: 1, 64: 1, 128: 0}  # 128 do not divide 2880 rows
     assert local_shape((32, 2880, 5760), 64) == (32, 45, 5760) and local_shape((32, 5760), 64) == (1, 5760)
@@ -250,7 +250,7 @@ def config_of(path, **settings) -> Config:  # noqa: ANN003
     return Config(model, Data(("-",)), Batch(1), Optimizer(1e-3, 1), run=Run("x"), **settings)
 
 
-def test_what_does_not_fit_is_said(tmp_path, path) -> None:
+def test_settings_that_do_not_fit_experts_are_refused(tmp_path, path) -> None:
     dense = write_tiny_model(tmp_path / "dense")
     with pytest.raises(UserError, match="model.router_aux: .* has no experts"):
         build_to_train(config_of(dense, model={"router_aux": 0.1}), read_model_config(str(dense)))

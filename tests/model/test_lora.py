@@ -72,7 +72,7 @@ def loaded(path: str, lora: LoRA = ON, seed: int = 0) -> PackedLanguageModel:
     return model
 
 
-def test_only_adapters_are_trained_and_the_base_keeps_its_names(path) -> None:
+def test_only_adapters_are_trained(path) -> None:
     shape = read_model_config(path)
     plain, model = build_on_meta(shape), build_to_train(config_of(path), shape)
     trained = trained_parameters(model)
@@ -86,7 +86,7 @@ def test_only_adapters_are_trained_and_the_base_keeps_its_names(path) -> None:
     assert all(p.dtype == torch.float32 for p in build_to_train(config_of(path, LoRA()), shape).parameters())
 
 
-def test_the_adapters_begin_as_the_base_model_and_their_scale_is_alpha_over_rank(path) -> None:
+def test_adapters_begin_as_the_base_model(path) -> None:
     model, plain = loaded(path), load(path)
     batch = collate((0, 1), documents([30, 50]))
     assert loss_of(model, batch).item() == loss_of(plain, batch).item()
@@ -97,7 +97,7 @@ def test_the_adapters_begin_as_the_base_model_and_their_scale_is_alpha_over_rank
     assert {layer.scaling["default"] for layer in layers.values()} == {0.5}
 
 
-def test_a_is_uniform_and_a_function_of_seed_name_and_place(path) -> None:
+def test_matrix_a_is_uniform_and_determined_by_seed(path) -> None:
     first, again, other = (trained_parameters(loaded(path, seed=seed)) for seed in (0, 0, 1))
     a = {name: p.detach() for name, p in first.items() if ".lora_A." in name}
     assert all(torch.equal(p, again[name]) and not torch.equal(p, other[name]) for name, p in a.items())
@@ -108,7 +108,7 @@ def test_a_is_uniform_and_a_function_of_seed_name_and_place(path) -> None:
     assert values.unique().numel() > 0.99 * values.numel()  # no two matrices alike
 
 
-def test_the_flops_are_those_of_frozen_matrices(path) -> None:
+def test_flops_count_frozen_matrices(path) -> None:
     model, made = loaded(path), documents([30, 50])
     work = count_work(model, read_model_config(path))
     whole = LAYERS * sum(rows * columns for rows, columns in MATRICES)
@@ -124,7 +124,7 @@ def test_the_flops_are_those_of_frozen_matrices(path) -> None:
     assert counted["aten.mm"] == expected
 
 
-def test_the_head_gradient_is_not_computed_and_the_others_are_those_of_full_training(path) -> None:
+def test_adapter_gradients_follow_from_full_gradients(path) -> None:
     """d loss / d B = scale * (d loss / d W) A^T at B = 0, matrix by matrix."""
     model, plain, batch = loaded(path), load(path), collate((0, 1), documents([30, 50]))
     loss_of(model, batch).backward()
@@ -158,13 +158,13 @@ def test_an_unknown_matrix_is_refused(path) -> None:
         ("ewc.strength=1.0 needs lora.rank=0", ["ewc.strength=1", "ewc.data=b"]),
     ],
 )
-def test_wrong_settings_and_what_lora_does_not_go_with_are_refused(words, changes) -> None:
+def test_wrong_lora_settings_are_refused(words, changes) -> None:
     assert override(config_of("m"), ["lora.dropout=0.1"]).lora.dropout == 0.1
     with pytest.raises(UserError, match=words):
         override(config_of("m"), changes)
 
 
-def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) -> None:
+def test_copy_for_generation_has_merged_adapters(path) -> None:
     model, shape = loaded(path), read_model_config(path)
     with torch.no_grad():
         for name, parameter in trained_parameters(model).items():
@@ -180,7 +180,7 @@ def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) ->
 
 
 @pytest.mark.parametrize("family, tied", [("llama", False), ("gemma2", True)])  # Gemma scales its embedding
-def test_peft_computes_with_the_rows_of_new_tokens_what_the_packed_model_does(tmp_path, family, tied) -> None:
+def test_peft_agrees_on_rows_of_new_tokens(tmp_path, family, tied) -> None:
     source = write_tiny_model(tmp_path / "source", family=family, tied=tied)
     extended, folder = tmp_path / "extended", tmp_path / "adapter"
     extended.mkdir(), folder.mkdir()

@@ -27,9 +27,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     "expected_divisor, chunk, in_pieces",
     [(DIVISOR, 1024, False), (1, 1024, False), (1, 1024, True), (DIVISOR, 40, False), (1, 40, True)],
 )
-def test_gradients_in_bf16_are_as_exact_as_those_of_one_product(
-    monkeypatch, expected_divisor, chunk, in_pieces
-) -> None:
+def test_bf16_gradients_are_as_exact_as_one_product(monkeypatch, expected_divisor, chunk, in_pieces) -> None:
     """Against fp64, for the same bf16 inputs. Chunks whose products are rounded one by one have 1.25 times the error."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
     monkeypatch.setattr(model.loss, "HEAD_ROWS", 256)
@@ -66,7 +64,7 @@ def is_whole(_: object, args: tuple, out: object) -> bool:
     return isinstance(out, torch.Tensor) and out.data_ptr() not in before and out.numel() >= VOCABULARY * WIDTH
 
 
-def test_a_gradient_that_is_reduced_in_pieces_is_never_whole(monkeypatch) -> None:
+def test_gradient_reduced_in_pieces_is_never_whole(monkeypatch) -> None:
     """As many targets as a chunk and twice the width: one chunk of bf16, whose product is multiplied row by row."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 10)
     hidden, weight = torch.randn(10, WIDTH).bfloat16(), torch.randn(VOCABULARY, WIDTH).bfloat16().requires_grad_()
@@ -135,14 +133,14 @@ def without_grad(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_a_mistake_in_token_losses_is_named(losses: Callable, words: str, scale: float) -> None:
+def test_mistake_in_token_losses_is_named(losses: Callable, words: str, scale: float) -> None:
     """Also where the logits are not the leaf that autograd starts from."""
     hidden, weight = torch.randn(4, WIDTH), torch.randn(VOCABULARY, WIDTH, requires_grad=True)
     with pytest.raises(UserError, match=f"^token_losses in train.py .*{words}"):
         chunked(head_of(weight, HeadSettings(scale=scale)), hidden, targets_of(torch.arange(4)), losses)
 
 
-def test_an_error_inside_of_token_losses_stays_what_it_is() -> None:
+def test_error_inside_token_losses_is_not_changed() -> None:
     def broken(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return logits @ targets
 

@@ -44,7 +44,7 @@ def spoil_data(folder) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_headers_are_read_and_values_may_come_from_elsewhere(tmp_path, tied, nan_in_new_memory) -> None:
+def test_materialize_reads_only_headers(tmp_path, tied, nan_in_new_memory) -> None:
     path = write_model(tmp_path / "model", tied)  # 384 rows, padded to 400
     expected = build_on_meta(read_model_config(path))
     load_weights(expected, path, CPU)
@@ -65,7 +65,7 @@ def test_only_headers_are_read_and_values_may_come_from_elsewhere(tmp_path, tied
 
 
 @pytest.mark.parametrize("is_resumed", [True, False])
-def test_what_is_not_read_yet_is_no_number(tmp_path, is_resumed) -> None:
+def test_unread_parameters_are_nan(tmp_path, is_resumed) -> None:
     """The weights of a resume before its checkpoint is read, and those of a head that an edited train.py has added, which it begins."""
     path = write_model(tmp_path / "model", tied=True)
     config = Config(Model(path), Data(("d",), sequence_length=256), Batch(1), Optimizer(1e-3), Run("r"))
@@ -79,7 +79,7 @@ def test_what_is_not_read_yet_is_no_number(tmp_path, is_resumed) -> None:
 
 
 @pytest.mark.parametrize("is_resumed", [True, False])
-def test_adapters_of_layers_that_an_edited_loop_freezes_add_nothing(tmp_path, is_resumed, nan_in_new_memory) -> None:
+def test_adapters_in_frozen_layers_add_nothing(tmp_path, is_resumed, nan_in_new_memory) -> None:
     """The recipe frozen_layers with LoRA: no checkpoint has these adapters."""
     path = write_model(tmp_path / "model", tied=True)
     batch, base = collate((0, 1), documents([37, 20])), build_on_meta(read_model_config(path))

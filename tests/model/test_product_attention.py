@@ -46,7 +46,7 @@ def error(found: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("sharpness, bound", [(1.0, 6e-3), (20.0, 1.5e-2)])
-def test_output_and_gradients_are_exact_up_to_the_rounding_of_bf16(sharpness, bound) -> None:
+def test_output_and_gradients_are_exact_up_to_bf16(sharpness, bound) -> None:
     """bf16 rounds by up to 2^-9 = 2e-3. A sharp softmax gives nearly all weight to one key, and gradients cancel there."""
     tensors = inputs(sharpness=sharpness)
     reference = gradients(exact, [x.detach().double().requires_grad_() for x in tensors])
@@ -57,7 +57,7 @@ def test_output_and_gradients_are_exact_up_to_the_rounding_of_bf16(sharpness, bo
     assert max(errors) < bound, errors
 
 
-def test_a_document_does_not_depend_on_the_others_to_the_bit() -> None:
+def test_document_is_bitwise_independent_of_other_documents() -> None:
     """The first document changes its content, and then its length."""
     q, k, v = inputs()
     tensors = [x.detach().clone() for x in (q, k, v)]
@@ -74,7 +74,7 @@ def test_a_document_does_not_depend_on_the_others_to_the_bit() -> None:
     assert torch.equal(before[0][:, first + 128 :], alone)
 
 
-def test_probabilities_that_are_computed_again_are_the_kept_ones_to_the_bit(monkeypatch) -> None:
+def test_recomputed_probabilities_equal_kept_ones_bitwise(monkeypatch) -> None:
     kept = gradients(attend, inputs())
     monkeypatch.setattr(product_attention, "KEEP_PROBABILITIES", 0)
     again = gradients(attend, inputs())
@@ -101,7 +101,7 @@ def test_activation_checkpointing_changes_no_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
 
 
-def test_gradients_are_exact_where_one_key_has_nearly_all_of_the_probability() -> None:
+def test_gradients_are_exact_with_an_attention_sink() -> None:
     """An attention sink, and values with a common part: the gradients of the scores are small differences of large numbers."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 300, HEAD_DIM, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS))

@@ -100,7 +100,7 @@ def test_scaled_config() -> None:
     assert scaled_config(config, None) is config
 
 
-def test_a_scaled_model_is_rescaled_from_its_original_window() -> None:
+def test_scaled_model_is_rescaled_from_original_window() -> None:
     """Llama 3.1: 8,192 positions, extended to 131,072. In files with `linear`, the window may be that before or after scaling."""
     own = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
     config = llama(own | STRETCHING["llama3"], max_position_embeddings=131072)
@@ -122,7 +122,7 @@ def test_a_scaled_model_is_rescaled_from_its_original_window() -> None:
     assert scaled_config(linear, "yarn", 8.0, 4096).max_position_embeddings == 32768
 
 
-def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path) -> None:
+def test_only_full_attention_layers_are_scaled(tmp_path) -> None:
     family = "gemma3_text"
     before = read_model_config(str(write_tiny_model(tmp_path / "model", family=family)))
     export, config = write_scaled(tmp_path, "yarn", family)
@@ -192,7 +192,7 @@ def test_longrope_always_uses_its_long_factors(tmp_path, family) -> None:
     "kind, dtype",
     [("linear", torch.float32), ("yarn", torch.bfloat16), ("longrope", torch.float32), ("longrope", torch.bfloat16)],
 )
-def test_a_document_does_not_depend_on_the_length_of_another(tmp_path, kind, dtype) -> None:
+def test_document_is_independent_of_other_documents_length(tmp_path, kind, dtype) -> None:
     """The original window has 64 tokens; each of the two documents is shorter or longer than that."""
     export, config = write_scaled(tmp_path, kind)
     packed = load(export, config, dtype)
@@ -221,7 +221,7 @@ def test_invalid_values_are_reported_in_one_sentence(kind, factor, original, wor
         scaled_config(llama(), kind, factor, original)
 
 
-def test_models_that_cannot_be_scaled_are_refused_by_name(tmp_path) -> None:
+def test_models_that_cannot_be_scaled_are_refused(tmp_path) -> None:
     transformers_logging.set_verbosity_error()
     for family in ("cohere2", "exaone4"):
         config = read_model_config(str(write_tiny_model(tmp_path / family, family=family)))
@@ -237,7 +237,7 @@ def test_models_that_cannot_be_scaled_are_refused_by_name(tmp_path) -> None:
         scaled_config(llama(LONGROPE), "longrope", 2.0)
 
 
-def test_model_whose_frequencies_depend_on_the_batch_is_refused_with_a_fix(tmp_path) -> None:
+def test_frequencies_that_depend_on_the_batch_are_refused(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     llama(LONGROPE).save_pretrained(path)
     with pytest.raises(UserError, match="set model.rope_type=longrope"):

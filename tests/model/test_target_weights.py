@@ -35,7 +35,7 @@ def test_weights_of_one_change_no_bit() -> None:
     assert plan_training(ones, 1, 0, global_examples=3).batch(0).num_target_tokens == batch.num_target_tokens
 
 
-def test_what_is_measured_beside_the_loss_counts_a_target_by_its_weight() -> None:
+def test_measurements_count_a_target_by_its_weight() -> None:
     sums, weights = LossSums(2, CPU), torch.tensor([0.5, 1.0, 3.0])
     batch = targets_of(torch.arange(3), torch.tensor([0, 1, 1]), weights)
     sums.add([torch.tensor([1.0, 2.0]), torch.tensor([4.0])], batch)
@@ -64,9 +64,7 @@ def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])
-def test_a_document_of_weight_four_counts_four_times_in_the_fisher_diagonal(
-    tmp_path, ranks, estimator, monkeypatch
-) -> None:
+def test_fisher_counts_a_document_by_its_weight(tmp_path, ranks, estimator, monkeypatch) -> None:
     path, settings = write_model(tmp_path), EWC(estimator=estimator, documents=2, batch=1)
     made = corpus(1)
     found = {}

@@ -87,7 +87,7 @@ def test_files_and_index_that_do_not_agree(tmp_path) -> None:
     )
 
 
-def test_every_file_is_checked_before_any_weight_is_read(tmp_path) -> None:
+def test_files_are_checked_before_weights_are_read(tmp_path) -> None:
     path = sharded(tmp_path)
     last = sorted(path.glob("*.safetensors"))[-1]
     last.write_bytes(last.read_bytes()[:-1])

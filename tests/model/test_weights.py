@@ -38,7 +38,7 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path) -> None:
         write_weights(tmp_path, given(norm=[float("inf")]), torch.float32)
 
 
-def test_a_directory_is_rewritten_in_several_files_that_transformers_loads(tmp_path) -> None:
+def test_rewritten_directory_of_several_files_loads(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model", tied=False)
     config = AutoConfig.from_pretrained(path)
     out = tmp_path / "out"

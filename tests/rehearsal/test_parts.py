@@ -65,7 +65,7 @@ def test_forward_and_validation_of_a_family(gpu, family, dtype) -> None:
 
 
 @torch.no_grad()
-def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu) -> None:
+def test_weighted_loss_by_source_stays_on_device(gpu) -> None:
     settings = HeadSettings(scale=0.5, softcap=30.0, num_tokens=380)
     hidden, head = (torch.ones(n, 64, dtype=torch.bfloat16, device="cuda") for n in (70, 384))
     ids, weights = torch.ones(70, dtype=torch.int64, device="cuda"), torch.ones(70, device="cuda")

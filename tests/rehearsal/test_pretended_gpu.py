@@ -60,7 +60,7 @@ def waits(report: dict) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "ewc", "14N", "6N"])
-def test_a_step_that_is_not_logged_waits_once_for_the_device(one, name) -> None:
+def test_unlogged_step_waits_once_for_the_device(one, name) -> None:
     """For the loss and the gradient norm, by which the loop decides whether it skips the step."""
     assert [place.split(":")[0] for _, _, place in waits(one[name])] == ["train.py"]
     logged = {place.split(":")[0] for phase, _, place in one[name]["waits"] if phase == "step 3"}
@@ -73,18 +73,18 @@ def test_bf16_runs_the_varlen_kernel_and_its_backward(one) -> None:
     assert all(kernels <= set(one[name]["operators"]) for name in ("bf16", "ewc", "14N", "6N", "offload"))
 
 
-def test_a_deterministic_run_has_no_operator_that_cuda_refuses(one) -> None:
+def test_deterministic_run_has_no_refused_operator(one) -> None:
     refused = {f"aten::{name}" for name in NOT_DETERMINISTIC}
     assert all(refused.isdisjoint(one[name]["operators"]) for name in ("fp32", "bf16", "ewc", "14N", "6N"))
 
 
-def test_host_offload_waits_only_where_the_host_needs_the_gradients(one) -> None:
+def test_host_offload_waits_only_for_gradients(one) -> None:
     """FSDP adds the gradients of all but the first micro-batch on the host; the norm which the step reads once."""
     places = {place for _, _, place in waits(one["offload"])}
     assert {place.split(":")[0] for place in places} == {"train.py"} and len(places) == 2
 
 
-def test_the_cuda_path_gives_the_update_of_the_cpu_path(folder, one) -> None:
+def test_cuda_path_gives_the_cpu_update(folder, one) -> None:
     """fp32 to rounding; bf16 by the mathematics of the varlen kernel (windows, grouped heads) against torch's own products."""
     launch(folder, "cpu", 1, [run_of(folder, "cpu"), run_of(folder, "cpu-bf16", BF16)])
     runs = folder / "runs"

@@ -80,7 +80,7 @@ def test_groups_of_one_document_are_exact(path, ranks, exact) -> None:
     assert error(estimate(path, ranks, "empirical", 1, batch=1), exact["empirical"]) < 1e-5
 
 
-def test_the_documents_are_drawn_from_all_of_the_data() -> None:
+def test_documents_are_drawn_from_all_data() -> None:
     drawn = [drawn_items(corpus(4), EWC(documents=32, seed=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and all(len(set(one)) == 32 and max(one) > 128 for one in drawn)
 

@@ -56,7 +56,7 @@ def test_penalty_is_estimated_and_saved_and_reused(path, tmp_path, ranks) -> Non
         start(other, tmp_path / "ewc", ranks, settings())
 
 
-def test_what_rank_0_cannot_write_and_what_is_damaged_is_one_sentence_on_all_ranks(path, tmp_path, ranks) -> None:
+def test_write_errors_and_damage_are_one_sentence(path, tmp_path, ranks) -> None:
     """A rank that did not write, or that read a whole file, would wait for the others."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Not a directory"):
@@ -142,7 +142,7 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
         load_anchor(tmp_path / "run" / "ewc", parameter_names(load(small)), set())
 
 
-def test_rows_of_new_tokens_are_counted_in_the_whole_embedding(tmp_path, ranks, monkeypatch) -> None:
+def test_new_rows_are_counted_in_whole_embedding(tmp_path, ranks, monkeypatch) -> None:
     """This rank is one whose part begins with row 5."""
     monkeypatch.setattr(ewc, "local_shard", lambda parameter: (parameter.detach(), 0, 5))
     model, of_l2 = load(write_model(tmp_path / "large", 40)), settings(estimator="l2", data=())
@@ -151,7 +151,7 @@ def test_rows_of_new_tokens_are_counted_in_the_whole_embedding(tmp_path, ranks, 
     assert (fisher[: VOCABULARY - 5] == 1).all() and (fisher[VOCABULARY - 5 :] == 0).all()
 
 
-def test_small_penalty_gradient_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
+def test_small_penalty_survives_bf16_gradients(path, ranks) -> None:
     """A thousandth of the gradient is less than half of its last bit, so rounding to nearest would always lose it."""
     parameters = parameter_names(load(path).to(torch.bfloat16))
     reference = {name: parameter.detach().clone() for name, parameter in parameters.items()}

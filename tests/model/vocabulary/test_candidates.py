@@ -33,7 +33,7 @@ def test_codes_are_whole_and_counted() -> None:
     assert all("c0010" not in text for text in tokens if text != " c0010")
 
 
-def test_labels_are_found_and_ranked_by_what_they_save() -> None:
+def test_labels_are_ranked_by_saved_tokens() -> None:
     tokens = list(found(["\n".join(lines(80))], patterns=NOTATION).values())
     texts = [token.text for token in tokens]
     assert tokens[0] == NewToken(" NET LIQUIDITY OUTFLOW of the group | ", 40, 40 * 8)  # nine tokens become one
