@@ -75,8 +75,8 @@ def texts(lengths) -> InMemory:
 
 def chats(lengths) -> InMemory:
     """Like `texts`, with targets in the second half only, so that they cannot be cut."""
-    made = texts(lengths)
-    return InMemory(made.ids, [np.arange(n) >= max(1, n // 2) for n in lengths])
+    documents = texts(lengths)
+    return InMemory(documents.ids, [np.arange(n) >= max(1, n // 2) for n in lengths])
 
 
 def weighted(choices: tuple[float, ...], count: int = 18, seed: int = 0) -> InMemory:

@@ -27,7 +27,7 @@ def eager(
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager", **options).to(device)
     total = torch.zeros((), device=device)
     for tokens, factors in zip(ids, weights, strict=True):
-        tokens, factors = (torch.from_numpy(one).to(device) for one in (tokens, factors))
+        tokens, factors = (torch.from_numpy(array).to(device) for array in (tokens, factors))
         logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float()
         total = total + (factors[1:] * F.cross_entropy(logits, tokens[1:], reduction="none")).sum()
     return model, total
@@ -35,9 +35,9 @@ def eager(
 
 def assert_same_gradients(ours: nn.Module, theirs: nn.Module, floor: float = 1.0) -> None:
     """Within 1e-5 of each tensor's largest, or of `floor` if that is more."""
-    expected, found = dict(theirs.named_parameters()), dict(ours.named_parameters())
-    assert found.keys() == expected.keys()
-    for name, parameter in found.items():
+    expected, parameters = dict(theirs.named_parameters()), dict(ours.named_parameters())
+    assert parameters.keys() == expected.keys()
+    for name, parameter in parameters.items():
         scale = max(floor, expected[name].grad.abs().max().item())
         assert (parameter.grad - expected[name].grad).abs().max().item() < 1e-5 * scale, name
 

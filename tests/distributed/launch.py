@@ -79,10 +79,10 @@ def launch(folder: Path, name: str, world_size: int, runs: list[dict]) -> str:
     """
     plan = write_plan(folder, name, runs)
     if world_size:
-        done = run_ranks(world_size, WORKER, plan, **ENVIRONMENT)
+        process = run_ranks(world_size, WORKER, plan, **ENVIRONMENT)
     else:
-        done = run_python(WORKER, plan, **ENVIRONMENT)
-    output = done.stdout + done.stderr
+        process = run_python(WORKER, plan, **ENVIRONMENT)
+    output = process.stdout + process.stderr
     (folder / f"{name}.out").write_text(output)
     for number, run in enumerate(runs):
         for rank in range(max(1, world_size)):
@@ -91,7 +91,7 @@ def launch(folder: Path, name: str, world_size: int, runs: list[dict]) -> str:
             assert int(code.read_text()) == run.get("expect", 0), (
                 f"run {number} ({run}), rank {rank}:\n{output[-6000:]}"
             )
-    assert done.returncode == 0, output[-6000:]
+    assert process.returncode == 0, output[-6000:]
     return output
 
 
@@ -104,13 +104,13 @@ def flip_bit(path: Path) -> None:
 
 def rows(run: Path, key: str = "train/loss") -> dict[int, dict]:
     """The rows of metrics.jsonl that have `key`, by step. Fails if a step occurs twice."""
-    found = {}
+    rows_by_step = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         if key in row:
-            assert row["step"] not in found, f"step {row['step']} occurs twice in {run}"
-            found[row["step"]] = row
-    return found
+            assert row["step"] not in rows_by_step, f"step {row['step']} occurs twice in {run}"
+            rows_by_step[row["step"]] = row
+    return rows_by_step
 
 
 def weights(run: Path) -> dict:

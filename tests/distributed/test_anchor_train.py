@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
 def runs(folder) -> Path:
     runs, replay = folder / "runs", (f"data.mix=base:0.4:{folder}/base.jsonl", "forgetting.anchor_weight=1")
     constant = "optimizer.min_lr_ratio=1"
-    of_all = [
+    all_runs = [
         run_of(folder, "r2", "run.eval_general=True"),
         run_of(folder, "replay", *replay, "run.eval_general=True"),
         run_of(folder, "stopped", plant="signal_at_micro_batch:4"),
@@ -43,7 +43,7 @@ def runs(folder) -> Path:
         run_of(folder, "short", "optimizer.max_steps=2", constant),
         run_of(folder, "short", constant),
     ]
-    assert "signal: stopped after step 3/6, saved" in launch(folder, "two", 2, of_all)
+    assert "signal: stopped after step 3/6, saved" in launch(folder, "two", 2, all_runs)
     launch(folder, "one", 1, [run_of(folder, "r1")])
     return runs
 
@@ -84,10 +84,12 @@ def test_with_more_steps_the_base_predicts_again(folder, runs) -> None:
     assert (
         output.count("the base predicts the targets of 8 documents of base") == 3
     )  # r2, stopped, short with all steps
-    found = {}
+    log_probabilities = {}
     for name in ("short", "r2"):
         table = np.fromfile(runs / name / "anchor" / "rows", ROW)
         documents = np.load(runs / name / "anchor" / "documents.npy")
-        found[name] = np.concatenate([table[first:end] for first, end in documents if end])["log_p"].astype(float)
-    np.testing.assert_allclose(found["short"], found["r2"], rtol=2e-3, atol=2e-5)
-    np.testing.assert_allclose(np.exp(found["r2"]).sum(1), 1, atol=5e-3)
+        log_probabilities[name] = np.concatenate([table[first:end] for first, end in documents if end])["log_p"].astype(
+            float
+        )
+    np.testing.assert_allclose(log_probabilities["short"], log_probabilities["r2"], rtol=2e-3, atol=2e-5)
+    np.testing.assert_allclose(np.exp(log_probabilities["r2"]).sum(1), 1, atol=5e-3)

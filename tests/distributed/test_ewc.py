@@ -53,13 +53,13 @@ def runs(folder) -> Path:
         return run_of(folder, name, *overrides, **{"plant": plant} | options)
 
     validated = ("run.eval_general=True", f"data.validation={folder / 'old.jsonl'}")
-    one = [
+    on_one_rank = [
         run("r1", *validated),
         run("r1-empirical", *EMPIRICAL),
         run("r1-bf16", *BF16),
     ]
-    launch(folder, "one", 1, one)
-    two = [
+    launch(folder, "one", 1, on_one_rank)
+    on_two_ranks = [
         run("r2", *validated),
         # grad_op leaves the parameters gathered after an evaluation; here there is one before each step.
         run("r2-grad-op", *validated[1:], "sharding.strategy=grad_op", "run.eval_every=1"),
@@ -76,7 +76,7 @@ def runs(folder) -> Path:
         run("stopped", "run.eval_general=True"),  # the base is model.path, not the checkpoint
         run("stopped-early", plant=f"first:assert not Path('{folder}/runs/stopped-early/ewc').exists()"),
     ]
-    output = launch(folder, "two", 2, two)
+    output = launch(folder, "two", 2, on_two_ranks)
     assert "ewc.strength=100.0, now it is 50.0" in output
     rope = r"was made with rope_parameters of config.json=.*'rope_theta': 10000.*now it is .*20000"
     assert re.search(rope, output)

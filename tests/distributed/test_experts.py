@@ -45,7 +45,7 @@ def runs(folder) -> Path:
 
     balanced, hybrid = FAMILIES["model"], ("sharding.strategy=hybrid", "sharding.shard_size=2")
     ewc = ("ewc.strength=100", f"ewc.data={folder / 'validation.jsonl'}", "ewc.documents=4")
-    for world, of_world in {
+    for world, runs_of_world in {
         1: [run("model-1", 4, *balanced), run("gpt_oss-1", 1, *FAMILIES["gpt_oss"], family="gpt_oss")],
         2: [
             run("model-2", 2, *balanced),
@@ -64,7 +64,7 @@ def runs(folder) -> Path:
             run("ewc-read", 1, "ewc.strength=100", f"ewc.fisher={folder / 'runs' / 'ewc-2' / 'ewc'}", "run.stop_at=2"),
         ],
     }.items():
-        launch(folder, f"world{world}", world, of_world)
+        launch(folder, f"world{world}", world, runs_of_world)
     assert "stopped after step" in (folder / "world2.out").read_text()
     return folder / "runs"
 
@@ -72,18 +72,21 @@ def runs(folder) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
     """And any groups of them, and any kind of sharding, after a stop too."""
-    one, others = runs / f"{family}-1", [path for path in runs.glob(f"{family}-*") if path.name != f"{family}-1"]
-    first = rows(one)
-    assert len(first) == STEPS and len(others) == (3 if family == "model" else 1)
-    for other in others:
-        assert_same_update(other, one)
+    reference, runs_to_compare = (
+        runs / f"{family}-1",
+        [path for path in runs.glob(f"{family}-*") if path.name != f"{family}-1"],
+    )
+    first = rows(reference)
+    assert len(first) == STEPS and len(runs_to_compare) == (3 if family == "model" else 1)
+    for run in runs_to_compare:
+        assert_same_update(run, reference)
         for curve in ("router/largest_share/layers_00", "router/entropy/layers_01"):
             assert {step: row[curve] for step, row in first.items()} == {
-                step: row[curve] for step, row in rows(other).items()
-            }, other
+                step: row[curve] for step, row in rows(run).items()
+            }, run
     if family == "model":
-        said = {world: (folder / f"world{world}.out").read_text() for world in (2, 4)}
-        assert not any("ranks share the 3 experts" in lines for lines in said.values())  # 4 ranks cut each one
+        outputs = {world: (folder / f"world{world}.out").read_text() for world in (2, 4)}
+        assert not any("ranks share the 3 experts" in lines for lines in outputs.values())  # 4 ranks cut each one
         # The loss of the first step is that of the base, without the auxiliary loss (here about 0.1), which no adapter run has.
         assert rows(runs / "lora")[1]["train/loss"] == pytest.approx(first[1]["train/loss"], rel=1e-6)
 

@@ -52,9 +52,9 @@ def test_two_ranks_share_the_memory(tmp_path) -> None:
     save_file({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.format(root=str(ROOT), path=str(tmp_path)))
-    done = run_ranks(2, worker, OMP_NUM_THREADS="1")
+    process = run_ranks(2, worker, OMP_NUM_THREADS="1")
     (tmp_path / "model.safetensors").unlink()  # pytest keeps the folders of the last runs
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     for rank in range(2):
         grown, peak = (int(n) for n in (tmp_path / f"grown.{rank}").read_text().split())
         assert 0.49 * size < grown < 0.55 * size, (rank, grown / size)

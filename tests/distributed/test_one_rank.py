@@ -49,16 +49,16 @@ def step(model: nn.Module, strategy: str) -> list[torch.Tensor]:
     for number in range(1, MICRO_BATCHES + 1):
         before_micro_batch(model, strategy, number == MICRO_BATCHES)
         model(torch.randn(7, SIZE, generator=generator).to(torch.bfloat16)).float().square().sum().backward()
-    found = [parameter.grad.to_local().clone() for parameter in model.parameters()]
+    gradients = [parameter.grad.to_local().clone() for parameter in model.parameters()]
     model.zero_grad()
-    return found
+    return gradients
 
 
 def test_model_copy_has_as_many_ranks_as_shards(monkeypatch) -> None:
-    def made(device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]) -> SimpleNamespace:
+    def fake_mesh(device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]) -> SimpleNamespace:
         return SimpleNamespace(sizes=dict(zip(mesh_dim_names, shape, strict=True)), get_all_groups=list)
 
-    monkeypatch.setattr(sharding, "init_device_mesh", made)
+    monkeypatch.setattr(sharding, "init_device_mesh", fake_mesh)
     assert make_mesh("cpu", 8, Sharding(strategy="hybrid", shard_size=4)).sizes == {"replicate": 2, "shard": 4}
 
 
@@ -67,10 +67,10 @@ def test_weights_are_cast_once_per_step(strategy, casts) -> None:
     """`hybrid` frees the copy after each use, and casts for each forward and each backward."""
     model, effective = sharded(strategy)
     step(model, effective)
-    found = []
-    with Seeing(lambda *seen: found.append(cast_elements(*seen))):
+    counts = []
+    with Seeing(lambda *seen: counts.append(cast_elements(*seen))):
         step(model, effective)
-    assert sum(found) == casts * WEIGHTS
+    assert sum(counts) == casts * WEIGHTS
     assert all(parameter.device_mesh.size() == 1 for parameter in model.parameters())  # shards again after the step
 
 

@@ -47,8 +47,8 @@ def some_parameters(
     """Matrices that split into blocks of 64 and 96, a vector, experts, a matrix whose rows (10) have no block size, one with a
     single row, of which other ranks have none, and experts of which 4 ranks have a part of each."""
     generator = torch.Generator().manual_seed(3)
-    made = {f"p{i}": torch.randn(shape, generator=generator) * 0.02 for i, shape in enumerate(shapes)}
-    return {name: nn.Parameter(value.to(BF16).to(parameter_dtype(memory))) for name, value in made.items()}
+    values = {f"p{i}": torch.randn(shape, generator=generator) * 0.02 for i, shape in enumerate(shapes)}
+    return {name: nn.Parameter(value.to(BF16).to(parameter_dtype(memory))) for name, value in values.items()}
 
 
 def take_step(parameters: dict, optimizer: torch.optim.Optimizer, step: int, memory: str) -> None:
@@ -64,10 +64,10 @@ def take_step(parameters: dict, optimizer: torch.optim.Optimizer, step: int, mem
 
 def everything(parameters: dict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Copies of the weights, moments and step counts, gathered from all ranks."""
-    found = {f"weight.{name}": p.detach() for name, p in parameters.items()}
+    tensors = {f"weight.{name}": p.detach() for name, p in parameters.items()}
     for name, parameter in parameters.items():
-        found |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
-    return {k: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for k, v in found.items()}
+        tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    return {k: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for k, v in tensors.items()}
 
 
 def assert_same_bits(a: dict, b: dict) -> None:
@@ -303,10 +303,12 @@ def test_a_checkpoint_is_not_loaded_with_another_memory(memory, tmp_path, ranks)
     for form in FORMS:
         if {form, memory} == {"14N", "12N"} or form == memory:
             continue  # these two differ only in their gradients, which are not in a checkpoint
-        strangers = sharded(some_parameters(form))
-        said = r"does not fit this run: .* optimizer.memory and register\(\) of the checkpoint"
-        with pytest.raises(UserError, match=said):
-            Saver(tmp_path, strangers, adamw(strangers, settings(form), 0), ranks).load(tmp_path / "step-000003")
+        other_parameters = sharded(some_parameters(form))
+        message = r"does not fit this run: .* optimizer.memory and register\(\) of the checkpoint"
+        with pytest.raises(UserError, match=message):
+            Saver(tmp_path, other_parameters, adamw(other_parameters, settings(form), 0), ranks).load(
+                tmp_path / "step-000003"
+            )
 
 
 def test_14n_accumulates_micro_batches_in_fp32_with_fsdp(ranks) -> None:
@@ -327,25 +329,25 @@ def test_14n_accumulates_micro_batches_in_fp32_with_fsdp(ranks) -> None:
         optimizer.zero_grad()
 
 
-def stepped(memory: str, steps: range, found: tuple | None = None) -> tuple:
-    parameters, optimizer = found or fresh(memory)
+def stepped(memory: str, steps: range, state: tuple | None = None) -> tuple:
+    parameters, optimizer = state or fresh(memory)
     for step in steps:
         take_step(parameters, optimizer, step, memory)
     return parameters, optimizer
 
 
 def test_16n_equals_torch_adamw_bitwise(monkeypatch, ranks) -> None:
-    (parameters, optimizer), (others, stock) = ours, theirs = fresh("16N"), fresh("16N")
+    (parameters, optimizer), (stock_parameters, stock) = ours, theirs = fresh("16N"), fresh("16N")
     stock.__class__ = torch.optim.AdamW
-    kernel, seen = torch._fused_adamw_, []
+    kernel, calls = torch._fused_adamw_, []
     monkeypatch.setattr(
-        torch, "_fused_adamw_", lambda *lists, **options: (seen.append(lists), kernel(*lists, **options))
+        torch, "_fused_adamw_", lambda *lists, **options: (calls.append(lists), kernel(*lists, **options))
     )
     for step in range(2):
         take_step(parameters, optimizer, step, "16N")
-    assert seen and not any(isinstance(one, DTensor) for lists in seen for tensors in lists for one in tensors)
+    assert calls and not any(isinstance(tensor, DTensor) for lists in calls for tensors in lists for tensor in tensors)
     for step in range(2):
-        take_step(others, stock, step, "16N")
+        take_step(stock_parameters, stock, step, "16N")
     assert_same_bits(everything(*ours), everything(*theirs))
 
 
@@ -362,15 +364,15 @@ def fresh(memory: str, fill: float | None = None) -> tuple:
 
 def check_load(folder: Path, memory: str, saved: dict, ranks: Ranks) -> tuple:
     """Load, and compare every part of the state with the saved one."""
-    found, random = fresh(memory, fill=5), torch.get_rng_state()
-    before = everything(*found)
+    state, random = fresh(memory, fill=5), torch.get_rng_state()
+    before = everything(*state)
     assert not [name for name in saved if torch.equal(before[name], saved[name])]  # nothing is equal by chance
     torch.manual_seed(8)
-    Saver(folder, *found, ranks).load(folder / "step-000004")
-    assert_same_bits(everything(*found), saved)
+    Saver(folder, *state, ranks).load(folder / "step-000004")
+    assert_same_bits(everything(*state), saved)
     if ranks.world_size > 1:
         assert torch.equal(torch.get_rng_state(), random)
-    return found
+    return state
 
 
 def work(out: Path) -> None:
@@ -386,8 +388,8 @@ def work(out: Path) -> None:
         saver.save({"step": 4})
         loaded = check_load(out / memory, memory, saved, ranks)
         torch.save((saved, rows), out / f"{memory}.rank{rank}.pt")
-        both = stepped(memory, range(4, 6), loaded), stepped(memory, range(4, 6), (parameters, optimizer))
-        assert_same_bits(everything(*both[0]), everything(*both[1]))
+        results = stepped(memory, range(4, 6), loaded), stepped(memory, range(4, 6), (parameters, optimizer))
+        assert_same_bits(everything(*results[0]), everything(*results[1]))
     # HSDP with all ranks on one node: a rank has the same rows.
     mesh = init_device_mesh("cpu", (1, 4))
     hybrid = [
@@ -399,8 +401,8 @@ def work(out: Path) -> None:
 
 @pytest.mark.slow
 def test_optimizer_state_is_independent_of_ranks(tmp_path, ranks) -> None:
-    done = run_ranks(4, __file__, tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = run_ranks(4, __file__, tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    assert process.returncode == 0, process.stderr[-3000:]
     for memory in FORMS:
         alone = everything(*stepped(memory, range(4)))
         for rank, expected in enumerate(FIRST_ROWS):

@@ -64,8 +64,8 @@ def hosts(tmp_path) -> Iterator[dict[str, int]]:
                 if holders[name].stdout.readline() != "ready\n":
                     raise PermissionError("unshare")
             pids = {name: holder.pid for name, holder in holders.items()}
-            other = pids["node-b"]
-            link = ("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", other)
+            second_host = pids["node-b"]
+            link = ("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", second_host)
             run_on(pids["node-a"], *link)
             for name, address in ADDRESSES.items():
                 run_on(pids[name], "ip", "address", "add", f"{address}/24", "dev", "veth0")
@@ -121,10 +121,10 @@ class Launcher:
         self.process.join()
 
 
-def wait_for(what: Callable[[], object], launchers: list[Launcher], running: bool = False) -> None:
+def wait_for(condition: Callable[[], object], launchers: list[Launcher], running: bool = False) -> None:
     """Until `what()` is true. Fails after the deadline or, with `running`, if a launcher has ended before."""
     end = time.monotonic() + DEADLINE
-    while not what():
+    while not condition():
         if running and not all(launcher.process.is_alive() for launcher in launchers):
             end = 0.0
         assert time.monotonic() < end, "\n".join(launcher.text()[-3000:] for launcher in launchers)
@@ -146,7 +146,7 @@ def test_restart_after_kill_and_sentence_after_cut_network(folder, hosts) -> Non
     launchers = [
         Launcher(folder / f"{name}.out", command, hosts.get(name, 0), PLANT="endless_step:3") for name in ADDRESSES
     ]
-    said = []
+    sentences = []
     try:
         wait_for(lambda: saved(run, 3), launchers, running=True)
         os.kill(launchers[1].workers()[0], signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_restart_after_kill_and_sentence_after_cut_network(folder, hosts) -> Non
 
             run_on(hosts["node-a"], "ip", "link", "set", "veth0", "down")
             wait_for(lambda: all(after()), launchers)
-            said = after()
+            sentences = after()
             wait_for(
                 lambda: not any(launcher.process.is_alive() and launcher.workers() for launcher in launchers),
                 launchers,
@@ -176,10 +176,10 @@ def test_restart_after_kill_and_sentence_after_cut_network(folder, hosts) -> Non
     assert largest_difference(weights(folder / "runs" / "whole"), weights(run)) == 0
     if not hosts:
         pytest.skip("network namespaces are not permitted here: no network was cut")
-    with_store = next(i for i, line in enumerate(said) if "lost rank" in line)
-    other = list(ADDRESSES)[1 - with_store]
-    assert f"lost rank {1 - with_store} on host {other} (pid" in said[with_store]
-    assert f"rank {1 - with_store} on host {other} has lost the store at node-" in said[1 - with_store]
+    with_store = next(i for i, line in enumerate(sentences) if "lost rank" in line)
+    other_host = list(ADDRESSES)[1 - with_store]
+    assert f"lost rank {1 - with_store} on host {other_host} (pid" in sentences[with_store]
+    assert f"rank {1 - with_store} on host {other_host} has lost the store at node-" in sentences[1 - with_store]
 
 
 def test_run_continues_after_a_signal_to_torchrun(folder) -> None:

@@ -76,10 +76,10 @@ def resume(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
     folder = output.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    what = [write_workload(folder, 10 if rehearse else 20), "run.deterministic=True", *settings]
+    arguments = [write_workload(folder, 10 if rehearse else 20), "run.deterministic=True", *settings]
     if not rehearse:
-        what += ["model.compute_dtype=bf16", *([f"model.path={SMOLLM2}"] if SMOLLM2.is_dir() else [])]
-    return run([sys.executable, "scripts/chaos.py", *what, "--kills", kills, "--ranks", ranks], output, rehearse)
+        arguments += ["model.compute_dtype=bf16", *([f"model.path={SMOLLM2}"] if SMOLLM2.is_dir() else [])]
+    return run([sys.executable, "scripts/chaos.py", *arguments, "--kills", kills, "--ranks", ranks], output, rehearse)
 
 
 def speed(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
@@ -92,13 +92,13 @@ def speed(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
     shutil.rmtree(directory, ignore_errors=True)
     command = torchrun(1, config, f"run.name={name}", *settings)
     ok, text = run(command, output, rehearse, lambda: len(read_run(directory, steps, 1).losses) >= steps)
-    found = read_run(directory, steps, 1)
-    if not ok or len(found.losses) < steps:
+    measured = read_run(directory, steps, 1)
+    if not ok or len(measured.losses) < steps:
         return False, text
     command = [sys.executable, "scripts/plan.py", config, *settings, "--against", directory]
     ok, text = run(command, output.with_suffix(".plan.txt"), rehearse)
-    speed = f"{found.tokens_per_second:,.0f} tokens/s, MFU {found.mfu:.1%} in the best step"
-    return ok, f"{speed}, {found.memory_gib:.2f} GiB; {text}"
+    speed = f"{measured.tokens_per_second:,.0f} tokens/s, MFU {measured.mfu:.1%} in the best step"
+    return ok, f"{speed}, {measured.memory_gib:.2f} GiB; {text}"
 
 
 def write_speed_run(folder: Path, length: int, steps: int, shape: dict[str, int]) -> None:

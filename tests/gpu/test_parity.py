@@ -33,36 +33,36 @@ def load(path: str, dtype: torch.dtype, device: str) -> PackedLanguageModel:
     return load_for_evaluation(read_model_config(path), path, dtype, torch.device(device))
 
 
-def packed(found: PackedLanguageModel, documents: InMemory, device: str) -> tuple[float, Gradients]:
+def packed(model: PackedLanguageModel, documents: InMemory, device: str) -> tuple[float, Gradients]:
     """Mean loss and gradients of all documents in one micro-batch."""
     batch = collate(tuple(range(len(documents))), documents).to(torch.device(device))
-    loss = loss_of(found, batch) / batch.target_ids.numel()
+    loss = loss_of(model, batch) / batch.target_ids.numel()
     loss.backward()
-    return loss.item(), {name: p.grad.float().cpu() for name, p in parameter_names(found).items()}
+    return loss.item(), {name: p.grad.float().cpu() for name, p in parameter_names(model).items()}
 
 
 def eager_gradients(path: str, documents: InMemory, device: str, names: Gradients) -> Gradients:
     """Those of transformers' eager attention in bf16, each document alone."""
-    found, total = eager(path, documents.ids, documents.weights, torch.bfloat16, device)
+    model, total = eager(path, documents.ids, documents.weights, torch.bfloat16, device)
     (total / sum(len(ids) - 1 for ids in documents.ids)).backward()
-    return {name: p.grad.float().cpu() for name, p in found.named_parameters() if name in names}
+    return {name: p.grad.float().cpu() for name, p in model.named_parameters() if name in names}
 
 
-def error(found: Gradients, expected: Gradients) -> float:
+def error(gradients: Gradients, expected: Gradients) -> float:
     """Relative error of all gradients together."""
-    assert found.keys() == expected.keys()
-    squares = sum((found[name] - expected[name]).double().square().sum() for name in expected)
+    assert gradients.keys() == expected.keys()
+    squares = sum((gradients[name] - expected[name]).double().square().sum() for name in expected)
     return float((squares / sum(g.double().square().sum() for g in expected.values())).sqrt())
 
 
-def is_isolated(found: PackedLanguageModel, documents: InMemory, vocabulary: int, device: str) -> bool:
+def is_isolated(model: PackedLanguageModel, documents: InMemory, vocabulary: int, device: str) -> bool:
     """Whether the states of the second document keep their bits when the first one changes."""
     edited = InMemory([(documents.ids[0] + 1) % vocabulary, *documents.ids[1:]], documents.weights)
     states = []
     with torch.no_grad():
         for source in (documents, edited):
             batch = collate((0, 1), source).to(torch.device(device))
-            states.append(found(batch)[batch.target_positions >= len(documents.ids[0])])
+            states.append(model(batch)[batch.target_positions >= len(documents.ids[0])])
     return torch.equal(*states)
 
 
@@ -73,10 +73,10 @@ def compare(path: str, lengths: list[int], device: str) -> dict[str, float | boo
     expected, reference = packed(load(path, torch.float32, "cpu"), documents, "cpu")
     row: dict[str, float | bool] = {"eager": error(eager_gradients(path, documents, device, reference), reference)}
     for dtype, key in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        found = load(path, dtype, device)
-        loss, gradients = packed(found, documents, device)
+        model = load(path, dtype, device)
+        loss, gradients = packed(model, documents, device)
         row[f"{key} loss"], row[f"{key} gradient"] = abs(loss / expected - 1), error(gradients, reference)
-        row[f"{key} isolated"] = is_isolated(found, documents, vocabulary, device)
+        row[f"{key} isolated"] = is_isolated(model, documents, vocabulary, device)
     return row
 
 

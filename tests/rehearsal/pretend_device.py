@@ -69,7 +69,7 @@ class PretendDevice:
         """Whether a host tensor is in pinned memory."""
         return tensor.untyped_storage()._cdata in self.pinned
 
-    def wait(self, what: str) -> None:
+    def wait(self, operation: str) -> None:
         """Record that the host waits for the device here."""
         if self.is_gloo:
             return
@@ -84,7 +84,7 @@ class PretendDevice:
                 place = f"{file.relative_to(ROOT)}:{frame.f_lineno}"
                 break
             frame = frame.f_back
-        self.waits.append((self.phase, what, place))
+        self.waits.append((self.phase, operation, place))
 
     @contextmanager
     def making(self, target: bool) -> Iterator[None]:
@@ -125,10 +125,10 @@ class Names(TorchFunctionMode):
                 return device.put(function(*args, **(kwargs | {"pin_memory": False, "device": CPU})), device.pinned)
         if is_cuda(kwargs.get("device")):
             with device.making(True):
-                made = function(*args, **(kwargs | {"device": CPU}))
+                result = function(*args, **(kwargs | {"device": CPU}))
             if name == "tensor" or name == "as_tensor":
                 device.wait("a copy of Python numbers")
-            return tree_map(lambda t: device.put(t) if isinstance(t, torch.Tensor) else t, made)
+            return tree_map(lambda t: device.put(t) if isinstance(t, torch.Tensor) else t, result)
         if str(kwargs.get("device", "")) == "cpu":
             with device.making(False):
                 return function(*args, **kwargs)
@@ -136,7 +136,7 @@ class Names(TorchFunctionMode):
 
     def _move(self, function, name, args, kwargs):
         device, tensor = self.device, args[0]
-        other = next((value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+        like = next((value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)), None)
         if name == "to":
             options = {key: value for key, value in kwargs.items() if key != "copy"}  # which the parser refuses
             place, dtype, asynchronous, _ = torch._C._nn._parse_to(*args[1:], **options)
@@ -144,7 +144,7 @@ class Names(TorchFunctionMode):
             place, dtype, asynchronous = torch.device(name), None, kwargs.get("non_blocking", False)
         if place is None or place.type == "meta":
             return function(*args, **kwargs)
-        on, target = device.has(tensor), place.type == "cuda" if other is None else device.has(other)
+        on, target = device.has(tensor), place.type == "cuda" if like is None else device.has(like)
         if target == on or tensor.is_meta:
             return torch.Tensor.to(tensor, CPU, dtype or tensor.dtype, copy=kwargs.get("copy", False))
         if not (asynchronous and (on or device.is_pinned(tensor))):
@@ -172,20 +172,20 @@ class Operators(TorchDispatchMode):
             device.operators.add(name.partition(".")[0])
             self._check(function, name, tensors, on, args, kwargs)
         if any(on) and name.startswith("torch_attn::_varlen_attn"):
-            made = (varlen_backward if "backward" in name else varlen_forward)(*args, **kwargs)
+            result = (varlen_backward if "backward" in name else varlen_forward)(*args, **kwargs)
         else:
-            made = function(*args, **kwargs)
+            result = function(*args, **kwargs)
         target = (
             any(on)
             if device.target is None or any(on) and function not in COPIES and "clone" not in name
             else device.target
         )
         if function in (aten.copy_.default, aten._foreach_copy_.default) or not target:
-            return made
-        for tensor in tree_leaves(made):
+            return result
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and not device.has(tensor):
                 device.put(tensor)
-        return made
+        return result
 
     def _check(self, function, name, tensors, on, args, kwargs) -> None:
         device = self.device

@@ -29,7 +29,7 @@ class _Event:
     def query(self) -> bool:
         return True
 
-    def elapsed_time(self, other: "_Event") -> float:
+    def elapsed_time(self, end: "_Event") -> float:
         return 1.0  # ms
 
 
@@ -55,9 +55,9 @@ def pretend_device() -> Iterator[PretendDevice]:
     group = torch.optim.Optimizer._group_tensors_by_device_and_dtype
 
     def grouped(lists, with_indices=False):
-        made = group(lists, with_indices)
+        groups = group(lists, with_indices)
         where = device.place if device.has(next(t for t in lists[0] if t is not None)) else CPU
-        return {(where, dtype): value for (_, dtype), value in made.items()}
+        return {(where, dtype): value for (_, dtype), value in groups.items()}
 
     wrapper = torch.Tensor._make_wrapper_subclass
 

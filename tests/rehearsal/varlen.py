@@ -32,13 +32,13 @@ def varlen_backward(
         grad_scores = upper @ values.transpose(1, 2)
         grad_scores = probabilities * (grad_scores - (grad_scores * probabilities).sum(-1, keepdim=True))
         grad_scores = grad_scores * (scale or query.shape[-1] ** -0.5)
-        of_query = grad_scores @ keys
-        of_key = grad_scores.transpose(1, 2) @ _heads(query[part], query)
-        of_value = probabilities.transpose(1, 2) @ upper
-        for made, found in zip(grads, (of_query, of_key, of_value), strict=True):
-            if made.shape[1] != found.shape[0]:  # the queries of a group share a key
-                found = found.unflatten(0, (-1, groups)).sum(1)
-            made[part] = found.transpose(0, 1).to(made.dtype)
+        grad_query = grad_scores @ keys
+        grad_key = grad_scores.transpose(1, 2) @ _heads(query[part], query)
+        grad_value = probabilities.transpose(1, 2) @ upper
+        for gradient, by_head in zip(grads, (grad_query, grad_key, grad_value), strict=True):
+            if gradient.shape[1] != by_head.shape[0]:  # the queries of a group share a key
+                by_head = by_head.unflatten(0, (-1, groups)).sum(1)
+            gradient[part] = by_head.transpose(0, 1).to(gradient.dtype)
     return tuple(grads)
 
 
