@@ -1,10 +1,11 @@
-"""Ranks that share tokens against one rank with all of them: loss and every gradient, sharded as train.py does.
+"""Compare ranks that share tokens with a single rank that has all tokens: the loss and every gradient, sharded as in train.py.
 
     torchrun --nproc_per_node=4 tests/distributed/context_worker.py FOLDER [FAMILY ...]
 
-FOLDER gets a tiny model of each family (all of tests/tiny.py, if none is named) and N.json, N being the number of ranks: family
--> {"loss", "gradient": largest differences, relative to the loss and to the largest element of each tensor, "tensor": which,
-"isolation": how far a document's states move when another one changes, of the families}. It prints the table.
+The worker writes a tiny model of each family (by default all of tests/tiny.py) and N.json to FOLDER; N is the number of ranks.
+N.json has for each family: "loss" and "gradient" (largest differences, relative to the loss and to the largest element of each
+tensor), "tensor" (the name of the tensor with the largest difference) and "isolation" (how far a document's states move when
+another document changes). The worker also prints the table.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from tests.tiny import FAMILIES, OTHER_FAMILIES, write_tiny_model
 # Micro-batches of documents, in tokens: 195 need filling, and in the second a document spans all ranks.
 LENGTHS = (37, 5, 90, 2, 61, 3, 150, 7)
 MICRO_BATCHES = ((0, 1, 2, 3, 4), (5, 6, 7))
-MINUTES = 7.0  # of run.timeout_minutes
+MINUTES = 7.0  # run.timeout_minutes
 
 
 def documents() -> InMemory:
@@ -47,7 +48,7 @@ def documents() -> InMemory:
 
 
 def losses(model: PackedLanguageModel, batches: list[MicroBatch]) -> torch.Tensor:
-    """The sum of losses; their gradients are added to the parameters'."""
+    """Return the sum of losses, and add their gradients to the parameters."""
     losses_of_batches = []
     for batch in batches:
         loss = chunked(model.head, model(batch), batch, negative_log_likelihood)
@@ -57,7 +58,7 @@ def losses(model: PackedLanguageModel, batches: list[MicroBatch]) -> torch.Tenso
 
 
 def compare(path: Path, ranks: Ranks, settings: Model | None = None, strategy: str = "full") -> dict:
-    """Loss and gradients of the group against those of this rank alone."""
+    """Compare loss and gradients of the group with a computation on this rank alone."""
     source = documents()
     whole_batches = [collate(items, source) for items in MICRO_BATCHES]
     alone, model = (build_on_meta(read_model_config(str(path))) for _ in range(2))
@@ -86,14 +87,17 @@ def compare(path: Path, ranks: Ranks, settings: Model | None = None, strategy: s
 
 
 def timeouts(model: PackedLanguageModel) -> list[float]:
-    """Minutes of every group that the model's collectives use."""
+    """Return the timeouts in minutes of all groups that the model's collectives use."""
     groups = [model.context.exchange.args[0], *next(model.parameters()).device_mesh.get_all_groups()]
     options = [group._get_backend(torch.device("cpu")).options for group in groups]
     return [group_options._timeout.total_seconds() / 60 for group_options in options]
 
 
 def isolation(model: PackedLanguageModel, ranks: Ranks) -> dict[str, float]:
-    """How far the hidden states of the other documents move when one is edited, or is `longer`; and its own, `moved`."""
+    """Return how far hidden states move when the second of three documents changes.
+
+    `edited` and `longer` are about the other documents, `moved` is about the second document itself.
+    """
     states = {}
     for name, seed, length in (("base", 1, 60), ("edited", 2, 60), ("longer", 2, 71)):
         rng = np.random.default_rng(seed)
@@ -107,7 +111,7 @@ def isolation(model: PackedLanguageModel, ranks: Ranks) -> dict[str, float]:
         with torch.no_grad():
             hidden = model(part)
         row = torch.zeros(len(positions), hidden.shape[1])
-        row[part.target_ids] = hidden  # the whole row, in its order
+        row[part.target_ids] = hidden  # this rank's positions of the row; the sum over ranks is the whole row
         dist.all_reduce(row)
         states[name] = row.split([len(document) for document in ids])
     base = states["base"]

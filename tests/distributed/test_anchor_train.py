@@ -1,4 +1,4 @@
-"""train.py with an anchored source on 1 and 2 gloo processes: ranks, stop and resume, more steps, less KL."""
+"""train.py with an anchored source on 1 and 2 gloo processes: equal updates, stop and resume, more steps, smaller KL."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_a_stop_changes_no_bit(runs) -> None:
 
 
 def test_the_curves(runs) -> None:
-    """The source's curve is its KL, which begins at 0; the loss of the step has it times the weight, over one divisor."""
+    """The source's curve is its KL, which begins at 0. The step's loss has weight x KL, with one divisor for all targets."""
     curve = rows(runs / "r2")
     assert len(curve) == STEPS and abs(curve[1][KL]) < 1e-5 and curve[STEPS][KL] > 1e-3
     for row in curve.values():
@@ -78,7 +78,7 @@ def test_anchor_stays_nearer_to_base_than_replay(runs) -> None:
 
 
 def test_with_more_steps_the_base_predicts_again(folder, runs) -> None:
-    """The rows are those that a run of all steps has computed at its start, although the weights were trained meanwhile."""
+    """The base's rows equal the rows of a run that computed all of them at its start, although training has begun."""
     output = (folder / "two.out").read_text()
     assert output.count("the base predicts the targets of 2 documents of base") == 1
     assert (

@@ -1,6 +1,6 @@
-"""Ranks that share the tokens of a micro-batch (sharding.context) compute what one rank computes.
+"""Ranks that share the tokens of a micro-batch (sharding.context) compute the same as a single rank.
 
-All supported architectures, on as many ranks as their heads allow:
+To compare all supported architectures, on as many ranks as their heads allow:
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node=4 tests/distributed/context_worker.py FOLDER
 """
@@ -30,7 +30,7 @@ from tools.verify import EXACT, check_files, read_record, replay, seen
 pytestmark = pytest.mark.slow
 FAMILIES = ("gemma2", "gpt_oss")  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
 STEPS = 3
-KILLED_AT = 20  # forwards, those of the Fisher diagonal and of the first validation among them: in step 3
+KILLED_AT = 20  # number of the forward, counted from the Fisher diagonal and the first validation on: it is in step 3
 CURVES = (
     "train/loss",
     "train/grad_norm",
@@ -71,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    """A run on one rank, on two that share, two steps on two pairs; one that is killed as a pair and goes on as four that share."""
+    """Run on 1 rank, on a pair of ranks, and for two steps on two pairs. Kill a run of a pair and resume it on 4 sharing ranks."""
     settings = (f"run.eval_every={STEPS}", "data.sequence_length=160", "ewc.documents=8", "optimizer.warmup_steps=0")
     general = ("run.eval_general=True", *settings)
     launch(folder, "one", 1, [run_of(folder, "r1", *general)])
@@ -99,7 +99,7 @@ def runs(folder) -> Path:
 @pytest.mark.parametrize("name", ["pair", "pairs", "killed"])
 def test_run_equals_one_rank_after_kill_and_regrouping(runs, name) -> None:
     for curve in CURVES:
-        # The penalty is a small difference of weights.
+        # The penalty is computed from small differences of weights.
         limit = 1e-3 if curve.startswith("ewc") else 1e-5
         before = {step: row for step, row in rows(runs / "r1", curve).items() if row[curve]}
         after = {step: row for step, row in rows(runs / name, curve).items() if step in before}

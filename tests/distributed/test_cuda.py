@@ -1,8 +1,8 @@
-"""Tests that need a GPU: host offload, a step that waits for the device once, compile, bitwise resume. On a GPU machine:
+"""Tests that need a GPU: host offload, a single wait for the device per step, compile, bitwise resume. On a GPU machine:
 
     bash scripts/test.sh -m gpu
 
-One process on one GPU, and two processes on two GPUs (NCCL) if there are two. The runs are tiny; scripts/bench.py measures
+They run one process on one GPU, and two processes (NCCL) if there are two GPUs. The runs are tiny; scripts/bench.py measures
 performance.
 """
 
@@ -19,13 +19,13 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
 ]
 BF16 = ("model.compute_dtype=bf16",)
-SPIKES = ("optimizer.skip_spikes=9",)  # the history of a run this short is too short for any
+SPIKES = ("optimizer.skip_spikes=9",)  # in a run this short, the history is too short to detect a spike
 DETERMINISTIC = (*BF16, "run.deterministic=True", "run.save_every=2")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """6 steps; all are clipped."""
+    """Write the workplace of a run with 6 steps, which are all clipped."""
     model = {"family": "qwen2", "tied": False, "vocab_size": 391, "layers": 4}
     folder, optimizer = tmp_path_factory.mktemp("cuda"), "epochs=2, max_grad_norm=0.5"
     return workplace(folder, 24, model=model, batch="global_examples=8", optimizer=optimizer)
@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_one_gpu(folder) -> Path:
-    """World size 1: 8 micro-batches per step. `stopped` is stopped in step 4 and resumed."""
+    """Run on one GPU, with 8 micro-batches per step. `stopped` is stopped in step 4 and resumed."""
     launch(
         folder,
         "one",

@@ -1,4 +1,4 @@
-"""What a process sets up before it uses its GPU. torch.cuda is replaced: nothing here needs one."""
+"""The settings of a process before it uses its GPU. torch.cuda is replaced, so no GPU is needed."""
 
 import os
 from unittest.mock import Mock
@@ -16,7 +16,7 @@ def gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.setenv(name, "")  # so that what the device sets is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores the variable that choose_device sets
         monkeypatch.delenv(name)
 
 
@@ -41,7 +41,7 @@ def test_flash_attention_3_runs_on_hopper_if_installed(gpu, monkeypatch, install
 
 @pytest.mark.parametrize("launched, error", [(False, UserError), (False, RuntimeError), (True, UserError)])
 def test_mistake_on_single_gpu_ends_the_group(monkeypatch, launched, error) -> None:
-    """Not among other ranks, where NCCL might wait for one that is lost, and not after an error of CUDA."""
+    """Otherwise NCCL would warn at exit. With more ranks NCCL might wait for a lost rank; after an error of CUDA it might fail."""
     ended, store = [], dist.HashStore()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value) if launched else monkeypatch.delenv(name, raising=False)

@@ -1,7 +1,7 @@
 """train.py with EWC on 1 and 2 gloo processes: the Fisher diagonal and the penalty's gradient, sharding, stop and resume.
 
-A run keeps its Fisher diagonal and reference in runs/NAME/ewc. The plant `note_penalty` writes, whole, the weights and what was their
-gradient before and after the penalty in step 2, where the weights have moved. tests/model/ewc/test_fisher.py compares the
+A run saves its Fisher diagonal and reference in runs/NAME/ewc. The plant `note_penalty` writes the whole weights and their
+gradients before and after the penalty in step 2, in which the weights have moved. tests/model/ewc/test_fisher.py compares the
 estimators with their definitions.
 """
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """An untied model with biases and 391 rows, which do not divide by 2 ranks. test_survival.py has EWC on a tied one."""
+    """Write an untied model with biases and 391 rows, an odd number. test_survival.py has EWC on a tied model."""
     more = f'ewc=EWC(strength={STRENGTH}, data=(here + "/old.jsonl",), documents=8),'
     folder = workplace(
         tmp_path_factory.mktemp("ewc"),
@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
         more=more,
     )
     write_chat_file(folder / "old.jsonl", 12, seed=5)
-    # The same weights with other RoPE frequencies, which only config.json shows.
+    # The same weights with other RoPE frequencies, which only config.json contains.
     shutil.copytree(folder / "model", folder / "other_rope")
     config = json.loads((folder / "other_rope" / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] *= 2
@@ -61,13 +61,13 @@ def runs(folder) -> Path:
     launch(folder, "one", 1, on_one_rank)
     on_two_ranks = [
         run("r2", *validated),
-        # grad_op leaves the parameters gathered after an evaluation; here there is one before each step.
+        # grad_op leaves the parameters gathered after an evaluation. Here an evaluation runs before each step.
         run("r2-grad-op", *validated[1:], "sharding.strategy=grad_op", "run.eval_every=1"),
         run("r2-none", "sharding.strategy=none", "data.packing=True", "run.stop_at=2"),
         run("r2-empirical-packed", *EMPIRICAL, "data.packing=True"),
-        run("r2-reused", "ewc.data=", f"ewc.fisher={folder}/runs/r1/ewc"),  # what 1 rank has saved
+        run("r2-reused", "ewc.data=", f"ewc.fisher={folder}/runs/r1/ewc"),  # saved by 1 rank
         run("r2-bf16", *BF16),
-        run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl"),  # not even its data is read
+        run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl"),  # the data is not read
         # The estimate takes 4 forwards, then each step takes 2.
         run("stopped", plant="signal_at_micro_batch:7"),
         run("stopped-early", plant="signal_at_micro_batch:2"),
@@ -84,7 +84,7 @@ def runs(folder) -> Path:
 
 
 def anchor(run: Path, kind: str) -> dict[str, torch.Tensor]:
-    """fisher or reference of a run."""
+    """Return the Fisher diagonal or the reference of a run."""
     return {name: tensor.double() for name, tensor in load_file(run / "ewc" / f"{kind}-00001.safetensors").items()}
 
 
@@ -94,7 +94,7 @@ def noted(runs: Path, name: str, kind: str) -> dict[str, torch.Tensor]:
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """The largest relative difference in norm over all tensors."""
+    """Return the largest relative difference in norm over all tensors."""
     assert a.keys() == b.keys() and len(a) > 10
     return max(float((a[name] - b[name]).norm() / b[name].norm()) for name in b)
 
@@ -176,7 +176,7 @@ def test_forgetting_is_measured_against_base_after_resume(runs) -> None:
     before, *_, after = rows(runs / "r2", "forgetting/kl").values()
     assert before["step"] == 0 and before["forgetting/kl"] < 1e-5 and before["forgetting/agreement"] == 1.0
     assert after["step"] == 3 and after["forgetting/kl"] > 1e-2 and after["forgetting/agreement"] < 1.0
-    assert after.pop("forgetting/task_kl") > 1e-2  # on the prompts of data.validation, which the stopped run has not
+    assert after.pop("forgetting/task_kl") > 1e-2  # on the prompts of data.validation; the stopped run has none
     assert rows(runs / "stopped", "forgetting/kl")[3] == after
     alone = rows(runs / "r1", "forgetting/kl")[3]
     for key in ("forgetting/kl", "forgetting/perplexity_per_byte"):

@@ -1,6 +1,6 @@
-"""The head's gradient that the loss adds to the shards in pieces, against the one that FSDP reduces as a whole.
+"""Compare the head's gradient that the loss adds to the shards in pieces with the gradient that FSDP reduces as a whole.
 
-On 1 rank, and on 2 ranks, for which this file is its own worker.
+The tests run on 1 rank and on 2 ranks, whose worker is this file.
 """
 
 import sys
@@ -36,12 +36,12 @@ class Small(nn.Module):
 
 
 def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) -> list[torch.Tensor]:
-    """This rank's gradients after two micro-batches; the last rank has no target in the second one."""
+    """Return this rank's gradients after two micro-batches. The last of several ranks has no target in the second micro-batch."""
     rank, ranks, small = dist.get_rank(), dist.get_world_size(), Small(tied)
     settings = Sharding(strategy=strategy, shard_size=1)
     mesh = make_mesh("cpu", ranks, settings)
     shard(small, [], [] if tied else [small.embedding, small.head], mesh, dtype, settings)
-    # A tied head's gradient goes with the embedding's, which FSDP reduces anyway.
+    # FSDP reduces a tied head's gradient together with the embedding's.
     assert (small.head.add_gradient is not None) == ((strategy in ("full", "grad_op") and not tied) or ranks == 1)
     add, calls = small.head.add_gradient, []
     small.head.add_gradient = (lambda *arguments: calls.append(1) or add(*arguments)) if in_pieces and add else None
@@ -56,10 +56,10 @@ def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) ->
     if not tied:  # rows of padding
         gradient, _, start = local_shard(small.head.weight.grad)
         assert not gradient[max(0, TOKENS - start) :].any()
-    assert small.unused.grad is None  # of 0, AdamW would lower it by weight decay
+    assert small.unused.grad is None  # with a gradient of 0, AdamW would apply weight decay
     results = [local(parameter.grad) for parameter in small.parameters() if parameter is not small.unused]
-    if calls:  # none of them is a view of those of a whole unit, with a second gradient of the head
-        filled = WIDTH * results[0].itemsize  # a row that fills up the last shard
+    if calls:  # no gradient is a view of the gradients of a whole unit, which would keep a second gradient of the head
+        filled = WIDTH * results[0].itemsize  # the last shard may be filled up by a row
         assert all(gradient.untyped_storage().nbytes() <= gradient.nbytes + filled for gradient in results)
     return results
 

@@ -1,4 +1,4 @@
-"""Memory stays flat over lengths. Loading a model on 2 ranks: the memory of each grows by its half of the model."""
+"""Host memory stays flat over micro-batches of many lengths, and each of 2 ranks loads only its half of a model."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ for tokens in range(33, 1033):
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_FORK, reason="Linux on a machine without a GPU")
 def test_memory_stays_flat_over_a_thousand_lengths(tmp_path, monkeypatch) -> None:
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # that another test has set
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # another test may have set them
         monkeypatch.delenv(name, raising=False)
     script = tmp_path / "growth.py"
     script.write_text(GROWTH.format(root=str(ROOT)))
@@ -94,7 +94,7 @@ def test_memory_stays_flat_over_a_thousand_lengths(tmp_path, monkeypatch) -> Non
 
     before, after = megabytes("limited")
     assert after < 1.1 * before
-    if torch.backends.mkldnn.is_available() and has_native_bf16(torch.device("cpu")):  # what is avoided
+    if torch.backends.mkldnn.is_available() and has_native_bf16(torch.device("cpu")):  # without the limit memory grows
         free_before, free_after = megabytes("free")
         assert free_after - free_before > 100 and after - before < (free_after - free_before) / 5
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny model, 20 chats, two text sources (short texts, and one long document that is cut), and token stores."""
+    """Write a tiny model, 20 chats, two text sources (short texts, and a long document that is cut), and token stores."""
     mix = """mix=(
         Source("general", (here + "/general.jsonl",), 0.3, (here + "/general_held_out.txt",)),
         Source("law", (here + "/law.txt",), 0.1),
@@ -52,14 +52,14 @@ def folder(tmp_path_factory) -> Path:
 
 
 def store_is_main(folder: Path) -> tuple[str, ...]:
-    """Overrides: windows of 64 tokens, 3 per step, with texts mixed in."""
+    """Return overrides for a token store as main source: windows of 64 tokens, 3 per step, with texts mixed in."""
     main = (f"data.train={folder}/store", f"data.validation={folder}/store_held_out", "data.sequence_length=64")
     return (*main, f"data.mix=law:0.25:{folder}/law.txt", "batch.global_examples=3")
 
 
 @pytest.fixture(scope="module")
 def plan(folder) -> TrainingPlan:
-    """The plan of the runs, made in this process."""
+    """Make the plan of the runs in this process."""
     mix = (Source("general", (f"{folder}/general.jsonl",), 0.3), Source("law", (f"{folder}/law.txt",), 0.1))
     corpus = Reader(ExampleEncoder(tiny_tokenizer()), 384, 256, "drop").training((f"{folder}/train.jsonl",), mix)
     return plan_training(corpus, 2, 0, global_examples=4)
@@ -67,7 +67,7 @@ def plan(folder) -> TrainingPlan:
 
 @pytest.fixture(scope="module")
 def on_two_ranks(folder) -> Path:
-    """World size 2. `stopped` is stopped after the first epoch, and resumed; its chats come from elsewhere, and are gone then."""
+    """Run on 2 ranks. `stopped` is stopped after the first epoch and resumed; its chats come from a URL that is gone by then."""
     elsewhere = shutil.copy(folder / "train.jsonl", folder / "elsewhere.jsonl")
     stopped, store = (f"data.train=file://{elsewhere}", "run.save_every=2"), store_is_main(folder)
     runs = [
@@ -83,7 +83,7 @@ def on_two_ranks(folder) -> Path:
 
 @pytest.fixture(scope="module")
 def on_one_rank(folder, on_two_ranks) -> Path:
-    """World size 1. `other` validates on the held-out text of `general`, as its main source."""
+    """Run on 1 rank. `other` validates on the held-out text of `general`, as its main source."""
     other = (f"data.validation={folder}/general_held_out.txt", "data.mix=none", "optimizer.max_steps=1")
     runs = [
         run_of(folder, "r1"),
@@ -98,7 +98,7 @@ def on_one_rank(folder, on_two_ranks) -> Path:
 
 
 def curves(run: Path, name: str) -> list[float]:
-    """train/loss/NAME of every step; NaN if the step had no target token from that source."""
+    """Return train/loss/NAME of every step, NaN if the step had no target token of the source."""
     return [row.get(f"train/loss/{name}", float("nan")) for row in rows(run).values()]
 
 
@@ -182,7 +182,7 @@ def test_training_on_store_is_independent_of_ranks(on_one_rank, on_two_ranks) ->
         on_two_ranks / "store2", on_one_rank / "store1", keys=("train/loss", "train/grad_norm", "train/share/main")
     )
     np.testing.assert_allclose(curves(on_one_rank / "store1", "law"), curves(on_two_ranks / "store2", "law"), rtol=1e-5)
-    # A store can be the validation data, too. Before the first step the models are equal.
+    # A store can also be validation data. Before the first step the models are equal.
     first = rows(on_one_rank / "store1", "validation/loss")[0]["validation/loss"]
     assert first == pytest.approx(rows(on_two_ranks / "store2", "validation/loss")[0]["validation/loss"], rel=1e-5)
 

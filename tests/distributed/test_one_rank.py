@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ranks")
 
 
 def cast_elements(func: object, args: tuple, out: torch.Tensor) -> int:
-    """The elements of whole weights that an operator casts to bf16."""
+    """Return how many elements of whole weights an operator casts from fp32 to bf16."""
     is_copy, is_cast = func is torch.ops.aten.copy_.default, func is torch.ops.aten._to_copy.default
     source, target = (args[1], args[0]) if is_copy else (args[0], out)
     if not (is_copy or is_cast) or source.numel() < SIZE * SIZE:
@@ -44,7 +44,7 @@ def sharded(strategy: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Modul
 
 
 def step(model: nn.Module, strategy: str) -> list[torch.Tensor]:
-    """The gradients of MICRO_BATCHES micro-batches."""
+    """Return the summed gradients of MICRO_BATCHES micro-batches."""
     generator = torch.Generator().manual_seed(1)
     for number in range(1, MICRO_BATCHES + 1):
         before_micro_batch(model, strategy, number == MICRO_BATCHES)
@@ -64,7 +64,7 @@ def test_model_copy_has_as_many_ranks_as_shards(monkeypatch) -> None:
 
 @pytest.mark.parametrize("strategy, casts", [("full", 1), ("grad_op", 1), ("hybrid", 2 * MICRO_BATCHES)])
 def test_weights_are_cast_once_per_step(strategy, casts) -> None:
-    """`hybrid` frees the copy after each use, and casts for each forward and each backward."""
+    """`hybrid` frees the cast weights after each use, so it casts for each forward and each backward."""
     model, effective = sharded(strategy)
     step(model, effective)
     counts = []
@@ -76,7 +76,7 @@ def test_weights_are_cast_once_per_step(strategy, casts) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_without_fsdp_to_the_bit(dtype) -> None:
-    """The gradient of each micro-batch is bf16, and they are added up in the dtype of the weights."""
+    """The gradient of each micro-batch is bf16, and the sum has the dtype of the weights."""
     model, effective = sharded("full", dtype)
     plain = nn.Sequential(*(nn.Linear(SIZE, SIZE, bias=False) for _ in range(LAYERS)))
     for ours, theirs in zip(plain, model, strict=True):

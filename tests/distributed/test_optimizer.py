@@ -1,7 +1,7 @@
 """All values of optimizer.memory: AdamW's arithmetic, stochastic rounding, skipped steps, bytes, sharding, resume.
 
-This file is also its own worker on 4 ranks (the last lines), whose states are compared with those of 1 rank, given the same
-gradients, and with what is loaded right after they were saved.
+This file is also the worker of 4 ranks (see its last lines). Their states are compared with the state of 1 rank for the same
+gradients, and with the states that they load from a checkpoint.
 """
 
 import sys
@@ -29,7 +29,8 @@ from tests.processes import ROOT, run_ranks
 
 FORMS = ("16N", "14N", "12N", "8N", "6N")
 BF16 = torch.bfloat16
-FIRST_ROWS = [0] * 7, [9, 16, 2, 2, 1, 1, 4], [18, 32, 4, 4, 2, 1, 8], [27, 48, 5, 6, 3, 1, 12]  # of 4 ranks
+# For each of 4 ranks: index of the first row in each parameter of `some_parameters`.
+FIRST_ROWS = [0] * 7, [9, 16, 2, 2, 1, 1, 4], [18, 32, 4, 4, 2, 1, 8], [27, 48, 5, 6, 3, 1, 12]
 
 
 def settings(memory: str, **changes) -> SimpleNamespace:
@@ -44,15 +45,18 @@ def gradient_dtype(memory: str) -> torch.dtype:
 def some_parameters(
     memory: str, shapes=((33, 64), (64,), (5, 96), (7, 2, 32), (3, 10), (1, 64), (3, 16, 64))
 ) -> dict[str, nn.Parameter]:
-    """Matrices that split into blocks of 64 and 96, a vector, experts, a matrix whose rows (10) have no block size, one with a
-    single row, of which other ranks have none, and experts of which 4 ranks have a part of each."""
+    """Return parameters of all kinds.
+
+    They are matrices with blocks of 64 and 96, a vector, experts, a matrix without a block size (rows of 10 elements), a matrix
+    with a single row (all ranks but the first have none), and experts that 4 ranks cut by rows.
+    """
     generator = torch.Generator().manual_seed(3)
     values = {f"p{i}": torch.randn(shape, generator=generator) * 0.02 for i, shape in enumerate(shapes)}
     return {name: nn.Parameter(value.to(BF16).to(parameter_dtype(memory))) for name, value in values.items()}
 
 
 def take_step(parameters: dict, optimizer: torch.optim.Optimizer, step: int, memory: str) -> None:
-    """One optimizer step as in the training loop, with gradients that depend only on `step`."""
+    """Take an optimizer step like the training loop, with gradients that depend only on `step`."""
     generator = torch.Generator().manual_seed(step)
     for parameter in parameters.values():
         grad = torch.randn(parameter.shape, generator=generator).mul(1e-3).to(gradient_dtype(memory))
@@ -63,7 +67,7 @@ def take_step(parameters: dict, optimizer: torch.optim.Optimizer, step: int, mem
 
 
 def everything(parameters: dict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Copies of the weights, moments and step counts, gathered from all ranks."""
+    """Return copies of the weights, moments and step counts, gathered from all ranks."""
     tensors = {f"weight.{name}": p.detach() for name, p in parameters.items()}
     for name, parameter in parameters.items():
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
@@ -80,7 +84,7 @@ def assert_same_bits(a: dict, b: dict) -> None:
 
 
 def drift(memory: str) -> torch.Tensor:
-    """How far 32,768 weights move in 318 steps at 2e-5, with gradients of many sizes whose noise is twice their mean."""
+    """Return how far 32,768 weights move in 318 steps at 2e-5. Gradients have many sizes, and noise of twice their mean."""
     generator = torch.Generator().manual_seed(0)
     start = (torch.randn(128, 256, generator=generator) * 0.02).to(BF16)
     size = 1e-4 * 10 ** (-3 * torch.rand(128, 256, generator=generator))
@@ -119,7 +123,7 @@ def test_bf16_weights_drift_as_far_as_fp32_weights(monkeypatch) -> None:
 
 
 def test_bf16_moments_decay_below_half_a_gap() -> None:
-    """With beta2 = 0.999, exp_avg_sq shrinks by a quarter of half the gap: rounding to nearest would leave it unchanged."""
+    """With beta2 = 0.999, exp_avg_sq shrinks by a quarter of half a gap per step, which rounding to nearest would lose."""
     weight = nn.Parameter(torch.zeros(256, 256, dtype=BF16))
     optimizer = adamw({"w": weight}, settings("8N", betas=(0.9, 0.999)), seed=0)
     moment = optimizer.state[weight]["exp_avg_sq"]
@@ -149,10 +153,10 @@ def test_noise_is_uniform_and_differs_by_element() -> None:
     for seed, step, tensor, first in (
         (0, 1, 0, 0),
         (0, 0, 1, 0),
-        (0, 0, -1, 0),  # those of the penalty
+        (0, 0, -1, 0),  # the penalty's noise
         (1, 0, 0, 0),
         (0, 1, 1, 0),
-        (0, 0, 0, 2**24),  # where the factors of rows repeat
+        (0, 0, 0, 2**24),  # the factors of rows repeat here
         (0, 0, 0, 2**31),
     ):
         assert correlation(base, Noise(seed, step, cpu).bits(tensor, first, count)) < 0.01
@@ -234,7 +238,7 @@ def test_bytes_per_parameter_match_the_name(memory, total) -> None:
 
 
 def test_8_bit_moments_are_close_to_fp32() -> None:
-    """Gradients of 1e-7: their squares are below 1e-12, the smallest scale of torchao."""
+    """Gradients are 1e-7. Their squares are below 1e-12, the smallest scale of torchao."""
     weight, twin = (nn.Parameter(torch.zeros(16, 256, dtype=BF16)) for _ in range(2))
     small, exact = (adamw({"w": p}, settings(m), 0) for p, m in ((weight, "6N"), (twin, "12N")))
     generator = torch.Generator().manual_seed(0)
@@ -280,7 +284,7 @@ def test_clipping_scales_only_larger_norms(dtype) -> None:
 
 
 def test_the_norm_of_an_embedding_is_exact() -> None:
-    """torch's own is 0.2% too small for 28M elements on a CPU."""
+    """torch's own norm is 0.2% too small for 28M elements on a CPU."""
     parameter = nn.Parameter(torch.zeros(49_152, 576))
     parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     exact = sum(part.double().square().sum().item() for part in parameter.grad.split(4096)) ** 0.5
@@ -302,7 +306,7 @@ def test_a_checkpoint_is_not_loaded_with_another_memory(memory, tmp_path, ranks)
     Saver(tmp_path, parameters, adamw(parameters, settings(memory), seed=0), ranks).save({"step": 3})
     for form in FORMS:
         if {form, memory} == {"14N", "12N"} or form == memory:
-            continue  # these two differ only in their gradients, which are not in a checkpoint
+            continue  # 14N and 12N differ only in their gradients, which are not in a checkpoint
         other_parameters = sharded(some_parameters(form))
         message = r"does not fit this run: .* optimizer.memory and register\(\) of the checkpoint"
         with pytest.raises(UserError, match=message):
@@ -317,7 +321,7 @@ def test_14n_accumulates_micro_batches_in_fp32_with_fsdp(ranks) -> None:
     fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=BF16, reduce_dtype=torch.float32))
     parameters = dict(layer.named_parameters())
     optimizer = adamw(parameters, settings("14N"), seed=0)
-    for _ in range(2):  # the second time after zero_grad
+    for _ in range(2):  # the second step follows zero_grad
         exact = torch.zeros(32, 64)
         for _ in range(8):
             inputs = torch.randn(4, 64, dtype=BF16)
@@ -354,7 +358,7 @@ def test_16n_equals_torch_adamw_bitwise(monkeypatch, ranks) -> None:
 def fresh(memory: str, fill: float | None = None) -> tuple:
     parameters = sharded(some_parameters(memory))
     optimizer = adamw(parameters, settings(memory, learning_rate=1e-3), seed=4)
-    if fill is not None:  # whatever is not loaded stays visible
+    if fill is not None:  # values that are not loaded can be recognised
         with torch.no_grad():
             for parameter in parameters.values():
                 for value in (parameter, *optimizer.state[parameter].values()):
@@ -363,7 +367,7 @@ def fresh(memory: str, fill: float | None = None) -> tuple:
 
 
 def check_load(folder: Path, memory: str, saved: dict, ranks: Ranks) -> tuple:
-    """Load, and compare every part of the state with the saved one."""
+    """Load a checkpoint, compare every part of the state with the saved state, and return (parameters, optimizer)."""
     state, random = fresh(memory, fill=5), torch.get_rng_state()
     before = everything(*state)
     assert not [name for name in saved if torch.equal(before[name], saved[name])]  # nothing is equal by chance
@@ -376,7 +380,7 @@ def check_load(folder: Path, memory: str, saved: dict, ranks: Ranks) -> tuple:
 
 
 def work(out: Path) -> None:
-    """Four ranks: four steps, a checkpoint, its load, two more steps. Each writes the state and its first rows."""
+    """Take four steps on 4 ranks, save, load, and take two more steps. Each rank writes the state and its first rows."""
     rank = dist.get_rank()
     ranks = Ranks(rank, 4, 0, torch.device("cpu"), dist.group.WORLD)
     torch.manual_seed(rank)
@@ -390,7 +394,7 @@ def work(out: Path) -> None:
         torch.save((saved, rows), out / f"{memory}.rank{rank}.pt")
         results = stepped(memory, range(4, 6), loaded), stepped(memory, range(4, 6), (parameters, optimizer))
         assert_same_bits(everything(*results[0]), everything(*results[1]))
-    # HSDP with all ranks on one node: a rank has the same rows.
+    # Under HSDP with all ranks on a single node, a rank has the same rows.
     mesh = init_device_mesh("cpu", (1, 4))
     hybrid = [
         distribute_tensor(p.detach(), mesh, [Replicate(), Shard(sharded_dimension(p.shape, 4))])
@@ -408,7 +412,7 @@ def test_optimizer_state_is_independent_of_ranks(tmp_path, ranks) -> None:
         for rank, expected in enumerate(FIRST_ROWS):
             shared, first_rows = torch.load(tmp_path / f"{memory}.rank{rank}.pt")
             assert first_rows == expected
-            if memory != "16N":  # torch computes what does not fill a register with other roundings
+            if memory != "16N":  # torch rounds differently in the remainder that does not fill a vector register
                 assert_same_bits(shared, alone)
         check_load(tmp_path / memory, memory, shared, ranks)
 

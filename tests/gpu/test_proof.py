@@ -1,4 +1,4 @@
-"""The GPU proof without a GPU: what it keeps and prints, and a rehearsal of its speed step."""
+"""The GPU proof without a GPU: its report, its output, and a rehearsal of its speed step."""
 
 import sys
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def test_failed_step_sets_the_exit_code(tmp_path, monkeypatch, capsys) -> None:
 
 @pytest.mark.slow
 def test_a_rehearsal_of_the_speed_step(tmp_path, monkeypatch, capsys) -> None:
-    """Its programs are forked. The run is not killed at its last step but one, and ends by itself."""
+    """The programs of the step are forked. The run is not killed before its last step, and ends by itself."""
 
     def forked(
         command: list, output: Path, rehearse: bool, until: Callable[[], bool] | None = None

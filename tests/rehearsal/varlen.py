@@ -1,4 +1,4 @@
-"""The mathematics of torch's varlen kernel (torch.nn.attention.varlen), forward and backward, for tensors of a CPU."""
+"""The mathematics of torch's varlen kernel (torch.nn.attention.varlen), forward and backward, for CPU tensors."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import torch
 
 
 def varlen_forward(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False, scale=None, window_size=None, *rest):
-    """(output, logsumexp, rng state), shapes as those of torch_attn::_varlen_attn. Refuses what the kernel refuses."""
+    """Return (output, logsumexp, rng state) in the shapes of torch_attn::_varlen_attn. Check the kernel's requirements."""
     for tensor in (query, key, value):
         assert tensor.dtype in (torch.bfloat16, torch.float16) and tensor.dim() == 3 and tensor.stride(-1) == 1
     assert cu_q.dtype == cu_k.dtype == torch.int32 and cu_q.is_contiguous() and cu_k.is_contiguous()
@@ -22,7 +22,7 @@ def varlen_forward(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False,
 def varlen_backward(
     grad, query, key, value, out, lse, cu_q, cu_k, max_q, max_k, is_causal, rng, scale=None, window=None
 ):
-    """Gradients of query, key and value, as of torch_attn::_varlen_attn_backward."""
+    """Return the gradients of query, key and value, like torch_attn::_varlen_attn_backward."""
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     assert not warns, "with warn_only the kernel of CUDA is not deterministic (attention_backward.cu)"
     grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
@@ -43,12 +43,12 @@ def varlen_backward(
 
 
 def _heads(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """fp32 `(heads of the query, tokens, head_dim)`."""
+    """Return the tensor in fp32 as `(heads of the query, tokens, head_dim)`."""
     return tensor.float().transpose(0, 1).repeat_interleave(query.shape[1] // tensor.shape[1], dim=0)
 
 
 def _documents(query, key, cu, scale, is_causal, window) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """(tokens, probabilities `(heads, tokens, tokens)`, log of their sums) of each document."""
+    """Yield (slice of tokens, probabilities `(heads, tokens, tokens)`, logsumexp of the scores) for each document."""
     left, right = window or (-1, -1)
     for start, end in zip(cu.tolist(), cu.tolist()[1:], strict=False):
         part, length = slice(start, end), end - start
