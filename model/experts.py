@@ -1,4 +1,4 @@
-"""Support for mixtures of experts: reading and writing their tensors, warnings, and the auxiliary loss that balances routers.
+"""Support for mixtures of experts: reading and writing their tensors, and the auxiliary loss that balances routers.
 
 transformers computes the layers, and multiplies with all experts of a layer at once (`experts_implementation`: grouped_mm). A
 parameter `(experts, rows, columns)` contains the matrices of all experts of a layer. Only models with experts import this file.
@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -73,20 +72,7 @@ def as_stored(model_type: str, name: str, tensor: torch.Tensor) -> dict[str, tor
     return dict(zip(names, tensor.reshape(len(names), -1, tensor.shape[2]), strict=True))
 
 
-# --- Warnings ---------------------------------------------------------------------------------------------------------
-
-
-def sharing_warnings(model: nn.Module) -> list[str]:
-    """Warn if more ranks share a sharded model than a layer has experts and FSDP cannot cut every expert by rows."""
-    experts = [parameter for parameter in model.parameters() if parameter.dim() == 3 and isinstance(parameter, DTensor)]
-    shapes = {(p.device_mesh.size(p.device_mesh.ndim - 1), len(p)) for p in experts if not local_shard(p)[1]}
-    return [
-        f"{ranks} ranks share the {experts} experts of a layer: some hold none, the others as much as with {experts} ranks, and every "
-        f"rank gathers {ranks} experts, of which {ranks - experts} are empty; sharding.strategy=hybrid with a sharding.shard_size of at "
-        f"most {experts} takes less memory and sends less"
-        for ranks, experts in shapes
-        if ranks > experts
-    ]
+# --- EWC --------------------------------------------------------------------------------------------------------------
 
 
 def unseen_warnings(fisher: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter]) -> list[str]:

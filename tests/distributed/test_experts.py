@@ -70,7 +70,7 @@ def runs(folder) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
+def test_any_number_of_ranks_trains_the_same(runs, family) -> None:
     """Also with context groups, with another kind of sharding, and after a stop."""
     reference, runs_to_compare = (
         runs / f"{family}-1",
@@ -85,8 +85,6 @@ def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
                 step: row[curve] for step, row in rows(run).items()
             }, run
     if family == "model":
-        outputs = {world: (folder / f"world{world}.out").read_text() for world in (2, 4)}
-        assert not any("ranks share the 3 experts" in lines for lines in outputs.values())  # 4 ranks cut every expert
         # The loss of the first step is the base's loss, without the auxiliary loss (about 0.1), which the LoRA run does not have.
         assert rows(runs / "lora")[1]["train/loss"] == pytest.approx(first[1]["train/loss"], rel=1e-6)
 
