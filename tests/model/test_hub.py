@@ -27,7 +27,7 @@ CLIENT = sys.modules[
 
 
 @pytest.mark.parametrize(
-    ("others", "weights"),
+    ("copies", "weights"),
     [
         (["consolidated.safetensors"], ["model-1.safetensors", "model-2.safetensors", "tekken.json", INDEX]),
         (["original/consolidated.00.pth", "original/tokenizer.model"], ["model.safetensors"]),

@@ -59,7 +59,7 @@ def largest(path, ranks) -> dict[str, dict[str, torch.Tensor]]:
     return {estimator: estimate(path, ranks, estimator, 16, seed=1) for estimator in ("model", "empirical")}
 
 
-@pytest.mark.parametrize("estimator, other", [("model", "empirical"), ("empirical", "model")])
+@pytest.mark.parametrize("estimator, other_estimator", [("model", "empirical"), ("empirical", "model")])
 def test_each_estimator_converges_to_its_own_diagonal(exact, largest, estimator, other_estimator) -> None:
     assert error(largest[estimator], exact[estimator]) < 0.12
     assert error(largest[estimator], exact[other_estimator]) > 0.2  # not to the other estimator's diagonal
