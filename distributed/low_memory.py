@@ -15,7 +15,7 @@ from distributed.sharding import flat_parts, local
 
 # Elements that are updated at once. This bounds the fp32 copies, which on a CPU stay in its cache.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
-LANES = 16  # fp32 numbers in the widest vector register of a CPU
+LANES = 16  # fp32 numbers in a CPU's widest vector register
 KEYS = ("exp_avg", "exp_avg_sq")
 SMALLEST_SCALE = 1e-12  # smallest scale of a block of 8-bit moments
 
@@ -195,7 +195,7 @@ class CodeMap:
     """
 
     def __init__(self, values: torch.Tensor) -> None:
-        """Make the table for `values`, fp32 `(256,)` in ascending order from -1 to 1."""
+        """Make the table for `values`, fp32 `(256,)` in ascending order, all between -1 and 1."""
         midpoints = (values[1:] + values[:-1]) / 2
         # All upper halves of an fp32 number. The shift wraps, so 2^15 and above give the negative numbers.
         upper = torch.arange(2**16, dtype=torch.int32, device=values.device) << 16

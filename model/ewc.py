@@ -174,7 +174,7 @@ class Anchor:
 
     fisher: dict[str, torch.Tensor]
     reference: dict[str, torch.Tensor]
-    settings: dict  # of the estimate (estimator, number of documents, ...), plain JSON
+    settings: dict  # settings of the estimate (estimator, number of documents, ...), plain JSON
 
     @property
     def summary(self) -> str:

@@ -51,7 +51,7 @@ def read_experts(
     tensors_per_expert, reads_by_file = len(sources) // num_experts, {}
     first_expert, first_row = (0, start) if dimension else (start, 0)
     for expert, matrix in enumerate(local, first_expert):
-        offset = 0  # of the tensor's first row in the expert's matrix
+        offset = 0  # row of the expert's matrix at which the tensor begins
         for name, tensor in sources[expert * tensors_per_expert : (expert + 1) * tensors_per_expert]:
             begin, end = max(offset, first_row), min(offset + tensor.shape[0], first_row + len(matrix))
             if begin < end:

@@ -21,7 +21,7 @@ from pathlib import Path
 from common.errors import UserError
 
 FIGURE = r"(?<![^\W_])\d(?:[\d.,'-]*\d)?%?(?!\w)"  # not next to letters: B2, H2O and 2B are words
-MAX_CHARACTERS = 64  # of a token
+MAX_CHARACTERS = 64  # longest text of a token
 PIECES_PER_TOKEN = 4  # sentencepiece pieces per requested token; most pieces are dropped later
 
 

@@ -53,7 +53,7 @@ def _probabilities(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, dtype: 
     """
     queries, end = q.shape[1], mask.shape[1] - BLOCK + q.shape[1]
     unseen = mask[:queries, end - k.shape[1] : end].repeat(len(q) // len(k), 1)
-    # Not bmm and an addition in place: selective checkpointing keeps the outputs of bmm.
+    # A single operator: bmm and an addition would take another pass over the scores.
     scores = torch.baddbmm(unseen, _grouped(q, len(k)), k.transpose(1, 2))
     return torch.softmax(scores, dim=2).to(dtype)
 
