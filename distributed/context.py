@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 
-from distributed.sharding import bound_collectives
+from distributed.sharding import set_timeouts
 
 Exchange = Callable[[torch.Tensor], torch.Tensor]
 
@@ -72,7 +72,7 @@ def join_context(ranks: int) -> Context:
     """Create groups of `ranks` neighbouring ranks (on a node, if it has so many) and return this rank's. All ranks must call it."""
     group, _ = dist.new_subgroups(ranks, group_desc="context")
     assert isinstance(group, dist.ProcessGroup)  # an int would mean a process without a group; every rank has one
-    bound_collectives([group])
+    set_timeouts([group])
     return Context(dist.get_rank(group), tuple(range(ranks)), functools.partial(_all_to_all, group))
 
 

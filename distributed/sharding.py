@@ -89,11 +89,11 @@ def make_mesh(device_type: str, world_size: int, sharding: Sharding) -> DeviceMe
     if shards == world_size:
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
     mesh = init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))
-    bound_collectives(mesh.get_all_groups())
+    set_timeouts(mesh.get_all_groups())
     return mesh
 
 
-def bound_collectives(groups: Sequence[dist.ProcessGroup]) -> None:
+def set_timeouts(groups: Sequence[dist.ProcessGroup]) -> None:
     """Set the timeout of the default group, `run.timeout_minutes`, on further groups. torch's default is 10 (NCCL) or 30 minutes."""
     options = _get_default_group()._get_backend(torch.device("cpu")).options
     for group in groups if options else ():  # a fake process group has no options
