@@ -1,4 +1,4 @@
-"""Activation checkpointing (Chen et al., arXiv:1604.06174): keep less for backward and recompute the rest.
+"""Activation checkpointing (Chen et al., arXiv:1604.06174): keep fewer activations for backward and recompute the rest.
 
 https://docs.pytorch.org/docs/stable/checkpoint.html
 """
@@ -15,9 +15,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from common.errors import UserError
 
-# Outputs that `selective` keeps, because they are expensive to recompute. Norms, activations and RoPE are cheap. Batched
-# products are those of attention without a kernel of its own (softcap; a CPU in bf16), whose scores are quadratic in a
-# document's length.
+# Operators whose outputs `selective` keeps, because they are expensive to recompute. Norms, activations and RoPE are cheap.
+# Batched products (aten::bmm) are not kept: attention without a kernel of its own (softcap; a CPU in bf16) computes scores with
+# them, which are quadratic in a document's length.
 _EXPENSIVE = (
     "aten::mm",
     "aten::addmm",
@@ -26,7 +26,7 @@ _EXPENSIVE = (
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "torch_attn::_varlen_attn",
-    "packed::attention",  # attention in compiled code without the varlen kernel (model/packed_attention.py)
+    "packed::attention",  # attention of compiled layers without the varlen kernel (model/packed_attention.py)
 )
 
 
@@ -35,13 +35,13 @@ _checkpoint = functools.partial(checkpoint, use_reentrant=False, preserve_rng_st
 
 
 def checkpoint_activations(layers: list[nn.Module], mode: str) -> None:
-    """Checkpoint each of `layers`, in place.
+    """Checkpoint each layer, in place.
 
-    `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and of kernels of attention.
-    Not those of experts, which are as large as their layer's other products together: they are computed again. `offload` is
-    `full`, and `keep_inputs_on_host` does the rest. `none` changes nothing. A router (model/experts.py) chooses its experts
-    once: the second forward takes the choice of the first, so that no rounding can make it another one.
-    This wraps the layer's forward, so parameter names do not change and FSDP's hooks stay outside.
+    `full` keeps only the layer's input. `selective` also keeps the outputs of matrix products and attention kernels, except the
+    products of experts, which are recomputed: they are as large as all other products of their layer together. `offload` is
+    `full`, and `keep_inputs_on_host` moves the inputs. `none` changes nothing. A router (model/experts.py) chooses experts only
+    in the first forward. The second forward repeats the choice, so that rounding cannot change it.
+    The layer's forward is wrapped, so parameter names do not change and FSDP's hooks stay outside.
     """
     if mode == "none":
         return
@@ -57,7 +57,10 @@ def _has_router(layer: nn.Module) -> bool:
 
 
 def _keep_choice(keep: Callable | None = None) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """The contexts of a checkpoint's first and second forward. keep: makes two others, which are entered around them."""
+    """Return contexts for the first and second forward of a checkpoint, which make routers repeat their choice.
+
+    `keep`, if given, returns two more contexts; they are entered around the returned ones.
+    """
     chosen: list[torch.Tensor] = []
     first, second = _Choice(chosen, is_first=True), _Choice(chosen, is_first=False)
     if keep is None:
@@ -72,9 +75,9 @@ def _both(outer: AbstractContextManager, inner: AbstractContextManager) -> Itera
 
 
 class _Choice(TorchFunctionMode):
-    """Keeps the indices that torch.topk returns in the first forward, and returns them again in the second.
+    """A mode that records the indices of torch.topk in the first forward and returns them again in the second.
 
-    The values are gathered by them in both, because a checkpoint must keep the same tensors twice.
+    In both forwards the values are gathered by these indices, because a checkpoint must save the same tensors in both.
     """
 
     def __init__(self, chosen: list[torch.Tensor], is_first: bool) -> None:
@@ -82,7 +85,7 @@ class _Choice(TorchFunctionMode):
         self.chosen, self.is_first, self.again = chosen, is_first, iter(chosen)
 
     def __enter__(self) -> "_Choice":
-        self.again = iter(self.chosen)  # a graph may be walked more than once
+        self.again = iter(self.chosen)  # backward may run the second forward more than once
         return super().__enter__()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
@@ -97,9 +100,10 @@ class _Choice(TorchFunctionMode):
 
 
 def tile_mlps(layers: list[nn.Module], tiles: int) -> None:
-    """Compute the MLP of each of `layers` in `tiles` parts of the tokens, in place: the intermediate is that of one part.
+    """Split the tokens into `tiles` parts and compute each layer's MLP part by part, in place.
 
-    Each part is checkpointed by itself, for backward (ALST, arXiv:2506.13996, section 3). Raises UserError for layers without `mlp`.
+    Each part is checkpointed by itself, so the intermediate activations of only a single part exist at a time (ALST,
+    arXiv:2506.13996, section 3). Raises UserError for layers without a module `mlp`.
     """
     for layer in layers:
         mlp = getattr(layer, "mlp", None)
@@ -115,7 +119,7 @@ def _in_tiles(
     forward: Callable, tiles: int, kept: dict[str, Any], hidden: torch.Tensor
 ) -> torch.Tensor | tuple[torch.Tensor, None]:
     parts = [_checkpoint(forward, part, **kept) for part in hidden.chunk(tiles, 1)]
-    if isinstance(parts[0], tuple):  # gpt-oss returns the weights of the chosen experts too, which no layer reads
+    if isinstance(parts[0], tuple):  # gpt-oss also returns the weights of the chosen experts, which no layer reads
         return torch.cat([part for part, _ in parts], 1), None
     return torch.cat(parts, 1)
 
@@ -128,20 +132,20 @@ def _keep_expensive(
 
 
 def keep_inputs_on_host(layers: list[nn.Module]) -> None:
-    """Keep the input of each of `layers`, which are checkpointed and run on a GPU, in pinned host memory, in place.
+    """Keep the input of each layer in pinned host memory between forward and backward, in place.
 
-    The copies there and back are a part of the compute stream: nothing waits for them but what follows in it, and the
-    allocator may use the memory of an input again as soon as it has left.
+    The layers are checkpointed and run on a GPU. The copies run in the compute stream, in order with its kernels: the host does
+    not wait for them, and the allocator may reuse the memory of an input as soon as its copy is done.
     """
     for layer in layers:
         layer.forward = functools.partial(_with_input_on_host, layer.forward)
 
 
 def _with_input_on_host(forward: Callable, hidden: torch.Tensor, *arguments: object, **options: object) -> object:
-    # The hooks live until backward, and must not hold the input itself.
+    # The hooks live until backward and must not hold a reference to the input.
     storage, device = hidden.untyped_storage().data_ptr(), hidden.device
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:  # compiled code keeps weights and RoPE in the same way
+    def pack(tensor: torch.Tensor) -> torch.Tensor:  # compiled code also saves weights and RoPE, which stay on the GPU
         return _to_host(tensor) if tensor.untyped_storage().data_ptr() == storage else tensor
 
     def unpack(kept: torch.Tensor) -> torch.Tensor:

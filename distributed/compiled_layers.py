@@ -8,24 +8,25 @@ from torch import nn
 
 from common.errors import UserError
 
-# Kinds of layers (with or without a window, checkpointed or not, the first with a frozen embedding before it), each for training
-# and for evaluation: 12 at most today.
+# The compiler's limit of graphs. At most 12 are needed: one for each kind of layer (with or without a window, checkpointed or not,
+# the first layer behind a frozen embedding) in training and in evaluation.
 GRAPHS = 32
 
 
 def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
-    """Compile the forward of each of `layers`, in place. Layers of one kind share their compiled code.
+    """Compile the forward of each layer, in place. Layers of the same kind share their compiled code.
 
-    The compiler sees the checkpoint itself: torch.utils.checkpoint around compiled code would switch it off below. Each layer
-    is one graph (an error says what cannot be one), and lengths are symbols, so that other micro-batches use the same code.
-    A forward raises UserError where torch.compile has left a layer to Python (TORCH_COMPILE_DISABLE).
+    The compiled code includes the activation checkpointing, because torch.utils.checkpoint disables the compiler inside itself.
+    Each layer is a single graph (torch raises an error otherwise), and lengths are symbols, so that micro-batches of other
+    lengths use the same code. Raises UserError for layers with experts. A forward raises UserError if torch.compile does not
+    compile (TORCH_COMPILE_DISABLE).
     """
     if any(hasattr(module, "top_k") for layer in layers for module in layer.modules()):
         raise UserError("model.compile=True: layers with experts are not compiled; set model.compile=False")
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-    # A layer's numbers (scales, eps) never change. Without this torch traces forward and backward twice to find that out.
+    # A layer's floats (scales, eps) are constants. Without this, torch traces forward and backward twice to find that out.
     torch._dynamo.config.specialize_float = True
-    # It warns of operators in place inside of a checkpoint with a policy; the models' layers have none.
+    # torch warns of in-place operators inside a checkpoint with a policy. The models' layers have none.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     for layer in layers:
         layer.forward = torch.compile(_only_compiled(layer.forward), fullgraph=True, dynamic=True, backend=backend)
@@ -33,7 +34,7 @@ def compile_layers(layers: list[nn.Module], backend: str = "inductor") -> None:
 
 def _only_compiled(forward):  # noqa: ANN001, ANN202
     def compiled_forward(*arguments: object, **options: object) -> object:
-        if not torch.compiler.is_compiling():  # True while the compiler reads this line: it is not in compiled code
+        if not torch.compiler.is_compiling():  # True while the compiler traces, so that compiled code has no such check
             raise UserError(
                 "model.compile=True, but torch.compile leaves the layers to Python; unset TORCH_COMPILE_DISABLE and "
                 "TORCHDYNAMO_DISABLE, or set model.compile=False"

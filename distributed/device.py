@@ -1,4 +1,4 @@
-"""The device of this process, and the line that says what all ranks run on."""
+"""Choose the device of a process, describe the devices of all ranks in a line, and measure time on a device."""
 
 import importlib.util
 import os
@@ -23,9 +23,9 @@ from distributed.rank_names import name_ranks
 
 
 def choose_device(local_rank: int, local_world: int) -> torch.device:
-    """CUDA if the node has a GPU for every local rank; the CPU if it has none. Makes it the process's device.
+    """Return this rank's GPU, or the CPU if the node has no GPU, and make it the device of this process.
 
-    Raises UserError if it has GPUs, but fewer than local ranks.
+    Raises UserError if the node has GPUs, but fewer than local ranks.
     """
     count = torch.cuda.device_count()
     if 0 < count < local_world:
@@ -34,21 +34,22 @@ def choose_device(local_rank: int, local_world: int) -> torch.device:
             f"--nproc_per_node={count}, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
         )
     if count:
-        if "PYTORCH_ALLOC_CONF" not in os.environ:  # read when CUDA starts; no two micro-batches have the same lengths
+        # Expandable segments, because every micro-batch has other lengths. torch reads the variable when CUDA starts.
+        if "PYTORCH_ALLOC_CONF" not in os.environ:
             os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         _use_flash_attention_3(device)
         return device
     keep_freed_memory()
-    # torchrun sets OMP_NUM_THREADS=1: each process gets its share of the cores instead. Without torchrun a user has set it.
+    # torchrun sets OMP_NUM_THREADS=1; each process gets its share of the cores instead. Without torchrun the user's value stays.
     if "RANK" in os.environ or "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // local_world))
     return torch.device("cpu")
 
 
 def _use_flash_attention_3(device: torch.device) -> None:
-    """Let torch's attention run FlashAttention 3, on Hopper, where its package is installed and torch knows it.
+    """Activate FlashAttention 3 on Hopper, if its package is installed and this torch supports it.
 
     https://docs.pytorch.org/docs/stable/nn.attention.html
     """
@@ -58,9 +59,10 @@ def _use_flash_attention_3(device: torch.device) -> None:
 
 
 def devices_line(gathered: list[tuple[tuple[str, str], str, str]]) -> str:
-    """ "device: 16 x NVIDIA H100 80GB HBM3, NCCL, on 2 nodes". Unlike devices are listed with their ranks.
+    """Return a line such as "device: 16 x NVIDIA H100 80GB HBM3, NCCL, on 2 nodes".
 
-    gathered: (node, device type, `device_name`) by rank.
+    If the ranks run on different devices, the line lists each device with its ranks. `gathered` has (node, device type,
+    `device_name`) for each rank.
     """
     names = [name for _, _, name in gathered]
     backend = "NCCL" if all(kind == "cuda" for _, kind, _ in gathered) else "gloo"
@@ -75,7 +77,7 @@ def devices_line(gathered: list[tuple[tuple[str, str], str, str]]) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or "CPU (its model, its threads per rank)"."""
+    """Return the GPU's name and attention kernel, or "CPU (the processor's name, the number of threads of a rank)"."""
     if device.type == "cuda":
         kernel = current_flash_attention_impl()
         return torch.cuda.get_device_name(device) + (f" with {kernel}" if kernel else "")
@@ -84,15 +86,15 @@ def device_name(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """The name of the processor, as Linux gives it; else its type."""
-    information = Path("/proc/cpuinfo")  # Linux
+    """Return the name of the processor from Linux's /proc/cpuinfo, or the type of the processor elsewhere."""
+    information = Path("/proc/cpuinfo")
     text = information.read_text(encoding="utf-8", errors="replace") if information.is_file() else ""
-    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def mark(device: torch.device) -> Any:
-    """Now: in seconds, or as an event of the device, for which nobody waits."""
+    """Return the current time: seconds on a CPU, an event on a GPU. It does not wait for the GPU."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -101,5 +103,5 @@ def mark(device: torch.device) -> Any:
 
 
 def seconds_between(begin: Any, end: Any) -> float:
-    """The time from one `mark` to another one. The device must have reached both."""
+    """Return the seconds between two results of `mark`. The device must have reached both events."""
     return end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1000

@@ -1,4 +1,4 @@
-"""The global gradient norm, clipping and spikes."""
+"""The global gradient norm, clipping and the detection of spikes."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -8,22 +8,23 @@ from torch import nn
 
 from distributed.sharding import local, sum_over_shards
 
-WINDOW = 128  # gradient norms in the history from which a spike is told
-MIN_HISTORY = 64  # norms before the first spike can be told
-NORM_ELEMENTS = 2**20  # of a tensor, whose norm is then exact to 1e-5
+WINDOW = 128  # gradient norms in the history to which a norm is compared
+MIN_HISTORY = 64  # norms before the first spike can be detected
+NORM_ELEMENTS = 2**20  # elements per partial norm, which is exact to 1e-5
 
 
 def gradient_of(parameter: nn.Parameter) -> torch.Tensor:
-    """The gradient, which every parameter has after a backward, also on a rank whose micro-batch has no target."""
+    """Return the gradient. After a backward every parameter has one, also on a rank whose micro-batch has no target."""
     assert parameter.grad is not None
     return parameter.grad
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """Euclidean norm of all gradients together, fp32 scalar, the same on every rank. A collective; clips nothing.
+    """Return the Euclidean norm of all gradients together, fp32 scalar, equal on every rank. A collective. It does not clip.
 
-    torch's `get_total_norm` computes in the dtype of the gradients, which is too coarse in bf16. On a CPU torch adds up the
-    squares of a tensor one by one: of 156M elements, an embedding's, the norm would be 2% too small.
+    torch's `get_total_norm` computes in the dtype of the gradients, which is too coarse in bf16. On a CPU torch sums the squares
+    of a tensor sequentially: the norm of an embedding with 156M elements would be 2% too small. Hence partial norms of
+    `NORM_ELEMENTS` elements.
     """
     gradients = [gradient_of(parameter) for parameter in parameters]
     parts = [part for gradient in gradients for part in local(gradient).flatten().split(NORM_ELEMENTS)]
@@ -32,16 +33,16 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: float) -> None:
-    """Scale this rank's gradients so that their global norm is at most `max_norm`. `norm`: `gradient_norm`, finite."""
-    if norm > max_norm:  # divided: torch 2.13 rounds the factor of `_foreach_mul_` to bf16 for bf16 on a CPU
+    """Scale this rank's gradients so that the global norm is at most `max_norm`. `norm` is a finite `gradient_norm`."""
+    if norm > max_norm:  # not `_foreach_mul_`, whose factor torch 2.13 rounds to bf16 for bf16 tensors on a CPU
         torch._foreach_div_([local(gradient_of(parameter)) for parameter in parameters], norm / max_norm)
 
 
 def is_spike(norms: Sequence[float], grad_norm: float, limit: float | None) -> bool:
-    """Whether `grad_norm` is more than `limit` standard deviations above the mean of the last `WINDOW` finite norms.
+    """Return whether `grad_norm` is more than `limit` standard deviations above the mean of the last `WINDOW` finite norms.
 
-    `limit` is optimizer.skip_spikes; None: never. Skipped spikes belong into the history too, so that a lasting change is followed
-    (as in OLMo-core's SkipStepOptimizer, https://github.com/allenai/OLMo-core).
+    `limit` is optimizer.skip_spikes; None disables the check. `norms` must also have the norms of skipped steps, so that the mean
+    follows a lasting change (as in OLMo-core's SkipStepOptimizer, https://github.com/allenai/OLMo-core).
     """
     history = norms[-WINDOW:]
     if limit is None or len(history) < MIN_HISTORY:

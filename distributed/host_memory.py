@@ -1,4 +1,4 @@
-"""Memory of this process: how much it holds, how much is free, and how a CPU process keeps what it has freed."""
+"""Host memory: how much a process may still take, and settings by which a CPU process keeps freed memory."""
 
 import ctypes
 import os
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-# Of each of the two caches in which oneDNN and torch keep compiled products: those of every length that a micro-batch has
-# had, up to 1,024 of some 0.2 MB, unless they are told otherwise. The layers of a micro-batch share about 12, and 6 more for
-# each document: with fewer than that, every layer would compile them again.
+# Capacity of the two caches in which oneDNN and torch keep compiled matrix products. By default they keep up to 1,024 products of
+# about 0.2 MB, for every length that a micro-batch has had. The layers of a micro-batch share about 12 products, and 6 more for
+# each document; with a smaller cache every layer would compile them again.
 COMPILED_PRODUCTS = "128"
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory, and oneDNN not to keep what it compiles for lengths that do not come again.
+    """Make glibc keep freed memory, and make oneDNN keep fewer compiled products, because most lengths never come again.
 
-    glibc returns every large tensor to the kernel by default and faults new pages in. Call this before the first product,
-    and before another thread allocates: later the limit of one arena has no effect, and gloo's threads would map and unmap each
-    larger block. No-op with a GPU. https://man7.org/linux/man-pages/man3/mallopt.3.html
+    By default glibc returns every large tensor to the kernel, and the next tensor faults new pages in. Call this before the first
+    product and before another thread allocates: later the limit to a single arena has no effect, and gloo's threads would map and
+    unmap each larger block. mallopt is not called if there is a GPU. https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", COMPILED_PRODUCTS)
     os.environ.setdefault("LRU_CACHE_CAPACITY", COMPILED_PRODUCTS)
@@ -35,9 +35,9 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device, local_world: int) -> int:
-    """Memory that this process may still take: what is free on its GPU, or its share of what is available on the host.
+    """Return the bytes that this process may still take: the free memory of its GPU, or its share of the host's free memory.
 
-    local_world: number of processes that share the host. On Linux the limit of the cgroup counts as well (containers).
+    `local_world` is the number of processes that share the host. On Linux the cgroup's limit counts as well (containers).
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -46,7 +46,7 @@ def free_bytes(device: torch.device, local_world: int) -> int:
 
 def _available_bytes() -> int:
     information = Path("/proc/meminfo")
-    if not information.is_file():  # macOS: half of what is built in
+    if not information.is_file():  # macOS: half of the installed memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     lines = dict(line.split(":", 1) for line in information.read_text(encoding="utf-8").splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
@@ -61,7 +61,7 @@ def _available_bytes() -> int:
         except OSError:
             continue
         if most.strip() != "max":
-            # Pages of files are counted as used, and the kernel gives them up when memory is needed.
+            # The cgroup counts cached files as used, and the kernel drops them when memory is needed.
             cached = sum(int(n) for n in re.findall(rf"^{total}(?:in)?active_file (\d+)$", figures, re.MULTILINE))
             available = min(available, max(0, int(most) - int(taken) + cached))
     return available

@@ -13,18 +13,18 @@ from distributed.gradients import gradient_of
 from distributed.rounding import Noise, stochastic_round_
 from distributed.sharding import flat_parts, local
 
-# Elements processed at once. Bounds the fp32 copies; on a CPU they stay in its cache.
+# Elements that are updated at once. This bounds the fp32 copies, which on a CPU stay in its cache.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
-LANES = 16  # fp32 numbers in the widest vector register of a CPU
+LANES = 16  # fp32 numbers in a CPU's widest vector register
 KEYS = ("exp_avg", "exp_avg_sq")
-SMALLEST_SCALE = 1e-12  # of a block of 8-bit moments
+SMALLEST_SCALE = 1e-12  # smallest scale of a block of 8-bit moments
 
 
 class LowMemoryAdamW(torch.optim.Optimizer):
-    """AdamW on bf16 weights: torch's fused fp32 kernel in chunks, stochastic rounding, no device wait.
+    """AdamW on bf16 weights: torch's fused fp32 kernel in chunks, stochastic rounding, no wait for the device.
 
-    It updates this rank's part of sharded parameters (or plain tensors). `order` lists all parameters; the position
-    selects a parameter's noise, and so does the number of updates before, `noise_step` in the groups.
+    It updates this rank's part of sharded parameters (or plain tensors). `order` lists all parameters. A parameter's noise is
+    selected by its position in `order` and by the number of updates so far (`noise_step` in the groups).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         self.code_maps = make_code_maps(device) if memory == "6N" else {}
         largest = max(local(parameter).numel() for parameter in order)
         self.buffer_size = min(max(CHUNK[device.type], LANES * 256), -(-largest // LANES) * LANES)
-        # One counter for all, because every parameter takes part in every step.
+        # A single counter, because every parameter takes part in every step.
         self.steps = torch.zeros((), dtype=torch.float32, device=device)
         for parameter in order:
             self.state[parameter] = {"step": self.steps} | new_moments(parameter, memory)
@@ -53,14 +53,14 @@ class LowMemoryAdamW(torch.optim.Optimizer):
                 keep_fp32_gradient(parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Under 14N gradients stay allocated and are filled with zeros: FSDP adds to an existing gradient in its dtype."""
+        """Clear the gradients. Under 14N they stay allocated and become 0, because FSDP adds to an existing gradient in its dtype."""
         super().zero_grad(set_to_none and not self.keeps_gradients)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Update every parameter that has a gradient."""
         device = self.steps.device
-        # A number of the host, because reading `steps` would wait for the device. A checkpoint keeps it.
+        # `noise_step` is on the host, because reading `steps` would wait for the device. It is saved in checkpoints.
         noise = Noise(self.seed, self.param_groups[0]["noise_step"], device)
         buffers = torch.zeros((4, self.buffer_size), device=device)  # fp32: weights, gradients and moments of a chunk
         self.steps += 1
@@ -72,7 +72,7 @@ class LowMemoryAdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: nn.Parameter, group: dict, buffers: torch.Tensor, noise: Noise) -> None:
         weight = local(parameter).view(-1)
-        if weight.numel() == 0:  # more ranks than rows
+        if weight.numel() == 0:  # the parameter has fewer rows than there are ranks
             return
         grad = local(gradient_of(parameter)).reshape(-1)
         moments = Moments(self.state[parameter], self.code_maps)
@@ -81,8 +81,8 @@ class LowMemoryAdamW(torch.optim.Optimizer):
         size = max(1, CHUNK[weight.device.type] // unit) * unit
         for part, first in flat_parts(parameter, size):
             count = part.stop - part.start
-            # What does not fill a register torch computes with other roundings, and which elements those are would depend
-            # on the number of ranks. Hence the last register is filled with elements that do not count.
+            # torch rounds differently in the remainder that does not fill a vector register, and the number of ranks would
+            # decide which elements are in the remainder. Hence the last register is filled up with elements that do not count.
             value, g, exp_avg, exp_avg_sq = buffers[:, : -(-count // LANES) * LANES]
             value[:count].copy_(weight[part])
             g[:count].copy_(grad[part])
@@ -108,22 +108,22 @@ class LowMemoryAdamW(torch.optim.Optimizer):
 
 
 def keep_fp32_gradient(parameter: nn.Parameter) -> None:
-    """14N: allocate an fp32 gradient. FSDP reduces in fp32 but casts to the parameter's dtype unless it can add to one.
+    """Allocate an fp32 gradient (14N). FSDP reduces in fp32, but casts to the parameter's dtype unless a gradient exists.
 
-    The contribution of a micro-batch has been rounded to bf16 once; the sum over micro-batches is fp32.
+    The contribution of a micro-batch is rounded to bf16 once; the sum over micro-batches is fp32.
     """
     parameter.grad_dtype = torch.float32
     parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
 
 
 def new_moments(parameter: nn.Parameter, memory: str) -> dict[str, torch.Tensor]:
-    """Zero moments of a parameter, by the name they have in a checkpoint. `memory` is optimizer.memory."""
+    """Return zero moments of a parameter, by their names in a checkpoint. `memory` is optimizer.memory."""
     block = block_size(parameter.shape) if memory == "6N" else None
     moments = {}
     for key in KEYS:
         if block:
             moments[f"{key}_codes"] = torch.zeros_like(parameter, dtype=torch.uint8)
-            blocks = parameter.detach()[..., ::block]  # (rows, blocks of a row), sharded like the parameter
+            blocks = parameter.detach()[..., ::block]  # (rows, blocks per row), sharded like the parameter
             moments[f"{key}_scale"] = torch.zeros_like(
                 blocks, dtype=torch.float32, memory_format=torch.contiguous_format
             )
@@ -138,13 +138,13 @@ class Moments:
     def __init__(self, state: dict[str, torch.Tensor], code_maps: dict[str, "CodeMap"]) -> None:
         self.tensors = {key: local(value).view(-1) for key, value in state.items() if key != "step"}
         self.code_maps = code_maps
-        # Elements that share a scale; a chunk must be a multiple of it. 1 unless the moments have 8 bits.
+        # Number of elements that share a scale, 1 unless the moments have 8 bits. A chunk must be a multiple of it.
         self.block = 1
         if "exp_avg_codes" in self.tensors:
             self.block = self.tensors["exp_avg_codes"].numel() // self.tensors["exp_avg_scale"].numel()
 
     def read(self, key: str, part: slice, buffer: torch.Tensor) -> torch.Tensor:
-        """A chunk of a moment in fp32: the memory itself if it is fp32 and as long as `buffer`, otherwise a copy in `buffer`."""
+        """Return a chunk of a moment in fp32: a view if it is stored in fp32 and as long as `buffer`, else a copy in `buffer`."""
         count = part.stop - part.start
         if key in self.tensors:
             stored = self.tensors[key][part]
@@ -162,8 +162,8 @@ class Moments:
     def write(self, key: str, part: slice, value: torch.Tensor, noise: Noise, stream: int, first: int) -> None:
         """Store a chunk of a moment that `read` returned and AdamW has updated.
 
-        `stream` and `first` select the noise: bf16 moments are rounded stochastically, like the weights, because at beta
-        0.999 they would otherwise never decay.
+        `stream` and `first` select the noise. bf16 moments are rounded stochastically, like the weights, because otherwise they
+        would never decay at beta 0.999.
         """
         value = value[: part.stop - part.start]
         if key in self.tensors:
@@ -173,9 +173,9 @@ class Moments:
             if stored.data_ptr() != value.data_ptr():
                 stored.copy_(value)
             return
-        # The second moment is stored as its root, which spans as many powers of ten as the first moment. Otherwise the
-        # square of a small gradient would become 0 where the first moment does not, and the update m / eps. Hence also
-        # the floor of the scale.
+        # The second moment is stored as its square root, which spans as many powers of ten as the first moment. Otherwise the
+        # square of a small gradient could be rounded to 0 while the first moment is not, and the update would be m / eps. The
+        # scale has a lower bound for the same reason.
         value = (value.sqrt_() if key == "exp_avg_sq" else value).view(-1, self.block)
         codes, scale = self._codes(key, part)
         torch.amax(value.abs(), -1, out=scale).clamp_(min=SMALLEST_SCALE)
@@ -188,16 +188,16 @@ class Moments:
 
 
 class CodeMap:
-    """The 256 values of a type of 8 bits, and the nearest of them by table.
+    """The 256 values of an 8-bit type, with a table that gives the nearest value to an fp32 number.
 
     A binary search among 255 midpoints costs ten times as much on a CPU. The upper 16 bits of an fp32 number leave at
     most one midpoint to compare it with, because midpoints are farther apart than numbers of 8 bits of precision.
     """
 
     def __init__(self, values: torch.Tensor) -> None:
-        """`values`: fp32 `(256,)` in ascending order, none outside of -1 ... 1."""
+        """Make the table for `values`, fp32 `(256,)` in ascending order, all between -1 and 1."""
         midpoints = (values[1:] + values[:-1]) / 2
-        # Wraps: 2^15 and above are the negative numbers.
+        # All upper halves of an fp32 number. The shift wraps, so 2^15 and above give the negative numbers.
         upper = torch.arange(2**16, dtype=torch.int32, device=values.device) << 16
         ends = torch.stack([upper, upper | 0xFFFF]).view(torch.float32)
         self.values = values
@@ -208,7 +208,7 @@ class CodeMap:
         self.next_midpoint = torch.cat([midpoints, midpoints.new_full((1,), torch.inf)])
 
     def encode(self, numbers: torch.Tensor) -> torch.Tensor:
-        """uint8 `(n,)`: the codes of the values nearest to fp32 numbers from -1 to 1."""
+        """Return the codes of the nearest values, uint8 `(n,)`, for fp32 numbers from -1 to 1."""
         upper = (numbers.view(torch.int32) >> 16).bitwise_and_(0xFFFF)
         lowest = torch.index_select(self.lowest, 0, upper)
         above = numbers >= torch.index_select(self.next_midpoint, 0, lowest)
@@ -216,7 +216,7 @@ class CodeMap:
 
 
 def make_code_maps(device: torch.device) -> dict[str, CodeMap]:
-    """For each moment the dynamic 8-bit type (Dettmers et al., arXiv:2110.02861)."""
+    """Return the dynamic 8-bit type of each moment (Dettmers et al., arXiv:2110.02861): signed, and unsigned for exp_avg_sq."""
     from torchao.optim.quant_utils import create_dynamic_map
 
     maps = [torch.tensor(create_dynamic_map(signed), dtype=torch.float32, device=device) for signed in (True, False)]
@@ -224,8 +224,10 @@ def make_code_maps(device: torch.device) -> dict[str, CodeMap]:
 
 
 def block_size(shape: torch.Size) -> int | None:
-    """Elements of a parameter of this shape that share a scale: the largest divisor of a row from 256 down to 32, so that no
-    block spans two ranks. None: the moments stay fp32."""
+    """Return how many elements of a parameter share a scale, or None if its moments stay fp32.
+
+    It is the largest divisor of the row length from 256 down to 32, so that no block spans two ranks.
+    """
     if len(shape) < 2 or shape.numel() == 0:
-        return None  # vectors, a thousandth of the model
+        return None  # vectors are a thousandth of the model
     return next((size for size in range(256, 31, -1) if shape[-1] % size == 0), None)

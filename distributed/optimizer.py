@@ -7,8 +7,8 @@
     8N                 bf16      bf16        bf16      2 + 2 + 4
     6N                 bf16      bf16        8 bits    2 + 2 + 2, plus the scales: 8 bytes per block of 32 to 256
 
-bf16 weights are rounded stochastically (distributed/rounding.py). The gradients of a step's micro-batches are added up in their
-dtype: in bf16 the sum of 128 is 1% off (docs/LOG.md).
+bf16 weights are rounded stochastically (distributed/rounding.py). The gradients of a step's micro-batches are summed in the dtype
+of the table: in bf16 the sum of 128 gradients is 1% off (docs/LOG.md).
 """
 
 import inspect
@@ -24,12 +24,12 @@ from distributed.process_group import Ranks
 
 
 def parameter_dtype(memory: str) -> torch.dtype:
-    """The dtype of the sharded weights."""
+    """Return the dtype of the sharded weights under optimizer.memory."""
     return torch.float32 if memory == "16N" else torch.bfloat16
 
 
 def check_memory(memory: str) -> None:
-    """Raise UserError if 6N needs what is not installed."""
+    """Raise UserError if optimizer.memory is 6N and torchao is not installed."""
     if memory == "6N":
         try:
             from torchao.optim.quant_utils import create_dynamic_map  # noqa: F401
@@ -38,20 +38,20 @@ def check_memory(memory: str) -> None:
 
 
 def decays(name: str, dimensions: int) -> bool:
-    """Whether weight decay acts on a parameter: on matrices, and not on biases, of which those of experts have two dimensions."""
+    """Return whether weight decay acts on a parameter: on matrices, not on biases. Biases of experts have two dimensions."""
     return dimensions >= 2 and not name.endswith("_bias")
 
 
 def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101) with weight decay on matrices only, those of experts too, and its moments allocated.
+    """Return AdamW (arXiv:1711.05101) with allocated moments and with weight decay on matrices only, including experts.
 
-    `parameters` are all parameters of the model by name, in the same order on every rank, in
-    `parameter_dtype(settings.memory)`. Before every step the loop sets `lr` in each group.
+    `parameters` are the trained parameters by name, in the same order on every rank, in `parameter_dtype(settings.memory)`.
+    Before every step the loop sets `lr` in each group.
     """
     groups = []
     for decay in (True, False):
-        found = [p for name, p in parameters.items() if decays(name, p.dim()) == decay]
-        groups += [{"params": found, "weight_decay": settings.weight_decay if decay else 0.0}] if found else []
+        members = [p for name, p in parameters.items() if decays(name, p.dim()) == decay]
+        groups += [{"params": members, "weight_decay": settings.weight_decay if decay else 0.0}] if members else []
     options = {"lr": settings.learning_rate, "betas": settings.betas, "eps": settings.eps}
     if settings.memory == "16N":
         optimizer = AdamW(groups, **options, fused=True)
@@ -66,23 +66,25 @@ def adamw(parameters: dict[str, nn.Parameter], settings: Optimizer, seed: int) -
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, whose kernel gets this rank's part of sharded parameters as plain tensors: DTensors take time, and in torch 2.11
-    memory of the host in every step, for ever (pytorch#181761).
+    """torch's AdamW, whose kernel gets this rank's part of sharded parameters as plain tensors.
+
+    DTensors take time, and in torch 2.11 they leak host memory in every step (pytorch#181761).
     """
 
     def _init_group(self, group: dict, *lists: list) -> bool:
         has_complex = super()._init_group(group, *lists)
         for tensors in lists:
-            tensors[:] = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
+            tensors[:] = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
         return has_complex
 
 
 def check_optimizer(
     optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], model: nn.Module, memory: str, ranks: Ranks
 ) -> None:
-    """Raise UserError on all ranks if `make_optimizer` returned what does not fit the model. A collective.
+    """Raise UserError on all ranks if the optimizer of `make_optimizer` does not fit the model or the loop. A collective.
 
-    bf16 weights need an optimizer that does not round small updates away. It must have every trained parameter, and no other.
+    bf16 weights need our AdamW, which does not round small updates away. The optimizer must have every trained parameter and no
+    further parameter, must not need a closure, and must be the same on all ranks.
     """
     name = type(optimizer).__name__
     if memory != "16N" and name != "LowMemoryAdamW":
@@ -93,17 +95,17 @@ def check_optimizer(
     if closure and closure.default is inspect.Parameter.empty:
         raise UserError(f"make_optimizer: {name} computes the loss again in its step; the loop has no closure for that")
     names = {parameter: key for key, parameter in parameters.items()}
-    if missing := [name for name, one in model.named_parameters() if one.requires_grad and one not in names]:
+    if missing := [name for name, p in model.named_parameters() if p.requires_grad and p not in names]:
         raise UserError(f"train.py: {missing[0]} has a gradient and is not in `parameters`: add it there, or freeze it")
     groups = [[names.get(p, "a parameter that is not trained") for p in g["params"]] for g in optimizer.param_groups]
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     check_agreement({"make_optimizer": {"optimizer": name, "param_groups": groups, "lr": rates}}, ranks)
-    found = {key for group in groups for key in group}
-    left_out = [key for key in parameters if key not in found]
+    present = {key for group in groups for key in group}
+    left_out = [key for key in parameters if key not in present]
     if left_out:
         raise UserError(
             f"make_optimizer: {name} lacks {len(left_out)} of {len(parameters)} trained parameters, such as "
             f"{', '.join(left_out[:3])}: add them, or set requires_grad to False before the model is sharded"
         )
-    if found - set(parameters):
-        raise UserError(f"make_optimizer: {name} has {(found - set(parameters)).pop()}; give it `parameters` alone")
+    if present - set(parameters):
+        raise UserError(f"make_optimizer: {name} has {(present - set(parameters)).pop()}; give it `parameters` alone")

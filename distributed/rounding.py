@@ -15,11 +15,12 @@ COLUMNS = ROWS = 4096
 class Noise:
     """The noise of one step: 16 random bits for every element of every tensor, however the tensor is sharded.
 
-    A tensor, flattened, is seen as rows of 4,096 elements. The bits of an element are the upper half of the 32-bit word
+    A flattened tensor is divided into rows of 4,096 elements. The bits of an element are the upper half of the 32-bit word
     `a[column] + b[column] * factor(tensor, row)`. `a`, `b` and the factors come from a hash of the seed and the step. The bits are
-    uniform, hence the mean of the rounding is exact. Those of two elements are independent: in two columns because `a` is; in one
-    column because the factors differ (by a multiple of 2^17, where independence ends, in one of 131,072 pairs). Hence every sum of
-    rounding errors has the variance that it has with independent noise.
+    uniform, so the mean of the rounding is exact. The bits of two elements in different columns are independent, because `a` is
+    random. The bits of two elements in the same column are independent, because the factors of their rows differ (in 1 of 131,072
+    pairs they differ by a multiple of 2^17, and independence ends there). Hence a sum of rounding errors has the same variance as
+    with independent noise.
     """
 
     def __init__(self, seed: int, step: int, device: torch.device) -> None:
@@ -29,14 +30,14 @@ class Noise:
         self.a, self.b, self.factors = a, b, self.factors.unsqueeze(1)
 
     def bits(self, stream: int, first: int, count: int) -> torch.Tensor:
-        """int32 `(count,)`, uniform in 0 ... 65535, of the elements first, first + 1, ... of the tensor number `stream`.
+        """Return the bits of `count` elements from index `first` of tensor number `stream`: int32 `(count,)`, 0 ... 65535.
 
-        `first` counts in the whole flattened tensor.
+        `first` is an index in the whole flattened tensor.
         """
         row, skipped = divmod(first, COLUMNS)
         words = self.a.new_empty(-(-(skipped + count) // COLUMNS), COLUMNS)
         done = 0
-        while done < len(words):  # 2^24 elements have factors of their own; then they repeat, times another number
+        while done < len(words):  # the factors of 2^24 elements differ; then they repeat, multiplied by another number
             panel, start = divmod(row + done, ROWS)
             factors = self.factors[start : start + len(words) - done] * signed32(hash64(stream, panel) | 1)
             torch.addcmul(self.a, factors, self.b, out=words[done : done + len(factors)])
@@ -47,10 +48,11 @@ class Noise:
 
 
 def stochastic_round_(value: torch.Tensor, noise: Noise, stream: int, first: int) -> torch.Tensor:
-    """Round flat fp32 values to bf16 values in place, up or down so that the mean is exact.
+    """Round flat fp32 values to bf16 values in place, up or down with probabilities that make the mean exact. Return `value`.
 
-    `stream` numbers the tensor in the whole model, and `first` is the index of value[0] in it. Adds 16 random bits to the
-    16 bits that bf16 lacks and cuts them off after the carry. A value that bf16 holds exactly is unchanged.
+    `stream` is the number of the tensor in the whole model, and `first` is the index of value[0] in the flattened tensor. The
+    function adds 16 random bits to the 16 bits that bf16 lacks, then cuts these off. A value that bf16 represents exactly does
+    not change.
     """
     value.view(torch.int32).add_(noise.bits(stream, first, value.numel())).bitwise_and_(-0x10000)
     return value

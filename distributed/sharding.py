@@ -1,4 +1,4 @@
-"""Sharding with FSDP2 (`fully_shard`): which modules are units, over which ranks, and what each micro-batch communicates.
+"""Sharding with FSDP2 (`fully_shard`): its units, the mesh of ranks, and the communication of each micro-batch.
 
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
@@ -21,23 +21,23 @@ from common.dtypes import DTYPES
 from common.errors import UserError
 from configs.config import Model, Sharding
 
-PIECE_ROWS = 4096  # of a gradient that is reduced in pieces, over all ranks: in fp32 4096 x 4096 x 4 bytes = 67 MB
+PIECE_ROWS = 4096  # rows of all ranks in a piece of the head's gradient: in fp32 4096 x 4096 x 4 bytes = 67 MB
 
 
 def decoder_layers(model: nn.Module, layer_class: str | None = None) -> list[nn.Module]:
-    """The modules to shard and checkpoint one by one: transformer auto-wrap.
+    """Return the modules to shard and checkpoint one by one (transformer auto-wrap).
 
     These are the modules of class `layer_class`, or of the classes that the model declares in `_no_split_modules`. Raises
-    UserError if there is none.
+    UserError if the model has no such module.
     """
     declared = {n for module in model.modules() for n in (getattr(module, "_no_split_modules", None) or ())}
     names = declared if layer_class is None else {layer_class}
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
-        found = sorted({type(m).__name__ for m in model.modules() if "Layer" in type(m).__name__})
+        classes = sorted({type(m).__name__ for m in model.modules() if "Layer" in type(m).__name__})
         raise UserError(
             f"model.layer_class={layer_class}: the model has no module of that class; it has "
-            f"{', '.join(found) or 'no layers'}"
+            f"{', '.join(classes) or 'no layers'}"
         )
     return layers
 
@@ -51,10 +51,10 @@ def parallelize(
     model_settings: Model,
     sharding: Sharding,
 ) -> str:
-    """Join the context group, tile MLPs, apply activation checkpointing, compile, shard, in this order and in place. A collective.
+    """Join the context group, tile MLPs, checkpoint activations, compile and shard, in this order and in place. A collective.
 
     Parameters may still be on `meta`. Returns the strategy for `before_micro_batch`. The order matters: compiled code must contain
-    the recomputation, and FSDP's hooks must stay outside of it, as must the copies of `offload`, which only a GPU needs.
+    the recomputation, and must not contain FSDP's hooks or the copies of `offload` (which only a GPU needs).
     """
     checkpointed, mode = layers[:: model_settings.checkpoint_every], model_settings.activation_checkpointing
     if sharding.context > 1:
@@ -80,31 +80,32 @@ def parallelize(
 
 
 def make_mesh(device_type: str, world_size: int, sharding: Sharding) -> DeviceMesh:
-    """The device mesh: over which ranks parameters are sharded, and over which they are replicated.
+    """Create the device mesh. Its last dimension shards the parameters; the first of two dimensions replicates them. A collective.
 
-    `full` and `grad_op` have one dimension. `hybrid` has `(world / shard_size) x shard_size`: neighbouring ranks (those of a node)
-    hold one copy of the model. `none` has `world x 1`, as DDP.
+    `full` and `grad_op` have a single dimension. `hybrid` has `(world / shard_size) x shard_size`: neighbouring ranks (usually a
+    node) share a copy of the model. `none` has `world x 1`, like DDP.
     """
     shards = {"hybrid": sharding.shard_size or world_size, "none": 1}.get(sharding.strategy, world_size)
     if shards == world_size:
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
     mesh = init_device_mesh(device_type, (world_size // shards, shards), mesh_dim_names=("replicate", "shard"))
-    bound_collectives(mesh.get_all_groups())
+    set_timeouts(mesh.get_all_groups())
     return mesh
 
 
-def bound_collectives(groups: Sequence[dist.ProcessGroup]) -> None:
-    """Give groups of some ranks the timeout of the group of all, `run.timeout_minutes`. torch's own is 10 minutes (NCCL) or 30."""
+def set_timeouts(groups: Sequence[dist.ProcessGroup]) -> None:
+    """Set the timeout of the default group, `run.timeout_minutes`, on further groups. torch's default is 10 (NCCL) or 30 minutes."""
     options = _get_default_group()._get_backend(torch.device("cpu")).options
-    for group in groups if options else ():  # a pretended group has none
+    for group in groups if options else ():  # a fake process group has no options
         _set_pg_timeout(options._timeout, group)
 
 
 def gathering_strategy(sharding: Sharding, mesh: DeviceMesh) -> str:
-    """`sharding.strategy`, but `grad_op` in place of `full` on a single CPU rank.
+    """Return `sharding.strategy`, but `grad_op` instead of `full` on a single CPU rank.
 
-    A single rank only casts its weights: once per step takes less time than twice per micro-batch, and a host has room for the
-    copy. On a single GPU the copy would take memory from the activations, and the cast takes next to no time.
+    A single rank gathers nothing and only casts its weights. Casting once per step takes less time than twice per micro-batch, and
+    a host has room for the copy. On a single GPU the copy would take memory from the activations, and the cast takes next to no
+    time.
     """
     alone = mesh.size() == 1 and mesh.device_type == "cpu"
     return "grad_op" if sharding.strategy == "full" and alone else sharding.strategy
@@ -118,44 +119,44 @@ def shard(
     compute_dtype: torch.dtype,
     sharding: Sharding,
 ) -> None:
-    """`fully_shard` each layer, each of `extra_units`, then the root with the rest (norm; tied embedding and head).
+    """Apply `fully_shard` to each layer, to each of `extra_units`, then to the root with the rest (norm; tied embedding and head).
 
     Computation is in `compute_dtype`, reduction in `sharding.reduce_dtype`. `full` and `hybrid` gather parameters for each
     use and free them again (ZeRO-3). For `grad_op` and `none` see `before_micro_batch`. `extra_units` are an untied
     embedding and head: as separate units they halve the peak memory of the vocabulary's gradients (Automodel#3708).
     """
     reduce_dtype = DTYPES[sharding.reduce_dtype]
-    if mesh.size() == 1:  # nothing is added up, so the dtype of the weights holds the same gradients
-        reduce_dtype = next((one.dtype for one in model.parameters() if one.requires_grad), reduce_dtype)
+    if mesh.size() == 1:  # a single rank adds nothing, so the dtype of the weights loses nothing
+        reduce_dtype = next((p.dtype for p in model.parameters() if p.requires_grad), reduce_dtype)
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.cpu_offload else OffloadPolicy()
     shards = mesh.size(mesh.ndim - 1)
     options: dict[str, Any] = {
         "mesh": mesh,
         "shard_placement_fn": lambda parameter: Shard(sharded_dimension(parameter.shape, shards)),
-        # OLMo and ERNIE rotate by fp32 cosines, which FSDP would cast too.
+        # OLMo and ERNIE rotate by fp32 cosines, which FSDP would cast as well.
         "mp_policy": MixedPrecisionPolicy(compute_dtype, reduce_dtype, cast_forward_inputs=False),
         "offload_policy": offload,
     }
     free = gathering_strategy(sharding, mesh) in ("full", "hybrid")
     for unit in [*layers, *extra_units]:
-        # Our head computes its gradients in forward, so freeing it after forward would gather it twice for nothing.
+        # The head computes its gradients in forward, so a head that is freed after forward would be gathered again for nothing.
         is_head = bool(extra_units) and unit is extra_units[-1]
         sharded = fully_shard(unit, reshard_after_forward=free and not is_head, **options)
         if isinstance(unit, nn.Embedding):
-            sharded.set_unshard_in_backward(False)  # its gradient is a sum of rows and needs no weights
-    # The root holds a tied head, which the loss needs after the model's forward, and the norm: backward begins with them.
+            sharded.set_unshard_in_backward(False)  # backward of an embedding needs no weights
+    # The root is not freed after forward: the loss needs a tied head after the model's forward, and backward begins with the norm.
     root = fully_shard(model, reshard_after_forward=False, **options)
     if mesh.device_type == "cuda":
-        # The host asks for the weights of the next unit as soon as it asks for those of this one. FSDP does the same in
-        # backward by itself. gloo would only compete for the processor.
+        # In forward, start the all-gather of the next unit together with this unit's. FSDP does so in backward by
+        # itself. On a CPU, gloo would only compete for the processor.
         order = [root, *extra_units[:1], *layers, *extra_units[1:]]
         for unit, following in itertools.pairwise(order):
             unit.set_modules_to_forward_prefetch([following])
-    if mesh.size() > 1:  # a single rank does not divide, and the switch would cost a copy of every gradient
+    if mesh.size() > 1:  # on a single rank FSDP does not divide, and the switch would cost a copy of every gradient
         sum_gradients(model)
-    # Over one dimension of ranks the loss adds the gradient of the head to the shards itself, and FSDP sees none. Not for a tied
-    # head, whose part of the embedding FSDP reduces anyway; and not where the shards are in the memory of the host, because the
-    # device would wait for every piece.
+    # On a mesh with a single dimension the loss adds the head's gradient to the shards itself, and FSDP sees no gradient of it.
+    # Exceptions are a tied head on several ranks, because FSDP reduces the embedding's part of the gradient anyway, and shards in
+    # host memory, because the device would wait for every piece.
     head, on_host = getattr(model, "head", None), sharding.cpu_offload and mesh.device_type == "cuda"
     if (
         mesh.ndim == 1
@@ -164,18 +165,18 @@ def shard(
         and not on_host
         and head.weight.requires_grad
     ):
-        units = {id(one) for unit in layers for one in unit.parameters()}
-        for one in model.parameters() if not extra_units else ():  # of the root, beside a tied head
-            if one.requires_grad and id(one) not in units | {id(head.weight)}:
-                one.register_post_accumulate_grad_hook(_own_gradient)  # FSDP calls it
+        in_layers = {id(p) for unit in layers for p in unit.parameters()}
+        for p in model.parameters() if not extra_units else ():
+            if p.requires_grad and id(p) not in in_layers | {id(head.weight)}:  # in the root, beside a tied head
+                p.register_post_accumulate_grad_hook(_own_gradient)  # FSDP calls it
         head.add_gradient = functools.partial(add_in_pieces, head.weight, reduce_dtype)
 
 
 def _own_gradient(parameter: torch.Tensor) -> None:
-    """Copy a gradient that is a view of the reduced gradients of its whole unit.
+    """Replace a gradient that is a view of the reduced gradients of its whole unit by a copy.
 
-    FSDP gives such a view to a parameter without a gradient. That of the norm of the root would keep a second gradient of a tied
-    head until the end of the step.
+    FSDP sets such a view on a parameter without a gradient. The view of the root's norm would keep a second gradient of a tied head
+    in memory until the end of the step.
     """
     assert parameter.grad is not None
     if local(parameter.grad).untyped_storage().nbytes() > local(parameter.grad).nbytes:
@@ -189,14 +190,14 @@ def add_in_pieces(
     num_rows: int,
     factor: torch.Tensor,
 ) -> None:
-    """Sum a gradient over all ranks and add this rank's rows of it to the gradient of its shard. A collective.
+    """Sum a gradient over all ranks and add this rank's rows of the sum to the gradient of its shard. A collective.
 
-    The gradient is made, reduced in `dtype` and added in pieces with the same number of rows of every rank's shard, and never exists
-    as a whole. rows_of: as `model.loss.Rows`, for this rank's part of the sum; only the first `num_rows` rows have a gradient.
-    factor: fp32 scalar by which it is multiplied.
+    The gradient never exists as a whole: it is computed, multiplied by `factor` (fp32 scalar), reduced in `dtype` and added in
+    pieces, which have the same number of rows of every rank's shard. `rows_of` (see `model.loss.Rows`) computes rows of this
+    rank's addend. Only the first `num_rows` rows of the parameter have a gradient.
     """
     ranks = parameter.device_mesh.size()
-    rows = -(-parameter.shape[0] // ranks)  # of a shard, as in `local_shard`
+    rows = -(-parameter.shape[0] // ranks)  # rows of a shard, as in `local_shard`
     is_first = parameter.grad is None
     if parameter.grad is None:
         parameter.grad = torch.empty_like(parameter, requires_grad=False)
@@ -216,15 +217,15 @@ def add_in_pieces(
         starts = range(0, ranks * rows, rows)
         spans = [(min(start + first, num_rows), min(start + last, num_rows)) for start in starts]
         piece = rows_of(spans).float().mul_(factor).to(dtype)
-        if len(piece) < ranks * (last - first):  # rows of padding, or that fill up the last shards, get zeros
-            made = piece.split([stop - start for start, stop in spans])
-            piece = torch.cat([nn.functional.pad(part, (0, 0, 0, last - first - len(part))) for part in made])
+        if len(piece) < ranks * (last - first):  # zeros for rows of padding and for the missing rows of the last shards
+            parts = piece.split([stop - start for start, stop in spans])
+            piece = torch.cat([nn.functional.pad(part, (0, 0, 0, last - first - len(part))) for part in parts])
         if ranks == 1:
             finish(first, piece, None)
             continue
         mine = torch.empty_like(piece[: last - first])
         work = reduce_scatter(mine, piece, group=parameter.device_mesh.get_group(), async_op=True)
-        if pending:  # the previous piece was reduced while this one was made
+        if pending:  # the previous piece was reduced while this piece was computed
             finish(*pending)
         pending = first, mine, work
     if pending:
@@ -232,9 +233,9 @@ def add_in_pieces(
 
 
 def sum_gradients(model: nn.Module) -> None:
-    """Switch off FSDP's division by the number of ranks. The loss is already divided by the tokens of all ranks.
+    """Disable FSDP's division by the number of ranks, because the loss is already divided by the tokens of all ranks.
 
-    gloo has no pre-multiplied sum, hence the second switch.
+    The second switch is needed because gloo has no pre-multiplied sum.
     """
     for unit in _units(model):
         unit.set_gradient_divide_factor(1.0)
@@ -246,10 +247,11 @@ def _units(model: nn.Module) -> list[FSDPModule]:
 
 
 def before_micro_batch(model: nn.Module, strategy: str, is_last: bool) -> None:
-    """Set what this micro-batch communicates. Call it before every forward of a step, on every rank.
+    """Set the communication of the next micro-batch. Call it before every forward of a step, on every rank.
 
-    strategy: `gathering_strategy`. `grad_op` and `none` keep parameters gathered until the last backward (ZeRO-2: `shard` has switched
-    off resharding after forward). `hybrid` and `none` all-reduce gradients over the copies of the model in the last backward only.
+    `strategy` is the result of `gathering_strategy`. `grad_op` and `none` keep parameters gathered until the last backward (ZeRO-2;
+    `shard` has disabled resharding after forward). `hybrid` and `none` all-reduce gradients over the copies of the model only in
+    the last backward.
     """
     if strategy == "full":
         return
@@ -261,9 +263,9 @@ def before_micro_batch(model: nn.Module, strategy: str, is_last: bool) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free gathered parameters, so that `model.parameters()` are shards again, also after a forward without backward under `grad_op`.
+    """Free gathered parameters, so that `model.parameters()` are shards again. No communication.
 
-    Everything that reads parameters afterwards (optimizer, checkpoint, export) must see shards.
+    Optimizer, checkpoint and export must read shards, but a forward without backward leaves gathered parameters under `grad_op`.
     """
     for unit in _units(model):
         unit.reshard()
@@ -271,7 +273,7 @@ def reshard(model: nn.Module) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside the block; afterwards the previous mode, and shards again (`reshard`)."""
+    """Run the block in eval mode without gradients. Afterwards restore the previous mode and `reshard` the model."""
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -281,16 +283,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def sharded_dimension(shape: Sequence[int], ranks: int) -> int:
-    """The dimension of a parameter of this shape of which each rank has a part: 0, that of the rows or of the experts.
+    """Return the dimension in which FSDP shards a parameter: usually 0 (rows, or whole experts).
 
-    1 for experts `(experts, rows, columns)` of which there are fewer than ranks, as 32 on 64 ranks: FSDP2 fills dimension 0 up,
-    here with experts that are empty. Dimension 1 it does not fill up, so the ranks must divide it.
+    It is 1 for experts `(experts, rows, columns)` if there are more ranks than experts (64 ranks and 32 experts), because FSDP2 pads
+    dimension 0, here with empty experts. FSDP2 does not pad dimension 1, so the ranks must divide its size.
     """
     return int(len(shape) == 3 and shape[0] < ranks and shape[1] % ranks == 0)
 
 
 def local_shape(shape: Sequence[int], ranks: int) -> torch.Size:
-    """The shape of the part of a parameter that rank 0 has, which is the largest. FSDP2 cuts like torch.chunk."""
+    """Return the shape of rank 0's part of a parameter, which is the largest part. FSDP2 cuts like torch.chunk."""
     dimension, part = sharded_dimension(shape, ranks), list(shape)
     if part:
         part[dimension] = -(-part[dimension] // ranks)
@@ -298,7 +300,7 @@ def local_shape(shape: Sequence[int], ranks: int) -> torch.Size:
 
 
 def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """(this rank's part of a parameter, the dimension that is cut, index of the part's begin along it)."""
+    """Return (this rank's part of a parameter, the sharded dimension, index in this dimension at which the part begins)."""
     if not isinstance(parameter, DTensor):
         return parameter.detach(), 0, 0
     mesh = parameter.device_mesh
@@ -309,24 +311,26 @@ def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, int, int]:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a (possibly sharded) tensor, detached."""
+    """Return this rank's part of a (possibly sharded) tensor, detached."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, detached; of a sharded one by a collective."""
+    """Return the whole tensor, detached. A collective if the tensor is sharded."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def flat_parts(parameter: torch.Tensor, size: int) -> Iterator[tuple[slice, int]]:
-    """Parts of at most `size` elements of this rank's flattened shard, none on a rank without elements.
+    """Yield parts of at most `size` elements of this rank's flattened shard, as (slice, index of its first element).
 
-    Of each also the index of its first element in the whole flattened tensor, which goes on from there without a gap.
+    The index counts in the whole flattened tensor, in which the part's elements are contiguous. A rank without elements yields
+    nothing.
     """
     shard, dimension, start = local_shard(parameter)
-    whole, run = parameter.shape[dimension:].numel(), shard.shape[dimension:].numel()  # of one expert, if it is cut
+    # Elements of the whole parameter and of the shard; if experts are cut by rows, elements per expert.
+    whole, run = parameter.shape[dimension:].numel(), shard.shape[dimension:].numel()
     first = start * parameter.shape[dimension + 1 :].numel()
     for index in range(shard.numel() // run if run else 0):
         for begin in range(0, run, size):
@@ -335,22 +339,25 @@ def flat_parts(parameter: torch.Tensor, size: int) -> Iterator[tuple[slice, int]
 
 
 def unlike_copies(parameters: dict[str, nn.Parameter]) -> list[str]:
-    """The names of the parameters that differ between copies of the model (`hybrid`, `none`), by the sum of their bits. A collective."""
+    """Return the names of parameters that differ between copies of the model (`hybrid`, `none`). A collective.
+
+    The copies are compared by the sums of their bits.
+    """
     first = next(iter(parameters.values()))
     if not isinstance(first, DTensor) or first.device_mesh.ndim == 1:
         return []
     bits = torch.stack([local(parameter).flatten().view(torch.int16).sum() for parameter in parameters.values()])
-    ends = torch.stack([bits, -bits])
-    dist.all_reduce(ends, dist.ReduceOp.MAX, first.device_mesh.get_group(0))
-    spread = ends.sum(0)  # the largest less the smallest
-    dist.all_reduce(spread, dist.ReduceOp.MAX)  # the ranks of another shard know of theirs alone
+    extremes = torch.stack([bits, -bits])
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, first.device_mesh.get_group(0))
+    spread = extremes.sum(0)  # the largest sum minus the smallest
+    dist.all_reduce(spread, dist.ReduceOp.MAX)  # over the shards, because each rank has compared only its own shard
     return [name for name, difference in zip(parameters, spread.tolist(), strict=True) if difference]
 
 
 def sum_over_shards(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Add up, in place, a sum over this rank's shards with those of all ranks; copies of the model count once.
+    """All-reduce, in place, a sum over this rank's shards. Copies of the model count once. A collective.
 
-    All ranks get the same number, also where a copy differs from the others, which then is an error that all of them see.
+    All ranks get the same number, even if copies differ by mistake, so that all ranks see the error.
     """
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh

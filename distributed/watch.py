@@ -1,9 +1,9 @@
-"""No rank waits in silence: each tells the others that it lives and where it stands, and says what it waits for.
+"""Every rank writes heartbeats, so that a lost rank ends the others with a sentence and not with a silent wait.
 
-A rank that is killed, stuck or cut off leaves the others inside a collective, where only a time-out ends the wait. Here every rank
-writes a heartbeat into the launcher's store. When a collective fails, or when the main thread has made no progress for
-`run.timeout_minutes`, the heartbeats tell who is missing. The ranks that are left write torch's flight recorder, the last 2,000
-collectives, into the run's directory.
+If a rank is killed, stuck or cut off, the other ranks wait inside a collective until it times out. Here every rank writes a
+heartbeat into the launcher's store each second. When a collective fails, or when the main thread has made no progress for
+`run.timeout_minutes`, the remaining ranks read the heartbeats and name the missing rank. They also write torch's flight recorder
+(the last 2,000 collectives) into the run's directory.
 """
 # torch's stubs do not declare Store.clone.
 # pyright: reportAttributeAccessIssue=false
@@ -29,11 +29,11 @@ from distributed.rank_names import minutes, name_ranks, ranks_on_hosts
 
 T = TypeVar("T")
 BEAT = 1.0  # seconds between two heartbeats of a rank
-WINDOW = 5.0  # seconds without one after which a rank counts as lost
-TRACE_FILE = "TORCH_FR_DUMP_TEMP_FILE"  # names the file of a flight recorder; torch appends the rank
+WINDOW = 5.0  # seconds without a heartbeat after which a rank counts as lost
+TRACE_FILE = "TORCH_FR_DUMP_TEMP_FILE"  # variable with the path of torch's flight recorder; torch appends the rank
 RESTART = "start the same command again to continue from the last checkpoint"
-# How gloo and NCCL say that it is the other side that failed. A collective that is used wrongly says something else, and
-# keeps its traceback.
+# Messages of gloo and NCCL for a failure of another rank or of the network. A collective that this rank uses wrongly raises
+# another message, and keeps its traceback.
 PEER_FAILURES = re.compile(
     r"connection closed by peer|connection reset|broken pipe|connection refused|connection timed out|no route to host"
     r"|network is unreachable|host is down|timed out waiting|application timeout caused pair closure|socket closed"
@@ -44,49 +44,45 @@ PEER_FAILURES = re.compile(
 
 
 class Watch:
-    """Where this rank stands. Without heartbeats (a single process) it only remembers it."""
+    """The position of this rank in the run: the current step and a count of the points that its main thread has passed."""
 
     def __init__(self) -> None:
         self.place = "the start"
-        self.progress = 0  # how often `tick` and `at` were called; every rank calls them at the same points
+        self.progress = 0  # calls of `tick` and `at`; every rank makes the same calls in the same order
         self.moved = time.monotonic()
 
     def at(self, place: str) -> None:
-        """Remember the place in the run that messages name, such as "step 9". No communication; call it on all ranks."""
+        """Set the place that messages name, such as "step 9". No communication; call it on all ranks."""
         self.place = place
         self.tick()
 
     def tick(self) -> None:
-        """Note that the main thread goes on."""
+        """Record that the main thread makes progress."""
         self.progress += 1
         self.moved = time.monotonic()
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank last wrote about itself. `left`: why it ended, or None."""
+    """The last heartbeat of a rank. `left` is the reason why the rank ended, or None while it runs."""
 
     host: str
     pid: int
     count: int
     progress: int
     place: str
-    line: str  # function, file and line of its main thread
     left: str | None = None
-    follows: bool = False  # it ended because it had lost another rank
-
-    def stands(self) -> str:
-        return f"at {self.place} in {self.line}"
+    follows: bool = False  # the rank ended because it had lost another rank
 
 
-UNKNOWN = Beat("unknown", 0, 0, 0, "the start", "the process group's start")  # before a rank's first
+UNKNOWN = Beat("unknown", 0, 0, 0, "the start")  # for a rank that has not written a heartbeat yet
 
 
 class Heartbeat:
-    """The two threads of a rank that write its heartbeat and raise the alarm, from the group's start to its end.
+    """Two threads of a rank: the first writes its heartbeat, the second ends the process if the run stands still.
 
-    Two, because a store whose host is cut off can block a thread for longer than the time-out. They never use a collective
-    or the main thread's connection to the store. `leave` ends them.
+    They are two, because a store on an unreachable host can block a thread for longer than the timeout. They use neither a
+    collective nor the main thread's connection to the store. `leave` ends them.
     """
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, watch: Watch, timeout_seconds: float) -> None:
@@ -96,9 +92,9 @@ class Heartbeat:
         self.store, self.questions = store.clone(), store.clone()  # a connection serves one thread at a time
         self.count = 0
         self.store_error: Exception | None = None
-        self.leaving = False  # from here on, the store may close
+        self.leaving = False  # set at the end of the run: from here on, the store may close
         self.closed = threading.Event()
-        self.speaking = threading.Lock()  # held by the thread that ends the process, for ever
+        self.speaking = threading.Lock()  # the thread that ends the process holds it forever
         self._write()
         self.threads = [
             threading.Thread(target=target, name=f"heartbeat {target.__name__}", daemon=True)
@@ -108,7 +104,7 @@ class Heartbeat:
             thread.start()
 
     def leave(self, reason: str, follows: bool = False) -> None:
-        """End the threads, and tell the other ranks why this one ends: the last heartbeat."""
+        """End the threads and write the last heartbeat, which tells the other ranks why this rank ends."""
         self.closed.set()
         for thread in self.threads:
             if thread is not threading.current_thread():
@@ -116,7 +112,7 @@ class Heartbeat:
         within(self.window, lambda: self._write(reason, follows))
 
     def lost(self, error: BaseException) -> PeerLost | None:
-        """The sentence about the ranks that made `error` happen here; None if it is an error of this rank itself."""
+        """Return an error that names the ranks which caused `error`, or None if this rank caused it itself."""
         if isinstance(error, PeerLost) or not is_peer_failure(error):
             return None
         if not self.speaking.acquire(blocking=False):  # the alarm is ending this process
@@ -133,10 +129,10 @@ class Heartbeat:
                 return
 
     def _alarm(self) -> None:
-        """End the process when its main thread has stood still for the time-out, or when the store is gone."""
+        """End the process if the store is gone, or if the main thread has made no progress for the timeout."""
         while not self.closed.wait(min(BEAT, self.window / 4)):
             if self.store_error and not self.leaving:
-                # A dead host breaks the collectives too, and they say more: who has left. Give them a moment.
+                # A dead host breaks the collectives too, and their errors say more: which rank has left. Wait for them.
                 if not self.closed.wait(self.window):
                     self._end(self._store_gone() + write_trace(self.rank))
                 return
@@ -149,38 +145,37 @@ class Heartbeat:
                     self._end(sentence)
 
     def _end(self, sentence: str) -> NoReturn | None:
-        if not self.speaking.acquire(blocking=False):  # the main thread has found out by itself
+        if not self.speaking.acquire(blocking=False):  # the main thread has seen the failure and ends the process
             return None
         if self.claim_line_of_node():
-            with contextlib.suppress(OSError):  # whoever read it may be gone; this process has to end all the same
+            with contextlib.suppress(OSError):  # stderr may be closed, and the process has to end all the same
                 print(f"error: {sentence}", file=sys.stderr, flush=True)
         self.leave(sentence, follows=True)
         os._exit(PeerLost.EXIT_CODE)
 
     def _write(self, left: str | None = None, follows: bool = False) -> None:
         self.count += 1
-        here = self.watch.progress, self.watch.place, main_line()
-        beat = Beat(self.host, os.getpid(), self.count, *here, left, follows)
+        beat = Beat(self.host, os.getpid(), self.count, self.watch.progress, self.watch.place, left, follows)
         self.store.set(f"beat/{self.rank}", json.dumps(beat.__dict__))
 
     def claim_line_of_node(self) -> bool:
-        """Claim the one line that this host prints. False if another rank of it has done so; True if the store does not answer."""
+        """Return True for the first rank of this host that asks: it prints the error. True also if the store does not answer."""
         return within(self.window, lambda: self.questions.add(f"said/{self.host}", 1)) in (1, None)
 
     def _beats(self) -> list[Beat] | None:
-        """The newest heartbeat of every rank; None if the store does not answer."""
+        """Return the last heartbeat of every rank, or None if the store does not answer."""
         keys, store = [f"beat/{rank}" for rank in range(self.world_size)], self.questions
 
         def read() -> list[Beat]:
-            # In one request, as a rule: hundreds of ranks ask at the same time, and one thread answers them all.
-            there = keys if store.check(keys) else [key for key in keys if store.check([key])]
-            found = dict(zip(there, store.multi_get(there), strict=True))
-            return [Beat(**json.loads(found[key])) if key in found else UNKNOWN for key in keys]
+            # Usually a single request: hundreds of ranks read at the same time, and one thread of the store answers them all.
+            known = keys if store.check(keys) else [key for key in keys if store.check([key])]
+            values = dict(zip(known, store.multi_get(known), strict=True))
+            return [Beat(**json.loads(values[key])) if key in values else UNKNOWN for key in keys]
 
         return within(self.window, read)
 
     def _explain(self, stalled: float | None, error: BaseException | None) -> str:
-        """Watch the heartbeats for `window` seconds, and say who is missing and who waits."""
+        """Watch the heartbeats for `window` seconds. Return a sentence about the missing ranks and the waiting ones."""
         before = now = self._beats()
         end = time.monotonic() + self.window
         while before and now:
@@ -202,28 +197,23 @@ class Heartbeat:
         behind = {rank for rank, beat in enumerate(beats) if beat.progress < front}
         waiting = {rank for rank, beat in enumerate(beats) if not beat.left} - quiet
         followed = [beat.left for beat in beats if beat.left and beat.follows]
-        said = []
-        for text in dict.fromkeys(beats[rank].left for rank in sorted(left)):
-            same = {rank for rank in left if beats[rank].left == text}
-            said.append(f"{named(same)} ended ({text})")
+        clauses = [f"{named(left)} ended ({beats[min(left)].left})"] if left else []
         if quiet:
-            said.append(
-                f"lost {named(quiet)}, last heard of {beats[min(quiet)].stands()}: no heartbeat for "
-                f"{self.window:g} s (killed, crashed, stopped or cut off)"
+            clauses.append(
+                f"lost {named(quiet)}, last heard of at {beats[min(quiet)].place}: no heartbeat for {self.window:g} s (killed, "
+                "crashed, stopped or cut off)"
             )
-        if not said and followed:
+        if not clauses and followed:
             return f"another rank had found: {followed[0].partition(f'; {RESTART}')[0]}"
-        if not said and behind:
+        if not clauses and behind:
             waiting -= behind
-            said.append(f"{reason}: {named(behind)} is behind, {beats[min(behind)].stands()}")
-        if not said:
-            lines = dict.fromkeys(beat.line for beat in beats)
-            stand = [f"{name_ranks(r for r, b in enumerate(beats) if b.line == line)} in {line}" for line in lines]
+            clauses.append(f"{reason}: {named(behind)} is behind, at {beats[min(behind)].place}")
+        if not clauses:
             return (
-                f"{reason}, though every rank is alive and none is behind: {', '.join(stand)} (a job that is suspended for so "
-                "long looks the same when it goes on)"
+                f"{reason}, though every rank is alive and none is behind (a job that is suspended for so long looks the same "
+                "when it goes on)"
             )
-        return "; ".join(said) + (f"; {name_ranks(waiting)} waited" if waiting else "")
+        return "; ".join(clauses) + (f"; {name_ranks(waiting)} waited" if waiting else "")
 
     def _store_gone(self) -> str:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -234,7 +224,7 @@ class Heartbeat:
 
 
 def record_collectives(directory: Path) -> None:
-    """Have torch record collectives, and write them into `directory` after a time-out of NCCL. Before the group starts.
+    """Let torch record collectives, and write them into `directory` after a timeout of NCCL. Call it before the group starts.
 
     https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html (names of torch 2.9 and later)
     """
@@ -244,7 +234,7 @@ def record_collectives(directory: Path) -> None:
 
 
 def write_trace(rank: int) -> str:
-    """Write this rank's flight recorder, and return where it lies, to be appended to a sentence; "" if there is none."""
+    """Write this rank's flight recorder. Return a clause with its path, to append to a sentence, or "" if there is none."""
     prefix, recorder = os.environ.get(TRACE_FILE), torch._C._distributed_c10d
     dump = getattr(recorder, "_dump_nccl_trace", None) or getattr(recorder, "_dump_fr_trace", None)
     if not prefix or not dump:
@@ -256,7 +246,7 @@ def write_trace(rank: int) -> str:
 
 
 def is_peer_failure(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, is a collective that failed because of another rank or the network."""
+    """Return whether `error`, or one of its causes, is a collective that failed because of another rank or the network."""
     while error is not None:
         if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
             return True
@@ -267,31 +257,20 @@ def is_peer_failure(error: BaseException | None) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """The error's type and message without line breaks, at most 300 characters."""
+    """Return the error's type and message without line breaks, at most 300 characters."""
     text = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def within(seconds: float, call: Callable[[], T]) -> T | None:
-    """The result of `call()`, or None if it fails or takes longer. A call that blocks is left to a daemon thread."""
-    box: list[T] = []
+    """Return the result of `call()`, or None if it fails or takes longer. A call that blocks is left to a daemon thread."""
+    results: list[T] = []
 
     def run() -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone
-            box.append(call())
+            results.append(call())
 
     thread = threading.Thread(target=run, name="heartbeat question", daemon=True)
     thread.start()
     thread.join(seconds)
-    return box[0] if box else None
-
-
-def main_line() -> str:
-    """Where the main thread is: function, file and line of the innermost frame outside of torch and of this file."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    inner = (str(Path(torch.__file__).parent), __file__, "<")
-    while frame and frame.f_back and frame.f_code.co_filename.startswith(inner):
-        frame = frame.f_back
-    if not frame:
-        return "no frame"
-    return f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
+    return results[0] if results else None

@@ -1,4 +1,4 @@
-"""The model of a run, from its config: built on `meta` before any process group, then filled with its first weights."""
+"""Build the model of a run on `meta` from its config, before any process group starts, and later fill in its first weights."""
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ from model.rope import check_length
 
 
 def build(config: Config) -> tuple[PackedLanguageModel, PretrainedConfig, PreTrainedTokenizerBase]:
-    """(the model on `meta`, its configuration with RoPE as it is trained, the tokenizer). No collective; reads no weights.
+    """Return (the model on `meta`, its configuration with the trained RoPE, the tokenizer). No collective; reads no weights.
 
     Raises UserError for a model that cannot be trained, for documents longer than its window, for a wrong
     `model.layer_class`, and for files of weights that are damaged or do not fit.
@@ -33,22 +33,23 @@ def build(config: Config) -> tuple[PackedLanguageModel, PretrainedConfig, PreTra
     tokenizer = load_tokenizer(settings.path, config.data.chat_template)
     check_length(config.data.sequence_length, model_config, settings.path)
     model = build_to_train(config, model_config)
-    decoder_layers(model, settings.layer_class)  # a wrong name ends here
+    decoder_layers(model, settings.layer_class)  # raises for a wrong name
     check_weights(model, settings.path)
     return model, model_config, tokenizer
 
 
 def model_config_of(settings: Model) -> PretrainedConfig:
-    """The configuration of model.path, with RoPE as it is trained. Raises UserError as `read_model_config` does."""
+    """Return the configuration of model.path with the RoPE of the config. Raises UserError as `read_model_config` does."""
     rope = settings.rope_type, settings.rope_factor, settings.rope_original_length
     return read_model_config(settings.path, *rope, key="model.path")
 
 
 def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLanguageModel:
-    """The model of a run on `meta`: its trained parameters in the dtype of `optimizer.memory`; with LoRA, adapters are in it.
+    """Build the model of a run on `meta`, with trained parameters in the dtype of `optimizer.memory` and with LoRA's adapters.
 
-    Frozen weights have `model.compute_dtype`: forward reads them in it anyway, and no update is ever added to them. Raises
-    UserError for LoRA that cannot be made, and for heads that the ranks of `sharding.context` cannot share.
+    Frozen weights have `model.compute_dtype`, because forward reads them in it anyway and no update is ever added to them.
+    Raises UserError for LoRA targets that the model lacks, for attention heads that `sharding.context` ranks cannot share
+    equally, and for `model.router_aux` without experts.
     """
     heads, context = model_config.num_attention_heads, config.sharding.context
     if heads % context:
@@ -73,21 +74,22 @@ def build_to_train(config: Config, model_config: PretrainedConfig) -> PackedLang
 
 
 def first_weights(model: PackedLanguageModel, config: Config, device: torch.device, is_resumed: bool) -> None:
-    """Allocate this rank's shards and read its slices of the base's weights; with LoRA, begin the adapters too.
+    """Allocate this rank's shards, read its slices of the base weights and initialise LoRA's adapters.
 
-    device: where forward runs; the shards are there, or on the CPU with `sharding.cpu_offload`. A checkpoint will fill what
-    is trained: a resume reads the base only where something is measured against it, or frozen beside what is trained. The rest is NaN.
+    Forward runs on `device`. The shards are there too, or on the CPU with `sharding.cpu_offload`. A resume fills the trained
+    parameters from a checkpoint, so it reads the base only if the run measures against it or if some parameters are frozen.
+    Parameters that are not read are NaN.
     """
     materialize(model, torch.device("cpu") if config.sharding.cpu_offload else device, device)
     is_partly_frozen = len(trained_parameters(model)) < len(parameter_names(model))
     needs_base = config.run.eval_general or config.ewc.strength or config.lora.rank or is_partly_frozen
     reads = not is_resumed or needs_base or any(source.anchor for source in config.data.mix)
     for parameter in {*model.parameters()} - ({*model.causal_lm.parameters()} if reads else set()):
-        local(parameter).fill_(torch.nan)  # new memory is often zero, and would pass for weights
+        local(parameter).fill_(torch.nan)  # new memory is often zero, which could be taken for weights
     if reads:
         read_weights(model, config.model.path)
     if config.lora.rank:
         from model.lora import init_adapters
 
-        # Also those that an edited loop freezes: unset, they would add to their matrices whatever the memory held.
+        # Also adapters that an edited loop freezes: uninitialised memory would be added to their matrices.
         init_adapters(dict(model.causal_lm.named_parameters()), config.run.seed)

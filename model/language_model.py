@@ -1,5 +1,4 @@
-"""The pretrained model as it is trained: built on `meta`, loaded slice by slice, and returning the hidden
-states that predict the targets.
+"""The pretrained model over packed documents: build it on `meta`, load it slice by slice, return the states that predict targets.
 
 The order is: build on meta -> activation checkpointing -> shard -> materialize -> load each rank's own slices -> recompute
 `inv_freq` in fp32. Everything that changes shapes comes before sharding.
@@ -29,26 +28,26 @@ from model.weight_files import StoredTensor, stored_tensors
 if TYPE_CHECKING:
     from distributed.context import Context
 
-# Names of dtypes in safetensors files. Others are quantised (I8, U8, F8_E4M3, ...) and mean nothing without their scales.
+# Dtypes in safetensors files. All others (I8, U8, F8_E4M3, ...) are quantised and useless without their scales.
 TRAINABLE = ("BF16", "F16", "F32", "F64")
-ADAPTER = "default"  # peft's name of a model's only adapter, which is part of the parameters' names
-NEW_ROWS = "token_adapter.trainable_tokens_delta"  # of an embedding or head, beside LoRA (model/lora.py): the rows of new tokens
+ADAPTER = "default"  # peft's name for a model's only adapter; it is a part of parameter names
+NEW_ROWS = "token_adapter.trainable_tokens_delta"  # parameter with the rows of new tokens in an embedding or head (model/lora.py)
 
 
 class PackedLanguageModel(nn.Module):
     """A causal language model over packed documents. It is FSDP's root, so embedding and head are gathered in forward."""
 
     def __init__(self, causal_lm: PreTrainedModel, num_tokens: int | None = None) -> None:
-        """`num_tokens` rows of embedding and head are tokens; the rows after them are padding. None: all rows."""
+        """Wrap `causal_lm`. Its embedding and head have `num_tokens` rows of tokens, then rows of padding; None: no padding."""
         super().__init__()
         self.causal_lm = causal_lm
         self.num_tokens = num_tokens or causal_lm.config.vocab_size
-        self.context: Context | None = None  # set where ranks share a micro-batch (sharding.py: parallelize)
+        self.context: Context | None = None  # `parallelize` sets it if ranks share a micro-batch
         lend_weight(self.head, head_settings(causal_lm.config, self.num_tokens))
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The input embedding, weight `(vocabulary, hidden_size)`. On a CPU `forward` asks it once for each token, not place."""
+        """The input embedding, weight `(vocabulary, hidden_size)`. On a CPU `forward` looks up each distinct token once."""
         return cast(nn.Embedding, self.causal_lm.get_input_embeddings())
 
     @property
@@ -57,15 +56,15 @@ class PackedLanguageModel(nn.Module):
         return cast(nn.Linear, self.causal_lm.get_output_embeddings())
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
-        """The hidden states that predict the targets, `(targets, hidden_size)`: the input of `model.loss.chunked`."""
+        """Return the hidden states that predict the targets, `(targets, hidden_size)`: the input of `model.loss.chunked`."""
         tokens = {"input_ids": batch.input_ids}
         if batch.input_ids.device.type == "cpu":
-            # A CPU adds up the gradients of a token's places one by one, in bf16 too, and the sum stops growing where an addend is
-            # less than its last digit (docs/LOG.md). Hence each token is looked up once, and its places copy an fp32 row.
-            ids, places = batch.input_ids.unique(return_inverse=True)
+            # A CPU adds the gradients of a token's occurrences one by one, and in bf16 such a sum stops growing once an addend is
+            # smaller than its last bit (docs/LOG.md). Hence each token is looked up once, and its occurrences copy an fp32 row.
+            ids, inverse = batch.input_ids.unique(return_inverse=True)
             rows = self.embedding(ids[None])[0]
             exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            tokens = {"inputs_embeds": F.embedding(places, exact).to(rows.dtype)}
+            tokens = {"inputs_embeds": F.embedding(inverse, exact).to(rows.dtype)}
         hidden = self.causal_lm.base_model(
             **tokens,
             position_ids=batch.position_ids,
@@ -75,30 +74,29 @@ class PackedLanguageModel(nn.Module):
         return hidden[0, batch.target_positions]
 
     def extra_fsdp_units(self) -> list[nn.Module]:
-        """[embedding, head] to shard separately before the root, or [] if they are tied and must stay in one unit.
+        """Return [embedding, head] to shard separately before the root, or [] if they are tied and must stay in one unit.
 
-        As separate units they are gathered, and their gradients reduced, one after the other.
+        Separate units are gathered, and their gradients reduced, one after the other.
         """
         return [] if self.embedding.weight is self.head.weight else [self.embedding, self.head]
 
     def vocabulary_weights(self) -> list[torch.Tensor]:
-        """The weights with one row per token: embedding and head, or the one weight they share."""
+        """Return the weights with one row per token: embedding and head, or their shared weight."""
         embedding, head = self.embedding.weight, self.head.weight
         return [embedding] if embedding is head else [embedding, head]
 
 
 def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
-    """The model with fp32 parameters that have shapes but no memory yet, tied if its config ties them.
+    """Build the model with fp32 parameters on `meta` (shapes without memory), tied if its config ties them.
 
-    If config.json has `make_vocab_size_divisible_by` (model/vocabulary.py), embedding and head are padded to that
-    multiple, so that their rows divide over the ranks. Rows of padding stay zero, because no softmax sees them.
+    If config.json has `make_vocab_size_divisible_by` (model/vocabulary.py), embedding and head are padded to a multiple of it,
+    so that their rows divide over the ranks. Rows of padding stay zero, because no softmax includes them.
     """
     multiple = getattr(config, "make_vocab_size_divisible_by", None) or 1
     padded = copy.deepcopy(config)
     padded.vocab_size = -(-config.vocab_size // multiple) * multiple
-    experts = (
-        {"experts_implementation": "grouped_mm"} if has_experts(config) else {}
-    )  # unnamed, a mistake would be a slow loop
+    # Named explicitly, because transformers' default may be a slow loop over experts.
+    experts = {"experts_implementation": "grouped_mm"} if has_experts(config) else {}
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(
             padded, attn_implementation=packed_attention.NAME, dtype=torch.float32, **experts
@@ -108,7 +106,7 @@ def build_on_meta(config: PretrainedConfig) -> PackedLanguageModel:
 
 
 def load_weights(model: PackedLanguageModel, path: str, device: torch.device) -> None:
-    """Materialize the (sharded) meta model on `device` and read this rank's own slices from the safetensors files.
+    """Materialize the (sharded) meta model on `device`, then read this rank's own slices from the safetensors files.
 
     Raises UserError as `check_weights` does.
     """
@@ -118,13 +116,14 @@ def load_weights(model: PackedLanguageModel, path: str, device: torch.device) ->
 
 
 def materialize(model: PackedLanguageModel, device: torch.device, compute_device: torch.device | None = None) -> None:
-    """Allocate the (sharded) meta model on `device`, with arbitrary values: a checkpoint or `read_weights` follows.
+    """Allocate the (sharded) meta model on `device` with arbitrary values. A checkpoint or `read_weights` fills them in.
 
-    Tied parameters are one, rows of padding are zero, and a parameter with such rows gets the attribute `unpadded_rows`, by
-    which the export cuts them off. Buffers are computed on `compute_device`, where forward runs: another one under CPU offload.
+    Tied parameters stay tied, and rows of padding are zero. A parameter with rows of padding gets the attribute `unpadded_rows`,
+    at which the export cuts it off. Buffers are computed on `compute_device`, on which forward runs (under CPU offload it is not
+    `device`).
     """
     model.to_empty(device=device)
-    model.causal_lm.tie_weights()  # to_empty makes two tensors of a tied one (verl#7834)
+    model.causal_lm.tie_weights()  # to_empty splits a tied weight into two tensors (verl#7834)
     for parameter in model.parameters():
         rows = stored_shape(model, parameter)[:1]
         if rows and rows[0] < parameter.shape[0]:
@@ -135,7 +134,7 @@ def materialize(model: PackedLanguageModel, device: torch.device, compute_device
 
 
 def read_weights(model: PackedLanguageModel, path: str) -> None:
-    """Read this rank's own slices of all parameters of a materialized model, except for rows of padding."""
+    """Read this rank's own slices of all parameters of a materialized model, without rows of padding."""
     sources, trained = check_weights(model, path), trained_parameters(model)
     for name, parameter in parameter_names(model).items():
         _read(sources[name], parameter)
@@ -144,7 +143,7 @@ def read_weights(model: PackedLanguageModel, path: str) -> None:
 
 
 def _read(sources: list[tuple[str, StoredTensor]], parameter: nn.Parameter, first: int = 0) -> None:
-    """Read this rank's part of a parameter, which has the rows of the files from `first` on."""
+    """Read this rank's part of a parameter. Row 0 of the parameter is row `first` of the stored tensor."""
     local, dimension, start = local_shard(parameter)
     if len(sources) > 1:
         from model.experts import read_experts
@@ -155,8 +154,7 @@ def _read(sources: list[tuple[str, StoredTensor]], parameter: nn.Parameter, firs
     with safe_open(tensor.file, framework="pt") as tensors:
         stored = tensors.get_slice(stored_name)
         if local.dim():
-            # This rank's rows that are not padding.
-            rows = max(0, min(local.shape[dimension], tensor.shape[dimension] - start))
+            rows = max(0, min(local.shape[dimension], tensor.shape[dimension] - start))  # without padding
             if rows:
                 part = slice(start, start + rows)
                 local.narrow(dimension, 0, rows).copy_(stored[:, part] if dimension else stored[part])
@@ -165,18 +163,18 @@ def _read(sources: list[tuple[str, StoredTensor]], parameter: nn.Parameter, firs
 
 
 def check_weights(model: PackedLanguageModel, path: str) -> dict[str, list[tuple[str, StoredTensor]]]:
-    """Parameter name -> [(name in the files, tensor there)], checked without reading any weight.
+    """Return parameter name -> [(name in the files, stored tensor)], checked without reading any weight.
 
-    Files may have each expert's matrices as tensors of their own, several for a parameter (model/experts.py). The model may
-    still be on meta, so a mistake ends in one sentence before a process group starts. Raises UserError if a file is damaged
-    (`stored_tensors`), or if a tensor is missing, has another shape or is quantised.
+    If files store each expert's matrices separately, a parameter has several stored tensors (model/experts.py). The model may
+    still be on meta, so a user's mistake ends in one sentence before a process group starts. Raises UserError if a file is
+    damaged (`stored_tensors`), or if a tensor is missing, has another shape or is quantised.
     """
     stored = stored_tensors(path)
     sources = {}
     for name, parameter in parameter_names(model).items():
         names, shape = _stored_names(name, parameter, model.causal_lm, stored, path), stored_shape(model, parameter)
         if len(names) > 1:
-            shape = (shape[0] * shape[1] // len(names), *shape[2:])  # of one of an expert's matrices
+            shape = (shape[0] * shape[1] // len(names), *shape[2:])  # of a single stored tensor
         sources[name] = [(stored_name, stored[stored_name]) for stored_name in names]
         for stored_name, tensor in sources[name]:
             if tensor.shape != shape:
@@ -190,7 +188,7 @@ def check_weights(model: PackedLanguageModel, path: str) -> dict[str, list[tuple
 
 
 def stored_form(config: PretrainedConfig) -> StoredForm:
-    """How files have a parameter of the model: as one tensor, or as those of the experts (model/experts.py)."""
+    """Return a function that converts a parameter to its form in files: one tensor, or one for each expert (model/experts.py)."""
     if not has_experts(config):
         return lambda name, tensor: {name: tensor}
     from model.experts import as_stored
@@ -201,7 +199,7 @@ def stored_form(config: PretrainedConfig) -> StoredForm:
 def load_for_evaluation(
     config: PretrainedConfig, path: str, dtype: torch.dtype, device: torch.device
 ) -> PackedLanguageModel:
-    """The whole, unsharded model of a directory with parameters in `dtype`, in eval mode. `config` may differ in RoPE."""
+    """Load the whole, unsharded model of a directory in `dtype` and in eval mode. `config` may have another RoPE than the files."""
     model = build_on_meta(config).to(dtype)
     load_weights(model, path, device)
     return model.eval()
@@ -214,16 +212,16 @@ def whole_copy(
     device: torch.device,
     merge: Merge = lambda name, value: value,
 ) -> PreTrainedModel:
-    """The model in transformers' own form, to generate with: whole on every rank, in eval mode. A collective.
+    """Copy the parameters into a plain transformers model for generation, whole on every rank, in eval mode. A collective.
 
-    parameters: by their Hugging Face names, sharded or not; rows of padding are cut off. They were built from `config`. Each
-    is cast before it is gathered, so the ranks send `dtype`, and beside the copy there is at most one whole parameter. merge: `merged`. The copy
-    takes `dtype.itemsize` bytes per parameter until its last reference is gone.
+    `parameters`, by their Hugging Face names, belong to a model built from `config` and may be sharded; rows of padding are cut
+    off. Each is cast before it is gathered, so the ranks send `dtype`, and at most one whole parameter exists beside the copy.
+    `merge` is the result of `merged`. The copy takes `dtype.itemsize` bytes per parameter until its last reference is gone.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         causal_lm = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-    packed = PackedLanguageModel(causal_lm)  # knows how parameters and buffers are made
-    del packed.head.forward  # logits, not losses
+    packed = PackedLanguageModel(causal_lm)  # for `materialize`
+    del packed.head.forward  # the copy returns logits, not losses
     materialize(packed, device)
     with torch.no_grad():
         for name, target in parameter_names(packed).items():
@@ -233,9 +231,9 @@ def whole_copy(
 
 
 def merged(model: PackedLanguageModel) -> Merge:
-    """A function of a weight's name and whole value, which returns it with what LoRA (model/lora.py) has trained beside it.
+    """Return a function (name, whole weight) -> the weight with LoRA's adapter merged (model/lora.py). Its calls are collectives.
 
-    That is `alpha / rank * B @ A`, added in fp32, or rows of new tokens. Each call is a collective.
+    It adds `alpha / rank * B @ A` in fp32, or replaces the rows of new tokens by the trained rows.
     """
     layers = {f"{name}.weight": layer for name, layer in model.causal_lm.named_modules() if hasattr(layer, "lora_A")}
     trained = trained_parameters(model)
@@ -247,7 +245,7 @@ def merged(model: PackedLanguageModel) -> Merge:
             return torch.cat([value[:first].float(), rows.float(), value[model.num_tokens :].float()])
         if name not in layers:
             return value
-        layer: Any = layers[name]  # peft's layer around the matrix
+        layer: Any = layers[name]  # peft's wrapper of the matrix
         a, b = (whole(side[ADAPTER].weight).float() for side in (layer.lora_A, layer.lora_B))
         return value.float() + (b @ a * layer.scaling[ADAPTER]).to(value.device)
 
@@ -255,40 +253,40 @@ def merged(model: PackedLanguageModel) -> Merge:
 
 
 def new_rows_of(name: str) -> str:
-    """The name of the parameter that has the trained rows of new tokens beside the frozen embedding or head `name`."""
+    """Return the name of the parameter with the trained rows of new tokens, given the name of the frozen embedding or head."""
     return name.removesuffix("weight") + NEW_ROWS
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Number of parameters of the whole model, tied ones once, whatever part this rank holds."""
+    """Count the parameters of the whole model on all ranks, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def num_trained(model: nn.Module) -> int:
-    """`num_parameters` of those that are trained."""
+    """Count the trained parameters of the whole model on all ranks, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def parameter_names(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
-    """Hugging Face name -> parameter, tied ones once: the names in checkpoints and exports. Without adapters of LoRA."""
+    """Return Hugging Face name -> parameter, tied ones once, without LoRA's adapters. Checkpoints and exports use these names."""
     named = model.causal_lm.named_parameters()
     names = {name.replace(".base_layer.", "."): parameter for name, parameter in named if ".lora_" not in name}
     return {name: parameter for name, parameter in names.items() if not name.endswith(NEW_ROWS)}
 
 
 def trained_parameters(model: PackedLanguageModel) -> dict[str, nn.Parameter]:
-    """Name -> parameter that a run trains: all of `parameter_names`, or with LoRA the adapters (model/lora.py)."""
+    """Return name -> parameter of the trained parameters: usually all of `parameter_names`, with LoRA the adapters."""
     return {name: parameter for name, parameter in model.causal_lm.named_parameters() if parameter.requires_grad}
 
 
 def vocabulary_names(model: PackedLanguageModel) -> frozenset[str]:
-    """The names of the parameters with one row per token."""
+    """Return the names of the parameters with one row per token."""
     weights = model.vocabulary_weights()
     return frozenset(name for name, p in parameter_names(model).items() if any(p is weight for weight in weights))
 
 
 def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[int, ...]:
-    """The shape of a parameter without rows of padding."""
+    """Return the shape of a parameter without rows of padding."""
     shape = tuple(parameter.shape)
     if any(parameter is weight for weight in model.vocabulary_weights()):
         return (min(shape[0], model.num_tokens), *shape[1:])
@@ -298,21 +296,21 @@ def stored_shape(model: PackedLanguageModel, parameter: nn.Parameter) -> tuple[i
 def _stored_names(
     name: str, parameter: nn.Parameter, causal_lm: PreTrainedModel, stored: Container[str], path: str
 ) -> list[str]:
-    """The name of a parameter in the files: its own, or that of a tensor tied to it, or those of the experts' matrices."""
+    """Return the names that a parameter has in the files: its own name, the name of a tied parameter, or the experts' names."""
     if name in stored:
         return [name]
-    for other, candidate in causal_lm.named_parameters(remove_duplicate=False):
-        if candidate is parameter and other in stored:
-            return [other]
+    for tied_name, candidate in causal_lm.named_parameters(remove_duplicate=False):
+        if candidate is parameter and tied_name in stored:
+            return [tied_name]
     names = list(stored_form(causal_lm.config)(name, torch.empty(parameter.shape, device="meta")))
-    missing = [one for one in names if one not in stored]
+    missing = [stored_name for stored_name in names if stored_name not in stored]
     if missing:
         raise UserError(f"{path} has no tensor {missing[0]}; the files do not match its config.json")
     return names
 
 
 def _recompute_buffers(model: PackedLanguageModel, device: torch.device) -> None:
-    """Recompute each buffer from the model's config in fp32: after meta they hold garbage, and no file stores them."""
+    """Recompute each buffer from the model's config in fp32, because `to_empty` leaves garbage in it and no file stores it."""
     for name, module in model.causal_lm.named_modules():
         for buffer in [b for b, value in module._buffers.items() if value is not None]:
             if hasattr(module, "config") and "RotaryEmbedding" in type(module).__name__:

@@ -1,13 +1,13 @@
 """LoRA (arXiv:2106.09685) in the same loop: frozen matrices, each with a trained product `alpha / rank * B @ A` beside it.
 
-The layers are those of peft (`peft.tuners.lora.Linear`), put into the model while it is on `meta`, so sharding, checkpoints
-and the loss work as for any other parameters. docs/results.md says what is frozen in which dtype and how the learning rate is
+peft's layers (`peft.tuners.lora.Linear`) are inserted into the model while it is on `meta`, so sharding, checkpoints and the
+loss treat adapters like any other parameters. docs/results.md lists the dtypes of frozen weights and how the learning rate is
 chosen.
 
-On disk an adapter is what peft reads (https://huggingface.co/docs/peft/developer_guides/checkpoint): adapter_config.json, and
-adapter_model.safetensors, whose tensors are named `base_model.model.MODULE.lora_A.weight` `(rank, in)` and
-`...lora_B.weight` `(out, rank)`. base.json beside them has the SHA-256 of the base's files of weights, because a name does not
-tell weights apart: on others the adapter is worth nothing.
+On disk an adapter has peft's format (https://huggingface.co/docs/peft/developer_guides/checkpoint): adapter_config.json, and
+adapter_model.safetensors with tensors `base_model.model.MODULE.lora_A.weight` `(rank, in)` and `...lora_B.weight`
+`(out, rank)`. base.json beside them has the SHA-256 of the base's weight files: an adapter is useless on other weights, and the
+name of a model does not identify its weights.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from model.weights import Weights, tensors_of_checkpoint
 ALL_LINEAR = "all-linear"
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 MODELS = Path("artifacts/models")  # where scripts/fetch_base_model.py puts ORGANISATION/NAME, as NAME
-PREFIX = "base_model.model."  # of a parameter's name in peft's files
+PREFIX = "base_model.model."  # peft's files put it before a parameter's name
 SIDES = (".lora_A.weight", ".lora_B.weight")
 
 
@@ -45,11 +45,11 @@ SIDES = (".lora_A.weight", ".lora_B.weight")
 
 
 def add_adapters(causal_lm: PreTrainedModel, settings: LoRA, path: str) -> None:
-    """Freeze all parameters and put adapters beside the matrices of `settings.targets`, in place.
+    """Freeze all parameters and add adapters to the matrices of `settings.targets`, in place.
 
-    The model may be on `meta`; otherwise `init_adapters` follows. path: of the base model, for peft's own records, and for its
-    new tokens, whose rows of embedding and head are trained as well. Raises UserError if a target is not the name of a matrix
-    inside the layers.
+    The model may be on `meta`; `init_adapters` sets the adapters' values later. `path` is the directory of the base model, which
+    peft records. If the base has new tokens, their rows of embedding and head are trained as well. Raises UserError if a target
+    is not the name of a matrix inside the layers.
     """
     from peft import inject_adapter_in_model
 
@@ -69,58 +69,58 @@ class NewRows(nn.Module):
     """The trained rows of new tokens beside a frozen embedding or head, under peft's name (`trainable_token_indices`)."""
 
     def __init__(self, weight: torch.Tensor, first: int, last: int) -> None:
-        """weight: the frozen one `(vocabulary, hidden_size)`, whose rows from `first` up to `last` begin these."""
+        """Copy the rows from `first` up to `last` of `weight`, the frozen embedding or head `(vocabulary, hidden_size)`."""
         super().__init__()
         self.first = first
         self.trainable_tokens_delta = nn.Parameter(weight.detach()[first:last].clone())
 
     def embed(self, embedding: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        """The hook of the embedding: what it returns, but for new tokens these rows."""
-        place = inputs[0] - self.first
-        rows = nn.functional.embedding(place.clamp(min=0), self.trainable_tokens_delta)
+        """Replace the embedding's output at new tokens by the trained rows. A forward hook of the embedding."""
+        index = inputs[0] - self.first
+        rows = nn.functional.embedding(index.clamp(min=0), self.trainable_tokens_delta)
         scale = embedding._buffers.get("embed_scale")  # Gemma
-        return torch.where((place >= 0)[..., None], rows if scale is None else rows * scale.to(rows.dtype), output)
+        return torch.where((index >= 0)[..., None], rows if scale is None else rows * scale.to(rows.dtype), output)
 
 
 def targets_of(causal_lm: PreTrainedModel, targets: str) -> list[str]:
-    """The names of the modules that get an adapter, such as `q_proj`, sorted. Raises UserError for an unknown name.
+    """Return the sorted names of the modules that get an adapter, such as `q_proj`. Raises UserError for an unknown name.
 
-    `all-linear` means every matrix but the head, as in peft.
+    `all-linear` means every matrix except the head, as in peft.
     """
     linear = {
         name.rpartition(".")[2]
         for name, module in causal_lm.named_modules()
         if isinstance(module, nn.Linear) and module is not causal_lm.get_output_embeddings()
     }
-    wanted = linear if targets == ALL_LINEAR else {name.strip() for name in targets.split(",")}
-    for name in sorted(wanted - linear):
+    chosen = linear if targets == ALL_LINEAR else {name.strip() for name in targets.split(",")}
+    for name in sorted(chosen - linear):
         raise UserError(
             f"lora.targets: the model has no matrix {name!r} in its layers; it has {', '.join(sorted(linear))}"
         )
-    return sorted(wanted)
+    return sorted(chosen)
 
 
 def _peft_config(settings: LoRA, modules: list[str], base: str) -> Any:
-    """peft's own settings of adapters on matrices of these names beside the model `base`."""
+    """Return peft's LoraConfig for adapters of the model `base` on the matrices named in `modules`."""
     from peft import LoraConfig
 
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
         r=settings.rank,
-        lora_alpha=settings.effective_alpha,  # pyright: ignore[reportArgumentType]  # peft divides it, whatever it is
+        lora_alpha=settings.effective_alpha,  # pyright: ignore[reportArgumentType]  # peft accepts floats: it only divides it
         lora_dropout=settings.dropout,
         bias="none",
     )
-    config.target_modules = modules  # in this order, also on disk: peft would make a set of them
+    config.target_modules = modules  # set afterwards to keep the order on disk: LoraConfig turns it into a set
     return config
 
 
 def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
-    """Draw A and set B to zero, in place, so that the model is the base model. No-op for parameters that are no adapters.
+    """Draw A and set B to zero, in place, so that the model equals the base model. Ignores parameters that are not adapters.
 
     A is uniform in +-1 / sqrt(columns), which is peft's Kaiming initialisation. Each element is a function of the seed, the
-    parameter's name and the element's place, so it is the same for any number of ranks and any sharding.
+    parameter's name and the element's index, so it does not depend on the number of ranks or on the sharding.
     """
     for name, parameter in parameters.items():
         if ".lora_" not in name:
@@ -131,15 +131,15 @@ def init_adapters(parameters: dict[str, nn.Parameter], seed: int) -> None:
         stream = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
         bound = parameter.shape[1] ** -0.5
         for part, first in flat_parts(parameter, parameter.numel()):
-            places = torch.arange(first, first + len(flat[part]), device=flat.device)
-            bits = hash64_tensor(hash64(seed, stream), places) >> 40 & 0xFFFFFF  # 24 bits: what fp32 holds exactly
+            indices = torch.arange(first, first + len(flat[part]), device=flat.device)
+            bits = hash64_tensor(hash64(seed, stream), indices) >> 40 & 0xFFFFFF  # fp32 represents 24 bits exactly
             flat[part] = ((bits + 0.5) * (2**-23) - 1.0) * bound
 
 
 def save_adapter(directory: Path, model: PackedLanguageModel, config: Config, ranks: Ranks) -> None:
-    """Write the adapter of a model to the temporary name of `directory`, which the caller publishes. A collective.
+    """Write the adapter of a model to the temporary name of `directory`. The caller publishes it. A collective.
 
-    Raises UserError on all ranks if it cannot be written.
+    Raises UserError on all ranks if the adapter cannot be written.
     """
     base = config.model.path
     temporary = read_on_first(lambda: start_directory(directory), ranks)
@@ -153,18 +153,19 @@ def save_adapter(directory: Path, model: PackedLanguageModel, config: Config, ra
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         adapter = Adapter(Weights(shapes, tensors.__getitem__), config.lora)
         write_adapter(temporary, adapter, Path(base), base, lambda name, tensor: tensor)
-        if config.model.rope_type:  # the base by itself computes other positions: `base_of_adapter` refuses the adapter
+        if config.model.rope_type:
+            # The base without this RoPE is another model. Without base.json, `base_of_adapter` refuses the adapter.
             (temporary / BASE).unlink()
 
     read_on_first(write, ranks)
 
 
-# --- After it ---------------------------------------------------------------------------------------------------------
+# --- After training ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The tensors of an adapter by peft's names without PREFIX, and the settings that it was trained with."""
+    """An adapter: its tensors by peft's names without PREFIX, and the settings of its training."""
 
     weights: Weights
     settings: LoRA
@@ -177,7 +178,7 @@ class Adapter:
 
 
 def adapter_of_checkpoint(checkpoint: Path, settings: LoRA) -> Adapter:
-    """The adapter in a checkpoint of a LoRA run."""
+    """Return the adapter in a checkpoint of a LoRA run."""
     stored = tensors_of_checkpoint(checkpoint)
     keys = {name.replace(f".{ADAPTER}.", "."): name for name in stored.shapes}
     shapes = {name: stored.shapes[key] for name, key in keys.items()}
@@ -185,12 +186,12 @@ def adapter_of_checkpoint(checkpoint: Path, settings: LoRA) -> Adapter:
 
 
 def merge(base: Weights, adapter: Adapter, base_dtype: torch.dtype | None = None) -> Weights:
-    """The base's weights with `alpha / rank * B @ A` added to each matrix that has an adapter, in fp32, and trained new rows.
+    """Return the base's weights with each adapter added to its matrix in fp32 (`alpha / rank * B @ A`), and with trained new rows.
 
-    base_dtype: the dtype in which the base was frozen in training; None: as it is stored.
+    `base_dtype` is the dtype of the frozen base in training; None keeps the stored dtype.
     """
-    changed = {f"{module}.weight": module for module in adapter.modules}
-    assert changed.keys() <= base.shapes.keys()
+    adapted = {f"{module}.weight": module for module in adapter.modules}
+    assert adapted.keys() <= base.shapes.keys()
     scale = adapter.settings.effective_alpha / adapter.settings.rank
 
     def read(name: str) -> torch.Tensor:
@@ -199,9 +200,9 @@ def merge(base: Weights, adapter: Adapter, base_dtype: torch.dtype | None = None
         if (new := new_rows_of(name)) in adapter.weights.shapes:
             rows = adapter.weights.read(new)
             return torch.cat([weight[: -len(rows)].float(), rows.float()])  # new tokens are the last ones
-        if name not in changed:
+        if name not in adapted:
             return weight
-        a, b = (adapter.weights.read(changed[name] + side).float() for side in SIDES)
+        a, b = (adapter.weights.read(adapted[name] + side).float() for side in SIDES)
         return weight.float() + b @ a * scale
 
     return Weights(base.shapes, read, base.vocabulary)
@@ -210,10 +211,10 @@ def merge(base: Weights, adapter: Adapter, base_dtype: torch.dtype | None = None
 def write_adapter(
     folder: Path, adapter: Adapter, base: Path, base_name: str, convert: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> int:
-    """Write the adapter as peft's `PeftModel.from_pretrained` reads it. Returns the bytes of its tensors.
+    """Write the adapter in the format of peft's `PeftModel.from_pretrained`. Return the size of its tensors in bytes.
 
-    base: the directory of the weights that it was trained on. base_name: what peft finds them by, an id on the hub or a
-    directory. convert: changes the dtype of a tensor.
+    `base` is the directory of the weights that the adapter was trained on. `base_name` is the hub id or directory by which peft
+    will find them. `convert` changes the dtype of a tensor.
     """
     tensors = {PREFIX + name: convert(name, adapter.weights.read(name)).contiguous() for name in adapter.weights.shapes}
     write_file(tensors, folder / WEIGHTS)
@@ -231,13 +232,13 @@ def write_adapter(
 
 
 def base_of_adapter(folder: Path) -> Path:
-    """The directory of the base that an adapter was trained on. Raises UserError unless its weights are those.
+    """Return the directory of the base model that an adapter was trained on. Raises UserError if it has other weights.
 
-    It is where adapter_config.json says, or where scripts/fetch_base_model.py puts it.
+    The directory is the path in adapter_config.json, or the one to which scripts/fetch_base_model.py downloads the model.
     """
     try:
         name = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        known = json.loads((folder / BASE).read_text(encoding="utf-8"))["fingerprint"]
+        recorded = json.loads((folder / BASE).read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{folder} is an adapter that does not say which weights it was trained on ({BASE}); export it again with "
@@ -247,9 +248,9 @@ def base_of_adapter(folder: Path) -> Path:
     base = next((place for place in places if (place / "config.json").is_file()), None)
     if base is None:
         raise UserError(f"{folder} is an adapter on {name}, which is not there; put the base into {places[1]}")
-    if fingerprint_of_sums(hash_weights(base)) != known:
+    if fingerprint_of_sums(hash_weights(base)) != recorded:
         raise UserError(
-            f"{folder} is an adapter on other weights than those in {base} (SHA-256 {known[:12]}..., in its {BASE}); put the "
+            f"{folder} is an adapter on other weights than those in {base} (SHA-256 {recorded[:12]}..., in its {BASE}); put the "
             "weights there that it was trained on, or merge them where they are (scripts/export.py --merge-lora)"
         )
     return base

@@ -2,11 +2,11 @@
 
 Every text is split into three kinds of parts:
 
-- Codes: what a pattern matches (a cell, a form code, an article). A code is a candidate as a whole and never part of
-  another candidate, so that it has the same tokens in every context.
+- Codes: strings that match a pattern of the user (an article number, a part number). A code is a candidate as a whole and never
+  part of another candidate, so that it has the same tokens in every context.
 - Figures: numbers, which are left unchanged, because the model's arithmetic relies on how the tokenizer splits them.
-- Chunks: the text between them. Candidates are whole chunks (labels) and pieces of chunks, found by sentencepiece, which
-  may span several words.
+- Chunks: the text between codes and figures. Candidates are whole chunks (labels) and pieces of chunks, which sentencepiece
+  finds and which may span several words.
 """
 
 import heapq
@@ -20,14 +20,14 @@ from pathlib import Path
 
 from common.errors import UserError
 
-FIGURE = r"(?<![^\W_])\d(?:[\d.,'-]*\d)?%?(?!\w)"  # not next to letters: CET1, T2 and 2B are words
-MAX_CHARACTERS = 64  # of a token
-PIECES_PER_TOKEN = 4  # sentencepiece pieces per requested token; most of them are dropped later
+FIGURE = r"(?<![^\W_])\d(?:[\d.,'-]*\d)?%?(?!\w)"  # not next to letters: B2, H2O and 2B are words
+MAX_CHARACTERS = 64  # longest text of a token
+PIECES_PER_TOKEN = 4  # sentencepiece pieces per requested token; most pieces are dropped later
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A string that becomes one token."""
+    """A string that becomes a token."""
 
     text: str  # may begin with a space
     count: int  # occurrences in the corpus, except inside longer new tokens
@@ -35,7 +35,7 @@ class NewToken:
 
 
 def expand_patterns(names: list[str], known: Mapping[str, Sequence[str]]) -> list[str]:
-    """Regular expressions from a list of regular expressions and keys of `known`. Raises UserError for an invalid one."""
+    """Replace the keys of `known` in a list of regular expressions by their expressions. Raises UserError for an invalid one."""
     patterns = [pattern for name in names for pattern in known.get(name, (name,))]
     for pattern in patterns:
         try:
@@ -58,18 +58,18 @@ def find_new_tokens(
     general: Iterable[str] = (),
     usable: Callable[[str], bool] = lambda text: True,
 ) -> list[NewToken]:
-    """At most `max_tokens` new tokens that save tokens, those that save most first.
+    """Return at most `max_tokens` new tokens that shorten the corpus, sorted by the number of tokens that they save.
 
-    length: number of tokens of a string with the base tokenizer, in the middle of a text. patterns: regular expressions of
-    codes. min_count: minimum occurrences of a token in the corpus; a rarer token cannot be learned. general: texts of
-    everyday language; strings that occur in them (" as the") get no new token, because their old tokens are well trained.
-    usable: whether the tokenizer can have a token with a given text.
+    `length` returns the number of tokens that the base tokenizer needs for a string in the middle of a text. `patterns` are
+    regular expressions of codes. A string with fewer than `min_count` occurrences in the corpus gets no token, because it could
+    not be learned. Strings that occur in `general`, texts of everyday language (" as the"), get no token, because their old
+    tokens are well trained. `usable` returns whether the tokenizer can have a token with a given text.
     """
     codes, chunks = split(texts, patterns)
     length = lru_cache(maxsize=None)(length)
     codes = {text: count for text, count in codes.items() if count >= min_count and usable(text)}
-    found = [(text, count, count * (length(text) - 1)) for text, count in codes.items()]
-    tokens = [NewToken(*one) for one in found if one[2] > 0]
+    saved = {text: count * (length(text) - 1) for text, count in codes.items()}
+    tokens = [NewToken(text, codes[text], number) for text, number in saved.items() if number > 0]
     frequent = Counter({chunk: count for chunk, count in chunks.items() if count > 1})
     whole = {chunk for chunk, n in frequent.items() if n >= min_count}
     candidates = {text for chunk in whole for text in (chunk, chunk.rstrip(" |:,;")) if is_valid(text)}
@@ -81,7 +81,7 @@ def find_new_tokens(
 
 
 def split(texts: Iterable[str], patterns: Iterable[str]) -> tuple[Counter, Counter]:
-    """Split texts at codes, figures and line ends; returns (code -> count, chunk -> count)."""
+    """Split texts at codes, figures and line ends. Return (code -> count, chunk -> count)."""
     matched = "|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)"
     # A code includes the space before it, and neither begins nor ends inside a word.
     code = rf"( ?(?:(?<!\w)|(?=\W))(?:{matched})(?:(?!\w)|(?<=\W)))"
@@ -100,7 +100,7 @@ def split(texts: Iterable[str], patterns: Iterable[str]) -> tuple[Counter, Count
 
 
 def is_valid(text: str) -> bool:
-    """Whether a string may become a token.
+    """Return whether a string may become a token.
 
     - It begins with a space or a punctuation character, so that it cannot begin inside a word.
     - It does not end with a space, which belongs to the next word, except after punctuation (" | " before a figure).
@@ -119,7 +119,10 @@ def is_valid(text: str) -> bool:
 
 
 def unigram_pieces(chunks: Counter, size: int) -> list[str]:
-    """About `size` pieces of a sentencepiece unigram model of the chunks (Kudo, arXiv:1804.10959), across word boundaries."""
+    """Return about `size` pieces of a sentencepiece unigram model of the chunks (Kudo, arXiv:1804.10959).
+
+    Pieces may cross word boundaries.
+    """
     usable = {chunk: count for chunk, count in chunks.items() if "\t" not in chunk and "\u2581" not in chunk}
     if not usable:
         return []
@@ -148,10 +151,10 @@ def unigram_pieces(chunks: Counter, size: int) -> list[str]:
 def select_greedily(
     candidates: list[str], chunks: Counter, length: Callable[[str], int], max_tokens: int, min_count: int
 ) -> list[NewToken]:
-    """Repeatedly choose the candidate that saves most, given those already chosen.
+    """Choose repeatedly the candidate that saves most tokens in addition to the candidates chosen before.
 
-    The saving of a candidate only decreases as others are chosen, so it is recomputed only when the candidate reaches the
-    top of the queue (lazy greedy, Minoux 1978). Where tokens overlap, the longest match wins, as in the tokenizer.
+    The saving of a candidate only decreases as more candidates are chosen, so it is recomputed only when the candidate reaches
+    the top of the queue (lazy greedy, Minoux 1978). Where tokens overlap, the longest match wins, as in the tokenizer.
     """
     where = _chunks_of(candidates, chunks)
     chosen_in: dict[str, list[str]] = {chunk: [] for chunk in chunks}
@@ -179,21 +182,21 @@ def select_greedily(
     for chunk, present in chosen_in.items():
         for token in _tokens(chunk, present, length)[1]:
             uses[token] += chunks[chunk]
-    # Count again: longer tokens that were chosen later may cover most occurrences of an earlier one.
+    # Count again: longer tokens that were chosen later may cover most occurrences of a shorter token.
     counted = [NewToken(token, uses[token], uses[token] * (length(token) - 1)) for token in chosen]
     return [token for token in counted if token.count >= min_count and token.saved > 0]
 
 
 def _chunks_of(candidates: list[str], chunks: Counter) -> dict[str, list[str]]:
-    """Candidate -> the chunks that contain it. Candidates that end inside a word in most occurrences are left out."""
+    """Return candidate -> chunks that contain it, without candidates that end inside a word in most occurrences."""
     by_word: dict[str, set[str]] = {}
     for chunk in chunks:
         for word in chunk.split():
             by_word.setdefault(word, set()).add(chunk)
     where = {}
     for candidate in candidates:
-        # Its last word, and its first word without a leading space, may be part of a longer word in the chunk, so only
-        # the words between them are looked up.
+        # The candidate's last word, and its first word if no space precedes it, may be part of a longer word in the chunk, so
+        # only the words between them are looked up.
         words = candidate.split()[:-1] if candidate[0] == " " else candidate.split()[1:-1]
         possible = min((by_word.get(word, set()) for word in words), key=len, default=chunks)
         containing = sorted(chunk for chunk in possible if candidate in chunk)
@@ -209,7 +212,7 @@ def _ends_a_word(candidate: str, chunk: str) -> bool:
 
 
 def _tokens(chunk: str, present: list[str], length: Callable[[str], int]) -> tuple[int, list[str]]:
-    """(number of tokens of the chunk, the new tokens in it), matching from the left and the longest token first."""
+    """Return (number of tokens of the chunk, new tokens in it), matched from the left and the longest token first."""
     if not present:
         return length(chunk), []
     longest_first = "|".join(map(re.escape, sorted(present, key=len, reverse=True)))

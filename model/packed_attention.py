@@ -2,9 +2,9 @@
 
 It is registered with transformers as the attention implementation `packed`. The model's own code computes queries, keys,
 values and RoPE, and calls `packed_attention` with the document lengths, which we pass through its keyword arguments.
-transformers builds no attention mask for a name that is not in its AttentionMaskInterface, so the cost is that of each
-document alone. The sliding window of a layer also comes from transformers: a window of W includes the token itself and the
-W - 1 tokens before it.
+transformers builds no attention mask for a name that is not in its AttentionMaskInterface, so each document costs as much as if
+it were alone. The sliding window of a layer also comes from transformers: a window of W includes the token itself and the W - 1
+tokens before it.
 """
 
 import functools
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from distributed.context import Context
 
 NAME = "packed"
-CHUNK_QUERIES = 512  # scores of one chunk: heads x 512 x keys
+CHUNK_QUERIES = 512  # a chunk has heads x 512 x keys scores
 _VARLEN_SUPPORTS_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 may not
 
 
 class DocumentLengths:
     """The boundaries of the documents in a row.
 
-    lengths: in tokens. cu_seq_lens: int32 `(documents + 1)`, on the device. kernels: cuda | cpu, whose kernels run; None:
-    those of the queries' device (a simulation of a GPU on fake CPU tensors names them). context: the ranks that share the row,
-    of which each has a slice of the tokens; None: all tokens are here.
-    Compiled code reads `longest`, `cu_seq_lens` and `ends`, which is the same on the host, but not the tuple: torch.compile
-    would guard on its length and compile a layer again for every new number of documents. Not a frozen dataclass, because
-    torch 2.11 reads and guards all fields of one.
+    `lengths` are in tokens. `cu_seq_lens` is int32 `(documents + 1)` on the device. `kernels` is `cuda` or `cpu` and selects the
+    kernels; by default the queries' device selects them (a simulation of a GPU on fake CPU tensors sets `cuda`). `context` is the
+    group of ranks that share the row, with a slice of the tokens on each; None means that this rank has all tokens.
+    Compiled code reads `longest`, `cu_seq_lens` and `ends` (`cu_seq_lens` on the host), but not the tuple: torch.compile would
+    guard on its length and compile a layer again for every new number of documents. The class is not a frozen dataclass, because
+    torch 2.11 reads and guards all fields of a frozen dataclass.
     """
 
     def __init__(
@@ -63,18 +63,20 @@ def packed_attention(
     s_aux: torch.Tensor | None = None,
     **kwargs,  # noqa: ANN003  further arguments that transformers passes to every implementation
 ) -> tuple[torch.Tensor, None]:
-    """Attention per document. query `(1, heads, tokens, head_dim)`, key and value `(1, kv_heads, tokens, head_dim)`.
+    """Compute causal attention for each document separately.
 
-    Returns `(1, tokens, heads, head_dim)` and None in place of attention weights. transformers dictates the signature.
-    s_aux: attention sinks `(heads,)` (gpt-oss). Raises ValueError for an attention mask or dropout.
+    `query` is `(1, heads, tokens, head_dim)`, `key` and `value` are `(1, kv_heads, tokens, head_dim)`. Returns
+    `(1, tokens, heads, head_dim)`, and None in place of attention weights: transformers dictates the signature. `s_aux` are
+    attention sinks `(heads,)` (gpt-oss). Raises ValueError for an attention mask or dropout.
 
     On CUDA in half precision it runs torch's varlen flash kernel (`torch.nn.attention.varlen`), on a CPU in bf16 matrix
     products (model/product_attention.py). Otherwise, and for documents longer than the sliding window, it runs
     scaled_dot_product_attention for each document, or for chunks of its queries.
     No kernel in torch supports a softcap or sinks. With them the scores are plain matrix products for chunks of queries,
-    recomputed in backward, which is slow but needs the memory of one chunk only.
-    torch.compile sees a single operator: torch's own of the varlen kernel, `packed::attention` for everything else.
-    Where ranks share the row, each computes some heads of all tokens; arguments and result are those of its own tokens.
+    recomputed in backward, which is slow but needs only the memory of a single chunk.
+    torch.compile sees a single operator: torch's varlen operator, or `packed::attention` for all other kernels.
+    If ranks share the row, arguments and result are slices with this rank's tokens, and each rank computes some heads for all
+    tokens of the row.
     """
     if attention_mask is not None or kwargs.get("dropout"):
         raise ValueError("packed attention does not support attention masks or dropout")
@@ -106,10 +108,12 @@ def _attention(
 
 
 class _Settings(NamedTuple):
-    """kernels: cuda | cpu, whose kernels run. window: tokens that a token attends to, with itself; None: all before it.
+    """The settings of a layer's attention.
 
-    sinks `(heads,)`: a score of each head in the softmax that takes its share and has no value, so that a head need not attend
-    to anything (gpt-oss, arXiv:2508.10925).
+    `kernels` is `cuda` or `cpu` and selects the kernels. `window` is the number of tokens that a token attends to, including
+    itself; None means that it attends to all tokens before it. `sinks` `(heads,)` adds one score per head to the softmax. The
+    sink takes a part of the probability but has no value, so that a head need not attend to any token (gpt-oss,
+    arXiv:2508.10925).
     """
 
     kernels: str
@@ -120,7 +124,7 @@ class _Settings(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether torch has kernels for it."""
+        """Whether torch has kernels for these settings."""
         return self.softcap is None and self.sinks is None
 
 
@@ -128,8 +132,8 @@ def _documents(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], settings: _Settings
 ) -> torch.Tensor:
     outputs = [
-        product_attention(q, k, v, of_part, settings.scaling) if by_products else _document(q, k, v, settings)
-        for by_products, of_part, (q, k, v) in _parts((query, key, value), lengths, settings)
+        product_attention(q, k, v, part_lengths, settings.scaling) if by_products else _document(q, k, v, settings)
+        for by_products, part_lengths, (q, k, v) in _parts((query, key, value), lengths, settings)
     ]
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
@@ -137,8 +141,10 @@ def _documents(
 def _parts(
     tensors: tuple[torch.Tensor, ...], lengths: tuple[int, ...], settings: _Settings
 ) -> list[tuple[bool, tuple[int, ...], tuple[torch.Tensor, ...]]]:
-    """(whether model/product_attention.py computes it, lengths of its documents, its slices of `tensors`) of each document,
-    or of all together if matrix products compute all of them. tensors: `(1, heads, tokens, head_dim)`.
+    """Split `tensors` `(1, heads, tokens, head_dim)` into parts: one per document, or a single part with all documents.
+
+    Returns (whether model/product_attention.py computes the part, lengths of its documents, its slices of `tensors`) for each
+    part. All documents are a single part if matrix products compute all of them.
     """
     has_products = settings.kernels == "cpu" and tensors[0].dtype == torch.bfloat16 and settings.is_plain
     longest = (settings.window or max(lengths)) if has_products else 0
@@ -158,7 +164,7 @@ def _attention_operator(
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """`_documents` for compiled code. The operator keeps its arguments for backward, and nothing else."""
+    """Run `_documents` as an operator for compiled code. For backward it keeps only its arguments."""
     settings = _Settings(query.device.type, scaling, window, softcap)
     with torch.no_grad():
         return _documents(query, key, value, tuple(ends.diff().tolist()), settings).contiguous()
@@ -180,17 +186,17 @@ def _attention_backward(
     window: int | None,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value. Autograd is off inside of an operator, hence `torch.func.vjp`."""
+    """Return the gradients of query, key and value. Autograd is disabled inside an operator, hence `torch.func.vjp`."""
     settings = _Settings(query.device.type, scaling, window, softcap)
     tensors = grad.transpose(1, 2), query, key, value
-    found = [
-        product_gradients(g.transpose(1, 2), q, k, v, of_part, scaling)
+    gradients = [
+        product_gradients(g.transpose(1, 2), q, k, v, part_lengths, scaling)
         if by_products
         else _document_gradients(g, q, k, v, settings)
-        for by_products, of_part, (g, q, k, v) in _parts(tensors, tuple(ends.diff().tolist()), settings)
+        for by_products, part_lengths, (g, q, k, v) in _parts(tensors, tuple(ends.diff().tolist()), settings)
     ]
-    of_query, of_key, of_value = (torch.cat(parts, dim=2).contiguous() for parts in zip(*found, strict=True))
-    return of_query, of_key, of_value
+    grad_query, grad_key, grad_value = (torch.cat(parts, dim=2).contiguous() for parts in zip(*gradients, strict=True))
+    return grad_query, grad_key, grad_value
 
 
 @_attention_backward.register_fake
@@ -210,9 +216,9 @@ _attention_operator.register_autograd(
 
 
 def _document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings) -> torch.Tensor:
-    """Causal attention of one document, `(1, tokens, heads, head_dim)`."""
+    """Return causal attention of one document, `(1, tokens, heads, head_dim)`."""
     dtype = q.dtype
-    if settings.kernels == "cpu":  # in bf16, the backward of torch's CPU kernel takes up to 3 times as long as in fp32
+    if settings.kernels == "cpu":  # in bf16, backward of torch's CPU kernel takes up to 3 times as long as in fp32
         q, k, v = q.float(), k.float(), v.float()
     # Without checkpointing, autograd would keep the scores of all chunks, which is the full score matrix.
     outputs = [
@@ -229,7 +235,7 @@ def _document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Sett
 def _document_gradients(
     grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of query, key and value, as autograd computes them for `_document`, chunk by chunk. Sums over chunks are fp32."""
+    """Return the gradients of query, key and value of `_document`, computed chunk by chunk. Sums over chunks are fp32."""
     dtype = q.dtype
     if settings.kernels == "cpu":
         q, k, v = q.float(), k.float(), v.float()
@@ -238,15 +244,15 @@ def _document_gradients(
     grad_k, grad_v = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (k, v))
     for queries, keys, chunk in _chunks(q.shape[2], settings):
         arguments = q[:, :, queries], k[:, :, keys], v[:, :, keys]
-        of_queries, of_keys, of_values = torch.func.vjp(chunk, *arguments)[1](grad[:, :, queries])
-        grad_q[:, :, queries] = of_queries
-        grad_k[:, :, keys] += of_keys
-        grad_v[:, :, keys] += of_values
+        chunk_grad_q, chunk_grad_k, chunk_grad_v = torch.func.vjp(chunk, *arguments)[1](grad[:, :, queries])
+        grad_q[:, :, queries] = chunk_grad_q
+        grad_k[:, :, keys] += chunk_grad_k
+        grad_v[:, :, keys] += chunk_grad_v
     return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
 
 def _chunks(length: int, settings: _Settings) -> list[tuple[slice, slice, functools.partial[torch.Tensor]]]:
-    """(queries, the keys that they attend to, what computes their attention) of a document of `length` tokens."""
+    """Split a document of `length` tokens into chunks: (slice of queries, slice of keys, function that computes the chunk)."""
     scaling, window = settings.scaling, settings.window or length
     if settings.is_plain and length <= window:
         return [(slice(None), slice(None), functools.partial(_whole, scaling=scaling))]
@@ -267,9 +273,9 @@ def _whole(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) ->
 def _chunk(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offset: int, window: int, settings: _Settings
 ) -> torch.Tensor:
-    """Attention of a chunk of queries of one document. The first query has the position of key `offset`.
+    """Return attention of a chunk of queries of one document. The first query has the position of key `offset`.
 
-    Softcap: softmax(softcap * tanh(scores / softcap)) in fp32 (Gemma 2, arXiv:2408.00118, section 2).
+    With a softcap it is softmax(softcap * tanh(scores / softcap)) in fp32 (Gemma 2, arXiv:2408.00118, section 2).
     """
     scaling, softcap, sinks = settings.scaling, settings.softcap, settings.sinks
     queries = torch.arange(offset, offset + q.shape[2], device=q.device)[:, None]
@@ -278,14 +284,14 @@ def _chunk(
     if settings.is_plain:
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=grouped)
-    heads_of_each_key = q.reshape(1, k.shape[1], -1, *q.shape[2:])
-    scores = (heads_of_each_key @ k[:, :, None].transpose(3, 4)).float() * scaling
+    grouped_q = q.reshape(1, k.shape[1], -1, *q.shape[2:])  # the query heads that share a key head
+    scores = (grouped_q @ k[:, :, None].transpose(3, 4)).float() * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~seen, float("-inf"))
     if sinks is not None:
-        of_heads = sinks.to(scores.dtype).view(1, k.shape[1], -1, 1, 1).expand(*scores.shape[:4], 1)
-        scores = torch.cat([scores, of_heads], dim=-1)
+        sink_scores = sinks.to(scores.dtype).view(1, k.shape[1], -1, 1, 1).expand(*scores.shape[:4], 1)
+        scores = torch.cat([scores, sink_scores], dim=-1)
     weights = scores.softmax(dim=-1)[..., : k.shape[2]].to(v.dtype)
     return (weights @ v[:, :, None]).reshape(*q.shape[:3], v.shape[3])
 
@@ -298,7 +304,7 @@ def _varlen(query, key, value, cu_seq_lens, longest, scaling, window) -> torch.T
         options = {}
         repeats = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-    window_size = (window - 1 if window else -1, 0)  # keys to the left and right of the token itself; -1: no limit
+    window_size = (window - 1 if window else -1, 0)  # keys to the left and to the right of the token; -1: no limit
     output = varlen_attn(
         q, k, v, cu_seq_lens, cu_seq_lens, longest, longest, scale=scaling, window_size=window_size, **options
     )

@@ -1,9 +1,9 @@
 """Causal attention in bf16 on a CPU, as matrix products.
 
 torch's CPU flash kernel is fast in forward only. Its backward is parallel over heads alone, computes in fp32, and is no
-faster in bf16. Here blocks of 128 queries are multiplied with the keys up to their last query, so little is computed above
-the diagonal, and all query heads that share a key are one product. As in flash attention (arXiv:2205.14135, algorithms 1
-and 4) scores and softmax are fp32, and the probabilities are rounded to the dtype of the values before they are multiplied.
+faster in bf16. Here blocks of 128 queries are multiplied by the keys up to their last query, so little is computed above the
+diagonal, and all query heads that share a key head are multiplied at once. As in flash attention (arXiv:2205.14135, algorithms
+1 and 4) scores and softmax are fp32, and the probabilities are rounded to the dtype of the values before they are multiplied.
 
 docs/performance.md has the times.
 """
@@ -13,25 +13,25 @@ from collections.abc import Iterator
 import torch
 
 BLOCK = 128  # queries
-# Probabilities of documents of up to so many tokens are kept for backward; those of longer documents are computed again. At
-# 512 tokens what is kept takes as much memory as the fp32 query, key, value and output that SDPA keeps if a head has 128
-# dimensions, and 1.4 times as much if it has 64.
-KEEP_PROBABILITIES = 512  # tokens
+# Probabilities are kept for backward in documents of up to this many tokens, and computed again in longer documents. At 512
+# tokens they take as much memory as the fp32 query, key, value and output that SDPA keeps if a head has 128 dimensions, and 1.4
+# times as much if it has 64.
+KEEP_PROBABILITIES = 512
 
 
 def product_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], scaling: float
 ) -> torch.Tensor:
-    """Causal attention within documents of `lengths` tokens. query `(1, heads, tokens, head_dim)`, key and value
-    `(1, kv_heads, tokens, head_dim)`. Returns `(1, tokens, heads, head_dim)`.
+    """Return causal attention within documents of `lengths` tokens, `(1, tokens, heads, head_dim)`.
 
-    The result of a document does not depend on the others, to the bit.
+    `query` is `(1, heads, tokens, head_dim)`, `key` and `value` are `(1, kv_heads, tokens, head_dim)`. The result of a document
+    does not depend on the other documents, to the bit.
     """
     return _ProductAttention.apply(query, key, value, lengths, scaling)  # pyright: ignore[reportReturnType]
 
 
 def _blocks(lengths: tuple[int, ...]) -> list[tuple[int, int, int, bool]]:
-    """(start of the document, start and end of a block of its queries, whether its probabilities are kept)."""
+    """Return (start of the document, start and end of a block of queries, whether probabilities are kept) for each block."""
     blocks, first = [], 0
     for length in lengths:
         for start in range(first, first + length, BLOCK):
@@ -41,32 +41,32 @@ def _blocks(lengths: tuple[int, ...]) -> list[tuple[int, int, int, bool]]:
 
 
 def _mask(lengths: tuple[int, ...]) -> torch.Tensor:
-    """fp32 `(BLOCK, longest + BLOCK)`: 0, and -inf above the diagonal of the last BLOCK columns."""
+    """Return fp32 `(BLOCK, longest + BLOCK)`: -inf above the diagonal of the last BLOCK columns, 0 elsewhere."""
     longest = max(lengths)
     return torch.full((BLOCK, longest + BLOCK), -torch.inf).triu_(longest + 1)
 
 
 def _probabilities(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """softmax(q k^T) in `dtype`, `(kv_heads, group x queries, keys)`. The queries are those of the last keys.
+    """Return causal softmax(q k^T) in `dtype`, `(kv_heads, group x queries, keys)`. The last query is at the last key.
 
-    q: fp32, scaled, `(heads, queries, head_dim)`. k: fp32 `(kv_heads, keys, head_dim)`.
+    `q` is fp32, already scaled, `(heads, queries, head_dim)`. `k` is fp32 `(kv_heads, keys, head_dim)`.
     """
     queries, end = q.shape[1], mask.shape[1] - BLOCK + q.shape[1]
     unseen = mask[:queries, end - k.shape[1] : end].repeat(len(q) // len(k), 1)
-    # Not bmm and an addition in place: selective checkpointing keeps what bmm returns.
+    # A single operator: bmm and an addition would take another pass over the scores.
     scores = torch.baddbmm(unseen, _grouped(q, len(k)), k.transpose(1, 2))
     return torch.softmax(scores, dim=2).to(dtype)
 
 
 def _grouped(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """`(heads, queries, head_dim)` -> `(kv_heads, group x queries, head_dim)`: the heads that share a key are rows."""
+    """Reshape `(heads, queries, head_dim)` to `(kv_heads, group x queries, head_dim)`. A group shares a key head."""
     return x.reshape(kv_heads, -1, x.shape[-1])
 
 
 class _ProductAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, lengths, scaling):  # noqa: ANN001, ANN205
-        """Arguments and result as in `product_attention`."""
+        """Compute `product_attention`."""
         q, k, v, dtype = query[0], key[0].contiguous(), value[0].contiguous(), query.dtype
         scaled, k32, mask = q.float().mul_(scaling), k.float(), _mask(lengths)
         output = torch.empty((q.shape[1], *q.shape[::2]), dtype=dtype)
@@ -83,7 +83,7 @@ class _ProductAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):  # noqa: ANN001, ANN205
-        """The gradients of query, key and value."""
+        """Return the gradients of query, key and value."""
         q, k, v, *kept = ctx.saved_tensors
         return *product_gradients(grad_output, q, k, v, ctx.lengths, ctx.scaling, iter(kept)), None, None
 
@@ -97,9 +97,9 @@ def product_gradients(
     scaling: float,
     kept: Iterator[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value by `grad`, that of the result of `product_attention`.
+    """Return the gradients of query, key and value, given `grad`, the gradient of the result of `product_attention`.
 
-    Those of key and value are sums over blocks, in fp32. kept: the probabilities of the blocks that keep them.
+    The gradients of key and value are summed over blocks in fp32. `kept` iterates over the kept probabilities of blocks.
     """
     q, k, v, grad = query[0], key[0].contiguous(), value[0].contiguous(), grad[0].transpose(0, 1)
     kv_heads, dtype = len(k), q.dtype
@@ -111,8 +111,8 @@ def product_gradients(
         p = next(kept) if keeps and kept else _probabilities(scaled[:, block], k32[:, seen], mask, dtype)
         rows, grad_rows = (_grouped(x[:, block], kv_heads) for x in (q, grad))
         grad_p, p32 = torch.bmm(grad_rows, v[:, seen].transpose(1, 2)).float(), p.float()
-        # The mean gradient of a row, from the same rounded numbers as the row itself: where one key has nearly all of
-        # the probability (an attention sink), the difference is small and would otherwise be rounding alone.
+        # The mean gradient of a row is computed from the same rounded numbers as the row. If one key has nearly all of the
+        # probability (an attention sink), their difference is small and would otherwise be rounding error.
         mean = (p32 * grad_p).sum(-1, keepdim=True).div_(p32.sum(-1, keepdim=True))
         grad_scores = grad_p.sub_(mean).mul_(p32).to(dtype)
         product = torch.bmm(grad_scores, k[:, seen]).view(len(q), end - start, -1)

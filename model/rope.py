@@ -1,15 +1,15 @@
 """RoPE scaling: a longer context window, set in the model's config before the model is built.
 
 RoPE rotates each pair of dimensions of a query or key by position times the pair's frequency. Beyond the trained context length
-low-frequency pairs reach angles that the model has never seen. Scaling by a factor brings these back into the trained range:
+low-frequency pairs reach angles that the model has never seen. Scaling by a factor brings the angles back into the trained range:
 
 - `linear` divides every frequency by the factor (position interpolation, arXiv:2306.15595).
 - `yarn` divides low frequencies only, so that high frequencies still distinguish nearby tokens, and multiplies queries and keys
   by 1 + 0.1 ln(factor), because attention over more tokens is flatter (arXiv:2309.00071).
 - `llama3` divides low frequencies only, with other bounds and without the multiplication (Llama 3.1, arXiv:2407.21783).
-- `longrope` divides each frequency by a factor that was found by search when the model was made (arXiv:2402.13753).
+- `longrope` divides each frequency by its own factor, from a search by the model's authors (arXiv:2402.13753).
 
-transformers computes the frequencies (modeling_rope_utils), so what it computes from the exported config.json is what was trained.
+transformers computes the frequencies (modeling_rope_utils), so an exported config.json gives the frequencies of training.
 """
 
 import copy
@@ -20,10 +20,10 @@ from transformers import PretrainedConfig
 
 from common.errors import UserError
 
-# Types that extend the window by a factor, with their further settings: those of the papers and of Llama 3.1.
+# Types that extend the window by a factor, with the additional settings of Llama 3.1.
 STRETCHING = {"linear": {}, "yarn": {}, "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}}
 TYPES = ("default", *STRETCHING, "longrope")
-# Config files of these types differ in whether max_position_embeddings is already multiplied by the factor.
+# In some config files of these types max_position_embeddings is already multiplied by the factor, in others it is not.
 AMBIGUOUS_WINDOW = ("linear", "dynamic")
 WHY_NOT_ISOLATED = {
     "dynamic": "its frequencies depend on the longest document in a micro-batch, which breaks the isolation of packed "
@@ -39,13 +39,13 @@ def scaled_config(
     factor: float | None = None,
     original_length: int | None = None,
 ) -> PretrainedConfig:
-    """A copy of `config` with RoPE of `rope_type` and a window of `factor` times `original_length` positions.
+    """Return a copy of `config` with RoPE of `rope_type` and a window of `factor` times `original_length` positions.
 
-    rope_type: one of TYPES; None returns `config` itself, and `default` removes scaling. factor: above 1, but None for
-    `default` and `longrope`. original_length: context length in tokens that the model was trained on before any scaling;
-    None: as in config.json. If RoPE differs by layer type (Gemma 3, OLMo 3), only the full-attention layers are scaled, as
-    in Gemma 3 itself, because sliding-window layers never attend beyond their window.
-    Raises UserError if the values do not fit each other or the model.
+    `rope_type` is in TYPES; None returns `config` itself, and `default` removes scaling. `factor` is above 1, and None for
+    `default` and `longrope`. `original_length` is the context length in tokens on which the model was trained before any
+    scaling; None takes it from config.json. If RoPE differs by layer type (Gemma 3, OLMo 3), only the full-attention layers are
+    scaled, as in Gemma 3 itself, because sliding-window layers never attend beyond their window.
+    Raises UserError if the values contradict each other or do not fit the model.
     """
     if rope_type is None:
         if factor is not None or original_length is not None:
@@ -71,8 +71,8 @@ def scaled_config(
             f"{trained or config.max_position_embeddings} positions that the model was trained on"
         )
     kept = ["rope_theta", "partial_rotary_factor"]
-    if current["rope_type"] == rope_type:  # settings of the model's own, such as gpt-oss' truncate
-        kept += current.keys() - {"attention_factor", "type"}  # the first follows from the factor
+    if current["rope_type"] == rope_type:  # keep the model's additional settings, such as gpt-oss' truncate
+        kept += current.keys() - {"attention_factor", "type"}  # attention_factor follows from the factor
     parameters = STRETCHING.get(rope_type, {}) | {"rope_type": rope_type}
     parameters |= {key: current[key] for key in kept if current.get(key) is not None}
     if rope_type == "default":
@@ -98,7 +98,7 @@ def scaled_config(
 
 
 def why_not_scaled(config: PretrainedConfig) -> str:
-    """Why no `rope_type` fits the model, in words; empty if one may."""
+    """Return the reason, as a clause, why no `rope_type` can be set for the model, or "" if it can be scaled."""
     kind = config.model_type
     if kind in ("cohere2", "exaone4") and config.sliding_window:
         layers = f"its sliding-window layers, which never attend further than {config.sliding_window} tokens"
@@ -109,13 +109,13 @@ def why_not_scaled(config: PretrainedConfig) -> str:
 
 
 def full_attention_parameters(config: PretrainedConfig) -> dict:
-    """The RoPE settings of the model; of its full-attention layers if they differ by layer type."""
+    """Return the RoPE settings of the model. If they differ by layer type, return those of the full-attention layers."""
     parameters = config.rope_parameters
     return parameters["full_attention"] if _differs_by_layer(config) else parameters
 
 
 def trained_length(config: PretrainedConfig) -> int | None:
-    """Context length before any scaling, or None if config.json does not state it."""
+    """Return the context length before any scaling in tokens, or None if config.json does not state it."""
     current = full_attention_parameters(config)
     if current["rope_type"] in AMBIGUOUS_WINDOW:
         return None
@@ -147,10 +147,10 @@ def check_document_isolation(config: PretrainedConfig) -> None:
 
 
 def fix_frequencies(model: nn.Module) -> None:
-    """Make longrope keep the frequencies it was built with, which is correct because its two sets of factors are equal.
+    """Make longrope keep its initial frequencies, which is correct because its two sets of factors are equal.
 
-    transformers would otherwise inspect the positions in every forward pass: 5.17 synchronizes with the device to do so,
-    and frequencies that are recomputed on a GPU differ from those of the CPU in the last bit.
+    Otherwise transformers would inspect the positions in every forward: version 5.17 synchronizes with the device for this, and
+    frequencies that are recomputed on a GPU differ from the CPU's in the last bit.
     """
     for module in model.modules():
         if getattr(module, "rope_type", None) == "longrope":
@@ -160,7 +160,11 @@ def fix_frequencies(model: nn.Module) -> None:
 def _longrope_with_equal_factors(
     config: PretrainedConfig, factor: float | None, original_length: int | None
 ) -> PretrainedConfig:
-    """The model's own longrope with a single set of factors for documents of any length, in training and after export."""
+    """Set both sets of longrope's factors to the set for long documents, so that documents of any length have equal frequencies.
+
+    A model whose window is not scaled gets the short set. The export has the same settings. Raises UserError for a model without
+    longrope, or if the user sets a factor or an original length.
+    """
     current = full_attention_parameters(config)
     if current["rope_type"] != "longrope":
         raise UserError(

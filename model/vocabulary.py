@@ -1,16 +1,16 @@
 """Extend a model directory with new tokens: weights, config and tokenizer, in a new directory from which train.py starts.
 
 **Tokenizer.** Encoding and decoding a text gives the same text as before. Byte-level BPE (Llama 3, Qwen, SmolLM) splits a
-text into words and numbers before merging, so no merge can produce a token such as " r0010 c0010". New tokens are therefore
+text into words and numbers before merging, so no merge can produce a token such as " v1.0 of". New tokens are therefore
 added tokens, which are matched before the text is split. Sentencepiece BPE (Llama 2, Mistral, Gemma) replaces spaces by
-U+2581 and prepends one to the text. With an added token, each part of the text around it would be treated as a new text and
-get an extra space. New tokens are therefore entries of the vocabulary itself, and the pre-tokenizer isolates them after the
+U+2581 and prepends a U+2581 to the text. With an added token, each part of the text around it would be treated as a new text
+and get an extra space. New tokens are therefore entries of the vocabulary itself, and the pre-tokenizer isolates them after the
 spaces are replaced. In tokenizer.model they are user-defined pieces.
 
 **Rows.** The directory has exactly one row of embedding and head per token. Padding to a multiple, so that the rows divide
-over the ranks, exists during training only: config.json names the multiple (`make_vocab_size_divisible_by`, the name of
+over the ranks, exists during training only: config.json has the multiple (`make_vocab_size_divisible_by`, the name of
 Megatron-LM's option), `build_on_meta` adds the rows, and the export cuts them off. Padding rows stay zero, because no softmax
-includes them, and since no exported model has them they are never predicted.
+includes them. They are never predicted, because no exported model has them.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from model.weights import Weights, weights_of_directory, write_weights
 
 METHODS = ("subtokens", "mean", "random")
 NOISE = 0.1
-# The first three repeat what is in tokenizer.json and would lack the new tokens; the others describe the old model.
+# Files that are not copied. The first three repeat tokenizer.json without the new tokens; the rest describes the old model.
 STALE = ("vocab.json", "merges.txt", "added_tokens.json", FETCHED, INDEX, "export.json", "certificate.json", "bom.json")
 COPIED = (".json", ".jinja", ".model", ".txt", ".md")
 CHUNK_ROWS = 256  # new rows per chunk of noise: 256 x 151,936 x 4 bytes = 156 MB
@@ -48,19 +48,19 @@ BYTE_TOKEN = "<(?=0x[0-9A-F]{2}>)"  # split after "<": the literal text <0x0A> i
 
 @dataclass(frozen=True)
 class BaseTokenizer:
-    """A tokenizer that can be extended."""
+    """A tokenizer that can be extended: byte-level BPE or sentencepiece BPE."""
 
     backend: Tokenizer
     byte_level: bool  # else sentencepiece BPE
 
     @property
     def size(self) -> int:
-        """The first free id."""
+        """The id of the first new token."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def read_base_tokenizer(path: str | Path) -> BaseTokenizer:
-    """The tokenizer of a model directory. Raises UserError unless it is byte-level BPE or sentencepiece BPE."""
+    """Read the tokenizer of a model directory. Raises UserError unless it is byte-level BPE or sentencepiece BPE."""
     try:
         tokenizer = read_tokenizer(path)
     except (OSError, ValueError) as error:
@@ -78,18 +78,18 @@ def read_base_tokenizer(path: str | Path) -> BaseTokenizer:
 
 
 def sub_tokens(base: BaseTokenizer, text: str) -> list[int]:
-    """The token ids of a string in the middle of a text."""
+    """Return the token ids of a string that stands in the middle of a text."""
     if base.byte_level:
         return base.backend.encode(text, add_special_tokens=False).ids
     return [token.id for token in base.backend.model.tokenize(text.replace(" ", SPACE))]
 
 
 def can_be_token(base: BaseTokenizer, text: str) -> bool:
-    """Whether a token with this text would decode to the same text, and has no control token inside.
+    """Return whether a token with this text decodes to the same text and contains no control token.
 
-    Of a corpus of rendered chats, `<|im_start|>user` would be found before `<|im_start|>`, also in every prompt.
+    A token `<|im_start|>user`, from a corpus of rendered chats, would be matched before `<|im_start|>` in every prompt.
     Byte-level BPE represents bytes by letters such as é, so an added token of non-ASCII letters without a space would be
-    decoded as those bytes. A normalizer (NFC) may change the text.
+    decoded as the bytes for which the letters stand. A normalizer (NFC) may change the text.
     """
     if base.byte_level and " " not in text and not text.isascii():
         return False
@@ -100,9 +100,9 @@ def can_be_token(base: BaseTokenizer, text: str) -> bool:
 
 
 def extend_tokenizer(base: BaseTokenizer, texts: list[str]) -> Tokenizer:
-    """A copy of the tokenizer with `texts` as tokens `base.size`, `base.size + 1`, ...
+    """Return a copy of the tokenizer with `texts` as tokens `base.size`, `base.size + 1`, ...
 
-    Raises ValueError if a new token is not found in a text.
+    Raises ValueError if the copy does not encode a new token's text as this token.
     """
     first = base.size
     if base.byte_level:
@@ -112,23 +112,23 @@ def extend_tokenizer(base: BaseTokenizer, texts: list[str]) -> Tokenizer:
         settings = json.loads(base.backend.to_str())
         pieces = [text.replace(" ", SPACE) for text in texts]
         settings["model"]["vocab"] |= {piece: first + i for i, piece in enumerate(pieces)}
-        settings["model"]["ignore_merges"] = True  # an isolated part in the vocabulary becomes its token at once
+        settings["model"]["ignore_merges"] = True  # an isolated part that is in the vocabulary becomes a single token
         pattern = {"Regex": f"{prefix_regex(pieces)}|{BYTE_TOKEN}"}
         steps = _steps(settings.get("pre_tokenizer"), "pretokenizers")
         steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
         settings["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
         extended = Tokenizer.from_str(json.dumps(settings))
     for i, text in enumerate(texts):
-        found = extended.encode("x" + text, add_special_tokens=False).ids
-        if found[-1:] != [first + i]:
-            raise ValueError(f"the new token {text!r} is not found in a text, which is encoded as {found}")
+        ids = extended.encode("x" + text, add_special_tokens=False).ids
+        if ids[-1:] != [first + i]:
+            raise ValueError(f"the new token {text!r} is not found in a text, which is encoded as {ids}")
     return extended
 
 
 def prefix_regex(strings: list[str]) -> str:
-    """A regular expression that matches the longest of these strings, with common prefixes factored out (a trie).
+    """Return a regular expression that matches the longest string of a list. Common prefixes are factored out (a trie).
 
-    A plain alternation of thousands of strings would try each of them at every character.
+    A plain alternation of thousands of strings would be tried string by string at every character of a text.
     """
     tree: dict = {}
     for string in strings:
@@ -148,7 +148,7 @@ def prefix_regex(strings: list[str]) -> str:
 
 
 def write_tokenizer(extended: Tokenizer, base: BaseTokenizer, texts: list[str], directory: Path) -> None:
-    """Replace the tokenizer files in `directory`, a copy of the base model's directory, by those of `extended`."""
+    """Replace the tokenizer files in `directory`, a copy of the base model's directory, by the files of `extended`."""
     extended.save(str(directory / "tokenizer.json"))
     path = directory / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -160,13 +160,13 @@ def write_tokenizer(extended: Tokenizer, base: BaseTokenizer, texts: list[str], 
 
 
 def _extend_sentencepiece(path: Path, base: BaseTokenizer, texts: list[str]) -> None:
-    """Add the tokens to tokenizer.model as user-defined pieces, which sentencepiece also matches first and longest first."""
+    """Add `texts` to tokenizer.model as user-defined pieces, which sentencepiece matches first, the longest before shorter ones."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue] (generated at import)
     model.ParseFromString(path.read_bytes())
     kinds = model.SentencePiece
-    # Added tokens outside the sentencepiece model have the ids up to the first new one.
+    # Added tokens outside the sentencepiece model have the ids between its last piece and the first new token.
     for i in range(len(model.pieces), base.size):
         model.pieces.add(piece=base.backend.id_to_token(i) or f"<unused_{i}>", score=0.0, type=kinds.CONTROL)
     for text in texts:
@@ -175,7 +175,7 @@ def _extend_sentencepiece(path: Path, base: BaseTokenizer, texts: list[str]) -> 
 
 
 def _steps(part: dict | None, key: str) -> list[dict]:
-    """The steps of a normalizer or pre-tokenizer, flattened: it may be a single step, a nested sequence, or None."""
+    """Return the flat list of steps of a pre-tokenizer, which may be a single step, a nested sequence, or None."""
     if part is None:
         return []
     return [inner for step in part[key] for inner in _steps(step, key)] if part["type"] == "Sequence" else [part]
@@ -186,10 +186,10 @@ def _steps(part: dict | None, key: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class Initialisation:
-    """How rows of new tokens are initialised; see `new_rows`."""
+    """The initialisation of the rows of new tokens; see `new_rows`."""
 
-    method: str = "subtokens"  # one of METHODS
-    noise: float = NOISE  # standard deviation of the noise relative to that of the old rows
+    method: str = "subtokens"  # a name in METHODS
+    noise: float = NOISE  # standard deviation of the noise, as a fraction of the old rows' standard deviation
     seed: int = 0
 
 
@@ -199,14 +199,14 @@ def new_rows(
     init: Initialisation = Initialisation(),  # noqa: B008 (immutable)
     random_std: float = 0.02,
 ) -> torch.Tensor:
-    """Rows for new tokens, fp32 `(new tokens, hidden)`, from the trained rows `old` `(old tokens, hidden)`.
+    """Return rows for new tokens, fp32 `(new tokens, hidden)`, made from the trained rows `old` `(old tokens, hidden)`.
 
     - `subtokens`: the mean of the rows `sub_tokens[i]`, the old tokens that encode the text of token i.
     - `mean`: the mean of all old rows (Hewitt, "Initializing new word embeddings for pretrained language models", 2021).
     - `random`: normal with standard deviation `random_std`, as in a model that is trained from scratch.
 
-    `subtokens` and `mean` add noise whose covariance is noise^2 times that of the old rows, because tokens with equal rows
-    would stay equal (Mundra et al., arXiv:2407.05841).
+    `subtokens` and `mean` add noise with noise^2 times the covariance of the old rows, because tokens with equal rows would stay
+    equal (Mundra et al., arXiv:2407.05841).
     """
     generator = torch.Generator().manual_seed(init.seed)
     if init.method == "random":
@@ -218,7 +218,7 @@ def new_rows(
     else:
         rows = torch.stack([old[torch.tensor(ids)].mean(0) for ids in sub_tokens])
     if init.noise:
-        # A random combination of the centred rows has their covariance without the need to factorise it.
+        # A random combination of the centred rows has their covariance, without factorising the covariance matrix.
         centred = (old - mean) / max(1, len(old) - 1) ** 0.5
         for part in rows.split(CHUNK_ROWS):
             part += init.noise * torch.randn(len(part), len(old), generator=generator) @ centred
@@ -237,12 +237,13 @@ def write_extension(
     init: Initialisation = Initialisation(),  # noqa: B008 (immutable)
     multiple: int = 64,
 ) -> Tokenizer:
-    """Write the model directory `source`, extended with `tokens`, into the empty directory `target`.
+    """Write the model directory `source`, extended with `tokens`, into the empty directory `target`. Return the new tokenizer.
 
-    config, base: those of `source`. multiple: training pads the vocabulary to it. `new_tokens.json` lists the new tokens and
-    how their rows were initialised. Embedding and head are both extended, tied or not. Rows of the old model beyond its
-    tokenizer (Qwen's vocabulary is padded) were never trained, so they are replaced or dropped. Weights are read and written
-    file by file, in the dtype that all of them have, or in fp32 if they have several. Returns the extended tokenizer.
+    `config` and `base` are the configuration and tokenizer of `source`. Training pads the vocabulary to a multiple of `multiple`.
+    `new_tokens.json` lists the new tokens and the initialisation of their rows. Embedding and head are both extended, tied or
+    not. Rows of the old model beyond its tokenizer (Qwen's vocabulary is padded) were never trained, so they are replaced or
+    dropped. Weights are read and written file by file, in their dtype, or in fp32 if they have several dtypes. Raises UserError
+    if the tokenizer has more tokens than the model has rows.
     """
     first, texts, model = base.size, [token.text for token in tokens], build_on_meta(config)
     if first > config.vocab_size:
@@ -255,7 +256,7 @@ def write_extension(
         tensor = old.read(name)
         if name not in old.vocabulary:
             return tensor
-        is_head = parameter_names(model)[name] is not model.embedding.weight  # untied: its rows get noise of their own
+        is_head = parameter_names(model)[name] is not model.embedding.weight  # an untied head gets noise of its own
         own_init = dataclasses.replace(init, seed=init.seed + is_head)
         rows = new_rows(tensor[:first], spelled, own_init, config.initializer_range)
         return torch.cat([tensor[:first], rows.to(tensor.dtype)])
@@ -263,7 +264,7 @@ def write_extension(
     kinds = {tensor.dtype for tensor in stored_tensors(source).values()}
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop()) if len(kinds) == 1 else None
     write_weights(target, Weights(shapes, read, old.vocabulary), dtype or torch.float32, form=stored_form(config))
-    for path in (*source.iterdir(), *source.glob("*/*.jinja")):  # further chat templates stand in a folder
+    for path in (*source.iterdir(), *source.glob("*/*.jinja")):  # additional chat templates are in a folder
         copy = target / path.relative_to(source)
         if path.is_file() and path.suffix in COPIED and path.name not in STALE:
             copy.parent.mkdir(exist_ok=True)
@@ -274,7 +275,7 @@ def write_extension(
     (target / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(extended, base, texts, target)
     record = {"base": str(source), "first_id": first, "tokens": []}
-    if (earlier := source / NEW_TOKENS).is_file():  # an extension that nothing has trained since: its rows are new, too
+    if (earlier := source / NEW_TOKENS).is_file():  # `source` is itself an untrained extension: its new rows stay new
         record = json.loads(earlier.read_text(encoding="utf-8"))
     record |= {"init": init.method, "noise": init.noise, "seed": init.seed}
     record["tokens"] += [dataclasses.asdict(token) for token in tokens]

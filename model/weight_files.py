@@ -1,8 +1,8 @@
-"""The safetensors files of a model directory: which tensor is in which file, and whether the files are whole.
+"""The safetensors files of a model directory: list their tensors and check that the files are complete.
 
-Only headers and sizes are read, so a directory of any size is checked in a moment. The header says how long a file is
-(https://huggingface.co/docs/safetensors), so one that was cut off, or to which something was appended, has the wrong size.
-Flipped bits inside the data are not seen, except by `hash_weights`, which reads everything.
+Only headers and sizes are read, so a directory of any size is checked in a moment. The header contains the length of the file
+(https://huggingface.co/docs/safetensors), so a file that was cut off or extended has the wrong size. Flipped bits inside the
+data are detected only by `hash_weights`, which reads everything.
 """
 
 import json
@@ -22,7 +22,7 @@ AGAIN = "copy or download the model again"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. dtype: in the words of safetensors, such as BF16."""
+    """A tensor in a file. `dtype` is safetensors' name of it, such as BF16."""
 
     file: Path
     dtype: str
@@ -30,10 +30,10 @@ class StoredTensor:
 
 
 def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
-    """Tensor name -> where it is, from the headers of all files of a model directory.
+    """Return tensor name -> file, dtype and shape, from the headers of all files of a model directory.
 
     Raises UserError if the directory has no safetensors file, if a file is missing, has the wrong size or no valid header,
-    or if index and files do not agree.
+    or if the index names a tensor that its file does not have.
     """
     path = Path(path)
     index, single = path / INDEX, path / SINGLE
@@ -56,21 +56,21 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
 
 
 def hash_weights(path: str | Path, say: Callable[[str], None] = lambda text: None) -> dict[str, str]:
-    """File name -> SHA-256 of the weights in a model directory, read once until they change (`remembered_sha256`).
+    """Return file name -> SHA-256 of the weight files of a model directory. A file is read again only after it has changed.
 
-    Raises UserError as `stored_tensors` does.
+    `remembered_sha256` keeps the digests. Raises UserError as `stored_tensors` does.
     """
     files = sorted({tensor.file for tensor in stored_tensors(path).values()})
     return {file.name: digest for file, digest in remembered_sha256(files, say).items()}
 
 
 def _read_file(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file. Raises UserError if it is damaged."""
+    """Return the tensors of a file by name. Raises UserError if the file is damaged."""
     try:
         with open(file, "rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(f"{file} is a pointer of Git LFS, not the weights; run `git lfs pull` in its directory")
-        # Checks the size, shapes and dtypes, and that the tensors neither overlap nor leave gaps.
+        # safe_open checks the size, shapes and dtypes, and that the tensors neither overlap nor leave gaps.
         with safe_open(file, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (it is no dictionary)
             return {name: StoredTensor(file, x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}

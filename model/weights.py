@@ -1,4 +1,4 @@
-"""Tensors of a model by name, read one at a time, so that a model of any size can be converted in the memory of one file."""
+"""Tensors of a model by name, read one at a time: converting a model of any size takes the memory of a single file."""
 
 import warnings
 from collections.abc import Callable
@@ -23,8 +23,8 @@ MAX_FILE_BYTES = 5 * 2**30
 class Weights:
     """The tensors of a model.
 
-    shapes: by name, without rows of padding. read: returns a tensor, on the CPU, in the dtype in which it is stored.
-    vocabulary: the names of those with one row per token.
+    `shapes` has the shape of each tensor by name, without rows of padding. `read` returns a tensor on the CPU in its stored
+    dtype. `vocabulary` has the names of the tensors with one row per token.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -33,25 +33,25 @@ class Weights:
 
 
 def weights_of_directory(path: str | Path, model: PackedLanguageModel) -> Weights:
-    """The parameters of `model`, which may be on meta, in a model directory. Raises UserError as `check_weights` does."""
+    """Return the weights of `model` from a model directory. `model` may be on meta. Raises UserError as `check_weights` does."""
     sources = check_weights(model, str(path))
 
     def read(name: str) -> torch.Tensor:
-        found = []
+        parts = []
         for stored_name, tensor in sources[name]:
             with safe_open(tensor.file, framework="pt") as tensors:
-                found.append(tensors.get_tensor(stored_name))
-        return torch.cat(found).view(shapes[name]) if len(found) > 1 else found[0]
+                parts.append(tensors.get_tensor(stored_name))
+        return torch.cat(parts).view(shapes[name]) if len(parts) > 1 else parts[0]
 
     shapes = {name: stored_shape(model, parameter) for name, parameter in parameter_names(model).items()}
     return Weights(shapes, read, vocabulary_names(model))
 
 
 def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: Callable[[], Weights]) -> Weights:
-    """The parameters of `model`, which may be on meta, in a checkpoint of any number of ranks.
+    """Return the weights of `model` from a checkpoint. Any number of ranks may have written it, and `model` may be on meta.
 
-    A checkpoint holds what is trained; what was frozen comes from `base`, the weights that the run started from. Raises
-    UserError if the checkpoint belongs to another model.
+    A checkpoint contains the trained parameters only. Frozen parameters come from `base()`, the weights that the run started
+    from. Raises UserError if the checkpoint belongs to another model.
     """
     trained, parameters = tensors_of_checkpoint(checkpoint), parameter_names(model)
     frozen = [name for name in parameters if name not in trained.shapes]
@@ -61,37 +61,38 @@ def weights_of_checkpoint(checkpoint: Path, model: PackedLanguageModel, base: Ca
         )
     rest = base() if frozen else trained
     for name, parameter in parameters.items():
-        found, wanted = trained.shapes.get(name), tuple(parameter.shape)
-        if found not in (None, wanted):
+        shape, expected = trained.shapes.get(name), tuple(parameter.shape)
+        if shape not in (None, expected):
             raise UserError(
-                f"{checkpoint}: {name} has shape {found}, but the model has {wanted}; name the base that the run "
+                f"{checkpoint}: {name} has shape {shape}, but the model has {expected}; name the base that the run "
                 "was started from with --base"
             )
     shapes = {name: stored_shape(model, parameter) for name, parameter in parameters.items()}
 
     def read(name: str) -> torch.Tensor:
-        whole = (trained if name in trained.shapes else rest).read(name)
-        return whole[: shapes[name][0]] if whole.dim() else whole
+        padded = (trained if name in trained.shapes else rest).read(name)
+        return padded[: shapes[name][0]] if padded.dim() else padded
 
     return Weights(shapes, read, vocabulary_names(model))
 
 
 def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:
-    """The whole tensors of a checkpoint of any number of ranks whose names begin with `prefix`, by the rest of their names.
+    """Return the whole tensors of a checkpoint whose names begin with `prefix`, by name without the prefix.
 
-    This process reads them alone, whether it has a process group or not. Raises UserError if a run that still trains removes it.
+    Any number of ranks may have written the checkpoint. Only this process reads, with or without a process group. Raises
+    UserError if its run removes the checkpoint meanwhile.
     """
     reader = CheckpointReader(checkpoint)
-    found = {
+    stored = {
         key.removeprefix(prefix): metadata
         for key, metadata in reader.metadata.state_dict_metadata.items()
         if key.startswith(prefix) and isinstance(metadata, TensorStorageMetadata)
     }
 
     def read(name: str) -> torch.Tensor:
-        tensor = torch.empty(found[name].size, dtype=found[name].properties.dtype)
+        tensor = torch.empty(stored[name].size, dtype=stored[name].properties.dtype)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that there is no process group, which is what no_dist says
+            warnings.simplefilter("ignore", UserWarning)  # dcp warns that there is no process group, despite no_dist
             try:
                 dcp.load({prefix + name: tensor}, storage_reader=reader, no_dist=True)
             except dcp.CheckpointException as error:
@@ -100,14 +101,14 @@ def tensors_of_checkpoint(checkpoint: Path, prefix: str = "model.") -> Weights:
                 raise UserError(f"{checkpoint} is gone: its run has removed it; read a newer checkpoint") from error
         return tensor
 
-    return Weights({name: tuple(metadata.size) for name, metadata in found.items()}, read)
+    return Weights({name: tuple(metadata.size) for name, metadata in stored.items()}, read)
 
 
 def average(base: Weights, tuned: Weights, share: float, new_row: int | None = None) -> Weights:
-    """W = (1 - share) * base + share * tuned in fp32, tensor by tensor: WiSE-FT (arXiv:2109.01903, section 3).
+    """Return W = (1 - share) * base + share * tuned in fp32, tensor by tensor: WiSE-FT (arXiv:2109.01903, section 3).
 
-    base: the very weights that the tuned ones were trained from. Rows from `new_row` on are those of new tokens: the base
-    has only initial values there, so they are the tuned ones. Raises UserError for a share that is none.
+    `base` must be the weights from which `tuned` was trained. Rows from `new_row` on belong to new tokens. The base has only
+    initial values there, so the tuned rows are returned. Raises UserError if `share` is not between 0 and 1.
     """
     if not 0 <= share <= 1:
         raise UserError(
@@ -130,9 +131,10 @@ def write_weights(
     max_file_bytes: int = MAX_FILE_BYTES,
     form: StoredForm = lambda name, tensor: {name: tensor},
 ) -> int:
-    """Write the safetensors files of a model directory in `dtype`, holding one file's tensors at a time. Returns the bytes.
+    """Write the safetensors files of a model directory in `dtype`, with one file's tensors in memory. Return their size in bytes.
 
-    form: `stored_form` of the model. Raises UserError if a tensor has values that are not finite, or that `dtype` cannot hold, or if a file cannot be written.
+    `form` is the `stored_form` of the model. Raises UserError if a tensor has values that are not finite or that `dtype` cannot
+    hold, or if a file cannot be written.
     """
     sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in weights.shapes.items()}
     written = {}
@@ -147,11 +149,11 @@ def write_weights(
 
 
 def converted(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor in `dtype`. Raises UserError if a value is not finite, or if `dtype` cannot hold it."""
-    changed = tensor.to(dtype).contiguous()
-    if not torch.isfinite(changed).all():
+    """Return the tensor in `dtype`. Raises UserError if a value is not finite, or if `dtype` cannot hold it."""
+    result = tensor.to(dtype).contiguous()
+    if not torch.isfinite(result).all():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{name} has values that are not finite; export another step")
         largest = tensor.abs().max().item()
         raise UserError(f"{name} has a value of {largest:.3g}, which {dtype_name(dtype)} cannot hold; use --dtype bf16")
-    return changed
+    return result

@@ -1,4 +1,4 @@
-"""Sources of training: whatever tokens and weights a test needs, in memory, or the documents of files; and such files."""
+"""Training sources for tests: tokens and weights in memory, documents of files, and the content of such files."""
 
 import io
 import json
@@ -19,7 +19,7 @@ VOCABULARY = 259  # ids that every tiny model has (tests/tiny.py)
 
 
 class InMemory(Documents):
-    """Documents with given tokens and weights. weights: bool or float32; the first of each document is 0."""
+    """Documents with the given tokens and weights (bool or float32; the first weight of each document is 0)."""
 
     ids: list[np.ndarray]
     weights: list[np.ndarray]
@@ -41,7 +41,7 @@ def load_documents(
     cache_gib: float | None = None,
     **options,
 ) -> Documents:
-    """The documents of files, from the cache in this directory. options: fields of `Reader`."""
+    """Read the documents of files, through the cache in the directory `cache` if given. `options` are fields of `Reader`."""
     kept = Cache(Path(cache), lambda text: None, cache_gib) if cache else None
     reader = Reader(encoder or ExampleEncoder(tokenizer), 2**31, sequence_length, too_long, kept, **options)
     documents = reader.read(paths, "", reading)
@@ -50,37 +50,37 @@ def load_documents(
 
 
 def json_lines(rows: list) -> bytes:
-    """The content of a .jsonl file."""
+    """Return the content of a .jsonl file."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def table(rows: list[dict]):
-    """A table of Arrow, in which a key that a row has not is null. Skips the test without pyarrow."""
+    """Return an Arrow table, with null for keys that a row lacks. Skip the test without pyarrow."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return pytest.importorskip("pyarrow").table({key: [row.get(key) for row in rows] for key in keys})
 
 
 def parquet(rows: list[dict], **options) -> bytes:
-    """The content of a .parquet file."""
+    """Return the content of a .parquet file. Skip the test without pyarrow."""
     pytest.importorskip("pyarrow.parquet").write_table(table(rows), sink := io.BytesIO(), **options)
     return sink.getvalue()
 
 
 def texts(lengths) -> InMemory:
-    """Documents of these lengths. All tokens but the first are targets, and no two tokens are equal."""
+    """Return documents of the given lengths. All tokens but the first are targets, and no two tokens are equal."""
     edges = np.cumsum([0, *lengths])
     ids = [np.arange(low, high) for low, high in zip(edges, edges[1:], strict=False)]
     return InMemory(ids, [np.arange(len(tokens)) > 0 for tokens in ids])
 
 
 def chats(lengths) -> InMemory:
-    """Like `texts`, with targets in the second half only, so that they cannot be cut."""
-    made = texts(lengths)
-    return InMemory(made.ids, [np.arange(n) >= max(1, n // 2) for n in lengths])
+    """Return documents like `texts`, with targets only in the second half, so that they cannot be cut."""
+    documents = texts(lengths)
+    return InMemory(documents.ids, [np.arange(n) >= max(1, n // 2) for n in lengths])
 
 
 def weighted(choices: tuple[float, ...], count: int = 18, seed: int = 0) -> InMemory:
-    """Random documents of 10 to 60 tokens, each token with one of these weights. Every document has a target."""
+    """Return random documents of 10 to 60 tokens, each token with a weight in `choices`. Every document has a target."""
     rng = np.random.default_rng(seed)
     ids = [rng.integers(3, VOCABULARY, n) for n in rng.integers(10, 61, count)]
     factors = [rng.choice(choices, len(tokens)).astype(np.float32) for tokens in ids]
@@ -90,5 +90,5 @@ def weighted(choices: tuple[float, ...], count: int = 18, seed: int = 0) -> InMe
 
 
 def micro_batches(items, source, capacity: int, rank: int = 0, ranks: int = 1) -> list[tuple[int, ...]]:
-    """The micro-batches of one rank, of at most `capacity` tokens; the cost of a document is its length squared."""
+    """Return the micro-batches of a rank, of at most `capacity` tokens. The cost of a document is its length squared."""
     return Dealer(capacity, lambda lengths, targets: lengths**2).deal(items, source, ranks).of_rank(rank)

@@ -1,4 +1,4 @@
-"""What torch's operators are given and make, as a test sees it."""
+"""A mode that shows a test the arguments and results of all operators of torch."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Seeing(TorchDispatchMode):
-    """Calls `see(operator, its arguments, what it returned)` after each operator, those of a backward inside included."""
+    """A mode that calls `see(operator, arguments, result)` after each operator, including operators of backward."""
 
     def __init__(self, see: Callable[[object, tuple, object], object]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Shard a model as train.py does, for workers that do not run train.py."""
+"""Shard a model like train.py, for workers that do not run train.py."""
 
 import torch
 
@@ -11,7 +11,7 @@ from model.language_model import PackedLanguageModel
 def shard_model(
     model: PackedLanguageModel, ranks: Ranks, strategy: str = "full", settings: Model | None = None, **options: object
 ) -> None:
-    """options: further ones of `Sharding`."""
+    """Shard `model` in place. `options` are further fields of `Sharding`. A collective."""
     sharding = Sharding(strategy=strategy, **options)  # pyright: ignore[reportArgumentType]
     mesh = make_mesh(ranks.device.type, ranks.world_size, sharding)
     units = model.extra_fsdp_units()

@@ -12,7 +12,7 @@ from configs.config import Config
 from configs.load import FORMATS
 from data.dealing import Deal, balance
 from distributed.process_group import Ranks, read_on_first
-from model.architectures import has_experts, origin
+from model.architectures import origin
 from model.flops import Peak
 from model.language_model import num_parameters, num_trained
 from training.chat_settings import other_options
@@ -80,10 +80,6 @@ def describe_run(
         if steps > inputs.total_steps
     ]
     warnings += uneven
-    if has_experts(model_config):
-        from model.experts import sharing_warnings
-
-        warnings += sharing_warnings(model)
     lines += _odd(remarks) + [f"warning: {warning}" for warning in warnings] + notes
     details.append(disk)
     path = Path(config.run.directory, config.run.name, "start.txt")

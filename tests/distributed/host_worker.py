@@ -1,8 +1,8 @@
-"""train.py for test_two_hosts.py: as on a real node, but with one thread and without long measurements of the peak.
+"""train.py for test_two_hosts.py: as on a real node, but with a single thread and a short measurement of the peak FLOP/s.
 
 PLANT=FAULT torchrun --nnodes=2 --nproc_per_node=1 tests/distributed/host_worker.py CONFIG.py [section.key=value ...]
 
-FAULT is one of train_worker.py, or nothing.
+FAULT is a fault of train_worker.py, or empty.
 """
 
 import gc
@@ -24,7 +24,7 @@ from tests.distributed.train_worker import plant
 
 if __name__ == "__main__":
     remember_code()
-    torch.set_num_threads = lambda count: None  # OMP_NUM_THREADS=1: as many threads as in the run that is compared
+    torch.set_num_threads = lambda count: None  # keep OMP_NUM_THREADS=1, as in the run `whole`
     measured_flops = model.flops.measured_flops
     model.flops.measured_flops = lambda device, dtype, size: measured_flops(device, dtype, 64)
     plant(os.environ.get("PLANT"), setattr)

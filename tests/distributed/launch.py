@@ -1,4 +1,4 @@
-"""Launch train_worker.py on N ranks, and read what its runs wrote."""
+"""Launch train_worker.py on N ranks, and read the files of its runs."""
 
 import json
 import math
@@ -41,9 +41,10 @@ def workplace(
     run: str = "keep_last=9",
     more: str = "",
 ) -> Path:
-    """Write a tiny model, `train` and `validation` chats and config.py to `folder`, and return it. Runs go to `folder`/runs.
+    """Write a tiny model, `train` and `validation` chats and config.py to `folder`, and return it. Runs are in `folder`/runs.
 
-    data, batch, optimizer, run, more: arguments of their parts of the config, as Python.
+    `data`, `batch`, `optimizer` and `run` are arguments of these sections of the config, as Python code; `more` is code for
+    further sections.
     """
     write_tiny_model(folder / "model", **model or {})
     write_chat_file(folder / "train.jsonl", train)
@@ -56,7 +57,7 @@ def workplace(
 
 
 def write_plan(folder: Path, name: str, runs: list[dict]) -> Path:
-    """The file that tells train_worker.py what to run."""
+    """Write the list of runs for train_worker.py. Return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / f"{name}.json"
     plan.write_text(json.dumps(runs))
@@ -66,23 +67,23 @@ def write_plan(folder: Path, name: str, runs: list[dict]) -> Path:
 def run_of(
     folder: Path, name: str, *overrides: str, plant: str | None = None, expect: int = 0, script: Path | None = None
 ) -> dict:
-    """A run of `folder`/config.py for `launch`. expect: its exit code. script: an edited copy of train.py."""
+    """Describe a run of `folder`/config.py for `launch`. `expect` is its exit code, `script` an edited copy of train.py."""
     arguments = [str(folder / "config.py"), f"run.name={name}", *overrides]
     return {"arguments": arguments, "plant": plant, "expect": expect, "script": script and str(script)}
 
 
 def launch(folder: Path, name: str, world_size: int, runs: list[dict]) -> str:
-    """Do `runs` one after the other in one launch, and return the output (also in NAME.out).
+    """Run `runs` one after the other in a single launch. Return the output, which is also in NAME.out.
 
-    World size 0 is plain python, without any launcher. The ranks are forked (tests/processes.py). Checks the exit code of
-    every run on every rank: `expect` in the run, 0 by default.
+    World size 0 is plain python without a launcher. The ranks are forked (tests/processes.py). Checks the exit code of every
+    run on every rank: `expect` of the run, 0 by default.
     """
     plan = write_plan(folder, name, runs)
     if world_size:
-        done = run_ranks(world_size, WORKER, plan, **ENVIRONMENT)
+        process = run_ranks(world_size, WORKER, plan, **ENVIRONMENT)
     else:
-        done = run_python(WORKER, plan, **ENVIRONMENT)
-    output = done.stdout + done.stderr
+        process = run_python(WORKER, plan, **ENVIRONMENT)
+    output = process.stdout + process.stderr
     (folder / f"{name}.out").write_text(output)
     for number, run in enumerate(runs):
         for rank in range(max(1, world_size)):
@@ -91,42 +92,42 @@ def launch(folder: Path, name: str, world_size: int, runs: list[dict]) -> str:
             assert int(code.read_text()) == run.get("expect", 0), (
                 f"run {number} ({run}), rank {rank}:\n{output[-6000:]}"
             )
-    assert done.returncode == 0, output[-6000:]
+    assert process.returncode == 0, output[-6000:]
     return output
 
 
 def flip_bit(path: Path) -> None:
-    """Damage a file as a disk does, in its middle."""
+    """Flip a bit in the middle of a file, as a damaged disk does."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def rows(run: Path, key: str = "train/loss") -> dict[int, dict]:
-    """The rows of metrics.jsonl that have `key`, by step. Fails if a step occurs twice."""
-    found = {}
+    """Return the rows of metrics.jsonl that have `key`, by step. Fail if a step occurs twice."""
+    rows_by_step = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         if key in row:
-            assert row["step"] not in found, f"step {row['step']} occurs twice in {run}"
-            found[row["step"]] = row
-    return found
+            assert row["step"] not in rows_by_step, f"step {row['step']} occurs twice in {run}"
+            rows_by_step[row["step"]] = row
+    return rows_by_step
 
 
 def weights(run: Path) -> dict:
-    """The exported tensors."""
+    """Return the exported tensors by name."""
     return load_file(run / "export" / "model.safetensors")
 
 
 def largest_difference(a: dict, b: dict) -> float:
-    """The largest absolute difference between two exports over all tensors; infinite if a value is not finite."""
+    """Return the largest absolute difference between two exports over all tensors; infinite if a value is not finite."""
     assert a.keys() == b.keys()
     worst = torch.stack([(a[name].double() - b[name].double()).abs().max() for name in a]).max().item()
     return worst if math.isfinite(worst) else math.inf
 
 
 def relative_difference(a: dict[int, dict], b: dict[int, dict], key: str) -> float:
-    """The largest relative difference between two curves over all steps."""
+    """Return the largest relative difference between two curves over all steps."""
     assert a.keys() == b.keys()
     return max(abs(a[step][key] - b[step][key]) / abs(a[step][key]) for step in a)
 
@@ -134,7 +135,7 @@ def relative_difference(a: dict[int, dict], b: dict[int, dict], key: str) -> flo
 def assert_same_update(
     run: Path, reference: Path, limit: float = 1e-5, keys: tuple[str, ...] = ("train/loss", "train/grad_norm")
 ) -> None:
-    """The same steps with the same curves, relative to `limit`, and the same exported weights. 0: to the bit."""
+    """Check that two runs have equal steps, curves (relatively) and exported weights, up to `limit`. 0 means bitwise."""
     for key in keys:
         assert relative_difference(rows(reference, key), rows(run, key), key) <= limit, (run.name, key)
     assert largest_difference(weights(reference), weights(run)) <= limit, run.name

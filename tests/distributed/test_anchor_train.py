@@ -1,4 +1,4 @@
-"""train.py with an anchored source on 1 and 2 gloo processes: ranks, stop and resume, more steps, less KL."""
+"""train.py with an anchored source on 1 and 2 gloo processes: equal updates, stop and resume, more steps, smaller KL."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
 def runs(folder) -> Path:
     runs, replay = folder / "runs", (f"data.mix=base:0.4:{folder}/base.jsonl", "forgetting.anchor_weight=1")
     constant = "optimizer.min_lr_ratio=1"
-    of_all = [
+    all_runs = [
         run_of(folder, "r2", "run.eval_general=True"),
         run_of(folder, "replay", *replay, "run.eval_general=True"),
         run_of(folder, "stopped", plant="signal_at_micro_batch:4"),
@@ -43,7 +43,7 @@ def runs(folder) -> Path:
         run_of(folder, "short", "optimizer.max_steps=2", constant),
         run_of(folder, "short", constant),
     ]
-    assert "signal: stopped after step 3/6, saved" in launch(folder, "two", 2, of_all)
+    assert "signal: stopped after step 3/6, saved" in launch(folder, "two", 2, all_runs)
     launch(folder, "one", 1, [run_of(folder, "r1")])
     return runs
 
@@ -60,7 +60,7 @@ def test_a_stop_changes_no_bit(runs) -> None:
 
 
 def test_the_curves(runs) -> None:
-    """The source's curve is its KL, which begins at 0; the loss of the step has it times the weight, over one divisor."""
+    """The source's curve is its KL, which begins at 0. The step's loss has weight x KL, with one divisor for all targets."""
     curve = rows(runs / "r2")
     assert len(curve) == STEPS and abs(curve[1][KL]) < 1e-5 and curve[STEPS][KL] > 1e-3
     for row in curve.values():
@@ -69,7 +69,7 @@ def test_the_curves(runs) -> None:
         assert row["train/loss"] == pytest.approx(total, rel=1e-5) and 0 < share < 1
 
 
-def test_it_keeps_nearer_to_the_base_than_replay_of_the_same_text(runs) -> None:
+def test_anchor_stays_nearer_to_base_than_replay(runs) -> None:
     anchored, replayed = (rows(runs / name, "forgetting/kl")[STEPS]["forgetting/kl"] for name in ("r2", "replay"))
     assert 0 < anchored < 0.8 * replayed
     assert rows(runs / "replay")[1][KL] > 1  # cross-entropy
@@ -78,16 +78,18 @@ def test_it_keeps_nearer_to_the_base_than_replay_of_the_same_text(runs) -> None:
 
 
 def test_with_more_steps_the_base_predicts_again(folder, runs) -> None:
-    """The rows are those that a run of all steps has computed at its start, although the weights were trained meanwhile."""
+    """The base's rows equal the rows of a run that computed all of them at its start, although training has begun."""
     output = (folder / "two.out").read_text()
     assert output.count("the base predicts the targets of 2 documents of base") == 1
     assert (
         output.count("the base predicts the targets of 8 documents of base") == 3
     )  # r2, stopped, short with all steps
-    found = {}
+    log_probabilities = {}
     for name in ("short", "r2"):
         table = np.fromfile(runs / name / "anchor" / "rows", ROW)
         documents = np.load(runs / name / "anchor" / "documents.npy")
-        found[name] = np.concatenate([table[first:end] for first, end in documents if end])["log_p"].astype(float)
-    np.testing.assert_allclose(found["short"], found["r2"], rtol=2e-3, atol=2e-5)
-    np.testing.assert_allclose(np.exp(found["r2"]).sum(1), 1, atol=5e-3)
+        log_probabilities[name] = np.concatenate([table[first:end] for first, end in documents if end])["log_p"].astype(
+            float
+        )
+    np.testing.assert_allclose(log_probabilities["short"], log_probabilities["r2"], rtol=2e-3, atol=2e-5)
+    np.testing.assert_allclose(np.exp(log_probabilities["r2"]).sum(1), 1, atol=5e-3)

@@ -1,4 +1,4 @@
-"""model.compile in runs of train.py on two ranks: a layer is compiled once, and computes what eager code does."""
+"""model.compile in runs of train.py on two ranks: a layer is compiled once and gives the updates of eager code."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ import pytest
 from tests.distributed.launch import largest_difference, launch, relative_difference, rows, run_of, weights, workplace
 
 pytestmark = pytest.mark.slow
-GRAPHS = "count_graphs:aot_eager"  # traces what inductor would, and does not take a minute to write C++
+GRAPHS = "count_graphs:aot_eager"  # traces like inductor, without a minute for generating C++
 CAPTURED = "count_graphs:eager"  # only captures the graphs, in a fifth of the time
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("compile")
-    alike = {"family": "qwen2", "vocab_size": 391}  # one kind of layers: tests/model/test_compile.py has two
+    alike = {"family": "qwen2", "vocab_size": 391}  # all layers are alike; tests/model/test_compile.py has two kinds
     more = 'ewc=EWC(data=(here + "/validation.jsonl",), documents=4, batch=2),'
     run, steps = "eval_every=1, save_every=2", "max_steps=3"
     return workplace(
@@ -42,7 +42,7 @@ def runs(folder) -> Path:
 
 
 def graphs(folder: Path, name: str) -> list[int]:
-    """How many graphs there were after each forward, the same on both ranks."""
+    """Return the number of graphs after each forward. Check that it is the same on both ranks."""
     first, second = (json.loads((folder / f"{name}.graphs.{rank}.json").read_text()) for rank in range(2))
     assert first == second
     return first
@@ -57,9 +57,9 @@ def test_compiled_layers_give_the_same_update(runs, name, eager) -> None:
 
 
 def test_lengths_steps_and_evaluations_compile_nothing_again(folder, runs) -> None:
-    """One graph for training, and one to evaluate: first in `shared`, and after the last step in the others.
+    """There is a graph for training and a graph for evaluation, which runs first in `shared` and last in the other runs.
 
-    In training the input of the first layer of `lora` needs no gradient, and that of the other does.
+    `lora` has a third graph, because the input of its first layer needs no gradient.
     """
     for name, kinds, forwards in (("shared", {1, 2}, 14), ("lora", {2, 3}, 8), ("plain", {1, 2}, 8)):
         counts = graphs(folder, name)

@@ -1,6 +1,6 @@
-"""Ranks that share the tokens of a micro-batch (sharding.context) compute what one rank computes.
+"""Ranks that share the tokens of a micro-batch (sharding.context) compute the same as a single rank.
 
-All supported architectures, on as many ranks as their heads allow:
+To compare all supported architectures, on as many ranks as their heads allow:
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node=4 tests/distributed/context_worker.py FOLDER
 """
@@ -30,7 +30,7 @@ from tools.verify import EXACT, check_files, read_record, replay, seen
 pytestmark = pytest.mark.slow
 FAMILIES = ("gemma2", "gpt_oss")  # softcaps, sliding windows, biases, sinks; with 4 ranks, keys are repeated
 STEPS = 3
-KILLED_AT = 20  # forwards, those of the Fisher diagonal and of the first validation among them: in step 3
+KILLED_AT = 20  # number of the forward, counted from the Fisher diagonal and the first validation on: it is in step 3
 CURVES = (
     "train/loss",
     "train/grad_norm",
@@ -44,22 +44,22 @@ CURVES = (
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("context")
-    done = run_ranks(4, Path(__file__).with_name("context_worker.py"), folder, *FAMILIES, **ENVIRONMENT)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    process = run_ranks(4, Path(__file__).with_name("context_worker.py"), folder, *FAMILIES, **ENVIRONMENT)
+    assert process.returncode == 0, (process.stdout + process.stderr)[-4000:]
     return json.loads((folder / "4.json").read_text())
 
 
-def test_loss_and_every_gradient_are_those_of_one_rank(compared) -> None:
+def test_loss_and_gradients_equal_one_rank(compared) -> None:
     assert set(compared) == {*FAMILIES, "tiled hybrid", "none"}
-    for name, found in compared.items():
-        assert found["loss"] < 1e-6 and found["gradient"] < 1e-5, (name, found)
-        assert set(found["timeouts"]) == {7.0}, (name, found)  # run.timeout_minutes bounds every collective
+    for name, result in compared.items():
+        assert result["loss"] < 1e-6 and result["gradient"] < 1e-5, (name, result)
+        assert set(result["timeouts"]) == {7.0}, (name, result)  # run.timeout_minutes bounds every collective
 
 
-def test_a_document_does_not_see_another_one_wherever_ranks_cut_the_row(compared) -> None:
+def test_documents_stay_isolated_across_cuts_of_ranks(compared) -> None:
     for name in FAMILIES:
-        apart = compared[name]["isolation"]
-        assert apart["edited"] == 0.0 and apart["longer"] < 1e-6 and apart["moved"] > 0.1, (name, apart)
+        distances = compared[name]["isolation"]
+        assert distances["edited"] == 0.0 and distances["longer"] < 1e-6 and distances["moved"] > 0.1, (name, distances)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
-    """A run on one rank, on two that share, two steps on two pairs; one that is killed as a pair and goes on as four that share."""
+    """Run on 1 rank, on a pair of ranks, and for two steps on two pairs. Kill a run of a pair and resume it on 4 sharing ranks."""
     settings = (f"run.eval_every={STEPS}", "data.sequence_length=160", "ewc.documents=8", "optimizer.warmup_steps=0")
     general = ("run.eval_general=True", *settings)
     launch(folder, "one", 1, [run_of(folder, "r1", *general)])
@@ -79,9 +79,9 @@ def runs(folder) -> Path:
     plan = write_plan(
         folder, "two", [run_of(folder, "pair", *general, "sharding.context=2", "model.mlp_tiles=2"), killed]
     )
-    done = run_ranks(2, WORKER, plan, **ENVIRONMENT)
-    assert (folder / "two.0.rank1.exit").is_file(), done.stdout + done.stderr
-    assert done.returncode, "the kill came too late"
+    process = run_ranks(2, WORKER, plan, **ENVIRONMENT)
+    assert (folder / "two.0.rank1.exit").is_file(), process.stdout + process.stderr
+    assert process.returncode, "the kill came too late"
     assert 0 < step_of(latest_checkpoint(folder / "runs" / "killed" / "checkpoints")) < STEPS
     four = [
         run_of(folder, "refused", "sharding.context=3", expect=2),
@@ -97,9 +97,9 @@ def runs(folder) -> Path:
 
 
 @pytest.mark.parametrize("name", ["pair", "pairs", "killed"])
-def test_a_run_is_that_of_one_rank_also_after_a_kill_and_with_other_groups(runs, name) -> None:
+def test_run_equals_one_rank_after_kill_and_regrouping(runs, name) -> None:
     for curve in CURVES:
-        # The penalty is a small difference of weights.
+        # The penalty is computed from small differences of weights.
         limit = 1e-3 if curve.startswith("ewc") else 1e-5
         before = {step: row for step, row in rows(runs / "r1", curve).items() if row[curve]}
         after = {step: row for step, row in rows(runs / name, curve).items() if step in before}
@@ -110,21 +110,21 @@ def test_a_run_is_that_of_one_rank_also_after_a_kill_and_with_other_groups(runs,
 
 
 def test_forgetting_is_measured_on_all_tokens_once(runs) -> None:
-    (_, alone), (_, shared) = (sorted(rows(runs / one, "forgetting/kl").items())[-1] for one in ("r1", "pair"))
+    (_, alone), (_, shared) = (sorted(rows(runs / name, "forgetting/kl").items())[-1] for name in ("r1", "pair"))
     assert alone["step"] == shared["step"] == STEPS and alone["forgetting/kl"] > 1e-3
     for curve in ("forgetting/kl", "forgetting/perplexity_per_byte", "forgetting/agreement", "forgetting/questions"):
         assert shared[curve] == pytest.approx(alone[curve], rel=1e-4), curve
 
 
-def test_the_record_knows_the_groups_and_a_replay_of_them_gives_the_same_bits(folder, runs, monkeypatch) -> None:
-    said, entries = list[str](), read_record(runs / "pairs")
+def test_replay_of_context_groups_is_bitwise(folder, runs, monkeypatch) -> None:
+    messages, entries = list[str](), read_record(runs / "pairs")
     assert list(check_files(runs / "killed", read_record(runs / "killed"), None))  # continued by other groups
-    where = [line for line in seen(entries, str(folder / "train.jsonl")) if "| steps " in line]
-    assert {line.rpartition("(")[2] for line in where} == {"ranks 0 to 1)", "ranks 2 to 3)"}
+    lines = [line for line in seen(entries, str(folder / "train.jsonl")) if "| steps " in line]
+    assert {line.rpartition("(")[2] for line in lines} == {"ranks 0 to 1)", "ranks 2 to 3)"}
 
     def train(command: list[str], *_: object) -> tuple[int, str]:
         return 0, launch(folder, "replay", 2, [{"arguments": command[-1:]}])
 
     monkeypatch.setattr(verify, "run_train", train)
-    assert replay(runs / "pair", read_record(runs / "pair"), 2, said.append) == EXACT
-    assert said[-1].startswith("steps 3 to 3")
+    assert replay(runs / "pair", read_record(runs / "pair"), 2, messages.append) == EXACT
+    assert messages[-1].startswith("steps 3 to 3")

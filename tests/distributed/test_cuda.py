@@ -1,8 +1,8 @@
-"""Tests that need a GPU: host offload, a step that waits for the device once, compile, bitwise resume. On a GPU machine:
+"""Tests that need a GPU: host offload, a single wait for the device per step, compile, bitwise resume. On a GPU machine:
 
     bash scripts/test.sh -m gpu
 
-One process on one GPU, and two processes on two GPUs (NCCL) if there are two. The runs are tiny; scripts/bench.py measures
+They run one process on one GPU, and two processes (NCCL) if there are two GPUs. The runs are tiny; scripts/bench.py measures
 performance.
 """
 
@@ -19,21 +19,21 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
 ]
 BF16 = ("model.compute_dtype=bf16",)
-SPIKES = ("optimizer.skip_spikes=9",)  # the history of a run this short is too short for any
+SPIKES = ("optimizer.skip_spikes=9",)  # in a run this short, the history is too short to detect a spike
 DETERMINISTIC = (*BF16, "run.deterministic=True", "run.save_every=2")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """6 steps; all are clipped."""
+    """Write the workplace of a run with 6 steps, which are all clipped."""
     model = {"family": "qwen2", "tied": False, "vocab_size": 391, "layers": 4}
     folder, optimizer = tmp_path_factory.mktemp("cuda"), "epochs=2, max_grad_norm=0.5"
     return workplace(folder, 24, model=model, batch="global_examples=8", optimizer=optimizer)
 
 
 @pytest.fixture(scope="module")
-def one(folder) -> Path:
-    """World size 1: 8 micro-batches per step. `stopped` is stopped in step 4 and resumed."""
+def on_one_gpu(folder) -> Path:
+    """Run on one GPU, with 8 micro-batches per step. `stopped` is stopped in step 4 and resumed."""
     launch(
         folder,
         "one",
@@ -55,39 +55,39 @@ def one(folder) -> Path:
     return folder / "runs"
 
 
-def test_cpu_offload_gives_the_same_clipped_update(one) -> None:
-    assert largest_difference(weights(one / "base"), weights(one / "offload")) < 1e-5
-    assert relative_difference(rows(one / "base"), rows(one / "offload"), "train/grad_norm") < 1e-5
-    assert all(row["train/grad_norm"] > 0.5 for row in rows(one / "base").values())
+def test_cpu_offload_gives_the_same_clipped_update(on_one_gpu) -> None:
+    assert largest_difference(weights(on_one_gpu / "base"), weights(on_one_gpu / "offload")) < 1e-5
+    assert relative_difference(rows(on_one_gpu / "base"), rows(on_one_gpu / "offload"), "train/grad_norm") < 1e-5
+    assert all(row["train/grad_norm"] > 0.5 for row in rows(on_one_gpu / "base").values())
 
 
-def test_activation_offload_gives_the_same_update(one) -> None:
-    assert largest_difference(weights(one / "base"), weights(one / "activations")) < 1e-5
+def test_activation_offload_gives_the_same_update(on_one_gpu) -> None:
+    assert largest_difference(weights(on_one_gpu / "base"), weights(on_one_gpu / "activations")) < 1e-5
 
 
-def test_bf16_and_compiled_layers_have_the_loss_of_fp32(one) -> None:
+def test_bf16_and_compiled_losses_match_fp32(on_one_gpu) -> None:
     for name in ("bf16", "compiled", "12N"):
-        assert relative_difference(rows(one / "base"), rows(one / name), "train/loss") < 2e-2
+        assert relative_difference(rows(on_one_gpu / "base"), rows(on_one_gpu / name), "train/loss") < 2e-2
 
 
-def test_a_step_waits_for_the_device_once(one) -> None:
+def test_a_step_waits_for_the_device_once(on_one_gpu) -> None:
     assert (
-        largest_difference(weights(one / "bf16"), weights(one / "no-wait")) < 1e-3
+        largest_difference(weights(on_one_gpu / "bf16"), weights(on_one_gpu / "no-wait")) < 1e-3
     )  # another wait would have been an error
 
 
-def test_resume_is_bitwise_with_run_deterministic(folder, one) -> None:
+def test_resume_is_bitwise_with_run_deterministic(folder, on_one_gpu) -> None:
     assert "SIGTERM: stopped after step 3/6, saved" in (folder / "one.out").read_text()
-    assert largest_difference(weights(one / "straight"), weights(one / "stopped")) == 0.0
+    assert largest_difference(weights(on_one_gpu / "straight"), weights(on_one_gpu / "stopped")) == 0.0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("strategy", ["full", "grad_op", "none"])
-def test_two_gpus_give_the_same_update_as_one(folder, one, two, strategy) -> None:
-    assert largest_difference(weights(one / "base"), weights(two / strategy)) < 1e-5
+def test_two_gpus_give_the_same_update_as_one(folder, on_one_gpu, on_two_gpus, strategy) -> None:
+    assert largest_difference(weights(on_one_gpu / "base"), weights(on_two_gpus / strategy)) < 1e-5
 
 
 @pytest.fixture(scope="module")
-def two(folder) -> Path:
+def on_two_gpus(folder) -> Path:
     launch(folder, "two", 2, [run_of(folder, s, f"sharding.strategy={s}") for s in ("full", "grad_op", "none")])
     return folder / "runs"

@@ -1,4 +1,4 @@
-"""What a process sets up before it uses its GPU. torch.cuda is replaced: nothing here needs one."""
+"""The settings of a process before it uses its GPU. torch.cuda is replaced, so no GPU is needed."""
 
 import os
 from unittest.mock import Mock
@@ -16,11 +16,11 @@ def gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.setenv(name, "")  # so that what the device sets is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores the variable that choose_device sets
         monkeypatch.delenv(name)
 
 
-def test_the_allocator_has_expandable_segments_unless_the_user_set_it(gpu, monkeypatch) -> None:
+def test_allocator_uses_expandable_segments_by_default(gpu, monkeypatch) -> None:
     device.choose_device(0, 1)
     assert os.environ.pop("PYTORCH_CUDA_ALLOC_CONF") == "expandable_segments:True"
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:128")
@@ -29,7 +29,7 @@ def test_the_allocator_has_expandable_segments_unless_the_user_set_it(gpu, monke
 
 
 @pytest.mark.parametrize("installed, major, expected", [(True, 9, ["FA3"]), (True, 8, []), (False, 9, [])])
-def test_flash_attention_3_runs_on_hopper_where_it_is_installed(gpu, monkeypatch, installed, major, expected) -> None:
+def test_flash_attention_3_runs_on_hopper_if_installed(gpu, monkeypatch, installed, major, expected) -> None:
     activated = []
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (major, 0))
@@ -40,8 +40,8 @@ def test_flash_attention_3_runs_on_hopper_where_it_is_installed(gpu, monkeypatch
 
 
 @pytest.mark.parametrize("launched, error", [(False, UserError), (False, RuntimeError), (True, UserError)])
-def test_a_mistake_on_a_single_gpu_ends_the_group_or_nccl_would_warn_at_exit(monkeypatch, launched, error) -> None:
-    """Not among other ranks, where NCCL might wait for one that is lost, and not after an error of CUDA."""
+def test_mistake_on_single_gpu_ends_the_group(monkeypatch, launched, error) -> None:
+    """Otherwise NCCL would warn at exit. With more ranks NCCL might wait for a lost rank; after an error of CUDA it might fail."""
     ended, store = [], dist.HashStore()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value) if launched else monkeypatch.delenv(name, raising=False)

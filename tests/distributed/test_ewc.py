@@ -1,7 +1,7 @@
 """train.py with EWC on 1 and 2 gloo processes: the Fisher diagonal and the penalty's gradient, sharding, stop and resume.
 
-A run keeps its Fisher diagonal and reference in runs/NAME/ewc. The plant `note_penalty` writes, whole, the weights and what was their
-gradient before and after the penalty in step 2, where the weights have moved. tests/model/ewc/test_fisher.py compares the
+A run saves its Fisher diagonal and reference in runs/NAME/ewc. The plant `note_penalty` writes the whole weights and their
+gradients before and after the penalty in step 2, in which the weights have moved. tests/model/ewc/test_fisher.py compares the
 estimators with their definitions.
 """
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """An untied model with biases and 391 rows, which do not divide by 2 ranks. test_survival.py has EWC on a tied one."""
+    """Write an untied model with biases and 391 rows, an odd number. test_survival.py has EWC on a tied model."""
     more = f'ewc=EWC(strength={STRENGTH}, data=(here + "/old.jsonl",), documents=8),'
     folder = workplace(
         tmp_path_factory.mktemp("ewc"),
@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
         more=more,
     )
     write_chat_file(folder / "old.jsonl", 12, seed=5)
-    # The same weights with other RoPE frequencies, which only config.json shows.
+    # The same weights with other RoPE frequencies, which only config.json contains.
     shutil.copytree(folder / "model", folder / "other_rope")
     config = json.loads((folder / "other_rope" / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] *= 2
@@ -53,21 +53,21 @@ def runs(folder) -> Path:
         return run_of(folder, name, *overrides, **{"plant": plant} | options)
 
     validated = ("run.eval_general=True", f"data.validation={folder / 'old.jsonl'}")
-    one = [
+    on_one_rank = [
         run("r1", *validated),
         run("r1-empirical", *EMPIRICAL),
         run("r1-bf16", *BF16),
     ]
-    launch(folder, "one", 1, one)
-    two = [
+    launch(folder, "one", 1, on_one_rank)
+    on_two_ranks = [
         run("r2", *validated),
-        # grad_op leaves the parameters gathered after an evaluation; here there is one before each step.
+        # grad_op leaves the parameters gathered after an evaluation. Here an evaluation runs before each step.
         run("r2-grad-op", *validated[1:], "sharding.strategy=grad_op", "run.eval_every=1"),
         run("r2-none", "sharding.strategy=none", "data.packing=True", "run.stop_at=2"),
         run("r2-empirical-packed", *EMPIRICAL, "data.packing=True"),
-        run("r2-reused", "ewc.data=", f"ewc.fisher={folder}/runs/r1/ewc"),  # what 1 rank has saved
+        run("r2-reused", "ewc.data=", f"ewc.fisher={folder}/runs/r1/ewc"),  # saved by 1 rank
         run("r2-bf16", *BF16),
-        run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl"),  # not even its data is read
+        run("r2-zero", "ewc.strength=0", "ewc.data=missing.jsonl"),  # the data is not read
         # The estimate takes 4 forwards, then each step takes 2.
         run("stopped", plant="signal_at_micro_batch:7"),
         run("stopped-early", plant="signal_at_micro_batch:2"),
@@ -76,7 +76,7 @@ def runs(folder) -> Path:
         run("stopped", "run.eval_general=True"),  # the base is model.path, not the checkpoint
         run("stopped-early", plant=f"first:assert not Path('{folder}/runs/stopped-early/ewc').exists()"),
     ]
-    output = launch(folder, "two", 2, two)
+    output = launch(folder, "two", 2, on_two_ranks)
     assert "ewc.strength=100.0, now it is 50.0" in output
     rope = r"was made with rope_parameters of config.json=.*'rope_theta': 10000.*now it is .*20000"
     assert re.search(rope, output)
@@ -84,7 +84,7 @@ def runs(folder) -> Path:
 
 
 def anchor(run: Path, kind: str) -> dict[str, torch.Tensor]:
-    """fisher or reference of a run."""
+    """Return the Fisher diagonal or the reference of a run."""
     return {name: tensor.double() for name, tensor in load_file(run / "ewc" / f"{kind}-00001.safetensors").items()}
 
 
@@ -94,7 +94,7 @@ def noted(runs: Path, name: str, kind: str) -> dict[str, torch.Tensor]:
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """The largest relative difference in norm over all tensors."""
+    """Return the largest relative difference in norm over all tensors."""
     assert a.keys() == b.keys() and len(a) > 10
     return max(float((a[name] - b[name]).norm() / b[name].norm()) for name in b)
 
@@ -112,12 +112,12 @@ def squares(tensors: dict[str, torch.Tensor]) -> float:
         ("r2-empirical-packed", "r1-empirical"),
     ],
 )
-def test_the_fisher_diagonal_does_not_depend_on_ranks_or_packing(runs, name, reference) -> None:
+def test_fisher_is_independent_of_ranks_and_packing(runs, name, reference) -> None:
     assert difference(anchor(runs / name, "fisher"), anchor(runs / reference, "fisher")) < 1e-6
 
 
 @pytest.mark.parametrize("name", NOTED)
-def test_the_gradient_is_lambda_times_fisher_times_drift(runs, name) -> None:
+def test_gradient_is_lambda_times_fisher_times_drift(runs, name) -> None:
     fisher, reference = (anchor(runs / name, kind) for kind in ("fisher", "reference"))
     weight, plain, total = (noted(runs, name, kind) for kind in ("weight", "plain", "total"))
     drift = {n: weight[n] - reference[n] for n in weight}
@@ -134,18 +134,18 @@ def test_the_gradient_is_lambda_times_fisher_times_drift(runs, name) -> None:
         assert row[curve] == pytest.approx(squares(tensors) ** 0.5)
 
 
-def test_bf16_gradients_are_those_of_one_rank_but_for_the_order_of_sums(runs) -> None:
+def test_bf16_gradients_match_one_rank_up_to_rounding(runs) -> None:
     assert difference(anchor(runs / "r2-bf16", "fisher"), anchor(runs / "r1-bf16", "fisher")) < 2e-2
 
 
-def test_a_saved_fisher_diagonal_is_read_and_not_estimated_again(folder, runs) -> None:
+def test_saved_fisher_is_not_estimated_again(folder, runs) -> None:
     output = (folder / "two.out").read_text()
     assert f"read from {runs}/stopped/ewc" in output and f"reference reused from {runs}/r1/ewc" in output
     files = ["fisher-00001.safetensors", "reference-00001.safetensors", "settings.json"]
     assert sorted(path.name for path in (runs / "r2-reused" / "ewc").iterdir()) == files
 
 
-def test_the_update_does_not_depend_on_sharding_or_a_stop(runs) -> None:
+def test_update_is_independent_of_sharding_and_stops(runs) -> None:
     right = weights(runs / "r2")
     for name, limit in {
         "r1": 1e-5,
@@ -172,11 +172,11 @@ def test_curves(runs) -> None:
     assert json.loads((runs / "r2" / "ewc" / "settings.json").read_text())["made"]["estimator"] == "model"
 
 
-def test_forgetting_is_measured_against_the_base_also_after_a_resume(runs) -> None:
+def test_forgetting_is_measured_against_base_after_resume(runs) -> None:
     before, *_, after = rows(runs / "r2", "forgetting/kl").values()
     assert before["step"] == 0 and before["forgetting/kl"] < 1e-5 and before["forgetting/agreement"] == 1.0
     assert after["step"] == 3 and after["forgetting/kl"] > 1e-2 and after["forgetting/agreement"] < 1.0
-    assert after.pop("forgetting/task_kl") > 1e-2  # on the prompts of data.validation, which the stopped run has not
+    assert after.pop("forgetting/task_kl") > 1e-2  # on the prompts of data.validation; the stopped run has none
     assert rows(runs / "stopped", "forgetting/kl")[3] == after
     alone = rows(runs / "r1", "forgetting/kl")[3]
     for key in ("forgetting/kl", "forgetting/perplexity_per_byte"):

@@ -1,7 +1,7 @@
-"""train.py on models with experts: 1, 2 and 4 gloo processes train the same, balance the same and export what they trained.
+"""train.py on models with experts: 1, 2 and 4 gloo processes give the same updates, router curves and exports.
 
-So do copies of a sharded model whose ranks share tokens, and a run that is stopped on 2 ranks and goes on on 4. Of the 3 experts here
-2 ranks have whole ones, and 4 ranks a part of every one; each row of a router is on one rank, so that of 4 ranks one has none.
+So do copies of a sharded model whose ranks share tokens, and a run that is stopped on 2 ranks and resumed on 4 ranks. The models
+have 3 experts: 2 ranks have whole experts, 4 ranks have a part of every expert. A router has 3 rows, so 1 of 4 ranks has no row.
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.distributed.launch import assert_same_update, largest_difference, lau
 from tests.tiny import encode_one, write_tiny_model
 
 STEPS = 3
-# With the auxiliary loss every rank has one micro-batch of a step, because its shares are those of the micro-batches so far.
+# With the auxiliary loss every rank has a single micro-batch per step, because the loss depends on the micro-batches so far.
 FAMILIES = {
     "model": ("model.activation_checkpointing=full", "model.router_aux=0.1"),  # qwen3_moe
     "gpt_oss": ("model.activation_checkpointing=selective",),
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The last step has fewer examples, so that one of 4 ranks gets an empty micro-batch, which no router counts."""
+    """Write the workplace. The last step has fewer examples, so 1 of 4 ranks has an empty micro-batch, which no router counts."""
     folder = tmp_path_factory.mktemp("experts")
     model = {"family": "qwen3_moe", "tied": False, "num_experts": 3}
     workplace(
@@ -45,7 +45,7 @@ def runs(folder) -> Path:
 
     balanced, hybrid = FAMILIES["model"], ("sharding.strategy=hybrid", "sharding.shard_size=2")
     ewc = ("ewc.strength=100", f"ewc.data={folder / 'validation.jsonl'}", "ewc.documents=4")
-    for world, of_world in {
+    for world, runs_of_world in {
         1: [run("model-1", 4, *balanced), run("gpt_oss-1", 1, *FAMILIES["gpt_oss"], family="gpt_oss")],
         2: [
             run("model-2", 2, *balanced),
@@ -64,32 +64,33 @@ def runs(folder) -> Path:
             run("ewc-read", 1, "ewc.strength=100", f"ewc.fisher={folder / 'runs' / 'ewc-2' / 'ewc'}", "run.stop_at=2"),
         ],
     }.items():
-        launch(folder, f"world{world}", world, of_world)
+        launch(folder, f"world{world}", world, runs_of_world)
     assert "stopped after step" in (folder / "world2.out").read_text()
     return folder / "runs"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_any_number_of_ranks_trains_the_same(folder, runs, family) -> None:
-    """And any groups of them, and any kind of sharding, after a stop too."""
-    one, others = runs / f"{family}-1", [path for path in runs.glob(f"{family}-*") if path.name != f"{family}-1"]
-    first = rows(one)
-    assert len(first) == STEPS and len(others) == (3 if family == "model" else 1)
-    for other in others:
-        assert_same_update(other, one)
+def test_any_number_of_ranks_trains_the_same(runs, family) -> None:
+    """Also with context groups, with another kind of sharding, and after a stop."""
+    reference, runs_to_compare = (
+        runs / f"{family}-1",
+        [path for path in runs.glob(f"{family}-*") if path.name != f"{family}-1"],
+    )
+    first = rows(reference)
+    assert len(first) == STEPS and len(runs_to_compare) == (3 if family == "model" else 1)
+    for run in runs_to_compare:
+        assert_same_update(run, reference)
         for curve in ("router/largest_share/layers_00", "router/entropy/layers_01"):
             assert {step: row[curve] for step, row in first.items()} == {
-                step: row[curve] for step, row in rows(other).items()
-            }, other
+                step: row[curve] for step, row in rows(run).items()
+            }, run
     if family == "model":
-        said = {world: (folder / f"world{world}.out").read_text() for world in (2, 4)}
-        assert not any("ranks share the 3 experts" in lines for lines in said.values())  # 4 ranks cut each one
-        # The loss of the first step is that of the base, without the auxiliary loss (here about 0.1), which no adapter run has.
+        # The loss of the first step is the base's loss, without the auxiliary loss (about 0.1), which the LoRA run does not have.
         assert rows(runs / "lora")[1]["train/loss"] == pytest.approx(first[1]["train/loss"], rel=1e-6)
 
 
-def test_a_penalty_holds_experts_whatever_ranks_cut_them_and_another_run_reads_its_anchor(folder, runs) -> None:
-    """4 ranks, which have parts of experts, also read what 2 ranks have saved of whole ones."""
+def test_penalty_on_experts_is_independent_of_ranks(folder, runs) -> None:
+    """4 ranks, which have parts of experts, also read the anchor that 2 ranks with whole experts have saved."""
     first = rows(runs / "ewc-2")
     assert first[STEPS]["ewc/penalty"] > first[2]["ewc/penalty"] > 1e-6
     for name in ("ewc-4", "ewc-read"):
@@ -100,14 +101,14 @@ def test_a_penalty_holds_experts_whatever_ranks_cut_them_and_another_run_reads_i
     assert largest_difference(fisher, load_file(runs / "ewc-4" / "ewc" / "fisher-00001.safetensors")) < 1e-5
 
 
-def test_lora_trains_attention_and_exports_experts_as_they_were(folder, runs) -> None:
+def test_lora_exports_experts_unchanged(folder, runs) -> None:
     base, tuned = load_file(folder / "model" / "model.safetensors"), weights(runs / "lora")
     changed = {name for name in base if not torch.equal(base[name], tuned[name])}
     assert changed and all(".self_attn." in name for name in changed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_export_is_a_model_of_transformers_with_experts_in_its_own_names(folder, runs, family) -> None:
+def test_export_with_experts_loads_in_transformers(folder, runs, family) -> None:
     run = runs / ("model-2" if family == "model" else "gpt_oss-4")
     export, base, tuned = run / "export", load_file(folder / family / "model.safetensors"), weights(run)
     assert base.keys() == tuned.keys() and {n: t.shape for n, t in base.items()} == {

@@ -1,6 +1,6 @@
-"""The head's gradient that the loss adds to the shards in pieces, against the one that FSDP reduces as a whole.
+"""Compare the head's gradient that the loss adds to the shards in pieces with the gradient that FSDP reduces as a whole.
 
-On 1 rank, and on 2 ranks, for which this file is its own worker.
+The tests run on 1 rank and on 2 ranks, whose worker is this file.
 """
 
 import sys
@@ -36,32 +36,32 @@ class Small(nn.Module):
 
 
 def gradients(strategy: str, tied: bool, dtype: torch.dtype, in_pieces: bool) -> list[torch.Tensor]:
-    """This rank's gradients after two micro-batches; the last rank has no target in the second one."""
-    rank, ranks, made = dist.get_rank(), dist.get_world_size(), Small(tied)
+    """Return this rank's gradients after two micro-batches. The last of several ranks has no target in the second micro-batch."""
+    rank, ranks, small = dist.get_rank(), dist.get_world_size(), Small(tied)
     settings = Sharding(strategy=strategy, shard_size=1)
     mesh = make_mesh("cpu", ranks, settings)
-    shard(made, [], [] if tied else [made.embedding, made.head], mesh, dtype, settings)
-    # A tied head's gradient goes with the embedding's, which FSDP reduces anyway.
-    assert (made.head.add_gradient is not None) == ((strategy in ("full", "grad_op") and not tied) or ranks == 1)
-    add, calls = made.head.add_gradient, []
-    made.head.add_gradient = (lambda *some: calls.append(1) or add(*some)) if in_pieces and add else None
+    shard(small, [], [] if tied else [small.embedding, small.head], mesh, dtype, settings)
+    # FSDP reduces a tied head's gradient together with the embedding's.
+    assert (small.head.add_gradient is not None) == ((strategy in ("full", "grad_op") and not tied) or ranks == 1)
+    add, calls = small.head.add_gradient, []
+    small.head.add_gradient = (lambda *arguments: calls.append(1) or add(*arguments)) if in_pieces and add else None
     generator = torch.Generator().manual_seed(rank)
     for targets, is_last in ((40, False), (0 if rank == ranks - 1 and rank else 30, True)):
-        before_micro_batch(made, gathering_strategy(settings, mesh), is_last)
+        before_micro_batch(small, gathering_strategy(settings, mesh), is_last)
         ids = torch.randint(0, TOKENS, (2, targets), generator=generator)
-        loss = chunked(made.head, made(ids[0]), targets_of(ids[1]), negative_log_likelihood)
+        loss = chunked(small.head, small(ids[0]), targets_of(ids[1]), negative_log_likelihood)
         (loss / 70).backward()
-    sharding.reshard(made)
+    sharding.reshard(small)
     assert len(calls) == (2 if in_pieces and add else 0)
     if not tied:  # rows of padding
-        gradient, _, start = local_shard(made.head.weight.grad)
+        gradient, _, start = local_shard(small.head.weight.grad)
         assert not gradient[max(0, TOKENS - start) :].any()
-    assert made.unused.grad is None  # of 0, AdamW would lower it by weight decay
-    found = [local(parameter.grad) for parameter in made.parameters() if parameter is not made.unused]
-    if calls:  # none of them is a view of those of a whole unit, with a second gradient of the head
-        filled = WIDTH * found[0].itemsize  # a row that fills up the last shard
-        assert all(one.untyped_storage().nbytes() <= one.nbytes + filled for one in found)
-    return found
+    assert small.unused.grad is None  # with a gradient of 0, AdamW would apply weight decay
+    results = [local(parameter.grad) for parameter in small.parameters() if parameter is not small.unused]
+    if calls:  # no gradient is a view of the gradients of a whole unit, which would keep a second gradient of the head
+        filled = WIDTH * results[0].itemsize  # the last shard may be filled up by a row
+        assert all(gradient.untyped_storage().nbytes() <= gradient.nbytes + filled for gradient in results)
+    return results
 
 
 def check_gradients() -> None:
@@ -91,9 +91,9 @@ def test_on_one_rank(monkeypatch) -> None:
 
 
 def test_on_two_ranks() -> None:
-    done = run_ranks(2, __file__, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("equal") == 2
+    process = run_ranks(2, __file__, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("equal") == 2
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory stays flat over lengths. Loading a model on 2 ranks: the memory of each grows by its half of the model."""
+"""Host memory stays flat over micro-batches of many lengths, and each of 2 ranks loads only its half of a model."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ open({path!r} + f"/grown.{{ranks.rank}}", "w").write(f"{{resident() - before}} {
 
 
 @pytest.mark.slow
-def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
+def test_two_ranks_share_the_memory(tmp_path) -> None:
     config = AutoConfig.for_model(
         "llama",
         vocab_size=8001,
@@ -52,9 +52,9 @@ def test_each_of_two_ranks_grows_by_little_more_than_half(tmp_path) -> None:
     save_file({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER.format(root=str(ROOT), path=str(tmp_path)))
-    done = run_ranks(2, worker, OMP_NUM_THREADS="1")
+    process = run_ranks(2, worker, OMP_NUM_THREADS="1")
     (tmp_path / "model.safetensors").unlink()  # pytest keeps the folders of the last runs
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     for rank in range(2):
         grown, peak = (int(n) for n in (tmp_path / f"grown.{rank}").read_text().split())
         assert 0.49 * size < grown < 0.55 * size, (rank, grown / size)
@@ -83,8 +83,8 @@ for tokens in range(33, 1033):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_FORK, reason="Linux on a machine without a GPU")
-def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path, monkeypatch) -> None:
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # that another test has set
+def test_memory_stays_flat_over_a_thousand_lengths(tmp_path, monkeypatch) -> None:
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # another test may have set them
         monkeypatch.delenv(name, raising=False)
     script = tmp_path / "growth.py"
     script.write_text(GROWTH.format(root=str(ROOT)))
@@ -94,7 +94,7 @@ def test_memory_stays_flat_over_micro_batches_of_a_thousand_lengths(tmp_path, mo
 
     before, after = megabytes("limited")
     assert after < 1.1 * before
-    if torch.backends.mkldnn.is_available() and has_native_bf16(torch.device("cpu")):  # what is avoided
+    if torch.backends.mkldnn.is_available() and has_native_bf16(torch.device("cpu")):  # without the limit memory grows
         free_before, free_after = megabytes("free")
         assert free_after - free_before > 100 and after - before < (free_after - free_before) / 5
 

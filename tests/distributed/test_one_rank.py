@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ranks")
 
 
 def cast_elements(func: object, args: tuple, out: torch.Tensor) -> int:
-    """The elements of whole weights that an operator casts to bf16."""
+    """Return how many elements of whole weights an operator casts from fp32 to bf16."""
     is_copy, is_cast = func is torch.ops.aten.copy_.default, func is torch.ops.aten._to_copy.default
     source, target = (args[1], args[0]) if is_copy else (args[0], out)
     if not (is_copy or is_cast) or source.numel() < SIZE * SIZE:
@@ -44,39 +44,39 @@ def sharded(strategy: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Modul
 
 
 def step(model: nn.Module, strategy: str) -> list[torch.Tensor]:
-    """The gradients of MICRO_BATCHES micro-batches."""
+    """Return the summed gradients of MICRO_BATCHES micro-batches."""
     generator = torch.Generator().manual_seed(1)
     for number in range(1, MICRO_BATCHES + 1):
         before_micro_batch(model, strategy, number == MICRO_BATCHES)
         model(torch.randn(7, SIZE, generator=generator).to(torch.bfloat16)).float().square().sum().backward()
-    found = [parameter.grad.to_local().clone() for parameter in model.parameters()]
+    gradients = [parameter.grad.to_local().clone() for parameter in model.parameters()]
     model.zero_grad()
-    return found
+    return gradients
 
 
-def test_a_copy_of_the_model_has_as_many_ranks_as_its_shards(monkeypatch) -> None:
-    def made(device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]) -> SimpleNamespace:
+def test_model_copy_has_as_many_ranks_as_shards(monkeypatch) -> None:
+    def fake_mesh(device: str, shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]) -> SimpleNamespace:
         return SimpleNamespace(sizes=dict(zip(mesh_dim_names, shape, strict=True)), get_all_groups=list)
 
-    monkeypatch.setattr(sharding, "init_device_mesh", made)
+    monkeypatch.setattr(sharding, "init_device_mesh", fake_mesh)
     assert make_mesh("cpu", 8, Sharding(strategy="hybrid", shard_size=4)).sizes == {"replicate": 2, "shard": 4}
 
 
 @pytest.mark.parametrize("strategy, casts", [("full", 1), ("grad_op", 1), ("hybrid", 2 * MICRO_BATCHES)])
 def test_weights_are_cast_once_per_step(strategy, casts) -> None:
-    """`hybrid` frees the copy after each use, and casts for each forward and each backward."""
+    """`hybrid` frees the cast weights after each use, so it casts for each forward and each backward."""
     model, effective = sharded(strategy)
     step(model, effective)
-    found = []
-    with Seeing(lambda *seen: found.append(cast_elements(*seen))):
+    counts = []
+    with Seeing(lambda *seen: counts.append(cast_elements(*seen))):
         step(model, effective)
-    assert sum(found) == casts * WEIGHTS
+    assert sum(counts) == casts * WEIGHTS
     assert all(parameter.device_mesh.size() == 1 for parameter in model.parameters())  # shards again after the step
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_without_fsdp_to_the_bit(dtype) -> None:
-    """The gradient of each micro-batch is bf16, and they are added up in the dtype of the weights."""
+    """The gradient of each micro-batch is bf16, and the sum has the dtype of the weights."""
     model, effective = sharded("full", dtype)
     plain = nn.Sequential(*(nn.Linear(SIZE, SIZE, bias=False) for _ in range(LAYERS)))
     for ours, theirs in zip(plain, model, strict=True):
@@ -92,7 +92,7 @@ def test_gradients_are_those_without_fsdp_to_the_bit(dtype) -> None:
 
 
 @pytest.mark.parametrize("family", ["olmo2", "ernie4_5"])
-def test_the_loss_in_bf16_is_that_without_fsdp_where_rope_is_fp32(tmp_path, family) -> None:
+def test_bf16_loss_with_fp32_rope_equals_unsharded(tmp_path, family) -> None:
     path, cpu, settings = str(write_tiny_model(tmp_path / "model", family)), torch.device("cpu"), Sharding()
     config = read_model_config(path)
     model, mesh = build_on_meta(config), make_mesh("cpu", 1, settings)
@@ -104,7 +104,7 @@ def test_the_loss_in_bf16_is_that_without_fsdp_where_rope_is_fp32(tmp_path, fami
     assert loss_of(model, batch).item() == loss_of(plain, batch).item()
 
 
-def test_a_model_of_which_nothing_is_trained_computes_what_it_computes_without_fsdp(tmp_path) -> None:
+def test_frozen_model_equals_unsharded(tmp_path) -> None:
     """The frozen teacher of a distillation."""
     path, cpu, settings = str(write_tiny_model(tmp_path / "model")), torch.device("cpu"), Sharding()
     config = read_model_config(path)

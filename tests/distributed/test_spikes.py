@@ -1,4 +1,4 @@
-"""Which steps are skipped as spikes of the gradient norm, as train.py judges them."""
+"""Steps that train.py skips because their gradient norm is a spike."""
 
 import math
 
@@ -8,7 +8,7 @@ from distributed.gradients import MIN_HISTORY, WINDOW, is_spike
 
 
 def judge(norms: list[float], limit: float | None) -> list[int]:
-    """The steps that are skipped, if the loop takes a step with each norm."""
+    """Return the steps that the loop would skip, given the gradient norm of each step."""
     history, skipped = [], []
     for step, norm in enumerate(norms):
         if not math.isfinite(norm) or is_spike(history, norm, limit):
@@ -21,15 +21,12 @@ def norms(count: int) -> list[float]:
     return np.random.default_rng(0).normal(2.0, 0.1, count).tolist()
 
 
-def test_a_spike_is_told_from_the_history_of_norms() -> None:
+def test_spike_is_detected_from_history_of_norms() -> None:
     values = norms(400)
     values[10] = 50.0  # too early: the history is too short
     values[80] = math.nan
-    values[200], values[201], values[390] = (
-        9.0,
-        2.7,
-        4.0,
-    )  # the first makes the deviation so large that the second is none
+    # The norm of step 200 makes the deviation so large that step 201 is no spike.
+    values[200], values[201], values[390] = 9.0, 2.7, 4.0
     assert judge(values, 6.0) == [80, 200, 390]
     assert judge(values, None) == [80]
     assert [judge([*norms(count), 9.0], 6.0) for count in (MIN_HISTORY - 1, MIN_HISTORY)] == [[], [MIN_HISTORY]]

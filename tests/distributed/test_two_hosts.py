@@ -1,8 +1,8 @@
-"""Real torchrun: a killed rank, a network that is cut between two hosts, and a signal; the next start always continues the run.
+"""A killed rank, a cut network between two hosts, and a signal, with real torchrun. The next start always continues the run.
 
-The hosts are two network namespaces with names and addresses of their own, joined by a pair of virtual interfaces. Making
-them takes root, or the right to make namespaces; without it no network is cut. Both hosts see the same files. The launchers are
-forked (tests/processes.py); the ranks are the processes that they start.
+The hosts are two network namespaces with names and addresses of their own, joined by a pair of virtual interfaces. Creating
+namespaces needs root or a permission; without it no network is cut. Both hosts see the same files. The launchers are forked
+(tests/processes.py), and they start the ranks as new processes.
 """
 
 import ctypes
@@ -28,15 +28,13 @@ pytestmark = [
 ]
 WORKER = Path(__file__).with_name("host_worker.py")
 STEPS = 7
-DEADLINE = (
-    600  # seconds, for whatever a test waits for; three interpreters that start on a busy machine took more than 180
-)
+DEADLINE = 600  # seconds; three interpreters that start on a busy machine took more than 180
 ADDRESSES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny model, its data, and the finished run `whole`, which nothing interrupted."""
+    """Write a tiny model and its data, and train the run `whole` without interruption."""
     run = "save_every=3, timeout_minutes=5"
     folder = workplace(tmp_path_factory.mktemp("hosts"), 4 * STEPS, data="", run=run)
     launch(folder, "whole", 2, [run_of(folder, "whole")])
@@ -51,7 +49,7 @@ def run_on(host: int, *command: object) -> None:
 
 @pytest.fixture
 def hosts(tmp_path) -> Iterator[dict[str, int]]:
-    """Host -> a process in its namespaces, with which they end. {} where they are not permitted."""
+    """Create the hosts. Yield host -> pid of a process that keeps its namespaces alive, or {} without permission."""
     holders = {}
     names = tmp_path / "hosts"  # each host knows the other by its name
     names.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items()))
@@ -64,8 +62,8 @@ def hosts(tmp_path) -> Iterator[dict[str, int]]:
                 if holders[name].stdout.readline() != "ready\n":
                     raise PermissionError("unshare")
             pids = {name: holder.pid for name, holder in holders.items()}
-            other = pids["node-b"]
-            link = ("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", other)
+            second_host = pids["node-b"]
+            link = ("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", second_host)
             run_on(pids["node-a"], *link)
             for name, address in ADDRESSES.items():
                 run_on(pids[name], "ip", "address", "add", f"{address}/24", "dev", "veth0")
@@ -81,7 +79,7 @@ def hosts(tmp_path) -> Iterator[dict[str, int]]:
 
 
 def torchrun(host: int, script: str, arguments: list[str], environment: dict[str, str], output: Path) -> None:
-    """In a new process: become torchrun, in a session of its own, on the host of the process `host` (0: this one)."""
+    """Become torchrun, in a new session, in the namespaces of the process `host` (0: keep this host's). Call it in a new process."""
     os.setsid()
     libc = ctypes.CDLL(None, use_errno=True)
     for kind in ("uts", "net", "mnt") if host else ():
@@ -107,13 +105,13 @@ class Launcher:
         return self.output.read_text()
 
     def workers(self) -> list[int]:
-        """The running ones: a launcher that waits for a cut network does not reap those that have ended."""
+        """Return the pids of running workers. A launcher that waits for a cut network does not reap ended workers (zombies)."""
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [int(child) for child in children if " Z " not in Path(f"/proc/{child}/stat").read_text()]
 
     def kill(self) -> None:
-        """With its workers, which have sessions of their own."""
+        """Kill the launcher and its workers, which have sessions of their own."""
         if self.process.is_alive():
             for pid in self.workers():
                 os.killpg(pid, signal.SIGKILL)
@@ -121,10 +119,10 @@ class Launcher:
         self.process.join()
 
 
-def wait_for(what: Callable[[], object], launchers: list[Launcher], running: bool = False) -> None:
-    """Until `what()` is true. Fails after the deadline or, with `running`, if a launcher has ended before."""
+def wait_for(condition: Callable[[], object], launchers: list[Launcher], running: bool = False) -> None:
+    """Wait until `condition()` is true. Fail after the deadline or, with `running`, if a launcher ends first."""
     end = time.monotonic() + DEADLINE
-    while not what():
+    while not condition():
         if running and not all(launcher.process.is_alive() for launcher in launchers):
             end = 0.0
         assert time.monotonic() < end, "\n".join(launcher.text()[-3000:] for launcher in launchers)
@@ -136,17 +134,17 @@ def saved(run: Path, step: int) -> bool:
     return newest is not None and newest.name == f"step-{step:06d}"
 
 
-def test_torchrun_restarts_a_killed_rank_and_a_cut_network_ends_both_hosts_with_a_sentence(folder, hosts) -> None:
-    """Each start takes 3 steps; its fourth has a million micro-batches. What is left of the run is trained on one host."""
+def test_restart_after_kill_and_sentence_after_cut_network(folder, hosts) -> None:
+    """Each start takes 3 steps; its fourth step has a million micro-batches. The rest of the run is trained on one host."""
     run = folder / "runs" / "cut"
     first, port = ("node-a", 29400) if hosts else ("127.0.0.1", free_port())
     options = ["--nnodes=2", "--nproc_per_node=1", "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-id=run"]
     command = [*options, f"--rdzv-endpoint={first}:{port}", WORKER, folder / "config.py", "run.name=cut"]
-    command.append("run.timeout_minutes=0.25")  # both hosts wait as long for each other
+    command.append("run.timeout_minutes=0.25")  # both hosts wait for each other equally long
     launchers = [
         Launcher(folder / f"{name}.out", command, hosts.get(name, 0), PLANT="endless_step:3") for name in ADDRESSES
     ]
-    said = []
+    sentences = []
     try:
         wait_for(lambda: saved(run, 3), launchers, running=True)
         os.kill(launchers[1].workers()[0], signal.SIGKILL)
@@ -162,7 +160,7 @@ def test_torchrun_restarts_a_killed_rank_and_a_cut_network_ends_both_hosts_with_
 
             run_on(hosts["node-a"], "ip", "link", "set", "veth0", "down")
             wait_for(lambda: all(after()), launchers)
-            said = after()
+            sentences = after()
             wait_for(
                 lambda: not any(launcher.process.is_alive() and launcher.workers() for launcher in launchers),
                 launchers,
@@ -171,19 +169,19 @@ def test_torchrun_restarts_a_killed_rank_and_a_cut_network_ends_both_hosts_with_
         for launcher in launchers:
             launcher.kill()
     assert saved(run, 6)
-    launch(folder, "continued", 2, [run_of(folder, "cut")])  # on one host: the files of both are the same
+    launch(folder, "continued", 2, [run_of(folder, "cut")])  # on one host, because both hosts share the files
     assert "resumed from" in (folder / "continued.out").read_text()
     assert largest_difference(weights(folder / "runs" / "whole"), weights(run)) == 0
     if not hosts:
         pytest.skip("network namespaces are not permitted here: no network was cut")
-    with_store = next(i for i, line in enumerate(said) if "lost rank" in line)
-    other = list(ADDRESSES)[1 - with_store]
-    assert f"lost rank {1 - with_store} on host {other} (pid" in said[with_store]
-    assert f"rank {1 - with_store} on host {other} has lost the store at node-" in said[1 - with_store]
+    with_store = next(i for i, line in enumerate(sentences) if "lost rank" in line)
+    other_host = list(ADDRESSES)[1 - with_store]
+    assert f"lost rank {1 - with_store} on host {other_host} (pid" in sentences[with_store]
+    assert f"rank {1 - with_store} on host {other_host} has lost the store at node-" in sentences[1 - with_store]
 
 
-def test_torchrun_passes_a_signal_on_and_the_next_start_finishes_the_run(folder) -> None:
-    """Torchrun would kill the rank 30 s after the signal: in its second step, which has a million micro-batches."""
+def test_run_continues_after_a_signal_to_torchrun(folder) -> None:
+    """The signal comes in the second step, which has a million micro-batches. torchrun would kill the rank 30 s later."""
     command = ["--standalone", "--nproc_per_node=1", WORKER, folder / "config.py", "run.name=signalled"]
     run, launcher = folder / "runs" / "signalled", Launcher(folder / "signalled.out", command, PLANT="endless_step:1")
     try:

@@ -18,9 +18,9 @@ from model.vocabulary import Initialisation, read_base_tokenizer, write_extensio
 from tests.distributed.launch import largest_difference, launch, run_of, weights, workplace
 from tests.tiny import write_tiny_model
 
-NEW = [" own funds", " the bank", " ratio is", " total risk exposure", " at all"]
+NEW = [" new words", " the river", " ratio is", " total surface area", " at all"]
 STEPS = 4
-PADDED = 1000  # rows, so that rank 1 of two has none of a token
+PADDED = 1000  # rows of embedding and head, so that rank 1 of 2 has only padding
 pytestmark = pytest.mark.slow
 
 
@@ -32,7 +32,7 @@ def extend(source: Path, target: Path, texts: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Complete runs on 2 ranks and on 1; a run stopped after 2 steps on 2 ranks and resumed on 1."""
+    """Run train.py on 2 ranks and on 1 rank, and stop a run after 2 steps on 2 ranks and resume it on 1 rank."""
     folder = tmp_path_factory.mktemp("vocabulary")
     workplace(folder, 4 * STEPS, model={"layers": 1}, optimizer=f"epochs=1, max_steps={STEPS}", run="save_every=2")
     source = folder / "model"
@@ -40,7 +40,7 @@ def runs(tmp_path_factory) -> Path:
     extend(source, folder / "extended", NEW)
     extend(write_tiny_model(folder / "model2", tied=False, layers=1), folder / "untied", NEW)
     with (folder / "train.jsonl").open("a") as file:
-        file.writelines(json.dumps({"text": f"The bank shall hold{text} always{text}."}) + "\n" for text in NEW)
+        file.writelines(json.dumps({"text": f"The river shall hold{text} always{text}."}) + "\n" for text in NEW)
 
     def run(name: str, model: str = "extended", *overrides: str, **options) -> dict:
         return run_of(folder, name, f"model.path={folder / model}", *overrides, **options)
@@ -53,13 +53,13 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_resumed_on_another_number_of_ranks_ends_with_the_same_weights(runs) -> None:
+def test_resume_on_other_ranks_gives_equal_weights(runs) -> None:
     whole, alone, resumed = (weights(runs / "runs" / name) for name in ("r2", "r1", "stopped"))
     assert largest_difference(whole, resumed) < 1e-5
     assert largest_difference(whole, alone) < 1e-5
 
 
-def test_the_export_has_one_row_per_token_and_no_padding(runs) -> None:
+def test_export_has_one_row_per_token(runs) -> None:
     export = runs / "runs" / "stopped" / "export"
     tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForCausalLM.from_pretrained(export)
     assert len(tokenizer) == 384 + len(NEW) == model.config.vocab_size == model.get_output_embeddings().weight.shape[0]
@@ -67,7 +67,7 @@ def test_the_export_has_one_row_per_token_and_no_padding(runs) -> None:
     before = AutoModelForCausalLM.from_pretrained(runs / "extended")
     moved = (model.get_input_embeddings().weight - before.get_input_embeddings().weight).abs().amax(1)
     assert moved[384:].min() > 1e-4  # each new token was trained
-    ids = tokenizer("the bank own funds", return_tensors="pt")["input_ids"]
+    ids = tokenizer("the river new words", return_tensors="pt")["input_ids"]
     assert 384 <= ids.max() < 384 + len(NEW)
     answer = model.generate(ids, max_new_tokens=20, do_sample=True, temperature=10.0, pad_token_id=2)
     assert answer.max() < len(tokenizer)
@@ -85,7 +85,7 @@ def test_padding_rows_stay_zero(runs) -> None:
 
 
 @pytest.mark.parametrize("name, base", [("lora2", "untied"), ("tied", "extended")])
-def test_lora_trains_the_rows_of_new_tokens_and_peft_loads_them(runs, name, base) -> None:
+def test_lora_trains_rows_of_new_tokens(runs, name, base) -> None:
     assert largest_difference(weights(runs / "runs" / "lora1"), weights(runs / "runs" / "lora2")) < 1e-5
     before, after = load_file(runs / base / "model.safetensors"), weights(runs / "runs" / name)
     vocabulary = ["model.embed_tokens.weight"] + ["lm_head.weight"] * (base == "untied")

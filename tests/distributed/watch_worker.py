@@ -1,8 +1,8 @@
-"""One rank of runs that go wrong in chosen ways, one after the other, for test_watch.py.
+"""A rank of several short runs with planted faults, for test_watch.py.
 
 torchrun --nproc_per_node=N tests/distributed/watch_worker.py "FAULT:TIMEOUT_MINUTES ..." DIRECTORY
 
-Each fault has a process group of its own. After `kill`, `wait`, `signals` and `launcher` nothing can follow.
+Each fault has a process group of its own. `kill`, `wait`, `signals` and `launcher` must be the last fault.
 """
 
 import errno
@@ -25,12 +25,12 @@ from distributed.agreement import check_agreement
 from distributed.process_group import Ranks, StopSignal, process_group
 
 FAULTS = [(name, float(minutes)) for name, _, minutes in (fault.partition(":") for fault in sys.argv[1].split())]
-DIRECTORY = Path(sys.argv[2]) if sys.argv[2] else None  # of the run
-FAULTY = 1  # the rank that goes wrong, at step 3
+DIRECTORY = Path(sys.argv[2]) if sys.argv[2] else None  # directory of the run
+FAULTY = 1  # the rank with the fault, at step 3
 
 
 class SumGradients(torch.autograd.Function):
-    """A collective inside backward, as FSDP's."""
+    """A collective inside backward, like FSDP's."""
 
     @staticmethod
     def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ def go_wrong(fault: str, ranks: Ranks, pids: list[int]) -> None:
         raise ValueError("a row has no\ntokens")
     elif fault == "full":
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
-    elif fault == "wait":  # alive, but it never comes
+    elif fault == "wait":  # alive, but never joins the collective
         threading.Event().wait()
     elif fault == "launcher":
         os.kill(int(os.environ["LAUNCHER"]), signal.SIGKILL)
@@ -61,7 +61,7 @@ def go_wrong(fault: str, ranks: Ranks, pids: list[int]) -> None:
 
 
 def second_signal(stop: StopSignal) -> None:
-    """On rank 0: after the first signal has been seen, send one more."""
+    """Send another signal after the first signal has arrived. Runs on rank 0."""
     while stop.name is None:
         time.sleep(0.01)
     stop.SAME_SIGNAL = 0.0
@@ -93,13 +93,13 @@ def main() -> None:
     rank, faults = int(os.environ["RANK"]), [fault for fault, _ in FAULTS]
     if "never_joins" in faults and rank == FAULTY:
         exit_process(exit_code_of(lambda: exec("raise UserError('a mistake of one rank')")))
-    if "launcher" in faults:  # the last process stands for the launcher: it holds the store of the other two
-        given = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if "launcher" in faults:  # the last process plays the launcher: it holds the store of the two ranks
+        first_store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
         if rank == 2:
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            given.set("launcher", f"{store.port} {os.getpid()}")
+            first_store.set("launcher", f"{store.port} {os.getpid()}")
             threading.Event().wait()
-        port, launcher = given.get("launcher").decode().split()
+        port, launcher = first_store.get("launcher").decode().split()
         os.environ |= {"MASTER_PORT": port, "LAUNCHER": launcher, "WORLD_SIZE": "2"}
     code = 0
     for fault, timeout_minutes in FAULTS:

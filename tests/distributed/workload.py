@@ -1,4 +1,4 @@
-"""A tiny run that has what could go wrong in a resume: a mixture, EWC, validation, a save after every second step."""
+"""A tiny run with everything that a resume must restore: a mixture, EWC, validation, a save after every second step."""
 
 import json
 import random
@@ -25,7 +25,7 @@ config = Config(
 )
 """
 WORDS = [
-    "bank",
+    "river",
     "capital",
     "ratio",
     "limit",
@@ -41,7 +41,7 @@ WORDS = [
 
 
 def write_workload(directory: Path, steps: int) -> Path:
-    """Write a model, its data and a config of `steps` steps to `directory`; return the config. Runs go to `directory`/runs."""
+    """Write a model, its data and a config of `steps` steps to `directory`. Return the config. Runs are in `directory`/runs."""
     write_tiny_model(directory / "model")
     for name, examples in {"train": 120, "validation": 6, "general": 40, "general-validation": 4}.items():
         rng = random.Random(name)

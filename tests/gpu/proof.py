@@ -1,12 +1,13 @@
 """Prove the CUDA path on a machine with a GPU: bash scripts/gpu_proof.sh (docs/performance.md)
 
     tests         the tests that need a GPU, among them losses and gradients against the CPU in fp32 and bf16 (tests/gpu)
-    resume        scripts/chaos.py on all GPUs with run.deterministic: ended by signals and kills, equal to the bit
+    resume        scripts/chaos.py on all GPUs with run.deterministic: a run with signals and kills is bitwise equal
     resume-async  the same with run.async_save=True
     speed-...     a random model of 1B under train.py, 2 x 4,096 tokens per step: speed, MFU and memory, measured and planned
 
-Results go to report.md (with --only to NAME.md), a table with the card, driver and versions; what each step printed stands beside
-it. Exit code 0: all chosen steps are good; 1: one failed; 2: there is no GPU. --rehearse runs all of it with tiny sizes on the CPU.
+The results are a table in report.md (NAME.md with --only) with the card, driver and versions. The output of each step is beside
+it. The exit code is 0 if all chosen steps pass, 1 if a step fails, 2 without a GPU. --rehearse runs all steps with tiny sizes on
+the CPU.
 """
 
 import argparse
@@ -47,7 +48,10 @@ config = Config(
 
 
 def run(command: list, output: Path, rehearse: bool, until: Callable[[], bool] = lambda: False) -> tuple[bool, str]:
-    """Whether a program ended well in time, or got so far, and the last line that it printed. Nothing of it is left."""
+    """Run a program until it ends, `until()` is true, or TIMEOUT passes. Return (whether it succeeded, its last line or an error).
+
+    All of its processes have ended afterwards.
+    """
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if rehearse else {}
     begin = time.monotonic()
@@ -62,7 +66,7 @@ def run(command: list, output: Path, rehearse: bool, until: Callable[[], bool] =
 
 
 def tests(output: Path, rehearse: bool) -> tuple[bool, str]:
-    """pytest; a run in which nothing passed is no proof."""
+    """Run pytest. Succeed only if at least one test passed."""
     options = [] if rehearse else ["-m", "gpu", "tests/distributed/test_cuda.py"]
     command = [sys.executable, "-m", "pytest", "-v", "-rf", "-p", "no:cacheprovider", "tests/gpu", *options]
     ok, text = run(command, output, rehearse)
@@ -71,19 +75,19 @@ def tests(output: Path, rehearse: bool) -> tuple[bool, str]:
 
 
 def resume(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
-    """scripts/chaos.py on all GPUs, with SmolLM2 if it is here."""
+    """Run scripts/chaos.py on all GPUs, with SmolLM2 if it has been downloaded."""
     kills, ranks = (1, 1) if rehearse else (4, torch.cuda.device_count())
     folder = output.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    what = [write_workload(folder, 10 if rehearse else 20), "run.deterministic=True", *settings]
+    arguments = [write_workload(folder, 10 if rehearse else 20), "run.deterministic=True", *settings]
     if not rehearse:
-        what += ["model.compute_dtype=bf16", *([f"model.path={SMOLLM2}"] if SMOLLM2.is_dir() else [])]
-    return run([sys.executable, "scripts/chaos.py", *what, "--kills", kills, "--ranks", ranks], output, rehearse)
+        arguments += ["model.compute_dtype=bf16", *([f"model.path={SMOLLM2}"] if SMOLLM2.is_dir() else [])]
+    return run([sys.executable, "scripts/chaos.py", *arguments, "--kills", kills, "--ranks", ranks], output, rehearse)
 
 
 def speed(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
-    """train.py on one device, killed after some steps, and what plan.py says of them."""
+    """Run train.py on one device, kill it after some steps, and compare its speed and memory with plan.py."""
     folder, name, steps = output.parent / "speed", output.stem, 4 if rehearse else 20
     settings += ("model.compute_dtype=fp32",) if rehearse else ()  # many processors are slow in bf16
     config, directory = folder / "config.py", folder / "runs" / name
@@ -92,13 +96,13 @@ def speed(output: Path, rehearse: bool, *settings: str) -> tuple[bool, str]:
     shutil.rmtree(directory, ignore_errors=True)
     command = torchrun(1, config, f"run.name={name}", *settings)
     ok, text = run(command, output, rehearse, lambda: len(read_run(directory, steps, 1).losses) >= steps)
-    found = read_run(directory, steps, 1)
-    if not ok or len(found.losses) < steps:
+    measured = read_run(directory, steps, 1)
+    if not ok or len(measured.losses) < steps:
         return False, text
     command = [sys.executable, "scripts/plan.py", config, *settings, "--against", directory]
     ok, text = run(command, output.with_suffix(".plan.txt"), rehearse)
-    speed = f"{found.tokens_per_second:,.0f} tokens/s, MFU {found.mfu:.1%} in the best step"
-    return ok, f"{speed}, {found.memory_gib:.2f} GiB; {text}"
+    speed = f"{measured.tokens_per_second:,.0f} tokens/s, MFU {measured.mfu:.1%} in the best step"
+    return ok, f"{speed}, {measured.memory_gib:.2f} GiB; {text}"
 
 
 def write_speed_run(folder: Path, length: int, steps: int, shape: dict[str, int]) -> None:
@@ -129,7 +133,7 @@ STEPS: dict[str, tuple[Callable[..., tuple[bool, str]], tuple[str, ...]]] = {
 
 
 def about_machine() -> str:
-    """Card, versions and driver."""
+    """Return a line with the card, versions and driver."""
     words = machine(("torch", "transformers", "torchao"))
     if not torch.cuda.is_available():
         return words

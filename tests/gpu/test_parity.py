@@ -1,9 +1,9 @@
-"""Losses and gradients of our packed model on a device against fp32 on the CPU, and no document sees another.
+"""Losses and gradients of our packed model on a device against fp32 on the CPU, and the isolation of documents.
 
-With a GPU the device is CUDA, and bf16 runs the varlen kernel. On the CPU the same comparison runs for two families, so that it
-is known to work, and to fail where attention leaks. A gradient's error is the norm of the difference over the norm of the
-gradient, over all parameters. bf16 passes if its gradient is about as near to the fp32 gradient as transformers' own eager
-attention in bf16, one document after the other.
+With a GPU the device is CUDA, and bf16 runs the varlen kernel. On the CPU the same comparison runs for two families, to test that
+it passes, and that it fails if attention leaks. The error of a gradient is the norm of the difference divided by the norm of the
+gradient, over all parameters. bf16 passes if its error is about the error of transformers' eager attention in bf16 with one
+document at a time.
 """
 
 import json
@@ -33,50 +33,50 @@ def load(path: str, dtype: torch.dtype, device: str) -> PackedLanguageModel:
     return load_for_evaluation(read_model_config(path), path, dtype, torch.device(device))
 
 
-def packed(found: PackedLanguageModel, documents: InMemory, device: str) -> tuple[float, Gradients]:
-    """Mean loss and gradients of all documents in one micro-batch."""
+def packed(model: PackedLanguageModel, documents: InMemory, device: str) -> tuple[float, Gradients]:
+    """Return the mean loss and the gradients of all documents in a single micro-batch."""
     batch = collate(tuple(range(len(documents))), documents).to(torch.device(device))
-    loss = loss_of(found, batch) / batch.target_ids.numel()
+    loss = loss_of(model, batch) / batch.target_ids.numel()
     loss.backward()
-    return loss.item(), {name: p.grad.float().cpu() for name, p in parameter_names(found).items()}
+    return loss.item(), {name: p.grad.float().cpu() for name, p in parameter_names(model).items()}
 
 
 def eager_gradients(path: str, documents: InMemory, device: str, names: Gradients) -> Gradients:
-    """Those of transformers' eager attention in bf16, each document alone."""
-    found, total = eager(path, documents.ids, documents.weights, torch.bfloat16, device)
+    """Return the gradients of transformers' eager attention in bf16, each document alone."""
+    model, total = eager(path, documents.ids, documents.weights, torch.bfloat16, device)
     (total / sum(len(ids) - 1 for ids in documents.ids)).backward()
-    return {name: p.grad.float().cpu() for name, p in found.named_parameters() if name in names}
+    return {name: p.grad.float().cpu() for name, p in model.named_parameters() if name in names}
 
 
-def error(found: Gradients, expected: Gradients) -> float:
-    """Relative error of all gradients together."""
-    assert found.keys() == expected.keys()
-    squares = sum((found[name] - expected[name]).double().square().sum() for name in expected)
+def error(gradients: Gradients, expected: Gradients) -> float:
+    """Return the relative error of all gradients together."""
+    assert gradients.keys() == expected.keys()
+    squares = sum((gradients[name] - expected[name]).double().square().sum() for name in expected)
     return float((squares / sum(g.double().square().sum() for g in expected.values())).sqrt())
 
 
-def is_isolated(found: PackedLanguageModel, documents: InMemory, vocabulary: int, device: str) -> bool:
-    """Whether the states of the second document keep their bits when the first one changes."""
+def is_isolated(model: PackedLanguageModel, documents: InMemory, vocabulary: int, device: str) -> bool:
+    """Return whether the states of the second document stay bitwise equal if the first document changes."""
     edited = InMemory([(documents.ids[0] + 1) % vocabulary, *documents.ids[1:]], documents.weights)
     states = []
     with torch.no_grad():
         for source in (documents, edited):
             batch = collate((0, 1), source).to(torch.device(device))
-            states.append(found(batch)[batch.target_positions >= len(documents.ids[0])])
+            states.append(model(batch)[batch.target_positions >= len(documents.ids[0])])
     return torch.equal(*states)
 
 
 def compare(path: str, lengths: list[int], device: str) -> dict[str, float | bool]:
-    """Relative errors against fp32 on the CPU, and whether documents are isolated."""
+    """Return relative errors against fp32 on the CPU, and whether documents are isolated."""
     vocabulary, rng = min(259, read_model_config(path).vocab_size), np.random.default_rng(0)
     documents = InMemory([rng.integers(3, vocabulary, n) for n in lengths], [np.arange(n) > 0 for n in lengths])
     expected, reference = packed(load(path, torch.float32, "cpu"), documents, "cpu")
     row: dict[str, float | bool] = {"eager": error(eager_gradients(path, documents, device, reference), reference)}
     for dtype, key in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        found = load(path, dtype, device)
-        loss, gradients = packed(found, documents, device)
+        model = load(path, dtype, device)
+        loss, gradients = packed(model, documents, device)
         row[f"{key} loss"], row[f"{key} gradient"] = abs(loss / expected - 1), error(gradients, reference)
-        row[f"{key} isolated"] = is_isolated(found, documents, vocabulary, device)
+        row[f"{key} isolated"] = is_isolated(model, documents, vocabulary, device)
     return row
 
 
@@ -87,7 +87,7 @@ def is_good(row: dict[str, float | bool]) -> bool:
 
 
 @pytest.mark.parametrize(("device", "family"), CASES)
-def test_losses_and_gradients_are_those_of_fp32_on_the_cpu(tmp_path, device, family) -> None:
+def test_losses_and_gradients_match_fp32_on_cpu(tmp_path, device, family) -> None:
     if family in FAMILIES:
         row = compare(str(write_tiny_model(tmp_path, family)), LENGTHS, device)
     elif SMOLLM2.is_dir():

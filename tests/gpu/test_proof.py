@@ -1,4 +1,4 @@
-"""The GPU proof without a GPU: what it keeps and prints, and a rehearsal of its speed step."""
+"""The GPU proof without a GPU: its report, its output, and a rehearsal of its speed step."""
 
 import sys
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def test_without_a_gpu_it_says_so(monkeypatch) -> None:
         proof.main()
 
 
-def test_a_step_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, capsys) -> None:
+def test_failed_step_sets_the_exit_code(tmp_path, monkeypatch, capsys) -> None:
     def step(output, rehearse: bool, code: str) -> tuple[bool, str]:
         return proof.run([sys.executable, "-c", code], output, rehearse)
 
@@ -39,7 +39,7 @@ def test_a_step_that_fails_is_a_line_and_an_exit_code(tmp_path, monkeypatch, cap
 
 @pytest.mark.slow
 def test_a_rehearsal_of_the_speed_step(tmp_path, monkeypatch, capsys) -> None:
-    """Its programs are forked. The run is not killed at its last step but one, and ends by itself."""
+    """The programs of the step are forked. The run is not killed before its last step, and ends by itself."""
 
     def forked(
         command: list, output: Path, rehearse: bool, until: Callable[[], bool] | None = None

@@ -1,4 +1,4 @@
-"""Our own loader refuses an adapter on other weights. test_lora.py: it merges to what peft computes from what is written."""
+"""Our loader refuses an adapter on other weights. test_lora.py compares the merged weights with peft's results from the same files."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def base(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("adapter") / "base")
 
 
-def test_an_adapter_is_refused_on_other_weights_and_without_its_own(base, tmp_path, monkeypatch) -> None:
+def test_adapter_is_refused_on_other_weights(base, tmp_path, monkeypatch) -> None:
     tensors = {
         "model.layers.0.self_attn.q_proj" + side: torch.zeros(size)
         for side, size in zip(lora.SIDES, ((2, 64), (64, 2)), strict=True)
@@ -33,7 +33,7 @@ def test_an_adapter_is_refused_on_other_weights_and_without_its_own(base, tmp_pa
     adapter = Adapter(Weights({name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__), LoRA(rank=2))
     folder, models = tmp_path / "adapter", tmp_path / "models"
     folder.mkdir()
-    write_adapter(folder, adapter, base, "org/base", lambda _, tensor: tensor)  # the name says nothing of the weights
+    write_adapter(folder, adapter, base, "org/base", lambda _, tensor: tensor)  # the name does not identify the weights
     assert json.loads((folder / "base.json").read_text())["fingerprint"] == fingerprint_of_base(base)
     monkeypatch.setattr(lora, "MODELS", models)
     with pytest.raises(
@@ -52,8 +52,8 @@ def test_an_adapter_is_refused_on_other_weights_and_without_its_own(base, tmp_pa
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_an_adapter_is_no_model_to_train_from_even_beside_whole_weights(base, tmp_path, beside) -> None:
-    """Of peft, such as DoRA: the run would begin at the base without it. transformers puts it on."""
+def test_adapter_directory_is_refused_as_model_path(base, tmp_path, beside) -> None:
+    """A run would begin at the base and ignore an adapter of peft (here DoRA), while transformers applies it."""
     folder = tmp_path / "model"
     shutil.copytree(base, folder) if beside else folder.mkdir()
     (folder / "adapter_config.json").write_text('{"use_dora": true}')
@@ -62,10 +62,8 @@ def test_an_adapter_is_no_model_to_train_from_even_beside_whole_weights(base, tm
 
 
 @pytest.mark.parametrize("rope_type", [None, "yarn"])
-def test_an_adapter_that_was_trained_with_another_rope_than_its_base_has_is_refused(
-    base, tmp_path, ranks, rope_type
-) -> None:
-    """peft would put it on the base as that base's config.json is, and say nothing."""
+def test_adapter_trained_with_other_rope_is_refused(base, tmp_path, ranks, rope_type) -> None:
+    """peft would silently apply the adapter to the base with the RoPE of the base's config.json."""
     path, folder = str(base), tmp_path / "adapter"
     scaled = Model(path, rope_type=rope_type, rope_factor=rope_type and 2.0)
     config = Config(scaled, Data(("-",)), Batch(8), Optimizer(1e-3), Run("name"), lora=LoRA(rank=2))
@@ -77,5 +75,5 @@ def test_an_adapter_that_was_trained_with_another_rope_than_its_base_has_is_refu
     if rope_type is None:
         assert base_of_adapter(folder) == base
         return
-    with pytest.raises(UserError, match="export it again with scripts/export.py"):  # which asks for --merge-lora
+    with pytest.raises(UserError, match="export it again with scripts/export.py"):  # export.py demands --merge-lora
         load_for_generation(str(folder), torch.float32, torch.device("cpu"))

@@ -15,7 +15,7 @@ TARGETS, VOCABULARY, WIDTH, TOKENS, WEIGHT = 90, 300, 16, 64, 0.5
 
 
 def in_fp64(base: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL of the 64 most probable tokens of `base` and of the rest, by plain sums of probabilities over the vocabulary."""
+    """Return the KL over the 64 most probable tokens of `base` and the rest, by plain sums of probabilities."""
     p, q = base.double().softmax(-1), logits.double().softmax(-1)
     top = torch.zeros_like(p, dtype=torch.bool).scatter(1, p.topk(TOKENS).indices, True)
     kl = (p * (p / q).log() * top).sum(-1)
@@ -24,22 +24,22 @@ def in_fp64(base: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def predicted(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What training/anchor.py keeps of the base's logits."""
+    """Return the log-probabilities and ids that training/anchor.py keeps of the base's logits."""
     ids = base.topk(TOKENS).indices
     return bucket_log_probabilities(base, ids).half(), ids.int()
 
 
 @pytest.mark.parametrize("sharpness", [0.1, 1, 4, 30])
-def test_the_loss_is_that_of_plain_sums_in_fp64(sharpness) -> None:
-    """From almost uniform distributions to those whose 64 tokens have all but 1e-12 of the mass."""
+def test_kl_equals_plain_sums_in_fp64(sharpness) -> None:
+    """From almost uniform distributions to distributions in which 64 tokens have all but 1e-12 of the mass."""
     torch.manual_seed(0)
     base, logits = sharpness * torch.randn(2, TARGETS, VOCABULARY)
     log_p, ids = predicted(base)
-    found = kl_to_base(logits, log_p, ids.long())
+    kl = kl_to_base(logits, log_p, ids.long())
     expected = in_fp64(base, logits)
-    assert found.dtype == torch.float32
-    # fp16 rounds a log-probability by 2^-11 of it.
-    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-4)
+    assert kl.dtype == torch.float32
+    # fp16 has a relative rounding error of 2^-11.
+    torch.testing.assert_close(kl.double(), expected, rtol=2e-3, atol=1e-4)
     exact = kl_to_base(logits, bucket_log_probabilities(base, ids.long()), ids.long())
     torch.testing.assert_close(exact.double(), expected, rtol=1e-5, atol=1e-6)
     itself = kl_to_base(base, log_p, ids.long())
@@ -47,7 +47,7 @@ def test_the_loss_is_that_of_plain_sums_in_fp64(sharpness) -> None:
 
 
 def mixed(base_logits: torch.Tensor, is_anchored: torch.Tensor, ids: torch.Tensor) -> SimpleNamespace:
-    """A micro-batch of which `is_anchored` says which targets have an anchor; they are the source 1."""
+    """Return a micro-batch whose targets at `is_anchored` have an anchor and belong to source 1."""
     log_p, base_ids = predicted(base_logits[is_anchored])
     batch = targets_of(ids, is_anchored.long())
     where = is_anchored.numpy()
@@ -56,13 +56,13 @@ def mixed(base_logits: torch.Tensor, is_anchored: torch.Tensor, ids: torch.Tenso
 
 
 def edited(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Not cross-entropy, as a researcher may write it."""
+    """Return losses that are not cross-entropy, as a researcher may write them."""
     return F.cross_entropy(logits, targets, reduction="none") ** 2
 
 
 @pytest.mark.parametrize("token_losses", [negative_log_likelihood, edited])
-def test_a_mixed_micro_batch_in_chunks(monkeypatch, token_losses) -> None:
-    """Each target has its own loss wherever chunks begin, sums and gradients are exact, and each source has its sum."""
+def test_mixed_micro_batch_in_chunks_is_exact(monkeypatch, token_losses) -> None:
+    """Loss, gradients and sums by source are exact, wherever chunks begin."""
     torch.manual_seed(0)
     hidden = torch.randn(TARGETS, WIDTH, requires_grad=True)
     weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
@@ -71,9 +71,9 @@ def test_a_mixed_micro_batch_in_chunks(monkeypatch, token_losses) -> None:
     is_anchored[5:23] = is_anchored[40:41] = is_anchored[60:80] = True
     batch = mixed(base, is_anchored, ids)
     logits = F.linear(hidden, weight).double()
-    kl, other = in_fp64(base, logits)[is_anchored], token_losses(logits, ids)[~is_anchored]
-    (WEIGHT * kl.sum() + other.sum()).backward()
-    expected = [one.grad.clone() for one in (hidden, weight)]
+    kl, plain_losses = in_fp64(base, logits)[is_anchored], token_losses(logits, ids)[~is_anchored]
+    (WEIGHT * kl.sum() + plain_losses.sum()).backward()
+    expected = [tensor.grad.clone() for tensor in (hidden, weight)]
     for chunk, part in ((1024, 256), (35, 10)):
         monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
         monkeypatch.setattr(model.loss, "LOSS_TOKENS", part)
@@ -81,13 +81,14 @@ def test_a_mixed_micro_batch_in_chunks(monkeypatch, token_losses) -> None:
         sums = LossSums(2, torch.device("cpu"))
         loss = chunked(head_of(weight), hidden, batch, anchored(token_losses, batch, WEIGHT), sums)
         loss.backward()
-        assert sums.by_source.tolist() == pytest.approx([other.sum().item(), WEIGHT * kl.sum().item()], rel=1e-3)
+        assert sums.by_source.tolist() == pytest.approx([plain_losses.sum().item(), WEIGHT * kl.sum().item()], rel=1e-3)
         assert loss.item() == pytest.approx(sums.by_source.sum().item(), rel=1e-5)
-        for one, right in zip((hidden, weight), expected, strict=True):
-            assert ((one.grad - right).norm() / right.norm()).item() < 1e-3  # of the fp16 log-probabilities
+        for tensor, reference in zip((hidden, weight), expected, strict=True):
+            error = (tensor.grad - reference).norm() / reference.norm()
+            assert error.item() < 1e-3  # from rounding log-probabilities to fp16
 
 
-def test_without_an_anchored_target_token_losses_is_called_as_it_is() -> None:
+def test_token_losses_is_unchanged_without_anchored_targets() -> None:
     batch = targets_of(torch.arange(3))
     batch.base_rows = batch.base_log_p = batch.base_ids = None
     assert anchored(edited, batch, WEIGHT) is edited

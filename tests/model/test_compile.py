@@ -1,6 +1,6 @@
-"""Compiled layers: how many graphs there are, what they keep for backward, and that they compute what eager code does.
+"""Compiled layers: the number of graphs, the tensors kept for backward, and equality with eager code.
 
-The backend `aot_eager` traces and divides forward and backward as inductor's does, and runs the operators of eager code.
+The backend `aot_eager` traces and partitions forward and backward like inductor, and runs the operators of eager code.
 """
 
 import shutil
@@ -65,8 +65,8 @@ def equal_gradients(compiled: torch.nn.Module, eager: torch.nn.Module, batch: Mi
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
 
-def test_micro_batches_and_an_evaluation_use_the_graphs_of_the_first(tmp_path) -> None:
-    """One graph for each kind of layer that trains, one more for each that evaluates, whatever the lengths."""
+def test_micro_batches_and_evaluation_reuse_the_first_graphs(tmp_path) -> None:
+    """Each kind of layer has a graph for training and a graph for evaluation, for all lengths."""
     path, rng = write_tiny_model(tmp_path / "model", family="gemma2", layers=3), np.random.default_rng(0)
     compiled, eager = (of(path, "selective", is_compiled) for is_compiled in (True, False))
     kinds = len({layer.self_attn.sliding_window for layer in decoder_layers(compiled)})
@@ -87,17 +87,20 @@ def test_micro_batches_and_an_evaluation_use_the_graphs_of_the_first(tmp_path) -
 def test_what_inductor_writes_computes_the_same(tmp_path) -> None:
     path, batch = write_tiny_model(tmp_path / "model", family="qwen2", tied=False, vocab_size=391), batch_of(LENGTHS)
     eager, compiled = of(path, "full", is_compiled=False), of(path, "full", is_compiled=True, backend="inductor")
-    with torch._inductor.config.patch(compile_threads=1):  # no pool of processes, which would outlive the test
-        found = gradients(compiled, batch)
-    for ours, expected in zip(found, gradients(eager, batch), strict=True):
+    with torch._inductor.config.patch(compile_threads=1):  # a pool of processes would outlive the test
+        compiled_gradients = gradients(compiled, batch)
+    for ours, expected in zip(compiled_gradients, gradients(eager, batch), strict=True):
         assert (ours - expected).norm() < 1e-5 * expected.norm()
     gradients(compiled, batch_of(LENGTHS[1:]))
     assert graphs() == 1
 
 
 def kept_bytes(model: torch.nn.Module, batch: MicroBatch) -> int:
-    """Bytes that forward keeps for backward, without parameters. Not those in the cache of eager selective checkpointing."""
-    others = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    """Return the bytes that forward keeps for backward, without parameters.
+
+    The cache of eager selective checkpointing is not counted.
+    """
+    parameter_storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,13 +110,13 @@ def kept_bytes(model: torch.nn.Module, batch: MicroBatch) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         hidden = model(batch)
     del hidden
-    return sum(size for pointer, size in kept.items() if pointer not in others)
+    return sum(size for pointer, size in kept.items() if pointer not in parameter_storages)
 
 
-def test_compiled_checkpoints_keep_what_their_mode_says(tmp_path) -> None:
-    """`full`: the layers' inputs. `selective`: also the results of seven products and of attention.
+def test_compiled_checkpoints_keep_the_tensors_of_their_mode(tmp_path) -> None:
+    """`full` keeps the layers' inputs. `selective` also keeps the results of seven products and of attention.
 
-    Both with the gradients of eager code, and one graph for any lengths.
+    Both have the gradients of eager code and a single graph for all lengths.
     """
     path, lengths, layers = write_tiny_model(tmp_path / "model", layers=3), (300, 200), 3
     plain = of(path, "none", is_compiled=False)
@@ -124,50 +127,50 @@ def test_compiled_checkpoints_keep_what_their_mode_says(tmp_path) -> None:
         torch._dynamo.utils.counters.clear()
         compiled = of(path, mode, is_compiled=True)
         kept[mode] = kept_bytes(compiled, batch_of(lengths))
-        for others in (LENGTHS, (7,)):
-            equal_gradients(compiled, plain, batch_of(others))
+        for other_lengths in (LENGTHS, (7,)):
+            equal_gradients(compiled, plain, batch_of(other_lengths))
         assert graphs() == 1
     config = load(path).causal_lm.config
     hidden, queries, keys = (config.hidden_size, *(n * config.head_dim for n in (4, 2)))
     token = layers * 4 * (queries + 2 * keys + queries + hidden + 2 * config.intermediate_size)  # fp32
     assert kept["selective"] - kept["full"] == sum(lengths) * token
-    rope = 2 * 4 * config.head_dim * sum(lengths)  # an eager checkpoint has it among its arguments, which no hook sees
+    rope = 2 * 4 * config.head_dim * sum(lengths)  # RoPE is an argument of an eager checkpoint, which no hook sees
     assert eager["full"] + rope <= kept["full"] < eager["full"] + rope + 200
     assert kept["selective"] < eager["none"]
 
 
-def test_layers_that_are_left_to_python_are_an_error(tmp_path) -> None:
+def test_uncompiled_layers_are_an_error(tmp_path) -> None:
     model = of(write_tiny_model(tmp_path / "model", layers=1), "full", is_compiled=True)
     with torch.compiler.set_stance("force_eager"), pytest.raises(UserError, match="leaves the layers to Python"):
         model(batch_of(LENGTHS))
 
 
-def test_the_size_of_a_context_group_is_a_constant_to_the_compiler() -> None:
-    """As a symbol it makes every shape after it an expression, and a layer takes the compiler several times as long."""
+def test_compiler_sees_context_size_as_a_constant() -> None:
+    """If the size were a symbol, all later shapes would be expressions, and compilation would take several times as long."""
     symbols = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
-        symbols.append([one for one in inputs if not isinstance(one, torch.Tensor)])
+        symbols.append([value for value in inputs if not isinstance(value, torch.Tensor)])
         return graph.forward
 
     to_heads = torch.compile(lambda context, x: context.to_heads(x), dynamic=True, fullgraph=True, backend=backend)
     assert to_heads(pretended_context(2), torch.ones(1, 4, 6, 8)).shape == (1, 2, 12, 8)
-    assert [len(one) for one in symbols] == [3]  # the sizes of x: heads, tokens, head_dim
+    assert [len(value) for value in symbols] == [3]  # the sizes of x: heads, tokens, head_dim
 
 
-def test_offload_moves_the_inputs_of_compiled_layers_and_nothing_else(tmp_path, monkeypatch) -> None:
+def test_offload_moves_only_inputs_of_compiled_layers(tmp_path, monkeypatch) -> None:
     path, batch, moved = write_tiny_model(tmp_path / "model"), batch_of(LENGTHS), []
     to_host = activation_checkpointing._to_host
 
-    def noted(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         moved.append(to_host(tensor))
         return moved[-1]
 
-    monkeypatch.setattr(activation_checkpointing, "_to_host", noted)
+    monkeypatch.setattr(activation_checkpointing, "_to_host", record)
     eager, model = of(path, "none", is_compiled=False), of(path, "offload", is_compiled=True)
     activation_checkpointing.keep_inputs_on_host(decoder_layers(model))
     loss = loss_of(model, batch)
-    assert [tuple(one.shape) for one in moved] == [(1, sum(LENGTHS), 64)] * 2 and graphs() == 1
+    assert [tuple(tensor.shape) for tensor in moved] == [(1, sum(LENGTHS), 64)] * 2 and graphs() == 1
     loss.backward()
     for ours, expected in zip(model.parameters(), gradients(eager, batch), strict=True):
         torch.testing.assert_close(ours.grad, expected, rtol=0, atol=1e-6)
@@ -176,22 +179,22 @@ def test_offload_moves_the_inputs_of_compiled_layers_and_nothing_else(tmp_path, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window, softcap", [(None, None), (30, None), (30, 2.0)])
 def test_the_operator_computes_what_eager_attention_does(monkeypatch, dtype, window, softcap) -> None:
-    """Output to the bit; gradients of key and value differ by the order of sums over chunks of queries."""
+    """The output is bitwise equal. Gradients of key and value differ by the order of sums over chunks of queries."""
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, sum(LENGTHS), heads, 16) for heads in (4, 2, 2)]
     tensors = [torch.randn(shape, generator=generator).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes]
-    made = DocumentLengths(LENGTHS, torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32))
-    eager, _ = packed_attention.packed_attention(None, *tensors, None, 0.25, made, window, softcap)
-    arguments = (*tensors, made.ends, 0.25, window, softcap)
+    boundaries = DocumentLengths(LENGTHS, torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32))
+    eager, _ = packed_attention.packed_attention(None, *tensors, None, 0.25, boundaries, window, softcap)
+    arguments = (*tensors, boundaries.ends, 0.25, window, softcap)
     ours = torch.ops.packed.attention(*arguments)
     assert torch.equal(ours, eager)
     weights = torch.randn(eager.shape, generator=generator).to(dtype)
-    expected, found = (torch.autograd.grad(output, tensors, weights) for output in (eager, ours))
-    for one, other in zip(found, expected, strict=True):
+    expected, gradients = (torch.autograd.grad(output, tensors, weights) for output in (eager, ours))
+    for gradient, reference in zip(gradients, expected, strict=True):
         bound = 1e-6 if dtype == torch.float32 else 2**-8
-        assert (one - other).abs().max() <= bound * other.abs().max()
+        assert (gradient - reference).abs().max() <= bound * reference.abs().max()
     if window is None and softcap is None:
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert all(torch.equal(gradient, reference) for gradient, reference in zip(gradients, expected, strict=True))
     if dtype == torch.float32:
         torch.library.opcheck(torch.ops.packed.attention.default, arguments)

@@ -24,12 +24,12 @@ from tests.processes import ROOT
 from tests.tiny import FAMILIES, OTHER_FAMILIES, tiny_tokenizer, write_tiny_model
 
 ALL = FAMILIES | OTHER_FAMILIES
-# Each family once, those of the first list with both: what differs beside the family is the same code for all of them.
+# (family, form): FAMILIES with both forms, OTHER_FAMILIES with one form each, because the forms run the same code in all families.
 BOTH = [(family, i) for family in FAMILIES for i in (0, 1)] + [(f, n % 2) for n, f in enumerate(OTHER_FAMILIES)]
 
 
-def noted(sizes: list[int]) -> Seeing:
-    """Notes the number of elements of each tensor that any operation returns."""
+def recording(sizes: list[int]) -> Seeing:
+    """Record the number of elements of each tensor that any operation returns."""
     return Seeing(lambda _, __, out: sizes.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)))
 
 
@@ -54,17 +54,17 @@ def test_supported_model_types_are_those_tested_here() -> None:
 
 @pytest.mark.parametrize("family, form", BOTH)
 def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypatch, family, form) -> None:
-    """Sliding windows have 8 tokens, documents up to 90; in a single chunk and in several."""
+    """Sliding windows have 8 tokens, documents up to 90. Targets are in a single chunk or in several chunks."""
     tied, chunk, queries = [(True, 7, 16), (False, 1024, 512)][form]
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", queries)
     path = write_tiny_model(tmp_path / "model", family=family, tied=tied)
-    made = documents([37, 5, 90, 2, 61])
+    source = documents([37, 5, 90, 2, 61])
     packed = load(path)
-    loss = loss_of(packed, collate((0, 1, 2, 3, 4), made))
+    loss = loss_of(packed, collate((0, 1, 2, 3, 4), source))
     loss.backward()
 
-    theirs, total = eager(path, made.ids, made.weights)
+    theirs, total = eager(path, source.ids, source.weights)
     total.backward()
     assert loss.item() == pytest.approx(total.item(), rel=1e-6)
     assert len(packed.extra_fsdp_units()) == (0 if tied else 2)
@@ -72,10 +72,10 @@ def test_loss_and_gradients_equal_eager_document_by_document(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("family, form", BOTH)
-def test_a_document_never_attends_to_the_previous_one(tmp_path, family, form) -> None:
-    """If document 1 and its length change, the hidden states and logits of document 2 stay bitwise equal.
+def test_document_never_attends_to_previous_document(tmp_path, family, form) -> None:
+    """If document 1 and its length change, the logits of document 2 stay bitwise equal.
 
-    With experts they stay so up to rounding: a product over an expert's tokens rounds by their number.
+    With experts they stay equal up to rounding, because the rounding of a product over an expert's tokens depends on their number.
     """
     dtype = (torch.float32, torch.bfloat16)[form]
     packed = load(write_tiny_model(tmp_path / "model", family=family), dtype)
@@ -83,35 +83,35 @@ def test_a_document_never_attends_to_the_previous_one(tmp_path, family, form) ->
     results = []
     for seed, length in [(1, 40), (2, 40), (3, 77), (4, 3)]:
         first = documents([length], seed=seed).ids[0]
-        made = documents([length, 50])
-        made.ids[0], made.ids[1] = first, second
+        source = documents([length, 50])
+        source.ids[0], source.ids[1] = first, second
         with torch.no_grad():
-            every = torch.arange(length, length + 50)  # all states of document 2
-            hidden = packed(dataclasses.replace(collate((0, 1), made), target_positions=every))
+            positions = torch.arange(length, length + 50)  # all states of document 2
+            hidden = packed(dataclasses.replace(collate((0, 1), source), target_positions=positions))
             visit_logits(packed.head, hidden, lambda logits, start: results.append(logits))
     if has_experts(packed.causal_lm.config):
         tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-        assert all((results[0] - other).abs().max() < tolerance * results[0].abs().max() for other in results[1:])
+        assert all((results[0] - result).abs().max() < tolerance * results[0].abs().max() for result in results[1:])
     else:
-        assert all(torch.equal(results[0], other) for other in results[1:])
+        assert all(torch.equal(results[0], result) for result in results[1:])
     assert hidden.dtype == dtype and results[0].std() > 0.01
 
 
-def test_the_gradient_of_a_frequent_token_is_rounded_to_bf16_once(tmp_path) -> None:
-    """Added up in bf16, 2,000 places of a token lose half of it."""
+def test_gradient_of_frequent_token_is_rounded_once(tmp_path) -> None:
+    """A sum over 2,000 occurrences in bf16 would lose half of the gradient."""
     packed = load(write_tiny_model(tmp_path / "model", tied=False), torch.bfloat16)
-    of_places = []
-    packed.causal_lm.model.layers[0].register_full_backward_hook(lambda _, grads, __: of_places.append(grads[0][0]))
-    made = documents([250] * 10)
-    for ids in made.ids:
+    occurrences = []
+    packed.causal_lm.model.layers[0].register_full_backward_hook(lambda _, grads, __: occurrences.append(grads[0][0]))
+    source = documents([250] * 10)
+    for ids in source.ids:
         ids[50:] = 7
-    batch = collate(range(10), made)
+    batch = collate(range(10), source)
     packed(batch).sum().backward()
-    found = packed.embedding.weight.grad.double()
-    exact = torch.zeros_like(found).index_add_(0, batch.input_ids[0], of_places[0].double())
-    exact[2] = 0  # transformers gives no gradient to the token of padding
-    assert of_places[0].dtype == torch.bfloat16 and exact[7].norm() > 0
-    assert ((found - exact).norm(dim=1) <= 2**-8 * exact.norm(dim=1)).all()
+    gradient = packed.embedding.weight.grad.double()
+    exact = torch.zeros_like(gradient).index_add_(0, batch.input_ids[0], occurrences[0].double())
+    exact[2] = 0  # transformers gives no gradient to the padding token
+    assert occurrences[0].dtype == torch.bfloat16 and exact[7].norm() > 0
+    assert ((gradient - exact).norm(dim=1) <= 2**-8 * exact.norm(dim=1)).all()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -123,25 +123,25 @@ def test_without_targets_loss_and_gradients_are_zero(tmp_path, family) -> None:
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in packed.parameters())
 
 
-def test_memory_of_the_loss_is_independent_of_the_number_of_targets(monkeypatch) -> None:
+def test_loss_memory_does_not_grow_with_targets(monkeypatch) -> None:
     """In forward and backward, no tensor is larger than the logits of a chunk or the gradient of the weight."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 16)
     for targets in (64, 512):
         hidden = torch.randn(targets, 8, requires_grad=True)
         weight = torch.randn(1000, 8, requires_grad=True)
-        with noted(sizes := []):
+        with recording(sizes := []):
             settings = HeadSettings(0.5, 3.0)
             loss_sum(hidden, weight, torch.arange(targets), settings).backward()
         assert max(sizes) == 16 * 1000
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
-def test_no_mask_or_score_matrix_of_a_row_is_created(tmp_path, monkeypatch, family) -> None:
+def test_no_score_matrix_of_a_row_is_created(tmp_path, monkeypatch, family) -> None:
     """In forward and backward, no operation creates a 500 x 500 tensor for a document of 500 tokens."""
     monkeypatch.setattr(packed_attention, "CHUNK_QUERIES", 16)
     packed = load(write_tiny_model(tmp_path / "model", family=family))
     batch = collate((0, 1), documents([500, 100]))
-    with noted(sizes := []):
+    with recording(sizes := []):
         packed(batch).sum().backward()
     assert max(sizes) <= 600 * 128
 
@@ -195,7 +195,7 @@ def test_unsupported_models_are_refused_by_name(kind, settings, words) -> None:
         check_supported(AutoConfig.for_model(kind, **settings))
 
 
-def test_the_text_part_of_a_model_with_images_is_what_the_page_saves(tmp_path) -> None:
+def test_saved_text_part_of_image_model_is_equal(tmp_path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = sizes | {"model_type": "gemma3_text", "vocab_size": 384, "num_key_value_heads": 1, "head_dim": 16}
     images = sizes | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
@@ -210,16 +210,16 @@ def test_the_text_part_of_a_model_with_images_is_what_the_page_saves(tmp_path) -
         {"PATH": path, "DIRECTORY": directory},
     )
     exec(f"from transformers import {names}\n{code}", variables)  # noqa: S102
-    made = documents([60, 20])
+    source = documents([60, 20])
     expected = 0.0
-    for ids, weights in zip(made.ids, made.weights, strict=True):
+    for ids, weights in zip(source.ids, source.weights, strict=True):
         ids, weights = torch.from_numpy(ids), torch.from_numpy(weights)
         logits = variables["whole"](input_ids=ids[None]).logits[0, :-1]
         expected += (weights[1:] * F.cross_entropy(logits, ids[1:], reduction="none")).sum().item()
-    assert loss_of(load(directory), collate((0, 1), made)).item() == pytest.approx(expected, rel=1e-6)
+    assert loss_of(load(directory), collate((0, 1), source)).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_missing_tensor_wrong_shape_and_wrong_value_are_reported_in_one_sentence(tmp_path) -> None:
+def test_weights_that_do_not_fit_are_one_sentence(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     config = read_model_config(str(path))
     config.intermediate_size = 130

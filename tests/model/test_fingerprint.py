@@ -1,4 +1,4 @@
-"""Digests of the base differ exactly where the model does."""
+"""Fingerprints of base models differ exactly if the weights differ."""
 
 import shutil
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from model.hub import convert_gguf
 from tests.tiny import write_tiny_model
 
-# Names in transformers' Llama -> those of llama.cpp (ggml-org/llama.cpp, gguf-py/gguf/constants.py).
+# Names in transformers' Llama -> names in llama.cpp (ggml-org/llama.cpp, gguf-py/gguf/constants.py).
 ROOTS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 PARTS = {
     "input_layernorm": "attn_norm",
@@ -25,17 +25,17 @@ PARTS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-TEXT = "<|im_start|>user\nCET1 ratio 4.31% in C 03.00 r0010?<|im_end|>\n"
+TEXT = "<|im_start|>user\nH2O content 4.31% in B 03.00 x0010?<|im_end|>\n"
 
 
 def llama_cpp_order(weight, heads):
-    """Reorder query and key rows as llama.cpp's converter does: it interleaves the two halves of each head."""
+    """Reorder query and key rows like llama.cpp's converter, which interleaves the two halves of each head."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def write_gguf(path, source, quantise):
-    """Write the tiny Llama in `source` as llama.cpp would store it; `quantise` stores the matrices of layers in Q4_1."""
+    """Write the tiny Llama in `source` in llama.cpp's format. With `quantise`, the matrices of layers are stored in Q4_1."""
     config = json.loads((source / "config.json").read_text())
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")

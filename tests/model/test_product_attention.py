@@ -13,7 +13,7 @@ HEADS, KV_HEADS, HEAD_DIM = 6, 2, 24
 
 def inputs(seed: int = 0, tokens: int = sum(LENGTHS), sharpness: float = 1.0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    # As the models make them: `(1, tokens, heads, head_dim)` transposed.
+    # Transposed from `(1, tokens, heads, head_dim)`, as in the models.
     shapes = [(1, tokens, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
     return [x.to(torch.bfloat16).transpose(1, 2).detach().requires_grad_() for x in (q * sharpness, k, v)]
@@ -24,7 +24,7 @@ def attend(q, k, v, lengths=LENGTHS, scaling=0.3) -> torch.Tensor:
 
 
 def exact(q, k, v, lengths=LENGTHS, scaling=0.3) -> torch.Tensor:
-    """In the dtype of its arguments, from the definition."""
+    """Compute attention by its definition, in the dtype of the arguments."""
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (k, v))
     outputs = []
     for a, b, c in zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True):
@@ -41,24 +41,24 @@ def gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [output, *torch.autograd.grad(output, tensors, weights.to(output.dtype))]
 
 
-def error(found: torch.Tensor, reference: torch.Tensor) -> float:
-    return ((found.double() - reference).norm() / reference.norm()).item()
+def error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return ((value.double() - reference).norm() / reference.norm()).item()
 
 
 @pytest.mark.parametrize("sharpness, bound", [(1.0, 6e-3), (20.0, 1.5e-2)])
-def test_output_and_gradients_are_exact_up_to_the_rounding_of_bf16(sharpness, bound) -> None:
-    """bf16 rounds by up to 2^-9 = 2e-3. A sharp softmax gives nearly all weight to one key, and gradients cancel there."""
+def test_output_and_gradients_are_exact_up_to_bf16(sharpness, bound) -> None:
+    """bf16 rounds by up to 2^-9 = 2e-3. A sharp softmax gives nearly all weight to a single key, and gradients cancel there."""
     tensors = inputs(sharpness=sharpness)
     reference = gradients(exact, [x.detach().double().requires_grad_() for x in tensors])
-    found = gradients(attend, tensors)
-    errors = [error(a, b) for a, b in zip(found, reference, strict=True)]
-    assert found[0].shape == (1, sum(LENGTHS), HEADS, HEAD_DIM)
+    results = gradients(attend, tensors)
+    errors = [error(a, b) for a, b in zip(results, reference, strict=True)]
+    assert results[0].shape == (1, sum(LENGTHS), HEADS, HEAD_DIM)
     assert errors[0] < 3e-3 and errors[3] < 4e-3, errors
     assert max(errors) < bound, errors
 
 
-def test_a_document_does_not_depend_on_the_others_to_the_bit() -> None:
-    """The first document changes its content, and then its length."""
+def test_document_is_bitwise_independent_of_other_documents() -> None:
+    """Changes the first documents, then removes them."""
     q, k, v = inputs()
     tensors = [x.detach().clone() for x in (q, k, v)]
     for x in tensors:
@@ -74,7 +74,7 @@ def test_a_document_does_not_depend_on_the_others_to_the_bit() -> None:
     assert torch.equal(before[0][:, first + 128 :], alone)
 
 
-def test_probabilities_that_are_computed_again_are_the_kept_ones_to_the_bit(monkeypatch) -> None:
+def test_recomputed_probabilities_equal_kept_ones_bitwise(monkeypatch) -> None:
     kept = gradients(attend, inputs())
     monkeypatch.setattr(product_attention, "KEEP_PROBABILITIES", 0)
     again = gradients(attend, inputs())
@@ -101,8 +101,8 @@ def test_activation_checkpointing_changes_no_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
 
 
-def test_gradients_are_exact_where_one_key_has_nearly_all_of_the_probability() -> None:
-    """An attention sink, and values with a common part: the gradients of the scores are small differences of large numbers."""
+def test_gradients_are_exact_with_an_attention_sink() -> None:
+    """With a sink and values with a common part, the gradients of the scores are small differences of large numbers."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 300, HEAD_DIM, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS))
     direction = torch.nn.functional.normalize(torch.randn(HEAD_DIM, generator=generator), dim=0)
@@ -111,6 +111,6 @@ def test_gradients_are_exact_where_one_key_has_nearly_all_of_the_probability() -
     v += 10 * torch.randn(1, 1, 1, HEAD_DIM, generator=generator)
     tensors = [x.to(torch.bfloat16).detach().requires_grad_() for x in (q, k, v)]
     reference = gradients(lambda *x: exact(*x, lengths=(300,)), [x.detach().double().requires_grad_() for x in tensors])
-    found = gradients(lambda *x: attend(*x, lengths=(300,)), tensors)
-    errors = [error(a, b) for a, b in zip(found, reference, strict=True)]
+    results = gradients(lambda *x: attend(*x, lengths=(300,)), tensors)
+    errors = [error(a, b) for a, b in zip(results, reference, strict=True)]
     assert max(errors) < 0.05, errors

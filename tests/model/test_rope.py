@@ -1,4 +1,4 @@
-"""RoPE scaling: the config, the frequencies that transformers computes from it, isolation of documents, and errors."""
+"""RoPE scaling: the config, transformers' frequencies for it, isolation of documents, and errors."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ def llama(rope: dict | None = None, **settings) -> PretrainedConfig:
 
 
 def write_scaled(tmp_path: Path, kind: str, family: str = "llama") -> tuple[Path, PretrainedConfig]:
-    """Write a tiny model of 64 positions with a window of 256; returns its directory and train.py's config for it.
+    """Write a tiny model of 64 positions, scaled to 256 positions. Return its directory and train.py's config of it.
 
     With kind `longrope` the original model already has longrope.
     """
@@ -69,9 +69,9 @@ def tokens(length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 259, length)
 
 
-def scores(packed: PackedLanguageModel, made: InMemory) -> torch.Tensor:
+def scores(packed: PackedLanguageModel, source: InMemory) -> torch.Tensor:
     with torch.no_grad():
-        batch = collate(tuple(range(len(made))), made)
+        batch = collate(tuple(range(len(source))), source)
         hidden = packed(dataclasses.replace(batch, target_positions=torch.arange(batch.input_ids.shape[1])))
         chunks = []
         visit_logits(packed.head, hidden, lambda logits, start: chunks.append(logits))
@@ -100,8 +100,8 @@ def test_scaled_config() -> None:
     assert scaled_config(config, None) is config
 
 
-def test_a_scaled_model_is_rescaled_from_its_original_window() -> None:
-    """Llama 3.1: 8,192 positions, extended to 131,072. In files with `linear`, the window may be that before or after scaling."""
+def test_scaled_model_is_rescaled_from_original_window() -> None:
+    """Llama 3.1 has 8,192 positions, extended to 131,072. In files with `linear`, the window may be scaled or not."""
     own = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
     config = llama(own | STRETCHING["llama3"], max_position_embeddings=131072)
     yarn = scaled_config(config, "yarn", 32.0)
@@ -110,11 +110,11 @@ def test_a_scaled_model_is_rescaled_from_its_original_window() -> None:
     plain = scaled_config(config, "default")
     assert plain.rope_parameters == {"rope_type": "default", "rope_theta": 500000.0}
     assert plain.max_position_embeddings == 8192
-    gpt_oss = AutoConfig.for_model("gpt_oss")  # has a setting that is not YaRN's default
+    gpt_oss = AutoConfig.for_model("gpt_oss")  # its `truncate` is not YaRN's default
     assert scaled_config(gpt_oss, "yarn", 64.0).rope_parameters == gpt_oss.rope_parameters | {"factor": 64.0}
     own = {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1.07, "original_max_position_embeddings": 256}
     again = scaled_config(llama(own | {"rope_theta": 10000.0}), "yarn", 4.0).rope_parameters
-    assert "attention_factor" not in again and again["factor"] == 4.0  # it is that of the factor
+    assert "attention_factor" not in again and again["factor"] == 4.0  # transformers computes it from the factor
     assert scaled_config(llama(), "yarn", 4.0, 256).rope_parameters["original_max_position_embeddings"] == 256
     linear = llama({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}, max_position_embeddings=16384)
     with pytest.raises(UserError, match="does not state the context length"):
@@ -122,7 +122,7 @@ def test_a_scaled_model_is_rescaled_from_its_original_window() -> None:
     assert scaled_config(linear, "yarn", 8.0, 4096).max_position_embeddings == 32768
 
 
-def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path) -> None:
+def test_only_full_attention_layers_are_scaled(tmp_path) -> None:
     family = "gemma3_text"
     before = read_model_config(str(write_tiny_model(tmp_path / "model", family=family)))
     export, config = write_scaled(tmp_path, "yarn", family)
@@ -142,7 +142,7 @@ def test_only_full_attention_layers_are_scaled_if_layer_types_differ(tmp_path) -
     [*[("llama", kind) for kind in STRETCHING], ("glm", "yarn"), ("gemma3_text", "llama3"), ("smollm3", "linear")],
 )
 def test_transformers_computes_the_same_from_the_export(tmp_path, family, kind) -> None:
-    """Frequencies and attention scaling are bitwise equal, and fp32 even with bf16 weights; logits beyond the old window."""
+    """Frequencies and attention scaling are bitwise equal, and fp32 even with bf16 weights. Logits agree beyond the old window."""
     transformers_logging.set_verbosity_error()
     export, config = write_scaled(tmp_path, kind, family)
     again = read_model_config(str(export))  # as in another run or scripts/measure.py positions
@@ -150,9 +150,9 @@ def test_transformers_computes_the_same_from_the_export(tmp_path, family, kind) 
     theirs = AutoModelForCausalLM.from_pretrained(export, attn_implementation="eager")
     for dtype in (torch.float32, torch.bfloat16):
         assert_same_rotary(load(export, config, dtype), theirs)
-    made = documents(tokens(200, 1), tokens(30, 2))
-    expected = torch.cat([theirs(torch.from_numpy(ids)[None]).logits[0] for ids in made.ids])
-    assert torch.allclose(scores(load(export, config), made), expected, atol=1e-4)
+    source = documents(tokens(200, 1), tokens(30, 2))
+    expected = torch.cat([theirs(torch.from_numpy(ids)[None]).logits[0] for ids in source.ids])
+    assert torch.allclose(scores(load(export, config), source), expected, atol=1e-4)
 
 
 def assert_same_rotary(packed: PackedLanguageModel, theirs: torch.nn.Module) -> None:
@@ -166,7 +166,7 @@ def assert_same_rotary(packed: PackedLanguageModel, theirs: torch.nn.Module) -> 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_longrope_always_uses_its_long_factors(tmp_path, family) -> None:
-    """Even for short documents; in the export both sets are equal, so transformers cannot choose by length."""
+    """Also for short documents. In the export both sets are equal, so transformers cannot choose by length."""
     short = scaled_config(llama(LONGROPE | {"original_max_position_embeddings": ORIGINAL}), "longrope")
     assert short.rope_parameters["long_factor"] == FACTORS["short_factor"]  # the window is not extended
     transformers_logging.set_verbosity_error()
@@ -182,24 +182,24 @@ def test_longrope_always_uses_its_long_factors(tmp_path, family) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(export, attn_implementation="eager")
     assert_same_rotary(packed, theirs)
     for length in (20, 200, 20):
-        made = documents(tokens(length, length))
-        assert torch.allclose(scores(packed, made), theirs(torch.from_numpy(made.ids[0])[None]).logits[0], atol=1e-4), (
-            length
-        )
+        source = documents(tokens(length, length))
+        assert torch.allclose(
+            scores(packed, source), theirs(torch.from_numpy(source.ids[0])[None]).logits[0], atol=1e-4
+        ), length
 
 
 @pytest.mark.parametrize(
     "kind, dtype",
     [("linear", torch.float32), ("yarn", torch.bfloat16), ("longrope", torch.float32), ("longrope", torch.bfloat16)],
 )
-def test_a_document_does_not_depend_on_the_length_of_another(tmp_path, kind, dtype) -> None:
-    """The original window has 64 tokens; each of the two documents is shorter or longer than that."""
+def test_document_is_independent_of_other_documents_length(tmp_path, kind, dtype) -> None:
+    """The original window has 64 tokens. Both documents are tested shorter and longer than the window."""
     export, config = write_scaled(tmp_path, kind)
     packed = load(export, config, dtype)
     for length in (40, 150):
         second = tokens(length, 9)
         results = [scores(packed, documents(tokens(n, n), second))[n:] for n in (3, 240, 3)]
-        assert all(torch.equal(results[0], other) for other in results[1:])
+        assert all(torch.equal(results[0], result) for result in results[1:])
         assert results[0].std() > 0.01
 
 
@@ -221,7 +221,7 @@ def test_invalid_values_are_reported_in_one_sentence(kind, factor, original, wor
         scaled_config(llama(), kind, factor, original)
 
 
-def test_models_that_cannot_be_scaled_are_refused_by_name(tmp_path) -> None:
+def test_models_that_cannot_be_scaled_are_refused(tmp_path) -> None:
     transformers_logging.set_verbosity_error()
     for family in ("cohere2", "exaone4"):
         config = read_model_config(str(write_tiny_model(tmp_path / family, family=family)))
@@ -237,7 +237,7 @@ def test_models_that_cannot_be_scaled_are_refused_by_name(tmp_path) -> None:
         scaled_config(llama(LONGROPE), "longrope", 2.0)
 
 
-def test_model_whose_frequencies_depend_on_the_batch_is_refused_with_a_fix(tmp_path) -> None:
+def test_frequencies_that_depend_on_the_batch_are_refused(tmp_path) -> None:
     path = write_tiny_model(tmp_path / "model")
     llama(LONGROPE).save_pretrained(path)
     with pytest.raises(UserError, match="set model.rope_type=longrope"):
@@ -256,7 +256,7 @@ def test_sequence_length_beyond_the_scaled_window_is_refused() -> None:
         check_length(1025, scaled, "DIR")
     with pytest.raises(UserError, match="exceeds the 512 positions of DIR; shorten it, or extend"):
         check_length(513, llama(), "DIR")
-    for family in ("cohere2", "hunyuan_v1_dense"):  # what scaling would refuse is not advised
+    for family in ("cohere2", "hunyuan_v1_dense"):  # models that cannot be scaled get no advice to scale
         with pytest.raises(UserError, match="shorten it; .*(nothing to scale|no rope_type keeps)$"):
             check_length(513, tiny_config(family), "DIR")
         with pytest.raises(UserError, match="remove rope_type$"):

@@ -1,4 +1,4 @@
-"""Weights of targets that bf16 cannot represent, and in the Fisher diagonal. distributed/test_train.py has whole weighted steps."""
+"""Weights of targets: in the loss, under FSDP and in the Fisher diagonal. distributed/test_train.py runs whole weighted steps."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def test_weights_of_one_change_no_bit() -> None:
-    """A micro-batch whose weights are all 1 has none, so that nothing is multiplied."""
+    """If all weights are 1, `target_weights` is None, so that no loss is multiplied."""
     ones = weighted((1.0,), count=3)
     plain = InMemory(ones.ids, [weights > 0 for weights in ones.weights])
     for source in (ones, plain):
@@ -35,7 +35,7 @@ def test_weights_of_one_change_no_bit() -> None:
     assert plan_training(ones, 1, 0, global_examples=3).batch(0).num_target_tokens == batch.num_target_tokens
 
 
-def test_what_is_measured_beside_the_loss_counts_a_target_by_its_weight() -> None:
+def test_measurements_count_a_target_by_its_weight() -> None:
     sums, weights = LossSums(2, CPU), torch.tensor([0.5, 1.0, 3.0])
     batch = targets_of(torch.arange(3), torch.tensor([0, 1, 1]), weights)
     sums.add([torch.tensor([1.0, 2.0]), torch.tensor([4.0])], batch)
@@ -43,7 +43,7 @@ def test_what_is_measured_beside_the_loss_counts_a_target_by_its_weight() -> Non
 
 
 def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks) -> None:
-    """With 1/3 for every target the loss is a third; 1/3 in bf16 is 0.2% more. An untied head is a unit of its own."""
+    """With weight 1/3 for every target the loss is a third. 1/3 in bf16 is 0.2% more. An untied head is a unit of its own."""
     model = load(write_tiny_model(tmp_path / "model", tied=False))
     mesh = make_mesh("cpu", 1, Sharding())
     parallelize(
@@ -64,23 +64,30 @@ def test_fsdp_does_not_round_the_weights_to_bf16(tmp_path, ranks) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["model", "empirical"])
-def test_a_document_of_weight_four_counts_four_times_in_the_fisher_diagonal(
-    tmp_path, ranks, estimator, monkeypatch
-) -> None:
+def test_fisher_counts_a_document_by_its_weight(tmp_path, ranks, estimator, monkeypatch) -> None:
     path, settings = write_model(tmp_path), EWC(estimator=estimator, documents=2, batch=1)
-    made = corpus(1)
-    found = {}
+    documents = corpus(1)
+    results = {}
     for name, factors in {"one": (1, 0), "other": (0, 1), "both": (4, 1)}.items():
         kept = [i for i in (0, 1) if factors[i]]
-        weights = [np.where(made.get(i)[1], np.float32(factors[i]), np.float32(0)) for i in kept]
-        source, first = InMemory([made.get(i)[0] for i in kept], weights), kept[0]
-        # The documents keep their numbers, and so their signs and samples.
+        weights = [np.where(documents.get(i)[1], np.float32(factors[i]), np.float32(0)) for i in kept]
+        source, first = InMemory([documents.get(i)[0] for i in kept], weights), kept[0]
+        # The documents keep their numbers, and therefore their signs and samples.
         numbers = lambda *of, first=first: document_numbers(*of) + (first << 20)  # noqa: E731
         monkeypatch.setattr(ewc, "document_numbers", numbers)
         num_targets = sum(map(source.num_targets, drawn_items(source, settings)))
         fisher = estimate_fisher(load(path), source, settings, dealer(), "full", signal_is(False, ranks))
-        found[name] = num_targets, fisher
-    (one, a), (other, b), (both, c) = found["one"], found["other"], found["both"]
-    assert both == 4 * one + other
-    for name, fisher in c.items():
-        torch.testing.assert_close(fisher, (4 * one * a[name] + other * b[name]) / both, rtol=1e-5, atol=1e-12)
+        results[name] = num_targets, fisher
+    (targets_first, fisher_first), (targets_second, fisher_second), (targets_mixed, fisher_mixed) = (
+        results["one"],
+        results["other"],
+        results["both"],
+    )
+    assert targets_mixed == 4 * targets_first + targets_second
+    for name, fisher in fisher_mixed.items():
+        torch.testing.assert_close(
+            fisher,
+            (4 * targets_first * fisher_first[name] + targets_second * fisher_second[name]) / targets_mixed,
+            rtol=1e-5,
+            atol=1e-12,
+        )

@@ -1,4 +1,4 @@
-"""A damaged model directory is one sentence that names the file, and is found without reading weights."""
+"""Damage in a model directory is found without reading weights, and reported in a sentence that names the file."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.tiny import write_tiny_model
 
 
 def sharded(folder):
-    """A tiny model in several files with an index."""
+    """Write a tiny model in several files with an index. Return its directory."""
     write_tiny_model(folder / "whole", tied=False)
     AutoModelForCausalLM.from_pretrained(folder / "whole").save_pretrained(folder / "model", max_shard_size="60KB")
     assert len(list((folder / "model").glob("*.safetensors"))) > 2
@@ -27,7 +27,7 @@ NO_INDEX = (b"{", b"[]", b'{"weight_map": {"a": 3}}', b"\xff\xfe")
 
 
 def refused(path, sentence: str) -> None:
-    """Checking and loading end in the same sentence, which matches."""
+    """Check that `check_weights` and `load_weights` raise the same error, which matches `sentence`."""
     sentences = set()
     for check in (check_weights, lambda model, path: load_weights(model, path, torch.device("cpu"))):
         with pytest.raises(UserError, match=sentence) as error:
@@ -39,9 +39,9 @@ def refused(path, sentence: str) -> None:
 def test_tensors_are_where_the_headers_say(tmp_path) -> None:
     path = sharded(tmp_path)
     expected = load_file(tmp_path / "whole" / "model.safetensors")
-    found = stored_tensors(path)
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
+    stored = stored_tensors(path)
+    assert stored.keys() == expected.keys()
+    for name, tensor in stored.items():
         assert tensor.dtype == "F32" and tensor.shape == tuple(expected[name].shape)
         assert torch.equal(load_file(tensor.file)[name], expected[name])
 
@@ -87,7 +87,7 @@ def test_files_and_index_that_do_not_agree(tmp_path) -> None:
     )
 
 
-def test_every_file_is_checked_before_any_weight_is_read(tmp_path) -> None:
+def test_files_are_checked_before_weights_are_read(tmp_path) -> None:
     path = sharded(tmp_path)
     last = sorted(path.glob("*.safetensors"))[-1]
     last.write_bytes(last.read_bytes()[:-1])

@@ -1,16 +1,16 @@
-"""A pretended GPU: real CPU tensors that say they are on `cuda:0`, so that a whole run takes the CUDA path with real numbers.
+"""A pretended GPU: real CPU tensors that report the device `cuda:0`, so that a whole run takes the CUDA path with real numbers.
 
-A tag on its storage says that a tensor is on the device. Two modes of torch keep the tags: `Names` turns `device="cuda"` and
-`.to("cuda")` into a tag; `Operators` sees every operator, also those of backward,
-passes the tag on, and checks what a GPU would check. Autograd, FSDP and gloo below see ordinary CPU tensors.
+A tensor is on the pretended device if its storage has a tag. Two modes of torch maintain the tags: `Names` turns `device="cuda"`
+and `.to("cuda")` into a tag. `Operators` sees every operator, including backward's, passes the tag on, and checks what CUDA would
+check. Below the modes, autograd, FSDP and gloo see ordinary CPU tensors.
 
-- Tensors of the host and of the device in one operator are an error, except where CUDA allows it (a host scalar in a
-  pointwise operator, copies, host indices).
-- Whatever makes the host wait for the device is recorded with its place in our code: reading a value, an operator whose
-  shape depends on values, a copy that is not from pinned memory and asynchronous.
+- Host and device tensors in the same operator are an error, except where CUDA allows it (a host scalar in a pointwise operator,
+  copies, host indices).
+- Operations that make the host wait for the device are recorded with their place in our code: reading a value, an operator whose
+  output shape depends on values, a copy that is not asynchronous or not from pinned memory.
 - The varlen kernel, which no CPU has, is replaced by the same mathematics (varlen.py).
 
-What it cannot see: kernels of CUDA, streams and the order of what they run, NCCL, memory.
+It cannot test CUDA's kernels, the order of work in streams, NCCL, or memory.
 """
 
 import os
@@ -39,26 +39,26 @@ INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, a
 
 
 class PretendDevice:
-    """The tags, and what was recorded. phase: where the program says it is, e.g. `step 3`."""
+    """The tags of tensors on the device, and the recorded waits and operators. `phase` is the current place, e.g. `step 3`."""
 
     def __init__(self) -> None:
         self.place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        self.storages: dict[int, StorageWeakRef] = {}  # the reference keeps an address from being used again
+        self.storages: dict[int, StorageWeakRef] = {}  # the reference prevents an address from being reused
         self.pinned: dict[int, StorageWeakRef] = {}
-        self.target: bool | None = None  # of what the next operators make, if not that of their operands
+        self.target: bool | None = None  # whether new tensors are on the device; None: like their operands
         self.is_gloo = False  # whether gloo copies its own buffers, which NCCL does not have
         self.phase = ""
-        self.waits: list[tuple[str, str, str]] = []  # (phase, what, place in our code)
+        self.waits: list[tuple[str, str, str]] = []  # (phase, operation, place in our code)
         self.operators: set[str] = set()
 
     def has(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is on the device."""
+        """Return whether a tensor is on the device."""
         if isinstance(tensor, DTensor):
             tensor = tensor._local_tensor
         return not tensor.is_meta and tensor.untyped_storage()._cdata in self.storages
 
     def put(self, tensor: torch.Tensor, where: dict[int, StorageWeakRef] | None = None) -> torch.Tensor:
-        """Tag a tensor; by default as on the device."""
+        """Tag a tensor as on the device, or add it to the table `where`. Return the tensor."""
         plain = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
         if not plain.is_meta:
             reference = StorageWeakRef(plain.untyped_storage())
@@ -66,11 +66,11 @@ class PretendDevice:
         return tensor
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
-        """Whether a host tensor is in pinned memory."""
+        """Return whether a host tensor is in pinned memory."""
         return tensor.untyped_storage()._cdata in self.pinned
 
-    def wait(self, what: str) -> None:
-        """Record that the host waits for the device here."""
+    def wait(self, operation: str) -> None:
+        """Record that the host waits for the device, with the place in our code."""
         if self.is_gloo:
             return
         frame, place = sys._getframe(1), "outside of our code"
@@ -84,11 +84,11 @@ class PretendDevice:
                 place = f"{file.relative_to(ROOT)}:{frame.f_lineno}"
                 break
             frame = frame.f_back
-        self.waits.append((self.phase, what, place))
+        self.waits.append((self.phase, operation, place))
 
     @contextmanager
     def making(self, target: bool) -> Iterator[None]:
-        """What is made inside is on the device, or on the host."""
+        """Put all tensors that are created in the block on the device, or on the host."""
         before, self.target = self.target, target
         try:
             yield
@@ -125,10 +125,10 @@ class Names(TorchFunctionMode):
                 return device.put(function(*args, **(kwargs | {"pin_memory": False, "device": CPU})), device.pinned)
         if is_cuda(kwargs.get("device")):
             with device.making(True):
-                made = function(*args, **(kwargs | {"device": CPU}))
+                result = function(*args, **(kwargs | {"device": CPU}))
             if name == "tensor" or name == "as_tensor":
                 device.wait("a copy of Python numbers")
-            return tree_map(lambda t: device.put(t) if isinstance(t, torch.Tensor) else t, made)
+            return tree_map(lambda t: device.put(t) if isinstance(t, torch.Tensor) else t, result)
         if str(kwargs.get("device", "")) == "cpu":
             with device.making(False):
                 return function(*args, **kwargs)
@@ -136,7 +136,7 @@ class Names(TorchFunctionMode):
 
     def _move(self, function, name, args, kwargs):
         device, tensor = self.device, args[0]
-        other = next((value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+        like = next((value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.Tensor)), None)
         if name == "to":
             options = {key: value for key, value in kwargs.items() if key != "copy"}  # which the parser refuses
             place, dtype, asynchronous, _ = torch._C._nn._parse_to(*args[1:], **options)
@@ -144,7 +144,7 @@ class Names(TorchFunctionMode):
             place, dtype, asynchronous = torch.device(name), None, kwargs.get("non_blocking", False)
         if place is None or place.type == "meta":
             return function(*args, **kwargs)
-        on, target = device.has(tensor), place.type == "cuda" if other is None else device.has(other)
+        on, target = device.has(tensor), place.type == "cuda" if like is None else device.has(like)
         if target == on or tensor.is_meta:
             return torch.Tensor.to(tensor, CPU, dtype or tensor.dtype, copy=kwargs.get("copy", False))
         if not (asynchronous and (on or device.is_pinned(tensor))):
@@ -160,11 +160,11 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # its operators on local tensors come here
+            return NotImplemented  # DTensor calls operators on local tensors, which come here
         kwargs, device = kwargs or {}, self.device
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and not t.is_meta]
         on = [device.has(t) for t in tensors]
-        if is_cuda(kwargs.get("device")):  # from Python code of torch that runs below the other mode
+        if is_cuda(kwargs.get("device")):  # from torch's Python code that runs below the mode `Names`
             with device.making(True):
                 return self.__torch_dispatch__(function, types, args, kwargs | {"device": CPU})
         name = function.name()
@@ -172,20 +172,20 @@ class Operators(TorchDispatchMode):
             device.operators.add(name.partition(".")[0])
             self._check(function, name, tensors, on, args, kwargs)
         if any(on) and name.startswith("torch_attn::_varlen_attn"):
-            made = (varlen_backward if "backward" in name else varlen_forward)(*args, **kwargs)
+            result = (varlen_backward if "backward" in name else varlen_forward)(*args, **kwargs)
         else:
-            made = function(*args, **kwargs)
+            result = function(*args, **kwargs)
         target = (
             any(on)
             if device.target is None or any(on) and function not in COPIES and "clone" not in name
             else device.target
         )
         if function in (aten.copy_.default, aten._foreach_copy_.default) or not target:
-            return made
-        for tensor in tree_leaves(made):
+            return result
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and not device.has(tensor):
                 device.put(tensor)
-        return made
+        return result
 
     def _check(self, function, name, tensors, on, args, kwargs) -> None:
         device = self.device
@@ -227,5 +227,5 @@ class Operators(TorchDispatchMode):
 
 
 def is_cuda(value: object) -> bool:
-    """Whether an argument names the device."""
+    """Return whether an argument names the device."""
     return isinstance(value, torch.device | str) and str(value).startswith("cuda") or type(value) is int

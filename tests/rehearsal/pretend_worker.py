@@ -1,6 +1,6 @@
-"""Runs of train.py on a pretended GPU: pretend_worker.py PLAN.json, as tests/distributed/train_worker.py.
+"""Run train.py on a pretended GPU: pretend_worker.py PLAN.json, like tests/distributed/train_worker.py.
 
-Writes what made the host wait, and the operators that ran, to PLAN.RANK.waits.json.
+The worker writes the operations that made the host wait, and the names of all operators, to PLAN.RANK.waits.json.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a build of torch for CPUs lacks of torch.cuda, for a run on a pretended GPU."""
+"""Replacements for the parts of torch.cuda that a CPU build of torch lacks, for a run on a pretended GPU."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.rehearsal.pretend_device import CPU, Names, Operators, PretendDevice,
 
 
 class _Event:
-    """torch.cuda.Event, where everything has already run."""
+    """A torch.cuda.Event of a device on which all work is always done."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         pass
@@ -29,12 +29,12 @@ class _Event:
     def query(self) -> bool:
         return True
 
-    def elapsed_time(self, other: "_Event") -> float:
+    def elapsed_time(self, end: "_Event") -> float:
         return 1.0  # ms
 
 
 class _Stream:
-    """A stream in which everything has already run."""
+    """A stream in which all work is always done."""
 
     def __init__(self, *args, **kwargs) -> None:
         pass
@@ -45,7 +45,7 @@ class _Stream:
 
 @contextmanager
 def pretend_device() -> Iterator[PretendDevice]:
-    """Run as if this process had a GPU."""
+    """Run the block as if this process had a GPU. Yield the pretended device."""
     device, stream = PretendDevice(), _Stream()
 
     @contextmanager
@@ -55,9 +55,9 @@ def pretend_device() -> Iterator[PretendDevice]:
     group = torch.optim.Optimizer._group_tensors_by_device_and_dtype
 
     def grouped(lists, with_indices=False):
-        made = group(lists, with_indices)
+        groups = group(lists, with_indices)
         where = device.place if device.has(next(t for t in lists[0] if t is not None)) else CPU
-        return {(where, dtype): value for (_, dtype), value in made.items()}
+        return {(where, dtype): value for (_, dtype), value in groups.items()}
 
     wrapper = torch.Tensor._make_wrapper_subclass
 
@@ -73,7 +73,7 @@ def pretend_device() -> Iterator[PretendDevice]:
     wait_for = torch.distributed.Work.wait
 
     def wait_in_stream(work: torch.distributed.Work, *args) -> bool:
-        """With NCCL the stream of the device waits, and nothing is copied; gloo copies from a buffer on the host."""
+        """Do not record gloo's copies from a host buffer: with NCCL the device's stream waits, and nothing is copied."""
         device.is_gloo = True
         try:
             return wait_for(work, *args)
@@ -104,7 +104,7 @@ def pretend_device() -> Iterator[PretendDevice]:
     plain_mm = torch.mm
 
     def mm(left: torch.Tensor, right: torch.Tensor, out_dtype: torch.dtype | None = None, **options) -> torch.Tensor:
-        """CUDA alone has products of bf16 with an fp32 result."""
+        """Multiply bf16 matrices with an fp32 result, which torch supports on CUDA only."""
         if out_dtype is None:
             return plain_mm(left, right, **options)
         return plain_mm(left.to(out_dtype), right.to(out_dtype))

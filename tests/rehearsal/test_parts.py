@@ -1,4 +1,4 @@
-"""Parts of the CUDA path that no run of test_pretended_gpu.py takes, on a pretended GPU: families, generation, losses."""
+"""Parts of the CUDA path that no run of test_pretended_gpu.py reaches, on a pretended GPU: families, generation, losses."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def gpu():
 
 
 def on(gpu: PretendDevice, model: nn.Module) -> nn.Module:
-    """A model on `meta`, made on the device with arbitrary values."""
+    """Allocate a model on `meta` on the device, with arbitrary values."""
     model = model.to_empty(device="cpu").eval()
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data.fill_(0.01)
@@ -48,7 +48,7 @@ def waits(gpu: PretendDevice) -> list[str]:
     ],
 )
 def test_forward_and_validation_of_a_family(gpu, family, dtype) -> None:
-    """Per document in fp32, by varlen_attn with grouped heads and windows in bf16 (not with the softcap of gemma2)."""
+    """Attention runs per document in fp32, and in varlen_attn with grouped heads and windows in bf16 (except gemma2's softcap)."""
     documents, seen = texts([37, 5, 90, 64]), []
     batch = collate((0, 1, 2, 3), documents)
     model = on(gpu, build_on_meta(tiny_config(family)).to(dtype))
@@ -65,7 +65,7 @@ def test_forward_and_validation_of_a_family(gpu, family, dtype) -> None:
 
 
 @torch.no_grad()
-def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu) -> None:
+def test_weighted_loss_by_source_stays_on_device(gpu) -> None:
     settings = HeadSettings(scale=0.5, softcap=30.0, num_tokens=380)
     hidden, head = (torch.ones(n, 64, dtype=torch.bfloat16, device="cuda") for n in (70, 384))
     ids, weights = torch.ones(70, dtype=torch.int64, device="cuda"), torch.ones(70, device="cuda")
@@ -74,7 +74,7 @@ def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu
     assert sums.values.device == gpu.place
     assert loss_sum(hidden[:0], head, ids[:0], settings).device == gpu.place
     assert waits(gpu) == []
-    sums.total.item()  # the pretended GPU sees what it is there for: a wait, and a tensor of the host
+    sums.total.item()  # checks the pretended GPU itself: it records a wait, and refuses a host tensor
     assert waits(gpu)[0].startswith("aten::_local_scalar_dense in ")
     with pytest.raises(RuntimeError, match="expected all tensors on cuda:0"):
         loss_sum(hidden, head, ids, weights=torch.ones(70))
@@ -83,7 +83,7 @@ def test_the_loss_of_weighted_targets_of_several_sources_stays_on_the_device(gpu
 @torch.no_grad()
 @pytest.mark.parametrize("sampled", [False, True])
 def test_generation_keeps_its_cache_on_the_device(gpu, sampled) -> None:
-    prompts = [list(range(3, 3 + n)) for n in (40, 25, 31)]  # with a common start that is read once
+    prompts = [list(range(3, 3 + n)) for n in (40, 25, 31)]  # with a common prefix that is read once
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny_config("llama")).to(torch.bfloat16)
     on(gpu, model)

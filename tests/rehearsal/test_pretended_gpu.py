@@ -1,4 +1,4 @@
-"""The whole of train.py on a pretended GPU (pretend_device.py): the CUDA path with real numbers, and what makes the host wait."""
+"""All of train.py on a pretended GPU (pretend_device.py): the CUDA path with real numbers, and the host's waits for the device."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,8 @@ QUIET = "step 2"  # not logged, hence without any wait
 EWC, OTHER_EWC = ("ewc.strength=1.0", "ewc.documents=2", "ewc.batch=2"), ("ewc.device=cpu", "ewc.estimator=empirical")
 BF16 = "model.compute_dtype=bf16"
 ALONE = "data.validation="  # without evaluations: fp32, bf16 and ewc have them
-# What raises on CUDA under run.deterministic: https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
+# Operators that raise on CUDA under run.deterministic:
+# https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html
 NOT_DETERMINISTIC = "put_ histc bincount kthvalue median cumsum nll_loss2d_forward scatter_reduce".split()  # noqa: SIM905
 
 
@@ -33,16 +34,16 @@ def folder(tmp_path_factory) -> Path:
 
 
 def pretend(folder: Path, world_size: int, runs: dict[str, tuple[str, ...]]) -> dict[str, dict]:
-    """Name -> waits and operators on the last rank, of a run with these overrides."""
+    """Run train.py with the overrides of each name. Return name -> waits and operators of the last rank."""
     plan = folder / f"on-{world_size}.json"
     plan.write_text(json.dumps([run_of(folder, name, *runs[name]) for name in runs]))
-    done = run_python(WORKER, plan) if world_size == 1 else run_ranks(world_size, WORKER, plan)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    process = run_python(WORKER, plan) if world_size == 1 else run_ranks(world_size, WORKER, plan)
+    assert process.returncode == 0, (process.stdout + process.stderr)[-6000:]
     return dict(zip(runs, json.loads(plan.with_suffix(f".{world_size - 1}.waits.json").read_text()), strict=True))
 
 
 @pytest.fixture(scope="module")
-def one(folder) -> dict[str, dict]:
+def on_one_rank(folder) -> dict[str, dict]:
     deterministic = ("run.deterministic=True", "optimizer.skip_spikes=9")
     runs = {
         "fp32": (),
@@ -60,32 +61,32 @@ def waits(report: dict) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "ewc", "14N", "6N"])
-def test_a_step_that_is_not_logged_waits_once_for_the_device(one, name) -> None:
-    """For the loss and the gradient norm, by which the loop decides whether it skips the step."""
-    assert [place.split(":")[0] for _, _, place in waits(one[name])] == ["train.py"]
-    logged = {place.split(":")[0] for phase, _, place in one[name]["waits"] if phase == "step 3"}
-    assert "train.py" in logged  # the net sees the waits where they are due
+def test_unlogged_step_waits_once_for_the_device(on_one_rank, name) -> None:
+    """The loop waits for the loss and the gradient norm, to decide whether it skips the step."""
+    assert [place.split(":")[0] for _, _, place in waits(on_one_rank[name])] == ["train.py"]
+    logged = {place.split(":")[0] for phase, _, place in on_one_rank[name]["waits"] if phase == "step 3"}
+    assert "train.py" in logged  # a logged step waits, and the waits are recorded
 
 
-def test_bf16_runs_the_varlen_kernel_and_its_backward(one) -> None:
+def test_bf16_runs_the_varlen_kernel_and_its_backward(on_one_rank) -> None:
     kernels = {"torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"}
-    assert kernels.isdisjoint(one["fp32"]["operators"])
-    assert all(kernels <= set(one[name]["operators"]) for name in ("bf16", "ewc", "14N", "6N", "offload"))
+    assert kernels.isdisjoint(on_one_rank["fp32"]["operators"])
+    assert all(kernels <= set(on_one_rank[name]["operators"]) for name in ("bf16", "ewc", "14N", "6N", "offload"))
 
 
-def test_a_deterministic_run_has_no_operator_that_cuda_refuses(one) -> None:
+def test_deterministic_run_has_no_refused_operator(on_one_rank) -> None:
     refused = {f"aten::{name}" for name in NOT_DETERMINISTIC}
-    assert all(refused.isdisjoint(one[name]["operators"]) for name in ("fp32", "bf16", "ewc", "14N", "6N"))
+    assert all(refused.isdisjoint(on_one_rank[name]["operators"]) for name in ("fp32", "bf16", "ewc", "14N", "6N"))
 
 
-def test_host_offload_waits_only_where_the_host_needs_the_gradients(one) -> None:
-    """FSDP adds the gradients of all but the first micro-batch on the host; the norm which the step reads once."""
-    places = {place for _, _, place in waits(one["offload"])}
+def test_host_offload_waits_only_for_gradients(on_one_rank) -> None:
+    """The host waits for the gradients that FSDP adds there (all micro-batches but the first), and once for the norm."""
+    places = {place for _, _, place in waits(on_one_rank["offload"])}
     assert {place.split(":")[0] for place in places} == {"train.py"} and len(places) == 2
 
 
-def test_the_cuda_path_gives_the_update_of_the_cpu_path(folder, one) -> None:
-    """fp32 to rounding; bf16 by the mathematics of the varlen kernel (windows, grouped heads) against torch's own products."""
+def test_cuda_path_gives_the_cpu_update(folder, on_one_rank) -> None:
+    """fp32 agrees up to rounding. bf16 compares the varlen kernel's mathematics (windows, grouped heads) with torch's products."""
     launch(folder, "cpu", 1, [run_of(folder, "cpu"), run_of(folder, "cpu-bf16", BF16)])
     runs = folder / "runs"
     assert largest_difference(weights(runs / "cpu"), weights(runs / "fp32")) < 1e-6
@@ -94,9 +95,9 @@ def test_the_cuda_path_gives_the_update_of_the_cpu_path(folder, one) -> None:
     assert relative_difference(rows(runs / "cpu-bf16"), rows(runs / "bf16"), "train/grad_norm") < 5e-2
 
 
-def test_two_ranks_with_gradients_that_are_reduced(folder, one) -> None:
+def test_two_ranks_with_gradients_that_are_reduced(folder, on_one_rank) -> None:
     strategies = ("full", "none")
-    two = pretend(folder, 2, {s: (f"sharding.strategy={s}", "batch.micro_batch=1") for s in strategies})
+    on_two_ranks = pretend(folder, 2, {s: (f"sharding.strategy={s}", "batch.micro_batch=1") for s in strategies})
     for strategy in strategies:
-        assert len(waits(two[strategy])) == 1, waits(two[strategy])
+        assert len(waits(on_two_ranks[strategy])) == 1, waits(on_two_ranks[strategy])
         assert largest_difference(weights(folder / "runs" / "fp32"), weights(folder / "runs" / strategy)) < 1e-5

@@ -1,4 +1,4 @@
-"""The mathematics of torch's varlen kernel (torch.nn.attention.varlen), forward and backward, for tensors of a CPU."""
+"""The mathematics of torch's varlen kernel (torch.nn.attention.varlen), forward and backward, for CPU tensors."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import torch
 
 
 def varlen_forward(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False, scale=None, window_size=None, *rest):
-    """(output, logsumexp, rng state), shapes as those of torch_attn::_varlen_attn. Refuses what the kernel refuses."""
+    """Return (output, logsumexp, rng state) in the shapes of torch_attn::_varlen_attn. Check the kernel's requirements."""
     for tensor in (query, key, value):
         assert tensor.dtype in (torch.bfloat16, torch.float16) and tensor.dim() == 3 and tensor.stride(-1) == 1
     assert cu_q.dtype == cu_k.dtype == torch.int32 and cu_q.is_contiguous() and cu_k.is_contiguous()
@@ -22,7 +22,7 @@ def varlen_forward(query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False,
 def varlen_backward(
     grad, query, key, value, out, lse, cu_q, cu_k, max_q, max_k, is_causal, rng, scale=None, window=None
 ):
-    """Gradients of query, key and value, as of torch_attn::_varlen_attn_backward."""
+    """Return the gradients of query, key and value, like torch_attn::_varlen_attn_backward."""
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     assert not warns, "with warn_only the kernel of CUDA is not deterministic (attention_backward.cu)"
     grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
@@ -32,23 +32,23 @@ def varlen_backward(
         grad_scores = upper @ values.transpose(1, 2)
         grad_scores = probabilities * (grad_scores - (grad_scores * probabilities).sum(-1, keepdim=True))
         grad_scores = grad_scores * (scale or query.shape[-1] ** -0.5)
-        of_query = grad_scores @ keys
-        of_key = grad_scores.transpose(1, 2) @ _heads(query[part], query)
-        of_value = probabilities.transpose(1, 2) @ upper
-        for made, found in zip(grads, (of_query, of_key, of_value), strict=True):
-            if made.shape[1] != found.shape[0]:  # the queries of a group share a key
-                found = found.unflatten(0, (-1, groups)).sum(1)
-            made[part] = found.transpose(0, 1).to(made.dtype)
+        grad_query = grad_scores @ keys
+        grad_key = grad_scores.transpose(1, 2) @ _heads(query[part], query)
+        grad_value = probabilities.transpose(1, 2) @ upper
+        for gradient, by_head in zip(grads, (grad_query, grad_key, grad_value), strict=True):
+            if gradient.shape[1] != by_head.shape[0]:  # the queries of a group share a key
+                by_head = by_head.unflatten(0, (-1, groups)).sum(1)
+            gradient[part] = by_head.transpose(0, 1).to(gradient.dtype)
     return tuple(grads)
 
 
 def _heads(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """fp32 `(heads of the query, tokens, head_dim)`."""
+    """Return the tensor in fp32 as `(heads of the query, tokens, head_dim)`."""
     return tensor.float().transpose(0, 1).repeat_interleave(query.shape[1] // tensor.shape[1], dim=0)
 
 
 def _documents(query, key, cu, scale, is_causal, window) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """(tokens, probabilities `(heads, tokens, tokens)`, log of their sums) of each document."""
+    """Yield (slice of tokens, probabilities `(heads, tokens, tokens)`, logsumexp of the scores) for each document."""
     left, right = window or (-1, -1)
     for start, end in zip(cu.tolist(), cu.tolist()[1:], strict=False):
         part, length = slice(start, end), end - start

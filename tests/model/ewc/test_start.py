@@ -1,4 +1,4 @@
-"""Starting EWC: the Fisher diagonal is estimated and saved, or read; new tokens; rounding in bf16; errors in the config."""
+"""The start of EWC: estimating, saving and reading the Fisher diagonal, new tokens, rounding in bf16, errors in the config."""
 
 import json
 
@@ -45,19 +45,19 @@ def test_penalty_is_estimated_and_saved_and_reused(path, tmp_path, ranks) -> Non
     for name, fisher in first.anchor.fisher.items():
         assert torch.equal(fisher, second.anchor.fisher[name])
         assert torch.equal(first.anchor.reference[name], second.anchor.reference[name])
-    assert first.anchor.made == second.anchor.made
+    assert first.anchor.settings == second.anchor.settings
     for change, words in {"estimator": "model", "documents": 32, "batch": 8, "seed": 1, "dtype": "bf16"}.items():
         with pytest.raises(UserError, match=rf"was made with ewc.{change}=.*, now it is {words}; set it back"):
             start(path, tmp_path / "ewc", ranks, settings(**{change: words}))
     with pytest.raises(UserError, match="has the weights of another model than model.path"):
-        other = write_model(tmp_path / "other")
-        state = load_file(other / "model.safetensors")
-        save_file({n: t * 1.5 for n, t in state.items()}, other / "model.safetensors", metadata={"format": "pt"})
-        start(other, tmp_path / "ewc", ranks, settings())
+        other_model = write_model(tmp_path / "other")
+        state = load_file(other_model / "model.safetensors")
+        save_file({n: t * 1.5 for n, t in state.items()}, other_model / "model.safetensors", metadata={"format": "pt"})
+        start(other_model, tmp_path / "ewc", ranks, settings())
 
 
-def test_what_rank_0_cannot_write_and_what_is_damaged_is_one_sentence_on_all_ranks(path, tmp_path, ranks) -> None:
-    """A rank that did not write, or that read a whole file, would wait for the others."""
+def test_write_errors_and_damage_are_one_sentence(path, tmp_path, ranks) -> None:
+    """All ranks must raise the error. A rank that did not would wait for the others."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Not a directory"):
         start(path, tmp_path / "file" / "ewc", ranks, settings())
@@ -79,10 +79,10 @@ def test_l2_pulls_every_weight_alike(path, tmp_path, ranks) -> None:
     penalty.add_gradient(0)
     for name, parameter in penalty.parameters.items():
         torch.testing.assert_close(parameter.grad, 10.0 * drift[name], rtol=1e-5, atol=1e-5)
-    squares = sum(one.square().sum().item() for one in drift.values())
+    squares = sum(tensor.square().sum().item() for tensor in drift.values())
     assert penalty.curves()["ewc/penalty"] == pytest.approx(5.0 * squares, rel=1e-5)
     again = start_penalty(load(path), *options)
-    assert all(torch.equal(one, again.anchor.fisher[name]) for name, one in penalty.anchor.fisher.items())
+    assert all(torch.equal(tensor, again.anchor.fisher[name]) for name, tensor in penalty.anchor.fisher.items())
     with pytest.raises(UserError, match=r"ewc.documents=None, now it is 64"):
         start(path, tmp_path / "ewc", ranks, settings(estimator="model"))
 
@@ -95,11 +95,11 @@ def test_frozen_parameters_have_no_penalty(path, tmp_path, ranks) -> None:
     options = settings(documents=8), tmp_path / "ewc", corpus(1), dealer(), "full", signal_is(False, ranks)
     penalty = start_penalty(model, *options)
     assert penalty.anchor.fisher.keys() == penalty.parameters.keys() == parameter_names(model).keys() - set(frozen)
-    assert start_penalty(model, *options).anchor.made == penalty.anchor.made  # read from the disk
+    assert start_penalty(model, *options).anchor.settings == penalty.anchor.settings  # read from the disk
 
 
 def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
-    """Also if the saved anchor has no such rows; the anchor may be split into several files."""
+    """Also if the saved anchor has no such rows. The anchor may be split into several files."""
     small, large = write_model(tmp_path / "small", tied=False), write_model(tmp_path / "large", 40, tied=False)
     (large / "new_tokens.json").write_text(json.dumps({"first_id": VOCABULARY}))
     assert first_new_row(small) is None
@@ -122,7 +122,7 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
         assert (reused.anchor.fisher[name][VOCABULARY:] == 0).all()
         now = reused.parameters[name][VOCABULARY:]
         assert torch.equal(reused.anchor.reference[name][VOCABULARY:], now) and len(now) == 40 - VOCABULARY
-    # In a base with more rows than tokens, new tokens take the place of unused rows, which the old anchor has.
+    # If a base has more rows than tokens, new tokens replace unused rows, for which the old anchor has values.
     first, options = VOCABULARY - 4, settings(data=(), fisher=str(tmp_path / "split"))
     padded, _ = start(large, tmp_path / "padded" / "ewc", ranks, options, first_new_row=first)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -130,7 +130,7 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
         assert torch.equal(fisher[:first], old.anchor.fisher[name][:first]) and not fisher[first:].any()
         assert torch.equal(reference[first:], padded.parameters[name][first:])
     assert old.anchor.fisher["lm_head.weight"][first:].any()
-    # The run has its own copy and uses it although the other one is gone.
+    # The run has its own copy and uses it after the original is gone.
     (tmp_path / "split" / "settings.json").unlink()
     again, messages = start(large, tmp_path / "new" / "ewc", ranks, settings(data=(), fisher=str(tmp_path / "split")))
     assert "read from" in messages[0] and torch.equal(
@@ -142,8 +142,8 @@ def test_new_rows_have_no_fisher(tmp_path, ranks) -> None:
         load_anchor(tmp_path / "run" / "ewc", parameter_names(load(small)), set())
 
 
-def test_rows_of_new_tokens_are_counted_in_the_whole_embedding(tmp_path, ranks, monkeypatch) -> None:
-    """This rank is one whose part begins with row 5."""
+def test_new_rows_are_counted_in_whole_embedding(tmp_path, ranks, monkeypatch) -> None:
+    """The part of this rank begins with row 5."""
     monkeypatch.setattr(ewc, "local_shard", lambda parameter: (parameter.detach(), 0, 5))
     model, of_l2 = load(write_model(tmp_path / "large", 40)), settings(estimator="l2", data=())
     options = of_l2, tmp_path / "ewc", None, dealer(), "full", signal_is(False, ranks), print, VOCABULARY
@@ -151,7 +151,7 @@ def test_rows_of_new_tokens_are_counted_in_the_whole_embedding(tmp_path, ranks, 
     assert (fisher[: VOCABULARY - 5] == 1).all() and (fisher[VOCABULARY - 5 :] == 0).all()
 
 
-def test_small_penalty_gradient_is_not_lost_in_a_bf16_gradient(path, ranks) -> None:
+def test_small_penalty_survives_bf16_gradients(path, ranks) -> None:
     """A thousandth of the gradient is less than half of its last bit, so rounding to nearest would always lose it."""
     parameters = parameter_names(load(path).to(torch.bfloat16))
     reference = {name: parameter.detach().clone() for name, parameter in parameters.items()}

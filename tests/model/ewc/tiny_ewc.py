@@ -23,7 +23,7 @@ def signal_is(agreed: bool, ranks: Ranks):
 
 
 def dealer(capacity: int = 256, micro_batch: int = 1) -> Dealer:
-    """Capacity 0: `micro_batch` documents in each forward, whatever their length."""
+    """Return a dealer of micro-batches with `capacity` tokens; if it is 0, with `micro_batch` documents of any length."""
     return Dealer(capacity or micro_batch, one_per_token, capacity > 0)
 
 
@@ -48,7 +48,7 @@ def write_model(folder, vocabulary: int = VOCABULARY, tied: bool = True, layers:
 
 
 def corpus(copies: int) -> InMemory:
-    """DIFFERENT documents of 24 to 40 tokens, most of them targets, each repeated `copies` times.
+    """Return DIFFERENT documents of 24 to 40 tokens, mostly targets, each repeated `copies` times.
 
     Token frequencies differ, so that the mean gradient of data labels is not zero. A group of documents has many targets,
     so that its gradient is nearly normal: a sum of few scores has heavier tails, and the error of its square is larger.

@@ -19,7 +19,7 @@ from tests.in_memory import load_documents
 from tests.losses import loss_of
 from tests.tiny import tiny_tokenizer, write_chat_file, write_tiny_model
 
-TEXTS = [" r0010", "C 03.00", " CET1 ratio | ", ", of which"]
+TEXTS = [" r0010", "C 03.00", " H2O ratio | ", ", of which"]
 SUB_TOKENS = [[5, 9], [5, 9], [7, 8, 300], [301]]  # the first two would be equal without noise
 
 
@@ -50,17 +50,17 @@ def test_noise_has_the_covariance_of_the_old_rows() -> None:
     assert torch.allclose(rows.mean(0), old.mean(0), atol=0.03)
 
 
-def test_equal_means_get_different_rows_that_the_seed_determines() -> None:
+def test_seed_determines_rows_with_equal_means() -> None:
     old = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
-    rows, again, other = (new_rows(old, SUB_TOKENS, Initialisation(noise=0.1, seed=seed)) for seed in (0, 0, 1))
+    rows, again, other_seed = (new_rows(old, SUB_TOKENS, Initialisation(noise=0.1, seed=seed)) for seed in (0, 0, 1))
     assert 0.02 < (rows[0] - rows[1]).abs().mean() < 0.5
-    assert torch.equal(rows, again) and not torch.equal(rows, other)
+    assert torch.equal(rows, again) and not torch.equal(rows, other_seed)
     random = new_rows(old + 5, [[1]] * 5000, Initialisation("random"), random_std=0.02)
     assert random.std().item() == pytest.approx(0.02, rel=0.02) and abs(random.mean().item()) < 1e-3
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", False), ("gemma2", True)])
-def test_old_rows_are_kept_and_embedding_and_head_grow(tmp_path, family, tied) -> None:
+def test_embedding_and_head_grow_and_keep_rows(tmp_path, family, tied) -> None:
     source = write_tiny_model(tmp_path / "old", family, tied)
     old, new = load_file(source / "model.safetensors"), extend(source, tmp_path / "new")
     names = vocabulary_names(build_on_meta(read_model_config(str(source))))
@@ -110,10 +110,10 @@ def test_unused_rows_of_the_old_model_are_replaced(tmp_path) -> None:
         extend(source, tmp_path / "other")
 
 
-def test_rows_of_an_extension_that_is_extended_again_untrained_stay_new(tmp_path) -> None:
-    """Else LoRA would leave them as they begin, EWC would hold them, and an average would halve what they have learned."""
+def test_rows_of_reextended_model_stay_new(tmp_path) -> None:
+    """Otherwise LoRA would not train them, EWC would hold them, and an average would halve their updates."""
     source = write_tiny_model(tmp_path / "old")
-    (source / "export.json").write_text("{}")  # if the base is the export of a run: it describes other weights
+    (source / "export.json").write_text("{}")  # the base is the export of a run; this file describes other weights
     extend(source, tmp_path / "once")
     extend(tmp_path / "once", tmp_path / "twice", [", both"])
     record = json.loads((tmp_path / "twice" / "new_tokens.json").read_text())

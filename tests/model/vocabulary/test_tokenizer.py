@@ -21,7 +21,7 @@ NEW = [
     " c0010",
     "C 03.00",
     " capital ratio",
-    " CET1 capital ratio | ",
+    " H2O capital ratio | ",
     " ratio é",
     ", of which",
     " {c0040}",
@@ -32,7 +32,7 @@ texts = st.one_of(domain.map("".join), domain.map(" ".join), st.text(max_size=40
 
 
 def write_sentencepiece(directory: Path) -> None:
-    """A tiny tokenizer in the format of Llama 2 and Mistral: tokenizer.model and the tokenizer.json converted from it."""
+    """Write a tiny tokenizer in the format of Llama 2 and Mistral: tokenizer.model and the converted tokenizer.json."""
     directory.mkdir()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES), model_prefix=str(directory / "tokenizer"), vocab_size=380, model_type="bpe",
@@ -49,12 +49,10 @@ def change(path: Path, **values: object) -> None:
 
 
 def write_base(directory: Path, kind: str) -> Path:
-    """Write a tokenizer of a kind from KINDS."""
+    """Write a tokenizer of a kind in KINDS. Return its directory."""
     if kind.startswith("sentencepiece"):
         write_sentencepiece(directory)
-        if (
-            kind == "sentencepiece-prepended"
-        ):  # as in Llama 2's tokenizer.json, where the normalizer replaces the spaces
+        if kind == "sentencepiece-prepended":  # as in Llama 2's tokenizer.json, whose normalizer replaces the spaces
             prepend = {"type": "Prepend", "prepend": "▁"}
             spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
             normalizer = {"type": "Sequence", "normalizers": [prepend, spaces]}
@@ -70,7 +68,7 @@ def write_base(directory: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory) -> tuple:
-    """(kind, base tokenizer, extended tokenizer loaded from its directory, that directory)."""
+    """Return (kind, base tokenizer, extended tokenizer as loaded from its directory, the directory)."""
     folder = write_base(tmp_path_factory.mktemp("tokenizers") / request.param, request.param)
     base = read_base_tokenizer(folder)
     new = [text for text in NEW if can_be_token(base, text)]
@@ -106,7 +104,7 @@ def test_longest_new_token_wins(pair) -> None:
     _, base, extended, _ = pair
     first = base.size
     assert len(extended) == first + len([text for text in NEW if can_be_token(base, text)])
-    text = "x r0010 c0010 CET1 capital ratio | 4.31%"
+    text = "x r0010 c0010 H2O capital ratio | 4.31%"
     ids = extended.encode(text, add_special_tokens=False)
     assert [i - first for i in ids if i >= first] == [1, 2, 5] and extended.decode(ids).strip() == text
     with_code, without = (base.backend.encode(text, add_special_tokens=False).ids for text in ("x r0010", "x"))
