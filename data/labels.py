@@ -196,7 +196,7 @@ def _after_thinking(block: re.Match[str], rest: str, message: dict) -> str:
     return f"{thought.strip()}{line}{closing}{line * 2}{rest}"
 
 
-def check_said(turn: Turn, message: dict, number: int) -> bool:
+def check_complete(turn: Turn, message: dict, number: int) -> bool:
     """Whether an answer has all that the assistant says; False if only its thinking is missing or changed.
 
     Raises UserError if more is missing, because the model would learn to say less than the assistant said.
@@ -212,7 +212,7 @@ def check_said(turn: Turn, message: dict, number: int) -> bool:
     raise UserError(f"the chat template leaves out or changes what the assistant says in message {number}; {ANOTHER}")
 
 
-def leaves_out(text: str, messages: Sequence[dict]) -> bool:
+def drops_content(text: str, messages: Sequence[dict]) -> bool:
     """Whether the content of a message that is not an answer is missing from a rendered text."""
     position = 0  # messages mostly come in order, so that the search is linear
     for message in messages:
