@@ -14,7 +14,7 @@ def parse(*words, **settings):
     return parser.parse_args(words).count
 
 
-def test_a_number_has_the_kind_of_its_default_and_a_least_value():
+def test_number_option_has_type_and_minimum():
     assert parse("--count", "3", default=1, least=1) == 3 and parse(default=1, least=1) == 1 and parse() is None
     assert parse("--count", "0.5", default=1.0) == parse("--count", "0.5", kind=float) == 0.5
     with pytest.raises(UserError, match="--count must be 1 or more, not 0"):
@@ -28,7 +28,7 @@ def test_a_number_has_the_kind_of_its_default_and_a_least_value():
         parse("--count", "24GB", kind=float)
 
 
-def test_the_first_word_names_the_command_and_its_docstring_is_the_help(monkeypatch, capsys):
+def test_first_word_selects_the_subcommand(monkeypatch, capsys):
     def show(parser):
         """Show something.
 

@@ -42,7 +42,7 @@ def good(tmp_path) -> Path:
     return path
 
 
-def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
+def test_override_is_converted_to_its_keys_type(good) -> None:
     config = load_config(
         good,
         [
@@ -180,7 +180,7 @@ def test_a_mix_on_the_command_line() -> None:
     assert override(mixed, ["forgetting.anchor_weight=2"]).forgetting.anchor_weight == 2.0
 
 
-def test_a_wrong_mix_in_a_config_file_gives_a_one_line_error() -> None:
+def test_wrong_mix_in_config_file_gives_one_line() -> None:
     for source, words in [
         (Source("a", "a.txt", 0.1), "data.mix.paths must be a tuple of strings, not 'a.txt'"),
         (Source("a", ("a.txt",), 0.1, row="hooks"), "data.mix.row must be MODULE:FUNCTION, not 'hooks'"),
@@ -213,7 +213,7 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path, change, words) -> None:
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_an_error_that_lists_the_others(good) -> None:
+def test_missing_config_error_lists_available_configs(good) -> None:
     (good.parent / "latin.py").write_bytes("# caf\u00e9".encode("latin-1"))
     with pytest.raises(UserError, match=r"other.py does not exist; available: \S*good.py$"):
         load_config(good.parent / "other.py")
@@ -297,7 +297,7 @@ def files(tmp_path_factory) -> Path:
         ),
     ],
 )
-def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, words) -> None:
+def test_train_reports_mistake_in_one_line(files, override, words) -> None:
     """In a separate process, before a process group: joining one would hang, because no store listens on its port."""
     overrides = override.format(files=files).split()
     unreachable = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
@@ -319,7 +319,7 @@ def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, w
         (None, "error: run.name=a stands where the config file is expected"),
     ],
 )
-def test_a_mistake_ends_a_start_before_torch_is_imported(tmp_path, arguments, said) -> None:
+def test_mistake_ends_start_before_torch_import(tmp_path, arguments, said) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     command = ["configs/quickstart.py", *arguments] if arguments else ["run.name=a", "configs/quickstart.py"]
     done = run_python("train.py", *command, fresh=True, PYTHONPATH=str(tmp_path))
@@ -327,7 +327,7 @@ def test_a_mistake_ends_a_start_before_torch_is_imported(tmp_path, arguments, sa
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
 
 
-def test_what_other_tools_call_a_key_names_one_that_is_there_and_hides_none() -> None:
+def test_aliases_name_existing_keys_and_hide_none() -> None:
     real = {key.partition("=")[0] for key in ALIASES.values() if " " not in key}
     assert real <= KEYS.keys() and not ALIASES.keys() & KEYS.keys()
     assert len(ALIASES) == sum(map(len, map(str.split, _ELSEWHERE.values())))  # none stands twice
@@ -353,7 +353,7 @@ def test_an_option_of_another_tool_names_the_setting(monkeypatch, option, said) 
         read_command_line("", 1, print)
 
 
-def test_a_setting_replaces_a_value_that_the_config_file_must_not_have(monkeypatch, tmp_path) -> None:
+def test_override_corrects_invalid_value_of_config_file(monkeypatch, tmp_path) -> None:
     path = tmp_path / "own.py"
     lines = "from configs.load import replace", "from configs.quickstart import config"
     path.write_text("\n".join([*lines, "config = replace(config, 'run.name', 'a/b')"]))
@@ -364,13 +364,13 @@ def test_a_setting_replaces_a_value_that_the_config_file_must_not_have(monkeypat
     assert read_command_line("", 1, print)[0].run.name == "ab"
 
 
-def test_a_config_of_another_tool_is_named_as_one(tmp_path) -> None:
+def test_config_of_another_tool_is_refused(tmp_path) -> None:
     (tmp_path / "sft.yaml").write_text("base_model: ORG/NAME\nsequence_len: 2048\n")  # annotations, to Python
     with pytest.raises(UserError, match="sft.yaml is no config: that is a Python file; docs/runs.md has"):
         load_config(tmp_path / "sft.yaml")
 
 
-def test_a_command_without_a_config_asks_for_nothing_else(monkeypatch, capsys) -> None:
+def test_command_without_config_asks_only_for_it(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit):
         read_command_line("", 1, print)

@@ -78,7 +78,7 @@ def test_the_usual_file(tmp_path) -> None:
     assert "2 x gradient_accumulation_steps=8 x 4 ranks -> batch.global_examples=64" in notes
 
 
-def test_a_file_of_auto_for_zero_2_changes_only_the_sharding(tmp_path) -> None:
+def test_auto_file_for_zero_2_changes_only_sharding(tmp_path) -> None:
     automatic = "auto"
     file = {
         "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2, "min_loss_scale": 1},
@@ -184,7 +184,7 @@ def test_what_a_block_changes(tmp_path, file, settings, words) -> None:
     assert changed(config) == settings and words in notes
 
 
-def test_a_file_without_a_precision_asks_for_fp32_and_auto_for_ours(tmp_path) -> None:
+def test_missing_precision_means_fp32_auto_keeps_ours(tmp_path) -> None:
     ours = dataclasses.replace(OURS, model=Model("m", compute_dtype="bf16"))
     for file, dtype in (({"fp16": {"enabled": False}}, "fp32"), ({"fp16": {"enabled": "auto"}}, "bf16")):
         assert apply(tmp_path, file, ours=ours)[0].model.compute_dtype == dtype

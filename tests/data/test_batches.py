@@ -53,7 +53,7 @@ def test_a_plan_is_pure_and_epochs_differ() -> None:
     assert batches(longer)[: plan.num_steps] == batches(plan)  # more epochs do not change the earlier ones
 
 
-def test_the_order_of_a_single_source_has_not_changed() -> None:
+def test_order_of_single_source_is_unchanged() -> None:
     """Runs stopped under an earlier version can resume: the same documents in every step."""
     made = documents([5, 9, 3, 12, 7, 7, 2, 30, 11, 6])
     assert [sorted(batch.items) for batch in batches(plan_training(made, 2, 0, global_examples=4))] == [
@@ -69,7 +69,7 @@ def test_the_order_of_a_single_source_has_not_changed() -> None:
 
 @settings(max_examples=25)
 @given(lengths_of, st.integers(1, 20), st.integers(1, 300))
-def test_a_pass_takes_every_item_once_in_file_order_in_steps_that_are_full(lengths, count, tokens) -> None:
+def test_pass_takes_every_item_once_in_order(lengths, count, tokens) -> None:
     made, store = documents(lengths), windows(count)
     corpus = Corpus((made, store), ("main", "store"), (0.5, 0.5))
     steps = plan_pass(corpus, tokens)

@@ -69,7 +69,7 @@ def entries(cache: Path) -> list[Path]:
     return sorted(path.parent for path in cache.glob(f"*/{STORE_FILE}") if path.parent.suffix != ".tmp")
 
 
-def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_path, monkeypatch) -> None:
+def test_cache_equals_memory_for_any_number_of_processes(files, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(data.tokenise, "BATCH_EXAMPLES", 7)
     monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 900)
     monkeypatch.setattr(data.encoding, "PIECE", 300)
@@ -95,7 +95,7 @@ def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_pa
     assert load(files).targets.dtype == np.int64 and load(files).fingerprint != memory.fingerprint
 
 
-def test_an_edit_at_equal_size_and_time_is_noticed(files, tmp_path) -> None:
+def test_edit_at_equal_size_and_time_is_noticed(files, tmp_path) -> None:
     first, path = load(files, tmp_path / "cache"), Path(files[2])
     before = path.stat()
     path.write_text(SENTENCES[0].replace("bank", "Bank"))
@@ -190,7 +190,7 @@ def test_a_damaged_entry_is_built_again(files, tmp_path, name, capsys) -> None:
     assert "from the cache" in load(files[:1], tmp_path / "cache").report and not capsys.readouterr().err
 
 
-def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, tmp_path, capsys) -> None:
+def test_damaged_or_renamed_entry_is_not_used(files, tmp_path, capsys) -> None:
     """What store.json says, such as the highest token, is checked like the tokens."""
     first, other = (content(load(part, tmp_path / "cache")) for part in (files[:1], files[1:]))
     one, two = entries(tmp_path / "cache")
@@ -209,7 +209,7 @@ def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, t
         assert capsys.readouterr().err.count("store.json is not what was written") == 1
 
 
-def test_a_link_to_a_disk_that_is_gone_gives_way_to_a_new_entry(files, tmp_path) -> None:
+def test_dangling_link_is_replaced_by_new_entry(files, tmp_path) -> None:
     first = content(load(files[:1], tmp_path / "cache"))
     (entry,) = entries(tmp_path / "cache")
     shutil.rmtree(entry)
@@ -218,7 +218,7 @@ def test_a_link_to_a_disk_that_is_gone_gives_way_to_a_new_entry(files, tmp_path)
     assert entry.is_dir() and not entry.is_symlink()
 
 
-def test_an_entry_that_is_removed_while_it_is_in_use_is_one_sentence(files, tmp_path) -> None:
+def test_removal_of_entry_in_use_is_one_sentence(files, tmp_path) -> None:
     made = load(files[:1], tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")
     made.get(0)  # its file is open
@@ -227,7 +227,7 @@ def test_an_entry_that_is_removed_while_it_is_in_use_is_one_sentence(files, tmp_
         made.get(0)
 
 
-def test_an_entry_that_another_process_has_built_is_opened_without_the_lock(files, tmp_path, monkeypatch) -> None:
+def test_entry_of_another_process_opens_without_lock(files, tmp_path, monkeypatch) -> None:
     """Hundreds of processes wait for the lock, and opening an entry of 100 million examples takes seconds."""
     first, held = content(load(files, tmp_path / "other")), []
 
@@ -250,14 +250,14 @@ def test_an_entry_that_another_process_has_built_is_opened_without_the_lock(file
     assert content(found) == first and len(entries(tmp_path / "cache")) == 1
 
 
-def test_without_a_writable_directory_the_tokens_stay_in_memory(files, tmp_path) -> None:
+def test_unwritable_cache_keeps_tokens_in_memory(files, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     made = load(files, tmp_path / "file" / "cache")
     assert content(made) == content(load(files))
     assert f" in memory, because {tmp_path / 'file' / 'cache'} cannot be written (Not a directory)" in made.report
 
 
-def test_damage_of_an_entry_that_cannot_be_mended_is_said(files, tmp_path, monkeypatch) -> None:
+def test_unmendable_damage_is_reported(files, tmp_path, monkeypatch) -> None:
     """In a directory that cannot be written no process mends it: the one that finds it says it."""
     said: list[str] = []
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 2**31, 128, "drop", Cache(tmp_path / "cache", said.append))
@@ -269,7 +269,7 @@ def test_damage_of_an_entry_that_cannot_be_mended_is_said(files, tmp_path, monke
     assert len(said) == 1 and f"the cache entry {entry} is damaged" in said[0]
 
 
-def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, monkeypatch) -> None:
+def test_file_changed_during_tokenising_is_refused(files, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
     encode = ExampleEncoder.encode
 
@@ -303,7 +303,7 @@ def part_of(encoded: Encoded, start: int, end: int) -> Encoded:
     return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
 
 
-def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files, tmp_path, monkeypatch) -> None:
+def test_changed_length_settings_reuse_the_cache(files, tmp_path, monkeypatch) -> None:
     """The parts are those of an encoder that cuts each sequence by itself (`kept_parts`)."""
     encoder = WeightedEncoder(tiny_tokenizer())
     load(files, tmp_path / "cache", encoder=encoder)
@@ -336,7 +336,7 @@ def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files
     assert len(entries(tmp_path / "cache")) == 1
 
 
-def test_the_entries_unused_for_longest_are_removed_unless_they_are_in_use(files, tmp_path, capsys) -> None:
+def test_least_recently_used_entries_are_removed(files, tmp_path, capsys) -> None:
     cache = tmp_path / "cache"
 
     def entry(number: int, limit: float | None) -> Path:
@@ -355,7 +355,7 @@ def test_the_entries_unused_for_longest_are_removed_unless_they_are_in_use(files
     assert clean_tokens(cache, True).endswith("places") and not entries(cache)
 
 
-def test_an_entry_that_another_process_removes_meanwhile_is_no_error(files, tmp_path, monkeypatch) -> None:
+def test_concurrent_removal_of_entry_is_no_error(files, tmp_path, monkeypatch) -> None:
     first, is_entry = load((files[0],), tmp_path / "cache").store.path, data.cache.is_entry
 
     def vanishing(path: Path) -> bool:
@@ -415,7 +415,7 @@ def test_two_ranks_build_once(tmp_path) -> None:
     assert done.stdout.count("tokenised in") == 2  # by this start, whichever rank did it
 
 
-def test_a_killed_build_leaves_nothing_that_counts_and_nothing_for_ever(tmp_path) -> None:
+def test_killed_build_leaves_nothing_behind(tmp_path) -> None:
     """Killed in a worker's parent: by the worker, while it encodes."""
     killed = run_worker(tmp_path, 1, "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)", 0)
     assert killed.returncode != 0

@@ -27,7 +27,7 @@ def documents(lengths: tuple[int, ...]) -> InMemory:
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 @pytest.mark.parametrize("lengths", [(37, 5, 90), (1, 1), ()])
-def test_each_token_and_each_target_is_on_one_rank(ranks, lengths) -> None:
+def test_each_token_and_target_is_on_one_rank(ranks, lengths) -> None:
     corpus = Corpus((documents(lengths or (4,)), documents((6,))), ("main", "other"), (0.5, 0.5))
     deal = Dealer(256, one_per_token, context=ranks).deal(range(len(lengths)), corpus, 2 * ranks)
     assert len(deal.items[0]) == 2  # groups

@@ -20,7 +20,7 @@ def one_step(lengths, ranks: int, capacity: int, costs=squares, packing: bool = 
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(2, 64), min_size=0, max_size=60), st.integers(1, 9), st.integers(1, 4))
-def test_every_document_is_dealt_once_into_micro_batches_that_fit(lengths, ranks, rows) -> None:
+def test_every_document_is_dealt_once_within_capacity(lengths, ranks, rows) -> None:
     deal = one_step(lengths, ranks, 64 * rows)
     per_rank = [deal.of_rank(rank) for rank in range(ranks)]
     assert {len(mine) for mine in per_rank} == {len(deal.items)}  # as many forwards on every rank
@@ -34,13 +34,13 @@ def test_every_document_is_dealt_once_into_micro_batches_that_fit(lengths, ranks
     assert deal.slowest == deal.costs.max(axis=1).sum() and 0 < balance([deal]) <= 1
 
 
-def test_an_item_longer_than_a_micro_batch_has_one_of_its_own() -> None:
+def test_long_item_gets_its_own_micro_batch() -> None:
     deal = one_step([10, 100, 10, 30], 1, 64)
     assert sorted(deal.of_rank(0)) == [(1,), (3, 0, 2)]
     assert sorted(one_step([100, 100, 10], 1, 64).of_rank(0)) == [(0,), (1,), (2,)]
 
 
-def test_without_packing_a_micro_batch_has_so_many_examples_whatever_their_length() -> None:
+def test_without_packing_micro_batches_count_examples() -> None:
     deal = one_step([5, 60, 7, 50, 9, 40], 2, 2, packing=False)
     assert sorted(len(items) for rank in (0, 1) for items in deal.of_rank(rank)) == [1, 1, 2, 2]
     assert len(deal.of_rank(0)) == 2
@@ -68,7 +68,7 @@ def test_ranks_are_equally_busy(make, ranks, capacity, least) -> None:
     assert balance([one_step(make(rng).astype(int), ranks, capacity, costs) for _ in range(10)]) >= least
 
 
-def test_a_rule_for_even_lengths_and_one_for_skewed_lengths_are_both_needed() -> None:
+def test_both_dealing_rules_are_needed() -> None:
     skewed = one_step([100, *[1] * 100], 2, 100, one_per_token)
     assert skewed.costs.tolist() == [[100, 100]]  # longest first would leave two micro-batches of 100 and 50
     even = one_step([40, 30, 30, 20, 20, 20], 2, 200, one_per_token)
@@ -82,7 +82,7 @@ def test_targets_count_through_the_head() -> None:
     assert sorted(deal.costs[0].tolist()) == [33, 51]
 
 
-def test_an_example_with_a_giant_weight_is_dealt_like_any_other() -> None:
+def test_giant_weight_does_not_change_the_deal() -> None:
     """The weights of an example and of its answer are up to 1e12 each; their product is no 64-bit integer."""
     source = documents([5, 9])
     source.num_targets = lambda index: 1e24 if index else 1.0

@@ -157,7 +157,7 @@ def test_what_datasets_stores_as_json_is_read(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(tmp_path, kind) -> None:
+def test_damaged_column_file_is_one_sentence(tmp_path, kind) -> None:
     rows = [{"messages": CHAT, "id": i} for i in range(9)]
     whole = arrow(rows) if kind == "arrow" else parquet(rows, compression="none", use_dictionary=False)
     path, chosen, refused = tmp_path / f"a.{kind}", random.Random(0), 0
@@ -174,7 +174,7 @@ def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(
     assert refused > 15  # a flipped bit of a text can make another text
 
 
-def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> None:
+def test_on_bad_skip_leaves_out_and_names_examples(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
     lines = b'{"text": "one"}', b"{", b'{"text": ""}', b"\xff", b'{"messages": []}', b'{"text": "two"}', b'{"txt": "a"}'
     path.write_bytes(b"\n".join([*lines, json_lines([{"messages": CHAT, "text": "a"}])]))
@@ -196,7 +196,7 @@ def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> N
     assert (noticed.counts, noticed.bad) == ({"skipped": 1}, [f"{texts[0]} contains no text"])
 
 
-def test_rows_of_different_forms_are_read_if_each_is_clear(tmp_path) -> None:
+def test_rows_of_different_clear_forms_are_read(tmp_path) -> None:
     path = write(tmp_path / "a.jsonl", json_lines([{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]))
     assert examples(path) == [{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]
     assert described([path]) == [f"{path}: text and messages (text, messages); ignored: id"]
@@ -224,7 +224,7 @@ def test_the_form_of_each_file_is_described(tmp_path) -> None:
         described([tmp_path / "none"])
 
 
-def test_folders_and_globs_stand_for_their_files_in_order(tmp_path, monkeypatch) -> None:
+def test_folders_and_globs_expand_in_order(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts").mkdir()  # without it, artifacts/none would be a dataset of the hub
     for name in ["b.jsonl", "a.csv.gz", "README.md", "sub/c.PARQUET", "sub/x.bin", ".hidden/d.jsonl", "[e].json"]:
@@ -301,7 +301,7 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
             expand([broken])
 
 
-def test_a_folder_of_several_splits_is_not_trained_on_as_a_whole(tmp_path) -> None:
+def test_folder_of_several_splits_is_refused(tmp_path) -> None:
     """By the names of its files, or by its card."""
     for names in (("train-00000.jsonl", "test-00000.jsonl"), ("train/a.jsonl", "dev/a.jsonl")):
         folder = tmp_path / names[0][:6]
@@ -325,7 +325,7 @@ def test_a_folder_of_several_splits_is_not_trained_on_as_a_whole(tmp_path) -> No
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "file.arrow"])
-def test_a_file_of_columns_is_closed_when_what_was_asked_of_it_is_read(tmp_path, monkeypatch, name) -> None:
+def test_column_file_is_closed_after_the_last_row(tmp_path, monkeypatch, name) -> None:
     content = parquet(ROWS) if name == "a.parquet" else arrow(ROWS, "file" if name == "file.arrow" else "stream")
     path, opened = write(tmp_path / name, content), list[io.BufferedReader]()
     monkeypatch.setattr("data.rows.open_raw", lambda path: opened.append(path.open("rb")) or opened[-1])
@@ -369,7 +369,7 @@ def list_of(row):
 """
 
 
-def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) -> None:
+def test_row_function_makes_examples(tmp_path, monkeypatch) -> None:
     """It gets all columns, a null in any file as None, may leave rows out, which are counted, and a mistake in it names its line and that of the row."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hooks_of_a_test.py").write_text(HOOKS)
@@ -391,7 +391,7 @@ def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) ->
             examples(bad, row=name)
 
 
-def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
+def test_max_samples_counts_rows_over_all_files(tmp_path) -> None:
     for number, texts in enumerate(["ab", "cd", "ef"]):
         write(tmp_path / f"{number}.jsonl", json_lines([{"text": text} for text in texts]))
     files = expand([tmp_path])
@@ -405,7 +405,7 @@ def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
     assert f"\n{files[0]}: text (text)" in made.report
 
 
-def test_a_text_of_paragraphs_says_that_it_is_one_document_where_it_is_the_only_file(tmp_path) -> None:
+def test_single_text_of_paragraphs_is_noted(tmp_path) -> None:
     book, page = (
         write(tmp_path / name, text) for name, text in (("b.txt", b"One.\n\nTwo.\n\nThree.\n\n"), ("p.txt", b"A\nB"))
     )

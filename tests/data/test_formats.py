@@ -216,7 +216,7 @@ def test_token_ids_are_taken_as_they_are(row, ids, mask) -> None:
         example_text(made)
 
 
-def test_a_mask_with_the_name_that_trl_gives_it_is_read_where_it_is_named() -> None:
+def test_trl_mask_is_read_if_named_in_fields() -> None:
     row = {"input_ids": [5, 6, 7], "assistant_masks": [0, 1, 1]}
     named = canonical_example(row | {"completion_mask": [0, 0, 1]}, "a", Reading(fields={"mask": "assistant_masks"}))
     assert named[1]["mask"] == [0, 1, 1]

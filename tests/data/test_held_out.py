@@ -36,7 +36,7 @@ def test_the_hash_is_of_the_content_alone() -> None:
     assert len({whole, *map(content_hash, different)}) == 1 + len(different)
 
 
-def test_case_white_space_and_the_marks_of_a_sentence_make_no_difference() -> None:
+def test_hash_ignores_case_space_and_punctuation() -> None:
     copies = (
         "Own funds: the bank's ratio is 8,5 % (see §3).",
         "own funds, the bank's ratio is 8.5 %  (SEE §3) ",
@@ -48,7 +48,7 @@ def test_case_white_space_and_the_marks_of_a_sentence_make_no_difference() -> No
     assert content_hash({"text": copies[0]}) != content_hash({"text": copies[0].replace("8,5", "8,6")})
 
 
-def test_a_group_is_the_value_of_a_key_alone() -> None:
+def test_group_is_the_value_of_its_key() -> None:
     one, other, spaced = ({"text": text, "bank": bank} for text, bank in (("a", "X1"), ("b", "X1"), ("c", " x1\n")))
     assert group_hash(one, "bank") == group_hash(other, "bank") == group_hash(spaced, "bank")
     assert group_hash({"bank": 7}, "bank") == group_hash({"bank": "7"}, "bank") != group_hash({"bank": "8"}, "bank")
@@ -74,7 +74,7 @@ def read_both(path: str, split_by: str | None, share: float = 0.3, on_bad: str =
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
-def test_all_reports_of_a_bank_are_on_one_side(tmp_path, kind) -> None:
+def test_groups_stay_on_one_side(tmp_path, kind) -> None:
     rows, path = bank_rows(200, 20), str(tmp_path / f"reports.{kind}")
     if kind == "jsonl":
         write(Path(path), rows)
@@ -99,7 +99,7 @@ def test_all_reports_of_a_bank_are_on_one_side(tmp_path, kind) -> None:
     assert len(banks[0] & banks[1]) > 15
 
 
-def test_a_row_without_the_key_of_the_split_is_refused_or_skipped(tmp_path) -> None:
+def test_row_without_split_key_is_refused_or_skipped(tmp_path) -> None:
     rows = bank_rows(20, 10)
     rows[3]["bank"] = "half of a pair: \ud800"  # JSON may have it, and no text is encoded by it
     rows[6]["bank"] = ""
@@ -115,7 +115,7 @@ def test_a_row_without_the_key_of_the_split_is_refused_or_skipped(tmp_path) -> N
         assert "SKIPPED 2 malformed:\n  " in corpus.sources[0].report and sentence in corpus.sources[0].report
 
 
-def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_both(tmp_path) -> None:
+def test_copies_are_on_one_side_and_counted(tmp_path) -> None:
     texts = [f"Bank {i} shall hold own funds." for i in range(100)]
     rows = [{"text": text} for text in texts] + [{"text": text + " "} for text in texts]
     train, validation = read_both(write(tmp_path / "a.jsonl", rows), None)
@@ -133,7 +133,7 @@ def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_
     )
 
 
-def test_the_held_out_part_has_its_share_and_grows_with_it() -> None:
+def test_held_out_part_grows_with_its_share() -> None:
     held_out = {share: {i for i, h in enumerate(HASHES) if is_held_out(h, share)} for share in (0.0, 0.02, 0.1, 0.5)}
     assert not held_out[0.0] and held_out[0.02] < held_out[0.1] < held_out[0.5]
     for share, items in held_out.items():
@@ -141,7 +141,7 @@ def test_the_held_out_part_has_its_share_and_grows_with_it() -> None:
     assert is_held_out(b"\0" * HASH_BYTES, 1e-9) and not is_held_out(b"\xff" * HASH_BYTES, 0.999_999)
 
 
-def test_shared_examples_are_counted_also_where_a_side_is_empty() -> None:
+def test_shared_examples_are_counted_also_without_examples() -> None:
     random = np.random.default_rng(0)
     for sizes in ((0, 0), (0, 5), (5, 0), (300, 40), (40, 300)):
         keys, others = (random.integers(0, 200, size).astype(np.uint64) + np.uint64(2**63) for size in sizes)

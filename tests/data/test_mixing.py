@@ -54,7 +54,7 @@ def test_shares_are_within_one_percent_over_100_steps(size) -> None:
         assert 0.97 < counts[:100].sum() / (100 * 4000) <= 1.0
 
 
-def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> None:
+def test_step_depends_on_seed_and_number_alone() -> None:
     in_sequence = plan_training(three_sources(), 1, 0, global_examples=32)
     steps = [in_sequence.batch(step) for step in range(in_sequence.num_steps)]
     for step in (0, 63, 77, in_sequence.num_steps - 1):
@@ -68,7 +68,7 @@ def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> 
     assert plan_training(three_sources(), 1, 1, global_examples=32).batch(0) != steps[0]
 
 
-def test_documents_that_are_looked_at_in_blocks_have_the_same_plan(monkeypatch) -> None:
+def test_block_size_does_not_change_the_plan(monkeypatch) -> None:
     found = []
     for block in (mixing.BLOCK, 700):
         monkeypatch.setattr(mixing, "BLOCK", block)
@@ -77,7 +77,7 @@ def test_documents_that_are_looked_at_in_blocks_have_the_same_plan(monkeypatch) 
     assert found[0] == found[1]
 
 
-def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
+def test_stream_repeats_only_after_a_whole_epoch() -> None:
     other = chats([7, 1, 9, 4])  # a document of one token has no target and is skipped
     corpus = Corpus((ragged(20, 60, 500, 0), other), ("main", "other"), (0.9, 0.1))
     plan = plan_training(corpus, 1, 0, global_examples=1)
@@ -91,7 +91,7 @@ def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
 
 
 @pytest.mark.parametrize("size", [{"global_examples": 7}, {"global_tokens": 90}])
-def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
+def test_every_window_is_visited_once_per_epoch(size) -> None:
     source = windows(103)
     plan = plan_training(source, 3, 5, **size)
     orders = []
@@ -106,7 +106,7 @@ def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
     assert sum(batch.document_lengths) == 16 * len(batch.items)
 
 
-def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_each_target() -> None:
+def test_collate_separates_documents_and_gives_sources() -> None:
     corpus = Corpus((chats([4]), windows(3)), ("main", "store"), (0.5, 0.5))
     batch = collate((2, 0), corpus)  # the window of tokens 16 to 31, where documents begin at 20, 25 and 30
     assert batch.document_lengths == (4, 5, 5, 2, 4)
@@ -131,7 +131,7 @@ LONG = ragged(200, 900, 60, 3, texts)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("share", [0.05, 0.3])
 @pytest.mark.parametrize("main", [ragged(60, 300, 700, 0), windows(3000)], ids=["chats", "store"])
-def test_a_source_has_its_share_over_the_promised_steps_to_within_one_item(main, share, size) -> None:
+def test_source_has_its_share_over_promised_steps(main, share, size) -> None:
     """The bounds of data/mixing.py, over any range of steps of two epochs, the smaller last ones included."""
     corpus = Corpus((main, LONG), ("main", "texts"), (1 - share, share))
     plan = plan_training(corpus, 2, 0, **size)

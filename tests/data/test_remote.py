@@ -78,7 +78,7 @@ def test_what_lies_elsewhere_is_told_from_a_path(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_a_source_is_fetched_once_and_read_as_a_local_file_is(tmp_path, memory, kind) -> None:
+def test_source_is_fetched_once_and_read_locally(tmp_path, memory, kind) -> None:
     """JSON has the arguments of each tool call alone, also from elsewhere; what changes there later is not seen."""
     memory({f"b/a.{kind}": MAKE[kind](ROWS)})
     said = []
@@ -98,7 +98,7 @@ def test_a_source_is_fetched_once_and_read_as_a_local_file_is(tmp_path, memory, 
     assert record["urls"] == [f"memory://b/a.{kind}"] and record["files"][0]["size"] == Path(found[0]).stat().st_size
 
 
-def test_folders_and_globs_elsewhere_keep_the_order_of_their_names(tmp_path, memory) -> None:
+def test_remote_folders_and_globs_are_sorted(tmp_path, memory) -> None:
     memory({"b/x/1.jsonl": json_lines(ROWS[:1]), "b/x/2.parquet": parquet(ROWS[1:2])})
     memory({"b/a.jsonl": json_lines(ROWS[2:3]), "b/README.md": b"#"})
     for path, ids in [("memory://b", [2, 0, 1]), ("memory://b/x/*.jsonl", [0]), ("memory://b/**/*.parquet", [1])]:
@@ -114,7 +114,7 @@ def only_the_id(row: dict) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "parquet"])
-def test_of_a_stream_only_so_many_rows_are_read(tmp_path, memory, monkeypatch, kind) -> None:
+def test_only_max_samples_of_a_stream_are_read(tmp_path, memory, monkeypatch, kind) -> None:
     make = MAKE[kind]
     memory({f"b/0.{kind}": make(ROWS[:2]), f"b/1.{kind}": make(ROWS[2:]), f"b/2.{kind}": b"nobody gets here"})
     said = []
@@ -132,7 +132,7 @@ def test_bytes_are_no_text_in_a_stream_either(tmp_path, memory) -> None:
         read(fetched("memory://bytes.parquet", tmp_path, most=1))
 
 
-def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path) -> None:
+def test_split_of_folder_is_found_by_datasets(tmp_path) -> None:
     pytest.importorskip("datasets")
     card = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: data/train*\n---\n"
     folder = dataset_folder(tmp_path / "set", card)

@@ -33,7 +33,7 @@ def length_of(example):
     return len(sequence.ids)
 
 
-def test_targets_stand_between_marks_or_in_colour_and_weights_before_them():
+def test_targets_are_marked_and_weights_precede_them():
     plain, coloured = shown(CHAT), "\n".join(shown(CHAT, style=Style(colour=True)))
     assert re.fullmatch(r"\d+ tokens, \d+ of them targets \(sum of weights [\d.]+\)", plain[0])
     assert plain[1:] == [

@@ -16,7 +16,7 @@ from tests.tiny import tiny_tokenizer, write_chat_file
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
 
 
-def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> None:
+def test_reader_loads_all_sources_and_validation(tmp_path) -> None:
     chat = str(write_chat_file(tmp_path / "chat.jsonl", 12))
     text, held_out = (str(tmp_path / name) for name in ("general.txt", "held_out.txt"))
     (tmp_path / "general.txt").write_text("\n".join(TEXTS), encoding="utf-8")
@@ -57,7 +57,7 @@ def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
     assert "SHARED: 5 of 5 examples are also in the training data" in validation.sources[0].report
 
 
-def test_a_source_has_a_function_of_its_own_that_makes_examples(tmp_path, monkeypatch) -> None:
+def test_each_source_has_its_own_row_function(tmp_path, monkeypatch) -> None:
     """Another one than data.row, for its validation files too; a digest of its code is asked for."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hooks_of_a_mix.py").write_text("def text(row): return {'text': row['title']}")

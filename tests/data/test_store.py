@@ -108,7 +108,7 @@ def test_a_damaged_store_gives_a_one_line_error(store_folder, tmp_path, name, co
 
 @pytest.mark.parametrize("section", ["ids", "documents", "end"])
 @pytest.mark.parametrize("new", [b"", bytes(64)], ids=["bit flip", "zeros"])
-def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folder, tmp_path, section, new) -> None:
+def test_damage_at_equal_size_is_found(store_folder, tmp_path, section, new) -> None:
     shutil.copytree(store_folder, tmp_path, dirs_exist_ok=True)
     whole = verify_store(tmp_path)
     assert whole.num_tokens == open_store(store_folder).num_tokens
@@ -122,7 +122,7 @@ def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folde
             find()
 
 
-def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tmp_path) -> None:
+def test_reader_accepts_store_for_training_and_validation(store_folder, tmp_path) -> None:
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 64, "drop")
     corpus = reader.training((str(store_folder),), ())
     assert corpus.lines("train")[0].startswith(f"train: token store {store_folder}: ")
@@ -178,7 +178,7 @@ def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> Windows
     return Windows(Store(folder, {"shards": []}, tuple(shards)), 2**14)
 
 
-def test_a_build_that_fails_closes_its_file_and_leaves_no_part_of_a_shard(tmp_path) -> None:
+def test_failed_build_leaves_no_part_of_shard(tmp_path) -> None:
     with (
         pytest.raises(KeyError),
         StoreWriter(tmp_path, {"dtype": "<u2", "tokenizer": "any"}, shard_tokens=10) as writer,
@@ -200,7 +200,7 @@ def resident_growth(windows: Windows, count: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="requires /proc")
-def test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one(tmp_path) -> None:
+def test_memory_of_reading_does_not_grow_with_store(tmp_path) -> None:
     growth = []
     for name, tokens in (("small", 2 * 2**20), ("large", 16 * 2**20)):  # 4 and 32 MiB
         store = synthetic_store(tmp_path / name, tokens)
@@ -230,7 +230,7 @@ def test_documents_are_found_whatever_their_lengths(kind, tmp_path, monkeypatch)
             assert store.ends_between(begin, end) == ends[(ends > begin) & (ends <= end)].tolist()
 
 
-def test_a_step_of_windows_is_planned_with_few_reads(tmp_path, monkeypatch) -> None:
+def test_step_of_windows_needs_few_reads(tmp_path, monkeypatch) -> None:
     """Every rank plans all windows of every step: 40 reads for each took longer than the step of hundreds of GPUs."""
     store, read, opened = synthetic_store(tmp_path / "store", 2**21, document=32), [], []
     rows, plain = Shard.rows, open

@@ -56,7 +56,7 @@ def test_all_answers_and_their_eos_are_targets(template) -> None:
     assert tokenizer.decode(ids) == whole.rstrip("\n")  # what the template writes after the last answer is left out
 
 
-def test_the_plain_template_ends_its_prompt_before_the_space_of_the_answer() -> None:
+def test_plain_template_leaves_space_to_the_answer() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = plain_template(tokenizer)
     ids, is_target = encode_one(tokenizer, {"messages": CHAT[:2]})
@@ -98,7 +98,7 @@ def test_eos_is_appended_if_the_template_has_none() -> None:
     assert ids[-1] == tokenizer.eos_token_id and is_target[-1] and ids.count(tokenizer.eos_token_id) == 1
 
 
-def test_a_document_is_between_bos_if_the_tokenizer_adds_it_and_one_eos_and_all_of_its_tokens_are_targets() -> None:
+def test_document_is_between_bos_and_one_eos() -> None:
     """A text says nothing but text: BOS and EOS that it spells are encoded as their characters, unless they are allowed."""
     for tokenizer in (tiny_tokenizer(), family_tokenizer("mistral-v1")):
         bos, eos = bos_ids(tokenizer), tokenizer.eos_token
@@ -146,7 +146,7 @@ def test_only_the_last_answer() -> None:
 
 
 @pytest.mark.parametrize("content", ["e", ">", "|", "n", "im_end", "", "  e  ", "a <|im_end|> e"])
-def test_an_answer_that_resembles_the_end_of_a_turn(content) -> None:
+def test_answer_that_resembles_a_turns_end(content) -> None:
     tokenizer = tiny_tokenizer()
     chat = [CHAT[0], CHAT[1] | {"content": content}]
     assert targets(tokenizer, {"messages": chat}) == [[content + "<|im_end|>"]]
@@ -195,7 +195,7 @@ def test_an_error_of_the_template_is_one_sentence() -> None:
         assert outcome.error.startswith(error) and "\n" not in outcome.error
 
 
-def test_the_fingerprint_of_a_tokenizer_is_that_of_its_ids(tmp_path) -> None:
+def test_fingerprint_depends_on_ids_alone(tmp_path) -> None:
     digest = tokenizer_fingerprint(tiny_tokenizer())
     tiny_tokenizer().save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
@@ -219,7 +219,7 @@ def test_the_date_is_the_one_that_is_set() -> None:
 
 @pytest.mark.parametrize("space", ["", "\n", "  ", "\n  "])
 @pytest.mark.parametrize("tag", ["{%- set", "{% set", "{%+ set"])
-def test_a_fixed_date_changes_nothing_else_in_the_text(space, tag) -> None:
+def test_fixed_date_changes_only_the_date(space, tag) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = f"{space}{tag} day = strftime_now('%A %-d %B %y, %j') %}}\n  {{{{ day }}}}\nend"
     today = ChatTemplate(tokenizer, ChatSettings(date=datetime.date.today().isoformat())).render(CHAT)
@@ -253,7 +253,7 @@ def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None
 
 
 @pytest.mark.parametrize("read", [load_tokenizer, lambda folder: read_base_tokenizer(folder).backend])
-def test_a_text_is_split_as_the_file_says_whatever_class_is_named(tmp_path, read) -> None:
+def test_text_is_split_as_tokenizer_json_says(tmp_path, read) -> None:
     """SmolLM2 and StarCoder2 name GPT2Tokenizer, which transformers builds without the single digits of their files."""
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>"}')
@@ -262,7 +262,7 @@ def test_a_text_is_split_as_the_file_says_whatever_class_is_named(tmp_path, read
     assert [piece for piece, _ in split] == ["LCR", "ĊĊ", "9", "7"]  # and not Ċ, Ċ, 97
 
 
-def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp_path) -> None:
+def test_template_file_replaces_the_template(tmp_path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "chat.jinja").write_text("\ufeff{{ messages[0].content }}", encoding="utf-8")  # as Windows writes it
     loaded = load_tokenizer(str(tmp_path / "model"), str(tmp_path / "chat.jinja"))
@@ -280,7 +280,7 @@ def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp
     assert (template.render(CHAT), template.render(CHAT, [])) == ("1", "2")
 
 
-def test_token_ids_are_the_sequence_and_the_mask_says_what_carries_loss() -> None:
+def test_token_ids_train_by_their_mask() -> None:
     encoder = ExampleEncoder(tiny_tokenizer())
     given = {"input_ids": [5, 6, 7, 8, 9], "mask": [1, 1, 0, 1, 1], "weight": 0.5}
     text, (outcome,) = {"text": "a"}, encoder.encode([given])

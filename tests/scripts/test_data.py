@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder, monkeypatch) -> None:
+def test_killed_build_resumes_to_the_same_bytes(folder, monkeypatch) -> None:
     (folder / "killed.py").write_text(KILLED.format(root=str(ROOT), shard_tokens=SHARD_TOKENS))
     killed = run_python(folder / "killed.py", cwd=folder)
     assert killed.returncode == -9, killed.stderr
@@ -86,7 +86,7 @@ def test_missing_file_is_reported_in_one_sentence(folder) -> None:
     assert not (folder / "other").exists()
 
 
-def test_clean_deletes_caches_and_token_stores_and_nothing_else(folder, tmp_path) -> None:
+def test_clean_deletes_only_caches_and_stores(folder, tmp_path) -> None:
     """An entry of the cache as a run makes it, a leftover of a killed build, a store, and what only looks like them."""
     write_chat_file(tmp_path / "chats.jsonl", 6)
     cache = tmp_path / "artifacts" / "tokens"
