@@ -94,10 +94,6 @@ class MicroBatch:
         }
         return MicroBatch(**moved)
 
-    def target_documents(self) -> torch.Tensor:
-        """Return the index of each target's document in the whole micro-batch, int64 `(targets,)`, also for a `part`."""
-        return torch.bucketize(self.target_positions + self.first, self.cu_seq_lens[1:].long(), right=True)
-
     def part(self, part: int, parts: int) -> "MicroBatch":
         """Return the `part`-th of `parts` equal slices of the tokens, with the targets that their hidden states predict.
 

@@ -42,10 +42,10 @@ def test_first_word_selects_the_subcommand(monkeypatch, capsys):
         return main_of("A tool.", show)()
 
     assert run("show", "three") == 3
-    for words, said in ((["--help"], "show         Show something."), (["show", "--help"], "At length.")):
+    for words, text in ((["--help"], "show         Show something."), (["show", "--help"], "At length.")):
         with pytest.raises(SystemExit) as left:
             run(*words)
-        assert left.value.code == 0 and said in capsys.readouterr().out
+        assert left.value.code == 0 and text in capsys.readouterr().out
     for words in ([], ["shwo"]):
         with pytest.raises(SystemExit) as left:
             run(*words)

@@ -1,4 +1,4 @@
-"""Which instructions of a processor multiply bf16, by which a run chooses what it computes in."""
+"""The instructions of a processor that multiply bf16, on which a run's compute dtype depends."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_they_are_those_that_the_system_names() -> None:
         ({"avx512_bf16": True, "amx_bf16": True, "amx_fp16": True}, (True, True), ["amx_bf16", "avx512_bf16"]),
         ({"avx512_bf16": False, "amx_tile": True, "amx_bf16": False}, (False, True), []),  # tiles for int8 alone
         ({"architecture": "aarch64", "bf16": True}, (False, False), ["bf16"]),
-        (None, (True, True), ["amx_bf16", "avx512_bf16"]),  # a torch that has only the older questions
+        (None, (True, True), ["amx_bf16", "avx512_bf16"]),  # an older torch without get_capabilities
         (None, (False, False), []),
     ],
 )

@@ -37,7 +37,7 @@ def test_user_error_prints_one_line_bug_is_raised(capsys) -> None:
         assert exit_code_of(lambda: raising(OSError(number, "what the system says", "a/file"))) == 2  # noqa: B023
         ours = "error: a/file: what the system says; look at what is there and whose it is, or name another place\n"
         assert capsys.readouterr().err == ours
-    for place, where in ((("a/file",), "a/file: "), ((), "")):  # a row of curves that NFS loses names no file
+    for place, where in ((("a/file",), "a/file: "), ((), "")):  # NFS may lose a row of curves without naming the file
         assert exit_code_of(lambda: raising(OSError(errno.ESTALE, "Stale file handle", *place))) == 2  # noqa: B023
         mend = f"error: {where}Stale file handle; mend the disk and run the same command again\n"
         assert capsys.readouterr().err == mend
@@ -46,9 +46,7 @@ def test_user_error_prints_one_line_bug_is_raised(capsys) -> None:
             exit_code_of(lambda: raising(bug))  # noqa: B023
 
 
-def test_common_error_is_printed_once_per_node(
-    tmp_path, capsys, monkeypatch
-) -> None:
+def test_common_error_is_printed_once_per_node(tmp_path, capsys, monkeypatch) -> None:
     for rank, sentence in ((1, "the same"), (0, "the same"), (3, "only here"), (2, "the same")):
         folder = tmp_path / "attempt_0" / str(rank)
         folder.mkdir(parents=True)
@@ -93,7 +91,7 @@ run_script(main)
 
 
 def test_unwritable_output_is_refused_before_the_work(tmp_path, monkeypatch) -> None:
-    """A new file replaces an old one, so that the folder counts and not the old file."""
+    """A new file replaces an existing one by a rename, so the folder's permissions count, not the file's."""
     (tmp_path / "result.json").touch()
     check_can_write(tmp_path / "result.json", "--json")
     with pytest.raises(UserError, match=r"--json .*: it is a directory"):

@@ -32,7 +32,7 @@ def apply(folder: Path, tree: object, world_size: int = 4, ours: Config = OURS) 
 
 
 def changed(config: Config) -> dict[str, object]:
-    """The settings that differ, by dotted name."""
+    """Return the settings that differ, by dotted name."""
     settings = {name: (attrgetter(name)(config), attrgetter(name)(OURS)) for name in KEYS}
     return {name: now for name, (now, before) in settings.items() if now != before}
 
@@ -74,7 +74,7 @@ def test_the_usual_file(tmp_path) -> None:
     hints = {f"zero_optimization.{key}" for key in zero if key != "stage" and not key.startswith("offload")}
     hints |= {"zero_optimization.offload_optimizer.pin_memory", "zero_optimization.offload_param.pin_memory"}
     assert set(ignored.split(": ")[1].split(", ")) == hints
-    assert '"auto"' not in notes  # the sizes that are "auto" are among the ignored keys
+    assert '"auto"' not in notes  # the "auto" sizes are listed among the ignored keys
     assert "2 x gradient_accumulation_steps=8 x 4 ranks -> batch.global_examples=64" in notes
 
 
@@ -191,7 +191,7 @@ def test_missing_precision_means_fp32_auto_keeps_ours(tmp_path) -> None:
 
 
 def test_keys_without_effect_are_accepted(tmp_path) -> None:
-    """All ignored keys, all keys of which only one value is accepted, unknown keys of ZeRO, and what is switched off."""
+    """All ignored keys, all keys with a single accepted value, unknown keys of ZeRO, and blocks that are switched off."""
     file: dict = {}
     values = dict.fromkeys(IGNORED, 1) | ONLY_AS | {"zero_optimization.some_new_bucket": 1}
     values |= {"optimizer.type": "AdamW", "scheduler.type": "WarmupCosineLR"}

@@ -39,9 +39,9 @@ def test_reasons_are_counted_first_similar_text_stays(monkeypatch):
 
 
 def test_similarity_is_the_jaccard_similarity_of_the_shingles(monkeypatch):
-    # The texts have half of their words in common, at the same places: a third of the union.
-    words, others = prose(5, 400).split(), prose(6, 400).split()
-    half = " ".join(words[:200] + others[200:])
+    # Half of the words are common to both texts, in the same places: a third of the union.
+    words, more_words = prose(5, 400).split(), prose(6, 400).split()
+    half = " ".join(words[:200] + more_words[200:])
     for max_similarity, kept in ((0.25, [0]), (0.42, [0, 1])):
         monkeypatch.setattr(data.replay_filters, "MAX_SIMILARITY", max_similarity)
         assert filter_texts([" ".join(words), half], 100, NOTHING)[0] == kept
@@ -75,15 +75,15 @@ def test_overlap_is_any_shared_fifty_characters():
     evaluation = EvaluationTexts(held_out)
     runs = {text[i : i + 50] for text in map(normalize, held_out) for i in range(len(text) - 49)}
     assert len(evaluation.shingles) == sum(len(normalize(text)) - 49 for text in (held_out[0], held_out[2]))
-    found = 0
+    num_overlaps = 0
     for trial in range(400):
         start, length = rng.randrange(900), 40 + trial % 20
         before, after = letters(rng.randrange(150)), letters(rng.randrange(150))
         text = normalize(before + held_out[0][start : start + length] + after)
         overlaps = any(text[i : i + 50] in runs for i in range(len(text) - 49))
         assert evaluation.overlaps(text) == overlaps
-        found += overlaps
-    assert 100 < found < 300
+        num_overlaps += overlaps
+    assert 100 < num_overlaps < 300
     assert not NOTHING.overlaps(held_out[0])
 
 

@@ -18,7 +18,7 @@ from tests.data.test_store import ragged_texts, write_texts
 from tests.processes import run_ranks
 from tests.tiny import SENTENCES, tiny_tokenizer
 
-# Contains runs of line ends, which a tokenizer may encode as one token.
+# Contains runs of line ends, which some tokenizers encode as a single token.
 LONG = "\n".join(f"{i}. {SENTENCES[i % 4]}" + "\n" * (i % 3) for i in range(60)) + "\nGrüße: 97,3 €\rEnde"
 
 
@@ -28,7 +28,7 @@ def tokens_of(folder: Path) -> list[int]:
 
 
 def encoded(texts: list[str], tokenizer: PreTrainedTokenizerFast | None = None) -> list[int]:
-    """The ids that training from files would see: each text tokenised as a whole, followed by EOS."""
+    """Return the ids that training from files would see: each text tokenised as a whole, followed by EOS."""
     tokenizer = tokenizer or tiny_tokenizer()
     return [t for text in texts for t in [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]]
 
@@ -48,14 +48,14 @@ def test_pieces_of_a_text_have_its_ids(tmp_path, monkeypatch, family) -> None:
     build_store([tmp_path / "a.txt"], tokenizer, tmp_path / "store", shard_tokens=10)
     assert tokens_of(tmp_path / "store") == [*bos_ids(tokenizer), *encoded([LONG], tokenizer)]
     joined = sum((tokenizer.encode(part, add_special_tokens=False) for part in pieces), [])
-    # The ids of the pieces alone are others with llama2, which is why pieces have a lead.
+    # With llama2, pieces encoded alone have other ids, which is why pieces have a lead.
     assert (joined == encoded([LONG], tokenizer)[:-1]) == (family != "llama2")
     assert cut("a" * 450) == ["a" * 200, "a" * 200, "a" * 50] and cut("") == [""]
 
 
 @pytest.fixture
 def sources(tmp_path) -> list[Path]:
-    """Three files with 33 documents in total, enough for several shards of a few hundred tokens."""
+    """Write three files with 33 documents in total, enough for several shards of a few hundred tokens."""
     texts = ragged_texts(33, seed=1)
     (tmp_path / "b.txt").write_text(texts[20])
     first, last = (
@@ -65,7 +65,7 @@ def sources(tmp_path) -> list[Path]:
 
 
 def test_resumed_build_gives_the_same_bytes(tmp_path, sources, monkeypatch) -> None:
-    """Interrupts the build before each of the renames that publish a file. What is in complete shards is not tokenised again."""
+    """Interrupt the build before each rename that publishes a file. Complete shards are not tokenised again."""
     monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 100)
     texts, encode, replace, interrupted = [], ExampleEncoder.encode, os.replace, 0
 

@@ -1,4 +1,4 @@
-"""Loading a tokenizer; and what carries loss in chats, texts and completions with the small ChatML tokenizer."""
+"""Loading a tokenizer; loss-carrying tokens of chats, texts and completions with the small ChatML tokenizer."""
 
 import datetime
 import itertools
@@ -29,13 +29,13 @@ GENERATION = (
 
 
 def spans(tokenizer, ids: list[int], is_target: list) -> list[str]:
-    """Decode each consecutive run of target tokens."""
+    """Decode each run of consecutive target tokens."""
     runs = itertools.groupby(zip(ids, is_target, strict=True), lambda pair: bool(pair[1]))
     return [tokenizer.decode([token for token, _ in run]) for flag, run in runs if flag]
 
 
 def targets(tokenizer, example: dict, **settings) -> list[list[str]]:
-    """The texts of the targets of each sequence of an example."""
+    """Return the texts of the targets of each sequence of an example."""
     outcome = ExampleEncoder(tokenizer, ChatSettings(**settings)).encode([example])[0]
     assert outcome.error is None, outcome.error
     return [spans(tokenizer, s.ids.tolist(), s.weights().tolist()) for s in outcome.sequences]
@@ -53,7 +53,7 @@ def test_all_answers_and_their_eos_are_targets(template) -> None:
     ids, is_target = encode_one(tokenizer, {"messages": CHAT})
     assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>", "above 3%<|im_end|>"]
     whole = tokenizer.apply_chat_template(CHAT, tokenize=False)
-    assert tokenizer.decode(ids) == whole.rstrip("\n")  # what the template writes after the last answer is left out
+    assert tokenizer.decode(ids) == whole.rstrip("\n")  # without the template's text after the last answer
 
 
 def test_plain_template_leaves_space_to_the_answer() -> None:
@@ -99,7 +99,7 @@ def test_eos_is_appended_if_the_template_has_none() -> None:
 
 
 def test_document_is_between_bos_and_one_eos() -> None:
-    """A text says nothing but text: BOS and EOS that it spells are encoded as their characters, unless they are allowed."""
+    """BOS and EOS that a text spells are encoded as their characters, unless they are allowed."""
     for tokenizer in (tiny_tokenizer(), family_tokenizer("mistral-v1")):
         bos, eos = bos_ids(tokenizer), tokenizer.eos_token
         assert bos == ([tokenizer.bos_token_id] if tokenizer.eos_token == "</s>" else [])
@@ -168,7 +168,7 @@ def test_what_is_unusual_is_noted() -> None:
     assert notes(tokenizer, {"messages": CHAT, "tools": [{"type": "function"}]}) == ("tools",)
     tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endfor %}"
     assert notes(tokenizer, {"messages": [{"role": "system", "content": "Be brief."}, *CHAT]}) == ("left out",)
-    # The prompt ends in a space, which the first token of the answer would contain in one text.
+    # The prompt ends in a space, which a joint encoding would put into the first token of the answer.
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ': ' + m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -199,7 +199,7 @@ def test_fingerprint_depends_on_ids_alone(tmp_path) -> None:
     digest = tokenizer_fingerprint(tiny_tokenizer())
     tiny_tokenizer().save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
-    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=4)  # stays set in the backend
+    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=4)  # this setting stays in the backend
     assert json.loads(tokenizer.backend_tokenizer.to_str())["truncation"]
     assert tokenizer_fingerprint(tokenizer) == digest
     tokenizer.add_tokens(["C 03.00"])
@@ -211,8 +211,8 @@ def test_the_date_is_the_one_that_is_set() -> None:
     assert writes_date(tokenizer) and not writes_date(tiny_tokenizer())
     text = ChatTemplate(tokenizer, ChatSettings(date="2024-07-06")).render(CHAT)
     assert "Today: 06 Jul 2024\n" in text
-    one, other = (ExampleEncoder(tokenizer, ChatSettings(date=date)) for date in ("2024-07-06", "2024-07-07"))
-    assert one.fingerprint() != other.fingerprint()
+    first, second = (ExampleEncoder(tokenizer, ChatSettings(date=date)) for date in ("2024-07-06", "2024-07-07"))
+    assert first.fingerprint() != second.fingerprint()
     plain = (ExampleEncoder(tiny_tokenizer(), ChatSettings(date=date)) for date in ("2024-07-06", "2024-07-07"))
     assert len({str(encoder.fingerprint()) for encoder in plain}) == 1
 
@@ -282,15 +282,15 @@ def test_template_file_replaces_the_template(tmp_path) -> None:
 
 def test_token_ids_train_by_their_mask() -> None:
     encoder = ExampleEncoder(tiny_tokenizer())
-    given = {"input_ids": [5, 6, 7, 8, 9], "mask": [1, 1, 0, 1, 1], "weight": 0.5}
-    text, (outcome,) = {"text": "a"}, encoder.encode([given])
+    ready = {"input_ids": [5, 6, 7, 8, 9], "mask": [1, 1, 0, 1, 1], "weight": 0.5}
+    text, (outcome,) = {"text": "a"}, encoder.encode([ready])
     (sequence,) = outcome.sequences
     assert sequence.ids.tolist() == [5, 6, 7, 8, 9] and sequence.spans == (Span(1, 2, 0.5), Span(3, 5, 0.5))
-    mixed = encoder.encode([text, given, {"messages": CHAT}, text])
+    mixed = encoder.encode([text, ready, {"messages": CHAT}, text])
     assert [len(outcome.sequences) for outcome in mixed] == [1, 1, 1, 1]
     assert mixed[1].sequences[0].spans == sequence.spans
     assert mixed[3].sequences[0].ids.tolist() == encoder.encode([text])[0].sequences[0].ids.tolist()
     (bad,) = encoder.encode([{"input_ids": [5, 10_000], "mask": [1, 1]}])
     assert bad.error == f"it has the token id 10000, but the tokenizer has {len(tiny_tokenizer())} tokens"
-    (nothing,) = encoder.encode([{"input_ids": [5, 6], "mask": [1, 0]}])  # the first token has no context
-    assert nothing.sequences[0].spans == ()
+    (untrained,) = encoder.encode([{"input_ids": [5, 6], "mask": [1, 0]}])  # the first token has no context
+    assert untrained.sequences[0].spans == ()
