@@ -74,14 +74,14 @@ class Outcome:
 # Note -> its line in the report of a data file, which counts the examples with this note.
 NOTES: dict[str, str] = {
     "split": "chats split by answer, because the chat template rewrites earlier turns",
-    "rebuilt": "chats with answers that the template renders otherwise once they are given; here they follow the prompt of "
-    "generation",
+    "rebuilt": "chats with answers that the template renders differently in a finished chat; here they follow the generation "
+    "prompt",
     "parts": "chats in which the template writes an answer in several parts, and generation ends after the first of them",
     "opening": "chats that begin with an assistant message, which answers nothing and carries no loss",
     "trailing": "chats that go on after the last trained answer; the rest is left out",
     "unanswered": "chats without an answer of the assistant",
     "silent": "chats with an empty answer, of which only the token that ends it carries loss",
-    "weightless": "examples in which all that would carry loss has weight 0",
+    "weightless": "examples whose targets all have weight 0",
     "developer": "chats whose `developer` messages are rendered as `system`, because the template does not know the role",
     "tools": "chats with `tools`, which the chat template does not render",
     "thinking": "chats with answers whose thinking the chat template drops or changes",

@@ -187,7 +187,7 @@ REMARKS = {
     "empty_truncated": "LEFT OUT {n} without a target after they were truncated to {size} tokens",
     "empty": "LEFT OUT {n} without any target",
     "left": "LEFT OUT {n} rows by data.row",
-    "repeated": f"REPEATED {{n}} that say what an earlier one says, {BUT_FOR}",
+    "repeated": f"REPEATED {{n}} with the content of an earlier example, {BUT_FOR}",
 }
 
 

@@ -153,7 +153,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
         "LEFT OUT 2 without a target after they were truncated to 64 tokens",
         "chats without an answer of the assistant: 2",
         f"\nSKIPPED 1 malformed:\n  {path}, line 7",
-        "REPEATED 1 that say what an earlier one says, but for case, white space and punctuation",
+        "REPEATED 1 with the content of an earlier example, but for case, white space and punctuation",
         "TRUNCATED 2 to 64",
     ):
         assert words in documents.report, documents.report

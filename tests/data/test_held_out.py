@@ -125,7 +125,7 @@ def test_copies_are_on_one_side_and_counted(tmp_path) -> None:
     train, validation = read_both(write(tmp_path / "a.jsonl", rows), None)
     assert "also in" not in validation.sources[0].report
     held = len(validation.sources[0])
-    repeated = f"\nREPEATED {held // 2} that say what an earlier one says, but for case, white space"
+    repeated = f"\nREPEATED {held // 2} with the content of an earlier example, but for case, white space"
     assert 30 < held < 90 and repeated in validation.sources[0].report
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop")
     corpus = reader.training((write(tmp_path / "t.jsonl", rows[:100]),), ())

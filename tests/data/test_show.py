@@ -81,7 +81,7 @@ def test_split_chats_notes_and_errors_are_shown():
     assert show_outcome(Outcome(error="bad \x1b"), TOKENIZER, False, 9, "drop") == ["REFUSED: bad ⟨U+001B⟩"]
     assert show_outcome(Outcome(notes=("weightless",)), TOKENIZER, True, 9, "drop") == [
         "LEFT OUT: nothing of it carries loss",
-        "counted in the report: examples in which all that would carry loss has weight 0",
+        "counted in the report: examples whose targets all have weight 0",
     ]
 
 
