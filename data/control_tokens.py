@@ -95,7 +95,7 @@ class ControlTokens:
 
 
 def _written_by(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the template's source and sample output. Some write a token in parts, such as '<|' + message.role + '|>'."""
+    """Return the template's source and sample output. Some templates write a token in parts, such as '<|' + message.role + '|>'."""
     texts = [str(tokenizer.chat_template)]
     for roles in ("user assistant user", "system user", "developer user", "user assistant tool"):
         with suppress(Exception):  # a template may refuse a role, or an order of roles

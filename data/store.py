@@ -163,12 +163,10 @@ class Store:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens in all documents."""
         return self.token_starts[-1]
 
     @property
     def num_documents(self) -> int:
-        """Number of documents."""
         return self.document_starts[-1]
 
     @property

@@ -58,7 +58,7 @@ def test_an_existing_output_is_refused(tmp_path):
         check_new(tmp_path)
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_closed_pipe_is_no_error():
     program = """
 from common.command_line import reader_may_leave
 with reader_may_leave():

@@ -13,7 +13,7 @@ OF_ARM = {"bf16", "svebf16"}
 
 
 @pytest.mark.skipif(not CPUINFO.exists(), reason="this system does not say what its processor has")
-def test_they_are_those_that_the_system_names() -> None:
+def test_bf16_instructions_have_the_systems_names() -> None:
     lines = [line.split(":", 1) for line in CPUINFO.read_text().splitlines() if line.startswith(("flags", "Features"))]
     flags = set(lines[0][1].split())
     assert set(bf16_instructions()) & OF_X86 == flags & OF_X86
@@ -32,7 +32,7 @@ def test_they_are_those_that_the_system_names() -> None:
         (None, (False, False), []),
     ],
 )
-def test_torch_is_asked_for_each(known, older, expected, monkeypatch) -> None:
+def test_torch_reports_each_bf16_instruction(known, older, expected, monkeypatch) -> None:
     if known is None:
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:

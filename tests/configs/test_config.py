@@ -134,7 +134,7 @@ def test_a_wrong_override_is_a_one_line_error(overrides) -> None:
     assert REFUSED[overrides] in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_can_work_is_accepted() -> None:
+def test_valid_combinations_are_accepted() -> None:
     answers = ("data.validation=v", "run.eval_generate=4")
     config = override(BASE, (*answers, "run.best_by=mine:max", "eval.metric=pkg.scores:mine", "run.log_to=none"))
     assert (config.run.log_to, config.eval.metric) == ((), "pkg.scores:mine")

@@ -179,7 +179,7 @@ def cosine(**params: object) -> dict:
         ),
     ],
 )
-def test_what_a_block_changes(tmp_path, file, settings, words) -> None:
+def test_each_block_changes_its_settings(tmp_path, file, settings, words) -> None:
     config, notes = apply(tmp_path, file)
     assert changed(config) == settings and words in notes
 

@@ -106,7 +106,7 @@ def test_edit_at_equal_size_and_time_is_noticed(files, tmp_path) -> None:
     assert len(entries(tmp_path / "cache")) == 2
 
 
-def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_path) -> None:
+def test_every_input_of_the_examples_keys_the_entry(files, tmp_path) -> None:
     cache, tokenizers = tmp_path / "cache", [tiny_tokenizer(), tiny_tokenizer(), tiny_tokenizer(), tiny_tokenizer(300)]
     tokenizers[1].chat_template = CHATML + "{# of another version #}"
     tokenizers[2].bos_token = "<|endoftext|>"
@@ -135,7 +135,7 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
             assert len(entries(cache)) == number
 
 
-def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
+def test_omissions_are_counted_by_reason(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
 
     def write(*chats: object) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def config(model: Model, **sharding) -> Config:
     return Config(model, Data(("-",)), Batch(8), Optimizer(1e-3), Run("name"), Sharding(**sharding))
 
 
-def test_what_cannot_be_is_one_sentence(tmp_path) -> None:
+def test_impossible_context_is_one_sentence(tmp_path) -> None:
     with pytest.raises(
         UserError, match="sharding.context=4: groups of 4 ranks share a micro-batch, and 6 is not a mul"
     ):

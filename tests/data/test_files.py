@@ -135,7 +135,7 @@ def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
-def test_what_datasets_stores_as_json_is_read(tmp_path) -> None:
+def test_json_columns_of_datasets_are_read(tmp_path) -> None:
     """`datasets` does so if rows differ: messages with and without tool calls, and the properties of tools."""
 
     def tool(name: str) -> dict:
@@ -251,7 +251,7 @@ def test_folders_and_globs_expand_in_order(tmp_path, monkeypatch) -> None:
         expand([tmp_path / "sub"])
 
 
-def test_what_is_not_a_file_is_refused(tmp_path) -> None:
+def test_path_that_is_no_file_is_refused(tmp_path) -> None:
     (tmp_path / "link.jsonl").symlink_to("nowhere")
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")

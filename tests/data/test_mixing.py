@@ -151,7 +151,7 @@ def test_source_has_its_share_over_promised_steps(main, share, size) -> None:
         assert usual.mean() > 0.95 and share / 2 <= realised.min() and realised.max() <= 2 * share
 
 
-def test_what_is_mixed_in_is_never_cut() -> None:
+def test_mixed_in_items_are_never_cut() -> None:
     """Every target of a text is predicted from all of the text before it: its median context is half of its length."""
     corpus = Corpus((ragged(60, 300, 700, 0), LONG), ("main", "texts"), (0.95, 0.05))
     plan = plan_training(corpus, 2, 0, global_examples=12)

@@ -58,7 +58,7 @@ def dataset_folder(folder: Path, card: str = "") -> Path:
     return folder
 
 
-def test_what_lies_elsewhere_is_told_from_a_path(tmp_path, monkeypatch) -> None:
+def test_remote_sources_are_told_from_paths(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "there").mkdir(parents=True)
     (tmp_path / "here" / "a:b").touch()
@@ -155,7 +155,7 @@ def test_split_of_folder_is_found_by_datasets(tmp_path) -> None:
         ("memory://bad.parquet", "bad.parquet is damaged or not a parquet file"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_sentence(tmp_path, memory, path, words) -> None:
+def test_failed_fetch_is_one_sentence(tmp_path, memory, path, words) -> None:
     memory({"bad.parquet": b"hello"})
     with pytest.raises(UserError, match=words) as error:
         fetched(path, tmp_path, 3)
@@ -164,7 +164,7 @@ def test_what_cannot_be_fetched_is_one_sentence(tmp_path, memory, path, words) -
         fetched(path, None)
 
 
-def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) -> None:
+def test_unreachable_source_is_one_sentence(tmp_path, monkeypatch) -> None:
     datasets = pytest.importorskip("datasets")
 
     def unreachable(*args, **kwargs):
@@ -180,7 +180,7 @@ def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) ->
         fetched("hf://datasets/org/name", tmp_path)
 
 
-def test_damage_in_what_was_fetched_is_found(tmp_path, memory) -> None:
+def test_damage_of_fetched_files_is_found(tmp_path, memory) -> None:
     memory({"a.jsonl": json_lines(ROWS)})
     (file,) = fetched("memory://a.jsonl", tmp_path)
     Path(file).write_bytes(json_lines(ROWS)[:-9])
@@ -201,7 +201,7 @@ def test_all_sources_of_a_config_become_local(tmp_path, memory) -> None:
     assert [len(read([*paths])) for paths in files] == [2, 6, 6, 6] and Path(general.validation[0]).name == "old.jsonl"
 
 
-def test_a_token_store_takes_what_data_train_takes(tmp_path, memory) -> None:
+def test_token_store_takes_all_paths_of_data_train(tmp_path, memory) -> None:
     """Build from a URL, its first rows, a split of a folder, and a folder of files."""
     memory({"texts.jsonl": json_lines([{"text": text} for text in SENTENCES]), "chats.jsonl": json_lines(ROWS)})
     tiny_tokenizer().save_pretrained(tmp_path / "model")

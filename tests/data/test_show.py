@@ -54,7 +54,7 @@ def test_targets_are_marked_and_weights_precede_them():
     assert "⟦" in Style().legend() and "green" in Style(True).legend()
 
 
-def test_what_is_cut_is_said():
+def test_cuts_are_reported():
     length = length_of(CHAT)
     assert shown(CHAT, length - 2, "truncate")[0] == (
         f"TOO LONG: {length} tokens, data.sequence_length={length - 2}, data.too_long=truncate: TRUNCATED: the last 2 tokens are "
@@ -85,7 +85,7 @@ def test_split_chats_notes_and_errors_are_shown():
     ]
 
 
-def test_what_is_invisible_or_harmful_is_replaced():
+def test_invisible_and_harmful_characters_are_replaced():
     assert visible("a\tb\nc d ⟦x⟧ é 句 😀 ½") == "a⇥b⏎\nc d ⟨U+27E6⟩x⟨U+27E7⟩ é 句 😀 ½"
     assert visible("\x1b]0;t\x07\x9b31m\r\u202e\ufeff") == "⟨U+001B⟩]0;t⟨U+0007⟩⟨U+009B⟩31m⟨U+000D⟩⟨U+202E⟩⟨U+FEFF⟩"
     assert one_line("a\nb") == "a⏎b"

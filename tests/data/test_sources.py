@@ -42,7 +42,7 @@ def test_reader_loads_all_sources_and_validation(tmp_path) -> None:
     assert len(folder) == 13 and "from 3 files" in folder.lines("train")[0]
 
 
-def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
+def test_examples_in_two_sources_are_counted(tmp_path) -> None:
     chat, part, third = (str(tmp_path / f"{name}.jsonl") for name in ("chat", "part", "other"))
     lines = write_chat_file(chat, 12).read_text().splitlines(keepends=True)
     Path(part).write_text("".join(lines[:5]))

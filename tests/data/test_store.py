@@ -61,7 +61,7 @@ def opened(path: Path, sequence_length: int) -> Windows:
 
 
 @pytest.mark.parametrize("sequence_length", [7, 128, 1000, 10**6])
-def test_windows_cover_the_concatenated_documents_whatever_the_shards(store_folder, sequence_length) -> None:
+def test_windows_cover_documents_across_shards(store_folder, sequence_length) -> None:
     """A part ends with its document or window; a token is a target if an earlier token of its document is in the window."""
     tokenizer = tiny_tokenizer()
     documents = [
@@ -209,7 +209,7 @@ def test_memory_of_reading_does_not_grow_with_store(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["alike", "sorted", "one is long"])
-def test_documents_are_found_whatever_their_lengths(kind, tmp_path, monkeypatch) -> None:
+def test_documents_of_any_lengths_are_found(kind, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("data.store.ROWS", 3)
     random = np.random.default_rng(0)
     lengths = {

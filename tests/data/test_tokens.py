@@ -155,7 +155,7 @@ def test_answer_that_resembles_a_turns_end(content) -> None:
     assert answer.replace(" ", "") == content.replace(" ", "") + "<|end|>"
 
 
-def test_what_is_unusual_is_noted() -> None:
+def test_unusual_examples_are_noted() -> None:
     tokenizer = tiny_tokenizer()
     for messages, note in (
         (CHAT, ()),
@@ -206,7 +206,7 @@ def test_fingerprint_depends_on_ids_alone(tmp_path) -> None:
     assert len({digest, tokenizer_fingerprint(tiny_tokenizer(300)), tokenizer_fingerprint(tokenizer)}) == 3
 
 
-def test_the_date_is_the_one_that_is_set() -> None:
+def test_set_date_is_written() -> None:
     tokenizer = family_tokenizer("llama3")
     assert writes_date(tokenizer) and not writes_date(tiny_tokenizer())
     text = ChatTemplate(tokenizer, ChatSettings(date="2024-07-06")).render(CHAT)
