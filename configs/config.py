@@ -93,8 +93,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Batch:
-    # Set exactly one of these two. Examples of the main source per optimizer step, over all ranks (what papers call the
-    # batch size); examples of mixed-in sources come on top
+    # Set exactly one of these two. Examples of the main source per optimizer step, over all ranks: the batch size of
+    # papers. Examples of mixed-in sources come on top
     global_examples: int | None = None
     # Or: the maximum number of target tokens per optimizer step, over all sources and ranks
     global_tokens: int | None = None
