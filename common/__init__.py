@@ -1,9 +1,9 @@
-"""What every room uses. Every program imports it before a model of transformers: what other libraries say is filtered here."""
+"""Code that every room uses. Import it before transformers: it filters log lines of other libraries that are of no use here."""
 
 import logging
 
-# transformers imports torchao wherever it is installed, and no model here is quantised by it. torchao then complains of
-# compiled parts that are made for other machines, and torch of an enum of torchao's. Neither is of use to a reader.
+# transformers imports torchao wherever it is installed, although no model here is quantised by it. torchao then complains of
+# compiled parts for other machines, and torch complains of an enum in torchao. Neither line is of use to a reader.
 _NOISE = {"torchao": ("Failed to load", "Skipping import of cpp"), "torch.utils._pytree": ("%s is an Enum subclass",)}
 
 

@@ -1,4 +1,4 @@
-"""What the scripts have in common on the command line: help from docstrings, commands of one script, limits of numbers."""
+"""Command lines of the scripts: help from docstrings, subcommands, checked numbers."""
 
 import argparse
 import inspect
@@ -13,7 +13,7 @@ from common.errors import UserError
 
 
 def new_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser whose --help shows a docstring as it is written."""
+    """Return a parser whose --help shows the docstring `description` as it is written."""
     return argparse.ArgumentParser(
         prog=prog,
         description=inspect.cleandoc(description or ""),
@@ -24,10 +24,10 @@ def new_parser(description: str | None, prog: str | None = None) -> argparse.Arg
 def main_of(
     description: str | None, *commands: Callable[[argparse.ArgumentParser], int | None]
 ) -> Callable[[], int | None]:
-    """The `main` of a script with several commands, of which the first word of the command line names one.
+    """Return the `main` of a script with subcommands. The first word on the command line names the subcommand.
 
-    A command is a function with that name. It gets a parser that shows its docstring, adds its options, parses, and acts. It
-    imports what it needs itself, so that no command waits for the libraries of another.
+    A subcommand is a function of that name. It gets a parser that shows its docstring, adds its options, parses, and acts. It
+    imports its libraries itself, so that no subcommand waits for the imports of another.
     """
 
     def main() -> int | None:
@@ -53,9 +53,9 @@ def add_number(
     kind: type[int] | type[float] | None = None,
     **more: Any,
 ) -> None:
-    """Add an option: a number of the kind of its default, or an integer. Parsing raises UserError for others and below `least`.
+    """Add an option whose value is a number of the type of `default`, an integer without a default, or `kind` if that is set.
 
-    more: as for `add_argument`.
+    Parsing raises UserError for anything else and for numbers below `least`. `more` goes to `add_argument`.
     """
     kind = kind or (float if isinstance(default, float) else int)
 
@@ -73,14 +73,14 @@ def add_number(
 
 
 def check_new(out: Path) -> None:
-    """Raise UserError if the path given as --out exists."""
+    """Raise UserError if `out`, the value of --out, exists."""
     if out.exists():
         raise UserError(f"{out} exists; remove it or choose another --out")
 
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Inside the block, it is no error that the reader of the output, such as `head`, has seen enough."""
+    """Let the reader of the output, such as `head`, close the pipe early: inside the block this is no error."""
     try:
         yield
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Names of the compute dtypes, and whether the hardware supports bf16 natively."""
+"""Names of the compute dtypes, and tests for native bf16 support."""
 
 import argparse
 
@@ -8,19 +8,19 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype: `bfloat16` for torch.bfloat16."""
+    """Return the name of a dtype: `bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype named `bf16` or `fp32`. `auto` means bf16 if the hardware supports it natively, else fp32."""
+    """Return the dtype named `bf16` or `fp32`. `auto` is bf16 if the hardware supports it natively, else fp32."""
     if name == "auto":
         name = "bf16" if has_native_bf16(device) else "fp32"
     return DTYPES[name]
 
 
 def add_dtype_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--dtype`, whose value goes to `choose_dtype`."""
+    """Add the option `--dtype`. Pass its value to `choose_dtype`."""
     parser.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
@@ -30,15 +30,15 @@ def add_dtype_option(parser: argparse.ArgumentParser) -> None:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run in hardware: CUDA since Ampere; CPUs with AMX, AVX512-BF16 or Arm BF16."""
+    """Return whether bf16 matrix products run in hardware: CUDA since Ampere; CPUs with AMX, AVX512-BF16 or Arm BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(bf16_instructions())
 
 
 def bf16_instructions() -> list[str]:
-    """The instructions of this CPU that multiply bf16, by torch's names: `amx_bf16`, `avx512_bf16`, those of Arm."""
+    """Return this CPU's instructions that multiply bf16, by torch's names: `amx_bf16`, `avx512_bf16`, or Arm's."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    older = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
-    asked = {name: getattr(torch.cpu, check, bool)() for name, check in older.items()}
-    return sorted(name for name, on in {**asked, **known}.items() if "bf16" in name and on)
+    older_checks = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    older_support = {name: getattr(torch.cpu, check, bool)() for name, check in older_checks.items()}
+    return sorted(name for name, on in {**older_support, **known}.items() if "bf16" in name and on)

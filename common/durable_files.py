@@ -1,7 +1,7 @@
 """Write files and directories so that they are either complete or absent, even if the process or the machine crashes.
 
-Everything is written under a temporary name (`NAME.tmp`), fsynced and renamed. A rename within one file system is
-atomic (https://man7.org/linux/man-pages/man2/rename.2.html), and an fsync of the parent directory makes it durable.
+All data is written under a temporary name (`NAME.tmp`), fsynced and renamed. A rename within one file system is atomic
+(https://man7.org/linux/man-pages/man2/rename.2.html), and an fsync of the parent directory makes it durable.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ SUFFIX = ".tmp"
 
 
 def temporary_path(path: Path) -> Path:
-    """The temporary name of `path`, used until it is complete."""
+    """Return the temporary name of `path`, used until the file or directory is complete."""
     return path.with_name(path.name + SUFFIX)
 
 
 def publish(path: Path, temporary: Path | None = None) -> None:
     """fsync the file or directory `temporary` and rename it to `path`, replacing an existing one.
 
-    `temporary` is `temporary_path(path)` unless it is given.
+    `temporary` defaults to `temporary_path(path)`.
 
-    A directory cannot be replaced atomically. A crash between the two renames leaves nothing at `path`, and the complete
-    new directory under its temporary name. At no moment does `path` name a part of a directory.
+    A directory cannot be replaced atomically. A crash between the two renames leaves nothing at `path`, and the complete new
+    directory under its temporary name. `path` never names an incomplete directory.
     """
     temporary = temporary or temporary_path(path)
     if temporary.is_dir():
@@ -57,7 +57,7 @@ def start_directory(path: Path) -> Path:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError of a write, such as that the disk is full, names no file: let it name this one."""
+    """Add the file name `path` to an OSError of a write. The error of a full disk, for example, names no file."""
     try:
         yield
     except OSError as error:
@@ -67,15 +67,15 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """`with new_directory(path) as temporary:` publishes the filled directory as `path` if the block succeeds."""
+    """Yield an empty temporary directory and publish it as `path` if the block succeeds."""
     yield start_directory(path)
     publish(path)
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small UTF-8 file. After a crash it has either the old content or the new, never a part of it.
+    """Write a small UTF-8 file. After a crash it has either the complete old content or the complete new content.
 
-    Half of a surrogate pair, as the name of a file or an id may have it, is written as JSON escapes it.
+    A lone surrogate, which file names and ids may contain, is written as a JSON escape.
     """
     with naming(path):
         temporary_path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -83,22 +83,22 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def check_can_write(path: Path, option: str) -> None:
-    """Raise UserError if no file can be written at `path`, which the user gave as `option`: before the work, not after it."""
+    """Raise UserError if no file can be written at `path`, the value of `option`. Call this before the work, not after it."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"{option} {path}: its directory does not exist")
-    if path.is_dir() or not os.access(folder, os.W_OK):  # a new file there replaces an old one
+    if path.is_dir() or not os.access(folder, os.W_OK):  # an existing file is replaced by a rename within the folder
         why = "it is a directory" if path.is_dir() else f"{folder} is not writable"
         raise UserError(f"{option} {path}: {why}; name a file that can be written")
 
 
 def write_json(path: Path, value: object) -> None:
-    """`write_durably` of `value` as indented JSON."""
+    """Write `value` as indented JSON with `write_durably`."""
     write_durably(path, _json_text(value))
 
 
 def sha256_of_json(value: object) -> str:
-    """The SHA-256 of the file that `write_json` makes of `value`."""
+    """Return the SHA-256 of the file that `write_json` would write for `value`."""
     return hashlib.sha256(_json_text(value).encode()).hexdigest()
 
 
@@ -107,7 +107,7 @@ def _json_text(value: object) -> str:
 
 
 def write_json_lines(path: Path, values: list[dict]) -> None:
-    """`write_durably` of one JSON object per line. Creates the parent directory."""
+    """Write one JSON object per line with `write_durably`, and create the parent directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 

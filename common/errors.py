@@ -1,4 +1,4 @@
-"""The exceptions for what the user can mend without a traceback, and how all entry points report them."""
+"""Exceptions for problems that the user can fix, reported by every entry point in one sentence without a traceback."""
 
 import errno
 import io
@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-# No space, no quota, or a file that may not grow (RLIMIT_FSIZE).
+# No space, no quota, or a file above the process's size limit (RLIMIT_FSIZE).
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# No permission, a read-only disk, a file where a directory is meant, or a directory where a file is.
+# No permission, a read-only disk, a file in place of a directory, or a directory in place of a file.
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
-BROKEN = (errno.EIO, errno.ESTALE)  # the disk fails, or the server that has it
+BROKEN = (errno.EIO, errno.ESTALE)  # the disk, or the server of a shared disk, fails
 
 
 class UserError(Exception):
@@ -27,11 +27,11 @@ class UserError(Exception):
 
 
 class PeerLost(Exception):
-    """Another rank has ended, hangs or cannot be reached, so this one cannot go on.
+    """Another rank has ended, hangs or cannot be reached, so this rank cannot continue.
 
     The message is one sentence that names the place in the run and the ranks. The program exits with code 3 and no
-    traceback: nothing is wrong with this rank, and the same command continues from the last checkpoint. `quiet`: a rank on
-    the same node has said it already.
+    traceback: this rank itself is sound, and the same command continues from the last checkpoint. `quiet`: another rank of
+    the node has already printed the message.
     """
 
     EXIT_CODE = 3
@@ -42,13 +42,13 @@ class PeerLost(Exception):
 
 
 class NotMet(Exception):
-    """What the user demands of a result does not hold. One sentence, exit code 3, no traceback; the result is there."""
+    """A result misses a requirement of the user. The result is kept; the program prints one sentence and exits with code 3."""
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run `main()` and exit with the code that `exit_code_of` returns.
 
-    What the encoding of the terminal lacks is printed as its code: a sign, or a byte of a file's name that is not UTF-8.
+    A character that the terminal's encoding lacks, or a byte of a file name that is not UTF-8, is printed as its code.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -58,8 +58,8 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main()` and return the exit code.
 
-    A `UserError`, a disk that is full or fails, or a file that the user may not use prints one line to stderr and returns 2, `PeerLost` and
-    `NotMet` one line and 3. Ctrl-C returns 130.
+    `UserError`, a full or failing disk, and a file that the user may not use print one line to stderr and return 2.
+    `PeerLost` and `NotMet` print one line and return 3. Ctrl-C returns 130.
     """
     code = 2
     try:
@@ -82,26 +82,26 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
             raise
     except KeyboardInterrupt:
         return 130
-    if _is_first_to_say(sentence):
+    if _is_first_to_print(sentence):
         _print_error(sentence)
     return code
 
 
 def _print_error(sentence: str) -> None:
-    with suppress(OSError):  # whoever read it may be gone; the exit code still says it
+    with suppress(OSError):  # the reader may have closed the pipe; the exit code still tells
         print(f"error: {sentence}", file=sys.stderr, flush=True)
 
 
-def _is_first_to_say(sentence: str) -> bool:
-    """Whether no other rank of this node has said the same: mostly all ranks have the same error, but not always.
+def _is_first_to_print(sentence: str) -> bool:
+    """Return whether no other rank of this node has printed this sentence yet. Usually all ranks have the same error.
 
-    The ranks of a node leave a mark in the temporary directory that torchrun made for this start. Another launcher has no
-    such directory, and only its first rank speaks.
+    The first rank creates a file in the temporary directory that torchrun made for this start. Other launchers have no such
+    directory; under them only the first rank of the node prints.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
         return "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
-    first = Path(error_file).parents[1] / f"said-{zlib.crc32(sentence.encode(errors='replace')):08x}"
+    first = Path(error_file).parents[1] / f"printed-{zlib.crc32(sentence.encode(errors='replace')):08x}"
     try:
         first.touch(exist_ok=False)
     except OSError:
@@ -116,7 +116,7 @@ def exit_process(code: int) -> NoReturn:
     shutdown, the process aborts, so a finished run would occasionally end in SIGABRT (pytorch#179291).
     """
     if "RANK" in os.environ:  # the same condition as in start_process_group
-        with suppress(OSError):  # whoever read it may be gone
+        with suppress(OSError):  # the reader may have closed the pipe
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)

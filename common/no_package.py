@@ -1,4 +1,4 @@
-"""The build backend that pyproject.toml names. It exists only to refuse `pip install .` with a sentence."""
+"""The build backend in pyproject.toml. Its only purpose is to refuse `pip install .` with a sentence."""
 
 raise SystemExit(
     "error: this repository is a checkout and not a package; install its requirements with `pip install -r requirements.txt` "

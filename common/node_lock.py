@@ -1,4 +1,4 @@
-"""A lock among the processes of a node, before there is a process group."""
+"""A lock between the processes of a node, usable before a process group exists."""
 
 import fcntl
 import os
@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PATIENCE = 10.0  # seconds of waiting before a line is printed
-POLL, SLOW_POLL = 0.05, 1.0  # seconds; after that line: the server of a shared disk answers hundreds of processes
+# Seconds between two attempts before and after that line: the server of a shared disk may serve hundreds of processes.
+POLL, SLOW_POLL = 0.05, 1.0
 LOCK_FILE = "lock"
 
 
 @contextmanager
 def node_lock(directory: Path, key: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock `key` (hexadecimal digits) of a directory. Calls `waiting` once if that takes long.
+    """Hold the lock `key` (hexadecimal digits) of a directory. Call `waiting` once if the wait is long.
 
-    The operating system releases it when the process ends, even if it is killed. A range of one byte in the file `lock` of
-    the directory stands for a key: unlike `flock`, such a lock is not inherited by forked workers
-    (https://man7.org/linux/man-pages/man2/fcntl_locking.2.html). Where the file system has no locks, the file is in the
+    The operating system releases the lock when the process ends, even if it is killed. Each key is a range of one byte in the
+    directory's file `lock`: unlike `flock`, such a lock is not inherited by forked workers
+    (https://man7.org/linux/man-pages/man2/fcntl_locking.2.html). If the file system has no locks, the file is in the
     temporary directory of the node. A process may hold only one lock of a directory at a time.
     """
     here = f"tokens-{os.getuid()}-{zlib.crc32(os.fsencode(directory.absolute())):08x}.lock"
@@ -35,20 +36,20 @@ def node_lock(directory: Path, key: str, waiting: Callable[[], None]) -> Iterato
                 return
         finally:
             os.close(descriptor)
-    yield  # no lock anywhere: each process does the work, under a name of its own
+    yield  # no file system here has locks: each process does the work, under its own temporary name
 
 
 def _acquire(descriptor: int, position: int, waiting: Callable[[], None]) -> bool:
-    """Wait for the lock. False if the file system has none."""
-    start, was_told = time.monotonic(), False
+    """Wait for the lock. Return False if the file system has no locks."""
+    start, has_called_waiting = time.monotonic(), False
     while True:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
             return True
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another process has it
-            time.sleep(POLL if not was_told else SLOW_POLL)
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES: another process holds it
+            time.sleep(POLL if not has_called_waiting else SLOW_POLL)
         except OSError:
             return False
-        if not was_told and time.monotonic() - start > PATIENCE:
+        if not has_called_waiting and time.monotonic() - start > PATIENCE:
             waiting()
-            was_told = True
+            has_called_waiting = True

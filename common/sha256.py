@@ -1,4 +1,4 @@
-"""SHA-256 of files. That of a large file is computed once, and remembered by the file's path, size and time of change."""
+"""SHA-256 of files. The digest of a large file is remembered by the file's path, size and time of change."""
 
 import hashlib
 import os
@@ -9,18 +9,18 @@ from pathlib import Path
 
 from common.node_lock import node_lock
 
-MEMORY = Path("artifacts/sha256")  # one small file for each file that was read
-LONG = 2**31  # bytes: reading more than this is announced
+MEMORY = Path("artifacts/sha256")  # one small file per digest
+LONG = 2**31  # bytes; a longer read is announced
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits; what `sha256sum` prints."""
+    """Return the SHA-256 of a file as hexadecimal digits, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_all(paths: Iterable[Path]) -> dict[Path, str]:
-    """The SHA-256 of each file. Several files are read at a time, because one core is slower than most disks."""
+    """Return the SHA-256 of each file. Read several files at a time, because most disks are faster than one core."""
     paths = list(paths)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(paths, pool.map(sha256, paths), strict=True))
@@ -29,17 +29,17 @@ def sha256_of_all(paths: Iterable[Path]) -> dict[Path, str]:
 def remembered_sha256(
     paths: Iterable[Path], say: Callable[[str], None] = lambda text: None, memory: Path = MEMORY
 ) -> dict[Path, str]:
-    """The SHA-256 of each file, read only if it has changed since it was read last.
+    """Return the SHA-256 of each file, and read only files that have changed since they were last read.
 
-    The processes of a node wait for the one that reads. A file has changed if its path, size, inode or one of the times of
-    its last change is another one; a disk that loses a bit changes none of them. `say` hears of a long wait.
+    One process of a node reads; the others wait. A file counts as changed if its path, size, inode, mtime or ctime differs.
+    Damage by the disk itself changes none of these. `say` is called before a long wait.
     """
     paths = list(paths)
 
     def recalled() -> dict[Path, str]:
         return {path: digest for path in paths if (digest := _recall(_place(memory, path)))}
 
-    if len(known := recalled()) == len(paths):  # without the lock, for which hundreds of processes would queue
+    if len(known := recalled()) == len(paths):  # before taking the lock, for which hundreds of processes would queue
         return known
     try:
         memory.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def remembered_sha256(
 
 
 def _place(memory: Path, path: Path) -> Path:
-    """Where the digest of a file is remembered: nowhere else once it has changed."""
+    """Return the file that remembers a digest. Its name changes when the file at `path` changes."""
     path = path.resolve()
     stat = path.stat()
     state = (str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)

@@ -1,4 +1,4 @@
-"""Functions of the user that a setting names as MODULE:FUNCTION."""
+"""Load functions of the user that a setting names as MODULE:FUNCTION."""
 
 import importlib
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from common.errors import UserError
 
 
 def load_function(key: str, name: str) -> Callable[..., Any]:
-    """The function that the setting `key` names. Raises UserError.
+    """Return the function that the setting `key` names. Raise UserError if it cannot be imported.
 
-    Its module is looked for as by an import in train.py: in its directory and in PYTHONPATH.
+    Python finds its module as for an import in train.py: beside train.py and in PYTHONPATH.
     """
     module_name, _, function_name = name.partition(":")
     try:
@@ -29,7 +29,8 @@ def load_function(key: str, name: str) -> Callable[..., Any]:
 
 
 def explain(error: BaseException) -> str:
-    """An exception of a user's code in one line, with the place where it was raised."""
+    """Describe an exception of the user's code in one line, with the place where it was raised."""
+
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

@@ -1,7 +1,7 @@
 """The settings of a run as frozen dataclasses. Every key of a config is described here.
 
 A config file is Python code that ends with `config = Config(...)`. configs/load.py reads it and checks every value before
-a process group starts. The type of a key says what it may be: `Literal` names its choices.
+a process group starts. The type of a key lists its possible values: `Literal` names the choices.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Literal, get_type_hints
 
 Format = Literal[
     "auto", "messages", "sharegpt", "alpaca", "completion", "text", "tokens"
-]  # the form of the examples in a file
+]  # the form of the examples in a file (docs/data.md)
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class Model:
     path: str  # a Hugging Face model directory; scripts/fetch_base_model.py downloads one to artifacts/models/NAME
     layer_class: str | None = None  # class name of the decoder layers, to shard by; None: as declared by the model
     compute_dtype: Literal["bf16", "fp32"] = "bf16"  # of matrix products and activations
-    # What the backward computes again (distributed/activation_checkpointing.py)
+    # Which activations backward recomputes (distributed/activation_checkpointing.py)
     activation_checkpointing: Literal["none", "full", "selective", "offload"] = "none"
     checkpoint_every: int = 1  # checkpoint every k-th decoder layer only
-    # Compute the MLP of a layer in so many parts of the tokens, each again in backward, for long documents
+    # For long documents: split the tokens into this many tiles, compute the MLP of a layer tile by tile, and again in backward
     mlp_tiles: int = 1
     compile: bool = False  # torch.compile each decoder layer; worthwhile on CUDA
-    # Factor of the routers' auxiliary loss, which spreads the tokens over the experts. None: as in
-    # config.json, router_aux_loss_coef if output_router_logits is true, else 0
+    # Factor of the routers' auxiliary loss, which spreads the tokens over the experts. None: router_aux_loss_coef of
+    # config.json if output_router_logits is true there, else 0
     router_aux: float | None = None
     # To extend the model's context window (docs/long_context.md)
     rope_type: str | None = None  # linear | yarn | llama3 | longrope | default (model/rope.py); None: as in config.json
@@ -43,7 +43,7 @@ class Source:
     fields: dict[str, str] = field(default_factory=dict)  # like Data.fields
     max_samples: int | None = None  # like Data.max_samples
     row: str | None = None  # like Data.row
-    # Its targets are trained by KL to the base's own predictions, and not by token_losses (docs/forgetting.md)
+    # Train its targets by KL to the base model's predictions instead of by token_losses (docs/forgetting.md)
     anchor: bool = False
 
 
@@ -54,62 +54,58 @@ class Data:
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
     validation_share: float = 0.0  # or: hold out this fraction of data.train, chosen by a hash of each example
-    # A key of the rows, beside those of their form: rows with the same value, such as all reports of a bank, are on the same
-    # side of data.validation_share, which is then a fraction of the values
+    # A key of the rows that belongs to no form, such as the author: rows with the same value are all trained on or all held
+    # out. data.validation_share is then a fraction of the values
     split_by: str | None = None
     format: Format = "auto"
     # Our name of a key -> its name in the files: fields={"messages": "dialogue"}, or on the command line
     # data.fields=messages=dialogue,role=speaker. configs/load.py lists our names
     fields: dict[str, str] = field(default_factory=dict)
-    on_bad: Literal["error", "skip"] = (
-        "error"  # what to do with a malformed example; skipped ones are counted and listed
-    )
-    # MODULE:FUNCTION, which gets a row of data.train or data.validation as a dictionary and returns an example as one, or None
-    # to leave the row out
+    # Stop at a malformed example, or skip, count and list it
+    on_bad: Literal["error", "skip"] = "error"
+    # MODULE:FUNCTION, which gets a row of data.train or data.validation as a dictionary and returns an example as a dictionary,
+    # or None to leave the row out
     row: str | None = None
-    # Read so many rows of data.train, the first ones, and no more. What lies elsewhere is not fetched further
+    # Read only this many rows of data.train, from its beginning. Of remote data, no more rows are fetched
     max_samples: int | None = None
-    # A file that names examples which are not trained on: the steps are as they were, without them (docs/check.md)
-    exclude: str | None = None
     # Sources to mix in; the main source gets the remaining share. On the command line:
     # data.mix=NAME:SHARE:FILE,FILE[:VALIDATION FILES];NAME:... or data.mix=FILE,FILE=SHARE;ORG/NAME:SPLIT=SHARE, in which
     # SHARE:anchor sets Source.anchor
     mix: tuple[Source, ...] = ()
     sequence_length: int = 2048  # maximum number of tokens in an example; the unit of batch.micro_batch
-    # What to do with longer chats and completions; they are counted. Longer texts are cut into several examples
+    # Drop, truncate or refuse chats and completions above this length; they are counted. Longer texts are cut into examples
     too_long: Literal["drop", "truncate", "error"] = "drop"
     packing: bool = True  # False: a micro-batch has batch.micro_batch examples, whatever their length
-    # Chats (docs/data.md). A file with the Jinja template to use in place of the tokenizer's own
+    # Chats (docs/data.md). A file with the Jinja template to use instead of the tokenizer's own
     chat_template: str | None = None
     # Variables of the template: enable_thinking=false
     chat_template_options: dict[str, object] = field(default_factory=dict)
-    # The date that templates such as Llama 3.2's write into every chat, YYYY-MM-DD; None: that of the run's first start
+    # The date that templates such as Llama 3.2's write into every chat, YYYY-MM-DD; None: the date of the run's first start
     chat_date: str | None = None
     train_on: Literal["all", "last"] = "all"  # which answers of a chat carry loss
-    # What becomes of control tokens, such as <|im_end|>, in what messages and texts say. They stay text, are an error of the
-    # example, or become control tokens, as in a text that was rendered before (docs/chats.md)
+    # How to treat the spelling of a control token, such as <|im_end|>, in a message or text: text: encode it as plain text |
+    # error: refuse the example | allow: make it a control token, for texts that were rendered before (docs/chats.md)
     control_tokens: Literal["text", "error", "allow"] = "text"
-    cache: str | None = "artifacts/tokens"  # tokenised files are kept here, one folder per node; None: not kept
-    cache_gib: float | None = (
-        64.0  # above this size of it, entries that were not used for longest are removed; None: never
-    )
+    cache: str | None = "artifacts/tokens"  # directory of tokenised files, one per node; None: tokenise at every start
+    # Above this size of the cache, the least recently used entries are removed; None: never
+    cache_gib: float | None = 64.0
 
 
 @dataclass(frozen=True)
 class Batch:
-    # Set exactly one of these two. Examples of the main source per optimizer step, over all ranks (what papers call the
-    # batch size); examples of mixed-in sources come on top
+    # Set exactly one of these two. Examples of the main source per optimizer step, over all ranks: the batch size of
+    # papers. Examples of mixed-in sources come on top
     global_examples: int | None = None
     # Or: the maximum number of target tokens per optimizer step, over all sources and ranks
     global_tokens: int | None = None
-    # Size of one forward pass on one rank, or on a group of sharding.context ranks: at most so many times data.sequence_length
-    # tokens (with data.packing=False: so many examples). Gradient accumulation follows from it. "auto": the largest that
-    # memory is expected to hold, and no more than a step needs (training/micro_batch.py)
+    # Size of one forward pass on one rank, or on a group of sharding.context ranks, in units of data.sequence_length tokens
+    # (with data.packing=False: in examples). Gradient accumulation follows from it. "auto": the largest size that is expected
+    # to fit into memory, but no larger than a step needs (training/micro_batch.py)
     micro_batch: int | Literal["auto"] = 1
 
     @property
     def rows(self) -> int:
-        """`micro_batch` as a number. A run replaces `auto` before it reads any data."""
+        """`micro_batch` as a number. `auto` must have been replaced: a run does so before it reads any data."""
         assert isinstance(self.micro_batch, int)
         return self.micro_batch
 
@@ -126,7 +122,7 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     max_grad_norm: float = 1.0
-    # Skip a step whose gradient norm is more than so many standard deviations above the mean of the last 128; None: off
+    # Skip a step whose gradient norm is more than this many standard deviations above the mean of the last 128; None: off
     skip_spikes: float | None = None
     memory: Literal["16N", "14N", "12N", "8N", "6N"] = "16N"  # bytes for N parameters (distributed/optimizer.py)
     stage: Literal["fine-tuning", "pre-training"] = "fine-tuning"  # which range of learning rates is considered usual
@@ -145,18 +141,18 @@ class EWC:
     # model: labels sampled from the model | empirical: the labels in the data | l2: no data, every element is 1 (model/ewc.py)
     estimator: Literal["model", "empirical", "l2"] = "model"
     dtype: Literal["fp32", "bf16"] = "fp32"  # of the stored Fisher diagonal and reference
-    device: Literal["device", "cpu"] = "device"  # where the two are stored: with the parameters | in host memory
+    device: Literal["device", "cpu"] = "device"  # store both with the parameters, or in host memory
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    # How many nats of any other target one nat of KL to the base is worth at a target of an anchored source
+    # How much one nat of KL to the base model counts at a target of an anchored source, in nats of an ordinary target
     anchor_weight: float = 1.0
-    # A budget (docs/forgetting.md): the run exports the best task score (run.best_by) whose KL to the base on general text, in
-    # nats per token, is at most this, on the line between base and tuned weights; None: no budget
+    # A budget (docs/forgetting.md): export the model with the best task score (run.best_by) on the line between base and tuned
+    # weights whose KL to the base on general text, in nats per token, is at most this; None: no budget
     max_kl: float | None = None
-    strict: bool = False  # exit code 3 where the budget is not met; False: the log and the certificate say so
+    strict: bool = False  # exit with code 3 if the budget is missed; False: only report the miss
 
 
 @dataclass(frozen=True)
@@ -181,9 +177,9 @@ class Sharding:
     strategy: Literal["full", "grad_op", "hybrid", "none"] = "full"
     shard_size: int | None = None  # hybrid: number of ranks that share one copy of the model; None: the ranks of a node
     cpu_offload: bool = False  # keep parameters, gradients and moments in host memory and run AdamW there
-    # So many ranks share the tokens of a micro-batch, for long documents (docs/long_context.md); 1: each rank has its own
+    # This many ranks share the tokens of a micro-batch, for long documents (docs/long_context.md); 1: no sharing
     context: int = 1
-    # Gradients are added up over ranks in it. bf16 halves what is sent and rounds (docs/performance.md)
+    # The dtype in which gradients are summed over ranks. bf16 halves the traffic and rounds (docs/performance.md)
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -194,43 +190,42 @@ class Run:
     seed: int = 0
     log_every: int = 1  # steps
     eval_every: int = 0  # steps; 0: only before the first step and after the last
-    # Each evaluation also answers so many examples of data.validation, greedily, and scores the answers (docs/runs.md)
+    # At each evaluation, generate answers to this many examples of data.validation and score them (docs/runs.md)
     eval_generate: int = 0
-    eval_general: bool = False  # each evaluation also measures forgetting against the base model (docs/forgetting.md)
+    eval_general: bool = False  # also measure forgetting against the base model (docs/forgetting.md)
     save_every: int = 0  # steps; 0: not by steps. Every run also saves at the end and on a signal
-    # A save is also due so many minutes after the last one, by rank 0's clock: all that a lost rank costs. 0: not by time
+    # Also save this many minutes after the last save, by rank 0's clock: the most work that a lost rank costs. 0: not by time
     save_minutes: float = 30.0
-    # Number of checkpoints to keep, in addition to the best (run.best_by) and the last one that is known to be good
+    # Number of checkpoints to keep, besides the best (run.best_by) and the last that is known to be good
     keep_last: int = 2
     async_save: bool = False  # write checkpoints in the background; needs host memory for a copy (docs/runs.md)
-    # auto: continue from the last checkpoint, if what decides the weights is what it was | changed: also if it is not, and
-    # list what has changed | previous: continue from the newest checkpoint that is not damaged | never: refuse to touch an
-    # existing run
+    # auto: continue from the last checkpoint if every setting and input that decides the weights is unchanged | changed:
+    # continue in any case, and list the changes | previous: continue from the newest undamaged checkpoint | never: refuse to
+    # touch an existing run
     resume: Literal["auto", "changed", "previous", "never"] = "auto"
-    timeout_minutes: float = 30.0  # a rank that does not answer for so long ends the run (docs/runs.md)
+    timeout_minutes: float = 30.0  # end the run if a rank does not answer for this long (docs/runs.md)
     deterministic: bool = False  # resume bit-identically on CUDA too; slower
     export: Literal["last", "best"] = "last"  # which checkpoint is exported as a Hugging Face directory
-    # The curve of an evaluation that decides which checkpoint is the best: validation/loss | f1 | forgetting/kl ...
-    # NAME:max or NAME:min says what is better where it is not known
+    # The evaluation curve that decides which checkpoint is best: validation/loss | f1 | forgetting/kl ...
+    # Write NAME:max or NAME:min for a curve whose better direction is not known
     best_by: str = "validation/loss"
-    stop_after_no_gain: int = 0  # end the run after so many evaluations in a row without a new best; 0: never
-    # Where curves are shown, beside metrics.jsonl: tensorboard | wandb | mlflow, the last two where they are installed
+    stop_after_no_gain: int = 0  # end the run after this many evaluations in a row without a new best; 0: never
+    # Where to show curves, besides metrics.jsonl: tensorboard | wandb | mlflow, the last two if they are installed
     log_to: tuple[str, ...] = ("tensorboard",)
-    stop_at: int | None = (
-        None  # stop after this step, as a signal would stop the run: it is saved, and the next start goes on
-    )
-    approved_by: str | None = None  # who has approved this run: its record says so (docs/check.md)
-    verbose: bool = False  # print all that a start has to say, which runs/NAME/start.txt has in any case
-    # STEP:COUNT: torch.profiler's trace of so many steps from this one on, in runs/NAME/profile
+    # Stop after this step as on a signal: the run is saved, and the next start continues it
+    stop_at: int | None = None
+    approved_by: str | None = None  # who approved this run; written to its record (docs/check.md)
+    verbose: bool = False  # print all lines of a start; runs/NAME/start.txt always has them
+    # STEP:COUNT: write torch.profiler's trace of COUNT steps from STEP on to runs/NAME/profile
     profile: str | None = None
 
 
 @dataclass(frozen=True)
 class Eval:
-    # MODULE:FUNCTION, which scores the answers of run.eval_generate in place of our own scores: it gets (answers, examples)
+    # MODULE:FUNCTION, which scores the answers of run.eval_generate instead of our own scores: it gets (answers, examples)
     # and returns a number or a dictionary of numbers (docs/runs.md)
     metric: str | None = None
-    # Most tokens of an answer; None: 25% more than the longest in data.train
+    # Maximum length of an answer in tokens; None: 25% more than the longest answer in data.train
     max_new_tokens: int | None = None
 
 
@@ -249,7 +244,7 @@ class Config:
 
 
 def as_dict(config: Config) -> dict:
-    """The config as nested dictionaries of JSON types: section -> key -> value."""
+    """Return the config as nested dictionaries of JSON types: section -> key -> value."""
     return dataclasses.asdict(config)
 
 
@@ -264,14 +259,15 @@ def _keys(**sections: str) -> tuple[str, ...]:
     return tuple(f"{section}.{key}" for section, keys in sections.items() for key in keys.split())
 
 
-# What they name, or make of the data, decides the weights: the content is compared, and the value may change.
+# The content of these files and the effect of these settings on the data decide the weights. A resume compares the resulting
+# data, so the values themselves may change.
 READ = _keys(
     model="path",
     data="train validation_share split_by format fields on_bad row max_samples mix too_long chat_template "
-    "chat_template_options train_on control_tokens exclude",
+    "chat_template_options train_on control_tokens",
     ewc="data",
 )
-# They do not decide what a step computes: names, evaluating, saving, logging, steps to come, ranks and their memory.
+# These keys do not change what a step computes: names, evaluation, saving, logging, the number of steps, ranks and memory.
 FREE = _keys(
     model="layer_class activation_checkpointing checkpoint_every mlp_tiles compile",
     data="validation cache cache_gib",

@@ -1,9 +1,9 @@
 """Apply a DeepSpeed JSON file to a config.
 
-A key with a counterpart becomes a setting of ours. A key that changes only speed, memory, logging or saving is ignored. Any
-other key may change the result of training and is refused, unless its value asks for nothing: null, false, an empty block,
-or a block whose `enabled` is false. The value "auto", which Hugging Face fills in from its own arguments, keeps our value.
-The keys are those of DeepSpeed 0.19 (https://www.deepspeed.ai/docs/config-json/) and of older versions.
+A key with a counterpart becomes our setting. A key that changes only speed, memory, logging or saving is ignored. Any other
+key may change the result of training and is refused, unless its value turns the feature off: null, false, an empty block, or
+a block whose `enabled` is false. For the value "auto", which Hugging Face fills in from its own arguments, our value stays.
+The keys are from DeepSpeed 0.19 (https://www.deepspeed.ai/docs/config-json/) and older versions.
 """
 
 import difflib
@@ -22,7 +22,7 @@ NO_CLIPPING = 1e30
 MICRO, ACCUMULATION, TOTAL = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"
 ZERO, ADAM, COSINE = "zero_optimization", "optimizer.params", "scheduler.params"
 
-# Key -> (our key of the same meaning, what the note adds). The functions below apply the other keys that have a counterpart.
+# Key -> (our key of the same meaning, addition to the note). The functions below apply all other keys with a counterpart.
 SAME = {
     "gradient_clipping": ("optimizer.max_grad_norm", ""),
     f"{ADAM}.lr": ("optimizer.learning_rate", ""),
@@ -50,11 +50,11 @@ IGNORED = (
     *("managed_gradient_accumulation", "bf16.immediate_grad_update", "bf16.check_grad_overflow"),
     *("optimizer.legacy_fusion", f"{ADAM}.torch_adam", f"{ADAM}.foreach", f"{ADAM}.fused"),
 )
-# Any other key of two blocks is ignored as well: ZeRO moves state between ranks and computes the same, and fp16 must be off.
-# The exceptions are keys of ZeRO that begin with one of `CHANGES`.
+# Blocks whose keys are all ignored: ZeRO moves state between ranks without changing the result, and fp16 must be off. ZeRO keys
+# with a prefix in `CHANGES` are the exceptions.
 IGNORED_BLOCKS = (f"{ZERO}.", "fp16.", *(f"{name}." for name in IGNORED))
 CHANGES = (f"{ZERO}.zero_quantized", f"{ZERO}.zenflow", f"{ZERO}.zeropp_loco_param")
-# Key -> the only value that has no effect. Of any other key, false has none.
+# Key -> its only value without effect. For any other key, false has no effect.
 ONLY_AS: dict[str, object] = {
     "communication_data_type": "fp32",
     "gradient_predivide_factor": 1,
@@ -69,7 +69,7 @@ ONLY_AS: dict[str, object] = {
     f"{COSINE}.warmup_min_ratio": 0,
     f"{COSINE}.warmup_type": "linear",
 }
-# Key -> what a user can do if we refuse it. Otherwise he can only remove it.
+# Key -> advice for a refused value. Without advice the user can only remove the key.
 ADVICE = {
     "bf16.bf16_master_weights_and_grads": "set it to false and choose optimizer.memory=12N",
     "bf16.bf16_optimizer_states": "set it to false and choose optimizer.memory=8N",
@@ -79,10 +79,10 @@ ADVICE = {
 
 
 def from_deepspeed(config: Config, path: str | Path, world_size: int) -> tuple[Config, list[str]]:
-    """Apply the settings of a DeepSpeed JSON file. Returns the new config, and lines that say what was changed or ignored.
+    """Apply a DeepSpeed JSON file. Return the new config and notes that list the changed and ignored keys.
 
-    The number of examples per step on `world_size` ranks stays that of the file. Raises UserError with file and key for
-    a key that has the wrong type, contradicts another, or may change the result and has no counterpart here.
+    The number of examples per step on `world_size` ranks stays as in the file. Raise UserError with file and key if a key has
+    the wrong type, contradicts another key, or may change the result and has no counterpart here.
     """
     path = Path(path)
     try:
@@ -113,7 +113,7 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give (dotted name, value) of every key of a file that is not null, and of a block that is off only its `enabled`."""
+    """Yield (dotted name, value) of every key that is not null. A block that is off yields only its `enabled`."""
     for key, value in block.items():
         name = "bf16" if key == "bfloat16" else prefix + key
         if isinstance(value, dict):
@@ -123,9 +123,9 @@ def _flatten(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 class _File:
-    """The settings of a file that have not been taken yet, and the config to which those that were taken were applied.
+    """The settings of a DeepSpeed file that are still to be applied, and the config so far.
 
-    `notes` are the lines for the user. `auto` are the keys with "auto". `names` are all keys of the file.
+    `notes` are lines for the user. `auto` are the keys with the value "auto". `names` are all keys of the file.
     """
 
     def __init__(self, config: Config, settings: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ class _File:
         self.notes: list[str] = []
 
     def take(self, name: str, hint: object = object) -> Any:
-        """The value of a key; None if it is absent or "auto". Raises UserError if it does not have this type."""
+        """Remove a key and return its value, or None if it is absent or "auto". Raise UserError for another type."""
         self.taken.append(name)
         value = self.settings.pop(name, None)
         if value is None or name in self.auto:
@@ -145,7 +145,7 @@ class _File:
         return value
 
     def set(self, ours: str, value: Any, reason: str, more: str = "") -> None:
-        """Make our key `ours` the value. The note says why, and `more`. Raises UserError if the key cannot have it."""
+        """Set our key `ours` and note `reason` and `more`. Raise UserError if the key cannot have this value."""
         if wrong := wrong_value(ours, KEYS[ours], value):
             raise UserError(f"{reason}: {wrong}")
         self.config = replace(self.config, ours, value)
@@ -168,11 +168,11 @@ def _sharding(file: _File, world_size: int) -> None:
     for block, old in (("offload_optimizer", "cpu_offload"), ("offload_param", "cpu_offload_param")):
         device = file.take(f"{ZERO}.{block}.device", Literal["none", "cpu", "nvme"])
         devices[block] = device or {True: "cpu", False: "none", None: None}[file.take(f"{ZERO}.{old}", bool)]
-    given = {block: device for block, device in devices.items() if device}
-    if given:
-        offloads = bool(set(given.values()) - {"none"})
+    requested = {block: device for block, device in devices.items() if device}
+    if requested:
+        offloads = bool(set(requested.values()) - {"none"})
         more = ", which moves parameters, gradients and optimizer state to host memory; the result is the same"
-        reason = " and ".join(f"{block} to {device}" for block, device in given.items())
+        reason = " and ".join(f"{block} to {device}" for block, device in requested.items())
         file.set("sharding.cpu_offload", offloads, reason, more if offloads else "")
 
 
@@ -181,7 +181,7 @@ def _batch(file: _File, world_size: int) -> None:
     micro, accumulation, total = (file.take(name, int) for name in (MICRO, ACCUMULATION, TOTAL))
     reason = f"{TOTAL}={total}"
     if micro and accumulation is None and total is None and not {ACCUMULATION, TOTAL} & {*file.auto}:
-        accumulation = 1  # as for DeepSpeed, where a file names the micro-batch alone
+        accumulation = 1  # DeepSpeed's default if a file has only the micro-batch
     if micro is not None and accumulation is not None:
         reason = f"{MICRO}={micro} x {ACCUMULATION}={accumulation} x {world_size} ranks"
         product = micro * accumulation * world_size
@@ -217,7 +217,7 @@ def _optimizer_and_schedule(file: _File) -> None:
         raise UserError(f"optimizer.type={optimizer} has no counterpart here; use AdamW")
     of_schedule = [name for name in file.names if name.startswith(f"{COSINE}.")]
     if schedule and of_schedule and set(of_schedule) <= set(file.auto):
-        # As the examples of Hugging Face, whose WarmupLR becomes what its own arguments say.
+        # As in Hugging Face's examples, where "auto" turns WarmupLR into the schedule of their own arguments.
         file.notes.append(f'scheduler.type={schedule} has only "auto" values: our warm-up and cosine decay stay')
     elif schedule not in (None, "WarmupCosineLR"):
         raise UserError(f"scheduler.type={schedule} has no counterpart here; use WarmupCosineLR or remove the block")
@@ -235,7 +235,7 @@ def _optimizer_and_schedule(file: _File) -> None:
 
 
 def _rest(file: _File) -> None:
-    """Note which of the other keys are ignored. Raises UserError for one that may change the result."""
+    """Note which of the remaining keys are ignored. Raise UserError for a key that may change the result."""
     ignored = []
     for name, value in file.settings.items():
         is_ignored = name in IGNORED or (name.startswith(IGNORED_BLOCKS) and not name.startswith(CHANGES))
@@ -252,7 +252,7 @@ def _rest(file: _File) -> None:
 
 def _refusal(file: _File, name: str, value: object) -> str:
     known = [*file.taken, *SAME, *IGNORED, *ONLY_AS, *ADVICE]
-    similar = [one for one in known if one.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.85)
+    similar = [key for key in known if key.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.85)
     advice = f"set it to {json.dumps(ONLY_AS[name])} or remove it" if name in ONLY_AS else "remove it"
     if similar and name not in known:
         advice = f"did you mean {similar[0]}?"

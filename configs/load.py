@@ -1,7 +1,7 @@
 """Read a config file such as configs/quickstart.py, apply `section.key=value` overrides, and check every value.
 
-The type hints of configs/config.py say how an override is read. Whatever is wrong raises a `UserError`: one sentence that
-names the file or the key and says what to do.
+Overrides are parsed by the type hints of configs/config.py. Every mistake raises a `UserError`: one sentence that names the
+file or the key and the fix.
 """
 
 import argparse
@@ -26,8 +26,8 @@ import configs.config as schema
 from common.errors import UserError, exit_code_of, exit_process
 from configs.config import KEYS, SECTIONS, Config, Source
 
-# Our key, or what stands in place of one -> what other tools call it, where the names are not alike (docs/runs.md has a table of
-# both). They are suggested and not understood: a value may mean something else here.
+# Our key, or a sentence if there is none -> its names in other tools, if they differ (docs/runs.md has a table). An unknown key
+# with such a name gets a suggestion and is not translated, because its values may mean something else here.
 _ELSEWHERE = {
     "model.path": "model model.name model_name model_name_or_path base_model pretrained_model_name_or_path",
     "model.compute_dtype=bf16": "bf16 fp16 pure_bf16 dtype torch_dtype precision mixed_precision",
@@ -84,6 +84,7 @@ _ELSEWHERE = {
     "there is no counterpart here": "neftune_noise_alpha noisy_embedding_alpha load_in_4bit load_in_8bit quantization_bit",
     "give each example a message of the role system": "system system_prompt default_system",
     "it is an option, --deepspeed FILE": "deepspeed",
+    "it was removed: delete those examples from the files, or let data.row return None for them": "exclude",
 }
 AS_JSON = {"True": "true", "False": "false", "None": "null"}  # how Python writes values
 ALIASES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
@@ -100,7 +101,7 @@ WORDS = {
 }
 FORMATS: tuple[str, ...] = get_args(schema.Format)
 
-# Form of an example -> keys that it needs. If an example fits several, the first one counts.
+# Form of an example -> keys that it needs. An example that fits several forms has the first.
 REQUIRED = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
@@ -118,7 +119,7 @@ OPTIONAL = {
     "text": ("weight",),
     "tokens": ("labels", "mask", "attention_mask", "weight"),
 }
-# Our names of the keys of examples and messages (data/formats.py): what data.fields can rename.
+# Our names of the keys of examples and messages (data/formats.py): the names that data.fields may map.
 EXAMPLE_FIELDS = tuple(dict.fromkeys(itertools.chain(*REQUIRED.values(), *OPTIONAL.values())))
 MESSAGE_FIELDS = (
     *("role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name"),
@@ -126,7 +127,7 @@ MESSAGE_FIELDS = (
 )
 
 LOSS, NLL, GENERAL = "validation/loss", "validation/nll", "forgetting/"
-# Which value of a curve is the better one, where it is known.
+# The better direction of each curve for which it is known.
 BETTER = {
     **dict.fromkeys((LOSS, NLL, "forgetting/perplexity_per_byte", "forgetting/kl"), "min"),
     **dict.fromkeys((f"validation/{score}" for score in ("f1", "exact_match", "rouge_l")), "max"),
@@ -135,7 +136,7 @@ BETTER = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says of an unknown option, such as --learning_rate 1e-5 of other tools, which setting it may be."""
+    """An ArgumentParser that suggests a setting for an unknown option, such as --learning_rate 1e-5 of other tools."""
 
     def error(self, message: str) -> NoReturn:
         if option := re.match(r"unrecognized arguments: --([\w.-]+)", message):
@@ -150,9 +151,10 @@ def read_command_line(
     say: Callable[[str], None],
     add_options: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> tuple[Config, argparse.Namespace]:
-    """The config that sys.argv asks for, and all arguments: those of train.py, and the options of another program.
+    """Parse sys.argv. Return the config and all arguments: train.py's, and those of `add_options` for another program.
 
-    A DeepSpeed JSON file is applied before the overrides; `say` gets a line for each of its settings. Raises UserError.
+    A DeepSpeed JSON file is applied before the overrides; `say` gets a line for each of its settings. Raise UserError for a
+    mistake.
     """
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config file, e.g. configs/quickstart.py")
@@ -162,13 +164,13 @@ def read_command_line(
     parser.add_argument("--deepspeed", metavar="FILE", help=deepspeed)
     if add_options:
         add_options(parser)
-    else:  # train.py hands these two over before it comes here
+    else:  # train.py handles these two options before it calls this function
         plan = "print the plan, its memory and its time, and end: scripts/plan.py --here, which has more options"
         parser.add_argument("--dry-run", action="store_true", help=plan)
         check = "prove the run and end, training nothing: scripts/check.py, which has more options"
         parser.add_argument("--check", action="store_true", help=check)
     arguments = parser.parse_intermixed_args()
-    if not arguments.deepspeed:  # a value that the config file must not have may be replaced here
+    if not arguments.deepspeed:  # apply both at once: an override may correct an invalid value of the file
         return load_config(arguments.config, arguments.overrides), arguments
     from configs.deepspeed import from_deepspeed  # only for a run that names such a file
 
@@ -181,7 +183,7 @@ def read_command_line(
 
 
 def check_command_line(description: str | None) -> None:
-    """End the process where the command line, the config or a setting has a mistake; return if there is none."""
+    """Exit if the command line, the config or a setting has a mistake; return if there is none."""
 
     def read() -> None:
         read_command_line(description, int(os.environ.get("WORLD_SIZE", 1)), lambda note: None)
@@ -224,23 +226,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_of(values: dict) -> Config:
-    """The config of which `as_dict` has made these values, read from JSON. Raises TypeError for keys that there are not."""
+    """Return the config that `as_dict` turned into `values`, read from JSON. Raise TypeError for an unknown key."""
     parts = {}
     for section, kind in SECTIONS.items():
-        found = _with_tuples(values.get(section, {}))
+        settings = _with_tuples(values.get(section, {}))
         if section == "data":
-            found["mix"] = tuple(Source(**_with_tuples(source)) for source in found.get("mix", ()))
-        parts[section] = kind(**found)
+            settings["mix"] = tuple(Source(**_with_tuples(source)) for source in settings.get("mix", ()))
+        parts[section] = kind(**settings)
     return Config(**parts)
 
 
 def _with_tuples(values: dict) -> dict[str, Any]:
-    """Settings from JSON, whose lists were tuples."""
+    """Return settings that were read from JSON with tuples instead of lists."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _explain(error: BaseException) -> str:
-    """One sentence about an exception in a config file: Python's own, or which key may be meant."""
+    """Explain an exception in a config file in one sentence: Python's own, or a suggestion for an unknown key."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     keyword = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     if keyword and hasattr(schema, keyword[1]):
@@ -264,7 +266,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def replace(config: Config, name: str, value: object) -> Config:
-    """The config with another value of `section.key`. Where the key is a number with decimals, an int becomes one."""
+    """Return the config with another value of `section.key`. An int becomes a float if the key has that type."""
     section, _, key = name.partition(".")
     if type(value) is int and has_type(0.5, KEYS[name]):
         value = float(value)
@@ -272,29 +274,29 @@ def replace(config: Config, name: str, value: object) -> Config:
 
 
 def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
-    """The end of an error message for an unknown name: which of `names` may be meant.
+    """Return the end of an error message for an unknown name: a suggestion from `names`.
 
-    It names the key that another tool calls so, or what stands in its place (`ALIASES`), or one with the same last part, or else
-    the most similar one. If there is none, the message ends with `otherwise`, or with all `names` if that is empty.
+    The suggestion is the key of that meaning if another tool uses the name (`ALIASES`), else a name with the same last part,
+    else the most similar name. Without a suggestion the message ends with `otherwise`, or with all `names` if that is empty.
     """
     last = name.rpartition(".")[2]
     meant = ALIASES.get(name) or ALIASES.get(last) or last
     key = re.split("[=,]", meant)[0]
     same = [known for known in names if known in (key, key.rpartition(".")[2])]  # all keys, or those of one section
     if same:
-        said = same[0] + meant.removeprefix(key)
+        suggestion = same[0] + meant.removeprefix(key)
     elif " " in meant and KEYS.keys() <= set(names):
         return f"; {meant}"
     else:
-        # A name without a section resembles the keys, and not their sections.
+        # Compare a name without a section with the keys alone, not with section.key.
         parts = {known if "." in name else known.rpartition(".")[2]: known for known in reversed(names)}
         close = [known for known in names if known.rpartition(".")[2] == last]
-        said = next(iter(close or map(parts.get, difflib.get_close_matches(name, parts, n=1, cutoff=0.7))), "")
-    return f"; did you mean {said}?" if said else f"; {otherwise or 'known names: ' + ', '.join(names)}"
+        suggestion = next(iter(close or map(parts.get, difflib.get_close_matches(name, parts, n=1, cutoff=0.7))), "")
+    return f"; did you mean {suggestion}?" if suggestion else f"; {otherwise or 'known names: ' + ', '.join(names)}"
 
 
 def _parse(raw: str, hint: object, name: str) -> object:
-    """The value of an override in the type of its key; the text itself if it cannot be read so, which `check_config` refuses."""
+    """Parse an override to the type of its key. Return text that cannot be parsed unchanged; `check_config` refuses it."""
     value = {"none": None, "null": None, "true": True, "false": False}.get(raw.lower(), raw)
     if has_type(value, hint):
         return value
@@ -316,7 +318,7 @@ def _parse(raw: str, hint: object, name: str) -> object:
 
 
 def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
-    """`key=value,key=value` as a dictionary. Unless only strings are allowed, a value is read as JSON, or as True, False or None."""
+    """Parse `key=value,key=value`. Values are read as JSON or as True, False or None, unless `kind` is str."""
     values: dict[str, object] = {}
     for part in _split(raw):
         key, equals, text = part.partition("=")
@@ -330,9 +332,9 @@ def parse_dict(raw: str, kind: object, name: str) -> dict[str, object]:
 
 
 def _parse_source(text: str) -> Source:
-    """NAME:SHARE:FILES, NAME:SHARE:FILES:VALIDATION FILES, or FILES=SHARE, in which a path may be a split of a dataset.
+    """Parse NAME:SHARE:FILES, NAME:SHARE:FILES:VALIDATION FILES, or FILES=SHARE. A path may be a split of a dataset.
 
-    SHARE may be SHARE:anchor.
+    SHARE may be SHARE:anchor. Raise UserError for any other text.
     """
     plain, anchors = re.subn(r"([:=][\d.e+-]+):anchor(?=:|$)", r"\1", text, count=1)
     parts = re.split(r":(?!//)", plain)  # the colon of a URL separates nothing
@@ -352,12 +354,12 @@ def _parse_source(text: str) -> Source:
 
 
 def _is_split(path: str) -> bool:
-    """Whether a path looks like ORG/NAME:SPLIT rather than a file and a file of validation."""
+    """Return whether a path looks like ORG/NAME:SPLIT rather than like a file followed by a validation file."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+:\w+", path) is not None and not Path(path.partition(":")[0]).exists()
 
 
 def _name_of(path: str) -> str:
-    """The name of a source that is given without one: the end of its path, of a file without the suffixes; of a glob its folder."""
+    """Name a source after its path: the last part without suffixes; for a glob, its folder."""
     end = re.sub(r"/[^/]*[*\[].*", "", path).rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w.-]+", "-", end if ":" in end else end.partition(".")[0])
 
@@ -367,7 +369,7 @@ def _split(text: str, separator: str = ",") -> tuple[str, ...]:
 
 
 def has_type(value: object, hint: object) -> bool:
-    """Whether a value has the type of a key. A bool is not an int, and an int is a float. What tuples and dictionaries hold counts."""
+    """Return whether a value has the type of a key, items included. A bool is not an int; an int is a float."""
     origin, kinds = get_origin(hint), get_args(hint)
     if origin in UNIONS:
         return any(has_type(value, kind) for kind in kinds)
@@ -382,7 +384,7 @@ def has_type(value: object, hint: object) -> bool:
 
 
 def type_name(hint: object) -> str:
-    """The type of a key in words, for error messages."""
+    """Return the type of a key in words, for error messages."""
     kinds = get_args(hint)
     if get_origin(hint) in UNIONS:
         return " or ".join(map(type_name, kinds))
@@ -391,7 +393,7 @@ def type_name(hint: object) -> str:
     return WORDS.get(hint, "a dictionary of names and values")  # pyright: ignore
 
 
-# (what a value must be, whether one is, the keys). Without a rule a number must be above 0, and a text not empty.
+# (words for a valid value, test of a value, the keys). Without a rule a number must be above 0, and a text not empty.
 _RULES: tuple[tuple[str, Callable[[Any], object], str], ...] = (
     (
         "0 or more",
@@ -430,13 +432,13 @@ def _is_date(text: str) -> bool:
 
 
 def check_config(config: Config) -> None:
-    """Check types, choices, ranges and what goes together. Raises UserError for the first mistake."""
+    """Check types, choices, ranges and combinations. Raise UserError for the first mistake."""
     for sentence in filter(None, itertools.chain(_wrong_values(config), _wrong_together(config))):
         raise UserError(sentence)
 
 
 def _wrong_values(config: Config) -> Iterator[str | None]:
-    """For each value in turn, a sentence if its key cannot have it. The caller stops at the first: data.mix is read below."""
+    """Yield for each value a sentence if it is invalid, else None. data.mix is read last, when its type has been checked."""
     for name, hint in KEYS.items():
         yield wrong_value(name, hint, attrgetter(name)(config))
     for source in config.data.mix:
@@ -445,7 +447,7 @@ def _wrong_values(config: Config) -> Iterator[str | None]:
 
 
 def wrong_value(name: str, hint: object, value: Any) -> str | None:
-    """A sentence if the key `name`, which has the type `hint`, cannot have this value."""
+    """Return a sentence if the key `name` of type `hint` cannot have this value, else None."""
     words, holds = RULES.get(name, ABOVE_0 if type(value) in (int, float) else NOT_EMPTY)
     if not has_type(value, hint):
         comma = f"; write ({value!r},)" if has_type((value,), hint) else ""
@@ -454,7 +456,7 @@ def wrong_value(name: str, hint: object, value: Any) -> str | None:
 
 
 def _wrong_together(config: Config) -> Iterator[str]:
-    """A sentence for each value that does not go with others. `_wrong_values` has found nothing wrong with any of them."""
+    """Yield a sentence for each invalid combination of values, each of which is valid by itself."""
     data, sharding, lora, run = config.data, config.sharding, config.lora, config.run
     if (config.batch.global_examples is None) == (config.batch.global_tokens is None):
         yield (
@@ -485,25 +487,25 @@ def _wrong_together(config: Config) -> Iterator[str]:
     validation = "data.validation or data.validation_share"
     has_validation = data.validation or data.validation_share
     has_curve = has_validation or curve not in (LOSS, NLL)
-    # (key, whether the config has what every value of the key but its default needs, what that is)
+    # (key, condition for any value but the key's default, the condition in words)
     needs = (
         ("sharding.shard_size", sharding.strategy == "hybrid", "sharding.strategy=hybrid"),
-        # Under hybrid and none, FSDP would add up the gradients of a step's micro-batches in that dtype too.
+        # Under hybrid and none, FSDP would also sum the gradients of a step's micro-batches in that dtype.
         ("sharding.reduce_dtype", sharding.strategy in ("full", "grad_op"), "sharding.strategy=full or grad_op"),
         ("data.split_by", data.validation_share, "data.validation_share above 0"),
         *((f"lora.{key}", lora.rank, "lora.rank above 0") for key in ("alpha", "dropout", "targets")),
-        # Checkpointing computes a layer a second time, and the dropout would then drop other elements.
+        # Checkpointing computes a layer twice, and the second pass would drop other elements.
         ("lora.dropout", config.model.activation_checkpointing == "none", "model.activation_checkpointing=none"),
         ("forgetting.anchor_weight", any(source.anchor for source in data.mix), "a source of data.mix with anchor"),
         ("sharding.context", not any(source.anchor for source in data.mix), "a data.mix without anchor"),
         ("lora.dropout", config.model.mlp_tiles == 1, "model.mlp_tiles=1"),
-        # Its policy would keep the products of all tiles.
+        # The selective policy would keep the products of all tiles.
         (
             "model.mlp_tiles",
             config.model.activation_checkpointing != "selective",
             "model.activation_checkpointing=full, offload or none",
         ),
-        # torch.compile takes minutes to trace checkpoints of parts whose length is a symbol.
+        # torch.compile takes minutes to trace checkpoints of tiles with a symbolic length.
         ("model.mlp_tiles", not config.model.compile, "model.compile=False"),
         ("ewc.strength", not lora.rank, "lora.rank=0, because LoRA trains none of the weights that the penalty holds"),
         ("forgetting.max_kl", run.eval_general, "run.eval_general=True, which shows the KL while the run trains"),
@@ -522,15 +524,15 @@ def _wrong_together(config: Config) -> Iterator[str]:
             "a source of data.mix with that name and validation files",
         ),
     )
-    for name, is_there, what in needs:
+    for name, holds, requirement in needs:
         section, _, key = name.partition(".")
         value = attrgetter(name)(config)
-        if value != getattr(SECTIONS[section], key) and not is_there:
-            yield f"{name}={value} needs {what}"
+        if value != getattr(SECTIONS[section], key) and not holds:
+            yield f"{name}={value} needs {requirement}"
 
 
 def check_fields(fields: Mapping[str, str], name: str) -> None:
-    """Check that the keys of a mapping from our names to those in the files are ours. Raises UserError."""
+    """Check that the keys of a mapping from our names to the files' names are ours. Raise UserError."""
     known = list(dict.fromkeys((*EXAMPLE_FIELDS, *MESSAGE_FIELDS)))
     for ours, theirs in fields.items():
         if ours not in known:
@@ -541,13 +543,13 @@ def check_fields(fields: Mapping[str, str], name: str) -> None:
 
 
 def parse_best_by(text: str) -> tuple[str, str]:
-    """(name of the curve, max or min) of a value of run.best_by. Raises UserError if the direction is not known.
+    """Return (curve, "max" or "min") for a value of run.best_by. Raise UserError if the direction is not known.
 
-    A name without a slash is one of `validation/`: f1 is validation/f1.
+    A name without a slash is a curve of `validation/`: f1 is validation/f1.
     """
-    name, _, given = text.partition(":")
+    name, _, chosen = text.partition(":")
     curve = name if "/" in name else f"validation/{name}"
-    direction = given or BETTER.get(LOSS if curve.startswith(f"{LOSS}/") else curve)
+    direction = chosen or BETTER.get(LOSS if curve.startswith(f"{LOSS}/") else curve)
     if name and direction in ("max", "min"):
         return curve, direction
     raise UserError(
@@ -557,12 +559,12 @@ def parse_best_by(text: str) -> tuple[str, str]:
 
 
 def is_of_answers(curve: str) -> bool:
-    """Whether a curve is a score of the answers of run.eval_generate."""
+    """Return whether a curve is a score of the answers of run.eval_generate."""
     return not curve.startswith((GENERAL, f"{LOSS}/")) and curve not in (LOSS, NLL)
 
 
 def check_world(config: Config, world_size: int, ranks_per_node: int) -> None:
-    """Check settings that depend on the number of ranks. Raises UserError.
+    """Check the settings that depend on the number of ranks. Raise UserError.
 
     Under `hybrid` all copies of the model must have the same number of ranks. Without packing a step must fill every
     micro-batch on every rank.

@@ -28,8 +28,8 @@ class StepBatch:
     """One optimizer step over all ranks and micro-batches."""
 
     items: Items  # documents, or windows of a token store
-    # Divisor of the step's loss: the number of target tokens, or with weights their sum. Never 0: windows of a token store
-    # may have no target, and the loss of such a step is 0 / 1
+    # Divisor of the step's loss: the number of target tokens or the sum of their weights. 1 if a step of windows of a token
+    # store has no target, because its loss is then 0 / 1
     num_target_tokens: int | float
     targets_by_source: tuple[int | float, ...]  # number of target tokens, or the sum of their weights
     document_lengths: tuple[int, ...]  # in tokens
@@ -42,10 +42,11 @@ class TrainingPlan:
     num_steps: int
     batch: Callable[[int], StepBatch]
     steps_per_epoch: tuple[int, ...]
-    items: Callable[[int], list[int]]  # step -> its items, which takes a small part of the time of `batch`
+    items: Callable[[int], list[int]]  # step -> its items; much faster than `batch`
     passes: Callable[[int], tuple[float, ...]]  # number of steps -> passes over each source
-    steps_of_shares: tuple[int, ...]  # of each mixed-in source: over so many steps it has its share (data/mixing.py)
-    warnings: tuple[str, ...]  # for the log: of steps above `global_tokens`
+    # For each mixed-in source, the number of steps over which its share holds (data/mixing.py)
+    steps_of_shares: tuple[int, ...]
+    warnings: tuple[str, ...]  # for the log: steps above `global_tokens`
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,18 @@ class MicroBatch:
 
     input_ids, position_ids: int64 `(1, tokens)`; positions restart at each document.
     document_lengths: in tokens, as Python ints, so that reading them does not synchronise with the device.
-    target_positions: int64 `(targets,)`, indices of the hidden states that predict `target_ids` `(targets,)`; in a
-    `part` they count from its first token.
+    target_positions: int64 `(targets,)`, indices of the hidden states that predict `target_ids` `(targets,)`. In a `part`
+    they count from the part's first token.
     target_sources: int64 `(targets,)`, index of each target's source. None if there is only one source.
     target_weights: fp32 `(targets,)`, the factor of each target's loss. None if all are 1.
-    base_rows: int64 `(targets,)` of numpy: for each target its row in base_log_p and base_ids, -1 for one that is not anchored;
-    consecutive from 0. All three are None if no target is anchored.
-    base_log_p: fp16 `(rows, k + 1)`, log-probabilities of the base: those of base_ids, int32 `(rows, k)`, and of all others.
-    first: of a `part`, the index of its first token in the whole micro-batch.
-    filling: so many tokens at the end belong to no document; no loss and no router counts them.
-    divisor: what the loop divides the loss by. `chunked` makes gradients at that scale, so that bf16 rounds them once; a
-    loop that divides by another number gets the right gradients as well.
+    base_rows: numpy int64 `(targets,)`, each target's row in base_log_p and base_ids, numbered from 0 in order; -1 if the
+    target is not anchored. These three fields are None if no target is anchored.
+    base_ids: int32 `(rows, k)`, the tokens whose log-probabilities under the base model are stored.
+    base_log_p: fp16 `(rows, k + 1)`, log-probabilities of `base_ids` under the base model, then of all remaining tokens together.
+    first: in a `part`, the index of its first token in the whole micro-batch.
+    filling: the number of tokens at the end that belong to no document. No loss and no router counts them.
+    divisor: the number by which the loop divides the loss. `chunked` computes gradients at that scale, so that bf16 rounds
+    them once. A loop that divides by another number still gets correct gradients.
     """
 
     input_ids: torch.Tensor
@@ -83,7 +85,7 @@ class MicroBatch:
     divisor: int | float = 1
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same micro-batch on another device. The copy to CUDA is asynchronous."""
+        """Return the same micro-batch on another device. The copy to CUDA is asynchronous."""
         if device.type == "cpu":
             return self
         moved: dict[str, Any] = {
@@ -92,16 +94,12 @@ class MicroBatch:
         }
         return MicroBatch(**moved)
 
-    def target_documents(self) -> torch.Tensor:
-        """For each target the index of its document, int64 `(targets,)`; in a `part` that in the whole micro-batch."""
-        return torch.bucketize(self.target_positions + self.first, self.cu_seq_lens[1:].long(), right=True)
-
     def part(self, part: int, parts: int) -> "MicroBatch":
-        """The `part`-th of `parts` equal slices of the tokens, with the targets that their hidden states predict.
+        """Return the `part`-th of `parts` equal slices of the tokens, with the targets that their hidden states predict.
 
-        One rank's part of the micro-batch of a context group (distributed/context.py). The boundaries of documents stay those
-        of the whole, because attention sees all of it. Tokens that are missing to a multiple of `parts` become a document of
-        their own, which has no target.
+        A rank of a context group computes such a part (distributed/context.py). Document boundaries describe the whole
+        micro-batch, because attention sees all its tokens. If the number of tokens is no multiple of `parts`, the tokens that are
+        added become a document of their own without targets.
         """
         tokens, lengths = self.input_ids.shape[1], self.document_lengths
         size = -(-tokens // parts)
@@ -110,23 +108,23 @@ class MicroBatch:
             lengths = (*lengths, filling)
             ids = torch.cat([ids, ids.new_zeros(1, filling)], dim=1)
             positions = torch.cat([positions, torch.arange(filling, device=positions.device)[None]], dim=1)
-        mine = slice(part * size, (part + 1) * size)
-        counted = tokens - self.filling - mine.start  # of the whole's tokens, from this part's first on
-        chosen = (self.target_positions >= mine.start) & (self.target_positions < mine.stop)
+        span = slice(part * size, (part + 1) * size)
+        num_counted = tokens - self.filling - span.start  # tokens of documents in the whole, from this part's first on
+        is_inside = (self.target_positions >= span.start) & (self.target_positions < span.stop)
         sources, weights = self.target_sources, self.target_weights
         return replace(
             self,
-            # Copies, because the compiler would read a view's whole and compile again where that has another form.
-            input_ids=ids[:, mine].clone(),
-            position_ids=positions[:, mine].clone(),
+            # Copies: for a view, the compiler guards on the whole tensor and compiles again when its shape changes.
+            input_ids=ids[:, span].clone(),
+            position_ids=positions[:, span].clone(),
             document_lengths=lengths,
             cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=ids.device),
-            target_positions=self.target_positions[chosen] - mine.start,
-            target_ids=self.target_ids[chosen],
-            target_sources=None if sources is None else sources[chosen],
-            target_weights=None if weights is None else weights[chosen],
-            first=mine.start,
-            filling=size - min(size, max(0, counted)),
+            target_positions=self.target_positions[is_inside] - span.start,
+            target_ids=self.target_ids[is_inside],
+            target_sources=None if sources is None else sources[is_inside],
+            target_weights=None if weights is None else weights[is_inside],
+            first=span.start,
+            filling=size - min(size, max(0, num_counted)),
         )
 
 
@@ -139,9 +137,9 @@ def plan_training(
 ) -> TrainingPlan:
     """Plan `epochs` passes over the main source, with the other sources mixed in (data/mixing.py).
 
-    Give one of the two step sizes. With `global_examples`, a step has that many examples of the main source, and what is
-    mixed in comes on top. With `global_tokens`, a step has at most that many target tokens over all sources, except where
-    one example of the main source and what is mixed in with it has more.
+    Pass one of the two step sizes. With `global_examples`, a step has that many examples of the main source, and mixed-in
+    examples come on top. With `global_tokens`, a step has at most that many target tokens over all sources. Only a step with a
+    single example of the main source may exceed this.
     """
     corpus = as_corpus(source)
     main, main_share = corpus.sources[0], corpus.shares[0]
@@ -161,18 +159,18 @@ def plan_training(
             items += [offset + index for index in stream.items_of_step(before, after)]
         return items
 
-    @functools.lru_cache(maxsize=16)  # called by the thread that makes micro-batches, then by the training loop
+    @functools.lru_cache(maxsize=16)  # called by the prefetch thread, then by the training loop
     def batch(step: int) -> StepBatch:
         return step_batch(items_of(step), corpus)
 
     def passes(steps: int) -> tuple[float, ...]:
         targets = order.targets_before(steps)
-        others = (
+        mixed_passes = (
             stream.ratio * targets / total_targets(part)
             for stream, part in zip(streams, corpus.sources[1:], strict=True)
         )
         ends = np.cumsum([0, *order.steps_per_epoch])
-        return float(np.interp(steps, ends, range(len(ends)))), *others
+        return float(np.interp(steps, ends, range(len(ends)))), *mixed_passes
 
     num_steps = sum(order.steps_per_epoch)
     warnings = []
@@ -187,9 +185,9 @@ def plan_training(
 
 
 def plan_pass(source: Corpus | Documents | Windows, tokens_per_step: int) -> tuple[StepBatch, ...]:
-    """The steps of one pass over every item of every source, in file order.
+    """Return the steps of one pass over every item of every source, in file order.
 
-    A step has at most `tokens_per_step` tokens, over all ranks, or one item that has more.
+    A step has at most `tokens_per_step` tokens over all ranks, or a single item that is longer.
     """
     corpus = as_corpus(source)
     steps: list[list[int]] = []
@@ -216,18 +214,18 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
 def collate(items: Items, source: Corpus | Documents | Windows) -> MicroBatch:
     """Concatenate the documents of `items` into tensors. An empty micro-batch becomes two tokens without a target.
 
-    A rank with an empty micro-batch still runs forward and backward, because all ranks take part in the all-gathers.
+    A rank with an empty micro-batch still runs forward and backward, because every rank must join the all-gathers.
     """
     corpus = as_corpus(source)
-    found = [corpus.get(item) for item in items] or [(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool))]
+    encoded = [corpus.get(item) for item in items] or [(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool))]
     lengths = tuple(length for item in items for length in corpus.document_lengths(item)) or (2,)
-    flat = np.concatenate([ids for ids, _ in found])
-    weights = np.concatenate([weights for _, weights in found])
+    flat = np.concatenate([ids for ids, _ in encoded])
+    weights = np.concatenate([weights for _, weights in encoded])
     target_indices = np.flatnonzero(weights)
     weights = weights[target_indices]
     target_sources = None
     if len(corpus.sources) > 1:
-        targets = [np.count_nonzero(weights) for _, weights in found]
+        targets = [np.count_nonzero(weights) for _, weights in encoded]
         numbers = [corpus.locate(item)[0] for item in items] or [0]
         target_sources = torch.from_numpy(np.repeat(numbers, targets))
     return MicroBatch(
@@ -244,7 +242,7 @@ def collate(items: Items, source: Corpus | Documents | Windows) -> MicroBatch:
 
 
 def step_batch(items: list[int], corpus: Corpus) -> StepBatch:
-    """A step of these items."""
+    """Return the step of these items."""
     targets = [[] for _ in corpus.sources]
     for item in items:
         targets[corpus.locate(item)[0]].append(corpus.num_targets(item))

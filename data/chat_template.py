@@ -1,6 +1,6 @@
-"""Render chats with a tokenizer's chat template, on a fixed date, with a UserError where the template refuses.
+"""Render chats with a tokenizer's chat template on a fixed date. Raise UserError if the template refuses a chat.
 
-Everything goes through `apply_chat_template` of transformers, so that the text is the one that inference servers make.
+Everything goes through transformers' `apply_chat_template`, so that the text is the same as on inference servers.
 """
 
 import ast
@@ -21,8 +21,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from common.durable_files import write_json
 from common.errors import UserError
 
-# For base models without a chat template. Documented in docs/chats.md. The space before an answer belongs to the answer,
-# because tokenizers join a word and the space before it: a prompt that ended in a space would be one that no text contains.
+# For base models without a chat template (docs/chats.md). The space before an answer belongs to the answer, because tokenizers
+# join a space with the word after it: a prompt that ends in a space has ids that occur in no text.
 PLAIN_CHAT_TEMPLATE = (
     "{% if tools %}{{ 'Tools: ' + tools | tojson + '\n\n' }}{% endif %}"
     "{% for message in messages %}"
@@ -38,17 +38,17 @@ PLAIN_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
-DATE_FUNCTION = "strftime_now"  # transformers gives it to templates: today's date in a format of strftime
-CHAT_FILE = "chat.json"  # beside the model of a finished run, so that evaluation and users render chats alike
-DATE_CALL = re.compile(rf"""\b{DATE_FUNCTION}\(\s*('[^'\\]*'|"[^"\\]*")\s*\)""")  # with the format as a literal
+DATE_FUNCTION = "strftime_now"  # transformers' function for templates: today's date in a strftime format
+CHAT_FILE = "chat.json"  # beside the model of a finished run, so that evaluation and users render chats as training did
+DATE_CALL = re.compile(rf"""\b{DATE_FUNCTION}\(\s*('[^'\\]*'|"[^"\\]*")\s*\)""")  # the format is a literal
 
 
 @dataclass(frozen=True)
 class ChatSettings:
     """How chats are rendered and which answers are trained: the settings data.chat_template_options, chat_date, train_on.
 
-    date: YYYY-MM-DD, given to templates that ask for today's date; None: today. control_tokens: what becomes of control tokens
-    in a content: they stay text, are refused (error), or are control tokens (allow); the setting data.control_tokens.
+    date: YYYY-MM-DD, for templates that ask for today's date; None: today. control_tokens: the setting data.control_tokens.
+    The spelling of a control token in a content stays text (text), is refused (error), or becomes a control token (allow).
     """
 
     options: Mapping[str, object] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class ChatSettings:
 
 
 def write_chat_settings(directory: str | Path, settings: ChatSettings) -> None:
-    """Write the date, the options of the template and the rule for control tokens to `directory`, where they are set."""
+    """Write the date, the template options and the rule for control tokens to `directory`, unless all are defaults."""
     content = {"date": settings.date, "template_options": dict(settings.options)}
     content["control_tokens"] = settings.control_tokens if settings.control_tokens != "text" else None
     content = {key: value for key, value in content.items() if value}
@@ -67,7 +67,7 @@ def write_chat_settings(directory: str | Path, settings: ChatSettings) -> None:
 
 
 def read_chat_settings(directory: str | Path) -> ChatSettings:
-    """The settings that a model was trained with; the defaults if it has no such file. Raises UserError if it is damaged."""
+    """Read the settings that a model was trained with; defaults without a file. Raise UserError if the file is damaged."""
     path = Path(directory, CHAT_FILE)
     if not path.is_file():
         return ChatSettings()
@@ -93,16 +93,15 @@ class ChatTemplate:
         self.date = settings.date
 
     def render(self, messages: Sequence[dict], tools: list | None = None, prompt: bool = False) -> str:
-        """The text of a chat; with `prompt`, up to the beginning of the assistant's next answer.
+        """Return the text of a chat; with `prompt`, up to the beginning of the assistant's next answer.
 
-        Raises UserError if the template does.
+        Raise UserError if the template refuses the chat.
         """
         messages = list(messages)
         try:
             return self._render(messages, tools, prompt)
-        except (
-            UserError
-        ):  # transformers leaves out a content that is null, for which some templates have no case (Qwen3)
+        except UserError:
+            # transformers leaves out a content that is null, which some templates cannot handle (Qwen3).
             filled = [m | {"content": ""} if m.get("content") is None else m for m in messages]
             if filled == messages:
                 raise
@@ -121,7 +120,7 @@ class ChatTemplate:
         return cast(str, rendered)
 
     def generation_spans(self, messages: Sequence[dict], tools: list | None = None) -> list[tuple[int, int]]:
-        """(start, end) of the characters in `{% generation %}` blocks. Raises UserError if the template refuses the chat."""
+        """Return (start, end) of the characters in `{% generation %}` blocks. Raise UserError if the template refuses."""
         messages = [{"content": ""} | {k: v for k, v in message.items() if v is not None} for message in messages]
         with _refusals():
             rendered = render_jinja_template(
@@ -138,20 +137,20 @@ class ChatTemplate:
         return _on_date(template, self.date) if self.date else template
 
     def text(self, with_tools: bool = False) -> str:
-        """The Jinja source. A tokenizer with several templates has one for chats with tools."""
+        """Return the Jinja source. A tokenizer with several templates has one for chats with tools."""
         return self.tokenizer.get_chat_template(tools=cast(Any, [] if with_tools else None))
 
     @functools.cached_property
     def marks_generation(self) -> bool:
-        """Whether the template marks what the assistant wrote with `{% generation %}` blocks (transformers' own extension)."""
+        """Whether the template marks the assistant's text with `{% generation %}` blocks (transformers' own extension)."""
         return any(re.search(r"\{%-?\s*generation\b", self.text(tools)) for tools in (False, True))
 
     def knows(self, word: str, with_tools: bool = False) -> bool:
-        """Whether the template mentions a variable, a role or a function."""
+        """Return whether the template mentions a variable, a role or a function."""
         return _mentions(self.text(with_tools), word)
 
     def fingerprint(self) -> dict[str, object]:
-        """All that determines the text of a chat, as plain JSON."""
+        """Return everything that determines the text of a chat, as plain JSON."""
         texts = sorted({self.text(False), self.text(True)})
         date = self.date if any(DATE_FUNCTION in text for text in texts) else None
         return {"templates": texts, "options": json.loads(json.dumps(self.options, default=str)), "date": date}
@@ -159,22 +158,22 @@ class ChatTemplate:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Turn what a template raises into a UserError."""
+    """Turn an exception of a template into a UserError."""
     try:
         yield
     except TemplateSyntaxError as error:
         raise UserError(f"the chat template has a mistake in its line {error.lineno}: {error.message}") from error
-    except TemplateError as error:  # raise_exception in the template is one of them
-        what = " ".join(str(error).split())
-        raise UserError(f"the chat template refuses this chat: {what}") from error
+    except TemplateError as error:  # e.g. raise_exception in the template
+        reason = " ".join(str(error).split())
+        raise UserError(f"the chat template refuses this chat: {reason}") from error
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-        # A template is a program: adding None to a string, for instance, ends in Python's own error.
-        what = " ".join(str(error).split())
-        raise UserError(f"the chat template cannot render this chat ({type(error).__name__}: {what})") from error
+        # A template is a program: adding None to a string, for instance, raises Python's own error.
+        reason = " ".join(str(error).split())
+        raise UserError(f"the chat template cannot render this chat ({type(error).__name__}: {reason})") from error
 
 
 def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template writes today's date into a chat."""
+    """Return whether the chat template writes today's date into a chat."""
     template = ChatTemplate(tokenizer, ChatSettings())
     return any(template.knows(DATE_FUNCTION, tools) for tools in (False, True))
 
@@ -186,10 +185,10 @@ def _mentions(template: str, word: str) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _on_date(template: str, date: str) -> str:
-    """The template with this date in place of today's: the text that each call of DATE_FUNCTION gives.
+    """Return the template with the text of this date in place of each call of DATE_FUNCTION.
 
-    A variable named like the function would do, but newer versions of transformers turn a function among the variables
-    into a string.
+    A variable of that name would be simpler, but newer versions of transformers turn a function among the variables into a
+    string.
     """
     day = datetime.datetime.fromisoformat(date)
     dated = DATE_CALL.sub(lambda call: json.dumps(day.strftime(ast.literal_eval(call[1]))), template)

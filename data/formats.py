@@ -1,8 +1,8 @@
-"""Read examples from data files, whatever their type and form (docs/data.md), in the one form that the rest of the code knows.
+"""Read examples from data files of any type and form (docs/data.md) into one canonical form for the rest of the code.
 
 A canonical example has either `messages` (data/messages.py), or `text`, or `prompt` and `completion` as texts, or
-`input_ids` with a `mask` that says which of them carry loss. It may have `tools` and a `weight` other than 1. Keys that no
-form has, such as `id`, are kept.
+`input_ids` with a `mask` of the ids that carry loss. It may have `tools` and a `weight` other than 1. Keys that belong to no
+form, such as `id`, are kept.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.user_code import explain, load_function
 from configs.load import EXAMPLE_FIELDS, MESSAGE_FIELDS, OPTIONAL, REQUIRED
 from data.encoding import LISTED
-from data.files import DEFAULT, ROW_OPTIONS, TRL_MASKS, WANTED, Reading, check_files, data_suffix
+from data.files import DEFAULT, KTO_LABEL, ROW_OPTIONS, TRL_MASKS, Reading, check_files, data_suffix
 from data.messages import (
     canonical_messages,
     canonical_tools,
@@ -31,40 +31,41 @@ from data.messages import (
 )
 from data.rows import COLUMNS, column_names, read_rows
 
-DESCRIBED_ROWS = 100  # of a file, in which `Noticed` looks for the keys that are used
+DESCRIBED_ROWS = 100  # rows at the beginning of a file whose keys are described
 
-# How a list of messages begins, as JSON or as Python writes it.
+# The beginning of a list of messages, as JSON or as Python writes it.
 MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content)["']\s*:""")
-OF_TOKENS = ("labels", "mask", "attention_mask")  # keys that mean something else, or nothing, in other forms
+# Keys of the form `tokens`. In other forms they have another meaning or none.
+OF_TOKENS = ("labels", "mask", "attention_mask")
 
 
 @dataclass
 class _Keys:
-    """What the first DESCRIBED_ROWS rows of a file have. The dictionaries are sets that keep their order."""
+    """The keys and forms of the first DESCRIBED_ROWS rows of a file. The dictionaries serve as ordered sets."""
 
     rows: int = 0
-    paragraphs: int = 0  # of a .txt file
+    paragraphs: int = 0  # in a .txt file
     forms: dict[str, None] = field(default_factory=dict)
     used: dict[str, None] = field(default_factory=dict)
     ignored: dict[str, None] = field(default_factory=dict)
 
     def add(self, form: str, row: dict, reading: Reading) -> None:
-        """Add what a row has, by the names in the file. Keys of messages that are not used are named like `messages.id`."""
+        """Add the keys of a row, by the file's names. An unused key of a message is named like `messages.id`."""
         names = {key: reading.name_of(key) for key in (*REQUIRED[form], *OPTIONAL[form])}
         used = [theirs for theirs in names.values() if row.get(theirs) is not None]
-        used_anyway = {*names.values(), reading.split_by}
-        ignored = [key for key, value in row.items() if value is not None and key not in used_anyway]
+        known_keys = {*names.values(), reading.split_by}
+        ignored = [key for key, value in row.items() if value is not None and key not in known_keys]
         known = {reading.message_names.get(key, key) for key in MESSAGE_FIELDS}
         for key in used:
             for message in row[key] if isinstance(row[key], list) and key != names.get("tools") else []:
                 if isinstance(message, dict):
-                    others = (name for name, value in message.items() if value is not None and name not in known)
-                    ignored += [f"{key}.{name}" for name in others]
-        for these, found in ((self.forms, [form]), (self.used, used), (self.ignored, ignored)):
-            these.update(dict.fromkeys(found))
+                    unknown = (name for name, value in message.items() if value is not None and name not in known)
+                    ignored += [f"{key}.{name}" for name in unknown]
+        for collected, keys in ((self.forms, [form]), (self.used, used), (self.ignored, ignored)):
+            collected.update(dict.fromkeys(keys))
 
-    def in_words(self, path: Path, reading: Reading) -> str:
-        """The forms and keys of a file: "text (text); ignored: id"."""
+    def describe(self, path: Path, reading: Reading) -> str:
+        """Describe the forms and keys of a file: "text (text); ignored: id"."""
         if not self.forms:
             return f"no well-formed example in the first {DESCRIBED_ROWS} rows"
         ignored = self.ignored
@@ -76,31 +77,31 @@ class _Keys:
 
 
 class Noticed:
-    """What is noticed of files while their examples are read: malformed examples, rows left out, and the keys that are used."""
+    """Observations made while examples are read: malformed examples, rows left out, and the keys that are used."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
-        self.counts: Counter = Counter()  # of examples by reason
+        self.counts: Counter = Counter()  # examples by reason
         self.bad: list[str] = []  # sentences about the first malformed examples
-        self.control: list[str] = []  # where the first examples are whose content has control tokens
-        self.opened: list[Path] = []  # under data.max_samples not all files
+        self.control: list[str] = []  # places of the first examples whose content spells control tokens
+        self.opened: list[Path] = []  # not all files, if data.max_samples is reached earlier
         self.files: dict[Path, _Keys] = {}
 
     def skip(self, sentence: str) -> None:
-        """Count an example that is malformed, or raise UserError about it."""
+        """Count a malformed example, or raise `sentence` as a UserError if on_bad is "error"."""
         if self.reading.on_bad == "error":
             raise UserError(sentence)
         self.counts["skipped"] += 1
         self.bad += [sentence] if len(self.bad) < LISTED else []
 
     def forms(self) -> list[str]:
-        """One line for each group of files of which the same is said: "a.jsonl and 2 more: text (text); ignored: id".
+        """Return a line for each group of files with equal descriptions: "a.jsonl and 2 more: text (text); ignored: id".
 
-        Where a single .txt file has several paragraphs, a line says that it is one document.
+        For a single .txt file with several paragraphs, add a line that it is one document.
         """
         groups: dict[str, list[Path]] = {}
         for path, keys in self.files.items():
-            groups.setdefault(keys.in_words(path, self.reading), []).append(path)
+            groups.setdefault(keys.describe(path, self.reading), []).append(path)
         more = {form: f" and {len(files) - 1} more" if len(files) > 1 else "" for form, files in groups.items()}
         lines = [f"{files[0]}{more[form]}: {form}" for form, files in groups.items()]
         for path, keys in self.files.items() if len(self.files) == 1 else ():
@@ -115,15 +116,15 @@ class Noticed:
 def read_files(
     files: Iterable[str | Path], reading: Reading = DEFAULT, noticed: Noticed | None = None
 ) -> Iterator[tuple[str, dict]]:
-    """Yield (location, canonical example) for each example of files, up to `reading.max_samples` rows of all together.
+    """Yield (location, canonical example) for each example of the files, up to `reading.max_samples` rows in total.
 
-    A location reads "FILE, line 3". Examples are not kept in memory, and no file is asked for after the last row that is read.
-    Rows may have different forms, but one that is not of the file's first form must have keys of its own form only: an
-    Alpaca example that has lost its output would otherwise become its `text`.
+    A location reads "FILE, line 3". Examples are not kept in memory, and no file is opened after the last row to read. Rows may
+    have different forms, but a row of another form than the file's first row must have no keys of other forms: an Alpaca
+    example without its output would otherwise become a text.
 
-    Raises UserError for a file that is missing, damaged or empty, and for the first malformed example. With
-    `reading.on_bad="skip"` malformed examples are skipped, and `noticed` hears of each; a damaged file is an error all the
-    same, because nobody knows what it has lost.
+    Raise UserError for a file that is missing, damaged or empty, and for the first malformed example. With
+    `reading.on_bad="skip"`, malformed examples are skipped and reported to `noticed`. A damaged file is always an error,
+    because the extent of its loss is unknown.
     """
     noticed = noticed or Noticed(reading)
     function = load_function("data.row", reading.row) if reading.row else None
@@ -131,7 +132,7 @@ def read_files(
     for path in map(Path, files):
         check_files([path])
         noticed.opened.append(path)
-        # A .txt file has no keys that data.fields could name.
+        # data.fields cannot apply to a .txt file, which has no keys.
         of_file = replace(reading, fields={}) if data_suffix(path) == ".txt" else reading
         keys = noticed.files[path] = _Keys()
         first, problem, is_empty = None, None, True
@@ -140,7 +141,7 @@ def read_files(
             try:
                 if isinstance(row, UserError):
                     raise row
-                if function and isinstance(row, dict) and (row := _made_of(row, where, function, reading)) is None:
+                if function and isinstance(row, dict) and (row := _call_row(row, where, function, reading)) is None:
                     noticed.counts["left"] += 1
                     is_empty = False
                     continue
@@ -159,9 +160,9 @@ def read_files(
             is_empty = False
             yield where, example
         if is_empty and problem:
-            within = "" if rest else f" in its first {keys.rows:,} rows"  # data.max_samples reads no more
+            within = "" if rest else f" in its first {keys.rows:,} rows"  # data.max_samples stops there
             raise UserError(f"{path} contains no well-formed example{within}; {problem}") from problem
-        if is_empty and data_suffix(path) == ".txt":  # a file is one example here, and an empty one is malformed
+        if is_empty and data_suffix(path) == ".txt":  # the file is one example, and an empty example is malformed
             noticed.skip(f"{path} contains no text")
         elif is_empty:
             raise UserError(f"{path} contains no examples")
@@ -170,46 +171,46 @@ def read_files(
 
 
 def read_examples(path: str | Path, reading: Reading = DEFAULT) -> list[dict]:
-    """All examples of a file, checked for shape. Raises UserError with the file and line."""
+    """Return all examples of a file. Raise UserError with the file and line for a malformed one."""
     return [example for _, example in read_files([path], reading)]
 
 
-def _made_of(row: dict, where: str, function: Callable[[dict], Any], reading: Reading) -> dict | None:
-    """The example that data.row makes of a row; None if it leaves the row out. Raises UserError for a row on which it fails."""
+def _call_row(row: dict, where: str, function: Callable[[dict], Any], reading: Reading) -> dict | None:
+    """Return the example that data.row makes from a row, or None to leave it out. Raise UserError if data.row fails."""
     try:
-        made = function(dict(row))
+        example = function(dict(row))
     except (Exception, SystemExit) as error:
         raise UserError(f"{where}: data.row={reading.row} fails: {explain(error)}") from error
-    if made is not None and not isinstance(made, dict):
+    if example is not None and not isinstance(example, dict):
         raise UserError(
-            f"{where}: data.row={reading.row} returns {short_list([type(made).__name__])}; it gets a row as a dictionary and "
+            f"{where}: data.row={reading.row} returns {short_list([type(example).__name__])}; it gets a row as a dictionary and "
             "must return an example as one, or None to leave the row out"
         )
-    return made
+    return example
 
 
 def _check_own_keys(form: str, first: str, row: dict, where: str, reading: Reading) -> None:
-    """Raise UserError for a row that has keys of forms other than its own, in a file whose first row has the form `first`."""
+    """Raise UserError if a row has keys of forms other than its own, in a file whose first row has the form `first`."""
     own = {*REQUIRED[form], *OPTIONAL[form], *OF_TOKENS}
     foreign = {reading.name_of(key) for key in EXAMPLE_FIELDS if key not in own}
-    if found := [key for key, value in row.items() if value is not None and key in foreign]:
+    if present := [key for key, value in row.items() if value is not None and key in foreign]:
         raise UserError(
-            f"{where} has the form {form}, but also {short_list(found)}, and the file began with {first}; name the form in "
+            f"{where} has the form {form}, but also {short_list(present)}, and the file began with {first}; name the form in "
             "data.format, or give the row the keys of one form"
         )
 
 
 def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple[str, dict]:
-    """(form, canonical example) of a row. Raises UserError that begins with `where`."""
+    """Return (form, canonical example) of a row. Raise UserError whose message begins with `where`."""
     if not isinstance(row, dict):
         hint = "; the name of a file with one array must end in .json" if isinstance(row, list) else ""
         raise UserError(f"{where} is not an object with keys such as `messages` or `text`{hint}")
     keys = [key if value is not None else f"{key} (null)" for key, value in row.items()]
     row = {key: value for key, value in renamed(row, reading.example_names).items() if value is not None}
     form = _form(row, keys, where, reading)
-    if form not in ("text", "tokens") and str(row.get(WANTED)).lower() in ("true", "false"):  # in a .csv file a text
+    if form not in ("text", "tokens") and str(row.get(KTO_LABEL)).lower() in ("true", "false"):  # text in a .csv file
         raise UserError(
-            f"{where} has `{WANTED}`, as data of preferences (KTO) has, and training would learn the answers that it rejects, "
+            f"{where} has `{KTO_LABEL}`, as data of preferences (KTO) has, and training would learn the answers that it rejects, "
             "too; a function in data.row can leave those rows, and the key, out"
         )
     if form not in ("text", "tokens") and row.get(ROW_OPTIONS):
@@ -230,9 +231,9 @@ def canonical_example(row: Any, where: str, reading: Reading = DEFAULT) -> tuple
 
 
 def example_text(example: dict) -> str:
-    """All text of a canonical example: the document, the prompt with its completion, or the messages of a chat.
+    """Return all text of a canonical example: the document, the prompt with its completion, or the messages of a chat.
 
-    Raises UserError for token ids, which have none.
+    Raise UserError for token ids.
     """
     if "input_ids" in example:
         raise UserError("an example has token ids and no text; name files with text")
@@ -244,18 +245,20 @@ def example_text(example: dict) -> str:
 
 
 def _form(row: dict, keys: list, where: str, reading: Reading) -> str:
-    """The form of a row: the one that is named, or the first that it has all keys of."""
-    found = f"its keys are {short_list(keys)}" if keys else "it has no keys"
+    """Return the form of a row: data.format, or the first form whose required keys are all row_keys."""
+    row_keys = f"its keys are {short_list(keys)}" if keys else "it has no keys"
     for form, needed in REQUIRED.items() if reading.format == "auto" else [(reading.format, REQUIRED[reading.format])]:
         missing = [key for key in needed if key not in row]
         if not missing:
             return form
         if form == reading.format:
-            raise UserError(f"{where} has no `{reading.name_of(missing[0])}`, which data.format={form} needs; {found}")
+            raise UserError(
+                f"{where} has no `{reading.name_of(missing[0])}`, which data.format={form} needs; {row_keys}"
+            )
     hint = "data.fields can name them"
-    if named := ", ".join(f"{ours}={theirs}" for ours, theirs in reading.example_names.items()):
-        hint = f"it was read with fields {named}, which hold for the training and validation files of a source alike"
-    raise UserError(f"{where} has none of the forms {', '.join(REQUIRED)} (docs/data.md): {found}; {hint}")
+    if fields := ", ".join(f"{ours}={theirs}" for ours, theirs in reading.example_names.items()):
+        hint = f"it was read with fields {fields}, which hold for the training and validation files of a source alike"
+    raise UserError(f"{where} has none of the forms {', '.join(REQUIRED)} (docs/data.md): {row_keys}; {hint}")
 
 
 def _chat(key: str, row: dict, where: str, names: Mapping[str, str]) -> dict:
@@ -263,7 +266,7 @@ def _chat(key: str, row: dict, where: str, names: Mapping[str, str]) -> dict:
 
 
 def _alpaca(row: dict, where: str, names: Mapping[str, str]) -> dict:
-    """The input stands below the instruction, after an empty line. `history`: earlier (instruction, output) pairs."""
+    """Convert an Alpaca row. The input follows the instruction after an empty line. `history`: (instruction, output) pairs."""
     messages = []
     history = parse_json_text(row.get("history") or [], where, "history")
     for turn in history if isinstance(history, list) else [None]:
@@ -279,7 +282,7 @@ def _alpaca(row: dict, where: str, names: Mapping[str, str]) -> dict:
 
 
 def _completion(row: dict, where: str, names: Mapping[str, str]) -> dict:
-    """Texts stay texts. Messages, in a .csv file as JSON, become one chat in which only the completion carries loss."""
+    """Keep texts. Turn messages, in a .csv file as JSON, into one chat in which only the completion carries loss."""
     prompt, completion = row["prompt"], row["completion"]
     if all(isinstance(part, str) and MESSAGES.match(part) for part in (prompt, completion)):
         prompt, completion = (parse_json_text(row[key], where, key) for key in REQUIRED["completion"])
@@ -301,14 +304,14 @@ def _document(row: dict, where: str, names: Mapping[str, str]) -> dict:
 
 
 def _tokens(row: dict, where: str, names: Mapping[str, str]) -> dict:
-    """Ids as they are, without those that `attention_mask` calls padding. `labels` are the ids, or -100 for no loss."""
-    found: dict[str, Any] = {
+    """Return the ids without those that `attention_mask` calls padding. `labels` are the ids, or -100 for no loss."""
+    lists: dict[str, Any] = {
         key: parse_json_text(row[key], where, key) for key in ("input_ids", *OF_TOKENS) if key in row
     }
-    if len(found.keys() - {"attention_mask"}) == 1 and (theirs := [key for key in TRL_MASKS if key in row]):
+    if len(lists.keys() - {"attention_mask"}) == 1 and (theirs := [key for key in TRL_MASKS if key in row]):
         raise UserError(f"{where} has `{theirs[0]}`, which is a `mask` here; write data.fields=mask={theirs[0]}")
-    ids = found["input_ids"]
-    for key, values in found.items():
+    ids = lists["input_ids"]
+    for key, values in lists.items():
         if not isinstance(values, list) or not all(type(value) is int or value in (True, False) for value in values):
             raise UserError(f"{where}: `{key}` must be a list of integers")
         if len(values) != len(ids):
@@ -317,9 +320,9 @@ def _tokens(row: dict, where: str, names: Mapping[str, str]) -> dict:
             raise UserError(f"{where}: `{key}` must have only 0 and 1")
     if not ids or min(ids) < 0:
         raise UserError(f"{where}: `input_ids` must be at least one id, and none below 0")
-    if "labels" in found and "mask" in found:
+    if "labels" in lists and "mask" in lists:
         raise UserError(f"{where} has `labels` and `mask`; remove one of them")
-    labels, mask = found.get("labels"), found.get("mask") or [1] * len(ids)
+    labels, mask = lists.get("labels"), lists.get("mask") or [1] * len(ids)
     if labels is not None:
         wrong = next((i for i, (a, b) in enumerate(zip(labels, ids, strict=True)) if a not in (b, -100)), None)
         if wrong is not None:
@@ -328,7 +331,7 @@ def _tokens(row: dict, where: str, names: Mapping[str, str]) -> dict:
                 f"{labels[wrong]} beside the id {ids[wrong]}"
             )
         mask = [int(label != -100) for label in labels]
-    kept = found.get("attention_mask") or [1] * len(ids)
+    kept = lists.get("attention_mask") or [1] * len(ids)
     pairs = [(int(i), int(m)) for i, m, is_kept in zip(ids, mask, kept, strict=True) if is_kept]
     if not pairs:
         raise UserError(f"{where}: `attention_mask` is 0 everywhere")
@@ -336,7 +339,7 @@ def _tokens(row: dict, where: str, names: Mapping[str, str]) -> dict:
 
 
 def _with_system(row: dict, messages: list[dict], where: str) -> list[dict]:
-    """The messages after the example's own `system` text, if it has one."""
+    """Return the messages, preceded by the example's own `system` text if it has one."""
     if not row.get("system"):
         return messages
     system = text_message("system", row["system"], where, "system")

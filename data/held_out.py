@@ -1,8 +1,8 @@
-"""Which examples are held out for validation, and which occur more than once: both decided by a hash of what they say.
+"""Split examples into training and validation, and find duplicates: both by a hash of their content.
 
-A hash depends on the example alone, not on its file, its position, the rank or the run. It is of the words and symbols of
-the content: examples that differ in case, white space or the marks of a sentence alone have the same one. Such copies therefore
-fall on the same side of the split, and are counted where they stand on both. A copy with another word is not found.
+A hash depends on the example alone, not on its file, its position, the rank or the run. It covers the words and symbols of the
+content: examples that differ only in case, white space or punctuation have the same hash. Such copies therefore fall on the same
+side of the split, and are counted as duplicates. A copy with a different word is not found.
 """
 
 import hashlib
@@ -11,19 +11,19 @@ import json
 import numpy as np
 
 HASH_BYTES = 16
-KEY_BYTES = 8  # of a hash, kept to find duplicates; a million examples have a false one with probability 3e-8
+KEY_BYTES = 8  # of a hash, kept to find duplicates; among a million examples a false one has probability 3e-8
 CONTENT_KEYS = ("messages", "tools", "text", "prompt", "completion", "input_ids")  # of an example, see data/formats.py
-WEIGHT_KEY = "weight"  # of a message; the same words with another weight are the same content
-BUT_FOR = "but for case, white space and punctuation"  # for messages: what may differ between examples of the same hash
-# What separates words, besides ASCII white space. Not symbols such as + - < %, which can be all that tells two sums apart. A
-# mark becomes a space, so that 1.5 is not 15.
+WEIGHT_KEY = "weight"  # of a message; two messages that differ in weight alone have the same content
+BUT_FOR = "but for case, white space and punctuation"  # in messages: the differences that a hash ignores
+# Characters that separate words, besides ASCII white space. Symbols such as + - < % are kept, because they can be the only
+# difference between two sums. A mark becomes a space, so that 1.5 differs from 15.
 MARKS = b".,;:!?\"'\\"
 _SPACES = bytes.maketrans(MARKS, b" " * len(MARKS))
 _OTHER_MARKS = "\u00a0\u202f\u3000“”‘’„«»…。，、：；！？"
 
 
 def content_hash(example: dict) -> bytes:
-    """HASH_BYTES bytes that identify what an example (data/formats.py) says. Weights and unknown keys do not matter."""
+    """Return HASH_BYTES bytes that identify the content of an example (data/formats.py), without weights and unknown keys."""
     content = {key: example[key] for key in CONTENT_KEYS if key in example}
     if "messages" in content:
         messages = content["messages"]
@@ -32,9 +32,9 @@ def content_hash(example: dict) -> bytes:
 
 
 def group_hash(example: dict, split_by: str | None) -> bytes | None:
-    """What decides on which side of the split an example is: its content, or with data.split_by the value of that key alone.
+    """Return the hash that decides the side of the split: of the example's content, or of its value of data.split_by.
 
-    None: the example has no such key, or an empty value.
+    Return None if the example has no such key or an empty value.
     """
     if split_by is None:
         return content_hash(example)
@@ -44,7 +44,7 @@ def group_hash(example: dict, split_by: str | None) -> bytes | None:
 
 
 def _hash(text: str) -> bytes:
-    for escaped in ("\\n", "\\t", "\\r"):  # white space in JSON
+    for escaped in ("\\n", "\\t", "\\r"):  # white space as JSON escapes it
         text = text.replace(escaped, " ")
     if not text.isascii():
         for mark in _OTHER_MARKS:
@@ -54,21 +54,22 @@ def _hash(text: str) -> bytes:
 
 
 def is_held_out(group: bytes | None, share: float) -> bool:
-    """Whether the examples with this `group_hash` belong to the held-out part, a fraction `share` of all hashes.
+    """Return whether the examples with this `group_hash` are held out, as a fraction `share` of all hashes is.
 
     A larger share holds out the same examples and more.
     """
-    # Not the bytes of `key_of`, so that the two decisions are independent of each other.
+    # Other bytes than in `key_of`, so that the two decisions are independent of each other.
     return group is not None and int.from_bytes(group[KEY_BYTES:], "little") < int(share * 2**64)
 
 
 def key_of(content: bytes) -> int:
-    """The unsigned 64-bit key of a content hash, by which duplicates are found."""
+    """Return the unsigned 64-bit key of a content hash, by which duplicates are found."""
     return int.from_bytes(content[:KEY_BYTES], "little")
 
 
-def num_shared(keys: np.ndarray, others: np.ndarray) -> int:
-    """Number of examples in `keys` that say what one in `others` says. Both: uint64 `(examples,)`."""
-    others = np.sort(others)  # np.isin takes ten times as long for a hundred million, and several times their memory
-    found = np.searchsorted(others, keys)
-    return int((others[np.minimum(found, len(others) - 1)] == keys).sum()) if len(others) else 0
+def num_shared(keys: np.ndarray, other_keys: np.ndarray) -> int:
+    """Return the number of `keys` that also occur in `other_keys`. Both: uint64 `(examples,)`."""
+    # np.isin takes ten times as long for a hundred million keys, and several times their memory.
+    other_keys = np.sort(other_keys)
+    places = np.searchsorted(other_keys, keys)
+    return int((other_keys[np.minimum(places, len(other_keys) - 1)] == keys).sum()) if len(other_keys) else 0

@@ -1,8 +1,8 @@
-"""The messages of a chat, from the forms that files have to one canonical form.
+"""Convert the messages of a chat from the files' forms to one canonical form.
 
 A canonical message has a `role` of ROLES and `content`, a string; it is None only for an assistant's message with
 `tool_calls`. It may have `tool_calls` (arguments as an object), `tool_call_id`, `name`, `reasoning_content` and
-`thinking`, and an assistant's message a `weight` other than 1. Nothing else is kept.
+`thinking`, and an assistant's message a `weight` other than 1. All other keys are dropped.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from common.errors import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-# What files call these roles. `function` is the OpenAI API's old name of a tool's answer, `ipython` Llama 3's.
+# Other names of these roles. `function` is the OpenAI API's old name of a tool's answer, `ipython` is Llama 3's.
 ROLE_NAMES = {role: role for role in ROLES} | {
     "human": "user",
     "gpt": "assistant",
@@ -30,17 +30,17 @@ ROLE_NAMES = {role: role for role in ROLES} | {
     "ipython": "tool",
 }
 PLAIN = {"role", "content"}
-CALLS = ("function_call", "tool_call")  # roles whose text is a call, or a list of calls, as JSON
+CALLS = ("function_call", "tool_call")  # roles whose text is a tool call, or a list of calls, as JSON
 TEXT_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking")
-LEAST_WEIGHT, MOST_WEIGHT = 1e-12, 1e12  # a product with another weight and with a loss must be a normal number of fp32
-MAX_NAMES = 20  # in a message
+LEAST_WEIGHT, MOST_WEIGHT = 1e-12, 1e12  # products with another weight and a loss must be normal fp32 numbers
+MAX_NAMES = 20  # names listed in a message
 MAX_DEPTH = 100  # of tools and arguments; Python's own limit depends on the caller
 
 
 def canonical_messages(value: object, where: str, key: str, names: Mapping[str, str]) -> list[dict]:
-    """The canonical form of a list of messages, which may be given as JSON text.
+    """Return the canonical form of a list of messages or of its JSON text.
 
-    key: where the list is in the example. names: our name -> the name in the file. Raises UserError with `where`.
+    key: the list's key in the example. names: our name -> the file's name. Raise UserError with `where`.
     """
     messages = parse_json_text(value, where, key)
     if not isinstance(messages, list) or not messages:
@@ -49,14 +49,14 @@ def canonical_messages(value: object, where: str, key: str, names: Mapping[str, 
 
 
 def text_message(role: str, content: object, where: str, key: str) -> dict:
-    """A message with the text that the example has under `key`."""
+    """Return a message with the text that the example has under `key`."""
     if not isinstance(content, str):
         raise UserError(f"{where}: `{key}` must be a string")
     return {"role": role, "content": check_unicode(content, where)}
 
 
 def canonical_weight(value: object, where: str) -> float:
-    """A weight as a number. Raises UserError unless it is 0 or a number that fp32 holds in full precision."""
+    """Return a weight as a number. Raise UserError unless it is 0 or a number that fp32 holds in full precision."""
     try:
         weight = math.nan if isinstance(value, bool) else float(value)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError, OverflowError):
@@ -69,7 +69,7 @@ def canonical_weight(value: object, where: str) -> float:
 
 
 def canonical_tools(value: object, where: str) -> list[dict]:
-    """The tools of an example: a list of objects, which may be given as JSON text."""
+    """Return the tools of an example: a list of objects, or its JSON text."""
     tools = parse_json_text(value, where, "tools")
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UserError(f"{where}: `tools` must be a list of objects, or one as JSON text")
@@ -77,7 +77,7 @@ def canonical_tools(value: object, where: str) -> list[dict]:
 
 
 def parse_json_text(value: object, where: str, key: str) -> object:
-    """What a cell of a CSV file stands for if it holds JSON; any other value as it is."""
+    """Parse a string as JSON, as in a cell of a CSV file; return any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -88,7 +88,7 @@ def parse_json_text(value: object, where: str, key: str) -> object:
 
 
 def check_unicode(text: str, where: str) -> str:
-    """Refuse lone surrogates, which JSON can contain but no tokenizer accepts."""
+    """Return `text`. Raise UserError for lone surrogates, which JSON can contain but no tokenizer accepts."""
     if text.isascii():
         return text
     try:
@@ -99,9 +99,9 @@ def check_unicode(text: str, where: str) -> str:
 
 
 def renamed(record: dict, names: Mapping[str, str]) -> dict:
-    """A record with our names of its keys. names: our name -> the name in the file.
+    """Return a record with our names of its keys. names: our name -> the file's name.
 
-    A key that has one of our names in the file, but is not meant, is left out.
+    A key of the file that has one of our names by coincidence is left out.
     """
     if not names:
         return record
@@ -113,7 +113,7 @@ def renamed(record: dict, names: Mapping[str, str]) -> dict:
 def _canonical_message(message: object, where: str, number: int, names: Mapping[str, str]) -> dict:
     if isinstance(message, dict) and message.keys() == PLAIN and not names:
         role, content = message["role"], message["content"]
-        if role in ROLES and isinstance(content, str):  # like most messages, it is canonical already
+        if role in ROLES and isinstance(content, str):  # already canonical, like most messages
             check_unicode(content, where)
             return message
     this = f"{where}: message {number}"
@@ -125,16 +125,16 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
             f"{this} has `{spans[0]}`, which marks the characters that carry loss (axolotl's message_field_training_detail); "
             "only whole messages can be marked here, so give `input_ids` with a `mask` instead of messages"
         )
-    said = message.get("role", message.get("from"))
-    role = ROLE_NAMES.get(said) if isinstance(said, str) else None
+    role_name = message.get("role", message.get("from"))
+    role = ROLE_NAMES.get(role_name) if isinstance(role_name, str) else None
     if role is None:
         roles = ", ".join(ROLES)
-        raise UserError(f"{this} needs a `role` that is one of {roles}, not {short(said)}; data.row can change it")
-    if said == "function" and "role" not in message:
+        raise UserError(f"{this} needs a `role` that is one of {roles}, not {short(role_name)}; data.row can change it")
+    if role_name == "function" and "role" not in message:
         raise UserError(f"{this}: `from` is function, which may be a call or its answer; say function_call or tool")
     content = message.get("content", message.get("value"))
-    if said in CALLS:
-        content, calls = None, parse_json_text(content, this, said)
+    if role_name in CALLS:
+        content, calls = None, parse_json_text(content, this, role_name)
     else:
         calls = message.get("tool_calls") or message.get("function_call")
     result = {"role": role, "content": _text_of(content, where, this)}
@@ -154,12 +154,12 @@ def _canonical_message(message: object, where: str, number: int, names: Mapping[
 
 
 def _is_mask_within(value: object) -> bool:
-    """Whether a value of a message marks a part of its text, as axolotl's data do."""
+    """Return whether a value of a message marks a part of its text, as in axolotl's data."""
     return isinstance(value, list) and any(isinstance(part, dict) and "begin_offset" in part for part in value)
 
 
 def _text_of(content: object, where: str, this: str) -> str | None:
-    """The text of a message's content: a string, or a list of text parts, which are joined without a separator."""
+    """Return the text of a message's content: a string, or a list of text parts, joined without a separator."""
     if isinstance(content, list):
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
@@ -174,7 +174,7 @@ def _text_of(content: object, where: str, this: str) -> str | None:
 
 
 def _canonical_calls(calls: object, this: str) -> list[dict]:
-    """Tool calls as templates expect them: a list of {"type", "function": {"name", "arguments"}}, maybe with an "id"."""
+    """Return tool calls as templates expect them: a list of {"type", "function": {"name", "arguments"}}, perhaps with "id"."""
     calls = parse_json_text(calls, this, "tool_calls") if calls else []
     result = []
     for call in calls if isinstance(calls, list) else [calls]:
@@ -184,15 +184,15 @@ def _canonical_calls(calls: object, this: str) -> list[dict]:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             arguments = _as_object(arguments)
-        made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        canonical = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
         if isinstance(call.get("id"), str):
-            made = {"id": call["id"]} | made
-        result.append(_check_json(made, this, "tool_calls"))
+            canonical = {"id": call["id"]} | canonical
+        result.append(_check_json(canonical, this, "tool_calls"))
     return result
 
 
 def _as_object(text: str) -> object:
-    """The object that arguments stand for, as templates expect it; text that is not one stays text."""
+    """Parse a call's arguments to an object, as templates expect. Return text that is no JSON object unchanged."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -201,7 +201,7 @@ def _as_object(text: str) -> object:
 
 
 def _weight_of(message: dict, role: str, this: str) -> float:
-    """The weight of a message's loss, 1 by default. Only an assistant's message can carry loss."""
+    """Return the weight of a message's loss, 1 by default. Only an assistant's message can carry loss."""
     weight = canonical_weight(message["weight"], this) if "weight" in message else 1.0
     for key in ("train", "training"):
         if key not in message:
@@ -217,7 +217,7 @@ def _weight_of(message: dict, role: str, this: str) -> float:
 
 
 def _check_json(value: Any, where: str, key: str) -> Any:
-    """Return `value` if it is plain JSON that any template can write."""
+    """Return `value`. Raise UserError unless it is plain JSON that any template can write."""
     stack: list[tuple[object, int]] = [(value, 1)]
     while stack:
         item, depth = stack.pop()
@@ -235,16 +235,16 @@ def _check_json(value: Any, where: str, key: str) -> Any:
 
 
 def short(value: object) -> str:
-    """A value for a message: printable and of limited length."""
+    """Return a value for an error message: printable and of limited length."""
     return printable(reprlib.repr(value))
 
 
 def short_list(names: Collection[object]) -> str:
-    """Names for a message: printable, and not too many."""
+    """Return names for an error message: printable, and at most MAX_NAMES of them."""
     shown = [name if isinstance(name, str) and len(name) < 80 else reprlib.repr(name) for name in names][:MAX_NAMES]
     return printable(", ".join(shown)) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
 
 
 def printable(text: str) -> str:
-    """The text in one line that any terminal can show."""
+    """Return the text in one line that any terminal can show."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()

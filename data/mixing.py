@@ -1,15 +1,15 @@
 """The items of each source in a step, as a pure function of (seed, step) that does not depend on the number of ranks.
 
 The main source sets the pace. Let C(s) be the number of its target tokens before step s, and r the share of a mixed-in
-source divided by the share of the main source. Such a source is an endless stream, measured in target tokens: epochs, each in
-its own random order. Step s takes the stream from r C(s) to r C(s + 1), with both ends moved to the nearest place between two
-items. A document, or a window of a token store, is never cut, so that every token is predicted from all that stands before it
-there. No state is carried from step to step.
+source divided by the share of the main source. A mixed-in source is an endless stream, measured in target tokens: epochs, each in
+its own random order. Step s takes the stream from r C(s) to r C(s + 1), with both ends moved to the nearest boundary between two
+items. Documents and windows of a token store are never cut, so every token is predicted from its whole context. No state is
+carried from step to step.
 
-Let w be the target tokens of the source's largest item. Each end moves by w / 2 at most, so over any range of steps the
-source brings r times the target tokens of the main source to within w. Let E be what it should bring to a mean step: over
-N = 4 w / E steps or more it is within a factor of two of its share. Target tokens of a token store are estimated from their
-mean per window.
+Let w be the number of target tokens of the source's largest item. Each end moves by w / 2 at most, so over any range of steps the
+source contributes r times the target tokens of the main source to within w. Let E be its expected target tokens in an average
+step: over N = 4 w / E steps or more its fraction is within a factor of two of its share. Target tokens of a token store are
+estimated from the mean per window.
 """
 
 import functools
@@ -26,7 +26,7 @@ from common.random_bits import permuted
 from data.examples import Documents
 from data.sources import Windows
 
-BLOCK = 2**16  # documents that are looked at together, so that a million of them take little memory
+BLOCK = 2**16  # documents that are processed together, so that a million of them take little memory
 
 
 # ---- the main source -------------------------------------------------------------------------------------------------------
@@ -38,20 +38,20 @@ class MainOrder:
 
     steps_per_epoch: tuple[int, ...]
     items: Callable[[int], list[int]]  # step -> its items
-    targets_before: Callable[[int], float]  # step -> target tokens of all steps before it, C(s)
-    # With `global_tokens`: steps that may have more target tokens over all sources, and how many these may have at most
+    targets_before: Callable[[int], float]  # step -> C(s), the target tokens of all steps before it
+    # With `global_tokens`: number of steps that may exceed it over all sources, and the most target tokens of such a step
     num_too_large: int = 0
     largest: float = 0.0
 
 
 def mean_step_targets(source: Documents | Windows, examples: int | None, tokens: float | None) -> float:
-    """Target tokens of the main source in a mean step of `examples` items, or of up to `tokens` target tokens."""
+    """Return the main source's target tokens in an average step of `examples` items, or of up to `tokens` target tokens."""
     mean = total_targets(source) / len(source)
     return min(total_targets(source), examples * mean if examples else max(mean, tokens or 0.0))
 
 
 def total_targets(source: Documents | Windows) -> float:
-    """Number of target tokens in one pass. For a token store it is computed from the mean per window."""
+    """Return the number of target tokens in one pass, for a token store estimated from the mean per window."""
     return source.mean_targets * len(source) if isinstance(source, Windows) else float(total(source.targets))
 
 
@@ -63,10 +63,10 @@ def main_order(
     tokens: int | None,
     streams: "Sequence[Stream]" = (),
 ) -> MainOrder:
-    """`epochs` passes over a source, each in its own random order. The last step of an epoch may be smaller.
+    """Plan `epochs` passes over a source, each in its own random order. The last step of an epoch may be smaller.
 
-    A step has `examples` items; or as many, but at least one, as leave room for what `streams` bring to the step: it then
-    has at most `tokens` target tokens over all sources, unless one item and what is mixed in with it has more.
+    A step has `examples` items. Or it has as many items, at least one, as leave room for the contribution of `streams`: then
+    it has at most `tokens` target tokens over all sources, unless a single item and the contribution to it have more.
     """
     if isinstance(source, Windows) and (tokens is None or not streams):
         return _order_of_windows(source, epochs, seed, examples, tokens)
@@ -78,7 +78,7 @@ def main_order(
     too_large, largest = 0, 0.0
     for epoch in range(epochs):
         if isinstance(source, Windows):
-            # No window is read to count its target tokens: they are at most all tokens but the first.
+            # An upper bound of a window's target tokens is all but its first token. The exact number would need a read.
             before = np.arange(epoch * size, (epoch + 1) * size + 1) * source.mean_targets
             bound = np.arange(size + 1) * (source.num_tokens(0) - 1)
         else:
@@ -86,7 +86,7 @@ def main_order(
         if tokens is None:
             first = np.arange(0, size, examples)
         else:
-            # What a step from any item to any other would have, over all sources, is a difference of these.
+            # The difference of two of these is the number of target tokens, over all sources, of a step between two items.
             most = bound.astype(np.float64) if streams else bound
             for stream, low in itertools.product(streams, range(0, len(most), BLOCK)):
                 most[low : low + BLOCK] += stream.cuts(stream.ratio * before[low : low + BLOCK]).most
@@ -114,7 +114,7 @@ def main_order(
 
 
 def _step_starts(before: np.ndarray, tokens: int) -> np.ndarray:
-    """Index at which each step begins, given the target tokens before each document, and in total as the last element."""
+    """Return the index at which each step begins. before: target tokens before each document, and in total as last element."""
     starts = [0]
     while True:
         fit = int(np.searchsorted(before, before[starts[-1]] + tokens, side="right")) - 1
@@ -125,9 +125,9 @@ def _step_starts(before: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def _order_of_windows(windows: Windows, epochs: int, seed: int, examples: int | None, tokens: int | None) -> MainOrder:
-    """Every step has the same number of windows, so that no list of them is needed: a token store may have billions."""
+    """Order a token store. Every step has the same number of windows, so that no list is needed: there may be billions."""
     size, mean, bound = len(windows), windows.mean_targets, windows.num_tokens(0) - 1
-    # No window is read to count its target tokens: they are at most all tokens but the first.
+    # `bound`: a window's target tokens are at most all but its first token. The exact number would need a read.
     per_step = examples or max(1, (tokens or 0) // bound)
     steps, largest = -(-size // per_step), per_step * bound
     too_large = steps * epochs if tokens and largest > tokens else 0
@@ -147,33 +147,33 @@ def _order_of_windows(windows: Windows, epochs: int, seed: int, examples: int | 
 
 
 class Cuts(NamedTuple):
-    """Places between two items of a stream, each int64 `(places,)` and in order."""
+    """Boundaries between two items of a stream, each int64 `(places,)` and in order."""
 
-    items: np.ndarray  # items of the stream before the place
-    most: np.ndarray  # number of target tokens before it, or of a token store a bound: differences are upper bounds
+    items: np.ndarray  # number of items before the boundary
+    most: np.ndarray  # target tokens before it; for a token store a value whose differences are upper bounds
 
 
 class Stream:
-    """A mixed-in source. It brings `ratio` target tokens for each one of the main source."""
+    """A mixed-in source. It contributes `ratio` target tokens for each target token of the main source."""
 
     ratio: float
-    largest: float  # target tokens of its largest item, of a token store of a mean one: w
+    largest: float  # w: target tokens of its largest item; for a token store, of an average window
 
     def cuts(self, positions: np.ndarray) -> Cuts:
-        """The nearest place to each position, of two equally near ones the first. positions: fp64 target tokens, in order."""
+        """Return the nearest boundary to each position, the first of two at equal distance. positions: fp64, in order."""
         raise NotImplementedError
 
     def index(self, item: int) -> int:
-        """The item of the source that an item of the stream is."""
+        """Return the number in the source of an item of the stream."""
         raise NotImplementedError
 
     def items_of_step(self, before: float, after: float) -> list[int]:
-        """Items of the source that a step takes. before, after: target tokens of the main source up to the step, and with it."""
+        """Return the items that a step takes. before, after: target tokens of the main source before and after the step."""
         first, end = self.cuts(self.ratio * np.array([before, after], dtype=np.float64)).items.tolist()
         return [self.index(item) for item in range(first, end)]
 
     def steps_of_share(self, step_targets: float) -> int:
-        """N: over so many steps the share is within a factor of two. step_targets: of the main source in a mean step."""
+        """Return N, the steps over which the share holds within a factor of two. step_targets: of the main source, on average."""
         return max(1, math.ceil(4 * self.largest / (self.ratio * step_targets)))
 
 
@@ -188,29 +188,29 @@ class StreamOfDocuments(Stream):
         self.largest = float(source.targets.max())
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The documents of an epoch in order, uint32, and the target tokens up to the end of each."""
+        """Return the documents of an epoch in order, uint32, and the target tokens up to the end of each."""
         # Not (seed, number, epoch): numpy treats (a, b, 0) like (a, b), and the main source has (seed, epoch).
         order = shuffled(self.size, (self.key[0], epoch, self.key[1]))
         order = order if self.usable is None else self.usable[order]
         return order, cumulative(self.source.targets, order)[1:]
 
     def cuts(self, positions: np.ndarray) -> Cuts:
-        """The cuts of `Stream`. Each epoch has an order of its own."""
+        """See `Stream.cuts`. Each epoch has an order of its own."""
         epochs = (positions // self.total).astype(np.int64)
-        found = []
+        cuts_by_epoch = []
         for epoch in np.unique(epochs).tolist():
             low, high = np.searchsorted(epochs, [epoch, epoch + 1])
             order, ends = self.epoch(epoch)
             within = positions[low:high] - epoch * self.total
-            # For another dtype than that of `ends` numpy would copy all of it. Integers are compared with the floor.
+            # For keys of another dtype numpy would copy all of `ends`. Integers are compared with the floor.
             keys = within if ends.dtype.kind == "f" else np.floor(within).astype(np.int64)
             number = np.minimum(np.searchsorted(ends, keys, side="right"), self.size - 1)
             targets = self.source.targets[order[number]].astype(ends.dtype)
             begin = ends[number] - targets
             is_end = (within - begin) / targets > 0.5
             most = epoch * self.total + np.where(is_end, ends[number], begin)
-            found.append((epoch * self.size + number + is_end, most))
-        return Cuts(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+            cuts_by_epoch.append((epoch * self.size + number + is_end, most))
+        return Cuts(*(np.concatenate(arrays) for arrays in zip(*cuts_by_epoch, strict=True)))
 
     def index(self, item: int) -> int:
         epoch, number = divmod(item, self.size)
@@ -234,14 +234,14 @@ class StreamOfWindows(Stream):
 
 
 def total(targets: np.ndarray) -> int | float:
-    """The sum of target tokens or of weights, added in order: numpy's sum of floats may depend on the processor."""
+    """Return the sum of target tokens or of weights, added in order: numpy's sum of floats depends on the processor."""
     return np.cumsum(targets)[-1].item() if targets.dtype.kind == "f" else targets.sum().item()
 
 
 def cumulative(targets: np.ndarray, order: np.ndarray, start: float = 0) -> np.ndarray:
-    """`start` plus the sums of `targets` over the first 0, 1, ... of the documents in `order` `(n,)`.
+    """Return `start` plus the sums of `targets` over the first 0, 1, ... of the documents in `order` `(n,)`.
 
-    int64 or, of fractional weights, fp64 `(n + 1,)`.
+    int64, or fp64 for fractional weights, `(n + 1,)`.
     """
     sums = np.empty(len(order) + 1, np.float64 if targets.dtype.kind == "f" else np.int64)
     sums[0] = start
@@ -253,5 +253,5 @@ def cumulative(targets: np.ndarray, order: np.ndarray, start: float = 0) -> np.n
 
 
 def shuffled(size: int, key: tuple[int, ...]) -> np.ndarray:
-    """A random permutation of 0, ..., `size` - 1, uint32: a million documents take 4 MB."""
+    """Return a random permutation of 0, ..., `size` - 1, uint32: a million documents take 4 MB."""
     return np.random.default_rng(key).permutation(np.arange(size, dtype=np.uint32))

@@ -1,4 +1,4 @@
-"""Read the sources of a run: files through the cache, or token stores; and say which examples stand in two of them."""
+"""Read the sources of a run, from files through the cache or from token stores, and report examples in two sources."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,19 +19,19 @@ from data.store import Store, is_store, open_store
 
 
 def with_shared_examples_reported(validation: Corpus, train: Corpus) -> Corpus:
-    """The validation corpus, with a warning in the report of each source whose examples are also trained on."""
-    return replace(validation, sources=tuple(_with_shared(one, train.sources, "the") for one in validation.sources))
+    """Return the validation corpus, with a remark in the report of each source whose examples are also trained on."""
+    return replace(validation, sources=tuple(_with_shared(part, train.sources, "the") for part in validation.sources))
 
 
 def _with_shared(
     source: Documents | Windows, trained: Sequence[Documents | Windows], where: str
 ) -> Documents | Windows:
-    """The source, with a remark in its report if some of its examples are in `trained`. Token stores are not compared."""
-    others = [other.content_keys() for other in trained if isinstance(other, Documents)]
-    if not isinstance(source, Documents) or not others:
+    """Return the source, with a remark in its report if `trained` has some of its examples. Token stores are not compared."""
+    trained_keys = [part.content_keys() for part in trained if isinstance(part, Documents)]
+    if not isinstance(source, Documents) or not trained_keys:
         return source
     keys = source.content_keys()
-    if not (shared := num_shared(keys, np.concatenate(others))):
+    if not (shared := num_shared(keys, np.concatenate(trained_keys))):
         return source
     remark = f"SHARED: {shared:,} of {len(keys):,} examples are also in {where} training data, {BUT_FOR}"
     return replace(source, report=f"{source.report}\n{remark}")
@@ -45,17 +45,17 @@ class Reader:
     vocab_size: int  # number of rows of the model's embedding
     sequence_length: int
     too_long: str  # drop | truncate | error, as in `documents_of`
-    cache: Cache | None = None  # in which what is tokenised is kept; None: in memory
-    reading: Reading = DEFAULT  # of data.train and data.validation; its on_bad holds for all sources
-    digest_of_row: Callable[[str | None], str] = lambda row: ""  # of the code that `row` of a source names
+    cache: Cache | None = None  # None: keep tokenised examples in memory
+    reading: Reading = DEFAULT  # for data.train and data.validation; its on_bad holds for all sources
+    digest_of_row: Callable[[str | None], str] = lambda row: ""  # returns a digest of the code of a source's `row`
 
     def training(self, train: tuple[str, ...], mix: Sequence[Source], anchor_weight: float = 1.0) -> Corpus:
-        """The main source followed by the mixed-in ones. anchor_weight: forgetting.anchor_weight.
+        """Read the main source and the mixed-in ones. anchor_weight: forgetting.anchor_weight.
 
-        Raises UserError for a bad file and for a token id that has no row in the model's embedding.
+        Raise UserError for a bad file and for a token id that has no row in the model's embedding.
         """
         for paths, row in ((train, self.reading.row), *((source.paths, source.row) for source in mix)):
-            if row and is_store(paths[0]):  # a store that only validates may stand beside rows
+            if row and is_store(paths[0]):  # as validation, a store may stand beside rows
                 raise UserError(
                     f"row={row} cannot be used with the token store {paths[0]}, which has windows and no rows; leave it out, or "
                     "name data files in place of the store"
@@ -72,9 +72,9 @@ class Reader:
     def validation(
         self, validation: tuple[str, ...], mix: Sequence[Source], train: tuple[str, ...] = ()
     ) -> Corpus | None:
-        """The validation files of all sources that have some, or None if no source has any. The shares are unused.
+        """Read the validation files of all sources; None if no source has any. The shares of the corpus are unused.
 
-        With data.validation_share, those of the main source are the examples that it holds out of `train`.
+        With data.validation_share, the main source's validation is the part that it holds out of `train`.
         """
         loaded, is_split = {}, self.reading.validation_share > 0
         if is_split or validation:
@@ -88,10 +88,10 @@ class Reader:
             return None
         return Corpus(tuple(loaded.values()), tuple(loaded), (1 / len(loaded),) * len(loaded))
 
-    def read(self, paths: tuple[str, ...], what: str, reading: Reading = DEFAULT) -> Documents | Windows:
-        """The examples of files, or the windows of a token store. `what` labels the progress bar of the one that tokenises.
+    def read(self, paths: tuple[str, ...], label: str, reading: Reading = DEFAULT) -> Documents | Windows:
+        """Read the examples of files, or the windows of a token store. label: for the progress bar.
 
-        Raises UserError as `documents_of` does, for a bad file, and for a token id that has no row in the model's embedding.
+        Raise UserError as `documents_of` does, for a bad file, and for a token id without a row in the model's embedding.
         """
         if len(paths) == 1 and is_store(paths[0]):
             if reading.part != "all":
@@ -108,9 +108,9 @@ class Reader:
         start = time.perf_counter()
 
         def build(folder: Path | None) -> Store:
-            from data.tokenise import build_examples  # not where the cache has all of it
+            from data.tokenise import build_examples  # not needed if the cache has all examples
 
-            return build_examples(paths, self.encoder, reading, folder, what)
+            return build_examples(paths, self.encoder, reading, folder, label)
 
         if self.cache is None:
             store, origin = build(None), tokenised(start)

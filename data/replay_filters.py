@@ -16,27 +16,27 @@ from common.random_bits import hash64_tensor
 from data.formats import example_text
 
 SHINGLE = 24  # characters
-EVALUATION_SHINGLE = 50  # characters; a text with so long a run in common with evaluation texts is dropped
-MAX_REPETITION = 0.3  # share of a document's shingles that have already occurred in it; more indicates a loop
-MAX_SIMILARITY = 0.5  # Jaccard similarity of its shingles to those of an earlier document
-SKETCH_RATE = 4  # documents are compared by a sketch: one in so many of their shingles, selected by hash
+EVALUATION_SHINGLE = 50  # characters; a text that shares a run of this length with evaluation texts is dropped
+MAX_REPETITION = 0.3  # fraction of a document's shingles that repeat earlier ones; a larger fraction indicates a loop
+MAX_SIMILARITY = 0.5  # Jaccard similarity between the shingles of a document and an earlier one
+SKETCH_RATE = 4  # documents are compared by sketches: a hash selects one shingle in this many
 
 
 class EvaluationTexts:
-    """The texts that evaluation uses, prepared for `overlaps`: hashes of their shingles, and short texts as a whole.
+    """The texts of the evaluations, prepared for `overlaps`: hashes of their shingles, and short texts as a whole.
 
-    Two different shingles have the same 64-bit hash with probability 2^-64: none is kept by mistake.
+    Two different shingles have the same 64-bit hash with probability 2^-64, so practically nothing is dropped by mistake.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
         normalized = [normalize(text) for text in texts]
         self.short_texts = [text for text in normalized if 0 < len(text) < EVALUATION_SHINGLE]
         hashes = [np.zeros(0, np.int64), *(shingle_hashes(text, EVALUATION_SHINGLE) for text in normalized)]
-        # int64 (shingles,), ascending: a set would take ten times the memory
+        # int64 (shingles,), ascending; a set would take ten times the memory
         self.shingles = np.unique(np.concatenate(hashes))
 
     def overlaps(self, normalized: str) -> bool:
-        """Whether a normalized text shares a run of EVALUATION_SHINGLE characters, or contains a whole short text."""
+        """Return whether a normalized text shares a run of EVALUATION_SHINGLE characters, or contains a short text."""
         hashes = shingle_hashes(normalized, EVALUATION_SHINGLE)
         places = np.searchsorted(self.shingles[:-1], hashes)
         if len(self.shingles) and (self.shingles[places] == hashes).any():
@@ -52,11 +52,11 @@ def filter_sampled(
 ) -> tuple[list[dict], dict[str, int], int]:
     """Filter documents sampled from a model (eval/sample_replay.py).
 
-    Each has `text` or `messages`, and `finished`: False if it reached the length limit. An unfinished text is shortened to its
-    last complete sentence, and an unfinished chat is dropped; documents below `min_characters` are dropped too.
+    A document has `text` or `messages`, and `finished`: False if it reached the length limit. An unfinished text is cut after
+    its last complete sentence. Unfinished chats and documents below `min_characters` are dropped.
 
-    Returns (the documents that passed, in order, without `finished`; the number of dropped ones by reason; the number of
-    shortened texts). Raises UserError if no document is left.
+    Return (the documents that passed, in order, without `finished`; the number of dropped documents by reason; the number of
+    texts that were cut). Raise UserError if no document is left.
     """
     candidates, num_unfinished, num_truncated = [], 0, 0
     for sample in sampled:
@@ -78,7 +78,7 @@ def filter_sampled(
 def filter_texts(
     texts: Sequence[str], min_characters: int, evaluation: EvaluationTexts
 ) -> tuple[list[int], dict[str, int]]:
-    """(indices of the texts to keep, number of dropped texts by reason). Of similar texts the first one is kept."""
+    """Return (indices of the texts to keep, number of dropped texts by reason). Of similar texts the first is kept."""
     kept: list[int] = []
     dropped: dict[str, int] = dict.fromkeys(("too short", "repetitive", "duplicate", "evaluated"), 0)
     texts_by_hash: dict[int, list[int]] = {}  # shingle hash -> indices of the kept texts that contain it
@@ -105,14 +105,14 @@ def filter_texts(
 
 
 def normalize(text: str) -> str:
-    """The text in lower case, with a single space for each run of white space."""
+    """Return the text in lower case, with a single space for each run of white space."""
     return " ".join(text.split()).casefold()
 
 
 def shingle_hashes(normalized: str, size: int = SHINGLE) -> np.ndarray:
-    """64-bit hashes of all runs of `size` characters, int64, in order. A shorter text has none.
+    """Return 64-bit hashes of all runs of `size` characters, int64, in order. A shorter text has none.
 
-    The hash of 2n characters is made of the hashes of its halves; the last step joins two runs that may overlap.
+    A hash of 2n characters combines the hashes of its halves; the last step joins two runs that may overlap.
     """
     characters = normalized.encode("utf-32-le", "surrogatepass")
     hashes = torch.from_numpy(np.frombuffer(characters, dtype="<u4").astype(np.int64))
@@ -125,19 +125,19 @@ def shingle_hashes(normalized: str, size: int = SHINGLE) -> np.ndarray:
 
 
 def repetition(normalized: str) -> float:
-    """The share of shingles that occurred earlier in the text: near 0 for most prose, near 1 for a loop."""
+    """Return the fraction of shingles that occurred earlier in the text: near 0 for most prose, near 1 for a loop."""
     hashes = shingle_hashes(normalized)
     return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
 
 
 def sketch(normalized: str) -> set[int]:
-    """Hashes of about one in SKETCH_RATE shingles. The same shingles are selected in every text."""
+    """Return the hashes of about one in SKETCH_RATE shingles. The same shingles are selected in every text."""
     hashes = shingle_hashes(normalized)
     return set(hashes[hashes % SKETCH_RATE == 0].tolist())
 
 
 def until_last_sentence(text: str) -> str:
-    """The text up to the end of its last complete sentence or line; empty if there is none.
+    """Return the text up to the end of its last complete sentence or line; empty if there is none.
 
     In training, EOS follows the text. After an incomplete sentence the model would learn to stop there.
     """
@@ -146,6 +146,6 @@ def until_last_sentence(text: str) -> str:
 
 
 def _largest_similarity(hashes: set[int], texts_by_hash: dict[int, list[int]], sketch_sizes: dict[int, int]) -> float:
-    """The largest Jaccard similarity to a kept text."""
+    """Return the largest Jaccard similarity to a kept text."""
     common = Counter(index for value in hashes for index in texts_by_hash.get(value, ()))
     return max((n / (len(hashes) + sketch_sizes[index] - n) for index, n in common.items()), default=0.0)

@@ -1,8 +1,8 @@
-"""The rows of a data file, before anything is known about their form: JSONL, JSON, CSV, text, parquet and Arrow.
+"""Read the rows of a data file of any type: JSONL, JSON, CSV, text, parquet and Arrow. Their form is not known here.
 
-A reader yields (location, row). A row that cannot be read is yielded as a UserError, because the rows after it can. A
-file that is damaged as a whole raises one. JSON is read value by value: a library of columns would give each tool call the
-argument names of all others.
+A reader yields (location, row). An unreadable row is yielded as a UserError, because the rows after it can still be read. A
+file that is damaged as a whole raises one. JSON is read value by value: a columnar library would give each tool call the
+argument names of all other calls.
 """
 
 import csv
@@ -20,9 +20,9 @@ from data.files import FOREIGN, SUFFIXES, codec_of, data_suffix
 from data.messages import short_list
 
 Rows = Iterator[tuple[str, Any]]
-MAX_CELL = 1 << 26  # characters of a CSV cell; without a limit, one quote that is not closed takes the rest of the file
+MAX_CELL = 1 << 26  # characters of a CSV cell; without a limit, an unclosed quote would swallow the rest of the file
 BATCH = 1024  # rows of a column file that are read together
-COLUMNS = (".parquet", ".arrow")  # suffixes of files in which a column has the keys of all rows together
+COLUMNS = (".parquet", ".arrow")  # suffixes of column files, in which every row has the keys of all rows
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".xlsx", ".xls", ".ods", ".docx", ".pdf")
 SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -30,9 +30,8 @@ SPACE = re.compile(r"[ \t\n\r]*")
 def read_rows(path: str | Path, columns: Collection[str] | None = None) -> Rows:
     """Yield (location, row) for each row of a file; a row is a dictionary if the file is well-formed.
 
-    A location reads "FILE, line 3". columns: what is read of .parquet and .arrow files, by default all; other files have all
-    of their keys. A file with an unknown suffix is read as JSONL. Raises UserError for a file that is damaged or cannot be
-    read.
+    A location reads "FILE, line 3". columns: the columns to read from .parquet and .arrow files, by default all; from other
+    files all keys are read. A file with an unknown suffix is read as JSONL. Raise UserError for a damaged or unreadable file.
     """
     suffix = data_suffix(path)
     if suffix in ARCHIVES:
@@ -50,7 +49,7 @@ def read_rows(path: str | Path, columns: Collection[str] | None = None) -> Rows:
 
 
 def open_raw(path: str | Path) -> Any:
-    """A file as it is, open for reading: a path of this machine, or a URL that fsspec knows."""
+    """Open a file for reading without decompressing it: a local path, or a URL that fsspec knows."""
     if "://" not in str(path):
         return Path(path).open("rb")
     import fsspec
@@ -60,9 +59,9 @@ def open_raw(path: str | Path) -> Any:
 
 
 def read_lines(path: str | Path) -> Iterator[bytes]:
-    """Yield the lines of a file with their ends, decompressed.
+    """Yield the lines of a file with their line ends, decompressed.
 
-    Raises UserError if the file cannot be read, is damaged or is truncated.
+    Raise UserError if the file cannot be read, is damaged or is truncated.
     """
     codec = codec_of(path)
     try:
@@ -70,7 +69,7 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
             yield from raw if codec is None else _decompressed(raw, codec, path)
     except UserError:
         raise
-    except Exception as error:  # of any library that decompresses or reads from elsewhere
+    except Exception as error:  # of any library that decompresses or reads remote data
         if codec and not getattr(error, "errno", None):
             raise UserError(f"{path} is damaged or not a {codec} file: {error}") from error
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -82,7 +81,7 @@ def _decompressed(raw: Any, codec: str, path: str | Path) -> Any:
 
         return cast(dict, fsspec.compression.compr)[codec](raw, mode="rb")
     pyarrow = _pyarrow(path, ".zst")
-    # What fsspec takes for it stops after the first frame and accepts a truncated file.
+    # fsspec's own reader of zstd stops after the first frame and accepts a truncated file.
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd"))
 
 
@@ -103,7 +102,7 @@ def _decode(raw: bytes, where: str) -> str:
 
 
 def text_of(path: str | Path) -> str:
-    """All text of a file, decompressed, without a byte order mark. Raises UserError as `read_lines`, and if it is not UTF-8."""
+    """Return all text of a file, decompressed, without a byte order mark. Raise UserError as `read_lines` does, or if not UTF-8."""
     return _decode(b"".join(read_lines(path)), str(path))
 
 
@@ -130,13 +129,13 @@ def _read_jsonl(path: str | Path) -> Rows:
             hint = f" at column {at.colno}" if at else ""
             if number == 1 and data_suffix(path) not in SUFFIXES:
                 hint += "; a name that does not end in .txt, .csv or the like means one JSON object per line"
-            elif number == 1 and at and at.pos >= len(at.doc):  # the first line of an object that has several
+            elif number == 1 and at and at.pos >= len(at.doc):  # the first line of an object with several lines
                 hint += "; objects of several lines are read if the name ends in .json"
             yield where, UserError(f"{where} is not valid JSON: {_json_reason(error)}{hint}")
 
 
 def _read_json(path: str | Path) -> Rows:
-    """The items of one array, or values that follow each other."""
+    """Yield the items of a single array, or the values of a file with several."""
     text = text_of(path)
     decoder, values, at = json.JSONDecoder(object_pairs_hook=_object), [], 0
     try:
@@ -146,14 +145,14 @@ def _read_json(path: str | Path) -> Rows:
     except json.JSONDecodeError as error:
         line = 1 + text.count("\n", 0, error.pos)
         raise UserError(f"{path}, line {line} is not valid JSON: {_json_reason(error)}") from error
-    except (ValueError, RecursionError) as error:  # which does not say where
+    except (ValueError, RecursionError) as error:  # these do not tell the line
         raise UserError(f"{path} is not valid JSON: {_json_reason(error)}") from error
     values = values[0] if len(values) == 1 and isinstance(values[0], list) else values
     yield from ((f"{path}, item {number}", value) for number, value in enumerate(values, 1))
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
-    """An object of JSON. Raises ValueError for a key that stands there twice, of which Python would keep the last value."""
+    """Build a JSON object. Raise ValueError for a repeated key, of which Python would silently keep the last value."""
     if len(row := dict(pairs)) != len(pairs):
         repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
         raise ValueError(f"an object has the key {short_list([repeated])} twice")
@@ -170,7 +169,7 @@ def _json_reason(error: Exception) -> str:
 
 
 def _read_csv(path: str | Path, usual: str) -> Rows:
-    """A location is the first line of a row, which may have several if a cell is quoted."""
+    """Yield the rows of a CSV file. The location is a row's first line; a row with quoted cells may have several."""
     csv.field_size_limit(MAX_CELL)
     lines = (_decode(line, f"{path}, line {number}") for number, line in enumerate(read_lines(path), 1))
     first = next(lines, "")
@@ -185,7 +184,7 @@ def _read_csv(path: str | Path, usual: str) -> Rows:
                 raise UserError(
                     f"{where} has a carriage return alone outside of quotes; end lines with LF or CR LF"
                 ) from error
-            # Other errors mean a quote that is not closed; what it has swallowed is unknown.
+            # Other errors mean an unclosed quote, which has swallowed an unknown part of the file.
             if "expected after" not in str(error):
                 raise UserError(f"{where} is not valid CSV: {error}; is a quote not closed?") from error
             yield where, UserError(f"{where} is not valid CSV: {error}")
@@ -205,7 +204,7 @@ def _read_csv(path: str | Path, usual: str) -> Rows:
 
 
 def _delimiter(header: str, usual: str) -> str:
-    """What separates the cells of a file: the usual character, or another one if the header has only that outside quotes."""
+    """Return the character that separates cells: the usual one, or another if the header has only that outside of quotes."""
     names = re.sub(r'"[^"]*"', "", header)
     return next((character for character in (usual, ",", ";", "\t", "|") if character in names), usual)
 
@@ -214,13 +213,13 @@ def _delimiter(header: str, usual: str) -> str:
 
 
 def column_names(path: str | Path) -> list[str]:
-    """Names of all columns of a .parquet or .arrow file, compressed or not. Raises UserError."""
+    """Return the names of all columns of a .parquet or .arrow file, compressed or not. Raise UserError."""
     with _guarded(path), _open_columns(path) as (names, _):
         return names
 
 
 def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
-    """A value that is null is left out below a row's own keys, because a column has the keys of all rows together."""
+    """Yield the rows of a column file. Nulls below a row's own keys are dropped, because a column has the keys of all rows."""
     with _guarded(path), _open_columns(path) as (names, batches_of):
         chosen = [name for name in names if columns is None or name in columns]
         if set(chosen) <= {*FOREIGN}:
@@ -235,19 +234,19 @@ def _read_columns(path: str | Path, columns: Collection[str] | None) -> Rows:
 
 @contextmanager
 def _open_columns(path: str | Path) -> Iterator[tuple[list[str], Callable[[list[str]], Iterator[Any]]]]:
-    """(names of all columns, chosen names -> record batches with these) of a file that is open meanwhile."""
+    """Yield (names of all columns, function from chosen names to record batches). The file is open inside the block."""
     pyarrow = _pyarrow(path, ".parquet and .arrow")
     with io.BytesIO(b"".join(read_lines(path))) if codec_of(path) else open_raw(path) as file:
         if data_suffix(path) == ".parquet":
             table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
             yield list(table.schema_arrow.names), lambda chosen: table.iter_batches(BATCH, columns=chosen)
             return
-        is_file_format = file.read(6) == b"ARROW1"  # Arrow's stream format does not begin so
+        is_file_format = file.read(6) == b"ARROW1"  # Arrow's stream format begins otherwise
         file.seek(0)
         reader = pyarrow.ipc.open_file(file) if is_file_format else pyarrow.ipc.open_stream(file)
 
         def pieces(chosen: list[str]) -> Iterator[Any]:
-            """Record batches of at most BATCH rows. Offsets are checked, because Arrow trusts those in a file."""
+            """Yield record batches of at most BATCH rows. Check offsets, because Arrow trusts those in a file."""
             for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file_format else reader:
                 batch.validate(full=True)
                 yield from (batch.slice(start, BATCH).select(chosen) for start in range(0, batch.num_rows, BATCH))
@@ -257,7 +256,7 @@ def _open_columns(path: str | Path) -> Iterator[tuple[list[str], Callable[[list[
 
 @contextmanager
 def _guarded(path: str | Path) -> Iterator[None]:
-    """Turn what pyarrow raises for a damaged file into a UserError."""
+    """Turn pyarrow's exceptions for a damaged file into a UserError."""
     pyarrow = _pyarrow(path, ".parquet and .arrow")
     try:
         yield
@@ -270,7 +269,7 @@ def _guarded(path: str | Path) -> Iterator[None]:
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    """A value of this type without nulls, and with what the type calls JSON read: `datasets` stores tool calls so."""
+    """Return a value of type `kind` without nulls. Parse values of a JSON type: `datasets` stores tool calls in this way."""
     if getattr(kind, "extension_name", None) == "arrow.json" and value is not None:
         return json.loads(value, object_pairs_hook=_object)
     kind = getattr(kind, "storage_type", kind)

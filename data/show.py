@@ -1,8 +1,8 @@
-"""An encoded example as text: what the model gets, which tokens carry loss, what was cut off; and a source in a few lines.
+"""Show an encoded example as text: the model's input, its loss-carrying tokens and the cuts. Summarise a source in a few lines.
 
-The functions return lines. Targets are in colour, or between ⟦ and ⟧ where there is no colour; weights other than 1 stand
-before their text. Nothing in them reaches a terminal as a command: control characters, such as the escape that begins one, and
-characters that are invisible or change the direction of writing are replaced by their code: ⟨U+001B⟩.
+The functions return lines. Targets are in colour, or between ⟦ and ⟧ without colour; weights other than 1 stand before the
+text. No data can reach a terminal as a command: control characters, such as the escape that begins a command, and characters
+that are invisible or change the direction of writing are replaced by their code: ⟨U+001B⟩.
 """
 
 import itertools
@@ -19,13 +19,13 @@ from data.examples import parts_of
 from data.store import StoreWriter
 
 GREEN, YELLOW, RESET = "\x1b[32m", "\x1b[33m", "\x1b[0m"
-MAX_TOKENS = 3000  # of the text of one sequence
-MAX_PIECES = 2  # of a long text
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")  # categories of Unicode; a plain space is excepted
-MARKS = "⟦⟧⟨⟩"  # have a meaning in what is shown, so those of the data are replaced
+MAX_TOKENS = 3000  # shown of one sequence
+MAX_PIECES = 2  # shown of a long text
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")  # Unicode categories; a plain space is an exception
+MARKS = "⟦⟧⟨⟩"  # these have a meaning in the output, so their occurrences in the data are replaced
 SIGNS = {"\n": "⏎\n", "\t": "⇥", " ": " "}
-BEFORE = 8  # tokens before a run that are decoded with it
-BAR = 50  # characters of the longest bar of a histogram
+BEFORE = 8  # maximum number of tokens before a run that are decoded with it
+BAR = 50  # characters of a histogram's longest bar
 BINS = 10
 
 
@@ -33,19 +33,19 @@ BINS = 10
 class Style:
     """How targets are marked, and how much is shown.
 
-    max_tokens: of each sequence; the middle of a longer one is left out. None: everything is shown.
+    max_tokens: number of tokens shown per sequence; the middle of a longer sequence is left out. None: show all.
     """
 
     colour: bool = False
     max_tokens: int | None = MAX_TOKENS
 
     def legend(self) -> str:
-        """What the marks mean."""
+        """Explain the marks in a line."""
         if self.colour:
-            what = f"{GREEN}green{RESET}: carries loss; {YELLOW}0.5× yellow{RESET}: carries 0.5 times the loss"
+            text = f"{GREEN}green{RESET}: carries loss; {YELLOW}0.5× yellow{RESET}: carries 0.5 times the loss"
         else:
-            what = "⟦text⟧ carries loss; ⟦0.5× text⟧ carries 0.5 times the loss"
-        return f"{what}; ⏎ newline, ⇥ tab, ⟨...⟩ code of an invisible character"
+            text = "⟦text⟧ carries loss; ⟦0.5× text⟧ carries 0.5 times the loss"
+        return f"{text}; ⏎ newline, ⇥ tab, ⟨...⟩ code of an invisible character"
 
     def target(self, text: str, weight: float) -> str:
         """Mark a target's text, which may have several lines."""
@@ -65,7 +65,7 @@ def show_outcome(
     too_long: str,
     style: Style = Style(),  # noqa: B008 (immutable)
 ) -> list[str]:
-    """Lines about one example: its sequences with their targets, what is left of them, and its notes."""
+    """Return lines about one example: its sequences with their targets, their cuts, and the example's notes."""
     if outcome.error:
         return [f"REFUSED: {one_line(outcome.error)}"]
     lines = []
@@ -75,7 +75,7 @@ def show_outcome(
         writer = StoreWriter(None, {"dtype": "<u4"})
         writer.add(encoded.ids, encoded.spans, is_text=is_text)
         parts, counts, _ = parts_of(writer.finish({}), sequence_length, too_long)  # as for training
-        lines += _what_is_cut(encoded, counts, len(parts), sequence_length, too_long)
+        lines += _cuts(encoded, counts, len(parts), sequence_length, too_long)
         if counts["empty"] or counts["empty_truncated"]:
             lines.append("LEFT OUT: no token of it carries loss")
         shown = [parts.get(i) for i in range(len(parts))] or [(encoded.ids, encoded.weights())]
@@ -94,7 +94,7 @@ def show_outcome(
 def show_sequence(
     tokens: np.ndarray, weights: np.ndarray, tokenizer: PreTrainedTokenizerBase, style: Style
 ) -> list[str]:
-    """Lines about one sequence: its size, and its text with the targets marked. tokens, weights: `(length,)`."""
+    """Return lines about one sequence: its size, and its text with the targets marked. tokens, weights: `(length,)`."""
     ids, targets = tokens.tolist(), np.count_nonzero(weights)
     size = f"{len(ids):,} tokens, {targets:,} of them targets"
     weighted = float(weights.sum())
@@ -102,12 +102,12 @@ def show_sequence(
         size += f" (sum of weights {weighted:g})"
     changes, texts = np.flatnonzero(weights[1:] != weights[:-1]) + 1, []
     shown, most = [(0, len(ids))], style.max_tokens
-    # Of a long sequence, two thirds of what is shown are from its beginning, and the rest is from its end.
+    # Of a long sequence, show two thirds of the limit from its beginning, and the rest from its end.
     if most is not None and len(ids) > most:
         shown = [(0, most * 2 // 3), (len(ids) - most // 3, len(ids))]
     for first, last in shown:
         text, inside = "", changes[(first < changes) & (changes < last)].tolist()
-        for start, end in itertools.pairwise([first, *inside, last]):  # tokens of one weight
+        for start, end in itertools.pairwise([first, *inside, last]):  # runs of tokens with equal weight
             run, weight = visible(run_text(tokenizer, ids, start, end)), float(weights[start])
             text += style.target(run, weight) if weight else run
         texts.append(text)
@@ -115,8 +115,8 @@ def show_sequence(
     return [size, *between.join(texts).split("\n")]
 
 
-def _what_is_cut(encoded: Encoded, counts: Counter, pieces: int, limit: int, too_long: str) -> list[str]:
-    """What data.sequence_length does to a sequence, in a line."""
+def _cuts(encoded: Encoded, counts: Counter, pieces: int, limit: int, too_long: str) -> list[str]:
+    """Describe the effect of data.sequence_length on a sequence in a line; no line if it fits."""
     length, lost = len(encoded.ids), int(np.count_nonzero(encoded.weights()[limit:]))
     actions = {
         "cut": f"it is CUT into {pieces} pieces",
@@ -125,14 +125,14 @@ def _what_is_cut(encoded: Encoded, counts: Counter, pieces: int, limit: int, too
         "error": "training stops with an error",
     }
     start = f"TOO LONG: {length:,} tokens, data.sequence_length={limit}, data.too_long={too_long}"
-    return [f"{start}: {what}" for action, what in actions.items() if counts[action]]
+    return [f"{start}: {description}" for action, description in actions.items() if counts[action]]
 
 
 # ---- the text of tokens --------------------------------------------------------------------------------------------------------
 
 
 def visible(text: str) -> str:
-    """The text with signs for newlines and tabs, and codes for other characters that are invisible or not harmless.
+    """Return the text with signs for newlines and tabs, and codes for characters that are invisible or unsafe.
 
     The sign for a newline is followed by a line break, the only control character of the result.
     """
@@ -145,14 +145,14 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`visible` without line breaks."""
+    """Return `visible(text)` without line breaks."""
     return visible(text).replace("\n", "")
 
 
 def run_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int, end: int) -> str:
-    """The text of the tokens `start` to `end` (exclusive) of a sequence, for `visible`.
+    """Decode the tokens `start` to `end` (exclusive) of a sequence to text for `visible`.
 
-    It is decoded together with what is before it, because decoders trim the first space of a text.
+    They are decoded together with some tokens before them, because decoders trim the first space of a text.
     """
 
     def decode(low: int, high: int) -> str:
@@ -170,7 +170,7 @@ def run_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int,
 
 
 def describe_source(name: str, report: str, lengths: np.ndarray, targets: np.ndarray) -> list[str]:
-    """Lines about one source. lengths, targets: `(sequences,)`, tokens and sums of weights; report: what was read."""
+    """Return lines about one source. lengths, targets: `(sequences,)`, tokens and sums of weights; report: the source's own."""
     lines = [f"{name}:", *(f"  {one_line(part)}" for part in report.split("\n"))]
     lines += ["  length in tokens:", *(f"  {line}" for line in histogram(lengths))]
     least, tenth, median, ninetieth, most = np.quantile(targets, (0, 0.1, 0.5, 0.9, 1))
@@ -183,13 +183,13 @@ def describe_source(name: str, report: str, lengths: np.ndarray, targets: np.nda
 
 
 def histogram(lengths: np.ndarray) -> list[str]:
-    """How many lengths lie in each of up to BINS ranges of equal size, as bars. At most 100 characters wide."""
+    """Return bars that count the lengths in each of up to BINS ranges of equal size. At most 100 characters wide."""
     least, most = int(lengths.min()), int(lengths.max())
     edges = [*range(least, most + 1, -(-(most - least + 1) // BINS)), most + 1]
     counts, _ = np.histogram(lengths, edges)
     lines = []
     for low, high, count in zip(edges, edges[1:], counts.tolist(), strict=False):
-        bar = "#" * (-(-BAR * count // int(counts.max())))  # rounded up: what is there is seen
+        bar = "#" * (-(-BAR * count // int(counts.max())))  # rounded up, so that no count looks like zero
         label = f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}"
         lines.append(f"{label:>20} |{bar:<{BAR}}{count:>10,} {count / len(lengths):>6.1%}")
     return lines

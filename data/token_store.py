@@ -1,4 +1,4 @@
-"""Build a token store: the texts of files without spans, which training reads as windows (data/sources.py)."""
+"""Build a token store: texts without spans, which training reads as windows (data/sources.py)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ from data.store import REBUILD, SHARD_TOKENS, STORE_FILE, Damaged, Store, StoreW
 from data.tokenise import Placed, description, encoded, read_placed, with_bar, write
 from data.tokens import load_tokenizer
 
-LOCK = "0" * 32  # of a token store that is being built (common/node_lock.py)
+LOCK = "0" * 32  # key of the lock on a token store that is being built (common/node_lock.py)
 
 
 def build_and_describe(
     paths: Sequence[str], model: str, out: Path, shard_tokens: int, cache: str, max_samples: int | None
 ) -> str:
-    """Build a token store with the tokenizer of a model. Returns what was built, as a sentence.
+    """Build a token store with the tokenizer of a model. Return a sentence about it.
 
-    paths, cache, max_samples: like data.train, data.cache and data.max_samples. Raises UserError.
+    paths, cache, max_samples: like data.train, data.cache and data.max_samples. Raise UserError.
     """
     check_paths_exist(paths)
     files = expand(local_paths(paths, cache, max_samples, lambda line: print(line, flush=True)))
@@ -45,7 +45,7 @@ def build_store(
 ) -> Store:
     """Build a token store of the texts of `files` in the directory `out`, or finish an interrupted build there.
 
-    If another process is building it, this one waits. Raises UserError for a bad file, and if `out` contains anything else.
+    If another process is building it, wait. Raise UserError for a bad file, and if `out` contains other files.
     """
     encoder = ExampleEncoder(tokenizer)
     digests = sha256_of_all(files)
@@ -54,22 +54,18 @@ def build_store(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose another directory")
     out.mkdir(parents=True, exist_ok=True)
-    begun = {LOCK_FILE, temporary_path(out / STORE_FILE).name}  # by another process, perhaps at this moment
-    if not {path.name for path in out.iterdir()} <= begun and not is_store(out):
+    in_progress = {LOCK_FILE, temporary_path(out / STORE_FILE).name}  # another process may be creating the store
+    if not {path.name for path in out.iterdir()} <= in_progress and not is_store(out):
         raise UserError(f"{out} contains other files; choose another directory")
     with node_lock(out, LOCK, lambda: print(f"waiting for another process, which is building {out}", flush=True)):
         if is_store(out):
-            found, wanted = read_info(out), info | {"shard_tokens": shard_tokens}
-            for entry, now in zip(found.get("files", ()), sources, strict=False):
-                if "sha256" not in entry:  # of an earlier version: the path and the size have to do
-                    entry.pop("blake2b", None)
-                    entry["sha256"] = now["sha256"]
-            if differ := [key for key in wanted if found.get(key) != wanted[key]]:
+            existing, expected = read_info(out), info | {"shard_tokens": shard_tokens}
+            if differ := [key for key in expected if existing.get(key) != expected[key]]:
                 raise UserError(
                     f"the store in {out} differs from what this command makes in its {', '.join(differ)}; remove that directory "
                     "or choose another one"
                 )
-            if found["complete"]:
+            if existing["complete"]:
                 return open_store(out)
         noticed = Noticed(Reading(max_samples=max_samples))
         with StoreWriter(out, info, shard_tokens) as writer:
@@ -78,20 +74,20 @@ def build_store(
 
 
 def _texts(files: list[Path], after: tuple[int, int], noticed: Noticed) -> Iterator[Placed]:
-    """The texts of all files in order, beginning with example `after` = (file, example). Raises UserError for a chat or a weight."""
+    """Yield the texts of all files in order, from example `after` = (file, example) on. Raise UserError for a chat or a weight."""
     first = 0 if noticed.reading.max_samples else after[0]
     for placed in with_bar(read_placed(files, noticed, first), ""):
         if "text" not in placed.example or "weight" in placed.example:
-            what = "a `weight`" if "text" in placed.example else "no `text`"
+            problem = "a `weight`" if "text" in placed.example else "no `text`"
             raise UserError(
-                f"{placed.where} has {what}, and a token store takes only documents; put such files into data.train directly"
+                f"{placed.where} has {problem}, and a token store takes only documents; put such files into data.train directly"
             )
-        if (placed.file, placed.number) >= after:  # what comes before is read again but not tokenised again
+        if (placed.file, placed.number) >= after:  # earlier texts are read again but not tokenised again
             yield placed
 
 
 def verify_store(path: Path) -> Store:
-    """Read and check every byte of a store. Raises UserError at the first damage."""
+    """Read and check every byte of a store. Raise UserError at the first damage."""
     if not is_store(path):
         raise UserError(f"{path} has no {STORE_FILE}: it is not a token store")
     store = open_store(path)

@@ -1,8 +1,8 @@
 """Read the examples of data files, encode them on all cores, and write them into a store (data/store.py).
 
-The reader makes batches of some 128k characters. Worker processes encode them: rendering chats is Python, which holds the
-interpreter's lock, and the threads of the tokenizers library help one process with the rest only. Results come back in order,
-so what is written does not depend on who did it.
+The reader makes batches of some 128k characters, and worker processes encode them. Processes are needed because rendering chats
+is Python code, which holds the interpreter's lock; the tokenizers library's threads would speed up the rest only. Results come
+back in order, so the store does not depend on the number of workers.
 """
 
 import ctypes
@@ -37,11 +37,11 @@ from data.store import Store, StoreWriter
 BATCH_CHARACTERS = 2**17
 BATCH_EXAMPLES = 256
 AHEAD = 3  # batches per worker that are read in advance
-PARALLEL_BYTES = 2**20  # of source files: below this, starting processes takes longer than it saves
+PARALLEL_BYTES = 2**20  # of source files; below this size, starting processes costs more time than it saves
 
 
 class Placed(NamedTuple):
-    """An example, with its place in the files that are read."""
+    """An example and its place in the files."""
 
     file: int  # counted from 0
     number: int  # of the example in its file, counted from 0
@@ -50,7 +50,7 @@ class Placed(NamedTuple):
 
 
 def read_placed(files: Sequence[Path], noticed: Noticed, first: int = 0) -> Iterator[Placed]:
-    """The examples of files with their numbers, from the file number `first` on. What `read_files` notices is in `noticed`."""
+    """Yield the examples of files with their places, from file number `first` on. `noticed` gets the readers' observations."""
     counts: Counter = Counter()
     for where, example in read_files(files[first:], noticed.reading, noticed):
         file = first + len(noticed.opened) - 1
@@ -79,9 +79,9 @@ def _characters(example: dict) -> int:
 def encoded(
     examples: Iterator[Placed], encoder: ExampleEncoder, files: Sequence[Path], ranks: int = 1
 ) -> Iterator[tuple[Placed, Outcome]]:
-    """Yield (example, its outcome) in order, encoded on all cores, of which `ranks` processes do the same at once.
+    """Yield (example, its outcome) in order, encoded on all cores. `ranks` processes of the node do the same at once.
 
-    Where `files` are small, or processes cannot be forked, it is done here.
+    If `files` are small, or processes cannot be forked, encode in this process.
     """
     processes = available_cores() // ranks if sum(file.stat().st_size for file in files) >= PARALLEL_BYTES else 1
     if processes < 2 or sys.platform != "linux":
@@ -91,13 +91,12 @@ def encoded(
     pending: deque = deque()
     with _workers(encoder, processes) as pool:
         try:
-            for batch in itertools.chain(
-                _batches(examples), [[]]
-            ):  # the empty one is the last, and waits for all others
+            # The empty batch at the end waits for all others.
+            for batch in itertools.chain(_batches(examples), [[]]):
                 pending.append((batch, pool.submit(_encode, [placed.example for placed in batch])))
                 while len(pending) >= AHEAD * processes or (pending and not batch):
-                    done, outcomes = pending.popleft()
-                    yield from zip(done, outcomes.result(), strict=True)
+                    batch_done, outcomes = pending.popleft()
+                    yield from zip(batch_done, outcomes.result(), strict=True)
         except BrokenProcessPool as error:
             raise UserError(
                 "a process that tokenises the data was killed, probably for lack of memory; free some memory and run the "
@@ -105,22 +104,22 @@ def encoded(
             ) from error
 
 
-_encoder: ExampleEncoder | None = None  # of a worker
+_encoder: ExampleEncoder | None = None  # in a worker process
 
 
 @contextmanager
 def _workers(encoder: ExampleEncoder, processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Forked workers, each with one thread: a spawned one would import transformers, which takes longer than 10 MB of text."""
+    """Start forked workers of one thread each. A spawned one would import transformers, which takes longer than 10 MB of text."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in the workers; with it, the library does not warn of the fork
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # for the workers; it also avoids the library's warning of the fork
     pool = ProcessPoolExecutor(
         processes, get_context("fork"), initializer=_start_worker, initargs=(encoder, os.getpid())
     )
     try:
         with warnings.catch_warnings():
-            # Python 3.12 warns if other threads exist. Those of numpy and torch are idle here and hold no lock.
+            # Python 3.12 warns of forks beside other threads. The threads of numpy and torch are idle here and hold no lock.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pool.submit(int).result()  # starts all of them
+            pool.submit(int).result()  # starts all workers
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
@@ -132,10 +131,10 @@ def _workers(encoder: ExampleEncoder, processes: int) -> Iterator[ProcessPoolExe
 def _start_worker(encoder: ExampleEncoder, parent: int) -> None:
     global _encoder
     _encoder = encoder
-    gc.freeze()  # a collection would visit, and so copy, all objects of the parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    gc.freeze()  # a collection would visit all objects of the parent, and so copy their pages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its parent, even if that is killed
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the parent, even if it is killed
     if os.getppid() != parent:
         os._exit(1)
 
@@ -147,7 +146,7 @@ def _encode(examples: list[dict]) -> list[Outcome]:
 def write(
     pairs: Iterator[tuple[Placed, Outcome]], writer: StoreWriter, noticed: Noticed, with_spans: bool = True
 ) -> None:
-    """Write encoded examples, and count in `noticed` what is unusual about them."""
+    """Write encoded examples to the store, and count their notes in `noticed`."""
     for placed, outcome in pairs:
         if outcome.error is not None:
             noticed.skip(f"{placed.where}: {outcome.error}")
@@ -164,13 +163,13 @@ def write(
 def build_examples(
     paths: tuple[str, ...], encoder: ExampleEncoder, reading: Reading, folder: Path | None, progress: str
 ) -> Store:
-    """Encode the examples of `paths` into the empty directory `folder`, or into memory if it is None.
+    """Encode the examples of `paths` into the empty directory `folder`, or into memory if `folder` is None.
 
-    progress: label of the progress bar on a terminal. Raises UserError for a bad file, and for an example that cannot be
+    progress: label of the progress bar on a terminal. Raise UserError for a bad file, and for an example that cannot be
     encoded, unless reading.on_bad is skip.
     """
     files = expand(paths)
-    ranks = 1 if folder else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # in memory, each has its own
+    ranks = 1 if folder else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # without a folder, every rank encodes all
     writer, noticed, keys = StoreWriter(folder, description(encoder)), Noticed(reading), array("Q")
 
     def is_other_part(placed: Placed, content: bytes) -> bool:
@@ -179,12 +178,12 @@ def build_examples(
             why = f"has no value of `{reading.split_by}` beside the keys of its form, by which data.split_by splits"
             noticed.skip(f"{placed.where} {why}")
             return True
-        other = is_held_out(group, reading.validation_share) != (reading.part == "validation")
-        noticed.counts["other_part"] += other
-        return other
+        is_other = is_held_out(group, reading.validation_share) != (reading.part == "validation")
+        noticed.counts["other_part"] += is_other
+        return is_other
 
     def examples() -> Iterator[Placed]:
-        """The examples of this part, whose content is counted and hashed on the way."""
+        """Yield the examples of this part, and count and hash their content on the way."""
         for placed in with_bar(read_placed(files, noticed), progress):
             content = content_hash(placed.example)
             if reading.part != "all" and is_other_part(placed, content):
@@ -200,22 +199,23 @@ def build_examples(
             "counts": dict(noticed.counts),
             "bad": noticed.bad,
             "control": noticed.control,
-            "repeated": len(keys) - len(np.unique(keys)),  # examples that say what an earlier one says
+            "repeated": len(keys) - len(np.unique(keys)),  # examples with the content of an earlier one
             "left_out": [str(file) for file in left_out(paths)],
             "files": len(noticed.opened),
             "forms": noticed.forms(),
             "written": time.strftime("%Y-%m-%d"),
-            "entry": folder.name.partition(".")[0] if folder else "",  # without what makes the name a temporary one
+            "entry": folder.name.partition(".")[0] if folder else "",  # without the end of its temporary name
         }
         return writer.finish(info)
 
 
 def description(encoder: ExampleEncoder) -> dict:
-    """What every store says of its ids: their type, and the fingerprint of the tokenizer."""
+    """Return the first fields of every store: the type of its ids, and the fingerprint of the tokenizer."""
     highest = max(encoder.tokenizer.get_vocab().values(), default=0)
     return {"dtype": "<u2" if highest < 2**16 else "<u4", "tokenizer": encoder.of_tokenizer}
 
 
 def with_bar(examples: Iterator[Placed], label: str) -> Iterator[Placed]:
-    """The examples, counted on a terminal while they are read. Elsewhere an error that ends a start begins a line."""
+    """Count examples on a terminal while they are read. Without a terminal nothing is printed, so that error lines stay whole."""
+
     return iter(tqdm(examples, f"tokenise {label}", unit=" examples", mininterval=0.5, leave=False, disable=None))

@@ -1,4 +1,4 @@
-"""Load a tokenizer, what determines the ids that it gives to a text, and what it puts before and after one."""
+"""Load and save tokenizers; find their BOS, their stop tokens, and a fingerprint of how they split text."""
 
 import hashlib
 import json
@@ -11,22 +11,22 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from common.errors import UserError
 from data.chat_template import PLAIN_CHAT_TEMPLATE
 
-# Files that hold a vocabulary; besides these, sentencepiece's *.model and *.tiktoken.
+# Vocabulary files, besides sentencepiece's *.model and *.tiktoken.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 
 
 def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory or hub id.
 
-    chat_template: a file with a Jinja template to use in place of the tokenizer's own. A tokenizer without any gets
+    chat_template: a file with a Jinja template to use instead of the tokenizer's own. A tokenizer without any template gets
     `PLAIN_CHAT_TEMPLATE`.
 
-    Raises UserError if there is no tokenizer, if it has no `eos_token`, without which the model could not learn to stop, and
-    if the template file cannot be read.
+    Raise UserError if there is no tokenizer, if it has no `eos_token`, without which the model could not learn to stop, or if
+    the template file cannot be read.
     """
     try:
         tokenizer = read_tokenizer(path)
-    except Exception as error:  # damaged files raise many kinds, `Exception` itself among them
+    except Exception as error:  # damaged files raise many types, even `Exception` itself
         raise UserError(f"cannot load a tokenizer from {path}: {_why_not_loaded(Path(path), error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token; set it in tokenizer_config.json")
@@ -46,9 +46,11 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> PreTrainedTok
 
 
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory. Byte-level BPE splits a text as its tokenizer.json says, and not as transformers 5,
-    which builds classes such as GPT2Tokenizer, named by SmolLM2's files, with the splits of their family: before a number,
-    line ends and spaces would have other ids than in pretraining (huggingface/transformers#45488).
+    """Load the tokenizer of a model directory, with the text splits of its tokenizer.json.
+
+    For byte-level BPE, transformers 5 builds the class that the files name (GPT2Tokenizer for SmolLM2) with the splits of that
+    family. Line ends and spaces before a number would then have other ids than in pretraining
+    (huggingface/transformers#45488). Such a tokenizer is loaded again from tokenizer.json alone.
     """
     tokenizer, file = AutoTokenizer.from_pretrained(path), Path(path, "tokenizer.json")
     is_built = isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer) is not PreTrainedTokenizerFast
@@ -59,13 +61,13 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _splits(tokenizer: Tokenizer) -> bytes:
-    """What a tokenizer does with a text before the model, but for offsets."""
+    """Return a tokenizer's normalizer and pre-tokenizer as bytes, without `trim_offsets`, which changes no id."""
     steps = [step.__getstate__() for step in (tokenizer.normalizer, tokenizer.pre_tokenizer) if step]
     return re.sub(b'"trim_offsets":(true|false),?', b"", b"".join(steps))
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the files of a tokenizer. Two names are those that transformers 4, on which servers still run, knows as well."""
+    """Write a tokenizer's files. Two names are replaced by their transformers 4 spelling, which many servers still need."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     text = path.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
@@ -73,16 +75,16 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`PLAIN_CHAT_TEMPLATE`, with BOS before it if the tokenizer puts BOS before a text."""
+    """Return `PLAIN_CHAT_TEMPLATE`, preceded by BOS if the tokenizer puts BOS before a text."""
     return ("{{ bos_token }}" if bos_ids(tokenizer) else "") + PLAIN_CHAT_TEMPLATE
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that the tokenizer puts before a text at inference: BOS, or nothing.
+    """Return the tokens that the tokenizer puts before a text at inference: BOS or nothing.
 
-    Documents, token stores and evaluations begin with them as well, so that a text has the ids that inference gives it.
+    Documents, token stores and evaluations begin with these tokens too, so that a text has the same ids as at inference.
     """
-    # A text, because some tokenizers add nothing to an empty one.
+    # Encode a non-empty text, because some tokenizers add nothing to an empty one.
     text = tokenizer.encode("a", add_special_tokens=False)
     whole = tokenizer.encode("a", add_special_tokens=True)
     starts = (i for i in range(len(whole) - len(text) + 1) if whole[i : i + len(text)] == text)
@@ -91,9 +93,9 @@ def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def generation_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`eos_token_id` of generation_config.json in the tokenizer's directory: the tokens at which generation ends.
+    """Return `eos_token_id` of generation_config.json in the tokenizer's directory: the tokens at which generation ends.
 
-    Raises UserError if the file is damaged.
+    Raise UserError if the file is damaged.
     """
     file = Path(tokenizer.name_or_path, "generation_config.json")
     if not file.is_file():
@@ -106,10 +108,10 @@ def generation_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of everything that determines the ids of a text.
+    """Return a hash of everything that determines the ids of a text.
 
-    That is vocabulary, merges, added tokens, normaliser, pre-tokenizer, BOS and EOS. Raises UserError for a tokenizer without
-    a `tokenizers` backend.
+    These are the vocabulary, merges, added tokens, normalizer, pre-tokenizer, BOS and EOS. Raise UserError for a tokenizer
+    without a `tokenizers` backend.
     """
     parts = json.loads(backend(tokenizer).to_str())
     relevant = {name: parts.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
@@ -118,7 +120,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The `tokenizers` object inside a fast tokenizer. Raises UserError for a slow one."""
+    """Return the `tokenizers` object inside a fast tokenizer. Raise UserError for a slow one."""
     inner = getattr(tokenizer, "backend_tokenizer", None)
     if inner is None:
         raise UserError(
@@ -137,7 +139,7 @@ def _read_template(path: Path) -> str:
 
 
 def _why_not_loaded(path: Path, error: Exception) -> str:
-    """The reason why a tokenizer could not be loaded, and what to do, in place of transformers' own explanation."""
+    """Explain why a tokenizer could not be loaded and what to do, instead of transformers' own explanation."""
     mend = "copy the tokenizer files of the model into it"
     if path.is_file():
         return "it is a file; name the directory of a model"

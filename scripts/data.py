@@ -12,7 +12,7 @@ from common.errors import run_script
 
 
 def show(parser: argparse.ArgumentParser) -> None:
-    """Show what the model gets of the data of a config: which tokens carry loss, what is cut, how long everything is.
+    """Show the data of a config as the model gets it: which tokens carry loss, which are cut off, and all lengths.
 
         python scripts/data.py show configs/quickstart.py
         python scripts/data.py show configs/quickstart.py --index 3
@@ -38,9 +38,9 @@ def show(parser: argparse.ArgumentParser) -> None:
 def build(parser: argparse.ArgumentParser) -> None:
     """Tokenise texts into a token store, from which training reads with constant memory: data.train=("OUT",).
 
-    SOURCES are what data.train takes: files, folders, globs, URLs and datasets of the hub (ORG/NAME:SPLIT). A .txt is one document;
-    rows of other files need `text` and may have no `weight`. EOS follows every document. After an interruption the same command goes
-    on, and gives the bytes of an uninterrupted build.
+    SOURCES may be files, folders, globs, URLs and hub datasets (ORG/NAME:SPLIT), as in data.train. A .txt file is one document; rows
+    of other files need `text` and must not have `weight`. EOS follows every document. After an interruption, run the same command
+    again: it continues and writes the bytes of an uninterrupted build.
     """
     from configs.config import Data
     from data.store import SHARD_TOKENS
@@ -57,8 +57,8 @@ def build(parser: argparse.ArgumentParser) -> None:
     arguments = parser.parse_args()
     sources, model, out = arguments.sources, arguments.model, arguments.out
     if arguments.verify:
-        found = verify_store(arguments.verify)
-        print(f"{arguments.verify}: {found.num_tokens:,} tokens of {found.num_documents:,} documents, all as written")
+        store = verify_store(arguments.verify)
+        print(f"{arguments.verify}: {store.num_tokens:,} tokens of {store.num_documents:,} documents, all as written")
     elif sources and model and out:
         check_not_a_run(model, "--model")
         print(build_and_describe(sources, model, out, arguments.shard_tokens, arguments.cache, arguments.max_samples))
@@ -72,10 +72,10 @@ def replay(parser: argparse.ArgumentParser) -> None:
         python scripts/data.py replay --source topics --out artifacts/replay/topics.jsonl
         torchrun --nproc_per_node=8 scripts/data.py replay --source model --model DIR --out artifacts/replay/NAME.jsonl
 
-    `topics`: the language reference that comes with Python, without the part that evaluation holds out. `model`: text that
-    the model writes itself, for when its training data is not available (eval/sample_replay.py); documents that are too
-    short, repeat themselves, resemble an earlier one or overlap with evaluation texts are dropped and counted. The file does
-    not depend on the number of processes. After an interruption the same command goes on. OUT appears only when complete.
+    `topics`: Python's language reference, without the part that evaluation holds out. `model`: text that the model writes
+    itself, for models whose training data is not available (eval/sample_replay.py); documents that are too short, repeat
+    themselves, resemble an earlier one or overlap with evaluation texts are dropped and counted. The file does not depend on
+    the number of processes. After an interruption, run the same command again: it continues. OUT appears only when complete.
     """
     from common.dtypes import add_dtype_option
     from eval.load_over_ranks import add_sharding_option
@@ -107,11 +107,12 @@ def replay(parser: argparse.ArgumentParser) -> None:
 
 
 def clean(parser: argparse.ArgumentParser) -> None:
-    """Say which tokenised examples and fetched files (data.cache) and token stores are below a directory, and delete them with --yes.
+    """List the tokenised examples, fetched files (data.cache) and token stores below a directory. With --yes, delete them.
 
-    The next run fetches and tokenises its examples again; a token store has to be built again. Tokenised examples that a run is
-    using are left; fetched files and token stores are deleted even then, so no run may be using these.
+    The next run fetches and tokenises its examples again; a token store must be built again. Tokenised examples in use by a run
+    are kept. Fetched files and token stores are deleted in any case, so no run may be using them.
     """
+
     from data.cache import clean_tokens
 
     parser.add_argument("directory", type=Path, help="e.g. artifacts/tokens")

@@ -1,7 +1,7 @@
 """The structure of the chat templates of public model families, in templates of our own, and tokenizers for them.
 
-What each template is there for stands beside it: what it writes before and after an answer, and what it rewrites once a turn
-is no longer the last. The wording of system prompts and tool instructions does not matter here and is left out.
+The purpose of each template stands beside it: the text before and after an answer, and the changes to a turn that is no longer
+the last. The wording of system prompts and tool instructions does not matter here and is left out.
 """
 
 import functools
@@ -12,16 +12,16 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES
 
-# What @CALL stands for in a template: a call `c` as JSON, inside of a text.
+# @CALL in a template stands for a tool call `c` as JSON, inside a text.
 CALL = '{"name": "\' ~ c.function.name ~ \'", "arguments": \' ~ (c.function.arguments | tojson) ~ \'}'
 
 
 @dataclass(frozen=True)
 class Family:
-    """A template with its special tokens. kind: byte (byte-level BPE), sentencepiece (dummy prefix) or legacy (the same, but
-    before every piece between special tokens). adds_bos: whether the tokenizer puts its BOS, if it has one, before a text.
-    stops: what ends an answer besides EOS, as generation_config.json of the family says. added: more tokens, which are not
-    special. rstrip: whether special tokens take the white space after them."""
+    """A template with its special tokens. kind: byte (byte-level BPE), sentencepiece (dummy prefix) or legacy (a prefix before
+    every piece between special tokens). adds_bos: whether the tokenizer puts its BOS, if it has one, before a text. stops: the
+    tokens besides EOS that end an answer, as in the family's generation_config.json. added: more tokens, which are not special.
+    rstrip: whether special tokens absorb the white space after them."""
 
     template: str
     special: tuple[str, ...]
@@ -34,7 +34,7 @@ class Family:
     rstrip: bool = False
 
 
-# Thinking may stand beside the content of a message `m`, or between tags at the beginning of it.
+# The thinking of a message `m` may stand beside its content, or between tags at the beginning of its content.
 THOUGHT = (
     "{% set content = (m.content or '').split('</think>')[-1].strip() %}{% set thought = m.reasoning_content or "
     "((m.content or '').split('</think>')[0].split('<think>')[-1].strip() if '</think>' in (m.content or '') else '') %}"
@@ -59,7 +59,7 @@ REST = (
 )
 
 FAMILIES = {
-    # A system message of its own if the chat has none.
+    # Adds a system message of its own if the chat has none.
     "smollm2": Family(
         "{% for m in messages %}{% if loop.first and messages[0].role != 'system' %}<|im_start|>system\nHelp.<|im_end|>\n"
         "{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -100,7 +100,7 @@ FAMILIES = {
         CHATML_TOKENS,
         "<|im_end|>",
     ),
-    # `{% generation %}` around the header and around the newline after the end; the date in the system message.
+    # `{% generation %}` blocks around the header and around the newline after the end; the date in the system message.
     "smollm3": Family(
         "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %B %Y') + '\n' }}"
         "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}{{ '<|im_end|>\n' }}"
@@ -148,7 +148,7 @@ FAMILIES = {
         bos="<s>",
         kind="legacy",
     ),
-    # The system message before the last message of the chat, if that is a question: it goes once the answer is there.
+    # The system message before the last message of the chat, if that is a question; it disappears after an answer.
     "mistral-v3": Family(
         REST + ALTERNATE + "{{ bos_token }}{% for m in rest %}{% if m.role == 'user' %}"
         "{{ '[INST] ' + (system + '\n\n' if loop.last and system is defined else '') + m.content + '[/INST]' }}"
@@ -172,7 +172,7 @@ FAMILIES = {
         "</s>",
         bos="<s>",
     ),
-    # EOS after the whole chat, unless an answer is asked for; the end of an answer is another token.
+    # EOS after the whole chat, unless a generation prompt is requested; an answer ends with another token.
     "phi3": Family(
         "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
@@ -218,7 +218,7 @@ FAMILIES = {
         bos="<bos>",
         stops=("<end_of_turn>",),
     ),
-    # A thinking block opened by the prompt; given answers lose their thinking and the block.
+    # The prompt opens a thinking block; answers in a chat lose their thinking and the block.
     "deepseek-r1": Family(
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}"
         "{% elif m.role == 'user' %}{{ '<|User|>' + m.content }}"
@@ -281,7 +281,7 @@ FAMILIES = {
         bos="<BOS>",
         stops=("<|END|>",),
     ),
-    # Channels within a turn; the last answer ends in another token than earlier ones.
+    # Channels within a turn; the last answer ends with another token than earlier answers.
     "gpt-oss": Family(
         "{{ '<|start|>system<|message|>Date: ' + strftime_now('%Y-%m-%d') + '<|end|>' }}"
         "{% for m in messages %}{% if m.role == 'assistant' %}{% set last = loop.last and not add_generation_prompt %}"
@@ -298,7 +298,7 @@ FAMILIES = {
         "<|return|>",
         stops=("<|call|>",),
     ),
-    # Nothing after an answer: it ends with the token that begins the next turn, another one after a call.
+    # Nothing after an answer: it ends with the token that begins the next turn, and after a call with another token.
     "glm-4.6": Family(
         "[gMASK]<sop>{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
         "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|assistant|>\n<think>' + "
@@ -312,7 +312,7 @@ FAMILIES = {
         "<|endoftext|>",
         stops=("<|user|>", "<|observation|>"),
     ),
-    # The same, with a block that the prompt opens, and a closing tag alone before a given answer.
+    # The same, with a block that the prompt opens, and only a closing tag before an answer in a chat.
     "glm-4.7": Family(
         "[gMASK]<sop>{% for m in messages %}{% if m.role == 'assistant' %}" + THOUGHT + "{{ '<|assistant|>' + "
         "('<think>' + thought if thought and loop.last else '') + '</think>' + content }}"
@@ -324,7 +324,7 @@ FAMILIES = {
         "<|endoftext|>",
         stops=("<|user|>", "<|observation|>"),
     ),
-    # One block of the assistant from a call over its result to the answer, though the prompt opens a new one.
+    # A single assistant block from a call over its result to the answer, although the prompt opens a new block.
     "apertus": Family(
         "{{ bos_token }}{% set ns = namespace(open=false) %}"
         "{% for m in messages %}{% if m.role in ('user', 'system', 'developer') %}"
@@ -342,7 +342,7 @@ FAMILIES = {
         adds_bos=False,
         stops=("<|tools_suffix|>",),
     ),
-    # A prompt that opens a thinking block, which the last answer has even if it is empty, and earlier ones have not.
+    # A prompt that opens a thinking block. The last answer of a chat has a block even if it is empty, earlier answers do not.
     "qwen3.5": Family(
         "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
         "{% for m in messages %}{% if m.role == 'assistant' %}"
@@ -357,7 +357,7 @@ FAMILIES = {
         CHATML_TOKENS,
         "<|im_end|>",
     ),
-    # A block that the prompt opens; thinking only where the data has it; other marks.
+    # The prompt opens a block; thinking only if the data has it; other marks.
     "minimax-m2": Family(
         "{% for m in messages %}{% if m.role == 'assistant' %}"
         + THOUGHT
@@ -368,7 +368,7 @@ FAMILIES = {
         ("]~b]", "[e~["),
         "[e~[",
     ),
-    # Two tokens at the end of an answer, of which the second ends generation.
+    # Two tokens at the end of an answer, the second of which ends generation.
     "command-r7b": Family(
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + "
         "'<|START_RESPONSE|>' + (m.content or '') + '<|END_RESPONSE|><|END_OF_TURN_TOKEN|>' }}"
@@ -378,7 +378,7 @@ FAMILIES = {
         "<|END_OF_TURN_TOKEN|>",
         bos="<BOS_TOKEN>",
     ),
-    # Tokens for roles that are no special tokens; a block that the prompt opens and that a given answer only closes.
+    # Role tokens that are not special; a block that the prompt opens and that an answer in a chat only closes.
     "deepseek-v3.1": Family(
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}"
         "{% elif m.role == 'system' %}{{ m.content }}{% elif m.role == 'tool' %}{{ '<｜tool｜>' + m.content }}"
@@ -390,19 +390,19 @@ FAMILIES = {
         bos="<｜begin｜>",
         added=("<｜User｜>", "<｜Assistant｜>", "<｜tool｜>", "<｜call｜>"),
     ),
-    # The template that a tokenizer without any gets.
+    # Our template for a tokenizer without any.
     "plain": Family("", ("<s>", "</s>"), "</s>", bos="<s>"),
 }
 
 
-# How GPT-4, Llama 3 and Qwen split a text, and line ends that their vocabularies have as one token each.
+# The text splits of GPT-4, Llama 3 and Qwen, and line ends that are single tokens in their vocabularies.
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LINES = ["\n\n", ">\n", ">\n\n", ":\n\n", "}\n", ".\n", " \n"] * 200
 
 
 @functools.cache
 def trained(kind: str) -> str:
-    """A small BPE of SENTENCES as JSON, without special tokens."""
+    """Return a small BPE of SENTENCES as JSON, without special tokens."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=kind != "byte", unk_token=None if kind == "byte" else "<unk>"))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if kind == "byte":
@@ -422,7 +422,7 @@ def trained(kind: str) -> str:
     tokenizer.train_from_iterator([*SENTENCES, *LINES], trainer)
     if kind == "sentencepiece":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    if kind == "legacy":  # as in tokenizer.json of Llama 2: no pre-tokenizer, the prefix is written by the normalizer
+    if kind == "legacy":  # as in Llama 2's tokenizer.json: no pre-tokenizer, the normalizer writes the prefix
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         tokenizer.pre_tokenizer = None
     if kind != "byte":
@@ -433,7 +433,7 @@ def trained(kind: str) -> str:
 
 
 def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a family with its template."""
+    """Return the tokenizer of a family with its template."""
     family = FAMILIES[name]
     tokenizer = Tokenizer.from_str(trained(family.kind))
     tokenizer.add_special_tokens(

@@ -1,6 +1,6 @@
 """Chat templates of public models, and tokenizers for them. They belong to the models, and none is part of this repository.
 
-Those of TRL are in its package, which requirements-dev.txt installs. Three more collections are judged where they are cloned:
+TRL's templates are in its package, which requirements-dev.txt installs. Three more collections are judged if they are cloned:
 
     git clone --filter=blob:none --no-checkout https://github.com/axolotl-ai-cloud/axolotl clones/axolotl      # and the others
     TEMPLATES=clones python -m pytest tests/data/test_labels.py
@@ -32,7 +32,7 @@ COLLECTIONS = {
     "carlosfundora/llama.cpp-1-bit-turbo": ("94ba2002bf44fa8e1ca0ddf1122bb51e7748406f", "models/templates"),
     "chujiezheng/chat_templates": ("11c495621569969f264ee70b5c8bb49ba7a1a410", "chat_templates"),
 }
-# (a text in a template, EOS and the other tokens at which generation of its family ends): the first that is found counts.
+# (a text in a template, EOS and the other tokens at which its family ends generation): the first match counts.
 STOPS = (
     ("<|calls|>", ("<|endoftext|>", "<|end|>", "<|calls|>")),
     ("add_thoughts", ("<|end|>",)),
@@ -70,20 +70,22 @@ TOKENS = re.compile(
     r"<(?:turn|tool|tool_call|tool_response|channel)\|>|<\|\"\|>|\]~!?b[\[\]]|\[e~\[|\[\|\w+\|\]|"
     r"\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT|TOOL_CONTENT|CALL_ID|ARGS|THINK|gMASK)\]"
 )
-# Tokens that the tokenizers of these families have as ordinary ones.
+# Tokens that are ordinary tokens in the tokenizers of these families.
 ORDINARY = re.compile(
     r"</?(?:think|tool_call|tool_response|tool_calls|minimax:tool_call|arg_key|arg_value)>|<｜(?:User|Assistant|tool.*)｜>"
 )
 
 
 def read(collection: str) -> dict[str, str]:
-    """The templates of a collection by their names. Skips the test where the collection is not at hand."""
+    """Return the templates of a collection by name. Skip the test if the collection is not available."""
     commit, folder = COLLECTIONS[collection]
     if collection == TRL:
-        found = [package for package in importlib.metadata.distributions(name="trl") if f"v{package.version}" == commit]
-        if not found:
+        packages = [
+            package for package in importlib.metadata.distributions(name="trl") if f"v{package.version}" == commit
+        ]
+        if not packages:
             pytest.skip(f"trl {commit} is not installed: pip install -r requirements-dev.txt")
-        paths = sorted(Path(str(found[0].locate_file(folder))).glob("*.jinja"))
+        paths = sorted(Path(str(packages[0].locate_file(folder))).glob("*.jinja"))
         return {path.stem: path.read_text(encoding="utf-8") for path in paths}
     if not (clones := os.environ.get("TEMPLATES")):
         pytest.skip("TEMPLATES names no folder of clones (tests/real_templates.py)")
@@ -94,13 +96,13 @@ def read(collection: str) -> dict[str, str]:
         for member in files:
             if member.name.endswith(".jinja"):
                 templates[Path(member.name).stem] = cast(IO[bytes], files.extractfile(member)).read().decode()
-    if collection == "chujiezheng/chat_templates":  # written to be read: its page says what is to be taken out
+    if collection == "chujiezheng/chat_templates":  # laid out for readers; its page says what white space to remove
         return {name: source.replace("    ", "").replace("\n", "") for name, source in templates.items()}
     return templates
 
 
 def tokenizer_of(source: str) -> tuple[PreTrainedTokenizerFast, tuple[str, ...]]:
-    """(a byte-level tokenizer with the tokens that a template writes, what ends an answer: EOS first)."""
+    """Return (a byte-level tokenizer with the tokens that a template writes; the tokens that end an answer, EOS first)."""
     stops = next(stops for mark, stops in STOPS if mark in source)
     texts = sorted({*TOKENS.findall(source), *stops, "<s>"})
     tokenizer = Tokenizer.from_str(trained("byte"))

@@ -29,7 +29,7 @@ SENTENCES = [
 ]
 WORDS = sorted(set(" ".join(SENTENCES).split()))
 
-# Model families: (model type, settings). The settings switch on what differs from a plain causal decoder.
+# Model families: (model type, settings). The settings switch on all deviations from a plain causal decoder.
 FAMILIES = {
     "llama": ("llama", {}),
     "qwen2": ("qwen2", {}),
@@ -143,7 +143,7 @@ def tiny_config(
     hidden: int = 64,
     **changes: object,
 ) -> PretrainedConfig:
-    """The config of a model of `family` (a key of FAMILIES or OTHER_FAMILIES). 4 query heads share 2 key-value heads.
+    """Return the config of a model of `family` (a key of FAMILIES or OTHER_FAMILIES). 4 query heads share 2 key-value heads.
 
     eos = pad = <|im_end|>, as in SmolLM2. `vocab_size` is at least 259: 256 bytes and 3 special tokens. changes: to config.json.
     """
@@ -194,7 +194,7 @@ def write_tiny_model(
 
 
 def tiny_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on SENTENCES: at most `vocab_size` tokens, one per digit, ChatML template."""
+    """Train a byte-level BPE tokenizer on SENTENCES: at most `vocab_size` tokens, one per digit, ChatML template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -217,7 +217,7 @@ def tiny_tokenizer(vocab_size: int = 384) -> PreTrainedTokenizerFast:
 
 
 def encode_one(tokenizer: PreTrainedTokenizerBase, example: dict) -> tuple[list[int], list[bool]]:
-    """(token ids, is_target) of an example that is one sequence and whose targets all weigh 1."""
+    """Return (token ids, is_target) of an example with a single sequence whose targets all weigh 1."""
     outcome = ExampleEncoder(tokenizer).encode([example])[0]
     assert outcome.error is None, outcome.error
     (sequence,) = outcome.sequences
@@ -225,7 +225,8 @@ def encode_one(tokenizer: PreTrainedTokenizerBase, example: dict) -> tuple[list[
 
 
 def write_chat_file(path: str | Path, n: int, seed: int = 0) -> Path:
-    """Write `n` examples as JSON lines: one question (5-40 words) and one answer (3-25 words) each."""
+    """Write `n` examples as JSON lines, each with one question (5-40 words) and one answer (3-25 words)."""
+
     rng = random.Random(seed)
 
     def text(low: int, high: int) -> str:

@@ -14,7 +14,7 @@ def parse(*words, **settings):
     return parser.parse_args(words).count
 
 
-def test_a_number_has_the_kind_of_its_default_and_a_least_value():
+def test_number_option_has_type_and_minimum():
     assert parse("--count", "3", default=1, least=1) == 3 and parse(default=1, least=1) == 1 and parse() is None
     assert parse("--count", "0.5", default=1.0) == parse("--count", "0.5", kind=float) == 0.5
     with pytest.raises(UserError, match="--count must be 1 or more, not 0"):
@@ -28,7 +28,7 @@ def test_a_number_has_the_kind_of_its_default_and_a_least_value():
         parse("--count", "24GB", kind=float)
 
 
-def test_the_first_word_names_the_command_and_its_docstring_is_the_help(monkeypatch, capsys):
+def test_first_word_selects_the_subcommand(monkeypatch, capsys):
     def show(parser):
         """Show something.
 
@@ -42,10 +42,10 @@ def test_the_first_word_names_the_command_and_its_docstring_is_the_help(monkeypa
         return main_of("A tool.", show)()
 
     assert run("show", "three") == 3
-    for words, said in ((["--help"], "show         Show something."), (["show", "--help"], "At length.")):
+    for words, text in ((["--help"], "show         Show something."), (["show", "--help"], "At length.")):
         with pytest.raises(SystemExit) as left:
             run(*words)
-        assert left.value.code == 0 and said in capsys.readouterr().out
+        assert left.value.code == 0 and text in capsys.readouterr().out
     for words in ([], ["shwo"]):
         with pytest.raises(SystemExit) as left:
             run(*words)
@@ -58,7 +58,7 @@ def test_an_existing_output_is_refused(tmp_path):
         check_new(tmp_path)
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_closed_pipe_is_no_error():
     program = """
 from common.command_line import reader_may_leave
 with reader_may_leave():

@@ -1,4 +1,4 @@
-"""Which instructions of a processor multiply bf16, by which a run chooses what it computes in."""
+"""The instructions of a processor that multiply bf16, on which a run's compute dtype depends."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ OF_ARM = {"bf16", "svebf16"}
 
 
 @pytest.mark.skipif(not CPUINFO.exists(), reason="this system does not say what its processor has")
-def test_they_are_those_that_the_system_names() -> None:
+def test_bf16_instructions_have_the_systems_names() -> None:
     lines = [line.split(":", 1) for line in CPUINFO.read_text().splitlines() if line.startswith(("flags", "Features"))]
     flags = set(lines[0][1].split())
     assert set(bf16_instructions()) & OF_X86 == flags & OF_X86
@@ -28,11 +28,11 @@ def test_they_are_those_that_the_system_names() -> None:
         ({"avx512_bf16": True, "amx_bf16": True, "amx_fp16": True}, (True, True), ["amx_bf16", "avx512_bf16"]),
         ({"avx512_bf16": False, "amx_tile": True, "amx_bf16": False}, (False, True), []),  # tiles for int8 alone
         ({"architecture": "aarch64", "bf16": True}, (False, False), ["bf16"]),
-        (None, (True, True), ["amx_bf16", "avx512_bf16"]),  # a torch that has only the older questions
+        (None, (True, True), ["amx_bf16", "avx512_bf16"]),  # an older torch without get_capabilities
         (None, (False, False), []),
     ],
 )
-def test_torch_is_asked_for_each(known, older, expected, monkeypatch) -> None:
+def test_torch_reports_each_bf16_instruction(known, older, expected, monkeypatch) -> None:
     if known is None:
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:

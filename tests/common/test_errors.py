@@ -19,13 +19,13 @@ def raising(error: BaseException) -> None:
     raise error
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_file_is_named_by_that_file(tmp_path, capsys) -> None:
+def test_full_disk_error_names_the_file(tmp_path, capsys) -> None:
     (tmp_path / "manifest.json.tmp").symlink_to("/dev/full")
     assert exit_code_of(lambda: write_durably(tmp_path / "manifest.json", "{}")) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/manifest.json: the disk is full; ")
 
 
-def test_a_user_error_and_a_disk_that_takes_no_file_print_one_line_and_a_bug_is_raised(capsys) -> None:
+def test_user_error_prints_one_line_bug_is_raised(capsys) -> None:
     assert exit_code_of(lambda: None) == 0 and exit_code_of(lambda: 3) == 3
     assert exit_code_of(lambda: raising(UserError("a file, line 3: what is wrong"))) == 2
     assert exit_code_of(lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/file"))) == 2
@@ -37,7 +37,7 @@ def test_a_user_error_and_a_disk_that_takes_no_file_print_one_line_and_a_bug_is_
         assert exit_code_of(lambda: raising(OSError(number, "what the system says", "a/file"))) == 2  # noqa: B023
         ours = "error: a/file: what the system says; look at what is there and whose it is, or name another place\n"
         assert capsys.readouterr().err == ours
-    for place, where in ((("a/file",), "a/file: "), ((), "")):  # a row of curves that NFS loses names no file
+    for place, where in ((("a/file",), "a/file: "), ((), "")):  # NFS may lose a row of curves without naming the file
         assert exit_code_of(lambda: raising(OSError(errno.ESTALE, "Stale file handle", *place))) == 2  # noqa: B023
         mend = f"error: {where}Stale file handle; mend the disk and run the same command again\n"
         assert capsys.readouterr().err == mend
@@ -46,9 +46,7 @@ def test_a_user_error_and_a_disk_that_takes_no_file_print_one_line_and_a_bug_is_
             exit_code_of(lambda: raising(bug))  # noqa: B023
 
 
-def test_of_the_ranks_that_torchrun_started_the_first_says_what_all_have_in_common(
-    tmp_path, capsys, monkeypatch
-) -> None:
+def test_common_error_is_printed_once_per_node(tmp_path, capsys, monkeypatch) -> None:
     for rank, sentence in ((1, "the same"), (0, "the same"), (3, "only here"), (2, "the same")):
         folder = tmp_path / "attempt_0" / str(rank)
         folder.mkdir(parents=True)
@@ -72,7 +70,7 @@ def test_under_torchrun_interpreter_shutdown_is_skipped(code) -> None:
         assert (done.returncode, done.stdout) == (code, expected)
 
 
-def test_what_the_terminal_cannot_show_is_printed_as_its_code_and_half_of_a_pair_is_written(tmp_path) -> None:
+def test_unprintable_characters_are_printed_as_codes(tmp_path) -> None:
     write_json_lines(tmp_path / "answers.jsonl", [row := {"id": "\ud83d", "answer": "\u27e6"}])
     assert json.loads((tmp_path / "answers.jsonl").read_text(encoding="utf-8")) == row
     script = """
@@ -92,8 +90,8 @@ run_script(main)
     assert done.stderr == "error: M\\udcfcller does not exist\n"
 
 
-def test_a_file_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch) -> None:
-    """A new file replaces an old one, so that the folder counts and not the old file."""
+def test_unwritable_output_is_refused_before_the_work(tmp_path, monkeypatch) -> None:
+    """A new file replaces an existing one by a rename, so the folder's permissions count, not the file's."""
     (tmp_path / "result.json").touch()
     check_can_write(tmp_path / "result.json", "--json")
     with pytest.raises(UserError, match=r"--json .*: it is a directory"):

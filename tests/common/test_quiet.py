@@ -1,4 +1,4 @@
-"""What a program of ours loads and says when it starts, in one new interpreter: the least of the first, and nothing of libraries."""
+"""Imports and output of a program of ours at its start, in a new interpreter: few modules, and no lines of other libraries."""
 
 import subprocess
 
@@ -7,13 +7,13 @@ import pytest
 from tests.processes import run_python
 
 pytestmark = pytest.mark.slow
-# Not needed before the first step of a run. transformers imports others that are not needed either, where they are installed.
+# Not needed before the first step of a run. transformers imports more such packages if they are installed.
 NOT_FOR_TRAINING = (
     "arelle",
-    "distributed.context",  # only where ranks share the tokens of a micro-batch
-    "data.remote",  # only for a run whose data lie elsewhere
-    "cyclonedx",  # only for a release, as model_signing
-    "configs.deepspeed",  # only for a run that names a DeepSpeed JSON
+    "distributed.context",  # only if ranks share the tokens of a micro-batch
+    "data.remote",  # only for a run with remote data
+    "cyclonedx",  # only for a release, like model_signing
+    "configs.deepspeed",  # only for a run with a DeepSpeed JSON file
     "gguf",
     "lxml",
     "matplotlib",
@@ -30,7 +30,7 @@ NOT_FOR_TRAINING = (
 
 @pytest.fixture(scope="module")
 def started() -> subprocess.CompletedProcess:
-    """train.py is imported; then torchao, which complains of its compiled parts, by transformers; then scripts/plan.py is run."""
+    """Import train.py; then import torchao through transformers, which complains of compiled parts; then run scripts/plan.py."""
     program = f"""
 import gc, runpy, sys
 gc.disable()  # as train.py does
@@ -51,7 +51,7 @@ def test_train_imports_nothing_that_it_does_not_use(started) -> None:
 
 
 def test_no_library_speaks(started) -> None:
-    """What a user reads is our own text alone, whichever libraries are installed."""
+    """The user reads only our own text, whichever libraries are installed."""
     pytest.importorskip("torchao")
     assert started.stderr == ""
     assert started.stdout.splitlines()[1:2] == ["torchao True"] and "\nusage: plan.py" in started.stdout, started.stdout

@@ -42,7 +42,7 @@ def good(tmp_path) -> Path:
     return path
 
 
-def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
+def test_override_is_converted_to_its_keys_type(good) -> None:
     config = load_config(
         good,
         [
@@ -57,7 +57,7 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
             "data.chat_template_options=a=False,b=false,c=None,d=d",
         ],
     )
-    # A text would be true in a template.
+    # In a template, the text "false" would be true.
     assert config.data.chat_template_options == {"a": False, "b": False, "c": None, "d": "d"}
     assert config.optimizer.learning_rate == 2e-5 and config.optimizer.betas == (0.9, 0.99)
     assert config.batch.global_examples is None and config.batch.global_tokens == 10000
@@ -66,11 +66,12 @@ def test_an_override_is_converted_to_the_type_of_its_key(good) -> None:
     assert load_config(good) == BASE
 
 
-# Overrides, with a space between them -> words of the sentence that refuses them.
+# Overrides, separated by spaces -> words of the sentence that refuses them.
 REFUSED = {
     "optimizer.lerning_rate=1": "unknown key optimizer.lerning_rate; did you mean optimizer.learning_rate",
     "epochs": "is not an override",
     "epochs=1": "unknown key epochs; did you mean optimizer.epochs?",
+    "data.exclude=a.txt": "unknown key data.exclude; it was removed: delete those examples from the files",
     "optimizer.steps=6": "unknown key optimizer.steps; did you mean optimizer.max_steps?",
     "batch=8": "unknown key batch; did you mean batch.global_examples?",
     "data.file=a.jsonl": "unknown key data.file; did you mean data.train?",
@@ -133,7 +134,7 @@ def test_a_wrong_override_is_a_one_line_error(overrides) -> None:
     assert REFUSED[overrides] in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_can_work_is_accepted() -> None:
+def test_valid_combinations_are_accepted() -> None:
     answers = ("data.validation=v", "run.eval_generate=4")
     config = override(BASE, (*answers, "run.best_by=mine:max", "eval.metric=pkg.scores:mine", "run.log_to=none"))
     assert (config.run.log_to, config.eval.metric) == ((), "pkg.scores:mine")
@@ -180,7 +181,7 @@ def test_a_mix_on_the_command_line() -> None:
     assert override(mixed, ["forgetting.anchor_weight=2"]).forgetting.anchor_weight == 2.0
 
 
-def test_a_wrong_mix_in_a_config_file_gives_a_one_line_error() -> None:
+def test_wrong_mix_in_config_file_gives_one_line() -> None:
     for source, words in [
         (Source("a", "a.txt", 0.1), "data.mix.paths must be a tuple of strings, not 'a.txt'"),
         (Source("a", ("a.txt",), 0.1, row="hooks"), "data.mix.row must be MODULE:FUNCTION, not 'hooks'"),
@@ -213,7 +214,7 @@ def test_a_wrong_file_is_a_one_line_error(tmp_path, change, words) -> None:
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_file_is_an_error_that_lists_the_others(good) -> None:
+def test_missing_config_error_lists_available_configs(good) -> None:
     (good.parent / "latin.py").write_bytes("# caf\u00e9".encode("latin-1"))
     with pytest.raises(UserError, match=r"other.py does not exist; available: \S*good.py$"):
         load_config(good.parent / "other.py")
@@ -273,7 +274,7 @@ def test_learning_rate_against_values_computed_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """A config of a tiny model, and the directory of an earlier run."""
+    """Write a config of a tiny model and the directory of an earlier run."""
     folder = tmp_path_factory.mktemp("mistakes")
     write_tiny_model(folder / "model")
     write_chat_file(folder / "a.jsonl", 3)
@@ -297,8 +298,8 @@ def files(tmp_path_factory) -> Path:
         ),
     ],
 )
-def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, words) -> None:
-    """In a separate process, before a process group: joining one would hang, because no store listens on its port."""
+def test_train_reports_mistake_in_one_line(files, override, words) -> None:
+    """Run train.py in a process of its own: joining a process group would hang, because no store listens on its port."""
     overrides = override.format(files=files).split()
     unreachable = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
     result = run_python("train.py", files / "c.py", "data.sequence_length=256", *overrides, **unreachable)
@@ -309,7 +310,7 @@ def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, w
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["optimizer.lr=1"], "error: unknown key optimizer.lr; did you mean optimizer.learning_rate?"),
         (
@@ -319,22 +320,22 @@ def test_train_reports_a_mistake_in_one_line_with_exit_code_2(files, override, w
         (None, "error: run.name=a stands where the config file is expected"),
     ],
 )
-def test_a_mistake_ends_a_start_before_torch_is_imported(tmp_path, arguments, said) -> None:
+def test_mistake_ends_start_before_torch_import(tmp_path, arguments, message) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     command = ["configs/quickstart.py", *arguments] if arguments else ["run.name=a", "configs/quickstart.py"]
     done = run_python("train.py", *command, fresh=True, PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
 
 
-def test_what_other_tools_call_a_key_names_one_that_is_there_and_hides_none() -> None:
+def test_aliases_name_existing_keys_and_hide_none() -> None:
     real = {key.partition("=")[0] for key in ALIASES.values() if " " not in key}
     assert real <= KEYS.keys() and not ALIASES.keys() & KEYS.keys()
-    assert len(ALIASES) == sum(map(len, map(str.split, _ELSEWHERE.values())))  # none stands twice
+    assert len(ALIASES) == sum(map(len, map(str.split, _ELSEWHERE.values())))  # no name occurs twice
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         (
             "--learning_rate 2e-5",
@@ -347,13 +348,13 @@ def test_what_other_tools_call_a_key_names_one_that_is_there_and_hides_none() ->
         ("--layrs 2", "no option --layrs .--help.; settings are section.key=value; configs/config.py describes them"),
     ],
 )
-def test_an_option_of_another_tool_names_the_setting(monkeypatch, option, said) -> None:
+def test_an_option_of_another_tool_names_the_setting(monkeypatch, option, message) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "configs/quickstart.py", *option.split()])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_command_line("", 1, print)
 
 
-def test_a_setting_replaces_a_value_that_the_config_file_must_not_have(monkeypatch, tmp_path) -> None:
+def test_override_corrects_invalid_value_of_config_file(monkeypatch, tmp_path) -> None:
     path = tmp_path / "own.py"
     lines = "from configs.load import replace", "from configs.quickstart import config"
     path.write_text("\n".join([*lines, "config = replace(config, 'run.name', 'a/b')"]))
@@ -364,13 +365,13 @@ def test_a_setting_replaces_a_value_that_the_config_file_must_not_have(monkeypat
     assert read_command_line("", 1, print)[0].run.name == "ab"
 
 
-def test_a_config_of_another_tool_is_named_as_one(tmp_path) -> None:
-    (tmp_path / "sft.yaml").write_text("base_model: ORG/NAME\nsequence_len: 2048\n")  # annotations, to Python
+def test_config_of_another_tool_is_refused(tmp_path) -> None:
+    (tmp_path / "sft.yaml").write_text("base_model: ORG/NAME\nsequence_len: 2048\n")  # valid Python: annotations
     with pytest.raises(UserError, match="sft.yaml is no config: that is a Python file; docs/runs.md has"):
         load_config(tmp_path / "sft.yaml")
 
 
-def test_a_command_without_a_config_asks_for_nothing_else(monkeypatch, capsys) -> None:
+def test_command_without_config_asks_only_for_it(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit):
         read_command_line("", 1, print)

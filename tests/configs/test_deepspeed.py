@@ -32,7 +32,7 @@ def apply(folder: Path, tree: object, world_size: int = 4, ours: Config = OURS) 
 
 
 def changed(config: Config) -> dict[str, object]:
-    """The settings that differ, by dotted name."""
+    """Return the settings that differ, by dotted name."""
     settings = {name: (attrgetter(name)(config), attrgetter(name)(OURS)) for name in KEYS}
     return {name: now for name, (now, before) in settings.items() if now != before}
 
@@ -74,11 +74,11 @@ def test_the_usual_file(tmp_path) -> None:
     hints = {f"zero_optimization.{key}" for key in zero if key != "stage" and not key.startswith("offload")}
     hints |= {"zero_optimization.offload_optimizer.pin_memory", "zero_optimization.offload_param.pin_memory"}
     assert set(ignored.split(": ")[1].split(", ")) == hints
-    assert '"auto"' not in notes  # the sizes that are "auto" are among the ignored keys
+    assert '"auto"' not in notes  # the "auto" sizes are listed among the ignored keys
     assert "2 x gradient_accumulation_steps=8 x 4 ranks -> batch.global_examples=64" in notes
 
 
-def test_a_file_of_auto_for_zero_2_changes_only_the_sharding(tmp_path) -> None:
+def test_auto_file_for_zero_2_changes_only_sharding(tmp_path) -> None:
     automatic = "auto"
     file = {
         "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16, "hysteresis": 2, "min_loss_scale": 1},
@@ -179,19 +179,19 @@ def cosine(**params: object) -> dict:
         ),
     ],
 )
-def test_what_a_block_changes(tmp_path, file, settings, words) -> None:
+def test_each_block_changes_its_settings(tmp_path, file, settings, words) -> None:
     config, notes = apply(tmp_path, file)
     assert changed(config) == settings and words in notes
 
 
-def test_a_file_without_a_precision_asks_for_fp32_and_auto_for_ours(tmp_path) -> None:
+def test_missing_precision_means_fp32_auto_keeps_ours(tmp_path) -> None:
     ours = dataclasses.replace(OURS, model=Model("m", compute_dtype="bf16"))
     for file, dtype in (({"fp16": {"enabled": False}}, "fp32"), ({"fp16": {"enabled": "auto"}}, "bf16")):
         assert apply(tmp_path, file, ours=ours)[0].model.compute_dtype == dtype
 
 
 def test_keys_without_effect_are_accepted(tmp_path) -> None:
-    """All ignored keys, all keys of which only one value is accepted, unknown keys of ZeRO, and what is switched off."""
+    """All ignored keys, all keys with a single accepted value, unknown keys of ZeRO, and blocks that are switched off."""
     file: dict = {}
     values = dict.fromkeys(IGNORED, 1) | ONLY_AS | {"zero_optimization.some_new_bucket": 1}
     values |= {"optimizer.type": "AdamW", "scheduler.type": "WarmupCosineLR"}

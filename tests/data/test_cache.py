@@ -1,4 +1,4 @@
-"""The cache of encoded examples: the same as in memory, built once, complete or absent, and keyed by all that matters."""
+"""The cache of encoded examples: equal to memory, built once, complete or absent, and keyed by everything that matters."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class WeightedEncoder(ExampleEncoder):
-    """Every third chat has two spans, one of them with weight 0.25."""
+    """Write chats, every third of them with two spans, one of which has weight 0.25."""
 
     def encode(self, examples) -> list[Outcome]:
         outcomes = super().encode(examples)
@@ -47,7 +47,7 @@ class WeightedEncoder(ExampleEncoder):
 
 @pytest.fixture
 def files(tmp_path) -> tuple[str, ...]:
-    """40 chats, a text that is cut into pieces, and a short text."""
+    """Write 40 chats, a text that is cut into pieces, and a short text."""
     (tmp_path / "long.txt").write_text("\n".join(f"{i}. {SENTENCES[i % 4]}" for i in range(60)), encoding="utf-8")
     (tmp_path / "short.txt").write_text(SENTENCES[0], encoding="utf-8")
     return tuple(
@@ -69,19 +69,19 @@ def entries(cache: Path) -> list[Path]:
     return sorted(path.parent for path in cache.glob(f"*/{STORE_FILE}") if path.parent.suffix != ".tmp")
 
 
-def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_path, monkeypatch) -> None:
+def test_cache_equals_memory_for_any_number_of_processes(files, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(data.tokenise, "BATCH_EXAMPLES", 7)
     monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 900)
     monkeypatch.setattr(data.encoding, "PIECE", 300)
     encoder = WeightedEncoder(tiny_tokenizer())
     memory = load(files, encoder=encoder)
-    one = load(files, tmp_path / "one", encoder=encoder)
+    first = load(files, tmp_path / "first", encoder=encoder)
     with monkeypatch.context() as patch:
         patch.setattr(data.tokenise, "PARALLEL_BYTES", 0)
         patch.setattr(data.tokenise, "available_cores", lambda: 2)
         two = load(files, tmp_path / "two", encoder=encoder)
     again = load(files, tmp_path / "two", encoder=encoder)
-    assert content(memory) == content(one) == content(two) == content(again)
+    assert content(memory) == content(first) == content(two) == content(again)
     assert "; 1 long text cut into pieces of 128, each counted as an example\n" in memory.report
     assert "tokenised in" in memory.report and memory.report.endswith(" s")
     assert " s into" in two.report and str(entries(tmp_path / "two")[0]) in two.report
@@ -95,7 +95,7 @@ def test_the_cache_has_what_memory_has_for_any_number_of_processes(files, tmp_pa
     assert load(files).targets.dtype == np.int64 and load(files).fingerprint != memory.fingerprint
 
 
-def test_an_edit_at_equal_size_and_time_is_noticed(files, tmp_path) -> None:
+def test_edit_at_equal_size_and_time_is_noticed(files, tmp_path) -> None:
     first, path = load(files, tmp_path / "cache"), Path(files[2])
     before = path.stat()
     path.write_text(SENTENCES[0].replace("bank", "Bank"))
@@ -106,7 +106,7 @@ def test_an_edit_at_equal_size_and_time_is_noticed(files, tmp_path) -> None:
     assert len(entries(tmp_path / "cache")) == 2
 
 
-def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_path) -> None:
+def test_every_input_of_the_examples_keys_the_entry(files, tmp_path) -> None:
     cache, tokenizers = tmp_path / "cache", [tiny_tokenizer(), tiny_tokenizer(), tiny_tokenizer(), tiny_tokenizer(300)]
     tokenizers[1].chat_template = CHATML + "{# of another version #}"
     tokenizers[2].bos_token = "<|endoftext|>"
@@ -135,7 +135,7 @@ def test_everything_that_determines_the_examples_gives_another_entry(files, tmp_
             assert len(entries(cache)) == number
 
 
-def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
+def test_omissions_are_counted_by_reason(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
 
     def write(*chats: object) -> tuple[str, ...]:
@@ -147,16 +147,16 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
     chats = [[question, answer], short, short, [question], [short[0]], [question, short[1]], 3]
     with pytest.raises(UserError, match="a.jsonl, line 7"):
         load(write(*chats))
-    made = load_documents(write(*chats), tiny_tokenizer(), 64, "truncate", reading=Reading(on_bad="skip"))
-    assert len(made) == 2 and made.targets.all()
+    documents = load_documents(write(*chats), tiny_tokenizer(), 64, "truncate", reading=Reading(on_bad="skip"))
+    assert len(documents) == 2 and documents.targets.all()
     for words in (
         "LEFT OUT 2 without a target after they were truncated to 64 tokens",
         "chats without an answer of the assistant: 2",
         f"\nSKIPPED 1 malformed:\n  {path}, line 7",
-        "REPEATED 1 that say what an earlier one says, but for case, white space and punctuation",
+        "REPEATED 1 with the content of an earlier example, but for case, white space and punctuation",
         "TRUNCATED 2 to 64",
     ):
-        assert words in made.report, made.report
+        assert words in documents.report, documents.report
     silent = load(write([short[0], {"role": "assistant", "content": " "}])).report
     assert "\nchats with an empty answer, of which only the token that ends it carries loss: 1" in silent
     nothing = "a.jsonl: no token carries loss; a chat needs .* \\(chats without an answer of the assistant: 1"
@@ -173,7 +173,7 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["ids", "spans", "documents", "hashes", "end", STORE_FILE, "mended"])
 def test_a_damaged_entry_is_built_again(files, tmp_path, name, capsys) -> None:
-    """mended: the checksum of the block is that of the changed ids."""
+    """mended: the checksum of the block fits the changed ids."""
     first = content(load(files[:1], tmp_path / "cache"))
     (entry,) = entries(tmp_path / "cache")
     starts = open_store(entry).shards[0].starts
@@ -185,23 +185,23 @@ def test_a_damaged_entry_is_built_again(files, tmp_path, name, capsys) -> None:
         data[slice(*sums)] = zlib.crc32(data[: min(BLOCK, starts["end"])]).to_bytes(4, "little")
     damaged.write_bytes(data)
     assert content(load(files[:1], tmp_path / "cache")) == first
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "is damaged" in said and "the data are tokenised again" in said
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "is damaged" in message and "the data are tokenised again" in message
     assert "from the cache" in load(files[:1], tmp_path / "cache").report and not capsys.readouterr().err
 
 
-def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, tmp_path, capsys) -> None:
-    """What store.json says, such as the highest token, is checked like the tokens."""
-    first, other = (content(load(part, tmp_path / "cache")) for part in (files[:1], files[1:]))
-    one, two = entries(tmp_path / "cache")
-    swapped = [path.rename(tmp_path / path.name) for path in (one, two)]
-    swapped[0].rename(two)
-    swapped[1].rename(one)
+def test_damaged_or_renamed_entry_is_not_used(files, tmp_path, capsys) -> None:
+    """The content of store.json, such as the highest token, is checked like the tokens."""
+    first, second = (content(load(part, tmp_path / "cache")) for part in (files[:1], files[1:]))
+    left, right = entries(tmp_path / "cache")
+    swapped = [path.rename(tmp_path / path.name) for path in (left, right)]
+    swapped[0].rename(right)
+    swapped[1].rename(left)
     assert (
-        content(load(files[:1], tmp_path / "cache")) == first and content(load(files[1:], tmp_path / "cache")) == other
+        content(load(files[:1], tmp_path / "cache")) == first and content(load(files[1:], tmp_path / "cache")) == second
     )
     assert capsys.readouterr().err.count("is damaged (it is the entry") == 2
-    info = one / STORE_FILE
+    info = left / STORE_FILE
     for wrong in ('"highest": 1', '"lowest": 3'):
         info.write_text(info.read_text().replace('"highest": 3', wrong))
         assert load(files[:1], tmp_path / "cache").store.highest == load(files[:1]).store.highest
@@ -209,7 +209,7 @@ def test_an_entry_is_used_only_as_it_was_written_and_under_its_own_name(files, t
         assert capsys.readouterr().err.count("store.json is not what was written") == 1
 
 
-def test_a_link_to_a_disk_that_is_gone_gives_way_to_a_new_entry(files, tmp_path) -> None:
+def test_dangling_link_is_replaced_by_new_entry(files, tmp_path) -> None:
     first = content(load(files[:1], tmp_path / "cache"))
     (entry,) = entries(tmp_path / "cache")
     shutil.rmtree(entry)
@@ -218,22 +218,22 @@ def test_a_link_to_a_disk_that_is_gone_gives_way_to_a_new_entry(files, tmp_path)
     assert entry.is_dir() and not entry.is_symlink()
 
 
-def test_an_entry_that_is_removed_while_it_is_in_use_is_one_sentence(files, tmp_path) -> None:
-    made = load(files[:1], tmp_path / "cache")
+def test_removal_of_entry_in_use_is_one_sentence(files, tmp_path) -> None:
+    documents = load(files[:1], tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")
-    made.get(0)  # its file is open
+    documents.get(0)  # its file is open
     data.store._opened.cache_clear()
     with pytest.raises(UserError, match="cannot be read: No such file .*; remove .* run the same command again"):
-        made.get(0)
+        documents.get(0)
 
 
-def test_an_entry_that_another_process_has_built_is_opened_without_the_lock(files, tmp_path, monkeypatch) -> None:
-    """Hundreds of processes wait for the lock, and opening an entry of 100 million examples takes seconds."""
+def test_entry_of_another_process_opens_without_lock(files, tmp_path, monkeypatch) -> None:
+    """Hundreds of processes may wait for the lock, and opening an entry of 100 million examples takes seconds."""
     first, held = content(load(files, tmp_path / "other")), []
 
     @contextmanager
     def lock(*arguments: object) -> Iterator[None]:
-        (tmp_path / "other").rename(tmp_path / "cache")  # the other process has built it
+        (tmp_path / "other").rename(tmp_path / "cache")  # as if the other process had built it
         held.append(True)
         yield
         held.clear()
@@ -246,30 +246,30 @@ def test_an_entry_that_another_process_has_built_is_opened_without_the_lock(file
     monkeypatch.setattr(data.cache, "node_lock", lock)
     monkeypatch.setattr(data.cache, "_open_entry", opened)
     monkeypatch.setattr(data.cache, "_why_not_writable", lambda directory: None)
-    found = load(files, tmp_path / "cache")
-    assert content(found) == first and len(entries(tmp_path / "cache")) == 1
+    documents = load(files, tmp_path / "cache")
+    assert content(documents) == first and len(entries(tmp_path / "cache")) == 1
 
 
-def test_without_a_writable_directory_the_tokens_stay_in_memory(files, tmp_path) -> None:
+def test_unwritable_cache_keeps_tokens_in_memory(files, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    made = load(files, tmp_path / "file" / "cache")
-    assert content(made) == content(load(files))
-    assert f" in memory, because {tmp_path / 'file' / 'cache'} cannot be written (Not a directory)" in made.report
+    documents = load(files, tmp_path / "file" / "cache")
+    assert content(documents) == content(load(files))
+    assert f" in memory, because {tmp_path / 'file' / 'cache'} cannot be written (Not a directory)" in documents.report
 
 
-def test_damage_of_an_entry_that_cannot_be_mended_is_said(files, tmp_path, monkeypatch) -> None:
-    """In a directory that cannot be written no process mends it: the one that finds it says it."""
-    said: list[str] = []
-    reader = Reader(ExampleEncoder(tiny_tokenizer()), 2**31, 128, "drop", Cache(tmp_path / "cache", said.append))
+def test_unmendable_damage_is_reported(files, tmp_path, monkeypatch) -> None:
+    """In a directory that cannot be written no process mends the entry, so the process that finds the damage reports it."""
+    lines: list[str] = []
+    reader = Reader(ExampleEncoder(tiny_tokenizer()), 2**31, 128, "drop", Cache(tmp_path / "cache", lines.append))
     reader.read(files[:1], "", Reading())
     (entry,) = entries(tmp_path / "cache")
     (entry / STORE_FILE).write_text("{}")
     monkeypatch.setattr(data.cache, "_why_not_writable", lambda directory: "Permission denied")
     assert "cannot be written (Permission denied)" in reader.read(files[:1], "", Reading()).report
-    assert len(said) == 1 and f"the cache entry {entry} is damaged" in said[0]
+    assert len(lines) == 1 and f"the cache entry {entry} is damaged" in lines[0]
 
 
-def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, monkeypatch) -> None:
+def test_file_changed_during_tokenising_is_refused(files, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(common.node_lock.fcntl, "lockf", no_locks)
     encode = ExampleEncoder.encode
 
@@ -287,24 +287,24 @@ def test_a_file_that_changes_while_it_is_tokenised_is_refused(files, tmp_path, m
 
 
 def kept_parts(length: int, is_text: bool, most: int, too_long: str) -> list[tuple[int, int]]:
-    """(start, end) of the parts of a sequence of tokens that are trained: the whole of it, unless it has more than `most`."""
+    """Return (start, end) of the parts of a sequence that are trained: the whole of it, unless it has more than `most` tokens."""
     if length <= most:
         return [(0, length)]
-    if is_text:  # so that each token but the first is a target once
+    if is_text:  # pieces overlap by a token, so that each token but the first is a target once
         return [(start, min(length, start + most)) for start in range(0, length - 1, max(1, most - 1))]
     return [(0, most)] if too_long == "truncate" else []
 
 
 def part_of(encoded: Encoded, start: int, end: int) -> Encoded:
-    """The tokens from `start` to `end` (exclusive). The first of them is not a target: it has no context."""
+    """Return the tokens from `start` to `end` (exclusive). The first is no target, because it has no context."""
     if start == 0 and end >= len(encoded.ids):
         return encoded
     spans = (Span(max(s.start - start, 1), min(s.end, end) - start, s.weight) for s in encoded.spans)
     return Encoded(encoded.ids[start:end], tuple(span for span in spans if span.start < span.end))
 
 
-def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files, tmp_path, monkeypatch) -> None:
-    """The parts are those of an encoder that cuts each sequence by itself (`kept_parts`)."""
+def test_changed_length_settings_reuse_the_cache(files, tmp_path, monkeypatch) -> None:
+    """The parts equal those of an encoder that cuts each sequence by itself (`kept_parts`)."""
     encoder = WeightedEncoder(tiny_tokenizer())
     load(files, tmp_path / "cache", encoder=encoder)
     outcomes = [o for file in files for o in encoder.encode(read_examples(file))]
@@ -321,22 +321,26 @@ def test_another_length_or_treatment_of_long_chats_tokenises_nothing_again(files
                 for ends in kept_parts(len(whole.ids), text, length, too_long)
                 if (part := part_of(whole, *ends)).spans
             ]
-            made = load_documents(files, tiny_tokenizer(), length, too_long, encoder=encoder, cache=tmp_path / "cache")
-            ids, weights, lengths, targets, fingerprint = content(made)
+            documents = load_documents(
+                files, tiny_tokenizer(), length, too_long, encoder=encoder, cache=tmp_path / "cache"
+            )
+            ids, weights, lengths, targets, fingerprint = content(documents)
             assert seen.setdefault(fingerprint, ids) == ids and len(seen) == len(set(map(str, seen.values())))
             assert ids == [part.ids.tolist() for part in expected]
             assert weights == [part.weights().tolist() for part in expected]
-            assert [made.get(i)[1].dtype for i in range(len(made))] == [part.weights().dtype for part in expected]
+            assert [documents.get(i)[1].dtype for i in range(len(documents))] == [
+                part.weights().dtype for part in expected
+            ]
             assert lengths == [len(part.ids) for part in expected]
             assert targets == [part.weights().sum(dtype=np.float64) for part in expected]
-            assert made.longest_span == max(span.end - span.start for part in expected for span in part.spans)
+            assert documents.longest_span == max(span.end - span.start for part in expected for span in part.spans)
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"a.jsonl, line \d+ has \d+ tokens, more than data.sequence_length=33; incre"):
         load_documents(files, tiny_tokenizer(), 33, "error", encoder=encoder, cache=tmp_path / "cache")
     assert len(entries(tmp_path / "cache")) == 1
 
 
-def test_the_entries_unused_for_longest_are_removed_unless_they_are_in_use(files, tmp_path, capsys) -> None:
+def test_least_recently_used_entries_are_removed(files, tmp_path, capsys) -> None:
     cache = tmp_path / "cache"
 
     def entry(number: int, limit: float | None) -> Path:
@@ -349,13 +353,13 @@ def test_the_entries_unused_for_longest_are_removed_unless_they_are_in_use(files
     os.utime(second, (0, 0))
     third = entry(2, 1e-9)
     assert entries(cache) == sorted([second, third]) and content(held) == content(load((files[1],)))
-    said = capsys.readouterr().err
-    assert "data.cache_gib=1e-09: removed 1 entries of" in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "data.cache_gib=1e-09: removed 1 entries of" in output and output.count("\n") == 1
     del held
     assert clean_tokens(cache, True).endswith("places") and not entries(cache)
 
 
-def test_an_entry_that_another_process_removes_meanwhile_is_no_error(files, tmp_path, monkeypatch) -> None:
+def test_concurrent_removal_of_entry_is_no_error(files, tmp_path, monkeypatch) -> None:
     first, is_entry = load((files[0],), tmp_path / "cache").store.path, data.cache.is_entry
 
     def vanishing(path: Path) -> bool:
@@ -370,7 +374,7 @@ def no_locks(*arguments) -> None:
     raise OSError(37, "No locks available")
 
 
-# Loads one.jsonl on each rank. PLANTED: what is done when the ranks that encode begin.
+# Loads a.jsonl on each rank. PLANTED: code that runs when a rank begins to encode.
 WORKER = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
@@ -389,8 +393,8 @@ def planted(self, examples):
     return encode(self, examples)
 ExampleEncoder.encode = planted
 def main():
-    made = load_documents(("a.jsonl",), tiny_tokenizer(), 128, "drop", cache="cache")
-    print(made.fingerprint + " " + made.report.replace("\\n", " "))
+    documents = load_documents(("a.jsonl",), tiny_tokenizer(), 128, "drop", cache="cache")
+    print(documents.fingerprint + " " + documents.report.replace("\\n", " "))
 sys.exit(exit_code_of(main))
 """
 
@@ -398,25 +402,25 @@ sys.exit(exit_code_of(main))
 def run_worker(
     folder: Path, ranks: int, planted: str = "pass", parallel_bytes: int = 2**20
 ) -> subprocess.CompletedProcess:
-    if not (folder / "a.jsonl").exists():  # another file would be another entry
+    if not (folder / "a.jsonl").exists():  # a new file would have another entry
         write_chat_file(folder / "a.jsonl", 20)
     (folder / "worker.py").write_text(WORKER.format(root=str(ROOT), planted=planted, parallel_bytes=parallel_bytes))
     return run_ranks(ranks, folder / "worker.py", cwd=folder)
 
 
 def test_two_ranks_build_once(tmp_path) -> None:
-    # The builder waits until the other rank has arrived at the lock, or would have begun to encode.
+    # The builder waits until the other rank has reached the lock or has begun to encode.
     wait = "[time.sleep(0.01) for _ in range(100) if len(open('encoded').readlines()) < 2]"
     done = run_worker(tmp_path, 2, wait)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "encoded").read_text().splitlines()) == 1
     fingerprints = [line.split()[0] for line in done.stdout.splitlines()]
     assert len(fingerprints) == 2 and len(set(fingerprints)) == 1
-    assert done.stdout.count("tokenised in") == 2  # by this start, whichever rank did it
+    assert done.stdout.count("tokenised in") == 2  # both ranks say so, although only one of them did it
 
 
-def test_a_killed_build_leaves_nothing_that_counts_and_nothing_for_ever(tmp_path) -> None:
-    """Killed in a worker's parent: by the worker, while it encodes."""
+def test_killed_build_leaves_nothing_behind(tmp_path) -> None:
+    """Kill the parent of the workers from a worker, while it encodes."""
     killed = run_worker(tmp_path, 1, "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)", 0)
     assert killed.returncode != 0
     left = list((tmp_path / "cache").glob("*.tmp"))

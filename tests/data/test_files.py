@@ -33,7 +33,7 @@ def write(path: Path, data: bytes) -> Path:
         data = {".bz2": bz2, ".xz": lzma}[path.suffix].compress(data)
     elif path.suffix == ".zst":
         zstandard = pytest.importorskip("zstandard")
-        # Two frames, as written by tools that compress in parallel.
+        # Two frames, as from tools that compress in parallel.
         half = len(data) // 2
         data = b"".join(zstandard.ZstdCompressor().compress(part) for part in (data[:half], data[half:]))
     path.write_bytes(data)
@@ -57,7 +57,7 @@ def examples(path: Path, **reading) -> list[dict]:
 
 
 def described(paths: list[Path], reading: Reading = DEFAULT) -> list[str]:
-    """What the log says of the forms of files, after they were read."""
+    """Return the log's lines on the forms of files after they were read."""
     noticed = Noticed(replace(reading, on_bad="skip"))
     list(read_files(paths, noticed.reading, noticed))
     return noticed.forms()
@@ -72,8 +72,8 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
     assert examples(tmp_path / f"a.txt{compression}", fields={"text": "body"}) == [{"text": "\n".join(TEXTS)}]
     path = write(tmp_path / f"a.parquet{compression}", parquet([{"id": 1} | text for text in texts]))
     assert list(read_files([path])) == [(f"{path}, row {i}", text) for i, text in enumerate(texts, 1)]
-    made = load_documents((str(tmp_path / f"a.jsonl{compression}"), str(path)), tiny_tokenizer(), 512, "error")
-    assert len(made) == 4
+    documents = load_documents((str(tmp_path / f"a.jsonl{compression}"), str(path)), tiny_tokenizer(), 512, "error")
+    assert len(documents) == 4
     cells = [
         ["messages", "tools", "weight"],
         *([json.dumps(r["messages"]), json.dumps(r.get("tools", [])), r.get("weight")] for r in ROWS),
@@ -111,9 +111,9 @@ def test_every_file_type_is_read(tmp_path, compression) -> None:
         ("a.jsonl", b'{\n "text": "a"\n}', "line 1 is not valid JSON: .*; objects of several lines are read if the name ends in .json$"),
         ("a.json", b'[{"text": "a"},\n{"text": "b', "line 2 is not valid JSON: Unterminated string"),
         ("a.json", b'[{"text": "a"},\n\n{"text": a},' + b" " * 99 + b"]", "line 3 is not valid JSON: Expecting value$"),
-        # Python would keep the last of the two values and silently drop the other.
+        # Python would keep the last of the two values and silently drop the first.
         ("a.jsonl", b'{"messages": [{"content": "a", "content": "b"}]}', "line 1 is not valid JSON: an object has the key content twice"),
-        # Nor is the line known: the array begins in line 1.
+        # The line is not known either: the array begins in line 1.
         ("a.json", b'[{"text": "a"},\n{"text": "a", "text": "b"}]', "a.json is not valid JSON: an object has the key text twice"),
         ("a.json", b"[]", "contains no examples"),
         ("a.csv", b"", "contains no examples"),
@@ -135,8 +135,8 @@ def test_the_error_names_a_damaged_file(tmp_path, name, data, words) -> None:
     assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
-def test_what_datasets_stores_as_json_is_read(tmp_path) -> None:
-    """`datasets` does so where rows differ: messages with and without tool calls, and the properties of tools."""
+def test_json_columns_of_datasets_are_read(tmp_path) -> None:
+    """`datasets` does so if rows differ: messages with and without tool calls, and the properties of tools."""
 
     def tool(name: str) -> dict:
         return {"name": name, "parameters": {"type": "object", "properties": {name: {"type": "string"}}}}
@@ -149,15 +149,15 @@ def test_what_datasets_stores_as_json_is_read(tmp_path) -> None:
         {"messages": [CHAT[0], call | {"content": ""}], "tools": [tool("f")]},
         {"messages": CHAT, "tools": [tool("g")]},
     ]
-    made = pytest.importorskip("datasets").Dataset.from_list(rows, on_mixed_types="use_json")
-    made.to_parquet(tmp_path / "a.parquet")
-    made.save_to_disk(tmp_path / "saved")
+    dataset = pytest.importorskip("datasets").Dataset.from_list(rows, on_mixed_types="use_json")
+    dataset.to_parquet(tmp_path / "a.parquet")
+    dataset.save_to_disk(tmp_path / "saved")
     for path in (tmp_path / "a.parquet", *(tmp_path / "saved").glob("*.arrow")):
         assert examples(path) == rows
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(tmp_path, kind) -> None:
+def test_damaged_column_file_is_one_sentence(tmp_path, kind) -> None:
     rows = [{"messages": CHAT, "id": i} for i in range(9)]
     whole = arrow(rows) if kind == "arrow" else parquet(rows, compression="none", use_dictionary=False)
     path, chosen, refused = tmp_path / f"a.{kind}", random.Random(0), 0
@@ -171,16 +171,16 @@ def test_a_damaged_arrow_or_parquet_file_is_one_sentence_wherever_it_is_damaged(
         except UserError as error:
             refused += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
-    assert refused > 15  # a flipped bit of a text can make another text
+    assert refused > 15  # a flipped bit of a text may give another valid text
 
 
-def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> None:
+def test_on_bad_skip_leaves_out_and_names_examples(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
     lines = b'{"text": "one"}', b"{", b'{"text": ""}', b"\xff", b'{"messages": []}', b'{"text": "two"}', b'{"txt": "a"}'
     path.write_bytes(b"\n".join([*lines, json_lines([{"messages": CHAT, "text": "a"}])]))
     noticed = Noticed(Reading(on_bad="skip"))
-    found = list(read_files([path], noticed.reading, noticed))
-    assert found == [(f"{path}, line 1", {"text": "one"}), (f"{path}, line 6", {"text": "two"})]
+    examples_read = list(read_files([path], noticed.reading, noticed))
+    assert examples_read == [(f"{path}, line 1", {"text": "one"}), (f"{path}, line 6", {"text": "two"})]
     assert noticed.counts == {"skipped": 6}
     first_five = ["2 is not val", "3: `text` mu", "4 is not UTF", "5: `messages", "7 has none o"]
     assert [problem.removeprefix(f"{path}, line ")[:12] for problem in noticed.bad] == first_five
@@ -196,7 +196,7 @@ def test_on_bad_skip_leaves_out_malformed_examples_and_names_each(tmp_path) -> N
     assert (noticed.counts, noticed.bad) == ({"skipped": 1}, [f"{texts[0]} contains no text"])
 
 
-def test_rows_of_different_forms_are_read_if_each_is_clear(tmp_path) -> None:
+def test_rows_of_different_clear_forms_are_read(tmp_path) -> None:
     path = write(tmp_path / "a.jsonl", json_lines([{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]))
     assert examples(path) == [{"text": "a", "id": 1}, {"messages": CHAT, "id": 2}]
     assert described([path]) == [f"{path}: text and messages (text, messages); ignored: id"]
@@ -224,7 +224,7 @@ def test_the_form_of_each_file_is_described(tmp_path) -> None:
         described([tmp_path / "none"])
 
 
-def test_folders_and_globs_stand_for_their_files_in_order(tmp_path, monkeypatch) -> None:
+def test_folders_and_globs_expand_in_order(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts").mkdir()  # without it, artifacts/none would be a dataset of the hub
     for name in ["b.jsonl", "a.csv.gz", "README.md", "sub/c.PARQUET", "sub/x.bin", ".hidden/d.jsonl", "[e].json"]:
@@ -251,7 +251,7 @@ def test_folders_and_globs_stand_for_their_files_in_order(tmp_path, monkeypatch)
         expand([tmp_path / "sub"])
 
 
-def test_what_is_not_a_file_is_refused(tmp_path) -> None:
+def test_path_that_is_no_file_is_refused(tmp_path) -> None:
     (tmp_path / "link.jsonl").symlink_to("nowhere")
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")
@@ -270,7 +270,7 @@ def test_what_is_not_a_file_is_refused(tmp_path) -> None:
 
 
 def save_dataset(folder: Path, parts: list[list[dict]], **state) -> Path:
-    """A folder as `datasets.Dataset.save_to_disk` writes it."""
+    """Write a folder like `datasets.Dataset.save_to_disk`."""
     folder.mkdir(parents=True)
     names = [f"data-{i:05}-of-{len(parts):05}.arrow" for i in range(len(parts))]
     for name, rows in zip(names, parts, strict=True):
@@ -287,8 +287,8 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
     files = expand([folder])
     assert [file.name for file in files] == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
     function = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-    made = {"role": "assistant", "content": None, "tool_calls": [function]}
-    assert examples(files[0]) == [{"messages": [*CHAT, made]}, {"messages": CHAT}]
+    call = {"role": "assistant", "content": None, "tool_calls": [function]}
+    assert examples(files[0]) == [{"messages": [*CHAT, call]}, {"messages": CHAT}]
     assert described([files[0]]) == [f"{files[0]}: messages (messages); ignored: id"]
     assert expand([tmp_path]) == files  # a dataset below a folder
     (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train"]}')
@@ -301,8 +301,8 @@ def test_a_saved_dataset_is_read(tmp_path) -> None:
             expand([broken])
 
 
-def test_a_folder_of_several_splits_is_not_trained_on_as_a_whole(tmp_path) -> None:
-    """By the names of its files, or by its card."""
+def test_folder_of_several_splits_is_refused(tmp_path) -> None:
+    """The names of its files or its card tell the splits."""
     for names in (("train-00000.jsonl", "test-00000.jsonl"), ("train/a.jsonl", "dev/a.jsonl")):
         folder = tmp_path / names[0][:6]
         for name in names:
@@ -325,14 +325,14 @@ def test_a_folder_of_several_splits_is_not_trained_on_as_a_whole(tmp_path) -> No
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "file.arrow"])
-def test_a_file_of_columns_is_closed_when_what_was_asked_of_it_is_read(tmp_path, monkeypatch, name) -> None:
+def test_column_file_is_closed_after_the_last_row(tmp_path, monkeypatch, name) -> None:
     content = parquet(ROWS) if name == "a.parquet" else arrow(ROWS, "file" if name == "file.arrow" else "stream")
     path, opened = write(tmp_path / name, content), list[io.BufferedReader]()
     monkeypatch.setattr("data.rows.open_raw", lambda path: opened.append(path.open("rb")) or opened[-1])
     assert "messages" in column_names(path) and opened.pop().closed
-    for read in (list, next):  # all of it, or its first row
-        assert read(found := read_rows(path))
-        del found
+    for read in (list, next):  # all rows, or the first one
+        assert read(rows := read_rows(path))
+        del rows
         assert opened.pop().closed
 
 
@@ -369,16 +369,16 @@ def list_of(row):
 """
 
 
-def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) -> None:
-    """It gets all columns, a null in any file as None, may leave rows out, which are counted, and a mistake in it names its line and that of the row."""
+def test_row_function_makes_examples(tmp_path, monkeypatch) -> None:
+    """The function gets all columns, with a null of any file as None. It may leave rows out. Its mistakes name their line and the row's."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hooks_of_a_test.py").write_text(HOOKS)
     rows, hook = [{"title": f"t{n}", "n": n or None, "text": "not this"} for n in (1, 0, 3)], "hooks_of_a_test:as_text"
     for path in (write(tmp_path / "a.jsonl", json_lines(rows)), write(tmp_path / "a.parquet", parquet(rows))):
         assert examples(path, row=hook) == [{"text": "t1!"}, {"text": "t3!"}]
     assert described([path], Reading(row=hook)) == [f"{path}: text (text); made by data.row={hook}"]
-    made = load_documents((str(path),), tiny_tokenizer(), 64, "error", reading=Reading(row=hook))
-    assert "\nLEFT OUT 1 rows by data.row" in made.report
+    documents = load_documents((str(path),), tiny_tokenizer(), 64, "error", reading=Reading(row=hook))
+    assert "\nLEFT OUT 1 rows by data.row" in documents.report
     bad = write(tmp_path / "b.jsonl", json_lines([rows[0], {"n": 1}]))
     for name, words in [
         (hook, r"b.jsonl, line 2: data.row=.* fails: KeyError: 'title' \(.*hooks_of_a_test.py, line 5\)$"),
@@ -391,21 +391,21 @@ def test_a_function_of_the_user_makes_examples_of_rows(tmp_path, monkeypatch) ->
             examples(bad, row=name)
 
 
-def test_only_the_first_rows_are_read_of_all_files_together(tmp_path) -> None:
+def test_max_samples_counts_rows_over_all_files(tmp_path) -> None:
     for number, texts in enumerate(["ab", "cd", "ef"]):
         write(tmp_path / f"{number}.jsonl", json_lines([{"text": text} for text in texts]))
     files = expand([tmp_path])
     files[2] = files[2].rename(tmp_path / "2.parquet")
     files[2].write_bytes(b"nobody gets here")
     for most in (1, 2, 3, 4):
-        found = read_files(files, Reading(max_samples=most))
-        assert "".join(example["text"] for _, example in found) == "abcd"[:most]
-    made = load_documents((str(tmp_path),), tiny_tokenizer(), 64, "error", reading=Reading(max_samples=1))
-    assert len(made) == 1 and made.report.startswith("1 example from 1 file, ")
-    assert f"\n{files[0]}: text (text)" in made.report
+        pairs = read_files(files, Reading(max_samples=most))
+        assert "".join(example["text"] for _, example in pairs) == "abcd"[:most]
+    documents = load_documents((str(tmp_path),), tiny_tokenizer(), 64, "error", reading=Reading(max_samples=1))
+    assert len(documents) == 1 and documents.report.startswith("1 example from 1 file, ")
+    assert f"\n{files[0]}: text (text)" in documents.report
 
 
-def test_a_text_of_paragraphs_says_that_it_is_one_document_where_it_is_the_only_file(tmp_path) -> None:
+def test_single_text_of_paragraphs_is_noted(tmp_path) -> None:
     book, page = (
         write(tmp_path / name, text) for name, text in (("b.txt", b"One.\n\nTwo.\n\nThree.\n\n"), ("p.txt", b"A\nB"))
     )

@@ -1,4 +1,4 @@
-"""Every form of examples becomes the canonical one, and a malformed example is one sentence."""
+"""Every form of examples becomes the canonical form, and a malformed example is one sentence."""
 
 import json
 import random
@@ -63,7 +63,7 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
 
 
 @pytest.mark.parametrize(
-    "given, expected",
+    "original, expected",
     [
         ({"role": "developer", "content": "a"}, {"role": "developer", "content": "a"}),
         ({"from": "observation", "value": "a"}, {"role": "tool", "content": "a"}),
@@ -73,7 +73,7 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
         (USER | {"train": False, "weight": 0}, USER),
         (ANSWER | {"reasoning_content": "r", "thinking": "t"}, ANSWER | {"reasoning_content": "r", "thinking": "t"}),
         ({"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"}, {"role": "tool", "content": "a", "tool_call_id": "c1", "name": "lookup"}),
-        # A call of a tool, in the ways that files write it.
+        # A tool call, in the notations that files use.
         ({"role": "assistant", "tool_calls": [{"id": "c1", **CALL}]}, {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", **CALL}]}),
         (
             ANSWER | {"tool_calls": [{"name": "lookup", "arguments": json.dumps(ARGUMENTS)}]},
@@ -83,8 +83,8 @@ def test_tools_weight_and_other_keys_of_an_example() -> None:
         (ANSWER | {"tool_calls": [], "function_call": CALL["function"]}, ANSWER | {"tool_calls": [CALL]}),
     ],
 )  # fmt: skip
-def test_each_message_has_one_canonical_form(given, expected) -> None:
-    assert message(given) == expected
+def test_each_message_has_one_canonical_form(original, expected) -> None:
+    assert message(original) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_nonsense_never_ends_in_a_traceback() -> None:
         turn |= chosen.choice([{}, {"role": chosen.choice(["user", "assistant", "function_call", "tool"])}])
         row = {key: chosen.choice(scraps) for key in chosen.sample(EXAMPLE_FIELDS, 3)} | {"messages": [turn]}
         try:
-            made = canonical(row, format=chosen.choice(FORMATS))
+            example = canonical(row, format=chosen.choice(FORMATS))
         except UserError:
             continue
         read += 1
-        example_text(made).encode()
+        example_text(example).encode()
     assert read > 30
 
 
@@ -210,13 +210,13 @@ def test_the_text_of_an_example() -> None:
     ],
 )
 def test_token_ids_are_taken_as_they_are(row, ids, mask) -> None:
-    made = canonical(row | {"id": 3})
-    assert made == {"input_ids": ids, "mask": mask, "id": 3}
+    example = canonical(row | {"id": 3})
+    assert example == {"input_ids": ids, "mask": mask, "id": 3}
     with pytest.raises(UserError, match="has token ids and no text"):
-        example_text(made)
+        example_text(example)
 
 
-def test_a_mask_with_the_name_that_trl_gives_it_is_read_where_it_is_named() -> None:
+def test_trl_mask_is_read_if_named_in_fields() -> None:
     row = {"input_ids": [5, 6, 7], "assistant_masks": [0, 1, 1]}
     named = canonical_example(row | {"completion_mask": [0, 0, 1]}, "a", Reading(fields={"mask": "assistant_masks"}))
     assert named[1]["mask"] == [0, 1, 1]

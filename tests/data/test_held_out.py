@@ -1,4 +1,4 @@
-"""The split is the same in any order and file, has the share that was asked for, and keeps copies and groups together."""
+"""The split is the same in any order and file, has the requested share, and keeps copies and groups together."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_the_hash_is_of_the_content_alone() -> None:
     assert len({whole, *map(content_hash, different)}) == 1 + len(different)
 
 
-def test_case_white_space_and_the_marks_of_a_sentence_make_no_difference() -> None:
+def test_hash_ignores_case_space_and_punctuation() -> None:
     copies = (
         "Own funds: the bank's ratio is 8,5 % (see §3).",
         "own funds, the bank's ratio is 8.5 %  (SEE §3) ",
@@ -48,17 +48,20 @@ def test_case_white_space_and_the_marks_of_a_sentence_make_no_difference() -> No
     assert content_hash({"text": copies[0]}) != content_hash({"text": copies[0].replace("8,5", "8,6")})
 
 
-def test_a_group_is_the_value_of_a_key_alone() -> None:
-    one, other, spaced = ({"text": text, "bank": bank} for text, bank in (("a", "X1"), ("b", "X1"), ("c", " x1\n")))
-    assert group_hash(one, "bank") == group_hash(other, "bank") == group_hash(spaced, "bank")
-    assert group_hash({"bank": 7}, "bank") == group_hash({"bank": "7"}, "bank") != group_hash({"bank": "8"}, "bank")
-    assert group_hash(one, None) == content_hash(one) != content_hash(other)
-    assert group_hash({"text": "a"}, "bank") is None is group_hash({"bank": " "}, "bank")
+def test_group_is_the_value_of_its_key() -> None:
+    first, second, spaced = (
+        {"text": text, "author": author} for text, author in (("a", "X1"), ("b", "X1"), ("c", " x1\n"))
+    )
+    assert group_hash(first, "author") == group_hash(second, "author") == group_hash(spaced, "author")
+    assert group_hash({"author": 7}, "author") == group_hash({"author": "7"}, "author")
+    assert group_hash({"author": "7"}, "author") != group_hash({"author": "8"}, "author")
+    assert group_hash(first, None) == content_hash(first) != content_hash(second)
+    assert group_hash({"text": "a"}, "author") is None is group_hash({"author": " "}, "author")
     assert not is_held_out(None, 0.999)
 
 
-def bank_rows(number: int, banks: int) -> list[dict]:
-    return [{"text": f"Report {i} of a bank.", "bank": f"B{i % banks}", "id": i} for i in range(number)]
+def rows_by_author(number: int, authors: int) -> list[dict]:
+    return [{"text": f"Report {i} of an author.", "author": f"B{i % authors}", "id": i} for i in range(number)]
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -74,54 +77,55 @@ def read_both(path: str, split_by: str | None, share: float = 0.3, on_bad: str =
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
-def test_all_reports_of_a_bank_are_on_one_side(tmp_path, kind) -> None:
-    rows, path = bank_rows(200, 20), str(tmp_path / f"reports.{kind}")
+def test_groups_stay_on_one_side(tmp_path, kind) -> None:
+    rows, path = rows_by_author(200, 20), str(tmp_path / f"reports.{kind}")
     if kind == "jsonl":
         write(Path(path), rows)
     elif kind == "parquet":
         Path(path).write_bytes(parquet(rows))
     else:
-        lines = ["text,bank,id", *(f"{row['text']},{row['bank']},{row['id']}" for row in rows)]
+        lines = ["text,author,id", *(f"{row['text']},{row['author']},{row['id']}" for row in rows)]
         Path(path).write_text("\n".join(lines))
-    held = {row["bank"] for row in rows if is_held_out(group_hash(row, "bank"), 0.3)}
+    held = {row["author"] for row in rows if is_held_out(group_hash(row, "author"), 0.3)}
     assert 2 <= len(held) <= 12
-    train, validation = read_both(path, "bank")
+    train, validation = read_both(path, "author")
     sides = [
-        {key for row in rows if (row["bank"] in held) == side for key in [key_of(content_hash(row))]} for side in (0, 1)
+        {key for row in rows if (row["author"] in held) == side for key in [key_of(content_hash(row))]}
+        for side in (0, 1)
     ]
     assert [set(part.sources[0].content_keys().tolist()) for part in (train, validation)] == sides
     assert len(validation.sources[0]) == 10 * len(held)
     assert "text (text); ignored: id\n" in train.sources[0].report + "\n"  # the key of the split is not ignored
-    # Without the key, most banks have reports on both sides.
+    # Without the key, most authors have reports on both sides.
     train, validation = read_both(path, None)
-    keys = {key_of(content_hash(row)): row["bank"] for row in rows}
-    banks = [{keys[key] for key in part.sources[0].content_keys().tolist()} for part in (train, validation)]
-    assert len(banks[0] & banks[1]) > 15
+    keys = {key_of(content_hash(row)): row["author"] for row in rows}
+    authors = [{keys[key] for key in part.sources[0].content_keys().tolist()} for part in (train, validation)]
+    assert len(authors[0] & authors[1]) > 15
 
 
-def test_a_row_without_the_key_of_the_split_is_refused_or_skipped(tmp_path) -> None:
-    rows = bank_rows(20, 10)
-    rows[3]["bank"] = "half of a pair: \ud800"  # JSON may have it, and no text is encoded by it
-    rows[6]["bank"] = ""
-    del rows[9]["bank"]
+def test_row_without_split_key_is_refused_or_skipped(tmp_path) -> None:
+    rows = rows_by_author(20, 10)
+    rows[3]["author"] = "half of a pair: \ud800"  # valid JSON, although no encoding has it
+    rows[6]["author"] = ""
+    del rows[9]["author"]
     path = str(tmp_path / "a.jsonl")
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sentence = "a.jsonl, line 7 has no value of `bank` beside the keys of its form, by which data.split_by splits"
+    sentence = "a.jsonl, line 7 has no value of `author` beside the keys of its form, by which data.split_by splits"
     with pytest.raises(UserError, match=sentence):
-        read_both(path, "bank")
-    train, validation = read_both(path, "bank", on_bad="skip")
+        read_both(path, "author")
+    train, validation = read_both(path, "author", on_bad="skip")
     assert len(train.sources[0]) + len(validation.sources[0]) == 18
     for corpus in (train, validation):
         assert "SKIPPED 2 malformed:\n  " in corpus.sources[0].report and sentence in corpus.sources[0].report
 
 
-def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_both(tmp_path) -> None:
+def test_copies_are_on_one_side_and_counted(tmp_path) -> None:
     texts = [f"Bank {i} shall hold own funds." for i in range(100)]
     rows = [{"text": text} for text in texts] + [{"text": text + " "} for text in texts]
     train, validation = read_both(write(tmp_path / "a.jsonl", rows), None)
     assert "also in" not in validation.sources[0].report
     held = len(validation.sources[0])
-    repeated = f"\nREPEATED {held // 2} that say what an earlier one says, but for case, white space"
+    repeated = f"\nREPEATED {held // 2} with the content of an earlier example, but for case, white space"
     assert 30 < held < 90 and repeated in validation.sources[0].report
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop")
     corpus = reader.training((write(tmp_path / "t.jsonl", rows[:100]),), ())
@@ -133,7 +137,7 @@ def test_copies_with_another_space_are_on_one_side_and_counted_where_files_hold_
     )
 
 
-def test_the_held_out_part_has_its_share_and_grows_with_it() -> None:
+def test_held_out_part_grows_with_its_share() -> None:
     held_out = {share: {i for i, h in enumerate(HASHES) if is_held_out(h, share)} for share in (0.0, 0.02, 0.1, 0.5)}
     assert not held_out[0.0] and held_out[0.02] < held_out[0.1] < held_out[0.5]
     for share, items in held_out.items():
@@ -141,8 +145,8 @@ def test_the_held_out_part_has_its_share_and_grows_with_it() -> None:
     assert is_held_out(b"\0" * HASH_BYTES, 1e-9) and not is_held_out(b"\xff" * HASH_BYTES, 0.999_999)
 
 
-def test_shared_examples_are_counted_also_where_a_side_is_empty() -> None:
+def test_shared_examples_are_counted_also_without_examples() -> None:
     random = np.random.default_rng(0)
     for sizes in ((0, 0), (0, 5), (5, 0), (300, 40), (40, 300)):
-        keys, others = (random.integers(0, 200, size).astype(np.uint64) + np.uint64(2**63) for size in sizes)
-        assert num_shared(keys, others) == sum(key in set(others.tolist()) for key in keys.tolist())
+        keys, more = (random.integers(0, 200, size).astype(np.uint64) + np.uint64(2**63) for size in sizes)
+        assert num_shared(keys, more) == sum(key in set(more.tolist()) for key in keys.tolist())

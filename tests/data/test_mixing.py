@@ -14,7 +14,7 @@ def ragged(low: int, high: int, count: int, seed: int, make=chats) -> InMemory:
 
 
 def three_sources() -> Corpus:
-    """70% documents of 20 to 299 tokens, 25% of 2 to 11, 5% of 400 to 512, passed over several times."""
+    """Return 70% documents of 20 to 299 tokens, 25% of 2 to 11, 5% of 400 to 512, passed over several times."""
     parts = (ragged(20, 300, 2500, 0), ragged(2, 12, 3000, 1), ragged(400, 513, 40, 2))
     return Corpus(parts, ("main", "short", "long"), (0.7, 0.25, 0.05))
 
@@ -35,10 +35,10 @@ class OfFive:
 
 
 def windows(count: int, size: int = 16) -> Windows:
-    made = Windows(store := OfFive(count * size), size)  # pyright: ignore
-    # More windows begin with a document than Windows.mean_targets assumes: here it is to be exact.
-    store.num_documents = store.num_tokens - count + 1 - sum(map(made.num_targets, range(count)))
-    return made
+    store_windows = Windows(store := OfFive(count * size), size)  # pyright: ignore
+    # Windows.mean_targets assumes that no window begins with a document. Correct it, so that it is exact here.
+    store.num_documents = store.num_tokens - count + 1 - sum(map(store_windows.num_targets, range(count)))
+    return store_windows
 
 
 @pytest.mark.parametrize("size", [{"global_examples": 32}, {"global_tokens": 4000}])
@@ -54,7 +54,7 @@ def test_shares_are_within_one_percent_over_100_steps(size) -> None:
         assert 0.97 < counts[:100].sum() / (100 * 4000) <= 1.0
 
 
-def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> None:
+def test_step_depends_on_seed_and_number_alone() -> None:
     in_sequence = plan_training(three_sources(), 1, 0, global_examples=32)
     steps = [in_sequence.batch(step) for step in range(in_sequence.num_steps)]
     for step in (0, 63, 77, in_sequence.num_steps - 1):
@@ -68,20 +68,20 @@ def test_a_step_does_not_depend_on_earlier_calls_or_on_the_number_of_ranks() -> 
     assert plan_training(three_sources(), 1, 1, global_examples=32).batch(0) != steps[0]
 
 
-def test_documents_that_are_looked_at_in_blocks_have_the_same_plan(monkeypatch) -> None:
-    found = []
+def test_block_size_does_not_change_the_plan(monkeypatch) -> None:
+    batches_by_order = []
     for block in (mixing.BLOCK, 700):
         monkeypatch.setattr(mixing, "BLOCK", block)
         plan = plan_training(three_sources(), 2, 0, global_tokens=4000)
-        found.append([plan.batch(step) for step in range(0, plan.num_steps, 20)])
-    assert found[0] == found[1]
+        batches_by_order.append([plan.batch(step) for step in range(0, plan.num_steps, 20)])
+    assert batches_by_order[0] == batches_by_order[1]
 
 
-def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
-    other = chats([7, 1, 9, 4])  # a document of one token has no target and is skipped
-    corpus = Corpus((ragged(20, 60, 500, 0), other), ("main", "other"), (0.9, 0.1))
+def test_stream_repeats_only_after_a_whole_epoch() -> None:
+    mixed = chats([7, 1, 9, 4])  # a document of one token has no target and is skipped
+    corpus = Corpus((ragged(20, 60, 500, 0), mixed), ("main", "mixed"), (0.9, 0.1))
     plan = plan_training(corpus, 1, 0, global_examples=1)
-    # Items within a step are sorted by length, so use steps that take at most one document of the other source.
+    # Items within a step are sorted by length, so use steps that take at most one document of the mixed-in source.
     taken = [item - 500 for s in range(plan.num_steps) for item in plan.batch(s).items if item >= 500]
     assert len(taken) > 60 and set(taken) == {0, 2, 3}
     assert all(sorted(taken[i : i + 3]) == [0, 2, 3] for i in range(0, len(taken) - 3, 3))
@@ -91,7 +91,7 @@ def test_a_stream_repeats_a_document_only_after_taking_all_others() -> None:
 
 
 @pytest.mark.parametrize("size", [{"global_examples": 7}, {"global_tokens": 90}])
-def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
+def test_every_window_is_visited_once_per_epoch(size) -> None:
     source = windows(103)
     plan = plan_training(source, 3, 5, **size)
     orders = []
@@ -106,7 +106,7 @@ def test_every_window_of_a_store_is_visited_once_per_epoch(size) -> None:
     assert sum(batch.document_lengths) == 16 * len(batch.items)
 
 
-def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_each_target() -> None:
+def test_collate_separates_documents_and_gives_sources() -> None:
     corpus = Corpus((chats([4]), windows(3)), ("main", "store"), (0.5, 0.5))
     batch = collate((2, 0), corpus)  # the window of tokens 16 to 31, where documents begin at 20, 25 and 30
     assert batch.document_lengths == (4, 5, 5, 2, 4)
@@ -119,7 +119,7 @@ def test_collate_separates_the_documents_of_a_window_and_gives_the_source_of_eac
 
 
 def brought(plan: TrainingPlan, source: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Target tokens of the main source and of another one, in every step."""
+    """Return the target tokens of the main source and of a mixed-in one in every step."""
     counts = np.array([plan.batch(step).targets_by_source for step in range(plan.num_steps)], dtype=float)
     return counts[:, 0], counts[:, source]
 
@@ -131,8 +131,8 @@ LONG = ragged(200, 900, 60, 3, texts)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("share", [0.05, 0.3])
 @pytest.mark.parametrize("main", [ragged(60, 300, 700, 0), windows(3000)], ids=["chats", "store"])
-def test_a_source_has_its_share_over_the_promised_steps_to_within_one_item(main, share, size) -> None:
-    """The bounds of data/mixing.py, over any range of steps of two epochs, the smaller last ones included."""
+def test_source_has_its_share_over_promised_steps(main, share, size) -> None:
+    """Check the bounds of data/mixing.py over any range of steps in two epochs, including the smaller last steps."""
     corpus = Corpus((main, LONG), ("main", "texts"), (1 - share, share))
     plan = plan_training(corpus, 2, 0, **size)
     own, texts_of = brought(plan)
@@ -140,7 +140,7 @@ def test_a_source_has_its_share_over_the_promised_steps_to_within_one_item(main,
     missing = np.concatenate([[0], np.cumsum(texts_of - ratio * own)])
     assert np.ptp(missing) <= largest and np.abs(missing).max() <= largest / 2
     (steps,) = plan.steps_of_shares
-    # With a limit on tokens, steps are expected to be full, which they are not.
+    # With a limit on tokens, steps are expected to be full, but they are not.
     assert steps == pytest.approx(
         4 * largest / (ratio * own.sum() / len(own)), rel=0.02 if "global_examples" in size else 0.25, abs=1
     )
@@ -151,7 +151,7 @@ def test_a_source_has_its_share_over_the_promised_steps_to_within_one_item(main,
         assert usual.mean() > 0.95 and share / 2 <= realised.min() and realised.max() <= 2 * share
 
 
-def test_what_is_mixed_in_is_never_cut() -> None:
+def test_mixed_in_items_are_never_cut() -> None:
     """Every target of a text is predicted from all of the text before it: its median context is half of its length."""
     corpus = Corpus((ragged(60, 300, 700, 0), LONG), ("main", "texts"), (0.95, 0.05))
     plan = plan_training(corpus, 2, 0, global_examples=12)
@@ -167,14 +167,14 @@ def test_what_is_mixed_in_is_never_cut() -> None:
     assert np.concatenate(context).max() == LONG.targets[taken].max()
 
 
-# A window of the main store has 12 targets, but a step is planned for the 15 that it may have.
+# A window of the main store has 12 targets, but a step reserves room for the 15 that it may have.
 @pytest.mark.parametrize(
     ("main", "used"), [(ragged(60, 300, 700, 0), 0.85), (windows(3000), 0.6)], ids=["chats", "store"]
 )
 def test_no_step_has_more_than_global_tokens(main, used) -> None:
-    """Whatever is mixed in: long texts, chats, windows of a store."""
-    others = LONG, ragged(100, 500, 80, 4), windows(60, 256)
-    for parts, shares in ((others, (0.1, 0.2, 0.1)), (others[1:2], (0.05,))):
+    """Mix in long texts, chats, or windows of a store."""
+    mixed = LONG, ragged(100, 500, 80, 4), windows(60, 256)
+    for parts, shares in ((mixed, (0.1, 0.2, 0.1)), (mixed[1:2], (0.05,))):
         corpus = Corpus((main, *parts), ("main", "a", "b", "c")[: len(parts) + 1], (1 - sum(shares), *shares))
         plan = plan_training(corpus, 2, 0, global_tokens=1500)
         totals = np.array([plan.batch(step).num_target_tokens for step in range(plan.num_steps)])

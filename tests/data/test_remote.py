@@ -1,4 +1,4 @@
-"""Sources that lie elsewhere: fetched once into data.cache, cut by data.max_samples, and one sentence where that fails."""
+"""Remote sources: fetched once into data.cache, cut by data.max_samples, and one sentence if a fetch fails."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ MAKE = {
 
 @pytest.fixture
 def memory():
-    """Writes {name: bytes} into fsspec's file system in memory. What is in it is gone afterwards."""
+    """Write {name: bytes} into fsspec's file system in memory, which is emptied afterwards."""
     system = fsspec.filesystem("memory")
     yield lambda files: [system.pipe_file(f"/{name}", content) for name, content in files.items()]
     system.store.clear()
@@ -50,7 +50,7 @@ def calls(examples: list[dict]) -> list[dict]:
 
 
 def dataset_folder(folder: Path, card: str = "") -> Path:
-    """A folder as the hub has it: shards of two splits, and a card."""
+    """Write a folder as on the hub: shards of two splits, and a card."""
     (folder / "data").mkdir(parents=True)
     for name, rows in [("train-00000-of-00002", ROWS[:4]), ("train-00001-of-00002", ROWS[4:]), ("test-0", ROWS[:1])]:
         (folder / "data" / f"{name}.jsonl").write_bytes(json_lines(rows))
@@ -58,7 +58,7 @@ def dataset_folder(folder: Path, card: str = "") -> Path:
     return folder
 
 
-def test_what_lies_elsewhere_is_told_from_a_path(tmp_path, monkeypatch) -> None:
+def test_remote_sources_are_told_from_paths(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "there").mkdir(parents=True)
     (tmp_path / "here" / "a:b").touch()
@@ -78,32 +78,32 @@ def test_what_lies_elsewhere_is_told_from_a_path(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_a_source_is_fetched_once_and_read_as_a_local_file_is(tmp_path, memory, kind) -> None:
-    """JSON has the arguments of each tool call alone, also from elsewhere; what changes there later is not seen."""
+def test_source_is_fetched_once_and_read_locally(tmp_path, memory, kind) -> None:
+    """Tool calls in remote JSON have only their own arguments. Later changes of the remote file have no effect."""
     memory({f"b/a.{kind}": MAKE[kind](ROWS)})
-    said = []
-    found = fetch(f"memory://b/a.{kind}", str(tmp_path), None, said.append)
-    assert found == [str(next(tmp_path.glob(f"fetched/*/a.{kind}")))]
+    lines = []
+    files = fetch(f"memory://b/a.{kind}", str(tmp_path), None, lines.append)
+    assert files == [str(next(tmp_path.glob(f"fetched/*/a.{kind}")))]
     expected = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": [2], "z": None}}]
     if kind == "parquet":  # a column cannot tell null from absent
         expected[1]["arguments"].pop("z")
-    assert calls(read(found)) == expected * 3
+    assert calls(read(files)) == expected * 3
     memory({f"b/a.{kind}": b"changed"})
     assert (
-        fetch(f"memory://b/a.{kind}", str(tmp_path), None, said.append) == found and calls(read(found)) == expected * 3
+        fetch(f"memory://b/a.{kind}", str(tmp_path), None, lines.append) == files and calls(read(files)) == expected * 3
     )
-    assert said[0] == f"memory://b/a.{kind}: 1 file, is fetched"
-    assert said[1] == said[2] and said[1].startswith(f"memory://b/a.{kind}: 1 file, 0.0 MiB, fetched on ")
-    record = json.loads(Path(found[0]).with_name("source.json").read_text())
-    assert record["urls"] == [f"memory://b/a.{kind}"] and record["files"][0]["size"] == Path(found[0]).stat().st_size
+    assert lines[0] == f"memory://b/a.{kind}: 1 file, is fetched"
+    assert lines[1] == lines[2] and lines[1].startswith(f"memory://b/a.{kind}: 1 file, 0.0 MiB, fetched on ")
+    record = json.loads(Path(files[0]).with_name("source.json").read_text())
+    assert record["urls"] == [f"memory://b/a.{kind}"] and record["files"][0]["size"] == Path(files[0]).stat().st_size
 
 
-def test_folders_and_globs_elsewhere_keep_the_order_of_their_names(tmp_path, memory) -> None:
+def test_remote_folders_and_globs_are_sorted(tmp_path, memory) -> None:
     memory({"b/x/1.jsonl": json_lines(ROWS[:1]), "b/x/2.parquet": parquet(ROWS[1:2])})
     memory({"b/a.jsonl": json_lines(ROWS[2:3]), "b/README.md": b"#"})
     for path, ids in [("memory://b", [2, 0, 1]), ("memory://b/x/*.jsonl", [0]), ("memory://b/**/*.parquet", [1])]:
-        found = fetched(path, tmp_path)
-        rows = [row for file in found for row in read([file], row=f"{__name__}:only_the_id")]
+        files = fetched(path, tmp_path)
+        rows = [row for file in files for row in read([file], row=f"{__name__}:only_the_id")]
         assert [row["text"] for row in rows] == [f"id {i}" for i in ids]
     with pytest.raises(UserError, match=r"memory://b/\*.csv contains no data files; data files are .jsonl"):
         fetched("memory://b/*.csv", tmp_path)
@@ -114,16 +114,16 @@ def only_the_id(row: dict) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["jsonl.gz", "parquet"])
-def test_of_a_stream_only_so_many_rows_are_read(tmp_path, memory, monkeypatch, kind) -> None:
+def test_only_max_samples_of_a_stream_are_read(tmp_path, memory, monkeypatch, kind) -> None:
     make = MAKE[kind]
     memory({f"b/0.{kind}": make(ROWS[:2]), f"b/1.{kind}": make(ROWS[2:]), f"b/2.{kind}": b"nobody gets here"})
-    said = []
-    found = fetch("memory://b", str(tmp_path), 3, said.append)
-    assert [json.loads(line)["id"] for line in Path(found[0]).read_text().splitlines()] == [0, 1, 2]
-    assert calls(read(found))[0] == {"name": "f", "arguments": {"x": 1}}
-    assert said[0].startswith("memory://b: the first 3 rows, ")
-    fsspec.filesystem("memory").store.clear()  # a resumed run reads what was fetched
-    assert fetch("memory://b", str(tmp_path), 3, said.append) == found
+    lines = []
+    files = fetch("memory://b", str(tmp_path), 3, lines.append)
+    assert [json.loads(line)["id"] for line in Path(files[0]).read_text().splitlines()] == [0, 1, 2]
+    assert calls(read(files))[0] == {"name": "f", "arguments": {"x": 1}}
+    assert lines[0].startswith("memory://b: the first 3 rows, ")
+    fsspec.filesystem("memory").store.clear()  # a resumed run reads the fetched files
+    assert fetch("memory://b", str(tmp_path), 3, lines.append) == files
 
 
 def test_bytes_are_no_text_in_a_stream_either(tmp_path, memory) -> None:
@@ -132,14 +132,14 @@ def test_bytes_are_no_text_in_a_stream_either(tmp_path, memory) -> None:
         read(fetched("memory://bytes.parquet", tmp_path, most=1))
 
 
-def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path) -> None:
+def test_split_of_folder_is_found_by_datasets(tmp_path) -> None:
     pytest.importorskip("datasets")
     card = "---\nconfigs:\n- config_name: one\n  data_files:\n  - split: train\n    path: data/train*\n---\n"
     folder = dataset_folder(tmp_path / "set", card)
-    found = fetched(f"{folder}:train", None)
-    assert [Path(file).name for file in found] == ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"]
-    assert [f["arguments"] for f in calls(read(found))] == [{"x": 1}, {"y": [2], "z": None}] * 3
-    assert fetched(f"{folder}:one:train", None) == found
+    files = fetched(f"{folder}:train", None)
+    assert [Path(file).name for file in files] == ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"]
+    assert [f["arguments"] for f in calls(read(files))] == [{"x": 1}, {"y": [2], "z": None}] * 3
+    assert fetched(f"{folder}:one:train", None) == files
     with pytest.raises(UserError, match=f"{folder}:dev has the splits train; name one: {folder}:SPLIT"):
         fetched(f"{folder}:dev", None)
     with pytest.raises(UserError, match="set is a dataset with a card that names its files; name a split: .*set:train"):
@@ -155,7 +155,7 @@ def test_a_split_of_a_folder_is_what_datasets_finds(tmp_path) -> None:
         ("memory://bad.parquet", "bad.parquet is damaged or not a parquet file"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_sentence(tmp_path, memory, path, words) -> None:
+def test_failed_fetch_is_one_sentence(tmp_path, memory, path, words) -> None:
     memory({"bad.parquet": b"hello"})
     with pytest.raises(UserError, match=words) as error:
         fetched(path, tmp_path, 3)
@@ -164,7 +164,7 @@ def test_what_cannot_be_fetched_is_one_sentence(tmp_path, memory, path, words) -
         fetched(path, None)
 
 
-def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) -> None:
+def test_unreachable_source_is_one_sentence(tmp_path, monkeypatch) -> None:
     datasets = pytest.importorskip("datasets")
 
     def unreachable(*args, **kwargs):
@@ -180,7 +180,7 @@ def test_what_the_machine_cannot_reach_is_one_sentence(tmp_path, monkeypatch) ->
         fetched("hf://datasets/org/name", tmp_path)
 
 
-def test_damage_in_what_was_fetched_is_found(tmp_path, memory) -> None:
+def test_damage_of_fetched_files_is_found(tmp_path, memory) -> None:
     memory({"a.jsonl": json_lines(ROWS)})
     (file,) = fetched("memory://a.jsonl", tmp_path)
     Path(file).write_bytes(json_lines(ROWS)[:-9])
@@ -201,8 +201,8 @@ def test_all_sources_of_a_config_become_local(tmp_path, memory) -> None:
     assert [len(read([*paths])) for paths in files] == [2, 6, 6, 6] and Path(general.validation[0]).name == "old.jsonl"
 
 
-def test_a_token_store_takes_what_data_train_takes(tmp_path, memory) -> None:
-    """A URL, the first rows of it, a split of a folder, and a folder of files."""
+def test_token_store_takes_all_paths_of_data_train(tmp_path, memory) -> None:
+    """Build from a URL, its first rows, a split of a folder, and a folder of files."""
     memory({"texts.jsonl": json_lines([{"text": text} for text in SENTENCES]), "chats.jsonl": json_lines(ROWS)})
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "set").mkdir()
@@ -211,8 +211,8 @@ def test_a_token_store_takes_what_data_train_takes(tmp_path, memory) -> None:
 
     def documents(path: str, most: int | None = None) -> int:
         path, out = path if "://" in path else f"{tmp_path}/{path}", tmp_path / str(len([*tmp_path.iterdir()]))
-        said = build_and_describe([path], str(tmp_path / "model"), out, 10**6, str(tmp_path / "cache"), most)
-        assert said.startswith(f"{out}: ")
+        sentence = build_and_describe([path], str(tmp_path / "model"), out, 10**6, str(tmp_path / "cache"), most)
+        assert sentence.startswith(f"{out}: ")
         return verify_store(out).num_documents
 
     assert [documents("memory://texts.jsonl"), documents("memory://texts.jsonl", 2)] == [len(SENTENCES), 2]

@@ -24,7 +24,7 @@ def prose(seed, words=60):
     return " ".join(rng.choice(WORDS) + str(rng.randint(0, 999)) for _ in range(words))
 
 
-def test_every_reason_is_counted_and_the_first_of_similar_texts_is_kept(monkeypatch):
+def test_reasons_are_counted_first_similar_text_stays(monkeypatch):
     a, b = prose(1), prose(2)
     altered = a.replace(a.split()[30], "altered")
     loop = " ".join(["The bank shall report its own funds to the supervisor."] * 12)
@@ -39,9 +39,9 @@ def test_every_reason_is_counted_and_the_first_of_similar_texts_is_kept(monkeypa
 
 
 def test_similarity_is_the_jaccard_similarity_of_the_shingles(monkeypatch):
-    # The texts have half of their words in common, at the same places: a third of the union.
-    words, others = prose(5, 400).split(), prose(6, 400).split()
-    half = " ".join(words[:200] + others[200:])
+    # Half of the words are common to both texts, in the same places: a third of the union.
+    words, more_words = prose(5, 400).split(), prose(6, 400).split()
+    half = " ".join(words[:200] + more_words[200:])
     for max_similarity, kept in ((0.25, [0]), (0.42, [0, 1])):
         monkeypatch.setattr(data.replay_filters, "MAX_SIMILARITY", max_similarity)
         assert filter_texts([" ".join(words), half], 100, NOTHING)[0] == kept
@@ -49,14 +49,14 @@ def test_similarity_is_the_jaccard_similarity_of_the_shingles(monkeypatch):
     assert len(sketch(text)) == pytest.approx(len(text) / 4, rel=0.1)
 
 
-def test_repetition_is_the_share_of_shingles_that_occurred_before():
+def test_repetition_is_the_fraction_of_repeated_shingles():
     assert repetition(normalize(prose(8))) < 0.02
     sentence = "abcdefghij klmnopqrstu vwxyz 0123456789."  # 40 characters; all shingles of the loop are distinct
     assert repetition(sentence * 10) == pytest.approx(1 - 40 / 377)
     assert repetition("") == repetition("short") == 0.0
 
 
-def test_a_short_evaluation_text_overlaps_only_as_a_whole_and_between_words():
+def test_short_evaluation_text_overlaps_only_as_whole():
     evaluation = EvaluationTexts(["2 + 2 = 4", "The capital of France is Paris", " "])
     assert evaluation.overlaps(normalize("We know that the CAPITAL of France\n is Paris."))
     assert evaluation.overlaps("so 2 + 2 = 4, as you see")
@@ -64,7 +64,7 @@ def test_a_short_evaluation_text_overlaps_only_as_a_whole_and_between_words():
     assert not evaluation.overlaps("the capital of france is")
 
 
-def test_overlap_is_a_shared_run_of_fifty_characters_wherever_it_stands():
+def test_overlap_is_any_shared_fifty_characters():
     rng = random.Random(0)
     alphabet = "abcdefgh äö句😀"
 
@@ -75,19 +75,19 @@ def test_overlap_is_a_shared_run_of_fifty_characters_wherever_it_stands():
     evaluation = EvaluationTexts(held_out)
     runs = {text[i : i + 50] for text in map(normalize, held_out) for i in range(len(text) - 49)}
     assert len(evaluation.shingles) == sum(len(normalize(text)) - 49 for text in (held_out[0], held_out[2]))
-    found = 0
+    num_overlaps = 0
     for trial in range(400):
         start, length = rng.randrange(900), 40 + trial % 20
         before, after = letters(rng.randrange(150)), letters(rng.randrange(150))
         text = normalize(before + held_out[0][start : start + length] + after)
         overlaps = any(text[i : i + 50] in runs for i in range(len(text) - 49))
         assert evaluation.overlaps(text) == overlaps
-        found += overlaps
-    assert 100 < found < 300
+        num_overlaps += overlaps
+    assert 100 < num_overlaps < 300
     assert not NOTHING.overlaps(held_out[0])
 
 
-def test_a_truncated_text_ends_with_its_last_complete_sentence():
+def test_truncated_text_ends_with_a_complete_sentence():
     assert until_last_sentence("One. Two is 3.5 and") == "One."
     assert until_last_sentence('He said "no." Then he') == 'He said "no."'
     assert until_last_sentence("A list:\n- first\n- sec") == "A list:\n- first"

@@ -1,4 +1,4 @@
-"""An example as text: marked targets, what is cut, whole characters, nothing that a terminal would obey; sources."""
+"""An example as text: marked targets, cuts, whole characters, nothing that a terminal would obey; sources."""
 
 import re
 import unicodedata
@@ -33,7 +33,7 @@ def length_of(example):
     return len(sequence.ids)
 
 
-def test_targets_stand_between_marks_or_in_colour_and_weights_before_them():
+def test_targets_are_marked_and_weights_precede_them():
     plain, coloured = shown(CHAT), "\n".join(shown(CHAT, style=Style(colour=True)))
     assert re.fullmatch(r"\d+ tokens, \d+ of them targets \(sum of weights [\d.]+\)", plain[0])
     assert plain[1:] == [
@@ -54,7 +54,7 @@ def test_targets_stand_between_marks_or_in_colour_and_weights_before_them():
     assert "⟦" in Style().legend() and "green" in Style(True).legend()
 
 
-def test_what_is_cut_is_said():
+def test_cuts_are_reported():
     length = length_of(CHAT)
     assert shown(CHAT, length - 2, "truncate")[0] == (
         f"TOO LONG: {length} tokens, data.sequence_length={length - 2}, data.too_long=truncate: TRUNCATED: the last 2 tokens are "
@@ -65,7 +65,7 @@ def test_what_is_cut_is_said():
     assert shown(CHAT, 5, "error")[0].endswith("data.too_long=error: training stops with an error")
     text = {"text": "own funds " * 30}
     lines = shown(text, 20)
-    pieces = -(-(length_of(text) - 1) // 19)  # each begins with the last token of the one before
+    pieces = -(-(length_of(text) - 1) // 19)  # each begins with the last token of the previous piece
     assert lines[0].endswith(f": it is CUT into {pieces} pieces")
     assert lines[1] == f"--- piece 1 of {pieces}"
     assert lines[-1] == f"... {pieces - 2} more pieces are not shown (--full) ..."
@@ -81,16 +81,16 @@ def test_split_chats_notes_and_errors_are_shown():
     assert show_outcome(Outcome(error="bad \x1b"), TOKENIZER, False, 9, "drop") == ["REFUSED: bad ⟨U+001B⟩"]
     assert show_outcome(Outcome(notes=("weightless",)), TOKENIZER, True, 9, "drop") == [
         "LEFT OUT: nothing of it carries loss",
-        "counted in the report: examples in which all that would carry loss has weight 0",
+        "counted in the report: examples whose targets all have weight 0",
     ]
 
 
-def test_what_is_invisible_or_harmful_is_replaced():
+def test_invisible_and_harmful_characters_are_replaced():
     assert visible("a\tb\nc d ⟦x⟧ é 句 😀 ½") == "a⇥b⏎\nc d ⟨U+27E6⟩x⟨U+27E7⟩ é 句 😀 ½"
     assert visible("\x1b]0;t\x07\x9b31m\r\u202e\ufeff") == "⟨U+001B⟩]0;t⟨U+0007⟩⟨U+009B⟩31m⟨U+000D⟩⟨U+202E⟩⟨U+FEFF⟩"
     assert one_line("a\nb") == "a⏎b"
     everything = visible("".join(map(chr, [*range(0xD800), *range(0xE000, 0x30000)])))
-    assert {one for one in everything if unicodedata.category(one) in ("Cc", "Cf", "Cn", "Zl")} == {"\n"}
+    assert {c for c in everything if unicodedata.category(c) in ("Cc", "Cf", "Cn", "Zl")} == {"\n"}
 
 
 @pytest.mark.parametrize("name", ["smollm2", "llama2", "mistral-v3", "gemma"])
@@ -106,7 +106,7 @@ def test_the_texts_of_tokens_make_up_the_text(name):
 
 
 def bars(lengths):
-    """(range, bar, count) of each line of a histogram."""
+    """Return (range, bar, count) of each line of a histogram."""
     lines = histogram(np.array(lengths))
     assert all(len(line) <= 100 for line in lines)
     split = [(line.partition("|")[0].strip(), line.partition("|")[2]) for line in lines]
@@ -118,7 +118,7 @@ def test_a_source_is_described():
     assert bars([7, 7]) == [("7", 50, 2)]
     uneven = bars([*[64] * 150, 222])
     assert uneven[0] == ("64 to 79", 50, 150) and uneven[-1][0].endswith(" to 222")
-    assert [bar[1] for bar in uneven] == [50, *[0] * 8, 1]  # a single one is seen
+    assert [bar[1] for bar in uneven] == [50, *[0] * 8, 1]  # even a single length has a bar
     lines = describe_source(
         "data.train", "2 examples\nDROPPED 1\x1b; and why", np.array([10, 30]), np.array([2.5, 7.5])
     )

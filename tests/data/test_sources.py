@@ -1,4 +1,4 @@
-"""Reading the sources of a run from files and token stores, for training and validation."""
+"""Read the sources of a run from files and token stores, for training and validation."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.tiny import tiny_tokenizer, write_chat_file
 TEXTS = ["The bank shall hold own funds.", "Grüße: die LCR beträgt 97,3 %."]
 
 
-def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> None:
+def test_reader_loads_all_sources_and_validation(tmp_path) -> None:
     chat = str(write_chat_file(tmp_path / "chat.jsonl", 12))
     text, held_out = (str(tmp_path / name) for name in ("general.txt", "held_out.txt"))
     (tmp_path / "general.txt").write_text("\n".join(TEXTS), encoding="utf-8")
@@ -42,13 +42,13 @@ def test_the_reader_loads_all_sources_and_their_validation_files(tmp_path) -> No
     assert len(folder) == 13 and "from 3 files" in folder.lines("train")[0]
 
 
-def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
-    chat, part, other = (str(tmp_path / f"{name}.jsonl") for name in ("chat", "part", "other"))
+def test_examples_in_two_sources_are_counted(tmp_path) -> None:
+    chat, part, third = (str(tmp_path / f"{name}.jsonl") for name in ("chat", "part", "other"))
     lines = write_chat_file(chat, 12).read_text().splitlines(keepends=True)
     Path(part).write_text("".join(lines[:5]))
-    write_chat_file(other, 3, seed=1)
+    write_chat_file(third, 3, seed=1)
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop")
-    mix = [Source(name, (path,), 0.1) for name, path in (("a", part), ("b", other), ("c", other))]
+    mix = [Source(name, (path,), 0.1) for name, path in (("a", part), ("b", third), ("c", third))]
     corpus = reader.training((chat,), mix)
     warned = ["SHARED" in source.report for source in corpus.sources]
     assert warned == [False, True, False, True]
@@ -57,18 +57,18 @@ def test_examples_that_are_in_two_sources_are_counted(tmp_path) -> None:
     assert "SHARED: 5 of 5 examples are also in the training data" in validation.sources[0].report
 
 
-def test_a_source_has_a_function_of_its_own_that_makes_examples(tmp_path, monkeypatch) -> None:
-    """Another one than data.row, for its validation files too; a digest of its code is asked for."""
+def test_each_source_has_its_own_row_function(tmp_path, monkeypatch) -> None:
+    """A source's `row` differs from data.row and applies to its validation files too; a digest of its code is requested."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hooks_of_a_mix.py").write_text("def text(row): return {'text': row['title']}")
     file = tmp_path / "titles.jsonl"
     file.write_bytes(json_lines([{"title": text} for text in TEXTS]))
-    chat, asked = str(write_chat_file(tmp_path / "chat.jsonl", 3)), []
-    cache, digest = Cache(tmp_path / "cache", print), lambda row: asked.append(row) or ""
+    chat, requested = str(write_chat_file(tmp_path / "chat.jsonl", 3)), []
+    cache, digest = Cache(tmp_path / "cache", print), lambda row: requested.append(row) or ""
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 128, "drop", cache=cache, digest_of_row=digest)
     mix = (Source("titles", (str(file),), 0.1, (str(file),), row="hooks_of_a_mix:text"),)
-    made = reader.training((chat,), mix).sources[1]
-    assert len(made) == 2 and "text (text); made by data.row=hooks_of_a_mix:text" in made.report
-    assert len(reader.validation((), mix).sources[0]) == 2 and set(asked) == {None, "hooks_of_a_mix:text"}
+    documents = reader.training((chat,), mix).sources[1]
+    assert len(documents) == 2 and "text (text); made by data.row=hooks_of_a_mix:text" in documents.report
+    assert len(reader.validation((), mix).sources[0]) == 2 and set(requested) == {None, "hooks_of_a_mix:text"}
     with pytest.raises(UserError, match="line 1 has none of the forms"):
         reader.training((chat,), (Source("titles", (str(file),), 0.1),))

@@ -41,14 +41,14 @@ def write_texts(path: Path, texts: list[str]) -> Path:
 
 
 def ragged_texts(count: int, seed: int = 0) -> list[str]:
-    """Random texts of 1 to 60 words."""
+    """Return random texts of 1 to 60 words."""
     random = np.random.default_rng(seed)
     return [" ".join(random.choice(WORDS, random.integers(1, 61))) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
 def store_folder(tmp_path_factory) -> Path:
-    """A store of 60 documents in several shards."""
+    """Build a store of 60 documents in several shards."""
     folder = tmp_path_factory.mktemp("store")
     build_store(
         [write_texts(folder / "texts.jsonl", ragged_texts(60))], tiny_tokenizer(), folder / "store", shard_tokens=900
@@ -61,8 +61,8 @@ def opened(path: Path, sequence_length: int) -> Windows:
 
 
 @pytest.mark.parametrize("sequence_length", [7, 128, 1000, 10**6])
-def test_windows_cover_the_concatenated_documents_whatever_the_shards(store_folder, sequence_length) -> None:
-    """A part ends where a document or the window ends; a token is a target if its document has an earlier one in the window."""
+def test_windows_cover_documents_across_shards(store_folder, sequence_length) -> None:
+    """A part ends with its document or window; a token is a target if an earlier token of its document is in the window."""
     tokenizer = tiny_tokenizer()
     documents = [
         [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in ragged_texts(60)
@@ -108,7 +108,7 @@ def test_a_damaged_store_gives_a_one_line_error(store_folder, tmp_path, name, co
 
 @pytest.mark.parametrize("section", ["ids", "documents", "end"])
 @pytest.mark.parametrize("new", [b"", bytes(64)], ids=["bit flip", "zeros"])
-def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folder, tmp_path, section, new) -> None:
+def test_damage_at_equal_size_is_found(store_folder, tmp_path, section, new) -> None:
     shutil.copytree(store_folder, tmp_path, dirs_exist_ok=True)
     whole = verify_store(tmp_path)
     assert whole.num_tokens == open_store(store_folder).num_tokens
@@ -122,7 +122,7 @@ def test_damage_at_equal_size_is_found_when_it_is_read_and_by_verify(store_folde
             find()
 
 
-def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tmp_path) -> None:
+def test_reader_accepts_store_for_training_and_validation(store_folder, tmp_path) -> None:
     reader = Reader(ExampleEncoder(tiny_tokenizer()), 384, 64, "drop")
     corpus = reader.training((str(store_folder),), ())
     assert corpus.lines("train")[0].startswith(f"train: token store {store_folder}: ")
@@ -148,18 +148,18 @@ def test_the_reader_accepts_a_store_for_training_and_validation(store_folder, tm
     ):
         with pytest.raises(UserError, match=refused):
             refuse()
-    assert with_row.validation((str(store_folder),), ())  # beside training data that are rows
-    # The fingerprint depends on the texts and their order but not on the file they came from.
-    texts, found = ragged_texts(60), []
+    assert with_row.validation((str(store_folder),), ())  # beside training data with a `row`
+    # The fingerprint depends on the texts and their order but not on the names of their files.
+    texts, fingerprints = ragged_texts(60), []
     for name, changed in (("same", texts), ("order", texts[::-1]), ("letter", [texts[0].upper(), *texts[1:]])):
         file = write_texts(tmp_path / f"{name}.jsonl", changed)
         build_store([file], tiny_tokenizer(), tmp_path / name, shard_tokens=900)
-        found.append(reader.training((str(tmp_path / name),), ()).sources[0].fingerprint)
-    assert found[0] == corpus.sources[0].fingerprint and len(set(found)) == 3
+        fingerprints.append(reader.training((str(tmp_path / name),), ()).sources[0].fingerprint)
+    assert fingerprints[0] == corpus.sources[0].fingerprint and len(set(fingerprints)) == 3
 
 
 def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> Windows:
-    """A store of `tokens` tokens in two shards of documents of equal length. The token ids are holes in the files."""
+    """Make a store of `tokens` tokens in two shards of documents of equal length. The token ids are holes in the files."""
     folder.mkdir()
     writer = StoreWriter(folder, {"dtype": "<u2", "tokenizer": "any"}, shard_tokens=tokens // 2)
     writer.finish({})
@@ -178,7 +178,7 @@ def synthetic_store(folder: Path, tokens: int, document: int = 2**10) -> Windows
     return Windows(Store(folder, {"shards": []}, tuple(shards)), 2**14)
 
 
-def test_a_build_that_fails_closes_its_file_and_leaves_no_part_of_a_shard(tmp_path) -> None:
+def test_failed_build_leaves_no_part_of_shard(tmp_path) -> None:
     with (
         pytest.raises(KeyError),
         StoreWriter(tmp_path, {"dtype": "<u2", "tokenizer": "any"}, shard_tokens=10) as writer,
@@ -190,7 +190,7 @@ def test_a_build_that_fails_closes_its_file_and_leaves_no_part_of_a_shard(tmp_pa
 
 
 def resident_growth(windows: Windows, count: int) -> int:
-    """Growth of this process's resident memory in bytes while it reads `count` windows spread over the store."""
+    """Return the growth of this process's resident memory in bytes while it reads `count` windows spread over the store."""
     statm = Path("/proc/self/statm")
     before = most = int(statm.read_text().split()[1])
     for i in range(count):
@@ -200,7 +200,7 @@ def resident_growth(windows: Windows, count: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="requires /proc")
-def test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one(tmp_path) -> None:
+def test_memory_of_reading_does_not_grow_with_store(tmp_path) -> None:
     growth = []
     for name, tokens in (("small", 2 * 2**20), ("large", 16 * 2**20)):  # 4 and 32 MiB
         store = synthetic_store(tmp_path / name, tokens)
@@ -209,7 +209,7 @@ def test_reading_a_large_store_takes_no_more_memory_than_reading_a_small_one(tmp
 
 
 @pytest.mark.parametrize("kind", ["alike", "sorted", "one is long"])
-def test_documents_are_found_whatever_their_lengths(kind, tmp_path, monkeypatch) -> None:
+def test_documents_of_any_lengths_are_found(kind, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("data.store.ROWS", 3)
     random = np.random.default_rng(0)
     lengths = {
@@ -230,8 +230,8 @@ def test_documents_are_found_whatever_their_lengths(kind, tmp_path, monkeypatch)
             assert store.ends_between(begin, end) == ends[(ends > begin) & (ends <= end)].tolist()
 
 
-def test_a_step_of_windows_is_planned_with_few_reads(tmp_path, monkeypatch) -> None:
-    """Every rank plans all windows of every step: 40 reads for each took longer than the step of hundreds of GPUs."""
+def test_step_of_windows_needs_few_reads(tmp_path, monkeypatch) -> None:
+    """Every rank plans all windows of every step: 40 reads per window took longer than the step of hundreds of GPUs."""
     store, read, opened = synthetic_store(tmp_path / "store", 2**21, document=32), [], []
     rows, plain = Shard.rows, open
     monkeypatch.setattr(

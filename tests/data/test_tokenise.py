@@ -8,10 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 import data.encoding
 import data.tokenise
-from common.durable_files import write_json
 from common.errors import UserError
 from data.encoding import ExampleEncoder, cut
-from data.store import STORE_FILE, _digest_of_info, open_store, read_info, shard_file
+from data.store import STORE_FILE, open_store, read_info, shard_file
 from data.token_store import build_store
 from data.tokens import bos_ids
 from tests.chat_families import family_tokenizer
@@ -19,7 +18,7 @@ from tests.data.test_store import ragged_texts, write_texts
 from tests.processes import run_ranks
 from tests.tiny import SENTENCES, tiny_tokenizer
 
-# Contains runs of line ends, which a tokenizer may encode as one token.
+# Contains runs of line ends, which some tokenizers encode as a single token.
 LONG = "\n".join(f"{i}. {SENTENCES[i % 4]}" + "\n" * (i % 3) for i in range(60)) + "\nGrüße: 97,3 €\rEnde"
 
 
@@ -29,7 +28,7 @@ def tokens_of(folder: Path) -> list[int]:
 
 
 def encoded(texts: list[str], tokenizer: PreTrainedTokenizerFast | None = None) -> list[int]:
-    """The ids that training from files would see: each text tokenised as a whole, followed by EOS."""
+    """Return the ids that training from files would see: each text tokenised as a whole, followed by EOS."""
     tokenizer = tokenizer or tiny_tokenizer()
     return [t for text in texts for t in [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]]
 
@@ -39,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("family", ["smollm2", "llama2", "tiny"])
-def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, family) -> None:
+def test_pieces_of_a_text_have_its_ids(tmp_path, monkeypatch, family) -> None:
     """smollm2 has two line ends as one token. llama2 writes a mark before every text, has no pre-tokenizer, and adds BOS."""
     monkeypatch.setattr(data.encoding, "PIECE", 200)
     monkeypatch.setattr(data.encoding, "PIECES", 3)
@@ -49,14 +48,14 @@ def test_a_text_cut_into_pieces_has_the_ids_of_the_whole_text(tmp_path, monkeypa
     build_store([tmp_path / "a.txt"], tokenizer, tmp_path / "store", shard_tokens=10)
     assert tokens_of(tmp_path / "store") == [*bos_ids(tokenizer), *encoded([LONG], tokenizer)]
     joined = sum((tokenizer.encode(part, add_special_tokens=False) for part in pieces), [])
-    # The ids of the pieces alone are others with llama2, which is why pieces have a lead.
+    # With llama2, pieces encoded alone have other ids, which is why pieces have a lead.
     assert (joined == encoded([LONG], tokenizer)[:-1]) == (family != "llama2")
     assert cut("a" * 450) == ["a" * 200, "a" * 200, "a" * 50] and cut("") == [""]
 
 
 @pytest.fixture
 def sources(tmp_path) -> list[Path]:
-    """Three files with 33 documents in total, enough for several shards of a few hundred tokens."""
+    """Write three files with 33 documents in total, enough for several shards of a few hundred tokens."""
     texts = ragged_texts(33, seed=1)
     (tmp_path / "b.txt").write_text(texts[20])
     first, last = (
@@ -65,8 +64,8 @@ def sources(tmp_path) -> list[Path]:
     return [first, tmp_path / "b.txt", last]
 
 
-def test_a_build_resumed_after_an_interruption_anywhere_gives_the_same_bytes(tmp_path, sources, monkeypatch) -> None:
-    """Interrupts the build before each of the renames that publish a file. What is in complete shards is not tokenised again."""
+def test_resumed_build_gives_the_same_bytes(tmp_path, sources, monkeypatch) -> None:
+    """Interrupt the build before each rename that publishes a file. Complete shards are not tokenised again."""
     monkeypatch.setattr(data.tokenise, "BATCH_CHARACTERS", 100)
     texts, encode, replace, interrupted = [], ExampleEncoder.encode, os.replace, 0
 
@@ -109,16 +108,12 @@ def test_a_complete_store_is_not_rebuilt(tmp_path, sources) -> None:
     stamp = (tmp_path / "store" / shard_file(0)).stat().st_mtime_ns
     assert build_store(sources, tiny_tokenizer(), tmp_path / "store").info == first.info
     assert (tmp_path / "store" / shard_file(0)).stat().st_mtime_ns == stamp
-    info = {key: value for key, value in first.info.items() if key != "max_samples"}  # as an earlier version wrote it
-    info["files"] = [{"path": one["path"], "bytes": one["bytes"], "blake2b": ""} for one in info["files"]]
-    write_json(tmp_path / "store" / STORE_FILE, info | {"digest": _digest_of_info(info)})
-    assert build_store(sources, tiny_tokenizer(), tmp_path / "store").num_tokens == first.num_tokens
     (tmp_path / "store" / shard_file(0)).unlink()
     with pytest.raises(UserError, match="shard-00000.tokens is missing; remove its directory and run"):
         build_store(sources, tiny_tokenizer(), tmp_path / "store")
 
 
-def test_a_build_with_other_inputs_or_a_damaged_store_is_refused(tmp_path, sources) -> None:
+def test_changed_inputs_or_damaged_store_are_refused(tmp_path, sources) -> None:
     out = tmp_path / "store"
     build_store(sources, tiny_tokenizer(), out, 700)
     text = sources[0].read_text()
@@ -149,7 +144,7 @@ def test_a_directory_with_other_files_is_not_touched(tmp_path, sources) -> None:
         build_store(sources, tiny_tokenizer(), tmp_path / "other" / "notes.md")
 
 
-def test_two_builds_of_one_store_at_once_make_it_once(tmp_path, sources) -> None:
+def test_concurrent_builds_make_the_store_once(tmp_path, sources) -> None:
     """Each process writes a line for every text that it tokenises."""
     (tmp_path / "worker.py").write_text(WORKER.format(root=str(Path(__file__).resolve().parents[2])))
     done = run_ranks(2, tmp_path / "worker.py", *(path.name for path in sources), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Loading a tokenizer; and what carries loss in chats, texts and completions with the small ChatML tokenizer."""
+"""Loading a tokenizer; loss-carrying tokens of chats, texts and completions with the small ChatML tokenizer."""
 
 import datetime
 import itertools
@@ -29,13 +29,13 @@ GENERATION = (
 
 
 def spans(tokenizer, ids: list[int], is_target: list) -> list[str]:
-    """Decode each consecutive run of target tokens."""
+    """Decode each run of consecutive target tokens."""
     runs = itertools.groupby(zip(ids, is_target, strict=True), lambda pair: bool(pair[1]))
     return [tokenizer.decode([token for token, _ in run]) for flag, run in runs if flag]
 
 
 def targets(tokenizer, example: dict, **settings) -> list[list[str]]:
-    """The texts of the targets of each sequence of an example."""
+    """Return the texts of the targets of each sequence of an example."""
     outcome = ExampleEncoder(tokenizer, ChatSettings(**settings)).encode([example])[0]
     assert outcome.error is None, outcome.error
     return [spans(tokenizer, s.ids.tolist(), s.weights().tolist()) for s in outcome.sequences]
@@ -53,10 +53,10 @@ def test_all_answers_and_their_eos_are_targets(template) -> None:
     ids, is_target = encode_one(tokenizer, {"messages": CHAT})
     assert spans(tokenizer, ids, is_target) == ["below 100%<|im_end|>", "above 3%<|im_end|>"]
     whole = tokenizer.apply_chat_template(CHAT, tokenize=False)
-    assert tokenizer.decode(ids) == whole.rstrip("\n")  # what the template writes after the last answer is left out
+    assert tokenizer.decode(ids) == whole.rstrip("\n")  # without the template's text after the last answer
 
 
-def test_the_plain_template_ends_its_prompt_before_the_space_of_the_answer() -> None:
+def test_plain_template_leaves_space_to_the_answer() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = plain_template(tokenizer)
     ids, is_target = encode_one(tokenizer, {"messages": CHAT[:2]})
@@ -98,8 +98,8 @@ def test_eos_is_appended_if_the_template_has_none() -> None:
     assert ids[-1] == tokenizer.eos_token_id and is_target[-1] and ids.count(tokenizer.eos_token_id) == 1
 
 
-def test_a_document_is_between_bos_if_the_tokenizer_adds_it_and_one_eos_and_all_of_its_tokens_are_targets() -> None:
-    """A text says nothing but text: BOS and EOS that it spells are encoded as their characters, unless they are allowed."""
+def test_document_is_between_bos_and_one_eos() -> None:
+    """BOS and EOS that a text spells are encoded as their characters, unless they are allowed."""
     for tokenizer in (tiny_tokenizer(), family_tokenizer("mistral-v1")):
         bos, eos = bos_ids(tokenizer), tokenizer.eos_token
         assert bos == ([tokenizer.bos_token_id] if tokenizer.eos_token == "</s>" else [])
@@ -146,7 +146,7 @@ def test_only_the_last_answer() -> None:
 
 
 @pytest.mark.parametrize("content", ["e", ">", "|", "n", "im_end", "", "  e  ", "a <|im_end|> e"])
-def test_an_answer_that_resembles_the_end_of_a_turn(content) -> None:
+def test_answer_that_resembles_a_turns_end(content) -> None:
     tokenizer = tiny_tokenizer()
     chat = [CHAT[0], CHAT[1] | {"content": content}]
     assert targets(tokenizer, {"messages": chat}) == [[content + "<|im_end|>"]]
@@ -155,7 +155,7 @@ def test_an_answer_that_resembles_the_end_of_a_turn(content) -> None:
     assert answer.replace(" ", "") == content.replace(" ", "") + "<|end|>"
 
 
-def test_what_is_unusual_is_noted() -> None:
+def test_unusual_examples_are_noted() -> None:
     tokenizer = tiny_tokenizer()
     for messages, note in (
         (CHAT, ()),
@@ -168,7 +168,7 @@ def test_what_is_unusual_is_noted() -> None:
     assert notes(tokenizer, {"messages": CHAT, "tools": [{"type": "function"}]}) == ("tools",)
     tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endfor %}"
     assert notes(tokenizer, {"messages": [{"role": "system", "content": "Be brief."}, *CHAT]}) == ("left out",)
-    # The prompt ends in a space, which the first token of the answer would contain in one text.
+    # The prompt ends in a space, which a joint encoding would put into the first token of the answer.
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ': ' + m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -195,31 +195,31 @@ def test_an_error_of_the_template_is_one_sentence() -> None:
         assert outcome.error.startswith(error) and "\n" not in outcome.error
 
 
-def test_the_fingerprint_of_a_tokenizer_is_that_of_its_ids(tmp_path) -> None:
+def test_fingerprint_depends_on_ids_alone(tmp_path) -> None:
     digest = tokenizer_fingerprint(tiny_tokenizer())
     tiny_tokenizer().save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
-    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=4)  # stays set in the backend
+    tokenizer(["a", "a b"], padding=True, truncation=True, max_length=4)  # this setting stays in the backend
     assert json.loads(tokenizer.backend_tokenizer.to_str())["truncation"]
     assert tokenizer_fingerprint(tokenizer) == digest
     tokenizer.add_tokens(["C 03.00"])
     assert len({digest, tokenizer_fingerprint(tiny_tokenizer(300)), tokenizer_fingerprint(tokenizer)}) == 3
 
 
-def test_the_date_is_the_one_that_is_set() -> None:
+def test_set_date_is_written() -> None:
     tokenizer = family_tokenizer("llama3")
     assert writes_date(tokenizer) and not writes_date(tiny_tokenizer())
     text = ChatTemplate(tokenizer, ChatSettings(date="2024-07-06")).render(CHAT)
     assert "Today: 06 Jul 2024\n" in text
-    one, other = (ExampleEncoder(tokenizer, ChatSettings(date=date)) for date in ("2024-07-06", "2024-07-07"))
-    assert one.fingerprint() != other.fingerprint()
+    first, second = (ExampleEncoder(tokenizer, ChatSettings(date=date)) for date in ("2024-07-06", "2024-07-07"))
+    assert first.fingerprint() != second.fingerprint()
     plain = (ExampleEncoder(tiny_tokenizer(), ChatSettings(date=date)) for date in ("2024-07-06", "2024-07-07"))
     assert len({str(encoder.fingerprint()) for encoder in plain}) == 1
 
 
 @pytest.mark.parametrize("space", ["", "\n", "  ", "\n  "])
 @pytest.mark.parametrize("tag", ["{%- set", "{% set", "{%+ set"])
-def test_a_fixed_date_changes_nothing_else_in_the_text(space, tag) -> None:
+def test_fixed_date_changes_only_the_date(space, tag) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = f"{space}{tag} day = strftime_now('%A %-d %B %y, %j') %}}\n  {{{{ day }}}}\nend"
     today = ChatTemplate(tokenizer, ChatSettings(date=datetime.date.today().isoformat())).render(CHAT)
@@ -253,7 +253,7 @@ def test_a_directory_without_a_usable_tokenizer(tmp_path, files, reason) -> None
 
 
 @pytest.mark.parametrize("read", [load_tokenizer, lambda folder: read_base_tokenizer(folder).backend])
-def test_a_text_is_split_as_the_file_says_whatever_class_is_named(tmp_path, read) -> None:
+def test_text_is_split_as_tokenizer_json_says(tmp_path, read) -> None:
     """SmolLM2 and StarCoder2 name GPT2Tokenizer, which transformers builds without the single digits of their files."""
     tiny_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>"}')
@@ -262,7 +262,7 @@ def test_a_text_is_split_as_the_file_says_whatever_class_is_named(tmp_path, read
     assert [piece for piece, _ in split] == ["LCR", "ĊĊ", "9", "7"]  # and not Ċ, Ċ, 97
 
 
-def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp_path) -> None:
+def test_template_file_replaces_the_template(tmp_path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "chat.jinja").write_text("\ufeff{{ messages[0].content }}", encoding="utf-8")  # as Windows writes it
     loaded = load_tokenizer(str(tmp_path / "model"), str(tmp_path / "chat.jinja"))
@@ -280,17 +280,17 @@ def test_a_template_file_replaces_the_template_and_named_ones_need_a_default(tmp
     assert (template.render(CHAT), template.render(CHAT, [])) == ("1", "2")
 
 
-def test_token_ids_are_the_sequence_and_the_mask_says_what_carries_loss() -> None:
+def test_token_ids_train_by_their_mask() -> None:
     encoder = ExampleEncoder(tiny_tokenizer())
-    given = {"input_ids": [5, 6, 7, 8, 9], "mask": [1, 1, 0, 1, 1], "weight": 0.5}
-    text, (outcome,) = {"text": "a"}, encoder.encode([given])
+    ready = {"input_ids": [5, 6, 7, 8, 9], "mask": [1, 1, 0, 1, 1], "weight": 0.5}
+    text, (outcome,) = {"text": "a"}, encoder.encode([ready])
     (sequence,) = outcome.sequences
     assert sequence.ids.tolist() == [5, 6, 7, 8, 9] and sequence.spans == (Span(1, 2, 0.5), Span(3, 5, 0.5))
-    mixed = encoder.encode([text, given, {"messages": CHAT}, text])
+    mixed = encoder.encode([text, ready, {"messages": CHAT}, text])
     assert [len(outcome.sequences) for outcome in mixed] == [1, 1, 1, 1]
     assert mixed[1].sequences[0].spans == sequence.spans
     assert mixed[3].sequences[0].ids.tolist() == encoder.encode([text])[0].sequences[0].ids.tolist()
     (bad,) = encoder.encode([{"input_ids": [5, 10_000], "mask": [1, 1]}])
     assert bad.error == f"it has the token id 10000, but the tokenizer has {len(tiny_tokenizer())} tokens"
-    (nothing,) = encoder.encode([{"input_ids": [5, 6], "mask": [1, 0]}])  # the first token has no context
-    assert nothing.sequences[0].spans == ()
+    (untrained,) = encoder.encode([{"input_ids": [5, 6], "mask": [1, 0]}])  # the first token has no context
+    assert untrained.sequences[0].spans == ()

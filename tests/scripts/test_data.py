@@ -1,4 +1,4 @@
-"""The commands build and clean of scripts/data.py: resuming after a kill, and what is deleted."""
+"""The commands build and clean of scripts/data.py: resuming after a kill, and the extent of a deletion."""
 
 import shutil
 import subprocess
@@ -38,7 +38,7 @@ data.token_store.build_store([Path("texts.jsonl")], load_tokenizer("model"), Pat
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tokenizer and 80 texts."""
+    """Write a tokenizer and 80 texts."""
     folder = tmp_path_factory.mktemp("build")
     tiny_tokenizer().save_pretrained(folder / "model")
     write_texts(folder / "texts.jsonl", ragged_texts(80))
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder, monkeypatch) -> None:
+def test_killed_build_resumes_to_the_same_bytes(folder, monkeypatch) -> None:
     (folder / "killed.py").write_text(KILLED.format(root=str(ROOT), shard_tokens=SHARD_TOKENS))
     killed = run_python(folder / "killed.py", cwd=folder)
     assert killed.returncode == -9, killed.stderr
@@ -67,7 +67,7 @@ def test_resuming_after_a_kill_gives_the_bytes_of_an_uninterrupted_build(folder,
     again = ("build", "texts.jsonl", "--model", "model", "--out", "store", "--shard-tokens", str(SHARD_TOKENS))
     done = script(folder, *again)
     assert done.returncode == 0, done.stderr
-    monkeypatch.chdir(folder)  # the store records the paths of its files as given
+    monkeypatch.chdir(folder)  # the store records the paths of its files as they are written on the command line
     store = build_store([Path("texts.jsonl")], tiny_tokenizer(), Path("whole"), SHARD_TOKENS)
     assert contents(folder / "store") == contents(folder / "whole")
     assert f"store: {store.num_tokens:,} tokens of 80 documents in {len(store.shards)} shards, uint16" in done.stdout
@@ -86,8 +86,8 @@ def test_missing_file_is_reported_in_one_sentence(folder) -> None:
     assert not (folder / "other").exists()
 
 
-def test_clean_deletes_caches_and_token_stores_and_nothing_else(folder, tmp_path) -> None:
-    """An entry of the cache as a run makes it, a leftover of a killed build, a store, and what only looks like them."""
+def test_clean_deletes_only_caches_and_stores(folder, tmp_path) -> None:
+    """A cache entry as a run makes it, the leftover of a killed build, a store, and files that only look like these."""
     write_chat_file(tmp_path / "chats.jsonl", 6)
     cache = tmp_path / "artifacts" / "tokens"
     load_documents((str(tmp_path / "chats.jsonl"),), tiny_tokenizer(), 128, "truncate", cache=cache)

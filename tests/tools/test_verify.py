@@ -351,7 +351,7 @@ def test_what_was_seen_is_not_said_of_data_that_have_changed(monkeypatch, tmp_pa
     said = list(seen(entries, str(ids)))
     assert said[1].startswith("1 examples of the training") and said[2:] == [
         "warning: 1 names are of no example: misspelt",
-        "warning: the token store of source main keeps no examples: it stays as it is",
+        "warning: the token store of source main keeps no examples: none can be found in it",
     ]
     monkeypatch.setattr(train, "sources", [SimpleNamespace(fingerprint="of the data")])
     for change in ({"fingerprint": "of others"}, {1: (7, 6)}):
