@@ -7,7 +7,7 @@ import pytest
 
 from xbrl.answers.answer_reader import letter_in
 from xbrl.answers.statements import sentences
-from xbrl.corpus.archive import PERCENTAGE, covers, find_disagreements
+from xbrl.corpus.archive import PERCENTAGE, find_disagreements, may_agree
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import FULL, make_example, read_filing
 from xbrl.corpus.filing import write_reports
@@ -21,8 +21,8 @@ CELLS = load_cells(BUILT_IN)
 
 def test_citations_percentages_and_sentences() -> None:
     article = ("CRR", "92(1)(a)")
-    assert covers(article, ("CRR", "92")) and covers(article, ("", "92(1)"))
-    assert not any(covers(article, other) for other in (("CRR", "92(1)(b)"), ("CRD", "92"), ("CRR", "92a")))
+    assert may_agree(article, ("CRR", "92")) and may_agree(article, ("", "92(1)"))
+    assert not any(may_agree(article, unlike) for unlike in (("CRR", "92(1)(b)"), ("CRD", "92"), ("CRR", "92a")))
     text = "The LCR is 93% (CRR Art. 412(1)). It fell by 7,5 percentage points, i.e. 2.25 per cent. Quote: 4,5 Prozent, 3 Prozentpunkte."
     assert PERCENTAGE.findall(text) == ["93", "2.25", "4,5"]
     parts = ["Under Art. 92 we act.", "You shall:", "- file;", "Stop at 4.5% now."]
