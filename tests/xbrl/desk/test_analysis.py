@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from common.errors import UserError
 from tests.xbrl.desk.reports import BANK, CELLS, CET1, LCR, NAMED, SMALL, write
 from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.desk.analysis import LOCK_FILE, Analysis, Options, choose_profile
+from xbrl.desk.analysis import Analysis, Options, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
 from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
@@ -156,21 +154,6 @@ def test_a_file_name_in_any_script_is_known_again(tmp_path, capsys):
         assert run(tmp_path, tmp_path / "files")[0] == 0 and said in capsys.readouterr().out
 
 
-def test_two_analyses_do_not_write_to_one_directory(tmp_path):
-    write(tmp_path / "files", {}, SMALL)
-    (tmp_path / "out").mkdir()
-    hold = (
-        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", hold, str(tmp_path / "out" / LOCK_FILE)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout and other.stdout.readline()
-        with pytest.raises(UserError, match=r"--out .*out: another analysis writes there; wait for its end"):
-            run(tmp_path, tmp_path / "files")
-        other.communicate(b"")
-    assert run(tmp_path, tmp_path / "files")[0] == 0
-
-
 def test_banks_without_a_name_and_other_files_are_counted(tmp_path, capsys):
     """A wrong code in the register would send a letter to a code, and nothing would say so."""
     write(tmp_path / "files", {}, SMALL, bank=replace(BANK, entity=f"{BANK.entity[:-1]}9"))
@@ -178,7 +161,6 @@ def test_banks_without_a_name_and_other_files_are_counted(tmp_path, capsys):
     run(tmp_path, tmp_path / "files")
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("not read: 1 files that are no reports by their names, the first ")
-    assert "are of reports that are not among these" not in "".join(said)
     assert said[3] == f"1 banks are not in {tmp_path / 'register.csv'}; the first: {BANK.entity[:-1]}9.IND"
 
 
@@ -191,16 +173,6 @@ def test_figures_without_a_cell_are_said_on_the_screen(tmp_path, capsys):
     for _ in range(2):
         assert run(tmp_path, files)[0] == 1
         assert capsys.readouterr().err.startswith(f"warning: {files}: {said}python scripts/regulator.py dpm ")
-
-
-def test_the_folder_of_a_report_that_is_gone_is_named(tmp_path, quarters, capsys):
-    """Its letter stays, and no page lists it."""
-    run(tmp_path, quarters)
-    for path in quarters.glob("*_2025-12-31_*"):
-        path.unlink()
-    run(tmp_path, quarters)
-    said = f"1 folders of {tmp_path / 'out'} are of reports that are not among these; the first: {BANK.entity}.IND_2025-12-31\n"
-    assert said in capsys.readouterr().out
 
 
 def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
