@@ -46,7 +46,7 @@ def quarters(tmp_path):
     return folder
 
 
-def test_modules_are_joined_and_the_model_is_asked_in_batches(tmp_path, quarters):
+def test_modules_are_joined_and_asked_about_in_batches(tmp_path, quarters):
     batches = []
 
     def ask(cases):
@@ -65,7 +65,7 @@ def test_modules_are_joined_and_the_model_is_asked_in_batches(tmp_path, quarters
     assert "Earlier reports\n2025-12-31: " in message["content"] and "LCR 140.00%" in message["content"]
 
 
-def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarters, capsys):
+def test_second_run_redoes_only_changed_reports(tmp_path, quarters, capsys):
     asked = []
 
     def ask(cases):
@@ -100,7 +100,7 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarte
     assert reason.endswith("; obtain the file again; then analyse again")
 
 
-def test_a_client_whom_the_register_names_is_no_sentence(tmp_path):
+def test_client_in_the_register_is_a_name(tmp_path):
     name = "Hansen and Sons Holding"
     write(tmp_path / "files", {("C_28.00", name, "c350"): "0.30"}, SMALL)
     for more, state in (("", "not ready"), (f"1,{name},DK,client\n", "ready")):  # and the second run begins anew
@@ -108,7 +108,7 @@ def test_a_client_whom_the_register_names_is_no_sentence(tmp_path):
         assert made["letter"]["state"] == state and f"“{name}”: 30.00%" in made["letter"]["text"]
 
 
-def test_decisions_names_forms_and_damage_are_part_of_the_inputs(tmp_path, capsys):
+def test_decisions_form_and_damaged_files_change_the_result(tmp_path, capsys):
     files = write(tmp_path / "files", {LCR: "0.93"}, SMALL, notes=["Our LCR requirement is waived."])
     code, (made,) = run(tmp_path, tmp_path / "files")
     assert (code, made["has_findings"], made["letter"]["state"]) == (1, True, "not ready")
@@ -145,7 +145,7 @@ def test_damaged_outputs_are_written_again(tmp_path):
         assert all((folder / one).read_bytes() == right[one] for one in right if one != "audit.json")
 
 
-def test_a_file_name_in_any_script_is_known_again(tmp_path, capsys):
+def test_unchanged_file_name_in_any_script_is_recognised(tmp_path, capsys):
     """One that is not UTF-8 was a changed file in every run, and a model was asked anew."""
     names = ("Квартал.json", "تقرير.json", os.fsdecode(b"Gesch\xe4ft.json"))
     for path, name in zip(write(tmp_path / "files", {}, SMALL), names, strict=True):
@@ -154,7 +154,7 @@ def test_a_file_name_in_any_script_is_known_again(tmp_path, capsys):
         assert run(tmp_path, tmp_path / "files")[0] == 0 and said in capsys.readouterr().out
 
 
-def test_banks_without_a_name_and_other_files_are_counted(tmp_path, capsys):
+def test_unnamed_banks_and_ignored_files_are_counted(tmp_path, capsys):
     """A wrong code in the register would send a letter to a code, and nothing would say so."""
     write(tmp_path / "files", {}, SMALL, bank=replace(BANK, entity=f"{BANK.entity[:-1]}9"))
     (tmp_path / "files" / "LEI_2026-03-31.7z").touch()
@@ -164,7 +164,7 @@ def test_banks_without_a_name_and_other_files_are_counted(tmp_path, capsys):
     assert said[3] == f"1 banks are not in {tmp_path / 'register.csv'}; the first: {BANK.entity[:-1]}9.IND"
 
 
-def test_figures_without_a_cell_are_said_on_the_screen(tmp_path, capsys):
+def test_facts_without_a_cell_print_a_warning(tmp_path, capsys):
     """Else a report of another release has no findings, and only its page says why. An unchanged report says so again."""
     files = Path(shutil.copytree(Path(__file__).parents[1] / "read" / "eba_lcr_sample", tmp_path / "files"))
     table = files / "reports" / "c_76.00.a.csv"
@@ -185,7 +185,7 @@ def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
     assert f"{said}{tmp_path / 'decisions.csv'}, line 2, on {BANK.entity} as of 2026-03-30\n" in capsys.readouterr().out
 
 
-def test_a_decision_is_on_the_report_of_one_scope(tmp_path):
+def test_decision_applies_to_one_scope(tmp_path):
     """A waiver of the individual requirement lifts nothing in the consolidated report, and its note is no note of that one."""
     note = "The individual requirement is waived."
     for scope, notes in (("IND", [note]), ("CON", [])):
@@ -208,7 +208,7 @@ def test_a_decision_is_on_the_report_of_one_scope(tmp_path):
         run(tmp_path, tmp_path / "files", findings=decisions)
 
 
-def test_what_was_lifted_in_an_earlier_report_was_no_breach_there(tmp_path):
+def test_violation_lifted_earlier_is_not_repeated(tmp_path):
     """Two reports below the limit while a waiver held, then one without: nothing has lasted."""
     periods = ("2025-12-31", "2026-03-31", "2026-06-30")
     for period in periods:
@@ -223,7 +223,7 @@ def test_what_was_lifted_in_an_earlier_report_was_no_breach_there(tmp_path):
         assert ("showed the same" in last["letter"]["text"]) == (lifted < 2)
 
 
-def test_monthly_reports_between_do_not_hide_what_has_lasted(tmp_path):
+def test_monthly_reports_do_not_hide_repeated_violations(tmp_path):
     """Own funds are filed every quarter, the LCR every month: the report before is the last one that has the figure."""
     for period in ("2025-09-30", "2025-10-31", "2025-11-30", "2025-12-31", "2026-01-31", "2026-02-28", "2026-03-31"):
         monthly = int(period[5:7]) % 3
@@ -236,7 +236,7 @@ def test_monthly_reports_between_do_not_hide_what_has_lasted(tmp_path):
     assert "It is unchanged from the previous date. The two previous reports showed the same." in texts["2026-03-31"]
 
 
-def test_the_trend_is_of_figures_of_the_earlier_report_itself(tmp_path):
+def test_trend_ignores_other_dates_in_earlier_report(tmp_path):
     """A figure of another date in the earlier file is no figure of that report."""
     for path in write(tmp_path / "files", {LCR: "1.30"}, SMALL, period="2026-03-31"):
         content = json.loads(path.read_text())
@@ -276,7 +276,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         assert not (tmp_path / out / "index.html").exists()
 
 
-def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_path):
+def test_profile_comes_from_option_export_or_data_card(tmp_path):
     export = tmp_path / "run" / "export"
     export.mkdir(parents=True)
     with pytest.raises(UserError, match="name it with --profile full, short, quickstart"):

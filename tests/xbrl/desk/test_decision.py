@@ -103,7 +103,7 @@ def test_no_letter_of_a_model_is_ready(tmp_path, breach, falsehood):
         assert "ready to be signed" in decision and falsehood[:30] not in decision
 
 
-def test_flags_name_the_words_that_turn_a_finding_round(breach):
+def test_flags_name_words_that_reverse_a_finding(breach):
     others = ("Do not submit a plan.", "Ignore the following:", "Sie müssen keinen Plan vorlegen.", "It is needless.")
     outside = record(breach, answer(letter="\n".join((*FALSEHOODS, *others))))["draft"]["outside"]
     assert [words[0] if words else "" for _, words in outside] == [
@@ -127,7 +127,7 @@ def test_a_draft_is_compared_with_the_blocks(breach, noted):
     assert made["draft"]["outside"] == []
 
 
-def test_a_note_waits_for_a_person_with_and_without_a_model(noted):
+def test_note_waits_for_a_person_with_any_model(noted):
     for text in (None, answer(), answer(COUNTED, facts=[FACT]), "Checks: met"):
         made = record(noted, text)
         letter, (note,) = made["letter"], made["notes"]
@@ -162,7 +162,7 @@ def test_the_letter_of_the_page(tmp_path):
     assert len(shown) == 3 and not [line for line in shown if line not in after["letter"]["text"]]
 
 
-def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path):
+def test_facts_of_a_model_are_a_proposal(noted, tmp_path):
     made = record(noted, answer(COUNTED, facts=[FACT]))
     (note,) = made["notes"]
     assert tuple(note["facts"][0].values()) == (
@@ -202,14 +202,14 @@ def test_the_facts_of_the_model_are_a_proposal_with_what_follows(noted, tmp_path
         ("to Landesbank Mittelrhein", True),
     ],
 )
-def test_a_fact_whose_words_stand_in_no_note_is_refuted(noted, quote, stands):
+def test_fact_without_its_words_is_refuted(noted, quote, stands):
     made = record(noted, answer(COUNTED, facts=[FACT.replace(QUOTE, quote)]))
     assert (len(made["notes"][0]["facts"]), len(made["refuted_facts"])) == ((1, 0) if stands else (0, 1))
     assert made["findings"][0]["verdict"] == ("not decidable by rule" if stands else "refuted")
     assert bool(made["notes"][0]["if_so"]) == stands
 
 
-def test_what_is_odd_about_the_facts_of_a_model_stands_beside_them(noted):
+def test_contradictions_in_facts_are_listed(noted):
     facts = [
         FACT.replace("| - |", "| 2031-01-01 |", 1),
         FACT.replace("applies", "does not apply"),
@@ -225,7 +225,7 @@ def test_what_is_odd_about_the_facts_of_a_model_stands_beside_them(noted):
     assert record(noted, answer(facts=[FACT, another]))["notes"][0]["open"] == []
 
 
-def test_a_decision_is_on_one_note_in_its_words(noted, tmp_path):
+def test_decision_holds_for_unchanged_note_only(noted, tmp_path):
     """Each note needs its line; a note that is filed anew needs a new one, and the old one decides nothing."""
     two = replace(noted, notes=(*noted.notes, Note("All our systems were migrated in May.")))
     first, second = (note.id for note in two.notes)
@@ -284,12 +284,12 @@ DISAGREES = "does not agree with the figures of the report, by which it is"
         ((f"{ALL}LE_CONNECTED,violated,C 28.00 XX c350,0.3,0.25,,connected,{ID}",), "XX c350 is no client of C 28.00"),
     ],
 )
-def test_decisions_that_the_report_does_not_bear_keep_the_letter_back(noted, tmp_path, lines, reason):
+def test_wrong_decisions_keep_the_letter_back(noted, tmp_path, lines, reason):
     letter = record(noted, decisions=decide(tmp_path, *lines))["letter"]
     assert letter["state"] == "not ready" and any(reason in one for one in letter["reasons"])
 
 
-def test_a_decision_on_a_note_needs_a_note_and_one_that_lifts_an_article(breach, tmp_path):
+def test_decision_needs_its_note_or_its_article(breach, tmp_path):
     for line, reason in (
         (LINE, f"it is on note {ID}, which the report does not have"),
         (f"{ALL}LCR_MIN,lifted,,,,,,", "column legal: it is empty"),
@@ -300,7 +300,7 @@ def test_a_decision_on_a_note_needs_a_note_and_one_that_lifts_an_article(breach,
     assert letter["state"] == "ready" and "your note" not in letter["text"]
 
 
-def test_an_amount_or_a_waiver_that_a_note_does_not_state_is_not_missed(noted, tmp_path):
+def test_missing_amount_or_waiver_is_no_mistake(noted, tmp_path):
     """Without an amount the ratio of the note stands; a waiver takes its place. The letter says what is known of the limit."""
     bare = LINE.replace(",62000000,", ",,")
     waived = LCR_LINE.replace("violated", "lifted").replace(",,pledged", ",CRR Art. 8,waiver")
@@ -315,7 +315,7 @@ def test_an_amount_or_a_waiver_that_a_note_does_not_state_is_not_missed(noted, t
         assert (unknown in letter["text"]) == (lines == (bare,))
 
 
-def test_a_wrong_figure_is_a_finding_whether_or_not_the_limit_is_met_or_known(tmp_path):
+def test_wrong_figure_is_a_finding_whatever_the_limit(tmp_path):
     """Of EUR 102 million, 1 million is pledged: 101% stay. Without the outflow of the report nobody knows what stays."""
     line = LINE.replace(",62000000,", ",101000000,")
     for outflow, said in (
@@ -346,7 +346,7 @@ def test_a_wrong_figure_is_a_finding_whether_or_not_the_limit_is_met_or_known(tm
         assert said in letter["text"] and ("without this amount" in letter["text"]) == (number < 2)
 
 
-def test_a_letter_that_was_ready_once_does_not_stay(tmp_path, breach):
+def test_earlier_ready_letter_is_removed(tmp_path, breach):
     """The report is filed again with a note: the letter of the first analysis is gone."""
     for notes, names in (((), {"letter.txt"}), ((Note(NOTE),), set())):
         made = finish(Case(replace(breach, notes=notes), NAMED), tmp_path, Form(), False, {})
@@ -379,7 +379,7 @@ def test_amounts_of_two_notes_count_together(noted, tmp_path):
     assert again["notes"][0]["if_so"][0].startswith(LINE) and again["notes"][1]["if_so"] == []
 
 
-def test_words_of_a_model_or_to_a_model_change_nothing(tmp_path):
+def test_words_of_or_to_a_model_change_nothing(tmp_path):
     text = "By letter of 3 May 2024 the requirement was waived for us under Article 8."
     report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=[text])
     fact = 'waiver | applies | - | - | 2024-05-03 | "the requirement was waived for us under Article 8"'
@@ -397,7 +397,7 @@ def test_words_of_a_model_or_to_a_model_change_nothing(tmp_path):
     assert "decision on measures" in made["letter"]["text"]
 
 
-def test_what_the_model_gets_wrong_is_shown_and_does_not_keep_the_decision_back(breach):
+def test_wrong_answer_does_not_keep_the_letter_back(breach):
     made = record(breach, answer("LR_MIN | C 47.00 r0340 c0010 | 2.00% | min 3% | CRR Art. 92(1)(d)"))
     state, _, text = made["letter"].values()
     assert verdicts(made) == [("refuted", "LR_MIN"), ("missed", "LCR_MIN")] and state == "ready"
@@ -411,7 +411,7 @@ def test_what_the_model_gets_wrong_is_shown_and_does_not_keep_the_decision_back(
     assert verdicts(made)[0] == ("missed", "LCR_MIN")
 
 
-def test_a_figure_that_does_not_decide_keeps_the_letter_back(tmp_path):
+def test_undecided_violation_keeps_the_letter_back(tmp_path):
     """The report gives the leverage ratio twice; the model says that it is violated."""
     report = read_filing(contradict(write(tmp_path, {LCR: "0.93"}, SMALL)), CELLS)
     made = record(report, answer("LR_MIN | C 47.00 r0340 c0010 | 2.00% | min 3% | CRR Art. 92(1)(d)"))
@@ -420,7 +420,7 @@ def test_a_figure_that_does_not_decide_keeps_the_letter_back(tmp_path):
     assert reason.startswith("the model says that LR_MIN is violated, and the figures do not decide it (")
 
 
-def test_a_letter_that_objects_to_nothing_needs_a_report_that_can_be_judged(tmp_path):
+def test_doubtful_report_keeps_back_a_clean_letter(tmp_path):
     doubtful = record(read_filing(contradict(write(tmp_path / "a", figures=SMALL)), CELLS))
     assert doubtful["has_findings"] and doubtful["findings"] == []
     files = write(tmp_path / "b", figures=SMALL)
@@ -439,7 +439,7 @@ def test_a_letter_that_objects_to_nothing_needs_a_report_that_can_be_judged(tmp_
     assert (sound["has_findings"], sound["counts"], sound["letter"]["state"]) == (False, {}, "ready")
 
 
-def test_a_report_that_nothing_was_checked_in_is_no_report_without_a_breach(tmp_path):
+def test_unexamined_report_is_not_reported_as_clean(tmp_path):
     """One that is not the EBA's, one of templates that no rule reads, and one whose only ratio has two values."""
     (tmp_path / "other.json").write_text(json.dumps(document(fact("t:Assets", "5", 0, unit="iso4217:EUR"))))
     other = record(read_report(tmp_path / "other.json", load_cells()))
@@ -457,7 +457,7 @@ def test_a_report_that_nothing_was_checked_in_is_no_report_without_a_breach(tmp_
         assert "This is no statement that the requirements are met." in letter["text"]
 
 
-def test_no_name_of_a_file_gets_into_a_letter_and_a_late_return_is_no_report_without_a_breach(tmp_path):
+def test_file_name_shows_only_a_late_return(tmp_path):
     """The name of a file has a module in capitals, and a time. A file of today can be late, and nothing of it be tested."""
     report, late = read(tmp_path, figures=SMALL), Path("LEI_DE_COREP040200_COREPLR_2026-03-31_20260813120000000.json")
     for file in (Path("x_WEACCEPTALL_2026-03-31_20260415120000000.json"), late):
@@ -482,7 +482,7 @@ def named(report, name: str):
     return replace(report, facts=tuple(facts))
 
 
-def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tmp_path):
+def test_sentence_as_name_keeps_the_letter_back(tmp_path):
     report = read(tmp_path, {CLIENT: "0.30"})
     names = ("A12", "7LTWFZYICNSX8D621K86", "DE-HRB-12345", "Deutsche Bank AG", "Banco Arno S.A.", "Arno")
     assert [record(named(report, name))["letter"]["state"] for name in names] == ["ready"] * len(names)
@@ -497,7 +497,7 @@ def test_a_client_or_a_bank_that_is_named_by_a_sentence_keeps_the_letter_back(tm
     assert make_record(replace(case, known=frozenset({"Hansen and Sons Holding"})))["letter"]["state"] == "ready"
 
 
-def test_a_client_that_a_remark_names_by_a_sentence_keeps_the_letter_back(tmp_path):
+def test_sentence_in_a_remark_keeps_the_letter_back(tmp_path):
     """The question on G-SIIs prints the client although nothing is objected to; other duties print no client."""
     institution = {("C_26.00", "r040", "c010"): "1000000", ("C_27.00", "A12", "c070"): "eba_qTE:qx2056"}
     figures = {cell: value if ":" in value else Decimal(value) for cell, value in (SOUND | institution).items()}
@@ -510,7 +510,7 @@ def test_a_client_that_a_remark_names_by_a_sentence_keeps_the_letter_back(tmp_pa
     assert record(named(read(tmp_path / "duty"), said))["letter"]["state"] == "ready"
 
 
-def test_a_requirement_that_cannot_be_tested_keeps_back_a_letter_without_objection(tmp_path):
+def test_untestable_requirement_keeps_back_a_clean_letter(tmp_path):
     """Figures that are left out hide a breach. A requirement of the bank's own that is not reported is listed."""
     capital = {("C_03.00", "r0050", "c0010"): "0.15"}
     for figures, rules, cell in (
@@ -530,7 +530,7 @@ def test_a_requirement_that_cannot_be_tested_keeps_back_a_letter_without_objecti
     assert "Liquidity coverage ratio (C 76.00.a r0030 c0010, Delegated Reg. (EU) 2015/61 Art. 4(1))." in letter["text"]
 
 
-def test_an_incomplete_report_says_what_its_cause_asks_for(breach):
+def test_incomplete_report_says_what_to_do(breach):
     """A datapoint that is not known needs a newer model, a damaged file (tests of the command) another file."""
     unknown = CELLS.explain_unknown(Path("x.zip"), 5, ["dp9"])
     (reason,) = record(replace(breach, incomplete=unknown))["letter"]["reasons"]

@@ -42,7 +42,7 @@ def breaches(tmp_path_factory):
     return violations(evaluate(report))
 
 
-def test_each_part_of_a_decision_stands_in_the_letter(breaches):
+def test_letter_has_each_part_of_a_decision(breaches):
     """Figure, cell, limit, article and plain words of each finding; basis, measures, duty, hearing, objection, remedy."""
     text = write_letter([*breaches, PLEDGED], NAMED, PERIOD)
     lines = text.splitlines()
@@ -85,7 +85,7 @@ def test_each_part_of_a_decision_stands_in_the_letter(breaches):
         ),
     ],
 )
-def test_a_letter_that_a_person_signs_has_a_place_for_the_day_of_the_hearing(breaches, language, basis, heard, urgent):
+def test_signed_letter_has_place_for_the_hearing(breaches, language, basis, heard, urgent):
     signed, learned = (
         write_letter(breaches, NAMED, PERIOD, basis=basis, language=language, grouped=one) for one in (True, False)
     )
@@ -107,7 +107,7 @@ def ratio(rule, row, value, limit):
         ("0.0812", "0.08200001", "8.12%", "8.2%: 0.08"),
     ],
 )
-def test_figure_and_limit_show_which_side_the_figure_is_on(value, limit, said, missing):
+def test_figure_and_limit_show_the_difference(value, limit, said, missing):
     """A figure is printed as it was filed; its limit has four decimals or, where these hide the difference, more."""
     required, gap = missing.split(": ")
     result = ratio("LCR_PLEDGED", "LCR", value, limit)
@@ -126,7 +126,7 @@ def test_figure_and_limit_show_which_side_the_figure_is_on(value, limit, said, m
         ("de", ("mindestens 5,625 %", "Es fehlen 0,625 Prozentpunkte.", "Es fehlt 1 Prozentpunkt.")),
     ],
 )
-def test_a_limit_that_the_report_states_is_printed_as_it_is(language, limits):
+def test_reported_limit_is_printed_unrounded(language, limits):
     """56.25% of an own requirement of 2% and the minimum are 5.625%; nobody has required 5.62%."""
     rows = {"r0010": "5%", "r0140": "5.625%", "r0030": "7%", "r0150": "8%"}
     report = report_of({("C_03.00", row, "c0010"): value for row, value in rows.items()})
@@ -149,7 +149,7 @@ def test_a_limit_that_the_report_states_is_printed_as_it_is(language, limits):
          "Meldebögen und die Einreichungstermine betreffen; die übrigen gelten sofort (§ 49 KWG)."),
     ],
 )  # fmt: skip
-def test_an_objection_suspends_what_the_law_does_not_make_effective_at_once(results, english, german):
+def test_objection_suspends_measures_as_the_law_says(results, english, german):
     """§ 80(1) VwGO; § 49 KWG names § 45, on which measures on own funds rest, and not § 6(3), on which corrections do."""
     own = [ratio("CET1_MIN", "r0010", "0.04", "0.045")]
     found = {"own": own, "wrong": [PLEDGED, LATE], "both": [*own, PLEDGED, LATE]}[results]
@@ -160,7 +160,7 @@ def test_an_objection_suspends_what_the_law_does_not_make_effective_at_once(resu
     assert "does not suspend the measures.\n" in write_letter(found, NAMED, PERIOD, grouped=True)
 
 
-def test_profit_is_capital_with_our_permission_or_once_it_is_decided():
+def test_profit_needs_permission_before_its_formal_decision():
     """CRR Art. 26(2) asks for the permission before the formal decision on the profit of the year only."""
     counted = finding("PROFIT_COUNTED", CET1_AMOUNT, 300_000_000, 250_000_000)
     signed, german = (write_letter([counted], NAMED, PERIOD, language=one, grouped=True) for one in LANGUAGES)
@@ -170,7 +170,7 @@ def test_profit_is_capital_with_our_permission_or_once_it_is_decided():
     )  # as models learned it
 
 
-def test_an_order_on_two_exposures_is_on_each_of_them(tmp_path):
+def test_order_on_two_exposures_names_each(tmp_path):
     """An administrative act must be definite (§ 37(1) VwVfG): `the exposure` is none of two."""
     for share, english, german in (
         ("0.08", "Reduce the exposure to the limit within", "Gewähren Sie diesem Kunden"),
@@ -182,7 +182,7 @@ def test_an_order_on_two_exposures_is_on_each_of_them(tmp_path):
         assert "Reduce the exposure to the limit" in write_letter(found, NAMED, PERIOD)  # as models have learned it
 
 
-def test_a_clean_letter_orders_nothing_and_an_excess_is_never_nil(tmp_path):
+def test_clean_letter_orders_nothing_and_excess_is_positive(tmp_path):
     (result,) = violations(evaluate(read(tmp_path, {CLIENT: "0.250004"})))
     text = write_letter([result], NAMED, PERIOD)
     assert "25.0004% of Tier 1" in text and "The excess is 0.0004 percentage points." in text
@@ -200,7 +200,7 @@ def test_a_clean_letter_orders_nothing_and_an_excess_is_never_nil(tmp_path):
         ("de", "de", "Sie können sich zu diesem Schreiben jederzeit", "ihr widersprechen können (§ 70(1) VwGO)."),
     ],
 )
-def test_a_signed_letter_without_findings_says_how_to_be_heard_too(language, basis, heard, objection):
+def test_clean_signed_letter_says_how_to_be_heard(language, basis, heard, objection):
     """It may ask for something, or say what was not tested. The letters that models learn are as they were."""
     for context in (Context(), Context(unexamined="undecided")):
         signed, learned = (
@@ -212,7 +212,7 @@ def test_a_signed_letter_without_findings_says_how_to_be_heard_too(language, bas
         assert heard in hearing and last.endswith(objection)
 
 
-def test_a_short_letter_has_the_orders_of_the_long_one(breaches):
+def test_short_letter_has_orders_of_long_letter(breaches):
     """With the deadlines of measures.py. A late return is explained, and not filed again."""
     short = write_letter(breaches, NAMED, PERIOD, short=True)
     long = write_letter(breaches, NAMED, PERIOD)
@@ -228,7 +228,7 @@ def test_a_short_letter_has_the_orders_of_the_long_one(breaches):
     assert "file again" not in late and "C 01.00" not in late and "Correct" not in late
 
 
-def test_the_plain_words_of_a_finding_name_what_it_is_about():
+def test_plain_words_fit_the_finding():
     together = finding("LE_CONNECTED", CLIENT, "0.28", "0.25", unit="xbrli:pure")
     profit = finding("PROFIT_COUNTED", CET1_AMOUNT, 280_000_000, 270_000_000)
     english, german = (write_letter([together, profit], NAMED, PERIOD, language=one) for one in LANGUAGES)
@@ -246,7 +246,7 @@ def test_the_licence_is_named_only_in_proportion(tmp_path):
         assert ("Begin no new business" in text) == owners
 
 
-def test_a_remark_and_the_smallest_margin_cite_the_basis_of_the_letter_too(tmp_path):
+def test_remark_and_margin_cite_the_legal_basis(tmp_path):
     overall = (("C_03.00", row, "c0010") for row in ("r0130", "r0160", "r0190"))
     report = read(tmp_path, dict(zip(overall, ("0.10", "0.148", "0.16"), strict=True)))
     results = evaluate(report)
@@ -314,7 +314,7 @@ def test_every_finding_has_its_blocks(language):
         assert len(write_letter([], NAMED, PERIOD, Context(unexamined=why), language=language).splitlines()) == 5
 
 
-def test_every_subject_and_every_deadline_has_its_block_in_both_languages():
+def test_subjects_and_deadlines_have_blocks_in_both_languages():
     files = ("words", "findings", "measures")
     english, german = (
         {name: tomllib.loads((BLOCKS / one / f"{name}.toml").read_text()) for name in files} for one in LANGUAGES
@@ -348,7 +348,7 @@ def test_nothing_that_a_report_names_begins_a_sentence():
         assert plain_name(name) == plain
 
 
-def test_a_letter_names_the_cells_that_are_missing_and_count_as_nil():
+def test_letter_names_cells_that_count_as_nil():
     """`the other figures give EUR 0` of a position whose own funds requirement was left out, and an order to correct the position."""
     report = report_of({"fx 10 c0100": 5_727_975, "of 10": 90_000_000}, filed={"C_22.00": True, "C_01.00": True})
     (found,) = violations(evaluate(report, [rule for rule in built_in_rules() if rule.id == "FX_12_5"]))
@@ -381,7 +381,7 @@ def test_a_letter_names_the_cells_that_are_missing_and_count_as_nil():
         ),  # nothing new to this client, and a report every week
     ],
 )
-def test_every_duty_of_a_signed_letter_has_its_basis(tmp_path, cell, value, basis):
+def test_every_duty_has_its_legal_basis(tmp_path, cell, value, basis):
     """A limit on business and reports every week rest on CRD Art. 104(1)(e) and (j); CRR Art. 414 and 396(1) say nothing of them."""
     found = [one for one in violations(evaluate(read(tmp_path, {cell: value}))) if one.kind == "breach"]
     assert f"Legal basis: {basis} CRR (Reg" in write_letter(found, NAMED, PERIOD, grouped=True)
@@ -397,7 +397,7 @@ def own_blocks(tmp_path, monkeypatch):
     letters._blocks.cache_clear()
 
 
-def test_a_letter_without_marks_between_thousands_is_still_one_to_sign(own_blocks, tmp_path):
+def test_signed_letter_does_not_depend_on_separators(own_blocks, tmp_path):
     """What only a signed letter says does not hang on how its figures look."""
     words = own_blocks / "en" / "words.toml"
     words.write_text(words.read_text().replace('thousands = ","', 'thousands = ""'))
@@ -405,7 +405,7 @@ def test_a_letter_without_marks_between_thousands_is_still_one_to_sign(own_block
     assert "Reduce each of these exposures" in write_letter(found, NAMED, PERIOD, grouped=True)
 
 
-def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
+def test_wrong_block_is_one_sentence(own_blocks):
     measures = own_blocks / "en" / "measures.toml"
     good = measures.read_text()
     for text, problem in (
@@ -434,7 +434,7 @@ def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
                 write_letter([PLEDGED], NAMED, PERIOD, grouped=True)
 
 
-def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks):
+def test_letter_not_ready_always_has_its_mark(tmp_path, own_blocks):
     """A block without words is refused, whether the letter is ready or not."""
     notes = (["Our systems were migrated."], [])
     reports = [read(tmp_path / str(len(one)), figures=SMALL, notes=one) for one in notes]
@@ -452,7 +452,7 @@ def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks):
                 record(report)
 
 
-def test_a_term_of_the_legal_basis_that_the_blocks_do_not_name_is_one_sentence(monkeypatch):
+def test_unknown_term_of_legal_basis_is_one_sentence(monkeypatch):
     law = load_basis()
     longer = replace(law, row={**law.row, "objection": {**law.row["objection"], "months": 6}})
     monkeypatch.setattr(letters, "load_basis", lambda name: longer)

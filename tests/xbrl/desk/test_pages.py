@@ -42,7 +42,7 @@ def made(tmp_path_factory):
     return out, folder, record, written
 
 
-def test_the_same_bytes_each_time_but_for_the_time_of_the_audit(made):
+def test_same_bytes_except_time_of_audit(made):
     one, two = ({name: content for name, content in files.items() if name != "audit.json"} for files in made[3])
     assert set(one) == {"report.json", "report.html", "letter-DRAFT.txt"} and one == two
     audits = [json.loads(files["audit.json"]) for files in made[3]]
@@ -87,7 +87,7 @@ def test_the_page_says_what_was_decided_by_whom(made):
     assert "\nNOT READY: not to be sent\n" in text
 
 
-def test_a_duty_has_a_threshold_which_is_no_maximum_and_a_table_without_figures_has_no_columns_for_them(made):
+def test_table_of_duties_has_column_for_thresholds(made):
     without = output.page(made[2], "de")
     assert '<div class="letter" lang="de">' in without and '<th scope="col">threshold' not in without
     names = ("rule", "cell", "value", "limit", "legal", "reason", "title")
@@ -101,7 +101,7 @@ def test_a_duty_has_a_threshold_which_is_no_maximum_and_a_table_without_figures_
     assert all(f"<td data-name={figure}/td>" in page for figure in figures)
 
 
-def test_the_overview_and_the_csv_and_each_tag_that_is_opened_is_closed(made, tmp_path):
+def test_overview_and_csv_are_complete_and_well_formed(made, tmp_path):
     write_overview(tmp_path, [made[2]], ["<b>x</b>.zip: damaged"])
     index = (tmp_path / "index.html").read_text()
     for text in (made[3][1]["report.html"].decode(), index):
@@ -157,7 +157,7 @@ def test_no_entity_is_used_as_a_path(entity):
     assert folder_name("LEI1.CON", "2026-03-31") == "LEI1.CON_2026-03-31"
 
 
-def test_the_key_depends_on_what_changes_the_result_and_not_on_places(tmp_path, monkeypatch):
+def test_key_depends_on_inputs_and_not_on_paths(tmp_path, monkeypatch):
     known = versions()
     assert set(known) == {"project", "code", "rules", "note_rules", "cells", "python", "libraries"}
     one = key_of(known | {"model": {"path": "a", "fingerprint": "f"}}, {"draft": False})

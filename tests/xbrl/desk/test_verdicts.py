@@ -79,7 +79,7 @@ def test_refuted_with_the_reason_and_the_right_figure(breach, line, reason):
     assert reason in refuted["reason"] and refuted["line"] == line
 
 
-def test_another_client_is_refuted_and_no_other_client_is_shown(breach, tmp_path):
+def test_finding_on_another_client_is_refuted(breach, tmp_path):
     made, found = judge(breach, LCR_LINE, LE_LINE.replace("A12", "B34"))
     assert verdicts(made) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT"), ("missed", "LE_LIMIT")]
     assert found["LE_LIMIT"]["cell"] == "C 28.00 A12 c350"
@@ -90,7 +90,7 @@ def test_another_client_is_refuted_and_no_other_client_is_shown(breach, tmp_path
     assert client["reason"] == "the figures meet the rule" and "A12" not in " ".join(client["details"])
 
 
-def test_a_check_of_a_note_is_open_until_the_desk_decides(tmp_path):
+def test_check_of_a_note_waits_for_the_desk(tmp_path):
     noted = read(tmp_path, figures=SMALL, notes=[PLEDGED])
     line = "Pledged assets 130% - 31% = 99% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)"
     made, found = check(noted, line)
@@ -109,7 +109,7 @@ def test_a_check_of_a_note_is_open_until_the_desk_decides(tmp_path):
     assert verdicts(made) == [("missed", "LCR_PLEDGED")]
 
 
-def test_a_waiver_lifts_a_violation_if_the_desk_says_so(tmp_path):
+def test_waiver_lifts_violation_if_the_desk_agrees(tmp_path):
     note = "Our LCR requirement is waived until 2027-12-31."
     report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=[note])
     lines = (CHECK, "Waiver: lifts LCR_MIN, CRR Art. 8")
@@ -122,13 +122,13 @@ def test_a_waiver_lifts_a_violation_if_the_desk_says_so(tmp_path):
     assert verdicts(check(report, "Leverage ratio 5% >= 3%: met")[0]) == [("missed", "LCR_MIN")]
 
 
-def test_what_the_profile_does_not_cover_is_listed(tmp_path):
+def test_findings_outside_the_profile_are_listed(tmp_path):
     report = read(tmp_path, {LR: "0.02", NSFR: "0.99"}, SMALL)
     made, _ = check(report, "Leverage ratio 2% < 3%: LR_MIN, CRR Art. 92(1)(d)")
     assert verdicts(made) == [("confirmed", "LR_MIN"), ("not covered", "NSFR_MIN")]
 
 
-def test_a_decision_on_another_client_is_not_the_reason(breach):
+def test_decision_on_another_client_gives_no_reason(breach):
     other = decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)")
     other = replace(other, cell="C 28.00 B34 c350", kind="", note="")
     lines = [LE_LINE, LE_LINE.replace("A12", "B34").replace("27.00", "30.00")]
@@ -138,7 +138,7 @@ def test_a_decision_on_another_client_is_not_the_reason(breach):
     assert reasons["C 28.00 B34 c350"] == ("confirmed", "the desk has decided: violated (findings.csv, line 2)")
 
 
-def test_clients_of_one_name_are_told_apart_by_their_codes(breach):
+def test_clients_of_one_name_keep_their_codes(breach):
     """A short report names its clients; two of one name keep their codes, so that each has its own row and finding."""
     first = next(fact for fact in breach.facts if fact.cell == CLIENT[:1] + ("*",) + CLIENT[2:])
     first = replace(first, value="Nordwerk", unit=None, decimals=None, cell=NAME)
