@@ -39,7 +39,7 @@ HEAD_LINES = 12  # lines of a letter that are searched when its file name does n
 GERMAN_MONTHS = (
     "Januar", "Februar", "März", "April", "Mai", "Juni", "Juli", "August", "September", "Oktober", "November", "Dezember",
 )  # fmt: skip
-Case = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
+ReportKey = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
 Article = tuple[str, str]  # (act, number), as returned by `statements.articles`
 HOW_MADE = (
     "scripts/regulator.py examples: report files of an archive, paired with their letters, labelled by xbrl/rules/rules.jsonl "
@@ -138,8 +138,8 @@ def make_archive_corpus(
     print(f"{len(examples)} reports with a letter; unmatched: {card['unmatched']}; disagreements: {len(disagreements)}")
 
 
-def read_reports(folder: Path, processes: int) -> tuple[dict[Case, Report], list[str]]:
-    """Read the reports below `folder`. Return (case -> merged report, a line for each file or report that cannot be used).
+def read_reports(folder: Path, processes: int) -> tuple[dict[ReportKey, Report], list[str]]:
+    """Read the reports below `folder`. Return (key -> merged report, a line for each file or report that cannot be used).
 
     Raise `UserError` if the folder has no report file.
     """
@@ -149,30 +149,30 @@ def read_reports(folder: Path, processes: int) -> tuple[dict[Case, Report], list
     lines = [f"{path}: not a report by its name" for path in without_report]
     read, refused = read_files(files, processes)
     lines += refused.values()
-    reports: dict[Case, Report] = {}
-    scopes: dict[Case, str] = {}
+    reports: dict[ReportKey, Report] = {}
+    scopes: dict[ReportKey, str] = {}
     for report in join_modules(read, refused):
-        case = (report.entity.partition(".")[0], report.period)
-        if scopes.setdefault(case, report.entity) != report.entity:
-            lines.append(f"{report.path}: its scope {report.entity} differs from {scopes[case]}, which is used")
+        key = (report.entity.partition(".")[0], report.period)
+        if scopes.setdefault(key, report.entity) != report.entity:
+            lines.append(f"{report.path}: its scope {report.entity} differs from {scopes[key]}, which is used")
         elif report.incomplete:
             lines.append(f"{report.entity} {report.period}: figures are missing ({report.incomplete[0]})")
         else:
-            reports[case] = report
+            reports[key] = report
     return reports, lines
 
 
 def pair_letters(
-    pairs: Mapping[Path, Path], letters: Mapping[Path, str], reports: Mapping[Case, Report]
-) -> tuple[dict[Case, Path], list[str]]:
-    """Match letters to reports by `pairs` (report file -> letter). Return (case -> letter, a line for each unpaired letter)."""
+    pairs: Mapping[Path, Path], letters: Mapping[Path, str], reports: Mapping[ReportKey, Report]
+) -> tuple[dict[ReportKey, Path], list[str]]:
+    """Match letters to reports by `pairs` (report file -> letter). Return (key -> letter, a line for each unpaired letter)."""
     matched = {}
-    for case, report in reports.items():
+    for key, report in reports.items():
         paired = {pairs[path] for path in report.files if path in pairs}
         if len(paired) > 1:
-            raise UserError(f"--pairs: the files of {' '.join(case)} have two letters; keep one.")
+            raise UserError(f"--pairs: the files of {' '.join(key)} have two letters; keep one.")
         if paired & letters.keys():
-            matched[case] = paired.pop()
+            matched[key] = paired.pop()
     return matched, [f"{path}: no report is paired with it" for path in letters if path not in matched.values()]
 
 
@@ -196,17 +196,17 @@ def find_letters(folder: Path) -> tuple[dict[Path, str], list[str]]:
 
 
 def match_letters(
-    letters: Mapping[Path, str], cases: Iterable[Case], names: Mapping[str, str]
-) -> tuple[dict[Case, Path], list[str]]:
-    """Match letters to cases by their text. Return (case -> letter, a line for each letter without a match).
+    letters: Mapping[Path, str], keys: Iterable[ReportKey], names: Mapping[str, str]
+) -> tuple[dict[ReportKey, Path], list[str]]:
+    """Match letters to reports by their text. Return (key of the report -> letter, a line for each letter without a match).
 
     Look for the entity code, or the bank's name from `names`, and for the reference date: first in the file name of a letter,
     then in its first `HEAD_LINES` lines.
     """
     periods: dict[str, list[str]] = {}
-    for entity, period in cases:
+    for entity, period in keys:
         periods.setdefault(entity, []).append(period)
-    matched: dict[Case, Path] = {}
+    matched: dict[ReportKey, Path] = {}
     lines = []
     for path, text in letters.items():
         head = "\n".join(text.splitlines()[:HEAD_LINES])
@@ -255,34 +255,34 @@ def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dic
 
 
 def _make_examples(
-    reports: Mapping[Case, Report],
-    letters: Mapping[Case, Path],
+    reports: Mapping[ReportKey, Report],
+    letters: Mapping[ReportKey, Path],
     texts: Mapping[Path, str],
     register: Mapping[str, Addressee],
-    findings: Mapping[Case, tuple[Finding, ...]],
+    findings: Mapping[ReportKey, tuple[Finding, ...]],
 ) -> tuple[list[dict], list[str], list[str]]:
     """Return (examples ordered by bank and date, lines on letters that disagree, lines on findings without effect)."""
     cells = load_cells()
     examples, disagreements = [], []
     known = {(name, period) for code, period in letters for name in (code, reports[code, period].entity)}
     unused = [
-        f"{finding.where}: no report of {' '.join(case)} has a letter"
-        for case, lines in findings.items()
-        if case not in known
+        f"{finding.where}: no report of {' '.join(key)} has a letter"
+        for key, lines in findings.items()
+        if key not in known
         for finding in lines
     ]
-    for case in sorted(letters):
-        entity, period = case
+    for key in sorted(letters):
+        entity, period = key
         bank = register.get(entity, Addressee(entity, entity, "", ""))
         earlier = [old for (bank_code, date), old in sorted(reports.items()) if bank_code == entity and date < period]
-        report = reports[case]
+        report = reports[key]
         names = dict.fromkeys((entity, report.entity))
         stated = [finding for name in names for finding in findings.get((name, period), ())]
-        letter = texts[letters[case]]
+        letter = texts[letters[key]]
         examples.append(make_example(report, bank, cells, FULL, earlier, letter, findings=stated))
         results = evaluate(report, FULL.rules)
         contradictions = find_disagreements(letter, results, apply_findings(results, stated))
-        disagreements += [f"{entity} {period}: {letters[case]}: {line}" for line in contradictions]
+        disagreements += [f"{entity} {period}: {letters[key]}: {line}" for line in contradictions]
         violated = {result.rule_id for result in violations(results)}
         unused += [
             f"{finding.where}: {finding.rule} is lifted, but the rules do not find it in the report"

@@ -68,7 +68,7 @@ class Unit:
     quarters: int = 1
     note: HandNote | None = None
     pair: HandNote | None = None
-    case: quickstart.Case | None = None
+    report: quickstart.DrawnReport | None = None
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def plan_units(request: Request) -> list[Unit]:
     if request.profile == "quickstart":
         starts = itertools.accumulate(counts.values(), initial=0)
         return [
-            Unit(0, split, case=case)
+            Unit(0, split, report=report)
             for (split, count), first in zip(counts.items(), starts, strict=False)
-            for case in quickstart.draw_cases(request.seed, split, first, count)
+            for report in quickstart.draw_reports(request.seed, split, first, count)
         ]
     units = [unit for split, count in counts.items() for unit in _units_of_split(request, split, count)]
     numbers = random.Random(f"banks {request.seed}").sample(range(len(units)), len(units))
@@ -196,7 +196,7 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Generate
     """Write the report files of one bank, read the files back, and make examples from the reports that were read."""
     profile, cells = PROFILES[request.profile], load_cells(BUILT_IN)
     numbers = (request.seed, unit.index, unit.quarters)
-    filings = [unit.case.filing] if unit.case else make_filings(*numbers, profile, unit.note, unit.pair)
+    filings = [unit.report.filing] if unit.report else make_filings(*numbers, profile, unit.note, unit.pair)
     generated = GeneratedBank(filings, [], [], [])
     chooses_json = random.Random(f"syntax {request.seed} {unit.index}").random() < JSON_SHARE
     syntax = "json" if filings[-1].note.id or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes

@@ -56,7 +56,7 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Case:
+class DrawnReport:
     """One report before it is filed: its bank, ratios and note."""
 
     bank: Bank
@@ -99,11 +99,11 @@ def short_notes(kind: str, split: str) -> tuple[tuple[HandNote, HandNote], ...]:
     return tuple(zip(sides[True], sides[False], strict=True))
 
 
-def draw_cases(seed: int, split: str, first_bank: int, count: int) -> list[Case]:
+def draw_reports(seed: int, split: str, first_bank: int, count: int) -> list[DrawnReport]:
     """Draw the reports of one split, each from a different bank. A test consists of minimal pairs; a pair is from one bank."""
     rng = random.Random(f"quickstart {seed} {split}")
     if split == "test":
-        return [case for index in range(count // 2) for case in _draw_pair(rng, seed, first_bank + index, index)]
+        return [report for index in range(count // 2) for report in _draw_pair(rng, seed, first_bank + index, index)]
     turns = {kind: _in_turn(rng, [note for pair in short_notes(kind, split) for note in pair]) for kind in KINDS}
     return [_draw(rng, seed, first_bank + i, next(turns[TURNS[i % len(TURNS)]])) for i in range(count)]
 
@@ -114,9 +114,9 @@ def _in_turn(rng: random.Random, notes: Sequence[HandNote]) -> Iterator[HandNote
         yield from rng.sample(notes, len(notes))
 
 
-def _draw(rng: random.Random, seed: int, index: int, note: HandNote) -> Case:
+def _draw(rng: random.Random, seed: int, index: int, note: HandNote) -> DrawnReport:
     lcr_is_low = rng.random() < (0.6 if note.kind == "waiver" else 0.25)
-    return Case(
+    return DrawnReport(
         bank=make_bank(seed, index),
         period=rng.choice(PERIODS),
         leverage=Decimal(_draw_ratio(rng, rng.random() < 0.25, 30, 60)) / 1000,
@@ -127,37 +127,39 @@ def _draw(rng: random.Random, seed: int, index: int, note: HandNote) -> Case:
     )
 
 
-def _draw_pair(rng: random.Random, seed: int, index: int, number: int) -> tuple[Case, Case]:
+def _draw_pair(rng: random.Random, seed: int, index: int, number: int) -> tuple[DrawnReport, DrawnReport]:
     """Draw two quarters of a bank whose violations differ because the words of the note or one figure differ."""
     if number % EVERY < EVERY - 1:
-        case, opposite = _draw_of_pair(rng, seed, index, number - number // EVERY)
-        case = replace(case, pair=f"{number + 1} in words")
-        return case, replace(case, note=opposite, period=PERIODS[1])
+        report, opposite = _draw_of_pair(rng, seed, index, number - number // EVERY)
+        report = replace(report, pair=f"{number + 1} in words")
+        return report, replace(report, note=opposite, period=PERIODS[1])
     turn = number // EVERY
-    case, opposite = _draw_of_pair(rng, seed, index, turn)
-    case, kind, lap = replace(case, pair=f"{number + 1} in figures"), case.note.kind, turn // len(KINDS)
+    report, opposite = _draw_of_pair(rng, seed, index, turn)
+    report, kind, lap = replace(report, pair=f"{number + 1} in figures"), report.note.kind, turn // len(KINDS)
     if kind != "waiver" and lap % 4 == 1:  # the note applies, and its figure crosses the limit
         within = rng.randint(100, 109) if kind == "pledged" else rng.randint(21, 25)
         beyond = within - 10 if kind == "pledged" else rng.randint(26, 29)
-        return replace(case, figure=within * PERCENT), replace(case, figure=beyond * PERCENT, period=PERIODS[1])
+        return replace(report, figure=within * PERCENT), replace(report, figure=beyond * PERCENT, period=PERIODS[1])
     if kind == "waiver" and lap % 2 == 1:  # there is no waiver, and the LCR crosses its limit
-        case = replace(case, note=opposite, lcr=rng.randint(100, 109) * PERCENT)
-        return case, replace(case, lcr=case.lcr - 10 * PERCENT, period=PERIODS[1])
+        report = replace(report, note=opposite, lcr=rng.randint(100, 109) * PERCENT)
+        return report, replace(report, lcr=report.lcr - 10 * PERCENT, period=PERIODS[1])
     # The figure of the note, or the LCR, is beyond the limit, but nothing follows from that. The leverage ratio crosses its limit.
-    case = replace(case, note=case.note if kind == "waiver" else opposite, leverage=Decimal(rng.randint(30, 39)) / 1000)
-    return case, replace(case, leverage=case.leverage - PERCENT, period=PERIODS[1])
+    report = replace(
+        report, note=report.note if kind == "waiver" else opposite, leverage=Decimal(rng.randint(30, 39)) / 1000
+    )
+    return report, replace(report, leverage=report.leverage - PERCENT, period=PERIODS[1])
 
 
-def _draw_of_pair(rng: random.Random, seed: int, index: int, turn: int) -> tuple[Case, HandNote]:
+def _draw_of_pair(rng: random.Random, seed: int, index: int, turn: int) -> tuple[DrawnReport, HandNote]:
     """Return (a report whose note applies, mostly to a figure beyond the limit; the opposite note). Pairs of notes come in turn."""
     kind = KINDS[turn % len(KINDS)]
     pairs = short_notes(kind, "test")
     applying, opposite = pairs[turn // len(KINDS) % len(pairs)]
-    case = replace(_draw(rng, seed, index, applying), period=PERIODS[0])
+    report = replace(_draw(rng, seed, index, applying), period=PERIODS[0])
     if kind == "waiver":
-        return replace(case, lcr=_draw_lcr(rng, is_low=True)), opposite
+        return replace(report, lcr=_draw_lcr(rng, is_low=True)), opposite
     is_within = kind == "pledged" and turn // len(KINDS) % 3 == 2  # the buffer is wrong, but the LCR is still met
-    return replace(case, figure=_draw_figure(rng, kind, missed=not is_within)), opposite
+    return replace(report, figure=_draw_figure(rng, kind, missed=not is_within)), opposite
 
 
 def _draw_ratio(rng: random.Random, is_low: bool, limit: int, most: int) -> int:

@@ -27,7 +27,7 @@ class ReadNote:
     """A note with the decisions on it and the facts that the model read in it.
 
     `if_so` has the lines of a decision file if the facts hold, `if_not` the line if the note changes nothing. `open` lists
-    the consequences that the figures of the report cannot decide, and contradictions in the facts.
+    the consequences that the figures of the report cannot decide.
     """
 
     id: str
@@ -64,7 +64,7 @@ def read_notes(
                 facts=tuple(own[note]),
                 if_so=[csv_line(replace(line, note=note.id)) for line in follows if line.kind in applying],
                 if_not=csv_line(Finding(report.entity, report.period, "", "benign", kind=kind, note=note.id)),
-                open=[*undecided(report, own[note]), *_contradictions(own[note], note, report.period)],
+                open=undecided(report, own[note]),
             )
         )
     return read, left
@@ -78,18 +78,6 @@ def quotes(fact: NoteFact, note: Note) -> bool:
     words = " ".join(fact.quote.split())
     proves = len(words.split()) >= 3 and len(words) >= 10
     return proves and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
-
-
-def _contradictions(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
-    """Yield contradictions in the facts that the model read in a note."""
-    for fact in (fact for fact in facts if fact.applies):
-        if replace(fact, applies=False) in (replace(second, since=fact.since, quote=fact.quote) for second in facts):
-            yield f"the model contradicts itself: {fact.kind} applies and does not apply"
-        if fact.since > period:
-            yield f"{fact.kind} applies from {fact.since} on, says the model: that is after the reference date"
-        for name in fact.who:
-            if name.casefold() not in " ".join(note.text.split()).casefold():
-                yield f"the model names {name}, which the note does not"
 
 
 def in_force(report: Report, decisions: Iterable[Finding]) -> list[Finding]:

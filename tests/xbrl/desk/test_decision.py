@@ -209,24 +209,6 @@ def test_fact_without_its_words_is_refuted(noted, quote, stands):
     assert bool(outcome["notes"][0]["if_so"]) == stands
 
 
-def test_contradictions_in_facts_are_listed(noted):
-    facts = [
-        FACT.replace("| - |", "| 2031-01-01 |", 1),
-        FACT.replace("applies", "does not apply"),
-        FACT.replace("Mittel", "Nieder", 1),
-    ]
-    (note,) = record(noted, answer(facts=facts))["notes"]
-    assert sorted(set(note["open"])) == [
-        "pledged applies from 2031-01-01 on, says the model: that is after the reference date",
-        "the model contradicts itself: pledged applies and does not apply",
-        "the model names Landesbank Niederrhein, which the note does not",
-    ]
-    another = FACT.replace(
-        "applies | EUR 4", "does not apply | EUR 3"
-    )  # different amounts do not contradict each other
-    assert record(noted, answer(facts=[FACT, another]))["notes"][0]["open"] == []
-
-
 def test_decision_holds_for_unchanged_note_only(noted, tmp_path):
     """Each note needs its own line. A note that is filed again with other words needs a new line; the old line is void."""
     two = replace(noted, notes=(*noted.notes, Note("All our systems were migrated in May.")))
