@@ -18,9 +18,8 @@ from xbrl.read.filed_report import CellKey, Note
 from xbrl.rules.remittance import due_date
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
-Content = list[
-    tuple[Table, list[tuple[Cell, str, Decimal | str]]]
-]  # tables with (cell, key of its open row or "", value)
+# Tables with their values: (cell, key of the open row or "", value)
+Content = list[tuple[Table, list[tuple[Cell, str, Decimal | str]]]]
 DICTIONARY = "http://www.eba.europa.eu/xbrl/crr/dict"
 NAMESPACES = {
     "eba_met": f"{DICTIONARY}/met",

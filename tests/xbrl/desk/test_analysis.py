@@ -105,10 +105,8 @@ def test_second_run_redoes_only_changed_reports(tmp_path, quarters, capsys):
 def test_client_in_the_register_is_a_name(tmp_path):
     name = "Hansen and Sons Holding"
     write(tmp_path / "files", {("C_28.00", name, "c350"): "0.30"}, SMALL)
-    for more, state in (
-        ("", "not ready"),
-        (f"1,{name},DK,client\n", "ready"),
-    ):  # the register is an input, so the second run starts again
+    # The register is an input, so the second run analyses the report again.
+    for more, state in (("", "not ready"), (f"1,{name},DK,client\n", "ready")):
         (outcome,) = run(tmp_path, tmp_path / "files", more=more)[1]
         assert outcome["letter"]["state"] == state and f"“{name}”: 30.00%" in outcome["letter"]["text"]
 

@@ -240,9 +240,8 @@ def test_a_decision_on_a_note_names_it(noted, tmp_path, name):
         message = "line 2, column note: .* is not the name of a note; without it nothing is decided: copy its 16 digits"
         with pytest.raises(UserError, match=message):
             decide(tmp_path, line.replace(ID, name))
-    unnamed = [
-        replace(decision, note="") for decision in decide(tmp_path, LINE, LCR_LINE)
-    ]  # as a program could make them
+    # A program could make decisions without the name of a note.
+    unnamed = [replace(decision, note="") for decision in decide(tmp_path, LINE, LCR_LINE)]
     outcome = record(noted, decisions=unnamed)
     assert outcome["findings"] == [] and "is on note (without its 16 digits)" in outcome["letter"]["reasons"][1]
     annotation = f"{ALL}LR_MIN,violated,C 47.00 r0340 c0010,0.029,0.03,,,"  # annotates a figure and decides no note

@@ -167,9 +167,8 @@ def test_profit_needs_permission_before_its_formal_decision():
     counted = finding("PROFIT_COUNTED", CET1_AMOUNT, 300_000_000, 250_000_000)
     signed, german = (write_letter([counted], NAMED, PERIOD, language=language, grouped=True) for language in LANGUAGES)
     assert "Before a formal decision confirms" in signed and "förmlich festgestellt" in german
-    assert "Profit is not capital before we permit it." in write_letter(
-        [counted], NAMED, PERIOD
-    )  # the text that models learned
+    learned = write_letter([counted], NAMED, PERIOD)
+    assert "Profit is not capital before we permit it." in learned
 
 
 def test_order_on_two_exposures_names_each(tmp_path):
@@ -181,9 +180,8 @@ def test_order_on_two_exposures_names_each(tmp_path):
         violated = violations(evaluate(read(tmp_path / share, {CLIENT: "0.27", OTHER_CLIENT: share})))
         for language, sentence in (("en", english), ("de", german)):
             assert sentence in write_letter(violated, NAMED, PERIOD, language=language, grouped=True)
-        assert "Reduce the exposure to the limit" in write_letter(
-            violated, NAMED, PERIOD
-        )  # the text that models learned
+        learned = write_letter(violated, NAMED, PERIOD)
+        assert "Reduce the exposure to the limit" in learned
 
 
 def test_clean_letter_orders_nothing_and_excess_is_positive(tmp_path):
@@ -389,11 +387,8 @@ def test_letter_names_cells_that_count_as_nil():
         (CET1, "0.0364", "CRD Art. 104(1)(c), (e), (h), (i), (j); CRD Art. 104(1)(j), 141, 142."),
         (LCR, "0.99", "CRR Art. 414."),
         (LCR, "0.85", "CRR Art. 414; CRD Art. 104(1)(e)."),  # the measure forbids uncommitted loans
-        (
-            CLIENT,
-            "0.251",
-            "CRR Art. 396(1); CRD Art. 104(1)(e), (j).",
-        ),  # no new business with this client, and weekly reports
+        # No new business with this client, and weekly reports.
+        (CLIENT, "0.251", "CRR Art. 396(1); CRD Art. 104(1)(e), (j)."),
     ],
 )
 def test_every_duty_has_its_legal_basis(tmp_path, cell, value, basis):

@@ -93,11 +93,8 @@ def test_table_of_duties_has_column_for_thresholds(written):
     names = ("rule", "cell", "value", "limit", "legal", "reason", "title")
     duty = dict(zip(names, ("LE_DEF", "C", "297630 thousand", "max 9000 thousand", "CRR", "", "t"), strict=True))
     page = output.page(written[2] | {"duties": [duty], "findings": [written[2]["findings"][0] | duty]}, "en")
-    figures = (
-        '"value">297,630 thousand<',
-        '"threshold">9,000 thousand<',
-        '"limit">max 9,000 thousand<',
-    )  # as in letters
+    # Thousands are separated as in letters.
+    figures = ('"value">297,630 thousand<', '"threshold">9,000 thousand<', '"limit">max 9,000 thousand<')
     assert all(f"<td data-name={figure}/td>" in page for figure in figures)
 
 
