@@ -58,22 +58,18 @@ PARTS: dict[CellKey, tuple[tuple[tuple[str, int, int], ...], str]] = {
     ("F_01.02", "r0110", "c0010"): ((("r0130", 30, 350),), "r0120"),
     ("F_01.03", "r0190", "c0010"): ((("r0010", 150, 350),), "r0190"),
 }
-# The figures of a short report, which its rules and its note need.
-SHORT_CELLS = frozenset(
-    {
-        *(("C_01.00", row, "c0010") for row in ("r0010", "r0015", "r0020")),
-        *(("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 130, 140, 150, 160, 170, 180)),
-        *(("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030")),
-        *(("C_02.00.a", "r0010", "c0010"), ("C_47.00", "r0340", "c0010"), ("C_84.00.a", "r0220", "c0040")),
-        *(("C_27.00", "*", "c021"), ("C_28.00", "*", "c350")),
-    }
-)
 # Blocks of a short report: own funds, TSCR, liquidity, clients. A block may be left out if the note does not need it.
 BLOCKS: tuple[set[CellKey], ...] = (
     {*(("C_01.00", row, "c0010") for row in ("r0010", "r0015", "r0020")), ("C_02.00.a", "r0010", "c0010")},
     {("C_03.00", row, "c0010") for row in ("r0130", "r0140", "r0150")},
     {("C_76.00.a", row, "c0010") for row in ("r0010", "r0020")},
     {("C_27.00", "*", "c021"), ("C_28.00", "*", "c350")},
+)
+# The cells of short reports: the blocks, and ratios and requirements, which are never left out.
+SHORT_CELLS = frozenset().union(
+    *BLOCKS,
+    (("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 160, 170, 180)),
+    (("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
 )
 
 
