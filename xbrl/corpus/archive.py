@@ -1,13 +1,13 @@
 """Make training examples from a supervisor's archive: report files, and the directive letters that answered them.
 
-A letter belongs to the reports of one bank for one reference date, which it names in its file name or first lines, or a CSV
-file of pairs assigns it. What has no counterpart is listed with the reason, and a report with missing figures is left out,
-because the rules would mislabel it.
+A letter belongs to the reports of one bank for one reference date. The letter names both in its file name or first lines, or a
+CSV file of pairs assigns it. Letters and reports without a counterpart are listed with the reason. A report with missing
+figures is left out, because the rules would mislabel it.
 
 Letters are compared with the violations of their reports, to find wrong pairs, missing findings and waivers. The comparison
-prefers what can be checked: articles, cells, ids of rules, figures. It does not understand the letter: words such as "no
-objection" count only in a letter that demands nothing, and a sentence is taken as an objection unless it says in the words of
-`MET` that a requirement is met. Citations and words are known in English and German.
+relies on what can be checked: articles, cells, ids of rules, figures. It does not understand the letter. Words such as "no
+objection" count only in a letter that demands nothing, and a sentence counts as an objection unless it says in the words of
+`MET` that a requirement is met. Citations and words are recognised in English and German.
 """
 
 import datetime
@@ -39,8 +39,8 @@ HEAD_LINES = 12  # lines of a letter that are searched when its file name does n
 GERMAN_MONTHS = (
     "Januar", "Februar", "März", "April", "Mai", "Juni", "Juli", "August", "September", "Oktober", "November", "Dezember",
 )  # fmt: skip
-Case = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
-Article = tuple[str, str]  # as `statements.articles`
+ReportKey = tuple[str, str]  # (entity without its scope suffix, reference date YYYY-MM-DD)
+Article = tuple[str, str]  # (act, number), as returned by `statements.articles`
 HOW_MADE = (
     "scripts/regulator.py examples: report files of an archive, paired with their letters, labelled by xbrl/rules/rules.jsonl "
     "and by findings.csv."
@@ -51,7 +51,7 @@ LIMITS = (
     "the two contradict each other, as far as articles, cells and figures show it."
 )
 
-# Articles on powers, sanctions and duties to report: a letter cites them whatever was found.
+# Articles on powers, sanctions and duties to report: a letter cites them whether or not a rule is violated.
 POWERS = {
     "CRD": ("4", "18", "64", "65", "66", "67", "70", "102", "104", "105", "141", "142", "143"),
     "CRR": ("4", "99", "394", "415", "430"),
@@ -63,10 +63,10 @@ MET = re.compile(
     re.IGNORECASE,
 )
 CELL = re.compile(r"\b[CF] ?\d\d\.\d\d(\.\w)? r\d{3,4} c\d{3,4}\b")
-# A line on requirements that are met, or that the figures do not decide.
+# A line about requirements that are met, or that the figures cannot decide.
 NO_OBJECTION = re.compile(r"\bsmallest margin\b|\bkleinste Abstand\b|^Not tested\b|^Nicht geprüft\b", re.IGNORECASE)
 NOT_MET = re.compile(r"\b(not|nor|never|fail(s|ed)?|misse[sd]|below|until|nicht|unter)\b", re.IGNORECASE)
-# Of differences in percentage points, none.
+# Percentages, but not differences in percentage points.
 PERCENTAGE = re.compile(r"(?<![\d.,])(-?\d+(?:[.,]\d+)?) ?(?:%|per ?cent\b|Prozent\b)(?! ?(?:points?|-?[Pp]unkte?)\b)")
 APPROVAL = re.compile(
     r"\bnothing to object|\bno (further )?(supervisory )?(objections?|findings|measures?|action)\b|\bno need for action"
@@ -90,24 +90,24 @@ def make_archive_corpus(
 ) -> None:
     """Read the archive and write the corpus: a file per split, unmatched.txt, disagreements.txt, dataset.json.
 
-    `places`: the directories `reports` and `letters`; `pairs` (a CSV with the columns report,letter), `register` (with
-    entity,name,country,type) and `findings` (findings.csv, annotated by a supervisor), or None. `record`: the arguments that
-    the data card shows. Prints what was used, and on stderr what was not. Raises UserError if a directory is missing, or if
-    no report has a letter.
+    `places` has the directories `reports` and `letters`, and the files `pairs` (a CSV with the columns report,letter),
+    `register` (entity,name,country,type) and `findings` (findings.csv, annotated by a supervisor), each of which may be None.
+    `record` has the arguments for the data card. Print the number of examples of each split, and on stderr the files left out and
+    the letters that disagree. Raise `UserError` if a directory is missing, or if no report has a letter.
     """
     folder, letter_folder = (Path(places[name] or "") for name in ("reports", "letters"))
-    for option, one in (("--reports", folder), ("--letters", letter_folder)):
-        if not one.is_dir():
-            raise UserError(f"{option} {one}: no such directory.")
+    for option, directory in (("--reports", folder), ("--letters", letter_folder)):
+        if not directory.is_dir():
+            raise UserError(f"{option} {directory}: no such directory.")
     register = read_register(places["register"]) if places["register"] else {}
     findings = load_findings(places["findings"]) if places["findings"] else {}
     reports, unread = read_reports(folder, processes)
     texts, without_report = find_letters(letter_folder)
     if places["pairs"]:
-        letters, others = pair_letters(read_pairs(places["pairs"], folder, letter_folder), texts, reports)
+        letters, unpaired = pair_letters(read_pairs(places["pairs"], folder, letter_folder), texts, reports)
     else:
-        letters, others = match_letters(texts, reports, {entity: bank.name for entity, bank in register.items()})
-    without_report += others
+        letters, unpaired = match_letters(texts, reports, {entity: bank.name for entity, bank in register.items()})
+    without_report += unpaired
     without_letter = [f"{entity} {period}: no letter" for entity, period in reports if (entity, period) not in letters]
     examples, disagreements, unused = _make_examples(reports, letters, texts, register, findings)
     if not examples:
@@ -138,43 +138,46 @@ def make_archive_corpus(
     print(f"{len(examples)} reports with a letter; unmatched: {card['unmatched']}; disagreements: {len(disagreements)}")
 
 
-def read_reports(folder: Path, processes: int) -> tuple[dict[Case, Report], list[str]]:
-    """(case -> its modules as one report, a line for each file and report that cannot be used)."""
-    files, others = find_reports(folder)
+def read_reports(folder: Path, processes: int) -> tuple[dict[ReportKey, Report], list[str]]:
+    """Read the reports below `folder`. Return (key -> merged report, a line for each file or report that cannot be used).
+
+    Raise `UserError` if the folder has no report file.
+    """
+    files, without_report = find_reports(folder)
     if not files:
         raise UserError(f"{folder}: the directory has no report file; check --reports.")
-    lines = [f"{path}: not a report by its name" for path in others]
+    lines = [f"{path}: not a report by its name" for path in without_report]
     read, refused = read_files(files, processes)
     lines += refused.values()
-    reports: dict[Case, Report] = {}
-    scopes: dict[Case, str] = {}
+    reports: dict[ReportKey, Report] = {}
+    scopes: dict[ReportKey, str] = {}
     for report in join_modules(read, refused):
-        case = (report.entity.partition(".")[0], report.period)
-        if scopes.setdefault(case, report.entity) != report.entity:
-            lines.append(f"{report.path}: its scope {report.entity} differs from {scopes[case]}, which is used")
+        key = (report.entity.partition(".")[0], report.period)
+        if scopes.setdefault(key, report.entity) != report.entity:
+            lines.append(f"{report.path}: its scope {report.entity} differs from {scopes[key]}, which is used")
         elif report.incomplete:
             lines.append(f"{report.entity} {report.period}: figures are missing ({report.incomplete[0]})")
         else:
-            reports[case] = report
+            reports[key] = report
     return reports, lines
 
 
 def pair_letters(
-    pairs: Mapping[Path, Path], letters: Mapping[Path, str], reports: Mapping[Case, Report]
-) -> tuple[dict[Case, Path], list[str]]:
-    """(case -> its letter, a line for each letter without a report), by pairs of a report file and its letter."""
+    pairs: Mapping[Path, Path], letters: Mapping[Path, str], reports: Mapping[ReportKey, Report]
+) -> tuple[dict[ReportKey, Path], list[str]]:
+    """Match letters to reports by `pairs` (report file -> letter). Return (key -> letter, a line for each unpaired letter)."""
     matched = {}
-    for case, report in reports.items():
+    for key, report in reports.items():
         paired = {pairs[path] for path in report.files if path in pairs}
         if len(paired) > 1:
-            raise UserError(f"--pairs: the files of {' '.join(case)} have two letters; keep one.")
+            raise UserError(f"--pairs: the files of {' '.join(key)} have two letters; keep one.")
         if paired & letters.keys():
-            matched[case] = paired.pop()
+            matched[key] = paired.pop()
     return matched, [f"{path}: no report is paired with it" for path in letters if path not in matched.values()]
 
 
 def find_letters(folder: Path) -> tuple[dict[Path, str], list[str]]:
-    """(letter -> its text, a line for each other file). A letter is a non-empty UTF-8 .txt or .md file."""
+    """Read the letters below `folder`: non-empty UTF-8 .txt or .md files. Return (path -> text, a line for each other file)."""
     letters, lines = {}, []
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         if is_clutter(path.relative_to(folder).as_posix()):
@@ -193,17 +196,17 @@ def find_letters(folder: Path) -> tuple[dict[Path, str], list[str]]:
 
 
 def match_letters(
-    letters: Mapping[Path, str], cases: Iterable[Case], names: Mapping[str, str]
-) -> tuple[dict[Case, Path], list[str]]:
-    """(case -> its letter, a line for each letter without a match).
+    letters: Mapping[Path, str], keys: Iterable[ReportKey], names: Mapping[str, str]
+) -> tuple[dict[ReportKey, Path], list[str]]:
+    """Match letters to reports by their text. Return (key of the report -> letter, a line for each letter without a match).
 
-    Looks for the entity code, or the bank's name from `names`, and for the reference date: first in the file name of a
-    letter, then in its first `HEAD_LINES` lines.
+    Look for the entity code, or the bank's name from `names`, and for the reference date: first in the file name of a letter,
+    then in its first `HEAD_LINES` lines.
     """
     periods: dict[str, list[str]] = {}
-    for entity, period in cases:
+    for entity, period in keys:
         periods.setdefault(entity, []).append(period)
-    matched: dict[Case, Path] = {}
+    matched: dict[ReportKey, Path] = {}
     lines = []
     for path, text in letters.items():
         head = "\n".join(text.splitlines()[:HEAD_LINES])
@@ -211,19 +214,20 @@ def match_letters(
         if entity is None:
             lines.append(f"{path}: mentions none of the banks that have reports")
             continue
-        found = _find_periods(path.stem, periods[entity]) or _find_periods(head, periods[entity])
-        if len(found) != 1:
-            what = "several reference dates" if found else "no reference date"
-            lines.append(f"{path}: mentions {what} for which {entity} filed a report")
-        elif matched.setdefault((entity, found[0]), path) != path:
-            lines.append(f"{path}: {matched[entity, found[0]]} is already the letter for the same report")
+        dates = _find_periods(path.stem, periods[entity]) or _find_periods(head, periods[entity])
+        if len(dates) != 1:
+            mentioned = "several reference dates" if dates else "no reference date"
+            lines.append(f"{path}: mentions {mentioned} for which {entity} filed a report")
+        elif matched.setdefault((entity, dates[0]), path) != path:
+            lines.append(f"{path}: {matched[entity, dates[0]]} is already the letter for the same report")
     return matched, lines
 
 
 def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
-    """Report file -> letter file, from a CSV with the columns `report` and `letter`.
+    """Read report file -> letter file from a CSV with the columns `report` and `letter`.
 
-    Paths in the CSV are relative to the folders `reports` and `letters`.
+    Paths in the CSV are relative to the folders `reports` and `letters`. Raise `UserError`, which names the line, if a file does
+    not exist or a report has two letters.
     """
     pairs = {}
     for where, row in read_table_of(path, ("report", "letter")):
@@ -237,9 +241,9 @@ def read_pairs(path: Path, reports: Path, letters: Path) -> dict[Path, Path]:
 
 
 def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
-    """Bank -> split, at random. `shares` are the fractions of the banks for train, validation and test.
+    """Assign each bank to a split at random. `shares` has the fractions of the banks for train, validation and test.
 
-    Raises `UserError` if they do not add up to 1, or if a split with a share above 0 would get no bank.
+    Raise `UserError` if they do not add up to 1, or if a split with a share above 0 would get no bank.
     """
     check_shares(shares)
     order = list(banks)
@@ -251,40 +255,48 @@ def split_banks(banks: Sequence[str], shares: Sequence[float], seed: int) -> dic
 
 
 def _make_examples(
-    reports: Mapping[Case, Report],
-    letters: Mapping[Case, Path],
+    reports: Mapping[ReportKey, Report],
+    letters: Mapping[ReportKey, Path],
     texts: Mapping[Path, str],
     register: Mapping[str, Addressee],
-    findings: Mapping[Case, tuple[Finding, ...]],
+    findings: Mapping[ReportKey, tuple[Finding, ...]],
 ) -> tuple[list[dict], list[str], list[str]]:
-    """(an example for each report with a letter by bank and date, disagreements of the letters, findings without effect)."""
+    """Return (examples ordered by bank and date, lines on letters that disagree, lines on findings without effect)."""
     cells = load_cells()
     examples, disagreements = [], []
     known = {(name, period) for code, period in letters for name in (code, reports[code, period].entity)}
-    others = [(case, one) for case, stated in findings.items() if case not in known for one in stated]
-    unused = [f"{one.where}: no report of {' '.join(case)} has a letter" for case, one in others]
-    for case in sorted(letters):
-        entity, period = case
+    unused = [
+        f"{finding.where}: no report of {' '.join(key)} has a letter"
+        for key, lines in findings.items()
+        if key not in known
+        for finding in lines
+    ]
+    for key in sorted(letters):
+        entity, period = key
         bank = register.get(entity, Addressee(entity, entity, "", ""))
-        earlier = [report for (other, date), report in sorted(reports.items()) if other == entity and date < period]
-        report = reports[case]
-        stated = [one for name in dict.fromkeys((entity, report.entity)) for one in findings.get((name, period), ())]
-        letter = texts[letters[case]]
+        earlier = [old for (bank_code, date), old in sorted(reports.items()) if bank_code == entity and date < period]
+        report = reports[key]
+        names = dict.fromkeys((entity, report.entity))
+        stated = [finding for name in names for finding in findings.get((name, period), ())]
+        letter = texts[letters[key]]
         examples.append(make_example(report, bank, cells, FULL, earlier, letter, findings=stated))
         results = evaluate(report, FULL.rules)
         contradictions = find_disagreements(letter, results, apply_findings(results, stated))
-        disagreements += [f"{entity} {period}: {letters[case]}: {one}" for one in contradictions]
-        found = {result.rule_id for result in violations(results)}
+        disagreements += [f"{entity} {period}: {letters[key]}: {line}" for line in contradictions]
+        violated = {result.rule_id for result in violations(results)}
         unused += [
             f"{finding.where}: {finding.rule} is lifted, but the rules do not find it in the report"
             for finding in stated
-            if finding.state == "lifted" and finding.rule not in found
+            if finding.state == "lifted" and finding.rule not in violated
         ]
     return examples, disagreements, unused
 
 
 def _find_entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str, str]) -> str | None:
-    """The only bank that a text mentions, by entity code or else by name (whole words; the longest name wins)."""
+    """Return the bank that a text mentions, by entity code or else by name; None if it mentions none or several.
+
+    Names are compared as whole words. If several banks are named, the longest name counts.
+    """
     coded = [entity for entity in periods if entity.lower() in text.lower()]
     if coded:
         return coded[0] if len(coded) == 1 else None
@@ -296,12 +308,12 @@ def _find_entity(text: str, periods: Mapping[str, list[str]], names: Mapping[str
 
 
 def _find_periods(text: str, known: Iterable[str]) -> list[str]:
-    """The known reference dates that a text mentions.
+    """Return the known reference dates that a text mentions.
 
-    In any of these forms: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, 31. März 2026, March 31, 2026, Q1 2026,
-    2026-Q1.
+    A date may have any of these forms: 2026-03-31, 20260331, 31.03.2026, 31/3/2026, 31 March 2026, 31. März 2026, March 31, 2026,
+    Q1 2026, 2026-Q1.
     """
-    found = []
+    mentioned = []
     for period in known:
         day = datetime.date.fromisoformat(period)
         forms = [
@@ -313,63 +325,63 @@ def _find_periods(text: str, known: Iterable[str]) -> list[str]:
         if day.month % 3 == 0:
             forms += [rf"Q{day.month // 3}[-_ /]?{day.year}", rf"{day.year}[-_ /]?Q{day.month // 3}"]
         if re.search(rf"(?<![0-9])(?:{'|'.join(forms)})(?![0-9])", text, re.IGNORECASE):
-            found.append(period)
-    return found
+            mentioned.append(period)
+    return mentioned
 
 
 def find_disagreements(letter: str, results: Sequence[RuleResult], violated: Sequence[RuleResult]) -> list[str]:
-    """How a letter and the labels of its report contradict each other; empty if they do not, as far as can be seen.
+    """Return a line for each way in which a letter contradicts the labels of its report, as far as can be checked.
 
-    `results` are those of the engine, `violated` the labels, which findings.csv may have changed.
+    `results` has the engine's results. `violated` has the labels: the violations after corrections by findings.csv.
     """
     parts = sentences("\n".join(line for line in letter.splitlines() if not NO_OBJECTION.search(line)))
     objections = "\n".join(part for part in parts if NOT_MET.search(part) or not MET.search(part))
     demands, approves = DEMAND.search(objections), APPROVAL.search(letter)
-    found = []
+    lines = []
     if violated and approves and not demands:
         named = ", ".join(dict.fromkeys(result.rule_id for result in violated))
-        found.append(f"the letter says {approves[0]!r} and demands nothing, but the labels have {named}")
+        lines.append(f"the letter says {approves[0]!r} and demands nothing, but the labels have {named}")
     if not violated and demands and not approves:
-        found.append(f"the letter demands something ({demands[0]!r}), but the labels have no violation")
+        lines.append(f"the letter demands something ({demands[0]!r}), but the labels have no violation")
     known = [result for result in results if result.state == "triggered"] + list(violated)
-    return found + [*_only_in_letter(objections, known), *_only_in_labels(objections, violated)]
+    return lines + [*_only_in_letter(objections, known), *_only_in_labels(objections, violated)]
 
 
 def _only_in_letter(objections: str, known: Sequence[RuleResult]) -> Iterator[str]:
-    """Articles that the letter cites and no label has. `known`: violations and duties of the report."""
-    legal = [one for result in known for one in articles(result.legal)]
+    """Yield a line for each article that the letter cites and no label has. `known` has the report's violations and duties."""
+    known_articles = [article for result in known for article in articles(result.legal)]
     rules = [(rule.id, _citations(rule.legal)) for rule in (*built_in_rules(), *note_rules().values())]
     for act, number in sorted(articles(objections)):
-        named = [name for name, own in rules if any(covers((act, number), one) for one in own)]
-        if named and not any(covers((act, number), one) for one in legal):
+        named = [name for name, legal in rules if any(may_agree((act, number), article) for article in legal)]
+        if named and not any(may_agree((act, number), article) for article in known_articles):
             cited = f"{act} {number if number.startswith('Annex') else f'Art. {number}'}".strip()
             yield f"the letter cites {cited} ({', '.join(named[:3])}), but the labels have no violation of it"
 
 
 def _only_in_labels(objections: str, violated: Sequence[RuleResult]) -> Iterator[str]:
-    """Violations of which the letter has neither the cell, the id nor the percentage, nor the article.
+    """Yield a line for each violation that the letter names neither by cell, rule id or percentage nor by article.
 
-    The article alone is enough only in a letter that names no cells: several rules share an article.
+    The article counts only in a letter that names no cells, because several rules share an article.
     """
     cited = [] if CELL.search(objections) else articles(objections)
-    percentages = [one.replace(",", ".") for one in PERCENTAGE.findall(objections)]
+    percentages = [number.replace(",", ".") for number in PERCENTAGE.findall(objections)]
     for result in violated:
         is_named = result.rule_id in objections or cell_name(result.cell, result.row) in objections
-        is_cited = any(covers(one, other) for one in _citations(result.legal) for other in cited)
+        is_cited = any(may_agree(own, article) for own in _citations(result.legal) for article in cited)
         is_stated = result.value is not None and any(
-            abs(result.value * 100 - Decimal(one)) < 10 ** -len(one.partition(".")[2]) for one in percentages
+            abs(result.value * 100 - Decimal(number)) < 10 ** -len(number.partition(".")[2]) for number in percentages
         )
         if not (is_named or is_cited or is_stated):
             yield f"the labels have {write_violation(result)}, which the letter does not object to"
 
 
-def covers(one: Article, other: Article) -> bool:
-    """Whether both can mean the same: no difference in what both state. "Article 92" covers "CRR Article 92(1)(a)"."""
-    same_act = one[0] == other[0] or not one[0] or not other[0]
-    parts = (re.findall(r"Annex \w+|[0-9a-z]+", number) for _, number in (one, other))
-    return same_act and all(first == second for first, second in zip(*parts, strict=False))
+def may_agree(first: Article, second: Article) -> bool:
+    """Return whether two citations may mean the same provision. "Article 92" may mean "CRR Article 92(1)(a)"."""
+    same_act = first[0] == second[0] or not first[0] or not second[0]
+    parts = (re.findall(r"Annex \w+|[0-9a-z]+", number) for _, number in (first, second))
+    return same_act and all(left == right for left, right in zip(*parts, strict=False))
 
 
 def _citations(legal: str) -> list[Article]:
-    """The articles by which a letter can mean a rule."""
+    """Return the articles by which a letter may cite a rule: all of its articles but those in `POWERS`."""
     return [(act, number) for act, number in articles(legal) if re.split(r"\W", number)[0] not in POWERS.get(act, ())]

@@ -1,6 +1,6 @@
 """Invented banks: their identity, and their own capital requirements and buffers.
 
-None of them is a real institution. The identifiers have the format and the check digits of an LEI (ISO 17442) but start
+No bank is a real institution. The identifiers have the format and the check digits of an LEI (ISO 17442) but start
 with a prefix that no LEI issuer uses. The names are combinations of syllables.
 """
 
@@ -44,38 +44,38 @@ _NAME_ENDS = (
 
 @dataclass(frozen=True)
 class Bank:
-    """One invented bank. Amounts are in units of `currency`; ratios and requirements are fractions (0.045 is 4.5%)."""
+    """An invented bank. Amounts are in units of `currency`; ratios and requirements are fractions (0.045 is 4.5%)."""
 
     entity: str  # 20 characters in the format of an LEI
     name: str
     country: str
     currency: str
     model: str  # business model, a key of BUSINESS_MODELS
-    trea: Decimal  # total risk exposure amount, if no note asks for another one
+    trea: Decimal  # total risk exposure amount, unless the note determines it
     uses_irb: bool
     pillar2: Decimal  # Pillar 2 requirement (P2R), on top of 8%
     buffers: dict[str, Decimal]  # conservation, countercyclical, systemic_risk, g_sii, o_sii: fractions of TREA
     leverage_pillar2: Decimal  # P2R for excessive leverage, on top of 3%
     decimals: int  # XBRL `decimals` (accuracy) of its amounts
     ratio_decimals: int = 4  # XBRL `decimals` of its ratios
-    scope: str = "CON"  # of its reports: "CON" (consolidated) or "IND" (individual)
+    scope: str = "CON"  # scope of its reports: "CON" (consolidated) or "IND" (individual)
 
     @property
     def addressee(self) -> Addressee:
-        """The bank as it stands in the register."""
+        """Return the bank's entry in the register."""
         return Addressee(self.entity, self.name, self.country, self.model)
 
 
 class Limits(NamedTuple):
-    """The limits of one ratio, the most severe one first: fractions of TREA, or of the leverage exposure."""
+    """The limits of one ratio, most severe first, as fractions of TREA or of the leverage exposure."""
 
-    minimum: Decimal  # of the law, CRR Art. 92(1)
-    own: Decimal  # with the bank's Pillar 2 requirement: TSCR, or TSLRR
-    overall: Decimal  # with the buffers too: OCR, or OLRR
+    minimum: Decimal  # the legal minimum, CRR Art. 92(1)
+    own: Decimal  # minimum plus the bank's Pillar 2 requirement: TSCR, or TSLRR
+    overall: Decimal  # own plus the buffers: OCR, or OLRR
 
 
 def requirements(bank: Bank) -> dict[str, Limits]:
-    """The limits of the ratios "cet1", "t1", "total" and "leverage" of a bank, to four decimal places.
+    """Return the limits of the ratios "cet1", "t1", "total" and "leverage" of a bank, to four decimal places.
 
     At least 56.25% of P2R must be CET1 and 75% Tier 1 (CRD Art. 104a(4)). The combined buffer must be CET1 and comes on
     top of each of the three TSCR ratios (CRD Art. 128, 141a). The leverage ratio buffer is half of the G-SII buffer (CRR
@@ -96,7 +96,7 @@ def requirements(bank: Bank) -> dict[str, Limits]:
 
 
 def make_bank(seed: int, index: int) -> Bank:
-    """Bank `index` of the population `seed`. Deterministic in both arguments.
+    """Generate bank `index` of the population `seed`. The result depends on these two arguments alone.
 
     The first 20,000 banks of a population have different names.
     """
@@ -131,7 +131,7 @@ def make_bank(seed: int, index: int) -> Bank:
 
 
 def in_euro(bank: Bank) -> Bank:
-    """The bank, in a country of the euro area: the amounts of notes are in EUR."""
+    """Move the bank to a country of the euro area if it is outside, because amounts in notes are in EUR."""
     if bank.currency == "EUR":
         return bank
     countries = [country for country, currency, _ in COUNTRIES if currency == "EUR"]
@@ -149,7 +149,7 @@ def lei(first_18: str) -> str:
 def _name(seed: int, index: int, suffix: str) -> str:
     """Name bank `index` after a place.
 
-    There are 2,000 place names, used in random order. When all are used, they are used again with a prefix.
+    The 2,000 place names are used in random order, then again with a prefix.
     """
     places = _place_names(seed)
     passes, position = divmod(index, len(places))
@@ -160,7 +160,7 @@ def _name(seed: int, index: int, suffix: str) -> str:
 
 @functools.cache
 def _place_names(seed: int) -> list[str]:
-    """All place names, in the random order of the population `seed`."""
+    """Return all place names, in the random order of the population `seed`."""
     names = [first + second for first in _NAME_STARTS for second in _NAME_ENDS]
     random.Random(f"names {seed}").shuffle(names)
     return names

@@ -21,23 +21,24 @@ SOURCES = (
 
 
 def group_by_split(examples: Sequence, splits: Sequence[str]) -> dict[str, list]:
-    """Split name -> its examples, in their order. `splits` has the split of each example."""
-    return {name: [one for one, split in zip(examples, splits, strict=True) if split == name] for name in SPLITS}
+    """Group the examples by split, in their order. `splits` has the split of each example."""
+    pairs = list(zip(examples, splits, strict=True))
+    return {name: [example for example, split in pairs if split == name] for name in SPLITS}
 
 
 def check_shares(shares: Sequence[float]) -> None:
-    """Raises `UserError` unless there is one share for each of `SPLITS`, none is negative, and they add up to 1."""
+    """Check that there is one share per split, that none is negative, and that they add up to 1. Raise `UserError` otherwise."""
     if len(shares) != len(SPLITS) or not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-9):
         raise UserError(
             f"the splits {list(shares)} must be {len(SPLITS)} shares ({', '.join(SPLITS)}), none negative, that add up to 1."
         )
 
 
-def check_counts(what: str, counts: Iterable[int], shares: Sequence[float]) -> None:
-    """Raises `UserError` if a split with a share above 0 would get nothing. `what` is divided: `20 examples`."""
+def check_counts(total: str, counts: Iterable[int], shares: Sequence[float]) -> None:
+    """Raise `UserError` if a split with a share above 0 would be empty. `total` is the quantity that is split: `20 examples`."""
     for split, count, share in zip(SPLITS, counts, shares, strict=True):
         if share > 0 and not count:
-            raise UserError(f"{what} are too few for a share of {share:.3g} in {split!r}; give more.")
+            raise UserError(f"{total} are too few for a share of {share:.3g} in {split!r}; give more.")
 
 
 def write_splits(
@@ -48,10 +49,10 @@ def write_splits(
     more: Mapping[str, Any],
     count_tokens: Callable[[str], int] | None = None,
 ) -> dict:
-    """Write `SPLIT.jsonl` for each split, whose examples get the field `split`, and the data card, which is returned.
+    """Write `SPLIT.jsonl` for each split, with the field `split` in each example, and the data card. Return the card.
 
-    `texts` say how the corpus was made and what its limits are; `more` are further entries of the card. With `count_tokens`,
-    which returns the number of tokens of a text, the card has lengths in tokens.
+    `texts` has two texts for the card: how the corpus was made, and its limits. `more` has further entries of the card.
+    `count_tokens` returns the number of tokens of a text; with it, the card also has lengths in tokens.
     """
     for split, examples in splits.items():
         write_json_lines(directory / f"{split}.jsonl", [example | {"split": split} for example in examples])
@@ -61,7 +62,7 @@ def write_splits(
         "splits": {split: split_summary(members, count_tokens) for split, members in splits.items()},
         **more,
         "baselines": {"test": score_baselines(train, test, validation)} if train else {},
-        "baselines_left_out": [PROBE],  # it reads notes with the base model: scripts/evaluate.py --probe BASE
+        "baselines_left_out": [PROBE],  # it needs the base model to read notes: scripts/evaluate.py --probe BASE
         "how_made": texts[0],
         "sources": SOURCES,
         "limits": texts[1],
@@ -71,11 +72,11 @@ def write_splits(
 
 
 def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] | None) -> dict:
-    """Counts of one split, and the lengths of its texts in characters, and in tokens if `count_tokens` is given."""
+    """Return counts of one split and the lengths of its texts in characters; also in tokens if `count_tokens` is given."""
     counts = Counter(rule_id for example in examples for rule_id in example["violations"])
     rules = (*(rule.id for rule in built_in_rules()), *note_rules())
-    notes: dict[str, dict[str, int]] = {}  # kind of note -> what follows from it -> number of reports
-    for kind, outcome in sorted((one["kind"], _outcome(one)) for one in examples if one["kind"]):
+    notes: dict[str, dict[str, int]] = {}  # kind of note -> outcome, as in `_outcome` -> number of reports
+    for kind, outcome in sorted((example["kind"], _outcome(example)) for example in examples if example["kind"]):
         of_kind = notes.setdefault(kind, {})
         of_kind[outcome] = of_kind.get(outcome, 0) + 1
     summary = {
@@ -97,9 +98,9 @@ def split_summary(examples: Sequence[dict], count_tokens: Callable[[str], int] |
 
 
 def _outcome(example: dict) -> str:
-    """What follows from the note of an example."""
-    found, by_engine = set(example["violations"]), set(example["engine"])
-    return "violated" if found - by_engine else "lifted" if by_engine - found else "nothing"
+    """Return how the note of an example changes its violations: it adds ("violated"), lifts or changes nothing."""
+    violated, by_engine = set(example["violations"]), set(example["engine"])
+    return "violated" if violated - by_engine else "lifted" if by_engine - violated else "nothing"
 
 
 def _lengths(lengths: Sequence[int]) -> dict[str, float]:
@@ -107,9 +108,9 @@ def _lengths(lengths: Sequence[int]) -> dict[str, float]:
 
 
 def token_counter(model_directory: pathlib.Path | None) -> Callable[[str], int] | None:
-    """A function that counts the tokens of a text with the tokenizer of a model directory; None without a directory.
+    """Return a function that counts the tokens of a text with the tokenizer of a model directory; None without a directory.
 
-    Raises `UserError` if there is none in it.
+    Raise `UserError` if the directory has no tokenizer.
     """
     if model_directory is None:
         return None

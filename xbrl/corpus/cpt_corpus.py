@@ -3,10 +3,10 @@
 Source: European Banking Authority, DPM 2.0 database. Cells are named as in rendered reports:
 `C 76.00.a r0030 c0010 LIQUIDITY COVERAGE RATIO (%), Value / Percentage`.
 
-Evaluation text must not have been trained on, so whole tables are held out; each document lists the tables it is about (a
-definition lists none). Many tables overlap: parts of one template, copies per currency, disclosures that mirror a return.
+Text for evaluation must not occur in training, so whole tables are held out. Each document lists the tables that it is about; a
+definition lists none. Many tables overlap: parts of one template, copies per currency, disclosures that mirror a return.
 Tables that share most of their labels therefore go to the same split. A rule about tables of several splits goes to the
-strictest one (test, then validation, then training).
+strictest of these splits (test, then validation, then training).
 """
 
 import random
@@ -79,18 +79,18 @@ class Header:
     code: str  # "r0030"
     label: str
     depth: int  # indentation level in the template
-    heading: bool  # True if it has no cells
-    key: bool  # True if its values identify the rows or sheets of an open table
+    heading: bool  # whether it has no cells
+    key: bool  # whether its values identify the rows or sheets of an open table
     meaning: str  # its dimensions as text: "Accounting items: Assets; Liquidity quality of assets: Liquid assets"
 
 
 @dataclass(frozen=True)
 class TableText:
-    """A table of the release with the headers and cells of its template."""
+    """A table of the release, with its headers and cells."""
 
     code: str  # "C_76.00.a"
     label: str
-    filed: str  # frameworks and modules that include it, as text
+    filed: str  # frameworks and modules that include the table, as text
     meaning: str  # dimensions shared by the whole table, as text
     headers: dict[str, list[Header]] = field(default_factory=lambda: {"r": [], "c": [], "s": []})
     cells: dict[tuple[str, str], str] = field(default_factory=dict)  # (row, column) -> data type; open rows are "*"
@@ -101,7 +101,7 @@ class TableText:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Code -> label of each row, column and sheet."""
+        """Return the label of each row, column and sheet, by code."""
         return {header.code: header.label for part in self.headers.values() for header in reversed(part)}
 
 
@@ -111,20 +111,20 @@ class Document:
 
     kind: str  # table | meaning | rule | definition
     text: str
-    tables: tuple[str, ...]  # codes of the tables it is about
+    tables: tuple[str, ...]  # codes of the tables that it is about
 
 
 def make_corpus(database: sqlite3.Connection, out: Path, held_out: float, seed: int) -> dict:
-    """Write the splits, general English texts and the data card to the new folder `out`. Returns the data card.
+    """Write the splits, general English texts and the data card to the new folder `out`. Return the data card.
 
     Validation and test each get about the fraction `held_out` of the text of the tables. `general.jsonl` is for mixing into
-    training, `general_held_out.jsonl` is what evaluation uses. Raises UserError if the database has no tables of the release.
+    training, `general_held_out.jsonl` is for evaluation. Raise UserError if the database has no tables of the release.
     """
     release = release_id(database)
     tables = read_table_texts(database, release)
     if not tables:
         raise UserError(f"the database contains no tables of release {RELEASE}")
-    documents = [one for table in tables.values() for one in (*table_documents(table), *meaning_documents(table))]
+    documents = [text for table in tables.values() for text in (*table_documents(table), *meaning_documents(table))]
     left_out: Counter[str] = Counter()
     documents += rule_documents(database, release, tables, left_out)
     documents += definition_documents(database, release)
@@ -149,7 +149,10 @@ def make_corpus(database: sqlite3.Connection, out: Path, held_out: float, seed: 
             }
             write_json_lines(
                 folder / f"{name}.jsonl",
-                [{"text": one.text, "kind": one.kind, "tables": list(one.tables), "source": citation} for one in part],
+                [
+                    {"text": text.text, "kind": text.kind, "tables": list(text.tables), "source": citation}
+                    for text in part
+                ],
             )
         card = {
             "arguments": {"held_out": held_out, "seed": seed},
@@ -168,7 +171,7 @@ def make_corpus(database: sqlite3.Connection, out: Path, held_out: float, seed: 
 
 
 def read_table_texts(database: sqlite3.Connection, release: int) -> dict[str, TableText]:
-    """Code -> table, for all tables of the release that can be filed and have cells."""
+    """Read all tables of the release that can be filed and have cells, by code."""
     meanings = _meanings(database)
     tables: dict[str, TableText] = {}
     filed: dict[str, list[str]] = {}
@@ -189,16 +192,16 @@ def read_table_texts(database: sqlite3.Connection, release: int) -> dict[str, Ta
 
 
 def _meanings(database: sqlite3.Connection) -> dict[int, str]:
-    """Context id -> its dimensions as text."""
+    """Return the dimensions of each context as text, by context id."""
     names = {item: clean(name) for item, name in database.execute("select ItemID, Name from Item")}
-    found: dict[int, list[str]] = {}
+    dimensions: dict[int, list[str]] = {}
     for context, dimension, member in database.execute(MEANINGS):
-        found.setdefault(context, []).append(f"{names[dimension]}: {names[member]}")
-    return {context: "; ".join(sorted(parts)) for context, parts in found.items()}
+        dimensions.setdefault(context, []).append(f"{names[dimension]}: {names[member]}")
+    return {context: "; ".join(sorted(parts)) for context, parts in dimensions.items()}
 
 
 def table_documents(table: TableText) -> Iterator[Document]:
-    """The template as text: sheets, columns and rows in order, with the reported cells and their data types."""
+    """Yield the table as text: sheets, columns and rows in order, with the reported cells and their data types."""
     types, columns = _data_types(table), [header.code for header in table.headers["c"] if not header.heading]
     lines = [f"Filed in {table.filed}"]
     for axis, name in (("s", "Sheets"), ("c", "Columns"), ("r", "Rows")):
@@ -223,21 +226,22 @@ def table_documents(table: TableText) -> Iterator[Document]:
 
 
 def _data_types(table: TableText) -> dict[str, str]:
-    """Header code -> data type of its cells.
+    """Return the data type of the cells of a header, by header code.
 
-    Contains all columns if every column has cells of only one type, and otherwise the rows with cells of only one type.
+    The result has all columns if the cells of each column have the same type. Otherwise it has the rows whose cells have the
+    same type.
     """
-    found: dict[str, set[str]] = {}
+    types_of: dict[str, set[str]] = {}
     for (row, column), data_type in table.cells.items():
-        found.setdefault(row, set()).add(data_type)
-        found.setdefault(column, set()).add(data_type)
-    columns = [header.code for header in table.headers["c"] if header.code in found]
-    by_column = all(len(found[code]) == 1 for code in columns)
-    return {code: min(types) for code, types in found.items() if len(types) == 1 and (code in columns) == by_column}
+        types_of.setdefault(row, set()).add(data_type)
+        types_of.setdefault(column, set()).add(data_type)
+    columns = [header.code for header in table.headers["c"] if header.code in types_of]
+    by_column = all(len(types_of[code]) == 1 for code in columns)
+    return {code: min(types) for code, types in types_of.items() if len(types) == 1 and (code in columns) == by_column}
 
 
 def meaning_documents(table: TableText) -> Iterator[Document]:
-    """The meaning of each row, column and sheet: its label and its dimensions as text."""
+    """Yield the meaning of each row, column and sheet: its label and its dimensions as text."""
     lines = [table.meaning] if table.meaning else []
     for headers in table.headers.values():
         lines += [f"{header.code} {header.label} = {header.meaning}" for header in headers if header.meaning]
@@ -246,7 +250,7 @@ def meaning_documents(table: TableText) -> Iterator[Document]:
 
 
 def definition_documents(database: sqlite3.Connection, release: int) -> Iterator[Document]:
-    """The terms that the DPM defines, grouped by category. Omits definitions that only repeat the name."""
+    """Yield the terms that the DPM defines, grouped by category, without definitions that only repeat the name."""
     lines: dict[str, dict[str, None]] = {}
     for category, name, description in database.execute(TERMS, (release,)):
         name, description = clean(name), clean(description)
@@ -271,7 +275,7 @@ def _documents(kind: str, title: str, lines: Iterable[str], tables: tuple[str, .
 def rule_documents(
     database: sqlite3.Connection, release: int, tables: Mapping[str, TableText], dropped: Counter[str]
 ) -> Iterator[Document]:
-    """Yield the validation rules with the labels of their cells. Counts omitted rules in `dropped`, by reason."""
+    """Yield the validation rules with the labels of their cells. Count omitted rules in `dropped`, by reason."""
     names = {signature: clean(name) for signature, name in database.execute(MEMBERS)}
     templates: dict[str, list[str]] = {}
     for code in tables:
@@ -299,9 +303,9 @@ def rule_documents(
 
 
 def rule_labels(expression: str, tables: Mapping[str, TableText]) -> list[str]:
-    """The labels of the cells that an expression uses, at most `MAX_LABEL_LINES` lines.
+    """Return the labels of the cells that an expression uses, in at most `MAX_LABEL_LINES` lines.
 
-    An operand with more than `MAX_CELLS_PER_OPERAND` cells has the labels of its rows and columns instead.
+    For an operand with more than `MAX_CELLS_PER_OPERAND` cells, return the labels of its rows and columns instead.
     """
     start = re.match(r"\s*with\s*\{([^{}]*)\}\s*:", expression)
     default = _parse_operand(start[1]) if start else {}
@@ -315,12 +319,11 @@ def rule_labels(expression: str, tables: Mapping[str, TableText]) -> list[str]:
         codes: Iterable[tuple[str, ...]] = ((code,) for code in rows + columns)
         if rows and columns and len(rows) * len(columns) <= MAX_CELLS_PER_OPERAND:
             codes = (cell for cell in product(rows, columns) if cell in table.cells)
-        for one in codes:
-            labels = ", ".join(table.labels[code] for code in one)
-            lines[f"{table_name(table.code)} {' '.join(one)} {labels}"] = None
-    found = list(lines)
-    more = [f"and {len(found) - MAX_LABEL_LINES} more"] if len(found) > MAX_LABEL_LINES else []
-    return found[:MAX_LABEL_LINES] + more
+        for place_codes in codes:
+            labels = ", ".join(table.labels[code] for code in place_codes)
+            lines[f"{table_name(table.code)} {' '.join(place_codes)} {labels}"] = None
+    more = [f"and {len(lines) - MAX_LABEL_LINES} more"] if len(lines) > MAX_LABEL_LINES else []
+    return list(lines)[:MAX_LABEL_LINES] + more
 
 
 def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:
@@ -328,31 +331,31 @@ def _parse_operand(operand: str) -> dict[str, tuple[str, ...]]:
 
     `tC_01.00, (r0010, r0020), c0010, default: 0` -> {"t": ("C_01.00",), "r": ("r0010", "r0020"), "c": ("c0010",)}
     """
-    found: dict[str, tuple[str, ...]] = {}
+    place: dict[str, tuple[str, ...]] = {}
     for part in re.findall(r"\([^()]*\)|[^,()]+", operand):
         members = [member.strip() for member in part.strip("() ").split(",")]
         if re.fullmatch(r"t[A-Z]+_\d[\w.]*", members[0]):
-            found["t"] = (members[0][1:],)
+            place["t"] = (members[0][1:],)
         elif re.fullmatch(r"[rcs](\*|\d+)(-\d+)?", members[0]):
-            found[members[0][0]] = tuple(members)
-    return found
+            place[members[0][0]] = tuple(members)
+    return place
 
 
 def _headers_of(table: TableText, codes: Iterable[str]) -> list[str]:
-    """Expand codes to headers of the table: `r0290-0310` is a range of rows; `r*` matches none."""
-    found = []
+    """Expand codes to the headers of a table. `r0290-0310` is a range of rows; `r*` matches no header."""
+    headers = []
     for code in codes:
         first, dash, last = code.partition("-")
         if dash:
             part = [header.code for header in table.headers[first[0]] if not header.heading]
-            found += [one for one in part if first <= one <= first[0] + last]
+            headers += [header for header in part if first <= header <= first[0] + last]
         elif code in table.labels:
-            found.append(code)
-    return found
+            headers.append(code)
+    return headers
 
 
 def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
-    """Table code -> first code of its group.
+    """Group tables that must be in the same split. Return the first code of its group for each table code.
 
     A group joins the parts of a template and, transitively, overlapping tables.
     """
@@ -361,11 +364,11 @@ def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
         for code, table in tables.items()
     }
     group = {code: code for code in tables}
-    for one, other in combinations(tables, 2):
-        common = len(labels[one] & labels[other])
-        overlap = common >= 3 and common >= MIN_OVERLAP * len(labels[one] | labels[other])
-        if group[one] != group[other] and (overlap or template_of(one) == template_of(other)):
-            first, second = sorted((group[one], group[other]))
+    for left, right in combinations(tables, 2):
+        common = len(labels[left] & labels[right])
+        overlap = common >= 3 and common >= MIN_OVERLAP * len(labels[left] | labels[right])
+        if group[left] != group[right] and (overlap or template_of(left) == template_of(right)):
+            first, second = sorted((group[left], group[right]))
             group |= {code: first for code, name in group.items() if name == second}
     return group
 
@@ -373,10 +376,10 @@ def group_tables(tables: Mapping[str, TableText]) -> dict[str, str]:
 def split_tables(
     groups: Mapping[str, str], sizes: Mapping[str, int], held_out: float, seed: int, keep: Collection[str] = ()
 ) -> dict[str, str]:
-    """Table code -> split. Validation and test each get about the fraction `held_out` of the total size.
+    """Assign each table code to a split. Validation and test each get about the fraction `held_out` of the total size.
 
-    Groups with a table in `keep` go to training. So do groups larger than half of a held-out split, because a single
-    group would dominate it.
+    Groups with a table in `keep` go to training. So do groups larger than half of a held-out split, because such a group would
+    dominate the split.
     """
     total = sum(sizes.values())
     members: dict[str, list[str]] = {}
@@ -399,11 +402,11 @@ def split_tables(
 def assign_documents(
     documents: Sequence[Document], tables: Mapping[str, str], held_out: float, seed: int, left_out: Counter[str]
 ) -> dict[str, list[Document]]:
-    """Split -> documents. `tables` maps table codes to splits. Counts what is left out in `left_out`, by reason.
+    """Assign the documents to splits. `tables` maps table codes to splits. Count omitted documents in `left_out`, by reason.
 
     Definitions belong to no table and are assigned at random. Duplicates are left out: rules are compared without their own
-    code, other documents without any codes or numbers. So are held-out documents with more than the fraction `MAX_SEEN` of
-    their lines in training.
+    code, other documents without any codes or numbers. Held-out documents are also left out if more than the fraction
+    `MAX_SEEN` of their lines is in training.
     """
     parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
     bodies: set[tuple[str, str]] = set()
@@ -423,18 +426,18 @@ def assign_documents(
     known = {line for document in parts["train"] for line in distinctive_lines(document.text)}
     for name in ("validation", "test"):
         lines = [distinctive_lines(document.text) for document in parts[name]]
-        seen = [sum(line in known for line in of_one) > MAX_SEEN * len(of_one) for of_one in lines]
+        seen = [sum(line in known for line in own) > MAX_SEEN * len(own) for own in lines]
         left_out["mostly seen in training"] += sum(seen)
         parts[name] = [document for document, is_seen in zip(parts[name], seen, strict=True) if not is_seen]
     return parts
 
 
 def mask_codes(text: str) -> str:
-    """The text in lower case without table codes, cell codes and numbers."""
+    """Return the text in lower case without table codes, cell codes and numbers."""
     text = re.sub(r"\b[A-Z]{1,2}[ _]\d+(\.\d+)*(\.[a-z]+)?\b|\b[rcs]\d{2,4}\b|\bv\d+_\w\b|\d+", " ", text)
     return "\n".join(" ".join(line.split()) for line in text.casefold().splitlines())
 
 
 def distinctive_lines(text: str) -> list[str]:
-    """The mask_codes lines of a text that have at least `MIN_WORDS` words."""
+    """Return the lines of `mask_codes(text)` that have at least `MIN_WORDS` words."""
     return [line for line in mask_codes(text).splitlines() if len(re.findall(r"[a-z]{2,}", line)) >= MIN_WORDS]

@@ -1,15 +1,16 @@
-"""Capital, liquidity, funding and large exposures of an invented bank at one reference date, around the note that it writes.
+"""Capital, liquidity, funding and large exposures of an invented bank at one reference date, fitted to the bank's note.
 
-The amounts come first, and every reported ratio is computed from them. A breach is created by giving the bank too little
-capital or too small a buffer, never by editing a ratio.
+The amounts are drawn first, and every reported ratio is computed from the amounts. A breach is created by giving the bank too
+little capital or too small a buffer, never by editing a ratio.
 
 Each ratio ("cet1", "t1", "total", "leverage", "lcr", "nsfr") has one or more limits: the legal minimum, the bank's own
 requirement, the overall requirement (with the buffers). The *level* of a ratio is the name of the lowest limit that it
 misses ("minimum", "own", "overall"), or "ok". A bank meets the combined buffer only if CET1, Tier 1 and total capital are
 all "ok" (CRD Art. 141a). Ratios close to a limit are over-represented, on both sides of it.
 
-A note's amount gives the bank its size: it is drawn as a share of the buffer or of CET1 without which a limit is missed, or
-is not, whatever the note says of it. Neither can be guessed from the other.
+If a note states an amount, the size of the bank follows from it: the buffer or CET1 is drawn so that a limit is missed without
+the amount, or is still met. This draw does not depend on what the note says about the amount, so a model cannot guess the breach
+from the wording or the wording from the breach.
 """
 
 import random
@@ -22,12 +23,12 @@ from xbrl.rules.note_facts import CAPITAL
 
 STEP = Decimal("0.0001")  # one basis point: ratios are reported to four decimal places
 NEAR = 0.45  # probability that a ratio is within ten steps of a limit
-EXPOSURE_LIMIT = Decimal("0.25")  # of Tier 1, CRR Art. 395(1)
-LARGEST = Decimal("0.2499")  # share of Tier 1 of a client that is within the limit
+EXPOSURE_LIMIT = Decimal("0.25")  # as a share of Tier 1, CRR Art. 395(1)
+LARGEST = Decimal("0.2499")  # the largest exposure within the limit, as a share of Tier 1
 INSTITUTION_LIMIT = Decimal(150_000_000)  # EUR; alternative limit for exposures to institutions, CRR Art. 395(1)
 
-# (weight, level of each affected ratio). Ratios that are not listed are "ok". CET1 is part of Tier 1 and Tier 1 of total
-# capital, so that a breach of one ratio mostly takes the buffer away from the others too.
+# (weight, level of each affected ratio). Ratios that are not listed are "ok". CET1 is part of Tier 1, and Tier 1 is part of total
+# capital. A bank that misses a minimum with one of the three therefore mostly misses the buffer with the other two.
 BREACHES: tuple[tuple[int, dict[str, str]], ...] = (
     (9, {"cet1": "overall"}),
     (9, {"t1": "overall"}),
@@ -52,7 +53,7 @@ BREACHES: tuple[tuple[int, dict[str, str]], ...] = (
     (50, {"floor": "missed"}),
 )
 CAPITAL_RATIOS = {"cet1", "t1", "total"}
-# The largest distance of a sound ratio above its highest limit.
+# The largest distance between a sound ratio and its highest limit.
 HEADROOM = {
     **{"cet1": Decimal("0.036"), "t1": Decimal("0.036"), "total": Decimal("0.04")},
     **{"leverage": Decimal("0.0225"), "lcr": Decimal("0.54"), "nsfr": Decimal("0.225")},
@@ -91,17 +92,17 @@ class Economics:
     required_funding: Decimal
     clients: tuple[Exposure, ...]
     institution_limit: Decimal  # fraction of Tier 1; 0.25, or more if EUR 150 million is more
-    profit: Decimal | None  # as the note states it
-    dropped: tuple[str, ...]  # statements of the note that the figures do not follow
+    profit: Decimal | None  # stated by the note, or None
+    dropped: tuple[str, ...]  # names of the note's statements that the figures contradict
 
     @property
     def tier1(self) -> Decimal:
-        """CET1 and AT1."""
+        """Return Tier 1 capital: CET1 plus AT1."""
         return self.cet1 + self.at1
 
     @property
     def ratios(self) -> dict[str, Decimal]:
-        """The six ratios that follow from the amounts."""
+        """Compute the six ratios from the amounts."""
         return {
             "cet1": self.cet1 / self.trea,
             "t1": self.tier1 / self.trea,
@@ -113,16 +114,16 @@ class Economics:
 
 
 def in_round_amounts(economics: Economics) -> Economics:
-    """The economics with amounts that a small model can subtract: in steps of 0.1 million, of a small bank in steps of 0.01."""
+    """Round the amounts so that a small model can subtract them: to 0.1 million, or to 0.01 million if CET1 is at most 100 million."""
     unit = Decimal(100_000) if economics.cet1 > 100_000_000 else Decimal(10_000)
     names = ("trea", "cet1", "at1", "t2", "liquid_assets", "net_outflow")
     return replace(economics, **{name: round(getattr(economics, name) / unit) * unit for name in names})
 
 
 def draw_levels(rng: random.Random, count: int) -> dict[str, str]:
-    """Levels of a bank with up to `count` of `BREACHES`; 0 is a sound bank.
+    """Draw up to `count` of `BREACHES` and return the level of each affected ratio. With `count` 0 the bank is sound.
 
-    No two breaches affect the same ratio. The three capital ratios count as one for this purpose.
+    No two breaches affect the same ratio. The three capital ratios count as one ratio here.
     """
     levels: dict[str, str] = {}
     taken: set[str] = set()
@@ -143,11 +144,11 @@ def draw_economics(
     following: Economics | None,
     exactly: bool,
 ) -> Economics | None:
-    """Amounts of a bank whose ratios are at `levels` and which fit its note.
+    """Draw amounts that put the bank's ratios at `levels` and agree with its note.
 
-    `crosses`: without the note's amount a limit is missed; two clients of whom it speaks are together above the limit.
-    `following` are the amounts of the quarter after, from which those of the quarter before differ little. None if the
-    levels contradict each other or the note; if not `exactly`, `crosses` may give way to what the note states.
+    If `crosses`, the bank misses a limit without the note's amount, and the connected clients of the note exceed the limit
+    together. `following` has the amounts of the next quarter; the drawn quarter differs little from it. Return None if the
+    levels contradict each other or the note. If `exactly` is false, the note's statements have precedence over `crosses`.
     """
     drawn = _draw_ratios(rng, bank, levels, following.ratios if following else {})
     if drawn is None:
@@ -202,14 +203,17 @@ def draw_economics(
 def _liquidity(
     rng: random.Random, ratio: Decimal, note: HandNote, crosses: bool
 ) -> tuple[Decimal, Decimal | None, Decimal | None]:
-    """(LCR, buffer, net outflow) where the note states them or its amount asks for them; an amount that is free is None."""
+    """Return (LCR, liquidity buffer, net outflow) as the note's statements and amount determine them.
+
+    The buffer or the outflow is None if the note does not determine it.
+    """
     states, amount = note.states, note.amount({"pledged"})
     buffer, outflow, least = states.get("buffer"), states.get("outflow"), states.get("buffer_least", Decimal(0))
     if buffer and outflow:
         return buffer / outflow, buffer, outflow
     if not buffer and (amount or least):
-        asked = amount / _spread(rng, "0.04", "0.6") if amount else Decimal(0)
-        buffer = max(whole(asked), whole(least * _uniform(rng, "1.02", "1.6")))
+        around_amount = amount / _spread(rng, "0.04", "0.6") if amount else Decimal(0)
+        buffer = max(whole(around_amount), whole(least * _uniform(rng, "1.02", "1.6")))
     if "lcr" in states:
         return states["lcr"], buffer, None
     ratio = max(ratio, states.get("lcr_least", ratio))
@@ -217,7 +221,7 @@ def _liquidity(
         ratio = states["lcr_most"] - STEP * rng.randint(0, 3000)
     if not amount or not buffer or ratio < 1:
         return ratio, buffer, None
-    edge = 1 / (1 - min(amount / buffer, Decimal("0.8")))  # the LCR at which the rest of the buffer is just enough
+    edge = 1 / (1 - min(amount / buffer, Decimal("0.8")))  # at this LCR, the LCR without the amount is exactly 100%
     if crosses:
         ratio = edge - max(STEP * rng.randint(2, 10), (edge - 1) * Decimal(rng.randint(20, 980)) / 1000)
     else:
@@ -228,7 +232,7 @@ def _liquidity(
 def _core_capital(
     rng: random.Random, bank: Bank, ratios: dict[str, Decimal], note: HandNote, crosses: bool
 ) -> tuple[bool, Decimal | None]:
-    """(whether these ratios fit the amount, CET1 as the note states it or as its amount asks for it; None if it is free)."""
+    """Return (whether the ratios agree with the note's amount, CET1). CET1 is None if the note does not determine it."""
     amount = note.amount(CAPITAL)
     stated, least = note.states.get("cet1"), note.states.get("cet1_least", Decimal(0))
     if not amount:
@@ -236,7 +240,7 @@ def _core_capital(
     needed = {name: limits.overall for name, limits in requirements(bank).items() if name != "leverage"}
     margin = min(ratios[name] - limit for name, limit in needed.items()) / ratios["cet1"]  # as a share of CET1
     any_size = whole(max(amount / _spread(rng, "0.01", "0.2"), least * Decimal("1.1")))
-    if margin <= 0:  # a requirement is missed already
+    if margin <= 0:  # a requirement is missed even with the amount
         return True, stated or any_size
     if stated:
         return (amount / stated > margin * Decimal("1.003")) == crosses and amount < stated, stated
@@ -249,7 +253,10 @@ def _core_capital(
 
 
 def _tier1_of_clients(rng: random.Random, note: HandNote, known: dict[str, Decimal], crosses: bool) -> Decimal | None:
-    """Tier 1 capital at which the stated exposures are within the limit, and the connected ones together are or are not."""
+    """Return Tier 1 capital at which each stated exposure is within the limit. Return None if the note states no exposure.
+
+    The connected clients together exceed the limit if `crosses`, and otherwise keep within it.
+    """
     if not known:
         return None
     pair = [known[name] for name in note.connected or () if name in known]
@@ -270,12 +277,12 @@ def _draw_clients(
     known: dict[str, Decimal],
     crosses: bool,
 ) -> tuple[Exposure, ...]:
-    """The large exposures: the clients of the note within the limit, and others, of which one is above it if `over`."""
+    """Draw the large exposures: the note's clients, within the limit, and one to four more. If `over`, one of these exceeds it."""
     shares = {name: amount / tier1 for name, amount in known.items()}
     pair = note.connected
     if pair and not set(pair) <= set(shares):
         free = [name for name in pair if name not in shares]
-        near = rng.random() < NEAR  # the sum of both is close to the limit
+        near = rng.random() < NEAR  # whether the sum of the two shares is close to the limit
         if crosses:
             total = EXPOSURE_LIMIT + STEP * (rng.randint(1, 30) if near else rng.randint(31, 2000))
         else:
@@ -286,16 +293,16 @@ def _draw_clients(
             first += max(total - 2 * first, Decimal(0)) * Decimal(rng.randint(0, 1000)) / 1000
             shares[free.pop()] = first
         rest = total - first if Decimal("0.005") < total - first <= LARGEST else None
-        if rest is None:  # the stated exposure is too small or too large for this sum
+        if rest is None:  # the stated exposure is too small or too large to complete to `total`
             rest = LARGEST if crosses else max(EXPOSURE_LIMIT - first - STEP * rng.randint(1, 300), Decimal("0.005"))
         shares[free.pop()] = rest
     for name in note.clients:
         shares.setdefault(name, STEP * rng.randint(200, 2400))
     names, makers = list(shares), random.Random(f"clients {bank.entity}")
-    others = makers.randint(1, 4)
-    over_limit = rng.randrange(others) if over else -1
+    more = makers.randint(1, 4)
+    over_limit = rng.randrange(more) if over else -1
     clients = [_client(rng, makers, tier1, name, False, shares[name], name in known) for name in names]
-    for place in range(others):
+    for place in range(more):
         institution = makers.random() < 0.35
         limit = institution_limit if institution else EXPOSURE_LIMIT
         if place == over_limit:
@@ -324,14 +331,18 @@ def _client(
         amount = whole(share * tier1)
         return Exposure(code, name, institution, amount, amount)
     before = share / (1 - (Decimal(makers.randint(500, 6000)) / 10_000 if makers.random() < 0.4 else 0))
-    if share < Decimal("0.0991") and rng.random() < NEAR / 2:  # near 10%, a large exposure, CRR Art. 392
+    if share < Decimal("0.0991") and rng.random() < NEAR / 2:  # near 10%, from which an exposure is large, CRR Art. 392
         before = Decimal("0.1") + STEP * rng.randint(-9, 9)
     jitter = STEP * rng.randint(15, 40) / 100
     return Exposure(code, name, institution, tier1 * (before - jitter), tier1 * (share - jitter))
 
 
-def _bounds(bank: Bank, ratio: str, level: str) -> tuple[Decimal, Decimal]:
-    """The interval [low, high) of a level: between two limits, down to 40% of the lowest, up to `HEADROOM` above the highest."""
+def _interval_of_level(bank: Bank, ratio: str, level: str) -> tuple[Decimal, Decimal]:
+    """Return the interval [low, high) in which `ratio` has this level.
+
+    A level is named after the lowest limit that the ratio misses, which is `high`; the next lower limit is `low`. Below the
+    lowest limit the interval begins at 40% of it. The interval of "ok" ends `HEADROOM` above the highest limit.
+    """
     limits = requirements(bank).get(ratio, (Decimal(1),))
     index = len(limits) if level == "ok" else ("minimum", "own", "overall").index(level)
     low = limits[index - 1] if index else limits[0] * Decimal("0.4")
@@ -341,12 +352,12 @@ def _bounds(bank: Bank, ratio: str, level: str) -> tuple[Decimal, Decimal]:
 def _draw_ratios(
     rng: random.Random, bank: Bank, levels: dict[str, str], following: dict[str, Decimal]
 ) -> dict[str, Decimal] | None:
-    """The six ratios, on the grid of `STEP`; None if the levels contradict each other."""
-    bounds = {ratio: _bounds(bank, ratio, levels.get(ratio, "ok")) for ratio in HEADROOM}
+    """Draw the six ratios as multiples of `STEP`. Return None if the levels contradict each other."""
+    intervals = {ratio: _interval_of_level(bank, ratio, levels.get(ratio, "ok")) for ratio in HEADROOM}
     ratios: dict[str, Decimal] = {}
     for ratio in ("total", "t1", "cet1", "leverage", "lcr", "nsfr"):
-        parts = {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(ratio, ())  # a sum is at least each of its parts
-        low, high = max(bounds[one][0] for one in (ratio, *parts)), bounds[ratio][1]
+        parts = {"total": ("cet1", "t1"), "t1": ("cet1",)}.get(ratio, ())  # a sum is at least as large as each part
+        low, high = max(intervals[name][0] for name in (ratio, *parts)), intervals[ratio][1]
         ceiling = {"t1": ratios.get("total"), "cet1": ratios.get("t1")}.get(ratio)
         first = int((low / STEP).to_integral_value("ROUND_CEILING"))
         last = int((high / STEP - STEP).to_integral_value("ROUND_FLOOR"))
@@ -361,9 +372,9 @@ def _draw_ratios(
 def _draw_steps(
     rng: random.Random, first: int, last: int, level: str, has_ceiling: bool, following: Decimal | None
 ) -> int:
-    """A number of steps from `first` to `last`, often close to a limit.
+    """Draw a number of steps from `first` to `last`, often close to a limit.
 
-    A sound ratio with a ceiling (CET1 below Tier 1, Tier 1 below the total) is usually close to the ceiling.
+    A sound ratio with a ceiling (CET1 is at most Tier 1, Tier 1 at most total capital) is usually close to the ceiling.
     """
     if following is not None and rng.random() < 0.7:
         width = max(3, (last - first) // 40)
@@ -371,7 +382,7 @@ def _draw_steps(
         return rng.randint(max(first, middle - width), min(last, middle + width))
     if has_ceiling and level == "ok" and rng.random() >= NEAR / 2:
         return rng.choice((last, rng.randint(max(first, last - 300), last)))
-    between = level not in ("minimum", "ok")  # there are two limits to be close to
+    between = level not in ("minimum", "ok")  # the interval has a limit at each end
     if rng.random() < (1.5 * NEAR if between else NEAR):
         at_top = level == "minimum" or (between and rng.random() < 0.5)
         return rng.randint(max(first, last - 9), last) if at_top else rng.randint(first, min(last, first + 9))
@@ -384,10 +395,10 @@ def whole(value: Decimal) -> Decimal:
 
 
 def _uniform(rng: random.Random, low: str, high: str) -> Decimal:
-    """A uniform draw from [low, high], on a grid of 10,001 values."""
+    """Draw uniformly from [low, high], on a grid of 10,001 values."""
     return Decimal(low) + (Decimal(high) - Decimal(low)) * rng.randint(0, 10_000) / 10_000
 
 
 def _spread(rng: random.Random, low: str, high: str) -> Decimal:
-    """A draw from [low, high] whose logarithm is uniform."""
+    """Draw from [low, high] so that the logarithm is uniform."""
     return Decimal(f"{float(low) * (float(high) / float(low)) ** rng.random():.5f}")

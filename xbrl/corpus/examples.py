@@ -1,16 +1,16 @@
-"""The forms of the task, and training examples of each: read report files, evaluate the rules, write the answer.
+"""The task profiles, and training examples in each: read report files, evaluate the rules, write the answer.
 
 An example is a JSON object with `messages` (user: the report; assistant: the answer of `answers.py`) and, for the
 evaluation, `id`, `bank`, `period`, `split` and
 
-- `violations`: the ids of the violated rules, and `engine`: those that the engine finds without reading notes;
+- `violations`: the ids of all violated rules; `engine`: the ids that the engine finds without reading notes;
 - `note_facts`: kind, applies, amount, who, since and quote of each fact of the note; `note`: the id of the note, or "";
 - `kind`: the kind of the note in the report, "nothing" if it states no fact, or "" without a note;
 - `measures`: subject and deadline in days of each measure that the letter demands;
-- `pair`, in some tests: shared by two reports that differ in their notes alone, the members of a minimal pair.
+- `pair`, in tests with minimal pairs: an id shared by two reports that differ in their notes alone.
 
-Nothing in it comes from the generator but the note: a real archive and an invented one are processed alike. A model is later
-asked by `Profile.question` too, exactly as it was trained.
+Only the note comes from the generator. Everything else is read from the files, so that a real archive and an invented one are
+processed alike. `Profile.question` also asks a trained model, so that the prompt is the prompt of training.
 """
 
 import csv
@@ -45,42 +45,42 @@ EARLIER_CELLS: tuple[CellKey, ...] = (
     *(("C_03.00", row, "c0010") for row in ("r0010", "r0030", "r0050")),
     *(("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
 )
-MAX_EARLIER = 2  # earlier reports shown, and counted where they show the same
+MAX_EARLIER = 2  # the number of earlier reports that are shown, and at most counted as repetitions
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One form of the task (docs/xbrl.md): what a report shows, how it is asked about, and what an answer covers."""
+    """A form of the task (docs/xbrl.md): the style of the reports, the prompt, and the rules that an answer covers."""
 
     name: str  # "full", "short" or "quickstart"
     style: str  # of reports and answers, see render.py
-    rules: tuple[Rule, ...]  # that its answers cover, besides those of notes
-    answer_tokens: int  # the default limit of the answer of a model
-    cells: frozenset[CellKey] | None = None  # the only cells of its reports; None if there is no such limit
-    instruction: str = ""  # before each report; may be empty
+    rules: tuple[Rule, ...]  # the rules on figures that an answer covers; rules on notes are always covered
+    answer_tokens: int  # the default limit of a generated answer
+    cells: frozenset[CellKey] | None = None  # the only cells of its reports; None allows all cells
+    instruction: str = ""  # stands before each report; may be empty
     system: str = ""  # system message; may be empty
     filing_errors: float = 0.0  # probability that a planted problem is a filing error
 
     @property
     def is_short(self) -> bool:
-        """Whether letters have only the orders, and no earlier reports are shown."""
+        """Return whether letters consist of orders alone and no earlier reports are shown."""
         return self.style == "labels"
 
     def as_seen(self, report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, Sequence[Finding]]:
-        """A report and findings on it as a model sees the report: a short one names the clients in place of their codes."""
+        """Return the report and its findings as a model sees them. In the profile "short", names replace the codes of clients."""
         return with_client_names(report, findings) if self.name == "short" else (report, findings)
 
     def earlier_shown(self, earlier: Sequence[Report]) -> list[Report]:
-        """Those of the `earlier` reports, oldest first, that are shown below a report."""
+        """Select the earlier reports that are shown below a report. `earlier` is ordered oldest first."""
         return [] if self.is_short else list(earlier)[-MAX_EARLIER:]
 
     def question(self, report: Report, bank: Addressee, cells: Cells, earlier: Sequence[Report] = ()) -> list[dict]:
-        """The messages that ask about a report. `earlier` are previous reports of the same bank, oldest first."""
+        """Return the prompt for a report as chat messages. `earlier` has previous reports of the same bank, oldest first."""
         report, _ = self.as_seen(report)
         day = datetime.date.fromisoformat(report.period)
         parts = [
             self.instruction and f"{self.instruction}\n",
-            f"{day.day} {day:%B} {day.year}" if self.name == "short" else "",  # dates in its note decide
+            f"{day.day} {day:%B} {day.year}" if self.name == "short" else "",  # its notes state dates
             render_report(report, cells, self.style, bank),
             render_earlier(self.earlier_shown(earlier), EARLIER_CELLS),
         ]
@@ -88,26 +88,26 @@ class Profile:
         return [*system, {"role": "user", "content": "\n".join(filter(None, parts))}]
 
     def why_not(self, report: Report) -> str:
-        """Why a model cannot be asked about a report: no example of training looks like it. "" if it can."""
+        """Return why a model cannot be asked about this report, or "" if it can: no training example resembles the report."""
         placed = {fact.cell for fact in report.facts if fact.cell}
         if self.cells is None:
             read = {cell for rule in built_in_rules() for cell in rule.cells}
-            why = "no rule reads any of its figures, and no example of training has such a report"
-            return "" if placed & read else why
-        strange = sorted(placed - self.cells)
+            reason = "no rule reads any of its figures, and no example of training has such a report"
+            return "" if placed & read else reason
+        unknown = sorted(placed - self.cells)
         without = sum(fact.cell is None for fact in report.facts)
-        if not strange and not without:
+        if not unknown and not without:
             return "" if placed else "it has no figures"
-        names = ", ".join(map(cell_name, strange[:3])) or f"{without} facts without a cell"
+        names = ", ".join(map(cell_name, unknown[:3])) or f"{without} facts without a cell"
         return (
-            f"it has {names}{' ...' if len(strange) > 3 else ''}, which no example of the profile {self.name} has; "
+            f"it has {names}{' ...' if len(unknown) > 3 else ''}, which no example of the profile {self.name} has; "
             "ask a model of the profile full"
         )
 
     def claim_of(self, result: RuleResult) -> Claim | None:
-        """What a right answer says about a result, as a claim that can be compared.
+        """Return the line that a right answer has about a result, as a claim that can be compared.
 
-        None if the form of the answers has no line for it: a result without figures, and in the quickstart one of a note.
+        Return None if answers have no line about it: for a result without figures, and in the quickstart for a rule on notes.
         """
         if result.value is None or result.limit is None:
             return None
@@ -115,7 +115,7 @@ class Profile:
             return read_line(write_violation(result))
         if self.name == "quickstart" and result.rule_id in note_rules():
             return None
-        return read_line(str(check_of(replace(result, inputs=()))))  # a claim has no working
+        return read_line(str(check_of(replace(result, inputs=()))))  # a claim has no computation
 
 
 FULL = Profile(
@@ -127,7 +127,7 @@ FULL = Profile(
     "the supervisor's directive.",
     filing_errors=0.55,
 )
-# The system messages are shorter than the default one of SmolLM2's chat template.
+# These system messages are shorter than the default message of SmolLM2's chat template.
 SHORT = Profile(  # scripts/make_reports.py --style short
     name="short",
     style="labels",
@@ -149,9 +149,9 @@ PROFILES = {profile.name: profile for profile in (FULL, SHORT, QUICKSTART)}
 
 
 def read_filing(paths: Iterable[pathlib.Path], cells: Cells) -> Report:
-    """Read the files that a bank filed for one date (one per module) and merge them into one report.
+    """Read the files that a bank filed for one date, one per module, and merge them into one report.
 
-    Raises `UserError` as `read_report` does.
+    Raise `UserError` as `read_report` does.
     """
     return merge_reports([read_report(path, cells) for path in paths])
 
@@ -166,11 +166,11 @@ def make_example(
     findings: Sequence[Finding] = (),
     note: HandNote = NO_NOTE,
 ) -> dict:
-    """Make the example of one report, in the format of `profile`.
+    """Make the training example of one report, in the format of `profile`.
 
-    `earlier` are previous reports of the same bank, oldest first. `letter` is the supervisor's letter; without one, a
-    letter is written. `findings` are the lines of findings.csv on this report; they correct what the engine finds. `note` is
-    the bank's note, if its facts are known; in the quickstart they are.
+    `earlier` has previous reports of the same bank, oldest first. `letter` is the supervisor's letter; if it is None, a letter is
+    written from the blocks. `findings` has the lines of findings.csv on this report; they correct the results of the engine.
+    `note` is the bank's note, if its facts are known; the quickstart needs it.
     """
     report, findings = profile.as_seen(report, findings)
     results = evaluate(report, profile.rules)
@@ -201,9 +201,9 @@ def make_example(
 
 
 def with_client_names(report: Report, findings: Sequence[Finding] = ()) -> tuple[Report, list[Finding]]:
-    """The report, and findings on it, with the names of clients in place of their codes: C 27.00 has both.
+    """Replace the codes of clients by their names, which table C 27.00 has, in the report and in findings on it.
 
-    Clients of one name keep their codes behind it.
+    Clients that share a name are written as "name (code)".
     """
     names = {fact.keys.get("qINC", ""): str(fact.value) for fact in report.facts if fact.cell == NAME}
     shared = {name for name, count in Counter(names.values()).items() if count > 1}
@@ -234,25 +234,26 @@ def letter_context(
     findings: Sequence[Finding] = (),
     before: Sequence[Finding] = (),
 ) -> Context:
-    """What the letter on a report may mention besides the violations: also by the reports before it, `earlier`, oldest first.
+    """Collect what the letter on a report may mention besides the violations: duties, margins, trends and repetitions.
 
-    Of these, one that does not have a figure is passed over: a liquidity ratio is filed every month, capital every quarter.
-    `findings` are on the report, and `before` on any of the others, as in `make_example`.
+    Trends and repetitions come from the `earlier` reports, oldest first. An earlier report that lacks the figure is skipped,
+    because liquidity is filed every month and capital every quarter. `findings` are about this report; `before` may contain
+    findings about the earlier ones.
     """
     repeated: dict[str, int] = {}
     previous: dict[CellKey, Decimal] = {}
-    wanted = {result.cell for result in results if result.cell in EARLIER_CELLS}
+    missing = {result.cell for result in results if result.cell in EARLIER_CELLS}
     persisting = {result.rule_id for result in results if result.state == "violated" and result.cell in EARLIER_CELLS}
     for old in reversed(earlier):
-        if wanted:
-            figures = index_facts(old)
-            last = [read_figure(figures, cell) for cell in wanted]
-            wanted = {one.cell for one in last if one.source == "not reported"}
-            previous |= {one.cell: one.value for one in last if isinstance(one.value, Decimal)}
+        if missing:
+            facts = index_facts(old)
+            figures = [read_figure(facts, cell) for cell in missing]
+            missing = {figure.cell for figure in figures if figure.source == "not reported"}
+            previous |= {figure.cell: figure.value for figure in figures if isinstance(figure.value, Decimal)}
         if persisting:
             tested = evaluate(old, rules)
             missed = {result.rule_id for result in violations(tested)}
-            missed -= {one.rule for one in before if (one.period, one.state) == (old.period, "lifted")}
+            missed -= {line.rule for line in before if (line.period, line.state) == (old.period, "lifted")}
             persisting -= {result.rule_id for result in tested} - missed
             repeated |= {rule: repeated.get(rule, 0) + 1 for rule in persisting & missed}
             persisting = {rule for rule in persisting if repeated.get(rule, 0) < MAX_EARLIER}
@@ -275,7 +276,10 @@ def write_register(path: pathlib.Path, banks: Iterable[Addressee]) -> None:
 
 
 def read_register(path: pathlib.Path) -> dict[str, Addressee]:
-    """Read a register: entity -> bank. Raises `UserError` as `read_table_of` does, or if an entity occurs twice or has no name."""
+    """Read a register and return the banks by entity.
+
+    Raise `UserError` as `read_table_of` does, and if an entity occurs twice or has no name.
+    """
     register = {}
     for where, row in read_table_of(path, REGISTER_COLUMNS):
         if not row["name"]:

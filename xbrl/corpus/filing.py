@@ -18,9 +18,8 @@ from xbrl.read.filed_report import CellKey, Note
 from xbrl.rules.remittance import due_date
 
 FRAMEWORK = {"COREP": "COREP040200", "FINREP": "FINREP040200"}  # framework and release as written in file names
-Content = list[
-    tuple[Table, list[tuple[Cell, str, Decimal | str]]]
-]  # tables with (cell, key of its open row or "", value)
+# Tables with their values: (cell, key of the open row or "", value)
+Content = list[tuple[Table, list[tuple[Cell, str, Decimal | str]]]]
 DICTIONARY = "http://www.eba.europa.eu/xbrl/crr/dict"
 NAMESPACES = {
     "eba_met": f"{DICTIONARY}/met",
@@ -46,11 +45,11 @@ def write_reports(
     syntax: str = "csv",
     notes: Sequence[Note] = (),
 ) -> list[pathlib.Path]:
-    """Write the figures of one bank for one reference date into `folder`. Returns the files, one per module.
+    """Write the figures of one bank for one reference date into `folder`. Return the files, one per module.
 
-    `notes` need the syntax "json": EBA xBRL-CSV packages have no place for them. A note stands in the module of the cells
-    that it is attached to. The templates in `unfiled` are declared as not filed in the file of their module. In a table with
-    open rows, the row of a cell is its key.
+    `notes` need the syntax "json", because EBA xBRL-CSV packages cannot hold notes. A note is written to each module that has a
+    cell to which the note is attached. The templates in `unfiled` are declared as not filed in the file of their module. In a
+    table with open rows, the row of a cell is its key.
     """
     tables = {code: table for code in WRITTEN_TABLES if (table := cells.table(code))}
     modules: dict[str, dict[str, list[tuple[Cell, str, Decimal | str]]]] = {}
@@ -61,7 +60,9 @@ def write_reports(
         modules.setdefault(tables[code].module, {}).setdefault(code, []).append((cell, row if is_open else "", value))
     files = []
     for module, filed in sorted(modules.items()):
-        templates = {one.template for one in tables.values() if one.template in unfiled and one.module == module}
+        templates = {
+            table.template for table in tables.values() if table.template in unfiled and table.module == module
+        }
         indicators = dict.fromkeys(templates, False) | {tables[code].template: True for code in filed}
         content = [(tables[code], rows) for code, rows in sorted(filed.items())]
         sent = datetime.date.fromisoformat(due_date(module, period))  # at noon
@@ -78,7 +79,7 @@ def write_reports(
 
 
 def _csv_package(name: str, bank: Bank, period: str, content: Content, indicators: list[tuple[str, bool]]) -> bytes:
-    """One module as an xBRL-CSV report package, which identifies a fact by its datapoint."""
+    """Return one module as the bytes of an xBRL-CSV report package. Facts are identified by their datapoints."""
     parameters = {
         "entityID": f"rs:{bank.entity}.{bank.scope}",
         "refPeriod": period,
@@ -107,7 +108,7 @@ def _csv_package(name: str, bank: Bank, period: str, content: Content, indicator
 def _json_report(
     bank: Bank, period: str, content: Content, indicators: list[tuple[str, bool]], notes: Sequence[Note]
 ) -> dict:
-    """One module as an xBRL-JSON report, which identifies a fact by its metric and dimensions instead of its datapoint."""
+    """Return one module as an xBRL-JSON report. Facts are identified by metric and dimensions, not by datapoint."""
     places = {cell: f"note{number}" for number, note in enumerate(notes, start=1) for cell in note.cells}
     end = datetime.date.fromisoformat(period) + datetime.timedelta(days=1)  # OIM: midnight of the next day
     core = {"entity": f"lei:{bank.entity}.{bank.scope}", "period": f"{end}T00:00:00"}
@@ -147,7 +148,7 @@ def _json_report(
 
 
 def _key_columns(table: Table, key: str) -> dict[str, str]:
-    """Key columns and values of an open row. C 27.00 has a second key column with the type of the code, "LEI"."""
+    """Return the values of the key columns of an open row. C 27.00 has a second key column: the type of the code, "LEI"."""
     return {name: key if name == "qINC" else "LEI" for name in table.keys}
 
 
@@ -156,5 +157,5 @@ def _json(document_type: str, **more: list[str]) -> str:
 
 
 def _csv(header: Sequence[str], rows: Iterable[tuple]) -> str:
-    """CSV without quoting, because generated values contain no commas or quotes."""
+    """Return CSV text. Nothing is quoted, because generated values contain no commas or quotes."""
     return "".join(",".join(map(str, row)) + "\n" for row in (header, *rows))

@@ -29,7 +29,7 @@ from xbrl.rules.findings import Finding, write_findings
 from xbrl.rules.note_facts import consequences
 from xbrl.rules.rules import evaluate
 
-WITH_NOTE = 0.8  # share of the reports of a split that have a note
+WITH_NOTE = 0.8  # fraction of the reports of a split that have a note
 JSON_SHARE = 0.35  # fraction of banks without notes that file xBRL-JSON; the others file xBRL-CSV
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (
@@ -48,7 +48,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. These values determine every byte of the corpus; the data card has them as `arguments`."""
+    """The arguments of a corpus. They determine all of its bytes; the data card has them as `arguments`."""
 
     examples: int  # number of reports
     seed: int
@@ -58,9 +58,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Unit:
-    """One bank to generate: its split, its number of quarters, its note and the other one of a minimal pair.
+    """One bank to generate: its split, its number of quarters, its note, and the second note of a minimal pair.
 
-    In the quickstart it is one report, which is drawn already: a split has one stream of random numbers there.
+    In the quickstart a unit is one report, which is drawn beforehand because a split draws from one stream of random numbers.
     """
 
     index: int
@@ -68,12 +68,12 @@ class Unit:
     quarters: int = 1
     note: HandNote | None = None
     pair: HandNote | None = None
-    case: quickstart.Case | None = None
+    report: quickstart.DrawnReport | None = None
 
 
 @dataclass(frozen=True)
-class Made:
-    """What came of one bank."""
+class GeneratedBank:
+    """The reports, examples, findings and files of one bank."""
 
     filings: list[Filing]
     examples: list[dict]
@@ -82,16 +82,19 @@ class Made:
 
 
 def is_generated(directory: pathlib.Path, request: Request) -> bool:
-    """Whether `directory` has the corpus of this request. Raises `UserError` if it has something else, or cannot be made."""
+    """Return whether `directory` has the corpus of `request`, or False if there is no such directory.
+
+    Raise `UserError` if it has other content, or cannot be created.
+    """
     if any(parent.is_file() for parent in directory.parents):
         raise UserError(f"{directory} cannot be made: a file is in its path; choose another --out.")
     if not directory.exists():
         return False
     try:
-        found = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
+        card = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not a corpus
-        found = None
-    if isinstance(found, dict) and found.get("arguments") == dataclasses.asdict(request):
+        card = None
+    if isinstance(card, dict) and card.get("arguments") == dataclasses.asdict(request):
         return True
     raise UserError(f"{directory} exists and was not made with these arguments; remove it or choose another --out.")
 
@@ -104,24 +107,25 @@ def generate_corpus(
 ) -> dict:
     """Generate the corpus and return its data card. The directory appears only once it is complete.
 
-    `count_tokens` returns the number of tokens of a text; the card then has lengths in tokens.
+    `count_tokens` returns the number of tokens of a text; with it, the card also has lengths in tokens.
     """
     units = plan_units(request)
     with new_directory(directory) as draft:
         (draft / "reports").mkdir()
-        made = list(in_parallel(functools.partial(make_unit, draft / "reports", request), units, processes, "banks"))
-        filings = [filing for one in made for filing in one.filings]
-        examples = [example for one in made for example in one.examples]
-        of_unit = [unit.split for unit, one in zip(units, made, strict=True) for _ in one.examples]
-        splits = group_by_split(examples, of_unit)
-        write_register(draft / "register.csv", {one.bank.entity: one.bank.addressee for one in filings}.values())
-        write_findings(draft / "findings.csv", [finding for one in made for finding in one.findings])
-        noted = [example for members in splits.values() for example in members if example["note"]]
-        facts = [{name: one[name] for name in ("bank", "period", "note", "note_facts")} for one in noted]
+        banks = list(in_parallel(functools.partial(make_unit, draft / "reports", request), units, processes, "banks"))
+        filings = [filing for bank in banks for filing in bank.filings]
+        examples = [example for bank in banks for example in bank.examples]
+        split_of_example = [unit.split for unit, bank in zip(units, banks, strict=True) for _ in bank.examples]
+        splits = group_by_split(examples, split_of_example)
+        register = {filing.bank.entity: filing.bank.addressee for filing in filings}
+        write_register(draft / "register.csv", register.values())
+        write_findings(draft / "findings.csv", [finding for bank in banks for finding in bank.findings])
+        with_note = [example for members in splits.values() for example in members if example["note"]]
+        facts = [{name: example[name] for name in ("bank", "period", "note", "note_facts")} for example in with_note]
         write_json_lines(draft / "note_facts.jsonl", facts)
         texts, more = (quickstart.HOW_MADE, quickstart.LIMITS), {"notes": _note_uses(splits)}
         if request.profile != "quickstart":
-            suffixes = Counter(path.suffix for one in made for path in one.files)
+            suffixes = Counter(path.suffix for bank in banks for path in bank.files)
             texts = (HOW_MADE, LIMITS)
             more |= {
                 "files": {"xBRL-CSV": suffixes[".zip"], "xBRL-JSON": suffixes[".json"]},
@@ -132,14 +136,14 @@ def generate_corpus(
 
 
 def plan_units(request: Request) -> list[Unit]:
-    """The banks of a corpus. Raises `UserError` as `split_counts` does."""
+    """Plan the banks of a corpus. Raise `UserError` as `split_counts` does."""
     counts = split_counts(request)
     if request.profile == "quickstart":
         starts = itertools.accumulate(counts.values(), initial=0)
         return [
-            Unit(0, split, case=case)
+            Unit(0, split, report=report)
             for (split, count), first in zip(counts.items(), starts, strict=False)
-            for case in quickstart.draw_cases(request.seed, split, first, count)
+            for report in quickstart.draw_reports(request.seed, split, first, count)
         ]
     units = [unit for split, count in counts.items() for unit in _units_of_split(request, split, count)]
     numbers = random.Random(f"banks {request.seed}").sample(range(len(units)), len(units))
@@ -147,10 +151,10 @@ def plan_units(request: Request) -> list[Unit]:
 
 
 def split_counts(request: Request) -> dict[str, int]:
-    """Split -> number of its reports.
+    """Return the number of reports of each split.
 
-    A test has each of its notes at most once; what it cannot take goes to training. In the quickstart it consists of pairs.
-    Raises `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
+    A test uses each note at most once; reports beyond that go to training. In the quickstart a test consists of pairs.
+    Raise `UserError` if the shares do not add up to 1, or if a split with a share above 0 would get no report.
     """
     check_shares(request.splits)
     counts = {split: round(request.examples * share) for split, share in zip(SPLITS, request.splits, strict=True)}
@@ -164,9 +168,9 @@ def split_counts(request: Request) -> dict[str, int]:
 
 
 def _units_of_split(request: Request, split: str, count: int) -> Iterator[Unit]:
-    """The banks of a split, with `count` reports together.
+    """Yield the banks of a split, which have `count` reports together.
 
-    Half of the reports without a note are the quarter before one with a note, if earlier quarters are shown.
+    If the profile shows earlier quarters, half of the reports without a note are the quarter before a report with a note.
     """
     rng = random.Random(f"notes {request.seed} {split}")
     with_note = round(count * WITH_NOTE)
@@ -188,12 +192,12 @@ def _units_of_split(request: Request, split: str, count: int) -> Iterator[Unit]:
         yield Unit(0, split)
 
 
-def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
-    """Write the report files of one bank, read them back, and make its examples from what was read."""
+def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> GeneratedBank:
+    """Write the report files of one bank, read the files back, and make examples from the reports that were read."""
     profile, cells = PROFILES[request.profile], load_cells()
     numbers = (request.seed, unit.index, unit.quarters)
-    filings = [unit.case.filing] if unit.case else make_filings(*numbers, profile, unit.note, unit.pair)
-    made = Made(filings, [], [], [])
+    filings = [unit.report.filing] if unit.report else make_filings(*numbers, profile, unit.note, unit.pair)
+    generated = GeneratedBank(filings, [], [], [])
     chooses_json = random.Random(f"syntax {request.seed} {unit.index}").random() < JSON_SHARE
     syntax = "json" if filings[-1].note.id or chooses_json else "csv"  # EBA xBRL-CSV has no place for notes
     reports = []
@@ -204,42 +208,43 @@ def make_unit(directory: pathlib.Path, request: Request, unit: Unit) -> Made:
         assert not report.warnings, report.warnings
         findings = consequences(report, evaluate(report), filing.note.facts)
         findings += quickstart.stated_findings(report, filing.note)
-        findings = [dataclasses.replace(one, note=report.notes[0].id) for one in findings]
+        findings = [dataclasses.replace(finding, note=report.notes[0].id) for finding in findings]
         earlier = [] if filing.pair else reports
         bank = filing.bank.addressee
         example = make_example(report, bank, cells, profile, earlier, findings=findings, note=filing.note)
         reports.append(report)
-        made.examples.append(example | ({"pair": filing.pair} if filing.pair else {}))
-        made.findings.extend(findings)
-        made.files.extend(files)
-    return made
+        generated.examples.append(example | ({"pair": filing.pair} if filing.pair else {}))
+        generated.findings.extend(findings)
+        generated.files.extend(files)
+    return generated
 
 
 def _note_uses(splits: dict[str, list[dict]]) -> dict[str, dict]:
-    """Split -> how many notes it has, in how many reports, and how often the most frequent one."""
-    found = {}
+    """Return, by split: the number of notes, of reports with and without a note, and of uses of the most frequent note."""
+    uses = {}
     for split, examples in splits.items():
-        counts = Counter(one["note"] for one in examples if one["note"])
+        counts = Counter(example["note"] for example in examples if example["note"])
         most, total = max(counts.values(), default=0), counts.total()
-        found[split] = {"notes": len(counts), "reports": total, "most": most, "without": len(examples) - total}
-    return found
+        uses[split] = {"notes": len(counts), "reports": total, "most": most, "without": len(examples) - total}
+    return uses
 
 
 def _statements(filings: Iterable[Filing]) -> dict:
-    """How many reports state figures in their note, and how many of these statements the figures do not follow."""
-    stating = [one for one in filings if one.note.states or any(one.note.clients.values())]
-    return {"reports": len(stating), "not_followed": dict(Counter(name for one in stating for name in one.dropped))}
+    """Count the reports whose note states figures, and by name the statements that the reported figures contradict."""
+    stating = [filing for filing in filings if filing.note.states or any(filing.note.clients.values())]
+    dropped = Counter(name for filing in stating for name in filing.dropped)
+    return {"reports": len(stating), "not_followed": dict(dropped)}
 
 
 def _shared(splits: dict[str, list[dict]]) -> dict[str, dict[str, int]]:
-    """Split -> how many of its banks, notes and letters stand in training, which should be none."""
+    """Count, by split, the banks, notes and letters that training has too. There should be none."""
     parts = {
         split: {
-            "banks": {one["bank"] for one in examples},
-            "notes": {one["note"] for one in examples} - {""},
-            "letters": {letter_in(one["messages"][-1]["content"]) for one in examples},
+            "banks": {example["bank"] for example in examples},
+            "notes": {example["note"] for example in examples} - {""},
+            "letters": {letter_in(example["messages"][-1]["content"]) for example in examples},
         }
         for split, examples in splits.items()
     }
     known = parts.pop("train")
-    return {split: {name: len(found & known[name]) for name, found in part.items()} for split, part in parts.items()}
+    return {split: {name: len(values & known[name]) for name, values in part.items()} for split, part in parts.items()}

@@ -1,12 +1,12 @@
-"""The population of invented bank reports, each made for the note that stands in it, or without one.
+"""The population of invented bank reports. Each report is generated around its note, or has no note.
 
-Reports have up to three planted problems (breaches and filing errors), near misses and duties, independent of the note: a
-note cannot be guessed from them, nor they from the note. Random numbers come from two kinds of streams: `rng` is seeded per
-report, `bank_rng` per bank, so that all quarters of a bank draw the same values from it.
+Reports have up to three planted problems (breaches and filing errors), near misses and duties. They are drawn independently
+of the note, so that a model cannot guess the note from the problems or the problems from the note. Random numbers come from
+two kinds of streams: `rng` is seeded per report, `bank_rng` per bank, so that all quarters of a bank draw the same values.
 
-A filing error changes one figure that the rule reads: it is mistyped, filed in the wrong unit, has the wrong sign, is left
-out, or is moved by the smallest amount that violates the rule. Tolerated differences move a figure by the largest amount that
-does not. Together they are near misses on both sides of the tolerance.
+A filing error changes one figure that the rule reads: the figure is mistyped, filed in the wrong unit, given the wrong sign,
+left out, or moved by the smallest amount that violates the rule. A tolerated difference moves a figure by the largest amount
+that does not violate the rule. Together they are near misses on both sides of the tolerance.
 """
 
 import datetime
@@ -27,16 +27,18 @@ from xbrl.rules.note_facts import BUFFER, CET1, LCR, OUTFLOW, TREA
 from xbrl.rules.rules import Rule, built_in_rules
 
 FIRST_PERIOD, QUARTERS = "2025-03-31", 6  # reference dates of reports without a note
-MAX_VIOLATIONS, MAX_OF_SHORT = 9, 5  # rules; one ratio below its minimum misses up to three requirements
+# Violated rules per report. One ratio below its minimum misses up to three requirements.
+MAX_VIOLATIONS, MAX_OF_SHORT = 9, 5
 CLEAN = 0.36  # probability of a report without planted problems
-PROBLEMS = (48, 36, 16)  # weights of one, two and three problems in the others
-PERSISTS = 0.5  # probability that the problems of a quarter were there in the quarter before
-# Probability of an LCR below 100% with a note on a waiver that does not state the ratio, by whether the waiver is in force.
-# Notes that state it name low ratios where it is and sound ones where it is not; together both have a low one in half.
+PROBLEMS = (48, 36, 16)  # weights of one, two and three problems in a report with problems
+PERSISTS = 0.5  # probability that a quarter already has the problems of the next quarter
+# Probability of an LCR below 100% if the note is about a waiver and does not state the LCR, by whether the waiver is in force.
+# Notes that do state the LCR mostly state a low LCR with a waiver and a sound LCR without one. These probabilities balance that:
+# over all notes on waivers, half of the reports have a low LCR, with a waiver and without one.
 LOW_LCR = {True: 0.4, False: 0.8}
-EXACT_ATTEMPTS = 80  # after these, whether the amount crosses a limit may give way to what the note states
-Violates = Callable[[Figures], bool]  # True if these figures violate the rule in question
-# Rules on surpluses that hide a deficit can fail only where there is one; the others apply to few banks.
+EXACT_ATTEMPTS = 80  # from then on, the note's statements have precedence over the draw of `crosses`
+Violates = Callable[[Figures], bool]  # whether the figures violate the rule in question
+# The weight of most rules is 10. A rule on the sign of a surplus can only fail where a deficit is. The other rules apply to few banks.
 WEIGHTS = {"AT1_EXCESS": 40, "LE_PCT": 20, "FX_12_5": 20, "FX_XTAB": 20, "FIN_BS": 18, "FIN_PL": 18}
 WEIGHTS |= {"CET1_SIGN": 40, "T1_SIGN": 40, "TC_SIGN": 40}
 # Rules for which a figure with the wrong sign is a plausible error.
@@ -44,11 +46,11 @@ SIGN_FLIPS = (
     "AT1_EXCESS",
     "LCR_L1ADJ",
     "FIN_PL",
-    *(f"{tier}_{what}" for tier in ("CET1", "T1", "TC") for what in ("SURPLUS", "SIGN")),
+    *(f"{tier}_{ending}" for tier in ("CET1", "T1", "TC") for ending in ("SURPLUS", "SIGN")),
 )
 STATED: dict[str, CellKey] = {"nsfr": ("C_84.00.a", "r0220", "c0040"), "leverage": ("C_47.00", "r0340", "c0010")}
 SHOWN_TWICE = {("C_01.00", "r0015", "c0010"), ("C_47.00", "r0320", "c0010")}  # Tier 1 is one fact in two tables
-MAX_CHANGE = 2  # of a figure, as a multiple of it
+MAX_CHANGE = 2  # the largest change of a figure, as a multiple of the figure
 
 
 def make_filings(
@@ -59,10 +61,10 @@ def make_filings(
     note: HandNote | None = None,
     pair: HandNote | None = None,
 ) -> list[Filing]:
-    """`count` quarters of bank `index`, the last one with the note. Deterministic.
+    """Return the filings of bank `index` for `count` quarters, oldest first. The last filing has the note. Deterministic.
 
-    With `pair`, the last report comes twice: a second time with the other note of a minimal pair, for its own date or, if both
-    notes have the same date, from a bank of the same name with another code.
+    `pair` is the second note of a minimal pair. The last filing is then followed by a copy with that note. The copy has the
+    date of its note; if both notes have the same date, it comes from a bank of the same name with another code.
     """
     filings: list[Filing] = []
     following, note, name = None, note or NO_NOTE, f"{seed} {index}"
@@ -71,7 +73,7 @@ def make_filings(
         bank = replace(bank, decimals=-3, ratio_decimals=4)
     if note.id:
         bank = replace(in_euro(bank), scope="IND" if "waiver" in note.kinds else bank.scope)
-    if pair:  # a floor that differs between the years would tell the two apart
+    if pair:  # the output floor differs between years and would tell the two reports apart
         bank = replace(bank, uses_irb=False)
     last = note.period or quarter_end(random.Random(f"period {name}").randrange(QUARTERS), FIRST_PERIOD)
     for quarter in range(count):
@@ -85,7 +87,7 @@ def make_filings(
 
 
 def quarter_end(quarter: int, start: str) -> str:
-    """The reference date `quarter` quarters after `start`, YYYY-MM-DD."""
+    """Return the reference date `quarter` quarters after `start`, as YYYY-MM-DD."""
     first = datetime.date.fromisoformat(start)
     month = first.month + 3 * quarter
     next_day = datetime.date(first.year + month // 12, month % 12 + 1, 1)
@@ -95,7 +97,7 @@ def quarter_end(quarter: int, start: str) -> str:
 def _draw_filing(
     bank: Bank, period: str, name: str, profile: Profile, note: HandNote, following: Economics | None
 ) -> tuple[Filing, Economics]:
-    """The report of a bank for one date, and its amounts, which are `following` for the quarter before."""
+    """Draw the filing of a bank for one date. Return it with its amounts, which are `following` for the previous quarter."""
     rng = random.Random(f"filing {name} {period} {note.id}")
     crosses = rng.random() < 0.5
     lcr_is_low = rng.random() < LOW_LCR[any(fact.kind == "waiver" and fact.applies for fact in note.facts)]
@@ -117,17 +119,17 @@ def _draw_filing(
             continue
         attached, kept = (), _kept(note, economics)
         if note.id:
-            codes = {one.name: one.code for one in economics.clients}
+            codes = {client.name: client.code for client in economics.clients}
             cells = [(table, codes.get(row, row), column) for table, row, column in note.cells()]
-            attached = tuple(cells) or (rng.choice((BUFFER, CET1, LCR)),)  # of "nothing", one at random
+            attached = tuple(cells) or (rng.choice((BUFFER, CET1, LCR)),)  # a note without facts gets a random figure
         figures, unfiled = leave_out(rng, random.Random(f"modules {name}"), figures, (*kept, *attached))
         if profile.is_short:
             figures, unfiled = shorten(rng, figures, (*kept, *attached)), ()
         figures = _plant(rng, bank, period, figures, errors, kept, profile.rules, is_tolerated)
         if figures is None:
             continue
-        found = violated(bank, period, figures, profile.rules)
-        if {rule.id for rule in errors} <= found and len(found) <= (
+        violated_ids = violated(bank, period, figures, profile.rules)
+        if {rule.id for rule in errors} <= violated_ids and len(violated_ids) <= (
             MAX_OF_SHORT if profile.is_short else MAX_VIOLATIONS
         ):
             filing = Filing(bank, period, figures, unfiled, note, attached, dropped=economics.dropped)
@@ -136,15 +138,15 @@ def _draw_filing(
 
 
 def _draw_problems(rng: random.Random, profile: Profile) -> tuple[dict[str, str], list[Rule]]:
-    """(levels, filing errors) of a report with planted problems."""
+    """Draw (levels, violated filing rules) of a report with planted problems."""
     problems = 1 + rng.choices(range(len(PROBLEMS)), PROBLEMS)[0]
     error_count = sum(rng.random() < profile.filing_errors for _ in range(problems))
     return draw_levels(rng, problems - error_count), draw_errors(rng, error_count, profile.rules)
 
 
 def _kept(note: HandNote, economics: Economics) -> list[CellKey]:
-    """The figures that the note speaks of: they are reported, and free of planted errors."""
-    codes = [one.code for one in economics.clients if one.name in note.clients]
+    """Return the cells that the note is about. They are always reported, and no error is planted there."""
+    codes = [client.code for client in economics.clients if client.name in note.clients]
     kept: list[CellKey] = [("C_28.00", code, column) for code in codes for column in ("c330", "c350")]
     kinds, states = note.kinds, {name.partition("_")[0] for name in note.states}
     if kinds & {"pledged", "waiver"} or states & {"buffer", "outflow", "lcr"}:
@@ -165,13 +167,15 @@ def _plant(
     rules: Sequence[Rule],
     is_tolerated: bool,
 ) -> Figures | None:
-    """The figures with the errors, and sometimes differences that are just within tolerance. None if one has no room."""
+    """Return the figures with the errors, and with differences just within tolerance if `is_tolerated`.
 
+    Return None if an error cannot be planted in this report.
+    """
     free = {key: value for key, value in figures.items() if key not in kept}
     near = [rule for rule in draw_errors(rng, 2, rules) if rule not in errors] if is_tolerated else []
     for rule, inside in [*((rule, True) for rule in near), *((rule, False) for rule in errors)]:
         changed = _changed(
-            rng, rule, figures, free, lambda now, rule=rule: bool(violated(bank, period, now, [rule])), inside
+            rng, rule, figures, free, lambda draft, rule=rule: bool(violated(bank, period, draft, [rule])), inside
         )
         if changed is None and not inside:
             return None
@@ -180,9 +184,9 @@ def _plant(
 
 
 def _twin(filing: Filing, note: HandNote) -> Filing:
-    """The other member of a minimal pair: the same figures with the other note.
+    """Return the second member of a minimal pair: the same figures with the second note.
 
-    Two clients that only one of the notes calls one group have one row there, with the sum of both.
+    If this note calls two clients one group ("A + B"), their two rows become one row with the sum.
     """
     bank, figures = filing.bank, dict(filing.figures)
     if note.period == filing.period:
@@ -190,20 +194,20 @@ def _twin(filing: Filing, note: HandNote) -> Filing:
     codes = {value: key[1] for key, value in figures.items() if key[0] == "C_27.00" and key[2] == "c021"}
     attached = filing.attached
     for name in note.clients:
-        one, group, two = name.partition(GROUP)
-        if group and one in codes and two in codes:
-            for key in [key for key in figures if key[1] == codes[two]]:
-                value, first = figures.pop(key), (key[0], codes[one], key[2])
-                other = figures.get(first, Decimal(0))
-                if isinstance(value, Decimal) and isinstance(other, Decimal):
-                    figures[first] = value + other
-            figures["C_27.00", codes[one], "c021"] = name
-            attached = tuple(cell for cell in attached if cell[1] != codes[two])
+        first, group, second = name.partition(GROUP)
+        if group and first in codes and second in codes:
+            for key in [key for key in figures if key[1] == codes[second]]:
+                value, merged_key = figures.pop(key), (key[0], codes[first], key[2])
+                present = figures.get(merged_key, Decimal(0))
+                if isinstance(value, Decimal) and isinstance(present, Decimal):
+                    figures[merged_key] = value + present
+            figures["C_27.00", codes[first], "c021"] = name
+            attached = tuple(cell for cell in attached if cell[1] != codes[second])
     return replace(filing, bank=bank, period=note.period, figures=figures, note=note, attached=attached)
 
 
 def draw_errors(rng: random.Random, count: int, rules: Sequence[Rule]) -> list[Rule]:
-    """Up to `count` different filing rules, those that apply to few banks more often."""
+    """Draw up to `count` different filing rules, with more weight on rules that apply to few banks."""
     left = [rule for rule in rules if rule.kind == "filing"]
     drawn: list[Rule] = []
     for _ in range(min(count, len(left))):
@@ -215,9 +219,9 @@ def draw_errors(rng: random.Random, count: int, rules: Sequence[Rule]) -> list[R
 def _changed(
     rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates, inside: bool
 ) -> Figures | None:
-    """A copy of `figures` with an error that violates `rule`, or if `inside` with a difference that it just tolerates.
+    """Copy `figures` and change one of the `free` ones: so that `rule` is violated, or if `inside`, just tolerates the change.
 
-    Only a figure that is `free` is changed. None if there is no room for it in this report.
+    Return None if no figure of this report can be changed like this.
     """
     key = _figure_to_change(rng, rule, figures, free, violates)
     if key is None:
@@ -229,7 +233,7 @@ def _changed(
         if rule.id in SIGN_FLIPS:
             changes.append({**figures, key: -value})
         if rule.absent_cell == "zero" and key[1].startswith("r"):
-            changes.append({name: one for name, one in figures.items() if name != key})
+            changes.append({name: figure for name, figure in figures.items() if name != key})
         rng.shuffle(changes)
         for changed in changes if rng.random() < 0.75 else ():
             if violates(changed):
@@ -241,11 +245,11 @@ def _changed(
 def _figure_to_change(
     rng: random.Random, rule: Rule, figures: Figures, free: Figures, violates: Violates
 ) -> CellKey | None:
-    """A free figure that the rule reads; one that many rules read is rarely the one that is wrong.
+    """Draw a free figure that the rule reads. Figures that many rules read are drawn rarely.
 
-    None if there is none, or if the rule is violated already.
+    Return None if no free figure is read by the rule, or if the rule is violated already.
     """
-    readers = Counter(cell for other in built_in_rules() if other.kind != "trigger" for cell in other.cells)
+    readers = Counter(cell for reader in built_in_rules() if reader.kind != "trigger" for cell in reader.cells)
     weights = {}
     for key, value in free.items():
         cell = key if key in rule.cells else (key[0], "*", key[2])
@@ -259,10 +263,10 @@ def _figure_to_change(
 def boundary_value(
     rng: random.Random, key: CellKey, figures: Figures, violates: Violates, inside: bool
 ) -> Decimal | None:
-    """The value of figure `key` at the edge of the tolerance, in a random direction.
+    """Return the value of figure `key` at the edge of the rule's tolerance, in a random direction.
 
-    The figure moves by the smallest number of units in the last place that violates the rule, or with `inside` by one unit
-    less. None if no move violates the rule, or if with `inside` the figure would not move at all.
+    The figure moves by the smallest number of units in the last place that violates the rule; with `inside`, by one unit less.
+    Return None if no move within `MAX_CHANGE` violates the rule, or if the figure would not move at all.
     """
     value = figures[key]
     assert isinstance(value, Decimal)
@@ -281,7 +285,7 @@ def boundary_value(
 
 
 def _unit_in_last_place(value: Decimal) -> Decimal:
-    """The unit of the last digit of a ratio. For an amount, the largest of 10^6, 10^3 and 1 that divides it."""
+    """Return the unit of the last digit of a ratio, and for an amount the largest of 10^6, 10^3 and 1 that divides it."""
     exponent = int(value.as_tuple().exponent)
     if exponent < 0:
         return Decimal(1).scaleb(exponent)
@@ -289,7 +293,7 @@ def _unit_in_last_place(value: Decimal) -> Decimal:
 
 
 def _mistyped(rng: random.Random, value: Decimal) -> Decimal:
-    """The figure with a manual error: the wrong unit, two digits swapped, or off by 0.5% to 8%."""
+    """Return the figure with a typing error: the wrong unit, two digits swapped, or off by 0.5% to 8%."""
     unit = _unit_in_last_place(value)
     kind = rng.random()
     if kind < 0.12 and unit >= 1000 and abs(value) >= 1_000_000:

@@ -1,18 +1,18 @@
 """The quickstart's corpus: reports with two ratios that the law limits, and one note that must be read.
 
-A model with 135M parameters learns it in minutes on a CPU. The engine decides the ratios. The note decides the rest,
-together with a figure:
+A model with 135M parameters learns it in minutes on a CPU. The engine decides the ratios. Everything else follows from the note
+and a figure:
 
-- `pledged`: assets of the liquidity buffer are encumbered (Delegated Reg. (EU) 2015/61 Art. 7(2)), so that the buffer is
-  wrong, and the LCR without them, which the note states, may be below 100%; or they are free.
-- `connected`: two clients are connected (CRR Art. 4(1)(39)), and together they may exceed 25% of Tier 1 (CRR Art. 395(1));
-  or they are separate.
-- `waiver`: the bank need not meet the LCR (CRR Art. 8), so that a low LCR is no violation; or it has no waiver.
+- `pledged`: assets of the liquidity buffer are encumbered (Delegated Reg. (EU) 2015/61 Art. 7(2)), or they are free. If they
+  are encumbered, the buffer is wrong, and the LCR without them, which the note states, may be below 100%.
+- `connected`: two clients are connected (CRR Art. 4(1)(39)), or they are separate. Connected clients may together exceed 25%
+  of Tier 1 (CRR Art. 395(1)).
+- `waiver`: the bank need not meet the LCR (CRR Art. 8), or it has no waiver. With a waiver, a low LCR is no violation.
 
-The notes were written by hand and stand in notes/quickstart.jsonl, in pairs of a note that applies and one that does not.
+The notes were written by hand and stand in notes/quickstart.jsonl, in pairs of a note that applies and a note that does not.
 The base model hardly adds or subtracts two-digit numbers (docs/LOG.md), so each note gives the sum or the remaining ratio
-itself. A test consists of minimal pairs, in words (the notes of a pair) or in figures (one figure across a limit). The right
-answers of the two members differ.
+itself. A test consists of minimal pairs: the two reports differ in words (the two notes of a pair) or in one figure, which is on
+either side of a limit. Their right answers differ.
 """
 
 import functools
@@ -39,9 +39,9 @@ CELLS = frozenset(cell for rule in RULES for cell in rule.cells) | {SHARE}
 PERIODS = ("2026-03-31", "2026-06-30", "2026-09-30", "2026-12-31")
 LEVERAGE = ("C_47.00", "r0340", "c0010")
 KINDS = tuple(SUBJECTS)
-# The kinds in training, in turn: pledged assets are learned from fewer examples than the others.
+# The kinds of notes in training, in turn. Pledged assets come less often, because they need fewer examples to be learned.
 TURNS = ("pledged", "connected", "waiver", "connected", "waiver", "pledged", "connected", "waiver")
-EVERY = 5  # of so many pairs of a test, the last one is a pair in figures
+EVERY = 5  # every fifth pair of a test differs in a figure, the others differ in words
 PERCENT = Decimal("0.01")
 # The two texts below are part of dataset.json: changing them changes the bytes of a corpus.
 HOW_MADE = (
@@ -56,27 +56,27 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is drawn of one report: its ratios and its note."""
+class DrawnReport:
+    """One report before it is filed: its bank, ratios and note."""
 
     bank: Bank
     period: str
     leverage: Decimal
     lcr: Decimal
-    note: HandNote  # as it was written, with the placeholders {a} and {b} for the clients' codes, and {figure}
-    figure: Decimal  # of the note: the LCR without the assets, or the clients' share of Tier 1; 0 for a waiver
+    note: HandNote  # its text has the placeholders {a} and {b} for the clients' codes, and {figure}
+    figure: Decimal  # in the note: the LCR without the assets, or the clients' share of Tier 1; 0 for a waiver
     clients: tuple[str, str]
     pair: str = ""
 
     @property
     def filing(self) -> Filing:
-        """What the bank files: the ratios, and its note, attached to the figure that it explains."""
+        """Return the filing: the ratios, and the note with its placeholders filled, attached to the figure that it explains."""
         figures: Figures = {LEVERAGE: self.leverage, LCR: self.lcr}
         attached, who = LCR, self.clients if self.note.kind == "connected" else ()
         if who:
             first = (self.figure * 55).to_integral_value() / 100
-            attached, other = (("C_28.00", code, "c350") for code in who)
-            figures |= {attached: first, other: self.figure - first}
+            attached, second_share = (("C_28.00", code, "c350") for code in who)
+            figures |= {attached: first, second_share: self.figure - first}
         text = self.note.text.format(a=self.clients[0], b=self.clients[1], figure=percent(self.figure))
         fact = replace(self.note.facts[0], who=who, quote=decisive_words(text))
         note = replace(self.note, text=text, facts=(fact,), states={"figure": self.figure})
@@ -84,13 +84,13 @@ class Case:
 
 
 def decisive_words(note: str) -> str:
-    """The words of a note that say whether it applies: what comes before its figure."""
+    """Return the words that show whether a note applies: the text before the semicolon, after which its figure stands."""
     return note.partition(";")[0].rstrip(".")
 
 
 @functools.cache
 def short_notes(kind: str, split: str) -> tuple[tuple[HandNote, HandNote], ...]:
-    """The pairs of notes of a kind: the one that applies, and the one that does not."""
+    """Read the pairs of notes of a kind: (the note that applies, the note that does not)."""
     sides: dict[bool, list[HandNote]] = {True: [], False: []}
     for row in map(json.loads, NOTES_FILE.read_text(encoding="utf-8").splitlines()):
         if (row["kind"], row["split"]) == (kind, split):
@@ -99,24 +99,24 @@ def short_notes(kind: str, split: str) -> tuple[tuple[HandNote, HandNote], ...]:
     return tuple(zip(sides[True], sides[False], strict=True))
 
 
-def draw_cases(seed: int, split: str, first_bank: int, count: int) -> list[Case]:
-    """The reports of one split; each has a bank of its own. A test consists of minimal pairs, of one bank each."""
+def draw_reports(seed: int, split: str, first_bank: int, count: int) -> list[DrawnReport]:
+    """Draw the reports of one split, each from a different bank. A test consists of minimal pairs; a pair is from one bank."""
     rng = random.Random(f"quickstart {seed} {split}")
     if split == "test":
-        return [case for index in range(count // 2) for case in _draw_pair(rng, seed, first_bank + index, index)]
+        return [report for index in range(count // 2) for report in _draw_pair(rng, seed, first_bank + index, index)]
     turns = {kind: _in_turn(rng, [note for pair in short_notes(kind, split) for note in pair]) for kind in KINDS}
     return [_draw(rng, seed, first_bank + i, next(turns[TURNS[i % len(TURNS)]])) for i in range(count)]
 
 
 def _in_turn(rng: random.Random, notes: Sequence[HandNote]) -> Iterator[HandNote]:
-    """Every note once, in a random order, then again in another one."""
+    """Yield every note once in a random order, then again in a new order, without end."""
     while True:
         yield from rng.sample(notes, len(notes))
 
 
-def _draw(rng: random.Random, seed: int, index: int, note: HandNote) -> Case:
+def _draw(rng: random.Random, seed: int, index: int, note: HandNote) -> DrawnReport:
     lcr_is_low = rng.random() < (0.6 if note.kind == "waiver" else 0.25)
-    return Case(
+    return DrawnReport(
         bank=make_bank(seed, index),
         period=rng.choice(PERIODS),
         leverage=Decimal(_draw_ratio(rng, rng.random() < 0.25, 30, 60)) / 1000,
@@ -127,41 +127,46 @@ def _draw(rng: random.Random, seed: int, index: int, note: HandNote) -> Case:
     )
 
 
-def _draw_pair(rng: random.Random, seed: int, index: int, number: int) -> tuple[Case, Case]:
-    """Two quarters of a bank that differ in the words of the note, or in one figure, and in their violations."""
+def _draw_pair(rng: random.Random, seed: int, index: int, number: int) -> tuple[DrawnReport, DrawnReport]:
+    """Draw two quarters of a bank whose violations differ because the words of the note or one figure differ."""
     if number % EVERY < EVERY - 1:
-        case, opposite = _draw_of_pair(rng, seed, index, number - number // EVERY)
-        case = replace(case, pair=f"{number + 1} in words")
-        return case, replace(case, note=opposite, period=PERIODS[1])
+        report, opposite = _draw_of_pair(rng, seed, index, number - number // EVERY)
+        report = replace(report, pair=f"{number + 1} in words")
+        return report, replace(report, note=opposite, period=PERIODS[1])
     turn = number // EVERY
-    case, opposite = _draw_of_pair(rng, seed, index, turn)
-    case, kind, lap = replace(case, pair=f"{number + 1} in figures"), case.note.kind, turn // len(KINDS)
+    report, opposite = _draw_of_pair(rng, seed, index, turn)
+    report, kind, lap = replace(report, pair=f"{number + 1} in figures"), report.note.kind, turn // len(KINDS)
     if kind != "waiver" and lap % 4 == 1:  # the note applies, and its figure crosses the limit
         within = rng.randint(100, 109) if kind == "pledged" else rng.randint(21, 25)
         beyond = within - 10 if kind == "pledged" else rng.randint(26, 29)
-        return replace(case, figure=within * PERCENT), replace(case, figure=beyond * PERCENT, period=PERIODS[1])
+        return replace(report, figure=within * PERCENT), replace(report, figure=beyond * PERCENT, period=PERIODS[1])
     if kind == "waiver" and lap % 2 == 1:  # there is no waiver, and the LCR crosses its limit
-        case = replace(case, note=opposite, lcr=rng.randint(100, 109) * PERCENT)
-        return case, replace(case, lcr=case.lcr - 10 * PERCENT, period=PERIODS[1])
-    # Nothing follows from the note, although its figure, or the LCR, is beyond the limit: the leverage ratio crosses its own.
-    case = replace(case, note=case.note if kind == "waiver" else opposite, leverage=Decimal(rng.randint(30, 39)) / 1000)
-    return case, replace(case, leverage=case.leverage - PERCENT, period=PERIODS[1])
+        report = replace(report, note=opposite, lcr=rng.randint(100, 109) * PERCENT)
+        return report, replace(report, lcr=report.lcr - 10 * PERCENT, period=PERIODS[1])
+    # The figure of the note, or the LCR, is beyond the limit, but nothing follows from that. The leverage ratio crosses its limit.
+    report = replace(
+        report, note=report.note if kind == "waiver" else opposite, leverage=Decimal(rng.randint(30, 39)) / 1000
+    )
+    return report, replace(report, leverage=report.leverage - PERCENT, period=PERIODS[1])
 
 
-def _draw_of_pair(rng: random.Random, seed: int, index: int, turn: int) -> tuple[Case, HandNote]:
-    """(a report whose note applies to a figure beyond the limit, the opposite of its note). Pairs of notes come in turn."""
+def _draw_of_pair(rng: random.Random, seed: int, index: int, turn: int) -> tuple[DrawnReport, HandNote]:
+    """Return (a report whose note applies, mostly to a figure beyond the limit; the opposite note). Pairs of notes come in turn."""
     kind = KINDS[turn % len(KINDS)]
     pairs = short_notes(kind, "test")
     applying, opposite = pairs[turn // len(KINDS) % len(pairs)]
-    case = replace(_draw(rng, seed, index, applying), period=PERIODS[0])
+    report = replace(_draw(rng, seed, index, applying), period=PERIODS[0])
     if kind == "waiver":
-        return replace(case, lcr=_draw_lcr(rng, is_low=True)), opposite
-    is_within = kind == "pledged" and turn // len(KINDS) % 3 == 2  # the buffer is wrong, and the LCR still met
-    return replace(case, figure=_draw_figure(rng, kind, missed=not is_within)), opposite
+        return replace(report, lcr=_draw_lcr(rng, is_low=True)), opposite
+    is_within = kind == "pledged" and turn // len(KINDS) % 3 == 2  # the buffer is wrong, but the LCR is still met
+    return replace(report, figure=_draw_figure(rng, kind, missed=not is_within)), opposite
 
 
 def _draw_ratio(rng: random.Random, is_low: bool, limit: int, most: int) -> int:
-    """A ratio in steps, a decade of them below the limit, or a decade from it on, or (half of the sound ones) up to `most`."""
+    """Draw a ratio in steps: one of the ten below the limit if `is_low`, else from the limit on.
+
+    Half of the sound ratios are among the first ten steps from the limit on, the others reach up to `most`.
+    """
     if is_low:
         return rng.randint(limit - 10, limit - 1)
     return rng.randint(limit, limit + 9) if rng.random() < 0.5 else rng.randint(limit + 10, most)
@@ -172,7 +177,11 @@ def _draw_lcr(rng: random.Random, is_low: bool) -> Decimal:
 
 
 def _draw_figure(rng: random.Random, kind: str, missed: bool) -> Decimal:
-    """The figure of a note: 90% to 99% or 100% to 109%; of clients mostly 21% to 29%, where the second digit decides."""
+    """Draw the figure of a note.
+
+    An LCR is 90% to 99% if the limit is missed, else 100% to 109%. Shares of clients are mostly 21% to 29%, so that the second
+    digit decides.
+    """
     if kind == "pledged":
         return Decimal(rng.randint(90, 99) + (0 if missed else 10)) / 100
     if kind == "waiver":
@@ -183,7 +192,7 @@ def _draw_figure(rng: random.Random, kind: str, missed: bool) -> Decimal:
 
 
 def stated_findings(report: Report, note: HandNote) -> list[Finding]:
-    """What a short note alone decides: the LCR without pledged assets, which it states, if that is too low."""
+    """Return a finding if the note states that the LCR without pledged assets is below 100%. No figure of the report shows it."""
     figure, entity = note.states.get("figure", Decimal(1)), report.entity.partition(".")[0]
     return [
         Finding(entity, report.period, "LCR_PLEDGED", "violated", cell_name(LCR), figure, Decimal(1), kind="pledged")
@@ -193,7 +202,7 @@ def stated_findings(report: Report, note: HandNote) -> list[Finding]:
 
 
 def note_checks(note: HandNote) -> list[Check]:
-    """The lines on a note. The first one repeats the words that decide, so that the model reads them before it judges."""
+    """Return the lines of the answer on a note. The first line repeats the decisive words, so that the model reads them first."""
     (fact,), figure = note.facts, note.states["figure"]
     stated = f"{fact.quote}, so {SUBJECTS[fact.kind][not fact.applies]}"
     if not fact.applies:

@@ -1,10 +1,10 @@
-"""The figures that a bank reports: its amounts as values of cells of DPM release 4.2, and what it leaves out.
+"""The figures that a bank reports: its amounts as values of cells of DPM release 4.2, without the cells that it leaves out.
 
 Amounts are rounded to the bank's reporting accuracy. Each ratio is computed from the unrounded amounts. Parts add up to
 their totals except for rounding. Zero items are not reported. In a table with open rows, the row of a cell is its key.
 
-`bank_rng` yields the same values in every quarter of a bank and splits totals into parts; `rng` different ones for each
-report.
+`bank_rng` yields the same values in every quarter of a bank and splits totals into parts. `rng` yields different values for
+each report.
 """
 
 import pathlib
@@ -24,8 +24,8 @@ Figures = dict[CellKey, Decimal | str]  # a str is a member of an enumeration or
 Amounts = dict[CellKey, Decimal]
 
 INSTITUTION = "eba_qTE:qx2056"  # "I - Institutions" in C 27.00
-G_SII_LIMIT = Decimal("0.15")  # of an exposure of a G-SII to another one, CRR Art. 395(1), fourth subparagraph
-# (probability that a bank files the module, its templates). Drawn once per bank. Own funds are always filed.
+G_SII_LIMIT = Decimal("0.15")  # exposure of a G-SII to another G-SII over Tier 1, CRR Art. 395(1), fourth subparagraph
+# (probability that a bank files the module, templates of the module). Drawn once per bank. Own funds are always filed.
 MODULES = (
     (0.93, ("C_47.00",)),
     (0.93, ("C_76.00",)),
@@ -33,13 +33,13 @@ MODULES = (
     (0.6, ("C_26.00", "C_27.00", "C_28.00")),
     (0.45, ("F_01.01", "F_01.02", "F_01.03", "F_02.00")),
 )
-# Figures that rules read but that may be missing without an error. Without the CET1 or Tier 1 part of OCR the rules derive it.
+# Figures that rules read but that may be missing without an error. The rules derive a missing CET1 or Tier 1 part of OCR.
 OMITTABLE = (
     *(("C_03.00", row, "c0010") for row in ("r0140", "r0150", "r0170", "r0180")),
     *(("C_47.00", "r0440", "c0010"), ("C_76.00.a", "r0030", "c0010")),
 )
 MAX_FIGURES = 74
-# Total -> (its parts with their shares per mille, the row of the rest). The parts of C 84.00.c stand in C 84.00.a.
+# Total -> (its parts with the range of their shares per mille, the row of the rest). The parts of C 84.00.c stand in C 84.00.a.
 PARTS: dict[CellKey, tuple[tuple[tuple[str, int, int], ...], str]] = {
     ("C_02.00.a", "r0060", "c0010"): ((("r0120", 20, 100), ("r0125", 100, 350), ("r0140", 100, 300)), "r0150"),
     ("C_47.00", "r0300", "c0010"): (
@@ -58,22 +58,18 @@ PARTS: dict[CellKey, tuple[tuple[tuple[str, int, int], ...], str]] = {
     ("F_01.02", "r0110", "c0010"): ((("r0130", 30, 350),), "r0120"),
     ("F_01.03", "r0190", "c0010"): ((("r0010", 150, 350),), "r0190"),
 }
-# The figures of a short report: what its rules and its note need.
-SHORT_CELLS = frozenset(
-    {
-        *(("C_01.00", row, "c0010") for row in ("r0010", "r0015", "r0020")),
-        *(("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 130, 140, 150, 160, 170, 180)),
-        *(("C_76.00.a", row, "c0010") for row in ("r0010", "r0020", "r0030")),
-        *(("C_02.00.a", "r0010", "c0010"), ("C_47.00", "r0340", "c0010"), ("C_84.00.a", "r0220", "c0040")),
-        *(("C_27.00", "*", "c021"), ("C_28.00", "*", "c350")),
-    }
-)
-# Blocks of a short report, which it may leave out if its note does not need them: own funds, TSCR, liquidity, clients.
+# Blocks of a short report: own funds, TSCR, liquidity, clients. A block may be left out if the note does not need it.
 BLOCKS: tuple[set[CellKey], ...] = (
     {*(("C_01.00", row, "c0010") for row in ("r0010", "r0015", "r0020")), ("C_02.00.a", "r0010", "c0010")},
     {("C_03.00", row, "c0010") for row in ("r0130", "r0140", "r0150")},
     {("C_76.00.a", row, "c0010") for row in ("r0010", "r0020")},
     {("C_27.00", "*", "c021"), ("C_28.00", "*", "c350")},
+)
+# The cells of short reports: the blocks, and ratios and requirements, which are never left out.
+SHORT_CELLS = frozenset().union(
+    *BLOCKS,
+    (("C_03.00", f"r{row:04}", "c0010") for row in (10, 30, 50, 160, 170, 180)),
+    (("C_47.00", "r0340", "c0010"), ("C_76.00.a", "r0030", "c0010"), ("C_84.00.a", "r0220", "c0040")),
 )
 
 
@@ -89,20 +85,23 @@ class Filing:
     figures: Figures
     unfiled: tuple[str, ...] = ()  # templates declared as not filed
     note: HandNote = NO_NOTE
-    attached: tuple[CellKey, ...] = ()  # the figures that the note is attached to
+    attached: tuple[CellKey, ...] = ()  # the cells to which the note is attached
     pair: str = ""  # shared by the two members of a minimal pair
-    dropped: tuple[str, ...] = ()  # statements of the note that the figures do not follow
+    dropped: tuple[str, ...] = ()  # names of the note's statements that the figures contradict
 
     @property
     def footnotes(self) -> list[Note]:
-        """The note as it is filed."""
+        """Return the note as it is filed; an empty list without a note."""
         return [Note(self.note.text, self.attached, self.note.language)] if self.note.id else []
 
 
 def draw_figures(
     rng: random.Random, bank_rng: random.Random, bank: Bank, economics: Economics, period: str
 ) -> Figures | None:
-    """All figures of one bank at one date, about 180. None if this bank cannot miss the output floor as its levels ask."""
+    """Draw all figures of one bank at one date, about 180.
+
+    Return None if the levels ask for a missed output floor and the bank has no internal models.
+    """
     if "floor" in economics.levels and not bank.uses_irb:
         return None
     floor = legal_parameters(int(period[:4])).get("output_floor", Decimal("0.5"))
@@ -133,9 +132,9 @@ def draw_figures(
 def leave_out(
     rng: random.Random, bank_rng: random.Random, figures: Figures, kept: Iterable[CellKey]
 ) -> tuple[Figures, tuple[str, ...]]:
-    """(figures without modules that this bank never files and without some details, templates not filed).
+    """Return (the figures without modules that this bank never files and without some details, templates not filed).
 
-    The templates of `kept` are filed in any case.
+    The templates of the cells in `kept` are always filed.
     """
     needed = {template_of(cell[0]) for cell in kept}
     missing: set[str] = set()
@@ -145,23 +144,23 @@ def leave_out(
     unfiled = {"C_22.00"} if rng.random() < 0.05 else set()
     figures = {key: value for key, value in figures.items() if template_of(key[0]) not in missing | unfiled}
     read = {cell for rule in built_in_rules() for cell in rule.cells} | {("C_27.00", "*", "c021")}
-    others = [key for key in figures if key not in read and (key[0], "*", key[2]) not in read]
-    wanted = round(len(others) * bank_rng.choice((0.25, 0.5, 0.75, 1.0)))
-    wanted = max(0, min(wanted, MAX_FIGURES - (len(figures) - len(others))))
-    order = {key: bank_rng.random() for key in sorted(others)}
-    read_templates = {template_of(key[0]) for key in figures.keys() - set(others)}
-    only = {template_of(key[0]): key for key in others if template_of(key[0]) not in read_templates}
-    order |= dict.fromkeys(only.values(), -1.0)  # a template keeps one figure
-    omitted = set(sorted(others, key=order.__getitem__)[max(wanted, len(only)) :])
+    details = [key for key in figures if key not in read and (key[0], "*", key[2]) not in read]
+    num_details = round(len(details) * bank_rng.choice((0.25, 0.5, 0.75, 1.0)))
+    num_details = max(0, min(num_details, MAX_FIGURES - (len(figures) - len(details))))
+    order = {key: bank_rng.random() for key in sorted(details)}
+    read_templates = {template_of(key[0]) for key in figures.keys() - set(details)}
+    only = {template_of(key[0]): key for key in details if template_of(key[0]) not in read_templates}
+    order |= dict.fromkeys(only.values(), -1.0)  # each filed template keeps at least one figure
+    omitted = set(sorted(details, key=order.__getitem__)[max(num_details, len(only)) :])
     omitted |= {cell for cell in rng.sample(OMITTABLE, rng.choice((0, 0, 0, 1, 1, 2))) if cell not in kept}
     lcr, outflow = ("C_76.00.a", "r0030", "c0010"), figures.get(("C_76.00.a", "r0020", "c0010"))
-    if lcr in figures and outflow and abs(Decimal(figures[lcr]) - 1) < Decimal("0.002"):  # too close to recompute
+    if lcr in figures and outflow and abs(Decimal(figures[lcr]) - 1) < Decimal("0.002"):  # too close to recompute it
         omitted.discard(lcr)
     return {key: value for key, value in figures.items() if key not in omitted}, tuple(sorted(unfiled))
 
 
 def shorten(rng: random.Random, figures: Figures, kept: Iterable[CellKey]) -> Figures:
-    """The figures of a short report: all ratios, and the blocks that have a figure of `kept` or that chance adds."""
+    """Return the figures of a short report: all ratios, each block that has a cell of `kept`, and other blocks at random."""
     needed = {(table, row if re.fullmatch(r"r\d+", row) else "*", column) for table, row, column in kept}
     left_out = {cell for block in BLOCKS if rng.random() < 0.6 and not needed & block for cell in block}
 
@@ -173,18 +172,18 @@ def shorten(rng: random.Random, figures: Figures, kept: Iterable[CellKey]) -> Fi
 
 
 def short_rules() -> tuple[Rule, ...]:
-    """The rules that the figures of a short report decide. It has no exposures to institutions."""
+    """Return the rules that the figures of a short report can decide. A short report has no exposures to institutions."""
     shown = SHORT_CELLS | {("C_27.00", "*", "c070"), ("C_26.00", "r030", "c010")}
-    return tuple(one for one in built_in_rules() if set(one.cells) <= shown and one.absent_cell == "unknown")
+    return tuple(rule for rule in built_in_rules() if set(rule.cells) <= shown and rule.absent_cell == "unknown")
 
 
 def _draw_floor(
     rng: random.Random, bank_rng: random.Random, bank: Bank, economics: Economics, floor: Decimal
 ) -> tuple[Decimal, Decimal]:
-    """(total risk exposure before the output floor, standardised total, which is 0 without internal models).
+    """Return (total risk exposure before the output floor, standardised total; 0 without internal models).
 
-    The floor is binding for some banks, and close to or far from binding for the others. A bank that misses it reports less
-    than the floor requires.
+    The floor is binding for some banks, and close to or far from binding for others. A bank that misses the floor reports less
+    exposure than it requires.
     """
     trea = economics.trea
     if not bank.uses_irb:
@@ -199,7 +198,7 @@ def _draw_floor(
 
 
 def _foreign_exchange(rng: random.Random, bank_rng: random.Random, bank: Bank) -> Decimal:
-    """Own funds requirement for foreign exchange risk as a fraction of own funds; some are close to the threshold of 2%."""
+    """Draw the own funds requirement for foreign exchange risk as a fraction of own funds. Some positions are close to 2%."""
     if bank_rng.random() >= (0.8 if _trades(bank) else 0.45):
         return Decimal(0)
     position = share(bank_rng, 12, 90)
@@ -212,7 +211,7 @@ def _trades(bank: Bank) -> bool:
 
 
 def _ratios(bank_rng: random.Random, bank: Bank, economics: Economics, unfloored: Decimal, floor: Decimal) -> Amounts:
-    """C 03.00, C 47.00, C 76.00, C 84.00: the ratios, the bank's own requirements, guidance, and figures that no rule reads."""
+    """Return C 03.00, C 47.00, C 76.00, C 84.00: ratios, the bank's own requirements, guidance, and figures that no rule reads."""
     need, places = requirements(bank), bank.ratio_decimals
     cet1, tier1, own_funds = economics.cet1, economics.tier1, economics.tier1 + economics.t2
     guidance = Decimal(max(0, bank_rng.randint(-4, 4))) * Decimal("0.0025")  # half of the banks have none
@@ -243,10 +242,10 @@ def _ratios(bank_rng: random.Random, bank: Bank, economics: Economics, unfloored
 
 
 def _own_funds(bank_rng: random.Random, economics: Economics) -> Amounts:
-    """C 01.00: own funds, its tiers, and their items. C 03.00: the surplus of each tier over its minimum."""
+    """Return C 01.00: own funds, their tiers and items, and C 03.00: the surplus of each tier over its minimum."""
     cet1, at1, t2 = economics.cet1, economics.at1, economics.t2
     goodwill, intangibles, tax_assets = (-cet1 * share(bank_rng, 0, limit) for limit in (60, 40, 50))
-    excess = cet1 * share(bank_rng, 2, 25)  # deductions that exceed AT1 are deducted from CET1
+    excess = cet1 * share(bank_rng, 2, 25)  # deductions in excess of AT1 are deducted from CET1
     if bank_rng.random() < 0.4 or at1:
         excess = Decimal(0)
     gross = cet1 - goodwill - intangibles - tax_assets + excess
@@ -282,7 +281,7 @@ def _own_funds(bank_rng: random.Random, economics: Economics) -> Amounts:
 def _risk_exposure(
     bank_rng: random.Random, bank: Bank, economics: Economics, before: Decimal, standardised_total: Decimal, fx: Decimal
 ) -> Amounts:
-    """C 02.00.a: exposure by risk type and class; C 02.00.b: under standardised approaches; C 22.00: foreign exchange."""
+    """Return C 02.00.a: exposure by risk type and class, C 02.00.b: standardised approaches, and C 22.00: foreign exchange."""
     market = before * share(bank_rng, 20, 180) if _trades(bank) else before * share(bank_rng, 0, 15)
     net = fx * Decimal("12.5")
     market += net
@@ -315,7 +314,7 @@ def _risk_exposure(
 
 
 def _buffers(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amounts:
-    """C 04.00: the combined buffer requirement, its parts, and some items that no rule reads."""
+    """Return C 04.00: the combined buffer requirement, its parts, and some items that no rule reads."""
     buffer = {name: fraction * economics.trea for name, fraction in bank.buffers.items()}
     original = economics.exposure * share(bank_rng, 850, 1050)
     rows = {
@@ -334,7 +333,7 @@ def _buffers(bank_rng: random.Random, bank: Bank, economics: Economics) -> Amoun
 
 
 def _liquidity(bank_rng: random.Random, economics: Economics) -> Amounts:
-    """C 76.00.a: the liquidity buffer by level, and outflows minus capped inflows."""
+    """Return C 76.00.a: the liquidity buffer by level, and outflows minus capped inflows."""
     buffer, net = economics.liquid_assets, economics.net_outflow
     covered, level2a, level2b = (buffer * share(bank_rng, 0, limit) for limit in (80, 100, 40))
     level1 = buffer - covered - level2a - level2b
@@ -369,10 +368,12 @@ def _liquidity(bank_rng: random.Random, economics: Economics) -> Amounts:
 
 
 def _exposures(bank_rng: random.Random, bank: Bank, economics: Economics) -> Figures:
-    """C 26.00: the limits. C 27.00 and C 28.00: one open row per counterparty, with its code as the row key."""
+    """Return C 26.00: the limits, and C 27.00 and C 28.00: an open row per counterparty, whose code is the row key."""
     tier1, limit = economics.tier1, economics.institution_limit
     limits = {"r010": EXPOSURE_LIMIT, "r020": limit, "r040": G_SII_LIMIT if bank.buffers["g_sii"] else Decimal(0)}
-    figures: Figures = {("C_26.00", row, "c010"): rounded(one * tier1, bank.decimals) for row, one in limits.items()}
+    figures: Figures = {
+        ("C_26.00", row, "c010"): rounded(fraction * tier1, bank.decimals) for row, fraction in limits.items()
+    }
     if limit > EXPOSURE_LIMIT:
         figures["C_26.00", "r030", "c010"] = rounded(limit, bank.ratio_decimals)
     detailed = bank_rng.random() < 0.3
@@ -393,7 +394,7 @@ def _exposures(bank_rng: random.Random, bank: Bank, economics: Economics) -> Fig
 
 
 def _balance(bank_rng: random.Random, rng: random.Random, economics: Economics) -> Amounts:
-    """F 01.01 to F 01.03: assets, liabilities, equity. F 02.00: the income statement down to the profit of the owners."""
+    """Return F 01.01 to F 01.03: assets, liabilities, equity, and F 02.00: the income statement down to the owners' profit."""
     equity = whole(economics.cet1 * share(bank_rng, 1020, 1250))
     assets = whole(economics.exposure * share(bank_rng, 860, 970))
     profit = economics.profit if economics.profit is not None else whole(equity * share(rng, -25, 45))
@@ -415,7 +416,7 @@ def _balance(bank_rng: random.Random, rng: random.Random, economics: Economics) 
 
 
 def _parts(bank_rng: random.Random, amounts: Amounts) -> Amounts:
-    """The amounts with the parts of their totals, by `PARTS`."""
+    """Add the parts of each total in `PARTS`. The row of the rest gets the difference to the total."""
     for (table, row, column), (parts, rest) in PARTS.items():
         total = amounts[table, row, column]
         place = "C_84.00.a" if table == "C_84.00.c" else table
@@ -428,26 +429,26 @@ def _column(table: str, rows: dict[str, Decimal], column: str = "c0010") -> Amou
     return {(table, row, column): amount for row, amount in rows.items()}
 
 
-def ratio(part: Decimal, of: Decimal, places: int) -> Decimal:
-    """`part / of`, rounded to `places` decimal places."""
-    return rounded(part / of, places)
+def ratio(part: Decimal, whole_amount: Decimal, places: int) -> Decimal:
+    """Return `part / whole_amount`, rounded to `places` decimal places."""
+    return rounded(part / whole_amount, places)
 
 
 def rounded(value: Decimal, places: int) -> Decimal:
-    """`value` rounded to `places` decimal places (-3: to thousands), represented without an exponent."""
+    """Round `value` to `places` decimal places (-3: to thousands), represented without an exponent."""
     value = value.quantize(Decimal(1).scaleb(-places))
     return value if places > 0 else value.quantize(Decimal(1))
 
 
 def share(rng: random.Random, low: int, high: int) -> Decimal:
-    """A random share between `low` and `high` per mille, a multiple of 0.0001."""
+    """Draw a fraction between `low` and `high` per mille, as a multiple of 0.0001."""
     return Decimal(rng.randint(low * 10, high * 10)) / 10_000
 
 
 def violated(bank: Bank, period: str, figures: Figures, rules: Iterable[Rule]) -> set[str]:
-    """The ids of those of `rules` that figures violate before they are written: the generator accepts a report by them.
+    """Return the ids of the rules that the figures violate. The generator accepts or rejects a report by them.
 
-    The labels of the examples do not come from here but from the files that were written and read back.
+    The labels of the examples do not come from here. They come from the files, which are written and read back.
     """
     cells = {cell for rule in rules for cell in rule.cells}
     read = {key: value for key, value in figures.items() if key in cells or (key[0], "*", key[2]) in cells}
@@ -455,7 +456,7 @@ def violated(bank: Bank, period: str, figures: Figures, rules: Iterable[Rule]) -
 
 
 def as_report(bank: Bank, period: str, read: Figures, figures: Figures) -> Report:
-    """A report whose facts are the figures `read`. Its filing indicators cover every table of `figures`."""
+    """Build a report whose facts are the figures `read`. Its filing indicators cover every table of `figures`."""
     facts = []
     for (table, row, column), value in read.items():
         unit, decimals = None, None

@@ -1,9 +1,9 @@
-"""Notes of the bank and a person's decisions on them: what the model proposes, the lines to copy, what is odd about a decision.
+"""Notes of the bank, and a person's decisions on them: facts that the model proposes, lines to copy, doubts about decisions.
 
-The model proposes facts (`rules/note_facts.py`). One whose words do not stand in a note is refuted. What the others mean
-follows by arithmetic and law; whether they are true, a person decides in a file for --findings. That file is written by hand or
-copied from a page, and its figures may be those of an earlier report: a letter that would state what the report and its notes do
-not hold is not ready.
+The model proposes facts (`rules/note_facts.py`). A fact whose words stand in no note is refuted. The consequences of the other
+facts follow by arithmetic and law. A person decides in a file for --findings whether the facts are true. That file is written by
+hand or copied from a page, and its figures may come from an earlier report. A letter with a statement that the report and its
+notes do not support is therefore not ready.
 """
 
 import re
@@ -19,15 +19,15 @@ from xbrl.rules.note_facts import SHARE, NoteFact, consequences, undecided
 from xbrl.rules.reported_figures import index_facts, row_keys
 from xbrl.rules.rules import RuleResult, violations
 
-WAIVED = ("LCR_MIN", "LCR_PLEDGED")  # what a waiver lifts
+WAIVED = ("LCR_MIN", "LCR_PLEDGED")  # the rules that a waiver lifts
 
 
 @dataclass(frozen=True)
 class ReadNote:
     """A note with the decisions on it and the facts that the model read in it.
 
-    `if_so` are the lines of a decision file if the facts hold, `if_not` the line if the note changes nothing. `open` says what
-    the figures of the report do not decide if the facts hold, and what is odd about the facts.
+    `if_so` has the lines of a decision file if the facts hold, `if_not` the line if the note changes nothing. `open` lists
+    the consequences that the figures of the report cannot decide.
     """
 
     id: str
@@ -42,19 +42,19 @@ class ReadNote:
 def read_notes(
     report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding], facts: Iterable[NoteFact]
 ) -> tuple[list[ReadNote], list[NoteFact]]:
-    """(the notes of a report, the facts whose words stand in none of them). `facts` are those of the model's answer."""
+    """Assign the facts of the model's answer to the notes of a report. Return (notes, facts whose words stand in no note)."""
     left, own = list(dict.fromkeys(facts)), {}
     for note in report.notes:
         own[note] = [fact for fact in left if quotes(fact, note)]
         left = [fact for fact in left if fact not in own[note]]
-    decided = {note: tuple(one for one in decisions if one.note == note.id) for note in report.notes}
-    # Amounts of several notes count together, but for those of notes from which nothing follows by decision.
-    held = [note for note in report.notes if not any(one.state == "benign" for one in decided[note])]
-    together = [fact for note in held for fact in own[note]]
-    follows = [replace(one, entity=report.entity) for one in consequences(report, results, together)]
+    decided = {note: tuple(line for line in decisions if line.note == note.id) for note in report.notes}
+    # The amounts of several notes are added up, without notes from which nothing follows by decision.
+    relevant = [note for note in report.notes if not any(line.state == "benign" for line in decided[note])]
+    together = [fact for note in relevant for fact in own[note]]
+    follows = [replace(finding, entity=report.entity) for finding in consequences(report, results, together)]
     read = []
     for note in report.notes:
-        applying = {fact.kind for fact in own[note] if fact.applies} if note in held else set()
+        applying = {fact.kind for fact in own[note] if fact.applies} if note in relevant else set()
         kind = next((fact.kind for fact in own[note]), "")
         read.append(
             ReadNote(
@@ -62,50 +62,41 @@ def read_notes(
                 text=note.text,
                 decisions=decided[note],
                 facts=tuple(own[note]),
-                if_so=[csv_line(replace(one, note=note.id)) for one in follows if one.kind in applying],
+                if_so=[csv_line(replace(line, note=note.id)) for line in follows if line.kind in applying],
                 if_not=csv_line(Finding(report.entity, report.period, "", "benign", kind=kind, note=note.id)),
-                open=[*undecided(report, own[note]), *_odd(own[note], note, report.period)],
+                open=undecided(report, own[note]),
             )
         )
     return read, left
 
 
 def quotes(fact: NoteFact, note: Note) -> bool:
-    """Whether the words that prove a fact stand in a note, exactly but for white space: three words and ten characters at least."""
+    """Return whether the quotation of a fact stands in the note, up to white space.
+
+    A quotation of fewer than three words or ten characters proves nothing.
+    """
     words = " ".join(fact.quote.split())
     proves = len(words.split()) >= 3 and len(words) >= 10
     return proves and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(note.text.split())))
 
 
-def _odd(facts: Sequence[NoteFact], note: Note, period: str) -> Iterator[str]:
-    """What makes the model's reading of a note doubtful."""
-    for fact in (fact for fact in facts if fact.applies):
-        if replace(fact, applies=False) in (replace(other, since=fact.since, quote=fact.quote) for other in facts):
-            yield f"the model contradicts itself: {fact.kind} applies and does not apply"
-        if fact.since > period:
-            yield f"{fact.kind} applies from {fact.since} on, says the model: that is after the reference date"
-        for name in fact.who:
-            if name.casefold() not in " ".join(note.text.split()).casefold():
-                yield f"the model names {name}, which the note does not"
-
-
 def in_force(report: Report, decisions: Iterable[Finding]) -> list[Finding]:
-    """The decisions that hold for a report: those on notes that it has in these words, and annotations of its figures."""
+    """Select the decisions that hold for a report: annotations of its figures, and decisions on notes with unchanged words."""
     names = {note.id for note in report.notes}
-    own = (one for one in decisions if one.period == report.period)
-    return [one for one in own if one.note in names or not (one.note or one.is_of_note)]
+    own = (line for line in decisions if line.period == report.period)
+    return [line for line in own if line.note in names or not (line.note or line.is_of_note)]
 
 
 def limits_without(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> dict[str, str]:
-    """Rule `..._COUNTED` that is decided -> what is known of the limits of the corrected figure, if none is decided as missed.
+    """Return, for each decided rule `..._COUNTED`, whether the corrected figure meets its limits.
 
-    "met"; "unknown" if figures or the amount are missing; "waived" if the bank need not meet the limit. The finding stands in
-    each case, for the reported figure is wrong: the letter says what was checked beyond that.
+    The value is "met", "unknown" if figures or the amount are missing, or "waived" if the limit does not bind the bank. Rules
+    whose limit is decided as missed are left out. The finding stands in each case, because the reported figure is wrong.
     """
     unknown = undecided(report, facts_of(decisions))
     open_kinds = {note_rules()[sentence.partition(":")[0]].kind for sentence in unknown}
-    violated = [one.note_rule for one in decisions if one.state == "violated" and one.note_rule]
-    lifted = any(one.state == "lifted" and one.rule in WAIVED for one in decisions)
+    violated = [line.note_rule for line in decisions if line.state == "violated" and line.note_rule]
+    lifted = any(line.state == "lifted" and line.rule in WAIVED for line in decisions)
     missed = {rule.kind for rule in violated if not rule.counted}
     return {
         rule.id: "waived" if rule.kind == "pledged" and lifted else "unknown" if rule.kind in open_kinds else "met"
@@ -115,70 +106,74 @@ def limits_without(report: Report, results: Sequence[RuleResult], decisions: Seq
 
 
 def counted(decisions: Iterable[Finding]) -> list[Finding]:
-    """The decisions that a figure counts an amount that it must not."""
-    return [one for one in decisions if one.state == "violated" and one.note_rule and one.note_rule.counted]
+    """Select the decisions that a figure includes an amount that it must not include."""
+    return [line for line in decisions if line.state == "violated" and line.note_rule and line.note_rule.counted]
 
 
 def facts_of(decisions: Iterable[Finding]) -> list[NoteFact]:
-    """What decisions say of amounts and waivers, as facts. The amount is what a line `..._COUNTED` takes out of the figure."""
+    """Convert decisions on amounts and waivers to facts. The amount of a line `..._COUNTED` is its value minus its limit."""
     facts = []
-    for one in {one.rule: one for one in counted(decisions)}.values():
-        amount = None if one.value is None or one.limit is None else one.value - one.limit
-        facts.append(NoteFact(note_rules()[one.rule].kind, True, amount))
-    waived = any(one.state == "lifted" and one.rule in WAIVED for one in decisions)
+    for line in {line.rule: line for line in counted(decisions)}.values():
+        amount = None if line.value is None or line.limit is None else line.value - line.limit
+        facts.append(NoteFact(note_rules()[line.rule].kind, True, amount))
+    waived = any(line.state == "lifted" and line.rule in WAIVED for line in decisions)
     return [*facts, NoteFact("waiver", True, None)] if waived else facts
 
 
 def doubts(
     report: Report, results: Sequence[RuleResult], violated: Sequence[RuleResult], decisions: Sequence[Finding]
 ) -> Iterator[str]:
-    """Why decisions cannot be right as they stand, one sentence each. `violated` are the findings after them."""
-    found = violations(results)
-    for one in decisions:
-        if one.state == "lifted" and one.rule not in WAIVED[1:] and not any(concerns(one, other) for other in found):
-            yield f"{one.where} lifts {one.rule}, which the rules do not find: if a note changes nothing, decide `benign`"
-        elif one.state == "lifted" and not one.legal:
-            yield f"{one.where}, column legal: it is empty; name the article that lifts {one.rule}"
-        elif (one.state, one.rule) == ("violated", "LE_CONNECTED") and not _is_client(report, one):
-            yield f"{one.where}, column cell: {one.cell} is no client of C 28.00"
-        elif one.state == "violated" and any(
+    """Yield a sentence for each decision that cannot be right. `violated` has the violations, corrected by the decisions."""
+    by_rules = violations(results)
+    for line in decisions:
+        if line.state == "lifted" and line.rule not in WAIVED[1:] and not any(concerns(line, own) for own in by_rules):
+            yield f"{line.where} lifts {line.rule}, which the rules do not find: if a note changes nothing, decide `benign`"
+        elif line.state == "lifted" and not line.legal:
+            yield f"{line.where}, column legal: it is empty; name the article that lifts {line.rule}"
+        elif (line.state, line.rule) == ("violated", "LE_CONNECTED") and not _is_client(report, line):
+            yield f"{line.where}, column cell: {line.cell} is no client of C 28.00"
+        elif line.state == "violated" and any(
             keeps_to(result.known_value, result.relation, result.known_limit)
             for result in violated
-            if concerns(one, result) and has_figures(result)
+            if concerns(line, result) and has_figures(result)
         ):
-            yield f"{one.where} says that {one.rule} is violated, and its value keeps to its limit"
+            yield f"{line.where} says that {line.rule} is violated, and its value keeps to its limit"
     for note in report.notes:
-        own = [one for one in decisions if one.note == note.id]
-        nothing = next((one for one in own if one.state == "benign"), None)
-        other = next((one for one in own if one.state != "benign"), None)
-        if nothing and other:
-            yield f"{nothing.where} says that nothing follows from a note, and {other.where} that {other.rule} does; keep one"
-    yield from _other_amounts(report, results, decisions)
+        own = [line for line in decisions if line.note == note.id]
+        benign = next((line for line in own if line.state == "benign"), None)
+        finding = next((line for line in own if line.state != "benign"), None)
+        if benign and finding:
+            yield (
+                f"{benign.where} says that nothing follows from a note, and {finding.where} that {finding.rule} does; keep one"
+            )
+    yield from _wrong_consequences(report, results, decisions)
 
 
-def _other_amounts(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> Iterator[str]:
-    """What does not follow from the amounts that are decided, and what follows from them and is not decided."""
+def _wrong_consequences(report: Report, results: Sequence[RuleResult], decisions: Sequence[Finding]) -> Iterator[str]:
+    """Yield a sentence for each decided finding that does not follow from the decided amounts, and for each missing one."""
     rules = note_rules()
-    stated = [one for one in decisions if one.state == "violated" and one.note_rule and one.rule != "LE_CONNECTED"]
-    unknown = [rules[one.rule].kind for one in counted(stated) if one.limit is None]
-    notes = {rules[one.rule].kind: one.note for one in stated}
+    stated = [line for line in decisions if line.state == "violated" and line.note_rule and line.rule != "LE_CONNECTED"]
+    unknown = [rules[line.rule].kind for line in counted(stated) if line.limit is None]
+    notes = {rules[line.rule].kind: line.note for line in stated}
     follows = {
-        one.rule: replace(one, entity=report.entity, note=notes[one.kind])
-        for one in consequences(report, results, facts_of(decisions))
-        if one.state == "violated"
+        finding.rule: replace(finding, entity=report.entity, note=notes[finding.kind])
+        for finding in consequences(report, results, facts_of(decisions))
+        if finding.state == "violated"
     }
-    for one in stated:
-        right = follows.get(one.rule)
-        if right is None and rules[one.rule].kind in unknown:
-            continue  # the note gives the ratio and no amount
+    for line in stated:
+        right = follows.get(line.rule)
+        if right is None and rules[line.rule].kind in unknown:
+            continue  # the note states the ratio but no amount
         if right is None:
-            yield f"{one.where}: {one.rule} does not follow from the figures of the report and a line that takes the amount out"
+            yield (
+                f"{line.where}: {line.rule} does not follow from the figures of the report and a line that takes the amount out"
+            )
         elif any(
-            own not in (None, "") and own != other
-            for own, other in ((one.cell, right.cell), (one.value, right.value), (one.limit, right.limit))
+            own not in (None, "") and own != expected
+            for own, expected in ((line.cell, right.cell), (line.value, right.value), (line.limit, right.limit))
         ):
-            yield f"{one.where} does not agree with the figures of the report, by which it is {csv_line(right)}"
-    for rule in sorted(follows.keys() - {one.rule for one in stated}):
+            yield f"{line.where} does not agree with the figures of the report, by which it is {csv_line(right)}"
+    for rule in sorted(follows.keys() - {line.rule for line in stated}):
         unless = " (with the state `lifted` and CRR Art. 8 if a waiver covers it)" if rule in WAIVED else ""
         yield f"{rule} follows from the amounts that are decided, and no line says so: add {csv_line(follows[rule])}{unless}"
 

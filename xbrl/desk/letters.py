@@ -1,8 +1,8 @@
-"""Write the supervisor's letter on a report: a decision with measures, or no objection. The only writer of letters.
+"""Write the supervisor's letter on a report: a decision with measures, or no objection. No other module writes letters.
 
 Every sentence is an approved block of `blocks/LANGUAGE/`, which a supervisor edits: `letter.jinja` (the layout), `words.toml`,
-`findings.toml`, `measures.toml`. They hold no law: `rules/measures.py` decides what is demanded, by when, and what is
-announced; `rules/bases.json` has the citations of each legal basis. A letter has one wording, made of the arguments alone.
+`findings.toml`, `measures.toml`. Blocks hold no law. `rules/measures.py` decides on measures, deadlines and announced
+consequences; `rules/bases.json` has the citations of each legal basis. The same arguments always give the same letter.
 """
 
 import datetime
@@ -39,15 +39,15 @@ from xbrl.rules.rules import RuleResult
 
 BLOCKS = Path(__file__).with_name("blocks")
 LANGUAGES = ("en", "de")
-WRONG = ("filing", "misstatement", "timing")  # subjects on which nothing is reported but the correction
+WRONG = ("filing", "misstatement", "timing")  # subjects on which the bank reports nothing but the correction
 DAILY = ("liquidity", "funding")  # subjects on which CRR Art. 414 demands a daily report
-MAX_NAME = 60  # characters of a name that a report gives to a client or a bank
+MAX_NAME = 60  # characters that a letter prints of the name of a client or a bank
 TEMPLATE, CURRENCY = re.compile(r"[A-Z]{1,2}_\d{2}\.\d{2}(?:\.[a-z])?"), re.compile(r"iso4217:([A-Z]{3})")
 
 
 @dataclass(frozen=True)
 class Context:
-    """Further facts that a letter may mention. All of them can be read from the prompt of the example.
+    """Further facts that a letter may mention. A prompt contains all of them, except those marked as "desk".
 
     `repeated` maps a rule id to the number of consecutive reports just before this one that already violated the rule.
     """
@@ -57,12 +57,12 @@ class Context:
     previous: dict[CellKey, Decimal] = field(default_factory=dict, hash=False)  # figures of the previous report
     repeated: dict[str, int] = field(default_factory=dict, hash=False)
     templates: tuple[str, ...] = ()  # templates that were filed
-    lifted: tuple[RuleResult, ...] = ()  # figures that miss a limit which does not apply, by a note of the bank
-    # Rule `..._COUNTED` whose limits are not missed -> "met", "unknown" or "waived": what a letter of the desk says of them.
+    lifted: tuple[RuleResult, ...] = ()  # missed limits that do not bind the bank, according to its note
+    # Desk: rule `..._COUNTED` -> whether the corrected figure meets its limits, as in `decisions.limits_without`.
     without: dict[str, str] = field(default_factory=dict, hash=False)
-    untested: tuple[RuleResult, ...] = ()  # of the desk: requirements and contradictions that the figures do not decide
-    scope: str = ""  # of the desk: the scope of the report (CON, IND) where the bank files others as of the same date
-    unexamined: str = ""  # "not applicable" or "undecided" if no figure of the report was judged
+    untested: tuple[RuleResult, ...] = ()  # desk: rules that the figures cannot decide, without duties
+    scope: str = ""  # desk: scope of the report (CON, IND) if the bank files several as of the same date
+    unexamined: str = ""  # desk: "not applicable" or "undecided" if no rule could be decided
 
 
 def write_letter(
@@ -76,14 +76,14 @@ def write_letter(
     short: bool = False,
     grouped: bool = False,
 ) -> str:
-    """The letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
+    """Write the letter on the `violated` results of a report with reference date `date` (YYYY-MM-DD).
 
-    `basis` names a legal basis of `rules/bases.json`: a directive binds a bank through national law alone.
-    `short` gives the orders alone, in one line: the letter that small models learn. `grouped` is the letter that a person
-    signs: it separates thousands (9,921; in German 9.921), where models learn plain digits, which their reports have too, and
-    names the cells that count as nil because they are not reported, and the basis of each duty. It leaves a place for the day on which
-    the bank was heard, which has to be before the decision unless the matter is urgent. Raises UserError for an unknown basis, and for a block
-    that is missing or cannot be filled in.
+    `basis` names a legal basis of `rules/bases.json`, because a directive binds a bank through national law alone. `short` gives
+    the orders alone, in one line; small models learn this letter. `grouped` gives the letter that a person signs. It separates
+    thousands (9,921; in German 9.921), while models learn plain digits as in their reports. It names the cells that count as
+    nil because they are not reported, and the basis of each duty. It leaves a place for the day on which the bank was heard,
+    which must be before the decision unless the matter is urgent. Raise UserError for an unknown basis, and for a block that is
+    missing or cannot be filled in.
     """
     blocks, law = _blocks(language, grouped), load_basis(basis)
     measures = plan_measures(violated, context.repeated)
@@ -94,16 +94,16 @@ def write_letter(
     def cited(results: Sequence[RuleResult]) -> tuple[RuleResult, ...]:
         return tuple(replace(result, legal=law.cite(result)) for result in results)
 
-    more = {name: cited(getattr(context, name)) for name in ("margins", "triggers", "untested")}
-    context, day = replace(context, **more), datetime.date.fromisoformat(date)
+    with_basis = {name: cited(getattr(context, name)) for name in ("margins", "triggers", "untested")}
+    context, day = replace(context, **with_basis), datetime.date.fromisoformat(date)
     hearing, objection = law.row["hearing"], law.row["objection"]
     months, suspends = blocks.text("months", str(objection["months"])), objection["suspends"]
-    suspended = [one for one in measures if suspends is True or one.subject in (suspends or ())]
+    suspended = [measure for measure in measures if suspends is True or measure.subject in (suspends or ())]
     month = blocks.words["text"]["months"][day.month - 1]
     when = blocks.text("text", "date", day=day.day, month=month, year=day.year)
     scope = blocks.words.get("scopes", {}).get(context.scope, "")
     fields: dict[str, Any] = {
-        # A name of the register is that of the supervisor. Without one the report names the bank.
+        # A name from the register is trusted. Without a register the name is the code that the report gives.
         "bank": one_line(bank.name) if bank.name != bank.entity else plain_name(bank.name),
         "board": blocks.choose("boards", bank.type, "default"),
         "date": f"{when} {scope}".strip(),
@@ -113,7 +113,9 @@ def write_letter(
         "measures": orders,
         "reporting": _reporting(measures, blocks) if measures else "",
         "consequence": _consequence(violated, context, law, blocks) if measures else "",
-        "templates": blocks.listed([table_name(one) for one in context.templates if TEMPLATE.fullmatch(one)]),
+        "templates": blocks.listed(
+            [table_name(template) for template in context.templates if TEMPLATE.fullmatch(template)]
+        ),
         "tightest": _tightest(context, blocks),
         "untested": _untested(context, blocks),
         "remarks": _remarks(context, blocks),
@@ -135,7 +137,7 @@ def write_letter(
             law=blocks.law(law.citation("objection")),
             at_once=blocks.law(objection.get("at_once", "")),
             suspends=len(suspended) == len(measures),
-            suspended=blocks.listed(list(dict.fromkeys(blocks.text("subjects", one.subject) for one in suspended))),
+            suspended=blocks.listed(list(dict.fromkeys(blocks.text("subjects", each.subject) for each in suspended))),
         ),
         "remedy": blocks.text("rights", "remedy"),
     }
@@ -147,18 +149,18 @@ def required_measures(
     violated: Sequence[RuleResult],
     context: Context = Context(),  # noqa: B008 (frozen)
 ) -> list[dict[str, str | int]]:
-    """What the letter demands, as data: `[{"subject": "capital", "deadline_days": 10}, ...]`; empty without findings.
+    """Return the measures that the letter demands: `[{"subject": "capital", "deadline_days": 10}, ...]`.
 
-    The letter is written from the same structure. The days are working days.
+    The deadlines are in working days. The list is empty without violations. The letter is written from the same measures.
     """
     measures = plan_measures(violated, context.repeated)
-    return [{"subject": one.subject, "deadline_days": one.deadline_days} for one in measures]
+    return [{"subject": measure.subject, "deadline_days": measure.deadline_days} for measure in measures]
 
 
 def plain_name(text: str) -> str:
-    """A name that stands in a report as a letter prints it: one line of at most `MAX_NAME` characters.
+    """Clean a name from a report for a letter: one line of at most `MAX_NAME` characters.
 
-    A bank chooses the codes of its clients. Marks that end a sentence are left out, so that none begins within a name.
+    Banks choose the codes of their clients. Punctuation that ends a sentence is removed, so that no sentence begins in a name.
     """
     kept = "".join(character for character in one_line(text) if character not in ":;!?\"'`<>{}|*#()[]“”„‟«»‹›")
     kept = " ".join(part.rstrip(".,") for part in kept.split())
@@ -166,7 +168,7 @@ def plain_name(text: str) -> str:
 
 
 def draft_mark(language: str) -> str:
-    """What stands above and below a letter that something keeps back. Raises UserError for a block without words."""
+    """Return the text above and below a letter that is not ready. Raise UserError if the block has no words."""
     blocks = _blocks(language, False)
     mark = blocks.text("text", "draft")
     if not mark:
@@ -175,12 +177,12 @@ def draft_mark(language: str) -> str:
 
 
 def group_thousands(text: str, mark: str = ",") -> str:
-    """A printed figure with a mark between its thousands: `297,630 thousand`."""
+    """Separate the thousands of a printed figure by `mark`: `297,630 thousand`."""
     return re.sub(r"(?<![\d.,])\d{4,}", lambda digits: f"{Decimal(digits[0]):,}".replace(",", mark), text)
 
 
 class _Blocks:
-    """The approved blocks of one language."""
+    """The approved blocks of one language. `grouped` is as in `write_letter`."""
 
     def __init__(self, language: str, grouped: bool) -> None:
         folder = BLOCKS / language
@@ -196,11 +198,11 @@ class _Blocks:
         self.grouped, self.thousands = grouped, self.words["text"]["thousands"] if grouped else ""
 
     def layout(self, fields: Mapping[str, object]) -> str:
-        """The whole letter."""
+        """Fill in the layout of the letter."""
         return self._fill(self.layout_file, "the layout", self.layout_file.read_text(encoding="utf-8"), fields)
 
     def text(self, section: str, name: str, part: str = "", **fields: Any) -> str:
-        """A block, filled in. `part` is its part, of a measure."""
+        """Fill in a block. `part` names a part of a measure: order, detail, urgent or owners."""
         block = self.words.get(section, {}).get(name)
         if block is None:
             raise UserError(f"{self.files.get(section, BLOCKS)}: [{section}] has no block {name!r}; write it there")
@@ -212,25 +214,25 @@ class _Blocks:
         return name in self.words.get(section, {})
 
     def choose(self, section: str, *names: str, **fields: Any) -> str:
-        """The first block of a section that exists; the last name must exist."""
+        """Fill in the first block of `names` that the section has. The last name must exist."""
         name = next((name for name in names if self.has(section, name)), names[-1])
         return self.text(section, name, **fields)
 
     def listed(self, parts: Sequence[str]) -> str:
-        """`a`, `a and b`, `a, b and c`."""
+        """Join parts as in `a`, `a and b`, `a, b and c`."""
         last = f" {self.words['text']['and']} "
         return last.join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else ""
 
     def figure(self, text: str) -> str:
-        """A printed figure in this language."""
+        """Translate a printed figure into this language."""
         return group_thousands(self._replaced("format", text), self.thousands)
 
     def law(self, text: str) -> str:
-        """A printed reference to the law in this language."""
+        """Translate a printed reference to the law into this language."""
         return self._replaced("law", text)
 
     def number(self, number: int) -> str:
-        """A number in words, as far as the blocks have one."""
+        """Write a number in words, or in digits if the blocks have no word for it."""
         return self.words["text"]["numbers"].get(str(number), str(number))
 
     def deadline(self, days: int) -> str:
@@ -246,7 +248,7 @@ class _Blocks:
             raise UserError(f"{file}: {where} must be a text, not {text!r}; mend the block")
         try:
             return self.template(text).render(**fields).strip()
-        except Exception as error:  # of an expression in a block, such as {{ limit + 1 }}
+        except Exception as error:  # an expression in a block may raise anything, such as {{ limit + 1 }}
             raise UserError(f"{file}: {where} cannot be filled in: {error}; mend the block") from error
 
 
@@ -261,7 +263,7 @@ def _read_toml(path: Path) -> dict:
 
 
 def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
-    """What a measure demands: one text, or one for each rule that has a block of its own."""
+    """Return the texts that a measure demands: one text, and one for each rule that has its own block."""
     groups: dict[str, list[RuleResult]] = {}
     for result in measure.results:
         own = blocks.has("measures", result.rule_id)
@@ -284,19 +286,19 @@ def _orders(measure: Measure, blocks: _Blocks, short: bool) -> list[str]:
 
 
 def _reporting(measures: Sequence[Measure], blocks: _Blocks) -> str:
-    """The duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
+    """Write the duty to report. A bank below its liquidity requirements reports daily, by law (CRR Art. 414)."""
     worst = max((measure.order for measure in measures), key=ORDERS.index)
     subjects = dict.fromkeys(measure.subject for measure in measures if measure.subject not in WRONG)
     daily = [blocks.text("subjects", subject) for subject in subjects if subject in DAILY]
-    others = [blocks.text("subjects", subject) for subject in subjects if subject not in DAILY]
+    later = [blocks.text("subjects", subject) for subject in subjects if subject not in DAILY]
     parts = [blocks.text("reporting", "daily", subjects=blocks.listed(daily))] if daily else []
-    if others or not daily:
-        parts.append(blocks.text("reporting", worst, subjects=blocks.listed(others)))
+    if later or not daily:
+        parts.append(blocks.text("reporting", worst, subjects=blocks.listed(later)))
     return " ".join(parts)
 
 
 def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, blocks: _Blocks) -> str:
-    """What follows if the measures are not carried out: what `measures.consequence` finds proportionate."""
+    """Write the announced consequence if the measures are not carried out. `measures.consequence` keeps it proportionate."""
     announced = consequence(violated, context.repeated)
     if announced == "none":
         return blocks.text("consequences", severity(violated))
@@ -304,37 +306,37 @@ def _consequence(violated: Sequence[RuleResult], context: Context, law: Basis, b
 
 
 def _by_figure(violated: Sequence[RuleResult]) -> list[list[RuleResult]]:
-    """The findings, one list for each figure: a breach, and further limits that the same figure misses.
+    """Group the violations by figure. A group has all limits that one figure misses, the most severe first.
 
-    The first of a list is the most severe.
+    Violations other than minimum ratios form groups of their own.
     """
     groups: dict[object, list[RuleResult]] = {}
     for result in violated:
         shared = result.kind == "breach" and result.relation == "min"
         groups.setdefault((result.cell, result.row) if shared else id(result), []).append(result)
-    return [sorted(group, key=lambda one: -ORDERS.index(requirement_of(one).order)) for group in groups.values()]
+    return [sorted(group, key=lambda result: -ORDERS.index(requirement_of(result).order)) for group in groups.values()]
 
 
 def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> str:
-    """One finding: the figure and its limit, further limits, the trend, repetition, and the same in plain words."""
-    result, *others = group
+    """Write one finding: the figure and its limit, further limits, the trend, repetition, and the finding in plain words."""
+    result, *further = group
     fields = _fields(result, blocks)
-    of_note = note_rules().get(result.rule_id)
-    own = [result.rule_id] if has_figures(result) or (of_note and of_note.counted) else []
+    note_rule = note_rules().get(result.rule_id)
+    own = [result.rule_id] if has_figures(result) or (note_rule and note_rule.counted) else []
     parts = [blocks.choose("findings", *own, _form(result), **fields)]
     if nil := [cell_name(cell, plain_name(result.row) if cell[1] == "*" else "") for cell in _nil(result, blocks)]:
         parts.append(blocks.text("text", "nil", cells=blocks.listed(nil)))
-    if of_note and (known := context.without.get(result.rule_id)):
-        parts.append(blocks.text("without", f"{'pledged' if of_note.kind == 'pledged' else 'capital'}_{known}"))
-    if others:
-        limits = [blocks.text("text", "limit_of", **_fields(other, blocks)) for other in others]
+    if note_rule and (known := context.without.get(result.rule_id)):
+        parts.append(blocks.text("without", f"{'pledged' if note_rule.kind == 'pledged' else 'capital'}_{known}"))
+    if further:
+        limits = [blocks.text("text", "limit_of", **_fields(missed, blocks)) for missed in further]
         parts.append(blocks.text("text", "other_limit", limits=blocks.listed(limits)))
     previous = context.previous.get(result.cell)
     if result.kind == "breach" and result.relation == "min" and previous is not None and not result.row:
         trend = "same" if previous == result.value else "fell" if previous > result.known_value else "rose"
         before = blocks.figure(format_figure(previous, result.unit, result.decimals))
         parts.append(blocks.text("trend", trend, before=before))
-    times = max(context.repeated.get(one.rule_id, 0) for one in group)
+    times = max(context.repeated.get(member.rule_id, 0) for member in group)
     if times:
         parts.append(blocks.text("repeated", str(min(times, 2))))
     if result.guidance:
@@ -345,31 +347,31 @@ def _finding(group: Sequence[RuleResult], context: Context, blocks: _Blocks) -> 
 
 
 def _nil(result: RuleResult, blocks: _Blocks) -> list[CellKey]:
-    """The other cells that a filing error rests on and that are not reported: the error may be there."""
+    """Return the unreported cells that a filing error reads as 0, besides its own cell: the error may be in one of them."""
     if not blocks.grouped or result.kind != "filing":
         return []
-    return [one.cell for one in result.inputs if one.source == "read as 0" and one.cell != result.cell]
+    return [figure.cell for figure in result.inputs if figure.source == "read as 0" and figure.cell != result.cell]
 
 
 def _form(result: RuleResult) -> str:
-    """The form of a finding: the name of its block, where its rule has none of its own."""
+    """Return the name of the block for a finding whose rule has no block of its own."""
     if not has_figures(result):
         return "without_figures"
-    of_note = result.rule_id in note_rules()
-    if of_note or result.kind == "breach":
-        return "max" if result.relation != "min" else "note" if of_note else "computed" if _parts(result) else "min"
+    is_of_note = result.rule_id in note_rules()
+    if is_of_note or result.kind == "breach":
+        return "max" if result.relation != "min" else "note" if is_of_note else "computed" if _parts(result) else "min"
     if result.rule_id.endswith("_SIGN"):
         return "sign"
     return {"min": "requirement", "max": "cap", "expected": "expected"}[result.relation]
 
 
 def has_figures(result: RuleResult) -> bool:
-    """Whether both the figure and its limit are known."""
+    """Return whether the figure and its limit are known."""
     return result.value is not None and result.limit is not None
 
 
 def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
-    """Values for the placeholders of a block; blocks/en/findings.toml lists them."""
+    """Return the values of a block's placeholders. blocks/en/findings.toml lists the placeholders."""
     row = plain_name(result.row)
     fields: dict[str, Any] = {
         "label": blocks.words.get("labels", {}).get(" ".join(result.cell)) or cell_name(result.cell, row),
@@ -397,36 +399,38 @@ def _fields(result: RuleResult, blocks: _Blocks) -> dict[str, Any]:
 
 
 def _amount(result: RuleResult, printed: str, blocks: _Blocks) -> str:
-    """A printed figure in the words of the language, an amount with its currency."""
+    """Translate a printed figure; put the currency before an amount."""
     currency = CURRENCY.fullmatch(result.unit or "")
     return f"{currency[1] if currency else ''} {blocks.figure(printed)}".strip()
 
 
 def _parts(result: RuleResult) -> tuple[Figure, ...]:
-    """The parts of a ratio that is not reported and was recomputed from them; empty if it is reported."""
-    own = (one.parts for one in result.inputs if one.cell == result.cell and one.source == "recomputed")
+    """Return the parts from which an unreported ratio was recomputed; empty if the ratio is reported."""
+    own = (figure.parts for figure in result.inputs if figure.cell == result.cell and figure.source == "recomputed")
     return next(own, ())
 
 
 def _tightest(context: Context, blocks: _Blocks) -> str:
-    """The requirement that is met most narrowly; "" without one."""
-    ratios = [one for one in context.margins if one.relation == "min" and one.unit in PURE and one.limit]
+    """Write the minimum ratio that is met most narrowly; "" if no ratio is met."""
+    ratios = [result for result in context.margins if result.relation == "min" and result.unit in PURE and result.limit]
     if not ratios:
         return ""
-    tightest = min(ratios, key=lambda one: (one.known_value - one.known_limit) / one.known_limit)
+    tightest = min(ratios, key=lambda result: (result.known_value - result.known_limit) / result.known_limit)
     return blocks.text("text", "tightest", **_fields(tightest, blocks))
 
 
 def _untested(context: Context, blocks: _Blocks) -> str:
-    """What could not be tested on the figures of the report; "" if all was."""
-    named = [(one, blocks.has("limits", one.rule_id)) for one in context.untested]
-    rules = [blocks.text("text", "untested_rule", **_fields(one, blocks), has_name=has_name) for one, has_name in named]
+    """Write the list of rules that the figures of the report could not test; "" if all rules were tested."""
+    rules = [
+        blocks.text("text", "untested_rule", **_fields(result, blocks), has_name=blocks.has("limits", result.rule_id))
+        for result in context.untested
+    ]
     return blocks.text("text", "untested", rules="; ".join(dict.fromkeys(rules))) if rules else ""
 
 
 def _remarks(context: Context, blocks: _Blocks) -> list[str]:
-    """Limits that a note lifts, and duties that the figures trigger: no violations."""
-    large = [one for one in context.triggers if one.rule_id == "LE_DEF"]
-    others = [one for one in context.triggers if one.rule_id != "LE_DEF" and blocks.has("remarks", one.rule_id)]
-    named = [("lifted", one) for one in context.lifted] + [(one.rule_id, one) for one in (*large[:1], *others)]
-    return [blocks.text("remarks", name, **_fields(one, blocks), number=len(large)) for name, one in named]
+    """Write the remarks, which are no violations: on limits that a note lifts, and on duties that the figures trigger."""
+    large = [duty for duty in context.triggers if duty.rule_id == "LE_DEF"]
+    duties = [duty for duty in context.triggers if duty.rule_id != "LE_DEF" and blocks.has("remarks", duty.rule_id)]
+    named = [("lifted", limit) for limit in context.lifted] + [(duty.rule_id, duty) for duty in (*large[:1], *duties)]
+    return [blocks.text("remarks", name, **_fields(result, blocks), number=len(large)) for name, result in named]

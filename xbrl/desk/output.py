@@ -1,6 +1,6 @@
-"""Write what was found: a folder for each report, complete or absent, and the overview of all of them.
+"""Write the results: a folder for each report, which is complete or absent, and the overview of all reports.
 
-The pages are the templates of `pages/`: self-contained, light and dark, printable on A4. Every text is escaped.
+The pages are made from the templates of `pages/`: self-contained, light and dark, printable on A4. Every text is escaped.
 """
 
 import csv
@@ -26,22 +26,19 @@ from xbrl.desk.verdicts import VERDICTS
 
 PAGES = Path(__file__).with_name("pages")
 RECORD_FILE, AUDIT_FILE = "report.json", "audit.json"
-STATES = {READY: "ready to be signed", BLOCKED: BLOCKED}  # of a letter, as they are printed
+STATES = {READY: "ready to be signed", BLOCKED: BLOCKED}  # state of a letter -> printed text
 COLUMNS = ("entity", "bank", "period", "verdict", "rule", "cell", "value", "limit", "legal", "reason", "letter", "page")
 NEGATIVE = re.compile(r"-[\d.]+(?:%| \w+)?")  # a figure: `-22729 thousand`
 INVISIBLE = re.compile("[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-COLOURS = {
-    "confirmed": "good",
-    READY: "good",
-    "not decidable by rule": "open",
-    "found by rule": "",
-}  # of tags; else "bad"
+# Verdict or state -> class of its tag in style.css; "bad" for all others.
+COLOURS = {"confirmed": "good", READY: "good", "not decidable by rule": "open", "found by rule": ""}
 
 
 def finish(case: Case, out: Path, form: Form, draft: bool, audit: dict) -> dict:
     """Analyse one report, write its folder below `out`, and return its record.
 
-    `draft`: also write a letter that is not ready. `audit` is what all audit records have beside what the case depends on.
+    With `draft`, a letter that is not ready is written too. `audit` has the entries that all audit records share; the entries of
+    this case are in `case.depends`.
     """
     record = make_record(case, form)
     letter, reply = record["letter"], case.reply
@@ -74,7 +71,7 @@ def finish(case: Case, out: Path, form: Form, draft: bool, audit: dict) -> dict:
 
 
 def folder_name(entity: str, period: str) -> str:
-    """The folder of a report. An entity is any text of a file, so what is no plain character is replaced."""
+    """Return the name of a report's folder. A file may give any text as its entity, so only plain characters are kept."""
     name = f"{entity}_{period}"
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:120].lstrip(".")
     if safe != name:
@@ -83,12 +80,12 @@ def folder_name(entity: str, period: str) -> str:
 
 
 def page(record: dict, language: str) -> str:
-    """The page of one record (`record.make_record`). `language` is that of its letter: a screen reader pronounces it."""
+    """Return the HTML page of one record (`record.make_record`). `language` is the letter's language, for screen readers."""
     return _environment().get_template("report.html.jinja").render(**record, language=language)
 
 
 def write_overview(out: Path, records: Sequence[dict], refused: Sequence[str]) -> None:
-    """Write index.html, and findings.csv with one line per finding, in the order of bank and date."""
+    """Write index.html, and findings.csv with one line per finding, ordered by bank and date."""
     ordered = sorted(records, key=lambda record: (record["entity"], record["period"]))
     for record in ordered:
         record["page"] = f"{folder_name(record['entity'], record['period'])}/report.html"
@@ -99,14 +96,14 @@ def write_overview(out: Path, records: Sequence[dict], refused: Sequence[str]) -
 
 
 def totals(records: Sequence[dict]) -> str:
-    """The reports, findings and letters in one line."""
+    """Return the numbers of reports, findings and letters in one line."""
     verdicts, letters = Counter(), Counter()
     for record in records:
         verdicts.update(record["counts"])
         letters[STATES[record["letter"]["state"]]] += 1
-    found = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdicts[verdict]) or "no findings"
+    findings = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdicts[verdict]) or "no findings"
     states = ", ".join(f"{number} {state}" for state, number in sorted(letters.items())) or "none"
-    return f"{len(records)} report{'' if len(records) == 1 else 's'}: {found}; letters: {states}"
+    return f"{len(records)} report{'' if len(records) == 1 else 's'}: {findings}; letters: {states}"
 
 
 def _findings(records: Sequence[dict]) -> str:
@@ -114,16 +111,19 @@ def _findings(records: Sequence[dict]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for record in records:
-        about = [{**one, "verdict": "about the report"} for one in record["about_the_report"]]
-        for one in (*record["findings"], *about):
-            known = {**one, **{key: record[key] for key in ("entity", "bank", "period", "page")}}
-            known["letter"] = record["letter"]["state"]
-            writer.writerow([_cell(str(known[column])) for column in COLUMNS])
+        about = [{**finding, "verdict": "about the report"} for finding in record["about_the_report"]]
+        for finding in (*record["findings"], *about):
+            fields = {**finding, **{key: record[key] for key in ("entity", "bank", "period", "page")}}
+            fields["letter"] = record["letter"]["state"]
+            writer.writerow([_cell(str(fields[column])) for column in COLUMNS])
     return text.getvalue()
 
 
 def _cell(text: str) -> str:
-    """A field that no spreadsheet takes for a formula, nor a part of it: in some countries a semicolon divides fields."""
+    """Quote a field so that no spreadsheet takes it, or its part after a semicolon, for a formula.
+
+    In some countries spreadsheets split fields at semicolons.
+    """
     text = re.sub(r"([;\r\n\t])(?=\s*[=+@-])", r"\1'", text.encode("utf-8", "replace").decode())
     is_formula = text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and not NEGATIVE.fullmatch(text))
     return f"'{text}" if is_formula else text
@@ -147,12 +147,12 @@ def _environment() -> jinja2.Environment:
 
 
 def _visible(value: object) -> object:
-    """What a page prints. A mark that is invisible, or that turns the direction of what follows, is shown as one."""
+    """Replace invisible characters, and characters that change the direction of the text after them, by a visible mark."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", value)
 
 
 def _write(path: Path, text: str) -> None:
-    """UTF-8. Half of a surrogate pair, which a hostile file may contain, is written as `?`."""
+    """Write UTF-8. Half of a surrogate pair, which a hostile file may contain, is written as `?`."""
     path.write_bytes(text.encode("utf-8", "replace"))

@@ -1,7 +1,7 @@
-"""Everything that the desk knows about one report, as plain JSON: the pages are written from it alone.
+"""The record of one report: everything that the desk knows about it, as plain JSON. The pages are written from it alone.
 
-The decision letter is made of approved blocks on what the rules found, corrected by what a person decided about the notes.
-The answer of a model changes nothing in it: it is a proposal, shown beside it.
+The decision letter is made of approved blocks about the violations that the rules found, corrected by a person's decisions on
+the notes. The answer of a model changes nothing in the letter: it is a proposal, shown beside the letter.
 """
 
 import itertools
@@ -48,31 +48,30 @@ UNREADABLE = "has the non-numeric value"  # in a warning of the reader
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of the question to a model. `text` is None if it could not be asked; `problem` says why.
-
-    control_tokens: the texts of the model's control tokens that stand in the report.
-    """
+    """The reply of a model to the question about a report, or the reason why the model was not asked."""
 
     profile: str
     prompt: tuple[dict, ...] = ()
-    text: str | None = None
-    problem: str = ""
-    cut_short: bool = False
-    control_tokens: tuple[str, ...] = ()
+    text: str | None = None  # None if the model was not asked
+    problem: str = ""  # why it was not asked
+    cut_short: bool = False  # whether the answer reached its maximum length
+    control_tokens: tuple[str, ...] = ()  # texts of the model's control tokens that stand in the report
 
 
 @dataclass(frozen=True)
 class Case:
-    """A report with what belongs to it. `reply` is None without a model."""
+    """A report with its bank, earlier reports and decisions. `reply` is None in an analysis without a model."""
 
     report: Report
     bank: Addressee
     earlier: tuple[Report, ...] = ()
     decisions: tuple[Finding, ...] = ()  # on the report and on the earlier ones
     reply: Reply | None = None
-    scope: str = ""  # of the report, where the bank files others as of the same date: two letters must not look alike
-    known: frozenset[str] = frozenset()  # names in the report that the register has: a person has looked at them
-    depends: dict = field(default_factory=dict, hash=False)  # what the analysis depends on, for the audit
+    scope: str = (
+        ""  # CON or IND if the bank files several reports as of this date, so that their letters differ; else ""
+    )
+    known: frozenset[str] = frozenset()  # names in the report that stand in the register, so a person has checked them
+    depends: dict = field(default_factory=dict, hash=False)  # hashes of all inputs of the analysis, for the audit
 
 
 @dataclass(frozen=True)
@@ -84,27 +83,27 @@ class Form:
 
 
 def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
-    """Examine a report, judge the answer of the model if there is one, and write the letter."""
+    """Examine a report, judge the model's answer if there is one, and write the letter. Return the record."""
     report, reply = case.report, case.reply
     engine = examine(report, case.earlier, case.decisions)
     engine = replace(engine, context=replace(engine.context, scope=case.scope))
     text = reply.text if reply and reply.text else ""
     facts, void_facts = read_facts(text) or ([], 0)
     notes, unquoted = read_notes(report, engine.results, engine.decisions, facts)
-    said = [fact for note in notes for fact in note.facts]
-    proposed = consequences(report, engine.results, said)
+    model_facts = [fact for note in notes for fact in note.facts]
+    proposed = consequences(report, engine.results, model_facts)
     letter = _write(engine.violated, case, engine, form, grouped=True)
     draft = {"text": "", "outside": [], "unknown": [], "problems": []}
     warnings = [*report.warnings, *(f"incomplete: {reason}" for reason in report.incomplete)]
     if reply is None:
-        verdicts = [Verdict(BY_RULE, one.rule_id, "", result=one) for one in engine.violated]
+        verdicts = [Verdict(BY_RULE, result.rule_id, "", result=result) for result in engine.violated]
     else:
         lines = read_lines(text)
         is_decided = bool(notes) and all(note.decisions for note in notes)
         profile = PROFILES[reply.profile]
         seen, decisions = profile.as_seen(report, case.decisions)
         judged = engine if seen is report else examine(seen, case.earlier, decisions)
-        follows = proposed if seen is report else consequences(seen, judged.results, said)
+        follows = proposed if seen is report else consequences(seen, judged.results, model_facts)
         verdicts = judge_answer(seen, judged, profile, lines, follows, is_decided)
         draft = _draft(letter_in(text), case, engine, proposed, form)
         draft["problems"] = list(_problems(reply, lines, void_facts))
@@ -112,9 +111,9 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
             named = ", ".join(reply.control_tokens)
             warnings.append(f"it spells control tokens of the model: {named}; see who wrote them, and why")
     reasons = list(_reasons(case, engine, verdicts, notes, letter))
-    mark = draft_mark(form.language)  # for every report, so that a wrong block is seen before a letter needs it
-    lifted = [one for one in verdicts if one.claim and (one.claim.state, one.verdict) == ("lifts", CONFIRMED)]
-    found = [one for one in verdicts if one.verdict != REFUTED and one not in lifted]
+    mark = draft_mark(form.language)  # read for every report, so that a wrong block fails before a letter needs it
+    lifted = [own for own in verdicts if own.claim and (own.claim.state, own.verdict) == ("lifts", CONFIRMED)]
+    findings = [own for own in verdicts if own.verdict != REFUTED and own not in lifted]
     return {
         "entity": report.entity,
         "period": report.period,
@@ -126,17 +125,17 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
         "facts": len(report.facts),
         "earlier": [old.period for old in case.earlier],
         "by": "engine" if reply is None else f"engine, with a model of the profile {reply.profile}",
-        "has_findings": bool(found or engine.about),
-        "counts": {verdict: n for verdict in VERDICTS if (n := sum(one.verdict == verdict for one in verdicts))},
-        "findings": [one.describe() for one in verdicts],
-        "about_the_report": [describe_result(one) for one in engine.about],
-        "duties": [describe_result(one) for one in engine.of_state("triggered")],
-        "undecided": [describe_result(one) for one in engine.of_state("undecided")],
-        "skipped": [{"rule": one.rule_id, "reason": one.reason} for one in engine.of_state("not applicable")],
-        "met": [one.rule_id for one in engine.of_state("ok")],
+        "has_findings": bool(findings or engine.about),
+        "counts": {verdict: n for verdict in VERDICTS if (n := sum(own.verdict == verdict for own in verdicts))},
+        "findings": [verdict.describe() for verdict in verdicts],
+        "about_the_report": [describe_result(result) for result in engine.about],
+        "duties": [describe_result(result) for result in engine.of_state("triggered")],
+        "undecided": [describe_result(result) for result in engine.of_state("undecided")],
+        "skipped": [{"rule": rule.rule_id, "reason": rule.reason} for rule in engine.of_state("not applicable")],
+        "met": [result.rule_id for result in engine.of_state("ok")],
         "decisions": [
-            {name: getattr(one, name) for name in ("rule", "state", "cell", "legal", "where")}
-            for one in engine.decisions
+            {name: getattr(decision, name) for name in ("rule", "state", "cell", "legal", "where")}
+            for decision in engine.decisions
         ],
         "notes": [_note(note) for note in notes],
         "columns": ",".join(COLUMNS),
@@ -152,12 +151,12 @@ def make_record(case: Case, form: Form = Form()) -> dict:  # noqa: B008 (frozen)
     }
 
 
-def _write(violated: Sequence, case: Case, engine: Examination, form: Form, **how: Any) -> str:
-    return write_letter(violated, case.bank, case.report.period, engine.context, **vars(form), **how)
+def _write(violated: Sequence, case: Case, engine: Examination, form: Form, **style: Any) -> str:
+    return write_letter(violated, case.bank, case.report.period, engine.context, **vars(form), **style)
 
 
 def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Finding], form: Form) -> dict:
-    """The model's letter, compared with the blocks: on what is decided, and on what it proposes."""
+    """Compare the model's letter with letters from blocks: on the violations as decided, and as the model proposes them."""
     versions = [engine.violated, tuple(apply_findings(engine.results, proposed))] if proposed else [engine.violated]
     forms = itertools.product(versions, sorted({"model", form.basis}), LANGUAGES, (False, True))
     approved = [
@@ -169,21 +168,21 @@ def _draft(text: str, case: Case, engine: Examination, proposed: Sequence[Findin
 
 
 def is_name(text: str) -> bool:
-    """Whether a text of a bank is surely a name: an LEI, another code, one word, or up to three words with a legal form.
+    """Return whether a text is surely a name: an LEI or similar code, one word, or up to three words with a legal form.
 
-    A bank chooses the codes of its clients, and a code may spell a sentence, with or without white space.
+    Banks choose the codes of their clients. A code may spell a sentence, with or without white space, so it is checked.
     """
     is_code = CODE.fullmatch(text) and len(WORD.findall(text)) <= 2 and len(LONG_WORD.findall(text)) <= 1
     is_word = text.isalpha() and len(text) <= 12 and text[1:].islower()
     parts = text.replace(".", "").split()
-    is_firm = 0 < len(parts) <= 3 and all(one.isalpha() and not one.islower() for one in parts)
+    is_firm = 0 < len(parts) <= 3 and all(part.isalpha() and not part.islower() for part in parts)
     return bool(LEI.fullmatch(text) or is_code or is_word or (is_firm and LEGAL_FORM.fullmatch(parts[-1])))
 
 
 def _reasons(
     case: Case, engine: Examination, verdicts: Sequence[Verdict], notes: Sequence[ReadNote], letter: str
 ) -> Iterator[str]:
-    """Why the decision letter is not ready, and what a person must do."""
+    """Yield the reasons why the decision letter is not ready. Each says what a person must do."""
     report = case.report
     for note in notes:
         if not note.decisions:
@@ -195,26 +194,27 @@ def _reasons(
     for warning in report.warnings:
         if warning != EMPTY_NOTE and UNREAD_NOTE.search(warning):
             yield f"a note was not read as a whole ({warning}); read it in the file, and ask the bank to file it again"
-    for one in case.decisions:
-        if one.period == report.period and one not in engine.decisions:
+    for decision in case.decisions:
+        if decision.period == report.period and decision not in engine.decisions:
+            name = decision.note or "(without its 16 digits)"
             yield (
-                f"{one.where or 'a decision'} decides nothing: it is on note {one.note or '(without its 16 digits)'}, which the "
+                f"{decision.where or 'a decision'} decides nothing: it is on note {name}, which the "
                 "report does not have in these words; read the note again and correct the line"
             )
     yield from (
         f"{doubt}; correct the file for --findings"
         for doubt in doubts(report, engine.results, engine.violated, engine.decisions)
     )
-    for one in verdicts:
-        is_violated = one.claim is not None and one.claim.state == "violated"
-        if one.verdict == OPEN and is_violated and one.result and one.result.kind != "note":
+    for own in verdicts:
+        is_violated = own.claim is not None and own.claim.state == "violated"
+        if own.verdict == OPEN and is_violated and own.result and own.result.kind != "note":
             yield (
-                f"the model says that {one.rule} is violated, and the figures do not decide it ({one.describe()['reason']}): "
+                f"the model says that {own.rule} is violated, and the figures do not decide it ({own.describe()['reason']}): "
                 "ask the bank, or decide in a file for --findings"
             )
     context = engine.context
     printed = (*engine.violated, *context.triggers, *context.lifted, *context.untested)
-    names = [one.row for one in printed if one.row and plain_name(one.row) in letter]
+    names = [result.row for result in printed if result.row and plain_name(result.row) in letter]
     names += [case.bank.name] if case.bank.name == case.bank.entity else []
     for name in dict.fromkeys(name for name in names if name not in case.known and not is_name(name)):
         yield (
@@ -223,7 +223,7 @@ def _reasons(
         )
     for reason in report.incomplete:
         yield f"the report is incomplete: {reason}; then analyse again"
-    if any(one.rule_id != LATE_FILING for one in engine.violated):
+    if any(result.rule_id != LATE_FILING for result in engine.violated):
         return
     if context.unexamined:
         yield {
@@ -238,26 +238,27 @@ def _reasons(
     for warning in report.warnings:
         if UNREADABLE in warning:
             yield f"{doubt} a figure cannot be read ({warning}); ask the bank to correct it first"
-    for one in engine.about:
-        if one.rule_id != "MANDATORY":  # what is missing is no figure that the letter judges
-            yield f"{doubt} the report is doubtful ({one.rule_id}: {one.reason}); ask the bank to correct it first"
+    for result in engine.about:
+        if result.rule_id != "MANDATORY":  # the letter judges no figure that is missing
+            yield f"{doubt} the report is doubtful ({result.rule_id}: {result.reason}); ask the bank to correct it first"
 
 
 def _untestable(untested: Iterable[RuleResult]) -> list[tuple[str, str]]:
-    """(the requirements on one figure that cannot be tested, why), but for those that the bank does not report.
+    """Return (requirements on one figure that cannot be tested, reason), one pair for each figure.
 
-    A bank without a requirement of its own reports none: its letter lists what was not tested.
+    Leave out requirements whose limit is not reported: a bank without its own requirement reports none. The letter lists them
+    as not tested.
     """
-    found: dict[str, list[RuleResult]] = {}
-    for one in (one for one in untested if one.kind == "breach"):
-        judged, *limits = one.inputs
+    by_figure: dict[str, list[RuleResult]] = {}
+    for result in (result for result in untested if result.kind == "breach"):
+        judged, *limits = result.inputs
         if not isinstance(judged.value, Decimal) or all(part.source != "not reported" for part in limits):
-            found.setdefault(cell_name(one.cell, one.row), []).append(one)
-    return [(", ".join(one.rule_id for one in group), group[0].reason) for group in found.values()]
+            by_figure.setdefault(cell_name(result.cell, result.row), []).append(result)
+    return [(", ".join(result.rule_id for result in group), group[0].reason) for group in by_figure.values()]
 
 
 def _problems(reply: Reply, lines: Sequence[tuple[str, Claim | None]], void_facts: int) -> Iterator[str]:
-    """What stood in the way of the model's answer, whose findings are `lines`."""
+    """Yield the problems of the model's answer, whose findings are `lines`."""
     if reply.text is None:
         yield f"the model was not asked: {reply.problem}"
         return
@@ -273,7 +274,7 @@ def _problems(reply: Reply, lines: Sequence[tuple[str, Claim | None]], void_fact
 
 
 def _note(note: ReadNote) -> dict:
-    decisions = [f"{one.rule or 'nothing follows'}: {one.state} ({one.where})" for one in note.decisions]
+    decisions = [f"{line.rule or 'nothing follows'}: {line.state} ({line.where})" for line in note.decisions]
     return vars(note) | {"decisions": decisions, "facts": [_fact(fact) for fact in note.facts]}
 
 

@@ -1,12 +1,12 @@
-"""What the rules find in a report, and what they say of a model's answer: a verdict on each finding, a check of its letter.
+"""Evaluate the rules on a report, give a verdict on each finding of a model's answer, and check the model's letter.
 
-A finding is confirmed only if rule, cell, value, limit and article are all those of the engine or of the desk's decision. One
-with a wrong figure is refuted as it stands, and the reason gives the right one. A finding that only a note can show has no
+A finding is confirmed only if rule, cell, value, limit and article all agree with the engine or with the desk's decision. A
+finding with a wrong figure is refuted, and the reason gives the right figure. A finding that only a note can show has no
 formula: it must follow from the facts that the model read in the note, and is not decidable by rule until a person decides.
 
-The letter of a model is shown beside the decision, and never sent: its figures are checked, its sentences are not. Every sentence
-that is not one of the approved blocks is listed, with words of `blocks/LANGUAGE/flags.toml` that may turn a finding round. No
-list of words makes a text safe: what is sent is made of blocks alone (`letters.py`).
+The model's letter is shown beside the decision and never sent: its figures are checked, its sentences are not. Every sentence
+that no approved block contains is listed, with words of `blocks/LANGUAGE/flags.toml` that may reverse a finding. No list of
+words makes a text safe, so the letter that is sent is made of blocks alone (`letters.py`).
 """
 
 import re
@@ -29,8 +29,8 @@ from xbrl.rules.rule_lines import all_results, describe_result
 from xbrl.rules.rules import RuleResult
 
 CONFIRMED, REFUTED, OPEN, MISSED = "confirmed", "refuted", "not decidable by rule", "missed"
-NOT_COVERED = "not covered"  # by the profile of the model: an engine finding that it was never asked about
-BY_RULE = "found by rule"  # without a model
+NOT_COVERED = "not covered"  # an engine finding that the profile of the model does not ask about
+BY_RULE = "found by rule"  # a finding in an analysis without a model
 VERDICTS = (CONFIRMED, REFUTED, OPEN, MISSED, NOT_COVERED, BY_RULE)
 DECIDE = "a person reads the note and decides in a file for --findings"
 WHY_NOT_VIOLATED = {
@@ -46,48 +46,45 @@ _MARKS = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 
 @dataclass(frozen=True)
 class Examination:
-    """The engine's results on one report.
+    """The engine's results on one report."""
 
-    `violated` are the findings, after the desk's `decisions`, which are in force; `about` are findings about the report itself.
-    """
-
-    results: tuple[RuleResult, ...]  # of every rule
-    about: tuple[RuleResult, ...]
-    violated: tuple[RuleResult, ...]
-    decisions: tuple[Finding, ...]
+    results: tuple[RuleResult, ...]  # the result of every rule
+    about: tuple[RuleResult, ...]  # findings about the report itself, which are never labels
+    violated: tuple[RuleResult, ...]  # the violations, corrected by `decisions`
+    decisions: tuple[Finding, ...]  # the desk's decisions that are in force
     context: Context  # what a letter may mention besides the findings
 
     def of_state(self, state: str) -> list[RuleResult]:
-        """The results of rules with this state."""
+        """Return the results of rules with this state."""
         return [result for result in self.results if result.state == state]
 
 
 def examine(report: Report, earlier: Sequence[Report], decisions: Sequence[Finding]) -> Examination:
-    """Evaluate every rule on a report. `earlier` are previous reports of the bank, oldest first.
+    """Evaluate every rule on a report. `earlier` has previous reports of the bank, oldest first.
 
-    Of the `decisions` on the report, those hold that are on its notes as they read now. What others have lifted in an earlier
-    report was no breach there.
+    A decision on a note of the report holds only if the note still has the same words. Decisions on earlier reports count too:
+    a rule that they lift was not violated in the earlier report.
     """
-    everything = all_results(report)
-    results = tuple(result for result in everything if result.kind != "quality")
-    about = tuple(result for result in everything if result.kind == "quality")
+    all_rules = all_results(report)
+    results = tuple(result for result in all_rules if result.kind != "quality")
+    about = tuple(result for result in all_rules if result.kind == "quality")
     applicable = [result for result in results if result.state != "not applicable"]
-    judged = [result for result in applicable if result.rule_id != LATE_FILING]  # when a file was made is no figure
+    judged = [result for result in applicable if result.rule_id != LATE_FILING]  # the time of filing is no figure
     states = {result.state for result in judged}
-    held = in_force(report, decisions)
-    violated = tuple(apply_findings(applicable, held))
+    valid = in_force(report, decisions)
+    violated = tuple(apply_findings(applicable, valid))
     context = replace(
-        letter_context(report, applicable, earlier, FULL.rules, held, decisions),
-        without=limits_without(report, results, held),
-        untested=tuple(one for one in judged if one.state == "undecided" and one.kind != "trigger"),
+        letter_context(report, applicable, earlier, FULL.rules, valid, decisions),
+        without=limits_without(report, results, valid),
+        untested=tuple(result for result in judged if result.state == "undecided" and result.kind != "trigger"),
         unexamined="" if states & {"ok", "violated"} else "undecided" if states else "not applicable",
     )
-    return Examination(results, about, violated, tuple(held), context)
+    return Examination(results, about, violated, tuple(valid), context)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rules say of one finding. `result` is the engine's on the same rule, if there is one."""
+    """The verdict on one finding, with its reason. `result` is the engine's result on the same rule, if it has one."""
 
     verdict: str
     rule: str
@@ -97,15 +94,15 @@ class Verdict:
     result: RuleResult | None = None
 
     def describe(self) -> dict[str, Any]:
-        """All of it as texts. Value and limit are the engine's where it has them."""
+        """Return the verdict as texts. Value and limit come from the engine if it has them."""
         names = ("kind", "title", "cell", "value", "limit", "legal", "formula")
         known: dict[str, Any] = (
             describe_result(self.result) if self.result else dict.fromkeys(names, "") | {"inputs": []}
         )
-        if of_note := note_rules().get(self.rule):
-            known["title"] = of_note.title
+        if note_rule := note_rules().get(self.rule):
+            known["title"] = note_rule.title
             if not self.result:
-                known |= {"kind": "note", "legal": of_note.legal}
+                known |= {"kind": "note", "legal": note_rule.legal}
         reason = "; ".join(filter(None, (self.reason, known.pop("reason", ""))))
         written = f"the model wrote: {self.line}" if self.line else ""
         details = [text for text in (reason, known["formula"], *known["inputs"], written) if text]
@@ -121,56 +118,56 @@ def judge_answer(
     proposed: Sequence[Finding] = (),
     is_decided: bool = False,
 ) -> list[Verdict]:
-    """The verdicts on the readable `lines` of an answer, then the findings that the model missed or was not asked about.
+    """Judge the readable `lines` of an answer, then add the findings that the model missed or was not asked about.
 
-    `proposed` is what follows from the facts that the model read in the notes and whose words stand there. `is_decided`: a person
-    has decided on every note.
+    `proposed` has the findings that follow from the facts that the model read in the notes, for facts whose words stand there.
+    `is_decided` says that a person has decided on every note.
     """
     read = list(dict.fromkeys((line, claim) for line, claim in lines if claim))
     lifts = {claim.rule for _, claim in read if claim.state == "lifts"}
     by_rule: dict[str, list[RuleResult]] = {}
-    for one in engine.results:
-        by_rule.setdefault(one.rule_id, []).append(one)
+    for result in engine.results:
+        by_rule.setdefault(result.rule_id, []).append(result)
 
     def decided(rule: str) -> list[Finding]:
-        return [one for one in engine.decisions if one.rule == rule]
+        return [decision for decision in engine.decisions if decision.rule == rule]
 
     def truths(rule: str) -> list[tuple[Claim | None, RuleResult]]:
-        """The violations of a rule, as a right answer prints them.
+        """Return the violations of a rule, each with the claim of a right answer.
 
-        If the answer itself says that a note lifts the rule, its line on the rule only says what the figures say.
+        If the answer says that a note lifts the rule, its line on the rule is compared with the figures alone.
         """
-        found = [one for one in engine.violated if one.rule_id == rule]
-        if not found and rule in lifts:
-            found = [one for one in by_rule.get(rule, ()) if one.state == "violated"]
-        return [(profile.claim_of(one), one) for one in found]
+        violated = [result for result in engine.violated if result.rule_id == rule]
+        if not violated and rule in lifts:
+            violated = [result for result in by_rule.get(rule, ()) if result.state == "violated"]
+        return [(profile.claim_of(result), result) for result in violated]
 
     def nearest(claim: Claim) -> RuleResult | None:
-        """The result of a rule, on the row that the model names if it has one.
+        """Return the engine's result on the rule of a claim, on the row that the model names if the engine has that row.
 
-        Of rows that meet the rule the engine keeps one: where the model names another, no row and no figure is shown.
+        The engine keeps one of the rows that meet a rule. If the model names a different row, the result has no row or figure.
         """
         same = by_rule.get(claim.rule, [])
-        named = [one for one in same if one.row and one.row.casefold() in claim.where]
-        found = next(iter(named or same), None)
-        if found and found.row and not named and found.state == "ok":
-            return replace(found, row="", value=None, limit=None, inputs=())
-        return found
+        named = [result for result in same if result.row and result.row.casefold() in claim.where]
+        result = next(iter(named or same), None)
+        if result and result.row and not named and result.state == "ok":
+            return replace(result, row="", value=None, limit=None, inputs=())
+        return result
 
-    def of_violation(claim: Claim) -> Judgement:
-        """The judgement of a finding."""
+    def judge_violation(claim: Claim) -> Judgement:
+        """Judge the claim that a rule is violated."""
         known = truths(claim.rule)
         if same := [pair for pair in known if pair[0] is None or pair[0].where == claim.where]:
             truth, result = min(same, key=lambda pair: len(_differences(claim, *pair)))
             if wrong := _differences(claim, truth, result):
                 return REFUTED, f"the rule is violated, but {'; '.join(wrong)}", result
             reason = "by the figures; the answer says that a note lifts it" if claim.rule in lifts else ""
-            for one in decided(claim.rule):
-                if one.state == "violated" and concerns(one, result):
-                    reason = f"the desk has decided: violated ({one.where})"
+            for decision in decided(claim.rule):
+                if decision.state == "violated" and concerns(decision, result):
+                    reason = f"the desk has decided: violated ({decision.where})"
             return CONFIRMED, reason, result
         if known:
-            places = ", ".join(cell_name(one.cell, one.row) for _, one in known)
+            places = ", ".join(cell_name(result.cell, result.row) for _, result in known)
             return REFUTED, f"the rule is violated at {places}, not where the model says", known[0][1]
         result = nearest(claim)
         if result is None and claim.rule not in note_rules():
@@ -178,56 +175,57 @@ def judge_answer(
         if otherwise := decided(claim.rule):
             return REFUTED, f"the desk has decided otherwise: {otherwise[0].state} ({otherwise[0].where})", result
         if result is None:
-            return of_note(claim)
+            return judge_note_rule(claim)
         uncovered = result.state == "not applicable" and result.value is not None
         verdict = OPEN if result.state == "undecided" or uncovered else REFUTED
         return verdict, WHY_NOT_VIOLATED[result.state], result
 
-    def of_note(claim: Claim) -> Judgement:
-        """The judgement of a finding that only a note can show."""
+    def judge_note_rule(claim: Claim) -> Judgement:
+        """Judge a finding that only a note can show."""
         if not report.notes:
             return REFUTED, "only a note of the bank can show this, and the report has none", None
         if is_decided:
             return REFUTED, "the desk has decided on the note, and not that", None
-        if profile.name == "quickstart":  # its answers have no facts
+        if profile.name == "quickstart":  # its answers state no facts
             return OPEN, f"only a note shows it; {DECIDE}", None
-        follows = [one for one in proposed if one.rule == claim.rule and one.state == "violated"]
+        follows = [finding for finding in proposed if (finding.rule, finding.state) == (claim.rule, "violated")]
         if not follows:
             return REFUTED, "it does not follow from the facts that the model read in the note", None
-        result = next(one for one in apply_findings(engine.results, follows) if one.rule_id == claim.rule)
+        corrected = apply_findings(engine.results, follows)
+        result = next(result for result in corrected if result.rule_id == claim.rule)
         reason = "it follows from the facts that the model read in the note"
         if wrong := _differences(claim, profile.claim_of(result), result):
             return REFUTED, f"{reason}, but {'; '.join(wrong)}", result
         return OPEN, f"{reason}; {DECIDE}", result
 
-    def of_lifting(claim: Claim) -> Judgement:
-        """The judgement of "a note lifts this rule"."""
-        found = next((one for one in by_rule.get(claim.rule, ()) if one.state == "violated"), None)
+    def judge_lifting(claim: Claim) -> Judgement:
+        """Judge the claim that a note lifts a rule."""
+        violated = next((result for result in by_rule.get(claim.rule, ()) if result.state == "violated"), None)
         if own := decided(claim.rule):
             verdict = CONFIRMED if own[0].state == "lifted" else REFUTED
-            return verdict, f"the desk has decided: {own[0].state} ({own[0].where})", found
+            return verdict, f"the desk has decided: {own[0].state} ({own[0].where})", violated
         if not report.notes:
-            return REFUTED, "only a note can lift it, and the report has none", found
-        changes = "" if found else " it changes nothing, for the rule is not violated;"
-        return OPEN, f"the model says that a note lifts it;{changes} {DECIDE}", found
+            return REFUTED, "only a note can lift it, and the report has none", violated
+        changes = "" if violated else " it changes nothing, for the rule is not violated;"
+        return OPEN, f"the model says that a note lifts it;{changes} {DECIDE}", violated
 
-    judges = {"violated": of_violation, "lifts": of_lifting}
+    judges = {"violated": judge_violation, "lifts": judge_lifting}
     verdicts = []
     for line, claim in read:
         if claim.state in judges:
             verdict, reason, result = judges[claim.state](claim)
             verdicts.append(Verdict(verdict, claim.rule, reason, line, claim, result))
-    # In the quickstart a line that names the violation and one that lifts it stand together.
-    skip = {one.rule for one in verdicts if one.claim and one.claim.state == "lifts" and one.verdict != REFUTED}
-    lifted = {one.rule for one in proposed if one.state == "lifted"}  # by the model's reading
+    # Answers of the quickstart name a violation in one line and lift it in another.
+    skip = {own.rule for own in verdicts if own.claim and own.claim.state == "lifts" and own.verdict != REFUTED}
+    lifted = {finding.rule for finding in proposed if finding.state == "lifted"}  # as the model reads the note
     covered = {rule.id for rule in profile.rules} | set(note_rules())
     for result in engine.violated:
         rule, truth = result.rule_id, profile.claim_of(result)
-        said = [claim for _, claim in read if (claim.state, claim.rule) == ("violated", rule)]
+        claims = [claim for _, claim in read if (claim.state, claim.rule) == ("violated", rule)]
         if rule not in covered:
             reason = f"the profile {profile.name} does not cover this rule: the model was not asked about it"
             verdicts.append(Verdict(NOT_COVERED, rule, reason, result=result))
-        elif rule in skip or any(truth is None or truth.where == claim.where for claim in said):
+        elif rule in skip or any(truth is None or truth.where == claim.where for claim in claims):
             continue
         elif rule in lifted:
             reason = f"the model read in the note that this limit does not bind the bank; {DECIDE}"
@@ -240,23 +238,23 @@ def judge_answer(
 
 
 def _differences(claim: Claim, truth: Claim | None, result: RuleResult) -> list[str]:
-    """What a claim says otherwise than the engine or the desk's decision."""
+    """Return a text for each part in which a claim differs from the engine's result or the desk's decision."""
     known = describe_result(result)
     value, limit = (truth.value, truth.limit) if truth else (result.value, result.limit)
-    found = []
+    differences = []
     if claim.value != value:
-        found.append(f"the value is {known['value'] or 'not known'}, not {_printed(claim.value, result)}")
+        differences.append(f"the value is {known['value'] or 'not known'}, not {_printed(claim.value, result)}")
     if claim.limit != limit or (truth and claim.relation != truth.relation and truth.state == claim.state):
         wrong = f"{claim.relation} {_printed(claim.limit, result)}".strip()
-        found.append(f"the limit is {known['limit'] or 'not known'}, not {wrong}")
+        differences.append(f"the limit is {known['limit'] or 'not known'}, not {wrong}")
     if truth and truth.state == claim.state and claim.legal != truth.legal:
         cited = ", ".join(sorted(" ".join(filter(None, article)) for article in claim.legal)) or "nothing"
-        found.append(f"the article is {result.legal}, and the model cites {cited}")
-    return found
+        differences.append(f"the article is {result.legal}, and the model cites {cited}")
+    return differences
 
 
 def _printed(value: Decimal | str | None, result: RuleResult) -> str:
-    """What a claim says, in the unit of the engine's result."""
+    """Format a value of a claim in the unit of the engine's result."""
     if isinstance(value, Decimal):
         return (
             format_limit(value, result.unit)
@@ -267,10 +265,10 @@ def _printed(value: Decimal | str | None, result: RuleResult) -> str:
 
 
 def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violated: Sequence[RuleResult]) -> dict:
-    """Compare a letter with `approved` letters from blocks and `known` texts, such as the report as the model saw it.
+    """Compare a model's letter with `approved` letters from blocks and with `known` texts, such as the prompt.
 
-    outside: [sentence that is not in the blocks, the words in it that are flagged]; unknown: figures, dates and articles that
-    neither the report nor a rule has.
+    Return the letter as `text`, with two lists. `outside` has [sentence, flagged words] for each sentence that no approved letter
+    has. `unknown` has the figures, dates and articles that no approved letter and no known text has.
     """
     own = {sentence for letter in approved for sentence in _sentences(letter)}
     relations = {result.relation for result in violated}
@@ -278,7 +276,9 @@ def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violat
     supported = statements("\n".join([*known, *approved]))
     stated = statements(text)
     unknown = [
-        f"the figure {printed}" for printed, one in quantities(text) if one in stated["figures"] - supported["figures"]
+        f"the figure {printed}"
+        for printed, figure in quantities(text)
+        if figure in stated["figures"] - supported["figures"]
     ]
     unknown += [f"the date {day}" for day in sorted(stated["dates"] - supported["dates"])]
     unknown += [f"the article {act} {number}" for act, number in sorted(stated["articles"] - supported["articles"])]
@@ -286,16 +286,18 @@ def check_draft(text: str, approved: Sequence[str], known: Sequence[str], violat
 
 
 def flags(sentence: str, relations: Iterable[str]) -> tuple[str, ...]:
-    """The flagged words of a sentence, each with its class. `relations` are those of the findings ("min", "max")."""
-    against, found = {f"against {relation}" for relation in relations}, []
+    """Return the flagged words of a sentence, each with its class. `relations` has the relations of the findings: "min", "max"."""
+    against, flagged = {f"against {relation}" for relation in relations}, []
     for name, words in flagged_words().items():
         if name.startswith("against ") and name not in against:
             continue
-        found += [f"{word} ({name})" for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.I)]
-    return tuple(found)
+        flagged += [
+            f"{word} ({name})" for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", sentence, re.I)
+        ]
+    return tuple(flagged)
 
 
 def _sentences(text: str) -> list[str]:
-    """The sentences of a letter without bullets and numbers, each once."""
+    """Return the sentences of a letter without bullets and numbers, each once."""
     plain = (_MARKS.sub("", " ".join(sentence.split())) for sentence in sentences(text))
     return list(dict.fromkeys(sentence for sentence in plain if re.search(r"\w", sentence)))

@@ -1,4 +1,4 @@
-"""A supervisor's archive: matching letters to reports, listing what has no match, and making examples of both."""
+"""A supervisor's archive: match letters to reports, list files without a match, and make examples from the pairs."""
 
 import json
 import zipfile
@@ -21,7 +21,7 @@ NAMES = {A: "Nordhaven Bank", B: "Nordhaven Bank of Commerce"}
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "found"),
+    ("name", "text", "expected"),
     [
         (f"{A}_2026-03-31.txt", "x", 0),
         (f"{A.lower()} 20260630.txt", "x", 1),
@@ -38,12 +38,12 @@ NAMES = {A: "Nordhaven Bank", B: "Nordhaven Bank of Commerce"}
         (f"{A}_{B}_2026-03-31.txt", "x", "mentions none of the banks"),
     ],
 )
-def test_a_letter_is_matched_to_its_report_or_the_reason_is_given(name, text, found):
+def test_letter_matches_its_report_or_gives_the_reason(name, text, expected):
     matched, rejected = match_letters({Path(name): text}, CASES, NAMES)
-    if isinstance(found, int):
-        assert rejected == [] and list(matched) == [CASES[found]]
+    if isinstance(expected, int):
+        assert rejected == [] and list(matched) == [CASES[expected]]
     else:
-        assert matched == {} and len(rejected) == 1 and found in rejected[0]
+        assert matched == {} and len(rejected) == 1 and expected in rejected[0]
     again = match_letters({Path(f"{A}_2026-03-31.txt"): "x", Path(f"again_{A}_2026-03-31.txt"): "x"}, CASES, NAMES)[1]
     assert len(again) == 1 and "already the letter for the same" in again[0]
 
@@ -59,7 +59,7 @@ def test_a_letter_is_matched_to_its_report_or_the_reason_is_given(name, text, fo
         (f"{A}.CON_2026-06-30.zip", f"{A}.CON", False),
     ],
 )
-def test_the_name_of_a_file_says_to_which_bank_and_date_it_belongs(name, entity, matches):
+def test_file_name_tells_bank_and_date(name, entity, matches):
     assert is_named_after(Path("in", name), entity, "2026-03-31") is matches
 
 
@@ -109,7 +109,7 @@ def archive(tmp_path_factory):
 
 
 def make(folder, out, **more) -> list[dict]:
-    """The examples of the archive, all in training, made in this process."""
+    """Make the examples of the archive in this process, all of them for training."""
     places = {"reports": folder / "reports", "letters": folder / "letters", "register": folder / "register.csv"}
     make_archive_corpus({**places, "pairs": None, "findings": None, **more}, out, (1, 0, 0), 0, 1, {})
     return [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
@@ -122,11 +122,13 @@ def test_an_archive_becomes_examples(archive, tmp_path):
     done = run_python(*command, "--splits", "0.6", "0.2", "0.2")
     assert done.returncode == 0, done.stderr
     examples = {
-        one["id"]: one for path in out.glob("*.jsonl") for one in map(json.loads, path.read_text().splitlines())
+        row["id"]: row for path in out.glob("*.jsonl") for row in map(json.loads, path.read_text().splitlines())
     }
     assert set(examples) == {f"{filing.bank.entity}-{filing.period}" for filing in filings[1:]}
     for number, filing in enumerate(filings[1:], start=1):
-        question, answer = (one["content"] for one in examples[f"{filing.bank.entity}-{filing.period}"]["messages"])
+        question, answer = (
+            message["content"] for message in examples[f"{filing.bank.entity}-{filing.period}"]["messages"]
+        )
         assert answer.endswith(f"word {'ab' * number}.")
         assert ("Earlier reports" in question) == (number % 2 == 1)
     unmatched = (out / "unmatched.txt").read_text().splitlines()
@@ -138,10 +140,10 @@ def test_an_archive_becomes_examples(archive, tmp_path):
     assert run_python(*command).returncode == 2
 
 
-def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_are_listed(archive, tmp_path, capsys):
+def test_findings_change_labels_and_contradicting_letters_are_listed(archive, tmp_path, capsys):
     folder, filings = archive
-    before = {one["id"]: one["violations"] for one in make(folder, tmp_path / "plain")}
-    breached, sound = (next(id for id in before if bool(before[id]) is wanted) for wanted in (True, False))
+    before = {example["id"]: example["violations"] for example in make(folder, tmp_path / "plain")}
+    breached, sound = (next(id for id in before if bool(before[id]) is violated) for violated in (True, False))
     lifted, unread = before[breached][0], filings[0].bank.entity
     scope = next(filing.bank.scope for filing in filings if filing.bank.entity == breached[:20])
     lines = [
@@ -154,9 +156,9 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     table = tmp_path / "findings.csv"
     table.write_text("entity,period,rule,state,cell,value,limit,legal,kind,note\n" + "\n".join(lines) + "\n")
     capsys.readouterr()
-    examples = {one["id"]: one for one in make(folder, tmp_path / "out", findings=table)}
-    said = capsys.readouterr().err
-    after = {name: one["violations"] for name, one in examples.items()}
+    examples = {example["id"]: example for example in make(folder, tmp_path / "out", findings=table)}
+    printed = capsys.readouterr().err
+    after = {name: example["violations"] for name, example in examples.items()}
     changed = {breached: [rule for rule in before[breached] if rule != lifted], sound: ["LCR_PLEDGED"]}
     assert {name: rules for name, rules in after.items() if rules != before[name]} == changed
     assert "LCR_PLEDGED | C 76.00.a r0030 c0010 | 95" in examples[sound]["messages"][-1]["content"]
@@ -171,17 +173,17 @@ def test_annotated_findings_are_labels_and_letters_that_contradict_the_labels_ar
     assert missing.startswith(f"{sound[:20]} {sound[21:]}: {folder / 'letters'}")
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert card["disagreements"] == len(disagreements) > 1
-    assert all(f"letter and labels disagree: {line}" in said for line in disagreements)
+    assert all(f"letter and labels disagree: {line}" in printed for line in disagreements)
 
 
-def test_a_mistake_in_the_findings_ends_in_one_sentence(archive, tmp_path):
+def test_mistake_in_findings_ends_in_one_sentence(archive, tmp_path):
     (tmp_path / "findings.csv").write_text("entity,period,rule,state\nX,2026-03-31,LCR,violated\n")
     with pytest.raises(UserError, match=r"findings.csv, line 2, column rule: 'LCR' is not a rule"):
         make(archive[0], tmp_path / "out", findings=tmp_path / "findings.csv")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
+def test_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
     folder, _ = archive
     first_of = {}
     for path in find_reports(folder / "reports")[0]:
@@ -190,7 +192,7 @@ def test_a_pairs_file_matches_letters_that_name_no_report(archive, tmp_path):
     lines = [f"{path},letter {number}.txt" for number, path in enumerate(list(first_of.values())[:6], start=1)]
     (tmp_path / "pairs.csv").write_text("\n".join(["report,letter", *lines, ""]))
     train = make(folder, tmp_path / "out", pairs=tmp_path / "pairs.csv")
-    assert sorted(one["messages"][1]["content"].rpartition("word ")[2] for one in train) == [
+    assert sorted(example["messages"][1]["content"].rpartition("word ")[2] for example in train) == [
         "ab" * number + "." for number in range(1, 7)
     ]
 
@@ -211,8 +213,8 @@ def test_errors_in_a_pairs_file_name_the_line(archive, tmp_path, text, message):
         read_pairs(tmp_path / "pairs.csv", folder / "reports", folder / "letters")
 
 
-def test_a_report_with_missing_figures_and_another_scope_are_left_out(archive, tmp_path):
-    """A file of one report is broken; of another bank a second scope is filed."""
+def test_incomplete_report_and_second_scope_are_left_out(archive, tmp_path):
+    """One report has a broken file. Another bank files its report in two scopes."""
     whole, _ = read_reports(archive[0] / "reports", 1)
     (broken, period), (twice, other_period), *_ = whole
     scope = whole[twice, other_period].entity.partition(".")[2]

@@ -1,4 +1,4 @@
-"""The corpus for continual pre-training: its documents and splits, its files and data card, and the script that makes it."""
+"""The corpus for continual pre-training: its documents, splits, files and data card, and the command that writes it."""
 
 import json
 import sqlite3
@@ -62,7 +62,7 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_corpus_has_disjoint_splits_and_cites_its_source(tmp_path, database_file) -> None:
+def test_corpus_has_disjoint_splits_and_cites_its_source(tmp_path, database_file) -> None:
     for name, seed in (("a", 0), ("c", 1)):
         with open_dpm_database(database_file) as database:
             card = make_corpus(database, tmp_path / name, held_out=0.1, seed=seed)
@@ -87,7 +87,7 @@ def test_the_corpus_has_disjoint_splits_and_cites_its_source(tmp_path, database_
         )
     held_out = {code for split in ("validation", "test") for code in card["tables"][split]}
     assert len(held_out) == 6 and not held_out & {code for row in parts["train"] for code in row["tables"]}
-    # General texts for training are separate from those that evaluation uses.
+    # General texts for training are not the general texts for evaluation.
     mixed_in, evaluated = (read(tmp_path / "a" / name) for name in names[3:])
     assert [row["text"] for row in mixed_in] == training_texts() and len(mixed_in) > 50
     assert [row["text"] for row in evaluated] == held_out_texts()
@@ -218,13 +218,15 @@ def test_the_documents_of_tables_meanings_rules_and_definitions(database) -> Non
     tables = read_table_texts(database, RELEASE)
     first, second = tables.values()  # the tables of the release that have cells
     assert list(table_documents(first)) == [Document("table", TABLE, ("L_01.00.a",))]
-    assert [one.text for one in table_documents(second)] == [OPEN_TABLE]
-    assert [one.text for one in meaning_documents(first)] == [MEANING] and list(meaning_documents(second)) == []
+    assert [document.text for document in table_documents(second)] == [OPEN_TABLE]
+    assert [document.text for document in meaning_documents(first)] == [MEANING] and list(
+        meaning_documents(second)
+    ) == []
     dropped = Counter()
     rules = list(rule_documents(database, RELEASE, tables, dropped))
     assert [rule.text for rule in rules] == RULES and rules[2].tables == ("L_01.00.a", "L_02.00")
     assert dropped == {"rules on tables that are not filed in the release": 1, "rules that name no table": 1}
-    # Definitions are of the release, and say more than the name.
+    # Only definitions of the release that say more than the name.
     assert list(definition_documents(database, RELEASE)) == [Document("definition", TERMS, ())]
 
 
@@ -237,7 +239,7 @@ def table_of(code: str, labels: list[str]) -> TableText:
     return table
 
 
-def test_a_long_table_is_split_without_losing_a_line() -> None:
+def test_long_table_is_split_without_losing_lines() -> None:
     table = table_of("L_05.00", [f"Deposits of kind {i} without any maturity" for i in range(200)])
     parts = list(table_documents(table))
     assert len(parts) > 3 and all(len(part.text) <= MAX_CHARACTERS + 200 for part in parts)
@@ -267,7 +269,7 @@ def test_similar_tables_go_to_the_same_split() -> None:
     assert large["T_07.00.a"] == "train"  # it would fill a held-out split by itself
 
 
-def test_held_out_documents_mostly_seen_in_training_are_dropped() -> None:
+def test_held_out_documents_seen_in_training_are_dropped() -> None:
     seen = [f"r00{i}0 Cash and reserves held at central bank number {i}" for i in range(1, 5)]
     fresh = [f"r00{i}0 Deposits {'abcdefgh'[i]} of small households and firms" for i in range(1, 5)]
     documents = [
@@ -276,7 +278,7 @@ def test_held_out_documents_mostly_seen_in_training_are_dropped() -> None:
             ("A 01.00 Own assets", seen),
             ("C 01.00 Other title of it", seen),  # a duplicate except for its codes
             ("C 02.00 A longer title", seen + fresh[:3]),
-            ("C 03.00 A longer title", seen + fresh),  # half of it was seen
+            ("C 03.00 A longer title", seen + fresh),  # half of its lines are in training
         )
     ]
     left_out = Counter()
@@ -288,7 +290,7 @@ def test_held_out_documents_mostly_seen_in_training_are_dropped() -> None:
     assert distinctive_lines("Total assets\nr0010 All of the assets of a bank") == ["all of the assets of a bank"]
 
 
-def test_the_split_of_a_definition_depends_only_on_its_text() -> None:
+def test_definition_split_depends_only_on_its_text() -> None:
     documents = [Document("definition", f"Terms: {i}\nTerm {'x' * i}: what it means", ()) for i in range(300)]
     parts = assign_documents(documents, {}, 0.1, 0, Counter())
     assert all(15 <= len(parts[name]) <= 45 for name in ("validation", "test"))

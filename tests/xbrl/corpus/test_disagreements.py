@@ -1,4 +1,4 @@
-"""Letters that contradict the labels of their report, by their articles, cells and percentages."""
+"""Letters that contradict the labels of their report in articles, cells or percentages."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -7,7 +7,7 @@ import pytest
 
 from xbrl.answers.answer_reader import letter_in
 from xbrl.answers.statements import sentences
-from xbrl.corpus.archive import PERCENTAGE, covers, find_disagreements
+from xbrl.corpus.archive import PERCENTAGE, find_disagreements, may_agree
 from xbrl.corpus.banks import make_bank
 from xbrl.corpus.examples import FULL, make_example, read_filing
 from xbrl.corpus.filing import write_reports
@@ -21,8 +21,8 @@ CELLS = load_cells()
 
 def test_citations_percentages_and_sentences() -> None:
     article = ("CRR", "92(1)(a)")
-    assert covers(article, ("CRR", "92")) and covers(article, ("", "92(1)"))
-    assert not any(covers(article, other) for other in (("CRR", "92(1)(b)"), ("CRD", "92"), ("CRR", "92a")))
+    assert may_agree(article, ("CRR", "92")) and may_agree(article, ("", "92(1)"))
+    assert not any(may_agree(article, unlike) for unlike in (("CRR", "92(1)(b)"), ("CRD", "92"), ("CRR", "92a")))
     text = "The LCR is 93% (CRR Art. 412(1)). It fell by 7,5 percentage points, i.e. 2.25 per cent. Quote: 4,5 Prozent, 3 Prozentpunkte."
     assert PERCENTAGE.findall(text) == ["93", "2.25", "4,5"]
     parts = ["Under Art. 92 we act.", "You shall:", "- file;", "Stop at 4.5% now."]
@@ -30,7 +30,7 @@ def test_citations_percentages_and_sentences() -> None:
 
 
 def reported(folder, leverage="0.05", lcr="1.31"):
-    """(results, violations) of a bank with these leverage and liquidity coverage ratios."""
+    """Return (results, violations) of a bank with these leverage and liquidity coverage ratios."""
     figures = {("C_47.00", "r0340", "c0010"): Decimal(leverage), ("C_76.00.a", "r0030", "c0010"): Decimal(lcr)}
     results = evaluate(read_filing(write_reports(folder, make_bank(0, 1), "2026-03-31", figures, CELLS), CELLS))
     return results, violations(results)
@@ -53,7 +53,7 @@ CITED = "the letter cites CRR Art. 412(1) (LCR_MIN), but the labels have no viol
 
 
 @pytest.mark.parametrize(
-    ("letter", "ratios", "found"),
+    ("letter", "ratios", "expected"),
     [
         (BREACH, {"lcr": "0.93"}, []),
         (GERMAN, {"lcr": "0.93"}, []),
@@ -64,16 +64,16 @@ CITED = "the letter cites CRR Art. 412(1) (LCR_MIN), but the labels have no viol
         (CLEARED, {"lcr": "0.93"}, ["the labels have LCR_MIN"]),  # a sentence that clears a violation is no objection
     ],
 )  # fmt: skip
-def test_a_letter_beside_the_labels(tmp_path, letter, ratios, found) -> None:
-    said = find_disagreements(letter, *reported(tmp_path, **ratios))
-    assert len(said) == len(found)
-    for line, start in zip(said, found, strict=True):
+def test_a_letter_beside_the_labels(tmp_path, letter, ratios, expected) -> None:
+    lines = find_disagreements(letter, *reported(tmp_path, **ratios))
+    assert len(lines) == len(expected)
+    for line, start in zip(lines, expected, strict=True):
         assert line.startswith(start)
         assert line.endswith("which the letter does not object to") == start.startswith("the labels have")
 
 
 def test_a_finding_of_a_note_is_a_label(tmp_path) -> None:
-    """The labels, not the engine, are compared: a waiver lifts LCR_MIN, and pledged assets violate LCR_PLEDGED."""
+    """The letter is compared with the labels, not with the engine's results. A note may lift LCR_MIN or add LCR_PLEDGED."""
     results, violated = reported(tmp_path, lcr="0.93")
     assert find_disagreements(CLEARED, results, []) == []
     assert "the letter demands something" in find_disagreements(BREACH, results, [])[0]
@@ -84,27 +84,27 @@ def test_a_finding_of_a_note_is_a_label(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_what_a_letter_of_the_desk_has_not_tested_is_no_objection(tmp_path, language) -> None:
+def test_untested_rules_in_a_letter_are_no_objection(tmp_path, language) -> None:
     results, violated = reported(tmp_path)
-    untested = tuple(one for one in results if one.state == "undecided")
+    untested = tuple(result for result in results if result.state == "undecided")
     addressee = make_bank(0, 1).addressee
     letter = write_letter(violated, addressee, "2026-03-31", Context(untested=untested), language=language)
-    assert "LR_OLRR" in [one.rule_id for one in untested] and "92(1a)" in letter
+    assert "LR_OLRR" in [result.rule_id for result in untested] and "92(1a)" in letter
     assert find_disagreements(letter, results, violated) == []
-    for context in (Context(), Context(unexamined="undecided")):  # what says how to be heard demands nothing
+    for context in (Context(), Context(unexamined="undecided")):  # the paragraph on the right to be heard is no demand
         clean = write_letter([], addressee, "2026-03-31", context, language=language, grouped=True)
         assert find_disagreements(clean, results, []) == []
 
 
-def test_generated_letters_agree_with_their_reports_and_not_with_others(tmp_path) -> None:
-    """60 letters of the generator: hardly any false alarm, and every letter on other violations is found."""
+def test_generated_letters_agree_only_with_their_reports(tmp_path) -> None:
+    """Of 60 generated letters at most two raise a false alarm. Every letter beside a report with other violations is reported."""
     read = []
     for filing in [filing for index in range(15) for filing in make_filings(8, index, 4, FULL)]:
         report = read_filing(write_reports(tmp_path, filing.bank, filing.period, filing.figures, CELLS), CELLS)
         answer = make_example(report, filing.bank.addressee, CELLS, FULL)["messages"][-1]["content"]
         results = evaluate(report)
         read.append((letter_in(answer), results, violations(results)))
-    assert sum(bool(find_disagreements(*one)) for one in read) <= 2
+    assert sum(bool(find_disagreements(*own)) for own in read) <= 2
     swapped = [
         find_disagreements(letter, *of_other)
         for (letter, *own), (_, *of_other) in zip(read, read[7:] + read[:7], strict=True)

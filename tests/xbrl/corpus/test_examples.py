@@ -1,4 +1,4 @@
-"""From report files to examples: file contents, rendering of reports and figures, labels, answers, baselines."""
+"""From report files to examples: file contents, printed reports and figures, labels, answers, the register."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from xbrl.read.filed_report import Fact
 from xbrl.read.render import Addressee, format_fact, format_figure, format_limit, render_earlier, render_report
 from xbrl.rules.rules import built_in_rules, evaluate, violations
 
-# The rules that the figures below are enough for.
+# Rules that the figures below can decide.
 RULES = [rule for rule in built_in_rules() if rule.id in ("CET1_MIN", "TSCR_CET1", "LCR_MIN", "OF_SUM")]
 CELLS = load_cells()
 PROFILE = dataclasses.replace(FULL, instruction="Find the violations.", rules=RULES)
@@ -44,7 +44,7 @@ def make_report(folder, figures=FIGURES, period="2026-03-31"):
 
 
 @pytest.mark.parametrize("syntax", ["csv", "json"])
-def test_files_of_both_syntaxes_read_back_the_same_figures(tmp_path, syntax):
+def test_both_syntaxes_read_back_the_same_figures(tmp_path, syntax):
     open_rows = 0
     for index in range(8):
         (filing,) = make_filings(0, index, 1, FULL)
@@ -108,7 +108,7 @@ def test_format_of_figures(value, unit, decimals, plain, compact):
     assert format_figure(Decimal(value), unit, decimals, compact=True) == compact
 
 
-def test_a_count_is_not_a_percentage_and_limits_have_no_spurious_decimal_places():
+def test_counts_are_no_percentages_and_limits_are_rounded():
     def text(value, decimals, type="", cell=("C 76.00.a", "0030", "0010"), kind=""):
         fact = Fact("x", Decimal(value), "xbrli:pure", decimals, "A", "2026-03-31", {}, cell, type=type)
         return format_fact(fact, kind=kind)
@@ -116,7 +116,7 @@ def test_a_count_is_not_a_percentage_and_limits_have_no_spurious_decimal_places(
     assert text("101", 0) == text("101", "INF") == text("101", 0, "integer") == "101"
     assert text("0.0431", 4) == text("0.0431", 4, "percentage") == "4.31%"
     assert text("1", 0, "percentage") == text("1", 0, "percentage", cell=None) == "100%"
-    assert text("0.0431", 4, cell=None) == "0.0431"  # nothing says what it is
+    assert text("0.0431", 4, cell=None) == "0.0431"  # without a cell or type, the unit is unknown
     assert (text("2.5", 2, kind="decimal"), text("1", "INF", kind="percentage")) == ("2.5", "100%")
     for value, printed in {"0.045": "4.5%", "1": "100%", "0.0562": "5.62%", "0.98374219": "98.37%"}.items():
         assert format_limit(Decimal(value), None, 4) == printed
@@ -196,7 +196,7 @@ def test_register(tmp_path):
         read_register(path)
     path.write_text("name,entity,country,type\n A Bank , LEI , DE , bank \n")
     assert read_register(path) == {"LEI": Addressee("LEI", "A Bank", "DE", "bank")}
-    path.write_text("entity,name,country,type\nLEI, ,DE,bank\n")  # whom would its letter address?
+    path.write_text("entity,name,country,type\nLEI, ,DE,bank\n")  # its letter would have no addressee
     with pytest.raises(UserError, match="line 2, column name: it is empty"):
         read_register(path)
     path.write_text("entity,name\n")
@@ -229,5 +229,5 @@ def test_make_reports_writes_what_its_card_says(tmp_path):
         assert all(example["split"] == split for example in part)
     again = run_python(*command)
     assert again.returncode == 0 and "already made" in again.stdout
-    other = run_python(*command, "--profile", "quickstart")
-    assert other.returncode == 2 and "--style is of the profile full; leave it out with --profile q" in other.stderr
+    refused = run_python(*command, "--profile", "quickstart")
+    assert refused.returncode == 2 and "--style is of the profile full; leave it out with --profile q" in refused.stderr

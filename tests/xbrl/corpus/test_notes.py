@@ -1,4 +1,4 @@
-"""The notes written by hand: complete, consistent with themselves, and different in each split."""
+"""The notes written by hand: complete, consistent, and different in each split."""
 
 import json
 import re
@@ -19,7 +19,7 @@ STATED |= {"lcr", "lcr_least", "lcr_most", "nsfr", "leverage"}
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_note_proves_its_facts_with_its_own_words(split):
+def test_note_proves_its_facts_in_its_words(split):
     notes = hand_notes(split)
     assert len(notes) >= LEAST[split] and len({note.id for note in notes}) == len(notes)
     for note in notes:
@@ -37,17 +37,17 @@ def test_a_note_proves_its_facts_with_its_own_words(split):
         assert 0.3 < counts[kind, True] / (counts[kind, True] + counts[kind, False]) < 0.7, kind
 
 
-def test_no_text_stands_in_two_splits_and_80_pairs_in_the_test():
+def test_splits_share_no_text_and_test_has_pairs():
     texts = [note.text for split in SPLITS for note in hand_notes(split)]
     assert len(set(texts)) == len(texts)
     by_id = {note.id: note for note in hand_notes("test")}
     paired = [note for note in by_id.values() if note.pair]
     assert len(paired) == 160 and all(by_id[note.pair].pair == note.id for note in paired)
-    # The facts of two notes differ, or their amounts, or how the report shows the clients
+    # The two notes of a pair state different facts.
     assert all(note.facts != by_id[note.pair].facts for note in paired)
 
 
-def test_what_a_note_states_of_the_report_stands_in_its_text():
+def test_stated_figures_stand_in_the_text():
     rows = [json.loads(line) for split in SPLITS for line in (FOLDER / f"{split}.jsonl").read_text().splitlines()]
     stating = [row for row in rows if "states" in row]
     assert len(stating) > 250
@@ -71,22 +71,25 @@ def test_a_note_is_read_from_its_line():
         "Vesterdal Wind Two": Decimal(30_000_000),
     }
     assert note.connected == ("Vesterdal Wind One", "Vesterdal Wind Two")
-    (first,) = [one for one in hand_notes("train") if one.id == "train-a-001"]
+    (first,) = [note for note in hand_notes("train") if note.id == "train-a-001"]
     assert (first.states, first.amount({"pledged"})) == ({"buffer": 310_000_000}, 42_000_000)
     assert first.cells() == [("C_76.00.a", "r0010", "c0010")]
     assert {note.kind for note in hand_notes("test")} == {*KINDS, "nothing"}
 
 
-def test_a_second_reader_agrees_on_a_tenth_of_the_notes() -> None:
-    """Read blind: without the first reader's labels. Both say what applies and its amount; of the rest they differ in nine."""
+def test_second_reader_agrees_on_facts_that_apply() -> None:
+    """The second reader did not see the first reader's labels. Both agree on all facts that apply and their amounts.
+
+    In nine of 94 notes they differ in the facts that do not apply.
+    """
     first = {note.id: note.facts for split in SPLITS for note in hand_notes(split)}
     rows = [json.loads(line) for line in (FOLDER / "second_reading.jsonl").read_text().splitlines()]
     amounts, truths = [], []
     for row in rows:
         facts, matters = first[row["id"]], row["matters"]
-        said = {(one["kind"], one["amount"] and Decimal(one["amount"])) for one in matters if one["applies"]}
-        amounts.append(said == {(fact.kind, fact.amount) for fact in facts if fact.applies})
-        others = sorted((one["kind"], one["applies"]) for one in matters)
-        truths.append(others == sorted((fact.kind, fact.applies) for fact in facts))
+        applying = {(fact["kind"], fact["amount"] and Decimal(fact["amount"])) for fact in matters if fact["applies"]}
+        amounts.append(applying == {(fact.kind, fact.amount) for fact in facts if fact.applies})
+        kinds = sorted((fact["kind"], fact["applies"]) for fact in matters)
+        truths.append(kinds == sorted((fact.kind, fact.applies) for fact in facts))
     assert (sum(amounts), sum(truths), sum(bool(row["doubt"]) for row in rows)) == (94, 85, 5)
     assert sum(map(len, map(hand_notes, SPLITS))) / 10 <= len(rows) == 94

@@ -1,4 +1,4 @@
-"""The quickstart's corpus: labels follow from the notes and the figures, and neither words nor banks of a test are in training."""
+"""The quickstart's corpus: labels follow from notes and figures, and training has no phrase and no bank of the test."""
 
 import json
 import re
@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Split -> examples."""
+    """The examples of each split."""
     directory = tmp_path_factory.mktemp("quickstart") / "corpus"
     generate_corpus(directory, REQUEST, 1)
     return {name: [json.loads(line) for line in (directory / f"{name}.jsonl").open()] for name in SPLITS}
@@ -34,13 +34,13 @@ def texts(example) -> tuple[str, str]:
 
 
 def note_in(report: str) -> dict:
-    """The entry of the data file that a printed report has as its note."""
+    """Return the entry of notes/quickstart.jsonl that stands as a note in a printed report."""
     text = re.sub(r"\b[AB]\d\d\b", "CLIENT", re.sub(r"\d+(\.\d+)?%", "{figure}", report.partition("Note: ")[2]))
-    (found,) = [note for note in NOTES if note["text"].replace("{a}", "CLIENT").replace("{b}", "CLIENT") == text]
-    return found
+    (entry,) = [note for note in NOTES if note["text"].replace("{a}", "CLIENT").replace("{b}", "CLIENT") == text]
+    return entry
 
 
-def test_labels_are_those_of_the_answers(corpus) -> None:
+def test_labels_agree_with_the_answers(corpus) -> None:
     """The independent judge reads this corpus in tests/xbrl/rules/test_law_check.py."""
     examples = [example for members in corpus.values() for example in members]
     assert len(examples) == 150
@@ -58,7 +58,7 @@ def test_labels_are_those_of_the_answers(corpus) -> None:
     assert scores and scores["right"] == scores["reports"] == 1
 
 
-def test_answers_compare_and_repeat_the_note_as_it_is(corpus) -> None:
+def test_answers_repeat_the_words_of_the_note(corpus) -> None:
     for example in [example for members in corpus.values() for example in members]:
         report, answer = texts(example)
         heading, leverage, lcr, stated, *more = answer.partition("\nDirective:\n")[0].splitlines()
@@ -71,7 +71,7 @@ def test_answers_compare_and_repeat_the_note_as_it_is(corpus) -> None:
         assert bool(more) == (fact["kind"] == "pledged" and fact["applies"])
 
 
-def test_notes_are_pairs_of_few_words_and_words_of_a_test_are_its_own() -> None:
+def test_notes_are_short_pairs_with_unseen_test_phrases() -> None:
     def runs(note: dict) -> set[tuple[str, ...]]:
         words = re.findall(r"[\w{}]+", note["text"].lower())
         return set(zip(*(words[start:] for start in range(5)), strict=False))
@@ -90,7 +90,7 @@ def test_notes_are_pairs_of_few_words_and_words_of_a_test_are_its_own() -> None:
 
 
 def test_neither_negations_nor_single_words_decide() -> None:
-    """Words of negation stand on both sides; many pairs have the same words in another order."""
+    """Notes that apply contain negations as often as notes that do not. Many pairs have the same words in a different order."""
     negation = re.compile(r"\b(not|no|none|never|cannot|nobody|nothing|without|neither)\b")
     for kind in KINDS:
         trained = [note for note in NOTES if (note["kind"], note["split"]) == (kind, "train")]
@@ -101,7 +101,7 @@ def test_neither_negations_nor_single_words_decide() -> None:
     assert sum(count == 2 for count in Counter(bags).values()) >= 15
 
 
-def test_a_test_has_other_banks_and_notes_are_used_evenly(corpus) -> None:
+def test_splits_have_different_banks_and_use_notes_evenly(corpus) -> None:
     banks = {name: {example["bank"] for example in members} for name, members in corpus.items()}
     assert not banks["train"] & banks["test"] and not banks["train"] & banks["validation"]
     for name, members in corpus.items():
@@ -110,33 +110,34 @@ def test_a_test_has_other_banks_and_notes_are_used_evenly(corpus) -> None:
         assert max(used.values()) <= (2 if name == "validation" else 3)
 
 
-def test_pairs_differ_in_one_place_and_in_their_violations(corpus) -> None:
+def test_pairs_differ_in_one_place_and_violations(corpus) -> None:
     test = corpus["test"]
     assert len(test) == 60 and len({example["id"] for example in test}) == 60
     seen = set()
-    for one, other in [pair for pair in pairwise(test) if pair[0]["pair"] == pair[1]["pair"]]:
-        assert set(one["violations"]) != set(other["violations"]) and one["bank"] == other["bank"]
-        lines = [texts(example)[0].splitlines() for example in (one, other)]
+    for pair in [pair for pair in pairwise(test) if pair[0]["pair"] == pair[1]["pair"]]:
+        first, second = pair
+        assert set(first["violations"]) != set(second["violations"]) and first["bank"] == second["bank"]
+        lines = [texts(example)[0].splitlines() for example in pair]
         changed = [(a, b) for a, b in zip(*lines, strict=True) if a != b and not a.startswith("Client ")]
         assert len(changed) == 1
         without_digits = {re.sub(r"\d+(\.\d+)?", "#", line) for line in changed[0]}
-        assert len(without_digits) == (2 if one["pair"].endswith("in words") else 1)
-        seen.add((one["kind"], one["pair"].partition(" ")[2], one["note_facts"][0]["applies"]))
+        assert len(without_digits) == (2 if first["pair"].endswith("in words") else 1)
+        seen.add((first["kind"], first["pair"].partition(" ")[2], first["note_facts"][0]["applies"]))
     assert seen >= {(kind, "in words", True) for kind in KINDS}
     assert seen >= {(kind, "in figures", applies) for kind in KINDS for applies in (True, False)}
 
 
 def test_the_same_request_gives_the_same_bytes(tmp_path) -> None:
-    for name in ("one", "again"):
+    for name in ("first", "again"):
         card = generate_corpus(tmp_path / name, replace(REQUEST, examples=20), 1)
-        for split, uses in card["notes"].items():  # printed by make_reports.py: how often a note is used again
+        for split, uses in card["notes"].items():  # make_reports.py prints how often a note is repeated
             used = Counter(json.loads(line)["note"] for line in (tmp_path / name / f"{split}.jsonl").open())
             assert uses == {"notes": len(used), "reports": used.total(), "most": max(used.values()), "without": 0}
-    one, again = (
+    first, again = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (tmp_path / "one", tmp_path / "again")
+        for folder in (tmp_path / "first", tmp_path / "again")
     )
-    assert one == again and len(one) > 40
+    assert first == again and len(first) > 40
 
 
 @pytest.mark.parametrize(

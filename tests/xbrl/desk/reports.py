@@ -1,4 +1,4 @@
-"""Reports as files, read back, and records of them."""
+"""Helpers that write reports to files, read them back and make the desk's records."""
 
 import dataclasses
 from decimal import Decimal
@@ -30,14 +30,14 @@ SOUND = {
     CLIENT: "0.20",
     OTHER_CLIENT: "0.08",
 }
-# Without own funds and large exposures: such a report lacks no mandatory template.
+# A report without own funds and large exposures, which has no mandatory template to miss.
 SMALL = {LR: "0.05", LCR: "1.30", NSFR: "1.10"}
 
 
 def write(
     folder: Path, changes: dict | None = None, figures=None, notes=(), bank=BANK, period: str = PERIOD
 ) -> list[Path]:
-    """The files of one report: `SOUND`, or `figures`, with `changes`; a figure that is None is left out."""
+    """Write the files of one report with `figures` (default: `SOUND`), updated by `changes`. A change to None removes a figure."""
     folder.mkdir(parents=True, exist_ok=True)
     merged = {**(SOUND if figures is None else figures), **(changes or {})}
     numbers: dict = {cell: Decimal(value) for cell, value in merged.items() if value is not None}
@@ -62,10 +62,10 @@ def contradict(files: list[Path]) -> list[Path]:
 
 
 def record(report: Report, answer: str | None = None, profile: str = "full", decisions=(), bank=NAMED, **reply):
-    """The record of a report, with the answer of a model or by the engine alone."""
+    """Make the record of a report, with a model's answer or by the engine alone."""
     replied = None if answer is None and not reply else Reply(profile, (), answer, **reply)
     return make_record(Case(report, bank, (), tuple(decisions), replied))
 
 
-def verdicts(made: dict) -> list[tuple[str, str]]:
-    return [(one["verdict"], one["rule"]) for one in made["findings"]]
+def verdicts(outcome: dict) -> list[tuple[str, str]]:
+    return [(finding["verdict"], finding["rule"]) for finding in outcome["findings"]]

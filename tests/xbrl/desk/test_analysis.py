@@ -1,10 +1,8 @@
-"""Folders of reports: joined, resumed, asked in batches, with the exit code."""
+"""Analysis of folders: reports are joined, asked about in batches and analysed again only after a change; exit codes."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from common.errors import UserError
 from tests.xbrl.desk.reports import BANK, CELLS, CET1, LCR, NAMED, SMALL, write
 from xbrl.corpus.examples import PROFILES, read_filing
 from xbrl.corpus.generate import Request, make_unit, plan_units
-from xbrl.desk.analysis import LOCK_FILE, Analysis, Options, choose_profile
+from xbrl.desk.analysis import Analysis, Options, choose_profile
 from xbrl.desk.record import Case, Form, Reply, make_record
 from xbrl.read.filed_report import Note
 from xbrl.read.render import Addressee
@@ -27,9 +25,9 @@ RIGHT = (
 
 
 def run(tmp_path, files, ask=None, more="", **options):
-    given = Options((files,), tmp_path / "out", register=tmp_path / "register.csv", **options)
+    all_options = Options((files,), tmp_path / "out", register=tmp_path / "register.csv", **options)
     (tmp_path / "register.csv").write_text(f"entity,name,country,type\n{BANK.entity},{BANK.name},ES,bank\n{more}")
-    analysis = Analysis(given, {"rules": "r"}, {"profile": "full"} if ask else {})
+    analysis = Analysis(all_options, {"rules": "r"}, {"profile": "full"} if ask else {})
     cases = analysis.prepare()
     for start in range(0, len(cases), 2):
         group = cases[start : start + 2]
@@ -40,7 +38,7 @@ def run(tmp_path, files, ask=None, more="", **options):
 
 @pytest.fixture
 def quarters(tmp_path):
-    """Three quarters of one bank; the last one is below the LCR. Three files each."""
+    """Three quarters of one bank, with three files each. In the last quarter the LCR is below its minimum."""
     folder = tmp_path / "files"
     for period, lcr in (("2025-12-31", "1.40"), ("2026-03-31", "1.30"), ("2026-06-30", "0.93")):
         write(folder, {LCR: lcr}, SMALL, period=period)
@@ -48,7 +46,7 @@ def quarters(tmp_path):
     return folder
 
 
-def test_modules_are_joined_and_the_model_is_asked_in_batches(tmp_path, quarters):
+def test_modules_are_joined_and_asked_about_in_batches(tmp_path, quarters):
     batches = []
 
     def ask(cases):
@@ -67,123 +65,110 @@ def test_modules_are_joined_and_the_model_is_asked_in_batches(tmp_path, quarters
     assert "Earlier reports\n2025-12-31: " in message["content"] and "LCR 140.00%" in message["content"]
 
 
-def test_a_second_run_does_nothing_and_a_changed_file_is_redone(tmp_path, quarters, capsys):
-    asked = []
+def test_second_run_redoes_only_changed_reports(tmp_path, quarters, capsys):
+    periods = []
 
     def ask(cases):
-        asked.extend(case.report.period for case in cases)
+        periods.extend(case.report.period for case in cases)
         return [Reply("full", (), RIGHT) for _ in cases]
 
     def again(files=tmp_path / "moved", **options):
-        asked.clear()
+        periods.clear()
         code, _ = run(tmp_path, files, ask, **options)
         written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-        return code, [*asked], written
+        return code, [*periods], written
 
     everything = ["2025-12-31", "2026-03-31", "2026-06-30"]
     code, first, before = again(quarters)
     assert (code, first) == (1, everything)
     assert again(quarters) == (1, [], before) and "0 analysed, 3 unchanged" in capsys.readouterr().out
-    shutil.move(quarters, tmp_path / "moved")  # the same files elsewhere are the same
+    shutil.move(quarters, tmp_path / "moved")  # the same files in a different folder are unchanged
     assert again()[1] == []
-    other = write(tmp_path / "moved", {LCR: "1.41"}, SMALL, period="2025-12-31")
-    assert again()[1] == everything  # the later ones show the earlier one
+    changed = write(tmp_path / "moved", {LCR: "1.41"}, SMALL, period="2025-12-31")
+    assert again()[1] == everything  # later reports depend on the earlier report
     assert again(draft=True)[1] == again()[1] == everything
     for name in ("report.json", "letter.txt"):  # removed by a person
         next((tmp_path / "out").glob(f"*2026-03-31/{name}")).unlink()
         assert again()[1] == ["2026-03-31"] and list((tmp_path / "out").glob(f"*2026-03-31/{name}"))
     last = next((tmp_path / "out").glob("*2026-03-31"))
-    last.rename(f"{last}.tmp")  # as if interrupted just before the end
+    last.rename(f"{last}.tmp")  # as if interrupted just before the rename
     assert again()[1] == ["2026-03-31"] and not list((tmp_path / "out").glob("*.tmp"))
-    other[0].write_text(other[0].read_text()[:200])
+    changed[0].write_text(changed[0].read_text()[:200])
     assert again()[0] == 2
     incomplete = json.loads(next((tmp_path / "out").glob("*2025-12-31/report.json")).read_text())
-    reason = next(one for one in incomplete["letter"]["reasons"] if one.startswith("the report is incomplete: "))
+    reason = next(
+        sentence for sentence in incomplete["letter"]["reasons"] if sentence.startswith("the report is incomplete: ")
+    )
     assert reason.endswith("; obtain the file again; then analyse again")
 
 
-def test_a_client_whom_the_register_names_is_no_sentence(tmp_path):
+def test_client_in_the_register_is_a_name(tmp_path):
     name = "Hansen and Sons Holding"
     write(tmp_path / "files", {("C_28.00", name, "c350"): "0.30"}, SMALL)
-    for more, state in (("", "not ready"), (f"1,{name},DK,client\n", "ready")):  # and the second run begins anew
-        (made,) = run(tmp_path, tmp_path / "files", more=more)[1]
-        assert made["letter"]["state"] == state and f"“{name}”: 30.00%" in made["letter"]["text"]
+    # The register is an input, so the second run analyses the report again.
+    for more, state in (("", "not ready"), (f"1,{name},DK,client\n", "ready")):
+        (outcome,) = run(tmp_path, tmp_path / "files", more=more)[1]
+        assert outcome["letter"]["state"] == state and f"“{name}”: 30.00%" in outcome["letter"]["text"]
 
 
-def test_decisions_names_forms_and_damage_are_part_of_the_inputs(tmp_path, capsys):
+def test_decisions_form_and_damaged_files_change_the_result(tmp_path, capsys):
     files = write(tmp_path / "files", {LCR: "0.93"}, SMALL, notes=["Our LCR requirement is waived."])
-    code, (made,) = run(tmp_path, tmp_path / "files")
-    assert (code, made["has_findings"], made["letter"]["state"]) == (1, True, "not ready")
+    code, (outcome,) = run(tmp_path, tmp_path / "files")
+    assert (code, outcome["has_findings"], outcome["letter"]["state"]) == (1, True, "not ready")
     decisions = tmp_path / "findings.csv"
     line = f"{BANK.entity},2026-03-31,LCR_MIN,lifted,,CRR Art. 8,{Note('Our LCR requirement is waived.').id}"
     decisions.write_text(f"entity,period,rule,state,cell,legal,note\n{line}\n")
-    code, (made,) = run(tmp_path, tmp_path / "files", findings=decisions)
-    assert (code, made["findings"], made["letter"]["state"]) == (0, [], "ready")
-    assert "Objection: This letter orders nothing." in made["letter"]["text"]
-    assert made["decisions"][0]["state"] == "lifted" and "1 analysed" in capsys.readouterr().out
+    code, (outcome,) = run(tmp_path, tmp_path / "files", findings=decisions)
+    assert (code, outcome["findings"], outcome["letter"]["state"]) == (0, [], "ready")
+    assert "Objection: This letter orders nothing." in outcome["letter"]["text"]
+    assert outcome["decisions"][0]["state"] == "lifted" and "1 analysed" in capsys.readouterr().out
     assert run(tmp_path, tmp_path / "files", findings=decisions)[0] == 0
     assert "0 analysed, 1 unchanged" in capsys.readouterr().out
-    _, (made,) = run(tmp_path, tmp_path / "files", form=Form("de", "de"))
-    assert "Widerspruch" in made["letter"]["text"] and "KWG" in made["letter"]["text"]
+    _, (outcome,) = run(tmp_path, tmp_path / "files", form=Form("de", "de"))
+    assert "Widerspruch" in outcome["letter"]["text"] and "KWG" in outcome["letter"]["text"]
     with pytest.raises(UserError, match="there is no legal basis 'fr'"):
         run(tmp_path, tmp_path / "files", form=Form("fr"))
-    files[0].with_name(files[0].name.replace("COREP", "FINREP")).write_text("{")  # a damaged module comes later
-    code, (made,) = run(tmp_path, tmp_path / "files", findings=decisions)
-    assert code == 2 and made["letter"]["reasons"][0].startswith("the report is incomplete: ")
-    code, (made,) = run(tmp_path, write(tmp_path / "noted", {}, SMALL, notes=["Part of the buffer is pledged."])[0])
-    assert (code, made["has_findings"], made["letter"]["state"]) == (1, False, "not ready")  # a person must act
+    files[0].with_name(files[0].name.replace("COREP", "FINREP")).write_text("{")  # a damaged module is added later
+    code, (outcome,) = run(tmp_path, tmp_path / "files", findings=decisions)
+    assert code == 2 and outcome["letter"]["reasons"][0].startswith("the report is incomplete: ")
+    code, (outcome,) = run(tmp_path, write(tmp_path / "noted", {}, SMALL, notes=["Part of the buffer is pledged."])[0])
+    assert (code, outcome["has_findings"], outcome["letter"]["state"]) == (1, False, "not ready")  # a person must act
 
 
 def test_damaged_outputs_are_written_again(tmp_path):
-    """Also a file that is there, and is not what was written."""
+    """A file with changed content is damaged too."""
     write(tmp_path / "files", {LCR: "0.93"}, SMALL)
     run(tmp_path, tmp_path / "files")
     (folder,) = (tmp_path / "out").glob(f"{BANK.entity}*")
     right = {path.name: path.read_bytes() for path in folder.iterdir()}
     for name, damage in (("letter.txt", "To the"), ("report.json", "{}"), ("audit.json", "[]"), ("audit.json", "{}")):
         (folder / name).write_text(damage)
-        code, (made,) = run(tmp_path, tmp_path / "files")
-        assert code == 1 and made["letter"]["state"] == "ready"
-        assert all((folder / one).read_bytes() == right[one] for one in right if one != "audit.json")
+        code, (outcome,) = run(tmp_path, tmp_path / "files")
+        assert code == 1 and outcome["letter"]["state"] == "ready"
+        assert all((folder / file).read_bytes() == right[file] for file in right if file != "audit.json")
 
 
-def test_a_file_name_in_any_script_is_known_again(tmp_path, capsys):
-    """One that is not UTF-8 was a changed file in every run, and a model was asked anew."""
+def test_unchanged_file_name_in_any_script_is_recognised(tmp_path, capsys):
+    """A name that is not UTF-8 must not look changed in every run, or the model is asked again."""
     names = ("Квартал.json", "تقرير.json", os.fsdecode(b"Gesch\xe4ft.json"))
     for path, name in zip(write(tmp_path / "files", {}, SMALL), names, strict=True):
         path.rename(path.with_name(name))
-    for said in ("1 analysed, 0 unchanged", "0 analysed, 1 unchanged"):
-        assert run(tmp_path, tmp_path / "files")[0] == 0 and said in capsys.readouterr().out
+    for line in ("1 analysed, 0 unchanged", "0 analysed, 1 unchanged"):
+        assert run(tmp_path, tmp_path / "files")[0] == 0 and line in capsys.readouterr().out
 
 
-def test_two_analyses_do_not_write_to_one_directory(tmp_path):
-    write(tmp_path / "files", {}, SMALL)
-    (tmp_path / "out").mkdir()
-    hold = (
-        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", hold, str(tmp_path / "out" / LOCK_FILE)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout and other.stdout.readline()
-        with pytest.raises(UserError, match=r"--out .*out: another analysis writes there; wait for its end"):
-            run(tmp_path, tmp_path / "files")
-        other.communicate(b"")
-    assert run(tmp_path, tmp_path / "files")[0] == 0
-
-
-def test_banks_without_a_name_and_other_files_are_counted(tmp_path, capsys):
-    """A wrong code in the register would send a letter to a code, and nothing would say so."""
+def test_unnamed_banks_and_ignored_files_are_counted(tmp_path, capsys):
+    """A wrong code in the register would address a letter to a code, so the summary counts unnamed banks."""
     write(tmp_path / "files", {}, SMALL, bank=replace(BANK, entity=f"{BANK.entity[:-1]}9"))
     (tmp_path / "files" / "LEI_2026-03-31.7z").touch()
     run(tmp_path, tmp_path / "files")
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("not read: 1 files that are no reports by their names, the first ")
-    assert "are of reports that are not among these" not in "".join(said)
-    assert said[3] == f"1 banks are not in {tmp_path / 'register.csv'}; the first: {BANK.entity[:-1]}9.IND"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("not read: 1 files that are no reports by their names, the first ")
+    assert lines[3] == f"1 banks are not in {tmp_path / 'register.csv'}; the first: {BANK.entity[:-1]}9.IND"
 
 
-def test_figures_without_a_cell_are_said_on_the_screen(tmp_path, capsys):
-    """Else a report of another release has no findings, and only its page says why. An unchanged report says so again."""
+def test_facts_without_a_cell_print_a_warning(tmp_path, capsys):
+    """A report of a later release has no findings, so each run prints the reason, also for an unchanged report."""
     files = Path(shutil.copytree(Path(__file__).parents[1] / "read" / "eba_lcr_sample", tmp_path / "files"))
     table = files / "reports" / "c_76.00.a.csv"
     table.write_text(table.read_text().replace("dp1430", "dp9991430"))
@@ -193,88 +178,87 @@ def test_figures_without_a_cell_are_said_on_the_screen(tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"warning: {files}: {said}")
 
 
-def test_the_folder_of_a_report_that_is_gone_is_named(tmp_path, quarters, capsys):
-    """Its letter stays, and no page lists it."""
-    run(tmp_path, quarters)
-    for path in quarters.glob("*_2025-12-31_*"):
-        path.unlink()
-    run(tmp_path, quarters)
-    said = f"1 folders of {tmp_path / 'out'} are of reports that are not among these; the first: {BANK.entity}.IND_2025-12-31\n"
-    assert said in capsys.readouterr().out
-
-
 def test_decisions_on_other_reports_are_named(tmp_path, quarters, capsys):
-    """A wrong date or bank in a decision is not passed over."""
+    """A decision with a wrong date or bank is reported."""
     cases = (f"{BANK.entity},2026-03-30", "OTHER,2026-03-31", f"{BANK.entity}.CON,2026-03-31")
     lines = ["entity,period,rule,state,note", *(f"{case},,benign,{16 * '0'}" for case in cases)]
     (tmp_path / "decisions.csv").write_text("\n".join(lines))
     run(tmp_path, quarters, findings=tmp_path / "decisions.csv")
-    said = "3 decisions are on reports that are not among these; the first: "
-    assert f"{said}{tmp_path / 'decisions.csv'}, line 2, on {BANK.entity} as of 2026-03-30\n" in capsys.readouterr().out
+    start = "3 decisions are on reports that are not among these; the first: "
+    assert (
+        f"{start}{tmp_path / 'decisions.csv'}, line 2, on {BANK.entity} as of 2026-03-30\n" in capsys.readouterr().out
+    )
 
 
-def test_a_decision_is_on_the_report_of_one_scope(tmp_path):
-    """A waiver of the individual requirement lifts nothing in the consolidated report, and its note is no note of that one."""
+def test_decision_applies_to_one_scope(tmp_path):
+    """A waiver of the individual requirement lifts nothing in the consolidated report, which does not have the note."""
     note = "The individual requirement is waived."
     for scope, notes in (("IND", [note]), ("CON", [])):
         write(tmp_path / "files", {LCR: "0.93"}, SMALL, notes, replace(BANK, scope=scope))
     lines = "entity,period,rule,state,cell,legal,note\n{0},2026-03-31,LCR_MIN,lifted,,CRR Art. 8,\n{0},2026-03-31,,benign,,,{1}\n"
     decisions = tmp_path / "decisions.csv"
     decisions.write_text(lines.format(f"{BANK.entity}.IND", Note(note).id))
-    _, made = run(tmp_path, tmp_path / "files", findings=decisions)
-    states = [(len(one["findings"]), one["letter"]["state"]) for one in sorted(made, key=lambda one: one["entity"])]
+    _, outcomes = run(tmp_path, tmp_path / "files", findings=decisions)
+    states = [
+        (len(outcome["findings"]), outcome["letter"]["state"])
+        for outcome in sorted(outcomes, key=lambda outcome: outcome["entity"])
+    ]
     assert states == [(1, "ready"), (0, "ready")]
-    subjects = {one["entity"][-3:]: one["letter"]["text"].splitlines()[1] for one in made}
+    subjects = {outcome["entity"][-3:]: outcome["letter"]["text"].splitlines()[1] for outcome in outcomes}
     start = "Subject: supervisory report as of 31 March 2026"
     assert subjects == {
         "CON": f"{start} (consolidated), decision on measures",
         "IND": f"{start} (individual), no objection",
     }
     decisions.write_text(lines.format(BANK.entity, Note(note).id))
-    said = f"line 2, column entity: {BANK.entity} has several reports as of 2026-03-31; add the scope, as in {BANK.entity}.CON"
-    with pytest.raises(UserError, match=said):
+    message = f"line 2, column entity: {BANK.entity} has several reports as of 2026-03-31; add the scope, as in {BANK.entity}.CON"
+    with pytest.raises(UserError, match=message):
         run(tmp_path, tmp_path / "files", findings=decisions)
 
 
-def test_what_was_lifted_in_an_earlier_report_was_no_breach_there(tmp_path):
-    """Two reports below the limit while a waiver held, then one without: nothing has lasted."""
+def test_violation_lifted_earlier_is_not_repeated(tmp_path):
+    """Violations that a waiver lifted in earlier reports are not counted as repeated."""
     periods = ("2025-12-31", "2026-03-31", "2026-06-30")
     for period in periods:
         write(tmp_path / "files", {LCR: "0.89"}, SMALL, period=period)
     decisions = tmp_path / "decisions.csv"
     lines = [f"{BANK.entity},{period},LCR_MIN,lifted,CRR Art. 8" for period in periods[:2]]
-    for lifted, said in ((0, "The two previous reports"), (1, "The previous report showed"), (2, "fallen")):
+    for lifted, words in ((0, "The two previous reports"), (1, "The previous report showed"), (2, "fallen")):
         decisions.write_text("\n".join(["entity,period,rule,state,legal", *lines[:lifted]]) + "\n")
-        _, made = run(tmp_path, tmp_path / "files", findings=decisions)
-        (last,) = [one for one in made if one["period"] == periods[2]]
-        assert last["letter"]["state"] == "ready" and (said in last["letter"]["text"]) == (lifted < 2)
+        _, outcomes = run(tmp_path, tmp_path / "files", findings=decisions)
+        (last,) = [outcome for outcome in outcomes if outcome["period"] == periods[2]]
+        assert last["letter"]["state"] == "ready" and (words in last["letter"]["text"]) == (lifted < 2)
         assert ("showed the same" in last["letter"]["text"]) == (lifted < 2)
 
 
-def test_monthly_reports_between_do_not_hide_what_has_lasted(tmp_path):
-    """Own funds are filed every quarter, the LCR every month: the report before is the last one that has the figure."""
+def test_monthly_reports_do_not_hide_repeated_violations(tmp_path):
+    """Own funds are filed every quarter, the LCR every month. The previous report is the last one with the figure."""
     for period in ("2025-09-30", "2025-10-31", "2025-11-30", "2025-12-31", "2026-01-31", "2026-02-28", "2026-03-31"):
         monthly = int(period[5:7]) % 3
         write(tmp_path / "files", {} if monthly else {CET1: "0.04"}, {LCR: "1.30"} if monthly else None, period=period)
-    _, made = run(tmp_path, tmp_path / "files")
-    texts = {one["period"]: one["letter"]["text"] for one in made}
+    _, outcomes = run(tmp_path, tmp_path / "files")
+    texts = {outcome["period"]: outcome["letter"]["text"] for outcome in outcomes}
     assert (
         "showed the same" not in texts["2025-09-30"] and "The previous report showed the same." in texts["2025-12-31"]
     )
     assert "It is unchanged from the previous date. The two previous reports showed the same." in texts["2026-03-31"]
 
 
-def test_the_trend_is_of_figures_of_the_earlier_report_itself(tmp_path):
-    """A figure of another date in the earlier file is no figure of that report."""
+def test_trend_ignores_other_dates_in_earlier_report(tmp_path):
+    """A fact of a different date in the earlier file is no figure of the earlier report."""
     for path in write(tmp_path / "files", {LCR: "1.30"}, SMALL, period="2026-03-31"):
         content = json.loads(path.read_text())
-        for name, one in list(content["facts"].items()):
-            other = {**one, "value": "5.55", "dimensions": {**one["dimensions"], "period": "2025-10-01T00:00:00"}}
-            content["facts"] |= {f"{name}old": other} if one["value"] == "1.30" else {}
+        for name, fact in list(content["facts"].items()):
+            earlier_fact = {
+                **fact,
+                "value": "5.55",
+                "dimensions": {**fact["dimensions"], "period": "2025-10-01T00:00:00"},
+            }
+            content["facts"] |= {f"{name}old": earlier_fact} if fact["value"] == "1.30" else {}
         path.write_text(json.dumps(content))
     write(tmp_path / "files", {LCR: "0.93"}, SMALL, period="2026-06-30")
-    _, made = run(tmp_path, tmp_path / "files")
-    assert "It has fallen from 130.00% at the previous date." in made[1]["letter"]["text"]
+    _, outcomes = run(tmp_path, tmp_path / "files")
+    assert "It has fallen from 130.00% at the previous date." in outcomes[1]["letter"]["text"]
 
 
 def test_an_entity_with_strange_characters_is_refused(tmp_path, capsys):
@@ -287,7 +271,7 @@ def test_an_entity_with_strange_characters_is_refused(tmp_path, capsys):
 
 
 def test_mistakes_are_one_sentence(tmp_path):
-    """Pages among the reports would be read as reports by the next run."""
+    """Among them, an output directory inside the reports: the next run would read its pages as reports."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("a file")
     files = write(tmp_path / "files", {}, SMALL)
@@ -304,7 +288,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         assert not (tmp_path / out / "index.html").exists()
 
 
-def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_path):
+def test_profile_comes_from_option_export_or_data_card(tmp_path):
     export = tmp_path / "run" / "export"
     export.mkdir(parents=True)
     with pytest.raises(UserError, match="name it with --profile full, short, quickstart"):
@@ -316,9 +300,9 @@ def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert choose_profile(None, export)[0].name == "quickstart"
     assert choose_profile("full", export)[0].name == "full"
-    (export / "export.json").write_text(json.dumps({"step": 1}))  # of train.py, which does not record it
+    (export / "export.json").write_text(json.dumps({"step": 1}))  # written by train.py, without the profile
     assert choose_profile(None, export)[0].name == "quickstart"
-    released = tmp_path / "release" / "model"  # of scripts/export.py
+    released = tmp_path / "release" / "model"  # written by scripts/export.py
     released.mkdir(parents=True)
     (released / "export.json").write_text(json.dumps({"profile": "full"}))
     assert choose_profile(None, released) == (PROFILES["full"], str(released / "export.json"))
@@ -326,23 +310,28 @@ def test_the_profile_comes_from_the_option_or_from_the_data_card_of_the_run(tmp_
 
 @pytest.mark.parametrize("profile", ["full", "short"])
 def test_the_answer_of_an_example_is_confirmed(tmp_path, profile):
-    """Reports of the corpus from their files: the question of training; nothing of the right answer is refuted or missed.
+    """For reports of the corpus the prompt is the prompt of training, and the right answer is neither refuted nor incomplete.
 
-    With the decisions that the page prints, the engine, the person and the answer agree, and the draft is made of blocks.
+    With the decisions that the page prints, engine, person and answer agree, and the draft contains only blocks.
     """
     request = Request(60, 3, profile, [0.8, 0.1, 0.1])
     units = [unit for unit in plan_units(request) if unit.quarters == 1 and not unit.pair]
     decided = 0
-    for unit in [one for one in units if one.note][:10] + [one for one in units if not one.note][:2]:
-        made = make_unit(tmp_path, request, unit)
-        (filing,), (example,) = made.filings, made.examples
-        report = read_filing(made.files, CELLS)
+    with_note, without_note = ([unit for unit in units if bool(unit.note) == has_note] for has_note in (True, False))
+    for unit in with_note[:10] + without_note[:2]:
+        generated = make_unit(tmp_path, request, unit)
+        (filing,), (example,) = generated.filings, generated.examples
+        report = read_filing(generated.files, CELLS)
         bank = Addressee(filing.bank.entity, filing.bank.name, filing.bank.country, filing.bank.model)
         *prompt, answer = example["messages"]
         assert PROFILES[profile].question(report, bank, CELLS, ()) == prompt and PROFILES[profile].why_not(report) == ""
         reply = Reply(profile, tuple(prompt), answer["content"])
         first = make_record(Case(report, bank, reply=reply))
-        assert {one["verdict"] for one in first["findings"]} <= {"confirmed", "not decidable by rule", "not covered"}
+        assert {entry["verdict"] for entry in first["findings"]} <= {
+            "confirmed",
+            "not decidable by rule",
+            "not covered",
+        }
         assert first["refuted_facts"] == [] and (first["letter"]["state"] == "ready" or unit.note)
         lines = [line for note in first["notes"] for line in note["if_so"] or [note["if_not"]]]
         (tmp_path / "decisions.csv").write_text("\n".join([first["columns"], *lines]) + "\n")
@@ -350,11 +339,12 @@ def test_the_answer_of_an_example_is_confirmed(tmp_path, profile):
         own = next(iter(decisions.values()), ())
         final = make_record(Case(report, bank, decisions=own, reply=reply))
         assert final["letter"]["state"] == "ready"
-        covered = "not covered" not in final["counts"]  # else the decision orders more than the model was asked about
+        covered = "not covered" not in final["counts"]  # otherwise the decision orders more than the profile covers
         assert final["draft"]["outside"] == [] or not covered
-        assert {one["verdict"] for one in final["findings"]} <= {"confirmed", "not covered"}
-        lifted = {one["rule"] for one in final["decisions"] if one["state"] == "lifted"}  # checks have both lines
-        named = {one["rule"] for one in final["findings"] if one["verdict"] == "confirmed"} - lifted
+        assert {entry["verdict"] for entry in final["findings"]} <= {"confirmed", "not covered"}
+        # Short answers name a violation in one line and lift it in another.
+        lifted = {entry["rule"] for entry in final["decisions"] if entry["state"] == "lifted"}
+        named = {entry["rule"] for entry in final["findings"] if entry["verdict"] == "confirmed"} - lifted
         assert named == set(example["violations"])
         decided += bool(named)
     assert decided >= 4

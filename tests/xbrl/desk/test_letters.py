@@ -1,4 +1,4 @@
-"""The decision letter: made of blocks alone, complete in each language, in proportion, and proof against names."""
+"""The decision letter: made of blocks alone, complete in each language, in proportion, and safe against sentences as names."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ BUFFER, CET1_AMOUNT = ("C_76.00.a", "r0010", "c0010"), ("C_01.00", "r0020", "c00
 
 
 def finding(rule, cell, value, limit, legal="CRR Art. 26(2)", unit="iso4217:EUR", kind="note"):
-    low, high = (None if one is None else Decimal(one) for one in (value, limit))
+    low, high = (None if number is None else Decimal(number) for number in (value, limit))
     relation = note_rules()[rule].relation if rule in note_rules() else "min"
     return RuleResult(rule, kind, "violated", cell, low, high, relation, legal, unit, -3)
 
@@ -37,13 +37,13 @@ LATE = judge_return("COREP_LCR_DA", "2026-05-20", PERIOD)
 
 @pytest.fixture(scope="module")
 def breaches(tmp_path_factory):
-    """CET1 3.64%, leverage ratio 2.98%, LCR 85%, client A12 27% of Tier 1."""
+    """The violations of a report with CET1 3.64%, leverage ratio 2.98%, LCR 85%, client A12 27% of Tier 1."""
     report = read(tmp_path_factory.mktemp("breaches"), {CET1: "0.0364", LR: "0.0298", LCR: "0.85", CLIENT: "0.27"})
     return violations(evaluate(report))
 
 
-def test_each_part_of_a_decision_stands_in_the_letter(breaches):
-    """Figure, cell, limit, article and plain words of each finding; basis, measures, duty, hearing, objection, remedy."""
+def test_letter_has_each_part_of_a_decision(breaches):
+    """Each finding has figure, cell, limit, article and plain words. Basis, measures, duty, hearing, objection, remedy follow."""
     text = write_letter([*breaches, PLEDGED], NAMED, PERIOD)
     lines = text.splitlines()
     assert lines[0] == f"To the Management Board of {NAMED.name}"
@@ -85,21 +85,22 @@ def test_each_part_of_a_decision_stands_in_the_letter(breaches):
         ),
     ],
 )
-def test_a_letter_that_a_person_signs_has_a_place_for_the_day_of_the_hearing(breaches, language, basis, heard, urgent):
+def test_signed_letter_has_place_for_the_hearing(breaches, language, basis, heard, urgent):
     signed, learned = (
-        write_letter(breaches, NAMED, PERIOD, basis=basis, language=language, grouped=one) for one in (True, False)
+        write_letter(breaches, NAMED, PERIOD, basis=basis, language=language, grouped=is_signed)
+        for is_signed in (True, False)
     )
     assert heard in signed and urgent in signed and "____________ (" not in learned
 
 
 def ratio(rule, row, value, limit):
-    """A finding on a ratio of C 03.00 or, by its row, on the LCR."""
+    """Return a finding on a ratio of C 03.00, or on the LCR if `row` is "LCR"."""
     cell = LCR if row == "LCR" else ("C_03.00", row, "c0010")
     return replace(finding(rule, cell, value, limit, "CRR", "xbrli:pure"), decimals=4)
 
 
 @pytest.mark.parametrize(
-    ("value", "limit", "said", "missing"),
+    ("value", "limit", "figure", "missing"),
     [
         ("0.99996", "1", "99.996%", "100%: 0.004"),
         ("0.99999999", "1", "99.999999%", "100%: 0.000001"),
@@ -107,16 +108,16 @@ def ratio(rule, row, value, limit):
         ("0.0812", "0.08200001", "8.12%", "8.2%: 0.08"),
     ],
 )
-def test_figure_and_limit_show_which_side_the_figure_is_on(value, limit, said, missing):
-    """A figure is printed as it was filed; its limit has four decimals or, where these hide the difference, more."""
+def test_figure_and_limit_show_the_difference(value, limit, figure, missing):
+    """A figure is printed as filed. Its limit has four decimals, and more if these hide the difference."""
     required, gap = missing.split(": ")
     result = ratio("LCR_PLEDGED", "LCR", value, limit)
     text = write_letter([result], NAMED, PERIOD)
-    assert f"Liquidity coverage ratio: {said} (" in text and f"At least {required} is required" in text
+    assert f"Liquidity coverage ratio: {figure} (" in text and f"At least {required} is required" in text
     assert f" {gap} percentage points are missing." in text
     described = describe_result(result)
-    assert (described["value"], described["limit"]) == (said, f"min {required}")
-    assert f" | {said} | min {required} | " in write_violation(result)
+    assert (described["value"], described["limit"]) == (figure, f"min {required}")
+    assert f" | {figure} | min {required} | " in write_violation(result)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +127,14 @@ def test_figure_and_limit_show_which_side_the_figure_is_on(value, limit, said, m
         ("de", ("mindestens 5,625 %", "Es fehlen 0,625 Prozentpunkte.", "Es fehlt 1 Prozentpunkt.")),
     ],
 )
-def test_a_limit_that_the_report_states_is_printed_as_it_is(language, limits):
-    """56.25% of an own requirement of 2% and the minimum are 5.625%; nobody has required 5.62%."""
+def test_reported_limit_is_printed_unrounded(language, limits):
+    """The CET1 part of a requirement of 10% is 5.625%. A letter with 5.62% would state a wrong requirement."""
     rows = {"r0010": "5%", "r0140": "5.625%", "r0030": "7%", "r0150": "8%"}
     report = report_of({("C_03.00", row, "c0010"): value for row, value in rows.items()})
-    found = violations(evaluate(report))
-    text = write_letter(found, NAMED, PERIOD, language=language, grouped=True)
-    assert [one.rule_id for one in found] == ["TSCR_CET1", "TSCR_T1"] and all(one in text for one in limits)
+    violated = violations(evaluate(report))
+    text = write_letter(violated, NAMED, PERIOD, language=language, grouped=True)
+    assert [result.rule_id for result in violated] == ["TSCR_CET1", "TSCR_T1"]
+    assert all(printed in text for printed in limits)
     note = Finding(
         "", PERIOD, "OWN_SHARES_TSCR", "violated", "C 03.00 r0010 c0010", Decimal("0.04"), Decimal("0.05625")
     )
@@ -149,45 +151,51 @@ def test_a_limit_that_the_report_states_is_printed_as_it_is(language, limits):
          "Meldebögen und die Einreichungstermine betreffen; die übrigen gelten sofort (§ 49 KWG)."),
     ],
 )  # fmt: skip
-def test_an_objection_suspends_what_the_law_does_not_make_effective_at_once(results, english, german):
-    """§ 80(1) VwGO; § 49 KWG names § 45, on which measures on own funds rest, and not § 6(3), on which corrections do."""
+def test_objection_suspends_measures_as_the_law_says(results, english, german):
+    """§ 80(1) VwGO. § 49 KWG names § 45, the basis of measures on own funds, and not § 6(3), the basis of corrections."""
     own = [ratio("CET1_MIN", "r0010", "0.04", "0.045")]
-    found = {"own": own, "wrong": [PLEDGED, LATE], "both": [*own, PLEDGED, LATE]}[results]
-    for language, said in (("en", english), ("de", german)):
-        text = write_letter(found, NAMED, PERIOD, basis="de", language=language, grouped=True)
-        assert f"{said}\nRe" in text
+    violated = {"own": own, "wrong": [PLEDGED, LATE], "both": [*own, PLEDGED, LATE]}[results]
+    for language, sentence in (("en", english), ("de", german)):
+        text = write_letter(violated, NAMED, PERIOD, basis="de", language=language, grouped=True)
+        assert f"{sentence}\nRe" in text
     assert "schriftlich oder zur Niederschrift" in text  # § 70(1) VwGO; without it the term is a year (§ 58(2))
-    assert "does not suspend the measures.\n" in write_letter(found, NAMED, PERIOD, grouped=True)
+    assert "does not suspend the measures.\n" in write_letter(violated, NAMED, PERIOD, grouped=True)
 
 
-def test_profit_is_capital_with_our_permission_or_once_it_is_decided():
-    """CRR Art. 26(2) asks for the permission before the formal decision on the profit of the year only."""
+def test_profit_needs_permission_before_its_formal_decision():
+    """CRR Art. 26(2) requires permission only before the formal decision on the profit of the year."""
     counted = finding("PROFIT_COUNTED", CET1_AMOUNT, 300_000_000, 250_000_000)
-    signed, german = (write_letter([counted], NAMED, PERIOD, language=one, grouped=True) for one in LANGUAGES)
+    signed, german = (write_letter([counted], NAMED, PERIOD, language=language, grouped=True) for language in LANGUAGES)
     assert "Before a formal decision confirms" in signed and "förmlich festgestellt" in german
-    assert "Profit is not capital before we permit it." in write_letter(
-        [counted], NAMED, PERIOD
-    )  # as models learned it
+    learned = write_letter([counted], NAMED, PERIOD)
+    assert "Profit is not capital before we permit it." in learned
 
 
-def test_an_order_on_two_exposures_is_on_each_of_them(tmp_path):
-    """An administrative act must be definite (§ 37(1) VwVfG): `the exposure` is none of two."""
+def test_order_on_two_exposures_names_each(tmp_path):
+    """An administrative act must be definite (§ 37(1) VwVfG). With two exposures, `the exposure` is not."""
     for share, english, german in (
         ("0.08", "Reduce the exposure to the limit within", "Gewähren Sie diesem Kunden"),
         ("0.30", "Reduce each of these exposures to the limit within", "Gewähren Sie diesen Kunden"),
     ):
-        found = violations(evaluate(read(tmp_path / share, {CLIENT: "0.27", OTHER_CLIENT: share})))
-        for language, said in (("en", english), ("de", german)):
-            assert said in write_letter(found, NAMED, PERIOD, language=language, grouped=True)
-        assert "Reduce the exposure to the limit" in write_letter(found, NAMED, PERIOD)  # as models have learned it
+        violated = violations(evaluate(read(tmp_path / share, {CLIENT: "0.27", OTHER_CLIENT: share})))
+        for language, sentence in (("en", english), ("de", german)):
+            assert sentence in write_letter(violated, NAMED, PERIOD, language=language, grouped=True)
+        learned = write_letter(violated, NAMED, PERIOD)
+        assert "Reduce the exposure to the limit" in learned
 
 
-def test_a_clean_letter_orders_nothing_and_an_excess_is_never_nil(tmp_path):
+def test_clean_letter_orders_nothing_and_excess_is_positive(tmp_path):
     (result,) = violations(evaluate(read(tmp_path, {CLIENT: "0.250004"})))
     text = write_letter([result], NAMED, PERIOD)
     assert "25.0004% of Tier 1" in text and "The excess is 0.0004 percentage points." in text
     results = evaluate(read(tmp_path))
-    context = Context(margins=tuple(one for one in results if one.state == "ok" and one.relation == "min"))
+    context = Context(
+        margins=tuple(
+            result_of_rule
+            for result_of_rule in results
+            if result_of_rule.state == "ok" and result_of_rule.relation == "min"
+        )
+    )
     text = write_letter([], NAMED, PERIOD, context)
     assert "no objection" in text and "No measure is required." in text and "within" not in text
     assert "The smallest margin: Net stable funding ratio 110.00% (C 84.00.a r0220 c0040)" in text
@@ -200,27 +208,27 @@ def test_a_clean_letter_orders_nothing_and_an_excess_is_never_nil(tmp_path):
         ("de", "de", "Sie können sich zu diesem Schreiben jederzeit", "ihr widersprechen können (§ 70(1) VwGO)."),
     ],
 )
-def test_a_signed_letter_without_findings_says_how_to_be_heard_too(language, basis, heard, objection):
-    """It may ask for something, or say what was not tested. The letters that models learn are as they were."""
+def test_clean_signed_letter_says_how_to_be_heard(language, basis, heard, objection):
+    """Such a letter may ask a question or list untested rules. The letters that models learn do not change."""
     for context in (Context(), Context(unexamined="undecided")):
         signed, learned = (
-            write_letter([], NAMED, PERIOD, context, basis=basis, language=language, grouped=one)
-            for one in (True, False)
+            write_letter([], NAMED, PERIOD, context, basis=basis, language=language, grouped=is_signed)
+            for is_signed in (True, False)
         )
         *before, hearing, last, signature = signed.splitlines()
         assert [*before, signature] == learned.splitlines()
         assert heard in hearing and last.endswith(objection)
 
 
-def test_a_short_letter_has_the_orders_of_the_long_one(breaches):
-    """With the deadlines of measures.py. A late return is explained, and not filed again."""
+def test_short_letter_has_orders_of_long_letter(breaches):
+    """The deadlines come from measures.py. A late return must be explained, not filed again."""
     short = write_letter(breaches, NAMED, PERIOD, short=True)
     long = write_letter(breaches, NAMED, PERIOD)
     orders = [order for order in re.split(r"(?<=\.) ", short) if order]
     assert len(orders) == 6 and all(order in long for order in orders) and "\n" not in short
     words = {2: "two", 3: "three", 5: "five", 7: "seven", 10: "ten", 15: "fifteen", 20: "twenty", 30: "thirty"}
-    said = re.findall(r"within (\w+) working days of receipt", short)
-    assert said == [words[int(one["deadline_days"])] for one in required_measures(breaches)]
+    deadlines = re.findall(r"within (\w+) working days of receipt", short)
+    assert deadlines == [words[int(measure["deadline_days"])] for measure in required_measures(breaches)]
     assert write_letter([], NAMED, PERIOD, short=True) == "No measure is required."
     late = write_letter([LATE], NAMED, PERIOD)
     assert "50 days after the reference date. It was due after 15 days (ITS (EU) 2024/3117 Art. 3(1)(a))" in late
@@ -228,30 +236,30 @@ def test_a_short_letter_has_the_orders_of_the_long_one(breaches):
     assert "file again" not in late and "C 01.00" not in late and "Correct" not in late
 
 
-def test_the_plain_words_of_a_finding_name_what_it_is_about():
+def test_plain_words_fit_the_finding():
     together = finding("LE_CONNECTED", CLIENT, "0.28", "0.25", unit="xbrli:pure")
     profit = finding("PROFIT_COUNTED", CET1_AMOUNT, 280_000_000, 270_000_000)
-    english, german = (write_letter([together, profit], NAMED, PERIOD, language=one) for one in LANGUAGES)
+    english, german = (write_letter([together, profit], NAMED, PERIOD, language=language) for language in LANGUAGES)
     assert "failure of these clients together" in english and "this client would" not in english
     assert "Profit is not capital before we permit it." in english and "Until then the profit" not in english
     assert "Der gemeinsame Ausfall dieser Kunden" in german and "Bis dahin ist der Gewinn" not in german
 
 
 def test_the_licence_is_named_only_in_proportion(tmp_path):
-    """A capital gap of 0.03 points threatens nothing and demands no resolution of the owners; one of 0.86 points does both."""
+    """A capital gap of 0.86 points threatens the licence and demands a resolution of the owners. A gap of 0.03 points does not."""
     for number, (value, licence, owners) in enumerate((("0.0447", False, False), ("0.0364", True, True))):
-        found = violations(evaluate(read(tmp_path / str(number), {CET1: value})))
-        text = write_letter(found, NAMED, PERIOD)
+        violated = violations(evaluate(read(tmp_path / str(number), {CET1: value})))
+        text = write_letter(violated, NAMED, PERIOD)
         assert ("withdrawal of the authorisation" in text, "resolution of your owners" in text) == (licence, owners)
         assert ("Begin no new business" in text) == owners
 
 
-def test_a_remark_and_the_smallest_margin_cite_the_basis_of_the_letter_too(tmp_path):
+def test_remark_and_margin_cite_the_legal_basis(tmp_path):
     overall = (("C_03.00", row, "c0010") for row in ("r0130", "r0160", "r0190"))
     report = read(tmp_path, dict(zip(overall, ("0.10", "0.148", "0.16"), strict=True)))
     results = evaluate(report)
-    guidance = tuple(one for one in results if one.rule_id == "P2G_TC" and one.state == "triggered")
-    margins = tuple(one for one in results if one.rule_id == "OCR_TC" and one.state == "ok")
+    guidance = tuple(result for result in results if result.rule_id == "P2G_TC" and result.state == "triggered")
+    margins = tuple(result for result in results if result.rule_id == "OCR_TC" and result.state == "ok")
     context = Context(triggers=guidance, margins=margins)
     national, union = (write_letter((), NAMED, PERIOD, context, basis=basis) for basis in ("de", "model"))
     assert "14.8% required (§ 10i KWG)" in national and "stands at 16% (§ 6d KWG)" in national
@@ -270,26 +278,28 @@ def test_a_german_letter_is_german(breaches):
 
 def test_letters_of_the_desk_separate_thousands(breaches):
     large = replace(PLEDGED, value=Decimal("1234567890"), limit=Decimal("9921000"), decimals=-3)
-    english, german = (write_letter([*breaches, large], NAMED, PERIOD, language=one, grouped=True) for one in LANGUAGES)
+    english, german = (
+        write_letter([*breaches, large], NAMED, PERIOD, language=name, grouped=True) for name in LANGUAGES
+    )
     assert "EUR 1,234,567.89 thousand" in english and "it is EUR 9,921 thousand." in english
     assert "EUR 1.234.567,89 Tausend" in german and "EUR 9.921 Tausend" in german
     # A model learns plain digits. Years, cells and articles have no separators in either form.
     plain = write_letter([*breaches, large], NAMED, PERIOD)
     lines = zip(english.replace(",", "").splitlines(), plain.replace(",", "").splitlines(), strict=True)
-    assert [one[:13] for one, other in lines if one != other] == ["Legal basis: ", "Right to be h"]
+    assert [line[:13] for line, plain_line in lines if line != plain_line] == ["Legal basis: ", "Right to be h"]
     assert "EUR 1234567.89 thousand" in write_letter([*breaches, large], NAMED, PERIOD)
 
 
 def every_result():
-    """A violated result of each rule, in its usual form, and for filing errors in the others."""
+    """Yield violated results of each rule, in each form of its block."""
     for rule in built_in_rules():
         if rule.kind in ("breach", "filing"):
-            one = finding(rule.id, rule.cells[0], "0.02", "0.03", str(rule.legal), "xbrli:pure", rule.kind)
+            result = finding(rule.id, rule.cells[0], "0.02", "0.03", str(rule.legal), "xbrli:pure", rule.kind)
             for relation in ("min", "max", "expected"):
-                yield replace(one, relation=relation)
-                yield replace(one, relation=relation, missing=True)
-            yield replace(one, value=Decimal("-0.02"))
-            yield replace(one, relation="expected", limit=Decimal(0))
+                yield replace(result, relation=relation)
+                yield replace(result, relation=relation, missing=True)
+            yield replace(result, value=Decimal("-0.02"))
+            yield replace(result, relation="expected", limit=Decimal(0))
     for rule in note_rules().values():
         yield finding(rule.id, BUFFER, 3, 2, rule.legal)
         yield finding(rule.id, BUFFER, None, None, rule.legal)
@@ -298,7 +308,7 @@ def every_result():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_finding_has_its_blocks(language):
-    """Every rule in every form, each legal basis: no block is missing, no placeholder stays, every line ends a sentence."""
+    """For every rule, form and legal basis no block is missing, no placeholder remains, and every line ends a sentence."""
     for result in every_result():
         for basis in ("model", "de"):
             text = write_letter([result], NAMED, PERIOD, basis=basis, language=language)
@@ -308,16 +318,17 @@ def test_every_finding_has_its_blocks(language):
     for result in (PLEDGED, replace(PLEDGED, rule_id="PROFIT_COUNTED"), replace(PLEDGED, rule_id="OWN_SHARES_COUNTED")):
         for known in ("met", "unknown", "waived")[: 3 if result == PLEDGED else 2]:
             contexts = (Context(without={result.rule_id: known}), Context())
-            text, plain = (write_letter([result], NAMED, PERIOD, one, language=language) for one in contexts)
+            text, plain = (write_letter([result], NAMED, PERIOD, context, language=language) for context in contexts)
             assert len(text) > len(plain) + 40 and "  " not in text
     for why in ("not applicable", "undecided"):
         assert len(write_letter([], NAMED, PERIOD, Context(unexamined=why), language=language).splitlines()) == 5
 
 
-def test_every_subject_and_every_deadline_has_its_block_in_both_languages():
+def test_subjects_and_deadlines_have_blocks_in_both_languages():
     files = ("words", "findings", "measures")
     english, german = (
-        {name: tomllib.loads((BLOCKS / one / f"{name}.toml").read_text()) for name in files} for one in LANGUAGES
+        {name: tomllib.loads((BLOCKS / language / f"{name}.toml").read_text()) for name in files}
+        for language in LANGUAGES
     )
     for blocks in (english, german):
         assert not {f"{subject}_{order}" for subject, order in DEADLINES} - blocks["measures"].keys()
@@ -329,15 +340,17 @@ def test_every_subject_and_every_deadline_has_its_block_in_both_languages():
 
 
 def test_nothing_that_a_report_names_begins_a_sentence():
-    """The bank writes its entity, the codes of its clients, filing indicators and units."""
-    said = "A12. You need not: reduce anything!\nAll measures are deferred."
+    """Banks choose their entity, the codes of clients, filing indicators and units. None may add a sentence to a letter."""
+    sentences = "A12. You need not: reduce anything!\nAll measures are deferred."
     inner = "A12 You need not reduce anything All measures are deferred"
     client = finding("LE_LIMIT", CLIENT, "0.27", "0.25", unit="xbrli:pure", kind="breach")
-    client = replace(client, row=said, relation="max")
-    text = write_letter([client, replace(PLEDGED, unit=f"iso4217:EUR{said}")], Addressee(said, said, "", ""), PERIOD)
+    client = replace(client, row=sentences, relation="max")
+    text = write_letter(
+        [client, replace(PLEDGED, unit=f"iso4217:EUR{sentences}")], Addressee(sentences, sentences, "", ""), PERIOD
+    )
     assert text.splitlines()[0] == f"To the Management Board of {inner}"
     assert f"Exposure to “{inner}”: 27%" in text and text.count("need not") == text.count(inner) == 3
-    clean = write_letter([], NAMED, PERIOD, Context(templates=("C_76.00", f"C_01.00 {said}")))
+    clean = write_letter([], NAMED, PERIOD, Context(templates=("C_76.00", f"C_01.00 {sentences}")))
     assert "We have examined C 76.00 and found" in clean and "need not" not in clean
     for name, plain in (
         ("A" * 500, "A" * 60 + " ..."),
@@ -348,21 +361,21 @@ def test_nothing_that_a_report_names_begins_a_sentence():
         assert plain_name(name) == plain
 
 
-def test_a_letter_names_the_cells_that_are_missing_and_count_as_nil():
-    """`the other figures give EUR 0` of a position whose own funds requirement was left out, and an order to correct the position."""
+def test_letter_names_cells_that_count_as_nil():
+    """A position of 5.7 million without its own funds requirement. The missing cell is the error, so the letter must name it."""
     report = report_of({"fx 10 c0100": 5_727_975, "of 10": 90_000_000}, filed={"C_22.00": True, "C_01.00": True})
-    (found,) = violations(evaluate(report, [rule for rule in built_in_rules() if rule.id == "FX_12_5"]))
-    text = write_letter([found], NAMED, PERIOD, grouped=True)
-    said = "the other figures of the report give EUR 0 (CRR Art. 92(6)(b)). Not reported, and counted as nil: C 22.00 r0010 c0090."
-    assert said in text and "Not reported" not in write_letter([found], NAMED, PERIOD)
-    other = replace(
-        found,
+    (violated,) = violations(evaluate(report, [rule for rule in built_in_rules() if rule.id == "FX_12_5"]))
+    text = write_letter([violated], NAMED, PERIOD, grouped=True)
+    sentence = "the other figures of the report give EUR 0 (CRR Art. 92(6)(b)). Not reported, and counted as nil: C 22.00 r0010 c0090."
+    assert sentence in text and "Not reported" not in write_letter([violated], NAMED, PERIOD)
+    in_two_tables = replace(
+        violated,
         inputs=tuple(
-            replace(one, cell=("C_02.00.a", *one.cell[1:])) if one.source == "read as 0" else one
-            for one in found.inputs
+            replace(figure, cell=("C_02.00.a", *figure.cell[1:])) if figure.source == "read as 0" else figure
+            for figure in violated.inputs
         ),
     )
-    german = write_letter([other], NAMED, PERIOD, grouped=True, language="de")
+    german = write_letter([in_two_tables], NAMED, PERIOD, grouped=True, language="de")
     assert (
         "als null gezählt: C 02.00.a r0010 c0090." in german and "Berichtigen Sie C 22.00 und C 02.00.a und" in german
     )
@@ -373,39 +386,36 @@ def test_a_letter_names_the_cells_that_are_missing_and_count_as_nil():
     [
         (CET1, "0.0364", "CRD Art. 104(1)(c), (e), (h), (i), (j); CRD Art. 104(1)(j), 141, 142."),
         (LCR, "0.99", "CRR Art. 414."),
-        (LCR, "0.85", "CRR Art. 414; CRD Art. 104(1)(e)."),  # no uncommitted loans
-        (
-            CLIENT,
-            "0.251",
-            "CRR Art. 396(1); CRD Art. 104(1)(e), (j).",
-        ),  # nothing new to this client, and a report every week
+        (LCR, "0.85", "CRR Art. 414; CRD Art. 104(1)(e)."),  # the measure forbids uncommitted loans
+        # No new business with this client, and weekly reports.
+        (CLIENT, "0.251", "CRR Art. 396(1); CRD Art. 104(1)(e), (j)."),
     ],
 )
-def test_every_duty_of_a_signed_letter_has_its_basis(tmp_path, cell, value, basis):
-    """A limit on business and reports every week rest on CRD Art. 104(1)(e) and (j); CRR Art. 414 and 396(1) say nothing of them."""
-    found = [one for one in violations(evaluate(read(tmp_path, {cell: value}))) if one.kind == "breach"]
-    assert f"Legal basis: {basis} CRR (Reg" in write_letter(found, NAMED, PERIOD, grouped=True)
-    assert "(j)" not in write_letter(found, NAMED, PERIOD)  # the letters that models have learned
+def test_every_duty_has_its_legal_basis(tmp_path, cell, value, basis):
+    """Limits on business and weekly reports rest on CRD Art. 104(1)(e) and (j), not on CRR Art. 414 or 396(1)."""
+    violated = [result for result in violations(evaluate(read(tmp_path, {cell: value}))) if result.kind == "breach"]
+    assert f"Legal basis: {basis} CRR (Reg" in write_letter(violated, NAMED, PERIOD, grouped=True)
+    assert "(j)" not in write_letter(violated, NAMED, PERIOD)  # the letter that models learned
 
 
 @pytest.fixture
 def own_blocks(tmp_path, monkeypatch):
-    """A supervisor's own copy of the blocks."""
+    """A copy of the blocks for a supervisor to edit."""
     monkeypatch.setattr(letters, "BLOCKS", shutil.copytree(BLOCKS, tmp_path / "blocks"))
     letters._blocks.cache_clear()
     yield tmp_path / "blocks"
     letters._blocks.cache_clear()
 
 
-def test_a_letter_without_marks_between_thousands_is_still_one_to_sign(own_blocks, tmp_path):
-    """What only a signed letter says does not hang on how its figures look."""
+def test_signed_letter_does_not_depend_on_separators(own_blocks, tmp_path):
+    """The texts of a signed letter do not depend on the separator of thousands."""
     words = own_blocks / "en" / "words.toml"
     words.write_text(words.read_text().replace('thousands = ","', 'thousands = ""'))
-    found = violations(evaluate(read(tmp_path / "report", {CLIENT: "0.27", OTHER_CLIENT: "0.30"})))
-    assert "Reduce each of these exposures" in write_letter(found, NAMED, PERIOD, grouped=True)
+    violated = violations(evaluate(read(tmp_path / "report", {CLIENT: "0.27", OTHER_CLIENT: "0.30"})))
+    assert "Reduce each of these exposures" in write_letter(violated, NAMED, PERIOD, grouped=True)
 
 
-def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
+def test_wrong_block_is_one_sentence(own_blocks):
     measures = own_blocks / "en" / "measures.toml"
     good = measures.read_text()
     for text, problem in (
@@ -426,18 +436,18 @@ def test_a_block_that_is_missing_or_wrong_is_one_sentence(own_blocks):
     measures.write_text(good)
     words = own_blocks / "en" / "words.toml"
     lines = words.read_text().splitlines()
-    for line in lines:  # a supervisor tidies up: the letter is written without it, or says what is missing
+    for line in lines:  # without this line the letter is written, or the error names the block
         if line.startswith(("[", "and =", "months =", "numbers =", "thousands =")):
-            words.write_text("\n".join(other for other in lines if other != line))
+            words.write_text("\n".join(kept for kept in lines if kept != line))
             letters._blocks.cache_clear()
             with suppress(UserError):
                 write_letter([PLEDGED], NAMED, PERIOD, grouped=True)
 
 
-def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks):
-    """A block without words is refused, whether the letter is ready or not."""
+def test_letter_not_ready_always_has_its_mark(tmp_path, own_blocks):
+    """A mark without words is refused, also if the letter is ready."""
     notes = (["Our systems were migrated."], [])
-    reports = [read(tmp_path / str(len(one)), figures=SMALL, notes=one) for one in notes]
+    reports = [read(tmp_path / str(len(texts)), figures=SMALL, notes=texts) for texts in notes]
     waiting, ready = (record(report)["letter"] for report in reports)
     marked, draft = waiting["text"].splitlines(), "NOT READY: not to be sent"
     assert marked[0] == marked[-1] == draft and waiting["state"] == "not ready"
@@ -452,7 +462,7 @@ def test_a_letter_that_is_not_ready_always_has_its_mark(tmp_path, own_blocks):
                 record(report)
 
 
-def test_a_term_of_the_legal_basis_that_the_blocks_do_not_name_is_one_sentence(monkeypatch):
+def test_unknown_term_of_legal_basis_is_one_sentence(monkeypatch):
     law = load_basis()
     longer = replace(law, row={**law.row, "objection": {**law.row["objection"], "months": 6}})
     monkeypatch.setattr(letters, "load_basis", lambda name: longer)

@@ -1,4 +1,4 @@
-"""The pages of a report and of a folder: what they say, hostile texts, and the same bytes each time."""
+"""The page of a report and the overview: their content, hostile texts, and the same bytes in each run."""
 
 import csv
 import functools
@@ -29,30 +29,30 @@ To {HOSTILE}: the LCR is 94%."""
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A report whose bank, note and answer are hostile, written twice: (folder, record, bytes of both times)."""
+def written(tmp_path_factory):
+    """A report whose bank, note and answer are hostile, written twice: (output, folder, record, [files of each time])."""
     out = tmp_path_factory.mktemp("pages")
     report = replace(read(out / "files", {LCR: "0.93", CLIENT: "0.27"}), notes=(Note(HOSTILE),))
     bank = Addressee("E", HOSTILE, "DE", "bank")
-    case, written = Case(report, bank, (), (), Reply("full", (), ANSWER), depends={"key": "k"}), []
+    case, contents = Case(report, bank, (), (), Reply("full", (), ANSWER), depends={"key": "k"}), []
     for _ in range(2):
         record = finish(case, out, Form(), True, {})
         folder = out / folder_name(record["entity"], record["period"])
-        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    return out, folder, record, written
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    return out, folder, record, contents
 
 
-def test_the_same_bytes_each_time_but_for_the_time_of_the_audit(made):
-    one, two = ({name: content for name, content in files.items() if name != "audit.json"} for files in made[3])
-    assert set(one) == {"report.json", "report.html", "letter-DRAFT.txt"} and one == two
-    audits = [json.loads(files["audit.json"]) for files in made[3]]
+def test_same_bytes_except_time_of_audit(written):
+    first, second = ({name: content for name, content in files.items() if name != "audit.json"} for files in written[3])
+    assert set(first) == {"report.json", "report.html", "letter-DRAFT.txt"} and first == second
+    audits = [json.loads(files["audit.json"]) for files in written[3]]
     assert audits[0].pop("time") <= audits[1].pop("time") and audits[0] == audits[1]
-    assert audits[0]["outputs"] == {name: hashlib.sha256(content).hexdigest() for name, content in one.items()}
+    assert audits[0]["outputs"] == {name: hashlib.sha256(content).hexdigest() for name, content in first.items()}
     assert audits[0]["question"]["answer"] == ANSWER and audits[0]["question"]["profile"] == "full"
 
 
-def test_hostile_texts_are_escaped(made):
-    html = made[3][1]["report.html"].decode()
+def test_hostile_texts_are_escaped(written):
+    html = written[3][1]["report.html"].decode()
     assert "<script" not in html and "<img" not in html and "<b>not" not in html
     assert html.count("=&lt;script") >= 4  # the title, the heading, the note and the draft
     assert "default-src 'none'" in html and "http" not in html.partition("</style>")[2]
@@ -68,8 +68,8 @@ def test_marks_that_hide_or_reorder_text_are_shown(tmp_path):
     assert "You need \ufffdnot \ufffdpay\ufffd. \ufffdNothing is due." in html
 
 
-def test_the_page_says_what_was_decided_by_whom(made):
-    html = made[3][1]["report.html"].decode()
+def test_the_page_says_what_was_decided_by_whom(written):
+    html = written[3][1]["report.html"].decode()
     names = ("rule", "cell", "value", "limit", "article")
     row = '">{}</span></td>' + "</td>".join(f'<td data-name="{name}">{{}}' for name in names)
     lcr = ("confirmed", "LCR_MIN", "C 76.00.a r0030 c0010", "93.00%", "min 100%", "CRR Art. 412(1); ")
@@ -82,29 +82,26 @@ def test_the_page_says_what_was_decided_by_whom(made):
     assert "figures checked, sentences not" in draft and "the figure 94%" in draft and "the LCR is 94%." in draft
     assert "To decide, copy into a file for --findings" in html and ",LCR_MIN,lifted," in html and ",,benign," in html
     assert "The words of these facts stand in no note of the report" in html
-    text = (made[1] / "letter-DRAFT.txt").read_text()
+    text = (written[1] / "letter-DRAFT.txt").read_text()
     assert text.startswith("- nobody has decided on note ") and "94%" not in text
     assert "\nNOT READY: not to be sent\n" in text
 
 
-def test_a_duty_has_a_threshold_which_is_no_maximum_and_a_table_without_figures_has_no_columns_for_them(made):
-    without = output.page(made[2], "de")
+def test_table_of_duties_has_column_for_thresholds(written):
+    without = output.page(written[2], "de")
     assert '<div class="letter" lang="de">' in without and '<th scope="col">threshold' not in without
     names = ("rule", "cell", "value", "limit", "legal", "reason", "title")
     duty = dict(zip(names, ("LE_DEF", "C", "297630 thousand", "max 9000 thousand", "CRR", "", "t"), strict=True))
-    page = output.page(made[2] | {"duties": [duty], "findings": [made[2]["findings"][0] | duty]}, "en")
-    figures = (
-        '"value">297,630 thousand<',
-        '"threshold">9,000 thousand<',
-        '"limit">max 9,000 thousand<',
-    )  # as in letters
+    page = output.page(written[2] | {"duties": [duty], "findings": [written[2]["findings"][0] | duty]}, "en")
+    # Thousands are separated as in letters.
+    figures = ('"value">297,630 thousand<', '"threshold">9,000 thousand<', '"limit">max 9,000 thousand<')
     assert all(f"<td data-name={figure}/td>" in page for figure in figures)
 
 
-def test_the_overview_and_the_csv_and_each_tag_that_is_opened_is_closed(made, tmp_path):
-    write_overview(tmp_path, [made[2]], ["<b>x</b>.zip: damaged"])
+def test_overview_and_csv_are_complete_and_well_formed(written, tmp_path):
+    write_overview(tmp_path, [written[2]], ["<b>x</b>.zip: damaged"])
     index = (tmp_path / "index.html").read_text()
-    for text in (made[3][1]["report.html"].decode(), index):
+    for text in (written[3][1]["report.html"].decode(), index):
         stack = []
         for closing, name in re.findall(r"<(/?)(\w+)[^>]*>", text.replace("<!doctype html>", "")):
             if closing:
@@ -113,7 +110,7 @@ def test_the_overview_and_the_csv_and_each_tag_that_is_opened_is_closed(made, tm
                 stack.append(name)
         assert stack == [] and "{{" not in text and "{%" not in text
     assert "<script" not in index and "<b>" not in index and "&lt;b&gt;x&lt;/b&gt;.zip: damaged" in index
-    assert f'href="{made[1].name}/report.html"' in index
+    assert f'href="{written[1].name}/report.html"' in index
     rows = list(csv.DictReader(io.StringIO((tmp_path / "findings.csv").read_text())))
     about = [row for row in rows if row["verdict"] == "about the report"]
     assert [(row["rule"], row["cell"], row["value"]) for row in about] == [
@@ -124,7 +121,7 @@ def test_the_overview_and_the_csv_and_each_tag_that_is_opened_is_closed(made, tm
         ("confirmed", "LCR_MIN", "93.00%", "not ready"),
         ("missed", "LE_LIMIT", "27.00%", "not ready"),
     ]
-    assert all(row["bank"].startswith("'=<script>") for row in rows)  # no formula of a spreadsheet
+    assert all(row["bank"].startswith("'=<script>") for row in rows)  # no spreadsheet takes it for a formula
     assert list(map(_cell, ("-22729 thousand", "-3.5%", "-2+3|x"))) == ["-22729 thousand", "-3.5%", "'-2+3|x"]
     assert list(map(_cell, ("C 28.00 a; =1+1;b", "a\n=1", "CRR Art. 1; CRD Art. 2"))) == [
         "C 28.00 a;' =1+1;b",
@@ -133,7 +130,7 @@ def test_the_overview_and_the_csv_and_each_tag_that_is_opened_is_closed(made, tm
     ]
 
 
-def test_an_interrupted_report_leaves_nothing_behind(made, tmp_path, monkeypatch):
+def test_an_interrupted_report_leaves_nothing_behind(written, tmp_path, monkeypatch):
     def interrupted(record, language):
         raise KeyboardInterrupt
 
@@ -157,15 +154,15 @@ def test_no_entity_is_used_as_a_path(entity):
     assert folder_name("LEI1.CON", "2026-03-31") == "LEI1.CON_2026-03-31"
 
 
-def test_the_key_depends_on_what_changes_the_result_and_not_on_places(tmp_path, monkeypatch):
+def test_key_depends_on_inputs_and_not_on_paths(tmp_path, monkeypatch):
     known = versions()
     assert set(known) == {"project", "code", "rules", "note_rules", "cells", "python", "libraries"}
-    one = key_of(known | {"model": {"path": "a", "fingerprint": "f"}}, {"draft": False})
-    assert one == key_of(known | {"model": {"path": "b", "fingerprint": "f"}}, {"draft": False})
-    others = [known | {"model": {"path": "a", "fingerprint": "g"}}, known | {"rules": "0" * 64}]
-    assert len({one, *(key_of(other, {"draft": False}) for other in others), key_of(known, {"draft": True})}) == 4
+    key = key_of(known | {"model": {"path": "a", "fingerprint": "f"}}, {"draft": False})
+    assert key == key_of(known | {"model": {"path": "b", "fingerprint": "f"}}, {"draft": False})
+    changed = [known | {"model": {"path": "a", "fingerprint": "g"}}, known | {"rules": "0" * 64}]
+    assert len({key, *(key_of(inputs, {"draft": False}) for inputs in changed), key_of(known, {"draft": True})}) == 4
     block = tmp_path / "xbrl" / "measures.toml"
     block.parent.mkdir()
     monkeypatch.setattr(analysis, "ROOT", tmp_path)
     hashes = [analysis.hash_of_code() for text in ("a = 1", "a = 2") if block.write_text(text)]
-    assert hashes[0] != hashes[1]  # an edited block makes every analysis new
+    assert hashes[0] != hashes[1]  # an edited block invalidates every earlier analysis

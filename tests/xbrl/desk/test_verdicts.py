@@ -1,4 +1,4 @@
-"""Each verdict on real files: confirmed, refuted, not decidable by rule, missed, not covered; in both forms of answers."""
+"""Each verdict on reports from files: confirmed, refuted, not decidable by rule, missed, not covered; in both answer styles."""
 
 from dataclasses import replace
 from decimal import Decimal
@@ -22,30 +22,30 @@ CHECK = "LCR 93% < 100%: LCR_MIN, CRR Art. 412(1)"
 
 @pytest.fixture(scope="module")
 def breach(tmp_path_factory):
-    """LCR 93%, client A12 27% of Tier 1."""
+    """A report with an LCR of 93% and an exposure to client A12 of 27% of Tier 1."""
     return read(tmp_path_factory.mktemp("breach"), {LCR: "0.93", CLIENT: "0.27"})
 
 
 def judge(report, *lines, **options):
-    made = record(report, "\n".join(["Violations:", *lines, "Directive:", "x"]), **options)
-    return made, {one["rule"]: one for one in made["findings"]}
+    outcome = record(report, "\n".join(["Violations:", *lines, "Directive:", "x"]), **options)
+    return outcome, {finding["rule"]: finding for finding in outcome["findings"]}
 
 
 def check(report, *lines, **options):
-    made = record(report, "\n".join(["Checks:", *lines, "Directive:", "x"]), "quickstart", **options)
-    return made, {one["rule"]: one for one in made["findings"]}
+    outcome = record(report, "\n".join(["Checks:", *lines, "Directive:", "x"]), "quickstart", **options)
+    return outcome, {finding["rule"]: finding for finding in outcome["findings"]}
 
 
 def decision(rule, state, value=None, limit=None, legal="", note=PLEDGED):
-    low, high = (None if one is None else Decimal(one) for one in (value, limit))
+    low, high = (None if number is None else Decimal(number) for number in (value, limit))
     fields = (BANK.entity, PERIOD, rule, state, "C 76.00.a r0030 c0010", low, high, legal, "pledged", Note(note).id)
     return Finding(*fields, where="findings.csv, line 2")
 
 
 def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
-    made, found = judge(breach, LCR_LINE, LE_LINE)
-    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("confirmed", "LE_LIMIT")]
-    lcr, client = found["LCR_MIN"], found["LE_LIMIT"]
+    outcome, by_rule = judge(breach, LCR_LINE, LE_LINE)
+    assert verdicts(outcome) == [("confirmed", "LCR_MIN"), ("confirmed", "LE_LIMIT")]
+    lcr, client = by_rule["LCR_MIN"], by_rule["LE_LIMIT"]
     assert (lcr["cell"], lcr["value"], lcr["limit"]) == ("C 76.00.a r0030 c0010", "93.00%", "min 100%")
     assert lcr["details"] == [
         "violated if C 76.00.a r0030 c0010 < 1",
@@ -67,83 +67,83 @@ def test_confirmed_with_cell_formula_inputs_limit_and_article(breach):
         (LCR_LINE.replace("LCR_MIN", "LCR_MAX"), "no rule has this id"),
         (LCR_LINE.replace("LCR_MIN", "OF_SUM"), "C 01.00 has no filing indicator"),
         (LCR_LINE.replace("LCR_MIN", "LCR_PLEDGED"), "the report has none"),
-        (CHECK.replace("93", "94"), "the value is 93.00%, not 94%"),  # and in the quickstart likewise
+        (CHECK.replace("93", "94"), "the value is 93.00%, not 94%"),  # from here on in the style of the quickstart
         (CHECK.replace("412(1)", "413(1)"), "the model cites CRR 413(1)"),
         ("Waiver: lifts LCR_MIN, CRR Art. 8", "only a note can lift it, and the report has none"),
         ("Pledged assets 90% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)", "the report has none"),
     ],
 )
 def test_refuted_with_the_reason_and_the_right_figure(breach, line, reason):
-    made, _ = judge(breach, line, LE_LINE) if " | " in line else check(breach, line)
-    (refuted,) = [one for one in made["findings"] if one["verdict"] == "refuted"]
+    outcome, _ = judge(breach, line, LE_LINE) if " | " in line else check(breach, line)
+    (refuted,) = [finding for finding in outcome["findings"] if finding["verdict"] == "refuted"]
     assert reason in refuted["reason"] and refuted["line"] == line
 
 
-def test_another_client_is_refuted_and_no_other_client_is_shown(breach, tmp_path):
-    made, found = judge(breach, LCR_LINE, LE_LINE.replace("A12", "B34"))
-    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT"), ("missed", "LE_LIMIT")]
-    assert found["LE_LIMIT"]["cell"] == "C 28.00 A12 c350"
-    made, found = judge(read(tmp_path, {LCR: "0.93"}), LCR_LINE, LE_LINE.replace("A12", "B34"))
-    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT")]
-    client = found["LE_LIMIT"]
+def test_finding_on_another_client_is_refuted(breach, tmp_path):
+    outcome, by_rule = judge(breach, LCR_LINE, LE_LINE.replace("A12", "B34"))
+    assert verdicts(outcome) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT"), ("missed", "LE_LIMIT")]
+    assert by_rule["LE_LIMIT"]["cell"] == "C 28.00 A12 c350"
+    outcome, by_rule = judge(read(tmp_path, {LCR: "0.93"}), LCR_LINE, LE_LINE.replace("A12", "B34"))
+    assert verdicts(outcome) == [("confirmed", "LCR_MIN"), ("refuted", "LE_LIMIT")]
+    client = by_rule["LE_LIMIT"]
     assert (client["cell"], client["value"], client["limit"]) == ("C 28.00 * c350", "", "")
     assert client["reason"] == "the figures meet the rule" and "A12" not in " ".join(client["details"])
 
 
-def test_a_check_of_a_note_is_open_until_the_desk_decides(tmp_path):
+def test_check_of_a_note_waits_for_the_desk(tmp_path):
     noted = read(tmp_path, figures=SMALL, notes=[PLEDGED])
     line = "Pledged assets 130% - 31% = 99% < 100%: LCR_PLEDGED, 2015/61 Art. 7(2)"
-    made, found = check(noted, line)
-    assert verdicts(made) == [("not decidable by rule", "LCR_PLEDGED")] and made["letter"]["state"] == "not ready"
-    made, found = check(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
-    assert verdicts(made) == [("confirmed", "LCR_PLEDGED")]
-    assert found["LCR_PLEDGED"]["reason"] == "the desk has decided: violated (findings.csv, line 2)"
-    assert found["LCR_PLEDGED"]["title"] == note_rules()["LCR_PLEDGED"].title
-    made, found = check(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.95", "1")])
-    assert "the value is 95.00%, not 99%" in found["LCR_PLEDGED"]["reason"]
+    outcome, by_rule = check(noted, line)
+    assert verdicts(outcome) == [("not decidable by rule", "LCR_PLEDGED")] and outcome["letter"]["state"] == "not ready"
+    outcome, by_rule = check(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
+    assert verdicts(outcome) == [("confirmed", "LCR_PLEDGED")]
+    assert by_rule["LCR_PLEDGED"]["reason"] == "the desk has decided: violated (findings.csv, line 2)"
+    assert by_rule["LCR_PLEDGED"]["title"] == note_rules()["LCR_PLEDGED"].title
+    outcome, by_rule = check(noted, line, decisions=[decision("LCR_PLEDGED", "violated", "0.95", "1")])
+    assert "the value is 95.00%, not 99%" in by_rule["LCR_PLEDGED"]["reason"]
     for rule in ("LCR_PLEDGED", ""):
-        made, found = check(noted, line, decisions=[decision(rule, "benign")])
-        assert verdicts(made) == [("refuted", "LCR_PLEDGED")]
-        assert "the desk has decided" in found["LCR_PLEDGED"]["reason"]
-    made, _ = check(noted, "LCR 130% >= 100%: met", decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
-    assert verdicts(made) == [("missed", "LCR_PLEDGED")]
+        outcome, by_rule = check(noted, line, decisions=[decision(rule, "benign")])
+        assert verdicts(outcome) == [("refuted", "LCR_PLEDGED")]
+        assert "the desk has decided" in by_rule["LCR_PLEDGED"]["reason"]
+    outcome, _ = check(noted, "LCR 130% >= 100%: met", decisions=[decision("LCR_PLEDGED", "violated", "0.99", "1")])
+    assert verdicts(outcome) == [("missed", "LCR_PLEDGED")]
 
 
-def test_a_waiver_lifts_a_violation_if_the_desk_says_so(tmp_path):
+def test_waiver_lifts_violation_if_the_desk_agrees(tmp_path):
     note = "Our LCR requirement is waived until 2027-12-31."
     report = read(tmp_path, {LCR: "0.93"}, SMALL, notes=[note])
     lines = (CHECK, "Waiver: lifts LCR_MIN, CRR Art. 8")
-    made, _ = check(report, *lines)
-    assert verdicts(made) == [("confirmed", "LCR_MIN"), ("not decidable by rule", "LCR_MIN")]
+    outcome, _ = check(report, *lines)
+    assert verdicts(outcome) == [("confirmed", "LCR_MIN"), ("not decidable by rule", "LCR_MIN")]
     assert verdicts(check(report, lines[1])[0]) == [("not decidable by rule", "LCR_MIN")]
     for state, verdict in (("lifted", "confirmed"), ("benign", "refuted")):
-        made, _ = check(report, *lines, decisions=[decision("LCR_MIN", state, legal="CRR Art. 8", note=note)])
-        assert verdicts(made) == [("confirmed", "LCR_MIN"), (verdict, "LCR_MIN")]
+        outcome, _ = check(report, *lines, decisions=[decision("LCR_MIN", state, legal="CRR Art. 8", note=note)])
+        assert verdicts(outcome) == [("confirmed", "LCR_MIN"), (verdict, "LCR_MIN")]
     assert verdicts(check(report, "Leverage ratio 5% >= 3%: met")[0]) == [("missed", "LCR_MIN")]
 
 
-def test_what_the_profile_does_not_cover_is_listed(tmp_path):
+def test_findings_outside_the_profile_are_listed(tmp_path):
     report = read(tmp_path, {LR: "0.02", NSFR: "0.99"}, SMALL)
-    made, _ = check(report, "Leverage ratio 2% < 3%: LR_MIN, CRR Art. 92(1)(d)")
-    assert verdicts(made) == [("confirmed", "LR_MIN"), ("not covered", "NSFR_MIN")]
+    outcome, _ = check(report, "Leverage ratio 2% < 3%: LR_MIN, CRR Art. 92(1)(d)")
+    assert verdicts(outcome) == [("confirmed", "LR_MIN"), ("not covered", "NSFR_MIN")]
 
 
-def test_a_decision_on_another_client_is_not_the_reason(breach):
-    other = decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)")
-    other = replace(other, cell="C 28.00 B34 c350", kind="", note="")
+def test_decision_on_another_client_gives_no_reason(breach):
+    unrelated = decision("LE_LIMIT", "violated", "0.3", "0.25", "CRR Art. 395(1)")
+    unrelated = replace(unrelated, cell="C 28.00 B34 c350", kind="", note="")
     lines = [LE_LINE, LE_LINE.replace("A12", "B34").replace("27.00", "30.00")]
-    made, _ = judge(breach, LCR_LINE, *lines, decisions=[other])
-    reasons = {one["cell"]: (one["verdict"], one["reason"]) for one in made["findings"]}
+    outcome, _ = judge(breach, LCR_LINE, *lines, decisions=[unrelated])
+    reasons = {finding["cell"]: (finding["verdict"], finding["reason"]) for finding in outcome["findings"]}
     assert reasons["C 28.00 A12 c350"] == ("confirmed", "")
     assert reasons["C 28.00 B34 c350"] == ("confirmed", "the desk has decided: violated (findings.csv, line 2)")
 
 
-def test_clients_of_one_name_are_told_apart_by_their_codes(breach):
-    """A short report names its clients; two of one name keep their codes, so that each has its own row and finding."""
+def test_clients_of_one_name_keep_their_codes(breach):
+    """A short report names its clients. Two clients of one name keep their codes, so each has its own row and finding."""
     first = next(fact for fact in breach.facts if fact.cell == CLIENT[:1] + ("*",) + CLIENT[2:])
     first = replace(first, value="Nordwerk", unit=None, decimals=None, cell=NAME)
     key = next(name for name in first.dimensions if name.endswith("qINC"))
     names = [replace(first, dimensions={key: code}) for code in ("A12", "B34")]
     for count, row in ((2, "Nordwerk (A12)"), (1, "Nordwerk")):
         report, _ = with_client_names(replace(breach, facts=(*breach.facts, *names[:count])))
-        assert [one.row for one in violations(evaluate(report)) if one.rule_id == "LE_LIMIT"] == [row]
+        assert [result.row for result in violations(evaluate(report)) if result.rule_id == "LE_LIMIT"] == [row]

@@ -1,4 +1,4 @@
-"""The walkthrough of docs/desk.md prints what the page says, and LOG.md has its letter as it is written."""
+"""The commands of docs/desk.md print the lines on the page, and LOG.md has the letter to the byte."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from xbrl.rules.findings import write_findings
 ROOT = Path(__file__).resolve().parents[3]
 PAGE, LOG = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("desk.md", "LOG.md"))
 QUICKSTART = Request(696, 0, "quickstart", [544 / 696, 40 / 696, 112 / 696])
-CASE = 590  # the number of the walkthrough's bank among the units of this corpus
+CASE = 590  # index of the walkthrough's bank among the units of the corpus
 SAID = re.findall(r"^    (\d+ (?:report|analysed).*)$", PAGE.partition("## From an empty machine")[0], re.MULTILINE)
 LETTER = re.compile(
     r"^    To the Management Board of Birksee.*?^    Date and signature: _+\n", re.MULTILINE | re.DOTALL
@@ -18,10 +18,10 @@ LETTER = re.compile(
 
 
 def test_the_commands_print_what_the_page_says(tmp_path, capsys):
-    made = make_unit(tmp_path, QUICKSTART, plan_units(QUICKSTART)[CASE])
-    bank = made.filings[0].bank
-    files, decisions, register = tuple(made.files), tmp_path / "decisions.csv", tmp_path / "register.csv"
-    write_findings(decisions, made.findings)
+    generated = make_unit(tmp_path, QUICKSTART, plan_units(QUICKSTART)[CASE])
+    bank = generated.filings[0].bank
+    files, decisions, register = tuple(generated.files), tmp_path / "decisions.csv", tmp_path / "register.csv"
+    write_findings(decisions, generated.findings)
     register.write_text(f"entity,name,country,type\n{bank.entity},{bank.name},{bank.country},{bank.model}\n")
     sample = (ROOT / "tests/xbrl/read/eba_lcr_sample",)
     options = (
@@ -29,10 +29,10 @@ def test_the_commands_print_what_the_page_says(tmp_path, capsys):
         Options(files, tmp_path / "out", register=register),
         Options(files, tmp_path / "out", register=register, findings=decisions),
     )
-    assert [analyse(one) for one in options] == [1, 1, 1]
-    said = [line for line in capsys.readouterr().out.splitlines() if "index.html" not in line]
-    assert len(SAID) == 4 and [said[0], said[1], said[2], said[4]] == SAID
-    assert f'The note says: "{made.examples[0]["messages"][1]["content"].partition("Note: ")[2]}"' in PAGE
+    assert [analyse(each) for each in options] == [1, 1, 1]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "index.html" not in line]
+    assert len(SAID) == 4 and [printed[0], printed[1], printed[2], printed[4]] == SAID
+    assert f'The note says: "{generated.examples[0]["messages"][1]["content"].partition("Note: ")[2]}"' in PAGE
     letter = next((tmp_path / "out").glob("*/letter.txt")).read_text(encoding="utf-8")
     shown = PAGE.partition("its head and its measures:\n")[2].partition("\n[LOG.md]")[0]
     lines = [line.strip().removesuffix("...").strip() for line in shown.splitlines()]
