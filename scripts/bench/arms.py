@@ -38,18 +38,18 @@ class Arm:
 
     name: str
     ranks: int = 1
-    packages: tuple[str, ...] = ()  # that it needs; none: it is our own train.py
-    packed: bool = False  # the documents of a forward pass in one row
+    packages: tuple[str, ...] = ()  # of the other trainer; our own train.py has none here
+    packed: bool = False  # all documents of a forward pass are in one row
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How much work a setting is, and how it is cut into forward passes."""
+    """The work of a setting, and how it is divided into forward passes."""
 
-    examples_per_step: int  # in `defaults` of our own arm
+    examples_per_step: int  # in `defaults` of our own arm alone
     lengths: tuple[int, int]  # tokens of the shortest and of the longest example
-    sequence_length: int  # tokens of a packed row of ours
-    rows: int  # our own arm: rows in one forward pass
+    sequence_length: int  # tokens of a packed row of our own arm
+    rows: int  # our own arm: packed rows in one forward pass
     micro_batch: int  # other trainers: examples in one forward pass
 
 
@@ -70,7 +70,7 @@ SETTINGS = {
 
 
 def find_arm(key: str) -> Arm:
-    """The arm of a name in --arms. Raises UserError."""
+    """Return the arm of a name in --arms. Raise UserError if there is none."""
     name, _, ranks = key.partition("-")
     if name == "ours" and ranks.isdecimal() and int(ranks) > 1:
         return Arm(f"ours, {ranks} ranks", ranks=int(ranks))
@@ -81,17 +81,17 @@ def find_arm(key: str) -> Arm:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is measured, and how often."""
+    """The options of the command."""
 
     model: str  # model directory
     directory: Path  # for examples and logs
-    arms: tuple[Arm, ...]  # the first is ours on one rank, with which all are compared
+    arms: tuple[Arm, ...]  # all are compared with the first, which is ours on one rank
     settings: tuple[str, ...]
     rounds: int
     steps: int  # measured steps
 
     def num_steps(self, setting: str) -> int:
-        """Steps of a run, warm-up included."""
+        """Return the number of steps of a run, with the warm-up."""
         return PARITY_STEPS if setting == "parity" else WARMUP + self.steps
 
 
@@ -102,9 +102,9 @@ coverage falls to 97.3%, below the limit of 100%, and a large exposure to one gr
 
 
 def write_examples(directory: Path, tokenizer: PreTrainedTokenizerBase, steps: int, setting: Setting) -> None:
-    """Write the examples of `steps` steps; the arguments determine the bytes. Lengths are spread evenly on a logarithmic scale.
+    """Write the examples of `steps` steps. Lengths are spread evenly on a logarithmic scale; equal arguments give equal bytes.
 
-    train.jsonl: {input_ids, labels} of each. steps.json: which of them are in each of our steps, for the others.
+    train.jsonl has {input_ids, labels} of each example. steps.json lists the examples of each of our steps, for other trainers.
     """
     rng, number, (shortest, longest) = random.Random(0), steps * setting.examples_per_step, setting.lengths
     lengths = [round(shortest * (longest / shortest) ** (i / (number - 1))) for i in range(number)]
@@ -118,14 +118,14 @@ def write_examples(directory: Path, tokenizer: PreTrainedTokenizerBase, steps: i
     reader = Reader(ExampleEncoder(tokenizer), len(tokenizer), setting.sequence_length, "error")
     documents = reader.read((str(directory / "train.jsonl"),), "examples")
     plan = plan_training(documents, epochs=1, seed=0, global_examples=setting.examples_per_step)
-    # Within a step the order is that of the file, and not that of the plan: it decides how much the other trainers pad.
+    # Sorted as in the file: the plan's order would decide how much the other trainers pad.
     order = [sorted(plan.batch(step).items) for step in range(plan.num_steps)]
     (directory / "steps.json").write_text(json.dumps(order), encoding="utf-8")
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------------
 
-# Ours is configs/quickstart.py without its evaluations, its replay and its checkpoints.
+# Our arm runs configs/quickstart.py without its evaluations, its replay and its checkpoints.
 ALONE = (
     "data.validation=none",
     "data.mix=none",
@@ -134,15 +134,15 @@ ALONE = (
     "run.save_every=0",
     "data.cache=none",
 )
-# In all settings but `defaults` its learning rate is constant, and parameters are gathered when they are needed.
+# Of our arm in all settings but `defaults`: a constant learning rate, and parameters that are gathered when they are needed.
 CONSTANT = ("optimizer.warmup_ratio=0", "optimizer.min_lr_ratio=1", "sharding.strategy=full")
-# Of all arms there, beside the learning rate.
+# Of all arms in all settings but `defaults`, beside the learning rate.
 OPTIMIZER = {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "max_grad_norm": 1.0}
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One run of an arm. Lists are by step. failed: why there are too few steps."""
+    """One run of an arm. Lists have a value per step. failed: why there are too few steps."""
 
     losses: list[float]
     tokens: list[int]
@@ -154,14 +154,14 @@ class ArmRun:
 
     @property
     def tokens_per_second(self) -> float:
-        """After the warm-up."""
+        """Tokens per second after the warm-up."""
         return sum(self.tokens[WARMUP:]) / sum(self.seconds[WARMUP:])
 
 
 def read_run(run: Path, steps: int, ranks: int) -> ArmRun:
-    """The first `steps` steps of a run that goes on; the metrics.jsonl of the others has the same curves as ours."""
-    found = metric_rows(run)
-    rows = [row for row in found if "train/loss" in row][:steps]
+    """Read the first `steps` steps of a run that goes on. The metrics.jsonl of all trainers has the same curves."""
+    logged = metric_rows(run)
+    rows = [row for row in logged if "train/loss" in row][:steps]
     totals = [0, *(row["train/tokens"] for row in rows)]
     tokens = [after - before for before, after in zip(totals, totals[1:], strict=False)]
     return ArmRun(
@@ -170,12 +170,12 @@ def read_run(run: Path, steps: int, ranks: int) -> ArmRun:
         seconds=[count / row["train/tokens_per_second"] for count, row in zip(tokens, rows, strict=True)],
         memory_gib=ranks * max((row["train/memory_gib"] for row in rows), default=0.0),
         mfu=max((row.get("train/mfu", 0.0) for row in rows), default=0.0),
-        first_step_seconds=next((row["start/total"] for row in found if "start/total" in row), math.nan),
+        first_step_seconds=next((row["start/total"] for row in logged if "start/total" in row), math.nan),
     )
 
 
 def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> ArmRun:
-    """Run one arm once in the setting `name`, in round `number`. What it prints stays in a directory of its own."""
+    """Run one arm once in the setting `name`, in round `number`, and keep its output in a directory of its own."""
     directory, steps = benchmark.directory / f"{name}-{number}" / arm.name, benchmark.num_steps(name)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -183,7 +183,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> ArmRun:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = "bf16" if name != "parity" and has_native_bf16(device) else "fp32"
     optimizer = {"learning_rate": 1e-4 if name == "parity" else 2e-5, **OPTIMIZER}
-    most = steps + 1  # ours saves after its last step
+    max_steps = steps + 1  # our arm saves after its last step, which is therefore not measured
     if arm.packages:
         spec = asdict(setting) | {
             "setting": name,
@@ -191,7 +191,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> ArmRun:
             "packed": arm.packed,
             "device": device.type,
         }
-        spec |= {"model": benchmark.model, "dtype": dtype, "optimizer": optimizer, "max_steps": most}
+        spec |= {"model": benchmark.model, "dtype": dtype, "optimizer": optimizer, "max_steps": max_steps}
         spec |= {"data": str(data), "directory": str(directory)}
         (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         command = [sys.executable, "-m", "scripts.bench.peers", directory / "spec.json"]
@@ -200,7 +200,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> ArmRun:
             f"data.train={data / 'train.jsonl'}",
             f"model.path={benchmark.model}",
             f"model.compute_dtype={dtype}",
-            f"optimizer.max_steps={most}",
+            f"optimizer.max_steps={max_steps}",
             f"data.sequence_length={setting.sequence_length}",
             f"batch.global_examples={setting.examples_per_step}",
             f"batch.micro_batch={setting.rows}",
@@ -229,7 +229,7 @@ def run_arm(benchmark: Benchmark, arm: Arm, name: str, number: int) -> ArmRun:
 
 
 def why_unavailable(arm: Arm) -> str:
-    """Why an arm cannot run here, or "" if it can."""
+    """Return why an arm cannot run here, or "" if it can."""
     if any(importlib.util.find_spec(name) is None for name in arm.packages):
         return "not installed: pip install -r requirements-bench.txt"
     if torch.cuda.is_available() and arm.ranks > torch.cuda.device_count():
@@ -238,13 +238,13 @@ def why_unavailable(arm: Arm) -> str:
 
 
 def run_all(benchmark: Benchmark) -> tuple[dict, bool]:
-    """Run every arm and print the tables. Returns the report as plain JSON, and whether our arms ran and all losses agree.
+    """Run every arm and print the tables. Return the report as plain JSON, and whether our arms ran and all losses agree.
 
-    parity runs once, then the other settings run in rounds (A/B/A/B), so that a change in the state of the machine affects all arms.
+    parity runs once. The other settings run in rounds (A/B/A/B), so that a change in the state of the machine affects all arms.
     """
     tokenizer = load_tokenizer(benchmark.model)
-    found: dict[str, dict[str, list[ArmRun]]] = {name: {} for name in benchmark.settings}
-    for name in benchmark.settings:  # one step more than is run, as `max_steps`
+    runs_by_setting: dict[str, dict[str, list[ArmRun]]] = {name: {} for name in benchmark.settings}
+    for name in benchmark.settings:  # one step more than is measured, as `max_steps` in run_arm
         write_examples(benchmark.directory / name, tokenizer, benchmark.num_steps(name) + 1, SETTINGS[name])
     for number in range(benchmark.rounds):
         for name in benchmark.settings:
@@ -252,11 +252,11 @@ def run_all(benchmark: Benchmark) -> tuple[dict, bool]:
                 if why_unavailable(arm) or (name == "parity" and number):
                     continue
                 run = run_arm(benchmark, arm, name, number)
-                found[name].setdefault(arm.name, []).append(run)
+                runs_by_setting[name].setdefault(arm.name, []).append(run)
                 print(f"round {number + 1}, {name}, {arm.name}: {run.failed or 'done'}", flush=True)
     report: dict = {"model": Path(benchmark.model).name, "machine": machine(PACKAGES)}
     passed = True
-    for name, runs in found.items():
+    for name, runs in runs_by_setting.items():
         ours = runs[benchmark.arms[0].name]
         report[name] = {arm.name: why_unavailable(arm) or summarize(runs[arm.name], ours) for arm in benchmark.arms}
         print("\n" + table(name, report[name]))
@@ -271,7 +271,10 @@ def run_all(benchmark: Benchmark) -> tuple[dict, bool]:
 
 
 def summarize(runs: Sequence[ArmRun], ours: Sequence[ArmRun]) -> dict | str:
-    """Medians over the rounds of an arm, without warm-up steps, or why there are none. Without a run of ours ratios are NaN."""
+    """Return the medians over an arm's rounds, without warm-up steps, or a sentence if a run failed.
+
+    Without a run of ours the ratios are NaN.
+    """
     if failed := next((run.failed for run in runs if run.failed), ""):
         return f"failed: {failed}"
     median = statistics.median
@@ -290,7 +293,7 @@ def summarize(runs: Sequence[ArmRun], ours: Sequence[ArmRun]) -> dict | str:
 
 
 def table(name: str, entries: dict[str, dict | str]) -> str:
-    """The table of a setting. entries: arm name -> its summary, or why there is none."""
+    """Format the table of a setting. entries: arm name -> its summary, or why there is none."""
     heads = ("tokens/s", "spread", "ours is", "GiB", "1st step", "loss", "differs by")
     lines = [f"{name:<32}" + "".join(f"{head:>11}" for head in heads)]
     for arm, entry in entries.items():
@@ -306,6 +309,8 @@ def table(name: str, entries: dict[str, dict | str]) -> str:
 
 
 def machine(packages: Sequence[str]) -> str:
-    """The GPU or processor of this machine, and the versions of those packages that are installed."""
+    """Return the GPU or processor of this machine, and the versions of the installed packages among `packages`."""
     name = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return ", ".join([name, *(f"{one} {metadata.version(one)}" for one in packages if importlib.util.find_spec(one))])
+    return ", ".join(
+        [name, *(f"{package} {metadata.version(package)}" for package in packages if importlib.util.find_spec(package))]
+    )

@@ -1,6 +1,6 @@
-"""Train with transformers' Trainer or TRL's SFTTrainer, as one arm of scripts/bench/arms.py: python -m scripts.bench.peers SPEC.json
+"""Train with transformers' Trainer or TRL's SFTTrainer, as one arm of the benchmark: python -m scripts.bench.peers SPEC.json
 
-matched and skewed: the examples of our step, `micro_batch` of them in a forward pass, bf16 autocast over fp32 weights, the same
+matched and skewed: the examples of our step, `micro_batch` examples in a forward pass, bf16 autocast over fp32 weights, the same
 AdamW, no activation checkpointing. Examples are padded to the longest of the batch, or flattened into one row (Trainer's
 `DataCollatorWithFlattening`, TRL's `padding_free=True`). Under SDPA transformers infers the documents of a row from the position
 ids and masks them from each other, so nothing leaks, but the mask has (tokens of the row)^2 elements.
@@ -9,7 +9,7 @@ accumulated, bf16, gradient checkpointing, learning rate 2e-5. For TRL `SFTConfi
 checkpointing; packed adds `packing=True`, which fills rows of 1,024 tokens.
 """
 
-import common  # noqa: F401, I001  first: it keeps quiet what transformers imports
+import common  # noqa: F401, I001  first: it silences warnings of the libraries that transformers imports
 
 import json
 import sys
@@ -41,7 +41,7 @@ TUTORIAL = {
 
 
 class StepLog(TrainerCallback):
-    """Writes the curves of train.py's metrics.jsonl that scripts/bench/arms.py reads.
+    """A callback that writes metrics.jsonl with the curves that the benchmark reads.
 
     Trainer calls `on_log` after every step (logging_steps=1), with a loss, and with the real tokens so far
     (include_num_input_tokens_seen).
@@ -54,7 +54,7 @@ class StepLog(TrainerCallback):
         self.device, self.tokens, self.last = torch.device(spec.device), 0, time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ANN001, ANN003
-        """Called by Trainer."""
+        """Write the row of a step. Trainer calls this."""
         if not logs or "loss" not in logs:
             return
         if self.device.type == "cuda":
@@ -74,13 +74,13 @@ class StepLog(TrainerCallback):
         self.tokens, self.last = tokens, now
 
     def write(self, row: dict) -> None:
-        """Write a line."""
+        """Write a row as a line of JSON."""
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
 
 
 def matched_arguments(spec: SimpleNamespace) -> dict:
-    """`TrainingArguments` for the same optimizer, schedule, order of examples and batch as ours."""
+    """Return `TrainingArguments` for the same optimizer, schedule, order of examples and batch as ours."""
     return {
         "per_device_train_batch_size": spec.micro_batch,
         "gradient_accumulation_steps": spec.examples_per_step // spec.micro_batch,
@@ -98,7 +98,7 @@ def matched_arguments(spec: SimpleNamespace) -> dict:
 
 
 def output_arguments(spec: SimpleNamespace) -> dict:
-    """`TrainingArguments` that do not affect the training itself: output directory, logging, no saving."""
+    """Return `TrainingArguments` that do not affect the training itself: output directory, logging, no saving."""
     return {
         "output_dir": spec.directory + "/out",
         "max_steps": spec.max_steps,
@@ -112,7 +112,7 @@ def output_arguments(spec: SimpleNamespace) -> dict:
 
 
 def make_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
-    """Trainer of transformers."""
+    """Return transformers' Trainer."""
     arguments = TUTORIAL if spec.setting == "defaults" else matched_arguments(spec)
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
     collate = DataCollatorWithFlattening() if spec.packed else DataCollatorForSeq2Seq(tokenizer)
@@ -128,7 +128,7 @@ def make_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
 
 
 def make_sft_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
-    """SFTTrainer of TRL."""
+    """Return TRL's SFTTrainer."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
@@ -147,7 +147,7 @@ def make_sft_trainer(spec: SimpleNamespace, examples: list[dict]) -> Trainer:
 if __name__ == "__main__":
     spec = SimpleNamespace(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     examples = [*map(json.loads, Path(spec.data, "train.jsonl").read_text(encoding="utf-8").splitlines())]
-    if spec.setting != "defaults":  # in the order of our steps; in defaults in that of the file
+    if spec.setting != "defaults":  # `defaults` keeps the order of the file
         steps = json.loads(Path(spec.data, "steps.json").read_text(encoding="utf-8"))
         examples = [examples[i] for step in steps for i in step]
     (make_sft_trainer if spec.trl else make_trainer)(spec, examples).train()
